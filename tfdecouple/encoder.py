@@ -1,0 +1,151 @@
+"""The compression encoder q(z|x): an image to mean and log-variance of z (paper section 2.1 and appendix B.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdecouple.layers.nets import WeightNorm, bound_uniform, fan_in_uniform
+
+
+def _convolution(planes: int, size: int, strides: int, **options: Any) -> keras.layers.Layer:
+    return keras.layers.Conv2D(
+        planes, size, strides, padding="valid", kernel_initializer=fan_in_uniform(), dtype="float32", **options
+    )
+
+
+def _batch_norm(name: str) -> keras.layers.Layer:
+    # Synchronised, so that several devices see the statistics of the whole batch, as one device would.
+    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=True, dtype="float32", name=name)
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class ResNetBlock(keras.layers.Layer):
+    """conv3x3 - BatchNorm - ELU - conv3x3 - BatchNorm plus shortcut, then ELU.
+
+    The shortcut is the identity where neither size nor planes change, else conv1x1 - BatchNorm.
+
+    Args:
+        planes: output planes.
+        strides: 1, or 2 to halve height and width.
+        **kwargs: of `keras.layers.Layer`.
+    """
+
+    def __init__(self, planes: int, strides: int = 1, **kwargs: Any):
+        super().__init__(dtype="float32", **kwargs)
+        self.planes = planes
+        self.strides = strides
+        self.convolution_1 = _convolution(planes, 3, strides, use_bias=False, name="convolution_1")
+        self.norm_1 = _batch_norm("norm_1")
+        self.convolution_2 = _convolution(planes, 3, 1, use_bias=False, name="convolution_2")
+        self.norm_2 = _batch_norm("norm_2")
+        self.shortcut: list[keras.layers.Layer] = []
+
+    def build(self, x_shape: Any) -> None:
+        """Builds the layers for `[batch, height, width, channels]`."""
+        batch, height, width, channels = x_shape
+        inner = (batch, height // self.strides, width // self.strides, self.planes)
+        self.convolution_1.build((batch, height + 2, width + 2, channels))
+        self.convolution_2.build((batch, inner[1] + 2, inner[2] + 2, self.planes))
+        if self.strides != 1 or channels != self.planes:
+            self.shortcut = [
+                _convolution(self.planes, 1, self.strides, use_bias=False, name="shortcut_convolution"),
+                _batch_norm("shortcut_norm"),
+            ]
+            self.shortcut[0].build(x_shape)
+            self.shortcut[1].build(inner)
+        self.norm_1.build(inner)
+        self.norm_2.build(inner)
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns `[batch, height/strides, width/strides, planes]`."""
+        # Padded by one pixel on both sides: "same" would pad an even image on one side only at stride 2.
+        around = [[0, 0], [1, 1], [1, 1], [0, 0]]
+        h = tf.nn.elu(self.norm_1(self.convolution_1(tf.pad(x, around)), training=training))
+        h = self.norm_2(self.convolution_2(tf.pad(h, around)), training=training)
+        if self.shortcut:
+            x = self.shortcut[1](self.shortcut[0](x), training=training)
+        return tf.nn.elu(h + x)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        config = super().get_config()
+        config.pop("dtype")
+        return {**config, "planes": self.planes, "strides": self.strides}
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class Encoder(keras.layers.Layer):
+    """Levels of two ResNet blocks, then conv1x1 - ELU - flatten - FC to mean and log-variance.
+
+    At the start the last layer is 0 and z is standard normal, whatever the image (the paper's zero initialisation,
+    section 2.1; the reference aims at 0.01 instead, and misses it in training mode).
+
+    Args:
+        latent_dim: size of z.
+        channels: planes of the levels; each halves height and width.
+        out_channels: planes before flattening (the paper's c').
+        **kwargs: of `keras.layers.Layer`.
+    """
+
+    def __init__(self, latent_dim: int, channels: tuple[int, ...], out_channels: int, **kwargs: Any):
+        super().__init__(dtype="float32", **kwargs)
+        self.latent_dim = latent_dim
+        self.channels = tuple(channels)
+        self.out_channels = out_channels
+        self.blocks = [
+            ResNetBlock(planes, strides, name=f"level_{level}_block_{strides}")
+            for level, planes in enumerate(self.channels)
+            for strides in (1, 2)
+        ]
+
+    def build(self, x_shape: Any) -> None:
+        """Builds the layers for images `[batch, height, width, 3]`."""
+        batch, height, width, channels = x_shape
+        for block in self.blocks:
+            block.build((batch, height, width, channels))
+            height, width, channels = height // block.strides, width // block.strides, block.planes
+        self.top = keras.layers.Conv2D(
+            self.out_channels,
+            1,
+            kernel_initializer=fan_in_uniform(),
+            bias_initializer=bound_uniform(channels),
+            dtype="float32",
+            name="top",
+        )
+        self.top.build((batch, height, width, channels))
+        self.last = WeightNorm(self, "last", (height * width * self.out_channels, 2 * self.latent_dim))
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+        """Encodes images.
+
+        Args:
+            x: `[batch, height, width, 3]` in [-1, 1), without noise.
+            training: whether batch statistics normalise, and update the moving ones.
+
+        Returns:
+            mean and log-variance of z, each `[batch, d_z]`.
+        """
+        h = x
+        for block in self.blocks:
+            h = block(h, training=training)
+        h = tf.nn.elu(self.top(h))
+        h = tf.reshape(h, [-1, self.last.direction.shape[0]])
+        h = tf.matmul(h, self.last.kernel()) + tf.convert_to_tensor(self.last.bias)
+        mean, log_variance = tf.split(h, 2, -1)
+        return mean, log_variance
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        config = super().get_config()
+        config.pop("dtype")
+        return {
+            **config,
+            "latent_dim": self.latent_dim,
+            "channels": self.channels,
+            "out_channels": self.out_channels,
+        }

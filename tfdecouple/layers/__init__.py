@@ -1,0 +1,25 @@
+"""Invertible Keras layers on TFP bijectors: the parts of the flow (paper section 2.2 and appendix A)."""
+
+from tfdecouple.layers.actnorm import ActNorm
+from tfdecouple.layers.base import InvertibleComposite, InvertibleLayer, InvertibleSequence
+from tfdecouple.layers.coupling import Coupling
+from tfdecouple.layers.linear import InvertibleConv1x1, InvertibleLinear
+from tfdecouple.layers.nets import MLP, ConvNet
+from tfdecouple.layers.precision import net_precision
+from tfdecouple.layers.squeeze import Squeeze
+from tfdecouple.layers.whitening import ConditionalWhitening
+
+__all__ = [
+    "MLP",
+    "ActNorm",
+    "ConditionalWhitening",
+    "ConvNet",
+    "Coupling",
+    "InvertibleComposite",
+    "InvertibleConv1x1",
+    "InvertibleLayer",
+    "InvertibleLinear",
+    "InvertibleSequence",
+    "Squeeze",
+    "net_precision",
+]

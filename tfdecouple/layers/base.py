@@ -1,0 +1,253 @@
+"""The contract of every invertible layer, and its face as a TFP bijector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfdecouple.errors import UserError
+
+tfb = tfp.bijectors
+
+Visit = Callable[["InvertibleLayer", tf.Tensor, tf.Tensor | None], Any]
+
+
+class InvertibleLayer(keras.layers.Layer):
+    """An invertible Keras layer: one method a direction, value and log-determinant together.
+
+    The forward direction is the training direction, from the image x to the local code v. Subclasses implement
+    `_forward` and `_inverse` (and `build`); everything else derives from them. The layer owns its weights, the
+    elementary maths is a TFP bijector built from tensors in the call (a bijector built from a Keras variable would
+    hold a constant copy of it, without gradients).
+
+    Computations are pinned to `dtype`, float32 unless another is given, whatever the global Keras policy: log-dets
+    and matrix inverses lose their meaning in half precision.
+
+    Args:
+        dtype: "float32", or "float64" for tests and analyses.
+        **kwargs: of `keras.layers.Layer`, such as `name`.
+    """
+
+    def __init__(self, *, dtype: Any = "float32", **kwargs: Any):
+        super().__init__(dtype=dtype, **kwargs)
+        self._event_ndims = 3
+
+    def forward_and_log_det(self, x: Any, condition: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps x towards v.
+
+        Args:
+            x: `[batch, height, width, channels]`, or `[batch, channels]` for vectors.
+            condition: z, `[batch, d_z]`, for the layers that take one.
+
+        Returns:
+            y of the shape of x, and log |det dy/dx| as `[batch]`, both of the layer's dtype.
+
+        Raises:
+            UserError: where a condition is needed and absent, or a shape does not fit.
+        """
+        x, condition = self._prepare(x, condition)
+        return self._forward(x, condition)
+
+    def inverse_and_log_det(self, y: Any, condition: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps y back towards the image: the exact inverse of `forward_and_log_det`.
+
+        Args:
+            y: of the shape that the forward direction returns.
+            condition: z, `[batch, d_z]`, for the layers that take one.
+
+        Returns:
+            x, and log |det dx/dy| as `[batch]`, both of the layer's dtype.
+
+        Raises:
+            UserError: as in the forward direction.
+        """
+        y, condition = self._prepare(y, condition)
+        return self._inverse(y, condition)
+
+    def as_bijector(self, condition: Any = None) -> tfb.Bijector:
+        """Returns the layer as a TFP bijector, forward = x -> v.
+
+        The bijector takes any leading dimensions, `[..., height, width, channels]`, and the condition as a keyword:
+        `bijector.forward(x, condition=z)`, or `bijector_kwargs={"condition": z}` in a `tfd.TransformedDistribution`.
+        TFP asks for value and log-det separately, so each runs the layer once: train on `forward_and_log_det`.
+
+        Args:
+            condition: z, `[..., d_z]`, to be used where the call gives none.
+        """
+        return _LayerBijector(self, condition)
+
+    def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Keras' entry: the same as `forward_and_log_det`."""
+        return self.forward_and_log_det(x, condition)
+
+    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> None:
+        """Sets what depends on the data from a batch of the layer's inputs; most layers have nothing to set."""
+
+    def walk(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
+        """Runs the forward direction and calls `visit(leaf, x, condition)` before each elementary layer.
+
+        Args:
+            x: a batch of the layer's inputs.
+            condition: z, or None.
+            visit: called with each elementary layer and its input; it may change the layer's weights.
+
+        Returns:
+            The layer's output.
+        """
+        visit(self, x, condition)
+        return self.forward_and_log_det(x, condition)[0]
+
+    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        raise NotImplementedError
+
+    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        raise NotImplementedError
+
+    def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+        x = as_tensor(x, self.compute_dtype)
+        if condition is not None:
+            condition = as_tensor(condition, self.compute_dtype)
+        if not self.built:
+            self.build(x.shape, None if condition is None else condition.shape)
+        return x, condition
+
+
+class InvertibleComposite(InvertibleLayer):
+    """An invertible layer made of others, with one description of how data run through them.
+
+    Subclasses implement `_run_forward` and `_run_inverse` once; training, inversion, initialisation and diagnostics
+    all follow them with another way to call a child.
+    """
+
+    def walk(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
+        """Runs the forward direction and calls `visit(leaf, x, condition)` before each elementary layer."""
+        x, condition = self._prepare(x, condition)
+
+        def call(child: InvertibleLayer, h: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return child.walk(h, condition, visit), tf.zeros(tf.shape(h)[:1], h.dtype)
+
+        return self._run_forward(x, call)[0]
+
+    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._run_forward(x, lambda child, h: child.forward_and_log_det(h, condition))
+
+    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._run_inverse(y, lambda child, h: child.inverse_and_log_det(h, condition))
+
+    def _run_forward(self, x: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        raise NotImplementedError
+
+    def _run_inverse(self, y: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        raise NotImplementedError
+
+
+ChildCall = Callable[[InvertibleLayer, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+class InvertibleSequence(InvertibleComposite):
+    """Invertible layers of unchanging shape, one after the other.
+
+    Subclasses set `self.sequence` to a list of layers in their constructor.
+    """
+
+    sequence: list[InvertibleLayer]
+
+    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
+        """Builds every layer for inputs of shape `x_shape`."""
+        self._event_ndims = len(x_shape) - 1
+        for layer in self.sequence:
+            layer.build(x_shape, condition_shape)
+        self.built = True
+
+    def _run_forward(self, x: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        return _chain(self.sequence, x, call)
+
+    def _run_inverse(self, y: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        return _chain(self.sequence[::-1], y, call)
+
+
+def _chain(layers: list[InvertibleLayer], h: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    log_det = tf.zeros(tf.shape(h)[:1], h.dtype)
+    for layer in layers:
+        h, change = call(layer, h)
+        log_det += change
+    return h, log_det
+
+
+def as_tensor(value: Any, dtype: Any) -> tf.Tensor:
+    """Returns `value` as a tensor of `dtype`, whatever it was."""
+    return tf.cast(tf.convert_to_tensor(value), dtype)
+
+
+def positions(x: tf.Tensor) -> tf.Tensor:
+    """Returns the number of spatial positions of `[batch, ..., channels]`, as a scalar of the dtype of x.
+
+    A transformation of the channels alone acts once at every position, so its log-det counts that many times.
+    """
+    return tf.cast(tf.reduce_prod(tf.shape(x)[1:-1]), x.dtype)
+
+
+def per_image(log_det: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Returns the scalar `log_det` once for each image of x, `[batch]`."""
+    return tf.fill(tf.shape(x)[:1], log_det)
+
+
+def need_condition(layer: keras.layers.Layer, size: int, condition: Any) -> None:
+    """Refuses a missing condition, or one of the wrong size, in one line.
+
+    Raises:
+        UserError: naming the layer.
+    """
+    if condition is None:
+        raise UserError(f"layer {layer.name} is conditional: pass condition=z of shape [batch, {size}]")
+    if condition.shape[-1] != size:
+        raise UserError(f"layer {layer.name} got a condition of shape {condition.shape}; it needs [batch, {size}]")
+
+
+class _LayerBijector(tfb.Bijector):
+    """An `InvertibleLayer` under TFP's interface: any leading dimensions, condition as a keyword."""
+
+    def __init__(self, layer: InvertibleLayer, condition: Any):
+        parameters = dict(locals())
+        self._layer = layer
+        self._condition = condition
+        super().__init__(
+            forward_min_event_ndims=layer._event_ndims,
+            dtype=layer.compute_dtype,
+            parameters=parameters,
+            name=layer.name,
+        )
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any) -> dict:
+        return {}
+
+    def _forward(self, x: tf.Tensor, condition: Any = None) -> tf.Tensor:
+        return self._apply(self._layer.forward_and_log_det, x, condition)[0]
+
+    def _inverse(self, y: tf.Tensor, condition: Any = None) -> tf.Tensor:
+        return self._apply(self._layer.inverse_and_log_det, y, condition)[0]
+
+    def _forward_log_det_jacobian(self, x: tf.Tensor, condition: Any = None) -> tf.Tensor:
+        return self._apply(self._layer.forward_and_log_det, x, condition)[1]
+
+    def _inverse_log_det_jacobian(self, y: tf.Tensor, condition: Any = None) -> tf.Tensor:
+        return self._apply(self._layer.inverse_and_log_det, y, condition)[1]
+
+    def _apply(self, method: Callable, x: tf.Tensor, condition: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Runs a method of the layer, which knows one batch axis, over any number of leading axes."""
+        condition = self._condition if condition is None else condition
+        event_ndims = self._layer._event_ndims
+        batch, event = tf.shape(x)[:-event_ndims], x.shape[-event_ndims:]
+        if condition is not None:
+            condition = as_tensor(condition, x.dtype)
+            batch = tf.broadcast_dynamic_shape(batch, tf.shape(condition)[:-1])
+            x = tf.broadcast_to(x, tf.concat([batch, tf.shape(x)[-event_ndims:]], 0))
+            condition = tf.broadcast_to(condition, tf.concat([batch, tf.shape(condition)[-1:]], 0))
+            condition = tf.reshape(condition, [-1, condition.shape[-1]])
+        y, log_det = method(tf.reshape(x, [-1, *event]), condition)
+        return tf.reshape(y, tf.concat([batch, tf.shape(y)[1:]], 0)), tf.reshape(log_det, batch)

@@ -1,0 +1,185 @@
+"""The conditional coupling: one part of the channels scales and shifts the other (paper equation 6, Figure 3b)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfdecouple.config import TRANSFORMS
+from tfdecouple.errors import ConfigError, UserError
+from tfdecouple.layers.base import InvertibleLayer
+from tfdecouple.layers.nets import MLP, ConvNet
+
+tfb = tfp.bijectors
+
+PATTERNS = ("continuous", "alternate")
+PARTS = ("last", "first")
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class Coupling(InvertibleLayer):
+    """y_a = x_a; y_b = s(x_a, z) * x_b + b(x_a, z).
+
+    The four split patterns of the paper's Figure 3b are the two patterns times the two choices of x_b. Of C channels,
+    n_t = floor(C/2) are transformed unless another number is given, and the others are x_a:
+
+    | pattern    | part  | transformed (x_b)      | left alone (x_a)       |
+    | continuous | last  | the last n_t channels  | the first C - n_t      |
+    | continuous | first | the first n_t channels | the last C - n_t       |
+    | alternate  | last  | channels 1, 3, 5, ...  | channels 0, 2, 4, ...  |
+    | alternate  | first | channels 0, 2, 4, ...  | channels 1, 3, 5, ...  |
+
+    With an odd number of channels the alternate pattern falls back to the continuous one, as in the paper's code.
+
+    Args:
+        hidden: width of the coupling net.
+        condition_size: size of z, or 0 for a coupling without z. Only couplings of images can have one.
+        pattern: "continuous" or "alternate".
+        part: which part is transformed, "last" or "first".
+        transformed: n_t; None for half of the channels. Only for the continuous pattern.
+        transform: "affine" or "additive" (s = 1).
+        alpha: s = 1 + alpha*tanh(u/2) lies in (1 - alpha, 1 + alpha) (paper B.2).
+        **kwargs: of `InvertibleLayer`.
+
+    Raises:
+        ConfigError: for an unknown pattern, part or transform, or an alpha outside (0, 1].
+
+    >>> layer = Coupling(hidden=8, condition_size=4, pattern="alternate")
+    >>> y, log_det = layer.forward_and_log_det(tf.ones([2, 4, 4, 6]), tf.zeros([2, 4]))
+    >>> x, _ = layer.inverse_and_log_det(y, tf.zeros([2, 4]))
+    >>> bool(tf.reduce_all(tf.abs(x - 1.0) < 1e-6))
+    True
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        condition_size: int = 0,
+        *,
+        pattern: str = "continuous",
+        part: str = "last",
+        transformed: int | None = None,
+        transform: str = "affine",
+        alpha: float = 1.0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        for name, value, choices in (
+            ("pattern", pattern, PATTERNS),
+            ("part", part, PARTS),
+            ("transform", transform, TRANSFORMS),
+        ):
+            if value not in choices:
+                raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+        if not 0 < alpha <= 1:
+            raise ConfigError(f"alpha is {alpha}; it must lie in (0, 1]")
+        if transformed is not None and pattern != "continuous":
+            raise ConfigError(f"transformed is {transformed}; only the continuous pattern takes it")
+        self.hidden = hidden
+        self.condition_size = condition_size
+        self.pattern = pattern
+        self.part = part
+        self.transformed = transformed
+        self.transform = transform
+        self.alpha = alpha
+
+    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
+        """Creates the coupling net for `[batch, height, width, channels]` or `[batch, channels]`."""
+        self._event_ndims = len(x_shape) - 1
+        channels = x_shape[-1]
+        self._n_transformed = channels // 2 if self.transformed is None else self.transformed
+        self._n_kept = channels - self._n_transformed
+        if not 0 < self._n_transformed < channels:
+            raise UserError(
+                f"a coupling cannot transform {self._n_transformed} of {channels} channels; "
+                "both parts need at least one"
+            )
+        self._alternates = self.pattern == "alternate" and channels % 2 == 0
+        outputs = self._n_transformed * (2 if self.transform == "affine" else 1)
+        net = ConvNet if len(x_shape) == 4 else MLP
+        self.net = net(outputs, self.hidden, self.condition_size, dtype=self.dtype_policy, name="net")
+        self.net.build((*x_shape[:-1], self._n_kept), condition_shape)
+        self.built = True
+
+    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> None:
+        """Makes the coupling the identity."""
+        self.net.reset()
+
+    def scale(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+        """Returns s of the transformed channels of x; all ones for an additive coupling."""
+        x, condition = self._prepare(x, condition)
+        kept, transformed = self._split(x)
+        if self.transform == "additive":
+            return tf.ones_like(transformed)
+        return self._scale_bijector(self.net.call(kept, condition)).forward(tf.ones_like(transformed))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "hidden": self.hidden,
+            "condition_size": self.condition_size,
+            "pattern": self.pattern,
+            "part": self.part,
+            "transformed": self.transformed,
+            "transform": self.transform,
+            "alpha": self.alpha,
+        }
+
+    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        kept, transformed = self._split(x)
+        parameters = self.net.call(kept, condition)
+        shift, log_det = self._shift_bijector(parameters), tf.zeros(tf.shape(x)[:1], x.dtype)
+        if self.transform == "affine":
+            scale = self._scale_bijector(parameters)
+            log_det = _sum_per_image(scale.forward_log_det_jacobian(transformed, event_ndims=0))
+            transformed = scale.forward(transformed)
+        return self._merge(kept, shift.forward(transformed)), log_det
+
+    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        kept, transformed = self._split(y)
+        parameters = self.net.call(kept, condition)
+        transformed, log_det = self._shift_bijector(parameters).inverse(transformed), tf.zeros(tf.shape(y)[:1], y.dtype)
+        if self.transform == "affine":
+            scale = self._scale_bijector(parameters)
+            log_det = -_sum_per_image(scale.forward_log_det_jacobian(transformed, event_ndims=0))
+            transformed = scale.inverse(transformed)
+        return self._merge(kept, transformed), log_det
+
+    def _shift_bijector(self, parameters: tf.Tensor) -> tfb.Bijector:
+        return tfb.Shift(parameters[..., : self._n_transformed])
+
+    def _scale_bijector(self, parameters: tf.Tensor) -> tfb.Bijector:
+        raw = parameters[..., self._n_transformed :]
+        if self.alpha == 1:
+            # 1 + tanh(u/2) = 2*sigmoid(u), whose logarithm stays finite where the scale itself underflows.
+            log_two = tf.math.log(tf.constant(2.0, raw.dtype))
+            return tfb.Scale(log_scale=log_two + tf.math.log_sigmoid(raw))
+        return tfb.Scale(1 + self.alpha * tf.tanh(raw / 2))
+
+    def _split(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns (x_a, x_b)."""
+        if self._alternates:
+            pairs = tf.reshape(x, tf.concat([tf.shape(x)[:-1], [self._n_kept, 2]], 0))
+            even, odd = tf.unstack(pairs, num=2, axis=-1)
+            return (even, odd) if self.part == "last" else (odd, even)
+        if self.part == "last":
+            kept, transformed = tf.split(x, [self._n_kept, self._n_transformed], -1)
+        else:
+            transformed, kept = tf.split(x, [self._n_transformed, self._n_kept], -1)
+        return kept, transformed
+
+    def _merge(self, kept: tf.Tensor, transformed: tf.Tensor) -> tf.Tensor:
+        """Undoes `_split`."""
+        pair = (kept, transformed) if self.part == "last" else (transformed, kept)
+        if self._alternates:
+            stacked = tf.stack(pair, -1)
+            return tf.reshape(stacked, tf.concat([tf.shape(kept)[:-1], [2 * self._n_kept]], 0))
+        return tf.concat(pair, -1)
+
+
+def _sum_per_image(values: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(values, list(range(1, len(values.shape))))

@@ -1,0 +1,154 @@
+"""The networks inside couplings: a convolutional one for images, a multi-layer perceptron for vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdecouple.layers.base import need_condition
+from tfdecouple.layers.precision import current_net_precision
+
+
+def fan_in_uniform() -> keras.initializers.Initializer:
+    """Uniform in +-1/sqrt(fan_in), the start of the paper's code for every plain weight."""
+    return keras.initializers.VarianceScaling(scale=1 / 3, mode="fan_in", distribution="uniform")
+
+
+def bound_uniform(fan_in: int) -> keras.initializers.Initializer:
+    """Uniform in +-1/sqrt(fan_in) for a bias, which does not show its own fan-in."""
+    return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
+
+
+class WeightNorm:
+    """A kernel g * V / ||V||, the norm over all axes but the output's, with a bias.
+
+    With `g` and `bias` at 0 the output is exactly 0, whatever V: the identity start of every coupling.
+
+    Args:
+        layer: the Keras layer that owns the weights.
+        name: prefix of their names.
+        shape: the kernel's shape, outputs last.
+    """
+
+    def __init__(self, layer: keras.layers.Layer, name: str, shape: tuple[int, ...]):
+        outputs = (shape[-1],)
+        self.direction = layer.add_weight(
+            name=f"{name}_direction", shape=shape, initializer=keras.initializers.RandomNormal(stddev=0.05)
+        )
+        self.gain = layer.add_weight(name=f"{name}_gain", shape=outputs, initializer="zeros")
+        self.bias = layer.add_weight(name=f"{name}_bias", shape=outputs, initializer="zeros")
+
+    def kernel(self) -> tf.Tensor:
+        """Returns the kernel, of `shape`."""
+        direction = tf.convert_to_tensor(self.direction)
+        norm = tf.sqrt(tf.reduce_sum(tf.square(direction), list(range(len(direction.shape) - 1))))
+        return direction * (tf.convert_to_tensor(self.gain) / norm)
+
+    def reset(self) -> None:
+        """Sets the output to 0."""
+        self.gain.assign(tf.zeros_like(self.gain))
+        self.bias.assign(tf.zeros_like(self.bias))
+
+
+class CouplingNet(keras.layers.Layer):
+    """What the two nets have in common: they end in a weight-normalised layer that starts at 0.
+
+    Args:
+        outputs: number of output channels.
+        hidden: width of the two hidden layers.
+        condition_size: size of z, or 0 for an unconditional net.
+        dtype: of weights and output.
+    """
+
+    def __init__(self, outputs: int, hidden: int, condition_size: int = 0, *, dtype: Any = "float32", **kwargs: Any):
+        super().__init__(dtype=dtype, **kwargs)
+        self.outputs = outputs
+        self.hidden = hidden
+        self.condition_size = condition_size
+
+    def reset(self) -> None:
+        """Makes the output 0 for every input."""
+        self.last.reset()
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "outputs": self.outputs,
+            "hidden": self.hidden,
+            "condition_size": self.condition_size,
+        }
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class ConvNet(CouplingNet):
+    """conv3x3 - ELU - conv1x1 + FC(z) - ELU - conv3x3, the paper's equation 7.
+
+    The first two convolutions have no bias and the third is weight-normalised with a bias, as in the paper's code.
+    Zero padding keeps height and width.
+    """
+
+    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
+        """Creates the weights for inputs `[batch, height, width, channels]`."""
+        hidden = self.hidden
+        self.first = self.add_weight(
+            name="first", shape=(3, 3, x_shape[-1], hidden), initializer=fan_in_uniform()
+        )
+        self.second = self.add_weight(name="second", shape=(1, 1, hidden, hidden), initializer=fan_in_uniform())
+        if self.condition_size:
+            self.condition_kernel = self.add_weight(
+                name="condition_kernel", shape=(self.condition_size, hidden), initializer=fan_in_uniform()
+            )
+            self.condition_bias = self.add_weight(
+                name="condition_bias", shape=(hidden,), initializer=bound_uniform(self.condition_size)
+            )
+        self.last = WeightNorm(self, "last", (3, 3, hidden, self.outputs))
+        self.built = True
+
+    def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+        """Returns `[batch, height, width, outputs]` in the layer's dtype.
+
+        Args:
+            x: `[batch, height, width, channels]`.
+            condition: z, `[batch, condition_size]`; ignored by an unconditional net.
+        """
+        dtype = current_net_precision() or self.compute_dtype
+
+        def weight(variable: Any) -> tf.Tensor:
+            return tf.cast(tf.convert_to_tensor(variable), dtype)
+
+        h = tf.nn.elu(tf.nn.conv2d(tf.cast(x, dtype), weight(self.first), 1, "SAME"))
+        h = tf.nn.conv2d(h, weight(self.second), 1, "SAME")
+        if self.condition_size:
+            need_condition(self, self.condition_size, condition)
+            # One vector per image, small beside the maps: it stays in the layer's own precision until it is added.
+            shift = tf.matmul(condition, tf.convert_to_tensor(self.condition_kernel)) + tf.convert_to_tensor(
+                self.condition_bias
+            )
+            h += tf.cast(shift, dtype)[:, None, None, :]
+        h = tf.nn.conv2d(tf.nn.elu(h), tf.cast(self.last.kernel(), dtype), 1, "SAME")
+        return tf.cast(h, self.compute_dtype) + tf.convert_to_tensor(self.last.bias)
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class MLP(CouplingNet):
+    """FC - ELU - FC - ELU - FC, for the couplings of the prior over z (paper B.3). It takes no condition."""
+
+    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
+        """Creates the weights for inputs `[batch, channels]`."""
+        hidden = self.hidden
+        self.first = self.add_weight(name="first", shape=(x_shape[-1], hidden), initializer=fan_in_uniform())
+        self.first_bias = self.add_weight(name="first_bias", shape=(hidden,), initializer="zeros")
+        self.second = self.add_weight(name="second", shape=(hidden, hidden), initializer=fan_in_uniform())
+        self.second_bias = self.add_weight(name="second_bias", shape=(hidden,), initializer="zeros")
+        self.last = WeightNorm(self, "last", (hidden, self.outputs))
+        self.built = True
+
+    def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+        """Returns `[batch, outputs]` for x `[batch, channels]`."""
+        read = tf.convert_to_tensor
+        h = tf.nn.elu(tf.matmul(x, read(self.first)) + read(self.first_bias))
+        h = tf.nn.elu(tf.matmul(h, read(self.second)) + read(self.second_bias))
+        return tf.matmul(h, self.last.kernel()) + read(self.last.bias)

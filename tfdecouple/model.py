@@ -1,0 +1,521 @@
+"""The model whole: p(z), q(z|x), p(x|z), and what one does with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfdecouple import randomness
+from tfdecouple.config import ModelConfig, from_plain
+from tfdecouple.encoder import Encoder
+from tfdecouple.errors import DataError, InversionError, NotInitializedError, UserError
+from tfdecouple.flow import Flow
+from tfdecouple.layers import Coupling, InvertibleLinear
+from tfdecouple.prior import PriorFlow
+
+tfd = tfp.distributions
+tfb = tfp.bijectors
+
+# How many images `sample`, `interpolate` and the like decode at once: memory, not a result, depends on it.
+_CHUNK = 64
+
+
+class Codes(NamedTuple):
+    """What an image is encoded to.
+
+    Attributes:
+        z: the global code, float32 `[batch, d_z]`; None for a model without z.
+        v: the local code, float32 `[batch, height, width, 3]`.
+    """
+
+    z: tf.Tensor | None
+    v: tf.Tensor
+
+
+class Elbo(NamedTuple):
+    """The negative evidence lower bound in its parts, in nats, each float32 `[batch]` (paper equation 2).
+
+    Attributes:
+        reconstruction: -log p(x|z).
+        kl: log q(z|x) - log p(z), at one draw of z; 0 for a model without z.
+        dequantization: log q(u|x); 0 for uniform noise.
+        bits_per_dim: their sum in bits per colour value of the image, for pixels 0..2**n_bits - 1.
+    """
+
+    reconstruction: tf.Tensor
+    kl: tf.Tensor
+    dequantization: tf.Tensor
+    bits_per_dim: tf.Tensor
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class DecoupledModel(keras.Model):
+    """Encoder, prior and flow of the paper, built and ready for weights.
+
+    Images go in and come out as uint8 `[batch, height, width, 3]` with values 0..255, at any `n_bits`.
+
+    >>> from tfdecouple.config import ModelConfig
+    >>> config = ModelConfig(
+    ...     image_size=8, latent_dim=4, steps=(1, 1), hidden_channels=(4, 4), encoder_channels=(4,), prior_hidden=4
+    ... )
+    >>> model = DecoupledModel(config)
+    >>> images = tf.cast(tf.random.stateless_uniform([2, 8, 8, 3], [0, 1], 0, 256, tf.int32), tf.uint8)
+    >>> model.initialize(images)
+    >>> bool(tf.reduce_all(model.decode(*model.encode(images)) == images))
+    True
+
+    Args:
+        config: the architecture, or its plain dict.
+        **kwargs: of `keras.Model`.
+    """
+
+    def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
+        super().__init__(**{"name": "decoupled_model", **kwargs})
+        self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
+        config = self.config
+        self.flow = Flow(config, name="flow")
+        self.encoder: Encoder | None = None
+        self.prior_flow: PriorFlow | None = None
+        if config.has_latent:
+            self.encoder = Encoder(config.latent_dim, config.encoder_channels, config.encoder_out_channels, name="encoder")
+            if config.prior == "flow":
+                self.prior_flow = PriorFlow(
+                    config.prior_steps,
+                    config.prior_hidden,
+                    transform=config.prior_transform,
+                    alpha=config.prior_alpha,
+                    linear=config.linear,
+                    name="prior_flow",
+                )
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates all weights; the constructor calls it, for the config fixes every shape."""
+        if self.built:
+            return
+        self.flow.build()
+        if self.encoder is not None:
+            self.encoder.build((None, *self.config.image_shape))
+        if self.prior_flow is not None:
+            self.prior_flow.build((None, self.config.latent_dim))
+        self.initialized = self.add_weight(
+            name="initialized", shape=(), dtype="bool", initializer="zeros", trainable=False
+        )
+        self.built = True
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments as plain values."""
+        return {"name": self.name, "config": dataclasses.asdict(self.config)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DecoupledModel:
+        """Builds a model from `get_config()`'s values."""
+        return cls(**config)
+
+    def call(self, images: tf.Tensor, training: bool = False) -> Codes:
+        """Keras' entry: the same as `encode`."""
+        return self.encode(images)
+
+    def named_variables(self) -> dict[str, keras.Variable]:
+        """Returns every weight by its path, such as `flow/level_0_part_0_step_0/actnorm_1/bias`.
+
+        The paths depend on the config alone: checkpoints and imports go by them.
+        """
+        return {variable.path.partition("/")[2]: variable for variable in self.variables}
+
+    # --- data-dependent start ---
+
+    def initialize(self, images: Any, seed: int = 0) -> None:
+        """Starts the weights from data, once, before training (paper section 2.1 and the reference's procedure).
+
+        Every actnorm gets the scale and shift that give its output mean 0 and standard deviation 1 on these images
+        (without dequantisation noise); every coupling starts as the identity and the posterior as N(0, I).
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`, a few hundred or more training images.
+            seed: of the draw of z with which the prior flow is started.
+
+        Raises:
+            DataError: for images of another shape or type.
+        """
+        levels = self._levels_of(images)
+
+        def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> None:
+            layer.initialize(x, condition)
+
+        z = None
+        if self.encoder is not None:
+            self.encoder.last.reset()
+            mean, log_variance = self.encoder(self._encoder_input(levels), training=False)
+            noise = randomness.normal(tf.shape(mean), randomness.fold(seed, "initialize"))
+            z = mean + tf.exp(log_variance / 2) * noise
+            if self.prior_flow is not None:
+                self.prior_flow.walk(z, None, visit)
+        self.flow.walk(self._flow_input(levels, 0.0), z, visit)
+        self.initialized.assign(True)
+
+    def require_initialized(self) -> None:
+        """Refuses to use a model that was neither initialised nor loaded.
+
+        Raises:
+            NotInitializedError: in one line.
+        """
+        # The flag is read outside any function being traced, so that the check holds there too.
+        with tf.init_scope():
+            ready = bool(self.initialized.value)
+        if not ready:
+            raise NotInitializedError(
+                "this model is not initialised: call model.initialize(images) with training images, or load a run"
+            )
+
+    # --- distributions ---
+
+    @property
+    def prior(self) -> tfd.Distribution:
+        """p(z): a distribution over z `[d_z]`, float32.
+
+        Raises:
+            UserError: for a model without z.
+        """
+        self._require_latent("a prior over z")
+        base = tfd.Sample(tfd.Normal(0.0, 1.0), [self.config.latent_dim])
+        if self.prior_flow is None:
+            return base
+        return tfd.TransformedDistribution(base, tfb.Invert(self.prior_flow.as_bijector()), name="prior")
+
+    def posterior(self, images: Any) -> tfd.Distribution:
+        """q(z|x), a diagonal Gaussian over z (paper equation 5).
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`.
+
+        Returns:
+            A distribution of batch shape `[batch]` and event shape `[d_z]`.
+
+        Raises:
+            UserError: for a model without z.
+            DataError: for images of another shape or type.
+            NotInitializedError: for a model without weights.
+        """
+        self._require_latent("a posterior over z")
+        self.require_initialized()
+        mean, log_variance = self._encode_levels(self._levels_of(images))
+        return tfd.MultivariateNormalDiag(mean, tf.exp(log_variance / 2))
+
+    def likelihood(self, z: Any = None) -> tfd.Distribution:
+        """p(x|z), a density over x in [-1, 1), x = 2*(k + u)/n_bins - 1 for level k and noise u.
+
+        Args:
+            z: float32 `[..., d_z]`; None for a model without z, whose likelihood is p(x).
+
+        Returns:
+            A distribution whose batch shape is that of z and whose event shape is `[height, width, 3]`. Its `log_prob`
+            takes leading sample dimensions.
+
+        Raises:
+            UserError: where z is missing or superfluous.
+            NotInitializedError: for a model without weights.
+        """
+        self.require_initialized()
+        z = self._checked_z(z)
+        batch = () if z is None else tf.shape(z)[:-1]
+        base = tfd.Sample(tfd.Normal(tf.zeros(batch), tf.ones(batch)), self.config.image_shape)
+        return tfd.TransformedDistribution(base, tfb.Invert(self.flow.as_bijector(condition=z)), name="likelihood")
+
+    def elbo(self, images: Any, seed: Any = None) -> Elbo:
+        """Returns the negative evidence lower bound of each image, at one draw of z and of the dequantisation noise.
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`.
+            seed: whole number or `[2]` integer tensor; None draws a fresh one.
+
+        Raises:
+            DataError: for images of another shape or type.
+            NotInitializedError: for a model without weights.
+        """
+        self.require_initialized()
+        levels = self._levels_of(images)
+        batch = tf.shape(levels)[0]
+        z_noise = randomness.normal([batch, self.config.latent_dim], randomness.fold(seed, "z"))
+        u_noise = randomness.uniform(tf.shape(levels), randomness.fold(seed, "u"))
+        return self.elbo_from_noise(images, z_noise, u_noise)
+
+    def elbo_from_noise(self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, training: bool = False) -> Elbo:
+        """As `elbo`, with given noise and without looking whether the model is initialised.
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`.
+            z_noise: standard normal, float32 `[batch, d_z]`; ignored without z.
+            u_noise: uniform in [0, 1), float32 of the shape of images.
+            training: whether the encoder normalises by the statistics of the batch.
+        """
+        levels = self._levels_of(images)
+        z, kl = None, tf.zeros(tf.shape(levels)[:1])
+        if self.encoder is not None:
+            mean, log_variance = self.encoder(self._encoder_input(levels), training=training)
+            z = mean + tf.exp(log_variance / 2) * z_noise
+            kl = -0.5 * tf.reduce_sum(log_variance + tf.square(z_noise) + math.log(2 * math.pi), -1) - self._log_prior(z)
+        v, log_det = self.flow.forward_and_log_det(self._flow_input(levels, u_noise), z)
+        reconstruction = -standard_normal_log_prob(v) - log_det
+        dequantization = tf.zeros_like(reconstruction)
+        nats = reconstruction + kl + dequantization
+        return Elbo(reconstruction, kl, dequantization, self.nats_to_bits_per_dim(nats))
+
+    def nats_to_bits_per_dim(self, nats: Any) -> Any:
+        """Turns -log p(x), x in [-1, 1), in nats per image, into bits per colour value of the discrete image."""
+        dimensions = math.prod(self.config.image_shape)
+        return (nats / dimensions + math.log(self.config.n_bins / 2)) / math.log(2)
+
+    # --- codes ---
+
+    def encode(self, images: Any, verify: bool = False) -> Codes:
+        """Encodes images, deterministically: z is the posterior mean, v the flow of the pixels' bin centres.
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`.
+            verify: decode again and compare. Needed with alpha = 1, where extreme images can be lost on the way.
+
+        Returns:
+            `Codes(z, v)`.
+
+        Raises:
+            InversionError: with `verify`, where an image does not come back, naming it; in any case where a code is
+                not finite.
+            DataError: for images of another shape or type.
+            NotInitializedError: for a model without weights.
+        """
+        self.require_initialized()
+        codes = self.encode_levels(self._levels_of(images))
+        if tf.executing_eagerly():
+            self._require_finite("encode gave codes that are not finite", codes.v, *([] if codes.z is None else [codes.z]))
+            if verify:
+                self._verify(images, codes)
+        return codes
+
+    def decode(self, z: Any, v: Any) -> tf.Tensor:
+        """Turns codes into images: `decode(*encode(images))` returns the very same pixels.
+
+        Args:
+            z: float32 `[batch, d_z]`; None for a model without z.
+            v: float32 `[batch, height, width, 3]`.
+
+        Returns:
+            uint8 `[batch, height, width, 3]`.
+
+        Raises:
+            UserError: where z is missing or superfluous, or a shape does not fit.
+            InversionError: where an image is not finite, naming it.
+            NotInitializedError: for a model without weights.
+        """
+        self.require_initialized()
+        x = self.flow.inverse_and_log_det(v, self._checked_z(z))[0]
+        if tf.executing_eagerly():
+            self._require_finite("decode gave pixels that are not finite", x)
+        return self.pixels(x)
+
+    def sample(self, n: int, temperature: float = 1.0, seed: Any = None) -> tf.Tensor:
+        """Draws new images: z ~ p(z), v ~ temperature * N(0, I).
+
+        Args:
+            n: how many.
+            temperature: acts on v alone.
+            seed: whole number or `[2]` integer tensor; None draws a fresh one.
+
+        Returns:
+            uint8 `[n, height, width, 3]`.
+
+        Raises:
+            NotInitializedError: for a model without weights.
+            InversionError: where an image is not finite.
+        """
+        self.require_initialized()
+        seed = randomness.base_seed(seed)
+        z = None
+        if self.encoder is not None:
+            z = self.z_from_noise(randomness.normal([n, self.config.latent_dim], randomness.fold(seed, "z")))
+        v = temperature * randomness.normal([n, *self.config.image_shape], randomness.fold(seed, "v"))
+        return self._decode_in_chunks(z, v)
+
+    def switch(self, a: Any, b: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Switches the global codes of two batches of images (paper section 3.2, Figure 1).
+
+        Args:
+            a: uint8 `[batch, height, width, 3]`.
+            b: the same shape.
+
+        Returns:
+            (ab, ba), uint8 of that shape: ab has z of a and v of b, ba has z of b and v of a.
+
+        Raises:
+            UserError: for a model without z.
+            DataError: for images of another shape or type.
+        """
+        self._require_latent("a switch of z")
+        codes_a, codes_b = self.encode(a), self.encode(b)
+        return self.decode(codes_a.z, codes_b.v), self.decode(codes_b.z, codes_a.v)
+
+    def interpolate(self, a: Any, b: Any, alphas: Sequence[float], betas: Sequence[float]) -> tf.Tensor:
+        """Interpolates between two batches of images in two dimensions (paper section 3.2, Figure 5).
+
+        Args:
+            a: uint8 `[batch, height, width, 3]`.
+            b: the same shape.
+            alphas: places between z of a (0) and z of b (1). Without z they change nothing.
+            betas: places between v of a (0) and v of b (1).
+
+        Returns:
+            uint8 `[batch, len(alphas), len(betas), height, width, 3]`; the corners (0, 0) and (1, 1) are a and b.
+
+        Raises:
+            DataError: for images of another shape or type.
+        """
+        (z_a, v_a), (z_b, v_b) = self.encode(a), self.encode(b)
+        if v_a.shape[0] != v_b.shape[0]:
+            raise DataError(f"interpolate got {v_a.shape[0]} and {v_b.shape[0]} images; it needs equally many")
+        rows = []
+        for alpha in alphas:
+            z = None if z_a is None else (1 - alpha) * z_a + alpha * z_b
+            rows.append(
+                tf.stack([self._decode_in_chunks(z, (1 - beta) * v_a + beta * v_b) for beta in betas], axis=1)
+            )
+        return tf.stack(rows, axis=1)
+
+    def diagnose(self, images: Any) -> dict[str, float]:
+        """Returns the signs that a run is about to diverge, measured on some images.
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`.
+
+        Returns:
+            `smallest_scale`: the smallest coupling scale s at any place of these images (inverting divides by it), and
+            `worst_condition`: the largest condition number of an invertible linear map.
+        """
+        levels = self._levels_of(images)
+        scales, conditions = [tf.constant(1.0)], [tf.constant(1.0, tf.float64)]
+
+        def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> None:
+            if isinstance(layer, Coupling):
+                scales.append(tf.reduce_min(layer.scale(x, condition)))
+            elif isinstance(layer, InvertibleLinear):
+                conditions.append(layer.condition_number())
+
+        z = None
+        if self.encoder is not None:
+            z = self._encode_levels(levels)[0]
+            if self.prior_flow is not None:
+                self.prior_flow.walk(z, None, visit)
+        self.flow.walk(self._flow_input(levels, 0.5), z, visit)
+        return {
+            "smallest_scale": float(tf.reduce_min(tf.stack(scales))),
+            "worst_condition": float(tf.reduce_max(tf.stack(conditions))),
+        }
+
+    # --- pieces that other modules build graphs from ---
+
+    def encode_levels(self, levels: tf.Tensor) -> Codes:
+        """`encode` of pixel levels, float32 `[batch, height, width, 3]` in 0..n_bins - 1, without any check."""
+        z = None if self.encoder is None else self._encode_levels(levels)[0]
+        v, _ = self.flow.forward_and_log_det(self._flow_input(levels, 0.5), z)
+        return Codes(z, v)
+
+    def z_from_noise(self, noise: tf.Tensor) -> tf.Tensor:
+        """Maps standard normal noise `[batch, d_z]` to draws of z from the prior."""
+        return noise if self.prior_flow is None else self.prior_flow.inverse_and_log_det(noise)[0]
+
+    def pixels(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the uint8 images of x in [-1, 1); what lies outside is clipped."""
+        n_bins = self.config.n_bins
+        # Encoding puts every pixel at the centre of its bin, so that flooring is robust to half a level either way.
+        levels = tf.clip_by_value(tf.floor((x + 1) * (n_bins / 2)), 0, n_bins - 1)
+        return tf.cast(levels * (256 // n_bins), tf.uint8)
+
+    def levels_of(self, images: tf.Tensor) -> tf.Tensor:
+        """Returns the levels 0..n_bins - 1 of uint8 images, float32 of the same shape."""
+        return tf.floor(tf.cast(images, tf.float32) / (256 // self.config.n_bins))
+
+    def _levels_of(self, images: Any) -> tf.Tensor:
+        images = tf.convert_to_tensor(images)
+        if images.dtype != tf.uint8:
+            raise DataError(f"images are of type {images.dtype.name}; they must be uint8 with values 0..255")
+        if images.shape.rank != 4 or tuple(images.shape[1:]) != self.config.image_shape:
+            size = self.config.image_size
+            raise DataError(f"images are of shape {tuple(images.shape)}; this model needs [batch, {size}, {size}, 3]")
+        return self.levels_of(images)
+
+    def _encoder_input(self, levels: tf.Tensor) -> tf.Tensor:
+        return levels * (2 / self.config.n_bins) - 1
+
+    def _flow_input(self, levels: tf.Tensor, u: Any) -> tf.Tensor:
+        return (levels + u) * (2 / self.config.n_bins) - 1
+
+    def _encode_levels(self, levels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        assert self.encoder is not None
+        return self.encoder(self._encoder_input(levels), training=False)
+
+    def _log_prior(self, z: tf.Tensor) -> tf.Tensor:
+        if self.prior_flow is None:
+            return standard_normal_log_prob(z)
+        noise, log_det = self.prior_flow.forward_and_log_det(z)
+        return standard_normal_log_prob(noise) + log_det
+
+    def _decode_in_chunks(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
+        count = v.shape[0]
+        images = [
+            self.decode(None if z is None else z[start : start + _CHUNK], v[start : start + _CHUNK])
+            for start in range(0, count, _CHUNK)
+        ]
+        return tf.concat(images, 0) if images else tf.zeros([0, *self.config.image_shape], tf.uint8)
+
+    def _require_latent(self, what: str) -> None:
+        if not self.config.has_latent:
+            raise UserError(f"this model has no z (model.conditioning is 'none'), so it has no such thing as {what}")
+
+    def _checked_z(self, z: Any) -> tf.Tensor | None:
+        if not self.config.has_latent:
+            if z is not None:
+                raise UserError("this model has no z (model.conditioning is 'none'): pass None")
+            return None
+        if z is None:
+            raise UserError(f"this model needs z, an array of shape [batch, {self.config.latent_dim}]; it got None")
+        z = tf.cast(z, tf.float32)
+        if z.shape[-1] != self.config.latent_dim:
+            raise UserError(f"z is of shape {tuple(z.shape)}; this model needs [batch, {self.config.latent_dim}]")
+        return z
+
+    def _require_finite(self, what: str, *arrays: tf.Tensor) -> None:
+        finite = np.ones(arrays[0].shape[0], bool)
+        for array in arrays:
+            finite &= np.isfinite(np.asarray(array)).reshape(len(finite), -1).all(1)
+        if not finite.all():
+            raise InversionError(f"{what}, for image {_listed(np.flatnonzero(~finite))} of the batch")
+
+    def _verify(self, images: Any, codes: Codes) -> None:
+        expected = np.asarray(self.pixels(self._flow_input(self._levels_of(images), 0.5)))
+        # Not through decode(), whose own complaint about NaN would not say which images are lost altogether.
+        x = self.flow.inverse_and_log_det(codes.v, codes.z)[0]
+        same = (np.asarray(self.pixels(x)) == expected) & np.isfinite(np.asarray(x))
+        lost = np.flatnonzero(~same.reshape(len(expected), -1).all(1))
+        if len(lost):
+            raise InversionError(
+                f"image {_listed(lost)} of the batch does not come back from its codes; a model with alpha below 1 "
+                f"keeps every image (this one has {self.config.alpha})"
+            )
+
+
+def standard_normal_log_prob(x: tf.Tensor) -> tf.Tensor:
+    """Returns log N(x; 0, I) of each entry of the batch, `[batch]`, for x `[batch, ...]`."""
+    axes: list[int] = list(range(1, len(x.shape)))
+    dimensions = tf.cast(tf.reduce_prod(tf.shape(x)[1:]), x.dtype)
+    return -0.5 * (tf.reduce_sum(tf.square(x), axes) + dimensions * math.log(2 * math.pi))
+
+
+def _listed(indices: Any, most: int = 8) -> str:
+    text = ", ".join(str(i) for i in indices[:most])
+    return text + (f" and {len(indices) - most} more" if len(indices) > most else "")
