@@ -14,6 +14,7 @@ from tfdecouple.errors import (
     WolfError,
 )
 from tfdecouple.model import Codes, DecoupledModel, Elbo
+from tfdecouple.runs import load_model
 
 __all__ = [
     "Codes",
@@ -30,6 +31,7 @@ __all__ = [
     "TrainingConfig",
     "UserError",
     "WolfError",
+    "load_model",
     "load_preset",
     "override",
     "preset_names",

@@ -128,7 +128,8 @@ class ModelConfig:
         )
         _check(
             len(self.factors) in (1, levels - 2),
-            f"model.factors has {len(self.factors)} entries; give one, or one for each of the {levels - 2} inner levels",
+            f"model.factors has {len(self.factors)} entries; give one, or one for each of the {levels - 2} inner "
+            "levels",
         )
         for level, (steps, factor) in enumerate(zip(self.steps[1:-1], self.inner_factors, strict=True), start=1):
             _check(
@@ -262,6 +263,7 @@ class TrainingConfig:
         evaluation_batch_size: images per batch in evaluations, over all devices.
         evaluation_images: validation images per evaluation; 0 for all.
         evaluation_samples: draws of (z, u) per image in the final test evaluation.
+        init_from: run folder whose weights this run starts from; null to start from data.
     """
 
     steps: int = 1000
@@ -287,6 +289,7 @@ class TrainingConfig:
     evaluation_batch_size: int = 64
     evaluation_images: int = 0
     evaluation_samples: int = 1
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses impossible values.
@@ -308,7 +311,15 @@ class TrainingConfig:
             "evaluation_samples",
         ):
             _at_least(f"training.{name}", getattr(self, name), 1)
-        for name in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm", "epsilon", "evaluation_images", "seed"):
+        for name in (
+            "learning_rate",
+            "warmup_steps",
+            "weight_decay",
+            "clip_norm",
+            "epsilon",
+            "evaluation_images",
+            "seed",
+        ):
             _at_least(f"training.{name}", getattr(self, name), 0)
         _check(0 < self.decay_rate <= 1, f"training.decay_rate is {self.decay_rate}; it must lie in (0, 1]")
         for name in ("beta_1", "beta_2", "ema_decay"):
@@ -536,4 +547,5 @@ def _describe(hint: Any) -> str:
         return " or ".join(_describe(option) for option in arguments)
     if origin is tuple:
         return f"a list of {_describe(arguments[0])}"
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}.get(hint, str(hint))
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(hint, str(hint))

@@ -130,6 +130,15 @@ class DecoupledModel(keras.Model):
         """
         return {variable.path.partition("/")[2]: variable for variable in self.variables}
 
+    def parameter_count(self) -> dict[str, int]:
+        """Returns the numbers of trainable parameters: of each network, and in total."""
+        counts = {"flow": self.flow, "encoder": self.encoder, "prior": self.prior_flow}
+        result = {
+            name: sum(math.prod(variable.shape) for variable in network.trainable_variables) if network is not None else 0
+            for name, network in counts.items()
+        }
+        return {**result, "total": sum(result.values())}
+
     # --- data-dependent start ---
 
     def initialize(self, images: Any, seed: int = 0) -> None:

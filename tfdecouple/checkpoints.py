@@ -1,0 +1,127 @@
+"""Checkpoints of a run: written whole, read back with a fallback, and a few of them kept."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tfdecouple.errors import RunError
+
+Variables = Mapping[str, Any]
+
+_NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{9})\.index")
+
+
+class CheckpointFolder:
+    """The `checkpoints/` folder of a run.
+
+    `step-NNNNNNNNN` is the whole state of training after so many steps; `best-NNNNNNNNN` holds the weights for use
+    (averaged, where the run averages them) with the best validation bits/dim so far.
+
+    Args:
+        path: the folder; it need not exist yet.
+        keep: how many `step` checkpoints are kept.
+    """
+
+    def __init__(self, path: pathlib.Path, keep: int = 3):
+        self.path = path
+        self.keep = keep
+
+    def steps(self, kind: str = "step") -> list[int]:
+        """Returns the steps of the checkpoints of a kind, newest first."""
+        if not self.path.is_dir():
+            return []
+        matches = (_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
+        return sorted((int(m["step"]) for m in matches if m and m["kind"] == kind), reverse=True)
+
+    def prefix(self, kind: str, step: int) -> str:
+        """Returns the path of a checkpoint, as TensorFlow names it: without the endings of its files."""
+        return str(self.path / f"{kind}-{step:09d}")
+
+    def write(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
+        """Writes a checkpoint, then removes those that are no longer kept.
+
+        Args:
+            kind: "step" or "best".
+            step: the step.
+            groups: variables by group and name.
+
+        Raises:
+            RunError: where it cannot be written (a full disk); what was saved before is still there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            _checkpoint(groups).write(self.prefix(kind, step))
+        except (tf.errors.OpError, OSError) as error:
+            self._remove_remains()
+            raise RunError(
+                f"cannot write the checkpoint {self.prefix(kind, step)}: {_first_line(error)}; "
+                f"free some space and start again, the run goes on from {self._newest_name()}"
+            ) from error
+        for old in self.steps(kind)[self.keep if kind == "step" else 1 :]:
+            self.remove(kind, old)
+
+    def read(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
+        """Reads variables from a checkpoint.
+
+        Raises:
+            DamagedCheckpointError: where its files are cut short or do not match their checksums.
+            RunError: where it does not hold these variables.
+        """
+        prefix = self.prefix(kind, step)
+        try:
+            # First everything is read and thrown away: a damaged file must not leave half of its values behind.
+            reader = tf.train.load_checkpoint(prefix)
+            for name in reader.get_variable_to_shape_map():
+                reader.get_tensor(name)
+        except (tf.errors.OpError, OSError, RuntimeError) as error:
+            raise DamagedCheckpointError(f"the checkpoint {prefix} is damaged ({_first_line(error)})") from error
+        try:
+            status = _checkpoint(groups).read(prefix)
+            status.assert_existing_objects_matched()
+            status.expect_partial()
+        except (ValueError, AssertionError, tf.errors.OpError) as error:
+            raise RunError(
+                f"the checkpoint {prefix} does not fit the config beside it: {_first_line(error)}"
+            ) from error
+
+    def remove(self, kind: str, step: int) -> None:
+        """Removes a checkpoint; its index goes first, so that it is never half there."""
+        prefix = pathlib.Path(self.prefix(kind, step))
+        prefix.with_name(prefix.name + ".index").unlink(missing_ok=True)
+        for data in self.path.glob(prefix.name + ".data-*"):
+            data.unlink(missing_ok=True)
+
+    def _newest_name(self) -> str:
+        steps = self.steps()
+        return f"step {steps[0]}" if steps else "its beginning"
+
+    def _remove_remains(self) -> None:
+        """Removes what an interrupted write left behind: temporary folders, and data without an index."""
+        whole = {f"{kind}-{step:09d}" for kind in ("step", "best") for step in self.steps(kind)}
+        for entry in self.path.iterdir() if self.path.is_dir() else ():
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif not _NAME.fullmatch(entry.name) and entry.name.partition(".")[0] not in whole:
+                entry.unlink(missing_ok=True)
+
+    def clean(self) -> None:
+        """Removes what an interrupted write of an earlier program left behind."""
+        self._remove_remains()
+
+
+class DamagedCheckpointError(RunError):
+    """A checkpoint whose files are cut short or corrupted."""
+
+
+def _checkpoint(groups: Mapping[str, Variables]) -> tf.train.Checkpoint:
+    return tf.train.Checkpoint(**{name: dict(variables) for name, variables in groups.items()})
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,13 @@
+"""Images: where they come from, and batches of them for training and evaluation (paper appendix C.1).
+
+>>> from tfdecouple.config import DataConfig
+>>> source = open_source(DataConfig(source="photographs"), image_size=32)
+>>> source.sizes
+{'train': 32768, 'validation': 512, 'test': 1000}
+"""
+
+from tfdecouple.data.batches import evaluation_batches, load_images, steps_per_epoch, training_batches
+from tfdecouple.data.opening import open_source
+from tfdecouple.data.source import Source
+
+__all__ = ["Source", "evaluation_batches", "load_images", "open_source", "steps_per_epoch", "training_batches"]

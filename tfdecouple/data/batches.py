@@ -1,0 +1,179 @@
+"""Batches for training and evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdecouple.config import DataConfig
+from tfdecouple.data.augmentation import augment
+from tfdecouple.data.source import Source
+from tfdecouple.data.split import ALGORITHM
+from tfdecouple.errors import DataError
+
+# Order and augmentation draw from different streams of the one seed.
+_ORDER_STREAM, _AUGMENTATION_STREAM = 0, 1
+
+
+def steps_per_epoch(source: Source, batch_size: int) -> int:
+    """Returns the number of whole batches in the training set; what is left over differs from epoch to epoch.
+
+    Raises:
+        DataError: for a batch that is empty or larger than the training set.
+    """
+    _check_batch_size(batch_size)
+    size = source.sizes["train"]
+    if batch_size > size:
+        raise DataError(
+            f"the batch size is {batch_size}, but {source.name} has {size} training images; use at most that"
+        )
+    return size // batch_size
+
+
+def training_batches(
+    source: Source, config: DataConfig, *, batch_size: int, seed: int, start_step: int = 0
+) -> tf.data.Dataset:
+    """Returns the endless stream of training batches, shuffled anew for each epoch and augmented (appendix C.1).
+
+    Batch number k, counted from 0 over the whole run, is a pure function of the source, `config`, `batch_size`, `seed`
+    and k: a run that continues with `start_step=k` sees bit for bit what an unbroken run sees. All that is random comes
+    from stateless operations, since `tf.data.Dataset.shuffle` would also depend on `tf.random.set_seed`.
+
+    Args:
+        source: the opened data set.
+        config: whose `horizontal_flip` and `pad_and_crop` are applied.
+        batch_size: images per batch, over all devices.
+        seed: of order and augmentation, at least 0 and below 2**63.
+        start_step: number of the first batch. The images before it in its epoch are neither decoded nor augmented.
+
+    Returns:
+        An infinite dataset of dicts: "image" uint8 [batch_size, S, S, 3] and "label" int32 [batch_size] (-1 for none).
+
+    Raises:
+        DataError: for a batch that is empty or larger than the training set, a seed or step out of range, or more
+            padding than the image can reflect.
+    """
+    steps = steps_per_epoch(source, batch_size)
+    _check_at_least("start_step", start_step, 0)
+    if not 0 <= seed < 2**63:
+        raise DataError(f"the seed is {seed}; it must be at least 0 and below 2**63")
+    if config.pad_and_crop >= source.image_size:
+        raise DataError(
+            f"data.pad_and_crop is {config.pad_and_crop}; it must be below the image size, {source.image_size}"
+        )
+    split = source.split("train")
+    first_epoch, first_step = divmod(start_step, steps)
+    images_per_epoch = steps * batch_size
+    order_seed = _fold_in(tf.constant([seed, 0], tf.int64), _ORDER_STREAM)
+    augmentation_seed = _fold_in(tf.constant([seed, 0], tf.int64), _AUGMENTATION_STREAM)
+
+    def epoch_records(epoch: tf.Tensor) -> tf.data.Dataset:
+        order = split.shuffled(_fold_in(order_seed, epoch)).take(images_per_epoch)
+        done = tf.where(tf.equal(epoch, first_epoch), tf.constant(first_step * batch_size, tf.int64), 0)
+        return order.enumerate(epoch * images_per_epoch).skip(done)
+
+    def example(number: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
+        image, label = split.decode(record)
+        image = augment(
+            image,
+            _fold_in(augmentation_seed, number),
+            horizontal_flip=config.horizontal_flip,
+            pad_and_crop=config.pad_and_crop,
+        )
+        return {"image": image, "label": label}
+
+    # Only records pass through the loop over epochs, so decoding runs ahead across their borders.
+    batches = (
+        tf.data.Dataset.range(first_epoch, tf.int64.max)
+        .flat_map(epoch_records)
+        .map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .batch(batch_size, drop_remainder=True)
+        .apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+    )
+    return _finished(batches)
+
+
+def evaluation_batches(source: Source, split: str, *, batch_size: int, limit: int = 0) -> tf.data.Dataset:
+    """Returns every image of a split, or its first ones, exactly once, in batches of one size.
+
+    Args:
+        source: the opened data set.
+        split: "train", "validation" or "test".
+        batch_size: images per batch B, over all devices.
+        limit: number of images from the beginning of the split; 0 for all.
+
+    Returns:
+        A finite dataset of dicts: "image" uint8 [B, S, S, 3], "label" int32 [B] (-1 for none), "index" int64 [B] in
+        the split, and "weight" float32 [B], 1 for images and 0 for the zeros that fill up the last batch.
+
+    Raises:
+        DataError: for an unknown split, an empty batch or a negative limit.
+    """
+    _check_batch_size(batch_size)
+    _check_at_least("limit", limit, 0)
+    examples = source.examples(split)
+    if limit:
+        examples = examples.take(limit)
+
+    def padded(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        missing = batch_size - tf.shape(batch["label"])[0]
+
+        def fill(values: tf.Tensor) -> tf.Tensor:
+            filled = tf.pad(values, [[0, missing]] + [[0, 0]] * (values.shape.rank - 1))
+            return tf.ensure_shape(filled, [batch_size, *values.shape[1:]])
+
+        weight = tf.ones_like(batch["label"], tf.float32)
+        return {name: fill(values) for name, values in {**batch, "weight": weight}.items()}
+
+    return _finished(examples.batch(batch_size).map(padded))
+
+
+def load_images(source: Source, split: str, count: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns some images of a split in its own order, for pictures and other small uses.
+
+    Args:
+        source: the opened data set.
+        split: "train", "validation" or "test".
+        count: number of images.
+        start: index of the first. Unreadable images that are skipped are not counted.
+
+    Returns:
+        The images, uint8 [count, S, S, 3], and their labels, int32 [count] (-1 for none).
+
+    Raises:
+        DataError: for an unknown split, more images than there are, or an unreadable image.
+    """
+    _check_at_least("count", count, 1)
+    _check_at_least("start", start, 0)
+    examples = source.split(split).examples(start).take(count).batch(count)
+    with source.guard():
+        loaded = next(examples.as_numpy_iterator(), None)
+    found = 0 if loaded is None else len(loaded["label"])
+    if found < count:
+        raise DataError(
+            f"{count} images from number {start} on were asked for, but {source.name} has {found} of them in {split}"
+        )
+    return loaded["image"], loaded["label"]
+
+
+def _finished(batches: tf.data.Dataset) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = True
+    # Several workers that share no files must split the images between them; by files, some would get none.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return batches.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
+    return tf.random.experimental.stateless_fold_in(seed, number, alg=ALGORITHM)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    _check_at_least("the batch size", batch_size, 1)
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise DataError(f"{name} is {value}; it must be at least {least}")

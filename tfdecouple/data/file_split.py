@@ -1,0 +1,89 @@
+"""A split of image files that are read when they are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfdecouple.data.image_file import read_image
+from tfdecouple.data.source import BadImages
+from tfdecouple.data.split import Split, Tensors
+from tfdecouple.errors import DataError
+
+
+class FileSplit(Split):
+    """A split of image files too many for the memory."""
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Sequence[int],
+        description: str,
+        *,
+        image_size: int,
+        centre_crop: int,
+        bad_images: BadImages,
+    ) -> None:
+        """Makes the split; opens no file.
+
+        Args:
+            paths: of the images.
+            labels: one for each path; -1 for none.
+            description: for people.
+            image_size: side S of the decoded images in pixels.
+            centre_crop: see `read_image`.
+            bad_images: is told of files that cannot be read.
+        """
+        super().__init__(len(paths), description)
+        self._paths = list(paths)
+        self._labels = np.asarray(labels, np.int32)
+        self._image_size = image_size
+        self._centre_crop = centre_crop
+        self._bad_images = bad_images
+
+    def decode(self, record: tf.Tensor) -> Tensors:
+        """See `Split.decode`; the record is an index, int64 [].
+
+        In place of a skipped image comes the next one: were it left out, the batches after it would move, and a run
+        that continues could not know how far without reading all images before.
+        """
+        return self._called(self._read_or_next, record)[:2]
+
+    def examples(self, start: int = 0) -> tf.data.Dataset:
+        """See `Split.examples`; skipped images are left out."""
+
+        def example(index: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+            image, label, readable = self._called(self._read_or_zeros, index)
+            return {"image": image, "label": label, "index": index}, readable
+
+        read = self.records().skip(start).map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return read.filter(lambda example, readable: readable).map(lambda example, readable: example)
+
+    def _called(self, function, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        image, label, readable = tf.numpy_function(function, [index], [tf.uint8, tf.int32, tf.bool])
+        return tf.ensure_shape(image, [self._image_size, self._image_size, 3]), tf.ensure_shape(label, []), readable
+
+    def _read(self, index: int) -> np.ndarray | None:
+        path = self._paths[index]
+        if path in self._bad_images:
+            return None
+        try:
+            return read_image(path, self._image_size, self._centre_crop)
+        except DataError as error:
+            self._bad_images.meet(path, error)
+            return None
+
+    def _read_or_zeros(self, index: int) -> tuple[np.ndarray, np.int32, bool]:
+        image = self._read(index)
+        readable = image is not None
+        zeros = np.zeros((self._image_size, self._image_size, 3), np.uint8)
+        return (image if readable else zeros), self._labels[index], np.bool_(readable)
+
+    def _read_or_next(self, index: int) -> tuple[np.ndarray, np.int32, bool]:
+        for other in (*range(index, self.size), *range(index)):
+            image = self._read(other)
+            if image is not None:
+                return image, self._labels[other], np.bool_(True)
+        raise self._bad_images.fail(f"none of the {self.size} images can be read, the first is {self._paths[0]}")

@@ -1,0 +1,194 @@
+"""Folders of image files: `folder:PATH`."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+import pathlib
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from tfdecouple.config import DataConfig
+from tfdecouple.data.file_split import FileSplit
+from tfdecouple.data.image_file import read_image
+from tfdecouple.data.source import BadImages, Source
+from tfdecouple.data.split import MemorySplit, Split
+from tfdecouple.errors import DataError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+# Shares of the images that the hash gives to test and to validation.
+TEST_SHARE, VALIDATION_SHARE = 0.05, 0.05
+
+_SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFile:
+    """An image file below a folder.
+
+    Attributes:
+        path: of the file.
+        key: its path from the folder, with "/" between the parts.
+        label_name: the sub-folder it lies in, or "" where it lies in none.
+    """
+
+    path: str
+    key: str
+    label_name: str
+
+
+def open_folder(config: DataConfig, image_size: int) -> Source:
+    """Opens a folder of images; sub-folders are labels.
+
+    Folders that decoded take at most `cache_gib` are read at once, so that a bad image shows now; of larger ones
+    only the names are listed, and a bad image shows when it is first wanted (see `Source.guard`): merely to look at
+    millions of headers takes long, and would not find a file that is cut short.
+
+    Args:
+        config: whose `source` is "folder:PATH", `centre_crop`, `on_bad_image` and `cache_gib`.
+        image_size: side S of the images in pixels.
+
+    Raises:
+        DataError: where the folder is missing, holds too few images for three splits or contradictory sub-folders, or
+            an image in it cannot be read.
+    """
+    folder = pathlib.Path(config.source.removeprefix("folder:")).expanduser()
+    if not config.source.removeprefix("folder:"):
+        raise DataError(f"data.source is {config.source!r}; name the folder, as in folder:PATH")
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; data.source=folder:PATH needs a folder of images")
+    files = _split_files(folder)
+    names = sorted({file.label_name for part, _ in files.values() for file in part} - {""})
+    number = {name: label for label, name in enumerate(names)}
+    bad_images = BadImages(config.on_bad_image)
+    decoded_bytes = sum(len(part) for part, _ in files.values()) * image_size**2 * 3
+    make = _memory_split if decoded_bytes <= config.cache_gib * 2**30 else _file_split
+    return Source(
+        name=config.source,
+        title=f"images in {folder}",
+        label_names=tuple(names),
+        image_size=image_size,
+        splits={
+            name: make(
+                [file.path for file in part],
+                [number.get(file.label_name, -1) for file in part],
+                description,
+                image_size,
+                config.centre_crop,
+                bad_images,
+            )
+            for name, (part, description) in files.items()
+        },
+        bad_images=bad_images,
+    )
+
+
+def hash_split(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
+    """Splits files by a hash of their keys: about 90 % for training, 5 % for validation, 5 % for test.
+
+    A file's place depends on its own key alone, so it is the same on every machine and stays when files come or go.
+    Only where this would leave a split empty, as in small folders, do the files with the nearest hashes fill it.
+
+    Args:
+        files: at least 3.
+
+    Returns:
+        The files of "train", "validation" and "test", each in the order of `files` and none empty.
+    """
+    places = [_place(file.key) for file in files]
+    order = sorted(range(len(files)), key=places.__getitem__)
+    count = len(files)
+    test = sum(place < TEST_SHARE for place in places)
+    held_out = sum(place < TEST_SHARE + VALIDATION_SHARE for place in places)
+    test = min(max(test, 1), count - 2)
+    held_out = min(max(held_out, test + 1), count - 1)
+    parts = {"train": order[held_out:], "validation": order[test:held_out], "test": order[:test]}
+    return {name: [files[index] for index in sorted(indices)] for name, indices in parts.items()}
+
+
+def _place(key: str) -> float:
+    # File systems spell accented letters in different ways; the normal form is the same for all.
+    digest = hashlib.sha256(unicodedata.normalize("NFC", key).encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _split_files(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]:
+    """Returns the files of each split with the split's description."""
+    present = sorted(name for name in _SPLIT_FOLDERS if (folder / name).is_dir())
+    if "train" not in present:
+        if present:
+            raise DataError(
+                f"the folder {folder} has a sub-folder {present[0]} but none named train; "
+                "put the training images into train, or rename the other"
+            )
+        parts = hash_split(_at_least(_listed(folder), 3, folder))
+        return {name: (part, f"{len(part)} images chosen by a hash of their names") for name, part in parts.items()}
+    if {"val", "validation"} <= set(present):
+        raise DataError(f"the folder {folder} has the sub-folders val and validation; keep one of them")
+    files = {}
+    for name in present:
+        files[_SPLIT_FOLDERS[name]] = (_at_least(_listed(folder / name), 1, folder / name), f"{name}/")
+    missing = {"validation", "test"} - set(files)
+    if missing:
+        # The hash gives the same three parts whichever is missing; a part that is not needed stays in training.
+        parts = hash_split(_at_least(files["train"][0], 3, folder / "train"))
+        kept = {file.key for name, part in parts.items() if name not in missing for file in part}
+        training = [file for file in files["train"][0] if file.key in kept]
+        files["train"] = (training, f"train/ without {' and '.join(sorted(missing))}")
+        for name in missing:
+            files[name] = (parts[name], f"{len(parts[name])} images of train/ chosen by a hash of their names")
+    return {name: files[name] for name in ("train", "validation", "test")}
+
+
+def _listed(folder: pathlib.Path) -> list[ImageFile]:
+    """Returns the images below a folder, sorted by their keys; names that begin with a dot are left out."""
+    found = []
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                path = pathlib.Path(where, name)
+                parts = path.relative_to(folder).parts
+                found.append(ImageFile(str(path), "/".join(parts), parts[0] if len(parts) > 1 else ""))
+    return sorted(found, key=lambda file: file.key)
+
+
+def _at_least(files: list[ImageFile], least: int, folder: pathlib.Path) -> list[ImageFile]:
+    if len(files) < least:
+        raise DataError(
+            f"the folder {folder} holds {len(files)} images ({', '.join(SUFFIXES)}); at least {least} are needed"
+        )
+    return files
+
+
+def _file_split(
+    paths: list[str], labels: list[int], description: str, image_size: int, centre_crop: int, bad_images: BadImages
+) -> Split:
+    return FileSplit(paths, labels, description, image_size=image_size, centre_crop=centre_crop, bad_images=bad_images)
+
+
+def _memory_split(
+    paths: list[str], labels: list[int], description: str, image_size: int, centre_crop: int, bad_images: BadImages
+) -> Split:
+    images = np.empty((len(paths), image_size, image_size, 3), np.uint8)
+
+    def read(index: int) -> bool:
+        try:
+            images[index] = read_image(paths[index], image_size, centre_crop)
+        except DataError as error:
+            bad_images.meet(paths[index], error)
+            return False
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        readable = np.fromiter(pool.map(read, range(len(paths))), bool, len(paths))
+    if not readable.any():
+        raise DataError(f"none of the {len(paths)} images of a split can be read, the first is {paths[0]}; mend them")
+    held = images if readable.all() else images[readable]
+    held_labels = np.asarray(labels, np.int32)[readable]
+    return MemorySplit(len(held), description, lambda: (held, held_labels))

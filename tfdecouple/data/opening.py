@@ -1,0 +1,40 @@
+"""From the name in `data.source` to the opened data set."""
+
+from __future__ import annotations
+
+from tfdecouple.config import DataConfig
+from tfdecouple.data.folder import open_folder
+from tfdecouple.data.messages import nearest
+from tfdecouple.data.photographs import open_photographs
+from tfdecouple.data.source import Source
+from tfdecouple.data.tfds import KNOWN_NAMES, open_tfds
+from tfdecouple.errors import DataError
+
+
+def open_source(config: DataConfig, image_size: int, download: bool = False) -> Source:
+    """Opens a data set; fails at once where its data are missing (paper appendix C.1).
+
+    Args:
+        config: which data set, where it lies and how it is split.
+        image_size: side of the square images in pixels.
+        download: whether TFDS may download and prepare what is missing.
+
+    Returns:
+        The source, whose images are uint8 [image_size, image_size, 3].
+
+    Raises:
+        DataError: for an unknown name, missing or unusable data.
+    """
+    if image_size < 1:
+        raise DataError(f"the image size is {image_size}; it must be at least 1")
+    if config.source == "photographs":
+        return open_photographs(config, image_size)
+    if config.source.startswith("folder:"):
+        return open_folder(config, image_size)
+    if config.source in KNOWN_NAMES or config.source.startswith("tfds:"):
+        return open_tfds(config, image_size, download)
+    names = ("photographs", *KNOWN_NAMES)
+    raise DataError(
+        f"there is no data.source {config.source!r}{nearest(config.source, names)}; "
+        f"there are {', '.join(names)}, tfds:NAME and folder:PATH"
+    )

@@ -1,0 +1,192 @@
+"""The embedded photographs: crops of the pictures that scikit-image and scikit-learn ship in their wheels."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import importlib.metadata
+
+import numpy as np
+from PIL import Image
+
+from tfdecouple.config import DataConfig
+from tfdecouple.data.source import Source
+from tfdecouple.data.split import Arrays, MemorySplit
+from tfdecouple.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+    """A file inside an installed package.
+
+    Attributes:
+        name: of the label.
+        package: distribution that ships it.
+        path: of the file, from the folder that packages are installed in.
+    """
+
+    name: str
+    package: str
+    path: str
+
+
+def _skimage(name: str, file_type: str) -> Photograph:
+    return Photograph(name, "scikit-image", f"skimage/data/{name}.{file_type}")
+
+
+def _sklearn(name: str, file_type: str) -> Photograph:
+    return Photograph(name, "scikit-learn", f"sklearn/datasets/images/{name}.{file_type}")
+
+
+# Photographs of the world in colour. Left out: grey pictures, whose three equal channels no density on RGB fits; the
+# deep field and the retina, which are mostly one flat dark colour; and the right motorcycle, since the bands of a
+# stereo pair show the same things.
+PHOTOGRAPHS = (
+    _skimage("astronaut", "png"),
+    _skimage("chelsea", "png"),
+    _sklearn("china", "jpg"),
+    _skimage("coffee", "png"),
+    _sklearn("flower", "jpg"),
+    _skimage("motorcycle_left", "png"),
+    _skimage("rocket", "jpg"),
+)
+
+# Bands across the longer side, in this order: training takes the middle, where most photographs have their subject.
+# The fractions are of what the two margins leave.
+BANDS = (("test", 0.2), ("train", 0.6), ("validation", 0.2))
+
+# Pixels between neighbouring bands: a JPEG block with halved colour is 16 wide, so no block lies in two bands.
+MARGIN = 16
+
+_HELD_OUT_CROPS = {"validation": 512, "test": 1000}
+_SEEDS = {"train": 1, "validation": 2, "test": 3}
+
+Box = tuple[int, int, int, int]
+
+
+def open_photographs(config: DataConfig, image_size: int) -> Source:
+    """Opens the embedded photographs; needs no download.
+
+    Args:
+        config: whose `photograph_crops` is the number of training crops.
+        image_size: side of the crops in pixels.
+
+    Raises:
+        DataError: where an installed package lacks a photograph, or the photographs are too small for `image_size`.
+    """
+    pictures = tuple(_read(photograph) for photograph in PHOTOGRAPHS)
+    for photograph, picture in zip(PHOTOGRAPHS, pictures, strict=True):
+        largest = largest_side(picture.size)
+        if image_size > largest:
+            raise DataError(
+                f"the image size is {image_size}, but the photograph {photograph.name} has room for crops of {largest} "
+                "pixels; use at most that, or another data.source"
+            )
+    counts = {"train": config.photograph_crops, **_HELD_OUT_CROPS}
+    splits = {
+        name: MemorySplit(
+            count,
+            f"{count} random crops of each photograph's {name} band",
+            functools.partial(_crops, pictures, name, count, image_size),
+        )
+        for name, count in counts.items()
+    }
+    return Source(
+        name="photographs",
+        title="embedded photographs",
+        label_names=tuple(photograph.name for photograph in PHOTOGRAPHS),
+        image_size=image_size,
+        splits=splits,
+    )
+
+
+def region(size: tuple[int, int], split: str) -> Box:
+    """Returns the band of a photograph that belongs to a split.
+
+    Args:
+        size: width and height of the photograph in pixels.
+        split: "train", "validation" or "test".
+
+    Returns:
+        Left, top, right and bottom in pixels; right and bottom are exclusive.
+    """
+    width, height = size
+    length = max(size) - MARGIN * (len(BANDS) - 1)
+    start = 0
+    for name, fraction in BANDS:
+        end = start + int(fraction * length)
+        if name == split:
+            break
+        start = end + MARGIN
+    return (start, 0, end, height) if width >= height else (0, start, width, end)
+
+
+def largest_side(size: tuple[int, int]) -> int:
+    """Returns the side in pixels of the largest square that fits into each region of a photograph.
+
+    It bounds the crops of every split, so that all three show the world at the same scales.
+    """
+    boxes = [region(size, name) for name, _ in BANDS]
+    return min(min(right - left, bottom - top) for left, top, right, bottom in boxes)
+
+
+def crop_boxes(size: tuple[int, int], split: str, image_size: int, draws: np.ndarray) -> np.ndarray:
+    """Returns random squares inside a split's region of a photograph.
+
+    The sides are log-uniform between `image_size` and `largest_side`, so that every scale has its share.
+
+    Args:
+        size: width and height of the photograph in pixels.
+        split: "train", "validation" or "test".
+        image_size: the smallest side in pixels.
+        draws: float64 [N, 3], uniform in [0, 1): for side, column and row.
+
+    Returns:
+        int64 [N, 4]: left, top, right and bottom in pixels of the photograph; right and bottom are exclusive.
+    """
+    left, top, right, bottom = region(size, split)
+    ratio = largest_side(size) / image_size
+    sides = np.rint(image_size * ratio ** draws[:, 0]).astype(np.int64)
+    lefts = left + (draws[:, 1] * (right - left - sides + 1)).astype(np.int64)
+    tops = top + (draws[:, 2] * (bottom - top - sides + 1)).astype(np.int64)
+    return np.stack([lefts, tops, lefts + sides, tops + sides], axis=1)
+
+
+def _crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_size: int) -> Arrays:
+    # Cut out first: a filter on the whole photograph would reach over the region's border.
+    bands = [picture.crop(region(picture.size, split)) for picture in pictures]
+    labels = np.arange(count, dtype=np.int32) % len(pictures)
+    # The seed is the split's own, not the run's: the sets are the same for every run on every machine.
+    draws = np.random.default_rng(_SEEDS[split]).random((count, 3))
+    images = np.empty((count, image_size, image_size, 3), np.uint8)
+
+    def fill(label: int) -> None:
+        numbers = np.flatnonzero(labels == label)
+        left, top, _, _ = region(pictures[label].size, split)
+        boxes = crop_boxes(pictures[label].size, split, image_size, draws[numbers]) - (left, top, left, top)
+        for number, box in zip(numbers, boxes.tolist(), strict=True):
+            images[number] = bands[label].resize((image_size, image_size), Image.Resampling.LANCZOS, box=box)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(fill, range(len(pictures))))
+    return images, labels
+
+
+def _read(photograph: Photograph) -> Image.Image:
+    # The file is found without importing its package, which would take seconds.
+    try:
+        package = importlib.metadata.distribution(photograph.package)
+    except importlib.metadata.PackageNotFoundError:
+        raise DataError(
+            f"the embedded photographs need the package {photograph.package}, which is not installed; "
+            f"pip install {photograph.package}, or use another data.source"
+        ) from None
+    try:
+        with Image.open(str(package.locate_file(photograph.path))) as file:
+            return file.convert("RGB")
+    except OSError:
+        raise DataError(
+            f"the photograph {photograph.path} is missing or damaged in the installed {photograph.package} "
+            f"{package.version}; install a version that ships it, or use another data.source"
+        ) from None

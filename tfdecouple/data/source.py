@@ -1,0 +1,140 @@
+"""An opened data set."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+
+import tensorflow as tf
+
+from tfdecouple.data.split import Split
+from tfdecouple.errors import DataError
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class BadImages:
+    """Keeps account of images that cannot be read, under the rule `data.on_bad_image`."""
+
+    def __init__(self, rule: str) -> None:
+        self.failure: DataError | None = None
+        self._skips = rule == "skip"
+        self._skipped: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Number of different images that were skipped."""
+        return len(self._skipped)
+
+    def __contains__(self, path: str) -> bool:
+        """Whether the image was skipped before."""
+        return path in self._skipped
+
+    def fail(self, message: str) -> DataError:
+        """Returns the error that says `message`, and remembers it for `Source.guard`."""
+        with self._lock:
+            self.failure = self.failure or DataError(message)
+            return self.failure
+
+    def meet(self, path: str, error: DataError) -> None:
+        """Counts an unreadable image where the rule is to skip it; else remembers `error` and raises it.
+
+        Raises:
+            DataError: `error`, where the rule is to stop.
+        """
+        with self._lock:
+            if not self._skips:
+                self.failure = self.failure or error
+                raise error
+            if path not in self._skipped:
+                self._skipped.add(path)
+                _LOGGER.warning("skipped: %s", error)
+
+
+class Source:
+    """An opened data set with its three splits, which never share an image.
+
+    Attributes:
+        name: what `data.source` named, such as "cifar10".
+        title: for people, such as "embedded photographs".
+        label_names: one name per label; empty where there are no labels.
+        image_size: side S of the images in pixels.
+        splits: the splits "train", "validation" and "test".
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        title: str,
+        label_names: tuple[str, ...],
+        image_size: int,
+        splits: Mapping[str, Split],
+        bad_images: BadImages | None = None,
+    ) -> None:
+        self.name = name
+        self.title = title
+        self.label_names = label_names
+        self.image_size = image_size
+        self.splits = dict(splits)
+        self._bad_images = bad_images or BadImages("stop")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of images in each split."""
+        return {name: split.size for name, split in self.splits.items()}
+
+    @property
+    def descriptions(self) -> dict[str, str]:
+        """For people: which part of the data set each split is, such as "train[-1000:]"."""
+        return {name: split.description for name, split in self.splits.items()}
+
+    @property
+    def skipped(self) -> int:
+        """How many unreadable images were skipped so far (`data.on_bad_image=skip`)."""
+        return len(self._bad_images)
+
+    def split(self, name: str) -> Split:
+        """Returns a split by its name, ready to be read.
+
+        Raises:
+            DataError: where there is no such split, or its images cannot be loaded.
+        """
+        if name not in self.splits:
+            raise DataError(f"there is no split {name!r}; use one of {', '.join(self.splits)}")
+        self.splits[name].prepare()
+        return self.splits[name]
+
+    def examples(self, split: str) -> tf.data.Dataset:
+        """Returns a split's images as they are: not shuffled, not augmented, in the same order each time.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            A finite dataset of dicts: "image" uint8 [S, S, 3], "label" int32 [] (-1 for none) and "index" int64 [],
+            counting from 0. An image that is skipped as unreadable leaves its index out.
+
+        Raises:
+            DataError: where there is no such split, or its images cannot be loaded.
+        """
+        return self.split(split).examples()
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Turns TensorFlow's error about an unreadable image into the DataError that names it.
+
+        tf.data hides the exceptions of its functions in its own error and a traceback as text. Folders that fit in
+        memory are read when they are opened and need no guard; loops over larger ones run inside it.
+
+        Raises:
+            DataError: where an image could not be read and `data.on_bad_image` is "stop".
+        """
+        try:
+            yield
+        except tf.errors.OpError:
+            if self._bad_images.failure is None:
+                raise
+            raise self._bad_images.failure from None

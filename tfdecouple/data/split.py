@@ -1,0 +1,91 @@
+"""A split: cheap records in a known order, and how a record becomes an image."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+# Named, since TensorFlow's default depends on the device and seeds must mean the same everywhere.
+ALGORITHM = "philox"
+
+Arrays = tuple[np.ndarray, np.ndarray]
+Tensors = tuple[tf.Tensor, tf.Tensor]
+
+
+class Split(abc.ABC):
+    """Images of one split.
+
+    A record is whatever is cheap to shuffle and to skip: here an index, elsewhere an encoded image. `decode` does the
+    expensive part, so that a run which starts in the middle of an epoch decodes nothing that it does not use.
+
+    Attributes:
+        size: number of images.
+        description: for people: which part of the data set it is.
+    """
+
+    def __init__(self, size: int, description: str) -> None:
+        self.size = size
+        self.description = description
+
+    def prepare(self) -> None:
+        """Does once what `decode` relies on; here nothing.
+
+        Datasets trace `decode`, and arrays that were made while tracing would become constants of the graph, errors
+        many lines of TensorFlow's.
+        """
+        return
+
+    def records(self) -> tf.data.Dataset:
+        """Returns the records in the split's own order; here the indices, int64 []."""
+        return tf.data.Dataset.range(self.size)
+
+    def shuffled(self, seed: tf.Tensor) -> tf.data.Dataset:
+        """Returns the records in an order that is a pure function of `seed`, int64 [2]; here a full permutation."""
+        indices = tf.range(self.size, dtype=tf.int64)
+        order = tf.random.experimental.stateless_shuffle(indices, seed, alg=ALGORITHM)
+        return tf.data.Dataset.from_tensor_slices(order)
+
+    @abc.abstractmethod
+    def decode(self, record: Any) -> Tensors:
+        """Returns the image, uint8 [S, S, 3], and the label, int32 [] (-1 for none), of a record. Runs in tf.data."""
+
+    def examples(self, start: int = 0) -> tf.data.Dataset:
+        """Returns the images in order, from number `start` on, as dicts of "image", "label" and "index" (int64 [])."""
+
+        def example(index: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
+            image, label = self.decode(record)
+            return {"image": image, "label": label, "index": index}
+
+        numbered = self.records().enumerate().skip(start)
+        return numbered.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+class MemorySplit(Split):
+    """A split that is held decoded in memory, as one array."""
+
+    def __init__(self, size: int, description: str, load: Callable[[], Arrays]) -> None:
+        """Makes the split; `load` is called once, when an image is first wanted.
+
+        Args:
+            size: number of images N.
+            description: for people.
+            load: returns the images, uint8 [N, S, S, 3], and the labels, int32 [N].
+        """
+        super().__init__(size, description)
+        self._load: Callable[[], Arrays] | None = load
+
+    def prepare(self) -> None:
+        """See `Split.prepare`: loads the images."""
+        if self._load is not None:
+            # tf.data reads on the host, so the array must not go to a GPU.
+            with tf.device("/CPU:0"):
+                self._images, self._labels = (tf.convert_to_tensor(array) for array in self._load())
+            self._load = None
+
+    def decode(self, record: tf.Tensor) -> Tensors:
+        """See `Split.decode`; the record is an index, int64 []."""
+        return tf.gather(self._images, record), tf.gather(self._labels, record)

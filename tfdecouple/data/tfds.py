@@ -1,0 +1,204 @@
+"""Data sets of TensorFlow Datasets (TFDS)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdecouple.config import DataConfig
+from tfdecouple.data.fitting import fit
+from tfdecouple.data.messages import nearest, one_line
+from tfdecouple.data.records import RecordSplit
+from tfdecouple.data.source import Source
+from tfdecouple.data.split import Arrays, MemorySplit, Split, Tensors
+from tfdecouple.errors import DataError
+
+# The paper's data sets, which need no "tfds:" before their names.
+KNOWN_NAMES = ("cifar10", "downsampled_imagenet/64x64", "lsun/bedroom", "celeb_a_hq/256")
+
+# Encoded bytes that a shuffle holds at a time. TFDS stores records in random order, so windows of this size, some
+# thousand images, mix well.
+_WINDOW_BYTES = 2**27
+_LEAST_WINDOW = 1024
+
+
+def open_tfds(config: DataConfig, image_size: int, download: bool) -> Source:
+    """Opens a prepared TFDS data set.
+
+    Args:
+        config: whose `source` is one of `KNOWN_NAMES` or "tfds:NAME", `data_dir`, `validation_examples`,
+            `centre_crop` and `cache_gib`. Where the decoded images take at most `cache_gib`, each split is decoded
+            once; else its records stay encoded on disk.
+        image_size: side S of the images in pixels.
+        download: whether to download and prepare what is missing.
+
+    Raises:
+        DataError: where TFDS does not know the name, the data are not prepared, the download fails, or the data set
+            holds no images that could be used.
+    """
+    builder = _builder(config)
+    _require_prepared(builder, config, download)
+    sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
+    chosen = choose_splits(config.source, sizes, config.validation_examples)
+    image_key, label_key = _keys(config.source, builder.info.features)
+    total = sum(builder.info.splits[part].num_examples for part in chosen.values())
+    in_memory = total * image_size**2 * 3 <= config.cache_gib * 2**30
+    splits: dict[str, Split] = {}
+    for name, part in chosen.items():
+        split = _record_split(builder, part, image_key, label_key, image_size, config.centre_crop)
+        if in_memory:
+            load = functools.partial(_decoded, split, f"{part} of {builder.info.full_name}", image_size)
+            splits[name] = MemorySplit(split.size, split.description, load)
+        else:
+            splits[name] = split
+    return Source(
+        name=config.source,
+        title=f"TFDS {builder.info.full_name}",
+        image_size=image_size,
+        label_names=tuple(builder.info.features[label_key].names) if label_key else (),
+        splits=splits,
+    )
+
+
+def choose_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[str, str]:
+    """Returns which TFDS splits serve for training, validation and test.
+
+    A data set's own splits are kept. Where it has no test split, its validation split is the test set, as in the
+    paper; what then is missing comes from the end of the training split.
+
+    Args:
+        source: the data set's name, for messages.
+        sizes: number of images in each split that the data set has.
+        held_out: number of images to hold out of training for each split that is missing.
+
+    Returns:
+        TFDS' notation for "train", "validation" and "test", for example "train[:-1000]".
+
+    Raises:
+        DataError: where there is no training split or it is too small.
+    """
+    if "train" not in sizes:
+        raise DataError(f"the data set {source} has no split train (it has {', '.join(sizes) or 'none'}); use another")
+    if "test" in sizes and "validation" in sizes:
+        return {name: name for name in ("train", "validation", "test")}
+    if "test" in sizes or "validation" in sizes:
+        test = "test" if "test" in sizes else "validation"
+        needed, parts = held_out, {"validation": f"train[-{held_out}:]", "test": test}
+    else:
+        needed = 2 * held_out
+        parts = {"validation": f"train[-{needed}:-{held_out}]", "test": f"train[-{held_out}:]"}
+    if needed >= sizes["train"]:
+        raise DataError(
+            f"data.validation_examples is {held_out}, but {source} has {sizes['train']} training images, of which "
+            f"{needed} would be held out; use a smaller number"
+        )
+    return {"train": f"train[:-{needed}]", **parts}
+
+
+def _builder(config: DataConfig) -> Any:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise DataError(
+            f"data.source={config.source} needs TensorFlow Datasets; pip install tensorflow-datasets"
+        ) from None
+    name = config.source.removeprefix("tfds:")
+    try:
+        return tfds.builder(name, data_dir=config.data_dir)
+    except tfds.core.DatasetNotFoundError:
+        raise DataError(
+            f"TensorFlow Datasets knows no data set {name!r}{nearest(name, tfds.list_builders())}"
+        ) from None
+    # A wrong config or version, in whichever error TFDS chooses; its message names the right ones.
+    except Exception as error:
+        raise DataError(f"cannot open the data set {name!r}{_nearest_config(name)}: {one_line(error)}") from error
+
+
+def _nearest_config(name: str) -> str:
+    import tensorflow_datasets as tfds
+
+    base = name.partition("/")[0]
+    if base not in tfds.list_builders():
+        return ""
+    return nearest(name, [f"{base}/{config}" for config in tfds.builder_cls(base).builder_configs])
+
+
+def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
+    # Asked for here, since reading a data set that is not prepared would start a download.
+    if builder.is_prepared():
+        return
+    if not download:
+        data_dir = f" --data-dir {config.data_dir}" if config.data_dir else ""
+        raise DataError(
+            f"the data set {config.source} is not prepared in {builder.data_path}; name the right folder by "
+            f"--data-dir, or prepare it there with: python train.py ...{data_dir} --download"
+        )
+    try:
+        builder.download_and_prepare()
+    # Network, disk, checksums, data that must be fetched by hand: TFDS says best what to do.
+    except Exception as error:
+        raise DataError(f"cannot prepare the data set {config.source}: {one_line(error)}") from error
+
+
+def _keys(source: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Returns the names of the image feature and of the label feature, None where there is none."""
+    import tensorflow_datasets as tfds
+
+    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    if "image" in images:
+        images = ["image"]
+    if len(images) != 1:
+        raise DataError(f"the data set {source} has the features {', '.join(features)}; exactly one must be an image")
+    shape, dtype = features[images[0]].shape, np.dtype(features[images[0]].np_dtype)
+    if shape[-1] not in (1, 3) or dtype != np.uint8:
+        raise DataError(
+            f"the data set {source} has images of shape {tuple(shape)} and type {dtype.name}; "
+            "they must be uint8 with 1 or 3 channels"
+        )
+    labelled = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
+    return images[0], "label" if labelled else None
+
+
+def _record_split(
+    builder: Any, part: str, image_key: str, label_key: str | None, image_size: int, centre_crop: int
+) -> RecordSplit:
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    records = builder.as_dataset(
+        split=part,
+        shuffle_files=False,
+        decoders={key: tfds.decode.SkipDecoding() for key in pictures},
+        # One file after the other, so that the order is the split's own and slices keep it.
+        read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+    )
+    # Other features may have any shape, and a shuffle's window needs records that are all alike.
+    keys = [image_key, label_key] if label_key else [image_key]
+    records = records.map(lambda record: {key: record[key] for key in keys})
+    feature = features[image_key]
+
+    def decode(record: Mapping[str, tf.Tensor]) -> Tensors:
+        image = fit(feature.decode_example(record[image_key]), image_size, centre_crop)
+        return image, tf.cast(record[label_key], tf.int32) if label_key else tf.constant(-1, tf.int32)
+
+    size = builder.info.splits[part].num_examples
+    train = builder.info.splits["train"]
+    mean_bytes = max(train.num_bytes // max(train.num_examples, 1), 1)
+    window = min(max(_WINDOW_BYTES // mean_bytes, _LEAST_WINDOW), size)
+    return RecordSplit(size, part, records=records, decode=decode, window=window)
+
+
+def _decoded(split: RecordSplit, title: str, image_size: int) -> Arrays:
+    images = np.empty((split.size, image_size, image_size, 3), np.uint8)
+    labels = np.empty(split.size, np.int32)
+    try:
+        for batch in split.examples().batch(256).prefetch(4).as_numpy_iterator():
+            images[batch["index"]], labels[batch["index"]] = batch["image"], batch["label"]
+    except tf.errors.OpError as error:
+        raise DataError(f"cannot read {title}: {one_line(error)}; prepare the data set again") from error
+    return images, labels

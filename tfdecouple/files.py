@@ -1,0 +1,35 @@
+"""Writing files so that a reader sees the old content or the new, never half of either."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file whole: beside its place first, then renamed in.
+
+    Raises:
+        OSError: where the disk is full or the folder cannot be written; the old file is untouched then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: pathlib.Path, values: Any) -> None:
+    """Writes plain values as indented JSON, whole.
+
+    Raises:
+        OSError: as `write_text`.
+    """
+    write_text(path, json.dumps(values, indent=2) + "\n")

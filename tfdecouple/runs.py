@@ -1,0 +1,80 @@
+"""Opening the model of a run folder."""
+
+from __future__ import annotations
+
+import pathlib
+
+from tfdecouple.checkpoints import CheckpointFolder, DamagedCheckpointError
+from tfdecouple.config import Config
+from tfdecouple.errors import RunError
+from tfdecouple.model import DecoupledModel
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+
+
+def load_config(run: str | pathlib.Path) -> Config:
+    """Returns the config of a run folder.
+
+    Raises:
+        RunError: where the folder is none of ours.
+        ConfigError: where its config does not hold.
+    """
+    folder = pathlib.Path(run)
+    if not folder.is_dir():
+        raise RunError(f"there is no run folder {run}; python train.py makes one")
+    if not (folder / CONFIG).is_file():
+        raise RunError(f"{run} is no run folder: it has no {CONFIG}")
+    return Config.from_json(folder / CONFIG)
+
+
+def load_model(run: str | pathlib.Path) -> DecoupledModel:
+    """Returns the model of a run with its best weights so far (averaged ones, where the run averages).
+
+    Args:
+        run: a run folder, of a training that has ended or still goes on, or of an import.
+
+    Raises:
+        RunError: where the folder is none of ours, or holds no whole checkpoint yet.
+        ConfigError: where its config does not hold.
+    """
+    config = load_config(run)
+    model = DecoupledModel(config.model)
+    load_weights(run, model, averaged=config.training.ema_decay > 0)
+    return model
+
+
+def load_weights(run: str | pathlib.Path, model: DecoupledModel, averaged: bool) -> None:
+    """Reads the best weights of a run into a model of the same config.
+
+    Args:
+        run: a run folder.
+        model: the model to fill.
+        averaged: whether the checkpoints of the run hold averaged weights.
+
+    Raises:
+        RunError: where there is no whole checkpoint, or it does not fit the model.
+    """
+    folder = CheckpointFolder(pathlib.Path(run) / CHECKPOINTS)
+    variables = {name: variable.value for name, variable in model.named_variables().items()}
+    problem = None
+    for kind in ("best", "step"):
+        for step in folder.steps(kind):
+            try:
+                folder.read(kind, step, {"model": variables})
+                if kind == "step" and averaged:
+                    trainable = {n: v.value for n, v in model.named_variables().items() if n in averaged_names(model)}
+                    folder.read(kind, step, {"averages": trainable})
+                return
+            except DamagedCheckpointError as error:
+                problem = error
+    raise problem or RunError(f"{run} holds no checkpoint yet; wait for the first one or train it on")
+
+
+def averaged_names(model: DecoupledModel) -> set[str]:
+    """Returns the names of the weights that averaging covers.
+
+    These are all that training moves: the trainable weights and the moving statistics of batch normalisation. The
+    statistics are averaged with the weights they belong to.
+    """
+    return {name for name, variable in model.named_variables().items() if variable.dtype == "float32"}

@@ -1,0 +1,214 @@
+"""One step of training: gradients on every device, summed, judged, and applied once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfdecouple import randomness
+from tfdecouple.config import Config
+from tfdecouple.layers import net_precision
+from tfdecouple.training.adam import apply_adam
+from tfdecouple.training.schedule import learning_rate
+from tfdecouple.training.state import TrainingState
+
+
+class StepResult(NamedTuple):
+    """What a step reports, scalars.
+
+    Attributes:
+        bits_per_dim: mean over the batch.
+        reconstruction, kl, dequantization: its parts, mean nats per image.
+        gradient_norm: global norm of the gradient, before any clipping.
+        learning_rate: of this update.
+        applied: False where loss or gradient norm were not finite and nothing was changed.
+    """
+
+    bits_per_dim: tf.Tensor
+    reconstruction: tf.Tensor
+    kl: tf.Tensor
+    dequantization: tf.Tensor
+    gradient_norm: tf.Tensor
+    learning_rate: tf.Tensor
+    applied: tf.Tensor
+
+
+class _Sums(NamedTuple):
+    """What the devices compute of a batch, each its share of the batch's mean."""
+
+    gradients: list[Any]
+    moving: list[Any]
+    parts: list[Any]
+
+
+class TrainStep:
+    """The step function of a run.
+
+    The noise of an image depends on seed, step and the image's place in the batch, not on the device that happens to
+    process it: each device draws the noise of the whole batch and takes its slice. So any number of devices takes
+    the same step, while devices differ and a repeated step repeats.
+
+    With micro-batches the batch is processed in parts, one after the other. Batch normalisation sees a part (as in
+    the reference), and its moving statistics move once per update, towards the mean of the parts' statistics.
+
+    Args:
+        config: the run.
+        state: what the step changes; created in the strategy's scope.
+        strategy: the devices.
+    """
+
+    def __init__(self, config: Config, state: TrainingState, strategy: tf.distribute.Strategy):
+        self._config = config
+        self._state = state
+        self._strategy = strategy
+        self._accumulators: _Sums | None = None
+        if config.training.micro_batches > 1:
+            with strategy.scope():
+                self._accumulators = _Sums(
+                    [_accumulator(variable.shape) for variable in state.trainable.values()],
+                    [_accumulator(variable.shape) for variable in state.moving.values()],
+                    [_accumulator(()) for _ in range(3)],
+                )
+        # One trace each: the shapes never change.
+        self._whole = tf.function(self._whole_step)
+        self._accumulate = tf.function(self._accumulate_part)
+        self._finish = tf.function(self._finish_parts)
+
+    def __call__(self, parts: Sequence[Any], step: int) -> StepResult:
+        """Takes one step.
+
+        Args:
+            parts: the (distributed) uint8 images of the micro-batches, `batch_size / micro_batches` in each.
+            step: number of steps taken before.
+        """
+        step = tf.constant(step, tf.int32)
+        if self._accumulators is None:
+            return self._whole(parts[0], step)
+        for number, images in enumerate(parts):
+            self._accumulate(images, step, tf.constant(number))
+        return self._finish()
+
+    def _whole_step(self, images: Any, step: tf.Tensor) -> StepResult:
+        return self._judge_and_apply(self._strategy.run(self._replica, args=(images, step, 0)))
+
+    def _accumulate_part(self, images: Any, step: tf.Tensor, number: tf.Tensor) -> None:
+        def accumulate(images: tf.Tensor) -> None:
+            tf.nest.map_structure(
+                lambda total, value: total.assign_add(value), self._accumulators, self._replica(images, step, number)
+            )
+
+        self._strategy.run(accumulate, args=(images,))
+
+    def _finish_parts(self) -> StepResult:
+        def take() -> _Sums:
+            values = tf.nest.map_structure(lambda total: tf.identity(total), self._accumulators)
+            with tf.control_dependencies(tf.nest.flatten(values)):
+                for total in tf.nest.flatten(self._accumulators):
+                    total.assign(tf.zeros_like(total))
+            return values
+
+        return self._judge_and_apply(self._strategy.run(take))
+
+    def _replica(self, images: tf.Tensor, step: tf.Tensor, number: Any) -> _Sums:
+        """Runs on each device: its share of a (micro-)batch."""
+        training, model = self._config.training, self._state.model
+        size = training.batch_size // training.micro_batches
+        context = tf.distribute.get_replica_context()
+        local = size // context.num_replicas_in_sync
+        start = tf.cast(context.replica_id_in_sync_group, tf.int32) * local
+        images = tf.ensure_shape(images, (local, *model.config.image_shape))
+        seed = randomness.fold(training.seed, "step", step, number)
+        z_noise = randomness.normal([size, model.config.latent_dim], randomness.fold(seed, "z"))[start : start + local]
+        u_noise = randomness.uniform([size, *images.shape[1:]], randomness.fold(seed, "u"))[start : start + local]
+        dtype = "bfloat16" if training.precision == "mixed_bfloat16" else "float32"
+        # A stateless scope catches the new moving statistics of batch normalisation: a step that turns out not to be
+        # finite must leave them alone, too.
+        with keras.StatelessScope() as scope, net_precision(dtype):
+            with tf.GradientTape() as tape:
+                elbo = model.elbo_from_noise(images, z_noise, u_noise, training=True)
+                shares = [tf.reduce_sum(part) / training.batch_size for part in elbo[:3]]
+                loss = tf.add_n(shares)
+            gradients = tape.gradient(loss, list(self._state.trainable.values()), unconnected_gradients="zero")
+        moving = [
+            tf.convert_to_tensor(scope.get_current_value(variable)) / training.micro_batches
+            for variable in self._moving_keras_variables()
+        ]
+        return _Sums(gradients, moving, shares)
+
+    def _moving_keras_variables(self) -> list[keras.Variable]:
+        named = self._state.model.named_variables()
+        return [named[name] for name in self._state.moving]
+
+    def _judge_and_apply(self, sums: _Sums) -> StepResult:
+        """Adds up what the devices found and applies it where all of it is finite."""
+        training, state, strategy = self._config.training, self._state, self._strategy
+        variables = list(state.trainable.values())
+        gradients = strategy.extended.batch_reduce_to(
+            tf.distribute.ReduceOp.SUM, list(zip(sums.gradients, variables, strict=True))
+        )
+        reconstruction, kl, dequantization = (
+            strategy.reduce(tf.distribute.ReduceOp.SUM, part, axis=None) for part in sums.parts
+        )
+        norm = tf.linalg.global_norm([strategy.experimental_local_results(gradient)[0] for gradient in gradients])
+        loss = reconstruction + kl + dequantization
+        applied = tf.math.is_finite(loss) & tf.math.is_finite(norm)
+        rate = learning_rate(training, state.updates)
+        scale = tf.minimum(1.0, training.clip_norm / norm) if training.clip_norm else None
+
+        def apply() -> tf.Tensor:
+            for (name, variable), gradient in zip(state.trainable.items(), gradients, strict=True):
+                strategy.extended.update(
+                    variable,
+                    self._update_weight,
+                    args=(gradient, state.means[name], state.variances[name], state.updates, rate, scale),
+                    group=False,
+                )
+            if state.moving:
+                values = strategy.extended.batch_reduce_to(
+                    tf.distribute.ReduceOp.MEAN, list(zip(sums.moving, state.moving.values(), strict=True))
+                )
+                for variable, value in zip(state.moving.values(), values, strict=True):
+                    strategy.extended.update(variable, lambda target, value: target.assign(value), args=(value,))
+            decay = self._average_decay()
+            for name, average in state.averages.items():
+                source = state.trainable.get(name, state.moving.get(name))
+                strategy.extended.update(average, _move_average, args=(source, decay), group=False)
+            state.updates.assign_add(1)
+            state.skipped.assign(0)
+            return tf.constant(0)
+
+        def skip() -> tf.Tensor:
+            state.skipped.assign_add(1)
+            return tf.constant(0)
+
+        tf.cond(applied, apply, skip)
+        state.step.assign_add(1)
+        bits = state.model.nats_to_bits_per_dim(loss)
+        return StepResult(bits, reconstruction, kl, dequantization, norm, rate, applied)
+
+    def _update_weight(
+        self, variable: Any, gradient: Any, mean: Any, variance: Any, update: Any, rate: Any, scale: Any
+    ) -> None:
+        gradient = gradient if scale is None else gradient * scale
+        apply_adam(self._config.training, variable, gradient, mean, variance, update, rate)
+
+    def _average_decay(self) -> tf.Tensor:
+        """Returns the decay of this update: smaller at first, so that the start is forgotten quickly."""
+        count = tf.cast(self._state.updates, tf.float32)
+        return tf.minimum(self._config.training.ema_decay, (1 + count) / (10 + count))
+
+
+def _move_average(average: Any, source: Any, decay: tf.Tensor) -> None:
+    average.assign_sub((average - source) * (1 - decay))
+
+
+def _accumulator(shape: Any) -> tf.Variable:
+    return tf.Variable(
+        tf.zeros(shape),
+        trainable=False,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.SUM,
+    )

@@ -1,0 +1,63 @@
+"""Which devices train, and how a batch is divided among them."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfdecouple.config import TrainingConfig
+from tfdecouple.errors import ConfigError
+
+
+def make_strategy(devices: int | None = None) -> tf.distribute.MirroredStrategy:
+    """Returns a MirroredStrategy over all visible GPUs, or over the CPU where there is none.
+
+    Args:
+        devices: take this many. Without GPUs, more than one means logical CPU devices, which show how a run behaves
+            on several devices but make nothing faster; they must be asked for before TensorFlow runs its first
+            operation.
+
+    Raises:
+        ConfigError: where there are fewer devices.
+    """
+    if devices is not None and devices < 1:
+        raise ConfigError(f"--devices is {devices}; it must be at least 1")
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    if kind == "CPU" and devices is not None and devices > 1:
+        _split_cpu(devices)
+    present = [device.name.partition("device:")[2] for device in tf.config.list_logical_devices(kind)]
+    if devices is None:
+        devices = len(present) if kind == "GPU" else 1
+    if devices > len(present):
+        raise ConfigError(f"--devices is {devices}; there are {len(present)} ({', '.join(present)})")
+    return tf.distribute.MirroredStrategy(present[:devices])
+
+
+def _split_cpu(devices: int) -> None:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    present = tf.config.get_logical_device_configuration(cpu)
+    if present is None or len(present) < devices:
+        try:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
+        except RuntimeError as error:
+            raise ConfigError(f"--devices is {devices}; TensorFlow has started with fewer logical CPUs") from error
+
+
+def check_batch(config: TrainingConfig, replicas: int) -> None:
+    """Refuses batches that cannot be divided evenly.
+
+    Raises:
+        ConfigError: naming the sizes.
+    """
+    parts = replicas * config.micro_batches
+    if config.batch_size % parts:
+        micro = f" times {config.micro_batches} micro-batches" if config.micro_batches > 1 else ""
+        least = "smaller than" if config.batch_size < parts else "no multiple of"
+        raise ConfigError(
+            f"training.batch_size is {config.batch_size}, {least} the {replicas} devices{micro}; "
+            f"take a multiple of {parts}"
+        )
+    if config.evaluation_batch_size % replicas:
+        raise ConfigError(
+            f"training.evaluation_batch_size is {config.evaluation_batch_size}; it must be a multiple of the "
+            f"{replicas} devices"
+        )
