@@ -3,18 +3,44 @@
 A TensorFlow/Keras implementation of "Decoupling Global and Local Representations via Invertible Generative Flows".
 """
 
-from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig, load_preset, override, preset_names
-from tfdecouple.errors import (
-    ConfigError,
-    DataError,
-    InversionError,
-    NotInitializedError,
-    RunError,
-    UserError,
-    WolfError,
-)
-from tfdecouple.model import Codes, DecoupledModel, Elbo
-from tfdecouple.runs import load_model
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig, load_preset, override, preset_names
+    from tfdecouple.errors import (
+        ConfigError,
+        DataError,
+        InversionError,
+        NotInitializedError,
+        RunError,
+        UserError,
+        WolfError,
+    )
+    from tfdecouple.model import Codes, DecoupledModel, Elbo
+    from tfdecouple.runs import load_model
+
+# Names come from their modules at first use: a program can answer --help, or a mistake, before TensorFlow is imported.
+_HOMES = {
+    "Codes": "model",
+    "Config": "config",
+    "ConfigError": "errors",
+    "DataConfig": "config",
+    "DataError": "errors",
+    "DecoupledModel": "model",
+    "Elbo": "model",
+    "InversionError": "errors",
+    "ModelConfig": "config",
+    "NotInitializedError": "errors",
+    "RunError": "errors",
+    "TrainingConfig": "config",
+    "UserError": "errors",
+    "WolfError": "errors",
+    "load_model": "runs",
+    "load_preset": "config",
+    "override": "config",
+    "preset_names": "config",
+}
 
 __all__ = [
     "Codes",
@@ -36,3 +62,9 @@ __all__ = [
     "override",
     "preset_names",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tfdecouple' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tfdecouple.{_HOMES[name]}"), name)

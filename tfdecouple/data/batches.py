@@ -151,7 +151,7 @@ def load_images(source: Source, split: str, count: int, start: int = 0) -> tuple
     with source.guard():
         loaded = next(examples.as_numpy_iterator(), None)
     found = 0 if loaded is None else len(loaded["label"])
-    if found < count:
+    if loaded is None or found < count:
         raise DataError(
             f"{count} images from number {start} on were asked for, but {source.name} has {found} of them in {split}"
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from tfdecouple.errors import DataError
 
-_OPTIONS = {
+_OPTIONS: dict[str, dict[str, Any]] = {
     # `exact` keeps the colour of transparent pixels; there are none, but nothing less is lossless by name.
     "webp": {"format": "WEBP", "lossless": True, "quality": 100, "method": 6, "exact": True},
     "png": {"format": "PNG", "optimize": True},

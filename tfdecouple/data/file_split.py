@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +11,9 @@ from tfdecouple.data.image_file import read_image
 from tfdecouple.data.source import BadImages
 from tfdecouple.data.split import Split, Tensors
 from tfdecouple.errors import DataError
+
+# An image, its label and whether the file was readable.
+Read = tuple[np.ndarray, np.int32, np.bool_]
 
 
 class FileSplit(Split):
@@ -59,15 +62,15 @@ class FileSplit(Split):
             return {"image": image, "label": label, "index": index}, readable
 
         read = self.records().skip(start).map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return read.filter(lambda example, readable: readable).map(lambda example, readable: example)
+        return read.filter(lambda _, readable: readable).map(lambda example, _: example)
 
-    def _called(self, function, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _called(self, function: Callable[[int], Read], index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         image, label, readable = tf.numpy_function(function, [index], [tf.uint8, tf.int32, tf.bool])
         return tf.ensure_shape(image, [self._image_size, self._image_size, 3]), tf.ensure_shape(label, []), readable
 
     def _read(self, index: int) -> np.ndarray | None:
         path = self._paths[index]
-        if path in self._bad_images:
+        if self._bad_images.is_skipped(path):
             return None
         try:
             return read_image(path, self._image_size, self._centre_crop)
@@ -75,13 +78,14 @@ class FileSplit(Split):
             self._bad_images.meet(path, error)
             return None
 
-    def _read_or_zeros(self, index: int) -> tuple[np.ndarray, np.int32, bool]:
+    def _read_or_zeros(self, index: int) -> Read:
         image = self._read(index)
-        readable = image is not None
-        zeros = np.zeros((self._image_size, self._image_size, 3), np.uint8)
-        return (image if readable else zeros), self._labels[index], np.bool_(readable)
+        if image is None:
+            zeros = np.zeros((self._image_size, self._image_size, 3), np.uint8)
+            return zeros, self._labels[index], np.bool_(False)
+        return image, self._labels[index], np.bool_(True)
 
-    def _read_or_next(self, index: int) -> tuple[np.ndarray, np.int32, bool]:
+    def _read_or_next(self, index: int) -> Read:
         for other in (*range(index, self.size), *range(index)):
             image = self._read(other)
             if image is not None:

@@ -166,7 +166,8 @@ def _crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_size
         left, top, _, _ = region(pictures[label].size, split)
         boxes = crop_boxes(pictures[label].size, split, image_size, draws[numbers]) - (left, top, left, top)
         for number, box in zip(numbers, boxes.tolist(), strict=True):
-            images[number] = bands[label].resize((image_size, image_size), Image.Resampling.LANCZOS, box=box)
+            crop = bands[label].resize((image_size, image_size), Image.Resampling.LANCZOS, box=box)
+            images[number] = np.asarray(crop)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(fill, range(len(pictures))))

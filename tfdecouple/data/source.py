@@ -19,24 +19,29 @@ class BadImages:
     """Keeps account of images that cannot be read, under the rule `data.on_bad_image`."""
 
     def __init__(self, rule: str) -> None:
-        self.failure: DataError | None = None
+        self._failures: dict[str, DataError] = {}
         self._skips = rule == "skip"
         self._skipped: set[str] = set()
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         """Number of different images that were skipped."""
         return len(self._skipped)
 
-    def __contains__(self, path: str) -> bool:
+    def is_skipped(self, path: str) -> bool:
         """Whether the image was skipped before."""
         return path in self._skipped
 
     def fail(self, message: str) -> DataError:
-        """Returns the error that says `message`, and remembers it for `Source.guard`."""
+        """Returns the error that says `message`, and remembers it for `failure_in`."""
         with self._lock:
-            self.failure = self.failure or DataError(message)
-            return self.failure
+            return self._failures.setdefault(message, DataError(message))
+
+    def failure_in(self, text: str) -> DataError | None:
+        """Returns the remembered error that `text` quotes; None where it quotes none."""
+        with self._lock:
+            return next((error for message, error in self._failures.items() if message in text), None)
 
     def meet(self, path: str, error: DataError) -> None:
         """Counts an unreadable image where the rule is to skip it; else remembers `error` and raises it.
@@ -46,8 +51,7 @@ class BadImages:
         """
         with self._lock:
             if not self._skips:
-                self.failure = self.failure or error
-                raise error
+                raise self._failures.setdefault(str(error), error)
             if path not in self._skipped:
                 self._skipped.add(path)
                 _LOGGER.warning("skipped: %s", error)
@@ -94,7 +98,7 @@ class Source:
     @property
     def skipped(self) -> int:
         """How many unreadable images were skipped so far (`data.on_bad_image=skip`)."""
-        return len(self._bad_images)
+        return self._bad_images.count
 
     def split(self, name: str) -> Split:
         """Returns a split by its name, ready to be read.
@@ -134,7 +138,9 @@ class Source:
         """
         try:
             yield
-        except tf.errors.OpError:
-            if self._bad_images.failure is None:
+        except tf.errors.OpError as error:
+            # Files are read ahead, so what is known to be bad need not be what this error is about.
+            failure = self._bad_images.failure_in(error.message)
+            if failure is None:
                 raise
-            raise self._bad_images.failure from None
+            raise failure from None

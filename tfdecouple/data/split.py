@@ -31,13 +31,12 @@ class Split(abc.ABC):
         self.size = size
         self.description = description
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - most splits need nothing
         """Does once what `decode` relies on; here nothing.
 
         Datasets trace `decode`, and arrays that were made while tracing would become constants of the graph, errors
         many lines of TensorFlow's.
         """
-        return
 
     def records(self) -> tf.data.Dataset:
         """Returns the records in the split's own order; here the indices, int64 []."""
@@ -77,6 +76,8 @@ class MemorySplit(Split):
         """
         super().__init__(size, description)
         self._load: Callable[[], Arrays] | None = load
+        self._images: tf.Tensor | None = None
+        self._labels: tf.Tensor | None = None
 
     def prepare(self) -> None:
         """See `Split.prepare`: loads the images."""

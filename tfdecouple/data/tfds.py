@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -108,7 +109,7 @@ def _builder(config: DataConfig) -> Any:
         ) from None
     name = config.source.removeprefix("tfds:")
     try:
-        return tfds.builder(name, data_dir=config.data_dir)
+        return tfds.builder(name, data_dir=os.path.expanduser(config.data_dir) if config.data_dir else None)
     except tfds.core.DatasetNotFoundError:
         raise DataError(
             f"TensorFlow Datasets knows no data set {name!r}{nearest(name, tfds.list_builders())}"

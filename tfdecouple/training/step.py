@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.config import Config
 from tfdecouple.layers import net_precision
-from tfdecouple.training.adam import apply_adam
+from tfdecouple.training.adam import Adam
 from tfdecouple.training.schedule import learning_rate
 from tfdecouple.training.state import TrainingState
 
@@ -72,10 +72,11 @@ class TrainStep:
                     [_accumulator(variable.shape) for variable in state.moving.values()],
                     [_accumulator(()) for _ in range(3)],
                 )
-        # One trace each: the shapes never change.
-        self._whole = tf.function(self._whole_step)
-        self._accumulate = tf.function(self._accumulate_part)
-        self._finish = tf.function(self._finish_parts)
+        # One trace each: the shapes never change. There is no Python control flow on tensors for AutoGraph to turn
+        # into graphs, and looking for it in loops over a thousand variables takes seconds.
+        self._whole = tf.function(self._whole_step, autograph=False)
+        self._accumulate = tf.function(self._accumulate_part, autograph=False)
+        self._finish = tf.function(self._finish_parts, autograph=False)
 
     def __call__(self, parts: Sequence[Any], step: int) -> StepResult:
         """Takes one step.
@@ -159,23 +160,7 @@ class TrainStep:
         scale = tf.minimum(1.0, training.clip_norm / norm) if training.clip_norm else None
 
         def apply() -> tf.Tensor:
-            for (name, variable), gradient in zip(state.trainable.items(), gradients, strict=True):
-                strategy.extended.update(
-                    variable,
-                    self._update_weight,
-                    args=(gradient, state.means[name], state.variances[name], state.updates, rate, scale),
-                    group=False,
-                )
-            if state.moving:
-                values = strategy.extended.batch_reduce_to(
-                    tf.distribute.ReduceOp.MEAN, list(zip(sums.moving, state.moving.values(), strict=True))
-                )
-                for variable, value in zip(state.moving.values(), values, strict=True):
-                    strategy.extended.update(variable, lambda target, value: target.assign(value), args=(value,))
-            decay = self._average_decay()
-            for name, average in state.averages.items():
-                source = state.trainable.get(name, state.moving.get(name))
-                strategy.extended.update(average, _move_average, args=(source, decay), group=False)
+            self._apply(gradients, sums.moving, rate, scale)
             state.updates.assign_add(1)
             state.skipped.assign(0)
             return tf.constant(0)
@@ -189,20 +174,44 @@ class TrainStep:
         bits = state.model.nats_to_bits_per_dim(loss)
         return StepResult(bits, reconstruction, kl, dequantization, norm, rate, applied)
 
-    def _update_weight(
-        self, variable: Any, gradient: Any, mean: Any, variance: Any, update: Any, rate: Any, scale: Any
-    ) -> None:
-        gradient = gradient if scale is None else gradient * scale
-        apply_adam(self._config.training, variable, gradient, mean, variance, update, rate)
+    def _apply(self, gradients: list[Any], moving: list[Any], rate: tf.Tensor, scale: tf.Tensor | None) -> None:
+        """Updates weights, moments, moving statistics and averages, on each device its own copies.
 
-    def _average_decay(self) -> tf.Tensor:
+        Written over the devices' copies by hand: `strategy.extended.update` costs milliseconds a variable to trace,
+        and a deep flow has a thousand.
+        """
+        state, copies = self._state, self._strategy.experimental_local_results
+        moving = self._strategy.extended.batch_reduce_to(
+            tf.distribute.ReduceOp.MEAN, list(zip(moving, state.moving.values(), strict=True))
+        )
+        for replica, (updates, device) in enumerate(
+            zip(copies(state.updates), self._strategy.extended.worker_devices, strict=True)
+        ):
+            with tf.device(device):
+                adam = Adam(self._config.training, tf.identity(updates), tf.identity(rate))
+                decay = self._average_decay(updates)
+                for (name, variable), gradient in zip(state.trainable.items(), gradients, strict=True):
+                    gradient = copies(gradient)[replica]
+                    adam.apply(
+                        copies(variable)[replica],
+                        gradient if scale is None else gradient * scale,
+                        copies(state.means[name])[replica],
+                        copies(state.variances[name])[replica],
+                    )
+                for variable, value in zip(state.moving.values(), moving, strict=True):
+                    copies(variable)[replica].assign(copies(value)[replica], read_value=False)
+                for name, average in state.averages.items():
+                    source = state.trainable.get(name, state.moving.get(name))
+                    _move_average(copies(average)[replica], copies(source)[replica], decay)
+
+    def _average_decay(self, updates: tf.Tensor) -> tf.Tensor:
         """Returns the decay of this update: smaller at first, so that the start is forgotten quickly."""
-        count = tf.cast(self._state.updates, tf.float32)
+        count = tf.cast(updates, tf.float32)
         return tf.minimum(self._config.training.ema_decay, (1 + count) / (10 + count))
 
 
-def _move_average(average: Any, source: Any, decay: tf.Tensor) -> None:
-    average.assign_sub((average - source) * (1 - decay))
+def _move_average(average: tf.Variable, source: tf.Variable, decay: tf.Tensor) -> None:
+    average.assign_sub((average - source) * (1 - decay), read_value=False)
 
 
 def _accumulator(shape: Any) -> tf.Variable:

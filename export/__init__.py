@@ -1,0 +1,1 @@
+"""Exporting a run: SavedModel and ONNX."""

@@ -1,0 +1,180 @@
+"""The command lines: `python train.py` and `python -m tfdecouple`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from tfdecouple.config import Config, load_preset, override, preset_names
+from tfdecouple.process import quiet_tensorflow, run_program, tune_tensorflow
+
+EXIT_INTERRUPTED = 75
+EXIT_DIVERGED = 3
+
+_TRAIN_HELP = """\
+Trains the model of "Decoupling Global and Local Representations via Invertible
+Generative Flows": an encoder that compresses an image to a small global code z,
+and an invertible flow, conditioned on z, that keeps all the rest in a local code v.
+
+  python train.py
+      the quickstart: photographs that come with the installation, minutes on a CPU
+  python train.py --preset cifar10 --data-dir ~/tensorflow_datasets
+      the paper's CIFAR-10 run, on all GPUs of this machine
+  python train.py --data folder:/my/images --set model.latent_dim=32 --workdir runs/mine
+      your own images (sub-folders are labels), with one option changed
+  python train.py --preset cifar10 --steps 1000 --set training.batch_size=64
+      a long run made short
+
+The same command again goes on where the run stopped. Ctrl-C and SIGTERM save first.
+"""
+
+_TRAIN_EPILOG = f"""\
+the run folder:
+  config.json    all options: the run can be repeated from it
+  metrics.jsonl  a row of figures every few steps; TensorBoard reads tensorboard/
+  images/        samples, reconstructions, switches and interpolations at each evaluation
+  checkpoints/   the last few, and the best by validation bits/dim
+  summary.json   how it ended
+
+exit status:
+  0 done   2 a mistake in the command or the data, said in one line
+  {EXIT_DIVERGED} diverged   {EXIT_INTERRUPTED} stopped by a signal, saved: run the same command again
+"""
+
+
+def train_main(arguments: Sequence[str] | None = None) -> int:
+    """`python train.py`."""
+    return run_program(lambda: _train(arguments))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m tfdecouple`."""
+    return run_program(lambda: _command(arguments))
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python train.py",
+        description=_TRAIN_HELP,
+        epilog=_TRAIN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_argument_group("what to train")
+    choice = what.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--preset",
+        metavar="NAME",
+        default="quickstart",
+        help="where the options come from: quickstart (default), cifar10 and others; "
+        "`python -m tfdecouple presets` describes them all",
+    )
+    choice.add_argument("--config", metavar="FILE", help="take the options from a JSON file, as in a run folder")
+    what.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="change an option, as often as needed: --set model.alpha=0.5 --set 'model.steps=[1,[2,2],2]'",
+    )
+    what.add_argument("--steps", metavar="N", type=int, help="number of updates (training.steps)")
+    what.add_argument("--seed", metavar="N", type=int, help="of everything drawn at random (training.seed)")
+    what.add_argument(
+        "--init-from", metavar="RUN", help="start from the weights of another run or import (training.init_from)"
+    )
+    images = parser.add_argument_group("images")
+    images.add_argument(
+        "--data",
+        metavar="SOURCE",
+        help="photographs, the name of a TFDS data set such as cifar10, tfds:NAME, or folder:PATH (data.source)",
+    )
+    images.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets (data.data_dir)")
+    images.add_argument("--download", action="store_true", help="download and prepare the TFDS data set if missing")
+    where = parser.add_argument_group("where")
+    where.add_argument("--workdir", metavar="DIR", help="the run folder; default runs/PRESET")
+    where.add_argument(
+        "--devices",
+        metavar="N",
+        type=int,
+        help="use N GPUs instead of all; without GPUs, try N logical CPU devices",
+    )
+    return parser
+
+
+def _train(arguments: Sequence[str] | None) -> int:
+    options = _train_parser().parse_args(arguments)
+    config = Config.from_json(options.config) if options.config else load_preset(options.preset)
+    given = {
+        "training.steps": options.steps,
+        "training.seed": options.seed,
+        "training.init_from": options.init_from,
+        "data.source": options.data,
+        "data.data_dir": options.data_dir,
+    }
+    assignments = [f"{name}={value}" for name, value in given.items() if value is not None]
+    config = override(config, [*options.set, *assignments])
+    workdir = pathlib.Path(options.workdir or f"runs/{config.name}")
+
+    quiet_tensorflow()
+    from tfdecouple.training import DivergedError, InterruptedRunError, train
+
+    tune_tensorflow()
+    try:
+        train(config, workdir, devices=options.devices, download=options.download)
+    except (InterruptedRunError, DivergedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INTERRUPTED if isinstance(error, InterruptedRunError) else EXIT_DIVERGED
+    print(
+        f"\nPictures:  {workdir / 'images'}\n"
+        f"Curves:    tensorboard --logdir {workdir / 'tensorboard'}   (pip install tensorboard)\n"
+        f"In Python: import tfdecouple; model = tfdecouple.load_model({str(workdir)!r}); model.sample(16)"
+    )
+    return 0
+
+
+def _command(arguments: Sequence[str] | None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tfdecouple", description="Works with models and runs.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    presets = commands.add_parser("presets", help="list the presets", description="Lists the presets.")
+    presets.add_argument("name", nargs="?", help="say all about one preset")
+    wolf = commands.add_parser(
+        "import-wolf",
+        help="turn a checkpoint of the paper's PyTorch code into a run folder",
+        description="Turns a checkpoint of the paper's PyTorch code (wolf) into a run folder.",
+    )
+    wolf.add_argument("--config", required=True, metavar="FILE", help="the JSON config of the PyTorch code")
+    wolf.add_argument("--weights", required=True, metavar="FILE", help="its state dict, .npz or .pt (needs torch)")
+    wolf.add_argument("--image-size", required=True, type=int, metavar="N", help="side of the images in pixels")
+    wolf.add_argument("--n-bits", type=int, default=8, metavar="N", help="bits per colour channel (default 8)")
+    wolf.add_argument("--workdir", required=True, metavar="DIR", help="the run folder to make")
+    options = parser.parse_args(arguments)
+    return {"presets": _presets, "import-wolf": _import_wolf}[options.command](options)
+
+
+def _presets(options: argparse.Namespace) -> int:
+    from tfdecouple.parameters import count_parameters
+
+    names = [options.name] if options.name else preset_names()
+    for name in names:
+        config = load_preset(name)
+        print(f"{name:26} {count_parameters(config.model)['total']:>12,} parameters  {config.description}")
+        if options.name:
+            print(f"\n{config.notes}\n\n{config.to_json()}", end="")
+    return 0
+
+
+def _import_wolf(options: argparse.Namespace) -> int:
+    quiet_tensorflow()
+    from tfdecouple.wolf import import_wolf
+
+    model = import_wolf(
+        options.config,
+        options.weights,
+        image_size=options.image_size,
+        n_bits=options.n_bits,
+        workdir=options.workdir,
+    )
+    print(f"{options.workdir}: {model.parameter_count()['total']:,} parameters imported; open it with")
+    print(f"  import tfdecouple; model = tfdecouple.load_model({options.workdir!r})")
+    return 0

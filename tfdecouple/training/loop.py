@@ -1,0 +1,399 @@
+"""A run from its first step to its last: when what happens."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdecouple.checkpoints import CheckpointFolder, DamagedCheckpointError
+from tfdecouple.config import Config, difference
+from tfdecouple.data import Source, evaluation_batches, load_images, open_source, training_batches
+from tfdecouple.data.codecs import lossless_bits_per_dim
+from tfdecouple.errors import ConfigError, RunError, UserError
+from tfdecouple.evaluation import Evaluator, save_pictures
+from tfdecouple.files import write_json, write_text
+from tfdecouple.runs import CHECKPOINTS, CONFIG, load_config, load_weights
+from tfdecouple.training.metrics import MetricsLog
+from tfdecouple.training.progress import Progress
+from tfdecouple.training.signals import StopRequest
+from tfdecouple.training.state import WINDOW, TrainingState
+from tfdecouple.training.step import StepResult, TrainStep
+from tfdecouple.training.strategy import check_batch, make_strategy
+
+SUMMARY = "summary.json"
+
+# How many held-out images the pictures show, and at most go into the comparison with lossless codecs.
+_PICTURED = 40
+_CODED = 1000
+
+
+class InterruptedRunError(RunError):
+    """The run was asked to stop and has saved its state."""
+
+
+class DivergedError(RunError):
+    """Too many steps in a row were not finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        workdir: the run folder.
+        summary: what `summary.json` holds.
+    """
+
+    workdir: pathlib.Path
+    summary: dict[str, Any]
+
+
+def train(
+    config: Config, workdir: str | pathlib.Path, *, devices: int | None = None, download: bool = False
+) -> Outcome:
+    """Trains a run to its last step, from the beginning or from where it stopped.
+
+    The global seed of Keras is set, since initial weights are drawn from it.
+
+    Args:
+        config: the whole run.
+        workdir: the run folder; made if absent.
+        devices: number of devices; None for all GPUs, or one CPU.
+        download: prepare the data set with TFDS where it is missing.
+
+    Returns:
+        The outcome, with the test bits/dim of the best weights.
+
+    Raises:
+        ConfigError: where options do not fit each other or the devices.
+        DataError: where images are missing or unreadable.
+        InterruptedRunError: after SIGTERM or Ctrl-C; the state is saved.
+        DivergedError: where training.max_skipped_steps steps in a row were not finite.
+        RunError: where the folder holds another run, is in use, or cannot be written.
+    """
+    folder = pathlib.Path(workdir)
+    resumed = _check_folder(folder, config)
+    strategy = make_strategy(devices)
+    check_batch(config.training, strategy.num_replicas_in_sync)
+    source = open_source(config.data, config.model.image_size, download)
+    try:
+        with _locked(folder), source.guard():
+            write_text(folder / CONFIG, config.to_json())
+            return _Run(config, folder, strategy, source).run(resumed)
+    except (OSError, tf.errors.ResourceExhaustedError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise RunError(
+            f"cannot write to the run folder {folder}: {reason}; "
+            "what was saved before is still there, the same command goes on from it"
+        ) from error
+
+
+def _check_folder(folder: pathlib.Path, config: Config) -> bool:
+    """Returns whether the folder holds this very run already.
+
+    Raises:
+        RunError: where it holds something else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    if not (folder / CONFIG).is_file():
+        if folder.is_dir() and {entry.name for entry in folder.iterdir()} <= {".lock"}:
+            return False
+        raise RunError(f"{folder} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
+    changed = difference(load_config(folder), config)
+    changed.pop("training.steps", None)
+    if changed:
+        listed = "; ".join(f"{name} was {ours!r} and is now {theirs!r}" for name, (ours, theirs) in changed.items())
+        raise RunError(
+            f"{folder} holds a run with another config: {listed}. "
+            "Choose another --workdir, or give the options it was started with (only training.steps may change)"
+        )
+    return True
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps a second program from training in the same folder at the same time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"another program is training in {folder}; wait for it or choose another --workdir") from error
+        yield
+
+
+class _Run:
+    """The loop, and what it needs at hand."""
+
+    def __init__(self, config: Config, folder: pathlib.Path, strategy: tf.distribute.Strategy, source: Source):
+        self.config = config
+        self.training = config.training
+        self.folder = folder
+        self.strategy = strategy
+        self.source = source
+        keras.utils.set_random_seed(config.training.seed)
+        with strategy.scope():
+            self.state = TrainingState(config)
+        self.checkpoints = CheckpointFolder(folder / CHECKPOINTS, config.training.keep_checkpoints)
+        self.step_function = TrainStep(config, self.state, strategy)
+        self.evaluator = Evaluator(self.state.model, strategy)
+        self.step = 0
+        self.window = np.zeros(len(WINDOW) + 1)
+        self.skipped_in_all = 0
+        self.exact = ""
+
+    def run(self, resumed: bool) -> Outcome:
+        self.checkpoints.clean()
+        messages = self._restore() if resumed else []
+        begins_anew = self.step == 0 and not self.checkpoints.steps()
+        if self.step >= self.training.steps and (self.folder / SUMMARY).is_file():
+            summary = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
+            if summary.get("steps") == self.step:
+                print(f"{self.folder} is complete at step {self.step}; a larger --steps lets it go on")
+                return Outcome(self.folder, summary)
+        self.log = MetricsLog(self.folder, self.step)
+        self.progress = Progress(self.training.steps, self.step)
+        try:
+            self._introduce(messages)
+            if begins_anew:
+                self._begin()
+            with StopRequest() as stop:
+                self._loop(stop)
+            return self._finish()
+        finally:
+            self.progress.close()
+            self.log.close()
+
+    # --- beginning ---
+
+    def _restore(self) -> list[str]:
+        """Restores the newest whole checkpoint; returns lines to say about it."""
+        messages: list[str] = []
+        for step in self.checkpoints.steps():
+            try:
+                self.checkpoints.read("step", step, self.state.groups())
+            except DamagedCheckpointError as error:
+                messages.append(f"passed over: {error}")
+                continue
+            self.step = int(self.state.step.numpy())
+            self.window = self.state.window.numpy()
+            messages.append(f"goes on from step {self.step}")
+            for newer in (s for s in self.checkpoints.steps() if s > step):
+                self.checkpoints.remove("step", newer)
+            return messages
+        if messages:
+            raise RunError(
+                f"no checkpoint in {self.checkpoints.path} can be read: {messages[-1]}; "
+                "move the folder away to start again"
+            )
+        return messages
+
+    def _introduce(self, messages: list[str]) -> None:
+        sizes = self.source.sizes
+        devices = self.strategy.num_replicas_in_sync
+        parameters = self.state.model.parameter_count()["total"]
+        self.progress.say(
+            f"{self.config.name}: {parameters:,} parameters; {self.source.title}, "
+            f"{sizes['train']:,} training, {sizes['validation']:,} validation ({self.source.descriptions['validation']}) "
+            f"and {sizes['test']:,} test images; {devices} device{'s' if devices > 1 else ''}; run folder {self.folder}"
+        )
+        for message in messages:
+            self.progress.say(message)
+
+    def _begin(self) -> None:
+        """Starts the weights, from data or from another run."""
+        if self.training.init_from:
+            _warm_start(self.training.init_from, self.config, self.state)
+        else:
+            batch = min(self.training.init_images, self.source.sizes["train"])
+            first = training_batches(self.source, self.config.data, batch_size=batch, seed=self.training.seed)
+            self.state.model.initialize(next(iter(first))["image"], seed=self.training.seed)
+        self.state.start_averages()
+        self._save()
+
+    # --- stepping ---
+
+    def _loop(self, stop: StopRequest) -> None:
+        training = self.training
+        batches = self._batches()
+        since, last = time.monotonic(), self.step
+        while self.step < training.steps and not stop.reason:
+            parts = [next(batches) for _ in range(training.micro_batches)]
+            result = self.step_function(parts, self.step)
+            self.step += 1
+            self._account(result)
+            if self.step % training.log_every == 0 or self.step == training.steps:
+                now = time.monotonic()
+                self._log(result, (self.step - last) * training.batch_size / (now - since))
+                since, last = now, self.step
+            evaluate = self.step % training.evaluate_every == 0 or self.step == training.steps
+            if evaluate:
+                self._evaluate()
+            if evaluate or self.step % training.checkpoint_every == 0:
+                self._save()
+                since, last = time.monotonic(), self.step
+        if stop.reason and self.step < training.steps:
+            self._save()
+            raise InterruptedRunError(
+                f"stopped by {stop.reason} at step {self.step} of {training.steps}, saved; the same command goes on from here"
+            )
+
+    def _batches(self) -> Iterator[Any]:
+        """Yields the images of each micro-batch, from the run's place in the data on."""
+        parts = self.training.micro_batches
+        batches = training_batches(
+            self.source,
+            self.config.data,
+            batch_size=self.training.batch_size // parts,
+            seed=self.training.seed,
+            start_step=self.step * parts,
+        )
+        images = batches.map(lambda batch: batch["image"])
+        return iter(self.strategy.experimental_distribute_dataset(images))
+
+    def _account(self, result: StepResult) -> None:
+        """Adds a step to the log's window, or looks into why it was not applied."""
+        values = [float(value) for value in result[: len(WINDOW)]]
+        if bool(result.applied):
+            self.window += [*values, 1.0]
+            return
+        self.skipped_in_all += 1
+        bad = [name.replace("_", " ") for name, value in zip(WINDOW, values, strict=True) if not math.isfinite(value)]
+        self.progress.say(f"step {self.step} was not applied: {', '.join(bad)} not finite")
+        in_a_row = int(self.state.skipped.numpy())
+        if in_a_row >= self.training.max_skipped_steps:
+            self._save()
+            raise DivergedError(
+                f"training diverged: {in_a_row} steps in a row were not finite (at step {self.step}: {', '.join(bad)}); "
+                f"the weights before them are saved in {self.checkpoints.path}. See docs/divergence.md"
+            )
+
+    def _log(self, result: StepResult, images_per_second: float) -> None:
+        *sums, count = self.window
+        means = dict(zip(WINDOW, (value / count if count else math.nan for value in sums), strict=True))
+        self.log.write(
+            "train",
+            self.step,
+            {
+                **means,
+                "learning_rate": float(result.learning_rate),
+                "images_per_second": images_per_second,
+                "skipped_steps": self.skipped_in_all,
+            },
+        )
+        self.progress.update(self.step, means["bits_per_dim"], images_per_second)
+        self.window[:] = 0
+
+    # --- saving and evaluating ---
+
+    def _save(self) -> None:
+        self.state.window.assign(self.window)
+        self.log.flush()
+        self.checkpoints.write("step", self.step, self.state.groups())
+
+    def _evaluate(self) -> None:
+        """Measures the (averaged) weights on the validation split, draws pictures, keeps the best weights."""
+        training = self.training
+        batches = evaluation_batches(
+            self.source,
+            "validation",
+            batch_size=training.evaluation_batch_size,
+            limit=training.evaluation_images,
+        )
+        images, _ = load_images(self.source, "validation", min(_PICTURED, self.source.sizes["validation"]))
+        with self.state.averaged() as model:
+            measured = self.evaluator(batches, seed=training.seed)
+            signs = model.diagnose(images)
+            best = measured.bits_per_dim < float(self.state.best_bits_per_dim.numpy())
+            if best:
+                self.state.best_bits_per_dim.assign(measured.bits_per_dim)
+                self.state.best_step.assign(self.step)
+                self.checkpoints.write("best", self.step, self.state.model_group())
+            pictures = self._pictures(images)
+        self.log.write("validation", self.step, {**measured.to_dict(), **signs})
+        for name, path in pictures.items():
+            self.log.write_picture(name, self.step, path)
+        self.progress.say(
+            f"step {self.step}: validation {measured.bits_per_dim:.4f} bits/dim on {measured.images} images"
+            f"{' (best so far)' if best else ''}; {self.exact}; smallest coupling scale {signs['smallest_scale']:.3g}, "
+            f"worst 1x1 condition number {signs['worst_condition']:.3g}"
+        )
+
+    def _pictures(self, images: np.ndarray) -> dict[str, pathlib.Path]:
+        prefix = f"step-{self.step:09d}-"
+        try:
+            exact = save_pictures(self.state.model, images, self.folder / "images", prefix, seed=self.training.seed)
+        except UserError as error:
+            # Pictures are no reason to stop a run: a model with alpha = 1 may lose an image now and then.
+            self.exact = f"no pictures ({error})"
+            return {}
+        self.exact = f"reconstruction: {exact} of {len(images)} images identical to the last pixel"
+        return {path.stem[len(prefix) :]: path for path in sorted((self.folder / "images").glob(f"{prefix}*.png"))}
+
+    # --- ending ---
+
+    def _finish(self) -> Outcome:
+        """Measures the best weights on the test split, once, beside lossless codecs on the same images."""
+        model = self.state.model
+        load_weights(self.folder, model, averaged=False)
+        training = self.training
+        test = self.evaluator(
+            evaluation_batches(self.source, "test", batch_size=training.evaluation_batch_size),
+            samples=training.evaluation_samples,
+            seed=training.seed,
+        )
+        images, _ = load_images(self.source, "test", min(_CODED, self.source.sizes["test"]))
+        codecs = {codec: lossless_bits_per_dim(images, codec) for codec in ("webp", "png")} if self._is_eight_bit() else {}
+        summary = {
+            "steps": self.step,
+            "best_step": int(self.state.best_step.numpy()),
+            "validation_bits_per_dim": float(self.state.best_bits_per_dim.numpy()),
+            "test": test.to_dict(),
+            "averaged_weights": bool(training.ema_decay),
+            "data": self.source.title,
+            "parameters": model.parameter_count(),
+            "lossless_codecs_bits_per_dim": codecs,
+            "lossless_codecs_images": len(images),
+            "reconstruction": self.exact,
+        }
+        self.log.write("test", self.step, test.to_dict())
+        write_json(self.folder / SUMMARY, summary)
+        kind = "averaged weights" if training.ema_decay else "weights"
+        self.progress.say(
+            f"test: {test.bits_per_dim:.4f} bits/dim (ELBO, {test.samples} sample{'s' if test.samples > 1 else ''}, "
+            f"{test.images} images, {kind} of step {summary['best_step']})"
+        )
+        for codec, bits in codecs.items():
+            name = {"webp": "lossless WebP", "png": "PNG"}[codec]
+            self.progress.say(f"      {bits:.4f} bits/dim for {name} on {len(images)} of these images, one file each")
+        return Outcome(self.folder, summary)
+
+    def _is_eight_bit(self) -> bool:
+        return self.config.model.n_bits == 8
+
+
+def _warm_start(run: str, config: Config, state: TrainingState) -> None:
+    """Takes over the best weights of another run or import.
+
+    Raises:
+        ConfigError: where its architecture differs.
+        RunError: where it holds none.
+    """
+    theirs = load_config(run)
+    changed = {k: v for k, v in difference(theirs, config).items() if k.startswith("model.")}
+    if changed:
+        listed = "; ".join(f"{name} is {other!r} there and {ours!r} here" for name, (other, ours) in changed.items())
+        raise ConfigError(f"--init-from {run} has another architecture: {listed}")
+    load_weights(run, state.model, averaged=theirs.training.ema_decay > 0)

@@ -1,0 +1,96 @@
+"""The log of a run: metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from tfdecouple.files import write_text
+
+
+class MetricsLog:
+    """Writes rows of figures to `metrics.jsonl` and to TensorBoard.
+
+    Args:
+        folder: the run folder.
+        step: the step that the run goes on from. Rows of what comes after it, left by a program that ended before its
+            next checkpoint, are removed: the run will write them again.
+    """
+
+    def __init__(self, folder: pathlib.Path, step: int):
+        self._path = folder / "metrics.jsonl"
+        tensorboard = folder / "tensorboard"
+        if self._path.exists():
+            self._cut(step)
+            _mark_restart(tensorboard, step)
+        self._writer = tf.summary.create_file_writer(str(tensorboard))
+
+    def _cut(self, step: int) -> None:
+        # The test row is written after the last checkpoint, at the same step.
+        kept = [row for row in read_metrics(self._path) if (row["step"], row["kind"] == "test") <= (step, False)]
+        write_text(self._path, "".join(_line(row) for row in kept))
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Adds a row.
+
+        Args:
+            kind: "train", "validation" or "test".
+            step: steps taken.
+            values: figures by name.
+
+        Raises:
+            OSError: where the disk is full.
+        """
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(_line({"step": step, "kind": kind, **values}))
+        with self._writer.as_default(step=step):
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    tf.summary.scalar(f"{kind}/{name}", value)
+
+    def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
+        """Shows a PNG file in TensorBoard."""
+        with self._writer.as_default(step=step), Image.open(path) as picture:
+            tf.summary.image(name, np.asarray(picture.convert("RGB"))[None])
+
+    def flush(self) -> None:
+        """Writes out what TensorBoard's writer still holds."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the log."""
+        self._writer.close()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the rows of a `metrics.jsonl`; a last row cut short by a crash is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    # JSON has no NaN: a figure that is not finite is written as text.
+    safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(safe) + "\n"
+
+
+def _mark_restart(folder: pathlib.Path, step: int) -> None:
+    """Tells TensorBoard that the run went back to `step`, so that it drops what it had seen beyond."""
+    with tf.Graph().as_default():
+        writer = tf.compat.v1.summary.FileWriter(str(folder), filename_suffix=".restart")
+        writer.add_session_log(tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START), step + 1)
+        writer.close()

@@ -1,0 +1,77 @@
+"""What a training run says while it runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+# Where there is no terminal, a line at most this often, in seconds.
+_INTERVAL = 15.0
+
+
+class Progress:
+    """One line of progress on a terminal; plain lines now and then elsewhere.
+
+    Args:
+        total: steps of the run.
+        start: steps already taken.
+        file: where to; standard output by default.
+    """
+
+    def __init__(self, total: int, start: int, file: TextIO | None = None):
+        self._file = file or sys.stdout
+        self._total = total
+        self._start = start
+        self._begun = time.monotonic()
+        self._last = 0.0
+        self._bar: tqdm | None = None
+        if self._file.isatty():
+            self._bar = tqdm(
+                total=total,
+                initial=start,
+                file=self._file,
+                dynamic_ncols=True,
+                unit="step",
+                bar_format="step {n_fmt}/{total_fmt} |{bar}| {postfix} {remaining} left",
+            )
+
+    def say(self, text: str) -> None:
+        """Prints a line of its own."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._file)
+        else:
+            print(text, file=self._file, flush=True)
+
+    def update(self, step: int, bits_per_dim: float, images_per_second: float) -> None:
+        """Reports after a step.
+
+        Args:
+            step: steps taken.
+            bits_per_dim: of the last steps.
+            images_per_second: of the last steps.
+        """
+        figures = f"{bits_per_dim:.3f} bits/dim, {images_per_second:.0f} images/s,"
+        if self._bar is not None:
+            self._bar.set_postfix_str(figures, refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._last < _INTERVAL and step < self._total:
+            return
+        self._last = now
+        left = (now - self._begun) / max(step - self._start, 1) * (self._total - step)
+        self.say(f"step {step}/{self._total}: {figures} {_duration(left)} left")
+
+    def close(self) -> None:
+        """Ends the line."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
