@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from tfdecouple.config import Config, load_preset, override, preset_names
-from tfdecouple.process import quiet_tensorflow, run_program, tune_tensorflow
+from tfdecouple.process import run_program, start_tensorflow
 
 EXIT_INTERRUPTED = 75
 EXIT_DIVERGED = 3
@@ -116,10 +116,9 @@ def _train(arguments: Sequence[str] | None) -> int:
     config = override(config, [*options.set, *assignments])
     workdir = pathlib.Path(options.workdir or f"runs/{config.name}")
 
-    quiet_tensorflow()
+    start_tensorflow()
     from tfdecouple.training import DivergedError, InterruptedRunError, train
 
-    tune_tensorflow()
     try:
         train(config, workdir, devices=options.devices, download=options.download)
     except (InterruptedRunError, DivergedError) as error:
@@ -127,7 +126,7 @@ def _train(arguments: Sequence[str] | None) -> int:
         return EXIT_INTERRUPTED if isinstance(error, InterruptedRunError) else EXIT_DIVERGED
     print(
         f"\nPictures:  {workdir / 'images'}\n"
-        f"Curves:    tensorboard --logdir {workdir / 'tensorboard'}   (pip install tensorboard)\n"
+        f"Curves:    tensorboard --logdir {workdir / 'tensorboard'}\n"
         f"In Python: import tfdecouple; model = tfdecouple.load_model({str(workdir)!r}); model.sample(16)"
     )
     return 0
@@ -165,7 +164,7 @@ def _presets(options: argparse.Namespace) -> int:
 
 
 def _import_wolf(options: argparse.Namespace) -> int:
-    quiet_tensorflow()
+    start_tensorflow()
     from tfdecouple.wolf import import_wolf
 
     model = import_wolf(

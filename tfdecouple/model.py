@@ -388,13 +388,17 @@ class DecoupledModel(keras.Model):
         (z_a, v_a), (z_b, v_b) = self.encode(a), self.encode(b)
         if v_a.shape[0] != v_b.shape[0]:
             raise DataError(f"interpolate got {v_a.shape[0]} and {v_b.shape[0]} images; it needs equally many")
-        rows = []
-        for alpha in alphas:
-            z = None if z_a is None else (1 - alpha) * z_a + alpha * z_b
-            rows.append(
-                tf.stack([self._decode_in_chunks(z, (1 - beta) * v_a + beta * v_b) for beta in betas], axis=1)
-            )
-        return tf.stack(rows, axis=1)
+        count, rows, columns = v_a.shape[0], len(alphas), len(betas)
+        # Both ends are exact: 1 * a + 0 * b is a, to the last bit.
+        beta = tf.reshape(tf.constant(betas, tf.float32), [1, 1, columns, 1, 1, 1])
+        v = (1 - beta) * v_a[:, None, None] + beta * v_b[:, None, None]
+        v = tf.reshape(tf.repeat(v, rows, 1), [-1, *self.config.image_shape])
+        z = None
+        if z_a is not None:
+            alpha = tf.reshape(tf.constant(alphas, tf.float32), [1, rows, 1, 1])
+            z = (1 - alpha) * z_a[:, None, None] + alpha * z_b[:, None, None]
+            z = tf.reshape(tf.repeat(z, columns, 2), [-1, self.config.latent_dim])
+        return tf.reshape(self._decode_in_chunks(z, v), [count, rows, columns, *self.config.image_shape])
 
     def diagnose(self, images: Any) -> dict[str, float]:
         """Returns the signs that a run is about to diverge, measured on some images.
