@@ -1,0 +1,55 @@
+"""What the tests share: two logical CPU devices, tiny models, and weights that have an effect."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfdecouple.config import ModelConfig
+
+# Before any operation runs. Ordinary computations use the first device; the tests of several devices use both.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+# As the programs do: Grappler's rewriting costs more time than these small graphs take to run.
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+# The smallest config with every part: three levels, both parts of an inner level, odd channel counts (3 and 9).
+TINY = ModelConfig(
+    image_size=8,
+    latent_dim=4,
+    steps=(1, (1, 1), 1),
+    hidden_channels=(4, 6, 6),
+    alpha=0.8,
+    encoder_channels=(4, 6),
+    encoder_out_channels=2,
+    prior_steps=1,
+    prior_hidden=6,
+    prior_alpha=0.8,
+)
+
+
+def give_effect(layer, seed=0, scale=0.1):
+    """Moves every trainable weight of a layer or model off its start, where couplings are the identity."""
+    rng = np.random.default_rng(seed)
+    for variable in layer.trainable_variables:
+        variable.assign_add((scale * rng.standard_normal(tuple(variable.shape))).astype(variable.dtype))
+    return layer
+
+
+def random_images(count=4, size=8, seed=0):
+    """Uniform noise, uint8 `[count, size, size, 3]`."""
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """A tiny model, initialised, whose every weight has an effect. Do not change it."""
+    from tfdecouple.model import DecoupledModel
+
+    model = DecoupledModel(TINY)
+    model.initialize(random_images(16))
+    return give_effect(model)
