@@ -278,7 +278,9 @@ class Flow(InvertibleComposite):
     def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         x, condition = super()._prepare(x, condition)
         if tuple(x.shape[1:]) != self.config.image_shape:
-            raise UserError(f"the flow got an array of shape {tuple(x.shape)}; it needs [batch, *{self.config.image_shape}]")
+            raise UserError(
+                f"the flow got an array of shape {tuple(x.shape)}; it needs [batch, *{self.config.image_shape}]"
+            )
         if not self.condition_size and self.whitening is None:
             condition = None
         return x, condition

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import bijectors as tfb
+from tensorflow_probability import distributions as tfd
 
 from tfdecouple import randomness
 from tfdecouple.config import ModelConfig, from_plain
@@ -19,9 +20,6 @@ from tfdecouple.errors import DataError, InversionError, NotInitializedError, Us
 from tfdecouple.flow import Flow
 from tfdecouple.layers import Coupling, InvertibleLinear
 from tfdecouple.prior import PriorFlow
-
-tfd = tfp.distributions
-tfb = tfp.bijectors
 
 # How many images `sample`, `interpolate` and the like decode at once: memory, not a result, depends on it.
 _CHUNK = 64
@@ -84,7 +82,9 @@ class DecoupledModel(keras.Model):
         self.encoder: Encoder | None = None
         self.prior_flow: PriorFlow | None = None
         if config.has_latent:
-            self.encoder = Encoder(config.latent_dim, config.encoder_channels, config.encoder_out_channels, name="encoder")
+            self.encoder = Encoder(
+                config.latent_dim, config.encoder_channels, config.encoder_out_channels, name="encoder"
+            )
             if config.prior == "flow":
                 self.prior_flow = PriorFlow(
                     config.prior_steps,
@@ -98,7 +98,7 @@ class DecoupledModel(keras.Model):
 
     def build(self, input_shape: Any = None) -> None:
         """Creates all weights; the constructor calls it, for the config fixes every shape."""
-        if self.built:
+        if hasattr(self, "initialized"):
             return
         self.flow.build()
         if self.encoder is not None:
@@ -134,7 +134,9 @@ class DecoupledModel(keras.Model):
         """Returns the numbers of trainable parameters: of each network, and in total."""
         counts = {"flow": self.flow, "encoder": self.encoder, "prior": self.prior_flow}
         result = {
-            name: sum(math.prod(variable.shape) for variable in network.trainable_variables) if network is not None else 0
+            name: sum(math.prod(variable.shape) for variable in network.trainable_variables)
+            if network is not None
+            else 0
             for name, network in counts.items()
         }
         return {**result, "total": sum(result.values())}
@@ -270,7 +272,9 @@ class DecoupledModel(keras.Model):
         if self.encoder is not None:
             mean, log_variance = self.encoder(self._encoder_input(levels), training=training)
             z = mean + tf.exp(log_variance / 2) * z_noise
-            kl = -0.5 * tf.reduce_sum(log_variance + tf.square(z_noise) + math.log(2 * math.pi), -1) - self._log_prior(z)
+            kl = -0.5 * tf.reduce_sum(log_variance + tf.square(z_noise) + math.log(2 * math.pi), -1) - self._log_prior(
+                z
+            )
         v, log_det = self.flow.forward_and_log_det(self._flow_input(levels, u_noise), z)
         reconstruction = -standard_normal_log_prob(v) - log_det
         dequantization = tf.zeros_like(reconstruction)
@@ -303,7 +307,9 @@ class DecoupledModel(keras.Model):
         self.require_initialized()
         codes = self.encode_levels(self._levels_of(images))
         if tf.executing_eagerly():
-            self._require_finite("encode gave codes that are not finite", codes.v, *([] if codes.z is None else [codes.z]))
+            self._require_finite(
+                "encode gave codes that are not finite", codes.v, *([] if codes.z is None else [codes.z])
+            )
             if verify:
                 self._verify(images, codes)
         return codes
@@ -394,7 +400,7 @@ class DecoupledModel(keras.Model):
         v = (1 - beta) * v_a[:, None, None] + beta * v_b[:, None, None]
         v = tf.reshape(tf.repeat(v, rows, 1), [-1, *self.config.image_shape])
         z = None
-        if z_a is not None:
+        if z_a is not None and z_b is not None:
             alpha = tf.reshape(tf.constant(alphas, tf.float32), [1, rows, 1, 1])
             z = (1 - alpha) * z_a[:, None, None] + alpha * z_b[:, None, None]
             z = tf.reshape(tf.repeat(z, columns, 2), [-1, self.config.latent_dim])

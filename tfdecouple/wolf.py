@@ -94,7 +94,7 @@ def model_config_of(values: Mapping[str, Any], *, image_size: int, n_bits: int =
     hidden = _get(values, "generator.flow.hidden_channels")
     factors = flow.get("factors", [4] * (len(steps) - 2))
     if flow.get("levels", len(steps)) != len(steps):
-        raise WolfError(f"generator.flow.levels is {flow['levels']} and num_steps has {len(steps)} entries; they must agree")
+        raise WolfError(f"generator.flow.levels is {flow['levels']}, but num_steps has {len(steps)} entries")
     options: dict[str, Any] = {
         "image_size": image_size,
         "n_bits": n_bits,
@@ -108,7 +108,7 @@ def model_config_of(values: Mapping[str, Any], *, image_size: int, n_bits: int =
     if kind == "base":
         options["conditioning"] = "none"
         if flow.get("h_channels"):
-            raise WolfError(f"generator.flow.h_channels is {flow['h_channels']} without a latent model; only 0 is supported")
+            raise WolfError(f"generator.flow.h_channels is {flow['h_channels']} without a latent model; it must be 0")
     else:
         options |= _latent_options(values, flow, discriminator, image_size)
     try:
@@ -176,7 +176,7 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
-        raise WolfError(f"reading {path.name} needs torch, which is not installed: pip install 'tfdecouple[wolf]'") from error
+        raise WolfError(f"reading {path.name} needs torch, which is missing: pip install 'tfdecouple[wolf]'") from error
     try:
         # Only weights: a pickle could run any code.
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -199,11 +199,11 @@ def assign(model: DecoupledModel, state: Arrays) -> None:
             raise WolfError(f"the weights lack {theirs}, which the config asks for")
         value, variable = convert(np.asarray(state[theirs])), variables.pop(ours)
         if value.shape != tuple(variable.shape):
-            raise WolfError(f"{theirs} has the shape {state[theirs].shape}, which does not fit the config ({variable.shape})")
+            raise WolfError(f"{theirs} has the shape {state[theirs].shape}, which does not fit the config")
         variable.assign(value)
         left.discard(theirs)
     if left:
-        raise WolfError(f"the weights hold {sorted(left)[0]}, which has no place in this model ({len(left)} such in all)")
+        raise WolfError(f"the weights hold {sorted(left)[0]}, which has no place in this model ({len(left)} in all)")
     variables.pop("initialized").assign(True)
     assert not variables, f"weights without a source: {sorted(variables)}"
 

@@ -119,13 +119,13 @@ def interpolation_grid(
         places: of alpha and of beta.
     """
     tiles = np.asarray(model.interpolate(a[None], b[None], places, places))[0]
-    caption = "Interpolation. Down: z from one image to the other; across: v. Upper left and lower right: the two images."
+    caption = (
+        "Interpolation. Down: z from one image to the other; across: v. Upper left and lower right: the two images."
+    )
     return grid(tiles, caption)
 
 
-def save_pictures(
-    model: DecoupledModel, images: np.ndarray, folder: pathlib.Path, prefix: str, seed: int = 0
-) -> int:
+def save_pictures(model: DecoupledModel, images: np.ndarray, folder: pathlib.Path, prefix: str, seed: int = 0) -> int:
     """Writes the grids of samples, reconstructions, switches and interpolation.
 
     Args:

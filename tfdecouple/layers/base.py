@@ -7,11 +7,9 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.errors import UserError
-
-tfb = tfp.bijectors
 
 Visit = Callable[["InvertibleLayer", tf.Tensor, tf.Tensor | None], Any]
 

@@ -6,14 +6,12 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.config import TRANSFORMS
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.layers.base import InvertibleLayer
 from tfdecouple.layers.nets import MLP, ConvNet
-
-tfb = tfp.bijectors
 
 PATTERNS = ("continuous", "alternate")
 PARTS = ("last", "first")

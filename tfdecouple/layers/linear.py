@@ -7,13 +7,11 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.config import LINEAR_FORMS
 from tfdecouple.errors import ConfigError
 from tfdecouple.layers.base import InvertibleLayer, per_image, positions
-
-tfb = tfp.bijectors
 
 
 class _ChannelOperator(tf.linalg.LinearOperatorFullMatrix):
@@ -47,7 +45,7 @@ class InvertibleLinear(InvertibleLayer):
 
     Args:
         form: "full", a matrix whose log-determinant comes from its LU factorisation in each call (as the paper's
-            code), or "lu", which learns the factors P L U themselves with P fixed, so that the log-determinant is a sum.
+            code), or "lu", which learns the factors P L U themselves, with P fixed: the log-determinant is a sum.
         **kwargs: of `InvertibleLayer`.
 
     Raises:

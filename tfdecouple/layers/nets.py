@@ -93,9 +93,7 @@ class ConvNet(CouplingNet):
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Creates the weights for inputs `[batch, height, width, channels]`."""
         hidden = self.hidden
-        self.first = self.add_weight(
-            name="first", shape=(3, 3, x_shape[-1], hidden), initializer=fan_in_uniform()
-        )
+        self.first = self.add_weight(name="first", shape=(3, 3, x_shape[-1], hidden), initializer=fan_in_uniform())
         self.second = self.add_weight(name="second", shape=(1, 1, hidden, hidden), initializer=fan_in_uniform())
         if self.condition_size:
             self.condition_kernel = self.add_weight(

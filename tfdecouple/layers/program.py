@@ -49,7 +49,9 @@ class SharedPrograms:
 
 def _traced(method: str, layer: InvertibleLayer) -> Any:
     # A partial, since TensorFlow counts the traces of functions with the same code together and warns of too many.
-    return tf.function(functools.partial(_run_with, method, layer, layer.variables), autograph=False, reduce_retracing=True)
+    return tf.function(
+        functools.partial(_run_with, method, layer, layer.variables), autograph=False, reduce_retracing=True
+    )
 
 
 def _run_with(

@@ -7,12 +7,10 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.layers.base import InvertibleLayer, need_condition
 from tfdecouple.layers.nets import WeightNorm, fan_in_uniform
-
-tfb = tfp.bijectors
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

@@ -21,7 +21,9 @@ class Adam:
 
     def __init__(self, config: TrainingConfig, updates: tf.Tensor, rate: tf.Tensor):
         count = tf.cast(updates + 1, tf.float64)
-        powers = [tf.cast(tf.pow(tf.constant(b, tf.float64), count), tf.float32) for b in (config.beta_1, config.beta_2)]
+        powers = [
+            tf.cast(tf.pow(tf.constant(b, tf.float64), count), tf.float32) for b in (config.beta_1, config.beta_2)
+        ]
         self._options = {
             "beta1_power": powers[0],
             "beta2_power": powers[1],

@@ -130,7 +130,9 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunError(f"another program is training in {folder}; wait for it or choose another --workdir") from error
+            raise RunError(
+                f"another program is training in {folder}; wait for it or choose another --workdir"
+            ) from error
         yield
 
 
@@ -201,13 +203,14 @@ class _Run:
         return messages
 
     def _introduce(self, messages: list[str]) -> None:
-        sizes = self.source.sizes
-        devices = self.strategy.num_replicas_in_sync
-        parameters = self.state.model.parameter_count()["total"]
+        sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
+        kind = self.strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0]
         self.progress.say(
-            f"{self.config.name}: {parameters:,} parameters; {self.source.title}, "
-            f"{sizes['train']:,} training, {sizes['validation']:,} validation ({self.source.descriptions['validation']}) "
-            f"and {sizes['test']:,} test images; {devices} device{'s' if devices > 1 else ''}; run folder {self.folder}"
+            f"{self.config.name}: {self.state.model.parameter_count()['total']:,} parameters, "
+            f"{count} {kind}{'s' if count > 1 else ''}, run folder {self.folder}\n"
+            f"{self.source.title}: {sizes['train']:,} training images, "
+            f"{sizes['validation']:,} for validation ({self.source.descriptions['validation']}), "
+            f"{sizes['test']:,} for test"
         )
         for message in messages:
             self.progress.say(message)
@@ -247,7 +250,8 @@ class _Run:
         if stop.reason and self.step < training.steps:
             self._save()
             raise InterruptedRunError(
-                f"stopped by {stop.reason} at step {self.step} of {training.steps}, saved; the same command goes on from here"
+                f"stopped by {stop.reason} at step {self.step} of {training.steps}, saved; "
+                "the same command goes on from here"
             )
 
     def _batches(self) -> Iterator[Any]:
@@ -276,8 +280,9 @@ class _Run:
         if in_a_row >= self.training.max_skipped_steps:
             self._save()
             raise DivergedError(
-                f"training diverged: {in_a_row} steps in a row were not finite (at step {self.step}: {', '.join(bad)}); "
-                f"the weights before them are saved in {self.checkpoints.path}. See docs/divergence.md"
+                f"training diverged: {in_a_row} steps in a row were not finite "
+                f"(at step {self.step}: {', '.join(bad)}); the weights before them are saved in "
+                f"{self.checkpoints.path}. See docs/divergence.md"
             )
 
     def _log(self, result: StepResult, images_per_second: float) -> None:
@@ -310,7 +315,7 @@ class _Run:
             self.source,
             "validation",
             batch_size=training.evaluation_batch_size,
-            limit=training.evaluation_images,
+            limit=self._evaluated("validation", training.evaluation_images),
         )
         images, _ = load_images(self.source, "validation", min(_PICTURED, self.source.sizes["validation"]))
         with self.state.averaged() as model:
@@ -331,6 +336,15 @@ class _Run:
             f"worst 1x1 condition number {signs['worst_condition']:.3g}"
         )
 
+    def _evaluated(self, split: str, limit: int = 0) -> int:
+        """Returns how many images of a split to evaluate on.
+
+        At most as many as the run was trained on, but a batch at least: the evaluation of a trial run of a few steps
+        must not take hours.
+        """
+        size = min(limit or self.source.sizes[split], self.source.sizes[split])
+        return min(size, max(self.step * self.training.batch_size, self.training.evaluation_batch_size))
+
     def _pictures(self, images: np.ndarray) -> dict[str, pathlib.Path]:
         prefix = f"step-{self.step:09d}-"
         try:
@@ -350,12 +364,16 @@ class _Run:
         load_weights(self.folder, model, averaged=False)
         training = self.training
         test = self.evaluator(
-            evaluation_batches(self.source, "test", batch_size=training.evaluation_batch_size),
+            evaluation_batches(
+                self.source, "test", batch_size=training.evaluation_batch_size, limit=self._evaluated("test")
+            ),
             samples=training.evaluation_samples,
             seed=training.seed,
         )
-        images, _ = load_images(self.source, "test", min(_CODED, self.source.sizes["test"]))
-        codecs = {codec: lossless_bits_per_dim(images, codec) for codec in ("webp", "png")} if self._is_eight_bit() else {}
+        images, _ = load_images(self.source, "test", min(_CODED, self._evaluated("test")))
+        codecs = (
+            {codec: lossless_bits_per_dim(images, codec) for codec in ("webp", "png")} if self._is_eight_bit() else {}
+        )
         summary = {
             "steps": self.step,
             "best_step": int(self.state.best_step.numpy()),
