@@ -4,6 +4,9 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import math
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -45,11 +48,42 @@ def random_images(count=4, size=8, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
+def jacobian_log_det(forward, x, condition=None):
+    """log |det dy/dx| of each entry of x, float64 `[batch]`, by automatic differentiation.
+
+    Every entry is repeated once for each of its outputs: the gradient of output k of copy k is row k of the Jacobian,
+    so that one backward pass gives all rows.
+    """
+    size = math.prod(x.shape[1:])
+    copies = tf.repeat(x, size, 0)
+    with tf.GradientTape() as tape:
+        tape.watch(copies)
+        y = forward(copies, None if condition is None else tf.repeat(condition, size, 0))[0]
+    chosen = tf.tile(tf.eye(size, dtype=y.dtype), [x.shape[0], 1])
+    rows = tape.gradient(y, copies, tf.reshape(chosen, tf.shape(y)))
+    return np.linalg.slogdet(np.reshape(rows, [x.shape[0], size, size]))[1]
+
+
+@pytest.fixture
+def eager():
+    """Runs TensorFlow's functions without tracing them: quicker where each would run once or twice."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Makes the random start of weights the same in every run of a test."""
+    keras.utils.set_random_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_model():
     """A tiny model, initialised, whose every weight has an effect. Do not change it."""
     from tfdecouple.model import DecoupledModel
 
+    keras.utils.set_random_seed(0)
     model = DecoupledModel(TINY)
     model.initialize(random_images(16))
     return give_effect(model)

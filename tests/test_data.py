@@ -765,7 +765,7 @@ class TestTfds:
 
         monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_download)
         message = one_line_error(lambda: self._open(str(tmp_path), source=name))
-        assert name in message and f"python train.py ... --data-dir {tmp_path} --download" in message
+        assert name in message and f"tfds build {name.removeprefix('tfds:')} --data_dir {tmp_path}" in message
 
     def test_failed_download_is_one_line(self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tfds = pytest.importorskip("tensorflow_datasets")

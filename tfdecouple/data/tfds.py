@@ -133,10 +133,11 @@ def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
     if builder.is_prepared():
         return
     if not download:
-        data_dir = f" --data-dir {config.data_dir}" if config.data_dir else ""
+        name = config.source.removeprefix("tfds:")
+        data_dir = f" --data_dir {config.data_dir}" if config.data_dir else ""
         raise DataError(
-            f"the data set {config.source} is not prepared in {builder.data_path}; name the right folder by "
-            f"--data-dir, or prepare it there with: python train.py ...{data_dir} --download"
+            f"the data set {config.source} is not prepared in {builder.data_path}; name the right folder with "
+            f"--data-dir, or prepare it by adding --download or with: tfds build {name}{data_dir}"
         )
     try:
         builder.download_and_prepare()

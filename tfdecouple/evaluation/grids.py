@@ -11,18 +11,18 @@ from PIL import Image, ImageDraw, ImageFont
 from tfdecouple.model import DecoupledModel
 
 # Small images are enlarged by whole factors until a grid is about this wide, in pixels.
-_WIDTH = 640
+_WIDTH = 800
 _GAP = 2
 _BACKGROUND = (255, 255, 255)
 
 
-def grid(images: np.ndarray, caption: str = "", group: int = 0) -> Image.Image:
+def grid(images: np.ndarray, caption: str = "", group: tuple[int, int] = (0, 0)) -> Image.Image:
     """Arranges images in rows and columns.
 
     Args:
         images: uint8 `[rows, columns, height, width, 3]`.
         caption: a line or more below the grid.
-        group: a wider gap after every so many rows and columns; 0 for none.
+        group: a wider gap after every so many rows, and after every so many columns; 0 for none.
 
     Returns:
         The picture, every pixel of an image enlarged by the same whole factor.
@@ -30,19 +30,22 @@ def grid(images: np.ndarray, caption: str = "", group: int = 0) -> Image.Image:
     rows, columns, height, width, _ = images.shape
     factor = max(1, _WIDTH // (columns * (width + _GAP)))
 
-    def offset(index: int, side: int) -> int:
-        return _GAP + index * (side * factor + _GAP) + (index // group * 3 * _GAP if group else 0)
+    def offset(index: int, side: int, together: int) -> int:
+        return _GAP + index * (side * factor + _GAP) + (index // together * 3 * _GAP if together else 0)
+
+    def place(row: int, column: int) -> tuple[int, int]:
+        return offset(column, width, group[1]), offset(row, height, group[0])
 
     font = ImageFont.load_default(size=14)
-    picture_width = offset(columns - 1, width) + width * factor + _GAP
+    left, top = place(rows - 1, columns - 1)
+    picture_width, bottom = left + width * factor + _GAP, top + height * factor + _GAP
     lines = _wrap(caption, font, picture_width - 2 * _GAP)
-    bottom = offset(rows - 1, height) + height * factor + _GAP
     picture = Image.new("RGB", (picture_width, bottom + 18 * len(lines) + (6 if lines else 0)), _BACKGROUND)
     for row in range(rows):
         for column in range(columns):
             tile = Image.fromarray(images[row, column])
             tile = tile.resize((width * factor, height * factor), Image.Resampling.NEAREST)
-            picture.paste(tile, (offset(column, width), offset(row, height)))
+            picture.paste(tile, place(row, column))
     draw = ImageDraw.Draw(picture)
     for number, line in enumerate(lines):
         draw.text((_GAP, bottom + 18 * number), line, fill=(0, 0, 0), font=font)
@@ -85,7 +88,7 @@ def reconstruction_grid(model: DecoupledModel, images: np.ndarray) -> tuple[Imag
     pairs = np.stack([images[: rows * columns], back[: rows * columns]])
     tiles = pairs.reshape(2, rows, columns, *images.shape[1:]).swapaxes(0, 1).reshape(-1, columns, *images.shape[1:])
     caption = f"Image above, decode(encode(image)) below: {exact} of {len(images)} identical to the last pixel."
-    return grid(tiles, caption, group=2), exact
+    return grid(tiles, caption, group=(2, 0)), exact
 
 
 def switch_grid(model: DecoupledModel, a: np.ndarray, b: np.ndarray, columns: int = 5) -> Image.Image:
@@ -104,7 +107,7 @@ def switch_grid(model: DecoupledModel, a: np.ndarray, b: np.ndarray, columns: in
     tiles = np.stack([np.stack([a, ba], 1), np.stack([b, ab], 1)], 1)[: rows * columns]
     tiles = tiles.reshape(rows, columns, 2, 2, *shape).transpose(0, 2, 1, 3, 4, 5, 6)
     caption = "Switch. Each tile: left two images, right the same v with the z of the other (paper Figure 1)."
-    return grid(tiles.reshape(2 * rows, 2 * columns, *shape), caption, group=2)
+    return grid(tiles.reshape(2 * rows, 2 * columns, *shape), caption, group=(2, 2))
 
 
 def interpolation_grid(
@@ -130,7 +133,7 @@ def save_pictures(model: DecoupledModel, images: np.ndarray, folder: pathlib.Pat
 
     Args:
         model: the model.
-        images: uint8 `[n, height, width, 3]`, images that it was not trained on, at least 4.
+        images: uint8 `[n, height, width, 3]`, images that it was not trained on, at least 1; a switch takes 2.
         folder: where to; made if absent.
         prefix: begins the files' names.
         seed: of the samples.
@@ -147,7 +150,7 @@ def save_pictures(model: DecoupledModel, images: np.ndarray, folder: pathlib.Pat
     pictures = {"reconstructions": picture, "samples": sample_grid(model, seed=seed)}
     half = len(images) // 2
     pictures["interpolation"] = interpolation_grid(model, images[0], images[half])
-    if model.config.has_latent:
+    if model.config.has_latent and half:
         count = min(half, 20)
         pictures["switch"] = switch_grid(model, images[:count], images[half : half + count])
     for name, picture in pictures.items():
