@@ -7,6 +7,9 @@ import os
 import pathlib
 from typing import Any
 
+# What a program that was ended while it wrote leaves behind, as a pattern.
+TEMPORARY = ".*.tmp"
+
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file whole: beside its place first, then renamed in.

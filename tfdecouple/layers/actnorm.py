@@ -37,15 +37,16 @@ class ActNorm(InvertibleLayer):
         self.bias = self.add_weight(name="bias", shape=(channels,), initializer="zeros")
         self.built = True
 
-    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> None:
-        """Sets scale and bias from a batch `[batch, ..., channels]`."""
-        x = tf.reshape(x, [-1, x.shape[-1]])
-        mean = tf.reduce_mean(x, 0)
-        count = tf.cast(tf.shape(x)[0], x.dtype)
-        deviation = tf.sqrt(tf.reduce_sum(tf.square(x - mean), 0) / tf.maximum(count - 1.0, 1.0))
+    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+        """Sets scale and bias from a batch `[batch, ..., channels]`, and returns the layer's output for it."""
+        flat = tf.reshape(x, [-1, x.shape[-1]])
+        mean = tf.reduce_mean(flat, 0)
+        count = tf.cast(tf.shape(flat)[0], x.dtype)
+        deviation = tf.sqrt(tf.reduce_sum(tf.square(flat - mean), 0) / tf.maximum(count - 1.0, 1.0))
         log_scale = tf.where(deviation > _CONSTANT, -tf.math.log(tf.maximum(deviation, _CONSTANT)), 0.0)
         self.log_scale.assign(log_scale)
         self.bias.assign(-mean * tf.exp(log_scale))
+        return self.forward_and_log_det(x)[0]
 
     def _bijector(self) -> tfb.Bijector:
         return tfb.Chain(

@@ -11,7 +11,7 @@ from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.errors import UserError
 
-Visit = Callable[["InvertibleLayer", tf.Tensor, tf.Tensor | None], Any]
+Visit = Callable[["InvertibleLayer", tf.Tensor, tf.Tensor | None], tf.Tensor]
 
 
 class InvertibleLayer(keras.layers.Layer):
@@ -82,22 +82,25 @@ class InvertibleLayer(keras.layers.Layer):
         """Keras' entry: the same as `forward_and_log_det`."""
         return self.forward_and_log_det(x, condition)
 
-    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> None:
-        """Sets what depends on the data from a batch of the layer's inputs; most layers have nothing to set."""
+    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+        """Sets what depends on the data from a batch of the layer's inputs, and returns its outputs.
+
+        Most layers have nothing to set.
+        """
+        return self.forward_and_log_det(x, condition)[0]
 
     def walk(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
-        """Runs the forward direction and calls `visit(leaf, x, condition)` before each elementary layer.
+        """Runs the forward direction with `visit(leaf, x, condition)` in the place of each elementary layer's own.
 
         Args:
             x: a batch of the layer's inputs.
             condition: z, or None.
-            visit: called with each elementary layer and its input; it may change the layer's weights.
+            visit: given each elementary layer and its input, returns the layer's output; it may change its weights.
 
         Returns:
             The layer's output.
         """
-        visit(self, x, condition)
-        return self.forward_and_log_det(x, condition)[0]
+        return visit(self, x, condition)
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         raise NotImplementedError
@@ -122,7 +125,7 @@ class InvertibleComposite(InvertibleLayer):
     """
 
     def walk(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
-        """Runs the forward direction and calls `visit(leaf, x, condition)` before each elementary layer."""
+        """Runs the forward direction with `visit(leaf, x, condition)` in the place of each elementary layer's own."""
         x, condition = self._prepare(x, condition)
 
         def call(child: InvertibleLayer, h: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

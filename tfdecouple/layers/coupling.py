@@ -102,9 +102,10 @@ class Coupling(InvertibleLayer):
         self.net.build((*x_shape[:-1], self._n_kept), condition_shape)
         self.built = True
 
-    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> None:
+    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Makes the coupling the identity."""
         self.net.reset()
+        return x
 
     def scale(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Returns s of the transformed channels of x; all ones for an additive coupling."""

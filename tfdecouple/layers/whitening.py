@@ -42,9 +42,10 @@ class ConditionalWhitening(InvertibleLayer):
         self.last = WeightNorm(self, "last", (self.hidden, 2 * math.prod(self._event)))
         self.built = True
 
-    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> None:
+    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Makes the layer the identity."""
         self.last.reset()
+        return x
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -22,7 +22,8 @@ from tfdecouple.data import Source, evaluation_batches, load_images, open_source
 from tfdecouple.data.codecs import lossless_bits_per_dim
 from tfdecouple.errors import ConfigError, RunError, UserError
 from tfdecouple.evaluation import Evaluator, save_pictures
-from tfdecouple.files import write_json, write_text
+from tfdecouple.evaluation.grids import reconstruction_grid
+from tfdecouple.files import TEMPORARY, write_json, write_text
 from tfdecouple.runs import CHECKPOINTS, CONFIG, load_config, load_weights
 from tfdecouple.training.metrics import MetricsLog
 from tfdecouple.training.progress import Progress
@@ -36,6 +37,9 @@ SUMMARY = "summary.json"
 # How many held-out images the pictures show, and at most go into the comparison with lossless codecs.
 _PICTURED = 40
 _CODED = 1000
+
+# Even a run of a single step is evaluated on this many images.
+_LEAST_EVALUATED = 64
 
 
 class InterruptedRunError(RunError):
@@ -91,11 +95,15 @@ def train(
         with _locked(folder), source.guard():
             write_text(folder / CONFIG, config.to_json())
             return _Run(config, folder, strategy, source).run(resumed)
-    except (OSError, tf.errors.ResourceExhaustedError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except OSError as error:
         raise RunError(
-            f"cannot write to the run folder {folder}: {reason}; "
+            f"cannot write to the run folder {folder}: {error.strerror or error}; "
             "what was saved before is still there, the same command goes on from it"
+        ) from error
+    except tf.errors.ResourceExhaustedError as error:
+        raise RunError(
+            "out of memory; start again in another --workdir with a smaller training.batch_size or more "
+            f"training.micro_batches ({error.message.splitlines()[0][:200]})"
         ) from error
 
 
@@ -108,7 +116,8 @@ def _check_folder(folder: pathlib.Path, config: Config) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     if not (folder / CONFIG).is_file():
-        if folder.is_dir() and {entry.name for entry in folder.iterdir()} <= {".lock"}:
+        # A program that was ended as it began leaves no more than its lock and a config half written.
+        if folder.is_dir() and all(entry.name == ".lock" or entry.match(TEMPORARY) for entry in folder.iterdir()):
             return False
         raise RunError(f"{folder} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
     changed = difference(load_config(folder), config)
@@ -158,6 +167,8 @@ class _Run:
 
     def run(self, resumed: bool) -> Outcome:
         self.checkpoints.clean()
+        for left in self.folder.glob(TEMPORARY):
+            left.unlink(missing_ok=True)
         messages = self._restore() if resumed else []
         begins_anew = self.step == 0 and not self.checkpoints.steps()
         if self.step >= self.training.steps and (self.folder / SUMMARY).is_file():
@@ -191,6 +202,7 @@ class _Run:
                 continue
             self.step = int(self.state.step.numpy())
             self.window = self.state.window.numpy()
+            self.skipped_in_all = self.step - int(self.state.updates.numpy())
             messages.append(f"goes on from step {self.step}")
             for newer in (s for s in self.checkpoints.steps() if s > step):
                 self.checkpoints.remove("step", newer)
@@ -248,7 +260,9 @@ class _Run:
                 self._save()
                 since, last = time.monotonic(), self.step
         if stop.reason and self.step < training.steps:
-            self._save()
+            # Not over what is saved already: whoever sends SIGTERM may send SIGKILL in the middle of it.
+            if self.step not in self.checkpoints.steps():
+                self._save()
             raise InterruptedRunError(
                 f"stopped by {stop.reason} at step {self.step} of {training.steps}, saved; "
                 "the same command goes on from here"
@@ -311,12 +325,7 @@ class _Run:
     def _evaluate(self) -> None:
         """Measures the (averaged) weights on the validation split, draws pictures, keeps the best weights."""
         training = self.training
-        batches = evaluation_batches(
-            self.source,
-            "validation",
-            batch_size=training.evaluation_batch_size,
-            limit=self._evaluated("validation", training.evaluation_images),
-        )
+        batches = self._evaluation_batches("validation", self._evaluated("validation", training.evaluation_images))
         images, _ = load_images(self.source, "validation", min(_PICTURED, self.source.sizes["validation"]))
         with self.state.averaged() as model:
             measured = self.evaluator(batches, seed=training.seed)
@@ -339,11 +348,17 @@ class _Run:
     def _evaluated(self, split: str, limit: int = 0) -> int:
         """Returns how many images of a split to evaluate on.
 
-        At most as many as the run was trained on, but a batch at least: the evaluation of a trial run of a few steps
-        must not take hours.
+        At most as many as the run was trained on (but not too few): the evaluation of a trial run of a few steps must
+        not take hours.
         """
         size = min(limit or self.source.sizes[split], self.source.sizes[split])
-        return min(size, max(self.step * self.training.batch_size, self.training.evaluation_batch_size))
+        return min(size, max(self.step * self.training.batch_size, _LEAST_EVALUATED))
+
+    def _evaluation_batches(self, split: str, count: int) -> tf.data.Dataset:
+        """Returns the first `count` images of a split, in batches that the devices can divide."""
+        replicas = self.strategy.num_replicas_in_sync
+        size = min(self.training.evaluation_batch_size, math.ceil(count / replicas) * replicas)
+        return evaluation_batches(self.source, split, batch_size=size, limit=count)
 
     def _pictures(self, images: np.ndarray) -> dict[str, pathlib.Path]:
         prefix = f"step-{self.step:09d}-"
@@ -361,16 +376,13 @@ class _Run:
     def _finish(self) -> Outcome:
         """Measures the best weights on the test split, once, beside lossless codecs on the same images."""
         model = self.state.model
-        load_weights(self.folder, model, averaged=False)
         training = self.training
+        load_weights(self.folder, model, averaged=training.ema_decay > 0)
+        count = self._evaluated("test")
         test = self.evaluator(
-            evaluation_batches(
-                self.source, "test", batch_size=training.evaluation_batch_size, limit=self._evaluated("test")
-            ),
-            samples=training.evaluation_samples,
-            seed=training.seed,
+            self._evaluation_batches("test", count), samples=training.evaluation_samples, seed=training.seed
         )
-        images, _ = load_images(self.source, "test", min(_CODED, self._evaluated("test")))
+        images, _ = load_images(self.source, "test", min(_CODED, count))
         codecs = (
             {codec: lossless_bits_per_dim(images, codec) for codec in ("webp", "png")} if self._is_eight_bit() else {}
         )
@@ -384,7 +396,7 @@ class _Run:
             "parameters": model.parameter_count(),
             "lossless_codecs_bits_per_dim": codecs,
             "lossless_codecs_images": len(images),
-            "reconstruction": self.exact,
+            "reconstruction": self._reconstruction(images[:_PICTURED]),
         }
         self.log.write("test", self.step, test.to_dict())
         write_json(self.folder / SUMMARY, summary)
@@ -397,6 +409,13 @@ class _Run:
             name = {"webp": "lossless WebP", "png": "PNG"}[codec]
             self.progress.say(f"      {bits:.4f} bits/dim for {name} on {len(images)} of these images, one file each")
         return Outcome(self.folder, summary)
+
+    def _reconstruction(self, images: np.ndarray) -> str:
+        try:
+            _, exact = reconstruction_grid(self.state.model, images)
+        except UserError as error:
+            return f"not measured ({error})"
+        return f"{exact} of {len(images)} images identical to the last pixel"
 
     def _is_eight_bit(self) -> bool:
         return self.config.model.n_bits == 8

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,10 +30,11 @@ class MetricsLog:
     def __init__(self, folder: pathlib.Path, step: int):
         self._path = folder / "metrics.jsonl"
         tensorboard = folder / "tensorboard"
-        if self._path.exists():
-            self._cut(step)
-            _mark_restart(tensorboard, step)
-        self._writer = tf.summary.create_file_writer(str(tensorboard))
+        with _os_errors():
+            if self._path.exists():
+                self._cut(step)
+                _mark_restart(tensorboard, step)
+            self._writer = tf.summary.create_file_writer(str(tensorboard))
 
     def _cut(self, step: int) -> None:
         # The test row is written after the last checkpoint, at the same step.
@@ -50,23 +54,37 @@ class MetricsLog:
         """
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line({"step": step, "kind": kind, **values}))
-        with self._writer.as_default(step=step):
+        with _os_errors(), self._writer.as_default(step=step):
             for name, value in values.items():
                 if isinstance(value, int | float):
                     tf.summary.scalar(f"{kind}/{name}", value)
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Shows a PNG file in TensorBoard."""
-        with self._writer.as_default(step=step), Image.open(path) as picture:
+        """Shows a PNG file in TensorBoard.
+
+        Raises:
+            OSError: where the disk is full.
+        """
+        with _os_errors(), self._writer.as_default(step=step), Image.open(path) as picture:
             tf.summary.image(name, np.asarray(picture.convert("RGB"))[None])
 
     def flush(self) -> None:
-        """Writes out what TensorBoard's writer still holds."""
-        self._writer.flush()
+        """Writes out what TensorBoard's writer still holds.
+
+        Raises:
+            OSError: where the disk is full.
+        """
+        with _os_errors():
+            self._writer.flush()
 
     def close(self) -> None:
-        """Ends the log."""
-        self._writer.close()
+        """Ends the log.
+
+        Raises:
+            OSError: where the disk is full.
+        """
+        with _os_errors():
+            self._writer.close()
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -80,6 +98,17 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Turns the error of TensorFlow's event writer into the OSError that it is."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, error.message.splitlines()[0]) from error
 
 
 def _line(row: Mapping[str, Any]) -> str:

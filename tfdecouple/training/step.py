@@ -51,8 +51,9 @@ class TrainStep:
     process it: each device draws the noise of the whole batch and takes its slice. So any number of devices takes
     the same step, while devices differ and a repeated step repeats.
 
-    With micro-batches the batch is processed in parts, one after the other. Batch normalisation sees a part (as in
-    the reference), and its moving statistics move once per update, towards the mean of the parts' statistics.
+    With micro-batches the batch is processed in parts, one after the other, each with its slice of the noise. Batch
+    normalisation sees a part (as in the reference), and its moving statistics move once per update, towards the mean
+    of the parts' statistics.
 
     Args:
         config: the run.
@@ -119,11 +120,12 @@ class TrainStep:
         size = training.batch_size // training.micro_batches
         context = tf.distribute.get_replica_context()
         local = size // context.num_replicas_in_sync
-        start = tf.cast(context.replica_id_in_sync_group, tf.int32) * local
+        start = number * size + tf.cast(context.replica_id_in_sync_group, tf.int32) * local
         images = tf.ensure_shape(images, (local, *model.config.image_shape))
-        seed = randomness.fold(training.seed, "step", step, number)
-        z_noise = randomness.normal([size, model.config.latent_dim], randomness.fold(seed, "z"))[start : start + local]
-        u_noise = randomness.uniform([size, *images.shape[1:]], randomness.fold(seed, "u"))[start : start + local]
+        seed = randomness.fold(training.seed, "step", step)
+        batch, own = training.batch_size, slice(start, start + local)
+        z_noise = randomness.normal([batch, model.config.latent_dim], randomness.fold(seed, "z"))[own]
+        u_noise = randomness.uniform([batch, *model.config.image_shape], randomness.fold(seed, "u"))[own]
         dtype = "bfloat16" if training.precision == "mixed_bfloat16" else "float32"
         # A stateless scope catches the new moving statistics of batch normalisation: a step that turns out not to be
         # finite must leave them alone, too.
@@ -181,9 +183,10 @@ class TrainStep:
         and a deep flow has a thousand.
         """
         state, copies = self._state, self._strategy.experimental_local_results
-        moving = self._strategy.extended.batch_reduce_to(
-            tf.distribute.ReduceOp.MEAN, list(zip(moving, state.moving.values(), strict=True))
-        )
+        if moving:  # TensorFlow cannot reduce an empty list, that of a model without an encoder.
+            moving = self._strategy.extended.batch_reduce_to(
+                tf.distribute.ReduceOp.MEAN, list(zip(moving, state.moving.values(), strict=True))
+            )
         for replica, (updates, device) in enumerate(
             zip(copies(state.updates), self._strategy.extended.worker_devices, strict=True)
         ):
