@@ -79,7 +79,7 @@ class CheckpointFolder:
             reader = tf.train.load_checkpoint(prefix)
             for name in reader.get_variable_to_shape_map():
                 reader.get_tensor(name)
-        except (tf.errors.OpError, OSError, RuntimeError) as error:
+        except (tf.errors.OpError, OSError, RuntimeError, LookupError, ValueError) as error:
             raise DamagedCheckpointError(f"the checkpoint {prefix} is damaged ({_first_line(error)})") from error
         try:
             status = _checkpoint(groups).read(prefix)

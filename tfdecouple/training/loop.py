@@ -236,7 +236,6 @@ class _Run:
             first = training_batches(self.source, self.config.data, batch_size=batch, seed=self.training.seed)
             self.state.model.initialize(next(iter(first))["image"], seed=self.training.seed)
         self.state.start_averages()
-        self._save()
 
     # --- stepping ---
 

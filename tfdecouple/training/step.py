@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -65,14 +66,10 @@ class TrainStep:
         self._config = config
         self._state = state
         self._strategy = strategy
-        self._accumulators: _Sums | None = None
+        self._total: Any = None
         if config.training.micro_batches > 1:
             with strategy.scope():
-                self._accumulators = _Sums(
-                    [_accumulator(variable.shape) for variable in state.trainable.values()],
-                    [_accumulator(variable.shape) for variable in state.moving.values()],
-                    [_accumulator(()) for _ in range(3)],
-                )
+                self._total = self._make_total()
         # One trace each: the shapes never change. There is no Python control flow on tensors for AutoGraph to turn
         # into graphs, and looking for it in loops over a thousand variables takes seconds.
         self._whole = tf.function(self._whole_step, autograph=False)
@@ -87,7 +84,7 @@ class TrainStep:
             step: number of steps taken before.
         """
         step = tf.constant(step, tf.int32)
-        if self._accumulators is None:
+        if self._total is None:
             return self._whole(parts[0], step)
         for number, images in enumerate(parts):
             self._accumulate(images, step, tf.constant(number))
@@ -98,21 +95,39 @@ class TrainStep:
 
     def _accumulate_part(self, images: Any, step: tf.Tensor, number: tf.Tensor) -> None:
         def accumulate(images: tf.Tensor) -> None:
-            tf.nest.map_structure(
-                lambda total, value: total.assign_add(value), self._accumulators, self._replica(images, step, number)
-            )
+            values = tf.nest.flatten(self._replica(images, step, number))
+            self._total.assign_add(tf.concat([tf.reshape(value, [-1]) for value in values], 0))
 
         self._strategy.run(accumulate, args=(images,))
 
     def _finish_parts(self) -> StepResult:
         def take() -> _Sums:
-            values = tf.nest.map_structure(lambda total: tf.identity(total), self._accumulators)
-            with tf.control_dependencies(tf.nest.flatten(values)):
-                for total in tf.nest.flatten(self._accumulators):
-                    total.assign(tf.zeros_like(total))
-            return values
+            total = tf.identity(self._total)
+            with tf.control_dependencies([total]):
+                self._total.assign(tf.zeros_like(total))
+            shapes = self._shapes()
+            pieces = tf.split(total, [math.prod(shape) for shape in tf.nest.flatten(shapes)])
+            return tf.nest.map_structure(tf.reshape, tf.nest.pack_sequence_as(shapes, pieces), shapes)
 
         return self._judge_and_apply(self._strategy.run(take))
+
+    def _shapes(self) -> _Sums:
+        """Returns the shapes of what a device computes, as shapes that are leaves to `tf.nest`."""
+        return _Sums(
+            [tf.TensorShape(variable.shape) for variable in self._state.trainable.values()],
+            [tf.TensorShape(variable.shape) for variable in self._state.moving.values()],
+            [tf.TensorShape(())] * 3,
+        )
+
+    def _make_total(self) -> tf.Variable:
+        """Returns where a device adds up its parts: one long vector, as a thousand variables take long to trace."""
+        size = sum(math.prod(shape) for shape in tf.nest.flatten(self._shapes()))
+        return tf.Variable(
+            tf.zeros([size]),
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+        )
 
     def _replica(self, images: tf.Tensor, step: tf.Tensor, number: Any) -> _Sums:
         """Runs on each device: its share of a (micro-)batch."""
@@ -215,12 +230,3 @@ class TrainStep:
 
 def _move_average(average: tf.Variable, source: tf.Variable, decay: tf.Tensor) -> None:
     average.assign_sub((average - source) * (1 - decay), read_value=False)
-
-
-def _accumulator(shape: Any) -> tf.Variable:
-    return tf.Variable(
-        tf.zeros(shape),
-        trainable=False,
-        synchronization=tf.VariableSynchronization.ON_READ,
-        aggregation=tf.VariableAggregation.SUM,
-    )

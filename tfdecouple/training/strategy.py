@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
@@ -29,7 +31,13 @@ def make_strategy(devices: int | None = None) -> tf.distribute.MirroredStrategy:
         devices = len(present) if kind == "GPU" else 1
     if devices > len(present):
         raise ConfigError(f"--devices is {devices}; there are {len(present)} ({', '.join(present)})")
-    return tf.distribute.MirroredStrategy(present[:devices])
+    return _strategy_over(tuple(present[:devices]))
+
+
+@functools.cache
+def _strategy_over(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
+    """Makes one strategy a process for the same devices: two would number their collective operations alike."""
+    return tf.distribute.MirroredStrategy(list(devices))
 
 
 def _split_cpu(devices: int) -> None:
