@@ -5,13 +5,14 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import math
+import random
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
-from tfdecouple.config import ModelConfig
+from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig
 
 # Before any operation runs. Ordinary computations use the first device; the tests of several devices use both.
 tf.config.set_logical_device_configuration(
@@ -64,6 +65,16 @@ def jacobian_log_det(forward, x, condition=None):
     return np.linalg.slogdet(np.reshape(rows, [x.shape[0], size, size]))[1]
 
 
+def walk_with(network, x, condition, look):
+    """Walks through an invertible network, calling `look(leaf, x, condition)` before each elementary layer."""
+
+    def visit(leaf, h, z):
+        look(leaf, h, z)
+        return leaf.forward_and_log_det(h, z)[0]
+
+    return network.walk(x, condition, visit)
+
+
 @pytest.fixture
 def eager():
     """Runs TensorFlow's functions without tracing them: quicker where each would run once or twice."""
@@ -74,8 +85,8 @@ def eager():
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Makes the random start of weights the same in every run of a test."""
-    keras.utils.set_random_seed(0)
+    """Makes the random start of weights the same in every run of a test: Keras draws their seeds from `random`."""
+    random.seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +94,72 @@ def tiny_model():
     """A tiny model, initialised, whose every weight has an effect. Do not change it."""
     from tfdecouple.model import DecoupledModel
 
-    keras.utils.set_random_seed(0)
+    random.seed(0)
     model = DecoupledModel(TINY)
     model.initialize(random_images(16))
     return give_effect(model)
+
+
+# For whole runs, where tracing is what takes time: two levels.
+SMALL = ModelConfig(
+    image_size=8,
+    latent_dim=4,
+    steps=(1, 1),
+    hidden_channels=(4, 6),
+    alpha=0.8,
+    encoder_channels=(4,),
+    encoder_out_channels=2,
+    prior_steps=1,
+    prior_hidden=6,
+    prior_alpha=0.8,
+)
+
+
+def user_environment():
+    """The environment for programs as a user has it: without the setting by which tests keep TensorFlow quiet."""
+    return {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+
+
+def run_config(images, *, model=SMALL, **training):
+    """A run of ten steps on a folder of images, which evaluates and saves at 5 and 10."""
+    options = {
+        "steps": 10,
+        "batch_size": 8,
+        "learning_rate": 0.01,
+        "warmup_steps": 2,
+        "ema_decay": 0.5,
+        "init_images": 16,
+        "log_every": 2,
+        "evaluate_every": 5,
+        "checkpoint_every": 5,
+        "evaluation_batch_size": 4,
+        "keep_checkpoints": 2,
+    }
+    return Config(
+        name="tiny",
+        model=model,
+        data=DataConfig(source=f"folder:{images}", horizontal_flip=True, pad_and_crop=1),
+        training=TrainingConfig(**{**options, **training}),
+    )
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """A folder of 20 images for training, 6 for validation and 5 for test."""
+    folder = tmp_path_factory.mktemp("images")
+    images = iter(random_images(31))
+    for split, count in {"train": 20, "validation": 6, "test": 5}.items():
+        (folder / split).mkdir()
+        for number in range(count):
+            Image.fromarray(next(images)).save(folder / split / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(image_folder, tmp_path_factory):
+    """The run folder of a finished run of `run_config(image_folder)`. Do not change it."""
+    from tfdecouple.training import train
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(run_config(image_folder), folder)
+    return folder

@@ -134,6 +134,7 @@ class FactorOut(InvertibleComposite):
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Builds the three layers for inputs `[batch, height, width, channels]`."""
+        self._remember_shape(x_shape)
         self._kept = x_shape[-1] - self.dropped
         self.mixing.build(x_shape)
         self.coupling.build(x_shape, condition_shape)
@@ -276,14 +277,12 @@ class Flow(InvertibleComposite):
         return tuple(levels)
 
     def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
-        x, condition = super()._prepare(x, condition)
-        if tuple(x.shape[1:]) != self.config.image_shape:
-            raise UserError(
-                f"the flow got an array of shape {tuple(x.shape)}; it needs [batch, *{self.config.image_shape}]"
-            )
+        shape = tuple(tf.convert_to_tensor(x).shape)
+        if len(shape) != 4 or shape[1:] != self.config.image_shape:
+            raise UserError(f"the flow got an array of shape {shape}; it needs [batch, *{self.config.image_shape}]")
         if not self.condition_size and self.whitening is None:
             condition = None
-        return x, condition
+        return super()._prepare(x, condition)
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         return self._run_forward(x, lambda layer, h: self._programs.forward_and_log_det(layer, h, condition))

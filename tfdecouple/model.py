@@ -304,7 +304,12 @@ class DecoupledModel(keras.Model):
             NotInitializedError: for a model without weights.
         """
         self.require_initialized()
-        codes = self.encode_levels(self._levels_of(images))
+        levels = self._levels_of(images)
+        if levels.shape[0] == 0:
+            # A convolution has no answer to an empty batch.
+            z = tf.zeros([0, self.config.latent_dim]) if self.config.has_latent else None
+            return Codes(z, tf.zeros_like(levels))
+        codes = self.encode_levels(levels)
         if tf.executing_eagerly():
             self._require_finite(
                 "encode gave codes that are not finite", codes.v, *([] if codes.z is None else [codes.z])
@@ -329,7 +334,15 @@ class DecoupledModel(keras.Model):
             NotInitializedError: for a model without weights.
         """
         self.require_initialized()
-        x = self.flow.inverse_and_log_det(v, self._checked_z(z))[0]
+        try:
+            x = self.flow.inverse_and_log_det(v, self._checked_z(z))[0]
+        except tf.errors.InvalidArgumentError as error:
+            if "not invertible" not in error.message:
+                raise
+            every = _listed(range(len(v)))
+            raise InversionError(
+                f"a 1x1 convolution is singular or not finite, for image {every} of the batch"
+            ) from error
         if tf.executing_eagerly():
             self._require_finite("decode gave pixels that are not finite", x)
         return self.pixels(x)
@@ -372,6 +385,7 @@ class DecoupledModel(keras.Model):
             DataError: for images of another shape or type.
         """
         self._require_latent("a switch of z")
+        _require_as_many("switch", a, b)
         codes_a, codes_b = self.encode(a), self.encode(b)
         return self.decode(codes_a.z, codes_b.v), self.decode(codes_b.z, codes_a.v)
 
@@ -390,9 +404,8 @@ class DecoupledModel(keras.Model):
         Raises:
             DataError: for images of another shape or type.
         """
+        _require_as_many("interpolate", a, b)
         (z_a, v_a), (z_b, v_b) = self.encode(a), self.encode(b)
-        if v_a.shape[0] != v_b.shape[0]:
-            raise DataError(f"interpolate got {v_a.shape[0]} and {v_b.shape[0]} images; it needs equally many")
         count, rows, columns = v_a.shape[0], len(alphas), len(betas)
         # Both ends are exact: 1 * a + 0 * b is a, to the last bit.
         beta = tf.reshape(tf.constant(betas, tf.float32), [1, 1, columns, 1, 1, 1])
@@ -533,6 +546,11 @@ def standard_normal_log_prob(x: tf.Tensor) -> tf.Tensor:
     axes: list[int] = list(range(1, len(x.shape)))
     dimensions = tf.cast(tf.reduce_prod(tf.shape(x)[1:]), x.dtype)
     return -0.5 * (tf.reduce_sum(tf.square(x), axes) + dimensions * math.log(2 * math.pi))
+
+
+def _require_as_many(what: str, a: Any, b: Any) -> None:
+    if len(a) != len(b):
+        raise DataError(f"{what} got {len(a)} and {len(b)} images; it needs equally many")
 
 
 def _listed(indices: Any, most: int = 8) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -79,10 +80,10 @@ def model_config_of(values: Mapping[str, Any], *, image_size: int, n_bits: int =
     Raises:
         WolfError: naming what this project does not have, or what is missing.
     """
-    flow = _get(values, "generator.flow")
+    flow = _get(values, "generator.flow", dict)
     _supported("generator.flow.type", flow.get("type"), ("glow",))
-    _supported("dequantizer.type", _get(values, "dequantizer").get("type"), ("uniform",))
-    discriminator = _get(values, "discriminator")
+    _supported("dequantizer.type", _get(values, "dequantizer", dict).get("type"), ("uniform",))
+    discriminator = _get(values, "discriminator", dict)
     kind = discriminator.get("type")
     _supported("discriminator.type", kind, ("gaussian", "base"))
     _supported("generator.flow.activation", flow.get("activation", "elu"), ("elu",))
@@ -90,20 +91,21 @@ def model_config_of(values: Mapping[str, Any], *, image_size: int, n_bits: int =
     _supported("generator.flow.normalize", flow.get("normalize"), (None,))
     _supported("generator.flow.in_channels", flow.get("in_channels", 3), (3,))
     _supported("generator.flow.inverse", flow.get("inverse", True), (True,))
-    steps = _get(values, "generator.flow.num_steps")
-    hidden = _get(values, "generator.flow.hidden_channels")
-    factors = flow.get("factors", [4] * (len(steps) - 2))
+    steps = _whole_numbers(values, "generator.flow.num_steps")
+    hidden: tuple = (flow.get("hidden_channels"),) * len(steps)
+    if not isinstance(hidden[0], int):
+        hidden = _whole_numbers(values, "generator.flow.hidden_channels")
     if flow.get("levels", len(steps)) != len(steps):
         raise WolfError(f"generator.flow.levels is {flow['levels']}, but num_steps has {len(steps)} entries")
     options: dict[str, Any] = {
         "image_size": image_size,
         "n_bits": n_bits,
-        "steps": _tuples(steps),
-        "hidden_channels": tuple(hidden) if isinstance(hidden, list) else (hidden,) * len(steps),
-        "factors": _tuples(factors) or (4,),
+        "steps": steps,
+        "hidden_channels": hidden,
+        "factors": _whole_numbers(values, "generator.flow.factors", [4] * (len(steps) - 2)) or (4,),
         "transform": _transform("generator.flow.transform", flow),
         "multiscale_transform": _transform("generator.flow.prior_transform", flow),
-        "alpha": float(flow.get("alpha", 1.0)),
+        "alpha": _get(values, "generator.flow.alpha", float, 1.0),
     }
     if kind == "base":
         options["conditioning"] = "none"
@@ -120,17 +122,17 @@ def model_config_of(values: Mapping[str, Any], *, image_size: int, n_bits: int =
 def _latent_options(
     values: Mapping[str, Any], flow: Mapping[str, Any], discriminator: Mapping[str, Any], image_size: int
 ) -> dict[str, Any]:
-    encoder, prior = _get(values, "discriminator.encoder"), _get(values, "discriminator.prior")
-    dim = _get(values, "discriminator.dim")
+    encoder, prior = (_get(values, f"discriminator.{name}", dict) for name in ("encoder", "prior"))
+    dim = _get(values, "discriminator.dim", int)
     _supported("generator.flow.h_type", flow.get("h_type"), ("global_linear",))
     _supported("generator.flow.h_channels", flow.get("h_channels"), (dim,))
     _supported("discriminator.encoder.type", encoder.get("type"), ("global_resnet_bn",))
     _supported("discriminator.encoder.activation", encoder.get("activation", "elu"), ("elu",))
     _supported("discriminator.encoder.in_planes", encoder.get("in_planes", 3), (3,))
     _supported("discriminator.prior.type", prior.get("type"), ("flow", "normal"))
-    planes = tuple(_get(values, "discriminator.encoder.hidden_planes"))
-    out_planes = _get(values, "discriminator.encoder.out_planes")
-    in_dim = _get(values, "discriminator.in_dim")
+    planes = _whole_numbers(values, "discriminator.encoder.hidden_planes")
+    out_planes = _get(values, "discriminator.encoder.out_planes", int)
+    in_dim = _get(values, "discriminator.in_dim", int)
     if out_planes * (image_size // 2 ** len(planes)) ** 2 != in_dim:
         raise WolfError(
             f"--image-size {image_size} does not fit discriminator.in_dim {in_dim}: {len(planes)} encoder levels leave "
@@ -148,10 +150,10 @@ def _latent_options(
         _supported("discriminator.prior.activation", prior.get("activation", "elu"), ("elu",))
         _supported("discriminator.prior.heads", prior.get("heads", 1), (1,))
         options |= {
-            "prior_steps": _get(values, "discriminator.prior.num_steps"),
-            "prior_hidden": _get(values, "discriminator.prior.hidden_features"),
+            "prior_steps": _get(values, "discriminator.prior.num_steps", int),
+            "prior_hidden": _get(values, "discriminator.prior.hidden_features", int),
             "prior_transform": _transform("discriminator.prior.transform", prior),
-            "prior_alpha": float(prior.get("alpha", 1.0)),
+            "prior_alpha": _get(values, "discriminator.prior.alpha", float, 1.0),
         }
     return options
 
@@ -169,7 +171,7 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise WolfError(f"{path} is no readable .npz file: {error}") from error
     if path.suffix not in (".pt", ".pth"):
         raise WolfError(f"{path} is neither .npz nor .pt; these two can be read")
@@ -197,8 +199,12 @@ def assign(model: DecoupledModel, state: Arrays) -> None:
     for theirs, ours, convert in _correspondence(model):
         if theirs not in state:
             raise WolfError(f"the weights lack {theirs}, which the config asks for")
-        value, variable = convert(np.asarray(state[theirs])), variables.pop(ours)
-        if value.shape != tuple(variable.shape):
+        variable = variables.pop(ours)
+        try:
+            value = convert(np.asarray(state[theirs]))
+        except ValueError:
+            value = None  # not even of the rank or size that the conversion needs
+        if value is None or value.shape != tuple(variable.shape):
             raise WolfError(f"{theirs} has the shape {state[theirs].shape}, which does not fit the config")
         variable.assign(value)
         left.discard(theirs)
@@ -327,12 +333,40 @@ def _read_json(path: str | pathlib.Path) -> dict[str, Any]:
         raise WolfError(f"{path} is not valid JSON: {error}") from error
 
 
-def _get(values: Any, name: str) -> Any:
+def _get(values: Any, name: str, kind: type = object, default: Any = None) -> Any:
+    """Returns a value of the config by its dotted name; without a default it must be there.
+
+    Raises:
+        WolfError: where it is missing or of another kind.
+    """
     for part in name.split("."):
         if not isinstance(values, Mapping) or part not in values:
+            if default is not None:
+                return default
             raise WolfError(f"the reference's config lacks {name}")
         values = values[part]
+    if kind is float and isinstance(values, int):
+        values = float(values)
+    if not isinstance(values, kind):
+        raise WolfError(f"the reference's config has {name} {values!r}, which is no {kind.__name__}")
     return values
+
+
+def _whole_numbers(values: Any, name: str, default: Any = None) -> tuple:
+    """Returns a list of whole numbers (or of lists of them) of the config, as tuples.
+
+    Raises:
+        WolfError: where it is missing or something else.
+    """
+
+    def checked(value: Any, deeper: bool) -> Any:
+        if isinstance(value, list) and deeper:
+            return tuple(checked(inner, False) for inner in value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise WolfError(f"the reference's config has {name} with {value!r} in it, which is no whole number")
+
+    return tuple(checked(value, True) for value in _get(values, name, list, default))
 
 
 def _supported(name: str, value: Any, choices: tuple[Any, ...]) -> None:
@@ -344,7 +378,3 @@ def _transform(name: str, section: Mapping[str, Any]) -> str:
     value = section.get(name.rpartition(".")[2], "affine")
     _supported(name, value, ("affine", "additive"))
     return value
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value

@@ -29,7 +29,7 @@ class ActNorm(InvertibleLayer):
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Creates `log_scale` and `bias`, each `[channels]`."""
-        self._event_ndims = len(x_shape) - 1
+        self._remember_shape(x_shape)
         channels = x_shape[-1]
         self.log_scale = self.add_weight(
             name="log_scale", shape=(channels,), initializer=keras.initializers.RandomNormal(stddev=0.05)

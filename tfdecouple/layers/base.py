@@ -33,6 +33,7 @@ class InvertibleLayer(keras.layers.Layer):
     def __init__(self, *, dtype: Any = "float32", **kwargs: Any):
         super().__init__(dtype=dtype, **kwargs)
         self._event_ndims = 3
+        self._channels: int | None = None
 
     def forward_and_log_det(self, x: Any, condition: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
         """Maps x towards v.
@@ -114,7 +115,24 @@ class InvertibleLayer(keras.layers.Layer):
             condition = as_tensor(condition, self.compute_dtype)
         if not self.built:
             self.build(x.shape, None if condition is None else condition.shape)
+        if self._channels is not None and (len(x.shape) - 1, x.shape[-1]) != (self._event_ndims, self._channels):
+            raise UserError(
+                f"layer {self.name} got an array of shape {tuple(x.shape)}; it was built for {self._channels} channels "
+                f"and {self._event_ndims + 1} axes"
+            )
+        if condition is not None:
+            counts = {x.shape[0], condition.shape[0]} - {None}
+            if len(condition.shape) != 2 or len(counts) > 1:
+                raise UserError(
+                    f"layer {self.name} got an array of shape {tuple(x.shape)} and a condition of shape "
+                    f"{tuple(condition.shape)}; the condition must be [batch, d_z] with the same batch"
+                )
         return x, condition
+
+    def _remember_shape(self, x_shape: Any) -> None:
+        """Notes, at the end of `build`, the inputs that the layer was built for."""
+        self._event_ndims = len(x_shape) - 1
+        self._channels = x_shape[-1]
 
 
 class InvertibleComposite(InvertibleLayer):
@@ -159,7 +177,7 @@ class InvertibleSequence(InvertibleComposite):
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Builds every layer for inputs of shape `x_shape`."""
-        self._event_ndims = len(x_shape) - 1
+        self._remember_shape(x_shape)
         for layer in self.sequence:
             layer.build(x_shape, condition_shape)
         self.built = True
@@ -218,7 +236,7 @@ class _LayerBijector(tfb.Bijector):
         self._condition = condition
         super().__init__(
             forward_min_event_ndims=layer._event_ndims,
-            dtype=layer.compute_dtype,
+            dtype=tf.as_dtype(layer.compute_dtype),
             parameters=parameters,
             name=layer.name,
         )

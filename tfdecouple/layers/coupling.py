@@ -86,7 +86,7 @@ class Coupling(InvertibleLayer):
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Creates the coupling net for `[batch, height, width, channels]` or `[batch, channels]`."""
-        self._event_ndims = len(x_shape) - 1
+        self._remember_shape(x_shape)
         channels = x_shape[-1]
         self._n_transformed = channels // 2 if self.transformed is None else self.transformed
         self._n_kept = channels - self._n_transformed
@@ -94,6 +94,10 @@ class Coupling(InvertibleLayer):
             raise UserError(
                 f"a coupling cannot transform {self._n_transformed} of {channels} channels; "
                 "both parts need at least one"
+            )
+        if len(x_shape) != 4 and self.condition_size:
+            raise UserError(
+                f"a coupling of vectors takes no condition, but condition_size is {self.condition_size}; it must be 0"
             )
         self._alternates = self.pattern == "alternate" and channels % 2 == 0
         outputs = self._n_transformed * (2 if self.transform == "affine" else 1)

@@ -65,7 +65,7 @@ class InvertibleLinear(InvertibleLayer):
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Creates the matrix `[channels, channels]`, or its packed factors and the permutation."""
-        self._event_ndims = len(x_shape) - 1
+        self._remember_shape(x_shape)
         channels = x_shape[-1]
         if self.form == "full":
             self.kernel = self.add_weight(

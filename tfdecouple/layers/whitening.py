@@ -33,7 +33,7 @@ class ConditionalWhitening(InvertibleLayer):
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Creates the net for h of shape `[batch, ...]`."""
-        self._event_ndims = len(x_shape) - 1
+        self._remember_shape(x_shape)
         self._event = tuple(x_shape[1:])
         self.first = self.add_weight(
             name="first", shape=(self.condition_size, self.hidden), initializer=fan_in_uniform()

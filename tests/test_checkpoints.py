@@ -1,0 +1,176 @@
+"""Checkpoints: written whole, read back or refused; and the model that a run folder gives."""
+
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfdecouple
+from tfdecouple.checkpoints import CheckpointFolder, DamagedCheckpointError
+from tfdecouple.errors import RunError
+from tfdecouple.runs import load_config
+
+
+def variables(value):
+    return {"model": {"a/b": tf.Variable(np.full(300, value, np.float32)), "c": tf.Variable(np.int64(value))}}
+
+
+def values(groups):
+    return [variable.numpy().tolist() for variable in groups["model"].values()]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the checkpoints of steps 1 and 2, which hold ones and twos."""
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    for step in (1, 2):
+        folder.write("step", step, variables(step))
+    return folder
+
+
+def data_of(folder, step):
+    return pathlib.Path(folder.prefix("step", step) + ".data-00000-of-00001")
+
+
+def index_of(folder, step):
+    return pathlib.Path(folder.prefix("step", step) + ".index")
+
+
+def flip_every_byte_of_the_middle(path):
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 3, len(content) // 2):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "data cut short": lambda folder: os.truncate(data_of(folder, 2), data_of(folder, 2).stat().st_size // 2),
+    "data cut by a byte": lambda folder: os.truncate(data_of(folder, 2), data_of(folder, 2).stat().st_size - 1),
+    "data empty": lambda folder: os.truncate(data_of(folder, 2), 0),
+    "data missing": lambda folder: data_of(folder, 2).unlink(),
+    "data changed": lambda folder: flip_every_byte_of_the_middle(data_of(folder, 2)),
+    "index cut short": lambda folder: os.truncate(index_of(folder, 2), index_of(folder, 2).stat().st_size // 2),
+    "index empty": lambda folder: os.truncate(index_of(folder, 2), 0),
+    "index changed": lambda folder: flip_every_byte_of_the_middle(index_of(folder, 2)),
+}
+
+
+class TestCheckpointFolder:
+    def test_gives_back_what_was_written(self, folder):
+        for step in (1, 2):
+            groups = variables(0)
+            folder.read("step", step, groups)
+            assert values(groups) == values(variables(step))
+
+    def test_lists_the_newest_first(self, folder):
+        assert folder.steps() == [2, 1]
+        assert folder.steps("best") == []
+
+    def test_keeps_the_last_ones_and_one_best(self, tmp_path):
+        folder = CheckpointFolder(tmp_path, keep=2)
+        for step in range(5):
+            folder.write("step", step, variables(step))
+            folder.write("best", step, variables(step))
+        assert (folder.steps(), folder.steps("best")) == ([4, 3], [4])
+        assert len(list(tmp_path.iterdir())) == 2 * 3
+
+    @pytest.mark.parametrize("kind", DAMAGE)
+    def test_damage_is_found_before_anything_is_read(self, folder, kind):
+        DAMAGE[kind](folder)
+        groups = variables(7)
+        with pytest.raises(DamagedCheckpointError, match="step-000000002 is damaged") as error:
+            folder.read("step", 2, groups)
+        assert "\n" not in str(error.value)
+        assert values(groups) == values(variables(7))
+
+    def test_other_variables_than_it_holds_are_refused_in_one_line(self, folder):
+        groups = {"model": {"another": tf.Variable(1.0)}}
+        with pytest.raises(RunError, match="does not fit the config beside it") as error:
+            folder.read("step", 2, groups)
+        assert "\n" not in str(error.value)
+
+    def test_cleaning_removes_what_an_interrupted_write_left_and_nothing_else(self, folder):
+        whole = sorted(folder.path.iterdir())
+        unfinished = folder.path / "step-000000003_temp"
+        unfinished.mkdir()
+        (unfinished / "part-00000-of-00001.data-00000-of-00001").write_bytes(b"half")
+        (folder.path / "step-000000003.data-00000-of-00001").write_bytes(b"whole, but without an index")
+        folder.clean()
+        assert sorted(folder.path.iterdir()) == whole
+
+    def test_write_that_fails_says_so_and_keeps_the_others(self, folder):
+        whole = sorted(folder.path.iterdir())
+        # A folder stands where the file must go.
+        (folder.path / "step-000000003.data-00000-of-00001" / "inside").mkdir(parents=True)
+        with pytest.raises(RunError, match="cannot write the checkpoint .* the run goes on from step 2") as error:
+            folder.write("step", 3, variables(3))
+        assert "\n" not in str(error.value)
+        assert sorted(folder.path.iterdir()) == whole
+
+
+def averages_of(prefix):
+    reader = tf.train.load_checkpoint(str(prefix))
+    names = {}
+    for key in reader.get_variable_to_shape_map():
+        group, separator, rest = key.partition("/")
+        if group in ("averages", "model") and separator and "VARIABLE_VALUE" in key:
+            name = rest.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").replace(".S", "/").replace("..", ".")
+            names.setdefault(group, {})[name] = reader.get_tensor(key)
+    return names
+
+
+class TestLoadModel:
+    @pytest.fixture(scope="class")
+    def newest(self, finished_run):
+        return averages_of(finished_run / "checkpoints" / "step-000000010")
+
+    def test_gives_the_best_weights_which_are_averages(self, finished_run, image_folder):
+        (best,) = CheckpointFolder(finished_run / "checkpoints").steps("best")
+        state = averages_of(finished_run / "checkpoints" / f"step-{best:09d}")
+        model = tfdecouple.load_model(finished_run)
+        assert model.config == load_config(finished_run).model
+        assert state["averages"]
+        for name, variable in model.named_variables().items():
+            if name in state["averages"]:
+                np.testing.assert_array_equal(variable, state["averages"][name], err_msg=name)
+        differs = [name for name in state["averages"] if np.any(state["averages"][name] != state["model"][name])]
+        assert len(differs) > 10
+
+    def test_gives_averages_while_there_is_no_best_checkpoint_yet(self, finished_run, newest, tmp_path):
+        run = shutil.copytree(finished_run, tmp_path / "run")
+        for path in (run / "checkpoints").glob("best-*"):
+            path.unlink()
+        model = tfdecouple.load_model(run)
+        for name, variable in model.named_variables().items():
+            expected = newest["averages"].get(name, newest["model"][name])
+            np.testing.assert_array_equal(variable, expected, err_msg=name)
+
+    def test_is_ready_to_use(self, finished_run):
+        assert tfdecouple.load_model(str(finished_run)).sample(2, seed=0).shape == (2, 8, 8, 3)
+
+    def test_a_damaged_best_checkpoint_is_passed_over(self, finished_run, newest, tmp_path):
+        run = shutil.copytree(finished_run, tmp_path / "run")
+        (data,) = (run / "checkpoints").glob("best-*.data*")
+        os.truncate(data, 100)
+        model = tfdecouple.load_model(run)
+        name = next(iter(newest["averages"]))
+        np.testing.assert_array_equal(model.named_variables()[name], newest["averages"][name])
+
+    @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            (shutil.rmtree, "there is no run folder"),
+            (lambda run: (run / "config.json").unlink(), "is no run folder: it has no config.json"),
+            (lambda run: shutil.rmtree(run / "checkpoints"), "holds no checkpoint yet"),
+            (lambda run: [os.truncate(f, 9) for f in (run / "checkpoints").glob("*.data*")], "is damaged"),
+        ],
+    )
+    def test_what_cannot_be_opened_is_refused_in_one_line(self, finished_run, tmp_path, spoil, message):
+        run = shutil.copytree(finished_run, tmp_path / "run")
+        spoil(run)
+        with pytest.raises(RunError, match=message) as error:
+            tfdecouple.load_model(run)
+        assert "\n" not in str(error.value)

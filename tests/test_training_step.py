@@ -1,0 +1,316 @@
+"""One update: the schedule, Adam, and a step that is the same on any number of devices and all or nothing."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import SMALL, give_effect, random_images
+
+from tfdecouple.config import Config, TrainingConfig
+from tfdecouple.training.adam import Adam
+from tfdecouple.training.schedule import learning_rate
+from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import TrainStep
+from tfdecouple.training.strategy import make_strategy
+
+BATCH = 8
+GLOW = dataclasses.replace(SMALL, conditioning="none")
+
+
+class Trainer:
+    """State and step on one or more logical CPU devices, started the same way on any number of them."""
+
+    def __init__(self, devices=1, model=SMALL, effect=True, **training):
+        options = {
+            "batch_size": BATCH,
+            "learning_rate": 0.01,
+            "warmup_steps": 2,
+            "ema_decay": 0.9,
+            "weight_decay": 0.01,
+        }
+        self.config = Config(model=model, training=TrainingConfig(**{**options, **training}))
+        self.strategy = make_strategy(devices)
+        keras.utils.set_random_seed(1)
+        with self.strategy.scope():
+            self.state = TrainingState(self.config)
+        self.state.model.initialize(random_images(16, seed=9), seed=0)
+        if effect:
+            give_effect(self.state.model)
+        self.state.start_averages()
+        self.step_function = TrainStep(self.config, self.state, self.strategy)
+        self.steps = 0
+
+    def take(self, count=1):
+        """Takes steps, each on images of its own, and returns the last result as numbers."""
+        for _ in range(count):
+            images = random_images(BATCH, seed=100 + self.steps)
+            part = BATCH // self.config.training.micro_batches
+            parts = self.strategy.experimental_distribute_dataset(
+                tf.data.Dataset.from_tensor_slices(images).batch(part)
+            )
+            result = self.step_function(list(parts), self.steps)
+            self.steps += 1
+        return type(result)(*(value.numpy() for value in result))
+
+    def values(self, device=None):
+        """Everything that checkpoints hold, by name: as read, or the copy of one device."""
+
+        def read(variable):
+            copies = self.strategy.experimental_local_results(variable)
+            return (variable if device is None else copies[device]).numpy()
+
+        return {
+            f"{group}/{name}": read(variable)
+            for group, variables in self.state.groups().items()
+            for name, variable in variables.items()
+        }
+
+
+def assert_close(ours, theirs, tolerance=1e-5):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+def assert_equal(ours, theirs, but=()):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if name not in but:
+            np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+class TestSchedule:
+    @pytest.mark.parametrize("warmup", [1, 50])
+    def test_rises_linearly_and_then_decays_exponentially(self, warmup):
+        config = TrainingConfig(learning_rate=1e-3, warmup_steps=warmup, decay_rate=0.999997)
+        for update in (0, 1, warmup - 1, warmup, warmup + 1, 10**6):
+            if update < warmup:
+                expected = np.float64(1e-7) + (np.float64(1e-3) - 1e-7) * update / warmup
+            else:
+                expected = np.float64(1e-3) * np.float64(0.999997) ** (update - warmup)
+            rate = learning_rate(config, tf.constant(update, tf.int64))
+            assert rate.dtype == tf.float32
+            np.testing.assert_allclose(rate, expected, rtol=1e-6)
+
+    def test_begins_at_the_peak_without_warmup(self):
+        rate = learning_rate(TrainingConfig(learning_rate=1e-3, warmup_steps=0), tf.constant(0))
+        np.testing.assert_allclose(rate, 1e-3, rtol=1e-6)
+
+
+class TestAdam:
+    @pytest.mark.parametrize("decay", [0.0, 0.1])
+    def test_moves_as_the_adamw_of_pytorch(self, decay):
+        config = TrainingConfig(beta_1=0.9, beta_2=0.99, epsilon=1e-3, weight_decay=decay)
+        rng = np.random.default_rng(0)
+        start = rng.standard_normal((3, 4))
+        variable, mean, variance = (tf.Variable(value, dtype=tf.float32) for value in (start, 0 * start, 0 * start))
+
+        @tf.function
+        def update(gradient, updates, rate):
+            Adam(config, updates, rate).apply(variable, gradient, mean, variance)
+
+        weight, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
+        for count in range(1, 8):
+            # Gradients about as small as epsilon: where it is added makes a difference.
+            gradient, rate = 2e-3 * rng.standard_normal(start.shape), 0.01 * count
+            update(tf.constant(gradient, tf.float32), tf.constant(count - 1, tf.int64), tf.constant(rate, tf.float32))
+            weight *= 1 - rate * decay
+            m = 0.9 * m + 0.1 * gradient
+            v = 0.99 * v + 0.01 * gradient**2
+            weight -= rate * (m / (1 - 0.9**count)) / (np.sqrt(v / (1 - 0.99**count)) + 1e-3)
+            np.testing.assert_allclose(variable, weight, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(mean, m, rtol=1e-5, atol=1e-8)
+            np.testing.assert_allclose(variance, v, rtol=1e-4, atol=1e-10)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """A trainer on one device that has taken three steps, its state after each, and the results."""
+    trainer = Trainer()
+    states, results = [trainer.values()], []
+    for _ in range(3):
+        results.append(trainer.take())
+        states.append(trainer.values())
+    return trainer, states, results
+
+
+class TestStep:
+    def test_moves_every_trainable_weight(self, one_device):
+        trainer, states, _ = one_device
+        for name in trainer.state.trainable:
+            assert np.any(states[0][f"model/{name}"] != states[1][f"model/{name}"]), name
+
+    def test_moves_the_statistics_of_batch_normalisation(self, one_device):
+        trainer, states, _ = one_device
+        assert trainer.state.moving
+        for name in trainer.state.moving:
+            assert np.any(states[0][f"model/{name}"] != states[1][f"model/{name}"]), name
+
+    def test_averages_follow_weights_and_statistics(self, one_device):
+        trainer, states, _ = one_device
+        assert set(trainer.state.averages) == {*trainer.state.trainable, *trainer.state.moving}
+        for name in trainer.state.averages:
+            average = states[0][f"model/{name}"].astype(np.float64)
+            for update, state in enumerate(states[1:]):
+                decay = min(0.9, (1 + update) / (10 + update))
+                average = decay * average + (1 - decay) * state[f"model/{name}"]
+            np.testing.assert_allclose(states[-1][f"averages/{name}"], average, rtol=1e-5, atol=1e-6, err_msg=name)
+
+    def test_reports_the_parts_of_the_bound(self, one_device):
+        result = one_device[2][0]
+        nats = result.reconstruction + result.kl + result.dequantization
+        dimensions = 8 * 8 * 3
+        expected = nats / (dimensions * math.log(2)) + math.log2(128)
+        assert result.bits_per_dim == pytest.approx(expected, rel=1e-5)
+        assert result.kl != 0
+        assert result.applied
+
+    def test_follows_the_schedule_by_its_updates(self, one_device):
+        rates = [result.learning_rate for result in one_device[2]]
+        np.testing.assert_allclose(rates, [1e-7, 0.5 * (0.01 + 1e-7), 0.01], rtol=1e-5)
+
+    def test_repeats_bit_for_bit(self, one_device):
+        _, states, _ = one_device
+        again = Trainer()
+        again.take(3)
+        assert_equal(again.values(), states[-1])
+
+    def test_noise_differs_from_step_to_step(self):
+        trainer = Trainer(model=GLOW, learning_rate=0.0, weight_decay=0.0, warmup_steps=0)
+        results = []
+        for step in (0, 1, 0):
+            trainer.steps = 0  # the same images
+            images = trainer.strategy.experimental_local_results(tf.constant(random_images(BATCH)))
+            results.append(float(trainer.step_function(images, step).reconstruction))
+        assert results[0] == results[2] != results[1]
+
+    def test_clipping_bounds_the_norm_of_the_gradient(self):
+        free, clipped = Trainer(model=GLOW), Trainer(model=GLOW, clip_norm=0.25)
+        results = free.take(), clipped.take()
+        assert results[0].gradient_norm == pytest.approx(results[1].gradient_norm, rel=1e-5)
+        assert results[0].gradient_norm > 1
+        for trainer, norm in ((free, results[0].gradient_norm), (clipped, 0.25)):
+            # The first moment after one update is (1 - beta_1) times the gradient as it was applied.
+            moments = np.concatenate([mean.numpy().ravel() for mean in trainer.state.means.values()])
+            assert np.linalg.norm(moments) == pytest.approx(0.1 * norm, rel=1e-4)
+
+    def test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss(self, one_device):
+        trainer = Trainer(precision="mixed_bfloat16")
+        result, exact = trainer.take(), one_device[2][0]
+        assert result.applied
+        assert result.bits_per_dim != exact.bits_per_dim
+        assert result.bits_per_dim == pytest.approx(exact.bits_per_dim, abs=0.02)
+        variables = [*trainer.state.trainable.values(), *trainer.state.averages.values(), *trainer.state.means.values()]
+        assert {variable.dtype for variable in variables} == {tf.float32}
+
+
+class TestTwoDevices:
+    @pytest.fixture(scope="class")
+    def two_devices(self):
+        trainer = Trainer(devices=2)
+        start = trainer.values()
+        return trainer, start, [trainer.take() for _ in range(3)]
+
+    def test_start_is_that_of_one_device(self, one_device, two_devices):
+        assert_close(two_devices[1], one_device[1][0])
+
+    def test_steps_are_those_of_one_device(self, one_device, two_devices):
+        assert_close(two_devices[0].values(), one_device[1][-1])
+
+    def test_figures_are_those_of_one_device(self, one_device, two_devices):
+        for ours, theirs in zip(two_devices[2], one_device[2], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+    def test_copies_are_the_same(self, two_devices):
+        trainer = two_devices[0]
+        assert_equal(trainer.values(device=0), trainer.values(device=1))
+
+
+class TestDivision:
+    """Without batch normalisation no division of a batch changes anything; the gradient is clipped as a whole."""
+
+    @pytest.fixture(scope="class")
+    def whole(self):
+        trainer = Trainer(model=GLOW, clip_norm=0.25)
+        return [trainer.take() for _ in range(2)], trainer.values()
+
+    @pytest.mark.parametrize(("devices", "micro_batches"), [(1, 4), pytest.param(2, 1, marks=pytest.mark.slow), (2, 2)])
+    def test_changes_nothing(self, whole, devices, micro_batches):
+        trainer = Trainer(devices=devices, model=GLOW, clip_norm=0.25, micro_batches=micro_batches)
+        for result in whole[0]:
+            assert result.gradient_norm > 1
+            np.testing.assert_allclose(trainer.take(), result, rtol=1e-5)
+        assert_close(trainer.values(), whole[1])
+
+    @pytest.mark.slow
+    def test_micro_batches_move_the_statistics_of_batch_normalisation_once(self, one_device):
+        # One update towards the mean of the parts' statistics. For the mean of the very first normalisation, whose
+        # input is the same in parts, that is where the whole batch moves it.
+        trainer = Trainer(micro_batches=4)
+        trainer.take()
+        name = "model/encoder/level_0_block_1/norm_1/moving_mean"
+        states = one_device[1]
+        assert np.any(states[1][name] != states[0][name])
+        np.testing.assert_allclose(trainer.values()[name], states[1][name], rtol=1e-4, atol=1e-6)
+
+
+class TestNotFinite:
+    """A trainer on two devices whose loss or gradient can be made NaN on one of them."""
+
+    COUNTERS = ("counters/step", "counters/skipped")
+
+    @pytest.fixture(scope="class", params=[1, pytest.param(2, marks=pytest.mark.slow)])
+    def poisoned(self, request):
+        trainer = Trainer(devices=2, micro_batches=request.param)
+        poison = {kind: tf.Variable(-1, dtype=tf.int32) for kind in ("loss", "gradient")}
+        original = trainer.state.model.elbo_from_noise
+
+        def elbo_from_noise(*args, **options):
+            here = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
+            factor = {kind: tf.where(tf.equal(device, here), math.nan, 1.0) for kind, device in poison.items()}
+
+            @tf.custom_gradient
+            def pass_on(value):
+                return value, lambda upstream: upstream * factor["gradient"]
+
+            elbo = original(*args, **options)
+            return elbo._replace(reconstruction=pass_on(elbo.reconstruction) * factor["loss"])
+
+        trainer.state.model.elbo_from_noise = elbo_from_noise
+        trainer.take()
+        return trainer, poison
+
+    @pytest.mark.parametrize("device", [0, 1])
+    @pytest.mark.parametrize("kind", ["loss", "gradient"])
+    def test_step_changes_nothing_on_any_device(self, poisoned, kind, device):
+        trainer, poison = poisoned
+        before = [trainer.values(device=number) for number in (0, 1)]
+        poison[kind].assign(device)
+        result = trainer.take()
+        poison[kind].assign(-1)
+        assert not result.applied
+        assert np.isfinite(result.bits_per_dim) == (kind == "gradient")
+        assert not np.isfinite(result.gradient_norm)
+        for number in (0, 1):
+            after = trainer.values(device=number)
+            assert_equal(after, before[number], but=self.COUNTERS)
+            for counter in self.COUNTERS:
+                assert after[counter] == before[number][counter] + 1
+
+    def test_next_step_goes_on(self, poisoned):
+        trainer, poison = poisoned
+        poison["loss"].assign(0)
+        trainer.take(2)
+        poison["loss"].assign(-1)
+        before = trainer.values()
+        assert before["counters/skipped"] >= 2
+        assert trainer.take().applied
+        after = trainer.values()
+        assert after["counters/skipped"] == 0
+        assert after["counters/updates"] == before["counters/updates"] + 1
+        assert all(np.isfinite(value).all() for name, value in after.items() if "best" not in name)
+        for name in (*trainer.state.trainable, *trainer.state.moving):
+            assert np.any(after[f"model/{name}"] != before[f"model/{name}"]), name
