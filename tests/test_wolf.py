@@ -223,7 +223,7 @@ VARIANTS = {
     ),
     "64 x 64": (edited({"discriminator.in_dim": 256}), of_size_64(), {"image_size": 64}, {"image_size": 64}),
     "deeper": (edited(DEEPER), deeper(), {}, {"steps": (1, (1, 2), (1, 1), 2), "prior_steps": 3}),
-    "two levels, normal prior": (*of_two_levels(), {}, {"steps": (1, 1), "hidden_channels": (8, 16), "prior": "normal"}),
+    "two levels, normal prior": (*of_two_levels(), {}, {"steps": (1, 1), "hidden_channels": (8, 16)}),
     "without z": (*without_z(), {}, {"conditioning": "none"}),
 }
 

@@ -23,18 +23,8 @@ from tfdecouple.layers.base import ChildCall, InvertibleComposite
 from tfdecouple.layers.program import SharedPrograms
 
 
-@keras.saving.register_keras_serializable(package="tfdecouple")
-class FlowStep(InvertibleSequence):
-    """One re-organised step: actnorm, 1x1 convolution, two couplings, actnorm, two couplings (paper Figure 3a).
-
-    Args:
-        hidden: width of the coupling nets.
-        condition_size: size of z, or 0.
-        transform: "affine" or "additive".
-        alpha: bound of the affine scale.
-        linear: "full" or "lu".
-        **kwargs: of `InvertibleLayer`.
-    """
+class _Coupled(InvertibleLayer):
+    """The options that all layers made of couplings share."""
 
     def __init__(
         self,
@@ -53,11 +43,47 @@ class FlowStep(InvertibleSequence):
         self.alpha = alpha
         self.linear = linear
 
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "hidden": self.hidden,
+            "condition_size": self.condition_size,
+            "transform": self.transform,
+            "alpha": self.alpha,
+            "linear": self.linear,
+        }
+
+    def _coupling(self, name: str, **options: Any) -> Coupling:
+        return Coupling(
+            self.hidden,
+            self.condition_size,
+            transform=self.transform,
+            alpha=self.alpha,
+            name=name,
+            dtype=self.dtype_policy,
+            **options,
+        )
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class FlowStep(_Coupled, InvertibleSequence):
+    """One re-organised step: actnorm, 1x1 convolution, two couplings, actnorm, two couplings (paper Figure 3a).
+
+    Args:
+        hidden: width of the coupling nets.
+        condition_size: size of z, or 0.
+        transform: "affine" or "additive".
+        alpha: bound of the affine scale.
+        linear: "full" or "lu".
+        **kwargs: of `InvertibleLayer`.
+    """
+
+    def __init__(self, hidden: int, condition_size: int = 0, **kwargs: Any):
+        super().__init__(hidden, condition_size, **kwargs)
+
         def coupling(pattern: str, part: str) -> InvertibleLayer:
-            options = {"transform": transform, "alpha": alpha, "dtype": self.dtype_policy}
-            return Coupling(
-                hidden, condition_size, pattern=pattern, part=part, name=f"coupling_{pattern}_{part}", **options
-            )
+            return self._coupling(f"coupling_{pattern}_{part}", pattern=pattern, part=part)
 
         # Explicit names: the paths of the weights in a checkpoint are made of them.
         self.sequence = [
@@ -73,20 +99,9 @@ class FlowStep(InvertibleSequence):
     def _linear_layer(self, **options: Any) -> InvertibleLayer:
         return InvertibleConv1x1(self.linear, **options)
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "hidden": self.hidden,
-            "condition_size": self.condition_size,
-            "transform": self.transform,
-            "alpha": self.alpha,
-            "linear": self.linear,
-        }
-
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class FactorOut(InvertibleComposite):
+class FactorOut(_Coupled, InvertibleComposite):
     """What channels pass before they leave the flow: 1x1 convolution, a coupling that transforms them, actnorm.
 
     It stands where Glow learns a conditional Gaussian of the part that leaves (paper Figure 3c; the reference calls
@@ -102,34 +117,11 @@ class FactorOut(InvertibleComposite):
         **kwargs: of `InvertibleLayer`.
     """
 
-    def __init__(
-        self,
-        dropped: int,
-        hidden: int,
-        condition_size: int = 0,
-        *,
-        transform: str = "affine",
-        alpha: float = 1.0,
-        linear: str = "full",
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
+    def __init__(self, dropped: int, hidden: int, condition_size: int = 0, **kwargs: Any):
+        super().__init__(hidden, condition_size, **kwargs)
         self.dropped = dropped
-        self.hidden = hidden
-        self.condition_size = condition_size
-        self.transform = transform
-        self.alpha = alpha
-        self.linear = linear
-        self.mixing = InvertibleConv1x1(linear, name="linear", dtype=self.dtype_policy)
-        self.coupling = Coupling(
-            hidden,
-            condition_size,
-            transformed=dropped,
-            transform=transform,
-            alpha=alpha,
-            name="coupling",
-            dtype=self.dtype_policy,
-        )
+        self.mixing = InvertibleConv1x1(self.linear, name="linear", dtype=self.dtype_policy)
+        self.coupling = self._coupling("coupling", transformed=dropped)
         self.actnorm = ActNorm(name="actnorm", dtype=self.dtype_policy)
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
@@ -143,15 +135,7 @@ class FactorOut(InvertibleComposite):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "dropped": self.dropped,
-            "hidden": self.hidden,
-            "condition_size": self.condition_size,
-            "transform": self.transform,
-            "alpha": self.alpha,
-            "linear": self.linear,
-        }
+        return {**super().get_config(), "dropped": self.dropped}
 
     def _run_forward(self, x: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
         h, mixing = call(self.mixing, x)
