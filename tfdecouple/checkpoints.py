@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pathlib
 import re
 import shutil
@@ -59,8 +61,14 @@ class CheckpointFolder:
             _checkpoint(groups).write(self.prefix(kind, step))
         except (tf.errors.OpError, OSError) as error:
             self._remove_remains()
+            try:
+                self._check_whole(kind, step)
+            except DamagedCheckpointError:
+                self.remove(kind, step)
+            full = isinstance(error, tf.errors.ResourceExhaustedError)
             raise RunError(
-                f"cannot write the checkpoint {self.prefix(kind, step)}: {_first_line(error)}; "
+                f"cannot write the checkpoint {self.prefix(kind, step)}: "
+                f"{os.strerror(errno.ENOSPC) if full else _first_line(error)}; "
                 f"free some space and start again, the run goes on from {self._newest_name()}"
             ) from error
         for old in self.steps(kind)[self.keep if kind == "step" else 1 :]:
@@ -73,14 +81,9 @@ class CheckpointFolder:
             DamagedCheckpointError: where its files are cut short or do not match their checksums.
             RunError: where it does not hold these variables.
         """
+        # First everything is read and thrown away: a damaged file must not leave half of its values behind.
+        self._check_whole(kind, step)
         prefix = self.prefix(kind, step)
-        try:
-            # First everything is read and thrown away: a damaged file must not leave half of its values behind.
-            reader = tf.train.load_checkpoint(prefix)
-            for name in reader.get_variable_to_shape_map():
-                reader.get_tensor(name)
-        except (tf.errors.OpError, OSError, RuntimeError, LookupError, ValueError) as error:
-            raise DamagedCheckpointError(f"the checkpoint {prefix} is damaged ({_first_line(error)})") from error
         try:
             status = _checkpoint(groups).read(prefix)
             status.assert_existing_objects_matched()
@@ -96,6 +99,15 @@ class CheckpointFolder:
         prefix.with_name(prefix.name + ".index").unlink(missing_ok=True)
         for data in self.path.glob(prefix.name + ".data-*"):
             data.unlink(missing_ok=True)
+
+    def _check_whole(self, kind: str, step: int) -> None:
+        prefix = self.prefix(kind, step)
+        try:
+            reader = tf.train.load_checkpoint(prefix)
+            for name in reader.get_variable_to_shape_map():
+                reader.get_tensor(name)
+        except (tf.errors.OpError, OSError, RuntimeError, LookupError, ValueError) as error:
+            raise DamagedCheckpointError(f"the checkpoint {prefix} is damaged ({_first_line(error)})") from error
 
     def _newest_name(self) -> str:
         steps = self.steps()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -112,7 +113,7 @@ def _train(arguments: Sequence[str] | None) -> int:
         "data.source": options.data,
         "data.data_dir": options.data_dir,
     }
-    assignments = [f"{name}={value}" for name, value in given.items() if value is not None]
+    assignments = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
     config = override(config, [*options.set, *assignments])
     workdir = pathlib.Path(options.workdir or f"runs/{config.name}")
 
