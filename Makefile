@@ -17,7 +17,7 @@ train: $(VENV)/.stamp-base ## train the quickstart preset, or another: make trai
 	$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/.stamp-test ## run the tests; slow ones too: make test ARGS="-m 'slow or not slow'"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.stamp-lint ## check style (ruff) and types (mypy)
 	$(BIN)/ruff check .
