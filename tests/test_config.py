@@ -363,7 +363,7 @@ class TestOverride:
             ("data.horizontal_flip=false", "data", "horizontal_flip", False),
             ("data.data_dir=null", "data", "data_dir", None),
             ("data.source=folder:/a=b", "data", "source", "folder:/a=b"),
-            (' training.seed = 3 ', "training", "seed", 3),
+            (" training.seed = 3 ", "training", "seed", 3),
         ],
     )
     def test_one_value_changes_and_nothing_else(self, assignment, section, option, value):

@@ -83,9 +83,15 @@ def model(traced):
     return variant("coupling")
 
 
-@functools.cache
-def of_bits(n_bits):
-    return fresh(dataclasses.replace(TINY, n_bits=n_bits))
+@pytest.fixture
+def of_bits(tiny_model, traced, monkeypatch):
+    """The tiny model at some number of bits, on which no weight depends."""
+
+    def choose(n_bits):
+        monkeypatch.setattr(tiny_model, "config", dataclasses.replace(TINY, n_bits=n_bits))
+        return tiny_model
+
+    return choose
 
 
 def images_of(model, count=3, seed=1):
@@ -165,7 +171,7 @@ def quantised(images, n_bits):
 
 class TestExactness:
     @pytest.mark.parametrize("n_bits", [8, 5, 1])
-    def test_images_come_back_from_their_codes(self, n_bits):
+    def test_images_come_back_from_their_codes(self, of_bits, n_bits):
         model, images = of_bits(n_bits), np.concatenate([make(3) for make in IMAGES.values()])
         decoded = model.decode(*model.encode(images, verify=True))
         assert decoded.dtype == tf.uint8
@@ -175,16 +181,12 @@ class TestExactness:
             np.testing.assert_array_equal(decoded[part], expected[part], err_msg=kind)
 
     @pytest.mark.parametrize("n_bits", [8, 5, 1])
-    @pytest.mark.parametrize("count", [1, 3, 64])
-    def test_batches_of_any_size_come_back(self, n_bits, count):
+    @pytest.mark.parametrize("count", [1, 64])
+    def test_batches_of_any_size_come_back(self, of_bits, n_bits, count):
         model = of_bits(n_bits)
         images = np.concatenate([make(13) for make in IMAGES.values()])[:count]
         assert len(images) == count
         equal(model.decode(*model.encode(images)), quantised(images, n_bits))
-
-    def test_images_come_back_through_the_traced_functions(self, tiny_model, traced):
-        images = np.concatenate([make(3) for make in IMAGES.values()])
-        equal(tiny_model.decode(*tiny_model.encode(images, verify=True)), images)
 
     @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("coupling", "base")])
     def test_every_variant_gives_back_its_images(self, name):
@@ -193,19 +195,19 @@ class TestExactness:
         equal(model.decode(*model.encode(images, verify=True)), images)
 
     @pytest.mark.parametrize("n_bits", [8, 5, 1])
-    def test_below_8_bits_images_of_a_level_have_the_same_code(self, n_bits):
+    def test_below_8_bits_images_of_a_level_have_the_same_code(self, of_bits, n_bits):
         images = random_images(1)
         same, other = quantised(images, n_bits), images ^ 0x80
         v = of_bits(n_bits).encode(np.concatenate([images, same, other])).v
         np.testing.assert_allclose(v[0], v[1], rtol=1e-5, atol=1e-5)
         assert np.abs(v[0] - v[2]).max() > 0.1
 
-    def test_levels_are_whole_numbers_below_n_bins(self):
+    def test_levels_are_whole_numbers_below_n_bins(self, of_bits):
         pixels = np.arange(256, dtype="uint8").reshape(1, 256)
         equal(of_bits(5).levels_of(pixels)[0], np.arange(256) // 8)
         equal(of_bits(1).levels_of(pixels)[0], np.arange(256) // 128)
 
-    def test_pixels_are_clipped_to_the_range(self):
+    def test_pixels_are_clipped_to_the_range(self, of_bits):
         x = tf.constant([-9.0, -1.0, -1 + 1.9 / 256, 0.0, 1 - 1e-4, 1.0, 9.0])
         equal(of_bits(8).pixels(x), [0, 0, 0, 128, 255, 255, 255])
         equal(of_bits(1).pixels(x), [0, 0, 0, 128, 128, 128, 128])
@@ -245,27 +247,33 @@ def lossy(gain, shift):
 
 
 class TestLostImages:
-    @pytest.mark.parametrize(("gain", "shift"), [(1000.0, 0.0), (8.0, 1000.0)], ids=["underflow", "rounding"])
-    def test_verify_names_exactly_the_images_that_are_lost(self, gain, shift):
+    @pytest.mark.parametrize(
+        ("gain", "shift", "lost"),
+        # Bright images shrink to 0, or below the rounding of a large shift; or dark ones shrink to 0.
+        [(1000.0, 0.0, [1, 3, 5]), (8.0, 1000.0, [1, 3, 5]), (-1000.0, 0.0, [0, 2, 4])],
+        ids=["underflow", "rounding", "underflow of dark ones"],
+    )
+    def test_verify_names_exactly_the_images_that_are_lost(self, gain, shift, lost):
         model = lossy(gain, shift)
         black, white = np.zeros((1, 4, 4, 3), "uint8"), np.full((1, 4, 4, 3), 255, "uint8")
         dark = random_images(1, 4) // 8
         images = np.concatenate([black, white, dark, white, black, white])
         codes = model.encode(images)
         assert np.all(np.isfinite(codes.v))
-        back = model.pixels(model.flow.inverse_and_log_det(codes.v, codes.z)[0])
-        assert np.flatnonzero(np.any(back != images, (1, 2, 3))).tolist() == [1, 3, 5]
+        x = model.flow.inverse_and_log_det(codes.v, codes.z)[0]
+        assert np.flatnonzero(np.any((model.pixels(x) != images) | ~np.isfinite(x), (1, 2, 3))).tolist() == lost
         message = one_line(InversionError, lambda: model.encode(images, verify=True))
-        assert message.startswith("image 1, 3, 5 of the batch") and "alpha" in message
+        assert message.startswith(f"image {', '.join(map(str, lost))} of the batch") and "alpha" in message
         # Those that are not lost pass by themselves.
-        np.testing.assert_allclose(model.encode(images[::2], verify=True).v, codes.v[::2], rtol=1e-4, atol=1e-5)
+        kept = np.setdiff1d(range(6), lost)
+        v = model.encode(images[kept], verify=True).v
+        np.testing.assert_allclose(v, codes.v.numpy()[kept], rtol=1e-4, atol=1e-5)
 
     def test_many_lost_images_are_counted(self):
         images = np.full((12, 4, 4, 3), 255, "uint8")
         message = one_line(InversionError, lambda: lossy(1000.0, 0.0).encode(images, verify=True))
         assert "image 0, 1, 2, 3, 4, 5, 6, 7 and 4 more" in message
 
-    # FAILS for the kernel of a 1x1 convolution: decode and sample raise TensorFlow's "Input is not invertible".
     @pytest.mark.parametrize(
         ("name", "value"),
         [
@@ -401,7 +409,7 @@ class TestLikelihood:
 
 class TestElbo:
     @pytest.mark.parametrize("n_bits", [8, 5, 1])
-    def test_bits_per_dim_is_the_formula(self, n_bits):
+    def test_bits_per_dim_is_the_formula(self, of_bits, n_bits):
         model = of_bits(n_bits)
         elbo = model.elbo(images_of(model), seed=1)
         nats = sum(np.asarray(part, "float64") for part in (elbo.reconstruction, elbo.kl, elbo.dequantization))
@@ -561,7 +569,7 @@ class TestSample:
         monkeypatch.setattr("tfdecouple.model._CHUNK", 3)
         equal(model.sample(10, seed=1), whole)
 
-    def test_a_quantised_model_samples_its_levels(self):
+    def test_a_quantised_model_samples_its_levels(self, of_bits):
         images = of_bits(1).sample(4, seed=1)
         assert set(np.unique(images)) == {0, 128}
 

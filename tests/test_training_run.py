@@ -23,11 +23,11 @@ from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.evaluation import BitsPerDim
 from tfdecouple.files import write_json
 from tfdecouple.runs import load_config, load_model
-from tfdecouple.training import DivergedError, loop, train
+from tfdecouple.training import loop, train
 from tfdecouple.training.metrics import MetricsLog, read_metrics
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.signals import StopRequest
-from tfdecouple.training.step import TrainStep
+from tfdecouple.training.step import StepResult, TrainStep
 
 TIMING = ("images_per_second",)
 
@@ -91,25 +91,39 @@ def before_steps(monkeypatch, act):
     monkeypatch.setattr(TrainStep, "__call__", step)
 
 
-def poison_steps(monkeypatch, bad):
-    """Makes the loss of the steps `bad` NaN."""
-    poison = tf.Variable(1.0)
-    started = set()
+class FirstStepError(Exception):
+    """Raised in place of the first step, where a test is about what comes before it."""
 
-    def act(function, number):
-        model = function._state.model
-        if id(model) not in started:
-            started.add(id(model))
-            original = model.elbo_from_noise
 
-            def elbo_from_noise(*args, **options):
-                elbo = original(*args, **options)
-                return elbo._replace(kl=elbo.kl * poison)
+def stop_before_step(monkeypatch, number):
+    """Lets runs end before their first step, which must be `number`."""
 
-            model.elbo_from_noise = elbo_from_noise
-        poison.assign(math.nan if number in bad else 1.0)
+    def act(_, step):
+        assert step == number
+        raise FirstStepError
 
     before_steps(monkeypatch, act)
+
+
+class FakeStep:
+    """Stands in for TrainStep: moves the averages a little, or skips the steps `bad`."""
+
+    bad = ()
+
+    def __init__(self, config, state, strategy):
+        self.state = state
+
+    def __call__(self, parts, step):
+        state, applied = self.state, step not in self.bad
+        state.step.assign_add(1)
+        state.skipped.assign(0 if applied else state.skipped + 1)
+        if applied:
+            state.updates.assign_add(1)
+            for average in state.averages.values():
+                average.assign_add(tf.fill(average.shape, 1e-3))
+        kl = 2.0 if applied else math.nan
+        figures = (kl + 1, 1.0, kl, 0.0, kl + 2, 0.1, applied)
+        return StepResult(*map(tf.constant, figures))
 
 
 class TestFolder:
@@ -205,9 +219,11 @@ class TestResumption:
         assert "stopped by SIGTERM at step 7 of 10, saved; the same command goes on from here" in resumed_run.err
         assert resumed_run.saved
 
-    def test_number_of_steps_may_grow(self, finished_run, image_folder, tmp_path, stand_ins):
+    def test_number_of_steps_may_grow(self, finished_run, image_folder, tmp_path, monkeypatch):
         shutil.copytree(finished_run, tmp_path / "run")
-        assert train(run_config(image_folder, steps=11), tmp_path / "run").summary["steps"] == 11
+        stop_before_step(monkeypatch, 10)
+        with pytest.raises(FirstStepError):
+            train(run_config(image_folder, steps=11), tmp_path / "run")
         assert load_config(tmp_path / "run").training.steps == 11
 
     def test_ends_in_the_same_state_bit_for_bit(self, resumed_run, finished_run):
@@ -237,17 +253,19 @@ class TestResumption:
         assert figures(tmp_path / "run") == figures(finished_run)
 
     def test_damaged_checkpoint_is_passed_over_for_the_one_before(
-        self, finished_run, image_folder, tmp_path, capsys, stand_ins
+        self, finished_run, image_folder, tmp_path, capsys, monkeypatch
     ):
         shutil.copytree(finished_run, tmp_path / "run")
         data = tmp_path / "run" / "checkpoints" / "step-000000010.data-00000-of-00001"
         os.truncate(data, data.stat().st_size // 2)
-        train(run_config(image_folder), tmp_path / "run")
+        stop_before_step(monkeypatch, 5)
+        with pytest.raises(FirstStepError):
+            train(run_config(image_folder), tmp_path / "run")
         out = capsys.readouterr().out
         assert "passed over: the checkpoint" in out and "step-000000010 is damaged" in out
         assert "goes on from step 5" in out
-        train_rows = {key: row for key, row in figures(finished_run).items() if key[0] == "train"}
-        assert {key: row for key, row in figures(tmp_path / "run").items() if key[0] == "train"} == train_rows
+        assert not data.exists()
+        assert max(step for _, step in figures(tmp_path / "run")) == 5
 
     def test_run_without_any_whole_checkpoint_is_refused_in_one_line(self, finished_run, image_folder, tmp_path):
         shutil.copytree(finished_run, tmp_path / "run")
@@ -307,18 +325,18 @@ class TestRefusals:
 
 
 class TestWarmStart:
-    def test_takes_over_the_best_weights_of_another_run(
-        self, finished_run, image_folder, tmp_path, stand_ins, monkeypatch
-    ):
+    def test_takes_over_the_best_weights_of_another_run(self, finished_run, image_folder, tmp_path, monkeypatch):
         started = []
 
         def look(function, step):
             state = function._state
             weights = {name: variable.numpy() for name, variable in state.model.named_variables().items()}
             started.append((weights, {name: average.numpy() for name, average in state.averages.items()}))
+            raise FirstStepError
 
         before_steps(monkeypatch, look)
-        train(run_config(image_folder, init_from=str(finished_run), steps=1), tmp_path / "run")
+        with pytest.raises(FirstStepError):
+            train(run_config(image_folder, init_from=str(finished_run)), tmp_path / "run")
         ((weights, averages),) = started
         for name, variable in load_model(finished_run).named_variables().items():
             np.testing.assert_array_equal(weights[name], variable, err_msg=name)
@@ -334,7 +352,10 @@ class TestWarmStart:
 
 
 class TestSelection:
-    def test_best_checkpoint_is_chosen_by_validation_and_test_is_seen_once(self, image_folder, tmp_path, stand_ins):
+    def test_best_checkpoint_is_chosen_by_validation_and_test_is_seen_once(
+        self, image_folder, tmp_path, stand_ins, monkeypatch
+    ):
+        monkeypatch.setattr(loop, "TrainStep", FakeStep)
         measured = iter([3.0, 2.0, 2.5, 2.2])
         seen = []
 
@@ -352,7 +373,8 @@ class TestSelection:
         best = checkpoint_values(tmp_path / "run", "best-000000002")
         state = checkpoint_values(tmp_path / "run", "step-000000002")
         averages = [key for key in state if key.startswith("averages/")]
-        assert averages
+        later = checkpoint_values(tmp_path / "run", "step-000000004")
+        assert averages and all(np.any(state[key] != later[key]) for key in averages)
         for key in averages:
             np.testing.assert_array_equal(best[key.replace("averages/", "model/", 1)], state[key], err_msg=key)
 
@@ -362,10 +384,10 @@ class TestDivergence:
         config = run_config(image_folder, max_skipped_steps=3, keep_checkpoints=9)
         write_json(tmp_path / "config.json", config.to_dict())
         arguments = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]
-        with monkeypatch.context() as patch:
-            # Two steps in a row are passed over; the third row of bad steps is one too long.
-            poison_steps(patch, bad={1, 2, 5, 6, 7})
-            assert train_main(arguments) == 3
+        monkeypatch.setattr(loop, "TrainStep", FakeStep)
+        # Two steps in a row are passed over; the second row of bad steps is one too long.
+        monkeypatch.setattr(FakeStep, "bad", {1, 2, 5, 6, 7})
+        assert train_main(arguments) == 3
         out, err = capsys.readouterr()
         assert err.count("\n") == 1
         assert "training diverged: 3 steps in a row were not finite (at step 8:" in err
@@ -379,13 +401,11 @@ class TestDivergence:
             if not key.startswith("counters/"):
                 np.testing.assert_array_equal(last[key], value, err_msg=key)
         # The cause is gone: the same command goes on.
+        monkeypatch.setattr(FakeStep, "bad", ())
         assert train_main(arguments) == 0
         row = figures(tmp_path / "run")["train", 10]
         assert row["skipped_steps"] == 5
         assert math.isfinite(row["bits_per_dim"])
-
-    def test_is_an_error_that_names_part_and_step(self):
-        assert issubclass(DivergedError, RunError)
 
 
 class TestStopRequest:

@@ -137,6 +137,21 @@ def one_device():
     return trainer, states, results
 
 
+@pytest.fixture(scope="module")
+def still():
+    """A trainer without z whose weights stay where they are, its first result and its state after it."""
+    trainer = Trainer(model=GLOW, learning_rate=0.0, weight_decay=0.0, warmup_steps=0)
+    return trainer, trainer.take(), trainer.values()
+
+
+@pytest.fixture(scope="module")
+def clipped():
+    """The results of two steps without z and with clipped gradients, and the states after them."""
+    trainer = Trainer(model=GLOW, clip_norm=0.25)
+    steps = [(trainer.take(), trainer.values()) for _ in range(2)]
+    return tuple(zip(*steps, strict=True))
+
+
 class TestStep:
     def test_moves_every_trainable_weight(self, one_device):
         trainer, states, _ = one_device
@@ -172,29 +187,18 @@ class TestStep:
         rates = [result.learning_rate for result in one_device[2]]
         np.testing.assert_allclose(rates, [1e-7, 0.5 * (0.01 + 1e-7), 0.01], rtol=1e-5)
 
-    def test_repeats_bit_for_bit(self, one_device):
-        _, states, _ = one_device
-        again = Trainer()
-        again.take(3)
-        assert_equal(again.values(), states[-1])
-
-    def test_noise_differs_from_step_to_step(self):
-        trainer = Trainer(model=GLOW, learning_rate=0.0, weight_decay=0.0, warmup_steps=0)
-        results = []
-        for step in (0, 1, 0):
-            trainer.steps = 0  # the same images
-            images = trainer.strategy.experimental_local_results(tf.constant(random_images(BATCH)))
-            results.append(float(trainer.step_function(images, step).reconstruction))
+    def test_noise_goes_by_the_step(self, still):
+        trainer, _, _ = still
+        (images,) = tf.data.Dataset.from_tensor_slices(random_images(BATCH)).batch(BATCH)
+        results = [float(trainer.step_function([images], step).reconstruction) for step in (0, 1, 0)]
         assert results[0] == results[2] != results[1]
 
-    def test_clipping_bounds_the_norm_of_the_gradient(self):
-        free, clipped = Trainer(model=GLOW), Trainer(model=GLOW, clip_norm=0.25)
-        results = free.take(), clipped.take()
-        assert results[0].gradient_norm == pytest.approx(results[1].gradient_norm, rel=1e-5)
-        assert results[0].gradient_norm > 1
-        for trainer, norm in ((free, results[0].gradient_norm), (clipped, 0.25)):
+    def test_clipping_bounds_the_norm_of_the_gradient(self, still, clipped):
+        assert still[1].gradient_norm == pytest.approx(clipped[0][0].gradient_norm, rel=1e-5)
+        assert still[1].gradient_norm > 1
+        for values, norm in ((still[2], still[1].gradient_norm), (clipped[1][0], 0.25)):
             # The first moment after one update is (1 - beta_1) times the gradient as it was applied.
-            moments = np.concatenate([mean.numpy().ravel() for mean in trainer.state.means.values()])
+            moments = np.concatenate([value.ravel() for name, value in values.items() if name.startswith("means/")])
             assert np.linalg.norm(moments) == pytest.approx(0.1 * norm, rel=1e-4)
 
     def test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss(self, one_device):
@@ -207,43 +211,69 @@ class TestStep:
         assert {variable.dtype for variable in variables} == {tf.float32}
 
 
-class TestTwoDevices:
-    @pytest.fixture(scope="class")
-    def two_devices(self):
-        trainer = Trainer(devices=2)
-        start = trainer.values()
-        return trainer, start, [trainer.take() for _ in range(3)]
+class PoisonedTrainer(Trainer):
+    """A trainer on two devices whose loss or gradient can be made NaN on either."""
 
+    def __init__(self, **training):
+        super().__init__(devices=2, **training)
+        self.poison = {kind: tf.Variable(-1, dtype=tf.int32) for kind in ("loss", "gradient")}
+        original = self.state.model.elbo_from_noise
+
+        def elbo_from_noise(*args, **options):
+            here = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
+            factor = {kind: tf.where(tf.equal(device, here), math.nan, 1.0) for kind, device in self.poison.items()}
+
+            @tf.custom_gradient
+            def pass_on(value):
+                return value, lambda upstream: upstream * factor["gradient"]
+
+            elbo = original(*args, **options)
+            return elbo._replace(reconstruction=pass_on(elbo.reconstruction) * factor["loss"])
+
+        self.state.model.elbo_from_noise = elbo_from_noise
+
+    def take_poisoned(self, kind, device, count=1):
+        """Takes steps whose loss or gradient is NaN on one device."""
+        self.poison[kind].assign(device)
+        result = self.take(count)
+        self.poison[kind].assign(-1)
+        return result
+
+
+@pytest.fixture(scope="module")
+def two_devices():
+    """A trainer on two devices that has taken three steps, its states before and after, and the results."""
+    trainer = PoisonedTrainer()
+    start = trainer.values()
+    results = [trainer.take() for _ in range(3)]
+    return trainer, (start, trainer.values()), results, [trainer.values(device) for device in (0, 1)]
+
+
+class TestTwoDevices:
     def test_start_is_that_of_one_device(self, one_device, two_devices):
-        assert_close(two_devices[1], one_device[1][0])
+        assert_close(two_devices[1][0], one_device[1][0])
 
     def test_steps_are_those_of_one_device(self, one_device, two_devices):
-        assert_close(two_devices[0].values(), one_device[1][-1])
+        assert_close(two_devices[1][1], one_device[1][-1])
 
     def test_figures_are_those_of_one_device(self, one_device, two_devices):
         for ours, theirs in zip(two_devices[2], one_device[2], strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
     def test_copies_are_the_same(self, two_devices):
-        trainer = two_devices[0]
-        assert_equal(trainer.values(device=0), trainer.values(device=1))
+        assert_equal(*two_devices[3])
 
 
 class TestDivision:
     """Without batch normalisation no division of a batch changes anything; the gradient is clipped as a whole."""
 
-    @pytest.fixture(scope="class")
-    def whole(self):
-        trainer = Trainer(model=GLOW, clip_norm=0.25)
-        return [trainer.take() for _ in range(2)], trainer.values()
-
     @pytest.mark.parametrize(("devices", "micro_batches"), [(1, 4), pytest.param(2, 1, marks=pytest.mark.slow), (2, 2)])
-    def test_changes_nothing(self, whole, devices, micro_batches):
+    def test_changes_nothing(self, clipped, devices, micro_batches):
         trainer = Trainer(devices=devices, model=GLOW, clip_norm=0.25, micro_batches=micro_batches)
-        for result in whole[0]:
+        for result in clipped[0]:
             assert result.gradient_norm > 1
             np.testing.assert_allclose(trainer.take(), result, rtol=1e-5)
-        assert_close(trainer.values(), whole[1])
+        assert_close(trainer.values(), clipped[1][-1])
 
     @pytest.mark.slow
     def test_micro_batches_move_the_statistics_of_batch_normalisation_once(self, one_device):
@@ -258,39 +288,21 @@ class TestDivision:
 
 
 class TestNotFinite:
-    """A trainer on two devices whose loss or gradient can be made NaN on one of them."""
-
     COUNTERS = ("counters/step", "counters/skipped")
 
-    @pytest.fixture(scope="class", params=[1, pytest.param(2, marks=pytest.mark.slow)])
-    def poisoned(self, request):
-        trainer = Trainer(devices=2, micro_batches=request.param)
-        poison = {kind: tf.Variable(-1, dtype=tf.int32) for kind in ("loss", "gradient")}
-        original = trainer.state.model.elbo_from_noise
-
-        def elbo_from_noise(*args, **options):
-            here = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
-            factor = {kind: tf.where(tf.equal(device, here), math.nan, 1.0) for kind, device in poison.items()}
-
-            @tf.custom_gradient
-            def pass_on(value):
-                return value, lambda upstream: upstream * factor["gradient"]
-
-            elbo = original(*args, **options)
-            return elbo._replace(reconstruction=pass_on(elbo.reconstruction) * factor["loss"])
-
-        trainer.state.model.elbo_from_noise = elbo_from_noise
+    @pytest.fixture(scope="class", params=["whole", pytest.param("micro-batches", marks=pytest.mark.slow)])
+    def trainer(self, request):
+        if request.param == "whole":
+            return request.getfixturevalue("two_devices")[0]
+        trainer = PoisonedTrainer(micro_batches=2)
         trainer.take()
-        return trainer, poison
+        return trainer
 
     @pytest.mark.parametrize("device", [0, 1])
     @pytest.mark.parametrize("kind", ["loss", "gradient"])
-    def test_step_changes_nothing_on_any_device(self, poisoned, kind, device):
-        trainer, poison = poisoned
+    def test_step_changes_nothing_on_any_device(self, trainer, kind, device):
         before = [trainer.values(device=number) for number in (0, 1)]
-        poison[kind].assign(device)
-        result = trainer.take()
-        poison[kind].assign(-1)
+        result = trainer.take_poisoned(kind, device)
         assert not result.applied
         assert np.isfinite(result.bits_per_dim) == (kind == "gradient")
         assert not np.isfinite(result.gradient_norm)
@@ -300,11 +312,8 @@ class TestNotFinite:
             for counter in self.COUNTERS:
                 assert after[counter] == before[number][counter] + 1
 
-    def test_next_step_goes_on(self, poisoned):
-        trainer, poison = poisoned
-        poison["loss"].assign(0)
-        trainer.take(2)
-        poison["loss"].assign(-1)
+    def test_next_step_goes_on(self, trainer):
+        trainer.take_poisoned("loss", 0, count=2)
         before = trainer.values()
         assert before["counters/skipped"] >= 2
         assert trainer.take().applied

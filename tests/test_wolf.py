@@ -40,9 +40,10 @@ def model(run):
 def computed(model):
     """What this project computes where the reference computed `reference.npz`."""
     tf.config.run_functions_eagerly(True)
-    results = compute(model)
-    tf.config.run_functions_eagerly(False)
-    return results
+    try:
+        return compute(model)
+    finally:
+        tf.config.run_functions_eagerly(False)
 
 
 def compute(model):
@@ -79,7 +80,7 @@ class TestNumbers:
         assert np.abs(theirs).max() > 0.01
         assert np.abs(ours - theirs).max() < 1e-4 * scale
 
-    def test_images_come_back_from_their_codes(self, model):
+    def test_images_come_back_from_their_codes(self, model, eager):
         assert REFERENCE["n_bits"] == 8
         np.testing.assert_array_equal(model.decode(*model.encode(IMAGES, verify=True)), IMAGES)
 
@@ -387,9 +388,7 @@ class TestWeights:
         refusal(lambda: import_wolf(*paths, image_size=32, workdir=tmp_path / "run"))
         assert not (tmp_path / "run").exists()
 
-    @pytest.mark.parametrize(
-        "name", ["discriminator.fc.linear.weight_v", f"{STEP}.unit.coupling1_up.net.conv1.weight"]
-    )
+    @pytest.mark.parametrize("name", ["discriminator.fc.linear.weight_v", f"{STEP}.unit.coupling1_up.net.conv1.weight"])
     def test_weights_of_another_rank_or_size_are_named(self, name, scratch):
         assert name in refusal(lambda: assign(scratch, {**STATE, name: np.zeros((16, 63), "f4")}))
 
