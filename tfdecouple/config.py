@@ -97,6 +97,8 @@ class ModelConfig:
         Raises:
             ConfigError: naming the option and its value.
         """
+        for name in ("steps", "hidden_channels", "factors", "encoder_channels"):
+            object.__setattr__(self, name, _tuples(getattr(self, name)))
         _at_least("model.image_size", self.image_size, 1)
         _check(1 <= self.n_bits <= 8, f"model.n_bits is {self.n_bits}; it must lie in 1..8")
         _one_of("model.conditioning", self.conditioning, CONDITIONING)
@@ -501,6 +503,10 @@ def _lookup(values: Mapping[str, Any], name: str) -> Any:
     for part in name.split("."):
         value = value[part]
     return value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(inner) for inner in value) if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:

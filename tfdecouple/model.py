@@ -193,8 +193,10 @@ class DecoupledModel(keras.Model):
 
         Raises:
             UserError: for a model without z.
+            NotInitializedError: for a model without weights.
         """
         self._require_latent("a prior over z")
+        self.require_initialized()
         base = tfd.Sample(tfd.Normal(0.0, 1.0), [self.config.latent_dim])
         if self.prior_flow is None:
             return base
@@ -359,10 +361,13 @@ class DecoupledModel(keras.Model):
             uint8 `[n, height, width, 3]`.
 
         Raises:
+            UserError: where n is no whole number from 0 on.
             NotInitializedError: for a model without weights.
             InversionError: where an image is not finite.
         """
         self.require_initialized()
+        if n != int(n) or n < 0:
+            raise UserError(f"sample got n = {n}; it must be a whole number, at least 0")
         seed = randomness.base_seed(seed)
         z = None
         if self.encoder is not None:
