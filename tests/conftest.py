@@ -44,6 +44,22 @@ def give_effect(layer, seed=0, scale=0.1):
     return layer
 
 
+def every_weight_has_a_gradient(layer, loss):
+    """Asserts that the gradient of `loss()` reaches every trainable weight of a layer or model."""
+    with tf.GradientTape() as tape:
+        value = loss()
+    variables = layer.trainable_variables
+    for variable, gradient in zip(variables, tape.gradient(value, [v.value for v in variables]), strict=True):
+        assert gradient is not None, variable.path
+        assert np.all(np.isfinite(gradient)) and np.any(gradient != 0), variable.path
+
+
+def negative_log_likelihood(layer, x, condition):
+    """The loss of a layer as a whole flow to N(0, I), up to a constant."""
+    y, log_det = layer.forward_and_log_det(x, condition)
+    return tf.reduce_sum(tf.square(y)) / 2 - tf.reduce_sum(log_det)
+
+
 def random_images(count=4, size=8, seed=0):
     """Uniform noise, uint8 `[count, size, size, 3]`."""
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)

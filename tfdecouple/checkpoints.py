@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfdecouple.errors import RunError
@@ -132,7 +133,14 @@ class DamagedCheckpointError(RunError):
 
 
 def _checkpoint(groups: Mapping[str, Variables]) -> tf.train.Checkpoint:
-    return tf.train.Checkpoint(**{name: dict(variables) for name, variables in groups.items()})
+    return tf.train.Checkpoint(
+        **{group: {name: _trackable(v) for name, v in variables.items()} for group, variables in groups.items()}
+    )
+
+
+def _trackable(variable: Any) -> tf.Variable:
+    """Returns the TensorFlow variable behind a Keras one, which `tf.train.Checkpoint` does not see."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def _first_line(error: BaseException) -> str:

@@ -56,15 +56,15 @@ def load_weights(run: str | pathlib.Path, model: DecoupledModel, averaged: bool)
         RunError: where there is no whole checkpoint, or it does not fit the model.
     """
     folder = CheckpointFolder(pathlib.Path(run) / CHECKPOINTS)
-    variables = {name: variable.value for name, variable in model.named_variables().items()}
+    variables = model.named_variables()
     problem = None
     for kind in ("best", "step"):
         for step in folder.steps(kind):
             try:
                 folder.read(kind, step, {"model": variables})
                 if kind == "step" and averaged:
-                    trainable = {n: v.value for n, v in model.named_variables().items() if n in averaged_names(model)}
-                    folder.read(kind, step, {"averages": trainable})
+                    covered = averaged_names(model)
+                    folder.read(kind, step, {"averages": {n: v for n, v in variables.items() if n in covered}})
                 return
             except DamagedCheckpointError as error:
                 problem = error

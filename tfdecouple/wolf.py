@@ -67,8 +67,7 @@ def import_wolf(
         data=DataConfig(),
         training=TrainingConfig(init_images=1),
     )
-    variables = {name: variable.value for name, variable in model.named_variables().items()}
-    CheckpointFolder(folder / CHECKPOINTS).write("best", 0, {"model": variables})
+    CheckpointFolder(folder / CHECKPOINTS).write("best", 0, {"model": model.named_variables()})
     write_json(folder / "summary.json", {"imported_from": str(weights_path), "parameters": model.parameter_count()})
     write_text(folder / CONFIG, config.to_json())
     return model

@@ -71,6 +71,17 @@ def sample_grid(model: DecoupledModel, *, columns: int = 10, seed: int = 0) -> I
     return grid(tiles, caption)
 
 
+def reconstruct(model: DecoupledModel, images: np.ndarray) -> tuple[np.ndarray, int]:
+    """Returns decode(encode(images)), and how many of the images came back to the last pixel.
+
+    Args:
+        model: the model.
+        images: uint8 `[n, height, width, 3]`.
+    """
+    back = np.asarray(model.decode(*model.encode(images)))
+    return back, int((back == images).reshape(len(images), -1).all(1).sum())
+
+
 def reconstruction_grid(model: DecoupledModel, images: np.ndarray) -> tuple[Image.Image, int]:
     """Images above their reconstructions decode(encode(image)).
 
@@ -81,8 +92,7 @@ def reconstruction_grid(model: DecoupledModel, images: np.ndarray) -> tuple[Imag
     Returns:
         The picture, and how many of the images came back to the last pixel.
     """
-    back = np.asarray(model.decode(*model.encode(images)))
-    exact = int((back == images).reshape(len(images), -1).all(1).sum())
+    back, exact = reconstruct(model, images)
     columns = min(len(images), 10)
     rows = len(images) // columns
     pairs = np.stack([images[: rows * columns], back[: rows * columns]])

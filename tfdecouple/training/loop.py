@@ -22,7 +22,7 @@ from tfdecouple.data import Source, evaluation_batches, load_images, open_source
 from tfdecouple.data.codecs import lossless_bits_per_dim
 from tfdecouple.errors import ConfigError, RunError, UserError
 from tfdecouple.evaluation import Evaluator, save_pictures
-from tfdecouple.evaluation.grids import reconstruction_grid
+from tfdecouple.evaluation.grids import reconstruct
 from tfdecouple.files import TEMPORARY, write_json, write_text
 from tfdecouple.runs import CHECKPOINTS, CONFIG, load_config, load_weights
 from tfdecouple.training.metrics import MetricsLog
@@ -382,9 +382,9 @@ class _Run:
             self._evaluation_batches("test", count), samples=training.evaluation_samples, seed=training.seed
         )
         images, _ = load_images(self.source, "test", min(_CODED, count))
-        codecs = (
-            {codec: lossless_bits_per_dim(images, codec) for codec in ("webp", "png")} if self._is_eight_bit() else {}
-        )
+        # A codec keeps all 8 bits: beside a model of fewer there is nothing to compare.
+        codecs = ("webp", "png") if self.config.model.n_bits == 8 else ()
+        coded = {codec: lossless_bits_per_dim(images, codec) for codec in codecs}
         summary = {
             "steps": self.step,
             "best_step": int(self.state.best_step.numpy()),
@@ -393,7 +393,7 @@ class _Run:
             "averaged_weights": bool(training.ema_decay),
             "data": self.source.title,
             "parameters": model.parameter_count(),
-            "lossless_codecs_bits_per_dim": codecs,
+            "lossless_codecs_bits_per_dim": coded,
             "lossless_codecs_images": len(images),
             "reconstruction": self._reconstruction(images[:_PICTURED]),
         }
@@ -404,20 +404,17 @@ class _Run:
             f"test: {test.bits_per_dim:.4f} bits/dim (ELBO, {test.samples} sample{'s' if test.samples > 1 else ''}, "
             f"{test.images} images, {kind} of step {summary['best_step']})"
         )
-        for codec, bits in codecs.items():
+        for codec, bits in coded.items():
             name = {"webp": "lossless WebP", "png": "PNG"}[codec]
             self.progress.say(f"      {bits:.4f} bits/dim for {name} on {len(images)} of these images, one file each")
         return Outcome(self.folder, summary)
 
     def _reconstruction(self, images: np.ndarray) -> str:
         try:
-            _, exact = reconstruction_grid(self.state.model, images)
+            _, exact = reconstruct(self.state.model, images)
         except UserError as error:
             return f"not measured ({error})"
         return f"{exact} of {len(images)} images identical to the last pixel"
-
-    def _is_eight_bit(self) -> bool:
-        return self.config.model.n_bits == 8
 
 
 def _warm_start(run: str, config: Config, state: TrainingState) -> None:

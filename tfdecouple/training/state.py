@@ -37,8 +37,9 @@ class TrainingState:
     def __init__(self, config: Config):
         self.config = config
         self.model = DecoupledModel(config.model)
-        named = {name: variable.value for name, variable in self.model.named_variables().items()}
-        trainable = {name for name, variable in self.model.named_variables().items() if variable.trainable}
+        variables = self.model.named_variables()
+        named = {name: variable.value for name, variable in variables.items()}
+        trainable = {name for name, variable in variables.items() if variable.trainable}
         self.trainable = {name: variable for name, variable in named.items() if name in trainable}
         covered = averaged_names(self.model)
         self.moving = {name: variable for name, variable in named.items() if name in covered - trainable}
