@@ -178,6 +178,11 @@ class TestExactness:
             np.testing.assert_array_equal(decoded[part], expected[part], err_msg=kind)
 
     @pytest.mark.parametrize("n_bits", [8, 5, 1])
+    def test_quantize_images_gives_the_images_that_the_model_sees(self, of_bits, n_bits):
+        images = random_images(3)
+        equal(of_bits(n_bits).quantize_images(images), quantised(images, n_bits))
+
+    @pytest.mark.parametrize("n_bits", [8, 5, 1])
     @pytest.mark.parametrize("count", [1, 64])
     def test_batches_of_any_size_come_back(self, of_bits, n_bits, count):
         model = of_bits(n_bits)

@@ -486,3 +486,13 @@ class TestMetricsLog:
 
 def test_config_of_a_run_repeats_it(finished_run, tmp_path):
     assert Config.from_json(finished_run / "config.json").to_json() == (finished_run / "config.json").read_text()
+
+
+class TestFewerBits:
+    def test_reconstructions_of_a_5_bit_run_count_as_exact(self, image_folder, tmp_path):
+        model = dataclasses.replace(SMALL, n_bits=5)
+        config = run_config(image_folder, model=model, steps=1, evaluate_every=1)
+        summary = train(config, tmp_path / "run").summary
+        exact, count = summary["reconstruction"].split(" images")[0].split(" of ")
+        assert int(exact) == int(count) > 0
+        assert summary["lossless_codecs_bits_per_dim"] == {}

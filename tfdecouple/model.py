@@ -473,6 +473,17 @@ class DecoupledModel(keras.Model):
         levels = tf.clip_by_value(tf.floor((x + 1) * (n_bins / 2)), 0, n_bins - 1)
         return tf.cast(levels * (256 // n_bins), tf.uint8)
 
+    def quantize_images(self, images: Any) -> tf.Tensor:
+        """Returns images as the model sees them: unchanged at 8 bits, else with their levels k as k * 256 / n_bins.
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`.
+
+        Raises:
+            DataError: for images of another shape or type.
+        """
+        return self.pixels(self._flow_input(self._levels_of(images), 0.5))
+
     def levels_of(self, images: tf.Tensor) -> tf.Tensor:
         """Returns the levels 0..n_bins - 1 of uint8 images, float32 of the same shape."""
         return tf.floor(tf.cast(images, tf.float32) / (256 // self.config.n_bins))
@@ -534,7 +545,7 @@ class DecoupledModel(keras.Model):
             raise InversionError(f"{what}, for image {_listed(np.flatnonzero(~finite))} of the batch")
 
     def _verify(self, images: Any, codes: Codes) -> None:
-        expected = np.asarray(self.pixels(self._flow_input(self._levels_of(images), 0.5)))
+        expected = np.asarray(self.quantize_images(images))
         # Not through decode(), whose own complaint about NaN would not say which images are lost altogether.
         x = self.flow.inverse_and_log_det(codes.v, codes.z)[0]
         same = (np.asarray(self.pixels(x)) == expected) & np.isfinite(np.asarray(x))

@@ -326,6 +326,7 @@ class _Run:
         training = self.training
         batches = self._evaluation_batches("validation", self._evaluated("validation", training.evaluation_images))
         images, _ = load_images(self.source, "validation", min(_PICTURED, self.source.sizes["validation"]))
+        images = np.asarray(self.state.model.quantize_images(images))
         with self.state.averaged() as model:
             measured = self.evaluator(batches, seed=training.seed)
             signs = model.diagnose(images)
@@ -411,7 +412,7 @@ class _Run:
 
     def _reconstruction(self, images: np.ndarray) -> str:
         try:
-            _, exact = reconstruct(self.state.model, images)
+            _, exact = reconstruct(self.state.model, np.asarray(self.state.model.quantize_images(images)))
         except UserError as error:
             return f"not measured ({error})"
         return f"{exact} of {len(images)} images identical to the last pixel"
