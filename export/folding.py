@@ -58,7 +58,8 @@ class FoldedStep:
     a middle that none transforms, and high (transformed by the first).
 
     Attributes:
-        name: prefix of `NAME/mix`, `NAME/mix_bias`, `NAME/unmix`, `NAME/unmix_bias`, `NAME/shift`.
+        name: prefix of `NAME/mix`, `NAME/mix_bias`, `NAME/unmix`, `NAME/unmix_bias`, and of the shifts
+            `NAME/shift_middle` (with an odd number of channels) and `NAME/shift_high`.
         sizes: channels of the blocks, low to high.
         even_low: how many channels of low are even ones; 0 where the second pair splits as the first does.
         even_high: the same of high.
@@ -279,7 +280,10 @@ class _Folding:
                 f"{name}/{first_1.name}", first_1, kept_by_first, low, kept_scale=scale_2, scale=scale_2, shift=shift_2
             ),
         ]
-        self._put(f"{name}/shift", shift_2[kept_by_first])
+        for block, channels_of_block in (("middle", middle), ("high", high)):
+            shift = shift_2[channels_of_block]
+            if len(shift):
+                self._put(f"{name}/shift_{block}", shift[:, None, None] if images and self.layout == "NCHW" else shift)
         if regroups:
             even, odd = np.arange(0, channels, 2), np.arange(1, channels, 2)
             couplings += [

@@ -212,8 +212,8 @@ class _Run:
         """Runs a step from x towards v."""
         h = self._linear(x, step.name, "mix")
         blocks = self._pair_forward(step.couplings[:2], self.split(h, step.sizes))
-        shift = self._split_shift(step)
-        blocks = [blocks[0], *(block + part for block, part in zip(blocks[1:], shift, strict=True))]
+        shifts = self._shifts(step)
+        blocks = [blocks[0], *(block + part for block, part in zip(blocks[1:], shifts, strict=True))]
         if step.regroups:
             low, high = blocks
             even, odd = self._alternate(low, step.even_low), self._alternate(high, step.even_high)
@@ -234,8 +234,8 @@ class _Run:
                 self.join(_pick(evens, odds, step.even_low, low - step.even_low, first=True)),
                 self.join(_pick(evens, odds, step.even_high, high - step.even_high, first=False)),
             ]
-        shift = self._split_shift(step)
-        blocks = [blocks[0], *(block - part for block, part in zip(blocks[1:], shift, strict=True))]
+        shifts = self._shifts(step)
+        blocks = [blocks[0], *(block - part for block, part in zip(blocks[1:], shifts, strict=True))]
         return self._linear(self.join(self._pair_inverse(step.couplings[:2], blocks)), step.name, "unmix")
 
     def factor_out_forward(self, layer: FoldedFactorOut, x: tf.Tensor) -> tf.Tensor:
@@ -300,13 +300,10 @@ class _Run:
             return self.network._convolution(x, f"{name}/{direction}")
         return self.network._dense(x, f"{name}/{direction}")
 
-    def _split_shift(self, step: FoldedStep) -> list[tf.Tensor]:
+    def _shifts(self, step: FoldedStep) -> list[tf.Tensor]:
         """The shift of every block but the low one, ready to be added."""
-        shift = self.network.weights[f"{step.name}/shift"]
-        if self.images and self.network.layout == "NCHW":
-            shift = tf.reshape(shift, [-1, 1, 1])
-            return tf.split(shift, step.sizes[1:], 0) if len(step.sizes) > 2 else [shift]
-        return tf.split(shift, step.sizes[1:], 0) if len(step.sizes) > 2 else [shift]
+        blocks = ("middle", "high") if len(step.sizes) > 2 else ("high",)
+        return [self.network.weights[f"{step.name}/shift_{block}"] for block in blocks]
 
     def _alternate(self, block: tf.Tensor, even: int) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """The even channels of a block and the odd ones, each as a list of one tensor or none."""

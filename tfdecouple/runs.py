@@ -44,13 +44,16 @@ def load_model(run: str | pathlib.Path) -> DecoupledModel:
     return model
 
 
-def load_weights(run: str | pathlib.Path, model: DecoupledModel, averaged: bool) -> None:
+def load_weights(run: str | pathlib.Path, model: DecoupledModel, averaged: bool) -> int:
     """Reads the best weights of a run into a model of the same config.
 
     Args:
         run: a run folder.
         model: the model to fill.
         averaged: whether the checkpoints of the run hold averaged weights.
+
+    Returns:
+        The step, in updates, at which these weights were saved.
 
     Raises:
         RunError: where there is no whole checkpoint, or it does not fit the model.
@@ -65,7 +68,7 @@ def load_weights(run: str | pathlib.Path, model: DecoupledModel, averaged: bool)
                 if kind == "step" and averaged:
                     covered = averaged_names(model)
                     folder.read(kind, step, {"averages": {n: v for n, v in variables.items() if n in covered}})
-                return
+                return step
             except DamagedCheckpointError as error:
                 problem = error
     raise problem or RunError(f"{run} holds no checkpoint yet; wait for the first one or train it on")

@@ -1,0 +1,161 @@
+"""Arrays on their way between the processes of the gate, and how two of them are compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# Parity is tried at these batches. The model computes their images in one batch, so that batch freedom is tested too.
+BATCHES = (1, 3, 17)
+# z, v and bits/dim may differ by this much of the largest value.
+TOLERANCE = 1e-4
+# Where pixels come from noise, a value may lie on the border of two levels: so many of them may differ, by one level.
+BORDERLINE = 1e-3
+LATENCY_BATCHES = (1, 16)
+
+Arrays = dict[str, np.ndarray]
+# Calls an endpoint: its name and its inputs by name give its outputs by name.
+Call = Callable[[str, Arrays], Arrays]
+
+
+def save_cases(cases: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
+    """Writes the arrays for the processes of the gate."""
+    # Names with slashes would become folders in the archive: they are listed in an array of their own.
+    arrays = {f"array_{number}": array for number, array in enumerate(cases.values())}
+    np.savez(path, names=np.array(list(cases)), **arrays)
+
+
+def load_cases(path: pathlib.Path) -> Arrays:
+    """Reads what `save_cases` wrote."""
+    with np.load(path) as archive:
+        return {str(name): archive[f"array_{number}"] for number, name in enumerate(archive["names"])}
+
+
+def group(cases: Mapping[str, np.ndarray], prefix: str) -> Arrays:
+    """Returns the arrays whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in cases.items() if name.startswith(prefix)}
+
+
+@dataclasses.dataclass
+class Report:
+    """What one process of the gate found.
+
+    Attributes:
+        parity: {endpoint: {output: {"max": ..., "mean": ...}}} against the Keras model, over all batches. Of floats the
+            differences relative to the largest value, of pixels in levels, and "differing", the fraction of subpixels.
+        round_trip: {kind of image: {"images": n, "identical": n}} of encode, then decode.
+        latency_ms: {endpoint: {batch: milliseconds}}, medians.
+        problems: why the export must not be published, a line each.
+        notes: other facts for the card.
+    """
+
+    parity: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
+    round_trip: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    latency_ms: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    problems: list[str] = dataclasses.field(default_factory=list)
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes the report as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> Report:
+        """Reads what `save` wrote."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+    # --- the checks that both formats pass ---
+
+    def check_parity(self, endpoint: str, call: Call, cases: Arrays) -> None:
+        """Compares an endpoint with the Keras model at every batch."""
+        inputs, expected = group(cases, f"in/{endpoint}/"), group(cases, f"out/{endpoint}/")
+        start, answers = 0, []
+        for batch in BATCHES:
+            answers.append(call(endpoint, {name: array[start : start + batch] for name, array in inputs.items()}))
+            start += batch
+        self.parity[endpoint] = {}
+        for name, right in expected.items():
+            parts = [answer.get(name) for answer in answers]
+            if any(part is None for part in parts):
+                self.problems.append(f"{endpoint} has no output {name}")
+                continue
+            found = np.concatenate([np.asarray(part) for part in parts])
+            if found.shape != right.shape or found.dtype != right.dtype:
+                self.problems.append(
+                    f"{endpoint} returns {name} as {found.dtype} {list(found.shape)} "
+                    f"where the model has {right.dtype} {list(right.shape)}"
+                )
+                continue
+            self.parity[endpoint][name] = difference(found, right)
+            self._judge(endpoint, name, right.dtype == np.uint8)
+
+    def _judge(self, endpoint: str, name: str, pixels: bool) -> None:
+        figures = self.parity[endpoint][name]
+        if pixels:
+            # What comes from codes of images lies in the middle of its bin and must agree everywhere.
+            allowed = 0.0 if endpoint == "decode" else BORDERLINE
+            if figures["differing"] > allowed:
+                self.problems.append(
+                    f"{endpoint}: {figures['differing']:.2%} of the subpixels of {name} differ from the model, by up to "
+                    f"{figures['max']:.0f} levels; allowed {allowed:.1%}"
+                )
+        elif not figures["max"] <= TOLERANCE:
+            self.problems.append(
+                f"{endpoint}: {name} differs from the model by {figures['max']:.1e} of the largest value; "
+                f"allowed {TOLERANCE:.0e}"
+            )
+
+    def check_round_trip(self, call: Call, cases: Arrays, exact: bool) -> None:
+        """Encodes and decodes with the files alone.
+
+        Args:
+            call: runs an endpoint.
+            cases: of the gate.
+            exact: whether every image must come back, extreme ones too (alpha below 1).
+        """
+        kinds = {"real": cases["real"], **group(cases, "extreme/")}
+        for kind, images in kinds.items():
+            identical = 0
+            for start in range(0, len(images), 16):
+                part = images[start : start + 16]
+                back = call("decode", call("encode", {"images": part}))["images"]
+                identical += int((back == part).reshape(len(part), -1).all(1).sum())
+            self.round_trip[kind] = {"images": len(images), "identical": identical}
+            if identical < len(images) and (exact or kind == "real"):
+                self.problems.append(f"decode(encode): {len(images) - identical} of {len(images)} {kind} images differ")
+
+    def measure_latency(self, endpoint: str, call: Call, cases: Arrays) -> None:
+        """Times an endpoint; a few calls are enough for a card."""
+        inputs = group(cases, f"in/{endpoint}/")
+        self.latency_ms[endpoint] = {}
+        for batch in LATENCY_BATCHES:
+            part = {name: array[:batch] for name, array in inputs.items()}
+            call(endpoint, part)
+            self.latency_ms[endpoint][str(batch)] = round(1000 * median_seconds(lambda p=part: call(endpoint, p)), 3)
+
+
+def difference(found: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    """Returns largest and mean difference: of floats relative to the largest value, of uint8 in levels."""
+    # Not-a-number must not pass as small.
+    change = np.abs(found.astype(np.float64) - right.astype(np.float64))
+    if right.dtype == np.uint8:
+        return {"max": float(change.max()), "mean": float(change.mean()), "differing": float((change > 0).mean())}
+    largest = max(float(np.abs(right).max()), np.finfo(np.float32).tiny)
+    return {"max": float(change.max() / largest), "mean": float(change.mean() / largest)}
+
+
+def median_seconds(call: Callable[[], Any], at_least: int = 3, seconds: float = 1.0, at_most: int = 50) -> float:
+    """Returns the median time of a call that has run before."""
+    times: Sequence[float] = []
+    while len(times) < at_least or (sum(times) < seconds and len(times) < at_most):
+        begun = time.perf_counter()
+        call()
+        times = [*times, time.perf_counter() - begun]
+    return statistics.median(times)

@@ -1,0 +1,121 @@
+"""Where exported weights come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tfdecouple.config import Config
+from tfdecouple.model import DecoupledModel
+from tfdecouple.runs import load_config, load_weights
+
+_PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """A run and the weights of it that are exported.
+
+    Attributes:
+        name: of the exported model, safe in a URL and a path.
+        run: name of the run folder.
+        config: of the run.
+        step: at which the weights were saved.
+        averaged: whether they are the averaged ones.
+        parameters: number of trainable parameters.
+        data: what the run was trained on, for people.
+        bits_per_dim: {"validation", "test", "test_images"} where the run recorded them for these weights, or None.
+    """
+
+    name: str
+    run: str
+    config: Config
+    step: int
+    averaged: bool
+    parameters: int
+    data: str
+    bits_per_dim: Mapping[str, Any] | None
+
+    def metadata(self) -> dict[str, str]:
+        """Returns what each exported file says of itself."""
+        model = self.config.model
+        config = json.dumps(dataclasses.asdict(self.config), sort_keys=True)
+        return {
+            "run": self.run,
+            "step": str(self.step),
+            "averaged": str(self.averaged).lower(),
+            "image_size": str(model.image_size),
+            "n_bits": str(model.n_bits),
+            "d_z": str(model.latent_dim if model.has_latent else 0),
+            "value_range": "uint8 0..255",
+            "precision": "float32",
+            "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
+            "versions": ", ".join(f"{package} {_version(package)}" for package in _PACKAGES),
+        }
+
+
+def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel, Origin]:
+    """Returns the model of a run with its best weights, and their origin.
+
+    Args:
+        run: a run folder, of a training or an import.
+        name: of the exported model; None takes the folder's.
+
+    Raises:
+        RunError: where the folder is no run, or holds no whole checkpoint.
+        ConfigError: where its config does not hold.
+        NotInitializedError: where the weights were never initialised.
+    """
+    config = load_config(run)
+    model = DecoupledModel(config.model)
+    averaged = config.training.ema_decay > 0
+    step = load_weights(run, model, averaged)
+    model.require_initialized()
+    summary = _summary(run)
+    best = summary.get("best_step") == step
+    bits: dict[str, Any] = {}
+    if best and isinstance(summary.get("validation_bits_per_dim"), float):
+        bits["validation"] = summary["validation_bits_per_dim"]
+    if best and isinstance(summary.get("test"), dict):
+        bits |= {"test": summary["test"]["bits_per_dim"], "test_images": summary["test"]["images"]}
+    origin = Origin(
+        name=safe_name(name or run.absolute().name),
+        run=run.absolute().name,
+        config=config,
+        step=step,
+        averaged=averaged,
+        parameters=model.parameter_count()["total"],
+        data=summary.get("data") or _data_of(config),
+        bits_per_dim=bits or None,
+    )
+    return model, origin
+
+
+def safe_name(name: str) -> str:
+    """Returns a name that a URL and a folder take: letters, digits, `_` and `-`."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "model"
+
+
+def _data_of(config: Config) -> str:
+    return config.description if config.description.startswith("imported") else config.data.source
+
+
+def _summary(run: pathlib.Path) -> dict[str, Any]:
+    try:
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

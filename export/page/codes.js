@@ -1,0 +1,215 @@
+/**
+ * The model as the page sees it: images to codes z and v, and back.
+ * @module
+ */
+
+import { LoadError, download } from "./download.js";
+
+/**
+ * @typedef {object} Config What model/config.json says.
+ * @property {string} name
+ * @property {number} image_size
+ * @property {number} latent_dim
+ * @property {number | null} bits_per_dim
+ * @property {string} data
+ * @property {Record<string, number>} sizes Bytes of the encoder, decoder and sampler.
+ * @property {string[]} demo_images
+ */
+
+/**
+ * @typedef {object} Code The two codes of one image.
+ * @property {Float32Array} z Global, `latent_dim` numbers.
+ * @property {Float32Array} v Local, as many numbers as the image has.
+ */
+
+/** @typedef {{file: string, loaded: number, total: number}} Progress */
+
+/**
+ * Reads model/config.json.
+ * @returns {Promise<Config>}
+ */
+export async function loadConfig() {
+  const name = "model/config.json";
+  const { bytes } = await download(new URL(name, import.meta.url), name);
+  let config;
+  try {
+    config = JSON.parse(new TextDecoder().decode(bytes));
+  } catch {
+    throw new LoadError(`${name} is not JSON.`);
+  }
+  if (!(config.image_size > 0)) throw new LoadError(`${name} names no image_size.`);
+  if (!(config.latent_dim > 0)) throw new LoadError("It has no global code z, so there is nothing to swap.");
+  return config;
+}
+
+/** The model, running in a worker. */
+export class Codes {
+  #worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+  #waiting = new Map();
+  #lastId = 0;
+  #onProgress;
+  /** @type {Config | undefined} */
+  #config;
+
+  /** @param {(progress: Progress) => void} onProgress */
+  constructor(onProgress) {
+    this.#onProgress = onProgress;
+    this.#worker.onmessage = ({ data }) => this.#receive(data);
+    this.#worker.onerror = (event) => this.#fail(event);
+  }
+
+  /**
+   * Downloads and starts everything that encoding and decoding need. The configuration may arrive meanwhile.
+   * @param {Promise<Config>} config
+   * @returns {Promise<Config>}
+   */
+  async load(config) {
+    const [loaded] = await Promise.all([config, this.#ask("load", {})]);
+    this.#config = loaded;
+    return loaded;
+  }
+
+  /**
+   * @param {Uint8Array} images `count` images, one after the other.
+   * @param {number} count
+   * @returns {Promise<Code>} The codes, one after the other.
+   */
+  async encode(images, count) {
+    requireLength("images", images, count * this.#valuesPerImage());
+    return this.#ask("encode", { images: images.slice(), count });
+  }
+
+  /**
+   * @param {Float32Array} z
+   * @param {Float32Array} v
+   * @param {number} count
+   * @returns {Promise<Uint8Array>} The images, one after the other.
+   */
+  async decode(z, v, count) {
+    requireLength("z", z, count * this.#config.latent_dim);
+    requireLength("v", v, count * this.#valuesPerImage());
+    return (await this.#ask("decode", { z: z.slice(), v: v.slice(), count })).images;
+  }
+
+  /**
+   * @param {Float32Array} zNoise Standard normal noise of z's size.
+   * @param {Float32Array} vNoise Standard normal noise of v's size.
+   * @param {number | Float32Array} temperature For all images, or one for each. It acts on v.
+   * @param {number} count
+   * @returns {Promise<Uint8Array>} The images, one after the other.
+   */
+  async sample(zNoise, vNoise, temperature, count) {
+    requireLength("zNoise", zNoise, count * this.#config.latent_dim);
+    requireLength("vNoise", vNoise, count * this.#valuesPerImage());
+    const each = typeof temperature === "number" ? new Float32Array(count).fill(temperature) : temperature.slice();
+    requireLength("temperature", each, count);
+    return (await this.#ask("sample", { zNoise: zNoise.slice(), vNoise: vNoise.slice(), temperature: each, count }))
+      .images;
+  }
+
+  #valuesPerImage() {
+    if (!this.#config) throw new Error("The model is not loaded yet: wait for `ready`.");
+    return this.#config.image_size ** 2 * 3;
+  }
+
+  /** @param {string} task @param {object} content @returns {Promise<any>} */
+  #ask(task, content) {
+    const id = ++this.#lastId;
+    const sizes = { imageSize: this.#config?.image_size, latentDim: this.#config?.latent_dim };
+    const buffers = Object.values(content)
+      .filter(ArrayBuffer.isView)
+      .map((view) => view.buffer);
+    return new Promise((resolve, reject) => {
+      this.#waiting.set(id, { resolve, reject });
+      this.#worker.postMessage({ id, task, ...sizes, ...content }, buffers);
+    });
+  }
+
+  /** @param {{id?: number, result?: object, error?: string, progress?: Progress}} message */
+  #receive({ id, result, error, progress }) {
+    if (progress) return this.#onProgress(progress);
+    const { resolve, reject } = this.#waiting.get(id);
+    this.#waiting.delete(id);
+    if (error === undefined) resolve(result);
+    else reject(new LoadError(error));
+  }
+
+  /** @param {ErrorEvent} event A worker that cannot start has no message. */
+  #fail(event) {
+    const reason = event.message ? ` (${event.message})` : "";
+    const error = new LoadError(`The model's worker stopped${reason}. A browser with module workers is needed.`);
+    for (const { reject } of this.#waiting.values()) reject(error);
+    this.#waiting.clear();
+  }
+}
+
+/**
+ * Whether all numbers of a code are finite. An image far from what a model was trained on can overflow it.
+ * @param {Code} code
+ * @returns {boolean}
+ */
+export function isFiniteCode(code) {
+  return code.z.every(Number.isFinite) && code.v.every(Number.isFinite);
+}
+
+/**
+ * Cuts a batch into equal parts.
+ * @template {Uint8Array | Float32Array} T
+ * @param {T} batch
+ * @param {number} count
+ * @returns {T[]}
+ */
+export function split(batch, count) {
+  const length = batch.length / count;
+  const part = (_, index) => /** @type {T} */ (batch.slice(index * length, (index + 1) * length));
+  return Array.from({ length: count }, part);
+}
+
+/**
+ * Joins equal parts to a batch.
+ * @template {Uint8Array | Float32Array} T
+ * @param {T[]} parts
+ * @returns {T}
+ */
+export function join(parts) {
+  const Values = /** @type {{new (length: number): T}} */ (parts[0].constructor);
+  const batch = new Values(parts.length * parts[0].length);
+  parts.forEach((part, index) => batch.set(part, index * part.length));
+  return batch;
+}
+
+/**
+ * The place between two vectors. Rounded to single precision at each step as in Python, so that both give the same
+ * codes; both ends are exact.
+ * @param {Float32Array} a At 0.
+ * @param {Float32Array} b At 1.
+ * @param {number} place
+ * @returns {Float32Array}
+ */
+export function between(a, b, place) {
+  const ofB = Math.fround(place);
+  const ofA = Math.fround(1 - ofB);
+  return a.map((value, index) => Math.fround(ofA * value) + Math.fround(ofB * b[index]));
+}
+
+/**
+ * How far two lists of values are apart.
+ * @param {Uint8Array} a
+ * @param {Uint8Array} b
+ * @returns {{count: number, largest: number}} How many values differ, and by how much at most.
+ */
+export function differences(a, b) {
+  let count = 0;
+  let largest = 0;
+  for (let index = 0; index < a.length; index++) {
+    const distance = Math.abs(a[index] - b[index]);
+    if (distance > 0) count++;
+    if (distance > largest) largest = distance;
+  }
+  return { count, largest };
+}
+
+/** @param {string} name @param {ArrayLike<number>} values @param {number} length */
+function requireLength(name, values, length) {
+  if (values.length !== length) throw new RangeError(`${name} has ${values.length} values instead of ${length}.`);
+}

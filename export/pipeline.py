@@ -1,0 +1,279 @@
+"""From a run to a published export: build out of sight, pass the gate, put in place."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from export.card import JSON_NAME, TEXT_NAME, card_text, make_card, merged
+from export.endpoints import Endpoint, endpoints
+from export.folding import fold
+from export.gate.arrays import Report, save_cases
+from export.gate.cases import make_cases, real_images
+from export.gate.run import pass_gate
+from export.onnx_files import build_onnx, save_onnx
+from export.origin import Origin, open_run
+from export.place import Place, interruptible, taken, uninterrupted
+from export.precision import PRECISIONS, with_smaller_weights
+from export.saved_model import save_saved_model
+from export.serving_files import write_serving_files, write_warmup
+from export.web import build_page, find_runtime
+from tfdecouple.errors import UserError
+from tfdecouple.files import write_json, write_text
+from tfdecouple.model import DecoupledModel
+
+FORMATS = ("savedmodel", "onnx", "web")
+_DEMO_IMAGES = 6
+
+Say = Callable[[str], Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to export.
+
+    Attributes:
+        run: run folder.
+        to: export folder.
+        formats: some of `FORMATS`.
+        precisions: some of `PRECISIONS`: smaller ONNX files beside those of float32.
+        endpoints: names of the SavedModel's signatures; () for all.
+        version: number of the SavedModel's version; None for the next free one.
+        name: of the model; None for the run folder's.
+        web_runtime: folder of onnxruntime-web; None lets npm fetch it.
+    """
+
+    run: pathlib.Path
+    to: pathlib.Path
+    formats: tuple[str, ...] = ("savedmodel", "onnx")
+    precisions: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    version: int | None = None
+    name: str | None = None
+    web_runtime: pathlib.Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what is known to be wrong before anything is opened.
+
+        Raises:
+            UserError: naming the value.
+        """
+        for what, values, choices in (
+            ("format", self.formats, FORMATS),
+            ("precision", self.precisions, PRECISIONS),
+        ):
+            for value in values:
+                if value not in choices:
+                    raise UserError(f"there is no {what} {value!r}; there are {', '.join(choices)}")
+        if not self.formats:
+            raise UserError(f"no format is given; there are {', '.join(FORMATS)}")
+        if self.version is not None:
+            if self.version < 1:
+                raise UserError(f"the version is {self.version}; it must be at least 1")
+            target = self.to / "savedmodel" / str(self.version)
+            if "savedmodel" in self.formats and target.exists():
+                raise UserError(taken(target))
+
+
+def export(request: Request, say: Say = print) -> list[pathlib.Path]:
+    """Exports a run.
+
+    Args:
+        request: what and where to.
+        say: is told each thing that takes its time.
+
+    Returns:
+        What was put in place.
+
+    Raises:
+        UserError: where the run cannot be opened, the disk is full, or the files do not pass the gate. Nothing of this
+            export is visible then, and what was there before is untouched.
+    """
+    with interruptible():
+        try:
+            return _Export(request, say).run()
+        except OSError as error:
+            raise UserError(f"cannot write to {request.to}: {error.strerror or error}; free some space there") from error
+        except tf.errors.OpError as error:
+            full = isinstance(error, tf.errors.ResourceExhaustedError)
+            reason = os.strerror(errno.ENOSPC) if full else error.message.splitlines()[0][:200]
+            raise UserError(f"cannot write to {request.to}: {reason}; free some space there") from error
+
+
+class _Export:
+    """One export on its way."""
+
+    def __init__(self, request: Request, say: Say):
+        self.request = request
+        self._say = say
+        self._begun = time.monotonic()
+
+    def say(self, text: str) -> None:
+        self._say(f"[{time.monotonic() - self._begun:4.0f} s] {text}")
+
+    def run(self) -> list[pathlib.Path]:
+        request = self.request
+        self.say(f"opening {request.run}")
+        model, origin = open_run(request.run, request.name)
+        offered = _chosen(model, request.endpoints)
+        if "web" in request.formats and not model.config.has_latent:
+            raise UserError("the web page switches z, and this model has none; leave the format web out")
+        with Place(request.to) as place:
+            runtime = None
+            if "web" in request.formats:
+                self.say("looking for onnxruntime-web")
+                runtime = find_runtime(request.web_runtime, _made(place.staging / "npm"))
+            self.say("asking the Keras model for what the files must answer")
+            images, checked_on = real_images(origin.config)
+            cases = place.staging / "cases.npz"
+            save_cases(make_cases(model, images), cases)
+            formats: dict[str, Any] = {}
+            version = self._saved_model(model, origin, offered, place, cases, formats)
+            onnx = self._onnx(model, origin, place, cases, formats)
+            if runtime is not None:
+                self.say("building the web page")
+                about = _about(origin)
+                build_page(place.staging / "web", onnx, runtime, about, images[:_DEMO_IMAGES])
+                formats["web"] = {**formats["onnx"], "files": ["web/index.html"]}
+            card = make_card(origin, offered, checked_on, {name: formats[name] for name in request.formats})
+            return self._publish(place, card, version)
+
+    def _saved_model(
+        self,
+        model: DecoupledModel,
+        origin: Origin,
+        offered: tuple[Endpoint, ...],
+        place: Place,
+        cases: pathlib.Path,
+        formats: dict[str, Any],
+    ) -> int | None:
+        if "savedmodel" not in self.request.formats:
+            return None
+        version = self.request.version or max(place.versions(), default=0) + 1
+        folder = place.staging / "savedmodel"
+        self.say("folding the weights")
+        save_saved_model(fold(model), offered, folder, lambda name: self.say(f"SavedModel: {name}"))
+        write_warmup(folder, origin.name, offered)
+        self.say("checking the SavedModel in a process of its own")
+        report = pass_gate(
+            "check_saved_model",
+            folder,
+            cases,
+            exact=origin.config.model.alpha < 1,
+            endpoints=[endpoint.name for endpoint in offered],
+        )
+        self._tell(report)
+        formats["savedmodel"] = _entry(origin, report, [f"savedmodel/{version}"])
+        return version
+
+    def _onnx(
+        self,
+        model: DecoupledModel,
+        origin: Origin,
+        place: Place,
+        cases: pathlib.Path,
+        formats: dict[str, Any],
+    ) -> pathlib.Path:
+        folder = place.staging / "onnx"
+        if not {"onnx", "web"} & set(self.request.formats):
+            return folder
+        folder.mkdir()
+        folded = fold(model, "NCHW")
+        for endpoint in endpoints(model.config):
+            if endpoint.onnx is None:
+                continue
+            self.say(f"ONNX: {endpoint.onnx}")
+            metadata = {**origin.metadata(), "name": origin.name, "endpoint": endpoint.name}
+            whole = build_onnx(folded, endpoint, metadata)
+            for precision in self.request.precisions:
+                save_onnx(with_smaller_weights(whole, precision), folder / f"{endpoint.onnx}.{precision}.onnx")
+            save_onnx(whole, folder / f"{endpoint.onnx}.onnx")
+        self.say("checking the ONNX files in a process of its own")
+        report = pass_gate(
+            "check_onnx",
+            folder,
+            cases,
+            exact=origin.config.model.alpha < 1,
+            precisions=list(self.request.precisions),
+        )
+        self._tell(report)
+        files = sorted(path.name for path in folder.iterdir())
+        formats["onnx"] = _entry(origin, report, [f"onnx/{name}" for name in files])
+        formats["onnx"]["bytes"] = {name: (folder / name).stat().st_size for name in files}
+        return folder
+
+    def _tell(self, report: Report) -> None:
+        for endpoint, outputs in report.parity.items():
+            for output, figures in outputs.items():
+                if "differing" in figures:
+                    text = f"{figures['differing']:.4%} of subpixels differ, max {figures['max']:.0f} levels"
+                else:
+                    text = f"max {figures['max']:.1e}, mean {figures['mean']:.1e} of the largest value"
+                self.say(f"  {endpoint}: {output}: {text}")
+        trips = ", ".join(f"{kind} {e['identical']}/{e['images']}" for kind, e in report.round_trip.items())
+        self.say(f"  identical after encode and decode: {trips}")
+
+    def _publish(self, place: Place, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
+        self.say("putting it in place")
+        published = []
+        if version is not None:
+            extra = _made(place.staging / "savedmodel" / "assets.extra")
+            write_json(extra / JSON_NAME, card)
+        whole = merged(card, place.folder)
+        with uninterrupted():
+            for name in ("onnx", "web"):
+                if name in self.request.formats:
+                    place.put_folder(place.staging / name, name)
+                    published.append(place.folder / name)
+            if version is not None:
+                place.put_version(place.staging / "savedmodel", version)
+                published.insert(0, place.folder / "savedmodel" / str(version))
+                write_serving_files(place.folder, card["name"])
+            write_json(place.folder / JSON_NAME, whole)
+            write_text(place.folder / TEXT_NAME, card_text(json.loads(json.dumps(whole))))
+        return [*published, place.folder / TEXT_NAME]
+
+
+def _chosen(model: DecoupledModel, names: Sequence[str]) -> tuple[Endpoint, ...]:
+    every = {endpoint.name: endpoint for endpoint in endpoints(model.config)}
+    for name in names:
+        if name not in every:
+            raise UserError(f"this model has no endpoint {name!r}; it has {', '.join(every)}")
+    return tuple(every[name] for name in dict.fromkeys(names)) or tuple(every.values())
+
+
+def _entry(origin: Origin, report: Report, files: list[str]) -> dict[str, Any]:
+    return {
+        "run": origin.run,
+        "step": origin.step,
+        "files": files,
+        "parity": report.parity,
+        "round_trip": report.round_trip,
+        "latency_ms": report.latency_ms,
+        **report.notes,
+    }
+
+
+def _about(origin: Origin) -> dict[str, Any]:
+    bits = origin.bits_per_dim or {}
+    return {
+        "name": origin.name,
+        "image_size": origin.config.model.image_size,
+        "latent_dim": origin.config.model.latent_dim,
+        "bits_per_dim": bits.get("test", bits.get("validation")),
+        "data": origin.data,
+    }
+
+
+def _made(folder: pathlib.Path) -> pathlib.Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+

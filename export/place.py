@@ -1,0 +1,140 @@
+"""The folder that an export goes to: built out of sight, then put in place whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from tfdecouple.errors import UserError
+
+_STAGING = ".export-"
+_LOCK = ".export.lock"
+
+
+class Place:
+    """An export folder that this process alone writes to, while it is entered.
+
+    Everything is made in `staging`, a hidden folder of no numeric name in the export folder: on the same file system,
+    so that it can be renamed into place, and out of sight of a server that polls `savedmodel/` for versions. Leaving
+    removes it, whatever happened; what a killed process left is removed by the next one.
+
+    Args:
+        folder: the export folder; made if absent.
+
+    Attributes:
+        folder: the same, absolute.
+        staging: where to build.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder.absolute()
+        self.staging = self.folder
+        self._lock: int | None = None
+        self._made: list[pathlib.Path] = []
+
+    def __enter__(self) -> Place:
+        """Makes the folder and its staging area.
+
+        Raises:
+            UserError: where another export writes to it, or it cannot be written.
+        """
+        try:
+            self._made = [parent for parent in (self.folder, *self.folder.parents) if not parent.exists()]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for remains in self.folder.glob(f"{_STAGING}*"):
+                if remains.is_dir():
+                    shutil.rmtree(remains)
+            self.staging = pathlib.Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.folder))
+        except BlockingIOError as error:
+            self._unlock()
+            raise UserError(f"another export is writing to {self.folder}; wait for it, or choose another --to") from error
+        except OSError as error:
+            self._unlock()
+            raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another --to") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Removes what is not in its place, and folders that were made for nothing."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+        (self.folder / _LOCK).unlink(missing_ok=True)
+        self._unlock()
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def versions(self) -> list[int]:
+        """Returns the numbers of the SavedModel's versions, ascending."""
+        folder = self.folder / "savedmodel"
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+    def put_version(self, built: pathlib.Path, version: int) -> None:
+        """Renames a SavedModel into place: a server sees the version whole or not at all.
+
+        Raises:
+            UserError: where the version exists.
+        """
+        target = self.folder / "savedmodel" / str(version)
+        target.parent.mkdir(exist_ok=True)
+        try:
+            os.rename(built, target)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                raise UserError(taken(target)) from error
+            raise
+
+    def put_folder(self, built: pathlib.Path, name: str) -> None:
+        """Puts a folder in place of an older one of that name, with no moment at which both are lost."""
+        target, old = self.folder / name, self.staging / f"old-{name}"
+        if target.exists():
+            os.rename(target, old)
+        os.rename(built, target)
+
+
+def taken(target: pathlib.Path) -> str:
+    """Says that a version is there already."""
+    return f"version {target.name} exists already in {target.parent}; leave --version out to take the next free number"
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Turns SIGTERM into KeyboardInterrupt, so that an export that is stopped cleans up as after Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Lets signals wait while something is put in place."""
+    numbers = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

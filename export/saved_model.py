@@ -1,0 +1,80 @@
+"""The SavedModel: every endpoint as a signature of one `keras.export.ExportArchive`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from export.endpoints import Endpoint
+from export.folding import FoldedModel
+from export.network import Network
+
+
+def save_saved_model(
+    folded: FoldedModel,
+    endpoints: Sequence[Endpoint],
+    folder: pathlib.Path,
+    progress: Callable[[str], Any] = lambda name: None,
+) -> None:
+    """Writes a SavedModel.
+
+    The folded weights are variables, so that all signatures share them and no limit of a graph's size holds for them;
+    what is derived from weights, as the inverses of the 1x1 convolutions, is among them and not computed again.
+
+    Args:
+        folded: the model, in the layout NHWC, which TensorFlow runs on every device.
+        endpoints: the signatures; the first is `serving_default` as well.
+        folder: where to; it must not exist.
+        progress: called with the name of each endpoint when it is traced; the files are written after the last.
+
+    Raises:
+        OSError, tf.errors.OpError: where the disk is full or the folder cannot be written.
+    """
+    holder = _Weights(folded)
+    archive = keras.export.ExportArchive()
+    archive.track(holder)
+    for endpoint in endpoints:
+        archive.add_endpoint(
+            name=endpoint.name,
+            fn=_function(folded, holder, endpoint, progress),
+            input_signature=[array.spec() for array in endpoint.inputs],
+        )
+    with contextlib.redirect_stdout(io.StringIO()):
+        archive.write_out(str(folder), verbose=False)
+
+
+class _Weights(keras.layers.Layer):
+    """Holds the folded weights, for Keras to track."""
+
+    def __init__(self, folded: FoldedModel):
+        super().__init__(dtype="float32", name="folded", trainable=False)
+        self.by_name = {
+            name: self.add_weight(
+                name=name.replace("/", "."), shape=array.shape, initializer=_constant(array), trainable=False
+            )
+            for name, array in folded.arrays.items()
+        }
+        self.built = True
+
+
+def _constant(array: np.ndarray) -> Callable[..., Any]:
+    return lambda shape, dtype: keras.ops.convert_to_tensor(array, dtype)
+
+
+def _function(
+    folded: FoldedModel, holder: _Weights, endpoint: Endpoint, progress: Callable[[str], Any]
+) -> Callable[..., dict[str, tf.Tensor]]:
+    def call(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        progress(endpoint.name)
+        weights = {name: tf.convert_to_tensor(variable) for name, variable in holder.by_name.items()}
+        named = {array.name: tensor for array, tensor in zip(endpoint.inputs, inputs, strict=True)}
+        return endpoint.build(Network(folded, weights), named)
+
+    return call

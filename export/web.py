@@ -1,0 +1,90 @@
+"""The web page: a static folder with the run's own ONNX files, that any file server can serve."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tfdecouple.errors import UserError
+
+PAGE = pathlib.Path(__file__).parent / "page"
+MODELS = ("encoder", "decoder", "sampler")
+RUNTIME_VERSION = "1.30.0"
+# What the page loads of the package onnxruntime-web: the build for the processor, without WebGPU.
+RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+
+
+def build_page(
+    folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any], demo: np.ndarray
+) -> None:
+    """Writes the page.
+
+    Args:
+        folder: where to; made.
+        onnx: folder of the ONNX files.
+        runtime: folder of onnxruntime-web's files, from `find_runtime`.
+        about: name, image size and more of the model, for the page.
+        demo: images to begin with, uint8 `[n, height, width, 3]`.
+    """
+    shutil.copytree(PAGE, folder)
+    (folder / "model").mkdir()
+    (folder / "runtime").mkdir()
+    for name in MODELS:
+        shutil.copyfile(onnx / f"{name}.onnx", folder / "model" / f"{name}.onnx")
+    for name in RUNTIME_FILES:
+        shutil.copyfile(runtime / name, folder / "runtime" / name)
+    pictures = [f"model/demo_{number}.png" for number in range(len(demo))]
+    for path, image in zip(pictures, demo, strict=True):
+        Image.fromarray(image).save(folder / path)
+    sizes = {name: (folder / "model" / f"{name}.onnx").stat().st_size for name in MODELS}
+    config = {**about, "sizes": sizes, "demo_images": pictures}
+    (folder / "model" / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def find_runtime(given: pathlib.Path | None, scratch: pathlib.Path) -> pathlib.Path:
+    """Returns a folder with the files of onnxruntime-web that the page needs.
+
+    Args:
+        given: where the user says that they are; None lets npm fetch them.
+        scratch: where npm may write.
+
+    Raises:
+        UserError: where they cannot be had, saying how to get them.
+    """
+    if given is not None:
+        for folder in (given, given / "dist", given / "node_modules" / "onnxruntime-web" / "dist"):
+            if all((folder / name).is_file() for name in RUNTIME_FILES):
+                return folder
+        raise UserError(f"{given} does not hold {RUNTIME_FILES[0]}; give the folder of the npm package onnxruntime-web")
+    package = f"onnxruntime-web@{RUNTIME_VERSION}"
+    advice = f"install Node.js, or fetch the npm package {package} yourself and pass its folder with --web-runtime"
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError(f"the web page needs {package}, and there is no npm here; {advice}")
+    with tempfile.TemporaryDirectory(dir=scratch) as cache:
+        result = subprocess.run(
+            [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(scratch), package],
+            env={**_environment(), "npm_config_cache": cache},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        raise UserError(f"npm cannot fetch {package} ({lines[0][:200] if lines else 'no message'}); {advice}")
+    return find_runtime(scratch, scratch)
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return dict(os.environ)
