@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import platform
 from collections.abc import Mapping
@@ -99,8 +100,6 @@ def merged(card: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _machine() -> str:
-    import os
-
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}"
 
 
@@ -180,8 +179,8 @@ def _measured(name: str, entry: Mapping[str, Any]) -> list[str]:
         lines += [
             f"The {precision} files ({sum(variant['bytes'].values()) / 1e6:.1f} MB in all) encode and decode "
             f"{variant['images']} images with {own['differing']:.4%} of the subpixels wrong, by up to {own['max']:.0f} "
-            f"levels; given the codes of the float32 encoder, the decoder is off by {foreign['mean']:.2g} levels in the "
-            f"mean and up to {foreign['max']:.0f}. Codes of one precision are not for the decoder of another.",
+            f"levels; given the codes of the float32 encoder, the decoder is off by {foreign['mean']:.2g} levels in "
+            f"the mean and up to {foreign['max']:.0f}. Codes of one precision are not for the decoder of another.",
             "",
         ]
     return lines
@@ -209,7 +208,7 @@ def _calls(card: Mapping[str, Any]) -> list[str]:
         "curl, with TensorFlow Serving (`docker compose up` in this folder):",
         "",
         "```sh",
-        f"curl -d '{{\"signature_name\": \"encode\", \"instances\": [{{\"images\": {blank}}}]}}' \\",
+        f'curl -d \'{{"signature_name": "encode", "instances": [{{"images": {blank}}}]}}\' \\',
         f"    localhost:8501/v1/models/{name}:predict",
         "```",
         "",

@@ -144,7 +144,7 @@ def endpoint(config: ModelConfig, name: str) -> Endpoint:
 
 
 def _codes(network: Network, images: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor]:
-    """z and v of images, v in the layout of the graph."""
+    """Returns z and v of images, v in the layout of the graph."""
     levels = network.levels_of(images)
     z = network.posterior(levels)[0] if network.config.has_latent else None
     return z, network.flow_forward(network.flow_input(levels, 0.5), z)[0]
@@ -172,7 +172,7 @@ def _sample(network: Network, inputs: Tensors) -> dict[str, tf.Tensor]:
 
 
 def _both_codes(network: Network, inputs: Tensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """z and v of images_a and images_b, encoded as one batch."""
+    """Returns z and v of images_a and images_b, encoded as one batch."""
     z, v = _codes(network, tf.concat([inputs["images_a"], inputs["images_b"]], 0))
     return tf.split(z, 2), tf.split(v, 2)
 

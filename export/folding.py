@@ -8,8 +8,8 @@ an exported graph holds convolutions, couplings and nothing else, in both direct
 - the actnorm between the two pairs of couplings moves backwards through the first pair: its scale into the 1x1
   convolution and the kernels that read or write scaled channels, its shift into the bias of the last coupling before
   it. Only the shift of channels that this coupling reads stays an addition of its own;
-- the alternate split (paper Figure 3b) asks for even and odd channels. The 1x1 convolution before it writes, within each
-  half, even channels first, and the one after it reads them in the order they come in: no channel is moved for it.
+- the alternate split (paper Figure 3b) asks for even and odd channels. The 1x1 convolution before it writes, within
+  each half, even channels first, and the one after it reads them in the order they come in: no channel is moved.
 """
 
 from __future__ import annotations
@@ -373,10 +373,10 @@ class _Folding:
         self._put("flow/whitening/first", _values(layer.first))
         self._put("flow/whitening/first_bias", _values(layer.first_bias))
         kernel, bias = _normalised(layer.last)
-        shape = (2, *self.model.config.image_shape)
         if self.layout == "NCHW":
-            kernel = kernel.reshape(-1, *shape).transpose(0, 1, 4, 2, 3).reshape(kernel.shape)
-            bias = bias.reshape(shape).transpose(0, 3, 1, 2).reshape(-1)
+            # For mean and for log-scale: from rows of pixels to planes of colours.
+            every = np.arange(len(bias)).reshape(2, *self.model.config.image_shape).transpose(0, 3, 1, 2).ravel()
+            kernel, bias = kernel[:, every], bias[every]
         self._put("flow/whitening/last", kernel)
         self._put("flow/whitening/last_bias", bias)
 
@@ -394,8 +394,8 @@ class _Folding:
         kernel, bias = _normalised(encoder.last)
         if self.layout == "NCHW":
             side = self.model.config.image_size // 2 ** len(encoder.channels)
-            shape = (side, side, encoder.out_channels, kernel.shape[-1])
-            kernel = kernel.reshape(shape).transpose(2, 0, 1, 3).reshape(kernel.shape)
+            every = np.arange(len(kernel)).reshape(side, side, encoder.out_channels).transpose(2, 0, 1).ravel()
+            kernel = kernel[every]
         self._put("encoder/last", kernel)
         self._put("encoder/last_bias", bias)
         return tuple(blocks)

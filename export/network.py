@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from export.folding import FoldedCoupling, FoldedFactorOut, FoldedModel, FoldedStep
@@ -72,7 +73,9 @@ class Network:
         mean, log_variance = tf.split(h, 2, -1)
         return mean, log_variance
 
-    def flow_forward(self, x: tf.Tensor, z: tf.Tensor | None, with_log_det: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+    def flow_forward(
+        self, x: tf.Tensor, z: tf.Tensor | None, with_log_det: bool = False
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Maps x to v. The log-determinant is `[batch]`, or a constant 0 where it is not asked for."""
         run = _Run(self, self._conditions(z), with_log_det)
         v = self._level_forward(run, 0, x)
@@ -97,7 +100,7 @@ class Network:
         h = z
         for step in self.folded.prior:
             h = run.step_forward(step, h)
-        return run.reorder(h, _inverse_order(self.folded.prior_order)), run.log_det()
+        return run.restore(h, self.folded.prior_order), run.log_det()
 
     def prior_inverse(self, noise: tf.Tensor) -> tf.Tensor:
         """Maps standard normal noise `[batch, d_z]` to a draw of z."""
@@ -121,7 +124,7 @@ class Network:
             h = self._level_forward(run, depth + 1, tf.nn.space_to_depth(h, 2, self.layout))
             h = tf.nn.depth_to_space(h, 2, self.layout)
         else:
-            h = run.reorder(h, _inverse_order(self.folded.last_order))
+            h = run.restore(h, self.folded.last_order)
         return run.join([h, *left])
 
     def _level_inverse(self, run: _Run, depth: int, v: tf.Tensor) -> tf.Tensor:
@@ -204,9 +207,13 @@ class _Run:
         """Puts channels beside each other."""
         return tf.concat(parts, self.axis) if len(parts) > 1 else parts[0]
 
-    def reorder(self, x: tf.Tensor, order: Sequence[int] | None) -> tf.Tensor:
+    def reorder(self, x: tf.Tensor, order: np.ndarray | None) -> tf.Tensor:
         """Takes the channels in another order."""
         return x if order is None else tf.gather(x, tf.constant(order, tf.int32), axis=self.axis)
+
+    def restore(self, x: tf.Tensor, order: np.ndarray | None) -> tf.Tensor:
+        """Undoes `reorder`."""
+        return self.reorder(x, None if order is None else np.argsort(order))
 
     def step_forward(self, step: FoldedStep, x: tf.Tensor) -> tf.Tensor:
         """Runs a step from x towards v."""
@@ -320,7 +327,7 @@ class _Run:
 
 
 def _scale(coupling: FoldedCoupling, raw: tf.Tensor) -> tf.Tensor:
-    """s in (1 - alpha, 1 + alpha) (paper B.2)."""
+    """Returns s in (1 - alpha, 1 + alpha) (paper B.2)."""
     if coupling.alpha == 1:
         # 1 + tanh(u/2) = 2*sigmoid(u), which keeps its digits where the scale is small.
         return 2.0 * tf.sigmoid(raw)
@@ -341,12 +348,3 @@ def _pick(evens: list[tf.Tensor], odds: list[tf.Tensor], even: int, odd: int, fi
     """Of the even channels and the odd ones, each cut in what belongs to low and to high, those of one block."""
     place = 0 if first else -1
     return [part for part in ([evens[place]] if even else []) + ([odds[place]] if odd else [])]
-
-
-def _inverse_order(order: Sequence[int] | None) -> list[int] | None:
-    if order is None:
-        return None
-    inverse = [0] * len(order)
-    for position, channel in enumerate(order):
-        inverse[channel] = position
-    return inverse

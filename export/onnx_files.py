@@ -150,7 +150,7 @@ def _name_batch_axis(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
     arrays = {array.name: array for array in (*endpoint.inputs, *endpoint.outputs)}
     for value in [*graph.input, *graph.output]:
         element_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(arrays[value.name].dtype))
-        shape = (BATCH, *arrays[value.name].shape)
+        shape: list[str | int | None] = [BATCH, *arrays[value.name].shape]
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, element_type, shape))
     # What tf2onnx noted of the tensors between is not needed and calls the batch axis by other names.
     del graph.value_info[:]

@@ -31,7 +31,6 @@ from tfdecouple.files import write_json, write_text
 from tfdecouple.model import DecoupledModel
 
 FORMATS = ("savedmodel", "onnx", "web")
-_DEMO_IMAGES = 6
 
 Say = Callable[[str], Any]
 
@@ -101,7 +100,9 @@ def export(request: Request, say: Say = print) -> list[pathlib.Path]:
         try:
             return _Export(request, say).run()
         except OSError as error:
-            raise UserError(f"cannot write to {request.to}: {error.strerror or error}; free some space there") from error
+            raise UserError(
+                f"cannot write to {request.to}: {error.strerror or error}; free some space there"
+            ) from error
         except tf.errors.OpError as error:
             full = isinstance(error, tf.errors.ResourceExhaustedError)
             reason = os.strerror(errno.ENOSPC) if full else error.message.splitlines()[0][:200]
@@ -140,8 +141,7 @@ class _Export:
             onnx = self._onnx(model, origin, place, cases, formats)
             if runtime is not None:
                 self.say("building the web page")
-                about = _about(origin)
-                build_page(place.staging / "web", onnx, runtime, about, images[:_DEMO_IMAGES])
+                build_page(place.staging / "web", onnx, runtime, _about(origin))
                 formats["web"] = {**formats["onnx"], "files": ["web/index.html"]}
             card = make_card(origin, offered, checked_on, {name: formats[name] for name in request.formats})
             return self._publish(place, card, version)
@@ -276,4 +276,3 @@ def _about(origin: Origin) -> dict[str, Any]:
 def _made(folder: pathlib.Path) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-

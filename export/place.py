@@ -58,7 +58,9 @@ class Place:
             self.staging = pathlib.Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.folder))
         except BlockingIOError as error:
             self._unlock()
-            raise UserError(f"another export is writing to {self.folder}; wait for it, or choose another --to") from error
+            raise UserError(
+                f"another export is writing to {self.folder}; wait for it, or choose another --to"
+            ) from error
         except OSError as error:
             self._unlock()
             raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another --to") from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,8 +44,7 @@ def save_saved_model(
             fn=_function(folded, holder, endpoint, progress),
             input_signature=[array.spec() for array in endpoint.inputs],
         )
-    with contextlib.redirect_stdout(io.StringIO()):
-        archive.write_out(str(folder), verbose=False)
+    archive.write_out(str(folder), verbose=False)
 
 
 class _Weights(keras.layers.Layer):

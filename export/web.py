@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -10,21 +11,21 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from PIL import Image
+import skimage
+from PIL import Image, ImageOps
 
 from tfdecouple.errors import UserError
 
 PAGE = pathlib.Path(__file__).parent / "page"
 MODELS = ("encoder", "decoder", "sampler")
 RUNTIME_VERSION = "1.30.0"
+# Photographs of scikit-image that anybody may publish (public domain or CC0).
+_DEMO = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 # What the page loads of the package onnxruntime-web: the build for the processor, without WebGPU.
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 
 
-def build_page(
-    folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any], demo: np.ndarray
-) -> None:
+def build_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any]) -> None:
     """Writes the page.
 
     Args:
@@ -32,7 +33,6 @@ def build_page(
         onnx: folder of the ONNX files.
         runtime: folder of onnxruntime-web's files, from `find_runtime`.
         about: name, image size and more of the model, for the page.
-        demo: images to begin with, uint8 `[n, height, width, 3]`.
     """
     shutil.copytree(PAGE, folder)
     (folder / "model").mkdir()
@@ -41,12 +41,20 @@ def build_page(
         shutil.copyfile(onnx / f"{name}.onnx", folder / "model" / f"{name}.onnx")
     for name in RUNTIME_FILES:
         shutil.copyfile(runtime / name, folder / "runtime" / name)
-    pictures = [f"model/demo_{number}.png" for number in range(len(demo))]
-    for path, image in zip(pictures, demo, strict=True):
-        Image.fromarray(image).save(folder / path)
+    pictures = []
+    for name in _DEMO:
+        pictures.append(f"model/{name.partition('.')[0]}.png")
+        _demo_image(name, about["image_size"]).save(folder / pictures[-1])
     sizes = {name: (folder / "model" / f"{name}.onnx").stat().st_size for name in MODELS}
+    sizes["runtime"] = sum((folder / "runtime" / name).stat().st_size for name in RUNTIME_FILES)
     config = {**about, "sizes": sizes, "demo_images": pictures}
     (folder / "model" / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _demo_image(name: str, size: int) -> Image.Image:
+    """The largest centre square of a photograph, shrunk to the model's size."""
+    with Image.open(pathlib.Path(skimage.__file__).parent / "data" / name) as picture:
+        return ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
 
 
 def find_runtime(given: pathlib.Path | None, scratch: pathlib.Path) -> pathlib.Path:
@@ -72,7 +80,7 @@ def find_runtime(given: pathlib.Path | None, scratch: pathlib.Path) -> pathlib.P
     with tempfile.TemporaryDirectory(dir=scratch) as cache:
         result = subprocess.run(
             [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(scratch), package],
-            env={**_environment(), "npm_config_cache": cache},
+            env={**os.environ, "npm_config_cache": cache},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -82,9 +90,3 @@ def find_runtime(given: pathlib.Path | None, scratch: pathlib.Path) -> pathlib.P
         lines = [line for line in result.stderr.splitlines() if line.strip()]
         raise UserError(f"npm cannot fetch {package} ({lines[0][:200] if lines else 'no message'}); {advice}")
     return find_runtime(scratch, scratch)
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)

@@ -179,3 +179,29 @@ def finished_run(image_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
     train(run_config(image_folder), folder)
     return folder
+
+
+def write_run(folder, model, **config):
+    """Makes a run folder of a model, as a training of one step would leave it."""
+    from tfdecouple.checkpoints import CheckpointFolder
+    from tfdecouple.files import write_text
+
+    write_text(folder / "config.json", Config(name=folder.name, model=model.config, **config).to_json())
+    CheckpointFolder(folder / "checkpoints").write("best", 1, {"model": model.named_variables()})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_model, tmp_path_factory):
+    """A run folder of `tiny_model`, named "tiny". Do not change it."""
+    return write_run(tmp_path_factory.mktemp("runs") / "tiny", tiny_model)
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_run, tmp_path_factory):
+    """An export folder of `tiny_run`: SavedModel, ONNX files and int8 ones. Do not change it."""
+    from export.pipeline import Request, export
+
+    folder = tmp_path_factory.mktemp("exported") / "tiny"
+    export(Request(run=tiny_run, to=folder, precisions=("int8",)), say=lambda text: None)
+    return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import statistics
@@ -29,7 +30,7 @@ def save_cases(cases: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
     """Writes the arrays for the processes of the gate."""
     # Names with slashes would become folders in the archive: they are listed in an array of their own.
     arrays = {f"array_{number}": array for number, array in enumerate(cases.values())}
-    np.savez(path, names=np.array(list(cases)), **arrays)
+    np.savez(path, allow_pickle=False, names=np.array(list(cases)), **arrays)  # type: ignore[arg-type]
 
 
 def load_cases(path: pathlib.Path) -> Arrays:
@@ -103,8 +104,8 @@ class Report:
             allowed = 0.0 if endpoint == "decode" else BORDERLINE
             if figures["differing"] > allowed:
                 self.problems.append(
-                    f"{endpoint}: {figures['differing']:.2%} of the subpixels of {name} differ from the model, by up to "
-                    f"{figures['max']:.0f} levels; allowed {allowed:.1%}"
+                    f"{endpoint}: {figures['differing']:.2%} of the subpixels of {name} differ from the model, by up "
+                    f"to {figures['max']:.0f} levels; allowed {allowed:.1%}"
                 )
         elif not figures["max"] <= TOLERANCE:
             self.problems.append(
@@ -138,12 +139,12 @@ class Report:
         for batch in LATENCY_BATCHES:
             part = {name: array[:batch] for name, array in inputs.items()}
             call(endpoint, part)
-            self.latency_ms[endpoint][str(batch)] = round(1000 * median_seconds(lambda p=part: call(endpoint, p)), 3)
+            seconds = median_seconds(functools.partial(call, endpoint, part))
+            self.latency_ms[endpoint][str(batch)] = round(1000 * seconds, 3)
 
 
 def difference(found: np.ndarray, right: np.ndarray) -> dict[str, float]:
     """Returns largest and mean difference: of floats relative to the largest value, of uint8 in levels."""
-    # Not-a-number must not pass as small.
     change = np.abs(found.astype(np.float64) - right.astype(np.float64))
     if right.dtype == np.uint8:
         return {"max": float(change.max()), "mean": float(change.mean()), "differing": float((change > 0).mean())}

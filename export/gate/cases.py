@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -44,7 +45,8 @@ def make_cases(model: DecoupledModel, images: np.ndarray, seed: int = 0) -> dict
     temperature = np.linspace(0.1, 1.0, count, dtype=np.float32)
     alpha, beta = np.linspace(0, 1, count, dtype=np.float32), np.linspace(1, 0, count, dtype=np.float32)
     codes = model.encode(a)
-    z, v = (None if code is None else np.asarray(code) for code in codes)
+    z: Any = None if codes.z is None else np.asarray(codes.z)
+    v = np.asarray(codes.v)
     known = {
         "images": a,
         "images_a": a,

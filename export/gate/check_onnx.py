@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
-from collections.abc import Mapping
 
 import numpy as np
 import onnx
 import onnxruntime
 
-from export.gate.arrays import Arrays, Report, difference, load_cases
+from export.gate.arrays import Arrays, Report, difference, group, load_cases
 
 FILES = {"encode": "encoder", "decode": "decoder", "sample": "sampler"}
 
@@ -83,7 +82,7 @@ def _check_file(report: Report, endpoint: str, path: pathlib.Path, cases: Arrays
         return
     model = onnx.load(str(path), load_external_data=False)
     for kind, values in (("in", model.graph.input), ("out", model.graph.output)):
-        expected = {name: array for name, array in _group(cases, f"{kind}/{endpoint}/").items()}
+        expected = group(cases, f"{kind}/{endpoint}/")
         found = {value.name: value.type.tensor_type for value in values}
         if set(found) != set(expected):
             report.problems.append(f"{path.name} has {sorted(found)} where {endpoint} has {sorted(expected)}")
@@ -118,10 +117,6 @@ def _check_variant(
         "codes": {name: difference(own[name], codes[name]) for name in codes},
         "bytes": {path.name: path.stat().st_size for path in files.paths.values()},
     }
-
-
-def _group(cases: Mapping[str, np.ndarray], prefix: str) -> Arrays:
-    return {name.removeprefix(prefix): array for name, array in cases.items() if name.startswith(prefix)}
 
 
 def _first_line(error: BaseException) -> str:

@@ -64,7 +64,9 @@ def main(arguments: list[str]) -> int:
     """Runs the process."""
     folder, cases, report, options = arguments
     given = json.loads(options)
-    check(pathlib.Path(folder), load_cases(pathlib.Path(cases)), given["exact"], given["endpoints"]).save(pathlib.Path(report))
+    check(pathlib.Path(folder), load_cases(pathlib.Path(cases)), given["exact"], given["endpoints"]).save(
+        pathlib.Path(report)
+    )
     return 0
 
 

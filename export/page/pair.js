@@ -118,7 +118,7 @@ export class Pair {
 
   #allFinite() {
     const finite = this.#pair.map(isFiniteCode);
-    finite.forEach((fine, index) => this.#onComplaint(index, fine ? "" : notFinite("AB"[index])));
+    finite.forEach((fine, index) => fine || this.#onComplaint(index, notFinite("AB"[index])));
     return finite.every(Boolean);
   }
 
@@ -168,9 +168,11 @@ export class Pair {
 
   /** @param {Point} point */
   async #interpolate({ x, y }) {
-    if (!this.#pair) return;
-    const [a, b] = this.#pair;
+    const pair = this.#pair;
+    if (!pair) return;
+    const [a, b] = pair;
     const pixels = await this.#codes.decode(between(a.z, b.z, x), between(a.v, b.v, y), 1);
+    if (pair !== this.#pair) return;
     this.#between.show(pixels, this.#size);
     this.rate.tick();
     this.#showRate();

@@ -1,0 +1,562 @@
+/**
+ * Checks the web page of an exported model in a real browser.
+ *
+ *     node check.mjs SITE [--json FILE] [--screenshot FILE] [--pairs DIR] [--isolated] [--browser FILE]
+ *
+ * Prints one line a check and exits with 1 if any failed. README.md says what it looks at.
+ * @module
+ */
+
+import { accessSync, constants } from "node:fs";
+import { readFile, writeFile } from "node:fs/promises";
+import { delimiter, join } from "node:path";
+import { parseArgs } from "node:util";
+import { chromium } from "playwright-core";
+import { NOT_FINITE_PATH, NO_DECODER_PATH, NO_WEBASSEMBLY_PATH, SUB_PATH, serve } from "./server.mjs";
+
+const BROWSERS = ["chromium", "chromium-browser", "google-chrome"];
+const FLAGS = [
+  "--headless",
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
+const NOISE_IMAGES = 16;
+const DRAG_MS = 3000;
+const PATIENT = { timeout: 120_000 };
+
+/** @typedef {import("playwright-core").Page} Page */
+
+/** What is wrong with the page. */
+class Failed extends Error {}
+
+/** @param {unknown} condition @param {string} message */
+function expect(condition, message) {
+  if (!condition) throw new Failed(message);
+}
+
+/** Collects results. */
+class Report {
+  results = [];
+  measured = {};
+
+  /** @param {string} name @param {() => Promise<string>} body Returns what to say of a passed check. */
+  async check(name, body) {
+    let [ok, detail] = [true, ""];
+    try {
+      detail = await body();
+    } catch (error) {
+      [ok, detail] = [false, error instanceof Failed ? error.message : `${error.message}`.split("\n")[0]];
+    }
+    this.results.push({ name, ok, detail });
+    console.log(`${ok ? "ok    " : "FAILED"} ${name}: ${detail}`);
+  }
+
+  get failed() {
+    return this.results.filter(({ ok }) => !ok).length;
+  }
+}
+
+/** Notes everything that a page must not do. */
+class Watch {
+  problems = [];
+
+  /** @param {Page} page @param {string} origin */
+  constructor(page, origin) {
+    page.on("console", (message) => message.type() === "error" && this.problems.push(`console: ${message.text()}`));
+    page.on("pageerror", (error) => this.problems.push(`uncaught: ${error.message}`));
+    page.on("requestfailed", (request) => this.problems.push(`failed request: ${request.url()}`));
+    page.on(
+      "response",
+      (response) => response.status() >= 400 && this.problems.push(`HTTP ${response.status()}: ${response.url()}`),
+    );
+    page.on("request", (request) => {
+      const own = [origin, "blob:", "data:"].some((start) => request.url().startsWith(start));
+      if (!own) this.problems.push(`foreign request: ${request.url()}`);
+    });
+  }
+}
+
+/** Functions that every page gets: the checks run them inside the browser. */
+function pageTools() {
+  window.check = {
+    base64: (bytes) => {
+      let text = "";
+      for (const byte of bytes) text += String.fromCharCode(byte);
+      return btoa(text);
+    },
+    bytes: (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0)),
+    same: (a, b) => a.length === b.length && a.every((value, index) => value === b[index]),
+    pixels: (canvas) => {
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      return new Uint8Array(data.filter((_, index) => index % 4 !== 3));
+    },
+    all: (selector) => [...document.querySelectorAll(selector)].map((canvas) => window.check.pixels(canvas)),
+    config: async () => (await fetch("model/config.json")).json(),
+    noise: (length) => {
+      const bytes = new Uint8Array(length);
+      for (let start = 0; start < length; start += 65536) crypto.getRandomValues(bytes.subarray(start, start + 65536));
+      return bytes;
+    },
+    png: async (width, height, paint) => {
+      const canvas = new OffscreenCanvas(width, height);
+      paint(canvas.getContext("2d"));
+      return new Uint8Array(await (await canvas.convertToBlob({ type: "image/png" })).arrayBuffer());
+    },
+  };
+}
+
+/** @param {string | undefined} given @returns {string} */
+function findBrowser(given) {
+  if (given) return given;
+  for (const folder of process.env.PATH.split(delimiter)) {
+    for (const name of BROWSERS) {
+      try {
+        accessSync(join(folder, name), constants.X_OK);
+        return join(folder, name);
+      } catch {
+        // The next one, then.
+      }
+    }
+  }
+  throw new Error(`No ${BROWSERS.join(", ")} on the PATH; name one with --browser.`);
+}
+
+/** @param {Page} page */
+function waitForPicture(page) {
+  return page.waitForFunction(() => window.tfdecouple?.timing.firstPicture != null, null, PATIENT);
+}
+
+/** @param {Page} page @param {Report} report */
+async function checkFirstPicture(page, report) {
+  await waitForPicture(page);
+  report.measured.firstPictureMs = await page.evaluate(() => window.tfdecouple.timing.firstPicture);
+  return `after ${Math.round(report.measured.firstPictureMs)} ms`;
+}
+
+/** @param {Page} page */
+async function checkSwitch(page) {
+  const seen = await page.evaluate(() => {
+    const { all, same } = window.check;
+    const [[a, b], cells] = [all(".slot .picture canvas"), all(".grid .picture canvas")];
+    return {
+      verdict: document.querySelector("#verdict").textContent,
+      diagonal: same(a, cells[0]) && same(b, cells[3]),
+      switched: [1, 2].every((index) => !same(cells[index], a) && !same(cells[index], b)),
+    };
+  });
+  expect(seen.diagonal, "the pictures on the diagonal are not A and B");
+  expect(seen.switched, "the switched pictures do not differ from A and B");
+  expect(seen.verdict.startsWith("Exact"), `the page says: ${seen.verdict}`);
+  return seen.verdict;
+}
+
+/** @param {Page} page @param {Report} report */
+async function checkRoundTrip(page, report) {
+  const outcome = await page.evaluate(async (count) => {
+    const { noise, pixels, config } = window.check;
+    const { image_size: size, demo_images: demos } = await config();
+    const length = size * size * 3;
+    const images = new Uint8Array((count + demos.length) * length);
+    images.set(noise(count * length));
+    for (const [index, address] of demos.entries()) {
+      const bitmap = await createImageBitmap(await (await fetch(address)).blob());
+      const canvas = Object.assign(document.createElement("canvas"), { width: size, height: size });
+      canvas.getContext("2d").drawImage(bitmap, 0, 0);
+      images.set(pixels(canvas), (count + index) * length);
+    }
+    let different = 0;
+    for (let start = 0; start < images.length; start += length) {
+      const image = images.slice(start, start + length);
+      const { z, v } = await window.tfdecouple.encode(image, 1);
+      const back = await window.tfdecouple.decode(z, v, 1);
+      different += image.reduce((sum, value, index) => sum + (value !== back[index]), 0);
+    }
+    return { noise: count, demos: demos.length, values: images.length, different };
+  }, NOISE_IMAGES);
+  report.measured.roundTrip = outcome;
+  expect(outcome.different === 0, `${outcome.different} of ${outcome.values} values differ`);
+  return `${outcome.noise} noise images and ${outcome.demos} examples, all ${outcome.values} values identical`;
+}
+
+/** @param {Page} page @param {Report} report */
+async function checkDrag(page, report) {
+  await page.locator("#pad").scrollIntoViewIfNeeded();
+  const box = await page.locator("#pad-track").boundingBox();
+  const at = (x, y) => [box.x + x * box.width, box.y + y * box.height];
+  await watchAnimationFrames(page);
+  await page.mouse.move(...at(0.1, 0.1));
+  await page.mouse.down();
+  const moves = await circle(page, at);
+  report.measured.framesPerSecond = await page.evaluate(() => window.tfdecouple.timing.framesPerSecond());
+  await page.mouse.move(...at(1, 0));
+  await page.mouse.up();
+  report.measured.longestFrameMs = await page.evaluate(() => window.check.longestFrame);
+  const last = await page
+    .waitForFunction(
+      () => {
+        const [shown] = window.check.all("#between-picture canvas");
+        return window.check.same(shown, window.check.all(".grid .picture canvas")[1]);
+      },
+      null,
+      { timeout: 5000 },
+    )
+    .catch(() => null);
+  expect(last, "after a drag to the corner the picture is not the switched one");
+  expect(report.measured.framesPerSecond > 0, "no frames were counted");
+  report.measured.dragMoves = moves;
+  const { framesPerSecond, longestFrameMs } = report.measured;
+  return (
+    `${framesPerSecond.toFixed(1)} pictures per second in ${moves} moves; the page never paused longer than ` +
+    `${Math.round(longestFrameMs)} ms; the last picture is that of the last place`
+  );
+}
+
+/** @param {Page} page */
+function watchAnimationFrames(page) {
+  return page.evaluate(() => {
+    let before = performance.now();
+    window.check.longestFrame = 0;
+    const step = () => {
+      // The frame's own time stamp would not show a late start.
+      const now = performance.now();
+      window.check.longestFrame = Math.max(window.check.longestFrame, now - before);
+      before = now;
+      requestAnimationFrame(step);
+    };
+    requestAnimationFrame(step);
+  });
+}
+
+/** @param {Page} page @param {(x: number, y: number) => [number, number]} at @returns {Promise<number>} Moves made. */
+async function circle(page, at) {
+  const start = Date.now();
+  let moves = 0;
+  for (; Date.now() - start < DRAG_MS; moves++) {
+    const angle = (Date.now() - start) / 300;
+    await page.mouse.move(...at(0.5 + 0.4 * Math.cos(angle), 0.5 + 0.4 * Math.sin(angle)));
+  }
+  return moves;
+}
+
+/** @param {Page} page */
+async function checkKeyboard(page) {
+  await page.locator("#slots input").first().focus();
+  const reached = await tabTo(page, "pad-thumb");
+  expect(reached, "Tab does not reach the point");
+  const outline = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
+  expect(outline !== "none", "the focused point has no visible outline");
+  const text = () => page.getAttribute("#pad-thumb", "aria-valuetext");
+  for (const key of ["Home", "PageUp"]) await page.keyboard.press(key);
+  const start = await text();
+  for (const key of ["ArrowRight", "ArrowDown", "ArrowDown", "Shift+ArrowRight"]) await page.keyboard.press(key);
+  const end = await text();
+  expect(start === "z 0 % from B, v 0 % from B", `Home and PageUp lead to: ${start}`);
+  expect(end === "z 6 % from B, v 10 % from B", `four arrow keys lead to: ${end}`);
+  return `from “${start}” to “${end}” with four keys`;
+}
+
+/** @param {Page} page @param {string} id */
+async function tabTo(page, id) {
+  for (let step = 0; step < 60; step++) {
+    await page.keyboard.press("Tab");
+    if (await page.evaluate((wanted) => document.activeElement.id === wanted, id)) return true;
+  }
+  return false;
+}
+
+/** @param {Page} page */
+async function checkBadFiles(page) {
+  const input = page.locator(".slot input").first();
+  const message = page.locator(".slot .problem").first();
+  const says = async (file, pattern) => {
+    await input.setInputFiles(file);
+    await page
+      .waitForFunction(
+        (source) => new RegExp(source).test(document.querySelector(".slot .problem").textContent),
+        pattern,
+        { timeout: 5000 },
+      )
+      .catch(async () => expect(false, `for ${file.name} the page says “${await message.textContent()}”`));
+  };
+  await says(
+    { name: "notes.txt", mimeType: "text/plain", buffer: Buffer.from("no picture") },
+    "notes.txt is not an image",
+  );
+  const text = await message.textContent();
+  await says(
+    { name: "torn.png", mimeType: "image/png", buffer: Buffer.from("\x89PNG torn") },
+    "torn.png cannot be decoded",
+  );
+  await says({ name: "void.png", mimeType: "image/png", buffer: Buffer.alloc(0) }, "void.png is empty");
+  return `“${text}”`;
+}
+
+/** @param {Page} page */
+async function checkExactFile(page) {
+  const file = await page.evaluate(async () => {
+    const { image_size: size } = await window.check.config();
+    const values = window.check.noise(size * size * 3);
+    const data = new ImageData(size, size);
+    values.forEach((value, index) => (data.data[index + Math.floor(index / 3)] = value));
+    for (let index = 3; index < data.data.length; index += 4) data.data[index] = 255;
+    const png = await window.check.png(size, size, (context) => context.putImageData(data, 0, 0));
+    return { png: window.check.base64(png), values: window.check.base64(values) };
+  });
+  await page
+    .locator(".slot input")
+    .first()
+    .setInputFiles({ name: "exact.png", mimeType: "image/png", buffer: Buffer.from(file.png, "base64") });
+  await waitForShown(page, 0, file.values);
+  await waitForShown(page, 0, file.values, ".grid .picture canvas");
+  return "a PNG of the model’s size keeps its pixels, and comes back from its codes";
+}
+
+/** @param {Page} page @param {number} index @param {string} values Base64. */
+async function waitForShown(page, index, values, selector = ".slot .picture canvas") {
+  const arrived = await page
+    .waitForFunction(
+      ([place, wanted, where]) => window.check.same(window.check.all(where)[place], window.check.bytes(wanted)),
+      [index, values, selector],
+      { timeout: 10_000 },
+    )
+    .catch(() => null);
+  expect(arrived, `${selector} does not show the pixels of the file`);
+}
+
+/** @param {Page} page */
+async function checkDropAndPaste(page) {
+  const shown = await page.evaluate(async () => {
+    const half = async (colour) => {
+      const bytes = await window.check.png(300, 200, (context) => {
+        context.fillStyle = "#000";
+        context.fillRect(0, 0, 300, 200);
+        context.fillStyle = colour;
+        // Only the middle square is to be kept.
+        context.fillRect(50, 0, 200, 200);
+      });
+      const transfer = new DataTransfer();
+      transfer.items.add(new File([bytes], "wide.png", { type: "image/png" }));
+      return transfer;
+    };
+    const uniform = async (index, colour) => {
+      const end = Date.now() + 5000;
+      while (Date.now() < end) {
+        const pixels = window.check.all(".slot .picture canvas")[index];
+        if (pixels.every((value, place) => value === colour[place % 3])) return true;
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      }
+      return false;
+    };
+    const slot = document.querySelectorAll(".slot")[1];
+    slot.dispatchEvent(new DragEvent("drop", { dataTransfer: await half("#f00"), bubbles: true, cancelable: true }));
+    const dropped = await uniform(1, [255, 0, 0]);
+    document.activeElement.blur();
+    document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: await half("#00f"), bubbles: true }));
+    return { dropped, pasted: await uniform(0, [0, 0, 255]) };
+  });
+  expect(shown.dropped, "a dropped file is not shown as its middle square");
+  expect(shown.pasted, "a pasted file is not shown as its middle square");
+  return "a wide picture is cropped to its middle square and shrunk, dropped or pasted";
+}
+
+/** @param {Page} page @param {Report} report */
+async function checkSampling(page, report) {
+  const sampled = async (action) => {
+    const before = await page.textContent("#sample-text");
+    await page.evaluate(() => (document.querySelector("#sample-text").textContent = ""));
+    await action();
+    await page
+      .waitForFunction(() => / pictures in /.test(document.querySelector("#sample-text").textContent), null, PATIENT)
+      .catch(async () =>
+        expect(false, `sampling ends with “${await page.textContent("#sample-text")}” after “${before}”`),
+      );
+    return page.evaluate(() => window.check.all("#samples canvas").map(window.check.base64).join());
+  };
+  const temperature = (value) => () => page.locator("#temperature").fill(value);
+  const first = await sampled(() => page.click("#sample"));
+  const again = await sampled(() => page.click("#sample"));
+  report.measured.sampling = await page.textContent("#sample-text");
+  const cooler = await sampled(temperature("0.4"));
+  const other = await sampled(() => page.click("#next-seed"));
+  await sampled(temperature("0.8"));
+  await page.fill("#seed", "1");
+  const back = await sampled(() => page.click("#sample"));
+  expect(
+    first.split(",").length === 8 && new Set(first.split(",")).size === 8,
+    "there are not eight different samples",
+  );
+  expect(first === again && first === back, "the same seed and temperature give other samples");
+  expect(first !== cooler, "the temperature changes nothing");
+  expect(cooler !== other, "the seed changes nothing");
+  return `same seed, same pictures; temperature and seed change them. ${report.measured.sampling}`;
+}
+
+/** @param {Page} page */
+async function checkSave(page) {
+  await page.locator(".grid .picture").nth(1).hover();
+  const [saved] = await Promise.all([
+    page.waitForEvent("download", { timeout: 5000 }),
+    page.locator(".grid .save").nth(1).click(),
+  ]);
+  const bytes = await readFile(await saved.path());
+  expect(bytes.subarray(1, 4).toString() === "PNG", "the saved file is no PNG");
+  return `${saved.suggestedFilename()}, ${bytes.length} bytes`;
+}
+
+/** @param {Page} page */
+async function checkNarrow(page) {
+  const before = page.viewportSize();
+  await page.setViewportSize({ width: 320, height: 640 });
+  const width = await page.evaluate(() => document.documentElement.scrollWidth);
+  await page.setViewportSize(before);
+  expect(width <= 320, `the page is ${width} px wide in a window of 320 px`);
+  return "no horizontal overflow";
+}
+
+/**
+ * Opens a variant of the page that has something wrong, and looks for what it says of it.
+ * @param {import("playwright-core").Browser} browser
+ * @param {string} address
+ * @param {string} selector
+ * @param {string[]} parts
+ */
+async function checkComplaint(browser, address, selector, parts) {
+  const page = await browser.newPage();
+  try {
+    await page.goto(address);
+    await page.waitForFunction((where) => document.querySelector(where)?.textContent, selector, { timeout: 20_000 });
+    const text = await page.textContent(selector);
+    expect(
+      parts.every((part) => text.includes(part)),
+      `the page says “${text}”`,
+    );
+    return `“${text}”`;
+  } finally {
+    await page.close();
+  }
+}
+
+/** @param {Page} page @param {string} folder */
+async function switchPairs(page, folder) {
+  const { a, b } = JSON.parse(await readFile(join(folder, "inputs.json"), "utf8"));
+  return page.evaluate(
+    async (inputs) => {
+      const { base64, bytes, same, config } = window.check;
+      const { image_size: size } = await config();
+      const [imagesA, imagesB] = [bytes(inputs.a), bytes(inputs.b)];
+      const count = imagesA.length / (size * size * 3);
+      const { encode, decode } = window.tfdecouple;
+      const [codeA, codeB] = [await encode(imagesA, count), await encode(imagesB, count)];
+      return {
+        count,
+        ab: base64(await decode(codeA.z, codeB.v, count)),
+        ba: base64(await decode(codeB.z, codeA.v, count)),
+        identical:
+          same(await decode(codeA.z, codeA.v, count), imagesA) && same(await decode(codeB.z, codeB.v, count), imagesB),
+      };
+    },
+    { a, b },
+  );
+}
+
+function readArguments() {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      json: { type: "string" },
+      screenshot: { type: "string" },
+      pairs: { type: "string" },
+      browser: { type: "string" },
+      isolated: { type: "boolean", default: false },
+    },
+  });
+  if (positionals.length !== 1) {
+    console.error(
+      "usage: node check.mjs SITE [--json FILE] [--screenshot FILE] [--pairs DIR] [--isolated] [--browser FILE]",
+    );
+    process.exit(2);
+  }
+  return { site: positionals[0], ...values };
+}
+
+/** @param {ReturnType<typeof readArguments>} options @param {Report} report @param {string} origin */
+async function checkAll(options, report, origin) {
+  const browser = await chromium.launch({ executablePath: findBrowser(options.browser), args: FLAGS });
+  try {
+    report.measured.browser = browser.version();
+    const page = await browser.newPage({ viewport: { width: 1200, height: 900 }, colorScheme: "light" });
+    const watch = new Watch(page, origin);
+    await page.addInitScript(pageTools);
+    await page.goto(origin + SUB_PATH);
+    await checkPage(page, options, report);
+    await report.check("clean load", async () => {
+      expect(watch.problems.length === 0, watch.problems.join("; "));
+      return "no console errors, no failed and no foreign requests, before and during all of the above";
+    });
+    const complaint = (name, path, selector, parts) =>
+      report.check(name, () => checkComplaint(browser, origin + path, selector, parts));
+    await complaint("missing model", NO_DECODER_PATH, "#load-error p", ["model/decoder.onnx", "HTTP 404"]);
+    await complaint("no WebAssembly", NO_WEBASSEMBLY_PATH, "#load-error p", ["no WebAssembly"]);
+    await complaint("not finite", NOT_FINITE_PATH, ".slot .problem", ["no finite codes"]);
+  } finally {
+    await browser.close();
+  }
+}
+
+/** @param {Page} page @param {ReturnType<typeof readArguments>} options @param {Report} report */
+async function checkPage(page, options, report) {
+  await report.check("first picture", () => checkFirstPicture(page, report));
+  await report.check("switch", () => checkSwitch(page));
+  await report.check("round trip", () => checkRoundTrip(page, report));
+  await report.check("drag", () => checkDrag(page, report));
+  await report.check("keyboard", () => checkKeyboard(page));
+  await report.check("sampling", () => checkSampling(page, report));
+  await report.check("save", () => checkSave(page));
+  await report.check("320 px", () => checkNarrow(page));
+  if (options.screenshot) await takeScreenshot(page, options.screenshot);
+  await report.check("not an image", () => checkBadFiles(page));
+  await report.check("exact file", () => checkExactFile(page));
+  await report.check("drop and paste", () => checkDropAndPaste(page));
+  if (options.pairs) {
+    await report.check("pairs", async () => {
+      report.pairs = await switchPairs(page, options.pairs);
+      expect(report.pairs.identical, "a pair did not come back from its own codes");
+      return `${report.pairs.count} pairs switched`;
+    });
+  }
+  report.measured.isolated = await page.evaluate(() => crossOriginIsolated);
+}
+
+/** @param {Page} page @param {string} file */
+async function takeScreenshot(page, file) {
+  await page.mouse.move(0, 0);
+  await page.evaluate(() => {
+    document.activeElement.blur();
+    scrollTo(0, 0);
+  });
+  await page.screenshot({ path: file, fullPage: true });
+}
+
+async function main() {
+  const options = readArguments();
+  const report = new Report();
+  const server = await serve(options.site, options.isolated);
+  try {
+    await checkAll(options, report, server.origin);
+  } finally {
+    server.close();
+  }
+  if (options.json) {
+    const { results, measured, pairs } = report;
+    await writeFile(options.json, `${JSON.stringify({ measured, results, pairs }, null, 2)}\n`);
+  }
+  console.log(`${report.results.length - report.failed} passed, ${report.failed} failed`);
+  process.exitCode = report.failed ? 1 : 0;
+}
+
+await main();
