@@ -284,6 +284,7 @@ class _Folding:
             shift = shift_2[channels_of_block]
             if len(shift):
                 self._put(f"{name}/shift_{block}", shift[:, None, None] if images and self.layout == "NCHW" else shift)
+        sizes: tuple[int, ...]
         if regroups:
             even, odd = np.arange(0, channels, 2), np.arange(1, channels, 2)
             couplings += [

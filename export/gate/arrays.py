@@ -30,7 +30,7 @@ def save_cases(cases: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
     """Writes the arrays for the processes of the gate."""
     # Names with slashes would become folders in the archive: they are listed in an array of their own.
     arrays = {f"array_{number}": array for number, array in enumerate(cases.values())}
-    np.savez(path, allow_pickle=False, names=np.array(list(cases)), **arrays)  # type: ignore[arg-type]
+    np.savez(path, allow_pickle=False, names=np.array(list(cases)), **arrays)
 
 
 def load_cases(path: pathlib.Path) -> Arrays:
