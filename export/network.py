@@ -64,12 +64,12 @@ class Network:
         """Returns mean and log-variance of q(z|x), each `[batch, d_z]`."""
         h = levels * (2 / self.config.n_bins) - 1.0
         for block in self.folded.encoder:
-            shortcut = self._convolution(h, f"{block.name}/shortcut", block.strides) if block.shortcut else h
-            h = tf.nn.elu(self._convolution(h, f"{block.name}/first", block.strides))
-            h = tf.nn.elu(self._convolution(h, f"{block.name}/second") + shortcut)
-        h = tf.nn.elu(self._convolution(h, "encoder/top"))
+            shortcut = self.convolution(h, f"{block.name}/shortcut", block.strides) if block.shortcut else h
+            h = self.elu(self.convolution(h, f"{block.name}/first", block.strides))
+            h = self.elu(self.convolution(h, f"{block.name}/second") + shortcut)
+        h = self.elu(self.convolution(h, "encoder/top"))
         kernel = self.weights["encoder/last"]
-        h = self._dense(tf.reshape(h, [-1, kernel.shape[0]]), "encoder/last")
+        h = self.dense(tf.reshape(h, [-1, kernel.shape[0]]), "encoder/last")
         mean, log_variance = tf.split(h, 2, -1)
         return mean, log_variance
 
@@ -153,7 +153,7 @@ class Network:
         """What z adds to each net, in one matrix product for all of them."""
         if not self.folded.condition_sizes or z is None:
             return None
-        every = self._dense(z, "flow/condition")
+        every = self.dense(z, "flow/condition")
         every = every[:, :, None, None] if self.layout == "NCHW" else every[:, None, None, :]
         return tf.split(every, self.folded.condition_sizes, self.channel_axis)
 
@@ -163,13 +163,14 @@ class Network:
         return 1 if self.layout == "NCHW" else 3
 
     def _whitening(self, z: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        h = self._dense(tf.nn.elu(self._dense(z, "flow/whitening/first")), "flow/whitening/last")
+        h = self.dense(self.elu(self.dense(z, "flow/whitening/first")), "flow/whitening/last")
         side = self.config.image_size
         inner = (3, side, side) if self.layout == "NCHW" else (side, side, 3)
         mean, log_scale = tf.split(h, 2, -1)
         return tf.reshape(mean, [-1, *inner]), tf.reshape(log_scale, [-1, *inner])
 
-    def _convolution(self, x: tf.Tensor, name: str, strides: int = 1, bias: bool = True) -> tf.Tensor:
+    def convolution(self, x: tf.Tensor, name: str, strides: int = 1, bias: bool = True) -> tf.Tensor:
+        """Returns a convolution padded with zeros, by the weights `name` and `name_bias`."""
         kernel = self.weights[name]
         around = [[0, 0], [kernel.shape[0] // 2] * 2, [kernel.shape[1] // 2] * 2, [0, 0]]
         if self.layout == "NCHW":
@@ -177,8 +178,17 @@ class Network:
         y = tf.nn.conv2d(x, kernel, strides, around, data_format=self.layout)
         return tf.nn.bias_add(y, self.weights[f"{name}_bias"], self.layout) if bias else y
 
-    def _dense(self, x: tf.Tensor, name: str, bias: str | None = None) -> tf.Tensor:
-        return tf.matmul(x, self.weights[name]) + self.weights[bias or f"{name}_bias"]
+    def elu(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns x above 0 and exp(x) - 1 below."""
+        if self.layout == "NHWC":
+            return tf.nn.elu(x)
+        # ONNX Runtime computes Elu on one thread and without vectors: it took a third of the whole time. These four
+        # say the same, since exp(0) - 1 = 0 <= x above 0 and exp(x) - 1 >= x below, and take a third of Elu's time.
+        return tf.maximum(x, tf.exp(tf.minimum(x, 0.0)) - 1.0)
+
+    def dense(self, x: tf.Tensor, name: str) -> tf.Tensor:
+        """Returns a matrix product plus a bias, by the weights `name` and `name_bias`."""
+        return tf.matmul(x, self.weights[name]) + self.weights[f"{name}_bias"]
 
 
 class _Run:
@@ -289,14 +299,14 @@ class _Run:
     def _net(self, coupling: FoldedCoupling, kept: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         network, name = self.network, coupling.name
         if self.images:
-            h = tf.nn.elu(network._convolution(kept, f"{name}/first", bias=False))
-            h = network._convolution(h, f"{name}/second", bias=False)
+            h = network.elu(network.convolution(kept, f"{name}/first", bias=False))
+            h = network.convolution(h, f"{name}/second", bias=False)
             if coupling.condition is not None and self.conditions is not None:
                 h += self.conditions[coupling.condition]
-            h = network._convolution(tf.nn.elu(h), f"{name}/last")
+            h = network.convolution(network.elu(h), f"{name}/last")
         else:
-            h = tf.nn.elu(network._dense(kept, f"{name}/first"))
-            h = network._dense(tf.nn.elu(network._dense(h, f"{name}/second")), f"{name}/last")
+            h = network.elu(network.dense(kept, f"{name}/first"))
+            h = network.dense(network.elu(network.dense(h, f"{name}/second")), f"{name}/last")
         if not coupling.affine:
             return h, None
         shift, raw = self.split(h, [coupling.transformed, coupling.transformed])
@@ -304,8 +314,8 @@ class _Run:
 
     def _linear(self, x: tf.Tensor, name: str, direction: str) -> tf.Tensor:
         if self.images:
-            return self.network._convolution(x, f"{name}/{direction}")
-        return self.network._dense(x, f"{name}/{direction}")
+            return self.network.convolution(x, f"{name}/{direction}")
+        return self.network.dense(x, f"{name}/{direction}")
 
     def _shifts(self, step: FoldedStep) -> list[tf.Tensor]:
         """The shift of every block but the low one, ready to be added."""

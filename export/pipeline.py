@@ -99,6 +99,9 @@ def export(request: Request, say: Say = print) -> list[pathlib.Path]:
     with interruptible():
         try:
             return _Export(request, say).run()
+        except BrokenPipeError:
+            # What `say` writes to went away; the program knows what to do then.
+            raise
         except OSError as error:
             raise UserError(
                 f"cannot write to {request.to}: {error.strerror or error}; free some space there"
@@ -223,22 +226,26 @@ class _Export:
 
     def _publish(self, place: Place, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
         self.say("putting it in place")
-        published = []
+        # All that can fail for want of room comes first; after it things are only renamed.
+        files = _made(place.staging / "files")
         if version is not None:
             extra = _made(place.staging / "savedmodel" / "assets.extra")
             write_json(extra / JSON_NAME, card)
+            write_serving_files(files, card["name"])
         whole = merged(card, place.folder)
+        write_json(files / JSON_NAME, whole)
+        write_text(files / TEXT_NAME, card_text(json.loads(json.dumps(whole))))
+        published = []
         with uninterrupted():
+            if version is not None:
+                place.put_version(place.staging / "savedmodel", version)
+                published.append(place.folder / "savedmodel" / str(version))
             for name in ("onnx", "web"):
                 if name in self.request.formats:
                     place.put_folder(place.staging / name, name)
                     published.append(place.folder / name)
-            if version is not None:
-                place.put_version(place.staging / "savedmodel", version)
-                published.insert(0, place.folder / "savedmodel" / str(version))
-                write_serving_files(place.folder, card["name"])
-            write_json(place.folder / JSON_NAME, whole)
-            write_text(place.folder / TEXT_NAME, card_text(json.loads(json.dumps(whole))))
+            for file in sorted(files.iterdir()):
+                place.put_file(file)
         return [*published, place.folder / TEXT_NAME]
 
 

@@ -18,6 +18,8 @@ from tfdecouple.errors import UserError
 
 _STAGING = ".export-"
 _LOCK = ".export.lock"
+# Of a folder in the staging area that made room for its successor.
+_OLD = "old-"
 
 
 class Place:
@@ -37,7 +39,7 @@ class Place:
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder.absolute()
-        self.staging = self.folder
+        self.staging = self.folder / _STAGING
         self._lock: int | None = None
         self._made: list[pathlib.Path] = []
 
@@ -50,35 +52,42 @@ class Place:
         try:
             self._made = [parent for parent in (self.folder, *self.folder.parents) if not parent.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = _locked(self.folder / _LOCK)
             for remains in self.folder.glob(f"{_STAGING}*"):
                 if remains.is_dir():
+                    self._bring_back(remains)
                     shutil.rmtree(remains)
             self.staging = pathlib.Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.folder))
         except BlockingIOError as error:
-            self._unlock()
             raise UserError(
                 f"another export is writing to {self.folder}; wait for it, or choose another --to"
             ) from error
         except OSError as error:
-            self._unlock()
+            self.__exit__()
             raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another --to") from error
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         """Removes what is not in its place, and folders that were made for nothing."""
-        shutil.rmtree(self.staging, ignore_errors=True)
-        (self.folder / _LOCK).unlink(missing_ok=True)
-        self._unlock()
-        for folder in self._made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        with uninterrupted():
+            shutil.rmtree(self.staging, ignore_errors=True)
+            if self._lock is not None:
+                (self.folder / _LOCK).unlink(missing_ok=True)
+                os.close(self._lock)
+                self._lock = None
+            for folder in self._made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+    def _bring_back(self, remains: pathlib.Path) -> None:
+        """Puts back the folders that an export had moved aside when it was killed, just before their new ones came."""
+        for old in remains.glob(f"{_OLD}*"):
+            target = self.folder / old.name.removeprefix(_OLD)
+            if not target.exists():
+                os.rename(old, target)
 
     def versions(self) -> list[int]:
         """Returns the numbers of the SavedModel's versions, ascending."""
@@ -103,10 +112,35 @@ class Place:
 
     def put_folder(self, built: pathlib.Path, name: str) -> None:
         """Puts a folder in place of an older one of that name, with no moment at which both are lost."""
-        target, old = self.folder / name, self.staging / f"old-{name}"
+        target, old = self.folder / name, self.staging / f"{_OLD}{name}"
         if target.exists():
             os.rename(target, old)
-        os.rename(built, target)
+        try:
+            os.rename(built, target)
+        except OSError:
+            self._bring_back(self.staging)
+            raise
+
+    def put_file(self, built: pathlib.Path) -> None:
+        """Puts a file in place of an older one of that name."""
+        os.replace(built, self.folder / built.name)
+
+
+def _locked(path: pathlib.Path) -> int:
+    """Returns the descriptor of a file that this process alone has locked; BlockingIOError where another has."""
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who held it before removed the file on leaving, perhaps after it was opened here: then nobody else would
+            # meet this lock.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), path.stat()):
+                    return lock
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
 
 
 def taken(target: pathlib.Path) -> str:
@@ -133,10 +167,16 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Lets signals wait while something is put in place."""
-    numbers = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    """Ignores SIGINT and SIGTERM while something is put in place: they come too late to undo it.
+
+    Blocking them would not do: a mask holds for one thread, and TensorFlow's threads would take them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -82,6 +82,8 @@ class Report:
             answers.append(call(endpoint, {name: array[start : start + batch] for name, array in inputs.items()}))
             start += batch
         self.parity[endpoint] = {}
+        if more := sorted({*answers[0]} - {*expected}):
+            self.problems.append(f"{endpoint} returns {', '.join(more)} as well, which the model does not")
         for name, right in expected.items():
             parts = [answer.get(name) for answer in answers]
             if any(part is None for part in parts):

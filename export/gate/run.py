@@ -10,6 +10,9 @@ import sys
 from export.gate.arrays import Report
 from tfdecouple.errors import UserError
 
+# More than a report takes.
+_REPORT_BYTES = 2**16
+
 
 class RefusedError(UserError):
     """An export that did not pass its gate."""
@@ -32,6 +35,8 @@ def pass_gate(check: str, folder: pathlib.Path, cases: pathlib.Path, **options: 
     """
     result = cases.with_name(f"{check}.json")
     command = [sys.executable, "-m", f"export.gate.{check}", str(folder), str(cases), str(result), json.dumps(options)]
+    # Room for the report: a full disk shows here and not as a check that failed.
+    result.write_bytes(bytes(_REPORT_BYTES))
     # From where this package lies, whatever the folder that the user is in.
     root = pathlib.Path(__file__).parents[2]
     process = subprocess.run(
