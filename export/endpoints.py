@@ -173,7 +173,9 @@ def _sample(network: Network, inputs: Tensors) -> dict[str, tf.Tensor]:
 
 def _both_codes(network: Network, inputs: Tensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
     """Returns z and v of images_a and images_b, encoded as one batch."""
-    z, v = _codes(network, tf.concat([inputs["images_a"], inputs["images_b"]], 0))
+    # Stacked, not concatenated: batches of different sizes would be halved in the wrong place, and nobody would notice.
+    pairs = tf.stack([inputs["images_a"], inputs["images_b"]])
+    z, v = _codes(network, tf.reshape(pairs, [-1, *network.config.image_shape]))
     return tf.split(z, 2), tf.split(v, 2)
 
 

@@ -98,7 +98,11 @@ def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel
 
 
 def safe_name(name: str) -> str:
-    """Returns a name that a URL and a folder take: letters, digits, `_` and `-`."""
+    """Returns a name that a URL and a folder take: letters, digits, `_` and `-`.
+
+    >>> safe_name("quickstart"), safe_name("faces, 2nd try/ema"), safe_name("..")
+    ('quickstart', 'faces-2nd-try-ema', 'model')
+    """
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "model"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from export.endpoints import Array, Endpoint
+from tfdecouple.files import write_text
 
 WARMUP_FILE = pathlib.Path("assets.extra", "tf_serving_warmup_requests")
 
@@ -89,15 +89,6 @@ services:
 """
 
 
-def serving_name(run_name: str) -> str:
-    """Returns the name under which a run's model is served: letters, digits, "_" and "-", as URLs and paths take them.
-
-    >>> serving_name("quickstart"), serving_name("faces, 2nd try/ema"), serving_name("..")
-    ('quickstart', 'faces-2nd-try-ema', 'model')
-    """
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", run_name).strip("-") or "model"
-
-
 def write_warmup(folder: pathlib.Path, name: str, endpoints: Sequence[Endpoint]) -> None:
     """Writes requests into a SavedModel that TensorFlow Serving runs before it calls a version available.
 
@@ -105,7 +96,7 @@ def write_warmup(folder: pathlib.Path, name: str, endpoints: Sequence[Endpoint])
 
     Args:
         folder: of the SavedModel, before it gets the name under which a server would find it.
-        name: from `serving_name`.
+        name: from `safe_name`.
         endpoints: the SavedModel's; the first is `serving_default` as well, whose graph is a copy of its own.
 
     Raises:
@@ -142,11 +133,13 @@ def _values(array: Array, rng: np.random.Generator) -> np.ndarray:
 
 
 def write_serving_files(folder: pathlib.Path, name: str) -> None:
-    """Writes models.config, batching.config, monitoring.config and docker-compose.yml.
+    """Writes models.config, batching.config, monitoring.config and docker-compose.yml, where they are missing.
+
+    Those that are there may have been edited by whoever runs the server.
 
     Args:
         folder: of the export; the SavedModel's versions are in its folder `savedmodel`.
-        name: from `serving_name`.
+        name: from `safe_name`.
 
     Raises:
         OSError: where the disk is full or the folder cannot be written.
@@ -160,4 +153,5 @@ def write_serving_files(folder: pathlib.Path, name: str) -> None:
         "docker-compose.yml": _COMPOSE.format(name=name, models=_MODELS, settings=_SETTINGS),
     }
     for file, text in files.items():
-        (folder / file).write_text(text, encoding="utf-8")
+        if not (folder / file).exists():
+            write_text(folder / file, text)

@@ -14,6 +14,7 @@ import tfdecouple
 
 ROOT = pathlib.Path(tfdecouple.__file__).parents[1]
 PACKAGE = ROOT / "tfdecouple"
+EXPORT = ROOT / "export"
 BASE = {"config", "errors"}
 # What each module, or each sub-package as a whole, may import of the package beside itself.
 MAY_IMPORT = {
@@ -100,6 +101,66 @@ class TestImportRule:
             free = {module for module, needed in graph.items() if not needed & set(graph)}
             assert free, f"a cycle among {sorted(graph)}"
             graph = {module: needed for module, needed in graph.items() if module not in free}
+
+
+def imported_names(file):
+    """Dotted names of modules that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} has a relative import"
+            names.add(node.module)
+    return names
+
+
+class TestExportPackage:
+    # Of `export`, in the order of the arrow: each may import what stands before it.
+    ORDER = [
+        "folding",
+        "network",
+        "endpoints",
+        "precision",
+        "saved_model",
+        "onnx_files",
+        "origin",
+        "place",
+        "serving_files",
+        "web",
+        "card",
+        "gate",
+        "pipeline",
+        "cli",
+        "__main__",
+    ]
+
+    @staticmethod
+    def modules():
+        return {
+            section(".".join(file.relative_to(EXPORT).with_suffix("").parts)): file for file in EXPORT.rglob("*.py")
+        }
+
+    def test_every_module_has_its_place(self):
+        assert set(self.modules()) - {"__init__"} == set(self.ORDER)
+
+    def test_imports_point_one_way(self):
+        for file in EXPORT.rglob("*.py"):
+            own = section(".".join(file.relative_to(EXPORT).with_suffix("").parts))
+            if own == "__init__":
+                continue
+            inside = {section(name.removeprefix("export.")) for name in imported_names(file) if "export." in name}
+            assert inside <= {own, *self.ORDER[: self.ORDER.index(own)]}, file
+            assert not {"tfdecouple.cli", "tfdecouple.training", "tests", "train"} & imported_names(file), file
+
+    def test_the_gate_of_onnx_files_needs_no_tensorflow(self):
+        heavy = ("tensorflow", "keras", "tf2onnx")
+        printed = run(f"import sys, export.gate.check_onnx; print([m for m in {heavy} if m in sys.modules])")
+        assert printed.strip() == "[]"
+
+    def test_the_command_answers_help_without_tensorflow(self):
+        printed = run("import sys, export.cli; print('tensorflow' in sys.modules)")
+        assert printed.strip() == "False"
 
 
 def run(code):

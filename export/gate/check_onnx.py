@@ -64,6 +64,8 @@ def check(folder: pathlib.Path, cases: Arrays, exact: bool, precisions: list[str
         return report
     for endpoint in FILES:
         report.check_parity(endpoint, files, cases)
+    if report.problems:
+        return report
     report.check_round_trip(files, cases, exact)
     for endpoint in FILES:
         report.measure_latency(endpoint, files, cases)

@@ -10,7 +10,7 @@ import json
 import pathlib
 import sys
 
-from export.gate.arrays import Arrays, Report, load_cases
+from export.gate.arrays import Arrays, Report, load_cases, reason
 from tfdecouple.process import start_tensorflow
 
 _TIMED = ("encode", "decode", "sample")
@@ -30,7 +30,11 @@ def check(folder: pathlib.Path, cases: Arrays, exact: bool, endpoints: list[str]
 
     report = Report(notes={"tensorflow": tf.__version__})
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        meta = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
+        try:
+            meta = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
+        except Exception as error:  # noqa: BLE001 - whatever TensorFlow raises, a server cannot load it either
+            report.problems.append(f"the SavedModel cannot be loaded: {reason(error)}")
+            return report
         signatures = meta.signature_def
         # `__saved_model_init_op` names an operation for the loader; it is no signature that anybody calls.
         found = {name for name in signatures if not name.startswith("__")}
@@ -53,6 +57,8 @@ def check(folder: pathlib.Path, cases: Arrays, exact: bool, endpoints: list[str]
         default = {key: info.name for key, info in signatures["serving_default"].inputs.items()}
         if set(default) != set(signatures[endpoints[0]].inputs):
             report.problems.append(f"serving_default takes {sorted(default)}; it should be {endpoints[0]}")
+        if report.problems:
+            return report
         if {"encode", "decode"} <= set(endpoints):
             report.check_round_trip(call, cases, exact)
         for endpoint in sorted({*_TIMED} & {*endpoints}):

@@ -1,0 +1,226 @@
+"""A client of TensorFlow Serving for an exported model, over REST (rows or columns) or gRPC."""
+
+import argparse
+import http.client
+import json
+import pathlib
+import sys
+import urllib.error
+import urllib.request
+
+import numpy as np
+from PIL import Image, ImageOps
+
+TIMEOUT = 60  # seconds; the first request of a large model on a CPU may take some
+DTYPES = {"DT_UINT8": np.uint8, "DT_FLOAT": np.float32}
+
+
+class Problem(Exception):
+    """What the user is told, in one line."""
+
+
+class Rest:
+    """The REST API: JSON, either a list of rows ("instances") or an object of columns ("inputs")."""
+
+    def __init__(self, options):
+        self.where = f"{options.host}:{options.rest_port}"
+        self.model = options.model
+        self.by_row = options.transport == "rest-row"
+        # {signature: {"inputs": {name: {"dtype": ..., "tensor_shape": ...}}, "outputs": ...}}
+        self.signatures = self._ask("/metadata")["metadata"]["signature_def"]["signature_def"]
+
+    def predict(self, signature, inputs):
+        """Calls a signature: arrays by name in, arrays by name out, all with the batch first."""
+        columns = {name: array.tolist() for name, array in inputs.items()}
+        if self.by_row:
+            rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            reply = self._ask(":predict", {"signature_name": signature, "instances": rows})["predictions"]
+        else:
+            reply = self._ask(":predict", {"signature_name": signature, "inputs": columns})["outputs"]
+        outputs = self.signatures[signature]["outputs"]
+        if len(outputs) == 1:  # then the server leaves the name out
+            reply = dict.fromkeys(outputs, reply)
+        elif self.by_row:
+            reply = {name: [row[name] for row in reply] for name in outputs}
+        return {name: np.array(reply[name], DTYPES[info["dtype"]]) for name, info in outputs.items()}
+
+    def _ask(self, path, body=None):
+        url = f"http://{self.where}/v1/models/{self.model}{path}"
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, data), timeout=TIMEOUT) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            text = error_text(error.read())
+            if error.code == 404:
+                raise Problem(f"the server at {self.where} has no model {self.model}: {text}") from error
+            raise Problem(f"the server at {self.where} answers {error.code} {error.reason}: {text}") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Problem(f"no TensorFlow Serving (REST) at {self.where}: {error}") from error
+
+
+def error_text(body):
+    """What the server says: TensorFlow Serving's {"error": ...}, or anything else as it is."""
+    try:
+        return json.loads(body)["error"]
+    except (ValueError, LookupError, TypeError):
+        return body.decode(errors="replace").strip()
+
+
+class Grpc:
+    """The gRPC API: tensors as protocol buffers."""
+
+    def __init__(self, options):
+        # Here, because they bring TensorFlow, which REST has no need of.
+        import grpc
+        import tensorflow as tf
+        from google.protobuf.json_format import MessageToDict
+        from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
+
+        self.grpc, self.tf, self.predict_pb2 = grpc, tf, predict_pb2
+        self.where = f"{options.host}:{options.grpc_port}"
+        self.model = options.model
+        # Without these, replies end at 4 MB: some twenty local codes of 128x128 pixels.
+        unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        self.stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(self.where, unlimited))
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = self.model
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        self._call(self.stub.GetModelMetadata, request).metadata["signature_def"].Unpack(signatures)
+        self.signatures = MessageToDict(signatures, preserving_proto_field_name=True)["signature_def"]
+
+    def predict(self, signature, inputs):
+        """As `Rest.predict`."""
+        request = self.predict_pb2.PredictRequest()
+        request.model_spec.name, request.model_spec.signature_name = self.model, signature
+        for name, array in inputs.items():
+            request.inputs[name].CopyFrom(self.tf.make_tensor_proto(array))
+        reply = self._call(self.stub.Predict, request)
+        return {name: self.tf.make_ndarray(tensor) for name, tensor in reply.outputs.items()}
+
+    def _call(self, method, request):
+        try:
+            return method(request, timeout=TIMEOUT)
+        except self.grpc.RpcError as error:
+            code, text = error.code(), error.details()
+            if code == self.grpc.StatusCode.UNAVAILABLE:
+                raise Problem(f"no TensorFlow Serving (gRPC) at {self.where}: {text}") from error
+            if code == self.grpc.StatusCode.NOT_FOUND:
+                raise Problem(f"the server at {self.where} has no model {self.model}: {text}") from error
+            raise Problem(f"the server at {self.where} answers {code.name}: {text}") from error
+
+
+TRANSPORTS = {"rest-row": Rest, "rest-column": Rest, "grpc": Grpc}
+
+
+def shape_of(server, signature, name):
+    """The shape of an input, without the batch."""
+    if signature not in server.signatures:
+        others = ", ".join(sorted(other for other in server.signatures if not other.startswith("__")))
+        raise Problem(f"model {server.model} has no endpoint {signature}, only {others}")
+    dimensions = server.signatures[signature]["inputs"][name]["tensor_shape"]["dim"]
+    return tuple(int(dimension["size"]) for dimension in dimensions[1:])
+
+
+def read_pictures(server, paths):
+    """Pictures as the model takes them, [count, S, S, 3]: the middle square, resized."""
+    size = shape_of(server, "encode", "images")[0]
+    return np.stack([read_picture(path, size) for path in paths])
+
+
+def read_picture(path, size):
+    try:
+        with Image.open(path) as picture:
+            return np.array(ImageOps.fit(ImageOps.exif_transpose(picture).convert("RGB"), (size, size)))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Problem(f"{path}: {getattr(error, 'strerror', None) or 'not an image'}") from error
+
+
+def draw_noise(server, signature, count, seed):
+    """The noise that an endpoint asks for; the models themselves hold no random state."""
+    rng = np.random.default_rng(seed)
+    noise = {}
+    for name in sorted(server.signatures.get(signature, {}).get("inputs", ())):
+        if name.endswith("_noise"):
+            draw = rng.random if name == "u_noise" else rng.standard_normal
+            noise[name] = draw((count, *shape_of(server, signature, name)), dtype=np.float32)
+    return noise
+
+
+def save_picture(pixels, path):
+    Image.fromarray(pixels).save(path)
+    print(path)
+
+
+def switch(server, options):
+    shape_of(server, "switch", "images_a")  # a model without z has no switch
+    a, b = read_pictures(server, options.pictures)
+    for name, images in sorted(server.predict("switch", {"images_a": a[None], "images_b": b[None]}).items()):
+        save_picture(images[0], options.to / f"{name}.png")
+
+
+def encode(server, options):
+    images = read_pictures(server, options.pictures)
+    codes = server.predict("encode", {"images": images})
+    decoded = server.predict("decode", codes)["images"]
+    np.savez(options.to / "codes.npz", **codes)
+    print(options.to / "codes.npz", *(f"{name} {list(code.shape)}" for name, code in sorted(codes.items())))
+    for path, before, after in zip(options.pictures, images, decoded, strict=True):
+        different = np.count_nonzero(before != after)
+        same = "is identical" if different == 0 else f"differs in {different} of {before.size} values"
+        print(f"decode(encode({path})) {same}")
+
+
+def sample(server, options):
+    noise = draw_noise(server, "sample", options.count, options.seed)
+    temperature = np.full([options.count], options.temperature, np.float32)
+    images = server.predict("sample", {**noise, "temperature": temperature})["images"]
+    for number, image in enumerate(images):
+        save_picture(image, options.to / f"sample_{number}.png")
+
+
+def score(server, options):
+    images = read_pictures(server, options.pictures)
+    noise = draw_noise(server, "score", len(images), options.seed)
+    bits = server.predict("score", {"images": images, **noise})["bits_per_dim"]
+    for path, value in zip(options.pictures, bits, strict=True):
+        print(f"{path}: {value:.4f} bits per dimension")
+
+
+COMMANDS = {"switch": switch, "encode": encode, "sample": sample, "score": score}
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("pictures", nargs="*", help="two for switch, none for sample, else one or more")
+    parser.add_argument("--host", default="localhost")
+    parser.add_argument("--rest-port", type=int, default=8501)
+    parser.add_argument("--grpc-port", type=int, default=8500)
+    parser.add_argument("--model", default="quickstart", help="its name in models.config")
+    parser.add_argument("--transport", choices=TRANSPORTS, default="rest-column")
+    parser.add_argument("--to", type=pathlib.Path, default="out", help="folder for what comes back")
+    parser.add_argument("--count", type=int, default=4, help="of samples")
+    parser.add_argument("--temperature", type=float, default=0.7, help="of samples; lower is smoother")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise for sample and score")
+    options = parser.parse_intermixed_args(arguments)
+    count = len(options.pictures)
+    if count != {"switch": 2, "sample": 0}.get(options.command, max(count, 1)):
+        parser.error(f"{options.command} does not take {count} pictures")
+    if options.count < 1:
+        parser.error("--count must be at least 1")
+    return options
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    try:
+        server = TRANSPORTS[options.transport](options)
+        options.to.mkdir(parents=True, exist_ok=True)
+        COMMANDS[options.command](server, options)
+    except (Problem, OSError) as problem:
+        sys.exit(f"client.py: {problem}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""A server for tests that speaks to clients as TensorFlow Serving does: its gRPC services and its REST API.
+
+The services are the official stubs. Where a comment says "As in FILE", the rule is that source file's of TensorFlow
+Serving; what the tests do not need is left out (labels, batching, several versions at once).
+"""
+
+import http.server
+import json
+import re
+import threading
+from concurrent import futures
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from google.protobuf import json_format
+from tensorflow_serving.apis import get_model_metadata_pb2 as metadata_pb2
+from tensorflow_serving.apis import get_model_status_pb2 as status_pb2
+from tensorflow_serving.apis import model_service_pb2_grpc, predict_pb2, prediction_log_pb2, prediction_service_pb2_grpc
+
+INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+# As in http_rest_api_util.cc.
+PREDICT_URL = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?:predict", re.IGNORECASE)
+STATUS_URL = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?(/metadata)?", re.IGNORECASE)
+
+
+class Refusal(Exception):
+    """A status that is not OK; its args are a code of gRPC and a message."""
+
+
+class Servable:
+    """One version of a model, loaded the way the C++ loader does: graph, saver, init op, and a session of TF 1."""
+
+    def __init__(self, folder, version):
+        self.version = version
+        self.session = tf.compat.v1.Session(graph=tf.Graph())
+        with self.session.graph.as_default():
+            meta_graph = tf.compat.v1.saved_model.load(self.session, ["serve"], str(folder))
+        self.signatures = meta_graph.signature_def
+        # As in saved_model_warmup_util.cc: the file is optional, but one request that fails keeps the version out.
+        path = folder / "assets.extra" / "tf_serving_warmup_requests"
+        records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator()) if path.exists() else []
+        if len(records) > 1000:
+            raise Refusal(INVALID, "Number of warmup records exceeds the maximum (1000)")
+        for record in records:
+            self.predict(prediction_log_pb2.PredictionLog.FromString(record).predict_log.request)
+
+    def predict(self, request):
+        """As in predict_util.cc: exactly the inputs of the signature; replies hold values in typed fields."""
+        name = request.model_spec.signature_name or "serving_default"
+        if name not in self.signatures:
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
+        signature = self.signatures[name]
+        if set(request.inputs) != set(signature.inputs):
+            raise Refusal(INVALID, f"input size does not match signature: needed are {sorted(signature.inputs)}")
+        for key, info in signature.inputs.items():
+            # Python's session would convert the type; the real server's refuses.
+            if request.inputs[key].dtype != info.dtype:
+                raise Refusal(INVALID, f"Expects {key} to be {tf.as_dtype(info.dtype).name}")
+        try:
+            feeds = {info.name: tf.make_ndarray(request.inputs[key]) for key, info in signature.inputs.items()}
+            outputs = self.session.run({key: info.name for key, info in signature.outputs.items()}, feeds)
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            raise Refusal(INVALID, str(error)) from error
+        response = predict_pb2.PredictResponse(model_spec=request.model_spec)
+        response.model_spec.signature_name, response.model_spec.version.value = name, self.version
+        for key, array in outputs.items():
+            response.outputs[key].CopyFrom(to_proto(array, signature.outputs[key].dtype))
+        return response
+
+
+def to_proto(array, dtype):
+    """A tensor with its values in the typed field, uint8 in int_val: `AsProtoField` of TensorFlow."""
+    proto = tf.make_tensor_proto(np.zeros([0]), dtype, [0])
+    proto.ClearField("tensor_content")
+    proto.tensor_shape.CopyFrom(tf.TensorShape(np.shape(array)).as_proto())
+    (proto.int_val if tf.as_dtype(dtype).is_integer else proto.float_val).extend(np.ravel(array).tolist())
+    return proto
+
+
+def from_json(value, info):
+    """As in json_tensor.cc: regular lists; whole numbers only where the type is an integer's."""
+    dtype, array = tf.as_dtype(info.dtype), np.array(value)
+    if array.dtype.kind not in ("i" if dtype.is_integer else "if"):
+        raise Refusal(INVALID, f"JSON Value: {str(value)[:40]} is not of expected type: {dtype.name}")
+    return to_proto(array, info.dtype)
+
+
+def inputs_from_json(body, inputs):
+    """As in json_tensor.cc: rows ("instances") or columns ("inputs"), where a single input may go without its name."""
+    if ("instances" in body) == ("inputs" in body):
+        raise Refusal(INVALID, "expecting only one of 'inputs' or 'instances' keys to exist")
+    if by_row := "instances" in body:
+        if not isinstance(body["instances"], list) or not body["instances"]:
+            raise Refusal(INVALID, "No values in 'instances' array")
+        rows = [row if isinstance(row, dict) or len(inputs) > 1 else {min(inputs): row} for row in body["instances"]]
+        if not all(isinstance(row, dict) and set(row) == set(inputs) for row in rows):
+            raise Refusal(INVALID, f"Failed to process element: keys must be equal to: {sorted(inputs)}")
+        columns = {name: [row[name] for row in rows] for name in inputs}
+    else:
+        columns = body["inputs"] if isinstance(body["inputs"], dict) else {min(inputs): body["inputs"]}
+        if missing := set(inputs) - set(columns):
+            raise Refusal(INVALID, f"Missing named input: {min(missing)} in 'inputs' object.")
+    return {name: from_json(columns[name], info) for name, info in inputs.items()}, by_row
+
+
+def outputs_to_json(outputs, by_row):
+    """As in json_tensor.cc: a single output goes without its name; nine digits give any float32 back exactly."""
+    columns = {}
+    for name, proto in outputs.items():
+        values = [float(f"{value:.9g}") for value in proto.float_val] or list(proto.int_val)
+        columns[name] = np.reshape(values, [dim.size for dim in proto.tensor_shape.dim]).tolist()
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if len(columns) == 1:
+        columns = rows = next(iter(columns.values()))
+    return {"predictions": rows} if by_row else {"outputs": columns}
+
+
+class Server(prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer):
+    """Serves the newest version under `base_path` inside its `with`; `failures` tells why others were not loaded."""
+
+    def __init__(self, base_path, name, poll_seconds=0.05):
+        self.base_path, self.name, self._poll_seconds = base_path, name, poll_seconds
+        self.loaded, self.failures, self._stop = None, {}, threading.Event()
+
+    def __enter__(self):
+        self._poll()
+        self._grpc = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1)])
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self._grpc)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._grpc)
+        self.grpc_port = self._grpc.add_insecure_port("localhost:0")
+        self._grpc.start()
+        self._http = http.server.ThreadingHTTPServer(("localhost", 0), type("Handler", (_Handler,), {"owner": self}))
+        self.rest_port = self._http.server_address[1]
+        threading.Thread(target=self._http.serve_forever).start()
+        self._polling = threading.Thread(target=self._keep_polling)
+        self._polling.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._stop.set()
+        self._polling.join()
+        self._http.shutdown()
+        self._http.server_close()
+        self._grpc.stop(None).wait()
+
+    def _keep_polling(self):
+        while not self._stop.wait(self._poll_seconds):
+            self._poll()
+
+    def _poll(self):
+        # As in file_system_storage_path_source.cc: whatever has a number for its name is a version, complete or not.
+        newest = max((int(path.name) for path in self.base_path.iterdir() if path.name.isdecimal()), default=0)
+        if newest in (0, self.loaded and self.loaded.version, *self.failures):
+            return
+        try:
+            self.loaded = Servable(self.base_path / str(newest), newest)
+        except Exception as error:  # whatever it is, the server goes on without that version
+            self.failures[newest] = repr(error)
+
+    def servable(self, name, version):
+        """The version asked for; 0, the default of the protocol buffer, stands for the newest."""
+        loaded = self.loaded
+        if name != self.name or loaded is None or version not in (0, loaded.version):
+            wanted = f"Specific({name}, {version})" if version else f"Latest({name})"
+            raise Refusal(NOT_FOUND, f"Servable not found for request: {wanted}")
+        return loaded
+
+    def metadata(self, name, version):
+        servable = self.servable(name, version)
+        response, signatures = metadata_pb2.GetModelMetadataResponse(), metadata_pb2.SignatureDefMap()
+        response.model_spec.name, response.model_spec.version.value = self.name, servable.version
+        for name, signature in servable.signatures.items():
+            signatures.signature_def[name].CopyFrom(signature)
+        response.metadata["signature_def"].Pack(signatures)
+        return response, signatures
+
+    def status(self, name):
+        if name != self.name:
+            raise Refusal(NOT_FOUND, f"Could not find any versions of model {name}")
+        response, states = status_pb2.GetModelStatusResponse(), status_pb2.ModelVersionStatus.State
+        for version in self.failures:
+            response.model_version_status.add(version=version, state=states.END).status.error_code = 2
+        if self.loaded:
+            response.model_version_status.add(version=self.loaded.version, state=states.AVAILABLE)
+        return response
+
+    def Predict(self, request, context):  # noqa: N802
+        spec = request.model_spec
+        return _or_abort(context, lambda: self.servable(spec.name, spec.version.value).predict(request))
+
+    def GetModelMetadata(self, request, context):  # noqa: N802
+        return _or_abort(context, lambda: self.metadata(request.model_spec.name, request.model_spec.version.value)[0])
+
+    def GetModelStatus(self, request, context):  # noqa: N802
+        return _or_abort(context, lambda: self.status(request.model_spec.name))
+
+
+def _or_abort(context, answer):
+    try:
+        return answer()
+    except Refusal as refusal:
+        return context.abort(*refusal.args)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):  # the REST API
+    def do_GET(self):  # noqa: N802
+        self._answer(STATUS_URL, self._look)
+
+    def do_POST(self):  # noqa: N802
+        self.body = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(PREDICT_URL, self._predict)
+
+    def _answer(self, url, answer):
+        try:
+            if not (match := url.fullmatch(self.path)):
+                raise Refusal(INVALID, f"Malformed request: {self.command} {self.path}")
+            status, reply = 200, answer(*match.groups())
+        except Refusal as refusal:
+            status, reply = {INVALID: 400, NOT_FOUND: 404}[refusal.args[0]], {"error": refusal.args[1]}
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(reply, indent=4).encode())
+
+    def _look(self, name, version, metadata):
+        if not metadata:
+            return json_format.MessageToDict(self.owner.status(name), preserving_proto_field_name=True)
+        response, signatures = self.owner.metadata(name, int(version or 0))
+        # As in http_rest_api_util.cc: the parts are printed one by one, so without the "@type" of Any.
+        options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
+        spec, signatures = (json_format.MessageToDict(part, **options) for part in (response.model_spec, signatures))
+        return {"model_spec": spec, "metadata": {"signature_def": signatures}}
+
+    def _predict(self, name, version):
+        servable = self.owner.servable(name, int(version or 0))
+        try:
+            body = json.loads(self.body)
+            signature = body.get("signature_name", "serving_default")
+            if signature not in servable.signatures:
+                raise Refusal(INVALID, f'Serving signature name: "{signature}" not found in signature def')
+            tensors, by_row = inputs_from_json(body, servable.signatures[signature].inputs)
+        except ValueError as error:  # what json and NumPy raise: no JSON, and lists that are not regular
+            raise Refusal(INVALID, f"JSON Value: not formatted correctly: {error}") from error
+        request = predict_pb2.PredictRequest(inputs=tensors)
+        request.model_spec.name, request.model_spec.signature_name = name, signature
+        return outputs_to_json(servable.predict(request).outputs, by_row)
+
+    def log_message(self, *arguments):
+        pass
