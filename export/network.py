@@ -154,7 +154,8 @@ class Network:
         if not self.folded.condition_sizes or z is None:
             return None
         every = self.dense(z, "flow/condition")
-        every = every[:, :, None, None] if self.layout == "NCHW" else every[:, None, None, :]
+        total = every.shape[1]
+        every = tf.reshape(every, [-1, total, 1, 1] if self.layout == "NCHW" else [-1, 1, 1, total])
         return tf.split(every, self.folded.condition_sizes, self.channel_axis)
 
     @property
@@ -240,9 +241,8 @@ class _Run:
 
     def step_inverse(self, step: FoldedStep, y: tf.Tensor) -> tf.Tensor:
         """Runs a step from v towards x."""
-        channels = sum(step.sizes)
-        sizes = [(channels + 1) // 2, channels // 2] if step.regroups else list(step.sizes)
-        blocks = self._pair_inverse(step.couplings[2:], self.split(y, sizes))
+        # Even and odd channels are as many as low and high ones.
+        blocks = self._pair_inverse(step.couplings[2:], self.split(y, step.sizes))
         if step.regroups:
             low, high = step.sizes
             evens = self.split(blocks[0], _filled(step.even_low, step.even_high))

@@ -64,6 +64,10 @@ def build_onnx(folded: FoldedModel, endpoint: Endpoint, metadata: Mapping[str, s
     _rename(model.graph, renamed)
     _put_weights_in(model.graph, {name: folded.arrays[name] for name in weights})
     _name_batch_axis(model.graph, endpoint)
+    used = {node.domain for node in model.graph.node}
+    kept = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
     model.producer_name = "tfdecouple"
     model.graph.name = endpoint.name
     model.doc_string = endpoint.summary

@@ -71,7 +71,10 @@ def find_runtime(given: pathlib.Path | None, scratch: pathlib.Path) -> pathlib.P
         for folder in (given, given / "dist", given / "node_modules" / "onnxruntime-web" / "dist"):
             if all((folder / name).is_file() for name in RUNTIME_FILES):
                 return folder
-        raise UserError(f"{given} does not hold {RUNTIME_FILES[0]}; give the folder of the npm package onnxruntime-web")
+        raise UserError(
+            f"{given} does not hold all of {', '.join(RUNTIME_FILES)}; "
+            "give the folder of the npm package onnxruntime-web"
+        )
     package = f"onnxruntime-web@{RUNTIME_VERSION}"
     advice = f"install Node.js, or fetch the npm package {package} yourself and pass its folder with --web-runtime"
     npm = shutil.which("npm")

@@ -1,0 +1,82 @@
+"""The web page of an export in a real browser: needs Node, npm and Chromium."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import random_images
+
+from export.pipeline import Request, export
+from export.web import RUNTIME_VERSION
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "web"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def test_the_example_and_the_exporter_name_the_same_runtime():
+    package = json.loads((EXAMPLE / "package.json").read_text(encoding="utf-8"))
+    pinned = {**package.get("dependencies", {}), **package.get("devDependencies", {})}
+    assert pinned["onnxruntime-web"] == RUNTIME_VERSION
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory):
+    """The browser check with what npm brings for it."""
+    for program in ("node", "npm"):
+        if shutil.which(program) is None:
+            pytest.skip(f"there is no {program}")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    folder = tmp_path_factory.mktemp("web") / "check"
+    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("node_modules"))
+    npm = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
+    result = subprocess.run(npm, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode:
+        pytest.skip(f"npm cannot install: {result.stderr[:300]}")
+    yield folder
+    shutil.rmtree(folder / "node_modules")
+
+
+@pytest.fixture(scope="module")
+def page(tiny_run, tools, tmp_path_factory):
+    """The page of a tiny model."""
+    folder = tmp_path_factory.mktemp("page")
+    runtime = tools / "node_modules" / "onnxruntime-web"
+    export(Request(run=tiny_run, to=folder, formats=("onnx", "web"), web_runtime=runtime), say=lambda text: None)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools, tmp_path):
+    a, b = random_images(16, seed=1), random_images(16, seed=2)
+    encoded = {name: base64.b64encode(images.tobytes()).decode() for name, images in (("a", a), ("b", b))}
+    (tmp_path / "inputs.json").write_text(json.dumps(encoded))
+    report = tmp_path / "report.json"
+    command = ["node", "check.mjs", str(page / "web"), "--json", str(report), "--pairs", str(tmp_path)]
+    result = subprocess.run(
+        [*command, "--browser", str(CHROMIUM)],
+        cwd=tools,
+        capture_output=True,
+        text=True,
+        env={**os.environ},
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    pairs = json.loads(report.read_text())["pairs"]
+    encoder, decoder = (onnxruntime.InferenceSession(str(page / "onnx" / f"{n}.onnx")) for n in ("encoder", "decoder"))
+    (z_a, v_a), (z_b, v_b) = (encoder.run(["z", "v"], {"images": images}) for images in (a, b))
+    for name, z, v in (("ab", z_a, v_b), ("ba", z_b, v_a)):
+        (right,) = decoder.run(None, {"z": z, "v": v})
+        found = np.frombuffer(base64.b64decode(pairs[name]), np.uint8).reshape(right.shape)
+        # A value on the border of two levels may fall either way in another runtime.
+        change = np.abs(found.astype(int) - right)
+        assert change.max() <= 1 and (change > 0).mean() < 1e-3
