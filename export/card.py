@@ -44,7 +44,7 @@ def make_card(
 
     Args:
         origin: of the weights.
-        endpoints: what the SavedModel offers; some of them have an ONNX file as well.
+        endpoints: all that the model has; a SavedModel may offer fewer, and some have an ONNX file.
         checked_on: which real images the gate used.
         formats: for each exported format its files and what its gate measured.
     """
@@ -157,6 +157,8 @@ def _array(array: Mapping[str, Any]) -> str:
 
 def _measured(name: str, entry: Mapping[str, Any]) -> list[str]:
     lines = [f"### {name}", "", f"From run {entry['run']}, step {entry['step']}: {', '.join(entry['files'])}", ""]
+    if "signatures" in entry:
+        lines += [f"Signatures: {', '.join(entry['signatures'])}", ""]
     lines += ["| endpoint | output | largest difference from the Keras model | mean |", "| --- | --- | --- | --- |"]
     for endpoint, outputs in entry["parity"].items():
         for output, figures in outputs.items():

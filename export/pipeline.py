@@ -97,8 +97,9 @@ def export(request: Request, say: Say = print) -> list[pathlib.Path]:
             export is visible then, and what was there before is untouched.
     """
     with interruptible():
+        work = _Export(request, say)
         try:
-            return _Export(request, say).run()
+            return work.run()
         except BrokenPipeError:
             # What `say` writes to went away; the program knows what to do then.
             raise
@@ -108,7 +109,7 @@ def export(request: Request, say: Say = print) -> list[pathlib.Path]:
             ) from error
         except tf.errors.OpError as error:
             full = isinstance(error, tf.errors.ResourceExhaustedError)
-            reason = os.strerror(errno.ENOSPC) if full else error.message.splitlines()[0][:200]
+            reason = os.strerror(errno.ENOSPC) if full else (error.message.splitlines() or ["no message"])[0][:200]
             raise UserError(f"cannot write to {request.to}: {reason}; free some space there") from error
 
 
@@ -119,17 +120,17 @@ class _Export:
         self.request = request
         self._say = say
         self._begun = time.monotonic()
+        self.say(f"opening {request.run}")
+        self._model, self._origin = open_run(request.run, request.name)
+        self._offered = _chosen(self._model, request.endpoints)
+        if "web" in request.formats and not self._model.config.has_latent:
+            raise UserError("the web page switches z, and this model has none; leave the format web out")
 
     def say(self, text: str) -> None:
         self._say(f"[{time.monotonic() - self._begun:4.0f} s] {text}")
 
     def run(self) -> list[pathlib.Path]:
-        request = self.request
-        self.say(f"opening {request.run}")
-        model, origin = open_run(request.run, request.name)
-        offered = _chosen(model, request.endpoints)
-        if "web" in request.formats and not model.config.has_latent:
-            raise UserError("the web page switches z, and this model has none; leave the format web out")
+        request, model, origin = self.request, self._model, self._origin
         with Place(request.to) as place:
             runtime = None
             if "web" in request.formats:
@@ -140,24 +141,19 @@ class _Export:
             cases = place.staging / "cases.npz"
             save_cases(make_cases(model, images), cases)
             formats: dict[str, Any] = {}
-            version = self._saved_model(model, origin, offered, place, cases, formats)
-            onnx = self._onnx(model, origin, place, cases, formats)
+            version = self._saved_model(place, cases, formats)
+            onnx = self._onnx(place, cases, formats)
             if runtime is not None:
                 self.say("building the web page")
                 build_page(place.staging / "web", onnx, runtime, _about(origin))
                 formats["web"] = {**formats["onnx"], "files": ["web/index.html"]}
-            card = make_card(origin, offered, checked_on, {name: formats[name] for name in request.formats})
+            card = make_card(
+                origin, endpoints(model.config), checked_on, {name: formats[name] for name in request.formats}
+            )
             return self._publish(place, card, version)
 
-    def _saved_model(
-        self,
-        model: DecoupledModel,
-        origin: Origin,
-        offered: tuple[Endpoint, ...],
-        place: Place,
-        cases: pathlib.Path,
-        formats: dict[str, Any],
-    ) -> int | None:
+    def _saved_model(self, place: Place, cases: pathlib.Path, formats: dict[str, Any]) -> int | None:
+        model, origin, offered = self._model, self._origin, self._offered
         if "savedmodel" not in self.request.formats:
             return None
         version = self.request.version or max(place.versions(), default=0) + 1
@@ -175,16 +171,11 @@ class _Export:
         )
         self._tell(report)
         formats["savedmodel"] = _entry(origin, report, [f"savedmodel/{version}"])
+        formats["savedmodel"]["signatures"] = [endpoint.name for endpoint in offered]
         return version
 
-    def _onnx(
-        self,
-        model: DecoupledModel,
-        origin: Origin,
-        place: Place,
-        cases: pathlib.Path,
-        formats: dict[str, Any],
-    ) -> pathlib.Path:
+    def _onnx(self, place: Place, cases: pathlib.Path, formats: dict[str, Any]) -> pathlib.Path:
+        model, origin = self._model, self._origin
         folder = place.staging / "onnx"
         if not {"onnx", "web"} & set(self.request.formats):
             return folder

@@ -20,7 +20,7 @@ from export.cli import EXIT_REFUSED, main
 from export.endpoints import endpoints
 from export.folding import fold
 from export.gate import check_saved_model
-from export.gate.arrays import BATCHES, BORDERLINE, TOLERANCE, Report, difference
+from export.gate.arrays import BATCHES, BORDERLINE, DRAWN, TOLERANCE, Report, difference
 from export.gate.cases import make_cases, real_images
 from export.gate.run import RefusedError, pass_gate
 from export.origin import open_run
@@ -192,17 +192,10 @@ class TestOnnx:
         assert message in line
         assert "; allowed " in line
 
-    def test_decoder_that_is_off_by_less_than_half_a_level_still_decodes_every_image(self, exported, cases, tmp_path):
-        # What the gate does not see, and why: codes of images decode to the middles of levels. This pins how far that
-        # goes; the sampler, built of the same weights, is compared where values lie anywhere.
-        for path in (exported / "onnx").glob("*r.onnx"):
-            shutil.copy(path, tmp_path)
-        model = onnx.load(tmp_path / "decoder.onnx")
-        change_weight("flow/level_0_part_0_step_0/unmix", scaled(1.001))(model)
-        onnx.save(model, tmp_path / "decoder.onnx")
-        pipeline.save_cases(cases, tmp_path / "cases.npz")
-        report = pass_gate("check_onnx", tmp_path, tmp_path / "cases.npz", exact=True, precisions=[])
-        assert report.parity["decode"]["images"]["differing"] == 0
+    def test_decoder_that_is_off_by_less_than_half_a_level_is_found_on_drawn_codes(self, sabotage_onnx):
+        # Codes of images decode to the middles of levels and hide it.
+        line = sabotage_onnx("decoder", change_weight("flow/level_0_part_0_step_0/unmix", scaled(1.001)))
+        assert DRAWN in line and "%" in line
 
     @pytest.mark.parametrize("domain", ["", "somewhere.else"])
     def test_operation_that_the_runtime_lacks_is_found(self, sabotage_onnx, domain):

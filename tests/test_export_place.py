@@ -27,7 +27,7 @@ from export import pipeline, web
 from export.card import JSON_NAME, TEXT_NAME, card_text
 from export.cli import main
 from export.endpoints import endpoints
-from export.gate.arrays import Report
+from export.gate.arrays import DRAWN, Report
 from export.origin import open_run
 from export.pipeline import Request, export
 from export.place import Place, interruptible, uninterrupted
@@ -458,9 +458,8 @@ class TestCard:
         with_onnx = {one.name for one in endpoints(opened[0].config) if one.onnx}
         for name, expected in {"savedmodel": set(every), "onnx": with_onnx}.items():
             entry = card["formats"][name]
-            assert {key: set(outputs) for key, outputs in entry["parity"].items()} == {
-                key: every[key] for key in expected
-            }
+            compared = {key: every[key] for key in expected} | {DRAWN: every["decode"]}
+            assert {key: set(outputs) for key, outputs in entry["parity"].items()} == compared
             assert set(entry["latency_ms"]) == {"encode", "decode", "sample"}
             assert all(trip["identical"] == trip["images"] > 0 for trip in entry["round_trip"].values())
             assert set(entry["round_trip"]) == {"real", "black", "white", "noise", "0/255 noise", "checkerboard"}
@@ -563,7 +562,7 @@ class TestModelWithoutZ:
             "sample": (["v_noise", "temperature"], ["images"]),
             "score": (["images", "u_noise"], ["bits_per_dim"]),
         }
-        assert set(card["formats"]["savedmodel"]["parity"]) == set(arrays)
+        assert set(card["formats"]["savedmodel"]["parity"]) == {*arrays, DRAWN}
         assert card["architecture"]["latent_dim"] is None and card["d_z"] == "0"
         for endpoint in ("encode", "decode", "sample"):
             model = onnx.load(tmp_path / "to" / card["endpoints"][endpoint]["onnx"])

@@ -253,7 +253,8 @@ class TestFreshExport:
     def test_endpoints_are_those_of_the_golden_card(self, model, generation):
         card = json.loads((generation / "export" / "model_card.json").read_text())
         current = {one.name: one for one in endpoints(model.config)}
-        assert set(card["endpoints"]) == {"encode", "decode", "score"}
+        assert set(card["endpoints"]) == set(current)
+        assert card["formats"]["savedmodel"]["signatures"] == ["encode", "decode", "score"]
         for name, entry in card["endpoints"].items():
             for kind in ("inputs", "outputs"):
                 golden = [(array["name"], array["dtype"], array["shape"]) for array in entry[kind]]

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from export.endpoints import endpoints
-from export.gate.arrays import BATCHES
+from export.gate.arrays import BATCHES, DRAWN
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data import load_images, open_source
 from tfdecouple.errors import DataError
@@ -82,6 +82,9 @@ def make_cases(model: DecoupledModel, images: np.ndarray, seed: int = 0) -> dict
             cases[f"in/{endpoint.name}/{array.name}"] = known[array.name]
         for array in endpoint.outputs:
             cases[f"out/{endpoint.name}/{array.name}"] = np.asarray(answers[endpoint.name][array.name])
+    cases |= {f"in/{DRAWN}/v": scaled, f"out/{DRAWN}/images": np.asarray(answers["sample"]["images"])}
+    if drawn is not None:
+        cases[f"in/{DRAWN}/z"] = np.asarray(drawn)
     cases["real"] = images
     cases |= {f"extreme/{kind}": extreme for kind, extreme in extreme_images(config.image_shape, rng).items()}
     return {

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from export.gate.arrays import Arrays, Report, difference, group, load_cases
+from export.gate.arrays import DRAWN, Arrays, Report, difference, group, load_cases
 
 FILES = {"encode": "encoder", "decode": "decoder", "sample": "sampler"}
 
@@ -64,6 +64,7 @@ def check(folder: pathlib.Path, cases: Arrays, exact: bool, precisions: list[str
         return report
     for endpoint in FILES:
         report.check_parity(endpoint, files, cases)
+    report.check_parity("decode", files, cases, DRAWN)
     if report.problems:
         return report
     report.check_round_trip(files, cases, exact)

@@ -10,7 +10,7 @@ import json
 import pathlib
 import sys
 
-from export.gate.arrays import Arrays, Report, load_cases, reason
+from export.gate.arrays import DRAWN, Arrays, Report, load_cases, reason
 from tfdecouple.process import start_tensorflow
 
 _TIMED = ("encode", "decode", "sample")
@@ -54,6 +54,8 @@ def check(folder: pathlib.Path, cases: Arrays, exact: bool, endpoints: list[str]
                 if not sizes or sizes[0] != -1 or any(size < 1 for size in sizes[1:]):
                     report.problems.append(f"{endpoint} has {name} of shape {sizes}; only the first axis may be free")
             report.check_parity(endpoint, call, cases)
+        if "decode" in endpoints:
+            report.check_parity("decode", call, cases, DRAWN)
         default = {key: info.name for key, info in signatures["serving_default"].inputs.items()}
         if set(default) != set(signatures[endpoints[0]].inputs):
             report.problems.append(f"serving_default takes {sorted(default)}; it should be {endpoints[0]}")
