@@ -236,7 +236,9 @@ class _Export:
                     place.put_folder(place.staging / name, name)
                     published.append(place.folder / name)
             for file in sorted(files.iterdir()):
-                place.put_file(file)
+                # What configures a server may have been edited since an earlier export wrote it.
+                if file.name in (JSON_NAME, TEXT_NAME) or not (place.folder / file.name).exists():
+                    place.put_file(file)
         return [*published, place.folder / TEXT_NAME]
 
 

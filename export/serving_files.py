@@ -133,9 +133,7 @@ def _values(array: Array, rng: np.random.Generator) -> np.ndarray:
 
 
 def write_serving_files(folder: pathlib.Path, name: str) -> None:
-    """Writes models.config, batching.config, monitoring.config and docker-compose.yml, where they are missing.
-
-    Those that are there may have been edited by whoever runs the server.
+    """Writes models.config, batching.config, monitoring.config and docker-compose.yml.
 
     Args:
         folder: of the export; the SavedModel's versions are in its folder `savedmodel`.
@@ -153,5 +151,4 @@ def write_serving_files(folder: pathlib.Path, name: str) -> None:
         "docker-compose.yml": _COMPOSE.format(name=name, models=_MODELS, settings=_SETTINGS),
     }
     for file, text in files.items():
-        if not (folder / file).exists():
-            write_text(folder / file, text)
+        write_text(folder / file, text)

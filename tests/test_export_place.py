@@ -412,6 +412,17 @@ class TestReader:
         assert len(seen) > 5 and not any(seen)
 
 
+class TestServingFiles:
+    def test_edited_one_is_kept_by_a_later_export(self, quick, command, tmp_path):
+        assert command("--format", "savedmodel")[0] == 0
+        edited = tmp_path / "to" / "batching.config"
+        edited.write_text("max_batch_size { value: 8 }\n")
+        (tmp_path / "to" / "monitoring.config").unlink()
+        assert command("--format", "savedmodel")[0] == 0
+        assert edited.read_text() == "max_batch_size { value: 8 }\n"
+        assert "prometheus_config" in (tmp_path / "to" / "monitoring.config").read_text()
+
+
 class TestOnnxFolder:
     def test_is_replaced_whole(self, quick, command, tmp_path):
         assert command("--precision", "int8")[0] == 0
