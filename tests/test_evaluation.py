@@ -235,9 +235,11 @@ class TestPictures:
         a, b = random_images(2)
         picture = interpolation_grid(model, a, b)
         factor = factor_of(6)
-        last = 2 + 5 * (8 * factor + 2)
-        np.testing.assert_array_equal(tile(picture, 2, 2, 8, factor), a)
-        np.testing.assert_array_equal(tile(picture, last, last, 8, factor), b)
+        side = 8 * factor + 2
+        # Beside the images stand the labels of the rows, and above them a line of labels of the columns.
+        left, top = picture.width - 6 * side, 2 + grids._LINE
+        np.testing.assert_array_equal(tile(picture, left, top, 8, factor), a)
+        np.testing.assert_array_equal(tile(picture, left + 5 * side, top + 5 * side, 8, factor), b)
 
     @pytest.mark.parametrize(("count", "names"), [(1, set()), (3, {"switch"})])
     def test_few_images_are_enough(self, model, tmp_path, count, names):

@@ -224,6 +224,14 @@ class TestRefusals:
         assert not (tmp_path / "to").exists()
 
 
+@pytest.fixture
+def default_interrupt():
+    """Lets Ctrl-C interrupt, also where a shell started the tests in the background and has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class TestPlace:
     def test_second_export_to_the_same_folder_is_refused_while_the_first_goes_on(self, quick, refused, tmp_path):
         with Place(tmp_path / "to"):
@@ -322,7 +330,9 @@ class TestPlace:
         assert signal.getsignal(number) is before
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_signal_before_them_ends_the_export_with_130(self, quick, command, monkeypatch, tmp_path, number):
+    def test_signal_before_them_ends_the_export_with_130(
+        self, quick, command, monkeypatch, tmp_path, number, default_interrupt
+    ):
         def signalled(*_, **__):
             os.kill(os.getpid(), number)
             time.sleep(5)

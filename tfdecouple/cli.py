@@ -7,12 +7,39 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from tfdecouple.config import Config, load_preset, override, preset_names
+from tfdecouple.commands import (
+    curves,
+    evaluate,
+    import_wolf,
+    interpolate,
+    neighbours,
+    presets,
+    project,
+    reconstruct,
+    sample,
+    switch,
+)
+from tfdecouple.config import Config, load_preset, override
 from tfdecouple.process import run_program, start_tensorflow
 
 EXIT_INTERRUPTED = 75
 EXIT_DIVERGED = 3
+
+# In the order of the help.
+_COMMANDS: dict[str, Any] = {
+    "presets": presets,
+    "sample": sample,
+    "reconstruct": reconstruct,
+    "switch": switch,
+    "interpolate": interpolate,
+    "neighbours": neighbours,
+    "project": project,
+    "curves": curves,
+    "evaluate": evaluate,
+    "import-wolf": import_wolf,
+}
 
 _TRAIN_HELP = """\
 Trains the model of "Decoupling Global and Local Representations via Invertible
@@ -134,47 +161,12 @@ def _train(arguments: Sequence[str] | None) -> int:
 
 
 def _command(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tfdecouple", description="Works with models and runs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tfdecouple",
+        description="Works with models and runs. `python -m tfdecouple COMMAND --help` says more about a command.",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    presets = commands.add_parser("presets", help="list the presets", description="Lists the presets.")
-    presets.add_argument("name", nargs="?", help="say all about one preset")
-    wolf = commands.add_parser(
-        "import-wolf",
-        help="turn a checkpoint of the paper's PyTorch code into a run folder",
-        description="Turns a checkpoint of the paper's PyTorch code (wolf) into a run folder.",
-    )
-    wolf.add_argument("--config", required=True, metavar="FILE", help="the JSON config of the PyTorch code")
-    wolf.add_argument("--weights", required=True, metavar="FILE", help="its state dict, .npz or .pt (needs torch)")
-    wolf.add_argument("--image-size", required=True, type=int, metavar="N", help="side of the images in pixels")
-    wolf.add_argument("--n-bits", type=int, default=8, metavar="N", help="bits per colour channel (default 8)")
-    wolf.add_argument("--workdir", required=True, metavar="DIR", help="the run folder to make")
+    for module in _COMMANDS.values():
+        module.add_parser(commands)
     options = parser.parse_args(arguments)
-    return {"presets": _presets, "import-wolf": _import_wolf}[options.command](options)
-
-
-def _presets(options: argparse.Namespace) -> int:
-    from tfdecouple.parameters import count_parameters
-
-    names = [options.name] if options.name else preset_names()
-    for name in names:
-        config = load_preset(name)
-        print(f"{name:26} {count_parameters(config.model)['total']:>12,} parameters  {config.description}")
-        if options.name:
-            print(f"\n{config.notes}\n\n{config.to_json()}", end="")
-    return 0
-
-
-def _import_wolf(options: argparse.Namespace) -> int:
-    start_tensorflow()
-    from tfdecouple.wolf import import_wolf
-
-    model = import_wolf(
-        options.config,
-        options.weights,
-        image_size=options.image_size,
-        n_bits=options.n_bits,
-        workdir=options.workdir,
-    )
-    print(f"{options.workdir}: {model.parameter_count()['total']:,} parameters imported; open it with")
-    print(f"  import tfdecouple; model = tfdecouple.load_model({options.workdir!r})")
-    return 0
+    return _COMMANDS[options.command].run(options)

@@ -11,8 +11,8 @@ from typing import Any
 TEMPORARY = ".*.tmp"
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file whole: beside its place first, then renamed in.
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file whole: beside its place first, then renamed in.
 
     Raises:
         OSError: where the disk is full or the folder cannot be written; the old file is untouched then.
@@ -20,13 +20,22 @@ def write_text(path: pathlib.Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with beside.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file whole, in UTF-8.
+
+    Raises:
+        OSError: as `write_bytes`.
+    """
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:

@@ -6,8 +6,22 @@
 {'train': 32768, 'validation': 512, 'test': 1000}
 """
 
-from tfdecouple.data.batches import evaluation_batches, load_images, steps_per_epoch, training_batches
+from tfdecouple.data.batches import (
+    chosen_batches,
+    evaluation_batches,
+    load_images,
+    steps_per_epoch,
+    training_batches,
+)
 from tfdecouple.data.opening import open_source
 from tfdecouple.data.source import Source
 
-__all__ = ["Source", "evaluation_batches", "load_images", "open_source", "steps_per_epoch", "training_batches"]
+__all__ = [
+    "Source",
+    "chosen_batches",
+    "evaluation_batches",
+    "load_images",
+    "open_source",
+    "steps_per_epoch",
+    "training_batches",
+]

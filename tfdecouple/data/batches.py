@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,40 @@ def load_images(source: Source, split: str, count: int, start: int = 0) -> tuple
             f"{count} images from number {start} on were asked for, but {source.name} has {found} of them in {split}"
         )
     return loaded["image"], loaded["label"]
+
+
+def chosen_batches(
+    source: Source, split: str, indices: np.ndarray, *, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields images of a split by their indices, in ascending order; no other image is decoded.
+
+    Args:
+        source: the opened data set.
+        split: "train", "validation" or "test".
+        indices: whole numbers from 0 on, `[n]`; what is repeated comes once.
+        batch_size: images at a time; the last batch may be smaller.
+
+    Yields:
+        Dicts of "image" uint8 [b, S, S, 3], "label" int32 [b] (-1 for none) and "index" int64 [b]. In place of an
+        unreadable image that is skipped comes the next one.
+
+    Raises:
+        DataError: for an unknown split, an index outside it, an empty batch or an unreadable image.
+    """
+    _check_batch_size(batch_size)
+    part = source.split(split)
+    wanted = np.unique(np.asarray(indices, np.int64))
+    if len(wanted) and not (wanted[0] >= 0 and wanted[-1] < part.size):
+        raise DataError(f"there is no image {wanted[-1]} in {split} of {source.name}; it has {part.size}")
+
+    def example(index: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
+        image, label = part.decode(record)
+        return {"image": image, "label": label, "index": index}
+
+    numbered = tf.data.Dataset.zip(tf.data.Dataset.from_tensor_slices(wanted), part.records_at(wanted))
+    examples = numbered.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    with source.guard():
+        yield from _finished(examples.batch(batch_size)).as_numpy_iterator()
 
 
 def _finished(batches: tf.data.Dataset) -> tf.data.Dataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfdecouple.data.split import ALGORITHM, Split, Tensors
@@ -39,6 +40,14 @@ class RecordSplit(Split):
     def records(self) -> tf.data.Dataset:
         """Returns the encoded records in the split's own order."""
         return self._records
+
+    def records_at(self, indices: np.ndarray) -> tf.data.Dataset:
+        """See `Split.records_at`; all records up to the last of these are read, but not decoded."""
+        chosen = np.zeros(self.size, bool)
+        chosen[indices] = True
+        is_chosen = tf.constant(chosen)
+        numbered = self._records.take(int(np.max(indices, initial=-1)) + 1).enumerate()
+        return numbered.filter(lambda index, _: is_chosen[index]).map(lambda _, record: record)
 
     def shuffled(self, seed: tf.Tensor) -> tf.data.Dataset:
         """See `Split.shuffled`; records are permuted within windows.

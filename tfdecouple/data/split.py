@@ -48,6 +48,14 @@ class Split(abc.ABC):
         order = tf.random.experimental.stateless_shuffle(indices, seed, alg=ALGORITHM)
         return tf.data.Dataset.from_tensor_slices(order)
 
+    def records_at(self, indices: np.ndarray) -> tf.data.Dataset:
+        """Returns some of the records; here these indices themselves.
+
+        Args:
+            indices: ascending, without repetition, int64 [n].
+        """
+        return tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
+
     @abc.abstractmethod
     def decode(self, record: Any) -> Tensors:
         """Returns the image, uint8 [S, S, 3], and the label, int32 [] (-1 for none), of a record. Runs in tf.data."""

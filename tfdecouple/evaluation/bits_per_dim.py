@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from tfdecouple import randomness
+from tfdecouple.evaluation.draws import DrawBounds
+from tfdecouple.evaluation.estimate import Estimate
 from tfdecouple.model import DecoupledModel
 
 
@@ -51,8 +51,7 @@ class Evaluator:
 
     def __init__(self, model: DecoupledModel, strategy: tf.distribute.Strategy | None = None):
         self._model = model
-        self._strategy = strategy or tf.distribute.get_strategy()
-        self._parts = tf.function(self._distributed_parts, autograph=False, reduce_retracing=True)
+        self._bounds = DrawBounds(model, strategy)
 
     def __call__(
         self,
@@ -74,48 +73,9 @@ class Evaluator:
         Raises:
             NotInitializedError: for a model without weights.
         """
-        self._model.require_initialized()
-        rows: list[np.ndarray] = []
-        done = 0
-        for batch in self._strategy.experimental_distribute_dataset(batches):
-            parts = self._parts(batch["image"], batch["index"], tf.constant(seed), tf.constant(samples))
-            weights = np.concatenate([w.numpy() for w in self._strategy.experimental_local_results(batch["weight"])])
-            values = np.concatenate([p.numpy() for p in self._strategy.experimental_local_results(parts)])
-            rows.append(values[weights > 0])
-            done += len(rows[-1])
-            if on_batch:
-                on_batch(done)
-        nats = np.concatenate(rows).astype(np.float64)
-        totals = self._model.nats_to_bits_per_dim(nats.sum(1))
-        error = totals.std(ddof=1) / np.sqrt(len(totals)) if len(totals) > 1 else float("nan")
-        reconstruction, kl, dequantization = nats.mean(0)
+        bounds = self._bounds(batches, samples=samples, seed=seed, on_batch=on_batch)
+        total = Estimate.over(self._model.nats_to_bits_per_dim(bounds.negative_elbo))
+        reconstruction, kl, dequantization = map(float, bounds.parts.mean(0))
         return BitsPerDim(
-            float(totals.mean()), float(error), float(reconstruction), float(kl), float(dequantization), done, samples
+            total.mean, total.standard_error, reconstruction, kl, dequantization, len(bounds.parts), samples
         )
-
-    def _distributed_parts(self, images: Any, index: Any, seed: tf.Tensor, samples: tf.Tensor) -> Any:
-        return self._strategy.run(self._mean_parts, args=(images, index, seed, samples))
-
-    def _mean_parts(self, images: tf.Tensor, index: tf.Tensor, seed: tf.Tensor, samples: tf.Tensor) -> tf.Tensor:
-        """Returns the three parts of each image, means over the samples, float64 `[batch, 3]`."""
-
-        def add_sample(number: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            z_noise, u_noise = self._noise(randomness.fold(seed, "evaluate", number), index)
-            elbo = self._model.elbo_from_noise(images, z_noise, u_noise)
-            return number + 1, total + tf.cast(tf.stack(elbo[:3], -1), tf.float64)
-
-        start = tf.zeros([tf.shape(images)[0], 3], tf.float64)
-        _, total = tf.while_loop(lambda number, _: number < samples, add_sample, (tf.constant(0), start))
-        return total / tf.cast(samples, tf.float64)
-
-    def _noise(self, seed: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        config = self._model.config
-
-        def draw(i: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            own = randomness.fold(seed, i)
-            return (
-                randomness.normal([config.latent_dim], randomness.fold(own, "z")),
-                randomness.uniform(config.image_shape, randomness.fold(own, "u")),
-            )
-
-        return tf.map_fn(draw, index, fn_output_signature=(tf.float32, tf.float32))

@@ -2,53 +2,84 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tfdecouple.model import DecoupledModel
 
-# Small images are enlarged by whole factors until a grid is about this wide, in pixels.
+# Most grids are about this wide, in pixels.
 _WIDTH = 800
 _GAP = 2
+_LINE = 18
 _BACKGROUND = (255, 255, 255)
+_INK = (0, 0, 0)
+# Images that are encoded or decoded at once: memory, not a picture, depends on it.
+_CHUNK = 64
+
+# Is told how many images of a picture are computed.
+OnImages = Callable[[int], None]
 
 
-def grid(images: np.ndarray, caption: str = "", group: tuple[int, int] = (0, 0)) -> Image.Image:
+def _silent(done: int) -> None:
+    pass
+
+
+def grid(
+    images: np.ndarray,
+    caption: str = "",
+    group: tuple[int, int] = (0, 0),
+    *,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    about: int = _WIDTH,
+) -> Image.Image:
     """Arranges images in rows and columns.
 
     Args:
         images: uint8 `[rows, columns, height, width, 3]`.
-        caption: a line or more below the grid.
+        caption: what stands below the grid, wrapped to its width; every line begins a new one.
         group: a wider gap after every so many rows, and after every so many columns; 0 for none.
+        row_labels: what stands to the left of each row; empty for nothing.
+        column_labels: what stands above each column; empty for nothing.
+        about: small images are enlarged by whole factors until the grid is about this wide, in pixels.
 
     Returns:
         The picture, every pixel of an image enlarged by the same whole factor.
     """
     rows, columns, height, width, _ = images.shape
-    factor = max(1, _WIDTH // (columns * (width + _GAP)))
+    factor = max(1, about // (columns * (width + _GAP)))
+    font = ImageFont.load_default(size=14)
+    margin = max((math.ceil(font.getlength(label)) + 6 for label in row_labels), default=0)
+    header = _LINE if column_labels else 0
 
     def offset(index: int, side: int, together: int) -> int:
         return _GAP + index * (side * factor + _GAP) + (index // together * 3 * _GAP if together else 0)
 
     def place(row: int, column: int) -> tuple[int, int]:
-        return offset(column, width, group[1]), offset(row, height, group[0])
+        return margin + offset(column, width, group[1]), header + offset(row, height, group[0])
 
-    font = ImageFont.load_default(size=14)
     left, top = place(rows - 1, columns - 1)
     picture_width, bottom = left + width * factor + _GAP, top + height * factor + _GAP
-    lines = _wrap(caption, font, picture_width - 2 * _GAP)
-    picture = Image.new("RGB", (picture_width, bottom + 18 * len(lines) + (6 if lines else 0)), _BACKGROUND)
+    lines = [line for part in caption.splitlines() for line in _wrap(part, font, picture_width - 2 * _GAP)]
+    picture = Image.new("RGB", (picture_width, bottom + _LINE * len(lines) + (6 if lines else 0)), _BACKGROUND)
     for row in range(rows):
         for column in range(columns):
             tile = Image.fromarray(images[row, column])
             tile = tile.resize((width * factor, height * factor), Image.Resampling.NEAREST)
             picture.paste(tile, place(row, column))
     draw = ImageDraw.Draw(picture)
+    for row, label in enumerate(row_labels):
+        middle = place(row, 0)[1] + height * factor // 2
+        draw.text((margin - 4, middle), label, fill=_INK, font=font, anchor="rm")
+    for column, label in enumerate(column_labels):
+        centre = place(0, column)[0] + width * factor // 2
+        draw.text((centre, header // 2 + 1), label, fill=_INK, font=font, anchor="mm")
     for number, line in enumerate(lines):
-        draw.text((_GAP, bottom + 18 * number), line, fill=(0, 0, 0), font=font)
+        draw.text((_GAP, bottom + _LINE * number), line, fill=_INK, font=font)
     return picture
 
 
@@ -62,46 +93,101 @@ def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: 
     return lines
 
 
-def sample_grid(model: DecoupledModel, *, columns: int = 10, seed: int = 0) -> Image.Image:
-    """Samples at five temperatures, one band of rows each with the same z and the same direction of v."""
-    temperatures = (0.5, 0.7, 0.8, 0.9, 1.0)
-    bands = [np.asarray(model.sample(columns, temperature, seed=seed)) for temperature in temperatures]
-    tiles = np.stack(bands)
-    caption = "Samples. Rows: temperature of v " + ", ".join(map(str, temperatures)) + "; a column shares its draws."
-    return grid(tiles, caption)
+def in_rows(images: np.ndarray, columns: int) -> np.ndarray:
+    """Arranges images in rows; white ones fill up the last.
+
+    Args:
+        images: uint8 `[n, ...]`, at least one.
+        columns: images in a row.
+
+    Returns:
+        uint8 `[rows, columns, ...]`.
+    """
+    missing = -len(images) % columns
+    white = np.full((missing, *images.shape[1:]), 255, np.uint8)
+    return np.concatenate([images, white]).reshape(-1, columns, *images.shape[1:])
 
 
-def reconstruct(model: DecoupledModel, images: np.ndarray) -> tuple[np.ndarray, int]:
+def sample_grid(
+    model: DecoupledModel,
+    *,
+    count: int = 10,
+    seed: int = 0,
+    temperatures: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 1.0),
+    note: str = "",
+    on_images: OnImages = _silent,
+) -> Image.Image:
+    """Samples at several temperatures, each with the same z and the same direction of v.
+
+    Args:
+        model: the model.
+        count: samples at each temperature; ten in a row.
+        seed: of the draws.
+        temperatures: of v (paper section 3.1); they do not act on z.
+        note: ends the caption.
+        on_images: called with the number of images done.
+
+    Raises:
+        InversionError: where a sample is not finite.
+    """
+    columns = min(count, 10)
+    bands = []
+    for temperature in temperatures:
+        bands.append(in_rows(np.asarray(model.sample(count, temperature, seed=seed)), columns))
+        on_images(len(bands) * count)
+    rows = len(bands[0])
+    where = "Rows" if rows == 1 else "Bands"
+    shared = "a column shares its draws" if rows == 1 else "the same place of each band shares its draws"
+    caption = f"Samples. {where}: temperature of v {', '.join(map(str, temperatures))}; {shared}. {note}"
+    labels = [str(temperature) if row == 0 else "" for temperature in temperatures for row in range(rows)]
+    return grid(np.concatenate(bands), caption, group=(rows if rows > 1 else 0, 0), row_labels=labels)
+
+
+def reconstruct(model: DecoupledModel, images: np.ndarray, on_images: OnImages = _silent) -> tuple[np.ndarray, int]:
     """Returns decode(encode(images)), and how many of the images came back to the last pixel.
 
     Args:
         model: the model.
         images: uint8 `[n, height, width, 3]`.
+        on_images: called with the number of images done.
     """
-    back = np.asarray(model.decode(*model.encode(images)))
+    back = np.empty_like(images)
+    for part in _chunks(len(images)):
+        back[part] = model.decode(*model.encode(images[part]))
+        on_images(part.stop)
     return back, int((back == images).reshape(len(images), -1).all(1).sum())
 
 
-def reconstruction_grid(model: DecoupledModel, images: np.ndarray) -> tuple[Image.Image, int]:
+def reconstruction_grid(
+    model: DecoupledModel, images: np.ndarray, note: str = "", on_images: OnImages = _silent
+) -> tuple[Image.Image, int]:
     """Images above their reconstructions decode(encode(image)).
 
     Args:
         model: the model.
         images: uint8 `[n, height, width, 3]`.
+        note: ends the caption.
+        on_images: called with the number of images done.
 
     Returns:
         The picture, and how many of the images came back to the last pixel.
     """
-    back, exact = reconstruct(model, images)
+    back, exact = reconstruct(model, images, on_images)
     columns = min(len(images), 10)
-    rows = len(images) // columns
-    pairs = np.stack([images[: rows * columns], back[: rows * columns]])
-    tiles = pairs.reshape(2, rows, columns, *images.shape[1:]).swapaxes(0, 1).reshape(-1, columns, *images.shape[1:])
-    caption = f"Image above, decode(encode(image)) below: {exact} of {len(images)} identical to the last pixel."
+    tiles = np.stack([in_rows(images, columns), in_rows(back, columns)], 1).reshape(-1, columns, *images.shape[1:])
+    caption = f"Image above, decode(encode(image)) below: {exact} of {len(images)} identical to the last pixel. {note}"
     return grid(tiles, caption, group=(2, 0)), exact
 
 
-def switch_grid(model: DecoupledModel, a: np.ndarray, b: np.ndarray, columns: int = 5) -> Image.Image:
+def switch_grid(
+    model: DecoupledModel,
+    a: np.ndarray,
+    b: np.ndarray,
+    columns: int = 5,
+    what: str = "Switch",
+    note: str = "",
+    on_images: OnImages = _silent,
+) -> Image.Image:
     """Tiles of 2 x 2 as in the paper's Figure 1: above a and (z of b, v of a), below b and (z of a, v of b).
 
     Args:
@@ -109,33 +195,86 @@ def switch_grid(model: DecoupledModel, a: np.ndarray, b: np.ndarray, columns: in
         a: uint8 `[n, height, width, 3]`.
         b: the same shape.
         columns: tiles in a row.
+        what: begins the caption.
+        note: ends it.
+        on_images: called with the number of images done.
     """
-    ab, ba = (np.asarray(images) for images in model.switch(a, b))
+    ab, ba = np.empty_like(a), np.empty_like(b)
+    for part in _chunks(len(a)):
+        ab[part], ba[part] = model.switch(a[part], b[part])
+        on_images(2 * part.stop)
     columns = min(columns, len(a))
-    rows = len(a) // columns
-    shape = a.shape[1:]
-    tiles = np.stack([np.stack([a, ba], 1), np.stack([b, ab], 1)], 1)[: rows * columns]
-    tiles = tiles.reshape(rows, columns, 2, 2, *shape).transpose(0, 2, 1, 3, 4, 5, 6)
-    caption = "Switch. Each tile: left two images, right the same v with the z of the other (paper Figure 1)."
-    return grid(tiles.reshape(2 * rows, 2 * columns, *shape), caption, group=(2, 2))
+    tiles = in_rows(np.stack([np.stack([a, ba], 1), np.stack([b, ab], 1)], 1), columns)
+    rows, shape = len(tiles), a.shape[1:]
+    tiles = tiles.transpose(0, 2, 1, 3, 4, 5, 6).reshape(2 * rows, 2 * columns, *shape)
+    caption = f"{what}. Each tile: left two images, right the same v with the z of the other (paper Figure 1). {note}"
+    return grid(tiles, caption, group=(2, 2))
+
+
+def _chunks(count: int) -> list[slice]:
+    return [slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
 
 
 def interpolation_grid(
-    model: DecoupledModel, a: np.ndarray, b: np.ndarray, places: Sequence[float] = (0, 0.2, 0.4, 0.6, 0.8, 1)
+    model: DecoupledModel,
+    a: np.ndarray,
+    b: np.ndarray,
+    places: Sequence[float] = (0, 0.2, 0.4, 0.6, 0.8, 1),
+    note: str = "",
+    on_images: OnImages = _silent,
 ) -> Image.Image:
     """Two-dimensional interpolation between two images (paper Figure 5): alpha, for z, down and beta, for v, across.
 
     Args:
-        model: the model.
-        a: uint8 `[height, width, 3]`, the upper left corner.
-        b: the lower right corner.
+        model: the model. Without z there is nothing to go down, and one row is left.
+        a: uint8 `[height, width, 3]`, the upper left corner; or several, `[n, height, width, 3]`, one below another.
+        b: the lower right corner; the same shape.
         places: of alpha and of beta.
+        note: ends the caption.
+        on_images: called with the number of images done.
     """
-    tiles = np.asarray(model.interpolate(a[None], b[None], places, places))[0]
-    caption = (
-        "Interpolation. Down: z from one image to the other; across: v. Upper left and lower right: the two images."
+    shape = a.shape[-3:]
+    has_z = model.config.has_latent
+    alphas = places if has_z else places[:1]
+    tiles = []
+    for one, other in zip(a.reshape(-1, *shape), b.reshape(-1, *shape), strict=True):
+        tiles.append(np.asarray(model.interpolate(one[None], other[None], alphas, places))[0])
+        on_images(len(tiles) * len(alphas) * len(places))
+    numbers = [f"{place:.2g}" for place in places]
+    if has_z:
+        caption = (
+            "Interpolation. Down: z from one image to the other; across: v. Upper left and lower right: the two images."
+        )
+        labels = [f"z {number}" for number in numbers] * len(tiles)
+    else:
+        caption = "Interpolation of v, from the image on the left to that on the right; this model has no z."
+        labels = []
+    return grid(
+        np.concatenate(tiles),
+        f"{caption} {note}",
+        group=(len(alphas) if len(tiles) > 1 else 0, 0),
+        row_labels=labels,
+        column_labels=[f"v {number}" for number in numbers],
     )
-    return grid(tiles, caption)
+
+
+def neighbour_grid(
+    queries: np.ndarray, neighbours: Mapping[str, np.ndarray], first: str, caption: str = ""
+) -> Image.Image:
+    """Images beside those nearest to them.
+
+    Args:
+        queries: uint8 `[n, height, width, 3]`.
+        neighbours: by the name of the distance: uint8 `[n, k, height, width, 3]`, the nearest first.
+        first: what the queries are.
+        caption: of the picture.
+    """
+    parts, labels, k = [], [], 0
+    for name, images in neighbours.items():
+        k = images.shape[1]
+        parts.append(np.concatenate([queries[:, None], images], 1))
+        labels += [first, f"{name}: 1", *(str(number) for number in range(2, k + 1))]
+    return grid(np.concatenate(parts, 1), caption, group=(0, k + 1), column_labels=labels, about=1000)
 
 
 def save_pictures(model: DecoupledModel, images: np.ndarray, folder: pathlib.Path, prefix: str, seed: int = 0) -> int:

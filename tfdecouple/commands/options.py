@@ -1,0 +1,91 @@
+"""Arguments that the commands about a run share."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import Any
+
+from tfdecouple.errors import UserError
+
+
+def command(commands: Any, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
+    """Adds a command.
+
+    Args:
+        commands: what `add_subparsers` returned.
+        name: of the command.
+        summary: one line for the list of commands, without a full stop.
+        details: what its help says besides.
+    """
+    description = f"{summary[0].upper()}{summary[1:]}.{details and f' {details}'}"
+    return commands.add_parser(name, help=summary, description=description)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Adds --run and --out."""
+    parser.add_argument("--run", required=True, metavar="RUN", help="run folder; it may still be training")
+    add_out(parser)
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Adds --out."""
+    parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="folder for the pictures; default RUN/pictures")
+
+
+def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
+    """Adds --count and --seed."""
+    parser.add_argument("--count", type=int, default=count, metavar="N", help=f"{what} (default {count})")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn at random (default 0)")
+
+
+def add_data(parser: argparse.ArgumentParser, split: str = "test") -> None:
+    """Adds --split, --data, --data-dir and --download."""
+    parser.add_argument("--split", default=split, metavar="NAME", help=f"train, validation or test (default {split})")
+    parser.add_argument("--data", metavar="SOURCE", help="photographs, a TFDS name or folder:PATH; default the run's")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets; default the run's")
+    parser.add_argument("--download", action="store_true", help="download and prepare the TFDS data set if missing")
+
+
+def add_pairs(parser: argparse.ArgumentParser) -> None:
+    """Adds --pairs and --pairing."""
+    parser.add_argument(
+        "--pairs",
+        nargs="+",
+        metavar="FILE",
+        help="own images of any size, two and two, instead of the data set's: a.png b.png [c.png d.png ...]",
+    )
+    parser.add_argument(
+        "--pairing", metavar="HOW", help="within a class, across classes or any; default as the labels allow"
+    )
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuses impossible values of the shared arguments.
+
+    Raises:
+        UserError: naming the argument and its value.
+    """
+    at_least(options, "count", 1)
+    at_least(options, "seed", 0)
+    if getattr(options, "seed", 0) >= 2**31:
+        raise UserError(f"--seed is {options.seed}; it must be below 2**31")
+    pairs = getattr(options, "pairs", None)
+    if pairs is not None and len(pairs) % 2:
+        raise UserError(f"--pairs got {len(pairs)} images; it takes them two and two, an even number")
+    pairing = getattr(options, "pairing", None)
+    if pairing not in (None, "within", "across", "any"):
+        raise UserError(f"--pairing is {pairing!r}; it must be within, across or any")
+    if pairing and pairs:
+        raise UserError(f"--pairing {pairing} and --pairs exclude each other: own images have no labels")
+
+
+def at_least(options: argparse.Namespace, name: str, least: int) -> None:
+    """Refuses a whole number below `least`.
+
+    Raises:
+        UserError: naming the argument and its value.
+    """
+    value = getattr(options, name, None)
+    if value is not None and value < least:
+        raise UserError(f"--{name} is {value}; it must be at least {least}")

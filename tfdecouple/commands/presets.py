@@ -1,0 +1,31 @@
+"""`python -m tfdecouple presets`: what can be trained."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tfdecouple.config import load_preset, preset_names
+
+
+def add_parser(commands: Any) -> None:
+    """Describes the arguments."""
+    parser = commands.add_parser("presets", help="list the presets", description="Lists the presets.")
+    parser.add_argument("name", nargs="?", help="say all about one preset")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the presets with their parameter counts, or all about one.
+
+    Raises:
+        ConfigError: where there is no such preset.
+    """
+    from tfdecouple.parameters import count_parameters
+
+    names = [options.name] if options.name else preset_names()
+    for name in names:
+        config = load_preset(name)
+        print(f"{name:26} {count_parameters(config.model)['total']:>12,} parameters  {config.description}")
+        if options.name:
+            print(f"\n{config.notes}\n\n{config.to_json()}", end="")
+    return 0

@@ -1,0 +1,191 @@
+"""Plots of figures: curves of training, and codes in the plane."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+# Okabe and Ito's colours, which people of any colour vision tell apart; the dark ones first.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "^", "s", "D", "v", "P", "X")
+_GREY = "#999999"
+_TEXT, _SMALL = 12, 11
+_NAMES = {"bits_per_dim": "bits/dim", "kl": "KL of z, nats/image", "learning_rate": "learning rate"}
+
+# A line of a curve: steps and values, both `[n]`.
+Line = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """What one run's log holds.
+
+    Attributes:
+        name: of the run, for the legend.
+        train: by the name of the figure, a line.
+        validation: the same.
+    """
+
+    name: str
+    train: Mapping[str, Line]
+    validation: Mapping[str, Line]
+
+
+def curves_figure(runs: Sequence[Curves]) -> Figure:
+    """Draws bits/dim, KL and learning rate over the updates of one or several runs.
+
+    Training is thin, validation thick with a point at each evaluation. A figure that no run has gets no panel. The axis
+    of bits/dim leaves out the first steep fall, where it would press the rest together.
+
+    Args:
+        runs: at least one, with a row of training or validation among them.
+    """
+    figure = _figure(9, 6.6)
+    lower = [name for name in ("kl", "learning_rate") if any(_of(run, name) for run in runs)]
+    grid = figure.add_gridspec(2 if lower else 1, max(len(lower), 1), height_ratios=(1.7, 1) if lower else None)
+    panels = {"bits_per_dim": figure.add_subplot(grid[0, :])}
+    panels |= {name: figure.add_subplot(grid[1, number]) for number, name in enumerate(lower)}
+    for name, axes in panels.items():
+        for number, run in enumerate(runs):
+            colour, marker = COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
+            alone = len(runs) == 1
+            if name in run.train:
+                only = name == "learning_rate"
+                axes.plot(
+                    *run.train[name],
+                    color=colour,
+                    linewidth=1.6 if only else 1,
+                    alpha=1 if only else 0.55,
+                    label="training" if alone else f"{run.name}, training",
+                )
+            if name in run.validation:
+                axes.plot(
+                    *run.validation[name],
+                    color=COLOURS[1] if alone else colour,
+                    linewidth=2,
+                    marker=marker,
+                    markersize=6,
+                    label="validation" if alone else f"{run.name}, validation",
+                )
+        _plain(axes)
+        axes.set_ylabel(_NAMES[name], fontsize=_TEXT)
+        axes.set_xlabel("update", fontsize=_TEXT)
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_xlim(left=0)
+        if name != "bits_per_dim":
+            axes.set_ylim(bottom=0)
+    if "learning_rate" in panels:
+        panels["learning_rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    bits = panels["bits_per_dim"]
+    _leave_out_the_fall(bits, [line for run in runs for line in _of(run, "bits_per_dim")])
+    bits.legend(fontsize=_SMALL, frameon=False)
+    bits.set_title(runs[0].name if len(runs) == 1 else f"{len(runs)} runs", fontsize=_TEXT + 2, loc="left")
+    return figure
+
+
+def projection_figure(
+    points: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    axis_names: Sequence[str],
+    title: str,
+    most: int = 14,
+) -> Figure:
+    """Draws codes projected to the plane, coloured by label.
+
+    Args:
+        points: `[n, 2]`.
+        labels: int `[n]`; -1 for none.
+        names: one per label; empty where there are none.
+        axis_names: what the two axes are.
+        title: of the plot.
+        most: labels that get a colour and shape of their own, the most frequent ones; the others are grey.
+    """
+    figure = _figure(9, 6.6)
+    axes = figure.add_subplot()
+    present, counts = np.unique(labels[labels >= 0], return_counts=True)
+    own = np.sort(present[np.argsort(-counts, kind="stable")][:most])
+    size = float(np.clip(24000 / max(len(points), 1), 9, 60))
+    rest = ~np.isin(labels, own)
+    if rest.any():
+        colour, name = (COLOURS[0], "") if len(own) == 0 else (_GREY, "other")
+        axes.scatter(points[rest, 0], points[rest, 1], s=size, color=colour, alpha=0.7, linewidths=0, label=name)
+    for number, label in enumerate(own):
+        axes.scatter(
+            points[labels == label, 0],
+            points[labels == label, 1],
+            s=size,
+            color=COLOURS[number % len(COLOURS)],
+            marker=_MARKERS[(number + number // len(COLOURS)) % len(_MARKERS)],
+            alpha=0.75,
+            linewidths=0,
+            label=names[label] if label < len(names) else str(label),
+        )
+    _plain(axes)
+    axes.set_xlabel(axis_names[0], fontsize=_TEXT)
+    axes.set_ylabel(axis_names[1], fontsize=_TEXT)
+    axes.set_title(title, fontsize=_TEXT + 1, loc="left")
+    if len(own):
+        legend = axes.legend(
+            fontsize=_SMALL,
+            frameon=False,
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1),
+            borderaxespad=0,
+            handletextpad=0.2,
+        )
+        for handle in legend.legend_handles:
+            if handle is not None:
+                handle.set_alpha(1)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """Returns a figure as a PNG file."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Every property that a user's matplotlibrc could change and that shows is given here or below.
+    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
+    # Inches between a panel and its neighbours, or the border.
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    axes.set_facecolor("white")
+    axes.grid(True, color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=_SMALL)
+
+
+def _of(run: Curves, name: str) -> list[Line]:
+    return [lines[name] for lines in (run.train, run.validation) if name in lines]
+
+
+def _leave_out_the_fall(axes: Axes, lines: Sequence[Line]) -> None:
+    values = np.concatenate([np.asarray(line[1], float) for line in lines]) if lines else np.zeros(0)
+    if len(values) < 2:
+        return
+    low, high = float(values.min()), float(values.max())
+    # Nine in ten values, and what lies as far again above them.
+    most = float(np.quantile(values, 0.9))
+    top = min(high, most + 0.5 * (most - low))
+    if top > low:
+        axes.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low))
+
+
+def _thousands(value: float, _: object) -> str:
+    return f"{value / 1000:g}k" if value >= 10000 else f"{value:g}"

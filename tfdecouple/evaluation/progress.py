@@ -1,0 +1,53 @@
+"""How far a measurement is, for whoever waits for it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+# Where there is no terminal: a first line after so many seconds, then one at most this often.
+_FIRST, _INTERVAL = 5.0, 15.0
+
+
+class Counter:
+    """A bar on a terminal, a plain line now and then elsewhere; on standard error, so that results stand alone.
+
+    Args:
+        what: is counted, such as "importance-weighted bound".
+        total: how many there are to count.
+        file: where to; standard error by default.
+    """
+
+    def __init__(self, what: str, total: int, file: TextIO | None = None):
+        self._what = what
+        self._total = total
+        self._file = file or sys.stderr
+        self._next = time.monotonic() + _FIRST
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> Counter:
+        if self._file.isatty():
+            self._bar = tqdm(
+                total=self._total, desc=self._what, unit="image", file=self._file, dynamic_ncols=True, leave=False
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, done: int) -> None:
+        """Says how many are done."""
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _INTERVAL
+            print(f"{self._what}: {done} of {self._total} images", file=self._file, flush=True)
