@@ -162,6 +162,13 @@ class Report:
             self.latency_ms[endpoint][str(batch)] = round(1000 * seconds, 3)
 
 
+def run_check(check: Callable[..., Report], arguments: Sequence[str]) -> int:
+    """Runs a process of the gate: its arguments are FOLDER CASES REPORT OPTIONS, the last as JSON."""
+    folder, cases, report, options = arguments
+    check(pathlib.Path(folder), load_cases(pathlib.Path(cases)), **json.loads(options)).save(pathlib.Path(report))
+    return 0
+
+
 def reason(error: BaseException) -> str:
     """Returns in one line why something failed: of an error raised while another was handled, the first."""
     while error.__context__ is not None:

@@ -5,7 +5,6 @@ It uses the files as their users will: by the ONNX checker, by ONNX Runtime, by 
 
 from __future__ import annotations
 
-import json
 import pathlib
 import sys
 
@@ -13,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from export.gate.arrays import DRAWN, Arrays, Report, difference, group, load_cases
+from export.gate.arrays import DRAWN, Arrays, Report, difference, group, run_check
 
 FILES = {"encode": "encoder", "decode": "decoder", "sample": "sampler"}
 
@@ -126,15 +125,5 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the process."""
-    folder, cases, report, options = arguments
-    given = json.loads(options)
-    check(pathlib.Path(folder), load_cases(pathlib.Path(cases)), given["exact"], given["precisions"]).save(
-        pathlib.Path(report)
-    )
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_check(check, sys.argv[1:]))

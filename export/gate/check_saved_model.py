@@ -6,11 +6,10 @@ nothing of Python objects: what only Python can load does not pass.
 
 from __future__ import annotations
 
-import json
 import pathlib
 import sys
 
-from export.gate.arrays import DRAWN, Arrays, Report, load_cases, reason
+from export.gate.arrays import DRAWN, Arrays, Report, reason, run_check
 from tfdecouple.process import start_tensorflow
 
 _TIMED = ("encode", "decode", "sample")
@@ -68,15 +67,5 @@ def check(folder: pathlib.Path, cases: Arrays, exact: bool, endpoints: list[str]
     return report
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the process."""
-    folder, cases, report, options = arguments
-    given = json.loads(options)
-    check(pathlib.Path(folder), load_cases(pathlib.Path(cases)), given["exact"], given["endpoints"]).save(
-        pathlib.Path(report)
-    )
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_check(check, sys.argv[1:]))

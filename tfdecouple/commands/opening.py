@@ -15,6 +15,7 @@ from tfdecouple.data import Source, chosen_batches, open_source
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.messages import one_line
 from tfdecouple.errors import DataError, UserError
+from tfdecouple.evaluation import subset
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_config, load_weights
 
@@ -109,12 +110,8 @@ def open_data(run: OpenedRun, options: argparse.Namespace) -> Source:
 
 
 def drawn_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
-    """Returns `count` different indices of a split, or all where there are fewer, drawn with the seed.
-
-    Drawn, since folders are sorted by label: their first images would be all of one class.
-    """
-    size = source.sizes[split]
-    return np.random.default_rng(seed).permutation(size)[: min(count, size)]
+    """Returns `count` different indices of a split, or all where there are fewer, drawn with the seed."""
+    return subset.drawn_indices(source, split, min(count, source.sizes[split]), seed)
 
 
 def load_chosen(source: Source, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
