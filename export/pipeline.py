@@ -162,16 +162,10 @@ class _Export:
         save_saved_model(fold(model), offered, folder, lambda name: self.say(f"SavedModel: {name}"))
         write_warmup(folder, origin.name, offered)
         self.say("checking the SavedModel in a process of its own")
-        report = pass_gate(
-            "check_saved_model",
-            folder,
-            cases,
-            exact=origin.config.model.alpha < 1,
-            endpoints=[endpoint.name for endpoint in offered],
-        )
-        self._tell(report)
+        signatures = [endpoint.name for endpoint in offered]
+        report = self._pass_gate("check_saved_model", folder, cases, endpoints=signatures)
         formats["savedmodel"] = _entry(origin, report, [f"savedmodel/{version}"])
-        formats["savedmodel"]["signatures"] = [endpoint.name for endpoint in offered]
+        formats["savedmodel"]["signatures"] = signatures
         return version
 
     def _onnx(self, place: Place, cases: pathlib.Path, formats: dict[str, Any]) -> pathlib.Path:
@@ -191,20 +185,15 @@ class _Export:
                 save_onnx(with_smaller_weights(whole, precision), folder / f"{endpoint.onnx}.{precision}.onnx")
             save_onnx(whole, folder / f"{endpoint.onnx}.onnx")
         self.say("checking the ONNX files in a process of its own")
-        report = pass_gate(
-            "check_onnx",
-            folder,
-            cases,
-            exact=origin.config.model.alpha < 1,
-            precisions=list(self.request.precisions),
-        )
-        self._tell(report)
+        report = self._pass_gate("check_onnx", folder, cases, precisions=list(self.request.precisions))
         files = sorted(path.name for path in folder.iterdir())
         formats["onnx"] = _entry(origin, report, [f"onnx/{name}" for name in files])
         formats["onnx"]["bytes"] = {name: (folder / name).stat().st_size for name in files}
         return folder
 
-    def _tell(self, report: Report) -> None:
+    def _pass_gate(self, check: str, folder: pathlib.Path, cases: pathlib.Path, **options: object) -> Report:
+        """Runs a check, and tells what it measured."""
+        report = pass_gate(check, folder, cases, exact=self._origin.config.model.alpha < 1, **options)
         for endpoint, outputs in report.parity.items():
             for output, figures in outputs.items():
                 if "differing" in figures:
@@ -214,6 +203,7 @@ class _Export:
                 self.say(f"  {endpoint}: {output}: {text}")
         trips = ", ".join(f"{kind} {e['identical']}/{e['images']}" for kind, e in report.round_trip.items())
         self.say(f"  identical after encode and decode: {trips}")
+        return report
 
     def _publish(self, place: Place, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
         self.say("putting it in place")

@@ -53,17 +53,22 @@ def modules():
 MODULES = modules()
 
 
-def imports(file):
-    """Dotted names below the package that a file imports, anywhere in it."""
+def imported_names(file):
+    """Dotted names of modules that a file imports, anywhere in it; of our two packages each name by itself."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} has a relative import"
-            names = {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "tfdecouple" else set()
-            found |= names or {node.module}
-    inside = {name.removeprefix("tfdecouple.") for name in found if name.startswith("tfdecouple.")}
+            ours = node.module in ("tfdecouple", "export")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if ours else {node.module}
+    return found
+
+
+def imports(file):
+    """Dotted names below the package that a file imports, anywhere in it."""
+    inside = {name.removeprefix("tfdecouple.") for name in imported_names(file) if name.startswith("tfdecouple.")}
     return {name for name in inside if section(name) in {section(module) for module in MODULES}}
 
 
@@ -103,18 +108,6 @@ class TestImportRule:
             graph = {module: needed for module, needed in graph.items() if module not in free}
 
 
-def imported_names(file):
-    """Dotted names of modules that a file imports, anywhere in it."""
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file} has a relative import"
-            names.add(node.module)
-    return names
-
-
 class TestExportPackage:
     # Of `export`, in the order of the arrow: each may import what stands before it.
     ORDER = [
@@ -149,7 +142,9 @@ class TestExportPackage:
             own = section(".".join(file.relative_to(EXPORT).with_suffix("").parts))
             if own == "__init__":
                 continue
-            inside = {section(name.removeprefix("export.")) for name in imported_names(file) if "export." in name}
+            inside = {
+                section(name.removeprefix("export.")) for name in imported_names(file) if name.startswith("export.")
+            }
             assert inside <= {own, *self.ORDER[: self.ORDER.index(own)]}, file
             assert not {"tfdecouple.cli", "tfdecouple.training", "tests", "train"} & imported_names(file), file
 
