@@ -256,6 +256,9 @@ class TrainingConfig:
         weight_decay: decoupled decay of every trainable parameter, times the learning rate.
         clip_norm: largest global norm of the gradient; 0 for no clipping.
         ema_decay: decay of the averaged weights used for evaluation and sampling; 0 for none.
+        kl_weight: weight of the KL term in the loss; 1 in the paper. Below 1, z keeps more of the image. What is
+            reported is always the whole bound, with weight 1.
+        kl_warmup_steps: updates over which the weight rises linearly from 0; 0 in the paper.
         precision: "float32", or "mixed_bfloat16" for the coupling nets' products.
         seed: of everything drawn at random.
         init_images: training images for the data-dependent initialisation.
@@ -280,6 +283,8 @@ class TrainingConfig:
     weight_decay: float = 1e-6
     clip_norm: float = 0.0
     ema_decay: float = 0.0
+    kl_weight: float = 1.0
+    kl_warmup_steps: int = 0
     precision: str = "float32"
     seed: int = 0
     init_images: int = 512
@@ -319,6 +324,8 @@ class TrainingConfig:
             "weight_decay",
             "clip_norm",
             "epsilon",
+            "kl_weight",
+            "kl_warmup_steps",
             "evaluation_images",
             "seed",
         ):

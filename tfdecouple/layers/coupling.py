@@ -115,9 +115,9 @@ class Coupling(InvertibleLayer):
         """Returns s of the transformed channels of x; all ones for an additive coupling."""
         x, condition = self._prepare(x, condition)
         kept, transformed = self._split(x)
-        if self.transform == "additive":
-            return tf.ones_like(transformed)
-        return self._scale_bijector(self.net.call(kept, condition)).forward(tf.ones_like(transformed))
+        scale, _ = self._bijectors(kept, condition)
+        ones = tf.ones_like(transformed)
+        return ones if scale is None else scale.forward(ones)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -134,29 +134,32 @@ class Coupling(InvertibleLayer):
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         kept, transformed = self._split(x)
-        parameters = self.net.call(kept, condition)
-        shift, log_det = self._shift_bijector(parameters), tf.zeros(tf.shape(x)[:1], x.dtype)
-        if self.transform == "affine":
-            scale = self._scale_bijector(parameters)
+        scale, shift = self._bijectors(kept, condition)
+        log_det = tf.zeros(tf.shape(x)[:1], x.dtype)
+        if scale is not None:
             log_det = _sum_per_image(scale.forward_log_det_jacobian(transformed, event_ndims=0))
             transformed = scale.forward(transformed)
         return self._merge(kept, shift.forward(transformed)), log_det
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         kept, transformed = self._split(y)
-        parameters = self.net.call(kept, condition)
-        transformed, log_det = self._shift_bijector(parameters).inverse(transformed), tf.zeros(tf.shape(y)[:1], y.dtype)
-        if self.transform == "affine":
-            scale = self._scale_bijector(parameters)
+        scale, shift = self._bijectors(kept, condition)
+        transformed, log_det = shift.inverse(transformed), tf.zeros(tf.shape(y)[:1], y.dtype)
+        if scale is not None:
             log_det = -_sum_per_image(scale.forward_log_det_jacobian(transformed, event_ndims=0))
             transformed = scale.inverse(transformed)
         return self._merge(kept, transformed), log_det
 
-    def _shift_bijector(self, parameters: tf.Tensor) -> tfb.Bijector:
-        return tfb.Shift(parameters[..., : self._n_transformed])
+    def _bijectors(self, kept: tf.Tensor, condition: tf.Tensor | None) -> tuple[tfb.Bijector | None, tfb.Bijector]:
+        """Returns what scales x_b (None for an additive coupling) and what shifts it."""
+        parameters = self.net.call(kept, condition)
+        if self.transform == "additive":
+            return None, tfb.Shift(parameters)
+        # Split once, since the gradient of two slices is two arrays of zeros with something in them, then their sum.
+        shift, raw = tf.split(parameters, 2, -1)
+        return self._scale_bijector(raw), tfb.Shift(shift)
 
-    def _scale_bijector(self, parameters: tf.Tensor) -> tfb.Bijector:
-        raw = parameters[..., self._n_transformed :]
+    def _scale_bijector(self, raw: tf.Tensor) -> tfb.Bijector:
         if self.alpha == 1:
             # 1 + tanh(u/2) = 2*sigmoid(u), whose logarithm stays finite where the scale itself underflows.
             log_two = tf.math.log(tf.constant(2.0, raw.dtype))

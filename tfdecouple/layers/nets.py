@@ -125,7 +125,7 @@ class ConvNet(CouplingNet):
             shift = tf.matmul(condition, tf.convert_to_tensor(self.condition_kernel)) + tf.convert_to_tensor(
                 self.condition_bias
             )
-            h += tf.cast(shift, dtype)[:, None, None, :]
+            h += tf.reshape(tf.cast(shift, dtype), [-1, 1, 1, self.hidden])
         h = tf.nn.conv2d(tf.nn.elu(h), tf.cast(self.last.kernel(), dtype), 1, "SAME")
         return tf.cast(h, self.compute_dtype) + tf.convert_to_tensor(self.last.bias)
 

@@ -1,4 +1,4 @@
-"""The learning rate of each update (paper appendix C.2)."""
+"""What changes from update to update: the learning rate (paper appendix C.2) and the weight of the KL term."""
 
 from __future__ import annotations
 
@@ -25,3 +25,16 @@ def learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     rising = WARMUP_START + (peak - WARMUP_START) * update / max(warmup, 1.0)
     falling = peak * tf.pow(tf.constant(config.decay_rate, tf.float64), update - warmup)
     return tf.cast(tf.where(update < warmup, rising, falling), tf.float32)
+
+
+def kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
+    """Returns the weight of the KL term in the loss of an update, float32.
+
+    Linear from 0 to `kl_weight` over `kl_warmup_steps` updates, then constant. The paper has 1 throughout.
+
+    Args:
+        config: holds `kl_weight` and `kl_warmup_steps`.
+        update: number of updates applied before this one, an integer scalar.
+    """
+    risen = tf.cast(update, tf.float32) / max(config.kl_warmup_steps, 1)
+    return config.kl_weight * (tf.minimum(1.0, risen) if config.kl_warmup_steps else tf.ones_like(risen))

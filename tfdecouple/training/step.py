@@ -13,7 +13,7 @@ from tfdecouple import randomness
 from tfdecouple.config import Config
 from tfdecouple.layers import net_precision
 from tfdecouple.training.adam import Adam
-from tfdecouple.training.schedule import learning_rate
+from tfdecouple.training.schedule import kl_weight, learning_rate
 from tfdecouple.training.state import TrainingState
 
 
@@ -148,7 +148,8 @@ class TrainStep:
             with tf.GradientTape() as tape:
                 elbo = model.elbo_from_noise(images, z_noise, u_noise, training=True)
                 shares = [tf.reduce_sum(part) / training.batch_size for part in elbo[:3]]
-                loss = tf.add_n(shares)
+                reconstruction, kl, dequantization = shares
+                loss = reconstruction + kl_weight(training, self._state.updates) * kl + dequantization
             gradients = tape.gradient(loss, list(self._state.trainable.values()), unconnected_gradients="zero")
         moving = [
             tf.convert_to_tensor(scope.get_current_value(variable)) / training.micro_batches
