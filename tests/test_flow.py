@@ -28,7 +28,7 @@ from tensorflow_probability import distributions as tfd
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.flow import FactorOut, Flow, FlowStep
-from tfdecouple.layers import ActNorm, Coupling, InvertibleConv1x1, InvertibleLinear
+from tfdecouple.layers import ActNorm, Coupling, InvertibleConv1x1, InvertibleLinear, rematerialized
 from tfdecouple.prior import PriorFlow, PriorStep
 
 BATCH = 2
@@ -377,6 +377,37 @@ class TestPrograms:
         layer = Flow(dataclasses.replace(SMALL, steps=(2, 3), hidden_channels=(4, 4)))
         layer.forward_and_log_det(np.zeros((1, 4, 4, 3)), np.zeros((1, 4)))
         assert len(traces) == 2
+
+    @pytest.mark.parametrize("condition", [True, False])
+    def test_rematerialisation_runs_each_step_again_for_the_same_gradients(self, condition):
+        layer = Flow(
+            dataclasses.replace(
+                SMALL, steps=(2, 3), hidden_channels=(4, 4), conditioning="coupling" if condition else "none"
+            )
+        )
+        x = tf.random.stateless_normal((2, 4, 4, 3), [0, 1])
+        z = tf.random.stateless_normal((2, 4), [0, 2]) if condition else None
+        layer.build()
+        give_effect(layer)
+        weights = [variable.value for variable in layer.trainable_variables]
+
+        def gradients(on):
+            with rematerialized(on), tf.GradientTape() as tape:
+                v, log_det = layer.forward_and_log_det(x, z)
+                loss = tf.reduce_sum(v**2) - tf.reduce_sum(log_det)
+            return [loss, *tape.gradient(loss, weights)]
+
+        def forward_calls(on):
+            graph = tf.function(gradients, autograph=False).get_concrete_function(on).graph
+            return sum("PartitionedCall" in operation.type for operation in graph.get_operations())
+
+        plain, again = (tf.function(gradients, autograph=False)(on) for on in (False, True))
+        for ours, theirs in zip(again, plain, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        # Forward and backward, or forward, forward again and backward.
+        steps = 5
+        assert forward_calls(False) == 2 * steps
+        assert forward_calls(True) == 3 * steps
 
 
 class TestDensity:

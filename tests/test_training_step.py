@@ -11,7 +11,7 @@ from conftest import SMALL, give_effect, random_images
 
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.training.adam import Adam
-from tfdecouple.training.schedule import learning_rate
+from tfdecouple.training.schedule import kl_weight, learning_rate
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.strategy import make_strategy
@@ -98,6 +98,12 @@ class TestSchedule:
     def test_begins_at_the_peak_without_warmup(self):
         rate = learning_rate(TrainingConfig(learning_rate=1e-3, warmup_steps=0), tf.constant(0))
         np.testing.assert_allclose(rate, 1e-3, rtol=1e-6)
+
+    @pytest.mark.parametrize(("warmup", "expected"), [(0, [0.4, 0.4, 0.4]), (4, [0.0, 0.1, 0.4])])
+    def test_weight_of_the_kl_rises_linearly_and_stays(self, warmup, expected):
+        config = TrainingConfig(kl_weight=0.4, kl_warmup_steps=warmup)
+        weights = [kl_weight(config, tf.constant(update, tf.int64)) for update in (0, 1, 100)]
+        np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
 class TestAdam:
@@ -200,6 +206,30 @@ class TestStep:
             # The first moment after one update is (1 - beta_1) times the gradient as it was applied.
             moments = np.concatenate([value.ravel() for name, value in values.items() if name.startswith("means/")])
             assert np.linalg.norm(moments) == pytest.approx(0.1 * norm, rel=1e-4)
+
+    def test_weight_of_the_kl_is_that_of_its_gradient_and_not_of_its_report(self, one_device):
+        # The prior's weights have no other gradient than the KL's.
+        trainer = Trainer(kl_weight=0.25, kl_warmup_steps=1)
+        moments = []
+        for _ in range(2):
+            before = trainer.values()
+            result = trainer.take()
+            after = trainer.values()
+            moments.append(
+                {n: after[n] - 0.9 * before[n] for n in after if n.startswith("means/prior_flow/")},
+            )
+        assert moments[0]
+        assert all(not value.any() for value in moments[0].values())
+        assert all(value.any() for value in moments[1].values())
+        assert result.bits_per_dim == pytest.approx(
+            (result.reconstruction + result.kl + result.dequantization) / (8 * 8 * 3 * math.log(2)) + 7, rel=1e-5
+        )
+
+    def test_rematerialisation_changes_no_bit(self, one_device):
+        trainer = Trainer(remat=True)
+        result = trainer.take()
+        assert result == one_device[2][0]
+        assert_equal(trainer.values(), one_device[1][1])
 
     def test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss(self, one_device):
         trainer = Trainer(precision="mixed_bfloat16")

@@ -260,6 +260,8 @@ class TrainingConfig:
             reported is always the whole bound, with weight 1.
         kl_warmup_steps: updates over which the weight rises linearly from 0; 0 in the paper.
         precision: "float32", or "mixed_bfloat16" for the coupling nets' products.
+        remat: whether the flow's activations are computed again in the backward pass instead of kept: less memory,
+            more time, the same numbers.
         seed: of everything drawn at random.
         init_images: training images for the data-dependent initialisation.
         max_skipped_steps: updates in a row that may be skipped for values that are not finite.
@@ -286,6 +288,7 @@ class TrainingConfig:
     kl_weight: float = 1.0
     kl_warmup_steps: int = 0
     precision: str = "float32"
+    remat: bool = False
     seed: int = 0
     init_images: int = 512
     max_skipped_steps: int = 10

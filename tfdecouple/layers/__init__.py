@@ -6,6 +6,7 @@ from tfdecouple.layers.coupling import Coupling
 from tfdecouple.layers.linear import InvertibleConv1x1, InvertibleLinear
 from tfdecouple.layers.nets import MLP, ConvNet
 from tfdecouple.layers.precision import net_precision
+from tfdecouple.layers.remat import rematerialized
 from tfdecouple.layers.squeeze import Squeeze
 from tfdecouple.layers.whitening import ConditionalWhitening
 
@@ -22,4 +23,5 @@ __all__ = [
     "InvertibleSequence",
     "Squeeze",
     "net_precision",
+    "rematerialized",
 ]

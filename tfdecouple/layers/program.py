@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.layers.base import InvertibleLayer
 from tfdecouple.layers.precision import current_net_precision
+from tfdecouple.layers.remat import is_rematerialized, run_rematerialized
 
 
 class SharedPrograms:
@@ -44,6 +45,8 @@ class SharedPrograms:
             self._functions[key] = _traced(method, layer)
         # A tensor, not the variable: a tf.function treats each variable it is given as a new constant.
         weights = [tf.convert_to_tensor(variable) for variable in layer.variables]
+        if is_rematerialized():
+            return run_rematerialized(self._functions[key], weights, x, condition)
         return self._functions[key](weights, x, condition)
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import Config
-from tfdecouple.layers import net_precision
+from tfdecouple.layers import net_precision, rematerialized
 from tfdecouple.training.adam import Adam
 from tfdecouple.training.schedule import kl_weight, learning_rate
 from tfdecouple.training.state import TrainingState
@@ -144,7 +144,7 @@ class TrainStep:
         dtype = "bfloat16" if training.precision == "mixed_bfloat16" else "float32"
         # A stateless scope catches the new moving statistics of batch normalisation: a step that turns out not to be
         # finite must leave them alone, too.
-        with keras.StatelessScope() as scope, net_precision(dtype):
+        with keras.StatelessScope() as scope, net_precision(dtype), rematerialized(training.remat):
             with tf.GradientTape() as tape:
                 elbo = model.elbo_from_noise(images, z_noise, u_noise, training=True)
                 shares = [tf.reduce_sum(part) / training.batch_size for part in elbo[:3]]
