@@ -15,13 +15,15 @@ A phase is a kind and a number of images: train, eval, encode, decode, sample or
 TensorFlow is set up as the programs set it up, with --threads for both of its pools, which `train.py` leaves at the
 number of cores. Images are crops of the embedded photographs, or random ones where a model's images are larger than
 those. The last line is one JSON object. `first_step_s` counts from the start of the process to the end of the first
-call; the first two calls are not among the repetitions, each of which takes --seconds or longer. `step_peak_rss_mib` is
-the largest resident memory from the first repetition on, `peak_rss_mib` that of the whole process.
+call; the first two calls are not among the repetitions, each of which takes --seconds or longer. `peak_rss_mib` is the
+largest resident memory of the whole process; `rss_before_call_mib` and `call_peak_rss_mib` are that before and during a
+last call, when what tracing left behind has been given back to the system.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import math
@@ -114,7 +116,6 @@ def measure(options: argparse.Namespace) -> int:
     begun = time.perf_counter()
     work.call()
     second = time.perf_counter() - begun
-    reset_peak()
     calls = max(1, math.ceil(options.seconds / second)) if kind != "first_step" else 1
     walls, cpus = timed(work.call, 0 if kind == "first_step" else options.reps, calls)
     row = {
@@ -133,7 +134,6 @@ def measure(options: argparse.Namespace) -> int:
         **{f"{name}_s": round(seconds, 2) for name, seconds in marks.items()},
         "second_step_s": round(second, 4),
         "peak_rss_mib": round(peak_rss_mib(), 1),
-        "step_peak_rss_mib": step_peak_rss_mib() if walls else None,
     }
     if walls:
         images = work.images * calls
@@ -144,6 +144,7 @@ def measure(options: argparse.Namespace) -> int:
             "ms_per_call": round(1000 * statistics.median(walls) / calls, 3),
             "reps": options.reps,
             "calls_per_rep": calls,
+            **call_memory_mib(work.call),
         }
     print(json.dumps(row), flush=True)
     return 0
@@ -361,21 +362,24 @@ def peak_rss_mib() -> float:
     return size / 2**20 if sys.platform == "darwin" else size / 2**10
 
 
-def reset_peak() -> None:
-    """Lets `step_peak_rss_mib` begin anew (Linux alone)."""
+def call_memory_mib(call: Callable[[], Any]) -> dict[str, float | None]:
+    """Returns the resident memory before one more call and the largest during it; None where the system does not say.
+
+    Memory that earlier work has left free in this process is given back first: it would be filled unseen.
+    """
     try:
+        ctypes.CDLL(None).malloc_trim(0)
         pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return
+    except (OSError, AttributeError):
+        return {"rss_before_call_mib": None, "call_peak_rss_mib": None}
+    before = _status_mib("VmRSS")
+    call()
+    return {"rss_before_call_mib": before, "call_peak_rss_mib": _status_mib("VmHWM")}
 
 
-def step_peak_rss_mib() -> float | None:
-    """Returns the largest resident memory since `reset_peak`; None where the system does not say."""
-    try:
-        status = pathlib.Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return None
-    match = re.search(r"VmHWM:\s+(\d+) kB", status)
+def _status_mib(name: str) -> float | None:
+    status = pathlib.Path("/proc/self/status").read_text(encoding="ascii")
+    match = re.search(rf"{name}:\s+(\d+) kB", status)
     return round(int(match[1]) / 2**10, 1) if match else None
 
 
