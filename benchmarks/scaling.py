@@ -13,7 +13,8 @@ Each point is a process of its own (`throughput.py`).
 
 An exponent is the slope of a straight line through the points of a table, both axes logarithmic, by least squares; 1 is
 linear. What does not grow (reading the images, the encoder) makes it smaller than it will be for larger work, so the
-last doubling has a column of its own. Memory per image is the difference between two batches of one depth; the
+last two points have a column of their own. Memory per image is the difference between two batches of one depth, the
+second twice the first and both large enough to need more than what tracing leaves behind in the process; the
 calculation beside it is that of the table of the presets.
 
 --docs puts each table that was made between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a file.
@@ -47,6 +48,8 @@ GPUS_GIB = (24, 80)
 # The rest of a GPU's memory: the CUDA context, the workspaces of convolutions, gaps between buffers.
 USABLE = 0.9
 GIB, MIB = 2**30, 2**20
+# What the smaller batch of a measurement of memory holds: tracing a deep model leaves some hundred MiB behind.
+MEMORY_MIB = 512
 # A line through noisy points of linear growth comes out a little steeper now and then.
 LINEAR = 1.05
 
@@ -60,7 +63,7 @@ def main() -> int:
     parser.add_argument("--kinds", default="train,encode,decode", help="of the batch table (default all but sample)")
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--depths", type=int, nargs="+", default=list(DEPTHS))
-    parser.add_argument("--depth-batches", type=int, nargs=2, default=[16, 64], help="of the depth table")
+    parser.add_argument("--depth-batch", type=int, default=16, help="of the depth table's times (default 16)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--from", dest="source", type=pathlib.Path, help="measure nothing: take this file's figures")
@@ -77,10 +80,10 @@ def scaling(options: argparse.Namespace) -> int:
     for name in names:
         if name not in TABLES:
             raise UserError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
-    for name in ("batches", "depths", "depth_batches"):
+    for name in ("batches", "depths"):
         values = getattr(options, name)
         if min(values) < 1 or len(set(values)) < 2:
-            raise UserError(f"--{name.replace('_', '-')} is {values}; it needs two numbers or more, each at least 1")
+            raise UserError(f"--{name} is {values}; it needs two numbers or more, each at least 1")
     if options.docs and not options.docs.is_file():
         raise UserError(f"--docs: there is no file {options.docs}")
     figures = read_figures(options.source) if options.source else {"machine": machine()}
@@ -141,35 +144,37 @@ def measure_depths(options: argparse.Namespace) -> list[dict[str, Any]]:
             plan = f"model.steps={json.dumps(deep.model.steps)}"
             # Few images to start from: what the start holds must not hide what a step holds.
             extra = ["--set", plan, "--set", "training.init_images=16", *(["--remat"] if remat else [])]
-            small, large = (run(options, f"train{batch}", extra) for batch in options.depth_batches)
-            if small["call_peak_rss_mib"] is None:
-                raise UserError(
-                    "this system does not say how much memory a step takes (Linux does); --tables batch,memory"
-                )
-            difference = large["call_peak_rss_mib"] - small["call_peak_rss_mib"]
+            row = run(options, f"train{options.depth_batch}", extra)
             precision = deep.training.precision
             expected = activations(deep.model, remat=remat, precision=precision).total / MIB
+            small = memory_batch(expected)
+            peaks = [run(options, f"first_step{batch}", extra)["peak_rss_mib"] for batch in (small, 2 * small)]
             rows.append(
-                small
+                row
                 | {
                     "depth": depth,
-                    "mib_per_image": difference / (large["batch"] - small["batch"]),
+                    "mib_per_image": (peaks[1] - peaks[0]) / small,
                     "calculated_mib_per_image": expected,
-                    "large_batch": large,
+                    "memory_batches": [small, 2 * small],
                 }
             )
     return rows
 
 
+def memory_batch(mib_per_image: float) -> int:
+    """Returns a batch that needs about MEMORY_MIB, within what a CPU gets through."""
+    return min(128, max(8, round(MEMORY_MIB / mib_per_image)))
+
+
 def run(options: argparse.Namespace, phase: str, extra: Sequence[str]) -> dict[str, Any]:
     """Runs one point and says so."""
-    arguments = ["--preset", options.preset, "--threads", str(options.threads), "--reps", str(options.reps), *extra]
+    arguments = ["--preset", options.preset, "--threads", str(options.threads), "--reps", str(options.reps)]
     for assignment in options.set:
         arguments += ["--set", assignment]
-    row = run_throughput(phase, *arguments)
-    print(
-        f"{phase} {' '.join(extra)}: {row['images_per_s']:.2f} images/s, {row['peak_rss_mib']:.0f} MiB", file=sys.stderr
-    )
+    # The depth after what the user sets, which must not undo it.
+    row = run_throughput(phase, *arguments, *extra)
+    rate = f"{row['images_per_s']:.2f} images/s, " if "images_per_s" in row else ""
+    print(f"{phase} {' '.join(extra)}: {rate}{row['peak_rss_mib']:.0f} MiB", file=sys.stderr)
     return row
 
 

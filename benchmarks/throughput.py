@@ -16,14 +16,12 @@ TensorFlow is set up as the programs set it up, with --threads for both of its p
 number of cores. Images are crops of the embedded photographs, or random ones where a model's images are larger than
 those. The last line is one JSON object. `first_step_s` counts from the start of the process to the end of the first
 call; the first two calls are not among the repetitions, each of which takes --seconds or longer. `peak_rss_mib` is the
-largest resident memory of the whole process; `rss_before_call_mib` and `call_peak_rss_mib` are that before and during a
-last call, when what tracing left behind has been given back to the system.
+largest resident memory of the whole process, tracing included.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import json
 import math
@@ -144,7 +142,6 @@ def measure(options: argparse.Namespace) -> int:
             "ms_per_call": round(1000 * statistics.median(walls) / calls, 3),
             "reps": options.reps,
             "calls_per_rep": calls,
-            **call_memory_mib(work.call),
         }
     print(json.dumps(row), flush=True)
     return 0
@@ -360,27 +357,6 @@ def peak_rss_mib() -> float:
     """Returns the largest resident memory that this process ever had."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size / 2**20 if sys.platform == "darwin" else size / 2**10
-
-
-def call_memory_mib(call: Callable[[], Any]) -> dict[str, float | None]:
-    """Returns the resident memory before one more call and the largest during it; None where the system does not say.
-
-    Memory that earlier work has left free in this process is given back first: it would be filled unseen.
-    """
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except (OSError, AttributeError):
-        return {"rss_before_call_mib": None, "call_peak_rss_mib": None}
-    before = _status_mib("VmRSS")
-    call()
-    return {"rss_before_call_mib": before, "call_peak_rss_mib": _status_mib("VmHWM")}
-
-
-def _status_mib(name: str) -> float | None:
-    status = pathlib.Path("/proc/self/status").read_text(encoding="ascii")
-    match = re.search(rf"{name}:\s+(\d+) kB", status)
-    return round(int(match[1]) / 2**10, 1) if match else None
 
 
 if __name__ == "__main__":
