@@ -336,8 +336,8 @@ def plot(figures: dict[str, Any], path: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     measured = figures.get("depth", [])
-    panels = 3 if measured else 1
-    figure, axes = pyplot.subplots(1, panels, figsize=(5 * panels, 4), squeeze=False)
+    panels = (2 if measured else 0) + len(GPUS_GIB)
+    figure, axes = pyplot.subplots(1, panels, figsize=(4.5 * panels, 4), squeeze=False)
     for remat in (False, True):
         rows = [row for row in measured if row["remat"] == remat]
         if rows:
@@ -350,18 +350,15 @@ def plot(figures: dict[str, Any], path: pathlib.Path) -> None:
     if measured:
         axes[0][0].set_title("a training step, ms")
         axes[0][1].set_title("memory per image, MiB")
-    last = axes[0][-1]
-    for number, name in enumerate(LARGE):
-        rows = [row for row in figures["memory"] if row["preset"] == name and row["depth"]]
-        depths = [row["depth"] for row in rows]
-        for key, style in (("plain", "o-"), ("remat", "s--")):
-            values = [row[f"{key}_gib_per_image"] + row["state_gib"] for row in rows]
-            label = name if key == "plain" else f"{name}, remat"
-            last.plot(depths, values, style, color=f"C{number}", label=label)
-    for gib in GPUS_GIB:
-        last.axhline(USABLE * gib, color="grey", linewidth=0.8)
-        last.annotate(f"a GPU of {gib} GiB", (1, USABLE * gib), va="bottom", fontsize=8)
-    last.set_title("one image and the state, GiB, calculated")
+    for gib, axis in zip(GPUS_GIB, axes[0][-len(GPUS_GIB) :], strict=True):
+        for number, name in enumerate(LARGE):
+            rows = [row for row in figures["memory"] if row["preset"] == name and row["depth"]]
+            for key, style in (("plain", "o-"), ("remat", "s--")):
+                # None at all has no logarithm.
+                fits = [(row["depth"], row[f"{key}_on_{gib}"]) for row in rows if row[f"{key}_on_{gib}"]]
+                label = name if key == "plain" else f"{name}, remat"
+                axis.plot(*zip(*fits, strict=True), style, color=f"C{number}", label=label)
+        axis.set_title(f"largest micro-batch on {gib} GiB, calculated")
     for each in axes[0]:
         each.set_xscale("log", base=2)
         each.set_yscale("log")
