@@ -1,0 +1,1 @@
+"""Programs that measure: how fast, how large, and how both grow. Each prints its figures as JSON."""

@@ -1,0 +1,204 @@
+"""What a model costs per image, read off its config: multiply-adds, and the bytes that training keeps.
+
+Nothing here is measured and no TensorFlow is needed. `scaling.py` compares the bytes with what processes really take.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from tfdecouple.config import Config, ModelConfig, override
+
+FLOAT32, BFLOAT16 = 4, 2
+
+# Backward multiply-adds for each forward one: the gradients of a product by its two factors.
+BACKWARD = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class CouplingSize:
+    """A coupling.
+
+    Attributes:
+        positions: height times width.
+        kept: channels that go into the net.
+        transformed: channels that it scales and shifts.
+        hidden: width of the net.
+        affine: whether it scales.
+        condition: size of z, or 0.
+    """
+
+    positions: int
+    kept: int
+    transformed: int
+    hidden: int
+    affine: bool
+    condition: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the net's output."""
+        return self.transformed * (2 if self.affine else 1)
+
+    def multiply_adds(self) -> int:
+        """Of the net's three convolutions, and once an image of the product with z."""
+        at_each = 9 * self.kept * self.hidden + self.hidden**2 + 9 * self.hidden * self.outputs
+        return self.positions * at_each + self.condition * self.hidden
+
+    def kept_bytes(self, alpha: float, net_bytes: int) -> int:
+        """Returns what the backward pass needs of the forward pass, per image.
+
+        The inputs of the three convolutions (the gradients of their kernels are made of them; that of an ELU is made
+        of its output, which the next convolution keeps anyway), and for the affine transform the raw scale or its
+        tanh, the scale, what it scales, and with alpha below 1 what its logarithm needs.
+        """
+        net = net_bytes * (self.kept + 2 * self.hidden)
+        scaling = FLOAT32 * self.transformed * ((3 if alpha == 1 else 4) if self.affine else 0)
+        return self.positions * (net + scaling)
+
+    def working_bytes(self, net_bytes: int) -> int:
+        """Returns what the backward pass of this coupling holds for a moment: the gradients of the hidden layers.
+
+        Of one ELU's input and output and of the layer before it, each `hidden` wide.
+        """
+        return self.positions * net_bytes * 3 * self.hidden
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSize:
+    """A layer of the flow: a step, or what stands before channels leave.
+
+    Attributes:
+        positions: height times width.
+        channels: of its input and output.
+        couplings: its couplings.
+        maps: how many actnorms and 1x1 convolutions it has; each keeps its input for the backward pass.
+    """
+
+    positions: int
+    channels: int
+    couplings: tuple[CouplingSize, ...]
+    maps: int
+
+    def multiply_adds(self) -> int:
+        """Of its couplings and its 1x1 convolution."""
+        return self.positions * self.channels**2 + sum(coupling.multiply_adds() for coupling in self.couplings)
+
+    def input_bytes(self) -> int:
+        """Of its input."""
+        return FLOAT32 * self.positions * self.channels
+
+    def kept_bytes(self, alpha: float, net_bytes: int) -> int:
+        """Returns what the backward pass needs of it, per image."""
+        return self.maps * self.input_bytes() + sum(each.kept_bytes(alpha, net_bytes) for each in self.couplings)
+
+    def working_bytes(self, net_bytes: int) -> int:
+        """Returns what its backward pass holds for a moment, per image."""
+        return max(coupling.working_bytes(net_bytes) for coupling in self.couplings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """Bytes per image of a micro-batch.
+
+    Attributes:
+        kept: from the forward to the backward pass.
+        working: held for a moment, at most.
+    """
+
+    kept: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.kept + self.working
+
+
+def flow_layers(config: ModelConfig) -> Iterator[LayerSize]:
+    """Yields the layers of the flow in the order of the forward pass."""
+    channels = 3
+    condition = config.latent_dim if config.conditioning == "coupling" else 0
+    for depth, (steps, hidden) in enumerate(zip(config.steps, config.hidden_channels, strict=True)):
+        channels *= 4 if depth else 1
+        positions = (config.image_size // 2**depth) ** 2
+        inner = isinstance(steps, tuple)
+        dropped = channels // config.inner_factors[depth - 1] if inner else 0
+        for count in steps if isinstance(steps, tuple) else (steps,):
+            half = channels // 2
+            affine = config.transform == "affine"
+            couplings = (CouplingSize(positions, channels - half, half, hidden, affine, condition),) * 4
+            for _ in range(count):
+                yield LayerSize(positions, channels, couplings, maps=3)
+            if dropped:
+                affine = config.multiscale_transform == "affine"
+                coupling = CouplingSize(positions, channels - dropped, dropped, hidden, affine, condition)
+                yield LayerSize(positions, channels, (coupling,), maps=2)
+            channels -= dropped
+
+
+def multiply_adds(config: ModelConfig) -> int:
+    """Returns the multiply-adds of the forward pass, per image: flow and encoder."""
+    encoder = sum(block.multiply_adds for block in _encoder_blocks(config)) if config.has_latent else 0
+    return encoder + sum(layer.multiply_adds() for layer in flow_layers(config))
+
+
+def activations(config: ModelConfig, *, remat: bool = False, precision: str = "float32") -> Activations:
+    """Returns the bytes that a training step holds per image of a micro-batch.
+
+    With `remat` of a layer of the flow its input alone is kept, and what its backward pass needs is computed anew
+    when its turn comes: then all of one layer is held at once, the largest in the worst case.
+
+    Args:
+        config: the architecture.
+        remat: whether each layer of the flow is computed again.
+        precision: "float32" or "mixed_bfloat16".
+    """
+    net_bytes = BFLOAT16 if precision == "mixed_bfloat16" else FLOAT32
+    layers = list(flow_layers(config))
+    encoder = sum(FLOAT32 * block.kept for block in _encoder_blocks(config)) if config.has_latent else 0
+    if remat:
+        kept = sum(layer.input_bytes() for layer in layers)
+        working = max(layer.kept_bytes(config.alpha, net_bytes) + layer.working_bytes(net_bytes) for layer in layers)
+    else:
+        kept = sum(layer.kept_bytes(config.alpha, net_bytes) for layer in layers)
+        working = max(layer.working_bytes(net_bytes) for layer in layers)
+    return Activations(kept + encoder, working)
+
+
+def with_depth(config: Config, steps: int) -> Config:
+    """Returns the config with so many steps in every part of every level."""
+    plan = [[steps] * len(entry) if isinstance(entry, tuple) else steps for entry in config.model.steps]
+    return override(config, [f"model.steps={plan}"])
+
+
+def state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1) -> int:
+    """Returns the bytes that do not depend on the batch, all float32.
+
+    Weights, gradients and Adam's two moments; averaged weights, where they are kept; with micro-batches the sum of
+    their gradients and the vector that is added to it.
+    """
+    return FLOAT32 * parameters * (4 + averages + (2 if micro_batches > 1 else 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """A block of the encoder: its multiply-adds, and the numbers that its backward pass needs, per image."""
+
+    multiply_adds: int
+    kept: int
+
+
+def _encoder_blocks(config: ModelConfig) -> Iterator[_Block]:
+    side, channels = config.image_size, 3
+    for planes in config.encoder_channels:
+        for strides in (1, 2):
+            padded, out = (side + 2) ** 2, math.ceil(side / strides)
+            shortcut = strides != 1 or channels != planes
+            products = 9 * channels * planes + 9 * planes**2 + (channels * planes if shortcut else 0)
+            # The padded input of both convolutions, what each batch normalisation sees, and both ELUs' outputs.
+            maps = (2 + shortcut + 2) * planes * out**2 + planes * (out + 2) ** 2
+            yield _Block(out**2 * products, channels * padded + maps)
+            side, channels = out, planes

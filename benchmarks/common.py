@@ -1,0 +1,95 @@
+"""What the benchmarks share: running one in a fresh process, what the machine is, tables."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tfdecouple.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+THROUGHPUT = ROOT / "benchmarks" / "throughput.py"
+
+# Threads that have nothing to do sleep, instead of taking a core from the others while they look for work.
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+
+
+def run_throughput(phase: str, *arguments: str) -> dict[str, Any]:
+    """Runs `throughput.py` in a process of its own and returns what it measured."""
+    return run_json([sys.executable, str(THROUGHPUT), "--phase", phase, *arguments])
+
+
+def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]:
+    """Runs a program with passive waiting and returns the JSON object in its last line.
+
+    Args:
+        command: the program and its arguments.
+        drop: names of environment variables that it must not see.
+
+    Raises:
+        UserError: where it fails, with what it said last.
+    """
+    environment = {name: value for name, value in {**os.environ, **PASSIVE}.items() if name not in drop}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    except OSError as error:
+        raise UserError(f"cannot run {command[0]}: {error.strerror}") from error
+    said = f"it said: {(done.stderr.strip() or done.stdout.strip() or 'nothing').splitlines()[-1][:300]}"
+    if done.returncode:
+        raise UserError(f"{' '.join(map(str, command))} ended with status {done.returncode}; {said}")
+    try:
+        return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    except (ValueError, IndexError, TypeError) as error:
+        raise UserError(f"the last line of {' '.join(map(str, command))} is no JSON object; {said}") from error
+
+
+def machine() -> dict[str, Any]:
+    """Returns what figures depend on: processor, cores, versions and how busy the machine is."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average_at_start": [round(load, 2) for load in os.getloadavg()],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Returns a markdown table; numbers are rounded to what can be read."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)
+
+
+def cell(value: Any) -> str:
+    """Returns a value as a cell of a table: three digits, or all before the point."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+        return f"{value:,.{digits}f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def write_json(path: str | pathlib.Path | None, value: Mapping[str, Any]) -> None:
+    """Writes the figures, where a file was asked for."""
+    if path:
+        pathlib.Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
