@@ -157,7 +157,8 @@ class TrainStep:
             tf.convert_to_tensor(scope.get_current_value(variable)) / training.micro_batches
             for variable in self._moving_keras_variables()
         ]
-        return _Sums(gradients, moving, [*shares, stop])
+        # As a tensor of this device: the argument is the same on all of them, and could not be added up.
+        return _Sums(gradients, moving, [*shares, tf.identity(stop)])
 
     def _moving_keras_variables(self) -> list[keras.Variable]:
         named = self._state.model.named_variables()
