@@ -33,7 +33,7 @@ from tfdecouple.training.signals import StopRequest
 from tfdecouple.training.state import WINDOW, TrainingState
 from tfdecouple.training.step import StepResult, TrainStep
 from tfdecouple.training.strategy import check_batch, make_strategy
-from tfdecouple.training.workers import Workers
+from tfdecouple.training.workers import Workers, losses_in_one_line
 
 SUMMARY = "summary.json"
 
@@ -103,11 +103,17 @@ def train(
     folder = pathlib.Path(workdir)
     members = find_cluster(cluster)
     if members is None:
-        workers = Workers(make_strategy(devices))
-    else:
-        workers = Workers(make_strategy(devices, members), len(members.workers), members.number)
+        return _train(config, folder, Workers(make_strategy(devices)), download)
+    if members.number == 0:
+        print(f"waiting for all of {len(members.workers)} workers: {', '.join(members.workers)}", flush=True)
+    with losses_in_one_line(members.number):
+        strategy = make_strategy(devices, members)
+        return _train(config, folder, Workers(strategy, len(members.workers), members.number), download)
+
+
+def _train(config: Config, folder: pathlib.Path, workers: Workers, download: bool) -> Outcome:
     try:
-        with workers.guard(), contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
             _check_alike(workers, config)
             check_batch(config.training, workers.strategy.num_replicas_in_sync)
             resumed = workers.by_chief(lambda: _check_folder(folder, config))
@@ -292,8 +298,8 @@ class _Run:
 
     def _begin(self) -> None:
         """Starts the weights, from data or from another run."""
-        if self.training.init_from:
-            self.workers.by_chief(lambda: _warm_start(self.training.init_from, self.config, self.state))
+        if run := self.training.init_from:
+            self.workers.by_chief(lambda: _warm_start(run, self.config, self.state))
         else:
             batch = min(self.training.init_images, self.source.sizes["train"])
             first = training_batches(self.source, self.config.data, batch_size=batch, seed=self.training.seed)
@@ -330,8 +336,7 @@ class _Run:
             self._save(again=False)
             cause = stop.reason or "a signal to another worker"
             raise InterruptedRunError(
-                f"stopped by {cause} at step {self.step} of {training.steps}, saved; "
-                "the same command goes on from here"
+                f"stopped by {cause} at step {self.step} of {training.steps}, saved; the same command goes on from here"
             )
 
     def _batches(self) -> Iterator[Any]:

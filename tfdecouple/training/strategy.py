@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError
 from tfdecouple.training.cluster import Cluster
+
+# After so many seconds without a sign of life a worker counts as dead. One that was killed is mostly noticed at once.
+_SILENCE = 40
 
 _Communication = tf.distribute.experimental.CommunicationImplementation
 
@@ -71,7 +77,23 @@ def _strategy_of(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWo
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=_Communication.AUTO if gpus else _Communication.RING
     )
-    return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+    with _patient():
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+
+
+@contextlib.contextmanager
+def _patient() -> Iterator[None]:
+    """Lets workers be silent for longer than TensorFlow's 10 seconds, which a busy host takes for a dead one.
+
+    The strategy configures TensorFlow's coordination service itself, and there is no public way to tell it how.
+    """
+    current = context.context()
+    configure = current.configure_coordination_service
+    current.configure_coordination_service = functools.partial(configure, heartbeat_timeout_in_ms=1000 * _SILENCE)
+    try:
+        yield
+    finally:
+        del current.configure_coordination_service
 
 
 def _split_cpu(devices: int) -> None:

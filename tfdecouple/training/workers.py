@@ -20,6 +20,7 @@ _LOST = (
     tf.errors.DeadlineExceededError,
     tf.errors.InternalError,
     tf.errors.UnknownError,
+    tf.errors.FailedPreconditionError,
 )
 
 
@@ -31,11 +32,36 @@ class LostWorkerError(RunError):
     """Another worker has ended, and without it this one cannot go on."""
 
 
+@contextlib.contextmanager
+def losses_in_one_line(number: int) -> Iterator[None]:
+    """Turns TensorFlow's errors about a worker that has gone into one line.
+
+    Args:
+        number: of this worker.
+
+    Raises:
+        LostWorkerError: in place of them.
+    """
+    try:
+        yield
+    except _LOST as error:
+        raise LostWorkerError(
+            f"another worker has ended, so worker {number} cannot go on; the same command on all of them goes on from "
+            f"the last checkpoint ({_reason(error)})"
+        ) from error
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """Returns the line of TensorFlow's report that says what happened."""
+    lines = [line.strip() for line in error.message.splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if "aborted by" in line), lines[0])[:200]
+
+
 class Workers:
     """All processes of a run; often this is the only one.
 
     All that they exchange goes through one collective operation, the sum over devices, which exists wherever training
-    works. Every method but `guard` must be called by all workers, in the same order.
+    works. Every method must be called by all workers, in the same order.
 
     Args:
         strategy: the devices of all workers.
@@ -112,23 +138,6 @@ class Workers:
         ends = np.cumsum([value.nbytes for value in values])[:-1]
         for variable, value, part in zip(variables, values, np.split(data, ends), strict=True):
             variable.assign(np.frombuffer(part.tobytes(), value.dtype).reshape(value.shape))
-
-    @contextlib.contextmanager
-    def guard(self) -> Iterator[None]:
-        """Turns TensorFlow's errors about a worker that has gone into one line.
-
-        Raises:
-            LostWorkerError: in place of them.
-        """
-        try:
-            yield
-        except _LOST as error:
-            if self.count == 1:
-                raise
-            raise LostWorkerError(
-                f"another worker has ended, so worker {self.index} cannot go on; the same command on all of them "
-                "goes on from the last checkpoint"
-            ) from error
 
     def _checked(self, act: Callable[[], Any]) -> tuple[Any, list[str]]:
         """Does something here; returns its result, and all workers' as JSON."""
