@@ -335,6 +335,49 @@ class TestWorkers:
             make_strategy(2, find_cluster())
 
 
+# --- the examples ---
+
+CLUSTER_EXAMPLES = ROOT / "examples" / "cluster"
+
+
+def stand_in(folder, name, script):
+    """Puts a program of this name in front of all others."""
+    (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+    (folder / name).chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+class TestExamples:
+    @pytest.mark.parametrize(
+        ("status", "restarts", "again"),
+        [(0, 0, False), (75, 0, True), (4, 3, True), (137, 0, True), (2, 0, False), (3, 0, False), (75, 50, False)],
+    )
+    def test_slurm_script_goes_on_where_that_helps(self, tmp_path, status, restarts, again):
+        stand_in(tmp_path, "srun", f'echo "srun $@"; exit {status}')
+        environment = stand_in(tmp_path, "scontrol", 'echo "scontrol $@"')
+        environment |= {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
+        command = ["bash", str(CLUSTER_EXAMPLES / "slurm.sh"), "--preset", "cifar10", "--set", "model.steps=[1, 2]"]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == (status, "")
+        expected = ["srun python train.py --preset cifar10 --set model.steps=[1, 2]"]
+        assert ended.stdout.splitlines() == [*expected, *(["scontrol requeue 7"] if again else [])]
+
+    @pytest.mark.parametrize("index", [0, 1])
+    def test_pods_of_kubernetes_know_each_other(self, tmp_path, environment, index):
+        lines = (CLUSTER_EXAMPLES / "kubernetes.yaml").read_text().splitlines()
+        first = next(number for number, line in enumerate(lines) if line.strip() == "- |") + 1
+        script = "\n".join(lines[first : next(n for n, line in enumerate(lines) if "ports:" in line)])
+        variables = stand_in(tmp_path, "python", 'echo "$TF_CONFIG"') | {
+            "WORKERS": "2",
+            "JOB_COMPLETION_INDEX": str(index),
+        }
+        written = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True, check=True)
+        environment(TF_CONFIG=written.stdout)
+        cluster = find_cluster()
+        assert cluster.workers == ["tfdecouple-0.tfdecouple:2222", "tfdecouple-1.tfdecouple:2222"]
+        assert (cluster.number, cluster.sharing_host) == (index, 1)
+
+
 # --- two processes on this machine ---
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -158,9 +159,15 @@ def _train(arguments: Sequence[str] | None) -> int:
 
     try:
         outcome = train(config, workdir, devices=options.devices, download=options.download, cluster=options.cluster)
-    except (InterruptedRunError, DivergedError, LostWorkerError) as error:
+    except (InterruptedRunError, DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return {InterruptedRunError: EXIT_INTERRUPTED, DivergedError: EXIT_DIVERGED}.get(type(error), EXIT_LOST)
+        return EXIT_INTERRUPTED if isinstance(error, InterruptedRunError) else EXIT_DIVERGED
+    except LostWorkerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # An ordinary end would wait for the lost worker, half a minute and more.
+        os._exit(EXIT_LOST)
     if not outcome.is_chief:
         return 0
     print(
