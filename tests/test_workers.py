@@ -30,7 +30,7 @@ from tfdecouple.training.workers import LostWorkerError, Workers, losses_in_one_
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # What waits for another process waits this long at most, in seconds; a busy machine takes its time to start two.
-PATIENCE = 400
+PATIENCE = 900
 
 
 # --- who the workers are ---
