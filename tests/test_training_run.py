@@ -84,9 +84,9 @@ def before_steps(monkeypatch, act):
     """Calls `act(step_function, step)` before every step of a run."""
     original = TrainStep.__call__
 
-    def step(self, parts, number):
+    def step(self, parts, number, *wish):
         act(self, number)
-        return original(self, parts, number)
+        return original(self, parts, number, *wish)
 
     monkeypatch.setattr(TrainStep, "__call__", step)
 
@@ -113,7 +113,7 @@ class FakeStep:
     def __init__(self, config, state, strategy):
         self.state = state
 
-    def __call__(self, parts, step):
+    def __call__(self, parts, step, stop=False):
         state, applied = self.state, step not in self.bad
         state.step.assign_add(1)
         state.skipped.assign(0 if applied else state.skipped + 1)
@@ -122,7 +122,7 @@ class FakeStep:
             for average in state.averages.values():
                 average.assign_add(tf.fill(average.shape, 1e-3))
         kl = 2.0 if applied else math.nan
-        figures = (kl + 1, 1.0, kl, 0.0, kl + 2, 0.1, applied)
+        figures = (kl + 1, 1.0, kl, 0.0, kl + 2, 0.1, applied, float(stop))
         return StepResult(*map(tf.constant, figures))
 
 

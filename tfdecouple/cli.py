@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from tfdecouple.process import run_program, start_tensorflow
 
 EXIT_INTERRUPTED = 75
 EXIT_DIVERGED = 3
+EXIT_LOST = 4
 
 # In the order of the help.
 _COMMANDS: dict[str, Any] = {
@@ -69,6 +71,7 @@ the run folder:
 exit status:
   0 done   2 a mistake in the command or the data, said in one line
   {EXIT_DIVERGED} diverged   {EXIT_INTERRUPTED} stopped by a signal, saved: run the same command again
+  {EXIT_LOST} another worker of the cluster has ended: run the same command again on all of them
 """
 
 
@@ -127,6 +130,13 @@ def _train_parser() -> argparse.ArgumentParser:
         type=int,
         help="use N GPUs instead of all; without GPUs, try N logical CPU devices",
     )
+    where.add_argument(
+        "--cluster",
+        choices=("auto", "tf-config", "slurm", "none"),
+        default="auto",
+        help="where the other workers are read from: TF_CONFIG, or several tasks of srun; auto (default) takes "
+        "either, none neither. The same command on all of them",
+    )
     return parser
 
 
@@ -145,13 +155,21 @@ def _train(arguments: Sequence[str] | None) -> int:
     workdir = pathlib.Path(options.workdir or f"runs/{config.name}")
 
     start_tensorflow()
-    from tfdecouple.training import DivergedError, InterruptedRunError, train
+    from tfdecouple.training import DivergedError, InterruptedRunError, LostWorkerError, train
 
     try:
-        train(config, workdir, devices=options.devices, download=options.download)
+        outcome = train(config, workdir, devices=options.devices, download=options.download, cluster=options.cluster)
     except (InterruptedRunError, DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INTERRUPTED if isinstance(error, InterruptedRunError) else EXIT_DIVERGED
+    except LostWorkerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # An ordinary end would wait for the lost worker, half a minute and more.
+        os._exit(EXIT_LOST)
+    if not outcome.is_chief:
+        return 0
     print(
         f"\nPictures:  {workdir / 'images'}\n"
         f"Curves:    tensorboard --logdir {workdir / 'tensorboard'}\n"

@@ -10,6 +10,7 @@ from tfdecouple.data.batches import (
     chosen_batches,
     evaluation_batches,
     load_images,
+    own_share,
     steps_per_epoch,
     training_batches,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "evaluation_batches",
     "load_images",
     "open_source",
+    "own_share",
     "steps_per_epoch",
     "training_batches",
 ]

@@ -34,7 +34,13 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
 
 
 def training_batches(
-    source: Source, config: DataConfig, *, batch_size: int, seed: int, start_step: int = 0
+    source: Source,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
     """Returns the endless stream of training batches, shuffled anew for each epoch and augmented (appendix C.1).
 
@@ -48,14 +54,20 @@ def training_batches(
         batch_size: images per batch, over all devices.
         seed: of order and augmentation, at least 0 and below 2**63.
         start_step: number of the first batch. The images before it in its epoch are neither decoded nor augmented.
+        context: of one of the input pipelines of `tf.distribute.Strategy.distribute_datasets_from_function`. With P
+            pipelines and R replicas, pipeline p decodes only the p-th of P equal slices of every batch, and yields it
+            as R / P batches, one for each of its replicas, in their order. None is the whole batch in one.
 
     Returns:
-        An infinite dataset of dicts: "image" uint8 [batch_size, S, S, 3] and "label" int32 [batch_size] (-1 for none).
+        An infinite dataset of dicts: "image" uint8 [B, S, S, 3] and "label" int32 [B] (-1 for none), B being
+        `batch_size`, or `batch_size / R` with a `context`.
 
     Raises:
         DataError: for a batch that is empty or larger than the training set, a seed or step out of range, or more
             padding than the image can reflect.
+        ValueError: for a batch that the replicas cannot divide.
     """
+    context = context or tf.distribute.InputContext()
     steps = steps_per_epoch(source, batch_size)
     _check_at_least("start_step", start_step, 0)
     if not 0 <= seed < 2**63:
@@ -75,6 +87,12 @@ def training_batches(
         done = tf.where(tf.equal(epoch, first_epoch), tf.constant(first_step * batch_size, tf.int64), 0)
         return order.enumerate(epoch * images_per_epoch).skip(done)
 
+    # Place in the batch decides, not the place in what is left of the data set: the noise of an image goes by it, too.
+    slice_size = batch_size // context.num_input_pipelines
+
+    def is_ours(number: tf.Tensor, record: Any) -> tf.Tensor:
+        return tf.equal(number % batch_size // slice_size, context.input_pipeline_id)
+
     def example(number: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
         image, label = split.decode(record)
         image = augment(
@@ -86,11 +104,12 @@ def training_batches(
         return {"image": image, "label": label}
 
     # Only records pass through the loop over epochs, so decoding runs ahead across their borders.
+    records = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_records)
+    if context.num_input_pipelines > 1:
+        records = records.filter(is_ours)
     batches = (
-        tf.data.Dataset.range(first_epoch, tf.int64.max)
-        .flat_map(epoch_records)
-        .map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(batch_size, drop_remainder=True)
+        records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
         .apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     )
     return _finished(batches)
@@ -129,6 +148,31 @@ def evaluation_batches(source: Source, split: str, *, batch_size: int, limit: in
         return {name: fill(values) for name, values in {**batch, "weight": weight}.items()}
 
     return _finished(examples.batch(batch_size).map(padded))
+
+
+def own_share(batches: tf.data.Dataset, context: tf.distribute.InputContext) -> tf.data.Dataset:
+    """Returns what an input pipeline gives to its replicas: its slice of every batch, one part after the other.
+
+    Args:
+        batches: nested tensors `[batch, ...]`, of batch sizes that the replicas divide.
+        context: of the pipeline. Of P pipelines and R replicas, number p yields parts p * R / P to (p + 1) * R / P of
+            the R equal parts of each batch, in order.
+
+    Returns:
+        A dataset of the same nested tensors, `[batch / R, ...]`.
+    """
+    replicas = context.num_replicas_in_sync
+    own = replicas // context.num_input_pipelines
+    first = context.input_pipeline_id * own
+
+    def parts(batch: Any) -> Any:
+        def of(values: tf.Tensor) -> tf.Tensor:
+            size = values.shape[0]
+            return tf.reshape(values, [replicas, size // replicas if size else -1, *values.shape[1:]])[first:][:own]
+
+        return tf.nest.map_structure(of, batch)
+
+    return batches if replicas == 1 else batches.map(parts).unbatch()
 
 
 def load_images(source: Source, split: str, count: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple import randomness
+from tfdecouple.data import own_share
 
 # Draws of a batch in one call of TensorFlow, which cannot be interrupted and says nothing meanwhile.
 _DRAWS_A_CALL = 16
@@ -78,6 +79,7 @@ class DrawBounds:
         self._at_once = at_once
         # Seed and numbers of draws are tensors: one trace for each shape of batch.
         self._sums = tf.function(self._distributed, autograph=False, reduce_retracing=True)
+        self._from_all = tf.function(self._all_gathered, autograph=False, reduce_retracing=True)
 
     def __call__(
         self,
@@ -104,7 +106,8 @@ class DrawBounds:
         step = self._at_once * max(1, _DRAWS_A_CALL // self._at_once)
         parts, log_sums = [np.zeros([0, 3])], [np.zeros([0, 2])]
         done = 0
-        for batch in self._strategy.experimental_distribute_dataset(batches):
+        distributed = self._strategy.distribute_datasets_from_function(lambda context: own_share(batches, context))
+        for batch in distributed:
             counted = self._gathered(batch["weight"]) > 0
             images = int(counted.sum())
             batch_parts, batch_log_sums = np.zeros([images, 3]), np.full([images, 2], -math.inf)
@@ -127,8 +130,20 @@ class DrawBounds:
         return ImageBounds(np.concatenate(parts) / samples, log_sum - math.log(samples), effective)
 
     def _gathered(self, values: Any) -> np.ndarray:
-        """Returns the rows of all devices, in order."""
-        return np.concatenate([local.numpy() for local in self._strategy.experimental_local_results(values)])
+        """Returns the rows of all devices, in order, on every worker."""
+        local = self._strategy.experimental_local_results(values)
+        if len(local) < self._strategy.num_replicas_in_sync:
+            return self._strategy.experimental_local_results(self._from_all(values))[0].numpy()
+        return np.concatenate([rows.numpy() for rows in local])
+
+    def _all_gathered(self, values: Any) -> Any:
+        """Returns the rows of all devices on each device: some are those of other workers."""
+
+        def gathered(rows: tf.Tensor) -> tf.Tensor:
+            # The argument of a function is on no device; TensorFlow gathers only what is on one.
+            return tf.distribute.get_replica_context().all_gather(tf.identity(rows), axis=0)
+
+        return self._strategy.run(gathered, args=(values,))
 
     def _distributed(self, *inputs: Any) -> Any:
         return self._strategy.run(self._over_draws, args=inputs)

@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import json
 import math
+import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -21,16 +22,18 @@ from tfdecouple.config import Config, difference
 from tfdecouple.data import Source, evaluation_batches, load_images, open_source, training_batches
 from tfdecouple.data.codecs import lossless_bits_per_dim
 from tfdecouple.errors import ConfigError, RunError, UserError
-from tfdecouple.evaluation import Evaluator, save_pictures
+from tfdecouple.evaluation import BitsPerDim, Evaluator, save_pictures
 from tfdecouple.evaluation.grids import reconstruct
 from tfdecouple.files import TEMPORARY, write_json, write_text
 from tfdecouple.runs import CHECKPOINTS, CONFIG, load_config, load_weights
-from tfdecouple.training.metrics import MetricsLog
+from tfdecouple.training.cluster import find_cluster
+from tfdecouple.training.metrics import MetricsLog, NoLog
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.signals import StopRequest
 from tfdecouple.training.state import WINDOW, TrainingState
 from tfdecouple.training.step import StepResult, TrainStep
 from tfdecouple.training.strategy import check_batch, make_strategy
+from tfdecouple.training.workers import Workers, losses_in_one_line
 
 SUMMARY = "summary.json"
 
@@ -57,24 +60,34 @@ class Outcome:
     Attributes:
         workdir: the run folder.
         summary: what `summary.json` holds.
+        is_chief: whether this process wrote it: the only one, or the chief of several workers.
     """
 
     workdir: pathlib.Path
     summary: dict[str, Any]
+    is_chief: bool = True
 
 
 def train(
-    config: Config, workdir: str | pathlib.Path, *, devices: int | None = None, download: bool = False
+    config: Config,
+    workdir: str | pathlib.Path,
+    *,
+    devices: int | None = None,
+    download: bool = False,
+    cluster: str = "auto",
 ) -> Outcome:
     """Trains a run to its last step, from the beginning or from where it stopped.
 
-    The global seed of Keras is set, since initial weights are drawn from it.
+    The global seed of Keras is set, since initial weights are drawn from it. In a cluster all workers call this with
+    the same arguments, before TensorFlow has run anything; the first of them, the chief, alone reads and writes the
+    run folder.
 
     Args:
         config: the whole run.
         workdir: the run folder; made if absent.
-        devices: number of devices; None for all GPUs, or one CPU.
+        devices: number of devices, of each worker; None for all GPUs, or one CPU.
         download: prepare the data set with TFDS where it is missing.
+        cluster: where the other workers are read from, see `cluster.find_cluster`.
 
     Returns:
         The outcome, with the test bits/dim of the best weights.
@@ -84,17 +97,32 @@ def train(
         DataError: where images are missing or unreadable.
         InterruptedRunError: after SIGTERM or Ctrl-C; the state is saved.
         DivergedError: where training.max_skipped_steps steps in a row were not finite.
+        LostWorkerError: where another worker has ended.
         RunError: where the folder holds another run, is in use, or cannot be written.
     """
     folder = pathlib.Path(workdir)
-    resumed = _check_folder(folder, config)
-    strategy = make_strategy(devices)
-    check_batch(config.training, strategy.num_replicas_in_sync)
-    source = open_source(config.data, config.model.image_size, download)
+    members = find_cluster(cluster)
+    if members is None:
+        return _train(config, folder, Workers(make_strategy(devices)), download)
+    if members.number == 0:
+        print(f"waiting for all of {len(members.workers)} workers: {', '.join(members.workers)}", flush=True)
+    with losses_in_one_line(members.number):
+        strategy = make_strategy(devices, members)
+        return _train(config, folder, Workers(strategy, len(members.workers), members.number), download)
+
+
+def _train(config: Config, folder: pathlib.Path, workers: Workers, download: bool) -> Outcome:
     try:
-        with _locked(folder), source.guard():
-            write_text(folder / CONFIG, config.to_json())
-            return _Run(config, folder, strategy, source).run(resumed)
+        with contextlib.ExitStack() as stack:
+            _check_alike(workers, config)
+            check_batch(config.training, workers.strategy.num_replicas_in_sync)
+            resumed = workers.by_chief(lambda: _check_folder(folder, config))
+            source = workers.together(lambda: open_source(config.data, config.model.image_size, download))
+            workers.same("the images", json.dumps(source.sizes))
+            workers.by_chief(lambda: stack.enter_context(_locked(folder)))
+            workers.by_chief(lambda: write_text(folder / CONFIG, config.to_json()))
+            stack.enter_context(source.guard())
+            return _Run(config, folder, workers, source).run(resumed)
     except OSError as error:
         raise RunError(
             f"cannot write to the run folder {folder}: {error.strerror or error}; "
@@ -105,6 +133,23 @@ def train(
             "out of memory; start again in another --workdir with a smaller training.batch_size or more "
             f"training.micro_batches ({error.message.splitlines()[0][:200]})"
         ) from error
+
+
+def _check_alike(workers: Workers, config: Config) -> None:
+    """Refuses workers that were started with different options.
+
+    Raises:
+        RunError: naming one of them and what differs.
+    """
+    chiefs = Config.from_dict(workers.by_chief(config.to_dict))
+    changed = difference(chiefs, config)
+    listed = "; ".join(f"{name} is {own!r}, of worker 0 {other!r}" for name, (other, own) in changed.items())
+
+    def check() -> None:
+        if listed:
+            raise RunError(f"all workers must be started with the same options; here {listed}")
+
+    workers.together(check)
 
 
 def _check_folder(folder: pathlib.Path, config: Config) -> bool:
@@ -148,11 +193,12 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
 class _Run:
     """The loop, and what it needs at hand."""
 
-    def __init__(self, config: Config, folder: pathlib.Path, strategy: tf.distribute.Strategy, source: Source):
+    def __init__(self, config: Config, folder: pathlib.Path, workers: Workers, source: Source):
         self.config = config
         self.training = config.training
         self.folder = folder
-        self.strategy = strategy
+        self.workers = workers
+        self.strategy = strategy = workers.strategy
         self.source = source
         keras.utils.set_random_seed(config.training.seed)
         with strategy.scope():
@@ -166,30 +212,55 @@ class _Run:
         self.exact = ""
 
     def run(self, resumed: bool) -> Outcome:
-        self.checkpoints.clean()
-        for left in self.folder.glob(TEMPORARY):
-            left.unlink(missing_ok=True)
-        messages = self._restore() if resumed else []
-        begins_anew = self.step == 0 and not self.checkpoints.steps()
-        if self.step >= self.training.steps and (self.folder / SUMMARY).is_file():
-            summary = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
-            if summary.get("steps") == self.step:
-                print(f"{self.folder} is complete at step {self.step}; a larger --steps lets it go on")
-                return Outcome(self.folder, summary)
-        self.log = MetricsLog(self.folder, self.step)
-        self.progress = Progress(self.training.steps, self.step)
-        try:
+        messages, begins_anew = self.workers.by_chief(lambda: self._open_folder(resumed))
+        if not begins_anew:
+            self._take_over()
+        summary = self.workers.by_chief(self._finished_summary)
+        if summary:
+            return Outcome(self.folder, summary, self.workers.is_chief)
+        self.log: MetricsLog | NoLog = NoLog()
+        with contextlib.ExitStack() as stack:
+            quiet = None if self.workers.is_chief else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            self.progress = Progress(self.training.steps, self.step, quiet)
+            stack.callback(self.progress.close)
+            self.workers.by_chief(self._open_log)
+            stack.callback(lambda: self.log.close())
             self._introduce(messages)
             if begins_anew:
                 self._begin()
             with StopRequest() as stop:
                 self._loop(stop)
             return self._finish()
-        finally:
-            self.progress.close()
-            self.log.close()
 
     # --- beginning ---
+
+    def _open_folder(self, resumed: bool) -> tuple[list[str], bool]:
+        """Reads what is saved; returns lines to say about it, and whether the run begins anew."""
+        self.checkpoints.clean()
+        for left in self.folder.glob(TEMPORARY):
+            left.unlink(missing_ok=True)
+        messages = self._restore() if resumed else []
+        return messages, int(self.state.step.numpy()) == 0 and not self.checkpoints.steps()
+
+    def _take_over(self) -> None:
+        """Takes the chief's state, and goes on from there."""
+        self.workers.spread(variable for group in self.state.groups().values() for variable in group.values())
+        self.step = int(self.state.step.numpy())
+        self.window = self.state.window.numpy()
+        self.skipped_in_all = self.step - int(self.state.updates.numpy())
+
+    def _finished_summary(self) -> dict[str, Any] | None:
+        """Returns the summary of a run that has nothing left to do."""
+        if self.step < self.training.steps or not (self.folder / SUMMARY).is_file():
+            return None
+        summary = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
+        if summary.get("steps") != self.step:
+            return None
+        print(f"{self.folder} is complete at step {self.step}; a larger --steps lets it go on")
+        return summary
+
+    def _open_log(self) -> None:
+        self.log = MetricsLog(self.folder, self.step)
 
     def _restore(self) -> list[str]:
         """Restores the newest whole checkpoint; returns lines to say about it."""
@@ -200,10 +271,7 @@ class _Run:
             except DamagedCheckpointError as error:
                 messages.append(f"passed over: {error}")
                 continue
-            self.step = int(self.state.step.numpy())
-            self.window = self.state.window.numpy()
-            self.skipped_in_all = self.step - int(self.state.updates.numpy())
-            messages.append(f"goes on from step {self.step}")
+            messages.append(f"goes on from step {int(self.state.step.numpy())}")
             for newer in (s for s in self.checkpoints.steps() if s > step):
                 self.checkpoints.remove("step", newer)
             return messages
@@ -215,11 +283,12 @@ class _Run:
         return messages
 
     def _introduce(self, messages: list[str]) -> None:
-        sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
+        sizes, count, workers = self.source.sizes, self.strategy.num_replicas_in_sync, self.workers.count
         kind = self.strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0]
         self.progress.say(
             f"{self.config.name}: {self.state.model.parameter_count()['total']:,} parameters, "
-            f"{count} {kind}{'s' if count > 1 else ''}, run folder {self.folder}\n"
+            f"{count} {kind}{'s' if count > 1 else ''}{f' of {workers} workers' if workers > 1 else ''}, "
+            f"run folder {self.folder}\n"
             f"{self.source.title}: {sizes['train']:,} training images, "
             f"{sizes['validation']:,} for validation ({self.source.descriptions['validation']}), "
             f"{sizes['test']:,} for test"
@@ -229,12 +298,14 @@ class _Run:
 
     def _begin(self) -> None:
         """Starts the weights, from data or from another run."""
-        if self.training.init_from:
-            _warm_start(self.training.init_from, self.config, self.state)
+        if run := self.training.init_from:
+            self.workers.by_chief(lambda: _warm_start(run, self.config, self.state))
         else:
             batch = min(self.training.init_images, self.source.sizes["train"])
             first = training_batches(self.source, self.config.data, batch_size=batch, seed=self.training.seed)
             self.state.model.initialize(next(iter(first))["image"], seed=self.training.seed)
+        # Other hardware may round otherwise.
+        self.workers.spread(self.state.model_group()["model"].values())
         self.state.start_averages()
 
     # --- stepping ---
@@ -243,9 +314,10 @@ class _Run:
         training = self.training
         batches = self._batches()
         since, last = time.monotonic(), self.step
-        while self.step < training.steps and not stop.reason:
+        stopping = bool(stop.reason) and self.workers.count == 1
+        while self.step < training.steps and not stopping:
             parts = [next(batches) for _ in range(training.micro_batches)]
-            result = self.step_function(parts, self.step)
+            result = self.step_function(parts, self.step, bool(stop.reason))
             self.step += 1
             self._account(result)
             if self.step % training.log_every == 0 or self.step == training.steps:
@@ -258,27 +330,31 @@ class _Run:
             if evaluate or self.step % training.checkpoint_every == 0:
                 self._save()
                 since, last = time.monotonic(), self.step
-        if stop.reason and self.step < training.steps:
-            # Not over what is saved already: whoever sends SIGTERM may send SIGKILL in the middle of it.
-            if self.step not in self.checkpoints.steps():
-                self._save()
+            # Several workers must stop at the same step: one that the wish of any of them has reached all with.
+            stopping = bool(result.stop) if self.workers.count > 1 else bool(stop.reason)
+        if stopping and self.step < training.steps:
+            self._save(again=False)
+            cause = stop.reason or "a signal to another worker"
             raise InterruptedRunError(
-                f"stopped by {stop.reason} at step {self.step} of {training.steps}, saved; "
-                "the same command goes on from here"
+                f"stopped by {cause} at step {self.step} of {training.steps}, saved; the same command goes on from here"
             )
 
     def _batches(self) -> Iterator[Any]:
         """Yields the images of each micro-batch, from the run's place in the data on."""
         parts = self.training.micro_batches
-        batches = training_batches(
-            self.source,
-            self.config.data,
-            batch_size=self.training.batch_size // parts,
-            seed=self.training.seed,
-            start_step=self.step * parts,
-        )
-        images = batches.map(lambda batch: batch["image"])
-        return iter(self.strategy.experimental_distribute_dataset(images))
+
+        def images(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            batches = training_batches(
+                self.source,
+                self.config.data,
+                batch_size=self.training.batch_size // parts,
+                seed=self.training.seed,
+                start_step=self.step * parts,
+                context=context,
+            )
+            return batches.map(lambda batch: batch["image"])
+
+        return iter(self.strategy.distribute_datasets_from_function(images))
 
     def _account(self, result: StepResult) -> None:
         """Adds a step to the log's window, or looks into why it was not applied."""
@@ -316,26 +392,41 @@ class _Run:
 
     # --- saving and evaluating ---
 
-    def _save(self) -> None:
+    def _save(self, again: bool = True) -> None:
+        """Saves the state; with `again=False` not over what is saved already.
+
+        Whoever sends SIGTERM may send SIGKILL in the middle of it.
+        """
         self.state.window.assign(self.window)
-        self.log.flush()
-        self.checkpoints.write("step", self.step, self.state.groups())
+
+        def write() -> None:
+            if again or self.step not in self.checkpoints.steps():
+                self.log.flush()
+                self.checkpoints.write("step", self.step, self.state.groups())
+
+        self.workers.by_chief(write)
 
     def _evaluate(self) -> None:
         """Measures the (averaged) weights on the validation split, draws pictures, keeps the best weights."""
         training = self.training
         batches = self._evaluation_batches("validation", self._evaluated("validation", training.evaluation_images))
-        images, _ = load_images(self.source, "validation", min(_PICTURED, self.source.sizes["validation"]))
-        images = np.asarray(self.state.model.quantize_images(images))
-        with self.state.averaged() as model:
+        with self.state.averaged():
             measured = self.evaluator(batches, seed=training.seed)
-            signs = model.diagnose(images)
             best = measured.bits_per_dim < float(self.state.best_bits_per_dim.numpy())
             if best:
                 self.state.best_bits_per_dim.assign(measured.bits_per_dim)
                 self.state.best_step.assign(self.step)
-                self.checkpoints.write("best", self.step, self.state.model_group())
-            pictures = self._pictures(images)
+            self.workers.by_chief(lambda: self._show(measured, best))
+
+    def _show(self, measured: BitsPerDim, best: bool) -> None:
+        """Keeps the best weights, draws pictures, and writes down what was measured."""
+        model = self.state.model
+        images, _ = load_images(self.source, "validation", min(_PICTURED, self.source.sizes["validation"]))
+        images = np.asarray(model.quantize_images(images))
+        signs = model.diagnose(images)
+        if best:
+            self.checkpoints.write("best", self.step, self.state.model_group())
+        pictures = self._pictures(images)
         self.log.write("validation", self.step, {**measured.to_dict(), **signs})
         for name, path in pictures.items():
             self.log.write_picture(name, self.step, path)
@@ -377,11 +468,18 @@ class _Run:
         """Measures the best weights on the test split, once, beside lossless codecs on the same images."""
         model = self.state.model
         training = self.training
-        load_weights(self.folder, model, averaged=training.ema_decay > 0)
+        self.workers.by_chief(lambda: load_weights(self.folder, model, averaged=training.ema_decay > 0))
+        self.workers.spread(self.state.model_group()["model"].values())
         count = self._evaluated("test")
         test = self.evaluator(
             self._evaluation_batches("test", count), samples=training.evaluation_samples, seed=training.seed
         )
+        summary = self.workers.by_chief(lambda: self._summarise(test, count))
+        return Outcome(self.folder, summary, self.workers.is_chief)
+
+    def _summarise(self, test: BitsPerDim, count: int) -> dict[str, Any]:
+        """Writes down how the run ended."""
+        model, training = self.state.model, self.training
         images, _ = load_images(self.source, "test", min(_CODED, count))
         # A codec keeps all 8 bits: beside a model of fewer there is nothing to compare.
         codecs = ("webp", "png") if self.config.model.n_bits == 8 else ()
@@ -408,7 +506,7 @@ class _Run:
         for codec, bits in coded.items():
             name = {"webp": "lossless WebP", "png": "PNG"}[codec]
             self.progress.say(f"      {bits:.4f} bits/dim for {name} on {len(images)} of these images, one file each")
-        return Outcome(self.folder, summary)
+        return summary
 
     def _reconstruction(self, images: np.ndarray) -> str:
         try:

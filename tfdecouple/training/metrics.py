@@ -87,6 +87,22 @@ class MetricsLog:
             self._writer.close()
 
 
+class NoLog:
+    """Stands in for the log in processes that write none."""
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the rows of a `metrics.jsonl`; a last row cut short by a crash is left out."""
     if not path.is_file():

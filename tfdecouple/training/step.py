@@ -26,6 +26,7 @@ class StepResult(NamedTuple):
         gradient_norm: global norm of the gradient, before any clipping.
         learning_rate: of this update.
         applied: False where loss or gradient norm were not finite and nothing was changed.
+        stop: above 0 where a worker was asked to stop; the same on all of them.
     """
 
     bits_per_dim: tf.Tensor
@@ -35,10 +36,11 @@ class StepResult(NamedTuple):
     gradient_norm: tf.Tensor
     learning_rate: tf.Tensor
     applied: tf.Tensor
+    stop: tf.Tensor
 
 
 class _Sums(NamedTuple):
-    """What the devices compute of a batch, each its share of the batch's mean."""
+    """What the devices compute of a batch, each its share of the batch's mean; last of the parts the wish to stop."""
 
     gradients: list[Any]
     moving: list[Any]
@@ -76,26 +78,27 @@ class TrainStep:
         self._accumulate = tf.function(self._accumulate_part, autograph=False)
         self._finish = tf.function(self._finish_parts, autograph=False)
 
-    def __call__(self, parts: Sequence[Any], step: int) -> StepResult:
+    def __call__(self, parts: Sequence[Any], step: int, stop: bool = False) -> StepResult:
         """Takes one step.
 
         Args:
             parts: the (distributed) uint8 images of the micro-batches, `batch_size / micro_batches` in each.
             step: number of steps taken before.
+            stop: whether this process was asked to stop. The step is taken all the same; its result tells all workers.
         """
-        step = tf.constant(step, tf.int32)
+        step, wish = tf.constant(step, tf.int32), tf.constant(float(stop))
         if self._total is None:
-            return self._whole(parts[0], step)
+            return self._whole(parts[0], step, wish)
         for number, images in enumerate(parts):
-            self._accumulate(images, step, tf.constant(number))
+            self._accumulate(images, step, tf.constant(number), wish)
         return self._finish()
 
-    def _whole_step(self, images: Any, step: tf.Tensor) -> StepResult:
-        return self._judge_and_apply(self._strategy.run(self._replica, args=(images, step, 0)))
+    def _whole_step(self, images: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
+        return self._judge_and_apply(self._strategy.run(self._replica, args=(images, step, 0, stop)))
 
-    def _accumulate_part(self, images: Any, step: tf.Tensor, number: tf.Tensor) -> None:
+    def _accumulate_part(self, images: Any, step: tf.Tensor, number: tf.Tensor, stop: tf.Tensor) -> None:
         def accumulate(images: tf.Tensor) -> None:
-            values = tf.nest.flatten(self._replica(images, step, number))
+            values = tf.nest.flatten(self._replica(images, step, number, stop))
             self._total.assign_add(tf.concat([tf.reshape(value, [-1]) for value in values], 0))
 
         self._strategy.run(accumulate, args=(images,))
@@ -116,7 +119,7 @@ class TrainStep:
         return _Sums(
             [tf.TensorShape(variable.shape) for variable in self._state.trainable.values()],
             [tf.TensorShape(variable.shape) for variable in self._state.moving.values()],
-            [tf.TensorShape(())] * 3,
+            [tf.TensorShape(())] * 4,
         )
 
     def _make_total(self) -> tf.Variable:
@@ -129,7 +132,7 @@ class TrainStep:
             aggregation=tf.VariableAggregation.SUM,
         )
 
-    def _replica(self, images: tf.Tensor, step: tf.Tensor, number: Any) -> _Sums:
+    def _replica(self, images: tf.Tensor, step: tf.Tensor, number: Any, stop: tf.Tensor) -> _Sums:
         """Runs on each device: its share of a (micro-)batch."""
         training, model = self._config.training, self._state.model
         size = training.batch_size // training.micro_batches
@@ -155,7 +158,8 @@ class TrainStep:
             tf.convert_to_tensor(scope.get_current_value(variable)) / training.micro_batches
             for variable in self._moving_keras_variables()
         ]
-        return _Sums(gradients, moving, shares)
+        # As a tensor of this device: the argument is the same on all of them, and could not be added up.
+        return _Sums(gradients, moving, [*shares, tf.identity(stop)])
 
     def _moving_keras_variables(self) -> list[keras.Variable]:
         named = self._state.model.named_variables()
@@ -164,11 +168,10 @@ class TrainStep:
     def _judge_and_apply(self, sums: _Sums) -> StepResult:
         """Adds up what the devices found and applies it where all of it is finite."""
         training, state, strategy = self._config.training, self._state, self._strategy
-        variables = list(state.trainable.values())
-        gradients = strategy.extended.batch_reduce_to(
-            tf.distribute.ReduceOp.SUM, list(zip(sums.gradients, variables, strict=True))
-        )
-        reconstruction, kl, dequantization = (
+        # Outside of the condition below: on several workers all must take part in every reduction.
+        gradients = self._reduced(tf.distribute.ReduceOp.SUM, sums.gradients, state.trainable)
+        moving = self._reduced(tf.distribute.ReduceOp.MEAN, sums.moving, state.moving)
+        reconstruction, kl, dequantization, stop = (
             strategy.reduce(tf.distribute.ReduceOp.SUM, part, axis=None) for part in sums.parts
         )
         norm = tf.linalg.global_norm([strategy.experimental_local_results(gradient)[0] for gradient in gradients])
@@ -178,7 +181,7 @@ class TrainStep:
         scale = tf.minimum(1.0, training.clip_norm / norm) if training.clip_norm else None
 
         def apply() -> tf.Tensor:
-            self._apply(gradients, sums.moving, rate, scale)
+            self._apply(gradients, moving, rate, scale)
             state.updates.assign_add(1)
             state.skipped.assign(0)
             return tf.constant(0)
@@ -190,7 +193,13 @@ class TrainStep:
         tf.cond(applied, apply, skip)
         state.step.assign_add(1)
         bits = state.model.nats_to_bits_per_dim(loss)
-        return StepResult(bits, reconstruction, kl, dequantization, norm, rate, applied)
+        return StepResult(bits, reconstruction, kl, dequantization, norm, rate, applied, stop)
+
+    def _reduced(self, how: tf.distribute.ReduceOp, values: list[Any], variables: dict[str, tf.Variable]) -> list[Any]:
+        """Adds up (or averages) what the devices found for each variable; all devices get the result."""
+        if not variables:  # TensorFlow cannot reduce an empty list, that of a model without an encoder.
+            return []
+        return self._strategy.extended.batch_reduce_to(how, list(zip(values, variables.values(), strict=True)))
 
     def _apply(self, gradients: list[Any], moving: list[Any], rate: tf.Tensor, scale: tf.Tensor | None) -> None:
         """Updates weights, moments, moving statistics and averages, on each device its own copies.
@@ -199,10 +208,6 @@ class TrainStep:
         and a deep flow has a thousand.
         """
         state, copies = self._state, self._strategy.experimental_local_results
-        if moving:  # TensorFlow cannot reduce an empty list, that of a model without an encoder.
-            moving = self._strategy.extended.batch_reduce_to(
-                tf.distribute.ReduceOp.MEAN, list(zip(moving, state.moving.values(), strict=True))
-            )
         for replica, (updates, device) in enumerate(
             zip(copies(state.updates), self._strategy.extended.worker_devices, strict=True)
         ):

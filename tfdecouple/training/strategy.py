@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError
+from tfdecouple.training.cluster import Cluster
+
+# After so many seconds without a sign of life a worker counts as dead. One that was killed is mostly noticed at once.
+_SILENCE = 40
+
+_Communication = tf.distribute.experimental.CommunicationImplementation
 
 
-def make_strategy(devices: int | None = None) -> tf.distribute.MirroredStrategy:
+def make_strategy(devices: int | None = None, cluster: Cluster | None = None) -> tf.distribute.MirroredStrategy:
     """Returns a MirroredStrategy over all visible GPUs, or over the CPU where there is none.
 
+    In a cluster it is a MultiWorkerMirroredStrategy over those of all workers, each of which must have as many. It
+    waits until all of them have started, and must be made before TensorFlow runs its first operation.
+
     Args:
-        devices: take this many. Without GPUs, more than one means logical CPU devices, which show how a run behaves
-            on several devices but make nothing faster; they must be asked for before TensorFlow runs its first
-            operation.
+        devices: take this many of each worker. Without GPUs, more than one means logical CPU devices, which show how a
+            run behaves on several devices but make nothing faster; they must be asked for before TensorFlow runs its
+            first operation, and there are none in a cluster.
+        cluster: the workers; None for this process alone.
 
     Raises:
         ConfigError: where there are fewer devices.
     """
     if devices is not None and devices < 1:
         raise ConfigError(f"--devices is {devices}; it must be at least 1")
+    if cluster is not None:
+        return _strategy_of(cluster, devices)
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     if kind == "CPU" and devices is not None and devices > 1:
         _split_cpu(devices)
@@ -38,6 +53,47 @@ def make_strategy(devices: int | None = None) -> tf.distribute.MirroredStrategy:
 def _strategy_over(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
     """Makes one strategy a process for the same devices: two would number their collective operations alike."""
     return tf.distribute.MirroredStrategy(list(devices))
+
+
+def _strategy_of(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWorkerMirroredStrategy:
+    gpus = tf.config.list_physical_devices("GPU")
+    if cluster.sharing_host > 1 and len(gpus) >= cluster.sharing_host:
+        share = len(gpus) // cluster.sharing_host
+        gpus = gpus[cluster.place_on_host * share :][:share]
+    present = len(gpus) or 1
+    if devices is not None and devices > present:
+        kind = f"{present} GPUs" if gpus else "only one CPU device"
+        raise ConfigError(f"--devices is {devices}; a worker of this cluster has {kind}")
+    if gpus:
+        gpus = gpus[: devices or present]
+        tf.config.set_visible_devices(gpus, "GPU")
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(cluster.jobs),
+        task_type=cluster.job,
+        task_id=cluster.index,
+        num_accelerators={"GPU": len(gpus)},
+        rpc_layer="grpc",
+    )
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=_Communication.AUTO if gpus else _Communication.RING
+    )
+    with _patient():
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+
+
+@contextlib.contextmanager
+def _patient() -> Iterator[None]:
+    """Lets workers be silent for longer than TensorFlow's 10 seconds, which a busy host takes for a dead one.
+
+    The strategy configures TensorFlow's coordination service itself, and there is no public way to tell it how.
+    """
+    current = context.context()
+    configure = current.configure_coordination_service
+    current.configure_coordination_service = functools.partial(configure, heartbeat_timeout_in_ms=1000 * _SILENCE)
+    try:
+        yield
+    finally:
+        del current.configure_coordination_service
 
 
 def _split_cpu(devices: int) -> None:
