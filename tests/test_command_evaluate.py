@@ -313,7 +313,19 @@ class TestProgress:
             for done, time in [(10, 104), (20, 106), (30, 115), (40, 122), (50, 123)]:
                 now[0] = time
                 counter(done)
-        assert file.getvalue() == "counting: 20 of 50 images\ncounting: 40 of 50 images\n"
+        assert file.getvalue().splitlines() == [
+            "counting: 20 of 50 images, 3.33 images/s, 9 s left",
+            "counting: 40 of 50 images, 1.82 images/s, 6 s left",
+        ]
+
+    def test_what_was_done_before_is_not_of_this_speed(self, monkeypatch):
+        now = [100.0]
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        file = io.StringIO()
+        with Counter("counting", 100_000, file, before=50_000) as counter:
+            now[0] = 110
+            counter(50_100)
+        assert file.getvalue() == "counting: 50100 of 100000 images, 10 images/s, 1 h 23 min left\n"
 
     def test_terminal_gets_a_bar_that_goes_away(self):
         file = Terminal()

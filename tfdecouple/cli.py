@@ -11,6 +11,7 @@ from typing import Any
 
 from tfdecouple.commands import (
     curves,
+    encode,
     evaluate,
     import_wolf,
     interpolate,
@@ -38,6 +39,7 @@ _COMMANDS: dict[str, Any] = {
     "project": project,
     "curves": curves,
     "evaluate": evaluate,
+    "encode": encode,
     "import-wolf": import_wolf,
 }
 
