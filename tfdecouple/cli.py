@@ -12,6 +12,7 @@ from typing import Any
 from tfdecouple.commands import (
     curves,
     encode,
+    encode_beam,
     evaluate,
     import_wolf,
     interpolate,
@@ -40,6 +41,7 @@ _COMMANDS: dict[str, Any] = {
     "curves": curves,
     "evaluate": evaluate,
     "encode": encode,
+    "encode-beam": encode_beam,
     "import-wolf": import_wolf,
 }
 

@@ -40,14 +40,17 @@ class Manifest:
     Attributes:
         format: "tfrecord" or "parquet".
         fields: what is written of each image beside key and label.
-        model: whose codes they are: {"run", "step", "averaged", "weights_sha256"}.
-        data: what they are codes of: {"title", "image_size", "centre_crop", "descriptions", "keys_sha256"}.
+        model: whose codes they are: {"run", "step", "averaged", "weights_sha256"}; of a pipeline {"run", "step",
+            "onnx_sha256"}.
+        data: what they are codes of: {"title", "image_size", "centre_crop", "descriptions", "keys_sha256"}; of a
+            pipeline the first three.
         label_names: by label; empty where there are none.
         splits: number of images by split, in the order of encoding.
-        images_per_shard: how many images belong into a file.
+        images_per_shard: how many images belong into a file; 0 where a pipeline spread them at will.
         complete: whether all files are there.
         totals: {"images", "skipped", "bytes"} of a complete folder.
-        shards: {"name", "images", "bytes", "sha256"} of each file of a complete folder.
+        shards: {"name", "images", "bytes", "sha256"} of each file of a complete folder; a pipeline does not count and
+            hash single files.
     """
 
     format: str
@@ -71,6 +74,11 @@ class Manifest:
                 stop = min(start + self.images_per_shard, size)
                 found.append(ShardRange(name=name, split=split, start=start, stop=stop))
         return found
+
+    def names(self, split: str | None = None) -> list[str]:
+        """Returns the names of the files that a complete folder has, of one split or of all, in order."""
+        found = [entry["name"] for entry in self.shards] if self.complete else [shard.name for shard in self.ranges()]
+        return [name for name in found if split is None or name.startswith(f"{split}-")]
 
     def require_same(self, asked: Manifest, folder: pathlib.Path) -> None:
         """Refuses to go on with another job than the folder was begun with. Of the model, only what it is counts here.

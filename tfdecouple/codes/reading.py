@@ -32,7 +32,7 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
         raise DataError(f"{folder} holds no codes; python -m tfdecouple encode --run RUN --out {folder} writes them")
     if split is not None and split not in manifest.splits:
         raise DataError(f"{folder} has no codes of a split {split!r}; it has {', '.join(manifest.splits)}")
-    wanted = [folder / shard.name for shard in manifest.ranges() if split in (None, shard.split)]
+    wanted = [folder / name for name in manifest.names(split)]
     paths = [str(path) for path in wanted if path.is_file()]
     if len(paths) < len(wanted) and not partial:
         raise DataError(
