@@ -138,7 +138,7 @@ def _add_steps(pipeline: Any, job: Job, images: Images, encoder: Encoder, image_
     )
     if job.format == "parquet":
         fields = encoder.fields
-        codes = codes | "To tables" >> beam.Map(lambda batch: to_table(*batch, fields))
+        codes = codes | "To tables" >> beam.Map(lambda batch: to_table(batch[0], batch[1], batch[2], fields))
         write = beam.io.parquetio.WriteToParquetBatched(
             f"{out}/{SPLIT}", schema(fields), file_name_suffix=".parquet", num_shards=job.shards
         )

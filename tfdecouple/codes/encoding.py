@@ -47,7 +47,9 @@ def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int
         try:
             return {name: values.numpy()[:count] for name, values in encode(tf.constant(filled)).items()}
         except tf.errors.ResourceExhaustedError as error:
-            raise UserError(f"out of memory with {batch_size} images at a time; name fewer with --batch-size") from error
+            raise UserError(
+                f"out of memory with {batch_size} images at a time; name fewer with --batch-size"
+            ) from error
 
     return encoder
 
@@ -134,9 +136,7 @@ def _neighbours(shards: Sequence[ShardRange]) -> Iterator[list[ShardRange]]:
         yield group
 
 
-def _encoded(
-    source: Source, split: str, start: int, stop: int, encoder: Encoder, batch_size: int
-) -> Iterator[Rows]:
+def _encoded(source: Source, split: str, start: int, stop: int, encoder: Encoder, batch_size: int) -> Iterator[Rows]:
     """Yields the codes of images with their "index" and "label", in order."""
     options = tf.data.Options()
     options.deterministic = True

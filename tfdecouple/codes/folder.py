@@ -20,7 +20,7 @@ import tensorflow as tf
 from tfdecouple.codes.formats import FORMATS
 from tfdecouple.codes.manifest import Manifest, ShardRange
 from tfdecouple.errors import UserError
-from tfdecouple.files import TEMPORARY, write_bytes
+from tfdecouple.files import TEMPORARY
 
 # The run folder with the very weights that these codes come from: they decode with no others.
 RUN = "_run"

@@ -134,9 +134,9 @@ class Manifest:
         if version != VERSION:
             raise DataError(f"{path} is of version {version}; this program reads version {VERSION}")
         try:
-            fields = tuple(Field.from_plain(field) for field in values.pop("fields"))
-            tuples = {name: tuple(values.pop(name)) for name in ("label_names", "shards")}
-            return cls(fields=fields, **tuples, **values)
+            values["fields"] = tuple(Field.from_plain(field) for field in values["fields"])
+            values |= {name: tuple(values[name]) for name in ("label_names", "shards")}
+            return cls(**values)
         except (KeyError, TypeError) as error:
             raise DataError(f"{path} is no manifest of codes: {' '.join(str(error).split())}") from error
 

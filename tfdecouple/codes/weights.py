@@ -65,8 +65,8 @@ def kept_weights(
     trained_on = asked["run"] == begun["run"] and asked["step"] > begun["step"]
     if not trained_on or config.model != _kept_config(folder.path).model:
         raise UserError(
-            f"{folder.path} was begun with the weights of update {begun['step']} of the run {begun['run']}, and those of "
-            f"update {asked['step']} of {asked['run']} are others; take the old run, or name another folder with --out"
+            f"{folder.path} was begun with the weights of update {begun['step']} of the run {begun['run']}, and those "
+            f"of update {asked['step']} of {asked['run']} are others; take the old run, or another folder with --out"
         )
     load_weights(folder.path / RUN, model, averaged=False)
     if weights_sha256(model) != begun["weights_sha256"]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfdecouple.commands import options as arguments
 from tfdecouple.errors import UserError
 from tfdecouple.process import start_tensorflow
+
+if TYPE_CHECKING:
+    from tfdecouple.codes.manifest import Manifest
+    from tfdecouple.commands.opening import OpenedRun
+    from tfdecouple.data import Source
 
 FORMATS = ("tfrecord", "parquet")
 _SPLITS = ("train", "validation", "test")
@@ -31,7 +36,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--v", action="store_true", help="write v beside z: as many numbers as the image has")
     parser.add_argument("--z-std", action="store_true", help="write the standard deviation of the posterior of z")
     parser.add_argument(
-        "--images-per-shard", type=int, metavar="N", help=f"to a file; default {_MOST_IMAGES}, fewer where they are large"
+        "--images-per-shard",
+        type=int,
+        metavar="N",
+        help=f"to a file; default {_MOST_IMAGES}, fewer where they are large",
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default as in evaluations")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of each split")
@@ -56,12 +64,13 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.codes.folder import CodesFolder
     from tfdecouple.codes.manifest import Manifest
     from tfdecouple.codes.weights import keep_weights, kept_weights
-    from tfdecouple.commands.opening import open_run
+    from tfdecouple.commands.opening import open_given, open_run
     from tfdecouple.evaluation.progress import Counter
 
     opened = open_run(options)
-    _require_fields(opened.config, options)
-    source = _open_source(opened.config, options)
+    _require_fields(opened, options)
+    # Read as they are wanted, however many would fit into memory.
+    source = open_given(opened, options, on_bad_image=options.on_bad_image, cache_gib=0.0)
     asked = _manifest(opened, source, options)
     batch_size = options.batch_size or opened.config.training.evaluation_batch_size
     with CodesFolder(options.out) as folder:
@@ -101,32 +110,15 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _require_fields(config: Any, options: argparse.Namespace) -> None:
-    if config.model.has_latent:
+def _require_fields(opened: OpenedRun, options: argparse.Namespace) -> None:
+    if opened.config.model.has_latent:
         return
     if options.z_std or not options.v:
         wanted = "--z-std needs one" if options.z_std else "its code is v: add --v"
         raise UserError(f"the model of {options.run} has no z (model.conditioning is 'none'); {wanted}")
 
 
-def _open_source(config: Any, options: argparse.Namespace) -> Any:
-    """Opens the images so that they are read as they are wanted, however many fit into memory."""
-    import json
-
-    from tfdecouple.config import override
-    from tfdecouple.data import open_source
-
-    given = {
-        "data.source": options.data,
-        "data.data_dir": options.data_dir,
-        "data.on_bad_image": options.on_bad_image,
-        "data.cache_gib": 0.0,
-    }
-    changes = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
-    return open_source(override(config, changes).data, config.model.image_size, download=options.download)
-
-
-def _manifest(opened: Any, source: Any, options: argparse.Namespace) -> Any:
+def _manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) -> Manifest:
     """Returns the manifest of the whole job, before anything is encoded."""
     from tfdecouple.codes.encoding import keys_sha256
     from tfdecouple.codes.fields import bytes_of, chosen_fields

@@ -27,7 +27,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--v", action="store_true", help="write v beside z: as many numbers as the image has")
     parser.add_argument("--centre-crop", type=int, default=0, metavar="N", help="data.centre_crop (default 0)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default 32)")
-    parser.add_argument("--shards", type=int, default=0, metavar="N", help="number of files; default the runner's choice")
+    parser.add_argument(
+        "--shards", type=int, default=0, metavar="N", help="number of files; default the runner's choice"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each worker (default 1)")
     parser.add_argument("beam", nargs="*", metavar="-- OPTION", help="options of Beam and its runner")
 

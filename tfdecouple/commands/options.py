@@ -39,9 +39,7 @@ def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn at random (default 0)")
 
 
-def add_data(
-    parser: argparse.ArgumentParser, split: str = "test", splits: str = "train, validation or test"
-) -> None:
+def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: str = "train, validation or test") -> None:
     """Adds --split, --data, --data-dir and --download."""
     parser.add_argument("--split", default=split, metavar="NAME", help=f"{splits} (default {split})")
     parser.add_argument("--data", metavar="SOURCE", help="photographs, a TFDS name or folder:PATH; default the run's")
