@@ -31,6 +31,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data import Source, file_split
 from tfdecouple.data.split import MemorySplit
 from tfdecouple.errors import DataError
+from tfdecouple.evaluation import progress
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
 
@@ -51,6 +52,12 @@ def pictures(tmp_path_factory):
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(next(images)).save(place / f"{number}.png")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """However slow the machine, nothing is said of progress."""
+    monkeypatch.setattr(progress, "_FIRST", 1e6)
 
 
 @pytest.fixture

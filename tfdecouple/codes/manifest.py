@@ -86,6 +86,8 @@ class Manifest:
         Raises:
             DataError: naming the first difference.
         """
+        if "weights_sha256" not in self.model:
+            raise DataError(f"{folder} was written by encode-beam; name another folder with --out")
         # Images with names are known by these, wherever their folder is.
         named = bool(self.data["keys_sha256"] and asked.data["keys_sha256"])
         for what, begun, now in (
