@@ -107,26 +107,29 @@ class Encoder:
 
     def encode(self, batch: Sequence[tuple[bytes, int, np.ndarray]]) -> tuple[list[bytes], list[int], dict]:
         """Returns the keys, the labels and the arrays by field of what `Reader` yielded."""
-        import onnxruntime
         from apache_beam.metrics import Metrics
 
         keys, labels, pixels = (list(column) for column in zip(*batch, strict=True))
-        names = [field.name for field in self.fields]
-        options = onnxruntime.RunOptions()
-        # Without v the flow need not run.
-        options.only_execute_path_to_fetches = True
-        arrays = open_session(self.model, self.threads).run(names, {"images": np.stack(pixels)}, options)
+        names = tuple(field.name for field in self.fields)
+        arrays = open_session(self.model, self.threads, names).run(names, {"images": np.stack(pixels)})
         Metrics.counter("tfdecouple", "images").inc(len(keys))
         return keys, labels, dict(zip(names, arrays, strict=True))
 
 
 @functools.lru_cache(maxsize=1)
-def open_session(model: str, threads: int) -> Any:
+def open_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
     """Returns the session of an ONNX file: one for a process, whichever thread asks.
+
+    Args:
+        model: path of the file.
+        threads: of ONNX Runtime.
+        names: of the outputs that are wanted; () for all. What only others need is cut off: without v the flow does not
+            run, which ONNX Runtime would not leave out by itself.
 
     Raises:
         DataError: where it cannot be opened.
     """
+    import onnx.utils
     import onnxruntime
     from apache_beam.io.filesystems import FileSystems
 
@@ -138,6 +141,9 @@ def open_session(model: str, threads: int) -> Any:
             # Elsewhere than on a disk, a model is one file: weights beside it could not be found.
             with FileSystems.open(model) as file:
                 content = file.read()
+        if names and "v" not in names:
+            whole = onnx.load(model) if isinstance(content, str) else onnx.load_model_from_string(content)
+            content = onnx.utils.Extractor(whole).extract_model(["images"], list(names)).SerializeToString()
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     # ONNX Runtime has an exception for each of its codes, and storage has its own.
     except Exception as error:
