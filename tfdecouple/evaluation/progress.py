@@ -28,8 +28,9 @@ class Counter:
         self._total = total
         self._file = file or sys.stderr
         self._before = before
-        self._begun = time.monotonic()
-        self._next = self._begun + _FIRST
+        # When something was first done and how much: what comes before, such as tracing, says nothing of the speed.
+        self._first: tuple[float, int] | None = None
+        self._next = time.monotonic() + _FIRST
         self._bar: tqdm | None = None
 
     def __enter__(self) -> Counter:
@@ -57,9 +58,10 @@ class Counter:
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
+        begun, before = self._first = self._first or (now, done)
         if now >= self._next:
             self._next = now + _INTERVAL
-            rate = (done - self._before) / (now - self._begun)
+            rate = (done - before) / (now - begun) if now > begun else 0.0
             left = f", {rate:.3g} images/s, {_duration((self._total - done) / rate)} left" if rate else ""
             print(f"{self._what}: {done} of {self._total} images{left}", file=self._file, flush=True)
 
