@@ -335,7 +335,7 @@ class TestRestart:
         whole = contents(tmp_path / "codes", "*.tfrecord")
         assert len(whole) == 3
         assert encode("--on-bad-image", "skip", data=data) == 0
-        assert "1 unreadable ones skipped" in capsys.readouterr().out
+        assert "1 unreadable skipped" in capsys.readouterr().out
         out = tmp_path / "codes"
         assert whole.items() <= contents(out).items()
         assert read(out).keys() == every_key(data) - {"validation/2.png"}

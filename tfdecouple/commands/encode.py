@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
                 )
         if missing or not manifest.complete:
             manifest = folder.finish(manifest)
-    skipped = f", {manifest.totals['skipped']} unreadable ones skipped" if manifest.totals["skipped"] else ""
+    skipped = f", {manifest.totals['skipped']} unreadable skipped" if manifest.totals["skipped"] else ""
     fields = ", ".join(f"{field.name} {list(field.shape)}" for field in manifest.fields)
     print(
         f"{options.out}: {manifest.totals['images']:,} images in {len(shards)} {manifest.format} files{skipped}; "

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     )
     manifest = encode_with_beam(job, options.beam)
     skipped = manifest.totals["skipped"]
-    unreadable = f", {skipped} unreadable ones named in _unreadable.txt" if skipped else ""
+    unreadable = f", {skipped} unreadable, named in _unreadable.txt" if skipped else ""
     print(
         f"{options.out}: {manifest.totals['images']:,} images in {len(manifest.shards)} {manifest.format} "
         f"files{unreadable}"
