@@ -313,7 +313,24 @@ class TestProgress:
             for done, time in [(10, 104), (20, 106), (30, 115), (40, 122), (50, 123)]:
                 now[0] = time
                 counter(done)
-        assert file.getvalue() == "counting: 20 of 50 images\ncounting: 40 of 50 images\n"
+        assert file.getvalue().splitlines() == [
+            "counting: 20 of 50 images, 5 images/s, 6 s left",
+            "counting: 40 of 50 images, 1.67 images/s, 6 s left",
+        ]
+
+    def test_what_came_before_is_not_of_this_speed(self, monkeypatch):
+        now = [100.0]
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        file = io.StringIO()
+        with Counter("counting", 100_000, file, before=50_000) as counter:
+            now[0] = 190
+            counter(50_100)
+            now[0] = 205
+            counter(50_250)
+        assert file.getvalue().splitlines() == [
+            "counting: 50100 of 100000 images",
+            "counting: 50250 of 100000 images, 10 images/s, 1 h 23 min left",
+        ]
 
     def test_terminal_gets_a_bar_that_goes_away(self):
         file = Terminal()

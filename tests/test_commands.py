@@ -553,10 +553,12 @@ class TestRefusals:
 
 
 class TestHelp:
+    EVERY = [*TestRefusals.EVERY, "encode", "encode-beam"]
+
     def test_of_every_command_needs_no_tensorflow(self):
         code = (
             "import sys\nfrom tfdecouple.cli import main\n"
-            f"for name in {TestRefusals.EVERY}:\n"
+            f"for name in {self.EVERY}:\n"
             "    try:\n        main([name, '--help'])\n"
             "    except SystemExit as end:\n        assert end.code == 0\n"
             "print('loaded:', {'tensorflow', 'keras', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules))\n"
@@ -566,11 +568,11 @@ class TestHelp:
         )
         assert (ended.returncode, ended.stderr) == (0, "")
         assert ended.stdout.endswith("loaded: set()\n")
-        for name in TestRefusals.EVERY:
+        for name in self.EVERY:
             assert f"usage: python -m tfdecouple {name}" in ended.stdout
 
     def test_lists_the_commands(self, capsys):
         with pytest.raises(SystemExit):
             main(["--help"])
         out = capsys.readouterr().out
-        assert all(name in out for name in TestRefusals.EVERY)
+        assert all(name in out for name in self.EVERY)

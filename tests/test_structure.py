@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "checkpoints": {"errors", "files"},
 }
 # The rest, in the order of the arrow: each may import what stands before it.
-ORDER = [*MAY_IMPORT, "runs", "wolf", "evaluation", "training", "commands", "cli", "__main__"]
+ORDER = [*MAY_IMPORT, "runs", "wolf", "codes", "evaluation", "training", "commands", "cli", "__main__"]
 
 
 def section(module):

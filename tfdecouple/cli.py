@@ -12,6 +12,8 @@ from typing import Any
 
 from tfdecouple.commands import (
     curves,
+    encode,
+    encode_beam,
     evaluate,
     import_wolf,
     interpolate,
@@ -40,6 +42,8 @@ _COMMANDS: dict[str, Any] = {
     "project": project,
     "curves": curves,
     "evaluate": evaluate,
+    "encode": encode,
+    "encode-beam": encode_beam,
     "import-wolf": import_wolf,
 }
 

@@ -102,11 +102,26 @@ def open_data(run: OpenedRun, options: argparse.Namespace) -> Source:
     Raises:
         DataError: for missing data or an unknown split.
     """
-    given = {"data.source": options.data, "data.data_dir": options.data_dir}
-    changes = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
-    source = open_source(override(run.config, changes).data, run.config.model.image_size, download=options.download)
+    source = open_given(run, options)
     source.split(options.split)
     return source
+
+
+def open_given(run: OpenedRun, options: argparse.Namespace, **others: Any) -> Source:
+    """Opens the run's data set, or that of `--data` and `--data-dir`.
+
+    Args:
+        run: the run.
+        options: of the command.
+        **others: options of the config's `data` to be changed; None leaves one as it is.
+
+    Raises:
+        DataError: for missing data.
+        ConfigError: for an option of a wrong value.
+    """
+    given = {"source": options.data, "data_dir": options.data_dir, **others}
+    changes = [f"data.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+    return open_source(override(run.config, changes).data, run.config.model.image_size, download=options.download)
 
 
 def drawn_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:

@@ -39,9 +39,9 @@ def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn at random (default 0)")
 
 
-def add_data(parser: argparse.ArgumentParser, split: str = "test") -> None:
+def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: str = "train, validation or test") -> None:
     """Adds --split, --data, --data-dir and --download."""
-    parser.add_argument("--split", default=split, metavar="NAME", help=f"train, validation or test (default {split})")
+    parser.add_argument("--split", default=split, metavar="NAME", help=f"{splits} (default {split})")
     parser.add_argument("--data", metavar="SOURCE", help="photographs, a TFDS name or folder:PATH; default the run's")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets; default the run's")
     parser.add_argument("--download", action="store_true", help="download and prepare the TFDS data set if missing")
@@ -88,4 +88,4 @@ def at_least(options: argparse.Namespace, name: str, least: int) -> None:
     """
     value = getattr(options, name, None)
     if value is not None and value < least:
-        raise UserError(f"--{name} is {value}; it must be at least {least}")
+        raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")

@@ -28,6 +28,7 @@ class FileSplit(Split):
         image_size: int,
         centre_crop: int,
         bad_images: BadImages,
+        keys: Sequence[str] | None = None,
     ) -> None:
         """Makes the split; opens no file.
 
@@ -38,8 +39,9 @@ class FileSplit(Split):
             image_size: side S of the decoded images in pixels.
             centre_crop: see `read_image`.
             bad_images: is told of files that cannot be read.
+            keys: see `Split`.
         """
-        super().__init__(len(paths), description)
+        super().__init__(len(paths), description, keys)
         self._paths = list(paths)
         self._labels = np.asarray(labels, np.int32)
         self._image_size = image_size
@@ -54,14 +56,15 @@ class FileSplit(Split):
         """
         return self._called(self._read_or_next, record)[:2]
 
-    def examples(self, start: int = 0) -> tf.data.Dataset:
+    def examples(self, start: int = 0, stop: int | None = None) -> tf.data.Dataset:
         """See `Split.examples`; skipped images are left out."""
 
         def example(index: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
             image, label, readable = self._called(self._read_or_zeros, index)
             return {"image": image, "label": label, "index": index}, readable
 
-        read = self.records().skip(start).map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        records = self.records().take(self.size if stop is None else stop).skip(start)
+        read = records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return read.filter(lambda _, readable: readable).map(lambda example, _: example)
 
     def _called(self, function: Callable[[int], Read], index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -77,6 +77,7 @@ def open_folder(config: DataConfig, image_size: int) -> Source:
             name: make(
                 [file.path for file in part],
                 [number.get(file.label_name, -1) for file in part],
+                [pathlib.Path(file.path).relative_to(folder).as_posix() for file in part],
                 description,
                 image_size,
                 config.centre_crop,
@@ -167,13 +168,33 @@ def _at_least(files: list[ImageFile], least: int, folder: pathlib.Path) -> list[
 
 
 def _file_split(
-    paths: list[str], labels: list[int], description: str, image_size: int, centre_crop: int, bad_images: BadImages
+    paths: list[str],
+    labels: list[int],
+    keys: list[str],
+    description: str,
+    image_size: int,
+    centre_crop: int,
+    bad_images: BadImages,
 ) -> Split:
-    return FileSplit(paths, labels, description, image_size=image_size, centre_crop=centre_crop, bad_images=bad_images)
+    return FileSplit(
+        paths,
+        labels,
+        description,
+        image_size=image_size,
+        centre_crop=centre_crop,
+        bad_images=bad_images,
+        keys=keys,
+    )
 
 
 def _memory_split(
-    paths: list[str], labels: list[int], description: str, image_size: int, centre_crop: int, bad_images: BadImages
+    paths: list[str],
+    labels: list[int],
+    keys: list[str],
+    description: str,
+    image_size: int,
+    centre_crop: int,
+    bad_images: BadImages,
 ) -> Split:
     images = np.empty((len(paths), image_size, image_size, 3), np.uint8)
 
@@ -191,4 +212,5 @@ def _memory_split(
         raise DataError(f"none of the {len(paths)} images of a split can be read, the first is {paths[0]}; mend them")
     held = images if readable.all() else images[readable]
     held_labels = np.asarray(labels, np.int32)[readable]
-    return MemorySplit(len(held), description, lambda: (held, held_labels))
+    held_keys = [key for key, kept in zip(keys, readable, strict=True) if kept]
+    return MemorySplit(len(held), description, lambda: (held, held_labels), held_keys)

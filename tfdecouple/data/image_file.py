@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import BinaryIO
+
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -13,7 +15,7 @@ from tfdecouple.errors import DataError
 _WIDE_MODES = ("I", "F")
 
 
-def read_image(path: str, image_size: int, centre_crop: int) -> np.ndarray:
+def read_image(path: str, image_size: int, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
     """Reads an image file, turned upright as its EXIF data say, and returns its centre at the model's size.
 
     Grey, palette and CMYK images become RGB, transparency is dropped. An image of the right size is not resampled;
@@ -23,6 +25,7 @@ def read_image(path: str, image_size: int, centre_crop: int) -> np.ndarray:
         path: of the file.
         image_size: side S of the result in pixels.
         centre_crop: side in pixels of the centre square to keep; the largest square where it is 0 or does not fit.
+        file: its content, where it lies on no disk; `path` then only names it.
 
     Returns:
         uint8 [S, S, 3].
@@ -31,8 +34,8 @@ def read_image(path: str, image_size: int, centre_crop: int) -> np.ndarray:
         DataError: where the file cannot be read, with its path.
     """
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
+        with Image.open(path if file is None else file) as opened:
+            image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in _WIDE_MODES:

@@ -111,6 +111,14 @@ class Source:
         self.splits[name].prepare()
         return self.splits[name]
 
+    def key(self, split: str, index: int) -> str:
+        """Returns the name of an image, which no other image of the source has.
+
+        That is its path below the folder, or "split/index" where the images of the data set have no names.
+        """
+        keys = self.splits[split].keys
+        return f"{split}/{index}" if keys is None else keys[index]
+
     def examples(self, split: str) -> tf.data.Dataset:
         """Returns a split's images as they are: not shuffled, not augmented, in the same order each time.
 

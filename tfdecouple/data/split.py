@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,13 @@ class Split(abc.ABC):
     Attributes:
         size: number of images.
         description: for people: which part of the data set it is.
+        keys: the names that the images have in their data set, one each; None where they have none.
     """
 
-    def __init__(self, size: int, description: str) -> None:
+    def __init__(self, size: int, description: str, keys: Sequence[str] | None = None) -> None:
         self.size = size
         self.description = description
+        self.keys = keys
 
     def prepare(self) -> None:  # noqa: B027 - most splits need nothing
         """Does once what `decode` relies on; here nothing.
@@ -60,29 +62,37 @@ class Split(abc.ABC):
     def decode(self, record: Any) -> Tensors:
         """Returns the image, uint8 [S, S, 3], and the label, int32 [] (-1 for none), of a record. Runs in tf.data."""
 
-    def examples(self, start: int = 0) -> tf.data.Dataset:
-        """Returns the images in order, from number `start` on, as dicts of "image", "label" and "index" (int64 [])."""
+    def examples(self, start: int = 0, stop: int | None = None) -> tf.data.Dataset:
+        """Returns the images in order, as dicts of "image", "label" and "index" (int64 []).
+
+        Args:
+            start: number of the first.
+            stop: number after the last; None for the rest. What is not between them is not decoded.
+        """
 
         def example(index: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
             image, label = self.decode(record)
             return {"image": image, "label": label, "index": index}
 
-        numbered = self.records().enumerate().skip(start)
+        numbered = self.records().enumerate().take(self.size if stop is None else stop).skip(start)
         return numbered.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 class MemorySplit(Split):
     """A split that is held decoded in memory, as one array."""
 
-    def __init__(self, size: int, description: str, load: Callable[[], Arrays]) -> None:
+    def __init__(
+        self, size: int, description: str, load: Callable[[], Arrays], keys: Sequence[str] | None = None
+    ) -> None:
         """Makes the split; `load` is called once, when an image is first wanted.
 
         Args:
             size: number of images N.
             description: for people.
             load: returns the images, uint8 [N, S, S, 3], and the labels, int32 [N].
+            keys: see `Split`.
         """
-        super().__init__(size, description)
+        super().__init__(size, description, keys)
         self._load: Callable[[], Arrays] | None = load
         self._images: tf.Tensor | None = None
         self._labels: tf.Tensor | None = None

@@ -20,19 +20,29 @@ class Counter:
         what: is counted, such as "importance-weighted bound".
         total: how many there are to count.
         file: where to; standard error by default.
+        before: how many were done by an earlier program.
     """
 
-    def __init__(self, what: str, total: int, file: TextIO | None = None):
+    def __init__(self, what: str, total: int, file: TextIO | None = None, before: int = 0):
         self._what = what
         self._total = total
         self._file = file or sys.stderr
+        self._before = before
+        # When something was first done and how much: what comes before, such as tracing, says nothing of the speed.
+        self._first: tuple[float, int] | None = None
         self._next = time.monotonic() + _FIRST
         self._bar: tqdm | None = None
 
     def __enter__(self) -> Counter:
         if self._file.isatty():
             self._bar = tqdm(
-                total=self._total, desc=self._what, unit="image", file=self._file, dynamic_ncols=True, leave=False
+                total=self._total,
+                initial=self._before,
+                desc=self._what,
+                unit="image",
+                file=self._file,
+                dynamic_ncols=True,
+                leave=False,
             )
         return self
 
@@ -48,6 +58,17 @@ class Counter:
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
+        begun, before = self._first = self._first or (now, done)
         if now >= self._next:
             self._next = now + _INTERVAL
-            print(f"{self._what}: {done} of {self._total} images", file=self._file, flush=True)
+            rate = (done - before) / (now - begun) if now > begun else 0.0
+            left = f", {rate:.3g} images/s, {_duration((self._total - done) / rate)} left" if rate else ""
+            print(f"{self._what}: {done} of {self._total} images{left}", file=self._file, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    """Returns about how long it is, in two units at most."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, hours = round(seconds / 60) % 60, round(seconds / 60) // 60
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -1,0 +1,151 @@
+"""`python -m tfdecouple encode`: the codes of all images of a data set, in files."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from tfdecouple.commands import options as arguments
+from tfdecouple.errors import UserError
+from tfdecouple.process import start_tensorflow
+
+if TYPE_CHECKING:
+    from tfdecouple.codes.manifest import Manifest
+    from tfdecouple.commands.opening import OpenedRun
+    from tfdecouple.data import Source
+
+FORMATS = ("tfrecord", "parquet")
+_SPLITS = ("train", "validation", "test")
+# A file is what is done again after a kill, and what a reader opens at a time.
+_MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
+
+
+def add_parser(commands: Any) -> None:
+    """Describes the arguments."""
+    parser = arguments.command(
+        commands,
+        "encode",
+        "write the codes of all images of a data set into files",
+        "The same command goes on where it stopped. docs/encoding.md says what is in the files.",
+    )
+    parser.add_argument("--run", required=True, metavar="RUN", help="run folder; it may still be training")
+    parser.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path, help="folder for the codes")
+    arguments.add_data(parser, split="all", splits="train, validation, test or all")
+    parser.add_argument("--format", default="tfrecord", metavar="NAME", help="tfrecord (default) or parquet")
+    parser.add_argument("--v", action="store_true", help="write v beside z: as many numbers as the image has")
+    parser.add_argument("--z-std", action="store_true", help="write the standard deviation of the posterior of z")
+    parser.add_argument(
+        "--images-per-shard",
+        type=int,
+        metavar="N",
+        help=f"to a file; default {_MOST_IMAGES}, fewer where they are large",
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default as in evaluations")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of each split")
+    parser.add_argument("--on-bad-image", metavar="HOW", help="stop or skip; default as the run's data.on_bad_image")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes the files and the manifest.
+
+    Raises:
+        UserError: for impossible arguments, a run without weights, missing or unreadable images, a folder that holds
+            something else or cannot be written.
+    """
+    for name in ("images_per_shard", "batch_size", "limit"):
+        arguments.at_least(options, name, 1)
+    if options.format not in FORMATS:
+        raise UserError(f"--format is {options.format!r}; it must be {' or '.join(FORMATS)}")
+    if options.split not in (*_SPLITS, "all"):
+        raise UserError(f"--split is {options.split!r}; it must be {', '.join(_SPLITS)} or all")
+    start_tensorflow()
+    from tfdecouple.codes.encoding import encode_shards, make_encoder
+    from tfdecouple.codes.folder import CodesFolder
+    from tfdecouple.codes.manifest import Manifest
+    from tfdecouple.codes.weights import keep_weights, kept_weights
+    from tfdecouple.commands.opening import open_given, open_run
+    from tfdecouple.evaluation.progress import Counter
+
+    opened = open_run(options)
+    _require_fields(opened, options)
+    # Read as they are wanted, however many would fit into memory.
+    source = open_given(opened, options, on_bad_image=options.on_bad_image, cache_gib=0.0)
+    asked = _manifest(opened, source, options)
+    batch_size = options.batch_size or opened.config.training.evaluation_batch_size
+    with CodesFolder(options.out) as folder:
+        manifest = Manifest.read(folder.path)
+        if manifest is None:
+            keep_weights(folder, opened.model, opened.config, opened.step)
+            folder.begin(manifest := asked)
+        else:
+            manifest.require_same(asked, folder.path)
+            if told := kept_weights(folder, manifest, opened.model, opened.config, asked.model):
+                print(told, flush=True)
+        shards = manifest.ranges()
+        missing = folder.missing(manifest)
+        if len(missing) < len(shards):
+            print(f"{options.out}: {len(shards) - len(missing)} of {len(shards)} files are there already", flush=True)
+        if missing:
+            total = sum(manifest.splits.values())
+            before = total - sum(shard.stop - shard.start for shard in missing)
+            with Counter("encoding", total, before=before) as counter:
+                encode_shards(
+                    folder,
+                    manifest,
+                    missing,
+                    source,
+                    make_encoder(opened.model, manifest.fields, batch_size),
+                    batch_size=batch_size,
+                    counter=lambda done: counter(before + done),
+                )
+        if missing or not manifest.complete:
+            manifest = folder.finish(manifest)
+    skipped = f", {manifest.totals['skipped']} unreadable skipped" if manifest.totals["skipped"] else ""
+    fields = ", ".join(f"{field.name} {list(field.shape)}" for field in manifest.fields)
+    print(
+        f"{options.out}: {manifest.totals['images']:,} images in {len(shards)} {manifest.format} files{skipped}; "
+        f"key, label, {fields}"
+    )
+    return 0
+
+
+def _require_fields(opened: OpenedRun, options: argparse.Namespace) -> None:
+    if opened.config.model.has_latent:
+        return
+    if options.z_std or not options.v:
+        wanted = "--z-std needs one" if options.z_std else "its code is v: add --v"
+        raise UserError(f"the model of {options.run} has no z (model.conditioning is 'none'); {wanted}")
+
+
+def _manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) -> Manifest:
+    """Returns the manifest of the whole job, before anything is encoded."""
+    from tfdecouple.codes.encoding import keys_sha256
+    from tfdecouple.codes.fields import bytes_of, chosen_fields
+    from tfdecouple.codes.manifest import Manifest
+    from tfdecouple.codes.weights import weights_sha256
+    from tfdecouple.commands.opening import run_name
+
+    fields = chosen_fields(opened.config.model, v=options.v, z_std=options.z_std)
+    splits = _SPLITS if options.split == "all" else (options.split,)
+    most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // bytes_of(fields)))
+    return Manifest(
+        format=options.format,
+        fields=fields,
+        model={
+            "run": run_name(options.run),
+            "step": opened.step,
+            "averaged": opened.averaged,
+            "weights_sha256": weights_sha256(opened.model),
+        },
+        data={
+            "title": source.title,
+            "image_size": source.image_size,
+            "centre_crop": opened.config.data.centre_crop,
+            "descriptions": {split: source.descriptions[split] for split in splits},
+            "keys_sha256": keys_sha256(source, splits),
+        },
+        label_names=source.label_names,
+        splits={split: min(source.sizes[split], options.limit or source.sizes[split]) for split in splits},
+        images_per_shard=options.images_per_shard or most,
+    )
