@@ -35,7 +35,9 @@ class Adam:
         }
         self._decay = rate * config.weight_decay if config.weight_decay else None
 
-    def apply(self, variable: tf.Variable, gradient: tf.Tensor, mean: tf.Variable, variance: tf.Variable) -> None:
+    def apply(
+        self, variable: tf.Variable, gradient: tf.Tensor, mean: tf.Variable, variance: tf.Variable
+    ) -> tf.Operation | None:
         """Updates one variable and its two moments in place.
 
         Args:
@@ -43,9 +45,13 @@ class Adam:
             gradient: of the shape of the weight.
             mean: its first moment.
             variance: its second moment.
+
+        Returns:
+            The operation in a graph, None in eager execution.
         """
         if self._decay is not None:
-            variable.assign_sub(variable * self._decay, read_value=False)
-        tf.raw_ops.ResourceApplyAdam(
+            # Assigned, not subtracted: the product becomes the variable without another pass over memory.
+            variable.assign(variable * (1 - self._decay), read_value=False)
+        return tf.raw_ops.ResourceApplyAdam(
             var=variable.handle, m=mean.handle, v=variance.handle, grad=gradient, **self._options
         )
