@@ -9,11 +9,11 @@ import urllib.request
 
 import numpy as np
 import pytest
+from conftest import random_images
 from numpy.lib.stride_tricks import sliding_window_view
+from test_frechet import colours, report_of, write_onnx
+from test_frechet import source as source  # The fixture.
 
-from tests.conftest import random_images
-from tests.test_frechet import colours, report_of, write_onnx
-from tests.test_frechet import source as source  # The fixture.
 from tfdecouple.evaluation import inception
 from tfdecouple.evaluation.features import ExtractorError, open_extractor
 from tfdecouple.evaluation.inception import Inception, cached_path, find_inception
