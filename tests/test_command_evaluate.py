@@ -19,7 +19,7 @@ from tfdecouple.commands import evaluate
 from tfdecouple.commands.opening import drawn_indices
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
-from tfdecouple.evaluation import Evaluator, progress
+from tfdecouple.evaluation import Evaluator, inception, progress
 from tfdecouple.evaluation.progress import Counter
 from tfdecouple.model import DecoupledModel
 from tfdecouple.process import run_program
@@ -238,6 +238,23 @@ class TestMore:
             # Both look at test images, whatever the split.
             assert values["looks_at_test"] == 1
 
+    def test_network_of_fid_is_found_and_fetched_where_asked(self, made_run, tmp_path, monkeypatch):
+        calls = []
+
+        def find(download, say):
+            calls.append(download)
+            return tmp_path / "the network"
+
+        def report(model, source, extractor, **options):
+            calls.append(extractor)
+            return {"text": "FID"}
+
+        monkeypatch.setattr(inception, "find_inception", find)
+        monkeypatch.setitem(sys.modules, "tfdecouple.evaluation.frechet", SimpleNamespace(frechet_report=report))
+        for more in ((), ("--download",)):
+            assert command("--run", made_run, "--frechet", "inception", "--images", 1, "--out", tmp_path, *more) == 0
+        assert calls == [False, tmp_path / "the network", True, tmp_path / "the network"]
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -260,6 +277,14 @@ class TestRefusals:
     )
     def test_mistake_is_one_line(self, made_run, capsys, tmp_path, arguments, message):
         assert message in refused(capsys, "--run", made_run, "--out", tmp_path / "out", *arguments)
+
+    def test_missing_network_of_fid_is_told_before_anything_is_measured(self, made_run, capsys, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr(inception, "_require_torch", lambda file_name: None)
+        message = refused(capsys, "--run", made_run, "--out", tmp_path / "out", "--frechet", "inception")
+        for part in (str(tmp_path / "cache"), "--download", inception.URL, inception.SHA256):
+            assert part in message
+        assert list(tmp_path.iterdir()) == []
         assert not (tmp_path / "out").exists()
 
     def test_folder_that_is_no_run(self, tmp_path, capsys):

@@ -213,7 +213,9 @@ class TestExtractor:
         message = str(caught.value)
         assert "\n" not in message and all(part in message for part in parts), message
 
-    @pytest.mark.parametrize(("name", "part"), [("text.onnx", "as ONNX"), ("text.pt", "as ONNX"), ("a.keras", "Keras")])
+    @pytest.mark.parametrize(
+        ("name", "part"), [("text.onnx", "as ONNX"), ("text.pt", "of PyTorch files"), ("a.keras", "Keras")]
+    )
     def test_refuses_other_files_in_one_line(self, name, part, tmp_path):
         (tmp_path / name).write_text("no network\n")
         with pytest.raises(ExtractorError, match=part) as caught:
@@ -318,10 +320,10 @@ class TestReport:
         report = report_of(Remembering(), source, extractor, count=60, batch_size=20)
         assert report["distance"] == pytest.approx(report["floor"], rel=1e-9) and report["floor"] > 1
 
-    def test_never_calls_itself_fid(self, tiny_model, source, tmp_path):
+    def test_other_extractors_are_not_called_fid(self, tiny_model, source, tmp_path):
         path = write_onnx(tmp_path / "inception-2015-12-05.onnx")
         report = report_of(tiny_model, source, path)
-        assert report["name"] == "Frechet distance (inception-2015-12-05.onnx)"
+        assert report["name"] == "Frechet distance (inception-2015-12-05.onnx)" and report["is_fid"] is False
         assert any("not FID" in line for line in report["text"])
 
     def test_batches_change_nothing(self, tiny_model, source, extractor):

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 LOOKS = "looks.json"
 
+# Instead of a file of --frechet: the Inception network of FID in the cache folder.
+_INCEPTION = "inception"
+
 # What a linear probe holds in memory unless told otherwise: so many images, and so many colour values, at most.
 _PROBE_IMAGES, _PROBE_VALUES = 50_000, 2**28
 
@@ -84,7 +87,11 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="training images for them, drawn (default 0: at most 50000, fewer where they are large)",
     )
-    what.add_argument("--frechet", metavar="EXTRACTOR", help="also the Frechet distance by an ONNX or Keras file")
+    what.add_argument(
+        "--frechet",
+        metavar="EXTRACTOR",
+        help="also the Frechet distance by an ONNX or Keras file; inception: FID, whose network --download fetches",
+    )
     what.add_argument(
         "--frechet-images",
         type=int,
@@ -151,8 +158,10 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(f"--seed is {options.seed}; it must be below 2**31")
     if not (math.isfinite(options.temperature) and options.temperature >= 0):
         raise ConfigError(f"--temperature is {options.temperature}; it must be a number, at least 0")
-    if options.frechet is not None and not pathlib.Path(options.frechet).exists():
-        raise ConfigError(f"--frechet: there is no file {options.frechet}; give the file of a feature extractor")
+    if options.frechet not in (None, _INCEPTION) and not pathlib.Path(options.frechet).exists():
+        raise ConfigError(
+            f"--frechet: there is no file {options.frechet}; give the file of a feature extractor, or {_INCEPTION}"
+        )
 
 
 class _Evaluation:
@@ -162,6 +171,8 @@ class _Evaluation:
         from tfdecouple.commands.opening import open_data, open_run
 
         self.options = options
+        # First of all: it is a matter of seconds to see that it is missing, and of hours to come to it.
+        self.extractor = _extractor(options)
         self.strategy = _strategy()
         with self.strategy.scope():
             self.opened: OpenedRun = open_run(options, "--latent-use" if options.latent_use else "")
@@ -191,8 +202,8 @@ class _Evaluation:
                 self._keep(f"latent_use-{options.split}", use.to_dict(), _latent_lines(use))
             if options.probe:
                 self._keep_report("probe", self._probe())
-            if options.frechet:
-                self._keep_report("frechet", self._frechet(pathlib.Path(options.frechet)))
+            if self.extractor:
+                self._keep_report("frechet", self._frechet(self.extractor))
         print(f"\nresults: {self.out}")
 
     # --- measuring ---
@@ -366,6 +377,15 @@ class _Evaluation:
                     ) from error
                 write_json(path, {**looks, key: count})
         return count
+
+
+def _extractor(options: argparse.Namespace) -> pathlib.Path | None:
+    """Returns the file of --frechet, fetched where it is that of FID, is missing and --download is given."""
+    if options.frechet != _INCEPTION:
+        return pathlib.Path(options.frechet) if options.frechet else None
+    from tfdecouple.evaluation.inception import find_inception
+
+    return find_inception(options.download, _say)
 
 
 def _strategy() -> tf.distribute.Strategy:

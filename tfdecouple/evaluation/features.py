@@ -1,4 +1,4 @@
-"""Feature extractors: ONNX and Keras files that turn images into the vectors that the Frechet distance compares."""
+"""Feature extractors: files of networks that turn images into the vectors that the Frechet distance compares."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ class Extractor:
     Attributes:
         file_name: of the file, without its folder.
         sha256: of the file's bytes, hexadecimal. Weights that an ONNX file keeps in a second file are not covered.
+        is_fid: whether it is the Inception network of FID, by its checksum.
 
     Args:
         path: of the file.
         run: computes features of uint8 `[n, height, width, 3]`.
+        sha256: as the attribute.
+        is_fid: as the attribute.
     """
 
-    def __init__(self, path: pathlib.Path, run: Callable[[np.ndarray], Any]):
+    def __init__(self, path: pathlib.Path, run: Callable[[np.ndarray], Any], sha256: str, is_fid: bool = False):
         self.file_name = path.name
-        with path.open("rb") as file:
-            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.sha256 = sha256
+        self.is_fid = is_fid
         self._run = run
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -65,25 +68,46 @@ class Extractor:
 
 
 def open_extractor(path: pathlib.Path, image_size: int) -> Extractor:
-    """Opens a feature extractor: a file named `.keras`, or else an ONNX file.
+    """Opens a feature extractor: the Inception network of FID, a file named `.keras`, or else an ONNX file.
 
-    It must have one input, uint8 images `[n, height, width, 3]`, and one output `[n, features]`. Images go in as they
-    are: an extractor that needs another size resizes them itself, so that its file says how.
+    The network of FID is known by its checksum alone (see `inception`), whatever the file's name. Another file must
+    have one input, uint8 images `[n, height, width, 3]`, and one output `[n, features]`. Images go in as they are: an
+    extractor that needs another size resizes them itself, so that its file says how.
 
     Args:
         path: of the file. Code in a Keras file (Lambda layers) is not run.
         image_size: side of the images in pixels.
 
     Raises:
-        ExtractorError: where the file is missing, unreadable or of another input or output.
+        ExtractorError: where the file is missing, unreadable or of another input or output, or where it is the network
+            of FID and torch, which reads it, is missing.
     """
+    from tfdecouple.evaluation import inception
+
     path = pathlib.Path(path)
     if not path.is_file():
         raise ExtractorError(f"there is no extractor file {path}; name an ONNX (.onnx) or Keras (.keras) file")
-    return (_open_keras if path.suffix == ".keras" else _open_onnx)(path, image_size)
+    try:
+        sha256 = sha256_of(path)
+    except OSError as error:
+        raise ExtractorError(f"{path} cannot be read: {error.strerror or error}") from error
+    if sha256 == inception.SHA256:
+        return Extractor(path, inception.open_inception(path), sha256, is_fid=True)
+    if path.suffix in (".pt", ".pth"):
+        raise ExtractorError(
+            f"{path} has the sha256 {sha256}; of PyTorch files only the Inception network of FID is read, "
+            f"{inception.FILE_NAME} with the sha256 {inception.SHA256}"
+        )
+    return Extractor(path, (_open_keras if path.suffix == ".keras" else _open_onnx)(path, image_size), sha256)
 
 
-def _open_onnx(path: pathlib.Path, image_size: int) -> Extractor:
+def sha256_of(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_onnx(path: pathlib.Path, image_size: int) -> Callable[[np.ndarray], Any]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -103,10 +127,10 @@ def _open_onnx(path: pathlib.Path, image_size: int) -> Extractor:
     dtype = inputs[0].type.removeprefix("tensor(").removesuffix(")")
     _check(path, dtype, list(inputs[0].shape), list(outputs[0].shape), image_size)
     name = inputs[0].name
-    return Extractor(path, lambda images: session.run(None, {name: images})[0])
+    return lambda images: session.run(None, {name: images})[0]
 
 
-def _open_keras(path: pathlib.Path, image_size: int) -> Extractor:
+def _open_keras(path: pathlib.Path, image_size: int) -> Callable[[np.ndarray], Any]:
     import keras
 
     try:
@@ -123,7 +147,7 @@ def _open_keras(path: pathlib.Path, image_size: int) -> Extractor:
         list(outputs[0].shape),
         image_size,
     )
-    return Extractor(path, model.predict_on_batch)
+    return model.predict_on_batch
 
 
 def _require_one(path: pathlib.Path, inputs: int, outputs: int) -> None:

@@ -1,11 +1,9 @@
 """The Frechet distance between the features of samples and of test images (paper section 3.1, Tables 2 and 3).
 
-The paper reports FID: this distance by one particular extractor, the Inception network of 2015-12-05. Its usual form
-today is the TorchScript file `inception-2015-12-05.pt` (sha256
-f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4 in several public programs), which neither ONNX Runtime
-nor Keras reads. No ONNX or Keras form of it is in general use: each conversion has its own bytes, so that no checksum
-tells that a file is that network. Therefore nothing here is ever called FID, whatever the file is named; distances by
-other extractors, and by conversions that resize differently, cannot be compared with the paper's.
+The paper reports FID: this distance by one particular extractor, the Inception network of 2015-12-05. Only a distance
+by that network is called FID here, and only the checksum of a file makes it that network, whatever the file is named
+(see `inception`); any other is called by its extractor's file. Distances by other extractors, and by conversions that
+resize differently, cannot be compared with the paper's.
 """
 
 from __future__ import annotations
@@ -25,6 +23,9 @@ from tfdecouple.errors import DataError, UserError
 from tfdecouple.evaluation.features import Extractor, open_extractor
 from tfdecouple.evaluation.subset import PROGRESS_EVERY, drawn_indices, subset_batches
 from tfdecouple.model import DecoupledModel
+
+# How many samples FID is taken of by convention.
+FID_SAMPLES = 50_000
 
 
 class Moments:
@@ -118,7 +119,7 @@ def frechet_report(
     Args:
         model: the model, with weights.
         source: an opened data set with images of the model's size.
-        extractor: an ONNX or Keras file, see `open_extractor`.
+        extractor: the file of a network, see `open_extractor`.
         count: number of samples, and of training images for the floor (all of these, where there are fewer).
         reference: number of test images.
         temperature: of v, as for `DecoupledModel.sample`.
@@ -127,8 +128,9 @@ def frechet_report(
         say: called with lines of progress.
 
     Returns:
-        Plain values for JSON: `name`, "Frechet distance (FILE NAME)"; `distance` and `floor`, in squared units of the
-        features; `samples`, `test_images` and `floor_images`, how many of each; `features`, their number;
+        Plain values for JSON: `name`, "FID" where the extractor is the network of FID by its checksum, and
+        "Frechet distance (FILE NAME)" for any other; `is_fid`, which of the two; `distance` and `floor`, in squared
+        units of the features; `samples`, `test_images` and `floor_images`, how many of each; `features`, their number;
         `extractor`, a dict of `file` and `sha256`; `temperature`; `seed`; `warnings` and `text`, lines.
 
     Raises:
@@ -160,7 +162,7 @@ def frechet_report(
     of_samples = _moments(network, _samples(model, count, temperature, seed, batch_size, say))
 
     width = len(of_test.mean)
-    name = f"Frechet distance ({network.file_name})"
+    name = "FID" if network.is_fid else f"Frechet distance ({network.file_name})"
     warnings = [
         f"{moments.count:,} {what} are no more than the {width:,} features: their covariance is singular and the "
         "distance far too large; take more"
@@ -172,6 +174,11 @@ def frechet_report(
             f"the floor is of {floor_count:,} training images, all there are, fewer than the {count:,} samples: "
             "it is too high beside the distance"
         )
+    if network.is_fid and of_samples.count < FID_SAMPLES:
+        warnings.append(
+            f"FID is by convention of {FID_SAMPLES:,} samples; that of {of_samples.count:,} is higher, "
+            "and comparable only with one of as many"
+        )
     for line in warnings:
         say(f"warning: {line}")
     distance, floor = (
@@ -180,6 +187,7 @@ def frechet_report(
     )
     return {
         "name": name,
+        "is_fid": network.is_fid,
         "distance": distance,
         "floor": floor,
         "samples": of_samples.count,
@@ -194,7 +202,12 @@ def frechet_report(
             f"{name}, {width:,} features, to {of_test.count:,} test images of {source.title}:",
             f"  {of_samples.count:,} samples at temperature {temperature:g}: {distance:.4g}",
             f"  {of_train.count:,} training images (the floor): {floor:.4g}",
-            f"The extractor's sha256 is {network.sha256}. This is not FID, which is by another extractor.",
+            f"The extractor's sha256 is {network.sha256}. "
+            + (
+                "It is the Inception network of 2015-12-05."
+                if network.is_fid
+                else "This is not FID, which is by another extractor."
+            ),
             *(f"Warning: {line}" for line in warnings),
         ],
     }
