@@ -294,7 +294,8 @@ class DecoupledModel(keras.Model):
 
         Args:
             images: uint8 `[batch, height, width, 3]`.
-            verify: decode again and compare. Needed with alpha = 1, where extreme images can be lost on the way.
+            verify: decode again and compare. Images far from those of the training, such as noise, can be lost where
+                alpha is near 1.
 
         Returns:
             `Codes(z, v)`.
@@ -552,8 +553,8 @@ class DecoupledModel(keras.Model):
         lost = np.flatnonzero(~same.reshape(len(expected), -1).all(1))
         if len(lost):
             raise InversionError(
-                f"image {_listed(lost)} of the batch does not come back from its codes; a model with alpha below 1 "
-                f"keeps every image (this one has {self.config.alpha})"
+                f"image {_listed(lost)} of the batch does not come back from its codes; a model with a smaller alpha "
+                f"keeps more images (this one has {self.config.alpha})"
             )
 
 

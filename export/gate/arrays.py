@@ -138,7 +138,7 @@ class Report:
         Args:
             call: runs an endpoint.
             cases: of the gate.
-            exact: whether every image must come back, extreme ones too (alpha below 1).
+            exact: whether extreme images must come back, too: alpha is below 1 and the model itself keeps them.
         """
         kinds = {"real": cases["real"], **group(cases, "extreme/")}
         for kind, images in kinds.items():

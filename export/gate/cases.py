@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from export.endpoints import endpoints
-from export.gate.arrays import BATCHES, DRAWN
+from export.gate.arrays import BATCHES, DRAWN, group
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data import load_images, open_source
 from tfdecouple.errors import DataError
@@ -104,6 +104,12 @@ def extreme_images(shape: tuple[int, int, int], rng: np.random.Generator) -> Map
         "0/255 noise": (rng.integers(0, 2, (4, *shape)) * 255).astype(np.uint8),
         "checkerboard": np.stack([board, 255 - board]).astype(np.uint8),
     }
+
+
+def keeps_extreme_images(model: DecoupledModel, cases: Mapping[str, np.ndarray]) -> bool:
+    """Returns whether the model itself gives all extreme images of the gate back."""
+    images = np.concatenate(list(group(cases, "extreme/").values()))
+    return bool(np.array_equal(model.decode(*model.encode(images)), images))
 
 
 def real_images(config: Config) -> tuple[np.ndarray, str]:
