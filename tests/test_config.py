@@ -314,7 +314,15 @@ class TestImpossibleValues:
         assert expected in message and f"{section}." in message
 
     def test_every_option_that_can_be_wrong_is_tried(self):
-        free = {"data.data_dir", "data.horizontal_flip", "training.init_from", "name", "description", "notes"}
+        free = {
+            "data.data_dir",
+            "data.horizontal_flip",
+            "training.remat",
+            "training.init_from",
+            "name",
+            "description",
+            "notes",
+        }
         assert {name for name, *_ in IMPOSSIBLE} == set(option_names()) - free
 
     @pytest.mark.parametrize(

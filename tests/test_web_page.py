@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from conftest import random_images
+from PIL import Image
 
 from export.pipeline import Request, export
 from export.web import RUNTIME_VERSION
@@ -53,6 +54,23 @@ def page(tiny_run, tools, tmp_path_factory):
     runtime = tools / "node_modules" / "onnxruntime-web"
     export(Request(run=tiny_run, to=folder, formats=("onnx", "web"), web_runtime=runtime), say=lambda text: None)
     return folder
+
+
+def test_the_model_of_the_demo_gives_its_pictures_back():
+    folder = EXAMPLE / "model"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    names = [folder.parent / name for name in config["demo_images"]]
+    images = np.stack([np.asarray(Image.open(name).convert("RGB")) for name in names])
+    encoder, decoder = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in ("encoder", "decoder"))
+    z, v = encoder.run(["z", "v"], {"images": images})
+    assert z.shape == (len(images), config["latent_dim"])
+    np.testing.assert_array_equal(decoder.run(None, {"z": z, "v": v})[0], images)
+    # Another z gives other pictures, of which none is flat.
+    switched = decoder.run(None, {"z": z[::-1].copy(), "v": v})[0]
+    assert (switched != images).mean() > 0.1
+    assert (switched.reshape(len(images), -1).std(1) > 5).all()
+    for name in ("encoder", "decoder", "sampler"):
+        assert config["sizes"][name] == (folder / f"{name}.onnx").stat().st_size
 
 
 @pytest.mark.slow
