@@ -21,7 +21,7 @@ from export.endpoints import endpoints
 from export.folding import fold
 from export.gate import check_saved_model
 from export.gate.arrays import BATCHES, BORDERLINE, DRAWN, TOLERANCE, Report, difference
-from export.gate.cases import make_cases, real_images
+from export.gate.cases import keeps_extreme_images, make_cases, real_images
 from export.gate.run import RefusedError, pass_gate
 from export.origin import open_run
 from export.saved_model import save_saved_model
@@ -392,9 +392,9 @@ class TestProcess:
             pipeline.export(request, say=lambda text: None)
         assert not (tmp_path / "a").exists()
 
-    @pytest.mark.parametrize(("alpha", "exact"), [(0.8, True), (1.0, False)])
+    @pytest.mark.parametrize(("alpha", "kept", "exact"), [(0.8, True, True), (0.8, False, False), (1.0, True, False)])
     def test_is_told_whether_every_image_must_come_back(
-        self, monkeypatch, built, model, origin, tiny_run, tmp_path, alpha, exact
+        self, monkeypatch, built, model, origin, tiny_run, tmp_path, alpha, kept, exact
     ):
         config = dataclasses.replace(origin.config, model=dataclasses.replace(origin.config.model, alpha=alpha))
         other = dataclasses.replace(origin, config=config)
@@ -406,9 +406,24 @@ class TestProcess:
 
         monkeypatch.setattr(pipeline, "open_run", lambda run, name: (model, other))
         monkeypatch.setattr(pipeline, "pass_gate", ask)
+        monkeypatch.setattr(pipeline, "keeps_extreme_images", lambda model, cases: kept)
         request = pipeline.Request(run=tiny_run, to=tmp_path / "to", endpoints=SIGNATURES)
         pipeline.export(request, say=lambda text: None)
         assert told == [exact, exact]
+
+    @pytest.mark.parametrize("loses", [False, True])
+    def test_knows_whether_the_model_keeps_extreme_images(self, loses):
+        images = {"black": np.zeros((1, 8, 8, 3), np.uint8), "noise": PIXELS[:4]}
+
+        class Model:
+            def encode(self, images):
+                return None, images
+
+            def decode(self, z, v):
+                return np.where(loses & (np.arange(len(v)) == 3)[:, None, None, None], 7, v).astype(np.uint8)
+
+        cases = {"real": PIXELS, **{f"extreme/{kind}": array for kind, array in images.items()}}
+        assert keeps_extreme_images(Model(), cases) is not loses
 
 
 def parity(right, found, endpoint="encode", name="v"):

@@ -70,6 +70,7 @@ def quick(opened, monkeypatch):
     monkeypatch.setattr(pipeline, "open_run", lambda run, name: opened)
     monkeypatch.setattr(pipeline, "real_images", lambda config: (None, "test images"))
     monkeypatch.setattr(pipeline, "make_cases", lambda model, images: {})
+    monkeypatch.setattr(pipeline, "keeps_extreme_images", lambda model, cases: True)
     monkeypatch.setattr(pipeline, "fold", lambda model, layout="NHWC": None)
     monkeypatch.setattr(pipeline, "build_onnx", lambda folded, endpoint, metadata: onnx.ModelProto(producer_name="it"))
     monkeypatch.setattr(pipeline, "with_smaller_weights", lambda model, precision: model)
