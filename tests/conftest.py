@@ -6,6 +6,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import math
 import random
+import subprocess
 
 import numpy as np
 import pytest
@@ -218,3 +219,22 @@ def exported(tiny_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "tiny"
     export(Request(run=tiny_run, to=folder, precisions=("int8",)), say=lambda text: None)
     return folder
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Makes file systems of a given size; skips where none can be made."""
+    made = []
+
+    def make(kilobytes):
+        folder = tmp_path / f"disk-{kilobytes}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("a small file system needs the right to mount one")
+        made.append(folder)
+        return folder
+
+    yield make
+    for folder in made:
+        subprocess.run(["umount", str(folder)], check=True)

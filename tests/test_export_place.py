@@ -758,25 +758,6 @@ class TestKill:
         publishes_whole(tiny_run, to, versions + 1)
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """Makes file systems of a given size; skips where none can be made."""
-    made = []
-
-    def make(kilobytes):
-        folder = tmp_path / f"disk-{kilobytes}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
-        if subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("a small file system needs the right to mount one")
-        made.append(folder)
-        return folder
-
-    yield make
-    for folder in made:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.slow
 class TestFullDisk:
     # Nothing fits; a part of the cases; of the SavedModel; encoder, decoder, sampler; the report; the cards. The last

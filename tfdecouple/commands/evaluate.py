@@ -209,39 +209,16 @@ class _Evaluation:
     # --- measuring ---
 
     def _batches(self) -> tf.data.Dataset:
-        """Returns batches as of `evaluation_batches`, of all images or of those drawn."""
+        """Returns batches of all images, or of those drawn."""
+        from tfdecouple.commands.opening import drawn_indices
         from tfdecouple.data import evaluation_batches
 
-        replicas = self.strategy.num_replicas_in_sync
+        options, replicas = self.options, self.strategy.num_replicas_in_sync
         size = math.ceil(min(self.batch_size, self.count) / replicas) * replicas
-        if self.count == self.size:
-            return evaluation_batches(self.source, self.options.split, batch_size=size)
-        return self._drawn_batches(size)
-
-    def _drawn_batches(self, size: int) -> tf.data.Dataset:
-        import numpy as np
-        import tensorflow as tf
-
-        from tfdecouple.commands.opening import drawn_indices
-        from tfdecouple.data import chosen_batches
-
-        indices = drawn_indices(self.source, self.options.split, self.count, self.options.seed)
-
-        def padded() -> Iterator[dict[str, np.ndarray]]:
-            for batch in chosen_batches(self.source, self.options.split, indices, batch_size=size):
-                missing = size - len(batch["index"])
-                values = {name: batch[name] for name in ("image", "index")}
-                values["weight"] = np.ones(len(batch["index"]), np.float32)
-                yield {name: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for name, v in values.items()}
-
-        return tf.data.Dataset.from_generator(
-            padded,
-            output_signature={
-                "image": tf.TensorSpec([size, *self.opened.config.model.image_shape], tf.uint8),
-                "index": tf.TensorSpec([size], tf.int64),
-                "weight": tf.TensorSpec([size], tf.float32),
-            },
-        ).prefetch(1)
+        indices = None
+        if self.count < self.size:
+            indices = drawn_indices(self.source, options.split, self.count, options.seed)
+        return evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
 
     def _bound(self, bound: str, k: int) -> Bound:
         from tfdecouple.evaluation.importance import BoundEvaluator

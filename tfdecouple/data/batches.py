@@ -115,7 +115,9 @@ def training_batches(
     return _finished(batches)
 
 
-def evaluation_batches(source: Source, split: str, *, batch_size: int, limit: int = 0) -> tf.data.Dataset:
+def evaluation_batches(
+    source: Source, split: str, *, batch_size: int, limit: int = 0, indices: np.ndarray | None = None
+) -> tf.data.Dataset:
     """Returns every image of a split, or its first ones, exactly once, in batches of one size.
 
     Args:
@@ -123,17 +125,18 @@ def evaluation_batches(source: Source, split: str, *, batch_size: int, limit: in
         split: "train", "validation" or "test".
         batch_size: images per batch B, over all devices.
         limit: number of images from the beginning of the split; 0 for all.
+        indices: these images only, as for `chosen_batches`; None for all.
 
     Returns:
         A finite dataset of dicts: "image" uint8 [B, S, S, 3], "label" int32 [B] (-1 for none), "index" int64 [B] in
         the split, and "weight" float32 [B], 1 for images and 0 for the zeros that fill up the last batch.
 
     Raises:
-        DataError: for an unknown split, an empty batch or a negative limit.
+        DataError: for an unknown split, an empty batch, a negative limit or an index outside the split.
     """
     _check_batch_size(batch_size)
     _check_at_least("limit", limit, 0)
-    examples = source.examples(split)
+    examples = source.examples(split) if indices is None else _chosen_examples(source, split, indices)
     if limit:
         examples = examples.take(limit)
 
@@ -222,6 +225,12 @@ def chosen_batches(
         DataError: for an unknown split, an index outside it, an empty batch or an unreadable image.
     """
     _check_batch_size(batch_size)
+    with source.guard():
+        yield from _finished(_chosen_examples(source, split, indices).batch(batch_size)).as_numpy_iterator()
+
+
+def _chosen_examples(source: Source, split: str, indices: np.ndarray) -> tf.data.Dataset:
+    """Returns what `Source.examples` gives, of the images with these indices."""
     part = source.split(split)
     wanted = np.unique(np.asarray(indices, np.int64))
     if len(wanted) and not (wanted[0] >= 0 and wanted[-1] < part.size):
@@ -232,9 +241,7 @@ def chosen_batches(
         return {"image": image, "label": label, "index": index}
 
     numbered = tf.data.Dataset.zip(tf.data.Dataset.from_tensor_slices(wanted), part.records_at(wanted))
-    examples = numbered.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    with source.guard():
-        yield from _finished(examples.batch(batch_size)).as_numpy_iterator()
+    return numbered.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def _finished(batches: tf.data.Dataset) -> tf.data.Dataset:
