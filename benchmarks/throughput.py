@@ -12,8 +12,7 @@ A phase is a kind and a number of images: train, eval, encode, decode, sample or
   encode      `model.encode` as the commands call it; decode and sample likewise
   first_step  the training step, once: how long it takes from the start of the program until it is done
 
-TensorFlow is set up as the programs set it up, with --threads for both of its pools, which `train.py` leaves at the
-number of cores. Images are crops of the embedded photographs, or random ones where a model's images are larger than
+TensorFlow is set up as the programs set it up, with --threads for the number of cores that they would use. Images are crops of the embedded photographs, or random ones where a model's images are larger than
 those. The last line is one JSON object. `first_step_s` counts from the start of the process to the end of the first
 call; the first two calls are not among the repetitions, each of which takes --seconds or longer. `peak_rss_mib` is the
 largest resident memory of the whole process, tracing included.
@@ -77,7 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--phase", required=True, help="a kind and a number of images, such as train16")
     parser.add_argument("--preset", default="cifar10", help="default cifar10")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="as for train.py")
-    parser.add_argument("--threads", type=int, default=2, help="of both of TensorFlow's pools (default 2)")
+    parser.add_argument("--threads", type=int, default=2, help="that compute (default 2)")
     parser.add_argument("--reps", type=int, default=3, help="repetitions (default 3)")
     parser.add_argument("--seconds", type=float, default=2.0, help="least duration of a repetition (default 2)")
     parser.add_argument("--precision", choices=PRECISIONS, help="of training; default as the preset")
@@ -98,11 +97,7 @@ def measure(options: argparse.Namespace) -> int:
     def mark(name: str) -> None:
         marks[name] = time.monotonic() - process_start() - sum(marks.values())
 
-    start_tensorflow()
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(options.threads)
+    start_tensorflow(options.threads)
     import tfdecouple.training  # noqa: F401 - all that train.py imports
 
     mark("import")

@@ -10,7 +10,7 @@ import tensorflow as tf
 from conftest import SMALL, give_effect, random_images
 
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.training.adam import Adam
+from tfdecouple.training.adam import Adam, Variables
 from tfdecouple.training.schedule import kl_weight, learning_rate
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
@@ -107,6 +107,58 @@ class TestSchedule:
 
 
 class TestAdam:
+    @staticmethod
+    def updater(config, variables):
+        """Returns a function of a gradient, the number of updates before and the rate, which updates `variables`."""
+        adam = Adam(config)
+
+        @tf.function
+        def update(applied, gradient, updates, rate, scale):
+            adam.apply(applied, variables, gradient, adam.scalars(updates, rate, scale))
+
+        def call(gradient, updates=0, rate=0.1, *, applied=True, scale=1.0):
+            floats = (tf.constant(value, tf.float32) for value in (rate, scale))
+            update(tf.constant(applied), tf.constant(gradient, tf.float32), tf.constant(updates, tf.int64), *floats)
+
+        return call
+
+    def variables(self):
+        return Variables(*(tf.Variable([value, 2 * value]) for value in (1.0, 0.25, 0.5, 3.0)))
+
+    def test_changes_nothing_where_the_step_is_not_applied_whatever_the_gradient(self):
+        variables = self.variables()
+        before = [variable.numpy() for variable in variables]
+        self.updater(TrainingConfig(weight_decay=0.1, ema_decay=0.9), variables)([np.nan, np.inf], applied=False)
+        np.testing.assert_array_equal([variable.numpy() for variable in variables], before)
+
+    def test_average_moves_towards_the_new_weight_quickly_at_first(self):
+        config = TrainingConfig(ema_decay=0.9)
+        for updates, decay in ((0, 0.1), (10, 0.55), (1000, 0.9)):
+            variables = self.variables()
+            self.updater(config, variables)([0.5, -0.5], updates)
+            expected = decay * np.array([3.0, 6.0]) + (1 - decay) * variables.weight.numpy()
+            np.testing.assert_allclose(variables.average, expected, rtol=1e-6)
+
+    def test_scales_the_gradient_only_where_it_is_clipped(self):
+        found = []
+        for clip_norm in (0.0, 1.0):
+            variables = self.variables()
+            self.updater(TrainingConfig(clip_norm=clip_norm), variables)([0.5, -0.5], scale=0.5)
+            found.append(variables.mean.numpy())
+        np.testing.assert_allclose(found, [0.9 * 0.25 * np.array([1, 2]) + 0.1 * g * np.array([0.5, -0.5]) for g in (1, 0.5)])
+
+    def test_variables_of_one_shape_share_one_trace(self):
+        adam = Adam(TrainingConfig(ema_decay=0.9))
+
+        @tf.function
+        def update(*groups):
+            scalars = adam.scalars(tf.constant(0, tf.int64), tf.constant(0.1), None)
+            for group in groups:
+                adam.apply(tf.constant(True), Variables(*group), tf.ones_like(group[0]), scalars)
+
+        update(*(tuple(self.variables()) for _ in range(5)))
+        assert adam._update.experimental_get_tracing_count() == 1
+
     @pytest.mark.parametrize("decay", [0.0, 0.1])
     def test_moves_as_the_adamw_of_pytorch(self, decay):
         config = TrainingConfig(beta_1=0.9, beta_2=0.99, epsilon=1e-3, weight_decay=decay)
@@ -114,15 +166,12 @@ class TestAdam:
         start = rng.standard_normal((3, 4))
         variable, mean, variance = (tf.Variable(value, dtype=tf.float32) for value in (start, 0 * start, 0 * start))
 
-        @tf.function
-        def update(gradient, updates, rate):
-            Adam(config, updates, rate).apply(variable, gradient, mean, variance)
-
+        update = self.updater(config, Variables(variable, mean, variance, None))
         weight, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
         for count in range(1, 8):
             # Gradients about as small as epsilon: where it is added makes a difference.
             gradient, rate = 2e-3 * rng.standard_normal(start.shape), 0.01 * count
-            update(tf.constant(gradient, tf.float32), tf.constant(count - 1, tf.int64), tf.constant(rate, tf.float32))
+            update(gradient, count - 1, rate)
             weight *= 1 - rate * decay
             m = 0.9 * m + 0.1 * gradient
             v = 0.99 * v + 0.01 * gradient**2

@@ -20,6 +20,7 @@ from tfdecouple.layers import (
     Squeeze,
 )
 from tfdecouple.layers.base import ChildCall, InvertibleComposite
+from tfdecouple.layers.parts import divides, run_in_parts
 from tfdecouple.layers.program import SharedPrograms
 
 
@@ -269,10 +270,33 @@ class Flow(InvertibleComposite):
         return super()._prepare(x, condition)
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._run_forward(x, lambda layer, h: self._programs.forward_and_log_det(layer, h, condition))
+        return self._divided("_forward_whole", "_forward_in_parts", x, condition)
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._divided("_inverse_whole", "_inverse_in_parts", y, condition)
+
+    def _divided(
+        self, whole: str, in_parts: str, x: tf.Tensor, condition: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Runs one of two methods: that for a batch as it is, or that for one which is worth dividing."""
+        if not divides(x):
+            return getattr(self, whole)(x, condition)
+        if tf.executing_eagerly():
+            # Eager calls come one after the other: only within one graph do parts run side by side.
+            return self._programs.run(in_parts, self, x, condition)
+        return getattr(self, in_parts)(x, condition)
+
+    def _forward_whole(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._run_forward(x, lambda layer, h: self._programs.forward_and_log_det(layer, h, condition))
+
+    def _inverse_whole(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         return self._run_inverse(y, lambda layer, h: self._programs.inverse_and_log_det(layer, h, condition))
+
+    def _forward_in_parts(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return run_in_parts(self._forward_whole, x, condition)
+
+    def _inverse_in_parts(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return run_in_parts(self._inverse_whole, y, condition)
 
     def _run_forward(self, x: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
         v, log_det = self._level_forward(0, x, call)

@@ -271,7 +271,8 @@ class DecoupledModel(keras.Model):
         levels = self._levels_of(images)
         z, kl = None, tf.zeros(tf.shape(levels)[:1])
         if self.encoder is not None:
-            mean, log_variance = self.encoder(self._encoder_input(levels), training=training)
+            inputs = self._encoder_input(levels)
+            mean, log_variance = self.encoder(inputs, training=True) if training else self.encoder.infer(inputs)
             z = mean + tf.exp(log_variance / 2) * z_noise
             kl = -0.5 * tf.reduce_sum(log_variance + tf.square(z_noise) + math.log(2 * math.pi), -1) - self._log_prior(
                 z
@@ -506,7 +507,7 @@ class DecoupledModel(keras.Model):
 
     def _encode_levels(self, levels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         assert self.encoder is not None
-        return self.encoder(self._encoder_input(levels), training=False)
+        return self.encoder.infer(self._encoder_input(levels))
 
     def _log_prior(self, z: tf.Tensor) -> tf.Tensor:
         if self.prior_flow is None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfdecouple.flow import FlowStep
 from tfdecouple.layers import InvertibleLayer, InvertibleLinear, InvertibleSequence
+from tfdecouple.layers.program import SharedPrograms
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -53,6 +55,13 @@ class PriorFlow(InvertibleSequence):
             )
             for number in range(steps)
         ]
+        self._programs = SharedPrograms()
+
+    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._run_forward(x, lambda step, h: self._programs.forward_and_log_det(step, h, None))
+
+    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._run_inverse(y, lambda step, h: self._programs.inverse_and_log_det(step, h, None))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -247,9 +247,10 @@ def _chosen_examples(source: Source, split: str, indices: np.ndarray) -> tf.data
 def _finished(batches: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
+    options.autotune.enabled = False
     # Several workers that share no files must split the images between them; by files, some would get none.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return batches.with_options(options).prefetch(tf.data.AUTOTUNE)
+    return batches.with_options(options).prefetch(2)
 
 
 def _fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:

@@ -106,7 +106,11 @@ class DrawBounds:
         step = self._at_once * max(1, _DRAWS_A_CALL // self._at_once)
         parts, log_sums = [np.zeros([0, 3])], [np.zeros([0, 2])]
         done = 0
-        distributed = self._strategy.distribute_datasets_from_function(lambda context: own_share(batches, context))
+        distributed = self._strategy.distribute_datasets_from_function(
+            lambda context: own_share(batches, context),
+            # On the way to a device they would pass a second pipeline, which takes as long to end as it has run.
+            tf.distribute.InputOptions(experimental_fetch_to_device=False),
+        )
         for batch in distributed:
             counted = self._gathered(batch["weight"]) > 0
             images = int(counted.sum())

@@ -46,7 +46,8 @@ class ActNorm(InvertibleLayer):
         log_scale = tf.where(deviation > _CONSTANT, -tf.math.log(tf.maximum(deviation, _CONSTANT)), 0.0)
         self.log_scale.assign(log_scale)
         self.bias.assign(-mean * tf.exp(log_scale))
-        return self.forward_and_log_det(x)[0]
+        # Not by the bijector, which keeps what it was given until Python collects garbage: a map of thousands of images.
+        return (x - mean) * tf.exp(log_scale)
 
     def _bijector(self) -> tfb.Bijector:
         return tfb.Chain(

@@ -100,6 +100,11 @@ class InvertibleLinear(InvertibleLayer):
             return tf.linalg.slogdet(tf.convert_to_tensor(self.kernel)).log_abs_determinant
         return tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(tf.convert_to_tensor(self.factors)))))
 
+    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+        """Returns the layer's output; nothing depends on the data."""
+        # Not by the bijector, for the reason that `ActNorm.initialize` states.
+        return _channel_product(self.matrix(), x)
+
     def condition_number(self) -> tf.Tensor:
         """Returns the ratio of the largest to the smallest singular value of W, float64: a sign of divergence."""
         values = tf.linalg.svd(tf.cast(self.matrix(), tf.float64), compute_uv=False)

@@ -1,57 +1,138 @@
-"""Adam with decoupled weight decay, one fused operation a variable."""
+"""Adam with decoupled weight decay and averaged weights, one traced function a shape of variable."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
 
 
-class Adam:
-    """One update of Adam, for any number of variables.
+class Variables(NamedTuple):
+    """What one update changes, on one device, all of one shape.
 
-    Keras' optimizers build some twenty operations a variable, which for the thousand variables of a deep flow is
-    most of the time to the first step; TensorFlow's fused kernel is one, and needs no temporary copies.
-
-    Args:
-        config: holds `beta_1`, `beta_2`, `epsilon` and `weight_decay`.
-        updates: number of updates before this one, an integer scalar.
-        rate: learning rate, a float32 scalar.
+    Attributes:
+        weight: the weight.
+        mean: its first moment.
+        variance: its second moment.
+        average: its average over the updates, or None where the run keeps none.
     """
 
-    def __init__(self, config: TrainingConfig, updates: tf.Tensor, rate: tf.Tensor):
+    weight: tf.Variable
+    mean: tf.Variable
+    variance: tf.Variable
+    average: tf.Variable | None
+
+
+class Scalars(NamedTuple):
+    """What an update of all variables has in common, scalars; see `Adam.scalars`."""
+
+    beta_1_power: tf.Tensor
+    beta_2_power: tf.Tensor
+    rate: tf.Tensor
+    epsilon: tf.Tensor
+    average_decay: tf.Tensor
+    gradient_scale: tf.Tensor
+
+
+class Adam:
+    """Updates of Adam, for any number of variables.
+
+    Keras' optimizers build some twenty operations a variable, which for the thousand variables of a deep flow is
+    most of the time to the first step. Here a variable is one call of a function that is traced once for each shape
+    and takes its variables as handles; within it TensorFlow's fused kernel needs no temporary copies.
+
+    Args:
+        config: holds `beta_1`, `beta_2`, `epsilon`, `weight_decay`, `clip_norm` and `ema_decay`.
+    """
+
+    def __init__(self, config: TrainingConfig):
+        self._config = config
+        # Called and not copied into the step: a thousand copies would have to be placed and pruned before it runs.
+        self._update = tf.function(self._update_one, autograph=False, experimental_attributes={"_noinline": True})
+
+    def scalars(self, updates: tf.Tensor, rate: tf.Tensor, gradient_scale: tf.Tensor | None) -> Scalars:
+        """Returns what the updates of all variables have in common.
+
+        Args:
+            updates: number of updates before this one, an integer scalar.
+            rate: learning rate, a float32 scalar.
+            gradient_scale: what gradients are multiplied with, a float32 scalar; None for nothing.
+        """
+        config = self._config
         count = tf.cast(updates + 1, tf.float64)
         powers = [
             tf.cast(tf.pow(tf.constant(b, tf.float64), count), tf.float32) for b in (config.beta_1, config.beta_2)
         ]
-        self._options = {
-            "beta1_power": powers[0],
-            "beta2_power": powers[1],
-            "lr": rate,
-            "beta1": tf.constant(config.beta_1),
-            "beta2": tf.constant(config.beta_2),
-            # The kernel adds epsilon to the root before the bias correction, Adam's definition after it.
-            "epsilon": config.epsilon * tf.sqrt(1 - powers[1]),
-        }
-        self._decay = rate * config.weight_decay if config.weight_decay else None
+        # The kernel adds epsilon to the root before the bias correction, Adam's definition after it.
+        epsilon = config.epsilon * tf.sqrt(1 - powers[1])
+        return Scalars(
+            *powers,
+            tf.identity(rate),
+            epsilon,
+            self.average_decay(updates),
+            tf.constant(1.0) if gradient_scale is None else tf.identity(gradient_scale),
+        )
 
-    def apply(
-        self, variable: tf.Variable, gradient: tf.Tensor, mean: tf.Variable, variance: tf.Variable
-    ) -> tf.Operation | None:
-        """Updates one variable and its two moments in place.
+    def average_decay(self, updates: tf.Tensor) -> tf.Tensor:
+        """Returns the decay of the averages in this update: smaller at first, so that the start is soon forgotten."""
+        count = tf.cast(updates, tf.float32)
+        return tf.minimum(self._config.ema_decay, (1 + count) / (10 + count))
+
+    def apply(self, applied: tf.Tensor, variables: Variables, gradient: tf.Tensor, scalars: Scalars) -> tf.Operation:
+        """Updates one variable, its two moments and its average in place.
 
         Args:
-            variable: the weight.
+            applied: whether to; a boolean scalar.
+            variables: what to update.
             gradient: of the shape of the weight.
-            mean: its first moment.
-            variance: its second moment.
+            scalars: as `scalars` returns them.
 
         Returns:
-            The operation in a graph, None in eager execution.
+            The operation, in a graph.
         """
-        if self._decay is not None:
-            # Assigned, not subtracted: the product becomes the variable without another pass over memory.
-            variable.assign(variable * (1 - self._decay), read_value=False)
-        return tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle, m=mean.handle, v=variance.handle, grad=gradient, **self._options
-        )
+        handles = [None if variable is None else variable.handle for variable in variables]
+        return self._update(applied, gradient, scalars, *handles).op
+
+    def _update_one(
+        self,
+        applied: tf.Tensor,
+        gradient: tf.Tensor,
+        scalars: Scalars,
+        weight: tf.Tensor,
+        mean: tf.Tensor,
+        variance: tf.Tensor,
+        average: tf.Tensor | None,
+    ) -> tf.Tensor:
+        config = self._config
+
+        def update() -> tf.Tensor:
+            if config.weight_decay:
+                # Assigned, not subtracted: the product becomes the variable without another pass over memory.
+                decayed = tf.raw_ops.ReadVariableOp(resource=weight, dtype=gradient.dtype)
+                decayed *= 1 - scalars.rate * config.weight_decay
+                tf.raw_ops.AssignVariableOp(resource=weight, value=decayed)
+            tf.raw_ops.ResourceApplyAdam(
+                var=weight,
+                m=mean,
+                v=variance,
+                beta1_power=scalars.beta_1_power,
+                beta2_power=scalars.beta_2_power,
+                lr=scalars.rate,
+                beta1=tf.constant(config.beta_1),
+                beta2=tf.constant(config.beta_2),
+                epsilon=scalars.epsilon,
+                grad=gradient * scalars.gradient_scale if config.clip_norm else gradient,
+            )
+            if average is not None:
+                move_average(average, tf.raw_ops.ReadVariableOp(resource=weight, dtype=gradient.dtype), scalars)
+            return tf.constant(True)
+
+        return tf.cond(applied, update, lambda: tf.constant(False))
+
+
+def move_average(average: tf.Tensor, value: tf.Tensor, scalars: Scalars) -> None:
+    """Moves an average, given by its handle, towards a value of its shape."""
+    old = tf.raw_ops.ReadVariableOp(resource=average, dtype=value.dtype)
+    tf.raw_ops.AssignSubVariableOp(resource=average, value=(old - value) * (1 - scalars.average_decay))

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.config import Config
 from tfdecouple.layers import net_precision, rematerialized
-from tfdecouple.training.adam import Adam
+from tfdecouple.training.adam import Adam, Variables, move_average
 from tfdecouple.training.schedule import kl_weight, learning_rate
 from tfdecouple.training.state import TrainingState
 
@@ -73,6 +73,7 @@ class TrainStep:
         self._state = state
         self._strategy = strategy
         self._total: Any = None
+        self._adam = Adam(config.training)
         if config.training.micro_batches > 1:
             with strategy.scope():
                 self._total = self._make_total()
@@ -184,17 +185,9 @@ class TrainStep:
         rate = learning_rate(training, state.updates)
         scale = tf.minimum(1.0, training.clip_norm / norm) if training.clip_norm else None
 
-        def apply() -> tf.Tensor:
-            self._apply(gradients, moving, rate, scale)
-            state.updates.assign_add(1)
-            state.skipped.assign(0)
-            return tf.constant(0)
-
-        def skip() -> tf.Tensor:
-            state.skipped.assign_add(1)
-            return tf.constant(0)
-
-        tf.cond(applied, apply, skip)
+        self._apply(applied, gradients, moving, rate, scale)
+        state.updates.assign_add(tf.cast(applied, tf.int64))
+        state.skipped.assign(tf.where(applied, tf.constant(0, tf.int64), state.skipped + 1))
         state.step.assign_add(1)
         bits = state.model.nats_to_bits_per_dim(loss)
         return StepResult(bits, reconstruction, kl, dequantization, norm, rate, applied, stop)
@@ -205,7 +198,9 @@ class TrainStep:
             return []
         return self._strategy.extended.batch_reduce_to(how, list(zip(values, variables.values(), strict=True)))
 
-    def _apply(self, gradients: list[Any], moving: list[Any], rate: tf.Tensor, scale: tf.Tensor | None) -> None:
+    def _apply(
+        self, applied: tf.Tensor, gradients: list[Any], moving: list[Any], rate: tf.Tensor, scale: tf.Tensor | None
+    ) -> None:
         """Updates weights, moments, moving statistics and averages, on each device its own copies.
 
         Written over the devices' copies by hand: `strategy.extended.update` costs milliseconds a variable to trace,
@@ -215,35 +210,24 @@ class TrainStep:
         for replica, (updates, device) in enumerate(
             zip(copies(state.updates), self._strategy.extended.worker_devices, strict=True)
         ):
+
+            def on_device(value: Any, replica: int = replica) -> Any:
+                return None if value is None else copies(value)[replica]
+
             with tf.device(device):
-                adam = Adam(self._config.training, tf.identity(updates), tf.identity(rate))
-                decay = self._average_decay(updates)
+                own, scalars = tf.identity(applied), self._adam.scalars(tf.identity(updates), rate, scale)
                 lanes: list[list[tf.Operation]] = [[] for _ in range(_LANES)]
-                for number, ((name, source), gradient) in enumerate(
+                for number, ((name, weight), gradient) in enumerate(
                     zip(state.trainable.items(), gradients, strict=True)
                 ):
-                    variable, gradient = copies(source)[replica], copies(gradient)[replica]
+                    group = weight, state.means[name], state.variances[name], state.averages.get(name)
                     with tf.control_dependencies(lanes[number % _LANES]):
-                        done = adam.apply(
-                            variable,
-                            gradient if scale is None else gradient * scale,
-                            copies(state.means[name])[replica],
-                            copies(state.variances[name])[replica],
-                        )
-                        if name in state.averages:
-                            done = _move_average(copies(state.averages[name])[replica], variable, decay)
+                        done = self._adam.apply(own, Variables(*map(on_device, group)), on_device(gradient), scalars)
                     lanes[number % _LANES] = [done]
-                for (name, source), value in zip(state.moving.items(), moving, strict=True):
-                    variable = copies(source)[replica]
-                    variable.assign(copies(value)[replica], read_value=False)
-                    if name in state.averages:
-                        _move_average(copies(state.averages[name])[replica], variable, decay)
-
-    def _average_decay(self, updates: tf.Tensor) -> tf.Tensor:
-        """Returns the decay of this update: smaller at first, so that the start is forgotten quickly."""
-        count = tf.cast(updates, tf.float32)
-        return tf.minimum(self._config.training.ema_decay, (1 + count) / (10 + count))
-
-
-def _move_average(average: tf.Variable, source: tf.Variable, decay: tf.Tensor) -> tf.Operation:
-    return average.assign_sub((average - source) * (1 - decay), read_value=False)
+                for (name, statistic), value in zip(state.moving.items(), moving, strict=True):
+                    variable, average = on_device(statistic), on_device(state.averages.get(name))
+                    new = tf.where(own, on_device(value), variable)
+                    variable.assign(new, read_value=False)
+                    if average is not None:
+                        kept = tf.where(own, scalars.average_decay, 1.0)
+                        move_average(average.handle, new, scalars._replace(average_decay=kept))

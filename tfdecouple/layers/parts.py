@@ -1,0 +1,53 @@
+"""A batch in parts that are computed side by side, so that every core has work of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+Transformation = Callable[[tf.Tensor, tf.Tensor | None], tuple[tf.Tensor, tf.Tensor]]
+
+
+def batch_parts() -> int:
+    """Returns in how many parts a batch is computed.
+
+    They are as many as the process runs operations side by side for each thread of one operation, 1 where nobody has
+    chosen these numbers (`tf.config.threading`). A GPU takes a batch whole.
+    """
+    threads, operations = (
+        tf.config.threading.get_intra_op_parallelism_threads(),
+        tf.config.threading.get_inter_op_parallelism_threads(),
+    )
+    if not threads or tf.config.get_visible_devices("GPU"):
+        return 1
+    return max(1, operations // threads)
+
+
+def divides(x: tf.Tensor) -> bool:
+    """Returns whether a batch is worth dividing: it has an image for each of several parts."""
+    return x.shape[0] is not None and x.shape[0] >= batch_parts() > 1
+
+
+def run_in_parts(
+    transformation: Transformation, x: tf.Tensor, condition: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Runs a transformation on parts of a batch.
+
+    A deep chain of small operations leaves threads idle: each operation waits for the one before it and divides its
+    work among them. Two chains, each on a thread of its own, have nobody to wait for.
+
+    Args:
+        transformation: from x `[batch, ...]` and z `[batch, d_z]` (or None) to a tensor and its log-determinant, image
+            by image.
+        x: the batch, with an image or more for each part.
+        condition: z, or None.
+    """
+    parts = batch_parts()
+    count = x.shape[0] if x.shape[0] is not None else tf.shape(x)[0]
+    edges = [count * number // parts for number in range(parts + 1)]
+    done = []
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        done.append(transformation(x[start:stop], None if condition is None else condition[start:stop]))
+    values, log_dets = zip(*done, strict=True)
+    return tf.concat(values, 0), tf.concat(log_dets, 0)
