@@ -145,7 +145,9 @@ class TestAdam:
             variables = self.variables()
             self.updater(TrainingConfig(clip_norm=clip_norm), variables)([0.5, -0.5], scale=0.5)
             found.append(variables.mean.numpy())
-        np.testing.assert_allclose(found, [0.9 * 0.25 * np.array([1, 2]) + 0.1 * g * np.array([0.5, -0.5]) for g in (1, 0.5)])
+        np.testing.assert_allclose(
+            found, [0.9 * 0.25 * np.array([1, 2]) + 0.1 * g * np.array([0.5, -0.5]) for g in (1, 0.5)]
+        )
 
     def test_variables_of_one_shape_share_one_trace(self):
         adam = Adam(TrainingConfig(ema_decay=0.9))

@@ -81,7 +81,6 @@ def _keep_memory() -> None:
         mallopt(option, value)
 
 
-
 @contextlib.contextmanager
 def _standard_error_closed() -> Iterator[None]:
     """Drops what native code writes to standard error: TensorFlow logs there before any log level applies."""

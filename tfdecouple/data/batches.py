@@ -17,6 +17,9 @@ from tfdecouple.errors import DataError
 # Order and augmentation draw from different streams of the one seed.
 _ORDER_STREAM, _AUGMENTATION_STREAM = 0, 1
 
+# Batches that are made ahead of their turn.
+_READY = 2
+
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
     """Returns the number of whole batches in the training set; what is left over differs from epoch to epoch.
@@ -247,10 +250,11 @@ def _chosen_examples(source: Source, split: str, indices: np.ndarray) -> tf.data
 def _finished(batches: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
+    # Whoever ends a tuned pipeline waits for the tuner, which sleeps for about as long as the pipeline has run.
     options.autotune.enabled = False
     # Several workers that share no files must split the images between them; by files, some would get none.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return batches.with_options(options).prefetch(2)
+    return batches.with_options(options).prefetch(_READY)
 
 
 def _fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:

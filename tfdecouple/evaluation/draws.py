@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -106,12 +106,7 @@ class DrawBounds:
         step = self._at_once * max(1, _DRAWS_A_CALL // self._at_once)
         parts, log_sums = [np.zeros([0, 3])], [np.zeros([0, 2])]
         done = 0
-        distributed = self._strategy.distribute_datasets_from_function(
-            lambda context: own_share(batches, context),
-            # On the way to a device they would pass a second pipeline, which takes as long to end as it has run.
-            tf.distribute.InputOptions(experimental_fetch_to_device=False),
-        )
-        for batch in distributed:
+        for batch in self._distributed_batches(batches):
             counted = self._gathered(batch["weight"]) > 0
             images = int(counted.sum())
             batch_parts, batch_log_sums = np.zeros([images, 3]), np.full([images, 2], -math.inf)
@@ -132,6 +127,12 @@ class DrawBounds:
         with np.errstate(invalid="ignore", over="ignore"):
             effective = np.exp(2 * log_sum - log_sum_of_squares)
         return ImageBounds(np.concatenate(parts) / samples, log_sum - math.log(samples), effective)
+
+    def _distributed_batches(self, batches: tf.data.Dataset) -> Iterable[Any]:
+        if self._strategy.num_replicas_in_sync == 1:
+            # The strategy would lead them through a second pipeline, which at times takes as long to end as it has run.
+            return batches
+        return self._strategy.distribute_datasets_from_function(lambda context: own_share(batches, context))
 
     def _gathered(self, values: Any) -> np.ndarray:
         """Returns the rows of all devices, in order, on every worker."""

@@ -46,7 +46,7 @@ class ActNorm(InvertibleLayer):
         log_scale = tf.where(deviation > _CONSTANT, -tf.math.log(tf.maximum(deviation, _CONSTANT)), 0.0)
         self.log_scale.assign(log_scale)
         self.bias.assign(-mean * tf.exp(log_scale))
-        # Not by the bijector, which keeps what it was given until Python collects garbage: a map of thousands of images.
+        # Not by the bijector, which keeps what it was given, maps of thousands of images, until garbage is collected.
         return (x - mean) * tf.exp(log_scale)
 
     def _bijector(self) -> tfb.Bijector:

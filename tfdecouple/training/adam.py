@@ -62,17 +62,17 @@ class Adam:
         """
         config = self._config
         count = tf.cast(updates + 1, tf.float64)
-        powers = [
+        power_1, power_2 = (
             tf.cast(tf.pow(tf.constant(b, tf.float64), count), tf.float32) for b in (config.beta_1, config.beta_2)
-        ]
-        # The kernel adds epsilon to the root before the bias correction, Adam's definition after it.
-        epsilon = config.epsilon * tf.sqrt(1 - powers[1])
+        )
         return Scalars(
-            *powers,
-            tf.identity(rate),
-            epsilon,
-            self.average_decay(updates),
-            tf.constant(1.0) if gradient_scale is None else tf.identity(gradient_scale),
+            beta_1_power=power_1,
+            beta_2_power=power_2,
+            rate=tf.identity(rate),
+            # The kernel adds epsilon to the root before the bias correction, Adam's definition after it.
+            epsilon=config.epsilon * tf.sqrt(1 - power_2),
+            average_decay=self.average_decay(updates),
+            gradient_scale=tf.constant(1.0) if gradient_scale is None else tf.identity(gradient_scale),
         )
 
     def average_decay(self, updates: tf.Tensor) -> tf.Tensor:
@@ -109,10 +109,10 @@ class Adam:
 
         def update() -> tf.Tensor:
             if config.weight_decay:
-                # Assigned, not subtracted: the product becomes the variable without another pass over memory.
-                decayed = tf.raw_ops.ReadVariableOp(resource=weight, dtype=gradient.dtype)
-                decayed *= 1 - scalars.rate * config.weight_decay
-                tf.raw_ops.AssignVariableOp(resource=weight, value=decayed)
+                # In place: weights that got a new place in memory in each step would leave gaps everywhere.
+                value = tf.raw_ops.ReadVariableOp(resource=weight, dtype=gradient.dtype)
+                value *= scalars.rate * config.weight_decay
+                tf.raw_ops.AssignSubVariableOp(resource=weight, value=value)
             tf.raw_ops.ResourceApplyAdam(
                 var=weight,
                 m=mean,

@@ -59,7 +59,8 @@ class TrainingState:
     def start_averages(self) -> None:
         """Sets the averages to the weights as they are."""
         for name, average in self.averages.items():
-            average.assign(self._named[name])
+            # A copy: an average that shared the memory of its weight would move away from it in the first step.
+            average.assign(tf.raw_ops.DeepCopy(x=self._named[name]))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[DecoupledModel]:
