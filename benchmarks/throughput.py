@@ -13,9 +13,10 @@ A phase is a kind and a number of images: train, eval, encode, decode, sample or
   first_step  the training step, once: how long it takes from the start of the program until it is done
 
 TensorFlow is set up as the programs set it up, with --threads for the number of cores. Images are crops of the
-embedded photographs, or random ones where a model's images are larger than those. The last line is one JSON object. `first_step_s` counts from the start of the process to the end of the first
-call; the first two calls are not among the repetitions, each of which takes --seconds or longer. `peak_rss_mib` is the
-largest resident memory of the whole process, tracing included.
+embedded photographs, or random ones where a model's images are larger than those. The last line is one JSON object.
+`first_step_s` counts from the start of the process to the end of the first call; the first two calls are not among
+the repetitions, each of which takes --seconds or longer. `peak_rss_mib` is the largest resident memory of the whole
+process, tracing included.
 """
 
 from __future__ import annotations

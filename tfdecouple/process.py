@@ -44,10 +44,11 @@ def start_tensorflow(threads: int | None = None) -> None:
 
 
 def _divide_cores(threads: int) -> None:
-    """Lets as many operations run side by side as there are threads, each on half of them.
+    """Sets how many threads an operation takes and how many operations run side by side.
 
-    The flow then runs on the two halves of a batch side by side (`layers/parts.py`). Measured on two cores, one thread
-    an operation: 127 images/s in training a small model instead of 79, where operations took both.
+    On two cores each operation takes one, and the flow runs on the two halves of a batch side by side
+    (`layers/parts.py`): 127 images/s in training a small model instead of 79, where operations shared both. More cores
+    were not measured: there an operation may take all of them, which is TensorFlow's own choice.
 
     A user who sets one of TensorFlow's variables for these numbers keeps TensorFlow's own choice of the other.
     """
@@ -57,7 +58,7 @@ def _divide_cores(threads: int) -> None:
         return
     # TensorFlow that has started keeps its threads: this process is not the program's own.
     with contextlib.suppress(RuntimeError):
-        tf.config.threading.set_intra_op_parallelism_threads(-(-threads // 2))
+        tf.config.threading.set_intra_op_parallelism_threads(1 if threads <= 2 else threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
