@@ -21,7 +21,7 @@ class SharedPrograms:
     their own weights: while a kind is traced, its first layer stands for all and reads the arguments in their place.
 
     What is traced is called and not copied into the graph of the caller: the time to prepare a graph for its first run
-    grows with its operations, and a call costs a hundredth of what it does.
+    grows with its operations.
     """
 
     def __init__(self) -> None:
