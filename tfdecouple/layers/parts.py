@@ -13,14 +13,13 @@ def batch_parts() -> int:
     """Returns in how many parts a batch is computed.
 
     They are as many as the process runs operations side by side for each thread of one operation, 1 where nobody has
-    chosen these numbers (`tf.config.threading`). A GPU, and each of several replicas, takes a batch whole.
+    chosen these numbers (`tf.config.threading`). A GPU takes a batch whole.
     """
     threads, operations = (
         tf.config.threading.get_intra_op_parallelism_threads(),
         tf.config.threading.get_inter_op_parallelism_threads(),
     )
-    # Several replicas compute side by side already.
-    if not threads or tf.config.get_visible_devices("GPU") or tf.distribute.get_strategy().num_replicas_in_sync > 1:
+    if not threads or tf.config.get_visible_devices("GPU"):
         return 1
     return max(1, operations // threads)
 
