@@ -47,23 +47,24 @@ class CouplingSize:
         at_each = 9 * self.kept * self.hidden + self.hidden**2 + 9 * self.hidden * self.outputs
         return self.positions * at_each + self.condition * self.hidden
 
-    def kept_bytes(self, alpha: float, net_bytes: int) -> int:
+    def kept_bytes(self, alpha: float, net_bytes: int, remat: bool) -> int:
         """Returns what the backward pass needs of the forward pass, per image.
 
         The inputs of the three convolutions (the gradients of their kernels are made of them; that of an ELU is made
-        of its output, which the next convolution keeps anyway), and for the affine transform the raw scale or its
-        tanh, the scale, what it scales, and with alpha below 1 what its logarithm needs.
+        of its output, which the next convolution keeps anyway), of which `remat` keeps the first alone; and for the
+        affine transform the raw scale or its tanh, the scale, what it scales, and with alpha below 1 what its
+        logarithm needs.
         """
-        net = net_bytes * (self.kept + 2 * self.hidden)
+        net = net_bytes * (self.kept + (0 if remat else 2 * self.hidden))
         scaling = FLOAT32 * self.transformed * ((3 if alpha == 1 else 4) if self.affine else 0)
         return self.positions * (net + scaling)
 
-    def working_bytes(self, net_bytes: int) -> int:
+    def working_bytes(self, net_bytes: int, remat: bool) -> int:
         """Returns what the backward pass of this coupling holds for a moment: the gradients of the hidden layers.
 
-        Of one ELU's input and output and of the layer before it, each `hidden` wide.
+        Of one ELU's input and output and of the layer before it, each `hidden` wide; with `remat` the two layers, too.
         """
-        return self.positions * net_bytes * 3 * self.hidden
+        return self.positions * net_bytes * (5 if remat else 3) * self.hidden
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,17 +87,14 @@ class LayerSize:
         """Of its couplings and its 1x1 convolution."""
         return self.positions * self.channels**2 + sum(coupling.multiply_adds() for coupling in self.couplings)
 
-    def input_bytes(self) -> int:
-        """Of its input."""
-        return FLOAT32 * self.positions * self.channels
-
-    def kept_bytes(self, alpha: float, net_bytes: int) -> int:
+    def kept_bytes(self, alpha: float, net_bytes: int, remat: bool) -> int:
         """Returns what the backward pass needs of it, per image."""
-        return self.maps * self.input_bytes() + sum(each.kept_bytes(alpha, net_bytes) for each in self.couplings)
+        inputs = FLOAT32 * self.positions * self.channels * self.maps
+        return inputs + sum(each.kept_bytes(alpha, net_bytes, remat) for each in self.couplings)
 
-    def working_bytes(self, net_bytes: int) -> int:
+    def working_bytes(self, net_bytes: int, remat: bool) -> int:
         """Returns what its backward pass holds for a moment, per image."""
-        return max(coupling.working_bytes(net_bytes) for coupling in self.couplings)
+        return max(coupling.working_bytes(net_bytes, remat) for coupling in self.couplings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,23 +146,19 @@ def multiply_adds(config: ModelConfig) -> int:
 def activations(config: ModelConfig, *, remat: bool = False, precision: str = "float32") -> Activations:
     """Returns the bytes that a training step holds per image of a micro-batch.
 
-    With `remat` of a layer of the flow its input alone is kept, and what its backward pass needs is computed anew
-    when its turn comes: then all of one layer is held at once, the largest in the worst case.
+    With `remat` the hidden maps of the coupling nets are not kept but computed anew when their turn comes: those of
+    one coupling are held at once, the largest in the worst case.
 
     Args:
         config: the architecture.
-        remat: whether each layer of the flow is computed again.
+        remat: whether hidden maps are computed again.
         precision: "float32" or "mixed_bfloat16".
     """
     net_bytes = BFLOAT16 if precision == "mixed_bfloat16" else FLOAT32
     layers = list(flow_layers(config))
     encoder = sum(FLOAT32 * block.kept for block in _encoder_blocks(config)) if config.has_latent else 0
-    if remat:
-        kept = sum(layer.input_bytes() for layer in layers)
-        working = max(layer.kept_bytes(config.alpha, net_bytes) + layer.working_bytes(net_bytes) for layer in layers)
-    else:
-        kept = sum(layer.kept_bytes(config.alpha, net_bytes) for layer in layers)
-        working = max(layer.working_bytes(net_bytes) for layer in layers)
+    kept = sum(layer.kept_bytes(config.alpha, net_bytes, remat) for layer in layers)
+    working = max(layer.working_bytes(net_bytes, remat) for layer in layers)
     return Activations(kept + encoder, working)
 
 

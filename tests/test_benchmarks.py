@@ -44,9 +44,11 @@ def test_costs_of_a_coupling_by_hand():
     # At each of 4 positions 9*2*8 + 8*8 + 9*8*2, and 3*8 once.
     assert coupling.multiply_adds() == 4 * (144 + 64 + 144) + 24
     # The net's inputs of 2 + 8 + 8 numbers, and three numbers for the scaled channel.
-    assert coupling.kept_bytes(alpha=1.0, net_bytes=4) == 4 * 4 * (18 + 3)
-    assert coupling.kept_bytes(alpha=0.5, net_bytes=2) == 4 * (2 * 18 + 4 * 4)
-    assert coupling.working_bytes(net_bytes=4) == 4 * 4 * 3 * 8
+    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, remat=False) == 4 * 4 * (18 + 3)
+    assert coupling.kept_bytes(alpha=0.5, net_bytes=2, remat=False) == 4 * (2 * 18 + 4 * 4)
+    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, remat=True) == 4 * 4 * (2 + 3)
+    assert coupling.working_bytes(net_bytes=4, remat=False) == 4 * 4 * 3 * 8
+    assert coupling.working_bytes(net_bytes=4, remat=True) == 4 * 4 * 5 * 8
 
 
 @pytest.mark.parametrize(
@@ -73,11 +75,11 @@ def test_the_layers_counted_are_the_layers_of_the_flow():
         assert [net.first.shape[2] for net in nets] == [coupling.kept for coupling in each.couplings]
 
 
-def test_recomputing_keeps_only_the_inputs_of_layers():
+def test_recomputing_keeps_no_hidden_maps():
     config = load_preset("imagenet64").model
     plain, remat = (architecture.activations(config, remat=remat) for remat in (False, True))
     half = architecture.activations(config, precision="mixed_bfloat16")
-    assert remat.kept < plain.kept / 10 and remat.working > plain.working
+    assert remat.kept < plain.kept / 5 and remat.working > plain.working
     assert plain.total / 2 < half.total < 0.6 * plain.total
 
 

@@ -144,9 +144,10 @@ class Encoder(keras.layers.Layer):
 
     def infer(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """As `call` without training, where each image is by itself: at graph speed, a batch in parts side by side."""
+        method = "_infer_in_parts" if divides(x) else "_infer_whole"
         if tf.executing_eagerly():
-            return self._programs.run("_infer_in_parts" if divides(x) else "_infer_whole", self, x, None)
-        return self._infer_in_parts(x) if divides(x) else self._infer_whole(x)
+            return self._programs.run_network(method, self, x, None)
+        return getattr(self, method)(x)
 
     def _infer_whole(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, tf.Tensor]:
         return self(x, training=False)

@@ -279,12 +279,10 @@ class Flow(InvertibleComposite):
         self, whole: str, in_parts: str, x: tf.Tensor, condition: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs one of two methods: that for a batch as it is, or that for one which is worth dividing."""
-        if not divides(x):
-            return getattr(self, whole)(x, condition)
+        method = in_parts if divides(x) else whole
         if tf.executing_eagerly():
-            # Eager calls come one after the other: only within one graph do parts run side by side.
-            return self._programs.run(in_parts, self, x, condition)
-        return getattr(self, in_parts)(x, condition)
+            return self._programs.run_network(method, self, x, condition)
+        return getattr(self, method)(x, condition)
 
     def _forward_whole(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         return self._run_forward(x, lambda layer, h: self._programs.forward_and_log_det(layer, h, condition))

@@ -12,6 +12,7 @@ from tensorflow_probability import bijectors as tfb
 from tfdecouple.config import LINEAR_FORMS
 from tfdecouple.errors import ConfigError
 from tfdecouple.layers.base import InvertibleLayer, per_image, positions
+from tfdecouple.layers.channels import channel_product
 
 
 class _ChannelOperator(tf.linalg.LinearOperatorFullMatrix):
@@ -22,21 +23,15 @@ class _ChannelOperator(tf.linalg.LinearOperatorFullMatrix):
     """
 
     def _matvec(self, x: tf.Tensor, adjoint: bool = False) -> tf.Tensor:
-        return _channel_product(self.to_dense(), x)
+        return channel_product(x, self.to_dense(), transpose=True)
 
     def _solvevec(self, y: tf.Tensor, adjoint: bool = False) -> tf.Tensor:
-        return _channel_product(inverse_matrix(self.to_dense()), y)
+        return channel_product(y, inverse_matrix(self.to_dense()), transpose=True)
 
 
 def inverse_matrix(matrix: tf.Tensor) -> tf.Tensor:
     """Returns the inverse of `[n, n]`, computed in float64 and rounded to the matrix' own dtype."""
     return tf.cast(tf.linalg.inv(tf.cast(matrix, tf.float64)), matrix.dtype)
-
-
-def _channel_product(matrix: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    shape = tf.shape(x)
-    product = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), matrix, transpose_b=True)
-    return tf.ensure_shape(tf.reshape(product, shape), x.shape)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -103,7 +98,7 @@ class InvertibleLinear(InvertibleLayer):
     def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Returns the layer's output; nothing depends on the data."""
         # Not by the bijector, for the reason that `ActNorm.initialize` states.
-        return _channel_product(self.matrix(), x)
+        return channel_product(x, self.matrix(), transpose=True)
 
     def condition_number(self) -> tf.Tensor:
         """Returns the ratio of the largest to the smallest singular value of W, float64: a sign of divergence."""

@@ -8,7 +8,9 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.layers.base import need_condition
+from tfdecouple.layers.channels import channel_product
 from tfdecouple.layers.precision import current_net_precision
+from tfdecouple.layers.remat import narrowed
 
 
 def fan_in_uniform() -> keras.initializers.Initializer:
@@ -117,17 +119,24 @@ class ConvNet(CouplingNet):
         def weight(variable: Any) -> tf.Tensor:
             return tf.cast(tf.convert_to_tensor(variable), dtype)
 
-        h = tf.nn.elu(tf.nn.conv2d(tf.cast(x, dtype), weight(self.first), 1, "SAME"))
-        h = tf.nn.conv2d(h, weight(self.second), 1, "SAME")
+        shift = None
         if self.condition_size:
             need_condition(self, self.condition_size, condition)
             # One vector per image, small beside the maps: it stays in the layer's own precision until it is added.
-            shift = tf.matmul(condition, tf.convert_to_tensor(self.condition_kernel)) + tf.convert_to_tensor(
-                self.condition_bias
+            shift = tf.cast(
+                tf.matmul(condition, tf.convert_to_tensor(self.condition_kernel))
+                + tf.convert_to_tensor(self.condition_bias),
+                dtype,
             )
-            h += tf.reshape(tf.cast(shift, dtype), [-1, 1, 1, self.hidden])
-        h = tf.nn.conv2d(tf.nn.elu(h), tf.cast(self.last.kernel(), dtype), 1, "SAME")
+        weights = weight(self.first), tf.squeeze(weight(self.second), [0, 1])
+        h = narrowed(_widen, tf.cast(x, dtype), shift, weights, tf.cast(self.last.kernel(), dtype))
         return tf.cast(h, self.compute_dtype) + tf.convert_to_tensor(self.last.bias)
+
+
+def _widen(x: tf.Tensor, shift: tf.Tensor | None, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+    """Returns the hidden maps of a `ConvNet`, `[batch, height, width, hidden]`."""
+    h = channel_product(tf.nn.elu(tf.nn.conv2d(x, first, 1, "SAME")), second)
+    return tf.nn.elu(h if shift is None else h + shift[:, None, None, :])
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

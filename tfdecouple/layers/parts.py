@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import tensorflow as tf
+
+# What of a map a core's own cache holds beside weights; measured with caches of 1 MiB.
+_CACHE_BYTES = 2**20
 
 Transformation = Callable[[tf.Tensor, tf.Tensor | None], tuple[tf.Tensor, tf.Tensor]]
 
@@ -51,3 +55,36 @@ def run_in_parts(
         done.append(transformation(x[start:stop], None if condition is None else condition[start:stop]))
     values, log_dets = zip(*done, strict=True)
     return tf.concat(values, 0), tf.concat(log_dets, 0)
+
+
+def run_in_turn(
+    function: Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None, width: int
+) -> tf.Tensor:
+    """Runs a function on some images at a time, so few that a map of theirs stays in the cache of a core.
+
+    Where an operation takes several cores, or a GPU, a batch is run whole.
+
+    Args:
+        function: from x `[batch, height, width, channels]` and a vector for each image (or None), image by image.
+        x: the batch.
+        condition: the vectors, or None.
+        width: channels of the widest map inside the function, of the dtype of x.
+    """
+    count = _images_in_turn(x, width)
+    if not count or x.shape[0] <= count:
+        return function(x, condition)
+    done: list[tf.Tensor] = []
+    for start in range(0, x.shape[0], count):
+        some = slice(start, start + count)
+        with tf.control_dependencies(done[-1:]):
+            images = tf.identity(x[some])
+        done.append(function(images, None if condition is None else condition[some]))
+    return tf.concat(done, 0)
+
+
+def _images_in_turn(x: tf.Tensor, width: int) -> int:
+    """Returns how many images have maps of so many channels in the cache of a core; 0 for all of them."""
+    alone = tf.config.threading.get_intra_op_parallelism_threads() == 1 and not tf.config.get_visible_devices("GPU")
+    if not alone or not x.shape.is_fully_defined():
+        return 0
+    return max(1, _CACHE_BYTES // (math.prod(x.shape[1:-1]) * width * x.dtype.size))

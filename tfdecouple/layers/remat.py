@@ -1,4 +1,4 @@
-"""Rematerialisation: computing a step's activations again in the backward pass instead of keeping them."""
+"""What becomes of the wide maps inside a coupling net: kept for the backward pass, computed again there, or dropped."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
-_state = threading.local()
+from tfdecouple.layers.parts import run_in_turn
 
-Program = Callable[..., tuple[tf.Tensor, tf.Tensor]]
+# From an image's narrow map, a shift for each image (or None) and weights to its wide map.
+Widening = Callable[..., tf.Tensor]
+
+_state = threading.local()
 
 
 @contextlib.contextmanager
 def rematerialized(on: bool) -> Iterator[None]:
-    """Runs the flow's steps that are called (or traced) inside with or without keeping their activations.
+    """Runs the coupling nets that are called (or traced) inside for a backward pass, with or without keeping their maps.
 
-    With it, the memory of a training step no longer grows by all activations of the coupling nets with every step of
-    flow, but by the step's input alone, for one more forward pass. Values and gradients are the same to the bit.
+    The maps inside a net are many times as wide as those between layers, so that nearly all of the memory of a training
+    step is theirs. Computing them again takes most of one more forward pass. Values and gradients are the same to the
+    bit. Outside of this context gradients are right, too; but there the nets run as is best where nobody asks for any.
 
     Args:
-        on: whether to compute activations again in the backward pass.
+        on: whether to compute the maps again in the backward pass.
     """
-    before = is_rematerialized()
+    before = rematerialization()
     _state.on = on
     try:
         yield
@@ -31,27 +35,65 @@ def rematerialized(on: bool) -> Iterator[None]:
         _state.on = before
 
 
-def is_rematerialized() -> bool:
-    """Returns whether `rematerialized(True)` is in force."""
-    return getattr(_state, "on", False)
+def rematerialization() -> bool | None:
+    """Returns what `rematerialized` was told, or None where it is not in force."""
+    return getattr(_state, "on", None)
 
 
-def run_rematerialized(
-    program: Program, weights: Sequence[tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Runs `program(weights, x, condition)`, whose activations are computed again when gradients are asked for.
+def narrowed(
+    widen: Widening, x: tf.Tensor, shift: tf.Tensor | None, weights: Sequence[tf.Tensor], kernel: tf.Tensor
+) -> tf.Tensor:
+    """Returns a convolution of `widen(x, shift, *weights)` with zero padding, the maps kept as `rematerialized` says.
 
     Args:
-        program: reads no variable: what gradients are wanted for are its arguments.
-        weights: of the layer.
-        x: the layer's input.
-        condition: z, or None.
+        widen: image by image, from x, shift and weights to maps `[batch, height, width, hidden]`.
+        x: `[batch, height, width, channels]`.
+        shift: `[batch, hidden]`, or None.
+        weights: of the maps; `widen` reads no others.
+        kernel: `[size, size, hidden, outputs]`.
     """
-    inputs = [x] if condition is None else [x, condition]
-    count = len(inputs)
+    on = rematerialization()
+    if on:
+        return _computed_again(widen, x, shift, weights, kernel)
 
-    def flat(*arguments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        x, *rest = arguments[:count]
-        return program(list(arguments[count:]), x, rest[0] if rest else None)
+    def run(x: tf.Tensor, shift: tf.Tensor | None) -> tf.Tensor:
+        return _convolution(widen(x, shift, *weights), kernel)
 
-    return tf.recompute_grad(flat)(*inputs, *weights)
+    if on is None:
+        return run_in_turn(run, x, shift, width=kernel.shape[2])
+    return run(x, shift)
+
+
+def _computed_again(
+    widen: Widening, x: tf.Tensor, shift: tf.Tensor | None, weights: Sequence[tf.Tensor], kernel: tf.Tensor
+) -> tf.Tensor:
+    # Not `tf.recompute_grad`: of a whole layer it would compute everything again, and to compute the last convolution
+    # again, whose narrow result is worth keeping, is a fifth of a forward pass.
+    @tf.custom_gradient
+    def run(kernel: tf.Tensor, *inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
+            # Not before they are wanted.
+            with tf.control_dependencies([upstream]):
+                again = [tf.identity(value) for value in inputs]
+            with tf.GradientTape() as tape:
+                tape.watch(again)
+                maps = apply(*again)
+            options = {"strides": [1, 1, 1, 1], "padding": "SAME"}
+            of_maps = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(maps), filter=kernel, out_backprop=upstream, **options
+            )
+            of_kernel = tf.raw_ops.Conv2DBackpropFilter(
+                input=maps, filter_sizes=tf.shape(kernel), out_backprop=upstream, **options
+            )
+            return [of_kernel, *tape.gradient(maps, again, output_gradients=of_maps)]
+
+        return _convolution(apply(*inputs), kernel), gradient
+
+    def apply(x: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
+        return widen(x, None, *rest) if shift is None else widen(x, *rest)
+
+    return run(kernel, x, *([] if shift is None else [shift]), *weights)
+
+
+def _convolution(maps: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    return tf.nn.conv2d(maps, kernel, 1, "SAME")
