@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfdecouple.layers.nets import WeightNorm, bound_uniform, fan_in_uniform
-from tfdecouple.layers.parts import divides, run_in_parts
+from tfdecouple.layers.parts import divides, run_in_parts, split_batch
 from tfdecouple.layers.program import SharedPrograms
 
 
@@ -18,9 +19,46 @@ def _convolution(planes: int, size: int, strides: int, **options: Any) -> keras.
     )
 
 
-def _batch_norm(name: str) -> keras.layers.Layer:
-    # Synchronised, so that several devices see the statistics of the whole batch, as one device would.
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=True, dtype="float32", name=name)
+def _batch_norm(name: str) -> BatchNorm:
+    return BatchNorm(momentum=0.9, epsilon=1e-5, dtype="float32", name=name)
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class BatchNorm(keras.layers.BatchNormalization):
+    """Batch normalisation of a batch in parts, by the statistics of all parts, and of all devices."""
+
+    def normalize(self, parts: Sequence[tf.Tensor], training: bool) -> list[tf.Tensor]:
+        """Returns the parts normalised; in training their statistics do it, and move the moving ones.
+
+        Args:
+            parts: each `[batch, height, width, channels]`.
+            training: whether to normalise by the batch.
+        """
+        if training:
+            mean, variance = _moments(parts)
+            for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                moving.assign(moving * self.momentum + new * (1 - self.momentum))
+        else:
+            mean, variance = map(tf.convert_to_tensor, (self.moving_mean, self.moving_variance))
+        beta, gamma = map(tf.convert_to_tensor, (self.beta, self.gamma))
+        return [tf.nn.batch_normalization(part, mean, variance, beta, gamma, self.epsilon) for part in parts]
+
+
+def _moments(parts: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns mean and (biased) variance of each channel over all parts and all devices, `[channels]`."""
+    positions = tf.add_n([tf.cast(tf.size(part) // part.shape[-1], part.dtype) for part in parts])
+
+    def mean_of(values: Sequence[tf.Tensor]) -> tf.Tensor:
+        mean = tf.add_n([tf.reduce_sum(value, [0, 1, 2]) for value in values]) / positions
+        replica = tf.distribute.get_replica_context()
+        if replica is None or replica.num_replicas_in_sync == 1:
+            return mean
+        return replica.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
+
+    mean = mean_of(parts)
+    # A variance is least around the mean: no gradient goes that way.
+    centre = tf.stop_gradient(mean)
+    return mean, mean_of([tf.math.squared_difference(part, centre) for part in parts])
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -62,15 +100,22 @@ class ResNetBlock(keras.layers.Layer):
         self.norm_2.build(inner)
         self.built = True
 
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns `[batch, height/strides, width/strides, planes]`."""
+    def call(self, parts: Sequence[tf.Tensor], training: bool = False) -> list[tf.Tensor]:
+        """Returns `[batch, height/strides, width/strides, planes]` for each part of a batch.
+
+        Args:
+            parts: each `[batch, height, width, channels]`, normalised together.
+            training: as for `Encoder`.
+        """
         # Padded by one pixel on both sides: "same" would pad an even image on one side only at stride 2.
         around = [[0, 0], [1, 1], [1, 1], [0, 0]]
-        h = tf.nn.elu(self.norm_1(self.convolution_1(tf.pad(x, around)), training=training))
-        h = self.norm_2(self.convolution_2(tf.pad(h, around)), training=training)
+        hidden = self.norm_1.normalize([self.convolution_1(tf.pad(x, around)) for x in parts], training)
+        hidden = [self.convolution_2(tf.pad(tf.nn.elu(h), around)) for h in hidden]
+        hidden = self.norm_2.normalize(hidden, training)
         if self.shortcut:
-            x = self.shortcut[1](self.shortcut[0](x), training=training)
-        return tf.nn.elu(h + x)
+            convolution, norm = self.shortcut
+            parts = norm.normalize([convolution(x) for x in parts], training)
+        return [tf.nn.elu(h + x) for h, x in zip(hidden, parts, strict=True)]
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -133,10 +178,11 @@ class Encoder(keras.layers.Layer):
         Returns:
             mean and log-variance of z, each `[batch, d_z]`.
         """
-        h = x
+        # Without training each image is by itself, and whoever calls this has divided the batch.
+        parts = split_batch(x) if training and divides(x) else [x]
         for block in self.blocks:
-            h = block(h, training=training)
-        h = tf.nn.elu(self.top(h))
+            parts = block(parts, training=training)
+        h = tf.concat([tf.nn.elu(self.top(part)) for part in parts], 0)
         h = tf.reshape(h, [-1, self.last.direction.shape[0]])
         h = tf.matmul(h, self.last.kernel()) + tf.convert_to_tensor(self.last.bias)
         mean, log_variance = tf.split(h, 2, -1)

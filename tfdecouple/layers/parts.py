@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -33,6 +34,14 @@ def divides(x: tf.Tensor) -> bool:
     return x.shape[0] is not None and x.shape[0] >= batch_parts() > 1
 
 
+def split_batch(x: tf.Tensor) -> list[tf.Tensor]:
+    """Returns a batch in its parts, one after the other."""
+    parts = batch_parts()
+    count = x.shape[0] if x.shape[0] is not None else tf.shape(x)[0]
+    edges = [count * number // parts for number in range(parts + 1)]
+    return [x[start:stop] for start, stop in itertools.pairwise(edges)]
+
+
 def run_in_parts(
     transformation: Transformation, x: tf.Tensor, condition: tf.Tensor | None
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -47,12 +56,8 @@ def run_in_parts(
         x: the batch, with an image or more for each part.
         condition: z, or None.
     """
-    parts = batch_parts()
-    count = x.shape[0] if x.shape[0] is not None else tf.shape(x)[0]
-    edges = [count * number // parts for number in range(parts + 1)]
-    done = []
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
-        done.append(transformation(x[start:stop], None if condition is None else condition[start:stop]))
+    conditions = [None] * batch_parts() if condition is None else split_batch(condition)
+    done = [transformation(*part) for part in zip(split_batch(x), conditions, strict=True)]
     values, log_dets = zip(*done, strict=True)
     return tf.concat(values, 0), tf.concat(log_dets, 0)
 
