@@ -379,6 +379,25 @@ class TestPrograms:
         layer.forward_and_log_det(np.zeros((1, 4, 4, 3)), np.zeros((1, 4)))
         assert len(traces) == 2
 
+    @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
+    def test_values_that_stand_for_weights_stand_for_them_in_programs_too(self, method):
+        layer = Flow(dataclasses.replace(SMALL, steps=(1, 1), hidden_channels=(4, 4)))
+        x, z = np.ones((1, 4, 4, 3), "float32"), np.ones((1, 4), "float32")
+        layer.build()
+        give_effect(layer)
+        run = getattr(layer, method)
+        before = run(x, z)
+        bias = layer.levels[0][0].steps[0].sequence[0].bias
+        others = [(bias, bias + 0.5)]
+        with keras.StatelessScope(state_mapping=others):
+            replaced = run(x, z)
+        np.testing.assert_array_equal(run(x, z)[0], before[0])
+        bias.assign(bias + 0.5)
+        expected = run(x, z)
+        assert np.abs(expected[0] - before[0]).max() > 1e-3
+        for ours, theirs in zip(replaced, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
     @pytest.mark.parametrize("condition", [True, False])
     def test_rematerialisation_runs_each_step_again_for_the_same_gradients(self, condition):
         layer = Flow(

@@ -32,6 +32,7 @@ from tfdecouple.layers import (
     Squeeze,
     net_precision,
 )
+from tfdecouple.layers.channels import channel_product
 from tfdecouple.layers.program import SharedPrograms
 
 BATCH = 2
@@ -652,6 +653,22 @@ class TestBadArguments:
         layer, x, condition = case(name)
         with pytest.raises(UserError):
             layer.forward_and_log_det(tf.concat([x, x[..., :1]], -1), condition)
+
+
+class TestChannelProduct:
+    @pytest.mark.parametrize("known", [True, False])
+    @pytest.mark.parametrize("transpose", [False, True])
+    @pytest.mark.parametrize("shape", [(2, 3), (2, 5, 3), (2, 4, 5, 3)])
+    def test_every_position_is_multiplied(self, shape, transpose, known):
+        x, matrix = (np.random.default_rng(0).standard_normal(size).astype("float32") for size in (shape, (3, 2)))
+        signature = [tf.TensorSpec(shape if known else [None] * (len(shape) - 1) + [3])]
+
+        @tf.function(input_signature=signature)
+        def run(x):
+            return channel_product(x, matrix.T if transpose else matrix, transpose)
+
+        assert run.get_concrete_function().output_shapes.as_list() == [*signature[0].shape[:-1], 2]
+        np.testing.assert_allclose(run(x), x @ matrix, rtol=1e-5, atol=1e-6)
 
 
 def shapes(least_channels=2):

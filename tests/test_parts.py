@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -76,7 +78,94 @@ class TestParts:
         assert seen == (sizes if known else [None, None])
 
 
+@pytest.fixture
+def own_cache(monkeypatch):
+    """Lets each operation have one core, with a cache of so many bytes."""
+
+    def set_cache(size):
+        monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 1)
+        monkeypatch.setattr(parts, "_CACHE_BYTES", size)
+
+    return set_cache
+
+
+class TestTurns:
+    def sizes(self, batch, shape=(4, 2, 3), width=8):
+        """Runs a function in turns and returns the sizes of the batches that it saw."""
+        seen = []
+
+        def double(x, condition):
+            seen.append(x.shape[0])
+            return 2 * x if condition is None else 2 * x + condition[:, None, None]
+
+        x = tf.reshape(tf.range(batch * 24, dtype=tf.float32), [batch, *shape])
+        for condition in (None, tf.ones([batch, 3]) * tf.range(batch, dtype=tf.float32)[:, None]):
+            expected = 2 * x if condition is None else 2 * x + condition[:, None, None]
+            np.testing.assert_array_equal(parts.run_in_turn(double, x, condition, width), expected)
+        assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
+        return seen[: len(seen) // 2]
+
+    @pytest.mark.parametrize(
+        ("images", "expected"), [(0.5, [1] * 5), (1, [1] * 5), (2.9, [2, 2, 1]), (3, [3, 2]), (5, [5]), (100, [5])]
+    )
+    def test_as_many_images_at_a_time_as_have_a_map_in_the_cache(self, own_cache, images, expected):
+        own_cache(int(images * 4 * 2 * 8 * 4))
+        assert self.sizes(5) == expected
+
+    def test_a_batch_is_run_whole_where_an_operation_takes_several_cores(self, own_cache, monkeypatch):
+        own_cache(1)
+        monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 2)
+        assert self.sizes(5) == [5]
+
+    def test_a_gpu_takes_a_batch_whole(self, own_cache, monkeypatch):
+        own_cache(1)
+        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["a GPU"])
+        assert self.sizes(5) == [5]
+
+    def test_a_batch_of_unknown_size_is_run_whole(self, own_cache):
+        own_cache(1)
+        seen = []
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 2, 2, 3])])
+        def run(x):
+            return parts.run_in_turn(lambda x, condition: seen.append(x.shape[0]) or x, x, None, 8)
+
+        run(tf.zeros([5, 2, 2, 3]))
+        assert seen == [None]
+
+    def test_one_begins_when_the_one_before_is_done(self, own_cache):
+        own_cache(1)
+
+        @tf.function(input_signature=[tf.TensorSpec([3, 2, 2, 3])])
+        def run(x):
+            return parts.run_in_turn(lambda x, condition: tf.exp(x, name="turn"), x, None, 8)
+
+        graph = run.get_concrete_function().graph
+        turns = [operation for operation in graph.get_operations() if operation.type == "Exp"]
+        assert len(turns) == 3
+
+        def waits_for(operation):
+            causes = {*operation.control_inputs, *(tensor.op for tensor in operation.inputs)}
+            return causes.union(*map(waits_for, causes))
+
+        for before, after in itertools.pairwise(turns):
+            assert before in waits_for(after) and after not in waits_for(before)
+
+
 class TestModel:
+    def test_evaluates_in_turns_as_in_one(self, model, own_cache):
+        images = random_images(5)
+        whole, bound = model.encode(images), model.elbo(images, seed=0)
+        own_cache(2**10)
+        # A model of its own, as programs that were made stay as they are.
+        again = DecoupledModel(TINY)
+        again.set_weights(model.get_weights())
+        codes = again.encode(images)
+        for found, expected in zip(codes, whole, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(again.elbo(images, seed=0).bits_per_dim, bound.bits_per_dim, rtol=1e-5)
+        np.testing.assert_array_equal(again.decode(*codes), images)
+
     @pytest.mark.parametrize("images", [2, 5])
     def test_encodes_as_in_one(self, model, in_parts, images):
         images = random_images(images)

@@ -18,8 +18,5 @@ def channel_product(x: tf.Tensor, matrix: tf.Tensor, transpose: bool = False) ->
     product = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), matrix, transpose_b=transpose)
     outputs = product.shape[-1]
     inner = x.shape[1:-1]
-    if inner.is_fully_defined():
-        shape = [-1, *inner, outputs]
-    else:
-        shape = tf.concat([tf.shape(x)[:-1], [outputs]], 0)
+    shape = [-1, *inner, outputs] if inner.is_fully_defined() else tf.concat([tf.shape(x)[:-1], [outputs]], 0)
     return tf.ensure_shape(tf.reshape(product, shape), [*x.shape[:-1], outputs])

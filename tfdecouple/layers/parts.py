@@ -82,7 +82,7 @@ def run_in_turn(
     for start in range(0, x.shape[0], count):
         some = slice(start, start + count)
         with tf.control_dependencies(done[-1:]):
-            images = tf.identity(x[some])
+            images = x[some]
         done.append(function(images, None if condition is None else condition[some]))
     return tf.concat(done, 0)
 

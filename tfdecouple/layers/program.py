@@ -76,9 +76,7 @@ class SharedPrograms:
 
 
 def _function(run: Callable[..., Any]) -> Any:
-    return tf.function(
-        run, autograph=False, reduce_retracing=True, experimental_attributes={"_noinline": True}
-    )
+    return tf.function(run, autograph=False, reduce_retracing=True, experimental_attributes={"_noinline": True})
 
 
 def _run_with(

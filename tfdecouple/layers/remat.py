@@ -18,7 +18,7 @@ _state = threading.local()
 
 @contextlib.contextmanager
 def rematerialized(on: bool) -> Iterator[None]:
-    """Runs the coupling nets that are called (or traced) inside for a backward pass, with or without keeping their maps.
+    """Runs the coupling nets that are called (or traced) inside for a backward pass, with their maps kept or not.
 
     The maps inside a net are many times as wide as those between layers, so that nearly all of the memory of a training
     step is theirs. Computing them again takes most of one more forward pass. Values and gradients are the same to the

@@ -135,4 +135,5 @@ class Adam:
 def move_average(average: tf.Tensor, value: tf.Tensor, scalars: Scalars) -> None:
     """Moves an average, given by its handle, towards a value of its shape."""
     old = tf.raw_ops.ReadVariableOp(resource=average, dtype=value.dtype)
-    tf.raw_ops.AssignSubVariableOp(resource=average, value=(old - value) * (1 - scalars.average_decay))
+    # Subtracts the multiple without a copy of it.
+    tf.raw_ops.ResourceApplyGradientDescent(var=average, alpha=1 - scalars.average_decay, delta=old - value)
