@@ -260,8 +260,8 @@ class TrainingConfig:
             reported is always the whole bound, with weight 1.
         kl_warmup_steps: updates over which the weight rises linearly from 0; 0 in the paper.
         precision: "float32", or "mixed_bfloat16" for the coupling nets' products.
-        remat: whether the flow's activations are computed again in the backward pass instead of kept: less memory,
-            more time, the same numbers.
+        remat: whether the hidden maps of the coupling nets are computed again in the backward pass instead of kept:
+            less memory, more time, the same numbers.
         seed: of everything drawn at random.
         init_images: training images for the data-dependent initialisation.
         max_skipped_steps: updates in a row that may be skipped for values that are not finite.

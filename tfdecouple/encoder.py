@@ -45,7 +45,10 @@ class BatchNorm(keras.layers.BatchNormalization):
 
 
 def _moments(parts: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns mean and (biased) variance of each channel over all parts and all devices, `[channels]`."""
+    """Returns mean and (biased) variance of each channel over all parts and all devices, `[channels]`.
+
+    Every device has as many images as another.
+    """
     positions = tf.add_n([tf.cast(tf.size(part) // part.shape[-1], part.dtype) for part in parts])
 
     def mean_of(values: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -46,7 +46,7 @@ class SharedPrograms:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs a method of a layer that holds many, for callers outside of any graph.
 
-        One program for all that it holds reads the weights itself: to hand a thousand of them over takes 45 ms a call.
+        One program for all that it holds reads the weights itself: to hand a thousand of them over took 45 ms a call.
 
         Args:
             method: takes x and condition and returns a tensor and its log-determinant.
