@@ -48,8 +48,8 @@ GPUS_GIB = (24, 80)
 # The rest of a GPU's memory: the CUDA context, the workspaces of convolutions, gaps between buffers.
 USABLE = 0.9
 GIB, MIB = 2**30, 2**20
-# What the smaller batch of a measurement of memory holds: tracing a deep model leaves some hundred MiB behind.
-MEMORY_MIB = 512
+# What the smaller batch of a measurement of memory holds: tracing a deep model leaves over a GiB behind for it to use.
+MEMORY_MIB = 2048
 # A line through noisy points of linear growth comes out a little steeper now and then.
 LINEAR = 1.05
 
@@ -163,7 +163,7 @@ def measure_depths(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def memory_batch(mib_per_image: float) -> int:
     """Returns a batch that needs about MEMORY_MIB, within what a CPU gets through."""
-    return min(128, max(8, round(MEMORY_MIB / mib_per_image)))
+    return min(1024, max(8, round(MEMORY_MIB / mib_per_image)))
 
 
 def run(options: argparse.Namespace, phase: str, extra: Sequence[str]) -> dict[str, Any]:
