@@ -42,11 +42,16 @@ class WeightNorm:
         self.gain = layer.add_weight(name=f"{name}_gain", shape=outputs, initializer="zeros")
         self.bias = layer.add_weight(name=f"{name}_bias", shape=outputs, initializer="zeros")
 
-    def kernel(self) -> tf.Tensor:
-        """Returns the kernel, of `shape`."""
+    def factors(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns V, of `shape`, and g / ||V||, of one number an output; the kernel is their product."""
         direction = tf.convert_to_tensor(self.direction)
         norm = tf.sqrt(tf.reduce_sum(tf.square(direction), list(range(len(direction.shape) - 1))))
-        return direction * (tf.convert_to_tensor(self.gain) / norm)
+        return direction, tf.convert_to_tensor(self.gain) / norm
+
+    def kernel(self) -> tf.Tensor:
+        """Returns the kernel, of `shape`."""
+        direction, scale = self.factors()
+        return direction * scale
 
     def reset(self) -> None:
         """Sets the output to 0."""
@@ -129,7 +134,7 @@ class ConvNet(CouplingNet):
                 dtype,
             )
         weights = weight(self.first), tf.squeeze(weight(self.second), [0, 1])
-        h = narrowed(_widen, tf.cast(x, dtype), shift, weights, tf.cast(self.last.kernel(), dtype))
+        h = narrowed(_widen, tf.cast(x, dtype), shift, weights, *self.last.factors())
         return tf.cast(h, self.compute_dtype) + tf.convert_to_tensor(self.last.bias)
 
 

@@ -41,36 +41,50 @@ def rematerialization() -> bool | None:
 
 
 def narrowed(
-    widen: Widening, x: tf.Tensor, shift: tf.Tensor | None, weights: Sequence[tf.Tensor], kernel: tf.Tensor
+    widen: Widening,
+    x: tf.Tensor,
+    shift: tf.Tensor | None,
+    weights: Sequence[tf.Tensor],
+    direction: tf.Tensor,
+    scale: tf.Tensor,
 ) -> tf.Tensor:
     """Returns a convolution of `widen(x, shift, *weights)` with zero padding, the maps kept as `rematerialized` says.
+
+    Its kernel is `direction * scale`, in the dtype of x.
 
     Args:
         widen: image by image, from x, shift and weights to maps `[batch, height, width, hidden]`.
         x: `[batch, height, width, channels]`.
         shift: `[batch, hidden]`, or None.
         weights: of the maps; `widen` reads no others.
-        kernel: `[size, size, hidden, outputs]`.
+        direction: `[size, size, hidden, outputs]`.
+        scale: `[outputs]`, of the dtype of `direction`.
     """
     on = rematerialization()
     if on:
-        return _computed_again(widen, x, shift, weights, kernel)
-
-    def run(x: tf.Tensor, shift: tf.Tensor | None) -> tf.Tensor:
-        return _convolution(widen(x, shift, *weights), kernel)
-
+        return _computed_again(widen, x, shift, weights, direction, scale)
     if on is None:
-        return run_in_turn(run, x, shift, width=kernel.shape[2])
-    return run(x, shift)
+        kernel = _kernel(direction, scale, x.dtype)
+
+        def run(x: tf.Tensor, shift: tf.Tensor | None) -> tf.Tensor:
+            return tf.nn.conv2d(widen(x, shift, *weights), kernel, 1, "SAME")
+
+        return run_in_turn(run, x, shift, width=direction.shape[2])
+    return _convolution(widen(x, shift, *weights), direction, scale)
 
 
 def _computed_again(
-    widen: Widening, x: tf.Tensor, shift: tf.Tensor | None, weights: Sequence[tf.Tensor], kernel: tf.Tensor
+    widen: Widening,
+    x: tf.Tensor,
+    shift: tf.Tensor | None,
+    weights: Sequence[tf.Tensor],
+    direction: tf.Tensor,
+    scale: tf.Tensor,
 ) -> tf.Tensor:
     # Not `tf.recompute_grad`: of a whole layer it would compute everything again, and to compute the last convolution
     # again, whose narrow result is worth keeping, is a fifth of a forward pass.
     @tf.custom_gradient
-    def run(kernel: tf.Tensor, *inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    def run(direction: tf.Tensor, scale: tf.Tensor, *inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
             # Not before they are wanted.
             with tf.control_dependencies([upstream]):
@@ -78,22 +92,46 @@ def _computed_again(
             with tf.GradientTape() as tape:
                 tape.watch(again)
                 maps = apply(*again)
-            options = {"strides": [1, 1, 1, 1], "padding": "SAME"}
-            of_maps = tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=tf.shape(maps), filter=kernel, out_backprop=upstream, **options
-            )
-            of_kernel = tf.raw_ops.Conv2DBackpropFilter(
-                input=maps, filter_sizes=tf.shape(kernel), out_backprop=upstream, **options
-            )
-            return [of_kernel, *tape.gradient(maps, again, output_gradients=of_maps)]
+            of_maps, *of_kernel = _convolution_gradient(maps, direction, scale, upstream)
+            return [*of_kernel, *tape.gradient(maps, again, output_gradients=of_maps)]
 
-        return _convolution(apply(*inputs), kernel), gradient
+        return tf.nn.conv2d(apply(*inputs), _kernel(direction, scale, x.dtype), 1, "SAME"), gradient
 
     def apply(x: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
         return widen(x, None, *rest) if shift is None else widen(x, *rest)
 
-    return run(kernel, x, *([] if shift is None else [shift]), *weights)
+    return run(direction, scale, x, *([] if shift is None else [shift]), *weights)
 
 
-def _convolution(maps: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    return tf.nn.conv2d(maps, kernel, 1, "SAME")
+@tf.custom_gradient
+def _convolution(maps: tf.Tensor, direction: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Returns the convolution, of which the backward pass keeps the maps but not the kernel.
+
+    The kernels of all couplings, once for each part of a batch, are more than the weights of an Adam moment; to
+    compute one again is one multiplication a weight.
+    """
+    return (
+        tf.nn.conv2d(maps, _kernel(direction, scale, maps.dtype), 1, "SAME"),
+        lambda upstream: _convolution_gradient(maps, direction, scale, upstream),
+    )
+
+
+def _convolution_gradient(
+    maps: tf.Tensor, direction: tf.Tensor, scale: tf.Tensor, upstream: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns the gradients for maps, direction and scale."""
+    with tf.control_dependencies([upstream]):  # Not before it is wanted.
+        kernel = _kernel(direction, scale, maps.dtype)
+    options = {"strides": [1, 1, 1, 1], "padding": "SAME"}
+    of_maps = tf.raw_ops.Conv2DBackpropInput(
+        input_sizes=tf.shape(maps), filter=kernel, out_backprop=upstream, **options
+    )
+    of_kernel = tf.cast(
+        tf.raw_ops.Conv2DBackpropFilter(input=maps, filter_sizes=tf.shape(kernel), out_backprop=upstream, **options),
+        direction.dtype,
+    )
+    return of_maps, of_kernel * scale, tf.reduce_sum(of_kernel * direction, [0, 1, 2])
+
+
+def _kernel(direction: tf.Tensor, scale: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    return tf.cast(direction * scale, dtype)

@@ -150,21 +150,30 @@ class TrainStep:
         z_noise = randomness.normal([batch, model.config.latent_dim], randomness.fold(seed, "z"))[own]
         u_noise = randomness.uniform([batch, *model.config.image_shape], randomness.fold(seed, "u"))[own]
         dtype = "bfloat16" if training.precision == "mixed_bfloat16" else "float32"
-        # A stateless scope catches the new moving statistics of batch normalisation: a step that turns out not to be
-        # finite must leave them alone, too.
-        with keras.StatelessScope() as scope, net_precision(dtype), rematerialized(training.remat):
-            with tf.GradientTape() as tape:
+        # Read once for all parts of the batch.
+        weights = [tf.convert_to_tensor(weight) for weight in self._state.trainable.values()]
+        # The scope catches the new moving statistics of batch normalisation, too: a step that turns out not to be
+        # finite must leave them alone.
+        with self._computing_with(weights) as scope, net_precision(dtype), rematerialized(training.remat):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(weights)
                 elbo = model.elbo_from_noise(images, z_noise, u_noise, training=True)
                 shares = [tf.reduce_sum(part) / training.batch_size for part in elbo[:3]]
                 reconstruction, kl, dequantization = shares
                 loss = reconstruction + kl_weight(training, self._state.updates) * kl + dequantization
-            gradients = tape.gradient(loss, list(self._state.trainable.values()), unconnected_gradients="zero")
+            gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
         moving = [
             tf.convert_to_tensor(scope.get_current_value(variable)) / training.micro_batches
             for variable in self._moving_keras_variables()
         ]
         # As a tensor of this device: the argument is the same on all of them, and could not be added up.
         return _Sums(gradients, moving, [*shares, tf.identity(stop)])
+
+    def _computing_with(self, weights: list[tf.Tensor]) -> keras.StatelessScope:
+        """Returns a scope in which the model computes with these in the place of its trainable weights."""
+        named = self._state.model.named_variables()
+        variables = [named[name] for name in self._state.trainable]
+        return keras.StatelessScope(state_mapping=list(zip(variables, weights, strict=True)))
 
     def _moving_keras_variables(self) -> list[keras.Variable]:
         named = self._state.model.named_variables()
