@@ -417,19 +417,43 @@ class TestPrograms:
                 loss = tf.reduce_sum(v**2) - tf.reduce_sum(log_det)
             return [loss, *tape.gradient(loss, weights)]
 
-        def operations_going_back(on):
-            graph = tf.function(gradients, autograph=False).get_concrete_function(on).graph.as_graph_def()
-            functions = [each for each in graph.library.function if "__backward" in each.signature.name]
-            assert functions
-            return collections.Counter(node.op for each in functions for node in each.node_def)
-
         plain, again = (tf.function(gradients, autograph=False)(on) for on in (False, True))
         for ours, theirs in zip(again, plain, strict=True):
             np.testing.assert_array_equal(ours, theirs)
         # The maps are computed again, the convolution that narrows them is not.
-        kept, computed = operations_going_back(False), operations_going_back(True)
+        kept, computed = (
+            collections.Counter(node.op for body in going_back(gradients, on) for node in body) for on in (False, True)
+        )
         assert kept["Elu"] == kept["Conv2D"] == 0
         assert computed["Elu"] == 2 * computed["Conv2D"] > 0
+
+    @pytest.mark.parametrize("on", [False, True])
+    def test_backward_pass_keeps_no_normalised_kernels(self, on):
+        layer = Flow(dataclasses.replace(SMALL, steps=(2, 3), hidden_channels=(4, 4)))
+        layer.build()
+        x, z = tf.zeros([2, 4, 4, 3]), tf.zeros([2, 4])
+        weights = [variable.value for variable in layer.trainable_variables]
+
+        def gradients(on):
+            with rematerialized(on), tf.GradientTape() as tape:
+                loss = tf.reduce_sum(layer.forward_and_log_det(x, z)[0])
+            return tape.gradient(loss, weights, unconnected_gradients="zero")
+
+        computed = []
+        for body in going_back(gradients, on):
+            products = {node.name for node in body if node.op == "Mul"}
+            kernels = (node.input[1].partition(":")[0] for node in body if node.op == "Conv2DBackpropInput")
+            computed += [kernel in products for kernel in kernels]
+        # Of the two convolutions of a net the first one's kernel is a weight, the other one's is computed again.
+        assert sum(computed) == len(computed) / 2 > 0
+
+
+def going_back(gradients, on):
+    """Returns the operations of each function of the backward pass of `gradients(on)`."""
+    graph = tf.function(gradients, autograph=False).get_concrete_function(on).graph.as_graph_def()
+    functions = [list(each.node_def) for each in graph.library.function if "__backward" in each.signature.name]
+    assert functions
+    return functions
 
 
 class TestDensity:

@@ -1,5 +1,6 @@
 """One update: the schedule, Adam, and a step that is the same on any number of devices and all or nothing."""
 
+import collections
 import dataclasses
 import math
 
@@ -10,6 +11,7 @@ import tensorflow as tf
 from conftest import SMALL, give_effect, random_images
 
 from tfdecouple.config import Config, TrainingConfig
+from tfdecouple.layers import parts as layer_parts
 from tfdecouple.training.adam import Adam, Variables
 from tfdecouple.training.schedule import kl_weight, learning_rate
 from tfdecouple.training.state import TrainingState
@@ -275,6 +277,21 @@ class TestStep:
         assert result.bits_per_dim == pytest.approx(
             (result.reconstruction + result.kl + result.dequantization) / (8 * 8 * 3 * math.log(2)) + 7, rel=1e-5
         )
+
+    def test_reads_each_weight_once_for_all_parts_of_a_batch(self, monkeypatch):
+        monkeypatch.setattr(layer_parts, "batch_parts", lambda: 2)
+        trainer = Trainer()
+        arguments = tf.zeros([BATCH, *SMALL.image_shape], tf.uint8), tf.constant(0), tf.constant(0.0)
+        graph = trainer.step_function._whole.get_concrete_function(*arguments).graph
+        # In the graph of the step itself: the updates read within functions of their own.
+        reads = collections.Counter(op.inputs[0].name for op in graph.get_operations() if op.type == "ReadVariableOp")
+        inside = {
+            placeholder.name
+            for placeholder, handle in zip(graph.internal_captures, graph.external_captures, strict=True)
+            if any(handle is weight.handle for weight in trainer.state.trainable.values())
+        }
+        assert len(inside) == len(trainer.state.trainable)
+        assert {reads[name] for name in inside} == {1}
 
     def test_rematerialisation_changes_no_bit(self, one_device):
         trainer = Trainer(remat=True)
