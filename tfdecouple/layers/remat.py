@@ -107,8 +107,8 @@ def _computed_again(
 def _convolution(maps: tf.Tensor, direction: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Returns the convolution, of which the backward pass keeps the maps but not the kernel.
 
-    Kept, they would be another copy of these weights for each part of a batch; to compute one again is one
-    multiplication a weight.
+    Kept, the kernels of all nets would be another copy of these weights for each part of a batch; to compute them again
+    is one multiplication a weight.
     """
     return (
         tf.nn.conv2d(maps, _kernel(direction, scale, maps.dtype), 1, "SAME"),
