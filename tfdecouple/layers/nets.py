@@ -134,7 +134,7 @@ class ConvNet(CouplingNet):
                 dtype,
             )
         weights = weight(self.first), tf.squeeze(weight(self.second), [0, 1])
-        h = narrowed(_widen, tf.cast(x, dtype), shift, weights, *self.last.factors())
+        h = narrowed(_widen, tf.cast(x, dtype), shift, weights, self.last.factors())
         return tf.cast(h, self.compute_dtype) + tf.convert_to_tensor(self.last.bias)
 
 

@@ -12,6 +12,8 @@ from tfdecouple.layers.parts import run_in_turn
 
 # From an image's narrow map, a shift for each image (or None) and weights to its wide map.
 Widening = Callable[..., tf.Tensor]
+# Of a kernel, which is their product: direction `[size, size, hidden, outputs]` and scale `[outputs]`, of one dtype.
+Factors = tuple[tf.Tensor, tf.Tensor]
 
 _state = threading.local()
 
@@ -41,45 +43,32 @@ def rematerialization() -> bool | None:
 
 
 def narrowed(
-    widen: Widening,
-    x: tf.Tensor,
-    shift: tf.Tensor | None,
-    weights: Sequence[tf.Tensor],
-    direction: tf.Tensor,
-    scale: tf.Tensor,
+    widen: Widening, x: tf.Tensor, shift: tf.Tensor | None, weights: Sequence[tf.Tensor], factors: Factors
 ) -> tf.Tensor:
     """Returns a convolution of `widen(x, shift, *weights)` with zero padding, the maps kept as `rematerialized` says.
-
-    Its kernel is `direction * scale`, in the dtype of x.
 
     Args:
         widen: image by image, from x, shift and weights to maps `[batch, height, width, hidden]`.
         x: `[batch, height, width, channels]`.
         shift: `[batch, hidden]`, or None.
         weights: of the maps; `widen` reads no others.
-        direction: `[size, size, hidden, outputs]`.
-        scale: `[outputs]`, of the dtype of `direction`.
+        factors: of the kernel, which is used in the dtype of x.
     """
     on = rematerialization()
     if on:
-        return _computed_again(widen, x, shift, weights, direction, scale)
+        return _computed_again(widen, x, shift, weights, factors)
     if on is None:
-        kernel = _kernel(direction, scale, x.dtype)
+        kernel = _kernel(*factors, x.dtype)
 
         def run(x: tf.Tensor, shift: tf.Tensor | None) -> tf.Tensor:
             return tf.nn.conv2d(widen(x, shift, *weights), kernel, 1, "SAME")
 
-        return run_in_turn(run, x, shift, width=direction.shape[2])
-    return _convolution(widen(x, shift, *weights), direction, scale)
+        return run_in_turn(run, x, shift, width=kernel.shape[2])
+    return _convolution(widen(x, shift, *weights), *factors)
 
 
 def _computed_again(
-    widen: Widening,
-    x: tf.Tensor,
-    shift: tf.Tensor | None,
-    weights: Sequence[tf.Tensor],
-    direction: tf.Tensor,
-    scale: tf.Tensor,
+    widen: Widening, x: tf.Tensor, shift: tf.Tensor | None, weights: Sequence[tf.Tensor], factors: Factors
 ) -> tf.Tensor:
     # Not `tf.recompute_grad`: of a whole layer it would compute everything again, and to compute the last convolution
     # again, whose narrow result is worth keeping, is a fifth of a forward pass.
@@ -100,7 +89,7 @@ def _computed_again(
     def apply(x: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
         return widen(x, None, *rest) if shift is None else widen(x, *rest)
 
-    return run(direction, scale, x, *([] if shift is None else [shift]), *weights)
+    return run(*factors, x, *([] if shift is None else [shift]), *weights)
 
 
 @tf.custom_gradient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -152,9 +152,10 @@ class TrainStep:
         dtype = "bfloat16" if training.precision == "mixed_bfloat16" else "float32"
         # Read once for all parts of the batch.
         weights = [tf.convert_to_tensor(weight) for weight in self._state.trainable.values()]
+        read = list(zip(self._keras_variables(self._state.trainable), weights, strict=True))
         # The scope catches the new moving statistics of batch normalisation, too: a step that turns out not to be
         # finite must leave them alone.
-        with self._computing_with(weights) as scope, net_precision(dtype), rematerialized(training.remat):
+        with keras.StatelessScope(state_mapping=read) as scope, net_precision(dtype), rematerialized(training.remat):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(weights)
                 elbo = model.elbo_from_noise(images, z_noise, u_noise, training=True)
@@ -164,20 +165,14 @@ class TrainStep:
             gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
         moving = [
             tf.convert_to_tensor(scope.get_current_value(variable)) / training.micro_batches
-            for variable in self._moving_keras_variables()
+            for variable in self._keras_variables(self._state.moving)
         ]
         # As a tensor of this device: the argument is the same on all of them, and could not be added up.
         return _Sums(gradients, moving, [*shares, tf.identity(stop)])
 
-    def _computing_with(self, weights: list[tf.Tensor]) -> keras.StatelessScope:
-        """Returns a scope in which the model computes with these in the place of its trainable weights."""
+    def _keras_variables(self, names: Iterable[str]) -> list[keras.Variable]:
         named = self._state.model.named_variables()
-        variables = [named[name] for name in self._state.trainable]
-        return keras.StatelessScope(state_mapping=list(zip(variables, weights, strict=True)))
-
-    def _moving_keras_variables(self) -> list[keras.Variable]:
-        named = self._state.model.named_variables()
-        return [named[name] for name in self._state.moving]
+        return [named[name] for name in names]
 
     def _judge_and_apply(self, sums: _Sums) -> StepResult:
         """Adds up what the devices found and applies it where all of it is finite."""
