@@ -151,7 +151,7 @@ class TestAdam:
             found, [0.9 * 0.25 * np.array([1, 2]) + 0.1 * g * np.array([0.5, -0.5]) for g in (1, 0.5)]
         )
 
-    def test_variables_of_one_shape_share_one_trace(self):
+    def test_variables_of_all_shapes_share_one_trace(self):
         adam = Adam(TrainingConfig(ema_decay=0.9))
 
         @tf.function
@@ -160,8 +160,11 @@ class TestAdam:
             for group in groups:
                 adam.apply(tf.constant(True), Variables(*group), tf.ones_like(group[0]), scalars)
 
-        update(*(tuple(self.variables()) for _ in range(5)))
-        assert adam._update.experimental_get_tracing_count() == 1
+        groups = [tuple(tf.Variable(tf.ones(shape)) for _ in range(4)) for shape in ((2,), (3,), (3, 1), ())]
+        update(*groups)
+        assert [update.experimental_get_tracing_count() for update in adam._update.values()] == [0, 1]
+        for group in groups:
+            np.testing.assert_allclose(group[1], np.ones(group[1].shape), rtol=1e-6)
 
     @pytest.mark.parametrize("decay", [0.0, 0.1])
     def test_moves_as_the_adamw_of_pytorch(self, decay):

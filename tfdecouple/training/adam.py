@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay and averaged weights, one traced function a shape of variable."""
+"""Adam with decoupled weight decay and averaged weights, one traced function for all variables."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Adam:
     """Updates of Adam, for any number of variables.
 
     Keras' optimizers build some twenty operations a variable, which for the thousand variables of a deep flow is
-    most of the time to the first step. Here a variable is one call of a function that is traced once for each shape
+    most of the time to the first step. Here a variable is one call of a function that is traced once for all shapes
     and takes its variables as handles; within it TensorFlow's fused kernel needs no temporary copies.
 
     Args:
@@ -50,7 +50,22 @@ class Adam:
     def __init__(self, config: TrainingConfig):
         self._config = config
         # Called and not copied into the step: a thousand copies would have to be placed and pruned before it runs.
-        self._update = tf.function(self._update_one, autograph=False, experimental_attributes={"_noinline": True})
+        scalars, of_any_shape = Scalars(*[tf.TensorSpec((), tf.float32)] * 6), tf.TensorSpec(None, tf.float32)
+        # By the number of handles, without an average and with one.
+        self._update = {
+            count: tf.function(
+                self._update_one,
+                autograph=False,
+                input_signature=[
+                    tf.TensorSpec((), tf.bool),
+                    of_any_shape,
+                    scalars,
+                    [tf.TensorSpec((), tf.resource)] * count,
+                ],
+                experimental_attributes={"_noinline": True},
+            )
+            for count in (3, 4)
+        }
 
     def scalars(self, updates: tf.Tensor, rate: tf.Tensor, gradient_scale: tf.Tensor | None) -> Scalars:
         """Returns what the updates of all variables have in common.
@@ -92,20 +107,14 @@ class Adam:
         Returns:
             The operation, in a graph.
         """
-        handles = [None if variable is None else variable.handle for variable in variables]
-        return self._update(applied, gradient, scalars, *handles).op
+        handles = [variable.handle for variable in variables if variable is not None]
+        return self._update[len(handles)](applied, gradient, scalars, handles).op
 
     def _update_one(
-        self,
-        applied: tf.Tensor,
-        gradient: tf.Tensor,
-        scalars: Scalars,
-        weight: tf.Tensor,
-        mean: tf.Tensor,
-        variance: tf.Tensor,
-        average: tf.Tensor | None,
+        self, applied: tf.Tensor, gradient: tf.Tensor, scalars: Scalars, handles: list[tf.Tensor]
     ) -> tf.Tensor:
         config = self._config
+        weight, mean, variance, *averages = handles
 
         def update() -> tf.Tensor:
             if config.weight_decay:
@@ -125,7 +134,7 @@ class Adam:
                 epsilon=scalars.epsilon,
                 grad=gradient * scalars.gradient_scale if config.clip_norm else gradient,
             )
-            if average is not None:
+            for average in averages:
                 move_average(average, tf.raw_ops.ReadVariableOp(resource=weight, dtype=gradient.dtype), scalars)
             return tf.constant(True)
 
