@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfdecouple.layers.base import need_condition
 from tfdecouple.layers.channels import channel_product
+from tfdecouple.layers.convolution import convolve
 from tfdecouple.layers.precision import current_net_precision
 from tfdecouple.layers.remat import narrowed
 
@@ -140,7 +141,7 @@ class ConvNet(CouplingNet):
 
 def _widen(x: tf.Tensor, shift: tf.Tensor | None, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
     """Returns the hidden maps of a `ConvNet`, `[batch, height, width, hidden]`."""
-    h = channel_product(tf.nn.elu(tf.nn.conv2d(x, first, 1, "SAME")), second)
+    h = channel_product(tf.nn.elu(convolve(x, first)), second)
     return tf.nn.elu(h if shift is None else h + shift[:, None, None, :])
 
 

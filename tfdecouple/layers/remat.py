@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
+from tfdecouple.layers.convolution import convolve, input_gradient, kernel_gradient
 from tfdecouple.layers.parts import run_in_turn
 
 # From an image's narrow map, a shift for each image (or None) and weights to its wide map.
@@ -61,7 +62,7 @@ def narrowed(
         kernel = _kernel(*factors, x.dtype)
 
         def run(x: tf.Tensor, shift: tf.Tensor | None) -> tf.Tensor:
-            return tf.nn.conv2d(widen(x, shift, *weights), kernel, 1, "SAME")
+            return convolve(widen(x, shift, *weights), kernel)
 
         return run_in_turn(run, x, shift, width=kernel.shape[2])
     return _convolution(widen(x, shift, *weights), *factors)
@@ -84,7 +85,7 @@ def _computed_again(
             of_maps, *of_kernel = _convolution_gradient(maps, direction, scale, upstream)
             return [*of_kernel, *tape.gradient(maps, again, output_gradients=of_maps)]
 
-        return tf.nn.conv2d(apply(*inputs), _kernel(direction, scale, x.dtype), 1, "SAME"), gradient
+        return convolve(apply(*inputs), _kernel(direction, scale, x.dtype)), gradient
 
     def apply(x: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
         return widen(x, None, *rest) if shift is None else widen(x, *rest)
@@ -100,7 +101,7 @@ def _convolution(maps: tf.Tensor, direction: tf.Tensor, scale: tf.Tensor) -> tup
     is one multiplication a weight.
     """
     return (
-        tf.nn.conv2d(maps, _kernel(direction, scale, maps.dtype), 1, "SAME"),
+        convolve(maps, _kernel(direction, scale, maps.dtype)),
         lambda upstream: _convolution_gradient(maps, direction, scale, upstream),
     )
 
@@ -111,14 +112,8 @@ def _convolution_gradient(
     """Returns the gradients for maps, direction and scale."""
     with tf.control_dependencies([upstream]):  # Not before it is wanted.
         kernel = _kernel(direction, scale, maps.dtype)
-    options = {"strides": [1, 1, 1, 1], "padding": "SAME"}
-    of_maps = tf.raw_ops.Conv2DBackpropInput(
-        input_sizes=tf.shape(maps), filter=kernel, out_backprop=upstream, **options
-    )
-    of_kernel = tf.cast(
-        tf.raw_ops.Conv2DBackpropFilter(input=maps, filter_sizes=tf.shape(kernel), out_backprop=upstream, **options),
-        direction.dtype,
-    )
+    of_maps = input_gradient(maps, kernel, upstream)
+    of_kernel = tf.cast(kernel_gradient(maps, upstream), direction.dtype)
     return of_maps, of_kernel * scale, tf.reduce_sum(of_kernel * direction, [0, 1, 2])
 
 

@@ -1,0 +1,137 @@
+"""Tests of tfdecouple.layers.convolution: whatever is packed or swapped, it is the convolution and its gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfdecouple.layers import convolution
+from tfdecouple.layers.convolution import convolve
+
+SMALL, WIDE = 3, 20
+
+
+@pytest.fixture(autouse=True, scope="module")
+def of_sixteen_lanes():
+    """Whatever processor runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "_lanes", lambda: 16)
+        yield
+
+
+def maps(*shape, seed=0):
+    return tf.constant(np.random.default_rng(seed).standard_normal(shape))
+
+
+def plain(x, kernel):
+    return tf.nn.conv2d(x, kernel, 1, "SAME")
+
+
+def with_gradients(function, x, kernel, upstream):
+    with tf.GradientTape() as tape:
+        tape.watch([x, kernel])
+        y = function(x, kernel)
+    return y, *tape.gradient(y, [x, kernel], output_gradients=upstream)
+
+
+def operations(function, x, kernel):
+    """{type: operations} of value and gradients."""
+
+    def run(x, kernel):
+        return with_gradients(function, x, kernel, tf.ones([*tf.unstack(tf.shape(x))[:-1], kernel.shape[-1]], x.dtype))
+
+    found = {}
+    for operation in tf.function(run, autograph=False).get_concrete_function(x, kernel).graph.get_operations():
+        found.setdefault(operation.type, []).append(operation)
+    return found
+
+
+class TestValues:
+    @settings(max_examples=40, deadline=None)
+    @given(
+        batch=st.integers(1, 3),
+        height=st.integers(1, 5),
+        width=st.integers(1, 12),
+        inputs=st.integers(1, 18),
+        outputs=st.integers(1, 18),
+    )
+    def test_convolves_with_zero_padding_and_has_its_gradients(self, batch, height, width, inputs, outputs):
+        x, kernel = maps(batch, height, width, inputs), maps(3, 3, inputs, outputs, seed=1)
+        upstream = maps(batch, height, width, outputs, seed=2)
+        for found, expected in zip(
+            with_gradients(convolve, x, kernel, upstream), with_gradients(plain, x, kernel, upstream), strict=True
+        ):
+            assert found.shape == expected.shape
+            np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+    def test_second_derivatives_are_right(self):
+        x, kernel = maps(1, 2, 4, 2), maps(3, 3, 2, 3, seed=1)
+
+        def second(function):
+            with tf.GradientTape() as outer:
+                outer.watch([x, kernel])
+                with tf.GradientTape() as inner:
+                    inner.watch([x, kernel])
+                    y = tf.reduce_sum(function(x, kernel) ** 3)
+                first = inner.gradient(y, [x, kernel])
+                total = tf.add_n([tf.reduce_sum(gradient**2) for gradient in first])
+            return outer.gradient(total, [x, kernel])
+
+        for found, expected in zip(second(convolve), second(plain), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+    @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+    def test_keeps_the_dtype(self, dtype):
+        x, kernel = (tf.cast(value, dtype) for value in (maps(2, 4, 8, WIDE), maps(3, 3, WIDE, SMALL, seed=1)))
+        upstream = tf.cast(maps(2, 4, 8, SMALL, seed=2), dtype)
+        tolerance = 1e-4 if dtype == tf.float32 else 0.3
+        for found, expected in zip(
+            with_gradients(convolve, x, kernel, upstream), with_gradients(plain, x, kernel, upstream), strict=True
+        ):
+            assert found.dtype == dtype
+            np.testing.assert_allclose(tf.cast(found, tf.float32), tf.cast(expected, tf.float32), atol=tolerance)
+
+
+class TestPacking:
+    @pytest.mark.parametrize(
+        ("outputs", "width", "step"), [(2, 16, 8), (2, 12, 6), (5, 8, 2), (5, 9, 3), (8, 8, 2), (8, 7, 1), (9, 8, 1)]
+    )
+    def test_neighbours_share_a_vector_as_far_as_they_fit_and_divide_the_row(self, outputs, width, step):
+        found = operations(convolve, maps(2, 4, width, 24), maps(3, 3, 24, outputs))
+        (forward,) = found["Conv2D"]
+        assert forward.get_attr("strides") == [1, 1, step, 1]
+        assert forward.inputs[1].shape[-1] == step * outputs
+
+    def test_gradient_for_few_inputs_is_packed_too(self):
+        found = operations(convolve, maps(2, 4, 8, 4), maps(3, 3, 4, 32))
+        assert "Conv2DBackpropInput" not in found
+        assert [convolved.get_attr("strides")[2] for convolved in found["Conv2D"]] == [1, 4]
+
+    @pytest.mark.parametrize(("inputs", "outputs", "swapped"), [(32, 8, True), (8, 32, False), (32, 48, False)])
+    def test_gradient_for_the_kernel_has_its_outputs_where_vectors_are_full(self, inputs, outputs, swapped):
+        (operation,) = operations(convolve, maps(2, 4, 8, inputs), maps(3, 3, inputs, outputs))["Conv2DBackpropFilter"]
+        assert operation.outputs[0].shape == [3, 3, *((outputs, inputs) if swapped else (inputs, outputs))]
+
+    def test_a_batch_of_unknown_size_and_a_gpu_get_the_operations_of_tensorflow(self, monkeypatch):
+        kernel = maps(3, 3, WIDE, SMALL)
+
+        def is_plain(x):
+            found = operations(convolve, x, kernel)
+            (forward,), (backward,) = found["Conv2D"], found["Conv2DBackpropFilter"]
+            return forward.get_attr("strides") == [1, 1, 1, 1] and backward.outputs[0].shape == kernel.shape
+
+        assert not is_plain(maps(2, 4, 4, WIDE))
+        assert is_plain(tf.TensorSpec([None, 4, 4, WIDE], kernel.dtype))
+        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["/GPU:0"] if kind == "GPU" else [])
+        assert is_plain(maps(2, 4, 4, WIDE))
+
+
+@pytest.mark.parametrize(("described", "lanes"), [("flags : avx2 avx512f fma", 16), ("flags : avx2", 8), (None, 8)])
+def test_lanes_are_those_of_the_processor(described, lanes, tmp_path):
+    file = tmp_path / "cpuinfo"
+    if described is not None:
+        file.write_text(described, encoding="utf-8")
+    assert convolution._lanes_of(file) == lanes
