@@ -115,7 +115,7 @@ class TestPacking:
         (operation,) = operations(convolve, maps(2, 4, 8, inputs), maps(3, 3, inputs, outputs))["Conv2DBackpropFilter"]
         assert operation.outputs[0].shape == [3, 3, *((outputs, inputs) if swapped else (inputs, outputs))]
 
-    def test_a_batch_of_unknown_size_and_a_gpu_get_the_operations_of_tensorflow(self, monkeypatch):
+    def test_images_of_unknown_size_and_a_gpu_get_the_operations_of_tensorflow(self, monkeypatch):
         kernel = maps(3, 3, WIDE, SMALL)
 
         def is_plain(x):
@@ -124,7 +124,8 @@ class TestPacking:
             return forward.get_attr("strides") == [1, 1, 1, 1] and backward.outputs[0].shape == kernel.shape
 
         assert not is_plain(maps(2, 4, 4, WIDE))
-        assert is_plain(tf.TensorSpec([None, 4, 4, WIDE], kernel.dtype))
+        assert not is_plain(tf.TensorSpec([None, 4, 4, WIDE], kernel.dtype))
+        assert is_plain(tf.TensorSpec([2, None, None, WIDE], kernel.dtype))
         monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["/GPU:0"] if kind == "GPU" else [])
         assert is_plain(maps(2, 4, 4, WIDE))
 

@@ -3,7 +3,7 @@
 TensorFlow's kernels for CPUs fill the lanes of a vector with channels, most often with those of the output. A net of a
 coupling ends in 2 to 48 channels, and the gradient for its input has as many: 2 channels take as long as 16. Here
 neighbouring pixels share a vector, and the gradient for a kernel is taken with the two maps in each other's place.
-On a GPU, and where the size of a batch is not known, TensorFlow's operations are used as they are.
+On a GPU, and where height and width are not known, TensorFlow's operations are used as they are.
 """
 
 from __future__ import annotations
@@ -54,12 +54,13 @@ def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     neighbours = _neighbours(x, kernel.shape[-1])
     if neighbours == 1:
         return tf.nn.conv2d(x, kernel, 1, "SAME")
+    shape = [*x.shape[1:-1], kernel.shape[-1]]
     # A wider kernel, which moves by its outputs' number of pixels and sees each of them at its own place.
     wide = tf.concat(
         [tf.pad(kernel, [[0, 0], [place, neighbours - 1 - place], [0, 0], [0, 0]]) for place in range(neighbours)], -1
     )
     y = tf.nn.conv2d(x, wide, [1, neighbours], [[0, 0], [1, 1], [1, 1], [0, 0]])
-    return tf.reshape(y, [*x.shape[:-1], kernel.shape[-1]])
+    return tf.ensure_shape(tf.reshape(y, [-1, *shape]), [x.shape[0], *shape])
 
 
 def _reflected(kernel: tf.Tensor) -> tf.Tensor:
@@ -68,7 +69,7 @@ def _reflected(kernel: tf.Tensor) -> tf.Tensor:
 
 
 def _packs(x: tf.Tensor) -> bool:
-    return x.shape.is_fully_defined() and not tf.config.get_visible_devices("GPU")
+    return x.shape[1:].is_fully_defined() and not tf.config.get_visible_devices("GPU")
 
 
 def _neighbours(x: tf.Tensor, outputs: int) -> int:
