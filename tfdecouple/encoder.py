@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfdecouple.layers.nets import WeightNorm, bound_uniform, fan_in_uniform
 from tfdecouple.layers.parts import divides, run_in_parts, split_batch
 from tfdecouple.layers.program import SharedPrograms
+from tfdecouple.layers.sizes import product, sizes
 
 
 def _convolution(planes: int, size: int, strides: int, **options: Any) -> keras.layers.Layer:
@@ -49,10 +50,10 @@ def _moments(parts: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
 
     Every device has as many images as another.
     """
-    positions = tf.add_n([tf.cast(tf.size(part) // part.shape[-1], part.dtype) for part in parts])
+    count = tf.add_n([product(sizes(part)[:-1], part.dtype) for part in parts])
 
     def mean_of(sums: Sequence[tf.Tensor]) -> tf.Tensor:
-        mean = tf.add_n(sums) / positions
+        mean = tf.add_n(sums) / count
         replica = tf.distribute.get_replica_context()
         if replica is None or replica.num_replicas_in_sync == 1:
             return mean

@@ -22,6 +22,7 @@ from tfdecouple.layers import (
 from tfdecouple.layers.base import ChildCall, InvertibleComposite
 from tfdecouple.layers.parts import divides, run_in_parts
 from tfdecouple.layers.program import SharedPrograms
+from tfdecouple.layers.sizes import zero_per_image
 
 
 class _Coupled(InvertibleLayer):
@@ -305,7 +306,7 @@ class Flow(InvertibleComposite):
 
     def _level_forward(self, depth: int, h: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs the levels from `depth` on; returns their part of v, at this level's resolution and channels."""
-        log_det = tf.zeros(tf.shape(h)[:1], h.dtype)
+        log_det = zero_per_image(h)
         left: list[tf.Tensor] = []
         for part in self._levels[depth]:
             for layer in part.layers:
@@ -322,14 +323,14 @@ class Flow(InvertibleComposite):
         return (tf.concat([h, *left], -1) if left else h), log_det
 
     def _run_inverse(self, y: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        log_det = tf.zeros(tf.shape(y)[:1], y.dtype)
+        log_det = zero_per_image(y)
         if self.whitening is not None:
             y, log_det = call(self.whitening, y)
         x, change = self._level_inverse(0, y, call)
         return x, log_det + change
 
     def _level_inverse(self, depth: int, v: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        log_det = tf.zeros(tf.shape(v)[:1], v.dtype)
+        log_det = zero_per_image(v)
         parts = self._levels[depth]
         left = [part.dropped for part in reversed(parts) if part.dropped]
         h, *dropped = tf.split(v, [v.shape[-1] - sum(left), *left], -1)

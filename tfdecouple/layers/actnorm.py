@@ -8,7 +8,8 @@ import keras
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
-from tfdecouple.layers.base import InvertibleLayer, per_image, positions
+from tfdecouple.layers.base import InvertibleLayer
+from tfdecouple.layers.sizes import per_image, positions
 
 # A channel that varies less than this over the data is taken for constant; images vary by 2/256 from level to level.
 _CONSTANT = 1e-4

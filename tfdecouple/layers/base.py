@@ -10,6 +10,7 @@ import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.errors import UserError
+from tfdecouple.layers.sizes import zero_per_image
 
 Visit = Callable[["InvertibleLayer", tf.Tensor, tf.Tensor | None], tf.Tensor]
 
@@ -147,7 +148,7 @@ class InvertibleComposite(InvertibleLayer):
         x, condition = self._prepare(x, condition)
 
         def call(child: InvertibleLayer, h: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return child.walk(h, condition, visit), tf.zeros(tf.shape(h)[:1], h.dtype)
+            return child.walk(h, condition, visit), zero_per_image(h)
 
         return self._run_forward(x, call)[0]
 
@@ -190,7 +191,7 @@ class InvertibleSequence(InvertibleComposite):
 
 
 def _chain(layers: list[InvertibleLayer], h: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-    log_det = tf.zeros(tf.shape(h)[:1], h.dtype)
+    log_det = zero_per_image(h)
     for layer in layers:
         h, change = call(layer, h)
         log_det += change
@@ -200,19 +201,6 @@ def _chain(layers: list[InvertibleLayer], h: tf.Tensor, call: ChildCall) -> tupl
 def as_tensor(value: Any, dtype: Any) -> tf.Tensor:
     """Returns `value` as a tensor of `dtype`, whatever it was."""
     return tf.cast(tf.convert_to_tensor(value), dtype)
-
-
-def positions(x: tf.Tensor) -> tf.Tensor:
-    """Returns the number of spatial positions of `[batch, ..., channels]`, as a scalar of the dtype of x.
-
-    A transformation of the channels alone acts once at every position, so its log-det counts that many times.
-    """
-    return tf.cast(tf.reduce_prod(tf.shape(x)[1:-1]), x.dtype)
-
-
-def per_image(log_det: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Returns the scalar `log_det` once for each image of x, `[batch]`."""
-    return tf.fill(tf.shape(x)[:1], log_det)
 
 
 def need_condition(layer: keras.layers.Layer, size: int, condition: Any) -> None:

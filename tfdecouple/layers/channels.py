@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfdecouple.layers.sizes import sizes
+
 
 def channel_product(x: tf.Tensor, matrix: tf.Tensor, transpose: bool = False) -> tf.Tensor:
     """Returns `[..., outputs]`: the last axis of x times a matrix, in one matrix product over all positions.
@@ -16,7 +18,4 @@ def channel_product(x: tf.Tensor, matrix: tf.Tensor, transpose: bool = False) ->
         transpose: whether the matrix is given as `[outputs, channels]`.
     """
     product = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), matrix, transpose_b=transpose)
-    outputs = product.shape[-1]
-    inner = x.shape[1:-1]
-    shape = [-1, *inner, outputs] if inner.is_fully_defined() else tf.concat([tf.shape(x)[:-1], [outputs]], 0)
-    return tf.ensure_shape(tf.reshape(product, shape), [*x.shape[:-1], outputs])
+    return tf.reshape(product, [*sizes(x)[:-1], product.shape[-1]])

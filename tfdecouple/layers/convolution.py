@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from tfdecouple.layers.sizes import sizes
+
 _OPTIONS = {"strides": [1, 1, 1, 1], "padding": "SAME"}
 
 
@@ -35,7 +37,7 @@ def input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor) -> tf.T
     """Returns the gradient of a convolution for its input x, given the gradient for its output."""
     if _neighbours(upstream, x.shape[-1]) > 1:
         return _convolution(upstream, _reflected(kernel))
-    return tf.raw_ops.Conv2DBackpropInput(input_sizes=tf.shape(x), filter=kernel, out_backprop=upstream, **_OPTIONS)
+    return tf.raw_ops.Conv2DBackpropInput(input_sizes=sizes(x), filter=kernel, out_backprop=upstream, **_OPTIONS)
 
 
 def kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
@@ -54,13 +56,12 @@ def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     neighbours = _neighbours(x, kernel.shape[-1])
     if neighbours == 1:
         return tf.nn.conv2d(x, kernel, 1, "SAME")
-    shape = [*x.shape[1:-1], kernel.shape[-1]]
     # A wider kernel, which moves by its outputs' number of pixels and sees each of them at its own place.
     wide = tf.concat(
         [tf.pad(kernel, [[0, 0], [place, neighbours - 1 - place], [0, 0], [0, 0]]) for place in range(neighbours)], -1
     )
     y = tf.nn.conv2d(x, wide, [1, neighbours], [[0, 0], [1, 1], [1, 1], [0, 0]])
-    return tf.ensure_shape(tf.reshape(y, [-1, *shape]), [x.shape[0], *shape])
+    return tf.reshape(y, [*sizes(x)[:-1], kernel.shape[-1]])
 
 
 def _reflected(kernel: tf.Tensor) -> tf.Tensor:

@@ -13,6 +13,7 @@ from tfdecouple.config import TRANSFORMS
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.layers.base import InvertibleLayer
 from tfdecouple.layers.nets import MLP, ConvNet
+from tfdecouple.layers.sizes import sizes, zero_per_image
 
 PATTERNS = ("continuous", "alternate")
 PARTS = ("last", "first")
@@ -136,19 +137,18 @@ class Coupling(InvertibleLayer):
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         kept, transformed = self._split(x)
         scale, shift = self._bijectors(kept, condition)
-        log_det = tf.zeros(tf.shape(x)[:1], x.dtype)
         if scale is not None:
-            log_det = _log_det(scale)
             transformed = scale.forward(transformed)
+        log_det = zero_per_image(x) if scale is None else _log_det(scale)
         return self._merge(kept, shift.forward(transformed)), log_det
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         kept, transformed = self._split(y)
         scale, shift = self._bijectors(kept, condition)
-        transformed, log_det = shift.inverse(transformed), tf.zeros(tf.shape(y)[:1], y.dtype)
+        transformed = shift.inverse(transformed)
         if scale is not None:
-            log_det = -_log_det(scale)
             transformed = scale.inverse(transformed)
+        log_det = zero_per_image(y) if scale is None else -_log_det(scale)
         return self._merge(kept, transformed), log_det
 
     def _bijectors(self, kept: tf.Tensor, condition: tf.Tensor | None) -> tuple[tfb.Bijector | None, tfb.Bijector]:
@@ -192,13 +192,13 @@ def _interleaved(even: tf.Tensor, odd: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Returns `[..., 2n]`, the channels of two maps `[..., n]` in turn."""
     # One long transposition takes half of the time that `tf.stack` along the last axis takes.
     pairs = tf.transpose(tf.stack([tf.reshape(even, [-1]), tf.reshape(odd, [-1])]))
-    return tf.reshape(pairs, tf.concat([tf.shape(even)[:-1], [2 * even.shape[-1]]], 0)), _even_and_odd
+    return tf.reshape(pairs, [*sizes(even)[:-1], 2 * even.shape[-1]]), _even_and_odd
 
 
 @tf.custom_gradient
 def _even_and_odd(x: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
     """Returns channels 0, 2, 4, ... and channels 1, 3, 5, ... of `[..., 2n]`, each `[..., n]`."""
-    pairs = tf.reshape(x, tf.concat([tf.shape(x)[:-1], [x.shape[-1] // 2, 2]], 0))
+    pairs = tf.reshape(x, [*sizes(x)[:-1], x.shape[-1] // 2, 2])
     return tuple(tf.unstack(pairs, num=2, axis=-1)), _interleaved
 
 

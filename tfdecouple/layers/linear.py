@@ -11,8 +11,9 @@ from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.config import LINEAR_FORMS
 from tfdecouple.errors import ConfigError
-from tfdecouple.layers.base import InvertibleLayer, per_image, positions
+from tfdecouple.layers.base import InvertibleLayer
 from tfdecouple.layers.channels import channel_product
+from tfdecouple.layers.sizes import per_image, positions
 
 
 class _ChannelOperator(tf.linalg.LinearOperatorFullMatrix):

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from tfdecouple.layers.sizes import sizes
+
 # What of a map a core's own cache holds beside weights; measured with caches of 1 MiB.
 _CACHE_BYTES = 2**20
 
@@ -37,7 +39,7 @@ def divides(x: tf.Tensor) -> bool:
 def split_batch(x: tf.Tensor) -> list[tf.Tensor]:
     """Returns a batch in its parts, one after the other."""
     parts = batch_parts()
-    count = x.shape[0] if x.shape[0] is not None else tf.shape(x)[0]
+    count = sizes(x)[0]
     edges = [count * number // parts for number in range(parts + 1)]
     return [x[start:stop] for start, stop in itertools.pairwise(edges)]
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfdecouple.errors import UserError
 from tfdecouple.layers.base import InvertibleLayer
+from tfdecouple.layers.sizes import zero_per_image
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -32,9 +33,9 @@ class Squeeze(InvertibleLayer):
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         if any(side is not None and side % 2 for side in x.shape[1:3]):
             raise UserError(f"squeeze got images of {x.shape[1]} x {x.shape[2]} pixels; both sides must be even")
-        return tf.nn.space_to_depth(x, 2), tf.zeros(tf.shape(x)[:1], x.dtype)
+        return tf.nn.space_to_depth(x, 2), zero_per_image(x)
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         if y.shape[-1] % 4:
             raise UserError(f"unsqueeze got {y.shape[-1]} channels; it needs a multiple of 4")
-        return tf.nn.depth_to_space(y, 2), tf.zeros(tf.shape(y)[:1], y.dtype)
+        return tf.nn.depth_to_space(y, 2), zero_per_image(y)
