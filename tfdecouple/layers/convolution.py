@@ -43,7 +43,7 @@ def input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor) -> tf.T
 def kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     """Returns the gradient of a convolution for its kernel, given its input and the gradient for its output."""
     inputs, outputs = x.shape[-1], upstream.shape[-1]
-    swapped = _packs(x) and _filling(inputs) > _filling(outputs)
+    swapped = _applies(x) and _filling(inputs) > _filling(outputs)
     if swapped:
         x, upstream, inputs, outputs = upstream, x, outputs, inputs
     gradient = tf.raw_ops.Conv2DBackpropFilter(
@@ -69,13 +69,14 @@ def _reflected(kernel: tf.Tensor) -> tf.Tensor:
     return tf.transpose(tf.reverse(kernel, [0, 1]), [0, 1, 3, 2])
 
 
-def _packs(x: tf.Tensor) -> bool:
+def _applies(x: tf.Tensor) -> bool:
+    """Returns whether vectors of channels are what a convolution of x should fill."""
     return x.shape[1:].is_fully_defined() and not tf.config.get_visible_devices("GPU")
 
 
 def _neighbours(x: tf.Tensor, outputs: int) -> int:
     """Returns how many pixels of a row share a vector."""
-    if not _packs(x):
+    if not _applies(x):
         return 1
     most = max(1, _lanes() // outputs)
     return max(count for count in range(1, most + 1) if x.shape[2] % count == 0)
