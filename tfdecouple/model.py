@@ -19,6 +19,7 @@ from tfdecouple.encoder import Encoder
 from tfdecouple.errors import DataError, InversionError, NotInitializedError, UserError
 from tfdecouple.flow import Flow
 from tfdecouple.layers import Coupling, InvertibleLinear
+from tfdecouple.layers.sizes import product, sizes, zero_per_image
 from tfdecouple.prior import PriorFlow
 
 # How many images `sample`, `interpolate` and the like decode at once: memory, not a result, depends on it.
@@ -269,7 +270,7 @@ class DecoupledModel(keras.Model):
             training: whether the encoder normalises by the statistics of the batch.
         """
         levels = self._levels_of(images)
-        z, kl = None, tf.zeros(tf.shape(levels)[:1])
+        z, kl = None, zero_per_image(levels)
         if self.encoder is not None:
             inputs = self._encoder_input(levels)
             mean, log_variance = self.encoder(inputs, training=True) if training else self.encoder.infer(inputs)
@@ -562,7 +563,7 @@ class DecoupledModel(keras.Model):
 def standard_normal_log_prob(x: tf.Tensor) -> tf.Tensor:
     """Returns log N(x; 0, I) of each entry of the batch, `[batch]`, for x `[batch, ...]`."""
     axes: list[int] = list(range(1, len(x.shape)))
-    dimensions = tf.cast(tf.reduce_prod(tf.shape(x)[1:]), x.dtype)
+    dimensions = product(sizes(x)[1:], x.dtype)
     return -0.5 * (tf.reduce_sum(tf.square(x), axes) + dimensions * math.log(2 * math.pi))
 
 

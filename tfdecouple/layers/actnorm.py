@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.layers.base import InvertibleLayer
-from tfdecouple.layers.sizes import per_image, positions
+from tfdecouple.layers.sizes import per_image, positions, product, sizes
 
 # A channel that varies less than this over the data is taken for constant; images vary by 2/256 from level to level.
 _CONSTANT = 1e-4
@@ -42,7 +42,7 @@ class ActNorm(InvertibleLayer):
         """Sets scale and bias from a batch `[batch, ..., channels]`, and returns the layer's output for it."""
         flat = tf.reshape(x, [-1, x.shape[-1]])
         mean = tf.reduce_mean(flat, 0)
-        count = tf.cast(tf.shape(flat)[0], x.dtype)
+        count = product(sizes(flat)[:1], x.dtype)
         deviation = tf.sqrt(tf.reduce_sum(tf.square(flat - mean), 0) / tf.maximum(count - 1.0, 1.0))
         log_scale = tf.where(deviation > _CONSTANT, -tf.math.log(tf.maximum(deviation, _CONSTANT)), 0.0)
         self.log_scale.assign(log_scale)
