@@ -3,21 +3,35 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Appended to the command of `make train` and `make test`, for example: make train ARGS="--preset cifar10_small"
+# Appended to the command of `make train` and of the tests, for example: make train ARGS="--preset cifar10_small"
 ARGS ?=
+# Two processes; a file's tests, and so its fixtures, stay in one.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Of the long tests a class stays in one process: whole files would leave the other process without work at the end.
+PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope -m slow
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test lint clean
+.PHONY: help train test test-slow test-all tools lint clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
 
 train: $(VENV)/.stamp-base ## train the quickstart preset, or another: make train ARGS="--preset NAME"
 	$(BIN)/python train.py $(ARGS)
 
-test: $(VENV)/.stamp-test ## run the tests; slow ones too: make test ARGS="-m 'slow or not slow'"
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(VENV)/.stamp-test ## run the quick tests: 8 minutes on two cores
+	$(PYTEST) $(ARGS)
+
+test-slow: $(VENV)/.stamp-test-all tools ## run the long tests alone: kills, full disks, browser, Node, C, Beam
+	$(PYTEST_SLOW) -o strict_skips=true $(ARGS)
+
+test-all: $(VENV)/.stamp-test-all tools ## run all tests; a skip fails unless tests/expected_skips.txt has it
+	$(PYTEST) -o strict_skips=true $(ARGS)
+	$(PYTEST_SLOW) -o strict_skips=true $(ARGS)
+
+tools: | $(VENV)/.stamp-venv ## install what the long tests need: C compiler, Node.js, Chromium, npm packages
+	@.ci/install-tools
 
 lint: $(VENV)/.stamp-lint ## check style (ruff) and types (mypy)
 	$(BIN)/ruff check .

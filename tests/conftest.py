@@ -5,13 +5,16 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import math
+import pathlib
 import random
+import shutil
 import subprocess
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from skips import pytest_addoption, pytest_configure, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
 from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig
 
@@ -21,6 +24,10 @@ tf.config.set_logical_device_configuration(
 )
 # As the programs do: Grappler's rewriting costs more time than these small graphs take to run.
 tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Seconds after which a program is taken to hang. No test fails because a machine is slow: nothing takes a tenth of it.
+PATIENCE = 1800
 
 # The smallest config with every part: three levels, both parts of an inner level, odd channel counts (3 and 9).
 TINY = ModelConfig(
@@ -219,6 +226,34 @@ def exported(tiny_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "tiny"
     export(Request(run=tiny_run, to=folder, precisions=("int8",)), say=lambda text: None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def npm_example(tmp_path_factory):
+    """Returns a function that makes a copy of a folder of examples/ with its npm packages: `npm_example("web")`.
+
+    The packages are those that `.ci/install-tools` has installed; otherwise npm installs them, as the examples say.
+    """
+    copies = {}
+
+    def copy(name):
+        if name not in copies:
+            folder = tmp_path_factory.mktemp("npm") / name
+            ignored = shutil.ignore_patterns("node_modules", "package-lock.json", "site")
+            shutil.copytree(ROOT / "examples" / name, folder, ignore=ignored)
+            installed = ROOT / ".venv" / "npm" / name
+            wanted = (folder / "package.json").read_bytes()
+            if installed.is_dir() and (installed / "package.json").read_bytes() == wanted:
+                (folder / "node_modules").symlink_to(installed / "node_modules")
+            else:
+                environment = {**user_environment(), "ONNXRUNTIME_NODE_INSTALL": "skip"}
+                command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"]
+                done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+                assert done.returncode == 0, done.stderr
+            copies[name] = folder
+        return copies[name]
+
+    return copy
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import onnx.parser
 import onnxruntime
 import pytest
-from conftest import random_images, user_environment
+from conftest import PATIENCE, random_images, user_environment
 from PIL import Image
 
 EXAMPLES = pathlib.Path(__file__).resolve().parents[1] / "examples"
@@ -54,19 +54,6 @@ DECODER_WITHOUT_Z = """
 """
 
 
-@pytest.fixture(scope="session")
-def node_example(tmp_path_factory):
-    """The Node.js example, installed as its README says for machines that only reach the npm registry."""
-    folder = tmp_path_factory.mktemp("node") / "example"
-    shutil.copytree(NODE_EXAMPLE, folder, ignore=shutil.ignore_patterns("node_modules", "package-lock.json"))
-    environment = {**user_environment(), "ONNXRUNTIME_NODE_INSTALL": "skip"}
-    done = subprocess.run(
-        ["npm", "install"], cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "switch.mjs"
-
-
 @pytest.fixture(
     params=[
         "python",
@@ -84,11 +71,16 @@ def switch(request, tmp_path):
     if request.param == "python":
         command = [sys.executable, PYTHON_EXAMPLE]
     else:
-        command = ["node", request.getfixturevalue("node_example")]
+        command = ["node", request.getfixturevalue("npm_example")("onnxruntime_node") / "switch.mjs"]
 
     def run(*arguments):
         return subprocess.run(
-            [*command, *arguments], cwd=tmp_path, env=user_environment(), capture_output=True, text=True, timeout=120
+            [*command, *arguments],
+            cwd=tmp_path,
+            env=user_environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
 
     return run
@@ -300,7 +292,9 @@ class TestWhatIsNeeded:
 
         def python(*arguments):
             command = [sys.executable, *arguments]
-            return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+            return subprocess.run(
+                command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE
+            )
 
         assert "tensorflow is blocked" in python("-c", "import tensorflow").stderr
         Image.fromarray(random_images(1, size)[0]).save(tmp_path / "p.png")

@@ -30,21 +30,14 @@ def test_the_example_and_the_exporter_name_the_same_runtime():
 
 
 @pytest.fixture(scope="module")
-def tools(tmp_path_factory):
+def tools(npm_example):
     """The browser check with what npm brings for it."""
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             pytest.skip(f"there is no {program}")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium")
-    folder = tmp_path_factory.mktemp("web") / "check"
-    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("node_modules"))
-    npm = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
-    result = subprocess.run(npm, cwd=folder, capture_output=True, text=True, check=False)
-    if result.returncode:
-        pytest.skip(f"npm cannot install: {result.stderr[:300]}")
-    yield folder
-    shutil.rmtree(folder / "node_modules")
+    return npm_example("web")
 
 
 @pytest.fixture(scope="module")
