@@ -2,7 +2,11 @@
 
 import sys
 
-from export.cli import main
+from tfdecouple.process import import_nothing_from_here
+
+import_nothing_from_here()
+
+from export.cli import main  # noqa: E402 - not before
 
 if __name__ == "__main__":
     sys.exit(main())

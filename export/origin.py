@@ -13,7 +13,7 @@ from typing import Any
 
 from tfdecouple.config import Config
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import load_config, load_weights
+from tfdecouple.runs import load_config, load_weights, require_own_images
 
 _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
 
@@ -70,9 +70,12 @@ def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel
     Raises:
         RunError: where the folder is no run, or holds no whole checkpoint.
         ConfigError: where its config does not hold.
+        UntrustedError: where the config leads to images within the run folder.
         NotInitializedError: where the weights were never initialised.
     """
     config = load_config(run)
+    # The gate takes images from there.
+    require_own_images(run, config.data)
     model = DecoupledModel(config.model)
     averaged = config.training.ema_decay > 0
     step = load_weights(run, model, averaged)

@@ -2,6 +2,11 @@
 
 import sys
 
-from tfdecouple.cli import main
+from tfdecouple.process import import_nothing_from_here
 
-sys.exit(main())
+import_nothing_from_here()
+
+from tfdecouple.cli import main  # noqa: E402 - not before
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,6 +17,10 @@ class RunError(UserError):
     """A run folder that cannot be opened, continued or written."""
 
 
+class UntrustedError(UserError):
+    """Files of somebody else's that would run their code, or lead to where the user did not point."""
+
+
 class NotInitializedError(UserError, RuntimeError):
     """A model whose data-dependent initialisation has not been done."""
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
@@ -94,6 +95,17 @@ def _standard_error_closed() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def import_nothing_from_here() -> None:
+    """Takes the working folder out of the places where Python looks for modules; `python -m` puts it first.
+
+    Whoever stands in a stranger's folder would run a file of it named like a module of ours or of a library. The folder
+    stays where this package itself comes from it.
+    """
+    package = pathlib.Path(__file__).resolve().parents[1]
+    if not sys.flags.safe_path and sys.path and pathlib.Path(sys.path[0]).resolve() == pathlib.Path.cwd() != package:
+        del sys.path[0]
 
 
 def run_program(main: Callable[[], int]) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 from tfdecouple.checkpoints import CheckpointFolder, DamagedCheckpointError
-from tfdecouple.config import Config
-from tfdecouple.errors import RunError
+from tfdecouple.config import Config, DataConfig
+from tfdecouple.data.opening import place_of
+from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.model import DecoupledModel
 
 CONFIG = "config.json"
@@ -26,6 +28,36 @@ def load_config(run: str | pathlib.Path) -> Config:
     if not (folder / CONFIG).is_file():
         raise RunError(f"{run} is no run folder: it has no {CONFIG}")
     return Config.from_json(folder / CONFIG)
+
+
+def require_own_images(run: str | pathlib.Path, data: DataConfig) -> str | None:
+    """Looks whether the config of a run, which may be a stranger's, names a place for images outside of the run folder.
+
+    Whoever made the run folder made all that lies within it; images are taken from there only where the user says so.
+
+    Args:
+        run: a run folder.
+        data: of its config.
+
+    Returns:
+        The folder of images that it names; None where it names none.
+
+    Raises:
+        UntrustedError: where this lies within the run folder.
+    """
+    place = place_of(data)
+    if place is None:
+        return None
+    inside = any(
+        os.path.commonpath([path(run), path(place)]) == path(run) for path in (os.path.abspath, os.path.realpath)
+    )
+    if inside:
+        option = "data.source" if data.source.startswith("folder:") else "data.data_dir"
+        raise UntrustedError(
+            f"{option} in {pathlib.Path(run) / CONFIG} leads into the run folder itself, to {place}; where you trust "
+            "it, name it with --data and --data-dir, or change the config"
+        )
+    return place
 
 
 def load_model(run: str | pathlib.Path) -> DecoupledModel:

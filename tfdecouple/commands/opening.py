@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tfdecouple.data.messages import one_line
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.evaluation import subset
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import load_config, load_weights
+from tfdecouple.runs import load_config, load_weights, require_own_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +118,16 @@ def open_given(run: OpenedRun, options: argparse.Namespace, **others: Any) -> So
 
     Raises:
         DataError: for missing data.
+        UntrustedError: where the run's config, not the user, names images within the run folder.
         ConfigError: for an option of a wrong value.
     """
     given = {"source": options.data, "data_dir": options.data_dir, **others}
     changes = [f"data.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
-    return open_source(override(run.config, changes).data, run.config.model.image_size, download=options.download)
+    data = override(run.config, changes).data
+    named = options.data if data.source.startswith("folder:") else options.data_dir
+    if named is None and (place := require_own_images(run.path, data)):
+        print(f"note: images from {place}, as the config of {run.path} says", file=sys.stderr)
+    return open_source(data, run.config.model.image_size, download=options.download)
 
 
 def drawn_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from tfdecouple.config import DataConfig
 from tfdecouple.data.folder import open_folder
 from tfdecouple.data.messages import nearest
@@ -9,6 +11,13 @@ from tfdecouple.data.photographs import open_photographs
 from tfdecouple.data.source import Source
 from tfdecouple.data.tfds import KNOWN_NAMES, open_tfds
 from tfdecouple.errors import DataError
+
+
+def place_of(config: DataConfig) -> str | None:
+    """Returns the folder that a config takes its images from; None where it names none."""
+    if config.source.startswith("folder:"):
+        return os.path.expanduser(config.source.removeprefix("folder:"))
+    return os.path.expanduser(config.data_dir) if config.data_dir and config.source != "photographs" else None
 
 
 def open_source(config: DataConfig, image_size: int, download: bool = False) -> Source:

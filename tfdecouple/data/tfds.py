@@ -11,12 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import DataConfig
+from tfdecouple.data.connectors import require_known_connectors
 from tfdecouple.data.fitting import fit
 from tfdecouple.data.messages import nearest, one_line
 from tfdecouple.data.records import RecordSplit
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import Arrays, MemorySplit, Split, Tensors
-from tfdecouple.errors import DataError
+from tfdecouple.errors import DataError, UserError
 
 # The paper's data sets, which need no "tfds:" before their names.
 KNOWN_NAMES = ("cifar10", "downsampled_imagenet/64x64", "lsun/bedroom", "celeb_a_hq/256")
@@ -40,6 +41,7 @@ def open_tfds(config: DataConfig, image_size: int, download: bool) -> Source:
     Raises:
         DataError: where TFDS does not know the name, the data are not prepared, the download fails, or the data set
             holds no images that could be used.
+        UntrustedError: where files of the data set would make TFDS run code that is not its own.
     """
     builder = _builder(config)
     _require_prepared(builder, config, download)
@@ -108,8 +110,12 @@ def _builder(config: DataConfig) -> Any:
             f"data.source={config.source} needs TensorFlow Datasets; pip install tensorflow-datasets"
         ) from None
     name = config.source.removeprefix("tfds:")
+    data_dir = os.path.expanduser(config.data_dir) if config.data_dir else None
     try:
-        return tfds.builder(name, data_dir=os.path.expanduser(config.data_dir) if config.data_dir else None)
+        _check_files(name, data_dir)
+        return tfds.builder(name, data_dir=data_dir)
+    except UserError:
+        raise
     except tfds.core.DatasetNotFoundError:
         raise DataError(
             f"TensorFlow Datasets knows no data set {name!r}{nearest(name, tfds.list_builders())}"
@@ -117,6 +123,28 @@ def _builder(config: DataConfig) -> Any:
     # A wrong config or version, in whichever error TFDS chooses; its message names the right ones.
     except Exception as error:
         raise DataError(f"cannot open the data set {name!r}{_nearest_config(name)}: {one_line(error)}") from error
+
+
+def _check_files(name: str, data_dir: str | None) -> None:
+    """Refuses what would run code other than TFDS' own before TFDS looks at it.
+
+    Raises:
+        UntrustedError: see `require_known_connectors`.
+        DataError: for names that carry more than a data set, its config and its version.
+        ValueError: from TFDS, for other names that it does not understand.
+    """
+    import tensorflow_datasets as tfds
+
+    parsed, options = tfds.core.naming.parse_builder_name_kwargs(name)
+    if parsed.namespace:
+        raise DataError(
+            f"the data set {name!r} is of the community {parsed.namespace!r}, whose code TFDS would download and run; "
+            "only data sets that TFDS ships or that are prepared in a folder are opened"
+        )
+    if not set(options) <= {"config", "version"}:
+        raise DataError(f"the data set {name!r} has arguments; write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION")
+    for place in tfds.core.utils.file_utils.list_data_dirs(data_dir):
+        require_known_connectors(tfds.core.Path(place) / parsed.name)
 
 
 def _nearest_config(name: str) -> str:
