@@ -12,6 +12,7 @@ from tfdecouple.layers.nets import WeightNorm, bound_uniform, fan_in_uniform
 from tfdecouple.layers.parts import divides, run_in_parts, split_batch
 from tfdecouple.layers.program import SharedPrograms
 from tfdecouple.layers.sizes import product, sizes
+from tfdecouple.tf32 import full_float32
 
 
 def _convolution(planes: int, size: int, strides: int, **options: Any) -> keras.layers.Layer:
@@ -113,6 +114,7 @@ class ResNetBlock(keras.layers.Layer):
         self.norm_2.build(inner)
         self.built = True
 
+    @full_float32()
     def call(self, parts: Sequence[tf.Tensor], training: bool = False) -> list[tf.Tensor]:
         """Returns `[batch, height/strides, width/strides, planes]` for each part of a batch.
 
@@ -181,6 +183,7 @@ class Encoder(keras.layers.Layer):
         self.last = WeightNorm(self, "last", (height * width * self.out_channels, 2 * self.latent_dim))
         self.built = True
 
+    @full_float32()
     def call(self, x: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Encodes images.
 
@@ -201,6 +204,7 @@ class Encoder(keras.layers.Layer):
         mean, log_variance = tf.split(h, 2, -1)
         return mean, log_variance
 
+    @full_float32()
     def infer(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """As `call` without training, where each image is by itself: at graph speed, a batch in parts side by side."""
         method = "_infer_in_parts" if divides(x) else "_infer_whole"

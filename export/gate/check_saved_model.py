@@ -27,8 +27,10 @@ def check(folder: pathlib.Path, cases: Arrays, exact: bool, endpoints: list[str]
     start_tensorflow()
     import tensorflow as tf
 
+    from tfdecouple.tf32 import full_float32
+
     report = Report(notes={"tensorflow": tf.__version__})
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    with full_float32(), tf.Graph().as_default(), tf.compat.v1.Session() as session:
         try:
             meta = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
         except Exception as error:  # noqa: BLE001 - whatever TensorFlow raises, a server cannot load it either

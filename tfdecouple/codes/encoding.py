@@ -16,6 +16,7 @@ from tfdecouple.data import Source
 from tfdecouple.data.messages import one_line
 from tfdecouple.errors import DataError, InversionError, UserError
 from tfdecouple.model import DecoupledModel
+from tfdecouple.tf32 import full_float32
 
 Encoder = Callable[[np.ndarray], dict[str, np.ndarray]]
 Rows = dict[str, np.ndarray]
@@ -40,6 +41,7 @@ def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int
             codes = {"z": posterior.mean(), "z_std": posterior.stddev(), **codes}
         return {name: codes[name] for name in names}
 
+    @full_float32()
     def encoder(images: np.ndarray) -> dict[str, np.ndarray]:
         count = len(images)
         filled = np.zeros((batch_size, *images.shape[1:]), np.uint8)

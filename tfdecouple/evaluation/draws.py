@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.data import own_share
+from tfdecouple.tf32 import full_float32
 
 # Draws of a batch in one call of TensorFlow, which cannot be interrupted and says nothing meanwhile.
 _DRAWS_A_CALL = 16
@@ -112,7 +113,8 @@ class DrawBounds:
             batch_parts, batch_log_sums = np.zeros([images, 3]), np.full([images, 2], -math.inf)
             for first in range(0, samples, step):
                 last = min(first + step, samples)
-                sums = self._sums(batch["image"], batch["index"], *map(tf.constant, (seed, first, last)))
+                with full_float32():
+                    sums = self._sums(batch["image"], batch["index"], *map(tf.constant, (seed, first, last)))
                 rows = self._gathered(sums)[counted]
                 batch_parts += rows[:, :3]
                 # The weights of a model that has diverged need not be finite: whoever reads them says so, not NumPy.

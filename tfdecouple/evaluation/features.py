@@ -11,6 +11,7 @@ import numpy as np
 
 from tfdecouple.data.messages import one_line
 from tfdecouple.errors import UserError
+from tfdecouple.tf32 import full_float32
 
 
 class ExtractorError(UserError):
@@ -38,6 +39,7 @@ class Extractor:
         self.is_fid = is_fid
         self._run = run
 
+    @full_float32()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Returns the features of images.
 
@@ -113,8 +115,10 @@ def _open_onnx(path: pathlib.Path, image_size: int) -> Callable[[np.ndarray], An
     options = onnxruntime.SessionOptions()
     # Its own messages would come between ours; errors are raised anyway.
     options.log_severity_level = 4
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    # ONNX Runtime rounds products to TF32 on its own account.
+    wanted = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
+    available = onnxruntime.get_available_providers()
+    providers = [(name, options) for name, options in wanted.items() if name in available]
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     # Its exceptions have no common class of their own.

@@ -17,6 +17,7 @@ from tfdecouple import randomness
 from tfdecouple.errors import DataError, RunError, UserError
 from tfdecouple.evaluation.draws import u_noise, z_noise
 from tfdecouple.evaluation.estimate import Estimate
+from tfdecouple.tf32 import full_float32
 
 # A unit is active where the posterior mean varies more than this over images (Burda et al., 2016, section 5.2).
 ACTIVE_VARIANCE = 0.01
@@ -267,6 +268,7 @@ class _Passes:
         self._log_prior = tf.function(lambda z: model.prior.log_prob(z), autograph=False, reduce_retracing=True)
         self._reconstructions = tf.function(self._reconstructions_of, autograph=False, reduce_retracing=True)
 
+    @full_float32()
     def encode(self) -> Posteriors:
         """Returns q(z|x) of every image.
 
@@ -292,11 +294,13 @@ class _Passes:
             )
         return Posteriors(mean, stddev, np.concatenate(indices).astype(np.int64))
 
+    @full_float32()
     def log_prior(self, z: np.ndarray, rows: int = 1024) -> np.ndarray:
         """Returns log p(z), float64 `[N]`, for z `[N, d_z]`."""
         chunks = [z[start : start + rows].astype(np.float32) for start in range(0, len(z), rows)]
         return np.concatenate([self._log_prior(tf.constant(chunk)).numpy() for chunk in chunks]).astype(np.float64)
 
+    @full_float32()
     def reconstruction(
         self, posteriors: Posteriors, z: np.ndarray, other: np.ndarray, seed: int, number: int
     ) -> tuple[np.ndarray, np.ndarray]:

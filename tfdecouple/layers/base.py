@@ -11,6 +11,7 @@ from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.errors import UserError
 from tfdecouple.layers.sizes import zero_per_image
+from tfdecouple.tf32 import full_float32
 
 Visit = Callable[["InvertibleLayer", tf.Tensor, tf.Tensor | None], tf.Tensor]
 
@@ -36,6 +37,7 @@ class InvertibleLayer(keras.layers.Layer):
         self._event_ndims = 3
         self._channels: int | None = None
 
+    @full_float32()
     def forward_and_log_det(self, x: Any, condition: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
         """Maps x towards v.
 
@@ -52,6 +54,7 @@ class InvertibleLayer(keras.layers.Layer):
         x, condition = self._prepare(x, condition)
         return self._forward(x, condition)
 
+    @full_float32()
     def inverse_and_log_det(self, y: Any, condition: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
         """Maps y back towards the image: the exact inverse of `forward_and_log_det`.
 
@@ -91,6 +94,7 @@ class InvertibleLayer(keras.layers.Layer):
         """
         return self.forward_and_log_det(x, condition)[0]
 
+    @full_float32()
     def walk(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
         """Runs the forward direction with `visit(leaf, x, condition)` in the place of each elementary layer's own.
 
@@ -143,6 +147,7 @@ class InvertibleComposite(InvertibleLayer):
     all follow them with another way to call a child.
     """
 
+    @full_float32()
     def walk(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
         """Runs the forward direction with `visit(leaf, x, condition)` in the place of each elementary layer's own."""
         x, condition = self._prepare(x, condition)

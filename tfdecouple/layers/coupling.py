@@ -14,6 +14,7 @@ from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.layers.base import InvertibleLayer
 from tfdecouple.layers.nets import MLP, ConvNet
 from tfdecouple.layers.sizes import sizes, zero_per_image
+from tfdecouple.tf32 import full_float32
 
 PATTERNS = ("continuous", "alternate")
 PARTS = ("last", "first")
@@ -113,6 +114,7 @@ class Coupling(InvertibleLayer):
         self.net.reset()
         return x
 
+    @full_float32()
     def scale(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Returns s of the transformed channels of x; all ones for an additive coupling."""
         x, condition = self._prepare(x, condition)

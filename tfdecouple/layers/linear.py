@@ -14,6 +14,7 @@ from tfdecouple.errors import ConfigError
 from tfdecouple.layers.base import InvertibleLayer
 from tfdecouple.layers.channels import channel_product
 from tfdecouple.layers.sizes import per_image, positions
+from tfdecouple.tf32 import full_float32
 
 
 class _ChannelOperator(tf.linalg.LinearOperatorFullMatrix):
@@ -84,6 +85,7 @@ class InvertibleLinear(InvertibleLayer):
             )
         self.built = True
 
+    @full_float32()
     def matrix(self) -> tf.Tensor:
         """Returns W, `[channels, channels]`."""
         if self.form == "full":
@@ -96,6 +98,7 @@ class InvertibleLinear(InvertibleLayer):
             return tf.linalg.slogdet(tf.convert_to_tensor(self.kernel)).log_abs_determinant
         return tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(tf.convert_to_tensor(self.factors)))))
 
+    @full_float32()
     def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Returns the layer's output; nothing depends on the data."""
         # Not by the bijector, for the reason that `ActNorm.initialize` states.

@@ -12,6 +12,7 @@ from tfdecouple.layers.channels import channel_product
 from tfdecouple.layers.convolution import convolve
 from tfdecouple.layers.precision import current_net_precision
 from tfdecouple.layers.remat import narrowed
+from tfdecouple.tf32 import full_float32
 
 
 def fan_in_uniform() -> keras.initializers.Initializer:
@@ -113,6 +114,7 @@ class ConvNet(CouplingNet):
         self.last = WeightNorm(self, "last", (3, 3, hidden, self.outputs))
         self.built = True
 
+    @full_float32()
     def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Returns `[batch, height, width, outputs]` in the layer's dtype.
 
@@ -159,6 +161,7 @@ class MLP(CouplingNet):
         self.last = WeightNorm(self, "last", (hidden, self.outputs))
         self.built = True
 
+    @full_float32()
     def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Returns `[batch, outputs]` for x `[batch, channels]`."""
         read = tf.convert_to_tensor
