@@ -1,5 +1,6 @@
 """The encoding as an Apache Beam pipeline, run on the local runner; needs the extra `beam`."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -88,6 +89,17 @@ class TestPipeline:
         assert manifest["label_names"] == ["a", "b"] and manifest["complete"]
         assert (manifest["totals"]["images"], manifest["totals"]["skipped"]) == (24, 1)
         assert {"run": "tiny", "step": 1}.items() <= manifest["model"].items()
+        for shard in manifest["shards"]:
+            content = (out / shard["name"]).read_bytes()
+            assert (shard["bytes"], shard["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+        assert main(["encode", "--verify", "--out", str(out)]) == 0
+        assert f"{out}: all 3 files are what was written" in capsys.readouterr().out
+        bad = out / manifest["shards"][1]["name"]
+        bad.write_bytes(bytes([bad.read_bytes()[0] ^ 1]) + bad.read_bytes()[1:])
+        assert main(["encode", "--verify", "--out", str(out)]) == 1
+        told = capsys.readouterr().out
+        assert f"{bad} has another content" in told and "anew" not in told
+        bad.write_bytes(bytes([bad.read_bytes()[0] ^ 1]) + bad.read_bytes()[1:])
         assert not list(out.glob("beam-temp*"))
         if kind == "parquet":
             assert pq.read_table(out).num_rows == 24

@@ -9,8 +9,10 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
+from tfdecouple.codes.checked import shard_entry
 from tfdecouple.codes.fields import Field
 from tfdecouple.codes.manifest import MANIFEST, Manifest
 from tfdecouple.codes.parquet import schema, to_table
@@ -21,6 +23,7 @@ from tfdecouple.errors import DataError, UserError
 # All images come in one split: which of them train a model is no matter of their codes.
 SPLIT = "all"
 _LABELS = "_label_names.json"
+_DIGESTS = "_digests.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,13 +142,20 @@ def _add_steps(pipeline: Any, job: Job, images: Images, encoder: Encoder, image_
     if job.format == "parquet":
         fields = encoder.fields
         codes = codes | "To tables" >> beam.Map(lambda batch: to_table(batch[0], batch[1], batch[2], fields))
-        write = beam.io.parquetio.WriteToParquetBatched(
+        write: Any = beam.io.parquetio.WriteToParquetBatched(
             f"{out}/{SPLIT}", schema(fields), file_name_suffix=".parquet", num_shards=job.shards
         )
     else:
         codes = codes | "To examples" >> beam.FlatMap(to_examples)
         write = beam.io.WriteToTFRecord(f"{out}/{SPLIT}", file_name_suffix=".tfrecord", num_shards=job.shards)
-    _ = codes | "Write codes" >> write
+    _ = (
+        codes
+        | "Write codes" >> write
+        # Without it, whoever gives the files their names would also read them all.
+        | "Spread files" >> beam.Reshuffle()
+        | "Read back" >> beam.Map(digest_line)
+        | "Write digests" >> beam.io.WriteToText(f"{out}/{_DIGESTS}", shard_name_template="", num_shards=1)
+    )
     _ = read[UNREADABLE] | "Write unreadable" >> beam.io.WriteToText(
         f"{out}/_{UNREADABLE}", file_name_suffix=".txt", shard_name_template="", num_shards=1
     )
@@ -156,6 +166,18 @@ def to_examples(batch: tuple[list[bytes], list[int], dict[str, Any]]) -> Iterato
     keys, labels, arrays = batch
     for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
         yield to_example(key, label, {name: values[row] for name, values in arrays.items()})
+
+
+def digest_line(path: str) -> str:
+    """Returns the name, the size and the SHA-256 of a file that was written, as a line of JSON."""
+    from apache_beam.io.filesystems import FileSystems
+
+    digest, size = hashlib.sha256(), 0
+    with FileSystems.open(path, compression_type="uncompressed") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+            size += len(block)
+    return json.dumps({"name": path.rpartition("/")[2], "bytes": size, "sha256": digest.hexdigest()})
 
 
 def _clear(out: str) -> None:
@@ -205,11 +227,8 @@ def _manifest(
         onnx_sha256 = hashlib.sha256(file.read()).hexdigest()
     with FileSystems.open(f"{out}/{_LABELS}") as file:
         label_names = tuple(json.loads(file.read()))
-    files = sorted(_matched(f"{out}/{SPLIT}-*.{job.format}"), key=lambda found: found.path)
-    shards = tuple(
-        {"name": found.path.rpartition("/")[2], "bytes": found.size_in_bytes, "images": None, "sha256": None}
-        for found in files
-    )
+    with FileSystems.open(f"{out}/{_DIGESTS}") as file:
+        shards = sorted((shard_entry(json.loads(line)) for line in file.read().splitlines()), key=itemgetter("name"))
     images, skipped = counted.get("images", 0), counted.get(UNREADABLE, 0)
     return Manifest(
         format=job.format,
@@ -221,7 +240,7 @@ def _manifest(
         images_per_shard=0,
         complete=True,
         totals={"images": images, "skipped": skipped, "bytes": sum(shard["bytes"] for shard in shards)},
-        shards=shards,
+        shards=tuple(shards),
     )
 
 

@@ -11,12 +11,13 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfdecouple.codes.checking import JOURNAL, listed, noted, problem_of
 from tfdecouple.codes.formats import FORMATS
 from tfdecouple.codes.manifest import Manifest, ShardRange
 from tfdecouple.errors import UserError
@@ -25,16 +26,13 @@ from tfdecouple.files import TEMPORARY
 # The run folder with the very weights that these codes come from: they decode with no others.
 RUN = "_run"
 _LOCK = ".lock"
-# A line for each whole file, until the manifest takes them over: writing the manifest anew for each would take ever
-# longer.
-_JOURNAL = "_shards.jsonl"
 
 
 class CodesFolder:
     """A folder of codes that this process alone writes to, while it is entered.
 
-    A file is whole if it has its name: it is written under another and renamed. What a killed program left half
-    written is removed by the next one.
+    A file gets its name when it is whole: it is written under another and renamed. What a killed program left half
+    written is removed by the next one. `codes/checking.py` says whether a file is still what was written.
 
     Args:
         path: the folder; made if absent.
@@ -122,17 +120,29 @@ class CodesFolder:
             run.mkdir()
         return run
 
-    def missing(self, manifest: Manifest) -> list[ShardRange]:
-        """Returns the files that are not there; one whose size is not what was written is removed and is missing."""
-        known = {entry["name"]: entry["bytes"] for entry in self._entries(manifest)}
+    def missing(
+        self, manifest: Manifest, say: Callable[[str], None], counter: Callable[[int], None]
+    ) -> list[ShardRange]:
+        """Returns the files that are not there; one that is no longer what was written is removed and is missing.
+
+        Args:
+            manifest: of the folder.
+            say: is told of each file that is removed, and of what could not be checked as it should.
+            counter: is told how many files were looked at.
+        """
         found = []
-        for shard in manifest.ranges():
+        entries = noted(self.path, manifest, say)
+        if without := [entry["name"] for entry in entries.values() if entry["sha256"] is None]:
+            say(f"{self.path}: no SHA-256 was noted of {listed(without)}; they are read instead, which finds less")
+        for done, shard in enumerate(manifest.ranges(), 1):
             path = self.path / shard.name
-            if path.is_file() and known.get(shard.name) not in (None, path.stat().st_size):
+            if path.exists() and (problem := problem_of(path, shard, entries.get(shard.name), manifest.format)):
+                say(f"{path} {problem}: it is made anew")
                 with self.writing():
                     path.unlink()
-            if not path.is_file():
+            if not path.exists():
                 found.append(shard)
+            counter(done)
         return found
 
     @contextlib.contextmanager
@@ -157,7 +167,7 @@ class CodesFolder:
                 writer.close()
                 entry = {"name": shard.name, "images": writer.images, **_sealed(beside)}
                 beside.replace(self.path / shard.name)
-                with (self.path / _JOURNAL).open("a", encoding="utf-8") as journal:
+                with (self.path / JOURNAL).open("a", encoding="utf-8") as journal:
                     journal.write(json.dumps(entry) + "\n")
         finally:
             beside.unlink(missing_ok=True)
@@ -168,13 +178,14 @@ class CodesFolder:
         Raises:
             UserError: where it cannot be written.
         """
-        known = {entry["name"]: entry for entry in self._entries(manifest)}
+        known = noted(self.path, manifest)
         entries = []
         with self.writing():
             for shard in manifest.ranges():
                 # A program that was killed between the renaming and the line left a file of which none is said.
-                entry = known.get(shard.name) or self._looked_at(manifest, shard)
-                entries.append({name: entry[name] for name in ("name", "images", "bytes", "sha256")})
+                entry = known.get(shard.name)
+                whole = entry is not None and None not in entry.values()
+                entries.append(entry if entry and whole else self._looked_at(manifest, shard))
             images = sum(entry["images"] for entry in entries)
             totals = {
                 "images": images,
@@ -183,22 +194,12 @@ class CodesFolder:
             }
             done = dataclasses.replace(manifest, complete=True, totals=totals, shards=tuple(entries))
             done.write(self.path)
-            (self.path / _JOURNAL).unlink(missing_ok=True)
+            (self.path / JOURNAL).unlink(missing_ok=True)
         return done
 
     def _looked_at(self, manifest: Manifest, shard: ShardRange) -> dict[str, Any]:
         path = self.path / shard.name
         return {"name": shard.name, "images": FORMATS[manifest.format].count(path), **_sealed(path)}
-
-    def _entries(self, manifest: Manifest) -> list[dict[str, Any]]:
-        """Returns what is known of whole files, the newest last."""
-        entries = list(manifest.shards)
-        with contextlib.suppress(FileNotFoundError), self.path.joinpath(_JOURNAL).open(encoding="utf-8") as journal:
-            for line in journal:
-                # A line that was cut short is followed by nothing, or by the line of a later program.
-                with contextlib.suppress(ValueError):
-                    entries.append(json.loads(line))
-        return entries
 
 
 class ShardWriter:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
+from tfdecouple.codes.checked import manifest_values, parsed
 from tfdecouple.codes.fields import Field
+from tfdecouple.data.messages import one_line
 from tfdecouple.errors import DataError
 from tfdecouple.files import write_json
 
@@ -49,8 +50,8 @@ class Manifest:
         images_per_shard: how many images belong into a file; 0 where a pipeline spread them at will.
         complete: whether all files are there.
         totals: {"images", "skipped", "bytes"} of a complete folder.
-        shards: {"name", "images", "bytes", "sha256"} of each file of a complete folder; a pipeline does not count and
-            hash single files.
+        shards: {"name", "images", "bytes", "sha256"} of each file of a complete folder; a pipeline does not count
+            the images of single files.
     """
 
     format: str
@@ -123,24 +124,27 @@ class Manifest:
         """Returns the manifest of a folder, None where it has none.
 
         Raises:
-            DataError: where it cannot be read or is of another version.
+            DataError: where it cannot be read, is of another version or is not what this program writes.
         """
         path = folder / MANIFEST
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parsed(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+            raise DataError(f"cannot read {path}: {one_line(error)}") from error
         version = values.pop("version", None) if isinstance(values, dict) else None
         if version != VERSION:
-            raise DataError(f"{path} is of version {version}; this program reads version {VERSION}")
+            raise DataError(f"{path} is of version {str(version)[:40]}; this program reads version {VERSION}")
         try:
-            values["fields"] = tuple(Field.from_plain(field) for field in values["fields"])
-            values |= {name: tuple(values[name]) for name in ("label_names", "shards")}
-            return cls(**values)
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{path} is no manifest of codes: {' '.join(str(error).split())}") from error
+            manifest = cls(**manifest_values(values))
+            if manifest.complete and manifest.images_per_shard:
+                expected = [shard.name for shard in manifest.ranges()]
+                if [entry["name"] for entry in manifest.shards] != expected:
+                    raise ValueError("shards lists other files than splits and images_per_shard make")
+            return manifest
+        except ValueError as error:
+            raise DataError(f"{path} is no manifest of codes: {one_line(error)}") from error
 
 
 def _names(fields: tuple[Field, ...]) -> str:

@@ -93,5 +93,10 @@ def _to_arrays(group: pa.RecordBatch, fields: Sequence[Field]) -> dict[str, np.n
 
 
 def count_parquet(path: pathlib.Path) -> int:
-    """Returns how many images a file holds."""
-    return pq.read_metadata(path).num_rows
+    """Returns how many images a file holds, which is read from end to end.
+
+    Raises:
+        OSError, ValueError: where it cannot be.
+    """
+    with pq.ParquetFile(path) as file:
+        return sum(group.num_rows for group in file.iter_batches(batch_size=_GROUP_ROWS))

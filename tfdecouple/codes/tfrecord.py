@@ -83,5 +83,9 @@ def read_tfrecords(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Dat
 
 
 def count_tfrecords(path: pathlib.Path) -> int:
-    """Returns how many images a file holds."""
+    """Returns how many images a file holds, which is read from end to end.
+
+    Raises:
+        tf.errors.OpError: where it cannot be.
+    """
     return sum(1 for _ in tf.data.TFRecordDataset(str(path)))

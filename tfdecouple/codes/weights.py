@@ -15,7 +15,7 @@ from tfdecouple.config import Config
 from tfdecouple.errors import RunError, UserError
 from tfdecouple.files import write_text
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import CHECKPOINTS, CONFIG, load_weights
+from tfdecouple.runs import CHECKPOINTS, CONFIG, load_model, load_weights
 
 
 def weights_sha256(model: DecoupledModel) -> str:
@@ -75,6 +75,19 @@ def kept_weights(
         f"{begun['run']} has trained on to update {asked['step']}; the codes go on with the weights of update "
         f"{begun['step']}, which they were begun with"
     )
+
+
+def problem_of_weights(folder: pathlib.Path, manifest: Manifest) -> str | None:
+    """Returns why the weights beside codes are not those that made them, None where they are or none are kept."""
+    # A pipeline keeps none.
+    if "weights_sha256" not in manifest.model:
+        return None
+    try:
+        model = load_model(folder / RUN)
+    except UserError as error:
+        return f"the weights of these codes cannot be read: {error}"
+    same = weights_sha256(model) == manifest.model["weights_sha256"]
+    return None if same else f"{folder / RUN} holds other weights than made these codes"
 
 
 def _kept_config(folder: pathlib.Path) -> Config:

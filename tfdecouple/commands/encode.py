@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
         "write the codes of all images of a data set into files",
         "The same command goes on where it stopped. docs/encoding.md says what is in the files.",
     )
-    parser.add_argument("--run", required=True, metavar="RUN", help="run folder; it may still be training")
+    parser.add_argument("--run", metavar="RUN", help="run folder; it may still be training")
     parser.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path, help="folder for the codes")
     arguments.add_data(parser, split="all", splits="train, validation, test or all")
     parser.add_argument("--format", default="tfrecord", metavar="NAME", help="tfrecord (default) or parquet")
@@ -44,15 +44,27 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default as in evaluations")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of each split")
     parser.add_argument("--on-bad-image", metavar="HOW", help="stop or skip; default as the run's data.on_bad_image")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="encode nothing: check that each file of --out is what was written; status 1 where one is not",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the files and the manifest.
+    """Writes the files and the manifest, or checks them.
+
+    Returns:
+        The exit status: 0, or 1 where --verify found something.
 
     Raises:
         UserError: for impossible arguments, a run without weights, missing or unreadable images, a folder that holds
             something else or cannot be written.
     """
+    if options.verify:
+        return _verify(options.out)
+    if options.run is None:
+        raise UserError("encode needs --run RUN, the run folder whose model encodes")
     for name in ("images_per_shard", "batch_size", "limit"):
         arguments.at_least(options, name, 1)
     if options.format not in FORMATS:
@@ -81,11 +93,12 @@ def run(options: argparse.Namespace) -> int:
         else:
             manifest.require_same(asked, folder.path)
             if told := kept_weights(folder, manifest, opened.model, opened.config, asked.model):
-                print(told, flush=True)
+                _say(told)
         shards = manifest.ranges()
-        missing = folder.missing(manifest)
+        with Counter("checking what is there", len(shards), unit="files") as counter:
+            missing = folder.missing(manifest, _say, counter)
         if len(missing) < len(shards):
-            print(f"{options.out}: {len(shards) - len(missing)} of {len(shards)} files are there already", flush=True)
+            _say(f"{options.out}: {len(shards) - len(missing)} of {len(shards)} files are there already")
         if missing:
             total = sum(manifest.splits.values())
             before = total - sum(shard.stop - shard.start for shard in missing)
@@ -108,6 +121,35 @@ def run(options: argparse.Namespace) -> int:
         f"key, label, {fields}"
     )
     return 0
+
+
+def _verify(out: pathlib.Path) -> int:
+    """Prints a line for each thing in a folder of codes that is not as it was written."""
+    start_tensorflow()
+    from tfdecouple.codes.checking import verify
+    from tfdecouple.codes.manifest import Manifest
+    from tfdecouple.codes.weights import problem_of_weights
+    from tfdecouple.evaluation.progress import Counter
+
+    manifest = Manifest.read(out)
+    if manifest is None:
+        raise UserError(f"{out} holds no codes to verify; name with --out a folder that encode wrote")
+    total = len(manifest.names())
+    with Counter("verifying", total, unit="files") as counter:
+        bad = verify(out, manifest, _say, counter)
+    if problem := problem_of_weights(out, manifest):
+        _say(problem)
+        bad += 1
+    if not bad:
+        print(f"{out}: all {total} files are what was written")
+        return 0
+    hint = "" if "weights_sha256" not in manifest.model else "; the command that wrote them makes bad files anew"
+    print(f"{out}: {bad} thing{'s' if bad > 1 else ''} not as written{hint}")
+    return 1
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _require_fields(opened: OpenedRun, options: argparse.Namespace) -> None:

@@ -21,13 +21,15 @@ class Counter:
         total: how many there are to count.
         file: where to; standard error by default.
         before: how many were done by an earlier program.
+        unit: what they are, in the plural.
     """
 
-    def __init__(self, what: str, total: int, file: TextIO | None = None, before: int = 0):
+    def __init__(self, what: str, total: int, file: TextIO | None = None, before: int = 0, unit: str = "images"):
         self._what = what
         self._total = total
         self._file = file or sys.stderr
         self._before = before
+        self._unit = unit
         # When something was first done and how much: what comes before, such as tracing, says nothing of the speed.
         self._first: tuple[float, int] | None = None
         self._next = time.monotonic() + _FIRST
@@ -39,7 +41,7 @@ class Counter:
                 total=self._total,
                 initial=self._before,
                 desc=self._what,
-                unit="image",
+                unit=f" {self._unit}",
                 file=self._file,
                 dynamic_ncols=True,
                 leave=False,
@@ -62,8 +64,8 @@ class Counter:
         if now >= self._next:
             self._next = now + _INTERVAL
             rate = (done - before) / (now - begun) if now > begun else 0.0
-            left = f", {rate:.3g} images/s, {_duration((self._total - done) / rate)} left" if rate else ""
-            print(f"{self._what}: {done} of {self._total} images{left}", file=self._file, flush=True)
+            left = f", {rate:.3g} {self._unit}/s, {_duration((self._total - done) / rate)} left" if rate else ""
+            print(f"{self._what}: {done} of {self._total} {self._unit}{left}", file=self._file, flush=True)
 
 
 def _duration(seconds: float) -> str:
