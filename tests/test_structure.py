@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "tf32": set(),
     "files": {"errors"},
     "process": {"errors"},
-    "config": {"errors"},
+    "config": {"errors", "files"},
     "parameters": BASE,
     "layers": BASE | {"tf32"},
     "flow": BASE | {"layers"},

@@ -18,6 +18,7 @@ from importlib import resources
 from typing import Any
 
 from tfdecouple.errors import ConfigError
+from tfdecouple.files import parse_json
 
 CONDITIONING = ("coupling", "base", "none")
 TRANSFORMS = ("affine", "additive")
@@ -26,15 +27,30 @@ PRIORS = ("flow", "normal")
 PRECISIONS = ("float32", "mixed_bfloat16")
 BAD_IMAGE_RULES = ("stop", "skip")
 
+# More than any image can be halved.
+MOST_LEVELS = 24
+# What keras.utils.set_random_seed takes.
+SEEDS = 2**32
+# A name is that of a folder: bytes that file systems take, with room for endings.
+_NAME_BYTES = 200
+# Names of devices, which Windows knows in every folder, with any ending.
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{kind}{number}" for kind in ("com", "lpt") for number in range(1, 10))}
+
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
 
 
+def _shown(value: Any) -> str:
+    """Returns a value for a message, cut short where it is long."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:100]} ... ({len(text):,} characters)"
+
+
 def _one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
     choices = tuple(choices)
-    _check(value in choices, f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+    _check(value in choices, f"{name} is {_shown(value)}; it must be one of {', '.join(map(repr, choices))}")
 
 
 def _at_least(name: str, value: float, least: float) -> None:
@@ -116,6 +132,7 @@ class ModelConfig:
 
     def _check_flow(self) -> None:
         levels = len(self.steps)
+        _check(levels <= MOST_LEVELS, f"model.steps has {levels} levels; there can be {MOST_LEVELS} at most")
         _check(levels >= 2, f"model.steps has {levels} level; a flow needs at least 2, for example [2, 4]")
         _check(
             len(self.hidden_channels) == levels,
@@ -159,13 +176,15 @@ class ModelConfig:
     def _check_latent(self) -> None:
         _at_least("model.latent_dim", self.latent_dim, 1)
         _at_least("model.encoder_out_channels", self.encoder_out_channels, 1)
-        _check(len(self.encoder_channels) >= 1, "model.encoder_channels is empty; give one number per level")
+        levels = len(self.encoder_channels)
+        _check(levels >= 1, "model.encoder_channels is empty; give one number per level")
+        _check(levels <= MOST_LEVELS, f"model.encoder_channels has {levels} levels; there can be {MOST_LEVELS} at most")
         for width in self.encoder_channels:
             _at_least("an entry of model.encoder_channels", width, 1)
-        scale = 2 ** len(self.encoder_channels)
+        scale = 2**levels
         _check(
             self.image_size % scale == 0,
-            f"model.image_size is {self.image_size}; the encoder halves it {len(self.encoder_channels)} times "
+            f"model.image_size is {self.image_size}; the encoder halves it {levels} times "
             f"(model.encoder_channels), so it must be a multiple of {scale}",
         )
         if self.prior == "flow":
@@ -333,6 +352,7 @@ class TrainingConfig:
             "seed",
         ):
             _at_least(f"training.{name}", getattr(self, name), 0)
+        _check(self.seed < SEEDS, f"training.seed is {self.seed}; it must be below 2**32")
         _check(0 < self.decay_rate <= 1, f"training.decay_rate is {self.decay_rate}; it must lie in (0, 1]")
         for name in ("beta_1", "beta_2", "ema_decay"):
             value = getattr(self, name)
@@ -371,6 +391,24 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
+    def __post_init__(self) -> None:
+        """Refuses names that are no name of a folder: a run lies in runs/NAME unless the user says where.
+
+        Raises:
+            ConfigError: showing the name.
+        """
+        name = self.name
+        plain = name.isprintable() and name.strip(" .") == name and not set(name) & set('/\\:*?"<>|')
+        _check(
+            plain and 0 < len(name.encode("utf-8", "replace")) <= _NAME_BYTES,
+            f"name is {_shown(name)}; it must be the plain name of a folder, of 1 to {_NAME_BYTES} bytes: without "
+            'slashes, control characters and any of :*?"<>|, without a dot or blank at its ends',
+        )
+        _check(
+            name.partition(".")[0].lower() not in _DEVICES,
+            f"name is {_shown(name)}, which Windows keeps for a device; choose another",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the config as plain JSON values."""
         return typing.cast(dict, _plain(dataclasses.asdict(self)))
@@ -396,7 +434,7 @@ class Config:
             ConfigError: where the file is missing, is no JSON, or holds a bad value.
         """
         try:
-            values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+            values = parse_json(pathlib.Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
         except ValueError as error:
@@ -406,6 +444,9 @@ class Config:
 
 T = typing.TypeVar("T")
 
+# TensorFlow's whole numbers have 64 bits, and its numbers 32 in most places.
+_LARGEST = {int: 2.0**63 - 2**10, float: 1e38}
+
 
 def from_plain(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     """Builds the config dataclass `cls` from plain JSON values.
@@ -414,7 +455,7 @@ def from_plain(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
         ConfigError: for an unknown name, a wrong type or an impossible value.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.') or 'the config'} is {values!r}; it must be a JSON object")
+        raise ConfigError(f"{prefix.rstrip('.') or 'the config'} is {_shown(values)}; it must be a JSON object")
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
@@ -436,12 +477,12 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
         if not separator:
-            raise ConfigError(f"--set {assignment}: write it as NAME=VALUE, for example model.latent_dim=32")
+            raise ConfigError(f"--set {_shown(assignment)}: write it as NAME=VALUE, for example model.latent_dim=32")
         name = name.strip()
         if name not in option_names():
             raise ConfigError(_unknown(name))
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except ValueError:
             value = text
         section = values
@@ -505,7 +546,7 @@ def _unknown(name: str) -> str:
         # Somebody who forgets the section types the bare name: find it in whichever section has it.
         near = [full for full in option_names() if full.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     hint = f"did you mean {near[0]}?" if near else "python train.py --help lists the sections"
-    return f"there is no option {name!r}; {hint}"
+    return f"there is no option {_shown(name)}; {hint}"
 
 
 def _lookup(values: Mapping[str, Any], name: str) -> Any:
@@ -544,17 +585,30 @@ def _coerce(hint: Any, value: Any, name: str) -> Any:
     elif hint is type(None):
         if value is None:
             return None
-    elif hint is float:
+    elif hint in (int, float):
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif hint is int:
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-        if isinstance(value, int) and not isinstance(value, bool):
+            # Not so for NaN either.
+            _check(abs(value) <= _LARGEST[hint], f"{name} is {_shown(value)}; it must be at most {_LARGEST[hint]:.2g}")
+            if hint is float or value == int(value):
+                return hint(value)
+    elif hint is str:
+        if isinstance(value, str):
+            # TensorFlow and file systems take neither.
+            _check("\0" not in value, f"{name} is {_shown(value)}; it must not hold a NUL")
+            _check(_is_unicode(value), f"{name} is {_shown(value)}, which is not UTF-8; rename what it names")
             return value
     elif isinstance(value, hint):
         return value
-    raise ConfigError(f"{name} is {value!r}; it must be {_describe(hint)}")
+    raise ConfigError(f"{name} is {_shown(value)}; it must be {_describe(hint)}")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogate, as Python makes them of bytes that are not UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _describe(hint: Any) -> str:

@@ -3,12 +3,60 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 # What a program that was ended while it wrote leaves behind, as a pattern.
 TEMPORARY = ".*.tmp"
+
+# JSON nested deeper is nothing that this project writes.
+_DEPTH = 50
+
+
+def parse_json(text: str) -> Any:
+    """Returns the plain values of a JSON text, which may be a stranger's.
+
+    Raises:
+        ValueError: where it is no JSON, nested deeper than anything of ours, or has numbers beyond 64 bits, NaN or
+            Infinity, which JSON does not know.
+    """
+    try:
+        values = json.loads(text, parse_constant=_no_number, parse_int=_whole, parse_float=_finite)
+        depth = 0
+        level = [values]
+        while level and depth <= _DEPTH:
+            depth += 1
+            level = [inner for value in level for inner in _inner(value)]
+    except RecursionError:
+        level = [None]
+    if level:
+        raise ValueError(f"it is nested deeper than {_DEPTH} levels")
+    return values
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _whole(text: str) -> int:
+    # Python takes quadratic time for long ones.
+    if len(text) > 20 or abs(int(text)) >= 2**63:
+        raise ValueError(f"the number {text[:20]}... has more than 64 bits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text[:400])
+    if not math.isfinite(value) or len(text) > 400:
+        raise ValueError(f"the number {text[:20]}... is too long or too large")
+    return value
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:

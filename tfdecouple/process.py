@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import ctypes
 import logging
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from tfdecouple.errors import UserError
 
@@ -109,16 +112,97 @@ def import_nothing_from_here() -> None:
 
 
 def run_program(main: Callable[[], int]) -> int:
-    """Runs a program and turns a user's mistake into one line and an exit status of 2."""
+    """Runs a program and turns what may go wrong into one line on standard error and an exit status.
+
+    Returns:
+        What `main` returns; 2 for a user's mistake, a full disk or too little memory; 130 where interrupted; 141 where
+        the reader of our output went away; 1 for a fault of our own, whose traceback TFDECOUPLE_TRACEBACK=1 shows.
+    """
+    _prepare_output()
     try:
-        return main()
+        return _flushed(main)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _say(str(error), 2)
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
+        return _say("interrupted", 130)
     except BrokenPipeError:
         # The reader of our output went away (`... | head`): nothing to report, and nobody to report it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
+    except OSError as error:
+        _drop_output()
+        name = error.filename
+        where = f"cannot use {name}" if isinstance(name, str) else "cannot write to standard output, or another file"
+        return _say(f"{where}: {error.strerror or error}; mend that and start again", 2)
+    except MemoryError as error:
+        return _say(f"out of memory ({error or 'no more is said'}); take fewer images at a time or a smaller model", 2)
+    except UnicodeError as error:
+        return _say(f"a name or text is not UTF-8 here ({error}); rename it, or set LC_ALL=C.UTF-8", 2)
+    except Exception as error:
+        if os.environ.get("TFDECOUPLE_TRACEBACK"):
+            raise
+        *_, last = traceback.extract_tb(error.__traceback__)
+        told = f"{type(error).__name__}: {error} ({pathlib.Path(last.filename).name}, line {last.lineno})"
+        return _say(f"a fault of this program, please report it: {told}; TFDECOUPLE_TRACEBACK=1 shows where", 1)
+
+
+def _flushed(main: Callable[[], int]) -> int:
+    """Runs a program to the end of its output: a full disk shows where it is written out."""
+    try:
+        status = main()
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return status
+
+
+def _say(text: str, status: int) -> int:
+    """Prints an error as one line, whatever file names or values it quotes."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _drop_output()
+    line = " ".join(text.split())
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    try:
+        print(f"error: {shown}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _drop_output(sys.stderr)
+    return status
+
+
+def _prepare_output() -> None:
+    """Sees to it that something can be printed at all: on a terminal of few characters, and where output is closed."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            # A file of ours would get this number, and native code would print into it.
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open to the end
+        elif getattr(stream, "errors", None) in ("strict", "surrogateescape", "backslashreplace"):
+            stream.reconfigure(errors="plain")
+
+
+def _drop_output(stream: TextIO | None = None) -> None:
+    """Keeps Python from writing at its end what could not be written to a stream, standard output unless named."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
+
+
+# What our texts have beyond ASCII, for terminals that have no more.
+_PLAIN = str.maketrans({"\u00b1": "+-", "\u00d7": "x", "\u2013": "-", "\u2014": "-", "\u2026": "..."})
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_PLAIN)
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+codecs.register_error("plain", _plain)

@@ -262,4 +262,4 @@ def _matched(pattern: str, limit: int | None = None) -> list[Any]:
 
 def _absolute(path: str) -> str:
     """Returns a path as workers elsewhere see it; those with a scheme are so already."""
-    return path.rstrip("/") if "://" in path else str(pathlib.Path(path).expanduser().absolute())
+    return path.rstrip("/") if "://" in path else os.path.abspath(os.path.expanduser(path))

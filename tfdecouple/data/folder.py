@@ -57,7 +57,8 @@ def open_folder(config: DataConfig, image_size: int) -> Source:
         DataError: where the folder is missing, holds too few images for three splits or contradictory sub-folders, or
             an image in it cannot be read.
     """
-    folder = pathlib.Path(config.source.removeprefix("folder:")).expanduser()
+    # Path.expanduser raises an error of its own where there is no such user.
+    folder = pathlib.Path(os.path.expanduser(config.source.removeprefix("folder:")))
     if not config.source.removeprefix("folder:"):
         raise DataError(f"data.source is {config.source!r}; name the folder, as in folder:PATH")
     if not folder.is_dir():
