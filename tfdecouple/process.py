@@ -10,6 +10,7 @@ import os
 import pathlib
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
@@ -180,6 +181,8 @@ def _prepare_output() -> None:
         except OSError:
             # A file of ours would get this number, and native code would print into it.
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    # Pillow's, of images that `data/image_file.py` takes or refuses in a line of its own.
+    warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

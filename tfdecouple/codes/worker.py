@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
 from tfdecouple.codes.fields import NO_LABEL, Field
 from tfdecouple.data.folder import SUFFIXES
@@ -78,15 +78,15 @@ class Reader:
 
         key = self.images.key(path)
         try:
+            if "://" not in path and not os.path.isfile(path):
+                # A pipe would be waited for without an end.
+                raise DataError("it is no regular file")
             with FileSystems.open(path) as file:
                 content = file.read()
             pixels = read_image(key, self.image_size, self.centre_crop, io.BytesIO(content))
         except DataError as error:
             Metrics.counter("tfdecouple", UNREADABLE).inc()
-            cause = error.__cause__ or error
-            # Pillow would name an object in memory.
-            why = "no image" if isinstance(cause, UnidentifiedImageError) else one_line(cause)
-            yield TaggedOutput(UNREADABLE, f"{key}: {why}")
+            yield TaggedOutput(UNREADABLE, f"{key}: {one_line(error.__cause__ or error)}")
         else:
             yield key.encode("utf-8", "backslashreplace"), labels.get(self.images.label_name(path), NO_LABEL), pixels
 

@@ -198,7 +198,7 @@ def own_images(run: OpenedRun, paths: list[str]) -> Images:
     crop = data.centre_crop if data.source.startswith("folder:") else 0
     images = []
     for path in paths:
-        if not pathlib.Path(path).is_file():
+        if not pathlib.Path(path).exists():
             raise DataError(f"there is no image file {path}; --pairs takes the paths of image files")
         try:
             images.append(read_image(path, run.config.model.image_size, crop))

@@ -14,12 +14,10 @@ import numpy as np
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data.file_split import FileSplit
-from tfdecouple.data.image_file import read_image
+from tfdecouple.data.image_file import SUFFIXES, read_image
 from tfdecouple.data.source import BadImages, Source
 from tfdecouple.data.split import MemorySplit, Split
 from tfdecouple.errors import DataError
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 # Shares of the images that the hash gives to test and to validation.
 TEST_SHARE, VALIDATION_SHARE = 0.05, 0.05

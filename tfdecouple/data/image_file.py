@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+import stat
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tfdecouple.data.fitting import centre_square
 from tfdecouple.data.messages import one_line
 from tfdecouple.errors import DataError
+
+# Pixels that a file may have, 400 MB as RGB: few cameras take more, and a small file can claim any number.
+MOST_PIXELS = 2**27
+
+# What a file is opened as, by its ending: formats that need no other program. The common ones are often mistaken for
+# each other in names, so the content decides between them; where the ending says nothing, between all.
+_COMMON = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+_FORMATS = {
+    **dict.fromkeys((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"), _COMMON),
+    **dict.fromkeys((".pgm", ".ppm"), ("PPM",)),
+    **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
+}
+SUFFIXES = tuple(sorted(_FORMATS))
 
 # Pillow would clip these to 8 bits instead of scaling them.
 _WIDE_MODES = ("I", "F")
@@ -31,10 +47,11 @@ def read_image(path: str, image_size: int, centre_crop: int, file: BinaryIO | No
         uint8 [S, S, 3].
 
     Raises:
-        DataError: where the file cannot be read, with its path.
+        DataError: where the file cannot be read, with its path: it is no regular file, no image of the formats that its
+            ending allows, or has more than `MOST_PIXELS`.
     """
     try:
-        with Image.open(path if file is None else file) as opened:
+        with _opened(path, file) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -55,3 +72,25 @@ def read_image(path: str, image_size: int, centre_crop: int, file: BinaryIO | No
     if side != image_size:
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(image)
+
+
+def _opened(path: str, file: BinaryIO | None) -> Image.Image:
+    """Returns an image of which only the header was read.
+
+    Raises:
+        ValueError: where it is refused. Pillow raises other errors.
+    """
+    if file is None and not stat.S_ISREG(os.stat(path).st_mode):
+        # A pipe would be waited for without an end.
+        raise ValueError("it is no regular file")
+    formats = _FORMATS.get(pathlib.PurePath(path).suffix.lower(), (*_COMMON, "PPM", "TIFF"))
+    try:
+        image = Image.open(path if file is None else file, formats=formats)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is no image of the formats {', '.join(formats)}") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"it has more than {MOST_PIXELS:,} pixels") from None
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
+    return image
