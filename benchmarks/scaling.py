@@ -13,7 +13,8 @@ Each point is a process of its own (`throughput.py`).
 
 An exponent is the slope of a straight line through the points of a table, both axes logarithmic, by least squares; 1 is
 linear. What does not grow (reading the images, the encoder) makes it smaller than it will be for larger work, so the
-last two points have a column of their own. Memory per image is the difference between two batches of one depth, the
+last two points have a column of their own, and growth is called at most linear where neither exponent is above 1, but
+for noise. Memory per image is the difference between two batches of one depth, the
 second twice the first and both large enough to need more than what tracing leaves behind in the process; the
 calculation beside it is that of the table of the presets.
 
@@ -292,7 +293,7 @@ def render_growth(growth: dict[str, tuple[list[int], list[float]]]) -> str:
     lines = []
     for name, (x, y) in growth.items():
         slope, last = exponent(x, y), exponent(x[-2:], y[-2:])
-        lines.append([name, f"{slope:.2f}", f"{last:.2f}", slope <= LINEAR])
+        lines.append([name, f"{slope:.2f}", f"{last:.2f}", max(slope, last) <= LINEAR])
     return table(["growth", "exponent", "of the last two", "at most linear"], lines)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
 import tfdecouple
-from tfdecouple.config import load_preset
+from tfdecouple.config import load_preset, preset_names
 from tfdecouple.errors import UserError
 from tfdecouple.parameters import count_parameters
 
@@ -18,6 +19,8 @@ ROOT = pathlib.Path(tfdecouple.__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import architecture, common, communication, compare, scaling, throughput  # noqa: E402
+
+SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 TINY = [
     "model.image_size=8",
@@ -58,6 +61,48 @@ def test_costs_of_a_coupling_by_hand():
 def test_multiply_adds_are_those_that_the_presets_state(preset, billions):
     found = architecture.multiply_adds(load_preset(preset).model) / 1e9
     assert found == pytest.approx(billions, rel=2e-3)
+
+
+def figures(notes):
+    """Returns the calculated figures that a preset's notes state, by what they are of."""
+    patterns = {
+        "training": r"([\d.]+) G per training image",
+        "batch": r"updates of ([\d,]+) images",
+        "operations": r"images is ([\d.]+e\d+) floating-point",
+        "days": r"about (\d+) days of one A100 in float32",
+        "days in TF32": r"or (\d+) with TF32",
+        "gigabytes": r"need about ([\d.]+) GB per image",
+        "micro-batches": r"training.micro_batches=(\d+) means",
+        "gigabytes a GPU": r"means about ([\d.]+) GB on each of 8 GPUs",
+    }
+    found = {name: re.search(pattern, notes) for name, pattern in patterns.items()}
+    return {name: float(match[1].replace(",", "")) for name, match in found.items() if match}
+
+
+PAPER = [name for name in preset_names() if "Estimate, not measured" in load_preset(name).notes]
+
+
+def test_the_presets_of_the_paper_state_estimates():
+    assert len(PAPER) >= 10
+
+
+@pytest.mark.parametrize("preset", PAPER)
+def test_what_a_preset_states_is_what_is_calculated(preset):
+    config = load_preset(preset)
+    stated = figures(config.notes)
+    training = config.training
+    multiply_adds = architecture.multiply_adds(config.model)
+    assert stated["training"] == pytest.approx(3 * multiply_adds / 1e9, rel=3e-3)
+    assert stated["batch"] == training.batch_size
+    operations = 2 * 3 * multiply_adds * training.steps * training.batch_size
+    assert stated["operations"] == pytest.approx(operations, rel=0.02)
+    assert stated["days"] == pytest.approx(operations / (0.3 * 19.5e12) / 86400, abs=1)
+    assert stated["days in TF32"] == pytest.approx(operations / (0.3 * 156e12) / 86400, abs=1)
+    gigabytes = architecture.activations(config.model, remat=training.remat).total / 1e9
+    assert stated["gigabytes"] == pytest.approx(gigabytes, rel=0.05)
+    assert stated["micro-batches"] == training.micro_batches
+    on_each = training.batch_size // training.micro_batches // 8
+    assert stated["gigabytes a GPU"] == pytest.approx(on_each * gigabytes, rel=0.05)
 
 
 def test_the_layers_counted_are_the_layers_of_the_flow():
@@ -109,6 +154,22 @@ def test_the_largest_micro_batch_fills_the_memory():
     assert state + count * one <= 0.9 * 24 * 2**30 < state + (count + 1) * one
     assert scaling.largest_micro_batch(config, 2) == 0
     assert scaling.largest_micro_batch(config, 24, remat=True) > 4 * count
+
+
+def test_growth_above_linear_at_the_end_is_not_called_linear():
+    assert "| a | 0.79 | 1.16 | no |" in scaling.render_growth({"a": ([1, 2, 4], [10, 13.4, 29.9])})
+    assert "| a | 1.00 | 1.00 | yes |" in scaling.render_growth({"a": ([1, 2, 4], [10, 20, 40])})
+
+
+def test_the_docs_call_linear_what_is():
+    rows = re.findall(r"^\| time .* \| ([\d.]+) \| ([\d.]+) \| (yes|no) \|$", SCALING, re.MULTILINE)
+    assert len(rows) >= 9
+    for slope, last, said in rows:
+        assert said == ("yes" if max(float(slope), float(last)) <= scaling.LINEAR else "no")
+
+
+def test_the_calculated_tables_in_the_docs_are_what_the_programs_print():
+    assert scaling.put(SCALING, "memory", scaling.render_memory(scaling.calculate_memory())) == SCALING
 
 
 def test_a_table_goes_between_its_lines():

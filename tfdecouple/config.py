@@ -74,7 +74,9 @@ class ModelConfig:
             quarter of the level's channels). A single entry holds for all.
         transform: "affine" (s = 1 + alpha*tanh(u/2)) or "additive" couplings.
         multiscale_transform: the same choice for the coupling before each factor-out.
-        alpha: the paper's bound of the affine scale, in (0, 1]. Below 1 the flow inverts exactly on every image.
+        alpha: the paper's bound of the affine scale, in (0, 1]: a scale lies in (1 - alpha, 1 + alpha). The
+            smaller, the further from the training images an image may be and still come back to the last pixel
+            (docs/RESULTS.md, "What comes back").
         linear: "full" (matrix and slogdet, as the paper's code) or "lu" (PLU factors, as Glow) for the 1x1
             convolutions and the prior's linear layers.
         encoder_channels: planes of the encoder's ResNet levels, each of which halves the resolution.

@@ -1,0 +1,93 @@
+"""Which images come back from their codes: kinds of image that no camera takes beside real ones, run by run.
+
+    python benchmarks/exactness.py --run docs/results/photographs --run docs/results/conditional
+
+Prints a row for each kind and run: how many images differ after decode(encode(image)), in how many subpixels, and the
+root mean square of v, by which `DecoupledModel.encode` warns. Images the model was made for have one near 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import table  # noqa: E402
+from tfdecouple.process import run_program, start_tensorflow  # noqa: E402
+
+# Colours of boards and of plain images.
+_RED, _GREEN, _BLUE, _BLACK, _WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255)
+_CYAN, _MAGENTA, _YELLOW = (0, 255, 255), (255, 0, 255), (255, 255, 0)
+
+
+def main() -> int:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="append", required=True, type=pathlib.Path, help="run folder; may be repeated")
+    parser.add_argument("--count", type=int, default=64, help="images of noise and of each data set (default 64)")
+    parser.add_argument("--data", action="append", default=[], help="a source of real images, such as cifar10")
+    parser.add_argument("--data-dir", help="folder of TFDS")
+    options = parser.parse_args()
+    return run_program(lambda: measure(options))
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Prints a row for each kind of image and run."""
+    start_tensorflow()
+    import tfdecouple
+    from tfdecouple.config import DataConfig
+    from tfdecouple.data import load_images, open_source
+
+    rows = []
+    for run in options.run:
+        model = tfdecouple.load_model(run)
+        side = model.config.image_size
+        kinds = extreme_images(side, options.count)
+        for name in options.data or ["photographs"]:
+            source = open_source(DataConfig(source=name, data_dir=options.data_dir), side)
+            kinds[source.title] = load_images(source, "test", min(options.count, source.sizes["test"]))[0]
+        rows += [[run.name, model.config.alpha, kind, *come_back(model, images)] for kind, images in kinds.items()]
+    print(table(["run", "alpha", "images", "of", "lost", "subpixels of them", "v, RMS"], rows))
+    return 0
+
+
+def come_back(model, images: np.ndarray) -> list[object]:
+    """Returns how many images there are, how many differ after a round trip, in how many subpixels, and the RMS of v."""
+    z, v = model.encode(images)
+    differing = (np.asarray(model.decode(z, v)) != images).reshape(len(images), -1).sum(1)
+    rms = np.sqrt(np.square(np.asarray(v)).mean((1, 2, 3)))
+    spread = f"{rms.min():.2f}" if len(rms) == 1 else f"{rms.min():.2f} to {rms.max():.2f}"
+    return [len(images), int((differing > 0).sum()), int(differing.sum()), spread]
+
+
+def extreme_images(side: int, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns images that no camera takes, uint8 `[n, side, side, 3]`, by kind."""
+    rng = np.random.default_rng(seed)
+    odd = np.indices((side, side)).sum(0)[..., None] % 2
+
+    def board(*pairs):
+        return np.stack([np.where(odd == 0, a, b) for pair in pairs for a, b in (pair, pair[::-1])]).astype(np.uint8)
+
+    def plain(*colours):
+        return np.stack([np.broadcast_to(np.uint8(colour), (side, side, 3)) for colour in colours])
+
+    shape = (count, side, side)
+    return {
+        "black, white": plain(_BLACK, _WHITE),
+        "plain red, green, blue": plain(_RED, _GREEN, _BLUE),
+        "checkerboard, black and white": board((_BLACK, _WHITE)),
+        "checkerboard, red and blue": board((_RED, _BLUE)),
+        "checkerboard, green and magenta": board((_GREEN, _MAGENTA)),
+        "checkerboard, cyan and yellow": board((_CYAN, _YELLOW)),
+        "noise": rng.integers(0, 256, (*shape, 3), dtype=np.uint8),
+        "noise of 0 and 255": (255 * rng.integers(0, 2, (*shape, 3))).astype(np.uint8),
+        "grey noise of 0 and 255": np.repeat(255 * rng.integers(0, 2, (*shape, 1)), 3, -1).astype(np.uint8),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
