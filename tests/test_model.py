@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import pathlib
+import warnings
 
 import keras
 import numpy as np
@@ -18,9 +19,9 @@ from tensorflow_probability import distributions as tfd
 
 from tfdecouple import randomness
 from tfdecouple.config import ModelConfig, load_preset
-from tfdecouple.errors import DataError, InversionError, NotInitializedError, UserError
+from tfdecouple.errors import DataError, ExactnessWarning, InversionError, NotInitializedError, UserError
 from tfdecouple.layers import ActNorm, Coupling, net_precision
-from tfdecouple.model import Codes, DecoupledModel
+from tfdecouple.model import Codes, DecoupledModel, far_from_training
 from tfdecouple.parameters import count_parameters
 
 # Smaller still: two levels, the last of 2 x 2 pixels.
@@ -270,6 +271,22 @@ class TestLostImages:
         kept = np.setdiff1d(range(6), lost)
         v = model.encode(images[kept], verify=True).v
         np.testing.assert_allclose(v, codes.v.numpy()[kept], rtol=1e-4, atol=1e-5)
+
+    def test_images_far_from_the_training_are_named(self):
+        rng = np.random.default_rng(0)
+        near = rng.integers(120, 136, (16, 4, 4, 3), dtype="uint8")
+        far = (255 * rng.integers(0, 2, (1, 4, 4, 3))).astype("uint8")
+        model = DecoupledModel(SMALL)
+        model.initialize(near)
+        images = np.concatenate([near[:1], far, near[1:2]])
+        with pytest.warns(ExactnessWarning, match="^image 1 of the batch is far from"):
+            codes = model.encode(images)
+        assert far_from_training(codes.v).tolist() == [False, True, False]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.encode(near)
+            # What was decoded again and came back needs no warning.
+            model.encode(images, verify=True)
 
     def test_many_lost_images_are_counted(self):
         images = np.full((12, 4, 4, 3), 255, "uint8")

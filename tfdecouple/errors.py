@@ -31,3 +31,7 @@ class InversionError(UserError, ValueError):
 
 class WolfError(UserError, ValueError):
     """A reference checkpoint that cannot be taken over."""
+
+
+class ExactnessWarning(UserWarning):
+    """Images that may not come back exactly from their codes; not an error, since most of them do."""
