@@ -1,6 +1,6 @@
 """Which images come back from their codes: kinds of image that no camera takes beside real ones, run by run.
 
-    python benchmarks/exactness.py --run docs/results/photographs --run docs/results/conditional
+    python benchmarks/exactness.py --run docs/results/photographs --run docs/results/conditional --docs docs/RESULTS.md
 
 Prints a row for each kind and run: how many images differ after decode(encode(image)), in how many subpixels, and the
 root mean square of v, by which `DecoupledModel.encode` warns; images like those of the training have one near 1.
@@ -17,6 +17,8 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import table  # noqa: E402
+from benchmarks.scaling import put  # noqa: E402
+from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.process import run_program, start_tensorflow  # noqa: E402
 
 # Colours of boards and of plain images.
@@ -31,12 +33,17 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=64, help="images of noise and of each data set (default 64)")
     parser.add_argument("--data", action="append", default=[], help="a source of real images, such as cifar10")
     parser.add_argument("--data-dir", help="folder of TFDS")
+    parser.add_argument("--docs", type=pathlib.Path, help="put the table into this file, at <!-- exactness -->")
     options = parser.parse_args()
     return run_program(lambda: measure(options))
 
 
 def measure(options: argparse.Namespace) -> int:
     """Prints a row for each kind of image and run."""
+    if options.count < 1:
+        raise UserError(f"--count is {options.count}; it must be at least 1")
+    if options.docs and not options.docs.is_file():
+        raise UserError(f"--docs: there is no file {options.docs}")
     start_tensorflow()
     import tfdecouple
     from tfdecouple.config import DataConfig
@@ -51,12 +58,16 @@ def measure(options: argparse.Namespace) -> int:
             source = open_source(DataConfig(source=name, data_dir=options.data_dir), side)
             kinds[source.title] = load_images(source, "test", min(options.count, source.sizes["test"]))[0]
         rows += [[run.name, model.config.alpha, kind, *come_back(model, images)] for kind, images in kinds.items()]
-    print(table(["run", "alpha", "images", "of", "lost", "subpixels of them", "RMS of v", "least of the lost"], rows))
+    header = ["run", "alpha", "images", "of", "lost", "in subpixels", "RMS of v", "least of the lost"]
+    print(text := table(header, rows))
+    if options.docs:
+        document = put(options.docs.read_text(encoding="utf-8"), "exactness", text)
+        options.docs.write_text(document, encoding="utf-8")
     return 0
 
 
 def come_back(model, images: np.ndarray) -> list[object]:
-    """Returns how many images there are, how many of them a round trip loses, in how many subpixels, and the RMS of v."""
+    """Returns how many images there are and are lost by a round trip, in how many subpixels, and the RMS of v."""
     z, v = model.encode(images)
     differing = (np.asarray(model.decode(z, v)) != images).reshape(len(images), -1).sum(1)
     rms = np.sqrt(np.square(np.asarray(v)).mean((1, 2, 3)))
