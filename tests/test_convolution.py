@@ -12,6 +12,9 @@ from tfdecouple.layers import convolution
 from tfdecouple.layers.convolution import convolve
 
 SMALL, WIDE = 3, 20
+LANES = convolution._lanes
+# Relative to the largest number of a result.
+TOLERANCE = {tf.float32: 1e-5, tf.bfloat16: 0.02}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -28,6 +31,13 @@ def maps(*shape, seed=0):
 
 def plain(x, kernel):
     return tf.nn.conv2d(x, kernel, 1, "SAME")
+
+
+def spoil_free_memory(dtype):
+    """Leaves NaN in the memory that the next operations are given."""
+    for _ in range(2):
+        held = [tf.fill([size], tf.constant(np.nan, dtype)) for size in (64, 512, 4096, 32768)]
+        del held
 
 
 def with_gradients(function, x, kernel, upstream):
@@ -95,6 +105,39 @@ class TestValues:
             np.testing.assert_allclose(tf.cast(found, tf.float32), tf.cast(expected, tf.float32), atol=tolerance)
 
 
+class TestEveryShape:
+    """Each number of outputs that a vector holds or a net ends in, on whatever processor runs this.
+
+    The kernels of TensorFlow's library have read beyond their maps: what is free in memory is NaN here.
+    """
+
+    @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+    @pytest.mark.parametrize(
+        "inputs", [1, 8, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 3, 24, 64))]
+    )
+    def test_is_the_convolution_and_its_gradients(self, dtype, inputs, monkeypatch):
+        monkeypatch.setattr(convolution, "_lanes", LANES)
+        wrong = []
+        for outputs in range(1, 49):
+            for height, width in ((2, 2), (3, 4), (2, 7), (2, 8), (1, 12), (2, 16), (1, 18)):
+                # Of the dtype's numbers; the products of the one are compared with those of float64.
+                given = [
+                    tf.cast(maps(*shape, seed=seed), dtype)
+                    for seed, shape in enumerate(
+                        [(2, height, width, inputs), (3, 3, inputs, outputs), (2, height, width, outputs)]
+                    )
+                ]
+                expected = with_gradients(plain, *[tf.cast(value, tf.float64) for value in given])
+                spoil_free_memory(dtype)
+                found = with_gradients(convolve, *given)
+                for name, value, right in zip(("value", "input", "kernel"), found, expected, strict=True):
+                    difference = np.abs(np.asarray(tf.cast(value, tf.float64)) - right).max()
+                    # Written so that NaN is wrong.
+                    if not difference <= TOLERANCE[dtype] * np.abs(right).max():
+                        wrong.append((name, outputs, height, width, difference))
+        assert not wrong
+
+
 class TestPacking:
     @pytest.mark.parametrize(
         ("outputs", "width", "step"), [(2, 16, 8), (2, 12, 6), (5, 8, 2), (5, 9, 3), (8, 8, 2), (8, 7, 1), (9, 8, 1)]
@@ -130,9 +173,19 @@ class TestPacking:
         assert is_plain(maps(2, 4, 4, WIDE))
 
 
-@pytest.mark.parametrize(("described", "lanes"), [("flags : avx2 avx512f fma", 16), ("flags : avx2", 8), (None, 8)])
-def test_lanes_are_those_of_the_processor(described, lanes, tmp_path):
+@pytest.mark.parametrize(
+    ("described", "lanes", "packs_bfloat16"),
+    [
+        ("flags : avx2 avx512f avx512_bf16 amx_bf16 amx_tile", 16, False),
+        ("flags : avx2 avx512f avx512_bf16", 16, True),
+        ("flags : avx2", 8, True),
+        (None, 8, False),
+    ],
+)
+def test_vectors_and_matrix_units_are_those_of_the_processor(described, lanes, packs_bfloat16, tmp_path, monkeypatch):
     file = tmp_path / "cpuinfo"
     if described is not None:
         file.write_text(described, encoding="utf-8")
-    assert convolution._lanes_of(file) == lanes
+    text = convolution._described(file)
+    monkeypatch.setattr(convolution, "_processor", lambda: text)
+    assert (LANES(), convolution._packs_bfloat16()) == (lanes, packs_bfloat16)

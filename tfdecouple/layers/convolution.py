@@ -4,6 +4,10 @@ TensorFlow's kernels for CPUs fill the lanes of a vector with channels, most oft
 coupling ends in 2 to 48 channels, and the gradient for its input has as many: 2 channels take as long as 16. Here
 neighbouring pixels share a vector, and the gradient for a kernel is taken with the two maps in each other's place.
 On a GPU, and where height and width are not known, TensorFlow's operations are used as they are.
+
+oneDNN, which computes them, reads beyond a row in convolutions with a stride where a row gives a single output (NaN or
+anything, by what lies in memory), and with the matrix unit of AMX, which takes bfloat16, for other widths, too (seen in
+oneDNN 3.7.3). So a row is never made one vector, and where there may be AMX nothing is packed in bfloat16.
 """
 
 from __future__ import annotations
@@ -76,10 +80,10 @@ def _applies(x: tf.Tensor) -> bool:
 
 def _neighbours(x: tf.Tensor, outputs: int) -> int:
     """Returns how many pixels of a row share a vector."""
-    if not _applies(x):
+    if not _applies(x) or (x.dtype == tf.bfloat16 and not _packs_bfloat16()):
         return 1
-    most = max(1, _lanes() // outputs)
-    return max(count for count in range(1, most + 1) if x.shape[2] % count == 0)
+    most = min(_lanes() // outputs, x.shape[2] // 2)
+    return max((count for count in range(1, most + 1) if x.shape[2] % count == 0), default=1)
 
 
 def _filling(channels: int) -> float:
@@ -87,18 +91,24 @@ def _filling(channels: int) -> float:
     return channels / (-(-channels // _lanes()) * _lanes())
 
 
-@functools.cache
 def _lanes() -> int:
-    return _lanes_of(pathlib.Path("/proc/cpuinfo"))
+    """Returns how many channels the kernels take at a time: as many as a vector register has float32 numbers."""
+    return 16 if "avx512f" in _processor() else 8  # AVX2's registers
 
 
-def _lanes_of(description: pathlib.Path) -> int:
-    """Returns how many channels the kernels take at a time: as many as a vector register has float32 numbers.
+def _packs_bfloat16() -> bool:
+    """Returns whether pixels may share a vector in bfloat16: never where there may be AMX."""
+    return bool(_processor()) and "amx" not in _processor()
 
-    Args:
-        description: what Linux says of the processor; where there is no such file, registers are taken for AVX2's.
-    """
+
+@functools.cache
+def _processor() -> str:
+    return _described(pathlib.Path("/proc/cpuinfo"))
+
+
+def _described(file: pathlib.Path) -> str:
+    """Returns what Linux says of the processor; nothing where there is no such file."""
     try:
-        return 16 if "avx512f" in description.read_text(encoding="utf-8") else 8
+        return file.read_text(encoding="utf-8")
     except OSError:
-        return 8
+        return ""
