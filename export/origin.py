@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfdecouple.config import Config
+from tfdecouple.data import crop_of_own_images
+from tfdecouple.data.fitting import RESIZE
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_config, load_weights, require_own_images
 
@@ -42,6 +44,11 @@ class Origin:
     data: str
     bits_per_dim: Mapping[str, Any] | None
 
+    @property
+    def crop(self) -> int:
+        """Side in pixels of the centre square of a user's image that the model takes; 0 for the largest."""
+        return crop_of_own_images(self.config.data)
+
     def metadata(self) -> dict[str, str]:
         """Returns what each exported file says of itself."""
         model = self.config.model
@@ -54,6 +61,8 @@ class Origin:
             "n_bits": str(model.n_bits),
             "d_z": str(model.latent_dim if model.has_latent else 0),
             "value_range": "uint8 0..255",
+            "crop": f"centre square of {self.crop} pixels, or the largest" if self.crop else "largest centre square",
+            "resize": RESIZE,
             "precision": "float32",
             "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
             "versions": ", ".join(f"{package} {_version(package)}" for package in _PACKAGES),

@@ -261,6 +261,7 @@ def _about(origin: Origin) -> dict[str, Any]:
     return {
         "name": origin.name,
         "image_size": origin.config.model.image_size,
+        "centre_crop": origin.crop,
         "latent_dim": origin.config.model.latent_dim,
         "bits_per_dim": bits.get("test", bits.get("validation")),
         "data": origin.data,

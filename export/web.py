@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import skimage
-from PIL import Image, ImageOps
+from PIL import Image
 
+from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import UserError
 
 PAGE = pathlib.Path(__file__).parent / "page"
@@ -52,9 +53,8 @@ def build_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, 
 
 
 def _demo_image(name: str, size: int) -> Image.Image:
-    """The largest centre square of a photograph, shrunk to the model's size."""
-    with Image.open(pathlib.Path(skimage.__file__).parent / "data" / name) as picture:
-        return ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    """The largest centre square of a photograph, at the model's size."""
+    return Image.fromarray(read_image(str(pathlib.Path(skimage.__file__).parent / "data" / name), size, 0))
 
 
 def find_runtime(given: pathlib.Path | None, scratch: pathlib.Path) -> pathlib.Path:

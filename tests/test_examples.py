@@ -105,6 +105,13 @@ def size(models):
     return models[1].get_inputs()[0].shape[1]
 
 
+def known_images(size):
+    """The images of `--check`, written down once more."""
+    number, y, x, channel = np.indices((16, size, size, 3))
+    wave = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // size + 85 * channel
+    return np.minimum(abs(wave % 512 - 256), 255)
+
+
 def write_models(folder, encoder, decoder):
     folder.mkdir()
     for name, text in {"encoder": encoder, "decoder": decoder}.items():
@@ -171,6 +178,28 @@ class TestSwitch:
         ]
 
 
+class TestCheck:
+    """`--check` sends known images through."""
+
+    def test_a_model_that_gives_them_back(self, switch, models, tmp_path):
+        assert succeeded(switch(models[0], "--check")) == ["16 of 16 known images come back exactly"]
+
+    def test_a_model_without_z(self, switch, tmp_path):
+        folder = write_models(tmp_path / "models", ENCODER_WITHOUT_Z, DECODER_WITHOUT_Z)
+        assert succeeded(switch(folder, "--check")) == ["16 of 16 known images come back exactly"]
+
+    def test_what_is_lost_is_counted_and_ends_with_status_1(self, switch, tmp_path):
+        # Only the images whose colours do not reach the brightest levels come back.
+        folder = write_models(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "253"))
+        ended = switch(folder, "--check")
+        said = re.fullmatch(r"(\d+) of 16 known images come back exactly\n", ended.stdout)
+        assert said and int(said[1]) == np.sum(known_images(8).max((1, 2, 3)) <= 253) < 16, ended.stdout
+        assert (ended.returncode, ended.stderr) == (1, "")
+
+    def test_it_takes_no_images(self, switch, models, tmp_path):
+        refused(switch(models[0], "p.png", "--check"), tmp_path, "usage: ")
+
+
 class TestReading:
     """An image switched with itself is the image as the example read it: its codes give the very same pixels."""
 
@@ -207,6 +236,12 @@ class TestReading:
         succeeded(switch(models[0], "p.png", "p.png"))
         np.testing.assert_array_equal(pixels_of(tmp_path / "ab.png"), pixels)
 
+    def test_crop_keeps_the_middle(self, switch, models, size, tmp_path):
+        pixels = random_images(1, size + 7)[0]
+        Image.fromarray(pixels).save(tmp_path / "p.png")
+        succeeded(switch(models[0], "p.png", "p.png", "--crop", str(size)))
+        np.testing.assert_array_equal(pixels_of(tmp_path / "ab.png"), pixels[3 : 3 + size, 3 : 3 + size])
+
     def test_turns_a_photograph_upright_before_it_is_cut(self, switch, models, size, tmp_path):
         # Upright, it has 3 red rows above the square and 4 below; cut before it is turned, one of them would get in.
         upright = np.full([size + 7, size, 3], [200, 0, 0], np.uint8)
@@ -241,7 +276,13 @@ class TestRefusals:
         return "p.png"
 
     def test_too_few_arguments(self, switch, tmp_path):
-        refused(switch("folder", "p.png"), tmp_path, "usage: ", "FOLDER A B")
+        refused(switch("folder", "p.png"), tmp_path, "usage: ", "FOLDER")
+
+    def test_a_crop_that_is_none(self, switch, models, picture, tmp_path):
+        refused(switch(models[0], picture, picture, "--crop=-5"), tmp_path, "-5", "usage: ")
+
+    def test_no_such_option(self, switch, models, picture, tmp_path):
+        refused(switch(models[0], picture, picture, "--chek"), tmp_path, "--chek", "usage: ")
 
     def test_no_such_image(self, switch, models, picture, tmp_path):
         refused(switch(models[0], picture, "absent.png"), tmp_path, "cannot read the image absent.png")

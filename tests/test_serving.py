@@ -204,7 +204,7 @@ def test_the_client_tells_when_pixels_differ(client, pictures, tmp_path, capsys)
 
     info = {"images": {"tensor_shape": {"dim": [{"size": "-1"}, {"size": "8"}, {"size": "8"}, {"size": "3"}]}}}
     fake = types.SimpleNamespace(predict=predict, signatures={"encode": {"inputs": info}})
-    client.encode(fake, types.SimpleNamespace(pictures=pictures, to=tmp_path))
+    client.encode(fake, types.SimpleNamespace(pictures=pictures, crop=0, to=tmp_path))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].endswith("a.jpg)) is identical") and lines[2].endswith("b.png)) differs in 1 of 192 values")
 
@@ -287,6 +287,28 @@ class TestOneLineSays:
             client.switch(connection, types.SimpleNamespace(pictures=[]))
 
 
+class Lossy:
+    """A server whose decoder has a fault in one image of sixteen."""
+
+    def __init__(self, server):
+        self.signatures, self.model, self.server, self.decoded = server.signatures, server.model, server, 0
+
+    def predict(self, signature, inputs):
+        outputs = self.server.predict(signature, inputs)
+        if signature == "decode":
+            self.decoded += 1
+            outputs["images"] = outputs["images"] ^ np.uint8(self.decoded == 5)
+        return outputs
+
+
+def test_the_check_says_what_comes_back(client, server, name, capsys):
+    for transport in TRANSPORTS:
+        assert client.main(["--check", *address(server, transport, name)]) == 0
+        assert capsys.readouterr().out == "16 of 16 known images come back exactly\n"
+    assert client.check(Lossy(connect(client, server, "grpc", name))) == 1
+    assert capsys.readouterr().out == "15 of 16 known images come back exactly\n"
+
+
 def test_an_error_that_is_not_json_is_told_as_it_is(client):
     assert client.error_text(b'{"error": "no such thing"}') == "no such thing"
     assert client.error_text(b"<html>502</html>\n") == "<html>502</html>"
@@ -294,7 +316,17 @@ def test_an_error_that_is_not_json_is_told_as_it_is(client):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["switch", "a.jpg"], ["encode"], ["score"], ["sample", "a.jpg"], ["sample", "--count", "0"]]
+    "arguments",
+    [
+        ["switch", "a.jpg"],
+        ["encode"],
+        ["score"],
+        ["sample", "a.jpg"],
+        ["sample", "--count", "0"],
+        [],
+        ["--check", "encode", "a.jpg"],
+        ["encode", "a.jpg", "--crop=-1"],
+    ],
 )
 def test_wrong_arguments(client, arguments, capsys):
     with pytest.raises(SystemExit) as caught:

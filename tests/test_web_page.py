@@ -13,10 +13,12 @@ import numpy as np
 import onnxruntime
 import pytest
 from conftest import random_images
+from picture_files import SIZE, write_files
 from PIL import Image
 
 from export.pipeline import Request, export
 from export.web import RUNTIME_VERSION
+from tfdecouple.data.image_file import read_image
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "web"
@@ -72,7 +74,10 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools
     encoded = {name: base64.b64encode(images.tobytes()).decode() for name, images in (("a", a), ("b", b))}
     (tmp_path / "inputs.json").write_text(json.dumps(encoded))
     report = tmp_path / "report.json"
+    (tmp_path / "files").mkdir()
+    files = write_files(tmp_path / "files")
     command = ["node", "check.mjs", str(page / "web"), "--json", str(report), "--pairs", str(tmp_path)]
+    command += ["--read", str(tmp_path / "files")]
     result = subprocess.run(
         [*command, "--browser", str(CHROMIUM)],
         cwd=tools,
@@ -82,7 +87,9 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    pairs = json.loads(report.read_text())["pairs"]
+    found = json.loads(report.read_text())
+    assert_reads_as_training_does(found["read"], files)
+    pairs = found["pairs"]
     encoder, decoder = (onnxruntime.InferenceSession(str(page / "onnx" / f"{n}.onnx")) for n in ("encoder", "decoder"))
     (z_a, v_a), (z_b, v_b) = (encoder.run(["z", "v"], {"images": images}) for images in (a, b))
     for name, z, v in (("ab", z_a, v_b), ("ba", z_b, v_a)):
@@ -91,3 +98,12 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools
         # A value on the border of two levels may fall either way in another runtime.
         change = np.abs(found.astype(int) - right)
         assert change.max() <= 1 and (change > 0).mean() < 1e-3
+
+
+def assert_reads_as_training_does(read, files):
+    assert set(read) == set(files)
+    for name, path in files.items():
+        right = read_image(str(path), SIZE, 0)
+        found = np.frombuffer(base64.b64decode(read[name]), np.uint8).reshape(right.shape)
+        change = np.abs(found.astype(int) - right)
+        assert change.max() <= 0, f"{name}: {(change > 0).mean():.1%} differ, by up to {change.max()}"

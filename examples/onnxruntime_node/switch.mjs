@@ -4,12 +4,18 @@
  */
 
 import { join } from "node:path";
+import { parseArgs } from "node:util";
 import { InferenceSession, Tensor } from "onnxruntime-node";
 import sharp from "sharp";
+import { resizeSquare } from "./resize.js";
 
 /** A GPU's provider goes before it: see README.md. */
 const EXECUTION_PROVIDERS = ["cpu"];
 const CHANNELS = 3;
+const KNOWN_IMAGES = 16;
+const USAGE =
+  "usage: node switch.mjs FOLDER A B [--crop N], or node switch.mjs FOLDER --check, " +
+  "where FOLDER has encoder.onnx and decoder.onnx, and A, B are images";
 
 /** What the user is told, in one line. */
 class Problem extends Error {}
@@ -30,27 +36,61 @@ async function attempt(what, action) {
 }
 
 /**
- * Reads the largest centre square of an image; an image of the right size as it is.
+ * Reads the centre square of an image, made as the training images were. One of the right size passes as it is.
  * @param {string} path
  * @param {number} size Side of the result in pixels.
- * @returns {Promise<Buffer>} RGB, `size * size * 3` bytes.
+ * @param {number} crop Side of the square; the largest one where it is 0 or does not fit.
+ * @returns {Promise<Uint8Array>} RGB, `size * size * 3` bytes.
  */
-async function readSquare(path, size) {
-  // Colour profiles are ignored, because the pixels of an image of the right size shall not change.
+async function readSquare(path, size, crop) {
+  // Colour profiles are ignored, as they were in training.
   const { data, info } = await sharp(path, { ignoreIcc: true, failOn: "error" })
     .autoOrient()
     .removeAlpha()
     .toColourspace("srgb")
     .raw()
     .toBuffer({ resolveWithObject: true });
-  // Resized only now: sharp does that before it removes alpha, which would let transparent pixels count for less.
   const { width, height, channels } = info;
-  const side = Math.min(width, height);
-  return sharp(data, { raw: { width, height, channels } })
+  const side = Math.min(width, height, crop || Infinity);
+  const square = await sharp(data, { raw: { width, height, channels } })
     .extract({ left: (width - side) >> 1, top: (height - side) >> 1, width: side, height: side })
-    .resize(size, size, { kernel: "lanczos3" })
     .raw()
     .toBuffer();
+  return resizeSquare(square, side, size);
+}
+
+/**
+ * @param {number} size
+ * @returns {Uint8Array} Images of smooth colour waves, the same for every client and machine.
+ */
+function knownImages(size) {
+  const images = new Uint8Array(KNOWN_IMAGES * size * size * CHANNELS);
+  let place = 0;
+  for (let number = 0; number < KNOWN_IMAGES; number++) {
+    for (let y = 0; y < size; y++) {
+      for (let x = 0; x < size; x++) {
+        const wave = Math.floor((256 * (((number % 4) + 1) * x + (Math.floor(number / 4) + 1) * y)) / size);
+        for (let channel = 0; channel < CHANNELS; channel++) {
+          images[place++] = Math.min(Math.abs(((wave + 85 * channel) % 512) - 256), 255);
+        }
+      }
+    }
+  }
+  return images;
+}
+
+/**
+ * @param {Uint8Array} images
+ * @param {Uint8Array} back The same, decoded.
+ * @param {number} count Of images.
+ * @returns {number[]} How many values of each differ.
+ */
+function lostValues(images, back, count) {
+  const length = images.length / count;
+  return Array.from({ length: count }, (_, index) => {
+    const first = index * length;
+    return images.subarray(first, first + length).filter((value, i) => value !== back[first + i]).length;
+  });
 }
 
 /**
@@ -65,50 +105,95 @@ function swapped({ type, data, dims }) {
   return new Tensor(type, result, dims);
 }
 
-/**
- * @param {string} folder Has encoder.onnx and decoder.onnx.
- * @param {[string, string]} paths Of the images.
- */
-async function main(folder, paths) {
-  const models = ["encoder.onnx", "decoder.onnx"].map((name) => join(folder, name));
-  const options = { executionProviders: EXECUTION_PROVIDERS };
-  const open = (model) => attempt(`open the model ${model}`, () => InferenceSession.create(model, options));
-  const [encoder, decoder] = [await open(models[0]), await open(models[1])];
-  if (encoder.outputNames.join() !== "z,v") {
-    throw new Problem(`${models[0]} does not encode to z and v: without z there is nothing to switch`);
+/** The two models of a folder. */
+class Models {
+  /** @param {string} folder Has encoder.onnx and decoder.onnx. */
+  static async open(folder) {
+    const models = new Models();
+    models.paths = ["encoder.onnx", "decoder.onnx"].map((name) => join(folder, name));
+    const options = { executionProviders: EXECUTION_PROVIDERS };
+    const open = (path) => attempt(`open the model ${path}`, () => InferenceSession.create(path, options));
+    [models.encoder, models.decoder] = [await open(models.paths[0]), await open(models.paths[1])];
+    models.size = models.encoder.inputMetadata[0].shape[1];
+    return models;
   }
-  const [, size] = encoder.inputMetadata[0].shape;
+
+  /** @param {Uint8Array} images @param {number} count @returns {Promise<Record<string, Tensor>>} */
+  encode(images, count) {
+    return this.encoder.run({ images: new Tensor("uint8", images, [count, this.size, this.size, CHANNELS]) });
+  }
+
+  /** @param {Record<string, Tensor>} codes @returns {Promise<Uint8Array>} The images, one after the other. */
+  async decode(codes) {
+    return (await attempt(`decode with ${this.paths[1]}`, () => this.decoder.run(codes))).images.data;
+  }
+}
+
+/**
+ * Says how many known images come back from their codes; the exit status is 1 unless all do.
+ * @param {Models} models
+ */
+async function check(models) {
+  const images = knownImages(models.size);
+  const back = await models.decode(await models.encode(images, KNOWN_IMAGES));
+  const same = lostValues(images, back, KNOWN_IMAGES).filter((lost) => lost === 0).length;
+  console.log(`${same} of ${KNOWN_IMAGES} known images come back exactly`);
+  process.exitCode = same === KNOWN_IMAGES ? 0 : 1;
+}
+
+/**
+ * Writes ab.png (z of the first image, v of the second) and ba.png, and says whether the images come back.
+ * @param {Models} models
+ * @param {string[]} paths Of the two images.
+ * @param {number} crop
+ */
+async function switchImages(models, paths, crop) {
+  if (models.encoder.outputNames.join() !== "z,v") {
+    throw new Problem(`${models.paths[0]} does not encode to z and v: without z there is nothing to switch`);
+  }
+  const { size } = models;
   const length = size * size * CHANNELS;
   const pixels = new Uint8Array(2 * length);
   for (const [index, path] of paths.entries()) {
-    pixels.set(await attempt(`read the image ${path}`, () => readSquare(path, size)), index * length);
+    pixels.set(await attempt(`read the image ${path}`, () => readSquare(path, size, crop)), index * length);
   }
 
-  const { z, v } = await encoder.run({ images: new Tensor("uint8", pixels, [2, size, size, CHANNELS]) });
-  const { images: back } = await attempt(`decode with ${models[1]}`, () => decoder.run({ z, v }));
-  for (const [index, path] of paths.entries()) {
-    const first = index * length;
-    const lost = pixels.subarray(first, first + length).filter((value, i) => value !== back.data[first + i]).length;
-    console.log(`${path}: ${lost ? `${lost} of ${length} values differ` : "exactly the same"} after decoding`);
+  const { z, v } = await models.encode(pixels, 2);
+  for (const [index, lost] of lostValues(pixels, await models.decode({ z, v }), 2).entries()) {
+    const outcome = lost ? `${lost} of ${length} values differ` : "exactly the same";
+    console.log(`${paths[index]}: ${outcome} after decoding`);
   }
 
-  const { images: switched } = await decoder.run({ z, v: swapped(v) });
+  const switched = await models.decode({ z, v: swapped(v) });
   for (const [index, name] of ["ab.png", "ba.png"].entries()) {
-    const image = switched.data.subarray(index * length, (index + 1) * length);
+    const image = switched.subarray(index * length, (index + 1) * length);
     const raw = { width: size, height: size, channels: CHANNELS };
     await attempt(`write ${name}`, () => sharp(image, { raw }).png().toFile(name));
     console.log(`${name}: z of ${paths[index]}, v of ${paths[1 - index]}`);
   }
 }
 
-try {
-  const [folder, ...paths] = process.argv.slice(2);
-  if (paths.length !== 2) {
-    throw new Problem(
-      "usage: node switch.mjs FOLDER A B, where FOLDER has encoder.onnx and decoder.onnx, and A, B are images",
-    );
+/** @returns {{folder: string, paths: string[], crop: number, check: boolean}} */
+function readArguments() {
+  const options = { crop: { type: "string", default: "0" }, check: { type: "boolean", default: false } };
+  let given;
+  try {
+    given = parseArgs({ allowPositionals: true, options });
+  } catch (error) {
+    throw new Problem(`${error.message}; ${USAGE}`);
   }
-  await main(folder, paths);
+  const { values, positionals } = given;
+  const [folder, ...paths] = positionals;
+  if (!folder || paths.length !== (values.check ? 0 : 2)) throw new Problem(USAGE);
+  if (!/^\d+$/.test(values.crop)) throw new Problem(`--crop is ${values.crop}; it must be a whole number; ${USAGE}`);
+  return { folder, paths, crop: Number(values.crop), check: values.check };
+}
+
+try {
+  const options = readArguments();
+  const models = await Models.open(options.folder);
+  if (options.check) await check(models);
+  else await switchImages(models, options.paths, options.crop);
 } catch (error) {
   if (!(error instanceof Problem)) throw error;
   console.error(`error: ${error.message}`);

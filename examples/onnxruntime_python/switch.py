@@ -1,5 +1,7 @@
 """Switches the global codes of two images with ONNX Runtime: python switch.py FOLDER a.jpg b.jpg."""
 
+import argparse
+import functools
 import pathlib
 import sys
 
@@ -23,42 +25,81 @@ def attempt(what, action, *args, **options):
         fail(f"cannot {what}: {' '.join(str(error).split())}")
 
 
-def read_square(path, size):
-    """Returns the largest centre square of an image, uint8 [size, size, 3]; an image of that size as it is."""
+def read_square(path, size, crop=0):
+    """Returns the centre square of an image, uint8 [size, size, 3], made as the training images were.
+
+    It has `crop` pixels a side; the largest square where that is 0 or does not fit. One of the right size stays.
+    """
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I;16"):  # convert() would clip 16 bits to 8 instead of scaling them.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
-    side = min(image.size)
+    side = min(*image.size, crop or sys.maxsize)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    # RGB before resizing: palette indices have no averages.
+    # RGB before resizing: palette indices have no averages, and transparent pixels count like others.
     square = image.convert("RGB").crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
+    return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def main(folder, *paths):
-    models = [pathlib.Path(folder) / name for name in ("encoder.onnx", "decoder.onnx")]
-    encoder, decoder = [
-        attempt(f"open the model {model}", onnxruntime.InferenceSession, model, providers=PROVIDERS) for model in models
-    ]
-    if [code.name for code in encoder.get_outputs()] != ["z", "v"]:
-        fail(f"{models[0]} does not encode to z and v: without z there is nothing to switch")
-    size = encoder.get_inputs()[0].shape[1]
-    images = np.stack([attempt(f"read the image {path}", read_square, path, size) for path in paths])
+def known_images(size):
+    """Returns 16 images of smooth colour waves, uint8 [16, size, size, 3], the same for every client and machine."""
+    number, y, x, channel = np.ogrid[:16, :size, :size, :3]
+    phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // size + 85 * channel
+    return np.minimum(np.abs(phase % 512 - 256), 255).astype(np.uint8)
 
+
+def check(encoder, decode, size):
+    """Says how many known images come back from their codes; the exit status is 1 unless all do."""
+    images = known_images(size)
+    names = [code.name for code in encoder.get_outputs()]
+    codes = dict(zip(names, encoder.run(names, {"images": images}), strict=True))
+    (back,) = decode(codes)
+    same = int(np.all(back == images, axis=(1, 2, 3)).sum())
+    print(f"{same} of {len(images)} known images come back exactly")
+    return 0 if same == len(images) else 1
+
+
+def switch(encoder, decode, images, paths):
+    """Writes ab.png (z of the first image, v of the second) and ba.png, and says whether the images come back."""
     z, v = encoder.run(["z", "v"], {"images": images})
-    (back,) = attempt(f"decode with {models[1]}", decoder.run, ["images"], {"z": z, "v": v})
+    (back,) = decode({"z": z, "v": v})
     for path, lost in zip(paths, np.sum(back != images, axis=(1, 2, 3)), strict=True):
         print(f"{path}: {f'{lost} of {back[0].size} values differ' if lost else 'exactly the same'} after decoding")
 
-    (switched,) = decoder.run(["images"], {"z": z, "v": v[::-1]})
+    (switched,) = decode({"z": z, "v": v[::-1]})
     for name, pixels, (of_z, of_v) in zip(("ab.png", "ba.png"), switched, (paths, paths[::-1]), strict=True):
         attempt(f"write {name}", Image.fromarray(pixels).save, name)
         print(f"{name}: z of {of_z}, v of {of_v}")
+    return 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.error = lambda message: fail(f"{message}; {' '.join(parser.format_usage().split())}")
+    parser.add_argument("folder", metavar="FOLDER", help="has encoder.onnx and decoder.onnx")
+    parser.add_argument("images", metavar="A B", nargs="*", help="two images to switch")
+    parser.add_argument("--crop", type=int, default=0, metavar="N", help="keep the middle N x N pixels of an image")
+    parser.add_argument("--check", action="store_true", help="send known images through; do they come back?")
+    options = parser.parse_intermixed_args()
+    if len(options.images) != (0 if options.check else 2):
+        parser.error("give two images, or --check and none")
+    if options.crop < 0:
+        parser.error(f"--crop is {options.crop}; it must not be negative")
+
+    models = [pathlib.Path(options.folder) / name for name in ("encoder.onnx", "decoder.onnx")]
+    encoder, decoder = [
+        attempt(f"open the model {model}", onnxruntime.InferenceSession, model, providers=PROVIDERS) for model in models
+    ]
+    decode = functools.partial(attempt, f"decode with {models[1]}", decoder.run, ["images"])
+    size = encoder.get_inputs()[0].shape[1]
+    if options.check:
+        return check(encoder, decode, size)
+    if [code.name for code in encoder.get_outputs()] != ["z", "v"]:
+        fail(f"{models[0]} does not encode to z and v: without z there is nothing to switch")
+    read = [attempt(f"read the image {path}", read_square, path, size, options.crop) for path in options.images]
+    return switch(encoder, decode, np.stack(read), options.images)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
-        fail("usage: python switch.py FOLDER A B, where FOLDER has encoder.onnx and decoder.onnx, and A, B are images")
-    main(*sys.argv[1:])
+    sys.exit(main())

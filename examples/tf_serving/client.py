@@ -122,18 +122,37 @@ def shape_of(server, signature, name):
     return tuple(int(dimension["size"]) for dimension in dimensions[1:])
 
 
-def read_pictures(server, paths):
-    """Pictures as the model takes them, [count, S, S, 3]: the middle square, resized."""
+def read_pictures(server, options):
+    """Pictures as the model takes them, [count, S, S, 3]."""
     size = shape_of(server, "encode", "images")[0]
-    return np.stack([read_picture(path, size) for path in paths])
+    return np.stack([read_picture(path, size, options.crop) for path in options.pictures])
 
 
-def read_picture(path, size):
+def read_picture(path, size, crop=0):
+    """The centre square of a picture, made as the training images were; one of the right size passes as it is.
+
+    It has `crop` pixels a side; the largest square where that is 0 or does not fit.
+    """
     try:
-        with Image.open(path) as picture:
-            return np.array(ImageOps.fit(ImageOps.exif_transpose(picture).convert("RGB"), (size, size)))
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+        if picture.mode.startswith("I;16"):  # convert() would clip 16 bits to 8 instead of scaling them.
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise Problem(f"{path}: {getattr(error, 'strerror', None) or 'not an image'}") from error
+    picture.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
+    side = min(*picture.size, crop or sys.maxsize)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    # RGB before resizing: palette indices have no averages, and transparent pixels count like others.
+    square = picture.convert("RGB").crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def known_images(size):
+    """16 images of smooth colour waves, uint8 [16, size, size, 3], the same for every client and machine."""
+    number, y, x, channel = np.ogrid[:16, :size, :size, :3]
+    phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // size + 85 * channel
+    return np.minimum(np.abs(phase % 512 - 256), 255).astype(np.uint8)
 
 
 def draw_noise(server, signature, count, seed):
@@ -154,13 +173,13 @@ def save_picture(pixels, path):
 
 def switch(server, options):
     shape_of(server, "switch", "images_a")  # a model without z has no switch
-    a, b = read_pictures(server, options.pictures)
+    a, b = read_pictures(server, options)
     for name, images in sorted(server.predict("switch", {"images_a": a[None], "images_b": b[None]}).items()):
         save_picture(images[0], options.to / f"{name}.png")
 
 
 def encode(server, options):
-    images = read_pictures(server, options.pictures)
+    images = read_pictures(server, options)
     codes = server.predict("encode", {"images": images})
     decoded = server.predict("decode", codes)["images"]
     np.savez(options.to / "codes.npz", **codes)
@@ -180,11 +199,22 @@ def sample(server, options):
 
 
 def score(server, options):
-    images = read_pictures(server, options.pictures)
+    images = read_pictures(server, options)
     noise = draw_noise(server, "score", len(images), options.seed)
     bits = server.predict("score", {"images": images, **noise})["bits_per_dim"]
     for path, value in zip(options.pictures, bits, strict=True):
         print(f"{path}: {value:.4f} bits per dimension")
+
+
+def check(server):
+    """Says how many known images come back from their codes; the exit status is 1 unless all do."""
+    images = known_images(shape_of(server, "encode", "images")[0])
+    same = 0
+    for image in images:  # one at a time: a batch may be more than the server takes
+        back = server.predict("decode", server.predict("encode", {"images": image[None]}))["images"]
+        same += np.array_equal(back[0], image)
+    print(f"{same} of {len(images)} known images come back exactly")
+    return 0 if same == len(images) else 1
 
 
 COMMANDS = {"switch": switch, "encode": encode, "sample": sample, "score": score}
@@ -192,23 +222,29 @@ COMMANDS = {"switch": switch, "encode": encode, "sample": sample, "score": score
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("command", nargs="?", choices=COMMANDS)
     parser.add_argument("pictures", nargs="*", help="two for switch, none for sample, else one or more")
+    parser.add_argument("--check", action="store_true", help="send known images through; do they come back?")
     parser.add_argument("--host", default="localhost")
     parser.add_argument("--rest-port", type=int, default=8501)
     parser.add_argument("--grpc-port", type=int, default=8500)
     parser.add_argument("--model", default="quickstart", help="its name in models.config")
     parser.add_argument("--transport", choices=TRANSPORTS, default="rest-column")
+    parser.add_argument("--crop", type=int, default=0, metavar="N", help="keep the middle N x N pixels of a picture")
     parser.add_argument("--to", type=pathlib.Path, default="out", help="folder for what comes back")
     parser.add_argument("--count", type=int, default=4, help="of samples")
     parser.add_argument("--temperature", type=float, default=0.7, help="of samples; lower is smoother")
     parser.add_argument("--seed", type=int, default=0, help="of the noise for sample and score")
     options = parser.parse_intermixed_args(arguments)
+    if (options.command is None) != options.check:
+        parser.error("give a command, or --check and none")
     count = len(options.pictures)
-    if count != {"switch": 2, "sample": 0}.get(options.command, max(count, 1)):
+    if not options.check and count != {"switch": 2, "sample": 0}.get(options.command, max(count, 1)):
         parser.error(f"{options.command} does not take {count} pictures")
     if options.count < 1:
         parser.error("--count must be at least 1")
+    if options.crop < 0:
+        parser.error("--crop must not be negative")
     return options
 
 
@@ -216,11 +252,14 @@ def main(arguments=None):
     options = parse(arguments)
     try:
         server = TRANSPORTS[options.transport](options)
+        if options.check:
+            return check(server)
         options.to.mkdir(parents=True, exist_ok=True)
         COMMANDS[options.command](server, options)
+        return 0
     except (Problem, OSError) as problem:
         sys.exit(f"client.py: {problem}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,14 +1,14 @@
 /**
  * Checks the web page of an exported model in a real browser.
  *
- *     node check.mjs SITE [--json FILE] [--screenshot FILE] [--pairs DIR] [--isolated] [--browser FILE]
+ *     node check.mjs SITE [--json FILE] [--screenshot FILE] [--pairs DIR] [--read DIR] [--isolated] [--browser FILE]
  *
  * Prints one line a check and exits with 1 if any failed. README.md says what it looks at.
  * @module
  */
 
 import { accessSync, constants } from "node:fs";
-import { readFile, writeFile } from "node:fs/promises";
+import { readFile, readdir, writeFile } from "node:fs/promises";
 import { delimiter, join } from "node:path";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";
@@ -19,6 +19,7 @@ const FLAGS = [
   "--headless",
   "--no-sandbox",
   "--disable-gpu",
+  "--enable-unsafe-swiftshader",
   "--disable-quic",
   "--no-first-run",
   "--disable-background-networking",
@@ -464,6 +465,29 @@ async function switchPairs(page, folder) {
   );
 }
 
+/**
+ * Reads picture files as the page reads them.
+ * @param {Page} page
+ * @param {string} folder
+ * @returns {Promise<Record<string, string>>} The pixels of each file in base64, of the model's size.
+ */
+async function readFiles(page, folder) {
+  const found = {};
+  for (const name of (await readdir(folder)).sort()) {
+    const content = (await readFile(join(folder, name))).toString("base64");
+    found[name] = await page.evaluate(
+      async ([name, content]) => {
+        const { readImage } = await import(new URL("images.js", location.href));
+        const { image_size: size, centre_crop: crop } = await window.check.config();
+        const blob = new Blob([window.check.bytes(content)]);
+        return window.check.base64(await readImage(blob, name, size, crop));
+      },
+      [name, content],
+    );
+  }
+  return found;
+}
+
 function readArguments() {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
@@ -471,13 +495,15 @@ function readArguments() {
       json: { type: "string" },
       screenshot: { type: "string" },
       pairs: { type: "string" },
+      read: { type: "string" },
       browser: { type: "string" },
       isolated: { type: "boolean", default: false },
     },
   });
   if (positionals.length !== 1) {
     console.error(
-      "usage: node check.mjs SITE [--json FILE] [--screenshot FILE] [--pairs DIR] [--isolated] [--browser FILE]",
+      "usage: node check.mjs SITE [--json FILE] [--screenshot FILE] [--pairs DIR] [--read DIR] [--isolated] " +
+        "[--browser FILE]",
     );
     process.exit(2);
   }
@@ -529,6 +555,12 @@ async function checkPage(page, options, report) {
       return `${report.pairs.count} pairs switched`;
     });
   }
+  if (options.read) {
+    await report.check("reading", async () => {
+      report.read = await readFiles(page, options.read);
+      return `${Object.keys(report.read).length} files`;
+    });
+  }
   report.measured.isolated = await page.evaluate(() => crossOriginIsolated);
 }
 
@@ -552,8 +584,8 @@ async function main() {
     server.close();
   }
   if (options.json) {
-    const { results, measured, pairs } = report;
-    await writeFile(options.json, `${JSON.stringify({ measured, results, pairs }, null, 2)}\n`);
+    const { results, measured, pairs, read } = report;
+    await writeFile(options.json, `${JSON.stringify({ measured, results, pairs, read }, null, 2)}\n`);
   }
   console.log(`${report.results.length - report.failed} passed, ${report.failed} failed`);
   process.exitCode = report.failed ? 1 : 0;

@@ -128,8 +128,8 @@ async function open(index, blob, name) {
 
 /** @param {number} index @param {number} turn @param {Blob} blob @param {string} name @param {string | null} example */
 async function read(index, turn, blob, name, example) {
-  const { image_size: size } = await config;
-  const pixels = await readImage(blob, name, size);
+  const { image_size: size, centre_crop: crop } = await config;
+  const pixels = await readImage(blob, name, size, crop);
   if (turn !== turns[index]) return;
   images[index] = pixels;
   slots[index].complain("");

@@ -9,6 +9,7 @@ import { LoadError, download } from "./download.js";
  * @typedef {object} Config What model/config.json says.
  * @property {string} name
  * @property {number} image_size
+ * @property {number} [centre_crop] Side in pixels of the middle square of a picture; 0 for the largest.
  * @property {number} latent_dim
  * @property {number | null} bits_per_dim
  * @property {string} data

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.config import Config, override
-from tfdecouple.data import Source, chosen_batches, open_source
+from tfdecouple.data import Source, chosen_batches, crop_of_own_images, open_source
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.messages import one_line
 from tfdecouple.errors import DataError, UserError
@@ -193,9 +193,7 @@ def own_images(run: OpenedRun, paths: list[str]) -> Images:
     Raises:
         DataError: where a file is missing or no image.
     """
-    # The centre crop of another kind of data set says where its subjects are, and nothing of other images.
-    data = run.config.data
-    crop = data.centre_crop if data.source.startswith("folder:") else 0
+    crop = crop_of_own_images(run.config.data)
     images = []
     for path in paths:
         if not pathlib.Path(path).exists():

@@ -14,12 +14,13 @@ from tfdecouple.data.batches import (
     steps_per_epoch,
     training_batches,
 )
-from tfdecouple.data.opening import open_source
+from tfdecouple.data.opening import crop_of_own_images, open_source
 from tfdecouple.data.source import Source
 
 __all__ = [
     "Source",
     "chosen_batches",
+    "crop_of_own_images",
     "evaluation_batches",
     "load_images",
     "open_source",

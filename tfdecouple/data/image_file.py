@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tfdecouple.data.fitting import centre_square
+from tfdecouple.data.fitting import fit_image
 from tfdecouple.data.messages import one_line
 from tfdecouple.errors import DataError
 
@@ -34,8 +34,8 @@ _WIDE_MODES = ("I", "F")
 def read_image(path: str, image_size: int, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
     """Reads an image file, turned upright as its EXIF data say, and returns its centre at the model's size.
 
-    Grey, palette and CMYK images become RGB, transparency is dropped. An image of the right size is not resampled;
-    others are resized bilinearly with antialiasing.
+    Grey, palette and CMYK images become RGB, transparency is dropped. `fit_image` says how images of another
+    size are resized.
 
     Args:
         path: of the file.
@@ -57,6 +57,7 @@ def read_image(path: str, image_size: int, centre_crop: int, file: BinaryIO | No
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in _WIDE_MODES:
                 raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
+            image.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
             image = image.convert("RGB")
     # Pillow's readers raise nearly anything at a damaged file: OSError, SyntaxError, ValueError, struct.error ...
     except Exception as error:
@@ -64,14 +65,7 @@ def read_image(path: str, image_size: int, centre_crop: int, file: BinaryIO | No
             f"cannot read the image {path}: {one_line(error)}; mend or remove it, "
             "or data.on_bad_image=skip skips such files"
         ) from error
-    side = min(image.size)
-    if centre_crop:
-        side = min(side, centre_crop)
-    top, left = centre_square(image.height, image.width, side)
-    image = image.crop((left, top, left + side, top + side))
-    if side != image_size:
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    return fit_image(image, image_size, centre_crop)
 
 
 def _opened(path: str, file: BinaryIO | None) -> Image.Image:

@@ -20,6 +20,15 @@ def place_of(config: DataConfig) -> str | None:
     return os.path.expanduser(config.data_dir) if config.data_dir and config.source != "photographs" else None
 
 
+def crop_of_own_images(config: DataConfig) -> int:
+    """Returns the side in pixels of the centre square that a user's own images keep; 0 for the largest.
+
+    Those of a folder are taken to be like the user's own. The centre crop of another data set says where its subjects
+    are, and nothing of other images.
+    """
+    return config.centre_crop if config.source.startswith("folder:") else 0
+
+
 def open_source(config: DataConfig, image_size: int, download: bool = False) -> Source:
     """Opens a data set; fails at once where its data are missing (paper appendix C.1).
 
