@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -127,6 +128,20 @@ class TestCodes:
         z = np.stack([row["z"] for row in codes.values()])
         np.testing.assert_allclose(z, model.posterior(pixels_of(pictures, codes)).mean(), atol=1e-5)
         assert codes.keys() == {key for key in every_key(pictures) if key.startswith("test/")}
+
+    def test_images_far_from_the_training_are_counted(self, encode, model, pictures, tmp_path, monkeypatch, capsys):
+        keys = sorted(key for key in every_key(pictures) if key.startswith("test/"))
+        v = np.asarray(model.encode(pixels_of(pictures, keys)).v)
+        by_rms = sorted(zip(np.sqrt(np.square(v).mean((1, 2, 3))), keys, strict=True))
+        # All but the two nearest are far.
+        monkeypatch.setattr("tfdecouple.model.FAR", float(by_rms[1][0] + by_rms[2][0]) / 2)
+        far = {key for _, key in by_rms[2:]}
+        assert encode("--split", "test", "--v") == 0
+        said = capsys.readouterr().out
+        line = re.search(r"^(\d+) of the images, such as (\S+), are far from what the model was trained on", said, re.M)
+        assert int(line[1]) == len(far) and line[2] in far
+        assert encode("--split", "test", out=tmp_path / "z") == 0
+        assert "are far from" not in capsys.readouterr().out
 
     def test_order_and_splits(self, encode, pictures, tmp_path):
         assert encode() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,7 +16,7 @@ from tfdecouple.codes.manifest import Manifest, ShardRange
 from tfdecouple.data import Source
 from tfdecouple.data.messages import one_line
 from tfdecouple.errors import DataError, InversionError, UserError
-from tfdecouple.model import DecoupledModel
+from tfdecouple.model import DecoupledModel, far_from_training
 from tfdecouple.tf32 import full_float32
 
 Encoder = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -65,7 +66,7 @@ def encode_shards(
     *,
     batch_size: int,
     counter: Callable[[int], None],
-) -> None:
+) -> list[bytes]:
     """Encodes the images of some files and writes these.
 
     Args:
@@ -77,12 +78,17 @@ def encode_shards(
         batch_size: images at a time.
         counter: is told how many images are done.
 
+    Returns:
+        The keys of images whose v is written and so far from the training that they may not decode exactly
+        (`far_from_training`).
+
     Raises:
         DataError: where an image cannot be read.
         InversionError: where a code is not finite.
         UserError: where a file cannot be written, or memory is short.
     """
     done = 0
+    far: list[bytes] = []
     for together in _neighbours(shards):
         split, start, stop = together[0].split, together[0].start, together[-1].stop
         # Read ahead, so that no batch ends at the end of a file.
@@ -97,6 +103,8 @@ def encode_shards(
                     if inside:
                         keys = [_key(source, split, index) for index in part["index"]]
                         _require_finite(part, manifest.fields, keys)
+                        if "v" in part:
+                            far += itertools.compress(keys, far_from_training(part["v"]))
                         with folder.writing():
                             writer.write(keys, part["label"], part)
                         done, at = done + int(part["index"][-1]) + 1 - at, int(part["index"][-1]) + 1
@@ -105,6 +113,7 @@ def encode_shards(
                         break
             done += shard.stop - at
             counter(done)
+    return far
 
 
 def keys_sha256(source: Source, splits: Sequence[str]) -> str:

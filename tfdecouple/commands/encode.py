@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
             total = sum(manifest.splits.values())
             before = total - sum(shard.stop - shard.start for shard in missing)
             with Counter("encoding", total, before=before) as counter:
-                encode_shards(
+                far = encode_shards(
                     folder,
                     manifest,
                     missing,
@@ -111,6 +111,11 @@ def run(options: argparse.Namespace) -> int:
                     make_encoder(opened.model, manifest.fields, batch_size),
                     batch_size=batch_size,
                     counter=lambda done: counter(before + done),
+                )
+            if far:
+                _say(
+                    f"{len(far):,} of the images, such as {far[0].decode()}, are far from what the model was trained "
+                    "on and may not decode to the very same pixels"
                 )
         if missing or not manifest.complete:
             manifest = folder.finish(manifest)
