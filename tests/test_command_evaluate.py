@@ -20,7 +20,7 @@ from tfdecouple.commands.opening import drawn_indices
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
 from tfdecouple.evaluation import Evaluator, inception, progress
-from tfdecouple.evaluation.progress import Counter
+from tfdecouple.evaluation.progress import Counter, TimeLeft
 from tfdecouple.model import DecoupledModel
 from tfdecouple.process import run_program
 from tfdecouple.runs import load_model
@@ -238,6 +238,33 @@ class TestMore:
             # Both look at test images, whatever the split.
             assert values["looks_at_test"] == 1
 
+    @pytest.mark.parametrize(
+        ("arguments", "images", "values", "train", "test"),
+        [
+            ([], 10_000, 2**26, 20, 5),
+            ([], 12, 2**26, 12, 5),
+            ([], 10_000, 192 * 4, 4, 4),
+            (["--images", 3], 10_000, 2**26, 10, 3),
+            (["--images", 14], 10_000, 2**26, 14, 5),
+            (["--images", 3, "--probe-images", 17], 10_000, 2**26, 17, 3),
+        ],
+    )
+    def test_bounds_of_the_probe(self, made_run, tmp_path, monkeypatch, arguments, images, values, train, test):
+        calls = []
+
+        def probed(model, source, *, train_images, test_images, **rest):
+            calls.append((train_images, test_images))
+            return {"text": []}
+
+        monkeypatch.setitem(sys.modules, "tfdecouple.evaluation.probe", SimpleNamespace(linear_probe=probed))
+        monkeypatch.setattr(evaluate, "_PROBE_IMAGES", images)
+        monkeypatch.setattr(evaluate, "_PROBE_VALUES", values)
+        # Bits/dim of one image: it is not what is looked at.
+        monkeypatch.setattr(evaluate._Evaluation, "_bound", lambda self, bound, k: SimpleNamespace(to_dict=dict))
+        monkeypatch.setattr(evaluate, "_bound_lines", lambda bound: [])
+        assert command("--run", made_run, "--probe", "--out", tmp_path, *arguments) == 0
+        assert calls == [(train, test)]
+
     def test_network_of_fid_is_found_and_fetched_where_asked(self, made_run, tmp_path, monkeypatch):
         calls = []
 
@@ -356,6 +383,19 @@ class TestProgress:
             "counting: 50100 of 100000 images",
             "counting: 50250 of 100000 images, 10 images/s, 1 h 23 min left",
         ]
+
+    def test_time_left_is_said_now_and_then(self, monkeypatch):
+        now = [100.0]
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        left = TimeLeft(80)
+        said = []
+        for done, time in [(0, 130), (1, 105), (20, 116), (21, 117), (40, 140), (80, 180)]:
+            now[0] = time
+            said.append(left.due(done))
+        assert said == [None, None, "about 48 s left", None, "about 40 s left", None]
+        left.shift(40)
+        now[0] = 200
+        assert left.due(60) == "about 20 s left"
 
     def test_terminal_gets_a_bar_that_goes_away(self):
         file = Terminal()

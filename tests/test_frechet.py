@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import MemorySplit
 from tfdecouple.errors import DataError, InversionError, NotInitializedError, UserError
-from tfdecouple.evaluation import frechet
+from tfdecouple.evaluation import frechet, progress
 from tfdecouple.evaluation.features import ExtractorError, open_extractor
 from tfdecouple.evaluation.frechet import Moments, frechet_distance, frechet_report
 from tfdecouple.model import DecoupledModel
@@ -417,7 +417,8 @@ class TestSamples:
             samples(tiny_model, 2, temperature=1e38)
 
     def test_progress_is_told(self, tiny_model, monkeypatch):
-        monkeypatch.setattr(frechet, "PROGRESS_EVERY", -1.0)
+        monkeypatch.setattr(progress, "_INTERVAL", 0.0)
         lines = []
         list(frechet._samples(tiny_model, 10, 0.7, 0, 4, lines.append))
-        assert lines == ["  4 of 10 samples", "  8 of 10 samples"]
+        assert [line.partition(", about ")[0] for line in lines] == ["  4 of 10 samples", "  8 of 10 samples"]
+        assert all(line.endswith(" left") for line in lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import io
 import json
 import math
 import pathlib
@@ -31,8 +32,11 @@ LOOKS = "looks.json"
 # Instead of a file of --frechet: the Inception network of FID in the cache folder.
 _INCEPTION = "inception"
 
-# What a linear probe holds in memory unless told otherwise: so many images, and so many colour values, at most.
-_PROBE_IMAGES, _PROBE_VALUES = 50_000, 2**28
+# What a linear probe takes unless told otherwise, of training and of test images: so many, and of so many colour
+# values, at most. The time of a fit goes with these.
+_PROBE_IMAGES, _PROBE_VALUES = 10_000, 2**26
+# Fewer are too few to fit anything on.
+_PROBE_LEAST = 10
 
 # Dimensions of z that the table lists; the file has them all.
 _LISTED = 12
@@ -63,7 +67,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="folder of results; default RUN/evaluation")
     arguments.add_data(parser)
     parser.add_argument(
-        "--images", type=int, default=0, metavar="N", help="N images, drawn with --seed (default 0: all)"
+        "--images", type=int, default=0, metavar="N", help="N images, drawn with --seed (default 0: all; see --probe)"
     )
     what = parser.add_argument_group("what to measure")
     what.add_argument(
@@ -85,7 +89,7 @@ def add_parser(commands: Any) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="training images for them, drawn (default 0: at most 50000, fewer where they are large)",
+        help="training images for them, drawn (default 0: as --images, else at most 10000, fewer where they are large)",
     )
     what.add_argument(
         "--frechet",
@@ -119,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
         options: what the parser of `add_parser` returns.
 
     Returns:
-        The exit status, 0.
+        The exit status: 0, or 130 where it was interrupted.
 
     Raises:
         UserError: in one line, for whatever the user can mend.
@@ -129,10 +133,9 @@ def run(options: argparse.Namespace) -> int:
     import tensorflow as tf
 
     try:
-        _Evaluation(options).run()
+        return _Evaluation(options).run()
     except tf.errors.ResourceExhaustedError as error:
         raise RunError(f"out of memory; try a smaller --batch-size ({error.message.splitlines()[0][:200]})") from error
-    return 0
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -183,9 +186,24 @@ class _Evaluation:
         self.batch_size: int = options.batch_size or self.opened.config.training.evaluation_batch_size
         self.out: pathlib.Path = options.out or pathlib.Path(options.run) / "evaluation"
         self.looks: int | None = None
+        self.kept: list[str] = []
 
-    def run(self) -> None:
-        """Measures, prints and writes, one thing after the other: what was measured is kept if a later one fails."""
+    def run(self) -> int:
+        """Measures, prints and writes, one thing after the other: what was measured is kept if a later one fails.
+
+        Returns:
+            The exit status.
+        """
+        try:
+            self._measure()
+        except KeyboardInterrupt:
+            kept = f"kept in {self.out}: {', '.join(self.kept)}" if self.kept else "nothing was measured yet"
+            _say(f"error: interrupted; {kept}")
+            return 130
+        print(f"\nresults: {self.out}")
+        return 0
+
+    def _measure(self) -> None:
         options = self.options
         with self.source.guard():
             bound = self._bound("ELBO", options.samples)
@@ -204,7 +222,6 @@ class _Evaluation:
                 self._keep_report("probe", self._probe())
             if self.extractor:
                 self._keep_report("frechet", self._frechet(self.extractor))
-        print(f"\nresults: {self.out}")
 
     # --- measuring ---
 
@@ -257,13 +274,14 @@ class _Evaluation:
     def _probe(self) -> dict[str, Any]:
         from tfdecouple.evaluation.probe import linear_probe
 
-        sizes = self.source.sizes
+        sizes, asked = self.source.sizes, self.options.images
         fitting = min(_PROBE_IMAGES, _PROBE_VALUES // math.prod(self.opened.config.model.image_shape))
+        of_train = max(asked, _PROBE_LEAST) if asked else fitting
         return linear_probe(
             self.opened.model,
             self.source,
-            train_images=self.options.probe_images or min(sizes["train"], fitting),
-            test_images=min(self.options.images or fitting, sizes["test"]),
+            train_images=self.options.probe_images or min(sizes["train"], of_train),
+            test_images=min(asked or fitting, sizes["test"]),
             seed=self.options.seed,
             batch_size=self.batch_size,
             say=_say,
@@ -298,12 +316,16 @@ class _Evaluation:
 
     def _keep_report(self, name: str, report: dict[str, Any]) -> None:
         text = report.pop("text")
-        self._keep(name, report, text.splitlines() if isinstance(text, str) else list(text))
         if "confusion" in report:
             from tfdecouple.evaluation.confusion import confusion_picture
+            from tfdecouple.files import write_bytes
 
+            # Before the figures that it belongs to: whoever finds these finds all.
+            picture = io.BytesIO()
+            confusion_picture(report, self.source.label_names).save(picture, "PNG")
             with _writing_to(self.out):
-                confusion_picture(report, self.source.label_names).save(self.out / f"{name}.png")
+                write_bytes(self.out / f"{name}.png", picture.getvalue())
+        self._keep(name, report, text.splitlines() if isinstance(text, str) else list(text))
 
     def _keep(self, name: str, values: dict[str, Any], lines: list[str]) -> None:
         """Prints a result and writes it down with all that it depends on."""
@@ -329,6 +351,7 @@ class _Evaluation:
             stated["looks_at_test"] = self.looks
         with _writing_to(self.out):
             write_json(self.out / f"{name}.json", _plain({**stated, **values}))
+        self.kept.append(f"{name}.json")
 
     def _count_look(self) -> int:
         """Counts this look at the test images, and returns how many there were with it.

@@ -9,7 +9,6 @@ resize differently, cannot be compared with the paper's.
 from __future__ import annotations
 
 import pathlib
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -21,7 +20,8 @@ from tfdecouple import randomness
 from tfdecouple.data.source import Source
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.evaluation.features import Extractor, open_extractor
-from tfdecouple.evaluation.subset import PROGRESS_EVERY, drawn_indices, subset_batches
+from tfdecouple.evaluation.progress import TimeLeft
+from tfdecouple.evaluation.subset import drawn_indices, subset_batches
 from tfdecouple.model import DecoupledModel
 
 # How many samples FID is taken of by convention.
@@ -238,13 +238,12 @@ def _samples(
     def noise(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.map_fn(draw, numbers, fn_output_signature=(tf.float32, tf.float32))
 
-    told = time.monotonic()
+    left = TimeLeft(count)
     for start in range(0, count, batch_size):
         # Batches of one size, or TensorFlow would trace everything once more for the last.
         z_noise, v_noise = noise(tf.range(start, start + batch_size))
         z = model.z_from_noise(z_noise) if config.has_latent else None
         done = min(start + batch_size, count)
         yield model.decode(z, temperature * v_noise).numpy()[: done - start]
-        if time.monotonic() - told > PROGRESS_EVERY and done < count:
-            say(f"  {done:,} of {count:,} samples")
-            told = time.monotonic()
+        if text := left.due(done):
+            say(f"  {done:,} of {count:,} samples, {text}")

@@ -179,7 +179,9 @@ def held_out_count(images: int) -> int:
     return max(images // HELD_OUT, 1)
 
 
-def fit_classifier(kind: str, features: np.ndarray, labels: np.ndarray) -> Fitted:
+def fit_classifier(
+    kind: str, features: np.ndarray, labels: np.ndarray, on_fit: Callable[[float], None] = lambda strength: None
+) -> Fitted:
     """Chooses C on the last fifth of the training images and fits on all of them.
 
     C rises by factors of ten; once the held-out accuracy has fallen by more than its standard error below the best,
@@ -189,6 +191,7 @@ def fit_classifier(kind: str, features: np.ndarray, labels: np.ndarray) -> Fitte
         kind: a key of `KINDS`.
         features: standardised, float32 `[n, features]`, in random order.
         labels: whole numbers `[n]`; the first four fifths must hold two kinds.
+        on_fit: called with each C once it is tried.
     """
     held_out = held_out_count(len(labels))
     classifier, tried = KINDS[kind](), []
@@ -203,6 +206,7 @@ def fit_classifier(kind: str, features: np.ndarray, labels: np.ndarray) -> Fitte
             classifier.fit(features[:-held_out], labels[:-held_out])
             accuracy = float(np.mean(classifier.predict(features[-held_out:]) == labels[-held_out:]))
             tried.append((strength, accuracy))
+            on_fit(strength)
             best = max(best, accuracy)
             if accuracy < best - math.sqrt(best * (1 - best) / held_out):
                 break

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from tfdecouple.evaluation.linear_classifier import (
     fit_pca,
     held_out_count,
 )
+from tfdecouple.evaluation.progress import TimeLeft
 from tfdecouple.evaluation.subset import drawn_indices, subset_batches
 from tfdecouple.model import DecoupledModel
 
@@ -60,6 +62,7 @@ def linear_probe(
     Memory: float32 features of one kind at a time for pixels, of z and v together otherwise: 4 * (train_images +
     test_images) * S * S * 3 bytes, 0.7 GB for 60,000 images of 32 x 32, beside the images, a quarter of that. Time: on
     10,000 x 3,072 features each classifier took about a minute on one core of a busy machine, its choice of C included.
+    While it lasts, lines say how long it will take, by the sizes of what was fitted and what is to come.
 
     Args:
         model: the model, with weights.
@@ -94,6 +97,7 @@ def linear_probe(
     test = _read(model, source, "test", test_images, seed=seed, batch_size=batch_size, say=say)
     _require_classes(source, train.labels[: -held_out_count(len(train.labels))])
 
+    fits = _Fits(_dimensions(model, len(train.labels)), say)
     rows: list[dict[str, Any]] = []
     predictions: dict[tuple[str, str], np.ndarray] = {}
 
@@ -102,7 +106,9 @@ def linear_probe(
         row: dict[str, Any] = {"features": name, "dimensions": of_train.shape[1], "classifiers": {}}
         for kind in KINDS:
             begin = time.monotonic()
-            fitted = fit_classifier(kind, of_train, train.labels)
+            fits.begin(name, kind, of_train.shape[1])
+            fitted = fit_classifier(kind, of_train, train.labels, fits.tried)
+            fits.end()
             predictions[name, kind] = fitted.classifier.predict(of_test)
             result = _result(fitted, predictions[name, kind] == test.labels, time.monotonic() - begin)
             row["classifiers"][kind] = result
@@ -121,7 +127,8 @@ def linear_probe(
 
     classify_image_like("pixels", _pixels(train.images), _pixels(test.images))
     say("encoding")
-    (z, v), (z_test, v_test) = (_encode(model, part.images, batch_size) for part in (train, test))
+    with fits.paused():
+        (z, v), (z_test, v_test) = (_encode(model, part.images, batch_size, say) for part in (train, test))
     if z is not None and z_test is not None:
         _standardize(z, z_test)
         classify("z", z, z_test)
@@ -140,6 +147,50 @@ def linear_probe(
     }
     report["text"] = _table(report)
     return report
+
+
+class _Fits:
+    """Says how far the fits are.
+
+    Args:
+        dimensions: of all features that will be classified.
+        say: see `linear_probe`.
+    """
+
+    def __init__(self, dimensions: list[int], say: Callable[[str], None]):
+        # Each classifier is fitted to all values of C at most, and then once more; the time of a fit is taken for
+        # proportional to its dimensions.
+        self._left = TimeLeft(sum(dimensions) * len(KINDS) * (len(STRENGTHS) + 1))
+        self._say = say
+        self._what, self._size = "", 0
+        self._done = self._before = 0
+
+    def begin(self, name: str, kind: str, dimensions: int) -> None:
+        """Begins with a classifier."""
+        self._what, self._size = f"{name}, {kind}", dimensions
+
+    def tried(self, strength: float) -> None:
+        """Counts a fit."""
+        self._done += self._size
+        if text := self._left.due(self._done):
+            self._say(f"  {self._what}: C {strength:g} is tried, {text}")
+
+    def end(self) -> None:
+        """Ends with a classifier: what was not tried is done as well."""
+        self._done = self._before = self._before + self._size * (len(STRENGTHS) + 1)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out of the reckoning the time that something else takes."""
+        begun = time.monotonic()
+        yield
+        self._left.shift(time.monotonic() - begun)
+
+
+def _dimensions(model: DecoupledModel, train_images: int) -> list[int]:
+    """Returns the numbers of dimensions of all features, in any order."""
+    size, latent = math.prod(model.config.image_shape), model.config.latent_dim
+    return [size, size, latent, *2 * [min(latent, size, train_images)]] if model.config.has_latent else [size, size]
 
 
 def _read(
@@ -180,10 +231,13 @@ def _pixels(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1).astype(np.float32)
 
 
-def _encode(model: DecoupledModel, images: np.ndarray, batch_size: int) -> tuple[np.ndarray | None, np.ndarray]:
+def _encode(
+    model: DecoupledModel, images: np.ndarray, batch_size: int, say: Callable[[str], None]
+) -> tuple[np.ndarray | None, np.ndarray]:
     """Returns z, float32 `[n, d_z]` (None without z), and v, float32 `[n, S * S * 3]`."""
     z = np.empty((len(images), model.config.latent_dim), np.float32) if model.config.has_latent else None
     v = np.empty((len(images), math.prod(images.shape[1:])), np.float32)
+    left = TimeLeft(len(images))
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         # Batches of one size, or TensorFlow would trace everything once more for the last.
@@ -193,6 +247,8 @@ def _encode(model: DecoupledModel, images: np.ndarray, batch_size: int) -> tuple
         if z is not None and codes.z is not None:
             z[rows] = codes.z[: len(batch)]
         v[rows] = codes.v.numpy().reshape(batch_size, -1)[: len(batch)]
+        if text := left.due(rows.stop):
+            say(f"  {rows.stop:,} of {len(images):,} images encoded, {text}")
     return z, v
 
 

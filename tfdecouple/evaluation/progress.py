@@ -64,11 +64,35 @@ class Counter:
         if now >= self._next:
             self._next = now + _INTERVAL
             rate = (done - before) / (now - begun) if now > begun else 0.0
-            left = f", {rate:.3g} {self._unit}/s, {_duration((self._total - done) / rate)} left" if rate else ""
+            left = f", {rate:.3g} {self._unit}/s, {duration((self._total - done) / rate)} left" if rate else ""
             print(f"{self._what}: {done} of {self._total} {self._unit}{left}", file=self._file, flush=True)
 
 
-def _duration(seconds: float) -> str:
+class TimeLeft:
+    """Says now and then how long work will still take, from how long it took so far.
+
+    Args:
+        total: how much there is to do, in any unit.
+    """
+
+    def __init__(self, total: float):
+        self._total = total
+        self._begun = self._told = time.monotonic()
+
+    def shift(self, seconds: float) -> None:
+        """Leaves out of the reckoning so long that something else took."""
+        self._begun += seconds
+
+    def due(self, done: float) -> str | None:
+        """Returns such as "about 3 min left" where so much is done, None where that was said a moment ago."""
+        now = time.monotonic()
+        if now - self._told < _INTERVAL or not 0 < done < self._total:
+            return None
+        self._told = now
+        return f"about {duration((now - self._begun) * (self._total - done) / done)} left"
+
+
+def duration(seconds: float) -> str:
     """Returns about how long it is, in two units at most."""
     if seconds < 60:
         return f"{seconds:.0f} s"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from tfdecouple.data import Source, chosen_batches
 from tfdecouple.errors import DataError
-
-# Lines of progress come at most this often, in seconds.
-PROGRESS_EVERY = 15.0
+from tfdecouple.evaluation.progress import TimeLeft
 
 
 def drawn_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
@@ -56,10 +53,9 @@ def subset_batches(
     Raises:
         DataError: for an unreadable image or an empty batch.
     """
-    done, told = 0, time.monotonic()
+    done, left = 0, TimeLeft(len(indices))
     for batch in chosen_batches(source, split, indices, batch_size=batch_size):
         yield batch
         done += len(batch["label"])
-        if time.monotonic() - told > PROGRESS_EVERY and done < len(indices):
-            say(f"  {done:,} of {len(indices):,} {split} images")
-            told = time.monotonic()
+        if text := left.due(done):
+            say(f"  {done:,} of {len(indices):,} {split} images, {text}")
