@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -180,7 +181,7 @@ def ended(*arguments, shell="", **environment):
     """Runs `python -m tfdecouple` in a shell that ends with these redirections."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LC_", "LANG"))}
     command = ["bash", "-c", f'"$@" {shell}', "bash", sys.executable, "-m", "tfdecouple", *arguments]
-    return subprocess.run(command, cwd=ROOT, env={**clean, **environment}, capture_output=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env={**clean, **environment}, capture_output=True, timeout=PATIENCE)
 
 
 class TestTerminal:

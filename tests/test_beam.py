@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import random_images, user_environment
+from conftest import PATIENCE, random_images, user_environment
 from PIL import Image
 from test_cli import ROOT, refused
 
@@ -114,7 +114,7 @@ class TestPipeline:
         command = [sys.executable, "-m", "tfdecouple", "encode-beam", "--model", exported, "--images", pictures]
         command += ["--out", out, "--v", "--batch-size", 4, *TWO_WORKERS]
         ended = subprocess.run(
-            list(map(str, command)), cwd=ROOT, env=user_environment(), capture_output=True, text=True, timeout=300
+            list(map(str, command)), cwd=ROOT, env=user_environment(), capture_output=True, text=True, timeout=PATIENCE
         )
         assert ended.returncode == 0, ended.stderr
         assert_same(read(out), single, "z", "v")

@@ -5,10 +5,9 @@ import pathlib
 import re
 import subprocess
 import sys
-import time
 
 import pytest
-from conftest import run_config, user_environment
+from conftest import PATIENCE, run_config, user_environment
 
 from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, load_preset, preset_names
@@ -22,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 def program(*arguments):
     """Runs a program of the repository, as a user would."""
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=user_environment(), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=user_environment(), capture_output=True, text=True, timeout=PATIENCE)
 
 
 def refused(capsys, call):
@@ -88,9 +87,7 @@ class TestRefusals:
 
     def test_missing_data_set_is_one_line_with_the_command_that_prepares_it(self, capsys, tmp_path):
         arguments = ["--preset", "cifar10", "--data-dir", str(tmp_path / "none"), "--workdir", str(tmp_path / "run")]
-        begun = time.monotonic()
         line = refused(capsys, lambda: train_main(arguments))
-        assert time.monotonic() - begun < 20
         assert "cifar10" in line and str(tmp_path / "none") in line
         assert "--download" in line
         assert not (tmp_path / "run").exists()
@@ -134,7 +131,7 @@ class TestProgram:
 
     def test_reader_that_goes_away_is_no_error(self):
         shell = f"set -o pipefail; '{sys.executable}' -m tfdecouple presets | head -n 1"
-        ended = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        ended = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
         assert ended.stderr == ""
         assert ended.returncode in (0, 141)
         assert ended.stdout.startswith("quickstart")

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import SMALL, give_effect, let_z_show, random_images, user_environment, write_run
+from conftest import PATIENCE, SMALL, give_effect, let_z_show, random_images, user_environment, write_run
 from densities import counted_batches
 
 from tfdecouple.commands import evaluate
@@ -344,7 +344,7 @@ class TestHelp:
             "    assert not {'tensorflow', 'keras', 'numpy'} & set(sys.modules)\n"
         )
         ended = subprocess.run(
-            [sys.executable, "-c", code], env=user_environment(), capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", code], env=user_environment(), capture_output=True, text=True, timeout=PATIENCE
         )
         assert (ended.returncode, ended.stderr) == (0, "")
         assert "--importance" in ended.stdout and "--latent-use" in ended.stdout

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import SMALL, give_effect, random_images, run_config, user_environment, write_run
+from conftest import PATIENCE, SMALL, give_effect, random_images, run_config, user_environment, write_run
 from PIL import Image
 from test_cli import ROOT, refused
 
@@ -564,7 +564,12 @@ class TestHelp:
             "print('loaded:', {'tensorflow', 'keras', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules))\n"
         )
         ended = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, env=user_environment(), capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=user_environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
         assert (ended.returncode, ended.stderr) == (0, "")
         assert ended.stdout.endswith("loaded: set()\n")

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from conftest import SMALL, TINY, give_effect, random_images, user_environment, write_run
+from conftest import PATIENCE, SMALL, TINY, give_effect, random_images, user_environment, write_run
 from PIL import Image
 from test_cli import ROOT, refused
 
@@ -526,14 +526,15 @@ class TestKill:
         whole, kills = 0, 0
         while not (out / "_manifest.json").exists() or not manifest(out)["complete"]:
             with subprocess.Popen(command, cwd=ROOT, env=user_environment(), stdout=subprocess.DEVNULL) as process:
-                end = time.monotonic() + 120
-                while process.poll() is None and len(list(out.glob("*.parquet"))) < whole + 100:
+                end = time.monotonic() + PATIENCE
+                # Early among its 334 files, so that it is not over before the signal comes.
+                while process.poll() is None and len(list(out.glob("*.parquet"))) < whole + 30:
                     assert time.monotonic() < end
                     time.sleep(0.002)
                 if process.poll() is None and kills < 3:
                     process.send_signal(signal.SIGKILL)
                     kills += 1
-                assert process.wait(120) == (-signal.SIGKILL if not manifest(out)["complete"] else 0)
+                assert process.wait(PATIENCE) == (-signal.SIGKILL if not manifest(out)["complete"] else 0)
             found = {path.stem: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
             assert len(found) >= whole
             whole = len(found)

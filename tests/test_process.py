@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import PATIENCE
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -30,7 +31,7 @@ def threads(asked, **environment):
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("TF_NUM_", "MALLOC_"))}
     command = [sys.executable, "-c", PROGRAM, json.dumps(asked)]
     done = subprocess.run(
-        command, cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True, timeout=120, check=True
+        command, cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     return json.loads(done.stdout)
 

@@ -24,7 +24,11 @@ SMALL = {
     "model.steps": "[1,[1],[1],1]",
     "model.hidden_channels": "[4,4,4,4]",
     "model.encoder_channels": "[4]",
-    "training.steps": 2,
+    # So that every weight has moved: of a model at its start the gate has nothing to compare.
+    "training.steps": 20,
+    "training.learning_rate": 0.01,
+    "training.warmup_steps": 2,
+    "training.ema_decay": 0.5,
     "training.batch_size": 8,
     "training.init_images": 16,
     "training.evaluation_images": 16,

@@ -20,7 +20,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY, random_images
+from conftest import PATIENCE, TINY, random_images
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from PIL import Image
 from serving_server import Server, to_proto
@@ -549,7 +549,7 @@ def test_docker_compose(exported, name):
     }
 
 
-def wait_until(condition, seconds=20):
+def wait_until(condition, seconds=PATIENCE):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "in vain"

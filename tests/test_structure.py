@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import PATIENCE
 
 import tfdecouple
 
@@ -163,7 +164,7 @@ def run(code):
     """Runs Python in a process of its own and returns what it prints."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
