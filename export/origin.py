@@ -15,7 +15,7 @@ from tfdecouple.config import Config
 from tfdecouple.data import crop_of_own_images
 from tfdecouple.data.fitting import RESIZE
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import load_config, load_weights, require_own_images
+from tfdecouple.runs import empty_model, load_config, load_weights, require_own_images
 
 _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
 
@@ -85,7 +85,7 @@ def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel
     config = load_config(run)
     # The gate takes images from there.
     require_own_images(run, config.data)
-    model = DecoupledModel(config.model)
+    model = empty_model(run, config)
     averaged = config.training.ema_decay > 0
     step = load_weights(run, model, averaged)
     model.require_initialized()

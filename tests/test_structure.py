@@ -25,13 +25,14 @@ MAY_IMPORT = {
     "files": {"errors"},
     "process": {"errors"},
     "config": {"errors", "files"},
-    "parameters": BASE,
+    "memory": set(),
+    "parameters": BASE | {"memory"},
     "layers": BASE | {"tf32"},
     "flow": BASE | {"layers"},
     "prior": BASE | {"layers", "flow"},
     "encoder": BASE | {"layers", "tf32"},
     "model": BASE | {"layers", "flow", "prior", "encoder", "randomness"},
-    "data": BASE,
+    "data": BASE | {"memory"},
     "checkpoints": {"errors", "files"},
 }
 # The rest, in the order of the arrow: each may import what stands before it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import pathlib
 import re
@@ -16,6 +17,9 @@ import tensorflow as tf
 from tfdecouple.errors import RunError
 
 Variables = Mapping[str, Any]
+
+# Names in a checkpoint begin so; what follows is a name of `DecoupledModel.named_variables`, with its slashes escaped.
+_NETWORKS = {"flow": "model/flow.S", "encoder": "model/encoder.S", "prior": "model/prior_flow.S"}
 
 _NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{9})\.index")
 
@@ -93,6 +97,36 @@ class CheckpointFolder:
             raise RunError(
                 f"the checkpoint {prefix} does not fit the config beside it: {_first_line(error)}"
             ) from error
+
+    def parameter_count(self, kind: str, step: int) -> dict[str, int]:
+        """Returns how many trainable parameters of each network a checkpoint says that it holds; reads no weights.
+
+        Returns:
+            The numbers of "flow", "encoder", "prior" and their "total", as `parameters.count_parameters`.
+
+        Raises:
+            DamagedCheckpointError: where it cannot be read, or speaks of more bytes than its files have.
+        """
+        prefix = self.prefix(kind, step)
+        counts = dict.fromkeys(_NETWORKS, 0)
+        try:
+            reader = tf.train.load_checkpoint(prefix)
+            types = reader.get_variable_to_dtype_map()
+            claimed = 0
+            for name, shape in reader.get_variable_to_shape_map().items():
+                claimed += math.prod(shape) * types[name].size
+                # Moving statistics of batch normalisation and permutations, of whole numbers, are no parameters.
+                if types[name] == tf.float32 and ".Smoving_" not in name:
+                    for network, beginning in _NETWORKS.items():
+                        counts[network] += math.prod(shape) if name.startswith(beginning) else 0
+            held = sum(data.stat().st_size for data in self.path.glob(f"{kind}-{step:09d}.data-*"))
+        except (tf.errors.OpError, OSError, RuntimeError, LookupError, ValueError) as error:
+            raise DamagedCheckpointError(f"the checkpoint {prefix} is damaged ({_first_line(error)})") from error
+        if claimed > held:
+            raise DamagedCheckpointError(
+                f"the checkpoint {prefix} is damaged (its weights would be {claimed:,} bytes, its files have {held:,})"
+            )
+        return {**counts, "total": sum(counts.values())}
 
     def remove(self, kind: str, step: int) -> None:
         """Removes a checkpoint; its index goes first, so that it is never half there."""

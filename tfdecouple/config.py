@@ -29,6 +29,8 @@ BAD_IMAGE_RULES = ("stop", "skip")
 
 # More than any image can be halved.
 MOST_LEVELS = 24
+# TensorFlow needs minutes to build so many; the deepest preset has 92.
+MOST_STEPS = 1000
 # What keras.utils.set_random_seed takes.
 SEEDS = 2**32
 # A name is that of a folder: bytes that file systems take, with room for endings.
@@ -158,8 +160,10 @@ class ModelConfig:
                 f"model.steps[{level}] is {_plain(steps)}; an inner level needs a list of 1 to {factor - 1} numbers "
                 f"(its factor is {factor})",
             )
-        for count in (n for entry in self.steps for n in (entry if isinstance(entry, tuple) else (entry,))):
+        counts = [n for entry in self.steps for n in (entry if isinstance(entry, tuple) else (entry,))]
+        for count in counts:
             _at_least("an entry of model.steps", count, 1)
+        _check(sum(counts) <= MOST_STEPS, f"model.steps adds up to {sum(counts)} steps; at most {MOST_STEPS} are built")
         scale = 2 ** (levels - 1)
         _check(
             self.image_size % scale == 0,
@@ -195,6 +199,10 @@ class ModelConfig:
                 f"model.latent_dim is {self.latent_dim}; a prior flow needs at least 2 (or set model.prior=normal)",
             )
             _at_least("model.prior_steps", self.prior_steps, 1)
+            _check(
+                self.prior_steps <= MOST_STEPS,
+                f"model.prior_steps is {self.prior_steps}; at most {MOST_STEPS} are built",
+            )
             _at_least("model.prior_hidden", self.prior_hidden, 1)
         if self.conditioning == "base":
             _at_least("model.base_hidden", self.base_hidden, 1)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from tfdecouple.config import ModelConfig
+from tfdecouple.errors import ConfigError
+from tfdecouple.memory import machine_memory, shown_bytes
+
+_FLOAT_BYTES = 4
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
@@ -16,6 +20,51 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
         if config.prior == "flow":
             counts["prior"] = config.prior_steps * _prior_step(config)
     return {**counts, "total": sum(counts.values())}
+
+
+def require_memory(config: ModelConfig, copies: int = 1) -> None:
+    """Refuses a model that this machine cannot hold, before a weight of it is made.
+
+    Args:
+        config: of the model.
+        copies: of the weights that are held: 1 to use a model, more to train it.
+
+    Raises:
+        ConfigError: naming the largest of its sizes, where the weights or the widest map of one image need more memory
+            than the machine has.
+    """
+    memory = machine_memory()
+    counts = count_parameters(config)
+    weights, image = copies * counts["total"] * _FLOAT_BYTES, _widest_map(config) * _FLOAT_BYTES
+    if max(weights, image) <= memory:
+        return
+    most = max(("flow", "encoder", "prior"), key=counts.__getitem__)
+    what = (
+        f"{shown_bytes(weights)} for {counts['total']:,} parameters, most of them of the {most}"
+        if weights >= image
+        else f"{shown_bytes(image)} for a single image"
+    )
+    sizes = {
+        "model.image_size": config.image_size,
+        "model.latent_dim": config.latent_dim if config.has_latent else 0,
+        "an entry of model.hidden_channels": max(config.hidden_channels),
+        "an entry of model.encoder_channels": max(config.encoder_channels) if config.has_latent else 0,
+        "model.encoder_out_channels": config.encoder_out_channels if config.has_latent else 0,
+        "model.prior_hidden": config.prior_hidden if config.has_latent and config.prior == "flow" else 0,
+        "model.base_hidden": config.base_hidden if config.conditioning == "base" else 0,
+    }
+    name = max(sizes, key=sizes.__getitem__)
+    raise ConfigError(
+        f"the model is too large: it needs {what}, and this machine has {shown_bytes(memory)} of memory; "
+        f"the largest of its sizes is {name}, {sizes[name]}"
+    )
+
+
+def _widest_map(config: ModelConfig) -> int:
+    """Returns how many numbers the largest map of one image holds."""
+    widths = [(config.image_size // 2**level) ** 2 * hidden for level, hidden in enumerate(config.hidden_channels)]
+    encoder = config.image_size**2 * config.encoder_channels[0] if config.has_latent else 0
+    return max(3 * config.image_size**2, encoder, *widths)
 
 
 def _flow(config: ModelConfig) -> int:

@@ -10,6 +10,7 @@ from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.opening import place_of
 from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.model import DecoupledModel
+from tfdecouple.parameters import count_parameters, require_memory
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -71,9 +72,36 @@ def load_model(run: str | pathlib.Path) -> DecoupledModel:
         ConfigError: where its config does not hold.
     """
     config = load_config(run)
-    model = DecoupledModel(config.model)
+    model = empty_model(run, config)
     load_weights(run, model, averaged=config.training.ema_decay > 0)
     return model
+
+
+def empty_model(run: str | pathlib.Path, config: Config) -> DecoupledModel:
+    """Returns the model that a run's config describes, once its size was found to be that of the run's weights.
+
+    Neither config nor checkpoints need be right: a config can ask for any size in a few characters.
+
+    Raises:
+        ConfigError: where this machine has too little memory for the model.
+        RunError: where the newest of the whole checkpoints has other numbers of parameters.
+    """
+    require_memory(config.model)
+    folder = CheckpointFolder(pathlib.Path(run) / CHECKPOINTS)
+    planned = count_parameters(config.model)
+    for kind, step in [(name, number) for name in ("best", "step") for number in folder.steps(name)]:
+        try:
+            held = folder.parameter_count(kind, step)
+        except DamagedCheckpointError:
+            continue
+        for network, count in planned.items():
+            if held[network] != count:
+                raise RunError(
+                    f"the checkpoint {folder.prefix(kind, step)} does not fit the config beside it: the {network} has "
+                    f"{count:,} parameters by the config, and {held[network]:,} in the checkpoint"
+                )
+        break
+    return DecoupledModel(config.model)
 
 
 def load_weights(run: str | pathlib.Path, model: DecoupledModel, averaged: bool) -> int:

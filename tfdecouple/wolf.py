@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -13,8 +12,9 @@ import numpy as np
 from tfdecouple.checkpoints import CheckpointFolder
 from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig
 from tfdecouple.errors import ConfigError, WolfError
-from tfdecouple.files import write_json, write_text
+from tfdecouple.files import parse_json, write_json, write_text
 from tfdecouple.model import DecoupledModel
+from tfdecouple.parameters import require_memory
 from tfdecouple.runs import CHECKPOINTS, CONFIG
 
 Arrays = Mapping[str, np.ndarray]
@@ -58,6 +58,7 @@ def import_wolf(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WolfError(f"--workdir {workdir} exists and is not empty; name a new folder")
     model_config = model_config_of(_read_json(config_path), image_size=image_size, n_bits=n_bits)
+    require_memory(model_config)
     model = DecoupledModel(model_config)
     assign(model, read_state(weights_path))
     config = Config(
@@ -325,7 +326,7 @@ def _batch_norm(theirs: str, ours: str) -> Iterator[Row]:
 
 def _read_json(path: str | pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        return parse_json(pathlib.Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise WolfError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:

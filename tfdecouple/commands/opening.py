@@ -18,7 +18,7 @@ from tfdecouple.data.messages import one_line
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.evaluation import subset
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import load_config, load_weights, require_own_images
+from tfdecouple.runs import empty_model, load_config, load_weights, require_own_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def open_run(options: argparse.Namespace, z_for: str = "") -> OpenedRun:
             f"the model of {options.run} has no z (model.conditioning is 'none'), and {z_for} needs one; "
             "take the run of a model with z"
         )
-    model = DecoupledModel(config.model)
+    model = empty_model(options.run, config)
     step = load_weights(options.run, model, averaged=config.training.ema_decay > 0)
     return OpenedRun(options.run, config, model, step)
 

@@ -14,6 +14,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import Arrays, MemorySplit
 from tfdecouple.errors import DataError
+from tfdecouple.memory import machine_memory, shown_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,12 @@ def open_photographs(config: DataConfig, image_size: int) -> Source:
                 f"the image size is {image_size}, but the photograph {photograph.name} has room for crops of {largest} "
                 "pixels; use at most that, or another data.source"
             )
+    needed = config.photograph_crops * image_size**2 * 3
+    if needed > machine_memory():
+        raise DataError(
+            f"data.photograph_crops is {config.photograph_crops}: crops of {image_size} pixels would take "
+            f"{shown_bytes(needed)}, and this machine has {shown_bytes(machine_memory())} of memory; use fewer"
+        )
     counts = {"train": config.photograph_crops, **_HELD_OUT_CROPS}
     splits = {
         name: MemorySplit(

@@ -25,6 +25,7 @@ from tfdecouple.errors import ConfigError, RunError, UserError
 from tfdecouple.evaluation import BitsPerDim, Evaluator, save_pictures
 from tfdecouple.evaluation.grids import reconstruct
 from tfdecouple.files import TEMPORARY, write_json, write_text
+from tfdecouple.parameters import require_memory
 from tfdecouple.runs import CHECKPOINTS, CONFIG, load_config, load_weights
 from tfdecouple.training.cluster import find_cluster
 from tfdecouple.training.metrics import MetricsLog, NoLog
@@ -116,6 +117,7 @@ def _train(config: Config, folder: pathlib.Path, workers: Workers, download: boo
         with contextlib.ExitStack() as stack:
             _check_alike(workers, config)
             check_batch(config.training, workers.strategy.num_replicas_in_sync)
+            _check_memory(config)
             resumed = workers.by_chief(lambda: _check_folder(folder, config))
             source = workers.together(lambda: open_source(config.data, config.model.image_size, download))
             workers.same("the images", json.dumps(source.sizes))
@@ -133,6 +135,17 @@ def _train(config: Config, folder: pathlib.Path, workers: Workers, download: boo
             "out of memory; start again in another --workdir with a smaller training.batch_size or more "
             f"training.micro_batches ({error.message.splitlines()[0][:200]})"
         ) from error
+
+
+def _check_memory(config: Config) -> None:
+    """Refuses a model that cannot be trained here, whatever the batch.
+
+    Raises:
+        ConfigError: where weights, gradients, Adam's moments and averages need more memory than the machine has; of
+            machines with a GPU, whose memory holds them, the weights alone.
+    """
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    require_memory(config.model, copies=1 if has_gpu else 4 + bool(config.training.ema_decay))
 
 
 def _check_alike(workers: Workers, config: Config) -> None:

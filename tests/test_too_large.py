@@ -1,0 +1,156 @@
+"""Tests that a model too large for its weights or for the machine is refused before a weight of it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import pytest
+from conftest import TINY, write_run
+
+import tfdecouple
+from export.cli import main as export_main
+from tfdecouple import memory, parameters
+from tfdecouple.checkpoints import CheckpointFolder, DamagedCheckpointError
+from tfdecouple.cli import main, train_main
+from tfdecouple.config import Config, DataConfig, ModelConfig, load_preset, override, preset_names
+from tfdecouple.data import open_source
+from tfdecouple.errors import ConfigError, DataError, RunError
+from tfdecouple.parameters import count_parameters, require_memory
+from tfdecouple.runs import load_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+COMMITTED = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/config.json"))
+COMMITTED += [ROOT / "tests" / "data" / "golden" / "1" / "run"]
+
+TOO_LARGE = {
+    "wide": (["model.hidden_channels=[4,1000000000,6]"], "an entry of model.hidden_channels, 1000000000"),
+    "wide code": (["model.latent_dim=1000000000"], "model.latent_dim, 1000000000"),
+    "wide encoder": (["model.encoder_channels=[4,1000000000]"], "an entry of model.encoder_channels, 1000000000"),
+    "wide prior": (["model.prior_hidden=10000000000"], "model.prior_hidden, 10000000000"),
+    "large images": (["model.image_size=1073741824"], "model.image_size, 1073741824"),
+    "as large as a number can be": (["model.hidden_channels=[4,9000000000000000000,6]"], "9000000000000000000"),
+    "thousands of steps": (["model.steps=[1,[1,5000],1]"], "model.steps adds up to 5003 steps"),
+    "as many steps as a number can be": (["model.steps=[9000000000000000000,[1,1],1]"], "model.steps adds up to"),
+    "thousands of steps of the prior": (["model.prior_steps=5000"], "model.prior_steps is 5000"),
+}
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Fails where a model is made."""
+
+    def made(*_, **__):
+        pytest.fail("a model is made")
+
+    for module in ("runs", "wolf", "training.state"):
+        monkeypatch.setattr(f"tfdecouple.{module}.DecoupledModel", made)
+
+
+@pytest.fixture
+def enlarged(tiny_run, tmp_path):
+    """Makes a copy of `tiny_run` whose config has other values."""
+
+    def make(assignments: list[str]) -> pathlib.Path:
+        run = tmp_path / "run"
+        shutil.copytree(tiny_run, run)
+        values = Config.from_json(run / "config.json").to_dict()
+        for assignment in assignments:
+            (section, name), value = assignment.partition("=")[0].split("."), assignment.partition("=")[2]
+            values[section][name] = json.loads(value)
+        (run / "config.json").write_text(json.dumps(values))
+        return run
+
+    return make
+
+
+def refused(capsys, call) -> str:
+    assert call() == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "batch" not in err, err
+    return err
+
+
+@pytest.mark.parametrize("kind", TOO_LARGE)
+def test_every_way_to_open_or_train_it_is_one_line(enlarged, no_model, capsys, kind, tmp_path):
+    assignments, says = TOO_LARGE[kind]
+    run = enlarged(assignments)
+    with pytest.raises(ConfigError) as caught:
+        tfdecouple.load_model(run)
+    assert says in str(caught.value)
+    assert says in refused(capsys, lambda: main(["sample", "--run", str(run)]))
+    assert says in refused(capsys, lambda: export_main(["--run", str(run), "--to", str(tmp_path / "exported")]))
+    new = str(tmp_path / "new")
+    assert says in refused(capsys, lambda: train_main(["--config", str(run / "config.json"), "--workdir", new]))
+    assert not pathlib.Path(new).exists()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("model.hidden_channels=[4,8,6]", "the flow has"),
+        ("model.steps=[1,[1,500],1]", "the flow has"),
+        ("model.encoder_out_channels=3", "the encoder has"),
+        ("model.prior_steps=2", "the prior has"),
+    ],
+)
+def test_config_that_does_not_fit_its_weights_is_refused_before_the_model(enlarged, no_model, assignment, says):
+    with pytest.raises(RunError, match=f"does not fit the config beside it: {says}"):
+        tfdecouple.load_model(enlarged([assignment]))
+
+
+@pytest.mark.parametrize("run", COMMITTED, ids=lambda run: f"{run.parent.name}/{run.name}")
+def test_checkpoints_say_how_many_parameters_they_hold(run):
+    folder = CheckpointFolder(run / "checkpoints")
+    assert folder.parameter_count("best", folder.steps("best")[0]) == count_parameters(load_config(run).model)
+
+
+def test_permutations_are_no_parameters(tmp_path):
+    from tfdecouple.model import DecoupledModel
+
+    config = ModelConfig(**{**dataclasses.asdict(TINY), "linear": "lu"})
+    run = write_run(tmp_path / "run", DecoupledModel(config))
+    assert CheckpointFolder(run / "checkpoints").parameter_count("best", 1) == count_parameters(config)
+
+
+def test_weights_that_are_more_than_their_file_are_damaged(tiny_run, tmp_path):
+    shutil.copytree(tiny_run / "checkpoints", tmp_path, dirs_exist_ok=True)
+    (data,) = tmp_path.glob("*.data-*")
+    data.write_bytes(data.read_bytes()[:1000])
+    with pytest.raises(DamagedCheckpointError, match="its files have 1,000"):
+        CheckpointFolder(tmp_path).parameter_count("best", 1)
+
+
+class TestMemory:
+    def test_training_needs_more_than_use(self, monkeypatch):
+        weights = 4 * count_parameters(TINY)["total"]
+        monkeypatch.setattr(parameters, "machine_memory", lambda: 2 * weights)
+        require_memory(TINY)
+        with pytest.raises(ConfigError, match="the model is too large: it needs"):
+            require_memory(TINY, copies=4)
+
+    @pytest.mark.parametrize("name", preset_names())
+    def test_no_preset_is_too_large_to_be_used(self, monkeypatch, name):
+        monkeypatch.setattr(parameters, "machine_memory", lambda: 3 * 2**30)
+        require_memory(load_preset(name).model, copies=5)
+
+    def test_of_a_container_counts(self, monkeypatch, tmp_path):
+        whole = memory.machine_memory()
+        assert 2**28 < whole < 2**50
+        (tmp_path / "max").write_text("max\n")
+        (tmp_path / "limit").write_text("12345\n")
+        monkeypatch.setattr(memory, "_GROUP_FILES", (str(tmp_path / "max"), str(tmp_path / "none")))
+        physical = memory.machine_memory()
+        assert physical >= whole
+        monkeypatch.setattr(memory, "_GROUP_FILES", (str(tmp_path / "limit"),))
+        assert memory.machine_memory() == 12345
+
+
+@pytest.mark.parametrize("count", [10**9, 2**62])
+def test_crops_that_fill_the_memory_are_refused(count):
+    data = override(Config(), [f"data.photograph_crops={count}"]).data
+    with pytest.raises(DataError, match=f"data.photograph_crops is {count}"):
+        open_source(data, 64)
+    open_source(DataConfig(), 8)
