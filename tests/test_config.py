@@ -300,7 +300,7 @@ IMPOSSIBLE = [
     ("training.beta_1", 1.0, "[0, 1)", {}),
     ("training.beta_2", -0.1, "[0, 1)", {}),
     ("training.ema_decay", 1.0, "[0, 1)", {}),
-    ("training.precision", "float16", "'float32', 'mixed_bfloat16'", {}),
+    ("training.precision", "float16", "'float32', 'tf32', 'mixed_bfloat16'", {}),
     ("training.micro_batches", 3, "must be a multiple", {"batch_size": 64}),
 ]
 SECTIONS = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "errors": set(),
     "randomness": set(),
     "tf32": set(),
+    "emulation": {"errors"},
     "files": {"errors"},
     "process": {"errors"},
     "config": {"errors", "files"},

@@ -8,10 +8,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import SMALL, give_effect, random_images
+from conftest import SMALL, give_effect, random_images, run_config
 
 from tfdecouple.config import Config, TrainingConfig
+from tfdecouple.emulation import emulated_accelerator
+from tfdecouple.evaluation.draws import DrawBounds
+from tfdecouple.layers import ActNorm, InvertibleConv1x1, net_precision
 from tfdecouple.layers import parts as layer_parts
+from tfdecouple.prior import PriorFlow
+from tfdecouple.tf32 import full_float32
+from tfdecouple.training import train
 from tfdecouple.training.adam import Adam, Variables
 from tfdecouple.training.schedule import kl_weight, learning_rate
 from tfdecouple.training.state import TrainingState
@@ -310,6 +316,89 @@ class TestStep:
         assert result.bits_per_dim == pytest.approx(exact.bits_per_dim, abs=0.02)
         variables = [*trainer.state.trainable.values(), *trainer.state.averages.values(), *trainer.state.means.values()]
         assert {variable.dtype for variable in variables} == {tf.float32}
+
+
+class TestPrecision:
+    """Steps on an emulated GPU, whose products are rounded to TF32 while TensorFlow's switch for it is on."""
+
+    @pytest.fixture(autouse=True)
+    def gpu(self):
+        tf.config.experimental.enable_tensor_float_32_execution(True)
+        with emulated_accelerator():
+            yield
+        assert tf.config.experimental.tensor_float_32_execution_enabled()
+
+    def test_of_float32_is_full_whatever_the_switch(self, one_device):
+        trainer = Trainer()
+        assert trainer.take() == one_device[2][0]
+        assert_equal(trainer.values(), one_device[1][1])
+
+    @pytest.mark.parametrize("users", [True, False])
+    def test_of_tf32_is_rounded_but_near_whatever_the_switch(self, one_device, users):
+        tf.config.experimental.enable_tensor_float_32_execution(users)
+        trainer = Trainer(precision="tf32")
+        result, right = trainer.take(), one_device[2][0]
+        assert tf.config.experimental.tensor_float_32_execution_enabled() is users
+        tf.config.experimental.enable_tensor_float_32_execution(True)
+        assert result.applied and result != right
+        assert result.bits_per_dim == pytest.approx(right.bits_per_dim, rel=1e-3)
+        # Adam's means after one step are a share of the gradient.
+        found, full = (
+            np.concatenate([value.ravel() for name, value in values.items() if name.startswith("means/")])
+            for values in (trainer.values(), one_device[1][1])
+        )
+        assert 1e-6 < np.linalg.norm(found - full) / np.linalg.norm(full) < 1e-2
+
+    @pytest.mark.parametrize("form", ["full", "lu"])
+    @pytest.mark.parametrize("kind", ["1x1 convolution", "its inverse", "actnorm", "prior"])
+    def test_of_tf32_leaves_what_is_inverted_or_measured_in_full(self, kind, form):
+        layer, shape = {
+            "1x1 convolution": (InvertibleConv1x1(form), [2, 4, 4, 6]),
+            "its inverse": (InvertibleConv1x1(form), [2, 4, 4, 6]),
+            "actnorm": (ActNorm(), [2, 4, 4, 6]),
+            "prior": (PriorFlow(2, 8, linear=form), [3, 6]),
+        }[kind]
+        x = tf.constant(np.random.default_rng(0).standard_normal(shape), tf.float32)
+        layer.forward_and_log_det(x)
+        give_effect(layer, scale=0.3)
+        weights = [variable.value for variable in layer.trainable_variables]
+        method = layer.inverse_and_log_det if kind == "its inverse" else layer.forward_and_log_det
+
+        def found(precision):
+            @tf.function(autograph=False)
+            def run():
+                with net_precision(precision), tf.GradientTape() as tape:
+                    tape.watch(x)
+                    y, log_det = method(x)
+                    loss = tf.reduce_sum(tf.sin(y)) + tf.reduce_sum(log_det)
+                return [y, log_det, *tape.gradient(loss, [x, *weights])]
+
+            rounded = [value.numpy() for value in run()]
+            with full_float32():
+                return rounded, [value.numpy() for value in run()]
+
+        on, off = found("tf32")
+        assert all(np.array_equal(one, other) for one, other in zip(on, off, strict=True))
+        plain_on, plain_off = found("float32")
+        for one, other in zip(off, plain_off, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+        # Without going round it, all but the actnorm are rounded.
+        assert kind == "actnorm" or np.abs(plain_on[0] - plain_off[0]).max() > 1e-5
+
+    def test_validation_of_a_run_in_tf32_is_in_full_float32(self, image_folder, tmp_path, monkeypatch):
+        seen = []
+        bounds = DrawBounds._over_draws
+
+        def look(self, *inputs):
+            result = bounds(self, *inputs)
+            on = tf.numpy_function(tf.config.experimental.tensor_float_32_execution_enabled, [], tf.bool)
+            with tf.control_dependencies([tf.numpy_function(seen.append, [on], [])]):
+                return tf.identity(result)
+
+        monkeypatch.setattr(DrawBounds, "_over_draws", look)
+        config = run_config(image_folder, precision="tf32", steps=5)
+        assert train(config, tmp_path / "run").summary["steps"] == 5
+        assert seen and not any(seen)
 
 
 class PoisonedTrainer(Trainer):

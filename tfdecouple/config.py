@@ -24,7 +24,7 @@ CONDITIONING = ("coupling", "base", "none")
 TRANSFORMS = ("affine", "additive")
 LINEAR_FORMS = ("full", "lu")
 PRIORS = ("flow", "normal")
-PRECISIONS = ("float32", "mixed_bfloat16")
+PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
 BAD_IMAGE_RULES = ("stop", "skip")
 
 # More than any image can be halved.
@@ -288,7 +288,10 @@ class TrainingConfig:
         kl_weight: weight of the KL term in the loss; 1 in the paper. Below 1, z keeps more of the image. What is
             reported is always the whole bound, with weight 1.
         kl_warmup_steps: updates over which the weight rises linearly from 0; 0 in the paper.
-        precision: "float32", or "mixed_bfloat16" for the coupling nets' products.
+        precision: of the products in a step. "float32": in full, as the paper's code computed them (and so the
+            presets), which is older than TF32. "tf32": those of encoder and coupling nets as GPUs since Ampere do it
+            faster, with 10 bits of mantissa; all else in full. "mixed_bfloat16": those of the coupling nets in
+            bfloat16. Validation, test and whatever else is measured is always in full.
         remat: whether the hidden maps of the coupling nets are computed again in the backward pass instead of kept:
             less memory, more time, the same numbers.
         seed: of everything drawn at random.

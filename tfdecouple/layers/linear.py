@@ -13,6 +13,7 @@ from tfdecouple.config import LINEAR_FORMS
 from tfdecouple.errors import ConfigError
 from tfdecouple.layers.base import InvertibleLayer
 from tfdecouple.layers.channels import channel_product
+from tfdecouple.layers.precision import current_net_precision
 from tfdecouple.layers.sizes import per_image, positions
 from tfdecouple.tf32 import full_float32
 
@@ -25,10 +26,10 @@ class _ChannelOperator(tf.linalg.LinearOperatorFullMatrix):
     """
 
     def _matvec(self, x: tf.Tensor, adjoint: bool = False) -> tf.Tensor:
-        return channel_product(x, self.to_dense(), transpose=True)
+        return channel_product(x, self.to_dense(), transpose=True, full=True)
 
     def _solvevec(self, y: tf.Tensor, adjoint: bool = False) -> tf.Tensor:
-        return channel_product(y, inverse_matrix(self.to_dense()), transpose=True)
+        return channel_product(y, inverse_matrix(self.to_dense()), transpose=True, full=True)
 
 
 def inverse_matrix(matrix: tf.Tensor) -> tf.Tensor:
@@ -90,7 +91,11 @@ class InvertibleLinear(InvertibleLayer):
         """Returns W, `[channels, channels]`."""
         if self.form == "full":
             return tf.convert_to_tensor(self.kernel)
-        return tf.linalg.lu_reconstruct(tf.convert_to_tensor(self.factors), tf.convert_to_tensor(self.permutation))
+        factors = tf.convert_to_tensor(self.factors)
+        # The product of L and U: as `full_product`, which it calls no more than TFP's.
+        dtype = tf.float64 if current_net_precision() == "tf32" else factors.dtype
+        matrix = tf.linalg.lu_reconstruct(tf.cast(factors, dtype), tf.convert_to_tensor(self.permutation))
+        return tf.cast(matrix, factors.dtype)
 
     def log_abs_det(self) -> tf.Tensor:
         """Returns log |det W|, a scalar."""
@@ -102,7 +107,7 @@ class InvertibleLinear(InvertibleLayer):
     def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Returns the layer's output; nothing depends on the data."""
         # Not by the bijector, for the reason that `ActNorm.initialize` states.
-        return channel_product(x, self.matrix(), transpose=True)
+        return channel_product(x, self.matrix(), transpose=True, full=True)
 
     def condition_number(self) -> tf.Tensor:
         """Returns the ratio of the largest to the smallest singular value of W, float64: a sign of divergence."""

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.layers.base import need_condition
-from tfdecouple.layers.channels import channel_product
+from tfdecouple.layers.channels import channel_product, full_product
 from tfdecouple.layers.convolution import convolve
 from tfdecouple.layers.precision import current_net_precision
 from tfdecouple.layers.remat import narrowed
@@ -122,7 +122,7 @@ class ConvNet(CouplingNet):
             x: `[batch, height, width, channels]`.
             condition: z, `[batch, condition_size]`; ignored by an unconditional net.
         """
-        dtype = current_net_precision() or self.compute_dtype
+        dtype = "bfloat16" if current_net_precision() == "bfloat16" else self.compute_dtype
 
         def weight(variable: Any) -> tf.Tensor:
             return tf.cast(tf.convert_to_tensor(variable), dtype)
@@ -165,6 +165,6 @@ class MLP(CouplingNet):
     def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Returns `[batch, outputs]` for x `[batch, channels]`."""
         read = tf.convert_to_tensor
-        h = tf.nn.elu(tf.matmul(x, read(self.first)) + read(self.first_bias))
-        h = tf.nn.elu(tf.matmul(h, read(self.second)) + read(self.second_bias))
-        return tf.matmul(h, self.last.kernel()) + read(self.last.bias)
+        h = tf.nn.elu(full_product(x, read(self.first)) + read(self.first_bias))
+        h = tf.nn.elu(full_product(h, read(self.second)) + read(self.second_bias))
+        return full_product(h, self.last.kernel()) + read(self.last.bias)

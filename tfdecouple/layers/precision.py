@@ -1,4 +1,4 @@
-"""The precision of the coupling nets' products, the only part of the flow that may run below float32."""
+"""The precision of the products in encoder and coupling nets, the only parts of a model that may run below float32."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ _state = threading.local()
 def net_precision(dtype: str) -> Iterator[None]:
     """Runs the coupling nets that are called (or traced) inside in `dtype`.
 
+    "tf32" says that TensorFlow's own switch may be on when the computation runs (`tfdecouple.tf32`): products of the
+    encoder and of coupling nets on images are left to it, all others go round it (`full_product`), since the switch
+    holds for a whole graph. "bfloat16" is of the coupling nets on images alone.
+
     The precision belongs to a computation and not to a model: training may use "bfloat16" while encode and decode of
     the same model stay in float32. Exact inversion needs that, for in lower precision the net would see rounded
     inputs on the way back that round differently from those on the way forward.
 
     Args:
-        dtype: "float32" or "bfloat16".
+        dtype: "float32", "tf32" or "bfloat16".
     """
     before = getattr(_state, "dtype", None)
     _state.dtype = None if dtype == "float32" else dtype
@@ -29,5 +33,5 @@ def net_precision(dtype: str) -> Iterator[None]:
 
 
 def current_net_precision() -> str | None:
-    """Returns the dtype set by `net_precision`, or None for that of the layer."""
+    """Returns what was told to `net_precision`, or None for the full precision of the layer."""
     return getattr(_state, "dtype", None)

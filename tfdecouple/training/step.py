@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.config import Config
 from tfdecouple.layers import net_precision, rematerialized
+from tfdecouple.tf32 import full_float32, tensor_float_32
 from tfdecouple.training.adam import Adam, Variables, move_average
 from tfdecouple.training.schedule import kl_weight, learning_rate
 from tfdecouple.training.state import TrainingState
@@ -19,6 +20,9 @@ from tfdecouple.training.state import TrainingState
 # How many variables are updated at a time. Left to itself TensorFlow begins with all of them, and for a moment holds
 # temporary copies of the whole model: half a gigabyte for the 52 million weights of the preset cifar10.
 _LANES = 2
+
+# Of the encoder's and coupling nets' products, by `training.precision`.
+_NETS = {"float32": "float32", "tf32": "tf32", "mixed_bfloat16": "bfloat16"}
 
 
 class StepResult(NamedTuple):
@@ -92,11 +96,12 @@ class TrainStep:
             stop: whether this process was asked to stop. The step is taken all the same; its result tells all workers.
         """
         step, wish = tf.constant(step, tf.int32), tf.constant(float(stop))
-        if self._total is None:
-            return self._whole(parts[0], step, wish)
-        for number, images in enumerate(parts):
-            self._accumulate(images, step, tf.constant(number), wish)
-        return self._finish()
+        with tensor_float_32() if self._config.training.precision == "tf32" else full_float32():
+            if self._total is None:
+                return self._whole(parts[0], step, wish)
+            for number, images in enumerate(parts):
+                self._accumulate(images, step, tf.constant(number), wish)
+            return self._finish()
 
     def _whole_step(self, images: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
         return self._judge_and_apply(self._strategy.run(self._replica, args=(images, step, 0, stop)))
@@ -149,13 +154,13 @@ class TrainStep:
         batch, own = training.batch_size, slice(start, start + local)
         z_noise = randomness.normal([batch, model.config.latent_dim], randomness.fold(seed, "z"))[own]
         u_noise = randomness.uniform([batch, *model.config.image_shape], randomness.fold(seed, "u"))[own]
-        dtype = "bfloat16" if training.precision == "mixed_bfloat16" else "float32"
+        nets = _NETS[training.precision]
         # Read once for all parts of the batch.
         weights = [tf.convert_to_tensor(weight) for weight in self._state.trainable.values()]
         read = list(zip(self._keras_variables(self._state.trainable), weights, strict=True))
         # The scope catches the new moving statistics of batch normalisation, too: a step that turns out not to be
         # finite must leave them alone.
-        with keras.StatelessScope(state_mapping=read) as scope, net_precision(dtype), rematerialized(training.remat):
+        with keras.StatelessScope(state_mapping=read) as scope, net_precision(nets), rematerialized(training.remat):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(weights)
                 elbo = model.elbo_from_noise(images, z_noise, u_noise, training=True)

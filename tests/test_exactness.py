@@ -1,0 +1,255 @@
+"""The promise of exactness where products are rounded: all that a model computes, on an emulated GPU."""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import SMALL, TINY, give_effect, random_images
+
+import tfdecouple
+from export.folding import fold
+from export.gate.arrays import BATCHES
+from export.gate.cases import make_cases
+from tfdecouple import tf32
+from tfdecouple.codes.encoding import make_encoder
+from tfdecouple.codes.fields import Field
+from tfdecouple.config import DataConfig
+from tfdecouple.data import load_images, open_source
+from tfdecouple.emulation import emulated_accelerator
+from tfdecouple.evaluation.draws import DrawBounds
+from tfdecouple.evaluation.latent_use import measure_latent_use
+from tfdecouple.layers import Coupling
+from tfdecouple.model import DecoupledModel
+
+enabled = tf.config.experimental.tensor_float_32_execution_enabled
+enable = tf.config.experimental.enable_tensor_float_32_execution
+RESULTS = pathlib.Path(tfdecouple.__file__).parents[1] / "docs" / "results"
+
+# Every kind of layer and of p(z), each in one of these at least.
+KINDS = {
+    "coupling": SMALL,
+    "base-lu": dataclasses.replace(SMALL, conditioning="base", linear="lu", base_hidden=6),
+    "none-additive": dataclasses.replace(SMALL, conditioning="none", transform="additive", alpha=1.0),
+    "lu-additive-5bit": dataclasses.replace(SMALL, linear="lu", multiscale_transform="additive", n_bits=5),
+    "three levels": TINY,
+    "normal": dataclasses.replace(SMALL, prior="normal", alpha=0.5),
+}
+QUICK = ("coupling", "base-lu", "none-additive")
+IMAGES, OTHERS = random_images(3), random_images(3, seed=1)
+NOISE = tf.constant(np.random.default_rng(0).standard_normal([3, 4]), tf.float32)
+X = tf.constant(np.random.default_rng(1).uniform(-1, 1, [3, 8, 8, 3]), tf.float32)
+PART = tf.constant(np.random.default_rng(2).standard_normal([3, 4, 4, 12]), tf.float32)
+
+
+@pytest.fixture(autouse=True)
+def default_setting():
+    enable(True)
+    yield
+    assert enabled()
+
+
+@functools.cache
+def built(kind):
+    model = DecoupledModel(KINDS[kind])
+    model.initialize(random_images(16))
+    return give_effect(model, scale=0.2)
+
+
+@pytest.fixture(params=[*QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind not in QUICK)])
+def model(request):
+    return built(request.param)
+
+
+@contextlib.contextmanager
+def unmended():
+    """TensorFlow's switch is left as it is: what a check must notice."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf32._switch, "turn", lambda **change: None)
+        yield
+
+
+def z_of(model):
+    return NOISE if model.config.has_latent else None
+
+
+def batches():
+    return tf.data.Dataset.from_tensors({"image": IMAGES, "index": tf.range(3), "weight": tf.ones([3])})
+
+
+# What has an answer for every model, and what only where there is a z.
+VERBS = {
+    "encode": lambda m: m.encode(IMAGES).v,
+    "decode": lambda m: m.flow.inverse_and_log_det(X, z_of(m)),
+    "sample": lambda m: m.sample(3, seed=0),
+    "elbo": lambda m: m.elbo(IMAGES, seed=0),
+    "likelihood": lambda m: m.likelihood(z_of(m)).log_prob(X),
+    "likelihood's sample": lambda m: m.likelihood(z_of(m)).sample(seed=(0, 1)),
+    "diagnose": lambda m: list(m.diagnose(IMAGES).values()),
+    "flow": lambda m: m.flow(X, z_of(m)),
+    "bijector": lambda m: m.flow.as_bijector().forward(X, condition=z_of(m)),
+    "step": lambda m: m.flow.levels[1][0].layers[0].forward_and_log_det(PART, z_of(m)),
+    "1x1 convolution": lambda m: m.flow.levels[1][0].layers[0].sequence[1].inverse_and_log_det(PART),
+    "coupling's scale": lambda m: scales(m),
+    "folding": lambda m: list(fold(m).arrays.values()),
+}
+VERBS_OF_Z = {
+    "encode's z": lambda m: m.encode(IMAGES).z,
+    "switch": lambda m: m.flow.inverse_and_log_det(m.encode(IMAGES).v, m.encode(OTHERS).z),
+    "interpolate": lambda m: m.interpolate(IMAGES, OTHERS, [0.0, 0.5], [0.0, 0.5]),
+    "posterior": lambda m: [m.posterior(IMAGES).mean(), m.posterior(IMAGES).log_prob(NOISE)],
+    "posterior's sample": lambda m: m.posterior(IMAGES).sample(seed=(0, 1)),
+    "encoder": lambda m: m.encoder(X),
+    "prior": lambda m: m.prior.log_prob(NOISE),
+    "prior's sample": lambda m: m.prior.sample(3, seed=(0, 1)),
+    "z_from_noise": lambda m: m.z_from_noise(NOISE),
+}
+# Where TF32 must not show even without the mending: pixels of 256 levels hide it, weights are multiplied by NumPy.
+COARSE = {"sample", "interpolate", "folding"}
+
+
+def scales(model):
+    layer = next(layer for layer in model.flow._flatten_layers() if isinstance(layer, Coupling))
+    x = tf.ones([3, 8, 8, layer._channels])
+    return [
+        layer.scale(x, z_of(model) if layer.condition_size else None),
+        layer.net(x[..., : layer._n_kept], z_of(model)),
+    ]
+
+
+def answers(run, model):
+    return [np.asarray(value) for value in tf.nest.flatten(run(model)) if value is not None]
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def check(name, run, model):
+    """A verb is in full float32 to the bit where products are rounded, and the check would notice if it were not."""
+    full = answers(run, model)
+    with emulated_accelerator():
+        assert same(answers(run, model), full), name
+        assert enabled()
+        with unmended():
+            rounded = answers(run, model)
+    return same(rounded, full)
+
+
+class TestModel:
+    def test_every_verb_is_in_full_float32(self, model):
+        verbs = {**VERBS, **(VERBS_OF_Z if model.config.has_latent else {})}
+        blind = {name for name, run in verbs.items() if check(name, run, model)}
+        if model.config.transform == "additive":
+            blind -= {"diagnose", "coupling's scale"}
+        if model.config.prior == "normal":
+            blind -= {"prior", "prior's sample", "z_from_noise"}
+        assert blind <= COARSE
+
+    def test_images_come_back_and_the_users_products_stay_as_they_were(self, model):
+        a = tf.constant([[1.0 + 2**-12]])
+        with emulated_accelerator():
+            for _ in range(2):
+                assert tf.matmul(a, a) == 1 and enabled()
+                images = model.quantize_images(IMAGES)
+                np.testing.assert_array_equal(model.decode(*model.encode(images, verify=True)), images)
+        assert tf.matmul(a, a) > 1
+
+    def test_the_start_from_data(self, model):
+        def start():
+            again = DecoupledModel(model.config)
+            again.initialize(random_images(16), seed=3)
+            return [variable.numpy() for name, variable in again.named_variables().items() if "actnorm" in name]
+
+        def seeded():
+            tf.keras.utils.set_random_seed(0)
+            return start()
+
+        full = seeded()
+        with emulated_accelerator():
+            assert same(seeded(), full)
+            with unmended():
+                assert not same(seeded(), full)
+
+
+class TestPrograms:
+    """What the programs compute with a model."""
+
+    PROGRAMS = {
+        "bounds": lambda m: list(vars(DrawBounds(m)(batches(), samples=2, seed=0)).values()),
+        "latent use": lambda m: list(
+            measure_latent_use(m, batches(), split="test", averaged_weights=False).to_dict().values()
+        ),
+        "corpus": lambda m: make_encoder(m, [Field("z", (4,)), Field("z_std", (4,)), Field("v", (8, 8, 3))], 4)(IMAGES),
+        "gate": lambda m: make_cases(m, random_images(sum(BATCHES), seed=2)),
+    }
+
+    @pytest.mark.parametrize("name", PROGRAMS)
+    def test_compute_in_full_float32(self, name):
+        assert not check(name, self.PROGRAMS[name], built("coupling"))
+
+
+class TestThreads:
+    def test_eight_at_once(self):
+        models = [built(kind) for kind in (*QUICK, QUICK[0])]
+        images = [np.asarray(model.quantize_images(IMAGES)) for model in models]
+        full = [model.encode(IMAGES).v.numpy() for model in models]
+        a, products, wrong = tf.constant([[1.0 + 2**-12]]), set(), []
+        exact = float(tf.matmul(a, a)[0, 0])
+        begin = threading.Barrier(8)
+
+        def use(model, images, v):
+            begin.wait()
+            for _ in range(10):
+                if not np.array_equal(model.encode(images).v, v):
+                    wrong.append(model.name)
+                if not np.array_equal(model.decode(*model.encode(images)), images):
+                    wrong.append(model.name)
+
+        def multiply():
+            begin.wait()
+            products.update(float(tf.matmul(a, a)[0, 0]) for _ in range(100))
+
+        jobs = [(use, job) for job in zip(models, images, full, strict=True)] + [(multiply, ())] * 4
+        with emulated_accelerator():
+            threads = [threading.Thread(target=run, args=arguments) for run, arguments in jobs]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert not wrong
+            # In other threads never less exact than the user chose, and as chosen once all have left.
+            assert products <= {1.0, exact}
+            assert enabled() and tf.matmul(a, a) == 1
+
+
+# Of the crops for test of the embedded photographs: some that TF32 changes.
+CROPS = [28, 101, 173, 27, 138, 174, 62, 30]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", sorted(path.parent.name for path in RESULTS.glob("*/config.json")))
+class TestTrainedRuns:
+    @pytest.fixture(scope="class")
+    def crops(self):
+        source = open_source(DataConfig(source="photographs"), 32)
+        return load_images(source, "test", max(CROPS) + 1)[0][CROPS]
+
+    def test_keep_every_image_which_without_the_mending_they_lose(self, run, crops):
+        model = tfdecouple.load_model(RESULTS / run)
+
+        def lost():
+            back = np.asarray(model.decode(*model.encode(crops)))
+            return int((back != crops).any((1, 2, 3)).sum())
+
+        assert lost() == 0
+        with emulated_accelerator():
+            assert lost() == 0 and enabled()
+            with unmended():
+                assert lost() > 0
+        with emulated_accelerator(noise=1e-6):
+            assert lost() == 0
