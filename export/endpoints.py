@@ -138,6 +138,11 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
     )
 
 
+def onnx_names(config: ModelConfig) -> dict[str, str]:
+    """Returns the names of the ONNX files, without suffix, by the endpoints that they offer."""
+    return {one.name: one.onnx for one in endpoints(config) if one.onnx}
+
+
 def endpoint(config: ModelConfig, name: str) -> Endpoint:
     """Returns the endpoint of that name."""
     return next(one for one in endpoints(config) if one.name == name)

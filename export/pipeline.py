@@ -14,10 +14,10 @@ from typing import Any
 import tensorflow as tf
 
 from export.card import JSON_NAME, TEXT_NAME, card_text, make_card, merged
-from export.endpoints import Endpoint, endpoints
+from export.endpoints import Endpoint, endpoints, onnx_names
 from export.folding import fold
 from export.gate.arrays import Report, save_cases
-from export.gate.cases import keeps_extreme_images, make_cases, real_images
+from export.gate.cases import make_cases, real_images, weight_digests
 from export.gate.run import pass_gate
 from export.onnx_files import build_onnx, save_onnx
 from export.origin import Origin, open_run
@@ -138,12 +138,11 @@ class _Export:
                 runtime = find_runtime(request.web_runtime, _made(place.staging / "npm"))
             self.say("asking the Keras model for what the files must answer")
             images, checked_on = real_images(origin.config)
+            asked = make_cases(model, images, tell=self.say)
+            layouts = {"savedmodel": "NHWC", "onnx": "NCHW", "web": "NCHW"}
+            asked |= weight_digests(model, sorted({layouts[name] for name in request.formats}))
             cases = place.staging / "cases.npz"
-            asked = make_cases(model, images)
             save_cases(asked, cases)
-            # An alpha near 1 and an image far from all that the model was trained on: then float32 is too coarse for
-            # the model itself, and no file can do better.
-            self._exact = origin.config.model.alpha < 1 and keeps_extreme_images(model, asked)
             formats: dict[str, Any] = {}
             version = self._saved_model(place, cases, formats)
             onnx = self._onnx(place, cases, formats)
@@ -167,7 +166,7 @@ class _Export:
         write_warmup(folder, origin.name, offered)
         self.say("checking the SavedModel in a process of its own")
         signatures = [endpoint.name for endpoint in offered]
-        report = self._pass_gate("check_saved_model", folder, cases, endpoints=signatures)
+        report = self._pass_gate("check_saved_model", folder, cases, endpoints=signatures, name=origin.name)
         formats["savedmodel"] = _entry(origin, report, [f"savedmodel/{version}"])
         formats["savedmodel"]["signatures"] = signatures
         return version
@@ -179,17 +178,24 @@ class _Export:
             return folder
         folder.mkdir()
         folded = fold(model, "NCHW")
+        metadata = {**origin.metadata(), "name": origin.name}
         for endpoint in endpoints(model.config):
             if endpoint.onnx is None:
                 continue
             self.say(f"ONNX: {endpoint.onnx}")
-            metadata = {**origin.metadata(), "name": origin.name, "endpoint": endpoint.name}
-            whole = build_onnx(folded, endpoint, metadata)
+            whole = build_onnx(folded, endpoint, {**metadata, "endpoint": endpoint.name})
             for precision in self.request.precisions:
                 save_onnx(with_smaller_weights(whole, precision), folder / f"{endpoint.onnx}.{precision}.onnx")
             save_onnx(whole, folder / f"{endpoint.onnx}.onnx")
         self.say("checking the ONNX files in a process of its own")
-        report = self._pass_gate("check_onnx", folder, cases, precisions=list(self.request.precisions))
+        report = self._pass_gate(
+            "check_onnx",
+            folder,
+            cases,
+            names=onnx_names(model.config),
+            metadata=metadata,
+            precisions=list(self.request.precisions),
+        )
         files = sorted(path.name for path in folder.iterdir())
         formats["onnx"] = _entry(origin, report, [f"onnx/{name}" for name in files])
         formats["onnx"]["bytes"] = {name: (folder / name).stat().st_size for name in files}
@@ -197,7 +203,7 @@ class _Export:
 
     def _pass_gate(self, check: str, folder: pathlib.Path, cases: pathlib.Path, **options: object) -> Report:
         """Runs a check, and tells what it measured."""
-        report = pass_gate(check, folder, cases, exact=self._exact, **options)
+        report = pass_gate(check, folder, cases, tell=self.say, **options)
         for endpoint, outputs in report.parity.items():
             for output, figures in outputs.items():
                 if "differing" in figures:

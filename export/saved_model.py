@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from export.endpoints import Endpoint
 from export.folding import FoldedModel
 from export.network import Network
+
+# Of the names of the variables; the rest is the weight's own, with points for slashes.
+PREFIX = "folded/"
 
 
 def save_saved_model(
@@ -35,42 +37,27 @@ def save_saved_model(
     Raises:
         OSError, tf.errors.OpError: where the disk is full or the folder cannot be written.
     """
-    holder = _Weights(folded)
+    # Plain variables: those of a Keras layer would be written twice.
+    variables = {
+        name: tf.Variable(array, trainable=False, name=f"{PREFIX}{name.replace('/', '.')}")
+        for name, array in folded.arrays.items()
+    }
     archive = keras.export.ExportArchive()
-    archive.track(holder)
     for endpoint in endpoints:
         archive.add_endpoint(
             name=endpoint.name,
-            fn=_function(folded, holder, endpoint, progress),
+            fn=_function(folded, variables, endpoint, progress),
             input_signature=[array.spec() for array in endpoint.inputs],
         )
     archive.write_out(str(folder), verbose=False)
 
 
-class _Weights(keras.layers.Layer):
-    """Holds the folded weights, for Keras to track."""
-
-    def __init__(self, folded: FoldedModel):
-        super().__init__(dtype="float32", name="folded", trainable=False)
-        self.by_name = {
-            name: self.add_weight(
-                name=name.replace("/", "."), shape=array.shape, initializer=_constant(array), trainable=False
-            )
-            for name, array in folded.arrays.items()
-        }
-        self.built = True
-
-
-def _constant(array: np.ndarray) -> Callable[..., Any]:
-    return lambda shape, dtype: keras.ops.convert_to_tensor(array, dtype)
-
-
 def _function(
-    folded: FoldedModel, holder: _Weights, endpoint: Endpoint, progress: Callable[[str], Any]
+    folded: FoldedModel, variables: Mapping[str, tf.Variable], endpoint: Endpoint, progress: Callable[[str], Any]
 ) -> Callable[..., dict[str, tf.Tensor]]:
     def call(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         progress(endpoint.name)
-        weights = {name: tf.convert_to_tensor(variable) for name, variable in holder.by_name.items()}
+        weights = {name: tf.convert_to_tensor(variable) for name, variable in variables.items()}
         named = {array.name: tensor for array, tensor in zip(endpoint.inputs, inputs, strict=True)}
         return endpoint.build(Network(folded, weights), named)
 

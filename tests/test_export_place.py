@@ -69,8 +69,8 @@ def quick(opened, monkeypatch):
 
     monkeypatch.setattr(pipeline, "open_run", lambda run, name: opened)
     monkeypatch.setattr(pipeline, "real_images", lambda config: (None, "test images"))
-    monkeypatch.setattr(pipeline, "make_cases", lambda model, images: {})
-    monkeypatch.setattr(pipeline, "keeps_extreme_images", lambda model, cases: True)
+    monkeypatch.setattr(pipeline, "make_cases", lambda model, images, tell: {})
+    monkeypatch.setattr(pipeline, "weight_digests", lambda model, layouts: {})
     monkeypatch.setattr(pipeline, "fold", lambda model, layout="NHWC": None)
     monkeypatch.setattr(pipeline, "build_onnx", lambda folded, endpoint, metadata: onnx.ModelProto(producer_name="it"))
     monkeypatch.setattr(pipeline, "with_smaller_weights", lambda model, precision: model)
@@ -650,7 +650,7 @@ class TestWeb:
     def test_runtime_that_is_not_there_is_refused_before_anything_takes_time(
         self, quick, refused, monkeypatch, runtime
     ):
-        def slow(*_):
+        def slow(*_, **__):
             raise AssertionError
 
         monkeypatch.setattr(pipeline, "make_cases", slow)

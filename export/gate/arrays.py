@@ -1,45 +1,69 @@
-"""Arrays on their way between the processes of the gate, and how two of them are compared."""
+"""Arrays on their way between the processes of the gate, and what a process reports."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-# Parity is tried at these batches. The model computes their images in one batch, so that batch freedom is tested too.
-BATCHES = (1, 3, 17)
-# z, v and bits/dim may differ by this much of the largest value.
-TOLERANCE = 1e-4
-# Where pixels come from noise, a value may lie on the border of two levels: so many of them may differ, by one level.
-BORDERLINE = 1e-3
+from export.gate.judge import Answer, restored
+
 # What decodes images hides errors below half a level, since codes of images lie in the middle of their bins: decode is
-# compared on codes drawn at random as well.
+# compared on codes drawn at random, and on such whose pixels lie next to borders of levels, as well.
 DRAWN = "decode of drawn codes"
-LATENCY_BATCHES = (1, 16)
+# A call of 16 is timed where it takes no minutes.
+_LATENCY_BATCHES = (1, 16)
+_LATENCY_SECONDS = 10.0
+# Pixels that a file encodes or decodes at once in the round trip.
+_PIXELS_AT_ONCE = 16 * 64 * 64
 
 Arrays = dict[str, np.ndarray]
 # Calls an endpoint: its name and its inputs by name give its outputs by name.
 Call = Callable[[str, Arrays], Arrays]
 
 
+def batches(image_size: int) -> tuple[int, int, int]:
+    """Returns the sizes of the batches at which parity is tried: fewer of larger images, and never fewer than three.
+
+    The model computes their images in other batches, so that it is tested that none depends on its neighbours.
+    """
+    for side, largest in ((32, 17), (64, 8), (128, 4)):
+        if image_size <= side:
+            return (1, 3, largest)
+    return (1, 2, 3)
+
+
 def save_cases(cases: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
     """Writes the arrays for the processes of the gate."""
     # Names with slashes would become folders in the archive: they are listed in an array of their own.
-    arrays = {f"array_{number}": array for number, array in enumerate(cases.values())}
-    np.savez(path, allow_pickle=False, names=np.array(list(cases)), **arrays)
+    # Endpoints share inputs: what is there before is there once.
+    arrays: Arrays = {}
+    numbers = []
+    for array in cases.values():
+        same = (number for number, other in enumerate(arrays.values()) if _identical(array, other))
+        numbers.append(next(same, len(arrays)))
+        arrays.setdefault(f"array_{numbers[-1]}", array)
+    np.savez_compressed(path, allow_pickle=False, names=np.array(list(cases)), numbers=np.array(numbers), **arrays)
 
 
 def load_cases(path: pathlib.Path) -> Arrays:
     """Reads what `save_cases` wrote."""
     with np.load(path) as archive:
-        return {str(name): archive[f"array_{number}"] for number, name in enumerate(archive["names"])}
+        arrays = {name: archive[name] for name in archive.files if name.startswith("array_")}
+        names = zip(archive["names"], archive["numbers"], strict=True)
+        return {str(name): arrays[f"array_{number}"] for name, number in names}
+
+
+def _identical(a: np.ndarray, b: np.ndarray) -> bool:
+    return a is b or ((a.shape, a.dtype) == (b.shape, b.dtype) and a.tobytes() == b.tobytes())
 
 
 def group(cases: Mapping[str, np.ndarray], prefix: str) -> Arrays:
@@ -52,9 +76,11 @@ class Report:
     """What one process of the gate found.
 
     Attributes:
-        parity: {endpoint: {output: {"max": ..., "mean": ...}}} against the Keras model, over all batches. Of floats the
-            differences relative to the largest value, of pixels in levels, and "differing", the fraction of subpixels.
-        round_trip: {kind of image: {"images": n, "identical": n}} of encode, then decode.
+        parity: {endpoint: {output: {"max": ..., "mean": ..., "unstable": n}}} against the Keras model, over all
+            images on which the model itself is stable; it is not on n of them. Of floats the differences are relative
+            to the largest value, of pixels in levels, and "differing" is the fraction of subpixels.
+        round_trip: {kind of image: {"images": n, "identical": n, "model": n}} of encode, then decode; the model itself
+            keeps as many as "model" says, whether or not their codes are moved a little.
         latency_ms: {endpoint: {batch: milliseconds}}, medians.
         problems: why the export must not be published, a line each.
         notes: other facts for the card.
@@ -77,7 +103,7 @@ class Report:
 
     # --- the checks that both formats pass ---
 
-    def check_parity(self, endpoint: str, call: Call, cases: Arrays, case: str | None = None) -> None:
+    def check_parity(self, endpoint: str, call: Call, cases: Arrays, case: str | None = None) -> Arrays:
         """Compares an endpoint with the Keras model at every batch.
 
         Args:
@@ -85,81 +111,112 @@ class Report:
             call: runs it.
             cases: of the gate.
             case: under which name its inputs and outputs are among the cases; by default its own.
+
+        Returns:
+            What it answered to all batches, or nothing where it failed.
         """
         case = case or endpoint
-        inputs, expected = group(cases, f"in/{case}/"), group(cases, f"out/{case}/")
+        inputs, expected = group(cases, f"in/{case}/"), answers_in(cases, case)
+        if not expected:
+            self.problems.append(f"{endpoint} cannot be compared: the gate has no answers of the model to it")
+            return {}
         start, answers = 0, []
-        for batch in BATCHES:
+        for batch in cases["batches"].tolist():
             try:
                 answers.append(call(endpoint, {name: array[start : start + batch] for name, array in inputs.items()}))
             except Exception as error:  # noqa: BLE001 - whatever a runtime raises, the endpoint does not work
                 self.problems.append(f"{endpoint} fails at batch {batch}: {reason(error)}")
-                return
+                return {}
             start += batch
         self.parity[case] = {}
         if more := sorted({*answers[0]} - {*expected}):
             self.problems.append(f"{endpoint} returns {', '.join(more)} as well, which the model does not")
-        for name, right in expected.items():
-            parts = [answer.get(name) for answer in answers]
-            if any(part is None for part in parts):
+        whole: Arrays = {}
+        for name, answer in expected.items():
+            right, parts = answer.right, [made[name] for made in answers if name in made]
+            if len(parts) < len(answers):
                 self.problems.append(f"{endpoint} has no output {name}")
                 continue
-            found = np.concatenate([np.asarray(part) for part in parts])
+            try:
+                found = np.concatenate([np.asarray(part) for part in parts])
+            except ValueError:
+                shapes = ", ".join(str(list(np.shape(part))) for part in parts)
+                self.problems.append(f"{endpoint} returns {name} of other shapes at other batches: {shapes}")
+                continue
             if found.shape != right.shape or found.dtype != right.dtype:
                 self.problems.append(
                     f"{endpoint} returns {name} as {found.dtype} {list(found.shape)} "
                     f"where the model has {right.dtype} {list(right.shape)}"
                 )
                 continue
-            self.parity[case][name] = difference(found, right)
-            # With fewer than 8 bits, neighbouring levels are pixel values that lie apart.
-            self._judge(case, name, float(np.gcd.reduce(right, axis=None)) if right.dtype == np.uint8 else None)
+            whole[name] = found
+            self.parity[case][name], problem = answer.judge(found)
+            if problem:
+                self.problems.append(f"{case}: {name}: {problem}")
+        return whole
 
-    def _judge(self, case: str, name: str, level: float | None) -> None:
-        figures = self.parity[case][name]
-        if level is not None:
-            # What comes from codes of images lies in the middle of its bin and must agree everywhere.
-            allowed = 0.0 if case == "decode" else BORDERLINE
-            # A single pixel may be far off, where a drawn image is at the edge of what the model can invert.
-            if figures["differing"] > allowed or figures["mean"] > 2 * allowed * max(level, 1.0):
-                self.problems.append(
-                    f"{case}: {figures['differing']:.2%} of the subpixels of {name} differ from the model, by up "
-                    f"to {figures['max']:.0f} levels; allowed {allowed:.1%}" + (", by one level" if allowed else "")
-                )
-        elif not figures["max"] <= TOLERANCE:
-            self.problems.append(
-                f"{case}: {name} differs from the model by {figures['max']:.1e} of the largest value; "
-                f"allowed {TOLERANCE:.0e}"
-            )
-
-    def check_round_trip(self, call: Call, cases: Arrays, exact: bool) -> None:
-        """Encodes and decodes with the files alone.
+    def check_round_trip(self, call: Call, cases: Arrays, encoded: Arrays | None = None) -> None:
+        """Encodes and decodes with the files alone: what the model itself keeps, the files must keep.
 
         Args:
             call: runs an endpoint.
             cases: of the gate.
-            exact: whether extreme images must come back, too: alpha is below 1 and the model itself keeps them.
+            encoded: codes of the first real images, where the file has answered to them already.
         """
         kinds = {"real": cases["real"], **group(cases, "extreme/")}
         for kind, images in kinds.items():
-            identical = 0
-            for start in range(0, len(images), 16):
-                part = images[start : start + 16]
-                back = call("decode", call("encode", {"images": part}))["images"]
-                identical += int((back == part).reshape(len(part), -1).all(1).sum())
-            self.round_trip[kind] = {"images": len(images), "identical": identical}
-            if identical < len(images) and (exact or kind == "real"):
-                self.problems.append(f"decode(encode): {len(images) - identical} of {len(images)} {kind} images differ")
+            kept, back = cases[f"kept/{kind}"], []
+            for part, codes in self._codes(call, images, encoded if kind == "real" else None):
+                back.append((call("decode", codes)["images"] == part).reshape(len(part), -1).all(1))
+            identical = np.concatenate(back)
+            self.round_trip[kind] = {
+                "images": len(images),
+                "identical": int(identical.sum()),
+                "model": int(kept.sum()),
+            }
+            if len(lost := np.flatnonzero(kept & ~identical)):
+                numbers = ", ".join(map(str, lost[:8])) + (", ..." if len(lost) > 8 else "")
+                self.problems.append(
+                    f"decode(encode): {len(lost)} of {len(images)} {kind} images differ (number {numbers}) which the "
+                    "model itself gives back"
+                )
+
+    def _codes(self, call: Call, images: np.ndarray, encoded: Arrays | None) -> Iterator[tuple[np.ndarray, Arrays]]:
+        """Images, some at a time, and what a file encodes them to."""
+        at_once = max(1, min(16, _PIXELS_AT_ONCE // math.prod(images.shape[1:3])))
+        start = 0
+        while start < len(images):
+            known = 0 if encoded is None else len(next(iter(encoded.values())))
+            stop = min(start + at_once, len(images), known if start < known else len(images))
+            part = images[start:stop]
+            if encoded is not None and start < known:
+                yield part, {name: array[start:stop] for name, array in encoded.items()}
+            else:
+                yield part, call("encode", {"images": part})
+            start = stop
 
     def measure_latency(self, endpoint: str, call: Call, cases: Arrays) -> None:
         """Times an endpoint; a few calls are enough for a card."""
         inputs = group(cases, f"in/{endpoint}/")
         self.latency_ms[endpoint] = {}
-        for batch in LATENCY_BATCHES:
-            part = {name: array[:batch] for name, array in inputs.items()}
+        for batch in _LATENCY_BATCHES:
+            part = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in inputs.items()}
+            begun = time.perf_counter()
             call(endpoint, part)
-            seconds = median_seconds(functools.partial(call, endpoint, part))
+            first = time.perf_counter() - begun
+            seconds = first if first > 1 else median_seconds(functools.partial(call, endpoint, part))
             self.latency_ms[endpoint][str(batch)] = round(1000 * seconds, 3)
+            if _LATENCY_BATCHES[-1] * seconds > _LATENCY_SECONDS:
+                return
+
+
+def answers_in(cases: Arrays, case: str) -> dict[str, Answer]:
+    """Returns the model's answers of a case, by the names of outputs."""
+    parts: dict[str, Arrays] = {}
+    for name, array in group(cases, f"out/{case}/").items():
+        output, _, part = name.rpartition("/")
+        parts.setdefault(output, {})[part] = array
+    return {output: restored(arrays) for output, arrays in parts.items()}
 
 
 def run_check(check: Callable[..., Report], arguments: Sequence[str]) -> int:

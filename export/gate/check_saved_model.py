@@ -6,29 +6,58 @@ nothing of Python objects: what only Python can load does not pass.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pathlib
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from export.gate.arrays import DRAWN, Arrays, Report, reason, run_check
+import numpy as np
+
+from export.gate.arrays import DRAWN, Arrays, Report, answers_in, group, reason, run_check
+from export.gate.progress import Progress
+from export.gate.weights import by_name, same
 from tfdecouple.process import start_tensorflow
 
 _TIMED = ("encode", "decode", "sample")
+_DEFAULT = "serving_default"
+# How many images' worth of work a call of an image is.
+_WORK = {"switch": 4, "interpolate": 3}
+# What a saved graph has state for: its variables, and functions that read them.
+_STATEFUL = {
+    "AssignVariableOp", "DisableCopyOnRead", "MergeV2Checkpoints", "PartitionedCall", "ReadVariableOp", "RestoreV2",
+    "SaveV2", "StatefulPartitionedCall", "VarHandleOp", "VarIsInitializedOp",
+}  # fmt: skip
+# Of the names that Keras gives to the variables of `export.saved_model`.
+_PREFIX = "folded/"
 
 
-def check(folder: pathlib.Path, cases: Arrays, exact: bool, endpoints: list[str]) -> Report:
+def check(
+    folder: pathlib.Path,
+    cases: Arrays,
+    endpoints: list[str],
+    name: str,
+    tell: Callable[[str], Any] = print,
+) -> Report:
     """Checks a SavedModel.
 
     Args:
         folder: holds saved_model.pb.
         cases: of the gate.
-        exact: whether every image must come back.
         endpoints: the signatures that there must be, the default one first.
+        name: of the model, as requests to a server say it.
+        tell: is told how far this is.
     """
     start_tensorflow()
     import tensorflow as tf
 
     from tfdecouple.tf32 import full_float32
 
+    if not tf.config.list_physical_devices("GPU"):
+        # The graph is one chain: there is nothing to run side by side. TensorFlow that has started keeps its threads.
+        with contextlib.suppress(RuntimeError):
+            tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)))
     report = Report(notes={"tensorflow": tf.__version__})
     with full_float32(), tf.Graph().as_default(), tf.compat.v1.Session() as session:
         try:
@@ -36,37 +65,155 @@ def check(folder: pathlib.Path, cases: Arrays, exact: bool, endpoints: list[str]
         except Exception as error:  # noqa: BLE001 - whatever TensorFlow raises, a server cannot load it either
             report.problems.append(f"the SavedModel cannot be loaded: {reason(error)}")
             return report
+        report.problems += _operations(folder)
         signatures = meta.signature_def
         # `__saved_model_init_op` names an operation for the loader; it is no signature that anybody calls.
-        found = {name for name in signatures if not name.startswith("__")}
-        if found != {*endpoints, "serving_default"}:
+        found = {signature for signature in signatures if not signature.startswith("__")}
+        if found != {*endpoints, _DEFAULT}:
             report.problems.append(f"the signatures are {sorted(found)}; expected {sorted(endpoints)}")
             return report
+        report.problems += _weights(session, by_name(cases["weights/NHWC"]))
+        count = int(cases["batches"].sum())
+        extra = len(cases["real"]) + sum(map(len, group(cases, "extreme/").values()))
+        work = count * (sum(_WORK.get(endpoint, 1) for endpoint in endpoints) + 1) + 2 * extra - count
+        progress = Progress(tell, work)
 
-        def call(endpoint: str, inputs: Arrays) -> Arrays:
-            signature = signatures[endpoint]
-            feeds = {signature.inputs[name].name: array for name, array in inputs.items()}
-            return session.run({name: info.name for name, info in signature.outputs.items()}, feeds)
+        def call(signature_name: str, inputs: Arrays) -> Arrays:
+            signature = signatures[signature_name]
+            feeds = {signature.inputs[key].name: array for key, array in inputs.items()}
+            made = session.run({key: info.name for key, info in signature.outputs.items()}, feeds)
+            progress.advance(_WORK.get(signature_name, 1) * len(next(iter(inputs.values()))))
+            return made
 
+        encoded: Arrays = {}
         for endpoint in endpoints:
-            signature = signatures[endpoint]
-            for name, info in [*signature.inputs.items(), *signature.outputs.items()]:
-                sizes = [dimension.size for dimension in info.tensor_shape.dim]
-                if not sizes or sizes[0] != -1 or any(size < 1 for size in sizes[1:]):
-                    report.problems.append(f"{endpoint} has {name} of shape {sizes}; only the first axis may be free")
-            report.check_parity(endpoint, call, cases)
-        if "decode" in endpoints:
+            problems = list(_signature(endpoint, signatures[endpoint], cases))
+            report.problems += problems
+            answered = {} if problems else report.check_parity(endpoint, call, cases)
+            encoded = answered if endpoint == "encode" else encoded
+        if "decode" in endpoints and "decode" in report.parity:
             report.check_parity("decode", call, cases, DRAWN)
-        default = {key: info.name for key, info in signatures["serving_default"].inputs.items()}
-        if set(default) != set(signatures[endpoints[0]].inputs):
-            report.problems.append(f"serving_default takes {sorted(default)}; it should be {endpoints[0]}")
+        report.problems += _default(signatures[_DEFAULT], endpoints[0], call, cases)
+        report.problems += _warm_up(folder, name, [_DEFAULT, *endpoints], signatures, call)
         if report.problems:
             return report
         if {"encode", "decode"} <= set(endpoints):
-            report.check_round_trip(call, cases, exact)
-        for endpoint in sorted({*_TIMED} & {*endpoints}):
+            report.check_round_trip(call, cases, encoded)
+        for endpoint in [one for one in _TIMED if one in endpoints and not report.problems]:
             report.measure_latency(endpoint, call, cases)
     return report
+
+
+def _operations(folder: pathlib.Path) -> Iterator[str]:
+    """Yields what is wrong with the graphs as they lie in the file."""
+    from tensorflow.core.protobuf import saved_model_pb2
+    from tensorflow.python.framework import op_def_registry
+
+    message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    if len(message.meta_graphs) != 1:
+        yield f"the SavedModel holds {len(message.meta_graphs)} graphs; expected one, tagged serve"
+        return
+    graph = message.meta_graphs[0].graph_def
+    every = {node.op for node in graph.node}
+    every |= {node.op for function in graph.library.function for node in function.node_def}
+    for operation in sorted(every - _STATEFUL):
+        definition = op_def_registry.get(operation)
+        if definition is None or definition.is_stateful:
+            yield f"the SavedModel has the operation {operation}, whose answers need not be the same every time"
+
+
+def _weights(session: Any, expected: Mapping[str, str]) -> Iterator[str]:
+    """Compares every variable with the folded weight of its name."""
+    found = set()
+    for operation in session.graph.get_operations():
+        if operation.type != "VarHandleOp":
+            continue
+        weight = operation.name.removeprefix(_PREFIX).replace(".", "/")
+        found.add(weight)
+        if weight not in expected:
+            yield f"the SavedModel has a weight {weight} that the run does not have"
+            continue
+        value = session.run(f"{operation.name}/Read/ReadVariableOp:0")
+        if not same(value, expected[weight]):
+            yield f"the SavedModel has other numbers in weight {weight} than the run"
+    if missing := sorted({*expected} - found):
+        yield f"the SavedModel lacks weight {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+
+
+def _signature(endpoint: str, signature: Any, cases: Arrays) -> Iterator[str]:
+    """Yields what is wrong with names, types and shapes of a signature; only the first axis may be free."""
+    import tensorflow as tf
+
+    answers = {name: answer.right for name, answer in answers_in(cases, endpoint).items()}
+    for what, infos, expected in (
+        ("takes", signature.inputs, group(cases, f"in/{endpoint}/")),
+        ("returns", signature.outputs, answers),
+    ):
+        if not expected:
+            # The gate's cases do not know this endpoint; parity says so.
+            continue
+        if {*infos} != {*expected}:
+            yield f"{endpoint} {what} {sorted(infos)} where the model has {sorted(expected)}"
+            continue
+        for name, array in expected.items():
+            sizes = [dimension.size for dimension in infos[name].tensor_shape.dim]
+            dtype = tf.as_dtype(infos[name].dtype).name
+            if sizes != [-1, *array.shape[1:]] or dtype != array.dtype.name:
+                yield (
+                    f"{endpoint} has {name} as {dtype} {sizes}; expected {array.dtype.name} "
+                    f"{[-1, *array.shape[1:]]}, only the first axis free"
+                )
+
+
+def _default(signature: Any, endpoint: str, call: Callable[[str, Arrays], Arrays], cases: Arrays) -> Iterator[str]:
+    """Yields what keeps `serving_default` from answering one image as its endpoint does."""
+    one = {name: array[:1] for name, array in group(cases, f"in/{endpoint}/").items()}
+    try:
+        if {*signature.inputs} != {*one}:
+            yield f"{_DEFAULT} takes {sorted(signature.inputs)}; it should be {endpoint}"
+            return
+        found, right = call(_DEFAULT, one), call(endpoint, one)
+    except Exception as error:  # noqa: BLE001 - whatever a runtime raises, it does not work
+        yield f"{_DEFAULT} fails: {reason(error)}"
+        return
+    if {*found} != {*right} or not all(
+        np.allclose(found[name].astype(np.float64), right[name], rtol=1e-4, atol=1e-4) for name in right
+    ):
+        yield f"{_DEFAULT} does not answer as {endpoint} does"
+
+
+def _warm_up(
+    folder: pathlib.Path,
+    name: str,
+    expected: Sequence[str],
+    signatures: Mapping[str, Any],
+    call: Callable[[str, Arrays], Arrays],
+) -> Iterator[str]:
+    """Yields what is wrong with the requests to warm a server up: there is one of each signature, and it runs."""
+    import tensorflow as tf
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    file = "assets.extra/tf_serving_warmup_requests"
+    path = folder / file
+    if not path.is_file():
+        yield f"{file} is missing"
+        return
+    warmed = []
+    try:
+        for record in tf.compat.v1.io.tf_record_iterator(str(path)):
+            request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+            warmed.append(request.model_spec.signature_name)
+            if request.model_spec.name != name:
+                yield f"{file} is for the model {request.model_spec.name!r}; this one is {name!r}"
+                return
+            if warmed[-1] in signatures:
+                call(warmed[-1], {key: tf.make_ndarray(value) for key, value in request.inputs.items()})
+    except Exception as error:  # noqa: BLE001 - a file that is cut, a message that is none, a request that fails
+        yield f"{file} is damaged after {len(warmed)} requests: {reason(error)}"
+        return
+    if sorted(warmed) != sorted(expected):
+        found = ", ".join(warmed) or "nothing"
+        yield f"{file} has requests for {found}; expected one for each of {', '.join(expected)}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,323 @@
+"""How the gate compares answers, image by image: bounds that are measured, figures, and what is said of what is off."""
+
+import numpy as np
+import pytest
+
+from export.gate.arrays import Report, batches, load_cases, save_cases
+from export.gate.judge import FACTOR, Floats, Pixels, restored
+from export.gate.progress import Progress
+
+SIZES = batches(8)
+COUNT = sum(SIZES)
+FLOATS = np.linspace(-2, 4, COUNT * 10, dtype=np.float32).reshape(COUNT, 10)
+
+
+def floats(right=FLOATS, reaction=1e-4):
+    return Floats.measured(right, [right + np.float32(reaction)])
+
+
+def levels(n_bins=256, seed=0):
+    """Values of pixels, none within 0.2 of the border of two levels."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, n_bins, (COUNT, 8, 8, 3)) + rng.uniform(0.2, 0.8, (COUNT, 8, 8, 3))
+
+
+def pixels(values, reaction=1e-3, n_bins=256):
+    return Pixels.measured(values, [values + reaction], n_bins)
+
+
+class TestFloats:
+    def test_equal_ones_pass_with_figures_of_zero(self):
+        assert floats().judge(FLOATS) == ({"max": 0, "mean": 0, "unstable": 0}, None)
+
+    @pytest.mark.parametrize(("times", "passes"), [(0.9, True), (1.1, False)])
+    def test_bound_is_a_multiple_of_the_reaction_of_that_image(self, times, passes):
+        reaction = np.full((COUNT, 1), 1e-3, np.float32)
+        reaction[3] = 1e-5
+        answer = Floats.measured(FLOATS, [FLOATS, FLOATS + reaction, FLOATS - reaction / 2])
+        assert answer.bound[3] < answer.bound[4] / 20
+        found = FLOATS.copy()
+        found[3, 7] += times * answer.bound[3]
+        figures, problem = answer.judge(found)
+        assert (problem is None) == passes
+        # What another image is allowed does not help this one.
+        if problem:
+            assert problem.startswith("image 3 differs from the model by ")
+            assert f"allowed {answer.bound[3]:.1e}, 4 times what inputs moved by 1e-06 change" in problem
+
+    def test_numbers_near_zero_are_not_compared_relative_to_themselves(self):
+        # As the log-variances of a posterior that is the prior.
+        right = np.full((COUNT, 4), 1e-9, np.float32)
+        answer = Floats.measured(right, [right])
+        assert answer.judge(np.zeros_like(right))[1] is None
+        assert answer.judge(right + np.float32(1e-5))[1] is not None
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_one_value_that_is_no_number_is_a_problem(self, value):
+        found = FLOATS.copy()
+        found[-1, -1] = value
+        assert f"image {COUNT - 1} differs from the model by " in floats().judge(found)[1]
+
+    def test_image_to_which_the_model_has_no_finite_answer_is_not_judged_and_counted(self):
+        right = FLOATS.copy()
+        right[2, 0] = np.nan
+        answer = floats(right)
+        figures, problem = answer.judge(right)
+        assert (figures["unstable"], problem) == (1, None)
+        found = right.copy()
+        found[1] += 1
+        assert "image 1 differs" in answer.judge(found)[1]
+        assert "no finite answer to any" in floats(np.full_like(FLOATS, np.nan)).judge(FLOATS)[1]
+
+    def test_every_image_that_is_off_is_counted(self):
+        found = FLOATS.copy()
+        found[[2, 5, 9]] += 1
+        found[5] += 1
+        problem = floats().judge(found)[1]
+        assert problem.startswith("image 5 ") and problem.endswith(f"(and so for 2 more of {COUNT} images)")
+
+
+class TestPixels:
+    @pytest.mark.parametrize("n_bins", [256, 32])
+    def test_right_ones_pass(self, n_bins):
+        answer = pixels(levels(n_bins), n_bins=n_bins)
+        assert np.array_equal(answer.right, np.floor(levels(n_bins)) * (256 // n_bins))
+        assert answer.judge(answer.right) == ({"max": 0, "mean": 0, "differing": 0, "unstable": 0}, None)
+
+    def test_one_subpixel_off_by_one_is_a_problem_where_the_models_value_is_far_from_a_border(self):
+        answer = pixels(levels())
+        found = answer.right.copy()
+        found[20, 7, 7, 2] ^= 1
+        problem = answer.judge(found)[1]
+        assert problem.startswith("1 subpixels of image 20 differ from the model, by up to 1, where its values are")
+        assert "; allowed 0" in problem
+
+    @pytest.mark.parametrize("n_bins", [256, 32])
+    def test_on_the_border_one_level_is_allowed_and_no_more(self, n_bins):
+        step, values = 256 // n_bins, levels(n_bins)
+        values[4, 1, 2, 0] = 17.0001
+        answer = pixels(values, n_bins=n_bins)
+        for change, passes in ((-step, True), (step, True), (2 * step, False), (6 * step, False), (step + 1, False)):
+            found = answer.right.copy()
+            found[4, 1, 2, 0] = int(found[4, 1, 2, 0]) + change
+            figures, problem = answer.judge(found)
+            assert (problem is None) == passes, change
+            assert figures["max"] == abs(change)
+            if not passes:
+                assert f"image 4 differ from the model by up to {abs(change)}; allowed is one level, {step}" in problem
+
+    def test_beyond_first_and_last_level_there_is_no_border(self):
+        values = levels()
+        values[0, 0, 0] = [-0.0001, 256.0001, 300]
+        answer = pixels(values)
+        assert answer.right[0, 0, 0].tolist() == [0, 255, 255]
+        assert not answer.near[0, 0, 0].any()
+
+    def test_bound_is_that_of_the_image(self):
+        reaction = np.full((COUNT, 1, 1, 1), 1e-4)
+        reaction[3] = 0.1
+        values = levels()
+        values[[2, 3], 0, 0, 0] = 5.1
+        answer = Pixels.measured(values, [values + reaction], 256)
+        assert answer.near[3, 0, 0, 0] and not answer.near[2, 0, 0, 0]
+        assert answer.bound[3] == pytest.approx(FACTOR * 0.1, rel=1e-2)
+
+    def test_unstable_image_may_differ_as_much_as_the_model_itself_and_no_more(self):
+        # v moved by 1e-6 moves 20 subpixels by hundreds of levels: that is the model's and no file's fault.
+        values = levels()
+        moved = values.copy()
+        moved[6].reshape(-1)[:20] += 100
+        answer = Pixels.measured(values, [moved, values], 256)
+        found = answer.right.copy()
+        found[6].reshape(-1)[30:60] += 77
+        figures, problem = answer.judge(found)
+        assert (figures["unstable"], figures["max"], problem) == (1, 0, None)
+        found[6].reshape(-1)[60:190] += 77
+        assert "160 subpixels of image 6 differ from the model; allowed 8" in answer.judge(found)[1]
+        # The others are held to theirs.
+        found = answer.right.copy()
+        found[7, 0, 0, 0] ^= 1
+        assert "1 subpixels of image 7" in answer.judge(found)[1]
+
+    def test_too_many_on_the_border_are_a_problem(self):
+        # All values lie on borders; of a right file some would come out on each side.
+        values = np.broadcast_to(np.float64(9.00001), (COUNT, 8, 8, 3)).copy()
+        answer = Pixels.measured(values, [values], 256)
+        problem = answer.judge((answer.right - 1).astype(np.uint8))[1]
+        assert "192 subpixels of image 0 differ from the model; allowed 8, since 0 change in the model" in problem
+
+    def test_values_that_are_no_numbers_are_not_judged(self):
+        values = levels()
+        values[1] = np.nan
+        answer = pixels(values)
+        found = answer.right.copy()
+        found[1] = 7
+        assert answer.judge(found)[0]["unstable"] == 1
+
+    def test_model_that_is_unstable_everywhere_says_nothing_of_a_file(self):
+        answer = pixels(levels(), reaction=0.3)
+        assert "the model itself is unstable on every image" in answer.judge(answer.right)[1]
+
+
+def test_answers_are_the_same_from_a_file(tmp_path):
+    values = levels()
+    values[0] = 7.00001
+    answers = {"v": floats(), "images": pixels(values)}
+    arrays = {f"{name}/{part}": value for name, one in answers.items() for part, value in one.arrays().items()}
+    save_cases({**arrays, "twice": FLOATS}, tmp_path / "cases.npz")
+    loaded = load_cases(tmp_path / "cases.npz")
+    assert {*loaded} == {*arrays, "twice"}
+    for name, one in answers.items():
+        parts = {key.partition("/")[2]: value for key, value in loaded.items() if key.startswith(f"{name}/")}
+        again = restored(parts)
+        assert type(again) is type(one)
+        for part, value in one.arrays().items():
+            assert np.array_equal(again.arrays()[part], value), part
+    # What is there twice takes its room once.
+    save_cases(arrays, tmp_path / "fewer.npz")
+    assert (tmp_path / "cases.npz").stat().st_size - (tmp_path / "fewer.npz").stat().st_size < FLOATS.nbytes / 2
+
+
+@pytest.mark.parametrize("size", [8, 32, 64, 128, 256, 512])
+def test_there_are_three_batches_of_any_size_of_images(size):
+    sizes = batches(size)
+    assert len(set(sizes)) == 3 and sizes[0] == 1
+
+
+def parity(answer, found, endpoint="decode", name="images"):
+    """The report of an endpoint that gives `found` where the model gives `answer`."""
+    outputs = {f"out/{endpoint}/{name}/{part}": value for part, value in answer.arrays().items()}
+    cases = {f"in/{endpoint}/number": np.arange(COUNT), "batches": np.array(SIZES), **outputs}
+    report = Report()
+    calls = []
+
+    def call(_, inputs):
+        calls.append(len(inputs["number"]))
+        return found(inputs["number"])
+
+    answered = report.check_parity(endpoint, call, cases)
+    return report, answered, calls
+
+
+class TestParity:
+    def test_is_tried_at_every_batch(self):
+        report, answered, calls = parity(floats(), lambda numbers: {"images": FLOATS[numbers]})
+        assert calls == list(SIZES) and report.problems == []
+        assert np.array_equal(answered["images"], FLOATS)
+        assert report.parity == {"decode": {"images": {"max": 0, "mean": 0, "unstable": 0}}}
+
+    @pytest.mark.parametrize(
+        ("found", "problem"),
+        [
+            (
+                lambda n: {"images": FLOATS[n].astype(np.float64)},
+                "decode returns images as float64 [21, 10] where the model has float32 [21, 10]",
+            ),
+            (
+                lambda n: {"images": FLOATS[n][:, :1]},
+                "decode returns images as float32 [21, 1] where the model has float32 [21, 10]",
+            ),
+            (lambda n: {}, "decode has no output images"),
+            (
+                lambda n: {"images": FLOATS[n], "more": FLOATS[n]},
+                "decode returns more as well, which the model does not",
+            ),
+            (
+                lambda n: {"images": FLOATS[n][:, : len(n)]},
+                "decode returns images of other shapes at other batches: [1, 1], [3, 3], [17, 10]",
+            ),
+        ],
+    )
+    def test_other_outputs_are_a_problem(self, found, problem):
+        assert parity(floats(), found)[0].problems == [problem]
+
+    def test_endpoint_that_fails_is_named_with_its_batch(self):
+        def found(numbers):
+            if len(numbers) == 3:
+                raise ValueError("shapes differ\n  in line 7")
+            return {"images": FLOATS[numbers]}
+
+        assert parity(floats(), found)[0].problems == ["decode fails at batch 3: ValueError: shapes differ"]
+
+    def test_endpoint_without_answers_is_a_problem(self):
+        report = Report()
+        report.check_parity("reconstruct", lambda *_: {}, {"batches": np.array(SIZES)})
+        assert report.problems == ["reconstruct cannot be compared: the gate has no answers of the model to it"]
+
+
+class TestRoundTrip:
+    IMAGES = np.random.default_rng(0).integers(1, 255, (COUNT, 8, 8, 3), dtype=np.uint8)
+    KINDS = {"real": IMAGES, "extreme/black": np.zeros((1, 8, 8, 3), np.uint8), "extreme/noise": IMAGES[:4]}
+
+    def report(self, kept, lost):
+        """The report of files that lose the images for which `lost` holds, of a model that keeps those of `kept`."""
+        report = Report()
+        cases = dict(self.KINDS)
+        for name, images in self.KINDS.items():
+            kind = name.removeprefix("extreme/")
+            cases[f"kept/{kind}"] = np.array([kept(kind, number) for number in range(len(images))])
+
+        def call(endpoint, arrays):
+            if endpoint == "encode":
+                return {"v": arrays["images"].astype(np.float32)}
+            images = arrays["v"].astype(np.uint8)
+            images[[lost(image) for image in images], 0, 0, 0] ^= 1
+            return {"images": images}
+
+        report.check_round_trip(call, cases)
+        return report
+
+    def test_counts_every_image_of_every_kind(self):
+        report = self.report(lambda *_: True, lambda image: False)
+        assert report.problems == []
+        assert report.round_trip == {
+            "real": {"images": COUNT, "identical": COUNT, "model": COUNT},
+            "black": {"images": 1, "identical": 1, "model": 1},
+            "noise": {"images": 4, "identical": 4, "model": 4},
+        }
+
+    def test_one_lost_noise_image_of_the_model_excuses_no_other_image(self):
+        # Whatever alpha is: what the model itself keeps, the files must keep.
+        report = self.report(lambda kind, number: (kind, number) != ("noise", 1), lambda image: not image.any())
+        assert report.problems == [
+            "decode(encode): 1 of 1 black images differ (number 0) which the model itself gives back"
+        ]
+
+    def test_image_that_the_model_itself_loses_may_be_lost(self):
+        lost = self.IMAGES[1]
+        report = self.report(lambda kind, number: number != 1, lambda image: np.array_equal(image, lost))
+        assert report.problems == []
+        assert report.round_trip["noise"] == {"images": 4, "identical": 3, "model": 3}
+
+    def test_codes_that_are_known_are_not_asked_again(self):
+        asked = []
+
+        def call(endpoint, arrays):
+            if endpoint == "encode":
+                asked.append(len(arrays["images"]))
+                return {"v": arrays["images"]}
+            return {"images": arrays["v"]}
+
+        report = Report()
+        cases = {"real": self.IMAGES, "kept/real": np.ones(COUNT, bool)}
+        report.check_round_trip(call, cases, {"v": self.IMAGES[:5]})
+        assert sum(asked) == COUNT - 5 and report.round_trip["real"]["identical"] == COUNT
+
+
+class TestProgress:
+    def test_says_how_far_and_how_long_without_the_first_which_is_slow(self):
+        now, said = [0.0], []
+        progress = Progress(said.append, 100, clock=lambda: now[0])
+        now[0] = 60
+        progress.advance(10)
+        for _ in range(3):
+            now[0] += 6
+            progress.advance(10)
+        assert said == ["  10 of 100 images", "  30 of 100 images, about 42 s left"]
+
+    def test_says_nothing_of_what_takes_no_time(self):
+        said = []
+        progress = Progress(said.append, 100)
+        for _ in range(100):
+            progress.advance()
+        assert said == []
