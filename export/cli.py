@@ -22,14 +22,18 @@ for TensorFlow Serving, ONNX files for ONNX Runtime, a static web page.
   python -m export --run runs/quickstart --to exported/quickstart --precision int8
       smaller ONNX files beside those of float32
 
+  python -m export --verify exported/quickstart
+      the same checks again, on the machine where the files are used; without the run
+
 Every file is loaded and compared with the model in a process of its own before it is
 put in place. The same command again adds the next version of the SavedModel.
 """
 
 _EPILOG = f"""\
 exit status:
-  0 published   2 a mistake in the command or a full disk, said in one line
-  {EXIT_REFUSED} a file did not pass its check, nothing published   130 interrupted, nothing published
+  0 published, or verified   2 a mistake in the command or a full disk, said in one line
+  {EXIT_REFUSED} a file did not pass its check, nothing published; with --verify, something is changed or wrong
+  130 interrupted, nothing published
 """
 
 
@@ -45,8 +49,14 @@ def _export(arguments: Sequence[str] | None) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run", required=True, metavar="DIR", type=pathlib.Path, help="run folder")
-    parser.add_argument("--to", required=True, metavar="DIR", type=pathlib.Path, help="export folder")
+    parser.add_argument("--run", metavar="DIR", type=pathlib.Path, help="run folder")
+    parser.add_argument("--to", metavar="DIR", type=pathlib.Path, help="export folder")
+    parser.add_argument(
+        "--verify",
+        metavar="DIR",
+        type=pathlib.Path,
+        help="check an export folder again, here, without the run: digests of all files, and the gate",
+    )
     parser.add_argument(
         "--format",
         nargs="+",
@@ -75,6 +85,12 @@ def _export(arguments: Sequence[str] | None) -> int:
         help="folder of the npm package onnxruntime-web, for the format web; default: npm fetches it",
     )
     options = parser.parse_args(arguments)
+    if options.verify is not None:
+        if options.run or options.to:
+            parser.error("--verify takes an export folder and neither --run nor --to")
+        return _verify(options.verify)
+    if not options.run or not options.to:
+        parser.error("--run and --to are needed, or --verify")
 
     start_tensorflow()
     from export.gate.run import RefusedError
@@ -98,4 +114,17 @@ def _export(arguments: Sequence[str] | None) -> int:
     print()
     for path in published:
         print(path)
+    return 0
+
+
+def _verify(folder: pathlib.Path) -> int:
+    from export.verify import verify
+
+    problems = verify(folder, lambda text: print(text, flush=True))
+    for line in problems:
+        print(line, file=sys.stderr)
+    if problems:
+        print(f"error: {folder} is not as it was exported: {len(problems)} lines above", file=sys.stderr)
+        return EXIT_REFUSED
+    print(f"{folder} is as it was exported, and answers as the model did")
     return 0

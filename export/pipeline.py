@@ -8,23 +8,26 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from export import manifest
 from export.card import JSON_NAME, TEXT_NAME, card_text, make_card, merged
 from export.endpoints import Endpoint, endpoints, onnx_names
 from export.folding import fold
 from export.gate.arrays import Report, save_cases
 from export.gate.cases import make_cases, real_images, weight_digests
-from export.gate.run import pass_gate
+from export.gate.check_folder import card_problems, page_problems, serving_problems
+from export.gate.run import RefusedError, listed, pass_gate
 from export.onnx_files import build_onnx, save_onnx
 from export.origin import Origin, open_run
 from export.place import Place, interruptible, taken, uninterrupted
 from export.precision import PRECISIONS, with_smaller_weights
 from export.saved_model import save_saved_model
 from export.serving_files import write_serving_files, write_warmup
+from export.verify import part_of
 from export.web import build_page, find_runtime
 from tfdecouple.errors import UserError
 from tfdecouple.files import write_json, write_text
@@ -123,6 +126,8 @@ class _Export:
         self.say(f"opening {request.run}")
         self._model, self._origin = open_run(request.run, request.name)
         self._offered = _chosen(self._model, request.endpoints)
+        # How each part that is put in place is checked again.
+        self._parts: dict[str, dict[str, Any]] = {}
         if "web" in request.formats and not self._model.config.has_latent:
             raise UserError("the web page switches z, and this model has none; leave the format web out")
 
@@ -143,12 +148,17 @@ class _Export:
             asked |= weight_digests(model, sorted({layouts[name] for name in request.formats}))
             cases = place.staging / "cases.npz"
             save_cases(asked, cases)
+            self._kept_cases = manifest.case_file(cases)
             formats: dict[str, Any] = {}
             version = self._saved_model(place, cases, formats)
             onnx = self._onnx(place, cases, formats)
             if runtime is not None:
                 self.say("building the web page")
                 build_page(place.staging / "web", onnx, runtime, _about(origin))
+                _refuse(page_problems(place.staging / "web", onnx, runtime, _about(origin)))
+                # Without the smaller files: the page has none.
+                options = {**self._parts["onnx"]["options"], "precisions": []}
+                self._parts["web"] = part_of("check_onnx", "web/model", self._kept_cases, options)
                 formats["web"] = {**formats["onnx"], "files": ["web/index.html"]}
             card = make_card(
                 origin, endpoints(model.config), checked_on, {name: formats[name] for name in request.formats}
@@ -166,7 +176,10 @@ class _Export:
         write_warmup(folder, origin.name, offered)
         self.say("checking the SavedModel in a process of its own")
         signatures = [endpoint.name for endpoint in offered]
-        report = self._pass_gate("check_saved_model", folder, cases, endpoints=signatures, name=origin.name)
+        options = {"endpoints": signatures, "name": origin.name}
+        report = self._pass_gate("check_saved_model", folder, cases, **options)
+        part = f"savedmodel/{version}"
+        self._parts[part] = part_of("check_saved_model", part, self._kept_cases, options)
         formats["savedmodel"] = _entry(origin, report, [f"savedmodel/{version}"])
         formats["savedmodel"]["signatures"] = signatures
         return version
@@ -188,14 +201,13 @@ class _Export:
                 save_onnx(with_smaller_weights(whole, precision), folder / f"{endpoint.onnx}.{precision}.onnx")
             save_onnx(whole, folder / f"{endpoint.onnx}.onnx")
         self.say("checking the ONNX files in a process of its own")
-        report = self._pass_gate(
-            "check_onnx",
-            folder,
-            cases,
-            names=onnx_names(model.config),
-            metadata=metadata,
-            precisions=list(self.request.precisions),
-        )
+        options = {
+            "names": onnx_names(model.config),
+            "metadata": metadata,
+            "precisions": list(self.request.precisions),
+        }
+        report = self._pass_gate("check_onnx", folder, cases, **options)
+        self._parts["onnx"] = part_of("check_onnx", "onnx", self._kept_cases, options)
         files = sorted(path.name for path in folder.iterdir())
         formats["onnx"] = _entry(origin, report, [f"onnx/{name}" for name in files])
         formats["onnx"]["bytes"] = {name: (folder / name).stat().st_size for name in files}
@@ -226,8 +238,18 @@ class _Export:
         whole = merged(card, place.folder)
         write_json(files / JSON_NAME, whole)
         write_text(files / TEXT_NAME, card_text(json.loads(json.dumps(whole))))
+        _refuse(card_problems(files / JSON_NAME, whole))
+        if version is not None:
+            _refuse(serving_problems(files, card["name"]))
+        # What configures a server may have been edited since an earlier export wrote it.
+        for file in sorted(files.iterdir()):
+            if file.name in manifest.EDITABLE and (place.folder / file.name).exists():
+                file.unlink()
+        parts = {name: part for name, part in self._parts.items() if name.partition("/")[0] in self.request.formats}
+        write_json(place.staging / manifest.NAME, self._manifest(place, parts))
         published = []
         with uninterrupted():
+            place.put_file(place.staging / "cases.npz", self._kept_cases)
             if version is not None:
                 place.put_version(place.staging / "savedmodel", version)
                 published.append(place.folder / "savedmodel" / str(version))
@@ -236,10 +258,35 @@ class _Export:
                     place.put_folder(place.staging / name, name)
                     published.append(place.folder / name)
             for file in sorted(files.iterdir()):
-                # What configures a server may have been edited since an earlier export wrote it.
-                if file.name in (JSON_NAME, TEXT_NAME) or not (place.folder / file.name).exists():
-                    place.put_file(file)
+                place.put_file(file)
+            place.put_file(place.staging / manifest.NAME)
+            for old in sorted((place.folder / manifest.CASES).glob("*.npz")):
+                if f"{manifest.CASES}/{old.name}" not in self._wanted_cases:
+                    old.unlink()
         return [*published, place.folder / TEXT_NAME]
+
+    def _manifest(self, place: Place, parts: dict[str, Any]) -> dict[str, Any]:
+        """What the export folder will hold when all is put in place."""
+        files = manifest.digests_in(place.staging / "files")
+        files[self._kept_cases] = manifest.file_digest(place.staging / "cases.npz")
+        for name in parts:
+            files |= manifest.digests_in(place.staging / name.partition("/")[0], name)
+        try:
+            before = manifest.load(place.folder)
+        except UserError:
+            before = None
+        whole = manifest.merged(before, parts, files)
+        # What an earlier export left without a manifest, and is still there to be edited.
+        for name in manifest.EDITABLE:
+            if name not in whole["files"] and (place.folder / name).is_file():
+                whole["files"][name] = manifest.file_digest(place.folder / name)
+        self._wanted_cases = {part["cases"] for part in whole["parts"].values()}
+        return whole
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    if found := list(problems):
+        raise RefusedError(f"not published: {listed(found)}")
 
 
 def _chosen(model: DecoupledModel, names: Sequence[str]) -> tuple[Endpoint, ...]:

@@ -121,9 +121,11 @@ class Place:
             self._bring_back(self.staging)
             raise
 
-    def put_file(self, built: pathlib.Path) -> None:
-        """Puts a file in place of an older one of that name."""
-        os.replace(built, self.folder / built.name)
+    def put_file(self, built: pathlib.Path, name: str | None = None) -> None:
+        """Puts a file in place of an older one of that name, its own by default."""
+        target = self.folder / (name or built.name)
+        target.parent.mkdir(exist_ok=True)
+        os.replace(built, target)
 
 
 def _locked(path: pathlib.Path) -> int:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import skimage
 from PIL import Image
 
@@ -18,6 +19,7 @@ from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import UserError
 
 PAGE = pathlib.Path(__file__).parent / "page"
+CONFIG = "model/config.json"
 MODELS = ("encoder", "decoder", "sampler")
 RUNTIME_VERSION = "1.30.0"
 # Photographs of scikit-image that anybody may publish (public domain or CC0).
@@ -42,19 +44,22 @@ def build_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, 
         shutil.copyfile(onnx / f"{name}.onnx", folder / "model" / f"{name}.onnx")
     for name in RUNTIME_FILES:
         shutil.copyfile(runtime / name, folder / "runtime" / name)
-    pictures = []
-    for name in _DEMO:
-        pictures.append(f"model/{name.partition('.')[0]}.png")
-        _demo_image(name, about["image_size"]).save(folder / pictures[-1])
-    sizes = {name: (folder / "model" / f"{name}.onnx").stat().st_size for name in MODELS}
-    sizes["runtime"] = sum((folder / "runtime" / name).stat().st_size for name in RUNTIME_FILES)
-    config = {**about, "sizes": sizes, "demo_images": pictures}
-    (folder / "model" / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name, pixels in demo_images(about["image_size"]).items():
+        Image.fromarray(pixels).save(folder / name)
+    (folder / CONFIG).write_text(json.dumps(page_config(onnx, runtime, about), indent=2) + "\n", encoding="utf-8")
 
 
-def _demo_image(name: str, size: int) -> Image.Image:
-    """The largest centre square of a photograph, at the model's size."""
-    return Image.fromarray(read_image(str(pathlib.Path(skimage.__file__).parent / "data" / name), size, 0))
+def page_config(onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the page is told of the model: what it is, the sizes of its files, the pictures to begin with."""
+    sizes = {name: (onnx / f"{name}.onnx").stat().st_size for name in MODELS}
+    sizes["runtime"] = sum((runtime / name).stat().st_size for name in RUNTIME_FILES)
+    return {**about, "sizes": sizes, "demo_images": [f"model/{name.partition('.')[0]}.png" for name in _DEMO]}
+
+
+def demo_images(size: int) -> dict[str, np.ndarray]:
+    """Returns the pictures that the page begins with, uint8 `[size, size, 3]`, by their names in its folder."""
+    photographs = pathlib.Path(skimage.__file__).parent / "data"
+    return {f"model/{name.partition('.')[0]}.png": read_image(str(photographs / name), size, 0) for name in _DEMO}
 
 
 def find_runtime(given: pathlib.Path | None, scratch: pathlib.Path) -> pathlib.Path:

@@ -39,6 +39,8 @@ from tfdecouple.runs import averaged_names
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARTS = ("encoder.onnx", "decoder.onnx", "sampler.onnx")
+# By which an export is verified later.
+RECORDS = ("manifest.json", "cases")
 SERVING = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 
 
@@ -272,7 +274,7 @@ class TestPlace:
         (to / ".hidden").write_text("mine too")
         assert command()[0] == 0
         names = {path.name for path in to.iterdir()}
-        assert names == {"savedmodel", "onnx", JSON_NAME, TEXT_NAME, *SERVING, "notes.txt", ".hidden"}
+        assert names == {"savedmodel", "onnx", JSON_NAME, TEXT_NAME, *RECORDS, *SERVING, "notes.txt", ".hidden"}
 
     def test_folder_that_a_killed_export_had_moved_aside_comes_back(self, tmp_path):
         # Killed between the two renames: its successor is not there yet.
@@ -644,7 +646,7 @@ class TestWeb:
 
     def test_is_alone_where_nothing_else_was_asked_for(self, quick, command, runtime, tmp_path):
         assert command("--format", "web", "--web-runtime", runtime / "dist")[0] == 0
-        assert {path.name for path in (tmp_path / "to").iterdir()} == {"web", JSON_NAME, TEXT_NAME}
+        assert {path.name for path in (tmp_path / "to").iterdir()} == {"web", JSON_NAME, TEXT_NAME, *RECORDS}
         assert set(read_card(tmp_path / "to")["formats"]) == {"web"}
 
     def test_runtime_that_is_not_there_is_refused_before_anything_takes_time(
@@ -724,7 +726,7 @@ def publishes_whole(run, to, version):
     status, _, err = Program(run, to, *FEW).end()
     assert (status, err) == (0, "")
     assert half_written(to) == []
-    assert {path.name for path in to.iterdir()} == {"savedmodel", "onnx", JSON_NAME, TEXT_NAME, *SERVING}
+    assert {path.name for path in to.iterdir()} == {"savedmodel", "onnx", JSON_NAME, TEXT_NAME, *RECORDS, *SERVING}
     assert {path.name for path in (to / "savedmodel").iterdir()} == {str(n + 1) for n in range(version)}
     assert {path.name for path in (to / "onnx").iterdir()} == {*PARTS}
 

@@ -25,8 +25,8 @@ from tfdecouple.errors import DataError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.tf32 import full_float32
 
-# Real images for the round trip beside those of parity, at 32 x 32; fewer of larger ones.
-_ROUND_TRIP_PIXELS = 64 * 32 * 32
+# Real images for the round trip, those of parity among them; fewer of larger ones.
+_ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 64, 64 * 32 * 32
 # Crops of the embedded photographs can be had up to this size; larger ones are enlarged.
 _PHOTOGRAPH_SIDE = 64
 # Beyond this side a pass of one image takes seconds: then the model is asked for one reaction, and for one image of
@@ -311,7 +311,7 @@ def real_images(config: Config) -> tuple[np.ndarray, str]:
     """
     size = config.model.image_size
     needed = sum(batches(size))
-    count = max(needed, _ROUND_TRIP_PIXELS // size**2)
+    count = max(needed, min(_ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS // size**2))
     photographs = DataConfig(source="photographs")
     for data, side in ((config.data, size), (photographs, min(size, _PHOTOGRAPH_SIDE))):
         try:

@@ -113,6 +113,9 @@ def check(
         _check_file(report, endpoint, files.paths[endpoint], cases, metadata)
     if report.problems:
         return report
+    if provider not in files.session("encode").get_providers():
+        report.notes["unavailable"] = provider
+        return report
     encoded: Arrays = {}
     for endpoint in names:
         answered = report.check_parity(endpoint, files, cases)

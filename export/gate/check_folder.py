@@ -1,0 +1,89 @@
+"""What the gate checks of files that are no models: the web page, the cards, the settings of a server.
+
+Each is compared with what it was made from, as it lies on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from google.protobuf import text_format
+from PIL import Image
+from tensorflow_serving.config import model_server_config_pb2
+
+from export.manifest import file_digest
+from export.web import CONFIG, MODELS, PAGE, RUNTIME_FILES, demo_images, page_config
+
+
+def page_problems(
+    page: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yields what is wrong with a web page.
+
+    Args:
+        page: its folder.
+        onnx: folder of the ONNX files, which have passed their check.
+        runtime: folder of onnxruntime-web's files.
+        about: of the model, as `export.web.build_page` took it.
+    """
+    sources = {path.relative_to(PAGE).as_posix(): path for path in PAGE.rglob("*") if path.is_file()}
+    sources |= {f"model/{name}.onnx": onnx / f"{name}.onnx" for name in MODELS}
+    sources |= {f"runtime/{name}": runtime / name for name in RUNTIME_FILES}
+    pictures = demo_images(about["image_size"])
+    found = {path.relative_to(page).as_posix() for path in page.rglob("*") if path.is_file()}
+    expected = {*sources, *pictures, CONFIG}
+    yield from (f"web/{name} is missing" for name in sorted(expected - found))
+    yield from (f"web/{name} is not of the page" for name in sorted(found - expected))
+    for name, source in sources.items():
+        if name in found and file_digest(page / name) != file_digest(source):
+            yield f"web/{name} differs from what it was copied from"
+    for name, pixels in pictures.items():
+        if name in found and not _same_picture(page / name, pixels):
+            yield f"web/{name} is not the picture that it should be"
+    if CONFIG in found and _json(page / CONFIG) != page_config(onnx, runtime, about):
+        yield f"web/{CONFIG} does not say what the model is"
+
+
+def _same_picture(path: pathlib.Path, pixels: np.ndarray) -> bool:
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return np.array_equal(np.asarray(picture.convert("RGB")), pixels)
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
+def _json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError):
+        return None
+
+
+def card_problems(path: pathlib.Path, card: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what is wrong with a model card's JSON file, given its values."""
+    if _json(path) != json.loads(json.dumps(card)):
+        yield f"{path.name} is not the card of this export"
+
+
+def serving_problems(folder: pathlib.Path, name: str) -> Iterator[str]:
+    """Yields what is wrong with the settings of a server, given the name of the model that they are for."""
+    try:
+        config = text_format.Parse(
+            (folder / "models.config").read_text(encoding="utf-8"), model_server_config_pb2.ModelServerConfig()
+        )
+    except (OSError, text_format.ParseError) as error:
+        yield f"models.config cannot be read by a server: {str(error).splitlines()[0][:200]}"
+        return
+    models = [(model.name, model.base_path.rpartition("/")[2]) for model in config.model_config_list.config]
+    if models != [(name, name)]:
+        yield f"models.config serves {models}; this model is {name}"
+    compose = (folder / "docker-compose.yml").read_text(encoding="utf-8")
+    if f"/{name}:ro" not in compose:
+        yield f"docker-compose.yml does not mount the model {name}"
+    for file in ("batching.config", "monitoring.config"):
+        if not (folder / file).read_text(encoding="utf-8").strip():
+            yield f"{file} is empty"
