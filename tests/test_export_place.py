@@ -637,6 +637,7 @@ class TestWeb:
             "latent_dim": 4,
             "bits_per_dim": None,
             "data": opened[1].data,
+            "centre_crop": 0,
             "sizes": {**sizes, "runtime": 303},
         }
         assert len(pictures) >= 2
