@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pathlib
+import struct
+import zlib
 
 import numpy as np
 from conftest import TINY, random_images
@@ -62,3 +64,15 @@ def write_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     for name, (image, options) in files.items():
         image.save(folder / name, **options)
     return {name: folder / name for name in files}
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A PNG file of a few bytes that claims to have so many pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    )

@@ -229,7 +229,7 @@ class TestMore:
         *_, rest, options = calls["frechet"]
         assert rest == (extractor,) and options.pop("say") is not None
         # There are no more than 5 test images to compare with.
-        assert options == {"count": 7, "reference": 5, "temperature": 0.5, "seed": 9, "batch_size": 3}
+        assert options == {"count": 7, "reference": 5, "temperature": 0.5, "seed": 9, "batch_size": 3, "trust": False}
         out = capsys.readouterr().out
         for name in modules:
             assert f"{name} says this\nand that\n" in out

@@ -13,6 +13,7 @@ import onnx.parser
 import onnxruntime
 import pytest
 from conftest import PATIENCE, random_images, user_environment
+from picture_files import claiming
 from PIL import Image
 
 EXAMPLES = pathlib.Path(__file__).resolve().parents[1] / "examples"
@@ -290,6 +291,18 @@ class TestRefusals:
     def test_no_image(self, switch, models, picture, tmp_path):
         (tmp_path / "text.png").write_text("not an image")
         refused(switch(models[0], "text.png", picture), tmp_path, "cannot read the image text.png")
+
+    def test_drawing_that_could_name_other_files(self, switch, models, picture, tmp_path):
+        (tmp_path / "x.png").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>')
+        refused(switch(models[0], "x.png", picture), tmp_path, "cannot read the image x.png")
+
+    def test_too_many_pixels(self, switch, models, picture, tmp_path):
+        (tmp_path / "x.png").write_bytes(claiming(12_000, 12_000))
+        refused(switch(models[0], "x.png", picture), tmp_path, "cannot read the image x.png", "pixel")
+
+    def test_a_pipe(self, switch, models, picture, tmp_path):
+        os.mkfifo(tmp_path / "x.png")
+        refused(switch(models[0], "x.png", picture), tmp_path, "cannot read the image x.png: it is no regular file")
 
     def test_half_an_image(self, switch, models, picture, tmp_path):
         whole = tmp_path / "whole.jpg"

@@ -15,9 +15,10 @@ import tensorflow as tf
 from conftest import SMALL, random_images
 from onnx import TensorProto, helper
 
+from tfdecouple.cli import main
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import MemorySplit
-from tfdecouple.errors import DataError, InversionError, NotInitializedError, UserError
+from tfdecouple.errors import DataError, InversionError, NotInitializedError, UntrustedError, UserError
 from tfdecouple.evaluation import frechet, progress
 from tfdecouple.evaluation.features import ExtractorError, open_extractor
 from tfdecouple.evaluation.frechet import Moments, frechet_distance, frechet_report
@@ -184,7 +185,7 @@ class TestExtractor:
     @pytest.mark.parametrize(("write", "name"), [(write_onnx, "a.onnx"), (write_keras, "a.keras")])
     def test_gives_features_of_uint8_images(self, write, name, tmp_path):
         path = write(tmp_path / name)
-        opened = open_extractor(path, 8)
+        opened = open_extractor(path, 8, trust=name.endswith(".keras"))
         for images in (random_images(5), random_images(3, seed=1)):
             np.testing.assert_allclose(opened(images), colours(images), rtol=1e-6)
         assert opened.file_name == name
@@ -209,7 +210,7 @@ class TestExtractor:
     def test_refuses_in_one_line(self, write, parts, tmp_path):
         path = write(tmp_path)
         with pytest.raises(ExtractorError) as caught:
-            open_extractor(path, 8)
+            open_extractor(path, 8, trust=True)
         message = str(caught.value)
         assert "\n" not in message and all(part in message for part in parts), message
 
@@ -219,15 +220,23 @@ class TestExtractor:
     def test_refuses_other_files_in_one_line(self, name, part, tmp_path):
         (tmp_path / name).write_text("no network\n")
         with pytest.raises(ExtractorError, match=part) as caught:
-            open_extractor(tmp_path / name, 8)
+            open_extractor(tmp_path / name, 8, trust=True)
         assert "\n" not in str(caught.value)
 
     def test_refuses_keras_files_with_code(self, tmp_path):
         images = keras.Input((None, None, 3), dtype="uint8")
         keras.Model(images, keras.layers.Lambda(lambda x: x[:, 0, 0])(images)).save(tmp_path / "a.keras")
         with pytest.raises(ExtractorError, match="cannot be opened") as caught:
-            open_extractor(tmp_path / "a.keras", 8)
+            open_extractor(tmp_path / "a.keras", 8, trust=True)
         assert "\n" not in str(caught.value)
+
+    def test_opens_a_keras_file_only_where_it_is_trusted(self, tmp_path, monkeypatch, capsys):
+        path = write_keras(tmp_path / "a.keras")
+        monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: pytest.fail("it was opened"))
+        with pytest.raises(UntrustedError, match="--trust"):
+            open_extractor(path, 8)
+        assert main(["evaluate", "--run", "no/such/run", "--frechet", str(path)]) == 2
+        assert "give --trust" in capsys.readouterr().err
 
     def test_refuses_features_that_are_not_finite(self, tmp_path):
         opened = open_extractor(write_onnx(tmp_path / "a.onnx", divide_by=0.0), 8)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import pathlib
 import struct
 import subprocess
 import threading
+import types
 import warnings
-import zlib
 
 import numpy as np
 import pytest
+from picture_files import claiming
 from PIL import Image
 
 from tfdecouple.commands.opening import own_images
@@ -22,21 +24,19 @@ from tfdecouple.data.image_file import MOST_PIXELS, read_image
 from tfdecouple.errors import DataError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
 # Formats that Pillow writes, and opens under any name unless told otherwise.
 OTHERS = ("EPS", "PDF", "ICO", "ICNS", "TGA", "SGI", "PCX", "DDS", "IM", "JPEG2000", "SPIDER", "PPM", "TIFF", "AVIF")
 PSD = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 8, 8, 8, 3) + bytes(4 * 3) + bytes(2 + 8 * 8 * 3)
 
 
-def png(width: int, height: int) -> bytes:
-    """A PNG file of a few bytes that claims to have so many pixels."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
-    )
+def load(path: pathlib.Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def written(path: pathlib.Path, content: bytes) -> str:
@@ -95,12 +95,12 @@ class TestPixels:
     def test_more_than_the_budget_are_refused_in_one_line(self, tmp_path, width, height):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            message = refusal(written(tmp_path / "x.png", png(width, height)))
+            message = refusal(written(tmp_path / "x.png", claiming(width, height)))
         assert f"more than {MOST_PIXELS:,} pixels" in message or f"more than {MOST_PIXELS:,}" in message
 
     def test_so_many_bytes_in_memory_too(self):
         with pytest.raises(DataError, match="more than"):
-            read_image("x.png", 8, 0, io.BytesIO(png(20_000, 20_000)))
+            read_image("x.png", 8, 0, io.BytesIO(claiming(20_000, 20_000)))
 
     def test_a_large_photograph_is_read(self, tmp_path):
         Image.new("L", (6000, 5000)).save(tmp_path / "x.png")
@@ -164,3 +164,37 @@ class TestPipes:
         run = SimpleNamespace(config=load_config(tiny_run))
         with pytest.raises(DataError, match="no regular file"):
             within_a_minute(lambda: own_images(run, [pipe]))
+
+
+class TestPythonClients:
+    """The examples that clients of an export start from."""
+
+    @pytest.fixture(params=["onnxruntime_python/switch.py", "tf_serving/client.py"])
+    def refuses(self, request):
+        """Returns what the example says of a file that it must refuse."""
+        module = load(ROOT / "examples" / request.param)
+        read = getattr(module, "read_square", None) or module.read_picture
+
+        def refuse(path: object) -> str:
+            with pytest.raises(Exception) as caught:
+                within_a_minute(lambda: read(str(path), 8))
+            return str(caught.value)
+
+        return refuse
+
+    def test_start_no_other_program(self, tmp_path, refuses, monkeypatch):
+        monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("another program was started"))
+        PICTURE.save(tmp_path / "x.eps", "EPS")
+        (tmp_path / "x.eps").rename(tmp_path / "x.png")
+        assert "image" in refuses(tmp_path / "x.png")
+
+    @pytest.mark.parametrize("side", [12_000, 20_000])
+    def test_have_a_budget_of_pixels(self, tmp_path, refuses, side):
+        (tmp_path / "x.png").write_bytes(claiming(side, side))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            assert "pixels" in refuses(tmp_path / "x.png")
+
+    def test_do_not_wait_for_a_pipe(self, tmp_path, refuses):
+        os.mkfifo(tmp_path / "x.png")
+        assert "no regular file" in refuses(tmp_path / "x.png")

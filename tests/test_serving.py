@@ -241,6 +241,20 @@ def test_rest_runs_as_a_script_and_without_tensorflow(server, name, tmp_path):
     assert done.stdout.split() == [str(tmp_path / "sample_0.png")]
 
 
+@pytest.mark.parametrize("missing", ["grpc", "tensorflow", "tensorflow_serving.apis"])
+def test_what_grpc_needs_is_named_where_it_is_missing(client, missing, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    nobody = types.SimpleNamespace(rest_port=1, grpc_port=1)
+    text = complaint(client, nobody, "grpc", "sample", "--to", str(tmp_path), model="tiny")
+    assert f"--transport grpc needs {missing}, which is not installed: pip install -r requirements.txt" in text
+
+
+def test_a_seed_below_zero_is_refused(client, capsys):
+    with pytest.raises(SystemExit) as end:
+        client.main(["sample", "--seed", "-1"])
+    assert end.value.code == 2 and "--seed must not be negative" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 class TestOneLineSays:
     def test_that_no_server_is_there(self, client, transport, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from conftest import random_images
-from picture_files import SIZE, write_files
+from picture_files import SIZE, claiming, write_files
 from PIL import Image
 
 from export.pipeline import Request, export
@@ -76,6 +76,7 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools
     report = tmp_path / "report.json"
     (tmp_path / "files").mkdir()
     files = write_files(tmp_path / "files")
+    (tmp_path / "files" / "bomb.png").write_bytes(claiming(20_000, 20_000))
     command = ["node", "check.mjs", str(page / "web"), "--json", str(report), "--pairs", str(tmp_path)]
     command += ["--read", str(tmp_path / "files")]
     result = subprocess.run(
@@ -88,6 +89,7 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools
     )
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads(report.read_text())
+    assert "20000 x 20000 pixels" in found["read"].pop("bomb.png")
     assert_reads_as_training_does(found["read"], files)
     pairs = found["pairs"]
     encoder, decoder = (onnxruntime.InferenceSession(str(page / "onnx" / f"{n}.onnx")) for n in ("encoder", "decoder"))

@@ -3,6 +3,7 @@
  * @module
  */
 
+import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { InferenceSession, Tensor } from "onnxruntime-node";
@@ -16,6 +17,11 @@ const KNOWN_IMAGES = 16;
 const USAGE =
   "usage: node switch.mjs FOLDER A B [--crop N], or node switch.mjs FOLDER --check, " +
   "where FOLDER has encoder.onnx and decoder.onnx, and A, B are images";
+
+/** Formats of photographs: sharp would also render SVG, which can name other files. */
+const FORMATS = ["gif", "jpeg", "png", "tiff", "webp"];
+/** Pixels that a file may have: a small one can claim any number. */
+const MOST_PIXELS = 2 ** 27;
 
 /** What the user is told, in one line. */
 class Problem extends Error {}
@@ -43,8 +49,13 @@ async function attempt(what, action) {
  * @returns {Promise<Uint8Array>} RGB, `size * size * 3` bytes.
  */
 async function readSquare(path, size, crop) {
+  // A pipe would be waited for without an end.
+  if (!(await stat(path)).isFile()) throw new Error("it is no regular file");
   // Colour profiles are ignored, as they were in training.
-  const { data, info } = await sharp(path, { ignoreIcc: true, failOn: "error" })
+  const image = sharp(path, { ignoreIcc: true, failOn: "error", limitInputPixels: MOST_PIXELS });
+  const { format } = await image.metadata();
+  if (!FORMATS.includes(format)) throw new Error(`it is ${format}, none of ${FORMATS.join(", ")}`);
+  const { data, info } = await image
     .autoOrient()
     .removeAlpha()
     .toColourspace("srgb")

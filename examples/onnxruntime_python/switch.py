@@ -2,14 +2,19 @@
 
 import argparse
 import functools
+import os
 import pathlib
+import stat
 import sys
+import warnings
 
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
 PROVIDERS = ["CPUExecutionProvider"]  # A GPU's provider goes before it: see README.md.
+# Formats for which Pillow starts no other program, and pixels that a file may have: a small one can claim any number.
+FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**27
 
 
 def fail(message):
@@ -30,7 +35,11 @@ def read_square(path, size, crop=0):
 
     It has `crop` pixels a side; the largest square where that is 0 or does not fit. One of the right size stays.
     """
-    with Image.open(path) as file:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # A pipe would be waited for without an end.
+        raise ValueError("it is no regular file")
+    with Image.open(path, formats=FORMATS) as file:
+        if file.width * file.height > MOST_PIXELS:
+            raise ValueError(f"it has {file.width} x {file.height} pixels, more than {MOST_PIXELS:,}")
         image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I;16"):  # convert() would clip 16 bits to 8 instead of scaling them.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -75,6 +84,7 @@ def switch(encoder, decode, images, paths):
 
 
 def main():
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # FORMATS and MOST_PIXELS say what is read.
     parser = argparse.ArgumentParser(description=__doc__)
     parser.error = lambda message: fail(f"{message}; {' '.join(parser.format_usage().split())}")
     parser.add_argument("folder", metavar="FOLDER", help="has encoder.onnx and decoder.onnx")

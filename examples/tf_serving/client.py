@@ -3,15 +3,20 @@
 import argparse
 import http.client
 import json
+import os
 import pathlib
+import stat
 import sys
 import urllib.error
 import urllib.request
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
 
 TIMEOUT = 60  # seconds; the first request of a large model on a CPU may take some
+# Formats for which Pillow starts no other program, and pixels that a file may have: a small one can claim any number.
+FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**27
 DTYPES = {"DT_UINT8": np.uint8, "DT_FLOAT": np.float32}
 
 
@@ -72,10 +77,14 @@ class Grpc:
 
     def __init__(self, options):
         # Here, because they bring TensorFlow, which REST has no need of.
-        import grpc
-        import tensorflow as tf
-        from google.protobuf.json_format import MessageToDict
-        from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
+        try:
+            import grpc
+            import tensorflow as tf
+            from google.protobuf.json_format import MessageToDict
+            from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
+        except ImportError as error:
+            needed = "pip install -r requirements.txt"
+            raise Problem(f"--transport grpc needs {error.name}, which is not installed: {needed}") from error
 
         self.grpc, self.tf, self.predict_pb2 = grpc, tf, predict_pb2
         self.where = f"{options.host}:{options.grpc_port}"
@@ -134,11 +143,17 @@ def read_picture(path, size, crop=0):
     It has `crop` pixels a side; the largest square where that is 0 or does not fit.
     """
     try:
-        with Image.open(path) as file:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without an end
+            raise Problem(f"{path}: no regular file")
+        with Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > MOST_PIXELS:
+                raise Problem(f"{path}: {file.width} x {file.height} pixels, more than {MOST_PIXELS:,}")
             picture = ImageOps.exif_transpose(file)
         if picture.mode.startswith("I;16"):  # convert() would clip 16 bits to 8 instead of scaling them.
             picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise Problem(f"{path}: more than {MOST_PIXELS:,} pixels") from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise Problem(f"{path}: {getattr(error, 'strerror', None) or 'not an image'}") from error
     picture.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
     side = min(*picture.size, crop or sys.maxsize)
@@ -243,6 +258,8 @@ def parse(arguments):
         parser.error(f"{options.command} does not take {count} pictures")
     if options.count < 1:
         parser.error("--count must be at least 1")
+    if options.seed < 0:
+        parser.error("--seed must not be negative")
     if options.crop < 0:
         parser.error("--crop must not be negative")
     return options
@@ -250,6 +267,7 @@ def parse(arguments):
 
 def main(arguments=None):
     options = parse(arguments)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # FORMATS and MOST_PIXELS say what is read
     try:
         server = TRANSPORTS[options.transport](options)
         if options.check:

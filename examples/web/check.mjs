@@ -469,7 +469,8 @@ async function switchPairs(page, folder) {
  * Reads picture files as the page reads them.
  * @param {Page} page
  * @param {string} folder
- * @returns {Promise<Record<string, string>>} The pixels of each file in base64, of the model's size.
+ * @returns {Promise<Record<string, string>>} The pixels of each file in base64, of the model's size; or "refused: " and
+ *   what the page says of it.
  */
 async function readFiles(page, folder) {
   const found = {};
@@ -480,7 +481,11 @@ async function readFiles(page, folder) {
         const { readImage } = await import(new URL("images.js", location.href));
         const { image_size: size, centre_crop: crop } = await window.check.config();
         const blob = new Blob([window.check.bytes(content)]);
-        return window.check.base64(await readImage(blob, name, size, crop));
+        try {
+          return window.check.base64(await readImage(blob, name, size, crop));
+        } catch (error) {
+          return `refused: ${error.message}`;
+        }
       },
       [name, content],
     );

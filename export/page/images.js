@@ -9,6 +9,9 @@ const CHANNELS = 3;
 /** Pixels that are read from a picture at a time: some browsers allow no canvas of a whole photograph. */
 const STRIP_PIXELS = 2 ** 20;
 
+/** Pixels that a picture may have: a small file can claim any number, and all of them are decoded. */
+const MOST_PIXELS = 2 ** 27;
+
 /** A file that is no usable picture. The message is written for the reader of the page. */
 export class ImageError extends Error {}
 
@@ -52,6 +55,10 @@ export async function readImage(blob, name, size, crop = 0) {
  */
 async function decoded(blob, name) {
   if (blob.size === 0) throw new ImageError(`${name} is empty.`);
+  const { naturalWidth: width, naturalHeight: height } = await header(blob);
+  if (width * height > MOST_PIXELS) {
+    throw new ImageError(`${name} has ${width} x ${height} pixels. This page takes pictures of ${MOST_PIXELS} at most.`);
+  }
   try {
     return await createImageBitmap(blob, {
       imageOrientation: "from-image",
@@ -61,6 +68,19 @@ async function decoded(blob, name) {
   } catch {
     throw new ImageError(whyNot(blob, name));
   }
+}
+
+/**
+ * @param {Blob} blob
+ * @returns {Promise<HTMLImageElement>} An element that knows the picture's size, and decodes it when it is shown: never.
+ *   Of a file that is no picture it has the size 0.
+ */
+async function header(blob) {
+  const element = new Image();
+  element.src = URL.createObjectURL(blob);
+  await new Promise((resolve) => (element.onload = element.onerror = resolve));
+  URL.revokeObjectURL(element.src);
+  return element;
 }
 
 /** @param {Blob} blob @param {string} name @returns {string} */

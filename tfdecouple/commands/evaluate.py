@@ -97,6 +97,11 @@ def add_parser(commands: Any) -> None:
         help="also the Frechet distance by an ONNX or Keras file; inception: FID, whose network --download fetches",
     )
     what.add_argument(
+        "--trust",
+        action="store_true",
+        help="the extractor may be a Keras file (.keras), which can run code: only where you know where it comes from",
+    )
+    what.add_argument(
         "--frechet-images",
         type=int,
         default=10_000,
@@ -164,6 +169,11 @@ def _check(options: argparse.Namespace) -> None:
     if options.frechet not in (None, _INCEPTION) and not pathlib.Path(options.frechet).exists():
         raise ConfigError(
             f"--frechet: there is no file {options.frechet}; give the file of a feature extractor, or {_INCEPTION}"
+        )
+    if str(options.frechet).endswith(".keras") and not options.trust:
+        raise ConfigError(
+            f"--frechet {options.frechet}: a Keras file can run code; give --trust where you know where it comes from, "
+            "or take an ONNX file"
         )
 
 
@@ -295,6 +305,7 @@ class _Evaluation:
             self.source,
             extractor,
             count=self.options.frechet_images,
+            trust=self.options.trust,
             reference=min(self.options.frechet_images, self.source.sizes["test"]),
             temperature=self.options.temperature,
             seed=self.options.seed,

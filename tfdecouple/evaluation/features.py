@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.data.messages import one_line
-from tfdecouple.errors import UserError
+from tfdecouple.errors import UntrustedError, UserError
 from tfdecouple.tf32 import full_float32
 
 
@@ -69,7 +69,7 @@ class Extractor:
         return features
 
 
-def open_extractor(path: pathlib.Path, image_size: int) -> Extractor:
+def open_extractor(path: pathlib.Path, image_size: int, trust: bool = False) -> Extractor:
     """Opens a feature extractor: the Inception network of FID, a file named `.keras`, or else an ONNX file.
 
     The network of FID is known by its checksum alone (see `inception`), whatever the file's name. Another file must
@@ -77,10 +77,12 @@ def open_extractor(path: pathlib.Path, image_size: int) -> Extractor:
     extractor that needs another size resizes them itself, so that its file says how.
 
     Args:
-        path: of the file. Code in a Keras file (Lambda layers) is not run.
+        path: of the file. Code in a Keras file (Lambda layers) is not run as far as Keras knows.
         image_size: side of the images in pixels.
+        trust: whether to open a Keras file, which may run code all the same.
 
     Raises:
+        UntrustedError: for a Keras file without `trust`.
         ExtractorError: where the file is missing, unreadable or of another input or output, or where it is the network
             of FID and torch, which reads it, is missing.
     """
@@ -99,6 +101,11 @@ def open_extractor(path: pathlib.Path, image_size: int) -> Extractor:
         raise ExtractorError(
             f"{path} has the sha256 {sha256}; of PyTorch files only the Inception network of FID is read, "
             f"{inception.FILE_NAME} with the sha256 {inception.SHA256}"
+        )
+    if path.suffix == ".keras" and not trust:
+        raise UntrustedError(
+            f"{path} is a Keras file, which can run code where Keras does not notice; give --trust where you know "
+            "where it comes from, or name an ONNX file"
         )
     return Extractor(path, (_open_keras if path.suffix == ".keras" else _open_onnx)(path, image_size), sha256)
 

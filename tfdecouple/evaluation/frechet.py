@@ -109,6 +109,7 @@ def frechet_report(
     seed: int,
     batch_size: int,
     say: Callable[[str], None],
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Measures the Frechet distance between samples of a model and test images, and its floor.
 
@@ -126,6 +127,7 @@ def frechet_report(
         seed: of the samples and of the draw of images.
         batch_size: images at once. No result depends on it beyond rounding.
         say: called with lines of progress.
+        trust: whether the extractor may be a Keras file, see `open_extractor`.
 
     Returns:
         Plain values for JSON: `name`, "FID" where the extractor is the network of FID by its checksum, and
@@ -135,6 +137,7 @@ def frechet_report(
 
     Raises:
         ExtractorError: where the extractor cannot be used.
+        UntrustedError: for a Keras file without `trust`.
         DataError: for more test images than there are, or a number below 2.
         UserError: for a temperature that is no number from 0 on.
         NotInitializedError: for a model without weights.
@@ -146,7 +149,7 @@ def frechet_report(
             raise DataError(f"the number of {name} is {value}; a covariance needs at least 2")
     if not 0 <= temperature < float("inf"):
         raise UserError(f"the temperature is {temperature}; it must be a number, at least 0")
-    network = open_extractor(extractor, model.config.image_size)
+    network = open_extractor(extractor, model.config.image_size, trust)
     floor_count = min(count, source.split("train").size)
 
     def real(split: str, number: int) -> Iterator[np.ndarray]:
