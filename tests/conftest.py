@@ -8,6 +8,7 @@ import math
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 
 import numpy as np
@@ -18,6 +19,9 @@ from skips import pytest_addoption, pytest_configure, pytest_sessionfinish, pyte
 
 from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig
 
+# A shell lets background jobs ignore Ctrl-C, and programs that tests start and interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before any operation runs. Ordinary computations use the first device; the tests of several devices use both.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
