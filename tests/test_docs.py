@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
 
 import pytest
 from command_lines import SHORT, CommandError, check_command, is_command
@@ -135,6 +136,29 @@ def test_mistakes_in_commands_are_seen(line, error):
 def test_mistakes_in_commands_of_an_example_are_seen(line, error):
     with pytest.raises(CommandError, match=re.escape(error)):
         check_command(line, ROOT / "examples" / "web")
+
+
+def test_make_help_lists_every_target():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split())
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[1] for line in listed.splitlines()} == targets
+    assert all(len(line.split()) > 2 for line in listed.splitlines())
+
+
+def test_continuous_integration_lints_and_runs_all_tests():
+    """Quick and long ones, and neither twice; what is skipped is compared with the list."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert [line for line in script if line.startswith("make")] == ["make lint", "make test-all"]
+    said = subprocess.run(
+        ["make", "--dry-run", "test-all"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    runs = [line for line in said.splitlines() if "-m pytest" in line]
+    assert len(runs) == 2 and all("-o strict_skips=true" in run for run in runs)
+    # Without -m slow the default of setup.cfg leaves the long ones out.
+    assert ["-m slow" in run for run in runs] == [False, True]
+    assert '-m "not slow"' in (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    assert ".ci/install-tools" in said
 
 
 def options_of_programs():
