@@ -9,6 +9,7 @@ root mean square of v, by which `DecoupledModel.encode` warns; images like those
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
 import sys
 
@@ -33,6 +34,12 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=64, help="images of noise and of each data set (default 64)")
     parser.add_argument("--data", action="append", default=[], help="a source of real images, such as cifar10")
     parser.add_argument("--data-dir", help="folder of TFDS")
+    parser.add_argument(
+        "--emulate",
+        type=float,
+        metavar="NOISE",
+        help="compute as on a GPU that rounds to TF32, and change each result by up to NOISE of it, such as 1e-6",
+    )
     parser.add_argument("--docs", type=pathlib.Path, help="put the table into this file, at <!-- exactness -->")
     options = parser.parse_args()
     return run_program(lambda: measure(options))
@@ -48,6 +55,7 @@ def measure(options: argparse.Namespace) -> int:
     import tfdecouple
     from tfdecouple.config import DataConfig
     from tfdecouple.data import load_images, open_source
+    from tfdecouple.emulation import emulated_accelerator
 
     rows = []
     for run in options.run:
@@ -57,7 +65,8 @@ def measure(options: argparse.Namespace) -> int:
         for name in options.data or ["photographs"]:
             source = open_source(DataConfig(source=name, data_dir=options.data_dir), side)
             kinds[source.title] = load_images(source, "test", min(options.count, source.sizes["test"]))[0]
-        rows += [[run.name, model.config.alpha, kind, *come_back(model, images)] for kind, images in kinds.items()]
+        with contextlib.nullcontext() if options.emulate is None else emulated_accelerator(noise=options.emulate):
+            rows += [[run.name, model.config.alpha, kind, *come_back(model, images)] for kind, images in kinds.items()]
     header = ["run", "alpha", "images", "of", "lost", "in subpixels", "RMS of v", "least of the lost"]
     print(text := table(header, rows))
     if options.docs:

@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import SMALL, TINY, give_effect, random_images
+from conftest import SMALL, TINY, give_effect, random_images, user_environment
 
 import tfdecouple
 from export.folding import fold
@@ -176,6 +178,25 @@ class TestModel:
                 assert not same(seeded(), full)
 
 
+class TestGradients:
+    """Those that users take themselves, after the model has returned."""
+
+    def test_are_in_full_float32_within_the_context_and_else_as_the_user_set_it(self):
+        model = built("coupling")
+        weights = [variable.value for variable in model.trainable_variables]
+
+        def gradients():
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(model.elbo(IMAGES, seed=0).bits_per_dim)
+            return [value.numpy() for value in tape.gradient(loss, weights)]
+
+        full = gradients()
+        with emulated_accelerator():
+            with tfdecouple.full_float32():
+                assert same(gradients(), full)
+            assert not same(gradients(), full)
+
+
 class TestPrograms:
     """What the programs compute with a model."""
 
@@ -225,6 +246,19 @@ class TestThreads:
             # In other threads never less exact than the user chose, and as chosen once all have left.
             assert products <= {1.0, exact}
             assert enabled() and tf.matmul(a, a) == 1
+
+
+@pytest.mark.slow
+def test_the_benchmark_counts_what_an_emulated_gpu_keeps(tiny_run):
+    program = RESULTS.parents[1] / "benchmarks" / "exactness.py"
+    command = [sys.executable, str(program), "--run", str(tiny_run), "--count", "2", "--emulate"]
+    kept, lost = (
+        subprocess.run([*command, noise], capture_output=True, text=True, env=user_environment(), check=True).stdout
+        for noise in ("1e-6", "0.1")
+    )
+    columns = [[line.split("|")[5].strip() for line in text.splitlines()[2:] if "|" in line] for text in (kept, lost)]
+    assert len(columns[0]) == len(columns[1]) == 10
+    assert set(columns[0]) == {"0"} and set(columns[1]) != {"0"}
 
 
 # Of the crops for test of the embedded photographs: some that TF32 changes.

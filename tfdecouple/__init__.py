@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig, load_preset, override, preset_names
+    from tfdecouple.emulation import emulated_accelerator
     from tfdecouple.errors import (
         ConfigError,
         DataError,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     )
     from tfdecouple.model import Codes, DecoupledModel, Elbo
     from tfdecouple.runs import load_model
+    from tfdecouple.tf32 import full_float32
 
 # Names come from their modules at first use: a program can answer --help, or a mistake, before TensorFlow is imported.
 _HOMES = {
@@ -36,6 +38,8 @@ _HOMES = {
     "TrainingConfig": "config",
     "UserError": "errors",
     "WolfError": "errors",
+    "emulated_accelerator": "emulation",
+    "full_float32": "tf32",
     "load_model": "runs",
     "load_preset": "config",
     "override": "config",
@@ -57,6 +61,8 @@ __all__ = [
     "TrainingConfig",
     "UserError",
     "WolfError",
+    "emulated_accelerator",
+    "full_float32",
     "load_model",
     "load_preset",
     "override",
