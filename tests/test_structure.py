@@ -20,11 +20,14 @@ BASE = {"config", "errors"}
 # What each module, or each sub-package as a whole, may import of the package beside itself.
 MAY_IMPORT = {
     "errors": set(),
-    "randomness": set(),
+    "backend": {"errors"},
+    "registration": set(),
+    "arguments": {"errors"},
+    "randomness": {"errors"},
     "tf32": set(),
     "emulation": {"errors"},
     "files": {"errors"},
-    "process": {"errors"},
+    "process": {"errors", "backend"},
     "config": {"errors", "files"},
     "memory": set(),
     "parameters": BASE | {"memory"},
@@ -32,7 +35,7 @@ MAY_IMPORT = {
     "flow": BASE | {"layers"},
     "prior": BASE | {"layers", "flow"},
     "encoder": BASE | {"layers", "tf32"},
-    "model": BASE | {"layers", "flow", "prior", "encoder", "randomness"},
+    "model": BASE | {"layers", "flow", "prior", "encoder", "randomness", "arguments", "backend"},
     "data": BASE | {"memory"},
     "checkpoints": {"errors", "files"},
 }

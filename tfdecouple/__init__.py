@@ -6,6 +6,9 @@ A TensorFlow/Keras implementation of "Decoupling Global and Local Representation
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tfdecouple.backend import require_backend
+from tfdecouple.registration import register_classes
+
 if TYPE_CHECKING:
     from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig, load_preset, override, preset_names
     from tfdecouple.emulation import emulated_accelerator
@@ -73,4 +76,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tfdecouple' has no attribute {name!r}")
+    if _HOMES[name] in ("model", "runs"):
+        require_backend()
     return getattr(importlib.import_module(f"tfdecouple.{_HOMES[name]}"), name)
+
+
+register_classes()

@@ -15,6 +15,8 @@ from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
 from tfdecouple import randomness
+from tfdecouple.arguments import as_floats, as_tensor, number, numbers, whole_number
+from tfdecouple.backend import require_backend
 from tfdecouple.config import ModelConfig, from_plain
 from tfdecouple.encoder import Encoder
 from tfdecouple.errors import DataError, ExactnessWarning, InversionError, NotInitializedError, UserError
@@ -28,6 +30,8 @@ from tfdecouple.prior import PriorFlow
 FAR = 4.0
 # How many images `sample`, `interpolate` and the like decode at once: memory, not a result, depends on it.
 _CHUNK = 64
+# And of how many `sample` draws z at once.
+_Z_CHUNK = 4096
 
 
 class Codes(NamedTuple):
@@ -80,6 +84,7 @@ class DecoupledModel(keras.Model):
     """
 
     def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
+        require_backend()
         super().__init__(**{"name": "decoupled_model", **kwargs})
         self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
         config = self.config
@@ -128,6 +133,44 @@ class DecoupledModel(keras.Model):
         """Keras' entry: the same as `encode`."""
         return self.encode(images)
 
+    def compute_output_spec(self, images: Any, training: bool = False) -> Codes:
+        """Returns what `call` gives, for a Keras model that is being built around this one: without weights as yet.
+
+        Raises:
+            DataError: for images of another shape or type.
+            UserError: for a model without z.
+        """
+        self._require_outputs()
+        self._require_images(images)
+        z = keras.KerasTensor((images.shape[0], self.config.latent_dim), "float32")
+        return Codes(z, keras.KerasTensor((images.shape[0], *self.config.image_shape), "float32"))
+
+    def export(self, filepath: Any, *rest: Any, input_signature: Any = None, **options: Any) -> Any:
+        """Keras' export, of `encode` alone; `python -m export` makes checked files of all that the model does.
+
+        Args:
+            filepath: see `keras.Model.export`, as for all that is not named here.
+            *rest: as there.
+            input_signature: of the images; batches of any size by default.
+            **options: as there.
+
+        Raises:
+            UserError: for a model without z.
+            NotInitializedError: for a model without weights.
+        """
+        self._require_outputs()
+        self.require_initialized()
+        if input_signature is None:
+            input_signature = [keras.InputSpec(dtype="uint8", shape=(None, *self.config.image_shape))]
+        return super().export(filepath, *rest, input_signature=input_signature, **options)
+
+    def _require_outputs(self) -> None:
+        if not self.config.has_latent:
+            raise UserError(
+                "this model has no z, and Keras takes no None among the outputs of a model; call encode(images).v in a "
+                "layer of your own, or export by python -m export"
+            )
+
     def named_variables(self) -> dict[str, keras.Variable]:
         """Returns every weight by its path, such as `flow/level_0_part_0_step_0/actnorm_1/bias`.
 
@@ -148,7 +191,7 @@ class DecoupledModel(keras.Model):
 
     # --- data-dependent start ---
 
-    def initialize(self, images: Any, seed: int = 0) -> None:
+    def initialize(self, images: Any, seed: int = 0, force: bool = False) -> None:
         """Starts the weights from data, once, before training (paper section 2.1 and the reference's procedure).
 
         Every actnorm gets the scale and shift that give its output mean 0 and standard deviation 1 on these images
@@ -157,11 +200,22 @@ class DecoupledModel(keras.Model):
         Args:
             images: uint8 `[batch, height, width, 3]`, a few hundred or more training images.
             seed: of the draw of z with which the prior flow is started.
+            force: whether to start anew a model that has weights already, which are lost.
 
         Raises:
-            DataError: for images of another shape or type.
+            DataError: for images of another shape or type, or none at all.
+            UserError: for a model that has weights already, or within a `tf.function`.
         """
         levels = self._levels_of(images)
+        if levels.shape[0] == 0:
+            raise DataError("initialize got no images; it needs one at least, and some hundreds for a good start")
+        if not tf.executing_eagerly():
+            raise UserError("initialize was called within a tf.function; call it outside, once, before training")
+        if bool(self.initialized.value) and not force:
+            raise UserError(
+                "this model has weights already, initialised or loaded, and initialize would overwrite them; pass "
+                "force=True to start anew"
+            )
 
         def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
             return layer.initialize(x, condition)
@@ -223,7 +277,12 @@ class DecoupledModel(keras.Model):
         """
         self._require_latent("a posterior over z")
         self.require_initialized()
-        mean, log_variance = self._encode_levels(self._levels_of(images))
+        levels = self._levels_of(images)
+        if levels.shape[0] == 0:
+            # A convolution has no answer to an empty batch.
+            mean = log_variance = tf.zeros([0, self.config.latent_dim])
+        else:
+            mean, log_variance = self._encode_levels(levels)
         return tfd.MultivariateNormalDiag(mean, tf.exp(log_variance / 2))
 
     def likelihood(self, z: Any = None) -> tfd.Distribution:
@@ -246,15 +305,18 @@ class DecoupledModel(keras.Model):
         base = tfd.Sample(tfd.Normal(tf.zeros(batch), tf.ones(batch)), self.config.image_shape)
         return tfd.TransformedDistribution(base, tfb.Invert(self.flow.as_bijector(condition=z)), name="likelihood")
 
-    def elbo(self, images: Any, seed: Any = None) -> Elbo:
+    def elbo(self, images: Any, seed: Any = None, training: bool = False) -> Elbo:
         """Returns the negative evidence lower bound of each image, at one draw of z and of the dequantisation noise.
 
         Args:
             images: uint8 `[batch, height, width, 3]`.
             seed: whole number or `[2]` integer tensor; None draws a fresh one.
+            training: whether to train on it, in a loop of one's own: the encoder then normalises by the statistics of
+                the batch and moves its averages of them, by which it normalises afterwards.
 
         Raises:
             DataError: for images of another shape or type.
+            UserError: for another seed.
             NotInitializedError: for a model without weights.
         """
         self.require_initialized()
@@ -262,7 +324,7 @@ class DecoupledModel(keras.Model):
         batch = tf.shape(levels)[0]
         z_noise = randomness.normal([batch, self.config.latent_dim], randomness.fold(seed, "z"))
         u_noise = randomness.uniform(tf.shape(levels), randomness.fold(seed, "u"))
-        return self.elbo_from_noise(images, z_noise, u_noise)
+        return self.elbo_from_noise(images, z_noise, u_noise, training)
 
     def elbo_from_noise(self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, training: bool = False) -> Elbo:
         """As `elbo`, with given noise and without looking whether the model is initialised.
@@ -274,6 +336,8 @@ class DecoupledModel(keras.Model):
             training: whether the encoder normalises by the statistics of the batch.
         """
         levels = self._levels_of(images)
+        if levels.shape[0] == 0:
+            return Elbo(*[tf.zeros([0])] * 4)
         z, kl = None, zero_per_image(levels)
         if self.encoder is not None:
             inputs = self._encoder_input(levels)
@@ -346,12 +410,20 @@ class DecoupledModel(keras.Model):
             NotInitializedError: for a model without weights.
         """
         self.require_initialized()
+        z, v = self._checked_z(z), self._checked_v(v)
+        if z is not None and (z.shape.rank != 2 or not v.shape[:1].is_compatible_with(z.shape[:1])):
+            raise UserError(
+                f"z is of shape {tuple(z.shape)} and v of {v.shape[0]} images; z must be [batch, "
+                f"{self.config.latent_dim}] for as many"
+            )
+        if v.shape[0] == 0:
+            return tf.zeros(v.shape, tf.uint8)
         try:
-            x = self.flow.inverse_and_log_det(v, self._checked_z(z))[0]
+            x = self.flow.inverse_and_log_det(v, z)[0]
         except tf.errors.InvalidArgumentError as error:
             if "not invertible" not in error.message:
                 raise
-            every = _listed(range(len(v)))
+            every = _listed(range(v.shape[0]))
             raise InversionError(
                 f"a 1x1 convolution is singular or not finite, for image {every} of the batch"
             ) from error
@@ -362,6 +434,8 @@ class DecoupledModel(keras.Model):
     def sample(self, n: int, temperature: float = 1.0, seed: Any = None) -> tf.Tensor:
         """Draws new images: z ~ p(z), v ~ temperature * N(0, I).
 
+        However many are drawn, memory holds the noise of a few; of the images it holds two copies at the end.
+
         Args:
             n: how many.
             temperature: acts on v alone.
@@ -371,19 +445,35 @@ class DecoupledModel(keras.Model):
             uint8 `[n, height, width, 3]`.
 
         Raises:
-            UserError: where n is no whole number from 0 on.
+            UserError: where n is no whole number from 0 on, the temperature no number from 0 on, for another seed, or
+                where memory cannot hold so many images.
             NotInitializedError: for a model without weights.
             InversionError: where an image is not finite.
         """
         self.require_initialized()
-        if n != int(n) or n < 0:
-            raise UserError(f"sample got n = {n}; it must be a whole number, at least 0")
+        n, temperature = whole_number(n, "n"), number(temperature, "temperature")
         seed = randomness.base_seed(seed)
-        z = None
-        if self.encoder is not None:
-            z = self.z_from_noise(randomness.normal([n, self.config.latent_dim], randomness.fold(seed, "z")))
-        v = temperature * randomness.normal([n, *self.config.image_shape], randomness.fold(seed, "v"))
-        return self._decode_in_chunks(z, v)
+        z_seed, v_seed = randomness.fold(seed, "z"), randomness.fold(seed, "v")
+        d_z, values = self.config.latent_dim, math.prod(self.config.image_shape)
+        images = []
+        try:
+            for first in range(0, n, _Z_CHUNK):
+                last = min(first + _Z_CHUNK, n)
+                z = None
+                if self.encoder is not None:
+                    noise = randomness.normal_part((last - first) * d_z, first * d_z, z_seed)
+                    z = self.z_from_noise(tf.reshape(noise, [-1, d_z]))
+                for start in range(first, last, _CHUNK):
+                    count = min(_CHUNK, last - start)
+                    v = randomness.normal_part(count * values, start * values, v_seed)
+                    v = temperature * tf.reshape(v, [count, *self.config.image_shape])
+                    images.append(self.decode(None if z is None else z[start - first : start - first + count], v))
+            return tf.concat(images, 0) if images else tf.zeros([0, *self.config.image_shape], tf.uint8)
+        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+            raise UserError(
+                f"out of memory with {n:,} images of {values:,} bytes; draw fewer at a time, each part with a seed of "
+                "its own"
+            ) from error
 
     def switch(self, a: Any, b: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """Switches the global codes of two batches of images (paper section 3.2, Figure 1).
@@ -400,35 +490,40 @@ class DecoupledModel(keras.Model):
             DataError: for images of another shape or type.
         """
         self._require_latent("a switch of z")
-        _require_as_many("switch", a, b)
+        a, b = self._as_many("switch", a, b)
         codes_a, codes_b = self.encode(a), self.encode(b)
         return self.decode(codes_a.z, codes_b.v), self.decode(codes_b.z, codes_a.v)
 
-    def interpolate(self, a: Any, b: Any, alphas: Sequence[float], betas: Sequence[float]) -> tf.Tensor:
+    def interpolate(self, a: Any, b: Any, alphas: Sequence[float] | float, betas: Sequence[float] | float) -> tf.Tensor:
         """Interpolates between two batches of images in two dimensions (paper section 3.2, Figure 5).
 
         Args:
             a: uint8 `[batch, height, width, 3]`.
             b: the same shape.
-            alphas: places between z of a (0) and z of b (1). Without z they change nothing.
-            betas: places between v of a (0) and v of b (1).
+            alphas: places between z of a (0) and z of b (1); a number stands for a list of it. Without z they change
+                nothing.
+            betas: places between v of a (0) and v of b (1); likewise.
 
         Returns:
             uint8 `[batch, len(alphas), len(betas), height, width, 3]`; the corners (0, 0) and (1, 1) are a and b.
 
         Raises:
             DataError: for images of another shape or type.
+            UserError: for alphas or betas that are no finite numbers.
         """
-        _require_as_many("interpolate", a, b)
+        a, b = self._as_many("interpolate", a, b)
+        of_z, of_v = numbers(alphas, "alphas"), numbers(betas, "betas")
         (z_a, v_a), (z_b, v_b) = self.encode(a), self.encode(b)
-        count, rows, columns = v_a.shape[0], len(alphas), len(betas)
+        count, rows, columns = v_a.shape[0], len(of_z), len(of_v)
+        if 0 in (count, rows, columns):
+            return tf.zeros([count, rows, columns, *self.config.image_shape], tf.uint8)
         # Both ends are exact: 1 * a + 0 * b is a, to the last bit.
-        beta = tf.reshape(tf.constant(betas, tf.float32), [1, 1, columns, 1, 1, 1])
+        beta = tf.reshape(tf.constant(of_v, tf.float32), [1, 1, columns, 1, 1, 1])
         v = (1 - beta) * v_a[:, None, None] + beta * v_b[:, None, None]
         v = tf.reshape(tf.repeat(v, rows, 1), [-1, *self.config.image_shape])
         z = None
         if z_a is not None and z_b is not None:
-            alpha = tf.reshape(tf.constant(alphas, tf.float32), [1, rows, 1, 1])
+            alpha = tf.reshape(tf.constant(of_z, tf.float32), [1, rows, 1, 1])
             z = (1 - alpha) * z_a[:, None, None] + alpha * z_b[:, None, None]
             z = tf.reshape(tf.repeat(z, columns, 2), [-1, self.config.latent_dim])
         return tf.reshape(self._decode_in_chunks(z, v), [count, rows, columns, *self.config.image_shape])
@@ -437,13 +532,15 @@ class DecoupledModel(keras.Model):
         """Returns the signs that a run is about to diverge, measured on some images.
 
         Args:
-            images: uint8 `[batch, height, width, 3]`.
+            images: uint8 `[batch, height, width, 3]`, one at least.
 
         Returns:
             `smallest_scale`: the smallest coupling scale s at any place of these images (inverting divides by it), and
             `worst_condition`: the largest condition number of an invertible linear map.
         """
         levels = self._levels_of(images)
+        if levels.shape[0] == 0:
+            raise DataError("diagnose got no images; it measures on some")
         scales, conditions = [tf.constant(1.0)], [tf.constant(1.0, tf.float64)]
 
         def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
@@ -498,14 +595,32 @@ class DecoupledModel(keras.Model):
         """Returns the levels 0..n_bins - 1 of uint8 images, float32 of the same shape."""
         return tf.floor(tf.cast(images, tf.float32) / (256 // self.config.n_bins))
 
+    def _images(self, images: Any) -> tf.Tensor:
+        """Returns images as a tensor of the type and shape that is needed.
+
+        Raises:
+            DataError: for others.
+        """
+        images = as_tensor(images, "images", DataError)
+        self._require_images(images)
+        return images
+
+    def _require_images(self, images: Any) -> None:
+        dtype, shape = tf.as_dtype(images.dtype), tf.TensorShape(images.shape)
+        if dtype != tf.uint8:
+            raise DataError(f"images are of type {dtype.name}; they must be uint8 with values 0..255")
+        if shape.rank != 4 or tuple(shape[1:]) != self.config.image_shape:
+            size, shown = self.config.image_size, "unknown" if shape.rank is None else tuple(shape)
+            raise DataError(f"images are of shape {shown}; this model needs [batch, {size}, {size}, 3]")
+
     def _levels_of(self, images: Any) -> tf.Tensor:
-        images = tf.convert_to_tensor(images)
-        if images.dtype != tf.uint8:
-            raise DataError(f"images are of type {images.dtype.name}; they must be uint8 with values 0..255")
-        if images.shape.rank != 4 or tuple(images.shape[1:]) != self.config.image_shape:
-            size = self.config.image_size
-            raise DataError(f"images are of shape {tuple(images.shape)}; this model needs [batch, {size}, {size}, 3]")
-        return self.levels_of(images)
+        return self.levels_of(self._images(images))
+
+    def _as_many(self, what: str, a: Any, b: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        a, b = self._images(a), self._images(b)
+        if not a.shape[:1].is_compatible_with(b.shape[:1]):
+            raise DataError(f"{what} got {a.shape[0]} and {b.shape[0]} images; it needs equally many")
+        return a, b
 
     def _encoder_input(self, levels: tf.Tensor) -> tf.Tensor:
         return levels * (2 / self.config.n_bins) - 1
@@ -542,10 +657,17 @@ class DecoupledModel(keras.Model):
             return None
         if z is None:
             raise UserError(f"this model needs z, an array of shape [batch, {self.config.latent_dim}]; it got None")
-        z = tf.cast(z, tf.float32)
-        if z.shape[-1] != self.config.latent_dim:
+        z = as_floats(z, "z")
+        if z.shape.rank == 0 or z.shape[-1] != self.config.latent_dim:
             raise UserError(f"z is of shape {tuple(z.shape)}; this model needs [batch, {self.config.latent_dim}]")
         return z
+
+    def _checked_v(self, v: Any) -> tf.Tensor:
+        v = as_floats(v, "v")
+        if v.shape.rank != 4 or tuple(v.shape[1:]) != self.config.image_shape:
+            size = self.config.image_size
+            raise UserError(f"v is of shape {tuple(v.shape)}; this model needs [batch, {size}, {size}, 3]")
+        return v
 
     def _require_finite(self, what: str, *arrays: tf.Tensor) -> None:
         finite = np.ones(arrays[0].shape[0], bool)
@@ -597,11 +719,6 @@ def _warn_of_far_images(v: tf.Tensor) -> None:
             ExactnessWarning,
             stacklevel=3,
         )
-
-
-def _require_as_many(what: str, a: Any, b: Any) -> None:
-    if len(a) != len(b):
-        raise DataError(f"{what} got {len(a)} and {len(b)} images; it needs equally many")
 
 
 def _listed(indices: Any, most: int = 8) -> str:

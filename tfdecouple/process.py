@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from tfdecouple.backend import require_backend
 from tfdecouple.errors import UserError
 
 # By the numbers of malloc.h: give back the end of the heap from so many bytes on (M_TRIM_THRESHOLD), ask for so many
@@ -31,7 +32,11 @@ def start_tensorflow(threads: int | None = None) -> None:
 
     Args:
         threads: how many compute where there is no GPU; None for one a core.
+
+    Raises:
+        ConfigError: where Keras is set to something else than TensorFlow with channels last.
     """
+    require_backend()
     _keep_memory()
     if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         import tensorflow as tf

@@ -15,6 +15,7 @@ from tfdecouple.layers.base import InvertibleLayer
 from tfdecouple.layers.channels import channel_product
 from tfdecouple.layers.precision import current_net_precision
 from tfdecouple.layers.sizes import per_image, positions
+from tfdecouple.layers.xla import in_xla
 from tfdecouple.tf32 import full_float32
 
 
@@ -35,6 +36,14 @@ class _ChannelOperator(tf.linalg.LinearOperatorFullMatrix):
 def inverse_matrix(matrix: tf.Tensor) -> tf.Tensor:
     """Returns the inverse of `[n, n]`, computed in float64 and rounded to the matrix' own dtype."""
     return tf.cast(tf.linalg.inv(tf.cast(matrix, tf.float64)), matrix.dtype)
+
+
+@tf.custom_gradient
+def _log_abs_det_by_qr(matrix: tf.Tensor) -> tuple[tf.Tensor, Any]:
+    """Returns log |det W| of `[n, n]`, a scalar: for XLA, which has no operation for determinants on CPUs."""
+    factors = tf.linalg.qr(tf.cast(matrix, tf.float64)).r
+    value = tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(factors))))
+    return tf.cast(value, matrix.dtype), lambda slope: slope * tf.transpose(inverse_matrix(matrix))
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -100,7 +109,8 @@ class InvertibleLinear(InvertibleLayer):
     def log_abs_det(self) -> tf.Tensor:
         """Returns log |det W|, a scalar."""
         if self.form == "full":
-            return tf.linalg.slogdet(tf.convert_to_tensor(self.kernel)).log_abs_determinant
+            kernel = tf.convert_to_tensor(self.kernel)
+            return _log_abs_det_by_qr(kernel) if in_xla() else tf.linalg.slogdet(kernel).log_abs_determinant
         return tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(tf.convert_to_tensor(self.factors)))))
 
     @full_float32()

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfdecouple.layers.precision import current_net_precision
 from tfdecouple.layers.remat import rematerialization
+from tfdecouple.layers.xla import in_xla
 
 
 class SharedPrograms:
@@ -54,7 +55,7 @@ class SharedPrograms:
             x: its input.
             condition: z, or None.
         """
-        key = (method, "network", x.shape[1:], current_net_precision(), rematerialization())
+        key = (method, "network", x.shape[1:], current_net_precision(), rematerialization(), in_xla())
         if key not in self._networks:
             self._networks[key] = network.variables, _function(getattr(network, method))
         variables, function = self._networks[key]
@@ -66,7 +67,7 @@ class SharedPrograms:
     def _run(
         self, method: str, layer: keras.layers.Layer, x: tf.Tensor, condition: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        key = (method, _kind(layer), x.shape[1:], current_net_precision(), rematerialization())
+        key = (method, _kind(layer), x.shape[1:], current_net_precision(), rematerialization(), in_xla())
         if key not in self._functions:
             # A partial, since TensorFlow counts the traces of functions with the same code together and warns of many.
             self._functions[key] = _function(functools.partial(_run_with, method, layer, layer.variables))

@@ -1,0 +1,205 @@
+"""What a user of Keras does with the model: files, models around it, Keras' own export, other settings of Keras."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import SMALL, give_effect, random_images, user_environment
+from test_cli import ROOT
+
+from tfdecouple.errors import DataError, NotInitializedError, UserError
+from tfdecouple.model import DecoupledModel
+from tfdecouple.registration import CLASSES
+
+IMAGES = random_images(3)
+
+
+def python(code, *arguments, **environment):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    environment = {**user_environment(), "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def initialised(**changes):
+    model = DecoupledModel(dataclasses.replace(SMALL, **changes))
+    model.initialize(random_images(16))
+    return give_effect(model)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return initialised()
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    """A file of the model, and one of a classifier around it."""
+    folder = tmp_path_factory.mktemp("keras")
+    model.save(folder / "model.keras")
+    classifier(model).save(folder / "classifier.keras")
+    np.save(folder / "images.npy", IMAGES)
+    return folder
+
+
+def classifier(model, code="z"):
+    images = keras.Input((8, 8, 3), dtype="uint8")
+    features = keras.layers.Flatten()(getattr(model(images), code))
+    return keras.Model(images, keras.layers.Dense(10, name=f"of_{code}")(features))
+
+
+LOAD = """
+import sys
+{imports}
+assert "tfdecouple.model" not in sys.modules
+import numpy as np
+folder = sys.argv[1]
+model = keras.saving.load_model(folder + "/{file}")
+images = np.load(folder + "/images.npy")
+np.save(folder + "/answer.npy", {answer})
+from tfdecouple.model import DecoupledModel
+assert isinstance(model, DecoupledModel) or any(isinstance(layer, DecoupledModel) for layer in model.layers)
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "file", "answer"),
+    [
+        ("import keras, tfdecouple", "model.keras", "model.decode(*model.encode(images))"),
+        ("import tfdecouple\nimport keras", "classifier.keras", "model.predict(images, verbose=0)"),
+    ],
+)
+def test_files_load_after_a_plain_import(model, saved, imports, file, answer):
+    ended = python(LOAD.format(imports=imports, file=file, answer=answer), saved)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    found = np.load(saved / "answer.npy")
+    if file == "model.keras":
+        np.testing.assert_array_equal(found, IMAGES)
+    else:
+        expected = keras.saving.load_model(saved / file).predict(IMAGES, verbose=0)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_import_stays_light_and_finds_keras_once():
+    code = """
+import sys
+import tfdecouple
+heavy = {"keras", "tensorflow", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+assert sum(type(finder).__module__.startswith("tfdecouple") for finder in sys.meta_path) == 1
+import keras
+assert not any(type(finder).__module__.startswith("tfdecouple") for finder in sys.meta_path)
+assert "tfdecouple.model" not in sys.modules
+"""
+    ended = python(code)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+def test_every_class_is_registered_under_its_own_name():
+    import tfdecouple.model  # noqa: F401
+
+    known = {name: value for name, value in keras.saving.get_custom_objects().items() if name.startswith("tfdecouple>")}
+    assert {name.partition(">")[2] for name in known} == set(CLASSES)
+    for name, module in CLASSES.items():
+        assert known[f"tfdecouple>{name}"].__module__ == f"tfdecouple.{module}"
+
+
+class TestModelsAroundIt:
+    @pytest.mark.parametrize("code", ["z", "v"])
+    def test_save_and_load(self, model, tmp_path, code):
+        whole = classifier(model, code)
+        expected = whole.predict(IMAGES, verbose=0)
+        codes = np.asarray(getattr(model.encode(IMAGES), code)).reshape(3, -1)
+        np.testing.assert_allclose(expected, codes @ whole.layers[-1].kernel.numpy(), atol=1e-4)
+        whole.save(tmp_path / "whole.keras")
+        np.testing.assert_array_equal(
+            keras.saving.load_model(tmp_path / "whole.keras").predict(IMAGES, verbose=0), expected
+        )
+
+    def test_one_around_a_model_without_weights_says_so_when_it_is_used(self):
+        whole = classifier(DecoupledModel(SMALL))
+        with pytest.raises(NotInitializedError, match="not initialised"):
+            whole(tf.constant(IMAGES))
+
+    def test_other_images_are_refused_as_it_is_built(self, model):
+        with pytest.raises(DataError, match="float32"):
+            model(keras.Input((8, 8, 3)))
+        with pytest.raises(DataError, match="needs"):
+            model(keras.Input((16, 16, 3), dtype="uint8"))
+
+    def test_one_around_a_model_without_z_is_refused(self):
+        with pytest.raises(UserError, match="no z"):
+            classifier(initialised(conditioning="none"), "v")
+
+
+class TestExport:
+    def test_before_and_after_a_call(self, model, tmp_path):
+        expected = model(tf.constant(IMAGES))
+        model.export(tmp_path / "exported", verbose=False)
+        loaded = tf.saved_model.load(str(tmp_path / "exported"))
+        z, v = loaded.serve(IMAGES)
+        np.testing.assert_allclose(z, expected.z, atol=1e-5)
+        np.testing.assert_allclose(v, expected.v, atol=1e-5)
+        # Batches of any size, and of a model that was never called.
+        assert loaded.serve(IMAGES[:1])[1].shape == (1, 8, 8, 3)
+        initialised().export(tmp_path / "fresh", verbose=False)
+
+    def test_what_cannot_be_exported_is_one_line(self, tmp_path):
+        with pytest.raises(NotInitializedError):
+            DecoupledModel(SMALL).export(tmp_path / "exported")
+        with pytest.raises(UserError, match="python -m export"):
+            initialised(conditioning="none").export(tmp_path / "exported")
+        assert not (tmp_path / "exported").exists()
+
+
+class TestSettingsOfKeras:
+    # With a backend whose package is not there, too: any import of Keras ends in a traceback.
+    BACKENDS = ("jax", "torch", "nonsense")
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_another_backend_is_one_line(self, backend, tmp_path):
+        ended = python(
+            "import sys\nfrom tfdecouple.cli import main\nsys.exit(main(sys.argv[1:]))",
+            "sample",
+            "--run",
+            tmp_path,
+            KERAS_BACKEND=backend,
+        )
+        assert ended.returncode == 2
+        assert ended.stderr.startswith(f"error: Keras' backend is '{backend}' (by KERAS_BACKEND); tfdecouple needs")
+        assert ended.stderr.count("\n") == 1
+        code = "import tfdecouple\ntry:\n    tfdecouple.DecoupledModel\nexcept tfdecouple.UserError as e:\n    print(e)"
+        ended = python(code, KERAS_BACKEND=backend)
+        assert ended.stdout.startswith(f"Keras' backend is '{backend}'"), ended.stderr[-1000:]
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"backend": "jax"}, "Keras' backend is 'jax' (in "),
+            ({"image_data_format": "channels_first"}, "Keras' image_data_format is 'channels_first'"),
+        ],
+    )
+    def test_in_the_file_of_settings(self, tmp_path, settings, message):
+        (tmp_path / "keras.json").write_text(json.dumps(settings))
+        code = "import sys\nfrom tfdecouple.cli import main\nsys.exit(main(sys.argv[1:]))"
+        ended = python(code, "sample", "--run", tmp_path, KERAS_HOME=str(tmp_path))
+        assert ended.returncode == 2
+        assert ended.stderr.startswith(f"error: {message}") and ended.stderr.count("\n") == 1
+        assert str(tmp_path / "keras.json") in ended.stderr
+
+    def test_a_file_of_settings_that_cannot_be_read_is_passed_over_as_by_keras(self, tmp_path):
+        (tmp_path / "keras.json").write_text("[" * 5000)
+        code = "from tfdecouple.backend import require_backend\nrequire_backend()"
+        assert python(code, KERAS_HOME=str(tmp_path)).returncode == 0
+
+    def test_channels_first_at_run_time(self):
+        keras.config.set_image_data_format("channels_first")
+        try:
+            with pytest.raises(UserError, match="channels_last"):
+                DecoupledModel(SMALL)
+        finally:
+            keras.config.set_image_data_format("channels_last")

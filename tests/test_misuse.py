@@ -1,0 +1,397 @@
+"""What callers pass by mistake to the Python API: refused in one line, and what makes sense at the edge works."""
+
+import dataclasses
+import inspect
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import SMALL, TINY, give_effect, random_images
+
+from tfdecouple import model as model_module
+from tfdecouple import randomness
+from tfdecouple.errors import DataError, UserError
+from tfdecouple.model import DecoupledModel
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+IMAGES = random_images(3)
+NONE = np.zeros((0, 8, 8, 3), np.uint8)
+
+
+def refused(call, error=UserError):
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert message and "\n" not in message and len(message) < 300
+    return message
+
+
+@pytest.fixture(scope="module")
+def without_z():
+    model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none"))
+    model.initialize(random_images(16))
+    return give_effect(model)
+
+
+def weights(model):
+    return {name: variable.numpy() for name, variable in model.named_variables().items()}
+
+
+class TestInitialize:
+    def test_a_model_with_weights_is_not_overwritten(self):
+        model = DecoupledModel(SMALL)
+        model.initialize(random_images(16))
+        give_effect(model)
+        before = weights(model)
+        assert "force=True" in refused(lambda: model.initialize(IMAGES))
+        assert all(np.array_equal(before[name], value) for name, value in weights(model).items())
+        model.initialize(IMAGES, force=True)
+        assert any(not np.array_equal(before[name], value) for name, value in weights(model).items())
+        fresh = DecoupledModel(SMALL)
+        fresh.initialize(IMAGES)
+        # The first layer, on which nothing acts but the images.
+        first = next(name for name in before if "actnorm" in name and name.startswith("flow/level_0"))
+        np.testing.assert_array_equal(weights(model)[first], weights(fresh)[first])
+
+    @pytest.mark.parametrize("force", [False, True])
+    def test_no_images_are_refused_and_leave_no_nan(self, force):
+        model = DecoupledModel(SMALL)
+        before = weights(model)
+        assert "no images" in refused(lambda: model.initialize(NONE, force=force), DataError)
+        assert all(np.array_equal(before[name], value) for name, value in weights(model).items())
+        assert not bool(model.initialized.value)
+
+    def test_within_a_function(self):
+        tf.config.run_functions_eagerly(False)
+        model = DecoupledModel(SMALL)
+        assert "tf.function" in refused(lambda: tf.function(model.initialize, autograph=False)(tf.constant(IMAGES)))
+
+
+class TestEmptyBatches:
+    def test_of_a_model_with_z(self, tiny_model):
+        z, v = np.zeros((0, 4), np.float32), np.zeros((0, 8, 8, 3), np.float32)
+        assert tiny_model.decode(z, v).shape == (0, 8, 8, 3)
+        assert tiny_model.decode(*tiny_model.encode(NONE)).dtype == tf.uint8
+        posterior = tiny_model.posterior(NONE)
+        assert posterior.batch_shape == (0,) and posterior.event_shape == (4,)
+        assert posterior.sample(5, seed=1).shape == (5, 0, 4)
+        for training in (False, True):
+            assert [part.shape for part in tiny_model.elbo(NONE, training=training)] == [(0,)] * 4
+        assert [images.shape for images in tiny_model.switch(NONE, NONE)] == [(0, 8, 8, 3)] * 2
+        assert tiny_model.interpolate(NONE, NONE, [0, 1], [0]).shape == (0, 2, 1, 8, 8, 3)
+        assert tiny_model.interpolate(IMAGES, IMAGES, [], [0]).shape == (3, 0, 1, 8, 8, 3)
+        assert tiny_model.quantize_images(NONE).shape == (0, 8, 8, 3)
+        assert tiny_model.sample(0).shape == (0, 8, 8, 3)
+        assert "no images" in refused(lambda: tiny_model.diagnose(NONE), DataError)
+
+    def test_of_a_model_without_z(self, without_z):
+        assert without_z.decode(None, np.zeros((0, 8, 8, 3))).shape == (0, 8, 8, 3)
+        assert [part.shape for part in without_z.elbo(NONE)] == [(0,)] * 4
+        assert without_z.interpolate(NONE, NONE, [0], [0, 1]).shape == (0, 1, 2, 8, 8, 3)
+
+    def test_empty_and_not_empty(self, tiny_model):
+        assert "0 and 3 images" in refused(lambda: tiny_model.switch(NONE, IMAGES), DataError)
+        refused(lambda: tiny_model.decode(np.zeros((0, 4)), np.zeros((3, 8, 8, 3))))
+
+
+NO_IMAGES = {
+    "None": None,
+    "ragged lists": [[[[1, 2, 3]], [[1, 2]]]],
+    "images of two sizes": [np.zeros((8, 8, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)],
+    "objects": np.array([[None, {}]], object),
+    "arrays in an array": np.array([np.zeros((8, 8, 3), np.uint8), None], object),
+    "a ragged tensor": tf.ragged.constant([[1, 2], [3]], tf.uint8),
+    "a sparse tensor": tf.sparse.from_dense(tf.constant([[1, 0]], tf.uint8)),
+    "text": "picture.png",
+    "a set": {1, 2},
+    "a number": 7,
+    "a huge number": 10**400,
+    "a dict": {"image": IMAGES},
+    "a list of None": [None],
+    "whole numbers": IMAGES.astype(np.int64),
+    "floats": IMAGES / 255,
+    "truth values": IMAGES > 9,
+    "no batch": IMAGES[0],
+    "channels first": IMAGES.transpose(0, 3, 1, 2),
+    "grey": IMAGES[..., :1],
+    "complex": IMAGES.astype(np.complex64),
+}
+
+
+class TestImages:
+    @pytest.mark.parametrize("kind", NO_IMAGES)
+    def test_what_is_none(self, tiny_model, kind):
+        given = NO_IMAGES[kind]
+        for method in ("encode", "posterior", "elbo", "diagnose", "quantize_images", "initialize"):
+            assert "images" in refused(lambda method=method: getattr(tiny_model, method)(given), DataError)
+        for a, b in ((given, IMAGES), (IMAGES, given)):
+            refused(lambda a=a, b=b: tiny_model.switch(a, b), DataError)
+            refused(lambda a=a, b=b: tiny_model.interpolate(a, b, [0.5], [0.5]), DataError)
+
+    def test_lists_of_arrays_are_images(self, tiny_model):
+        np.testing.assert_array_equal(tiny_model.encode(list(IMAGES)).v, tiny_model.encode(IMAGES).v)
+        np.testing.assert_array_equal(tiny_model.switch(list(IMAGES), tuple(IMAGES))[0], IMAGES)
+
+
+NO_CODES = {
+    "None": None,
+    "ragged lists": [[1.0, 2.0], [1.0]],
+    "objects": np.array([[None, {}]], object),
+    "text": [["a", "b", "c", "d"]],
+    "truth values": np.ones((3, 4), bool),
+    "complex": np.ones((3, 4), np.complex64),
+    "a number": 1.0,
+    "no batch": np.ones(4),
+    "a ragged tensor": tf.ragged.constant([[1.0, 2.0], [3.0]]),
+}
+
+
+class TestCodes:
+    @pytest.mark.parametrize("kind", NO_CODES)
+    def test_what_is_none(self, tiny_model, kind):
+        codes = tiny_model.encode(IMAGES)
+        assert "z" in refused(lambda: tiny_model.decode(NO_CODES[kind], codes.v))
+        assert "v" in refused(lambda: tiny_model.decode(codes.z, NO_CODES[kind]))
+
+    def test_lists_and_other_floats_are_codes(self, tiny_model):
+        z, v = (np.asarray(code) for code in tiny_model.encode(IMAGES))
+        np.testing.assert_array_equal(tiny_model.decode(z.tolist(), v.astype(np.float64)), IMAGES)
+
+    def test_z_and_v_of_unequal_numbers(self, tiny_model):
+        z, v = tiny_model.encode(IMAGES)
+        refused(lambda: tiny_model.decode(z[:2], v))
+        refused(lambda: tiny_model.decode(z[:1], v))
+
+
+class TestSeeds:
+    @pytest.mark.parametrize(
+        "seed",
+        [True, np.bool_(True), "1", b"1", 1.0, np.float32(2), -1, 2**32, 10**400, [1], [1, 2, 3], [1.0, 2.0], {}],
+    )
+    def test_what_is_none(self, tiny_model, seed):
+        assert "seed" in refused(lambda: tiny_model.sample(1, seed=seed))
+        assert "seed" in refused(lambda: tiny_model.elbo(IMAGES, seed=seed))
+
+    def test_tensors_of_another_kind(self, tiny_model):
+        assert "seed" in refused(lambda: tiny_model.sample(1, seed=tf.constant(1.0)))
+        assert "seed" in refused(lambda: tiny_model.sample(1, seed=tf.constant([1, 2, 3])))
+
+    def test_numbers_of_every_library_are_one(self, tiny_model):
+        first = tiny_model.sample(2, seed=7)
+        for seed in (np.int64(7), np.uint8(7), np.array(7), tf.constant(7), tf.constant(7, tf.int64), [0, 7], (0, 7)):
+            np.testing.assert_array_equal(tiny_model.sample(2, seed=seed), first)
+        assert tiny_model.sample(2, seed=2**32 - 1).shape == (2, 8, 8, 3)
+
+
+class TestSample:
+    @pytest.mark.parametrize("n", [True, "3", 2.0, 2.5, -1, None, [2], np.float32(2), tf.constant(2.0), {}])
+    def test_numbers_that_are_none(self, tiny_model, n):
+        assert refused(lambda: tiny_model.sample(n)).startswith("n is ")
+
+    @pytest.mark.parametrize(
+        "temperature",
+        [
+            True,
+            "1",
+            None,
+            -0.1,
+            float("nan"),
+            float("inf"),
+            10**400,
+            [1.0],
+            np.array([0.5, 0.7]),
+            1j,
+            tf.constant(True),
+        ],
+    )
+    def test_temperatures_that_are_none(self, tiny_model, temperature):
+        assert refused(lambda: tiny_model.sample(1, temperature)).startswith("temperature is ")
+
+    def test_numbers_of_every_library(self, tiny_model):
+        first = tiny_model.sample(2, 0.5, seed=3)
+        for n in (np.int32(2), np.array(2), tf.constant(2)):
+            for temperature in (np.float64(0.5), np.float32(0.5), np.array(0.5), tf.constant(0.5)):
+                np.testing.assert_array_equal(tiny_model.sample(n, temperature, seed=3), first)
+        np.testing.assert_array_equal(tiny_model.sample(2, 1, seed=3), tiny_model.sample(2, 1.0, seed=3))
+
+    @pytest.mark.parametrize(("n", "at_once", "z_at_once"), [(7, 64, 4096), (7, 3, 4096), (7, 2, 5), (1, 1, 1)])
+    def test_noise_is_that_of_one_draw_however_it_is_cut(
+        self, without_z, tiny_model, monkeypatch, n, at_once, z_at_once
+    ):
+        monkeypatch.setattr(model_module, "_CHUNK", at_once)
+        monkeypatch.setattr(model_module, "_Z_CHUNK", z_at_once)
+        for model in (tiny_model, without_z):
+            seed = randomness.base_seed(5)
+            v = 0.7 * randomness.normal([n, 8, 8, 3], randomness.fold(seed, "v"))
+            z = None
+            if model.encoder is not None:
+                z = model.z_from_noise(randomness.normal([n, 4], randomness.fold(seed, "z")))
+            np.testing.assert_array_equal(model.sample(n, 0.7, seed=5), model.decode(z, v))
+
+    def test_memory_holds_the_noise_of_a_few(self, tiny_model, monkeypatch):
+        """Ten million images: no tensor on the way is larger than a chunk of 64 images or of 4096 z."""
+        largest, decoded = [0], [0]
+        part = randomness.normal_part
+
+        def counted(count, start, seed):
+            largest[0] = max(largest[0], count)
+            return part(count, start, seed)
+
+        class Enough(Exception):
+            pass
+
+        def decode(z, v):
+            decoded[0] += len(v)
+            if decoded[0] > 5000:
+                raise Enough
+            return tf.zeros([len(v), 8, 8, 3], tf.uint8)
+
+        monkeypatch.setattr(randomness, "normal_part", counted)
+        monkeypatch.setattr(tiny_model, "decode", decode)
+        with pytest.raises(Enough):
+            tiny_model.sample(10**7, seed=0)
+        assert largest[0] == max(4096 * 4, 64 * 192)
+
+    def test_more_than_memory_holds_is_one_line(self, tiny_model, monkeypatch):
+        def decode(z, v):
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nmany lines")
+
+        monkeypatch.setattr(tiny_model, "decode", decode)
+        assert "out of memory with 10,000,000 images" in refused(lambda: tiny_model.sample(10**7))
+
+
+class TestPartOfADraw:
+    @pytest.mark.parametrize("seed", [0, 1, 2**31, [2**31 - 1, -5]])
+    @pytest.mark.parametrize(("start", "count"), [(0, 1), (3, 9), (4, 4), (1021, 2000), (34_999, 1), (12_345, 22_655)])
+    def test_is_what_the_whole_has_there(self, seed, start, count):
+        folded = randomness.fold(seed, "v")
+        whole = tf.reshape(randomness.normal([5000, 7], folded), [-1])
+        found = randomness.normal_part(count, start, folded)
+        np.testing.assert_array_equal(found, whole[start : start + count])
+
+    def test_carries_over_to_the_upper_half_of_the_counter(self, monkeypatch):
+        """With a counter one state before its lower half is full, which no seed of these tests gives."""
+        raw = tf.raw_ops
+        full = tf.constant([2**64 - 1, 7], tf.uint64)
+        key = tf.constant([11], tf.uint64)
+        monkeypatch.setattr(raw, "StatelessRandomGetKeyCounter", lambda seed: (key, full))
+        whole = raw.StatelessRandomNormalV2(shape=[64], key=key, counter=full, alg=1, dtype=tf.float32)
+        np.testing.assert_array_equal(randomness.normal_part(40, 20, tf.constant([0, 0])), whole[20:60])
+
+
+class TestInterpolate:
+    def test_plain_numbers_stand_for_lists(self, tiny_model):
+        a, b = IMAGES[:1], IMAGES[1:2]
+        whole = tiny_model.interpolate(a, b, [0.25], [0.5, 1])
+        for alphas in (0.25, np.float32(0.25), np.array([0.25]), tf.constant(0.25), (0.25,)):
+            np.testing.assert_array_equal(tiny_model.interpolate(a, b, alphas, [0.5, 1]), whole)
+        np.testing.assert_array_equal(tiny_model.interpolate(a, b, 1, 1)[:, 0, 0], b)
+
+    @pytest.mark.parametrize(
+        "wrong", ["0.5", None, True, [None], ["a"], [[0.5]], [0.1, float("nan")], float("inf"), [0.1, [0.2]], {}, 1j]
+    )
+    def test_what_is_no_number(self, tiny_model, wrong):
+        assert "alphas is" in refused(lambda: tiny_model.interpolate(IMAGES, IMAGES, wrong, [0.5]))
+        assert "betas is" in refused(lambda: tiny_model.interpolate(IMAGES, IMAGES, [0.5], wrong))
+
+
+class TestOwnLoop:
+    def test_training_on_elbo_moves_the_statistics_of_batch_normalisation(self):
+        model = DecoupledModel(SMALL)
+        model.initialize(random_images(16))
+        give_effect(model)
+        images = random_images(8, seed=2)
+        moving = {n: v for n, v in model.named_variables().items() if "moving" in n}
+        assert moving
+        before = {name: variable.numpy() for name, variable in moving.items()}
+        model.elbo(images, seed=1)
+        assert all(np.array_equal(before[name], variable.numpy()) for name, variable in moving.items())
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(model.elbo(images, seed=1, training=True).bits_per_dim)
+        gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+        assert all(gradient is not None for gradient in gradients)
+        assert all(not np.array_equal(before[name], variable.numpy()) for name, variable in moving.items())
+
+    def test_it_is_the_bound_by_the_statistics_of_the_batch(self, tiny_model):
+        z = randomness.normal([3, TINY.latent_dim], randomness.fold(4, "z"))
+        u = randomness.uniform([3, 8, 8, 3], randomness.fold(4, "u"))
+        model = DecoupledModel(TINY)
+        for name, variable in model.named_variables().items():
+            variable.assign(tiny_model.named_variables()[name])
+        expected = model.elbo_from_noise(IMAGES, z, u, training=True).bits_per_dim
+        np.testing.assert_allclose(model.elbo(IMAGES, seed=4, training=True).bits_per_dim, expected, rtol=1e-6)
+        assert np.any(np.abs(expected - tiny_model.elbo(IMAGES, seed=4).bits_per_dim) > 1e-4)
+
+
+class TestCompiledByXla:
+    @pytest.fixture(scope="class")
+    def small(self):
+        model = DecoupledModel(SMALL)
+        model.initialize(random_images(16))
+        return give_effect(model)
+
+    @pytest.fixture(autouse=True)
+    def traced(self, eager):
+        tf.config.run_functions_eagerly(False)
+
+    def test_images_come_back_and_codes_are_the_same(self, small):
+        # Traced before without XLA: what that left behind must not be taken.
+        plain = small.encode(IMAGES)
+        z, v = tf.function(small.encode, jit_compile=True)(tf.constant(IMAGES))
+        np.testing.assert_allclose(v, plain.v, atol=1e-5)
+        np.testing.assert_allclose(z, plain.z, atol=1e-5)
+        np.testing.assert_array_equal(tf.function(small.decode, jit_compile=True)(z, v), IMAGES)
+        np.testing.assert_array_equal(small.decode(z, v), IMAGES)
+
+    @pytest.mark.slow
+    def test_the_bound_and_its_gradient_are_the_same(self, small):
+        noise = tf.ones([3, 4]) / 3, tf.fill([3, 8, 8, 3], 0.25)
+        variables = [variable.value for variable in small.trainable_variables]
+
+        def slope(images, z, u):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(small.elbo_from_noise(images, z, u).bits_per_dim)
+            return loss, tape.gradient(loss, variables)
+
+        loss, gradients = slope(tf.constant(IMAGES), *noise)
+        compiled, others = tf.function(slope, jit_compile=True)(tf.constant(IMAGES), *noise)
+        assert float(compiled) == pytest.approx(float(loss), rel=1e-5)
+        for gradient, other in zip(gradients, others, strict=True):
+            np.testing.assert_allclose(other, gradient, atol=1e-4 * max(1, np.abs(gradient).max()))
+
+
+def test_every_public_verb_is_looked_at():
+    """So that a new one comes with its misuse."""
+    verbs = {
+        name
+        for name, _ in inspect.getmembers(DecoupledModel, inspect.isfunction)
+        if name in vars(DecoupledModel) and not name.startswith("_")
+    }
+    assert verbs == {
+        "build",
+        "call",
+        "compute_output_spec",
+        "decode",
+        "diagnose",
+        "elbo",
+        "elbo_from_noise",
+        "encode",
+        "encode_levels",
+        "export",
+        "get_config",
+        "initialize",
+        "interpolate",
+        "levels_of",
+        "likelihood",
+        "named_variables",
+        "nats_to_bits_per_dim",
+        "parameter_count",
+        "pixels",
+        "posterior",
+        "quantize_images",
+        "require_initialized",
+        "sample",
+        "switch",
+        "z_from_noise",
+    }

@@ -1,0 +1,59 @@
+"""A trained model of 32 x 32 pixels, docs/results/photographs: the figure that is published of it, and exactness."""
+
+import json
+
+import numpy as np
+import pytest
+from test_cli import ROOT
+
+from tfdecouple.cli import main
+from tfdecouple.config import DataConfig
+from tfdecouple.data import open_source
+from tfdecouple.runs import load_config, load_model
+
+RUN = ROOT / "docs" / "results" / "photographs"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def crops():
+    """All its crops for test, uint8 `[1000, 32, 32, 3]`: made of the photographs that come with the package."""
+    config = load_config(RUN)
+    source = open_source(DataConfig(source=config.data.source), config.model.image_size)
+    return np.stack([example["image"] for example in source.examples("test").as_numpy_iterator()])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(RUN)
+
+
+def test_bits_per_dim_are_the_published_ones(tmp_path):
+    assert main(["evaluate", "--run", str(RUN), "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "bits_per_dim-test.json").read_text())
+    summary = json.loads((RUN / "summary.json").read_text())
+    assert round(summary["test"]["bits_per_dim"], 4) == 3.3617
+    assert found["images"] == summary["test"]["images"] == 1000 and found["step"] == summary["best_step"] == 3000
+    assert found["bits_per_dim"] == pytest.approx(summary["test"]["bits_per_dim"], rel=1e-5)
+    assert found["standard_error"] == pytest.approx(summary["test"]["standard_error"], rel=1e-3)
+    assert found["reconstruction"]["mean"] == pytest.approx(summary["test"]["reconstruction"], rel=1e-5)
+    assert found["kl"]["mean"] == pytest.approx(summary["test"]["kl"], rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_all_crops_come_back(model, crops, size):
+    assert crops.shape == (1000, 32, 32, 3) and np.ptp(crops) == 255
+    for start in range(0, len(crops), size):
+        batch = crops[start : start + size]
+        codes = model.encode(batch)
+        np.testing.assert_array_equal(model.decode(*codes), batch, err_msg=f"crops from {start} on, {size} at a time")
+    # What is compared depends on the codes: those of other images give other pixels.
+    assert np.any(model.decode(*model.encode(crops[:3])).numpy() != crops[3:6])
+
+
+def test_codes_of_one_batch_decode_in_another(model, crops):
+    z, v = (np.concatenate(parts) for parts in zip(*(model.encode(crops[i : i + 64]) for i in (0, 64)), strict=True))
+    for size in (1, 3, 128):
+        images = [model.decode(z[start : start + size], v[start : start + size]) for start in range(0, 128, size)]
+        np.testing.assert_array_equal(np.concatenate(images), crops[:128])

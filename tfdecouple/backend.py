@@ -1,0 +1,53 @@
+"""What Keras must be set to for these models: TensorFlow as its backend, and channels last."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+
+from tfdecouple.errors import ConfigError
+
+
+def require_backend() -> None:
+    """Refuses to go on with another backend of Keras than TensorFlow, or with channels first.
+
+    Looks before Keras is imported, where it is not yet: without the package of the backend that is set, its import
+    fails with a traceback.
+
+    Raises:
+        ConfigError: in one line, that says where it is set and what to do.
+    """
+    backend, image_format, where = _set()
+    if backend != "tensorflow":
+        raise ConfigError(
+            f"Keras' backend is {backend!r} ({where}); tfdecouple needs 'tensorflow': set KERAS_BACKEND=tensorflow "
+            "before Keras is imported"
+        )
+    if image_format != "channels_last":
+        raise ConfigError(
+            f"Keras' image_data_format is {image_format!r}; tfdecouple needs 'channels_last': change it in "
+            f"{_file()} or call keras.config.set_image_data_format('channels_last') first"
+        )
+
+
+def _set() -> tuple[str, str, str]:
+    """Returns Keras' backend, its image format and where the backend was set."""
+    where = "by KERAS_BACKEND" if "KERAS_BACKEND" in os.environ else f"in {_file()}"
+    keras = sys.modules.get("keras")
+    if keras is not None and hasattr(keras, "config"):
+        return keras.config.backend(), keras.config.image_data_format(), where
+    try:
+        values = json.loads(_file().read_text(encoding="utf-8"))
+    # Keras passes over a file that it cannot read.
+    except (OSError, ValueError, RecursionError):
+        values = {}
+    values = values if isinstance(values, dict) else {}
+    backend = os.environ.get("KERAS_BACKEND") or values.get("backend", "tensorflow")
+    return backend, values.get("image_data_format", "channels_last"), where
+
+
+def _file() -> pathlib.Path:
+    home = os.environ.get("KERAS_HOME")
+    return (pathlib.Path(home) if home else pathlib.Path("~", ".keras").expanduser()) / "keras.json"
