@@ -15,7 +15,8 @@ from conftest import SMALL, TINY, give_effect, random_images, user_environment
 
 import tfdecouple
 from export.folding import fold
-from export.gate.arrays import BATCHES
+from export.gate import check_saved_model
+from export.gate.arrays import batches as batches_of
 from export.gate.cases import make_cases
 from tfdecouple import tf32
 from tfdecouple.codes.encoding import make_encoder
@@ -206,12 +207,24 @@ class TestPrograms:
             measure_latent_use(m, batches(), split="test", averaged_weights=False).to_dict().values()
         ),
         "corpus": lambda m: make_encoder(m, [Field("z", (4,)), Field("z_std", (4,)), Field("v", (8, 8, 3))], 4)(IMAGES),
-        "gate": lambda m: make_cases(m, random_images(sum(BATCHES), seed=2)),
+        "gate": lambda m: make_cases(m, random_images(sum(batches_of(8)), seed=2)),
     }
 
     @pytest.mark.parametrize("name", PROGRAMS)
     def test_compute_in_full_float32(self, name):
         assert not check(name, self.PROGRAMS[name], built("coupling"))
+
+
+def test_a_saved_model_is_checked_with_the_switch_off(monkeypatch, tmp_path):
+    seen = []
+
+    def load(*arguments):
+        seen.append(enabled())
+        raise ValueError("no file")
+
+    monkeypatch.setattr(tf.compat.v1.saved_model, "load", load)
+    report = check_saved_model.check(tmp_path, {}, endpoints=["encode"], name="tiny")
+    assert seen == [False] and "no file" in report.problems[0]
 
 
 class TestThreads:
