@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from export.network import Network
+from export.network import Network, scope
 from tfdecouple.config import ModelConfig
 
 Tensors = Mapping[str, tf.Tensor]
@@ -172,7 +172,8 @@ def _decode(network: Network, inputs: Tensors) -> dict[str, tf.Tensor]:
 
 def _sample(network: Network, inputs: Tensors) -> dict[str, tf.Tensor]:
     z = network.prior_inverse(inputs["z_noise"]) if network.config.has_latent else None
-    v = tf.reshape(inputs["temperature"], [-1, 1, 1, 1]) * inputs["v_noise"]
+    with scope("input"):
+        v = tf.reshape(inputs["temperature"], [-1, 1, 1, 1]) * inputs["v_noise"]
     return {"images": network.pixels(network.flow_inverse(network.to_inside(v), z))}
 
 

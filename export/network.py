@@ -6,13 +6,39 @@ no data-dependent control flow, no scalar input and no operation that ONNX lacks
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from export.folding import FoldedCoupling, FoldedFactorOut, FoldedModel, FoldedStep
+
+
+def scope(name: str) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which operations are named `NAME/...`, wherever it is entered."""
+    return tf.name_scope(f"{name}/")
+
+
+def _named(place: str | Callable[..., str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Names the operations of a method; where the name depends on its arguments, `place` tells it of them."""
+
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def named(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with scope(place if isinstance(place, str) else place(*args)):
+                return method(self, *args, **kwargs)
+
+        return named
+
+    return decorate
+
+
+_after_layer = _named(lambda layer, *_: layer.name)
+_after_level = _named(lambda run, depth, *_: f"flow/level_{depth}")
 
 
 class Network:
@@ -31,6 +57,7 @@ class Network:
 
     # --- the pieces of the endpoints ---
 
+    @_named("input")
     def levels_of(self, images: tf.Tensor) -> tf.Tensor:
         """Returns the levels 0..n_bins - 1 of uint8 images `[batch, height, width, 3]`, in the layout of the graph."""
         if self.layout == "NCHW":
@@ -38,6 +65,7 @@ class Network:
         levels = tf.cast(images, tf.float32)
         return levels if self.config.n_bits == 8 else tf.floor(levels * (self.config.n_bins / 256))
 
+    @_named("output")
     def pixels(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the uint8 images `[batch, height, width, 3]` of x in [-1, 1); what lies outside is clipped."""
         n_bins = self.config.n_bins
@@ -45,6 +73,7 @@ class Network:
         pixels = tf.cast(levels if n_bins == 256 else levels * (256 // n_bins), tf.uint8)
         return tf.transpose(pixels, [0, 2, 3, 1]) if self.layout == "NCHW" else pixels
 
+    @_named("input")
     def flow_input(self, levels: tf.Tensor, u: float | tf.Tensor) -> tf.Tensor:
         """Returns x in [-1, 1) of levels and noise u in [0, 1)."""
         scale = 2 / self.config.n_bins
@@ -52,27 +81,32 @@ class Network:
             return levels * scale + (u * scale - 1)
         return (levels + u) * scale - 1.0
 
+    @_named("input")
     def to_inside(self, v: tf.Tensor) -> tf.Tensor:
         """Brings `[batch, height, width, 3]` into the layout of the graph."""
         return tf.transpose(v, [0, 3, 1, 2]) if self.layout == "NCHW" else v
 
+    @_named("output")
     def to_outside(self, v: tf.Tensor) -> tf.Tensor:
         """Brings an image of the graph into `[batch, height, width, 3]`."""
         return tf.transpose(v, [0, 2, 3, 1]) if self.layout == "NCHW" else v
 
+    @_named("encoder")
     def posterior(self, levels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns mean and log-variance of q(z|x), each `[batch, d_z]`."""
         h = levels * (2 / self.config.n_bins) - 1.0
         for block in self.folded.encoder:
-            shortcut = self.convolution(h, f"{block.name}/shortcut", block.strides) if block.shortcut else h
-            h = self.elu(self.convolution(h, f"{block.name}/first", block.strides))
-            h = self.elu(self.convolution(h, f"{block.name}/second") + shortcut)
+            with scope(block.name):
+                shortcut = self.convolution(h, f"{block.name}/shortcut", block.strides) if block.shortcut else h
+                h = self.elu(self.convolution(h, f"{block.name}/first", block.strides))
+                h = self.elu(self.convolution(h, f"{block.name}/second") + shortcut)
         h = self.elu(self.convolution(h, "encoder/top"))
         kernel = self.weights["encoder/last"]
         h = self.dense(tf.reshape(h, [-1, kernel.shape[0]]), "encoder/last")
         mean, log_variance = tf.split(h, 2, -1)
         return mean, log_variance
 
+    @_named("flow")
     def flow_forward(
         self, x: tf.Tensor, z: tf.Tensor | None, with_log_det: bool = False
     ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -81,19 +115,23 @@ class Network:
         v = self._level_forward(run, 0, x)
         if self.folded.whitening:
             mean, log_scale = self._whitening(z)
-            v = (v - mean) * tf.exp(-log_scale)
+            with scope("flow/whitening"):
+                v = (v - mean) * tf.exp(-log_scale)
             if with_log_det:
                 run.log_dets.append(-tf.reduce_sum(log_scale, [1, 2, 3]))
         return v, run.log_det()
 
+    @_named("flow")
     def flow_inverse(self, v: tf.Tensor, z: tf.Tensor | None) -> tf.Tensor:
         """Maps v to x."""
         run = _Run(self, self._conditions(z))
         if self.folded.whitening:
             mean, log_scale = self._whitening(z)
-            v = v * tf.exp(log_scale) + mean
+            with scope("flow/whitening"):
+                v = v * tf.exp(log_scale) + mean
         return self._level_inverse(run, 0, v)
 
+    @_named("prior")
     def prior_forward(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Maps z to the noise of the prior; the log-determinant is `[batch]`."""
         run = _Run(self, None, True, images=False)
@@ -102,6 +140,7 @@ class Network:
             h = run.step_forward(step, h)
         return run.restore(h, self.folded.prior_order), run.log_det()
 
+    @_named("prior")
     def prior_inverse(self, noise: tf.Tensor) -> tf.Tensor:
         """Maps standard normal noise `[batch, d_z]` to a draw of z."""
         run = _Run(self, None, images=False)
@@ -112,6 +151,7 @@ class Network:
 
     # --- how the flow's levels hang together ---
 
+    @_after_level
     def _level_forward(self, run: _Run, depth: int, h: tf.Tensor) -> tf.Tensor:
         left: list[tf.Tensor] = []
         for part in self.folded.levels[depth]:
@@ -127,6 +167,7 @@ class Network:
             h = run.restore(h, self.folded.last_order)
         return run.join([h, *left])
 
+    @_after_level
     def _level_inverse(self, run: _Run, depth: int, v: tf.Tensor) -> tf.Tensor:
         parts = self.folded.levels[depth]
         left = [part.dropped for part in reversed(parts) if part.dropped]
@@ -149,6 +190,7 @@ class Network:
 
     # --- layers ---
 
+    @_named("flow/condition")
     def _conditions(self, z: tf.Tensor | None) -> list[tf.Tensor] | None:
         """What z adds to each net, in one matrix product for all of them."""
         if not self.folded.condition_sizes or z is None:
@@ -163,6 +205,7 @@ class Network:
         """Which axis of an image holds the channels."""
         return 1 if self.layout == "NCHW" else 3
 
+    @_named("flow/whitening")
     def _whitening(self, z: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         h = self.dense(self.elu(self.dense(z, "flow/whitening/first")), "flow/whitening/last")
         side = self.config.image_size
@@ -176,8 +219,9 @@ class Network:
         around = [[0, 0], [kernel.shape[0] // 2] * 2, [kernel.shape[1] // 2] * 2, [0, 0]]
         if self.layout == "NCHW":
             around = [around[0], around[3], around[1], around[2]]
-        y = tf.nn.conv2d(x, kernel, strides, around, data_format=self.layout)
-        return tf.nn.bias_add(y, self.weights[f"{name}_bias"], self.layout) if bias else y
+        with scope(name):
+            y = tf.nn.conv2d(x, kernel, strides, around, data_format=self.layout)
+            return tf.nn.bias_add(y, self.weights[f"{name}_bias"], self.layout) if bias else y
 
     def elu(self, x: tf.Tensor) -> tf.Tensor:
         """Returns x above 0 and exp(x) - 1 below."""
@@ -190,7 +234,8 @@ class Network:
 
     def dense(self, x: tf.Tensor, name: str) -> tf.Tensor:
         """Returns a matrix product plus a bias, by the weights `name` and `name_bias`."""
-        return tf.matmul(x, self.weights[name]) + self.weights[f"{name}_bias"]
+        with scope(name):
+            return tf.matmul(x, self.weights[name]) + self.weights[f"{name}_bias"]
 
 
 class _Run:
@@ -227,6 +272,7 @@ class _Run:
         """Undoes `reorder`."""
         return self.reorder(x, None if order is None else np.argsort(order))
 
+    @_after_layer
     def step_forward(self, step: FoldedStep, x: tf.Tensor) -> tf.Tensor:
         """Runs a step from x towards v."""
         h = self._linear(x, step.name, "mix")
@@ -240,6 +286,7 @@ class _Run:
         self._count(step.log_det, x)
         return self.join(self._pair_forward(step.couplings[2:], blocks))
 
+    @_after_layer
     def step_inverse(self, step: FoldedStep, y: tf.Tensor) -> tf.Tensor:
         """Runs a step from v towards x."""
         # Even and odd channels are as many as low and high ones.
@@ -256,6 +303,7 @@ class _Run:
         blocks = [blocks[0], *(block - part for block, part in zip(blocks[1:], shifts, strict=True))]
         return self._linear(self.join(self._pair_inverse(step.couplings[:2], blocks)), step.name, "unmix")
 
+    @_after_layer
     def factor_out_forward(self, layer: FoldedFactorOut, x: tf.Tensor) -> tf.Tensor:
         """Runs what stands before channels leave, from x towards v."""
         kept, dropped = self.split(self._linear(x, layer.name, "mix"), [layer.kept, layer.coupling.transformed])
@@ -263,6 +311,7 @@ class _Run:
         self._count(layer.log_det, x)
         return self.join([kept, dropped])
 
+    @_after_layer
     def factor_out_inverse(self, layer: FoldedFactorOut, y: tf.Tensor) -> tf.Tensor:
         """Runs it from v towards x."""
         kept, dropped = self.split(y, [layer.kept, layer.coupling.transformed])
@@ -283,6 +332,7 @@ class _Run:
         high = self._coupling_inverse(last, self.join([low, *middle]), high)
         return [low, *middle, high]
 
+    @_after_layer
     def _coupling_forward(self, coupling: FoldedCoupling, kept: tf.Tensor, transformed: tf.Tensor) -> tf.Tensor:
         shift, raw = self._net(coupling, kept)
         if raw is None:
@@ -292,6 +342,7 @@ class _Run:
             self.log_dets.append(tf.reduce_sum(_log_scale(coupling, raw), axes))
         return _scale(coupling, raw) * transformed + shift
 
+    @_after_layer
     def _coupling_inverse(self, coupling: FoldedCoupling, kept: tf.Tensor, transformed: tf.Tensor) -> tf.Tensor:
         shift, raw = self._net(coupling, kept)
         transformed = transformed - shift

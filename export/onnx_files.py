@@ -16,6 +16,7 @@ import tensorflow as tf
 from export.endpoints import Endpoint
 from export.folding import FoldedModel
 from export.network import Network
+from export.origin import version_of
 
 # The highest that tf2onnx writes; ONNX Runtime for Python, Node and the browser all read it.
 OPSET = 18
@@ -62,6 +63,7 @@ def build_onnx(folded: FoldedModel, endpoint: Endpoint, metadata: Mapping[str, s
     renamed |= {f"{array.name}:0": array.name for array in endpoint.inputs}
     renamed |= {tensor.name: name for name, tensor in weights.items()}
     _rename(model.graph, renamed)
+    _name_constants(model.graph)
     _put_weights_in(model.graph, {name: folded.arrays[name] for name in weights})
     _clip_for_min(model.graph)
     _name_batch_axis(model.graph, endpoint)
@@ -69,7 +71,7 @@ def build_onnx(folded: FoldedModel, endpoint: Endpoint, metadata: Mapping[str, s
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
-    model.producer_name = "tfdecouple"
+    model.producer_name, model.producer_version = "tfdecouple", version_of("tfdecouple")
     model.graph.name = endpoint.name
     model.doc_string = endpoint.summary
     onnx.helper.set_model_props(model, dict(metadata))
@@ -162,12 +164,21 @@ def _clip_for_min(graph: onnx.GraphProto) -> None:
             node.input[:] = [node.input[0], "", node.input[1]]
 
 
+def _name_constants(graph: onnx.GraphProto) -> None:
+    """Numbers the constants, whose names tell of one of the many places that use them."""
+    names = {tensor.name: f"constant/{number}" for number, tensor in enumerate(graph.initializer)}
+    for tensor in graph.initializer:
+        tensor.name = names[tensor.name]
+    _rename(graph, names)
+
+
 def _name_batch_axis(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
     arrays = {array.name: array for array in (*endpoint.inputs, *endpoint.outputs)}
     for value in [*graph.input, *graph.output]:
         element_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(arrays[value.name].dtype))
         shape: list[str | int | None] = [BATCH, *arrays[value.name].shape]
-        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, element_type, shape))
+        meaning = arrays[value.name].meaning
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, element_type, shape, meaning))
     # What tf2onnx noted of the tensors between is not needed and calls the batch axis by other names.
     del graph.value_info[:]
 

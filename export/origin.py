@@ -65,7 +65,7 @@ class Origin:
             "resize": RESIZE,
             "precision": "float32",
             "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-            "versions": ", ".join(f"{package} {_version(package)}" for package in _PACKAGES),
+            "versions": ", ".join(f"{package} {version_of(package)}" for package in _PACKAGES),
         }
 
 
@@ -130,7 +130,8 @@ def _summary(run: pathlib.Path) -> dict[str, Any]:
     return summary if isinstance(summary, dict) else {}
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Returns the version of an installed package, "unknown" where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -41,7 +41,9 @@ def with_smaller_weights(model: onnx.ModelProto, precision: str) -> onnx.ModelPr
         stored = f"{tensor.name}/{precision}"
         if precision == "float16":
             initializers.append(numpy_helper.from_array(array.astype(np.float16), stored))
-            nodes.append(helper.make_node("Cast", [stored], [tensor.name], to=onnx.TensorProto.FLOAT))
+            nodes.append(
+                helper.make_node("Cast", [stored], [tensor.name], f"{tensor.name}/widen", to=onnx.TensorProto.FLOAT)
+            )
             continue
         output_axis = 0 if readers[tensor.name].op_type == "Conv" else array.ndim - 1
         others = tuple(axis for axis in range(array.ndim) if axis != output_axis)
@@ -49,8 +51,9 @@ def with_smaller_weights(model: onnx.ModelProto, precision: str) -> onnx.ModelPr
         scale = np.where(scale > 0, scale, 1).astype(np.float32)
         initializers.append(numpy_helper.from_array(np.round(array / scale).astype(np.int8), stored))
         initializers.append(numpy_helper.from_array(scale, f"{tensor.name}/scale"))
-        nodes.append(helper.make_node("Cast", [stored], [f"{tensor.name}/wide"], to=onnx.TensorProto.FLOAT))
-        nodes.append(helper.make_node("Mul", [f"{tensor.name}/wide", f"{tensor.name}/scale"], [tensor.name]))
+        wide, scale_name = f"{tensor.name}/wide", f"{tensor.name}/scale"
+        nodes.append(helper.make_node("Cast", [stored], [wide], f"{tensor.name}/widen", to=onnx.TensorProto.FLOAT))
+        nodes.append(helper.make_node("Mul", [wide, scale_name], [tensor.name], f"{tensor.name}/rescale"))
     nodes.extend(graph.node)
     del graph.initializer[:], graph.node[:]
     graph.initializer.extend(initializers)

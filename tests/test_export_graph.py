@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import importlib.metadata
 import os
 import random
 import re
@@ -460,6 +461,33 @@ class TestOnnxGraph:
         of, model = file
         assert {entry.key for entry in model.metadata_props} == {"run"}
         assert (model.producer_name, model.graph.name, model.doc_string) == ("tfdecouple", of.name, of.summary)
+        # tf2onnx would give its own.
+        assert model.producer_version == importlib.metadata.version("tfdecouple")
+
+    @pytest.mark.parametrize("precision", [None, *PRECISIONS])
+    def test_every_node_says_in_which_layer_it_is(self, file, precision):
+        _, model = file
+        model = with_smaller_weights(model, precision) if precision else model
+        names = [node.name for node in model.graph.node]
+        assert len(set(names)) == len(names)
+        places = re.compile(
+            r"input/|output/|encoder/|prior/|flow/(condition|whitening|level_\d+|level_\d+_part_\d+_(step_\d+|factor_out))/"
+        )
+        assert [name for name in names if not places.match(name)] == []
+        # What multiplies by a weight goes by that weight's name.
+        multiplying = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Cast", "Mul")]
+        weights = {name for name in folded_of("alpha-0.8").arrays | folded_of("base").arrays}
+        named = [(node.name, re.sub(r"/(\d+|wide)$", "", read)) for node in multiplying for read in node.input[:2]]
+        of_weights = [(name, weight) for name, weight in named if weight in weights]
+        assert len(of_weights) > 30 and all(name.startswith(f"{weight}/") for name, weight in of_weights)
+
+    @pytest.mark.parametrize("precision", [None, "int8"])
+    def test_inputs_and_outputs_say_what_they_are(self, file, precision):
+        of, model = file
+        model = with_smaller_weights(model, precision) if precision else model
+        for values, arrays in ((model.graph.input, of.inputs), (model.graph.output, of.outputs)):
+            assert [value.doc_string for value in values] == [array.meaning for array in arrays]
+            assert all(array.meaning for array in arrays)
 
 
 OPENING = """
