@@ -11,7 +11,6 @@ from typing import Any
 
 from export.endpoints import Endpoint
 from export.origin import Origin
-from tfdecouple.config import DataConfig
 
 JSON_NAME = "model_card.json"
 TEXT_NAME = "MODEL_CARD.md"
@@ -29,9 +28,25 @@ _LICENCES = {
 }
 
 
-def licence_of(data: DataConfig) -> str:
+# What makes each runtime compute in float32, and what else the codes hang on.
+_EXACT_RUNTIMES = (
+    "ONNX Runtime on a CPU: nothing.",
+    "ONNX Runtime on NVIDIA GPUs: the option `use_tf32: 0` of the CUDA provider.",
+    "OpenVINO: `INFERENCE_PRECISION_HINT: f32`; a processor with AMX computes in bfloat16 otherwise.",
+    "TensorFlow and TensorFlow Serving on NVIDIA GPUs: `NVIDIA_TF32_OVERRIDE=0` in the environment "
+    "(`docker compose up tf-serving-gpu` sets it).",
+    "All: decode with the runtime, the device and the precision that encoded.",
+)
+
+# How a page can be checked, by the keys of its entry's `checked`.
+_PAGE_CHECKS = {"digest": "by digest", "node": "in Node", "browser": "in a browser"}
+
+
+def licence_of(origin: Origin) -> str:
     """Returns what is known of the rights in a run's images."""
-    name = data.source.removeprefix("tfds:").partition("/")[0]
+    if origin.imported:
+        return "No licence is claimed: the checkpoint does not say what images it was trained on."
+    name = origin.config.data.source.removeprefix("tfds:").partition("/")[0]
     if name.startswith("folder:"):
         return "Images from a folder: their rights are known to whoever trained on them, and not recorded here."
     return _LICENCES.get(name, f"Images of the TFDS data set {name}: see its own page for their licence.")
@@ -49,9 +64,6 @@ def make_card(
         formats: for each exported format its files and what its gate measured.
     """
     model = origin.config.model
-    promised = model.alpha < 1 and all(
-        trip["identical"] == trip["images"] for entry in formats.values() for trip in entry["round_trip"].values()
-    )
     return {
         "name": origin.name,
         "paper": "Decoupling Global and Local Representations via Invertible Generative Flows, arXiv:2004.11820",
@@ -67,18 +79,9 @@ def make_card(
             "alpha": model.alpha,
             "parameters": origin.parameters,
         },
-        "data": {"source": origin.data, "licence": licence_of(origin.config.data)},
+        "data": {"source": origin.data, "licence": licence_of(origin)},
         "bits_per_dim": origin.bits_per_dim,
-        "exact": {
-            "promised": promised,
-            "meaning": "decode(encode(image)) returns the very same pixels"
-            + (
-                ", of every image that was tried"
-                if promised
-                else "; an extreme image can be lost: see round_trip for what was tried"
-            )
-            + ("" if model.n_bits == 8 else f", of images whose pixels are multiples of {256 // model.n_bins}"),
-        },
+        "exact": exactness(model.alpha, model.n_bits, formats),
         "endpoints": {
             endpoint.name: {
                 "summary": endpoint.summary,
@@ -93,13 +96,69 @@ def make_card(
     }
 
 
+def exactness(alpha: float, n_bits: int, formats: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns whether the very same pixels are promised, and in words what was tried, by the figures of all formats.
+
+    Args:
+        alpha: of the model; at 1 its scales have no lower bound, so what was tried says nothing of other images.
+        n_bits: of the model.
+        formats: as in the card.
+    """
+    tried = {name: entry["round_trip"] for name, entry in formats.items() if "round_trip" in entry}
+    lost = [
+        f"{trip['images'] - trip['identical']} of {trip['images']} {kind} images by {name}{_of_the_model(trip)}"
+        for name, trips in tried.items()
+        for kind, trip in trips.items()
+        if trip["identical"] < trip["images"]
+    ]
+    promised = bool(tried) and not lost and alpha < 1
+    if not tried:
+        text = "not measured: decode(encode(image)) was tried with none of these files."
+    elif lost:
+        text = f"an extreme image can be lost: decode(encode(image)) did not return {'; '.join(lost)}. Not promised."
+    else:
+        images = {name: sum(trip["images"] for trip in trips.values()) for name, trips in tried.items()}
+        counts = " and ".join(f"{count} by {name}" for name, count in images.items())
+        text = f"decode(encode(image)) returned the very same pixels of every image that was tried ({counts})."
+        text += (
+            " Promised for float32 files, within one runtime that computes in float32."
+            if promised
+            else f" Not promised for others: alpha is {alpha:g}, and an extreme image can be lost."
+        )
+    if n_bits < 8:
+        text += f" Images are those whose pixels are multiples of {256 // 2**n_bits}."
+    for name, entry in formats.items():
+        for precision, variant in entry.get("variants", {}).items():
+            wrong = variant["round_trip"]["differing"]
+            outcome = f"{wrong:.4%} of the subpixels came back wrong" if wrong else "came back exactly"
+            text += f" {name} in {precision}: {variant['images']} images, {outcome}; not promised."
+        if "round_trip" not in entry:
+            text += f" {name}: {_page_checks(entry)}."
+    return {"promised": promised, "meaning": text}
+
+
+def _of_the_model(trip: Mapping[str, int]) -> str:
+    """What the model itself does with images that files lose, where the gate asked it."""
+    return " (as the model itself does)" if trip.get("model") == trip["identical"] else ""
+
+
+def _page_checks(entry: Mapping[str, Any]) -> str:
+    checked = entry.get("checked", {})
+    return "; ".join(f"{how}: {checked.get(key) or 'not run'}" for key, how in _PAGE_CHECKS.items())
+
+
 def merged(card: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """Returns a card that also keeps the formats which an earlier export put into the folder and this one does not."""
+    """Returns a card of all that lies in the folder: also of what earlier exports put there and this one does not."""
     try:
         before = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))["formats"]
-    except (OSError, ValueError, KeyError, TypeError):
-        before = {}
-    return {**card, "formats": {**before, **card["formats"]}}
+        kept = {
+            name: entry for name, entry in before.items() if all((folder / file).exists() for file in entry["files"])
+        }
+        formats = {**kept, **card["formats"]}
+        exact = exactness(card["architecture"]["alpha"], card["architecture"]["n_bits"], formats)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return dict(card)
+    return {**card, "formats": formats, "exact": exact}
 
 
 def _machine() -> str:
@@ -122,7 +181,9 @@ def card_text(card: Mapping[str, Any]) -> str:
         f"- **Weights:** run {card['run']}, step {card['step']}" + (", averaged" if card["averaged"] == "true" else ""),
         f"- **Data:** {card['data']['source']}. {card['data']['licence']}",
         f"- **Bits per dimension:** {_bits(bits)}",
-        f"- **Exactness:** {card['exact']['meaning']}. Promised for float32 files, within one runtime.",
+        f"- **Exactness:** {card['exact']['meaning']}",
+        "- **Images:** turned upright as their EXIF data say, RGB without transparency, cropped to the "
+        f"{card['crop']}, resized to {size} x {size} {card['resize']}",
         f"- **Checked** on {card['checked']['real_images']}; {card['checked']['machine']}",
         "",
         "## Endpoints",
@@ -139,7 +200,9 @@ def card_text(card: Mapping[str, Any]) -> str:
     lines += ["", "## Measured before publication", ""]
     for name, entry in card["formats"].items():
         lines += _measured(name, entry)
-    lines += ["## Calling it", "", *_calls(card)]
+    lines += ["## To be exact", "", "Each runtime must compute in float32:", ""]
+    lines += [f"- {line}" for line in _EXACT_RUNTIMES]
+    lines += ["", "## Calling it", "", *_calls(card)]
     return "\n".join(lines) + "\n"
 
 
@@ -162,6 +225,8 @@ def _measured(name: str, entry: Mapping[str, Any]) -> list[str]:
     lines = [f"### {name}", "", f"From run {entry['run']}, step {entry['step']}: {', '.join(entry['files'])}", ""]
     if "signatures" in entry:
         lines += [f"Signatures: {', '.join(entry['signatures'])}", ""]
+    if "parity" not in entry:
+        return [*lines, f"Checked {_page_checks(entry)}.", ""]
     lines += ["| endpoint | output | largest difference from the Keras model | mean |", "| --- | --- | --- | --- |"]
     for endpoint, outputs in entry["parity"].items():
         for output, figures in outputs.items():
@@ -192,39 +257,62 @@ def _measured(name: str, entry: Mapping[str, Any]) -> list[str]:
 
 
 def _calls(card: Mapping[str, Any]) -> list[str]:
-    size, name = card["architecture"]["image_size"], card["name"]
+    """How to call the formats that are there, each a block that runs in the export's folder."""
+    size, name, formats = card["architecture"]["image_size"], card["name"], card["formats"]
     with_z = card["architecture"]["latent_dim"] is not None
     codes = "z, v" if with_z else "(v,)"
     feeds = '{"z": z, "v": v}' if with_z else '{"v": v}'
     js_feeds = "{ z, v }" if with_z else "{ v }"
-    blank = f"[[{', '.join(['[0, 0, 0]'] * 2)}, ...], ...]"
-    return [
-        "Python, with numpy and onnxruntime:",
-        "",
-        "```python",
-        "import numpy as np, onnxruntime",
-        'encoder = onnxruntime.InferenceSession("onnx/encoder.onnx")',
-        'decoder = onnxruntime.InferenceSession("onnx/decoder.onnx")',
-        f"images = np.zeros((1, {size}, {size}, 3), np.uint8)",
-        f'{codes} = encoder.run(None, {{"images": images}})',
-        f"same = decoder.run(None, {feeds})[0]",
-        "```",
-        "",
-        "curl, with TensorFlow Serving (`docker compose up` in this folder):",
-        "",
-        "```sh",
-        f'curl -d \'{{"signature_name": "encode", "instances": [{{"images": {blank}}}]}}\' \\',
-        f"    localhost:8501/v1/models/{name}:predict",
-        "```",
-        "",
-        "JavaScript, with onnxruntime-node, or onnxruntime-web in a browser:",
-        "",
-        "```js",
-        'import * as ort from "onnxruntime-node";',
-        'const encoder = await ort.InferenceSession.create("onnx/encoder.onnx");',
-        'const decoder = await ort.InferenceSession.create("onnx/decoder.onnx");',
-        f'const images = new ort.Tensor("uint8", new Uint8Array({size * size * 3}), [1, {size}, {size}, 3]);',
-        f"const {js_feeds} = await encoder.run({{ images }});",
-        f"const same = (await decoder.run({js_feeds})).images;",
-        "```",
-    ]
+    lines = []
+    if "onnx" in formats:
+        lines += [
+            "Python, with numpy and onnxruntime:",
+            "",
+            "```python",
+            "import numpy as np",
+            "import onnxruntime",
+            "",
+            'encoder = onnxruntime.InferenceSession("onnx/encoder.onnx")',
+            'decoder = onnxruntime.InferenceSession("onnx/decoder.onnx")',
+            f"images = np.zeros((1, {size}, {size}, 3), np.uint8)",
+            f'{codes} = encoder.run(None, {{"images": images}})',
+            f"same = decoder.run(None, {feeds})[0]",
+            "```",
+            "",
+            "JavaScript, with onnxruntime-node, or onnxruntime-web in a browser:",
+            "",
+            "```js",
+            'import * as ort from "onnxruntime-node";',
+            "",
+            'const encoder = await ort.InferenceSession.create("onnx/encoder.onnx");',
+            'const decoder = await ort.InferenceSession.create("onnx/decoder.onnx");',
+            f'const images = new ort.Tensor("uint8", new Uint8Array({size * size * 3}), [1, {size}, {size}, 3]);',
+            f"const {js_feeds} = await encoder.run({{ images }});",
+            f"const same = (await decoder.run({js_feeds})).images;",
+            "```",
+            "",
+        ]
+    if "savedmodel" in formats:
+        signature = formats["savedmodel"].get("signatures", ["encode"])[0]
+        values = ", ".join(map(_example, card["endpoints"][signature]["inputs"]))
+        lines += [
+            "curl, with TensorFlow Serving (`docker compose up` in this folder):",
+            "",
+            "```sh",
+            f'python3 -c \'import json; print(json.dumps({{"signature_name": "{signature}", '
+            f'"instances": [{{{values}}}]}}))\' |',
+            f"    curl --data @- http://localhost:8501/v1/models/{name}:predict",
+            "```",
+            "",
+        ]
+    if "web" in formats:
+        lines += ["A browser, at http://localhost:8000:", "", "```sh", "python3 -m http.server -d web", "```", ""]
+    return lines[:-1]
+
+
+def _example(array: Mapping[str, Any]) -> str:
+    """A value of an input in Python, without the batch: black, or zero."""
+    value = "0" if array["dtype"] == "uint8" else "0.0"
+    for size in reversed(array["shape"][1:]):
+        value = f"[{value}] * {size}"
+    return f'"{array["name"]}": {value}'

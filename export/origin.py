@@ -32,6 +32,7 @@ class Origin:
         averaged: whether they are the averaged ones.
         parameters: number of trainable parameters.
         data: what the run was trained on, for people.
+        imported: whether the weights come from a checkpoint of the paper's code, which says nothing of its data.
         bits_per_dim: {"validation", "test", "test_images"} where the run recorded them for these weights, or None.
     """
 
@@ -43,6 +44,7 @@ class Origin:
     parameters: int
     data: str
     bits_per_dim: Mapping[str, Any] | None
+    imported: bool = False
 
     @property
     def crop(self) -> int:
@@ -90,6 +92,7 @@ def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel
     step = load_weights(run, model, averaged)
     model.require_initialized()
     summary = _summary(run)
+    imported = "imported_from" in summary
     best = summary.get("best_step") == step
     bits: dict[str, Any] = {}
     if best and isinstance(summary.get("validation_bits_per_dim"), float):
@@ -103,8 +106,9 @@ def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel
         step=step,
         averaged=averaged,
         parameters=model.parameter_count()["total"],
-        data=summary.get("data") or _data_of(config),
+        data=f"data unknown ({config.description})" if imported else summary.get("data") or config.data.source,
         bits_per_dim=bits or None,
+        imported=imported,
     )
     return model, origin
 
@@ -116,10 +120,6 @@ def safe_name(name: str) -> str:
     ('quickstart', 'faces-2nd-try-ema', 'model')
     """
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "model"
-
-
-def _data_of(config: Config) -> str:
-    return config.description if config.description.startswith("imported") else config.data.source
 
 
 def _summary(run: pathlib.Path) -> dict[str, Any]:

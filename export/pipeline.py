@@ -159,7 +159,10 @@ class _Export:
                 # Without the smaller files: the page has none.
                 options = {**self._parts["onnx"]["options"], "precisions": []}
                 self._parts["web"] = part_of("check_onnx", "web/model", self._kept_cases, options)
-                formats["web"] = {**formats["onnx"], "files": ["web/index.html"]}
+                # What Python measured of the same model files says nothing of the page's own runtime.
+                checked = {"digest": "all files, those of the model beside the ONNX files that passed in Python"}
+                page = {"run": origin.run, "step": origin.step, "files": ["web/index.html"]}
+                formats["web"] = {**page, "checked": checked}
             card = make_card(
                 origin, endpoints(model.config), checked_on, {name: formats[name] for name in request.formats}
             )

@@ -68,6 +68,7 @@ prometheus_config {
 
 _COMPOSE = """\
 # TensorFlow Serving with this model: docker compose up
+# On an NVIDIA GPU (with its container toolkit): docker compose up tf-serving-gpu
 # Another version of the server: TF_SERVING_TAG=2.19.1 docker compose up
 services:
   tf-serving:
@@ -86,6 +87,24 @@ services:
       - "--monitoring_config_file={settings}/monitoring.config"
       - "--enable_batching=true"
       - "--batching_parameters_file={settings}/batching.config"
+  tf-serving-gpu:
+    extends:
+      service: "tf-serving"
+    # Starts only where it is named.
+    profiles:
+      - "gpu"
+    image: "tensorflow/serving:${{TF_SERVING_TAG:-latest}}-gpu"
+    environment:
+      # Full float32: cards since Ampere round products to 10 bits of mantissa otherwise (TF32), and images are lost.
+      NVIDIA_TF32_OVERRIDE: "0"
+    deploy:
+      resources:
+        reservations:
+          devices:
+            - driver: "nvidia"
+              count: "all"
+              capabilities:
+                - "gpu"
 """
 
 

@@ -634,10 +634,10 @@ class TestWeb:
         assert config == {
             "name": "tiny",
             "image_size": 8,
+            "centre_crop": 0,
             "latent_dim": 4,
             "bits_per_dim": None,
             "data": opened[1].data,
-            "centre_crop": 0,
             "sizes": {**sizes, "runtime": 303},
         }
         assert len(pictures) >= 2

@@ -335,5 +335,5 @@ class TestNames:
 
 def test_documentation_names_the_command_and_both_runtimes():
     text = (pathlib.Path(__file__).parents[1] / "docs" / "runtimes.md").read_text()
-    assert text.startswith("# What the runtimes answer\n")
+    assert text.startswith("# The runtimes\n")
     assert "pytest tests/test_runtimes.py" in text and "ONNX Runtime" in text and "SavedModel" in text

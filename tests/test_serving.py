@@ -533,6 +533,9 @@ def read_block(lines):
         line, inner = lines[start].strip(), lines[start + 1 : end]
         if match := re.fullmatch(r'- "([^"\\]*)"', line):
             block[len(block)] = match[1]
+        elif line.startswith("- "):
+            block[len(block)] = read_block([" " * (indent + 2) + line[2:], *inner])
+            continue
         elif match := re.fullmatch(r'([\w-]+): "([^"\\]*)"', line):
             block[match[1]] = match[2]
         else:
@@ -544,8 +547,9 @@ def read_block(lines):
 
 def test_docker_compose(exported, name):
     compose = read_yaml((exported / "docker-compose.yml").read_text())
-    (service,) = compose["services"].values()
-    assert set(compose) == {"services"} and set(service) == {"image", "ports", "volumes", "command"}
+    assert set(compose) == {"services"} and set(compose["services"]) == {"tf-serving", "tf-serving-gpu"}
+    service = compose["services"]["tf-serving"]
+    assert set(service) == {"image", "ports", "volumes", "command"}
     assert re.fullmatch(r"tensorflow/serving:\$\{[A-Z_]+:-[\w.-]+\}", service["image"])
     assert [port.split(":")[-2:] for port in service["ports"]] == [["8500", "8500"], ["8501", "8501"]]
     mounts = {}
@@ -560,6 +564,20 @@ def test_docker_compose(exported, name):
     files["batching_parameters_file"] = "batching"
     assert {flag: mounts[path].name for flag, path in flags.items()} == {
         flag: f"{file}.config" for flag, file in files.items()
+    }
+
+
+def test_docker_compose_on_a_gpu_computes_in_full_float32(exported):
+    """By environment: the official image reads no other switch of TF32."""
+    services = read_yaml((exported / "docker-compose.yml").read_text())["services"]
+    assert services["tf-serving-gpu"] == {
+        "extends": {"service": "tf-serving"},
+        "profiles": ["gpu"],
+        "image": services["tf-serving"]["image"] + "-gpu",
+        "environment": {"NVIDIA_TF32_OVERRIDE": "0"},
+        "deploy": {
+            "resources": {"reservations": {"devices": [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]}}
+        },
     }
 
 
