@@ -160,7 +160,10 @@ class _Export:
                 options = {**self._parts["onnx"]["options"], "precisions": []}
                 self._parts["web"] = part_of("check_onnx", "web/model", self._kept_cases, options)
                 # What Python measured of the same model files says nothing of the page's own runtime.
-                checked = {"digest": "all files, those of the model beside the ONNX files that passed in Python"}
+                trips = formats["onnx"]["round_trip"].values()
+                kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
+                python = f"ONNX Runtime for Python gave {kept} of {tried} images back with those of the model"
+                checked = {"digest": f"all files; {python}"}
                 page = {"run": origin.run, "step": origin.step, "files": ["web/index.html"]}
                 formats["web"] = {**page, "checked": checked}
             card = make_card(
