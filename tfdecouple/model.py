@@ -211,7 +211,8 @@ class DecoupledModel(keras.Model):
             raise DataError("initialize got no images; it needs one at least, and some hundreds for a good start")
         if not tf.executing_eagerly():
             raise UserError("initialize was called within a tf.function; call it outside, once, before training")
-        if bool(self.initialized.value) and not force:
+        # A tensor: a variable of several devices is true as an object, whatever it holds.
+        if bool(tf.convert_to_tensor(self.initialized)) and not force:
             raise UserError(
                 "this model has weights already, initialised or loaded, and initialize would overwrite them; pass "
                 "force=True to start anew"
@@ -238,7 +239,7 @@ class DecoupledModel(keras.Model):
         """
         # The flag is read outside any function being traced, so that the check holds there too.
         with tf.init_scope():
-            ready = bool(self.initialized.value)
+            ready = bool(tf.convert_to_tensor(self.initialized))
         if not ready:
             raise NotInitializedError(
                 "this model is not initialised: call model.initialize(images) with training images, or load a run"
