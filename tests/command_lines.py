@@ -40,20 +40,26 @@ def _need(condition: object, message: str) -> None:
         raise CommandError(message)
 
 
-def parse(program: object, arguments: list[str]) -> argparse.Namespace:
+def parse(program: object, arguments: list[str], until: tuple[str, ...] = ()) -> argparse.Namespace:
     """What a program's own parser reads from a command line. The program is ended there.
 
     Args:
         program: its `main`; it takes the arguments, or none and reads `sys.argv`.
         arguments: the command line.
+        until: functions, by their dotted names, where a program ends that checks more than its parser does.
 
     Raises:
         CommandError: where the parser refuses it.
     """
+    options = argparse.Namespace()
+
+    def end(*_: object) -> None:
+        raise _Parsed(options)
 
     def ends(read):
         def parse_args(parser, args=None, namespace=None):
-            raise _Parsed(read(parser, args, namespace))
+            read(parser, args, options)
+            return options if until else end()
 
         return parse_args
 
@@ -61,6 +67,8 @@ def parse(program: object, arguments: list[str]) -> argparse.Namespace:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("parse_args", "parse_intermixed_args"):
             patch.setattr(argparse.ArgumentParser, name, ends(getattr(argparse.ArgumentParser, name)))
+        for name in until:
+            patch.setattr(name, end)
         patch.setattr(sys, "argv", ["program", *arguments])
         # Documentation writes options in full.
         patch.setattr(argparse.ArgumentParser, "_get_option_tuples", lambda parser, text: [])
@@ -104,7 +112,7 @@ def _export(arguments: list[str], folder: pathlib.Path) -> None:
     from export.cli import main
     from export.pipeline import FORMATS
 
-    options = parse(main, arguments)
+    options = parse(main, arguments, ("export.cli.start_tensorflow", "export.cli._verify"))
     unknown = set(getattr(options, "format", [])) - set(FORMATS)
     _need(not unknown, f"--format knows no {', '.join(sorted(unknown))}")
 

@@ -55,7 +55,8 @@ def test_commands_are_understood(path, text):
                 check_command(line.replace(choice[0], word) if choice else line, path.parent)
             except CommandError as error:
                 # The text may speak of a command by its name alone.
-                short = "the following arguments are required" in str(error) and line in inline_code(text)
+                missing = "arguments are required" in str(error) or "are needed" in str(error)
+                short = missing and line in inline_code(text)
                 if not (short and " --" not in line):
                     raise
 
@@ -105,7 +106,7 @@ def test_commands_are_found():
         ("python -m tfdecouple presets cifar11", "there is no preset 'cifar11'"),
         ("python -m tfdecouple evaluates --run RUN", "invalid choice: 'evaluates'"),
         ("python -m tfdecouple evaluate --run RUN [--latentuse]", "unrecognized arguments: --latentuse"),
-        ("python -m export --run RUN", "the following arguments are required: --to"),
+        ("python -m export --run RUN", "--run and --to are needed"),
         ("python -m export --run RUN --to DIR --format tflight", "--format knows no tflight"),
         ("python -m nonsense", "there is no module nonsense"),
         ("python benchmarks/nonsense.py", "there is no benchmarks/nonsense.py"),
