@@ -54,6 +54,14 @@ class TestInitialize:
         first = next(name for name in before if "actnorm" in name and name.startswith("flow/level_0"))
         np.testing.assert_array_equal(weights(model)[first], weights(fresh)[first])
 
+    def test_the_flag_of_several_devices_is_read(self):
+        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+            model = DecoupledModel(SMALL)
+        assert "not initialised" in refused(model.require_initialized)
+        model.initialize(IMAGES)
+        model.require_initialized()
+        assert "force=True" in refused(lambda: model.initialize(IMAGES))
+
     @pytest.mark.parametrize("force", [False, True])
     def test_no_images_are_refused_and_leave_no_nan(self, force):
         model = DecoupledModel(SMALL)

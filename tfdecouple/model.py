@@ -211,8 +211,7 @@ class DecoupledModel(keras.Model):
             raise DataError("initialize got no images; it needs one at least, and some hundreds for a good start")
         if not tf.executing_eagerly():
             raise UserError("initialize was called within a tf.function; call it outside, once, before training")
-        # A tensor: a variable of several devices is true as an object, whatever it holds.
-        if bool(tf.convert_to_tensor(self.initialized)) and not force:
+        if self._has_weights() and not force:
             raise UserError(
                 "this model has weights already, initialised or loaded, and initialize would overwrite them; pass "
                 "force=True to start anew"
@@ -237,13 +236,16 @@ class DecoupledModel(keras.Model):
         Raises:
             NotInitializedError: in one line.
         """
-        # The flag is read outside any function being traced, so that the check holds there too.
-        with tf.init_scope():
-            ready = bool(tf.convert_to_tensor(self.initialized))
-        if not ready:
+        if not self._has_weights():
             raise NotInitializedError(
                 "this model is not initialised: call model.initialize(images) with training images, or load a run"
             )
+
+    def _has_weights(self) -> bool:
+        # The flag is read outside any function being traced, so that the check holds there too; and as a tensor, for
+        # the variable of several devices is true whatever it holds.
+        with tf.init_scope():
+            return bool(tf.convert_to_tensor(self.initialized.value))
 
     # --- distributions ---
 
