@@ -55,10 +55,13 @@ class TestExactness:
         assert found["promised"] is False and "Promised for" not in found["meaning"]
         assert f"did not return 1 of 4 noise images by {name}. Not promised." in found["meaning"]
 
-    def test_says_which_losses_are_the_models_own(self) -> None:
+    def test_says_how_many_the_model_itself_keeps(self) -> None:
         lossy = entry(lost=3)
         lossy["round_trip"]["noise"]["model"] = 1
-        assert "3 of 4 noise images by onnx (as the model itself does)" in exactness(1.0, 8, {"onnx": lossy})["meaning"]
+        assert (
+            "3 of 4 noise images by onnx (the model itself surely keeps 1)"
+            in exactness(1.0, 8, {"onnx": lossy})["meaning"]
+        )
 
     def test_is_not_promised_at_alpha_1_whatever_came_back(self) -> None:
         found = exactness(1.0, 8, {"onnx": entry()})
