@@ -168,6 +168,11 @@ def test_seed_of_a_command_is_bounded(capsys, command, seed):
     assert "--seed is" in refused(capsys, lambda: main([command, "--run", "no/such/run", "--seed", str(seed)]))
 
 
+@pytest.mark.parametrize("command", COMMANDS[:-1])
+def test_count_of_a_picture_is_bounded(capsys, command):
+    assert "--count is 1000000000000" in refused(capsys, lambda: main([command, "--run", "x", "--count", str(10**12)]))
+
+
 def test_home_of_nobody_is_a_missing_folder(capsys, tmp_path):
     from tfdecouple.config import DataConfig
     from tfdecouple.data import open_source
@@ -234,6 +239,11 @@ class TestFaults:
         ("error", "status", "says"),
         [
             (MemoryError("3 TiB"), 2, "out of memory"),
+            (
+                type("ResourceExhaustedError", (Exception,), {})("OOM when allocating\n\nmore"),
+                2,
+                "(OOM when allocating)",
+            ),
             (FileNotFoundError(2, "No such file or directory", "a\nb"), 2, "cannot use"),
             (OSError(28, "No space left on device"), 2, "No space left on device"),
             (UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed"), 2, "not UTF-8"),

@@ -141,15 +141,23 @@ def run_program(main: Callable[[], int]) -> int:
         where = f"cannot use {name}" if isinstance(name, str) else "cannot write to standard output, or another file"
         return _say(f"{where}: {error.strerror or error}; mend that and start again", 2)
     except MemoryError as error:
-        return _say(f"out of memory ({error or 'no more is said'}); take fewer images at a time or a smaller model", 2)
+        return _out_of_memory(error)
     except UnicodeError as error:
         return _say(f"a name or text is not UTF-8 here ({error}); rename it, or set LC_ALL=C.UTF-8", 2)
     except Exception as error:
+        # TensorFlow's, which is not imported for the sake of a name.
+        if type(error).__name__ == "ResourceExhaustedError":
+            return _out_of_memory(error)
         if os.environ.get("TFDECOUPLE_TRACEBACK"):
             raise
         *_, last = traceback.extract_tb(error.__traceback__)
         told = f"{type(error).__name__}: {error} ({pathlib.Path(last.filename).name}, line {last.lineno})"
         return _say(f"a fault of this program, please report it: {told}; TFDECOUPLE_TRACEBACK=1 shows where", 1)
+
+
+def _out_of_memory(error: Exception) -> int:
+    said = (str(error).splitlines() or ["no more is said"])[0][:200]
+    return _say(f"out of memory ({said}); take fewer images at a time or a smaller model", 2)
 
 
 def _flushed(main: Callable[[], int]) -> int:

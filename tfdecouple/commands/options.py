@@ -8,6 +8,8 @@ from typing import Any
 
 from tfdecouple.errors import UserError
 
+MOST_IN_A_PICTURE = 100_000
+
 
 def command(commands: Any, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
     """Adds a command.
@@ -67,6 +69,8 @@ def check(options: argparse.Namespace) -> None:
         UserError: naming the argument and its value.
     """
     at_least(options, "count", 1)
+    if getattr(options, "count", 0) > MOST_IN_A_PICTURE:
+        raise UserError(f"--count is {options.count}; a picture shows at most {MOST_IN_A_PICTURE:,}")
     at_least(options, "seed", 0)
     if getattr(options, "seed", 0) >= 2**31:
         raise UserError(f"--seed is {options.seed}; it must be below 2**31")
