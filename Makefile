@@ -10,9 +10,13 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # Of the long tests a class stays in one process: whole files would leave the other process without work at the end.
 PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope -m slow
 
+# What uses each of the packages: a trained model, SavedModel, ONNX and a fresh export; images; TFDS; Parquet.
+SHORT := tests/test_golden.py tests/test_image_files.py tests/test_untrusted.py::TestDataSet \
+	tests/test_encode.py::TestCodes
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test test-slow test-all tools lint clean
+.PHONY: help train test test-slow test-all test-versions test-lowest test-newest tools lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
@@ -29,6 +33,11 @@ test-slow: $(VENV)/.stamp-test-all tools ## run the long tests alone: kills, ful
 test-all: $(VENV)/.stamp-test-all tools ## run all tests; a skip fails unless tests/expected_skips.txt has it
 	$(PYTEST) -o strict_skips=true $(ARGS)
 	$(PYTEST_SLOW) -o strict_skips=true $(ARGS)
+
+test-versions: test-lowest test-newest ## run a short suite with the lowest and the newest versions of constraints/
+
+test-lowest test-newest: test-%: $(VENV)/%/.stamp
+	$(VENV)/$*/bin/python -m pytest $(SHORT) $(ARGS)
 
 tools: | $(VENV)/.stamp-venv ## install what the long tests need: C compiler, Node.js, Chromium, npm packages
 	@.ci/install-tools
@@ -53,4 +62,10 @@ $(VENV)/.stamp-base: setup.cfg pyproject.toml | $(VENV)/.stamp-venv
 $(VENV)/.stamp-%: setup.cfg pyproject.toml | $(VENV)/.stamp-venv
 	@echo "Installing tfdecouple[$*] into $(VENV): about a minute the first time"
 	$(PIP) install -e '.[$*]'
+	@touch $@
+
+$(VENV)/%/.stamp: setup.cfg pyproject.toml constraints/%.txt
+	@echo "Installing tfdecouple[test] with constraints/$*.txt into $(VENV)/$*"
+	$(PYTHON) -m venv $(VENV)/$*
+	$(VENV)/$*/bin/python -m pip --disable-pip-version-check --quiet install -e '.[test]' -c constraints/$*.txt
 	@touch $@

@@ -78,8 +78,8 @@ class Request:
         if not self.formats:
             raise UserError(f"no format is given; there are {', '.join(FORMATS)}")
         if self.version is not None:
-            if self.version < 1:
-                raise UserError(f"the version is {self.version}; it must be at least 1")
+            if not 1 <= self.version < 2**63:
+                raise UserError(f"the version is {self.version}; it must be at least 1 and below 2**63")
             target = self.to / "savedmodel" / str(self.version)
             if "savedmodel" in self.formats and target.exists():
                 raise UserError(taken(target))
