@@ -244,8 +244,9 @@ class _Export:
         whole = merged(card, place.folder)
         write_json(files / JSON_NAME, whole)
         write_text(files / TEXT_NAME, card_text(json.loads(json.dumps(whole))))
-        _refuse(card_problems(files / JSON_NAME, whole))
+        _refuse(card_problems(files / JSON_NAME, whole, files / TEXT_NAME))
         if version is not None:
+            _refuse(card_problems(extra / JSON_NAME, card))
             _refuse(serving_problems(files, card["name"]))
         # What configures a server may have been edited since an earlier export wrote it.
         for file in sorted(files.iterdir()):

@@ -22,6 +22,7 @@ from export.folding import fold
 from export.gate import check_onnx, check_saved_model, variants
 from export.gate.cases import make_cases, real_images, weight_digests
 from export.gate.run import RefusedError, pass_gate
+from export.onnx_files import OPSET
 from export.origin import open_run
 from export.precision import with_smaller_weights
 from export.saved_model import save_saved_model
@@ -334,6 +335,14 @@ class TestOnnx:
         (problem,) = onnx_problems(edit("encoder", plant))
         assert problem.startswith("encoder.onnx has RandomNormalLike, so that its answers need not be the same")
 
+    def test_newer_opset_and_format_are_found(self, onnx_problems):
+        def newer(model):
+            model.opset_import[0].version, model.ir_version = 19, 10
+
+        (problem,) = onnx_problems(edit("sampler", newer))
+        assert problem == "sampler.onnx is of opset [19], format 10; expected opset 18, format 8 at most"
+        assert check_onnx._OPSET == OPSET
+
     def test_batch_axis_of_one_size_is_found(self, onnx_problems):
         def fix(model):
             for value in [*model.graph.input, *model.graph.output]:
@@ -612,6 +621,17 @@ class TestSavedModelInThisProcess:
         assert problems(lambda folder: rewrite_signatures(folder, change))[:2] == [
             "encode returns ['v'] where the model has ['v', 'z']",
             "decode has v as float32 [1, 8, 8, 3]; expected float32 [-1, 8, 8, 3], only the first axis free",
+        ]
+
+    def test_method_that_no_server_asks_for_and_file_that_is_strange(self, problems):
+        def change(folder):
+            (folder / "assets").mkdir()
+            (folder / "assets" / "words.txt").touch()
+            rewrite_signatures(folder, lambda signatures: setattr(signatures["decode"], "method_name", "x"))
+
+        assert problems(change)[:2] == [
+            "the SavedModel holds assets/words.txt, which is compared with nothing",
+            "decode is of method 'x'; servers ask for 'tensorflow/serving/predict'",
         ]
 
     @pytest.mark.parametrize("other", ["decode", "encode with z for v"])

@@ -19,6 +19,8 @@ from conftest import TINY, give_effect, random_images
 
 from export.endpoints import endpoint, endpoints
 from export.folding import fold
+from export.gate import check_onnx, variants
+from export.gate.weights import by_name, digests
 from export.network import Network
 from export.onnx_files import OPSET, build_onnx, save_onnx
 from export.precision import PRECISIONS, with_smaller_weights
@@ -443,6 +445,15 @@ class TestOnnxGraph:
         # Left are the numbers of the graph itself: sizes of splits, bounds, orders of channels.
         assert max(array.size for array in foreign.values()) <= 24
         assert len(named) - len(foreign) > 40
+
+    @pytest.mark.parametrize("name", VARIANTS)
+    def test_gate_knows_every_weight_of_every_kind_of_model(self, name):
+        known = by_name(digests(folded_of(name).arrays))
+        for of in ("encode", "decode", "sample"):
+            model = onnx_of(name, of)
+            assert list(check_onnx._weights(model, known)) == []
+            for precision in PRECISIONS:
+                assert list(variants.weights(with_smaller_weights(model, precision), model, precision)) == []
 
     def test_no_weight_is_there_twice_or_for_nothing(self, file):
         _, model = file

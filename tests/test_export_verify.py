@@ -317,7 +317,24 @@ class TestWhatIsPublished:
     def test_settings_of_a_server_for_another_model_are_refused(self, monkeypatch, refusal, name):
         write = pipeline.write_serving_files
         monkeypatch.setattr(pipeline, "write_serving_files", lambda folder, _: write(folder, name))
-        assert "models.config serves " in refusal("savedmodel")
+        line = refusal("savedmodel")
+        assert "models.config serves " in line
+        assert "docker-compose.yml is not what is written for the model tiny" in line
+
+    @pytest.mark.parametrize("name", ["batching.config", "monitoring.config", "docker-compose.yml"])
+    def test_settings_of_a_server_that_are_cut_off_are_refused(self, monkeypatch, refusal, name):
+        write = pipeline.write_serving_files
+
+        def cut(folder, of):
+            write(folder, of)
+            os.truncate(folder / name, 100)
+
+        monkeypatch.setattr(pipeline, "write_serving_files", cut)
+        assert f"{name} is not what is written for the model tiny" in refusal("savedmodel")
+
+    def test_text_that_is_not_the_cards_is_refused(self, monkeypatch, refusal):
+        monkeypatch.setattr(pipeline, "card_text", lambda card: "# tiny\n")
+        assert f"{TEXT_NAME} does not say what {JSON_NAME} says" in refusal("onnx")
 
     def test_page_is_verified_with_its_own_models(self, tiny_run, runtime, tmp_path, monkeypatch):
         export(Request(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), lambda text: None)

@@ -29,9 +29,9 @@ from tfdecouple.tf32 import full_float32
 _ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 64, 64 * 32 * 32
 # Crops of the embedded photographs can be had up to this size; larger ones are enlarged.
 _PHOTOGRAPH_SIDE = 64
-# Beyond this side a pass of one image takes seconds: then the model is asked for one reaction, and for one image of
-# each kind of noise.
-_LARGE = 96
+# Beyond this side an image takes a second and more: then the model is asked for one reaction, and for one image
+# of each kind of noise.
+_LARGE = 48
 # Pixels that the model takes at once: always the same number of images, since each number is a graph of its own.
 _PIXELS_AT_ONCE = 16 * 32 * 32
 # How far from the border of a level, in bounds of the image, codes are made whose rounding shows smallest errors.

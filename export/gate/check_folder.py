@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,9 @@ from google.protobuf import text_format
 from PIL import Image
 from tensorflow_serving.config import model_server_config_pb2
 
+from export.card import card_text
 from export.manifest import file_digest
+from export.serving_files import write_serving_files
 from export.web import CONFIG, MODELS, PAGE, RUNTIME_FILES, demo_images, page_config
 
 
@@ -63,10 +66,13 @@ def _json(path: pathlib.Path) -> Any:
         return None
 
 
-def card_problems(path: pathlib.Path, card: Mapping[str, Any]) -> Iterator[str]:
-    """Yields what is wrong with a model card's JSON file, given its values."""
-    if _json(path) != json.loads(json.dumps(card)):
+def card_problems(path: pathlib.Path, card: Mapping[str, Any], text: pathlib.Path | None = None) -> Iterator[str]:
+    """Yields what is wrong with a model card, given its values: in its JSON file, and in the one to be read."""
+    values = json.loads(json.dumps(card))
+    if _json(path) != values:
         yield f"{path.name} is not the card of this export"
+    if text is not None and text.read_text(encoding="utf-8") != card_text(values):
+        yield f"{text.name} does not say what {path.name} says"
 
 
 def serving_problems(folder: pathlib.Path, name: str) -> Iterator[str]:
@@ -81,9 +87,8 @@ def serving_problems(folder: pathlib.Path, name: str) -> Iterator[str]:
     models = [(model.name, model.base_path.rpartition("/")[2]) for model in config.model_config_list.config]
     if models != [(name, name)]:
         yield f"models.config serves {models}; this model is {name}"
-    compose = (folder / "docker-compose.yml").read_text(encoding="utf-8")
-    if f"/{name}:ro" not in compose:
-        yield f"docker-compose.yml does not mount the model {name}"
-    for file in ("batching.config", "monitoring.config"):
-        if not (folder / file).read_text(encoding="utf-8").strip():
-            yield f"{file} is empty"
+    with tempfile.TemporaryDirectory() as scratch:
+        write_serving_files(pathlib.Path(scratch), name)
+        for right in sorted(pathlib.Path(scratch).iterdir()):
+            if not (folder / right.name).is_file() or (folder / right.name).read_bytes() != right.read_bytes():
+                yield f"{right.name} is not what is written for the model {name}"

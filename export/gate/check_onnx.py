@@ -20,6 +20,8 @@ from export.gate.arrays import DRAWN, Arrays, Report, answers_in, group, run_che
 from export.gate.progress import Progress
 from export.gate.weights import by_name, same
 
+# What runtimes of all kinds read: `export.onnx_files` writes no other.
+_OPSET, _IR_VERSION = 18, 8
 # Operations that answer otherwise each time, or compute one thing for some inputs and another for others.
 _NOT_OF_A_FUNCTION = {
     "Bernoulli", "Dropout", "If", "Loop", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
@@ -186,6 +188,11 @@ def _operations(model: onnx.ModelProto) -> Iterator[str]:
     domains = {entry.domain for entry in model.opset_import} | {node.domain for node in model.graph.node}
     if foreign := sorted(domains - {"", "ai.onnx"}):
         yield f"uses operations of {', '.join(foreign)}, which not every runtime has"
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if versions != [_OPSET] or model.ir_version > _IR_VERSION:
+        yield (
+            f"is of opset {versions}, format {model.ir_version}; expected opset {_OPSET}, format {_IR_VERSION} at most"
+        )
     if model.functions:
         yield f"defines functions of its own: {', '.join(sorted({function.name for function in model.functions}))}"
     if found := sorted({node.op_type for node in model.graph.node} & _NOT_OF_A_FUNCTION):

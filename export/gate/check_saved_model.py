@@ -20,6 +20,11 @@ from export.gate.progress import Progress
 from export.gate.weights import by_name, same
 from tfdecouple.process import start_tensorflow
 
+_FILES = {
+    "saved_model.pb", "fingerprint.pb", "variables/variables.index", "variables/variables.data-00000-of-00001",
+    "assets.extra/tf_serving_warmup_requests", "assets.extra/model_card.json",
+}  # fmt: skip
+_METHOD = "tensorflow/serving/predict"
 _TIMED = ("encode", "decode", "sample")
 _DEFAULT = "serving_default"
 # How many images' worth of work a call of an image is.
@@ -65,6 +70,9 @@ def check(
         except Exception as error:  # noqa: BLE001 - whatever TensorFlow raises, a server cannot load it either
             report.problems.append(f"the SavedModel cannot be loaded: {reason(error)}")
             return report
+        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        if strange := sorted(there - _FILES):
+            report.problems.append(f"the SavedModel holds {', '.join(strange)}, which is compared with nothing")
         report.problems += _operations(folder)
         signatures = meta.signature_def
         # `__saved_model_init_op` names an operation for the loader; it is no signature that anybody calls.
@@ -144,6 +152,8 @@ def _signature(endpoint: str, signature: Any, cases: Arrays) -> Iterator[str]:
     """Yields what is wrong with names, types and shapes of a signature; only the first axis may be free."""
     import tensorflow as tf
 
+    if signature.method_name != _METHOD:
+        yield f"{endpoint} is of method {signature.method_name!r}; servers ask for {_METHOD!r}"
     answers = {name: answer.right for name, answer in answers_in(cases, endpoint).items()}
     for what, infos, expected in (
         ("takes", signature.inputs, group(cases, f"in/{endpoint}/")),
