@@ -625,7 +625,7 @@ class TestSavedModelInThisProcess:
 
     def test_method_that_no_server_asks_for_and_file_that_is_strange(self, problems):
         def change(folder):
-            (folder / "assets").mkdir()
+            (folder / "assets").mkdir(exist_ok=True)
             (folder / "assets" / "words.txt").touch()
             rewrite_signatures(folder, lambda signatures: setattr(signatures["decode"], "method_name", "x"))
 
