@@ -24,6 +24,7 @@ from tfdecouple.evaluation import BitsPerDim
 from tfdecouple.files import write_json
 from tfdecouple.runs import load_config, load_model
 from tfdecouple.training import loop, train
+from tfdecouple.training.folder import RunFolder
 from tfdecouple.training.metrics import MetricsLog, read_metrics
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.signals import StopRequest
@@ -301,7 +302,7 @@ class TestRefusals:
     def test_folder_of_a_program_that_ended_as_it_began_is_no_obstacle(self, tmp_path, image_folder):
         (tmp_path / ".lock").touch()
         (tmp_path / ".config.json.123.tmp").write_text("{")
-        assert loop._check_folder(tmp_path, run_config(image_folder)) is False
+        assert RunFolder(tmp_path, run_config(image_folder)).check() is False
 
     def test_second_program_in_the_same_folder(self, tmp_path, image_folder):
         with (tmp_path / ".lock").open("w") as file:

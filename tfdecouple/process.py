@@ -133,10 +133,10 @@ def run_program(main: Callable[[], int]) -> int:
         return _say("interrupted", 130)
     except BrokenPipeError:
         # The reader of our output went away (`... | head`): nothing to report, and nobody to report it to.
-        _drop_output()
+        drop_output()
         return 141
     except OSError as error:
-        _drop_output()
+        drop_output()
         name = error.filename
         where = f"cannot use {name}" if isinstance(name, str) else "cannot write to standard output, or another file"
         return _say(f"{where}: {error.strerror or error}; mend that and start again", 2)
@@ -176,13 +176,13 @@ def _say(text: str, status: int) -> int:
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
-        _drop_output()
+        drop_output()
     line = " ".join(text.split())
     shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
     try:
         print(f"error: {shown}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
-        _drop_output(sys.stderr)
+        drop_output(sys.stderr)
     return status
 
 
@@ -204,7 +204,7 @@ def _prepare_output() -> None:
             stream.reconfigure(errors="plain")
 
 
-def _drop_output(stream: TextIO | None = None) -> None:
+def drop_output(stream: TextIO | None = None) -> None:
     """Keeps Python from writing at its end what could not be written to a stream, standard output unless named."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())

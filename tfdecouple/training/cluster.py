@@ -124,9 +124,9 @@ def _host(address: str) -> str:
 
 def _from_slurm() -> Cluster | None:
     # srun sets it; a batch script has SLURM_NTASKS and SLURM_PROCID too, but runs once.
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) < 2:
+    if _number("SLURM_STEP_NUM_TASKS", 1) < 2:
         return None
-    job = int(os.environ.get("SLURM_JOB_ID") or 0)
+    job, local = _number("SLURM_JOB_ID", 0), _number("SLURM_LOCALID", 0)
     first_port = _SLURM_PORTS[job * _PORTS_PER_JOB % len(_SLURM_PORTS)]
     try:
         # How many GPUs there are is asked of TensorFlow later; the resolver divides by these numbers.
@@ -135,10 +135,12 @@ def _from_slurm() -> Cluster | None:
         )
         addresses = resolver.cluster_spec().as_dict()["worker"]
         index = resolver.task_id
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"Slurm's variables name no cluster: {error}") from error
-    node, local = os.environ.get("SLURMD_NODENAME"), os.environ.get("SLURM_LOCALID")
-    own = f"{node}:{first_port + int(local or 0)}"
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ConfigError(
+            f"Slurm's variables name no cluster ({said}); start it with srun, or train alone with --cluster none"
+        ) from error
+    own = f"{os.environ.get('SLURMD_NODENAME')}:{first_port + local}"
     if own in addresses:
         # The resolver takes for granted that ranks follow the sorted names of the hosts; node10 sorts before node9.
         index = addresses.index(own)
@@ -146,6 +148,16 @@ def _from_slurm() -> Cluster | None:
     # With these, Slurm shows each task its own GPUs; without, those of the host to all of its tasks.
     bound = os.environ.get("SLURM_GPUS_PER_TASK") or os.environ.get("SLURM_GPU_BIND")
     return cluster if bound else _sharing_gpus(cluster)
+
+
+def _number(name: str, otherwise: int) -> int:
+    text = os.environ.get(name) or str(otherwise)
+    # Python would take more for a number: signs, underscores, digits of other scripts.
+    if not re.fullmatch(r"[0-9]{1,18}", text.strip()):
+        raise ConfigError(
+            f"{name} is {text[:60]!r}; it must be a number. --cluster none trains without Slurm's variables"
+        )
+    return int(text)
 
 
 def _sharing_gpus(cluster: Cluster) -> Cluster:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -24,19 +23,19 @@ from tfdecouple.data.codecs import lossless_bits_per_dim
 from tfdecouple.errors import ConfigError, RunError, UserError
 from tfdecouple.evaluation import BitsPerDim, Evaluator, save_pictures
 from tfdecouple.evaluation.grids import reconstruct
-from tfdecouple.files import TEMPORARY, write_json, write_text
+from tfdecouple.files import TEMPORARY, write_json
 from tfdecouple.parameters import require_memory
 from tfdecouple.runs import CHECKPOINTS, CONFIG, load_config, load_weights
 from tfdecouple.training.cluster import find_cluster
+from tfdecouple.training.folder import SUMMARY, RunFolder, read_summary
 from tfdecouple.training.metrics import MetricsLog, NoLog
+from tfdecouple.training.precision_check import check_precision
 from tfdecouple.training.progress import Progress
-from tfdecouple.training.signals import StopRequest
+from tfdecouple.training.signals import Stopped, StopRequest
 from tfdecouple.training.state import WINDOW, TrainingState
 from tfdecouple.training.step import StepResult, TrainStep
 from tfdecouple.training.strategy import check_batch, make_strategy
 from tfdecouple.training.workers import Workers, losses_in_one_line
-
-SUMMARY = "summary.json"
 
 # How many held-out images the pictures show, and at most go into the comparison with lossless codecs.
 _PICTURED = 40
@@ -94,9 +93,9 @@ def train(
         The outcome, with the test bits/dim of the best weights.
 
     Raises:
-        ConfigError: where options do not fit each other or the devices.
+        ConfigError: where options do not fit each other or the devices, or the processor cannot do the precision.
         DataError: where images are missing or unreadable.
-        InterruptedRunError: after SIGTERM or Ctrl-C; the state is saved.
+        InterruptedRunError: after SIGTERM, SIGHUP or Ctrl-C; the state is saved.
         DivergedError: where training.max_skipped_steps steps in a row were not finite.
         LostWorkerError: where another worker has ended.
         RunError: where the folder holds another run, is in use, or cannot be written.
@@ -112,28 +111,29 @@ def train(
         return _train(config, folder, Workers(strategy, len(members.workers), members.number), download)
 
 
-def _train(config: Config, folder: pathlib.Path, workers: Workers, download: bool) -> Outcome:
+def _train(config: Config, path: pathlib.Path, workers: Workers, download: bool) -> Outcome:
     try:
-        with contextlib.ExitStack() as stack:
+        with RunFolder(path, config) as folder, contextlib.ExitStack() as stack:
             _check_alike(workers, config)
             check_batch(config.training, workers.strategy.num_replicas_in_sync)
             _check_memory(config)
-            resumed = workers.by_chief(lambda: _check_folder(folder, config))
+            resumed = workers.by_chief(folder.check)
             source = workers.together(lambda: open_source(config.data, config.model.image_size, download))
             workers.same("the images", json.dumps(source.sizes))
-            workers.by_chief(lambda: stack.enter_context(_locked(folder)))
-            workers.by_chief(lambda: write_text(folder / CONFIG, config.to_json()))
             stack.enter_context(source.guard())
             return _Run(config, folder, workers, source).run(resumed)
     except OSError as error:
         raise RunError(
-            f"cannot write to the run folder {folder}: {error.strerror or error}; "
+            f"cannot write to the run folder {path}: {error.strerror or error}; "
             "what was saved before is still there, the same command goes on from it"
         ) from error
-    except tf.errors.ResourceExhaustedError as error:
+    except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        # The config of a run that took no step is not written.
+        where = " in another --workdir" if (path / CONFIG).is_file() else ""
+        said = (str(error).splitlines() or ["no more is said"])[0][:200]
         raise RunError(
-            "out of memory; start again in another --workdir with a smaller training.batch_size or more "
-            f"training.micro_batches ({error.message.splitlines()[0][:200]})"
+            f"out of memory; start again{where} with a smaller training.batch_size or more "
+            f"training.micro_batches ({said})"
         ) from error
 
 
@@ -165,69 +165,35 @@ def _check_alike(workers: Workers, config: Config) -> None:
     workers.together(check)
 
 
-def _check_folder(folder: pathlib.Path, config: Config) -> bool:
-    """Returns whether the folder holds this very run already.
-
-    Raises:
-        RunError: where it holds something else.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    if not (folder / CONFIG).is_file():
-        # A program that was ended as it began leaves no more than its lock and a config half written.
-        if folder.is_dir() and all(entry.name == ".lock" or entry.match(TEMPORARY) for entry in folder.iterdir()):
-            return False
-        raise RunError(f"{folder} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
-    changed = difference(load_config(folder), config)
-    changed.pop("training.steps", None)
-    if changed:
-        listed = "; ".join(f"{name} was {ours!r} and is now {theirs!r}" for name, (ours, theirs) in changed.items())
-        raise RunError(
-            f"{folder} holds a run with another config: {listed}. "
-            "Choose another --workdir, or give the options it was started with (only training.steps may change)"
-        )
-    return True
-
-
-@contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps a second program from training in the same folder at the same time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(
-                f"another program is training in {folder}; wait for it or choose another --workdir"
-            ) from error
-        yield
-
-
 class _Run:
     """The loop, and what it needs at hand."""
 
-    def __init__(self, config: Config, folder: pathlib.Path, workers: Workers, source: Source):
+    def __init__(self, config: Config, folder: RunFolder, workers: Workers, source: Source):
         self.config = config
         self.training = config.training
-        self.folder = folder
+        self.claim = folder.claim
+        self.folder = folder.path
         self.workers = workers
         self.strategy = strategy = workers.strategy
         self.source = source
         keras.utils.set_random_seed(config.training.seed)
         with strategy.scope():
             self.state = TrainingState(config)
-        self.checkpoints = CheckpointFolder(folder / CHECKPOINTS, config.training.keep_checkpoints)
+        self.checkpoints = CheckpointFolder(self.folder / CHECKPOINTS, config.training.keep_checkpoints)
         self.step_function = TrainStep(config, self.state, strategy)
         self.evaluator = Evaluator(self.state.model, strategy)
         self.step = 0
         self.window = np.zeros(len(WINDOW) + 1)
         self.skipped_in_all = 0
         self.exact = ""
+        self.begun = 0
+        self.is_claimed = False
 
     def run(self, resumed: bool) -> Outcome:
         messages, begins_anew = self.workers.by_chief(lambda: self._open_folder(resumed))
         if not begins_anew:
             self._take_over()
+        self.begun = self.step
         summary = self.workers.by_chief(self._finished_summary)
         if summary:
             return Outcome(self.folder, summary, self.workers.is_chief)
@@ -236,14 +202,17 @@ class _Run:
             quiet = None if self.workers.is_chief else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             self.progress = Progress(self.training.steps, self.step, quiet)
             stack.callback(self.progress.close)
-            self.workers.by_chief(self._open_log)
             stack.callback(lambda: self.log.close())
             self._introduce(messages)
+            self.workers.together(self._check_precision)
             if begins_anew:
                 self._begin()
+            else:
+                self._claim_folder()
             with StopRequest() as stop:
                 self._loop(stop)
-            return self._finish()
+                self._claim_folder()
+                return self._finish(stop)
 
     # --- beginning ---
 
@@ -264,16 +233,35 @@ class _Run:
 
     def _finished_summary(self) -> dict[str, Any] | None:
         """Returns the summary of a run that has nothing left to do."""
-        if self.step < self.training.steps or not (self.folder / SUMMARY).is_file():
+        if self.step < self.training.steps:
             return None
-        summary = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
-        if summary.get("steps") != self.step:
+        try:
+            summary = read_summary(self.folder)
+        except ValueError:
+            print(f"{SUMMARY} is damaged; the best weights are measured on the test images again", flush=True)
+            return None
+        if summary is None or summary.get("steps") != self.step:
             return None
         print(f"{self.folder} is complete at step {self.step}; a larger --steps lets it go on")
         return summary
 
-    def _open_log(self) -> None:
-        self.log = MetricsLog(self.folder, self.step)
+    def _claim_folder(self) -> None:
+        """Writes the first files of the run: after its first step, or a mistake would block its correction."""
+        if not self.is_claimed:
+            self.workers.by_chief(self._begin_files)
+            self.is_claimed = True
+
+    def _begin_files(self) -> None:
+        self.claim()
+        self.log = log = MetricsLog(self.folder, self.begun)
+        if log.damaged:
+            self.progress.say(
+                f"metrics.jsonl: {log.damaged} damaged rows are left out; the checkpoints are not touched"
+            )
+
+    def _check_precision(self) -> None:
+        dtype = "bfloat16" if self.training.precision == "mixed_bfloat16" else "float32"
+        check_precision(self.state.model.flow, dtype, self.training.remat)
 
     def _restore(self) -> list[str]:
         """Restores the newest whole checkpoint; returns lines to say about it."""
@@ -372,6 +360,7 @@ class _Run:
     def _account(self, result: StepResult) -> None:
         """Adds a step to the log's window, or looks into why it was not applied."""
         values = [float(value) for value in result[: len(WINDOW)]]
+        self._claim_folder()
         if bool(result.applied):
             self.window += [*values, 1.0]
             return
@@ -410,6 +399,7 @@ class _Run:
 
         Whoever sends SIGTERM may send SIGKILL in the middle of it.
         """
+        self._claim_folder()
         self.state.window.assign(self.window)
 
         def write() -> None:
@@ -477,7 +467,18 @@ class _Run:
 
     # --- ending ---
 
-    def _finish(self) -> Outcome:
+    def _finish(self, stop: StopRequest) -> Outcome:
+        """Measures the best weights on the test split; a signal ends it at once, for all is saved."""
+        try:
+            with stop.at_once():
+                return self._measure()
+        except Stopped as stopped:
+            raise InterruptedRunError(
+                f"stopped by {stopped} while the test images were measured; all {self.step} steps and the best weights "
+                "are saved, the same command measures them again"
+            ) from stopped
+
+    def _measure(self) -> Outcome:
         """Measures the best weights on the test split, once, beside lossless codecs on the same images."""
         model = self.state.model
         training = self.training

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from tfdecouple.files import write_text
+from tfdecouple.files import parse_json, write_text
 
 
 class MetricsLog:
@@ -25,10 +25,14 @@ class MetricsLog:
         folder: the run folder.
         step: the step that the run goes on from. Rows of what comes after it, left by a program that ended before its
             next checkpoint, are removed: the run will write them again.
+
+    Attributes:
+        damaged: how many rows were found that are none of ours, and removed.
     """
 
     def __init__(self, folder: pathlib.Path, step: int):
         self._path = folder / "metrics.jsonl"
+        self.damaged = 0
         tensorboard = folder / "tensorboard"
         with _os_errors():
             if self._path.exists():
@@ -38,7 +42,8 @@ class MetricsLog:
 
     def _cut(self, step: int) -> None:
         # The test row is written after the last checkpoint, at the same step.
-        kept = [row for row in read_metrics(self._path) if (row["step"], row["kind"] == "test") <= (step, False)]
+        rows, self.damaged = _read(self._path)
+        kept = [row for row in rows if (row["step"], row["kind"] == "test") <= (step, False)]
         write_text(self._path, "".join(_line(row) for row in kept))
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
@@ -104,16 +109,24 @@ class NoLog:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of a `metrics.jsonl`; a last row cut short by a crash is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    """Returns the rows of a `metrics.jsonl`; what is no row, such as a last one cut short by a crash, is left out."""
+    return _read(path)[0] if path.is_file() else []
+
+
+def _read(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
+    """Returns the rows, and how many of the other lines no crash explains."""
+    *lines, last = path.read_bytes().split(b"\n")
+    rows = [_row(line) for line in [*lines, last]]
+    return [row for row in rows if row], rows[:-1].count(None)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = parse_json(line.decode("utf-8"))
+    except ValueError:
+        return None
+    is_row = isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("kind"), str)
+    return row if is_row else None
 
 
 @contextlib.contextmanager

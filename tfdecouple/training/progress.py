@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import TextIO
 
 from tqdm import tqdm
+
+from tfdecouple.process import drop_output
 
 # Where there is no terminal, a line at most this often, in seconds.
 _INTERVAL = 15.0
@@ -40,10 +45,11 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line of its own."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._file)
-        else:
-            print(text, file=self._file, flush=True)
+        with self._surviving():
+            if self._bar is not None:
+                self._bar.write(text, file=self._file)
+            else:
+                print(text, file=self._file, flush=True)
 
     def update(self, step: int, bits_per_dim: float, images_per_second: float) -> None:
         """Reports after a step.
@@ -55,8 +61,9 @@ class Progress:
         """
         figures = f"{bits_per_dim:.3f} bits/dim, {images_per_second:.0f} images/s,"
         if self._bar is not None:
-            self._bar.set_postfix_str(figures, refresh=False)
-            self._bar.update(step - self._bar.n)
+            with self._surviving():
+                self._bar.set_postfix_str(figures, refresh=False)
+                self._bar.update(step - self._bar.n)
             return
         now = time.monotonic()
         if now - self._last < _INTERVAL and step < self._total:
@@ -68,7 +75,25 @@ class Progress:
     def close(self) -> None:
         """Ends the line."""
         if self._bar is not None:
-            self._bar.close()
+            with self._surviving():
+                self._bar.close()
+
+    @contextlib.contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Goes on in silence where nobody can read what is said: a closed terminal, a full disk, a reader that left."""
+        try:
+            yield
+        except OSError as error:
+            self._bar = None
+            self._file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - to the end
+            drop_output()
+            with contextlib.suppress(OSError):
+                print(
+                    f"cannot write to standard output ({error.strerror or error}); training goes on without, "
+                    "its figures are in metrics.jsonl",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 def _duration(seconds: float) -> str:

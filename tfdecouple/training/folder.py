@@ -1,0 +1,112 @@
+"""The folder of a run, as training takes it: checked, locked, and written to once the run has taken a step."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import pathlib
+from types import TracebackType
+from typing import Any
+
+from tfdecouple.config import Config, difference
+from tfdecouple.errors import RunError
+from tfdecouple.files import TEMPORARY, parse_json, write_text
+from tfdecouple.runs import CONFIG, load_config
+
+SUMMARY = "summary.json"
+_LOCK = ".lock"
+
+
+class RunFolder:
+    """The folder of a run; a context that lets go of its lock.
+
+    Args:
+        path: the folder; it need not exist yet.
+        config: of the run that is to go on, or to begin, there.
+    """
+
+    def __init__(self, path: pathlib.Path, config: Config):
+        self.path = path
+        self._config = config
+        self._stack = contextlib.ExitStack()
+        self._is_locked = False
+
+    def __enter__(self) -> RunFolder:
+        """Does nothing yet."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Lets other programs have the folder."""
+        self._stack.close()
+
+    def check(self) -> bool:
+        """Returns whether the folder holds this very run already, and then keeps other programs out of it.
+
+        Raises:
+            RunError: where it holds something else, or another program trains there.
+        """
+        holds = self._holds_this_run()
+        if holds or (self.path / _LOCK).exists():
+            self._lock()
+        return holds
+
+    def claim(self) -> None:
+        """Makes the folder that of this run: with a lock and the config.
+
+        Raises:
+            RunError: where another program has been quicker.
+            OSError: where it cannot be written.
+        """
+        if not self._is_locked:
+            self._lock()
+            if (self.path / CONFIG).exists():
+                raise RunError(f"another program began a run in {self.path} meanwhile; choose another --workdir")
+        write_text(self.path / CONFIG, self._config.to_json())
+
+    def _holds_this_run(self) -> bool:
+        path = self.path
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return False
+        if not (path / CONFIG).is_file():
+            # A program that was ended as it began leaves no more than its lock and a config half written.
+            if path.is_dir() and all(entry.name == _LOCK or entry.match(TEMPORARY) for entry in path.iterdir()):
+                return False
+            raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
+        changed = difference(load_config(path), self._config)
+        changed.pop("training.steps", None)
+        if changed:
+            listed = "; ".join(f"{name} was {ours!r} and is now {theirs!r}" for name, (ours, theirs) in changed.items())
+            raise RunError(
+                f"{path} holds a run with another config: {listed}. "
+                "Choose another --workdir, or give the options it was started with (only training.steps may change)"
+            )
+        return True
+
+    def _lock(self) -> None:
+        """Keeps a second program from training in the same folder at the same time."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self._stack.enter_context((self.path / _LOCK).open("w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(
+                f"another program is training in {self.path}; wait for it or choose another --workdir"
+            ) from error
+        self._is_locked = True
+
+
+def read_summary(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Returns what `summary.json` of a run folder holds; None where there is none.
+
+    Raises:
+        ValueError: where it is damaged.
+    """
+    if not (folder / SUMMARY).is_file():
+        return None
+    summary = parse_json((folder / SUMMARY).read_text(encoding="utf-8"))
+    if not isinstance(summary, dict) or not isinstance(summary.get("test"), dict):
+        raise ValueError(f"it has no figures of a test: {json.dumps(summary)[:60]}")
+    return summary
