@@ -162,7 +162,7 @@ class TestKill:
 
 
 class TestSignals:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_program_saves_and_the_same_command_goes_on(self, image_folder, tmp_path, number):
         run = tmp_path / "run"
         config = run_config(image_folder, steps=100_000, evaluate_every=100_000, checkpoint_every=3)
@@ -179,6 +179,20 @@ class TestSignals:
         status, out, _ = again.end(number)
         assert status == 75
         assert f"goes on from step {step}" in out
+
+
+class TestOutput:
+    def test_run_goes_on_where_its_output_cannot_be_written(self, image_folder, tmp_path):
+        write_json(tmp_path / "config.json", run_config(image_folder, steps=1).to_dict())
+        command = [sys.executable, "train.py", "--config", tmp_path / "config.json", "--workdir", tmp_path / "run"]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                command, cwd=ROOT, env=user_environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        assert done.returncode == 0
+        assert done.stderr.count("\n") == 1
+        assert "cannot write to standard output (No space left on device); training goes on" in done.stderr
+        assert (tmp_path / "run" / "summary.json").is_file()
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from tfdecouple.training import loop, train
 from tfdecouple.training.folder import RunFolder
 from tfdecouple.training.metrics import MetricsLog, read_metrics
 from tfdecouple.training.progress import Progress
-from tfdecouple.training.signals import StopRequest
+from tfdecouple.training.signals import Stopped, StopRequest
 from tfdecouple.training.step import StepResult, TrainStep
 
 TIMING = ("images_per_second",)
@@ -410,7 +410,7 @@ class TestDivergence:
 
 
 class TestStopRequest:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_notes_the_signal(self, number):
         with StopRequest() as stop:
             assert stop.reason is None
@@ -423,6 +423,23 @@ class TestStopRequest:
             assert stop.reason == "SIGINT"
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
+
+    def test_program_under_nohup_goes_on_without_its_terminal(self):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with StopRequest() as stop:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert stop.reason is None
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    def test_ends_at_once_what_need_not_be_finished_and_no_more_than_that(self):
+        with StopRequest() as stop:
+            with pytest.raises(Stopped, match="SIGTERM"), stop.at_once():
+                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(Stopped, match="SIGTERM"), stop.at_once():
+                pytest.fail("the signal came before")
 
     def test_puts_the_handlers_back(self):
         before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)

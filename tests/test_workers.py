@@ -185,6 +185,14 @@ class TestSlurm:
     def test_variables_that_do_not_fit_are_one_line(self, environment):
         environment(**slurm(SLURM_STEP_NODELIST="node[01-"))
         assert "Slurm's variables name no cluster" in refused()
+        for name in ("SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID", "SLURM_LOCALID"):
+            for value in ("two", "2(x3)", "-1", "9" * 400):
+                environment(**slurm(**{name: value}))
+                assert f"{name} is '{value[:60]}'; it must be a number" in refused()
+        environment(**slurm(SLURM_STEP_TASKS_PER_NODE="two"))
+        assert "Slurm's variables name no cluster" in refused()
+        environment(**slurm(SLURM_STEP_NODELIST="node[01-"))
+        assert "Slurm's variables name no cluster" in refused()
 
     def test_unknown_choice(self):
         assert "use one of auto, tf-config, slurm, none" in refused("kubernetes")

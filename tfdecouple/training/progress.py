@@ -84,9 +84,10 @@ class Progress:
         try:
             yield
         except OSError as error:
-            self._bar = None
+            self._bar, is_standard = None, self._file is sys.stdout
             self._file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - to the end
-            drop_output()
+            if is_standard:
+                drop_output()
             with contextlib.suppress(OSError):
                 print(
                     f"cannot write to standard output ({error.strerror or error}); training goes on without, "
