@@ -1,5 +1,6 @@
 """What goes wrong around a run: mistakes that are corrected, damaged files, signals at its end, output that is gone."""
 
+import gc
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import pytest
 import tensorflow as tf
 from conftest import run_config
+from tensorflow.python.framework.func_graph import FuncGraph
 from test_training_run import before_steps, figures, stand_ins  # noqa: F401 - a fixture
 
 from tfdecouple.errors import ConfigError, RunError, UserError
@@ -15,6 +17,7 @@ from tfdecouple.training import InterruptedRunError, loop, train
 from tfdecouple.training.folder import read_summary
 from tfdecouple.training.metrics import MetricsLog
 from tfdecouple.training.progress import Progress
+from tfdecouple.training.release import traces_released
 
 
 class TestMistakeBeforeTheFirstStep:
@@ -137,3 +140,36 @@ def test_progress_goes_on_in_silence_where_its_output_is_gone(capsys):
     progress.close()
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "cannot write to standard output (Input/output error); training goes on" in err
+
+
+def test_nothing_of_a_run_is_left_in_the_process(image_folder, tmp_path, stand_ins):  # noqa: F811
+    """TensorFlow and TFP keep for good the graphs that they once differentiated, unless they are told."""
+
+    def graphs():
+        gc.collect()
+        return [found for found in gc.get_objects() if isinstance(found, FuncGraph)]
+
+    held = graphs()
+    before = {id(graph) for graph in held}
+    train(run_config(image_folder, steps=1), tmp_path / "run")
+    assert not [graph.name for graph in graphs() if id(graph) not in before]
+    # Alive until here, so that no new graph has the number of an old one.
+    del held
+
+
+def test_function_that_was_traced_meanwhile_keeps_its_gradient():
+    @tf.custom_gradient
+    def twice(x):
+        return 2.0 * x, lambda upstream: 3.0 * upstream
+
+    inner = tf.function(lambda x: twice(x) ** 2, autograph=False)
+    outer = tf.function(lambda x: inner(x), autograph=False)
+    with traces_released():
+        outer(tf.constant(1.0))
+    gc.collect()
+
+    @tf.function(autograph=False)
+    def gradient(x):
+        return tf.gradients(outer(x), x)[0]
+
+    assert gradient(tf.constant(1.0)) == 12.0

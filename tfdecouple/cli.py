@@ -61,7 +61,8 @@ and an invertible flow, conditioned on z, that keeps all the rest in a local cod
   python train.py --preset cifar10 --steps 1000 --set training.batch_size=64
       a long run made short
 
-The same command again goes on where the run stopped. Ctrl-C and SIGTERM save first.
+The same command again goes on where the run stopped. Ctrl-C, SIGTERM and
+SIGHUP save first.
 """
 
 _TRAIN_EPILOG = f"""\

@@ -31,6 +31,7 @@ from tfdecouple.training.folder import SUMMARY, RunFolder, read_summary
 from tfdecouple.training.metrics import MetricsLog, NoLog
 from tfdecouple.training.precision_check import check_precision
 from tfdecouple.training.progress import Progress
+from tfdecouple.training.release import traces_released
 from tfdecouple.training.signals import Stopped, StopRequest
 from tfdecouple.training.state import WINDOW, TrainingState
 from tfdecouple.training.step import StepResult, TrainStep
@@ -103,10 +104,11 @@ def train(
     folder = pathlib.Path(workdir)
     members = find_cluster(cluster)
     if members is None:
-        return _train(config, folder, Workers(make_strategy(devices)), download)
+        with traces_released():
+            return _train(config, folder, Workers(make_strategy(devices)), download)
     if members.number == 0:
         print(f"waiting for all of {len(members.workers)} workers: {', '.join(members.workers)}", flush=True)
-    with losses_in_one_line(members.number):
+    with losses_in_one_line(members.number), traces_released():
         strategy = make_strategy(devices, members)
         return _train(config, folder, Workers(strategy, len(members.workers), members.number), download)
 
