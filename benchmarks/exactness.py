@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import pathlib
 import sys
+from unittest import mock
 
 import numpy as np
 
@@ -40,6 +41,11 @@ def main() -> int:
         metavar="NOISE",
         help="compute as on a GPU that rounds to TF32, and change each result by up to NOISE of it, such as 1e-6",
     )
+    parser.add_argument(
+        "--left-alone",
+        action="store_true",
+        help="leave TensorFlow's switch for TF32 alone: what --emulate would lose without this project",
+    )
     parser.add_argument("--docs", type=pathlib.Path, help="put the table into this file, at <!-- exactness -->")
     options = parser.parse_args()
     return run_program(lambda: measure(options))
@@ -53,19 +59,25 @@ def measure(options: argparse.Namespace) -> int:
         raise UserError(f"--docs: there is no file {options.docs}")
     start_tensorflow()
     import tfdecouple
+    from tfdecouple import tf32
     from tfdecouple.config import DataConfig
     from tfdecouple.data import load_images, open_source
     from tfdecouple.emulation import emulated_accelerator
 
+    emulation = contextlib.ExitStack()
+    if options.emulate is not None:
+        emulation.enter_context(emulated_accelerator(noise=options.emulate))
+    if options.left_alone:
+        emulation.enter_context(mock.patch.object(tf32._switch, "turn", lambda **_: None))
     rows = []
-    for run in options.run:
-        model = tfdecouple.load_model(run)
-        side = model.config.image_size
-        kinds = extreme_images(side, options.count)
-        for name in options.data or ["photographs"]:
-            source = open_source(DataConfig(source=name, data_dir=options.data_dir), side)
-            kinds[source.title] = load_images(source, "test", min(options.count, source.sizes["test"]))[0]
-        with contextlib.nullcontext() if options.emulate is None else emulated_accelerator(noise=options.emulate):
+    with emulation:
+        for run in options.run:
+            model = tfdecouple.load_model(run)
+            side = model.config.image_size
+            kinds = extreme_images(side, options.count)
+            for name in options.data or ["photographs"]:
+                source = open_source(DataConfig(source=name, data_dir=options.data_dir), side)
+                kinds[source.title] = load_images(source, "test", min(options.count, source.sizes["test"]))[0]
             rows += [[run.name, model.config.alpha, kind, *come_back(model, images)] for kind, images in kinds.items()]
     header = ["run", "alpha", "images", "of", "lost", "in subpixels", "RMS of v", "least of the lost"]
     print(text := table(header, rows))
