@@ -19,7 +19,7 @@ SHORT := tests/test_golden.py tests/test_image_files.py tests/test_untrusted.py:
 .PHONY: help train test test-slow test-all test-versions test-lowest test-newest tools lint clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 train: $(VENV)/.stamp-base ## train the quickstart preset, or another: make train ARGS="--preset NAME"
 	$(BIN)/python train.py $(ARGS)

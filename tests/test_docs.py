@@ -143,7 +143,10 @@ def test_make_help_lists_every_target():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split())
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert {line.split()[1] for line in listed.splitlines()} == targets
+    named = {line.split()[1] for line in listed.splitlines()}
+    # But for the parts of one that is listed.
+    parts = {part for name in named for part in re.search(rf"^{name}:([^#\n]*)", text, re.M)[1].split()}
+    assert named <= targets <= named | parts
     assert all(len(line.split()) > 2 for line in listed.splitlines())
 
 
