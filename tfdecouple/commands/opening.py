@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import sys
 from typing import Any
 
 import numpy as np
@@ -125,11 +124,9 @@ def open_given(run: OpenedRun, options: argparse.Namespace, **others: Any) -> So
     changes = [f"data.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
     data = override(run.config, changes).data
     named = options.data if data.source.startswith("folder:") else options.data_dir
-    place = None if named is not None else require_own_images(run.path, data)
-    source = open_source(data, run.config.model.image_size, download=options.download)
-    if place is not None:
-        print(f"note: images from {place}, as the config of {run.path} says", file=sys.stderr)
-    return source
+    if named is None:
+        require_own_images(run.path, data)
+    return open_source(data, run.config.model.image_size, download=options.download)
 
 
 def drawn_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
