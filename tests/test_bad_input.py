@@ -244,6 +244,7 @@ class TestFaults:
                 2,
                 "(OOM when allocating)",
             ),
+            (ImportError("_imaging.so: failed to map segment from shared object"), 2, "out of memory (_imaging.so"),
             (FileNotFoundError(2, "No such file or directory", "a\nb"), 2, "cannot use"),
             (OSError(28, "No space left on device"), 2, "No space left on device"),
             (UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed"), 2, "not UTF-8"),

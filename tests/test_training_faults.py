@@ -37,6 +37,12 @@ class TestMistakeBeforeTheFirstStep:
             train(run_config(image_folder), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
+    def test_address_space_that_does_not_hold_tensorflow(self, image_folder, tmp_path, monkeypatch):
+        monkeypatch.setattr(loop, "address_space", lambda: 3 * 2**30)
+        with pytest.raises(RunError, match=r"may use 3\.2 GB of addresses here \(ulimit -v\)"):
+            train(run_config(image_folder), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
     def test_precision_that_the_processor_cannot_do(self, image_folder, tmp_path, monkeypatch):
         def refuse(flow, dtype, remat):
             raise ConfigError(f"{dtype} does not work")

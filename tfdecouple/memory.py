@@ -22,6 +22,17 @@ def machine_memory() -> int:
     return min(limit for limit in limits if limit > 0)
 
 
+def address_space() -> int:
+    """Returns the bytes of addresses that this process may use (`ulimit -v`); 2**63 without a limit."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    except (ImportError, OSError):
+        return 2**63
+    return 2**63 if limit == resource.RLIM_INFINITY else limit
+
+
 def shown_bytes(count: int) -> str:
     """Returns a number of bytes for people.
 

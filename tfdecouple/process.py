@@ -145,8 +145,8 @@ def run_program(main: Callable[[], int]) -> int:
     except UnicodeError as error:
         return _say(f"a name or text is not UTF-8 here ({error}); rename it, or set LC_ALL=C.UTF-8", 2)
     except Exception as error:
-        # TensorFlow's, which is not imported for the sake of a name.
-        if type(error).__name__ == "ResourceExhaustedError":
+        # TensorFlow's, which is not imported for the sake of a name; or a library that memory does not hold any more.
+        if type(error).__name__ == "ResourceExhaustedError" or "failed to map segment" in str(error):
             return _out_of_memory(error)
         if os.environ.get("TFDECOUPLE_TRACEBACK"):
             raise

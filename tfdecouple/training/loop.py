@@ -24,6 +24,7 @@ from tfdecouple.errors import ConfigError, RunError, UserError
 from tfdecouple.evaluation import BitsPerDim, Evaluator, save_pictures
 from tfdecouple.evaluation.grids import reconstruct
 from tfdecouple.files import TEMPORARY, write_json
+from tfdecouple.memory import address_space, shown_bytes
 from tfdecouple.parameters import require_memory
 from tfdecouple.runs import CHECKPOINTS, CONFIG, load_config, load_weights
 from tfdecouple.training.cluster import find_cluster
@@ -37,6 +38,10 @@ from tfdecouple.training.state import WINDOW, TrainingState
 from tfdecouple.training.step import StepResult, TrainStep
 from tfdecouple.training.strategy import check_batch, make_strategy
 from tfdecouple.training.workers import Workers, losses_in_one_line
+
+# Addresses that TensorFlow's libraries and threads take, of which most are never touched: with 3 GB it ends the process
+# from within, with 4.5 GB the quickstart trains.
+_ADDRESSES = 4 * 2**30
 
 # How many held-out images the pictures show, and at most go into the comparison with lossless codecs.
 _PICTURED = 40
@@ -145,7 +150,13 @@ def _check_memory(config: Config) -> None:
     Raises:
         ConfigError: where weights, gradients, Adam's moments and averages need more memory than the machine has; of
             machines with a GPU, whose memory holds them, the weights alone.
+        RunError: where the process may use too few addresses for TensorFlow itself.
     """
+    if (limit := address_space()) < _ADDRESSES:
+        raise RunError(
+            f"programs may use {shown_bytes(limit)} of addresses here (ulimit -v), and training needs "
+            f"{shown_bytes(_ADDRESSES)} or more, whatever the model; lift the limit with ulimit -v unlimited"
+        )
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
     require_memory(config.model, copies=1 if has_gpu else 4 + bool(config.training.ema_decay))
 
