@@ -26,7 +26,7 @@ from tfdecouple.layers.sizes import product, sizes, zero_per_image
 from tfdecouple.prior import PriorFlow
 
 # The root mean square of v from which on an image is called far from the training: of the images that the committed
-# runs lost none had less than 5.2, of real images none more than 2.5 (docs/RESULTS.md, "What comes back").
+# runs lost none had less than 4.9, of real images none more than 2.7 (docs/RESULTS.md, "What comes back").
 FAR = 4.0
 # How many images `sample`, `interpolate` and the like decode at once: memory, not a result, depends on it.
 _CHUNK = 64
