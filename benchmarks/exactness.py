@@ -78,7 +78,8 @@ def measure(options: argparse.Namespace) -> int:
             for name in options.data or ["photographs"]:
                 source = open_source(DataConfig(source=name, data_dir=options.data_dir), side)
                 kinds[source.title] = load_images(source, "test", min(options.count, source.sizes["test"]))[0]
-            rows += [[run.name, str(model.config.alpha), kind, *come_back(model, images)] for kind, images in kinds.items()]
+            of = [run.name, str(model.config.alpha)]
+            rows += [[*of, kind, *come_back(model, images)] for kind, images in kinds.items()]
     header = ["run", "alpha", "images", "of", "lost", "in subpixels", "RMS of v", "least of the lost"]
     print(text := table(header, rows))
     if options.docs:
