@@ -1,9 +1,11 @@
-"""Picture files of every kind that users have, for tests that read them."""
+"""Picture files of every kind that users have, and the programs that read them, for tests."""
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import struct
+import types
 import zlib
 
 import numpy as np
@@ -12,6 +14,15 @@ from PIL import Image
 
 SIZE = TINY.image_size
 TURNED = 0x0112  # EXIF's orientation
+
+
+def load_program(path: pathlib.Path) -> types.ModuleType:
+    """A program of examples/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def smooth(height: int, width: int) -> np.ndarray:

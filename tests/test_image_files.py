@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import pathlib
 import struct
 import subprocess
 import threading
-import types
 import warnings
 
 import numpy as np
 import pytest
-from picture_files import claiming
+from picture_files import claiming, load_program
 from PIL import Image
 
 from tfdecouple.commands.opening import own_images
@@ -29,14 +27,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Formats that Pillow writes, and opens under any name unless told otherwise.
 OTHERS = ("EPS", "PDF", "ICO", "ICNS", "TGA", "SGI", "PCX", "DDS", "IM", "JPEG2000", "SPIDER", "PPM", "TIFF", "AVIF")
 PSD = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 8, 8, 8, 3) + bytes(4 * 3) + bytes(2 + 8 * 8 * 3)
-
-
-def load(path: pathlib.Path) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def written(path: pathlib.Path, content: bytes) -> str:
@@ -172,7 +162,7 @@ class TestPythonClients:
     @pytest.fixture(params=["onnxruntime_python/switch.py", "tf_serving/client.py"])
     def refuses(self, request):
         """Returns what the example says of a file that it must refuse."""
-        module = load(ROOT / "examples" / request.param)
+        module = load_program(ROOT / "examples" / request.param)
         read = getattr(module, "read_square", None) or module.read_picture
 
         def refuse(path: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pathlib
 import shutil
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import PATIENCE, ROOT, TINY, random_images, user_environment
-from picture_files import SIZE, write_files
+from picture_files import SIZE, load_program, write_files
 from PIL import Image
 
 from export.origin import Origin
@@ -37,14 +36,6 @@ def wanted(files) -> dict[str, np.ndarray]:
     return {name: read_image(str(path), SIZE, 0) for name, path in files.items()}
 
 
-def load(path: pathlib.Path) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def assert_same(found: np.ndarray, right: np.ndarray, name: str, levels: int = 0) -> None:
     change = np.abs(found.reshape(right.shape).astype(int) - right)
     assert change.max() <= levels, f"{name}: {(change > 0).mean():.1%} differ, by up to {change.max()}"
@@ -65,8 +56,8 @@ def test_the_filter_is_bilinear_with_antialiasing() -> None:
 
 @pytest.mark.parametrize("crop", [0, 20])
 def test_clients_in_python_read_as_training_does(files, crop) -> None:
-    switch = load(EXAMPLES / "onnxruntime_python" / "switch.py")
-    client = load(EXAMPLES / "tf_serving" / "client.py")
+    switch = load_program(EXAMPLES / "onnxruntime_python" / "switch.py")
+    client = load_program(EXAMPLES / "tf_serving" / "client.py")
     for name, path in files.items():
         right = read_image(str(path), SIZE, crop)
         assert_same(switch.read_square(path, SIZE, crop), right, name)
