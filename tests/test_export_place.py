@@ -372,7 +372,10 @@ class Poller(threading.Thread):
         self.seen: set[str] = set()
 
     def run(self):
-        while not self.ended.is_set():
+        last = False
+        while not last:
+            # One look more when everything is written: the last version may be younger than the look before.
+            last = self.ended.is_set()
             self.looks += 1
             self.half += half_written(self.folder)
             with contextlib.suppress(FileNotFoundError):
