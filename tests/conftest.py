@@ -19,9 +19,11 @@ from skips import pytest_addoption, pytest_configure, pytest_sessionfinish, pyte
 
 from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig
 
-# A shell lets background jobs ignore Ctrl-C, and programs that tests start and interrupt would inherit that.
+# A shell lets background jobs ignore Ctrl-C, and nohup a terminal's end; programs that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Before any operation runs. Ordinary computations use the first device; the tests of several devices use both.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
