@@ -40,7 +40,7 @@ from benchmarks.scaling import put  # noqa: E402
 from tfdecouple.config import load_preset  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.parameters import count_parameters  # noqa: E402
-from tfdecouple.process import run_program  # noqa: E402
+from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PRESETS = ("cifar10", "imagenet64", "lsun_bedroom_128", "celeba_hq_256")
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -36,7 +36,7 @@ from benchmarks.common import machine, run_json, run_throughput, table, write_js
 from benchmarks.throughput import parse_phase  # noqa: E402
 from tfdecouple.config import PRECISIONS  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.process import run_program  # noqa: E402
+from tfdecouple.runtime.process import run_program  # noqa: E402
 
 # Our kind of phase: the yardstick's, the ratio to reach, and the part of the limit that is enough where it is less.
 COUNTERPARTS = {

@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks.common import table  # noqa: E402
 from benchmarks.scaling import put  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.process import run_program, start_tensorflow  # noqa: E402
+from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 # Colours of boards and of plain images.
 _RED, _GREEN, _BLUE, _BLACK, _WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255)
@@ -59,10 +59,10 @@ def measure(options: argparse.Namespace) -> int:
         raise UserError(f"--docs: there is no file {options.docs}")
     start_tensorflow()
     import tfdecouple
-    from tfdecouple import tf32
     from tfdecouple.config import DataConfig
     from tfdecouple.data import load_images, open_source
-    from tfdecouple.emulation import emulated_accelerator
+    from tfdecouple.runtime import tf32
+    from tfdecouple.runtime.emulation import emulated_accelerator
 
     emulation = contextlib.ExitStack()
     if options.emulate is not None:

@@ -79,13 +79,13 @@ def export(run: pathlib.Path, to: pathlib.Path) -> dict[str, object]:
 
 def random_run(preset: str, folder: pathlib.Path) -> pathlib.Path:
     """Makes a run folder of a preset whose every weight has an effect."""
-    from tfdecouple.process import start_tensorflow
+    from tfdecouple.runtime.process import start_tensorflow
 
     start_tensorflow()
-    from tfdecouple.checkpoints import CheckpointFolder
     from tfdecouple.config import load_preset
-    from tfdecouple.files import write_text
     from tfdecouple.model import DecoupledModel
+    from tfdecouple.storage.checkpoints import CheckpointFolder
+    from tfdecouple.storage.files import write_text
 
     config = load_preset(preset)
     model = DecoupledModel(config.model)
@@ -166,7 +166,7 @@ def work(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads: int) 
 
 def tensorflow_with(threads: int):
     """TensorFlow with so many threads."""
-    from tfdecouple.process import start_tensorflow
+    from tfdecouple.runtime.process import start_tensorflow
 
     start_tensorflow()
     import tensorflow as tf

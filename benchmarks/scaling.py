@@ -39,7 +39,7 @@ from benchmarks.common import machine, run_throughput, table, write_json  # noqa
 from tfdecouple.config import Config, load_preset, option_names, override  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.parameters import count_parameters  # noqa: E402
-from tfdecouple.process import run_program  # noqa: E402
+from tfdecouple.runtime.process import run_program  # noqa: E402
 
 TABLES = ("batch", "depth", "memory")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)

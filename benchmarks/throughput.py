@@ -43,7 +43,7 @@ sys.path.insert(0, str(ROOT))
 
 from tfdecouple.config import PRECISIONS, Config, load_preset, option_names, override  # noqa: E402
 from tfdecouple.errors import DataError, UserError  # noqa: E402
-from tfdecouple.process import run_program, start_tensorflow  # noqa: E402
+from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 KINDS = ("train", "eval", "encode", "decode", "sample", "first_step")
 # Images of first_step where no number is given; the others need one.
@@ -277,7 +277,7 @@ class Session:
 
     def _evaluate(self, batch: int) -> Work:
         from tfdecouple.data import evaluation_batches
-        from tfdecouple.evaluation import Evaluator
+        from tfdecouple.metrics import Evaluator
 
         evaluator = Evaluator(self.model, self.strategy)
         # Some batches at a time, as beginning to read a split takes a while of its own.

@@ -2,7 +2,7 @@
 
 import sys
 
-from tfdecouple.process import import_nothing_from_here
+from tfdecouple.runtime.process import import_nothing_from_here
 
 import_nothing_from_here()
 

@@ -9,8 +9,8 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from export.endpoints import Endpoint
 from export.origin import Origin
+from export.signatures import Endpoint
 
 JSON_NAME = "model_card.json"
 TEXT_NAME = "MODEL_CARD.md"

@@ -7,7 +7,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from tfdecouple.process import run_program, start_tensorflow
+from tfdecouple.runtime.process import run_program, start_tensorflow
 
 EXIT_REFUSED = 4
 
@@ -93,8 +93,8 @@ def _export(arguments: Sequence[str] | None) -> int:
         parser.error("--run and --to are needed, or --verify")
 
     start_tensorflow()
-    from export.gate.run import RefusedError
     from export.pipeline import Request, export
+    from export.verification.run import RefusedError
 
     request = Request(
         run=options.run,
@@ -118,7 +118,7 @@ def _export(arguments: Sequence[str] | None) -> int:
 
 
 def _verify(folder: pathlib.Path) -> int:
-    from export.verify import verify
+    from export.verification.folder import verify
 
     problems = verify(folder, lambda text: print(text, flush=True))
     for line in problems:

@@ -15,23 +15,23 @@ import tensorflow as tf
 
 from export import manifest
 from export.card import JSON_NAME, TEXT_NAME, card_text, make_card, merged
-from export.endpoints import Endpoint, endpoints, onnx_names
-from export.folding import fold
-from export.gate.arrays import Report, save_cases
-from export.gate.cases import make_cases, real_images, weight_digests
-from export.gate.check_folder import card_problems, page_problems, serving_problems
-from export.gate.run import RefusedError, listed, pass_gate
-from export.onnx_files import build_onnx, save_onnx
+from export.deployed.folding import fold
+from export.formats.onnx import build_onnx, save_onnx
+from export.formats.precision import PRECISIONS, with_smaller_weights
+from export.formats.saved_model import save_saved_model
+from export.formats.serving import write_serving_files, write_warmup
+from export.formats.web import build_page, find_runtime
 from export.origin import Origin, open_run
-from export.place import Place, interruptible, taken, uninterrupted
-from export.precision import PRECISIONS, with_smaller_weights
-from export.saved_model import save_saved_model
-from export.serving_files import write_serving_files, write_warmup
-from export.verify import part_of
-from export.web import build_page, find_runtime
+from export.signatures import Endpoint, endpoints, onnx_names
+from export.staging import Place, interruptible, taken, uninterrupted
+from export.verification.arrays import Report, save_cases
+from export.verification.cases import make_cases, real_images, weight_digests
+from export.verification.check_folder import card_problems, page_problems, serving_problems
+from export.verification.folder import part_of
+from export.verification.run import RefusedError, listed, pass_gate
 from tfdecouple.errors import UserError
-from tfdecouple.files import write_json, write_text
 from tfdecouple.model import DecoupledModel
+from tfdecouple.storage.files import write_json, write_text
 
 FORMATS = ("savedmodel", "onnx", "web")
 

@@ -197,8 +197,8 @@ def finished_run(image_folder, tmp_path_factory):
 
 def write_run(folder, model, **config):
     """Makes a run folder of a model, as a training of one step would leave it."""
-    from tfdecouple.checkpoints import CheckpointFolder
-    from tfdecouple.files import write_text
+    from tfdecouple.storage.checkpoints import CheckpointFolder
+    from tfdecouple.storage.files import write_text
 
     write_text(folder / "config.json", Config(name=folder.name, model=model.config, **config).to_json())
     CheckpointFolder(folder / "checkpoints").write("best", 1, {"model": model.named_variables()})

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, option_names, override
 from tfdecouple.errors import ConfigError, DataError
-from tfdecouple.files import parse_json
-from tfdecouple.process import run_program
+from tfdecouple.runtime.process import run_program
+from tfdecouple.storage.files import parse_json
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -16,8 +16,8 @@ from test_cli import ROOT, refused
 pytest.importorskip("apache_beam")
 
 from tfdecouple.cli import main
-from tfdecouple.codes import read_codes
-from tfdecouple.codes.worker import Images, numbered
+from tfdecouple.dataset_encoding import read_codes
+from tfdecouple.dataset_encoding.worker import Images, numbered
 from tfdecouple.errors import DataError
 
 IN_MEMORY = ["--", "--runner=DirectRunner", "--direct_running_mode=in_memory"]
@@ -173,7 +173,7 @@ class TestFiles:
 
 
 def test_error_of_a_step_is_one_line_and_leaves_nothing(encode, tmp_path, monkeypatch, capsys):
-    from tfdecouple.codes import beam
+    from tfdecouple.dataset_encoding import beam
 
     def fails(batch):
         raise DataError("the encoder went away")

@@ -106,7 +106,7 @@ def test_what_a_preset_states_is_what_is_calculated(preset):
 
 
 def test_the_layers_counted_are_the_layers_of_the_flow():
-    from tfdecouple.flow import Flow
+    from tfdecouple.networks.flow import Flow
 
     config = architecture.with_depth(load_preset("quickstart"), 2).model
     flow = Flow(config)

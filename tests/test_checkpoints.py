@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 
 import tfdecouple
-from tfdecouple.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.errors import RunError
 from tfdecouple.runs import load_config
+from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 
 
 def variables(value):

@@ -11,9 +11,9 @@ from conftest import PATIENCE, run_config, user_environment
 
 from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, load_preset, preset_names
-from tfdecouple.files import write_json
 from tfdecouple.parameters import count_parameters
-from tfdecouple.process import run_program
+from tfdecouple.runtime.process import run_program
+from tfdecouple.storage.files import write_json
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -9,13 +9,13 @@ from conftest import give_effect, random_images
 from PIL import Image
 from test_cli import refused
 
-from tfdecouple.checkpoints import CheckpointFolder
 from tfdecouple.cli import main
-from tfdecouple.codes import read_codes
-from tfdecouple.codes.checking import noted
-from tfdecouple.codes.manifest import Manifest
+from tfdecouple.dataset_encoding import read_codes
+from tfdecouple.dataset_encoding.checking import noted
+from tfdecouple.dataset_encoding.manifest import Manifest
 from tfdecouple.errors import DataError
 from tfdecouple.runs import load_model
+from tfdecouple.storage.checkpoints import CheckpointFolder
 
 MANIFEST, JOURNAL = "_manifest.json", "_shards.jsonl"
 KINDS = ("tfrecord", "parquet")

@@ -15,15 +15,15 @@ import tensorflow as tf
 from conftest import PATIENCE, SMALL, give_effect, let_z_show, random_images, user_environment, write_run
 from densities import counted_batches
 
-from tfdecouple.commands import evaluate
-from tfdecouple.commands.opening import drawn_indices
+from tfdecouple.cli import evaluate
+from tfdecouple.cli.opening import drawn_indices
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
-from tfdecouple.evaluation import Evaluator, inception, progress
-from tfdecouple.evaluation.progress import Counter, TimeLeft
+from tfdecouple.metrics import Evaluator, inception, progress
+from tfdecouple.metrics.progress import Counter, TimeLeft
 from tfdecouple.model import DecoupledModel
-from tfdecouple.process import run_program
 from tfdecouple.runs import load_model
+from tfdecouple.runtime.process import run_program
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -214,7 +214,7 @@ class TestMore:
         modules = {"probe": "linear_probe", "frechet": "frechet_report"}
         for module, function in modules.items():
             monkeypatch.setitem(
-                sys.modules, f"tfdecouple.evaluation.{module}", SimpleNamespace(**{function: report(module)})
+                sys.modules, f"tfdecouple.metrics.{module}", SimpleNamespace(**{function: report(module)})
             )
         extractor = tmp_path / "extractor.onnx"
         extractor.touch()
@@ -256,7 +256,7 @@ class TestMore:
             calls.append((train_images, test_images))
             return {"text": []}
 
-        monkeypatch.setitem(sys.modules, "tfdecouple.evaluation.probe", SimpleNamespace(linear_probe=probed))
+        monkeypatch.setitem(sys.modules, "tfdecouple.metrics.probe", SimpleNamespace(linear_probe=probed))
         monkeypatch.setattr(evaluate, "_PROBE_IMAGES", images)
         monkeypatch.setattr(evaluate, "_PROBE_VALUES", values)
         # Bits/dim of one image: it is not what is looked at.
@@ -277,7 +277,7 @@ class TestMore:
             return {"text": "FID"}
 
         monkeypatch.setattr(inception, "find_inception", find)
-        monkeypatch.setitem(sys.modules, "tfdecouple.evaluation.frechet", SimpleNamespace(frechet_report=report))
+        monkeypatch.setitem(sys.modules, "tfdecouple.metrics.frechet", SimpleNamespace(frechet_report=report))
         for more in ((), ("--download",)):
             assert command("--run", made_run, "--frechet", "inception", "--images", 1, "--out", tmp_path, *more) == 0
         assert calls == [False, tmp_path / "the network", True, tmp_path / "the network"]
@@ -338,7 +338,7 @@ class TestRefusals:
 class TestHelp:
     def test_needs_no_tensorflow(self):
         code = (
-            "import argparse, sys\nfrom tfdecouple.commands import evaluate\n"
+            "import argparse, sys\nfrom tfdecouple.cli import evaluate\n"
             "parser = argparse.ArgumentParser()\nevaluate.add_parser(parser.add_subparsers())\n"
             "try:\n    parser.parse_args(['evaluate', '--help'])\nexcept SystemExit:\n"
             "    assert not {'tensorflow', 'keras', 'numpy'} & set(sys.modules)\n"

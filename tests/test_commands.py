@@ -14,19 +14,19 @@ from PIL import Image
 from test_cli import ROOT, refused
 
 from tfdecouple.cli import main
-from tfdecouple.commands.opening import drawn_indices, pair_up
+from tfdecouple.cli.opening import drawn_indices, pair_up
 from tfdecouple.config import DataConfig
 from tfdecouple.data import Source, chosen_batches, open_source
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.records import RecordSplit
 from tfdecouple.errors import DataError
-from tfdecouple.evaluation.grids import grid, in_rows
-from tfdecouple.evaluation.neighbours import NearestNeighbours
-from tfdecouple.evaluation.plots import Curves, curves_figure, projection_figure
-from tfdecouple.evaluation.projection import principal_components, t_sne
-from tfdecouple.files import write_text
+from tfdecouple.metrics.neighbours import NearestNeighbours
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
+from tfdecouple.storage.files import write_text
+from tfdecouple.visualization.grids import grid, in_rows
+from tfdecouple.visualization.plots import Curves, curves_figure, projection_figure
+from tfdecouple.visualization.projection import principal_components, t_sne
 
 # Of the pictures: side of an image, and what their documentation says of gaps.
 SIDE, GAP, LINE = 8, 2, 18

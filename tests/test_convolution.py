@@ -1,4 +1,4 @@
-"""Tests of tfdecouple.layers.convolution: whatever is packed or swapped, it is the convolution and its gradients."""
+"""Tests of tfdecouple.runtime.convolution: whatever is packed or swapped, it is the convolution and its gradients."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfdecouple.layers import convolution
-from tfdecouple.layers.convolution import convolve
+from tfdecouple.runtime import convolution
+from tfdecouple.runtime.convolution import convolve
 
 SMALL, WIDE = 3, 20
 LANES = convolution._lanes

@@ -13,7 +13,7 @@ from command_lines import SHORT, CommandError, check_command, is_command
 from documents import DOCUMENTS, ROOT, anchors, command_lines, inline_code, links, split_code
 
 import tfdecouple
-from tfdecouple import cli
+from tfdecouple.cli import programs as cli
 from tfdecouple.config import Config, load_preset, option_names, override, preset_names
 
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tfdecouple.emulation import emulated_accelerator
 from tfdecouple.errors import UserError
+from tfdecouple.runtime.emulation import emulated_accelerator
 
 enable = tf.config.experimental.enable_tensor_float_32_execution
 

@@ -23,18 +23,18 @@ from conftest import PATIENCE, SMALL, TINY, give_effect, random_images, user_env
 from PIL import Image
 from test_cli import ROOT, refused
 
-from tfdecouple.checkpoints import CheckpointFolder
 from tfdecouple.cli import main
-from tfdecouple.codes import encoding, read_codes, tfrecord
-from tfdecouple.codes.fields import Field
-from tfdecouple.codes.tfrecord import TFRecordShard, to_example
 from tfdecouple.config import DataConfig
 from tfdecouple.data import Source, file_split
 from tfdecouple.data.split import MemorySplit
+from tfdecouple.dataset_encoding import encoding, read_codes, tfrecord
+from tfdecouple.dataset_encoding.fields import Field
+from tfdecouple.dataset_encoding.tfrecord import TFRecordShard, to_example
 from tfdecouple.errors import DataError
-from tfdecouple.evaluation import progress
+from tfdecouple.metrics import progress
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
+from tfdecouple.storage.checkpoints import CheckpointFolder
 
 COUNTS = {"train": 20, "validation": 6, "test": 5}
 # Files of the folder in `encode`'s order: 20 + 6 + 5 images, 7 to a file.

@@ -12,7 +12,7 @@ from conftest import give_effect
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfdecouple.encoder import BatchNorm, Encoder, ResNetBlock
+from tfdecouple.networks.encoder import BatchNorm, Encoder, ResNetBlock
 
 
 def built(layer, shape):

@@ -17,9 +17,9 @@ from test_cli import ROOT
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
-from tfdecouple.evaluation import linear_classifier, probe, progress
-from tfdecouple.evaluation.frechet import _samples
-from tfdecouple.evaluation.importance import BoundEvaluator
+from tfdecouple.metrics import linear_classifier, probe, progress
+from tfdecouple.metrics.frechet import _samples
+from tfdecouple.metrics.importance import BoundEvaluator
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
 

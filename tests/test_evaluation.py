@@ -11,11 +11,12 @@ from conftest import SMALL, give_effect, random_images
 from PIL import Image
 
 from tfdecouple.errors import NotInitializedError
-from tfdecouple.evaluation import Evaluator, grids
-from tfdecouple.evaluation.grids import grid, interpolation_grid, reconstruction_grid, save_pictures, switch_grid
 from tfdecouple.layers import ActNorm, InvertibleLinear
+from tfdecouple.metrics import Evaluator
 from tfdecouple.model import DecoupledModel
 from tfdecouple.training.strategy import make_strategy
+from tfdecouple.visualization import grids
+from tfdecouple.visualization.grids import grid, interpolation_grid, reconstruction_grid, save_pictures, switch_grid
 
 COUNT = 10
 

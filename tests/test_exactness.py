@@ -14,20 +14,20 @@ import tensorflow as tf
 from conftest import SMALL, TINY, give_effect, random_images, user_environment
 
 import tfdecouple
-from export.folding import fold
-from export.gate import check_saved_model
-from export.gate.arrays import batches as batches_of
-from export.gate.cases import make_cases
-from tfdecouple import tf32
-from tfdecouple.codes.encoding import make_encoder
-from tfdecouple.codes.fields import Field
+from export.deployed.folding import fold
+from export.verification import check_saved_model
+from export.verification.arrays import batches as batches_of
+from export.verification.cases import make_cases
 from tfdecouple.config import DataConfig
 from tfdecouple.data import load_images, open_source
-from tfdecouple.emulation import emulated_accelerator
-from tfdecouple.evaluation.draws import DrawBounds
-from tfdecouple.evaluation.latent_use import measure_latent_use
+from tfdecouple.dataset_encoding.encoding import make_encoder
+from tfdecouple.dataset_encoding.fields import Field
 from tfdecouple.layers import Coupling
+from tfdecouple.metrics.draws import DrawBounds
+from tfdecouple.metrics.latent_use import measure_latent_use
 from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime import tf32
+from tfdecouple.runtime.emulation import emulated_accelerator
 
 enabled = tf.config.experimental.tensor_float_32_execution_enabled
 enable = tf.config.experimental.enable_tensor_float_32_execution

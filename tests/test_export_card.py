@@ -14,8 +14,8 @@ from conftest import PATIENCE, TINY, user_environment
 from serving_server import Server
 
 from export.card import JSON_NAME, TEXT_NAME, card_text, exactness, make_card, merged
-from export.endpoints import endpoints
 from export.origin import Origin, open_run
+from export.signatures import endpoints
 from tfdecouple.config import Config, DataConfig
 
 LATENCY = {"encode": {"1": 1.0}}

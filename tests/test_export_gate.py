@@ -17,16 +17,16 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from export import pipeline
 from export.cli import EXIT_REFUSED, main
-from export.endpoints import endpoints, onnx_names
-from export.folding import fold
-from export.gate import check_onnx, check_saved_model, variants
-from export.gate.cases import make_cases, real_images, weight_digests
-from export.gate.run import RefusedError, pass_gate
-from export.onnx_files import OPSET
+from export.deployed.folding import fold
+from export.formats.onnx import OPSET
+from export.formats.precision import with_smaller_weights
+from export.formats.saved_model import save_saved_model
+from export.formats.serving import WARMUP_FILE, write_warmup
 from export.origin import open_run
-from export.precision import with_smaller_weights
-from export.saved_model import save_saved_model
-from export.serving_files import WARMUP_FILE, write_warmup
+from export.signatures import endpoints, onnx_names
+from export.verification import check_onnx, check_saved_model, variants
+from export.verification.cases import make_cases, real_images, weight_digests
+from export.verification.run import RefusedError, pass_gate
 from tfdecouple.config import Config, DataConfig
 
 SIGNATURES = ("encode", "decode")
@@ -430,8 +430,8 @@ class TestOnnx:
     def test_names_of_the_files_come_from_the_endpoints(self, monkeypatch, model):
         more = dataclasses.replace(endpoints(model.config)[0], name="reconstruct", onnx="reconstructor")
         every = (*endpoints(model.config), more)
-        monkeypatch.setattr("export.endpoints.endpoints", lambda config: every)
-        monkeypatch.setattr("export.gate.cases.endpoints", lambda config: every)
+        monkeypatch.setattr("export.signatures.endpoints", lambda config: every)
+        monkeypatch.setattr("export.verification.cases.endpoints", lambda config: every)
         assert onnx_names(model.config)["reconstruct"] == "reconstructor"
         images, _ = real_images(Config(name="x", model=model.config, data=DataConfig(source="photographs")))
         with pytest.raises(RefusedError, match="endpoint reconstruct cannot be compared"):

@@ -17,13 +17,13 @@ import pytest
 import tensorflow as tf
 from conftest import TINY, give_effect, random_images
 
-from export.endpoints import endpoint, endpoints
-from export.folding import fold
-from export.gate import check_onnx, variants
-from export.gate.weights import by_name, digests
-from export.network import Network
-from export.onnx_files import OPSET, build_onnx, save_onnx
-from export.precision import PRECISIONS, with_smaller_weights
+from export.deployed.folding import fold
+from export.deployed.network import Network
+from export.formats.onnx import OPSET, build_onnx, save_onnx
+from export.formats.precision import PRECISIONS, with_smaller_weights
+from export.signatures import endpoint, endpoints
+from export.verification import check_onnx, variants
+from export.verification.weights import by_name, digests
 from tfdecouple.errors import InversionError, NotInitializedError
 from tfdecouple.model import DecoupledModel
 

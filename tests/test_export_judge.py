@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from export.gate.arrays import Report, batches, load_cases, save_cases
-from export.gate.judge import FACTOR, Floats, Pixels, restored
-from export.gate.progress import Progress
+from export.verification.arrays import Report, batches, load_cases, save_cases
+from export.verification.judge import FACTOR, Floats, Pixels, restored
+from export.verification.progress import Progress
 
 SIZES = batches(8)
 COUNT = sum(SIZES)

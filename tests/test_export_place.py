@@ -24,18 +24,19 @@ from conftest import PATIENCE, TINY, give_effect, random_images, user_environmen
 from PIL import Image
 from tensorflow.core.protobuf import saved_model_pb2
 
-from export import pipeline, web
+from export import pipeline
 from export.card import JSON_NAME, TEXT_NAME, card_text
 from export.cli import main
-from export.endpoints import endpoints
-from export.gate.arrays import DRAWN, Report
+from export.formats import web
 from export.origin import open_run
 from export.pipeline import Request, export
-from export.place import Place, interruptible, uninterrupted
-from tfdecouple.checkpoints import CheckpointFolder
+from export.signatures import endpoints
+from export.staging import Place, interruptible, uninterrupted
+from export.verification.arrays import DRAWN, Report
 from tfdecouple.errors import UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import averaged_names
+from tfdecouple.storage.checkpoints import CheckpointFolder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARTS = ("encoder.onnx", "decoder.onnx", "sampler.onnx")

@@ -15,11 +15,11 @@ import pytest
 import tensorflow as tf
 from conftest import random_images
 
-from export.endpoints import endpoint, endpoints
-from export.folding import fold
-from export.network import Network
-from export.onnx_files import build_onnx
-from tfdecouple.wolf import import_wolf
+from export.deployed.folding import fold
+from export.deployed.network import Network
+from export.formats.onnx import build_onnx
+from export.signatures import endpoint, endpoints
+from tfdecouple.interop.wolf import import_wolf
 
 FOLDERS = {"wolf_small": pathlib.Path(__file__).parent / "data" / "wolf_small"}
 if os.environ.get("TFDECOUPLE_REFERENCE_DIR"):

@@ -10,10 +10,10 @@ import pytest
 from conftest import TINY, random_images, run_config, write_run
 
 from export.card import JSON_NAME
-from export.endpoints import endpoints
-from export.gate.cases import make_cases, real_images
 from export.origin import open_run
 from export.pipeline import Request, export
+from export.signatures import endpoints
+from export.verification.cases import make_cases, real_images
 from tfdecouple.config import DataConfig, load_preset
 from tfdecouple.model import DecoupledModel
 from tfdecouple.training import train

@@ -11,14 +11,16 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from export import manifest, pipeline, verify, web
+from export import manifest, pipeline
 from export.card import JSON_NAME, TEXT_NAME
 from export.cli import EXIT_REFUSED, main
-from export.endpoints import onnx_names
-from export.gate import check_folder, check_onnx
-from export.gate.arrays import Report, load_cases
+from export.formats import web
 from export.origin import open_run
 from export.pipeline import Request, export
+from export.signatures import onnx_names
+from export.verification import check_folder, check_onnx
+from export.verification import folder as verify
+from export.verification.arrays import Report, load_cases
 
 GOLDEN = pathlib.Path(__file__).parent / "data" / "golden" / "1"
 

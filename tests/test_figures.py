@@ -16,7 +16,7 @@ from collections.abc import Callable
 import pytest
 from documents import ROOT
 
-from tfdecouple import cli
+from tfdecouple.cli import programs as cli
 from tfdecouple.config import TrainingConfig, load_preset, preset_names
 from tfdecouple.parameters import count_parameters
 

@@ -28,7 +28,6 @@ from tensorflow_probability import distributions as tfd
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import ConfigError, UserError
-from tfdecouple.flow import FactorOut, Flow, FlowStep
 from tfdecouple.layers import (
     ActNorm,
     Coupling,
@@ -37,7 +36,8 @@ from tfdecouple.layers import (
     convolution,
     rematerialized,
 )
-from tfdecouple.prior import PriorFlow, PriorStep
+from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
+from tfdecouple.networks.prior import PriorFlow, PriorStep
 
 BATCH = 2
 CONDITION = 3

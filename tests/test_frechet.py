@@ -19,9 +19,9 @@ from tfdecouple.cli import main
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import MemorySplit
 from tfdecouple.errors import DataError, InversionError, NotInitializedError, UntrustedError, UserError
-from tfdecouple.evaluation import frechet, progress
-from tfdecouple.evaluation.features import ExtractorError, open_extractor
-from tfdecouple.evaluation.frechet import Moments, frechet_distance, frechet_report
+from tfdecouple.metrics import frechet, progress
+from tfdecouple.metrics.features import ExtractorError, open_extractor
+from tfdecouple.metrics.frechet import Moments, frechet_distance, frechet_report
 from tfdecouple.model import DecoupledModel
 
 REAL_DATA = os.environ.get("TFDECOUPLE_DATA_DIR")

@@ -12,12 +12,12 @@ import pytest
 import tensorflow as tf
 
 import tfdecouple
-from export.endpoints import endpoint, endpoints
-from export.folding import fold
-from export.network import Network
-from export.onnx_files import build_onnx
+from export.deployed.folding import fold
+from export.deployed.network import Network
+from export.formats.onnx import build_onnx
+from export.formats.precision import with_smaller_weights
 from export.origin import open_run
-from export.precision import with_smaller_weights
+from export.signatures import endpoint, endpoints
 from tfdecouple.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"

@@ -15,7 +15,7 @@ import pytest
 from picture_files import claiming, load_program
 from PIL import Image
 
-from tfdecouple.commands.opening import own_images
+from tfdecouple.cli.opening import own_images
 from tfdecouple.config import DataConfig
 from tfdecouple.data import load_images, open_source
 from tfdecouple.data.image_file import MOST_PIXELS, read_image

@@ -12,10 +12,10 @@ from conftest import SMALL, give_effect, random_images
 from densities import Density, LinearGaussian, Uniform, counted_batches, gaussian_images
 
 from tfdecouple.errors import DataError, NotInitializedError, RunError
-from tfdecouple.evaluation import Evaluator, draws
-from tfdecouple.evaluation.draws import u_noise, z_noise
-from tfdecouple.evaluation.estimate import Estimate
-from tfdecouple.evaluation.importance import ELBO, IMPORTANCE_WEIGHTED, BoundEvaluator
+from tfdecouple.metrics import Evaluator, draws
+from tfdecouple.metrics.draws import u_noise, z_noise
+from tfdecouple.metrics.estimate import Estimate
+from tfdecouple.metrics.importance import ELBO, IMPORTANCE_WEIGHTED, BoundEvaluator
 from tfdecouple.model import DecoupledModel
 from tfdecouple.training.strategy import make_strategy
 

@@ -14,9 +14,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from test_frechet import colours, report_of, write_onnx
 from test_frechet import source as source  # The fixture.
 
-from tfdecouple.evaluation import inception
-from tfdecouple.evaluation.features import ExtractorError, open_extractor
-from tfdecouple.evaluation.inception import Inception, cached_path, find_inception
+from tfdecouple.metrics import inception
+from tfdecouple.metrics.features import ExtractorError, open_extractor
+from tfdecouple.metrics.inception import Inception, cached_path, find_inception
 
 
 @functools.cache
@@ -299,7 +299,7 @@ class TestName:
         (warning,) = report["warnings"]
         assert "50,000 samples" in warning and "that of 12 is higher" in warning
 
-        monkeypatch.setattr("tfdecouple.evaluation.frechet.FID_SAMPLES", 12)
+        monkeypatch.setattr("tfdecouple.metrics.frechet.FID_SAMPLES", 12)
         assert not report_of(tiny_model, source, tmp_path / "a.pth", count=12)["warnings"]
 
 

@@ -90,9 +90,9 @@ import sys
 import tfdecouple
 heavy = {"keras", "tensorflow", "numpy"} & set(sys.modules)
 assert not heavy, heavy
-assert sum(type(finder).__module__.startswith("tfdecouple") for finder in sys.meta_path) == 1
+assert sum(type(finder).__module__ == "tfdecouple.registration" for finder in sys.meta_path) == 1
 import keras
-assert not any(type(finder).__module__.startswith("tfdecouple") for finder in sys.meta_path)
+assert not any(type(finder).__module__ == "tfdecouple.registration" for finder in sys.meta_path)
 assert "tfdecouple.model" not in sys.modules
 """
     ended = python(code)
@@ -193,7 +193,7 @@ class TestSettingsOfKeras:
 
     def test_a_file_of_settings_that_cannot_be_read_is_passed_over_as_by_keras(self, tmp_path):
         (tmp_path / "keras.json").write_text("[" * 5000)
-        code = "from tfdecouple.backend import require_backend\nrequire_backend()"
+        code = "from tfdecouple.runtime.backend import require_backend\nrequire_backend()"
         assert python(code, KERAS_HOME=str(tmp_path)).returncode == 0
 
     def test_channels_first_at_run_time(self):

@@ -11,8 +11,8 @@ from conftest import SMALL, give_effect, let_z_show, random_images
 from densities import LinearGaussian, Uniform, counted_batches, gaussian_images
 
 from tfdecouple.errors import DataError, RunError, UserError
-from tfdecouple.evaluation import Evaluator, latent_use
-from tfdecouple.evaluation.latent_use import Posteriors, derangement, information, measure_latent_use
+from tfdecouple.metrics import Evaluator, latent_use
+from tfdecouple.metrics.latent_use import Posteriors, derangement, information, measure_latent_use
 from tfdecouple.model import DecoupledModel
 
 STATED = {"split": "test", "averaged_weights": True}

@@ -32,8 +32,8 @@ from tfdecouple.layers import (
     Squeeze,
     net_precision,
 )
-from tfdecouple.layers.channels import channel_product
-from tfdecouple.layers.program import SharedPrograms
+from tfdecouple.runtime.products import channel_product
+from tfdecouple.runtime.programs import SharedPrograms
 
 BATCH = 2
 CONDITION = 3

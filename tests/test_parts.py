@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 from conftest import TINY, give_effect, random_images
 
-from tfdecouple.layers import parts
 from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime import shards as parts
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import tensorflow as tf
 from conftest import TINY
 
 from tfdecouple.errors import ConfigError
-from tfdecouple.flow import Flow
 from tfdecouple.layers import nets, remat
-from tfdecouple.layers.convolution import convolve
+from tfdecouple.networks.flow import Flow
+from tfdecouple.runtime.convolution import convolve
 from tfdecouple.training import precision_check
 from tfdecouple.training.precision_check import check_precision
 

@@ -13,9 +13,8 @@ from sklearn.svm import LinearSVC
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import MemorySplit
 from tfdecouple.errors import DataError, NotInitializedError
-from tfdecouple.evaluation import linear_classifier, probe
-from tfdecouple.evaluation.confusion import confusion_picture
-from tfdecouple.evaluation.linear_classifier import (
+from tfdecouple.metrics import linear_classifier, probe
+from tfdecouple.metrics.linear_classifier import (
     KINDS,
     STRENGTHS,
     Fitted,
@@ -25,9 +24,10 @@ from tfdecouple.evaluation.linear_classifier import (
     fit_pca,
     held_out_count,
 )
-from tfdecouple.evaluation.probe import linear_probe
-from tfdecouple.evaluation.subset import drawn_indices, subset_batches
+from tfdecouple.metrics.probe import linear_probe
+from tfdecouple.metrics.subset import drawn_indices, subset_batches
 from tfdecouple.model import DecoupledModel
+from tfdecouple.visualization.confusion import confusion_picture
 
 # The tiny models' work is too small for graphs to pay.
 pytestmark = pytest.mark.usefixtures("eager")
@@ -257,7 +257,7 @@ class TestSubset:
         np.testing.assert_array_equal(np.concatenate([b["label"] for b in batches]), labels[np.sort(indices)])
 
     def test_progress_is_told(self, source, monkeypatch):
-        monkeypatch.setattr("tfdecouple.evaluation.progress._INTERVAL", 0.0)
+        monkeypatch.setattr("tfdecouple.metrics.progress._INTERVAL", 0.0)
         lines = []
         list(subset_batches(source, "test", np.arange(20), batch_size=8, say=lines.append))
         assert [line.partition(", about ")[0] for line in lines] == ["  8 of 20 test images", "  16 of 20 test images"]

@@ -15,10 +15,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 PROGRAM = """
 import json, os, sys
-from tfdecouple.process import start_tensorflow
+from tfdecouple.runtime.process import start_tensorflow
 start_tensorflow(json.loads(sys.argv[1]))
 import tensorflow as tf
-from tfdecouple.layers.parts import batch_parts
+from tfdecouple.runtime.shards import batch_parts
 threading = tf.config.threading
 print(json.dumps([
     threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads(), batch_parts()

@@ -16,7 +16,7 @@ from picture_files import SIZE, load_program, write_files
 from PIL import Image
 
 from export.origin import Origin
-from tfdecouple.commands.opening import own_images
+from tfdecouple.cli.opening import own_images
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.fitting import fit, fit_image
 from tfdecouple.data.image_file import read_image

@@ -15,8 +15,8 @@ import pytest
 from conftest import PATIENCE, run_config, user_environment
 from test_training_run import assert_same_checkpoint, figures
 
-from tfdecouple.checkpoints import CheckpointFolder
-from tfdecouple.files import write_json
+from tfdecouple.storage.checkpoints import CheckpointFolder
+from tfdecouple.storage.files import write_json
 
 pytestmark = pytest.mark.slow
 

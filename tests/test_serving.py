@@ -33,9 +33,9 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from export.endpoints import endpoints
+from export.formats.serving import WARMUP_FILE, write_serving_files, write_warmup
 from export.origin import safe_name
-from export.serving_files import WARMUP_FILE, write_serving_files, write_warmup
+from export.signatures import endpoints
 
 CLIENT = pathlib.Path(__file__).parents[1] / "examples" / "tf_serving" / "client.py"
 TRANSPORTS = ("rest-row", "rest-column", "grpc")

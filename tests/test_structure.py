@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import pathlib
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from conftest import PATIENCE
 
 import tfdecouple
+from tfdecouple.moved import MOVED
 
 ROOT = pathlib.Path(tfdecouple.__file__).parents[1]
 PACKAGE = ROOT / "tfdecouple"
@@ -20,27 +22,31 @@ BASE = {"config", "errors"}
 # What each module, or each sub-package as a whole, may import of the package beside itself.
 MAY_IMPORT = {
     "errors": set(),
-    "backend": {"errors"},
+    "moved": set(),
     "registration": set(),
     "arguments": {"errors"},
     "randomness": {"errors"},
-    "tf32": set(),
-    "emulation": {"errors"},
-    "files": {"errors"},
-    "process": {"errors", "backend"},
-    "config": {"errors", "files"},
-    "memory": set(),
-    "parameters": BASE | {"memory"},
-    "layers": BASE | {"tf32"},
-    "flow": BASE | {"layers"},
-    "prior": BASE | {"layers", "flow"},
-    "encoder": BASE | {"layers", "tf32"},
-    "model": BASE | {"layers", "flow", "prior", "encoder", "randomness", "arguments", "backend"},
-    "data": BASE | {"memory"},
-    "checkpoints": {"errors", "files"},
+    "runtime": {"errors"},
+    "storage": {"errors"},
+    "config": {"errors", "storage"},
+    "parameters": BASE | {"runtime"},
+    "layers": BASE | {"runtime"},
+    "networks": BASE | {"runtime", "layers"},
+    "model": BASE | {"runtime", "layers", "networks", "randomness", "arguments"},
+    "data": BASE | {"runtime"},
 }
 # The rest, in the order of the arrow: each may import what stands before it.
-ORDER = [*MAY_IMPORT, "runs", "wolf", "codes", "evaluation", "training", "commands", "cli", "__main__"]
+ORDER = [
+    *MAY_IMPORT,
+    "runs",
+    "interop",
+    "dataset_encoding",
+    "visualization",
+    "metrics",
+    "training",
+    "cli",
+    "__main__",
+]
 
 
 def section(module):
@@ -92,7 +98,7 @@ class TestImportRule:
         assert set(allowed) - {own} <= set(before)
 
     def test_the_rule_sees_imports(self):
-        assert {"config", "flow", "layers", "randomness"} <= {section(name) for name in imports(MODULES["model"])}
+        assert {"config", "networks", "layers", "randomness"} <= {section(name) for name in imports(MODULES["model"])}
 
     def test_no_module_of_the_library_imports_the_programs(self):
         for module, file in MODULES.items():
@@ -102,7 +108,7 @@ class TestImportRule:
                 names = [n.module for n in tree if isinstance(n, ast.ImportFrom)]
                 assert not any((name or "").split(".")[0] in ("export", "tests", "train") for name in names), module
 
-    @pytest.mark.parametrize("folder", ["layers", "data"])
+    @pytest.mark.parametrize("folder", ["layers", "runtime", "networks", "data"])
     def test_no_cycles_within_a_package(self, folder):
         graph = {
             module: {name for name in imports(file) if section(name) == folder and name != folder}
@@ -118,20 +124,14 @@ class TestImportRule:
 class TestExportPackage:
     # Of `export`, in the order of the arrow: each may import what stands before it.
     ORDER = [
-        "folding",
-        "network",
-        "endpoints",
-        "precision",
-        "saved_model",
+        "deployed",
+        "signatures",
         "origin",
-        "onnx_files",
-        "place",
-        "serving_files",
-        "web",
+        "formats",
+        "staging",
         "manifest",
         "card",
-        "gate",
-        "verify",
+        "verification",
         "pipeline",
         "cli",
         "__main__",
@@ -159,7 +159,7 @@ class TestExportPackage:
 
     def test_the_gate_of_onnx_files_needs_no_tensorflow(self):
         heavy = ("tensorflow", "keras", "tf2onnx")
-        printed = run(f"import sys, export.gate.check_onnx; print([m for m in {heavy} if m in sys.modules])")
+        printed = run(f"import sys, export.verification.check_onnx; print([m for m in {heavy} if m in sys.modules])")
         assert printed.strip() == "[]"
 
     def test_the_command_answers_help_without_tensorflow(self):
@@ -245,6 +245,25 @@ class TestPublicNames:
 
     def test_every_folder_of_code_is_a_package(self):
         assert all((file.parent / "__init__.py").is_file() for file in PACKAGE.rglob("*.py"))
+
+
+class TestOldPaths:
+    @pytest.mark.parametrize("old", MOVED)
+    def test_gives_the_module_at_the_new_place(self, old):
+        module = importlib.import_module(f"tfdecouple.{old}")
+        assert module is importlib.import_module(f"tfdecouple.{MOVED[old]}")
+        assert module.__name__ == module.__spec__.name == f"tfdecouple.{MOVED[old]}"
+
+    def test_names_within_a_moved_package_are_found(self):
+        from tfdecouple.codes.reading import read_codes
+
+        assert read_codes.__module__ == "tfdecouple.dataset_encoding.reading"
+
+    def test_what_never_was_is_missing_as_everywhere(self):
+        with pytest.raises(ModuleNotFoundError, match="tfdecouple.nothing"):
+            importlib.import_module("tfdecouple.nothing")
+        with pytest.raises(ModuleNotFoundError, match="nothing"):
+            importlib.import_module("tfdecouple.codes.nothing")
 
 
 class TestFiles:

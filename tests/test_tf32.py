@@ -11,9 +11,9 @@ import pytest
 import tensorflow as tf
 from conftest import random_images
 
-from tfdecouple import tf32
-from tfdecouple.evaluation import features
-from tfdecouple.tf32 import full_float32, tensor_float_32
+from tfdecouple.metrics import features
+from tfdecouple.runtime import tf32
+from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
 
 enabled = tf.config.experimental.tensor_float_32_execution_enabled
 enable = tf.config.experimental.enable_tensor_float_32_execution

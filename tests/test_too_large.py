@@ -13,13 +13,13 @@ from conftest import TINY, write_run
 import tfdecouple
 from export.cli import main as export_main
 from tfdecouple import memory, parameters
-from tfdecouple.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, DataConfig, ModelConfig, load_preset, override, preset_names
 from tfdecouple.data import open_source
 from tfdecouple.errors import ConfigError, DataError, RunError
 from tfdecouple.parameters import count_parameters, require_memory
 from tfdecouple.runs import load_config
+from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COMMITTED = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/config.json"))

@@ -20,9 +20,9 @@ from PIL import Image
 from tfdecouple.cli import train_main
 from tfdecouple.config import Config
 from tfdecouple.errors import ConfigError, RunError
-from tfdecouple.evaluation import BitsPerDim
-from tfdecouple.files import write_json
+from tfdecouple.metrics import BitsPerDim
 from tfdecouple.runs import load_config, load_model
+from tfdecouple.storage.files import write_json
 from tfdecouple.training import loop, train
 from tfdecouple.training.folder import RunFolder
 from tfdecouple.training.metrics import MetricsLog, read_metrics

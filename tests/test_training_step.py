@@ -11,12 +11,12 @@ import tensorflow as tf
 from conftest import SMALL, give_effect, random_images, run_config
 
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.emulation import emulated_accelerator
-from tfdecouple.evaluation.draws import DrawBounds
 from tfdecouple.layers import ActNorm, InvertibleConv1x1, net_precision
-from tfdecouple.layers import parts as layer_parts
-from tfdecouple.prior import PriorFlow
-from tfdecouple.tf32 import full_float32
+from tfdecouple.metrics.draws import DrawBounds
+from tfdecouple.networks.prior import PriorFlow
+from tfdecouple.runtime import shards as layer_parts
+from tfdecouple.runtime.emulation import emulated_accelerator
+from tfdecouple.runtime.tf32 import full_float32
 from tfdecouple.training import train
 from tfdecouple.training.adam import Adam, Variables
 from tfdecouple.training.schedule import kl_weight, learning_rate

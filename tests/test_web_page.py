@@ -16,8 +16,8 @@ from conftest import random_images
 from picture_files import SIZE, claiming, write_files
 from PIL import Image
 
+from export.formats.web import RUNTIME_VERSION
 from export.pipeline import Request, export
-from export.web import RUNTIME_VERSION
 from tfdecouple.data.image_file import read_image
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""Tests of tfdecouple.wolf: the reference's weights give the reference's numbers, and what does not fit is refused."""
+"""Tests of interop.wolf: the reference's weights give the reference's numbers, and what does not fit is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from conftest import random_images
 
 import tfdecouple
 from tfdecouple.errors import UserError, WolfError
-from tfdecouple.wolf import assign, import_wolf, model_config_of, read_state
+from tfdecouple.interop.wolf import assign, import_wolf, model_config_of, read_state
 
 DATA = pathlib.Path(__file__).parent / "data" / "wolf_small"
 CONFIG = json.loads((DATA / "config.json").read_text())

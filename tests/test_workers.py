@@ -20,7 +20,7 @@ from conftest import run_config, user_environment
 from tfdecouple.cli import train_main
 from tfdecouple.data import evaluation_batches, open_source, own_share, training_batches
 from tfdecouple.errors import ConfigError, RunError
-from tfdecouple.files import write_json
+from tfdecouple.storage.files import write_json
 from tfdecouple.training import train
 from tfdecouple.training.cluster import find_cluster
 from tfdecouple.training.metrics import read_metrics

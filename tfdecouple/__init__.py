@@ -6,12 +6,12 @@ A TensorFlow/Keras implementation of "Decoupling Global and Local Representation
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tfdecouple.backend import require_backend
+from tfdecouple.moved import keep_old_paths
 from tfdecouple.registration import register_classes
+from tfdecouple.runtime.backend import require_backend
 
 if TYPE_CHECKING:
     from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig, load_preset, override, preset_names
-    from tfdecouple.emulation import emulated_accelerator
     from tfdecouple.errors import (
         ConfigError,
         DataError,
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     )
     from tfdecouple.model import Codes, DecoupledModel, Elbo
     from tfdecouple.runs import load_model
-    from tfdecouple.tf32 import full_float32
+    from tfdecouple.runtime.emulation import emulated_accelerator
+    from tfdecouple.runtime.tf32 import full_float32
 
 # Names come from their modules at first use: a program can answer --help, or a mistake, before TensorFlow is imported.
 _HOMES = {
@@ -41,8 +42,8 @@ _HOMES = {
     "TrainingConfig": "config",
     "UserError": "errors",
     "WolfError": "errors",
-    "emulated_accelerator": "emulation",
-    "full_float32": "tf32",
+    "emulated_accelerator": "runtime.emulation",
+    "full_float32": "runtime.tf32",
     "load_model": "runs",
     "load_preset": "config",
     "override": "config",
@@ -81,4 +82,5 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"tfdecouple.{_HOMES[name]}"), name)
 
 
+keep_old_paths()
 register_classes()

@@ -18,7 +18,7 @@ from importlib import resources
 from typing import Any
 
 from tfdecouple.errors import ConfigError
-from tfdecouple.files import parse_json
+from tfdecouple.storage.files import parse_json
 
 CONDITIONING = ("coupling", "base", "none")
 TRANSFORMS = ("affine", "additive")

@@ -16,14 +16,14 @@ from tensorflow_probability import distributions as tfd
 
 from tfdecouple import randomness
 from tfdecouple.arguments import as_floats, as_tensor, number, numbers, whole_number
-from tfdecouple.backend import require_backend
 from tfdecouple.config import ModelConfig, from_plain
-from tfdecouple.encoder import Encoder
 from tfdecouple.errors import DataError, ExactnessWarning, InversionError, NotInitializedError, UserError
-from tfdecouple.flow import Flow
 from tfdecouple.layers import Coupling, InvertibleLinear
-from tfdecouple.layers.sizes import product, sizes, zero_per_image
-from tfdecouple.prior import PriorFlow
+from tfdecouple.networks.encoder import Encoder
+from tfdecouple.networks.flow import Flow
+from tfdecouple.networks.prior import PriorFlow
+from tfdecouple.runtime.backend import require_backend
+from tfdecouple.runtime.shapes import product, sizes, zero_per_image
 
 # The root mean square of v from which on an image is called far from the training: of the images that the committed
 # runs lost none had less than 4.9, of real images none more than 2.7 (docs/RESULTS.md, "What comes back").

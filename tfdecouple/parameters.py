@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import ConfigError
-from tfdecouple.memory import machine_memory, shown_bytes
+from tfdecouple.runtime.memory import machine_memory, shown_bytes
 
 _FLOAT_BYTES = 4
 

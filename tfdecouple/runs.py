@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import pathlib
 
-from tfdecouple.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.opening import place_of
 from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.parameters import count_parameters, require_memory
+from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"

@@ -14,7 +14,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import Arrays, MemorySplit
 from tfdecouple.errors import DataError
-from tfdecouple.memory import machine_memory, shown_bytes
+from tfdecouple.runtime.memory import machine_memory, shown_bytes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,10 +5,10 @@ from tfdecouple.layers.base import InvertibleComposite, InvertibleLayer, Inverti
 from tfdecouple.layers.coupling import Coupling
 from tfdecouple.layers.linear import InvertibleConv1x1, InvertibleLinear
 from tfdecouple.layers.nets import MLP, ConvNet
-from tfdecouple.layers.precision import net_precision
-from tfdecouple.layers.remat import rematerialized
 from tfdecouple.layers.squeeze import Squeeze
 from tfdecouple.layers.whitening import ConditionalWhitening
+from tfdecouple.runtime.precision import net_precision
+from tfdecouple.runtime.rematerialization import rematerialized
 
 __all__ = [
     "MLP",

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.layers.base import InvertibleLayer
-from tfdecouple.layers.sizes import per_image, positions, product, sizes
+from tfdecouple.runtime.shapes import per_image, positions, product, sizes
 
 # A channel that varies less than this over the data is taken for constant; images vary by 2/256 from level to level.
 _CONSTANT = 1e-4

@@ -10,8 +10,8 @@ import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.errors import UserError
-from tfdecouple.layers.sizes import zero_per_image
-from tfdecouple.tf32 import full_float32
+from tfdecouple.runtime.shapes import zero_per_image
+from tfdecouple.runtime.tf32 import full_float32
 
 Visit = Callable[["InvertibleLayer", tf.Tensor, tf.Tensor | None], tf.Tensor]
 

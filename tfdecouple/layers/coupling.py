@@ -13,8 +13,8 @@ from tfdecouple.config import TRANSFORMS
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.layers.base import InvertibleLayer
 from tfdecouple.layers.nets import MLP, ConvNet
-from tfdecouple.layers.sizes import sizes, zero_per_image
-from tfdecouple.tf32 import full_float32
+from tfdecouple.runtime.shapes import sizes, zero_per_image
+from tfdecouple.runtime.tf32 import full_float32
 
 PATTERNS = ("continuous", "alternate")
 PARTS = ("last", "first")

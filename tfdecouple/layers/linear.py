@@ -12,11 +12,11 @@ from tensorflow_probability import bijectors as tfb
 from tfdecouple.config import LINEAR_FORMS
 from tfdecouple.errors import ConfigError
 from tfdecouple.layers.base import InvertibleLayer
-from tfdecouple.layers.channels import channel_product
-from tfdecouple.layers.precision import current_net_precision
-from tfdecouple.layers.sizes import per_image, positions
-from tfdecouple.layers.xla import in_xla
-from tfdecouple.tf32 import full_float32
+from tfdecouple.runtime.precision import current_net_precision
+from tfdecouple.runtime.products import channel_product
+from tfdecouple.runtime.shapes import per_image, positions
+from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.runtime.xla import in_xla
 
 
 class _ChannelOperator(tf.linalg.LinearOperatorFullMatrix):

@@ -8,11 +8,11 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.layers.base import need_condition
-from tfdecouple.layers.channels import channel_product, full_product
-from tfdecouple.layers.convolution import convolve
-from tfdecouple.layers.precision import current_net_precision
-from tfdecouple.layers.remat import narrowed
-from tfdecouple.tf32 import full_float32
+from tfdecouple.runtime.convolution import convolve
+from tfdecouple.runtime.precision import current_net_precision
+from tfdecouple.runtime.products import channel_product, full_product
+from tfdecouple.runtime.rematerialization import narrowed
+from tfdecouple.runtime.tf32 import full_float32
 
 
 def fan_in_uniform() -> keras.initializers.Initializer:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfdecouple.errors import UserError
 from tfdecouple.layers.base import InvertibleLayer
-from tfdecouple.layers.sizes import zero_per_image
+from tfdecouple.runtime.shapes import zero_per_image
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

@@ -11,8 +11,8 @@ from typing import Any
 
 from tfdecouple.config import Config, difference
 from tfdecouple.errors import RunError
-from tfdecouple.files import TEMPORARY, parse_json, write_text
 from tfdecouple.runs import CONFIG, load_config
+from tfdecouple.storage.files import TEMPORARY, parse_json, write_text
 
 SUMMARY = "summary.json"
 _LOCK = ".lock"

@@ -16,17 +16,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.config import Config, difference
 from tfdecouple.data import Source, evaluation_batches, load_images, open_source, training_batches
 from tfdecouple.data.codecs import lossless_bits_per_dim
 from tfdecouple.errors import ConfigError, RunError, UserError
-from tfdecouple.evaluation import BitsPerDim, Evaluator, save_pictures
-from tfdecouple.evaluation.grids import reconstruct
-from tfdecouple.files import TEMPORARY, write_json
-from tfdecouple.memory import address_space, shown_bytes
+from tfdecouple.metrics import BitsPerDim, Evaluator, save_pictures
 from tfdecouple.parameters import require_memory
 from tfdecouple.runs import CHECKPOINTS, CONFIG, load_config, load_weights
+from tfdecouple.runtime.memory import address_space, shown_bytes
+from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
+from tfdecouple.storage.files import TEMPORARY, write_json
 from tfdecouple.training.cluster import find_cluster
 from tfdecouple.training.folder import SUMMARY, RunFolder, read_summary
 from tfdecouple.training.metrics import MetricsLog, NoLog
@@ -38,6 +37,7 @@ from tfdecouple.training.state import WINDOW, TrainingState
 from tfdecouple.training.step import StepResult, TrainStep
 from tfdecouple.training.strategy import check_batch, make_strategy
 from tfdecouple.training.workers import Workers, losses_in_one_line
+from tfdecouple.visualization.grids import reconstruct
 
 # Addresses that TensorFlow's libraries and threads take, of which most are never touched: with 3 GB it ends the process
 # from within, with 4.5 GB the quickstart trains.

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from tfdecouple.files import parse_json, write_text
+from tfdecouple.storage.files import parse_json, write_text
 
 
 class MetricsLog:

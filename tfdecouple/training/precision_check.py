@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from tfdecouple.errors import ConfigError
-from tfdecouple.flow import Flow, FlowStep
 from tfdecouple.layers import ConvNet, Coupling, net_precision, rematerialized
+from tfdecouple.networks.flow import Flow, FlowStep
 
 # What works for two images works for more.
 _IMAGES = 2

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from tfdecouple.process import drop_output
+from tfdecouple.runtime.process import drop_output
 
 # Where there is no terminal, a line at most this often, in seconds.
 _INTERVAL = 15.0

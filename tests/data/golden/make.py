@@ -15,7 +15,7 @@ import tempfile
 
 import numpy as np
 
-from tfdecouple.process import start_tensorflow
+from tfdecouple.runtime.process import start_tensorflow
 
 HERE = pathlib.Path(__file__).parent
 # Signatures of a SavedModel are long: encode, decode and score read every weight of a model.

@@ -1,0 +1,1 @@
+"""The arithmetic of a trained model as it is deployed."""

@@ -1,0 +1,1 @@
+"""One kind of exported file a module."""

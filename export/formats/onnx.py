@@ -1,0 +1,199 @@
+"""ONNX files: the deployed arithmetic converted by tf2onnx, with the weights put in afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import pathlib
+import warnings
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+import tensorflow as tf
+
+from export.deployed.folding import FoldedModel
+from export.deployed.network import Network
+from export.origin import version_of
+from export.signatures import Endpoint
+
+# The highest that tf2onnx writes; ONNX Runtime for Python, Node and the browser all read it.
+OPSET = 18
+BATCH = "batch"
+# A protobuf message, and so a file without external data, ends at 2 GiB; graph and names need a little of that.
+INLINE_LIMIT = 2**31 - 2**24
+
+
+def build_onnx(folded: FoldedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """Converts one endpoint.
+
+    The weights enter the conversion as inputs and the file as initializers afterwards: so that tf2onnx neither copies
+    nor folds them again and again, which took most of the time, and so that no limit of a TensorFlow graph's size
+    holds for them.
+
+    Args:
+        folded: the model, in the layout NCHW, in which ONNX has its convolutions.
+        endpoint: what the file shall offer.
+        metadata: what to say in the file of its origin.
+
+    Returns:
+        The model, its weights inline whatever their size.
+    """
+    with _quiet():
+        import tf2onnx.optimizer
+        import tf2onnx.tfonnx
+
+        with tf.Graph().as_default() as graph:
+            weights = _Placeholders(folded.arrays)
+            inputs = {
+                array.name: tf.compat.v1.placeholder(array.dtype, (None, *array.shape), array.name)
+                for array in endpoint.inputs
+            }
+            made = endpoint.build(Network(folded, weights), inputs)
+            outputs = [tf.identity(made[array.name], f"output/{array.name}") for array in endpoint.outputs]
+        converted = tf2onnx.tfonnx.process_tf_graph(
+            graph,
+            opset=OPSET,
+            input_names=[tensor.name for tensor in [*inputs.values(), *weights.values()]],
+            output_names=[tensor.name for tensor in outputs],
+        )
+        model = tf2onnx.optimizer.optimize_graph(converted).make_model(endpoint.summary)
+    renamed = {tensor.name: array.name for tensor, array in zip(outputs, endpoint.outputs, strict=True)}
+    renamed |= {f"{array.name}:0": array.name for array in endpoint.inputs}
+    renamed |= {tensor.name: name for name, tensor in weights.items()}
+    _rename(model.graph, renamed)
+    _name_constants(model.graph)
+    _put_weights_in(model.graph, {name: folded.arrays[name] for name in weights})
+    _clip_for_min(model.graph)
+    _name_batch_axis(model.graph, endpoint)
+    used = {node.domain for node in model.graph.node}
+    kept = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    model.producer_name, model.producer_version = "tfdecouple", version_of("tfdecouple")
+    model.graph.name = endpoint.name
+    model.doc_string = endpoint.summary
+    onnx.helper.set_model_props(model, dict(metadata))
+    return model
+
+
+def save_onnx(model: onnx.ModelProto, path: pathlib.Path, inline_limit: int = INLINE_LIMIT) -> None:
+    """Writes a model: one file, or where the weights are too large for one, a second file beside it.
+
+    Args:
+        model: the model.
+        path: of the `.onnx` file; the weights' file is `NAME.onnx.data` in the same folder.
+        inline_limit: largest number of bytes in one file.
+
+    Raises:
+        OSError: where the disk is full.
+    """
+    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if weights + len(model.graph.node) * 1024 <= inline_limit:
+        onnx.save(model, path)
+    else:
+        # A bare file name: the reader looks beside the model and nowhere else.
+        onnx.save(
+            model,
+            path,
+            save_as_external_data=True,
+            all_tensors_to_one_file=True,
+            location=f"{path.name}.data",
+            size_threshold=1024,
+        )
+
+
+class _Placeholders(dict):
+    """Weights of a graph as inputs of it, made when they are first asked for."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        super().__init__()
+        self._arrays = arrays
+
+    def __missing__(self, name: str) -> tf.Tensor:
+        shape = self._arrays[name].shape
+        self[name] = tf.compat.v1.placeholder(tf.float32, shape, "weight/" + name.replace("/", "."))
+        return self[name]
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in [*graph.input, *graph.output]:
+        value.name = names.get(value.name, value.name)
+
+
+def _put_weights_in(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) -> None:
+    """Turns inputs that are weights into initializers, each turned round already where the graph would turn it."""
+    inputs = [value for value in graph.input if value.name not in arrays]
+    del graph.input[:]
+    graph.input.extend(inputs)
+    turned: dict[str, tuple[str, list[int]]] = {}
+    nodes, used = [], set()
+    for node in graph.node:
+        if node.op_type == "Transpose" and node.input[0] in arrays:
+            order = next(list(attribute.ints) for attribute in node.attribute if attribute.name == "perm")
+            turned[node.output[0]] = (node.input[0], order)
+        else:
+            nodes.append(node)
+            used.update(node.input)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    names = {}
+    for output, (name, order) in turned.items():
+        # A weight that is read as it is too keeps its name for that, and goes by another here.
+        names[output] = f"{name}/{''.join(map(str, order))}" if name in used else name
+        array = np.ascontiguousarray(np.transpose(arrays[name], order))
+        graph.initializer.append(onnx.numpy_helper.from_array(array, names[output]))
+    for name, array in arrays.items():
+        if name in used:
+            graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    _rename(graph, names)
+
+
+def _clip_for_min(graph: onnx.GraphProto) -> None:
+    """Replaces Min(x, 0) of every ELU by Clip: ONNX Runtime runs Min as a broadcast of two inputs, which is slower."""
+    zeros = {
+        tensor.name for tensor in graph.initializer if not tensor.dims and onnx.numpy_helper.to_array(tensor) == 0.0
+    }
+    for node in graph.node:
+        if node.op_type == "Min" and len(node.input) == 2 and node.input[1] in zeros:
+            node.op_type = "Clip"
+            node.input[:] = [node.input[0], "", node.input[1]]
+
+
+def _name_constants(graph: onnx.GraphProto) -> None:
+    """Numbers the constants, whose names tell of one of the many places that use them."""
+    names = {tensor.name: f"constant/{number}" for number, tensor in enumerate(graph.initializer)}
+    for tensor in graph.initializer:
+        tensor.name = names[tensor.name]
+    _rename(graph, names)
+
+
+def _name_batch_axis(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
+    arrays = {array.name: array for array in (*endpoint.inputs, *endpoint.outputs)}
+    for value in [*graph.input, *graph.output]:
+        element_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(arrays[value.name].dtype))
+        shape: list[str | int | None] = [BATCH, *arrays[value.name].shape]
+        meaning = arrays[value.name].meaning
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, element_type, shape, meaning))
+    # What tf2onnx noted of the tensors between is not needed and calls the batch axis by other names.
+    del graph.value_info[:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps tf2onnx from talking: whatever went wrong shows in the gate, not in a log."""
+    loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,253 @@
+"""Arrays on their way between the processes of the gate, and what a process reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from export.verification.judge import Answer, restored
+
+# What decodes images hides errors below half a level, since codes of images lie in the middle of their bins: decode is
+# compared on codes drawn at random, and on such whose pixels lie next to borders of levels, as well.
+DRAWN = "decode of drawn codes"
+# A call of 16 is timed where it takes no minutes.
+_LATENCY_BATCHES = (1, 16)
+_LATENCY_SECONDS = 10.0
+# Pixels that a file encodes or decodes at once in the round trip.
+_PIXELS_AT_ONCE = 16 * 64 * 64
+
+Arrays = dict[str, np.ndarray]
+# Calls an endpoint: its name and its inputs by name give its outputs by name.
+Call = Callable[[str, Arrays], Arrays]
+
+
+def batches(image_size: int) -> tuple[int, int, int]:
+    """Returns the sizes of the batches at which parity is tried: fewer of larger images, and never fewer than three.
+
+    The model computes their images in other batches, so that it is tested that none depends on its neighbours.
+    """
+    for side, largest in ((32, 17), (64, 8), (128, 4)):
+        if image_size <= side:
+            return (1, 3, largest)
+    return (1, 2, 3)
+
+
+def save_cases(cases: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
+    """Writes the arrays for the processes of the gate."""
+    # Names with slashes would become folders in the archive: they are listed in an array of their own.
+    # Endpoints share inputs: what is there before is there once.
+    arrays: Arrays = {}
+    numbers = []
+    for array in cases.values():
+        same = (number for number, other in enumerate(arrays.values()) if _identical(array, other))
+        numbers.append(next(same, len(arrays)))
+        arrays.setdefault(f"array_{numbers[-1]}", array)
+    np.savez_compressed(path, allow_pickle=False, names=np.array(list(cases)), numbers=np.array(numbers), **arrays)
+
+
+def load_cases(path: pathlib.Path) -> Arrays:
+    """Reads what `save_cases` wrote."""
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files if name.startswith("array_")}
+        names = zip(archive["names"], archive["numbers"], strict=True)
+        return {str(name): arrays[f"array_{number}"] for name, number in names}
+
+
+def _identical(a: np.ndarray, b: np.ndarray) -> bool:
+    return a is b or ((a.shape, a.dtype) == (b.shape, b.dtype) and a.tobytes() == b.tobytes())
+
+
+def group(cases: Mapping[str, np.ndarray], prefix: str) -> Arrays:
+    """Returns the arrays whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in cases.items() if name.startswith(prefix)}
+
+
+@dataclasses.dataclass
+class Report:
+    """What one process of the gate found.
+
+    Attributes:
+        parity: {endpoint: {output: {"max": ..., "mean": ..., "unstable": n}}} against the Keras model, over all
+            images on which the model itself is stable; it is not on n of them. Of floats the differences are relative
+            to the largest value, of pixels in levels, and "differing" is the fraction of subpixels.
+        round_trip: {kind of image: {"images": n, "identical": n, "model": n}} of encode, then decode; the model itself
+            keeps as many as "model" says, whether or not their codes are moved a little.
+        latency_ms: {endpoint: {batch: milliseconds}}, medians.
+        problems: why the export must not be published, a line each.
+        notes: other facts for the card.
+    """
+
+    parity: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
+    round_trip: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    latency_ms: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    problems: list[str] = dataclasses.field(default_factory=list)
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes the report as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> Report:
+        """Reads what `save` wrote."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+    # --- the checks that both formats pass ---
+
+    def check_parity(self, endpoint: str, call: Call, cases: Arrays, case: str | None = None) -> Arrays:
+        """Compares an endpoint with the Keras model at every batch.
+
+        Args:
+            endpoint: its name.
+            call: runs it.
+            cases: of the gate.
+            case: under which name its inputs and outputs are among the cases; by default its own.
+
+        Returns:
+            What it answered to all batches, or nothing where it failed.
+        """
+        case = case or endpoint
+        inputs, expected = group(cases, f"in/{case}/"), answers_in(cases, case)
+        if not expected:
+            self.problems.append(f"{endpoint} cannot be compared: the gate has no answers of the model to it")
+            return {}
+        start, answers = 0, []
+        for batch in cases["batches"].tolist():
+            try:
+                answers.append(call(endpoint, {name: array[start : start + batch] for name, array in inputs.items()}))
+            except Exception as error:  # noqa: BLE001 - whatever a runtime raises, the endpoint does not work
+                self.problems.append(f"{endpoint} fails at batch {batch}: {reason(error)}")
+                return {}
+            start += batch
+        self.parity[case] = {}
+        if more := sorted({*answers[0]} - {*expected}):
+            self.problems.append(f"{endpoint} returns {', '.join(more)} as well, which the model does not")
+        whole: Arrays = {}
+        for name, answer in expected.items():
+            right, parts = answer.right, [made[name] for made in answers if name in made]
+            if len(parts) < len(answers):
+                self.problems.append(f"{endpoint} has no output {name}")
+                continue
+            try:
+                found = np.concatenate([np.asarray(part) for part in parts])
+            except ValueError:
+                shapes = ", ".join(str(list(np.shape(part))) for part in parts)
+                self.problems.append(f"{endpoint} returns {name} of other shapes at other batches: {shapes}")
+                continue
+            if found.shape != right.shape or found.dtype != right.dtype:
+                self.problems.append(
+                    f"{endpoint} returns {name} as {found.dtype} {list(found.shape)} "
+                    f"where the model has {right.dtype} {list(right.shape)}"
+                )
+                continue
+            whole[name] = found
+            self.parity[case][name], problem = answer.judge(found)
+            if problem:
+                self.problems.append(f"{case}: {name}: {problem}")
+        return whole
+
+    def check_round_trip(self, call: Call, cases: Arrays, encoded: Arrays | None = None) -> None:
+        """Encodes and decodes with the files alone: what the model itself keeps, the files must keep.
+
+        Args:
+            call: runs an endpoint.
+            cases: of the gate.
+            encoded: codes of the first real images, where the file has answered to them already.
+        """
+        kinds = {"real": cases["real"], **group(cases, "extreme/")}
+        for kind, images in kinds.items():
+            kept, back = cases[f"kept/{kind}"], []
+            for part, codes in self._codes(call, images, encoded if kind == "real" else None):
+                back.append((call("decode", codes)["images"] == part).reshape(len(part), -1).all(1))
+            identical = np.concatenate(back)
+            self.round_trip[kind] = {
+                "images": len(images),
+                "identical": int(identical.sum()),
+                "model": int(kept.sum()),
+            }
+            if len(lost := np.flatnonzero(kept & ~identical)):
+                numbers = ", ".join(map(str, lost[:8])) + (", ..." if len(lost) > 8 else "")
+                self.problems.append(
+                    f"decode(encode): {len(lost)} of {len(images)} {kind} images differ (number {numbers}) which the "
+                    "model itself gives back"
+                )
+
+    def _codes(self, call: Call, images: np.ndarray, encoded: Arrays | None) -> Iterator[tuple[np.ndarray, Arrays]]:
+        """Images, some at a time, and what a file encodes them to."""
+        at_once = max(1, min(16, _PIXELS_AT_ONCE // math.prod(images.shape[1:3])))
+        start = 0
+        while start < len(images):
+            known = 0 if encoded is None else len(next(iter(encoded.values())))
+            stop = min(start + at_once, len(images), known if start < known else len(images))
+            part = images[start:stop]
+            if encoded is not None and start < known:
+                yield part, {name: array[start:stop] for name, array in encoded.items()}
+            else:
+                yield part, call("encode", {"images": part})
+            start = stop
+
+    def measure_latency(self, endpoint: str, call: Call, cases: Arrays) -> None:
+        """Times an endpoint; a few calls are enough for a card."""
+        inputs = group(cases, f"in/{endpoint}/")
+        self.latency_ms[endpoint] = {}
+        for batch in _LATENCY_BATCHES:
+            part = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in inputs.items()}
+            begun = time.perf_counter()
+            call(endpoint, part)
+            first = time.perf_counter() - begun
+            seconds = first if first > 1 else median_seconds(functools.partial(call, endpoint, part))
+            self.latency_ms[endpoint][str(batch)] = round(1000 * seconds, 3)
+            if _LATENCY_BATCHES[-1] * seconds > _LATENCY_SECONDS:
+                return
+
+
+def answers_in(cases: Arrays, case: str) -> dict[str, Answer]:
+    """Returns the model's answers of a case, by the names of outputs."""
+    parts: dict[str, Arrays] = {}
+    for name, array in group(cases, f"out/{case}/").items():
+        output, _, part = name.rpartition("/")
+        parts.setdefault(output, {})[part] = array
+    return {output: restored(arrays) for output, arrays in parts.items()}
+
+
+def run_check(check: Callable[..., Report], arguments: Sequence[str]) -> int:
+    """Runs a process of the gate: its arguments are FOLDER CASES REPORT OPTIONS, the last as JSON."""
+    folder, cases, report, options = arguments
+    check(pathlib.Path(folder), load_cases(pathlib.Path(cases)), **json.loads(options)).save(pathlib.Path(report))
+    return 0
+
+
+def reason(error: BaseException) -> str:
+    """Returns in one line why something failed: of an error raised while another was handled, the first."""
+    while error.__context__ is not None:
+        error = error.__context__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def difference(found: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    """Returns largest and mean difference: of floats relative to the largest value, of uint8 in levels."""
+    change = np.abs(found.astype(np.float64) - right.astype(np.float64))
+    if right.dtype == np.uint8:
+        return {"max": float(change.max()), "mean": float(change.mean()), "differing": float((change > 0).mean())}
+    largest = max(float(np.abs(right).max()), np.finfo(np.float32).tiny)
+    return {"max": float(change.max() / largest), "mean": float(change.mean() / largest)}
+
+
+def median_seconds(call: Callable[[], Any], at_least: int = 3, seconds: float = 1.0, at_most: int = 50) -> float:
+    """Returns the median time of a call that has run before."""
+    times: Sequence[float] = []
+    while len(times) < at_least or (sum(times) < seconds and len(times) < at_most):
+        begun = time.perf_counter()
+        call()
+        times = [*times, time.perf_counter() - begun]
+    return statistics.median(times)

@@ -1,0 +1,231 @@
+"""The gate's process for ONNX files: `python -m export.verification.check_onnx FOLDER CASES REPORT OPTIONS`.
+
+Without TensorFlow: it uses the files as their users will: by the ONNX checker, by ONNX Runtime, by nothing else.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import numpy_helper
+
+from export.verification import variants
+from export.verification.arrays import DRAWN, Arrays, Report, answers_in, group, run_check
+from export.verification.progress import Progress
+from export.verification.weights import by_name, same
+
+# What runtimes of all kinds read: `export.formats.onnx` writes no other.
+_OPSET, _IR_VERSION = 18, 8
+# Operations that answer otherwise each time, or compute one thing for some inputs and another for others.
+_NOT_OF_A_FUNCTION = {
+    "Bernoulli", "Dropout", "If", "Loop", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+    "RandomUniformLike", "Scan", "SequenceMap",
+}  # fmt: skip
+# What lets a provider compute in full float32; without it images do not come back.
+_PROVIDER_OPTIONS = {
+    "CUDAExecutionProvider": {"use_tf32": "0"},
+    "TensorrtExecutionProvider": {"trt_fp16_enable": "0"},
+    "OpenVINOExecutionProvider": {"precision": "FP32"},
+}
+
+
+class OnnxFiles:
+    """The endpoints of a folder of ONNX files.
+
+    Args:
+        folder: where the files lie.
+        names: of the files, without suffix, by endpoints.
+        suffix: between name and `.onnx`, such as ".int8".
+        provider: of ONNX Runtime, which computes.
+        progress: is told of each call.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        names: Mapping[str, str],
+        suffix: str = "",
+        provider: str = "CPUExecutionProvider",
+        progress: Progress | None = None,
+    ):
+        self.paths = {endpoint: folder / f"{name}{suffix}.onnx" for endpoint, name in names.items()}
+        self._provider, self._progress = provider, progress
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+
+    def session(self, endpoint: str) -> onnxruntime.InferenceSession:
+        """Returns the session of an endpoint, opened when it is first asked for."""
+        if endpoint not in self._sessions:
+            self._sessions[endpoint] = session(str(self.paths[endpoint]), self._provider)
+        return self._sessions[endpoint]
+
+    def __call__(self, endpoint: str, inputs: Arrays) -> Arrays:
+        """Runs an endpoint."""
+        opened = self.session(endpoint)
+        names = [output.name for output in opened.get_outputs()]
+        made = dict(zip(names, opened.run(names, inputs), strict=True))
+        if self._progress is not None:
+            self._progress.advance(len(next(iter(inputs.values()))))
+        return made
+
+
+def session(model: str | bytes, provider: str = "CPUExecutionProvider") -> onnxruntime.InferenceSession:
+    """Opens a model with one provider, in full float32."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    providers = [(provider, _PROVIDER_OPTIONS.get(provider, {}))]
+    return onnxruntime.InferenceSession(model, options, providers=providers)
+
+
+def check(
+    folder: pathlib.Path,
+    cases: Arrays,
+    names: dict[str, str],
+    metadata: dict[str, str],
+    precisions: list[str],
+    provider: str = "CPUExecutionProvider",
+    tell: Callable[[str], Any] = print,
+) -> Report:
+    """Checks the files of a folder.
+
+    Args:
+        folder: holds the ONNX files.
+        cases: of the gate.
+        names: of the files, without suffix, by endpoints.
+        metadata: what every float32 file must say of itself.
+        precisions: of the smaller variants beside the float32 files.
+        provider: of ONNX Runtime, which computes.
+        tell: is told how far this is.
+    """
+    report = Report(notes={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__})
+    rounds = len(cases["real"]) + sum(map(len, group(cases, "extreme/").values()))
+    count = int(cases["batches"].sum())
+    progress = Progress(tell, count * (len(names) + 1) + rounds + rounds - count)
+    files = OnnxFiles(folder, names, provider=provider, progress=progress)
+    stems = [f"{name}{suffix}.onnx" for name in names.values() for suffix in ("", *(f".{p}" for p in precisions))]
+    strange = {path.name for path in folder.iterdir()} - {*stems, *(f"{stem}.data" for stem in stems)}
+    if strange:
+        report.problems.append(f"{', '.join(sorted(strange))} is compared with nothing")
+    for endpoint in names:
+        _check_file(report, endpoint, files.paths[endpoint], cases, metadata)
+    if report.problems:
+        return report
+    if provider not in files.session("encode").get_providers():
+        report.notes["unavailable"] = provider
+        return report
+    encoded: Arrays = {}
+    for endpoint in names:
+        answered = report.check_parity(endpoint, files, cases)
+        encoded = answered if endpoint == "encode" else encoded
+    report.check_parity("decode", files, cases, DRAWN)
+    if report.problems:
+        return report
+    report.check_round_trip(files, cases, encoded)
+    if report.problems:
+        return report
+    for endpoint in names:
+        report.measure_latency(endpoint, files, cases)
+    report.notes["variants"] = {}
+    for precision in precisions:
+        small = OnnxFiles(folder, names, f".{precision}", provider)
+        for endpoint in names:
+            said = {**metadata, "precision": precision}
+            _check_file(report, endpoint, small.paths[endpoint], cases, said, precision, files.paths[endpoint])
+        if report.problems:
+            return report
+        report.notes["variants"][precision] = variants.measure(report, precision, files, small, cases)
+    return report
+
+
+def _check_file(
+    report: Report,
+    endpoint: str,
+    path: pathlib.Path,
+    cases: Arrays,
+    metadata: Mapping[str, str],
+    precision: str | None = None,
+    whole: pathlib.Path | None = None,
+) -> None:
+    """What holds for a file by itself: valid ONNX, inputs and outputs, batch free, origin, weights."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        model = onnx.load(str(path))
+    except Exception as error:  # noqa: BLE001 - the checker raises what it likes; all of it means: not this file
+        report.problems.append(f"{path.name} is not valid ONNX: {_first_line(error)}")
+        return
+    problems = [*_signature(model, endpoint, cases), *_operations(model)]
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    for key, value in {**metadata, "endpoint": endpoint}.items():
+        if said.get(key) != value:
+            problems.append(f"says {key} {said.get(key)!r} where the run has {value!r}")
+    if precision is None:
+        problems += _weights(model, by_name(cases["weights/NCHW"]))
+    elif whole is not None:
+        problems += variants.weights(model, onnx.load(str(whole)), precision)
+    report.problems += [f"{path.name} {problem}" for problem in problems]
+
+
+def _signature(model: onnx.ModelProto, endpoint: str, cases: Arrays) -> Iterator[str]:
+    answers = {name: answer.right for name, answer in answers_in(cases, endpoint).items()}
+    for values, expected in ((model.graph.input, group(cases, f"in/{endpoint}/")), (model.graph.output, answers)):
+        found = {value.name: value.type.tensor_type for value in values}
+        if list(found) != list(expected):
+            yield f"has {list(found)} where {endpoint} has {list(expected)}"
+            continue
+        for name, array in expected.items():
+            shape = [axis.dim_param or axis.dim_value for axis in found[name].shape.dim]
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(found[name].elem_type)
+            if shape != ["batch", *array.shape[1:]] or dtype != array.dtype:
+                yield f"has {name} as {dtype} {shape}"
+
+
+def _operations(model: onnx.ModelProto) -> Iterator[str]:
+    domains = {entry.domain for entry in model.opset_import} | {node.domain for node in model.graph.node}
+    if foreign := sorted(domains - {"", "ai.onnx"}):
+        yield f"uses operations of {', '.join(foreign)}, which not every runtime has"
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if versions != [_OPSET] or model.ir_version > _IR_VERSION:
+        yield (
+            f"is of opset {versions}, format {model.ir_version}; expected opset {_OPSET}, format {_IR_VERSION} at most"
+        )
+    if model.functions:
+        yield f"defines functions of its own: {', '.join(sorted({function.name for function in model.functions}))}"
+    if found := sorted({node.op_type for node in model.graph.node} & _NOT_OF_A_FUNCTION):
+        yield f"has {', '.join(found)}, so that its answers need not be the same every time"
+
+
+def _weights(model: onnx.ModelProto, expected: Mapping[str, str]) -> Iterator[str]:
+    """Compares every array of the file with the folded one of its name; single numbers belong to the arithmetic."""
+    for name, array in arrays_of(model):
+        # A weight that is read in two orders of axes goes by its name and the order in one of them.
+        known = expected.get(name) or expected.get(name.rpartition("/")[0])
+        if known is None:
+            yield f"has a weight {name} that the run does not have"
+        elif not same(array, known):
+            yield f"has other numbers in weight {name} than the run"
+        elif not np.isfinite(array).all():
+            yield f"has numbers in weight {name} that are not finite"
+
+
+def arrays_of(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
+    """Returns names and values of all weights, in initializers and in nodes."""
+    for tensor in model.graph.initializer:
+        if tensor.dims and onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).kind == "f":
+            yield tensor.name, numpy_helper.to_array(tensor)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.dims:
+                yield f"{node.output[0]} of a {node.op_type}", numpy_helper.to_array(attribute.t)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+if __name__ == "__main__":
+    sys.exit(run_check(check, sys.argv[1:]))

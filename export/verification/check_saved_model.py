@@ -1,0 +1,230 @@
+"""The gate's process for a SavedModel: `python -m export.verification.check_saved_model FOLDER CASES REPORT OPTIONS`.
+
+The SavedModel is loaded into a session, which reads graph, signatures and variables by the C++ loader's rules and knows
+nothing of Python objects: what only Python can load does not pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from export.verification.arrays import DRAWN, Arrays, Report, answers_in, group, reason, run_check
+from export.verification.progress import Progress
+from export.verification.weights import by_name, same
+from tfdecouple.runtime.process import start_tensorflow
+
+_FILES = {
+    "saved_model.pb", "fingerprint.pb", "variables/variables.index", "variables/variables.data-00000-of-00001",
+    "assets.extra/tf_serving_warmup_requests", "assets.extra/model_card.json",
+}  # fmt: skip
+_METHOD = "tensorflow/serving/predict"
+_TIMED = ("encode", "decode", "sample")
+_DEFAULT = "serving_default"
+# How many images' worth of work a call of an image is.
+_WORK = {"switch": 4, "interpolate": 3}
+# What a saved graph has state for: its variables, and functions that read them.
+_STATEFUL = {
+    "AssignVariableOp", "DisableCopyOnRead", "MergeV2Checkpoints", "PartitionedCall", "ReadVariableOp", "RestoreV2",
+    "SaveV2", "StatefulPartitionedCall", "VarHandleOp", "VarIsInitializedOp",
+}  # fmt: skip
+# Of the names that Keras gives to the variables of `export.formats.saved_model`.
+_PREFIX = "folded/"
+
+
+def check(
+    folder: pathlib.Path,
+    cases: Arrays,
+    endpoints: list[str],
+    name: str,
+    tell: Callable[[str], Any] = print,
+) -> Report:
+    """Checks a SavedModel.
+
+    Args:
+        folder: holds saved_model.pb.
+        cases: of the gate.
+        endpoints: the signatures that there must be, the default one first.
+        name: of the model, as requests to a server say it.
+        tell: is told how far this is.
+    """
+    start_tensorflow()
+    import tensorflow as tf
+
+    from tfdecouple.runtime.tf32 import full_float32
+
+    if not tf.config.list_physical_devices("GPU"):
+        # The graph is one chain: there is nothing to run side by side. TensorFlow that has started keeps its threads.
+        with contextlib.suppress(RuntimeError):
+            tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)))
+    report = Report(notes={"tensorflow": tf.__version__})
+    with full_float32(), tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        try:
+            meta = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
+        except Exception as error:  # noqa: BLE001 - whatever TensorFlow raises, a server cannot load it either
+            report.problems.append(f"the SavedModel cannot be loaded: {reason(error)}")
+            return report
+        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        if strange := sorted(there - _FILES):
+            report.problems.append(f"the SavedModel holds {', '.join(strange)}, which is compared with nothing")
+        report.problems += _operations(folder)
+        signatures = meta.signature_def
+        # `__saved_model_init_op` names an operation for the loader; it is no signature that anybody calls.
+        found = {signature for signature in signatures if not signature.startswith("__")}
+        if found != {*endpoints, _DEFAULT}:
+            report.problems.append(f"the signatures are {sorted(found)}; expected {sorted(endpoints)}")
+            return report
+        report.problems += _weights(session, by_name(cases["weights/NHWC"]))
+        count = int(cases["batches"].sum())
+        extra = len(cases["real"]) + sum(map(len, group(cases, "extreme/").values()))
+        work = count * (sum(_WORK.get(endpoint, 1) for endpoint in endpoints) + 1) + 2 * extra - count
+        progress = Progress(tell, work)
+
+        def call(signature_name: str, inputs: Arrays) -> Arrays:
+            signature = signatures[signature_name]
+            feeds = {signature.inputs[key].name: array for key, array in inputs.items()}
+            made = session.run({key: info.name for key, info in signature.outputs.items()}, feeds)
+            progress.advance(_WORK.get(signature_name, 1) * len(next(iter(inputs.values()))))
+            return made
+
+        encoded: Arrays = {}
+        for endpoint in endpoints:
+            problems = list(_signature(endpoint, signatures[endpoint], cases))
+            report.problems += problems
+            answered = {} if problems else report.check_parity(endpoint, call, cases)
+            encoded = answered if endpoint == "encode" else encoded
+        if "decode" in endpoints and "decode" in report.parity:
+            report.check_parity("decode", call, cases, DRAWN)
+        report.problems += _default(signatures[_DEFAULT], endpoints[0], call, cases)
+        report.problems += _warm_up(folder, name, [_DEFAULT, *endpoints], signatures, call)
+        if report.problems:
+            return report
+        if {"encode", "decode"} <= set(endpoints):
+            report.check_round_trip(call, cases, encoded)
+        for endpoint in [one for one in _TIMED if one in endpoints and not report.problems]:
+            report.measure_latency(endpoint, call, cases)
+    return report
+
+
+def _operations(folder: pathlib.Path) -> Iterator[str]:
+    """Yields what is wrong with the graphs as they lie in the file."""
+    from tensorflow.core.protobuf import saved_model_pb2
+    from tensorflow.python.framework import op_def_registry
+
+    message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    if len(message.meta_graphs) != 1:
+        yield f"the SavedModel holds {len(message.meta_graphs)} graphs; expected one, tagged serve"
+        return
+    graph = message.meta_graphs[0].graph_def
+    every = {node.op for node in graph.node}
+    every |= {node.op for function in graph.library.function for node in function.node_def}
+    for operation in sorted(every - _STATEFUL):
+        definition = op_def_registry.get(operation)
+        if definition is None or definition.is_stateful:
+            yield f"the SavedModel has the operation {operation}, whose answers need not be the same every time"
+
+
+def _weights(session: Any, expected: Mapping[str, str]) -> Iterator[str]:
+    """Compares every variable with the folded weight of its name."""
+    found = set()
+    for operation in session.graph.get_operations():
+        if operation.type != "VarHandleOp":
+            continue
+        weight = operation.name.removeprefix(_PREFIX).replace(".", "/")
+        found.add(weight)
+        if weight not in expected:
+            yield f"the SavedModel has a weight {weight} that the run does not have"
+            continue
+        value = session.run(f"{operation.name}/Read/ReadVariableOp:0")
+        if not same(value, expected[weight]):
+            yield f"the SavedModel has other numbers in weight {weight} than the run"
+    if missing := sorted({*expected} - found):
+        yield f"the SavedModel lacks weight {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+
+
+def _signature(endpoint: str, signature: Any, cases: Arrays) -> Iterator[str]:
+    """Yields what is wrong with names, types and shapes of a signature; only the first axis may be free."""
+    import tensorflow as tf
+
+    if signature.method_name != _METHOD:
+        yield f"{endpoint} is of method {signature.method_name!r}; servers ask for {_METHOD!r}"
+    answers = {name: answer.right for name, answer in answers_in(cases, endpoint).items()}
+    for what, infos, expected in (
+        ("takes", signature.inputs, group(cases, f"in/{endpoint}/")),
+        ("returns", signature.outputs, answers),
+    ):
+        if not expected:
+            # The gate's cases do not know this endpoint; parity says so.
+            continue
+        if {*infos} != {*expected}:
+            yield f"{endpoint} {what} {sorted(infos)} where the model has {sorted(expected)}"
+            continue
+        for name, array in expected.items():
+            sizes = [dimension.size for dimension in infos[name].tensor_shape.dim]
+            dtype = tf.as_dtype(infos[name].dtype).name
+            if sizes != [-1, *array.shape[1:]] or dtype != array.dtype.name:
+                yield (
+                    f"{endpoint} has {name} as {dtype} {sizes}; expected {array.dtype.name} "
+                    f"{[-1, *array.shape[1:]]}, only the first axis free"
+                )
+
+
+def _default(signature: Any, endpoint: str, call: Callable[[str, Arrays], Arrays], cases: Arrays) -> Iterator[str]:
+    """Yields what keeps `serving_default` from answering one image as its endpoint does."""
+    one = {name: array[:1] for name, array in group(cases, f"in/{endpoint}/").items()}
+    try:
+        if {*signature.inputs} != {*one}:
+            yield f"{_DEFAULT} takes {sorted(signature.inputs)}; it should be {endpoint}"
+            return
+        found, right = call(_DEFAULT, one), call(endpoint, one)
+    except Exception as error:  # noqa: BLE001 - whatever a runtime raises, it does not work
+        yield f"{_DEFAULT} fails: {reason(error)}"
+        return
+    if {*found} != {*right} or not all(
+        np.allclose(found[name].astype(np.float64), right[name], rtol=1e-4, atol=1e-4) for name in right
+    ):
+        yield f"{_DEFAULT} does not answer as {endpoint} does"
+
+
+def _warm_up(
+    folder: pathlib.Path,
+    name: str,
+    expected: Sequence[str],
+    signatures: Mapping[str, Any],
+    call: Callable[[str, Arrays], Arrays],
+) -> Iterator[str]:
+    """Yields what is wrong with the requests to warm a server up: there is one of each signature, and it runs."""
+    import tensorflow as tf
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    file = "assets.extra/tf_serving_warmup_requests"
+    path = folder / file
+    if not path.is_file():
+        yield f"{file} is missing"
+        return
+    warmed = []
+    try:
+        for record in tf.compat.v1.io.tf_record_iterator(str(path)):
+            request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+            warmed.append(request.model_spec.signature_name)
+            if request.model_spec.name != name:
+                yield f"{file} is for the model {request.model_spec.name!r}; this one is {name!r}"
+                return
+            if warmed[-1] in signatures:
+                call(warmed[-1], {key: tf.make_ndarray(value) for key, value in request.inputs.items()})
+    except Exception as error:  # noqa: BLE001 - a file that is cut, a message that is none, a request that fails
+        yield f"{file} is damaged after {len(warmed)} requests: {reason(error)}"
+        return
+    if sorted(warmed) != sorted(expected):
+        found = ", ".join(warmed) or "nothing"
+        yield f"{file} has requests for {found}; expected one for each of {', '.join(expected)}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_check(check, sys.argv[1:]))

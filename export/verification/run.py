@@ -1,0 +1,112 @@
+"""Starting the gate's processes and judging what they report."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from export.verification.arrays import Report
+from tfdecouple.errors import UserError
+
+# More than a report takes.
+_REPORT_BYTES = 2**16
+
+
+class RefusedError(UserError):
+    """An export that did not pass its gate."""
+
+
+def pass_gate(
+    check: str,
+    folder: pathlib.Path,
+    cases: pathlib.Path,
+    tell: Callable[[str], Any] = lambda text: None,
+    **options: Any,
+) -> Report:
+    """Runs one check in a fresh process, and refuses what does not pass.
+
+    Args:
+        check: name of the module, such as "check_onnx".
+        folder: what is checked.
+        cases: file of the cases.
+        tell: is told how far the check is.
+        **options: of the check.
+
+    Returns:
+        The report of an export that passed.
+
+    Raises:
+        RefusedError: naming every endpoint and figure that is wrong.
+    """
+    report = run_gate(check, folder, cases, cases.with_name(f"{check}.json"), tell, **options)
+    if report.problems:
+        raise RefusedError(f"not published: {listed(report.problems)}")
+    return report
+
+
+def listed(problems: list[str]) -> str:
+    """Returns all problems in one line."""
+    if len(problems) == 1:
+        return problems[0]
+    return f"{len(problems)} problems: " + "; ".join(f"({number}) {text}" for number, text in enumerate(problems, 1))
+
+
+def run_gate(
+    check: str,
+    folder: pathlib.Path,
+    cases: pathlib.Path,
+    result: pathlib.Path,
+    tell: Callable[[str], Any] = lambda text: None,
+    **options: Any,
+) -> Report:
+    """Runs one check in a fresh process.
+
+    Args:
+        check: name of the module.
+        folder: what is checked.
+        cases: file of the cases.
+        result: where the process writes its report.
+        tell: is told how far the check is.
+        **options: of the check.
+
+    Returns:
+        The report, with the problems that were found; a process that fails is one.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        f"export.verification.{check}",
+        str(folder),
+        str(cases),
+        str(result),
+        json.dumps(options),
+    ]
+    # Room for the report: a full disk shows here and not as a check that failed.
+    result.write_bytes(bytes(_REPORT_BYTES))
+    # From where this package lies, whatever the folder that the user is in.
+    root = pathlib.Path(__file__).parents[2]
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+        subprocess.Popen(
+            command, cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                tell(line.rstrip("\n"))
+            status = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        errors.seek(0)
+        lines = [line for line in errors.read().strip().splitlines() if line.strip()]
+    if status:
+        last = lines[-1].strip()[:300] if lines else "no message"
+        return Report(problems=[f"{check} ended with status {status}: {last}"])
+    return Report.load(result)

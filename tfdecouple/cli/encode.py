@@ -1,0 +1,198 @@
+"""`python -m tfdecouple encode`: the codes of all images of a data set, in files."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from tfdecouple.cli import options as arguments
+from tfdecouple.errors import UserError
+from tfdecouple.runtime.process import start_tensorflow
+
+if TYPE_CHECKING:
+    from tfdecouple.cli.opening import OpenedRun
+    from tfdecouple.data import Source
+    from tfdecouple.dataset_encoding.manifest import Manifest
+
+FORMATS = ("tfrecord", "parquet")
+_SPLITS = ("train", "validation", "test")
+# A file is what is done again after a kill, and what a reader opens at a time.
+_MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
+
+
+def add_parser(commands: Any) -> None:
+    """Describes the arguments."""
+    parser = arguments.command(
+        commands,
+        "encode",
+        "write the codes of all images of a data set into files",
+        "The same command goes on where it stopped. docs/encoding.md says what is in the files.",
+    )
+    parser.add_argument("--run", metavar="RUN", help="run folder; it may still be training")
+    parser.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path, help="folder for the codes")
+    arguments.add_data(parser, split="all", splits="train, validation, test or all")
+    parser.add_argument("--format", default="tfrecord", metavar="NAME", help="tfrecord (default) or parquet")
+    parser.add_argument("--v", action="store_true", help="write v beside z: as many numbers as the image has")
+    parser.add_argument("--z-std", action="store_true", help="write the standard deviation of the posterior of z")
+    parser.add_argument(
+        "--images-per-shard",
+        type=int,
+        metavar="N",
+        help=f"to a file; default {_MOST_IMAGES}, fewer where they are large",
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default as in evaluations")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of each split")
+    parser.add_argument("--on-bad-image", metavar="HOW", help="stop or skip; default as the run's data.on_bad_image")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="encode nothing: check that each file of --out is what was written; status 1 where one is not",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes the files and the manifest, or checks them.
+
+    Returns:
+        The exit status: 0, or 1 where --verify found something.
+
+    Raises:
+        UserError: for impossible arguments, a run without weights, missing or unreadable images, a folder that holds
+            something else or cannot be written.
+    """
+    if options.verify:
+        return _verify(options.out)
+    if options.run is None:
+        raise UserError("encode needs --run RUN, the run folder whose model encodes")
+    for name in ("images_per_shard", "batch_size", "limit"):
+        arguments.at_least(options, name, 1)
+    if options.format not in FORMATS:
+        raise UserError(f"--format is {options.format!r}; it must be {' or '.join(FORMATS)}")
+    if options.split not in (*_SPLITS, "all"):
+        raise UserError(f"--split is {options.split!r}; it must be {', '.join(_SPLITS)} or all")
+    start_tensorflow()
+    from tfdecouple.cli.opening import open_given, open_run
+    from tfdecouple.dataset_encoding.encoding import encode_shards, make_encoder
+    from tfdecouple.dataset_encoding.folder import CodesFolder
+    from tfdecouple.dataset_encoding.manifest import Manifest
+    from tfdecouple.dataset_encoding.weights import keep_weights, kept_weights
+    from tfdecouple.metrics.progress import Counter
+
+    opened = open_run(options)
+    _require_fields(opened, options)
+    # Read as they are wanted, however many would fit into memory.
+    source = open_given(opened, options, on_bad_image=options.on_bad_image, cache_gib=0.0)
+    asked = _manifest(opened, source, options)
+    batch_size = options.batch_size or opened.config.training.evaluation_batch_size
+    with CodesFolder(options.out) as folder:
+        manifest = Manifest.read(folder.path)
+        if manifest is None:
+            keep_weights(folder, opened.model, opened.config, opened.step)
+            folder.begin(manifest := asked)
+        else:
+            manifest.require_same(asked, folder.path)
+            if told := kept_weights(folder, manifest, opened.model, opened.config, asked.model):
+                _say(told)
+        shards = manifest.ranges()
+        with Counter("checking what is there", len(shards), unit="files") as counter:
+            missing = folder.missing(manifest, _say, counter)
+        if len(missing) < len(shards):
+            _say(f"{options.out}: {len(shards) - len(missing)} of {len(shards)} files are there already")
+        if missing:
+            total = sum(manifest.splits.values())
+            before = total - sum(shard.stop - shard.start for shard in missing)
+            with Counter("encoding", total, before=before) as counter:
+                far = encode_shards(
+                    folder,
+                    manifest,
+                    missing,
+                    source,
+                    make_encoder(opened.model, manifest.fields, batch_size),
+                    batch_size=batch_size,
+                    counter=lambda done: counter(before + done),
+                )
+            if far:
+                _say(
+                    f"{len(far):,} of the images, such as {far[0].decode()}, are far from what the model was trained "
+                    "on and may not decode to the very same pixels"
+                )
+        if missing or not manifest.complete:
+            manifest = folder.finish(manifest)
+    skipped = f", {manifest.totals['skipped']} unreadable skipped" if manifest.totals["skipped"] else ""
+    fields = ", ".join(f"{field.name} {list(field.shape)}" for field in manifest.fields)
+    print(
+        f"{options.out}: {manifest.totals['images']:,} images in {len(shards)} {manifest.format} files{skipped}; "
+        f"key, label, {fields}"
+    )
+    return 0
+
+
+def _verify(out: pathlib.Path) -> int:
+    """Prints a line for each thing in a folder of codes that is not as it was written."""
+    start_tensorflow()
+    from tfdecouple.dataset_encoding.checking import verify
+    from tfdecouple.dataset_encoding.manifest import Manifest
+    from tfdecouple.dataset_encoding.weights import problem_of_weights
+    from tfdecouple.metrics.progress import Counter
+
+    manifest = Manifest.read(out)
+    if manifest is None:
+        raise UserError(f"{out} holds no codes to verify; name with --out a folder that encode wrote")
+    total = len(manifest.names())
+    with Counter("verifying", total, unit="files") as counter:
+        bad = verify(out, manifest, _say, counter)
+    if problem := problem_of_weights(out, manifest):
+        _say(problem)
+        bad += 1
+    if not bad:
+        print(f"{out}: all {total} files are what was written")
+        return 0
+    hint = "" if "weights_sha256" not in manifest.model else "; the command that wrote them makes bad files anew"
+    print(f"{out}: {bad} thing{'s' if bad > 1 else ''} not as written{hint}")
+    return 1
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _require_fields(opened: OpenedRun, options: argparse.Namespace) -> None:
+    if opened.config.model.has_latent:
+        return
+    if options.z_std or not options.v:
+        wanted = "--z-std needs one" if options.z_std else "its code is v: add --v"
+        raise UserError(f"the model of {options.run} has no z (model.conditioning is 'none'); {wanted}")
+
+
+def _manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) -> Manifest:
+    """Returns the manifest of the whole job, before anything is encoded."""
+    from tfdecouple.cli.opening import run_name
+    from tfdecouple.dataset_encoding.encoding import keys_sha256
+    from tfdecouple.dataset_encoding.fields import bytes_of, chosen_fields
+    from tfdecouple.dataset_encoding.manifest import Manifest
+    from tfdecouple.dataset_encoding.weights import weights_sha256
+
+    fields = chosen_fields(opened.config.model, v=options.v, z_std=options.z_std)
+    splits = _SPLITS if options.split == "all" else (options.split,)
+    most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // bytes_of(fields)))
+    return Manifest(
+        format=options.format,
+        fields=fields,
+        model={
+            "run": run_name(options.run),
+            "step": opened.step,
+            "averaged": opened.averaged,
+            "weights_sha256": weights_sha256(opened.model),
+        },
+        data={
+            "title": source.title,
+            "image_size": source.image_size,
+            "centre_crop": opened.config.data.centre_crop,
+            "descriptions": {split: source.descriptions[split] for split in splits},
+            "keys_sha256": keys_sha256(source, splits),
+        },
+        label_names=source.label_names,
+        splits={split: min(source.sizes[split], options.limit or source.sizes[split]) for split in splits},
+        images_per_shard=options.images_per_shard or most,
+    )

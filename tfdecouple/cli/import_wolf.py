@@ -1,0 +1,43 @@
+"""`python -m tfdecouple import-wolf`: a checkpoint of the paper's code becomes a run folder."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tfdecouple.runtime.process import start_tensorflow
+
+
+def add_parser(commands: Any) -> None:
+    """Describes the arguments."""
+    parser = commands.add_parser(
+        "import-wolf",
+        help="turn a checkpoint of the paper's PyTorch code into a run folder",
+        description="Turns a checkpoint of the paper's PyTorch code (wolf) into a run folder.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the JSON config of the PyTorch code")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="its state dict, .npz or .pt (needs torch)")
+    parser.add_argument("--image-size", required=True, type=int, metavar="N", help="side of the images in pixels")
+    parser.add_argument("--n-bits", type=int, default=8, metavar="N", help="bits per colour channel (default 8)")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run folder to make")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Makes the run folder.
+
+    Raises:
+        WolfError: where the checkpoint cannot be taken over.
+    """
+    start_tensorflow()
+    from tfdecouple.interop.wolf import import_wolf
+
+    model = import_wolf(
+        options.config,
+        options.weights,
+        image_size=options.image_size,
+        n_bits=options.n_bits,
+        workdir=options.workdir,
+    )
+    print(f"{options.workdir}: {model.parameter_count()['total']:,} parameters imported; open it with")
+    print(f"  import tfdecouple; model = tfdecouple.load_model({options.workdir!r})")
+    return 0

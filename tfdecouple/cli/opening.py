@@ -1,0 +1,287 @@
+"""From the arguments of a command to the model, the images and the pairs that it works on."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from tfdecouple.config import Config, override
+from tfdecouple.data import Source, chosen_batches, crop_of_own_images, open_source
+from tfdecouple.data.image_file import read_image
+from tfdecouple.data.messages import one_line
+from tfdecouple.errors import DataError, UserError
+from tfdecouple.metrics import subset
+from tfdecouple.model import DecoupledModel
+from tfdecouple.runs import empty_model, load_config, load_weights, require_own_images
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedRun:
+    """A run with its model.
+
+    Attributes:
+        path: as the user wrote it.
+        config: of the run.
+        model: with its best weights so far.
+        step: at which these were saved.
+    """
+
+    path: str
+    config: Config
+    model: DecoupledModel
+    step: int
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the weights are averaged ones."""
+        return self.config.training.ema_decay > 0
+
+    def z_of(self, images: np.ndarray) -> np.ndarray:
+        """Returns the posterior means of images, float32 `[n, d_z]`, without the work for v."""
+        return np.asarray(self.model.posterior(images).mean())
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what every JSON file says of the run."""
+        return {"run": self.path, "step": self.step, "averaged": self.averaged}
+
+    def note(self) -> str:
+        """Returns the sentence that ends every caption."""
+        return f"Run {run_name(self.path)}, update {self.step:,}{', averaged weights' if self.averaged else ''}."
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images that a command works on.
+
+    Attributes:
+        pixels: as the model sees them, uint8 `[n, height, width, 3]`.
+        facts: what the JSON file says of them: data set, split, indices and labels, or the files.
+        note: what the caption says of where they come from, a sentence.
+    """
+
+    pixels: np.ndarray
+    facts: dict[str, Any]
+    note: str
+
+
+def open_run(options: argparse.Namespace, z_for: str = "") -> OpenedRun:
+    """Opens the run that `--run` names.
+
+    Args:
+        options: of the command.
+        z_for: what needs z, such as "switch"; empty where a model without z will do.
+
+    Raises:
+        RunError: where there is no such run, or no checkpoint in it yet.
+        UserError: for a model without z, where it is needed.
+    """
+    config = load_config(options.run)
+    if z_for and not config.model.has_latent:
+        raise UserError(
+            f"the model of {options.run} has no z (model.conditioning is 'none'), and {z_for} needs one; "
+            "take the run of a model with z"
+        )
+    model = empty_model(options.run, config)
+    step = load_weights(options.run, model, averaged=config.training.ema_decay > 0)
+    return OpenedRun(options.run, config, model, step)
+
+
+def run_name(path: str) -> str:
+    """Returns the name of a run folder, however it was written."""
+    return pathlib.Path(path).resolve().name
+
+
+def open_data(run: OpenedRun, options: argparse.Namespace) -> Source:
+    """Opens the run's data set, or that of `--data` and `--data-dir`, and looks whether it has `--split`.
+
+    Raises:
+        DataError: for missing data or an unknown split.
+    """
+    source = open_given(run, options)
+    source.split(options.split)
+    return source
+
+
+def open_given(run: OpenedRun, options: argparse.Namespace, **others: Any) -> Source:
+    """Opens the run's data set, or that of `--data` and `--data-dir`.
+
+    Args:
+        run: the run.
+        options: of the command.
+        **others: options of the config's `data` to be changed; None leaves one as it is.
+
+    Raises:
+        DataError: for missing data.
+        UntrustedError: where the run's config, not the user, names images within the run folder.
+        ConfigError: for an option of a wrong value.
+    """
+    given = {"source": options.data, "data_dir": options.data_dir, **others}
+    changes = [f"data.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+    data = override(run.config, changes).data
+    named = options.data if data.source.startswith("folder:") else options.data_dir
+    if named is None:
+        require_own_images(run.path, data)
+    return open_source(data, run.config.model.image_size, download=options.download)
+
+
+def drawn_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
+    """Returns `count` different indices of a split, or all where there are fewer, drawn with the seed."""
+    return subset.drawn_indices(source, split, min(count, source.sizes[split]), seed)
+
+
+def load_chosen(source: Source, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images by their indices.
+
+    Args:
+        source: the data set.
+        split: its split.
+        indices: `[n]`, at least one; repetition is allowed.
+
+    Returns:
+        uint8 `[n, height, width, 3]` and their labels, int32 `[n]`, in the order of `indices`.
+
+    Raises:
+        DataError: where an image cannot be read.
+    """
+    batches = list(chosen_batches(source, split, indices, batch_size=256))
+    images, labels, found = (np.concatenate([batch[name] for batch in batches]) for name in ("image", "label", "index"))
+    place = np.searchsorted(found, indices)
+    return images[place], labels[place]
+
+
+def drawn_images(run: OpenedRun, options: argparse.Namespace) -> Images:
+    """Returns `--count` images of `--split`, drawn with `--seed`, or all where there are fewer.
+
+    Raises:
+        DataError: for missing data, an unknown split or an unreadable image.
+    """
+    source = open_data(run, options)
+    indices = drawn_indices(source, options.split, options.count, options.seed)
+    pixels, labels = load_chosen(source, options.split, indices)
+    return _of_source(run, source, options.split, indices, pixels, labels)
+
+
+def _of_source(
+    run: OpenedRun, source: Source, split: str, indices: np.ndarray, pixels: np.ndarray, labels: np.ndarray
+) -> Images:
+    facts = {
+        "data": source.title,
+        "split": split,
+        "indices": indices.tolist(),
+        "labels": label_names(source, labels),
+    }
+    seen = np.asarray(run.model.quantize_images(pixels))
+    return Images(seen, facts, f"Images: {source.title}, {split}.")
+
+
+def label_names(source: Source, labels: np.ndarray) -> list[str | None]:
+    """Returns the names of labels, None for none."""
+    return [source.label_names[label] if 0 <= label < len(source.label_names) else None for label in labels]
+
+
+def own_images(run: OpenedRun, paths: list[str]) -> Images:
+    """Reads image files of any size, cropped and resized as the images of a folder are.
+
+    Raises:
+        DataError: where a file is missing or no image.
+    """
+    crop = crop_of_own_images(run.config.data)
+    images = []
+    for path in paths:
+        if not pathlib.Path(path).exists():
+            raise DataError(f"there is no image file {path}; --pairs takes the paths of image files")
+        try:
+            images.append(read_image(path, run.config.model.image_size, crop))
+        except DataError as error:
+            # Its advice is for folders.
+            reason = one_line(error.__cause__ or error)
+            raise DataError(f"cannot read the image {path}: {reason}; --pairs takes image files") from error
+    pixels = np.asarray(run.model.quantize_images(np.stack(images)))
+    return Images(pixels, {"files": list(paths)}, "Own images.")
+
+
+def image_pairs(run: OpenedRun, options: argparse.Namespace, hows: tuple[str, ...]) -> dict[str, tuple[Images, Images]]:
+    """Returns the pairs that `--pairs` names, or that are drawn from `--split`.
+
+    Args:
+        run: the run.
+        options: of the command.
+        hows: the pairings to make where the user names none and there are labels: "within", "across" or both.
+
+    Returns:
+        By the pairing ("pairs" for own images), the first and the second images of `--count` pairs, or of as many as
+        there are.
+
+    Raises:
+        DataError: for images that are missing or cannot be read, or too few for a pair.
+        UserError: for a pairing by label where there are no labels or just one.
+    """
+    if options.pairs:
+        return {"pairs": (own_images(run, options.pairs[::2]), own_images(run, options.pairs[1::2]))}
+    source = open_data(run, options)
+    by_label = options.pairing in (None, "within", "across") and len(source.label_names) > 1
+    # A choice among many more images than are needed: enough of each label for pairs within it.
+    enough = max(500, 8 * options.count) if by_label else 2 * options.count
+    pool = drawn_indices(source, options.split, enough, options.seed)
+    images, labels = load_chosen(source, options.split, pool)
+    labelled = len(set(labels[labels >= 0].tolist())) > 1
+    if options.pairing in ("within", "across") and not labelled:
+        raise UserError(
+            f"--pairing {options.pairing} needs images of several labels, but {options.split} of {source.title} "
+            "has none; use --pairing any"
+        )
+    made = {}
+    for how in (options.pairing,) if options.pairing else hows if labelled else ("any",):
+        pairs = pair_up(labels, how, options.count)
+        if len(pairs):
+            first, second = (
+                _of_source(run, source, options.split, pool[places], images[places], labels[places])
+                for places in pairs.T
+            )
+            made[how] = (first, second)
+    if not made:
+        asked = f" for --pairing {options.pairing}" if options.pairing else ""
+        raise DataError(
+            f"{options.split} of {source.title} has no two images{asked}; take another --split, --data or --pairing"
+        )
+    return made
+
+
+def pair_up(labels: np.ndarray, how: str, count: int) -> np.ndarray:
+    """Pairs images by their labels, each image at most once.
+
+    Args:
+        labels: int `[n]`, -1 for none.
+        how: "within" a label, "across" labels or "any".
+        count: the most pairs.
+
+    Returns:
+        Places in `labels`, int64 `[pairs, 2]`. The labels take turns, so that a few pairs show many of them.
+    """
+    places = np.arange(len(labels))
+    if how == "any":
+        return places[: len(places) // 2 * 2].reshape(-1, 2)[:count]
+    ring = [places[labels == label].tolist() for label in dict.fromkeys(labels.tolist()) if label >= 0]
+    pairs: list[tuple[int, int]] = []
+    while len(pairs) < count:
+        if how == "within":
+            ring = [queue for queue in ring if len(queue) > 1]
+            if not ring:
+                break
+            first, *rest = ring
+            pairs.append((first.pop(0), first.pop(0)))
+            ring = [*rest, first]
+        else:
+            ring = [queue for queue in ring if queue]
+            if len(ring) < 2:
+                break
+            first, second, *rest = ring
+            pairs.append((first.pop(0), second.pop(0)))
+            # The second label comes first in the next pair: over time, neighbours of all kinds meet.
+            ring = [second, *rest, first]
+    return np.array(pairs, np.int64).reshape(-1, 2)

@@ -1,0 +1,43 @@
+"""Where pictures go, and what is said of them."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from typing import Any
+
+from PIL import Image
+
+from tfdecouple.errors import UserError
+from tfdecouple.storage.files import write_bytes, write_json
+
+PICTURES = "pictures"
+
+
+def save(
+    run: str, out: pathlib.Path | None, name: str, picture: Image.Image | bytes, facts: dict[str, Any], says: str
+) -> None:
+    """Writes a picture and the facts beside it, and prints where they are.
+
+    Args:
+        run: the run folder.
+        out: where to; None for `pictures` in the run folder.
+        name: of the files, without an ending.
+        picture: the picture, or a PNG file of it.
+        facts: for the JSON file.
+        says: one line on what came out.
+
+    Raises:
+        UserError: where they cannot be written.
+    """
+    path = (out or pathlib.Path(run) / PICTURES) / f"{name}.png"
+    if isinstance(picture, Image.Image):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        picture = buffer.getvalue()
+    try:
+        write_bytes(path, picture)
+        write_json(path.with_suffix(".json"), facts)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; name another folder with --out") from error
+    print(f"{path}: {says}", flush=True)

@@ -1,0 +1,195 @@
+"""The command lines: `python train.py` and `python -m tfdecouple`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tfdecouple.cli import (
+    curves,
+    encode,
+    encode_beam,
+    evaluate,
+    import_wolf,
+    interpolate,
+    neighbours,
+    presets,
+    project,
+    reconstruct,
+    sample,
+    switch,
+)
+from tfdecouple.config import Config, load_preset, override
+from tfdecouple.runtime.process import run_program, start_tensorflow
+
+EXIT_INTERRUPTED = 75
+EXIT_DIVERGED = 3
+EXIT_LOST = 4
+
+# In the order of the help.
+_COMMANDS: dict[str, Any] = {
+    "presets": presets,
+    "sample": sample,
+    "reconstruct": reconstruct,
+    "switch": switch,
+    "interpolate": interpolate,
+    "neighbours": neighbours,
+    "project": project,
+    "curves": curves,
+    "evaluate": evaluate,
+    "encode": encode,
+    "encode-beam": encode_beam,
+    "import-wolf": import_wolf,
+}
+
+_TRAIN_HELP = """\
+Trains the model of "Decoupling Global and Local Representations via Invertible
+Generative Flows": an encoder that compresses an image to a small global code z,
+and an invertible flow, conditioned on z, that keeps all the rest in a local code v.
+
+  python train.py
+      the quickstart: photographs that come with the installation, minutes on a CPU
+  python train.py --preset cifar10 --data-dir ~/tensorflow_datasets
+      the paper's CIFAR-10 run, on all GPUs of this machine
+  python train.py --data folder:/my/images --set model.latent_dim=32 --workdir runs/mine
+      your own images (sub-folders are labels), with one option changed
+  python train.py --preset cifar10 --steps 1000 --set training.batch_size=64
+      a long run made short
+
+The same command again goes on where the run stopped. Ctrl-C, SIGTERM and
+SIGHUP save first.
+"""
+
+_TRAIN_EPILOG = f"""\
+the run folder:
+  config.json    all options: the run can be repeated from it
+  metrics.jsonl  a row of figures every few steps; TensorBoard reads tensorboard/
+  images/        samples, reconstructions, switches and interpolations at each evaluation
+  checkpoints/   the last few, and the best by validation bits/dim
+  summary.json   how it ended
+
+exit status:
+  0 done   2 a mistake in the command or the data, said in one line
+  {EXIT_DIVERGED} diverged   {EXIT_INTERRUPTED} stopped by a signal, saved: run the same command again
+  {EXIT_LOST} another worker of the cluster has ended: run the same command again on all of them
+"""
+
+
+def train_main(arguments: Sequence[str] | None = None) -> int:
+    """`python train.py`."""
+    return run_program(lambda: _train(arguments))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m tfdecouple`."""
+    return run_program(lambda: _command(arguments))
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python train.py",
+        description=_TRAIN_HELP,
+        epilog=_TRAIN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_argument_group("what to train")
+    choice = what.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--preset",
+        metavar="NAME",
+        default="quickstart",
+        help="where the options come from: quickstart (default), cifar10 and others; "
+        "`python -m tfdecouple presets` describes them all",
+    )
+    choice.add_argument("--config", metavar="FILE", help="take the options from a JSON file, as in a run folder")
+    what.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="change an option, as often as needed: --set model.alpha=0.5 --set 'model.steps=[1,[2,2],2]'",
+    )
+    what.add_argument("--steps", metavar="N", type=int, help="number of updates (training.steps)")
+    what.add_argument("--seed", metavar="N", type=int, help="of everything drawn at random (training.seed)")
+    what.add_argument(
+        "--init-from", metavar="RUN", help="start from the weights of another run or import (training.init_from)"
+    )
+    images = parser.add_argument_group("images")
+    images.add_argument(
+        "--data",
+        metavar="SOURCE",
+        help="photographs, the name of a TFDS data set such as cifar10, tfds:NAME, or folder:PATH (data.source)",
+    )
+    images.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets (data.data_dir)")
+    images.add_argument("--download", action="store_true", help="download and prepare the TFDS data set if missing")
+    where = parser.add_argument_group("where")
+    where.add_argument("--workdir", metavar="DIR", help="the run folder; default runs/PRESET")
+    where.add_argument(
+        "--devices",
+        metavar="N",
+        type=int,
+        help="use N GPUs instead of all; without GPUs, try N logical CPU devices",
+    )
+    where.add_argument(
+        "--cluster",
+        choices=("auto", "tf-config", "slurm", "none"),
+        default="auto",
+        help="where the other workers are read from: TF_CONFIG, or several tasks of srun; auto (default) takes "
+        "either, none neither. The same command on all of them",
+    )
+    return parser
+
+
+def _train(arguments: Sequence[str] | None) -> int:
+    options = _train_parser().parse_args(arguments)
+    config = Config.from_json(options.config) if options.config else load_preset(options.preset)
+    given = {
+        "training.steps": options.steps,
+        "training.seed": options.seed,
+        "training.init_from": options.init_from,
+        "data.source": options.data,
+        "data.data_dir": options.data_dir,
+    }
+    assignments = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+    config = override(config, [*options.set, *assignments])
+    workdir = pathlib.Path(options.workdir or f"runs/{config.name}")
+
+    start_tensorflow()
+    from tfdecouple.training import DivergedError, InterruptedRunError, LostWorkerError, train
+
+    try:
+        outcome = train(config, workdir, devices=options.devices, download=options.download, cluster=options.cluster)
+    except (InterruptedRunError, DivergedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INTERRUPTED if isinstance(error, InterruptedRunError) else EXIT_DIVERGED
+    except LostWorkerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # An ordinary end would wait for the lost worker, half a minute and more.
+        os._exit(EXIT_LOST)
+    if not outcome.is_chief:
+        return 0
+    print(
+        f"\nPictures:  {workdir / 'images'}\n"
+        f"Curves:    tensorboard --logdir {workdir / 'tensorboard'}\n"
+        f"In Python: import tfdecouple; model = tfdecouple.load_model({str(workdir)!r}); model.sample(16)"
+    )
+    return 0
+
+
+def _command(arguments: Sequence[str] | None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tfdecouple",
+        description="Works with models and runs. `python -m tfdecouple COMMAND --help` says more about a command.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in _COMMANDS.values():
+        module.add_parser(commands)
+    options = parser.parse_args(arguments)
+    return _COMMANDS[options.command].run(options)

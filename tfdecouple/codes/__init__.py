@@ -1,5 +1,0 @@
-"""Codes of many images in files: written by `python -m tfdecouple encode` and `encode-beam`, read by `read_codes`."""
-
-from tfdecouple.codes.reading import read_codes
-
-__all__ = ["read_codes"]

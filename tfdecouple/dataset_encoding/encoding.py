@@ -1,0 +1,178 @@
+"""From the images of a data set to the files of their codes, a batch at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfdecouple.data import Source
+from tfdecouple.data.messages import one_line
+from tfdecouple.dataset_encoding.fields import Field
+from tfdecouple.dataset_encoding.folder import CodesFolder
+from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
+from tfdecouple.errors import DataError, InversionError, UserError
+from tfdecouple.model import DecoupledModel, far_from_training
+from tfdecouple.runtime.tf32 import full_float32
+
+Encoder = Callable[[np.ndarray], dict[str, np.ndarray]]
+Rows = dict[str, np.ndarray]
+
+
+def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int) -> Encoder:
+    """Returns a function from images, uint8 `[n, S, S, 3]` with n at most `batch_size`, to their codes by field.
+
+    It is traced once, for batches of one size: a smaller one is filled up. Without v the flow does not run.
+    """
+    names = {field.name for field in fields}
+
+    @tf.function(input_signature=[tf.TensorSpec([batch_size, *model.config.image_shape], tf.uint8)], autograph=False)
+    def encode(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        codes = {}
+        if "v" in names:
+            z, codes["v"] = model.encode(images)
+            if "z" in names:
+                codes["z"] = z
+        if names - codes.keys():
+            posterior = model.posterior(images)
+            codes = {"z": posterior.mean(), "z_std": posterior.stddev(), **codes}
+        return {name: codes[name] for name in names}
+
+    @full_float32()
+    def encoder(images: np.ndarray) -> dict[str, np.ndarray]:
+        count = len(images)
+        filled = np.zeros((batch_size, *images.shape[1:]), np.uint8)
+        filled[:count] = images
+        try:
+            return {name: values.numpy()[:count] for name, values in encode(tf.constant(filled)).items()}
+        except tf.errors.ResourceExhaustedError as error:
+            raise UserError(
+                f"out of memory with {batch_size} images at a time; name fewer with --batch-size"
+            ) from error
+
+    return encoder
+
+
+def encode_shards(
+    folder: CodesFolder,
+    manifest: Manifest,
+    shards: Sequence[ShardRange],
+    source: Source,
+    encoder: Encoder,
+    *,
+    batch_size: int,
+    counter: Callable[[int], None],
+) -> list[bytes]:
+    """Encodes the images of some files and writes these.
+
+    Args:
+        folder: where to.
+        manifest: of the folder.
+        shards: the files to write, in the order of the manifest.
+        source: the images.
+        encoder: see `make_encoder`.
+        batch_size: images at a time.
+        counter: is told how many images are done.
+
+    Returns:
+        The keys of images whose v is written and so far from the training that they may not decode exactly
+        (`far_from_training`).
+
+    Raises:
+        DataError: where an image cannot be read.
+        InversionError: where a code is not finite.
+        UserError: where a file cannot be written, or memory is short.
+    """
+    done = 0
+    far: list[bytes] = []
+    for together in _neighbours(shards):
+        split, start, stop = together[0].split, together[0].start, together[-1].stop
+        # Read ahead, so that no batch ends at the end of a file.
+        rows = _encoded(source, split, start, stop, encoder, batch_size)
+        left: Rows | None = None
+        for shard in together:
+            at = shard.start
+            with folder.shard(manifest, shard) as writer:
+                while left is not None or (left := next(rows, None)) is not None:
+                    inside = int(np.searchsorted(left["index"], shard.stop))
+                    part, left = _cut(left, inside)
+                    if inside:
+                        keys = [_key(source, split, index) for index in part["index"]]
+                        _require_finite(part, manifest.fields, keys)
+                        if "v" in part:
+                            far += itertools.compress(keys, far_from_training(part["v"]))
+                        with folder.writing():
+                            writer.write(keys, part["label"], part)
+                        done, at = done + int(part["index"][-1]) + 1 - at, int(part["index"][-1]) + 1
+                        counter(done)
+                    if left is not None:
+                        break
+            done += shard.stop - at
+            counter(done)
+    return far
+
+
+def keys_sha256(source: Source, splits: Sequence[str]) -> str:
+    """Returns a hash of the names of all images of some splits, "" where these have none of their own."""
+    digest = hashlib.sha256()
+    named = [split for split in splits if source.splits[split].keys is not None]
+    for split in named:
+        for index in range(source.splits[split].size):
+            digest.update(_key(source, split, index) + b"\n")
+    return digest.hexdigest() if named else ""
+
+
+def _key(source: Source, split: str, index: int) -> bytes:
+    key = source.key(split, int(index))
+    try:
+        return key.encode()
+    except UnicodeEncodeError:
+        # A file's name that is no UTF-8, which Parquet cannot hold.
+        return os.fsencode(key).decode("utf-8", "backslashreplace").encode()
+
+
+def _neighbours(shards: Sequence[ShardRange]) -> Iterator[list[ShardRange]]:
+    """Returns the files in groups whose images follow each other, so that a data set is read in few passes."""
+    group: list[ShardRange] = []
+    for shard in shards:
+        if group and (group[-1].split, group[-1].stop) != (shard.split, shard.start):
+            yield group
+            group = []
+        group.append(shard)
+    if group:
+        yield group
+
+
+def _encoded(source: Source, split: str, start: int, stop: int, encoder: Encoder, batch_size: int) -> Iterator[Rows]:
+    """Yields the codes of images with their "index" and "label", in order."""
+    options = tf.data.Options()
+    options.deterministic = True
+    examples = source.split(split).examples(start, stop).batch(batch_size).with_options(options).prefetch(2)
+    images = examples.as_numpy_iterator()
+    while True:
+        try:
+            with source.guard():
+                batch = next(images, None)
+        except tf.errors.OpError as error:
+            raise DataError(f"cannot read {source.title}: {one_line(error)}") from error
+        if batch is None:
+            return
+        yield {"index": batch["index"], "label": batch["label"], **encoder(batch["image"])}
+
+
+def _cut(rows: Rows, place: int) -> tuple[Rows, Rows | None]:
+    if place == len(rows["index"]):
+        return rows, None
+    return {n: values[:place] for n, values in rows.items()}, {n: values[place:] for n, values in rows.items()}
+
+
+def _require_finite(rows: Rows, fields: Sequence[Field], keys: Sequence[bytes]) -> None:
+    for field in fields:
+        finite = np.isfinite(rows[field.name]).reshape(len(keys), -1).all(1)
+        if not finite.all():
+            key = keys[int(np.argmin(finite))].decode()
+            raise InversionError(f"{field.name} of the image {key} is not finite; these weights cannot encode it")

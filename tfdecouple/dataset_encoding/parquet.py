@@ -1,0 +1,102 @@
+"""Codes as Parquet files: a column for each field, its numbers as lists of one length."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+
+from tfdecouple.dataset_encoding.fields import Field
+
+# A row group is what a reader takes at a time: large enough to read well, small enough for any memory.
+_GROUP_ROWS, _GROUP_BYTES = 1024, 2**25
+
+
+class ParquetShard:
+    """A file that codes are written to: as `TFRecordShard`."""
+
+    def __init__(self, path: pathlib.Path, fields: Sequence[Field]):
+        self._fields = fields
+        self._schema = schema(fields)
+        self._writer = pq.ParquetWriter(path, self._schema)
+        self._pending: list[pa.Table] = []
+
+    def write(self, keys: Sequence[bytes], labels: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+        """See `TFRecordShard.write`."""
+        self._pending.append(to_table(keys, labels, arrays, self._fields))
+        rows = sum(table.num_rows for table in self._pending)
+        if rows >= _GROUP_ROWS or sum(table.nbytes for table in self._pending) >= _GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """See `TFRecordShard.close`."""
+        try:
+            self._flush()
+        finally:
+            self._writer.close()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(pa.concat_tables(self._pending))
+            self._pending.clear()
+
+
+def schema(fields: Sequence[Field]) -> pa.Schema:
+    """Returns the columns; those of arrays say their shape in their metadata."""
+    columns = [pa.field("key", pa.string(), False), pa.field("label", pa.int32(), False)]
+    for field in fields:
+        # Names of the shape's axes are of no use; numbers in row-major order, as NumPy's reshape takes them.
+        shape = {"shape": ",".join(map(str, field.shape))}
+        columns.append(pa.field(field.name, pa.list_(pa.float32(), field.size), False, shape))
+    return pa.schema(columns)
+
+
+def to_table(
+    keys: Sequence[bytes], labels: np.ndarray, arrays: Mapping[str, np.ndarray], fields: Sequence[Field]
+) -> pa.Table:
+    """Returns the codes of some images as a table: arguments as of `TFRecordShard.write`."""
+    columns = [pa.array([key.decode() for key in keys], pa.string()), pa.array(np.asarray(labels, np.int32))]
+    for field in fields:
+        values = np.ascontiguousarray(arrays[field.name], np.float32).reshape(-1)
+        columns.append(pa.FixedSizeListArray.from_arrays(pa.array(values), field.size))
+    return pa.Table.from_arrays(columns, schema=schema(fields))
+
+
+def read_parquet(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Dataset:
+    """Returns the codes in files, in order: see `read_codes`."""
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        for path in paths:
+            with pq.ParquetFile(path) as file:
+                for group in file.iter_batches(batch_size=_GROUP_ROWS):
+                    yield _to_arrays(group, fields)
+
+    signature = {
+        "key": tf.TensorSpec([None], tf.string),
+        "label": tf.TensorSpec([None], tf.int32),
+        **{field.name: tf.TensorSpec([None, *field.shape], tf.float32) for field in fields},
+    }
+    return tf.data.Dataset.from_generator(batches, output_signature=signature).unbatch()
+
+
+def _to_arrays(group: pa.RecordBatch, fields: Sequence[Field]) -> dict[str, np.ndarray]:
+    keys = np.array([key.encode() for key in group.column("key").to_pylist()], object)
+    arrays = {
+        field.name: group.column(field.name).flatten().to_numpy(zero_copy_only=False).reshape(-1, *field.shape)
+        for field in fields
+    }
+    return {"key": keys, "label": group.column("label").to_numpy(zero_copy_only=False), **arrays}
+
+
+def count_parquet(path: pathlib.Path) -> int:
+    """Returns how many images a file holds, which is read from end to end.
+
+    Raises:
+        OSError, ValueError: where it cannot be.
+    """
+    with pq.ParquetFile(path) as file:
+        return sum(group.num_rows for group in file.iter_batches(batch_size=_GROUP_ROWS))

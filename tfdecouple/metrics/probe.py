@@ -1,0 +1,321 @@
+"""How much linear classifiers find out about an image's class from its codes (paper section 3.2, Table 4)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from sklearn.decomposition import PCA
+
+from tfdecouple.data.source import Source
+from tfdecouple.errors import DataError
+from tfdecouple.metrics.linear_classifier import (
+    KINDS,
+    STRENGTHS,
+    Fitted,
+    Standardizer,
+    fit_classifier,
+    fit_pca,
+    held_out_count,
+)
+from tfdecouple.metrics.progress import TimeLeft
+from tfdecouple.metrics.subset import drawn_indices, subset_batches
+from tfdecouple.model import DecoupledModel
+from tfdecouple.visualization.confusion import confusion_picture
+
+__all__ = ["confusion_picture", "linear_probe"]
+
+
+@dataclasses.dataclass
+class _Part:
+    """The images of one split: uint8 `[n, S, S, 3]` in random order, and their labels, int32 `[n]`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def linear_probe(
+    model: DecoupledModel,
+    source: Source,
+    *,
+    train_images: int,
+    test_images: int,
+    seed: int,
+    batch_size: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Measures how well a linear SVM and logistic regression classify images by their codes (paper Table 4).
+
+    Features are the raw pixels, z (the posterior mean) and v, of images that are not augmented. So that z is not judged
+    by having fewer dimensions, pixels and v are also reduced to d_z dimensions by PCA. All features are standardised.
+    Scaling, PCA, C and the classifiers depend on the training images alone; C is chosen on a fixed fifth of them. A
+    model without z has only pixels and v, without PCA.
+
+    The SVM is scikit-learn's `LinearSVC` in objective (one against the rest, squared hinge loss), the paper's code
+    uses `SVC(kernel="linear", C=1)`, whose time grows with the square of the number of images.
+
+    Memory: float32 features of one kind at a time for pixels, of z and v together otherwise: 4 * (train_images +
+    test_images) * S * S * 3 bytes, 0.7 GB for 60,000 images of 32 x 32, beside the images, a quarter of that. Time: on
+    10,000 x 3,072 features each classifier took about a minute on one core of a busy machine, its choice of C included.
+    While it lasts, lines say how long it will take, by the sizes of what was fitted and what is to come.
+
+    Args:
+        model: the model, with weights.
+        source: an opened data set with labels and images of the model's size.
+        train_images: how many images of "train" to draw, at least 10.
+        test_images: how many images of "test" to draw.
+        seed: of the draw.
+        batch_size: images that are encoded at once.
+        say: called with lines of progress.
+
+    Returns:
+        Plain values for JSON:
+
+        * `results`: for each kind of features a dict of `features`, `dimensions` and `classifiers`, which holds by
+          name `accuracy` (share of the test images), `standard_error` (binomial), `C`, `held_out_accuracy`, `tried`
+          (pairs of C and held-out accuracy), `converged` and `seconds`;
+        * `confusion`: of the classifier that was best for z (v without z) on the held-out images: `features`,
+          `classifier`, `accuracy`, `labels` and `counts`, rows the true classes and columns the predicted;
+        * `chance`: the share of the most frequent class in the test images;
+        * `train_images`, `test_images`, `held_out_images`, `classes`, `seed`; `text`: the lines of a table.
+
+    Raises:
+        DataError: for images without labels or of a single class, more images than there are, or too few.
+        NotInitializedError: for a model without weights.
+        InversionError: where a code is not finite.
+    """
+    model.require_initialized()
+    if train_images < 10:
+        raise DataError(f"the number of training images is {train_images}; a linear classifier needs at least 10")
+    say(f"reading {train_images:,} training and {test_images:,} test images of {source.title}")
+    train = _read(model, source, "train", train_images, seed=seed, batch_size=batch_size, say=say)
+    test = _read(model, source, "test", test_images, seed=seed, batch_size=batch_size, say=say)
+    _require_classes(source, train.labels[: -held_out_count(len(train.labels))])
+
+    fits = _Fits(_dimensions(model, len(train.labels)), say)
+    rows: list[dict[str, Any]] = []
+    predictions: dict[tuple[str, str], np.ndarray] = {}
+
+    def classify(name: str, of_train: np.ndarray, of_test: np.ndarray) -> None:
+        """Adds a row for features that are standardised already."""
+        row: dict[str, Any] = {"features": name, "dimensions": of_train.shape[1], "classifiers": {}}
+        for kind in KINDS:
+            begin = time.monotonic()
+            fits.begin(name, kind, of_train.shape[1])
+            fitted = fit_classifier(kind, of_train, train.labels, fits.tried)
+            fits.end()
+            predictions[name, kind] = fitted.classifier.predict(of_test)
+            result = _result(fitted, predictions[name, kind] == test.labels, time.monotonic() - begin)
+            row["classifiers"][kind] = result
+            say(f"{name} ({row['dimensions']:,}), {kind}: {_percent(result)}, C {fitted.strength:g}")
+        rows.append(row)
+
+    def classify_image_like(name: str, of_train: np.ndarray, of_test: np.ndarray) -> None:
+        _standardize(of_train, of_test)
+        classify(name, of_train, of_test)
+        if model.config.has_latent:
+            # Fewer images than d_z have no d_z components.
+            pca = fit_pca(of_train, min(model.config.latent_dim, *of_train.shape), seed)
+            reduced, reduced_test = _reduced(pca, of_train), _reduced(pca, of_test)
+            _standardize(reduced, reduced_test)
+            classify(f"{name}, PCA", reduced, reduced_test)
+
+    classify_image_like("pixels", _pixels(train.images), _pixels(test.images))
+    say("encoding")
+    with fits.paused():
+        (z, v), (z_test, v_test) = (_encode(model, part.images, batch_size, say) for part in (train, test))
+    if z is not None and z_test is not None:
+        _standardize(z, z_test)
+        classify("z", z, z_test)
+    classify_image_like("v", v, v_test)
+
+    confused = "z" if z is not None else "v"
+    report = {
+        "results": rows,
+        "confusion": _confusion(rows, confused, predictions, test.labels),
+        "chance": float(np.unique(test.labels, return_counts=True)[1].max() / len(test.labels)),
+        "train_images": len(train.labels),
+        "test_images": len(test.labels),
+        "held_out_images": held_out_count(len(train.labels)),
+        "classes": len(np.unique(train.labels)),
+        "seed": seed,
+    }
+    report["text"] = _table(report)
+    return report
+
+
+class _Fits:
+    """Says how far the fits are.
+
+    Args:
+        dimensions: of all features that will be classified.
+        say: see `linear_probe`.
+    """
+
+    def __init__(self, dimensions: list[int], say: Callable[[str], None]):
+        # Each classifier is fitted to all values of C at most, and then once more; the time of a fit is taken for
+        # proportional to its dimensions.
+        self._left = TimeLeft(sum(dimensions) * len(KINDS) * (len(STRENGTHS) + 1))
+        self._say = say
+        self._what, self._size = "", 0
+        self._done = self._before = 0
+
+    def begin(self, name: str, kind: str, dimensions: int) -> None:
+        """Begins with a classifier."""
+        self._what, self._size = f"{name}, {kind}", dimensions
+
+    def tried(self, strength: float) -> None:
+        """Counts a fit."""
+        self._done += self._size
+        if text := self._left.due(self._done):
+            self._say(f"  {self._what}: C {strength:g} is tried, {text}")
+
+    def end(self) -> None:
+        """Ends with a classifier: what was not tried is done as well."""
+        self._done = self._before = self._before + self._size * (len(STRENGTHS) + 1)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out of the reckoning the time that something else takes."""
+        begun = time.monotonic()
+        yield
+        self._left.shift(time.monotonic() - begun)
+
+
+def _dimensions(model: DecoupledModel, train_images: int) -> list[int]:
+    """Returns the numbers of dimensions of all features, in any order."""
+    size, latent = math.prod(model.config.image_shape), model.config.latent_dim
+    return [size, size, latent, *2 * [min(latent, size, train_images)]] if model.config.has_latent else [size, size]
+
+
+def _read(
+    model: DecoupledModel,
+    source: Source,
+    split: str,
+    count: int,
+    *,
+    seed: int,
+    batch_size: int,
+    say: Callable[[str], None],
+) -> _Part:
+    """Reads images as the model sees them, in random order, so that their last fifth is a random part of them."""
+    indices = drawn_indices(source, split, count, seed)
+    images, labels = np.empty((count, *model.config.image_shape), np.uint8), np.empty(count, np.int32)
+    order = np.argsort(indices)
+    done = 0
+    for batch in subset_batches(source, split, indices, batch_size=batch_size, say=say):
+        places = order[done : done + len(batch["label"])]
+        images[places], labels[places] = model.quantize_images(batch["image"]), batch["label"]
+        done += len(places)
+    if (labels < 0).any():
+        raise DataError(
+            f"{source.title} has {split} images without a label; a linear probe needs labels, as sub-folders give"
+        )
+    return _Part(images, labels)
+
+
+def _require_classes(source: Source, labels: np.ndarray) -> None:
+    if len(np.unique(labels)) < 2:
+        raise DataError(
+            f"the {len(labels)} training images of {source.title} to fit on are all of one class; "
+            "a linear probe needs two or more, so take more images or other data"
+        )
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1).astype(np.float32)
+
+
+def _encode(
+    model: DecoupledModel, images: np.ndarray, batch_size: int, say: Callable[[str], None]
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Returns z, float32 `[n, d_z]` (None without z), and v, float32 `[n, S * S * 3]`."""
+    z = np.empty((len(images), model.config.latent_dim), np.float32) if model.config.has_latent else None
+    v = np.empty((len(images), math.prod(images.shape[1:])), np.float32)
+    left = TimeLeft(len(images))
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        # Batches of one size, or TensorFlow would trace everything once more for the last.
+        filled = np.concatenate([batch, np.zeros((batch_size - len(batch), *batch.shape[1:]), np.uint8)])
+        codes = model.encode(filled)
+        rows = slice(start, start + len(batch))
+        if z is not None and codes.z is not None:
+            z[rows] = codes.z[: len(batch)]
+        v[rows] = codes.v.numpy().reshape(batch_size, -1)[: len(batch)]
+        if text := left.due(rows.stop):
+            say(f"  {rows.stop:,} of {len(images):,} images encoded, {text}")
+    return z, v
+
+
+def _standardize(train: np.ndarray, test: np.ndarray) -> None:
+    """Standardises both in place, by the statistics of the first."""
+    standardizer = Standardizer.of(train)
+    standardizer.apply(train)
+    standardizer.apply(test)
+
+
+def _reduced(pca: PCA, features: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pca.transform(features), np.float32)
+
+
+def _result(fitted: Fitted, right: np.ndarray, seconds: float) -> dict[str, Any]:
+    accuracy = float(np.mean(right))
+    return {
+        "accuracy": accuracy,
+        "standard_error": math.sqrt(accuracy * (1 - accuracy) / len(right)),
+        "C": fitted.strength,
+        "held_out_accuracy": fitted.held_out_accuracy,
+        "tried": [list(pair) for pair in fitted.tried],
+        "converged": fitted.converged,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _confusion(
+    rows: list[dict[str, Any]], features: str, predictions: dict[tuple[str, str], np.ndarray], labels: np.ndarray
+) -> dict[str, Any]:
+    classifiers = next(row["classifiers"] for row in rows if row["features"] == features)
+    # By the held-out images: the test images must not choose what is shown of them.
+    kind = max(classifiers, key=lambda name: classifiers[name]["held_out_accuracy"])
+    predicted = predictions[features, kind]
+    values = np.unique(np.concatenate([labels, predicted]))
+    counts = np.zeros((len(values), len(values)), np.int64)
+    np.add.at(counts, (np.searchsorted(values, labels), np.searchsorted(values, predicted)), 1)
+    return {
+        "features": features,
+        "classifier": kind,
+        "accuracy": classifiers[kind]["accuracy"],
+        "labels": values.tolist(),
+        "counts": counts.tolist(),
+    }
+
+
+def _percent(result: dict[str, Any]) -> str:
+    return f"{100 * result['accuracy']:.2f} % +- {100 * result['standard_error']:.2f}"
+
+
+def _table(report: dict[str, Any]) -> list[str]:
+    results = [result for row in report["results"] for result in row["classifiers"].values()]
+    lines = [
+        f"Test accuracy of linear classifiers, {report['classes']} classes (paper Table 4): "
+        f"{report['train_images']:,} training, {report['test_images']:,} test images.",
+        f"{'features':14}{'dimensions':>10}" + "".join(f"{kind:>24}" for kind in KINDS),
+    ]
+    for row in report["results"]:
+        cells = "".join(f"{_percent(row['classifiers'][kind]):>24}" for kind in KINDS)
+        lines.append(f"{row['features']:14}{row['dimensions']:>10,}{cells}")
+    lines.append(f"{'largest class':24}{100 * report['chance']:>{24 * len(KINDS)}.2f} %")
+    lines.append(
+        f"+-: binomial standard error. C was chosen on {report['held_out_images']:,} of the training images; "
+        "z is the posterior mean."
+    )
+    if not all(result["converged"] for result in results):
+        lines.append("Some fits ended by their number of iterations: `converged` says which.")
+    if any(result["C"] == STRENGTHS[-1] for result in results):
+        lines.append(f"Some fits took the largest C, {STRENGTHS[-1]:g}: a larger one could do better.")
+    return lines

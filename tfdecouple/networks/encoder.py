@@ -1,0 +1,230 @@
+"""The compression encoder q(z|x): an image to mean and log-variance of z (paper section 2.1 and appendix B.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdecouple.layers.nets import WeightNorm, bound_uniform, fan_in_uniform
+from tfdecouple.runtime.programs import SharedPrograms
+from tfdecouple.runtime.shapes import product, sizes
+from tfdecouple.runtime.shards import divides, run_in_parts, split_batch
+from tfdecouple.runtime.tf32 import full_float32
+
+
+def _convolution(planes: int, size: int, strides: int, **options: Any) -> keras.layers.Layer:
+    return keras.layers.Conv2D(
+        planes, size, strides, padding="valid", kernel_initializer=fan_in_uniform(), dtype="float32", **options
+    )
+
+
+def _batch_norm(name: str) -> BatchNorm:
+    return BatchNorm(momentum=0.9, epsilon=1e-5, dtype="float32", name=name)
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class BatchNorm(keras.layers.BatchNormalization):
+    """Batch normalisation of a batch in parts, by the statistics of all parts, and of all devices."""
+
+    def normalize(self, parts: Sequence[tf.Tensor], training: bool) -> list[tf.Tensor]:
+        """Returns the parts normalised; in training their statistics do it, and move the moving ones.
+
+        Args:
+            parts: each `[batch, height, width, channels]`.
+            training: whether to normalise by the batch.
+        """
+        if training:
+            mean, variance = _moments(parts)
+            for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                moving.assign(moving * self.momentum + new * (1 - self.momentum))
+        else:
+            mean, variance = map(tf.convert_to_tensor, (self.moving_mean, self.moving_variance))
+        beta, gamma = map(tf.convert_to_tensor, (self.beta, self.gamma))
+        return [tf.nn.batch_normalization(part, mean, variance, beta, gamma, self.epsilon) for part in parts]
+
+
+def _moments(parts: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns mean and (biased) variance of each channel over all parts and all devices, `[channels]`.
+
+    Every device has as many images as another.
+    """
+    count = tf.add_n([product(sizes(part)[:-1], part.dtype) for part in parts])
+
+    def mean_of(sums: Sequence[tf.Tensor]) -> tf.Tensor:
+        mean = tf.add_n(sums) / count
+        replica = tf.distribute.get_replica_context()
+        if replica is None or replica.num_replicas_in_sync == 1:
+            return mean
+        return replica.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
+
+    mean = mean_of([tf.reduce_sum(part, [0, 1, 2]) for part in parts])
+    return mean, mean_of([_sum_of_squares(part, mean) for part in parts])
+
+
+@tf.custom_gradient
+def _sum_of_squares(x: tf.Tensor, mean: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Returns the sum of (x - mean)^2 over images and positions, `[channels]`."""
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
+        # Squares are least around the mean: no gradient goes that way. TensorFlow's own takes twice as many passes.
+        return (x - mean) * (2 * upstream), None
+
+    return tf.reduce_sum(tf.math.squared_difference(x, mean), [0, 1, 2]), gradient
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class ResNetBlock(keras.layers.Layer):
+    """conv3x3 - BatchNorm - ELU - conv3x3 - BatchNorm plus shortcut, then ELU.
+
+    The shortcut is the identity where neither size nor planes change, else conv1x1 - BatchNorm.
+
+    Args:
+        planes: output planes.
+        strides: 1, or 2 to halve height and width.
+        **kwargs: of `keras.layers.Layer`.
+    """
+
+    def __init__(self, planes: int, strides: int = 1, **kwargs: Any):
+        super().__init__(dtype="float32", **kwargs)
+        self.planes = planes
+        self.strides = strides
+        self.convolution_1 = _convolution(planes, 3, strides, use_bias=False, name="convolution_1")
+        self.norm_1 = _batch_norm("norm_1")
+        self.convolution_2 = _convolution(planes, 3, 1, use_bias=False, name="convolution_2")
+        self.norm_2 = _batch_norm("norm_2")
+        self.shortcut: list[keras.layers.Layer] = []
+
+    def build(self, x_shape: Any) -> None:
+        """Builds the layers for `[batch, height, width, channels]`."""
+        batch, height, width, channels = x_shape
+        inner = (batch, height // self.strides, width // self.strides, self.planes)
+        self.convolution_1.build((batch, height + 2, width + 2, channels))
+        self.convolution_2.build((batch, inner[1] + 2, inner[2] + 2, self.planes))
+        if self.strides != 1 or channels != self.planes:
+            self.shortcut = [
+                _convolution(self.planes, 1, self.strides, use_bias=False, name="shortcut_convolution"),
+                _batch_norm("shortcut_norm"),
+            ]
+            self.shortcut[0].build(x_shape)
+            self.shortcut[1].build(inner)
+        self.norm_1.build(inner)
+        self.norm_2.build(inner)
+        self.built = True
+
+    @full_float32()
+    def call(self, parts: Sequence[tf.Tensor], training: bool = False) -> list[tf.Tensor]:
+        """Returns `[batch, height/strides, width/strides, planes]` for each part of a batch.
+
+        Args:
+            parts: each `[batch, height, width, channels]`, normalised together.
+            training: as for `Encoder`.
+        """
+        # Padded by one pixel on both sides: "same" would pad an even image on one side only at stride 2.
+        around = [[0, 0], [1, 1], [1, 1], [0, 0]]
+        hidden = self.norm_1.normalize([self.convolution_1(tf.pad(x, around)) for x in parts], training)
+        hidden = [self.convolution_2(tf.pad(tf.nn.elu(h), around)) for h in hidden]
+        hidden = self.norm_2.normalize(hidden, training)
+        if self.shortcut:
+            convolution, norm = self.shortcut
+            parts = norm.normalize([convolution(x) for x in parts], training)
+        return [tf.nn.elu(h + x) for h, x in zip(hidden, parts, strict=True)]
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        config = super().get_config()
+        config.pop("dtype")
+        return {**config, "planes": self.planes, "strides": self.strides}
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class Encoder(keras.layers.Layer):
+    """Levels of two ResNet blocks, then conv1x1 - ELU - flatten - FC to mean and log-variance.
+
+    At the start the last layer is 0 and z is standard normal, whatever the image (the paper's zero initialisation,
+    section 2.1; the reference aims at 0.01 instead, and misses it in training mode).
+
+    Args:
+        latent_dim: size of z.
+        channels: planes of the levels; each halves height and width.
+        out_channels: planes before flattening (the paper's c').
+        **kwargs: of `keras.layers.Layer`.
+    """
+
+    def __init__(self, latent_dim: int, channels: tuple[int, ...], out_channels: int, **kwargs: Any):
+        super().__init__(dtype="float32", **kwargs)
+        self.latent_dim = latent_dim
+        self.channels = tuple(channels)
+        self.out_channels = out_channels
+        self.blocks = [
+            ResNetBlock(planes, strides, name=f"level_{level}_block_{strides}")
+            for level, planes in enumerate(self.channels)
+            for strides in (1, 2)
+        ]
+        self._programs = SharedPrograms()
+
+    def build(self, x_shape: Any) -> None:
+        """Builds the layers for images `[batch, height, width, 3]`."""
+        batch, height, width, channels = x_shape
+        for block in self.blocks:
+            block.build((batch, height, width, channels))
+            height, width, channels = height // block.strides, width // block.strides, block.planes
+        self.top = keras.layers.Conv2D(
+            self.out_channels,
+            1,
+            kernel_initializer=fan_in_uniform(),
+            bias_initializer=bound_uniform(channels),
+            dtype="float32",
+            name="top",
+        )
+        self.top.build((batch, height, width, channels))
+        self.last = WeightNorm(self, "last", (height * width * self.out_channels, 2 * self.latent_dim))
+        self.built = True
+
+    @full_float32()
+    def call(self, x: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+        """Encodes images.
+
+        Args:
+            x: `[batch, height, width, 3]` in [-1, 1), without noise.
+            training: whether batch statistics normalise, and update the moving ones.
+
+        Returns:
+            mean and log-variance of z, each `[batch, d_z]`.
+        """
+        # Without training each image is by itself, and whoever calls this has divided the batch.
+        parts = split_batch(x) if training and divides(x) else [x]
+        for block in self.blocks:
+            parts = block(parts, training=training)
+        h = tf.concat([tf.nn.elu(self.top(part)) for part in parts], 0)
+        h = tf.reshape(h, [-1, self.last.direction.shape[0]])
+        h = tf.matmul(h, self.last.kernel()) + tf.convert_to_tensor(self.last.bias)
+        mean, log_variance = tf.split(h, 2, -1)
+        return mean, log_variance
+
+    @full_float32()
+    def infer(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `call` without training, where each image is by itself: at graph speed, a batch in parts side by side."""
+        method = "_infer_in_parts" if divides(x) else "_infer_whole"
+        if tf.executing_eagerly():
+            return self._programs.run_network(method, self, x, None)
+        return getattr(self, method)(x)
+
+    def _infer_whole(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, tf.Tensor]:
+        return self(x, training=False)
+
+    def _infer_in_parts(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, tf.Tensor]:
+        return run_in_parts(self._infer_whole, x, None)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        config = super().get_config()
+        config.pop("dtype")
+        return {
+            **config,
+            "latent_dim": self.latent_dim,
+            "channels": self.channels,
+            "out_channels": self.out_channels,
+        }

@@ -1,0 +1,75 @@
+"""The prior over z: a small flow from z to a standard normal (paper appendix B.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdecouple.layers import InvertibleLayer, InvertibleLinear, InvertibleSequence
+from tfdecouple.networks.flow import FlowStep
+from tfdecouple.runtime.programs import SharedPrograms
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class PriorStep(FlowStep):
+    """A step of flow on vectors: the 1x1 convolution is an invertible linear layer, the coupling nets are MLPs."""
+
+    def _linear_layer(self, **options: Any) -> InvertibleLayer:
+        return InvertibleLinear(self.linear, **options)
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class PriorFlow(InvertibleSequence):
+    """The flow of the prior, from z `[batch, d_z]` to a standard normal of the same size.
+
+    Args:
+        steps: number of steps.
+        hidden: width of the coupling nets.
+        transform: "affine" or "additive".
+        alpha: bound of the affine scale.
+        linear: "full" or "lu".
+        **kwargs: of `InvertibleLayer`.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        hidden: int,
+        *,
+        transform: str = "affine",
+        alpha: float = 1.0,
+        linear: str = "full",
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.steps = steps
+        self.hidden = hidden
+        self.transform = transform
+        self.alpha = alpha
+        self.linear = linear
+        self.sequence = [
+            PriorStep(
+                hidden, transform=transform, alpha=alpha, linear=linear, name=f"step_{number}", dtype=self.dtype_policy
+            )
+            for number in range(steps)
+        ]
+        self._programs = SharedPrograms()
+
+    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._run_forward(x, lambda step, h: self._programs.forward_and_log_det(step, h, None))
+
+    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._run_inverse(y, lambda step, h: self._programs.inverse_and_log_det(step, h, None))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "steps": self.steps,
+            "hidden": self.hidden,
+            "transform": self.transform,
+            "alpha": self.alpha,
+            "linear": self.linear,
+        }

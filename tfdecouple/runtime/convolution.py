@@ -1,0 +1,114 @@
+"""3x3 convolutions of maps with few channels, which processors compute at a fraction of their speed.
+
+TensorFlow's kernels for CPUs fill the lanes of a vector with channels, most often with those of the output. A net of a
+coupling ends in 2 to 48 channels, and the gradient for its input has as many: 2 channels take as long as 16. Here
+neighbouring pixels share a vector, and the gradient for a kernel is taken with the two maps in each other's place.
+On a GPU, and where height and width are not known, TensorFlow's operations are used as they are.
+
+oneDNN, which computes them, reads beyond a row in convolutions with a stride where a row gives a single output (NaN or
+anything, by what lies in memory), and with the matrix unit of AMX, which takes bfloat16, for other widths, too (seen in
+oneDNN 3.7.3). So a row is never made one vector, and where there may be AMX nothing is packed in bfloat16.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tfdecouple.runtime.shapes import sizes
+
+_OPTIONS = {"strides": [1, 1, 1, 1], "padding": "SAME"}
+
+
+@tf.custom_gradient
+def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Returns a 3x3 convolution with zero padding, `[batch, height, width, outputs]`.
+
+    Args:
+        x: `[batch, height, width, inputs]`.
+        kernel: `[3, 3, inputs, outputs]`, of the dtype of x.
+    """
+    return _convolution(x, kernel), lambda upstream: (
+        input_gradient(x, kernel, upstream),
+        kernel_gradient(x, upstream),
+    )
+
+
+def input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+    """Returns the gradient of a convolution for its input x, given the gradient for its output."""
+    if _neighbours(upstream, x.shape[-1]) > 1:
+        return _convolution(upstream, _reflected(kernel))
+    return tf.raw_ops.Conv2DBackpropInput(input_sizes=sizes(x), filter=kernel, out_backprop=upstream, **_OPTIONS)
+
+
+def kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+    """Returns the gradient of a convolution for its kernel, given its input and the gradient for its output."""
+    inputs, outputs = x.shape[-1], upstream.shape[-1]
+    swapped = _applies(x) and _filling(inputs) > _filling(outputs)
+    if swapped:
+        x, upstream, inputs, outputs = upstream, x, outputs, inputs
+    gradient = tf.raw_ops.Conv2DBackpropFilter(
+        input=x, filter_sizes=[3, 3, inputs, outputs], out_backprop=upstream, **_OPTIONS
+    )
+    return _reflected(gradient) if swapped else gradient
+
+
+def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    neighbours = _neighbours(x, kernel.shape[-1])
+    if neighbours == 1:
+        return tf.nn.conv2d(x, kernel, 1, "SAME")
+    # A wider kernel, which moves by its outputs' number of pixels and sees each of them at its own place.
+    wide = tf.concat(
+        [tf.pad(kernel, [[0, 0], [place, neighbours - 1 - place], [0, 0], [0, 0]]) for place in range(neighbours)], -1
+    )
+    y = tf.nn.conv2d(x, wide, [1, neighbours], [[0, 0], [1, 1], [1, 1], [0, 0]])
+    return tf.reshape(y, [*sizes(x)[:-1], kernel.shape[-1]])
+
+
+def _reflected(kernel: tf.Tensor) -> tf.Tensor:
+    """Returns the kernel of the way back, from outputs to inputs."""
+    return tf.transpose(tf.reverse(kernel, [0, 1]), [0, 1, 3, 2])
+
+
+def _applies(x: tf.Tensor) -> bool:
+    """Returns whether vectors of channels are what a convolution of x should fill."""
+    return x.shape[1:].is_fully_defined() and not tf.config.get_visible_devices("GPU")
+
+
+def _neighbours(x: tf.Tensor, outputs: int) -> int:
+    """Returns how many pixels of a row share a vector."""
+    if not _applies(x) or (x.dtype == tf.bfloat16 and not _packs_bfloat16()):
+        return 1
+    most = min(_lanes() // outputs, x.shape[2] // 2)
+    return max((count for count in range(1, most + 1) if x.shape[2] % count == 0), default=1)
+
+
+def _filling(channels: int) -> float:
+    """Returns how much of the vectors that hold so many channels is in use."""
+    return channels / (-(-channels // _lanes()) * _lanes())
+
+
+def _lanes() -> int:
+    """Returns how many channels the kernels take at a time: as many as a vector register has float32 numbers."""
+    return 16 if "avx512f" in _processor() else 8  # AVX2's registers
+
+
+def _packs_bfloat16() -> bool:
+    """Returns whether pixels may share a vector in bfloat16: never where there may be AMX."""
+    return bool(_processor()) and "amx" not in _processor()
+
+
+@functools.cache
+def _processor() -> str:
+    return _described(pathlib.Path("/proc/cpuinfo"))
+
+
+def _described(file: pathlib.Path) -> str:
+    """Returns what Linux says of the processor; nothing where there is no such file."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError:
+        return ""

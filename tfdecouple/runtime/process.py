@@ -1,0 +1,224 @@
+"""Settings of a whole process, made by the programs and never by importing the library."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import ctypes
+import logging
+import os
+import pathlib
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+from tfdecouple.errors import UserError
+from tfdecouple.runtime.backend import require_backend
+
+# By the numbers of malloc.h: give back the end of the heap from so many bytes on (M_TRIM_THRESHOLD), ask for so many
+# more than needed (M_TOP_PAD), map larger blocks one by one (M_MMAP_THRESHOLD).
+_MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
+
+
+def start_tensorflow(threads: int | None = None) -> None:
+    """Imports TensorFlow without its chatter and sets it up; call it before anything else imports TensorFlow.
+
+    Grappler's rewriting is turned off: measured on two CPU cores, the rewriting of the training step took 10 of the 29
+    seconds to the first step of the quickstart, and each step was slower for it (58 images/s instead of 98).
+
+    A user who sets TF_CPP_MIN_LOG_LEVEL sees what TensorFlow has to say.
+
+    Args:
+        threads: how many compute where there is no GPU; None for one a core.
+
+    Raises:
+        ConfigError: where Keras is set to something else than TensorFlow with channels last.
+    """
+    require_backend()
+    _keep_memory()
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        import tensorflow as tf
+    else:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        with _standard_error_closed():
+            import tensorflow as tf
+
+            tf.config.list_physical_devices("GPU")
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    if threads or not tf.config.list_physical_devices("GPU"):
+        _divide_cores(threads or _cores())
+
+
+def _divide_cores(threads: int) -> None:
+    """Sets how many threads an operation takes and how many operations run side by side.
+
+    On two cores each operation takes one, and the flow runs on the two halves of a batch side by side
+    (`runtime/shards.py`): 127 images/s in training a small model instead of 79, where operations shared both. More
+    cores were not measured: there an operation may take all of them, which is TensorFlow's own choice.
+
+    A user who sets one of TensorFlow's variables for these numbers keeps TensorFlow's own choice of the other.
+    """
+    import tensorflow as tf
+
+    if any(name in os.environ for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")):
+        return
+    # TensorFlow that has started keeps its threads: this process is not the program's own.
+    with contextlib.suppress(RuntimeError):
+        tf.config.threading.set_intra_op_parallelism_threads(1 if threads <= 2 else threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _keep_memory() -> None:
+    """Tells the C library to keep freed memory for the next step instead of giving it back.
+
+    Memory given back is taken again a moment later, page by page: 180,000 page faults in a training step of the
+    preset cifar10, a tenth of its time. Only for glibc, and where nobody has set one of its variables.
+    """
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    for option, value in _MALLOC_OPTIONS.items():
+        mallopt(option, value)
+
+
+@contextlib.contextmanager
+def _standard_error_closed() -> Iterator[None]:
+    """Drops what native code writes to standard error: TensorFlow logs there before any log level applies."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def import_nothing_from_here() -> None:
+    """Takes the working folder out of the places where Python looks for modules; `python -m` puts it first.
+
+    Whoever stands in a stranger's folder would run a file of it named like a module of ours or of a library. The folder
+    stays where this package itself comes from it.
+    """
+    package = pathlib.Path(__file__).resolve().parents[2]
+    if not sys.flags.safe_path and sys.path and pathlib.Path(sys.path[0]).resolve() == pathlib.Path.cwd() != package:
+        del sys.path[0]
+
+
+def run_program(main: Callable[[], int]) -> int:
+    """Runs a program and turns what may go wrong into one line on standard error and an exit status.
+
+    Returns:
+        What `main` returns; 2 for a user's mistake, a full disk or too little memory; 130 where interrupted; 141 where
+        the reader of our output went away; 1 for a fault of our own, whose traceback TFDECOUPLE_TRACEBACK=1 shows.
+    """
+    _prepare_output()
+    try:
+        return _flushed(main)
+    except UserError as error:
+        return _say(str(error), 2)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output went away (`... | head`): nothing to report, and nobody to report it to.
+        drop_output()
+        return 141
+    except OSError as error:
+        drop_output()
+        name = error.filename
+        where = f"cannot use {name}" if isinstance(name, str) else "cannot write to standard output, or another file"
+        return _say(f"{where}: {error.strerror or error}; mend that and start again", 2)
+    except MemoryError as error:
+        return _out_of_memory(error)
+    except UnicodeError as error:
+        return _say(f"a name or text is not UTF-8 here ({error}); rename it, or set LC_ALL=C.UTF-8", 2)
+    except Exception as error:
+        # TensorFlow's, which is not imported for the sake of a name; or a library that memory does not hold any more.
+        if type(error).__name__ == "ResourceExhaustedError" or "failed to map segment" in str(error):
+            return _out_of_memory(error)
+        if os.environ.get("TFDECOUPLE_TRACEBACK"):
+            raise
+        *_, last = traceback.extract_tb(error.__traceback__)
+        told = f"{type(error).__name__}: {error} ({pathlib.Path(last.filename).name}, line {last.lineno})"
+        return _say(f"a fault of this program, please report it: {told}; TFDECOUPLE_TRACEBACK=1 shows where", 1)
+
+
+def _out_of_memory(error: Exception) -> int:
+    said = (str(error).splitlines() or ["no more is said"])[0][:200]
+    return _say(f"out of memory ({said}); take fewer images at a time or a smaller model", 2)
+
+
+def _flushed(main: Callable[[], int]) -> int:
+    """Runs a program to the end of its output: a full disk shows where it is written out."""
+    try:
+        status = main()
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return status
+
+
+def _say(text: str, status: int) -> int:
+    """Prints an error as one line, whatever file names or values it quotes."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        drop_output()
+    line = " ".join(text.split())
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    try:
+        print(f"error: {shown}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        drop_output(sys.stderr)
+    return status
+
+
+def _prepare_output() -> None:
+    """Sees to it that something can be printed at all: on a terminal of few characters, and where output is closed."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            # A file of ours would get this number, and native code would print into it.
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    # Pillow's, of images that `data/image_file.py` takes or refuses in a line of its own.
+    warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open to the end
+        elif getattr(stream, "errors", None) in ("strict", "surrogateescape", "backslashreplace"):
+            stream.reconfigure(errors="plain")
+
+
+def drop_output(stream: TextIO | None = None) -> None:
+    """Keeps Python from writing at its end what could not be written to a stream, standard output unless named."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
+
+
+# What our texts have beyond ASCII, for terminals that have no more.
+_PLAIN = str.maketrans({"\u00b1": "+-", "\u00d7": "x", "\u2013": "-", "\u2014": "-", "\u2026": "..."})
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_PLAIN)
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+codecs.register_error("plain", _plain)

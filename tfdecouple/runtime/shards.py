@@ -1,0 +1,97 @@
+"""A batch in parts that are computed side by side, so that every core has work of its own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tfdecouple.runtime.shapes import sizes
+
+# What of a map a core's own cache holds beside weights; measured with caches of 1 MiB.
+_CACHE_BYTES = 2**20
+
+Transformation = Callable[[tf.Tensor, tf.Tensor | None], tuple[tf.Tensor, tf.Tensor]]
+
+
+def batch_parts() -> int:
+    """Returns in how many parts a batch is computed.
+
+    They are as many as the process runs operations side by side for each thread of one operation, 1 where nobody has
+    chosen these numbers (`tf.config.threading`). A GPU takes a batch whole.
+    """
+    threads, operations = (
+        tf.config.threading.get_intra_op_parallelism_threads(),
+        tf.config.threading.get_inter_op_parallelism_threads(),
+    )
+    if not threads or tf.config.get_visible_devices("GPU"):
+        return 1
+    return max(1, operations // threads)
+
+
+def divides(x: tf.Tensor) -> bool:
+    """Returns whether a batch is worth dividing: it has an image for each of several parts."""
+    return x.shape[0] is not None and x.shape[0] >= batch_parts() > 1
+
+
+def split_batch(x: tf.Tensor) -> list[tf.Tensor]:
+    """Returns a batch in its parts, one after the other."""
+    parts = batch_parts()
+    count = sizes(x)[0]
+    edges = [count * number // parts for number in range(parts + 1)]
+    return [x[start:stop] for start, stop in itertools.pairwise(edges)]
+
+
+def run_in_parts(
+    transformation: Transformation, x: tf.Tensor, condition: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Runs a transformation on parts of a batch.
+
+    A deep chain of small operations leaves threads idle: each operation waits for the one before it and divides its
+    work among them. Two chains, each on a thread of its own, have nobody to wait for.
+
+    Args:
+        transformation: from x `[batch, ...]` and z `[batch, d_z]` (or None) to a tensor and its log-determinant, image
+            by image.
+        x: the batch, with an image or more for each part.
+        condition: z, or None.
+    """
+    conditions = [None] * batch_parts() if condition is None else split_batch(condition)
+    done = [transformation(*part) for part in zip(split_batch(x), conditions, strict=True)]
+    values, log_dets = zip(*done, strict=True)
+    return tf.concat(values, 0), tf.concat(log_dets, 0)
+
+
+def run_in_turn(
+    function: Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None, width: int
+) -> tf.Tensor:
+    """Runs a function on some images at a time, so few that a map of theirs stays in the cache of a core.
+
+    Where an operation takes several cores, or a GPU, a batch is run whole.
+
+    Args:
+        function: from x `[batch, height, width, channels]` and a vector for each image (or None), image by image.
+        x: the batch.
+        condition: the vectors, or None.
+        width: channels of the widest map inside the function, of the dtype of x.
+    """
+    count = _images_in_turn(x, width)
+    if not count or x.shape[0] <= count:
+        return function(x, condition)
+    done: list[tf.Tensor] = []
+    for start in range(0, x.shape[0], count):
+        some = slice(start, start + count)
+        with tf.control_dependencies(done[-1:]):
+            images = x[some]
+        done.append(function(images, None if condition is None else condition[some]))
+    return tf.concat(done, 0)
+
+
+def _images_in_turn(x: tf.Tensor, width: int) -> int:
+    """Returns how many images have maps of so many channels in the cache of a core; 0 for all of them."""
+    alone = tf.config.threading.get_intra_op_parallelism_threads() == 1 and not tf.config.get_visible_devices("GPU")
+    if not alone or not x.shape.is_fully_defined():
+        return 0
+    return max(1, _CACHE_BYTES // (math.prod(x.shape[1:-1]) * width * x.dtype.size))

@@ -1,0 +1,1 @@
+"""Pictures: grids of images, curves, codes in the plane, confusion matrices."""
