@@ -11,8 +11,8 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope -m slow
 
 # What uses each of the packages: a trained model, SavedModel, ONNX and a fresh export; images; TFDS; Parquet.
-SHORT := tests/test_golden.py tests/test_image_files.py tests/test_untrusted.py::TestDataSet \
-	tests/test_encode.py::TestCodes
+SHORT := tests/test_golden.py tests/data/test_image_files.py tests/test_untrusted.py::TestDataSet \
+	tests/dataset_encoding/test_encode.py::TestCodes
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

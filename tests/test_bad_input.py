@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PATIENCE
+from helpers.places import PATIENCE, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,8 +18,6 @@ from tfdecouple.config import Config, option_names, override
 from tfdecouple.errors import ConfigError, DataError
 from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import parse_json
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 HUGE = "1" + "0" * 400
 NAMES = {

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import pathlib
 import subprocess
 import sys
 import threading
@@ -11,7 +10,8 @@ import threading
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import SMALL, TINY, give_effect, random_images, user_environment
+from helpers.models import SMALL, TINY, give_effect, random_images
+from helpers.places import ROOT, user_environment
 
 import tfdecouple
 from export.deployed.folding import fold
@@ -31,7 +31,7 @@ from tfdecouple.runtime.emulation import emulated_accelerator
 
 enabled = tf.config.experimental.tensor_float_32_execution_enabled
 enable = tf.config.experimental.enable_tensor_float_32_execution
-RESULTS = pathlib.Path(tfdecouple.__file__).parents[1] / "docs" / "results"
+RESULTS = ROOT / "docs" / "results"
 
 # Every kind of layer and of p(z), each in one of these at least.
 KINDS = {

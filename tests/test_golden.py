@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import shutil
 
 import numpy as np
@@ -10,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import tensorflow as tf
+from helpers.places import DATA
 
 import tfdecouple
 from export.deployed.folding import fold
@@ -20,7 +20,7 @@ from export.origin import open_run
 from export.signatures import endpoint, endpoints
 from tfdecouple.errors import UserError
 
-GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"
+GOLDEN = DATA / "golden"
 GENERATIONS = sorted((path for path in GOLDEN.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
 # Of the largest value.
 TOLERANCE = 1e-5

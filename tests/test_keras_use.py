@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import SMALL, give_effect, random_images, user_environment
-from test_cli import ROOT
+from helpers.models import SMALL, give_effect, random_images
+from helpers.places import ROOT, user_environment
 
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.model import DecoupledModel

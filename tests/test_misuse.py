@@ -6,7 +6,7 @@ import inspect
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import SMALL, TINY, give_effect, random_images
+from helpers.models import SMALL, TINY, give_effect, random_images
 
 from tfdecouple import model as model_module
 from tfdecouple import randomness

@@ -6,14 +6,14 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
 import warnings
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY, every_weight_has_a_gradient, give_effect, random_images, walk_with
+from helpers.models import TINY, every_weight_has_a_gradient, give_effect, random_images, walk_with
+from helpers.places import DATA
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
@@ -928,7 +928,7 @@ class TestDiagnose:
         assert signs["worst_condition"] == pytest.approx(50, rel=1e-4)
 
 
-COUNTS = json.loads((pathlib.Path(__file__).parent / "data" / "reference_parameter_counts.json").read_text())
+COUNTS = json.loads((DATA / "reference_parameter_counts.json").read_text())
 COMPONENTS = ("flow", "encoder", "prior", "total")
 MANY = {
     **VARIANTS,

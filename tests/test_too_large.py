@@ -8,7 +8,9 @@ import pathlib
 import shutil
 
 import pytest
-from conftest import TINY, write_run
+from helpers.models import TINY
+from helpers.places import ROOT
+from helpers.runs import write_run
 
 import tfdecouple
 from export.cli import main as export_main
@@ -21,7 +23,6 @@ from tfdecouple.parameters import count_parameters, require_memory
 from tfdecouple.runs import load_config
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 COMMITTED = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/config.json"))
 COMMITTED += [ROOT / "tests" / "data" / "golden" / "1" / "run"]
 

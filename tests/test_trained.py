@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_cli import ROOT
+from helpers.places import ROOT
 
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig

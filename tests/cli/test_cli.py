@@ -1,0 +1,155 @@
+"""The command lines: what they print, what they refuse and with which exit status, and that they keep quiet."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.refusals import refused
+from helpers.runs import run_config
+
+from tfdecouple.cli import main, train_main
+from tfdecouple.config import Config, load_preset, preset_names
+from tfdecouple.parameters import count_parameters
+from tfdecouple.runtime.process import run_program
+from tfdecouple.storage.files import write_json
+
+
+def program(*arguments):
+    """Runs a program of the repository, as a user would."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=user_environment(), capture_output=True, text=True, timeout=PATIENCE)
+
+
+class TestHelp:
+    @pytest.mark.parametrize(("call", "names"), [("train_main", "--preset --steps"), ("main", "presets import-wolf")])
+    def test_needs_no_tensorflow(self, call, names):
+        code = (
+            f"import sys\nfrom tfdecouple.cli import {call}\n"
+            f"try:\n    {call}(['--help'])\nexcept SystemExit as end:\n"
+            "    assert end.code == 0\n    assert not {'tensorflow', 'keras', 'numpy'} & set(sys.modules)\n"
+            "else:\n    raise AssertionError\n"
+        )
+        ended = program("-c", code)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert all(name in ended.stdout for name in names.split())
+
+    def test_says_what_the_exit_status_means(self, capsys):
+        with pytest.raises(SystemExit):
+            train_main(["--help"])
+        out = capsys.readouterr().out
+        assert "3 diverged" in out and "75 stopped by a signal" in out
+        assert max(map(len, out.splitlines())) <= 100
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--preset", "cifar11"], "there is no preset 'cifar11'; did you mean cifar10"),
+            (
+                ["--set", "model.latent_dims=3"],
+                "there is no option 'model.latent_dims'; did you mean model.latent_dim?",
+            ),
+            (["--set", "model.alpha"], "write it as NAME=VALUE"),
+            (["--set", "model.alpha=2"], "model.alpha is 2"),
+            (["--set", "model.latent_dim=many"], "model.latent_dim is 'many'; it must be a whole number"),
+            (["--set", "training.batch_size=9", "--set", "training.micro_batches=2"], "the first must be a multiple"),
+            (["--steps", "0"], "training.steps is 0; it must be at least 1"),
+            (["--config", "no/such/file.json"], "cannot read the config no/such/file.json"),
+        ],
+    )
+    def test_mistake_in_the_command_is_one_line(self, capsys, arguments, message):
+        assert message in refused(capsys, lambda: train_main(arguments))
+
+    def test_config_that_is_no_json(self, capsys, tmp_path):
+        (tmp_path / "config.json").write_text("{")
+        assert "is not valid JSON" in refused(capsys, lambda: train_main(["--config", str(tmp_path / "config.json")]))
+
+    def test_unknown_argument_is_named(self, capsys):
+        with pytest.raises(SystemExit) as end:
+            train_main(["--step-count", "5"])
+        assert end.value.code == 2
+        assert "unrecognized arguments: --step-count" in capsys.readouterr().err
+
+    def test_missing_data_set_is_one_line_with_the_command_that_prepares_it(self, capsys, tmp_path):
+        arguments = ["--preset", "cifar10", "--data-dir", str(tmp_path / "none"), "--workdir", str(tmp_path / "run")]
+        line = refused(capsys, lambda: train_main(arguments))
+        assert "cifar10" in line and str(tmp_path / "none") in line
+        assert "--download" in line
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("source", ["photograph", "folder:/no/such/folder", "folder:"])
+    def test_data_that_there_are_not(self, capsys, tmp_path, source):
+        refused(capsys, lambda: train_main(["--data", source, "--workdir", str(tmp_path / "run")]))
+
+    def test_run_folder_with_other_options(self, capsys, finished_run):
+        arguments = ["--config", str(finished_run / "config.json"), "--workdir", str(finished_run), "--seed", "7"]
+        line = refused(capsys, lambda: train_main(arguments))
+        assert "training.seed was 0 and is now 7" in line
+
+    def test_preset_that_there_is_not(self, capsys):
+        assert "did you mean quickstart" in refused(capsys, lambda: main(["presets", "quickstar"]))
+
+
+class TestPresets:
+    def test_are_listed_with_their_parameters(self, capsys):
+        assert main(["presets"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines] == list(preset_names())
+        for line in lines:
+            count = int(re.search(r"([\d,]+) parameters", line)[1].replace(",", ""))
+            assert count == count_parameters(load_preset(line.split()[0]).model)["total"]
+
+    def test_one_is_printed_as_a_config_that_repeats_it(self, capsys):
+        assert main(["presets", "cifar10"]) == 0
+        out = capsys.readouterr().out
+        assert load_preset("cifar10").notes in out
+        assert Config.from_dict(json.loads(out[out.index("\n{\n") :])) == load_preset("cifar10")
+
+
+class TestProgram:
+    def test_interrupt_is_one_line(self, capsys):
+        def interrupted():
+            raise KeyboardInterrupt
+
+        assert run_program(interrupted) == 130
+        assert capsys.readouterr().err == "error: interrupted\n"
+
+    def test_reader_that_goes_away_is_no_error(self):
+        shell = f"set -o pipefail; '{sys.executable}' -m tfdecouple presets | head -n 1"
+        ended = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+        assert ended.stderr == ""
+        assert ended.returncode in (0, 141)
+        assert ended.stdout.startswith("quickstart")
+
+    @pytest.mark.slow
+    def test_short_run_says_nothing_on_standard_error(self, image_folder, tmp_path):
+        write_json(tmp_path / "config.json", run_config(image_folder, steps=2).to_dict())
+        arguments = ["train.py", "--config", tmp_path / "config.json", "--workdir", tmp_path / "run"]
+        ended = program(*arguments)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert "step 2: validation" in ended.stdout
+        assert "test: " in ended.stdout
+        assert f"tfdecouple.load_model('{tmp_path / 'run'}')" in ended.stdout
+
+    @pytest.mark.slow
+    def test_two_devices_train_as_one(self, image_folder, finished_run, tmp_path):
+        write_json(tmp_path / "config.json", run_config(image_folder).to_dict())
+        arguments = ["train.py", "--config", tmp_path / "config.json", "--workdir", tmp_path / "run"]
+        ended = program(*arguments, "--devices", 2)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert "2 CPUs" in ended.stdout
+        ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (tmp_path / "run", finished_run))
+        assert ours["test"]["images"] == theirs["test"]["images"]
+        assert ours["test"]["bits_per_dim"] == pytest.approx(theirs["test"]["bits_per_dim"], abs=1e-3)
+
+    def test_devices_that_do_not_divide_the_batch_are_refused_in_one_line(self, image_folder, tmp_path):
+        write_json(tmp_path / "config.json", run_config(image_folder).to_dict())
+        ended = program("train.py", "--config", tmp_path / "config.json", "--workdir", tmp_path / "run", "--devices", 3)
+        assert ended.returncode == 2
+        # Nor has TensorFlow, which has started by now, anything to say.
+        assert ended.stderr.count("\n") == 1
+        assert "training.batch_size is 8, no multiple of the 3 devices" in ended.stderr

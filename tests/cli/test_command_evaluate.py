@@ -1,0 +1,408 @@
+"""`python -m tfdecouple evaluate`: what it prints, writes down and refuses."""
+
+import argparse
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.densities import counted_batches
+from helpers.models import SMALL, give_effect, let_z_show, random_images
+from helpers.places import PATIENCE, user_environment
+from helpers.runs import write_run
+
+from tfdecouple.cli import evaluate
+from tfdecouple.cli.opening import drawn_indices
+from tfdecouple.config import DataConfig, TrainingConfig
+from tfdecouple.data import open_source
+from tfdecouple.metrics import Evaluator, inception, progress
+from tfdecouple.metrics.progress import Counter, TimeLeft
+from tfdecouple.model import DecoupledModel
+from tfdecouple.runs import load_model
+from tfdecouple.runtime.process import run_program
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+
+def make_run(folder, images, **changes):
+    keras.utils.set_random_seed(3)
+    model = DecoupledModel(dataclasses.replace(SMALL, **changes))
+    model.initialize(random_images(16))
+    data = DataConfig(source=f"folder:{images}")
+    return write_run(folder, let_z_show(give_effect(model)), data=data, training=TrainingConfig(ema_decay=0.5))
+
+
+@pytest.fixture(scope="module")
+def made_run(image_folder, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "made", image_folder)
+
+
+def parsed(*arguments):
+    parser = argparse.ArgumentParser()
+    evaluate.add_parser(parser.add_subparsers(dest="command"))
+    return parser.parse_args(["evaluate", *map(str, arguments)])
+
+
+def command(*arguments):
+    return run_program(lambda: evaluate.run(parsed(*arguments)))
+
+
+def refused(capsys, *arguments):
+    """Runs a command that must end with status 2 and one line on standard error, and returns the line."""
+    assert command(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+def read(folder, name):
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def known(made_run, image_folder):
+    """Bits/dim of the test images by the evaluator, seed 4."""
+    source = open_source(DataConfig(source=f"folder:{image_folder}"), 8)
+    images = next(source.examples("test").batch(5).as_numpy_iterator())["image"]
+    return Evaluator(load_model(made_run))(counted_batches(images, 5), seed=4)
+
+
+class TestBitsPerDim:
+    def test_table_and_file_give_the_figure_of_the_evaluator(self, made_run, tmp_path, capsys, known, monkeypatch):
+        monkeypatch.setattr(progress, "_FIRST", 60.0)
+        assert command("--run", made_run, "--seed", 4, "--batch-size", 2, "--out", tmp_path) == 0
+        values = read(tmp_path, "bits_per_dim-test")
+        assert values["bits_per_dim"] == pytest.approx(known.bits_per_dim, rel=1e-6)
+        assert values["standard_error"] == pytest.approx(known.standard_error, rel=1e-5)
+        assert values["reconstruction"]["mean"] == pytest.approx(known.reconstruction, rel=1e-6)
+        out, err = capsys.readouterr()
+        assert f"{known.bits_per_dim:.4f} ± {known.standard_error:.4f} bits/dim: ELBO" in out
+        assert f"results: {tmp_path}" in out
+        # Quick work has no progress to report.
+        assert err == ""
+
+    def test_file_says_what_was_measured(self, made_run, image_folder, tmp_path):
+        assert (
+            command("--run", made_run, "--split", "validation", "--images", 4, "--samples", 2, "--out", tmp_path) == 0
+        )
+        values = read(tmp_path, "bits_per_dim-validation")
+        source = open_source(DataConfig(source=f"folder:{image_folder}"), 8)
+        expected = {
+            "command": "evaluate",
+            "run": str(made_run),
+            "step": 1,
+            "averaged_weights": True,
+            "data": source.title,
+            "source": f"folder:{image_folder}",
+            "seed": 0,
+            "split": "validation",
+            "split_description": source.descriptions["validation"],
+            "split_images": 6,
+            "images": 4,
+            "bound": "ELBO",
+            "k": 2,
+        }
+        assert {name: values[name] for name in expected} == expected
+        # Only test images are counted.
+        assert "looks_at_test" not in values and not (tmp_path / "looks.json").exists()
+
+    def test_drawn_images_get_the_figures_that_they_have_among_all(self, made_run, image_folder, tmp_path, known):
+        assert command("--run", made_run, "--images", 3, "--batch-size", 2, "--seed", 4, "--out", tmp_path) == 0
+        source = open_source(DataConfig(source=f"folder:{image_folder}"), 8)
+        drawn = np.sort(drawn_indices(source, "test", 3, 4))
+        assert drawn.tolist() != [0, 1, 2]
+        every = next(source.examples("test").batch(5).as_numpy_iterator())
+        batch = {name: every[name][drawn] for name in ("image", "index")} | {"weight": np.ones(3, np.float32)}
+        expected = Evaluator(load_model(made_run))(tf.data.Dataset.from_tensors(batch), seed=4)
+        values = read(tmp_path, "bits_per_dim-test")
+        assert values["images"] == 3 and values["split_images"] == 5
+        assert values["bits_per_dim"] == pytest.approx(expected.bits_per_dim, rel=1e-6)
+        assert values["bits_per_dim"] != pytest.approx(known.bits_per_dim, rel=1e-6)
+
+    def test_results_go_into_the_run_folder(self, image_folder, tmp_path):
+        run = make_run(tmp_path / "run", image_folder)
+        assert command("--run", run, "--images", 2) == 0
+        names = {path.name for path in (run / "evaluation").iterdir() if not path.name.startswith(".")}
+        assert names == {"bits_per_dim-test.json", "looks.json"}
+
+    def test_other_data_than_those_of_the_run(self, made_run, image_folder, tmp_path):
+        for split in ("train", "validation", "test"):
+            (tmp_path / "data" / split).mkdir(parents=True)
+            for number in range(6):
+                file = image_folder / "validation" / f"{number}.png"
+                (tmp_path / "data" / split / f"{number}.png").write_bytes(file.read_bytes())
+        assert command("--run", made_run, "--data", f"folder:{tmp_path / 'data'}", "--out", tmp_path) == 0
+        values = read(tmp_path, "bits_per_dim-test")
+        assert values["images"] == 6 and values["source"] == f"folder:{tmp_path / 'data'}"
+        # The same images, in the same places, in the run's own data.
+        assert command("--run", made_run, "--split", "validation", "--out", tmp_path) == 0
+        assert read(tmp_path, "bits_per_dim-validation")["bits_per_dim"] == pytest.approx(values["bits_per_dim"])
+
+
+class TestLooks:
+    def test_looks_at_test_images_are_counted_by_data(self, made_run, tmp_path, capsys):
+        for _ in range(2):
+            assert command("--run", made_run, "--images", 1, "--out", tmp_path) == 0
+        assert command("--run", made_run, "--split", "train", "--images", 1, "--out", tmp_path) == 0
+        assert list(read(tmp_path, "looks").values()) == [2]
+        assert read(tmp_path, "bits_per_dim-test")["looks_at_test"] == 2
+        out = capsys.readouterr().out
+        assert "looked at for the first time" in out and "looked at 2 times" in out
+
+    def test_other_data_have_their_own_count(self, made_run, tmp_path):
+        (tmp_path / "looks.json").write_text('{"other data": 7}')
+        assert command("--run", made_run, "--images", 1, "--out", tmp_path) == 0
+        looks = read(tmp_path, "looks")
+        assert looks.pop("other data") == 7 and list(looks.values()) == [1]
+
+    @pytest.mark.parametrize("content", ["{", "[]", '"text"'])
+    def test_damaged_count_is_refused(self, made_run, tmp_path, capsys, content):
+        (tmp_path / "looks.json").write_text(content)
+        assert "is no count of looks" in refused(capsys, "--run", made_run, "--images", 1, "--out", tmp_path)
+
+
+class TestMore:
+    def test_importance_weighted_bound(self, made_run, tmp_path, capsys):
+        assert command("--run", made_run, "--importance", 8, "--out", tmp_path) == 0
+        values = read(tmp_path, "importance-test")
+        assert values["bound"] == "importance-weighted" and values["k"] == 8 and values["images"] == 5
+        assert values["gain"]["mean"] > 0 and 1 <= values["effective_draws"] <= 8
+        assert f"{values['bits_per_dim']:.4f}" in capsys.readouterr().out
+
+    def test_few_images_fill_a_batch_with_draws_and_get_the_same_figure(self, made_run, tmp_path):
+        figures = []
+        for size in (1, 16):
+            more = ["--images", 2, "--importance", 5, "--batch-size", size, "--out", tmp_path]
+            assert command("--run", made_run, *more) == 0
+            figures.append(read(tmp_path, "importance-test"))
+        assert figures[0]["bits_per_dim"] == pytest.approx(figures[1]["bits_per_dim"], rel=1e-6)
+        assert figures[0]["effective_draws"] == pytest.approx(figures[1]["effective_draws"], rel=1e-3)
+
+    def test_use_of_z(self, made_run, tmp_path, capsys):
+        assert command("--run", made_run, "--latent-use", "--seed", 4, "--out", tmp_path) == 0
+        values = read(tmp_path, "latent_use-test")
+        assert values["images"] == 5 and values["prior"] == "flow" and values["seed"] == 4
+        assert len(values["information"]) == 4
+        assert values["bits_per_dim"]["mean"] == pytest.approx(
+            read(tmp_path, "bits_per_dim-test")["bits_per_dim"], rel=1e-6
+        )
+        out = capsys.readouterr().out
+        assert f"active units         {values['active_units']} of 4" in out
+        assert f"{values['shuffling_costs']['mean']:.4f} ± " in out
+
+    def test_single_image_has_no_error_and_its_file_is_json(self, made_run, tmp_path, capsys):
+        assert command("--run", made_run, "--images", 1, "--out", tmp_path) == 0
+        text = (tmp_path / "bits_per_dim-test.json").read_text()
+        assert "NaN" not in text and json.loads(text)["standard_error"] is None
+        assert "±" not in capsys.readouterr().out
+
+    def test_probe_and_frechet_get_what_they_need(self, made_run, tmp_path, monkeypatch, capsys):
+        calls = {}
+
+        def report(name):
+            def called(model, source, *more, **options):
+                calls[name] = (model, source, more, options)
+                return {"figure": 0.5, "text": [f"{name} says this", "and that"]}
+
+            return called
+
+        modules = {"probe": "linear_probe", "frechet": "frechet_report"}
+        for module, function in modules.items():
+            monkeypatch.setitem(
+                sys.modules, f"tfdecouple.metrics.{module}", SimpleNamespace(**{function: report(module)})
+            )
+        extractor = tmp_path / "extractor.onnx"
+        extractor.touch()
+        more = ["--probe", "--probe-images", 12, "--frechet", extractor, "--frechet-images", 7, "--temperature", 0.5]
+        how = ["--split", "validation", "--seed", 9, "--batch-size", 3, "--out", tmp_path]
+        assert command("--run", made_run, *more, *how) == 0
+
+        model, source, rest, options = calls["probe"]
+        assert isinstance(model, DecoupledModel) and source.sizes["train"] == 20 and rest == ()
+        assert options.pop("say") is not None
+        assert options == {"train_images": 12, "test_images": 5, "seed": 9, "batch_size": 3}
+        *_, rest, options = calls["frechet"]
+        assert rest == (extractor,) and options.pop("say") is not None
+        # There are no more than 5 test images to compare with.
+        assert options == {"count": 7, "reference": 5, "temperature": 0.5, "seed": 9, "batch_size": 3, "trust": False}
+        out = capsys.readouterr().out
+        for name in modules:
+            assert f"{name} says this\nand that\n" in out
+            values = read(tmp_path, name)
+            assert values["figure"] == 0.5 and "text" not in values and values["step"] == 1
+            # Both look at test images, whatever the split.
+            assert values["looks_at_test"] == 1
+
+    @pytest.mark.parametrize(
+        ("arguments", "images", "values", "train", "test"),
+        [
+            ([], 10_000, 2**26, 20, 5),
+            ([], 12, 2**26, 12, 5),
+            ([], 10_000, 192 * 4, 4, 4),
+            (["--images", 3], 10_000, 2**26, 10, 3),
+            (["--images", 14], 10_000, 2**26, 14, 5),
+            (["--images", 3, "--probe-images", 17], 10_000, 2**26, 17, 3),
+        ],
+    )
+    def test_bounds_of_the_probe(self, made_run, tmp_path, monkeypatch, arguments, images, values, train, test):
+        calls = []
+
+        def probed(model, source, *, train_images, test_images, **rest):
+            calls.append((train_images, test_images))
+            return {"text": []}
+
+        monkeypatch.setitem(sys.modules, "tfdecouple.metrics.probe", SimpleNamespace(linear_probe=probed))
+        monkeypatch.setattr(evaluate, "_PROBE_IMAGES", images)
+        monkeypatch.setattr(evaluate, "_PROBE_VALUES", values)
+        # Bits/dim of one image: it is not what is looked at.
+        monkeypatch.setattr(evaluate._Evaluation, "_bound", lambda self, bound, k: SimpleNamespace(to_dict=dict))
+        monkeypatch.setattr(evaluate, "_bound_lines", lambda bound: [])
+        assert command("--run", made_run, "--probe", "--out", tmp_path, *arguments) == 0
+        assert calls == [(train, test)]
+
+    def test_network_of_fid_is_found_and_fetched_where_asked(self, made_run, tmp_path, monkeypatch):
+        calls = []
+
+        def find(download, say):
+            calls.append(download)
+            return tmp_path / "the network"
+
+        def report(model, source, extractor, **options):
+            calls.append(extractor)
+            return {"text": "FID"}
+
+        monkeypatch.setattr(inception, "find_inception", find)
+        monkeypatch.setitem(sys.modules, "tfdecouple.metrics.frechet", SimpleNamespace(frechet_report=report))
+        for more in ((), ("--download",)):
+            assert command("--run", made_run, "--frechet", "inception", "--images", 1, "--out", tmp_path, *more) == 0
+        assert calls == [False, tmp_path / "the network", True, tmp_path / "the network"]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--images", -1], "--images is -1; it must be at least 0"),
+            (["--samples", 0], "--samples is 0; it must be at least 1"),
+            (["--importance", -3], "--importance is -3; it must be at least 0"),
+            (["--batch-size", 0], "--batch-size is 0; it must be at least 1"),
+            (["--frechet-images", 1], "--frechet-images is 1; it must be at least 2"),
+            (["--probe-images", -1], "--probe-images is -1"),
+            (["--seed", -1], "--seed is -1"),
+            (["--seed", 2**31], "--seed is 2147483648; it must be below 2**31"),
+            (["--temperature", "nan"], "--temperature is nan"),
+            (["--frechet", "no/such.onnx"], "there is no file no/such.onnx"),
+            (["--split", "tset"], "there is no split 'tset'; use one of train, validation, test"),
+            (["--data", "cifar11"], "there is no data.source 'cifar11'"),
+            (["--data", "folder:no/such"], "no/such"),
+        ],
+    )
+    def test_mistake_is_one_line(self, made_run, capsys, tmp_path, arguments, message):
+        assert message in refused(capsys, "--run", made_run, "--out", tmp_path / "out", *arguments)
+
+    def test_missing_network_of_fid_is_told_before_anything_is_measured(self, made_run, capsys, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr(inception, "_require_torch", lambda file_name: None)
+        message = refused(capsys, "--run", made_run, "--out", tmp_path / "out", "--frechet", "inception")
+        for part in (str(tmp_path / "cache"), "--download", inception.URL, inception.SHA256):
+            assert part in message
+        assert list(tmp_path.iterdir()) == []
+        assert not (tmp_path / "out").exists()
+
+    def test_folder_that_is_no_run(self, tmp_path, capsys):
+        assert "there is no run folder" in refused(capsys, "--run", tmp_path / "none")
+        assert "is no run folder" in refused(capsys, "--run", tmp_path)
+
+    def test_run_without_a_checkpoint(self, made_run, tmp_path, capsys):
+        (tmp_path / "config.json").write_text((made_run / "config.json").read_text())
+        assert "holds no checkpoint yet" in refused(capsys, "--run", tmp_path)
+
+    def test_use_of_z_of_a_model_without_z(self, image_folder, tmp_path, capsys):
+        run = make_run(tmp_path / "run", image_folder, conditioning="none")
+        assert "has no z" in refused(capsys, "--run", run, "--latent-use")
+        # Its bits/dim can be had.
+        assert command("--run", run, "--importance", 2) == 0
+        assert read(run / "evaluation", "importance-test")["kl"]["mean"] == 0
+
+    def test_folder_that_cannot_be_written(self, made_run, tmp_path, capsys):
+        (tmp_path / "file").touch()
+        error = refused(capsys, "--run", made_run, "--images", 1, "--out", tmp_path / "file" / "out")
+        assert "cannot write to the folder" in error and "--out" in error
+
+
+class TestHelp:
+    def test_needs_no_tensorflow(self):
+        code = (
+            "import argparse, sys\nfrom tfdecouple.cli import evaluate\n"
+            "parser = argparse.ArgumentParser()\nevaluate.add_parser(parser.add_subparsers())\n"
+            "try:\n    parser.parse_args(['evaluate', '--help'])\nexcept SystemExit:\n"
+            "    assert not {'tensorflow', 'keras', 'numpy'} & set(sys.modules)\n"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", code], env=user_environment(), capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert "--importance" in ended.stdout and "--latent-use" in ended.stdout
+        assert max(map(len, ended.stdout.splitlines())) <= 110
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class TestProgress:
+    def test_plain_lines_come_after_some_seconds_and_not_too_often(self, monkeypatch):
+        now = [100.0]
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        file = io.StringIO()
+        with Counter("counting", 50, file) as counter:
+            for done, time in [(10, 104), (20, 106), (30, 115), (40, 122), (50, 123)]:
+                now[0] = time
+                counter(done)
+        assert file.getvalue().splitlines() == [
+            "counting: 20 of 50 images, 5 images/s, 6 s left",
+            "counting: 40 of 50 images, 1.67 images/s, 6 s left",
+        ]
+
+    def test_what_came_before_is_not_of_this_speed(self, monkeypatch):
+        now = [100.0]
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        file = io.StringIO()
+        with Counter("counting", 100_000, file, before=50_000) as counter:
+            now[0] = 190
+            counter(50_100)
+            now[0] = 205
+            counter(50_250)
+        assert file.getvalue().splitlines() == [
+            "counting: 50100 of 100000 images",
+            "counting: 50250 of 100000 images, 10 images/s, 1 h 23 min left",
+        ]
+
+    def test_time_left_is_said_now_and_then(self, monkeypatch):
+        now = [100.0]
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        left = TimeLeft(80)
+        said = []
+        for done, time in [(0, 130), (1, 105), (20, 116), (21, 117), (40, 140), (80, 180)]:
+            now[0] = time
+            said.append(left.due(done))
+        assert said == [None, None, "about 48 s left", None, "about 40 s left", None]
+        left.shift(40)
+        now[0] = 200
+        assert left.due(60) == "about 20 s left"
+
+    def test_terminal_gets_a_bar_that_goes_away(self):
+        file = Terminal()
+        with Counter("counting", 50, file) as counter:
+            counter(20)
+            counter(50)
+        assert "counting" in file.getvalue() and "/50" in file.getvalue()
+        assert "\n" not in file.getvalue()

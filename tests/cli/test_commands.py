@@ -1,0 +1,585 @@
+"""The commands about a run: that pictures and figures beside them say the same, and what they refuse."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import SMALL, give_effect, random_images
+from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.refusals import refused
+from helpers.runs import run_config, write_run
+from PIL import Image
+
+from tfdecouple.cli import main
+from tfdecouple.cli.opening import drawn_indices, pair_up
+from tfdecouple.config import DataConfig
+from tfdecouple.data import Source, chosen_batches, open_source
+from tfdecouple.data.image_file import read_image
+from tfdecouple.data.records import RecordSplit
+from tfdecouple.errors import DataError
+from tfdecouple.metrics.neighbours import NearestNeighbours
+from tfdecouple.model import DecoupledModel
+from tfdecouple.runs import load_model
+from tfdecouple.storage.files import write_text
+from tfdecouple.visualization.grids import grid, in_rows
+from tfdecouple.visualization.plots import Curves, curves_figure, projection_figure
+from tfdecouple.visualization.projection import principal_components, t_sne
+
+# Of the pictures: side of an image, and what their documentation says of gaps.
+SIDE, GAP, LINE = 8, 2, 18
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A folder with two labels: 12 images for training, 4 for validation and 8 for test."""
+    folder = tmp_path_factory.mktemp("labelled")
+    images = iter(random_images(24, seed=9))
+    for split, count in {"train": 6, "validation": 2, "test": 4}.items():
+        for label in ("bright", "dark"):
+            (folder / split / label).mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(next(images)).save(folder / split / label / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(finished_run):
+    """The model of `finished_run`."""
+    return load_model(finished_run)
+
+
+@pytest.fixture(scope="module")
+def run_without_z(image_folder, tmp_path_factory):
+    """A run folder of a model without z, which sees 5 bits of each colour."""
+    model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none", n_bits=5))
+    model.initialize(random_images(16))
+    folder = tmp_path_factory.mktemp("without") / "z"
+    return write_run(folder, give_effect(model), data=DataConfig(source=f"folder:{image_folder}"))
+
+
+class Shown:
+    """A picture that a command wrote, and the facts beside it.
+
+    Args:
+        folder: where it is.
+        name: of the files.
+        rows: of images.
+        columns: of images.
+        group: rows and columns to a group, 0 for none.
+        header: height of the labels of the columns.
+        width: about which the picture is wide.
+    """
+
+    def __init__(self, folder, name, rows, columns, group=(0, 0), header=0, width=800):
+        self.facts = json.loads((folder / f"{name}.json").read_text())
+        self._side = SIDE * (width // (columns * (SIDE + GAP)))
+        self._group = group
+        self._header = header
+        with Image.open(folder / f"{name}.png") as picture:
+            assert picture.format == "PNG" and picture.mode == "RGB"
+            self.pixels = np.asarray(picture)
+        right = self._start(columns - 1, group[1]) + self._side + GAP
+        bottom = self._start(rows - 1, group[0]) + self._side + GAP
+        # What is left over is for the labels of the rows, and for whole lines of the caption.
+        self._margin = self.pixels.shape[1] - right
+        assert 0 <= self._margin < 60
+        lines, rest = divmod(self.pixels.shape[0] - header - bottom - 6, LINE)
+        assert 1 <= lines <= 8 and rest == 0
+        assert (self.pixels[header + bottom :] < 100).any(), "there is no caption"
+
+    def _start(self, index, together):
+        return GAP + index * (self._side + GAP) + (index // together * 3 * GAP if together else 0)
+
+    def tile(self, row, column):
+        """The image at a place."""
+        left = self._margin + self._start(column, self._group[1])
+        top = self._header + self._start(row, self._group[0])
+        step = self._side // SIDE
+        return self.pixels[top : top + self._side : step, left : left + self._side : step]
+
+
+def command(*arguments):
+    """Runs a command that must end well."""
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+def files_of(folder, split):
+    """The images of a split in the source's order."""
+    paths = sorted((folder / split).rglob("*.png"), key=lambda path: path.relative_to(folder / split).as_posix())
+    return np.stack([np.asarray(Image.open(path)) for path in paths])
+
+
+class TestSample:
+    def test_shows_the_model_s_samples_at_each_temperature(self, finished_run, model, tmp_path, capsys):
+        command(
+            "sample", "--run", finished_run, "--out", tmp_path, "--temperatures", 0.5, 1, "--count", 12, "--seed", 3
+        )
+        shown = Shown(tmp_path, "sample", rows=4, columns=10, group=(2, 0))
+        for band, temperature in enumerate((0.5, 1.0)):
+            samples = np.asarray(model.sample(12, temperature, seed=3))
+            np.testing.assert_array_equal(shown.tile(2 * band, 9), samples[9])
+            np.testing.assert_array_equal(shown.tile(2 * band + 1, 1), samples[11])
+            assert (shown.tile(2 * band + 1, 2) == 255).all()
+        expected = {"run": str(finished_run), "averaged": True, "seed": 3, "count": 12, "temperatures": [0.5, 1.0]}
+        assert expected.items() <= shown.facts.items()
+        assert shown.facts["step"] in (5, 10)
+        assert capsys.readouterr().out.startswith(f"{tmp_path / 'sample.png'}: 12 samples")
+
+    def test_run_that_still_trains_and_the_default_folder(self, finished_run, tmp_path):
+        run = tmp_path / "run"
+        # Before the first evaluation there is no best checkpoint, and the averages are beside the weights.
+        shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("best-*", "summary.json"))
+        command("sample", "--run", run, "--count", 4, "--temperatures", 1)
+        assert {path.name for path in (run / "pictures").iterdir()} == {"sample.png", "sample.json"}
+        shown = Shown(run / "pictures", "sample", rows=1, columns=4)
+        assert (shown.facts["step"], shown.facts["averaged"]) == (10, True)
+        samples = np.asarray(load_model(run).sample(4, 1.0, seed=0))
+        for column in range(4):
+            np.testing.assert_array_equal(shown.tile(0, column), samples[column])
+
+
+class TestReconstruct:
+    def test_all_images_come_back_and_are_counted(self, finished_run, image_folder, tmp_path):
+        command("reconstruct", "--run", finished_run, "--out", tmp_path)
+        shown = Shown(tmp_path, "reconstruct", rows=2, columns=5, group=(2, 0))
+        images = files_of(image_folder, "test")
+        assert sorted(shown.facts["indices"]) == list(range(5))
+        for column, index in enumerate(shown.facts["indices"]):
+            np.testing.assert_array_equal(shown.tile(0, column), images[index])
+            np.testing.assert_array_equal(shown.tile(1, column), images[index])
+        expected = {"exact": 5, "count": 5, "split": "test", "data": f"images in {image_folder}", "labels": [None] * 5}
+        assert expected.items() <= shown.facts.items()
+
+    def test_an_image_that_does_not_come_back_is_not_counted(self, finished_run, tmp_path, monkeypatch, capsys):
+        decode = DecoupledModel.decode
+
+        def lossy(self, z, v):
+            images = np.array(decode(self, z, v))
+            images[1] ^= 1
+            return images
+
+        monkeypatch.setattr(DecoupledModel, "decode", lossy)
+        command("reconstruct", "--run", finished_run, "--out", tmp_path, "--split", "validation", "--count", 3)
+        shown = Shown(tmp_path, "reconstruct", rows=2, columns=3, group=(2, 0))
+        same = [np.array_equal(shown.tile(0, column), shown.tile(1, column)) for column in range(3)]
+        assert same == [True, False, True]
+        assert shown.facts["exact"] == 2
+        assert "2 of 3 images come back" in capsys.readouterr().out
+
+    def test_images_of_5_bits_are_compared_as_the_model_sees_them(self, run_without_z, image_folder, tmp_path):
+        command("reconstruct", "--run", run_without_z, "--out", tmp_path, "--count", 4)
+        shown = Shown(tmp_path, "reconstruct", rows=2, columns=4, group=(2, 0))
+        assert shown.facts["exact"] == 4 and shown.facts["averaged"] is False
+        image = files_of(image_folder, "test")[shown.facts["indices"][2]]
+        np.testing.assert_array_equal(shown.tile(0, 2), image & 0b11111000)
+
+    def test_seed_chooses_the_images(self, finished_run, image_folder, tmp_path):
+        source = open_source(DataConfig(source=f"folder:{image_folder}"), SIDE)
+        chosen = [drawn_indices(source, "train", 5, seed).tolist() for seed in (0, 1, 1)]
+        assert chosen[0] != chosen[1] == chosen[2]
+        arguments = ["--split", "train", "--count", 5, "--seed", 1]
+        command("reconstruct", "--run", finished_run, "--out", tmp_path, *arguments)
+        assert json.loads((tmp_path / "reconstruct.json").read_text())["indices"] == chosen[1]
+
+
+class TestSwitch:
+    def test_pairs_within_and_across_labels(self, finished_run, labelled, model, tmp_path):
+        command("switch", "--run", finished_run, "--out", tmp_path, "--data", f"folder:{labelled}", "--count", 3)
+        images = files_of(labelled, "test")
+        for how in ("within", "across"):
+            shown = Shown(tmp_path, f"switch-{how}", rows=2, columns=6, group=(2, 2))
+            first, second = shown.facts["first"], shown.facts["second"]
+            assert shown.facts["pairing"] == how and shown.facts["count"] == 3
+            assert len({*first["indices"], *second["indices"]}) == 6
+            names = [("bright", "dark")[index >= 4] for index in first["indices"]]
+            assert first["labels"] == names
+            assert [a == b for a, b in zip(names, second["labels"], strict=True)] == [how == "within"] * 3
+            a, b = images[first["indices"]], images[second["indices"]]
+            ab, ba = (np.asarray(switched) for switched in model.switch(a, b))
+            for pair in range(3):
+                for place, expected in {(0, 0): a, (0, 1): ba, (1, 0): b, (1, 1): ab}.items():
+                    tile = shown.tile(place[0], 2 * pair + place[1])
+                    np.testing.assert_array_equal(tile, expected[pair], err_msg=f"{how} {pair} {place}")
+
+    def test_images_without_labels_are_paired_at_will(self, finished_run, tmp_path):
+        command("switch", "--run", finished_run, "--out", tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {"switch-any.png", "switch-any.json"}
+        # Of five images two pairs.
+        assert Shown(tmp_path, "switch-any", rows=2, columns=4, group=(2, 2)).facts["count"] == 2
+
+    def test_own_images_of_any_size(self, finished_run, model, tmp_path):
+        paths = []
+        for number, (height, width, mode) in enumerate(
+            [(20, 13, "RGB"), (8, 8, "RGB"), (9, 40, "L"), (64, 64, "RGBA")]
+        ):
+            pixels = np.random.default_rng(number).integers(0, 256, (height, width, 4), np.uint8)
+            paths.append(tmp_path / f"{number}.png")
+            Image.fromarray(pixels, "RGBA").convert(mode).save(paths[-1])
+        command("switch", "--run", finished_run, "--out", tmp_path, "--pairs", *paths)
+        shown = Shown(tmp_path, "switch-pairs", rows=2, columns=4, group=(2, 2))
+        assert shown.facts["first"] == {"files": [str(paths[0]), str(paths[2])]}
+        assert shown.facts["second"] == {"files": [str(paths[1]), str(paths[3])]}
+        images = np.stack([read_image(path, SIDE, 0) for path in paths])
+        ab, _ = model.switch(images[::2], images[1::2])
+        for pair in range(2):
+            np.testing.assert_array_equal(shown.tile(0, 2 * pair), images[2 * pair])
+            np.testing.assert_array_equal(shown.tile(1, 2 * pair), images[2 * pair + 1])
+            np.testing.assert_array_equal(shown.tile(1, 2 * pair + 1), ab[pair])
+
+
+class TestPairUp:
+    LABELS = np.array([0, 0, 0, 1, 1, 2, -1, 2, 0])
+
+    def test_within_takes_turns_among_the_labels(self):
+        pairs = pair_up(self.LABELS, "within", 3)
+        assert pairs.tolist() == [[0, 1], [3, 4], [5, 7]]
+        assert pair_up(self.LABELS, "within", 99).tolist() == [*pairs.tolist(), [2, 8]]
+
+    def test_across_has_two_labels_and_each_image_once(self):
+        pairs = pair_up(self.LABELS, "across", 99)
+        assert len(pairs) >= 3 and len(set(pairs.ravel().tolist())) == pairs.size
+        assert (self.LABELS[pairs] >= 0).all() and (self.LABELS[pairs[:, 0]] != self.LABELS[pairs[:, 1]]).all()
+        assert len(pair_up(self.LABELS, "across", 2)) == 2
+
+    def test_any_uses_all_but_an_odd_one(self):
+        assert pair_up(self.LABELS, "any", 99).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+    def test_without_labels_there_is_no_pair(self):
+        assert pair_up(np.full(4, -1), "within", 5).shape == pair_up(np.full(4, -1), "across", 5).shape == (0, 2)
+
+
+class TestInterpolate:
+    def test_has_the_images_in_its_corners(self, finished_run, image_folder, model, tmp_path):
+        command("interpolate", "--run", finished_run, "--out", tmp_path, "--steps", 3, "--count", 2)
+        shown = Shown(tmp_path, "interpolate", rows=6, columns=3, group=(3, 0), header=LINE)
+        assert shown.facts["places"] == [0, 0.5, 1]
+        images = files_of(image_folder, "test")
+        for pair in range(2):
+            a, b = (images[shown.facts[which]["indices"][pair]] for which in ("first", "second"))
+            np.testing.assert_array_equal(shown.tile(3 * pair, 0), a)
+            np.testing.assert_array_equal(shown.tile(3 * pair + 2, 2), b)
+            # z goes down, v to the right.
+            z_of_b = model.decode(model.encode(b[None]).z, model.encode(a[None]).v)[0]
+            np.testing.assert_array_equal(shown.tile(3 * pair + 2, 0), z_of_b)
+
+    def test_model_without_z_has_one_row(self, run_without_z, image_folder, tmp_path):
+        command("interpolate", "--run", run_without_z, "--out", tmp_path, "--steps", 4)
+        shown = Shown(tmp_path, "interpolate", rows=1, columns=4, header=LINE)
+        images = files_of(image_folder, "test") & 0b11111000
+        np.testing.assert_array_equal(shown.tile(0, 0), images[shown.facts["first"]["indices"][0]])
+        np.testing.assert_array_equal(shown.tile(0, 3), images[shown.facts["second"]["indices"][0]])
+
+    def test_own_images(self, finished_run, image_folder, tmp_path):
+        paths = [image_folder / "test" / "0.png", image_folder / "test" / "1.png"]
+        command("interpolate", "--run", finished_run, "--out", tmp_path, "--steps", 2, "--pairs", *paths)
+        shown = Shown(tmp_path, "interpolate", rows=2, columns=2, header=LINE)
+        images = files_of(image_folder, "test")
+        np.testing.assert_array_equal(shown.tile(0, 0), images[0])
+        np.testing.assert_array_equal(shown.tile(1, 1), images[1])
+
+
+class TestNeighbours:
+    def test_search_over_batches_finds_what_comparing_all_finds(self):
+        rng = np.random.default_rng(0)
+        vectors, queries = rng.standard_normal((50, 2, 3)), rng.standard_normal((4, 2, 3))
+        search = NearestNeighbours(queries, 6)
+        for start in range(0, 50, 7):
+            search.add(vectors[start : start + 7], np.arange(start, min(start + 7, 50)) + 100)
+        distances = np.sqrt(((queries[:, None] - vectors[None]) ** 2).sum((2, 3)))
+        np.testing.assert_array_equal(search.indices, np.argsort(distances, 1)[:, :6] + 100)
+        np.testing.assert_allclose(search.distances, np.sort(distances, 1)[:, :6], rtol=1e-9)
+
+    def test_training_image_is_its_own_nearest_at_distance_0(self):
+        images = random_images(20, size=64)
+        search = NearestNeighbours(images[:3], 2)
+        search.add(images, np.arange(20))
+        assert search.indices[:, 0].tolist() == [0, 1, 2]
+        assert search.distances[:, 0].tolist() == [0, 0, 0] and (search.distances[:, 1] > 0).all()
+
+    def test_model_that_repeats_its_training_images_is_found_out(
+        self, finished_run, image_folder, model, tmp_path, monkeypatch
+    ):
+        images = files_of(image_folder, "train")
+        repeated = images[[4, 17]]
+        monkeypatch.setattr(DecoupledModel, "sample", lambda self, n, temperature, seed: tf.constant(repeated))
+        command("neighbours", "--run", finished_run, "--out", tmp_path, "--count", 2)
+        shown = Shown(tmp_path, "neighbours", rows=2, columns=12, group=(0, 6), header=LINE, width=1000)
+        assert shown.facts["copies"] == 2 and shown.facts["searched"] == 20 and shown.facts["split"] == "train"
+        nearest = shown.facts["nearest"]
+        z = np.asarray(model.posterior(images).mean())
+        for name, vectors in {"pixels": images.reshape(20, -1).astype(float), "z": z}.items():
+            distances = np.linalg.norm(vectors[None] - vectors[[4, 17], None], axis=2)
+            np.testing.assert_allclose(nearest[name]["distances"], np.sort(distances, 1)[:, :5], atol=1e-4)
+            assert [row[0] for row in nearest[name]["indices"]] == [4, 17]
+        for half, name in enumerate(("pixels", "z")):
+            for row in range(2):
+                np.testing.assert_array_equal(shown.tile(row, 6 * half), repeated[row])
+                for rank, index in enumerate(nearest[name]["indices"][row]):
+                    np.testing.assert_array_equal(shown.tile(row, 6 * half + 1 + rank), images[index])
+
+    def test_model_without_z_and_a_part_of_the_images(self, run_without_z, tmp_path):
+        command("neighbours", "--run", run_without_z, "--out", tmp_path, "--count", 3, "--search", 4)
+        # Four are all there are to show.
+        shown = Shown(tmp_path, "neighbours", rows=3, columns=5, group=(0, 5), header=LINE, width=1000)
+        assert set(shown.facts["nearest"]) == {"pixels"} and shown.facts["searched"] == 4
+        assert len({index for row in shown.facts["nearest"]["pixels"]["indices"] for index in row}) == 4
+
+
+class TestProject:
+    def test_principal_components(self, finished_run, labelled, model, tmp_path):
+        command("project", "--run", finished_run, "--out", tmp_path, "--data", f"folder:{labelled}", "--split", "train")
+        facts = json.loads((tmp_path / "project-pca.json").read_text())
+        with Image.open(tmp_path / "project-pca.png") as picture:
+            assert picture.format == "PNG" and picture.size == (900, 660)
+            assert len(set(picture.convert("RGB").getdata())) > 10
+        assert facts["indices"] == list(range(12)) and facts["count"] == 12
+        assert facts["labels"] == ["bright"] * 6 + ["dark"] * 6
+        points, shares = principal_components(np.asarray(model.posterior(files_of(labelled, "train")).mean()))
+        np.testing.assert_allclose(facts["points"], points, atol=1e-5)
+        np.testing.assert_allclose(facts["explained_variance"], shares, atol=1e-5)
+
+    def test_t_sne(self, finished_run, tmp_path):
+        command("project", "--run", finished_run, "--out", tmp_path, "--method", "tsne", "--count", 4)
+        facts = json.loads((tmp_path / "project-tsne.json").read_text())
+        assert np.isfinite(facts["points"]).all() and np.shape(facts["points"]) == (4, 2)
+        assert (tmp_path / "project-tsne.png").is_file()
+
+    def test_components_are_where_the_variance_is(self):
+        rng = np.random.default_rng(0)
+        codes = rng.standard_normal((500, 3)) * [1, 5, 3] + 7
+        points, shares = principal_components(codes)
+        np.testing.assert_allclose(np.abs(np.corrcoef(points.T, codes[:, 1:].T)[[0, 1], [2, 3]]), 1, atol=0.01)
+        np.testing.assert_allclose(shares, [25 / 35, 9 / 35], atol=0.05)
+        np.testing.assert_allclose(principal_components(codes[:, :1])[1], [1, 0])
+
+    def test_t_sne_keeps_clusters_together(self):
+        rng = np.random.default_rng(0)
+        codes = np.concatenate([rng.standard_normal((20, 5)), rng.standard_normal((20, 5)) + 30])
+        points = t_sne(codes, seed=0)
+        middles = points[:20].mean(0), points[20:].mean(0)
+        nearer = np.linalg.norm(points - middles[0], axis=1) < np.linalg.norm(points - middles[1], axis=1)
+        assert nearer.tolist() == [True] * 20 + [False] * 20
+        assert np.isfinite(t_sne(np.zeros((6, 3)), seed=0)).all()
+
+    def test_legend_names_frequent_labels_and_the_rest_together(self):
+        labels = np.repeat(np.arange(20), np.arange(20) + 1)
+        names = [f"label {number}" for number in range(20)]
+        points = np.random.default_rng(0).standard_normal((len(labels), 2))
+        figure = projection_figure(points, labels, names, ("x", "y"), "z", most=14)
+        texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert texts == ["other", *names[6:]]
+        seen = {(tuple(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes()) for c in figure.axes[0].collections}
+        assert len(seen) == 15, "two labels look alike"
+
+    def test_without_labels_there_is_no_legend(self):
+        figure = projection_figure(np.eye(4, 2), np.full(4, -1), (), ("x", "y"), "z")
+        assert figure.axes[0].get_legend() is None and len(figure.axes[0].collections) == 1
+
+
+class TestCurves:
+    def test_summary_is_what_the_log_says(self, finished_run, tmp_path, capsys):
+        command("curves", "--run", finished_run, "--out", tmp_path)
+        with Image.open(tmp_path / "curves.png") as picture:
+            assert picture.format == "PNG" and picture.size == (900, 660)
+        (facts,) = json.loads((tmp_path / "curves.json").read_text())["runs"]
+        rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+        for kind in ("train", "validation"):
+            values = [row["bits_per_dim"] for row in rows if row["kind"] == kind]
+            assert facts[kind]["bits_per_dim"] == {"points": len(values), "last": values[-1], "lowest": min(values)}
+        assert facts["last_step"] == 10
+        assert "to update 10" in capsys.readouterr().out
+
+    def test_run_that_still_writes_and_a_figure_that_is_not_finite(self, finished_run, tmp_path):
+        run = tmp_path / "still"
+        run.mkdir()
+        shutil.copy(finished_run / "config.json", run)
+        rows = [
+            {"step": 2, "kind": "train", "bits_per_dim": 7.0, "kl": "nan"},
+            {"step": 4, "kind": "train", "bits_per_dim": 6.0, "kl": 1.0},
+        ]
+        write_text(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "ki')
+        command("curves", "--run", run, "--run", finished_run)
+        facts = json.loads((run / "pictures" / "curves.json").read_text())["runs"]
+        assert [one["name"] for one in facts] == ["still", "run"]
+        assert facts[0]["train"] == {
+            "bits_per_dim": {"points": 2, "last": 6.0, "lowest": 6.0},
+            "kl": {"points": 1, "last": 1.0, "lowest": 1.0},
+        }
+        assert facts[0]["validation"] == {}
+
+    def test_lines_are_the_figures_and_the_legend_names_the_runs(self):
+        steps = list(range(100))
+        fall = [50.0, *(4 - step / 100 for step in steps[1:])]
+        a = Curves("a", {"bits_per_dim": (steps, fall)}, {"bits_per_dim": ([50, 99], [3.7, 3.1])})
+        b = Curves("b", {"bits_per_dim": (steps, steps), "kl": (steps, steps)}, {})
+        axes = curves_figure([a, b]).axes
+        assert [text.get_text() for text in axes[0].get_legend().get_texts()] == [
+            "a, training",
+            "a, validation",
+            "b, training",
+        ]
+        assert [list(line.get_ydata()) for line in axes[0].get_lines()] == [fall, [3.7, 3.1], steps]
+        assert [len(panel.get_lines()) for panel in axes] == [3, 1], "no run has a learning rate"
+        # One value far above all others does not press them together.
+        low, high = curves_figure([a]).axes[0].get_ylim()
+        assert low < 3.01 and 4 < high < 6
+
+
+class TestChosenBatches:
+    @staticmethod
+    def check(source, size):
+        every = next(source.examples("train").batch(size).as_numpy_iterator())
+        batches = list(chosen_batches(source, "train", np.array([9, 2, 5, 2]), batch_size=2))
+        assert [batch["index"].tolist() for batch in batches] == [[2, 5], [9]]
+        for name in ("image", "label"):
+            found = np.concatenate([batch[name] for batch in batches])
+            np.testing.assert_array_equal(found, every[name][[2, 5, 9]])
+        assert list(chosen_batches(source, "train", np.zeros(0), batch_size=2)) == []
+        with pytest.raises(DataError, match=f"there is no image {size} in train"):
+            list(chosen_batches(source, "train", np.array([0, size]), batch_size=2))
+
+    @pytest.mark.parametrize("cache_gib", [4.0, 0.0])
+    def test_of_folders_in_memory_and_on_disk(self, labelled, cache_gib):
+        self.check(open_source(DataConfig(source=f"folder:{labelled}", cache_gib=cache_gib), SIDE), 12)
+
+    def test_of_records_decodes_no_others(self):
+        decoded = []
+
+        def note(number):
+            decoded.append(int(number))
+            return np.full((SIDE, SIDE, 3), number, np.uint8)
+
+        def decode(record):
+            image = tf.numpy_function(note, [record["number"]], tf.uint8)
+            return tf.ensure_shape(image, [SIDE, SIDE, 3]), tf.cast(record["number"], tf.int32)
+
+        records = tf.data.Dataset.range(12).map(lambda number: {"number": number})
+        split = RecordSplit(12, "all", records=records, decode=decode, window=4)
+        source = Source(name="x", title="x", label_names=(), image_size=SIDE, splits={"train": split})
+        list(chosen_batches(source, "train", np.array([7, 3]), batch_size=2))
+        assert sorted(decoded) == [3, 7]
+        self.check(source, 12)
+
+
+class TestGridLabels:
+    def test_stand_beside_the_images_and_change_none(self):
+        images = random_images(6).reshape(2, 3, SIDE, SIDE, 3)
+        plain = np.asarray(grid(images))
+        labelled = np.asarray(grid(images, row_labels=["0.5", "wide label"], column_labels=["a", "b", "c"]))
+        margin, header = labelled.shape[1] - plain.shape[1], labelled.shape[0] - plain.shape[0]
+        assert margin > 40 and header == LINE
+        np.testing.assert_array_equal(labelled[header:, margin:], plain)
+        assert (labelled[:header, margin:] < 100).any() and (labelled[header:, :margin] < 100).any()
+        assert (labelled[:header, :margin] == 255).all()
+
+    def test_rows_are_filled_up_with_white(self):
+        images = random_images(5)
+        rows = in_rows(images, 3)
+        np.testing.assert_array_equal(rows.reshape(6, SIDE, SIDE, 3)[:5], images)
+        assert rows.shape == (2, 3, SIDE, SIDE, 3) and (rows[1, 2] == 255).all()
+
+
+@pytest.fixture(scope="module")
+def run_without_checkpoint(image_folder, tmp_path_factory):
+    """A run folder before its first checkpoint and its first row of figures."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    write_text(folder / "config.json", run_config(image_folder).to_json())
+    return folder
+
+
+class TestRefusals:
+    EVERY = ["sample", "reconstruct", "switch", "interpolate", "neighbours", "project", "curves"]
+
+    @pytest.mark.parametrize("name", EVERY)
+    def test_missing_run(self, capsys, tmp_path, name):
+        line = refused(capsys, lambda: main([name, "--run", str(tmp_path / "none")]))
+        assert f"there is no run folder {tmp_path / 'none'}" in line
+
+    @pytest.mark.parametrize("name", EVERY)
+    def test_run_without_checkpoint(self, capsys, run_without_checkpoint, name):
+        line = refused(capsys, lambda: main([name, "--run", str(run_without_checkpoint)]))
+        assert str(run_without_checkpoint) in line
+        assert ("no figures" if name == "curves" else "no checkpoint yet") in line
+
+    @pytest.mark.parametrize("name", ["switch", "project"])
+    def test_model_without_z(self, capsys, run_without_z, name):
+        line = refused(capsys, lambda: main([name, "--run", str(run_without_z)]))
+        assert "has no z" in line and f"{name} needs one" in line
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ("reconstruct --split tests", "there is no split 'tests'"),
+            ("neighbours --split tests", "there is no split 'tests'"),
+            ("reconstruct --count 0", "--count is 0"),
+            ("sample --seed -1", "--seed is -1"),
+            ("sample --seed 2147483648", "--seed is 2147483648"),
+            ("sample --temperatures 0.5 -1", "--temperatures has -1.0"),
+            ("sample --temperatures nan", "--temperatures has nan"),
+            ("neighbours --temperature inf", "--temperature is inf"),
+            ("neighbours --search -1", "--search is -1"),
+            ("interpolate --steps 1", "--steps is 1"),
+            ("project --method umap", "--method is 'umap'"),
+            ("project --count 3", "at least 4"),
+            ("reconstruct --data folder:/no/such/folder", "there is no folder /no/such/folder"),
+            ("reconstruct --data photograph", "did you mean photographs"),
+            ("switch --pairing like", "--pairing is 'like'"),
+            ("switch --pairing within", "has none; use --pairing any"),
+            ("switch --pairs a.png", "--pairs got 1 images"),
+            ("interpolate --pairs a.png b.png c.png", "--pairs got 3 images"),
+            ("switch --pairs a.png b.png --pairing any", "exclude each other"),
+            ("switch --pairs no.png such.png", "there is no image file no.png"),
+        ],
+    )
+    def test_mistake_in_the_arguments(self, capsys, finished_run, tmp_path, arguments, message):
+        name, *rest = arguments.split()
+        line = refused(capsys, lambda: main([name, "--run", str(finished_run), "--out", str(tmp_path / "out"), *rest]))
+        assert message in line
+        assert not (tmp_path / "out").exists()
+
+    def test_file_that_is_no_image(self, capsys, finished_run, tmp_path):
+        (tmp_path / "a.png").write_text("text")
+        paths = [str(tmp_path / "a.png")] * 2
+        line = refused(capsys, lambda: main(["switch", "--run", str(finished_run), "--pairs", *paths]))
+        assert f"cannot read the image {paths[0]}" in line and "on_bad_image" not in line
+
+    def test_folder_that_cannot_be_written(self, capsys, finished_run, tmp_path):
+        (tmp_path / "out").write_text("a file")
+        line = refused(capsys, lambda: main(["curves", "--run", str(finished_run), "--out", str(tmp_path / "out")]))
+        assert "name another folder with --out" in line
+
+
+class TestHelp:
+    EVERY = [*TestRefusals.EVERY, "encode", "encode-beam"]
+
+    def test_of_every_command_needs_no_tensorflow(self):
+        code = (
+            "import sys\nfrom tfdecouple.cli import main\n"
+            f"for name in {self.EVERY}:\n"
+            "    try:\n        main([name, '--help'])\n"
+            "    except SystemExit as end:\n        assert end.code == 0\n"
+            "print('loaded:', {'tensorflow', 'keras', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules))\n"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=user_environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert ended.stdout.endswith("loaded: set()\n")
+        for name in self.EVERY:
+            assert f"usage: python -m tfdecouple {name}" in ended.stdout
+
+    def test_lists_the_commands(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        out = capsys.readouterr().out
+        assert all(name in out for name in self.EVERY)

@@ -1,0 +1,190 @@
+"""Tests that image files of strangers start no other program, take no memory without end and keep nobody waiting."""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import struct
+import subprocess
+import threading
+import warnings
+
+import numpy as np
+import pytest
+from helpers.picture_files import claiming, load_program
+from helpers.places import ROOT
+from PIL import Image
+
+from tfdecouple.cli.opening import own_images
+from tfdecouple.config import DataConfig
+from tfdecouple.data import load_images, open_source
+from tfdecouple.data.image_file import MOST_PIXELS, read_image
+from tfdecouple.errors import DataError
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+
+# Formats that Pillow writes, and opens under any name unless told otherwise.
+OTHERS = ("EPS", "PDF", "ICO", "ICNS", "TGA", "SGI", "PCX", "DDS", "IM", "JPEG2000", "SPIDER", "PPM", "TIFF", "AVIF")
+PSD = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 8, 8, 8, 3) + bytes(4 * 3) + bytes(2 + 8 * 8 * 3)
+
+
+def written(path: pathlib.Path, content: bytes) -> str:
+    path.write_bytes(content)
+    return str(path)
+
+
+def refusal(path: str) -> str:
+    with pytest.raises(DataError) as caught:
+        read_image(path, 8, 0)
+    message = str(caught.value)
+    assert "\n" not in message and path in message
+    return message
+
+
+class TestFormats:
+    @pytest.mark.parametrize("kind", OTHERS)
+    @pytest.mark.parametrize("ending", ["png", "JPG", "webp"])
+    def test_file_is_opened_as_what_its_name_says(self, tmp_path, kind, ending, monkeypatch):
+        monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("another program was started"))
+        content = io.BytesIO()
+        try:
+            PICTURE.save(content, kind)
+        except (KeyError, OSError, ValueError) as error:
+            pytest.skip(f"this Pillow does not write {kind}: {error}")
+        assert "no image of the formats BMP" in refusal(written(tmp_path / f"x.{ending}", content.getvalue()))
+
+    @pytest.mark.parametrize("ending", ["png", "psd", "tif", "any", ""])
+    def test_photoshop_is_never_opened(self, tmp_path, ending):
+        assert "no image of the formats" in refusal(written(tmp_path / f"x.{ending}", PSD))
+
+    @pytest.mark.parametrize("ending", ["eps", "ps", "pdf", "any", "tif", "ppm"])
+    @pytest.mark.parametrize("kind", ["EPS", "PDF"])
+    def test_postscript_is_never_opened(self, tmp_path, kind, ending, monkeypatch):
+        monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("another program was started"))
+        content = io.BytesIO()
+        PICTURE.save(content, kind)
+        assert "no image of the formats" in refusal(written(tmp_path / f"x.{ending}", content.getvalue()))
+
+    @pytest.mark.parametrize(
+        ("kind", "ending"),
+        [(kind, ending) for kind in ("PNG", "WEBP", "BMP", "GIF", "JPEG") for ending in ("png", "JPEG", "any")]
+        + [("PPM", "ppm"), ("TIFF", "tiff"), ("TIFF", "TIF"), ("TIFF", "any")],
+    )
+    def test_common_formats_may_be_mistaken_for_each_other(self, tmp_path, kind, ending):
+        path = tmp_path / f"x.{ending}"
+        PICTURE.save(path, kind, **({"lossless": True} if kind == "WEBP" else {}))
+        read = read_image(str(path), 8, 0)
+        assert read.shape == (8, 8, 3)
+        if kind not in ("JPEG", "GIF"):
+            assert np.array_equal(read, np.asarray(PICTURE))
+
+
+class TestPixels:
+    @pytest.mark.parametrize(("width", "height"), [(12_000, 12_000), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])
+    def test_more_than_the_budget_are_refused_in_one_line(self, tmp_path, width, height):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            message = refusal(written(tmp_path / "x.png", claiming(width, height)))
+        assert f"more than {MOST_PIXELS:,} pixels" in message or f"more than {MOST_PIXELS:,}" in message
+
+    def test_so_many_bytes_in_memory_too(self):
+        with pytest.raises(DataError, match="more than"):
+            read_image("x.png", 8, 0, io.BytesIO(claiming(20_000, 20_000)))
+
+    def test_a_large_photograph_is_read(self, tmp_path):
+        Image.new("L", (6000, 5000)).save(tmp_path / "x.png")
+        assert read_image(str(tmp_path / "x.png"), 8, 0).shape == (8, 8, 3)
+
+
+def within_a_minute(call):
+    """Returns what a call returns or raises; fails where it does not come back."""
+    answers = []
+
+    def run() -> None:
+        try:
+            answers.append((call(), None))
+        except Exception as error:
+            answers.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert answers, "it is still waiting"
+    result, error = answers[0]
+    if error is not None:
+        raise error
+    return result
+
+
+class TestPipes:
+    @pytest.fixture
+    def pipe(self, tmp_path):
+        os.mkfifo(tmp_path / "x.png")
+        return str(tmp_path / "x.png")
+
+    def test_is_not_waited_for(self, pipe):
+        with pytest.raises(DataError, match="no regular file"):
+            within_a_minute(lambda: read_image(pipe, 8, 0))
+
+    @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/"])
+    def test_nor_is_a_device_or_a_folder(self, path):
+        with pytest.raises(DataError, match="no regular file"):
+            within_a_minute(lambda: read_image(path, 8, 0))
+
+    @pytest.mark.parametrize("cache_gib", [0.0, 1.0])
+    def test_is_skipped_among_images(self, tmp_path, cache_gib):
+        for split in ("train", "validation", "test"):
+            (tmp_path / split).mkdir()
+            for number in range(3):
+                PICTURE.save(tmp_path / split / f"{number}.png")
+        os.mkfifo(tmp_path / "train" / "1a.png")
+        (tmp_path / "train" / "1b.png").symlink_to("/dev/zero")
+        config = DataConfig(source=f"folder:{tmp_path}", cache_gib=cache_gib, on_bad_image="skip")
+        source = within_a_minute(lambda: open_source(config, 8))
+        images, _ = within_a_minute(lambda: load_images(source, "train", 3))
+        assert len(images) == 3 and np.array_equal(images[2], np.asarray(PICTURE))
+        assert source.skipped == 2
+
+    def test_is_no_image_of_the_users_own(self, pipe, tiny_run):
+        from types import SimpleNamespace
+
+        from tfdecouple.runs import load_config
+
+        run = SimpleNamespace(config=load_config(tiny_run))
+        with pytest.raises(DataError, match="no regular file"):
+            within_a_minute(lambda: own_images(run, [pipe]))
+
+
+class TestPythonClients:
+    """The examples that clients of an export start from."""
+
+    @pytest.fixture(params=["onnxruntime_python/switch.py", "tf_serving/client.py"])
+    def refuses(self, request):
+        """Returns what the example says of a file that it must refuse."""
+        module = load_program(ROOT / "examples" / request.param)
+        read = getattr(module, "read_square", None) or module.read_picture
+
+        def refuse(path: object) -> str:
+            with pytest.raises(Exception) as caught:
+                within_a_minute(lambda: read(str(path), 8))
+            return str(caught.value)
+
+        return refuse
+
+    def test_start_no_other_program(self, tmp_path, refuses, monkeypatch):
+        monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("another program was started"))
+        PICTURE.save(tmp_path / "x.eps", "EPS")
+        (tmp_path / "x.eps").rename(tmp_path / "x.png")
+        assert "image" in refuses(tmp_path / "x.png")
+
+    @pytest.mark.parametrize("side", [12_000, 20_000])
+    def test_have_a_budget_of_pixels(self, tmp_path, refuses, side):
+        (tmp_path / "x.png").write_bytes(claiming(side, side))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            assert "pixels" in refuses(tmp_path / "x.png")
+
+    def test_do_not_wait_for_a_pipe(self, tmp_path, refuses):
+        os.mkfifo(tmp_path / "x.png")
+        assert "no regular file" in refuses(tmp_path / "x.png")

@@ -1,0 +1,144 @@
+"""One way to read an image: training, commands and every client make the same pixels of the same file."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import subprocess
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import TINY, random_images
+from helpers.picture_files import SIZE, load_program, write_files
+from helpers.places import PATIENCE, ROOT, user_environment
+from PIL import Image
+
+from export.origin import Origin
+from tfdecouple.cli.opening import own_images
+from tfdecouple.config import Config, DataConfig
+from tfdecouple.data.fitting import fit, fit_image
+from tfdecouple.data.image_file import read_image
+from tfdecouple.data.tfds import decode_pixels
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, pathlib.Path]:
+    return write_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def wanted(files) -> dict[str, np.ndarray]:
+    """What training makes of the files."""
+    return {name: read_image(str(path), SIZE, 0) for name, path in files.items()}
+
+
+def assert_same(found: np.ndarray, right: np.ndarray, name: str, levels: int = 0) -> None:
+    change = np.abs(found.reshape(right.shape).astype(int) - right)
+    assert change.max() <= levels, f"{name}: {(change > 0).mean():.1%} differ, by up to {change.max()}"
+
+
+def test_the_filter_is_bilinear_with_antialiasing() -> None:
+    """By its definition, in float64 and rounded once: an independent statement of what the card promises."""
+    image = random_images(1, 61)[0]
+    for size in (7, SIZE, 90):
+        scale = len(image) / size
+        centres = (np.arange(size)[:, None] + 0.5) * scale
+        weights = np.maximum(0, 1 - np.abs(np.arange(len(image)) + 0.5 - centres) / max(scale, 1))
+        weights /= weights.sum(1, keepdims=True)
+        right = np.einsum("yi,xj,ijc->yxc", weights, weights, image.astype(np.float64))
+        # Rounded twice, a value is off by at most one half and, under weights that sum to one, one half more.
+        assert np.abs(fit_image(Image.fromarray(image), size, 0) - right).max() < 1.001
+
+
+@pytest.mark.parametrize("crop", [0, 20])
+def test_clients_in_python_read_as_training_does(files, crop) -> None:
+    switch = load_program(EXAMPLES / "onnxruntime_python" / "switch.py")
+    client = load_program(EXAMPLES / "tf_serving" / "client.py")
+    for name, path in files.items():
+        right = read_image(str(path), SIZE, crop)
+        assert_same(switch.read_square(path, SIZE, crop), right, name)
+        assert_same(client.read_picture(path, SIZE, crop), right, name)
+
+
+def test_commands_read_as_training_does(files, wanted) -> None:
+    model = types.SimpleNamespace(quantize_images=lambda pixels: pixels)
+    run = types.SimpleNamespace(model=model, config=Config(name="tiny", model=TINY, data=DataConfig(source="cifar10")))
+    images = own_images(run, [str(path) for path in files.values()]).pixels  # type: ignore[arg-type]
+    for name, pixels in zip(files, images, strict=True):
+        assert_same(pixels, wanted[name], name)
+
+
+def test_tensorflow_datasets_are_read_as_files_are(files, wanted) -> None:
+    """All but what TFDS' own features do not hold, such as palettes, and EXIF data, which it does not heed."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    colours = ("exact.png", "odd.png", "tall.png", "one.png", "photograph.jpg", "photograph_444.jpg", "progressive.jpg")
+    for names, channels in ((colours, 3), (("grey.png", "grey.jpg"), 1)):
+        feature = tfds.features.Image(shape=(None, None, channels))
+        encoded = tf.data.Dataset.from_tensor_slices([files[name].read_bytes() for name in names])
+        read = encoded.map(lambda one, feature=feature: fit(decode_pixels(one, feature), SIZE, 0), tf.data.AUTOTUNE)
+        for name, found in zip(names, read.as_numpy_iterator(), strict=True):
+            assert_same(found, wanted[name], name)
+
+
+def test_page_and_node_example_have_the_same_filter() -> None:
+    ours = (ROOT / "export" / "page" / "resize.js").read_bytes()
+    assert (EXAMPLES / "onnxruntime_node" / "resize.js").read_bytes() == ours
+
+
+@pytest.mark.parametrize(
+    ("data", "crop"), [({"source": "folder:faces", "centre_crop": 140}, 140), ({"source": "celeb_a_hq/256"}, 0)]
+)
+def test_files_say_how_an_image_is_cropped_and_resized(data, crop) -> None:
+    config = Config(name="tiny", model=TINY, data=DataConfig(**data))
+    origin = Origin("tiny", "tiny", config, step=1, averaged=False, parameters=1, data="any", bits_per_dim=None)
+    assert origin.crop == crop
+    said = origin.metadata()
+    assert "Pillow" in said["resize"] and "BILINEAR" in said["resize"]
+    assert said["crop"] == (f"centre square of {crop} pixels, or the largest" if crop else "largest centre square")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("node") is None, reason="node not installed")
+def test_the_filter_in_javascript_gives_the_very_same_bytes(tmp_path) -> None:
+    program = tmp_path / "resize.mjs"
+    shutil.copyfile(ROOT / "export" / "page" / "resize.js", tmp_path / "filter.mjs")
+    program.write_text(
+        'import { readFileSync, writeFileSync } from "node:fs";\n'
+        'import { resizeSquare } from "./filter.mjs";\n'
+        'for (const [name, side, size] of JSON.parse(readFileSync("cases.json")))\n'
+        "  writeFileSync(`${name}.out`, resizeSquare(readFileSync(name), side, size));\n"
+    )
+    rng = np.random.default_rng(0)
+    cases = [(int(side), int(size)) for side, size in rng.integers(1, 150, (60, 2))]
+    cases += [(1, 1), (32, 32), (1, 5), (5, 1), (64, 32), (2000, 32), (999, 256), (33, 32), (31, 32)]
+    right = []
+    for number, (side, size) in enumerate(cases):
+        # Values at both ends find sums that leave the range.
+        image = rng.integers(0, 256, (side, side, 3), np.uint8) if number % 2 else rng.choice([0, 255], (side, side, 3))
+        image = image.astype(np.uint8)
+        image.tofile(tmp_path / str(number))
+        right.append(fit_image(Image.fromarray(image), size, 0))
+    listed = [[str(number), side, size] for number, (side, size) in enumerate(cases)]
+    (tmp_path / "cases.json").write_text(json.dumps(listed))
+    subprocess.run(["node", program], cwd=tmp_path, check=True, timeout=PATIENCE)
+    for number, image in enumerate(right):
+        assert_same(np.fromfile(tmp_path / f"{number}.out", np.uint8), image, str(cases[number]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm not installed")
+def test_the_node_example_reads_as_training_does(files, wanted, exported, npm_example, tmp_path) -> None:
+    example = npm_example("onnxruntime_node") / "switch.mjs"
+    for name, path in files.items():
+        # An image switched with itself is the image as the example read it.
+        command = ["node", example, exported / "onnx", path, path]
+        ended = subprocess.run(
+            command, cwd=tmp_path, env=user_environment(), capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert ended.returncode == 0 and "exactly the same" in ended.stdout, f"{name}: {ended.stdout}{ended.stderr}"
+        assert_same(np.asarray(Image.open(tmp_path / "ab.png")), wanted[name], name)

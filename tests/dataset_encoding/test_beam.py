@@ -1,0 +1,186 @@
+"""The encoding as an Apache Beam pipeline, run on the local runner; needs the extra `beam`."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from helpers.models import random_images
+from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.refusals import refused
+from PIL import Image
+
+pytest.importorskip("apache_beam")
+
+from tfdecouple.cli import main
+from tfdecouple.dataset_encoding import read_codes
+from tfdecouple.dataset_encoding.worker import Images, numbered
+from tfdecouple.errors import DataError
+
+IN_MEMORY = ["--", "--runner=DirectRunner", "--direct_running_mode=in_memory"]
+TWO_WORKERS = ["--", "--runner=DirectRunner", "--direct_num_workers=2", "--direct_running_mode=multi_processing"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of 24 images of two sizes under two labels and of none, one of them damaged, and other files."""
+    folder = tmp_path_factory.mktemp("pictures")
+    small, large = iter(random_images(16)), iter(random_images(8, size=13))
+    for number in range(24):
+        place = folder / ("", "a", "b/deep")[number % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(next(large if number % 3 == 2 else small)).save(place / f"{number}.png")
+    (folder / "b" / "damaged.png").write_bytes((folder / "a" / "1.png").read_bytes()[:60])
+    (folder / "a" / "notes.txt").write_text("no image")
+    (folder / ".hidden").mkdir()
+    shutil.copy(folder / "0.png", folder / ".hidden" / "0.png")
+    return folder
+
+
+@pytest.fixture
+def encode(exported, pictures, tmp_path):
+    """Returns a function that runs the command and gives its status."""
+
+    def run(*more, model=exported, images=pictures, out=tmp_path / "codes"):
+        arguments = ["--model", model, "--images", images, "--out", out, "--batch-size", 4]
+        return main(["encode-beam", *map(str, [*arguments, *more])])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def single(tiny_run, pictures, tmp_path_factory):
+    """The codes that the command for one machine writes of the same images, by key."""
+    out = tmp_path_factory.mktemp("single") / "codes"
+    arguments = ["--run", tiny_run, "--data", f"folder:{pictures}", "--out", out, "--v", "--on-bad-image", "skip"]
+    assert main(["encode", *map(str, arguments)]) == 0
+    return read(out)
+
+
+def read(folder):
+    rows = list(read_codes(folder).as_numpy_iterator())
+    by_key = {row["key"].decode(): row for row in rows}
+    assert len(by_key) == len(rows)
+    return by_key
+
+
+def assert_same(codes, single, *fields):
+    assert codes.keys() == single.keys() and len(codes) == 24
+    for key, row in codes.items():
+        assert row["label"] == single[key]["label"]
+        assert set(row) == {"key", "label", *fields}
+        for field in fields:
+            np.testing.assert_allclose(row[field], single[key][field], atol=1e-5, err_msg=f"{field} of {key}")
+
+
+class TestPipeline:
+    @pytest.mark.parametrize("kind", ["tfrecord", "parquet"])
+    def test_codes_are_those_of_one_machine(self, encode, single, tmp_path, kind, capsys):
+        assert encode("--v", "--format", kind, "--shards", 3, *IN_MEMORY) == 0
+        assert "24 images in 3" in capsys.readouterr().out
+        out = tmp_path / "codes"
+        assert_same(read(out), single, "z", "v")
+        assert (out / "_unreadable.txt").read_text().startswith("b/damaged.png: ")
+        assert (out / "_unreadable.txt").read_text().count("\n") == 1
+        manifest = json.loads((out / "_manifest.json").read_text())
+        assert manifest["label_names"] == ["a", "b"] and manifest["complete"]
+        assert (manifest["totals"]["images"], manifest["totals"]["skipped"]) == (24, 1)
+        assert {"run": "tiny", "step": 1}.items() <= manifest["model"].items()
+        for shard in manifest["shards"]:
+            content = (out / shard["name"]).read_bytes()
+            assert (shard["bytes"], shard["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+        assert main(["encode", "--verify", "--out", str(out)]) == 0
+        assert f"{out}: all 3 files are what was written" in capsys.readouterr().out
+        bad = out / manifest["shards"][1]["name"]
+        bad.write_bytes(bytes([bad.read_bytes()[0] ^ 1]) + bad.read_bytes()[1:])
+        assert main(["encode", "--verify", "--out", str(out)]) == 1
+        told = capsys.readouterr().out
+        assert f"{bad} has another content" in told and "anew" not in told
+        bad.write_bytes(bytes([bad.read_bytes()[0] ^ 1]) + bad.read_bytes()[1:])
+        assert not list(out.glob("beam-temp*"))
+        if kind == "parquet":
+            assert pq.read_table(out).num_rows == 24
+
+    def test_z_alone(self, encode, single, tmp_path):
+        assert encode(*IN_MEMORY) == 0
+        assert_same(read(tmp_path / "codes"), single, "z")
+
+    @pytest.mark.slow
+    def test_two_worker_processes(self, exported, pictures, single, tmp_path):
+        out = tmp_path / "codes"
+        command = [sys.executable, "-m", "tfdecouple", "encode-beam", "--model", exported, "--images", pictures]
+        command += ["--out", out, "--v", "--batch-size", 4, *TWO_WORKERS]
+        ended = subprocess.run(
+            list(map(str, command)), cwd=ROOT, env=user_environment(), capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert_same(read(out), single, "z", "v")
+        assert len(list(out.glob("all-*.tfrecord"))) == 2
+
+
+class TestRefusals:
+    def test_no_encoder(self, encode, pictures, tmp_path, capsys):
+        assert "there is no encoder.onnx in" in refused(capsys, lambda: encode(model=pictures))
+        (tmp_path / "encoder.onnx").write_text("no model")
+        assert "cannot open the encoder" in refused(capsys, lambda: encode(model=tmp_path))
+        shutil.copy(ROOT / "README.md", tmp_path / "encoder.onnx")
+        assert "cannot open the encoder" in refused(capsys, lambda: encode(model=tmp_path / "encoder.onnx"))
+
+    def test_other_model(self, encode, exported, capsys):
+        line = refused(capsys, lambda: encode(model=exported / "onnx" / "decoder.onnx"))
+        assert "is no encoder of this project" in line
+
+    def test_no_images(self, encode, tmp_path, capsys):
+        assert "there are no files in" in refused(capsys, lambda: encode(images=tmp_path / "none"))
+        assert not (tmp_path / "codes").exists()
+
+    def test_folder_that_is_not_empty(self, encode, tmp_path, capsys):
+        (tmp_path / "codes").mkdir()
+        (tmp_path / "codes" / "thesis.txt").write_text("mine")
+        assert "is not empty" in refused(capsys, encode)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"), [("--format csv", "--format is"), ("--threads 0", "--threads is")]
+    )
+    def test_mistake_in_the_arguments(self, encode, capsys, arguments, message):
+        assert message in refused(capsys, lambda: encode(*arguments.split()))
+
+    def test_the_command_for_one_machine_in_the_same_folder(self, encode, tiny_run, pictures, tmp_path, capsys):
+        assert encode(*IN_MEMORY) == 0
+        arguments = ["encode", "--run", tiny_run, "--data", f"folder:{pictures}", "--out", tmp_path / "codes"]
+        capsys.readouterr()
+        assert "was written by encode-beam" in refused(capsys, lambda: main(list(map(str, arguments))))
+
+
+class TestFiles:
+    def test_keys_and_labels_are_those_of_the_data_code(self):
+        images = Images("/data/", has_splits=False)
+        assert "/data/cats/1.PNG" in images and images.label_name("/data/cats/old/1.PNG") == "cats"
+        assert images.key("/data/cats/1.PNG") == "cats/1.PNG" and images.label_name("/data/1.png") == ""
+        for path in ("/data/cats/1.txt", "/data/.cats/1.png", "/data/cats/.1.png", "/data/png"):
+            assert path not in images
+
+    def test_splits(self):
+        images = Images("/data/", has_splits=True)
+        assert images.label_name("/data/train/cats/1.png") == "cats" and images.label_name("/data/val/1.png") == ""
+        assert "/data/other/1.png" not in images and "/data/1.png" not in images and "/data/val/1.png" in images
+
+    def test_labels_are_numbered_by_their_names(self):
+        assert numbered(["b", "", "a", "b"]) == {"a": 0, "b": 1}
+
+
+def test_error_of_a_step_is_one_line_and_leaves_nothing(encode, tmp_path, monkeypatch, capsys):
+    from tfdecouple.dataset_encoding import beam
+
+    def fails(batch):
+        raise DataError("the encoder went away")
+        yield
+
+    monkeypatch.setattr(beam, "to_examples", fails)
+    line = capsys.readouterr() and refused(capsys, lambda: encode(*IN_MEMORY))
+    assert "the pipeline failed" in line and "the encoder went away" in line
+    assert not list((tmp_path / "codes").glob("beam-temp*"))

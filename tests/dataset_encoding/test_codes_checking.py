@@ -1,0 +1,338 @@
+"""Folders of codes that were damaged: found out, told in a line for each file, and made good by the same command."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+from helpers.models import give_effect, random_images
+from helpers.refusals import refused
+from PIL import Image
+
+from tfdecouple.cli import main
+from tfdecouple.dataset_encoding import read_codes
+from tfdecouple.dataset_encoding.checking import noted
+from tfdecouple.dataset_encoding.manifest import Manifest
+from tfdecouple.errors import DataError
+from tfdecouple.runs import load_model
+from tfdecouple.storage.checkpoints import CheckpointFolder
+
+MANIFEST, JOURNAL = "_manifest.json", "_shards.jsonl"
+KINDS = ("tfrecord", "parquet")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, image in enumerate(random_images(9, seed=5)):
+        place = folder / ("train", "test", "validation")[number % 3]
+        place.mkdir(exist_ok=True)
+        Image.fromarray(image).save(place / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_run, pictures):
+    """Returns a function that gives the arguments of the command: nine images, two to a file."""
+
+    def given(kind, out):
+        chosen = ["--run", tiny_run, "--data", f"folder:{pictures}", "--format", kind, "--v", "--out", out]
+        return list(map(str, ["encode", *chosen, "--images-per-shard", 2, "--batch-size", 4]))
+
+    return given
+
+
+@pytest.fixture(scope="module")
+def written(arguments, tmp_path_factory):
+    """Whole folders of codes, by format. Do not change them."""
+    folders = {kind: tmp_path_factory.mktemp("codes") / kind for kind in KINDS}
+    for kind, out in folders.items():
+        assert main(arguments(kind, out)) == 0
+    return folders
+
+
+@pytest.fixture
+def codes(written, tmp_path):
+    """Returns a function that gives a copy of a folder of codes."""
+
+    def copied(kind="tfrecord"):
+        return shutil.copytree(written[kind], tmp_path / "codes")
+
+    return copied
+
+
+def flip(path, at=-40):
+    """Flips one bit of a file; its size stays."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    path.write_bytes(content)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def verify(out, capsys):
+    """Returns the status of --verify and the lines that it printed."""
+    capsys.readouterr()
+    status = main(["encode", "--verify", "--out", str(out)])
+    out, err = capsys.readouterr()
+    assert err == ""
+    return status, out.splitlines()
+
+
+def without_digests(folder, *names):
+    """Makes the manifest one that knows no SHA-256 of some files (none named: of all)."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for shard in manifest["shards"]:
+        if not names or shard["name"] in names:
+            del shard["sha256"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+class TestFlippedBit:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("at", [-40, 30])
+    def test_file_is_made_anew(self, codes, written, arguments, capsys, kind, at):
+        out = codes(kind)
+        bad = out / f"test-00001-of-00002.{kind}"
+        flip(bad, at)
+        assert main(arguments(kind, out)) == 0
+        told = capsys.readouterr().out
+        assert f"{bad} has another content than was written (its SHA-256 differs): it is made anew" in told
+        assert "5 of 6 files are there already" in told
+        assert contents(out) == contents(written[kind])
+
+    def test_in_a_folder_that_is_not_complete(self, codes, written, arguments, capsys):
+        out = codes()
+        manifest = json.loads((out / MANIFEST).read_text())
+        kept = manifest["shards"][:4]
+        for shard in manifest["shards"][4:]:
+            (out / shard["name"]).unlink()
+        (out / MANIFEST).write_text(json.dumps(manifest | {"complete": False, "totals": {}, "shards": []}))
+        (out / JOURNAL).write_text("".join(json.dumps(shard) + "\n" for shard in kept))
+        flip(out / kept[2]["name"])
+        status, lines = verify(out, capsys)
+        assert status == 1 and len(lines) == 3
+        assert lines[0].startswith(f"{out / kept[2]['name']} has another content")
+        assert lines[1] == f"{out} has 4 of 6 files: it is not complete"
+        assert main(arguments("tfrecord", out)) == 0
+        assert "3 of 6 files are there already" in capsys.readouterr().out
+        assert contents(out) == contents(written["tfrecord"])
+
+
+class TestVerify:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_whole_folder(self, codes, capsys, kind):
+        out = codes(kind)
+        before = contents(out)
+        assert verify(out, capsys) == (0, [f"{out}: all 6 files are what was written"])
+        assert contents(out) == before
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_line_for_each_bad_file_and_status_1(self, codes, capsys, kind):
+        out = codes(kind)
+        names = [shard["name"] for shard in json.loads((out / MANIFEST).read_text())["shards"]]
+        flip(out / names[0])
+        (out / names[1]).unlink()
+        size = (out / names[2]).stat().st_size
+        (out / names[2]).write_bytes((out / names[2]).read_bytes()[:-7])
+        (out / names[3]).unlink()
+        (out / names[3]).mkdir()
+        shutil.copy(out / names[4], out / f"test-00007-of-00002.{kind}")
+        before = contents(out)
+        status, lines = verify(out, capsys)
+        assert status == 1
+        assert lines == [
+            f"{out / names[0]} has another content than was written (its SHA-256 differs)",
+            f"{out / names[1]} is missing",
+            f"{out / names[2]} has {size - 7:,} bytes, {size:,} were written",
+            f"{out / names[3]} is no file",
+            f"{out / f'test-00007-of-00002.{kind}'} does not belong to these codes",
+            f"{out}: 5 things not as written; the command that wrote them makes bad files anew",
+        ]
+        assert contents(out) == before
+
+    def test_weights_that_were_changed_or_lost(self, codes, capsys):
+        out = codes()
+        model = load_model(out / "_run")
+        give_effect(model, seed=1)
+        CheckpointFolder(out / "_run" / "checkpoints").write("best", 1, {"model": model.named_variables()})
+        status, lines = verify(out, capsys)
+        assert status == 1 and lines[0] == f"{out / '_run'} holds other weights than made these codes"
+        shutil.rmtree(out / "_run")
+        status, lines = verify(out, capsys)
+        assert status == 1 and "the weights of these codes cannot be read" in lines[0]
+
+    def test_what_is_no_folder_of_codes(self, tmp_path, capsys):
+        line = refused(capsys, lambda: main(["encode", "--verify", "--out", str(tmp_path)]))
+        assert "holds no codes to verify" in line
+
+    def test_encoding_needs_a_run(self, tmp_path, capsys):
+        assert "encode needs --run RUN" in refused(capsys, lambda: main(["encode", "--out", str(tmp_path / "out")]))
+
+
+class TestFoldersWithoutDigests:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_one_line_says_so_and_the_command_goes_on(self, codes, written, arguments, capsys, kind):
+        out = codes(kind)
+        without_digests(out)
+        (out / f"test-00000-of-00002.{kind}").unlink()
+        told = "no SHA-256 was noted of 6 files, such as train-00000-of-00002"
+        status, lines = verify(out, capsys)
+        assert status == 1 and told in lines[0] and lines[1].endswith("is missing")
+        assert len(list(read_codes(out, partial=True))) == 7
+        assert main(arguments(kind, out)) == 0
+        assert capsys.readouterr().out.count("no SHA-256 was noted") == 1
+        # What could be read has digests from now on.
+        assert contents(out) == contents(written[kind])
+
+    def test_damage_is_found_by_the_checksums_of_tfrecord(self, codes, written, arguments, capsys):
+        out = codes()
+        bad = out / "train-00001-of-00002.tfrecord"
+        without_digests(out, bad.name)
+        flip(bad)
+        status, lines = verify(out, capsys)
+        assert status == 1 and f"{bad} cannot be read" in lines[1] and len(lines) == 3
+        assert main(arguments("tfrecord", out)) == 0
+        assert contents(out) == contents(written["tfrecord"])
+
+    def test_file_without_a_line_that_holds_other_images(self, codes, written, arguments, capsys):
+        out = codes()
+        bad = out / "train-00001-of-00002.tfrecord"
+        without_digests(out, bad.name)
+        shutil.copy(out / "train-00000-of-00002.tfrecord", bad)
+        assert main(arguments("tfrecord", out)) == 0
+        assert contents(out) == contents(written["tfrecord"])
+
+
+def _changed(**values):
+    return lambda manifest: json.dumps(manifest | values).encode()
+
+
+def _without(name):
+    return lambda manifest: json.dumps({key: value for key, value in manifest.items() if key != name}).encode()
+
+
+def _within(where, name, value):
+    def changed(manifest):
+        place = manifest[where][0] if isinstance(manifest[where], list) else manifest[where]
+        place[name] = value
+        return json.dumps(manifest).encode()
+
+    return changed
+
+
+DAMAGED = {
+    "a list": lambda manifest: b"[]",
+    "a number": lambda manifest: b"1",
+    "empty": lambda manifest: b"",
+    "cut short": lambda manifest: json.dumps(manifest).encode()[:-9],
+    "no UTF-8": lambda manifest: json.dumps(manifest).encode().replace(b"tiny", b"t\xe9ny"),
+    "nested deeply": lambda manifest: b'{"version":' * 100_000 + b"1" + b"}" * 100_000,
+    "nested in a value": lambda manifest: (
+        json.dumps(manifest | {"model": "HERE"}).encode().replace(b'"HERE"', b"[" * 100_000 + b"]" * 100_000)
+    ),
+    "a number of 5000 digits": lambda manifest: b'{"version": ' + b"9" * 5000 + b"}",
+    **{f"without {field.name}": _without(field.name) for field in dataclasses.fields(Manifest)},
+    "splits are a list": _changed(splits=["train"]),
+    "splits are text": _changed(splits={"train": "3"}),
+    "a split leads out": _changed(splits={"../train": 3}),
+    "too many images": _changed(splits={"train": 10**400}),
+    "too many files": _changed(splits={"train": 10**15}, images_per_shard=1),
+    "no images to a file": _changed(images_per_shard=0),
+    "half an image to a file": _changed(images_per_shard=2.5),
+    "fields are numbers": _changed(fields=[1]),
+    "fields of other names": _within("fields", "name", "key"),
+    "a shape of text": _within("fields", "shape", "4"),
+    "a shape without end": _within("fields", "shape", [10**6] * 4),
+    "model is a list": _changed(model=[]),
+    "a step of text": _within("model", "step", "1"),
+    "data without title": _changed(data={}),
+    "descriptions are a list": _within("data", "descriptions", []),
+    "labels are numbers": _changed(label_names=[1]),
+    "another format": _changed(format="csv"),
+    "a format that is a list": _changed(format=["tfrecord"]),
+    "complete is text": _changed(complete="no"),
+    "totals without images": _changed(totals={}),
+    "shards are an object": _changed(shards={}),
+    "shards are text": _changed(shards=["train"]),
+    "a shard without bytes": _within("shards", "bytes", None),
+    "a shard that leads out": _within("shards", "name", "../../secret"),
+    "a digest that is a number": _within("shards", "sha256", 7),
+    "other shards": _within("shards", "name", "train-00009-of-00002.tfrecord"),
+}
+
+
+class TestDamagedManifest:
+    @pytest.mark.parametrize("shape", DAMAGED)
+    def test_is_one_line(self, written, tmp_path, shape):
+        manifest = json.loads((written["tfrecord"] / MANIFEST).read_text())
+        (tmp_path / MANIFEST).write_bytes(DAMAGED[shape](manifest))
+        with pytest.raises(DataError, match="manifest|of version") as caught:
+            read_codes(tmp_path)
+        assert str(tmp_path / MANIFEST) in str(caught.value)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+
+    def test_commands_say_it_and_change_nothing(self, codes, arguments, capsys):
+        out = codes()
+        (out / MANIFEST).write_bytes(b'{"version": 1, "splits": []}')
+        before = contents(out)
+        for command in (arguments("tfrecord", out), ["encode", "--verify", "--out", str(out)]):
+            assert "is no manifest of codes: format is missing" in refused(
+                capsys, lambda command=command: main(command)
+            )
+        assert contents(out) == before
+
+    def test_whole_one_is_what_was_written(self, written):
+        manifest = Manifest.read(written["parquet"])
+        assert manifest.complete and manifest.format == "parquet" and manifest.totals["images"] == 9
+
+
+@pytest.fixture
+def interrupted(codes):
+    """A folder of three of six files whose journal has a line for the second and the third."""
+    out = codes()
+    manifest = json.loads((out / MANIFEST).read_text())
+    for shard in manifest["shards"][3:]:
+        (out / shard["name"]).unlink()
+    (out / MANIFEST).write_text(json.dumps(manifest | {"complete": False, "totals": {}, "shards": []}))
+    (out / JOURNAL).write_text("".join(json.dumps(shard) + "\n" for shard in manifest["shards"][1:3]))
+    return out
+
+
+LINES = [
+    b'{"name": "train-000',
+    b"[]",
+    b"7",
+    b'"train-00000-of-00002.tfrecord"',
+    b'{"name": "train-00000-of-00002.tfrecord"}',
+    b'{"name": ["train"], "bytes": 1}',
+    b'{"name": "train-00000-of-00002.tfrecord", "bytes": "1"}',
+    b'{"name": "../../other", "bytes": 1, "images": 1, "sha256": ""}',
+    b'{"name": "\xff\xfe", "bytes": 1}',
+    b"[" * 100_000,
+    b"\x00\x00",
+]
+
+
+class TestDamagedJournal:
+    @pytest.mark.parametrize("line", LINES)
+    def test_line_is_told_and_passed_over(self, interrupted, line):
+        journal = interrupted / JOURNAL
+        journal.write_bytes(line + b"\n" + journal.read_bytes())
+        told = []
+        entries = noted(interrupted, Manifest.read(interrupted), told.append)
+        assert told == [f"{journal} has 1 damaged line: those files are read instead"]
+        assert list(entries) == ["train-00001-of-00002.tfrecord", "validation-00000-of-00002.tfrecord"]
+
+    def test_the_command_goes_on(self, interrupted, written, arguments, capsys):
+        journal = interrupted / JOURNAL
+        journal.write_bytes(b"\n".join([*LINES, journal.read_bytes(), *LINES]))
+        status, told = verify(interrupted, capsys)
+        assert status == 1
+        assert told[0] == f"{journal} has 22 damaged lines: those files are read instead"
+        assert told[-2] == f"{interrupted} has 3 of 6 files: it is not complete"
+        assert main(arguments("tfrecord", interrupted)) == 0
+        assert "3 of 6 files are there already" in capsys.readouterr().out
+        assert contents(interrupted) == contents(written["tfrecord"])

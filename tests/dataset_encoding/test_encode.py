@@ -1,0 +1,581 @@
+"""`python -m tfdecouple encode`: what is in the files, and that each image comes once however often it is stopped."""
+
+import collections
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from helpers.models import SMALL, TINY, give_effect, random_images
+from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.refusals import refused
+from helpers.runs import write_run
+from PIL import Image
+
+from tfdecouple.cli import main
+from tfdecouple.config import DataConfig
+from tfdecouple.data import Source, file_split
+from tfdecouple.data.split import MemorySplit
+from tfdecouple.dataset_encoding import encoding, read_codes, tfrecord
+from tfdecouple.dataset_encoding.fields import Field
+from tfdecouple.dataset_encoding.tfrecord import TFRecordShard, to_example
+from tfdecouple.errors import DataError
+from tfdecouple.metrics import progress
+from tfdecouple.model import DecoupledModel
+from tfdecouple.runs import load_model
+from tfdecouple.storage.checkpoints import CheckpointFolder
+
+COUNTS = {"train": 20, "validation": 6, "test": 5}
+# Files of the folder in `encode`'s order: 20 + 6 + 5 images, 7 to a file.
+FILES = ["train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003"]
+FILES += ["validation-00000-of-00001", "test-00000-of-00001"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of 31 images, those for training under two labels."""
+    folder = tmp_path_factory.mktemp("pictures")
+    images = iter(random_images(31, seed=5))
+    for split, count in COUNTS.items():
+        for number in range(count):
+            place = folder / split / ("even", "odd")[number % 2] if split == "train" else folder / split
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(next(images)).save(place / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """However slow the machine, nothing is said of progress."""
+    monkeypatch.setattr(progress, "_FIRST", 1e6)
+
+
+@pytest.fixture
+def encode(tiny_run, pictures, tmp_path):
+    """Returns a function that runs the command and gives its status."""
+
+    def run(*more, run=tiny_run, data=pictures, out=tmp_path / "codes"):
+        arguments = ["--run", run, "--data", f"folder:{data}", "--out", out, "--images-per-shard", 7]
+        return main(["encode", *map(str, [*arguments, "--batch-size", 4, *more])])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run):
+    return load_model(tiny_run)
+
+
+def read(folder, **options):
+    """The codes of a folder by key, each of which must be there once."""
+    rows = list(read_codes(folder, **options).as_numpy_iterator())
+    by_key = {row["key"].decode(): row for row in rows}
+    assert len(by_key) == len(rows)
+    return by_key
+
+
+def pixels_of(folder, keys):
+    return np.stack([np.asarray(Image.open(folder / key)) for key in keys])
+
+
+def every_key(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+
+
+def manifest(folder):
+    return json.loads((folder / "_manifest.json").read_text())
+
+
+def contents(folder, pattern="*.*"):
+    return {path.name: path.read_bytes() for path in folder.glob(pattern) if path.is_file()}
+
+
+class TestCodes:
+    @pytest.mark.parametrize("kind", ["tfrecord", "parquet"])
+    def test_decode_to_the_very_pixels(self, encode, model, pictures, tmp_path, kind, capsys):
+        assert encode("--v", "--z-std", "--format", kind) == 0
+        out = tmp_path / "codes"
+        assert "31 images in 5" in capsys.readouterr().out
+        assert {path.name for path in out.glob(f"*.{kind}")} == {f"{name}.{kind}" for name in FILES}
+        codes = read(out)
+        assert codes.keys() == every_key(pictures)
+        z, v, z_std = (np.stack([row[name] for row in codes.values()]) for name in ("z", "v", "z_std"))
+        assert z.dtype == v.dtype == z_std.dtype == np.float32
+        images = pixels_of(pictures, codes)
+        np.testing.assert_array_equal(model.decode(z, v), images)
+        # Other shapes of batches may add in another order.
+        np.testing.assert_allclose(z, model.encode(images).z, atol=1e-5)
+        np.testing.assert_allclose(z_std, model.posterior(images).stddev(), rtol=1e-5)
+        labels = {key: int(row["label"]) for key, row in codes.items()}
+        assert labels == {key: {"even": 0, "odd": 1}.get(key.split("/")[1], -1) for key in codes}
+        assert manifest(out)["label_names"] == ["even", "odd"]
+
+    def test_z_alone_is_the_posterior_mean(self, encode, model, pictures, tmp_path):
+        assert encode("--split", "test") == 0
+        codes = read(tmp_path / "codes")
+        assert set(next(iter(codes.values()))) == {"key", "label", "z"}
+        z = np.stack([row["z"] for row in codes.values()])
+        np.testing.assert_allclose(z, model.posterior(pixels_of(pictures, codes)).mean(), atol=1e-5)
+        assert codes.keys() == {key for key in every_key(pictures) if key.startswith("test/")}
+
+    def test_images_far_from_the_training_are_counted(self, encode, model, pictures, tmp_path, monkeypatch, capsys):
+        keys = sorted(key for key in every_key(pictures) if key.startswith("test/"))
+        v = np.asarray(model.encode(pixels_of(pictures, keys)).v)
+        by_rms = sorted(zip(np.sqrt(np.square(v).mean((1, 2, 3))), keys, strict=True))
+        # All but the two nearest are far.
+        monkeypatch.setattr("tfdecouple.model.FAR", float(by_rms[1][0] + by_rms[2][0]) / 2)
+        far = {key for _, key in by_rms[2:]}
+        assert encode("--split", "test", "--v") == 0
+        said = capsys.readouterr().out
+        line = re.search(r"^(\d+) of the images, such as (\S+), are far from what the model was trained on", said, re.M)
+        assert int(line[1]) == len(far) and line[2] in far
+        assert encode("--split", "test", out=tmp_path / "z") == 0
+        assert "are far from" not in capsys.readouterr().out
+
+    def test_order_and_splits(self, encode, pictures, tmp_path):
+        assert encode() == 0
+        keys = [row["key"].decode() for row in read_codes(tmp_path / "codes").as_numpy_iterator()]
+        assert keys[20:] == [*(f"validation/{n}.png" for n in range(6)), *(f"test/{n}.png" for n in range(5))]
+        assert list(read(tmp_path / "codes", split="validation")) == keys[20:26]
+
+    def test_limit(self, encode, tmp_path):
+        assert encode("--limit", 6) == 0
+        counts = collections.Counter(key.split("/")[0] for key in read(tmp_path / "codes"))
+        assert counts == {"train": 6, "validation": 6, "test": 5}
+
+    def test_examples_are_tensorflow_s(self):
+        array = np.arange(300, dtype=np.float32).reshape(10, 10, 3) / 7
+        example = tf.train.Example.FromString(to_example("ä/1".encode(), -1, {"v": array, "z": array[0, :2, 0]}))
+        features = example.features.feature
+        assert features["key"].bytes_list.value[0].decode() == "ä/1"
+        assert list(features["label"].int64_list.value) == [-1]
+        np.testing.assert_array_equal(np.float32(features["v"].float_list.value), array.ravel())
+        assert features["z"] == tf.train.Feature(float_list=tf.train.FloatList(value=array[0, :2, 0]))
+
+    def test_parquet_is_read_as_a_folder(self, encode, tmp_path):
+        assert encode("--v", "--format", "parquet") == 0
+        table = pq.read_table(tmp_path / "codes")
+        assert table.num_rows == 31
+        assert table.schema.field("v").metadata == {b"shape": b"8,8,3"}
+        v = np.stack(table.column("v").to_numpy())
+        assert v.shape == (31, 192) and v.dtype == np.float32
+        assert table.schema.field("key").type == "string"
+
+    def test_manifest(self, encode, tiny_run, tmp_path):
+        assert encode("--v") == 0
+        facts = manifest(tmp_path / "codes")
+        assert facts["complete"] and facts["totals"]["images"] == 31 and facts["totals"]["skipped"] == 0
+        assert facts["fields"] == [
+            {"name": "z", "dtype": "float32", "shape": [4]},
+            {"name": "v", "dtype": "float32", "shape": [8, 8, 3]},
+        ]
+        assert {"run": "tiny", "step": 1, "averaged": False}.items() <= facts["model"].items()
+        assert [shard["images"] for shard in facts["shards"]] == [7, 7, 6, 6, 5]
+        for shard in facts["shards"]:
+            content = (tmp_path / "codes" / shard["name"]).read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (shard["bytes"], shard["sha256"])
+
+    def test_embedded_photographs(self, tiny_run, tmp_path):
+        arguments = ["--run", tiny_run, "--out", tmp_path / "codes", "--split", "validation", "--limit", 9]
+        assert main(["encode", *map(str, arguments)]) == 0
+        assert list(read(tmp_path / "codes")) == [f"validation/{number}" for number in range(9)]
+
+    def test_model_without_z_has_v(self, encode, pictures, tmp_path_factory, tmp_path, capsys):
+        model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none"))
+        model.initialize(random_images(16))
+        run = write_run(tmp_path_factory.mktemp("glow") / "run", give_effect(model))
+        assert "has no z" in refused(capsys, lambda: encode(run=run))
+        assert "--z-std needs one" in refused(capsys, lambda: encode("--v", "--z-std", run=run))
+        assert not (tmp_path / "codes").exists()
+        assert encode("--v", run=run) == 0
+        codes = read(tmp_path / "codes")
+        assert set(next(iter(codes.values()))) == {"key", "label", "v"}
+        images = model.decode(None, np.stack([row["v"] for row in codes.values()]))
+        np.testing.assert_array_equal(images, pixels_of(pictures, codes))
+
+    def test_code_that_is_not_finite_names_its_image(self, encode, monkeypatch, tmp_path, capsys):
+        posterior = DecoupledModel.posterior
+
+        def broken(self, images):
+            images = tf.convert_to_tensor(images)
+            bad = tf.reduce_all(images == pixels, axis=(1, 2, 3))
+            made = posterior(self, images)
+            mean = tf.where(bad[:, None], np.nan, made.mean())
+            return type(made)(mean, made.stddev())
+
+        pixels = random_images(31, seed=5)[22]
+        monkeypatch.setattr(DecoupledModel, "posterior", broken)
+        assert "z of the image validation/2.png is not finite" in refused(capsys, encode)
+        assert sorted(path.name for path in (tmp_path / "codes").glob("*.tfrecord")) == [
+            f"{name}.tfrecord" for name in FILES[:3]
+        ]
+
+
+class Stop(BaseException):
+    """As sudden as a signal."""
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Keys of the files that are read, from now on."""
+    found = []
+    read_image = file_split.read_image
+
+    def noted(path, *rest):
+        found.append(pathlib.Path(path).name)
+        return read_image(path, *rest)
+
+    monkeypatch.setattr(file_split, "read_image", noted)
+    return found
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Returns a function that makes the program stop when it has written so many times; 0 for never."""
+    write = TFRecordShard.write
+    left = [0]
+
+    def stopping(self, *rest):
+        write(self, *rest)
+        left[0] -= 1
+        if left[0] == 0:
+            raise Stop
+
+    monkeypatch.setattr(TFRecordShard, "write", stopping)
+
+    def set_left(count):
+        left[0] = count
+
+    return set_left
+
+
+class TestRestart:
+    def test_same_files_as_without_a_stop(self, encode, tmp_path, stop_after, reads, pictures, capsys):
+        assert encode("--v", out=tmp_path / "unbroken") == 0
+        out = tmp_path / "codes"
+        for stop in (3, 1, 4):
+            before = set(out.glob("*.tfrecord"))
+            stop_after(stop)
+            with pytest.raises(Stop):
+                encode("--v")
+            assert not list(out.glob(".*.tmp"))
+            assert before <= set(out.glob("*.tfrecord"))
+            assert not manifest(out)["complete"]
+        whole = len(list(out.glob("*.tfrecord")))
+        assert 2 <= whole < 5
+        with pytest.raises(DataError, match=f"has {whole} of 5 files; .*partial=True"):
+            read_codes(out)
+        assert len(read(out, partial=True)) == [0, 7, 14, 20, 26][whole]
+        stop_after(0)
+        reads.clear()
+        capsys.readouterr()
+        assert encode("--v") == 0
+        assert f"{whole} of 5 files are there already" in capsys.readouterr().out
+        # Images of whole files are not even read.
+        assert len(reads) == 31 - [0, 7, 14, 20, 26][whole]
+        assert contents(out) == contents(tmp_path / "unbroken")
+        assert read(out).keys() == every_key(pictures)
+
+    def test_nothing_is_done_again_in_a_complete_folder(self, encode, tmp_path, reads, capsys):
+        assert encode() == 0
+        before = contents(tmp_path / "codes")
+        reads.clear()
+        assert encode() == 0
+        assert not reads and contents(tmp_path / "codes") == before
+
+    def test_lost_and_cut_files_and_a_lost_line_are_made_good(self, encode, tmp_path, stop_after):
+        assert encode() == 0
+        out = tmp_path / "codes"
+        before = contents(out)
+        (out / f"{FILES[1]}.tfrecord").unlink()
+        cut = out / f"{FILES[3]}.tfrecord"
+        cut.write_bytes(cut.read_bytes()[:-40])
+        (out / ".train-00001-of-00003.tfrecord.1.tmp").write_text("what a killed program left")
+        assert encode() == 0
+        assert contents(out) == before and not list(out.glob(".*.tmp"))
+        # Killed after a file got its name and before it was noted.
+        shutil.rmtree(out)
+        stop_after(5)
+        with pytest.raises(Stop):
+            encode()
+        (out / "_shards.jsonl").write_text('{"name": "train-000')
+        stop_after(0)
+        assert encode() == 0
+        assert contents(out) == before
+
+    def test_folder_of_a_program_that_was_killed_as_it_began(self, encode, tmp_path):
+        out = tmp_path / "codes"
+        (out / "_run" / "checkpoints").mkdir(parents=True)
+        (out / "_run" / "config.json").write_text("{")
+        (out / ".lock").touch()
+        (out / "._manifest.json.7.tmp").write_text("{")
+        assert encode() == 0
+        assert load_model(out / "_run").config == TINY
+
+    def test_goes_on_with_the_old_weights_when_the_run_trained_on(self, encode, tiny_run, tmp_path, stop_after, capsys):
+        assert encode(out=tmp_path / "unbroken") == 0
+        run = tmp_path / "tiny"
+        shutil.copytree(tiny_run, run)
+        stop_after(3)
+        with pytest.raises(Stop):
+            encode(run=run)
+        stop_after(0)
+        trained = load_model(run)
+        give_effect(trained, seed=1)
+        CheckpointFolder(run / "checkpoints").write("best", 20, {"model": trained.named_variables()})
+        capsys.readouterr()
+        assert encode(run=run) == 0
+        assert (
+            "tiny has trained on to update 20; the codes go on with the weights of update 1" in capsys.readouterr().out
+        )
+        assert contents(tmp_path / "codes", "*.tfrecord") == contents(tmp_path / "unbroken", "*.tfrecord")
+
+    def test_unreadable_file_stops_and_then_is_skipped(self, encode, pictures, tmp_path, capsys):
+        data = tmp_path / "pictures"
+        shutil.copytree(pictures, data)
+        (data / "validation" / "2.png").write_text("no image")
+        line = refused(capsys, lambda: encode(data=data))
+        assert "cannot read the image" in line and "validation/2.png" in line
+        whole = contents(tmp_path / "codes", "*.tfrecord")
+        assert len(whole) == 3
+        assert encode("--on-bad-image", "skip", data=data) == 0
+        assert "1 unreadable skipped" in capsys.readouterr().out
+        out = tmp_path / "codes"
+        assert whole.items() <= contents(out).items()
+        assert read(out).keys() == every_key(data) - {"validation/2.png"}
+        assert [shard["images"] for shard in manifest(out)["shards"]] == [7, 7, 6, 5, 5]
+        assert manifest(out)["totals"]["skipped"] == 1
+
+    def test_a_whole_file_of_unreadable_images(self, encode, pictures, tmp_path):
+        data = tmp_path / "pictures"
+        shutil.copytree(pictures, data)
+        for path in (data / "train" / "even").iterdir():
+            path.write_text("no image")
+        assert encode("--on-bad-image", "skip", data=data) == 0
+        assert [shard["images"] for shard in manifest(tmp_path / "codes")["shards"]] == [0, 4, 6, 6, 5]
+        assert read(tmp_path / "codes").keys() == {key for key in every_key(data) if "even" not in key}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ("--format csv", "--format is 'csv'; it must be tfrecord or parquet"),
+            ("--split tests", "--split is 'tests'"),
+            ("--batch-size 0", "--batch-size is 0"),
+            ("--images-per-shard 0", "--images-per-shard is 0"),
+            ("--limit 0", "--limit is 0"),
+            ("--on-bad-image ignore", "data.on_bad_image is 'ignore'"),
+            ("--data folder:/no/such/folder", "there is no folder /no/such/folder"),
+        ],
+    )
+    def test_mistake_in_the_arguments(self, encode, tmp_path, capsys, arguments, message):
+        assert message in refused(capsys, lambda: encode(*arguments.split()))
+        assert not (tmp_path / "codes").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ("--format parquet", "the format was tfrecord and is now parquet"),
+            ("--v", "the fields was z [4] and is now z [4], v [8, 8, 3]"),
+            ("--limit 3", "the splits was train 20, validation 6, test 5 and is now train 3"),
+            ("--split train", "the splits was"),
+            ("--images-per-shard 8", "the images per shard was 7 and is now 8"),
+            ("--data photographs", "the data was images in"),
+        ],
+    )
+    def test_other_job_in_the_same_folder(self, encode, tmp_path, capsys, arguments, message):
+        assert encode("--split", "all") == 0
+        before = contents(tmp_path / "codes")
+        capsys.readouterr()
+        assert message in refused(capsys, lambda: encode(*arguments.split()))
+        assert contents(tmp_path / "codes") == before
+
+    def test_other_run_and_other_weights(self, encode, tiny_run, tmp_path, capsys):
+        assert encode() == 0
+        other = DecoupledModel(TINY)
+        other.initialize(random_images(16))
+        capsys.readouterr()
+        for name in ("other", "tiny"):
+            run = write_run(tmp_path / name, give_effect(other))
+            line = refused(capsys, lambda run=run: encode(run=run))
+            assert (
+                f"begun with the weights of update 1 of the run tiny, and those of update 1 of {name} are others"
+                in line
+            )
+        # The same weights under another name are the same job.
+        shutil.copytree(tiny_run, tmp_path / "renamed")
+        assert encode(run=tmp_path / "renamed") == 0
+
+    def test_other_files(self, encode, pictures, tmp_path, capsys):
+        data = tmp_path / "pictures"
+        shutil.copytree(pictures, data)
+        assert encode(data=data) == 0
+        # Elsewhere the same files are the same images.
+        data = data.rename(tmp_path / "moved")
+        assert encode(data=data) == 0
+        (data / "test" / "0.png").rename(data / "test" / "00.png")
+        capsys.readouterr()
+        assert "was begun with other files" in refused(capsys, lambda: encode(data=data))
+
+    def test_second_program(self, encode, tmp_path, capsys):
+        (tmp_path / "codes").mkdir()
+        with (tmp_path / "codes" / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert "another program is writing to" in refused(capsys, encode)
+        assert encode() == 0
+
+    def test_folder_with_other_things(self, encode, tmp_path, capsys):
+        (tmp_path / "codes").mkdir()
+        (tmp_path / "codes" / "thesis.txt").write_text("mine")
+        assert "holds other files, such as thesis.txt" in refused(capsys, encode)
+        assert {path.name for path in (tmp_path / "codes").iterdir()} == {"thesis.txt"}
+
+    def test_folder_that_is_a_file(self, encode, tmp_path, capsys):
+        (tmp_path / "codes").write_text("a file")
+        assert "cannot write to" in refused(capsys, encode)
+
+    @pytest.mark.parametrize(
+        "error",
+        [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), tf.errors.ResourceExhaustedError(None, None, "full")],
+    )
+    def test_full_disk_keeps_what_is_whole(self, encode, pictures, tmp_path, monkeypatch, capsys, error):
+        to_example = tfrecord.to_example
+        calls = []
+
+        def fails(*rest):
+            calls.append(rest)
+            if len(calls) == 10:
+                raise error
+            return to_example(*rest)
+
+        monkeypatch.setattr(tfrecord, "to_example", fails)
+        line = refused(capsys, encode)
+        assert "No space left on device" in line and "the same command goes on from it" in line
+        assert list(contents(tmp_path / "codes", "*.tfrecord")) == [f"{FILES[0]}.tfrecord"]
+        assert encode() == 0
+        assert read(tmp_path / "codes").keys() == every_key(pictures)
+
+    def test_reading_what_is_no_folder_of_codes(self, encode, tmp_path):
+        with pytest.raises(DataError, match="holds no codes"):
+            read_codes(tmp_path)
+        (tmp_path / "_manifest.json").write_text('{"version": 99}')
+        with pytest.raises(DataError, match="of version 99"):
+            read_codes(tmp_path)
+        (tmp_path / "_manifest.json").write_text('{"version": 1}')
+        with pytest.raises(DataError, match="no manifest of codes"):
+            read_codes(tmp_path)
+        assert encode("--limit", 1) == 0
+        with pytest.raises(DataError, match="no codes of a split 'tests'; it has train, validation, test"):
+            read_codes(tmp_path / "codes", split="tests")
+
+
+class TestMemory:
+    def test_images_are_decoded_as_they_are_wanted(self):
+        decoded = []
+
+        class Counted(MemorySplit):
+            def decode(self, record):
+                def image(index):
+                    decoded.append(int(index))
+                    return np.zeros((8, 8, 3), np.uint8)
+
+                pixels = tf.ensure_shape(tf.numpy_function(image, [record], tf.uint8), [8, 8, 3])
+                return pixels, tf.constant(-1, tf.int32)
+
+        arrays = np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int32)
+        split = Counted(1_000_000, "all", lambda: arrays)
+        source = Source(name="x", title="x", label_names=(), image_size=8, splits={"train": split})
+
+        def encoder(images):
+            return {"z": np.zeros((len(images), 2), np.float32)}
+
+        rows = encoding._encoded(source, "train", 500_000, 1_000_000, encoder, 4)
+        assert [next(rows)["index"].tolist() for _ in range(3)][2] == [500_008, 500_009, 500_010, 500_011]
+        assert len(decoded) < 1000 and min(decoded) == 500_000
+
+    def test_batches_run_on_over_the_ends_of_files(self):
+        images = random_images(25)
+        split = MemorySplit(25, "all", lambda: (images, np.zeros(25, np.int32)))
+        source = Source(name="x", title="x", label_names=(), image_size=8, splits={"train": split})
+        rows = encoding._encoded(source, "train", 2, 20, lambda images: {}, 8)
+        assert [len(batch["index"]) for batch in rows] == [8, 8, 2]
+
+    def test_fields_know_their_size(self):
+        assert Field("v", (8, 8, 3)).size == 192
+
+
+@pytest.mark.slow
+class TestKill:
+    def test_every_key_comes_once(self, tiny_run, tmp_path):
+        out = tmp_path / "codes"
+        command = [sys.executable, "-m", "tfdecouple", "encode", "--run", tiny_run, "--out", out, "--v"]
+        command += ["--split", "test", "--images-per-shard", 3, "--batch-size", 8, "--format", "parquet"]
+        command = list(map(str, command))
+        whole, kills = 0, 0
+        while not (out / "_manifest.json").exists() or not manifest(out)["complete"]:
+            with subprocess.Popen(command, cwd=ROOT, env=user_environment(), stdout=subprocess.DEVNULL) as process:
+                end = time.monotonic() + PATIENCE
+                # Early among its 334 files, so that it is not over before the signal comes.
+                while process.poll() is None and len(list(out.glob("*.parquet"))) < whole + 30:
+                    assert time.monotonic() < end
+                    time.sleep(0.002)
+                if process.poll() is None and kills < 3:
+                    process.send_signal(signal.SIGKILL)
+                    kills += 1
+                assert process.wait(PATIENCE) == (-signal.SIGKILL if not manifest(out)["complete"] else 0)
+            found = {path.stem: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+            assert len(found) >= whole
+            whole = len(found)
+        assert kills == 3
+        assert not list(out.glob(".*.tmp"))
+        keys = [row["key"].decode() for row in read_codes(out).as_numpy_iterator()]
+        assert keys == [f"test/{number}" for number in range(1000)]
+
+
+@pytest.mark.slow
+class TestFullDisk:
+    @pytest.fixture
+    def small_disk(self, disk):
+        return disk(4096)
+
+    @pytest.mark.parametrize("kind", ["tfrecord", "parquet"])
+    @pytest.mark.parametrize("room", [0, 40, 350, 700])
+    def test_is_one_line_and_the_same_command_goes_on(self, tiny_run, small_disk, capsys, kind, room):
+        filler = small_disk / "filler"
+        filler.write_bytes(bytes(1024 * (4072 - room)))
+        arguments = ["--run", tiny_run, "--out", small_disk / "codes", "--v", "--split", "test", "--format", kind]
+        arguments = list(map(str, ["encode", *arguments, "--images-per-shard", 50]))
+        assert main(arguments) == 2
+        out, err = capsys.readouterr()
+        assert err.startswith("error: cannot write") and err.count("\n") == 1
+        assert "No space left on device" in err
+        filler.unlink()
+        before = contents(small_disk / "codes", f"*.{kind}")
+        assert main(arguments) == 0
+        # What was whole is kept as it was, and the rest comes, each image once.
+        assert before.items() <= contents(small_disk / "codes", f"*.{kind}").items()
+        assert list(read(small_disk / "codes")) == [f"test/{number}" for number in range(1000)]
+        assert main(["encode", "--verify", "--out", str(small_disk / "codes")]) == 0
+
+
+def test_the_config_of_a_run_decides_how_images_are_cropped(tiny_run, pictures, tmp_path, capsys):
+    run = write_run(tmp_path / "cropped", load_model(tiny_run), data=DataConfig(centre_crop=4))
+    arguments = ["encode", "--run", tiny_run, "--data", f"folder:{pictures}", "--out", tmp_path / "codes"]
+    assert main(list(map(str, arguments))) == 0
+    arguments[2] = run
+    capsys.readouterr()
+    assert "centre_crop was 0 and is now 4" in refused(capsys, lambda: main(list(map(str, arguments))))

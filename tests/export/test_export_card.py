@@ -1,0 +1,188 @@
+"""The model card: its words follow from its figures, and what it tells to run runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers.models import TINY
+from helpers.places import PATIENCE, user_environment
+from helpers.serving_server import Server
+
+from export.card import JSON_NAME, TEXT_NAME, card_text, exactness, make_card, merged
+from export.origin import Origin, open_run
+from export.signatures import endpoints
+from tfdecouple.config import Config, DataConfig
+
+LATENCY = {"encode": {"1": 1.0}}
+
+
+def entry(lost: int = 0, kind: str = "noise", **more: object) -> dict:
+    trips = {"real": {"images": 21, "identical": 21}, kind: {"images": 4, "identical": 4 - lost}}
+    parity = {"encode": {"v": {"max": 1e-6, "mean": 1e-8}}}
+    files = {"run": "tiny", "step": 1, "files": ["onnx/encoder.onnx"], "latency_ms": LATENCY}
+    return {**files, "parity": parity, "round_trip": trips, **more}
+
+
+PAGE = {"run": "tiny", "step": 1, "files": ["web/index.html"], "checked": {}}
+
+
+def origin_of(data: DataConfig | None = None, **options: object) -> Origin:
+    config = Config(name="tiny", model=TINY, data=data or DataConfig())
+    values = {"step": 1, "averaged": False, "parameters": 1, "data": "any", "bits_per_dim": None, **options}
+    return Origin("tiny", "tiny", config, **values)  # type: ignore[arg-type]
+
+
+def card_of(formats: dict, **options: object) -> dict:
+    origin = origin_of(**options)  # type: ignore[arg-type]
+    return make_card(origin, endpoints(origin.config.model), "4 test images", formats)
+
+
+class TestExactness:
+    def test_is_promised_where_all_formats_returned_all_images(self) -> None:
+        found = exactness(0.8, 8, {"onnx": entry(), "savedmodel": entry()})
+        assert found["promised"] is True
+        assert "every image that was tried (25 by onnx and 25 by savedmodel). Promised for float32" in found["meaning"]
+
+    @pytest.mark.parametrize("name", ["onnx", "savedmodel"])
+    def test_is_not_promised_where_one_format_lost_one_image(self, name) -> None:
+        formats = {"onnx": entry(), "savedmodel": entry()} | {name: entry(lost=1)}
+        found = exactness(0.8, 8, formats)
+        assert found["promised"] is False and "Promised for" not in found["meaning"]
+        assert f"did not return 1 of 4 noise images by {name}. Not promised." in found["meaning"]
+
+    def test_says_how_many_the_model_itself_keeps(self) -> None:
+        lossy = entry(lost=3)
+        lossy["round_trip"]["noise"]["model"] = 1
+        assert (
+            "3 of 4 noise images by onnx (the model itself surely keeps 1)"
+            in exactness(1.0, 8, {"onnx": lossy})["meaning"]
+        )
+
+    def test_is_not_promised_at_alpha_1_whatever_came_back(self) -> None:
+        found = exactness(1.0, 8, {"onnx": entry()})
+        assert found["promised"] is False
+        assert "every image that was tried (25 by onnx). Not promised for others: alpha is 1" in found["meaning"]
+
+    def test_of_the_page_says_what_was_checked_there_and_borrows_nothing(self) -> None:
+        found = exactness(0.8, 8, {"web": PAGE})
+        assert found["promised"] is False and "was tried with none of these files" in found["meaning"]
+        assert "web: by digest: not run; in Node: not run; in a browser: not run." in found["meaning"]
+        checked = {**PAGE, "checked": {"digest": "all 30 files as built", "browser": "64 of 64 images came back"}}
+        text = card_text(card_of({"onnx": entry(), "web": checked}))
+        said = "by digest: all 30 files as built; in Node: not run; in a browser: 64 of 64 images came back"
+        assert f"Checked {said}." in text and f"web: {said}." in text
+        section = text.partition("### web")[2].partition("##")[0]
+        assert "identical" not in section and "|" not in section
+
+    @pytest.mark.parametrize(("wrong", "said"), [(0.0, "came back exactly"), (0.01, "1.0000% of the subpixels")])
+    def test_of_smaller_files_is_stated_for_each_precision_and_never_promised(self, wrong, said) -> None:
+        variant = {"images": 64, "round_trip": {"differing": wrong, "max": 1, "mean": 0.1}}
+        found = exactness(0.8, 8, {"onnx": entry(variants={"int8": variant})})
+        assert found["promised"] is True
+        assert re.search(rf"onnx in int8: 64 images, {said}.*; not promised\.", found["meaning"])
+
+    def test_with_fewer_bits_names_the_images(self) -> None:
+        assert "multiples of 8." in exactness(0.8, 5, {"onnx": entry()})["meaning"]
+
+
+class TestMerged:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        (tmp_path / "onnx").mkdir()
+        (tmp_path / "onnx" / "encoder.onnx").touch()
+        return tmp_path
+
+    def test_words_follow_from_the_figures_of_an_earlier_export_too(self, folder) -> None:
+        (folder / JSON_NAME).write_text(json.dumps(card_of({"onnx": entry(lost=1)})))
+        now = card_of({"savedmodel": entry()})
+        assert now["exact"]["promised"] is True
+        whole = merged(now, folder)
+        assert set(whole["formats"]) == {"onnx", "savedmodel"} and whole["exact"]["promised"] is False
+        assert "1 of 4 noise images by onnx" in card_text(whole)
+
+    def test_what_lies_there_no_more_is_not_spoken_of(self, folder) -> None:
+        (folder / JSON_NAME).write_text(json.dumps(card_of({"onnx": entry(lost=1)})))
+        (folder / "onnx" / "encoder.onnx").unlink()
+        whole = merged(card_of({"savedmodel": entry()}), folder)
+        assert set(whole["formats"]) == {"savedmodel"} and whole["exact"]["promised"] is True
+
+    @pytest.mark.parametrize("text", ["[]", "{", '{"formats": [1]}', '{"formats": {"onnx": {}}}', '{"formats": null}'])
+    def test_an_earlier_card_that_is_damaged_counts_for_nothing(self, folder, text) -> None:
+        (folder / JSON_NAME).write_text(text)
+        card = card_of({"savedmodel": entry()})
+        assert merged(card, folder) == card
+
+
+class TestRights:
+    def test_an_import_says_data_unknown_and_claims_no_licence(self, tiny_run, tmp_path) -> None:
+        run = tmp_path / "imported"
+        run.mkdir()
+        for name in ("checkpoints",):
+            (run / name).symlink_to(tiny_run / name)
+        config = json.loads((tiny_run / "config.json").read_text())
+        config["description"] = "imported from a checkpoint of the reference, model.npz"
+        (run / "config.json").write_text(json.dumps(config))
+        # As `import_wolf` leaves it.
+        (run / "summary.json").write_text(json.dumps({"imported_from": "some/model.npz", "parameters": {}}))
+        _, origin = open_run(run)
+        text = card_text(make_card(origin, endpoints(TINY), "4 test images", {"onnx": entry()}))
+        (line,) = re.findall(r"- \*\*Data:\*\*.*", text)
+        assert line.startswith("- **Data:** data unknown (imported from a checkpoint of the reference, model.npz).")
+        assert "No licence is claimed" in line
+        assert not re.search("CC0|CC BY|public domain|photograph", line)
+
+    def test_other_runs_say_whose_images_they_are(self) -> None:
+        for source, said in {"photographs": "CC0", "cifar10": "Krizhevsky", "folder:faces": "not recorded"}.items():
+            origin = dataclasses.replace(origin_of(DataConfig(source=source)), data=source)
+            assert said in make_card(origin, endpoints(TINY), "any", {"onnx": entry()})["data"]["licence"]
+
+
+def blocks(folder, language: str) -> str:
+    """The only code block of a language in the card of an export."""
+    (block,) = re.findall(rf"```{language}\n(.*?)```", (folder / TEXT_NAME).read_text(), re.DOTALL)
+    return block
+
+
+class TestCalls:
+    """The blocks of the card, run in the folder of the export as a reader would."""
+
+    def test_python(self, exported) -> None:
+        program = blocks(exported, "python") + "assert same.shape == images.shape and (same == images).all()\n"
+        done = subprocess.run([sys.executable, "-c", program], cwd=exported, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    def test_curl(self, exported) -> None:
+        name = json.loads((exported / JSON_NAME).read_text())["name"]
+        with Server(exported / "savedmodel", name) as server:
+            command = blocks(exported, "sh").replace("localhost:8501", f"localhost:{server.rest_port}")
+            assert str(server.rest_port) in command
+            done = subprocess.run(
+                ["sh", "-c", command], env=user_environment(), capture_output=True, text=True, timeout=PATIENCE
+            )
+        (codes,) = json.loads(done.stdout)["predictions"]
+        assert np.shape(codes["z"]) == (TINY.latent_dim,) and np.shape(codes["v"]) == TINY.image_shape
+
+    @pytest.mark.slow
+    def test_javascript(self, exported, npm_example) -> None:
+        program = npm_example("onnxruntime_node") / "card.mjs"
+        check = 'if (same.data.length !== images.data.length) throw new Error("another size");\n'
+        program.write_text(blocks(exported, "js") + check + "if (same.data.some((value) => value !== 0)) throw same;\n")
+        done = subprocess.run(["node", program], cwd=exported, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr
+
+    def test_of_formats_that_are_not_there_nothing_is_told(self) -> None:
+        text = card_text(card_of({"web": PAGE}))
+        assert "python3 -m http.server -d web" in text and "onnxruntime" not in text.partition("## Calling it")[2]
+
+
+def test_says_how_an_image_is_made_and_what_a_runtime_needs() -> None:
+    text = card_text(card_of({"onnx": entry()}, data=DataConfig(source="folder:faces", centre_crop=140)))
+    assert "cropped to the centre square of 140 pixels, or the largest, resized to 8 x 8 bilinear" in text
+    for needed in ("NVIDIA_TF32_OVERRIDE=0", "use_tf32: 0", "INFERENCE_PRECISION_HINT: f32"):
+        assert needed in text

@@ -1,0 +1,178 @@
+"""Exports of the models of the paper's authors: files and folded graph give the reference's float64 numbers.
+
+Beside the model in tests/data, the folders `wolf_small` and `wolf_base` of the folder that the environment variable
+TFDECOUPLE_REFERENCE_DIR names are tried, each with config.json, model.npz and reference.npz.
+"""
+
+import functools
+import math
+import os
+import pathlib
+
+import numpy as np
+import onnxruntime
+import pytest
+import tensorflow as tf
+from helpers.models import random_images
+from helpers.places import DATA
+
+from export.deployed.folding import fold
+from export.deployed.network import Network
+from export.formats.onnx import build_onnx
+from export.signatures import endpoint, endpoints
+from tfdecouple.interop.wolf import import_wolf
+
+FOLDERS = {"wolf_small": DATA / "wolf_small"}
+if os.environ.get("TFDECOUPLE_REFERENCE_DIR"):
+    HELD_OUT = pathlib.Path(os.environ["TFDECOUPLE_REFERENCE_DIR"])
+    FOLDERS |= {f"held out {name}": HELD_OUT / name for name in ("wolf_small", "wolf_base")}
+
+# Of the largest value: what is promised, and what float32 keeps to in fact (at most 1.0e-6 was measured).
+PROMISED, MEASURED = 1e-4, 1e-5
+LAYOUTS = ("NHWC", "NCHW")
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+
+class Reference:
+    """A model of the reference, imported and folded in a layout, with what the reference computed."""
+
+    def __init__(self, source, layout, workdir):
+        self.arrays = dict(np.load(source / "reference.npz"))
+        model = import_wolf(
+            source / "config.json",
+            source / "model.npz",
+            image_size=self.arrays["images"].shape[1],
+            n_bits=int(self.arrays["n_bits"]),
+            workdir=workdir,
+        )
+        self.config, self.layout, self.folded = model.config, layout, fold(model, layout)
+        self.network = Network(self.folded, {name: tf.constant(array) for name, array in self.folded.arrays.items()})
+
+    @functools.cache  # noqa: B019 - as long as the module's fixture lives
+    def session(self, of):
+        built = build_onnx(self.folded, endpoint(self.config, of), {})
+        return onnxruntime.InferenceSession(built.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def call(self, of, **given):
+        """Runs an endpoint: of the folded graph in NHWC, of an ONNX file in NCHW."""
+        one = endpoint(self.config, of)
+        given = {array.name: given[array.name].astype(array.dtype) for array in one.inputs}
+        if self.layout == "NCHW":
+            names = [array.name for array in one.outputs]
+            return dict(zip(names, self.session(of).run(names, given), strict=True))
+        made = one.build(self.network, {name: tf.constant(array) for name, array in given.items()})
+        return {name: array.numpy() for name, array in made.items()}
+
+    def same(self, ours, name, scale=None):
+        """Asserts that an array is the reference's, and says how near it is."""
+        theirs = self.arrays[name]
+        ours = np.asarray(ours, "float64")
+        assert ours.shape == theirs.shape
+        largest = np.abs(theirs).max() if scale is None else scale
+        assert np.abs(theirs).max() > 0.01
+        found = np.abs(ours - theirs).max() / largest
+        print(f"{name}: {found:.1e} of the largest value")
+        assert found < MEASURED < PROMISED
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def layout(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def reference(request, layout, tmp_path_factory):
+    return Reference(FOLDERS[request.param], layout, tmp_path_factory.mktemp("reference") / "run")
+
+
+def test_local_codes_are_the_references(reference):
+    reference.same(reference.call("encode", images=reference.arrays["images"])["v"], "v_bin_centre")
+
+
+def test_posterior_is_the_references(reference):
+    if not reference.config.has_latent:
+        assert "encode_global" not in {one.name for one in endpoints(reference.config)}
+        return
+    images = reference.arrays["images"]
+    reference.same(reference.call("encode", images=images)["z"], "posterior_mean")
+    found = reference.call("encode_global", images=images)
+    reference.same(found["z_mean"], "posterior_mean")
+    reference.same(found["z_log_variance"], "posterior_log_variance")
+
+
+def test_bits_per_dimension_are_the_references(reference):
+    arrays = reference.arrays
+    given = {"images": arrays["images"], "u_noise": arrays["dequantization_noise"]}
+    if reference.config.has_latent:
+        given["z_noise"] = arrays["posterior_noise"]
+    found = reference.call("score", **given)
+    reference.same(found["bits_per_dim"], "bits_per_dim")
+    # The tail of a few bits per dimension is easily hidden beside the constants: in nats of the whole image as well.
+    nats = (found["bits_per_dim"] - arrays["bits_per_dim"]) * math.log(2) * math.prod(reference.config.image_shape)
+    assert np.abs(nats).max() < MEASURED * np.abs(arrays["log_likelihood_x_given_z"]).max()
+
+
+def test_decoded_images_are_the_references(reference):
+    """Pixels of the reference's x; it carries an epsilon, so that a value on the border of two levels may differ."""
+    given = {"v": reference.arrays["v_input"]}
+    if reference.config.has_latent:
+        given["z"] = reference.arrays["prior_sample"]
+    found = reference.call("decode", **given)["images"]
+    n_bins = reference.config.n_bins
+    x = (reference.arrays["decoded"] + 1) * n_bins / 2
+    expected = np.clip(np.floor(x), 0, n_bins - 1)
+    clear = np.abs(x - np.round(x)) > 1e-2
+    assert np.mean(clear) > 0.95
+    np.testing.assert_array_equal(found[clear], expected[clear])
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert len(np.unique(expected)) > 50
+
+
+def test_sampling_begins_with_the_references_prior(reference):
+    """The sampler's z and the reference's, by what is made of it: images of prior noise are those of prior samples."""
+    arrays = reference.arrays
+    given = {"v_noise": arrays["v_input"], "temperature": np.ones(len(arrays["v_input"]))}
+    if reference.config.has_latent:
+        given["z_noise"] = arrays["prior_noise"]
+    found = reference.call("sample", **given)["images"].astype(int)
+    expected = np.floor(np.clip((arrays["decoded"] + 1) * reference.config.n_bins / 2, 0, reference.config.n_bins - 1))
+    assert np.abs(found - expected).max() <= 1 and np.mean(found != expected) < 1e-2
+
+
+def test_every_image_comes_back(reference):
+    size = reference.config.image_size
+    images = np.concatenate([reference.arrays["images"], random_images(6, size)])
+    codes = reference.call("encode", images=images)
+    np.testing.assert_array_equal(reference.call("decode", **codes)["images"], images)
+
+
+@pytest.mark.parametrize("layout", ["NHWC"], indirect=True)
+class TestPieces:
+    """What only the folded graph gives by itself, before it is rounded to pixels or summed up."""
+
+    def tensor(self, reference, name):
+        return tf.constant(reference.arrays[name].astype("float32"))
+
+    def test_prior_sample_is_the_references(self, reference):
+        if reference.config.has_latent:
+            reference.same(reference.network.prior_inverse(self.tensor(reference, "prior_noise")), "prior_sample")
+
+    def test_prior_density_is_the_references(self, reference):
+        if not reference.config.has_latent:
+            return
+        noise, log_det = reference.network.prior_forward(self.tensor(reference, "z"))
+        constant = 0.5 * noise.shape[1] * math.log(2 * math.pi)
+        reference.same(log_det - 0.5 * tf.reduce_sum(tf.square(noise), -1) - constant, "log_prior_z")
+
+    def test_flow_and_its_log_det_are_the_references(self, reference):
+        levels = reference.arrays["images"].astype("float32")
+        x = reference.network.flow_input(tf.constant(levels), self.tensor(reference, "dequantization_noise"))
+        z = self.tensor(reference, "z") if reference.config.has_latent else None
+        v, log_det = reference.network.flow_forward(x, z, with_log_det=True)
+        reference.same(v, "v")
+        reference.same(log_det, "log_det")
+
+    def test_inverse_is_the_references(self, reference):
+        z = self.tensor(reference, "prior_sample") if reference.config.has_latent else None
+        reference.same(reference.network.flow_inverse(self.tensor(reference, "v_input"), z), "decoded")

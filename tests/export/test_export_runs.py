@@ -1,0 +1,133 @@
+"""Runs that must export: every committed one without the data it was trained on, and such as have hardly begun."""
+
+import dataclasses
+import json
+import random
+
+import numpy as np
+import pytest
+from helpers.models import TINY, random_images
+from helpers.places import ROOT
+from helpers.runs import run_config, write_run
+
+from export.card import JSON_NAME
+from export.origin import open_run
+from export.pipeline import Request, export
+from export.signatures import endpoints
+from export.verification.cases import make_cases, real_images
+from tfdecouple.config import DataConfig, load_preset
+from tfdecouple.model import DecoupledModel
+from tfdecouple.training import train
+
+COMMITTED = sorted(path.parent for path in ROOT.glob("docs/results/*/config.json"))
+COMMITTED += sorted(ROOT.glob("tests/data/golden/*/run"))
+
+
+def exported_card(run, to):
+    """Exports a run whole and returns its card."""
+    said = []
+    export(Request(run=run, to=to), said.append)
+    assert any("identical after encode and decode" in line for line in said)
+    return json.loads((to / JSON_NAME).read_text())
+
+
+def passed(card):
+    """Asserts that the figures of a card are what the gate lets pass."""
+    assert {*card["formats"]} == {"savedmodel", "onnx"}
+    for entry in card["formats"].values():
+        for trip in entry["round_trip"].values():
+            assert trip["identical"] >= trip["model"]
+        for outputs in entry["parity"].values():
+            for figures in outputs.values():
+                # Pixels differ by one level where they differ.
+                assert figures["max"] <= (256 // 2 ** int(card["n_bits"]) if "differing" in figures else 1e-4)
+
+
+def test_there_are_committed_runs():
+    assert {"base", "conditional", "glow", "photographs"} <= {run.name for run in COMMITTED}
+    assert ROOT / "tests/data/golden/1/run" in COMMITTED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", COMMITTED, ids=lambda run: run.relative_to(ROOT).as_posix())
+def test_committed_run_exports_without_its_data(run, tmp_path, monkeypatch):
+    # As in a fresh clone: without CIFAR-10.
+    monkeypatch.setenv("TFDECOUPLE_DATA_DIR", str(tmp_path / "none"))
+    monkeypatch.chdir(ROOT)
+    card = exported_card(run, tmp_path / "to")
+    passed(card)
+    assert "photographs" in card["checked"]["real_images"]
+    assert all(entry["round_trip"]["real"]["identical"] >= 60 for entry in card["formats"].values())
+
+
+class TestJustBegun:
+    @pytest.fixture
+    def begun(self):
+        """A model straight from its data-dependent start: couplings are the identity, the posterior is the prior."""
+        random.seed(0)
+        model = DecoupledModel(dataclasses.replace(TINY, alpha=0.5))
+        model.initialize(random_images(16))
+        return model
+
+    def test_log_variance_is_the_models_own(self, begun, tmp_path):
+        # By way of a standard deviation near 1 it would lose its digits.
+        for variable in begun.trainable_variables:
+            if variable.path.endswith("encoder/last_gain"):
+                variable.assign(variable + 1e-5)
+        images, _ = real_images(run_config(tmp_path, model=begun.config))
+        cases = make_cases(begun, images)
+        levels = begun.levels_of(images[:21])
+        right = np.asarray(begun.encoder.infer(levels * (2 / 256) - 1)[1])
+        assert 1e-9 < np.abs(right).max() < 1e-3
+        found = cases["out/encode_global/z_log_variance/right"]
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-10)
+
+    def test_mixtures_that_lie_on_borders_of_levels_are_stable(self, begun, tmp_path):
+        # A mixture of two bin centres in a flow that is nearly linear is the border of two bins again and again.
+        images, _ = real_images(run_config(tmp_path, model=begun.config))
+        cases = make_cases(begun, images)
+        near = np.unpackbits(cases["out/interpolate/images/near"])
+        assert near.mean() > 0.005
+        assert (cases["out/interpolate/images/bound"] < 0.01).all()
+
+    def test_exports(self, begun, tmp_path):
+        passed(exported_card(write_run(tmp_path / "run", begun), tmp_path / "to"))
+
+    @pytest.mark.slow
+    def test_exports_after_three_updates(self, image_folder, tmp_path):
+        train(run_config(image_folder, steps=3, evaluate_every=3, checkpoint_every=3), tmp_path / "run")
+        passed(exported_card(tmp_path / "run", tmp_path / "to"))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("preset", ["quickstart", "cifar10_small"])
+    def test_preset_exports_after_two_updates(self, preset, tmp_path):
+        config = load_preset(preset)
+        training = dataclasses.replace(
+            config.training, steps=2, evaluate_every=2, checkpoint_every=2, batch_size=8, init_images=32
+        )
+        data = DataConfig(source="photographs")
+        train(dataclasses.replace(config, training=training, data=data), tmp_path / "run")
+        passed(exported_card(tmp_path / "run", tmp_path / "to"))
+
+
+def test_every_endpoint_is_asked_of_every_kind_of_model(tmp_path):
+    for conditioning, n_bits in (("none", 8), ("base", 5), ("coupling", 5)):
+        random.seed(0)
+        model = DecoupledModel(dataclasses.replace(TINY, conditioning=conditioning, n_bits=n_bits))
+        model.initialize(random_images(16))
+        cases = make_cases(model, random_images(21))
+        for endpoint in endpoints(model.config):
+            for array in endpoint.inputs:
+                assert cases[f"in/{endpoint.name}/{array.name}"].shape == (21, *array.shape)
+            for array in endpoint.outputs:
+                assert cases[f"out/{endpoint.name}/{array.name}/right"].dtype == array.dtype
+        # Codes whose pixels come to lie beside borders, and yet not so near that they could not be judged.
+        bound = cases["out/decode of drawn codes/images/bound"]
+        near = np.unpackbits(cases["out/decode of drawn codes/images/near"]).reshape(21, -1)[:10]
+        assert bound.max() < 0.05 and near.mean() < 0.05
+
+
+def test_data_of_a_run_are_used_where_they_are_at_hand(finished_run):
+    _, origin = open_run(finished_run)
+    images, where = real_images(origin.config)
+    assert where.startswith("5 test images of ") and len(images) == 21

@@ -1,0 +1,359 @@
+"""Export folders as they lie: the manifest, `--verify`, and what is checked of files that are no models."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from helpers.places import DATA
+from onnx import numpy_helper
+from PIL import Image
+
+from export import manifest, pipeline
+from export.card import JSON_NAME, TEXT_NAME
+from export.cli import EXIT_REFUSED, main
+from export.formats import web
+from export.origin import open_run
+from export.pipeline import Request, export
+from export.signatures import onnx_names
+from export.verification import check_folder, check_onnx
+from export.verification import folder as verify
+from export.verification.arrays import Report, load_cases
+
+GOLDEN = DATA / "golden" / "1"
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """A copy of an export, to be changed."""
+    return shutil.copytree(exported, tmp_path / "exported")
+
+
+@pytest.fixture
+def files_alone(monkeypatch):
+    """Leaves the gate out, so that only files are compared."""
+    monkeypatch.setattr(verify, "run_gate", lambda *_, **__: Report())
+
+
+def problems_of(folder):
+    said = []
+    return verify.verify(folder, said.append), said
+
+
+class TestManifest:
+    def test_has_the_digest_of_every_file(self, exported):
+        listed = json.loads((exported / manifest.NAME).read_text())["files"]
+        there = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
+        assert {*listed} == there - {manifest.NAME}
+        assert all(manifest.file_digest(exported / name) == digest for name, digest in listed.items())
+        assert "onnx/encoder.int8.onnx" in listed and "savedmodel/1/assets.extra/model_card.json" in listed
+
+    def test_cases_are_small_and_hold_the_models_answers(self, exported):
+        (path,) = (exported / manifest.CASES).iterdir()
+        cases = load_cases(path)
+        assert {"out/encode/v/right", "in/sample/v_noise", "kept/black", "weights/NCHW", "weights/NHWC"} <= {*cases}
+        assert path.stat().st_size < 1_000_000
+
+    def test_keeps_parts_of_before_and_drops_what_is_replaced(self):
+        digest = {"sha256": "0", "bytes": 1}
+        before = {
+            "parts": {"savedmodel/1": {"cases": "cases/a.npz"}, "onnx": {"cases": "cases/b.npz"}},
+            "files": dict.fromkeys(
+                ["savedmodel/1/saved_model.pb", "onnx/old.onnx", "cases/a.npz", "cases/b.npz", JSON_NAME], digest
+            ),
+        }
+        new = {"sha256": "1", "bytes": 2}
+        whole = manifest.merged(
+            before, {"onnx": {"cases": "cases/c.npz"}}, dict.fromkeys(["onnx/new.onnx", "cases/c.npz", JSON_NAME], new)
+        )
+        assert {*whole["parts"]} == {"savedmodel/1", "onnx"}
+        assert whole["files"] == {
+            **dict.fromkeys(["savedmodel/1/saved_model.pb", "cases/a.npz"], digest),
+            **dict.fromkeys(["onnx/new.onnx", "cases/c.npz", JSON_NAME], new),
+        }
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "", "{", "[]", "null", '{"format": 2}', '{"format": 1}', '{"format": 1, "parts": [], "files": {}}',
+            '{"format": 1, "parts": {"onnx": {"check": "os", "options": {}}}, "files": {}}',
+            '{"format": 1, "parts": {"onnx": {"check": "check_onnx", "options": {}, "cases": "/etc/x"}}, "files": {}}',
+            '{"format": 1, "parts": {"../x": {"check": "check_onnx", "folder": "onnx", "options": {},'
+            ' "cases": "cases/0123456789abcdef.npz"}}, "files": {}}',
+            '{"format": 1, "parts": {}, "files": {"../../etc/passwd": {"sha256": "0"}}}',
+            '{"format": 1, "parts": {}, "files": {"a": 3}}', "[" * 100_000, '{"format": "\\ud800"}',
+        ],
+    )  # fmt: skip
+    def test_damaged_one_is_one_line(self, tmp_path, capsys, text):
+        (tmp_path / manifest.NAME).write_text(text)
+        assert main(["--verify", str(tmp_path)]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {tmp_path / manifest.NAME} is ") and err.count("\n") == 1, err
+
+    def test_one_that_is_no_text_is_one_line(self, tmp_path, capsys):
+        (tmp_path / manifest.NAME).write_bytes(b"\xff\xfe\x00")
+        assert main(["--verify", str(tmp_path)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+class TestVerify:
+    def test_unchanged_export_passes(self, exported, capsys):
+        assert main(["--verify", str(exported)]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert "onnx: ONNX Runtime, CPUExecutionProvider\n" in out and "savedmodel/1: TensorFlow\n" in out
+        assert out.endswith(f"{exported} is as it was exported, and answers as the model did\n")
+
+    def test_export_of_before_there_were_manifests_says_what_it_lacks(self, capsys):
+        assert main(["--verify", str(GOLDEN / "export")]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {GOLDEN / 'export'} has no manifest.json: ") and err.count("\n") == 1
+        assert "nothing can be verified; export its run again" in err
+
+    def test_folder_that_there_is_not(self, tmp_path, capsys):
+        assert main(["--verify", str(tmp_path / "none")]) == 2
+        assert capsys.readouterr().err == f"error: there is no export folder {tmp_path / 'none'}\n"
+
+    @pytest.mark.parametrize("arguments", [["--verify", "a", "--run", "b"], [], ["--run", "a"], ["--to", "a"]])
+    def test_arguments_that_do_not_go_together(self, arguments, capsys):
+        with pytest.raises(SystemExit) as error:
+            main(arguments)
+        assert error.value.code == 2 and "--verify" in capsys.readouterr().err
+
+    def test_each_file_that_changed_is_a_line(self, copy, files_alone):
+        os.truncate(copy / "onnx" / "encoder.onnx", 1000)
+        with (copy / "savedmodel" / "1" / "variables" / "variables.data-00000-of-00001").open("r+b") as file:
+            file.seek(100)
+            byte = file.read(1)
+            file.seek(100)
+            file.write(bytes([byte[0] ^ 1]))
+        (copy / TEXT_NAME).unlink()
+        (copy / "onnx" / "more.onnx").touch()
+        assert problems_of(copy)[0] == [
+            "missing: MODEL_CARD.md",
+            "changed: onnx/encoder.onnx",
+            "changed: savedmodel/1/variables/variables.data-00000-of-00001",
+            "unknown: onnx/more.onnx",
+        ]
+
+    def test_settings_of_a_server_may_be_edited(self, copy, files_alone):
+        (copy / "batching.config").write_text("max_batch_size { value: 8 }\n")
+        problems, said = problems_of(copy)
+        assert problems == []
+        assert "changed: batching.config (settings of a server, which are yours to edit)" in said
+
+    def test_missing_parts_and_cases_are_said(self, copy, files_alone):
+        shutil.rmtree(copy / "onnx")
+        problems, _ = problems_of(copy)
+        assert "missing: onnx/encoder.onnx" in problems
+        assert "onnx: cannot be checked, since files of it are missing" in problems
+
+    def test_gate_runs_even_where_digests_agree(self, copy, capsys):
+        # Whoever can change a file can change the manifest.
+        path = copy / "onnx" / "decoder.onnx"
+        model = onnx.load(path)
+        tensor = next(one for one in model.graph.initializer if one.dims and one.data_type == onnx.TensorProto.FLOAT)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
+        onnx.save(model, path)
+        whole = json.loads((copy / manifest.NAME).read_text())
+        whole["files"]["onnx/decoder.onnx"] = manifest.file_digest(path)
+        del whole["parts"]["savedmodel/1"]
+        (copy / manifest.NAME).write_text(json.dumps(whole))
+        assert main(["--verify", str(copy)]) == EXIT_REFUSED
+        err = capsys.readouterr().err.splitlines()
+        assert err[0].startswith("onnx: CPUExecutionProvider: decoder.onnx has other numbers in weight "), err
+        assert err[-1] == f"error: {copy} is not as it was exported: {len(err) - 1} lines above"
+
+    def test_every_provider_that_is_installed_is_tried_or_named(self, copy, monkeypatch):
+        asked = []
+
+        def run(check, folder, cases, result, tell, **options):
+            asked.append((check, options.get("provider")))
+            # The library is there, and no card.
+            return Report(notes={"unavailable": "CUDAExecutionProvider"} if "CUDA" in str(asked[-1]) else {})
+
+        monkeypatch.setattr(verify, "run_gate", run)
+        providers = ["CUDAExecutionProvider", "AzureExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(verify, "_providers", lambda: providers)
+        problems, said = problems_of(copy)
+        assert problems == []
+        assert asked == [
+            ("check_saved_model", None),
+            ("check_onnx", "CUDAExecutionProvider"),
+            ("check_onnx", "CPUExecutionProvider"),
+        ]
+        assert "onnx: AzureExecutionProvider computes on a server elsewhere: not checked" in said
+        assert "onnx: CUDAExecutionProvider is installed but cannot be started here: not checked" in said
+
+    @pytest.mark.filterwarnings("ignore:Specified provider")
+    def test_provider_that_cannot_start_does_not_pass_as_another(self, exported, tiny_run):
+        _, origin = open_run(tiny_run)
+        (cases,) = (exported / manifest.CASES).iterdir()
+        report = check_onnx.check(
+            exported / "onnx",
+            load_cases(cases),
+            names=onnx_names(origin.config.model),
+            metadata={**origin.metadata(), "name": origin.name},
+            precisions=["int8"],
+            provider="CUDAExecutionProvider",
+            tell=str,
+        )
+        assert report.notes["unavailable"] == "CUDAExecutionProvider" and report.parity == {}
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    """Files in place of those of onnxruntime-web."""
+    folder = tmp_path / "runtime"
+    folder.mkdir()
+    for number, name in enumerate(web.RUNTIME_FILES):
+        (folder / name).write_bytes(bytes(100 + number))
+    return folder
+
+
+ABOUT = {"name": "tiny", "image_size": 8, "latent_dim": 4, "bits_per_dim": None, "data": "noise"}
+
+
+class TestPage:
+    @pytest.fixture
+    def problems(self, exported, runtime, tmp_path):
+        def check(change=lambda page: None):
+            web.build_page(tmp_path / "page", exported / "onnx", runtime, ABOUT)
+            change(tmp_path / "page")
+            return list(check_folder.page_problems(tmp_path / "page", exported / "onnx", runtime, ABOUT))
+
+        return check
+
+    def test_right_one_passes(self, problems):
+        assert problems() == []
+
+    @pytest.mark.parametrize(
+        "name", ["app.js", "index.html", "style.css", "model/decoder.onnx", f"runtime/{web.RUNTIME_FILES[2]}"]
+    )
+    def test_file_that_is_cut_off_is_found(self, problems, name):
+        def cut(page):
+            os.truncate(page / name, (page / name).stat().st_size - 1)
+
+        assert problems(cut) == [f"web/{name} differs from what it was copied from"]
+
+    @pytest.mark.parametrize("share", [0.2, 0.7])
+    def test_picture_that_is_cut_off_or_another_is_found(self, problems, share):
+        def cut(page):
+            os.truncate(page / "model/coffee.png", int(share * (page / "model/coffee.png").stat().st_size))
+            Image.new("RGB", (8, 8)).save(page / "model/rocket.png")
+
+        assert problems(cut) == [
+            "web/model/coffee.png is not the picture that it should be",
+            "web/model/rocket.png is not the picture that it should be",
+        ]
+
+    def test_missing_and_strange_files_are_found(self, problems):
+        def change(page):
+            (page / "worker.js").rename(page / "work.js")
+
+        assert problems(change) == ["web/worker.js is missing", "web/work.js is not of the page"]
+
+    @pytest.mark.parametrize("text", ['{"image_size": 16}', "{", ""])
+    def test_config_of_another_model_is_found(self, problems, text):
+        assert problems(lambda page: (page / web.CONFIG).write_text(text)) == [
+            f"web/{web.CONFIG} does not say what the model is"
+        ]
+
+
+@pytest.fixture
+def quick(exported, tiny_run, monkeypatch):
+    """Exports whose models are there already and pass: what is tested is the rest."""
+    opened = open_run(tiny_run)
+
+    def copied(folded, chosen, folder, progress):
+        shutil.copytree(exported / "savedmodel" / "1", folder)
+
+    monkeypatch.setattr(pipeline, "open_run", lambda run, name: opened)
+    monkeypatch.setattr(pipeline, "real_images", lambda config: (None, "test images"))
+    monkeypatch.setattr(pipeline, "make_cases", lambda model, images, tell: {})
+    monkeypatch.setattr(pipeline, "weight_digests", lambda model, layouts: {})
+    monkeypatch.setattr(pipeline, "fold", lambda model, layout="NHWC": None)
+    monkeypatch.setattr(
+        pipeline, "build_onnx", lambda folded, one, metadata: onnx.load(exported / "onnx" / f"{one.onnx}.onnx")
+    )
+    monkeypatch.setattr(pipeline, "save_saved_model", copied)
+    monkeypatch.setattr(pipeline, "pass_gate", lambda check, folder, cases, **options: Report())
+
+
+@pytest.mark.usefixtures("quick")
+class TestWhatIsPublished:
+    @pytest.fixture
+    def refusal(self, tiny_run, tmp_path, runtime, capsys):
+        def run(*formats):
+            arguments = ["--run", str(tiny_run), "--to", str(tmp_path / "to"), "--web-runtime", str(runtime)]
+            assert main([*arguments, "--format", *formats]) == EXIT_REFUSED
+            err = capsys.readouterr().err
+            assert err.startswith("error: not published: ") and err.count("\n") == 1
+            assert not (tmp_path / "to").exists()
+            return err
+
+        return run
+
+    def test_page_that_is_cut_off_is_refused(self, monkeypatch, refusal):
+        build = pipeline.build_page
+
+        def cut(folder, *rest):
+            build(folder, *rest)
+            os.truncate(folder / "pad.js", 10)
+
+        monkeypatch.setattr(pipeline, "build_page", cut)
+        assert "web/pad.js differs from what it was copied from" in refusal("web")
+
+    def test_card_of_another_run_is_refused(self, monkeypatch, refusal):
+        write = pipeline.write_json
+
+        def other(path, value):
+            write(path, {**value, "run": "another"} if path.name == JSON_NAME else value)
+
+        monkeypatch.setattr(pipeline, "write_json", other)
+        assert f"{JSON_NAME} is not the card of this export" in refusal("onnx")
+
+    @pytest.mark.parametrize("name", ["another", ""])
+    def test_settings_of_a_server_for_another_model_are_refused(self, monkeypatch, refusal, name):
+        write = pipeline.write_serving_files
+        monkeypatch.setattr(pipeline, "write_serving_files", lambda folder, _: write(folder, name))
+        line = refusal("savedmodel")
+        assert "models.config serves " in line
+        assert "docker-compose.yml is not what is written for the model tiny" in line
+
+    @pytest.mark.parametrize("name", ["batching.config", "monitoring.config", "docker-compose.yml"])
+    def test_settings_of_a_server_that_are_cut_off_are_refused(self, monkeypatch, refusal, name):
+        write = pipeline.write_serving_files
+
+        def cut(folder, of):
+            write(folder, of)
+            os.truncate(folder / name, 100)
+
+        monkeypatch.setattr(pipeline, "write_serving_files", cut)
+        assert f"{name} is not what is written for the model tiny" in refusal("savedmodel")
+
+    def test_text_that_is_not_the_cards_is_refused(self, monkeypatch, refusal):
+        monkeypatch.setattr(pipeline, "card_text", lambda card: "# tiny\n")
+        assert f"{TEXT_NAME} does not say what {JSON_NAME} says" in refusal("onnx")
+
+    def test_page_is_verified_with_its_own_models(self, tiny_run, runtime, tmp_path, monkeypatch):
+        export(Request(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), lambda text: None)
+        seen = []
+
+        def run(check, folder, cases, result, tell, **options):
+            seen.append((check, sorted(path.name for path in folder.iterdir())))
+            return Report()
+
+        monkeypatch.setattr(verify, "run_gate", run)
+        assert problems_of(tmp_path / "to")[0] == []
+        assert seen == [("check_onnx", ["decoder.onnx", "encoder.onnx", "sampler.onnx"])]
+
+    def test_second_export_keeps_the_digests_of_the_first(self, tiny_run, tmp_path, files_alone):
+        to = tmp_path / "to"
+        for formats in (("savedmodel",), ("onnx",), ("savedmodel", "onnx")):
+            export(Request(run=tiny_run, to=to, formats=formats), lambda text: None)
+            assert problems_of(to)[0] == []
+        assert {*json.loads((to / manifest.NAME).read_text())["parts"]} == {"savedmodel/1", "savedmodel/2", "onnx"}
+        assert len(list((to / manifest.CASES).iterdir())) == 1

@@ -1,0 +1,630 @@
+"""The export behind TensorFlow Serving: its files, and the example client against a server with the same rules.
+
+The server is `serving_server.Server`, because TensorFlow Serving itself is not a Python package.
+"""
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import types
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
+from helpers.models import TINY, random_images
+from helpers.places import PATIENCE, ROOT
+from helpers.serving_server import Server, to_proto
+from PIL import Image
+from tensorflow_serving.apis import (
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_log_pb2,
+    prediction_service_pb2_grpc,
+)
+from tensorflow_serving.config import model_server_config_pb2
+
+from export.formats.serving import WARMUP_FILE, write_serving_files, write_warmup
+from export.origin import safe_name
+from export.signatures import endpoints
+
+CLIENT = ROOT / "examples" / "tf_serving" / "client.py"
+TRANSPORTS = ("rest-row", "rest-column", "grpc")
+
+
+def read_models(folder):
+    models = text_format.Parse((folder / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
+    return list(models.model_config_list.config)
+
+
+@pytest.fixture(scope="module")
+def name(exported):
+    (model,) = read_models(exported)
+    return model.name
+
+
+@pytest.fixture(scope="module")
+def server(exported, name):
+    with Server(exported / "savedmodel", name) as running:
+        assert not running.failures
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client():
+    spec = importlib.util.spec_from_file_location("serving_client", CLIENT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def signatures(exported):
+    """The SavedModel without any server: {signature: function of arrays that returns arrays}."""
+    loaded = tf.saved_model.load(str(exported / "savedmodel" / "1"))
+
+    def caller(signature):
+        def call(**inputs):
+            outputs = signature(**{key: tf.constant(array) for key, array in inputs.items()})
+            return {key: tensor.numpy() for key, tensor in outputs.items()}
+
+        return call
+
+    callers = {key: caller(signature) for key, signature in loaded.signatures.items()}
+    yield callers
+    del loaded  # its variables live as long as it does
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two files, of a landscape and of a portrait format: a dark slope and bright noise."""
+    folder = tmp_path_factory.mktemp("pictures")
+    slope = np.repeat(np.arange(32, dtype=np.uint8)[None, :, None], 20, 0)
+    Image.fromarray(np.tile(slope, (1, 1, 3))).save(folder / "a.jpg")
+    Image.fromarray(random_images(1, 40)[0, :, :24] // 2 + 128).save(folder / "b.png")
+    return [str(folder / "a.jpg"), str(folder / "b.png")]
+
+
+def address(server, transport, model):
+    ports = ["--rest-port", str(server.rest_port), "--grpc-port", str(server.grpc_port)]
+    return [*ports, "--model", model, "--transport", transport]
+
+
+def connect(client, server, transport, model):
+    """The client's connection to the server, for calls that its commands do not make."""
+    return client.TRANSPORTS[transport](client.parse(["sample", *address(server, transport, model)]))
+
+
+def run(client, server, transport, *arguments, model):
+    """Runs a command of the client and returns what it prints; raises SystemExit as it does."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        client.main([*arguments, *address(server, transport, model)])
+    return printed.getvalue()
+
+
+def complaint(client, server, transport, *arguments, model):
+    """The one line with which the client ends."""
+    with pytest.raises(SystemExit) as caught:
+        run(client, server, transport, *arguments, model=model)
+    text = caught.value.code
+    assert text.startswith("client.py: ")
+    return text
+
+
+@pytest.fixture(scope="module")
+def results(client, server, name, pictures, tmp_path_factory):
+    """For every transport {file or command: array or text}, of one run of each command."""
+    found = {}
+    for transport in TRANSPORTS:
+        folder = tmp_path_factory.mktemp(transport)
+        found[transport] = {
+            command: run(client, server, transport, command, *arguments, "--to", str(folder), model=name)
+            for command, *arguments in (
+                ["switch", *pictures],
+                ["encode", *pictures],
+                ["sample", "--count", "3", "--temperature", "0.6", "--seed", "5"],
+                ["score", *pictures, "--seed", "5"],
+            )
+        }
+        found[transport].update({path.name: np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))})
+        found[transport].update(np.load(folder / "codes.npz"))
+        found[transport] = {key: replace_folder(value, folder) for key, value in found[transport].items()}
+    return found
+
+
+def replace_folder(value, folder):
+    return value.replace(str(folder), "OUT") if isinstance(value, str) else value
+
+
+def test_the_transports_give_the_same(results):
+    first = results["rest-row"]
+    files = {"images_ab.png", "images_ba.png", *(f"sample_{n}.png" for n in range(3))}
+    assert set(first) == {"switch", "encode", "sample", "score", "z", "v", *files}
+    for transport in TRANSPORTS[1:]:
+        assert set(results[transport]) == set(first)
+        for key, value in first.items():
+            np.testing.assert_array_equal(results[transport][key], value, f"{key} by {transport}")
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_results_are_the_saved_models_own(results, signatures, client, pictures, transport):
+    got = results[transport]
+    size = TINY.image_size
+    images = np.stack([client.read_picture(path, size) for path in pictures])
+    switched = signatures["switch"](images_a=images[:1], images_b=images[1:])
+    np.testing.assert_array_equal(got["images_ab.png"], switched["images_ab"][0])
+    np.testing.assert_array_equal(got["images_ba.png"], switched["images_ba"][0])
+    assert np.any(got["images_ab.png"] != got["images_ba.png"])
+
+    codes = signatures["encode"](images=images)
+    for key in codes:
+        assert got[key].dtype == np.float32
+        np.testing.assert_allclose(got[key], codes[key], atol=1e-5)
+
+    rng = np.random.default_rng(5)
+    v_noise = rng.standard_normal((3, size, size, 3), np.float32)
+    z_noise = rng.standard_normal((3, TINY.latent_dim), np.float32)
+    temperature = np.full(3, 0.6, np.float32)
+    samples = signatures["sample"](z_noise=z_noise, v_noise=v_noise, temperature=temperature)["images"]
+    np.testing.assert_array_equal([got[f"sample_{number}.png"] for number in range(3)], samples)
+
+    rng = np.random.default_rng(5)
+    u_noise = rng.random((2, size, size, 3), np.float32)
+    z_noise = rng.standard_normal((2, TINY.latent_dim), np.float32)
+    bits = signatures["score"](images=images, z_noise=z_noise, u_noise=u_noise)["bits_per_dim"]
+    printed = [float(line.split(": ")[1].split()[0]) for line in got["score"].splitlines()]
+    np.testing.assert_allclose(printed, bits, atol=1e-3)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_encode_and_decode_give_the_pixels_back(results, pictures, transport):
+    lines = results[transport]["encode"].splitlines()
+    assert lines[0].startswith("OUT/codes.npz v [2, 8, 8, 3] z [2, 4]")
+    assert lines[1:] == [f"decode(encode({path})) is identical" for path in pictures]
+
+
+def test_the_client_tells_when_pixels_differ(client, pictures, tmp_path, capsys):
+    """With a server whose decode is wrong in one value of the second image."""
+
+    def predict(signature, inputs):
+        if signature == "encode":
+            return {"v": inputs["images"].astype(np.float32)}
+        images = inputs["v"].astype(np.uint8)
+        images[1, 0, 0, 0] ^= 1
+        return {"images": images}
+
+    info = {"images": {"tensor_shape": {"dim": [{"size": "-1"}, {"size": "8"}, {"size": "8"}, {"size": "3"}]}}}
+    fake = types.SimpleNamespace(predict=predict, signatures={"encode": {"inputs": info}})
+    client.encode(fake, types.SimpleNamespace(pictures=pictures, crop=0, to=tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith("a.jpg)) is identical") and lines[2].endswith("b.png)) differs in 1 of 192 values")
+
+
+def test_pictures_are_cropped_to_their_middle(client, tmp_path):
+    pixels = np.zeros((10, 30, 3), np.uint8)
+    pixels[:, 10:20] = (10, 200, 90)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    middle = client.read_picture(tmp_path / "wide.png", 4)[:, 1:3].astype(int)
+    assert np.max(np.abs(middle - (10, 200, 90))) <= 5  # resizing looks a little beyond the edge of the square
+    Image.fromarray(pixels[:, 10:20]).save(tmp_path / "square.png")
+    np.testing.assert_array_equal(client.read_picture(tmp_path / "square.png", 10), pixels[:, 10:20])
+
+
+def test_messages_beyond_grpcs_own_limit(client, server, name):
+    """gRPC refuses messages of more than 4 MB unless it is told otherwise."""
+    connection = connect(client, server, "grpc", name)
+    codes = connection.predict("encode", {"images": np.tile(random_images(8), (750, 1, 1, 1))})
+    assert codes["v"].nbytes > 4 << 20
+    decoded = connection.predict("decode", codes)["images"]
+    np.testing.assert_array_equal(decoded[-8:], random_images(8))
+
+
+def test_rest_runs_as_a_script_and_without_tensorflow(server, name, tmp_path):
+    program = (
+        "import runpy, sys\n"
+        "runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
+        "assert not {'tensorflow', 'grpc'} & set(sys.modules), 'these are for gRPC alone'\n"
+    )
+    arguments = ["sample", "--count", "1", "--to", str(tmp_path), *address(server, "rest-row", name)]
+    command = [sys.executable, "-c", program, str(CLIENT), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "sample_0.png")]
+
+
+@pytest.mark.parametrize("missing", ["grpc", "tensorflow", "tensorflow_serving.apis"])
+def test_what_grpc_needs_is_named_where_it_is_missing(client, missing, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    nobody = types.SimpleNamespace(rest_port=1, grpc_port=1)
+    text = complaint(client, nobody, "grpc", "sample", "--to", str(tmp_path), model="tiny")
+    assert f"--transport grpc needs {missing}, which is not installed: pip install -r requirements.txt" in text
+
+
+def test_a_seed_below_zero_is_refused(client, capsys):
+    with pytest.raises(SystemExit) as end:
+        client.main(["sample", "--seed", "-1"])
+    assert end.value.code == 2 and "--seed must not be negative" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+class TestOneLineSays:
+    def test_that_no_server_is_there(self, client, transport, tmp_path):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        nobody = types.SimpleNamespace(rest_port=port, grpc_port=port)
+        text = complaint(client, nobody, transport, "sample", "--to", str(tmp_path), model="tiny")
+        assert f"no TensorFlow Serving ({'gRPC' if transport == 'grpc' else 'REST'}) at localhost:{port}" in text
+
+    def test_that_the_ports_are_swapped(self, client, server, name, transport, tmp_path):
+        swapped = types.SimpleNamespace(rest_port=server.grpc_port, grpc_port=server.rest_port)
+        assert "no TensorFlow Serving" in complaint(
+            client, swapped, transport, "sample", "--to", str(tmp_path), model=name
+        )
+
+    def test_that_the_model_is_unknown(self, client, server, transport, tmp_path):
+        text = complaint(client, server, transport, "sample", "--to", str(tmp_path), model="other")
+        assert "has no model other: Servable not found for request: Latest(other)" in text
+
+    def test_what_the_server_says(self, client, server, name, transport):
+        connection = connect(client, server, transport, name)
+        with pytest.raises(client.Problem, match=r"answers (400 Bad Request|INVALID_ARGUMENT): .*images_b"):
+            connection.predict("switch", {"images_a": random_images(1)})
+
+    def test_that_a_file_is_no_picture(self, client, server, name, transport, tmp_path):
+        text = tmp_path / "notes.txt"
+        text.write_text("not a picture")
+        arguments = ("--to", str(tmp_path))
+        said = complaint(client, server, transport, "encode", str(text), *arguments, model=name)
+        assert said == f"client.py: {text}: not an image"
+        missing = str(tmp_path / "missing.jpg")
+        said = complaint(client, server, transport, "encode", missing, *arguments, model=name)
+        assert said == f"client.py: {missing}: No such file or directory"
+        cut = tmp_path / "cut.png"
+        Image.fromarray(random_images(1, 64)[0]).save(cut)
+        cut.write_bytes(cut.read_bytes()[:5000])
+        assert "not an image" in complaint(client, server, transport, "score", str(cut), *arguments, model=name)
+
+    def test_that_an_endpoint_is_missing(self, client, server, name, transport):
+        connection = connect(client, server, transport, name)
+        del connection.signatures["switch"]
+        with pytest.raises(client.Problem, match=f"model {name} has no endpoint switch, only decode, encode"):
+            client.switch(connection, types.SimpleNamespace(pictures=[]))
+
+
+class Lossy:
+    """A server whose decoder has a fault in one image of sixteen."""
+
+    def __init__(self, server):
+        self.signatures, self.model, self.server, self.decoded = server.signatures, server.model, server, 0
+
+    def predict(self, signature, inputs):
+        outputs = self.server.predict(signature, inputs)
+        if signature == "decode":
+            self.decoded += 1
+            outputs["images"] = outputs["images"] ^ np.uint8(self.decoded == 5)
+        return outputs
+
+
+def test_the_check_says_what_comes_back(client, server, name, capsys):
+    for transport in TRANSPORTS:
+        assert client.main(["--check", *address(server, transport, name)]) == 0
+        assert capsys.readouterr().out == "16 of 16 known images come back exactly\n"
+    assert client.check(Lossy(connect(client, server, "grpc", name))) == 1
+    assert capsys.readouterr().out == "15 of 16 known images come back exactly\n"
+
+
+def test_an_error_that_is_not_json_is_told_as_it_is(client):
+    assert client.error_text(b'{"error": "no such thing"}') == "no such thing"
+    assert client.error_text(b"<html>502</html>\n") == "<html>502</html>"
+    assert client.error_text(b"[1]") == "[1]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["switch", "a.jpg"],
+        ["encode"],
+        ["score"],
+        ["sample", "a.jpg"],
+        ["sample", "--count", "0"],
+        [],
+        ["--check", "encode", "a.jpg"],
+        ["encode", "a.jpg", "--crop=-1"],
+    ],
+)
+def test_wrong_arguments(client, arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        client.main(arguments)
+    assert caught.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def channel(server):
+    with grpc.insecure_channel(f"localhost:{server.grpc_port}") as connected:
+        yield connected
+
+
+def predict(channel, name, signature, **inputs):
+    request = predict_pb2.PredictRequest(inputs=inputs)
+    request.model_spec.name, request.model_spec.signature_name = name, signature
+    outputs = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request).outputs
+    return {key: tf.make_ndarray(tensor) for key, tensor in outputs.items()}
+
+
+def test_both_forms_of_tensors_are_understood(channel, name):
+    images = random_images(2)
+    content, typed = tf.make_tensor_proto(images), to_proto(images, tf.uint8.as_datatype_enum)
+    assert content.tensor_content and typed.int_val and not typed.tensor_content
+    codes = predict(channel, name, "encode", images=content)
+    for key, values in predict(channel, name, "encode", images=typed).items():
+        np.testing.assert_array_equal(values, codes[key])
+    decoded = predict(channel, name, "decode", **{key: tf.make_tensor_proto(value) for key, value in codes.items()})
+    np.testing.assert_array_equal(decoded["images"], images)
+
+
+@pytest.mark.parametrize(
+    ("signature", "images", "code"),
+    [
+        ("encode", random_images(1, size=6), "INVALID_ARGUMENT"),
+        ("encode", random_images(1)[0], "INVALID_ARGUMENT"),
+        ("encode", random_images(1).astype(np.float32), "INVALID_ARGUMENT"),
+        ("score", random_images(1), "INVALID_ARGUMENT"),
+        ("enc", random_images(1), "FAILED_PRECONDITION"),
+    ],
+)
+def test_wrong_requests_are_refused(channel, name, signature, images, code):
+    with pytest.raises(grpc.RpcError) as caught:
+        predict(channel, name, signature, images=tf.make_tensor_proto(images))
+    assert caught.value.code() == grpc.StatusCode[code]
+
+
+def test_the_rest_api_keeps_its_rules(client, server, name):
+    """A single input may go without its name and a single output does; several never do."""
+    rest = connect(client, server, "rest-row", name)
+    images = random_images(2).tolist()
+    codes = rest._ask(":predict", {"inputs": images})["outputs"]  # without a signature: the first endpoint, encode
+    assert set(codes) == {"z", "v"}
+    rows = rest._ask(":predict", {"signature_name": "encode", "instances": images})["predictions"]
+    assert rows == [{key: codes[key][number] for key in codes} for number in range(2)]
+    decoded = rest._ask(":predict", {"signature_name": "decode", "inputs": codes})
+    assert decoded == {"outputs": images}
+    assert rest._ask(":predict", {"signature_name": "decode", "instances": rows}) == {"predictions": images}
+    for body, said in (
+        ({"signature_name": "enc", "inputs": images}, "not found in signature def"),
+        ({"signature_name": "encode", "inputs": images, "instances": images}, "only one of"),
+        ({"signature_name": "encode", "inputs": [[[[0.5, 1, 2]]]]}, "not of expected type: uint8"),
+        ({"signature_name": "encode", "inputs": [[[[1, 2, 3]], [[1, 2]]]]}, "not formatted correctly"),
+        ({"signature_name": "encode", "inputs": [[[[1, 2, 3]]]]}, "answers 400"),
+        ({"signature_name": "decode", "instances": images}, "keys must be equal to"),
+    ):
+        with pytest.raises(client.Problem, match=said):
+            rest._ask(":predict", body)
+
+
+def read_warmup(folder):
+    records = tf.data.TFRecordDataset(str(folder / WARMUP_FILE)).as_numpy_iterator()
+    return [prediction_log_pb2.PredictionLog.FromString(record).predict_log.request for record in records]
+
+
+def test_the_warm_up_has_one_request_per_signature_and_each_runs(exported, name, signatures):
+    requests = read_warmup(exported / "savedmodel" / "1")
+    assert sorted(request.model_spec.signature_name for request in requests) == sorted(signatures)
+    for request in requests:
+        assert request.model_spec.name == name
+        inputs = {key: tf.make_ndarray(tensor) for key, tensor in request.inputs.items()}
+        assert {len(array) for array in inputs.values()} == {1}
+        outputs = signatures[request.model_spec.signature_name](**inputs)
+        assert all(len(array) == 1 and np.all(np.isfinite(array)) for array in outputs.values())
+        for key, expected in {"temperature": 0.7, "alpha": 0.5, "beta": 0.5}.items():
+            if key in inputs:
+                assert inputs[key] == np.float32(expected)
+
+
+def test_the_warm_up_is_the_same_every_time(tmp_path):
+    for folder in (tmp_path / "1", tmp_path / "2"):
+        folder.mkdir()
+        write_warmup(folder, "tiny", endpoints(TINY))
+    assert (tmp_path / "1" / WARMUP_FILE).read_bytes() == (tmp_path / "2" / WARMUP_FILE).read_bytes()
+
+
+def test_models_config(exported, name):
+    (model,) = read_models(exported)
+    assert (model.base_path, model.model_platform) == (f"/models/{name}", "tensorflow")
+    assert not model.HasField("model_version_policy")
+    # What the comment tells to add must be right as well.
+    (advice,) = re.findall(r"# +(model_version_policy .*)", (exported / "models.config").read_text())
+    policy = text_format.Parse(advice, model_server_config_pb2.ModelConfig()).model_version_policy
+    assert list(policy.specific.versions) == [1, 2]
+
+
+@pytest.mark.parametrize("run_name", ["faces, 2nd try/ema", "../../etc", "Größe 3", 'a"b', "---", ""])
+def test_any_run_name_makes_a_model_that_can_be_served(run_name, tmp_path):
+    name = safe_name(run_name)
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name)
+    write_serving_files(tmp_path, name)
+    (model,) = read_models(tmp_path)
+    assert model.name == name
+
+
+# The fields of session_bundle_config.proto and monitoring_config.proto, which tensorflow-serving-api leaves out.
+INT64, BOOL, STRING, MESSAGE = 3, 8, 9, 11  # descriptor_pb2.FieldDescriptorProto.Type
+MESSAGES = {
+    "BatchingParameters": [
+        ("max_batch_size", MESSAGE, ".google.protobuf.Int64Value"),
+        ("batch_timeout_micros", MESSAGE, ".google.protobuf.Int64Value"),
+        ("max_enqueued_batches", MESSAGE, ".google.protobuf.Int64Value"),
+        ("num_batch_threads", MESSAGE, ".google.protobuf.Int64Value"),
+        ("thread_pool_name", MESSAGE, ".google.protobuf.StringValue"),
+        ("allowed_batch_sizes", INT64, "repeated"),
+        ("pad_variable_length_inputs", BOOL, None),
+    ],
+    "PrometheusConfig": [("enable", BOOL, None), ("path", STRING, None)],
+    "MonitoringConfig": [("prometheus_config", MESSAGE, ".tensorflow.serving.PrometheusConfig")],
+}
+
+
+@pytest.fixture(scope="module")
+def messages():
+    """{name: class} of MESSAGES, in a pool of their own."""
+    file = descriptor_pb2.FileDescriptorProto(name="rebuilt.proto", package="tensorflow.serving", syntax="proto3")
+    file.dependency.append("google/protobuf/wrappers.proto")
+    for message, fields in MESSAGES.items():
+        described = file.message_type.add(name=message)
+        for number, (field, kind, detail) in enumerate(fields, 1):
+            added = described.field.add(name=field, number=number, type=kind, label=3 if detail == "repeated" else 1)
+            if kind == MESSAGE:
+                added.type_name = detail
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
+    pool.Add(file)
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.serving.{name}"))
+        for name in MESSAGES
+    }
+
+
+def test_batching_config(exported, messages):
+    text = (exported / "batching.config").read_text()
+    batching = text_format.Parse(text, messages["BatchingParameters"]())
+    sizes = list(batching.allowed_batch_sizes)
+    assert sizes == sorted(set(sizes)) and sizes[0] == 1 and sizes[-1] == batching.max_batch_size.value
+    assert batching.num_batch_threads.value >= 1 and batching.max_enqueued_batches.value >= 1
+    assert 0 < batching.batch_timeout_micros.value <= 100_000
+    for wrong in (text.replace("max_batch_size", "max_batchsize"), text.replace("{ value: 16 }", ": 16")):
+        assert wrong != text
+        with pytest.raises(text_format.ParseError):
+            text_format.Parse(wrong, messages["BatchingParameters"]())
+
+
+def test_monitoring_config(exported, messages):
+    text = (exported / "monitoring.config").read_text()
+    prometheus = text_format.Parse(text, messages["MonitoringConfig"]()).prometheus_config
+    assert prometheus.enable and prometheus.path.startswith("/")
+    with pytest.raises(text_format.ParseError):
+        text_format.Parse(text.replace("enable:", "enabled:"), messages["MonitoringConfig"]())
+
+
+def read_yaml(text):
+    """Reads the part of YAML that docker-compose.yml uses: mappings and lists by indentation, quoted strings."""
+    with contextlib.suppress(ImportError):
+        import yaml  # not a dependency, but better where it is there
+
+        return yaml.safe_load(text)
+    lines = [re.sub(r"(^|\s)#.*", "", line).rstrip() for line in text.splitlines()]
+    return read_block([line for line in lines if line])
+
+
+def read_block(lines):
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    starts = [number for number, line in enumerate(lines) if len(line) - len(line.lstrip()) == indent]
+    assert indent % 2 == 0 and all(line.startswith(" " * indent) for line in lines)
+    block = {}
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        line, inner = lines[start].strip(), lines[start + 1 : end]
+        if match := re.fullmatch(r'- "([^"\\]*)"', line):
+            block[len(block)] = match[1]
+        elif line.startswith("- "):
+            block[len(block)] = read_block([" " * (indent + 2) + line[2:], *inner])
+            continue
+        elif match := re.fullmatch(r'([\w-]+): "([^"\\]*)"', line):
+            block[match[1]] = match[2]
+        else:
+            block[re.fullmatch(r"([\w-]+):", line)[1]] = read_block(inner)
+            continue
+        assert not inner
+    return list(block.values()) if lines[starts[0]].lstrip().startswith("- ") else block
+
+
+def test_docker_compose(exported, name):
+    compose = read_yaml((exported / "docker-compose.yml").read_text())
+    assert set(compose) == {"services"} and set(compose["services"]) == {"tf-serving", "tf-serving-gpu"}
+    service = compose["services"]["tf-serving"]
+    assert set(service) == {"image", "ports", "volumes", "command"}
+    assert re.fullmatch(r"tensorflow/serving:\$\{[A-Z_]+:-[\w.-]+\}", service["image"])
+    assert [port.split(":")[-2:] for port in service["ports"]] == [["8500", "8500"], ["8501", "8501"]]
+    mounts = {}
+    for volume in service["volumes"]:
+        here, there, mode = volume.split(":")
+        assert here.startswith("./") and (exported / here).exists() and mode == "ro"
+        mounts[there] = exported / here
+    assert mounts[read_models(exported)[0].base_path] == exported / "savedmodel"
+    flags = dict(flag.removeprefix("--").split("=") for flag in service["command"])
+    assert flags.pop("enable_batching") == "true"
+    files = {"model_config_file": "models", "monitoring_config_file": "monitoring"}
+    files["batching_parameters_file"] = "batching"
+    assert {flag: mounts[path].name for flag, path in flags.items()} == {
+        flag: f"{file}.config" for flag, file in files.items()
+    }
+
+
+def test_docker_compose_on_a_gpu_computes_in_full_float32(exported):
+    """By environment: the official image reads no other switch of TF32."""
+    services = read_yaml((exported / "docker-compose.yml").read_text())["services"]
+    assert services["tf-serving-gpu"] == {
+        "extends": {"service": "tf-serving"},
+        "profiles": ["gpu"],
+        "image": services["tf-serving"]["image"] + "-gpu",
+        "environment": {"NVIDIA_TF32_OVERRIDE": "0"},
+        "deploy": {
+            "resources": {"reservations": {"devices": [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]}}
+        },
+    }
+
+
+def wait_until(condition, seconds=PATIENCE):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "in vain"
+        time.sleep(0.02)
+
+
+def states(server, name):
+    """{version: state} as the model service gives them."""
+    with grpc.insecure_channel(f"localhost:{server.grpc_port}") as channel:
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = name
+        reply = model_service_pb2_grpc.ModelServiceStub(channel).GetModelStatus(request)
+    state = get_model_status_pb2.ModelVersionStatus.State
+    return {status.version: state.Name(status.state) for status in reply.model_version_status}
+
+
+def test_a_new_version_that_is_renamed_in_is_never_seen_half_written(exported, name, tmp_path):
+    base = tmp_path / "savedmodel"
+    shutil.copytree(exported / "savedmodel" / "1", base / "1")
+    with Server(base, name, poll_seconds=0.01) as server:
+        assert states(server, name) == {1: "AVAILABLE"}
+        # Slowly, so that the server looks many times while files are missing.
+        shutil.copytree(base / "1", base / ".2.partial", copy_function=lambda *a: (time.sleep(0.03), shutil.copy2(*a)))
+        assert states(server, name) == {1: "AVAILABLE"}
+        os.rename(base / ".2.partial", base / "2")
+        wait_until(lambda: server.loaded.version == 2 or server.failures)
+        assert states(server, name) == {2: "AVAILABLE"} and not server.failures
+
+
+def test_a_half_written_version_would_be_noticed(exported, name, tmp_path):
+    """That the test above could fail: the same files, without the renaming, and a warm-up that does not fit."""
+    base = tmp_path / "savedmodel"
+    shutil.copytree(exported / "savedmodel" / "1", base / "1")
+    with Server(base, name, poll_seconds=0.01) as server:
+        (base / "2").mkdir()
+        shutil.copy2(base / "1" / "saved_model.pb", base / "2")
+        wait_until(lambda: server.failures)
+        assert states(server, name) == {1: "AVAILABLE", 2: "END"}
+        shutil.copytree(base / "1", tmp_path / "3")
+        record = prediction_log_pb2.PredictionLog()
+        record.predict_log.request.model_spec.signature_name = "switch"
+        with tf.io.TFRecordWriter(str(tmp_path / "3" / WARMUP_FILE)) as writer:
+            writer.write(record.SerializeToString())
+        os.rename(tmp_path / "3", base / "3")
+        wait_until(lambda: 3 in server.failures)
+        assert "input size does not match signature" in server.failures[3] and server.loaded.version == 1

@@ -1,0 +1,110 @@
+"""The web page of an export in a real browser: needs Node, npm and Chromium."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import onnxruntime
+import pytest
+from helpers.models import random_images
+from helpers.picture_files import SIZE, claiming, write_files
+from helpers.places import ROOT
+from PIL import Image
+
+from export.formats.web import RUNTIME_VERSION
+from export.pipeline import Request, export
+from tfdecouple.data.image_file import read_image
+
+EXAMPLE = ROOT / "examples" / "web"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def test_the_example_and_the_exporter_name_the_same_runtime():
+    package = json.loads((EXAMPLE / "package.json").read_text(encoding="utf-8"))
+    pinned = {**package.get("dependencies", {}), **package.get("devDependencies", {})}
+    assert pinned["onnxruntime-web"] == RUNTIME_VERSION
+
+
+@pytest.fixture(scope="module")
+def tools(npm_example):
+    """The browser check with what npm brings for it."""
+    for program in ("node", "npm"):
+        if shutil.which(program) is None:
+            pytest.skip(f"there is no {program}")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    return npm_example("web")
+
+
+@pytest.fixture(scope="module")
+def page(tiny_run, tools, tmp_path_factory):
+    """The page of a tiny model."""
+    folder = tmp_path_factory.mktemp("page")
+    runtime = tools / "node_modules" / "onnxruntime-web"
+    export(Request(run=tiny_run, to=folder, formats=("onnx", "web"), web_runtime=runtime), say=lambda text: None)
+    return folder
+
+
+def test_the_model_of_the_demo_gives_its_pictures_back():
+    folder = EXAMPLE / "model"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    names = [folder.parent / name for name in config["demo_images"]]
+    images = np.stack([np.asarray(Image.open(name).convert("RGB")) for name in names])
+    encoder, decoder = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in ("encoder", "decoder"))
+    z, v = encoder.run(["z", "v"], {"images": images})
+    assert z.shape == (len(images), config["latent_dim"])
+    np.testing.assert_array_equal(decoder.run(None, {"z": z, "v": v})[0], images)
+    # Another z gives other pictures, of which none is flat.
+    switched = decoder.run(None, {"z": z[::-1].copy(), "v": v})[0]
+    assert (switched != images).mean() > 0.1
+    assert (switched.reshape(len(images), -1).std(1) > 5).all()
+    for name in ("encoder", "decoder", "sampler"):
+        assert config["sizes"][name] == (folder / f"{name}.onnx").stat().st_size
+
+
+@pytest.mark.slow
+def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools, tmp_path):
+    a, b = random_images(16, seed=1), random_images(16, seed=2)
+    encoded = {name: base64.b64encode(images.tobytes()).decode() for name, images in (("a", a), ("b", b))}
+    (tmp_path / "inputs.json").write_text(json.dumps(encoded))
+    report = tmp_path / "report.json"
+    (tmp_path / "files").mkdir()
+    files = write_files(tmp_path / "files")
+    (tmp_path / "files" / "bomb.png").write_bytes(claiming(20_000, 20_000))
+    command = ["node", "check.mjs", str(page / "web"), "--json", str(report), "--pairs", str(tmp_path)]
+    command += ["--read", str(tmp_path / "files")]
+    result = subprocess.run(
+        [*command, "--browser", str(CHROMIUM)],
+        cwd=tools,
+        capture_output=True,
+        text=True,
+        env={**os.environ},
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = json.loads(report.read_text())
+    assert "20000 x 20000 pixels" in found["read"].pop("bomb.png")
+    assert_reads_as_training_does(found["read"], files)
+    pairs = found["pairs"]
+    encoder, decoder = (onnxruntime.InferenceSession(str(page / "onnx" / f"{n}.onnx")) for n in ("encoder", "decoder"))
+    (z_a, v_a), (z_b, v_b) = (encoder.run(["z", "v"], {"images": images}) for images in (a, b))
+    for name, z, v in (("ab", z_a, v_b), ("ba", z_b, v_a)):
+        (right,) = decoder.run(None, {"z": z, "v": v})
+        found = np.frombuffer(base64.b64decode(pairs[name]), np.uint8).reshape(right.shape)
+        # A value on the border of two levels may fall either way in another runtime.
+        change = np.abs(found.astype(int) - right)
+        assert change.max() <= 1 and (change > 0).mean() < 1e-3
+
+
+def assert_reads_as_training_does(read, files):
+    assert set(read) == set(files)
+    for name, path in files.items():
+        right = read_image(str(path), SIZE, 0)
+        found = np.frombuffer(base64.b64decode(read[name]), np.uint8).reshape(right.shape)
+        change = np.abs(found.astype(int) - right)
+        assert change.max() <= 0, f"{name}: {(change > 0).mean():.1%} differ, by up to {change.max()}"

@@ -1,0 +1,51 @@
+"""Feature extractors whose features are known: the mean colour of an image."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from tfdecouple.metrics.frechet import frechet_report
+
+
+def write_onnx(
+    path, *, dtype=TensorProto.UINT8, shape=("n", "h", "w", 3), keep_dims=0, outputs=("features",), divide_by=1.0
+):
+    """An extractor that gives the mean colour of an image; shape[-1] features."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["values"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["values", "divisor"], ["scaled"]),
+        *(
+            helper.make_node("ReduceMean", ["scaled", "axes"], [output], keepdims=keep_dims, name=output)
+            for output in outputs
+        ),
+    ]
+    features = [shape[0], 1, 1, shape[-1]] if keep_dims else [shape[0], shape[-1]]
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("images", dtype, shape)],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, features) for output in outputs],
+        [
+            helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
+            helper.make_tensor("divisor", TensorProto.FLOAT, [], [divide_by]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, path)
+    return path
+
+
+def quiet(text):
+    """Says nothing."""
+
+
+def colours(images):
+    """What the extractors compute."""
+    return images.mean((1, 2), dtype=np.float64)
+
+
+def report_of(model, source, extractor, **options):
+    arguments = {"count": 40, "reference": 50, "temperature": 0.7, "seed": 0, "batch_size": 16, "say": quiet}
+    return frechet_report(model, source, extractor, **{**arguments, **options})

@@ -1,0 +1,102 @@
+"""Tiny configs by name, models whose every weight has an effect, and what holds for all invertible ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from tfdecouple.config import ModelConfig
+
+# The smallest config with every part: three levels, both parts of an inner level, odd channel counts (3 and 9).
+TINY = ModelConfig(
+    image_size=8,
+    latent_dim=4,
+    steps=(1, (1, 1), 1),
+    hidden_channels=(4, 6, 6),
+    alpha=0.8,
+    encoder_channels=(4, 6),
+    encoder_out_channels=2,
+    prior_steps=1,
+    prior_hidden=6,
+    prior_alpha=0.8,
+)
+
+
+# For whole runs, where tracing is what takes time: two levels.
+SMALL = ModelConfig(
+    image_size=8,
+    latent_dim=4,
+    steps=(1, 1),
+    hidden_channels=(4, 6),
+    alpha=0.8,
+    encoder_channels=(4,),
+    encoder_out_channels=2,
+    prior_steps=1,
+    prior_hidden=6,
+    prior_alpha=0.8,
+)
+
+
+def give_effect(layer, seed=0, scale=0.1):
+    """Moves every trainable weight of a layer or model off its start, where couplings are the identity."""
+    rng = np.random.default_rng(seed)
+    for variable in layer.trainable_variables:
+        variable.assign_add((scale * rng.standard_normal(tuple(variable.shape))).astype(variable.dtype))
+    return layer
+
+
+def let_z_show(model):
+    """Strengthens what leads from an image over z to the pixels: at random weights z would change none."""
+    for variable in model.trainable_variables:
+        if "condition_kernel" in variable.path or variable.path.endswith("encoder/last_gain"):
+            variable.assign(8 * variable)
+    return model
+
+
+def random_images(count=4, size=8, seed=0):
+    """Uniform noise, uint8 `[count, size, size, 3]`."""
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def every_weight_has_a_gradient(layer, loss):
+    """Asserts that the gradient of `loss()` reaches every trainable weight of a layer or model."""
+    with tf.GradientTape() as tape:
+        value = loss()
+    variables = layer.trainable_variables
+    for variable, gradient in zip(variables, tape.gradient(value, [v.value for v in variables]), strict=True):
+        assert gradient is not None, variable.path
+        assert np.all(np.isfinite(gradient)) and np.any(gradient != 0), variable.path
+
+
+def negative_log_likelihood(layer, x, condition):
+    """The loss of a layer as a whole flow to N(0, I), up to a constant."""
+    y, log_det = layer.forward_and_log_det(x, condition)
+    return tf.reduce_sum(tf.square(y)) / 2 - tf.reduce_sum(log_det)
+
+
+def jacobian_log_det(forward, x, condition=None):
+    """log |det dy/dx| of each entry of x, float64 `[batch]`, by automatic differentiation.
+
+    Every entry is repeated once for each of its outputs: the gradient of output k of copy k is row k of the Jacobian,
+    so that one backward pass gives all rows.
+    """
+    size = math.prod(x.shape[1:])
+    copies = tf.repeat(x, size, 0)
+    with tf.GradientTape() as tape:
+        tape.watch(copies)
+        y = forward(copies, None if condition is None else tf.repeat(condition, size, 0))[0]
+    chosen = tf.tile(tf.eye(size, dtype=y.dtype), [x.shape[0], 1])
+    rows = tape.gradient(y, copies, tf.reshape(chosen, tf.shape(y)))
+    return np.linalg.slogdet(np.reshape(rows, [x.shape[0], size, size]))[1]
+
+
+def walk_with(network, x, condition, look):
+    """Walks through an invertible network, calling `look(leaf, x, condition)` before each elementary layer."""
+
+    def visit(leaf, h, z):
+        look(leaf, h, z)
+        return leaf.forward_and_log_det(h, z)[0]
+
+    return network.walk(x, condition, visit)

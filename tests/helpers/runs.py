@@ -1,0 +1,79 @@
+"""Runs: their configs, folders, checkpoints and logs."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from helpers.models import SMALL
+from tfdecouple.config import Config, DataConfig, TrainingConfig
+from tfdecouple.training.metrics import read_metrics
+from tfdecouple.training.step import TrainStep
+
+TIMING = ("images_per_second",)
+
+
+def run_config(images, *, model=SMALL, **training):
+    """A run of ten steps on a folder of images, which evaluates and saves at 5 and 10."""
+    options = {
+        "steps": 10,
+        "batch_size": 8,
+        "learning_rate": 0.01,
+        "warmup_steps": 2,
+        "ema_decay": 0.5,
+        "init_images": 16,
+        "log_every": 2,
+        "evaluate_every": 5,
+        "checkpoint_every": 5,
+        "evaluation_batch_size": 4,
+        "keep_checkpoints": 2,
+    }
+    return Config(
+        name="tiny",
+        model=model,
+        data=DataConfig(source=f"folder:{images}", horizontal_flip=True, pad_and_crop=1),
+        training=TrainingConfig(**{**options, **training}),
+    )
+
+
+def write_run(folder, model, **config):
+    """Makes a run folder of a model, as a training of one step would leave it."""
+    from tfdecouple.storage.checkpoints import CheckpointFolder
+    from tfdecouple.storage.files import write_text
+
+    write_text(folder / "config.json", Config(name=folder.name, model=model.config, **config).to_json())
+    CheckpointFolder(folder / "checkpoints").write("best", 1, {"model": model.named_variables()})
+    return folder
+
+
+def checkpoint_values(run, name):
+    """Every variable of a checkpoint by its key."""
+    reader = tf.train.load_checkpoint(str(run / "checkpoints" / name))
+    keys = [key for key in reader.get_variable_to_shape_map() if "VARIABLE_VALUE" in key]
+    return {key: reader.get_tensor(key) for key in keys}
+
+
+def assert_same_checkpoint(ours, theirs, name):
+    ours, theirs = checkpoint_values(ours, name), checkpoint_values(theirs, name)
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[key], err_msg=key)
+
+
+def figures(run):
+    """The rows of the log by kind and step, without what depends on the clock."""
+    rows = read_metrics(run / "metrics.jsonl")
+    values = {(row["kind"], row["step"]): {k: v for k, v in row.items() if k not in TIMING} for row in rows}
+    assert len(values) == len(rows)
+    return values
+
+
+def before_steps(monkeypatch, act):
+    """Calls `act(step_function, step)` before every step of a run."""
+    original = TrainStep.__call__
+
+    def step(self, parts, number, *wish):
+        act(self, number)
+        return original(self, parts, number, *wish)
+
+    monkeypatch.setattr(TrainStep, "__call__", step)

@@ -1,0 +1,97 @@
+"""`python -m tfdecouple import-wolf` and what follows it: the imported run is opened, sampled and exported."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+from helpers.places import DATA, ROOT, user_environment
+from helpers.refusals import refused
+
+from tfdecouple.cli import main
+from tfdecouple.runs import load_model
+
+DATA = DATA / "wolf_small"
+REFERENCE = dict(np.load(DATA / "reference.npz"))
+ARGUMENTS = ["import-wolf", "--config", DATA / "config.json", "--weights", DATA / "model.npz", "--image-size", 32]
+
+
+def imports(*more):
+    return main(list(map(str, [*ARGUMENTS, *more])))
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """The folder that the command made, and what it printed."""
+    run = tmp_path_factory.mktemp("imported") / "wolf"
+    with pytest.MonkeyPatch.context() as patch:
+        said = []
+        patch.setattr("builtins.print", lambda *text, **options: said.append(" ".join(map(str, text))))
+        assert imports("--workdir", run) == 0
+    return run, "\n".join(said)
+
+
+def test_it_says_how_many_parameters_came_and_how_to_open_them(imported):
+    run, said = imported
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"{run}: {summary['parameters']['total']:,} parameters imported" in said
+    assert f"tfdecouple.load_model({str(run)!r})" in said
+
+
+def test_the_run_gives_the_numbers_of_the_paper_s_code(imported):
+    codes = load_model(imported[0]).encode(REFERENCE["images"], verify=True)
+    np.testing.assert_allclose(codes.v, REFERENCE["v_bin_centre"], atol=1e-4 * np.abs(REFERENCE["v_bin_centre"]).max())
+    np.testing.assert_allclose(
+        codes.z, REFERENCE["posterior_mean"], atol=1e-4 * np.abs(REFERENCE["posterior_mean"]).max()
+    )
+
+
+def test_other_commands_take_it(imported, tmp_path):
+    arguments = ["sample", "--run", imported[0], "--count", 4, "--out", tmp_path]
+    assert main(list(map(str, arguments))) == 0
+    assert list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights", "no/such.npz"], "no/such.npz"),
+        (["--config", "no/such.json"], "no/such.json"),
+        (["--image-size", 48], "48"),
+        (["--n-bits", 9], "9"),
+    ],
+)
+def test_mistake_is_one_line_and_leaves_no_run(tmp_path, capsys, arguments, message):
+    line = refused(capsys, lambda: imports("--workdir", tmp_path / "run", *arguments))
+    assert message in line
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_folder_with_a_run_is_not_overwritten(imported, capsys):
+    before = (imported[0] / "config.json").read_bytes()
+    assert str(imported[0]) in refused(capsys, lambda: imports("--workdir", imported[0]))
+    assert (imported[0] / "config.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_it_is_exported_and_the_files_give_the_paper_s_numbers(imported, tmp_path):
+    command = [sys.executable, "-m", "export", "--run", imported[0], "--to", tmp_path / "exported", "--format", "onnx"]
+    ended = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=user_environment(), capture_output=True, text=True, timeout=1800
+    )
+    assert ended.returncode == 0, ended.stderr
+    onnx = tmp_path / "exported" / "onnx"
+    encoder, decoder = (
+        onnxruntime.InferenceSession(onnx / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        for name in ("encoder", "decoder")
+    )
+    names = [output.name for output in encoder.get_outputs()]
+    codes = dict(zip(names, encoder.run(names, {"images": REFERENCE["images"]}), strict=True))
+    theirs = REFERENCE["v_bin_centre"]
+    np.testing.assert_allclose(codes["v"], theirs, atol=1e-4 * np.abs(theirs).max())
+    (images,) = decoder.run(["images"], {"z": codes["z"], "v": codes["v"]})
+    np.testing.assert_array_equal(images, REFERENCE["images"])
+    card = (tmp_path / "exported" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "import" in card

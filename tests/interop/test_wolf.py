@@ -1,0 +1,488 @@
+"""Tests of interop.wolf: the reference's weights give the reference's numbers, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import random_images
+from helpers.places import DATA
+
+import tfdecouple
+from tfdecouple.errors import UserError, WolfError
+from tfdecouple.interop.wolf import assign, import_wolf, model_config_of, read_state
+
+DATA = DATA / "wolf_small"
+CONFIG = json.loads((DATA / "config.json").read_text())
+STATE = read_state(DATA / "model.npz")
+REFERENCE = dict(np.load(DATA / "reference.npz"))
+IMAGES = REFERENCE["images"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The run folder of the import."""
+    folder = tmp_path_factory.mktemp("wolf") / "run"
+    import_wolf(DATA / "config.json", DATA / "model.npz", image_size=32, workdir=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return tfdecouple.load_model(run)
+
+
+@pytest.fixture(scope="module")
+def computed(model):
+    """What this project computes where the reference computed `reference.npz`."""
+    tf.config.run_functions_eagerly(True)
+    try:
+        return compute(model)
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+def compute(model):
+    given = {name: REFERENCE[name].astype("float32") for name in REFERENCE if name not in ("images", "n_bits")}
+    u, z, noise = given["dequantization_noise"], given["z"], given["posterior_noise"]
+    x = 2 * (model.levels_of(IMAGES) + u) / model.config.n_bins - 1
+    posterior, elbo = model.posterior(IMAGES), model.elbo_from_noise(IMAGES, noise, u)
+    v, log_det = model.flow.forward_and_log_det(x, z)
+    return {
+        "posterior_mean": posterior.mean(),
+        "posterior_log_variance": 2 * tf.math.log(posterior.stddev()),
+        "z": posterior.mean() + posterior.stddev() * noise,
+        "log_posterior_z": posterior.log_prob(z),
+        "log_prior_z": model.prior.log_prob(z),
+        "prior_sample": model.z_from_noise(given["prior_noise"]),
+        "v": v,
+        "log_det": log_det,
+        "log_likelihood_x_given_z": model.likelihood(z).log_prob(x),
+        "kl": elbo.kl,
+        "bits_per_dim": elbo.bits_per_dim,
+        "v_bin_centre": model.encode(IMAGES).v,
+        "decoded": model.flow.inverse_and_log_det(given["v_input"], given["prior_sample"])[0],
+    }
+
+
+class TestNumbers:
+    INPUTS = {"images", "n_bits", "dequantization_noise", "posterior_noise", "prior_noise", "v_input"}
+
+    @pytest.mark.parametrize("name", sorted(set(REFERENCE) - INPUTS))
+    def test_result_is_the_references(self, computed, name):
+        ours, theirs = np.asarray(computed[name], "float64"), REFERENCE[name]
+        assert ours.shape == theirs.shape
+        scale = 1 if name == "decoded" else np.abs(theirs).max()
+        assert np.abs(theirs).max() > 0.01
+        assert np.abs(ours - theirs).max() < 1e-4 * scale
+
+    def test_images_come_back_from_their_codes(self, model, eager):
+        assert REFERENCE["n_bits"] == 8
+        np.testing.assert_array_equal(model.decode(*model.encode(IMAGES, verify=True)), IMAGES)
+
+    def test_parts_of_the_bound_add_up(self, model):
+        elbo = model.elbo_from_noise(
+            IMAGES, REFERENCE["posterior_noise"].astype("float32"), REFERENCE["dequantization_noise"].astype("float32")
+        )
+        nats = -REFERENCE["log_likelihood_x_given_z"] + REFERENCE["kl"]
+        np.testing.assert_allclose(elbo.reconstruction + elbo.kl, nats, rtol=1e-4)
+
+
+class TestRunFolder:
+    def test_config_is_that_of_the_reference(self, run):
+        assert tfdecouple.runs.load_config(run).model == tfdecouple.ModelConfig(
+            image_size=32,
+            n_bits=8,
+            latent_dim=8,
+            conditioning="coupling",
+            steps=(1, (1, 1), (1, 1), 1),
+            hidden_channels=(8, 16, 16, 16),
+            factors=(4, 4),
+            encoder_channels=(8, 12, 12),
+            encoder_out_channels=4,
+            prior_steps=2,
+            prior_hidden=16,
+        )
+
+    def test_summary_says_where_it_came_from(self, run, model):
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["imported_from"].endswith("model.npz")
+        assert summary["parameters"] == model.parameter_count()
+
+    def test_every_weight_is_filled_and_the_model_is_initialised(self, model):
+        fresh = tfdecouple.DecoupledModel(model.config)
+        before = {name: variable.numpy() for name, variable in fresh.named_variables().items()}
+        assign(fresh, {name: array + array.dtype.type(1) / 8 for name, array in STATE.items() if array.dtype == "f4"})
+        assert [n for n, variable in fresh.named_variables().items() if np.all(variable.numpy() == before[n])] == []
+        fresh.require_initialized()
+
+    def test_an_existing_empty_folder_is_used(self, tmp_path, eager):
+        import_wolf(DATA / "config.json", DATA / "model.npz", image_size=32, workdir=tmp_path)
+        assert (tmp_path / "config.json").is_file()
+
+
+def edited(changes, config=CONFIG):
+    """The reference's config with values changed, `{dotted name: value}`; a value of ... removes one."""
+    config = copy.deepcopy(config)
+    for name, value in changes.items():
+        *path, last = name.split(".")
+        section = config
+        for part in path:
+            section = section[part]
+        if value is ...:
+            del section[last]
+        else:
+            section[last] = value
+    return config
+
+
+def write(folder, config, state):
+    (folder / "config.json").write_text(json.dumps(config))
+    np.savez(folder / "model.npz", **state)
+    return folder / "config.json", folder / "model.npz"
+
+
+def additive_state():
+    """Without the half of each coupling's outputs that is the scale."""
+    state = dict(STATE)
+    for name, array in STATE.items():
+        if any(part in name for part in ("net.conv3.conv.", "net.fc3.linear.")):
+            state[name] = array[: len(array) // 2]
+    return state
+
+
+def of_size_64():
+    state = dict(STATE)
+    # The encoder leaves four times as many places.
+    name = "discriminator.fc.linear.weight_v"
+    state[name] = np.tile(STATE[name], [1, 4])
+    return state
+
+
+def deeper():
+    """Twice the steps in one part of a level, in the last level and in the prior."""
+    state = dict(STATE)
+    for name, array in STATE.items():
+        for one, two in (
+            ("blocks.1.layers.1.0.", "blocks.1.layers.1.1."),
+            ("blocks.3.steps.0.", "blocks.3.steps.1."),
+            ("prior.flow.steps.1.", "prior.flow.steps.2."),
+        ):
+            if one in name:
+                state[name.replace(one, two)] = array * 0.9
+    return state
+
+
+def of_two_levels():
+    """A first and a last level, with none between them, and no prior flow."""
+    config = edited(
+        {
+            "generator.flow.levels": 2,
+            "generator.flow.num_steps": [1, 1],
+            "generator.flow.factors": [],
+            "generator.flow.hidden_channels": [8, 16],
+            "discriminator.prior": {"type": "normal"},
+        }
+    )
+    upper = ("discriminator.prior.", *(f"generator.flow.blocks.{level}." for level in (1, 2, 3)))
+    kept = {name: array for name, array in STATE.items() if not name.startswith(upper)}
+    # The first step of the first part of level 1 stands for a last level: it has the right channels.
+    for name, array in STATE.items():
+        if ".blocks.1.layers.0.0." in name:
+            kept[name.replace(".layers.0.0.", ".steps.0.")] = array
+    return config, kept
+
+
+def without_z():
+    """The unconditional flow: no encoder, no prior, no net from z in the couplings."""
+    config = edited({"discriminator": {"type": "base"}, "generator.flow.h_channels": 0})
+    state = {name: a for name, a in STATE.items() if name.startswith("generator.") and "h_net" not in name}
+    return config, state
+
+
+ADDITIVE = {
+    "generator.flow.transform": "additive",
+    "generator.flow.prior_transform": "additive",
+    "discriminator.prior.transform": "additive",
+}
+DEEPER = {
+    "generator.flow.num_steps": [1, [1, 2], [1, 1], 2],
+    "discriminator.prior.num_steps": 3,
+}
+# name: config, weights, what import_wolf is told, what the imported config must say
+VARIANTS = {
+    "additive": (edited(ADDITIVE), additive_state(), {}, {"transform": "additive", "prior_transform": "additive"}),
+    "alpha and 5 bits": (
+        edited({"generator.flow.alpha": 0.5, "discriminator.prior.alpha": 0.25}),
+        STATE,
+        {"n_bits": 5},
+        {"alpha": 0.5, "prior_alpha": 0.25, "n_bits": 5},
+    ),
+    "64 x 64": (edited({"discriminator.in_dim": 256}), of_size_64(), {"image_size": 64}, {"image_size": 64}),
+    "deeper": (edited(DEEPER), deeper(), {}, {"steps": (1, (1, 2), (1, 1), 2), "prior_steps": 3}),
+    "two levels, normal prior": (*of_two_levels(), {}, {"steps": (1, 1), "hidden_channels": (8, 16)}),
+    "without z": (*without_z(), {}, {"conditioning": "none"}),
+}
+
+
+class TestVariants:
+    """Configs that the fixture does not have, made from its weights."""
+
+    @pytest.mark.parametrize("name", VARIANTS)
+    def test_variant_imports_and_gives_back_its_images(self, name, tmp_path, eager):
+        config, state, options, expected = VARIANTS[name]
+        options = {"image_size": 32, **options}
+        model = import_wolf(*write(tmp_path, config, state), workdir=tmp_path / "run", **options)
+        assert {key: getattr(model.config, key) for key in expected} == expected
+        images = random_images(1, options["image_size"]) // 4 + 96
+        levels = 256 // model.config.n_bins
+        np.testing.assert_array_equal(model.decode(*model.encode(images)), images // levels * levels)
+
+    def test_additive_couplings_keep_the_shift(self, tmp_path, eager):
+        """The outputs that remain are the shift: with the scale at 1, both models agree."""
+        names = [n for n in STATE if any(p in n for p in ("conv3.conv.weight_g", "conv3.conv.bias"))]
+        names += [n for n in STATE if any(p in n for p in ("fc3.linear.weight_g", "fc3.linear.bias"))]
+        plain = dict(STATE)
+        for name in names:
+            plain[name] = STATE[name].copy()
+            plain[name][len(plain[name]) // 2 :] = 0
+        bounds = []
+        for name, config, state in (("affine", CONFIG, plain), ("additive", edited(ADDITIVE), additive_state())):
+            model = import_wolf(*write(tmp_path, config, state), image_size=32, workdir=tmp_path / name)
+            bounds.append(model.elbo_from_noise(IMAGES, np.ones((2, 8), "f4"), np.zeros(IMAGES.shape, "f4")))
+        one, two = bounds
+        np.testing.assert_allclose(one.reconstruction, two.reconstruction, rtol=1e-4)
+        np.testing.assert_allclose(one.kl, two.kl, rtol=1e-4)
+
+    def test_hidden_channels_may_be_one_number(self):
+        config = model_config_of(edited({"generator.flow.hidden_channels": 8}), image_size=32)
+        assert config.hidden_channels == (8, 8, 8, 8)
+
+    def test_defaults_of_the_reference_stand_for_what_is_absent(self):
+        options = "alpha factors levels coupling_type transform prior_transform activation inverse in_channels"
+        absent = [f"generator.flow.{option}" for option in options.split()]
+        absent += ["discriminator.encoder.activation", "discriminator.prior.alpha", "discriminator.prior.transform"]
+        given = model_config_of(CONFIG, image_size=32)
+        assert model_config_of(edited(dict.fromkeys(absent, ...)), image_size=32) == given
+
+
+def refusal(call):
+    """The message of the WolfError that `call` raises; it is one line."""
+    with pytest.raises(WolfError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class TestUnsupported:
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"dequantizer": {"type": "variational"}}, ["dequantizer.type", "'variational'", "uniform"]),
+            ({"discriminator.type": "categorical"}, ["discriminator.type", "'categorical'"]),
+            ({"discriminator.type": "cat"}, ["discriminator.type", "'cat'"]),
+            ({"generator.flow.type": "macow"}, ["generator.flow.type", "'macow'", "glow"]),
+            ({"generator.flow.transform": "nlsq"}, ["generator.flow.transform", "'nlsq'", "affine, additive"]),
+            ({"generator.flow.prior_transform": "nlsq"}, ["generator.flow.prior_transform", "'nlsq'"]),
+            ({"discriminator.prior.transform": "nlsq"}, ["discriminator.prior.transform", "'nlsq'"]),
+            ({"generator.flow.activation": "relu"}, ["generator.flow.activation", "'relu'"]),
+            ({"generator.flow.coupling_type": "self_attn"}, ["generator.flow.coupling_type", "'self_attn'"]),
+            ({"generator.flow.in_channels": 1}, ["generator.flow.in_channels", "1"]),
+            ({"generator.flow.h_type": "local_linear"}, ["generator.flow.h_type", "'local_linear'"]),
+            ({"generator.flow.h_channels": 5}, ["generator.flow.h_channels", "5"]),
+            ({"generator.flow.levels": 3}, ["generator.flow.levels", "3"]),
+            ({"generator.flow.normalize": "batch_norm"}, ["generator.flow.normalize", "'batch_norm'"]),
+            ({"generator.flow.inverse": False}, ["generator.flow.inverse", "False"]),
+            ({"discriminator.encoder.type": "global_attn"}, ["discriminator.encoder.type", "'global_attn'"]),
+            ({"discriminator.encoder.activation": "relu"}, ["discriminator.encoder.activation", "'relu'"]),
+            ({"discriminator.prior.type": "vamp"}, ["discriminator.prior.type", "'vamp'"]),
+            ({"discriminator.prior.coupling_type": "self_attn"}, ["discriminator.prior.coupling_type"]),
+            ({"discriminator": {"type": "base"}}, ["generator.flow.h_channels"]),
+            ({"generator.flow.alpha": 1.5}, ["impossible", "alpha"]),
+            ({"generator.flow.num_steps": [1, [1, 1], [1, 1, 1, 1], 1]}, ["impossible", "steps[2]"]),
+            ({"generator.flow": ...}, ["lacks", "generator.flow"]),
+            ({"dequantizer": ...}, ["lacks", "dequantizer"]),
+            ({"discriminator.dim": ...}, ["lacks", "discriminator.dim"]),
+            ({"generator.flow.num_steps": ...}, ["lacks", "generator.flow.num_steps"]),
+        ],
+    )
+    def test_what_this_project_does_not_have_is_named(self, changes, words):
+        message = refusal(lambda: model_config_of(edited(changes), image_size=32))
+        assert [word for word in words if word not in message] == []
+
+    @pytest.mark.parametrize(
+        ("changes", "word"),
+        [
+            ({"discriminator.encoder": 3}, "discriminator.encoder"),
+            ({"generator.flow.num_steps": 4}, "num_steps"),
+            ({"generator.flow.num_steps": [1, ["a"], [1], 1]}, "num_steps"),
+            ({"generator.flow": 3}, "generator.flow"),
+            ({"discriminator": "base"}, "discriminator"),
+            ({"discriminator.encoder.hidden_planes": 8}, "hidden_planes"),
+            ({"generator.flow.alpha": "large"}, "alpha"),
+            ({"discriminator.dim": "8", "generator.flow.h_channels": "8"}, "dim"),
+        ],
+    )
+    def test_values_of_the_wrong_type_are_refused(self, changes, word):
+        assert word in refusal(lambda: model_config_of(edited(changes), image_size=32))
+
+    @pytest.mark.parametrize("values", [[], 3, "text"])
+    def test_config_must_be_an_object(self, values):
+        assert "lacks" in refusal(lambda: model_config_of(values, image_size=32))
+
+    @pytest.mark.parametrize(("size", "word"), [(64, "in_dim 64"), (16, "in_dim 64"), (36, "36")])
+    def test_image_size_that_does_not_fit_is_refused(self, size, word):
+        assert word in refusal(lambda: model_config_of(CONFIG, image_size=size))
+
+    @pytest.mark.parametrize("n_bits", [0, 9])
+    def test_impossible_bits_are_refused(self, n_bits):
+        assert "n_bits" in refusal(lambda: model_config_of(CONFIG, image_size=32, n_bits=n_bits))
+
+    def test_a_wolf_error_is_a_user_error(self):
+        assert issubclass(WolfError, UserError)
+
+
+STEP = "generator.flow.blocks.0.steps.0"
+
+
+@pytest.fixture(scope="module")
+def scratch(model):
+    """A model to try weights on."""
+    return tfdecouple.DecoupledModel(model.config)
+
+
+class TestWeights:
+    """Weights that do not belong to the config."""
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda s: s.pop(f"{STEP}.conv1x1.weight"), ["lack", f"{STEP}.conv1x1.weight"]),
+            (lambda s: s.pop("discriminator.fc.linear.bias"), ["lack", "discriminator.fc.linear.bias"]),
+            (lambda s: s.update(extra=np.zeros(3)), ["extra", "no place"]),
+            (lambda s: s.update({f"{STEP}.attention.weight": np.zeros(3)}), [f"{STEP}.attention.weight", "no place"]),
+            (
+                lambda s: s.update({f"{STEP}.conv1x1.weight": np.zeros((4, 4), "f4")}),
+                [f"{STEP}.conv1x1.weight", "(4, 4)"],
+            ),
+            (
+                lambda s: s.update({f"{STEP}.actnorm.bias": np.zeros((5, 1, 1), "f4")}),
+                [f"{STEP}.actnorm.bias", "(5, 1, 1)"],
+            ),
+        ],
+        ids=["missing", "missing-in-encoder", "superfluous", "superfluous-in-step", "shape", "shape-of-vector"],
+    )
+    def test_weights_that_do_not_fit_are_named(self, change, words, scratch):
+        state = dict(STATE)
+        change(state)
+        message = refusal(lambda: assign(scratch, state))
+        assert [word for word in words if word not in message] == []
+        assert not scratch.initialized.numpy()
+
+    def test_a_refused_import_leaves_no_run_folder(self, tmp_path):
+        paths = write(tmp_path, CONFIG, {**STATE, "extra": np.zeros(3)})
+        refusal(lambda: import_wolf(*paths, image_size=32, workdir=tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("name", ["discriminator.fc.linear.weight_v", f"{STEP}.unit.coupling1_up.net.conv1.weight"])
+    def test_weights_of_another_rank_or_size_are_named(self, name, scratch):
+        assert name in refusal(lambda: assign(scratch, {**STATE, name: np.zeros((16, 63), "f4")}))
+
+    def test_caches_and_counters_of_the_reference_are_not_needed(self, model):
+        state = {name: a for name, a in STATE.items() if not name.endswith(("weight_inv", "num_batches_tracked"))}
+        assert len(state) < len(STATE)
+        again = tfdecouple.DecoupledModel(model.config)
+        assign(again, state)
+        for name, variable in again.named_variables().items():
+            np.testing.assert_array_equal(variable.numpy(), model.named_variables()[name].numpy())
+
+
+class TestFiles:
+    def importing(self, tmp_path, config=DATA / "config.json", weights=DATA / "model.npz"):
+        return lambda: import_wolf(config, weights, image_size=32, workdir=tmp_path / "run")
+
+    def test_folder_in_use_is_not_touched(self, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "mine.txt").write_text("mine")
+        assert "not empty" in refusal(self.importing(tmp_path))
+        assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+    def test_a_file_in_the_place_of_the_folder_is_not_touched(self, tmp_path):
+        (tmp_path / "run").write_text("mine")
+        assert "run" in refusal(self.importing(tmp_path))
+        assert (tmp_path / "run").read_text() == "mine"
+
+    def test_missing_files_are_named(self, tmp_path):
+        assert "none.json" in refusal(self.importing(tmp_path, config=tmp_path / "none.json"))
+        assert "none.npz" in refusal(self.importing(tmp_path, weights=tmp_path / "none.npz"))
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("text", ["{", "", "nonsense"])
+    def test_bad_json_is_named(self, tmp_path, text):
+        (tmp_path / "bad.json").write_text(text)
+        message = refusal(self.importing(tmp_path, config=tmp_path / "bad.json"))
+        assert "bad.json" in message and "not valid JSON" in message
+
+    @pytest.mark.parametrize(
+        ("name", "content", "word"),
+        [
+            ("weights.h5", b"x", "neither .npz nor .pt"),
+            ("weights.npz", b"no archive", "no readable .npz"),
+            ("weights.npz", b"", "no readable .npz"),
+            ("weights.npz", (DATA / "model.npz").read_bytes()[:1000], "no readable .npz"),
+        ],
+    )
+    def test_file_of_another_kind_or_a_damaged_one_is_named(self, tmp_path, name, content, word):
+        path = tmp_path / name
+        path.write_bytes(content)
+        message = refusal(lambda: read_state(path))
+        assert name in message and word in message
+
+    def test_pickled_objects_are_not_loaded(self, tmp_path):
+        path = tmp_path / "weights.npz"
+        np.savez(path, evil=np.array([{"a": 1}], dtype=object))
+        assert "no readable .npz" in refusal(lambda: read_state(path))
+
+
+class TestTorch:
+    def test_pt_without_torch_says_what_to_install(self, tmp_path, monkeypatch):
+        real = builtins.__import__
+
+        def without_torch(name, *arguments, **options):
+            if name.partition(".")[0] == "torch":
+                raise ImportError("No module named 'torch'")
+            return real(name, *arguments, **options)
+
+        monkeypatch.setattr(builtins, "__import__", without_torch)
+        path = tmp_path / "model.pt"
+        path.write_bytes(b"x")
+        message = refusal(lambda: read_state(path))
+        assert "torch" in message and "pip install" in message and "model.pt" in message
+
+    @pytest.mark.parametrize(
+        "wrap",
+        [lambda state: {"core": state}, dict, lambda state: {f"module.{name}": a for name, a in state.items()}],
+        ids=["core", "bare", "data-parallel"],
+    )
+    def test_pt_holds_the_same_arrays(self, tmp_path, wrap):
+        torch = pytest.importorskip("torch")
+        path = tmp_path / "model.pt"
+        torch.save(wrap({name: torch.from_numpy(array) for name, array in STATE.items()}), path)
+        state = read_state(path)
+        assert set(state) == set(STATE)
+        for name, array in state.items():
+            np.testing.assert_array_equal(array, STATE[name])
+
+    def test_damaged_pt_is_named(self, tmp_path):
+        pytest.importorskip("torch")
+        path = tmp_path / "model.pt"
+        path.write_bytes(b"no pickle")
+        assert "model.pt" in refusal(lambda: read_state(path))
+
+
+def test_fixture_is_small():
+    assert sum(file.stat().st_size for file in DATA.iterdir()) < 1_000_000

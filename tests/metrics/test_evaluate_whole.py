@@ -1,0 +1,203 @@
+"""`evaluate` with all that it measures, none of it replaced; and interrupted."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import scipy.linalg
+from helpers.models import SMALL, give_effect, let_z_show, random_images
+from helpers.places import ROOT, user_environment
+from helpers.runs import write_run
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from tfdecouple.cli import main
+from tfdecouple.config import DataConfig, TrainingConfig
+from tfdecouple.data import open_source
+from tfdecouple.metrics import linear_classifier, probe, progress
+from tfdecouple.metrics.frechet import _samples
+from tfdecouple.metrics.importance import BoundEvaluator
+from tfdecouple.model import DecoupledModel
+from tfdecouple.runs import load_model
+
+COUNTS = {"train": 60, "validation": 6, "test": 24}
+FEATURES = 5
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A folder of dark and light images, whose class any classifier can tell."""
+    folder = tmp_path_factory.mktemp("labelled")
+    for split, count in COUNTS.items():
+        for number, image in enumerate(random_images(count, seed=count) // 3):
+            light = number % 2
+            place = folder / split / ("dark", "light")[light]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image + np.uint8(120 * light)).save(place / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(labelled, tmp_path_factory):
+    model = DecoupledModel(SMALL)
+    model.initialize(random_images(32))
+    model = let_z_show(give_effect(model))
+    data = DataConfig(source=f"folder:{labelled}")
+    return write_run(
+        tmp_path_factory.mktemp("runs") / "run", model, data=data, training=TrainingConfig(evaluation_batch_size=8)
+    )
+
+
+def weights():
+    return np.random.default_rng(1).standard_normal((8 * 8 * 3, FEATURES)).astype(np.float32) / 100
+
+
+@pytest.fixture(scope="module")
+def extractor(tmp_path_factory):
+    """An ONNX file of five features: weighted sums of the pixels."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["floats"], ["rows"], axis=1),
+        helper.make_node("MatMul", ["rows", "weights"], ["features"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "extractor",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 8, 8, 3])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", FEATURES])],
+        [numpy_helper.from_array(weights(), "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    path = tmp_path_factory.mktemp("extractor") / "sums.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def read(folder, name):
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def distance(one, other):
+    """The Frechet distance of two sets of images by the formula as it is usually written."""
+    features = [images.reshape(len(images), -1).astype(np.float64) @ weights() for images in (one, other)]
+    a, b = (np.cov(rows.T) for rows in features)
+    shift = features[0].mean(0) - features[1].mean(0)
+    return np.square(shift).sum() + np.trace(a + b - 2 * np.real(scipy.linalg.sqrtm(a @ b)))
+
+
+def evaluate(run, out, *more):
+    return main(["evaluate", "--run", str(run), "--out", str(out), *map(str, more)])
+
+
+class TestProbeAndFrechet:
+    @pytest.fixture(scope="class")
+    def out(self, run, extractor, tmp_path_factory):
+        out = tmp_path_factory.mktemp("evaluation")
+        assert evaluate(run, out, "--probe", "--frechet", extractor, "--frechet-images", 40, "--seed", 3) == 0
+        return out
+
+    def test_probe_tells_the_classes(self, out):
+        values = read(out, "probe")
+        assert (values["train_images"], values["test_images"], values["classes"]) == (60, 24, 2)
+        assert [row["features"] for row in values["results"]] == ["pixels", "pixels, PCA", "z", "v", "v, PCA"]
+        pixels = values["results"][0]["classifiers"]
+        assert {kind: result["accuracy"] for kind, result in pixels.items()} == dict.fromkeys(pixels, 1.0)
+        assert values["chance"] == 0.5
+        assert np.sum(values["confusion"]["counts"]) == 24
+        with Image.open(out / "probe.png") as picture:
+            assert picture.format == "PNG"
+            picture.load()
+
+    def test_distance_is_the_formula_s(self, out, run, labelled):
+        values = read(out, "frechet")
+        assert (values["samples"], values["test_images"], values["floor_images"]) == (40, 24, 40)
+        assert values["features"] == FEATURES and values["extractor"]["file"] == "sums.onnx"
+        source = open_source(DataConfig(source=f"folder:{labelled}"), 8)
+        real = {
+            split: next(source.examples(split).batch(60).as_numpy_iterator())["image"] for split in ("train", "test")
+        }
+        samples = np.concatenate(list(_samples(load_model(run), 40, 1.0, 3, 8, print)))
+        assert values["distance"] == pytest.approx(distance(samples, real["test"]), rel=1e-4)
+        drawn = np.random.default_rng(3).permutation(60)[:40]
+        assert values["floor"] == pytest.approx(distance(real["train"][drawn], real["test"]), rel=1e-4)
+        # Noise in the place of images is far from them.
+        assert values["distance"] > 2 * values["floor"]
+
+    def test_few_images_are_a_small_probe(self, run, tmp_path):
+        assert evaluate(run, tmp_path, "--images", 20, "--probe") == 0
+        values = read(tmp_path, "probe")
+        assert (values["train_images"], values["test_images"]) == (20, 20)
+
+
+class TestTimeLeft:
+    def test_probe_says_how_long_it_will_take(self, run, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(progress, "_INTERVAL", 0.0)
+        monkeypatch.setattr(linear_classifier, "STRENGTHS", (1e-4, 1e-2))
+        monkeypatch.setattr(probe, "STRENGTHS", (1e-4, 1e-2))
+        assert evaluate(run, tmp_path, "--images", 20, "--probe") == 0
+        lines = capsys.readouterr().err.splitlines()
+        for begin in ("  8 of 20 train images", "  8 of 20 images encoded", "  pixels, linear SVM: C 0.01 is tried"):
+            assert any(line.startswith(begin) and line.endswith(" left") for line in lines), begin
+        # Of ten classifiers of three fits each the last is the only one after which nothing is left.
+        assert sum(" is tried, about " in line for line in lines) == 20
+
+
+class TestInterrupted:
+    def test_in_the_midst_of_the_probe(self, run, tmp_path, monkeypatch, capsys):
+        (tmp_path / "probe.json").write_text('{"earlier": true}')
+        (tmp_path / "probe.png").write_bytes(b"earlier")
+        fits = []
+
+        def fit(*arguments):
+            fits.append(arguments)
+            if len(fits) == 3:
+                raise KeyboardInterrupt
+            return linear_classifier.fit_classifier(*arguments)
+
+        monkeypatch.setattr(probe, "fit_classifier", fit)
+        assert evaluate(run, tmp_path, "--images", 20, "--probe") == 130
+        out, err = capsys.readouterr()
+        assert err.splitlines()[-1] == f"error: interrupted; kept in {tmp_path}: bits_per_dim-test.json"
+        assert "results:" not in out
+        # What an earlier evaluation left is as it was, and nothing lies there half written.
+        assert read(tmp_path, "probe") == {"earlier": True} and (tmp_path / "probe.png").read_bytes() == b"earlier"
+        assert {path.name for path in tmp_path.iterdir()} == {
+            "bits_per_dim-test.json",
+            "looks.json",
+            ".looks.lock",
+            "probe.json",
+            "probe.png",
+        }
+
+    def test_before_anything_was_measured(self, run, tmp_path, monkeypatch, capsys):
+        def interrupted(*arguments, **options):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(BoundEvaluator, "__call__", interrupted)
+        assert evaluate(run, tmp_path / "out") == 130
+        assert capsys.readouterr().err.endswith("error: interrupted; nothing was measured yet\n")
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.slow
+    def test_by_a_signal(self, run, tmp_path):
+        command = [sys.executable, "-m", "tfdecouple", "evaluate", "--run", run, "--out", tmp_path, "--images", 4]
+        command += ["--importance", 10**8]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(list(map(str, command)), cwd=ROOT, env=user_environment(), **options) as process:
+            # Progress with the second figure: the first is on the disk.
+            for line in process.stderr:
+                if line.startswith("importance-weighted"):
+                    break
+            process.send_signal(signal.SIGINT)
+            err = process.communicate()[1]
+        assert process.returncode == 130
+        assert err.splitlines()[-1] == f"error: interrupted; kept in {tmp_path}: bits_per_dim-test.json"
+        assert "Traceback" not in err
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {"bits_per_dim-test.json", "looks.json", ".looks.lock"}
+        assert read(tmp_path, "bits_per_dim-test")["images"] == 4

@@ -1,0 +1,254 @@
+"""Tests of the encoder: its layers written out by hand, batch normalisation, padding and its start."""
+
+from __future__ import annotations
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import give_effect
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfdecouple.networks.encoder import BatchNorm, Encoder, ResNetBlock
+
+
+def built(layer, shape):
+    layer.build(shape)
+    return layer
+
+
+def with_statistics(layer, seed=0):
+    """Gives every weight an effect and every moving statistic a value of its own."""
+    give_effect(layer, seed)
+    rng = np.random.default_rng(seed)
+    for variable in layer.non_trainable_variables:
+        if variable.name.startswith("moving"):
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape).astype("float32"))
+    return layer
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype("float32")
+
+
+def elu(h):
+    return np.where(h > 0, h, np.expm1(h))
+
+
+def convolve(x, kernel, stride):
+    """A convolution padded by the same number of pixels on both sides, in numpy."""
+    side = kernel.shape[0]
+    x = np.pad(x, [(0, 0), (side // 2,) * 2, (side // 2,) * 2, (0, 0)])
+    height, width = (x.shape[1] - side) // stride + 1, (x.shape[2] - side) // stride + 1
+    taps = [
+        x[:, i : i + stride * height : stride, j : j + stride * width : stride] @ kernel[i, j]
+        for i in range(side)
+        for j in range(side)
+    ]
+    return sum(taps)
+
+
+def normalise(h, norm, axes=None):
+    mean = h.mean(axes) if axes else norm.moving_mean.numpy()
+    variance = h.var(axes) if axes else norm.moving_variance.numpy()
+    return (h - mean) / np.sqrt(variance + 1e-5) * norm.gamma.numpy() + norm.beta.numpy()
+
+
+def block_by_hand(block, x, training=False):
+    axes = (0, 1, 2) if training else None
+    h = elu(normalise(convolve(x, block.convolution_1.kernel.numpy(), block.strides), block.norm_1, axes))
+    h = normalise(convolve(h, block.convolution_2.kernel.numpy(), 1), block.norm_2, axes)
+    if block.shortcut:
+        convolution, norm = block.shortcut
+        x = normalise(x[:, :: block.strides, :: block.strides] @ convolution.kernel.numpy()[0, 0], norm, axes)
+    return elu(h + x)
+
+
+class TestBlock:
+    @pytest.mark.parametrize("training", [False, True])
+    @pytest.mark.parametrize(("planes", "strides"), [(3, 1), (5, 1), (3, 2), (5, 2)])
+    def test_block_is_what_one_writes_by_hand(self, planes, strides, training):
+        block = with_statistics(built(ResNetBlock(planes, strides), (None, 6, 6, 3)))
+        x = noise(2, 6, 6, 3)
+        expected = block_by_hand(block, x, training)
+        assert expected.shape == (2, 6 // strides, 6 // strides, planes)
+        np.testing.assert_allclose(block([x], training=training)[0], expected, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(("planes", "strides", "shortcut"), [(3, 1, False), (5, 1, True), (3, 2, True)])
+    def test_shortcut_is_the_identity_where_nothing_changes_shape(self, planes, strides, shortcut):
+        assert bool(built(ResNetBlock(planes, strides), (None, 6, 6, 3)).shortcut) == shortcut
+
+    def test_stride_2_pads_both_sides_alike(self):
+        block = built(ResNetBlock(1, 2), (None, 4, 4, 1))
+        block.convolution_1.kernel.assign(np.ones((3, 3, 1, 1)))
+        x = np.ones((1, 4, 4, 1), "float32")
+        padded = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
+        by_hand = tf.nn.conv2d(padded, block.convolution_1.kernel.value, 2, "VALID")[0, :, :, 0]
+        # The first row and column see the padding; TensorFlow's own "same" would let the last ones see it.
+        np.testing.assert_array_equal(by_hand, [[4, 6], [6, 9]])
+        seen = []
+        block.norm_1.normalize = lambda parts, training: seen.extend(parts) or parts
+        block([x])
+        np.testing.assert_array_equal(seen[0][0, :, :, 0], by_hand)
+
+
+class TestBatchNormalisation:
+    def model(self):
+        return with_statistics(built(Encoder(3, (4, 5), 2), (None, 8, 8, 3)))
+
+    def statistics(self, encoder):
+        return {v.path: v.numpy() for v in encoder.non_trainable_variables if v.name.startswith("moving")}
+
+    def test_inference_changes_nothing_and_treats_each_image_alone(self):
+        encoder, x = self.model(), noise(4, 8, 8, 3)
+        before = self.statistics(encoder)
+        together = np.concatenate(encoder(x, training=False), -1)
+        alone = np.concatenate(encoder(x[2:3], training=False), -1)
+        np.testing.assert_allclose(together[2:3], alone, rtol=1e-5, atol=1e-5)
+        for path, value in self.statistics(encoder).items():
+            np.testing.assert_array_equal(value, before[path])
+
+    def test_inference_is_the_default(self):
+        encoder, x = self.model(), noise(4, 8, 8, 3)
+        np.testing.assert_array_equal(encoder(x)[0], encoder(x, training=False)[0])
+
+    def test_training_normalises_by_the_batch(self):
+        encoder, x = self.model(), noise(4, 8, 8, 3)
+        mean = encoder(x, training=True)[0]
+        other = x.copy()
+        other[1:] *= 3
+        # Other images of the batch move this one, the moving statistics do not.
+        assert np.abs(encoder(other, training=True)[0][0] - mean[0]).max() > 1e-3
+        for variable in encoder.non_trainable_variables:
+            if variable.name.startswith("moving"):
+                variable.assign(variable + 1)
+        np.testing.assert_allclose(encoder(x, training=True)[0], mean, rtol=1e-4, atol=1e-5)
+        assert np.abs(encoder(x, training=False)[0] - mean).max() > 1e-3
+
+    def test_training_moves_the_statistics_a_tenth_of_the_way(self):
+        encoder, x = self.model(), noise(4, 8, 8, 3)
+        before = self.statistics(encoder)
+        encoder(x, training=True)
+        after = self.statistics(encoder)
+        assert all(np.any(after[path] != before[path]) for path in before)
+        first = encoder.blocks[0]
+        h = convolve(x, first.convolution_1.kernel.numpy(), 1)
+        for name, batch in (("moving_mean", h.mean((0, 1, 2))), ("moving_variance", h.var((0, 1, 2)))):
+            path = getattr(first.norm_1, name).path
+            np.testing.assert_allclose(after[path], 0.9 * before[path] + 0.1 * batch, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("sizes", [[5], [2, 3], [1, 1, 3]])
+    def test_a_batch_in_parts_is_normalised_as_keras_normalises_it_whole(self, sizes):
+        ours, theirs = (
+            with_statistics(built(layer(momentum=0.9, epsilon=1e-5), (None, 4, 4, 3)))
+            for layer in (BatchNorm, keras.layers.BatchNormalization)
+        )
+        theirs.set_weights(ours.get_weights())
+        x = tf.constant(noise(5, 4, 4, 3) + 2)
+        upstream = noise(5, 4, 4, 3)
+
+        def with_gradients(layer, run):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = run()
+                loss = tf.reduce_sum(y * upstream)
+            return [y, *tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])]
+
+        found = with_gradients(ours, lambda: tf.concat(ours.normalize(tf.split(x, sizes), training=True), 0))
+        expected = with_gradients(theirs, lambda: theirs(x, training=True))
+        for one, other in zip(found + ours.get_weights(), expected + theirs.get_weights(), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+class TestEncoder:
+    def test_encoder_is_two_blocks_a_level_then_convolution_and_dense(self):
+        encoder = with_statistics(built(Encoder(3, (4, 5), 2), (None, 8, 8, 3)))
+        assert [(block.planes, block.strides) for block in encoder.blocks] == [(4, 1), (4, 2), (5, 1), (5, 2)]
+        x = noise(2, 8, 8, 3)
+        h = x
+        for block in encoder.blocks:
+            h = block_by_hand(block, h)
+        h = elu(h @ encoder.top.kernel.numpy()[0, 0] + encoder.top.bias.numpy()).reshape(2, -1)
+        direction = encoder.last.direction.numpy()
+        kernel = direction * encoder.last.gain.numpy() / np.sqrt((direction**2).sum(0))
+        out = h @ kernel + encoder.last.bias.numpy()
+        mean, log_variance = encoder(x)
+        np.testing.assert_allclose(mean, out[:, :3], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(log_variance, out[:, 3:], rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_posterior_is_standard_normal_at_the_start_and_after_a_reset(self, training):
+        encoder = built(Encoder(3, (4,), 2), (None, 4, 4, 3))
+        x = noise(4, 4, 4, 3)
+        for _ in range(2):
+            for part in encoder(x, training=training):
+                np.testing.assert_array_equal(part, np.zeros((4, 3)))
+            give_effect(encoder)
+            assert np.abs(encoder(x, training=training)[0]).max() > 1e-3
+            encoder.last.reset()
+
+    def test_every_weight_receives_a_gradient(self):
+        encoder = with_statistics(built(Encoder(3, (4, 5), 2), (None, 8, 8, 3)))
+        with tf.GradientTape() as tape:
+            mean, log_variance = encoder(noise(4, 8, 8, 3), training=True)
+            loss = tf.reduce_sum(tf.square(mean)) + tf.reduce_sum(tf.exp(log_variance))
+        variables = encoder.trainable_variables
+        for variable, gradient in zip(variables, tape.gradient(loss, [v.value for v in variables]), strict=True):
+            assert gradient is not None and np.any(gradient != 0), variable.path
+
+    @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+    def test_global_policy_does_not_reach_the_encoder(self, policy):
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(policy)
+        try:
+            encoder = with_statistics(built(Encoder(3, (4,), 2), (None, 4, 4, 3)))
+            result = encoder(noise(2, 4, 4, 3))
+        finally:
+            keras.config.set_dtype_policy(before)
+        assert {v.dtype for v in encoder.trainable_variables} == {"float32"}
+        assert [part.dtype for part in result] == [tf.float32] * 2
+        block = encoder.blocks[0]
+        np.testing.assert_allclose(
+            block([noise(2, 4, 4, 3)])[0], block_by_hand(block, noise(2, 4, 4, 3)), rtol=1e-4, atol=1e-4
+        )
+
+    @settings(max_examples=5, deadline=None, derandomize=True)
+    @given(st.integers(1, 3), st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(1, 3), st.integers(1, 3))
+    def test_any_widths_and_batches(self, batch, channels, out_channels, multiple):
+        side = multiple * 2 ** len(channels)
+        encoder = built(Encoder(2, tuple(channels), out_channels), (None, side, side, 3))
+        assert encoder.last.direction.shape == (multiple**2 * out_channels, 4)
+        mean, log_variance = encoder(noise(batch, side, side, 3))
+        assert mean.shape == log_variance.shape == (batch, 2)
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("layer", "shape"),
+        [
+            (Encoder(3, (4, 5), 2, name="other"), (2, 8, 8, 3)),
+            (ResNetBlock(5, 2, name="other"), (2, 4, 4, 3)),
+        ],
+        ids=["encoder", "block"],
+    )
+    def test_config_round_trip_keeps_every_option_and_the_function(self, layer, shape):
+        layer.build((None, *shape[1:]))
+        with_statistics(layer)
+        config = layer.get_config()
+        for parameter in inspect.signature(type(layer)).parameters.values():
+            if parameter.kind is not parameter.VAR_KEYWORD:
+                assert config[parameter.name] != parameter.default
+        again = keras.layers.deserialize(keras.layers.serialize(layer))
+        assert again.get_config() == config
+        again.set_weights(layer.get_weights())
+        x = [noise(*shape)] if isinstance(layer, ResNetBlock) else noise(*shape)
+        outputs = [tf.nest.flatten(network(x)) for network in (layer, again)]
+        for ours, theirs in zip(*outputs, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+    def test_channels_come_back_as_a_tuple(self):
+        encoder = Encoder(3, [4, 5], 2)
+        assert Encoder.from_config(encoder.get_config()).channels == (4, 5)

@@ -1,0 +1,590 @@
+"""Tests of the flow and of the prior's: steps, factor-outs and the whole multi-scale map, in float64."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import inspect
+import itertools
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import (
+    TINY,
+    every_weight_has_a_gradient,
+    give_effect,
+    jacobian_log_det,
+    negative_log_likelihood,
+    walk_with,
+)
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tensorflow_probability import bijectors as tfb
+from tensorflow_probability import distributions as tfd
+
+from tfdecouple.config import ModelConfig
+from tfdecouple.errors import ConfigError, UserError
+from tfdecouple.layers import (
+    ActNorm,
+    Coupling,
+    InvertibleConv1x1,
+    InvertibleLinear,
+    convolution,
+    rematerialized,
+)
+from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
+from tfdecouple.networks.prior import PriorFlow, PriorStep
+
+BATCH = 2
+CONDITION = 3
+# Others in each run; one that fails is printed with the decorator that repeats it.
+SOME = settings(max_examples=12, deadline=None, print_blob=True)
+F64 = {"dtype": "float64"}
+
+# name: constructor, shape of one input, size of the condition
+BLOCKS = {
+    "step": (functools.partial(FlowStep, 4, CONDITION), (2, 2, 4), CONDITION),
+    "step-odd": (functools.partial(FlowStep, 4, CONDITION, alpha=0.6), (2, 2, 3), CONDITION),
+    "step-additive-lu": (functools.partial(FlowStep, 4, transform="additive", linear="lu"), (2, 2, 4), 0),
+    "factor-out": (functools.partial(FactorOut, 2, 4, CONDITION), (2, 2, 6), CONDITION),
+    "factor-out-additive-lu": (functools.partial(FactorOut, 1, 4, transform="additive", linear="lu"), (2, 2, 3), 0),
+    "prior-step-additive-lu": (functools.partial(PriorStep, 5, transform="additive", linear="lu"), (5,), 0),
+    "prior-flow": (functools.partial(PriorFlow, 2, 5, alpha=0.6), (6,), 0),
+}
+
+# Few steps, but every kind of conditioning, linear map and coupling.
+SMALL = dataclasses.replace(TINY, image_size=4, steps=(1, (1,), 1), encoder_channels=(4,))
+FLOWS = {
+    "tiny": TINY,
+    "unconditional-additive-lu": dataclasses.replace(
+        SMALL, conditioning="none", transform="additive", multiscale_transform="additive", linear="lu"
+    ),
+    "base": dataclasses.replace(SMALL, conditioning="base", base_hidden=5),
+}
+
+
+@functools.cache
+def block(name):
+    make, shape, condition_size = BLOCKS[name]
+    rng = np.random.default_rng(1)
+    layer = make(name=name.replace("-", "_"), **F64)
+    layer.build((None, *shape))
+    give_effect(layer, scale=0.3)
+    x = tf.constant(rng.standard_normal((BATCH, *shape)))
+    return layer, x, tf.constant(rng.standard_normal((BATCH, condition_size))) if condition_size else None
+
+
+@functools.cache
+def flow(name):
+    config = FLOWS[name]
+    rng = np.random.default_rng(1)
+    layer = Flow(config, **F64)
+    layer.build()
+    give_effect(layer)
+    x = tf.constant(rng.uniform(-1, 1, (BATCH, *config.image_shape)))
+    return layer, x, tf.constant(rng.standard_normal((BATCH, config.latent_dim))) if config.has_latent else None
+
+
+@functools.cache
+def code_of_tiny():
+    layer, x, condition = flow("tiny")
+    return layer.forward_and_log_det(x, condition)[0]
+
+
+def made(name):
+    return block(name) if name in BLOCKS else flow(name)
+
+
+def close(a, b, tolerance=1e-9):
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.usefixtures("eager")
+class TestProperties:
+    @pytest.mark.parametrize("name", [*BLOCKS, "unconditional-additive-lu", "base"])
+    def test_log_det_is_that_of_the_jacobian(self, name):
+        layer, x, condition = made(name)
+        y, log_det = layer.forward_and_log_det(x, condition)
+        close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition))
+        assert y.shape == x.shape and log_det.shape == (BATCH,) and np.abs(y - x).max() > 0.1
+        assert np.all(np.abs(log_det) > 1e-3)
+
+    @pytest.mark.parametrize("name", [*BLOCKS, "unconditional-additive-lu", "base"])
+    def test_inverse_undoes_forward_and_forward_undoes_inverse(self, name):
+        layer, x, condition = made(name)
+        y, forward = layer.forward_and_log_det(x, condition)
+        back, inverse = layer.inverse_and_log_det(y, condition)
+        close(back, x)
+        close(forward + inverse, tf.zeros(BATCH, tf.float64))
+        close(layer.forward_and_log_det(layer.inverse_and_log_det(x, condition)[0], condition)[0], x)
+
+    @pytest.mark.parametrize("name", [*BLOCKS, "base"])
+    def test_bijector_agrees_with_the_layer_and_with_its_own_inverse(self, name):
+        layer, x, condition = made(name)
+        kwargs = {} if condition is None else {"condition": condition}
+        ndims = len(x.shape) - 1
+        y, log_det = layer.forward_and_log_det(x, condition)
+        close(layer.as_bijector().forward(x, **kwargs), y)
+        close(layer.as_bijector().forward_log_det_jacobian(x, event_ndims=ndims, **kwargs), log_det)
+        close(layer.as_bijector(condition).inverse(y), x)
+        close(layer.as_bijector(condition).inverse_log_det_jacobian(y, event_ndims=ndims), -log_det)
+
+    @pytest.mark.parametrize("name", [*BLOCKS, *FLOWS])
+    def test_walk_visits_every_elementary_layer_once_in_order_and_gives_the_output(self, name):
+        layer, x, condition = made(name)
+        visited = []
+        output = walk_with(layer, x, condition, lambda leaf, h, z: visited.append(leaf))
+        close(output, layer.forward_and_log_det(x, condition)[0])
+        own = {id(variable) for leaf in visited for variable in leaf.variables}
+        assert own == {id(variable) for variable in layer.variables}
+        assert len({id(leaf) for leaf in visited}) == len(visited)
+        assert isinstance(visited[0], ActNorm | InvertibleConv1x1)
+
+    @pytest.mark.parametrize("name", ["step", "prior-flow"])
+    def test_walk_continues_with_what_the_visit_returns(self, name):
+        layer, x, condition = block(name)
+        inputs = []
+
+        def visit(leaf, h, z):
+            inputs.append(h)
+            return h + 1
+
+        close(layer.walk(x, condition, visit), x + len(inputs))
+        close(inputs[3], x + 3)
+
+    @pytest.mark.parametrize("name", BLOCKS)
+    def test_every_weight_receives_a_gradient(self, name):
+        layer, x, condition = block(name)
+        every_weight_has_a_gradient(layer, lambda: negative_log_likelihood(layer, x, condition))
+
+    @pytest.mark.parametrize("name", [name for name, (_, _, size) in BLOCKS.items() if size])
+    def test_missing_condition_is_refused(self, name):
+        layer, x, _ = block(name)
+        with pytest.raises(UserError, match="pass condition=z"):
+            layer.forward_and_log_det(x)
+
+
+class TestAnyShape:
+    @SOME
+    @example(batch=1, height=1, width=1, channels=2, seed=0)
+    @example(batch=3, height=2, width=1, channels=9, seed=0)
+    @example(batch=2, height=1, width=3, channels=4, seed=0)
+    @given(
+        batch=st.integers(1, 3),
+        height=st.integers(1, 3),
+        width=st.integers(1, 3),
+        channels=st.integers(2, 9),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def test_steps_take_any_shape(self, batch, height, width, channels, seed):
+        step = FlowStep(3, CONDITION, **F64)
+        check(step, (batch, height, width, channels), seed)
+        check(FactorOut(channels // 2, 3, CONDITION, **F64), (batch, height, width, channels), seed)
+        check(PriorStep(3, **F64), (batch, channels), seed)
+
+
+def check(layer, shape, seed):
+    layer.build((None, *shape[1:]))
+    give_effect(layer, seed=seed, scale=0.3)
+    rng = np.random.default_rng(seed)
+    x, condition = tf.constant(rng.standard_normal(shape)), tf.constant(rng.standard_normal((shape[0], CONDITION)))
+    y, log_det = layer.forward_and_log_det(x, condition)
+    close(layer.inverse_and_log_det(y, condition)[0], x, 1e-8)
+    close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition), 1e-8)
+
+
+class TestStep:
+    def test_step_is_actnorm_convolution_two_couplings_actnorm_two_couplings(self):
+        layer, x, condition = block("step")
+        names, kinds = [], []
+        walk_with(layer, x, condition, lambda leaf, h, z: (names.append(leaf.name), kinds.append(type(leaf))))
+        assert kinds == [ActNorm, InvertibleConv1x1, Coupling, Coupling, ActNorm, Coupling, Coupling]
+        patterns = [(c.pattern, c.part) for c in layer.sequence if isinstance(c, Coupling)]
+        assert patterns == list(itertools.product(("continuous", "alternate"), ("last", "first")))
+        assert len(set(names)) == 7
+
+    def test_step_is_the_chain_of_its_layers(self):
+        layer, x, condition = block("step")
+        chain = tfb.Chain([child.as_bijector(condition) for child in reversed(layer.sequence)])
+        y, log_det = layer.forward_and_log_det(x, condition)
+        close(chain.forward(x), y)
+        close(chain.forward_log_det_jacobian(x, event_ndims=3), log_det)
+
+    def test_prior_flow_is_the_chain_of_its_steps(self):
+        layer, x, _ = block("prior-flow")
+        chain = tfb.Chain([step.as_bijector() for step in reversed(layer.sequence)])
+        close(chain.forward(x), layer.forward_and_log_det(x)[0])
+        close(chain.forward_log_det_jacobian(x, event_ndims=1), layer.forward_and_log_det(x)[1])
+
+    def test_prior_step_mixes_with_a_linear_layer(self):
+        layer, _, _ = block("prior-step-additive-lu")
+        assert type(layer.sequence[1]) is InvertibleLinear
+
+
+class TestFactorOut:
+    def test_coupling_and_actnorm_touch_only_the_channels_that_leave(self):
+        layer, x, condition = block("factor-out")
+        mixed = layer.mixing.forward_and_log_det(x)[0]
+        y = layer.forward_and_log_det(x, condition)[0]
+        np.testing.assert_array_equal(y[..., :4], mixed[..., :4])
+        assert np.all(np.abs(y - mixed).max((0, 1, 2))[4:] > 1e-3)
+
+    def test_density_of_what_leaves_is_conditional_on_what_stays(self):
+        layer, x, condition = block("factor-out")
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            mixed = layer.mixing.forward_and_log_det(x)[0]
+            leaving = layer.coupling.forward_and_log_det(mixed, condition)[0][..., 4:]
+        assert np.abs(tape.gradient(leaving, x)).max() > 1e-3
+        assert layer.actnorm.bias.shape == (2,)
+
+
+@pytest.mark.usefixtures("eager")
+class TestMultiScale:
+    """Which entries of v leave where (paper Figure 3c)."""
+
+    def test_channels_of_levels_and_parts(self):
+        layer, _, _ = flow("tiny")
+        assert [[(part.channels, part.dropped, len(part.steps)) for part in level] for level in layer.levels] == [
+            [(3, 0, 1)],
+            [(12, 3, 1), (9, 3, 1)],
+            [(24, 0, 1)],
+        ]
+
+    @pytest.mark.parametrize(
+        ("level", "part", "pick", "changed"),
+        [
+            # What leaves first stands last, at the resolution of its level.
+            (1, 0, lambda part: part.factor_out.actnorm, range(9, 12)),
+            (1, 1, lambda part: part.factor_out.actnorm, range(6, 9)),
+            (2, 0, lambda part: part.steps[0].sequence[0], range(0, 6)),
+            (1, 1, lambda part: part.steps[0].sequence[0], range(0, 9)),
+        ],
+    )
+    def test_a_layer_reaches_only_the_entries_that_have_not_left(self, level, part, pick, changed):
+        layer, x, condition = flow("tiny")
+        before = code_of_tiny()
+        bias = pick(layer.levels[level][part]).bias
+        kept = bias.numpy()
+        bias.assign(kept + 0.1)
+        after = layer.forward_and_log_det(x, condition)[0]
+        bias.assign(kept)
+        difference = np.abs(tf.nn.space_to_depth(after - before, 2)).max((0, 1, 2))
+        assert np.flatnonzero(difference > 1e-12).tolist() == list(changed)
+
+    def test_flow_of_two_levels_is_what_one_writes_by_hand(self):
+        config = dataclasses.replace(SMALL, steps=(1, 2), hidden_channels=(4, 4))
+        layer = Flow(config, **F64)
+        layer.build()
+        give_effect(layer)
+        x, z = tf.random.stateless_uniform([2, 4, 4, 3], [0, 1], dtype=tf.float64), tf.ones([2, 4], tf.float64)
+        ((bottom,), (top,)) = layer.levels
+        h, log_det = bottom.steps[0].forward_and_log_det(x, z)
+        h = tf.nn.space_to_depth(h, 2)
+        for step in top.steps:
+            h, change = step.forward_and_log_det(h, z)
+            log_det += change
+        v, total = layer.forward_and_log_det(x, z)
+        close(v, tf.nn.depth_to_space(h, 2))
+        close(total, log_det)
+
+    def test_flow_adds_up_the_log_dets_of_its_layers(self):
+        layer, x, condition = flow("tiny")
+        changes = []
+        walk_with(layer, x, condition, lambda leaf, h, z: changes.append(leaf.forward_and_log_det(h, z)[1]))
+        close(layer.forward_and_log_det(x, condition)[1], sum(changes))
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            dataclasses.replace(SMALL, steps=(1, 1), hidden_channels=(4, 4)),
+            dataclasses.replace(SMALL, steps=(1, (1, 2, 1), 1)),
+            dataclasses.replace(SMALL, steps=(1, (1,), 1), factors=(6,)),
+            dataclasses.replace(
+                SMALL, steps=(1, (1,), (1, 1), 1), factors=(2, 3), hidden_channels=(3, 3, 3, 3), image_size=8
+            ),
+        ],
+        ids=["two-levels", "three-parts", "factor-6", "factors-2-and-3"],
+    )
+    def test_every_structure_inverts(self, config):
+        layer = Flow(config, **F64)
+        layer.build()
+        give_effect(layer)
+        x = tf.random.stateless_uniform([1, *config.image_shape], [0, 1], dtype=tf.float64)
+        z = tf.ones([1, config.latent_dim], tf.float64)
+        v, log_det = layer.forward_and_log_det(x, z)
+        back, inverse = layer.inverse_and_log_det(v, z)
+        close(back, x)
+        close(log_det, -inverse)
+
+
+@pytest.mark.usefixtures("eager")
+class TestConditioning:
+    def test_z_moves_v_in_a_conditional_flow(self):
+        layer, x, z = flow("tiny")
+        v, log_det = layer.forward_and_log_det(x, z)
+        other, other_log_det = layer.forward_and_log_det(x, z + 1)
+        assert np.all(np.abs(tf.nn.space_to_depth(v - other, 2)).max((0, 1, 2)) > 1e-4)
+        assert np.all(np.abs(log_det - other_log_det) > 1e-4)
+
+    def test_flow_without_z_ignores_one(self):
+        layer, x, _ = flow("unconditional-additive-lu")
+        np.testing.assert_array_equal(
+            layer.forward_and_log_det(x)[0], layer.forward_and_log_det(x, tf.ones([BATCH, 4]))[0]
+        )
+
+    def test_base_conditioning_whitens_the_unconditional_flow(self):
+        layer, x, z = flow("base")
+        plain = Flow(dataclasses.replace(FLOWS["base"], conditioning="none"), **F64)
+        plain.build()
+        weights = {v.path.partition("/")[2]: v for v in layer.variables}
+        for variable in plain.variables:
+            variable.assign(weights.pop(variable.path.partition("/")[2]))
+        assert weights and all(name.startswith("whitening/") for name in weights)
+        h, plain_log_det = plain.forward_and_log_det(x)
+        mean = layer.whitening.inverse_and_log_det(tf.zeros_like(x), z)[0]
+        scale = layer.whitening.inverse_and_log_det(tf.ones_like(x), z)[0] - mean
+        v, log_det = layer.forward_and_log_det(x, z)
+        close(v, (h - mean) / scale)
+        close(log_det, plain_log_det - tf.reduce_sum(tf.math.log(scale), [1, 2, 3]))
+        # The same image given another z: only mean and scale move.
+        assert np.abs(v - layer.forward_and_log_det(x, z + 1)[0]).max() > 1e-3
+
+    @pytest.mark.parametrize("name", ["tiny", "base"])
+    def test_missing_or_misshapen_z_is_refused(self, name):
+        layer, x, z = flow(name)
+        with pytest.raises(UserError, match=r"pass condition=z of shape \[batch, 4\]"):
+            layer.forward_and_log_det(x)
+        with pytest.raises(UserError, match="it needs"):
+            layer.forward_and_log_det(x, z[:, :3])
+
+    @pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 4, 8, 3), (8, 8, 3), (2, 192)])
+    @pytest.mark.parametrize("direction", ["forward_and_log_det", "inverse_and_log_det"])
+    def test_other_image_shapes_are_refused(self, shape, direction):
+        layer, _, z = flow("tiny")
+        with pytest.raises(UserError, match="it needs"):
+            getattr(layer, direction)(np.zeros(shape), z)
+
+
+class TestPrograms:
+    """The whole flow as it is used: every layer through a traced function."""
+
+    def test_whole_flow_has_the_log_det_of_its_jacobian_and_inverts(self):
+        layer, x, condition = flow("tiny")
+        v, log_det = layer.forward_and_log_det(x, condition)
+        close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition))
+        back, inverse = layer.inverse_and_log_det(v, condition)
+        close(back, x)
+        close(inverse, -log_det)
+        # Walking runs the layers themselves, one by one.
+        close(v, walk_with(layer, x, condition, lambda *_: None), 1e-12)
+
+    def test_a_deeper_flow_needs_no_more_traces(self, monkeypatch):
+        traces = []
+        original = FlowStep._forward
+
+        def counted(self, x, condition):
+            traces.append(self.name)
+            return original(self, x, condition)
+
+        monkeypatch.setattr(FlowStep, "_forward", counted)
+        layer = Flow(dataclasses.replace(SMALL, steps=(2, 3), hidden_channels=(4, 4)))
+        layer.forward_and_log_det(np.zeros((1, 4, 4, 3)), np.zeros((1, 4)))
+        assert len(traces) == 2
+
+    @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
+    def test_values_that_stand_for_weights_stand_for_them_in_programs_too(self, method):
+        layer = Flow(dataclasses.replace(SMALL, steps=(1, 1), hidden_channels=(4, 4)))
+        x, z = np.ones((1, 4, 4, 3), "float32"), np.ones((1, 4), "float32")
+        layer.build()
+        give_effect(layer)
+        run = getattr(layer, method)
+        before = run(x, z)
+        bias = layer.levels[0][0].steps[0].sequence[0].bias
+        others = [(bias, bias + 0.5)]
+        with keras.StatelessScope(state_mapping=others):
+            replaced = run(x, z)
+        np.testing.assert_array_equal(run(x, z)[0], before[0])
+        bias.assign(bias + 0.5)
+        expected = run(x, z)
+        assert np.abs(expected[0] - before[0]).max() > 1e-3
+        for ours, theirs in zip(replaced, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("condition", [True, False])
+    def test_rematerialisation_gives_the_same_gradients_to_the_bit(self, condition):
+        gradients = self.gradients("coupling" if condition else "none")
+        plain, again = (tf.function(gradients, autograph=False)(on) for on in (False, True))
+        for ours, theirs in zip(again, plain, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+    @pytest.mark.parametrize("condition", [True, False])
+    def test_rematerialisation_computes_the_maps_again_but_not_the_convolution_that_narrows_them(
+        self, condition, monkeypatch
+    ):
+        without_packing(monkeypatch)
+        gradients = self.gradients("coupling" if condition else "none")
+        kept, computed = (
+            collections.Counter(node.op for body in going_back(gradients, on) for node in body) for on in (False, True)
+        )
+        assert kept["Elu"] == kept["Conv2D"] == 0
+        assert computed["Elu"] == 2 * computed["Conv2D"] > 0
+
+    @staticmethod
+    def gradients(conditioning):
+        """Returns a function of whether to rematerialise, which returns a loss and its gradients for all weights."""
+        layer = Flow(dataclasses.replace(SMALL, steps=(2, 3), hidden_channels=(4, 4), conditioning=conditioning))
+        x = tf.random.stateless_normal((2, 4, 4, 3), [0, 1])
+        z = None if conditioning == "none" else tf.random.stateless_normal((2, 4), [0, 2])
+        layer.build()
+        give_effect(layer)
+        weights = [variable.value for variable in layer.trainable_variables]
+
+        def gradients(on):
+            with rematerialized(on), tf.GradientTape() as tape:
+                v, log_det = layer.forward_and_log_det(x, z)
+                loss = tf.reduce_sum(v**2) - tf.reduce_sum(log_det)
+            return [loss, *tape.gradient(loss, weights)]
+
+        return gradients
+
+    @pytest.mark.parametrize("on", [False, True])
+    def test_backward_pass_keeps_no_normalised_kernels(self, on, monkeypatch):
+        without_packing(monkeypatch)
+        gradients = self.gradients("coupling")
+        computed = []
+        for body in going_back(gradients, on):
+            products = {node.name for node in body if node.op == "Mul"}
+            kernels = (node.input[1].partition(":")[0] for node in body if node.op == "Conv2DBackpropInput")
+            computed += [kernel in products for kernel in kernels]
+        # Of the two convolutions of a net the first one's kernel is a weight, the other one's is computed again.
+        assert sum(computed) == len(computed) / 2 > 0
+
+
+def without_packing(monkeypatch):
+    """Leaves forward convolutions out of the backward pass, so that it is seen which are computed again."""
+    monkeypatch.setattr(convolution, "_lanes", lambda: 1)
+
+
+def going_back(gradients, on):
+    """Returns the operations of each function of the backward pass of `gradients(on)`."""
+    graph = tf.function(gradients, autograph=False).get_concrete_function(on).graph.as_graph_def()
+    functions = [list(each.node_def) for each in graph.library.function if "__backward" in each.signature.name]
+    assert functions
+    return functions
+
+
+class TestDensity:
+    """exp(log p) integrates to 1: a wrong sign or a forgotten term of a log-determinant would show."""
+
+    @pytest.mark.parametrize("options", [{}, {"transform": "additive"}, {"linear": "lu"}, {"alpha": 0.5}])
+    def test_prior_flow_over_two_dimensions(self, options):
+        layer = PriorFlow(2, 5, **options, **F64)
+        layer.build((None, 2))
+        give_effect(layer, scale=0.15)
+        assert abs(integral(lambda z: standard_normal(*layer.forward_and_log_det(z))) - 1) < 1e-6
+
+    @pytest.mark.parametrize("log_scale", [-0.5, 0.5])
+    def test_the_check_notices_a_wrong_log_determinant(self, log_scale):
+        layer = ActNorm(**F64)
+        layer.build((None, 2))
+        layer.log_scale.assign([log_scale, 0.0])
+        wrong = integral(lambda z: standard_normal(layer.forward_and_log_det(z)[0], tf.zeros(len(z), tf.float64)))
+        assert wrong == pytest.approx(math.exp(-log_scale), rel=1e-3)
+
+    def test_inverse_of_the_prior_flow_draws_from_its_density(self):
+        layer = give_effect(built(PriorFlow(1, 5, **F64), (None, 2)), scale=0.15)
+        noise = tf.random.stateless_normal([100_000, 2], [0, 1], dtype=tf.float64)
+        z = layer.inverse_and_log_det(noise)[0].numpy()
+        grid, area = lattice()
+        density = np.exp(standard_normal(*layer.forward_and_log_det(grid)))
+        for moment in (lambda z: z, np.square):
+            np.testing.assert_allclose((moment(grid) * density[:, None]).sum(0) * area, moment(z).mean(0), atol=0.05)
+
+
+def built(layer, shape):
+    layer.build(shape)
+    return layer
+
+
+def lattice(half=20.0, count=401):
+    side = np.linspace(-half, half, count)
+    return np.stack(np.meshgrid(side, side), -1).reshape(-1, 2), (side[1] - side[0]) ** 2
+
+
+def integral(log_density):
+    grid, area = lattice()
+    return float(np.exp(log_density(grid)).sum() * area)
+
+
+def standard_normal(y, log_det):
+    return tf.reduce_sum(tfd.Normal(tf.zeros([], tf.float64), 1.0).log_prob(y), -1) + log_det
+
+
+# A layer of each class with every option off its default, and the shape of an input.
+OPTIONS = {"transform": "additive", "alpha": 0.5, "linear": "lu", "name": "other", "dtype": "float64"}
+OFF_DEFAULT = {
+    FlowStep: (FlowStep(5, 3, **OPTIONS), (2, 2, 4)),
+    FactorOut: (FactorOut(1, 5, 3, **OPTIONS), (2, 2, 4)),
+    PriorStep: (PriorStep(5, 0, **OPTIONS), (4,)),
+    PriorFlow: (PriorFlow(3, 5, **OPTIONS), (4,)),
+}
+
+
+@pytest.mark.usefixtures("eager")
+class TestConfig:
+    @pytest.mark.parametrize("kind", OFF_DEFAULT, ids=lambda kind: kind.__name__)
+    def test_config_round_trip_keeps_every_option_and_the_function(self, kind):
+        layer, shape = OFF_DEFAULT[kind]
+        layer.build((None, *shape))
+        give_effect(layer)
+        for parameter in inspect.signature(kind).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                assert layer.get_config()[parameter.name] != parameter.default
+        again = keras.layers.deserialize(keras.layers.serialize(layer))
+        assert type(again) is kind and again.get_config() == layer.get_config()
+        assert [v.path for v in again.variables] == [v.path for v in layer.variables]
+        again.set_weights(layer.get_weights())
+        x, condition = np.random.default_rng(0).standard_normal((2, *shape)), np.ones((2, 3))
+        for ours, theirs in zip(layer(x, condition), again(x, condition), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+    def test_flow_comes_back_with_its_config(self):
+        config = dataclasses.replace(FLOWS["base"], factors=(3,), linear="lu")
+        layer = Flow(config, name="other", **F64)
+        layer.build()
+        give_effect(layer)
+        again = keras.layers.deserialize(keras.layers.serialize(layer))
+        assert again.config == config and isinstance(again.config.steps[1], tuple)
+        assert again.get_config() == layer.get_config()
+        again.set_weights(layer.get_weights())
+        x, z = np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 3)), np.ones((2, 4))
+        np.testing.assert_array_equal(layer(x, z)[0], again(x, z)[0])
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: FlowStep(4, transform="cubic"),
+            lambda: FlowStep(4, alpha=2.0),
+            lambda: FlowStep(4, linear="qr"),
+            lambda: FactorOut(1, 4, transform="cubic"),
+            lambda: PriorFlow(1, 4, alpha=0.0),
+            lambda: Flow({"steps": [1]}),
+        ],
+    )
+    def test_impossible_options_are_refused(self, make):
+        with pytest.raises(ConfigError):
+            make()
+
+    @pytest.mark.parametrize("dropped", [0, 4])
+    def test_factor_out_must_keep_and_drop_something(self, dropped):
+        with pytest.raises(UserError, match="of 4 channels"):
+            FactorOut(dropped, 4).forward_and_log_det(np.ones((1, 2, 2, 4)))
+
+    def test_flow_takes_a_plain_dict(self):
+        assert Flow(dataclasses.asdict(SMALL)).config == SMALL
+        assert isinstance(SMALL, ModelConfig)

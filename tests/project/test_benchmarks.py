@@ -1,0 +1,310 @@
+"""Tests of the benchmarks: formulas against numbers worked out by hand, mistakes in one line, the line of JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers.places import ROOT
+
+from tfdecouple.config import load_preset, preset_names
+from tfdecouple.errors import UserError
+from tfdecouple.parameters import count_parameters
+
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import architecture, common, communication, compare, scaling, throughput  # noqa: E402
+
+SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+
+TINY = [
+    "model.image_size=8",
+    "model.steps=[1,[1],1]",
+    "model.hidden_channels=[4,4,4]",
+    "model.encoder_channels=[4]",
+    "model.latent_dim=4",
+    "training.init_images=8",
+    "data.photograph_crops=64",
+]
+
+
+def program(name, *arguments):
+    """Runs a benchmark as a user would."""
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+# --- architecture ---
+
+
+def test_costs_of_a_coupling_by_hand():
+    coupling = architecture.CouplingSize(positions=4, kept=2, transformed=1, hidden=8, affine=True, condition=3)
+    # At each of 4 positions 9*2*8 + 8*8 + 9*8*2, and 3*8 once.
+    assert coupling.multiply_adds() == 4 * (144 + 64 + 144) + 24
+    # The net's inputs of 2 + 8 + 8 numbers, and three numbers for the scaled channel.
+    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, remat=False) == 4 * 4 * (18 + 3)
+    assert coupling.kept_bytes(alpha=0.5, net_bytes=2, remat=False) == 4 * (2 * 18 + 4 * 4)
+    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, remat=True) == 4 * 4 * (2 + 3)
+    assert coupling.working_bytes(net_bytes=4, remat=False) == 4 * 4 * 3 * 8
+    assert coupling.working_bytes(net_bytes=4, remat=True) == 4 * 4 * 5 * 8
+
+
+@pytest.mark.parametrize(
+    ("preset", "billions"),
+    [("cifar10", 5.83), ("imagenet64", 31.9), ("lsun_bedroom_128", 78.7), ("celeba_hq_256", 234.7)],
+)
+def test_multiply_adds_are_those_that_the_presets_state(preset, billions):
+    found = architecture.multiply_adds(load_preset(preset).model) / 1e9
+    assert found == pytest.approx(billions, rel=2e-3)
+
+
+def figures(notes):
+    """Returns the calculated figures that a preset's notes state, by what they are of."""
+    patterns = {
+        "training": r"([\d.]+) G per training image",
+        "batch": r"updates of ([\d,]+) images",
+        "operations": r"images is ([\d.]+e\d+) floating-point",
+        "days": r"about (\d+) days of one A100 in float32",
+        "days in TF32": r"or (\d+) with TF32",
+        "gigabytes": r"need about ([\d.]+) GB per image",
+        "micro-batches": r"training.micro_batches=(\d+) means",
+        "gigabytes a GPU": r"means about ([\d.]+) GB on each of 8 GPUs",
+    }
+    found = {name: re.search(pattern, notes) for name, pattern in patterns.items()}
+    return {name: float(match[1].replace(",", "")) for name, match in found.items() if match}
+
+
+PAPER = [name for name in preset_names() if "Estimate, not measured" in load_preset(name).notes]
+
+
+def test_the_presets_of_the_paper_state_estimates():
+    assert len(PAPER) >= 10
+
+
+@pytest.mark.parametrize("preset", PAPER)
+def test_what_a_preset_states_is_what_is_calculated(preset):
+    config = load_preset(preset)
+    stated = figures(config.notes)
+    training = config.training
+    multiply_adds = architecture.multiply_adds(config.model)
+    assert stated["training"] == pytest.approx(3 * multiply_adds / 1e9, rel=3e-3)
+    assert stated["batch"] == training.batch_size
+    operations = 2 * 3 * multiply_adds * training.steps * training.batch_size
+    assert stated["operations"] == pytest.approx(operations, rel=0.02)
+    assert stated["days"] == pytest.approx(operations / (0.3 * 19.5e12) / 86400, abs=1)
+    assert stated["days in TF32"] == pytest.approx(operations / (0.3 * 156e12) / 86400, abs=1)
+    gigabytes = architecture.activations(config.model, remat=training.remat).total / 1e9
+    assert stated["gigabytes"] == pytest.approx(gigabytes, rel=0.05)
+    assert stated["micro-batches"] == training.micro_batches
+    on_each = training.batch_size // training.micro_batches // 8
+    assert stated["gigabytes a GPU"] == pytest.approx(on_each * gigabytes, rel=0.05)
+
+
+def test_the_layers_counted_are_the_layers_of_the_flow():
+    from tfdecouple.networks.flow import Flow
+
+    config = architecture.with_depth(load_preset("quickstart"), 2).model
+    flow = Flow(config)
+    flow.build()
+    layers = [(part.channels, layer) for level in flow.levels for part in level for layer in part.layers]
+    counted = list(architecture.flow_layers(config))
+    assert [channels for channels, _ in layers] == [each.channels for each in counted]
+    for (_, layer), each in zip(layers, counted, strict=True):
+        nets = [inner for inner in layer._flatten_layers() if type(inner).__name__ == "ConvNet"]
+        assert [net.outputs for net in nets] == [coupling.outputs for coupling in each.couplings]
+        assert [net.first.shape[2] for net in nets] == [coupling.kept for coupling in each.couplings]
+
+
+def test_recomputing_keeps_no_hidden_maps():
+    config = load_preset("imagenet64").model
+    plain, remat = (architecture.activations(config, remat=remat) for remat in (False, True))
+    half = architecture.activations(config, precision="mixed_bfloat16")
+    assert remat.kept < plain.kept / 5 and remat.working > plain.working
+    assert plain.total / 2 < half.total < 0.6 * plain.total
+
+
+def test_the_state_counts_weights_gradients_moments_and_what_else_there_is():
+    assert architecture.state_bytes(10, averages=False) == 160
+    assert architecture.state_bytes(10, averages=True, micro_batches=2) == 280
+
+
+def test_with_depth_sets_every_part():
+    assert architecture.with_depth(load_preset("quickstart"), 3).model.steps == (3, (3, 3), (3, 3), 3)
+
+
+# --- scaling ---
+
+
+def test_exponents():
+    assert scaling.exponent([1, 2, 4, 8], [3, 6, 12, 24]) == pytest.approx(1)
+    assert scaling.exponent([1, 2, 4], [5, 5, 5]) == pytest.approx(0)
+    assert scaling.exponent([1, 10], [1, 100]) == pytest.approx(2)
+
+
+def test_the_largest_micro_batch_fills_the_memory():
+    config = load_preset("lsun_bedroom_128")
+    state = architecture.state_bytes(count_parameters(config.model)["total"], averages=False, micro_batches=2)
+    one = architecture.activations(config.model).total
+    count = scaling.largest_micro_batch(config, 24)
+    assert state + count * one <= 0.9 * 24 * 2**30 < state + (count + 1) * one
+    assert scaling.largest_micro_batch(config, 2) == 0
+    assert scaling.largest_micro_batch(config, 24, remat=True) > 4 * count
+
+
+def test_growth_above_linear_at_the_end_is_not_called_linear():
+    assert "| a | 0.79 | 1.16 | no |" in scaling.render_growth({"a": ([1, 2, 4], [10, 13.4, 29.9])})
+    assert "| a | 1.00 | 1.00 | yes |" in scaling.render_growth({"a": ([1, 2, 4], [10, 20, 40])})
+
+
+def test_the_docs_call_linear_what_is():
+    rows = re.findall(r"^\| time .* \| ([\d.]+) \| ([\d.]+) \| (yes|no) \|$", SCALING, re.MULTILINE)
+    assert len(rows) >= 9
+    for slope, last, said in rows:
+        assert said == ("yes" if max(float(slope), float(last)) <= scaling.LINEAR else "no")
+
+
+def test_the_calculated_tables_in_the_docs_are_what_the_programs_print():
+    assert scaling.put(SCALING, "memory", scaling.render_memory(scaling.calculate_memory())) == SCALING
+
+
+def test_a_table_goes_between_its_lines():
+    document = "a\n<!-- x -->\nold\n<!-- end of x -->\nb\n"
+    assert scaling.put(document, "x", "new") == "a\n<!-- x -->\n\nnew\n\n<!-- end of x -->\nb\n"
+    with pytest.raises(UserError, match="no lines"):
+        scaling.put(document, "y", "new")
+
+
+def test_the_memory_table_in_the_docs_is_the_calculated_one():
+    text = scaling.render("memory", {"memory": scaling.calculate_memory()})
+    assert text in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+
+
+def test_measured_rows_become_tables_and_a_plot(tmp_path):
+    rows = [
+        {"kind": "train", "batch": batch, "images_per_s": 10.0, "ms_per_call": 100.0 * batch, "peak_rss_mib": 900.0}
+        for batch in (1, 2, 4)
+    ]
+    assert "| time of train over images | 1.00 | 1.00 | yes |" in scaling.render("batch", {"batch": rows})
+    depths = [
+        {
+            "depth": depth,
+            "remat": remat,
+            "params": 1000 * depth,
+            "ms_per_call": 10.0 * depth**2,
+            "first_call_s": 5.0 * depth,
+            "second_step_s": 0.1,
+            "first_step_s": 5.0 + 5.0 * depth,
+            "peak_rss_mib": 900.0,
+            "mib_per_image": 3.0 * depth,
+            "calculated_mib_per_image": 3.1 * depth,
+        }
+        for remat in (False, True)
+        for depth in (1, 2, 4)
+    ]
+    text = scaling.render("depth", {"depth": depths})
+    assert "| time of a step over steps, with remat | 2.00 | 2.00 | no |" in text
+    scaling.plot({"depth": depths, "memory": scaling.calculate_memory()}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10000
+
+
+# --- communication ---
+
+
+def test_a_ring_by_hand():
+    # 8 members: 14/8 of the bytes, and 14 steps of latency for each bucket.
+    assert communication.ring_seconds(800.0, 8, 100.0, 0.5, buckets=2) == pytest.approx(14 + 14)
+    assert communication.ring_seconds(800.0, 1, 100.0, 0.5) == 0
+
+
+def test_hosts_share_their_network():
+    inside = communication.Link("inside", 100.0, 1.0, 0.0)
+    between = communication.Link("between", 10.0, 0.5, 0.0)
+    one, two = communication.Cluster(1, 4, inside), communication.Cluster(2, 4, inside, between)
+    assert communication.all_reduce_seconds(400.0, one) == pytest.approx(6)
+    assert communication.all_reduce_seconds(400.0, two) == pytest.approx(6 + 80)
+
+
+def test_when_communication_is_hidden():
+    # A multiply-add is two operations, and training takes three times the forward pass.
+    assert communication.compute_seconds(1e9, peak=1e12, utilisation=0.5) == pytest.approx(0.012)
+    # Two thirds of an image's 3 seconds are backward: 10 seconds need 5 images.
+    assert communication.hidden_from(10.0, 3.0) == 5
+    assert communication.hidden_from(10.0, 3.0, micro_batches=2) == 10
+    assert communication.cost(10.0, 3.0, 5, overlap=True) == 0
+    assert communication.cost(10.0, 3.0, 5, overlap=False) == pytest.approx(0.4)
+
+
+# --- compare ---
+
+
+def test_what_is_compared_with_what():
+    train = compare.parse_comparison("train16")
+    assert (train.counterpart, train.goal, train.limit) == ("train16", 1.45, "limit_train_images_per_s")
+    sample = compare.parse_comparison("sample8")
+    assert (sample.counterpart, sample.goal, sample.enough) == ("decode8", 2.1, 0.85)
+    own = compare.parse_comparison("train16:mixed_bfloat16")
+    assert (own.counterpart, own.goal, own.arguments) == (None, 1.25, ("--precision", "mixed_bfloat16"))
+
+
+def row(rate):
+    """A line of a benchmark that ran at `rate`."""
+    return {"images_per_s": rate, "best_images_per_s": rate, "cpu_s_per_image": 2 / rate, "peak_rss_mib": 100.0}
+
+
+@pytest.mark.parametrize(("ours", "met"), [(21.0, True), (18.0, True), (16.0, False)])
+def test_decoding_meets_its_goal_by_either_way(ours, met):
+    gemm = [{"limit_eval_images_per_s": 15.0}, {"limit_eval_images_per_s": 20.0}]
+    pairs = [(row(ours), row(10.0))] * 3
+    result = compare.judge(compare.parse_comparison("decode16"), pairs, gemm)
+    assert result["ratio"] == pytest.approx(ours / 10) and result["met"] is met
+    assert result["part_of_limit"] == pytest.approx(ours / 20)
+    assert "| decode16 | decode16 |" in compare.report([result])
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize("phase", ["train", "foo16", "train0", "16", ""])
+def test_unknown_phases_are_refused(phase):
+    with pytest.raises(UserError, match="there is no phase"):
+        throughput.parse_phase(phase)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("throughput", ["--phase", "eval16", "--remat"], "--remat concerns training alone"),
+        ("throughput", ["--phase", "train8", "--set", "training.batch_size=4"], "the phase says 8 images"),
+        ("throughput", ["--phase", "train8", "--threads", "0"], "--threads is 0"),
+        ("compare", ["--phases", "train16"], "--yardstick is missing"),
+        ("compare", ["--phases", "first_step"], "has no counterpart"),
+        ("scaling", ["--tables", "nothing"], "there is no table 'nothing'"),
+        ("communication", ["--utilisation", "2"], "--utilisation is 2.0"),
+    ],
+)
+def test_mistakes_are_one_line(name, arguments, says):
+    done = program(name, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and says in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_program_that_fails_is_named_with_what_it_said():
+    with pytest.raises(UserError, match="status 3; it said: oh no"):
+        common.run_json([sys.executable, "-c", "import sys; print('oh no', file=sys.stderr); sys.exit(3)"])
+    with pytest.raises(UserError, match="no JSON object"):
+        common.run_json([sys.executable, "-c", "print('hello')"])
+
+
+def test_throughput_ends_in_one_json_object():
+    changes = [text for assignment in TINY for text in ("--set", assignment)]
+    done = program(
+        "throughput", "--phase", "train2", "--preset", "quickstart", "--reps", "1", "--seconds", "0.01", *changes
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["batch"] == 2 and found["images"].startswith("crops of photographs")
+    for name in ("images_per_s", "best_images_per_s", "cpu_s_per_image", "peak_rss_mib", "first_step_s", "params"):
+        assert found[name] > 0

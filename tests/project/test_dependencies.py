@@ -1,0 +1,64 @@
+"""Tests that the versions of setup.cfg, of constraints/ and of the examples agree, and admit no known hole."""
+
+from __future__ import annotations
+
+import configparser
+
+import pytest
+from helpers.places import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+# The last version of each with a hole that is known; SECURITY.md.
+HOLES = {"keras": "3.13.1", "onnx": "1.20.1", "pyarrow": "23.0.0", "pillow": "12.2.0"}
+PYTHONS = ("3.11", "3.12", "3.13")
+
+
+def requirements(text: str) -> list[Requirement]:
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+def declared() -> dict[str, Requirement]:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    return {canonicalize_name(found.name): found for found in requirements(config["options"]["install_requires"])}
+
+
+def pinned(name: str, python: str) -> dict[str, Version]:
+    """The versions of a file of constraints for a version of Python."""
+    found = requirements((ROOT / "constraints" / f"{name}.txt").read_text(encoding="utf-8"))
+    chosen = [entry for entry in found if entry.marker is None or entry.marker.evaluate({"python_version": python})]
+    versions = {}
+    for entry in chosen:
+        (specifier,) = entry.specifier
+        assert specifier.operator == "==" and canonicalize_name(entry.name) not in versions
+        versions[canonicalize_name(entry.name)] = Version(specifier.version)
+    return versions
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("name", ["lowest", "newest"])
+def test_constraints_are_of_what_is_declared(name, python):
+    versions, wanted = pinned(name, python), declared()
+    assert versions.keys() == wanted.keys()
+    for package, version in versions.items():
+        assert wanted[package].specifier.contains(version), package
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lowest_are_the_floors(python):
+    for package, version in pinned("lowest", python).items():
+        specifiers = declared()[package].specifier
+        floors = [Version(s.version.removesuffix(".*")) for s in specifiers if s.operator in (">=", "~=", "==")]
+        # 1.17.* begins with 1.17.0.
+        assert max(floors) == version, package
+
+
+@pytest.mark.parametrize("package", HOLES)
+def test_no_known_hole_is_admitted(package):
+    assert not declared()[package].specifier.contains(HOLES[package])
+    for example in (ROOT / "examples").glob("*/requirements.txt"):
+        for found in requirements(example.read_text(encoding="utf-8")):
+            assert canonicalize_name(found.name) != package or not found.specifier.contains(HOLES[package]), example

@@ -1,0 +1,276 @@
+"""The documentation: its commands are understood, its names and files exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+
+import pytest
+from helpers.command_lines import SHORT, CommandError, check_command, is_command
+from helpers.documents import DOCUMENTS, anchors, command_lines, inline_code, links, split_code
+from helpers.places import ROOT
+
+import tfdecouple
+from tfdecouple.cli import programs as cli
+from tfdecouple.config import Config, load_preset, option_names, override, preset_names
+
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+# Options of programs that are not the project's, where the text speaks of them.
+FOREIGN_OPTIONS = {"--gpus-per-task", "--signal", "--ignore-scripts"}
+
+
+def in_documents(test):
+    """Runs a test once for each document; it takes the path and the text."""
+    return pytest.mark.parametrize(
+        ("path", "text"), [(path, path.read_text(encoding="utf-8")) for path in DOCUMENTS], ids=NAMES
+    )(test)
+
+
+def commands(text):
+    """All commands of a document: those of its blocks, and those within the text."""
+    blocks = split_code(text)[0]
+    found = [
+        line
+        for block in blocks
+        if block.language not in ("python", "json")
+        for line in command_lines(block.text)
+        if block.language or is_command(line)
+    ]
+    found += [code for code in inline_code(text) if is_command(code)]
+    for code in inline_code(text):
+        short, _, rest = code.partition(" ")
+        if short in SHORT and rest:
+            found.append(f"python {SHORT[short]} {rest}")
+    return found
+
+
+@in_documents
+def test_commands_are_understood(path, text):
+    for line in commands(text):
+        # One of several words stands for each.
+        choice = re.search(r"\b\w+(\|\w+)+\b", line)
+        for word in choice[0].split("|") if choice else [""]:
+            try:
+                check_command(line.replace(choice[0], word) if choice else line, path.parent)
+            except CommandError as error:
+                # The text may speak of a command by its name alone.
+                missing = "arguments are required" in str(error) or "are needed" in str(error)
+                short = missing and line in inline_code(text)
+                if not (short and " --" not in line):
+                    raise
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_options_in_the_notes_of_a_preset_suit_it(name):
+    preset = load_preset(name)
+    option = r"--[a-z][\w-]* (?!with )(?:[^\s,;']|'[^']*')+"
+    for together in re.findall(rf"{option}(?: {option})*", preset.notes):
+        options = re.sub(r"\bPATH$", ".", together.rstrip(".:"))
+        check_command(f"python train.py --preset {name} {options}")
+    named = re.findall(r"the preset (\w+)", preset.notes)
+    assert set(named) <= set(preset_names())
+
+
+@pytest.mark.parametrize("program", ["train.py", "-m tfdecouple", "-m export"])
+def test_commands_in_the_help_of_a_program_are_understood(program, capsys):
+    from export.cli import main as export_main
+
+    main = {"train.py": cli.train_main, "-m tfdecouple": cli.main, "-m export": export_main}[program]
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    examples = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"  python {program}")]
+    assert len(examples) >= (0 if program == "-m tfdecouple" else 3)
+    for line in examples:
+        check_command(line.strip())
+
+
+def test_commands_are_found():
+    readme = commands((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(readme) >= 13
+    assert "python train.py --preset cifar10 --data-dir ~/tensorflow_datasets" in readme
+    assert "make test" in readme and "pip install -e '.[wolf]'" in readme
+    encoding = commands((ROOT / "docs" / "encoding.md").read_text(encoding="utf-8"))
+    assert any(line.endswith("--direct_running_mode=multi_processing") for line in encoding)
+    assert sum(len(commands(path.read_text(encoding="utf-8"))) for path in DOCUMENTS) >= 70
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("python train.py --preset cifar10 --step-count 3", "unrecognized arguments: --step-count 3"),
+        ("python train.py --pre cifar10", "unrecognized arguments: --pre cifar10"),
+        ("python train.py --preset cifar11", "there is no preset 'cifar11'"),
+        ("python train.py --set training.batchsize=3", "there is no option 'training.batchsize'"),
+        ("TF_CONFIG='{}' python train.py --cluster kubernetes", "invalid choice: 'kubernetes'"),
+        ("python -m tfdecouple presets cifar11", "there is no preset 'cifar11'"),
+        ("python -m tfdecouple evaluates --run RUN", "invalid choice: 'evaluates'"),
+        ("python -m tfdecouple evaluate --run RUN [--latentuse]", "unrecognized arguments: --latentuse"),
+        ("python -m export --run RUN", "--run and --to are needed"),
+        ("python -m export --run RUN --to DIR --format tflight", "--format knows no tflight"),
+        ("python -m nonsense", "there is no module nonsense"),
+        ("python benchmarks/nonsense.py", "there is no benchmarks/nonsense.py"),
+        ("python benchmarks/scaling.py --page docs/scaling.md", "unrecognized arguments: --page"),
+        ("python -m pytest tests/test_nonsense.py", "there is no tests/test_nonsense.py"),
+        ("pip install -e '.[nonsense]'", "setup.cfg has no extra nonsense"),
+        ("pip install -r nonsense.txt", "there is no nonsense.txt"),
+        ("make nonsense", "make has no target nonsense"),
+        ("make train ARGS='--preset cifar11'", "there is no preset 'cifar11'"),
+        ("echo x | python train.py --nonsense", "echo is a program that this test does not know"),
+        ("curl x | python train.py --nonsense", "unrecognized arguments: --nonsense"),
+        ("bash examples/cluster/nonsense.sh", "there is no examples/cluster/nonsense.sh"),
+    ],
+)
+def test_mistakes_in_commands_are_seen(line, error):
+    with pytest.raises(CommandError, match=re.escape(error)):
+        check_command(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("npm run nonsense", "package.json has no script nonsense"),
+        ("npm run check -- web --nonsense", "the program has no option --nonsense"),
+        ("node nonsense.mjs", "there is no nonsense.mjs"),
+    ],
+)
+def test_mistakes_in_commands_of_an_example_are_seen(line, error):
+    with pytest.raises(CommandError, match=re.escape(error)):
+        check_command(line, ROOT / "examples" / "web")
+
+
+def test_make_help_lists_every_target():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split())
+    # As from a shell, not as part of the make that runs the tests.
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    listed = subprocess.run(["make", "help"], cwd=ROOT, env=outside, capture_output=True, text=True, check=True).stdout
+    named = {line.split()[1] for line in listed.splitlines()}
+    # But for the parts of one that is listed.
+    parts = {part for name in named for part in re.search(rf"^{name}:([^#\n]*)", text, re.M)[1].split()}
+    assert named <= targets <= named | parts
+    assert all(len(line.split()) > 2 for line in listed.splitlines())
+
+
+def test_continuous_integration_lints_and_runs_all_tests():
+    """Quick and long ones, and neither twice; what is skipped is compared with the list; then the lowest versions."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert [line for line in script if line.startswith("make")] == ["make lint", "make test-all", "make test-lowest"]
+    said = subprocess.run(
+        ["make", "--dry-run", "test-all"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    runs = [line for line in said.splitlines() if "-m pytest" in line]
+    assert len(runs) == 2 and all("-o strict_skips=true" in run for run in runs)
+    # Without -m slow the default of setup.cfg leaves the long ones out.
+    assert ["-m slow" in run for run in runs] == [False, True]
+    assert '-m "not slow"' in (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    assert ".ci/install-tools" in said
+
+
+def options_of_programs():
+    """Every option that any program of the project names, from the calls of `add_argument` and the scripts of Node."""
+    files = [*ROOT.glob("*.py"), *ROOT.glob("examples/*/*.py"), *ROOT.glob("examples/*/*.mjs")]
+    files += [path for folder in ("tfdecouple", "export", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    named = set(re.findall(r"[\"'](--[a-z][\w-]*)[\"']", text))
+    # Options of Node's parseArgs have no dashes there.
+    return named | {f"--{name}" for name in re.findall(r"\b([a-z]\w*)\"?: \{ ?type: \"(?:string|boolean)\"", text)}
+
+
+@in_documents
+def test_options_within_the_text_exist(path, text):
+    known = options_of_programs() | FOREIGN_OPTIONS | {"--help"}
+    for code in inline_code(text):
+        if not code.startswith("--") or code == "--":
+            continue
+        found = re.findall(r"(?:^|\s)(--[a-z][\w-]*)", code)
+        assert found and set(found) <= known, f"`{code}`: {sorted(set(found) - known)}"
+        settings = re.findall(r"--set (\S+=\S+)", code)
+        override(load_preset("quickstart"), [re.sub(r"=[A-Z]$", "=1", each) for each in settings])
+
+
+@in_documents
+def test_names_of_the_config_and_of_python_exist(path, text, tiny_model):
+    for code in inline_code(text):
+        option = re.match(r"(training|data|model)\.([a-z_]+)\b(?!\.py)", code)
+        if option and "/" not in code:
+            of_model = option[1] == "model" and hasattr(tiny_model, option[2])
+            assert option[0] in option_names() or of_model or code.endswith(".json"), f"`{code}`"
+            setting = re.fullmatch(r"\w+\.\w+=\w+", code)
+            if setting:
+                override(Config(), [re.sub(r"=[A-Z]$", "=1", code)])
+        dotted = re.match(r"((?:tfdecouple|export)(?:\.\w+)+)", code)
+        if dotted:
+            find(dotted[1])
+
+
+def find(dotted):
+    """The object of a dotted name: a module, or what is within one."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[count:]:
+            found = getattr(found, name)
+        return found
+    raise AssertionError(f"there is no {dotted}")
+
+
+@in_documents
+def test_files_within_the_text_exist(path, text):
+    places = (ROOT, path.parent, ROOT / "tfdecouple", ROOT / "export")
+    for code in inline_code(text):
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)+\.(py|md|c|mjs|js|sh|yaml|cfg)", code):
+            assert any((place / code).exists() for place in places), f"there is no `{code}`"
+
+
+def test_presets_within_the_text_exist():
+    text = " ".join(code for path in DOCUMENTS for code in inline_code(path.read_text(encoding="utf-8")))
+    families = r"\b(?:cifar10|imagenet64|lsun_bedroom|celeba_hq)(?:_\w+)\b"
+    found = set(re.findall(families, text))
+    assert len(found) >= 3 and found <= set(preset_names())
+
+
+@in_documents
+def test_links_lead_somewhere(path, text):
+    for link in links(text):
+        target, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", link):
+            assert re.match(r"https?://[\w.-]+(:\d+)?(/|$)|mailto:", link), link
+            continue
+        file = (path.parent / target).resolve() if target else path
+        assert file.is_relative_to(ROOT) and file.exists(), f"{link} leads nowhere"
+        if anchor:
+            assert anchor in anchors(file.read_text(encoding="utf-8")), f"{link}: there is no such heading"
+
+
+def test_links_and_anchors_are_found():
+    text = '# A `b` & c\n\n[one](a.md#x "t") ![two](b.png) <a href="c">\n\n    [no](d)\n\n`[no](e)`\n\n## A b  c\n'
+    assert links(text) == ["a.md#x", "b.png", "c"]
+    assert anchors("# Up, down\n## Up, down\n## [L](x) `t.y`\n") == {"up-down", "up-down-1", "l-ty"}
+
+
+def python_blocks():
+    for path in DOCUMENTS:
+        for block in split_code(path.read_text(encoding="utf-8"))[0]:
+            if block.language == "python":
+                yield pytest.param(block.text, id=f"{path.relative_to(ROOT)}:{block.line}")
+
+
+@pytest.mark.parametrize("text", python_blocks())
+def test_python_blocks_use_names_that_exist(text):
+    """Of this project's packages; what a block computes is tested by running it, in test_readme.py."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                importlib.import_module(alias.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tfdecouple":
+            assert hasattr(tfdecouple, node.attr)

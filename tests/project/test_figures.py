@@ -1,0 +1,307 @@
+"""Figures that stand in several places: the documentation, the presets, the results that they were taken from.
+
+A figure is listed with the places where it stands, each a file and a pattern whose group is the number, and with what
+it is taken from, where that is in the repository. All places must agree to the digits that they show. Whoever writes a
+figure into a second place adds the place here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Callable
+
+import pytest
+from helpers.places import ROOT
+
+from tfdecouple.cli import programs as cli
+from tfdecouple.config import TrainingConfig, load_preset, preset_names
+from tfdecouple.parameters import count_parameters
+
+RESULTS = "docs/RESULTS.md"
+PRESETS = "tfdecouple/presets"
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A number, where it stands, and what it must be.
+
+    Attributes:
+        name: what it is.
+        places: pairs of a file and a pattern; every match of the pattern is a place, and there must be one.
+        truth: gives the number; None where the places can only be compared with each other.
+    """
+
+    name: str
+    places: tuple[tuple[str, str], ...]
+    truth: Callable[[], float] | None = None
+
+
+def read(name: str) -> str:
+    """The text of a file with single spaces in place of line ends, so that patterns need not know where lines end."""
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
+def result(file: str, *keys: str) -> Callable[[], float]:
+    """A number from a JSON file of a committed run."""
+
+    def look() -> float:
+        value = json.loads((ROOT / "docs" / "results" / file).read_text(encoding="utf-8"))
+        for key in keys:
+            value = value[key]
+        return value
+
+    return look
+
+
+def half_a_digit(text: str) -> float:
+    """By how much a number may differ from one that is written so: half a unit of its last digit."""
+    return 0.500001 * 10.0 ** -len(text.partition(".")[2])
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def disagreements(figure: Figure) -> list[str]:
+    """What is wrong with a figure, a line each."""
+    wrong, found = [], []
+    for file, pattern in figure.places:
+        matches = re.findall(pattern, read(file))
+        if not matches:
+            wrong.append(f"{file} does not say it any more: {pattern}")
+        found += [(file, text.rstrip(".,")) for text in matches]
+    if not found:
+        return wrong
+    # Without another source, what is written most precisely.
+    truth = figure.truth() if figure.truth else number(max((text for _, text in found), key=half_a_digit_of_it))
+    wrong += [
+        f"{file} says {text}, it is {truth:.10g}"
+        for file, text in found
+        if abs(number(text) - truth) > half_a_digit(text)
+    ]
+    return wrong
+
+
+def half_a_digit_of_it(text: str) -> float:
+    return -half_a_digit(text)
+
+
+NUMBER = r"(\d[\d,]*\.?\d*)"
+
+
+def rows_of_results():
+    """The tables of the results, from the JSON files of the three runs."""
+    for run, row in (("conditional", "ours"), ("base", "baseline of Table 3"), ("glow", "refined Glow")):
+        bits = rf"\| {row} \| {NUMBER} \| \**{NUMBER} \+- {NUMBER}\** \| {NUMBER} \| {NUMBER} \+- {NUMBER} \|"
+        sources = (
+            ("validation bits/dim", result(f"{run}/summary.json", "validation_bits_per_dim")),
+            ("test bits/dim", result(f"{run}/evaluation/bits_per_dim-test.json", "bits_per_dim")),
+            ("their standard error", result(f"{run}/evaluation/bits_per_dim-test.json", "standard_error")),
+            ("of 1,000 images", result(f"{run}/evaluation/importance/bits_per_dim-test.json", "bits_per_dim")),
+            ("importance-weighted", result(f"{run}/evaluation/importance/importance-test.json", "bits_per_dim")),
+            ("its error", result(f"{run}/evaluation/importance/importance-test.json", "standard_error")),
+        )
+        for place, (name, truth) in enumerate(sources):
+            yield Figure(f"{run}: {name}", ((RESULTS, only_group(bits, place)),), truth)
+        distance = rf"\| {row} \| (\d{{3}}\.\d) \|"
+        yield Figure(f"{run}: distance", ((RESULTS, distance),), result(f"{run}/evaluation/frechet.json", "distance"))
+    rows = {"z": "z", "v": "v", "v, PCA": "v, PCA", "raw pixels": "pixels", "raw pixels, PCA": "pixels, PCA"}
+    for row, features in rows.items():
+        pattern = rf"\| {row} \| [\d,]+ \| \**{NUMBER}\** \| \**{NUMBER}\** \|"
+        for place, classifier in enumerate(("linear SVM", "logistic regression")):
+            truth = accuracy(features, classifier)
+            yield Figure(f"probe of {row}, {classifier}", ((RESULTS, only_group(pattern, place)),), truth)
+
+
+def accuracy(features: str, classifier: str) -> Callable[[], float]:
+    """Per cent of test images, from the file of the probe."""
+
+    def look() -> float:
+        (found,) = (
+            each["classifiers"][classifier]["accuracy"]
+            for each in result("conditional/evaluation/probe/probe.json", "results")()
+            if each["features"] == features
+        )
+        return 100 * found
+
+    return look
+
+
+def only_group(pattern: str, place: int) -> str:
+    """The pattern with its group of that number alone, the others without a name."""
+    parts = pattern.split("(")
+    kept = -1
+    for position, part in enumerate(parts[1:], 1):
+        if not part.startswith("?"):
+            kept += 1
+            parts[position] = part if kept == place else f"?:{part}"
+    return "(".join(parts)
+
+
+def facts_of_presets():
+    """What the notes and descriptions say of the size of a model, beside the model and the tables."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.architecture import multiply_adds
+
+    for name in preset_names():
+        model, file = load_preset(name).model, f"{PRESETS}/{name}.json"
+        total = count_parameters(model)["total"]
+        text = read(file)
+        if "million parameters" in text:
+            millions = [(file, rf"{NUMBER} million parameters")]
+            if re.search(rf"\| {name} \| its own \|", read("docs/scaling.md")):
+                millions.append(("docs/scaling.md", rf"\| {name} \| its own \| {NUMBER} M \|"))
+            yield Figure(f"{name}: millions of parameters", tuple(millions), lambda total=total: total / 1e6)
+        if "trainable parameters" in text:
+            places = ((file, rf"{NUMBER} trainable parameters"), (RESULTS, rf"`{name}` \| {NUMBER} \|"))
+            yield Figure(f"{name}: parameters", places, lambda total=total: total)
+        if "multiply-adds" in text:
+            pattern = rf"{NUMBER} G multiply-adds per image forward"
+            yield Figure(f"{name}: G multiply-adds", ((file, pattern),), lambda model=model: multiply_adds(model) / 1e9)
+        updates = re.search(rf"the whole run of {NUMBER} updates", text)
+        if updates:
+            steps = load_preset(name).training.steps
+            yield Figure(f"{name}: updates", ((file, rf"whole run of {NUMBER} updates"),), lambda steps=steps: steps)
+
+
+def pinned(package: str) -> float:
+    """Major and minor version of an npm package of the web example."""
+    text = (ROOT / "examples" / "web" / "package.json").read_text(encoding="utf-8")
+    return float(re.search(rf'"{package}": "(\d+\.\d+)', text)[1])
+
+
+LOSSLESS = ("photographs/summary.json", "lossless_codecs_bits_per_dim")
+FIGURES = [
+    *rows_of_results(),
+    *facts_of_presets(),
+    Figure(
+        "small presets: millions of parameters",
+        (("README.md", rf"comparison at {NUMBER} million parameters"),),
+        lambda: count_parameters(load_preset("cifar10_small").model)["total"] / 1e6,
+    ),
+    # The committed models.
+    Figure(
+        "photographs: test bits/dim after 3,000 updates",
+        ((RESULTS, rf"`python train.py --steps 3000`, test {NUMBER} bits/dim"),),
+        result("photographs/summary.json", "test", "bits_per_dim"),
+    ),
+    Figure(
+        "photographs: lossless WebP",
+        (
+            (RESULTS, rf"lossless WebP on the same crops {NUMBER}\)"),
+            (f"{PRESETS}/quickstart.json", rf"lossless WebP: {NUMBER}\)"),
+            ("docs/data.md", rf"{NUMBER} bits with lossless WebP"),
+        ),
+        result(*LOSSLESS, "webp"),
+    ),
+    Figure("photographs: PNG", (("docs/data.md", rf"{NUMBER} bits with optimised PNG"),), result(*LOSSLESS, "png")),
+    *(
+        Figure(
+            f"CIFAR-10: {name}",
+            ((RESULTS, pattern),),
+            result("conditional/summary.json", "lossless_codecs_bits_per_dim", codec),
+        )
+        for codec, name, pattern in (
+            ("webp", "lossless WebP", rf"lossless WebP, a file an image \(1,000 test images\) \| \| {NUMBER} \|"),
+            ("png", "PNG", rf"PNG, a file an image \(the same\) \| \| {NUMBER} \|"),
+        )
+    ),
+    Figure(
+        "conditional: KL",
+        ((RESULTS, rf"its KL is {NUMBER} nats an image"),),
+        result("conditional/evaluation/latent_use-test.json", "kl", "mean"),
+    ),
+    Figure(
+        "Frechet distance of training images",
+        ((RESULTS, rf"training images \(floor\) \| {NUMBER} \|"),),
+        result("conditional/evaluation/frechet.json", "floor"),
+    ),
+    # The quickstart, whose run is not committed.
+    Figure(
+        "quickstart: test bits/dim",
+        (
+            (f"{PRESETS}/quickstart.json", rf"reached {NUMBER} bits/dim on the 1,000 test crops"),
+            ("docs/understanding.md", rf"1,000 test images\): {NUMBER} bits/dim"),
+        ),
+    ),
+    Figure(
+        "quickstart: seconds of make train with the installation",
+        (("README.md", r"took 4 min (\d+) s"), (f"{PRESETS}/quickstart.json", r"took 4 min (\d+) s")),
+    ),
+    # The paper's figures.
+    *(
+        Figure(
+            f"{preset}: the paper's bits/dim",
+            ((RESULTS, rf"\| {row} \|(?: [^|]+\|){{4}} {NUMBER} \|"), (f"{PRESETS}/{preset}.json", pattern)),
+        )
+        for preset, row, pattern in (
+            ("cifar10", "ours", rf"Table 1: {NUMBER} bits/dim"),
+            ("cifar10_base_conditioned", "baseline of Table 3", rf"\({NUMBER} bits/dim\)"),
+            ("cifar10_glow", "refined Glow", rf"Table 1: {NUMBER} bits/dim"),
+        )
+    ),
+    # What programs and configs decide.
+    Figure("status: interrupted", (("docs/training.md", r"exit with status (\d+)"),), lambda: cli.EXIT_INTERRUPTED),
+    Figure("status: diverged", (("docs/divergence.md", r"exit status (\d+)"),), lambda: cli.EXIT_DIVERGED),
+    Figure(
+        "steps in a row that are not finite",
+        (("docs/divergence.md", r"such steps in a row \((\d+) by default\)"),),
+        lambda: TrainingConfig().max_skipped_steps,
+    ),
+    Figure(
+        "Python",
+        (
+            ("README.md", r"With Python 3\.(\d+) or newer"),
+            ("setup.cfg", r"python_requires = >=3\.(\d+)"),
+            ("setup.cfg", r"python_version = 3\.(\d+)"),
+        ),
+    ),
+    Figure(
+        "onnxruntime-web",
+        (("examples/web/README.md", r"of onnxruntime-web (\d+\.\d+)\.\d+"),),
+        lambda: pinned("onnxruntime-web"),
+    ),
+    Figure(
+        "TensorFlow",
+        (
+            ("docs/runtimes.md", r"TensorFlow (\d+\.\d+) on a CPU"),
+            ("setup.cfg", r"tensorflow~=(\d+\.\d+)\."),
+            ("setup.cfg", r"tf-keras~=(\d+\.\d+)\."),
+            ("setup.cfg", r"tensorflow-serving-api~=(\d+\.\d+)\."),
+        ),
+    ),
+    # One temperature or rate in two texts.
+    Figure(
+        "weight of the KL term in the small presets",
+        (
+            (RESULTS, rf"presets `cifar10_small\*` take {NUMBER}"),
+            (f"{PRESETS}/cifar10_small.json", rf"The KL term weighs {NUMBER}"),
+            (f"{PRESETS}/cifar10_small_base_conditioned.json", rf"The KL term weighs {NUMBER}"),
+        ),
+        lambda: load_preset("cifar10_small").training.kl_weight,
+    ),
+]
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
+def test_all_places_agree(figure):
+    wrong = disagreements(figure)
+    assert not wrong, "\n".join([figure.name, *wrong])
+
+
+def test_disagreements_are_seen(monkeypatch):
+    texts = {"a": "it takes 3.676 bits, or 3.68 bits", "b": "about 3.7 bits", "c": "exactly 3.675 bits"}
+    monkeypatch.setattr("test_figures.read", texts.__getitem__)
+    bits = r"([\d.]+) bits"
+    assert disagreements(Figure("x", (("a", bits), ("b", bits)))) == []
+    assert disagreements(Figure("x", (("a", bits), ("b", bits)), lambda: 3.6764)) == []
+    assert disagreements(Figure("x", (("a", bits), ("c", bits)))) == ["c says 3.675, it is 3.676"]
+    assert disagreements(Figure("x", (("b", bits),), lambda: 3.8)) == ["b says 3.7, it is 3.8"]
+    assert disagreements(Figure("x", (("a", "nothing"),))) == ["a does not say it any more: nothing"]
+
+
+def test_one_group_of_a_pattern_is_kept():
+    assert only_group(r"(\d+) x(?:y)? (\d+)", 1) == r"(?:\d+) x(?:y)? (\d+)"

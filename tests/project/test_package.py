@@ -1,0 +1,137 @@
+"""The source distribution and the wheel: what they hold, and that an installed wheel works away from the repository."""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from helpers.places import ROOT, user_environment
+
+import tfdecouple
+
+pytestmark = pytest.mark.slow
+
+COMMITTED = ROOT / "docs" / "results" / "photographs"
+PACKAGES = ("tfdecouple", "export")
+
+
+def run(command, folder):
+    clean = {name: value for name, value in user_environment().items() if name != "PYTHONPATH"}
+    ended = subprocess.run(list(map(str, command)), cwd=folder, env=clean, capture_output=True, text=True)
+    assert ended.returncode == 0, f"{command}\n{ended.stdout}{ended.stderr}"
+    return ended.stdout
+
+
+def files_of(package):
+    """The files of a package in the repository that belong into a wheel, as names below the root."""
+    found = (path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(ROOT).as_posix() for path in found}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The source distribution, built of a copy of what belongs to it."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in (*PACKAGES, "docs", "tests", "examples", "benchmarks", ".git", ".venv", "runs"):
+        # With what a checkout holds beside the packages: it must not get into them.
+        ignored = shutil.ignore_patterns("__pycache__")
+        if name in PACKAGES:
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        else:
+            (folder / name).mkdir()
+            (folder / name / "__init__.py").touch()
+    for path in ROOT.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, folder)
+    out = folder / "dist"
+    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    run([sys.executable, "-c", code, out], folder)
+    (archive,) = out.glob("*.tar.gz")
+    return archive
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    """The wheel, built of the source distribution alone."""
+    folder = tmp_path_factory.mktemp("wheel")
+    with tarfile.open(source) as archive:
+        archive.extractall(folder, filter="data")
+    (unpacked,) = folder.iterdir()
+    code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    run([sys.executable, "-c", code, folder], unpacked)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A new environment with the wheel, which sees the packages of this one but not the repository: its Python."""
+    folder = tmp_path_factory.mktemp("installed") / "venv"
+    run([sys.executable, "-m", "venv", "--without-pip", folder], ROOT)
+    scheme = {"base": str(folder), "platbase": str(folder)}
+    site = pathlib.Path(sysconfig.get_path("purelib", "venv", scheme))
+    shared = [path for path in sys.path if pathlib.Path(path).name in ("site-packages", "dist-packages")]
+    # A path that such a file names is searched, but the files of this kind within it are not: no editable installation.
+    (site / "shared.pth").write_text("\n".join(shared))
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet"]
+    run([*pip, "--ignore-installed", wheel], folder)
+    return python
+
+
+class TestContents:
+    def test_the_wheel_holds_the_two_packages_whole_and_nothing_else(self, wheel):
+        names = set(zipfile.ZipFile(wheel).namelist())
+        metadata = {name for name in names if name.split("/")[0].endswith(".dist-info")}
+        assert names - metadata == files_of("tfdecouple") | files_of("export")
+        assert any(name.endswith("LICENSE") for name in metadata)
+        assert {"tfdecouple/presets/quickstart.json", "export/page/index.html", "export/page/worker.js"} <= names
+
+    def test_the_metadata_name_version_licence_and_what_is_needed(self, wheel):
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = (each for each in archive.namelist() if each.endswith("dist-info/METADATA"))
+            text = archive.read(name).decode()
+        version = re.search(r"^version = (.*)$", (ROOT / "setup.cfg").read_text(), re.M)[1]
+        assert f"\nName: tfdecouple\nVersion: {version}\n" in text
+        assert "Apache-2.0" in text and "\nRequires-Dist: tensorflow~=" in text
+        # The README is the long description.
+        assert "Decoupling Global and Local Representations via Invertible" in text
+
+    def test_the_source_distribution_builds_it_and_has_the_licence(self, source):
+        with tarfile.open(source) as archive:
+            names = {name.partition("/")[2] for name in archive.getnames()}
+        assert {"LICENSE", "README.md", "setup.cfg", "pyproject.toml", "tfdecouple/model.py"} <= names
+
+
+class TestInstalled:
+    def test_it_is_the_wheel_that_is_imported(self, installed, tmp_path):
+        code = "import tfdecouple, export; print(tfdecouple.__file__); print(export.__file__)"
+        for line in run([installed, "-c", code], tmp_path).splitlines():
+            assert pathlib.Path(line).is_relative_to(installed.parents[1])
+
+    def test_presets_are_there(self, installed, tmp_path):
+        lines = run([installed, "-m", "tfdecouple", "presets"], tmp_path).splitlines()
+        assert [line.split()[0] for line in lines] == list(tfdecouple.preset_names())
+
+    def test_the_commands_answer(self, installed, tmp_path):
+        assert "python -m export --run runs/quickstart" in run([installed, "-m", "export", "--help"], tmp_path)
+        assert "--latent-use" in run([installed, "-m", "tfdecouple", "evaluate", "--help"], tmp_path)
+
+    def test_a_committed_run_encodes_and_decodes(self, installed, tmp_path):
+        code = (
+            "import sys, numpy as np, tfdecouple\n"
+            "images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)\n"
+            "model = tfdecouple.load_model(sys.argv[1])\n"
+            "z, v = model.encode(images)\n"
+            "assert np.array_equal(model.decode(z, v), images)\n"
+            "np.savez(sys.argv[2], z=z, v=v)\n"
+        )
+        run([installed, "-c", code, COMMITTED, tmp_path / "codes.npz"], tmp_path)
+        codes = np.load(tmp_path / "codes.npz")
+        assert codes["z"].shape == (3, 16) and np.isfinite(codes["v"]).all()

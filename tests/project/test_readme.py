@@ -1,0 +1,127 @@
+"""The README, carried out: its commands run one after the other in small, its Python as it stands."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers.command_lines import words
+from helpers.documents import command_lines, split_code
+from helpers.models import random_images
+from helpers.places import DATA, ROOT, user_environment
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ENCODING = (ROOT / "docs" / "encoding.md").read_text(encoding="utf-8")
+COMMITTED = ROOT / "docs" / "results" / "photographs"
+# What makes the quickstart's training one of seconds; its images, codes and levels stay.
+SMALL = {
+    "model.steps": "[1,[1],[1],1]",
+    "model.hidden_channels": "[4,4,4,4]",
+    "model.encoder_channels": "[4]",
+    # So that every weight has moved: of a model at its start the gate has nothing to compare.
+    "training.steps": 20,
+    "training.learning_rate": 0.01,
+    "training.warmup_steps": 2,
+    "training.ema_decay": 0.5,
+    "training.batch_size": 8,
+    "training.init_images": 16,
+    "training.evaluation_images": 16,
+    "data.photograph_crops": 64,
+}
+
+
+def commands(text):
+    """The commands of a document's blocks, as lists of words, that run a program of the project."""
+    lines = [line for block in split_code(text)[0] if not block.language for line in command_lines(block.text)]
+    return [words(line) for line in lines if line.startswith("python")]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A folder that looks like the repository to who runs a command in it, with the files that the README names."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("train.py", "tfdecouple", "export"):
+        (folder / name).symlink_to(ROOT / name)
+    for name, image in zip(("a.jpg", "b.jpg"), random_images(2, 48), strict=True):
+        Image.fromarray(image).save(folder / name)
+    imported = DATA / "wolf_small"
+    for name in ("config.json", "model.npz"):
+        shutil.copy(imported / name, folder)
+    return folder
+
+
+def run(command, folder):
+    ended = subprocess.run(command, cwd=folder, env=user_environment(), capture_output=True, text=True)
+    assert ended.returncode == 0, f"{command}\n{ended.stderr}"
+    return ended.stdout
+
+
+def test_the_commands_of_the_readme_run_one_after_the_other(checkout):
+    """All but those that need a data set; each in its turn finds what those before it have made."""
+    said = {}
+    for _, *arguments in commands(README):
+        if {"cifar10", "folder:/my/images"} & set(arguments) and "presets" not in arguments:
+            continue
+        key = " ".join(arguments)
+        if key == "train.py":
+            arguments += [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
+        if "evaluate" in arguments:
+            arguments[arguments.index("--importance") + 1] = "2"
+            arguments[arguments.index("--images") + 1] = "8"
+        said[key] = run([sys.executable, *arguments], checkout)
+    assert len(said) >= 8, list(said)
+    # What the README says of them.
+    assert (checkout / "runs" / "quickstart" / "images").is_dir()
+    assert "bits/dim" in said["train.py"] and "WebP" in said["train.py"]
+    assert json.loads((checkout / "runs" / "imported" / "config.json").read_text())["model"]["image_size"] == 32
+    for run_name in ("quickstart", "imported"):
+        exported = checkout / "exported" / run_name
+        assert (exported / "savedmodel" / "1" / "saved_model.pb").is_file()
+        assert (exported / "onnx" / "decoder.onnx").is_file() and (exported / "MODEL_CARD.md").is_file()
+
+
+def python_blocks(text):
+    return [block.text for block in split_code(text)[0] if block.language == "python"]
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    """On the committed model of the quickstart's architecture and images of its kind."""
+    from tfdecouple.data import load_images, open_source
+    from tfdecouple.runs import load_config
+
+    (block,) = python_blocks(README)
+    config = load_config(COMMITTED)
+    images, _ = load_images(open_source(config.data, config.model.image_size), "test", 16)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(COMMITTED)
+    monkeypatch.chdir(tmp_path)
+    assert "images = ..." in block
+    names = {"given": images}
+    exec(compile(block.replace("images = ...", "images = given"), "README.md", "exec"), names)
+    # What its comments say of the results.
+    assert images.dtype == np.uint8 and images.shape == (16, 32, 32, 3)
+    assert (names["z"].shape, names["v"].shape) == ((16, 16), (16, 32, 32, 3))
+    assert names["z"].dtype == names["v"].dtype == np.float32
+    assert names["ab"].shape == names["ba"].shape == (8, 32, 32, 3)
+    assert np.asarray(names["new"]).shape == (16, 32, 32, 3) and np.asarray(names["bits"]).shape == (16,)
+
+
+def test_the_python_of_the_page_on_codes_runs(tiny_run, tmp_path, monkeypatch):
+    out = tmp_path / "codes"
+    command = [sys.executable, "-m", "tfdecouple", "encode", "--run", str(tiny_run), "--out", str(out), "--v"]
+    run([*command, "--format", "parquet", "--limit", "20"], ROOT)
+    monkeypatch.chdir(tmp_path)
+    blocks = python_blocks(ENCODING)
+    assert len(blocks) == 2
+    names = {}
+    for block in blocks:
+        exec(compile(block, "encoding.md", "exec"), names)
+    assert np.asarray(names["images"]).shape[1:] == (8, 8, 3)
+    assert names["z"].shape[1:] == (4,) and names["z"].shape[0] == len(names["table"])
+    assert os.listdir(tmp_path) == ["codes"]

@@ -1,0 +1,274 @@
+"""Tests of how the package is laid out: imports point one way, and importing it costs and changes nothing."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers.places import PATIENCE, ROOT
+
+import tfdecouple
+from tfdecouple.moved import MOVED
+
+PACKAGE = ROOT / "tfdecouple"
+EXPORT = ROOT / "export"
+BASE = {"config", "errors"}
+# What each module, or each sub-package as a whole, may import of the package beside itself.
+MAY_IMPORT = {
+    "errors": set(),
+    "moved": set(),
+    "registration": set(),
+    "arguments": {"errors"},
+    "randomness": {"errors"},
+    "runtime": {"errors"},
+    "storage": {"errors"},
+    "config": {"errors", "storage"},
+    "parameters": BASE | {"runtime"},
+    "layers": BASE | {"runtime"},
+    "networks": BASE | {"runtime", "layers"},
+    "model": BASE | {"runtime", "layers", "networks", "randomness", "arguments"},
+    "data": BASE | {"runtime"},
+}
+# The rest, in the order of the arrow: each may import what stands before it.
+ORDER = [
+    *MAY_IMPORT,
+    "runs",
+    "interop",
+    "dataset_encoding",
+    "visualization",
+    "metrics",
+    "training",
+    "cli",
+    "__main__",
+]
+
+
+def section(module):
+    """The first part of a dotted name below the package."""
+    return module.split(".")[0]
+
+
+def modules():
+    """{dotted name below the package: file} of every module; the package itself is ""."""
+    names = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        names[".".join(part for part in parts if part != "__init__")] = file
+    return names
+
+
+MODULES = modules()
+
+
+def imported_names(file):
+    """Dotted names of modules that a file imports, anywhere in it; of our two packages each name by itself."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} has a relative import"
+            ours = node.module in ("tfdecouple", "export")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if ours else {node.module}
+    return found
+
+
+def imports(file):
+    """Dotted names below the package that a file imports, anywhere in it."""
+    inside = {name.removeprefix("tfdecouple.") for name in imported_names(file) if name.startswith("tfdecouple.")}
+    return {name for name in inside if section(name) in {section(module) for module in MODULES}}
+
+
+class TestImportRule:
+    def test_every_module_has_its_place(self):
+        assert {section(module) for module in MODULES} - {""} == set(ORDER)
+
+    @pytest.mark.parametrize("module", [module for module in MODULES if module])
+    def test_module_imports_nothing_to_its_right(self, module):
+        own = section(module)
+        before = ORDER[: ORDER.index(own)]
+        allowed = MAY_IMPORT.get(own, set(before)) | {own}
+        assert {section(name) for name in imports(MODULES[module])} <= allowed
+        assert set(allowed) - {own} <= set(before)
+
+    def test_the_rule_sees_imports(self):
+        assert {"config", "networks", "layers", "randomness"} <= {section(name) for name in imports(MODULES["model"])}
+
+    def test_no_module_of_the_library_imports_the_programs(self):
+        for module, file in MODULES.items():
+            if section(module) not in ("cli", "__main__"):
+                assert not {"cli", "__main__"} & {section(name) for name in imports(file)}, module
+                tree = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+                names = [n.module for n in tree if isinstance(n, ast.ImportFrom)]
+                assert not any((name or "").split(".")[0] in ("export", "tests", "train") for name in names), module
+
+    @pytest.mark.parametrize("folder", ["layers", "runtime", "networks", "data"])
+    def test_no_cycles_within_a_package(self, folder):
+        graph = {
+            module: {name for name in imports(file) if section(name) == folder and name != folder}
+            for module, file in MODULES.items()
+            if section(module) == folder and module != folder
+        }
+        while graph:
+            free = {module for module, needed in graph.items() if not needed & set(graph)}
+            assert free, f"a cycle among {sorted(graph)}"
+            graph = {module: needed for module, needed in graph.items() if module not in free}
+
+
+class TestExportPackage:
+    # Of `export`, in the order of the arrow: each may import what stands before it.
+    ORDER = [
+        "deployed",
+        "signatures",
+        "origin",
+        "formats",
+        "staging",
+        "manifest",
+        "card",
+        "verification",
+        "pipeline",
+        "cli",
+        "__main__",
+    ]
+
+    @staticmethod
+    def modules():
+        return {
+            section(".".join(file.relative_to(EXPORT).with_suffix("").parts)): file for file in EXPORT.rglob("*.py")
+        }
+
+    def test_every_module_has_its_place(self):
+        assert set(self.modules()) - {"__init__"} == set(self.ORDER)
+
+    def test_imports_point_one_way(self):
+        for file in EXPORT.rglob("*.py"):
+            own = section(".".join(file.relative_to(EXPORT).with_suffix("").parts))
+            if own == "__init__":
+                continue
+            inside = {
+                section(name.removeprefix("export.")) for name in imported_names(file) if name.startswith("export.")
+            }
+            assert inside <= {own, *self.ORDER[: self.ORDER.index(own)]}, file
+            assert not {"tfdecouple.cli", "tfdecouple.training", "tests", "train"} & imported_names(file), file
+
+    def test_the_gate_of_onnx_files_needs_no_tensorflow(self):
+        heavy = ("tensorflow", "keras", "tf2onnx")
+        printed = run(f"import sys, export.verification.check_onnx; print([m for m in {heavy} if m in sys.modules])")
+        assert printed.strip() == "[]"
+
+    def test_the_command_answers_help_without_tensorflow(self):
+        printed = run("import sys, export.cli; print('tensorflow' in sys.modules)")
+        assert printed.strip() == "False"
+
+
+def run(code):
+    """Runs Python in a process of its own and returns what it prints."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+class TestImporting:
+    @pytest.mark.parametrize("name", ["tfdecouple", "tfdecouple.cli", "tfdecouple.config", "tfdecouple.parameters"])
+    def test_import_does_not_load_tensorflow(self, name):
+        heavy = ("tensorflow", "keras", "tensorflow_probability", "tf_keras", "tensorflow_datasets")
+        printed = run(f"import sys, {name}; print([m for m in {heavy} if m in sys.modules])")
+        assert printed.strip() == "[]"
+
+    def test_listing_a_preset_does_not_load_tensorflow(self):
+        printed = run(
+            "import sys, tfdecouple; c = tfdecouple.load_preset('cifar10'); print(c.name, 'tensorflow' in sys.modules)"
+        )
+        assert printed.split() == ["cifar10", "False"]
+
+    def test_importing_every_module_changes_no_setting_of_the_process(self):
+        names = [f"tfdecouple.{module}" for module in MODULES if module and module != "__main__"]
+        printed = run(
+            f"""
+import importlib, logging, os, signal, sys, warnings
+import keras, numpy, tensorflow as tf, tensorflow_probability
+from tensorflow_probability import bijectors, distributions
+
+def state():
+    return {{
+        "environment": dict(os.environ),
+        "optimizer": tf.config.optimizer.get_experimental_options(),
+        "jit": tf.config.optimizer.get_jit(),
+        "eager functions": tf.config.functions_run_eagerly(),
+        "soft placement": tf.config.get_soft_device_placement(),
+        "threads": tf.config.threading.get_intra_op_parallelism_threads(),
+        "policy": keras.config.dtype_policy().name,
+        "floatx": keras.config.floatx(),
+        "image format": keras.config.image_data_format(),
+        "logging": [logging.getLogger(name).level for name in ("", "tensorflow", "absl", "tfdecouple")],
+        "warnings": list(warnings.filters),
+        "signals": [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)],
+        "random": numpy.random.get_state()[1].tolist(),
+        "path": list(sys.path),
+        "folder": os.getcwd(),
+    }}
+
+before = state()
+for name in {names}:
+    importlib.import_module(name)
+after = state()
+print(sorted(name for name in before if before[name] != after[name]))
+"""
+        )
+        assert printed.strip().splitlines()[-1] == "[]"
+
+    def test_nothing_is_printed(self):
+        assert run("import tfdecouple, tfdecouple.cli") == ""
+
+
+class TestPublicNames:
+    @pytest.mark.parametrize("name", tfdecouple.__all__)
+    def test_public_name_resolves_to_what_its_module_calls_so(self, name):
+        value = getattr(tfdecouple, name)
+        assert value.__name__ == name and value.__module__.startswith("tfdecouple.")
+
+    def test_names_are_sorted_and_each_has_its_home(self):
+        assert list(tfdecouple.__all__) == sorted(set(tfdecouple.__all__))
+        assert set(tfdecouple.__all__) == set(tfdecouple._HOMES)
+
+    def test_other_names_are_an_attribute_error(self):
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            _ = tfdecouple.nothing
+
+    def test_every_folder_of_code_is_a_package(self):
+        assert all((file.parent / "__init__.py").is_file() for file in PACKAGE.rglob("*.py"))
+
+
+class TestOldPaths:
+    @pytest.mark.parametrize("old", MOVED)
+    def test_gives_the_module_at_the_new_place(self, old):
+        module = importlib.import_module(f"tfdecouple.{old}")
+        assert module is importlib.import_module(f"tfdecouple.{MOVED[old]}")
+        assert module.__name__ == module.__spec__.name == f"tfdecouple.{MOVED[old]}"
+
+    def test_names_within_a_moved_package_are_found(self):
+        from tfdecouple.codes.reading import read_codes
+
+        assert read_codes.__module__ == "tfdecouple.dataset_encoding.reading"
+
+    def test_what_never_was_is_missing_as_everywhere(self):
+        with pytest.raises(ModuleNotFoundError, match="tfdecouple.nothing"):
+            importlib.import_module("tfdecouple.nothing")
+        with pytest.raises(ModuleNotFoundError, match="nothing"):
+            importlib.import_module("tfdecouple.codes.nothing")
+
+
+class TestFiles:
+    def test_no_tracked_file_points_outside_the_repository(self):
+        listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True)
+        if listing.returncode:
+            pytest.skip("not a git checkout")
+        outside = (os.pardir + "/" + "shared").encode()
+        files = [ROOT / name for name in listing.stdout.decode().split("\0") if name]
+        assert [str(file) for file in files if file.is_file() and outside in file.read_bytes()] == []

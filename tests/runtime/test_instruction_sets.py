@@ -1,0 +1,40 @@
+"""The kernels of processors that this one is not: oneDNN is told to take no newer instructions.
+
+What differs between processors is which of oneDNN's kernels compute products and convolutions, and how many channels
+they take at a time. The tests that depend on it run again, each set of instructions in a process of its own.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from helpers.places import PATIENCE, ROOT
+
+# What oneDNN calls a set, and a flag of /proc/cpuinfo by which a processor has it.
+SETS = {"AVX2": "avx2", "AVX512_CORE": "avx512bw", "AVX512_CORE_BF16": "avx512_bf16"}
+TESTS = [
+    "tests/runtime/test_convolution.py",
+    "tests/training/test_precision_check.py",
+    "tests/training/test_training_step.py::TestStep::test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instructions", SETS)
+def test_passes_without_newer_instructions(instructions):
+    try:
+        flags = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        flags = ""
+    if SETS[instructions] not in flags:
+        pytest.skip("the processor has none of these instructions")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+    if instructions == "AVX2":
+        # TensorFlow asks the processor, not oneDNN, whether bfloat16 works, and then finds no kernel.
+        command += ["-k", "not bfloat16 and not precision_check and not dtype1"]
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout

@@ -1,0 +1,53 @@
+"""Tests of what the programs set for their whole process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers.places import PATIENCE, ROOT
+
+PROGRAM = """
+import json, os, sys
+from tfdecouple.runtime.process import start_tensorflow
+start_tensorflow(json.loads(sys.argv[1]))
+import tensorflow as tf
+from tfdecouple.runtime.shards import batch_parts
+threading = tf.config.threading
+print(json.dumps([
+    threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads(), batch_parts()
+]))
+"""
+
+
+def threads(asked, **environment):
+    """Threads of an operation, operations side by side, and parts of a batch of a program that asks for so many."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TF_NUM_", "MALLOC_"))}
+    command = [sys.executable, "-c", PROGRAM, json.dumps(asked)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(1, [1, 1, 1]), (2, [1, 2, 2]), (8, [8, 8, 1])])
+def test_two_threads_take_an_operation_each_and_more_share_them(asked, expected):
+    assert threads(asked) == expected
+
+
+def test_without_a_number_there_is_a_thread_for_every_core():
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("the system does not say which cores are ours")
+    cores = len(os.sched_getaffinity(0))
+    assert threads(None) == threads(cores)
+
+
+def test_who_sets_a_variable_of_tensorflow_keeps_its_choice():
+    assert threads(2, TF_NUM_INTRAOP_THREADS="2") == [0, 0, 1]
+
+
+def test_memory_settings_of_the_user_do_no_harm():
+    assert threads(2, MALLOC_ARENA_MAX="1") == [1, 2, 2]

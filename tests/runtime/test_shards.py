@@ -1,0 +1,222 @@
+"""Tests of a batch in parts side by side: the same numbers as in one, wherever the flow and the encoder run."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import TINY, give_effect, random_images
+
+from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime import shards as parts
+
+
+@pytest.fixture
+def in_parts(monkeypatch):
+    """Sets the number of parts, as `tf.config.threading` sets it in a program."""
+
+    def set_parts(count):
+        monkeypatch.setattr(parts, "batch_parts", lambda: count)
+
+    return set_parts
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = give_effect(DecoupledModel(TINY), scale=0.05)
+    model.initialized.assign(True)
+    return model
+
+
+class TestHowMany:
+    @pytest.mark.parametrize(
+        ("threads", "operations", "expected"),
+        [(0, 0, 1), (0, 4, 1), (1, 2, 2), (2, 4, 2), (2, 3, 1), (4, 1, 1), (1, 4, 4)],
+    )
+    def test_as_many_as_operations_for_each_thread_of_one(self, monkeypatch, threads, operations, expected):
+        monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: threads)
+        monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: operations)
+        assert parts.batch_parts() == expected
+
+    def test_a_gpu_takes_a_batch_whole(self, monkeypatch):
+        monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 1)
+        monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: 2)
+        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["a GPU"])
+        assert parts.batch_parts() == 1
+
+    @pytest.mark.parametrize(
+        ("images", "count", "expected"), [(1, 2, False), (2, 2, True), (3, 2, True), (8, 1, False)]
+    )
+    def test_each_part_needs_an_image(self, in_parts, images, count, expected):
+        in_parts(count)
+        assert parts.divides(tf.zeros([images, 2])) is expected
+
+
+class TestParts:
+    @pytest.mark.parametrize("known", [True, False])
+    @pytest.mark.parametrize(("images", "sizes"), [(6, [3, 3]), (5, [2, 3]), (2, [1, 1])])
+    def test_together_are_the_batch_in_order(self, in_parts, images, sizes, known):
+        in_parts(2)
+        x = tf.reshape(tf.range(images * 4, dtype=tf.float32), [images, 4])
+        seen = []
+
+        def transformation(x, condition):
+            seen.append(x.shape[0])
+            return 2 * x + condition, tf.reduce_sum(x, 1)
+
+        shape = [images if known else None, 4]
+
+        @tf.function(input_signature=[tf.TensorSpec(shape)] * 2)
+        def run(x, condition):
+            return parts.run_in_parts(transformation, x, condition)
+
+        y, log_det = run(x, x + 1)
+        np.testing.assert_array_equal(y, 3 * x + 1)
+        np.testing.assert_array_equal(log_det, tf.reduce_sum(x, 1))
+        assert seen == (sizes if known else [None, None])
+
+
+@pytest.fixture
+def own_cache(monkeypatch):
+    """Lets each operation have one core, with a cache of so many bytes."""
+
+    def set_cache(size):
+        monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 1)
+        monkeypatch.setattr(parts, "_CACHE_BYTES", size)
+
+    return set_cache
+
+
+class TestTurns:
+    def sizes(self, batch, shape=(4, 2, 3), width=8):
+        """Runs a function in turns and returns the sizes of the batches that it saw."""
+        seen = []
+
+        def double(x, condition):
+            seen.append(x.shape[0])
+            return 2 * x if condition is None else 2 * x + condition[:, None, None]
+
+        x = tf.reshape(tf.range(batch * 24, dtype=tf.float32), [batch, *shape])
+        for condition in (None, tf.ones([batch, 3]) * tf.range(batch, dtype=tf.float32)[:, None]):
+            expected = 2 * x if condition is None else 2 * x + condition[:, None, None]
+            np.testing.assert_array_equal(parts.run_in_turn(double, x, condition, width), expected)
+        assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
+        return seen[: len(seen) // 2]
+
+    @pytest.mark.parametrize(
+        ("images", "expected"), [(0.5, [1] * 5), (1, [1] * 5), (2.9, [2, 2, 1]), (3, [3, 2]), (5, [5]), (100, [5])]
+    )
+    def test_as_many_images_at_a_time_as_have_a_map_in_the_cache(self, own_cache, images, expected):
+        own_cache(int(images * 4 * 2 * 8 * 4))
+        assert self.sizes(5) == expected
+
+    def test_a_batch_is_run_whole_where_an_operation_takes_several_cores(self, own_cache, monkeypatch):
+        own_cache(1)
+        monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 2)
+        assert self.sizes(5) == [5]
+
+    def test_a_gpu_takes_a_batch_whole(self, own_cache, monkeypatch):
+        own_cache(1)
+        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["a GPU"])
+        assert self.sizes(5) == [5]
+
+    def test_a_batch_of_unknown_size_is_run_whole(self, own_cache):
+        own_cache(1)
+        seen = []
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 2, 2, 3])])
+        def run(x):
+            return parts.run_in_turn(lambda x, condition: seen.append(x.shape[0]) or x, x, None, 8)
+
+        run(tf.zeros([5, 2, 2, 3]))
+        assert seen == [None]
+
+    def test_one_begins_when_the_one_before_is_done(self, own_cache):
+        own_cache(1)
+
+        @tf.function(input_signature=[tf.TensorSpec([3, 2, 2, 3])])
+        def run(x):
+            return parts.run_in_turn(lambda x, condition: tf.exp(x, name="turn"), x, None, 8)
+
+        graph = run.get_concrete_function().graph
+        turns = [operation for operation in graph.get_operations() if operation.type == "Exp"]
+        assert len(turns) == 3
+
+        def waits_for(operation):
+            causes = {*operation.control_inputs, *(tensor.op for tensor in operation.inputs)}
+            return causes.union(*map(waits_for, causes))
+
+        for before, after in itertools.pairwise(turns):
+            assert before in waits_for(after) and after not in waits_for(before)
+
+
+class TestModel:
+    def test_evaluates_in_turns_as_in_one(self, model, own_cache):
+        images = random_images(5)
+        whole, bound = model.encode(images), model.elbo(images, seed=0)
+        own_cache(2**10)
+        # A model of its own, as programs that were made stay as they are.
+        again = DecoupledModel(TINY)
+        again.set_weights(model.get_weights())
+        codes = again.encode(images)
+        for found, expected in zip(codes, whole, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(again.elbo(images, seed=0).bits_per_dim, bound.bits_per_dim, rtol=1e-5)
+        np.testing.assert_array_equal(again.decode(*codes), images)
+
+    @pytest.mark.parametrize("images", [2, 5])
+    def test_encodes_as_in_one(self, model, in_parts, images):
+        images = random_images(images)
+        whole = model.encode(images)
+        in_parts(2)
+        for found, expected in zip(model.encode(images), whole, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("images", [1, 2, 3, 4, 7])
+    def test_decodes_what_it_encoded_whichever_of_the_two_was_in_parts(self, model, in_parts, images):
+        images = random_images(images, seed=images)
+        for encoding, decoding in ((2, 2), (1, 2), (3, 1)):
+            in_parts(encoding)
+            codes = model.encode(images)
+            in_parts(decoding)
+            np.testing.assert_array_equal(model.decode(*codes), images)
+
+    def test_bound_and_gradients_are_those_of_one(self, model, in_parts):
+        images, z_noise = random_images(4), tf.random.stateless_normal([4, TINY.latent_dim], [0, 1])
+        u_noise = tf.random.stateless_uniform([4, 8, 8, 3], [0, 2])
+        weights = [variable.value for variable in model.trainable_variables]
+
+        def loss_and_gradients():
+            @tf.function
+            def run():
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_sum(model.elbo_from_noise(images, z_noise, u_noise, training=True)[0])
+                return loss, tape.gradient(loss, weights, unconnected_gradients="zero")
+
+            return run()
+
+        loss, gradients = loss_and_gradients()
+        in_parts(2)
+        loss_in_parts, gradients_in_parts = loss_and_gradients()
+        np.testing.assert_allclose(loss_in_parts, loss, rtol=1e-6)
+        for found, expected in zip(gradients_in_parts, gradients, strict=True):
+            np.testing.assert_allclose(
+                found, expected, rtol=1e-3, atol=1e-4 * float(tf.reduce_max(tf.abs(expected)) + 1)
+            )
+
+    def test_follows_changed_weights(self, in_parts):
+        in_parts(2)
+        model = give_effect(DecoupledModel(TINY), scale=0.05)
+        model.initialized.assign(True)
+        images = random_images(4)
+        before = model.encode(images)
+        give_effect(model, seed=1)
+        in_parts(1)
+        expected = model.encode(images)
+        in_parts(2)
+        after = model.encode(images)
+        assert not np.allclose(before.v, after.v) and not np.allclose(before.z, after.z)
+        np.testing.assert_allclose(after.v, expected.v, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(after.z, expected.z, rtol=1e-4, atol=1e-5)

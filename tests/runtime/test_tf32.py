@@ -1,0 +1,197 @@
+"""Tests of the hold on TensorFlow's switch for TF32."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import random_images
+
+from tfdecouple.metrics import features
+from tfdecouple.runtime import tf32
+from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
+
+enabled = tf.config.experimental.tensor_float_32_execution_enabled
+enable = tf.config.experimental.enable_tensor_float_32_execution
+
+
+@pytest.fixture(autouse=True)
+def default_setting():
+    enable(True)
+    yield
+    assert tf32._switch._full == tf32._switch._tf32 == 0
+    enable(True)
+
+
+class TestFullFloat32:
+    @pytest.mark.parametrize("users", [True, False])
+    def test_is_off_inside_and_as_the_user_set_it_outside(self, users):
+        enable(users)
+        with full_float32():
+            assert not enabled()
+            with full_float32():
+                assert not enabled()
+            assert not enabled()
+        assert enabled() is users
+
+    def test_is_given_back_after_an_error(self):
+        with pytest.raises(RuntimeError), full_float32():
+            raise RuntimeError
+        assert enabled()
+
+    def test_decorates(self):
+        @full_float32()
+        def look():
+            """Looks."""
+            return enabled()
+
+        assert look() is look() is False
+        assert enabled() and look.__doc__ == "Looks."
+
+    def test_the_last_of_several_threads_gives_it_back(self):
+        first_left = threading.Event()
+        second_in = threading.Event()
+        seen = []
+
+        def stay():
+            with full_float32():
+                second_in.set()
+                assert first_left.wait(60)
+                seen.append(enabled())
+
+        thread = threading.Thread(target=stay)
+        with full_float32():
+            thread.start()
+            assert second_in.wait(60)
+        seen.append(enabled())
+        first_left.set()
+        thread.join()
+        assert seen == [False, False] and enabled()
+
+    def test_what_the_user_turns_on_meanwhile_stays_on(self):
+        enable(False)
+        with full_float32():
+            enable(True)
+            with full_float32():
+                assert not enabled()
+        assert enabled()
+
+    def test_what_the_user_turns_off_meanwhile_cannot_be_told_apart(self):
+        with full_float32():
+            enable(False)
+        assert enabled()
+
+    def test_waits_for_operations_that_run_later(self):
+        def look():
+            time.sleep(0.2)
+            return enabled()
+
+        tf.config.experimental.set_synchronous_execution(False)
+        try:
+            with full_float32():
+                seen = tf.numpy_function(look, [], tf.bool)
+            assert not bool(seen)
+        finally:
+            tf.config.experimental.set_synchronous_execution(True)
+
+
+class TestTensorFloat32:
+    @pytest.mark.parametrize("users", [True, False])
+    def test_is_on_inside_and_as_the_user_set_it_outside(self, users):
+        enable(users)
+        with tensor_float_32():
+            assert enabled()
+        assert enabled() is users
+
+    def test_yields_to_full_float32(self):
+        enable(False)
+        with tensor_float_32():
+            with full_float32():
+                assert not enabled()
+                with tensor_float_32():
+                    assert not enabled()
+            assert enabled()
+        assert not enabled()
+
+    def test_what_the_user_turns_off_meanwhile_stays_off(self):
+        with tensor_float_32():
+            enable(False)
+        assert not enabled()
+
+
+class TestWarning:
+    @pytest.fixture(autouse=True)
+    def gpu(self, monkeypatch):
+        monkeypatch.setattr(tf32, "gpu_in_sight", lambda: True)
+
+    @staticmethod
+    def traced(run):
+        """What is said while a function is traced."""
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            tf.function(run, autograph=False).get_concrete_function()
+        return [warning for warning in said if "TF32" in str(warning.message)]
+
+    def test_once_a_trace_in_one_line_at_the_users_own(self, tiny_model):
+        def run():
+            z, v = tiny_model.encode(random_images(2))
+            return tiny_model.decode(z, v), tiny_model.prior.log_prob(z)
+
+        for _ in range(2):
+            said = self.traced(run)
+            assert len(said) == 1 and said[0].filename == __file__
+            assert "\n" not in str(said[0].message) and "may lose images" in str(said[0].message)
+
+    def test_in_a_function_within_a_function_once(self, tiny_model):
+        inner = tf.function(lambda: tiny_model.encode(random_images(2)).v, autograph=False)
+        assert len(self.traced(lambda: inner() + tiny_model.encode(random_images(2)).v)) == 1
+
+    def test_not_where_the_model_is_called_from_outside(self, tiny_model):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            tiny_model.decode(*tiny_model.encode(random_images(7)))
+
+    def test_not_with_tf32_off(self, tiny_model):
+        enable(False)
+        assert not self.traced(lambda: tiny_model.encode(random_images(2)).v)
+
+    def test_not_without_a_gpu(self, tiny_model, monkeypatch):
+        monkeypatch.setattr(tf32, "gpu_in_sight", lambda: False)
+        assert not self.traced(lambda: tiny_model.encode(random_images(2)).v)
+
+    def test_not_where_training_chose_tf32(self, tiny_model):
+        with tensor_float_32():
+            assert not self.traced(lambda: tiny_model.encode(random_images(2)).v)
+
+
+def test_no_gpu_is_in_sight_of_a_process_without_one():
+    assert tf32.gpu_in_sight() is bool(tf.config.list_logical_devices("GPU"))
+
+
+def test_onnx_extractors_on_gpus_are_told_to_leave_tf32_alone(monkeypatch, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    opened = []
+
+    def session(path, options, providers):
+        opened.extend(providers)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    (tmp_path / "x.onnx").write_bytes(b"x")
+    with pytest.raises(features.ExtractorError, match="seen"):
+        features.open_extractor(tmp_path / "x.onnx", 8)
+    assert opened == [(both[0], {"use_tf32": "0"}), (both[1], {})]
+
+
+def test_extractors_run_in_full_float32(tmp_path):
+    def run(images):
+        return np.full([len(images), 1], float(enabled()))
+
+    extractor = features.Extractor(tmp_path / "x.onnx", run, "")
+    assert np.array_equal(extractor(random_images(2)), [[0.0], [0.0]])

@@ -1,0 +1,63 @@
+"""The trial of a precision before a run: it takes what works here, and refuses what does not."""
+
+import pytest
+import tensorflow as tf
+from helpers.models import TINY
+
+from tfdecouple.errors import ConfigError
+from tfdecouple.layers import nets, remat
+from tfdecouple.networks.flow import Flow
+from tfdecouple.runtime.convolution import convolve
+from tfdecouple.training import precision_check
+from tfdecouple.training.precision_check import check_precision
+
+
+@pytest.fixture(scope="module")
+def flow():
+    flow = Flow(TINY)
+    flow.build()
+    return flow
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_bfloat16_works_here(flow, remat):
+    check_precision(flow, "bfloat16", remat)
+
+
+def test_every_kind_of_net_is_tried_once(flow):
+    tried = [(side, net.first.shape[2], net.hidden, net.outputs) for net, side in precision_check._kinds(flow)]
+    assert len(set(tried)) == len(tried)
+    couplings = [layer for layer in flow._flatten_layers() if isinstance(layer, nets.ConvNet)]
+    assert {kind[1:] for kind in tried} == {(net.first.shape[2], net.hidden, net.outputs) for net in couplings}
+    assert {kind[0] for kind in tried} == {8, 4, 2}
+
+
+def spoilt(by):
+    """A convolution that changes its outputs in bfloat16."""
+
+    def run(x, kernel):
+        y = convolve(x, kernel)
+        return by(y) if x.dtype == tf.bfloat16 else y
+
+    return run
+
+
+@pytest.mark.parametrize("by", [lambda y: y * float("nan"), lambda y: y * 1.5, lambda y: tf.reverse(y, [2])])
+@pytest.mark.parametrize("module", [nets, remat])
+def test_wrong_numbers_are_refused_and_the_precision_that_works_is_named(flow, monkeypatch, module, by):
+    monkeypatch.setattr(module, "convolve", spoilt(by))
+    with pytest.raises(ConfigError, match=r"bfloat16 does not work .* use --set training.precision=float32$") as error:
+        check_precision(flow, "bfloat16")
+    assert "\n" not in str(error.value)
+    check_precision(flow, "float32")
+
+
+def test_operation_that_there_is_not_is_refused(flow, monkeypatch):
+    def missing(x, kernel):
+        if x.dtype == tf.bfloat16:
+            raise tf.errors.AbortedError(None, None, "{{node Conv2D}} could not create a primitive\nmore")
+        return convolve(x, kernel)
+
+    monkeypatch.setattr(nets, "convolve", missing)
+    with pytest.raises(ConfigError, match="TensorFlow cannot compute it, could not create a primitive"):
+        check_precision(flow, "bfloat16")

@@ -1,0 +1,92 @@
+"""A training step of every preset's kinds of layer, in small: finite, and with a gradient for every weight."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import give_effect, random_images
+
+from tfdecouple.config import DataConfig, TrainingConfig, load_preset, preset_names
+from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import TrainStep
+from tfdecouple.training.strategy import make_strategy
+
+BATCH = 4
+
+
+def in_small(preset):
+    """The preset with narrow layers, one step a part and the fewest levels that have every kind of layer."""
+    config = load_preset(preset)
+    model = config.model
+    parts = max(len(steps) for steps in model.steps if isinstance(steps, tuple))
+    return dataclasses.replace(
+        config,
+        name="small",
+        description="",
+        notes="",
+        model=dataclasses.replace(
+            model,
+            image_size=8,
+            steps=(1, (1,) * parts, 1),
+            hidden_channels=(4, 4, 4),
+            factors=model.factors[:1],
+            latent_dim=4,
+            encoder_channels=(4, 4),
+            encoder_out_channels=2,
+            prior_steps=1,
+            prior_hidden=4,
+            base_hidden=4,
+        ),
+        data=DataConfig(),
+        training=TrainingConfig(
+            steps=10,
+            batch_size=BATCH,
+            micro_batches=min(2, config.training.micro_batches),
+            learning_rate=0.01,
+            warmup_steps=0,
+            weight_decay=0.0,
+            clip_norm=config.training.clip_norm,
+            ema_decay=config.training.ema_decay and 0.9,
+            kl_weight=config.training.kl_weight,
+            precision=config.training.precision,
+            remat=config.training.remat,
+            init_images=16,
+        ),
+    )
+
+
+# Presets that come out the same are tried once.
+KINDS = {
+    repr((config.model, config.training)): (name, config) for name in preset_names() for config in [in_small(name)]
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [config for _, config in KINDS.values()], ids=[name for name, _ in KINDS.values()])
+def test_step_reaches_every_weight(config):
+    strategy = make_strategy(1)
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        state = TrainingState(config)
+    state.model.initialize(random_images(16, seed=9), seed=0)
+    give_effect(state.model)
+    state.start_averages()
+    before = {name: variable.numpy() for name, variable in state.trainable.items()}
+    images = tf.data.Dataset.from_tensor_slices(random_images(BATCH)).batch(BATCH // config.training.micro_batches)
+    result = TrainStep(config, state, strategy)(list(strategy.experimental_distribute_dataset(images)), 0)
+    assert result.applied and all(np.isfinite(value) for value in result)
+    # Adam moves whatever has a gradient by the learning rate, and nothing else: there is no weight decay.
+    still = [name for name, variable in state.trainable.items() if np.array_equal(variable.numpy(), before[name])]
+    assert not still
+
+
+def test_kinds_of_all_presets_are_tried():
+    found = {(config.model.conditioning, config.model.transform, config.model.n_bits) for _, config in KINDS.values()}
+    assert found >= {
+        ("coupling", "affine", 8),
+        ("base", "affine", 8),
+        ("none", "affine", 8),
+        ("coupling", "additive", 5),
+    }

@@ -1,0 +1,254 @@
+"""Programs that are killed, interrupted, or run out of disk, and started again. All of it takes minutes."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.runs import assert_same_checkpoint, figures, run_config
+
+from tfdecouple.storage.checkpoints import CheckpointFolder
+from tfdecouple.storage.files import write_json
+
+pytestmark = pytest.mark.slow
+
+
+class Program:
+    """`python train.py` in a process of its own, whose config and output lie in a folder beside the run."""
+
+    def __init__(self, config, run, beside=None):
+        beside = beside or run.parent
+        write_json(beside / "program.json", config.to_dict())
+        self.run = run
+        self.output, self.errors = ((beside / f"program.{name}").open("w+") for name in ("out", "err"))
+        command = [sys.executable, "train.py", "--config", str(beside / "program.json"), "--workdir", str(run)]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=user_environment(), stdout=self.output, stderr=self.errors
+        )
+
+    def wait_for(self, condition):
+        """Waits until `condition()` holds; False where the program ended before."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, "the program takes too long"
+            if self.process.poll() is not None:
+                return False
+            time.sleep(0.002)
+        return True
+
+    def wait_for_step(self, step):
+        """Waits until a checkpoint of that step or a later one is there."""
+        return self.wait_for(lambda: self.newest() >= step)
+
+    def pause_amid_saving(self):
+        """Stops the program, without an end to it, while TensorFlow's temporary folder of a checkpoint is there."""
+        while True:
+            assert self.wait_for(self.is_saving)
+            self.process.send_signal(signal.SIGSTOP)
+            os.waitpid(self.process.pid, os.WUNTRACED)
+            if self.is_saving():
+                return
+            # The save was over before the signal came.
+            self.process.send_signal(signal.SIGCONT)
+
+    def is_saving(self):
+        return any((self.run / "checkpoints").glob("*_temp*"))
+
+    def newest(self):
+        """The step of the newest checkpoint; -1 where there is none."""
+        return max([-1, *CheckpointFolder(self.run / "checkpoints").steps()])
+
+    def end(self, number=None):
+        """Sends a signal, waits for the end, and returns status, output and errors."""
+        if number is not None:
+            self.process.send_signal(number)
+        self.process.wait(PATIENCE)
+        texts = []
+        for file in (self.output, self.errors):
+            file.seek(0)
+            texts.append(file.read())
+            file.close()
+        return self.process.returncode, *texts
+
+
+@pytest.fixture(scope="module")
+def unbroken_run(image_folder, tmp_path_factory):
+    """A run that nothing interrupts, as a program of its own like those that are compared with it.
+
+    In the process of the tests an operation has other threads, so that the last digits may differ, and do on a busy
+    machine.
+    """
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    status, _, err = Program(run_config(image_folder), run).end()
+    assert (status, err) == (0, "")
+    return run
+
+
+def killed_after_step_5(image_folder, run):
+    """Makes a run that was killed between its steps 5 and 10: again, where it was over before the signal came."""
+    for _ in range(20):
+        program = Program(run_config(image_folder), run)
+        assert program.wait_for_step(5)
+        status, *_ = program.end(signal.SIGKILL)
+        if status == -signal.SIGKILL and program.newest() == 5 and not (run / "summary.json").exists():
+            return run
+        assert status in (0, -signal.SIGKILL)
+        shutil.rmtree(run)
+    raise AssertionError("the run is always over before it is killed")
+
+
+def goes_on_from(out, step):
+    """Whether a program goes on from a step, or from the one before where that checkpoint is half written."""
+    damaged = f"step-{step:09d} is damaged" in out
+    return f"goes on from step {step - damaged}\n" in out
+
+
+class TestKill:
+    def test_killed_run_ends_as_an_unbroken_one_bit_for_bit(self, image_folder, unbroken_run, tmp_path):
+        run = killed_after_step_5(image_folder, tmp_path / "run")
+        status, out, err = Program(run_config(image_folder), run).end()
+        assert (status, err) == (0, "")
+        assert "goes on from step 5" in out
+        assert_same_checkpoint(run, unbroken_run, "step-000000010")
+        assert figures(run) == figures(unbroken_run)
+        ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (run, unbroken_run))
+        assert ours == theirs
+
+    def test_kills_amid_saving_lose_no_saved_step(self, image_folder, tmp_path):
+        run = tmp_path / "run"
+        config = run_config(image_folder, steps=100_000, checkpoint_every=1, evaluate_every=100_000, keep_checkpoints=2)
+        rng = random.Random(0)
+        reached = -1
+        for number in range(8):
+            program = Program(config, run)
+            goal = max(reached, 0) + rng.randrange(1, 6)
+            assert program.wait_for_step(goal)
+            if number % 2:
+                program.pause_amid_saving()
+            else:
+                time.sleep(rng.random() * 0.05)
+            program.process.kill()
+            program.process.wait()
+            # Half of the kills leave a save half done.
+            assert program.is_saving() or number % 2 == 0
+            newest = program.newest()
+            assert newest >= goal
+            _, out, err = program.end()
+            assert err == ""
+            if number:
+                assert goes_on_from(out, reached), out
+                assert "no checkpoint" not in out
+            reached = newest
+        program = Program(config, run)
+        assert program.wait_for_step(reached + 1)
+        status, out, err = program.end(signal.SIGTERM)
+        assert status == 75
+        assert goes_on_from(out, reached), out
+        # Two checkpoints of two files each, and nothing that any of the killed programs left.
+        assert len(list((run / "checkpoints").iterdir())) == 4
+        assert {path.name for path in run.iterdir()} == {
+            ".lock",
+            "checkpoints",
+            "config.json",
+            "metrics.jsonl",
+            "tensorboard",
+        }
+        steps = [step for _, step in figures(run)]
+        assert steps == sorted(steps)
+
+
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    def test_program_saves_and_the_same_command_goes_on(self, image_folder, tmp_path, number):
+        run = tmp_path / "run"
+        config = run_config(image_folder, steps=100_000, evaluate_every=100_000, checkpoint_every=3)
+        program = Program(config, run)
+        assert program.wait_for_step(3)
+        status, _, err = program.end(number)
+        assert status == 75
+        assert err.count("\n") == 1
+        assert f"stopped by {number.name} at step" in err and "saved; the same command goes on from here" in err
+        step = program.newest()
+        assert f"at step {step} of 100000" in err
+        again = Program(config, run)
+        assert again.wait_for_step(step + 1)
+        status, out, _ = again.end(number)
+        assert status == 75
+        assert f"goes on from step {step}" in out
+
+
+class TestOutput:
+    def test_run_goes_on_where_its_output_cannot_be_written(self, image_folder, tmp_path):
+        write_json(tmp_path / "config.json", run_config(image_folder, steps=1).to_dict())
+        command = [sys.executable, "train.py", "--config", tmp_path / "config.json", "--workdir", tmp_path / "run"]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                command, cwd=ROOT, env=user_environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        assert done.returncode == 0
+        assert done.stderr.count("\n") == 1
+        assert "cannot write to standard output (No space left on device); training goes on" in done.stderr
+        assert (tmp_path / "run" / "summary.json").is_file()
+
+
+@pytest.fixture
+def small_disk(disk):
+    """A file system of 3 MiB; skips where none can be made."""
+    return disk(3 * 1024)
+
+
+def fill(folder, leave=0):
+    """Fills up a file system but for some bytes."""
+    with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    size = (folder / "filler").stat().st_size
+    os.truncate(folder / "filler", max(0, size - leave))
+
+
+@pytest.fixture(scope="module")
+def stopped_run(image_folder, tmp_path_factory):
+    """A run that was killed after step 5 of 10."""
+    return killed_after_step_5(image_folder, tmp_path_factory.mktemp("stopped") / "run")
+
+
+class TestFullDisk:
+    # Nothing fits; the log fits but no checkpoint; a checkpoint and no picture; and so on.
+    @pytest.mark.parametrize("room", [0, 40, 120, 400])
+    def test_is_one_line_and_the_same_command_goes_on_once_there_is_room(
+        self, stopped_run, unbroken_run, image_folder, small_disk, tmp_path, room
+    ):
+        run = small_disk / "run"
+        shutil.copytree(stopped_run, run)
+        checkpoints = CheckpointFolder(run / "checkpoints")
+        before = checkpoints.steps()
+        assert before == [5]
+        fill(small_disk, leave=room * 1024)
+        status, _, err = Program(run_config(image_folder), run, tmp_path).end()
+        assert status == 2
+        assert err.count("\n") == 1 and err.startswith("error: cannot write")
+        assert "No space left on device" in err
+        assert "{{" not in err and "Traceback" not in err
+        assert set(before) <= set(checkpoints.steps())
+        assert not list(run.glob(".*.tmp"))
+        (small_disk / "filler").unlink()
+        status, out, err = Program(run_config(image_folder), run, tmp_path).end()
+        assert (status, err) == (0, "")
+        assert f"goes on from step {checkpoints.steps()[-1]}" in out
+        assert_same_checkpoint(run, unbroken_run, "step-000000010")
+        assert figures(run) == figures(unbroken_run)
+
+    def test_as_a_run_begins_is_one_line(self, image_folder, small_disk, tmp_path):
+        fill(small_disk)
+        status, _, err = Program(run_config(image_folder), small_disk / "run", tmp_path).end()
+        assert status == 2
+        assert err.count("\n") == 1 and "No space left on device" in err
+        (small_disk / "filler").unlink()
+        assert Program(run_config(image_folder, steps=1), small_disk / "run", tmp_path).end()[0] == 0

@@ -1,0 +1,180 @@
+"""What goes wrong around a run: mistakes that are corrected, damaged files, signals at its end, output that is gone."""
+
+import gc
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import tensorflow as tf
+from helpers.runs import before_steps, figures, run_config
+from tensorflow.python.framework.func_graph import FuncGraph
+
+from tfdecouple.errors import ConfigError, RunError, UserError
+from tfdecouple.training import InterruptedRunError, loop, train
+from tfdecouple.training.folder import read_summary
+from tfdecouple.training.metrics import MetricsLog
+from tfdecouple.training.progress import Progress
+from tfdecouple.training.release import traces_released
+
+
+class TestMistakeBeforeTheFirstStep:
+    """Nothing is written, so that the corrected command finds no run of another config."""
+
+    def test_batch_of_more_images_than_there_are(self, image_folder, tmp_path):
+        with pytest.raises(UserError, match="the batch size is 100, .* 20 training images"):
+            train(run_config(image_folder, batch_size=100), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_first_step_that_does_not_fit_in_memory(self, image_folder, tmp_path, monkeypatch):
+        def act(*_):
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+        before_steps(monkeypatch, act)
+        with pytest.raises(RunError, match="out of memory; start again with a smaller training.batch_size"):
+            train(run_config(image_folder), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_address_space_that_does_not_hold_tensorflow(self, image_folder, tmp_path, monkeypatch):
+        monkeypatch.setattr(loop, "address_space", lambda: 3 * 2**30)
+        with pytest.raises(RunError, match=r"may use 3\.2 GB of addresses here \(ulimit -v\)"):
+            train(run_config(image_folder), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_precision_that_the_processor_cannot_do(self, image_folder, tmp_path, monkeypatch):
+        def refuse(flow, dtype, remat):
+            raise ConfigError(f"{dtype} does not work")
+
+        monkeypatch.setattr(loop, "check_precision", refuse)
+        with pytest.raises(ConfigError, match="bfloat16 does not work"):
+            train(run_config(image_folder, precision="mixed_bfloat16"), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+ROWS = [{"step": 1, "kind": "train", "a": 1.0}, {"step": 2, "kind": "train", "a": 2.0}]
+NO_ROWS = [
+    b"[1, 2]",
+    b"7",
+    b'{"kind": "train"}',
+    b'{"step": "1", "kind": "train"}',
+    b'{"step": 1}',
+    b"\xff\xfe",
+    b"[" * 9999,
+]
+
+
+class TestDamagedLog:
+    def test_rows_that_are_none_are_counted_and_left_out(self, tmp_path):
+        first, second = (json.dumps(row).encode() for row in ROWS)
+        (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([first, *NO_ROWS, second, b'{"step": 3, "ki']))
+        log = MetricsLog(tmp_path, 2)
+        log.close()
+        # A last line cut short is what a crash leaves, and no damage.
+        assert log.damaged == len(NO_ROWS)
+        assert list(figures(tmp_path).values()) == ROWS
+        assert (tmp_path / "metrics.jsonl").read_bytes().count(b"\n") == len(ROWS)
+
+    def test_whole_log_counts_none(self, tmp_path):
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        log = MetricsLog(tmp_path, 2)
+        log.close()
+        assert log.damaged == 0
+
+
+class TestDamagedSummary:
+    @pytest.mark.parametrize("content", [b"", b'{"steps": 10, "te', b"[1]", b"\xff", b'{"steps": 10}', b'{"test": 3}'])
+    def test_is_told_from_a_whole_one(self, tmp_path, content):
+        (tmp_path / "summary.json").write_bytes(content)
+        with pytest.raises(ValueError):
+            read_summary(tmp_path)
+
+    def test_is_measured_again_and_damaged_rows_are_said(self, finished_run, image_folder, tmp_path, capsys):
+        run = tmp_path / "run"
+        shutil.copytree(finished_run, run)
+        os.truncate(run / "summary.json", 20)
+        with (run / "metrics.jsonl").open("ab") as file:
+            file.write(b"\xff\n[]\n")
+        train(run_config(image_folder), run)
+        out = capsys.readouterr().out
+        assert "summary.json is damaged; the best weights are measured on the test images again" in out
+        assert "metrics.jsonl: 2 damaged rows are left out" in out
+        assert read_summary(run) == read_summary(finished_run)
+        assert figures(run) == figures(finished_run)
+
+
+def test_signal_while_the_test_images_are_measured_says_what_is_kept(
+    finished_run,
+    image_folder,
+    tmp_path,
+    stand_ins,
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "summary.json").unlink()
+
+    def measure(split):
+        assert split == "test"
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it went on")
+
+    stand_ins(measure)
+    with pytest.raises(InterruptedRunError) as error:
+        train(run_config(image_folder), run)
+    assert str(error.value) == (
+        "stopped by SIGTERM while the test images were measured; all 10 steps and the best weights are saved, "
+        "the same command measures them again"
+    )
+
+
+def test_progress_goes_on_in_silence_where_its_output_is_gone(capsys):
+    class Gone:
+        def isatty(self):
+            return False
+
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+        def flush(self):
+            raise OSError(5, "Input/output error")
+
+    progress = Progress(2, 0, Gone())
+    progress.update(1, 3.0, 10.0)
+    progress.say("more")
+    progress.update(2, 3.0, 10.0)
+    progress.close()
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "cannot write to standard output (Input/output error); training goes on" in err
+
+
+def test_nothing_of_a_run_is_left_in_the_process(image_folder, tmp_path, stand_ins):
+    """TensorFlow and TFP keep for good the graphs that they once differentiated, unless they are told."""
+
+    def graphs():
+        gc.collect()
+        return [found for found in gc.get_objects() if isinstance(found, FuncGraph)]
+
+    held = graphs()
+    before = {id(graph) for graph in held}
+    train(run_config(image_folder, steps=1), tmp_path / "run")
+    assert not [graph.name for graph in graphs() if id(graph) not in before]
+    # Alive until here, so that no new graph has the number of an old one.
+    del held
+
+
+def test_function_that_was_traced_meanwhile_keeps_its_gradient():
+    @tf.custom_gradient
+    def twice(x):
+        return 2.0 * x, lambda upstream: 3.0 * upstream
+
+    inner = tf.function(lambda x: twice(x) ** 2, autograph=False)
+    outer = tf.function(lambda x: inner(x), autograph=False)
+    with traces_released():
+        outer(tf.constant(1.0))
+    gc.collect()
+
+    @tf.function(autograph=False)
+    def gradient(x):
+        return tf.gradients(outer(x), x)[0]
+
+    assert gradient(tf.constant(1.0)) == 12.0

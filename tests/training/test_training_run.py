@@ -1,0 +1,461 @@
+"""A run: what it leaves in its folder, where it goes on, what it refuses, and what it says."""
+
+import contextlib
+import dataclasses
+import fcntl
+import io
+import json
+import math
+import os
+import shutil
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import SMALL
+from helpers.runs import TIMING, assert_same_checkpoint, before_steps, checkpoint_values, figures, run_config
+from PIL import Image
+
+from tfdecouple.cli import train_main
+from tfdecouple.config import Config
+from tfdecouple.errors import ConfigError, RunError
+from tfdecouple.runs import load_config, load_model
+from tfdecouple.storage.files import write_json
+from tfdecouple.training import loop, train
+from tfdecouple.training.folder import RunFolder
+from tfdecouple.training.metrics import MetricsLog
+from tfdecouple.training.progress import Progress
+from tfdecouple.training.signals import Stopped, StopRequest
+from tfdecouple.training.step import StepResult
+
+
+def one_line(error):
+    message = str(error.value)
+    assert message and "\n" not in message
+    return message
+
+
+class FirstStepError(Exception):
+    """Raised in place of the first step, where a test is about what comes before it."""
+
+
+def stop_before_step(monkeypatch, number):
+    """Lets runs end before their first step, which must be `number`."""
+
+    def act(_, step):
+        assert step == number
+        raise FirstStepError
+
+    before_steps(monkeypatch, act)
+
+
+class FakeStep:
+    """Stands in for TrainStep: moves the averages a little, or skips the steps `bad`."""
+
+    bad = ()
+
+    def __init__(self, config, state, strategy):
+        self.state = state
+
+    def __call__(self, parts, step, stop=False):
+        state, applied = self.state, step not in self.bad
+        state.step.assign_add(1)
+        state.skipped.assign(0 if applied else state.skipped + 1)
+        if applied:
+            state.updates.assign_add(1)
+            for average in state.averages.values():
+                average.assign_add(tf.fill(average.shape, 1e-3))
+        kl = 2.0 if applied else math.nan
+        figures = (kl + 1, 1.0, kl, 0.0, kl + 2, 0.1, applied, float(stop))
+        return StepResult(*map(tf.constant, figures))
+
+
+class TestFolder:
+    def test_config_is_complete_and_reloads(self, finished_run, image_folder):
+        config = run_config(image_folder)
+        assert load_config(finished_run) == config
+        written = json.loads((finished_run / "config.json").read_text())
+        for section in ("model", "data", "training"):
+            fields = dataclasses.fields(getattr(config, section))
+            assert set(written[section]) == {field.name for field in fields}
+
+    def test_log_has_each_row_once(self, finished_run):
+        rows = figures(finished_run)
+        expected = {("train", step) for step in (2, 4, 6, 8, 10)} | {
+            ("validation", 5),
+            ("validation", 10),
+            ("test", 10),
+        }
+        assert set(rows) == expected
+        assert all(math.isfinite(v) for row in rows.values() for v in row.values() if not isinstance(v, str))
+        assert {"gradient_norm", "learning_rate", "skipped_steps"} <= rows["train", 2].keys()
+        assert {"standard_error", "smallest_scale", "worst_condition"} <= rows["validation", 5].keys()
+
+    def test_tensorboard_has_the_figures_and_pictures_of_the_log(self, finished_run):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(finished_run / "tensorboard"), size_guidance={"tensors": 0})
+        events.Reload()
+        rows = figures(finished_run)
+        tags = set(events.Tags()["tensors"])
+        assert {"samples", "reconstructions", "switch", "interpolation"} <= tags
+        scalars = tags - {"samples", "reconstructions", "switch", "interpolation"}
+        assert {"train/bits_per_dim", "validation/bits_per_dim", "test/bits_per_dim"} <= scalars
+        for tag in scalars - {f"train/{name}" for name in TIMING}:
+            kind, name = tag.split("/")
+            shown = {event.step: float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)}
+            logged = {step: row[name] for (of, step), row in rows.items() if of == kind}
+            assert shown == pytest.approx(logged, rel=1e-6), tag
+
+    def test_pictures_of_each_evaluation_open(self, finished_run):
+        pictures = sorted(path.name for path in (finished_run / "images").iterdir())
+        names = ("interpolation", "reconstructions", "samples", "switch")
+        assert pictures == [f"step-{step:09d}-{name}.png" for step in (5, 10) for name in names]
+        for name in pictures:
+            with Image.open(finished_run / "images" / name) as picture:
+                picture.load()
+                assert min(picture.size) > 100
+
+    def test_summary_says_how_it_ended(self, finished_run):
+        summary = json.loads((finished_run / "summary.json").read_text())
+        rows = figures(finished_run)
+        assert summary["steps"] == 10
+        assert summary["test"]["images"] == 5
+        assert summary["test"]["bits_per_dim"] == rows["test", 10]["bits_per_dim"]
+        assert summary["validation_bits_per_dim"] == rows["validation", summary["best_step"]]["bits_per_dim"]
+        assert summary["validation_bits_per_dim"] == min(rows["validation", step]["bits_per_dim"] for step in (5, 10))
+        assert summary["averaged_weights"] is True
+        assert summary["reconstruction"] == "5 of 5 images identical to the last pixel"
+        assert summary["lossless_codecs_images"] == 5
+        assert set(summary["lossless_codecs_bits_per_dim"]) == {"webp", "png"}
+        assert summary["parameters"]["total"] > 1000
+
+    def test_only_the_last_checkpoints_and_the_best_are_kept(self, finished_run):
+        best = json.loads((finished_run / "summary.json").read_text())["best_step"]
+        names = sorted(path.name for path in (finished_run / "checkpoints").iterdir())
+        stems = sorted([f"best-{best:09d}", "step-000000005", "step-000000010"])
+        assert names == [stem + ending for stem in stems for ending in (".data-00000-of-00001", ".index")]
+
+    def test_nothing_temporary_is_left(self, finished_run):
+        names = {path.name for path in finished_run.iterdir()}
+        expected = {".lock", "checkpoints", "config.json", "images", "metrics.jsonl", "summary.json", "tensorboard"}
+        assert names == expected
+
+
+class TestResumption:
+    @pytest.fixture(scope="class")
+    def resumed_run(self, image_folder, tmp_path_factory):
+        """The run of `finished_run`, stopped by SIGTERM in the midst of step 7 and started again."""
+        folder = tmp_path_factory.mktemp("resumed")
+        write_json(folder / "config.json", run_config(image_folder).to_dict())
+        arguments = ["--config", str(folder / "config.json"), "--workdir", str(folder / "run")]
+        err = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
+            before_steps(patch, lambda _, step: os.kill(os.getpid(), signal.SIGTERM) if step == 6 else None)
+            status = train_main(arguments)
+        saved = (folder / "run" / "checkpoints" / "step-000000007.index").exists()
+        assert train_main(arguments) == 0
+        return SimpleNamespace(folder=folder / "run", status=status, err=err.getvalue(), saved=saved)
+
+    def test_signal_stops_a_run_at_the_step_boundary(self, resumed_run):
+        assert resumed_run.status == 75
+        assert resumed_run.err.count("\n") == 1
+        assert "stopped by SIGTERM at step 7 of 10, saved; the same command goes on from here" in resumed_run.err
+        assert resumed_run.saved
+
+    def test_number_of_steps_may_grow(self, finished_run, image_folder, tmp_path, monkeypatch):
+        shutil.copytree(finished_run, tmp_path / "run")
+        stop_before_step(monkeypatch, 10)
+        with pytest.raises(FirstStepError):
+            train(run_config(image_folder, steps=11), tmp_path / "run")
+        assert load_config(tmp_path / "run").training.steps == 11
+
+    def test_ends_in_the_same_state_bit_for_bit(self, resumed_run, finished_run):
+        assert_same_checkpoint(resumed_run.folder, finished_run, "step-000000010")
+
+    def test_logs_each_row_once_with_the_same_figures(self, resumed_run, finished_run):
+        assert figures(resumed_run.folder) == figures(finished_run)
+
+    def test_ends_with_the_same_summary(self, resumed_run, finished_run):
+        ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (resumed_run.folder, finished_run))
+        assert ours == theirs
+
+    def test_complete_run_says_so_and_changes_nothing(self, finished_run, image_folder, capsys):
+        files = [path for path in finished_run.rglob("*") if path.is_file() and path.name != ".lock"]
+        before = {path: path.read_bytes() for path in files}
+        outcome = train(run_config(image_folder), finished_run)
+        assert outcome.summary["steps"] == 10
+        assert "is complete at step 10" in capsys.readouterr().out
+        assert before == {path: path.read_bytes() for path in before}
+
+    def test_summary_is_whole_after_an_end_between_checkpoint_and_summary(self, finished_run, image_folder, tmp_path):
+        shutil.copytree(finished_run, tmp_path / "run")
+        (tmp_path / "run" / "summary.json").unlink()
+        train(run_config(image_folder), tmp_path / "run")
+        ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (tmp_path / "run", finished_run))
+        assert ours == theirs
+        assert figures(tmp_path / "run") == figures(finished_run)
+
+    def test_damaged_checkpoint_is_passed_over_for_the_one_before(
+        self, finished_run, image_folder, tmp_path, capsys, monkeypatch
+    ):
+        shutil.copytree(finished_run, tmp_path / "run")
+        data = tmp_path / "run" / "checkpoints" / "step-000000010.data-00000-of-00001"
+        os.truncate(data, data.stat().st_size // 2)
+        stop_before_step(monkeypatch, 5)
+        with pytest.raises(FirstStepError):
+            train(run_config(image_folder), tmp_path / "run")
+        out = capsys.readouterr().out
+        assert "passed over: the checkpoint" in out and "step-000000010 is damaged" in out
+        assert "goes on from step 5" in out
+        assert not data.exists()
+        assert max(step for _, step in figures(tmp_path / "run")) == 5
+
+    def test_run_without_any_whole_checkpoint_is_refused_in_one_line(self, finished_run, image_folder, tmp_path):
+        shutil.copytree(finished_run, tmp_path / "run")
+        for data in (tmp_path / "run" / "checkpoints").glob("step-*.data*"):
+            os.truncate(data, 100)
+        with pytest.raises(RunError, match="no checkpoint in .* can be read.*move the folder away") as error:
+            train(run_config(image_folder), tmp_path / "run")
+        one_line(error)
+
+
+class TestRefusals:
+    def test_another_option_is_named_with_both_values(self, finished_run, image_folder):
+        config = run_config(image_folder, learning_rate=0.5, batch_size=4)
+        with pytest.raises(RunError) as error:
+            train(config, finished_run)
+        message = one_line(error)
+        assert "training.learning_rate was 0.01 and is now 0.5" in message
+        assert "training.batch_size was 8 and is now 4" in message
+        assert "only training.steps may change" in message
+
+    def test_foreign_folder(self, tmp_path, image_folder):
+        (tmp_path / "diary.txt").write_text("dear diary")
+        with pytest.raises(RunError, match="exists and is no run folder"):
+            train(run_config(image_folder), tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
+
+    def test_file_in_place_of_a_folder(self, tmp_path, image_folder):
+        (tmp_path / "run").write_text("")
+        with pytest.raises(RunError) as error:
+            train(run_config(image_folder), tmp_path / "run")
+        one_line(error)
+
+    def test_folder_of_a_program_that_ended_as_it_began_is_no_obstacle(self, tmp_path, image_folder):
+        (tmp_path / ".lock").touch()
+        (tmp_path / ".config.json.123.tmp").write_text("{")
+        assert RunFolder(tmp_path, run_config(image_folder)).check() is False
+
+    def test_second_program_in_the_same_folder(self, tmp_path, image_folder):
+        with (tmp_path / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(RunError, match="another program is training in") as error:
+                train(run_config(image_folder), tmp_path)
+        one_line(error)
+
+    def test_batch_that_the_devices_do_not_divide(self, tmp_path, image_folder):
+        with pytest.raises(ConfigError, match="training.batch_size is 9, no multiple of the 2 devices") as error:
+            train(run_config(image_folder, batch_size=9), tmp_path / "run", devices=2)
+        one_line(error)
+        with pytest.raises(ConfigError, match="training.evaluation_batch_size is 3"):
+            train(run_config(image_folder, evaluation_batch_size=3), tmp_path / "run", devices=2)
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("devices", [0, 3])
+    def test_devices_that_there_are_not(self, tmp_path, image_folder, devices):
+        with pytest.raises(ConfigError, match=f"--devices is {devices}"):
+            train(run_config(image_folder), tmp_path / "run", devices=devices)
+
+
+class TestWarmStart:
+    def test_takes_over_the_best_weights_of_another_run(self, finished_run, image_folder, tmp_path, monkeypatch):
+        started = []
+
+        def look(function, step):
+            state = function._state
+            weights = {name: variable.numpy() for name, variable in state.model.named_variables().items()}
+            started.append((weights, {name: average.numpy() for name, average in state.averages.items()}))
+            raise FirstStepError
+
+        before_steps(monkeypatch, look)
+        with pytest.raises(FirstStepError):
+            train(run_config(image_folder, init_from=str(finished_run)), tmp_path / "run")
+        ((weights, averages),) = started
+        for name, variable in load_model(finished_run).named_variables().items():
+            np.testing.assert_array_equal(weights[name], variable, err_msg=name)
+            if name in averages:
+                np.testing.assert_array_equal(averages[name], variable, err_msg=name)
+
+    def test_another_architecture_is_refused_naming_the_difference(self, finished_run, image_folder, tmp_path):
+        model = dataclasses.replace(SMALL, latent_dim=6)
+        config = run_config(image_folder, model=model, init_from=str(finished_run))
+        with pytest.raises(ConfigError, match="model.latent_dim is 4 there and 6 here") as error:
+            train(config, tmp_path / "run")
+        one_line(error)
+
+
+class TestSelection:
+    def test_best_checkpoint_is_chosen_by_validation_and_test_is_seen_once(
+        self, image_folder, tmp_path, stand_ins, monkeypatch
+    ):
+        monkeypatch.setattr(loop, "TrainStep", FakeStep)
+        measured = iter([3.0, 2.0, 2.5, 2.2])
+        seen = []
+
+        def measure(split):
+            seen.append(split)
+            return next(measured) if split == "validation" else 1.0
+
+        stand_ins(measure)
+        config = run_config(image_folder, steps=4, evaluate_every=1, keep_checkpoints=4)
+        summary = train(config, tmp_path / "run").summary
+        assert seen == ["validation"] * 4 + ["test"]
+        assert (summary["best_step"], summary["validation_bits_per_dim"]) == (2, 2.0)
+        names = {path.stem for path in (tmp_path / "run" / "checkpoints").glob("*.index")}
+        assert names == {"best-000000002", *(f"step-{step:09d}" for step in (1, 2, 3, 4))}
+        best = checkpoint_values(tmp_path / "run", "best-000000002")
+        state = checkpoint_values(tmp_path / "run", "step-000000002")
+        averages = [key for key in state if key.startswith("averages/")]
+        later = checkpoint_values(tmp_path / "run", "step-000000004")
+        assert averages and all(np.any(state[key] != later[key]) for key in averages)
+        for key in averages:
+            np.testing.assert_array_equal(best[key.replace("averages/", "model/", 1)], state[key], err_msg=key)
+
+
+class TestDivergence:
+    def test_skipped_steps_then_the_end_then_a_restart(self, image_folder, tmp_path, stand_ins, monkeypatch, capsys):
+        config = run_config(image_folder, max_skipped_steps=3, keep_checkpoints=9)
+        write_json(tmp_path / "config.json", config.to_dict())
+        arguments = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]
+        monkeypatch.setattr(loop, "TrainStep", FakeStep)
+        # Two steps in a row are passed over; the second row of bad steps is one too long.
+        monkeypatch.setattr(FakeStep, "bad", {1, 2, 5, 6, 7})
+        assert train_main(arguments) == 3
+        out, err = capsys.readouterr()
+        assert err.count("\n") == 1
+        assert "training diverged: 3 steps in a row were not finite (at step 8:" in err
+        assert "kl" in err
+        assert "step 2 was not applied: bits per dim, kl, gradient norm not finite" in out
+        rows = figures(tmp_path / "run")
+        assert rows["train", 4]["skipped_steps"] == 2
+        assert math.isfinite(rows["train", 4]["bits_per_dim"])
+        good, last = (checkpoint_values(tmp_path / "run", f"step-{step:09d}") for step in (5, 8))
+        for key, value in good.items():
+            if not key.startswith("counters/"):
+                np.testing.assert_array_equal(last[key], value, err_msg=key)
+        # The cause is gone: the same command goes on.
+        monkeypatch.setattr(FakeStep, "bad", ())
+        assert train_main(arguments) == 0
+        row = figures(tmp_path / "run")["train", 10]
+        assert row["skipped_steps"] == 5
+        assert math.isfinite(row["bits_per_dim"])
+
+
+class TestStopRequest:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    def test_notes_the_signal(self, number):
+        with StopRequest() as stop:
+            assert stop.reason is None
+            os.kill(os.getpid(), number)
+            assert stop.reason == number.name
+
+    def test_second_interrupt_stops_at_once(self):
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.reason == "SIGINT"
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def test_program_under_nohup_goes_on_without_its_terminal(self):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with StopRequest() as stop:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert stop.reason is None
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    def test_ends_at_once_what_need_not_be_finished_and_no_more_than_that(self):
+        with StopRequest() as stop:
+            with pytest.raises(Stopped, match="SIGTERM"), stop.at_once():
+                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(Stopped, match="SIGTERM"), stop.at_once():
+                pytest.fail("the signal came before")
+
+    def test_puts_the_handlers_back(self):
+        before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+        with StopRequest():
+            assert signal.getsignal(signal.SIGTERM) != before[0]
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+class TestProgress:
+    def test_plain_lines_where_there_is_no_terminal(self):
+        file = io.StringIO()
+        progress = Progress(100, 0, file)
+        for step in range(1, 101):
+            progress.update(step, 3.14159, 1000.4)
+        progress.say("all said")
+        progress.close()
+        lines = file.getvalue().splitlines()
+        # Not a line a step: the first, at most one each 15 seconds, and the last.
+        assert [line.split(":")[0] for line in lines] == ["step 1/100", "step 100/100", "all said"]
+        assert lines[1].startswith("step 100/100: 3.142 bits/dim, 1000 images/s, 0:00")
+        assert "\r" not in file.getvalue() and "\x1b" not in file.getvalue()
+
+    def test_one_line_that_moves_on_a_terminal(self):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        file = Terminal()
+        progress = Progress(4, 0, file)
+        for step in (1, 2, 3, 4):
+            progress.update(step, 3.14159, 1000.4)
+        progress.close()
+        assert "4/4" in file.getvalue().split("\r")[-1]
+        assert file.getvalue().count("\n") <= 1
+
+
+class TestMetricsLog:
+    def test_rows_after_the_checkpoint_and_a_row_cut_short_are_removed(self, tmp_path):
+        log = MetricsLog(tmp_path, 0)
+        for step in (1, 2, 3):
+            log.write("train", step, {"bits_per_dim": float(step)})
+        log.write("test", 2, {"bits_per_dim": 9.0})
+        log.close()
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 4, "ki')
+        MetricsLog(tmp_path, 2).close()
+        assert figures(tmp_path) == {
+            ("train", step): {"step": step, "kind": "train", "bits_per_dim": float(step)} for step in (1, 2)
+        }
+
+    def test_every_row_is_json_even_where_figures_are_not_finite(self, tmp_path):
+        log = MetricsLog(tmp_path, 0)
+        log.write("train", 1, {"a": math.nan, "b": -math.inf})
+        log.close()
+
+        def refuse(name):
+            raise AssertionError(name)
+
+        row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+        assert (row["a"], row["b"]) == ("nan", "-inf")
+
+
+def test_config_of_a_run_repeats_it(finished_run, tmp_path):
+    assert Config.from_json(finished_run / "config.json").to_json() == (finished_run / "config.json").read_text()
+
+
+class TestFewerBits:
+    def test_reconstructions_of_a_5_bit_run_count_as_exact(self, image_folder, tmp_path):
+        model = dataclasses.replace(SMALL, n_bits=5)
+        config = run_config(image_folder, model=model, steps=1, evaluate_every=1)
+        summary = train(config, tmp_path / "run").summary
+        exact, count = summary["reconstruction"].split(" images")[0].split(" of ")
+        assert int(exact) == int(count) > 0
+        assert summary["lossless_codecs_bits_per_dim"] == {}

@@ -1,0 +1,516 @@
+"""One update: the schedule, Adam, and a step that is the same on any number of devices and all or nothing."""
+
+import collections
+import dataclasses
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import SMALL, give_effect, random_images
+from helpers.runs import run_config
+
+from tfdecouple.config import Config, TrainingConfig
+from tfdecouple.layers import ActNorm, InvertibleConv1x1, net_precision
+from tfdecouple.metrics.draws import DrawBounds
+from tfdecouple.networks.prior import PriorFlow
+from tfdecouple.runtime import shards as layer_parts
+from tfdecouple.runtime.emulation import emulated_accelerator
+from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.training import train
+from tfdecouple.training.adam import Adam, Variables
+from tfdecouple.training.schedule import kl_weight, learning_rate
+from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import TrainStep
+from tfdecouple.training.strategy import make_strategy
+
+BATCH = 8
+GLOW = dataclasses.replace(SMALL, conditioning="none")
+
+
+class Trainer:
+    """State and step on one or more logical CPU devices, started the same way on any number of them."""
+
+    def __init__(self, devices=1, model=SMALL, effect=True, **training):
+        options = {
+            "batch_size": BATCH,
+            "learning_rate": 0.01,
+            "warmup_steps": 2,
+            "ema_decay": 0.9,
+            "weight_decay": 0.01,
+        }
+        self.config = Config(model=model, training=TrainingConfig(**{**options, **training}))
+        self.strategy = make_strategy(devices)
+        keras.utils.set_random_seed(1)
+        with self.strategy.scope():
+            self.state = TrainingState(self.config)
+        self.state.model.initialize(random_images(16, seed=9), seed=0)
+        if effect:
+            give_effect(self.state.model)
+        self.state.start_averages()
+        self.step_function = TrainStep(self.config, self.state, self.strategy)
+        self.steps = 0
+
+    def take(self, count=1):
+        """Takes steps, each on images of its own, and returns the last result as numbers."""
+        for _ in range(count):
+            images = random_images(BATCH, seed=100 + self.steps)
+            part = BATCH // self.config.training.micro_batches
+            parts = self.strategy.experimental_distribute_dataset(
+                tf.data.Dataset.from_tensor_slices(images).batch(part)
+            )
+            result = self.step_function(list(parts), self.steps)
+            self.steps += 1
+        return type(result)(*(value.numpy() for value in result))
+
+    def values(self, device=None):
+        """Everything that checkpoints hold, by name: as read, or the copy of one device."""
+
+        def read(variable):
+            copies = self.strategy.experimental_local_results(variable)
+            return (variable if device is None else copies[device]).numpy()
+
+        return {
+            f"{group}/{name}": read(variable)
+            for group, variables in self.state.groups().items()
+            for name, variable in variables.items()
+        }
+
+
+def assert_close(ours, theirs, tolerance=1e-5):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+def assert_equal(ours, theirs, but=()):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if name not in but:
+            np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+class TestSchedule:
+    @pytest.mark.parametrize("warmup", [1, 50])
+    def test_rises_linearly_and_then_decays_exponentially(self, warmup):
+        config = TrainingConfig(learning_rate=1e-3, warmup_steps=warmup, decay_rate=0.999997)
+        for update in (0, 1, warmup - 1, warmup, warmup + 1, 10**6):
+            if update < warmup:
+                expected = np.float64(1e-7) + (np.float64(1e-3) - 1e-7) * update / warmup
+            else:
+                expected = np.float64(1e-3) * np.float64(0.999997) ** (update - warmup)
+            rate = learning_rate(config, tf.constant(update, tf.int64))
+            assert rate.dtype == tf.float32
+            np.testing.assert_allclose(rate, expected, rtol=1e-6)
+
+    def test_begins_at_the_peak_without_warmup(self):
+        rate = learning_rate(TrainingConfig(learning_rate=1e-3, warmup_steps=0), tf.constant(0))
+        np.testing.assert_allclose(rate, 1e-3, rtol=1e-6)
+
+    @pytest.mark.parametrize(("warmup", "expected"), [(0, [0.4, 0.4, 0.4]), (4, [0.0, 0.1, 0.4])])
+    def test_weight_of_the_kl_rises_linearly_and_stays(self, warmup, expected):
+        config = TrainingConfig(kl_weight=0.4, kl_warmup_steps=warmup)
+        weights = [kl_weight(config, tf.constant(update, tf.int64)) for update in (0, 1, 100)]
+        np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+
+class TestAdam:
+    @staticmethod
+    def updater(config, variables):
+        """Returns a function of a gradient, the number of updates before and the rate, which updates `variables`."""
+        adam = Adam(config)
+
+        @tf.function
+        def update(applied, gradient, updates, rate, scale):
+            adam.apply(applied, variables, gradient, adam.scalars(updates, rate, scale))
+
+        def call(gradient, updates=0, rate=0.1, *, applied=True, scale=1.0):
+            floats = (tf.constant(value, tf.float32) for value in (rate, scale))
+            update(tf.constant(applied), tf.constant(gradient, tf.float32), tf.constant(updates, tf.int64), *floats)
+
+        return call
+
+    def variables(self):
+        return Variables(*(tf.Variable([value, 2 * value]) for value in (1.0, 0.25, 0.5, 3.0)))
+
+    def test_changes_nothing_where_the_step_is_not_applied_whatever_the_gradient(self):
+        variables = self.variables()
+        before = [variable.numpy() for variable in variables]
+        self.updater(TrainingConfig(weight_decay=0.1, ema_decay=0.9), variables)([np.nan, np.inf], applied=False)
+        np.testing.assert_array_equal([variable.numpy() for variable in variables], before)
+
+    def test_average_moves_towards_the_new_weight_quickly_at_first(self):
+        config = TrainingConfig(ema_decay=0.9)
+        for updates, decay in ((0, 0.1), (10, 0.55), (1000, 0.9)):
+            variables = self.variables()
+            self.updater(config, variables)([0.5, -0.5], updates)
+            expected = decay * np.array([3.0, 6.0]) + (1 - decay) * variables.weight.numpy()
+            np.testing.assert_allclose(variables.average, expected, rtol=1e-6)
+
+    def test_scales_the_gradient_only_where_it_is_clipped(self):
+        found = []
+        for clip_norm in (0.0, 1.0):
+            variables = self.variables()
+            self.updater(TrainingConfig(clip_norm=clip_norm), variables)([0.5, -0.5], scale=0.5)
+            found.append(variables.mean.numpy())
+        np.testing.assert_allclose(
+            found, [0.9 * 0.25 * np.array([1, 2]) + 0.1 * g * np.array([0.5, -0.5]) for g in (1, 0.5)]
+        )
+
+    def test_variables_of_all_shapes_share_one_trace(self):
+        adam = Adam(TrainingConfig(ema_decay=0.9))
+
+        @tf.function
+        def update(*groups):
+            scalars = adam.scalars(tf.constant(0, tf.int64), tf.constant(0.1), None)
+            for group in groups:
+                adam.apply(tf.constant(True), Variables(*group), tf.ones_like(group[0]), scalars)
+
+        groups = [tuple(tf.Variable(tf.ones(shape)) for _ in range(4)) for shape in ((2,), (3,), (3, 1), ())]
+        update(*groups)
+        assert [update.experimental_get_tracing_count() for update in adam._update.values()] == [0, 1]
+        for group in groups:
+            np.testing.assert_allclose(group[1], np.ones(group[1].shape), rtol=1e-6)
+
+    @pytest.mark.parametrize("decay", [0.0, 0.1])
+    def test_moves_as_the_adamw_of_pytorch(self, decay):
+        config = TrainingConfig(beta_1=0.9, beta_2=0.99, epsilon=1e-3, weight_decay=decay)
+        rng = np.random.default_rng(0)
+        start = rng.standard_normal((3, 4))
+        variable, mean, variance = (tf.Variable(value, dtype=tf.float32) for value in (start, 0 * start, 0 * start))
+
+        update = self.updater(config, Variables(variable, mean, variance, None))
+        weight, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
+        for count in range(1, 8):
+            # Gradients about as small as epsilon: where it is added makes a difference.
+            gradient, rate = 2e-3 * rng.standard_normal(start.shape), 0.01 * count
+            update(gradient, count - 1, rate)
+            weight *= 1 - rate * decay
+            m = 0.9 * m + 0.1 * gradient
+            v = 0.99 * v + 0.01 * gradient**2
+            weight -= rate * (m / (1 - 0.9**count)) / (np.sqrt(v / (1 - 0.99**count)) + 1e-3)
+            np.testing.assert_allclose(variable, weight, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(mean, m, rtol=1e-5, atol=1e-8)
+            np.testing.assert_allclose(variance, v, rtol=1e-4, atol=1e-10)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """A trainer on one device that has taken three steps, its state after each, and the results."""
+    trainer = Trainer()
+    states, results = [trainer.values()], []
+    for _ in range(3):
+        results.append(trainer.take())
+        states.append(trainer.values())
+    return trainer, states, results
+
+
+@pytest.fixture(scope="module")
+def still():
+    """A trainer without z whose weights stay where they are, its first result and its state after it."""
+    trainer = Trainer(model=GLOW, learning_rate=0.0, weight_decay=0.0, warmup_steps=0)
+    return trainer, trainer.take(), trainer.values()
+
+
+@pytest.fixture(scope="module")
+def clipped():
+    """The results of two steps without z and with clipped gradients, and the states after them."""
+    trainer = Trainer(model=GLOW, clip_norm=0.25)
+    steps = [(trainer.take(), trainer.values()) for _ in range(2)]
+    return tuple(zip(*steps, strict=True))
+
+
+class TestStep:
+    def test_moves_every_trainable_weight(self, one_device):
+        trainer, states, _ = one_device
+        for name in trainer.state.trainable:
+            assert np.any(states[0][f"model/{name}"] != states[1][f"model/{name}"]), name
+
+    def test_moves_the_statistics_of_batch_normalisation(self, one_device):
+        trainer, states, _ = one_device
+        assert trainer.state.moving
+        for name in trainer.state.moving:
+            assert np.any(states[0][f"model/{name}"] != states[1][f"model/{name}"]), name
+
+    def test_averages_follow_weights_and_statistics(self, one_device):
+        trainer, states, _ = one_device
+        assert set(trainer.state.averages) == {*trainer.state.trainable, *trainer.state.moving}
+        for name in trainer.state.averages:
+            average = states[0][f"model/{name}"].astype(np.float64)
+            for update, state in enumerate(states[1:]):
+                decay = min(0.9, (1 + update) / (10 + update))
+                average = decay * average + (1 - decay) * state[f"model/{name}"]
+            np.testing.assert_allclose(states[-1][f"averages/{name}"], average, rtol=1e-5, atol=1e-6, err_msg=name)
+
+    def test_reports_the_parts_of_the_bound(self, one_device):
+        result = one_device[2][0]
+        nats = result.reconstruction + result.kl + result.dequantization
+        dimensions = 8 * 8 * 3
+        expected = nats / (dimensions * math.log(2)) + math.log2(128)
+        assert result.bits_per_dim == pytest.approx(expected, rel=1e-5)
+        assert result.kl != 0
+        assert result.applied
+
+    def test_follows_the_schedule_by_its_updates(self, one_device):
+        rates = [result.learning_rate for result in one_device[2]]
+        np.testing.assert_allclose(rates, [1e-7, 0.5 * (0.01 + 1e-7), 0.01], rtol=1e-5)
+
+    def test_noise_goes_by_the_step(self, still):
+        trainer, _, _ = still
+        (images,) = tf.data.Dataset.from_tensor_slices(random_images(BATCH)).batch(BATCH)
+        results = [float(trainer.step_function([images], step).reconstruction) for step in (0, 1, 0)]
+        assert results[0] == results[2] != results[1]
+
+    def test_clipping_bounds_the_norm_of_the_gradient(self, still, clipped):
+        assert still[1].gradient_norm == pytest.approx(clipped[0][0].gradient_norm, rel=1e-5)
+        assert still[1].gradient_norm > 1
+        for values, norm in ((still[2], still[1].gradient_norm), (clipped[1][0], 0.25)):
+            # The first moment after one update is (1 - beta_1) times the gradient as it was applied.
+            moments = np.concatenate([value.ravel() for name, value in values.items() if name.startswith("means/")])
+            assert np.linalg.norm(moments) == pytest.approx(0.1 * norm, rel=1e-4)
+
+    def test_weight_of_the_kl_is_that_of_its_gradient_and_not_of_its_report(self, one_device):
+        # The prior's weights have no other gradient than the KL's.
+        trainer = Trainer(kl_weight=0.25, kl_warmup_steps=1)
+        moments = []
+        for _ in range(2):
+            before = trainer.values()
+            result = trainer.take()
+            after = trainer.values()
+            moments.append(
+                {n: after[n] - 0.9 * before[n] for n in after if n.startswith("means/prior_flow/")},
+            )
+        assert moments[0]
+        assert all(not value.any() for value in moments[0].values())
+        assert all(value.any() for value in moments[1].values())
+        assert result.bits_per_dim == pytest.approx(
+            (result.reconstruction + result.kl + result.dequantization) / (8 * 8 * 3 * math.log(2)) + 7, rel=1e-5
+        )
+
+    def test_reads_each_weight_once_for_all_parts_of_a_batch(self, monkeypatch):
+        monkeypatch.setattr(layer_parts, "batch_parts", lambda: 2)
+        trainer = Trainer()
+        arguments = tf.zeros([BATCH, *SMALL.image_shape], tf.uint8), tf.constant(0), tf.constant(0.0)
+        graph = trainer.step_function._whole.get_concrete_function(*arguments).graph
+        # In the graph of the step itself: the updates read within functions of their own.
+        reads = collections.Counter(op.inputs[0].name for op in graph.get_operations() if op.type == "ReadVariableOp")
+        inside = {
+            placeholder.name
+            for placeholder, handle in zip(graph.internal_captures, graph.external_captures, strict=True)
+            if any(handle is weight.handle for weight in trainer.state.trainable.values())
+        }
+        assert len(inside) == len(trainer.state.trainable)
+        assert {reads[name] for name in inside} == {1}
+
+    def test_rematerialisation_changes_no_bit(self, one_device):
+        trainer = Trainer(remat=True)
+        result = trainer.take()
+        assert result == one_device[2][0]
+        assert_equal(trainer.values(), one_device[1][1])
+
+    def test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss(self, one_device):
+        trainer = Trainer(precision="mixed_bfloat16")
+        result, exact = trainer.take(), one_device[2][0]
+        assert result.applied
+        assert result.bits_per_dim != exact.bits_per_dim
+        assert result.bits_per_dim == pytest.approx(exact.bits_per_dim, abs=0.02)
+        variables = [*trainer.state.trainable.values(), *trainer.state.averages.values(), *trainer.state.means.values()]
+        assert {variable.dtype for variable in variables} == {tf.float32}
+
+
+class TestPrecision:
+    """Steps on an emulated GPU, whose products are rounded to TF32 while TensorFlow's switch for it is on."""
+
+    @pytest.fixture(autouse=True)
+    def gpu(self):
+        tf.config.experimental.enable_tensor_float_32_execution(True)
+        with emulated_accelerator():
+            yield
+        assert tf.config.experimental.tensor_float_32_execution_enabled()
+
+    def test_of_float32_is_full_whatever_the_switch(self, one_device):
+        trainer = Trainer()
+        assert trainer.take() == one_device[2][0]
+        assert_equal(trainer.values(), one_device[1][1])
+
+    @pytest.mark.parametrize("users", [True, False])
+    def test_of_tf32_is_rounded_but_near_whatever_the_switch(self, one_device, users):
+        tf.config.experimental.enable_tensor_float_32_execution(users)
+        trainer = Trainer(precision="tf32")
+        result, right = trainer.take(), one_device[2][0]
+        assert tf.config.experimental.tensor_float_32_execution_enabled() is users
+        tf.config.experimental.enable_tensor_float_32_execution(True)
+        assert result.applied and result != right
+        assert result.bits_per_dim == pytest.approx(right.bits_per_dim, rel=1e-3)
+        # Adam's means after one step are a share of the gradient.
+        found, full = (
+            np.concatenate([value.ravel() for name, value in values.items() if name.startswith("means/")])
+            for values in (trainer.values(), one_device[1][1])
+        )
+        assert 1e-6 < np.linalg.norm(found - full) / np.linalg.norm(full) < 1e-2
+
+    @pytest.mark.parametrize("form", ["full", "lu"])
+    @pytest.mark.parametrize("kind", ["1x1 convolution", "its inverse", "actnorm", "prior"])
+    def test_of_tf32_leaves_what_is_inverted_or_measured_in_full(self, kind, form):
+        layer, shape = {
+            "1x1 convolution": (InvertibleConv1x1(form), [2, 4, 4, 6]),
+            "its inverse": (InvertibleConv1x1(form), [2, 4, 4, 6]),
+            "actnorm": (ActNorm(), [2, 4, 4, 6]),
+            "prior": (PriorFlow(2, 8, linear=form), [3, 6]),
+        }[kind]
+        x = tf.constant(np.random.default_rng(0).standard_normal(shape), tf.float32)
+        layer.forward_and_log_det(x)
+        give_effect(layer, scale=0.3)
+        weights = [variable.value for variable in layer.trainable_variables]
+        method = layer.inverse_and_log_det if kind == "its inverse" else layer.forward_and_log_det
+
+        def found(precision):
+            @tf.function(autograph=False)
+            def run():
+                with net_precision(precision), tf.GradientTape() as tape:
+                    tape.watch(x)
+                    y, log_det = method(x)
+                    loss = tf.reduce_sum(tf.sin(y)) + tf.reduce_sum(log_det)
+                return [y, log_det, *tape.gradient(loss, [x, *weights])]
+
+            rounded = [value.numpy() for value in run()]
+            with full_float32():
+                return rounded, [value.numpy() for value in run()]
+
+        on, off = found("tf32")
+        assert all(np.array_equal(one, other) for one, other in zip(on, off, strict=True))
+        plain_on, plain_off = found("float32")
+        for one, other in zip(off, plain_off, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+        # Without going round it, all but the actnorm are rounded.
+        assert kind == "actnorm" or np.abs(plain_on[0] - plain_off[0]).max() > 1e-5
+
+    def test_validation_of_a_run_in_tf32_is_in_full_float32(self, image_folder, tmp_path, monkeypatch):
+        seen = []
+        bounds = DrawBounds._over_draws
+
+        def look(self, *inputs):
+            result = bounds(self, *inputs)
+            on = tf.numpy_function(tf.config.experimental.tensor_float_32_execution_enabled, [], tf.bool)
+            with tf.control_dependencies([tf.numpy_function(seen.append, [on], [])]):
+                return tf.identity(result)
+
+        monkeypatch.setattr(DrawBounds, "_over_draws", look)
+        config = run_config(image_folder, precision="tf32", steps=5)
+        assert train(config, tmp_path / "run").summary["steps"] == 5
+        assert seen and not any(seen)
+
+
+class PoisonedTrainer(Trainer):
+    """A trainer on two devices whose loss or gradient can be made NaN on either."""
+
+    def __init__(self, **training):
+        super().__init__(devices=2, **training)
+        self.poison = {kind: tf.Variable(-1, dtype=tf.int32) for kind in ("loss", "gradient")}
+        original = self.state.model.elbo_from_noise
+
+        def elbo_from_noise(*args, **options):
+            here = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
+            factor = {kind: tf.where(tf.equal(device, here), math.nan, 1.0) for kind, device in self.poison.items()}
+
+            @tf.custom_gradient
+            def pass_on(value):
+                return value, lambda upstream: upstream * factor["gradient"]
+
+            elbo = original(*args, **options)
+            return elbo._replace(reconstruction=pass_on(elbo.reconstruction) * factor["loss"])
+
+        self.state.model.elbo_from_noise = elbo_from_noise
+
+    def take_poisoned(self, kind, device, count=1):
+        """Takes steps whose loss or gradient is NaN on one device."""
+        self.poison[kind].assign(device)
+        result = self.take(count)
+        self.poison[kind].assign(-1)
+        return result
+
+
+@pytest.fixture(scope="module")
+def two_devices():
+    """A trainer on two devices that has taken three steps, its states before and after, and the results."""
+    trainer = PoisonedTrainer()
+    start = trainer.values()
+    results = [trainer.take() for _ in range(3)]
+    return trainer, (start, trainer.values()), results, [trainer.values(device) for device in (0, 1)]
+
+
+class TestTwoDevices:
+    def test_start_is_that_of_one_device(self, one_device, two_devices):
+        assert_close(two_devices[1][0], one_device[1][0])
+
+    def test_steps_are_those_of_one_device(self, one_device, two_devices):
+        assert_close(two_devices[1][1], one_device[1][-1])
+
+    def test_figures_are_those_of_one_device(self, one_device, two_devices):
+        for ours, theirs in zip(two_devices[2], one_device[2], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+    def test_copies_are_the_same(self, two_devices):
+        assert_equal(*two_devices[3])
+
+
+class TestDivision:
+    """Without batch normalisation no division of a batch changes anything; the gradient is clipped as a whole."""
+
+    @pytest.mark.parametrize(("devices", "micro_batches"), [(1, 4), pytest.param(2, 1, marks=pytest.mark.slow), (2, 2)])
+    def test_changes_nothing(self, clipped, devices, micro_batches):
+        trainer = Trainer(devices=devices, model=GLOW, clip_norm=0.25, micro_batches=micro_batches)
+        for result in clipped[0]:
+            assert result.gradient_norm > 1
+            np.testing.assert_allclose(trainer.take(), result, rtol=1e-5)
+        assert_close(trainer.values(), clipped[1][-1])
+
+    @pytest.mark.slow
+    def test_micro_batches_move_the_statistics_of_batch_normalisation_once(self, one_device):
+        # One update towards the mean of the parts' statistics. For the mean of the very first normalisation, whose
+        # input is the same in parts, that is where the whole batch moves it.
+        trainer = Trainer(micro_batches=4)
+        trainer.take()
+        name = "model/encoder/level_0_block_1/norm_1/moving_mean"
+        states = one_device[1]
+        assert np.any(states[1][name] != states[0][name])
+        np.testing.assert_allclose(trainer.values()[name], states[1][name], rtol=1e-4, atol=1e-6)
+
+
+class TestNotFinite:
+    COUNTERS = ("counters/step", "counters/skipped")
+
+    @pytest.fixture(scope="class", params=["whole", pytest.param("micro-batches", marks=pytest.mark.slow)])
+    def trainer(self, request):
+        if request.param == "whole":
+            return request.getfixturevalue("two_devices")[0]
+        trainer = PoisonedTrainer(micro_batches=2)
+        trainer.take()
+        return trainer
+
+    @pytest.mark.parametrize("device", [0, 1])
+    @pytest.mark.parametrize("kind", ["loss", "gradient"])
+    def test_step_changes_nothing_on_any_device(self, trainer, kind, device):
+        before = [trainer.values(device=number) for number in (0, 1)]
+        result = trainer.take_poisoned(kind, device)
+        assert not result.applied
+        assert np.isfinite(result.bits_per_dim) == (kind == "gradient")
+        assert not np.isfinite(result.gradient_norm)
+        for number in (0, 1):
+            after = trainer.values(device=number)
+            assert_equal(after, before[number], but=self.COUNTERS)
+            for counter in self.COUNTERS:
+                assert after[counter] == before[number][counter] + 1
+
+    def test_next_step_goes_on(self, trainer):
+        trainer.take_poisoned("loss", 0, count=2)
+        before = trainer.values()
+        assert before["counters/skipped"] >= 2
+        assert trainer.take().applied
+        after = trainer.values()
+        assert after["counters/skipped"] == 0
+        assert after["counters/updates"] == before["counters/updates"] + 1
+        assert all(np.isfinite(value).all() for name, value in after.items() if "best" not in name)
+        for name in (*trainer.state.trainable, *trainer.state.moving):
+            assert np.any(after[f"model/{name}"] != before[f"model/{name}"]), name
