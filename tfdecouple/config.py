@@ -19,9 +19,9 @@ from typing import Any
 
 from tfdecouple.errors import ConfigError
 from tfdecouple.storage.files import parse_json
+from tfdecouple.transforms import TRANSFORMS
 
 CONDITIONING = ("coupling", "base", "none")
-TRANSFORMS = ("affine", "additive")
 LINEAR_FORMS = ("full", "lu")
 PRIORS = ("flow", "normal")
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
@@ -74,7 +74,7 @@ class ModelConfig:
         hidden_channels: width of the coupling nets, one number per level.
         factors: for each inner level, the fraction of channels that leave at the end of each of its parts (4: a
             quarter of the level's channels). A single entry holds for all.
-        transform: "affine" (s = 1 + alpha*tanh(u/2)) or "additive" couplings.
+        transform: of `transforms.py`: "affine" (s = 1 + alpha*tanh(u/2)) or "additive" couplings.
         multiscale_transform: the same choice for the coupling before each factor-out.
         alpha: the paper's bound of the affine scale, in (0, 1]: a scale lies in (1 - alpha, 1 + alpha). The
             smaller, the further from the training images an image may be and still come back to the last pixel

@@ -9,12 +9,12 @@ import keras
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
-from tfdecouple.config import TRANSFORMS
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.layers.base import InvertibleLayer
 from tfdecouple.layers.nets import MLP, ConvNet
 from tfdecouple.runtime.shapes import sizes, zero_per_image
 from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.transforms import TRANSFORMS
 
 PATTERNS = ("continuous", "alternate")
 PARTS = ("last", "first")

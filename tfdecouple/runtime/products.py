@@ -1,11 +1,14 @@
-"""Matrix products: of the channels at every position, and such that keep their precision whatever the device."""
+"""Products, inverses and determinants of matrices, such that keep their precision whatever the device and compiler."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from tfdecouple.runtime.precision import current_net_precision
 from tfdecouple.runtime.shapes import sizes
+from tfdecouple.runtime.xla import in_xla
 
 
 def full_product(a: tf.Tensor, b: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
@@ -34,3 +37,30 @@ def channel_product(x: tf.Tensor, matrix: tf.Tensor, transpose: bool = False, fu
     multiply = full_product if full else tf.matmul
     product = multiply(tf.reshape(x, [-1, x.shape[-1]]), matrix, transpose_b=transpose)
     return tf.reshape(product, [*sizes(x)[:-1], product.shape[-1]])
+
+
+def lu_product(factors: tf.Tensor, permutation: tf.Tensor) -> tf.Tensor:
+    """Returns P L U, `[n, n]`, of packed factors `[n, n]` and a permutation `[n]` as of `tf.linalg.lu`.
+
+    Its product keeps its precision as `full_product` does, which it calls no more than TFP's.
+    """
+    dtype = tf.float64 if current_net_precision() == "tf32" else factors.dtype
+    return tf.cast(tf.linalg.lu_reconstruct(tf.cast(factors, dtype), permutation), factors.dtype)
+
+
+def inverse_matrix(matrix: tf.Tensor) -> tf.Tensor:
+    """Returns the inverse of `[n, n]`, computed in float64 and rounded to the matrix' own dtype."""
+    return tf.cast(tf.linalg.inv(tf.cast(matrix, tf.float64)), matrix.dtype)
+
+
+def log_abs_det(matrix: tf.Tensor) -> tf.Tensor:
+    """Returns log |det W| of `[n, n]`, a scalar."""
+    return _log_abs_det_by_qr(matrix) if in_xla() else tf.linalg.slogdet(matrix).log_abs_determinant
+
+
+@tf.custom_gradient
+def _log_abs_det_by_qr(matrix: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Returns log |det W|: for XLA, which has no operation for determinants on CPUs."""
+    factors = tf.linalg.qr(tf.cast(matrix, tf.float64)).r
+    value = tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(factors))))
+    return tf.cast(value, matrix.dtype), lambda slope: slope * tf.transpose(inverse_matrix(matrix))
