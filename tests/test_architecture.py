@@ -1,0 +1,75 @@
+"""Tests of the plan of the architecture: it names every weight that the built model has, with its shape."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from helpers.models import SMALL, TINY
+
+from tfdecouple.architecture import plan
+from tfdecouple.config import load_preset, preset_names
+
+CONFIGS = {
+    "tiny": TINY,
+    "small": SMALL,
+    "additive": dataclasses.replace(TINY, transform="additive", prior_transform="additive"),
+    "additive factor-out": dataclasses.replace(TINY, multiscale_transform="additive"),
+    "lu": dataclasses.replace(TINY, linear="lu", latent_dim=7),
+    "base": dataclasses.replace(TINY, conditioning="base", base_hidden=5),
+    "normal prior": dataclasses.replace(TINY, prior="normal"),
+    "no z": dataclasses.replace(TINY, conditioning="none"),
+    "thirds": dataclasses.replace(
+        TINY, image_size=16, steps=(2, (1, 2), (3,), 1), hidden_channels=(3, 4, 5, 6), factors=(3, 2), prior_steps=3
+    ),
+    "same planes": dataclasses.replace(TINY, encoder_channels=(3, 3, 8)),
+}
+LARGE = 30_000_000
+
+
+def check_weights(config):
+    """Holds the planned names and shapes against those of the model that is built."""
+    from tfdecouple.model import DecoupledModel
+
+    model = DecoupledModel(config)
+    assert plan(config).weights() == {name: tuple(v.shape) for name, v in model.named_variables().items()}
+    assert plan(config).parameters() == model.parameter_count()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_weights_are_those_of_the_model(name):
+    check_weights(CONFIGS[name])
+
+
+def presets(large):
+    return [n for n in preset_names() if (plan(load_preset(n).model).parameters()["total"] > LARGE) == large]
+
+
+@pytest.mark.parametrize("name", presets(large=False))
+def test_weights_are_those_of_the_preset(name):
+    check_weights(load_preset(name).model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", presets(large=True))
+def test_weights_are_those_of_the_large_preset(name):
+    check_weights(load_preset(name).model)
+
+
+def test_maps_get_smaller_and_channels_leave():
+    stages = list(plan(load_preset("cifar10").model).stages)
+    assert [(s.side, s.channels, s.hidden, s.steps, s.dropped) for s in stages] == [
+        (32, 3, 24, 2, 0),
+        (16, 12, 512, 6, 3),
+        (16, 9, 512, 6, 3),
+        (8, 24, 512, 6, 6),
+        (8, 18, 512, 6, 6),
+        (4, 48, 512, 4, 0),
+    ]
+
+
+def test_the_widest_map_is_the_largest_of_all():
+    wide = dataclasses.replace(TINY, hidden_channels=(4, 100, 6), encoder_channels=(4, 6))
+    assert plan(wide).widest_map() == 4 * 4 * 100
+    assert plan(dataclasses.replace(wide, encoder_channels=(50, 6))).widest_map() == 8 * 8 * 50
+    assert plan(dataclasses.replace(TINY, hidden_channels=(1, 1, 1), conditioning="none")).widest_map() == 8 * 8 * 3

@@ -1,0 +1,161 @@
+"""Channels, sides and names level by level: how those of the flow and of the encoder follow from a config's lists.
+
+Plain arithmetic of whole numbers, from which the config checks itself and `architecture.plan` makes the whole plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+# Colours of an image.
+COLOURS = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """A stage of the flow: some steps at one number of channels, after which some of the channels may leave.
+
+    Attributes:
+        name: with which the names of its layers begin, `level_0_part_0`.
+        level: its level, 0 at full resolution.
+        side: height and width of its maps.
+        channels: of its steps.
+        hidden: width of its coupling nets.
+        steps: how many steps it has.
+        dropped: how many channels leave at its end; 0 where all go on.
+    """
+
+    name: str
+    level: int
+    side: int
+    channels: int
+    hidden: int
+    steps: int
+    dropped: int
+
+    @property
+    def reduction(self) -> int:
+        """How many times smaller its maps are than the image, along each side."""
+        return 2**self.level
+
+    @property
+    def step_names(self) -> tuple[str, ...]:
+        """Names of its steps, `level_0_part_0_step_0`, in the forward direction."""
+        return tuple(f"{self.name}_step_{number}" for number in range(self.steps))
+
+    @property
+    def factor_out_name(self) -> str:
+        """Name of the layer that stands before the channels that leave."""
+        return f"{self.name}_factor_out"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockPlan:
+    """A ResNet block of the encoder.
+
+    Attributes:
+        name: of the layer, `level_0_block_1`.
+        reduction: how many times smaller its input is than the image, along each side.
+        channels: of its input.
+        planes: channels of its output.
+        strides: 1, or 2 where it halves height and width.
+    """
+
+    name: str
+    reduction: int
+    channels: int
+    planes: int
+    strides: int
+
+    @property
+    def shortcut(self) -> bool:
+        """Whether the shortcut has a convolution, since the block changes size or channels."""
+        return self.strides != 1 or self.channels != self.planes
+
+
+def flow_levels(
+    image_size: int,
+    steps: Sequence[int | Sequence[int]],
+    hidden_channels: Sequence[int],
+    inner_factors: Sequence[int],
+) -> tuple[tuple[StagePlan, ...], ...]:
+    """Returns the stages of each level of the flow, full resolution first (paper Figure 3c).
+
+    Before every level but the first a squeeze makes four times the channels of half the side. An inner level has
+    several stages; after each of them the same number of channels leaves, and the others go on.
+
+    Args:
+        image_size: side of the images in pixels.
+        steps: for each level a number of steps, or a list of them, one for each stage, after which channels leave.
+        hidden_channels: width of the coupling nets of each level.
+        inner_factors: for each level between the first and the last, which fraction of its channels leaves (4: a
+            quarter).
+
+    >>> for level in flow_levels(8, (1, (2, 2), 1), (4, 5, 6), (4,)):
+    ...     print([(stage.name, stage.side, stage.channels, stage.dropped) for stage in level])
+    [('level_0_part_0', 8, 3, 0)]
+    [('level_1_part_0', 4, 12, 3), ('level_1_part_1', 4, 9, 3)]
+    [('level_2_part_0', 2, 24, 0)]
+    """
+    levels = []
+    channels = COLOURS
+    for level, (counts, hidden) in enumerate(zip(steps, hidden_channels, strict=True)):
+        channels *= 4 if level else 1
+        inner = not isinstance(counts, int)
+        dropped = channels // inner_factors[level - 1] if inner else 0
+        stages = []
+        for number, count in enumerate(counts if not isinstance(counts, int) else (counts,)):
+            stages.append(
+                StagePlan(
+                    name=f"level_{level}_part_{number}",
+                    level=level,
+                    side=image_size // 2**level,
+                    channels=channels,
+                    hidden=hidden,
+                    steps=count,
+                    dropped=dropped,
+                )
+            )
+            channels -= dropped
+        levels.append(tuple(stages))
+    return tuple(levels)
+
+
+def encoder_blocks(planes: Sequence[int]) -> tuple[BlockPlan, ...]:
+    """Returns the blocks of the encoder: two a level, of which the second halves height and width.
+
+    Args:
+        planes: channels of each level.
+
+    >>> for block in encoder_blocks((8, 16)):
+    ...     print(block.name, block.reduction, block.channels, block.planes, block.shortcut)
+    level_0_block_1 1 3 8 True
+    level_0_block_2 1 8 8 True
+    level_1_block_1 2 8 16 True
+    level_1_block_2 2 16 16 True
+    """
+    blocks = []
+    channels = COLOURS
+    for level, width in enumerate(planes):
+        for strides in (1, 2):
+            blocks.append(
+                BlockPlan(
+                    name=f"level_{level}_block_{strides}",
+                    reduction=2**level,
+                    channels=channels,
+                    planes=width,
+                    strides=strides,
+                )
+            )
+            channels = width
+    return tuple(blocks)
+
+
+def halves(channels: int) -> tuple[int, int]:
+    """Returns how many channels the couplings of a step leave alone and how many they transform: half, rounded down.
+
+    >>> halves(7)
+    (4, 3)
+    """
+    return channels - channels // 2, channels // 2
