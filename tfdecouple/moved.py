@@ -22,6 +22,7 @@ MOVED = {
     "evaluation.confusion": "visualization.confusion",
     "evaluation.grids": "visualization.grids",
     "evaluation.plots": "visualization.plots",
+    "evaluation.progress": "runtime.progress",
     "evaluation.projection": "visualization.projection",
     "files": "storage.files",
     "flow": "networks.flow",

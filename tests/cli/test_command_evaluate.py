@@ -21,11 +21,12 @@ from tfdecouple.cli import evaluate
 from tfdecouple.cli.opening import drawn_indices
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
-from tfdecouple.metrics import Evaluator, inception, progress
-from tfdecouple.metrics.progress import Counter, TimeLeft
+from tfdecouple.metrics import Evaluator, inception
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
+from tfdecouple.runtime import progress
 from tfdecouple.runtime.process import run_program
+from tfdecouple.runtime.progress import Counter, TimeLeft
 
 pytestmark = pytest.mark.usefixtures("eager")
 

@@ -33,9 +33,9 @@ from tfdecouple.dataset_encoding import encoding, read_codes, tfrecord
 from tfdecouple.dataset_encoding.fields import Field
 from tfdecouple.dataset_encoding.tfrecord import TFRecordShard, to_example
 from tfdecouple.errors import DataError
-from tfdecouple.metrics import progress
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
+from tfdecouple.runtime import progress
 from tfdecouple.storage.checkpoints import CheckpointFolder
 
 COUNTS = {"train": 20, "validation": 6, "test": 5}

@@ -18,11 +18,12 @@ from PIL import Image
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
-from tfdecouple.metrics import linear_classifier, probe, progress
+from tfdecouple.metrics import linear_classifier, probe
 from tfdecouple.metrics.frechet import _samples
 from tfdecouple.metrics.importance import BoundEvaluator
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
+from tfdecouple.runtime import progress
 
 COUNTS = {"train": 60, "validation": 6, "test": 24}
 FEATURES = 5

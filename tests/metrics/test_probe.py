@@ -257,7 +257,7 @@ class TestSubset:
         np.testing.assert_array_equal(np.concatenate([b["label"] for b in batches]), labels[np.sort(indices)])
 
     def test_progress_is_told(self, source, monkeypatch):
-        monkeypatch.setattr("tfdecouple.metrics.progress._INTERVAL", 0.0)
+        monkeypatch.setattr("tfdecouple.runtime.progress._INTERVAL", 0.0)
         lines = []
         list(subset_batches(source, "test", np.arange(20), batch_size=8, say=lines.append))
         assert [line.partition(", about ")[0] for line in lines] == ["  8 of 20 test images", "  16 of 20 test images"]

@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.dataset_encoding.folder import CodesFolder
     from tfdecouple.dataset_encoding.manifest import Manifest
     from tfdecouple.dataset_encoding.weights import keep_weights, kept_weights
-    from tfdecouple.metrics.progress import Counter
+    from tfdecouple.runtime.progress import Counter
 
     opened = open_run(options)
     _require_fields(opened, options)
@@ -134,7 +134,7 @@ def _verify(out: pathlib.Path) -> int:
     from tfdecouple.dataset_encoding.checking import verify
     from tfdecouple.dataset_encoding.manifest import Manifest
     from tfdecouple.dataset_encoding.weights import problem_of_weights
-    from tfdecouple.metrics.progress import Counter
+    from tfdecouple.runtime.progress import Counter
 
     manifest = Manifest.read(out)
     if manifest is None:

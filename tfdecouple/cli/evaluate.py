@@ -249,7 +249,7 @@ class _Evaluation:
 
     def _bound(self, bound: str, k: int) -> Bound:
         from tfdecouple.metrics.importance import BoundEvaluator
-        from tfdecouple.metrics.progress import Counter
+        from tfdecouple.runtime.progress import Counter
 
         # Few images and many draws fill a batch together.
         at_once = max(1, min(k, self.batch_size // self.count))
@@ -267,7 +267,7 @@ class _Evaluation:
 
     def _latent_use(self) -> LatentUse:
         from tfdecouple.metrics.latent_use import measure_latent_use
-        from tfdecouple.metrics.progress import Counter
+        from tfdecouple.runtime.progress import Counter
 
         samples = self.options.samples
         with Counter("use of z", self.count * (1 + samples)) as counter:

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     from tfdecouple.cli.opening import image_pairs, open_run
     from tfdecouple.cli.output import save
-    from tfdecouple.metrics.progress import Counter
+    from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import interpolation_grid
 
     opened = open_run(options)

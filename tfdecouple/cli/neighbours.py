@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.cli.output import save
     from tfdecouple.data import chosen_batches
     from tfdecouple.metrics.neighbours import NearestNeighbours
-    from tfdecouple.metrics.progress import Counter
+    from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import neighbour_grid
 
     opened = open_run(options)

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.cli.opening import drawn_indices, label_names, open_data, open_run
     from tfdecouple.cli.output import save
     from tfdecouple.data import chosen_batches
-    from tfdecouple.metrics.progress import Counter
+    from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.plots import png, projection_figure
     from tfdecouple.visualization.projection import principal_components, t_sne
 

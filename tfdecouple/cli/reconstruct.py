@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     from tfdecouple.cli.opening import drawn_images, open_run
     from tfdecouple.cli.output import save
-    from tfdecouple.metrics.progress import Counter
+    from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import reconstruction_grid
 
     opened = open_run(options)

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     from tfdecouple.cli.opening import open_run
     from tfdecouple.cli.output import save
-    from tfdecouple.metrics.progress import Counter
+    from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import sample_grid
 
     opened = open_run(options)

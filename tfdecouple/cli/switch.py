@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     from tfdecouple.cli.opening import image_pairs, open_run
     from tfdecouple.cli.output import save
-    from tfdecouple.metrics.progress import Counter
+    from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import switch_grid
 
     opened = open_run(options, z_for="switch")

@@ -20,9 +20,9 @@ from tfdecouple import randomness
 from tfdecouple.data.source import Source
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.metrics.features import Extractor, open_extractor
-from tfdecouple.metrics.progress import TimeLeft
 from tfdecouple.metrics.subset import drawn_indices, subset_batches
 from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime.progress import TimeLeft
 
 # How many samples FID is taken of by convention.
 FID_SAMPLES = 50_000

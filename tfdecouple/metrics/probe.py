@@ -23,9 +23,9 @@ from tfdecouple.metrics.linear_classifier import (
     fit_pca,
     held_out_count,
 )
-from tfdecouple.metrics.progress import TimeLeft
 from tfdecouple.metrics.subset import drawn_indices, subset_batches
 from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime.progress import TimeLeft
 from tfdecouple.visualization.confusion import confusion_picture
 
 __all__ = ["confusion_picture", "linear_probe"]

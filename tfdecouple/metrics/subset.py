@@ -8,7 +8,7 @@ import numpy as np
 
 from tfdecouple.data import Source, chosen_batches
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.progress import TimeLeft
+from tfdecouple.runtime.progress import TimeLeft
 
 
 def drawn_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
