@@ -16,13 +16,13 @@ from export.deployed.folding import fold
 from export.signatures import endpoints
 from export.verification.arrays import DRAWN, batches
 from export.verification.judge import PERTURBATION, Answer, Floats, Pixels
-from export.verification.progress import Progress
 from export.verification.run import RefusedError
 from export.verification.weights import digests
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data import load_images, open_source
 from tfdecouple.errors import DataError
 from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime.progress import Lines
 from tfdecouple.runtime.tf32 import full_float32
 
 # Real images for the round trip, those of parity among them; fewer of larger ones.
@@ -102,7 +102,7 @@ class _Asking:
         every = sum(map(len, self.kinds.values()))
         answers = 1 + self.reactions
         passes = every + self.count // 2 + answers * (every + 3 * self.count) + self.reactions * self.count
-        self.progress = Progress(tell, passes + (3 * answers * self.count if self.config.has_latent else 0))
+        self.progress = Lines(tell, passes + (3 * answers * self.count if self.config.has_latent else 0))
 
     # --- the model's parts ---
 

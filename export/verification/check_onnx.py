@@ -17,8 +17,8 @@ from onnx import numpy_helper
 
 from export.verification import variants
 from export.verification.arrays import DRAWN, Arrays, Report, answers_in, group, run_check
-from export.verification.progress import Progress
 from export.verification.weights import by_name, same
+from tfdecouple.runtime.progress import Lines
 
 # What runtimes of all kinds read: `export.formats.onnx` writes no other.
 _OPSET, _IR_VERSION = 18, 8
@@ -52,7 +52,7 @@ class OnnxFiles:
         names: Mapping[str, str],
         suffix: str = "",
         provider: str = "CPUExecutionProvider",
-        progress: Progress | None = None,
+        progress: Lines | None = None,
     ):
         self.paths = {endpoint: folder / f"{name}{suffix}.onnx" for endpoint, name in names.items()}
         self._provider, self._progress = provider, progress
@@ -105,7 +105,7 @@ def check(
     report = Report(notes={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__})
     rounds = len(cases["real"]) + sum(map(len, group(cases, "extreme/").values()))
     count = int(cases["batches"].sum())
-    progress = Progress(tell, count * (len(names) + 1) + rounds + rounds - count)
+    progress = Lines(tell, count * (len(names) + 1) + rounds + rounds - count)
     files = OnnxFiles(folder, names, provider=provider, progress=progress)
     stems = [f"{name}{suffix}.onnx" for name in names.values() for suffix in ("", *(f".{p}" for p in precisions))]
     strange = {path.name for path in folder.iterdir()} - {*stems, *(f"{stem}.data" for stem in stems)}

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from export.verification.arrays import DRAWN, Arrays, Report, answers_in, group, reason, run_check
-from export.verification.progress import Progress
 from export.verification.weights import by_name, same
 from tfdecouple.runtime.process import start_tensorflow
+from tfdecouple.runtime.progress import Lines
 
 _FILES = {
     "saved_model.pb", "fingerprint.pb", "variables/variables.index", "variables/variables.data-00000-of-00001",
@@ -84,7 +84,7 @@ def check(
         count = int(cases["batches"].sum())
         extra = len(cases["real"]) + sum(map(len, group(cases, "extreme/").values()))
         work = count * (sum(_WORK.get(endpoint, 1) for endpoint in endpoints) + 1) + 2 * extra - count
-        progress = Progress(tell, work)
+        progress = Lines(tell, work)
 
         def call(signature_name: str, inputs: Arrays) -> Arrays:
             signature = signatures[signature_name]

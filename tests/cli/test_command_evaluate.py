@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import io
 import json
 import subprocess
 import sys
@@ -26,7 +25,6 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
 from tfdecouple.runtime import progress
 from tfdecouple.runtime.process import run_program
-from tfdecouple.runtime.progress import Counter, TimeLeft
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -352,58 +350,3 @@ class TestHelp:
         assert (ended.returncode, ended.stderr) == (0, "")
         assert "--importance" in ended.stdout and "--latent-use" in ended.stdout
         assert max(map(len, ended.stdout.splitlines())) <= 110
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-class TestProgress:
-    def test_plain_lines_come_after_some_seconds_and_not_too_often(self, monkeypatch):
-        now = [100.0]
-        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
-        file = io.StringIO()
-        with Counter("counting", 50, file) as counter:
-            for done, time in [(10, 104), (20, 106), (30, 115), (40, 122), (50, 123)]:
-                now[0] = time
-                counter(done)
-        assert file.getvalue().splitlines() == [
-            "counting: 20 of 50 images, 5 images/s, 6 s left",
-            "counting: 40 of 50 images, 1.67 images/s, 6 s left",
-        ]
-
-    def test_what_came_before_is_not_of_this_speed(self, monkeypatch):
-        now = [100.0]
-        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
-        file = io.StringIO()
-        with Counter("counting", 100_000, file, before=50_000) as counter:
-            now[0] = 190
-            counter(50_100)
-            now[0] = 205
-            counter(50_250)
-        assert file.getvalue().splitlines() == [
-            "counting: 50100 of 100000 images",
-            "counting: 50250 of 100000 images, 10 images/s, 1 h 23 min left",
-        ]
-
-    def test_time_left_is_said_now_and_then(self, monkeypatch):
-        now = [100.0]
-        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
-        left = TimeLeft(80)
-        said = []
-        for done, time in [(0, 130), (1, 105), (20, 116), (21, 117), (40, 140), (80, 180)]:
-            now[0] = time
-            said.append(left.due(done))
-        assert said == [None, None, "about 48 s left", None, "about 40 s left", None]
-        left.shift(40)
-        now[0] = 200
-        assert left.due(60) == "about 20 s left"
-
-    def test_terminal_gets_a_bar_that_goes_away(self):
-        file = Terminal()
-        with Counter("counting", 50, file) as counter:
-            counter(20)
-            counter(50)
-        assert "counting" in file.getvalue() and "/50" in file.getvalue()
-        assert "\n" not in file.getvalue()

@@ -5,7 +5,6 @@ import pytest
 
 from export.verification.arrays import Report, batches, load_cases, save_cases
 from export.verification.judge import FACTOR, Floats, Pixels, restored
-from export.verification.progress import Progress
 
 SIZES = batches(8)
 COUNT = sum(SIZES)
@@ -302,22 +301,3 @@ class TestRoundTrip:
         cases = {"real": self.IMAGES, "kept/real": np.ones(COUNT, bool)}
         report.check_round_trip(call, cases, {"v": self.IMAGES[:5]})
         assert sum(asked) == COUNT - 5 and report.round_trip["real"]["identical"] == COUNT
-
-
-class TestProgress:
-    def test_says_how_far_and_how_long_without_the_first_which_is_slow(self):
-        now, said = [0.0], []
-        progress = Progress(said.append, 100, clock=lambda: now[0])
-        now[0] = 60
-        progress.advance(10)
-        for _ in range(3):
-            now[0] += 6
-            progress.advance(10)
-        assert said == ["  10 of 100 images", "  30 of 100 images, about 42 s left"]
-
-    def test_says_nothing_of_what_takes_no_time(self):
-        said = []
-        progress = Progress(said.append, 100)
-        for _ in range(100):
-            progress.advance()
-        assert said == []

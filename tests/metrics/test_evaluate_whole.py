@@ -142,7 +142,7 @@ class TestTimeLeft:
         monkeypatch.setattr(probe, "STRENGTHS", (1e-4, 1e-2))
         assert evaluate(run, tmp_path, "--images", 20, "--probe") == 0
         lines = capsys.readouterr().err.splitlines()
-        for begin in ("  8 of 20 train images", "  8 of 20 images encoded", "  pixels, linear SVM: C 0.01 is tried"):
+        for begin in ("  16 of 20 train images", "  16 of 20 images encoded", "  pixels, linear SVM: C 0.01 is tried"):
             assert any(line.startswith(begin) and line.endswith(" left") for line in lines), begin
         # Of ten classifiers of three fits each the last is the only one after which nothing is left.
         assert sum(" is tried, about " in line for line in lines) == 20

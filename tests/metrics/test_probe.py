@@ -261,7 +261,7 @@ class TestSubset:
         lines = []
         list(subset_batches(source, "test", np.arange(20), batch_size=8, say=lines.append))
         assert [line.partition(", about ")[0] for line in lines] == ["  8 of 20 test images", "  16 of 20 test images"]
-        assert all(line.endswith(" left") for line in lines)
+        assert lines[1].endswith(" left")
 
 
 class TestLinearProbe:

@@ -404,7 +404,7 @@ class TestProgress:
         lines = file.getvalue().splitlines()
         # Not a line a step: the first, at most one each 15 seconds, and the last.
         assert [line.split(":")[0] for line in lines] == ["step 1/100", "step 100/100", "all said"]
-        assert lines[1].startswith("step 100/100: 3.142 bits/dim, 1000 images/s, 0:00")
+        assert lines[1].startswith("step 100/100: 3.142 bits/dim, 1000 images/s, 0 s left")
         assert "\r" not in file.getvalue() and "\x1b" not in file.getvalue()
 
     def test_one_line_that_moves_on_a_terminal(self):

@@ -22,7 +22,7 @@ from tfdecouple.errors import DataError, UserError
 from tfdecouple.metrics.features import Extractor, open_extractor
 from tfdecouple.metrics.subset import drawn_indices, subset_batches
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runtime.progress import TimeLeft
+from tfdecouple.runtime.progress import Lines
 
 # How many samples FID is taken of by convention.
 FID_SAMPLES = 50_000
@@ -241,12 +241,11 @@ def _samples(
     def noise(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.map_fn(draw, numbers, fn_output_signature=(tf.float32, tf.float32))
 
-    left = TimeLeft(count)
+    progress = Lines(say, count, "samples")
     for start in range(0, count, batch_size):
         # Batches of one size, or TensorFlow would trace everything once more for the last.
         z_noise, v_noise = noise(tf.range(start, start + batch_size))
         z = model.z_from_noise(z_noise) if config.has_latent else None
         done = min(start + batch_size, count)
         yield model.decode(z, temperature * v_noise).numpy()[: done - start]
-        if text := left.due(done):
-            say(f"  {done:,} of {count:,} samples, {text}")
+        progress.advance(done - start)

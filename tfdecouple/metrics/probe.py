@@ -25,7 +25,7 @@ from tfdecouple.metrics.linear_classifier import (
 )
 from tfdecouple.metrics.subset import drawn_indices, subset_batches
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runtime.progress import TimeLeft
+from tfdecouple.runtime.progress import Lines, TimeLeft
 from tfdecouple.visualization.confusion import confusion_picture
 
 __all__ = ["confusion_picture", "linear_probe"]
@@ -160,7 +160,8 @@ class _Fits:
     def __init__(self, dimensions: list[int], say: Callable[[str], None]):
         # Each classifier is fitted to all values of C at most, and then once more; the time of a fit is taken for
         # proportional to its dimensions.
-        self._left = TimeLeft(sum(dimensions) * len(KINDS) * (len(STRENGTHS) + 1))
+        self._total = sum(dimensions) * len(KINDS) * (len(STRENGTHS) + 1)
+        self._left = TimeLeft(self._total)
         self._say = say
         self._what, self._size = "", 0
         self._done = self._before = 0
@@ -172,8 +173,8 @@ class _Fits:
     def tried(self, strength: float) -> None:
         """Counts a fit."""
         self._done += self._size
-        if text := self._left.due(self._done):
-            self._say(f"  {self._what}: C {strength:g} is tried, {text}")
+        if self._done < self._total and self._left.is_due(self._done):
+            self._say(f"  {self._what}: C {strength:g} is tried, about {self._left.text(self._done)}")
 
     def end(self) -> None:
         """Ends with a classifier: what was not tried is done as well."""
@@ -237,7 +238,7 @@ def _encode(
     """Returns z, float32 `[n, d_z]` (None without z), and v, float32 `[n, S * S * 3]`."""
     z = np.empty((len(images), model.config.latent_dim), np.float32) if model.config.has_latent else None
     v = np.empty((len(images), math.prod(images.shape[1:])), np.float32)
-    left = TimeLeft(len(images))
+    progress = Lines(say, len(images), "images encoded")
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         # Batches of one size, or TensorFlow would trace everything once more for the last.
@@ -247,8 +248,7 @@ def _encode(
         if z is not None and codes.z is not None:
             z[rows] = codes.z[: len(batch)]
         v[rows] = codes.v.numpy().reshape(batch_size, -1)[: len(batch)]
-        if text := left.due(rows.stop):
-            say(f"  {rows.stop:,} of {len(images):,} images encoded, {text}")
+        progress.advance(len(batch))
     return z, v
 
 

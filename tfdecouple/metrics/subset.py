@@ -8,7 +8,7 @@ import numpy as np
 
 from tfdecouple.data import Source, chosen_batches
 from tfdecouple.errors import DataError
-from tfdecouple.runtime.progress import TimeLeft
+from tfdecouple.runtime.progress import Lines
 
 
 def drawn_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
@@ -53,9 +53,7 @@ def subset_batches(
     Raises:
         DataError: for an unreadable image or an empty batch.
     """
-    done, left = 0, TimeLeft(len(indices))
+    progress = Lines(say, len(indices), f"{split} images")
     for batch in chosen_batches(source, split, indices, batch_size=batch_size):
         yield batch
-        done += len(batch["label"])
-        if text := left.due(done):
-            say(f"  {done:,} of {len(indices):,} {split} images, {text}")
+        progress.advance(len(batch["label"]))

@@ -1,16 +1,94 @@
-"""How far a measurement is, for whoever waits for it."""
+"""How far work is and how long it still takes, for whoever waits for it."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
-# Where there is no terminal: a first line after so many seconds, then one at most this often.
+# Seconds before the first line where there is no terminal, and between two lines.
 _FIRST, _INTERVAL = 5.0, 15.0
+
+
+def duration(seconds: float) -> str:
+    """Returns about how long it is, in two units at most.
+
+    >>> [duration(seconds) for seconds in (0.4, 59, 61, 7500)]
+    ['0 s', '59 s', '1 min', '2 h 5 min']
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, hours = round(seconds / 60) % 60, round(seconds / 60) // 60
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+class TimeLeft:
+    """Reckons how long work will still take at its speed so far, and when it is time to say so again.
+
+    Args:
+        total: how much there is to do, in any unit.
+        before: how much of it was done before the clock starts.
+        warm_up: whether the clock starts with the first report: what comes before it, such as tracing, says nothing of
+            the speed.
+        first: seconds before the first line; None for as long as between lines.
+    """
+
+    def __init__(self, total: float, before: float = 0.0, *, warm_up: bool = False, first: float | None = None):
+        self._total = total
+        now = time.monotonic()
+        self._start = None if warm_up else (now, before)
+        self._next = now + (_INTERVAL if first is None else first)
+
+    def shift(self, seconds: float) -> None:
+        """Leaves out of the reckoning so long that something else took."""
+        if self._start:
+            self._start = (self._start[0] + seconds, self._start[1])
+
+    def is_due(self, done: float) -> bool:
+        """Takes note that so much is done; returns whether it is a while since this was true."""
+        now = time.monotonic()
+        self._start = self._start or (now, done)
+        if now < self._next:
+            return False
+        self._next = now + _INTERVAL
+        return True
+
+    def rate(self, done: float) -> float:
+        """Returns how much is done in a second; 0 where that is not known yet."""
+        now = time.monotonic()
+        begun, before = self._start or (now, done)
+        return (done - before) / (now - begun) if now > begun else 0.0
+
+    def text(self, done: float) -> str:
+        """Returns such as "3 min left"; "" where that is not known yet."""
+        rate = self.rate(done)
+        return f"{duration((self._total - done) / rate)} left" if rate else ""
+
+
+class Lines:
+    """Says now and then, in a line, how much is done and about how long the rest takes.
+
+    Args:
+        say: is given each line.
+        total: how much there is to do.
+        unit: what it is called, in the plural.
+    """
+
+    def __init__(self, say: Callable[[str], Any], total: int, unit: str = "images"):
+        self._say, self._total, self._unit = say, total, unit
+        self._left = TimeLeft(total, warm_up=True)
+        self._done = 0
+
+    def advance(self, more: int) -> None:
+        """Takes note of more that is done."""
+        self._done = done = self._done + more
+        if done < self._total and self._left.is_due(done):
+            left = self._left.text(done)
+            self._say(f"  {done:,} of {self._total:,} {self._unit}{left and f', about {left}'}")
 
 
 class Counter:
@@ -30,9 +108,7 @@ class Counter:
         self._file = file or sys.stderr
         self._before = before
         self._unit = unit
-        # When something was first done and how much: what comes before, such as tracing, says nothing of the speed.
-        self._first: tuple[float, int] | None = None
-        self._next = time.monotonic() + _FIRST
+        self._left = TimeLeft(total, warm_up=True, first=_FIRST)
         self._bar: tqdm | None = None
 
     def __enter__(self) -> Counter:
@@ -59,42 +135,7 @@ class Counter:
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
             return
-        now = time.monotonic()
-        begun, before = self._first = self._first or (now, done)
-        if now >= self._next:
-            self._next = now + _INTERVAL
-            rate = (done - before) / (now - begun) if now > begun else 0.0
-            left = f", {rate:.3g} {self._unit}/s, {duration((self._total - done) / rate)} left" if rate else ""
-            print(f"{self._what}: {done} of {self._total} {self._unit}{left}", file=self._file, flush=True)
-
-
-class TimeLeft:
-    """Says now and then how long work will still take, from how long it took so far.
-
-    Args:
-        total: how much there is to do, in any unit.
-    """
-
-    def __init__(self, total: float):
-        self._total = total
-        self._begun = self._told = time.monotonic()
-
-    def shift(self, seconds: float) -> None:
-        """Leaves out of the reckoning so long that something else took."""
-        self._begun += seconds
-
-    def due(self, done: float) -> str | None:
-        """Returns such as "about 3 min left" where so much is done, None where that was said a moment ago."""
-        now = time.monotonic()
-        if now - self._told < _INTERVAL or not 0 < done < self._total:
-            return None
-        self._told = now
-        return f"about {duration((now - self._begun) * (self._total - done) / done)} left"
-
-
-def duration(seconds: float) -> str:
-    """Returns about how long it is, in two units at most."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, hours = round(seconds / 60) % 60, round(seconds / 60) // 60
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+        if self._left.is_due(done):
+            rate, left = self._left.rate(done), self._left.text(done)
+            speed = f", {rate:.3g} {self._unit}/s, {left}" if rate else ""
+            print(f"{self._what}: {done} of {self._total} {self._unit}{speed}", file=self._file, flush=True)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Iterator
 from typing import TextIO
 
 from tqdm import tqdm
 
 from tfdecouple.runtime.process import drop_output
-
-# Where there is no terminal, a line at most this often, in seconds.
-_INTERVAL = 15.0
+from tfdecouple.runtime.progress import TimeLeft
 
 
 class Progress:
@@ -29,9 +26,7 @@ class Progress:
     def __init__(self, total: int, start: int, file: TextIO | None = None):
         self._file = file or sys.stdout
         self._total = total
-        self._start = start
-        self._begun = time.monotonic()
-        self._last = 0.0
+        self._left = TimeLeft(total, start, first=0.0)
         self._bar: tqdm | None = None
         if self._file.isatty():
             self._bar = tqdm(
@@ -65,12 +60,8 @@ class Progress:
                 self._bar.set_postfix_str(figures, refresh=False)
                 self._bar.update(step - self._bar.n)
             return
-        now = time.monotonic()
-        if now - self._last < _INTERVAL and step < self._total:
-            return
-        self._last = now
-        left = (now - self._begun) / max(step - self._start, 1) * (self._total - step)
-        self.say(f"step {step}/{self._total}: {figures} {_duration(left)} left")
+        if self._left.is_due(step) or step >= self._total:
+            self.say(f"step {step}/{self._total}: {figures} {self._left.text(step)}")
 
     def close(self) -> None:
         """Ends the line."""
@@ -95,9 +86,3 @@ class Progress:
                     file=sys.stderr,
                     flush=True,
                 )
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(int(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

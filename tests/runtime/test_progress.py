@@ -1,0 +1,89 @@
+"""How far work is: what is said, and when."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+
+from tfdecouple.runtime import progress
+from tfdecouple.runtime.progress import Counter, Lines, TimeLeft
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still; `clock.now` sets it."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+class TestCounter:
+    def test_plain_lines_come_after_some_seconds_and_not_too_often(self, clock):
+        file = io.StringIO()
+        with Counter("counting", 50, file) as counter:
+            for done, clock.now in [(10, 104), (20, 106), (30, 115), (40, 122), (50, 123)]:
+                counter(done)
+        assert file.getvalue().splitlines() == [
+            "counting: 20 of 50 images, 5 images/s, 6 s left",
+            "counting: 40 of 50 images, 1.67 images/s, 6 s left",
+        ]
+
+    def test_what_came_before_is_not_of_this_speed(self, clock):
+        file = io.StringIO()
+        with Counter("counting", 100_000, file, before=50_000) as counter:
+            for done, clock.now in [(50_100, 190), (50_250, 205)]:
+                counter(done)
+        assert file.getvalue().splitlines() == [
+            "counting: 50100 of 100000 images",
+            "counting: 50250 of 100000 images, 10 images/s, 1 h 23 min left",
+        ]
+
+    def test_terminal_gets_a_bar_that_goes_away(self):
+        file = Terminal()
+        with Counter("counting", 50, file) as counter:
+            counter(20)
+            counter(50)
+        assert "counting" in file.getvalue() and "/50" in file.getvalue()
+        assert "\n" not in file.getvalue()
+
+
+class TestTimeLeft:
+    def test_is_said_now_and_then(self, clock):
+        left, said = TimeLeft(80), []
+        for done, clock.now in [(1, 105), (20, 116), (21, 117), (40, 140)]:
+            said.append(left.is_due(done) and left.text(done))
+        assert said == [False, "48 s left", False, "40 s left"]
+        left.shift(40)
+        clock.now = 200
+        assert left.is_due(60) and left.text(60) == "20 s left"
+
+    def test_work_of_an_earlier_program_is_not_of_this_speed(self, clock):
+        left = TimeLeft(100, 60)
+        clock.now += 10
+        assert left.text(70) == "30 s left"
+
+    def test_unknown_speed_is_not_guessed(self, clock):
+        assert TimeLeft(80).text(0) == ""
+
+
+class TestLines:
+    def test_say_how_far_and_how_long_without_the_first_which_is_slow(self, clock):
+        said = []
+        lines = Lines(said.append, 1000, "samples")
+        for clock.now in (160, 168, 176, 184):
+            lines.advance(100)
+        assert said == ["  100 of 1,000 samples", "  300 of 1,000 samples, about 56 s left"]
+
+    def test_say_nothing_of_what_takes_no_time_nor_at_the_end(self, clock):
+        said = []
+        lines = Lines(said.append, 100)
+        for _ in range(99):
+            lines.advance(1)
+        clock.now = 1000
+        lines.advance(1)
+        assert said == []
