@@ -1,5 +1,10 @@
 """The errors that a user can cause, each a single line that says what was wrong, the value and what to do."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Something that the user can mend; programs print it as one line, without a traceback."""
@@ -35,3 +40,34 @@ class WolfError(UserError, ValueError):
 
 class ExactnessWarning(UserWarning):
     """Images that may not come back exactly from their codes; not an error, since most of them do."""
+
+
+def one_line(error: BaseException | str, limit: int = 400, first: bool = False) -> str:
+    r"""Returns what an exception says as a single line, for a message of ours.
+
+    >>> one_line(ValueError("no such\n  file")), one_line(ValueError("bad\ntraceback"), first=True), one_line(OSError())
+    ('no such file', 'bad', 'OSError')
+
+    Args:
+        error: the exception, or a text.
+        limit: the most characters.
+        first: whether its first line alone is wanted: TensorFlow goes on with what only its developers read.
+
+    Returns:
+        The line; the type of an exception without text.
+    """
+    text = str(error).strip()
+    if first:
+        text = text.partition("\n")[0]
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns the hint `"; did you mean X?"` with the name most like `name`, or `""` where none is like it.
+
+    >>> nearest("cifar", ["cifar10", "mnist"])
+    '; did you mean cifar10?'
+    """
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

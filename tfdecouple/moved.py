@@ -16,6 +16,7 @@ MOVED = {
     "checkpoints": "storage.checkpoints",
     "codes": "dataset_encoding",
     "commands": "cli",
+    "data.messages": "errors",
     "emulation": "runtime.emulation",
     "encoder": "networks.encoder",
     "evaluation": "metrics",

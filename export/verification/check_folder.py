@@ -20,6 +20,7 @@ from export.card import card_text
 from export.formats.serving import write_serving_files
 from export.formats.web import CONFIG, MODELS, PAGE, RUNTIME_FILES, demo_images, page_config
 from export.manifest import file_digest
+from tfdecouple.errors import one_line
 
 
 def page_problems(
@@ -82,7 +83,7 @@ def serving_problems(folder: pathlib.Path, name: str) -> Iterator[str]:
             (folder / "models.config").read_text(encoding="utf-8"), model_server_config_pb2.ModelServerConfig()
         )
     except (OSError, text_format.ParseError) as error:
-        yield f"models.config cannot be read by a server: {str(error).splitlines()[0][:200]}"
+        yield f"models.config cannot be read by a server: {one_line(error, first=True)}"
         return
     models = [(model.name, model.base_path.rpartition("/")[2]) for model in config.model_config_list.config]
     if models != [(name, name)]:

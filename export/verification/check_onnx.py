@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from export.verification import variants
 from export.verification.arrays import DRAWN, Arrays, Report, answers_in, group, run_check
 from export.verification.weights import by_name, same
+from tfdecouple.errors import one_line
 from tfdecouple.runtime.progress import Lines
 
 # What runtimes of all kinds read: `export.formats.onnx` writes no other.
@@ -156,7 +157,7 @@ def _check_file(
         onnx.checker.check_model(str(path), full_check=True)
         model = onnx.load(str(path))
     except Exception as error:  # noqa: BLE001 - the checker raises what it likes; all of it means: not this file
-        report.problems.append(f"{path.name} is not valid ONNX: {_first_line(error)}")
+        report.problems.append(f"{path.name} is not valid ONNX: {one_line(error, first=True)}")
         return
     problems = [*_signature(model, endpoint, cases), *_operations(model)]
     said = {entry.key: entry.value for entry in model.metadata_props}
@@ -221,10 +222,6 @@ def arrays_of(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.dims:
                 yield f"{node.output[0]} of a {node.op_type}", numpy_helper.to_array(attribute.t)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.errors import ConfigError, RunError
+from tfdecouple.errors import ConfigError, RunError, one_line
 from tfdecouple.runtime.process import start_tensorflow
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         return _Evaluation(options).run()
     except tf.errors.ResourceExhaustedError as error:
-        raise RunError(f"out of memory; try a smaller --batch-size ({error.message.splitlines()[0][:200]})") from error
+        raise RunError(f"out of memory; try a smaller --batch-size ({one_line(error, first=True)})") from error
 
 
 def _check(options: argparse.Namespace) -> None:

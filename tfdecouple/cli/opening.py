@@ -13,8 +13,7 @@ import numpy as np
 from tfdecouple.config import Config, override
 from tfdecouple.data import Source, chosen_batches, crop_of_own_images, open_source
 from tfdecouple.data.image_file import read_image
-from tfdecouple.data.messages import one_line
-from tfdecouple.errors import DataError, UserError
+from tfdecouple.errors import DataError, UserError, one_line
 from tfdecouple.metrics import subset
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import empty_model, load_config, load_weights, require_own_images

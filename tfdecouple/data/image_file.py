@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tfdecouple.data.fitting import fit_image
-from tfdecouple.data.messages import one_line
-from tfdecouple.errors import DataError
+from tfdecouple.errors import DataError, one_line
 
 # Pixels that a file may have, 400 MB as RGB: few cameras take more, and a small file can claim any number.
 MOST_PIXELS = 2**27

@@ -6,11 +6,10 @@ import os
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data.folder import open_folder
-from tfdecouple.data.messages import nearest
 from tfdecouple.data.photographs import open_photographs
 from tfdecouple.data.source import Source
 from tfdecouple.data.tfds import KNOWN_NAMES, open_tfds
-from tfdecouple.errors import DataError
+from tfdecouple.errors import DataError, nearest
 
 
 def place_of(config: DataConfig) -> str | None:

@@ -13,11 +13,10 @@ import tensorflow as tf
 from tfdecouple.config import DataConfig
 from tfdecouple.data.connectors import require_known_connectors
 from tfdecouple.data.fitting import fit
-from tfdecouple.data.messages import nearest, one_line
 from tfdecouple.data.records import RecordSplit
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import Arrays, MemorySplit, Split, Tensors
-from tfdecouple.errors import DataError, UserError
+from tfdecouple.errors import DataError, UserError, nearest, one_line
 
 # The paper's data sets, which need no "tfds:" before their names.
 KNOWN_NAMES = ("cifar10", "downsampled_imagenet/64x64", "lsun/bedroom", "celeb_a_hq/256")

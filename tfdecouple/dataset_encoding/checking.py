@@ -9,11 +9,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdecouple.data.messages import one_line
 from tfdecouple.dataset_encoding.checked import parsed, shard_entry
 from tfdecouple.dataset_encoding.formats import FORMATS
 from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
-from tfdecouple.errors import DataError
+from tfdecouple.errors import DataError, one_line
 
 # A line for each whole file, until the manifest takes them over: writing the manifest anew for each would take ever
 # longer.

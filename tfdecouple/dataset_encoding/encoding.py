@@ -11,11 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.data import Source
-from tfdecouple.data.messages import one_line
 from tfdecouple.dataset_encoding.fields import Field
 from tfdecouple.dataset_encoding.folder import CodesFolder
 from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
-from tfdecouple.errors import DataError, InversionError, UserError
+from tfdecouple.errors import DataError, InversionError, UserError, one_line
 from tfdecouple.model import DecoupledModel, far_from_training
 from tfdecouple.runtime.tf32 import full_float32
 

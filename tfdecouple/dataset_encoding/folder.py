@@ -20,7 +20,7 @@ import tensorflow as tf
 from tfdecouple.dataset_encoding.checking import JOURNAL, listed, noted, problem_of
 from tfdecouple.dataset_encoding.formats import FORMATS
 from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
-from tfdecouple.errors import UserError
+from tfdecouple.errors import UserError, one_line
 from tfdecouple.storage.files import TEMPORARY
 
 # The run folder with the very weights that these codes come from: they decode with no others.
@@ -95,7 +95,7 @@ class CodesFolder:
         except tf.errors.ResourceExhaustedError as error:
             raise self._cannot_write(os.strerror(errno.ENOSPC)) from error
         except (tf.errors.UnknownError, tf.errors.PermissionDeniedError) as error:
-            raise self._cannot_write((error.message.splitlines() or ["unknown"])[0][:200]) from error
+            raise self._cannot_write(one_line(error, first=True)) from error
 
     def _cannot_write(self, reason: str) -> UserError:
         return UserError(

@@ -6,10 +6,9 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from tfdecouple.data.messages import one_line
 from tfdecouple.dataset_encoding.checked import manifest_values, parsed
 from tfdecouple.dataset_encoding.fields import Field
-from tfdecouple.errors import DataError
+from tfdecouple.errors import DataError, one_line
 from tfdecouple.storage.files import write_json
 
 # Readers of Parquet folders, Arrow's and Spark's alike, pass over names that begin like this.

@@ -16,9 +16,8 @@ import numpy as np
 
 from tfdecouple.data.folder import SUFFIXES
 from tfdecouple.data.image_file import read_image
-from tfdecouple.data.messages import one_line
 from tfdecouple.dataset_encoding.fields import NO_LABEL, Field
-from tfdecouple.errors import DataError
+from tfdecouple.errors import DataError, one_line
 
 UNREADABLE = "unreadable"
 SPLIT_FOLDERS = ("train", "val", "validation", "test")

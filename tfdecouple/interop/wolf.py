@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig
-from tfdecouple.errors import ConfigError, WolfError
+from tfdecouple.errors import ConfigError, WolfError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.parameters import require_memory
 from tfdecouple.runs import CHECKPOINTS, CONFIG
@@ -183,7 +183,7 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         # Only weights: a pickle could run any code.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise WolfError(f"torch cannot read {path}: {str(error).splitlines()[0]}") from error
+        raise WolfError(f"torch cannot read {path}: {one_line(error, first=True)}") from error
     state = state.get("core", state)
     return {name.removeprefix("module."): tensor.numpy() for name, tensor in state.items()}
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdecouple.data.messages import one_line
-from tfdecouple.errors import UntrustedError, UserError
+from tfdecouple.errors import UntrustedError, UserError, one_line
 from tfdecouple.runtime.tf32 import full_float32
 
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.data.messages import one_line
+from tfdecouple.errors import one_line
 from tfdecouple.metrics.features import ExtractorError, sha256_of
 
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"

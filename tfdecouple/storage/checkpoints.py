@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdecouple.errors import RunError
+from tfdecouple.errors import RunError, one_line
 
 Variables = Mapping[str, Any]
 
@@ -73,7 +73,7 @@ class CheckpointFolder:
             full = isinstance(error, tf.errors.ResourceExhaustedError)
             raise RunError(
                 f"cannot write the checkpoint {self.prefix(kind, step)}: "
-                f"{os.strerror(errno.ENOSPC) if full else _first_line(error)}; "
+                f"{os.strerror(errno.ENOSPC) if full else one_line(error, first=True)}; "
                 f"free some space and start again, the run goes on from {self._newest_name()}"
             ) from error
         for old in self.steps(kind)[self.keep if kind == "step" else 1 :]:
@@ -95,7 +95,7 @@ class CheckpointFolder:
             status.expect_partial()
         except (ValueError, AssertionError, tf.errors.OpError) as error:
             raise RunError(
-                f"the checkpoint {prefix} does not fit the config beside it: {_first_line(error)}"
+                f"the checkpoint {prefix} does not fit the config beside it: {one_line(error, first=True)}"
             ) from error
 
     def parameter_count(self, kind: str, step: int) -> dict[str, int]:
@@ -121,7 +121,9 @@ class CheckpointFolder:
                         counts[network] += math.prod(shape) if name.startswith(beginning) else 0
             held = sum(data.stat().st_size for data in self.path.glob(f"{kind}-{step:09d}.data-*"))
         except (tf.errors.OpError, OSError, RuntimeError, LookupError, ValueError) as error:
-            raise DamagedCheckpointError(f"the checkpoint {prefix} is damaged ({_first_line(error)})") from error
+            raise DamagedCheckpointError(
+                f"the checkpoint {prefix} is damaged ({one_line(error, first=True)})"
+            ) from error
         if claimed > held:
             raise DamagedCheckpointError(
                 f"the checkpoint {prefix} is damaged (its weights would be {claimed:,} bytes, its files have {held:,})"
@@ -142,7 +144,9 @@ class CheckpointFolder:
             for name in reader.get_variable_to_shape_map():
                 reader.get_tensor(name)
         except (tf.errors.OpError, OSError, RuntimeError, LookupError, ValueError) as error:
-            raise DamagedCheckpointError(f"the checkpoint {prefix} is damaged ({_first_line(error)})") from error
+            raise DamagedCheckpointError(
+                f"the checkpoint {prefix} is damaged ({one_line(error, first=True)})"
+            ) from error
 
     def _newest_name(self) -> str:
         steps = self.steps()
@@ -175,7 +179,3 @@ def _checkpoint(groups: Mapping[str, Variables]) -> tf.train.Checkpoint:
 def _trackable(variable: Any) -> tf.Variable:
     """Returns the TensorFlow variable behind a Keras one, which `tf.train.Checkpoint` does not see."""
     return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from tfdecouple.errors import one_line
 from tfdecouple.storage.files import parse_json, write_text
 
 
@@ -137,7 +138,7 @@ def _os_errors() -> Iterator[None]:
     except tf.errors.ResourceExhaustedError as error:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
     except tf.errors.OpError as error:
-        raise OSError(errno.EIO, error.message.splitlines()[0]) from error
+        raise OSError(errno.EIO, one_line(error, first=True)) from error
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from tfdecouple.errors import ConfigError
+from tfdecouple.errors import ConfigError, one_line
 from tfdecouple.layers import ConvNet, Coupling, net_precision, rematerialized
 from tfdecouple.networks.flow import Flow, FlowStep
 
@@ -40,7 +40,7 @@ def check_precision(flow: Flow, dtype: str, remat: bool = False) -> None:
         except tf.errors.OpError as error:
             # Without the operation's place in TensorFlow's graph.
             said = re.sub(r"\{\{.*?\}\}", "", error.message).strip() or type(error).__name__
-            wrong = f"TensorFlow cannot compute it, {said.splitlines()[0][:160]}"
+            wrong = f"TensorFlow cannot compute it, {one_line(said, first=True)}"
         if wrong:
             raise ConfigError(
                 f"training in {dtype} does not work on this processor (a coupling net of {net.first.shape[2]}, "

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.errors import RunError, UserError
+from tfdecouple.errors import RunError, UserError, one_line
 
 # What TensorFlow raises where another process has gone: the collective operations of this one are aborted.
 _LOST = (
@@ -189,5 +189,4 @@ class Workers:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"[:400]
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
