@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import pathlib
 import shutil
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from tfdecouple.errors import UserError
+from tfdecouple.storage.locks import locked
 
 _STAGING = ".export-"
 _LOCK = ".export.lock"
@@ -40,7 +40,7 @@ class Place:
     def __init__(self, folder: pathlib.Path):
         self.folder = folder.absolute()
         self.staging = self.folder / _STAGING
-        self._lock: int | None = None
+        self._lock = contextlib.ExitStack()
         self._made: list[pathlib.Path] = []
 
     def __enter__(self) -> Place:
@@ -52,7 +52,7 @@ class Place:
         try:
             self._made = [parent for parent in (self.folder, *self.folder.parents) if not parent.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.folder / _LOCK)
+            self._lock.enter_context(locked(self.folder / _LOCK, keep=False))
             for remains in self.folder.glob(f"{_STAGING}*"):
                 if remains.is_dir():
                     self._bring_back(remains)
@@ -74,10 +74,7 @@ class Place:
         """Removes what is not in its place, and folders that were made for nothing."""
         with uninterrupted():
             shutil.rmtree(self.staging, ignore_errors=True)
-            if self._lock is not None:
-                (self.folder / _LOCK).unlink(missing_ok=True)
-                os.close(self._lock)
-                self._lock = None
+            self._lock.close()
             for folder in self._made:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
@@ -126,23 +123,6 @@ class Place:
         target = self.folder / (name or built.name)
         target.parent.mkdir(exist_ok=True)
         os.replace(built, target)
-
-
-def _locked(path: pathlib.Path) -> int:
-    """Returns the descriptor of a file that this process alone has locked; BlockingIOError where another has."""
-    while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who held it before removed the file on leaving, perhaps after it was opened here: then nobody else would
-            # meet this lock.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(lock), path.stat()):
-                    return lock
-        except BaseException:
-            os.close(lock)
-            raise
-        os.close(lock)
 
 
 def taken(target: pathlib.Path) -> str:

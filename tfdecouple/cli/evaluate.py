@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import io
 import json
 import math
@@ -371,14 +370,14 @@ class _Evaluation:
             RunError: where the count cannot be read or written.
         """
         from tfdecouple.storage.files import write_json
+        from tfdecouple.storage.locks import locked
 
         path = self.out / LOOKS
         key = f"{self.source.name}: {self.source.title}, test ({self.source.descriptions['test']})"
         with _writing_to(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
             # Two evaluations at a time must not count as one.
-            with (self.out / ".looks.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(self.out / ".looks.lock", wait=True):
                 try:
                     looks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
                     count = int(looks.get(key, 0)) + 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +20,8 @@ from tfdecouple.dataset_encoding.checking import JOURNAL, listed, noted, problem
 from tfdecouple.dataset_encoding.formats import FORMATS
 from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
 from tfdecouple.errors import UserError, one_line
-from tfdecouple.storage.files import TEMPORARY
+from tfdecouple.storage.files import TEMPORARY, beside, put_in_place
+from tfdecouple.storage.locks import locked
 
 # The run folder with the very weights that these codes come from: they decode with no others.
 RUN = "_run"
@@ -40,7 +40,7 @@ class CodesFolder:
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self._lock: int | None = None
+        self._lock = contextlib.ExitStack()
 
     def __enter__(self) -> CodesFolder:
         """Locks the folder and tidies it.
@@ -53,11 +53,9 @@ class CodesFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if not made:
                 self._refuse_other_content()
-            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock.enter_context(locked(self.path / _LOCK))
             except BlockingIOError as error:
-                os.close(self._lock)
                 raise UserError(
                     f"another program is writing to {self.path}; wait for it, or name another folder with --out"
                 ) from error
@@ -66,10 +64,8 @@ class CodesFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Unlocks the folder. The lock's file stays: where it went, two programs could hold locks of two files."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Unlocks the folder."""
+        self._lock.close()
 
     def _refuse_other_content(self) -> None:
         if Manifest.read(self.path) is not None:
@@ -152,10 +148,9 @@ class CodesFolder:
         Raises:
             UserError: where it cannot be written.
         """
-        beside = self.path / f".{shard.name}.{os.getpid()}.tmp"
-        try:
+        with beside(self.path / shard.name) as temporary:
             with self.writing():
-                writer = ShardWriter(manifest, beside)
+                writer = ShardWriter(manifest, temporary)
             try:
                 yield writer
             except BaseException:
@@ -165,12 +160,10 @@ class CodesFolder:
                 raise
             with self.writing():
                 writer.close()
-                entry = {"name": shard.name, "images": writer.images, **_sealed(beside)}
-                beside.replace(self.path / shard.name)
+                entry = {"name": shard.name, "images": writer.images, **_sealed(temporary)}
+                put_in_place(temporary, self.path / shard.name)
                 with (self.path / JOURNAL).open("a", encoding="utf-8") as journal:
                     journal.write(json.dumps(entry) + "\n")
-        finally:
-            beside.unlink(missing_ok=True)
 
     def finish(self, manifest: Manifest) -> Manifest:
         """Writes the last manifest, with all files and totals.
@@ -228,8 +221,7 @@ class ShardWriter:
 
 
 def _sealed(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the size and the hash of a file that is now on the disk."""
+    """Returns the size and the hash of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
         return {"bytes": file.tell(), "sha256": digest}

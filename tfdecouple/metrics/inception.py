@@ -10,7 +10,6 @@ leave the padding out; the last block takes a maximum where the others average.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import http.client
@@ -27,6 +26,7 @@ import tensorflow as tf
 
 from tfdecouple.errors import one_line
 from tfdecouple.metrics.features import ExtractorError, sha256_of
+from tfdecouple.storage.files import beside, put_in_place
 
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE_NAME}"
@@ -368,30 +368,25 @@ def _fetch(path: pathlib.Path) -> None:
     Raises:
         ExtractorError: where it cannot be had, is another or cannot be written; nothing is left behind then.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     digest, size = hashlib.sha256(), 0
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(URL, timeout=_SECONDS_WITHOUT_AN_ANSWER) as answer, beside.open("wb") as file:
-            # No more than a little too much is taken of a file that is too long.
-            while size <= SIZE and (chunk := answer.read(_CHUNK)):
-                size += len(chunk)
-                digest.update(chunk)
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        if size < SIZE:
-            raise ExtractorError(f"the download of {URL} ended after {size:,} of {SIZE:,} bytes; try again")
-        if size > SIZE or digest.hexdigest() != SHA256:
-            raise ExtractorError(
-                f"{URL} gave another file than the Inception network of FID, whose sha256 is {SHA256}; it was not kept"
-            )
-        beside.replace(path)
+        with beside(path) as temporary:
+            answering = urllib.request.urlopen(URL, timeout=_SECONDS_WITHOUT_AN_ANSWER)
+            with answering as answer, temporary.open("wb") as file:
+                # No more than a little too much is taken of a file that is too long.
+                while size <= SIZE and (chunk := answer.read(_CHUNK)):
+                    size += len(chunk)
+                    digest.update(chunk)
+                    file.write(chunk)
+            if size < SIZE:
+                raise ExtractorError(f"the download of {URL} ended after {size:,} of {SIZE:,} bytes; try again")
+            if size > SIZE or digest.hexdigest() != SHA256:
+                raise ExtractorError(
+                    f"{URL} gave another file than the Inception network of FID, whose sha256 is {SHA256}; "
+                    "it was not kept"
+                )
+            put_in_place(temporary, path)
     except (OSError, http.client.HTTPException) as error:
         raise ExtractorError(
             f"cannot download {URL} to {path}: {one_line(error)}; without a network, put the file there by hand"
         ) from error
-    finally:
-        # Where the folder could not be made, there is nothing to remove.
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 # What a program that was ended while it wrote leaves behind, as a pattern.
@@ -59,22 +60,44 @@ def _finite(text: str) -> float:
     return value
 
 
+@contextlib.contextmanager
+def beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a hidden path beside a file, to write its content to; what is left there at the end is removed.
+
+    Args:
+        path: where `put_in_place` is to put the file; its folder is made if absent.
+
+    Raises:
+        OSError: where the folder cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
+    """Renames a whole file from `beside` to its path, once the disk has it.
+
+    Raises:
+        OSError: where the disk is full; the old file is untouched then.
+    """
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """Writes a file whole: beside its place first, then renamed in.
 
     Raises:
         OSError: where the disk is full or the folder cannot be written; the old file is untouched then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(path) as temporary:
+        temporary.write_bytes(content)
+        put_in_place(temporary, path)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

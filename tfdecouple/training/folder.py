@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import pathlib
 from types import TracebackType
@@ -13,6 +12,7 @@ from tfdecouple.config import Config, difference
 from tfdecouple.errors import RunError
 from tfdecouple.runs import CONFIG, load_config
 from tfdecouple.storage.files import TEMPORARY, parse_json, write_text
+from tfdecouple.storage.locks import locked
 
 SUMMARY = "summary.json"
 _LOCK = ".lock"
@@ -88,10 +88,9 @@ class RunFolder:
     def _lock(self) -> None:
         """Keeps a second program from training in the same folder at the same time."""
         self.path.mkdir(parents=True, exist_ok=True)
-        file = self._stack.enter_context((self.path / _LOCK).open("w"))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            self._stack.enter_context(locked(self.path / _LOCK))
+        except BlockingIOError as error:
             raise RunError(
                 f"another program is training in {self.path}; wait for it or choose another --workdir"
             ) from error
