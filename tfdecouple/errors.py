@@ -38,6 +38,10 @@ class WolfError(UserError, ValueError):
     """A reference checkpoint that cannot be taken over."""
 
 
+class ExtractorError(UserError):
+    """A feature extractor that cannot be used."""
+
+
 class ExactnessWarning(UserWarning):
     """Images that may not come back exactly from their codes; not an error, since most of them do."""
 

@@ -17,10 +17,11 @@ from onnx import TensorProto
 
 from tfdecouple.cli import main
 from tfdecouple.errors import DataError, InversionError, NotInitializedError, UntrustedError, UserError
-from tfdecouple.metrics import frechet, progress
+from tfdecouple.metrics import frechet
 from tfdecouple.metrics.features import ExtractorError, open_extractor
 from tfdecouple.metrics.frechet import Moments, frechet_distance
 from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime import progress
 
 REAL_DATA = os.environ.get("TFDECOUPLE_DATA_DIR")
 
@@ -370,4 +371,4 @@ class TestSamples:
         lines = []
         list(frechet._samples(tiny_model, 10, 0.7, 0, 4, lines.append))
         assert [line.partition(", about ")[0] for line in lines] == ["  4 of 10 samples", "  8 of 10 samples"]
-        assert all(line.endswith(" left") for line in lines)
+        assert lines[1].endswith(" left")

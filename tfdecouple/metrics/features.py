@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tfdecouple.errors import UntrustedError, UserError, one_line
+from tfdecouple.errors import ExtractorError, UntrustedError, one_line
+from tfdecouple.metrics import inception
 from tfdecouple.runtime.tf32 import full_float32
-
-
-class ExtractorError(UserError):
-    """A feature extractor that cannot be used."""
+from tfdecouple.storage.files import sha256_of
 
 
 class Extractor:
@@ -85,8 +82,6 @@ def open_extractor(path: pathlib.Path, image_size: int, trust: bool = False) -> 
         ExtractorError: where the file is missing, unreadable or of another input or output, or where it is the network
             of FID and torch, which reads it, is missing.
     """
-    from tfdecouple.metrics import inception
-
     path = pathlib.Path(path)
     if not path.is_file():
         raise ExtractorError(f"there is no extractor file {path}; name an ONNX (.onnx) or Keras (.keras) file")
@@ -107,12 +102,6 @@ def open_extractor(path: pathlib.Path, image_size: int, trust: bool = False) -> 
             "where it comes from, or name an ONNX file"
         )
     return Extractor(path, (_open_keras if path.suffix == ".keras" else _open_onnx)(path, image_size), sha256)
-
-
-def sha256_of(path: pathlib.Path) -> str:
-    """Returns the SHA-256 of a file's bytes, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _open_onnx(path: pathlib.Path, image_size: int) -> Callable[[np.ndarray], Any]:

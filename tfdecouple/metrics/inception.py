@@ -24,9 +24,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.errors import one_line
-from tfdecouple.metrics.features import ExtractorError, sha256_of
-from tfdecouple.storage.files import beside, put_in_place
+from tfdecouple.errors import ExtractorError, one_line
+from tfdecouple.storage.files import beside, put_in_place, sha256_of
 
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE_NAME}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -87,6 +88,16 @@ def put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def sha256_of(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file's bytes, hexadecimal.
+
+    Raises:
+        OSError: where the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
