@@ -1,4 +1,4 @@
-"""What callers may pass for a number or an array, checked before TensorFlow sees it, whose own messages say little."""
+"""What callers may pass: numbers, arrays, images and codes, checked before TensorFlow says little of what is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.errors import UserError, one_line
+from tfdecouple.errors import DataError, UserError, one_line
 
 
 def as_tensor(value: Any, name: str, error: type[UserError] = UserError) -> tf.Tensor:
@@ -47,6 +47,86 @@ def as_floats(value: Any, name: str) -> tf.Tensor:
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
         raise UserError(f"{name} is of type {tensor.dtype.name}; it must be float32")
     return tf.cast(tensor, tf.float32)
+
+
+def as_images(value: Any, image_shape: tuple[int, int, int]) -> tf.Tensor:
+    """Returns a value as a tensor of images, uint8 `[batch, height, width, 3]`.
+
+    Args:
+        value: an array, a tensor, or lists of numbers.
+        image_shape: height, width and channels.
+
+    Raises:
+        DataError: for another type or shape.
+    """
+    images = as_tensor(value, "images", DataError)
+    require_images(images, image_shape)
+    return images
+
+
+def require_images(images: Any, image_shape: tuple[int, int, int]) -> None:
+    """Refuses a tensor, or what only has the type and the shape of one, that holds no images.
+
+    Raises:
+        DataError: as `as_images`.
+    """
+    dtype, shape = tf.as_dtype(images.dtype), tf.TensorShape(images.shape)
+    if dtype != tf.uint8:
+        raise DataError(f"images are of type {dtype.name}; they must be uint8 with values 0..255")
+    if shape.rank != 4 or tuple(shape[1:]) != image_shape:
+        size, shown = image_shape[0], "unknown" if shape.rank is None else tuple(shape)
+        raise DataError(f"images are of shape {shown}; this model needs [batch, {size}, {size}, 3]")
+
+
+def as_equally_many(what: str, a: Any, b: Any, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns two batches of images as `as_images`, for a method of the name `what`.
+
+    Raises:
+        DataError: where one has more images than the other, and as `as_images`.
+    """
+    a, b = as_images(a, image_shape), as_images(b, image_shape)
+    if not a.shape[:1].is_compatible_with(b.shape[:1]):
+        raise DataError(f"{what} got {a.shape[0]} and {b.shape[0]} images; it needs equally many")
+    return a, b
+
+
+def as_z(value: Any, latent_dim: int) -> tf.Tensor | None:
+    """Returns a value as z, float32 `[..., d_z]`; None for a model without z.
+
+    Args:
+        value: an array, a tensor, or lists of numbers; None for a model without z.
+        latent_dim: d_z; 0 for a model without z.
+
+    Raises:
+        UserError: where z is missing or superfluous, or of another shape.
+    """
+    if not latent_dim:
+        if value is not None:
+            raise UserError("this model has no z (model.conditioning is 'none'): pass None")
+        return None
+    if value is None:
+        raise UserError(f"this model needs z, an array of shape [batch, {latent_dim}]; it got None")
+    z = as_floats(value, "z")
+    if z.shape.rank == 0 or z.shape[-1] != latent_dim:
+        raise UserError(f"z is of shape {tuple(z.shape)}; this model needs [batch, {latent_dim}]")
+    return z
+
+
+def as_codes(z: Any, v: Any, latent_dim: int, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor | None, tf.Tensor]:
+    """Returns the codes of a batch of images: z as `as_z`, and v, float32 `[batch, height, width, 3]`.
+
+    Raises:
+        UserError: where one is of another shape, or not for as many images as the other.
+    """
+    z, v = as_z(z, latent_dim), as_floats(v, "v")
+    if v.shape.rank != 4 or tuple(v.shape[1:]) != image_shape:
+        size = image_shape[0]
+        raise UserError(f"v is of shape {tuple(v.shape)}; this model needs [batch, {size}, {size}, 3]")
+    if z is not None and (z.shape.rank != 2 or not v.shape[:1].is_compatible_with(z.shape[:1])):
+        raise UserError(
+            f"z is of shape {tuple(z.shape)} and v of {v.shape[0]} images; z must be [batch, {latent_dim}] for as many"
+        )
+    return z, v
 
 
 def whole_number(value: Any, name: str) -> int:

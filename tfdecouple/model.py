@@ -2,68 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
 from tfdecouple import randomness
-from tfdecouple.arguments import as_floats, as_tensor, number, numbers, whole_number
-from tfdecouple.config import ModelConfig, from_plain
-from tfdecouple.errors import DataError, ExactnessWarning, InversionError, NotInitializedError, UserError
-from tfdecouple.layers import Coupling, InvertibleLinear
-from tfdecouple.networks.encoder import Encoder
-from tfdecouple.networks.flow import Flow
-from tfdecouple.networks.prior import PriorFlow
-from tfdecouple.runtime.backend import require_backend
-from tfdecouple.runtime.shapes import product, sizes, zero_per_image
+from tfdecouple.arguments import as_codes, as_equally_many, as_images, as_z, number, numbers, whole_number
+from tfdecouple.errors import InversionError, UserError
+from tfdecouple.exactness import far_from_training, listed, require_finite, require_same, warn_of_far_images
+from tfdecouple.networks.assembly import Codes, Networks
+from tfdecouple.objective import Elbo, negative_elbo
 
-# The root mean square of v from which on an image is called far from the training: of the images that the committed
-# runs lost none had less than 4.9, of real images none more than 2.7 (docs/RESULTS.md, "What comes back").
-FAR = 4.0
+__all__ = ["Codes", "DecoupledModel", "Elbo", "far_from_training"]
+
 # How many images `sample`, `interpolate` and the like decode at once: memory, not a result, depends on it.
 _CHUNK = 64
 # And of how many `sample` draws z at once.
 _Z_CHUNK = 4096
 
 
-class Codes(NamedTuple):
-    """What an image is encoded to.
-
-    Attributes:
-        z: the global code, float32 `[batch, d_z]`; None for a model without z.
-        v: the local code, float32 `[batch, height, width, 3]`.
-    """
-
-    z: tf.Tensor | None
-    v: tf.Tensor
-
-
-class Elbo(NamedTuple):
-    """The negative evidence lower bound in its parts, in nats, each float32 `[batch]` (paper equation 2).
-
-    Attributes:
-        reconstruction: -log p(x|z).
-        kl: log q(z|x) - log p(z), at one draw of z; 0 for a model without z.
-        dequantization: log q(u|x); 0 for uniform noise.
-        bits_per_dim: their sum in bits per colour value of the image, for pixels 0..2**n_bits - 1.
-    """
-
-    reconstruction: tf.Tensor
-    kl: tf.Tensor
-    dequantization: tf.Tensor
-    bits_per_dim: tf.Tensor
-
-
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class DecoupledModel(keras.Model):
+class DecoupledModel(Networks):
     """Encoder, prior and flow of the paper, built and ready for weights.
 
     Images go in and come out as uint8 `[batch, height, width, 3]` with values 0..255, at any `n_bits`.
@@ -83,169 +47,9 @@ class DecoupledModel(keras.Model):
         **kwargs: of `keras.Model`.
     """
 
-    def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
-        require_backend()
-        super().__init__(**{"name": "decoupled_model", **kwargs})
-        self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
-        config = self.config
-        self.flow = Flow(config, name="flow")
-        self.encoder: Encoder | None = None
-        self.prior_flow: PriorFlow | None = None
-        if config.has_latent:
-            self.encoder = Encoder(
-                config.latent_dim, config.encoder_channels, config.encoder_out_channels, name="encoder"
-            )
-            if config.prior == "flow":
-                self.prior_flow = PriorFlow(
-                    config.prior_steps,
-                    config.prior_hidden,
-                    transform=config.prior_transform,
-                    alpha=config.prior_alpha,
-                    linear=config.linear,
-                    name="prior_flow",
-                )
-        self.build()
-
-    def build(self, input_shape: Any = None) -> None:
-        """Creates all weights; the constructor calls it, for the config fixes every shape."""
-        if hasattr(self, "initialized"):
-            return
-        self.flow.build()
-        if self.encoder is not None:
-            self.encoder.build((None, *self.config.image_shape))
-        if self.prior_flow is not None:
-            self.prior_flow.build((None, self.config.latent_dim))
-        self.initialized = self.add_weight(
-            name="initialized", shape=(), dtype="bool", initializer="zeros", trainable=False
-        )
-        self.built = True
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments as plain values."""
-        return {"name": self.name, "config": dataclasses.asdict(self.config)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DecoupledModel:
-        """Builds a model from `get_config()`'s values."""
-        return cls(**config)
-
     def call(self, images: tf.Tensor, training: bool = False) -> Codes:
         """Keras' entry: the same as `encode`."""
         return self.encode(images)
-
-    def compute_output_spec(self, images: Any, training: bool = False) -> Codes:
-        """Returns what `call` gives, for a Keras model that is being built around this one: without weights as yet.
-
-        Raises:
-            DataError: for images of another shape or type.
-            UserError: for a model without z.
-        """
-        self._require_outputs()
-        self._require_images(images)
-        z = keras.KerasTensor((images.shape[0], self.config.latent_dim), "float32")
-        return Codes(z, keras.KerasTensor((images.shape[0], *self.config.image_shape), "float32"))
-
-    def export(self, filepath: Any, *rest: Any, input_signature: Any = None, **options: Any) -> Any:
-        """Keras' export, of `encode` alone; `python -m export` makes checked files of all that the model does.
-
-        Args:
-            filepath: see `keras.Model.export`, as for all that is not named here.
-            *rest: as there.
-            input_signature: of the images; batches of any size by default.
-            **options: as there.
-
-        Raises:
-            UserError: for a model without z.
-            NotInitializedError: for a model without weights.
-        """
-        self._require_outputs()
-        self.require_initialized()
-        if input_signature is None:
-            input_signature = [keras.InputSpec(dtype="uint8", shape=(None, *self.config.image_shape))]
-        return super().export(filepath, *rest, input_signature=input_signature, **options)
-
-    def _require_outputs(self) -> None:
-        if not self.config.has_latent:
-            raise UserError(
-                "this model has no z, and Keras takes no None among the outputs of a model; call encode(images).v in a "
-                "layer of your own, or export by python -m export"
-            )
-
-    def named_variables(self) -> dict[str, keras.Variable]:
-        """Returns every weight by its path, such as `flow/level_0_part_0_step_0/actnorm_1/bias`.
-
-        The paths depend on the config alone: checkpoints and imports go by them.
-        """
-        return {variable.path.partition("/")[2]: variable for variable in self.variables}
-
-    def parameter_count(self) -> dict[str, int]:
-        """Returns the numbers of trainable parameters: of each network, and in total."""
-        counts = {"flow": self.flow, "encoder": self.encoder, "prior": self.prior_flow}
-        result = {
-            name: sum(math.prod(variable.shape) for variable in network.trainable_variables)
-            if network is not None
-            else 0
-            for name, network in counts.items()
-        }
-        return {**result, "total": sum(result.values())}
-
-    # --- data-dependent start ---
-
-    def initialize(self, images: Any, seed: int = 0, force: bool = False) -> None:
-        """Starts the weights from data, once, before training (paper section 2.1 and the reference's procedure).
-
-        Every actnorm gets the scale and shift that give its output mean 0 and standard deviation 1 on these images
-        (without dequantisation noise); every coupling starts as the identity and the posterior as N(0, I).
-
-        Args:
-            images: uint8 `[batch, height, width, 3]`, a few hundred or more training images.
-            seed: of the draw of z with which the prior flow is started.
-            force: whether to start anew a model that has weights already, which are lost.
-
-        Raises:
-            DataError: for images of another shape or type, or none at all.
-            UserError: for a model that has weights already, or within a `tf.function`.
-        """
-        levels = self._levels_of(images)
-        if levels.shape[0] == 0:
-            raise DataError("initialize got no images; it needs one at least, and some hundreds for a good start")
-        if not tf.executing_eagerly():
-            raise UserError("initialize was called within a tf.function; call it outside, once, before training")
-        if self._has_weights() and not force:
-            raise UserError(
-                "this model has weights already, initialised or loaded, and initialize would overwrite them; pass "
-                "force=True to start anew"
-            )
-
-        def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
-            return layer.initialize(x, condition)
-
-        z = None
-        if self.encoder is not None:
-            self.encoder.last.reset()
-            # The posterior now is N(0, I) for every image: no need to run the encoder.
-            z = randomness.normal([levels.shape[0], self.config.latent_dim], randomness.fold(seed, "initialize"))
-            if self.prior_flow is not None:
-                self.prior_flow.walk(z, None, visit)
-        self.flow.walk(self._flow_input(levels, 0.0), z, visit)
-        self.initialized.assign(True)
-
-    def require_initialized(self) -> None:
-        """Refuses to use a model that was neither initialised nor loaded.
-
-        Raises:
-            NotInitializedError: in one line.
-        """
-        if not self._has_weights():
-            raise NotInitializedError(
-                "this model is not initialised: call model.initialize(images) with training images, or load a run"
-            )
-
-    def _has_weights(self) -> bool:
-        # The flag is read outside any function being traced, so that the check holds there too; and as a tensor, for
-        # the variable of several devices is true whatever it holds.
-        with tf.init_scope():
-            return bool(tf.convert_to_tensor(self.initialized.value))
 
     # --- distributions ---
 
@@ -285,7 +89,8 @@ class DecoupledModel(keras.Model):
             # A convolution has no answer to an empty batch.
             mean = log_variance = tf.zeros([0, self.config.latent_dim])
         else:
-            mean, log_variance = self._encode_levels(levels)
+            assert self.encoder is not None
+            mean, log_variance = self.encoder.infer(self.quantizer.edges(levels))
         return tfd.MultivariateNormalDiag(mean, tf.exp(log_variance / 2))
 
     def likelihood(self, z: Any = None) -> tfd.Distribution:
@@ -303,13 +108,15 @@ class DecoupledModel(keras.Model):
             NotInitializedError: for a model without weights.
         """
         self.require_initialized()
-        z = self._checked_z(z)
+        z = as_z(z, self._d_z)
         batch = () if z is None else tf.shape(z)[:-1]
         base = tfd.Sample(tfd.Normal(tf.zeros(batch), tf.ones(batch)), self.config.image_shape)
         return tfd.TransformedDistribution(base, tfb.Invert(self.flow.as_bijector(condition=z)), name="likelihood")
 
     def elbo(self, images: Any, seed: Any = None, training: bool = False) -> Elbo:
-        """Returns the negative evidence lower bound of each image, at one draw of z and of the dequantisation noise.
+        """Returns the negative evidence lower bound of each image, an upper bound of -log p(x), by its terms.
+
+        It is taken at one draw of z and of the dequantization noise.
 
         Args:
             images: uint8 `[batch, height, width, 3]`.
@@ -341,24 +148,16 @@ class DecoupledModel(keras.Model):
         levels = self._levels_of(images)
         if levels.shape[0] == 0:
             return Elbo(*[tf.zeros([0])] * 4)
-        z, kl = None, zero_per_image(levels)
-        if self.encoder is not None:
-            inputs = self._encoder_input(levels)
-            mean, log_variance = self.encoder(inputs, training=True) if training else self.encoder.infer(inputs)
-            z = mean + tf.exp(log_variance / 2) * z_noise
-            kl = -0.5 * tf.reduce_sum(log_variance + tf.square(z_noise) + math.log(2 * math.pi), -1) - self._log_prior(
-                z
-            )
-        v, log_det = self.flow.forward_and_log_det(self._flow_input(levels, u_noise), z)
-        reconstruction = -standard_normal_log_prob(v) - log_det
-        dequantization = tf.zeros_like(reconstruction)
-        nats = reconstruction + kl + dequantization
-        return Elbo(reconstruction, kl, dequantization, self.nats_to_bits_per_dim(nats))
-
-    def nats_to_bits_per_dim(self, nats: Any) -> Any:
-        """Turns -log p(x), x in [-1, 1), in nats per image, into bits per colour value of the discrete image."""
-        dimensions = math.prod(self.config.image_shape)
-        return (nats / dimensions + math.log(self.config.n_bins / 2)) / math.log(2)
+        return negative_elbo(
+            levels,
+            z_noise,
+            u_noise,
+            quantizer=self.quantizer,
+            flow=self.flow,
+            encoder=self.encoder,
+            prior_flow=self.prior_flow,
+            training=training,
+        )
 
     # --- codes ---
 
@@ -388,13 +187,13 @@ class DecoupledModel(keras.Model):
             return Codes(z, tf.zeros_like(levels))
         codes = self.encode_levels(levels)
         if tf.executing_eagerly():
-            self._require_finite(
-                "encode gave codes that are not finite", codes.v, *([] if codes.z is None else [codes.z])
-            )
+            require_finite("encode gave codes that are not finite", codes.v, *([] if codes.z is None else [codes.z]))
             if verify:
-                self._verify(images, codes)
+                # Not through decode(), whose own complaint about NaN would not say which images are lost altogether.
+                x = self.flow.inverse_and_log_det(codes.v, codes.z)[0]
+                require_same(self.pixels(x), x, self.quantize_images(images), self.config.alpha)
             else:
-                _warn_of_far_images(codes.v)
+                warn_of_far_images(codes.v)
         return codes
 
     def decode(self, z: Any, v: Any) -> tf.Tensor:
@@ -413,12 +212,7 @@ class DecoupledModel(keras.Model):
             NotInitializedError: for a model without weights.
         """
         self.require_initialized()
-        z, v = self._checked_z(z), self._checked_v(v)
-        if z is not None and (z.shape.rank != 2 or not v.shape[:1].is_compatible_with(z.shape[:1])):
-            raise UserError(
-                f"z is of shape {tuple(z.shape)} and v of {v.shape[0]} images; z must be [batch, "
-                f"{self.config.latent_dim}] for as many"
-            )
+        z, v = as_codes(z, v, self._d_z, self.config.image_shape)
         if v.shape[0] == 0:
             return tf.zeros(v.shape, tf.uint8)
         try:
@@ -426,12 +220,12 @@ class DecoupledModel(keras.Model):
         except tf.errors.InvalidArgumentError as error:
             if "not invertible" not in error.message:
                 raise
-            every = _listed(range(v.shape[0]))
+            every = listed(range(v.shape[0]))
             raise InversionError(
                 f"a 1x1 convolution is singular or not finite, for image {every} of the batch"
             ) from error
         if tf.executing_eagerly():
-            self._require_finite("decode gave pixels that are not finite", x)
+            require_finite("decode gave pixels that are not finite", x)
         return self.pixels(x)
 
     def sample(self, n: int, temperature: float = 1.0, seed: Any = None) -> tf.Tensor:
@@ -493,7 +287,7 @@ class DecoupledModel(keras.Model):
             DataError: for images of another shape or type.
         """
         self._require_latent("a switch of z")
-        a, b = self._as_many("switch", a, b)
+        a, b = as_equally_many("switch", a, b, self.config.image_shape)
         codes_a, codes_b = self.encode(a), self.encode(b)
         return self.decode(codes_a.z, codes_b.v), self.decode(codes_b.z, codes_a.v)
 
@@ -514,7 +308,7 @@ class DecoupledModel(keras.Model):
             DataError: for images of another shape or type.
             UserError: for alphas or betas that are no finite numbers.
         """
-        a, b = self._as_many("interpolate", a, b)
+        a, b = as_equally_many("interpolate", a, b, self.config.image_shape)
         of_z, of_v = numbers(alphas, "alphas"), numbers(betas, "betas")
         (z_a, v_a), (z_b, v_b) = self.encode(a), self.encode(b)
         count, rows, columns = v_a.shape[0], len(of_z), len(of_v)
@@ -531,46 +325,12 @@ class DecoupledModel(keras.Model):
             z = tf.reshape(tf.repeat(z, columns, 2), [-1, self.config.latent_dim])
         return tf.reshape(self._decode_in_chunks(z, v), [count, rows, columns, *self.config.image_shape])
 
-    def diagnose(self, images: Any) -> dict[str, float]:
-        """Returns the signs that a run is about to diverge, measured on some images.
-
-        Args:
-            images: uint8 `[batch, height, width, 3]`, one at least.
-
-        Returns:
-            `smallest_scale`: the smallest coupling scale s at any place of these images (inverting divides by it), and
-            `worst_condition`: the largest condition number of an invertible linear map.
-        """
-        levels = self._levels_of(images)
-        if levels.shape[0] == 0:
-            raise DataError("diagnose got no images; it measures on some")
-        scales, conditions = [tf.constant(1.0)], [tf.constant(1.0, tf.float64)]
-
-        def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
-            if isinstance(layer, Coupling):
-                scales.append(tf.reduce_min(layer.scale(x, condition)))
-            elif isinstance(layer, InvertibleLinear):
-                conditions.append(layer.condition_number())
-            return layer.forward_and_log_det(x, condition)[0]
-
-        z = None
-        if self.encoder is not None:
-            z = self._encode_levels(levels)[0]
-            if self.prior_flow is not None:
-                self.prior_flow.walk(z, None, visit)
-        self.flow.walk(self._flow_input(levels, 0.5), z, visit)
-        return {
-            "smallest_scale": float(tf.reduce_min(tf.stack(scales))),
-            "worst_condition": float(tf.reduce_max(tf.stack(conditions))),
-        }
-
     # --- pieces that other modules build graphs from ---
 
     def encode_levels(self, levels: tf.Tensor) -> Codes:
         """`encode` of pixel levels, float32 `[batch, height, width, 3]` in 0..n_bins - 1, without any check."""
-        z = None if self.encoder is None else self._encode_levels(levels)[0]
-        v, _ = self.flow.forward_and_log_det(self._flow_input(levels, 0.5), z)
-        return Codes(z, v)
+        z = None if self.encoder is None else self.encoder.infer(self.quantizer.edges(levels))[0]
+        return Codes(z, self.flow.forward_and_log_det(self.quantizer.centres(levels), z)[0])
 
     def z_from_noise(self, noise: tf.Tensor) -> tf.Tensor:
         """Maps standard normal noise `[batch, d_z]` to draws of z from the prior."""
@@ -578,10 +338,11 @@ class DecoupledModel(keras.Model):
 
     def pixels(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the uint8 images of x in [-1, 1); what lies outside is clipped."""
-        n_bins = self.config.n_bins
-        # Encoding puts every pixel at the centre of its bin, so that flooring is robust to half a level either way.
-        levels = tf.clip_by_value(tf.floor((x + 1) * (n_bins / 2)), 0, n_bins - 1)
-        return tf.cast(levels * (256 // n_bins), tf.uint8)
+        return self.quantizer.pixels(x)
+
+    def levels_of(self, images: tf.Tensor) -> tf.Tensor:
+        """Returns the levels 0..n_bins - 1 of uint8 images, float32 of the same shape."""
+        return self.quantizer.levels(images)
 
     def quantize_images(self, images: Any) -> tf.Tensor:
         """Returns images as the model sees them: unchanged at 8 bits, else with their levels k as k * 256 / n_bins.
@@ -592,138 +353,26 @@ class DecoupledModel(keras.Model):
         Raises:
             DataError: for images of another shape or type.
         """
-        return self.pixels(self._flow_input(self._levels_of(images), 0.5))
+        return self.quantizer.quantize(as_images(images, self.config.image_shape))
 
-    def levels_of(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns the levels 0..n_bins - 1 of uint8 images, float32 of the same shape."""
-        return tf.floor(tf.cast(images, tf.float32) / (256 // self.config.n_bins))
-
-    def _images(self, images: Any) -> tf.Tensor:
-        """Returns images as a tensor of the type and shape that is needed.
-
-        Raises:
-            DataError: for others.
-        """
-        images = as_tensor(images, "images", DataError)
-        self._require_images(images)
-        return images
-
-    def _require_images(self, images: Any) -> None:
-        dtype, shape = tf.as_dtype(images.dtype), tf.TensorShape(images.shape)
-        if dtype != tf.uint8:
-            raise DataError(f"images are of type {dtype.name}; they must be uint8 with values 0..255")
-        if shape.rank != 4 or tuple(shape[1:]) != self.config.image_shape:
-            size, shown = self.config.image_size, "unknown" if shape.rank is None else tuple(shape)
-            raise DataError(f"images are of shape {shown}; this model needs [batch, {size}, {size}, 3]")
+    def nats_to_bits_per_dim(self, nats: Any) -> Any:
+        """Turns -log p(x), x in [-1, 1), in nats per image, into bits per colour value of the discrete image."""
+        return self.quantizer.bits_per_dim(nats, math.prod(self.config.image_shape))
 
     def _levels_of(self, images: Any) -> tf.Tensor:
-        return self.levels_of(self._images(images))
-
-    def _as_many(self, what: str, a: Any, b: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        a, b = self._images(a), self._images(b)
-        if not a.shape[:1].is_compatible_with(b.shape[:1]):
-            raise DataError(f"{what} got {a.shape[0]} and {b.shape[0]} images; it needs equally many")
-        return a, b
-
-    def _encoder_input(self, levels: tf.Tensor) -> tf.Tensor:
-        return levels * (2 / self.config.n_bins) - 1
-
-    def _flow_input(self, levels: tf.Tensor, u: Any) -> tf.Tensor:
-        return (levels + u) * (2 / self.config.n_bins) - 1
-
-    def _encode_levels(self, levels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        assert self.encoder is not None
-        return self.encoder.infer(self._encoder_input(levels))
-
-    def _log_prior(self, z: tf.Tensor) -> tf.Tensor:
-        if self.prior_flow is None:
-            return standard_normal_log_prob(z)
-        noise, log_det = self.prior_flow.forward_and_log_det(z)
-        return standard_normal_log_prob(noise) + log_det
-
-    def _decode_in_chunks(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
-        count = v.shape[0]
-        images = [
-            self.decode(None if z is None else z[start : start + _CHUNK], v[start : start + _CHUNK])
-            for start in range(0, count, _CHUNK)
-        ]
-        return tf.concat(images, 0) if images else tf.zeros([0, *self.config.image_shape], tf.uint8)
+        return self.quantizer.levels(as_images(images, self.config.image_shape))
 
     def _require_latent(self, what: str) -> None:
         if not self.config.has_latent:
             raise UserError(f"this model has no z (model.conditioning is 'none'), so it has no such thing as {what}")
 
-    def _checked_z(self, z: Any) -> tf.Tensor | None:
-        if not self.config.has_latent:
-            if z is not None:
-                raise UserError("this model has no z (model.conditioning is 'none'): pass None")
-            return None
-        if z is None:
-            raise UserError(f"this model needs z, an array of shape [batch, {self.config.latent_dim}]; it got None")
-        z = as_floats(z, "z")
-        if z.shape.rank == 0 or z.shape[-1] != self.config.latent_dim:
-            raise UserError(f"z is of shape {tuple(z.shape)}; this model needs [batch, {self.config.latent_dim}]")
-        return z
+    @property
+    def _d_z(self) -> int:
+        return self.config.latent_dim if self.config.has_latent else 0
 
-    def _checked_v(self, v: Any) -> tf.Tensor:
-        v = as_floats(v, "v")
-        if v.shape.rank != 4 or tuple(v.shape[1:]) != self.config.image_shape:
-            size = self.config.image_size
-            raise UserError(f"v is of shape {tuple(v.shape)}; this model needs [batch, {size}, {size}, 3]")
-        return v
-
-    def _require_finite(self, what: str, *arrays: tf.Tensor) -> None:
-        finite = np.ones(arrays[0].shape[0], bool)
-        for array in arrays:
-            finite &= np.isfinite(np.asarray(array)).reshape(len(finite), -1).all(1)
-        if not finite.all():
-            raise InversionError(f"{what}, for image {_listed(np.flatnonzero(~finite))} of the batch")
-
-    def _verify(self, images: Any, codes: Codes) -> None:
-        expected = np.asarray(self.quantize_images(images))
-        # Not through decode(), whose own complaint about NaN would not say which images are lost altogether.
-        x = self.flow.inverse_and_log_det(codes.v, codes.z)[0]
-        same = (np.asarray(self.pixels(x)) == expected) & np.isfinite(np.asarray(x))
-        lost = np.flatnonzero(~same.reshape(len(expected), -1).all(1))
-        if len(lost):
-            raise InversionError(
-                f"image {_listed(lost)} of the batch does not come back from its codes; a model with a smaller alpha "
-                f"keeps more images (this one has {self.config.alpha})"
-            )
-
-
-def standard_normal_log_prob(x: tf.Tensor) -> tf.Tensor:
-    """Returns log N(x; 0, I) of each entry of the batch, `[batch]`, for x `[batch, ...]`."""
-    axes: list[int] = list(range(1, len(x.shape)))
-    dimensions = product(sizes(x)[1:], x.dtype)
-    return -0.5 * (tf.reduce_sum(tf.square(x), axes) + dimensions * math.log(2 * math.pi))
-
-
-def far_from_training(v: Any) -> np.ndarray:
-    """Returns which images are so unlike those of the training that they may not come back exactly, bool `[batch]`.
-
-    Training makes v a standard normal variable: its root mean square is near 1 for images like those of the training.
-    An image whose v has one above `FAR` is stretched by the flow so much that float32 may not undo it. It takes one
-    pass over v and no decoding; `encode(images, verify=True)` is the proof.
-
-    Args:
-        v: local codes, `[batch, height, width, 3]`.
-    """
-    v = np.asarray(v)
-    return np.sqrt(np.square(v).mean(tuple(range(1, v.ndim)))) > FAR
-
-
-def _warn_of_far_images(v: tf.Tensor) -> None:
-    far = np.flatnonzero(far_from_training(v))
-    if len(far):
-        warnings.warn(
-            f"image {_listed(far)} of the batch is far from what this model was trained on and may not come back "
-            "exactly; encode(images, verify=True) decodes again and names what is lost",
-            ExactnessWarning,
-            stacklevel=3,
-        )
-
-
-def _listed(indices: Any, most: int = 8) -> str:
-    text = ", ".join(str(i) for i in indices[:most])
-    return text + (f" and {len(indices) - most} more" if len(indices) > most else "")
+    def _decode_in_chunks(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
+        images = [
+            self.decode(None if z is None else z[start : start + _CHUNK], v[start : start + _CHUNK])
+            for start in range(0, v.shape[0], _CHUNK)
+        ]
+        return tf.concat(images, 0) if images else tf.zeros([0, *self.config.image_shape], tf.uint8)

@@ -15,7 +15,8 @@ from tfdecouple.dataset_encoding.fields import Field
 from tfdecouple.dataset_encoding.folder import CodesFolder
 from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
 from tfdecouple.errors import DataError, InversionError, UserError, one_line
-from tfdecouple.model import DecoupledModel, far_from_training
+from tfdecouple.exactness import far_from_training
+from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime.tf32 import full_float32
 
 Encoder = Callable[[np.ndarray], dict[str, np.ndarray]]

@@ -1,0 +1,245 @@
+"""Encoder, prior and flow as one Keras model: built from a config, started from data, named, counted and diagnosed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfdecouple import randomness
+from tfdecouple.arguments import as_images, require_images
+from tfdecouple.config import ModelConfig, from_plain
+from tfdecouple.errors import DataError, NotInitializedError, UserError
+from tfdecouple.layers import Coupling, InvertibleLinear
+from tfdecouple.layers.base import Visit
+from tfdecouple.networks.encoder import Encoder
+from tfdecouple.networks.flow import Flow
+from tfdecouple.networks.prior import PriorFlow
+from tfdecouple.pixels import Quantizer
+from tfdecouple.runtime.backend import require_backend
+
+
+class Codes(NamedTuple):
+    """What an image is encoded to.
+
+    Attributes:
+        z: the global code, float32 `[batch, d_z]`; None for a model without z.
+        v: the local code, float32 `[batch, height, width, 3]`.
+    """
+
+    z: tf.Tensor | None
+    v: tf.Tensor
+
+
+class Networks(keras.Model):
+    """The networks of a model with their weights.
+
+    Args:
+        config: the architecture, or its plain dict.
+        **kwargs: of `keras.Model`.
+
+    Attributes:
+        config: the same, as a `ModelConfig`.
+        flow: from x and z to v.
+        encoder: of q(z|x); None for a model without z.
+        prior_flow: from z to standard normal noise; None where p(z) is standard normal, or there is no z.
+    """
+
+    def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
+        require_backend()
+        super().__init__(**{"name": "decoupled_model", **kwargs})
+        self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
+        config = self.config
+        self.flow = Flow(config, name="flow")
+        self.encoder: Encoder | None = None
+        self.prior_flow: PriorFlow | None = None
+        if config.has_latent:
+            self.encoder = Encoder(
+                config.latent_dim, config.encoder_channels, config.encoder_out_channels, name="encoder"
+            )
+            if config.prior == "flow":
+                self.prior_flow = PriorFlow(
+                    config.prior_steps,
+                    config.prior_hidden,
+                    transform=config.prior_transform,
+                    alpha=config.prior_alpha,
+                    linear=config.linear,
+                    name="prior_flow",
+                )
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates all weights; the constructor calls it, for the config fixes every shape."""
+        if hasattr(self, "initialized"):
+            return
+        self.flow.build()
+        if self.encoder is not None:
+            self.encoder.build((None, *self.config.image_shape))
+        if self.prior_flow is not None:
+            self.prior_flow.build((None, self.config.latent_dim))
+        self.initialized = self.add_weight(
+            name="initialized", shape=(), dtype="bool", initializer="zeros", trainable=False
+        )
+        self.built = True
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments as plain values."""
+        return {"name": self.name, "config": dataclasses.asdict(self.config)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Networks:
+        """Builds a model from `get_config()`'s values."""
+        return cls(**config)
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """Between pixels, their levels and x."""
+        return Quantizer(self.config.n_bits)
+
+    def named_variables(self) -> dict[str, keras.Variable]:
+        """Returns every weight by its path, such as `flow/level_0_part_0_step_0/actnorm_1/bias`.
+
+        The paths depend on the config alone: checkpoints and imports go by them.
+        """
+        return {variable.path.partition("/")[2]: variable for variable in self.variables}
+
+    def parameter_count(self) -> dict[str, int]:
+        """Returns the numbers of trainable parameters: of each network, and in total."""
+        counts = {"flow": self.flow, "encoder": self.encoder, "prior": self.prior_flow}
+        result = {
+            name: sum(math.prod(variable.shape) for variable in network.trainable_variables)
+            if network is not None
+            else 0
+            for name, network in counts.items()
+        }
+        return {**result, "total": sum(result.values())}
+
+    def initialize(self, images: Any, seed: int = 0, force: bool = False) -> None:
+        """Starts the weights from data, once, before training (paper section 2.1 and the reference's procedure).
+
+        Every actnorm gets the scale and shift that give its output mean 0 and standard deviation 1 on these images
+        (without dequantisation noise); every coupling starts as the identity and the posterior as N(0, I).
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`, a few hundred or more training images.
+            seed: of the draw of z with which the prior flow is started.
+            force: whether to start anew a model that has weights already, which are lost.
+
+        Raises:
+            DataError: for images of another shape or type, or none at all.
+            UserError: for a model that has weights already, or within a `tf.function`.
+        """
+        levels = self.quantizer.levels(as_images(images, self.config.image_shape))
+        if levels.shape[0] == 0:
+            raise DataError("initialize got no images; it needs one at least, and some hundreds for a good start")
+        if not tf.executing_eagerly():
+            raise UserError("initialize was called within a tf.function; call it outside, once, before training")
+        if self._has_weights() and not force:
+            raise UserError(
+                "this model has weights already, initialised or loaded, and initialize would overwrite them; pass "
+                "force=True to start anew"
+            )
+
+        def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+            return layer.initialize(x, condition)
+
+        z = None
+        if self.encoder is not None:
+            self.encoder.last.reset()
+            # The posterior now is N(0, I) for every image: no need to run the encoder.
+            z = randomness.normal([levels.shape[0], self.config.latent_dim], randomness.fold(seed, "initialize"))
+        self._walk(self.quantizer.edges(levels), z, visit)
+        self.initialized.assign(True)
+
+    def diagnose(self, images: Any) -> dict[str, float]:
+        """Returns the signs that a run is about to diverge, measured on some images.
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`, one at least.
+
+        Returns:
+            `smallest_scale`: the smallest coupling scale s at any place of these images (inverting divides by it), and
+            `worst_condition`: the largest condition number of an invertible linear map.
+        """
+        levels = self.quantizer.levels(as_images(images, self.config.image_shape))
+        if levels.shape[0] == 0:
+            raise DataError("diagnose got no images; it measures on some")
+        scales, conditions = [tf.constant(1.0)], [tf.constant(1.0, tf.float64)]
+
+        def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+            if isinstance(layer, Coupling):
+                scales.append(tf.reduce_min(layer.scale(x, condition)))
+            elif isinstance(layer, InvertibleLinear):
+                conditions.append(layer.condition_number())
+            return layer.forward_and_log_det(x, condition)[0]
+
+        z = None if self.encoder is None else self.encoder.infer(self.quantizer.edges(levels))[0]
+        self._walk(self.quantizer.centres(levels), z, visit)
+        return {
+            "smallest_scale": float(tf.reduce_min(tf.stack(scales))),
+            "worst_condition": float(tf.reduce_max(tf.stack(conditions))),
+        }
+
+    def _walk(self, x: tf.Tensor, z: tf.Tensor | None, visit: Visit) -> None:
+        """Runs prior flow and flow with `visit` in the place of each elementary layer (`InvertibleLayer.walk`)."""
+        if z is not None and self.prior_flow is not None:
+            self.prior_flow.walk(z, None, visit)
+        self.flow.walk(x, z, visit)
+
+    def require_initialized(self) -> None:
+        """Refuses to use a model that was neither initialised nor loaded.
+
+        Raises:
+            NotInitializedError: in one line.
+        """
+        if not self._has_weights():
+            raise NotInitializedError(
+                "this model is not initialised: call model.initialize(images) with training images, or load a run"
+            )
+
+    def _has_weights(self) -> bool:
+        # The flag is read outside any function being traced, so that the check holds there too; and as a tensor, for
+        # the variable of several devices is true whatever it holds.
+        with tf.init_scope():
+            return bool(tf.convert_to_tensor(self.initialized.value))
+
+    def compute_output_spec(self, images: Any, training: bool = False) -> Codes:
+        """Returns what `call` gives, for a Keras model that is being built around this one: without weights as yet.
+
+        Raises:
+            DataError: for images of another shape or type.
+            UserError: for a model without z.
+        """
+        self._require_outputs()
+        require_images(images, self.config.image_shape)
+        z = keras.KerasTensor((images.shape[0], self.config.latent_dim), "float32")
+        return Codes(z, keras.KerasTensor((images.shape[0], *self.config.image_shape), "float32"))
+
+    def export(self, filepath: Any, *rest: Any, input_signature: Any = None, **options: Any) -> Any:
+        """Keras' export, of `encode` alone; `python -m export` makes checked files of all that the model does.
+
+        Args:
+            filepath: see `keras.Model.export`, as for all that is not named here.
+            *rest: as there.
+            input_signature: of the images; batches of any size by default.
+            **options: as there.
+
+        Raises:
+            UserError: for a model without z.
+            NotInitializedError: for a model without weights.
+        """
+        self._require_outputs()
+        self.require_initialized()
+        if input_signature is None:
+            input_signature = [keras.InputSpec(dtype="uint8", shape=(None, *self.config.image_shape))]
+        return super().export(filepath, *rest, input_signature=input_signature, **options)
+
+    def _require_outputs(self) -> None:
+        if not self.config.has_latent:
+            raise UserError(
+                "this model has no z, and Keras takes no None among the outputs of a model; call encode(images).v in a "
+                "layer of your own, or export by python -m export"
+            )

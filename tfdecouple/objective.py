@@ -1,0 +1,82 @@
+"""What training minimises: the negative evidence lower bound of an image, term by term (paper equation 2)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfdecouple.networks.encoder import Encoder
+from tfdecouple.networks.flow import Flow
+from tfdecouple.networks.prior import PriorFlow
+from tfdecouple.pixels import Quantizer
+from tfdecouple.runtime.shapes import product, sizes, zero_per_image
+
+
+class Elbo(NamedTuple):
+    """The negative evidence lower bound, an upper bound of -log p(x), by its terms: each float32 `[batch]`.
+
+    Attributes:
+        reconstruction: -log p(x|z) in nats.
+        kl: log q(z|x) - log p(z) in nats, at one draw of z; 0 for a model without z.
+        dequantization: log q(u|x) in nats; 0 for uniform noise.
+        bits_per_dim: their sum in bits per colour value of the image, for pixels 0..2**n_bits - 1.
+    """
+
+    reconstruction: tf.Tensor
+    kl: tf.Tensor
+    dequantization: tf.Tensor
+    bits_per_dim: tf.Tensor
+
+
+def negative_elbo(
+    levels: tf.Tensor,
+    z_noise: tf.Tensor,
+    u_noise: tf.Tensor,
+    *,
+    quantizer: Quantizer,
+    flow: Flow,
+    encoder: Encoder | None,
+    prior_flow: PriorFlow | None,
+    training: bool,
+) -> Elbo:
+    """Returns the negative bound at given draws of z, reparametrised, and of x within the bins of the pixels.
+
+    Args:
+        levels: of pixels, float32 `[batch, height, width, 3]`.
+        z_noise: standard normal, float32 `[batch, d_z]`; ignored without an encoder.
+        u_noise: uniform in [0, 1), float32 of the shape of levels.
+        quantizer: of these levels.
+        flow: from x and z to v.
+        encoder: of q(z|x) (paper equation 5); None for a model without z.
+        prior_flow: from z to standard normal noise; None where p(z) is standard normal.
+        training: whether the encoder normalises by the statistics of the batch.
+    """
+    z, kl = None, zero_per_image(levels)
+    if encoder is not None:
+        inputs = quantizer.edges(levels)
+        mean, log_variance = encoder(inputs, training=True) if training else encoder.infer(inputs)
+        z = mean + tf.exp(log_variance / 2) * z_noise
+        log_posterior = -0.5 * tf.reduce_sum(log_variance + tf.square(z_noise) + math.log(2 * math.pi), -1)
+        kl = log_posterior - _log_prior(prior_flow, z)
+    v, log_det = flow.forward_and_log_det(quantizer.within(levels, u_noise), z)
+    reconstruction = -_standard_normal_log_prob(v) - log_det
+    dequantization = tf.zeros_like(reconstruction)
+    nats = reconstruction + kl + dequantization
+    bits = quantizer.bits_per_dim(nats, math.prod(levels.shape[1:]))
+    return Elbo(reconstruction, kl, dequantization, bits)
+
+
+def _log_prior(prior_flow: PriorFlow | None, z: tf.Tensor) -> tf.Tensor:
+    if prior_flow is None:
+        return _standard_normal_log_prob(z)
+    noise, log_det = prior_flow.forward_and_log_det(z)
+    return _standard_normal_log_prob(noise) + log_det
+
+
+def _standard_normal_log_prob(x: tf.Tensor) -> tf.Tensor:
+    """Returns log N(x; 0, I) of each entry of the batch, `[batch]`, for x `[batch, ...]`."""
+    axes: list[int] = list(range(1, len(x.shape)))
+    dimensions = product(sizes(x)[1:], x.dtype)
+    return -0.5 * (tf.reduce_sum(tf.square(x), axes) + dimensions * math.log(2 * math.pi))
