@@ -6,9 +6,9 @@ Nothing here is measured and no TensorFlow is needed. `scaling.py` compares the 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 
+from tfdecouple.architecture import CouplingPlan, plan
 from tfdecouple.config import Config, ModelConfig, override
 
 FLOAT32, BFLOAT16 = 4, 2
@@ -19,33 +19,21 @@ BACKWARD = 2
 
 @dataclasses.dataclass(frozen=True)
 class CouplingSize:
-    """A coupling.
+    """A coupling of images.
 
     Attributes:
         positions: height times width.
-        kept: channels that go into the net.
-        transformed: channels that it scales and shifts.
-        hidden: width of the net.
-        affine: whether it scales.
-        condition: size of z, or 0.
+        plan: its channels.
     """
 
     positions: int
-    kept: int
-    transformed: int
-    hidden: int
-    affine: bool
-    condition: int = 0
-
-    @property
-    def outputs(self) -> int:
-        """Channels of the net's output."""
-        return self.transformed * (2 if self.affine else 1)
+    plan: CouplingPlan
 
     def multiply_adds(self) -> int:
         """Of the net's three convolutions, and once an image of the product with z."""
-        at_each = 9 * self.kept * self.hidden + self.hidden**2 + 9 * self.hidden * self.outputs
-        return self.positions * at_each + self.condition * self.hidden
+        plan = self.plan
+        at_each = 9 * plan.kept * plan.hidden + plan.hidden**2 + 9 * plan.hidden * plan.outputs
+        return self.positions * at_each + plan.condition_size * plan.hidden
 
     def kept_bytes(self, alpha: float, net_bytes: int, remat: bool) -> int:
         """Returns what the backward pass needs of the forward pass, per image.
@@ -55,8 +43,9 @@ class CouplingSize:
         affine transform the raw scale or its tanh, the scale, what it scales, and with alpha below 1 what its
         logarithm needs.
         """
-        net = net_bytes * (self.kept + (0 if remat else 2 * self.hidden))
-        scaling = FLOAT32 * self.transformed * ((3 if alpha == 1 else 4) if self.affine else 0)
+        net = net_bytes * (self.plan.kept + (0 if remat else 2 * self.plan.hidden))
+        scales = self.plan.outputs > self.plan.transformed
+        scaling = FLOAT32 * self.plan.transformed * ((3 if alpha == 1 else 4) if scales else 0)
         return self.positions * (net + scaling)
 
     def working_bytes(self, net_bytes: int, remat: bool) -> int:
@@ -64,7 +53,7 @@ class CouplingSize:
 
         Of one ELU's input and output and of the layer before it, each `hidden` wide; with `remat` the two layers, too.
         """
-        return self.positions * net_bytes * (5 if remat else 3) * self.hidden
+        return self.positions * net_bytes * (5 if remat else 3) * self.plan.hidden
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,29 +106,18 @@ class Activations:
 
 def flow_layers(config: ModelConfig) -> Iterator[LayerSize]:
     """Yields the layers of the flow in the order of the forward pass."""
-    channels = 3
-    condition = config.latent_dim if config.conditioning == "coupling" else 0
-    for depth, (steps, hidden) in enumerate(zip(config.steps, config.hidden_channels, strict=True)):
-        channels *= 4 if depth else 1
-        positions = (config.image_size // 2**depth) ** 2
-        inner = isinstance(steps, tuple)
-        dropped = channels // config.inner_factors[depth - 1] if inner else 0
-        for count in steps if isinstance(steps, tuple) else (steps,):
-            half = channels // 2
-            affine = config.transform == "affine"
-            couplings = (CouplingSize(positions, channels - half, half, hidden, affine, condition),) * 4
-            for _ in range(count):
-                yield LayerSize(positions, channels, couplings, maps=3)
-            if dropped:
-                affine = config.multiscale_transform == "affine"
-                coupling = CouplingSize(positions, channels - dropped, dropped, hidden, affine, condition)
-                yield LayerSize(positions, channels, (coupling,), maps=2)
-            channels -= dropped
+    planned = plan(config)
+    for stage in planned.stages:
+        positions, step, factor_out = stage.side**2, planned.step(stage), planned.factor_out(stage)
+        for _ in range(stage.steps):
+            yield LayerSize(positions, step.channels, (CouplingSize(positions, step.coupling),) * 4, maps=3)
+        if factor_out is not None:
+            yield LayerSize(positions, factor_out.channels, (CouplingSize(positions, factor_out.coupling),), maps=2)
 
 
 def multiply_adds(config: ModelConfig) -> int:
     """Returns the multiply-adds of the forward pass, per image: flow and encoder."""
-    encoder = sum(block.multiply_adds for block in _encoder_blocks(config)) if config.has_latent else 0
+    encoder = sum(block.multiply_adds for block in _encoder_blocks(config))
     return encoder + sum(layer.multiply_adds() for layer in flow_layers(config))
 
 
@@ -156,16 +134,16 @@ def activations(config: ModelConfig, *, remat: bool = False, precision: str = "f
     """
     net_bytes = BFLOAT16 if precision == "mixed_bfloat16" else FLOAT32
     layers = list(flow_layers(config))
-    encoder = sum(FLOAT32 * block.kept for block in _encoder_blocks(config)) if config.has_latent else 0
+    encoder = sum(FLOAT32 * block.kept for block in _encoder_blocks(config))
     kept = sum(layer.kept_bytes(config.alpha, net_bytes, remat) for layer in layers)
     working = max(layer.working_bytes(net_bytes, remat) for layer in layers)
     return Activations(kept + encoder, working)
 
 
 def with_depth(config: Config, steps: int) -> Config:
-    """Returns the config with so many steps in every part of every level."""
-    plan = [[steps] * len(entry) if isinstance(entry, tuple) else steps for entry in config.model.steps]
-    return override(config, [f"model.steps={plan}"])
+    """Returns the config with so many steps in every stage."""
+    every = [[steps] * len(entry) if isinstance(entry, tuple) else steps for entry in config.model.steps]
+    return override(config, [f"model.steps={every}"])
 
 
 def state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1) -> int:
@@ -186,13 +164,11 @@ class _Block:
 
 
 def _encoder_blocks(config: ModelConfig) -> Iterator[_Block]:
-    side, channels = config.image_size, 3
-    for planes in config.encoder_channels:
-        for strides in (1, 2):
-            padded, out = (side + 2) ** 2, math.ceil(side / strides)
-            shortcut = strides != 1 or channels != planes
-            products = 9 * channels * planes + 9 * planes**2 + (channels * planes if shortcut else 0)
-            # The padded input of both convolutions, what each batch normalisation sees, and both ELUs' outputs.
-            maps = (2 + shortcut + 2) * planes * out**2 + planes * (out + 2) ** 2
-            yield _Block(out**2 * products, channels * padded + maps)
-            side, channels = out, planes
+    encoder = plan(config).encoder
+    for block in encoder.blocks if encoder is not None else ():
+        channels, planes = block.channels, block.planes
+        padded, out = (encoder.side(block) + 2) ** 2, encoder.side(block) // block.strides
+        products = 9 * channels * planes + 9 * planes**2 + (channels * planes if block.shortcut else 0)
+        # The padded input of both convolutions, what each batch normalisation sees, and both ELUs' outputs.
+        maps = (2 + block.shortcut + 2) * planes * out**2 + planes * (out + 2) ** 2
+        yield _Block(out**2 * products, channels * padded + maps)

@@ -11,15 +11,15 @@ import math
 from collections.abc import Iterator
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.levels import COLOURS, BlockPlan, StagePlan, encoder_blocks, flow_levels, halves
+from tfdecouple.levels import COLOURS, BlockPlan, StagePlan, encoder_blocks, flow_levels, halves, step_names
 from tfdecouple.transforms import TRANSFORMS
 
 Shape = tuple[int, ...]
 Weights = dict[str, Shape]
 
-# The couplings of a step: (pattern of the split, which side of it is transformed), in the forward direction.
-FIRST_PAIR = (("continuous", "last"), ("continuous", "first"))
-SECOND_PAIR = (("alternate", "last"), ("alternate", "first"))
+# The couplings of a step by name, in the forward direction: pattern of the split, and which side is transformed.
+FIRST_PAIR = {"coupling_continuous_last": ("continuous", "last"), "coupling_continuous_first": ("continuous", "first")}
+SECOND_PAIR = {"coupling_alternate_last": ("alternate", "last"), "coupling_alternate_first": ("alternate", "first")}
 
 # Last part of the names of weights that training does not move by gradients.
 _STATE = ("moving_mean", "moving_variance", "permutation", "initialized")
@@ -84,8 +84,8 @@ class StepPlan:
         weights = _linear("linear", self.channels, self.linear)
         for number in (1, 2):
             weights |= _actnorm(f"actnorm_{number}", self.channels)
-        for pattern, side in (*FIRST_PAIR, *SECOND_PAIR):
-            weights |= _under(f"coupling_{pattern}_{side}", self.coupling.weights())
+        for name in (*FIRST_PAIR, *SECOND_PAIR):
+            weights |= _under(name, self.coupling.weights())
         return weights
 
 
@@ -155,7 +155,12 @@ class EncoderPlan:
     @property
     def out_side(self) -> int:
         """Height and width of the last block's output."""
-        return self.side(self.blocks[-1]) // self.blocks[-1].strides
+        return self.image_size // self.blocks[-1].out_reduction
+
+    @property
+    def features(self) -> int:
+        """How many numbers the dense layer reads."""
+        return self.out_side**2 * self.out_channels
 
     def weights(self) -> Weights:
         """Returns `{name: shape}` of its weights."""
@@ -173,7 +178,7 @@ class EncoderPlan:
             weights |= _under(block.name, inner)
         weights["top/kernel"] = (1, 1, self.blocks[-1].planes, self.out_channels)
         weights["top/bias"] = (self.out_channels,)
-        return weights | _weight_norm((self.out_side**2 * self.out_channels, 2 * self.latent_dim))
+        return weights | _weight_norm((self.features, 2 * self.latent_dim))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,7 +196,7 @@ class PriorPlan:
     @property
     def step_names(self) -> tuple[str, ...]:
         """Names of its steps, in the forward direction."""
-        return tuple(f"step_{number}" for number in range(self.steps))
+        return step_names(self.steps)
 
     def weights(self) -> Weights:
         """Returns `{name: shape}` of its weights."""
@@ -234,8 +239,7 @@ class Plan:
         """Returns what stands at the end of a stage before channels leave; None where none leave."""
         if not stage.dropped:
             return None
-        kept = stage.channels - stage.dropped
-        coupling = self._coupling(stage, kept, stage.dropped, self.config.multiscale_transform)
+        coupling = self._coupling(stage, stage.kept, stage.dropped, self.config.multiscale_transform)
         return FactorOutPlan(channels=stage.channels, linear=self.config.linear, coupling=coupling)
 
     def weights(self) -> Weights:
@@ -269,7 +273,7 @@ class Plan:
         """Returns how many numbers the largest map of a single image holds."""
         sizes = [self.config.image_size**2 * COLOURS, *(stage.side**2 * stage.hidden for stage in self.stages)]
         if self.encoder is not None:
-            sizes += [(self.encoder.side(b) // b.strides) ** 2 * b.planes for b in self.encoder.blocks]
+            sizes += [(self.config.image_size // b.out_reduction) ** 2 * b.planes for b in self.encoder.blocks]
         return max(sizes)
 
     def _coupling(self, stage: StagePlan, kept: int, transformed: int, transform: str) -> CouplingPlan:

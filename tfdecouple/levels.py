@@ -35,6 +35,11 @@ class StagePlan:
     dropped: int
 
     @property
+    def kept(self) -> int:
+        """How many channels go on."""
+        return self.channels - self.dropped
+
+    @property
     def reduction(self) -> int:
         """How many times smaller its maps are than the image, along each side."""
         return 2**self.level
@@ -42,7 +47,7 @@ class StagePlan:
     @property
     def step_names(self) -> tuple[str, ...]:
         """Names of its steps, `level_0_part_0_step_0`, in the forward direction."""
-        return tuple(f"{self.name}_step_{number}" for number in range(self.steps))
+        return step_names(self.steps, f"{self.name}_")
 
     @property
     def factor_out_name(self) -> str:
@@ -69,9 +74,14 @@ class BlockPlan:
     strides: int
 
     @property
+    def out_reduction(self) -> int:
+        """How many times smaller its output is than the image, along each side."""
+        return self.reduction * self.strides
+
+    @property
     def shortcut(self) -> bool:
-        """Whether the shortcut has a convolution, since the block changes size or channels."""
-        return self.strides != 1 or self.channels != self.planes
+        """Whether the shortcut has a convolution."""
+        return has_shortcut_convolution(self.channels, self.planes, self.strides)
 
 
 def flow_levels(
@@ -150,6 +160,20 @@ def encoder_blocks(planes: Sequence[int]) -> tuple[BlockPlan, ...]:
             )
             channels = width
     return tuple(blocks)
+
+
+def has_shortcut_convolution(channels: int, planes: int, strides: int) -> bool:
+    """Returns whether a block changes size or channels, so that its shortcut cannot be the identity."""
+    return strides != 1 or channels != planes
+
+
+def step_names(count: int, prefix: str = "") -> tuple[str, ...]:
+    """Returns the names of so many steps of flow, in the forward direction.
+
+    >>> step_names(2)
+    ('step_0', 'step_1')
+    """
+    return tuple(f"{prefix}step_{number}" for number in range(count))
 
 
 def halves(channels: int) -> tuple[int, int]:

@@ -210,8 +210,8 @@ class _Folding:
                     else:
                         folded_step, order = self._step(name, layer, order)
                         layers.append(folded_step)
-                parts.append(FoldedPart(tuple(layers), part.channels, part.dropped))
-                order = order[: len(order) - part.dropped]
+                parts.append(FoldedPart(tuple(layers), part.plan.channels, part.plan.dropped))
+                order = order[: part.plan.kept]
             levels.append(tuple(parts))
         prior, prior_order = [], np.arange(self.model.config.latent_dim)
         if self.model.prior_flow is not None:

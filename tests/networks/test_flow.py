@@ -247,28 +247,30 @@ class TestFactorOut:
 class TestMultiScale:
     """Which entries of v leave where (paper Figure 3c)."""
 
-    def test_channels_of_levels_and_parts(self):
+    def test_channels_of_levels_and_stages(self):
         layer, _, _ = flow("tiny")
-        assert [[(part.channels, part.dropped, len(part.steps)) for part in level] for level in layer.levels] == [
+        assert [
+            [(stage.plan.channels, stage.plan.dropped, len(stage.steps)) for stage in level] for level in layer.levels
+        ] == [
             [(3, 0, 1)],
             [(12, 3, 1), (9, 3, 1)],
             [(24, 0, 1)],
         ]
 
     @pytest.mark.parametrize(
-        ("level", "part", "pick", "changed"),
+        ("level", "stage", "pick", "changed"),
         [
             # What leaves first stands last, at the resolution of its level.
-            (1, 0, lambda part: part.factor_out.actnorm, range(9, 12)),
-            (1, 1, lambda part: part.factor_out.actnorm, range(6, 9)),
-            (2, 0, lambda part: part.steps[0].sequence[0], range(0, 6)),
-            (1, 1, lambda part: part.steps[0].sequence[0], range(0, 9)),
+            (1, 0, lambda stage: stage.factor_out.actnorm, range(9, 12)),
+            (1, 1, lambda stage: stage.factor_out.actnorm, range(6, 9)),
+            (2, 0, lambda stage: stage.steps[0].sequence[0], range(0, 6)),
+            (1, 1, lambda stage: stage.steps[0].sequence[0], range(0, 9)),
         ],
     )
-    def test_a_layer_reaches_only_the_entries_that_have_not_left(self, level, part, pick, changed):
+    def test_a_layer_reaches_only_the_entries_that_have_not_left(self, level, stage, pick, changed):
         layer, x, condition = flow("tiny")
         before = code_of_tiny()
-        bias = pick(layer.levels[level][part]).bias
+        bias = pick(layer.levels[level][stage]).bias
         kept = bias.numpy()
         bias.assign(kept + 0.1)
         after = layer.forward_and_log_det(x, condition)[0]
@@ -308,7 +310,7 @@ class TestMultiScale:
                 SMALL, steps=(1, (1,), (1, 1), 1), factors=(2, 3), hidden_channels=(3, 3, 3, 3), image_size=8
             ),
         ],
-        ids=["two-levels", "three-parts", "factor-6", "factors-2-and-3"],
+        ids=["two-levels", "three-stages", "factor-6", "factors-2-and-3"],
     )
     def test_every_structure_inverts(self, config):
         layer = Flow(config, **F64)

@@ -10,6 +10,7 @@ import sys
 import pytest
 from helpers.places import ROOT
 
+from tfdecouple.architecture import CouplingPlan
 from tfdecouple.config import load_preset, preset_names
 from tfdecouple.errors import UserError
 from tfdecouple.parameters import count_parameters
@@ -41,7 +42,8 @@ def program(name, *arguments):
 
 
 def test_costs_of_a_coupling_by_hand():
-    coupling = architecture.CouplingSize(positions=4, kept=2, transformed=1, hidden=8, affine=True, condition=3)
+    plan = CouplingPlan(kept=2, transformed=1, hidden=8, condition_size=3, transform="affine")
+    coupling = architecture.CouplingSize(positions=4, plan=plan)
     # At each of 4 positions 9*2*8 + 8*8 + 9*8*2, and 3*8 once.
     assert coupling.multiply_adds() == 4 * (144 + 64 + 144) + 24
     # The net's inputs of 2 + 8 + 8 numbers, and three numbers for the scaled channel.
@@ -109,13 +111,13 @@ def test_the_layers_counted_are_the_layers_of_the_flow():
     config = architecture.with_depth(load_preset("quickstart"), 2).model
     flow = Flow(config)
     flow.build()
-    layers = [(part.channels, layer) for level in flow.levels for part in level for layer in part.layers]
+    layers = [(stage.plan.channels, layer) for stage in flow.stages for layer in stage.layers]
     counted = list(architecture.flow_layers(config))
     assert [channels for channels, _ in layers] == [each.channels for each in counted]
     for (_, layer), each in zip(layers, counted, strict=True):
         nets = [inner for inner in layer._flatten_layers() if type(inner).__name__ == "ConvNet"]
-        assert [net.outputs for net in nets] == [coupling.outputs for coupling in each.couplings]
-        assert [net.first.shape[2] for net in nets] == [coupling.kept for coupling in each.couplings]
+        assert [net.outputs for net in nets] == [coupling.plan.outputs for coupling in each.couplings]
+        assert [net.first.shape[2] for net in nets] == [coupling.plan.kept for coupling in each.couplings]
 
 
 def test_recomputing_keeps_no_hidden_maps():
@@ -131,7 +133,7 @@ def test_the_state_counts_weights_gradients_moments_and_what_else_there_is():
     assert architecture.state_bytes(10, averages=True, micro_batches=2) == 280
 
 
-def test_with_depth_sets_every_part():
+def test_with_depth_sets_every_stage():
     assert architecture.with_depth(load_preset("quickstart"), 3).model.steps == (3, (3, 3), (3, 3), 3)
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from tfdecouple.architecture import FIRST_PAIR, SECOND_PAIR, CouplingPlan, EncoderPlan, Plan, StepPlan, plan
 from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig
 from tfdecouple.errors import ConfigError, WolfError, one_line
+from tfdecouple.levels import encoder_blocks
 from tfdecouple.model import DecoupledModel
 from tfdecouple.parameters import require_memory
 from tfdecouple.runs import CHECKPOINTS, CONFIG
@@ -22,12 +24,8 @@ Arrays = Mapping[str, np.ndarray]
 # Caches and counters of the reference that carry no information of their own.
 _DERIVED = ("weight_inv", "num_batches_tracked")
 
-_COUPLINGS = {
-    "coupling1_up": "coupling_continuous_last",
-    "coupling1_dn": "coupling_continuous_first",
-    "coupling2_up": "coupling_alternate_last",
-    "coupling2_dn": "coupling_alternate_first",
-}
+# The reference's couplings of a step in the order of ours.
+_COUPLINGS = ("coupling1_up", "coupling1_dn", "coupling2_up", "coupling2_dn")
 
 
 def import_wolf(
@@ -51,7 +49,7 @@ def import_wolf(
         The model.
 
     Raises:
-        WolfError: for a part that this project does not have (variational dequantisers, label models, MaCow flows
+        WolfError: for something that this project does not have (variational dequantisers, label models, MaCow flows
             and others), naming it; for weights that do not fit the config; for a folder that is already in use.
     """
     folder = pathlib.Path(workdir)
@@ -133,10 +131,11 @@ def _latent_options(
     planes = _whole_numbers(values, "discriminator.encoder.hidden_planes")
     out_planes = _get(values, "discriminator.encoder.out_planes", int)
     in_dim = _get(values, "discriminator.in_dim", int)
-    if out_planes * (image_size // 2 ** len(planes)) ** 2 != in_dim:
+    side = image_size // max((block.out_reduction for block in encoder_blocks(planes)), default=1)
+    if out_planes * side**2 != in_dim:
         raise WolfError(
             f"--image-size {image_size} does not fit discriminator.in_dim {in_dim}: {len(planes)} encoder levels leave "
-            f"{image_size // 2 ** len(planes)} x {image_size // 2 ** len(planes)} x {out_planes} values"
+            f"{side} x {side} x {out_planes} values"
         )
     options = {
         "conditioning": "coupling",
@@ -196,7 +195,7 @@ def assign(model: DecoupledModel, state: Arrays) -> None:
     """
     variables = model.named_variables()
     left = {name for name in state if not name.endswith(_DERIVED)}
-    for theirs, ours, convert in _correspondence(model):
+    for theirs, ours, convert in _correspondence(plan(model.config)):
         if theirs not in state:
             raise WolfError(f"the weights lack {theirs}, which the config asks for")
         variable = variables.pop(ours)
@@ -235,25 +234,25 @@ def _kernel(array: np.ndarray) -> np.ndarray:
     return array.transpose(2, 3, 1, 0)
 
 
-def _correspondence(model: DecoupledModel) -> Iterator[Row]:
+def _correspondence(planned: Plan) -> Iterator[Row]:
     """Yields (name in the reference, name here, conversion) of every weight."""
-    config = model.config
-    for depth, steps in enumerate(config.steps):
-        block = f"generator.flow.blocks.{depth}"
-        for part, count in enumerate(steps if isinstance(steps, tuple) else (steps,)):
-            place = f"flow/level_{depth}_part_{part}"
-            for number in range(count):
-                theirs = f"{block}.layers.{part}.{number}" if isinstance(steps, tuple) else f"{block}.steps.{number}"
-                yield from _step(theirs, f"{place}_step_{number}", "conv1x1", config.conditioning == "coupling")
-            if isinstance(steps, tuple):
-                theirs, ours = f"{block}.priors.{part}", f"{place}_factor_out"
+    for level, stages in enumerate(planned.levels):
+        block = f"generator.flow.blocks.{level}"
+        for number, stage in enumerate(stages):
+            steps = f"{block}.layers.{number}" if stage.dropped else f"{block}.steps"
+            for index, name in enumerate(stage.step_names):
+                yield from _step(f"{steps}.{index}", f"flow/{name}", planned.step(stage))
+            factor_out = planned.factor_out(stage)
+            if factor_out is not None:
+                theirs, ours = f"{block}.priors.{number}", f"flow/{stage.factor_out_name}"
                 yield f"{theirs}.conv1x1.weight", f"{ours}/linear/kernel", _same
-                yield from _conv_coupling(f"{theirs}.coupling", f"{ours}/coupling", config.conditioning == "coupling")
+                yield from _coupling(f"{theirs}.coupling", f"{ours}/coupling", factor_out.coupling)
                 yield from _actnorm(f"{theirs}.actnorm", f"{ours}/actnorm")
-    if config.has_latent:
-        yield from _encoder(model)
-        for number in range(config.prior_steps if config.prior == "flow" else 0):
-            yield from _step(f"discriminator.prior.flow.steps.{number}", f"prior_flow/step_{number}", "linear", None)
+    if planned.encoder is not None:
+        yield from _encoder(planned.encoder)
+    if planned.prior is not None:
+        for index, name in enumerate(planned.prior.step_names):
+            yield from _step(f"discriminator.prior.flow.steps.{index}", f"prior_flow/{name}", planned.prior.step)
 
 
 def _actnorm(theirs: str, ours: str) -> Iterator[Row]:
@@ -261,40 +260,39 @@ def _actnorm(theirs: str, ours: str) -> Iterator[Row]:
     yield f"{theirs}.bias", f"{ours}/bias", _flat
 
 
-def _step(theirs: str, ours: str, linear: str, conditional: bool | None) -> Iterator[Row]:
-    """A step of flow; `conditional` is None for the prior's, whose nets are MLPs."""
+def _step(theirs: str, ours: str, step: StepPlan) -> Iterator[Row]:
     yield from _actnorm(f"{theirs}.actnorm", f"{ours}/actnorm_1")
-    yield f"{theirs}.{linear}.weight", f"{ours}/linear/kernel", _same
+    yield f"{theirs}.{'conv1x1' if step.coupling.images else 'linear'}.weight", f"{ours}/linear/kernel", _same
     yield from _actnorm(f"{theirs}.unit.actnorm", f"{ours}/actnorm_2")
-    for their_name, our_name in _COUPLINGS.items():
-        places = f"{theirs}.unit.{their_name}", f"{ours}/{our_name}"
-        yield from _mlp_coupling(*places) if conditional is None else _conv_coupling(*places, conditional)
+    for their_name, our_name in zip(_COUPLINGS, (*FIRST_PAIR, *SECOND_PAIR), strict=True):
+        yield from _coupling(f"{theirs}.unit.{their_name}", f"{ours}/{our_name}", step.coupling)
 
 
-def _conv_coupling(theirs: str, ours: str, conditional: bool) -> Iterator[Row]:
-    yield f"{theirs}.net.conv1.weight", f"{ours}/net/first", _kernel
-    yield f"{theirs}.net.conv2.weight", f"{ours}/net/second", _kernel
-    if conditional:
+def _coupling(theirs: str, ours: str, coupling: CouplingPlan) -> Iterator[Row]:
+    if coupling.images:
+        yield f"{theirs}.net.conv1.weight", f"{ours}/net/first", _kernel
+        yield f"{theirs}.net.conv2.weight", f"{ours}/net/second", _kernel
+        last, kernel = f"{theirs}.net.conv3.conv", _kernel
+    else:
+        for their_name, our_name in (("fc1", "first"), ("fc2", "second")):
+            yield f"{theirs}.net.{their_name}.weight", f"{ours}/net/{our_name}", _transposed
+            yield f"{theirs}.net.{their_name}.bias", f"{ours}/net/{our_name}_bias", _same
+        last, kernel = f"{theirs}.net.fc3.linear", _transposed
+    if coupling.condition_size:
         yield f"{theirs}.h_net.net.weight", f"{ours}/net/condition_kernel", _transposed
         yield f"{theirs}.h_net.net.bias", f"{ours}/net/condition_bias", _same
-    yield f"{theirs}.net.conv3.conv.weight_v", f"{ours}/net/last_direction", _kernel
-    yield f"{theirs}.net.conv3.conv.weight_g", f"{ours}/net/last_gain", _flat
-    yield f"{theirs}.net.conv3.conv.bias", f"{ours}/net/last_bias", _same
+    yield from _weight_norm(last, f"{ours}/net/last", kernel)
 
 
-def _mlp_coupling(theirs: str, ours: str) -> Iterator[Row]:
-    for their_name, our_name in (("fc1", "first"), ("fc2", "second")):
-        yield f"{theirs}.net.{their_name}.weight", f"{ours}/net/{our_name}", _transposed
-        yield f"{theirs}.net.{their_name}.bias", f"{ours}/net/{our_name}_bias", _same
-    yield f"{theirs}.net.fc3.linear.weight_v", f"{ours}/net/last_direction", _transposed
-    yield f"{theirs}.net.fc3.linear.weight_g", f"{ours}/net/last_gain", _flat
-    yield f"{theirs}.net.fc3.linear.bias", f"{ours}/net/last_bias", _same
+def _weight_norm(theirs: str, ours: str, kernel: Convert) -> Iterator[Row]:
+    yield f"{theirs}.weight_v", f"{ours}_direction", kernel
+    yield f"{theirs}.weight_g", f"{ours}_gain", _flat
+    yield f"{theirs}.bias", f"{ours}_bias", _same
 
 
-def _encoder(model: DecoupledModel) -> Iterator[Row]:
-    assert model.encoder is not None
+def _encoder(encoder: EncoderPlan) -> Iterator[Row]:
     root = "discriminator.encoder.net"
-    for index, block in enumerate(model.encoder.blocks):
+    for index, block in enumerate(encoder.blocks):
         theirs, ours = f"{root}.resnet{index // 2}.main.{index % 2}", f"encoder/{block.name}"
         for number in (1, 2):
             yield f"{theirs}.conv{number}.weight", f"{ours}/convolution_{number}/kernel", _kernel
@@ -304,17 +302,14 @@ def _encoder(model: DecoupledModel) -> Iterator[Row]:
             yield from _batch_norm(f"{theirs}.downsample.1", f"{ours}/shortcut_norm")
     yield f"{root}.top.weight", "encoder/top/kernel", _kernel
     yield f"{root}.top.bias", "encoder/top/bias", _same
-    planes = model.config.encoder_out_channels
-    side = model.config.image_size // 2 ** len(model.config.encoder_channels)
+    planes, side = encoder.out_channels, encoder.out_side
 
     def dense(array: np.ndarray) -> np.ndarray:
         """The reference flattens channels first, this project channels last."""
         maps = array.reshape(len(array), planes, side, side).transpose(2, 3, 1, 0)
-        return maps.reshape(side * side * planes, len(array))
+        return maps.reshape(encoder.features, len(array))
 
-    yield "discriminator.fc.linear.weight_v", "encoder/last_direction", dense
-    yield "discriminator.fc.linear.weight_g", "encoder/last_gain", _flat
-    yield "discriminator.fc.linear.bias", "encoder/last_bias", _same
+    yield from _weight_norm("discriminator.fc.linear", "encoder/last", dense)
 
 
 def _batch_norm(theirs: str, ours: str) -> Iterator[Row]:
@@ -339,12 +334,12 @@ def _get(values: Any, name: str, kind: type = object, default: Any = None) -> An
     Raises:
         WolfError: where it is missing or of another kind.
     """
-    for part in name.split("."):
-        if not isinstance(values, Mapping) or part not in values:
+    for key in name.split("."):
+        if not isinstance(values, Mapping) or key not in values:
             if default is not None:
                 return default
             raise WolfError(f"the reference's config lacks {name}")
-        values = values[part]
+        values = values[key]
     if kind is float and isinstance(values, int):
         values = float(values)
     if not isinstance(values, kind):

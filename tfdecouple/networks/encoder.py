@@ -8,7 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdecouple.architecture import EncoderPlan
 from tfdecouple.layers.nets import WeightNorm, bound_uniform, fan_in_uniform
+from tfdecouple.levels import encoder_blocks, has_shortcut_convolution
 from tfdecouple.runtime.programs import SharedPrograms
 from tfdecouple.runtime.shapes import product, sizes
 from tfdecouple.runtime.shards import divides, run_in_parts, split_batch
@@ -103,7 +105,7 @@ class ResNetBlock(keras.layers.Layer):
         inner = (batch, height // self.strides, width // self.strides, self.planes)
         self.convolution_1.build((batch, height + 2, width + 2, channels))
         self.convolution_2.build((batch, inner[1] + 2, inner[2] + 2, self.planes))
-        if self.strides != 1 or channels != self.planes:
+        if has_shortcut_convolution(channels, self.planes, self.strides):
             self.shortcut = [
                 _convolution(self.planes, 1, self.strides, use_bias=False, name="shortcut_convolution"),
                 _batch_norm("shortcut_norm"),
@@ -158,19 +160,18 @@ class Encoder(keras.layers.Layer):
         self.latent_dim = latent_dim
         self.channels = tuple(channels)
         self.out_channels = out_channels
-        self.blocks = [
-            ResNetBlock(planes, strides, name=f"level_{level}_block_{strides}")
-            for level, planes in enumerate(self.channels)
-            for strides in (1, 2)
-        ]
+        self._blocks = encoder_blocks(self.channels)
+        self.blocks = [ResNetBlock(block.planes, block.strides, name=block.name) for block in self._blocks]
         self._programs = SharedPrograms()
 
     def build(self, x_shape: Any) -> None:
-        """Builds the layers for images `[batch, height, width, 3]`."""
-        batch, height, width, channels = x_shape
-        for block in self.blocks:
-            block.build((batch, height, width, channels))
-            height, width, channels = height // block.strides, width // block.strides, block.planes
+        """Builds the layers for square images `[batch, height, width, 3]`."""
+        plan = EncoderPlan(
+            image_size=x_shape[1], blocks=self._blocks, out_channels=self.out_channels, latent_dim=self.latent_dim
+        )
+        for block, planned in zip(self.blocks, plan.blocks, strict=True):
+            block.build((None, plan.side(planned), plan.side(planned), planned.channels))
+        channels = plan.blocks[-1].planes
         self.top = keras.layers.Conv2D(
             self.out_channels,
             1,
@@ -179,8 +180,8 @@ class Encoder(keras.layers.Layer):
             dtype="float32",
             name="top",
         )
-        self.top.build((batch, height, width, channels))
-        self.last = WeightNorm(self, "last", (height * width * self.out_channels, 2 * self.latent_dim))
+        self.top.build((None, plan.out_side, plan.out_side, channels))
+        self.last = WeightNorm(self, "last", (plan.features, 2 * self.latent_dim))
         self.built = True
 
     @full_float32()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfdecouple.architecture import FIRST_PAIR, SECOND_PAIR, plan
 from tfdecouple.config import ModelConfig, from_plain
 from tfdecouple.errors import UserError
 from tfdecouple.layers import (
@@ -20,6 +22,7 @@ from tfdecouple.layers import (
     Squeeze,
 )
 from tfdecouple.layers.base import ChildCall, InvertibleComposite
+from tfdecouple.levels import StagePlan
 from tfdecouple.runtime.programs import SharedPrograms
 from tfdecouple.runtime.shapes import zero_per_image
 from tfdecouple.runtime.shards import divides, run_in_parts
@@ -84,18 +87,16 @@ class FlowStep(_Coupled, InvertibleSequence):
     def __init__(self, hidden: int, condition_size: int = 0, **kwargs: Any):
         super().__init__(hidden, condition_size, **kwargs)
 
-        def coupling(pattern: str, part: str) -> InvertibleLayer:
-            return self._coupling(f"coupling_{pattern}_{part}", pattern=pattern, part=part)
+        def pair(splits: Mapping[str, tuple[str, str]]) -> list[InvertibleLayer]:
+            return [self._coupling(name, pattern=pattern, part=side) for name, (pattern, side) in splits.items()]
 
         # Explicit names: the paths of the weights in a checkpoint are made of them.
         self.sequence = [
             ActNorm(name="actnorm_1", dtype=self.dtype_policy),
             self._linear_layer(name="linear", dtype=self.dtype_policy),
-            coupling("continuous", "last"),
-            coupling("continuous", "first"),
+            *pair(FIRST_PAIR),
             ActNorm(name="actnorm_2", dtype=self.dtype_policy),
-            coupling("alternate", "last"),
-            coupling("alternate", "first"),
+            *pair(SECOND_PAIR),
         ]
 
     def _linear_layer(self, **options: Any) -> InvertibleLayer:
@@ -106,8 +107,8 @@ class FlowStep(_Coupled, InvertibleSequence):
 class FactorOut(_Coupled, InvertibleComposite):
     """What channels pass before they leave the flow: 1x1 convolution, a coupling that transforms them, actnorm.
 
-    It stands where Glow learns a conditional Gaussian of the part that leaves (paper Figure 3c; the reference calls
-    it the multi-scale prior). The last `dropped` channels of the output are the ones to leave.
+    It stands where Glow learns a conditional Gaussian of what leaves (paper Figure 3c; the reference calls it the
+    multi-scale prior). The last `dropped` channels of the output are the ones to leave.
 
     Args:
         dropped: how many channels leave.
@@ -154,26 +155,24 @@ class FactorOut(_Coupled, InvertibleComposite):
         return x, mixing + coupling + actnorm
 
 
-class Part:
-    """Steps of flow of one channel count, and what they drop at their end.
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """The layers of a stage: steps of flow at one number of channels, and what stands before some of them leave.
 
     Attributes:
+        plan: its sizes.
         steps: the steps.
-        factor_out: the layer before the drop, or None where nothing leaves.
-        channels: channels of the steps.
-        dropped: channels that leave at the end.
+        factor_out: the layer before the channels that leave, or None where none do.
     """
 
-    def __init__(self, steps: list[FlowStep], factor_out: FactorOut | None, channels: int, dropped: int):
-        self.steps = steps
-        self.factor_out = factor_out
-        self.channels = channels
-        self.dropped = dropped
+    plan: StagePlan
+    steps: tuple[FlowStep, ...]
+    factor_out: FactorOut | None
 
     @property
-    def layers(self) -> list[InvertibleLayer]:
+    def layers(self) -> tuple[InvertibleLayer, ...]:
         """The layers in the forward direction."""
-        return [*self.steps, *([self.factor_out] if self.factor_out else [])]
+        return (*self.steps, self.factor_out) if self.factor_out else self.steps
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -181,12 +180,16 @@ class Flow(InvertibleComposite):
     """The whole flow f(x; z), with the fine-grained multi-scale structure (paper Figure 3c).
 
     The first level works on the three colour channels at full resolution; a squeeze stands before every further level.
-    Each inner level has parts: some steps, after which a quarter of the level's channels leave as finished entries of
+    Each inner level has stages: some steps, after which a quarter of the level's channels leave as finished entries of
     v. v has the shape of the image: what left is put back beside what went on, and unsqueezed, level by level.
 
     Args:
         config: the model's config, or its plain dict.
         **kwargs: of `InvertibleLayer`.
+
+    Attributes:
+        plan: the architecture.
+        levels: the stages of each level, full resolution first.
 
     >>> from tfdecouple.config import ModelConfig
     >>> config = ModelConfig(image_size=8, steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4), encoder_channels=(4,))
@@ -199,74 +202,56 @@ class Flow(InvertibleComposite):
     def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
         super().__init__(**kwargs)
         self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
-        self.condition_size = self.config.latent_dim if self.config.conditioning == "coupling" else 0
+        self.plan = plan(self.config)
         self.squeeze = Squeeze(name="squeeze", dtype=self.dtype_policy)
-        self._levels = self._make_levels()
-        # Keras finds the layers here; `_levels` holds the same ones by their place.
-        self.parts_layers = [layer for level in self._levels for part in level for layer in part.layers]
+        self.levels = tuple(tuple(map(self._make_stage, level)) for level in self.plan.levels)
+        # Keras finds the layers here, and its .keras files know them by the name of this list.
+        self.parts_layers = [layer for stage in self.stages for layer in stage.layers]
         self.whitening = None
-        if self.config.conditioning == "base":
+        if self.plan.whitening is not None:
+            sizes = self.plan.whitening
             self.whitening = ConditionalWhitening(
-                self.config.base_hidden, self.config.latent_dim, name="whitening", dtype=self.dtype_policy
+                sizes.hidden, sizes.condition_size, name="whitening", dtype=self.dtype_policy
             )
         self._programs = SharedPrograms()
 
     @property
-    def levels(self) -> tuple[tuple[Part, ...], ...]:
-        """The parts of each level, bottom (full resolution) first."""
-        return self._levels
+    def stages(self) -> Iterator[Stage]:
+        """All stages in the forward direction."""
+        return (stage for level in self.levels for stage in level)
 
     def build(self, x_shape: Any = None, condition_shape: Any = None) -> None:
         """Builds every layer for images `[batch, image_size, image_size, 3]`."""
-        size = self.config.image_size
-        batch = None
-        for depth, level in enumerate(self._levels):
-            side = size // 2**depth
-            for part in level:
-                for layer in part.layers:
-                    layer.build((batch, side, side, part.channels), (batch, self.condition_size))
-        self.squeeze.build((batch, size, size, 3))
+        for stage in self.stages:
+            sizes = stage.plan
+            for layer in stage.layers:
+                layer.build((None, sizes.side, sizes.side, sizes.channels), (None, self.plan.condition_size))
+        self.squeeze.build((None, *self.config.image_shape))
         if self.whitening is not None:
-            self.whitening.build((batch, *self.config.image_shape))
+            self.whitening.build((None, *self.config.image_shape))
         self.built = True
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "config": dataclasses.asdict(self.config)}
 
-    def _make_levels(self) -> tuple[tuple[Part, ...], ...]:
+    def _make_stage(self, sizes: StagePlan) -> Stage:
         config = self.config
+        widths = (sizes.hidden, self.plan.condition_size)
         options: dict[str, Any] = {"alpha": config.alpha, "linear": config.linear, "dtype": self.dtype_policy}
-        levels: list[tuple[Part, ...]] = []
-        channels = 3
-        for depth, (steps, hidden) in enumerate(zip(config.steps, config.hidden_channels, strict=True)):
-            if depth:
-                channels *= 4
-            parts = []
-            inner = isinstance(steps, tuple)
-            dropped = channels // config.inner_factors[depth - 1] if inner else 0
-            for index, count in enumerate(steps if isinstance(steps, tuple) else (steps,)):
-                place = f"level_{depth}_part_{index}"
-                sizes = (hidden, self.condition_size)
-                layers = [
-                    FlowStep(*sizes, transform=config.transform, name=f"{place}_step_{number}", **options)
-                    for number in range(count)
-                ]
-                factor_out = None
-                if inner:
-                    factor_out = FactorOut(
-                        dropped, *sizes, transform=config.multiscale_transform, name=f"{place}_factor_out", **options
-                    )
-                parts.append(Part(layers, factor_out, channels, dropped))
-                channels -= dropped
-            levels.append(tuple(parts))
-        return tuple(levels)
+        steps = [FlowStep(*widths, transform=config.transform, name=name, **options) for name in sizes.step_names]
+        factor_out = None
+        if sizes.dropped:
+            factor_out = FactorOut(
+                sizes.dropped, *widths, transform=config.multiscale_transform, name=sizes.factor_out_name, **options
+            )
+        return Stage(sizes, tuple(steps), factor_out)
 
     def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         shape = tuple(tf.convert_to_tensor(x).shape)
         if len(shape) != 4 or shape[1:] != self.config.image_shape:
             raise UserError(f"the flow got an array of shape {shape}; it needs [batch, *{self.config.image_shape}]")
-        if not self.condition_size and self.whitening is None:
+        if not self.plan.condition_size and self.whitening is None:
             condition = None
         return super()._prepare(x, condition)
 
@@ -305,17 +290,17 @@ class Flow(InvertibleComposite):
         return v, log_det
 
     def _level_forward(self, depth: int, h: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs the levels from `depth` on; returns their part of v, at this level's resolution and channels."""
+        """Runs the levels from `depth` on; returns what they give of v, at this level's resolution and channels."""
         log_det = zero_per_image(h)
         left: list[tf.Tensor] = []
-        for part in self._levels[depth]:
-            for layer in part.layers:
+        for stage in self.levels[depth]:
+            for layer in stage.layers:
                 h, change = call(layer, h)
                 log_det += change
-            if part.dropped:
-                h, dropped = tf.split(h, [part.channels - part.dropped, part.dropped], -1)
+            if stage.plan.dropped:
+                h, dropped = tf.split(h, [stage.plan.kept, stage.plan.dropped], -1)
                 left.insert(0, dropped)
-        if depth + 1 < len(self._levels):
+        if depth + 1 < len(self.levels):
             h, _ = self.squeeze.forward_and_log_det(h)
             h, change = self._level_forward(depth + 1, h, call)
             log_det += change
@@ -331,18 +316,18 @@ class Flow(InvertibleComposite):
 
     def _level_inverse(self, depth: int, v: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
         log_det = zero_per_image(v)
-        parts = self._levels[depth]
-        left = [part.dropped for part in reversed(parts) if part.dropped]
+        stages = self.levels[depth][::-1]
+        left = [stage.plan.dropped for stage in stages if stage.plan.dropped]
         h, *dropped = tf.split(v, [v.shape[-1] - sum(left), *left], -1)
-        if depth + 1 < len(self._levels):
+        if depth + 1 < len(self.levels):
             h, _ = self.squeeze.forward_and_log_det(h)
             h, change = self._level_inverse(depth + 1, h, call)
             log_det += change
             h, _ = self.squeeze.inverse_and_log_det(h)
-        for part in reversed(parts):
-            if part.dropped:
+        for stage in stages:
+            if stage.plan.dropped:
                 h = tf.concat([h, dropped.pop(0)], -1)
-            for layer in reversed(part.layers):
+            for layer in reversed(stage.layers):
                 h, change = call(layer, h)
                 log_det += change
         return h, log_det

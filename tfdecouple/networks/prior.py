@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.layers import InvertibleLayer, InvertibleLinear, InvertibleSequence
+from tfdecouple.levels import step_names
 from tfdecouple.networks.flow import FlowStep
 from tfdecouple.runtime.programs import SharedPrograms
 
@@ -50,10 +51,8 @@ class PriorFlow(InvertibleSequence):
         self.alpha = alpha
         self.linear = linear
         self.sequence = [
-            PriorStep(
-                hidden, transform=transform, alpha=alpha, linear=linear, name=f"step_{number}", dtype=self.dtype_policy
-            )
-            for number in range(steps)
+            PriorStep(hidden, transform=transform, alpha=alpha, linear=linear, name=name, dtype=self.dtype_policy)
+            for name in step_names(steps)
         ]
         self._programs = SharedPrograms()
 

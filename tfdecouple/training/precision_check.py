@@ -52,9 +52,9 @@ def check_precision(flow: Flow, dtype: str, remat: bool = False) -> None:
 def _kinds(flow: Flow) -> Iterator[tuple[ConvNet, int]]:
     """Yields a coupling net of each kind, and the height and width of its maps."""
     seen = set()
-    for depth, level in enumerate(flow.levels):
-        side = flow.config.image_size // 2**depth
-        for layer in (layer for part in level for layer in part.layers):
+    for stage in flow.stages:
+        side = stage.plan.side
+        for layer in stage.layers:
             for coupling in layer.sequence if isinstance(layer, FlowStep) else [layer.coupling]:
                 if not isinstance(coupling, Coupling):
                     continue
