@@ -23,7 +23,7 @@ from tfdecouple.data import load_images, open_source
 from tfdecouple.dataset_encoding.encoding import make_encoder
 from tfdecouple.dataset_encoding.fields import Field
 from tfdecouple.layers import Coupling
-from tfdecouple.metrics.draws import DrawBounds
+from tfdecouple.metrics.bounds import DrawBounds
 from tfdecouple.metrics.latent_use import measure_latent_use
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime import tf32

@@ -18,7 +18,7 @@ from onnx import TensorProto
 from tfdecouple.cli import main
 from tfdecouple.errors import DataError, InversionError, NotInitializedError, UntrustedError, UserError
 from tfdecouple.metrics import frechet
-from tfdecouple.metrics.features import ExtractorError, open_extractor
+from tfdecouple.metrics.extractors import ExtractorError, open_extractor
 from tfdecouple.metrics.frechet import Moments, frechet_distance
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime import progress

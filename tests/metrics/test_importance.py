@@ -12,8 +12,8 @@ from helpers.densities import Density, LinearGaussian, Uniform, counted_batches,
 from helpers.models import SMALL, give_effect, random_images
 
 from tfdecouple.errors import DataError, NotInitializedError, RunError
-from tfdecouple.metrics import Evaluator, draws
-from tfdecouple.metrics.draws import u_noise, z_noise
+from tfdecouple.metrics import Evaluator, bounds
+from tfdecouple.metrics.bounds import u_noise, z_noise
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.metrics.importance import ELBO, IMPORTANCE_WEIGHTED, BoundEvaluator
 from tfdecouple.model import DecoupledModel
@@ -189,7 +189,7 @@ class TestDraws:
 
     def test_many_draws_come_in_several_calls(self, monkeypatch):
         whole = measure(LinearGaussian(**LOOSE), gaussian_images(10), k=7)
-        monkeypatch.setattr(draws, "_DRAWS_A_CALL", 3)
+        monkeypatch.setattr(bounds, "_DRAWS_A_CALL", 3)
         done = []
         again = measure(LinearGaussian(**LOOSE), gaussian_images(10), k=7, on_batch=done.append)
         assert numbers(again) == pytest.approx(numbers(whole), rel=1e-12)

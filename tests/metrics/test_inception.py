@@ -14,7 +14,7 @@ from helpers.models import random_images
 from numpy.lib.stride_tricks import sliding_window_view
 
 from tfdecouple.metrics import inception
-from tfdecouple.metrics.features import ExtractorError, open_extractor
+from tfdecouple.metrics.extractors import ExtractorError, open_extractor
 from tfdecouple.metrics.inception import Inception, cached_path, find_inception
 
 

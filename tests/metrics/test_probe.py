@@ -14,6 +14,7 @@ from tfdecouple.data.source import Source
 from tfdecouple.data.split import MemorySplit
 from tfdecouple.errors import DataError, NotInitializedError
 from tfdecouple.metrics import linear_classifier, probe
+from tfdecouple.metrics.drawn_images import drawn_indices, subset_batches
 from tfdecouple.metrics.linear_classifier import (
     KINDS,
     STRENGTHS,
@@ -25,7 +26,6 @@ from tfdecouple.metrics.linear_classifier import (
     held_out_count,
 )
 from tfdecouple.metrics.probe import linear_probe
-from tfdecouple.metrics.subset import drawn_indices, subset_batches
 from tfdecouple.model import DecoupledModel
 from tfdecouple.visualization.confusion import confusion_picture
 

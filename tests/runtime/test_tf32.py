@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import random_images
 
-from tfdecouple.metrics import features
+from tfdecouple.metrics import extractors
 from tfdecouple.runtime import tf32
 from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
 
@@ -184,8 +184,8 @@ def test_onnx_extractors_on_gpus_are_told_to_leave_tf32_alone(monkeypatch, tmp_p
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     (tmp_path / "x.onnx").write_bytes(b"x")
-    with pytest.raises(features.ExtractorError, match="seen"):
-        features.open_extractor(tmp_path / "x.onnx", 8)
+    with pytest.raises(extractors.ExtractorError, match="seen"):
+        extractors.open_extractor(tmp_path / "x.onnx", 8)
     assert opened == [(both[0], {"use_tf32": "0"}), (both[1], {})]
 
 
@@ -193,5 +193,5 @@ def test_extractors_run_in_full_float32(tmp_path):
     def run(images):
         return np.full([len(images), 1], float(enabled()))
 
-    extractor = features.Extractor(tmp_path / "x.onnx", run, "")
+    extractor = extractors.Extractor(tmp_path / "x.onnx", run, "")
     assert np.array_equal(extractor(random_images(2)), [[0.0], [0.0]])

@@ -13,7 +13,7 @@ from helpers.runs import run_config
 
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.layers import ActNorm, InvertibleConv1x1, net_precision
-from tfdecouple.metrics.draws import DrawBounds
+from tfdecouple.metrics.bounds import DrawBounds
 from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.runtime import shards as layer_parts
 from tfdecouple.runtime.emulation import emulated_accelerator

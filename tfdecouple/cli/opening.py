@@ -14,7 +14,7 @@ from tfdecouple.config import Config, override
 from tfdecouple.data import Source, chosen_batches, crop_of_own_images, open_source
 from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import DataError, UserError, one_line
-from tfdecouple.metrics import subset
+from tfdecouple.metrics.drawn_images import drawn_indices as drawn_exactly
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import empty_model, load_config, load_weights, require_own_images
 
@@ -130,7 +130,7 @@ def open_given(run: OpenedRun, options: argparse.Namespace, **others: Any) -> So
 
 def drawn_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
     """Returns `count` different indices of a split, or all where there are fewer, drawn with the seed."""
-    return subset.drawn_indices(source, split, min(count, source.sizes[split]), seed)
+    return drawn_exactly(source, split, min(count, source.sizes[split]), seed)
 
 
 def load_chosen(source: Source, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

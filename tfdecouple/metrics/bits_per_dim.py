@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdecouple.metrics.draws import DrawBounds
+from tfdecouple.metrics.bounds import DrawBounds
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.model import DecoupledModel
 

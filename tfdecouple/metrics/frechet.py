@@ -19,8 +19,8 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.data.source import Source
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.metrics.features import Extractor, open_extractor
-from tfdecouple.metrics.subset import drawn_indices, subset_batches
+from tfdecouple.metrics.drawn_images import drawn_indices, subset_batches
+from tfdecouple.metrics.extractors import Extractor, open_extractor
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime.progress import Lines
 

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.errors import DataError, RunError
-from tfdecouple.metrics.draws import DrawBounds, ElboModel, ImageBounds
+from tfdecouple.metrics.bounds import DrawBounds, ElboModel, ImageBounds
 from tfdecouple.metrics.estimate import Estimate
 
 ELBO = "ELBO"

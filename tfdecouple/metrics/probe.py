@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 
 from tfdecouple.data.source import Source
 from tfdecouple.errors import DataError
+from tfdecouple.metrics.drawn_images import drawn_indices, subset_batches
 from tfdecouple.metrics.linear_classifier import (
     KINDS,
     STRENGTHS,
@@ -23,7 +24,6 @@ from tfdecouple.metrics.linear_classifier import (
     fit_pca,
     held_out_count,
 )
-from tfdecouple.metrics.subset import drawn_indices, subset_batches
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime.progress import Lines, TimeLeft
 from tfdecouple.visualization.confusion import confusion_picture
