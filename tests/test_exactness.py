@@ -23,7 +23,7 @@ from tfdecouple.data import load_images, open_source
 from tfdecouple.dataset_encoding.encoding import make_encoder
 from tfdecouple.dataset_encoding.fields import Field
 from tfdecouple.layers import Coupling
-from tfdecouple.metrics.bounds import DrawBounds
+from tfdecouple.metrics.bounds import BoundEvaluator
 from tfdecouple.metrics.latent_use import measure_latent_use
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime import tf32
@@ -202,7 +202,7 @@ class TestPrograms:
     """What the programs compute with a model."""
 
     PROGRAMS = {
-        "bounds": lambda m: list(vars(DrawBounds(m)(batches(), samples=2, seed=0)).values()),
+        "bounds": lambda m: list(vars(BoundEvaluator(m).per_image(batches(), samples=2, seed=0)).values()),
         "latent use": lambda m: list(
             measure_latent_use(m, batches(), split="test", averaged_weights=False).to_dict().values()
         ),

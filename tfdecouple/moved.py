@@ -23,6 +23,7 @@ MOVED = {
     "evaluation.confusion": "visualization.confusion",
     "evaluation.features": "metrics.extractors",
     "evaluation.grids": "visualization.grids",
+    "evaluation.importance": "metrics.bounds",
     "evaluation.plots": "visualization.plots",
     "evaluation.progress": "runtime.progress",
     "evaluation.projection": "visualization.projection",

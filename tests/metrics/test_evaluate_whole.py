@@ -19,8 +19,8 @@ from tfdecouple.cli import main
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
 from tfdecouple.metrics import linear_classifier, probe
+from tfdecouple.metrics.bounds import BoundEvaluator
 from tfdecouple.metrics.frechet import _samples
-from tfdecouple.metrics.importance import BoundEvaluator
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
 from tfdecouple.runtime import progress

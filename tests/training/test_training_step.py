@@ -13,7 +13,7 @@ from helpers.runs import run_config
 
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.layers import ActNorm, InvertibleConv1x1, net_precision
-from tfdecouple.metrics.bounds import DrawBounds
+from tfdecouple.metrics.bounds import BoundEvaluator
 from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.runtime import shards as layer_parts
 from tfdecouple.runtime.emulation import emulated_accelerator
@@ -388,7 +388,7 @@ class TestPrecision:
 
     def test_validation_of_a_run_in_tf32_is_in_full_float32(self, image_folder, tmp_path, monkeypatch):
         seen = []
-        bounds = DrawBounds._over_draws
+        bounds = BoundEvaluator._over_draws
 
         def look(self, *inputs):
             result = bounds(self, *inputs)
@@ -396,7 +396,7 @@ class TestPrecision:
             with tf.control_dependencies([tf.numpy_function(seen.append, [on], [])]):
                 return tf.identity(result)
 
-        monkeypatch.setattr(DrawBounds, "_over_draws", look)
+        monkeypatch.setattr(BoundEvaluator, "_over_draws", look)
         config = run_config(image_folder, precision="tf32", steps=5)
         assert train(config, tmp_path / "run").summary["steps"] == 5
         assert seen and not any(seen)

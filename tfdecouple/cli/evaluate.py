@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from tfdecouple.cli.opening import OpenedRun
     from tfdecouple.data import Source
+    from tfdecouple.metrics.bounds import Bound, BoundEvaluator
     from tfdecouple.metrics.estimate import Estimate
-    from tfdecouple.metrics.importance import Bound, BoundEvaluator
     from tfdecouple.metrics.latent_use import LatentUse
 
 LOOKS = "looks.json"
@@ -247,7 +247,7 @@ class _Evaluation:
         return evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
 
     def _bound(self, bound: str, k: int) -> Bound:
-        from tfdecouple.metrics.importance import BoundEvaluator
+        from tfdecouple.metrics.bounds import BoundEvaluator
         from tfdecouple.runtime.progress import Counter
 
         # Few images and many draws fill a batch together.

@@ -1,7 +1,7 @@
 """Measuring a model and showing what it does."""
 
 from tfdecouple.metrics.bits_per_dim import BitsPerDim, Evaluator
-from tfdecouple.metrics.importance import Bound, BoundEvaluator
+from tfdecouple.metrics.bounds import Bound, BoundEvaluator
 from tfdecouple.metrics.latent_use import LatentUse, measure_latent_use
 from tfdecouple.visualization.grids import save_pictures
 

@@ -8,19 +8,19 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdecouple.metrics.bounds import DrawBounds
+from tfdecouple.metrics.bounds import BoundEvaluator
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.model import DecoupledModel
 
 
 @dataclasses.dataclass(frozen=True)
 class BitsPerDim:
-    """The bound and its parts, means over the images.
+    """The bound and its terms, means over the images.
 
     Attributes:
         bits_per_dim: the negative ELBO in bits per colour value; an upper bound of the model's true bits/dim.
         standard_error: of `bits_per_dim`, over images.
-        reconstruction, kl, dequantization: its parts in nats per image.
+        reconstruction, kl, dequantization: its terms in nats per image.
         images: how many images were counted.
         samples: draws of (z, u) per image, whose log terms are averaged (an ELBO, not an importance-weighted bound).
     """
@@ -39,10 +39,9 @@ class BitsPerDim:
 
 
 class Evaluator:
-    """Measures bits/dim on one or more devices.
+    """Measures bits/dim on one or more devices, as `BoundEvaluator` does, in the few figures of a training log.
 
-    The noise of an image depends on the seed and the image's index alone, and sums are taken in float64: neither the
-    batch size nor the number of devices changes the result beyond rounding.
+    Bits/dim that are not finite are told, not refused: whoever trains judges them.
 
     Args:
         model: the model.
@@ -51,7 +50,7 @@ class Evaluator:
 
     def __init__(self, model: DecoupledModel, strategy: tf.distribute.Strategy | None = None):
         self._model = model
-        self._bounds = DrawBounds(model, strategy)
+        self._bounds = BoundEvaluator(model, strategy)
 
     def __call__(
         self,
@@ -73,9 +72,9 @@ class Evaluator:
         Raises:
             NotInitializedError: for a model without weights.
         """
-        bounds = self._bounds(batches, samples=samples, seed=seed, on_batch=on_batch)
+        bounds = self._bounds.per_image(batches, samples=samples, seed=seed, on_batch=on_batch)
         total = Estimate.over(self._model.nats_to_bits_per_dim(bounds.negative_elbo))
-        reconstruction, kl, dequantization = map(float, bounds.parts.mean(0))
+        reconstruction, kl, dequantization = map(float, bounds.terms.mean(0))
         return BitsPerDim(
-            total.mean, total.standard_error, reconstruction, kl, dequantization, len(bounds.parts), samples
+            total.mean, total.standard_error, reconstruction, kl, dequantization, len(bounds.terms), samples
         )

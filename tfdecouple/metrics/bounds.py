@@ -1,18 +1,29 @@
-"""The bounds of each image over draws of z and of the dequantisation noise, on one or more devices."""
+"""How many bits a model needs for images, by two bounds: the ELBO, and the importance-weighted one, which is tighter.
+
+Both are upper bounds, in expectation, of -log2 p(image) per colour value, p(image) being the integral of the density
+over the pixel's bin and over z (paper equation 2). The importance-weighted bound (Burda et al.,
+"Importance Weighted Autoencoders", 2016) takes the mean over k draws inside the logarithm; it falls with k, and is the
+ELBO at k = 1.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple import randomness
 from tfdecouple.data import own_share
+from tfdecouple.errors import DataError, RunError
+from tfdecouple.metrics.draws import u_noise, z_noise
+from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.runtime.tf32 import full_float32
+
+ELBO = "ELBO"
+IMPORTANCE_WEIGHTED = "importance-weighted"
 
 # Draws of a batch in one call of TensorFlow, which cannot be interrupted and says nothing meanwhile.
 _DRAWS_A_CALL = 16
@@ -42,33 +53,71 @@ class ImageBounds:
     """The bounds of N images, in their order, each over k draws of (z, u).
 
     Attributes:
-        parts: float64 `[N, 3]`, means over the draws of -log p(x|z), log q(z|x) - log p(z) and log q(u|x), in nats;
+        terms: float64 `[N, 3]`, means over the draws of -log p(x|z), log q(z|x) - log p(z) and log q(u|x), in nats;
             their sum is the negative ELBO.
         log_mean_weight: float64 `[N]`, the log of the mean over the draws of p(x, z) / q(z, u|x), in nats: the
             importance-weighted bound.
         effective_draws: float64 `[N]`, (sum of weights)**2 / sum of squared weights, from 1 to k.
     """
 
-    parts: np.ndarray
+    terms: np.ndarray
     log_mean_weight: np.ndarray
     effective_draws: np.ndarray
 
     @property
     def negative_elbo(self) -> np.ndarray:
-        """The sum of the parts, float64 `[N]`, in nats."""
-        reconstruction, kl, dequantization = self.parts.T
+        """The sum of the terms, float64 `[N]`, in nats."""
+        reconstruction, kl, dequantization = self.terms.T
         # In the order in which log weights are summed, so that at k = 1 both bounds are equal to the last bit.
         return reconstruction + kl + dequantization
 
 
-class DrawBounds:
-    """Computes the bounds of each image.
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A bound of the bits/dim and all that one must know to compare it with another.
 
-    Draw number n of an image depends on the seed, n and the image's index alone, and sums are taken in float64:
-    neither the batch size, nor `at_once`, nor the number of devices changes a result beyond rounding.
+    Attributes:
+        bound: "ELBO" or "importance-weighted".
+        k: draws of (z, u) per image: averaged outside the logarithm for the ELBO, inside for the other.
+        split: "train", "validation" or "test".
+        images: how many images were counted, each once.
+        averaged_weights: whether the weights are running averages over training.
+        bits_per_dim: mean over images, in bits per colour value.
+        standard_error: of `bits_per_dim`, from the spread over images.
+        reconstruction, kl, dequantization: the terms of the ELBO over the same draws, in nats per image: -log p(x|z),
+            log q(z|x) - log p(z), log q(u|x).
+        gain: by how many bits/dim the bound is below the ELBO over the same draws; 0 for the ELBO.
+        effective_draws: mean over images of (sum of weights)**2 / sum of squared weights, from 1 to k; near 1, a few
+            draws carry the bound, and more of them would still lower it.
+    """
+
+    bound: str
+    k: int
+    split: str
+    images: int
+    averaged_weights: bool
+    bits_per_dim: float
+    standard_error: float
+    reconstruction: Estimate
+    kl: Estimate
+    dequantization: Estimate
+    gain: Estimate
+    effective_draws: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the values as plain JSON."""
+        return dataclasses.asdict(self)
+
+
+class BoundEvaluator:
+    """Measures the bounds of images on one or more devices.
+
+    Draw number n of an image depends on the seed, n and the image's index alone, and sums are taken in float64: neither
+    the bound, nor k, nor the batch size, nor `at_once`, nor the number of devices changes a result beyond rounding. A
+    model without z has bounds too: their draws are then of u alone.
 
     Args:
-        model: the model.
+        model: the model, or a density in its place.
         strategy: the devices; None for the default one.
         at_once: how many draws of each image go through the model together. One is best for batches that fill the
             device; more help where there are few images and many draws.
@@ -86,15 +135,67 @@ class DrawBounds:
         self,
         batches: tf.data.Dataset,
         *,
-        samples: int,
-        seed: int,
+        bound: str = ELBO,
+        k: int = 1,
+        split: str,
+        averaged_weights: bool,
+        seed: int = 0,
         on_batch: Callable[[int], None] | None = None,
-    ) -> ImageBounds:
-        """Computes the bounds.
+    ) -> Bound:
+        """Measures a bound.
 
         Args:
             batches: dicts of `image` (uint8 `[batch, height, width, 3]`), `index` (`[batch]`) and `weight` (`[batch]`,
                 0 for padding), all of one batch size that the number of devices divides.
+            bound: `ELBO` or `IMPORTANCE_WEIGHTED`.
+            k: draws per image, 1 or more.
+            split: name of the split that the images are of, to be stated.
+            averaged_weights: whether the weights of the model are averages over training, to be stated.
+            seed: of the draws.
+            on_batch: as for `per_image`.
+
+        Raises:
+            DataError: where there is no image, or k is below 1.
+            NotInitializedError: for a model without weights.
+            RunError: where the bound of an image is not finite, naming it.
+        """
+        if k < 1:
+            raise DataError(f"k is {k}; a bound needs at least 1 draw per image")
+        images = self.per_image(batches, samples=k, seed=seed, on_batch=on_batch)
+        if not len(images.terms):
+            raise DataError(f"there are no images of {split} to measure")
+        nats = images.negative_elbo if bound == ELBO else -images.log_mean_weight
+        _require_finite(nats, images, split)
+        bits, elbo_bits = (self._model.nats_to_bits_per_dim(values) for values in (nats, images.negative_elbo))
+        total = Estimate.over(bits)
+        reconstruction, kl, dequantization = map(Estimate.over, images.terms.T)
+        return Bound(
+            bound=bound,
+            k=k,
+            split=split,
+            images=len(nats),
+            averaged_weights=averaged_weights,
+            bits_per_dim=total.mean,
+            standard_error=total.standard_error,
+            reconstruction=reconstruction,
+            kl=kl,
+            dequantization=dequantization,
+            gain=Estimate.over(elbo_bits - bits),
+            effective_draws=float(images.effective_draws.mean()),
+        )
+
+    def per_image(
+        self,
+        batches: tf.data.Dataset,
+        *,
+        samples: int,
+        seed: int,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> ImageBounds:
+        """Computes the bounds of each image.
+
+        Args:
+            batches: as for a call.
             samples: draws of (z, u) per image, k.
             seed: of these draws.
             on_batch: called with the number of images done after each batch, and within one that takes many draws with
@@ -105,30 +206,30 @@ class DrawBounds:
         """
         self._model.require_initialized()
         step = self._at_once * max(1, _DRAWS_A_CALL // self._at_once)
-        parts, log_sums = [np.zeros([0, 3])], [np.zeros([0, 2])]
+        terms, log_sums = [np.zeros([0, 3])], [np.zeros([0, 2])]
         done = 0
         for batch in self._distributed_batches(batches):
             counted = self._gathered(batch["weight"]) > 0
             images = int(counted.sum())
-            batch_parts, batch_log_sums = np.zeros([images, 3]), np.full([images, 2], -math.inf)
+            batch_terms, batch_log_sums = np.zeros([images, 3]), np.full([images, 2], -math.inf)
             for first in range(0, samples, step):
                 last = min(first + step, samples)
                 with full_float32():
                     sums = self._sums(batch["image"], batch["index"], *map(tf.constant, (seed, first, last)))
                 rows = self._gathered(sums)[counted]
-                batch_parts += rows[:, :3]
+                batch_terms += rows[:, :3]
                 # The weights of a model that has diverged need not be finite: whoever reads them says so, not NumPy.
                 with np.errstate(invalid="ignore"):
                     batch_log_sums = np.logaddexp(batch_log_sums, rows[:, 3:])
                 if on_batch:
                     on_batch(done + images * last // samples)
-            parts.append(batch_parts)
+            terms.append(batch_terms)
             log_sums.append(batch_log_sums)
             done += images
         log_sum, log_sum_of_squares = np.concatenate(log_sums).T
         with np.errstate(invalid="ignore", over="ignore"):
             effective = np.exp(2 * log_sum - log_sum_of_squares)
-        return ImageBounds(np.concatenate(parts) / samples, log_sum - math.log(samples), effective)
+        return ImageBounds(np.concatenate(terms) / samples, log_sum - math.log(samples), effective)
 
     def _distributed_batches(self, batches: tf.data.Dataset) -> Iterable[Any]:
         if self._strategy.num_replicas_in_sync == 1:
@@ -161,13 +262,13 @@ class DrawBounds:
         """Sums over the draws from number `first` to before `last`.
 
         Returns:
-            Of each image the sums of its three parts, the log of the sum of its weights and the log of the sum of their
+            Of each image the sums of its three terms, the log of the sum of its weights and the log of the sum of their
             squares, float64 `[batch, 5]`.
         """
         batch = tf.shape(images)[0]
         repeated = tf.repeat(images, self._at_once, 0)
 
-        def add_draws(number: tf.Tensor, parts: tf.Tensor, log_sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def add_draws(number: tf.Tensor, terms: tf.Tensor, log_sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
             numbers = number + tf.range(self._at_once)
             which = seed, tf.tile(numbers, [batch]), tf.repeat(index, self._at_once)
             config = self._model.config
@@ -178,14 +279,14 @@ class DrawBounds:
             log_weights = -(new[..., 0] + new[..., 1] + new[..., 2])
             # The last draws of a chunk can be too many: they count as weights of 0.
             wanted = numbers < last
-            new_parts = parts + tf.reduce_sum(tf.where(wanted[:, None], new, 0.0), 1)
+            new_terms = terms + tf.reduce_sum(tf.where(wanted[:, None], new, 0.0), 1)
             log_weights = tf.where(wanted, log_weights, -math.inf)
             # A running sum of exponentials, of the weights and of their squares, which never leaves the logarithm.
             both = tf.concat([log_sums[:, None], tf.stack([log_weights, 2 * log_weights], -1)], 1)
             # The loop wants to see that shapes stay, and the noise hides how many images there are.
             return (
                 number + self._at_once,
-                tf.ensure_shape(new_parts, parts.shape),
+                tf.ensure_shape(new_terms, terms.shape),
                 tf.ensure_shape(tf.reduce_logsumexp(both, 1), log_sums.shape),
             )
 
@@ -194,30 +295,15 @@ class DrawBounds:
             tf.zeros([batch, 3], tf.float64),
             tf.fill([batch, 2], tf.constant(-math.inf, tf.float64)),
         )
-        _, parts, log_sums = tf.while_loop(lambda number, *_: number < last, add_draws, start)
-        return tf.concat([parts, log_sums], 1)
+        _, terms, log_sums = tf.while_loop(lambda number, *_: number < last, add_draws, start)
+        return tf.concat([terms, log_sums], 1)
 
 
-def z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """Returns the noise of z of some draws, each a function of the seed, its number and the image's index alone.
-
-    Args:
-        latent_dim: size of z, 0 or more.
-        seed: as for `randomness.fold`.
-        number: which draw of its image, integers `[n]`.
-        index: of the image in its split, integers `[n]`.
-
-    Returns:
-        Standard normal, float32 `[n, latent_dim]`.
-    """
-    return _each(lambda own: randomness.normal([latent_dim], randomness.fold(own, "z")), seed, number, index)
-
-
-def u_noise(image_shape: Sequence[int], seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """As `z_noise`, of the pixels: uniform in [0, 1), float32 `[n, height, width, 3]`."""
-    return _each(lambda own: randomness.uniform(image_shape, randomness.fold(own, "u")), seed, number, index)
-
-
-def _each(draw: Callable[[tf.Tensor], tf.Tensor], seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    base = randomness.fold(seed, "evaluate")
-    return tf.map_fn(lambda place: draw(randomness.fold(base, *place)), (number, index), fn_output_signature=tf.float32)
+def _require_finite(nats: np.ndarray, images: ImageBounds, split: str) -> None:
+    bad = np.flatnonzero(~(np.isfinite(nats) & np.isfinite(images.terms).all(1)))
+    if len(bad):
+        listed = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
+        raise RunError(
+            f"the bound is not finite for {len(bad)} of {len(nats)} images of {split} (number {listed}); "
+            "the weights are damaged or training diverged: see docs/divergence.md"
+        )

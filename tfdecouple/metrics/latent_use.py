@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.errors import DataError, RunError, UserError
-from tfdecouple.metrics.bounds import u_noise, z_noise
+from tfdecouple.metrics.draws import u_noise, z_noise
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.runtime.tf32 import full_float32
 

@@ -13,9 +13,9 @@ from helpers.models import SMALL, give_effect, random_images
 
 from tfdecouple.errors import DataError, NotInitializedError, RunError
 from tfdecouple.metrics import Evaluator, bounds
-from tfdecouple.metrics.bounds import u_noise, z_noise
+from tfdecouple.metrics.bounds import ELBO, IMPORTANCE_WEIGHTED, BoundEvaluator
+from tfdecouple.metrics.draws import u_noise, z_noise
 from tfdecouple.metrics.estimate import Estimate
-from tfdecouple.metrics.importance import ELBO, IMPORTANCE_WEIGHTED, BoundEvaluator
 from tfdecouple.model import DecoupledModel
 from tfdecouple.training.strategy import make_strategy
 

@@ -1,0 +1,35 @@
+"""The noise of the draws of (z, u) that measurements take of an image: the same for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfdecouple import randomness
+
+
+def z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """Returns the noise of z of some draws, each a function of the seed, its number and the image's index alone.
+
+    Args:
+        latent_dim: size of z, 0 or more.
+        seed: as for `randomness.fold`.
+        number: which draw of its image, integers `[n]`.
+        index: of the image in its split, integers `[n]`.
+
+    Returns:
+        Standard normal, float32 `[n, latent_dim]`.
+    """
+    return _each(lambda own: randomness.normal([latent_dim], randomness.fold(own, "z")), seed, number, index)
+
+
+def u_noise(image_shape: Sequence[int], seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """As `z_noise`, of the pixels: uniform in [0, 1), float32 `[n, height, width, 3]`."""
+    return _each(lambda own: randomness.uniform(image_shape, randomness.fold(own, "u")), seed, number, index)
+
+
+def _each(draw: Callable[[tf.Tensor], tf.Tensor], seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    base = randomness.fold(seed, "evaluate")
+    return tf.map_fn(lambda which: draw(randomness.fold(base, *which)), (number, index), fn_output_signature=tf.float32)
