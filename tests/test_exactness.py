@@ -120,7 +120,7 @@ def scales(model):
     x = tf.ones([3, 8, 8, layer._channels])
     return [
         layer.scale(x, z_of(model) if layer.condition_size else None),
-        layer.net(x[..., : layer._n_kept], z_of(model)),
+        layer.net(layer.split(x)[0], z_of(model)),
     ]
 
 

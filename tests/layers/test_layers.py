@@ -32,16 +32,19 @@ from tfdecouple.layers import (
     Squeeze,
     net_precision,
 )
+from tfdecouple.layers.split import ChannelSplit
 from tfdecouple.runtime.products import channel_product
 from tfdecouple.runtime.programs import SharedPrograms
+from tfdecouple.transforms import TRANSFORMS
 
 BATCH = 2
 CONDITION = 3
 PATTERNS = list(itertools.product(("continuous", "alternate"), ("last", "first")))
+# Of every transform that is registered, whose bound matters for all but the additive one.
 SCALES = {
-    "alpha_1": {"transform": "affine"},
-    "alpha_0.6": {"transform": "affine", "alpha": 0.6},
-    "additive": {"transform": "additive"},
+    f"{name}-{alpha}": {"transform": name, "alpha": alpha}
+    for name in TRANSFORMS
+    for alpha in ((1.0,) if name == "additive" else (1.0, 0.6))
 }
 FEW = settings(max_examples=12, deadline=None, derandomize=True)
 
@@ -78,11 +81,11 @@ CASES = {
 }
 # One of each kind, for what does not depend on the options.
 KINDS = [name for name in CASES if not name.startswith("coupling")] + [
-    "coupling-alternate-first-alpha_1-image-conditional",
-    "coupling-continuous-first-additive-vector",
+    "coupling-alternate-first-affine-1.0-image-conditional",
+    "coupling-continuous-first-additive-1.0-vector",
 ]
 # And one of each split pattern of a coupling.
-SPLITS = [f"coupling-{pattern}-{part}-alpha_0.6-image-conditional" for pattern, part in PATTERNS]
+SPLITS = [f"coupling-{pattern}-{part}-affine-0.6-image-conditional" for pattern, part in PATTERNS]
 CONDITIONAL = [name for name in KINDS if CASES[name][2]]
 
 
@@ -276,7 +279,7 @@ class TestAgainstTFP:
         once = theirs.forward_log_det_jacobian(tf.reshape(x, [-1, x.shape[-1]])[0], event_ndims=1)
         close(log_det, tf.fill([BATCH], math.prod(x.shape[1:-1]) * once))
 
-    @pytest.mark.parametrize("scale", SCALES)
+    @pytest.mark.parametrize("scale", ["affine-1.0", "affine-0.6", "additive-1.0"])
     def test_coupling_of_vectors_is_a_real_nvp(self, scale):
         layer, x, _ = case(f"coupling-continuous-last-{scale}-vector")
 
@@ -440,6 +443,37 @@ class TestCoupling:
         log_det = layer.forward_and_log_det(np.ones((1, 1, 1, 2)))[1]
         np.testing.assert_allclose(log_det, [math.log(2) - 200], rtol=1e-6)
 
+    def test_split_and_conditioner_may_be_any_with_their_methods(self):
+        class Last:
+            """x_b is the last channel alone."""
+
+            def counts(self, channels):
+                return channels - 1, 1
+
+            def __call__(self, x):
+                return x[..., :-1], x[..., -1:]
+
+            def merge(self, x_a, x_b):
+                return tf.concat([x_a, x_b], -1)
+
+        class Linear(keras.layers.Layer):
+            def build(self, x_shape, condition_shape=None):
+                self.kernel = self.add_weight(shape=(x_shape[-1], 2), initializer="zeros")
+
+            def call(self, x, condition=None):
+                return tf.matmul(x, tf.convert_to_tensor(self.kernel)[None, None])
+
+        layer = Coupling(split=Last(), conditioner=Linear(dtype="float64"), alpha=0.5, dtype="float64")
+        check(layer, (2, 2, 3, 5))
+        x = tf.random.stateless_normal([2, 2, 3, 5], [0, 1], dtype=tf.float64)
+        changed = np.abs(layer.forward_and_log_det(x)[0] - x).max((0, 1, 2)) > 1e-6
+        assert changed.tolist() == [False] * 4 + [True]
+
+    def test_a_conditioner_of_other_outputs_is_refused(self):
+        layer = Coupling(conditioner=ConvNet(3, 4))
+        with pytest.raises(UserError, match="gives 3 channels; it needs 4"):
+            layer.forward_and_log_det(np.ones((1, 2, 2, 4)))
+
     def test_initialising_leaves_the_direction_of_the_last_layer_alone(self):
         layer = give_effect(built(Coupling(4), (None, 2, 2, 4)))
         before = layer.net.last.direction.numpy()
@@ -580,6 +614,15 @@ OFF_DEFAULT = {
         (2, 2, 4),
     ),
     "Coupling of some": (Coupling(5, 3, transformed=1, alpha=0.5, name="other", dtype="float64"), (2, 2, 4)),
+    "Coupling composed": (
+        Coupling(
+            split=ChannelSplit("alternate", "first"),
+            conditioner=ConvNet(4, 5, 3, dtype="float64"),
+            name="other",
+            dtype="float64",
+        ),
+        (2, 2, 4),
+    ),
     "InvertibleLinear": (InvertibleLinear("lu", name="other", dtype="float64"), (4,)),
     "InvertibleConv1x1": (InvertibleConv1x1("lu", name="other", dtype="float64"), (2, 2, 4)),
     "Squeeze": (Squeeze(name="other", dtype="float64"), (2, 2, 3)),

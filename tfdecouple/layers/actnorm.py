@@ -6,10 +6,10 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow_probability import bijectors as tfb
 
+from tfdecouple.bijectors import ChannelAffine, ClosedForm
 from tfdecouple.layers.base import InvertibleLayer
-from tfdecouple.runtime.shapes import per_image, positions, product, sizes
+from tfdecouple.runtime.shapes import product, sizes
 
 # A channel that varies less than this over the data is taken for constant; images vary by 2/256 from level to level.
 _CONSTANT = 1e-4
@@ -47,20 +47,7 @@ class ActNorm(InvertibleLayer):
         log_scale = tf.where(deviation > _CONSTANT, -tf.math.log(tf.maximum(deviation, _CONSTANT)), 0.0)
         self.log_scale.assign(log_scale)
         self.bias.assign(-mean * tf.exp(log_scale))
-        # Not by the bijector, which keeps what it was given, maps of thousands of images, until garbage is collected.
         return (x - mean) * tf.exp(log_scale)
 
-    def _bijector(self) -> tfb.Bijector:
-        return tfb.Chain(
-            [tfb.Shift(tf.convert_to_tensor(self.bias)), tfb.Scale(log_scale=tf.convert_to_tensor(self.log_scale))]
-        )
-
-    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._bijector().forward(x), per_image(self._log_det(x), x)
-
-    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._bijector().inverse(y), per_image(-self._log_det(y), y)
-
-    def _log_det(self, x: tf.Tensor) -> tf.Tensor:
-        # In closed form: TFP would sum the same numbers over every position of every image.
-        return positions(x) * tf.reduce_sum(tf.convert_to_tensor(self.log_scale))
+    def _bijector(self, condition: tf.Tensor | None) -> ClosedForm:
+        return ChannelAffine(tf.convert_to_tensor(self.bias), tf.convert_to_tensor(self.log_scale))

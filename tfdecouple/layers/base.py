@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
+from tfdecouple.bijectors import ClosedForm
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.shapes import zero_per_image
 from tfdecouple.runtime.tf32 import full_float32
@@ -19,10 +20,9 @@ Visit = Callable[["InvertibleLayer", tf.Tensor, tf.Tensor | None], tf.Tensor]
 class InvertibleLayer(keras.layers.Layer):
     """An invertible Keras layer: one method a direction, value and log-determinant together.
 
-    The forward direction is the training direction, from the image x to the local code v. Subclasses implement
-    `_forward` and `_inverse` (and `build`); everything else derives from them. The layer owns its weights, the
-    elementary maths is a TFP bijector built from tensors in the call (a bijector built from a Keras variable would
-    hold a constant copy of it, without gradients).
+    The forward direction is the training direction, from the image x to the local code v. The layer owns its weights;
+    the maths is a bijector made of them, as tensors, in each call. Subclasses implement `build` and `_bijector`, or
+    `_forward` and `_inverse` where a single bijector of the whole input would not say it; the rest derives from these.
 
     Computations are pinned to `dtype`, float32 unless another is given, whatever the global Keras policy: log-dets
     and matrix inverses lose their meaning in half precision.
@@ -108,11 +108,14 @@ class InvertibleLayer(keras.layers.Layer):
         """
         return visit(self, x, condition)
 
-    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    def _bijector(self, condition: tf.Tensor | None) -> ClosedForm:
         raise NotImplementedError
 
+    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._bijector(condition).forward_and_log_det(x)
+
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        raise NotImplementedError
+        return self._bijector(condition).inverse_and_log_det(y)
 
     def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         x = as_tensor(x, self.compute_dtype)

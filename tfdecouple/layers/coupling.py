@@ -1,48 +1,41 @@
-"""The conditional coupling: one part of the channels scales and shifts the other (paper equation 6, Figure 3b)."""
+"""The conditional coupling: some of the channels scale and shift the others (paper equation 6, Figure 3b)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
+from tfdecouple.bijectors import forward_and_log_det, inverse_and_log_det
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.layers.base import InvertibleLayer
 from tfdecouple.layers.nets import MLP, ConvNet
-from tfdecouple.runtime.shapes import sizes, zero_per_image
+from tfdecouple.layers.split import ChannelSplit
 from tfdecouple.runtime.tf32 import full_float32
 from tfdecouple.transforms import TRANSFORMS
-
-PATTERNS = ("continuous", "alternate")
-PARTS = ("last", "first")
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class Coupling(InvertibleLayer):
-    """y_a = x_a; y_b = s(x_a, z) * x_b + b(x_a, z).
+    """y_a = x_a; y_b = s(x_a, z) * x_b + b(x_a, z), or another transform of x_b with parameters from x_a and z.
 
-    The four split patterns of the paper's Figure 3b are the two patterns times the two choices of x_b. Of C channels,
-    n_t = floor(C/2) are transformed unless another number is given, and the others are x_a:
-
-    | pattern    | part  | transformed (x_b)      | left alone (x_a)       |
-    | continuous | last  | the last n_t channels  | the first C - n_t      |
-    | continuous | first | the first n_t channels | the last C - n_t       |
-    | alternate  | last  | channels 1, 3, 5, ...  | channels 0, 2, 4, ...  |
-    | alternate  | first | channels 0, 2, 4, ...  | channels 1, 3, 5, ...  |
-
-    With an odd number of channels the alternate pattern falls back to the continuous one, as in the paper's code.
+    A coupling is a split of the channels into x_a and x_b, a conditioner (a network from x_a and z to numbers for each
+    entry of x_b), and a transform that makes a bijector of these numbers. Names and sizes stand for the usual three;
+    `split` and `conditioner` take any others.
 
     Args:
-        hidden: width of the coupling net.
+        hidden: width of the coupling net, a `ConvNet` for images and an `MLP` for vectors.
         condition_size: size of z, or 0 for a coupling without z. Only couplings of images can have one.
-        pattern: "continuous" or "alternate".
-        part: which part is transformed, "last" or "first".
-        transformed: n_t; None for half of the channels. Only for the continuous pattern.
-        transform: "affine" or "additive" (s = 1).
-        alpha: s = 1 + alpha*tanh(u/2) lies in (1 - alpha, 1 + alpha) (paper B.2).
+        pattern: of the `ChannelSplit`, as `part` and `transformed` are.
+        part: which channels are transformed, "last" or "first".
+        transformed: how many are; None for half of the channels.
+        transform: name of a transform in `tfdecouple/transforms.py`, such as "affine" or "additive".
+        alpha: bound of the transform: an affine s lies in (1 - alpha, 1 + alpha) (paper B.2).
+        split: in the place of the three options of a `ChannelSplit`; has its methods.
+        conditioner: in the place of the net; a Keras layer whose `call(x_a, z)` returns `[batch, ..., parameters *
+            transformed channels]`, parameter by parameter, and 0 once its `reset()` was called; z may be None.
         **kwargs: of `InvertibleLayer`.
 
     Raises:
@@ -57,7 +50,7 @@ class Coupling(InvertibleLayer):
 
     def __init__(
         self,
-        hidden: int,
+        hidden: int = 0,
         condition_size: int = 0,
         *,
         pattern: str = "continuous",
@@ -65,20 +58,17 @@ class Coupling(InvertibleLayer):
         transformed: int | None = None,
         transform: str = "affine",
         alpha: float = 1.0,
+        split: ChannelSplit | None = None,
+        conditioner: keras.layers.Layer | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        for name, value, choices in (
-            ("pattern", pattern, PATTERNS),
-            ("part", part, PARTS),
-            ("transform", transform, TRANSFORMS),
-        ):
-            if value not in choices:
-                raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+        if transform not in TRANSFORMS:
+            raise ConfigError(f"transform is {transform!r}; it must be one of {', '.join(TRANSFORMS)}")
         if not 0 < alpha <= 1:
             raise ConfigError(f"alpha is {alpha}; it must lie in (0, 1]")
-        if transformed is not None and pattern != "continuous":
-            raise ConfigError(f"transformed is {transformed}; only the continuous pattern takes it")
+        if hidden < 1 and conditioner is None:
+            raise ConfigError(f"hidden is {hidden}; a coupling needs a width of its net, or a conditioner")
         self.hidden = hidden
         self.condition_size = condition_size
         self.pattern = pattern
@@ -86,27 +76,25 @@ class Coupling(InvertibleLayer):
         self.transformed = transformed
         self.transform = transform
         self.alpha = alpha
+        self.split = split or ChannelSplit(pattern, part, transformed)
+        self.net: Any = conditioner
+        self._split_given, self._conditioner_given = split is not None, conditioner is not None
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Creates the coupling net for `[batch, height, width, channels]` or `[batch, channels]`."""
+        """Builds the conditioner for `[batch, height, width, channels]` or `[batch, channels]`."""
         self._remember_shape(x_shape)
-        channels = x_shape[-1]
-        self._n_transformed = channels // 2 if self.transformed is None else self.transformed
-        self._n_kept = channels - self._n_transformed
-        if not 0 < self._n_transformed < channels:
-            raise UserError(
-                f"a coupling cannot transform {self._n_transformed} of {channels} channels; "
-                "both parts need at least one"
-            )
-        if len(x_shape) != 4 and self.condition_size:
-            raise UserError(
-                f"a coupling of vectors takes no condition, but condition_size is {self.condition_size}; it must be 0"
-            )
-        self._alternates = self.pattern == "alternate" and channels % 2 == 0
-        outputs = self._n_transformed * (2 if self.transform == "affine" else 1)
-        net = ConvNet if len(x_shape) == 4 else MLP
-        self.net = net(outputs, self.hidden, self.condition_size, dtype=self.dtype_policy, name="net")
-        self.net.build((*x_shape[:-1], self._n_kept), condition_shape)
+        kept, transformed = self.split.counts(x_shape[-1])
+        self._outputs = TRANSFORMS[self.transform].parameters * transformed
+        if self.net is None:
+            if len(x_shape) != 4 and self.condition_size:
+                raise UserError(
+                    "a coupling of vectors takes no condition, but condition_size is "
+                    f"{self.condition_size}; it must be 0"
+                )
+            net = ConvNet if len(x_shape) == 4 else MLP
+            self.net = net(self._outputs, self.hidden, self.condition_size, dtype=self.dtype_policy, name="net")
+        if not self.net.built:
+            self.net.build((*x_shape[:-1], kept), condition_shape)
         self.built = True
 
     def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
@@ -116,15 +104,18 @@ class Coupling(InvertibleLayer):
 
     @full_float32()
     def scale(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
-        """Returns s of the transformed channels of x; all ones for an additive coupling."""
+        """Returns the slope dy_b/dx_b of each transformed number of x: s, and 1 where the transform only shifts."""
         x, condition = self._prepare(x, condition)
-        kept, transformed = self._split(x)
-        scale, _ = self._bijectors(kept, condition)
-        ones = tf.ones_like(transformed)
-        return ones if scale is None else scale.forward(ones)
+        x_a, x_b = self.split(x)
+        bijector = self._conditioned(x_a, condition)
+        with tf.GradientTape() as tape:
+            tape.watch(x_b)
+            y_b, _ = forward_and_log_det(bijector, x_b)
+        return tape.gradient(y_b, x_b)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
+        save = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
             "hidden": self.hidden,
@@ -134,78 +125,35 @@ class Coupling(InvertibleLayer):
             "transformed": self.transformed,
             "transform": self.transform,
             "alpha": self.alpha,
+            "split": save(self.split) if self._split_given else None,
+            "conditioner": save(self.net) if self._conditioner_given else None,
         }
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Coupling:
+        """Makes the layer again from `get_config`."""
+        made = {
+            name: keras.saving.deserialize_keras_object(config[name])
+            for name in ("split", "conditioner")
+            if config.get(name)
+        }
+        return cls(**{**config, **made})
+
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        kept, transformed = self._split(x)
-        scale, shift = self._bijectors(kept, condition)
-        if scale is not None:
-            transformed = scale.forward(transformed)
-        log_det = zero_per_image(x) if scale is None else _log_det(scale)
-        return self._merge(kept, shift.forward(transformed)), log_det
+        x_a, x_b = self.split(x)
+        y_b, log_det = forward_and_log_det(self._conditioned(x_a, condition), x_b)
+        return self.split.merge(x_a, y_b), log_det
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        kept, transformed = self._split(y)
-        scale, shift = self._bijectors(kept, condition)
-        transformed = shift.inverse(transformed)
-        if scale is not None:
-            transformed = scale.inverse(transformed)
-        log_det = zero_per_image(y) if scale is None else -_log_det(scale)
-        return self._merge(kept, transformed), log_det
+        y_a, y_b = self.split(y)
+        x_b, log_det = inverse_and_log_det(self._conditioned(y_a, condition), y_b)
+        return self.split.merge(y_a, x_b), log_det
 
-    def _bijectors(self, kept: tf.Tensor, condition: tf.Tensor | None) -> tuple[tfb.Bijector | None, tfb.Bijector]:
-        """Returns what scales x_b (None for an additive coupling) and what shifts it."""
-        parameters = self.net.call(kept, condition)
-        if self.transform == "additive":
-            return None, tfb.Shift(parameters)
-        # Split once, since the gradient of two slices is two arrays of zeros with something in them, then their sum.
-        shift, raw = tf.split(parameters, 2, -1)
-        return self._scale_bijector(raw), tfb.Shift(shift)
-
-    def _scale_bijector(self, raw: tf.Tensor) -> tfb.Bijector:
-        if self.alpha == 1:
-            # 1 + tanh(u/2) = 2*sigmoid(u), whose logarithm stays finite where the scale itself underflows.
-            log_two = tf.math.log(tf.constant(2.0, raw.dtype))
-            return tfb.Scale(log_scale=log_two + tf.math.log_sigmoid(raw))
-        return tfb.Scale(1 + self.alpha * tf.tanh(raw / 2))
-
-    def _split(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns (x_a, x_b)."""
-        if self._alternates:
-            even, odd = _even_and_odd(x)
-            return (even, odd) if self.part == "last" else (odd, even)
-        if self.part == "last":
-            kept, transformed = tf.split(x, [self._n_kept, self._n_transformed], -1)
-        else:
-            transformed, kept = tf.split(x, [self._n_transformed, self._n_kept], -1)
-        return kept, transformed
-
-    def _merge(self, kept: tf.Tensor, transformed: tf.Tensor) -> tf.Tensor:
-        """Undoes `_split`."""
-        pair = (kept, transformed) if self.part == "last" else (transformed, kept)
-        if self._alternates:
-            return _interleaved(*pair)
-        return tf.concat(pair, -1)
-
-
-# Each undoes the other, so that each is the other's gradient.
-@tf.custom_gradient
-def _interleaved(even: tf.Tensor, odd: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns `[..., 2n]`, the channels of two maps `[..., n]` in turn."""
-    # One long transposition takes half of the time that `tf.stack` along the last axis takes.
-    pairs = tf.transpose(tf.stack([tf.reshape(even, [-1]), tf.reshape(odd, [-1])]))
-    return tf.reshape(pairs, [*sizes(even)[:-1], 2 * even.shape[-1]]), _even_and_odd
-
-
-@tf.custom_gradient
-def _even_and_odd(x: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
-    """Returns channels 0, 2, 4, ... and channels 1, 3, 5, ... of `[..., 2n]`, each `[..., n]`."""
-    pairs = tf.reshape(x, [*sizes(x)[:-1], x.shape[-1] // 2, 2])
-    return tuple(tf.unstack(pairs, num=2, axis=-1)), _interleaved
-
-
-def _log_det(scale: tfb.Scale) -> tf.Tensor:
-    """Returns the log-determinant of a scaling by positive numbers `[batch, ...]`, for each image."""
-    # In closed form: TFP would pass over the map for a sign, for a product by 1 and for a sum over no axis.
-    log_scale = tf.math.log(scale.scale) if scale.log_scale is None else scale.log_scale
-    return tf.reduce_sum(log_scale, list(range(1, len(log_scale.shape))))
+    def _conditioned(self, x_a: tf.Tensor, condition: tf.Tensor | None) -> tfb.Bijector:
+        """Returns the bijector of x_b, whose parameters the net computes from x_a and z."""
+        transform, raw = TRANSFORMS[self.transform], self.net.call(x_a, condition)
+        if raw.shape[-1] != self._outputs:
+            raise UserError(f"the conditioner of {self.name} gives {raw.shape[-1]} channels; it needs {self._outputs}")
+        # Split once, since the gradient of slices is as many arrays of zeros with something in them, then their sum.
+        parameters = tf.split(raw, transform.parameters, -1) if transform.parameters > 1 else [raw]
+        return transform.bijector(parameters, self.alpha)

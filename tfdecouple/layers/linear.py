@@ -7,43 +7,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow_probability import bijectors as tfb
 
+from tfdecouple.bijectors import ChannelLU, ChannelMatrix
 from tfdecouple.config import LINEAR_FORMS
 from tfdecouple.errors import ConfigError
 from tfdecouple.layers.base import InvertibleLayer
-from tfdecouple.runtime.precision import current_net_precision
-from tfdecouple.runtime.products import channel_product
-from tfdecouple.runtime.shapes import per_image, positions
 from tfdecouple.runtime.tf32 import full_float32
-from tfdecouple.runtime.xla import in_xla
-
-
-class _ChannelOperator(tf.linalg.LinearOperatorFullMatrix):
-    """A matrix that acts on the last axis of `[batch, ..., channels]`, in one matrix product.
-
-    TFP's bijector calls `matvec` and `solvevec`; the stock ones treat each of the batch*height*width positions as a
-    system of its own, which is far slower for the same result.
-    """
-
-    def _matvec(self, x: tf.Tensor, adjoint: bool = False) -> tf.Tensor:
-        return channel_product(x, self.to_dense(), transpose=True, full=True)
-
-    def _solvevec(self, y: tf.Tensor, adjoint: bool = False) -> tf.Tensor:
-        return channel_product(y, inverse_matrix(self.to_dense()), transpose=True, full=True)
-
-
-def inverse_matrix(matrix: tf.Tensor) -> tf.Tensor:
-    """Returns the inverse of `[n, n]`, computed in float64 and rounded to the matrix' own dtype."""
-    return tf.cast(tf.linalg.inv(tf.cast(matrix, tf.float64)), matrix.dtype)
-
-
-@tf.custom_gradient
-def _log_abs_det_by_qr(matrix: tf.Tensor) -> tuple[tf.Tensor, Any]:
-    """Returns log |det W| of `[n, n]`, a scalar: for XLA, which has no operation for determinants on CPUs."""
-    factors = tf.linalg.qr(tf.cast(matrix, tf.float64)).r
-    value = tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(factors))))
-    return tf.cast(value, matrix.dtype), lambda slope: slope * tf.transpose(inverse_matrix(matrix))
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -98,26 +67,11 @@ class InvertibleLinear(InvertibleLayer):
     @full_float32()
     def matrix(self) -> tf.Tensor:
         """Returns W, `[channels, channels]`."""
-        if self.form == "full":
-            return tf.convert_to_tensor(self.kernel)
-        factors = tf.convert_to_tensor(self.factors)
-        # The product of L and U: as `full_product`, which it calls no more than TFP's.
-        dtype = tf.float64 if current_net_precision() == "tf32" else factors.dtype
-        matrix = tf.linalg.lu_reconstruct(tf.cast(factors, dtype), tf.convert_to_tensor(self.permutation))
-        return tf.cast(matrix, factors.dtype)
+        return self._bijector().matrix
 
     def log_abs_det(self) -> tf.Tensor:
         """Returns log |det W|, a scalar."""
-        if self.form == "full":
-            kernel = tf.convert_to_tensor(self.kernel)
-            return _log_abs_det_by_qr(kernel) if in_xla() else tf.linalg.slogdet(kernel).log_abs_determinant
-        return tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(tf.convert_to_tensor(self.factors)))))
-
-    @full_float32()
-    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
-        """Returns the layer's output; nothing depends on the data."""
-        # Not by the bijector, for the reason that `ActNorm.initialize` states.
-        return channel_product(x, self.matrix(), transpose=True, full=True)
+        return self._bijector().log_abs_det
 
     def condition_number(self) -> tf.Tensor:
         """Returns the ratio of the largest to the smallest singular value of W, float64: a sign of divergence."""
@@ -128,14 +82,10 @@ class InvertibleLinear(InvertibleLayer):
         """Returns the constructor's arguments."""
         return {**super().get_config(), "form": self.form}
 
-    def _bijector(self) -> tfb.Bijector:
-        return tfb.ScaleMatvecLinearOperator(_ChannelOperator(self.matrix(), is_non_singular=True))
-
-    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._bijector().forward(x), per_image(positions(x) * self.log_abs_det(), x)
-
-    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._bijector().inverse(y), per_image(-positions(y) * self.log_abs_det(), y)
+    def _bijector(self, condition: tf.Tensor | None = None) -> ChannelMatrix | ChannelLU:
+        if self.form == "full":
+            return ChannelMatrix(tf.convert_to_tensor(self.kernel))
+        return ChannelLU(tf.convert_to_tensor(self.factors), tf.convert_to_tensor(self.permutation))
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

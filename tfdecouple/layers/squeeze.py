@@ -7,9 +7,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdecouple import bijectors
+from tfdecouple.bijectors import ClosedForm
 from tfdecouple.errors import UserError
 from tfdecouple.layers.base import InvertibleLayer
-from tfdecouple.runtime.shapes import zero_per_image
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -30,12 +31,5 @@ class Squeeze(InvertibleLayer):
             raise UserError(f"squeeze got a shape {tuple(x_shape)}; it needs [batch, height, width, channels]")
         self.built = True
 
-    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        if any(side is not None and side % 2 for side in x.shape[1:3]):
-            raise UserError(f"squeeze got images of {x.shape[1]} x {x.shape[2]} pixels; both sides must be even")
-        return tf.nn.space_to_depth(x, 2), zero_per_image(x)
-
-    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        if y.shape[-1] % 4:
-            raise UserError(f"unsqueeze got {y.shape[-1]} channels; it needs a multiple of 4")
-        return tf.nn.depth_to_space(y, 2), zero_per_image(y)
+    def _bijector(self, condition: tf.Tensor | None) -> ClosedForm:
+        return bijectors.Squeeze()

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow_probability import bijectors as tfb
 
+from tfdecouple.bijectors import ClosedForm, Whitening
 from tfdecouple.layers.base import InvertibleLayer, need_condition
 from tfdecouple.layers.nets import WeightNorm, fan_in_uniform
 
@@ -51,20 +51,10 @@ class ConditionalWhitening(InvertibleLayer):
         """Returns the constructor's arguments."""
         return {**super().get_config(), "hidden": self.hidden, "condition_size": self.condition_size}
 
-    def _gaussian(self, condition: tf.Tensor | None) -> tuple[tfb.Bijector, tfb.Bijector, tf.Tensor]:
-        """Returns the shift by mu, the scaling by sigma, and log sigma summed per image."""
+    def _bijector(self, condition: tf.Tensor | None) -> ClosedForm:
         need_condition(self, self.condition_size, condition)
         read = tf.convert_to_tensor
         h = tf.nn.elu(tf.matmul(condition, read(self.first)) + read(self.first_bias))
         mean, log_scale = tf.split(tf.matmul(h, self.last.kernel()) + read(self.last.bias), 2, -1)
         shape = (-1, *self._event)
-        log_det = tf.reduce_sum(log_scale, -1)
-        return tfb.Shift(tf.reshape(mean, shape)), tfb.Scale(log_scale=tf.reshape(log_scale, shape)), log_det
-
-    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        shift, scale, log_det = self._gaussian(condition)
-        return scale.inverse(shift.inverse(x)), -log_det
-
-    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        shift, scale, log_det = self._gaussian(condition)
-        return shift.forward(scale.forward(y)), log_det
+        return Whitening(tf.reshape(mean, shape), tf.reshape(log_scale, shape))

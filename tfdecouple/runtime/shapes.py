@@ -27,19 +27,6 @@ def product(factors: Iterable[int | tf.Tensor], dtype: tf.DType) -> tf.Tensor:
     return tf.constant(found, dtype) if isinstance(found, int) else tf.cast(found, dtype)
 
 
-def positions(x: tf.Tensor) -> tf.Tensor:
-    """Returns the number of spatial positions of `[batch, ..., channels]`, as a scalar of the dtype of x.
-
-    A transformation of the channels alone acts once at every position, so its log-det counts that many times.
-    """
-    return product(sizes(x)[1:-1], x.dtype)
-
-
-def per_image(log_det: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Returns the scalar `log_det` once for each image of x, `[batch]`."""
-    return tf.fill(sizes(x)[:1], log_det)
-
-
 def zero_per_image(x: tf.Tensor) -> tf.Tensor:
     """Returns the log-determinant of what changes no volume: 0 for each image of x, `[batch]`, of the dtype of x."""
     return tf.zeros(sizes(x)[:1], x.dtype)

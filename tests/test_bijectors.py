@@ -1,0 +1,210 @@
+"""Tests of the elementary bijectors: by the checks of TensorFlow, and the log-determinant of Jacobians."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import weakref
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import jacobian_log_det
+from tensorflow.python.ops.distributions import bijector_test_util
+from tensorflow_probability import bijectors as tfb
+
+from tfdecouple.bijectors import (
+    BoundedAffine,
+    ChannelAffine,
+    ChannelLU,
+    ChannelMatrix,
+    Shift,
+    Squeeze,
+    Whitening,
+    forward_and_log_det,
+    inverse_and_log_det,
+)
+from tfdecouple.errors import UserError
+from tfdecouple.transforms import TRANSFORMS
+
+rng = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return rng.standard_normal(shape)
+
+
+PACKED = normal(3, 3) + 2 * np.eye(3)
+# name: constructor with arrays, the arrays, axes of an event
+CASES = {
+    "actnorm": (ChannelAffine, (normal(3), normal(3)), 1),
+    "matrix": (ChannelMatrix, (normal(3, 3),), 1),
+    "lu": (ChannelLU, (PACKED, np.array([2, 0, 1])), 1),
+    "affine-1": (BoundedAffine, (normal(2, 4, 2, 3), normal(2, 4, 2, 3)), 0),
+    "affine-0.6": (lambda *arrays: BoundedAffine(*arrays, alpha=0.6), (normal(2, 4, 2, 3), normal(2, 4, 2, 3)), 0),
+    "additive": (Shift, (normal(2, 4, 2, 3),), 0),
+    "whitening": (Whitening, (normal(2, 4, 2, 3), normal(2, 4, 2, 3)), 0),
+    "squeeze": (Squeeze, (), 3),
+}
+# Of one number with one parameter each.
+SCALARS = {
+    "actnorm": lambda: tfb.Reshape([], [1])(ChannelAffine(tf.ones([1]), tf.ones([1]))(tfb.Reshape([1], []))),
+    "affine-1": lambda: BoundedAffine(tf.constant(0.3), tf.constant(-0.7)),
+    "affine-0.6": lambda: BoundedAffine(tf.constant(0.3), tf.constant(-0.7), alpha=0.6),
+    "additive": lambda: Shift(tf.constant(0.3)),
+    "whitening": lambda: Whitening(tf.constant(0.3), tf.constant(-0.7)),
+    **{
+        f"transform-{name}": lambda transform=transform: transform.bijector(
+            [tf.constant(0.3 - number) for number in range(transform.parameters)], 0.8
+        )
+        for name, transform in TRANSFORMS.items()
+    },
+}
+X = normal(2, 4, 2, 3)
+
+
+def made(name):
+    make, arrays, _ = CASES[name]
+    return make(*map(tf.constant, arrays))
+
+
+def close(a, b, tolerance=1e-9):
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)
+
+
+class TestByTheToolsOfTensorFlow:
+    @pytest.mark.parametrize("name", CASES)
+    def test_bijective_and_finite(self, name):
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            y = session.run(made(name).forward(tf.constant(X)))
+            bijector_test_util.assert_bijective_and_finite(
+                made(name), X, y + 0.1, event_ndims=CASES[name][2], rtol=1e-9, atol=1e-9, sess=session
+            )
+
+    @pytest.mark.parametrize("name", SCALARS)
+    def test_scalar_congruency(self, name):
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            bijector_test_util.assert_scalar_congruency(SCALARS[name](), -2.0, 3.0, rtol=0.05, sess=session)
+
+
+class TestLogDets:
+    @pytest.mark.parametrize("name", CASES)
+    def test_both_are_those_of_the_jacobian(self, name):
+        x = tf.constant(X)
+        if CASES[name][2] == 0:
+            # The Jacobian takes copies of each image, and these bijectors have parameters of their own for each.
+            make, arrays, _ = CASES[name]
+            bijector = make(*(tf.constant(array[:1]) for array in arrays))
+        else:
+            bijector = made(name)
+        y, log_det = forward_and_log_det(bijector, x)
+        close(log_det, jacobian_log_det(lambda x, _: forward_and_log_det(bijector, x), x))
+        back, inverse = inverse_and_log_det(bijector, y)
+        close(back, x)
+        close(inverse, -log_det)
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_of_images_they_are_what_tfp_says(self, name):
+        bijector, x = made(name), tf.constant(X)
+        y, log_det = forward_and_log_det(bijector, x)
+        close(y, made(name).forward(x), 0)
+        # Where it is the same for all events, TFP gives it once for all images.
+        close(log_det, np.broadcast_to(made(name).forward_log_det_jacobian(x, event_ndims=3), [2]))
+        close(inverse_and_log_det(bijector, y)[1], np.broadcast_to(made(name).inverse_log_det_jacobian(y, 3), [2]))
+
+    def test_a_bijector_of_tfp_will_do(self):
+        theirs, x = tfb.SinhArcsinh(tf.constant(0.3, tf.float64), tf.constant(1.2, tf.float64)), tf.constant(X)
+        y, log_det = forward_and_log_det(theirs, x)
+        close(log_det, jacobian_log_det(lambda x, _: forward_and_log_det(theirs, x), x))
+        back, inverse = inverse_and_log_det(theirs, tf.identity(y))
+        close(back, x)
+        close(inverse, -log_det)
+        assert forward_and_log_det(tfb.Shift(tf.ones([3], tf.float64)), x)[1].shape == [2]
+
+
+class TestAsTFPWantsThem:
+    @pytest.mark.parametrize(
+        ("name", "leading"), itertools.product(["actnorm", "matrix", "lu", "squeeze"], [(), (5,), (2, 1, 3)])
+    )
+    def test_any_leading_dimensions(self, name, leading):
+        x = tf.broadcast_to(tf.constant(X[0]), [*leading, *X.shape[1:]])
+        y = made(name).forward(x)
+        assert y.shape[:-3] == leading
+        expected = made(name).forward(tf.constant(X))[0]
+        close(y, tf.broadcast_to(expected, [*leading, *expected.shape]))
+        close(made(name).inverse(tf.identity(y)), x)
+        log_det = made(name).forward_log_det_jacobian(x, event_ndims=3)
+        close(
+            tf.broadcast_to(log_det, leading),
+            tf.fill(leading, forward_and_log_det(made(name), tf.constant(X[:1]))[1][0]),
+        )
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_a_copy_has_the_parameters(self, name):
+        bijector = made(name)
+        close(bijector.copy().forward(tf.constant(X)), made(name).forward(tf.constant(X)), 0)
+        properties = type(bijector).parameter_properties(dtype=tf.float64)
+        assert len(properties) == len(CASES[name][1]) and set(properties) <= set(bijector.parameters)
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_batch_shapes_are_those_of_the_parameters(self, name):
+        ndims = CASES[name][2]
+        batch = [] if ndims else [2, 4, 2, 3]
+        assert made(name).experimental_batch_shape(x_event_ndims=ndims) == batch
+        assert list(made(name).experimental_batch_shape_tensor(x_event_ndims=ndims)) == batch
+
+    def test_shapes_of_the_squeeze_are_known_beforehand(self):
+        assert Squeeze().forward_event_shape([4, None, 3]) == [2, None, 12]
+        assert Squeeze().inverse_event_shape([2, None, 12]) == [4, None, 3]
+        assert list(Squeeze().forward_event_shape_tensor([4, 6, 3])) == [2, 3, 12]
+        assert list(Squeeze().inverse_event_shape_tensor([2, 3, 12])) == [4, 6, 3]
+        assert Squeeze(3).forward(tf.zeros([1, 6, 9, 2])).shape == [1, 2, 3, 18]
+
+    @pytest.mark.parametrize("name", [name for name in CASES if name != "squeeze"])
+    def test_gradients_reach_every_parameter(self, name):
+        make, arrays, _ = CASES[name]
+        parameters = [tf.constant(array) for array in arrays]
+        learned = [parameter for parameter in parameters if parameter.dtype.is_floating]
+        with tf.GradientTape() as tape:
+            tape.watch(learned)
+            y, log_det = forward_and_log_det(make(*parameters), tf.constant(X))
+            loss = tf.reduce_sum(y**3) + tf.reduce_sum(log_det)
+        for gradient in tape.gradient(loss, learned):
+            assert gradient is not None and np.any(gradient != 0)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("kind", [tf.Variable, keras.Variable])
+    def test_a_variable_would_lose_its_gradient(self, kind):
+        with pytest.raises(UserError, match="variable"):
+            ChannelAffine(kind(np.zeros(3, "float32")), tf.zeros([3]))
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: ChannelAffine(tf.zeros([2, 3]), tf.zeros([3])),
+            lambda: ChannelMatrix(tf.zeros([5, 3, 3])),
+            lambda: ChannelLU(tf.zeros([5, 3, 3]), tf.zeros([3], tf.int32)),
+            lambda: ChannelLU(tf.zeros([3, 3]), tf.zeros([5, 3], tf.int32)),
+        ],
+    )
+    def test_a_batch_of_parameters(self, make):
+        with pytest.raises(UserError, match="ax[ie]s"):
+            make()
+
+    @pytest.mark.parametrize("run", [lambda: Squeeze().forward(X[:, :3]), lambda: Squeeze().inverse(X)])
+    def test_what_does_not_divide(self, run):
+        with pytest.raises(UserError):
+            run()
+
+
+def test_maps_are_not_kept():
+    bijector = BoundedAffine(tf.zeros([3]), tf.ones([3]))
+    x = tf.ones([2, 4, 4, 3])
+    seen = weakref.ref(forward_and_log_det(bijector, x)[0])
+    gc.disable()
+    try:
+        assert seen() is None
+    finally:
+        gc.enable()
