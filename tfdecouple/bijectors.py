@@ -50,8 +50,8 @@ def inverse_and_log_det(bijector: tfb.Bijector, y: tf.Tensor) -> tuple[tf.Tensor
 class ClosedForm(tfb.Bijector):
     """A bijector that gives value and log-determinant at once.
 
-    Subclasses implement TFP's `_forward`, `_inverse` and one of the two log-determinants; where it depends on x and
-    shares most of the work with the value, they had better override `forward_and_log_det` and `inverse_and_log_det`.
+    Subclasses implement TFP's `_forward`, `_inverse` and `_forward_log_det_jacobian`, which TFP and the methods below
+    share out over events and images.
 
     Args:
         event_ndims: how many of the last axes are mapped together: 0 (numbers), 1 (channels) or 3 (images).
@@ -77,10 +77,13 @@ class ClosedForm(tfb.Bijector):
 
     def inverse_and_log_det(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns x, and log |det dx/dy| of each image `[batch]`, for y `[batch, ..., channels]`."""
-        return self._inverse(y), self._of_images(self._inverse_log_det_jacobian(y), y)
+        x = self._inverse(y)
+        log_det = self._forward_log_det_jacobian(x)
+        # What is the same for all events is negated before it is spread, so that graphs hold sums of terms alone.
+        return x, self._of_images(-log_det, x) if log_det.shape.rank == 0 else -self._of_images(log_det, x)
 
     def _inverse_log_det_jacobian(self, y: tf.Tensor) -> tf.Tensor:
-        return -self._forward_log_det_jacobian(y if self.is_constant_jacobian else self._inverse(y))
+        return -self._forward_log_det_jacobian(self._inverse(y))
 
     def _of_images(self, log_det: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """Sums the log-determinant of each event over the events of an image."""
