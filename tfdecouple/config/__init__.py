@@ -1,0 +1,50 @@
+"""Every option of a run, as frozen dataclasses that come from JSON and go back to it.
+
+A `Config` is complete: model, data, training and the presets' description in one object, from which a run can be
+repeated. `override` changes single values by their dotted names (`--set model.latent_dim=32`), and every unknown name
+or impossible combination is a `ConfigError` of one line that names the value.
+"""
+
+from tfdecouple.config.run import (
+    BAD_IMAGE_RULES,
+    CONDITIONING,
+    LINEAR_FORMS,
+    MOST_LEVELS,
+    MOST_STEPS,
+    PRECISIONS,
+    PRIORS,
+    SEEDS,
+    Config,
+    DataConfig,
+    ModelConfig,
+    TrainingConfig,
+    difference,
+    from_plain,
+    load_preset,
+    option_names,
+    override,
+    preset_names,
+)
+from tfdecouple.transforms import TRANSFORMS
+
+__all__ = [
+    "BAD_IMAGE_RULES",
+    "CONDITIONING",
+    "LINEAR_FORMS",
+    "MOST_LEVELS",
+    "MOST_STEPS",
+    "PRECISIONS",
+    "PRIORS",
+    "SEEDS",
+    "TRANSFORMS",
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "TrainingConfig",
+    "difference",
+    "from_plain",
+    "load_preset",
+    "option_names",
+    "override",
+    "preset_names",
+]
