@@ -5,26 +5,11 @@ repeated. `override` changes single values by their dotted names (`--set model.l
 or impossible combination is a `ConfigError` of one line that names the value.
 """
 
-from tfdecouple.config.run import (
-    BAD_IMAGE_RULES,
-    CONDITIONING,
-    LINEAR_FORMS,
-    MOST_LEVELS,
-    MOST_STEPS,
-    PRECISIONS,
-    PRIORS,
-    SEEDS,
-    Config,
-    DataConfig,
-    ModelConfig,
-    TrainingConfig,
-    difference,
-    from_plain,
-    load_preset,
-    option_names,
-    override,
-    preset_names,
-)
+from tfdecouple.config.data import BAD_IMAGE_RULES, DataConfig
+from tfdecouple.config.model import CONDITIONING, LINEAR_FORMS, MOST_LEVELS, MOST_STEPS, PRIORS, ModelConfig
+from tfdecouple.config.presets import load_preset, preset_names
+from tfdecouple.config.run import Config, difference, from_plain, option_names, override
+from tfdecouple.config.training import PRECISIONS, SEEDS, TrainingConfig
 from tfdecouple.transforms import TRANSFORMS
 
 __all__ = [

@@ -1,0 +1,50 @@
+"""The options of the images."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tfdecouple.config.checks import at_least, check, one_of
+
+BAD_IMAGE_RULES = ("stop", "skip")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images come from and what is done to them (paper appendix C.1).
+
+    Attributes:
+        source: "photographs" (embedded), the name of a TFDS data set ("cifar10", "tfds:NAME") or "folder:PATH".
+        data_dir: folder that holds prepared TFDS data sets; null for TFDS' own default.
+        horizontal_flip: mirror each training image with probability 1/2.
+        pad_and_crop: reflect-pad training images by this many pixels and crop at random; 0 for none.
+        centre_crop: side in pixels of the centre square to keep before resizing; 0 for the largest square.
+        validation_examples: how many training images are held out where a data set has no validation split.
+        on_bad_image: "stop" at an image that cannot be read, or "skip" and count it.
+        cache_gib: decoded images are kept in memory where they need at most this many GiB.
+        photograph_crops: number of training crops of the embedded photographs.
+    """
+
+    source: str = "photographs"
+    data_dir: str | None = None
+    horizontal_flip: bool = False
+    pad_and_crop: int = 0
+    centre_crop: int = 0
+    validation_examples: int = 1000
+    on_bad_image: str = "stop"
+    cache_gib: float = 4.0
+    photograph_crops: int = 32768
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values.
+
+        Raises:
+            ConfigError: naming the option and its value.
+        """
+        check(bool(self.source), "data.source is empty; give photographs, a TFDS name or folder:PATH")
+        one_of("data.on_bad_image", self.on_bad_image, BAD_IMAGE_RULES)
+        at_least("data.pad_and_crop", self.pad_and_crop, 0)
+        at_least("data.centre_crop", self.centre_crop, 0)
+        at_least("data.validation_examples", self.validation_examples, 1)
+        at_least("data.cache_gib", self.cache_gib, 0)
+        at_least("data.photograph_crops", self.photograph_crops, 1)

@@ -1,0 +1,188 @@
+"""The options of the model: its architecture."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tfdecouple.config.checks import at_least, check, one_of
+from tfdecouple.config.values import plain, tuples
+from tfdecouple.levels import COLOURS, encoder_blocks, flow_levels
+from tfdecouple.transforms import TRANSFORMS
+
+CONDITIONING = ("coupling", "base", "none")
+LINEAR_FORMS = ("full", "lu")
+PRIORS = ("flow", "normal")
+
+# More than any image can be halved.
+MOST_LEVELS = 24
+# TensorFlow needs minutes to build so many; the deepest preset has 92.
+MOST_STEPS = 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture: flow, prior and encoder (paper sections 2.1, 2.2 and appendix B).
+
+    Attributes:
+        image_size: height and width of the square RGB images, in pixels.
+        n_bits: bits per colour channel, 1 to 8. Below 8, pixels are quantised to `2**n_bits` levels.
+        latent_dim: size of the global code z (the paper's d_z). Ignored where `conditioning` is "none".
+        conditioning: where z enters. "coupling": every coupling of the flow (the paper's model). "base": only mean and
+            scale of the Gaussian of v (the paper's Table 3 baseline). "none": no z, no encoder (refined Glow).
+        steps: steps of flow per level. The first and the last level hold a number; each level between them holds a
+            list, one number for each stage of the fine-grained multi-scale structure (paper Figure 3c).
+        hidden_channels: width of the coupling nets, one number per level.
+        factors: for each inner level, the fraction of channels that leave at the end of each of its stages (4: a
+            quarter of the level's channels). A single entry holds for all.
+        transform: of `transforms.py`: "affine" (s = 1 + alpha*tanh(u/2)) or "additive" couplings.
+        multiscale_transform: the same choice for the coupling before each factor-out.
+        alpha: the paper's bound of the affine scale, in (0, 1]: a scale lies in (1 - alpha, 1 + alpha). The
+            smaller, the further from the training images an image may be and still come back to the last pixel
+            (docs/RESULTS.md, "What comes back").
+        linear: "full" (matrix and slogdet, as the paper's code) or "lu" (PLU factors, as Glow) for the 1x1
+            convolutions and the prior's linear layers.
+        encoder_channels: planes of the encoder's ResNet levels, each of which halves the resolution.
+        encoder_out_channels: the paper's c', planes after the last ResNet level.
+        prior: "flow" (a small flow over z, paper B.3) or "normal" (N(0, I), the ablation).
+        prior_steps: steps of the prior flow.
+        prior_hidden: width of the prior flow's coupling nets.
+        prior_transform: "affine" or "additive" couplings in the prior flow.
+        prior_alpha: alpha of the prior flow.
+        base_hidden: width of the net from z to mean and scale of v, for `conditioning` "base" only.
+    """
+
+    image_size: int = 32
+    n_bits: int = 8
+    latent_dim: int = 64
+    conditioning: str = "coupling"
+    steps: tuple[int | tuple[int, ...], ...] = (2, (6, 6), (6, 6), 4)
+    hidden_channels: tuple[int, ...] = (24, 512, 512, 512)
+    factors: tuple[int, ...] = (4,)
+    transform: str = "affine"
+    multiscale_transform: str = "affine"
+    alpha: float = 1.0
+    linear: str = "full"
+    encoder_channels: tuple[int, ...] = (48, 96, 96)
+    encoder_out_channels: int = 8
+    prior: str = "flow"
+    prior_steps: int = 2
+    prior_hidden: int = 256
+    prior_transform: str = "affine"
+    prior_alpha: float = 1.0
+    base_hidden: int = 64
+
+    def __post_init__(self) -> None:
+        """Refuses impossible combinations.
+
+        Raises:
+            ConfigError: naming the option and its value.
+        """
+        for name in ("steps", "hidden_channels", "factors", "encoder_channels"):
+            object.__setattr__(self, name, tuples(getattr(self, name)))
+        at_least("model.image_size", self.image_size, 1)
+        check(1 <= self.n_bits <= 8, f"model.n_bits is {self.n_bits}; it must lie in 1..8")
+        one_of("model.conditioning", self.conditioning, CONDITIONING)
+        one_of("model.transform", self.transform, TRANSFORMS)
+        one_of("model.multiscale_transform", self.multiscale_transform, TRANSFORMS)
+        one_of("model.linear", self.linear, LINEAR_FORMS)
+        one_of("model.prior", self.prior, PRIORS)
+        one_of("model.prior_transform", self.prior_transform, TRANSFORMS)
+        for name in ("alpha", "prior_alpha"):
+            value = getattr(self, name)
+            check(0 < value <= 1, f"model.{name} is {value}; it must lie in (0, 1]")
+        self._check_flow()
+        if self.has_latent:
+            self._check_latent()
+
+    def _check_flow(self) -> None:
+        levels = len(self.steps)
+        check(levels <= MOST_LEVELS, f"model.steps has {levels} levels; there can be {MOST_LEVELS} at most")
+        check(levels >= 2, f"model.steps has {levels} level; a flow needs at least 2, for example [2, 4]")
+        check(
+            len(self.hidden_channels) == levels,
+            f"model.hidden_channels has {len(self.hidden_channels)} entries and model.steps {levels}; "
+            "both need one entry per level",
+        )
+        for width in self.hidden_channels:
+            at_least("an entry of model.hidden_channels", width, 1)
+        check(
+            isinstance(self.steps[0], int) and isinstance(self.steps[-1], int),
+            f"model.steps is {plain(self.steps)}; its first and last entries must be numbers",
+        )
+        check(
+            len(self.factors) in (1, levels - 2),
+            f"model.factors has {len(self.factors)} entries; give one, or one for each of the {levels - 2} inner "
+            "levels",
+        )
+        for level, (steps, factor) in enumerate(zip(self.steps[1:-1], self.inner_factors, strict=True), start=1):
+            check(
+                isinstance(steps, tuple) and 1 <= len(steps) < factor,
+                f"model.steps[{level}] is {plain(steps)}; an inner level needs a list of 1 to {factor - 1} numbers "
+                f"(its factor is {factor})",
+            )
+        counts = [n for entry in self.steps for n in (entry if isinstance(entry, tuple) else (entry,))]
+        for count in counts:
+            at_least("an entry of model.steps", count, 1)
+        check(sum(counts) <= MOST_STEPS, f"model.steps adds up to {sum(counts)} steps; at most {MOST_STEPS} are built")
+        planned = flow_levels(self.image_size, self.steps, self.hidden_channels, self.inner_factors)
+        scale = planned[-1][0].reduction
+        check(
+            self.image_size % scale == 0,
+            f"model.image_size is {self.image_size}; {levels} levels halve it {levels - 1} times, "
+            f"so it must be a multiple of {scale}",
+        )
+        for level, factor in enumerate(self.inner_factors, start=1):
+            channels = planned[level][0].channels
+            check(
+                channels % factor == 0,
+                f"model.factors gives {factor} at level {level}, which has {channels} channels; it must divide them",
+            )
+
+    def _check_latent(self) -> None:
+        at_least("model.latent_dim", self.latent_dim, 1)
+        at_least("model.encoder_out_channels", self.encoder_out_channels, 1)
+        levels = len(self.encoder_channels)
+        check(levels >= 1, "model.encoder_channels is empty; give one number per level")
+        check(levels <= MOST_LEVELS, f"model.encoder_channels has {levels} levels; there can be {MOST_LEVELS} at most")
+        for width in self.encoder_channels:
+            at_least("an entry of model.encoder_channels", width, 1)
+        scale = encoder_blocks(self.encoder_channels)[-1].out_reduction
+        check(
+            self.image_size % scale == 0,
+            f"model.image_size is {self.image_size}; the encoder halves it {levels} times "
+            f"(model.encoder_channels), so it must be a multiple of {scale}",
+        )
+        if self.prior == "flow":
+            check(
+                self.latent_dim >= 2,
+                f"model.latent_dim is {self.latent_dim}; a prior flow needs at least 2 (or set model.prior=normal)",
+            )
+            at_least("model.prior_steps", self.prior_steps, 1)
+            check(
+                self.prior_steps <= MOST_STEPS,
+                f"model.prior_steps is {self.prior_steps}; at most {MOST_STEPS} are built",
+            )
+            at_least("model.prior_hidden", self.prior_hidden, 1)
+        if self.conditioning == "base":
+            at_least("model.base_hidden", self.base_hidden, 1)
+
+    @property
+    def has_latent(self) -> bool:
+        """Whether the model has a global code z."""
+        return self.conditioning != "none"
+
+    @property
+    def n_bins(self) -> int:
+        """Number of levels of a pixel, `2**n_bits`."""
+        return 2**self.n_bits
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image, `(height, width, 3)`."""
+        return (self.image_size, self.image_size, COLOURS)
+
+    @property
+    def inner_factors(self) -> tuple[int, ...]:
+        """One factor for each inner level."""
+        inner = max(len(self.steps) - 2, 0)
+        return self.factors * inner if len(self.factors) == 1 else self.factors

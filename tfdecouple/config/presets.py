@@ -1,0 +1,35 @@
+"""The presets: configs that come with the package, a JSON file each in `tfdecouple/presets/`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from importlib import resources
+from typing import Any
+
+from tfdecouple.config.run import Config
+from tfdecouple.errors import ConfigError
+
+
+def preset_names() -> tuple[str, ...]:
+    """Returns the names of all presets, the quickstart first."""
+    names = sorted(p.name.removesuffix(".json") for p in _preset_folder().iterdir() if p.name.endswith(".json"))
+    return tuple(sorted(names, key=lambda name: name != "quickstart"))
+
+
+def load_preset(name: str) -> Config:
+    """Returns the preset of that name.
+
+    Raises:
+        ConfigError: where there is none, with the nearest name.
+    """
+    if name not in preset_names():
+        near = difflib.get_close_matches(name, preset_names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(preset_names())}"
+        raise ConfigError(f"there is no preset {name!r}; {hint}")
+    values = json.loads((_preset_folder() / f"{name}.json").read_text(encoding="utf-8"))
+    return Config.from_dict({"name": name, **values})
+
+
+def _preset_folder() -> Any:
+    return resources.files("tfdecouple") / "presets"

@@ -1,0 +1,119 @@
+"""The options of training."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tfdecouple.config.checks import at_least, check, one_of
+
+PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
+# What keras.utils.set_random_seed takes.
+SEEDS = 2**32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Optimisation and the rhythm of a run (paper appendix C.2 and Table 5).
+
+    Attributes:
+        steps: number of optimiser updates of the whole run.
+        batch_size: images per update, over all devices.
+        micro_batches: how many micro-batches a batch is processed in, one after the other, to save memory.
+        learning_rate: the peak, reached after the warm-up.
+        warmup_steps: updates of linear warm-up from 1e-7.
+        decay_rate: factor of the learning rate per update after the warm-up.
+        beta_1, beta_2, epsilon: Adam's.
+        weight_decay: decoupled decay of every trainable parameter, times the learning rate.
+        clip_norm: largest global norm of the gradient; 0 for no clipping.
+        ema_decay: decay of the averaged weights used for evaluation and sampling; 0 for none.
+        kl_weight: weight of the KL term in the loss; 1 in the paper. Below 1, z keeps more of the image. What is
+            reported is always the whole bound, with weight 1.
+        kl_warmup_steps: updates over which the weight rises linearly from 0; 0 in the paper.
+        precision: of the products in a step. "float32": in full, as the paper's code computed them (and so the
+            presets), which is older than TF32. "tf32": those of encoder and coupling nets as GPUs since Ampere do it
+            faster, with 10 bits of mantissa; all else in full. "mixed_bfloat16": those of the coupling nets in
+            bfloat16. Validation, test and whatever else is measured is always in full.
+        remat: whether the hidden maps of the coupling nets are computed again in the backward pass instead of kept:
+            less memory, more time, the same numbers.
+        seed: of everything drawn at random.
+        init_images: training images for the data-dependent initialisation.
+        max_skipped_steps: updates in a row that may be skipped for values that are not finite.
+        log_every, evaluate_every, checkpoint_every: in updates.
+        keep_checkpoints: how many of the latest checkpoints are kept, beside the best.
+        evaluation_batch_size: images per batch in evaluations, over all devices.
+        evaluation_images: validation images per evaluation; 0 for all.
+        evaluation_samples: draws of (z, u) per image in the final test evaluation.
+        init_from: run folder whose weights this run starts from; null to start from data.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    micro_batches: int = 1
+    learning_rate: float = 1e-3
+    warmup_steps: int = 50
+    decay_rate: float = 0.999997
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 1e-6
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    kl_weight: float = 1.0
+    kl_warmup_steps: int = 0
+    precision: str = "float32"
+    remat: bool = False
+    seed: int = 0
+    init_images: int = 512
+    max_skipped_steps: int = 10
+    log_every: int = 10
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 3
+    evaluation_batch_size: int = 64
+    evaluation_images: int = 0
+    evaluation_samples: int = 1
+    init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values.
+
+        Raises:
+            ConfigError: naming the option and its value.
+        """
+        for name in (
+            "steps",
+            "batch_size",
+            "micro_batches",
+            "init_images",
+            "max_skipped_steps",
+            "log_every",
+            "evaluate_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "evaluation_batch_size",
+            "evaluation_samples",
+        ):
+            at_least(f"training.{name}", getattr(self, name), 1)
+        for name in (
+            "learning_rate",
+            "warmup_steps",
+            "weight_decay",
+            "clip_norm",
+            "epsilon",
+            "kl_weight",
+            "kl_warmup_steps",
+            "evaluation_images",
+            "seed",
+        ):
+            at_least(f"training.{name}", getattr(self, name), 0)
+        check(self.seed < SEEDS, f"training.seed is {self.seed}; it must be below 2**32")
+        check(0 < self.decay_rate <= 1, f"training.decay_rate is {self.decay_rate}; it must lie in (0, 1]")
+        for name in ("beta_1", "beta_2", "ema_decay"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"training.{name} is {value}; it must lie in [0, 1)")
+        one_of("training.precision", self.precision, PRECISIONS)
+        check(
+            self.batch_size % self.micro_batches == 0,
+            f"training.batch_size is {self.batch_size} and training.micro_batches {self.micro_batches}; "
+            "the first must be a multiple of the second",
+        )
