@@ -1,0 +1,69 @@
+"""The recipes of docs/design.md for a preset and an option, carried out literally in a copy of the package."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers.recipes import copy_of_packages, insert, recipe, run_in
+
+
+@pytest.fixture(scope="module")
+def with_preset(tmp_path_factory):
+    """A copy of the packages with the preset of the recipe, under the name "mine"."""
+    folder = copy_of_packages(tmp_path_factory.mktemp("preset"))
+    (folder / "tfdecouple" / "presets" / "mine.json").write_text(recipe("preset"), encoding="utf-8")
+    return folder
+
+
+def test_a_preset_is_a_file(with_preset):
+    listed = run_in(with_preset, "-m", "tfdecouple", "presets")
+    assert listed.returncode == 0, listed.stderr
+    (line,) = [line for line in listed.stdout.splitlines() if line.startswith("mine ")]
+    assert "a preset of our own" in line
+    shown = run_in(with_preset, "-m", "tfdecouple", "presets", "mine")
+    values = json.loads(shown.stdout[shown.stdout.index("{") :])
+    assert json.loads(recipe("preset"))["model"].items() <= values["model"].items()
+
+
+@pytest.mark.slow
+def test_a_preset_can_be_trained(with_preset):
+    trained = run_in(with_preset, "train.py", "--preset", "mine", "--steps", "2", "--workdir", "run")
+    assert trained.returncode == 0, trained.stderr
+    config = json.loads((with_preset / "run" / "config.json").read_text(encoding="utf-8"))
+    assert (config["name"], config["model"]["latent_dim"]) == ("mine", 8)
+    assert list((with_preset / "run" / "checkpoints").glob("*-000000002.index"))
+
+
+USE = """
+import sys
+from tfdecouple.config import Config, TrainingConfig, option_names, override
+from tfdecouple.errors import ConfigError
+config = override(Config(), ["training.patience=3"])
+assert config.training.patience == 3 and Config().training.patience == 0
+assert Config.from_dict(config.to_dict()) == config and '"patience": 3' in config.to_json()
+assert "training.patience" in option_names() and "patience: evaluations" in TrainingConfig.__doc__
+for assignment in ("training.patience=-1", "training.patience=many", "training.patienc=1"):
+    try:
+        override(Config(), [assignment])
+    except ConfigError as error:
+        print(error)
+"""
+
+
+def test_an_option_is_three_lines(tmp_path):
+    folder = copy_of_packages(tmp_path)
+    where, line, field, check = recipe("option").splitlines()
+    assert where.startswith("# config/training.py")
+    file = folder / "tfdecouple" / "config" / "training.py"
+    insert(file, '    """\n', f"    {line}\n", after="class TrainingConfig")
+    insert(file, "\n    def __post_init__", f"    {field}\n", after="class TrainingConfig")
+    with file.open("a", encoding="utf-8") as end:
+        end.write(f"    {check}\n")
+    used = run_in(folder, "-c", USE)
+    assert used.returncode == 0, used.stderr
+    assert used.stdout.splitlines() == [
+        "training.patience is -1; it must be at least 0",
+        "training.patience is 'many'; it must be a whole number",
+        "there is no option 'training.patienc'; did you mean training.patience?",
+    ]
