@@ -42,6 +42,9 @@ MOVED = {
     "prior": "networks.prior",
     "process": "runtime.process",
     "tf32": "runtime.tf32",
+    "training.adam": "training.optimizer",
+    "training.loop": "training.trainer",
+    "training.metrics": "training.log",
     "wolf": "interop.wolf",
 }
 

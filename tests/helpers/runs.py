@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from helpers.models import SMALL
 from tfdecouple.config import Config, DataConfig, TrainingConfig
-from tfdecouple.training.metrics import read_metrics
+from tfdecouple.training.log import read_metrics
 from tfdecouple.training.step import TrainStep
 
 TIMING = ("images_per_second",)

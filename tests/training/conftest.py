@@ -3,13 +3,13 @@
 import pytest
 
 from tfdecouple.metrics import BitsPerDim
-from tfdecouple.training import loop
+from tfdecouple.training import trainer
 
 
 @pytest.fixture
 def stand_ins(monkeypatch):
     """Replaces what takes time at evaluations; returns a function that makes one fake evaluator."""
-    monkeypatch.setattr(loop, "save_pictures", lambda model, images, *_, **__: len(images))
+    monkeypatch.setattr(trainer, "save_pictures", lambda model, images, *_, **__: len(images))
 
     def fake(measure=lambda split: 8.0):
         class FakeEvaluator:
@@ -19,8 +19,8 @@ def stand_ins(monkeypatch):
             def __call__(self, batches, samples=1, **_):
                 return BitsPerDim(measure(batches), 0.1, 1.0, 1.0, 0.0, 5, samples)
 
-        monkeypatch.setattr(loop, "Evaluator", FakeEvaluator)
-        monkeypatch.setattr(loop, "evaluation_batches", lambda source, split, **_: split)
+        monkeypatch.setattr(trainer, "Evaluator", FakeEvaluator)
+        monkeypatch.setattr(trainer, "evaluation_batches", lambda source, split, **_: split)
 
     fake()
     return fake

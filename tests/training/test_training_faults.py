@@ -12,9 +12,9 @@ from helpers.runs import before_steps, figures, run_config
 from tensorflow.python.framework.func_graph import FuncGraph
 
 from tfdecouple.errors import ConfigError, RunError, UserError
-from tfdecouple.training import InterruptedRunError, loop, train
+from tfdecouple.training import InterruptedRunError, train, trainer
 from tfdecouple.training.folder import read_summary
-from tfdecouple.training.metrics import MetricsLog
+from tfdecouple.training.log import MetricsLog
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.release import traces_released
 
@@ -37,7 +37,7 @@ class TestMistakeBeforeTheFirstStep:
         assert not (tmp_path / "run").exists()
 
     def test_address_space_that_does_not_hold_tensorflow(self, image_folder, tmp_path, monkeypatch):
-        monkeypatch.setattr(loop, "address_space", lambda: 3 * 2**30)
+        monkeypatch.setattr(trainer, "address_space", lambda: 3 * 2**30)
         with pytest.raises(RunError, match=r"may use 3\.2 GB of addresses here \(ulimit -v\)"):
             train(run_config(image_folder), tmp_path / "run")
         assert not (tmp_path / "run").exists()
@@ -46,7 +46,7 @@ class TestMistakeBeforeTheFirstStep:
         def refuse(flow, dtype, remat):
             raise ConfigError(f"{dtype} does not work")
 
-        monkeypatch.setattr(loop, "check_precision", refuse)
+        monkeypatch.setattr(trainer, "check_precision", refuse)
         with pytest.raises(ConfigError, match="bfloat16 does not work"):
             train(run_config(image_folder, precision="mixed_bfloat16"), tmp_path / "run")
         assert not (tmp_path / "run").exists()

@@ -23,9 +23,9 @@ from tfdecouple.config import Config
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs import load_config, load_model
 from tfdecouple.storage.files import write_json
-from tfdecouple.training import loop, train
+from tfdecouple.training import train, trainer
 from tfdecouple.training.folder import RunFolder
-from tfdecouple.training.metrics import MetricsLog
+from tfdecouple.training.log import MetricsLog
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.signals import Stopped, StopRequest
 from tfdecouple.training.step import StepResult
@@ -301,7 +301,7 @@ class TestSelection:
     def test_best_checkpoint_is_chosen_by_validation_and_test_is_seen_once(
         self, image_folder, tmp_path, stand_ins, monkeypatch
     ):
-        monkeypatch.setattr(loop, "TrainStep", FakeStep)
+        monkeypatch.setattr(trainer, "TrainStep", FakeStep)
         measured = iter([3.0, 2.0, 2.5, 2.2])
         seen = []
 
@@ -330,7 +330,7 @@ class TestDivergence:
         config = run_config(image_folder, max_skipped_steps=3, keep_checkpoints=9)
         write_json(tmp_path / "config.json", config.to_dict())
         arguments = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]
-        monkeypatch.setattr(loop, "TrainStep", FakeStep)
+        monkeypatch.setattr(trainer, "TrainStep", FakeStep)
         # Two steps in a row are passed over; the second row of bad steps is one too long.
         monkeypatch.setattr(FakeStep, "bad", {1, 2, 5, 6, 7})
         assert train_main(arguments) == 3

@@ -19,7 +19,7 @@ from tfdecouple.runtime import shards as layer_parts
 from tfdecouple.runtime.emulation import emulated_accelerator
 from tfdecouple.runtime.tf32 import full_float32
 from tfdecouple.training import train
-from tfdecouple.training.adam import Adam, Variables
+from tfdecouple.training.optimizer import Adam, Variables
 from tfdecouple.training.schedule import kl_weight, learning_rate
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep

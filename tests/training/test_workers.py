@@ -24,7 +24,7 @@ from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.storage.files import write_json
 from tfdecouple.training import train
 from tfdecouple.training.cluster import find_cluster
-from tfdecouple.training.metrics import read_metrics
+from tfdecouple.training.log import read_metrics
 from tfdecouple.training.strategy import make_strategy
 from tfdecouple.training.workers import LostWorkerError, Workers, losses_in_one_line
 

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 def _read(path: str, name: str, has_kl: bool) -> Any:
     import pathlib
 
-    from tfdecouple.training.metrics import read_metrics
+    from tfdecouple.training.log import read_metrics
     from tfdecouple.visualization.plots import Curves
 
     rows = read_metrics(pathlib.Path(path) / "metrics.jsonl")

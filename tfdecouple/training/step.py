@@ -13,7 +13,7 @@ from tfdecouple import randomness
 from tfdecouple.config import Config
 from tfdecouple.layers import net_precision, rematerialized
 from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
-from tfdecouple.training.adam import Adam, Variables, move_average
+from tfdecouple.training.optimizer import Adam, Variables, move_average
 from tfdecouple.training.schedule import kl_weight, learning_rate
 from tfdecouple.training.state import TrainingState
 

@@ -28,7 +28,7 @@ from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointEr
 from tfdecouple.storage.files import TEMPORARY, write_json
 from tfdecouple.training.cluster import find_cluster
 from tfdecouple.training.folder import SUMMARY, RunFolder, read_summary
-from tfdecouple.training.metrics import MetricsLog, NoLog
+from tfdecouple.training.log import MetricsLog, NoLog
 from tfdecouple.training.precision_check import check_precision
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.release import traces_released
