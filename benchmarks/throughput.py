@@ -234,7 +234,7 @@ class Session:
         count = min(config.training.init_images, self.source.sizes["train"])
         first = training_batches(self.source, config.data, batch_size=count, seed=config.training.seed)
         self.model.initialize(next(iter(first))["image"], seed=config.training.seed)
-        self.state.start_averages()
+        self.state.optimizer.start_averages()
         mark("initialize")
 
     def work(self, kind: str, batch: int) -> Work:
@@ -250,11 +250,11 @@ class Session:
 
     def _train(self, batch: int) -> Work:
         batches = self._batches()
-        parts = self.config.training.micro_batches
+        micro_batches = self.config.training.micro_batches
         steps = iter(range(2**31))
 
         def step() -> None:
-            result = self.step([next(batches) for _ in range(parts)], next(steps))
+            result = self.step([next(batches) for _ in range(micro_batches)], next(steps))
             # As the loop of a run reads it; the step is not done before.
             values = [float(value) for value in result[:5]]
             if not bool(result.applied):

@@ -72,7 +72,7 @@ def test_step_reaches_every_weight(config):
         state = TrainingState(config)
     state.model.initialize(random_images(16, seed=9), seed=0)
     give_effect(state.model)
-    state.start_averages()
+    state.optimizer.start_averages()
     before = {name: variable.numpy() for name, variable in state.trainable.items()}
     images = tf.data.Dataset.from_tensor_slices(random_images(BATCH)).batch(BATCH // config.training.micro_batches)
     result = TrainStep(config, state, strategy)(list(strategy.experimental_distribute_dataset(images)), 0)

@@ -24,11 +24,11 @@ from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs import load_config, load_model
 from tfdecouple.storage.files import write_json
 from tfdecouple.training import train, trainer
+from tfdecouple.training.figures import StepResult
 from tfdecouple.training.folder import RunFolder
 from tfdecouple.training.log import MetricsLog
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.signals import Stopped, StopRequest
-from tfdecouple.training.step import StepResult
 
 
 def one_line(error):
@@ -60,16 +60,14 @@ class FakeStep:
         self.state = state
 
     def __call__(self, parts, step, stop=False):
-        state, applied = self.state, step not in self.bad
-        state.step.assign_add(1)
-        state.skipped.assign(0 if applied else state.skipped + 1)
+        state, applied = self.state, tf.constant(step not in self.bad)
+        state.count_step(applied)
         if applied:
-            state.updates.assign_add(1)
-            for average in state.averages.values():
+            for average in state.optimizer.averages.values():
                 average.assign_add(tf.fill(average.shape, 1e-3))
         kl = 2.0 if applied else math.nan
-        figures = (kl + 1, 1.0, kl, 0.0, kl + 2, 0.1, applied, float(stop))
-        return StepResult(*map(tf.constant, figures))
+        figures = (kl + 1, 1.0, kl, 0.0, kl + 2, 0.1)
+        return StepResult(*map(tf.constant, figures), applied, tf.identity(state.skipped), tf.constant(float(stop)))
 
 
 class TestFolder:
@@ -275,9 +273,9 @@ class TestWarmStart:
         started = []
 
         def look(function, step):
-            state = function._state
+            state = function.state
             weights = {name: variable.numpy() for name, variable in state.model.named_variables().items()}
-            started.append((weights, {name: average.numpy() for name, average in state.averages.items()}))
+            started.append((weights, {name: average.numpy() for name, average in state.optimizer.averages.items()}))
             raise FirstStepError
 
         before_steps(monkeypatch, look)

@@ -1,6 +1,5 @@
-"""One update: the schedule, Adam, and a step that is the same on any number of devices and all or nothing."""
+"""A step that is the same on any number of devices and all or nothing."""
 
-import collections
 import dataclasses
 import math
 
@@ -15,12 +14,9 @@ from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.layers import ActNorm, InvertibleConv1x1, net_precision
 from tfdecouple.metrics.bounds import BoundEvaluator
 from tfdecouple.networks.prior import PriorFlow
-from tfdecouple.runtime import shards as layer_parts
 from tfdecouple.runtime.emulation import emulated_accelerator
 from tfdecouple.runtime.tf32 import full_float32
 from tfdecouple.training import train
-from tfdecouple.training.optimizer import Adam, Variables
-from tfdecouple.training.schedule import kl_weight, learning_rate
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.strategy import make_strategy
@@ -48,7 +44,7 @@ class Trainer:
         self.state.model.initialize(random_images(16, seed=9), seed=0)
         if effect:
             give_effect(self.state.model)
-        self.state.start_averages()
+        self.state.optimizer.start_averages()
         self.step_function = TrainStep(self.config, self.state, self.strategy)
         self.steps = 0
 
@@ -56,13 +52,13 @@ class Trainer:
         """Takes steps, each on images of its own, and returns the last result as numbers."""
         for _ in range(count):
             images = random_images(BATCH, seed=100 + self.steps)
-            part = BATCH // self.config.training.micro_batches
-            parts = self.strategy.experimental_distribute_dataset(
-                tf.data.Dataset.from_tensor_slices(images).batch(part)
+            size = BATCH // self.config.training.micro_batches
+            micro_batches = self.strategy.experimental_distribute_dataset(
+                tf.data.Dataset.from_tensor_slices(images).batch(size)
             )
-            result = self.step_function(list(parts), self.steps)
+            result = self.step_function(list(micro_batches), self.steps)
             self.steps += 1
-        return type(result)(*(value.numpy() for value in result))
+        return result.read()
 
     def values(self, device=None):
         """Everything that checkpoints hold, by name: as read, or the copy of one device."""
@@ -89,110 +85,6 @@ def assert_equal(ours, theirs, but=()):
     for name, value in ours.items():
         if name not in but:
             np.testing.assert_array_equal(value, theirs[name], err_msg=name)
-
-
-class TestSchedule:
-    @pytest.mark.parametrize("warmup", [1, 50])
-    def test_rises_linearly_and_then_decays_exponentially(self, warmup):
-        config = TrainingConfig(learning_rate=1e-3, warmup_steps=warmup, decay_rate=0.999997)
-        for update in (0, 1, warmup - 1, warmup, warmup + 1, 10**6):
-            if update < warmup:
-                expected = np.float64(1e-7) + (np.float64(1e-3) - 1e-7) * update / warmup
-            else:
-                expected = np.float64(1e-3) * np.float64(0.999997) ** (update - warmup)
-            rate = learning_rate(config, tf.constant(update, tf.int64))
-            assert rate.dtype == tf.float32
-            np.testing.assert_allclose(rate, expected, rtol=1e-6)
-
-    def test_begins_at_the_peak_without_warmup(self):
-        rate = learning_rate(TrainingConfig(learning_rate=1e-3, warmup_steps=0), tf.constant(0))
-        np.testing.assert_allclose(rate, 1e-3, rtol=1e-6)
-
-    @pytest.mark.parametrize(("warmup", "expected"), [(0, [0.4, 0.4, 0.4]), (4, [0.0, 0.1, 0.4])])
-    def test_weight_of_the_kl_rises_linearly_and_stays(self, warmup, expected):
-        config = TrainingConfig(kl_weight=0.4, kl_warmup_steps=warmup)
-        weights = [kl_weight(config, tf.constant(update, tf.int64)) for update in (0, 1, 100)]
-        np.testing.assert_allclose(weights, expected, rtol=1e-6)
-
-
-class TestAdam:
-    @staticmethod
-    def updater(config, variables):
-        """Returns a function of a gradient, the number of updates before and the rate, which updates `variables`."""
-        adam = Adam(config)
-
-        @tf.function
-        def update(applied, gradient, updates, rate, scale):
-            adam.apply(applied, variables, gradient, adam.scalars(updates, rate, scale))
-
-        def call(gradient, updates=0, rate=0.1, *, applied=True, scale=1.0):
-            floats = (tf.constant(value, tf.float32) for value in (rate, scale))
-            update(tf.constant(applied), tf.constant(gradient, tf.float32), tf.constant(updates, tf.int64), *floats)
-
-        return call
-
-    def variables(self):
-        return Variables(*(tf.Variable([value, 2 * value]) for value in (1.0, 0.25, 0.5, 3.0)))
-
-    def test_changes_nothing_where_the_step_is_not_applied_whatever_the_gradient(self):
-        variables = self.variables()
-        before = [variable.numpy() for variable in variables]
-        self.updater(TrainingConfig(weight_decay=0.1, ema_decay=0.9), variables)([np.nan, np.inf], applied=False)
-        np.testing.assert_array_equal([variable.numpy() for variable in variables], before)
-
-    def test_average_moves_towards_the_new_weight_quickly_at_first(self):
-        config = TrainingConfig(ema_decay=0.9)
-        for updates, decay in ((0, 0.1), (10, 0.55), (1000, 0.9)):
-            variables = self.variables()
-            self.updater(config, variables)([0.5, -0.5], updates)
-            expected = decay * np.array([3.0, 6.0]) + (1 - decay) * variables.weight.numpy()
-            np.testing.assert_allclose(variables.average, expected, rtol=1e-6)
-
-    def test_scales_the_gradient_only_where_it_is_clipped(self):
-        found = []
-        for clip_norm in (0.0, 1.0):
-            variables = self.variables()
-            self.updater(TrainingConfig(clip_norm=clip_norm), variables)([0.5, -0.5], scale=0.5)
-            found.append(variables.mean.numpy())
-        np.testing.assert_allclose(
-            found, [0.9 * 0.25 * np.array([1, 2]) + 0.1 * g * np.array([0.5, -0.5]) for g in (1, 0.5)]
-        )
-
-    def test_variables_of_all_shapes_share_one_trace(self):
-        adam = Adam(TrainingConfig(ema_decay=0.9))
-
-        @tf.function
-        def update(*groups):
-            scalars = adam.scalars(tf.constant(0, tf.int64), tf.constant(0.1), None)
-            for group in groups:
-                adam.apply(tf.constant(True), Variables(*group), tf.ones_like(group[0]), scalars)
-
-        groups = [tuple(tf.Variable(tf.ones(shape)) for _ in range(4)) for shape in ((2,), (3,), (3, 1), ())]
-        update(*groups)
-        assert [update.experimental_get_tracing_count() for update in adam._update.values()] == [0, 1]
-        for group in groups:
-            np.testing.assert_allclose(group[1], np.ones(group[1].shape), rtol=1e-6)
-
-    @pytest.mark.parametrize("decay", [0.0, 0.1])
-    def test_moves_as_the_adamw_of_pytorch(self, decay):
-        config = TrainingConfig(beta_1=0.9, beta_2=0.99, epsilon=1e-3, weight_decay=decay)
-        rng = np.random.default_rng(0)
-        start = rng.standard_normal((3, 4))
-        variable, mean, variance = (tf.Variable(value, dtype=tf.float32) for value in (start, 0 * start, 0 * start))
-
-        update = self.updater(config, Variables(variable, mean, variance, None))
-        weight, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
-        for count in range(1, 8):
-            # Gradients about as small as epsilon: where it is added makes a difference.
-            gradient, rate = 2e-3 * rng.standard_normal(start.shape), 0.01 * count
-            update(gradient, count - 1, rate)
-            weight *= 1 - rate * decay
-            m = 0.9 * m + 0.1 * gradient
-            v = 0.99 * v + 0.01 * gradient**2
-            weight -= rate * (m / (1 - 0.9**count)) / (np.sqrt(v / (1 - 0.99**count)) + 1e-3)
-            np.testing.assert_allclose(variable, weight, rtol=1e-5, atol=1e-6)
-            np.testing.assert_allclose(mean, m, rtol=1e-5, atol=1e-8)
-            np.testing.assert_allclose(variance, v, rtol=1e-4, atol=1e-10)
 
 
 @pytest.fixture(scope="module")
@@ -235,15 +127,15 @@ class TestStep:
 
     def test_averages_follow_weights_and_statistics(self, one_device):
         trainer, states, _ = one_device
-        assert set(trainer.state.averages) == {*trainer.state.trainable, *trainer.state.moving}
-        for name in trainer.state.averages:
+        assert set(trainer.state.optimizer.averages) == {*trainer.state.trainable, *trainer.state.moving}
+        for name in trainer.state.optimizer.averages:
             average = states[0][f"model/{name}"].astype(np.float64)
             for update, state in enumerate(states[1:]):
                 decay = min(0.9, (1 + update) / (10 + update))
                 average = decay * average + (1 - decay) * state[f"model/{name}"]
             np.testing.assert_allclose(states[-1][f"averages/{name}"], average, rtol=1e-5, atol=1e-6, err_msg=name)
 
-    def test_reports_the_parts_of_the_bound(self, one_device):
+    def test_reports_the_terms_of_the_bound(self, one_device):
         result = one_device[2][0]
         nats = result.reconstruction + result.kl + result.dequantization
         dimensions = 8 * 8 * 3
@@ -288,20 +180,20 @@ class TestStep:
             (result.reconstruction + result.kl + result.dequantization) / (8 * 8 * 3 * math.log(2)) + 7, rel=1e-5
         )
 
-    def test_reads_each_weight_once_for_all_parts_of_a_batch(self, monkeypatch):
-        monkeypatch.setattr(layer_parts, "batch_parts", lambda: 2)
+    def test_reads_each_weight_once_for_all_shards_of_a_batch(self):
         trainer = Trainer()
-        arguments = tf.zeros([BATCH, *SMALL.image_shape], tf.uint8), tf.constant(0), tf.constant(0.0)
-        graph = trainer.step_function._whole.get_concrete_function(*arguments).graph
-        # In the graph of the step itself: the updates read within functions of their own.
-        reads = collections.Counter(op.inputs[0].name for op in graph.get_operations() if op.type == "ReadVariableOp")
-        inside = {
-            placeholder.name
-            for placeholder, handle in zip(graph.internal_captures, graph.external_captures, strict=True)
-            if any(handle is weight.handle for weight in trainer.state.trainable.values())
-        }
-        assert len(inside) == len(trainer.state.trainable)
-        assert {reads[name] for name in inside} == {1}
+        read = []
+        original = trainer.state.model.elbo_from_noise
+
+        def look(*args, **options):
+            weights = trainer.state.model.trainable_variables
+            read.append([tf.is_symbolic_tensor(weight.value) and weight.value is weight.value for weight in weights])
+            return original(*args, **options)
+
+        trainer.state.model.elbo_from_noise = look
+        trainer.take()
+        # The model sees tensors, each of them read before, and no variables that every use would read again.
+        assert read == [[True] * len(trainer.state.trainable)]
 
     def test_rematerialisation_changes_no_bit(self, one_device):
         trainer = Trainer(remat=True)
@@ -315,7 +207,11 @@ class TestStep:
         assert result.applied
         assert result.bits_per_dim != exact.bits_per_dim
         assert result.bits_per_dim == pytest.approx(exact.bits_per_dim, abs=0.02)
-        variables = [*trainer.state.trainable.values(), *trainer.state.averages.values(), *trainer.state.means.values()]
+        variables = [
+            *trainer.state.trainable.values(),
+            *trainer.state.optimizer.averages.values(),
+            *trainer.state.optimizer.means.values(),
+        ]
         assert {variable.dtype for variable in variables} == {tf.float32}
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,12 @@ import tensorflow as tf
 from tfdecouple.config import Config
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import averaged_names
-
-# What is averaged over the steps between two rows of the log.
-WINDOW = ("bits_per_dim", "reconstruction", "kl", "dequantization", "gradient_norm")
+from tfdecouple.training.figures import WINDOW
+from tfdecouple.training.optimizer import Adam
 
 
 class TrainingState:
-    """Model, Adam's moments, averaged weights and counters.
+    """Model, optimizer and counters.
 
     Create it inside the scope of the strategy that trains.
 
@@ -26,65 +24,35 @@ class TrainingState:
         model: the model in training.
         trainable: its trainable weights by name.
         moving: the moving statistics of its batch normalisation by name.
-        means, variances: Adam's moments by name.
-        averages: averaged weights by name; empty where the run keeps none. Batch normalisation's moving statistics
-            are averaged along with the weights that they belong to, by the same rule.
-        step: steps taken, skipped ones included; the place in the data.
-        updates: updates applied; the place in the schedule.
+        optimizer: with the moments and the averages.
+        step: steps taken, skipped ones included; the position in the data.
+        updates: updates applied; the position in the schedule.
         skipped: steps in a row that were skipped.
+        best_step, best_bits_per_dim: of the best evaluation so far.
+        window: sums of the figures since the last row of the log, see `figures.Window`.
     """
 
     def __init__(self, config: Config):
-        self.config = config
         self.model = DecoupledModel(config.model)
         variables = self.model.named_variables()
-        named = {name: variable.value for name, variable in variables.items()}
-        trainable = {name for name, variable in variables.items() if variable.trainable}
-        self.trainable = {name: variable for name, variable in named.items() if name in trainable}
-        covered = averaged_names(self.model)
-        self.moving = {name: variable for name, variable in named.items() if name in covered - trainable}
-        self.means = {name: _zeros_like(variable) for name, variable in self.trainable.items()}
-        self.variances = {name: _zeros_like(variable) for name, variable in self.trainable.items()}
-        self.averages: dict[str, tf.Variable] = {}
-        if config.training.ema_decay:
-            self.averages = {name: _zeros_like(variable) for name, variable in named.items() if name in covered}
-        self.step = _counter()
-        self.updates = _counter()
-        self.skipped = _counter()
-        self.best_step = _counter()
-        self.best_bits_per_dim = _value(np.inf)
-        self.window = _value(np.zeros(len(WINDOW) + 1))
-        self._named = named
-
-    def start_averages(self) -> None:
-        """Sets the averages to the weights as they are."""
-        for name, average in self.averages.items():
-            # A copy: an average that shared the memory of its weight would move away from it in the first step.
-            average.assign(tf.raw_ops.DeepCopy(x=self._named[name]))
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[DecoupledModel]:
-        """Lends the model with its averaged weights; the weights in training are back afterwards."""
-        self._swap()
-        try:
-            yield self.model
-        finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for name, average in self.averages.items():
-            variable = self._named[name]
-            value = tf.identity(variable)
-            variable.assign(average)
-            average.assign(value)
+        self._named = {name: variable.value for name, variable in variables.items()}
+        self.trainable = {name: self._named[name] for name, variable in variables.items() if variable.trainable}
+        moved = averaged_names(self.model)
+        self.moving = {name: v for name, v in self._named.items() if name in moved and name not in self.trainable}
+        self.optimizer = Adam(config.training, self.trainable, self.moving)
+        self.step, self.updates, self.skipped, self.best_step = (
+            tf.Variable(np.int64(0), trainable=False) for _ in range(4)
+        )
+        self.best_bits_per_dim = tf.Variable(np.float64(np.inf), trainable=False)
+        self.window = tf.Variable(np.zeros(len(WINDOW) + 1), trainable=False)
 
     def groups(self) -> dict[str, Mapping[str, Any]]:
         """Returns all of it by group and name, for a checkpoint."""
         return {
             "model": self._named,
-            "means": self.means,
-            "variances": self.variances,
-            "averages": self.averages,
+            "means": self.optimizer.means,
+            "variances": self.optimizer.variances,
+            "averages": self.optimizer.averages,
             "counters": {
                 "step": self.step,
                 "updates": self.updates,
@@ -99,14 +67,16 @@ class TrainingState:
         """Returns the model's weights alone, for the checkpoint of the best model."""
         return {"model": self._named}
 
+    def count_step(self, applied: tf.Tensor) -> None:
+        """Counts a step, in the graph of the step; `applied` says whether it was an update."""
+        self.updates.assign_add(tf.cast(applied, tf.int64))
+        self.skipped.assign(tf.where(applied, tf.constant(0, tf.int64), self.skipped + 1))
+        self.step.assign_add(1)
 
-def _zeros_like(variable: tf.Variable) -> tf.Variable:
-    return tf.Variable(tf.zeros(variable.shape, variable.dtype), trainable=False)
-
-
-def _counter() -> tf.Variable:
-    return tf.Variable(np.int64(0), trainable=False)
-
-
-def _value(value: Any) -> tf.Variable:
-    return tf.Variable(np.float64(value), trainable=False)
+    def note_best(self, step: int, bits_per_dim: float) -> bool:
+        """Returns whether an evaluation is the best so far, and remembers the one that is."""
+        if not bits_per_dim < float(self.best_bits_per_dim.numpy()):
+            return False
+        self.best_bits_per_dim.assign(bits_per_dim)
+        self.best_step.assign(step)
+        return True

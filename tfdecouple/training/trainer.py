@@ -27,14 +27,15 @@ from tfdecouple.runtime.memory import address_space, shown_bytes
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.storage.files import TEMPORARY, write_json
 from tfdecouple.training.cluster import find_cluster
+from tfdecouple.training.figures import WINDOW, StepResult
 from tfdecouple.training.folder import SUMMARY, RunFolder, read_summary
 from tfdecouple.training.log import MetricsLog, NoLog
 from tfdecouple.training.precision_check import check_precision
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.release import traces_released
 from tfdecouple.training.signals import Stopped, StopRequest
-from tfdecouple.training.state import WINDOW, TrainingState
-from tfdecouple.training.step import StepResult, TrainStep
+from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import TrainStep
 from tfdecouple.training.strategy import check_batch, make_strategy
 from tfdecouple.training.workers import Workers, losses_in_one_line
 from tfdecouple.visualization.grids import reconstruct
@@ -320,7 +321,7 @@ class _Run:
             self.state.model.initialize(next(iter(first))["image"], seed=self.training.seed)
         # Other hardware may round otherwise.
         self.workers.spread(self.state.model_group()["model"].values())
-        self.state.start_averages()
+        self.state.optimizer.start_averages()
 
     # --- stepping ---
 
@@ -426,7 +427,7 @@ class _Run:
         """Measures the (averaged) weights on the validation split, draws pictures, keeps the best weights."""
         training = self.training
         batches = self._evaluation_batches("validation", self._evaluated("validation", training.evaluation_images))
-        with self.state.averaged():
+        with self.state.optimizer.averaged():
             measured = self.evaluator(batches, seed=training.seed)
             best = measured.bits_per_dim < float(self.state.best_bits_per_dim.numpy())
             if best:

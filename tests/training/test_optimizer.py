@@ -1,0 +1,97 @@
+"""Adam: its update against its definition, averages, clipping, and steps that are not applied."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfdecouple.config import TrainingConfig
+from tfdecouple.training.optimizer import Adam
+
+
+class Updated:
+    """One weight and one statistic under Adam."""
+
+    def __init__(self, start=(1.0, 2.0), **config):
+        self.weight, self.statistic = (tf.Variable(start, dtype=tf.float32) for _ in range(2))
+        self.adam = Adam(TrainingConfig(**config), {"w": self.weight}, {"s": self.statistic})
+        self.adam.start_averages()
+        self.apply = tf.function(self.adam.apply, autograph=False)
+
+    def update(self, gradient, updates=0, rate=0.1, *, applied=True, scale=1.0):
+        """Updates after `updates` others; the statistic's new value is the gradient."""
+        gradient, rate, scale = (tf.constant(value, tf.float32) for value in (gradient, rate, scale))
+        self.apply(tf.constant(applied), [gradient], [gradient], tf.constant(updates, tf.int64), rate, scale)
+
+    def values(self):
+        kept = self.adam.means, self.adam.variances, self.adam.averages
+        variables = [self.weight, self.statistic, *(variable for group in kept for variable in group.values())]
+        return [variable.numpy() for variable in variables]
+
+
+def test_changes_nothing_where_the_step_is_not_applied_whatever_the_gradient():
+    ours = Updated(weight_decay=0.1, ema_decay=0.9)
+    ours.update([0.5, -0.5])
+    before = ours.values()
+    ours.update([np.nan, np.inf], applied=False)
+    np.testing.assert_array_equal(ours.values(), before)
+
+
+def test_averages_move_towards_the_new_values_quickly_at_first():
+    ours = Updated(ema_decay=0.9)
+    for updates, decay in ((0, 0.1), (10, 0.55), (1000, 0.9)):
+        before = {name: average.numpy() for name, average in ours.adam.averages.items()}
+        ours.update([0.5, -0.5], updates)
+        np.testing.assert_array_equal(ours.statistic, [0.5, -0.5])
+        for name, variable in (("w", ours.weight), ("s", ours.statistic)):
+            expected = decay * before[name] + (1 - decay) * variable.numpy()
+            np.testing.assert_allclose(ours.adam.averages[name], expected, rtol=1e-6)
+
+
+def test_averages_are_lent_and_given_back():
+    ours = Updated(ema_decay=0.9)
+    ours.update([0.5, -0.5])
+    before = ours.values()
+    with ours.adam.averaged():
+        np.testing.assert_array_equal(ours.weight, before[4])
+        np.testing.assert_array_equal(ours.statistic, before[5])
+    np.testing.assert_array_equal(ours.values(), before)
+
+
+@pytest.mark.parametrize(("clip_norm", "scale"), [(0.0, 1.0), (1.0, 0.5)])
+def test_scales_the_gradient_only_where_it_is_clipped(clip_norm, scale):
+    ours = Updated(clip_norm=clip_norm)
+    ours.update([0.5, -0.5], scale=0.5)
+    np.testing.assert_allclose(ours.adam.means["w"], 0.1 * scale * np.array([0.5, -0.5]), rtol=1e-6)
+
+
+def test_weights_of_all_shapes_share_one_trace(monkeypatch):
+    traced = []
+    kernel = tf.raw_ops.ResourceApplyAdam
+    monkeypatch.setattr(tf.raw_ops, "ResourceApplyAdam", lambda **arguments: traced.append(1) or kernel(**arguments))
+    weights = {str(shape): tf.Variable(tf.ones(shape)) for shape in ((2,), (3,), (3, 1), ())}
+    adam = Adam(TrainingConfig(), weights, {})
+    gradients = [tf.ones(weight.shape) for weight in weights.values()]
+    apply = tf.function(adam.apply, autograph=False)
+    apply(tf.constant(True), gradients, [], tf.constant(0, tf.int64), tf.constant(0.1))
+    assert len(traced) == 1
+    for mean in adam.means.values():
+        np.testing.assert_allclose(mean, np.full(mean.shape, 0.1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_moves_as_the_adamw_of_pytorch(decay):
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal((3, 4))
+    ours = Updated(start, beta_1=0.9, beta_2=0.99, epsilon=1e-3, weight_decay=decay)
+    weight, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
+    for count in range(1, 8):
+        # Gradients about as small as epsilon: where it is added makes a difference.
+        gradient, rate = 2e-3 * rng.standard_normal(start.shape), 0.01 * count
+        ours.update(gradient, count - 1, rate)
+        weight *= 1 - rate * decay
+        m = 0.9 * m + 0.1 * gradient
+        v = 0.99 * v + 0.01 * gradient**2
+        weight -= rate * (m / (1 - 0.9**count)) / (np.sqrt(v / (1 - 0.99**count)) + 1e-3)
+        np.testing.assert_allclose(ours.weight, weight, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours.adam.means["w"], m, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(ours.adam.variances["w"], v, rtol=1e-4, atol=1e-10)
