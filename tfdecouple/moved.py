@@ -43,7 +43,7 @@ MOVED = {
     "process": "runtime.process",
     "tf32": "runtime.tf32",
     "training.adam": "training.optimizer",
-    "training.loop": "training.trainer",
+    "training.loop": "training.run",
     "training.metrics": "training.log",
     "wolf": "interop.wolf",
 }

@@ -60,20 +60,25 @@ def assert_same_checkpoint(ours, theirs, name):
         np.testing.assert_array_equal(value, theirs[key], err_msg=key)
 
 
+def log_rows(run):
+    """The rows of the log by kind and step, each of which must be there once."""
+    found = read_metrics(run / "metrics.jsonl")
+    values = {(row["kind"], row["step"]): row for row in found}
+    assert len(values) == len(found)
+    return values
+
+
 def figures(run):
     """The rows of the log by kind and step, without what depends on the clock."""
-    rows = read_metrics(run / "metrics.jsonl")
-    values = {(row["kind"], row["step"]): {k: v for k, v in row.items() if k not in TIMING} for row in rows}
-    assert len(values) == len(rows)
-    return values
+    return {key: {k: v for k, v in row.items() if k not in TIMING} for key, row in log_rows(run).items()}
 
 
 def before_steps(monkeypatch, act):
     """Calls `act(step_function, step)` before every step of a run."""
     original = TrainStep.__call__
 
-    def step(self, parts, number, *wish):
+    def step(self, micro_batches, number, *wish):
         act(self, number)
-        return original(self, parts, number, *wish)
+        return original(self, micro_batches, number, *wish)
 
     monkeypatch.setattr(TrainStep, "__call__", step)

@@ -3,13 +3,13 @@
 import pytest
 
 from tfdecouple.metrics import BitsPerDim
-from tfdecouple.training import trainer
+from tfdecouple.training import reports, trainer
 
 
 @pytest.fixture
 def stand_ins(monkeypatch):
     """Replaces what takes time at evaluations; returns a function that makes one fake evaluator."""
-    monkeypatch.setattr(trainer, "save_pictures", lambda model, images, *_, **__: len(images))
+    monkeypatch.setattr(reports, "save_pictures", lambda model, images, *_, **__: len(images))
 
     def fake(measure=lambda split: 8.0):
         class FakeEvaluator:

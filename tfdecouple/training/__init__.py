@@ -1,6 +1,7 @@
 """Training: the step, and the loop around it."""
 
-from tfdecouple.training.trainer import DivergedError, InterruptedRunError, Outcome, train
+from tfdecouple.training.run import Outcome, train
+from tfdecouple.training.trainer import DivergedError, InterruptedRunError
 from tfdecouple.training.workers import LostWorkerError
 
 __all__ = ["DivergedError", "InterruptedRunError", "LostWorkerError", "Outcome", "train"]

@@ -29,14 +29,14 @@ class Cluster:
         jobs: addresses (host:port) by job: "worker", and "chief" where there is one.
         job: of this process.
         index: of this process in its job.
-        place_on_host: number of this process among the workers that share this host and its GPUs, from 0.
+        rank_on_host: of this process among the workers that share this host and its GPUs, from 0.
         sharing_host: how many these are.
     """
 
     jobs: dict[str, list[str]]
     job: str
     index: int
-    place_on_host: int = 0
+    rank_on_host: int = 0
     sharing_host: int = 1
 
     @property
@@ -45,7 +45,7 @@ class Cluster:
         return [*self.jobs.get("chief", []), *self.jobs.get("worker", [])]
 
     @property
-    def number(self) -> int:
+    def rank(self) -> int:
         """The number of this process among all workers; that of the chief is 0."""
         return self.index + (len(self.jobs.get("chief", [])) if self.job == "worker" else 0)
 
@@ -161,7 +161,7 @@ def _number(name: str, otherwise: int) -> int:
 
 
 def _sharing_gpus(cluster: Cluster) -> Cluster:
-    """Returns the cluster with the process' place among those of its host."""
+    """Returns the cluster with the process' rank among those of its host."""
     own = cluster.jobs[cluster.job][cluster.index]
     neighbours = [address for address in cluster.workers if _host(address) == _host(own)]
-    return dataclasses.replace(cluster, place_on_host=neighbours.index(own), sharing_host=len(neighbours))
+    return dataclasses.replace(cluster, rank_on_host=neighbours.index(own), sharing_host=len(neighbours))

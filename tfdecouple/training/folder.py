@@ -24,10 +24,15 @@ class RunFolder:
     Args:
         path: the folder; it need not exist yet.
         config: of the run that is to go on, or to begin, there.
+
+    Attributes:
+        path: the folder.
+        is_resumed: whether `check` found this very run there.
     """
 
     def __init__(self, path: pathlib.Path, config: Config):
         self.path = path
+        self.is_resumed = False
         self._config = config
         self._stack = contextlib.ExitStack()
         self._is_locked = False
@@ -42,16 +47,15 @@ class RunFolder:
         """Lets other programs have the folder."""
         self._stack.close()
 
-    def check(self) -> bool:
-        """Returns whether the folder holds this very run already, and then keeps other programs out of it.
+    def check(self) -> None:
+        """Looks whether the folder holds this very run already, and then keeps other programs out of it.
 
         Raises:
             RunError: where it holds something else, or another program trains there.
         """
-        holds = self._holds_this_run()
-        if holds or (self.path / _LOCK).exists():
+        self.is_resumed = self._holds_this_run()
+        if self.is_resumed or (self.path / _LOCK).exists():
             self._lock()
-        return holds
 
     def claim(self) -> None:
         """Makes the folder that of this run: with a lock and the config.

@@ -23,29 +23,36 @@ class MetricsLog:
     """Writes rows of figures to `metrics.jsonl` and to TensorBoard.
 
     Args:
-        folder: the run folder.
-        step: the step that the run goes on from. Rows of what comes after it, left by a program that ended before its
-            next checkpoint, are removed: the run will write them again.
-
-    Attributes:
-        damaged: how many rows were found that are none of ours, and removed.
+        folder: the run folder; nothing is touched before `open`.
     """
 
-    def __init__(self, folder: pathlib.Path, step: int):
+    def __init__(self, folder: pathlib.Path):
         self._path = folder / "metrics.jsonl"
-        self.damaged = 0
-        tensorboard = folder / "tensorboard"
+        self._tensorboard = folder / "tensorboard"
+        self._writer = tf.summary.create_noop_writer()
+
+    def open(self, step: int) -> int:
+        """Goes on with the log from a step of the run, or begins it.
+
+        Rows of what comes after the step, left by a program that ended before its next checkpoint, are removed: the
+        run will write them again.
+
+        Returns:
+            How many rows were found that are none of ours, and removed, too.
+
+        Raises:
+            OSError: where the disk is full.
+        """
+        damaged = 0
         with _os_errors():
             if self._path.exists():
-                self._cut(step)
-                _mark_restart(tensorboard, step)
-            self._writer = tf.summary.create_file_writer(str(tensorboard))
-
-    def _cut(self, step: int) -> None:
-        # The test row is written after the last checkpoint, at the same step.
-        rows, self.damaged = _read(self._path)
-        kept = [row for row in rows if (row["step"], row["kind"] == "test") <= (step, False)]
-        write_text(self._path, "".join(_line(row) for row in kept))
+                # The test row is written after the last checkpoint, at the same step.
+                rows, damaged = _read(self._path)
+                kept = [row for row in rows if (row["step"], row["kind"] == "test") <= (step, False)]
+                write_text(self._path, "".join(_line(row) for row in kept))
+                _mark_restart(self._tensorboard, step)
+            self._writer = tf.summary.create_file_writer(str(self._tensorboard))
+        return damaged
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Adds a row.
@@ -91,22 +98,6 @@ class MetricsLog:
         """
         with _os_errors():
             self._writer.close()
-
-
-class NoLog:
-    """Stands in for the log in processes that write none."""
-
-    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Does nothing."""
-
-    def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Does nothing."""
-
-    def flush(self) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:

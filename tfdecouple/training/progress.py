@@ -19,19 +19,22 @@ class Progress:
 
     Args:
         total: steps of the run.
-        start: steps already taken.
         file: where to; standard output by default.
     """
 
-    def __init__(self, total: int, start: int, file: TextIO | None = None):
+    def __init__(self, total: int, file: TextIO | None = None):
         self._file = file or sys.stdout
         self._total = total
-        self._left = TimeLeft(total, start, first=0.0)
+        self._left = TimeLeft(total, 0, first=0.0)
         self._bar: tqdm | None = None
+
+    def begin(self, step: int) -> None:
+        """Begins to count from a step of the run on."""
+        self._left = TimeLeft(self._total, step, first=0.0)
         if self._file.isatty():
             self._bar = tqdm(
-                total=total,
-                initial=start,
+                total=self._total,
+                initial=step,
                 file=self._file,
                 dynamic_ncols=True,
                 unit="step",

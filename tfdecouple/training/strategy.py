@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError
 from tfdecouple.training.cluster import Cluster
 
@@ -59,7 +58,7 @@ def _strategy_of(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWo
     gpus = tf.config.list_physical_devices("GPU")
     if cluster.sharing_host > 1 and len(gpus) >= cluster.sharing_host:
         share = len(gpus) // cluster.sharing_host
-        gpus = gpus[cluster.place_on_host * share :][:share]
+        gpus = gpus[cluster.rank_on_host * share :][:share]
     present = len(gpus) or 1
     if devices is not None and devices > present:
         kind = f"{present} GPUs" if gpus else "only one CPU device"
@@ -104,24 +103,3 @@ def _split_cpu(devices: int) -> None:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
         except RuntimeError as error:
             raise ConfigError(f"--devices is {devices}; TensorFlow has started with fewer logical CPUs") from error
-
-
-def check_batch(config: TrainingConfig, replicas: int) -> None:
-    """Refuses batches that cannot be divided evenly.
-
-    Raises:
-        ConfigError: naming the sizes.
-    """
-    parts = replicas * config.micro_batches
-    if config.batch_size % parts:
-        micro = f" times {config.micro_batches} micro-batches" if config.micro_batches > 1 else ""
-        least = "smaller than" if config.batch_size < parts else "no multiple of"
-        raise ConfigError(
-            f"training.batch_size is {config.batch_size}, {least} the {replicas} devices{micro}; "
-            f"take a multiple of {parts}"
-        )
-    if config.evaluation_batch_size % replicas:
-        raise ConfigError(
-            f"training.evaluation_batch_size is {config.evaluation_batch_size}; it must be a multiple of the "
-            f"{replicas} devices"
-        )

@@ -1,4 +1,4 @@
-"""The processes that train together: what they tell each other, and what only the first of them does."""
+"""The processes that train together: barriers, broadcasts, and what only the first of them does."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _LOST = (
 )
 
 
-# How much is spread at a time, at least.
-_SPREAD_BYTES = 2**24
+# How much is broadcast at a time, at least.
+_BROADCAST_BYTES = 2**24
 
 
 class LostWorkerError(RunError):
@@ -33,11 +33,11 @@ class LostWorkerError(RunError):
 
 
 @contextlib.contextmanager
-def losses_in_one_line(number: int) -> Iterator[None]:
+def lost_worker_errors(rank: int) -> Iterator[None]:
     """Turns TensorFlow's errors about a worker that has gone into one line.
 
     Args:
-        number: of this worker.
+        rank: of this process.
 
     Raises:
         LostWorkerError: in place of them.
@@ -46,7 +46,7 @@ def losses_in_one_line(number: int) -> Iterator[None]:
         yield
     except _LOST as error:
         raise LostWorkerError(
-            f"another worker has ended, so worker {number} cannot go on; the same command on all of them goes on from "
+            f"another worker has ended, so worker {rank} cannot go on; the same command on all of them goes on from "
             f"the last checkpoint ({_reason(error)})"
         ) from error
 
@@ -58,26 +58,30 @@ def _reason(error: tf.errors.OpError) -> str:
 
 
 class Workers:
-    """All processes of a run; often this is the only one.
+    """All processes of a run, by rank; often this is the only one.
 
     All that they exchange goes through one collective operation, the sum over devices, which exists wherever training
-    works. Every method must be called by all workers, in the same order.
+    works. Every method is a barrier: it must be called by all workers, in the same order.
+
+    >>> alone = Workers()
+    >>> alone.on_chief(lambda: 1), alone.together(lambda: 2)
+    (1, 2)
 
     Args:
-        strategy: the devices of all workers.
-        count: number of workers.
-        index: of this process. Number 0 is the chief, which alone writes and speaks.
+        count: number of processes.
+        rank: of this process. Rank 0 is the chief, which alone writes and speaks.
+        add: returns the sum over all ranks of bytes of which no two are above 0 at one index; see `collective_sum`.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, count: int = 1, index: int = 0):
-        self.strategy = strategy
+    def __init__(self, count: int = 1, rank: int = 0, add: Callable[[np.ndarray], np.ndarray] = np.array):
         self.count = count
-        self.index = index
+        self.rank = rank
+        self._add = add
 
     @property
     def is_chief(self) -> bool:
         """Whether this process writes the run folder and says how it goes."""
-        return self.index == 0
+        return self.rank == 0
 
     def together(self, act: Callable[[], Any]) -> Any:
         """Does something in every process; if it fails in one, it fails in all.
@@ -91,7 +95,7 @@ class Workers:
         """
         return self._checked(act)[0]
 
-    def by_chief(self, act: Callable[[], Any]) -> Any:
+    def on_chief(self, act: Callable[[], Any]) -> Any:
         """Does something in the chief's process alone; all wait for it, and fail if it fails.
 
         Args:
@@ -118,26 +122,26 @@ class Workers:
             if other != values[0]:
                 raise RunError(f"{what} of worker {index} are {other}, of worker 0 {values[0]}")
 
-    def spread(self, variables: Iterable[tf.Variable]) -> None:
+    def broadcast(self, variables: Iterable[tf.Variable]) -> None:
         """Gives variables the values that they have in the chief's process."""
         if self.count == 1:
             return
         batch: list[tf.Variable] = []
         for variable in variables:
             batch.append(variable)
-            if sum(each.shape.num_elements() * each.dtype.size for each in batch) >= _SPREAD_BYTES:
-                self._spread(batch)
+            if sum(each.shape.num_elements() * each.dtype.size for each in batch) >= _BROADCAST_BYTES:
+                self._broadcast(batch)
                 batch = []
-        self._spread(batch)
+        self._broadcast(batch)
 
-    def _spread(self, variables: list[tf.Variable]) -> None:
+    def _broadcast(self, variables: list[tf.Variable]) -> None:
         # Sums of bytes are exact for every type, and for values that are not finite.
         values = [variable.numpy() for variable in variables]
         data = np.frombuffer(b"".join(value.tobytes() for value in values), np.uint8)
-        data = self._sum(data if self.is_chief else np.zeros_like(data))
+        data = self._add(data if self.is_chief else np.zeros_like(data))
         ends = np.cumsum([value.nbytes for value in values])[:-1]
-        for variable, value, part in zip(variables, values, np.split(data, ends), strict=True):
-            variable.assign(np.frombuffer(part.tobytes(), value.dtype).reshape(value.shape))
+        for variable, value, own in zip(variables, values, np.split(data, ends), strict=True):
+            variable.assign(np.frombuffer(own.tobytes(), value.dtype).reshape(value.shape))
 
     def _checked(self, act: Callable[[], Any]) -> tuple[Any, list[str]]:
         """Does something here; returns its result, and all workers' as JSON."""
@@ -165,27 +169,28 @@ class Workers:
             return [text]
         data = np.frombuffer(text.encode("utf-8"), np.uint8)
         sizes = np.zeros(self.count, np.int64)
-        sizes[self.index] = len(data)
-        sizes = np.frombuffer(self._sum(np.frombuffer(sizes.tobytes(), np.uint8)).tobytes(), np.int64)
+        sizes[self.rank] = len(data)
+        sizes = np.frombuffer(self._add(np.frombuffer(sizes.tobytes(), np.uint8)).tobytes(), np.int64)
         table = np.zeros([self.count, sizes.max()], np.uint8)
-        table[self.index, : len(data)] = data
-        table = self._sum(table)
+        table[self.rank, : len(data)] = data
+        table = self._add(table)
         return [bytes(row[:size]).decode("utf-8") for row, size in zip(table, sizes, strict=True)]
 
-    def _sum(self, data: np.ndarray) -> np.ndarray:
-        """Returns the sum over the workers of bytes of which no two are above 0 in the same place."""
 
+def collective_sum(strategy: tf.distribute.Strategy, count: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns how `count` workers add up bytes over the devices of a strategy."""
+    devices = strategy.num_replicas_in_sync // count
+
+    def add(data: np.ndarray) -> np.ndarray:
         def of(context: tf.distribute.ValueContext) -> tf.Tensor:
             # One device speaks for its worker. Bytes as float32: every implementation can add these.
-            speaks = context.replica_id_in_sync_group % self._devices == 0
+            speaks = context.replica_id_in_sync_group % devices == 0
             return tf.constant(data if speaks else np.zeros_like(data), tf.float32)
 
-        values = self.strategy.experimental_distribute_values_from_function(of)
-        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None).numpy().astype(np.uint8)
+        values = strategy.experimental_distribute_values_from_function(of)
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None).numpy().astype(np.uint8)
 
-    @property
-    def _devices(self) -> int:
-        return self.strategy.num_replicas_in_sync // self.count
+    return add
 
 
 def _line(error: BaseException) -> str:

@@ -1,7 +1,6 @@
 """What goes wrong around a run: mistakes that are corrected, damaged files, signals at its end, output that is gone."""
 
 import gc
-import json
 import os
 import shutil
 import signal
@@ -12,10 +11,8 @@ from helpers.runs import before_steps, figures, run_config
 from tensorflow.python.framework.func_graph import FuncGraph
 
 from tfdecouple.errors import ConfigError, RunError, UserError
-from tfdecouple.training import InterruptedRunError, train, trainer
+from tfdecouple.training import InterruptedRunError, requirements, train, trainer
 from tfdecouple.training.folder import read_summary
-from tfdecouple.training.log import MetricsLog
-from tfdecouple.training.progress import Progress
 from tfdecouple.training.release import traces_released
 
 
@@ -37,7 +34,7 @@ class TestMistakeBeforeTheFirstStep:
         assert not (tmp_path / "run").exists()
 
     def test_address_space_that_does_not_hold_tensorflow(self, image_folder, tmp_path, monkeypatch):
-        monkeypatch.setattr(trainer, "address_space", lambda: 3 * 2**30)
+        monkeypatch.setattr(requirements, "address_space", lambda: 3 * 2**30)
         with pytest.raises(RunError, match=r"may use 3\.2 GB of addresses here \(ulimit -v\)"):
             train(run_config(image_folder), tmp_path / "run")
         assert not (tmp_path / "run").exists()
@@ -50,36 +47,6 @@ class TestMistakeBeforeTheFirstStep:
         with pytest.raises(ConfigError, match="bfloat16 does not work"):
             train(run_config(image_folder, precision="mixed_bfloat16"), tmp_path / "run")
         assert not (tmp_path / "run").exists()
-
-
-ROWS = [{"step": 1, "kind": "train", "a": 1.0}, {"step": 2, "kind": "train", "a": 2.0}]
-NO_ROWS = [
-    b"[1, 2]",
-    b"7",
-    b'{"kind": "train"}',
-    b'{"step": "1", "kind": "train"}',
-    b'{"step": 1}',
-    b"\xff\xfe",
-    b"[" * 9999,
-]
-
-
-class TestDamagedLog:
-    def test_rows_that_are_none_are_counted_and_left_out(self, tmp_path):
-        first, second = (json.dumps(row).encode() for row in ROWS)
-        (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([first, *NO_ROWS, second, b'{"step": 3, "ki']))
-        log = MetricsLog(tmp_path, 2)
-        log.close()
-        # A last line cut short is what a crash leaves, and no damage.
-        assert log.damaged == len(NO_ROWS)
-        assert list(figures(tmp_path).values()) == ROWS
-        assert (tmp_path / "metrics.jsonl").read_bytes().count(b"\n") == len(ROWS)
-
-    def test_whole_log_counts_none(self, tmp_path):
-        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-        log = MetricsLog(tmp_path, 2)
-        log.close()
-        assert log.damaged == 0
 
 
 class TestDamagedSummary:
@@ -125,26 +92,6 @@ def test_signal_while_the_test_images_are_measured_says_what_is_kept(
         "stopped by SIGTERM while the test images were measured; all 10 steps and the best weights are saved, "
         "the same command measures them again"
     )
-
-
-def test_progress_goes_on_in_silence_where_its_output_is_gone(capsys):
-    class Gone:
-        def isatty(self):
-            return False
-
-        def write(self, text):
-            raise OSError(5, "Input/output error")
-
-        def flush(self):
-            raise OSError(5, "Input/output error")
-
-    progress = Progress(2, 0, Gone())
-    progress.update(1, 3.0, 10.0)
-    progress.say("more")
-    progress.update(2, 3.0, 10.0)
-    progress.close()
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "cannot write to standard output (Input/output error); training goes on" in err
 
 
 def test_nothing_of_a_run_is_left_in_the_process(image_folder, tmp_path, stand_ins):

@@ -26,9 +26,6 @@ from tfdecouple.storage.files import write_json
 from tfdecouple.training import train, trainer
 from tfdecouple.training.figures import StepResult
 from tfdecouple.training.folder import RunFolder
-from tfdecouple.training.log import MetricsLog
-from tfdecouple.training.progress import Progress
-from tfdecouple.training.signals import Stopped, StopRequest
 
 
 def one_line(error):
@@ -245,7 +242,9 @@ class TestRefusals:
     def test_folder_of_a_program_that_ended_as_it_began_is_no_obstacle(self, tmp_path, image_folder):
         (tmp_path / ".lock").touch()
         (tmp_path / ".config.json.123.tmp").write_text("{")
-        assert RunFolder(tmp_path, run_config(image_folder)).check() is False
+        folder = RunFolder(tmp_path, run_config(image_folder))
+        folder.check()
+        assert not folder.is_resumed
 
     def test_second_program_in_the_same_folder(self, tmp_path, image_folder):
         with (tmp_path / ".lock").open("w") as file:
@@ -350,99 +349,6 @@ class TestDivergence:
         row = figures(tmp_path / "run")["train", 10]
         assert row["skipped_steps"] == 5
         assert math.isfinite(row["bits_per_dim"])
-
-
-class TestStopRequest:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-    def test_notes_the_signal(self, number):
-        with StopRequest() as stop:
-            assert stop.reason is None
-            os.kill(os.getpid(), number)
-            assert stop.reason == number.name
-
-    def test_second_interrupt_stops_at_once(self):
-        with StopRequest() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert stop.reason == "SIGINT"
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-
-    def test_program_under_nohup_goes_on_without_its_terminal(self):
-        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        try:
-            with StopRequest() as stop:
-                os.kill(os.getpid(), signal.SIGHUP)
-                assert stop.reason is None
-        finally:
-            signal.signal(signal.SIGHUP, before)
-
-    def test_ends_at_once_what_need_not_be_finished_and_no_more_than_that(self):
-        with StopRequest() as stop:
-            with pytest.raises(Stopped, match="SIGTERM"), stop.at_once():
-                os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-            with pytest.raises(Stopped, match="SIGTERM"), stop.at_once():
-                pytest.fail("the signal came before")
-
-    def test_puts_the_handlers_back(self):
-        before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-        with StopRequest():
-            assert signal.getsignal(signal.SIGTERM) != before[0]
-        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-
-
-class TestProgress:
-    def test_plain_lines_where_there_is_no_terminal(self):
-        file = io.StringIO()
-        progress = Progress(100, 0, file)
-        for step in range(1, 101):
-            progress.update(step, 3.14159, 1000.4)
-        progress.say("all said")
-        progress.close()
-        lines = file.getvalue().splitlines()
-        # Not a line a step: the first, at most one each 15 seconds, and the last.
-        assert [line.split(":")[0] for line in lines] == ["step 1/100", "step 100/100", "all said"]
-        assert lines[1].startswith("step 100/100: 3.142 bits/dim, 1000 images/s, 0 s left")
-        assert "\r" not in file.getvalue() and "\x1b" not in file.getvalue()
-
-    def test_one_line_that_moves_on_a_terminal(self):
-        class Terminal(io.StringIO):
-            def isatty(self):
-                return True
-
-        file = Terminal()
-        progress = Progress(4, 0, file)
-        for step in (1, 2, 3, 4):
-            progress.update(step, 3.14159, 1000.4)
-        progress.close()
-        assert "4/4" in file.getvalue().split("\r")[-1]
-        assert file.getvalue().count("\n") <= 1
-
-
-class TestMetricsLog:
-    def test_rows_after_the_checkpoint_and_a_row_cut_short_are_removed(self, tmp_path):
-        log = MetricsLog(tmp_path, 0)
-        for step in (1, 2, 3):
-            log.write("train", step, {"bits_per_dim": float(step)})
-        log.write("test", 2, {"bits_per_dim": 9.0})
-        log.close()
-        with (tmp_path / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 4, "ki')
-        MetricsLog(tmp_path, 2).close()
-        assert figures(tmp_path) == {
-            ("train", step): {"step": step, "kind": "train", "bits_per_dim": float(step)} for step in (1, 2)
-        }
-
-    def test_every_row_is_json_even_where_figures_are_not_finite(self, tmp_path):
-        log = MetricsLog(tmp_path, 0)
-        log.write("train", 1, {"a": math.nan, "b": -math.inf})
-        log.close()
-
-        def refuse(name):
-            raise AssertionError(name)
-
-        row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
-        assert (row["a"], row["b"]) == ("nan", "-inf")
 
 
 def test_config_of_a_run_repeats_it(finished_run, tmp_path):

@@ -1,0 +1,46 @@
+"""How several workers share the images."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.runs import run_config
+
+from tfdecouple.data import evaluation_batches, open_source, own_share, training_batches
+
+
+@pytest.fixture(scope="module")
+def source(image_folder):
+    return open_source(run_config(image_folder).data, 8)
+
+
+def contexts(pipelines, replicas):
+    return [tf.distribute.InputContext(pipelines, number, replicas) for number in range(pipelines)]
+
+
+@pytest.mark.parametrize(("pipelines", "replicas"), [(1, 1), (1, 2), (2, 2), (2, 4), (4, 4), (4, 8)])
+class TestSharing:
+    @pytest.mark.parametrize("start_step", [0, 3])
+    def test_slices_in_order_are_the_batch(self, source, image_folder, pipelines, replicas, start_step):
+        options = {"batch_size": 8, "seed": 3, "start_step": start_step}
+        config = run_config(image_folder).data
+        # Two batches an epoch: four steps cross its border.
+        whole = list(training_batches(source, config, **options).take(4).as_numpy_iterator())
+        own = replicas // pipelines
+        shares = [
+            list(training_batches(source, config, **options, context=context).take(4 * own).as_numpy_iterator())
+            for context in contexts(pipelines, replicas)
+        ]
+        for step, batch in enumerate(whole):
+            parts = [part for share in shares for part in share[step * own : (step + 1) * own]]
+            assert all(len(part["label"]) == 8 // replicas for part in parts)
+            for name in batch:
+                np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), batch[name])
+
+    def test_evaluation_counts_each_image_once(self, source, pipelines, replicas):
+        batches = evaluation_batches(source, "train", batch_size=8)
+        counted = []
+        for context in contexts(pipelines, replicas):
+            for part in own_share(batches, context).as_numpy_iterator():
+                assert len(part["weight"]) == 8 // replicas
+                counted += [int(index) for index, weight in zip(part["index"], part["weight"], strict=True) if weight]
+        assert sorted(counted) == list(range(20))

@@ -1,0 +1,195 @@
+"""Runs of several workers: two processes on this machine."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.runs import assert_same_checkpoint, checkpoint_values, log_rows, run_config
+
+from tfdecouple.storage.files import write_json
+from tfdecouple.training import train
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Pair:
+    """Two workers that run `train.py` on one config and one run folder."""
+
+    def __init__(self, folder, config):
+        self.run = folder / "run"
+        self.folder = folder
+        write_json(folder / "config.json", config.to_dict())
+        self.processes = []
+
+    def start(self, *arguments):
+        addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+        command = [sys.executable, "train.py", "--config", str(self.folder / "config.json"), "--workdir", str(self.run)]
+        for index in (0, 1):
+            task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+            self.processes.append(
+                subprocess.Popen(
+                    [*command, *map(str, arguments)],
+                    cwd=ROOT,
+                    env={**user_environment(), "TF_CONFIG": json.dumps(task)},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+
+    def end(self):
+        """Waits for both; returns status, standard output and standard error of each."""
+        try:
+            said = [process.communicate(timeout=PATIENCE) for process in self.processes]
+            return [(process.returncode, *texts) for process, texts in zip(self.processes, said, strict=True)]
+        finally:
+            self.kill()
+
+    def kill(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        self.processes = []
+
+    def saved(self):
+        return sorted(int(path.stem[5:]) for path in self.run.glob("checkpoints/step-*.index"))
+
+    def wait_for_checkpoint(self, beyond=0):
+        """Waits until a step beyond this one is saved, and returns it."""
+        begun = time.monotonic()
+        while max(self.saved(), default=0) <= beyond:
+            assert all(process.poll() is None for process in self.processes), [p.communicate() for p in self.processes]
+            assert time.monotonic() < begun + PATIENCE
+            time.sleep(0.1)
+        return max(self.saved())
+
+
+@pytest.fixture
+def pair(image_folder, tmp_path):
+    """Two workers that would train for a long time and save every 5 steps."""
+    endless = run_config(image_folder, steps=10**6, evaluate_every=10**6)
+    pair = Pair(tmp_path, endless)
+    yield pair
+    pair.kill()
+
+
+@pytest.fixture(scope="module")
+def shared_run(image_folder, tmp_path_factory):
+    """The run of `finished_run`, by two workers: its folder, and how they ended."""
+    pair = Pair(tmp_path_factory.mktemp("shared"), run_config(image_folder))
+    pair.start()
+    return SimpleNamespace(folder=pair.run, ended=pair.end())
+
+
+class TestTwoProcesses:
+    def test_end_well_and_only_the_chief_speaks(self, shared_run):
+        (status, out, err), (other_status, other_out, other_err) = shared_run.ended
+        assert (status, other_status) == (0, 0), (err, other_err)
+        assert (err, other_err) == ("", "")
+        assert "2 CPUs of 2 workers" in out and "step 10: validation" in out
+        assert other_out == ""
+
+    @pytest.mark.parametrize("step", [5, 10])
+    def test_weights_are_those_of_one_process(self, shared_run, finished_run, step):
+        # Ten steps of Adam at a learning rate of 0.01 enlarge what another order of additions changes; two devices of
+        # one process differ from one by as much.
+        ours, theirs = (checkpoint_values(run, f"step-{step:09d}") for run in (shared_run.folder, finished_run))
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            np.testing.assert_allclose(value, theirs[key], rtol=5e-5, atol=5e-5, err_msg=key)
+
+    def test_folder_is_that_of_one_process(self, shared_run, finished_run):
+        for pattern in ("*", "images/*", "checkpoints/*"):
+            names = [sorted(path.name for path in run.glob(pattern)) for run in (shared_run.folder, finished_run)]
+            assert names[0] == names[1]
+        assert len(list((shared_run.folder / "tensorboard").iterdir())) == 1
+
+    def test_figures_are_those_of_one_process(self, shared_run, finished_run):
+        ours, theirs = log_rows(shared_run.folder), log_rows(finished_run)
+        assert ours.keys() == theirs.keys()
+        for key, row in ours.items():
+            for name in ("bits_per_dim", "kl", "gradient_norm", "images", "standard_error"):
+                if name in row:
+                    assert row[name] == pytest.approx(theirs[key][name], rel=1e-4, abs=1e-4), (key, name)
+
+    @pytest.mark.slow
+    def test_weights_are_those_of_two_devices_to_the_bit(self, shared_run, image_folder, tmp_path):
+        # A program like the two: the last digits depend on how many threads an operation has.
+        write_json(tmp_path / "config.json", run_config(image_folder).to_dict())
+        command = [sys.executable, "train.py", "--config", str(tmp_path / "config.json"), "--devices", "2"]
+        command += ["--workdir", str(tmp_path / "run")]
+        subprocess.run(command, cwd=ROOT, env=user_environment(), capture_output=True, timeout=PATIENCE, check=True)
+        for step in (5, 10):
+            assert_same_checkpoint(shared_run.folder, tmp_path / "run", f"step-{step:09d}")
+
+
+@pytest.mark.slow
+class TestInterruption:
+    def test_signal_to_one_stops_both_and_any_number_goes_on(self, pair, image_folder, capfd):
+        pair.start()
+        pair.wait_for_checkpoint()
+        pair.processes[1].send_signal(signal.SIGTERM)
+        (status, _, err), (other_status, other_out, other_err) = pair.end()
+        assert (status, other_status) == (75, 75)
+        stopped = max(pair.saved())
+        ending = f"at step {stopped} of 1000000, saved; the same command goes on from here\n"
+        assert err == f"error: stopped by a signal to another worker {ending}"
+        assert (other_out, other_err) == ("", f"error: stopped by SIGTERM {ending}")
+
+        # One process goes on from what two have saved,
+        config = run_config(image_folder, steps=stopped + 2, evaluate_every=10**6)
+        assert train(config, pair.run).summary["steps"] == stopped + 2
+        assert f"goes on from step {stopped}\n" in capfd.readouterr().out
+        # and two from what one has saved.
+        pair.start("--steps", stopped + 4)
+        (status, out, err), (other_status, _, other_err) = pair.end()
+        assert (status, other_status, err, other_err) == (0, 0, "", "")
+        assert f"goes on from step {stopped + 2}\n" in out
+        # Every second step has a row, and the last one of each run that came to its end.
+        expected = {*range(2, stopped + 5, 2), stopped + 2, stopped + 4}
+        assert {step for kind, step in log_rows(pair.run) if kind == "train"} == expected
+
+    @pytest.mark.parametrize("killed", [0, 1])
+    def test_after_a_killed_worker_the_same_command_goes_on(self, pair, killed):
+        pair.start()
+        saved = pair.wait_for_checkpoint()
+        pair.processes[killed].kill()
+        status, _, err = pair.end()[1 - killed]
+        assert status == 4
+        assert err.count("\n") == 1 and "Traceback" not in err
+        assert f"another worker has ended, so worker {1 - killed} cannot go on" in err
+        kept = max(pair.saved())
+        assert kept >= saved
+
+        pair.start("--steps", kept + 2)
+        (status, out, err), (other_status, _, other_err) = pair.end()
+        assert (status, other_status, err, other_err) == (0, 0, "", "")
+        assert f"goes on from step {kept}\n" in out
+        assert max(pair.saved()) == kept + 2
+
+
+@pytest.mark.slow
+class TestRefusals:
+    def test_are_those_of_all_workers(self, pair):
+        """Whatever the chief finds wrong with the folder ends the others, too, which would wait for it otherwise."""
+        pair.run.mkdir()
+        (pair.run / "diary.txt").write_text("dear diary")
+        pair.start()
+        (status, _, err), (other_status, other_out, other_err) = pair.end()
+        assert (status, other_status) == (2, 2)
+        assert "exists and is no run folder" in err and other_err.startswith("error: worker 0: ")
+        assert (err.count("\n"), other_err.count("\n"), other_out) == (1, 1, "")

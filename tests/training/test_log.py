@@ -1,0 +1,63 @@
+"""The log of a run: its rows, and what damage and crashes leave."""
+
+import json
+import math
+
+from helpers.runs import figures
+
+from tfdecouple.training.log import MetricsLog
+
+ROWS = [{"step": 1, "kind": "train", "a": 1.0}, {"step": 2, "kind": "train", "a": 2.0}]
+NO_ROWS = [
+    b"[1, 2]",
+    b"7",
+    b'{"kind": "train"}',
+    b'{"step": "1", "kind": "train"}',
+    b'{"step": 1}',
+    b"\xff\xfe",
+    b"[" * 9999,
+]
+
+
+def test_rows_after_the_checkpoint_and_a_row_cut_short_are_removed(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.open(0)
+    for step in (1, 2, 3):
+        log.write("train", step, {"bits_per_dim": float(step)})
+    log.write("test", 2, {"bits_per_dim": 9.0})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "ki')
+    log = MetricsLog(tmp_path)
+    log.open(2)
+    log.close()
+    assert figures(tmp_path) == {
+        ("train", step): {"step": step, "kind": "train", "bits_per_dim": float(step)} for step in (1, 2)
+    }
+
+
+def test_every_row_is_json_even_where_figures_are_not_finite(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.open(0)
+    log.write("train", 1, {"a": math.nan, "b": -math.inf})
+    log.close()
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert (row["a"], row["b"]) == ("nan", "-inf")
+
+
+def test_rows_that_are_none_are_counted_and_left_out(tmp_path):
+    first, second = (json.dumps(row).encode() for row in ROWS)
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([first, *NO_ROWS, second, b'{"step": 3, "ki']))
+    # A last line cut short is what a crash leaves, and no damage.
+    assert MetricsLog(tmp_path).open(2) == len(NO_ROWS)
+    assert list(figures(tmp_path).values()) == ROWS
+    assert (tmp_path / "metrics.jsonl").read_bytes().count(b"\n") == len(ROWS)
+
+
+def test_whole_log_counts_none(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert MetricsLog(tmp_path).open(2) == 0

@@ -1,0 +1,86 @@
+"""A trainer beside others: what several workers must do together, wrapped around the trainer of one process."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import tensorflow as tf
+
+from tfdecouple.config import Config
+from tfdecouple.data import Source
+from tfdecouple.training.figures import StepResult
+from tfdecouple.training.progress import Progress
+from tfdecouple.training.record import RunRecord
+from tfdecouple.training.signals import StopRequest
+from tfdecouple.training.state import TrainingState
+from tfdecouple.training.trainer import Trainer
+from tfdecouple.training.workers import Workers
+
+
+class _OnChief:
+    """An object that the chief alone uses: a call of a method is its call there, whose result all ranks have."""
+
+    def __init__(self, workers: Workers, target: Any):
+        self._workers = workers
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        if not callable(value):
+            return value
+        return lambda *args, **options: self._workers.on_chief(lambda: value(*args, **options))
+
+
+class DistributedTrainer(Trainer):
+    """A trainer of one of several workers, which take every step together.
+
+    Only the chief uses the run folder; what it reads into variables it broadcasts.
+
+    Args:
+        workers: all of them.
+        config, state, source, strategy, record, progress: as for `Trainer`; the strategy has the devices of all.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        config: Config,
+        state: TrainingState,
+        source: Source,
+        strategy: tf.distribute.Strategy,
+        record: RunRecord,
+        progress: Progress,
+    ):
+        super().__init__(config, state, source, strategy, record, progress)
+        self.workers = workers
+        self.record = cast(RunRecord, _OnChief(workers, self.record))
+        self.reports = cast(Any, _OnChief(workers, self.reports))
+
+    def _restore(self) -> tuple[list[str], bool]:
+        messages, is_new = super()._restore()
+        if not is_new:
+            self.workers.broadcast(variable for group in self.state.groups().values() for variable in group.values())
+            self._take_position()
+        return messages, is_new
+
+    def _devices(self) -> str:
+        return f"{super()._devices()} of {self.workers.count} workers"
+
+    def _check_precision(self) -> None:
+        self.workers.together(super()._check_precision)
+
+    def _start_weights(self) -> None:
+        super()._start_weights()
+        # Other hardware may round otherwise.
+        self._broadcast_model()
+
+    def _load_best(self) -> None:
+        super()._load_best()
+        self._broadcast_model()
+
+    def _broadcast_model(self) -> None:
+        self.workers.broadcast(self.state.model_group()["model"].values())
+
+    def _stops(self, stop: StopRequest, result: StepResult | None = None) -> bool:
+        """Returns whether to stop at this step: one that the wish of any worker has reached all of them with."""
+        return result is not None and bool(result.stop)

@@ -1,0 +1,143 @@
+"""What a run reads from its folder and writes to it: states, best weights, log and summary."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from tfdecouple.config import Config, difference
+from tfdecouple.errors import ConfigError, RunError
+from tfdecouple.runs import CHECKPOINTS, load_config, load_weights
+from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
+from tfdecouple.storage.files import TEMPORARY, write_json
+from tfdecouple.training.folder import SUMMARY, RunFolder, read_summary
+from tfdecouple.training.log import MetricsLog
+from tfdecouple.training.state import TrainingState
+
+
+class RunRecord:
+    """The run folder in the hands of a training. Of several workers the chief alone uses it.
+
+    Args:
+        config: the run.
+        folder: checked.
+        state: what is saved and restored.
+
+    Attributes:
+        path: of the run folder.
+        checkpoints: those of the run.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, state: TrainingState):
+        self.path = folder.path
+        self.checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, config.training.keep_checkpoints)
+        self._config = config
+        self._folder = folder
+        self._state = state
+        self._log = MetricsLog(folder.path)
+        self._begun = 0
+
+    def restore(self) -> tuple[list[str], bool]:
+        """Restores the newest whole checkpoint, if any; returns lines to say about it, and whether the run is new.
+
+        Raises:
+            RunError: where there are checkpoints, and none can be read.
+        """
+        self.checkpoints.clean()
+        for left in self.path.glob(TEMPORARY):
+            left.unlink(missing_ok=True)
+        messages = self._restore_newest() if self._folder.is_resumed else []
+        self._begun = int(self._state.step.numpy())
+        return messages, self._begun == 0 and not self.checkpoints.steps()
+
+    def _restore_newest(self) -> list[str]:
+        messages: list[str] = []
+        for step in self.checkpoints.steps():
+            try:
+                self.checkpoints.read("step", step, self._state.groups())
+            except DamagedCheckpointError as error:
+                messages.append(f"passed over: {error}")
+                continue
+            messages.append(f"goes on from step {int(self._state.step.numpy())}")
+            for newer in (s for s in self.checkpoints.steps() if s > step):
+                self.checkpoints.remove("step", newer)
+            return messages
+        if messages:
+            raise RunError(
+                f"no checkpoint in {self.checkpoints.path} can be read: {messages[-1]}; "
+                "move the folder away to start again"
+            )
+        return messages
+
+    def finished_summary(self) -> dict[str, Any] | None:
+        """Returns the summary of a run that has nothing left to do, and says so; None for any other."""
+        step = self._begun
+        if step < self._config.training.steps:
+            return None
+        try:
+            summary = read_summary(self.path)
+        except ValueError:
+            print(f"{SUMMARY} is damaged; the best weights are measured on the test images again", flush=True)
+            return None
+        if summary is None or summary.get("steps") != step:
+            return None
+        print(f"{self.path} is complete at step {step}; a larger --steps lets it go on")
+        return summary
+
+    def start_from(self, run: str) -> None:
+        """Takes over the best weights of another run or import.
+
+        Raises:
+            ConfigError: where its architecture differs.
+            RunError: where it holds none.
+        """
+        theirs = load_config(run)
+        changed = {k: v for k, v in difference(theirs, self._config).items() if k.startswith("model.")}
+        if changed:
+            listed = "; ".join(
+                f"{name} is {other!r} there and {ours!r} here" for name, (other, ours) in changed.items()
+            )
+            raise ConfigError(f"--init-from {run} has another architecture: {listed}")
+        load_weights(run, self._state.model, averaged=theirs.training.ema_decay > 0)
+
+    def claim(self) -> int:
+        """Makes the folder that of this run and opens its log; returns how many damaged rows it had."""
+        self._folder.claim()
+        return self._log.open(self._begun)
+
+    def log(self, kind: str, step: int, figures: Mapping[str, Any], pictures: Mapping[str, pathlib.Path] = {}) -> None:
+        """Adds a row to the log, and pictures by name.
+
+        Raises:
+            OSError: where the disk is full.
+        """
+        self._log.write(kind, step, figures)
+        for name, path in pictures.items():
+            self._log.write_picture(name, step, path)
+
+    def save(self, step: int, again: bool = True) -> None:
+        """Saves the state; with `again=False` not over what is saved already.
+
+        Whoever sends SIGTERM may send SIGKILL in the middle of it.
+        """
+        if again or step not in self.checkpoints.steps():
+            self._log.flush()
+            self.checkpoints.write("step", step, self._state.groups())
+
+    def keep_best(self, step: int) -> None:
+        """Saves the model's weights as the best ones."""
+        self.checkpoints.write("best", step, self._state.model_group())
+
+    def load_best(self) -> None:
+        """Loads the best weights into the model."""
+        load_weights(self.path, self._state.model, averaged=self._config.training.ema_decay > 0)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes how the run ended: its row of the test, and the summary."""
+        self._log.write("test", summary["steps"], summary["test"])
+        write_json(self.path / SUMMARY, summary)
+
+    def close(self) -> None:
+        """Ends the log."""
+        self._log.close()

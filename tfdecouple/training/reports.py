@@ -1,0 +1,113 @@
+"""What a run shows of itself: pictures and signs of trouble at each evaluation, a summary at the end."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from tfdecouple.config import Config
+from tfdecouple.data import Source, load_images
+from tfdecouple.data.codecs import lossless_bits_per_dim
+from tfdecouple.errors import UserError
+from tfdecouple.metrics import BitsPerDim, save_pictures
+from tfdecouple.training.record import RunRecord
+from tfdecouple.training.state import TrainingState
+from tfdecouple.visualization.grids import reconstruct
+
+# How many held-out images the pictures show, and at most go into the comparison with lossless codecs.
+_PICTURED = 40
+_CODED = 1000
+
+# How the lines call lossless codecs.
+_CODECS = {"webp": "lossless WebP", "png": "PNG"}
+
+
+class Reports:
+    """Writes down what was measured. Of several workers the chief alone does.
+
+    Args:
+        config: the run.
+        state: with the weights that were measured in place.
+        source: the images.
+        record: the run folder.
+    """
+
+    def __init__(self, config: Config, state: TrainingState, source: Source, record: RunRecord):
+        self._config = config
+        self._state = state
+        self._source = source
+        self._record = record
+
+    def validation(self, step: int, measured: BitsPerDim, is_best: bool) -> str:
+        """Keeps the best weights, draws pictures, logs what was measured, and returns a line to say about it."""
+        model = self._state.model
+        images, _ = load_images(self._source, "validation", min(_PICTURED, self._source.sizes["validation"]))
+        images = np.asarray(model.quantize_images(images))
+        signs = model.diagnose(images)
+        if is_best:
+            self._record.keep_best(step)
+        exact, pictures = self._draw(step, images)
+        self._record.log("validation", step, {**measured.to_dict(), **signs}, pictures)
+        return (
+            f"step {step}: validation {measured.bits_per_dim:.4f} bits/dim on {measured.images} images"
+            f"{' (best so far)' if is_best else ''}; {exact}; smallest coupling scale {signs['smallest_scale']:.3g}, "
+            f"worst 1x1 condition number {signs['worst_condition']:.3g}"
+        )
+
+    def summary(self, step: int, test: BitsPerDim, count: int) -> tuple[dict[str, Any], list[str]]:
+        """Writes down how the run ended, beside lossless codecs on the first of the `count` images of the test.
+
+        Returns:
+            What `summary.json` holds, and lines to say about it.
+        """
+        model, averages = self._state.model, bool(self._config.training.ema_decay)
+        images, _ = load_images(self._source, "test", min(_CODED, count))
+        # A codec keeps all 8 bits: beside a model of fewer there is nothing to compare.
+        codecs = _CODECS if self._config.model.n_bits == 8 else ()
+        coded = {codec: lossless_bits_per_dim(images, codec) for codec in codecs}
+        summary = {
+            "steps": step,
+            "best_step": int(self._state.best_step.numpy()),
+            "validation_bits_per_dim": float(self._state.best_bits_per_dim.numpy()),
+            "test": test.to_dict(),
+            "averaged_weights": averages,
+            "data": self._source.title,
+            "parameters": model.parameter_count(),
+            "lossless_codecs_bits_per_dim": coded,
+            "lossless_codecs_images": len(images),
+            "reconstruction": self._reconstruction(images[:_PICTURED]),
+        }
+        self._record.write_summary(summary)
+        lines = [
+            f"test: {test.bits_per_dim:.4f} bits/dim (ELBO, {test.samples} sample{'s' if test.samples > 1 else ''}, "
+            f"{test.images} images, {'averaged weights' if averages else 'weights'} of step {summary['best_step']})"
+        ]
+        for codec, bits in coded.items():
+            lines.append(
+                f"      {bits:.4f} bits/dim for {_CODECS[codec]} on {len(images)} of these images, one file each"
+            )
+        return summary, lines
+
+    def _draw(self, step: int, images: np.ndarray) -> tuple[str, dict[str, pathlib.Path]]:
+        """Draws the pictures of a step; returns how exact the reconstructions are, and the pictures by name."""
+        prefix, folder = f"step-{step:09d}-", self._record.path / "images"
+        try:
+            exact = save_pictures(self._state.model, images, folder, prefix, seed=self._config.training.seed)
+        except UserError as error:
+            # Pictures are no reason to stop a run: a model with alpha = 1 may lose an image now and then.
+            return f"no pictures ({error})", {}
+        pictures = {path.stem[len(prefix) :]: path for path in sorted(folder.glob(f"{prefix}*.png"))}
+        return f"reconstruction: {_identical(exact, images)}", pictures
+
+    def _reconstruction(self, images: np.ndarray) -> str:
+        try:
+            _, exact = reconstruct(self._state.model, np.asarray(self._state.model.quantize_images(images)))
+        except UserError as error:
+            return f"not measured ({error})"
+        return _identical(exact, images)
+
+
+def _identical(exact: int, images: np.ndarray) -> str:
+    return f"{exact} of {len(images)} images identical to the last pixel"

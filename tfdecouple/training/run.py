@@ -1,0 +1,157 @@
+"""Training a run: what is checked and opened before its trainer begins, and how failures are told."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdecouple.config import Config, difference
+from tfdecouple.data import Source, open_source
+from tfdecouple.errors import RunError
+from tfdecouple.runs import CONFIG
+from tfdecouple.training.cluster import find_cluster
+from tfdecouple.training.distributed import DistributedTrainer
+from tfdecouple.training.folder import RunFolder
+from tfdecouple.training.progress import Progress
+from tfdecouple.training.record import RunRecord
+from tfdecouple.training.release import traces_released
+from tfdecouple.training.requirements import check_batch, check_memory
+from tfdecouple.training.state import TrainingState
+from tfdecouple.training.strategy import make_strategy
+from tfdecouple.training.trainer import Trainer
+from tfdecouple.training.workers import Workers, collective_sum, lost_worker_errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        workdir: the run folder.
+        summary: what `summary.json` holds.
+        is_chief: whether this process wrote it: the only one, or the chief of several workers.
+    """
+
+    workdir: pathlib.Path
+    summary: dict[str, Any]
+    is_chief: bool = True
+
+
+def train(
+    config: Config,
+    workdir: str | pathlib.Path,
+    *,
+    devices: int | None = None,
+    download: bool = False,
+    cluster: str = "auto",
+) -> Outcome:
+    """Trains a run to its last step, from the beginning or from where it stopped.
+
+    The global seed of Keras is set, since initial weights are drawn from it. In a cluster all workers call this with
+    the same arguments, before TensorFlow has run anything; the first of them, the chief, alone reads and writes the
+    run folder.
+
+    Args:
+        config: the whole run.
+        workdir: the run folder; made if absent.
+        devices: number of devices, of each worker; None for all GPUs, or one CPU.
+        download: prepare the data set with TFDS where it is missing.
+        cluster: where the other workers are read from, see `cluster.find_cluster`.
+
+    Returns:
+        The outcome, with the test bits/dim of the best weights.
+
+    Raises:
+        ConfigError: where options do not fit each other or the devices, or the processor cannot do the precision.
+        DataError: where images are missing or unreadable.
+        InterruptedRunError: after SIGTERM, SIGHUP or Ctrl-C; the state is saved.
+        DivergedError: where training.max_skipped_steps steps in a row were not finite.
+        LostWorkerError: where another worker has ended.
+        RunError: where the folder holds another run, is in use, or cannot be written.
+    """
+    path = pathlib.Path(workdir)
+    found = find_cluster(cluster)
+    with contextlib.ExitStack() as stack:
+        if found is not None:
+            if found.rank == 0:
+                print(f"waiting for all of {len(found.workers)} workers: {', '.join(found.workers)}", flush=True)
+            stack.enter_context(lost_worker_errors(found.rank))
+        stack.enter_context(traces_released())
+        strategy, workers = make_strategy(devices, found), Workers()
+        if found is not None:
+            count = len(found.workers)
+            workers = Workers(count, found.rank, collective_sum(strategy, count))
+        stack.enter_context(_one_line_errors(path))
+        folder = stack.enter_context(RunFolder(path, config))
+        _check_options(workers, config)
+        check_batch(config.training, strategy.num_replicas_in_sync)
+        check_memory(config)
+        workers.on_chief(folder.check)
+        source = workers.together(lambda: open_source(config.data, config.model.image_size, download))
+        workers.same("the images", json.dumps(source.sizes))
+        stack.enter_context(source.guard())
+        return Outcome(path, _run(config, folder, source, strategy, workers), workers.is_chief)
+
+
+def _run(
+    config: Config, folder: RunFolder, source: Source, strategy: tf.distribute.Strategy, workers: Workers
+) -> dict[str, Any]:
+    keras.utils.set_random_seed(config.training.seed)
+    with strategy.scope():
+        state = TrainingState(config)
+    with contextlib.ExitStack() as stack:
+        quiet = None if workers.is_chief else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        progress = stack.enter_context(contextlib.closing(Progress(config.training.steps, quiet)))
+        record = stack.enter_context(contextlib.closing(RunRecord(config, folder, state)))
+        if workers.count == 1:
+            return Trainer(config, state, source, strategy, record, progress).run()
+        return DistributedTrainer(workers, config, state, source, strategy, record, progress).run()
+
+
+def _check_options(workers: Workers, config: Config) -> None:
+    """Refuses workers that were started with different options.
+
+    Raises:
+        RunError: naming one of them and what differs.
+    """
+    chiefs = Config.from_dict(workers.on_chief(config.to_dict))
+    changed = difference(chiefs, config)
+    listed = "; ".join(f"{name} is {own!r}, of worker 0 {other!r}" for name, (other, own) in changed.items())
+
+    def check() -> None:
+        if listed:
+            raise RunError(f"all workers must be started with the same options; here {listed}")
+
+    workers.together(check)
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: pathlib.Path) -> Iterator[None]:
+    """Turns a full disk and memory that does not suffice into one line.
+
+    Raises:
+        RunError: in place of them.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write to the run folder {path}: {error.strerror or error}; "
+            "what was saved before is still there, the same command goes on from it"
+        ) from error
+    except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        # The config of a run that took no step is not written.
+        where = " in another --workdir" if (path / CONFIG).is_file() else ""
+        said = (str(error).splitlines() or ["no more is said"])[0][:200]
+        raise RunError(
+            f"out of memory; start again{where} with a smaller training.batch_size or more "
+            f"training.micro_batches ({said})"
+        ) from error
