@@ -15,7 +15,7 @@ from tfdecouple.config import Config
 from tfdecouple.data import crop_of_own_images
 from tfdecouple.data.fitting import RESIZE
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import empty_model, load_config, load_weights, require_own_images
+from tfdecouple.runs import Run, read_summary, require_own_images
 
 _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
 
@@ -84,14 +84,15 @@ def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel
         UntrustedError: where the config leads to images within the run folder.
         NotInitializedError: where the weights were never initialised.
     """
-    config = load_config(run)
+    opened = Run.open(run)
     # The gate takes images from there.
-    require_own_images(run, config.data)
-    model = empty_model(run, config)
-    averaged = config.training.ema_decay > 0
-    step = load_weights(run, model, averaged)
+    require_own_images(run, opened.config.data)
+    model, config, step = opened.model, opened.config, opened.step
     model.require_initialized()
-    summary = _summary(run)
+    try:
+        summary = read_summary(run) or {}
+    except (OSError, ValueError):
+        summary = {}
     imported = "imported_from" in summary
     best = summary.get("best_step") == step
     bits: dict[str, Any] = {}
@@ -104,7 +105,7 @@ def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel
         run=run.absolute().name,
         config=config,
         step=step,
-        averaged=averaged,
+        averaged=opened.averaged,
         parameters=model.parameter_count()["total"],
         data=f"data unknown ({config.description})" if imported else summary.get("data") or config.data.source,
         bits_per_dim=bits or None,
@@ -120,14 +121,6 @@ def safe_name(name: str) -> str:
     ('quickstart', 'faces-2nd-try-ema', 'model')
     """
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "model"
-
-
-def _summary(run: pathlib.Path) -> dict[str, Any]:
-    try:
-        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
 
 
 def version_of(package: str) -> str:

@@ -1,19 +1,30 @@
-"""Opening the model of a run folder."""
+"""A run folder, opened: its config, its model, its weights, its images and how it ended."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import pathlib
+from typing import Any, Self
 
-from tfdecouple.config import Config, DataConfig
+from tfdecouple.config import Config, DataConfig, override
+from tfdecouple.data import Source, open_source
 from tfdecouple.data.opening import place_of
-from tfdecouple.errors import RunError, UntrustedError
+from tfdecouple.errors import RunError, UntrustedError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.parameters import count_parameters, require_memory
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
+from tfdecouple.storage.files import parse_json
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
+SUMMARY = "summary.json"
+
+
+def run_name(run: str | pathlib.Path) -> str:
+    """Returns the name of a run folder, however its path was written."""
+    return pathlib.Path(run).resolve().name
 
 
 def load_config(run: str | pathlib.Path) -> Config:
@@ -61,6 +72,79 @@ def require_own_images(run: str | pathlib.Path, data: DataConfig) -> str | None:
     return place
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder, opened: its config, and its model with the best weights so far (averaged, where the run averages).
+
+    Attributes:
+        path: of the folder, as the user wrote it.
+        config: of the run.
+        model: with these weights.
+        step: in updates, at which they were saved.
+    """
+
+    path: str
+    config: Config
+    model: DecoupledModel
+    step: int
+
+    @classmethod
+    def open(cls, run: str | pathlib.Path, z_for: str = "") -> Self:
+        """Opens a run folder, which may be a stranger's (docs/security.md).
+
+        Args:
+            run: a run folder, of a training that has ended or still goes on, or of an import.
+            z_for: what needs z, such as "switch"; empty where a model without z will do.
+
+        Raises:
+            RunError: where the folder is none of ours, or holds no whole checkpoint yet.
+            ConfigError: where its config does not hold, or asks for more memory than there is.
+            UserError: for a model without z, where it is needed.
+        """
+        config = load_config(run)
+        if z_for and not config.model.has_latent:
+            raise UserError(
+                f"the model of {run} has no z (model.conditioning is 'none'), and {z_for} needs one; "
+                "take the run of a model with z"
+            )
+        model = _empty_model(run, config)
+        step = load_weights(run, model, averaged=config.training.ema_decay > 0)
+        return cls(str(run), config, model, step)
+
+    @property
+    def name(self) -> str:
+        """Name of the folder, however its path was written."""
+        return run_name(self.path)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the weights are averaged ones."""
+        return self.config.training.ema_decay > 0
+
+    def open_source(
+        self, source: str | None = None, data_dir: str | None = None, download: bool = False, **others: Any
+    ) -> Source:
+        """Opens the data set of the run, or another that the user names.
+
+        Args:
+            source: `data.source` as the user named it; None for that of the run.
+            data_dir: `data.data_dir` likewise.
+            download: see `tfdecouple.data.open_source`.
+            **others: options of the config's `data` to be changed; None leaves one as it is.
+
+        Raises:
+            DataError: for missing data.
+            UntrustedError: where the run's config, not the user, names images within the run folder.
+            ConfigError: for an option of a wrong value.
+        """
+        given = {"source": source, "data_dir": data_dir, **others}
+        changes = [f"data.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+        data = override(self.config, changes).data
+        if (source if data.source.startswith("folder:") else data_dir) is None:
+            require_own_images(self.path, data)
+        return open_source(data, self.config.model.image_size, download=download)
+
+
 def load_model(run: str | pathlib.Path) -> DecoupledModel:
     """Returns the model of a run with its best weights so far (averaged ones, where the run averages).
 
@@ -71,13 +155,10 @@ def load_model(run: str | pathlib.Path) -> DecoupledModel:
         RunError: where the folder is none of ours, or holds no whole checkpoint yet.
         ConfigError: where its config does not hold.
     """
-    config = load_config(run)
-    model = empty_model(run, config)
-    load_weights(run, model, averaged=config.training.ema_decay > 0)
-    return model
+    return Run.open(run).model
 
 
-def empty_model(run: str | pathlib.Path, config: Config) -> DecoupledModel:
+def _empty_model(run: str | pathlib.Path, config: Config) -> DecoupledModel:
     """Returns the model that a run's config describes, once its size was found to be that of the run's weights.
 
     Neither config nor checkpoints need be right: a config can ask for any size in a few characters.
@@ -141,3 +222,18 @@ def averaged_names(model: DecoupledModel) -> set[str]:
     statistics are averaged with the weights they belong to.
     """
     return {name for name, variable in model.named_variables().items() if variable.dtype == "float32"}
+
+
+def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
+    """Returns what a run folder says of how its training, or its import, ended; None where it says nothing yet.
+
+    Raises:
+        ValueError: where it is damaged.
+    """
+    path = pathlib.Path(run) / SUMMARY
+    if not path.is_file():
+        return None
+    summary = parse_json(path.read_text(encoding="utf-8"))
+    if not isinstance(summary, dict) or not ("imported_from" in summary or isinstance(summary.get("test"), dict)):
+        raise ValueError(f"it has no figures of a test: {json.dumps(summary)[:60]}")
+    return summary

@@ -11,8 +11,8 @@ from helpers.runs import before_steps, figures, run_config
 from tensorflow.python.framework.func_graph import FuncGraph
 
 from tfdecouple.errors import ConfigError, RunError, UserError
+from tfdecouple.runs import read_summary
 from tfdecouple.training import InterruptedRunError, requirements, train, trainer
-from tfdecouple.training.folder import read_summary
 from tfdecouple.training.release import traces_released
 
 

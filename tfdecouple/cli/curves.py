@@ -33,9 +33,8 @@ def run(options: argparse.Namespace) -> int:
     """
     # Only metrics are read, but what reads them lies in modules that need TensorFlow.
     start_tensorflow()
-    from tfdecouple.cli.opening import run_name
     from tfdecouple.cli.output import save
-    from tfdecouple.runs import load_config
+    from tfdecouple.runs import load_config, run_name
     from tfdecouple.visualization.plots import curves_figure, png
 
     names = [run_name(path) for path in options.run]

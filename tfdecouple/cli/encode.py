@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     if options.split not in (*_SPLITS, "all"):
         raise UserError(f"--split is {options.split!r}; it must be {', '.join(_SPLITS)} or all")
     start_tensorflow()
-    from tfdecouple.cli.opening import open_given, open_run
+    from tfdecouple.cli.opening import open_run
     from tfdecouple.dataset_encoding.encoding import encode_shards, make_encoder
     from tfdecouple.dataset_encoding.folder import CodesFolder
     from tfdecouple.dataset_encoding.manifest import Manifest
@@ -82,7 +82,9 @@ def run(options: argparse.Namespace) -> int:
     opened = open_run(options)
     _require_fields(opened, options)
     # Read as they are wanted, however many would fit into memory.
-    source = open_given(opened, options, on_bad_image=options.on_bad_image, cache_gib=0.0)
+    source = opened.open_source(
+        options.data, options.data_dir, options.download, on_bad_image=options.on_bad_image, cache_gib=0.0
+    )
     asked = _manifest(opened, source, options)
     batch_size = options.batch_size or opened.config.training.evaluation_batch_size
     with CodesFolder(options.out) as folder:
@@ -167,7 +169,6 @@ def _require_fields(opened: OpenedRun, options: argparse.Namespace) -> None:
 
 def _manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) -> Manifest:
     """Returns the manifest of the whole job, before anything is encoded."""
-    from tfdecouple.cli.opening import run_name
     from tfdecouple.dataset_encoding.encoding import keys_sha256
     from tfdecouple.dataset_encoding.fields import bytes_of, chosen_fields
     from tfdecouple.dataset_encoding.manifest import Manifest
@@ -180,7 +181,7 @@ def _manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) ->
         format=options.format,
         fields=fields,
         model={
-            "run": run_name(options.run),
+            "run": opened.name,
             "step": opened.step,
             "averaged": opened.averaged,
             "weights_sha256": weights_sha256(opened.model),

@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from tfdecouple.config import Config, override
-from tfdecouple.data import Source, chosen_batches, crop_of_own_images, open_source
+from tfdecouple.data import Source, chosen_batches, crop_of_own_images
 from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import DataError, UserError, one_line
 from tfdecouple.metrics.drawn_images import drawn_indices as drawn_exactly
-from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import empty_model, load_config, load_weights, require_own_images
+from tfdecouple.runs import Run
 
 
-@dataclasses.dataclass(frozen=True)
-class OpenedRun:
-    """A run with its model.
-
-    Attributes:
-        path: as the user wrote it.
-        config: of the run.
-        model: with its best weights so far.
-        step: at which these were saved.
-    """
-
-    path: str
-    config: Config
-    model: DecoupledModel
-    step: int
-
-    @property
-    def averaged(self) -> bool:
-        """Whether the weights are averaged ones."""
-        return self.config.training.ema_decay > 0
+class OpenedRun(Run):
+    """A run as commands take it, with what they say of it."""
 
     def z_of(self, images: np.ndarray) -> np.ndarray:
         """Returns the posterior means of images, float32 `[n, d_z]`, without the work for v."""
@@ -50,7 +29,7 @@ class OpenedRun:
 
     def note(self) -> str:
         """Returns the sentence that ends every caption."""
-        return f"Run {run_name(self.path)}, update {self.step:,}{', averaged weights' if self.averaged else ''}."
+        return f"Run {self.name}, update {self.step:,}{', averaged weights' if self.averaged else ''}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,20 +58,7 @@ def open_run(options: argparse.Namespace, z_for: str = "") -> OpenedRun:
         RunError: where there is no such run, or no checkpoint in it yet.
         UserError: for a model without z, where it is needed.
     """
-    config = load_config(options.run)
-    if z_for and not config.model.has_latent:
-        raise UserError(
-            f"the model of {options.run} has no z (model.conditioning is 'none'), and {z_for} needs one; "
-            "take the run of a model with z"
-        )
-    model = empty_model(options.run, config)
-    step = load_weights(options.run, model, averaged=config.training.ema_decay > 0)
-    return OpenedRun(options.run, config, model, step)
-
-
-def run_name(path: str) -> str:
-    """Returns the name of a run folder, however it was written."""
-    return pathlib.Path(path).resolve().name
+    return OpenedRun.open(options.run, z_for)
 
 
 def open_data(run: OpenedRun, options: argparse.Namespace) -> Source:
@@ -101,31 +67,9 @@ def open_data(run: OpenedRun, options: argparse.Namespace) -> Source:
     Raises:
         DataError: for missing data or an unknown split.
     """
-    source = open_given(run, options)
+    source = run.open_source(options.data, options.data_dir, options.download)
     source.split(options.split)
     return source
-
-
-def open_given(run: OpenedRun, options: argparse.Namespace, **others: Any) -> Source:
-    """Opens the run's data set, or that of `--data` and `--data-dir`.
-
-    Args:
-        run: the run.
-        options: of the command.
-        **others: options of the config's `data` to be changed; None leaves one as it is.
-
-    Raises:
-        DataError: for missing data.
-        UntrustedError: where the run's config, not the user, names images within the run folder.
-        ConfigError: for an option of a wrong value.
-    """
-    given = {"source": options.data, "data_dir": options.data_dir, **others}
-    changes = [f"data.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
-    data = override(run.config, changes).data
-    named = options.data if data.source.startswith("folder:") else options.data_dir
-    if named is None:
-        require_own_images(run.path, data)
-    return open_source(data, run.config.model.image_size, download=options.download)
 
 
 def drawn_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:

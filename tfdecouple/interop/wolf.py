@@ -15,7 +15,7 @@ from tfdecouple.errors import ConfigError, WolfError, one_line
 from tfdecouple.levels import encoder_blocks
 from tfdecouple.model import DecoupledModel
 from tfdecouple.parameters import require_memory
-from tfdecouple.runs import CHECKPOINTS, CONFIG
+from tfdecouple.runs import CHECKPOINTS, CONFIG, SUMMARY
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import parse_json, write_json, write_text
 
@@ -67,7 +67,7 @@ def import_wolf(
         training=TrainingConfig(init_images=1),
     )
     CheckpointFolder(folder / CHECKPOINTS).write("best", 0, {"model": model.named_variables()})
-    write_json(folder / "summary.json", {"imported_from": str(weights_path), "parameters": model.parameter_count()})
+    write_json(folder / SUMMARY, {"imported_from": str(weights_path), "parameters": model.parameter_count()})
     write_text(folder / CONFIG, config.to_json())
     return model
 

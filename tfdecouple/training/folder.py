@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 from types import TracebackType
-from typing import Any
 
 from tfdecouple.config import Config, difference
 from tfdecouple.errors import RunError
 from tfdecouple.runs import CONFIG, load_config
-from tfdecouple.storage.files import TEMPORARY, parse_json, write_text
+from tfdecouple.storage.files import TEMPORARY, write_text
 from tfdecouple.storage.locks import locked
 
-SUMMARY = "summary.json"
 _LOCK = ".lock"
 
 
@@ -99,17 +96,3 @@ class RunFolder:
                 f"another program is training in {self.path}; wait for it or choose another --workdir"
             ) from error
         self._is_locked = True
-
-
-def read_summary(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Returns what `summary.json` of a run folder holds; None where there is none.
-
-    Raises:
-        ValueError: where it is damaged.
-    """
-    if not (folder / SUMMARY).is_file():
-        return None
-    summary = parse_json((folder / SUMMARY).read_text(encoding="utf-8"))
-    if not isinstance(summary, dict) or not isinstance(summary.get("test"), dict):
-        raise ValueError(f"it has no figures of a test: {json.dumps(summary)[:60]}")
-    return summary

@@ -8,10 +8,10 @@ from typing import Any
 
 from tfdecouple.config import Config, difference
 from tfdecouple.errors import ConfigError, RunError
-from tfdecouple.runs import CHECKPOINTS, load_config, load_weights
+from tfdecouple.runs import CHECKPOINTS, SUMMARY, load_config, load_weights, read_summary
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.storage.files import TEMPORARY, write_json
-from tfdecouple.training.folder import SUMMARY, RunFolder, read_summary
+from tfdecouple.training.folder import RunFolder
 from tfdecouple.training.log import MetricsLog
 from tfdecouple.training.state import TrainingState
 
