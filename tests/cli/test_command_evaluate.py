@@ -17,6 +17,10 @@ from helpers.places import PATIENCE, user_environment
 from helpers.runs import write_run
 
 from tfdecouple.cli import evaluate
+from tfdecouple.cli.measures import probe
+from tfdecouple.cli.measures.base import say
+from tfdecouple.cli.measures.frechet import FrechetDistance
+from tfdecouple.cli.measures.probe import LinearProbe
 from tfdecouple.cli.opening import drawn_indices
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
@@ -202,42 +206,56 @@ class TestMore:
         assert "NaN" not in text and json.loads(text)["standard_error"] is None
         assert "±" not in capsys.readouterr().out
 
-    def test_probe_and_frechet_get_what_they_need(self, made_run, tmp_path, monkeypatch, capsys):
-        calls = {}
 
-        def report(name):
-            def called(model, source, *more, **options):
-                calls[name] = (model, source, more, options)
-                return {"figure": 0.5, "text": [f"{name} says this", "and that"]}
+class TestWhatMeasuresAreGiven:
+    """Measures whose mathematics is a stand-in, of a run that is one."""
 
-            return called
+    def measured(self, monkeypatch, measure, function, *arguments):
+        """Returns what a measure calls a function with, its keyword arguments without `say`."""
+        calls = []
 
-        modules = {"probe": "linear_probe", "frechet": "frechet_report"}
-        for module, function in modules.items():
-            monkeypatch.setitem(
-                sys.modules, f"tfdecouple.metrics.{module}", SimpleNamespace(**{function: report(module)})
-            )
+        def called(*positional, **named):
+            assert named.pop("say") is say
+            calls.append((positional, named))
+            return {"figure": 0.5}
+
+        module = SimpleNamespace(**{function: called, "table": lambda *_: [], "summary": lambda *_: []})
+        monkeypatch.setitem(sys.modules, f"tfdecouple.metrics.{measure.name}", module)
+        monkeypatch.setattr("tfdecouple.visualization.confusion.confusion_picture", lambda *_: None)
+        options = parsed("--run", "run", *arguments)
+        source = SimpleNamespace(sizes={"train": 20, "test": 5}, title="data", label_names=())
+        opened = SimpleNamespace(model="model", config=SimpleNamespace(model=SMALL))
+        taken = measure(options)
+        taken.check()
+        taken.prepare()
+        result = taken.measure(SimpleNamespace(opened=opened, source=source, batch_size=3, options=options))
+        assert result.values == {"figure": 0.5}
+        (((model, data, *more), named),) = calls
+        assert (model, data) == ("model", source)
+        return more, named
+
+    def test_frechet(self, tmp_path, monkeypatch):
         extractor = tmp_path / "extractor.onnx"
         extractor.touch()
-        more = ["--probe", "--probe-images", 12, "--frechet", extractor, "--frechet-images", 7, "--temperature", 0.5]
-        how = ["--split", "validation", "--seed", 9, "--batch-size", 3, "--out", tmp_path]
-        assert command("--run", made_run, *more, *how) == 0
-
-        model, source, rest, options = calls["probe"]
-        assert isinstance(model, DecoupledModel) and source.sizes["train"] == 20 and rest == ()
-        assert options.pop("say") is not None
-        assert options == {"train_images": 12, "test_images": 5, "seed": 9, "batch_size": 3}
-        *_, rest, options = calls["frechet"]
-        assert rest == (extractor,) and options.pop("say") is not None
+        arguments = ["--frechet", extractor, "--frechet-images", 7, "--temperature", 0.5, "--seed", 9]
+        more, named = self.measured(monkeypatch, FrechetDistance, "frechet_report", *arguments)
+        assert more == [extractor]
         # There are no more than 5 test images to compare with.
-        assert options == {"count": 7, "reference": 5, "temperature": 0.5, "seed": 9, "batch_size": 3, "trust": False}
-        out = capsys.readouterr().out
-        for name in modules:
-            assert f"{name} says this\nand that\n" in out
-            values = read(tmp_path, name)
-            assert values["figure"] == 0.5 and "text" not in values and values["step"] == 1
-            # Both look at test images, whatever the split.
-            assert values["looks_at_test"] == 1
+        assert named == {"count": 7, "reference": 5, "temperature": 0.5, "seed": 9, "batch_size": 3, "trust": False}
+
+    @pytest.mark.parametrize("more", [(), ("--download",)])
+    def test_network_of_fid_is_found_and_fetched_where_asked(self, tmp_path, monkeypatch, more):
+        asked = []
+
+        def find(download, say):
+            asked.append(download)
+            return tmp_path / "the network"
+
+        monkeypatch.setattr(inception, "find_inception", find)
+        arguments = ["--frechet", "inception", *more]
+        called_with, _ = self.measured(monkeypatch, FrechetDistance, "frechet_report", *arguments)
+        assert called_with == [tmp_path / "the network"]
+        assert asked == [bool(more)]
 
     @pytest.mark.parametrize(
         ("arguments", "images", "values", "train", "test"),
@@ -250,38 +268,11 @@ class TestMore:
             (["--images", 3, "--probe-images", 17], 10_000, 2**26, 17, 3),
         ],
     )
-    def test_bounds_of_the_probe(self, made_run, tmp_path, monkeypatch, arguments, images, values, train, test):
-        calls = []
-
-        def probed(model, source, *, train_images, test_images, **rest):
-            calls.append((train_images, test_images))
-            return {"text": []}
-
-        monkeypatch.setitem(sys.modules, "tfdecouple.metrics.probe", SimpleNamespace(linear_probe=probed))
-        monkeypatch.setattr(evaluate, "_PROBE_IMAGES", images)
-        monkeypatch.setattr(evaluate, "_PROBE_VALUES", values)
-        # Bits/dim of one image: it is not what is looked at.
-        monkeypatch.setattr(evaluate._Evaluation, "_bound", lambda self, bound, k: SimpleNamespace(to_dict=dict))
-        monkeypatch.setattr(evaluate, "_bound_lines", lambda bound: [])
-        assert command("--run", made_run, "--probe", "--out", tmp_path, *arguments) == 0
-        assert calls == [(train, test)]
-
-    def test_network_of_fid_is_found_and_fetched_where_asked(self, made_run, tmp_path, monkeypatch):
-        calls = []
-
-        def find(download, say):
-            calls.append(download)
-            return tmp_path / "the network"
-
-        def report(model, source, extractor, **options):
-            calls.append(extractor)
-            return {"text": "FID"}
-
-        monkeypatch.setattr(inception, "find_inception", find)
-        monkeypatch.setitem(sys.modules, "tfdecouple.metrics.frechet", SimpleNamespace(frechet_report=report))
-        for more in ((), ("--download",)):
-            assert command("--run", made_run, "--frechet", "inception", "--images", 1, "--out", tmp_path, *more) == 0
-        assert calls == [False, tmp_path / "the network", True, tmp_path / "the network"]
+    def test_probe(self, monkeypatch, arguments, images, values, train, test):
+        monkeypatch.setattr(probe, "IMAGES", images)
+        monkeypatch.setattr(probe, "VALUES", values)
+        more, named = self.measured(monkeypatch, LinearProbe, "linear_probe", *arguments)
+        assert (more, named) == ([], {"train_images": train, "test_images": test, "seed": 0, "batch_size": 3})
 
 
 class TestRefusals:

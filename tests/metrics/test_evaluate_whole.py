@@ -99,8 +99,14 @@ class TestProbeAndFrechet:
     @pytest.fixture(scope="class")
     def out(self, run, extractor, tmp_path_factory):
         out = tmp_path_factory.mktemp("evaluation")
-        assert evaluate(run, out, "--probe", "--frechet", extractor, "--frechet-images", 40, "--seed", 3) == 0
+        more = ["--probe", "--frechet", extractor, "--frechet-images", 40, "--seed", 3]
+        assert evaluate(run, out, "--split", "validation", *more) == 0
         return out
+
+    @pytest.mark.parametrize("name", ["probe", "frechet"])
+    def test_test_images_are_looked_at_whatever_the_split(self, out, name):
+        values = read(out, name)
+        assert values["looks_at_test"] == 1 and "split" not in values and values["step"] == 1
 
     def test_probe_tells_the_classes(self, out):
         values = read(out, "probe")

@@ -19,7 +19,7 @@ from tfdecouple.cli import main
 from tfdecouple.errors import DataError, InversionError, NotInitializedError, UntrustedError, UserError
 from tfdecouple.metrics import frechet
 from tfdecouple.metrics.extractors import ExtractorError, open_extractor
-from tfdecouple.metrics.frechet import Moments, frechet_distance
+from tfdecouple.metrics.frechet import Moments, frechet_distance, summary
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime import progress
 
@@ -244,7 +244,7 @@ class TestReport:
         assert (report["temperature"], report["seed"]) == (0.7, 0)
         assert report["warnings"] == []
         assert json.loads(json.dumps(report)) == report
-        text = "\n".join(report["text"])
+        text = "\n".join(summary(report, "noise"))
         for part in ("colours.onnx", sha256, f"{report['distance']:.4g}", f"{report['floor']:.4g}", "floor", "0.7"):
             assert part in text
 
@@ -274,7 +274,7 @@ class TestReport:
         path = write_onnx(tmp_path / "inception-2015-12-05.onnx")
         report = report_of(tiny_model, source, path)
         assert report["name"] == "Frechet distance (inception-2015-12-05.onnx)" and report["is_fid"] is False
-        assert any("not FID" in line for line in report["text"])
+        assert any("not FID" in line for line in summary(report, "noise"))
 
     def test_batches_change_nothing(self, tiny_model, source, extractor):
         one, other = (report_of(tiny_model, source, extractor, batch_size=size) for size in (20, 64))
@@ -291,7 +291,7 @@ class TestReport:
         assert report["floor_images"] == 60 and report["samples"] == 70
         (warning,) = report["warnings"]
         assert "60 training images" in warning and "70 samples" in warning
-        assert f"warning: {warning}" in told and f"Warning: {warning}" in report["text"]
+        assert f"warning: {warning}" in told and f"Warning: {warning}" in summary(report, "noise")
 
     @pytest.mark.parametrize(
         ("count", "reference", "whose"),

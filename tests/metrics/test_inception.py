@@ -15,6 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from tfdecouple.metrics import inception
 from tfdecouple.metrics.extractors import ExtractorError, open_extractor
+from tfdecouple.metrics.frechet import summary
 from tfdecouple.metrics.inception import Inception, cached_path, find_inception
 
 
@@ -292,7 +293,7 @@ class TestName:
         report = report_of(tiny_model, source, tmp_path / "a.pth", count=12)
         assert report["name"] == "FID" and report["is_fid"] is True
         assert report["extractor"] == {"file": "a.pth", "sha256": inception.SHA256}
-        text = "\n".join(report["text"])
+        text = "\n".join(summary(report, "noise"))
         assert text.startswith("FID, 3 features, to 50 test images of noise:\n  12 samples")
         assert "not FID" not in text and "the Inception network of 2015-12-05" in text
         (warning,) = report["warnings"]

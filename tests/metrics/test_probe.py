@@ -25,7 +25,7 @@ from tfdecouple.metrics.linear_classifier import (
     fit_pca,
     held_out_count,
 )
-from tfdecouple.metrics.probe import linear_probe
+from tfdecouple.metrics.probe import linear_probe, table
 from tfdecouple.model import DecoupledModel
 from tfdecouple.visualization.confusion import confusion_picture
 
@@ -354,9 +354,9 @@ class TestLinearProbe:
         numbers = {name: report[name] for name in ("train_images", "test_images", "held_out_images", "classes", "seed")}
         assert numbers == {"train_images": 120, "test_images": 60, "held_out_images": 24, "classes": 3, "seed": 0}
         assert report["chance"] == pytest.approx(1 / 3)
-        text = "\n".join(report["text"])
+        text = "\n".join(table(report))
         for row in report["results"]:
-            line = next(line for line in report["text"] if line.startswith(f"{row['features']} "))
+            line = next(line for line in table(report) if line.startswith(f"{row['features']} "))
             for result in row["classifiers"].values():
                 assert f"{100 * result['accuracy']:.2f} %" in line
         assert "24 of the training images" in text and "33.33 %" in text

@@ -133,7 +133,7 @@ def frechet_report(
         Plain values for JSON: `name`, "FID" where the extractor is the network of FID by its checksum, and
         "Frechet distance (FILE NAME)" for any other; `is_fid`, which of the two; `distance` and `floor`, in squared
         units of the features; `samples`, `test_images` and `floor_images`, how many of each; `features`, their number;
-        `extractor`, a dict of `file` and `sha256`; `temperature`; `seed`; `warnings` and `text`, lines.
+        `extractor`, a dict of `file` and `sha256`; `temperature`; `seed`; `warnings`, lines.
 
     Raises:
         ExtractorError: where the extractor cannot be used.
@@ -201,19 +201,29 @@ def frechet_report(
         "temperature": temperature,
         "seed": seed,
         "warnings": warnings,
-        "text": [
-            f"{name}, {width:,} features, to {of_test.count:,} test images of {source.title}:",
-            f"  {of_samples.count:,} samples at temperature {temperature:g}: {distance:.4g}",
-            f"  {of_train.count:,} training images (the floor): {floor:.4g}",
-            f"The extractor's sha256 is {network.sha256}. "
-            + (
-                "It is the Inception network of 2015-12-05."
-                if network.is_fid
-                else "This is not FID, which is by another extractor."
-            ),
-            *(f"Warning: {line}" for line in warnings),
-        ],
     }
+
+
+def summary(report: dict[str, Any], title: str) -> list[str]:
+    """Returns the lines that say what `frechet_report` returned.
+
+    Args:
+        report: that it returned.
+        title: of the data set.
+    """
+    name = report["name"]
+    return [
+        f"{name}, {report['features']:,} features, to {report['test_images']:,} test images of {title}:",
+        f"  {report['samples']:,} samples at temperature {report['temperature']:g}: {report['distance']:.4g}",
+        f"  {report['floor_images']:,} training images (the floor): {report['floor']:.4g}",
+        f"The extractor's sha256 is {report['extractor']['sha256']}. "
+        + (
+            "It is the Inception network of 2015-12-05."
+            if report["is_fid"]
+            else "This is not FID, which is by another extractor."
+        ),
+        *(f"Warning: {line}" for line in report["warnings"]),
+    ]
 
 
 def _moments(extractor: Extractor, batches: Iterable[np.ndarray]) -> Moments:

@@ -82,7 +82,7 @@ def linear_probe(
         * `confusion`: of the classifier that was best for z (v without z) on the held-out images: `features`,
           `classifier`, `accuracy`, `labels` and `counts`, rows the true classes and columns the predicted;
         * `chance`: the share of the most frequent class in the test images;
-        * `train_images`, `test_images`, `held_out_images`, `classes`, `seed`; `text`: the lines of a table.
+        * `train_images`, `test_images`, `held_out_images`, `classes`, `seed`.
 
     Raises:
         DataError: for images without labels or of a single class, more images than there are, or too few.
@@ -135,7 +135,7 @@ def linear_probe(
     classify_image_like("v", v, v_test)
 
     confused = "z" if z is not None else "v"
-    report = {
+    return {
         "results": rows,
         "confusion": _confusion(rows, confused, predictions, test.labels),
         "chance": float(np.unique(test.labels, return_counts=True)[1].max() / len(test.labels)),
@@ -145,8 +145,6 @@ def linear_probe(
         "classes": len(np.unique(train.labels)),
         "seed": seed,
     }
-    report["text"] = _table(report)
-    return report
 
 
 class _Fits:
@@ -299,7 +297,8 @@ def _percent(result: dict[str, Any]) -> str:
     return f"{100 * result['accuracy']:.2f} % +- {100 * result['standard_error']:.2f}"
 
 
-def _table(report: dict[str, Any]) -> list[str]:
+def table(report: dict[str, Any]) -> list[str]:
+    """Returns the lines of a table of what `linear_probe` returned."""
     results = [result for row in report["results"] for result in row["classifiers"].values()]
     lines = [
         f"Test accuracy of linear classifiers, {report['classes']} classes (paper Table 4): "
