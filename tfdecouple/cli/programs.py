@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from tfdecouple.cli import (
-    curves,
-    encode,
-    encode_beam,
-    evaluate,
-    import_wolf,
-    interpolate,
-    neighbours,
-    presets,
-    project,
-    reconstruct,
-    sample,
-    switch,
-)
 from tfdecouple.config import Config, load_preset, override
 from tfdecouple.runtime.process import run_program, start_tensorflow
 
@@ -31,21 +17,21 @@ EXIT_INTERRUPTED = 75
 EXIT_DIVERGED = 3
 EXIT_LOST = 4
 
-# In the order of the help.
-_COMMANDS: dict[str, Any] = {
-    "presets": presets,
-    "sample": sample,
-    "reconstruct": reconstruct,
-    "switch": switch,
-    "interpolate": interpolate,
-    "neighbours": neighbours,
-    "project": project,
-    "curves": curves,
-    "evaluate": evaluate,
-    "encode": encode,
-    "encode-beam": encode_beam,
-    "import-wolf": import_wolf,
-}
+# Commands of `python -m tfdecouple`, in the order of the help; each is the module of that name in this folder.
+COMMANDS = [
+    "presets",
+    "sample",
+    "reconstruct",
+    "switch",
+    "interpolate",
+    "neighbours",
+    "project",
+    "curves",
+    "evaluate",
+    "encode",
+    "encode-beam",
+    "import-wolf",
+]
 
 _TRAIN_HELP = """\
 Trains the model of "Decoupling Global and Local Representations via Invertible
@@ -189,7 +175,8 @@ def _command(arguments: Sequence[str] | None) -> int:
         description="Works with models and runs. `python -m tfdecouple COMMAND --help` says more about a command.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in _COMMANDS.values():
+    modules = {name: importlib.import_module(f"tfdecouple.cli.{name.replace('-', '_')}") for name in COMMANDS}
+    for module in modules.values():
         module.add_parser(commands)
     options = parser.parse_args(arguments)
-    return _COMMANDS[options.command].run(options)
+    return modules[options.command].run(options)
