@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "config": {"errors", "storage", "transforms", "levels"},
     "architecture": BASE | {"transforms", "levels"},
     "parameters": BASE | {"runtime", "architecture"},
-    "layers": BASE | {"runtime", "bijectors", "transforms"},
+    "layers": BASE | {"runtime", "bijectors", "transforms", "levels"},
     "pixels": set(),
     "networks": BASE | {"runtime", "layers", "levels", "architecture", "pixels", "randomness", "arguments"},
     "objective": {"pixels", "networks", "runtime"},

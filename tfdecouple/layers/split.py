@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.errors import ConfigError, UserError
+from tfdecouple.levels import halves
 from tfdecouple.runtime.shapes import sizes
 
 PATTERNS = ("continuous", "alternate")
@@ -62,7 +63,7 @@ class ChannelSplit:
         Raises:
             UserError: where one of them would have none.
         """
-        transformed = channels // 2 if self.transformed is None else self.transformed
+        transformed = halves(channels)[1] if self.transformed is None else self.transformed
         if not 0 < transformed < channels:
             raise UserError(
                 f"a coupling cannot transform {transformed} of {channels} channels; both parts need at least one"

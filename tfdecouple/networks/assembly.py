@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple import randomness
+from tfdecouple.architecture import plan
 from tfdecouple.arguments import as_images, require_images
 from tfdecouple.config import ModelConfig, from_plain
 from tfdecouple.errors import DataError, NotInitializedError, UserError
@@ -52,23 +53,23 @@ class Networks(keras.Model):
         require_backend()
         super().__init__(**{"name": "decoupled_model", **kwargs})
         self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
-        config = self.config
+        config, planned = self.config, plan(self.config)
         self.flow = Flow(config, name="flow")
         self.encoder: Encoder | None = None
         self.prior_flow: PriorFlow | None = None
-        if config.has_latent:
+        if planned.encoder is not None:
             self.encoder = Encoder(
                 config.latent_dim, config.encoder_channels, config.encoder_out_channels, name="encoder"
             )
-            if config.prior == "flow":
-                self.prior_flow = PriorFlow(
-                    config.prior_steps,
-                    config.prior_hidden,
-                    transform=config.prior_transform,
-                    alpha=config.prior_alpha,
-                    linear=config.linear,
-                    name="prior_flow",
-                )
+        if planned.prior is not None:
+            self.prior_flow = PriorFlow(
+                config.prior_steps,
+                config.prior_hidden,
+                transform=config.prior_transform,
+                alpha=config.prior_alpha,
+                linear=config.linear,
+                name="prior_flow",
+            )
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
