@@ -1,14 +1,18 @@
-"""Tests of the plan of the architecture: it names every weight that the built model has, with its shape."""
+"""Tests of the plan of the architecture: its weights are those of the built model and of the authors' code."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 
 import pytest
 from helpers.models import SMALL, TINY
+from helpers.places import DATA
 
 from tfdecouple.architecture import plan
 from tfdecouple.config import load_preset, preset_names
+from tfdecouple.parameters import count_parameters
 
 CONFIGS = {
     "tiny": TINY,
@@ -22,6 +26,10 @@ CONFIGS = {
     "thirds": dataclasses.replace(
         TINY, image_size=16, steps=(2, (1, 2), (3,), 1), hidden_channels=(3, 4, 5, 6), factors=(3, 2), prior_steps=3
     ),
+    "two levels": dataclasses.replace(SMALL, steps=(2, 3), hidden_channels=(3, 5), latent_dim=7),
+    "odd": dataclasses.replace(
+        TINY, image_size=12, n_bits=5, steps=(1, (1,), 1), factors=(3,), latent_dim=5, encoder_channels=(3,)
+    ),
     "same planes": dataclasses.replace(TINY, encoder_channels=(3, 3, 8)),
 }
 LARGE = 30_000_000
@@ -33,7 +41,8 @@ def check_weights(config):
 
     model = DecoupledModel(config)
     assert plan(config).weights() == {name: tuple(v.shape) for name, v in model.named_variables().items()}
-    assert plan(config).parameters() == model.parameter_count()
+    assert count_parameters(config) == model.parameter_count()
+    assert model.parameter_count()["total"] == sum(math.prod(v.shape) for v in model.trainable_variables)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -42,7 +51,7 @@ def test_weights_are_those_of_the_model(name):
 
 
 def presets(large):
-    return [n for n in preset_names() if (plan(load_preset(n).model).parameters()["total"] > LARGE) == large]
+    return [name for name in preset_names() if (count_parameters(load_preset(name).model)["total"] > LARGE) == large]
 
 
 @pytest.mark.parametrize("name", presets(large=False))
@@ -73,3 +82,22 @@ def test_the_widest_map_is_the_largest_of_all():
     assert plan(wide).widest_map() == 4 * 4 * 100
     assert plan(dataclasses.replace(wide, encoder_channels=(50, 6))).widest_map() == 8 * 8 * 50
     assert plan(dataclasses.replace(TINY, hidden_channels=(1, 1, 1), conditioning="none")).widest_map() == 8 * 8 * 3
+
+
+REFERENCE = json.loads((DATA / "reference_parameter_counts.json").read_text())
+
+
+@pytest.mark.parametrize("preset", REFERENCE)
+def test_presets_count_as_the_code_of_the_papers_authors(preset):
+    config, expected = load_preset(preset).model, REFERENCE[preset]
+    assert count_parameters(config) == {name: expected[name] for name in ("flow", "encoder", "prior", "total")}
+    sizes = {name: math.prod(shape) for name, shape in plan(config).weights().items() if name.startswith("flow/")}
+    for level, count in enumerate(expected["levels"]):
+        assert sum(size for name, size in sizes.items() if name.startswith(f"flow/level_{level}_")) == count
+    for layer, one, key in (
+        ("actnorm", "/log_scale", "actnorms"),
+        ("linear", "/kernel", "linear_maps"),
+        ("coupling", "/net/last_gain", "couplings"),
+    ):
+        mine = {name: size for name, size in sizes.items() if name.split("/")[2].startswith(layer)}
+        assert [sum(name.endswith(one) for name in mine), sum(mine.values())] == expected[key]

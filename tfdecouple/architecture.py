@@ -21,7 +21,7 @@ Weights = dict[str, Shape]
 FIRST_PAIR = {"coupling_continuous_last": ("continuous", "last"), "coupling_continuous_first": ("continuous", "first")}
 SECOND_PAIR = {"coupling_alternate_last": ("alternate", "last"), "coupling_alternate_first": ("alternate", "first")}
 
-# Last part of the names of weights that training does not move by gradients.
+# Ends of the names of weights that training does not move by gradients.
 _STATE = ("moving_mean", "moving_variance", "permutation", "initialized")
 
 

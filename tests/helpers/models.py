@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfdecouple.config import ModelConfig
 
-# The smallest config with every part: three levels, both parts of an inner level, odd channel counts (3 and 9).
+# The smallest config with everything: three levels, both stages of an inner level, odd channel counts (3 and 9).
 TINY = ModelConfig(
     image_size=8,
     latent_dim=4,

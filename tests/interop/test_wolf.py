@@ -131,8 +131,8 @@ def edited(changes, config=CONFIG):
     for name, value in changes.items():
         *path, last = name.split(".")
         section = config
-        for part in path:
-            section = section[part]
+        for key in path:
+            section = section[key]
         if value is ...:
             del section[last]
         else:
@@ -150,21 +150,21 @@ def additive_state():
     """Without the half of each coupling's outputs that is the scale."""
     state = dict(STATE)
     for name, array in STATE.items():
-        if any(part in name for part in ("net.conv3.conv.", "net.fc3.linear.")):
+        if any(end in name for end in ("net.conv3.conv.", "net.fc3.linear.")):
             state[name] = array[: len(array) // 2]
     return state
 
 
 def of_size_64():
     state = dict(STATE)
-    # The encoder leaves four times as many places.
+    # The encoder leaves four times as many positions.
     name = "discriminator.fc.linear.weight_v"
     state[name] = np.tile(STATE[name], [1, 4])
     return state
 
 
 def deeper():
-    """Twice the steps in one part of a level, in the last level and in the prior."""
+    """Twice the steps in one stage, in the last level and in the prior."""
     state = dict(STATE)
     for name, array in STATE.items():
         for one, two in (
@@ -190,7 +190,7 @@ def of_two_levels():
     )
     upper = ("discriminator.prior.", *(f"generator.flow.blocks.{level}." for level in (1, 2, 3)))
     kept = {name: array for name, array in STATE.items() if not name.startswith(upper)}
-    # The first step of the first part of level 1 stands for a last level: it has the right channels.
+    # The first step of the first stage of level 1 stands for a last level: it has the right channels.
     for name, array in STATE.items():
         if ".blocks.1.layers.0.0." in name:
             kept[name.replace(".layers.0.0.", ".steps.0.")] = array
