@@ -81,9 +81,11 @@ class StepPlan:
 
     def weights(self) -> Weights:
         """Returns `{name: shape}` of its weights."""
-        weights = _linear("linear", self.channels, self.linear)
-        for number in (1, 2):
-            weights |= _actnorm(f"actnorm_{number}", self.channels)
+        weights = {
+            **_actnorm("actnorm_1", self.channels),
+            **_linear("linear", self.channels, self.linear),
+            **_actnorm("actnorm_2", self.channels),
+        }
         for name in (*FIRST_PAIR, *SECOND_PAIR):
             weights |= _under(name, self.coupling.weights())
         return weights
@@ -162,20 +164,24 @@ class EncoderPlan:
         """How many numbers the dense layer reads."""
         return self.out_side**2 * self.out_channels
 
+    def block_weights(self, block: BlockPlan) -> Weights:
+        """Returns `{name: shape}` of a block's weights."""
+        weights = {
+            "convolution_1/kernel": (3, 3, block.channels, block.planes),
+            **_batch_norm("norm_1", block.planes),
+            "convolution_2/kernel": (3, 3, block.planes, block.planes),
+            **_batch_norm("norm_2", block.planes),
+        }
+        if block.shortcut:
+            weights["shortcut_convolution/kernel"] = (1, 1, block.channels, block.planes)
+            weights |= _batch_norm("shortcut_norm", block.planes)
+        return weights
+
     def weights(self) -> Weights:
         """Returns `{name: shape}` of its weights."""
         weights: Weights = {}
         for block in self.blocks:
-            inner = {
-                "convolution_1/kernel": (3, 3, block.channels, block.planes),
-                "convolution_2/kernel": (3, 3, block.planes, block.planes),
-                **_batch_norm("norm_1", block.planes),
-                **_batch_norm("norm_2", block.planes),
-            }
-            if block.shortcut:
-                inner["shortcut_convolution/kernel"] = (1, 1, block.channels, block.planes)
-                inner |= _batch_norm("shortcut_norm", block.planes)
-            weights |= _under(block.name, inner)
+            weights |= _under(block.name, self.block_weights(block))
         weights["top/kernel"] = (1, 1, self.blocks[-1].planes, self.out_channels)
         weights["top/bias"] = (self.out_channels,)
         return weights | _weight_norm((self.features, 2 * self.latent_dim))

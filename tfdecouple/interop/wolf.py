@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdecouple.architecture import FIRST_PAIR, SECOND_PAIR, CouplingPlan, EncoderPlan, Plan, StepPlan, plan
+from tfdecouple.architecture import EncoderPlan, Plan, Weights, plan
 from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig
 from tfdecouple.errors import ConfigError, WolfError, one_line
 from tfdecouple.levels import encoder_blocks
@@ -23,9 +23,6 @@ Arrays = Mapping[str, np.ndarray]
 
 # Caches and counters of the reference that carry no information of their own.
 _DERIVED = ("weight_inv", "num_batches_tracked")
-
-# The reference's couplings of a step in the order of ours.
-_COUPLINGS = ("coupling1_up", "coupling1_dn", "coupling2_up", "coupling2_dn")
 
 
 def import_wolf(
@@ -234,74 +231,94 @@ def _kernel(array: np.ndarray) -> np.ndarray:
     return array.transpose(2, 3, 1, 0)
 
 
+# Names of our layers in a step, a factor-out and a block of the encoder, and of theirs.
+_STEP = {
+    "actnorm_1": "actnorm",
+    "linear": "conv1x1",
+    "actnorm_2": "unit.actnorm",
+    "coupling_continuous_last": "unit.coupling1_up",
+    "coupling_continuous_first": "unit.coupling1_dn",
+    "coupling_alternate_last": "unit.coupling2_up",
+    "coupling_alternate_first": "unit.coupling2_dn",
+}
+_PRIOR_STEP = {**_STEP, "linear": "linear"}
+_FACTOR_OUT = {"linear": "conv1x1", "coupling": "coupling", "actnorm": "actnorm"}
+_BLOCK = {
+    "convolution_1": "conv1",
+    "norm_1": "bn1",
+    "convolution_2": "conv2",
+    "norm_2": "bn2",
+    "shortcut_convolution": "downsample.0",
+    "shortcut_norm": "downsample.1",
+}
+
+# Names of our weights in such a layer, of theirs, and the conversion.
+_OF_IMAGES: dict[str, tuple[str, Convert]] = {
+    "log_scale": ("log_scale", _flat),
+    "bias": ("bias", _flat),
+    "kernel": ("weight", _same),
+    "net/first": ("net.conv1.weight", _kernel),
+    "net/second": ("net.conv2.weight", _kernel),
+    "net/condition_kernel": ("h_net.net.weight", _transposed),
+    "net/condition_bias": ("h_net.net.bias", _same),
+    "net/last_direction": ("net.conv3.conv.weight_v", _kernel),
+    "net/last_gain": ("net.conv3.conv.weight_g", _flat),
+    "net/last_bias": ("net.conv3.conv.bias", _same),
+}
+_OF_VECTORS: dict[str, tuple[str, Convert]] = {
+    **_OF_IMAGES,
+    "net/first": ("net.fc1.weight", _transposed),
+    "net/first_bias": ("net.fc1.bias", _same),
+    "net/second": ("net.fc2.weight", _transposed),
+    "net/second_bias": ("net.fc2.bias", _same),
+    "net/last_direction": ("net.fc3.linear.weight_v", _transposed),
+    "net/last_gain": ("net.fc3.linear.weight_g", _flat),
+    "net/last_bias": ("net.fc3.linear.bias", _same),
+}
+_OF_ENCODER: dict[str, tuple[str, Convert]] = {
+    "kernel": ("weight", _kernel),
+    "gamma": ("weight", _same),
+    "beta": ("bias", _same),
+    "moving_mean": ("running_mean", _same),
+    "moving_variance": ("running_var", _same),
+}
+
+
 def _correspondence(planned: Plan) -> Iterator[Row]:
     """Yields (name in the reference, name here, conversion) of every weight."""
     for level, stages in enumerate(planned.levels):
         block = f"generator.flow.blocks.{level}"
         for number, stage in enumerate(stages):
-            steps = f"{block}.layers.{number}" if stage.dropped else f"{block}.steps"
+            steps, step = f"{block}.layers.{number}" if stage.dropped else f"{block}.steps", planned.step(stage)
             for index, name in enumerate(stage.step_names):
-                yield from _step(f"{steps}.{index}", f"flow/{name}", planned.step(stage))
+                yield from _rows(f"{steps}.{index}", f"flow/{name}", step.weights(), _STEP, _OF_IMAGES)
             factor_out = planned.factor_out(stage)
             if factor_out is not None:
-                theirs, ours = f"{block}.priors.{number}", f"flow/{stage.factor_out_name}"
-                yield f"{theirs}.conv1x1.weight", f"{ours}/linear/kernel", _same
-                yield from _coupling(f"{theirs}.coupling", f"{ours}/coupling", factor_out.coupling)
-                yield from _actnorm(f"{theirs}.actnorm", f"{ours}/actnorm")
+                ours = f"flow/{stage.factor_out_name}"
+                yield from _rows(f"{block}.priors.{number}", ours, factor_out.weights(), _FACTOR_OUT, _OF_IMAGES)
     if planned.encoder is not None:
         yield from _encoder(planned.encoder)
     if planned.prior is not None:
         for index, name in enumerate(planned.prior.step_names):
-            yield from _step(f"discriminator.prior.flow.steps.{index}", f"prior_flow/{name}", planned.prior.step)
+            theirs, step = f"discriminator.prior.flow.steps.{index}", planned.prior.step
+            yield from _rows(theirs, f"prior_flow/{name}", step.weights(), _PRIOR_STEP, _OF_VECTORS)
 
 
-def _actnorm(theirs: str, ours: str) -> Iterator[Row]:
-    yield f"{theirs}.log_scale", f"{ours}/log_scale", _flat
-    yield f"{theirs}.bias", f"{ours}/bias", _flat
-
-
-def _step(theirs: str, ours: str, step: StepPlan) -> Iterator[Row]:
-    yield from _actnorm(f"{theirs}.actnorm", f"{ours}/actnorm_1")
-    yield f"{theirs}.{'conv1x1' if step.coupling.images else 'linear'}.weight", f"{ours}/linear/kernel", _same
-    yield from _actnorm(f"{theirs}.unit.actnorm", f"{ours}/actnorm_2")
-    for their_name, our_name in zip(_COUPLINGS, (*FIRST_PAIR, *SECOND_PAIR), strict=True):
-        yield from _coupling(f"{theirs}.unit.{their_name}", f"{ours}/{our_name}", step.coupling)
-
-
-def _coupling(theirs: str, ours: str, coupling: CouplingPlan) -> Iterator[Row]:
-    if coupling.images:
-        yield f"{theirs}.net.conv1.weight", f"{ours}/net/first", _kernel
-        yield f"{theirs}.net.conv2.weight", f"{ours}/net/second", _kernel
-        last, kernel = f"{theirs}.net.conv3.conv", _kernel
-    else:
-        for their_name, our_name in (("fc1", "first"), ("fc2", "second")):
-            yield f"{theirs}.net.{their_name}.weight", f"{ours}/net/{our_name}", _transposed
-            yield f"{theirs}.net.{their_name}.bias", f"{ours}/net/{our_name}_bias", _same
-        last, kernel = f"{theirs}.net.fc3.linear", _transposed
-    if coupling.condition_size:
-        yield f"{theirs}.h_net.net.weight", f"{ours}/net/condition_kernel", _transposed
-        yield f"{theirs}.h_net.net.bias", f"{ours}/net/condition_bias", _same
-    yield from _weight_norm(last, f"{ours}/net/last", kernel)
-
-
-def _weight_norm(theirs: str, ours: str, kernel: Convert) -> Iterator[Row]:
-    yield f"{theirs}.weight_v", f"{ours}_direction", kernel
-    yield f"{theirs}.weight_g", f"{ours}_gain", _flat
-    yield f"{theirs}.bias", f"{ours}_bias", _same
+def _rows(
+    theirs: str, ours: str, weights: Weights, layers: Mapping[str, str], names: Mapping[str, tuple[str, Convert]]
+) -> Iterator[Row]:
+    """Yields the rows of what has these weights, by the names of its layers and of their weights."""
+    for name in weights:
+        layer, _, weight = name.partition("/")
+        their_weight, convert = names[weight]
+        yield f"{theirs}.{layers[layer]}.{their_weight}", f"{ours}/{name}", convert
 
 
 def _encoder(encoder: EncoderPlan) -> Iterator[Row]:
     root = "discriminator.encoder.net"
     for index, block in enumerate(encoder.blocks):
-        theirs, ours = f"{root}.resnet{index // 2}.main.{index % 2}", f"encoder/{block.name}"
-        for number in (1, 2):
-            yield f"{theirs}.conv{number}.weight", f"{ours}/convolution_{number}/kernel", _kernel
-            yield from _batch_norm(f"{theirs}.bn{number}", f"{ours}/norm_{number}")
-        if block.shortcut:
-            yield f"{theirs}.downsample.0.weight", f"{ours}/shortcut_convolution/kernel", _kernel
-            yield from _batch_norm(f"{theirs}.downsample.1", f"{ours}/shortcut_norm")
-    yield f"{root}.top.weight", "encoder/top/kernel", _kernel
-    yield f"{root}.top.bias", "encoder/top/bias", _same
+        theirs, weights = f"{root}.resnet{index // 2}.main.{index % 2}", encoder.block_weights(block)
+        yield from _rows(theirs, f"encoder/{block.name}", weights, _BLOCK, _OF_ENCODER)
     planes, side = encoder.out_channels, encoder.out_side
 
     def dense(array: np.ndarray) -> np.ndarray:
@@ -309,14 +326,11 @@ def _encoder(encoder: EncoderPlan) -> Iterator[Row]:
         maps = array.reshape(len(array), planes, side, side).transpose(2, 3, 1, 0)
         return maps.reshape(encoder.features, len(array))
 
-    yield from _weight_norm("discriminator.fc.linear", "encoder/last", dense)
-
-
-def _batch_norm(theirs: str, ours: str) -> Iterator[Row]:
-    yield f"{theirs}.weight", f"{ours}/gamma", _same
-    yield f"{theirs}.bias", f"{ours}/beta", _same
-    yield f"{theirs}.running_mean", f"{ours}/moving_mean", _same
-    yield f"{theirs}.running_var", f"{ours}/moving_variance", _same
+    yield f"{root}.top.weight", "encoder/top/kernel", _kernel
+    yield f"{root}.top.bias", "encoder/top/bias", _same
+    yield "discriminator.fc.linear.weight_v", "encoder/last_direction", dense
+    yield "discriminator.fc.linear.weight_g", "encoder/last_gain", _flat
+    yield "discriminator.fc.linear.bias", "encoder/last_bias", _same
 
 
 def _read_json(path: str | pathlib.Path) -> dict[str, Any]:
