@@ -16,7 +16,8 @@ from tfdecouple.metrics import Evaluator
 from tfdecouple.model import DecoupledModel
 from tfdecouple.training.strategy import make_strategy
 from tfdecouple.visualization import grids
-from tfdecouple.visualization.grids import grid, interpolation_grid, reconstruction_grid, save_pictures, switch_grid
+from tfdecouple.visualization.grids import grid, interpolation_grid, reconstruction_grid, switch_grid
+from tfdecouple.visualization.pictures import save_pictures
 
 COUNT = 10
 

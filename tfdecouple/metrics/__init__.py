@@ -3,7 +3,7 @@
 from tfdecouple.metrics.bits_per_dim import BitsPerDim, Evaluator
 from tfdecouple.metrics.bounds import Bound, BoundEvaluator
 from tfdecouple.metrics.latent_use import LatentUse, measure_latent_use
-from tfdecouple.visualization.grids import save_pictures
+from tfdecouple.visualization.pictures import save_pictures
 
 __all__ = [
     "BitsPerDim",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -173,10 +172,15 @@ def reconstruction_grid(
         The picture, and how many of the images came back to the last pixel.
     """
     back, exact = reconstruct(model, images, on_images)
+    return beside(images, back, exact, note), exact
+
+
+def beside(images: np.ndarray, back: np.ndarray, exact: int, note: str = "") -> Image.Image:
+    """Draws images above what `reconstruct` returned for them."""
     columns = min(len(images), 10)
     tiles = np.stack([in_rows(images, columns), in_rows(back, columns)], 1).reshape(-1, columns, *images.shape[1:])
     caption = f"Image above, decode(encode(image)) below: {exact} of {len(images)} identical to the last pixel. {note}"
-    return grid(tiles, caption, group=(2, 0)), exact
+    return grid(tiles, caption, group=(2, 0))
 
 
 def switch_grid(
@@ -275,33 +279,3 @@ def neighbour_grid(
         parts.append(np.concatenate([queries[:, None], images], 1))
         labels += [first, f"{name}: 1", *(str(number) for number in range(2, k + 1))]
     return grid(np.concatenate(parts, 1), caption, group=(0, k + 1), column_labels=labels, about=1000)
-
-
-def save_pictures(model: DecoupledModel, images: np.ndarray, folder: pathlib.Path, prefix: str, seed: int = 0) -> int:
-    """Writes the grids of samples, reconstructions, switches and interpolation.
-
-    Args:
-        model: the model.
-        images: uint8 `[n, height, width, 3]`, images that it was not trained on, at least 1; a switch takes 2.
-        folder: where to; made if absent.
-        prefix: begins the files' names.
-        seed: of the samples.
-
-    Returns:
-        How many of the images came back from their codes to the last pixel.
-
-    Raises:
-        UserError: where a model yields pixels that are not finite.
-        OSError: where the disk is full.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    picture, exact = reconstruction_grid(model, images)
-    pictures = {"reconstructions": picture, "samples": sample_grid(model, seed=seed)}
-    half = len(images) // 2
-    pictures["interpolation"] = interpolation_grid(model, images[0], images[half])
-    if model.config.has_latent and half:
-        count = min(half, 20)
-        pictures["switch"] = switch_grid(model, images[:count], images[half : half + count])
-    for name, picture in pictures.items():
-        picture.save(folder / f"{prefix}{name}.png")
-    return exact

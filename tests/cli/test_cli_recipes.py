@@ -1,0 +1,68 @@
+"""The recipes of docs/design.md for a measure, a picture and a command, carried out in a copy of the packages."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from helpers.recipes import copy_of_packages, insert, recipe, run_in
+from PIL import Image
+
+# Uses all three in one process, for TensorFlow takes its time to start.
+USE = """
+import pathlib, sys
+import numpy as np
+from tfdecouple import load_model
+from tfdecouple.cli import main
+from tfdecouple.metrics import save_pictures
+
+run, out = sys.argv[1:]
+assert main(["evaluate", "--run", run, "--split", "validation", "--images", "2", "--brightness", "--out", out]) == 0
+assert main(["brightness", "--run", run, "--count", "16"]) == 0
+images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
+print("exact", save_pictures(load_model(run), images, pathlib.Path(out), "step-"))
+"""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the packages with what the three recipes add."""
+    folder = copy_of_packages(tmp_path_factory.mktemp("copy"))
+    package = folder / "tfdecouple"
+    (package / "cli" / "measures" / "brightness.py").write_text(recipe("measure"), encoding="utf-8")
+    (package / "cli" / "brightness.py").write_text(recipe("command"), encoding="utf-8")
+    insert(package / "cli" / "programs.py", "]", '    "brightness",\n', after="COMMANDS = [")
+    with (package / "visualization" / "pictures.py").open("a", encoding="utf-8") as file:
+        file.write("\n\n" + recipe("picture") + "\n")
+    return folder
+
+
+def test_help_shows_them_without_tensorflow(copy):
+    code = "import sys; from tfdecouple.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += "print([name for name in ('tensorflow', 'keras', 'numpy') if name in sys.modules])"
+    shown = run_in(copy, "-c", code, "evaluate", "--help")
+    assert "--brightness" in shown.stdout and "also how bright samples are" in shown.stdout
+    assert shown.stdout.splitlines()[-1] == "[]"
+    assert "say how bright samples are" in run_in(copy, "-m", "tfdecouple", "--help").stdout
+
+
+def test_they_are_used(copy, tiny_run, tmp_path):
+    done = run_in(copy, "-c", USE, str(tiny_run), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    values = json.loads((tmp_path / "brightness-validation.json").read_text(encoding="utf-8"))
+    assert 0 < values["brightness"] < 255
+    assert (values["command"], values["split"], values["seed"]) == ("evaluate", "validation", 0)
+    lines = done.stdout.splitlines()
+    (measured,) = [line for line in lines if line.startswith("brightness of samples")]
+    (said,) = [line for line in lines if line.startswith("16 samples of brightness")]
+    # The same samples: both draw sixteen with seed 0.
+    assert measured.split()[3] == said.split()[-1] == f"{values['brightness']:.1f}"
+    # After the ELBO, which is always measured.
+    assert lines.index(measured) > next(n for n, line in enumerate(lines) if "bits/dim: ELBO" in line)
+    exact = int(lines[-1].removeprefix("exact "))
+    with Image.open(tmp_path / "step-differences.png") as picture:
+        assert (np.asarray(picture) == 0).any()
+    assert exact == 4
+    names = {path.name for path in tmp_path.glob("step-*.png")}
+    assert names >= {f"step-{name}.png" for name in ("differences", "reconstructions", "samples", "interpolation")}
