@@ -15,6 +15,7 @@ from helpers.runs import write_run
 import tfdecouple
 from export.cli import main as export_main
 from tfdecouple import memory, parameters
+from tfdecouple.architecture import count_by_network, plan
 from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, DataConfig, ModelConfig, load_preset, override, preset_names
 from tfdecouple.data import open_source
@@ -103,9 +104,9 @@ def test_config_that_does_not_fit_its_weights_is_refused_before_the_model(enlarg
 
 
 @pytest.mark.parametrize("run", COMMITTED, ids=lambda run: f"{run.parent.name}/{run.name}")
-def test_checkpoints_say_how_many_parameters_they_hold(run):
+def test_checkpoints_say_which_weights_they_hold(run):
     folder = CheckpointFolder(run / "checkpoints")
-    assert folder.parameter_count("best", folder.steps("best")[0]) == count_parameters(load_config(run).model)
+    assert folder.weights("best", folder.steps("best")[0]) == plan(load_config(run).model).weights()
 
 
 def test_permutations_are_no_parameters(tmp_path):
@@ -113,7 +114,9 @@ def test_permutations_are_no_parameters(tmp_path):
 
     config = ModelConfig(**{**dataclasses.asdict(TINY), "linear": "lu"})
     run = write_run(tmp_path / "run", DecoupledModel(config))
-    assert CheckpointFolder(run / "checkpoints").parameter_count("best", 1) == count_parameters(config)
+    weights = CheckpointFolder(run / "checkpoints").weights("best", 1)
+    assert count_by_network(weights) == count_parameters(config)
+    assert any(name.endswith("permutation") for name in weights)
 
 
 def test_weights_that_are_more_than_their_file_are_damaged(tiny_run, tmp_path):
@@ -121,7 +124,7 @@ def test_weights_that_are_more_than_their_file_are_damaged(tiny_run, tmp_path):
     (data,) = tmp_path.glob("*.data-*")
     data.write_bytes(data.read_bytes()[:1000])
     with pytest.raises(DamagedCheckpointError, match="its files have 1,000"):
-        CheckpointFolder(tmp_path).parameter_count("best", 1)
+        CheckpointFolder(tmp_path).weights("best", 1)
 
 
 class TestMemory:

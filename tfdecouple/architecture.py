@@ -22,7 +22,7 @@ FIRST_PAIR = {"coupling_continuous_last": ("continuous", "last"), "coupling_cont
 SECOND_PAIR = {"coupling_alternate_last": ("alternate", "last"), "coupling_alternate_first": ("alternate", "first")}
 
 # Ends of the names of weights that training does not move by gradients.
-_STATE = ("moving_mean", "moving_variance", "permutation", "initialized")
+_STATE = ("moving_mean", "moving_variance", "permutation")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,12 +268,7 @@ class Plan:
 
     def parameters(self) -> dict[str, int]:
         """Returns the numbers of trainable parameters: of flow, encoder and prior, and in total."""
-        counts = {"flow": 0, "encoder": 0, "prior_flow": 0}
-        for name, shape in self.weights().items():
-            if name.rpartition("/")[2] not in _STATE:
-                counts[name.partition("/")[0]] += math.prod(shape)
-        flow, encoder, prior = counts.values()
-        return {"flow": flow, "encoder": encoder, "prior": prior, "total": flow + encoder + prior}
+        return count_by_network(self.weights())
 
     def widest_map(self) -> int:
         """Returns how many numbers the largest map of a single image holds."""
@@ -323,6 +318,21 @@ def plan(config: ModelConfig) -> Plan:
         encoder=encoder,
         prior=prior,
     )
+
+
+def count_by_network(weights: Weights) -> dict[str, int]:
+    """Returns how many of a model's weights are trainable parameters: of flow, encoder and prior, and in total.
+
+    >>> count_by_network({"flow/a/bias": (3,), "encoder/b/kernel": (2, 2), "encoder/b/moving_mean": (2,)})
+    {'flow': 3, 'encoder': 4, 'prior': 0, 'total': 7}
+    """
+    counts = {"flow": 0, "encoder": 0, "prior_flow": 0}
+    for name, shape in weights.items():
+        network = name.partition("/")[0]
+        if network in counts and name.rpartition("/")[2] not in _STATE:
+            counts[network] += math.prod(shape)
+    flow, encoder, prior = counts.values()
+    return {"flow": flow, "encoder": encoder, "prior": prior, "total": flow + encoder + prior}
 
 
 def _prior_step(config: ModelConfig) -> StepPlan:

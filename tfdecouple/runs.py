@@ -8,6 +8,7 @@ import os
 import pathlib
 from typing import Any, Self
 
+from tfdecouple.architecture import count_by_network
 from tfdecouple.config import Config, DataConfig, override
 from tfdecouple.data import Source, open_source
 from tfdecouple.data.opening import place_of
@@ -172,7 +173,7 @@ def _empty_model(run: str | pathlib.Path, config: Config) -> DecoupledModel:
     planned = count_parameters(config.model)
     for kind, step in [(name, number) for name in ("best", "step") for number in folder.steps(name)]:
         try:
-            held = folder.parameter_count(kind, step)
+            held = count_by_network(folder.weights(kind, step))
         except DamagedCheckpointError:
             continue
         for network, count in planned.items():

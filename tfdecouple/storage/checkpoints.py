@@ -18,8 +18,8 @@ from tfdecouple.errors import RunError, one_line
 
 Variables = Mapping[str, Any]
 
-# Names in a checkpoint begin so; what follows is a name of `DecoupledModel.named_variables`, with its slashes escaped.
-_NETWORKS = {"flow": "model/flow.S", "encoder": "model/encoder.S", "prior": "model/prior_flow.S"}
+# What stands around a name of `DecoupledModel.named_variables`, with its slashes escaped, in a checkpoint.
+_BEFORE, _AFTER = "model/", "/.ATTRIBUTES/VARIABLE_VALUE"
 
 _NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{9})\.index")
 
@@ -98,27 +98,22 @@ class CheckpointFolder:
                 f"the checkpoint {prefix} does not fit the config beside it: {one_line(error, first=True)}"
             ) from error
 
-    def parameter_count(self, kind: str, step: int) -> dict[str, int]:
-        """Returns how many trainable parameters of each network a checkpoint says that it holds; reads no weights.
-
-        Returns:
-            The numbers of "flow", "encoder", "prior" and their "total", as `parameters.count_parameters`.
+    def weights(self, kind: str, step: int) -> dict[str, tuple[int, ...]]:
+        """Returns the weights of the model that a checkpoint says that it holds, as `{name: shape}`; reads none.
 
         Raises:
             DamagedCheckpointError: where it cannot be read, or speaks of more bytes than its files have.
         """
         prefix = self.prefix(kind, step)
-        counts = dict.fromkeys(_NETWORKS, 0)
+        weights = {}
         try:
             reader = tf.train.load_checkpoint(prefix)
             types = reader.get_variable_to_dtype_map()
             claimed = 0
             for name, shape in reader.get_variable_to_shape_map().items():
                 claimed += math.prod(shape) * types[name].size
-                # Moving statistics of batch normalisation and permutations, of whole numbers, are no parameters.
-                if types[name] == tf.float32 and ".Smoving_" not in name:
-                    for network, beginning in _NETWORKS.items():
-                        counts[network] += math.prod(shape) if name.startswith(beginning) else 0
+                if name.startswith(_BEFORE):
+                    weights[name.removeprefix(_BEFORE).removesuffix(_AFTER).replace(".S", "/")] = tuple(shape)
             held = sum(data.stat().st_size for data in self.path.glob(f"{kind}-{step:09d}.data-*"))
         except (tf.errors.OpError, OSError, RuntimeError, LookupError, ValueError) as error:
             raise DamagedCheckpointError(
@@ -128,7 +123,7 @@ class CheckpointFolder:
             raise DamagedCheckpointError(
                 f"the checkpoint {prefix} is damaged (its weights would be {claimed:,} bytes, its files have {held:,})"
             )
-        return {**counts, "total": sum(counts.values())}
+        return weights
 
     def remove(self, kind: str, step: int) -> None:
         """Removes a checkpoint; its index goes first, so that it is never half there."""
