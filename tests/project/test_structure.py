@@ -198,7 +198,9 @@ def run(code):
 
 
 class TestImporting:
-    @pytest.mark.parametrize("name", ["tfdecouple", "tfdecouple.cli", "tfdecouple.config", "tfdecouple.parameters"])
+    @pytest.mark.parametrize(
+        "name", ["tfdecouple", "tfdecouple.cli", "tfdecouple.architecture", "tfdecouple.parameters"]
+    )
     def test_import_does_not_load_tensorflow(self, name):
         heavy = ("tensorflow", "keras", "tensorflow_probability", "tf_keras", "tensorflow_datasets")
         printed = run(f"import sys, {name}; print([m for m in {heavy} if m in sys.modules])")
