@@ -11,22 +11,10 @@ from typing import Any
 
 from export.origin import Origin
 from export.signatures import Endpoint
+from tfdecouple.data.opening import rights_in
 
 JSON_NAME = "model_card.json"
 TEXT_NAME = "MODEL_CARD.md"
-
-# What is known of the rights in the images; the weights carry no licence of their own beyond it.
-_LICENCES = {
-    "photographs": (
-        "Photographs that come with scikit-image and scikit-learn: public domain, CC0, CC BY 2.0 (china and flower, by "
-        "danielbuechele), and one of the Middlebury 2014 stereo benchmark without a stated licence."
-    ),
-    "cifar10": "CIFAR-10: its authors state no licence; they ask to cite Krizhevsky, 2009.",
-    "downsampled_imagenet": "ImageNet: its terms allow non-commercial research and education; the images have owners.",
-    "lsun": "LSUN: its authors state no licence; the images have owners.",
-    "celeb_a_hq": "CelebA-HQ: for non-commercial research only; the images have owners.",
-}
-
 
 # What makes each runtime compute in float32, and what else the codes hang on.
 _EXACT_RUNTIMES = (
@@ -46,10 +34,7 @@ def licence_of(origin: Origin) -> str:
     """Returns what is known of the rights in a run's images."""
     if origin.imported:
         return "No licence is claimed: the checkpoint does not say what images it was trained on."
-    name = origin.config.data.source.removeprefix("tfds:").partition("/")[0]
-    if name.startswith("folder:"):
-        return "Images from a folder: their rights are known to whoever trained on them, and not recorded here."
-    return _LICENCES.get(name, f"Images of the TFDS data set {name}: see its own page for their licence.")
+    return rights_in(origin.config.data.source)
 
 
 def make_card(

@@ -11,7 +11,7 @@ from typing import Any, Self
 from tfdecouple.architecture import count_by_network
 from tfdecouple.config import Config, DataConfig, override
 from tfdecouple.data import Source, open_source
-from tfdecouple.data.opening import place_of
+from tfdecouple.data.opening import images_at
 from tfdecouple.errors import RunError, UntrustedError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.parameters import count_parameters, require_memory
@@ -58,14 +58,14 @@ def require_own_images(run: str | pathlib.Path, data: DataConfig) -> str | None:
     Raises:
         UntrustedError: where this lies within the run folder.
     """
-    place = place_of(data)
-    if place is None:
+    found = images_at(data)
+    if found is None:
         return None
+    option, place = found
     inside = any(
         os.path.commonpath([path(run), path(place)]) == path(run) for path in (os.path.abspath, os.path.realpath)
     )
     if inside:
-        option = "data.source" if data.source.startswith("folder:") else "data.data_dir"
         raise UntrustedError(
             f"{option} in {pathlib.Path(run) / CONFIG} leads into the run folder itself, to {place}; where you trust "
             "it, name it with --data and --data-dir, or change the config"
@@ -141,7 +141,8 @@ class Run:
         given = {"source": source, "data_dir": data_dir, **others}
         changes = [f"data.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
         data = override(self.config, changes).data
-        if (source if data.source.startswith("folder:") else data_dir) is None:
+        option, _ = images_at(data) or ("", "")
+        if (source if option == "data.source" else data_dir) is None:
             require_own_images(self.path, data)
         return open_source(data, self.config.model.image_size, download=download)
 

@@ -6,6 +6,7 @@ import argparse
 import pathlib
 from typing import Any
 
+from tfdecouple.data.opening import kinds_listed
 from tfdecouple.errors import UserError
 
 MOST_IN_A_PICTURE = 100_000
@@ -44,7 +45,7 @@ def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
 def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: str = "train, validation or test") -> None:
     """Adds --split, --data, --data-dir and --download."""
     parser.add_argument("--split", default=split, metavar="NAME", help=f"{splits} (default {split})")
-    parser.add_argument("--data", metavar="SOURCE", help="photographs, a TFDS name or folder:PATH; default the run's")
+    parser.add_argument("--data", metavar="SOURCE", help=f"{kinds_listed()}; default the run's")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets; default the run's")
     parser.add_argument("--download", action="store_true", help="download and prepare the TFDS data set if missing")
 

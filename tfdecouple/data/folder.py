@@ -22,7 +22,8 @@ from tfdecouple.errors import DataError
 # Shares of the images that the hash gives to test and to validation.
 TEST_SHARE, VALIDATION_SHARE = 0.05, 0.05
 
-_SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+# Sub-folders that are splits, by their names.
+SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _place(key: str) -> float:
 
 def _split_files(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]:
     """Returns the files of each split with the split's description."""
-    present = sorted(name for name in _SPLIT_FOLDERS if (folder / name).is_dir())
+    present = sorted(name for name in SPLIT_FOLDERS if (folder / name).is_dir())
     if "train" not in present:
         if present:
             raise DataError(
@@ -132,7 +133,7 @@ def _split_files(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]
         raise DataError(f"the folder {folder} has the sub-folders val and validation; keep one of them")
     files = {}
     for name in present:
-        files[_SPLIT_FOLDERS[name]] = (_at_least(_listed(folder / name), 1, folder / name), f"{name}/")
+        files[SPLIT_FOLDERS[name]] = (_at_least(_listed(folder / name), 1, folder / name), f"{name}/")
     missing = {"validation", "test"} - set(files)
     if missing:
         # The hash gives the same three parts whichever is missing; a part that is not needed stays in training.

@@ -1,31 +1,175 @@
-"""From the name in `data.source` to the opened data set."""
+"""Kinds of data sources, and the registry in which they are found by what `data.source` says.
+
+The one file to edit for a new kind: a subclass of `SourceKind`, and its place in `KINDS`. Training, evaluation and all
+commands take it from there; what is heavy is imported where a source is opened, so that help comes without TensorFlow.
+"""
 
 from __future__ import annotations
 
+import abc
 import os
+from typing import TYPE_CHECKING, ClassVar
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data.folder import open_folder
-from tfdecouple.data.photographs import open_photographs
-from tfdecouple.data.source import Source
-from tfdecouple.data.tfds import KNOWN_NAMES, open_tfds
 from tfdecouple.errors import DataError, nearest
 
+if TYPE_CHECKING:
+    from tfdecouple.data.source import Source
 
-def place_of(config: DataConfig) -> str | None:
-    """Returns the folder that a config takes its images from; None where it names none."""
-    if config.source.startswith("folder:"):
-        return os.path.expanduser(config.source.removeprefix("folder:"))
-    return os.path.expanduser(config.data_dir) if config.data_dir and config.source != "photographs" else None
+
+class SourceKind(abc.ABC):
+    """A kind of data source: how `data.source` names it, how it is opened, and what is said of it.
+
+    Attributes:
+        names: data sets of this kind with names of their own, such as "cifar10".
+        pattern: how any other is named, such as "folder:PATH"; "" where there is none.
+        title: what it is called in a list of all kinds.
+        help: the same at more length; "" where there is no more to say.
+        like_own: whether a user's own images are treated as its images are, which `data.centre_crop` says; otherwise
+            that says where the subjects of the data set are, and nothing of other images.
+        rights: what is known of the rights in its images, by the name up to a "/"; "" is for all others.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ()
+    pattern: ClassVar[str] = ""
+    title: ClassVar[str]
+    help: ClassVar[str] = ""
+    like_own: ClassVar[bool] = False
+    rights: ClassVar[dict[str, str]] = {"": "Images of {name}: their rights are not recorded here."}
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the pattern begin with, such as "folder:"; "" where there is no pattern."""
+        return self.pattern[: self.pattern.find(":") + 1]
+
+    def takes(self, source: str) -> bool:
+        """Whether a `data.source` is of this kind."""
+        return source in self.names or bool(self.prefix and source.startswith(self.prefix))
+
+    def images_at(self, config: DataConfig) -> tuple[str, str] | None:
+        """Returns the option that says where the images lie, and the folder; None where the config says nothing.
+
+        A config may be a stranger's: images within the run folder that it belongs to are not used (docs/security.md).
+        """
+        return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
+
+    @abc.abstractmethod
+    def open(self, config: DataConfig, image_size: int, download: bool) -> Source:
+        """Opens the data set; see `open_source`."""
+
+
+class Photographs(SourceKind):
+    """The embedded photographs, which come with the installation."""
+
+    names = ("photographs",)
+    title = "photographs"
+    rights: ClassVar[dict[str, str]] = {
+        "": "Photographs that come with scikit-image and scikit-learn: public domain, CC0, CC BY 2.0 (china and "
+        "flower, by danielbuechele), and one of the Middlebury 2014 stereo benchmark without a stated licence."
+    }
+
+    def images_at(self, config: DataConfig) -> None:
+        """Returns None: a config names no place for them."""
+
+    def open(self, config: DataConfig, image_size: int, download: bool) -> Source:
+        """See `open_photographs`."""
+        from tfdecouple.data.photographs import open_photographs
+
+        return open_photographs(config, image_size)
+
+
+class TensorFlowDatasets(SourceKind):
+    """Data sets of TensorFlow Datasets; the paper's need no "tfds:" before their names."""
+
+    names = ("cifar10", "downsampled_imagenet/64x64", "lsun/bedroom", "celeb_a_hq/256")
+    pattern = "tfds:NAME"
+    title = "a TFDS name"
+    help = "the name of a TFDS data set such as cifar10, tfds:NAME"
+    rights: ClassVar[dict[str, str]] = {
+        "cifar10": "CIFAR-10: its authors state no licence; they ask to cite Krizhevsky, 2009.",
+        "downsampled_imagenet": "ImageNet: its terms allow non-commercial research and education; the images have "
+        "owners.",
+        "lsun": "LSUN: its authors state no licence; the images have owners.",
+        "celeb_a_hq": "CelebA-HQ: for non-commercial research only; the images have owners.",
+        "": "Images of the TFDS data set {name}: see its own page for their licence.",
+    }
+
+    def open(self, config: DataConfig, image_size: int, download: bool) -> Source:
+        """See `open_tfds`."""
+        from tfdecouple.data.tfds import open_tfds
+
+        return open_tfds(config, image_size, download)
+
+
+class ImageFolder(SourceKind):
+    """A folder of image files."""
+
+    pattern = "folder:PATH"
+    title = "folder:PATH"
+    like_own = True
+    rights: ClassVar[dict[str, str]] = {
+        "": "Images from a folder: their rights are known to whoever trained on them, and not recorded here."
+    }
+
+    def images_at(self, config: DataConfig) -> tuple[str, str]:
+        """Returns `data.source` and its folder."""
+        return "data.source", os.path.expanduser(config.source.removeprefix(self.prefix))
+
+    def open(self, config: DataConfig, image_size: int, download: bool) -> Source:
+        """See `open_folder`."""
+        from tfdecouple.data.folder import open_folder
+
+        return open_folder(config, image_size)
+
+
+# In the order in which they are listed to users; the first that takes a name opens it.
+KINDS: tuple[SourceKind, ...] = (Photographs(), TensorFlowDatasets(), ImageFolder())
+
+
+def find_kind(source: str) -> SourceKind | None:
+    """Returns the kind of a `data.source`, None where there is none.
+
+    >>> find_kind("tfds:mnist").title, find_kind("nothing")
+    ('a TFDS name', None)
+    """
+    return next((kind for kind in KINDS if kind.takes(source)), None)
+
+
+def kinds_listed(at_length: bool = False) -> str:
+    """Returns what `data.source` may be.
+
+    >>> kinds_listed()
+    'photographs, a TFDS name or folder:PATH'
+    >>> kinds_listed(at_length=True)
+    'photographs, the name of a TFDS data set such as cifar10, tfds:NAME, or folder:PATH'
+    """
+    *others, last = ((at_length and kind.help) or kind.title for kind in KINDS)
+    return f"{', '.join(others)}{',' if at_length else ''} or {last}"
+
+
+def images_at(config: DataConfig) -> tuple[str, str] | None:
+    """Returns the option that says where a config's images lie, and the folder; None where it says nothing."""
+    kind = find_kind(config.source)
+    return None if kind is None else kind.images_at(config)
 
 
 def crop_of_own_images(config: DataConfig) -> int:
-    """Returns the side in pixels of the centre square that a user's own images keep; 0 for the largest.
+    """Returns the side in pixels of the centre square that a user's own images keep; 0 for the largest."""
+    kind = find_kind(config.source)
+    return config.centre_crop if kind is not None and kind.like_own else 0
 
-    Those of a folder are taken to be like the user's own. The centre crop of another data set says where its subjects
-    are, and nothing of other images.
+
+def rights_in(source: str) -> str:
+    """Returns what is known of the rights in the images of a `data.source`.
+
+    >>> rights_in("tfds:mnist")
+    'Images of the TFDS data set mnist: see its own page for their licence.'
     """
-    return config.centre_crop if config.source.startswith("folder:") else 0
+    kind = find_kind(source)
+    if kind is None:
+        return SourceKind.rights[""].format(name=source)
+    name = source.removeprefix(kind.prefix).partition("/")[0]
+    return kind.rights.get(name, kind.rights[""]).format(name=name)
 
 
 def open_source(config: DataConfig, image_size: int, download: bool = False) -> Source:
@@ -44,14 +188,12 @@ def open_source(config: DataConfig, image_size: int, download: bool = False) -> 
     """
     if image_size < 1:
         raise DataError(f"the image size is {image_size}; it must be at least 1")
-    if config.source == "photographs":
-        return open_photographs(config, image_size)
-    if config.source.startswith("folder:"):
-        return open_folder(config, image_size)
-    if config.source in KNOWN_NAMES or config.source.startswith("tfds:"):
-        return open_tfds(config, image_size, download)
-    names = ("photographs", *KNOWN_NAMES)
-    raise DataError(
-        f"there is no data.source {config.source!r}{nearest(config.source, names)}; "
-        f"there are {', '.join(names)}, tfds:NAME and folder:PATH"
-    )
+    kind = find_kind(config.source)
+    if kind is None:
+        names = [name for kind in KINDS for name in kind.names]
+        *others, last = [*names, *(kind.pattern for kind in KINDS if kind.pattern)]
+        raise DataError(
+            f"there is no data.source {config.source!r}{nearest(config.source, names)}; "
+            f"there are {', '.join(others)} and {last}"
+        )
+    return kind.open(config, image_size, download)

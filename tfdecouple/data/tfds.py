@@ -18,9 +18,6 @@ from tfdecouple.data.source import Source
 from tfdecouple.data.split import Arrays, MemorySplit, Split, Tensors
 from tfdecouple.errors import DataError, UserError, nearest, one_line
 
-# The paper's data sets, which need no "tfds:" before their names.
-KNOWN_NAMES = ("cifar10", "downsampled_imagenet/64x64", "lsun/bedroom", "celeb_a_hq/256")
-
 # Encoded bytes that a shuffle holds at a time. TFDS stores records in random order, so windows of this size, some
 # thousand images, mix well.
 _WINDOW_BYTES = 2**27
@@ -31,7 +28,7 @@ def open_tfds(config: DataConfig, image_size: int, download: bool) -> Source:
     """Opens a prepared TFDS data set.
 
     Args:
-        config: whose `source` is one of `KNOWN_NAMES` or "tfds:NAME", `data_dir`, `validation_examples`,
+        config: whose `source` is NAME or "tfds:NAME", `data_dir`, `validation_examples`,
             `centre_crop` and `cache_gib`. Where the decoded images take at most `cache_gib`, each split is decoded
             once; else its records stay encoded on disk.
         image_size: side S of the images in pixels.

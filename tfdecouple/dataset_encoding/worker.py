@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from tfdecouple.data.folder import SUFFIXES
+from tfdecouple.data.folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.data.image_file import read_image
 from tfdecouple.dataset_encoding.fields import NO_LABEL, Field
 from tfdecouple.errors import DataError, one_line
 
 UNREADABLE = "unreadable"
-SPLIT_FOLDERS = ("train", "val", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)

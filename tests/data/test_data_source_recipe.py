@@ -1,0 +1,62 @@
+"""The recipe of docs/design.md for a data source, carried out literally in a copy of the package."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers.recipes import copy_of_packages, recipe, run_in
+
+TINY = (
+    '{"description": "tiny", "model": {"image_size": 8, "latent_dim": 4, "steps": [1, 1], "hidden_channels": [4, 6], '
+    '"encoder_channels": [4], "prior_steps": 1, "prior_hidden": 6}, "data": {"source": "stripes"}, '
+    '"training": {"batch_size": 8, "init_images": 8, "evaluation_batch_size": 8}}'
+)
+USE = """
+from tfdecouple.config import DataConfig
+from tfdecouple.data import load_images, open_source, training_batches
+source = open_source(DataConfig(source="stripes"), 8)
+batch = next(iter(training_batches(source, DataConfig(), batch_size=4, seed=0)))["image"].numpy()
+assert batch.shape == (4, 8, 8, 3) and (batch == batch[:, :, :1, :1]).all() and batch.std() > 0
+ours, theirs = (load_images(source, split, 64)[0] for split in ("train", "test"))
+assert (ours != theirs).any()
+try:
+    open_source(DataConfig(source="strips"), 8)
+except Exception as error:
+    print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def with_source(tmp_path_factory):
+    """A copy of the packages with the data source of the recipe."""
+    folder = copy_of_packages(tmp_path_factory.mktemp("source"))
+    file = folder / "tfdecouple" / "data" / "opening.py"
+    content = file.read_text(encoding="utf-8")
+    kind, _, line = recipe("data source").rpartition("\n\n")
+    (registered,) = [old for old in content.splitlines() if old.startswith("KINDS")]
+    content = content.replace(registered, line)
+    place = content.index("# In the order in which they are listed")
+    file.write_text(f"{content[:place]}{kind}\n\n\n{content[place:]}", encoding="utf-8")
+    (folder / "tfdecouple" / "presets" / "tiny.json").write_text(TINY, encoding="utf-8")
+    return folder
+
+
+def test_it_is_opened_and_named_by_messages_and_help(with_source):
+    used = run_in(with_source, "-c", USE)
+    assert used.returncode == 0, used.stderr
+    (said,) = used.stdout.splitlines()
+    assert "did you mean stripes?" in said and "photographs, cifar10" in said and ", stripes" in said
+    for program in (["train.py"], ["-m", "tfdecouple", "evaluate"]):
+        shown = run_in(with_source, *program, "--help").stdout
+        assert "or stripes" in " ".join(shown.split())
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_on_it_and_evaluated(with_source):
+    trained = run_in(with_source, "train.py", "--preset", "tiny", "--steps", "2", "--workdir", "run")
+    assert trained.returncode == 0, trained.stderr
+    measured = run_in(with_source, "-m", "tfdecouple", "evaluate", "--run", "run", "--split", "validation")
+    assert measured.returncode == 0, measured.stderr
+    (result,) = with_source.glob("run/**/elbo.json")
+    assert json.loads(result.read_text(encoding="utf-8"))["source"] == "stripes"
