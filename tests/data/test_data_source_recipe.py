@@ -58,5 +58,5 @@ def test_a_model_is_trained_on_it_and_evaluated(with_source):
     assert trained.returncode == 0, trained.stderr
     measured = run_in(with_source, "-m", "tfdecouple", "evaluate", "--run", "run", "--split", "validation")
     assert measured.returncode == 0, measured.stderr
-    (result,) = with_source.glob("run/**/elbo.json")
+    (result,) = with_source.glob("run/**/bits_per_dim-validation.json")
     assert json.loads(result.read_text(encoding="utf-8"))["source"] == "stripes"

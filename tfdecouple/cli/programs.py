@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from tfdecouple.config import Config, load_preset, override
+from tfdecouple.data.opening import kinds_listed
 from tfdecouple.runtime.process import run_program, start_tensorflow
 
 EXIT_INTERRUPTED = 75
@@ -109,7 +110,7 @@ def _train_parser() -> argparse.ArgumentParser:
     images.add_argument(
         "--data",
         metavar="SOURCE",
-        help="photographs, the name of a TFDS data set such as cifar10, tfds:NAME, or folder:PATH (data.source)",
+        help=f"{kinds_listed(at_length=True)} (data.source)",
     )
     images.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets (data.data_dir)")
     images.add_argument("--download", action="store_true", help="download and prepare the TFDS data set if missing")
