@@ -1,142 +1,23 @@
-"""Bits per dimension that no way of batching changes, and pictures that show what they say."""
-
-import dataclasses
-import math
+"""Pictures that show what they say."""
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from helpers.models import SMALL, give_effect, random_images
 from PIL import Image
 
-from tfdecouple.errors import NotInitializedError
-from tfdecouple.layers import ActNorm, InvertibleLinear
-from tfdecouple.metrics import Evaluator
 from tfdecouple.model import DecoupledModel
-from tfdecouple.training.strategy import make_strategy
 from tfdecouple.visualization import grids
 from tfdecouple.visualization.grids import grid, interpolation_grid, reconstruction_grid, switch_grid
 from tfdecouple.visualization.pictures import save_pictures
 
-COUNT = 10
 
-
-def batches(size, images=None, fill=0):
-    """Batches of one size, the last filled up with images of weight 0."""
-    images = random_images(COUNT, seed=5) if images is None else images
-    missing = -len(images) % size
-    filled = np.concatenate([images, np.full((missing, *images.shape[1:]), fill, np.uint8)])
-    index = np.concatenate([np.arange(len(images)), np.zeros(missing)]).astype(np.int64)
-    weight = np.concatenate([np.ones(len(images)), np.zeros(missing)]).astype(np.float32)
-    return tf.data.Dataset.from_tensor_slices({"image": filled, "index": index, "weight": weight}).batch(size)
-
-
-def small_model():
+@pytest.fixture(scope="module")
+def model():
     keras.utils.set_random_seed(3)
     model = DecoupledModel(SMALL)
     model.initialize(random_images(16))
     return give_effect(model)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
-
-
-@pytest.fixture(scope="module")
-def evaluator(model):
-    return Evaluator(model)
-
-
-@pytest.fixture(scope="module")
-def measured(evaluator):
-    return evaluator(batches(7), seed=1)
-
-
-def numbers(measured):
-    values = measured.to_dict()
-    return {name: values[name] for name in ("bits_per_dim", "standard_error", "reconstruction", "kl")}
-
-
-class TestEvaluator:
-    @pytest.mark.parametrize("size", [1, 64])
-    def test_batch_size_changes_nothing(self, evaluator, measured, size):
-        again = evaluator(batches(size), seed=1)
-        assert again.images == measured.images == COUNT
-        assert numbers(again) == pytest.approx(numbers(measured), rel=1e-6)
-
-    def test_devices_change_nothing(self, measured):
-        strategy = make_strategy(2)
-        with strategy.scope():
-            copy = small_model()
-        again = Evaluator(copy, strategy)(batches(4), seed=1)
-        assert again.images == COUNT
-        assert numbers(again) == pytest.approx(numbers(measured), rel=1e-6)
-
-    def test_padding_is_not_counted(self, evaluator, measured):
-        again = evaluator(batches(7, fill=255), seed=1)
-        assert again == measured
-
-    def test_parts_add_up_to_bits_per_dim(self, measured):
-        nats = measured.reconstruction + measured.kl + measured.dequantization
-        assert measured.bits_per_dim == pytest.approx(nats / (192 * math.log(2)) + math.log2(128), rel=1e-6)
-
-    def test_samples_are_averaged(self, evaluator, model):
-        # Draw number k of an image is the same whatever the number of draws: three draws are the mean of each.
-        images = random_images(4, seed=6)
-        one, two, three = (evaluator(batches(4, images), samples=k, seed=2) for k in (1, 2, 3))
-        assert (one.samples, two.samples, three.samples) == (1, 2, 3)
-        second, third = 2 * two.kl - one.kl, 3 * three.kl - 2 * two.kl
-        assert len({round(one.kl, 3), round(second, 3), round(third, 3)}) == 3
-        draws = [one.bits_per_dim, 2 * two.bits_per_dim - one.bits_per_dim]
-        draws.append(3 * three.bits_per_dim - 2 * two.bits_per_dim)
-        assert three.bits_per_dim == pytest.approx(np.mean(draws))
-        assert max(draws) - min(draws) < 1
-
-    def test_seed_decides_the_draws(self, evaluator, measured):
-        assert evaluator(batches(7), seed=1) == measured
-        assert evaluator(batches(7), seed=2).kl != measured.kl
-
-    def test_reports_the_images_done(self, evaluator):
-        done = []
-        evaluator(batches(7), on_batch=done.append)
-        assert done == [7, 10]
-
-    def test_standard_error_is_that_of_the_mean_over_images(self, evaluator, measured):
-        images = random_images(COUNT, seed=5)
-        # An image's noise goes by its index, so each is evaluated in its place.
-        single = []
-        for number in range(COUNT):
-            one = {"image": images[[number]], "index": np.int64([number]), "weight": np.ones(1, np.float32)}
-            single.append(evaluator(tf.data.Dataset.from_tensor_slices(one).batch(1), seed=1).bits_per_dim)
-        assert measured.bits_per_dim == pytest.approx(np.mean(single), rel=1e-6)
-        assert measured.standard_error == pytest.approx(np.std(single, ddof=1) / math.sqrt(COUNT), rel=1e-5)
-
-    def test_identity_flow_gives_the_bits_of_a_standard_normal(self):
-        model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none"))
-
-        def become_identity(layer, x, condition):
-            if isinstance(layer, ActNorm):
-                layer.log_scale.assign(tf.zeros_like(layer.log_scale))
-            elif isinstance(layer, InvertibleLinear):
-                layer.kernel.assign(tf.eye(layer.kernel.shape[0]))
-            return layer.forward_and_log_det(x, condition)[0]
-
-        images = random_images(64, seed=7)
-        x = (images.astype(np.float64) + 0.5) / 128 - 1
-        model.flow.walk(tf.constant(x, tf.float32), None, become_identity)
-        model.initialized.assign(True)
-        measured = Evaluator(model)(batches(64, images))
-        # E over u in [0, 1) of -log2 of the normal density times the width 2/256 of a pixel's bin.
-        squares = np.mean(x**2) + (1 / 128) ** 2 / 12
-        expected = (squares / 2 + math.log(2 * math.pi) / 2) / math.log(2) + math.log2(256 / 2)
-        assert measured.bits_per_dim == pytest.approx(expected, abs=2e-4)
-        assert measured.kl == 0
-
-    def test_model_without_weights_is_refused(self):
-        with pytest.raises(NotInitializedError):
-            Evaluator(DecoupledModel(dataclasses.replace(SMALL, conditioning="none")))(batches(4))
 
 
 def factor_of(columns):

@@ -93,8 +93,8 @@ def load_chosen(source: Source, split: str, indices: np.ndarray) -> tuple[np.nda
     """
     batches = list(chosen_batches(source, split, indices, batch_size=256))
     images, labels, found = (np.concatenate([batch[name] for batch in batches]) for name in ("image", "label", "index"))
-    place = np.searchsorted(found, indices)
-    return images[place], labels[place]
+    order = np.searchsorted(found, indices)
+    return images[order], labels[order]
 
 
 def drawn_images(run: OpenedRun, options: argparse.Namespace) -> Images:
@@ -183,8 +183,8 @@ def image_pairs(run: OpenedRun, options: argparse.Namespace, hows: tuple[str, ..
         pairs = pair_up(labels, how, options.count)
         if len(pairs):
             first, second = (
-                _of_source(run, source, options.split, pool[places], images[places], labels[places])
-                for places in pairs.T
+                _of_source(run, source, options.split, pool[chosen], images[chosen], labels[chosen])
+                for chosen in pairs.T
             )
             made[how] = (first, second)
     if not made:
@@ -204,12 +204,12 @@ def pair_up(labels: np.ndarray, how: str, count: int) -> np.ndarray:
         count: the most pairs.
 
     Returns:
-        Places in `labels`, int64 `[pairs, 2]`. The labels take turns, so that a few pairs show many of them.
+        Indices into `labels`, int64 `[pairs, 2]`. The labels take turns, so that a few pairs show many of them.
     """
-    places = np.arange(len(labels))
+    indices = np.arange(len(labels))
     if how == "any":
-        return places[: len(places) // 2 * 2].reshape(-1, 2)[:count]
-    ring = [places[labels == label].tolist() for label in dict.fromkeys(labels.tolist()) if label >= 0]
+        return indices[: len(indices) // 2 * 2].reshape(-1, 2)[:count]
+    ring = [indices[labels == label].tolist() for label in dict.fromkeys(labels.tolist()) if label >= 0]
     pairs: list[tuple[int, int]] = []
     while len(pairs) < count:
         if how == "within":

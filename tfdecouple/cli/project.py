@@ -61,9 +61,9 @@ def run(options: argparse.Namespace) -> int:
     done = 0
     with Counter("encoding", len(indices)) as counter:
         for batch in batches:
-            part = slice(done, done + len(batch["index"]))
-            codes[part], labels[part] = opened.z_of(batch["image"]), batch["label"]
-            counter(done := part.stop)
+            rows = slice(done, done + len(batch["index"]))
+            codes[rows], labels[rows] = opened.z_of(batch["image"]), batch["label"]
+            counter(done := rows.stop)
 
     facts: dict[str, Any] = {
         "command": "project",

@@ -241,8 +241,8 @@ class Inception:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Returns the features of uint8 images `[n, height, width, 3]` of any size, float32 `[n, 2048]`."""
-        parts = [self._run(images[start : start + _AT_ONCE]).numpy() for start in range(0, len(images), _AT_ONCE)]
-        return np.concatenate([np.zeros((0, FEATURES), np.float32), *parts])
+        features = [self._run(images[start : start + _AT_ONCE]).numpy() for start in range(0, len(images), _AT_ONCE)]
+        return np.concatenate([np.zeros((0, FEATURES), np.float32), *features])
 
     @staticmethod
     def scaled(images: tf.Tensor) -> tf.Tensor:

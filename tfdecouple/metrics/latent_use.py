@@ -42,7 +42,7 @@ class LatentUse:
         kl: KL(q(z|x) || p(z)), what z costs. Exact for the normal prior, from the draws for the flow prior.
         kl_method: "exact" or "Monte Carlo".
         kl_to_normal: for each dimension, KL(q(z_i|x) || N(0, 1)), exact, mean over images. With the normal prior these
-            add up to `kl`; the flow prior has no such parts, and there they only say how far z_i is from N(0, 1).
+            add up to `kl`; the flow prior has no such terms, and there they only say how far z_i is from N(0, 1).
         information: for each dimension, KL(q(z_i|x) || q(z_i)) to its aggregated posterior q(z_i), the mean of
             q(z_i|x') over images: an estimate of I(x; z_i), whatever the prior.
         mean_variance: for each dimension, the variance over images of the posterior mean.
@@ -92,9 +92,9 @@ class Posteriors:
     stddev: np.ndarray
     index: np.ndarray
 
-    def of(self, places: np.ndarray) -> Posteriors:
+    def of(self, chosen: np.ndarray) -> Posteriors:
         """Returns those of some images."""
-        return Posteriors(self.mean[places], self.stddev[places], self.index[places])
+        return Posteriors(self.mean[chosen], self.stddev[chosen], self.index[chosen])
 
 
 def require_latent(model: Any) -> None:
@@ -234,9 +234,9 @@ def information(z: np.ndarray, posteriors: Posteriors) -> tuple[np.ndarray, np.n
 
 
 def derangement(count: int, seed: Any) -> np.ndarray:
-    """Returns a random permutation of `count` places, int64 `[count]`, that leaves none where it was.
+    """Returns a random permutation of `count` numbers, int64 `[count]`, that leaves none where it was.
 
-    The places lie on a circle in random order and each gets what is at the next; 2 or more are needed.
+    The numbers lie on a circle in random order and each is followed by the next; 2 or more are needed.
     """
     order = _random_order(count, seed)
     partner = np.empty(count, np.int64)

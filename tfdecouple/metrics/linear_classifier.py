@@ -157,7 +157,7 @@ def fit_pca(features: np.ndarray, components: int, seed: int) -> PCA:
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A classifier fitted on all training images with the C that was best on the held-out part of them.
+    """A classifier fitted on all training images with the C that was best on those held out.
 
     Attributes:
         classifier: the classifier.

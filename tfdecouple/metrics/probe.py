@@ -32,7 +32,7 @@ __all__ = ["confusion_picture", "linear_probe"]
 
 
 @dataclasses.dataclass
-class _Part:
+class _Labelled:
     """The images of one split: uint8 `[n, S, S, 3]` in random order, and their labels, int32 `[n]`."""
 
     images: np.ndarray
@@ -128,7 +128,7 @@ def linear_probe(
     classify_image_like("pixels", _pixels(train.images), _pixels(test.images))
     say("encoding")
     with fits.paused():
-        (z, v), (z_test, v_test) = (_encode(model, part.images, batch_size, say) for part in (train, test))
+        (z, v), (z_test, v_test) = (_encode(model, images.images, batch_size, say) for images in (train, test))
     if z is not None and z_test is not None:
         _standardize(z, z_test)
         classify("z", z, z_test)
@@ -201,21 +201,21 @@ def _read(
     seed: int,
     batch_size: int,
     say: Callable[[str], None],
-) -> _Part:
-    """Reads images as the model sees them, in random order, so that their last fifth is a random part of them."""
+) -> _Labelled:
+    """Reads images as the model sees them, in random order, so that their last fifth is a random choice of them."""
     indices = drawn_indices(source, split, count, seed)
     images, labels = np.empty((count, *model.config.image_shape), np.uint8), np.empty(count, np.int32)
     order = np.argsort(indices)
     done = 0
     for batch in subset_batches(source, split, indices, batch_size=batch_size, say=say):
-        places = order[done : done + len(batch["label"])]
-        images[places], labels[places] = model.quantize_images(batch["image"]), batch["label"]
-        done += len(places)
+        rows = order[done : done + len(batch["label"])]
+        images[rows], labels[rows] = model.quantize_images(batch["image"]), batch["label"]
+        done += len(rows)
     if (labels < 0).any():
         raise DataError(
             f"{source.title} has {split} images without a label; a linear probe needs labels, as sub-folders give"
         )
-    return _Part(images, labels)
+    return _Labelled(images, labels)
 
 
 def _require_classes(source: Source, labels: np.ndarray) -> None:

@@ -58,24 +58,24 @@ def grid(
     def offset(index: int, side: int, together: int) -> int:
         return _GAP + index * (side * factor + _GAP) + (index // together * 3 * _GAP if together else 0)
 
-    def place(row: int, column: int) -> tuple[int, int]:
+    def corner(row: int, column: int) -> tuple[int, int]:
         return margin + offset(column, width, group[1]), header + offset(row, height, group[0])
 
-    left, top = place(rows - 1, columns - 1)
+    left, top = corner(rows - 1, columns - 1)
     picture_width, bottom = left + width * factor + _GAP, top + height * factor + _GAP
-    lines = [line for part in caption.splitlines() for line in _wrap(part, font, picture_width - 2 * _GAP)]
+    lines = [line for text in caption.splitlines() for line in _wrap(text, font, picture_width - 2 * _GAP)]
     picture = Image.new("RGB", (picture_width, bottom + _LINE * len(lines) + (6 if lines else 0)), _BACKGROUND)
     for row in range(rows):
         for column in range(columns):
             tile = Image.fromarray(images[row, column])
             tile = tile.resize((width * factor, height * factor), Image.Resampling.NEAREST)
-            picture.paste(tile, place(row, column))
+            picture.paste(tile, corner(row, column))
     draw = ImageDraw.Draw(picture)
     for row, label in enumerate(row_labels):
-        middle = place(row, 0)[1] + height * factor // 2
+        middle = corner(row, 0)[1] + height * factor // 2
         draw.text((margin - 4, middle), label, fill=_INK, font=font, anchor="rm")
     for column, label in enumerate(column_labels):
-        centre = place(0, column)[0] + width * factor // 2
+        centre = corner(0, column)[0] + width * factor // 2
         draw.text((centre, header // 2 + 1), label, fill=_INK, font=font, anchor="mm")
     for number, line in enumerate(lines):
         draw.text((_GAP, bottom + _LINE * number), line, fill=_INK, font=font)
@@ -151,9 +151,9 @@ def reconstruct(model: DecoupledModel, images: np.ndarray, on_images: OnImages =
         on_images: called with the number of images done.
     """
     back = np.empty_like(images)
-    for part in _chunks(len(images)):
-        back[part] = model.decode(*model.encode(images[part]))
-        on_images(part.stop)
+    for chunk in _chunks(len(images)):
+        back[chunk] = model.decode(*model.encode(images[chunk]))
+        on_images(chunk.stop)
     return back, int((back == images).reshape(len(images), -1).all(1).sum())
 
 
@@ -204,9 +204,9 @@ def switch_grid(
         on_images: called with the number of images done.
     """
     ab, ba = np.empty_like(a), np.empty_like(b)
-    for part in _chunks(len(a)):
-        ab[part], ba[part] = model.switch(a[part], b[part])
-        on_images(2 * part.stop)
+    for chunk in _chunks(len(a)):
+        ab[chunk], ba[chunk] = model.switch(a[chunk], b[chunk])
+        on_images(2 * chunk.stop)
     columns = min(columns, len(a))
     tiles = in_rows(np.stack([np.stack([a, ba], 1), np.stack([b, ab], 1)], 1), columns)
     rows, shape = len(tiles), a.shape[1:]
@@ -273,9 +273,9 @@ def neighbour_grid(
         first: what the queries are.
         caption: of the picture.
     """
-    parts, labels, k = [], [], 0
+    blocks, labels, k = [], [], 0
     for name, images in neighbours.items():
         k = images.shape[1]
-        parts.append(np.concatenate([queries[:, None], images], 1))
+        blocks.append(np.concatenate([queries[:, None], images], 1))
         labels += [first, f"{name}: 1", *(str(number) for number in range(2, k + 1))]
-    return grid(np.concatenate(parts, 1), caption, group=(0, k + 1), column_labels=labels, about=1000)
+    return grid(np.concatenate(blocks, 1), caption, group=(0, k + 1), column_labels=labels, about=1000)
