@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import tensorflow as tf
 
 from helpers.models import SMALL
 from tfdecouple.config import Config, DataConfig, TrainingConfig
+from tfdecouple.training.figures import StepResult
 from tfdecouple.training.log import read_metrics
 from tfdecouple.training.step import TrainStep
 
@@ -73,12 +76,39 @@ def figures(run):
     return {key: {k: v for k, v in row.items() if k not in TIMING} for key, row in log_rows(run).items()}
 
 
-def before_steps(monkeypatch, act):
+class FakeStep:
+    """Stands in for TrainStep: moves the averages a little, or skips the steps `bad`."""
+
+    bad = ()
+    # The step that the wish to stop of some other worker reaches all of them with.
+    told_to_stop = None
+
+    def __init__(self, config, state, strategy):
+        self.state = state
+
+    @staticmethod
+    def kl(step):
+        return 2.0 + step / 8
+
+    def __call__(self, micro_batches, step, stop=False):
+        applied, kl = tf.constant(step not in self.bad), self.kl(step)
+        self.state.count_step(applied)
+        if applied:
+            for average in self.state.optimizer.averages.values():
+                average.assign_add(tf.fill(average.shape, 1e-3))
+        else:
+            kl = math.nan
+        stopping = stop or step == self.told_to_stop
+        figures = map(tf.constant, (kl + 1, 1.0, kl, 0.0, kl + 2, 0.1))
+        return StepResult(*figures, applied, tf.identity(self.state.skipped), tf.constant(float(stopping)))
+
+
+def before_steps(monkeypatch, act, of=TrainStep):
     """Calls `act(step_function, step)` before every step of a run."""
-    original = TrainStep.__call__
+    original = of.__call__
 
     def step(self, micro_batches, number, *wish):
         act(self, number)
         return original(self, micro_batches, number, *wish)
 
-    monkeypatch.setattr(TrainStep, "__call__", step)
+    monkeypatch.setattr(of, "__call__", step)

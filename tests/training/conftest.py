@@ -1,6 +1,7 @@
 """Fixtures of the tests of training."""
 
 import pytest
+from helpers.runs import FakeStep
 
 from tfdecouple.metrics import BitsPerDim
 from tfdecouple.training import reports, trainer
@@ -24,3 +25,10 @@ def stand_ins(monkeypatch):
 
     fake()
     return fake
+
+
+@pytest.fixture
+def fake_step(monkeypatch):
+    """Replaces the step, whose tracing takes time; returns the stand-in."""
+    monkeypatch.setattr(trainer, "TrainStep", FakeStep)
+    return FakeStep

@@ -1,6 +1,7 @@
-"""Runs of several workers: two processes on this machine."""
+"""Runs of several workers: as threads of this process, and as two processes on this machine."""
 
 import contextlib
+import io
 import json
 import signal
 import socket
@@ -13,9 +14,17 @@ import numpy as np
 import pytest
 from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.runs import assert_same_checkpoint, checkpoint_values, log_rows, run_config
+from helpers.threads import Together
 
+from tfdecouple.data import open_source
 from tfdecouple.storage.files import write_json
-from tfdecouple.training import train
+from tfdecouple.training import InterruptedRunError, train
+from tfdecouple.training.distributed import DistributedTrainer
+from tfdecouple.training.folder import RunFolder
+from tfdecouple.training.progress import Progress
+from tfdecouple.training.record import RunRecord
+from tfdecouple.training.state import TrainingState
+from tfdecouple.training.strategy import make_strategy
 
 
 def free_ports(count):
@@ -95,6 +104,55 @@ def shared_run(image_folder, tmp_path_factory):
     return SimpleNamespace(folder=pair.run, ended=pair.end())
 
 
+class TestTwoRanks:
+    """Two trainers as threads of this process, with stand-ins for what takes time."""
+
+    @pytest.fixture
+    def ranks(self, image_folder, tmp_path, stand_ins, fake_step):
+        """Returns a function that runs both to their end, and returns their states and what each returned or raised."""
+
+        def run(**training):
+            config = run_config(image_folder, **training)
+            source, strategy = open_source(config.data, 8), make_strategy(1)
+            states = [TrainingState(config) for _ in range(2)]
+
+            def act(workers):
+                state, progress = states[workers.rank], Progress(config.training.steps, io.StringIO())
+                with RunFolder(tmp_path / "run", config) as folder:
+                    workers.on_chief(folder.check)
+                    record = RunRecord(config, folder, state)
+                    return DistributedTrainer(workers, config, state, source, strategy, record, progress).run()
+
+            return states, Together().run(act)
+
+        return run
+
+    def test_the_chief_alone_writes_and_both_have_its_weights_and_summary(self, ranks, tmp_path):
+        states, (chiefs, others) = ranks(steps=5)
+        assert chiefs == others == json.loads((tmp_path / "run" / "summary.json").read_text())
+        rows = set(log_rows(tmp_path / "run"))
+        assert rows == {("train", 2), ("train", 4), ("train", 5), ("validation", 5), ("test", 5)}
+        ours, theirs = (state.model.named_variables() for state in states)
+        for name, variable in ours.items():
+            np.testing.assert_array_equal(variable, theirs[name], err_msg=name)
+
+    def test_both_stop_at_the_step_that_the_wish_of_one_has_reached_all_with(self, ranks, fake_step, monkeypatch):
+        monkeypatch.setattr(fake_step, "told_to_stop", 3)
+        _, ended = ranks()
+        for error in ended:
+            assert isinstance(error, InterruptedRunError)
+            assert "stopped by a signal to another worker at step 4 of 10, saved" in str(error)
+
+    def test_what_the_chief_restores_is_what_both_have(self, ranks, fake_step, monkeypatch):
+        monkeypatch.setattr(fake_step, "told_to_stop", 3)
+        ranks()
+        monkeypatch.setattr(fake_step, "told_to_stop", None)
+        states, (chiefs, others) = ranks()
+        assert chiefs == others and chiefs["steps"] == 10
+        assert [int(state.updates.numpy()) for state in states] == [10, 10]
+
+
+@pytest.mark.slow
 class TestTwoProcesses:
     def test_end_well_and_only_the_chief_speaks(self, shared_run):
         (status, out, err), (other_status, other_out, other_err) = shared_run.ended

@@ -11,12 +11,14 @@ from helpers.models import SMALL, give_effect, random_images
 from helpers.runs import run_config
 
 from tfdecouple.config import Config, TrainingConfig
+from tfdecouple.data import evaluation_batches
 from tfdecouple.layers import ActNorm, InvertibleConv1x1, net_precision
-from tfdecouple.metrics.bounds import BoundEvaluator
+from tfdecouple.metrics import Evaluator
+from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.runtime.emulation import emulated_accelerator
 from tfdecouple.runtime.tf32 import full_float32
-from tfdecouple.training import train
+from tfdecouple.training import train, trainer
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.strategy import make_strategy
@@ -230,19 +232,19 @@ class TestPrecision:
         assert trainer.take() == one_device[2][0]
         assert_equal(trainer.values(), one_device[1][1])
 
-    @pytest.mark.parametrize("users", [True, False])
-    def test_of_tf32_is_rounded_but_near_whatever_the_switch(self, one_device, users):
-        tf.config.experimental.enable_tensor_float_32_execution(users)
-        trainer = Trainer(precision="tf32")
-        result, right = trainer.take(), one_device[2][0]
-        assert tf.config.experimental.tensor_float_32_execution_enabled() is users
-        tf.config.experimental.enable_tensor_float_32_execution(True)
-        assert result.applied and result != right
-        assert result.bits_per_dim == pytest.approx(right.bits_per_dim, rel=1e-3)
+    def test_of_tf32_is_rounded_but_near_whatever_the_switch(self, one_device):
+        ours, states = Trainer(precision="tf32"), []
+        for right, users in zip(one_device[2], (False, True), strict=False):
+            tf.config.experimental.enable_tensor_float_32_execution(users)
+            result = ours.take()
+            assert tf.config.experimental.tensor_float_32_execution_enabled() is users
+            assert result.applied and result != right
+            assert result.bits_per_dim == pytest.approx(right.bits_per_dim, rel=1e-3)
+            states.append(ours.values())
         # Adam's means after one step are a share of the gradient.
         found, full = (
             np.concatenate([value.ravel() for name, value in values.items() if name.startswith("means/")])
-            for values in (trainer.values(), one_device[1][1])
+            for values in (states[0], one_device[1][1])
         )
         assert 1e-6 < np.linalg.norm(found - full) / np.linalg.norm(full) < 1e-2
 
@@ -282,20 +284,24 @@ class TestPrecision:
         # Without going round it, all but the actnorm are rounded.
         assert kind == "actnorm" or np.abs(plain_on[0] - plain_off[0]).max() > 1e-5
 
-    def test_validation_of_a_run_in_tf32_is_in_full_float32(self, image_folder, tmp_path, monkeypatch):
+    def test_measures_of_a_run_in_tf32_are_in_full_float32(
+        self, image_folder, tmp_path, stand_ins, fake_step, monkeypatch
+    ):
         seen = []
-        bounds = BoundEvaluator._over_draws
+        original = DecoupledModel.elbo_from_noise
 
-        def look(self, *inputs):
-            result = bounds(self, *inputs)
+        def look(self, *inputs, **options):
+            elbo = original(self, *inputs, **options)
             on = tf.numpy_function(tf.config.experimental.tensor_float_32_execution_enabled, [], tf.bool)
             with tf.control_dependencies([tf.numpy_function(seen.append, [on], [])]):
-                return tf.identity(result)
+                return tf.nest.map_structure(tf.identity, elbo)
 
-        monkeypatch.setattr(BoundEvaluator, "_over_draws", look)
-        config = run_config(image_folder, precision="tf32", steps=5)
-        assert train(config, tmp_path / "run").summary["steps"] == 5
-        assert seen and not any(seen)
+        monkeypatch.setattr(DecoupledModel, "elbo_from_noise", look)
+        monkeypatch.setattr(trainer, "Evaluator", Evaluator)
+        monkeypatch.setattr(trainer, "evaluation_batches", evaluation_batches)
+        config = run_config(image_folder, precision="tf32", steps=1)
+        assert train(config, tmp_path / "run").summary["steps"] == 1
+        assert len(seen) >= 2 and not any(seen)
 
 
 class PoisonedTrainer(Trainer):

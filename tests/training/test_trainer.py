@@ -1,15 +1,12 @@
 """A run: what it leaves in its folder, where it goes on, what it refuses, and what it says."""
 
-import contextlib
 import dataclasses
 import fcntl
-import io
 import json
 import math
 import os
 import shutil
 import signal
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,8 +20,7 @@ from tfdecouple.config import Config
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs import load_config, load_model
 from tfdecouple.storage.files import write_json
-from tfdecouple.training import train, trainer
-from tfdecouple.training.figures import StepResult
+from tfdecouple.training import train
 from tfdecouple.training.folder import RunFolder
 
 
@@ -46,25 +42,6 @@ def stop_before_step(monkeypatch, number):
         raise FirstStepError
 
     before_steps(monkeypatch, act)
-
-
-class FakeStep:
-    """Stands in for TrainStep: moves the averages a little, or skips the steps `bad`."""
-
-    bad = ()
-
-    def __init__(self, config, state, strategy):
-        self.state = state
-
-    def __call__(self, parts, step, stop=False):
-        state, applied = self.state, tf.constant(step not in self.bad)
-        state.count_step(applied)
-        if applied:
-            for average in state.optimizer.averages.values():
-                average.assign_add(tf.fill(average.shape, 1e-3))
-        kl = 2.0 if applied else math.nan
-        figures = (kl + 1, 1.0, kl, 0.0, kl + 2, 0.1)
-        return StepResult(*map(tf.constant, figures), applied, tf.identity(state.skipped), tf.constant(float(stop)))
 
 
 class TestFolder:
@@ -141,24 +118,31 @@ class TestFolder:
 
 class TestResumption:
     @pytest.fixture(scope="class")
-    def resumed_run(self, image_folder, tmp_path_factory):
-        """The run of `finished_run`, stopped by SIGTERM in the midst of step 7 and started again."""
-        folder = tmp_path_factory.mktemp("resumed")
-        write_json(folder / "config.json", run_config(image_folder).to_dict())
-        arguments = ["--config", str(folder / "config.json"), "--workdir", str(folder / "run")]
-        err = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
-            before_steps(patch, lambda _, step: os.kill(os.getpid(), signal.SIGTERM) if step == 6 else None)
-            status = train_main(arguments)
-        saved = (folder / "run" / "checkpoints" / "step-000000007.index").exists()
-        assert train_main(arguments) == 0
-        return SimpleNamespace(folder=folder / "run", status=status, err=err.getvalue(), saved=saved)
+    def resumed_run(self, finished_run, image_folder, tmp_path_factory):
+        """`finished_run` as a program would have left it that was killed amid its log's window, and started again."""
+        run = tmp_path_factory.mktemp("resumed") / "run"
+        shutil.copytree(finished_run, run)
+        for left in [run / "summary.json", *(run / "checkpoints").glob("*-000000010.*")]:
+            left.unlink()
+        train(run_config(image_folder), run)
+        return run
 
-    def test_signal_stops_a_run_at_the_step_boundary(self, resumed_run):
-        assert resumed_run.status == 75
-        assert resumed_run.err.count("\n") == 1
-        assert "stopped by SIGTERM at step 7 of 10, saved; the same command goes on from here" in resumed_run.err
-        assert resumed_run.saved
+    def test_signal_stops_a_run_at_the_step_boundary_and_the_same_command_goes_on(
+        self, image_folder, tmp_path, stand_ins, fake_step, capsys
+    ):
+        write_json(tmp_path / "config.json", run_config(image_folder).to_dict())
+        arguments = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]
+        with pytest.MonkeyPatch.context() as patch:
+            before_steps(patch, lambda _, step: os.kill(os.getpid(), signal.SIGTERM) if step == 6 else None, fake_step)
+            assert train_main(arguments) == 75
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert "stopped by SIGTERM at step 7 of 10, saved; the same command goes on from here" in err
+        assert (tmp_path / "run" / "checkpoints" / "step-000000007.index").exists()
+        assert train_main(arguments) == 0
+        assert "goes on from step 7" in capsys.readouterr().out
+        # Of the two steps of this row one was taken by each program.
+        assert figures(tmp_path / "run")["train", 8]["kl"] == np.mean([fake_step.kl(6), fake_step.kl(7)])
 
     def test_number_of_steps_may_grow(self, finished_run, image_folder, tmp_path, monkeypatch):
         shutil.copytree(finished_run, tmp_path / "run")
@@ -168,13 +152,13 @@ class TestResumption:
         assert load_config(tmp_path / "run").training.steps == 11
 
     def test_ends_in_the_same_state_bit_for_bit(self, resumed_run, finished_run):
-        assert_same_checkpoint(resumed_run.folder, finished_run, "step-000000010")
+        assert_same_checkpoint(resumed_run, finished_run, "step-000000010")
 
     def test_logs_each_row_once_with_the_same_figures(self, resumed_run, finished_run):
-        assert figures(resumed_run.folder) == figures(finished_run)
+        assert figures(resumed_run) == figures(finished_run)
 
     def test_ends_with_the_same_summary(self, resumed_run, finished_run):
-        ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (resumed_run.folder, finished_run))
+        ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (resumed_run, finished_run))
         assert ours == theirs
 
     def test_complete_run_says_so_and_changes_nothing(self, finished_run, image_folder, capsys):
@@ -184,14 +168,6 @@ class TestResumption:
         assert outcome.summary["steps"] == 10
         assert "is complete at step 10" in capsys.readouterr().out
         assert before == {path: path.read_bytes() for path in before}
-
-    def test_summary_is_whole_after_an_end_between_checkpoint_and_summary(self, finished_run, image_folder, tmp_path):
-        shutil.copytree(finished_run, tmp_path / "run")
-        (tmp_path / "run" / "summary.json").unlink()
-        train(run_config(image_folder), tmp_path / "run")
-        ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (tmp_path / "run", finished_run))
-        assert ours == theirs
-        assert figures(tmp_path / "run") == figures(finished_run)
 
     def test_damaged_checkpoint_is_passed_over_for_the_one_before(
         self, finished_run, image_folder, tmp_path, capsys, monkeypatch
@@ -296,9 +272,8 @@ class TestWarmStart:
 
 class TestSelection:
     def test_best_checkpoint_is_chosen_by_validation_and_test_is_seen_once(
-        self, image_folder, tmp_path, stand_ins, monkeypatch
+        self, image_folder, tmp_path, stand_ins, fake_step
     ):
-        monkeypatch.setattr(trainer, "TrainStep", FakeStep)
         measured = iter([3.0, 2.0, 2.5, 2.2])
         seen = []
 
@@ -323,13 +298,14 @@ class TestSelection:
 
 
 class TestDivergence:
-    def test_skipped_steps_then_the_end_then_a_restart(self, image_folder, tmp_path, stand_ins, monkeypatch, capsys):
+    def test_skipped_steps_then_the_end_then_a_restart(
+        self, image_folder, tmp_path, stand_ins, fake_step, monkeypatch, capsys
+    ):
         config = run_config(image_folder, max_skipped_steps=3, keep_checkpoints=9)
         write_json(tmp_path / "config.json", config.to_dict())
         arguments = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]
-        monkeypatch.setattr(trainer, "TrainStep", FakeStep)
         # Two steps in a row are passed over; the second row of bad steps is one too long.
-        monkeypatch.setattr(FakeStep, "bad", {1, 2, 5, 6, 7})
+        monkeypatch.setattr(fake_step, "bad", {1, 2, 5, 6, 7})
         assert train_main(arguments) == 3
         out, err = capsys.readouterr()
         assert err.count("\n") == 1
@@ -344,7 +320,7 @@ class TestDivergence:
             if not key.startswith("counters/"):
                 np.testing.assert_array_equal(last[key], value, err_msg=key)
         # The cause is gone: the same command goes on.
-        monkeypatch.setattr(FakeStep, "bad", ())
+        monkeypatch.setattr(fake_step, "bad", ())
         assert train_main(arguments) == 0
         row = figures(tmp_path / "run")["train", 10]
         assert row["skipped_steps"] == 5
@@ -356,7 +332,7 @@ def test_config_of_a_run_repeats_it(finished_run, tmp_path):
 
 
 class TestFewerBits:
-    def test_reconstructions_of_a_5_bit_run_count_as_exact(self, image_folder, tmp_path):
+    def test_reconstructions_of_a_5_bit_run_count_as_exact(self, image_folder, tmp_path, stand_ins, fake_step):
         model = dataclasses.replace(SMALL, n_bits=5)
         config = run_config(image_folder, model=model, steps=1, evaluate_every=1)
         summary = train(config, tmp_path / "run").summary

@@ -1,48 +1,14 @@
 """What workers tell each other: barriers, broadcasts, failures that are those of all."""
 
 import pathlib
-import threading
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.threads import Together
 
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.training.workers import LostWorkerError, Workers, lost_worker_errors
-
-
-class Together:
-    """Workers as threads of this process, which add up through shared memory in place of a network."""
-
-    def __init__(self, count=2):
-        self.count = count
-        self.barrier = threading.Barrier(count, timeout=20)
-        self.data = [None] * count
-
-    def run(self, act):
-        """Calls `act(workers)` in a thread for each worker; returns what each returned or raised."""
-        results = [None] * self.count
-
-        def thread(index):
-            workers = Workers(self.count, index, lambda data: self.sum(index, data))
-            try:
-                results[index] = act(workers)
-            except Exception as error:
-                results[index] = error
-
-        threads = [threading.Thread(target=thread, args=(index,)) for index in range(self.count)]
-        for each in threads:
-            each.start()
-        for each in threads:
-            each.join()
-        return results
-
-    def sum(self, index, data):
-        self.data[index] = data
-        self.barrier.wait()
-        total = np.sum(self.data, 0).astype(np.uint8)
-        self.barrier.wait()
-        return total
 
 
 class TestWorkers:
