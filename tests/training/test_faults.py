@@ -12,7 +12,7 @@ from tensorflow.python.framework.func_graph import FuncGraph
 
 from tfdecouple.errors import ConfigError, RunError, UserError
 from tfdecouple.runs import read_summary
-from tfdecouple.training import InterruptedRunError, requirements, train, trainer
+from tfdecouple.training import InterruptedRunError, run, train, trainer
 from tfdecouple.training.release import traces_released
 
 
@@ -34,7 +34,7 @@ class TestMistakeBeforeTheFirstStep:
         assert not (tmp_path / "run").exists()
 
     def test_address_space_that_does_not_hold_tensorflow(self, image_folder, tmp_path, monkeypatch):
-        monkeypatch.setattr(requirements, "address_space", lambda: 3 * 2**30)
+        monkeypatch.setattr(run, "address_space", lambda: 3 * 2**30)
         with pytest.raises(RunError, match=r"may use 3\.2 GB of addresses here \(ulimit -v\)"):
             train(run_config(image_folder), tmp_path / "run")
         assert not (tmp_path / "run").exists()

@@ -8,8 +8,7 @@ from tfdecouple.errors import ConfigError
 from tfdecouple.layers import nets, remat
 from tfdecouple.networks.flow import Flow
 from tfdecouple.runtime.convolution import convolve
-from tfdecouple.training import precision_check
-from tfdecouple.training.precision_check import check_precision
+from tfdecouple.training.precision_check import check_precision, kinds_of_nets
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,7 @@ def test_bfloat16_works_here(flow, remat):
 
 
 def test_every_kind_of_net_is_tried_once(flow):
-    tried = [(side, net.first.shape[2], net.hidden, net.outputs) for net, side in precision_check._kinds(flow)]
+    tried = [(side, net.first.shape[2], net.hidden, net.outputs) for net, side in kinds_of_nets(flow)]
     assert len(set(tried)) == len(tried)
     couplings = [layer for layer in flow._flatten_layers() if isinstance(layer, nets.ConvNet)]
     assert {kind[1:] for kind in tried} == {(net.first.shape[2], net.hidden, net.outputs) for net in couplings}

@@ -36,7 +36,7 @@ class TestWorkers:
                     raise OSError("disk\nfull")
                 return workers.rank
 
-            return workers.together(fail)
+            return workers.on_all(fail)
 
         first, second, third = Together(3).run(act)
         assert isinstance(second, OSError)
@@ -60,7 +60,7 @@ class TestWorkers:
         workers = Workers()
         assert workers.is_chief
         assert workers.on_chief(lambda: pathlib.Path("x")) == pathlib.Path("x")
-        assert workers.together(lambda: 3) == 3
+        assert workers.on_all(lambda: 3) == 3
         workers.same("nothing", "")
         workers.broadcast([])
 

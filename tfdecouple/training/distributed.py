@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import tensorflow as tf
-
-from tfdecouple.config import Config
-from tfdecouple.data import Source
 from tfdecouple.training.figures import StepResult
-from tfdecouple.training.progress import Progress
 from tfdecouple.training.record import RunRecord
 from tfdecouple.training.signals import StopRequest
-from tfdecouple.training.state import TrainingState
 from tfdecouple.training.trainer import Trainer
 from tfdecouple.training.workers import Workers
 
@@ -38,20 +32,11 @@ class DistributedTrainer(Trainer):
 
     Args:
         workers: all of them.
-        config, state, source, strategy, record, progress: as for `Trainer`; the strategy has the devices of all.
+        *args: as for `Trainer`; the strategy has the devices of all.
     """
 
-    def __init__(
-        self,
-        workers: Workers,
-        config: Config,
-        state: TrainingState,
-        source: Source,
-        strategy: tf.distribute.Strategy,
-        record: RunRecord,
-        progress: Progress,
-    ):
-        super().__init__(config, state, source, strategy, record, progress)
+    def __init__(self, workers: Workers, *args: Any):
+        super().__init__(*args)
         self.workers = workers
         self.record = cast(RunRecord, _OnChief(workers, self.record))
         self.reports = cast(Any, _OnChief(workers, self.reports))
@@ -67,7 +52,7 @@ class DistributedTrainer(Trainer):
         return f"{super()._devices()} of {self.workers.count} workers"
 
     def _check_precision(self) -> None:
-        self.workers.together(super()._check_precision)
+        self.workers.on_all(super()._check_precision)
 
     def _start_weights(self) -> None:
         super()._start_weights()

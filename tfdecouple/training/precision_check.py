@@ -34,7 +34,7 @@ def check_precision(flow: Flow, dtype: str, remat: bool = False) -> None:
     """
     if dtype == "float32":
         return
-    for net, side in _kinds(flow):
+    for net, side in kinds_of_nets(flow):
         try:
             wrong = _wrong(net, side, dtype, remat)
         except tf.errors.OpError as error:
@@ -49,7 +49,7 @@ def check_precision(flow: Flow, dtype: str, remat: bool = False) -> None:
             )
 
 
-def _kinds(flow: Flow) -> Iterator[tuple[ConvNet, int]]:
+def kinds_of_nets(flow: Flow) -> Iterator[tuple[ConvNet, int]]:
     """Yields a coupling net of each kind, and the height and width of its maps."""
     seen = set()
     for stage in flow.stages:

@@ -12,6 +12,7 @@ from tfdecouple.data import Source, load_images
 from tfdecouple.data.codecs import lossless_bits_per_dim
 from tfdecouple.errors import UserError
 from tfdecouple.metrics import BitsPerDim, save_pictures
+from tfdecouple.model import DecoupledModel
 from tfdecouple.training.record import RunRecord
 from tfdecouple.training.state import TrainingState
 from tfdecouple.visualization.grids import reconstruct
@@ -19,6 +20,10 @@ from tfdecouple.visualization.grids import reconstruct
 # How many held-out images the pictures show, and at most go into the comparison with lossless codecs.
 _PICTURED = 40
 _CODED = 1000
+
+# Figures of an evaluation beside the bound: functions of the model and some validation images, uint8, that return
+# numbers by name.
+SIGNS = (DecoupledModel.diagnose,)
 
 # How the lines call lossless codecs.
 _CODECS = {"webp": "lossless WebP", "png": "PNG"}
@@ -45,7 +50,7 @@ class Reports:
         model = self._state.model
         images, _ = load_images(self._source, "validation", min(_PICTURED, self._source.sizes["validation"]))
         images = np.asarray(model.quantize_images(images))
-        signs = model.diagnose(images)
+        signs = {name: value for measure in SIGNS for name, value in measure(model, images).items()}
         if is_best:
             self._record.keep_best(step)
         exact, pictures = self._draw(step, images)

@@ -16,18 +16,23 @@ import tensorflow as tf
 from tfdecouple.config import Config, difference
 from tfdecouple.data import Source, open_source
 from tfdecouple.errors import RunError
+from tfdecouple.parameters import require_memory
 from tfdecouple.runs import CONFIG
+from tfdecouple.runtime.memory import address_space, shown_bytes
 from tfdecouple.training.cluster import find_cluster
 from tfdecouple.training.distributed import DistributedTrainer
 from tfdecouple.training.folder import RunFolder
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.record import RunRecord
 from tfdecouple.training.release import traces_released
-from tfdecouple.training.requirements import check_batch, check_memory
 from tfdecouple.training.state import TrainingState
-from tfdecouple.training.strategy import make_strategy
+from tfdecouple.training.strategy import check_batch, make_strategy
 from tfdecouple.training.trainer import Trainer
 from tfdecouple.training.workers import Workers, collective_sum, lost_worker_errors
+
+# Addresses that TensorFlow's libraries and threads take, of which most are never touched: with 3 GB it ends the process
+# from within, with 4.5 GB the quickstart trains.
+_ADDRESSES = 4 * 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +98,9 @@ def train(
         folder = stack.enter_context(RunFolder(path, config))
         _check_options(workers, config)
         check_batch(config.training, strategy.num_replicas_in_sync)
-        check_memory(config)
+        _check_memory(config)
         workers.on_chief(folder.check)
-        source = workers.together(lambda: open_source(config.data, config.model.image_size, download))
+        source = workers.on_all(lambda: open_source(config.data, config.model.image_size, download))
         workers.same("the images", json.dumps(source.sizes))
         stack.enter_context(source.guard())
         return Outcome(path, _run(config, folder, source, strategy, workers), workers.is_chief)
@@ -116,6 +121,23 @@ def _run(
         return DistributedTrainer(workers, config, state, source, strategy, record, progress).run()
 
 
+def _check_memory(config: Config) -> None:
+    """Refuses a model that cannot be trained here, whatever the batch.
+
+    Raises:
+        ConfigError: where weights, gradients, Adam's moments and averages need more memory than the machine has; of
+            machines with a GPU, whose memory holds them, the weights alone.
+        RunError: where the process may use too few addresses for TensorFlow itself.
+    """
+    if (limit := address_space()) < _ADDRESSES:
+        raise RunError(
+            f"programs may use {shown_bytes(limit)} of addresses here (ulimit -v), and training needs "
+            f"{shown_bytes(_ADDRESSES)} or more, whatever the model; lift the limit with ulimit -v unlimited"
+        )
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    require_memory(config.model, copies=1 if has_gpu else 4 + bool(config.training.ema_decay))
+
+
 def _check_options(workers: Workers, config: Config) -> None:
     """Refuses workers that were started with different options.
 
@@ -130,7 +152,7 @@ def _check_options(workers: Workers, config: Config) -> None:
         if listed:
             raise RunError(f"all workers must be started with the same options; here {listed}")
 
-    workers.together(check)
+    workers.on_all(check)
 
 
 @contextlib.contextmanager

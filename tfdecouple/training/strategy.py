@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError
 from tfdecouple.training.cluster import Cluster
 
@@ -103,3 +104,24 @@ def _split_cpu(devices: int) -> None:
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
         except RuntimeError as error:
             raise ConfigError(f"--devices is {devices}; TensorFlow has started with fewer logical CPUs") from error
+
+
+def check_batch(config: TrainingConfig, replicas: int) -> None:
+    """Refuses batches that cannot be divided evenly.
+
+    Raises:
+        ConfigError: naming the sizes.
+    """
+    slices = replicas * config.micro_batches
+    if config.batch_size % slices:
+        micro = f" times {config.micro_batches} micro-batches" if config.micro_batches > 1 else ""
+        least = "smaller than" if config.batch_size < slices else "no multiple of"
+        raise ConfigError(
+            f"training.batch_size is {config.batch_size}, {least} the {replicas} devices{micro}; "
+            f"take a multiple of {slices}"
+        )
+    if config.evaluation_batch_size % replicas:
+        raise ConfigError(
+            f"training.evaluation_batch_size is {config.evaluation_batch_size}; it must be a multiple of the "
+            f"{replicas} devices"
+        )

@@ -64,7 +64,7 @@ class Workers:
     works. Every method is a barrier: it must be called by all workers, in the same order.
 
     >>> alone = Workers()
-    >>> alone.on_chief(lambda: 1), alone.together(lambda: 2)
+    >>> alone.on_chief(lambda: 1), alone.on_all(lambda: 2)
     (1, 2)
 
     Args:
@@ -83,7 +83,7 @@ class Workers:
         """Whether this process writes the run folder and says how it goes."""
         return self.rank == 0
 
-    def together(self, act: Callable[[], Any]) -> Any:
+    def on_all(self, act: Callable[[], Any]) -> Any:
         """Does something in every process; if it fails in one, it fails in all.
 
         Returns:
