@@ -18,17 +18,12 @@ from PIL import Image
 from tfdecouple.cli import main
 from tfdecouple.cli.opening import drawn_indices, pair_up
 from tfdecouple.config import DataConfig
-from tfdecouple.data import Source, chosen_batches, open_source
+from tfdecouple.data import open_source
 from tfdecouple.data.image_file import read_image
-from tfdecouple.data.records import RecordSplit
-from tfdecouple.errors import DataError
-from tfdecouple.metrics.neighbours import NearestNeighbours
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
 from tfdecouple.storage.files import write_text
-from tfdecouple.visualization.grids import grid, in_rows
-from tfdecouple.visualization.plots import Curves, curves_figure, projection_figure
-from tfdecouple.visualization.projection import principal_components, t_sne
+from tfdecouple.visualization.projection import principal_components
 
 # Of the pictures: side of an image, and what their documentation says of gaps.
 SIDE, GAP, LINE = 8, 2, 18
@@ -284,23 +279,6 @@ class TestInterpolate:
 
 
 class TestNeighbours:
-    def test_search_over_batches_finds_what_comparing_all_finds(self):
-        rng = np.random.default_rng(0)
-        vectors, queries = rng.standard_normal((50, 2, 3)), rng.standard_normal((4, 2, 3))
-        search = NearestNeighbours(queries, 6)
-        for start in range(0, 50, 7):
-            search.add(vectors[start : start + 7], np.arange(start, min(start + 7, 50)) + 100)
-        distances = np.sqrt(((queries[:, None] - vectors[None]) ** 2).sum((2, 3)))
-        np.testing.assert_array_equal(search.indices, np.argsort(distances, 1)[:, :6] + 100)
-        np.testing.assert_allclose(search.distances, np.sort(distances, 1)[:, :6], rtol=1e-9)
-
-    def test_training_image_is_its_own_nearest_at_distance_0(self):
-        images = random_images(20, size=64)
-        search = NearestNeighbours(images[:3], 2)
-        search.add(images, np.arange(20))
-        assert search.indices[:, 0].tolist() == [0, 1, 2]
-        assert search.distances[:, 0].tolist() == [0, 0, 0] and (search.distances[:, 1] > 0).all()
-
     def test_model_that_repeats_its_training_images_is_found_out(
         self, finished_run, image_folder, model, tmp_path, monkeypatch
     ):
@@ -349,37 +327,6 @@ class TestProject:
         assert np.isfinite(facts["points"]).all() and np.shape(facts["points"]) == (4, 2)
         assert (tmp_path / "project-tsne.png").is_file()
 
-    def test_components_are_where_the_variance_is(self):
-        rng = np.random.default_rng(0)
-        codes = rng.standard_normal((500, 3)) * [1, 5, 3] + 7
-        points, shares = principal_components(codes)
-        np.testing.assert_allclose(np.abs(np.corrcoef(points.T, codes[:, 1:].T)[[0, 1], [2, 3]]), 1, atol=0.01)
-        np.testing.assert_allclose(shares, [25 / 35, 9 / 35], atol=0.05)
-        np.testing.assert_allclose(principal_components(codes[:, :1])[1], [1, 0])
-
-    def test_t_sne_keeps_clusters_together(self):
-        rng = np.random.default_rng(0)
-        codes = np.concatenate([rng.standard_normal((20, 5)), rng.standard_normal((20, 5)) + 30])
-        points = t_sne(codes, seed=0)
-        middles = points[:20].mean(0), points[20:].mean(0)
-        nearer = np.linalg.norm(points - middles[0], axis=1) < np.linalg.norm(points - middles[1], axis=1)
-        assert nearer.tolist() == [True] * 20 + [False] * 20
-        assert np.isfinite(t_sne(np.zeros((6, 3)), seed=0)).all()
-
-    def test_legend_names_frequent_labels_and_the_rest_together(self):
-        labels = np.repeat(np.arange(20), np.arange(20) + 1)
-        names = [f"label {number}" for number in range(20)]
-        points = np.random.default_rng(0).standard_normal((len(labels), 2))
-        figure = projection_figure(points, labels, names, ("x", "y"), "z", most=14)
-        texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-        assert texts == ["other", *names[6:]]
-        seen = {(tuple(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes()) for c in figure.axes[0].collections}
-        assert len(seen) == 15, "two labels look alike"
-
-    def test_without_labels_there_is_no_legend(self):
-        figure = projection_figure(np.eye(4, 2), np.full(4, -1), (), ("x", "y"), "z")
-        assert figure.axes[0].get_legend() is None and len(figure.axes[0].collections) == 1
-
 
 class TestCurves:
     def test_summary_is_what_the_log_says(self, finished_run, tmp_path, capsys):
@@ -411,77 +358,6 @@ class TestCurves:
             "kl": {"points": 1, "last": 1.0, "lowest": 1.0},
         }
         assert facts[0]["validation"] == {}
-
-    def test_lines_are_the_figures_and_the_legend_names_the_runs(self):
-        steps = list(range(100))
-        fall = [50.0, *(4 - step / 100 for step in steps[1:])]
-        a = Curves("a", {"bits_per_dim": (steps, fall)}, {"bits_per_dim": ([50, 99], [3.7, 3.1])})
-        b = Curves("b", {"bits_per_dim": (steps, steps), "kl": (steps, steps)}, {})
-        axes = curves_figure([a, b]).axes
-        assert [text.get_text() for text in axes[0].get_legend().get_texts()] == [
-            "a, training",
-            "a, validation",
-            "b, training",
-        ]
-        assert [list(line.get_ydata()) for line in axes[0].get_lines()] == [fall, [3.7, 3.1], steps]
-        assert [len(panel.get_lines()) for panel in axes] == [3, 1], "no run has a learning rate"
-        # One value far above all others does not press them together.
-        low, high = curves_figure([a]).axes[0].get_ylim()
-        assert low < 3.01 and 4 < high < 6
-
-
-class TestChosenBatches:
-    @staticmethod
-    def check(source, size):
-        every = next(source.examples("train").batch(size).as_numpy_iterator())
-        batches = list(chosen_batches(source, "train", np.array([9, 2, 5, 2]), batch_size=2))
-        assert [batch["index"].tolist() for batch in batches] == [[2, 5], [9]]
-        for name in ("image", "label"):
-            found = np.concatenate([batch[name] for batch in batches])
-            np.testing.assert_array_equal(found, every[name][[2, 5, 9]])
-        assert list(chosen_batches(source, "train", np.zeros(0), batch_size=2)) == []
-        with pytest.raises(DataError, match=f"there is no image {size} in train"):
-            list(chosen_batches(source, "train", np.array([0, size]), batch_size=2))
-
-    @pytest.mark.parametrize("cache_gib", [4.0, 0.0])
-    def test_of_folders_in_memory_and_on_disk(self, labelled, cache_gib):
-        self.check(open_source(DataConfig(source=f"folder:{labelled}", cache_gib=cache_gib), SIDE), 12)
-
-    def test_of_records_decodes_no_others(self):
-        decoded = []
-
-        def note(number):
-            decoded.append(int(number))
-            return np.full((SIDE, SIDE, 3), number, np.uint8)
-
-        def decode(record):
-            image = tf.numpy_function(note, [record["number"]], tf.uint8)
-            return tf.ensure_shape(image, [SIDE, SIDE, 3]), tf.cast(record["number"], tf.int32)
-
-        records = tf.data.Dataset.range(12).map(lambda number: {"number": number})
-        split = RecordSplit(12, "all", records=records, decode=decode, window=4)
-        source = Source(name="x", title="x", label_names=(), image_size=SIDE, splits={"train": split})
-        list(chosen_batches(source, "train", np.array([7, 3]), batch_size=2))
-        assert sorted(decoded) == [3, 7]
-        self.check(source, 12)
-
-
-class TestGridLabels:
-    def test_stand_beside_the_images_and_change_none(self):
-        images = random_images(6).reshape(2, 3, SIDE, SIDE, 3)
-        plain = np.asarray(grid(images))
-        labelled = np.asarray(grid(images, row_labels=["0.5", "wide label"], column_labels=["a", "b", "c"]))
-        margin, header = labelled.shape[1] - plain.shape[1], labelled.shape[0] - plain.shape[0]
-        assert margin > 40 and header == LINE
-        np.testing.assert_array_equal(labelled[header:, margin:], plain)
-        assert (labelled[:header, margin:] < 100).any() and (labelled[header:, :margin] < 100).any()
-        assert (labelled[:header, :margin] == 255).all()
-
-    def test_rows_are_filled_up_with_white(self):
-        images = random_images(5)
-        rows = in_rows(images, 3)
-        np.testing.assert_array_equal(rows.reshape(6, SIDE, SIDE, 3)[:5], images)
-        assert rows.shape == (2, 3, SIDE, SIDE, 3) and (rows[1, 2] == 255).all()
 
 
 @pytest.fixture(scope="module")

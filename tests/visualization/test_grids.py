@@ -8,7 +8,7 @@ from PIL import Image
 
 from tfdecouple.model import DecoupledModel
 from tfdecouple.visualization import grids
-from tfdecouple.visualization.grids import grid, interpolation_grid, reconstruction_grid, switch_grid
+from tfdecouple.visualization.grids import grid, in_rows, interpolation_grid, reconstruction_grid, switch_grid
 from tfdecouple.visualization.pictures import save_pictures
 
 
@@ -72,6 +72,22 @@ class TestGrid:
         assert (caption < 100).any()
         # No word runs out of the picture.
         assert (caption[:, -2:] == 255).all()
+
+    def test_labels_stand_beside_the_images_and_change_none(self):
+        images = random_images(6).reshape(2, 3, 8, 8, 3)
+        plain = np.asarray(grid(images))
+        labelled = np.asarray(grid(images, row_labels=["0.5", "wide label"], column_labels=["a", "b", "c"]))
+        margin, header = labelled.shape[1] - plain.shape[1], labelled.shape[0] - plain.shape[0]
+        assert margin > 40 and header == grids._LINE
+        np.testing.assert_array_equal(labelled[header:, margin:], plain)
+        assert (labelled[:header, margin:] < 100).any() and (labelled[header:, :margin] < 100).any()
+        assert (labelled[:header, :margin] == 255).all()
+
+    def test_rows_are_filled_up_with_white(self):
+        images = random_images(5)
+        rows = in_rows(images, 3)
+        np.testing.assert_array_equal(rows.reshape(6, 8, 8, 3)[:5], images)
+        assert rows.shape == (2, 3, 8, 8, 3) and (rows[1, 2] == 255).all()
 
 
 class LossyModel:
