@@ -34,7 +34,7 @@ MOVED = {
     "layers.convolution": "runtime.convolution",
     "layers.parts": "runtime.shards",
     "layers.precision": "runtime.precision",
-    "layers.program": "runtime.programs",
+    "layers.program": "runtime.tracing",
     "layers.remat": "runtime.rematerialization",
     "layers.sizes": "runtime.shapes",
     "layers.xla": "runtime.xla",

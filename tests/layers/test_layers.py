@@ -34,7 +34,7 @@ from tfdecouple.layers import (
 )
 from tfdecouple.layers.split import ChannelSplit
 from tfdecouple.runtime.products import channel_product
-from tfdecouple.runtime.programs import SharedPrograms
+from tfdecouple.runtime.tracing import SharedPrograms
 from tfdecouple.transforms import TRANSFORMS
 
 BATCH = 2

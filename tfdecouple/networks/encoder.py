@@ -11,10 +11,10 @@ import tensorflow as tf
 from tfdecouple.architecture import EncoderPlan
 from tfdecouple.layers.nets import WeightNorm, bound_uniform, fan_in_uniform
 from tfdecouple.levels import encoder_blocks, has_shortcut_convolution
-from tfdecouple.runtime.programs import SharedPrograms
 from tfdecouple.runtime.shapes import product, sizes
 from tfdecouple.runtime.shards import divides, run_in_parts, split_batch
 from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.runtime.tracing import SharedPrograms
 
 
 def _convolution(planes: int, size: int, strides: int, **options: Any) -> keras.layers.Layer:

@@ -23,9 +23,9 @@ from tfdecouple.layers import (
 )
 from tfdecouple.layers.base import ChildCall, InvertibleComposite
 from tfdecouple.levels import StagePlan
-from tfdecouple.runtime.programs import SharedPrograms
 from tfdecouple.runtime.shapes import zero_per_image
 from tfdecouple.runtime.shards import divides, run_in_parts
+from tfdecouple.runtime.tracing import SharedPrograms
 
 
 class _Coupled(InvertibleLayer):

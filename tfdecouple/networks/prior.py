@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfdecouple.layers import InvertibleLayer, InvertibleLinear, InvertibleSequence
 from tfdecouple.levels import step_names
 from tfdecouple.networks.flow import FlowStep
-from tfdecouple.runtime.programs import SharedPrograms
+from tfdecouple.runtime.tracing import SharedPrograms
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
