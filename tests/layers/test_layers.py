@@ -34,7 +34,7 @@ from tfdecouple.layers import (
 )
 from tfdecouple.layers.split import ChannelSplit
 from tfdecouple.runtime.products import channel_product
-from tfdecouple.runtime.tracing import SharedPrograms
+from tfdecouple.runtime.tracing import Traces
 from tfdecouple.transforms import TRANSFORMS
 
 BATCH = 2
@@ -565,12 +565,12 @@ class CountingActNorm(ActNorm):
         return super()._forward(x, condition)
 
 
-class TestSharedPrograms:
+class TestTraces:
     def test_layers_of_one_kind_share_a_trace_and_keep_their_own_weights(self):
         CountingActNorm.runs = 0
-        programs, x = SharedPrograms(), tf.random.stateless_normal([2, 2, 2, 3], [0, 1])
+        traces, x = Traces(), tf.random.stateless_normal([2, 2, 2, 3], [0, 1])
         layers = [give_effect(built(CountingActNorm(), (None, 2, 2, 3)), seed) for seed in range(3)]
-        outputs = [programs.forward_and_log_det(layer, x, None) for layer in layers]
+        outputs = [traces.run_layer(layer.forward_and_log_det, x, None) for layer in layers]
         assert CountingActNorm.runs == 1
         for layer, (y, log_det) in zip(layers, outputs, strict=True):
             expected = layer.forward_and_log_det(x)
@@ -579,29 +579,31 @@ class TestSharedPrograms:
         assert np.abs(outputs[0][0] - outputs[1][0]).max() > 1e-3
 
     def test_a_weight_assigned_later_counts(self):
-        programs, x = SharedPrograms(), tf.ones([1, 2, 2, 3])
+        traces, x = Traces(), tf.ones([1, 2, 2, 3])
         layer = built(ActNorm(), (None, 2, 2, 3))
-        before = programs.forward_and_log_det(layer, x, None)[0]
+        before = traces.run_layer(layer.forward_and_log_det, x, None)[0]
         layer.bias.assign([1.0, 2.0, 3.0])
-        np.testing.assert_allclose(programs.forward_and_log_det(layer, x, None)[0] - before, x * [1, 2, 3], rtol=1e-5)
+        np.testing.assert_allclose(
+            traces.run_layer(layer.forward_and_log_det, x, None)[0] - before, x * [1, 2, 3], rtol=1e-5
+        )
 
     def test_layers_that_differ_in_an_option_do_not_share(self):
-        programs, x = SharedPrograms(), tf.random.stateless_normal([2, 2, 2, 4], [0, 1])
+        traces, x = Traces(), tf.random.stateless_normal([2, 2, 2, 4], [0, 1])
         for part, alpha in itertools.product(("last", "first"), (1.0, 0.5)):
             layer = give_effect(built(Coupling(4, part=part, alpha=alpha), (None, 2, 2, 4)))
-            y, _ = programs.forward_and_log_det(layer, x, None)
+            y, _ = traces.run_layer(layer.forward_and_log_det, x, None)
             np.testing.assert_allclose(y, layer.forward_and_log_det(x)[0], rtol=1e-5, atol=1e-6)
-            back, _ = programs.inverse_and_log_det(layer, y, None)
+            back, _ = traces.run_layer(layer.inverse_and_log_det, y, None)
             np.testing.assert_allclose(back, x, rtol=1e-5, atol=1e-5)
 
     def test_each_precision_has_a_trace_of_its_own(self):
-        programs, x = SharedPrograms(), tf.random.stateless_normal([2, 4, 4, 6], [0, 1])
+        traces, x = Traces(), tf.random.stateless_normal([2, 4, 4, 6], [0, 1])
         layer = give_effect(built(Coupling(8), (None, 4, 4, 6)), scale=0.3)
-        exact = programs.forward_and_log_det(layer, x, None)[0]
+        exact = traces.run_layer(layer.forward_and_log_det, x, None)[0]
         with net_precision("bfloat16"):
-            rough = programs.forward_and_log_det(layer, x, None)[0]
+            rough = traces.run_layer(layer.forward_and_log_det, x, None)[0]
         assert 0 < np.abs(rough - exact).max() < 0.1
-        np.testing.assert_array_equal(programs.forward_and_log_det(layer, x, None)[0], exact)
+        np.testing.assert_array_equal(traces.run_layer(layer.forward_and_log_det, x, None)[0], exact)
 
 
 # A layer of each class with every option off its default.

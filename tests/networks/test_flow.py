@@ -469,15 +469,27 @@ class TestPrograms:
 
 def without_packing(monkeypatch):
     """Leaves forward convolutions out of the backward pass, so that it is seen which are computed again."""
-    monkeypatch.setattr(convolution, "_lanes", lambda: 1)
+    monkeypatch.setattr(convolution, "vector_size", lambda: 1)
 
 
 def going_back(gradients, on):
-    """Returns the operations of each function of the backward pass of `gradients(on)`."""
+    """Returns the operations of each function that run in each function of the backward pass of `gradients(on)`."""
     graph = tf.function(gradients, autograph=False).get_concrete_function(on).graph.as_graph_def()
-    functions = [list(each.node_def) for each in graph.library.function if "__backward" in each.signature.name]
+    functions = [each for each in graph.library.function if "__backward" in each.signature.name]
     assert functions
-    return functions
+    return [list(needed(each)) for each in functions]
+
+
+def needed(function):
+    """The operations of a function on which its results depend."""
+    nodes = {node.name: node for node in function.node_def}
+    waiting, found = list(function.ret.values()), {}
+    while waiting:
+        name = waiting.pop().removeprefix("^").partition(":")[0]
+        if name in nodes and name not in found:
+            found[name] = nodes[name]
+            waiting += nodes[name].input
+    return found.values()
 
 
 class TestDensity:

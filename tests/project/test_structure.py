@@ -121,6 +121,20 @@ class TestImportRule:
         assert {section(name) for name in imports(MODULES[module])} <= allowed
         assert set(allowed) - {own} <= set(before)
 
+    @pytest.mark.parametrize(
+        ("folder", "allowed"),
+        [
+            # Operations; and what is done to a net with wide maps, in which precision.
+            ("layers", {"convolution", "products", "shapes", "precision", "rematerialization", "tf32"}),
+            # Operations, the bases that run a network, and what Keras must be set to.
+            ("networks", {"backend", "shapes", "tf32", "networks"}),
+            ("bijectors", {"products", "shapes"}),
+        ],
+    )
+    def test_the_model_is_defined_apart_from_how_it_is_run(self, folder, allowed):
+        found = {name for module, file in MODULES.items() if section(module) == folder for name in imports(file)}
+        assert {name.split(".")[1] for name in found if section(name) == "runtime"} == allowed
+
     def test_the_rule_sees_imports(self):
         assert {"networks", "objective", "randomness"} <= {section(name) for name in imports(MODULES["model"])}
 

@@ -12,7 +12,7 @@ from tfdecouple.runtime import convolution
 from tfdecouple.runtime.convolution import convolve
 
 SMALL, WIDE = 3, 20
-LANES = convolution._lanes
+LANES = convolution.vector_size
 # Relative to the largest number of a result.
 TOLERANCE = {tf.float32: 1e-5, tf.bfloat16: 0.02}
 
@@ -21,7 +21,7 @@ TOLERANCE = {tf.float32: 1e-5, tf.bfloat16: 0.02}
 def of_sixteen_lanes():
     """Whatever processor runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "_lanes", lambda: 16)
+        patch.setattr(convolution, "vector_size", lambda: 16)
         yield
 
 
@@ -116,7 +116,7 @@ class TestEveryShape:
         "inputs", [1, 8, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 3, 24, 64))]
     )
     def test_is_the_convolution_and_its_gradients(self, dtype, inputs, monkeypatch):
-        monkeypatch.setattr(convolution, "_lanes", LANES)
+        monkeypatch.setattr(convolution, "vector_size", LANES)
         wrong = []
         for outputs in range(1, 49):
             for height, width in ((2, 2), (3, 4), (2, 7), (2, 8), (1, 12), (2, 16), (1, 18)):

@@ -15,10 +15,10 @@ import json, os, sys
 from tfdecouple.runtime.process import start_tensorflow
 start_tensorflow(json.loads(sys.argv[1]))
 import tensorflow as tf
-from tfdecouple.runtime.shards import batch_parts
+from tfdecouple.runtime.shards import shard_count
 threading = tf.config.threading
 print(json.dumps([
-    threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads(), batch_parts()
+    threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads(), shard_count()
 ]))
 """
 

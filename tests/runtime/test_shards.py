@@ -1,4 +1,4 @@
-"""Tests of a batch in parts side by side: the same numbers as in one, wherever the flow and the encoder run."""
+"""Tests of a batch in shards side by side: the same numbers as in one, wherever the flow and the encoder run."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import tensorflow as tf
 from helpers.models import TINY, give_effect, random_images
 
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runtime import shards as parts
+from tfdecouple.runtime import shards
 
 
 @pytest.fixture
-def in_parts(monkeypatch):
-    """Sets the number of parts, as `tf.config.threading` sets it in a program."""
+def in_shards(monkeypatch):
+    """Sets the number of shards, as `tf.config.threading` sets it in a program."""
 
-    def set_parts(count):
-        monkeypatch.setattr(parts, "batch_parts", lambda: count)
+    def set_shards(count):
+        monkeypatch.setattr(shards, "shard_count", lambda: count)
 
-    return set_parts
+    return set_shards
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +38,29 @@ class TestHowMany:
     def test_as_many_as_operations_for_each_thread_of_one(self, monkeypatch, threads, operations, expected):
         monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: threads)
         monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: operations)
-        assert parts.batch_parts() == expected
+        assert shards.shard_count() == expected
 
     def test_a_gpu_takes_a_batch_whole(self, monkeypatch):
         monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 1)
         monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: 2)
         monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["a GPU"])
-        assert parts.batch_parts() == 1
+        assert shards.shard_count() == 1
 
     @pytest.mark.parametrize(
         ("images", "count", "expected"), [(1, 2, False), (2, 2, True), (3, 2, True), (8, 1, False)]
     )
-    def test_each_part_needs_an_image(self, in_parts, images, count, expected):
-        in_parts(count)
-        assert parts.divides(tf.zeros([images, 2])) is expected
+    def test_each_shard_needs_an_image(self, in_shards, images, count, expected):
+        in_shards(count)
+        assert shards.divides(tf.zeros([images, 2, 2, 3])) is expected
+        # Vectors, as those of the prior, are soon done.
+        assert not shards.divides(tf.zeros([images, 2]))
 
 
-class TestParts:
+class TestShards:
     @pytest.mark.parametrize("known", [True, False])
     @pytest.mark.parametrize(("images", "sizes"), [(6, [3, 3]), (5, [2, 3]), (2, [1, 1])])
-    def test_together_are_the_batch_in_order(self, in_parts, images, sizes, known):
-        in_parts(2)
+    def test_together_are_the_batch_in_order(self, in_shards, images, sizes, known):
+        in_shards(2)
         x = tf.reshape(tf.range(images * 4, dtype=tf.float32), [images, 4])
         seen = []
 
@@ -70,7 +72,7 @@ class TestParts:
 
         @tf.function(input_signature=[tf.TensorSpec(shape)] * 2)
         def run(x, condition):
-            return parts.run_in_parts(transformation, x, condition)
+            return shards.run_in_shards(transformation, x, condition)
 
         y, log_det = run(x, x + 1)
         np.testing.assert_array_equal(y, 3 * x + 1)
@@ -84,7 +86,7 @@ def own_cache(monkeypatch):
 
     def set_cache(size):
         monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 1)
-        monkeypatch.setattr(parts, "_CACHE_BYTES", size)
+        monkeypatch.setattr(shards, "_CACHE_BYTES", size)
 
     return set_cache
 
@@ -101,7 +103,7 @@ class TestTurns:
         x = tf.reshape(tf.range(batch * 24, dtype=tf.float32), [batch, *shape])
         for condition in (None, tf.ones([batch, 3]) * tf.range(batch, dtype=tf.float32)[:, None]):
             expected = 2 * x if condition is None else 2 * x + condition[:, None, None]
-            np.testing.assert_array_equal(parts.run_in_turn(double, x, condition, width), expected)
+            np.testing.assert_array_equal(shards.run_in_turn(double, x, condition, width), expected)
         assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
         return seen[: len(seen) // 2]
 
@@ -128,7 +130,7 @@ class TestTurns:
 
         @tf.function(input_signature=[tf.TensorSpec([None, 2, 2, 3])])
         def run(x):
-            return parts.run_in_turn(lambda x, condition: seen.append(x.shape[0]) or x, x, None, 8)
+            return shards.run_in_turn(lambda x, condition: seen.append(x.shape[0]) or x, x, None, 8)
 
         run(tf.zeros([5, 2, 2, 3]))
         assert seen == [None]
@@ -138,7 +140,7 @@ class TestTurns:
 
         @tf.function(input_signature=[tf.TensorSpec([3, 2, 2, 3])])
         def run(x):
-            return parts.run_in_turn(lambda x, condition: tf.exp(x, name="turn"), x, None, 8)
+            return shards.run_in_turn(lambda x, condition: tf.exp(x, name="turn"), x, None, 8)
 
         graph = run.get_concrete_function().graph
         turns = [operation for operation in graph.get_operations() if operation.type == "Exp"]
@@ -167,23 +169,23 @@ class TestModel:
         np.testing.assert_array_equal(again.decode(*codes), images)
 
     @pytest.mark.parametrize("images", [2, 5])
-    def test_encodes_as_in_one(self, model, in_parts, images):
+    def test_encodes_as_in_one(self, model, in_shards, images):
         images = random_images(images)
         whole = model.encode(images)
-        in_parts(2)
+        in_shards(2)
         for found, expected in zip(model.encode(images), whole, strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("images", [1, 2, 3, 4, 7])
-    def test_decodes_what_it_encoded_whichever_of_the_two_was_in_parts(self, model, in_parts, images):
+    def test_decodes_what_it_encoded_whichever_of_the_two_was_in_shards(self, model, in_shards, images):
         images = random_images(images, seed=images)
         for encoding, decoding in ((2, 2), (1, 2), (3, 1)):
-            in_parts(encoding)
+            in_shards(encoding)
             codes = model.encode(images)
-            in_parts(decoding)
+            in_shards(decoding)
             np.testing.assert_array_equal(model.decode(*codes), images)
 
-    def test_bound_and_gradients_are_those_of_one(self, model, in_parts):
+    def test_bound_and_gradients_are_those_of_one(self, model, in_shards):
         images, z_noise = random_images(4), tf.random.stateless_normal([4, TINY.latent_dim], [0, 1])
         u_noise = tf.random.stateless_uniform([4, 8, 8, 3], [0, 2])
         weights = [variable.value for variable in model.trainable_variables]
@@ -198,24 +200,24 @@ class TestModel:
             return run()
 
         loss, gradients = loss_and_gradients()
-        in_parts(2)
-        loss_in_parts, gradients_in_parts = loss_and_gradients()
-        np.testing.assert_allclose(loss_in_parts, loss, rtol=1e-6)
-        for found, expected in zip(gradients_in_parts, gradients, strict=True):
+        in_shards(2)
+        loss_in_shards, gradients_in_shards = loss_and_gradients()
+        np.testing.assert_allclose(loss_in_shards, loss, rtol=1e-6)
+        for found, expected in zip(gradients_in_shards, gradients, strict=True):
             np.testing.assert_allclose(
                 found, expected, rtol=1e-3, atol=1e-4 * float(tf.reduce_max(tf.abs(expected)) + 1)
             )
 
-    def test_follows_changed_weights(self, in_parts):
-        in_parts(2)
+    def test_follows_changed_weights(self, in_shards):
+        in_shards(2)
         model = give_effect(DecoupledModel(TINY), scale=0.05)
         model.initialized.assign(True)
         images = random_images(4)
         before = model.encode(images)
         give_effect(model, seed=1)
-        in_parts(1)
+        in_shards(1)
         expected = model.encode(images)
-        in_parts(2)
+        in_shards(2)
         after = model.encode(images)
         assert not np.allclose(before.v, after.v) and not np.allclose(before.z, after.z)
         np.testing.assert_allclose(after.v, expected.v, rtol=1e-4, atol=1e-5)

@@ -8,10 +8,10 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.layers.base import need_condition
-from tfdecouple.runtime.convolution import convolve
+from tfdecouple.runtime.convolution import convolve, convolve_normed
 from tfdecouple.runtime.precision import current_net_precision
 from tfdecouple.runtime.products import channel_product, full_product
-from tfdecouple.runtime.rematerialization import narrowed
+from tfdecouple.runtime.rematerialization import wide
 from tfdecouple.runtime.tf32 import full_float32
 
 
@@ -123,10 +123,6 @@ class ConvNet(CouplingNet):
             condition: z, `[batch, condition_size]`; ignored by an unconditional net.
         """
         dtype = "bfloat16" if current_net_precision() == "bfloat16" else self.compute_dtype
-
-        def weight(variable: Any) -> tf.Tensor:
-            return tf.cast(tf.convert_to_tensor(variable), dtype)
-
         shift = None
         if self.condition_size:
             need_condition(self, self.condition_size, condition)
@@ -136,15 +132,19 @@ class ConvNet(CouplingNet):
                 + tf.convert_to_tensor(self.condition_bias),
                 dtype,
             )
-        weights = weight(self.first), tf.squeeze(weight(self.second), [0, 1])
-        h = narrowed(_widen, tf.cast(x, dtype), shift, weights, self.last.factors())
+        first, second = (tf.cast(tf.convert_to_tensor(kernel), dtype) for kernel in (self.first, self.second))
+        h = _equation_7(tf.cast(x, dtype), shift, first, tf.squeeze(second, [0, 1]), *self.last.factors())
         return tf.cast(h, self.compute_dtype) + tf.convert_to_tensor(self.last.bias)
 
 
-def _widen(x: tf.Tensor, shift: tf.Tensor | None, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-    """Returns the hidden maps of a `ConvNet`, `[batch, height, width, hidden]`."""
+@wide
+def _equation_7(
+    x: tf.Tensor, shift: tf.Tensor | None, first: tf.Tensor, second: tf.Tensor, direction: tf.Tensor, scale: tf.Tensor
+) -> tf.Tensor:
+    """Returns the output of a `ConvNet` but for its bias; shift is FC(z), `[batch, hidden]`, or None."""
     h = channel_product(tf.nn.elu(convolve(x, first)), second)
-    return tf.nn.elu(h if shift is None else h + shift[:, None, None, :])
+    h = tf.nn.elu(h if shift is None else h + shift[:, None, None, :])
+    return convolve_normed(h, direction, scale)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

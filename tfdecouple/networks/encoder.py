@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,10 +11,9 @@ import tensorflow as tf
 from tfdecouple.architecture import EncoderPlan
 from tfdecouple.layers.nets import WeightNorm, bound_uniform, fan_in_uniform
 from tfdecouple.levels import encoder_blocks, has_shortcut_convolution
+from tfdecouple.runtime.networks import TracedNetwork
 from tfdecouple.runtime.shapes import product, sizes
-from tfdecouple.runtime.shards import divides, run_in_parts, split_batch
 from tfdecouple.runtime.tf32 import full_float32
-from tfdecouple.runtime.tracing import SharedPrograms
 
 
 def _convolution(planes: int, size: int, strides: int, **options: Any) -> keras.layers.Layer:
@@ -29,41 +28,42 @@ def _batch_norm(name: str) -> BatchNorm:
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class BatchNorm(keras.layers.BatchNormalization):
-    """Batch normalisation of a batch in parts, by the statistics of all parts, and of all devices."""
+    """Batch normalisation of images by the statistics of all devices, with Keras' options and weights."""
 
-    def normalize(self, parts: Sequence[tf.Tensor], training: bool) -> list[tf.Tensor]:
-        """Returns the parts normalised; in training their statistics do it, and move the moving ones.
+    def call(self, x: tf.Tensor, training: bool = False, mask: None = None) -> tf.Tensor:
+        """Returns the images normalised; in training their own statistics do it, and move the moving ones.
 
         Args:
-            parts: each `[batch, height, width, channels]`.
+            x: `[batch, height, width, channels]`.
             training: whether to normalise by the batch.
+            mask: none; Keras' has one.
         """
         if training:
-            mean, variance = _moments(parts)
+            mean, variance = _moments(x)
             for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 moving.assign(moving * self.momentum + new * (1 - self.momentum))
         else:
             mean, variance = map(tf.convert_to_tensor, (self.moving_mean, self.moving_variance))
         beta, gamma = map(tf.convert_to_tensor, (self.beta, self.gamma))
-        return [tf.nn.batch_normalization(part, mean, variance, beta, gamma, self.epsilon) for part in parts]
+        return tf.nn.batch_normalization(x, mean, variance, beta, gamma, self.epsilon)
 
 
-def _moments(parts: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns mean and (biased) variance of each channel over all parts and all devices, `[channels]`.
+def _moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns mean and (biased) variance of each channel over the images of all devices, `[channels]`.
 
     Every device has as many images as another.
     """
-    count = tf.add_n([product(sizes(part)[:-1], part.dtype) for part in parts])
+    count = product(sizes(x)[:-1], x.dtype)
 
-    def mean_of(sums: Sequence[tf.Tensor]) -> tf.Tensor:
-        mean = tf.add_n(sums) / count
+    def mean_of(sums: tf.Tensor) -> tf.Tensor:
+        mean = sums / count
         replica = tf.distribute.get_replica_context()
         if replica is None or replica.num_replicas_in_sync == 1:
             return mean
         return replica.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
 
-    mean = mean_of([tf.reduce_sum(part, [0, 1, 2]) for part in parts])
-    return mean, mean_of([_sum_of_squares(part, mean) for part in parts])
+    mean = mean_of(tf.reduce_sum(x, [0, 1, 2]))
+    return mean, mean_of(_sum_of_squares(x, mean))
 
 
 @tf.custom_gradient
@@ -117,22 +117,21 @@ class ResNetBlock(keras.layers.Layer):
         self.built = True
 
     @full_float32()
-    def call(self, parts: Sequence[tf.Tensor], training: bool = False) -> list[tf.Tensor]:
-        """Returns `[batch, height/strides, width/strides, planes]` for each part of a batch.
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns `[batch, height/strides, width/strides, planes]`.
 
         Args:
-            parts: each `[batch, height, width, channels]`, normalised together.
+            x: `[batch, height, width, channels]`.
             training: as for `Encoder`.
         """
         # Padded by one pixel on both sides: "same" would pad an even image on one side only at stride 2.
         around = [[0, 0], [1, 1], [1, 1], [0, 0]]
-        hidden = self.norm_1.normalize([self.convolution_1(tf.pad(x, around)) for x in parts], training)
-        hidden = [self.convolution_2(tf.pad(tf.nn.elu(h), around)) for h in hidden]
-        hidden = self.norm_2.normalize(hidden, training)
+        h = tf.nn.elu(self.norm_1(self.convolution_1(tf.pad(x, around)), training=training))
+        h = self.norm_2(self.convolution_2(tf.pad(h, around)), training=training)
         if self.shortcut:
             convolution, norm = self.shortcut
-            parts = norm.normalize([convolution(x) for x in parts], training)
-        return [tf.nn.elu(h + x) for h, x in zip(hidden, parts, strict=True)]
+            x = norm(convolution(x), training=training)
+        return tf.nn.elu(h + x)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -142,7 +141,7 @@ class ResNetBlock(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class Encoder(keras.layers.Layer):
+class Encoder(TracedNetwork, keras.layers.Layer):
     """Levels of two ResNet blocks, then conv1x1 - ELU - flatten - FC to mean and log-variance.
 
     At the start the last layer is 0 and z is standard normal, whatever the image (the paper's zero initialisation,
@@ -162,7 +161,6 @@ class Encoder(keras.layers.Layer):
         self.out_channels = out_channels
         self._blocks = encoder_blocks(self.channels)
         self.blocks = [ResNetBlock(block.planes, block.strides, name=block.name) for block in self._blocks]
-        self._programs = SharedPrograms()
 
     def build(self, x_shape: Any) -> None:
         """Builds the layers for square images `[batch, height, width, 3]`."""
@@ -195,29 +193,20 @@ class Encoder(keras.layers.Layer):
         Returns:
             mean and log-variance of z, each `[batch, d_z]`.
         """
-        # Without training each image is by itself, and whoever calls this has divided the batch.
-        parts = split_batch(x) if training and divides(x) else [x]
         for block in self.blocks:
-            parts = block(parts, training=training)
-        h = tf.concat([tf.nn.elu(self.top(part)) for part in parts], 0)
-        h = tf.reshape(h, [-1, self.last.direction.shape[0]])
+            x = block(x, training=training)
+        h = tf.reshape(tf.nn.elu(self.top(x)), [-1, self.last.direction.shape[0]])
         h = tf.matmul(h, self.last.kernel()) + tf.convert_to_tensor(self.last.bias)
         mean, log_variance = tf.split(h, 2, -1)
         return mean, log_variance
 
     @full_float32()
     def infer(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """As `call` without training, where each image is by itself: at graph speed, a batch in parts side by side."""
-        method = "_infer_in_parts" if divides(x) else "_infer_whole"
-        if tf.executing_eagerly():
-            return self._programs.run_network(method, self, x, None)
-        return getattr(self, method)(x)
+        """As `call` without training, where each image is by itself: the fast way for a caller outside of a graph."""
+        return self.run_fast(self._infer, x)
 
-    def _infer_whole(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, tf.Tensor]:
+    def _infer(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, tf.Tensor]:
         return self(x, training=False)
-
-    def _infer_in_parts(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, tf.Tensor]:
-        return run_in_parts(self._infer_whole, x, None)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

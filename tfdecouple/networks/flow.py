@@ -23,9 +23,8 @@ from tfdecouple.layers import (
 )
 from tfdecouple.layers.base import ChildCall, InvertibleComposite
 from tfdecouple.levels import StagePlan
+from tfdecouple.runtime.networks import TracedFlow
 from tfdecouple.runtime.shapes import zero_per_image
-from tfdecouple.runtime.shards import divides, run_in_parts
-from tfdecouple.runtime.tracing import SharedPrograms
 
 
 class _Coupled(InvertibleLayer):
@@ -176,7 +175,7 @@ class Stage:
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class Flow(InvertibleComposite):
+class Flow(TracedFlow, InvertibleComposite):
     """The whole flow f(x; z), with the fine-grained multi-scale structure (paper Figure 3c).
 
     The first level works on the three colour channels at full resolution; a squeeze stands before every further level.
@@ -213,7 +212,6 @@ class Flow(InvertibleComposite):
             self.whitening = ConditionalWhitening(
                 sizes.hidden, sizes.condition_size, name="whitening", dtype=self.dtype_policy
             )
-        self._programs = SharedPrograms()
 
     @property
     def stages(self) -> Iterator[Stage]:
@@ -254,33 +252,6 @@ class Flow(InvertibleComposite):
         if not self.plan.condition_size and self.whitening is None:
             condition = None
         return super()._prepare(x, condition)
-
-    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._divided("_forward_whole", "_forward_in_parts", x, condition)
-
-    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._divided("_inverse_whole", "_inverse_in_parts", y, condition)
-
-    def _divided(
-        self, whole: str, in_parts: str, x: tf.Tensor, condition: tf.Tensor | None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs one of two methods: that for a batch as it is, or that for one which is worth dividing."""
-        method = in_parts if divides(x) else whole
-        if tf.executing_eagerly():
-            return self._programs.run_network(method, self, x, condition)
-        return getattr(self, method)(x, condition)
-
-    def _forward_whole(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._run_forward(x, lambda layer, h: self._programs.forward_and_log_det(layer, h, condition))
-
-    def _inverse_whole(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._run_inverse(y, lambda layer, h: self._programs.inverse_and_log_det(layer, h, condition))
-
-    def _forward_in_parts(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return run_in_parts(self._forward_whole, x, condition)
-
-    def _inverse_in_parts(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return run_in_parts(self._inverse_whole, y, condition)
 
     def _run_forward(self, x: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
         v, log_det = self._level_forward(0, x, call)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from tfdecouple.layers import InvertibleLayer, InvertibleLinear, InvertibleSequence
 from tfdecouple.levels import step_names
 from tfdecouple.networks.flow import FlowStep
-from tfdecouple.runtime.tracing import SharedPrograms
+from tfdecouple.runtime.networks import TracedFlow
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -22,7 +21,7 @@ class PriorStep(FlowStep):
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class PriorFlow(InvertibleSequence):
+class PriorFlow(TracedFlow, InvertibleSequence):
     """The flow of the prior, from z `[batch, d_z]` to a standard normal of the same size.
 
     Args:
@@ -54,13 +53,6 @@ class PriorFlow(InvertibleSequence):
             PriorStep(hidden, transform=transform, alpha=alpha, linear=linear, name=name, dtype=self.dtype_policy)
             for name in step_names(steps)
         ]
-        self._programs = SharedPrograms()
-
-    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._run_forward(x, lambda step, h: self._programs.forward_and_log_det(step, h, None))
-
-    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._run_inverse(y, lambda step, h: self._programs.inverse_and_log_det(step, h, None))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -37,6 +37,32 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     )
 
 
+@tf.custom_gradient
+def convolve_normed(x: tf.Tensor, direction: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Returns a 3x3 convolution as `convolve` does, whose kernel is a product that the backward pass does not keep.
+
+    Kept, the kernels of all nets would be another copy of these weights for each shard of a batch; to compute them
+    again is one multiplication a weight.
+
+    Args:
+        x: `[batch, height, width, inputs]`.
+        direction: `[3, 3, inputs, outputs]`, the kernel but for its scale.
+        scale: `[outputs]`, of the dtype of direction; the kernel is used in the dtype of x.
+    """
+
+    def kernel() -> tf.Tensor:
+        return tf.cast(direction * scale, x.dtype)
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        with tf.control_dependencies([upstream]):  # Not before it is wanted.
+            again = kernel()
+        of_x = input_gradient(x, again, upstream)
+        of_kernel = tf.cast(kernel_gradient(x, upstream), direction.dtype)
+        return of_x, of_kernel * scale, tf.reduce_sum(of_kernel * direction, [0, 1, 2])
+
+    return _convolution(x, kernel()), gradient
+
+
 def input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     """Returns the gradient of a convolution for its input x, given the gradient for its output."""
     if _neighbours(upstream, x.shape[-1]) > 1:
@@ -56,13 +82,18 @@ def kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     return _reflected(gradient) if swapped else gradient
 
 
+def vector_size() -> int:
+    """Returns how many channels the kernels take at a time: as many as a vector register has float32 numbers."""
+    return 16 if "avx512f" in _processor() else 8  # AVX2's registers
+
+
 def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     neighbours = _neighbours(x, kernel.shape[-1])
     if neighbours == 1:
         return tf.nn.conv2d(x, kernel, 1, "SAME")
-    # A wider kernel, which moves by its outputs' number of pixels and sees each of them at its own place.
+    # A wider kernel, which moves by its outputs' number of pixels and sees each of them in its own position.
     wide = tf.concat(
-        [tf.pad(kernel, [[0, 0], [place, neighbours - 1 - place], [0, 0], [0, 0]]) for place in range(neighbours)], -1
+        [tf.pad(kernel, [[0, 0], [left, neighbours - 1 - left], [0, 0], [0, 0]]) for left in range(neighbours)], -1
     )
     y = tf.nn.conv2d(x, wide, [1, neighbours], [[0, 0], [1, 1], [1, 1], [0, 0]])
     return tf.reshape(y, [*sizes(x)[:-1], kernel.shape[-1]])
@@ -82,18 +113,13 @@ def _neighbours(x: tf.Tensor, outputs: int) -> int:
     """Returns how many pixels of a row share a vector."""
     if not _applies(x) or (x.dtype == tf.bfloat16 and not _packs_bfloat16()):
         return 1
-    most = min(_lanes() // outputs, x.shape[2] // 2)
+    most = min(vector_size() // outputs, x.shape[2] // 2)
     return max((count for count in range(1, most + 1) if x.shape[2] % count == 0), default=1)
 
 
 def _filling(channels: int) -> float:
     """Returns how much of the vectors that hold so many channels is in use."""
-    return channels / (-(-channels // _lanes()) * _lanes())
-
-
-def _lanes() -> int:
-    """Returns how many channels the kernels take at a time: as many as a vector register has float32 numbers."""
-    return 16 if "avx512f" in _processor() else 8  # AVX2's registers
+    return channels / (-(-channels // vector_size()) * vector_size())
 
 
 def _packs_bfloat16() -> bool:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
-from tfdecouple.runtime.convolution import convolve, input_gradient, kernel_gradient
 from tfdecouple.runtime.shards import run_in_turn
 
-# From an image's narrow map, a shift for each image (or None) and weights to its wide map.
-Widening = Callable[..., tf.Tensor]
-# Of a kernel, which is their product: direction `[size, size, hidden, outputs]` and scale `[outputs]`, of one dtype.
-Factors = tuple[tf.Tensor, tf.Tensor]
+WideNet = Callable[..., tf.Tensor]
 
 _state = threading.local()
 
@@ -43,79 +40,47 @@ def rematerialization() -> bool | None:
     return getattr(_state, "on", None)
 
 
-def narrowed(
-    widen: Widening, x: tf.Tensor, shift: tf.Tensor | None, weights: Sequence[tf.Tensor], factors: Factors
-) -> tf.Tensor:
-    """Returns a convolution of `widen(x, shift, *weights)` with zero padding, the maps kept as `rematerialized` says.
+def wide(net: WideNet) -> WideNet:
+    """Decorates a net whose maps are wide inside: they are kept as `rematerialized` says.
+
+    Where no backward pass is announced, some images at a time go through it, so few that their maps stay in a cache.
 
     Args:
-        widen: image by image, from x, shift and weights to maps `[batch, height, width, hidden]`.
-        x: `[batch, height, width, channels]`.
-        shift: `[batch, hidden]`, or None.
-        weights: of the maps; `widen` reads no others.
-        factors: of the kernel, which is used in the dtype of x.
+        net: from narrow maps `[batch, height, width, channels]`, a vector for each image (or None) and weights to
+            narrow maps, image by image; the last axis of the first weight is the width.
     """
-    on = rematerialization()
-    if on:
-        return _computed_again(widen, x, shift, weights, factors)
-    if on is None:
-        kernel = _kernel(*factors, x.dtype)
 
-        def run(x: tf.Tensor, shift: tf.Tensor | None) -> tf.Tensor:
-            return convolve(widen(x, shift, *weights), kernel)
+    @functools.wraps(net)
+    def run(x: tf.Tensor, vectors: tf.Tensor | None, *weights: tf.Tensor) -> tf.Tensor:
+        def apply(x: tf.Tensor, vectors: tf.Tensor | None) -> tf.Tensor:
+            return net(x, vectors, *weights)
 
-        return run_in_turn(run, x, shift, width=kernel.shape[2])
-    return _convolution(widen(x, shift, *weights), *factors)
+        on = rematerialization()
+        if on:
+            return _computed_again(net, x, vectors, *weights)
+        return run_in_turn(apply, x, vectors, width=weights[0].shape[-1]) if on is None else apply(x, vectors)
+
+    return run
 
 
-def _computed_again(
-    widen: Widening, x: tf.Tensor, shift: tf.Tensor | None, weights: Sequence[tf.Tensor], factors: Factors
-) -> tf.Tensor:
-    # Not `tf.recompute_grad`: of a whole layer it would compute everything again, and to compute the last convolution
-    # again, whose narrow result is worth keeping, is a fifth of a forward pass.
+def _computed_again(net: WideNet, x: tf.Tensor, vectors: tf.Tensor | None, *weights: tf.Tensor) -> tf.Tensor:
+    # Not `tf.recompute_grad` nor `keras.remat`, which would look for variables: within a `keras.StatelessScope` tensors
+    # stand for them.
+    def apply(x: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
+        return net(x, None, *rest) if vectors is None else net(x, *rest)
+
     @tf.custom_gradient
-    def run(direction: tf.Tensor, scale: tf.Tensor, *inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    def run(*inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
             # Not before they are wanted.
             with tf.control_dependencies([upstream]):
                 again = [tf.identity(value) for value in inputs]
             with tf.GradientTape() as tape:
                 tape.watch(again)
-                maps = apply(*again)
-            of_maps, *of_kernel = _convolution_gradient(maps, direction, scale, upstream)
-            return [*of_kernel, *tape.gradient(maps, again, output_gradients=of_maps)]
+                y = apply(*again)
+            # The narrow result itself is not computed again: in a graph, what nobody asks for does not run.
+            return tape.gradient(y, again, output_gradients=upstream)
 
-        return convolve(apply(*inputs), _kernel(direction, scale, x.dtype)), gradient
+        return apply(*inputs), gradient
 
-    def apply(x: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
-        return widen(x, None, *rest) if shift is None else widen(x, *rest)
-
-    return run(*factors, x, *([] if shift is None else [shift]), *weights)
-
-
-@tf.custom_gradient
-def _convolution(maps: tf.Tensor, direction: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns the convolution, of which the backward pass keeps the maps but not the kernel.
-
-    Kept, the kernels of all nets would be another copy of these weights for each part of a batch; to compute them again
-    is one multiplication a weight.
-    """
-    return (
-        convolve(maps, _kernel(direction, scale, maps.dtype)),
-        lambda upstream: _convolution_gradient(maps, direction, scale, upstream),
-    )
-
-
-def _convolution_gradient(
-    maps: tf.Tensor, direction: tf.Tensor, scale: tf.Tensor, upstream: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns the gradients for maps, direction and scale."""
-    with tf.control_dependencies([upstream]):  # Not before it is wanted.
-        kernel = _kernel(direction, scale, maps.dtype)
-    of_maps = input_gradient(maps, kernel, upstream)
-    of_kernel = tf.cast(kernel_gradient(maps, upstream), direction.dtype)
-    return of_maps, of_kernel * scale, tf.reduce_sum(of_kernel * direction, [0, 1, 2])
-
-
-def _kernel(direction: tf.Tensor, scale: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    return tf.cast(direction * scale, dtype)
+    return run(x, *([] if vectors is None else [vectors]), *weights)

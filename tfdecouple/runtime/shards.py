@@ -1,4 +1,4 @@
-"""A batch in parts that are computed side by side, so that every core has work of its own."""
+"""A batch in shards that are computed side by side, so that every core has work of its own; and images in turn."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _CACHE_BYTES = 2**20
 Transformation = Callable[[tf.Tensor, tf.Tensor | None], tuple[tf.Tensor, tf.Tensor]]
 
 
-def batch_parts() -> int:
-    """Returns in how many parts a batch is computed.
+def shard_count() -> int:
+    """Returns in how many shards a batch of images is computed.
 
     They are as many as the process runs operations side by side for each thread of one operation, 1 where nobody has
     chosen these numbers (`tf.config.threading`). A GPU takes a batch whole.
@@ -32,36 +32,34 @@ def batch_parts() -> int:
 
 
 def divides(x: tf.Tensor) -> bool:
-    """Returns whether a batch is worth dividing: it has an image for each of several parts."""
-    return x.shape[0] is not None and x.shape[0] >= batch_parts() > 1
+    """Returns whether a batch is worth dividing: it holds images, one or more for each of several shards."""
+    return len(x.shape) == 4 and x.shape[0] is not None and x.shape[0] >= shard_count() > 1
 
 
-def split_batch(x: tf.Tensor) -> list[tf.Tensor]:
-    """Returns a batch in its parts, one after the other."""
-    parts = batch_parts()
-    count = sizes(x)[0]
-    edges = [count * number // parts for number in range(parts + 1)]
-    return [x[start:stop] for start, stop in itertools.pairwise(edges)]
-
-
-def run_in_parts(
+def run_in_shards(
     transformation: Transformation, x: tf.Tensor, condition: tf.Tensor | None
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Runs a transformation on parts of a batch.
+    """Runs a transformation on shards of a batch.
 
     A deep chain of small operations leaves threads idle: each operation waits for the one before it and divides its
     work among them. Two chains, each on a thread of its own, have nobody to wait for.
 
     Args:
-        transformation: from x `[batch, ...]` and z `[batch, d_z]` (or None) to a tensor and its log-determinant, image
-            by image.
-        x: the batch, with an image or more for each part.
+        transformation: from x `[batch, ...]` and z `[batch, d_z]` (or None) to two tensors, image by image.
+        x: the batch, with an image or more for each shard.
         condition: z, or None.
     """
-    conditions = [None] * batch_parts() if condition is None else split_batch(condition)
-    done = [transformation(*part) for part in zip(split_batch(x), conditions, strict=True)]
-    values, log_dets = zip(*done, strict=True)
-    return tf.concat(values, 0), tf.concat(log_dets, 0)
+    conditions = [None] * shard_count() if condition is None else _shards(condition)
+    done = [transformation(*shard) for shard in zip(_shards(x), conditions, strict=True)]
+    first, second = zip(*done, strict=True)
+    return tf.concat(first, 0), tf.concat(second, 0)
+
+
+def _shards(x: tf.Tensor) -> list[tf.Tensor]:
+    """Returns the shards of a batch, one after the other."""
+    count, shards = sizes(x)[0], shard_count()
+    edges = [count * number // shards for number in range(shards + 1)]
+    return [x[start:stop] for start, stop in itertools.pairwise(edges)]
 
 
 def run_in_turn(

@@ -1,0 +1,58 @@
+"""How the networks of a model are run: their layers through shared traces, shards of a batch side by side.
+
+Mixed into a network, these classes run what it defines; the definition knows nothing of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfdecouple.runtime.shards import divides, run_in_shards
+from tfdecouple.runtime.tracing import Method, Traces
+
+
+class TracedNetwork:
+    """A network of many layers, to be named before its Keras class among the bases."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._traces = Traces()
+
+    def run_fast(self, method: Method, x: tf.Tensor, condition: tf.Tensor | None = None) -> Any:
+        """Runs a method of this network as one function, where it is called eagerly, and by shards, where that pays.
+
+        Args:
+            method: bound to this network; from x and z (or None) to two tensors, image by image.
+            x: `[batch, ...]`.
+            condition: z, or None.
+        """
+
+        def by_shards(x: tf.Tensor, condition: tf.Tensor | None) -> Any:
+            return run_in_shards(method, x, condition)
+
+        run = by_shards if divides(x) else method
+        if tf.executing_eagerly():
+            return self._traces.run_network(method, x, condition, run)
+        return run(x, condition)
+
+
+class TracedFlow(TracedNetwork):
+    """An `InvertibleComposite` whose children share traces, to be named before it among the bases."""
+
+    _run_forward: Callable[..., Any]
+    _run_inverse: Callable[..., Any]
+
+    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return self.run_fast(self._forward_by_layer, x, condition)
+
+    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return self.run_fast(self._inverse_by_layer, y, condition)
+
+    def _forward_by_layer(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._run_forward(x, lambda layer, h: self._traces.run_layer(layer.forward_and_log_det, h, condition))
+
+    def _inverse_by_layer(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._run_inverse(y, lambda layer, h: self._traces.run_layer(layer.inverse_and_log_det, h, condition))
