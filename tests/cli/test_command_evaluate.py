@@ -11,12 +11,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import refusals
 from helpers.densities import counted_batches
 from helpers.models import SMALL, give_effect, let_z_show, random_images
 from helpers.places import PATIENCE, user_environment
 from helpers.runs import write_run
 
-from tfdecouple.cli import evaluate
+from tfdecouple.cli import evaluate, main
 from tfdecouple.cli.measures import probe
 from tfdecouple.cli.measures.base import say
 from tfdecouple.cli.measures.frechet import FrechetDistance
@@ -28,7 +29,6 @@ from tfdecouple.metrics import Evaluator, inception
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
 from tfdecouple.runtime import progress
-from tfdecouple.runtime.process import run_program
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -53,16 +53,11 @@ def parsed(*arguments):
 
 
 def command(*arguments):
-    return run_program(lambda: evaluate.run(parsed(*arguments)))
+    return main(["evaluate", *map(str, arguments)])
 
 
 def refused(capsys, *arguments):
-    """Runs a command that must end with status 2 and one line on standard error, and returns the line."""
-    assert command(*arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ") and err.count("\n") == 1
-    return err
+    return refusals.refused(capsys, lambda: command(*arguments))
 
 
 def read(folder, name):
