@@ -297,9 +297,9 @@ class DecoupledModel(Networks):
         Args:
             a: uint8 `[batch, height, width, 3]`.
             b: the same shape.
-            alphas: places between z of a (0) and z of b (1); a number stands for a list of it. Without z they change
+            alphas: positions between z of a (0) and z of b (1); a number stands for a list of it. Without z they change
                 nothing.
-            betas: places between v of a (0) and v of b (1); likewise.
+            betas: positions between v of a (0) and v of b (1); likewise.
 
         Returns:
             uint8 `[batch, len(alphas), len(betas), height, width, 3]`; the corners (0, 0) and (1, 1) are a and b.

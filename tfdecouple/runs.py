@@ -44,7 +44,7 @@ def load_config(run: str | pathlib.Path) -> Config:
 
 
 def require_own_images(run: str | pathlib.Path, data: DataConfig) -> str | None:
-    """Looks whether the config of a run, which may be a stranger's, names a place for images outside of the run folder.
+    """Looks whether the config of a run, which may be a stranger's, leads to images within the run folder.
 
     Whoever made the run folder made all that lies within it; images are taken from there only where the user says so.
 
@@ -61,16 +61,16 @@ def require_own_images(run: str | pathlib.Path, data: DataConfig) -> str | None:
     found = images_at(data)
     if found is None:
         return None
-    option, place = found
+    option, folder = found
     inside = any(
-        os.path.commonpath([path(run), path(place)]) == path(run) for path in (os.path.abspath, os.path.realpath)
+        os.path.commonpath([path(run), path(folder)]) == path(run) for path in (os.path.abspath, os.path.realpath)
     )
     if inside:
         raise UntrustedError(
-            f"{option} in {pathlib.Path(run) / CONFIG} leads into the run folder itself, to {place}; where you trust "
+            f"{option} in {pathlib.Path(run) / CONFIG} leads into the run folder itself, to {folder}; where you trust "
             "it, name it with --data and --data-dir, or change the config"
         )
-    return place
+    return folder
 
 
 @dataclasses.dataclass(frozen=True)

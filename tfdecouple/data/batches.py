@@ -90,7 +90,7 @@ def training_batches(
         done = tf.where(tf.equal(epoch, first_epoch), tf.constant(first_step * batch_size, tf.int64), 0)
         return order.enumerate(epoch * images_per_epoch).skip(done)
 
-    # Place in the batch decides, not the place in what is left of the data set: the noise of an image goes by it, too.
+    # The index in the batch decides, not that in what is left of the data set: the noise of an image goes by it, too.
     slice_size = batch_size // context.num_input_pipelines
 
     def is_ours(number: tf.Tensor, record: Any) -> tf.Tensor:
@@ -157,12 +157,12 @@ def evaluation_batches(
 
 
 def own_share(batches: tf.data.Dataset, context: tf.distribute.InputContext) -> tf.data.Dataset:
-    """Returns what an input pipeline gives to its replicas: its slice of every batch, one part after the other.
+    """Returns what an input pipeline gives to its replicas: its slice of every batch, one replica's after the other's.
 
     Args:
         batches: nested tensors `[batch, ...]`, of batch sizes that the replicas divide.
-        context: of the pipeline. Of P pipelines and R replicas, number p yields parts p * R / P to (p + 1) * R / P of
-            the R equal parts of each batch, in order.
+        context: of the pipeline. Of P pipelines and R replicas, number p yields slices p * R / P to (p + 1) * R / P of
+            the R equal slices of each batch, in order.
 
     Returns:
         A dataset of the same nested tensors, `[batch / R, ...]`.
@@ -171,14 +171,14 @@ def own_share(batches: tf.data.Dataset, context: tf.distribute.InputContext) -> 
     own = replicas // context.num_input_pipelines
     first = context.input_pipeline_id * own
 
-    def parts(batch: Any) -> Any:
+    def slices(batch: Any) -> Any:
         def of(values: tf.Tensor) -> tf.Tensor:
             size = values.shape[0]
             return tf.reshape(values, [replicas, size // replicas if size else -1, *values.shape[1:]])[first:][:own]
 
         return tf.nest.map_structure(of, batch)
 
-    return batches if replicas == 1 else batches.map(parts).unbatch()
+    return batches if replicas == 1 else batches.map(slices).unbatch()
 
 
 def load_images(source: Source, split: str, count: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -234,16 +234,16 @@ def chosen_batches(
 
 def _chosen_examples(source: Source, split: str, indices: np.ndarray) -> tf.data.Dataset:
     """Returns what `Source.examples` gives, of the images with these indices."""
-    part = source.split(split)
+    opened = source.split(split)
     wanted = np.unique(np.asarray(indices, np.int64))
-    if len(wanted) and not (wanted[0] >= 0 and wanted[-1] < part.size):
-        raise DataError(f"there is no image {wanted[-1]} in {split} of {source.name}; it has {part.size}")
+    if len(wanted) and not (wanted[0] >= 0 and wanted[-1] < opened.size):
+        raise DataError(f"there is no image {wanted[-1]} in {split} of {source.name}; it has {opened.size}")
 
     def example(index: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
-        image, label = part.decode(record)
+        image, label = opened.decode(record)
         return {"image": image, "label": label, "index": index}
 
-    numbered = tf.data.Dataset.zip(tf.data.Dataset.from_tensor_slices(wanted), part.records_at(wanted))
+    numbered = tf.data.Dataset.zip(tf.data.Dataset.from_tensor_slices(wanted), opened.records_at(wanted))
     return numbered.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 

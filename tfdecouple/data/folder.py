@@ -8,7 +8,7 @@ import hashlib
 import os
 import pathlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class ImageFile:
 
     Attributes:
         path: of the file.
-        key: its path from the folder, with "/" between the parts.
+        key: its path from the folder, with "/" between its folders.
         label_name: the sub-folder it lies in, or "" where it lies in none.
     """
 
@@ -63,11 +63,11 @@ def open_folder(config: DataConfig, image_size: int) -> Source:
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; data.source=folder:PATH needs a folder of images")
     files = _split_files(folder)
-    names = sorted({file.label_name for part, _ in files.values() for file in part} - {""})
+    names = sorted({file.label_name for chosen, _ in files.values() for file in chosen} - {""})
     number = {name: label for label, name in enumerate(names)}
     bad_images = BadImages(config.on_bad_image)
-    decoded_bytes = sum(len(part) for part, _ in files.values()) * image_size**2 * 3
-    make = _memory_split if decoded_bytes <= config.cache_gib * 2**30 else _file_split
+    decoded_bytes = sum(len(chosen) for chosen, _ in files.values()) * image_size**2 * 3
+    make: Callable[..., Split] = _memory_split if decoded_bytes <= config.cache_gib * 2**30 else FileSplit
     return Source(
         name=config.source,
         title=f"images in {folder}",
@@ -75,15 +75,15 @@ def open_folder(config: DataConfig, image_size: int) -> Source:
         image_size=image_size,
         splits={
             name: make(
-                [file.path for file in part],
-                [number.get(file.label_name, -1) for file in part],
-                [pathlib.Path(file.path).relative_to(folder).as_posix() for file in part],
+                [file.path for file in chosen],
+                [number.get(file.label_name, -1) for file in chosen],
                 description,
-                image_size,
-                config.centre_crop,
-                bad_images,
+                image_size=image_size,
+                centre_crop=config.centre_crop,
+                bad_images=bad_images,
+                keys=[pathlib.Path(file.path).relative_to(folder).as_posix() for file in chosen],
             )
-            for name, (part, description) in files.items()
+            for name, (chosen, description) in files.items()
         },
         bad_images=bad_images,
     )
@@ -92,7 +92,7 @@ def open_folder(config: DataConfig, image_size: int) -> Source:
 def hash_split(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
     """Splits files by a hash of their keys: about 90 % for training, 5 % for validation, 5 % for test.
 
-    A file's place depends on its own key alone, so it is the same on every machine and stays when files come or go.
+    A file's split depends on its own key alone, so it is the same on every machine and stays when files come or go.
     Only where this would leave a split empty, as in small folders, do the files with the nearest hashes fill it.
 
     Args:
@@ -101,18 +101,18 @@ def hash_split(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
     Returns:
         The files of "train", "validation" and "test", each in the order of `files` and none empty.
     """
-    places = [_place(file.key) for file in files]
-    order = sorted(range(len(files)), key=places.__getitem__)
+    hashes = [_hash_of(file.key) for file in files]
+    order = sorted(range(len(files)), key=hashes.__getitem__)
     count = len(files)
-    test = sum(place < TEST_SHARE for place in places)
-    held_out = sum(place < TEST_SHARE + VALIDATION_SHARE for place in places)
+    test = sum(hashed < TEST_SHARE for hashed in hashes)
+    held_out = sum(hashed < TEST_SHARE + VALIDATION_SHARE for hashed in hashes)
     test = min(max(test, 1), count - 2)
     held_out = min(max(held_out, test + 1), count - 1)
-    parts = {"train": order[held_out:], "validation": order[test:held_out], "test": order[:test]}
-    return {name: [files[index] for index in sorted(indices)] for name, indices in parts.items()}
+    splits = {"train": order[held_out:], "validation": order[test:held_out], "test": order[:test]}
+    return {name: [files[index] for index in sorted(indices)] for name, indices in splits.items()}
 
 
-def _place(key: str) -> float:
+def _hash_of(key: str) -> float:
     # File systems spell accented letters in different ways; the normal form is the same for all.
     digest = hashlib.sha256(unicodedata.normalize("NFC", key).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
@@ -127,8 +127,10 @@ def _split_files(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]
                 f"the folder {folder} has a sub-folder {present[0]} but none named train; "
                 "put the training images into train, or rename the other"
             )
-        parts = hash_split(_at_least(_listed(folder), 3, folder))
-        return {name: (part, f"{len(part)} images chosen by a hash of their names") for name, part in parts.items()}
+        splits = hash_split(_at_least(_listed(folder), 3, folder))
+        return {
+            name: (chosen, f"{len(chosen)} images chosen by a hash of their names") for name, chosen in splits.items()
+        }
     if {"val", "validation"} <= set(present):
         raise DataError(f"the folder {folder} has the sub-folders val and validation; keep one of them")
     files = {}
@@ -136,13 +138,13 @@ def _split_files(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]
         files[SPLIT_FOLDERS[name]] = (_at_least(_listed(folder / name), 1, folder / name), f"{name}/")
     missing = {"validation", "test"} - set(files)
     if missing:
-        # The hash gives the same three parts whichever is missing; a part that is not needed stays in training.
-        parts = hash_split(_at_least(files["train"][0], 3, folder / "train"))
-        kept = {file.key for name, part in parts.items() if name not in missing for file in part}
+        # The hash gives the same three splits whichever is missing; one that is not needed stays in training.
+        splits = hash_split(_at_least(files["train"][0], 3, folder / "train"))
+        kept = {file.key for name, chosen in splits.items() if name not in missing for file in chosen}
         training = [file for file in files["train"][0] if file.key in kept]
         files["train"] = (training, f"train/ without {' and '.join(sorted(missing))}")
         for name in missing:
-            files[name] = (parts[name], f"{len(parts[name])} images of train/ chosen by a hash of their names")
+            files[name] = (splits[name], f"{len(splits[name])} images of train/ chosen by a hash of their names")
     return {name: files[name] for name in ("train", "validation", "test")}
 
 
@@ -167,35 +169,17 @@ def _at_least(files: list[ImageFile], least: int, folder: pathlib.Path) -> list[
     return files
 
 
-def _file_split(
-    paths: list[str],
-    labels: list[int],
-    keys: list[str],
-    description: str,
-    image_size: int,
-    centre_crop: int,
-    bad_images: BadImages,
-) -> Split:
-    return FileSplit(
-        paths,
-        labels,
-        description,
-        image_size=image_size,
-        centre_crop=centre_crop,
-        bad_images=bad_images,
-        keys=keys,
-    )
-
-
 def _memory_split(
-    paths: list[str],
-    labels: list[int],
-    keys: list[str],
+    paths: Sequence[str],
+    labels: Sequence[int],
     description: str,
+    *,
     image_size: int,
     centre_crop: int,
     bad_images: BadImages,
+    keys: Sequence[str],
 ) -> Split:
+    """Returns what `FileSplit` is, of images that are read now."""
     images = np.empty((len(paths), image_size, image_size, 3), np.uint8)
 
     def read(index: int) -> bool:

@@ -69,7 +69,7 @@ class Photographs(SourceKind):
     }
 
     def images_at(self, config: DataConfig) -> None:
-        """Returns None: a config names no place for them."""
+        """Returns None: no config says where they lie."""
 
     def open(self, config: DataConfig, image_size: int, download: bool) -> Source:
         """See `open_photographs`."""

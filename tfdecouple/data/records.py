@@ -63,7 +63,7 @@ class RecordSplit(Split):
             count = tf.shape(tf.nest.flatten(window)[0])[0]
             window_seed = tf.random.experimental.stateless_fold_in(seed, number, alg=ALGORITHM)
             order = tf.random.experimental.stateless_shuffle(tf.range(count), window_seed, alg=ALGORITHM)
-            permutation = tf.nest.map_structure(lambda part: tf.gather(part, order), window)
+            permutation = tf.nest.map_structure(lambda values: tf.gather(values, order), window)
             return tf.data.Dataset.from_tensor_slices(permutation)
 
         return windows.enumerate().flat_map(permuted)

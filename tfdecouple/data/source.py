@@ -92,7 +92,7 @@ class Source:
 
     @property
     def descriptions(self) -> dict[str, str]:
-        """For people: which part of the data set each split is, such as "train[-1000:]"."""
+        """For people: which images of the data set each split has, such as "train[-1000:]"."""
         return {name: split.description for name, split in self.splits.items()}
 
     @property

@@ -20,11 +20,11 @@ class Split(abc.ABC):
     """Images of one split.
 
     A record is whatever is cheap to shuffle and to skip: here an index, elsewhere an encoded image. `decode` does the
-    expensive part, so that a run which starts in the middle of an epoch decodes nothing that it does not use.
+    expensive work, so that a run which starts in the middle of an epoch decodes nothing that it does not use.
 
     Attributes:
         size: number of images.
-        description: for people: which part of the data set it is.
+        description: for people: which images of the data set these are.
         keys: the names that the images have in their data set, one each; None where they have none.
     """
 

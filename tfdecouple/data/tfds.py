@@ -44,13 +44,13 @@ def open_tfds(config: DataConfig, image_size: int, download: bool) -> Source:
     sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
     chosen = choose_splits(config.source, sizes, config.validation_examples)
     image_key, label_key = _keys(config.source, builder.info.features)
-    total = sum(builder.info.splits[part].num_examples for part in chosen.values())
+    total = sum(builder.info.splits[notation].num_examples for notation in chosen.values())
     in_memory = total * image_size**2 * 3 <= config.cache_gib * 2**30
     splits: dict[str, Split] = {}
-    for name, part in chosen.items():
-        split = _record_split(builder, part, image_key, label_key, image_size, config.centre_crop)
+    for name, notation in chosen.items():
+        split = _record_split(builder, notation, image_key, label_key, image_size, config.centre_crop)
         if in_memory:
-            load = functools.partial(_decoded, split, f"{part} of {builder.info.full_name}", image_size)
+            load = functools.partial(_decoded, split, f"{notation} of {builder.info.full_name}", image_size)
             splits[name] = MemorySplit(split.size, split.description, load)
         else:
             splits[name] = split
@@ -86,16 +86,16 @@ def choose_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[
         return {name: name for name in ("train", "validation", "test")}
     if "test" in sizes or "validation" in sizes:
         test = "test" if "test" in sizes else "validation"
-        needed, parts = held_out, {"validation": f"train[-{held_out}:]", "test": test}
+        needed, held = held_out, {"validation": f"train[-{held_out}:]", "test": test}
     else:
         needed = 2 * held_out
-        parts = {"validation": f"train[-{needed}:-{held_out}]", "test": f"train[-{held_out}:]"}
+        held = {"validation": f"train[-{needed}:-{held_out}]", "test": f"train[-{held_out}:]"}
     if needed >= sizes["train"]:
         raise DataError(
             f"data.validation_examples is {held_out}, but {source} has {sizes['train']} training images, of which "
             f"{needed} would be held out; use a smaller number"
         )
-    return {"train": f"train[:-{needed}]", **parts}
+    return {"train": f"train[:-{needed}]", **held}
 
 
 def _builder(config: DataConfig) -> Any:
@@ -139,8 +139,8 @@ def _check_files(name: str, data_dir: str | None) -> None:
         )
     if not set(options) <= {"config", "version"}:
         raise DataError(f"the data set {name!r} has arguments; write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION")
-    for place in tfds.core.utils.file_utils.list_data_dirs(data_dir):
-        require_known_connectors(tfds.core.Path(place) / parsed.name)
+    for folder in tfds.core.utils.file_utils.list_data_dirs(data_dir):
+        require_known_connectors(tfds.core.Path(folder) / parsed.name)
 
 
 def _nearest_config(name: str) -> str:
@@ -190,14 +190,14 @@ def _keys(source: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def _record_split(
-    builder: Any, part: str, image_key: str, label_key: str | None, image_size: int, centre_crop: int
+    builder: Any, notation: str, image_key: str, label_key: str | None, image_size: int, centre_crop: int
 ) -> RecordSplit:
     import tensorflow_datasets as tfds
 
     features = builder.info.features
     pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     records = builder.as_dataset(
-        split=part,
+        split=notation,
         shuffle_files=False,
         decoders={key: tfds.decode.SkipDecoding() for key in pictures},
         # One file after the other, so that the order is the split's own and slices keep it.
@@ -212,11 +212,11 @@ def _record_split(
         image = fit(decode_pixels(record[image_key], feature), image_size, centre_crop)
         return image, tf.cast(record[label_key], tf.int32) if label_key else tf.constant(-1, tf.int32)
 
-    size = builder.info.splits[part].num_examples
+    size = builder.info.splits[notation].num_examples
     train = builder.info.splits["train"]
     mean_bytes = max(train.num_bytes // max(train.num_examples, 1), 1)
     window = min(max(_WINDOW_BYTES // mean_bytes, _LEAST_WINDOW), size)
-    return RecordSplit(size, part, records=records, decode=decode, window=window)
+    return RecordSplit(size, notation, records=records, decode=decode, window=window)
 
 
 def decode_pixels(encoded: tf.Tensor, feature: Any) -> tf.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,18 +12,6 @@ from tfdecouple.dataset_encoding.formats import FORMATS
 _FIELDS = ("z", "z_std", "v")
 # Above these a number is damage: a folder of so many files is no folder, and no image has so many values.
 _MOST, _MOST_FILES, _MOST_VALUES = 2**53, 10**7, 2**31
-
-
-def parsed(content: bytes) -> Any:
-    """Returns the plain values of JSON in UTF-8.
-
-    Raises:
-        ValueError: where it is not JSON, not UTF-8 or nested too deeply.
-    """
-    try:
-        return json.loads(content.decode("utf-8"))
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
 
 
 def manifest_values(values: Any) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdecouple.dataset_encoding.checked import parsed, shard_entry
+from tfdecouple.dataset_encoding.checked import shard_entry
 from tfdecouple.dataset_encoding.formats import FORMATS
 from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
 from tfdecouple.errors import DataError, one_line
+from tfdecouple.storage.files import parse_json
 
 # A line for each whole file, until the manifest takes them over: writing the manifest anew for each would take ever
 # longer.
@@ -42,7 +43,7 @@ def noted(
     damaged = 0
     for line in lines:
         try:
-            entries.append(shard_entry(parsed(line)))
+            entries.append(shard_entry(parse_json(line)))
         except ValueError:
             # A line that was cut short is followed by nothing, or by the line of a later program.
             damaged += 1

@@ -99,15 +99,15 @@ def encode_shards(
             with folder.shard(manifest, shard) as writer:
                 while left is not None or (left := next(rows, None)) is not None:
                     inside = int(np.searchsorted(left["index"], shard.stop))
-                    part, left = _cut(left, inside)
+                    inner, left = _cut(left, inside)
                     if inside:
-                        keys = [_key(source, split, index) for index in part["index"]]
-                        _require_finite(part, manifest.fields, keys)
-                        if "v" in part:
-                            far += itertools.compress(keys, far_from_training(part["v"]))
+                        keys = [_key(source, split, index) for index in inner["index"]]
+                        _require_finite(inner, manifest.fields, keys)
+                        if "v" in inner:
+                            far += itertools.compress(keys, far_from_training(inner["v"]))
                         with folder.writing():
-                            writer.write(keys, part["label"], part)
-                        done, at = done + int(part["index"][-1]) + 1 - at, int(part["index"][-1]) + 1
+                            writer.write(keys, inner["label"], inner)
+                        done, at = done + int(inner["index"][-1]) + 1 - at, int(inner["index"][-1]) + 1
                         counter(done)
                     if left is not None:
                         break
@@ -164,10 +164,10 @@ def _encoded(source: Source, split: str, start: int, stop: int, encoder: Encoder
         yield {"index": batch["index"], "label": batch["label"], **encoder(batch["image"])}
 
 
-def _cut(rows: Rows, place: int) -> tuple[Rows, Rows | None]:
-    if place == len(rows["index"]):
+def _cut(rows: Rows, row: int) -> tuple[Rows, Rows | None]:
+    if row == len(rows["index"]):
         return rows, None
-    return {n: values[:place] for n, values in rows.items()}, {n: values[place:] for n, values in rows.items()}
+    return {n: values[:row] for n, values in rows.items()}, {n: values[row:] for n, values in rows.items()}
 
 
 def _require_finite(rows: Rows, fields: Sequence[Field], keys: Sequence[bytes]) -> None:

@@ -32,7 +32,7 @@ class CodesFolder:
     """A folder of codes that this process alone writes to, while it is entered.
 
     A file gets its name when it is whole: it is written under another and renamed. What a killed program left half
-    written is removed by the next one. `codes/checking.py` says whether a file is still what was written.
+    written is removed by the next one. `checking.py` says whether a file is still what was written.
 
     Args:
         path: the folder; made if absent.
@@ -108,7 +108,7 @@ class CodesFolder:
             manifest.write(self.path)
 
     def clear_run(self) -> pathlib.Path:
-        """Returns the place of the run folder with the weights, empty."""
+        """Returns the path of the run folder with the weights, made empty."""
         run = self.path / RUN
         with self.writing():
             if run.exists():

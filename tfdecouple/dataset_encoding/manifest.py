@@ -6,10 +6,10 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from tfdecouple.dataset_encoding.checked import manifest_values, parsed
+from tfdecouple.dataset_encoding.checked import manifest_values
 from tfdecouple.dataset_encoding.fields import Field
 from tfdecouple.errors import DataError, one_line
-from tfdecouple.storage.files import write_json
+from tfdecouple.storage.files import parse_json, write_json
 
 # Readers of Parquet folders, Arrow's and Spark's alike, pass over names that begin like this.
 MANIFEST = "_manifest.json"
@@ -127,7 +127,7 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            values = parsed(path.read_bytes())
+            values = parse_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:

@@ -39,9 +39,9 @@ class Images:
         return path.removeprefix(self.root)
 
     def __contains__(self, path: str) -> bool:
-        parts = self.key(path).split("/")
-        image = parts[-1].lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in parts)
-        return image and (not self.has_splits or (len(parts) > 1 and parts[0] in SPLIT_FOLDERS))
+        names = self.key(path).split("/")
+        image = names[-1].lower().endswith(SUFFIXES) and not any(name.startswith(".") for name in names)
+        return image and (not self.has_splits or (len(names) > 1 and names[0] in SPLIT_FOLDERS))
 
     def label_name(self, path: str) -> str:
         """Returns the sub-folder that labels a file, "" where it lies in none."""

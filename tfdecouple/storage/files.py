@@ -18,14 +18,15 @@ TEMPORARY = ".*.tmp"
 _DEPTH = 50
 
 
-def parse_json(text: str) -> Any:
-    """Returns the plain values of a JSON text, which may be a stranger's.
+def parse_json(text: str | bytes) -> Any:
+    """Returns the plain values of a JSON text, or of its bytes in UTF-8, which may be a stranger's.
 
     Raises:
-        ValueError: where it is no JSON, nested deeper than anything of ours, or has numbers beyond 64 bits, NaN or
-            Infinity, which JSON does not know.
+        ValueError: where it is no JSON or no UTF-8, nested deeper than anything of ours, or has numbers beyond 64 bits,
+            NaN or Infinity, which JSON does not know.
     """
     try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
         values = json.loads(text, parse_constant=_no_number, parse_int=_whole, parse_float=_finite)
         depth = 0
         level = [values]
