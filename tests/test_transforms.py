@@ -1,0 +1,97 @@
+"""The recipe of docs/design.md for a coupling transform, carried out literally in a copy of the packages."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from helpers.places import ROOT
+from helpers.recipes import copy_of_packages, recipe, run_in
+
+USE = """
+import dataclasses
+import numpy as np, tensorflow as tf
+from tfdecouple.config import ModelConfig
+from tfdecouple.layers import Coupling
+from tfdecouple.model import DecoupledModel
+from tfdecouple.parameters import count_parameters
+
+config = ModelConfig(
+    image_size=8, latent_dim=4, steps=(1, (1, 1), 1), hidden_channels=(4, 6, 6), encoder_channels=(4,),
+    encoder_out_channels=2, prior_steps=1, prior_hidden=6, transform=NAME, multiscale_transform=NAME,
+    prior_transform=NAME, alpha=0.5,
+)
+model = DecoupledModel(config)
+assert model.parameter_count() == count_parameters(config)
+affine = dataclasses.replace(config, transform="affine", multiscale_transform="affine", prior_transform="affine")
+assert count_parameters(config)["total"] > count_parameters(affine)["total"]
+
+images = np.random.default_rng(0).integers(100, 150, (16, 8, 8, 3), dtype=np.uint8)
+model.initialize(images, seed=0)
+z_noise = tf.random.stateless_normal([16, 4], [0, 1])
+u_noise = tf.random.stateless_uniform([16, 8, 8, 3], [0, 2])
+weights = [variable.value for variable in model.trainable_variables]
+
+@tf.function(autograph=False)
+def step():
+    with tf.GradientTape() as tape:
+        terms = model.elbo_from_noise(images, z_noise, u_noise, training=True)[:3]
+        loss = tf.add_n([tf.reduce_mean(term) for term in terms])
+    gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
+    gradients, _ = tf.clip_by_global_norm(gradients, 1.0)
+    for weight, gradient in zip(weights, gradients):
+        weight.assign_sub(0.02 * gradient)
+    return loss
+
+losses = [float(step()) for _ in range(12)]
+assert np.isfinite(losses).all() and losses[-1] < losses[0], losses
+codes = model.encode(images)
+np.testing.assert_array_equal(model.decode(*codes), images)
+
+layer = Coupling(5, transform=NAME, alpha=0.5, dtype="float64")
+layer.build((None, 2, 2, 4))
+rng = np.random.default_rng(0)
+for variable in layer.trainable_variables:
+    variable.assign_add(0.5 * rng.standard_normal(variable.shape))
+x = tf.constant(rng.standard_normal((1, 2, 2, 4)))
+with tf.GradientTape() as tape:
+    tape.watch(x)
+    y, log_det = layer.forward_and_log_det(x)
+jacobian = np.reshape(tape.jacobian(y, x), [16, 16])
+assert abs(float(log_det[0])) > 1e-3
+np.testing.assert_allclose(log_det[0], np.linalg.slogdet(jacobian)[1], rtol=1e-9)
+back, inverse = layer.inverse_and_log_det(y)
+np.testing.assert_allclose(back, x, rtol=1e-9, atol=1e-9)
+np.testing.assert_allclose(inverse, -log_det, rtol=1e-9)
+"""
+
+
+@pytest.fixture(scope="module")
+def with_transform(tmp_path_factory):
+    """A copy of the packages with the transform of the recipe, and its name."""
+    folder = copy_of_packages(tmp_path_factory.mktemp("transform"))
+    file = folder / "tfdecouple" / "transforms.py"
+    before, line, _ = file.read_text(encoding="utf-8").partition("\nTRANSFORMS: ")
+    assert line
+    file.write_text(f"{before}\n{recipe('coupling transform')}\n", encoding="utf-8")
+    (name,) = (
+        line.split('"')[1] for line in recipe("coupling transform").splitlines() if line.startswith("    name =")
+    )
+    return folder, name
+
+
+def test_a_transform_is_a_class_and_its_place_in_the_registry(with_transform):
+    folder, name = with_transform
+    used = run_in(folder, "-c", f"NAME = {name!r}\n{USE}")
+    assert used.returncode == 0, used.stderr
+    shown = run_in(folder, "train.py", "--set", "model.transform=else", "--workdir", "run")
+    assert shown.returncode == 2 and f"'affine', 'additive', {name!r}" in shown.stderr
+
+
+@pytest.mark.slow
+def test_the_tests_of_layers_take_a_new_transform_in(with_transform):
+    folder, name = with_transform
+    shutil.copytree(ROOT / "tests", folder / "tests")
+    shutil.copy(ROOT / "setup.cfg", folder)
+    tested = run_in(folder, "-m", "pytest", "-q", "-k", name, "tests/layers/test_layers.py", "tests/test_bijectors.py")
+    assert tested.returncode == 0 and " passed" in tested.stdout, tested.stdout + tested.stderr
