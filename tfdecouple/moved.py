@@ -21,6 +21,7 @@ MOVED = {
     "encoder": "networks.encoder",
     "evaluation": "metrics",
     "evaluation.confusion": "visualization.confusion",
+    "evaluation.draws": "metrics.bounds",
     "evaluation.features": "metrics.extractors",
     "evaluation.grids": "visualization.grids",
     "evaluation.importance": "metrics.bounds",
