@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     arguments.at_least(options, "steps", 2)
     start_tensorflow()
     from tfdecouple.cli.opening import image_pairs, open_run
-    from tfdecouple.cli.output import save
+    from tfdecouple.cli.output import save_picture
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import interpolation_grid
 
@@ -45,23 +45,8 @@ def run(options: argparse.Namespace) -> int:
     rows = len(places) if opened.config.model.has_latent else 1
     with Counter("interpolating", len(a.pixels) * rows * len(places)) as counter:
         picture = interpolation_grid(opened.model, a.pixels, b.pixels, places, note, counter)
-    facts = {
-        "command": "interpolate",
-        **opened.facts(),
-        "pairing": how,
-        "first": a.facts,
-        "second": b.facts,
-        "seed": options.seed,
-        "count": len(a.pixels),
-        "places": places,
-    }
+    facts = {"first": a.facts, "second": b.facts, "seed": options.seed, "count": len(a.pixels), "places": places}
     what = "z downwards, v to the right" if opened.config.model.has_latent else "v from left to right, no z"
-    save(
-        options.run,
-        options.out,
-        "interpolate",
-        picture,
-        facts,
-        f"{len(a.pixels)} pair{'s' if len(a.pixels) > 1 else ''} of images, {what}",
-    )
+    says = f"{len(a.pixels)} pair{'s' if len(a.pixels) > 1 else ''} of images, {what}"
+    save_picture(opened, options, "interpolate", picture, says, pairing=how, **facts)
     return 0

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from tfdecouple.cli.opening import drawn_indices, load_chosen, open_data, open_run
-    from tfdecouple.cli.output import save
+    from tfdecouple.cli.output import save_picture
     from tfdecouple.data import chosen_batches
     from tfdecouple.metrics.neighbours import NearestNeighbours
     from tfdecouple.runtime.progress import Counter
@@ -86,8 +86,6 @@ def run(options: argparse.Namespace) -> int:
         f"{copies} of {options.count} samples equal one of them.\n{opened.note()}"
     )
     facts = {
-        "command": "neighbours",
-        **opened.facts(),
         "data": source.title,
         "split": options.split,
         "searched": len(searched),
@@ -102,5 +100,5 @@ def run(options: argparse.Namespace) -> int:
     }
     picture = neighbour_grid(samples, found, "sample", caption)
     says = f"{options.count} samples beside their nearest of {len(searched):,} images; {copies} equal one"
-    save(options.run, options.out, "neighbours", picture, facts, says)
+    save_picture(opened, options, "neighbours", picture, says, **facts)
     return 0

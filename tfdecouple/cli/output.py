@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import pathlib
 from typing import Any
 
 from PIL import Image
 
+from tfdecouple.cli.opening import OpenedRun
 from tfdecouple.errors import UserError
 from tfdecouple.storage.files import write_bytes, write_json
 
 PICTURES = "pictures"
+
+
+def save_picture(
+    opened: OpenedRun, options: argparse.Namespace, name: str, picture: Image.Image | bytes, says: str, **facts: Any
+) -> None:
+    """Writes and prints as `save`; the file also says which command made the picture, and of which weights.
+
+    Args:
+        opened: the run.
+        options: of the command.
+        name: as for `save`.
+        picture: as for `save`.
+        says: as for `save`.
+        **facts: for the JSON file, in its order.
+    """
+    save(options.run, options.out, name, picture, {"command": options.command, **opened.facts(), **facts}, says)
 
 
 def save(

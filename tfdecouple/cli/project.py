@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from tfdecouple.cli.opening import drawn_indices, label_names, open_data, open_run
-    from tfdecouple.cli.output import save
+    from tfdecouple.cli.output import save_picture
     from tfdecouple.data import chosen_batches
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.plots import png, projection_figure
@@ -66,8 +66,6 @@ def run(options: argparse.Namespace) -> int:
             counter(done := rows.stop)
 
     facts: dict[str, Any] = {
-        "command": "project",
-        **opened.facts(),
         "data": source.title,
         "split": options.split,
         "seed": options.seed,
@@ -87,5 +85,5 @@ def run(options: argparse.Namespace) -> int:
     title = f"z of {len(indices):,} images: {source.title}, {options.split}\n{opened.note()}"
     picture = png(projection_figure(points, labels, source.label_names, axes, title))
     says = f"z of {len(indices):,} images by {'PCA' if options.method == 'pca' else 't-SNE'}"
-    save(options.run, options.out, f"project-{options.method}", picture, facts, says)
+    save_picture(opened, options, f"project-{options.method}", picture, says, **facts)
     return 0

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     arguments.check(options)
     start_tensorflow()
     from tfdecouple.cli.opening import drawn_images, open_run
-    from tfdecouple.cli.output import save
+    from tfdecouple.cli.output import save_picture
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import reconstruction_grid
 
@@ -39,14 +39,7 @@ def run(options: argparse.Namespace) -> int:
     note = f"\n{images.note} {opened.note()}"
     with Counter("reconstructing", len(images.pixels)) as counter:
         picture, exact = reconstruction_grid(opened.model, images.pixels, note, counter)
-    facts = {
-        "command": "reconstruct",
-        **opened.facts(),
-        **images.facts,
-        "seed": options.seed,
-        "count": len(images.pixels),
-        "exact": exact,
-    }
+    facts = {**images.facts, "seed": options.seed, "count": len(images.pixels), "exact": exact}
     says = f"{exact} of {len(images.pixels)} images come back to the last pixel"
-    save(options.run, options.out, "reconstruct", picture, facts, says)
+    save_picture(opened, options, "reconstruct", picture, says, **facts)
     return 0

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"--temperatures has {temperature}; each must be at least 0 and finite")
     start_tensorflow()
     from tfdecouple.cli.opening import open_run
-    from tfdecouple.cli.output import save
+    from tfdecouple.cli.output import save_picture
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import sample_grid
 
@@ -60,13 +60,7 @@ def run(options: argparse.Namespace) -> int:
             note=f"\n{opened.note()}",
             on_images=counter,
         )
-    facts = {
-        "command": "sample",
-        **opened.facts(),
-        "seed": options.seed,
-        "count": options.count,
-        "temperatures": options.temperatures,
-    }
+    facts = {"seed": options.seed, "count": options.count, "temperatures": options.temperatures}
     listed = ", ".join(map(str, options.temperatures))
-    save(options.run, options.out, "sample", picture, facts, f"{options.count} samples at temperature {listed}")
+    save_picture(opened, options, "sample", picture, f"{options.count} samples at temperature {listed}", **facts)
     return 0
