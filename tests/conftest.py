@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import dataclasses
 import random
 import shutil
 import signal
@@ -53,6 +54,31 @@ def tiny_model():
     model = DecoupledModel(TINY)
     model.initialize(random_images(16))
     return give_effect(model)
+
+
+@pytest.fixture
+def traced(eager):
+    """Traced functions after all, for what is called often enough."""
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def small_model(traced):
+    """The model that most tests of the verbs share. Do not change it."""
+    from helpers.variants import variant
+
+    return variant("coupling")
+
+
+@pytest.fixture
+def of_bits(tiny_model, traced, monkeypatch):
+    """The tiny model at some number of bits, on which no weight depends."""
+
+    def choose(n_bits):
+        monkeypatch.setattr(tiny_model, "config", dataclasses.replace(TINY, n_bits=n_bits))
+        return tiny_model
+
+    return choose
 
 
 @pytest.fixture(scope="session")

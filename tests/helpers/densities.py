@@ -7,6 +7,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
+from tfdecouple.pixels import Quantizer
+
 SHAPE = (1, 1, 3)
 
 
@@ -19,17 +21,14 @@ class Density:
             has_latent=latent_dim > 0,
             prior=prior,
             image_shape=SHAPE,
-            n_bins=2**n_bits,
         )
+        self.quantizer = Quantizer(n_bits)
 
     def require_initialized(self):
         pass
 
-    def levels_of(self, images):
-        return tf.cast(images, tf.float32) * (self.config.n_bins / 256)
-
     def nats_to_bits_per_dim(self, nats):
-        return (nats / 3 + math.log(self.config.n_bins / 2)) / math.log(2)
+        return self.quantizer.bits_per_dim(nats, 3)
 
 
 class Uniform(Density):

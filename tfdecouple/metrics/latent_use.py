@@ -122,7 +122,7 @@ def measure_latent_use(
     Draws go by the seed and the image's index: the batch size changes nothing beyond rounding.
 
     Args:
-        model: the model, or whatever has its `config`, `prior`, `posterior`, `likelihood`, `levels_of`,
+        model: the model, or whatever has its `config`, `prior`, `posterior`, `likelihood`, `quantizer`,
             `nats_to_bits_per_dim` and `require_initialized`.
         batches: dicts of `image` (uint8 `[batch, height, width, 3]`), `index` (`[batch]`) and `weight` (`[batch]`, 0
             for padding); read 1 + `samples` times.
@@ -335,9 +335,9 @@ class _Passes:
         seed: tf.Tensor,
         number: tf.Tensor,
     ) -> tf.Tensor:
-        config = self._model.config
-        u = u_noise(config.image_shape, seed, tf.fill(tf.shape(index), number), index)
-        x = (self._model.levels_of(images) + u) * (2 / config.n_bins) - 1
+        u = u_noise(self._model.config.image_shape, seed, tf.fill(tf.shape(index), number), index)
+        quantizer = self._model.quantizer
+        x = quantizer.within(quantizer.levels(images), u)
         return tf.stack([-self._model.likelihood(z).log_prob(x) for z in (own, other)], 1)
 
     def _report(self, counted: np.ndarray) -> None:

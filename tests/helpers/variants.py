@@ -1,0 +1,115 @@
+"""Models of every kind, of the smallest size, and what tests ask of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+
+from helpers.models import give_effect, random_images
+from tfdecouple.config import ModelConfig
+from tfdecouple.model import DecoupledModel
+
+# Two levels, the last of 2 x 2 pixels.
+SMALLEST = ModelConfig(
+    image_size=4,
+    latent_dim=4,
+    steps=(1, 1),
+    hidden_channels=(4, 4),
+    alpha=0.8,
+    encoder_channels=(4,),
+    encoder_out_channels=2,
+    prior_steps=1,
+    prior_hidden=4,
+    prior_alpha=0.8,
+)
+# With a stage at whose end channels leave, for what changes the layer before it; the last level has 1 x 1 pixels.
+STAGES = dataclasses.replace(SMALLEST, steps=(1, (1,), 1), hidden_channels=(4, 4, 4))
+VARIANTS = {
+    "coupling": SMALLEST,
+    "none": dataclasses.replace(SMALLEST, conditioning="none"),
+    "base": dataclasses.replace(SMALLEST, conditioning="base", base_hidden=5),
+    "additive": dataclasses.replace(
+        STAGES, transform="additive", multiscale_transform="additive", prior_transform="additive"
+    ),
+    "base-additive": dataclasses.replace(SMALLEST, conditioning="base", base_hidden=5, transform="additive"),
+    "lu": dataclasses.replace(STAGES, linear="lu"),
+    "normal": dataclasses.replace(SMALLEST, prior="normal"),
+    "alpha-1": dataclasses.replace(STAGES, alpha=1.0, prior_alpha=1.0),
+}
+
+
+# Every option off its default but those that exclude each other.
+ODD = ModelConfig(
+    image_size=8,
+    n_bits=6,
+    latent_dim=5,
+    conditioning="base",
+    steps=(1, (1,), 1),
+    hidden_channels=(3, 4, 5),
+    factors=(3,),
+    transform="additive",
+    multiscale_transform="additive",
+    alpha=0.5,
+    linear="lu",
+    encoder_channels=(3, 4),
+    encoder_out_channels=3,
+    prior_steps=1,
+    prior_hidden=5,
+    prior_transform="additive",
+    prior_alpha=0.25,
+    base_hidden=6,
+)
+
+
+def fresh(config):
+    """A model of its own: initialised, every weight with an effect, z that differs from image to image."""
+    model = DecoupledModel(config)
+    model.initialize(random_images(16, config.image_size))
+    if model.encoder is not None:
+        give_effect(model.encoder.blocks[-1], scale=0.5)
+        model.encoder.last.gain.assign_add(np.full(model.encoder.last.gain.shape, 0.5))
+    return give_effect(model)
+
+
+@functools.cache
+def variant(name):
+    """A model that tests share. Do not change it."""
+    return fresh(VARIANTS[name])
+
+
+def images_of(model, count=3, seed=1):
+    """Random images of a model's size."""
+    return random_images(count, model.config.image_size, seed)
+
+
+def weights(model):
+    """The values of all weights by name."""
+    return {name: variable.numpy() for name, variable in model.named_variables().items()}
+
+
+def same_weights(model, before):
+    """Whether all weights are what `weights` returned."""
+    return all(np.array_equal(value, before[name]) for name, value in weights(model).items())
+
+
+def message_of(error, call):
+    """The message of an error that a call must raise, in one line."""
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
+def equal(a, b):
+    """Asserts that arrays are equal to the last bit."""
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def quantised(images, n_bits):
+    """Level k of a pixel comes back as k * 256/n_bins."""
+    step = 256 // 2**n_bits
+    return images // step * step

@@ -1,0 +1,221 @@
+"""Tests of the networks as one Keras model: their start from data, their files, names and diagnosis."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import give_effect, random_images, walk_with
+from helpers.variants import (
+    ODD,
+    SMALLEST,
+    VARIANTS,
+    equal,
+    fresh,
+    images_of,
+    quantised,
+    same_weights,
+    weights,
+)
+
+from tfdecouple import randomness
+from tfdecouple.config import ModelConfig
+from tfdecouple.errors import NotInitializedError
+from tfdecouple.layers import ActNorm, Coupling
+from tfdecouple.model import DecoupledModel
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+
+class TestInitialize:
+    @pytest.mark.parametrize("name", ["coupling", "none", "additive"])
+    def test_every_actnorm_gives_mean_0_and_deviation_1(self, name):
+        config = VARIANTS[name]
+        model, images = DecoupledModel(config), random_images(32, 4)
+        give_effect(model)
+        model.initialize(images, seed=3)
+        norms = []
+
+        def look(leaf, x, z):
+            if isinstance(leaf, ActNorm):
+                y = np.reshape(leaf.forward_and_log_det(x)[0], [-1, x.shape[-1]])
+                np.testing.assert_allclose(y.mean(0), 0, atol=1e-4)
+                np.testing.assert_allclose(y.std(0, ddof=1), 1, atol=1e-3)
+                norms.append(leaf)
+
+        z = None
+        if config.has_latent:
+            z = randomness.normal([32, 4], randomness.fold(3, "initialize"))
+            walk_with(model.prior_flow, z, None, look)
+        walk_with(model.flow, 2 * images.astype("float32") / 256 - 1, z, look)
+        assert len(norms) == sum(name.endswith("/log_scale") for name in model.named_variables())
+
+    @pytest.mark.parametrize("name", ["coupling", "none", "base", "additive"])
+    def test_couplings_start_as_the_identity(self, name):
+        model = DecoupledModel(VARIANTS[name])
+        give_effect(model)
+        model.initialize(random_images(32, 4))
+        changes = []
+
+        def look(leaf, x, z):
+            y, log_det = leaf.forward_and_log_det(x, z)
+            if isinstance(leaf, Coupling):
+                np.testing.assert_allclose(y, x, atol=1e-6)
+                np.testing.assert_allclose(log_det, np.zeros(2), atol=1e-5)
+            else:
+                changes.append(log_det)
+
+        x, z = 2 * random_images(2, 4).astype("float32") / 256 - 1, np.ones((2, 4), "float32")
+        v = walk_with(model.flow, x, z, look)
+        total, log_det = model.flow.forward_and_log_det(x, z)
+        np.testing.assert_allclose(total, v, atol=1e-5)
+        np.testing.assert_allclose(log_det, sum(changes), rtol=1e-5)
+        # Without an effect of the couplings or the whitening, z does nothing yet.
+        np.testing.assert_allclose(model.flow.forward_and_log_det(x, z + 1)[0], total, atol=1e-5)
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_posterior_starts_exactly_standard(self, training):
+        model = DecoupledModel(SMALLEST)
+        give_effect(model)
+        model.initialize(random_images(32, 4))
+        for part in model.encoder(2 * random_images(4, 4, 7).astype("float32") / 256 - 1, training=training):
+            equal(part, np.zeros((4, 4)))
+        assert np.all(model.posterior(random_images(4, 4)).stddev() == 1)
+
+    def test_it_repeats_and_depends_on_the_images(self):
+        model = DecoupledModel(SMALLEST)
+        model.initialize(random_images(16, 4))
+        first = weights(model)
+        model.initialize(random_images(16, 4), force=True)
+        assert same_weights(model, first)
+        model.initialize(random_images(16, 4, seed=9), force=True)
+        assert not same_weights(model, first)
+
+    @pytest.mark.parametrize("value", [0, 255])
+    def test_constant_images_give_finite_weights_and_an_exact_model(self, value):
+        model, images = DecoupledModel(SMALLEST), np.full((4, 4, 4, 3), value, "uint8")
+        model.initialize(images)
+        assert all(np.all(np.isfinite(array)) for array in weights(model).values())
+        both = np.concatenate([images, random_images(2, 4)])
+        equal(model.decode(*model.encode(both, verify=True)), both)
+
+    def test_one_image_is_enough(self):
+        model, image = DecoupledModel(SMALLEST), random_images(1, 4)
+        model.initialize(image)
+        assert all(np.all(np.isfinite(array)) for array in weights(model).values())
+        equal(model.decode(*model.encode(image, verify=True)), image)
+
+
+USES = {
+    "encode": lambda model, images: model.encode(images),
+    "call": lambda model, images: model(images),
+    "decode": lambda model, images: model.decode(np.zeros((3, 4)), np.zeros(images.shape)),
+    "sample": lambda model, images: model.sample(2),
+    "elbo": lambda model, images: model.elbo(images),
+    "posterior": lambda model, images: model.posterior(images).mean(),
+    "likelihood": lambda model, images: model.likelihood(np.zeros((3, 4))).log_prob(np.zeros(images.shape, "f4")),
+    "switch": lambda model, images: model.switch(images, images),
+    "interpolate": lambda model, images: model.interpolate(images, images, [0], [0]),
+}
+
+
+class TestUninitialised:
+    @pytest.mark.parametrize("use", USES)
+    def test_use_is_refused_and_changes_nothing(self, use):
+        model = blank()
+        before = weights(model)
+        with pytest.raises(NotInitializedError) as caught:
+            USES[use](model, images_of(model))
+        # Keras adds lines of its own where one calls the model itself.
+        assert "initialize" in str(caught.value) and ("\n" not in str(caught.value) or use == "call")
+        assert same_weights(model, before) and not before["initialized"]
+
+    def test_it_is_refused_in_a_traced_function_too(self):
+        model = blank()
+        with pytest.raises(NotInitializedError):
+            tf.function(model.encode)(tf.constant(images_of(model)))
+
+    @pytest.mark.parametrize("use", USES)
+    def test_use_of_an_initialised_model_changes_no_weight(self, small_model, use):
+        before = weights(small_model)
+        USES[use](small_model, images_of(small_model))
+        assert same_weights(small_model, before) and before["initialized"]
+
+
+@functools.cache
+def blank():
+    return DecoupledModel(SMALLEST)
+
+
+class TestSaving:
+    @pytest.mark.parametrize("config", [ODD, VARIANTS["none"]])
+    def test_keras_file_keeps_config_weights_and_flag(self, config, tmp_path):
+        model = fresh(config)
+        path = tmp_path / "model.keras"
+        model.save(path)
+        again = keras.saving.load_model(path)
+        assert type(again) is DecoupledModel and again.config == config
+        # Equal, and of the same types: tuples are not lists.
+        assert repr(again.config) == repr(config)
+        assert list(weights(again)) == list(weights(model)) and same_weights(again, weights(model))
+        again.require_initialized()
+        images = images_of(model)
+        for ours, theirs in zip(tf.nest.flatten(model(images)), tf.nest.flatten(again(images)), strict=True):
+            equal(ours, theirs)
+        equal(again.decode(*again.encode(images)), quantised(images, config.n_bits))
+        equal(model.sample(2, seed=1), again.sample(2, seed=1))
+
+    def test_a_model_that_was_not_initialised_stays_so(self, tmp_path):
+        model = DecoupledModel(SMALLEST)
+        model.save(tmp_path / "model.keras")
+        again = keras.saving.load_model(tmp_path / "model.keras")
+        assert same_weights(again, weights(model))
+        with pytest.raises(NotInitializedError):
+            again.sample(1)
+
+    def test_the_odd_config_is_off_the_defaults(self):
+        same = {f.name for f in dataclasses.fields(ODD) if getattr(ODD, f.name) == getattr(ModelConfig(), f.name)}
+        assert same == {"prior"}  # "normal" would leave the other options of the prior without effect
+
+    def test_config_is_plain_json(self):
+        values = json.loads(json.dumps(blank().get_config()))
+        assert DecoupledModel.from_config(values).config == SMALLEST
+
+    def test_weights_file_fits_another_model_of_the_config(self, small_model, tmp_path):
+        other = DecoupledModel(SMALLEST)
+        small_model.save_weights(tmp_path / "model.weights.h5")
+        other.load_weights(tmp_path / "model.weights.h5")
+        assert same_weights(other, weights(small_model))
+
+    def test_names_of_weights_depend_on_the_config_alone(self):
+        names = list(blank().named_variables())
+        assert list(DecoupledModel(SMALLEST, name="other").named_variables()) == names
+        assert len(set(names)) == len(names) == len(blank().variables)
+        assert "flow/level_0_part_0_step_0/actnorm_1/bias" in names and "initialized" in names
+
+
+class TestDiagnose:
+    def test_a_fresh_model_is_healthy(self):
+        model = DecoupledModel(SMALLEST)
+        model.initialize(random_images(16, 4))
+        signs = model.diagnose(random_images(4, 4))
+        assert signs["smallest_scale"] == pytest.approx(1) and signs["worst_condition"] == pytest.approx(1, abs=1e-4)
+
+    @pytest.mark.parametrize("network", ["flow", "prior_flow"])
+    def test_it_sees_the_smallest_scale_and_the_worst_matrix(self, network):
+        model = DecoupledModel(dataclasses.replace(SMALLEST, alpha=1.0, prior_alpha=1.0))
+        model.initialize(random_images(16, 4))
+        step = model.flow.levels[0][0].steps[0] if network == "flow" else model.prior_flow.sequence[0]
+        bias = step.sequence[2].net.last.bias
+        bias.assign(np.where(np.arange(bias.shape[0]) >= bias.shape[0] // 2, -10.0, 0.0))
+        kernel = step.sequence[1].kernel
+        kernel.assign(np.diag([50.0] + [1.0] * (kernel.shape[0] - 1)))
+        signs = model.diagnose(random_images(4, 4))
+        assert signs["smallest_scale"] == pytest.approx(2 / (1 + math.exp(10)), rel=1e-4)
+        assert signs["worst_condition"] == pytest.approx(50, rel=1e-4)
