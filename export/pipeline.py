@@ -15,14 +15,15 @@ import tensorflow as tf
 
 from export import manifest
 from export.card import JSON_NAME, TEXT_NAME, card_text, make_card, merged
-from export.deployed.folding import fold
+from export.deployed.model import DeployedModel
+from export.endpoint import Endpoint
 from export.formats.onnx import build_onnx, save_onnx
 from export.formats.precision import PRECISIONS, with_smaller_weights
 from export.formats.saved_model import save_saved_model
 from export.formats.serving import write_serving_files, write_warmup
 from export.formats.web import build_page, find_runtime
 from export.origin import Origin, open_run
-from export.signatures import Endpoint, endpoints, onnx_names
+from export.signatures import endpoints, onnx_names, page_names
 from export.staging import Place, interruptible, taken, uninterrupted
 from export.verification.arrays import Report, save_cases
 from export.verification.cases import make_cases, real_images, weight_digests
@@ -154,18 +155,20 @@ class _Export:
             onnx = self._onnx(place, cases, formats)
             if runtime is not None:
                 self.say("building the web page")
-                build_page(place.staging / "web", onnx, runtime, _about(origin))
-                _refuse(page_problems(place.staging / "web", onnx, runtime, _about(origin)))
+                models = page_names(model.config)
+                page = (place.staging / "web", onnx, runtime, _about(origin), models.values())
+                build_page(*page)
+                _refuse(page_problems(*page))
                 # Without the smaller files: the page has none.
-                options = {**self._parts["onnx"]["options"], "precisions": []}
+                options = {**self._parts["onnx"]["options"], "names": models, "precisions": []}
                 self._parts["web"] = part_of("check_onnx", "web/model", self._kept_cases, options)
                 # What Python measured of the same model files says nothing of the page's own runtime.
                 trips = formats["onnx"]["round_trip"].values()
                 kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
                 python = f"ONNX Runtime for Python gave {kept} of {tried} images back with those of the model"
                 checked = {"digest": f"all files; {python}"}
-                page = {"run": origin.run, "step": origin.step, "files": ["web/index.html"]}
-                formats["web"] = {**page, "checked": checked}
+                entry = {"run": origin.run, "step": origin.step, "files": ["web/index.html"]}
+                formats["web"] = {**entry, "checked": checked}
             card = make_card(
                 origin, endpoints(model.config), checked_on, {name: formats[name] for name in request.formats}
             )
@@ -178,11 +181,12 @@ class _Export:
         version = self.request.version or max(place.versions(), default=0) + 1
         folder = place.staging / "savedmodel"
         self.say("folding the weights")
-        save_saved_model(fold(model), offered, folder, lambda name: self.say(f"SavedModel: {name}"))
+        save_saved_model(DeployedModel.from_model(model), offered, folder, lambda name: self.say(f"SavedModel: {name}"))
         write_warmup(folder, origin.name, offered)
         self.say("checking the SavedModel in a process of its own")
         signatures = [endpoint.name for endpoint in offered]
-        options = {"endpoints": signatures, "name": origin.name}
+        timed = [name for name in onnx_names(model.config) if name in signatures]
+        options = {"endpoints": signatures, "name": origin.name, "timed": timed}
         report = self._pass_gate("check_saved_model", folder, cases, **options)
         part = f"savedmodel/{version}"
         self._parts[part] = part_of("check_saved_model", part, self._kept_cases, options)
@@ -196,15 +200,16 @@ class _Export:
         if not {"onnx", "web"} & set(self.request.formats):
             return folder
         folder.mkdir()
-        folded = fold(model, "NCHW")
+        deployed = DeployedModel.from_model(model, "NCHW")
         metadata = {**origin.metadata(), "name": origin.name}
         for endpoint in endpoints(model.config):
             if endpoint.onnx is None:
                 continue
             self.say(f"ONNX: {endpoint.onnx}")
-            whole = build_onnx(folded, endpoint, {**metadata, "endpoint": endpoint.name})
+            whole = build_onnx(deployed, endpoint, {**metadata, "endpoint": endpoint.name})
             for precision in self.request.precisions:
-                save_onnx(with_smaller_weights(whole, precision), folder / f"{endpoint.onnx}.{precision}.onnx")
+                smaller = with_smaller_weights(whole, precision, deployed.may_be_rounded())
+                save_onnx(smaller, folder / f"{endpoint.onnx}.{precision}.onnx")
             save_onnx(whole, folder / f"{endpoint.onnx}.onnx")
         self.say("checking the ONNX files in a process of its own")
         options = {

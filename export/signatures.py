@@ -1,141 +1,141 @@
-"""What an export offers: every endpoint with its inputs, its outputs and the graph behind it."""
+"""What an export offers: the one registry of endpoints.
+
+The one file to edit for a new endpoint: the function that builds its graph, the one that asks the Keras model for the
+right answer, and the `Endpoint` in `endpoints`. Signature, warm-up request, ONNX file, check, card and documentation
+walk these. Nothing here needs TensorFlow before a graph is built.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-import tensorflow as tf
+import numpy as np
 
-from export.deployed.network import Network, scope
+from export.endpoint import (
+    GLOBAL_CODE,
+    IMAGE,
+    LOCAL_CODE,
+    NORMAL,
+    UNIFORM,
+    Answers,
+    Array,
+    Arrays,
+    Endpoint,
+    Reference,
+    Tensors,
+)
 from tfdecouple.config import ModelConfig
 
-Tensors = Mapping[str, tf.Tensor]
+if TYPE_CHECKING:
+    import tensorflow as tf
 
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-    """One input or output.
-
-    Attributes:
-        name: as in the signature.
-        dtype: "uint8" or "float32".
-        shape: without the batch axis, which always comes first.
-        meaning: a few words for the card.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    meaning: str
-
-    def spec(self) -> tf.TensorSpec:
-        """Returns the specification for TensorFlow, batch free."""
-        return tf.TensorSpec((None, *self.shape), self.dtype, self.name)
-
-    def plain(self) -> dict[str, object]:
-        """Returns plain values for JSON; the batch axis is the word "batch"."""
-        return {"name": self.name, "dtype": self.dtype, "shape": ["batch", *self.shape], "meaning": self.meaning}
-
-
-@dataclasses.dataclass(frozen=True)
-class Endpoint:
-    """A named function of arrays.
-
-    Attributes:
-        name: of the signature.
-        summary: what it does, in a sentence.
-        inputs: in order; each has the batch as its first axis.
-        outputs: in order.
-        build: given the network and the inputs by name, returns the outputs by name.
-        onnx: name of the ONNX file that offers the same, or None.
-    """
-
-    name: str
-    summary: str
-    inputs: tuple[Array, ...]
-    outputs: tuple[Array, ...]
-    build: Callable[[Network, Tensors], dict[str, tf.Tensor]]
-    onnx: str | None = None
+    from export.deployed.model import DeployedModel
 
 
 def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
-    """Returns the endpoints of a model, the default one first; a model without z has fewer."""
-    image = config.image_shape
-    with_z = config.has_latent
+    """Returns the endpoints of a model, the default one first; a model without z has fewer.
+
+    >>> [one.name for one in endpoints(ModelConfig(conditioning="none"))]
+    ['encode', 'decode', 'sample', 'score']
+    """
+    image, with_z = config.image_shape, config.has_latent
 
     def picture(name: str, meaning: str) -> Array:
-        return Array(name, "uint8", image, meaning)
+        return Array(name, "uint8", image, meaning, IMAGE)
 
-    def vector(name: str, meaning: str) -> Array:
-        return Array(name, "float32", (config.latent_dim,), meaning)
+    def vector(name: str, meaning: str, holds: str = NORMAL) -> Array:
+        return Array(name, "float32", (config.latent_dim,), meaning, holds)
 
-    def scalar(name: str, meaning: str) -> Array:
-        return Array(name, "float32", (), meaning)
+    def scalar(name: str, meaning: str, *ends: float, example: float = 0.0) -> Array:
+        return Array(name, "float32", (), meaning, ends, example)
 
-    z, v = vector("z", "global code"), Array("v", "float32", image, "local code")
+    v = Array("v", "float32", image, "local code", LOCAL_CODE)
     images = picture("images", "RGB, 0..255")
-    v_noise = Array("v_noise", "float32", image, "standard normal noise")
-    u_noise = Array("u_noise", "float32", image, "uniform noise in [0, 1)")
-    z_noise = vector("z_noise", "standard normal noise")
-    temperature = scalar("temperature", "acts on v; 1 is the model's own distribution, lower is smoother")
-    only_with_z = (z,) if with_z else ()
-    only_z_noise = (z_noise,) if with_z else ()
-    encode = Endpoint(
-        "encode",
-        "Encodes images deterministically; decode gives the very same pixels back.",
-        (images,),
-        (*only_with_z, v),
-        _encode,
-        onnx="encoder",
+    images_a, images_b = picture("images_a", "RGB, 0..255"), picture("images_b", "RGB, 0..255")
+    v_noise = Array("v_noise", "float32", image, "standard normal noise", NORMAL)
+    u_noise = Array("u_noise", "float32", image, "uniform noise in [0, 1)", UNIFORM)
+    z = (vector("z", "global code", GLOBAL_CODE),) if with_z else ()
+    z_noise = (vector("z_noise", "standard normal noise"),) if with_z else ()
+    temperature = scalar(
+        "temperature", "acts on v; 1 is the model's own distribution, lower is smoother", 0.1, 1.0, example=0.7
     )
-    decode = Endpoint("decode", "Decodes codes to images.", (*only_with_z, v), (images,), _decode, onnx="decoder")
+    encode = Endpoint(
+        name="encode",
+        summary="Encodes images deterministically; decode gives the very same pixels back.",
+        inputs=(images,),
+        outputs=(*z, v),
+        build=_encode,
+        answer=lambda reference, given: _only(reference.encode(given["images"]), *z, v),
+        onnx="encoder",
+        on_page=True,
+    )
+    encode_global = Endpoint(
+        name="encode_global",
+        summary="The posterior of z given images, a diagonal Gaussian.",
+        inputs=(images,),
+        outputs=(vector("z_mean", "the z of encode"), vector("z_log_variance", "natural logarithm of the variance")),
+        build=_encode_global,
+        answer=_answer_encode_global,
+        needs_z=True,
+    )
+    decode = Endpoint(
+        name="decode",
+        summary="Decodes codes to images.",
+        inputs=(*z, v),
+        outputs=(images,),
+        build=_decode,
+        answer=lambda reference, given: {"images": reference.decode(given.get("z"), given["v"])},
+        onnx="decoder",
+        on_page=True,
+        cases=_cases_of_decode,
+    )
     sample = Endpoint(
-        "sample", "Turns noise into new images.", (*only_z_noise, v_noise, temperature), (images,), _sample, "sampler"
+        name="sample",
+        summary="Turns noise into new images.",
+        inputs=(*z_noise, v_noise, temperature),
+        outputs=(images,),
+        build=_sample,
+        answer=_answer_sample,
+        onnx="sampler",
+        on_page=True,
+        cases=_cases_of_sample,
+    )
+    switch = Endpoint(
+        name="switch",
+        summary="Switches the global codes of two images.",
+        inputs=(images_a, images_b),
+        outputs=(picture("images_ab", "z of a with v of b"), picture("images_ba", "z of b with v of a")),
+        build=_switch,
+        answer=_answer_switch,
+        needs_z=True,
+    )
+    interpolate = Endpoint(
+        name="interpolate",
+        summary="Interpolates between two images in two dimensions.",
+        inputs=(
+            images_a,
+            images_b,
+            scalar("alpha", "place of z between a (0) and b (1)", 0.0, 1.0, example=0.5),
+            scalar("beta", "place of v between a (0) and b (1)", 1.0, 0.0, example=0.5),
+        ),
+        outputs=(images,),
+        build=_interpolate,
+        answer=_answer_interpolate,
+        needs_z=True,
     )
     score = Endpoint(
-        "score",
-        "Bits per dimension of images, an upper bound at one draw of the noise.",
-        (images, *only_z_noise, u_noise),
-        (scalar("bits_per_dim", "lower is more probable"),),
-        _score,
+        name="score",
+        summary="Bits per dimension of images, an upper bound at one draw of the noise.",
+        inputs=(images, *z_noise, u_noise),
+        outputs=(scalar("bits_per_dim", "lower is more probable"),),
+        build=_score,
+        answer=lambda reference, given: {
+            "bits_per_dim": reference.score(given["images"], given.get("z_noise"), given["u_noise"])
+        },
     )
-    if not with_z:
-        return encode, decode, sample, score
-    images_a, images_b = picture("images_a", "RGB, 0..255"), picture("images_b", "RGB, 0..255")
-    return (
-        encode,
-        Endpoint(
-            "encode_global",
-            "The posterior of z given images, a diagonal Gaussian.",
-            (images,),
-            (vector("z_mean", "the z of encode"), vector("z_log_variance", "natural logarithm of the variance")),
-            _encode_global,
-        ),
-        decode,
-        sample,
-        Endpoint(
-            "switch",
-            "Switches the global codes of two images.",
-            (images_a, images_b),
-            (picture("images_ab", "z of a with v of b"), picture("images_ba", "z of b with v of a")),
-            _switch,
-        ),
-        Endpoint(
-            "interpolate",
-            "Interpolates between two images in two dimensions.",
-            (
-                images_a,
-                images_b,
-                scalar("alpha", "place of z between a (0) and b (1)"),
-                scalar("beta", "place of v between a (0) and b (1)"),
-            ),
-            (images,),
-            _interpolate,
-        ),
-        score,
-    )
+    every = (encode, encode_global, decode, sample, switch, interpolate, score)
+    return tuple(one for one in every if with_z or not one.needs_z)
 
 
 def onnx_names(config: ModelConfig) -> dict[str, str]:
@@ -143,77 +143,146 @@ def onnx_names(config: ModelConfig) -> dict[str, str]:
     return {one.name: one.onnx for one in endpoints(config) if one.onnx}
 
 
+def page_names(config: ModelConfig) -> dict[str, str]:
+    """Returns, of the names of the ONNX files, those that the web page runs."""
+    return {one.name: one.onnx for one in endpoints(config) if one.onnx and one.on_page}
+
+
 def endpoint(config: ModelConfig, name: str) -> Endpoint:
     """Returns the endpoint of that name."""
     return next(one for one in endpoints(config) if one.name == name)
 
 
-def _codes(network: Network, images: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor]:
+# --- graphs ---
+
+
+def _codes(deployed: DeployedModel, images: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor]:
     """Returns z and v of images, v in the layout of the graph."""
-    levels = network.levels_of(images)
-    z = network.posterior(levels)[0] if network.config.has_latent else None
-    return z, network.flow_forward(network.flow_input(levels, 0.5), z)[0]
+    levels = deployed.levels_of(images)
+    z = deployed.posterior(levels)[0] if deployed.config.has_latent else None
+    return z, deployed.flow.forward(deployed.flow_input(levels), z)
 
 
-def _encode(network: Network, inputs: Tensors) -> dict[str, tf.Tensor]:
-    z, v = _codes(network, inputs["images"])
-    return {**({} if z is None else {"z": z}), "v": network.to_outside(v)}
+def _encode(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+    z, v = _codes(deployed, inputs["images"])
+    return {**({} if z is None else {"z": z}), "v": deployed.to_outside(v)}
 
 
-def _encode_global(network: Network, inputs: Tensors) -> dict[str, tf.Tensor]:
-    mean, log_variance = network.posterior(network.levels_of(inputs["images"]))
+def _encode_global(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+    mean, log_variance = deployed.posterior(deployed.levels_of(inputs["images"]))
     return {"z_mean": mean, "z_log_variance": log_variance}
 
 
-def _decode(network: Network, inputs: Tensors) -> dict[str, tf.Tensor]:
-    x = network.flow_inverse(network.to_inside(inputs["v"]), inputs.get("z"))
-    return {"images": network.pixels(x)}
+def _decode(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+    x = deployed.flow.inverse(deployed.to_inside(inputs["v"]), inputs.get("z"))
+    return {"images": deployed.pixels(x)}
 
 
-def _sample(network: Network, inputs: Tensors) -> dict[str, tf.Tensor]:
-    z = network.prior_inverse(inputs["z_noise"]) if network.config.has_latent else None
-    with scope("input"):
+def _sample(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+    import tensorflow as tf
+
+    z = deployed.prior.inverse(inputs["z_noise"]) if deployed.prior else None
+    with tf.name_scope("input/"):
         v = tf.reshape(inputs["temperature"], [-1, 1, 1, 1]) * inputs["v_noise"]
-    return {"images": network.pixels(network.flow_inverse(network.to_inside(v), z))}
+    return {"images": deployed.pixels(deployed.flow.inverse(deployed.to_inside(v), z))}
 
 
-def _both_codes(network: Network, inputs: Tensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+def _both_codes(deployed: DeployedModel, inputs: Tensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
     """Returns z and v of images_a and images_b, encoded as one batch."""
+    import tensorflow as tf
+
     # Stacked, not concatenated: batches of different sizes would be halved in the wrong place, and nobody would notice.
     pairs = tf.stack([inputs["images_a"], inputs["images_b"]])
-    z, v = _codes(network, tf.reshape(pairs, [-1, *network.config.image_shape]))
+    z, v = _codes(deployed, tf.reshape(pairs, [-1, *deployed.config.image_shape]))
     return tf.split(z, 2), tf.split(v, 2)
 
 
-def _switch(network: Network, inputs: Tensors) -> dict[str, tf.Tensor]:
-    z, v = _both_codes(network, inputs)
-    images = network.pixels(network.flow_inverse(tf.concat([v[1], v[0]], 0), tf.concat(z, 0)))
+def _switch(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+    import tensorflow as tf
+
+    z, v = _both_codes(deployed, inputs)
+    images = deployed.pixels(deployed.flow.inverse(tf.concat([v[1], v[0]], 0), tf.concat(z, 0)))
     images_ab, images_ba = tf.split(images, 2)
     return {"images_ab": images_ab, "images_ba": images_ba}
 
 
-def _interpolate(network: Network, inputs: Tensors) -> dict[str, tf.Tensor]:
-    z, v = _both_codes(network, inputs)
+def _interpolate(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+    import tensorflow as tf
+
+    z, v = _both_codes(deployed, inputs)
     alpha, beta = tf.reshape(inputs["alpha"], [-1, 1]), tf.reshape(inputs["beta"], [-1, 1, 1, 1])
     # Both ends are exact: 1 * a + 0 * b is a, to the last bit.
     mixed_z, mixed_v = (1 - alpha) * z[0] + alpha * z[1], (1 - beta) * v[0] + beta * v[1]
-    return {"images": network.pixels(network.flow_inverse(mixed_v, mixed_z))}
+    return {"images": deployed.pixels(deployed.flow.inverse(mixed_v, mixed_z))}
 
 
-def _score(network: Network, inputs: Tensors) -> dict[str, tf.Tensor]:
-    levels = network.levels_of(inputs["images"])
+def _score(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+    import tensorflow as tf
+
+    levels = deployed.levels_of(inputs["images"])
     z, kl = None, None
-    if network.config.has_latent:
-        mean, log_variance = network.posterior(levels)
+    if deployed.config.has_latent:
+        mean, log_variance = deployed.posterior(levels)
         noise = inputs["z_noise"]
         z = mean + tf.exp(log_variance / 2) * noise
-        prior_noise, log_det = network.prior_forward(z)
+        prior_noise, log_det = deployed.prior_forward_and_log_det(z)
         # log q(z|x) - log p(z); the constants of the two Gaussians cancel.
         kl = 0.5 * tf.reduce_sum(tf.square(prior_noise) - tf.square(noise) - log_variance, -1) - log_det
-    u = network.to_inside(inputs["u_noise"])
-    v, log_det = network.flow_forward(network.flow_input(levels, u), z, with_log_det=True)
-    dimensions = math.prod(network.config.image_shape)
+    u = deployed.to_inside(inputs["u_noise"])
+    v, log_det = deployed.flow_forward_and_log_det(deployed.flow_input(levels, u), z)
+    dimensions = math.prod(deployed.config.image_shape)
     nats = 0.5 * (tf.reduce_sum(tf.square(v), [1, 2, 3]) + dimensions * math.log(2 * math.pi)) - log_det
     if kl is not None:
         nats += kl
-    return {"bits_per_dim": (nats / dimensions + math.log(network.config.n_bins / 2)) / math.log(2)}
+    return {"bits_per_dim": deployed.quantizer.bits_per_dim(nats, dimensions)}
+
+
+# --- what the Keras model answers ---
+
+
+def _only(answers: Answers, *outputs: Array) -> Answers:
+    return {output.name: answers[output.name] for output in outputs}
+
+
+def _answer_encode_global(reference: Reference, given: Arrays) -> Answers:
+    answers = reference.encode(given["images"])
+    return {"z_mean": answers["z"], "z_log_variance": answers["z_log_variance"]}
+
+
+def _cases_of_decode(name: str, reference: Reference, given: Arrays) -> dict[str, Arrays]:
+    """Codes of images; and codes beside borders of levels, and of images that nobody took."""
+    half = len(given["v"]) // 2
+    rng = np.random.default_rng(half)
+    z_border, v_border = reference.border_codes(half)
+    drawn = {"v": np.concatenate([v_border, rng.standard_normal(given["v"][half:].shape, np.float32)])}
+    if z_border is not None:
+        z = reference.z_from_noise(rng.standard_normal(given["z"][half:].shape, np.float32))
+        drawn = {"z": np.concatenate([z_border, z]), **drawn}
+    return {name: given, f"{name} of drawn codes": drawn}
+
+
+def _cases_of_sample(name: str, reference: Reference, given: Arrays) -> dict[str, Arrays]:
+    """Half of the noise is such that every value comes to lie beside the border of a level."""
+    noise = {key: array.copy() for key, array in given.items()}
+    half = len(noise["v_noise"]) // 2
+    z, v = reference.border_codes(half)
+    noise["v_noise"][:half] = v / noise["temperature"][:half, None, None, None]
+    if z is not None:
+        noise["z_noise"][:half] = reference.noise_from_z(z)
+    return {name: noise}
+
+
+def _answer_sample(reference: Reference, given: Arrays) -> Answers:
+    z = reference.z_from_noise(given["z_noise"]) if "z_noise" in given else None
+    return {"images": reference.decode(z, given["temperature"][:, None, None, None] * given["v_noise"])}
+
+
+def _answer_switch(reference: Reference, given: Arrays) -> Answers:
+    (z_a, v_a), (z_b, v_b) = reference.codes(given["images_a"]), reference.codes(given["images_b"])
+    return {"images_ab": reference.decode(z_a, v_b), "images_ba": reference.decode(z_b, v_a)}
+
+
+def _answer_interpolate(reference: Reference, given: Arrays) -> Answers:
+    (z_a, v_a), (z_b, v_b) = reference.codes(given["images_a"]), reference.codes(given["images_b"])
+    alpha, beta = given["alpha"][:, None], given["beta"][:, None, None, None]
+    return {"images": reference.decode((1 - alpha) * z_a + alpha * z_b, (1 - beta) * v_a + beta * v_b)}

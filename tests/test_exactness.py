@@ -14,7 +14,7 @@ from helpers.models import SMALL, TINY, give_effect, random_images
 from helpers.places import ROOT, user_environment
 
 import tfdecouple
-from export.deployed.folding import fold
+from export.deployed.model import DeployedModel
 from export.verification import check_saved_model
 from export.verification.arrays import batches as batches_of
 from export.verification.cases import make_cases
@@ -98,7 +98,7 @@ VERBS = {
     "step": lambda m: m.flow.levels[1][0].layers[0].forward_and_log_det(PART, z_of(m)),
     "1x1 convolution": lambda m: m.flow.levels[1][0].layers[0].sequence[1].inverse_and_log_det(PART),
     "coupling's scale": lambda m: scales(m),
-    "folding": lambda m: list(fold(m).arrays.values()),
+    "folding": lambda m: list(DeployedModel.from_model(m).arrays().values()),
 }
 VERBS_OF_Z = {
     "encode's z": lambda m: m.encode(IMAGES).z,

@@ -13,10 +13,9 @@ import numpy as np
 import onnx
 import tensorflow as tf
 
-from export.deployed.folding import FoldedModel
-from export.deployed.network import Network
+from export.deployed.model import DeployedModel
+from export.endpoint import Endpoint
 from export.origin import version_of
-from export.signatures import Endpoint
 
 # The highest that tf2onnx writes; ONNX Runtime for Python, Node and the browser all read it.
 OPSET = 18
@@ -25,7 +24,7 @@ BATCH = "batch"
 INLINE_LIMIT = 2**31 - 2**24
 
 
-def build_onnx(folded: FoldedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:
+def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """Converts one endpoint.
 
     The weights enter the conversion as inputs and the file as initializers afterwards: so that tf2onnx neither copies
@@ -33,7 +32,7 @@ def build_onnx(folded: FoldedModel, endpoint: Endpoint, metadata: Mapping[str, s
     holds for them.
 
     Args:
-        folded: the model, in the layout NCHW, in which ONNX has its convolutions.
+        deployed: the model, in the order NCHW, in which ONNX has its convolutions.
         endpoint: what the file shall offer.
         metadata: what to say in the file of its origin.
 
@@ -45,13 +44,15 @@ def build_onnx(folded: FoldedModel, endpoint: Endpoint, metadata: Mapping[str, s
         import tf2onnx.tfonnx
 
         with tf.Graph().as_default() as graph:
-            weights = _Placeholders(folded.arrays)
+            placeholders: dict[str, tf.Tensor] = {}
+            symbolic = deployed.replaced(lambda name, array: _placeholder(placeholders, name, array))
             inputs = {
                 array.name: tf.compat.v1.placeholder(array.dtype, (None, *array.shape), array.name)
                 for array in endpoint.inputs
             }
-            made = endpoint.build(Network(folded, weights), inputs)
+            made = endpoint.build(symbolic, inputs)
             outputs = [tf.identity(made[array.name], f"output/{array.name}") for array in endpoint.outputs]
+            weights = {name: tensor for name, tensor in placeholders.items() if tensor.consumers()}
         converted = tf2onnx.tfonnx.process_tf_graph(
             graph,
             opset=OPSET,
@@ -64,7 +65,8 @@ def build_onnx(folded: FoldedModel, endpoint: Endpoint, metadata: Mapping[str, s
     renamed |= {tensor.name: name for name, tensor in weights.items()}
     _rename(model.graph, renamed)
     _name_constants(model.graph)
-    _put_weights_in(model.graph, {name: folded.arrays[name] for name in weights})
+    arrays = deployed.arrays()
+    _put_weights_in(model.graph, {name: arrays[name] for name in weights})
     _clip_for_min(model.graph)
     _name_batch_axis(model.graph, endpoint)
     used = {node.domain for node in model.graph.node}
@@ -104,17 +106,9 @@ def save_onnx(model: onnx.ModelProto, path: pathlib.Path, inline_limit: int = IN
         )
 
 
-class _Placeholders(dict):
-    """Weights of a graph as inputs of it, made when they are first asked for."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
-        super().__init__()
-        self._arrays = arrays
-
-    def __missing__(self, name: str) -> tf.Tensor:
-        shape = self._arrays[name].shape
-        self[name] = tf.compat.v1.placeholder(tf.float32, shape, "weight/" + name.replace("/", "."))
-        return self[name]
+def _placeholder(made: dict[str, tf.Tensor], name: str, array: np.ndarray) -> tf.Tensor:
+    made[name] = tf.compat.v1.placeholder(tf.float32, array.shape, "weight/" + name.replace("/", "."))
+    return made[name]
 
 
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:

@@ -8,25 +8,27 @@ not come back from its codes.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 PRECISIONS = ("float16", "int8")
-# Kernels of coupling nets, encoder and whitening; biases are few, the 1x1 convolutions (mix, unmix) stay as they are.
-_NETS = re.compile(r".*/(first|second|last|top|shortcut|condition)(/\d+)?")
 
 
-def with_smaller_weights(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-    """Returns a copy of a float32 model whose net weights are stored in a smaller type.
+def with_smaller_weights(
+    model: onnx.ModelProto, precision: str, rounded: Mapping[str, Sequence[float] | None]
+) -> onnx.ModelProto:
+    """Returns a copy of a float32 model of which some weights are stored in a smaller type.
 
     ONNX Runtime widens them once, when it loads the file: they cost no time later.
 
     Args:
         model: a model of `build_onnx`.
         precision: "float16", or "int8" with one scale for each output channel.
+        rounded: the weights and the sizes of their inputs, as `DeployedModel.may_be_rounded` gives them. Where there
+            are sizes, it is each weight times the size of its input that is rounded.
     """
     smaller = onnx.ModelProto()
     smaller.CopyFrom(model)
@@ -35,25 +37,34 @@ def with_smaller_weights(model: onnx.ModelProto, precision: str) -> onnx.ModelPr
     initializers, nodes = [], []
     for tensor in graph.initializer:
         array = numpy_helper.to_array(tensor)
-        if array.ndim < 2 or not _NETS.fullmatch(tensor.name):
+        # A weight that is read in two orders of axes goes by its name and the order in one of them.
+        name = next((name for name in (tensor.name, tensor.name.rpartition("/")[0]) if name in rounded), None)
+        if name is None:
             initializers.append(tensor)
             continue
+        convolves = readers[tensor.name].op_type == "Conv"
         stored = f"{tensor.name}/{precision}"
+        factors: dict[str, np.ndarray] = {}
+        if (sizes := rounded[name]) is not None:
+            factors["inputs"] = 1 / np.array(sizes).reshape((1, -1, 1, 1) if convolves else (-1, 1))
+            array = array / factors["inputs"]
         if precision == "float16":
             initializers.append(numpy_helper.from_array(array.astype(np.float16), stored))
-            nodes.append(
-                helper.make_node("Cast", [stored], [tensor.name], f"{tensor.name}/widen", to=onnx.TensorProto.FLOAT)
-            )
-            continue
-        output_axis = 0 if readers[tensor.name].op_type == "Conv" else array.ndim - 1
-        others = tuple(axis for axis in range(array.ndim) if axis != output_axis)
-        scale = np.abs(array).max(axis=others, keepdims=True) / 127
-        scale = np.where(scale > 0, scale, 1).astype(np.float32)
-        initializers.append(numpy_helper.from_array(np.round(array / scale).astype(np.int8), stored))
-        initializers.append(numpy_helper.from_array(scale, f"{tensor.name}/scale"))
-        wide, scale_name = f"{tensor.name}/wide", f"{tensor.name}/scale"
+        else:
+            axis = 0 if convolves else array.ndim - 1
+            largest = np.abs(array).max(axis=tuple({*range(array.ndim)} - {axis}), keepdims=True)
+            scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+            initializers.append(numpy_helper.from_array(np.round(array / scale).astype(np.int8), stored))
+            factors = {"scale": scale, **factors}
+        # Widened, then multiplied by each factor; the last node gives the weight its name.
+        wide = f"{tensor.name}/wide" if factors else tensor.name
         nodes.append(helper.make_node("Cast", [stored], [wide], f"{tensor.name}/widen", to=onnx.TensorProto.FLOAT))
-        nodes.append(helper.make_node("Mul", [wide, scale_name], [tensor.name], f"{tensor.name}/rescale"))
+        for number, (factor, values) in enumerate(factors.items(), 1):
+            by = f"{tensor.name}/{factor}"
+            made = tensor.name if number == len(factors) else f"{tensor.name}/wide_{number}"
+            initializers.append(numpy_helper.from_array(values.astype(np.float32), by))
+            nodes.append(helper.make_node("Mul", [wide, by], [made], f"{tensor.name}/rescale_{factor}"))
+            wide = made
     nodes.extend(graph.node)
     del graph.initializer[:], graph.node[:]
     graph.initializer.extend(initializers)

@@ -11,7 +11,7 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from export.signatures import Array, Endpoint
+from export.endpoint import Endpoint
 from tfdecouple.storage.files import write_text
 
 WARMUP_FILE = pathlib.Path("assets.extra", "tf_serving_warmup_requests")
@@ -19,8 +19,6 @@ WARMUP_FILE = pathlib.Path("assets.extra", "tf_serving_warmup_requests")
 # Where the container finds things; the first is where TensorFlow Serving's own image expects models.
 _MODELS = "/models"
 _SETTINGS = "/config"
-
-_SCALARS = {"temperature": 0.7, "alpha": 0.5, "beta": 0.5}
 
 _MODELS_COMMENT = """\
 # TensorFlow Serving, --model_config_file: which models to serve.
@@ -135,20 +133,8 @@ def _request(name: str, signature: str, endpoint: Endpoint) -> prediction_log_pb
     request.model_spec.name, request.model_spec.signature_name = name, signature
     rng = np.random.default_rng(0)
     for array in endpoint.inputs:
-        request.inputs[array.name].CopyFrom(tf.make_tensor_proto(_values(array, rng)))
+        request.inputs[array.name].CopyFrom(tf.make_tensor_proto(array.plausible(rng)))
     return log
-
-
-def _values(array: Array, rng: np.random.Generator) -> np.ndarray:
-    """One plausible value of an input: extreme ones could take paths, or overflow, that no request would."""
-    shape = (1, *array.shape)
-    if array.name in _SCALARS:
-        return np.full(shape, _SCALARS[array.name], array.dtype)
-    if array.dtype == "uint8":
-        return rng.integers(96, 160, shape, dtype=np.uint8)
-    if array.name == "u_noise":
-        return rng.random(shape, dtype=np.float32)
-    return rng.standard_normal(shape, dtype=np.float32)
 
 
 def write_serving_files(folder: pathlib.Path, name: str) -> None:

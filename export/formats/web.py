@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from tfdecouple.errors import UserError
 
 PAGE = pathlib.Path(__file__).parents[1] / "page"
 CONFIG = "model/config.json"
-MODELS = ("encoder", "decoder", "sampler")
 RUNTIME_VERSION = "1.30.0"
 # Photographs of scikit-image that anybody may publish (public domain or CC0).
 _DEMO = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
@@ -28,7 +27,9 @@ _DEMO = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 
 
-def build_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any]) -> None:
+def build_page(
+    folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any], models: Iterable[str]
+) -> None:
     """Writes the page.
 
     Args:
@@ -36,22 +37,28 @@ def build_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, 
         onnx: folder of the ONNX files.
         runtime: folder of onnxruntime-web's files, from `find_runtime`.
         about: name, image size and more of the model, for the page.
+        models: names of the ONNX files that the page runs (`signatures.page_names`).
     """
     shutil.copytree(PAGE, folder)
     (folder / "model").mkdir()
     (folder / "runtime").mkdir()
-    for name in MODELS:
+    models = list(models)
+    for name in models:
         shutil.copyfile(onnx / f"{name}.onnx", folder / "model" / f"{name}.onnx")
     for name in RUNTIME_FILES:
         shutil.copyfile(runtime / name, folder / "runtime" / name)
     for name, pixels in demo_images(about["image_size"]).items():
         Image.fromarray(pixels).save(folder / name)
-    (folder / CONFIG).write_text(json.dumps(page_config(onnx, runtime, about), indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(
+        json.dumps(page_config(onnx, runtime, about, models), indent=2) + "\n", encoding="utf-8"
+    )
 
 
-def page_config(onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any]) -> dict[str, Any]:
+def page_config(
+    onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any], models: Iterable[str]
+) -> dict[str, Any]:
     """Returns what the page is told of the model: what it is, the sizes of its files, the pictures to begin with."""
-    sizes = {name: (onnx / f"{name}.onnx").stat().st_size for name in MODELS}
+    sizes = {name: (onnx / f"{name}.onnx").stat().st_size for name in models}
     sizes["runtime"] = sum((runtime / name).stat().st_size for name in RUNTIME_FILES)
     return {**about, "sizes": sizes, "demo_images": [f"model/{name.partition('.')[0]}.png" for name in _DEMO]}
 

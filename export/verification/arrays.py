@@ -16,9 +16,6 @@ import numpy as np
 
 from export.verification.judge import Answer, restored
 
-# What decodes images hides errors below half a level, since codes of images lie in the middle of their bins: decode is
-# compared on codes drawn at random, and on such whose pixels lie next to borders of levels, as well.
-DRAWN = "decode of drawn codes"
 # A call of 16 is timed where it takes no minutes.
 _LATENCY_BATCHES = (1, 16)
 _LATENCY_SECONDS = 10.0
@@ -208,6 +205,12 @@ class Report:
             self.latency_ms[endpoint][str(batch)] = round(1000 * seconds, 3)
             if _LATENCY_BATCHES[-1] * seconds > _LATENCY_SECONDS:
                 return
+
+
+def cases_of(cases: Arrays, endpoint: str) -> list[str]:
+    """Returns the names of what is tried of an endpoint beside its plain inputs: "ENDPOINT of ..."."""
+    names = (name.removeprefix("in/").partition("/")[0] for name in cases if name.startswith(f"in/{endpoint} of "))
+    return list(dict.fromkeys(names))
 
 
 def answers_in(cases: Arrays, case: str) -> dict[str, Answer]:

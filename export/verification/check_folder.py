@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,13 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from export.card import card_text
 from export.formats.serving import write_serving_files
-from export.formats.web import CONFIG, MODELS, PAGE, RUNTIME_FILES, demo_images, page_config
+from export.formats.web import CONFIG, PAGE, RUNTIME_FILES, demo_images, page_config
 from export.manifest import file_digest
 from tfdecouple.errors import one_line
 
 
 def page_problems(
-    page: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any]
+    page: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any], models: Iterable[str]
 ) -> Iterator[str]:
     """Yields what is wrong with a web page.
 
@@ -33,9 +33,11 @@ def page_problems(
         onnx: folder of the ONNX files, which have passed their check.
         runtime: folder of onnxruntime-web's files.
         about: of the model, as `export.formats.web.build_page` took it.
+        models: of its models, likewise.
     """
+    models = list(models)
     sources = {path.relative_to(PAGE).as_posix(): path for path in PAGE.rglob("*") if path.is_file()}
-    sources |= {f"model/{name}.onnx": onnx / f"{name}.onnx" for name in MODELS}
+    sources |= {f"model/{name}.onnx": onnx / f"{name}.onnx" for name in models}
     sources |= {f"runtime/{name}": runtime / name for name in RUNTIME_FILES}
     pictures = demo_images(about["image_size"])
     found = {path.relative_to(page).as_posix() for path in page.rglob("*") if path.is_file()}
@@ -48,7 +50,7 @@ def page_problems(
     for name, pixels in pictures.items():
         if name in found and not _same_picture(page / name, pixels):
             yield f"web/{name} is not the picture that it should be"
-    if CONFIG in found and _json(page / CONFIG) != page_config(onnx, runtime, about):
+    if CONFIG in found and _json(page / CONFIG) != page_config(onnx, runtime, about, models):
         yield f"web/{CONFIG} does not say what the model is"
 
 

@@ -16,7 +16,7 @@ import onnxruntime
 from onnx import numpy_helper
 
 from export.verification import variants
-from export.verification.arrays import DRAWN, Arrays, Report, answers_in, group, run_check
+from export.verification.arrays import Arrays, Report, answers_in, cases_of, group, run_check
 from export.verification.weights import by_name, same
 from tfdecouple.errors import one_line
 from tfdecouple.runtime.progress import Lines
@@ -123,7 +123,9 @@ def check(
     for endpoint in names:
         answered = report.check_parity(endpoint, files, cases)
         encoded = answered if endpoint == "encode" else encoded
-    report.check_parity("decode", files, cases, DRAWN)
+    for endpoint in names:
+        for case in cases_of(cases, endpoint):
+            report.check_parity(endpoint, files, cases, case)
     if report.problems:
         return report
     report.check_round_trip(files, cases, encoded)

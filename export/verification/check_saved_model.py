@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from export.verification.arrays import DRAWN, Arrays, Report, answers_in, group, reason, run_check
+from export.verification.arrays import Arrays, Report, answers_in, cases_of, group, reason, run_check
 from export.verification.weights import by_name, same
 from tfdecouple.runtime.process import start_tensorflow
 from tfdecouple.runtime.progress import Lines
@@ -25,10 +25,7 @@ _FILES = {
     "assets.extra/tf_serving_warmup_requests", "assets.extra/model_card.json",
 }  # fmt: skip
 _METHOD = "tensorflow/serving/predict"
-_TIMED = ("encode", "decode", "sample")
 _DEFAULT = "serving_default"
-# How many images' worth of work a call of an image is.
-_WORK = {"switch": 4, "interpolate": 3}
 # What a saved graph has state for: its variables, and functions that read them.
 _STATEFUL = {
     "AssignVariableOp", "DisableCopyOnRead", "MergeV2Checkpoints", "PartitionedCall", "ReadVariableOp", "RestoreV2",
@@ -43,6 +40,7 @@ def check(
     cases: Arrays,
     endpoints: list[str],
     name: str,
+    timed: Sequence[str] = (),
     tell: Callable[[str], Any] = print,
 ) -> Report:
     """Checks a SavedModel.
@@ -52,6 +50,7 @@ def check(
         cases: of the gate.
         endpoints: the signatures that there must be, the default one first.
         name: of the model, as requests to a server say it.
+        timed: the signatures whose calls are timed.
         tell: is told how far this is.
     """
     start_tensorflow()
@@ -83,14 +82,16 @@ def check(
         report.problems += _weights(session, by_name(cases["weights/NHWC"]))
         count = int(cases["batches"].sum())
         extra = len(cases["real"]) + sum(map(len, group(cases, "extreme/").values()))
-        work = count * (sum(_WORK.get(endpoint, 1) for endpoint in endpoints) + 1) + 2 * extra - count
+        further = [(endpoint, case) for endpoint in endpoints for case in cases_of(cases, endpoint)]
+        weights = {endpoint: _passes(cases, endpoint) for endpoint in endpoints}
+        work = count * sum(weights[one] for one in [*endpoints, *(one for one, _ in further)]) + 2 * extra - count
         progress = Lines(tell, work)
 
         def call(signature_name: str, inputs: Arrays) -> Arrays:
             signature = signatures[signature_name]
             feeds = {signature.inputs[key].name: array for key, array in inputs.items()}
             made = session.run({key: info.name for key, info in signature.outputs.items()}, feeds)
-            progress.advance(_WORK.get(signature_name, 1) * len(next(iter(inputs.values()))))
+            progress.advance(weights.get(signature_name, 1) * len(next(iter(inputs.values()))))
             return made
 
         encoded: Arrays = {}
@@ -99,17 +100,25 @@ def check(
             report.problems += problems
             answered = {} if problems else report.check_parity(endpoint, call, cases)
             encoded = answered if endpoint == "encode" else encoded
-        if "decode" in endpoints and "decode" in report.parity:
-            report.check_parity("decode", call, cases, DRAWN)
+        for endpoint, case in further:
+            if endpoint in report.parity:
+                report.check_parity(endpoint, call, cases, case)
         report.problems += _default(signatures[_DEFAULT], endpoints[0], call, cases)
         report.problems += _warm_up(folder, name, [_DEFAULT, *endpoints], signatures, call)
         if report.problems:
             return report
         if {"encode", "decode"} <= set(endpoints):
             report.check_round_trip(call, cases, encoded)
-        for endpoint in [one for one in _TIMED if one in endpoints and not report.problems]:
+        for endpoint in [one for one in timed if one in endpoints and not report.problems]:
             report.measure_latency(endpoint, call, cases)
     return report
+
+
+def _passes(cases: Arrays, endpoint: str) -> int:
+    """How many images' worth of work a call for an image is: each image that comes in or goes out is coded."""
+    answers = [answer.right for answer in answers_in(cases, endpoint).values()]
+    every = [*group(cases, f"in/{endpoint}/").values(), *answers]
+    return max(1, sum(array.dtype == np.uint8 for array in every))
 
 
 def _operations(folder: pathlib.Path) -> Iterator[str]:

@@ -75,14 +75,17 @@ def _widened(model: onnx.ModelProto) -> tuple[dict[str, np.ndarray], list[onnx.N
 
 def _rounding(model: onnx.ModelProto, name: str, right: np.ndarray, precision: str) -> Any:
     """How far rounding may move each number of a weight."""
+    factors = [numpy_helper.to_array(t) for t in model.graph.initializer if t.name == f"{name}/inputs"]
+    inputs = factors[0].astype(np.float64) if factors else np.float64(1)
+    right = right / inputs
     if precision == "float16":
         # Half a unit of the last of 11 bits; below 2**-14 of the smallest.
-        return np.abs(right) * 2.0**-11 + 2.0**-25
+        return inputs * (np.abs(right) * (2.0**-11 + 2.0**-23) + 2.0**-25)
     readers = {given: node for node in model.graph.node for given in node.input}
     axis = 0 if readers[name].op_type == "Conv" else right.ndim - 1
     others = tuple(other for other in range(right.ndim) if other != axis)
     # Half a step of 127 to the largest of each output channel, and what float32 adds to it.
-    return np.abs(right).max(axis=others, keepdims=True) / 127 * 0.5 * (1 + 1e-5) + 1e-12
+    return inputs * (np.abs(right).max(axis=others, keepdims=True) / 127 * 0.5 * (1 + 1e-5) + 1e-12)
 
 
 def measure(

@@ -12,12 +12,14 @@ import numpy as np
 import onnx
 import pytest
 import tensorflow as tf
+from helpers.deployed import NoDeployedModel
 from onnx import helper, numpy_helper
 from tensorflow.core.protobuf import saved_model_pb2
 
 from export import pipeline
 from export.cli import EXIT_REFUSED, main
-from export.deployed.folding import fold
+from export.deployed.model import DeployedModel
+from export.endpoint import Endpoint
 from export.formats.onnx import OPSET
 from export.formats.precision import with_smaller_weights
 from export.formats.saved_model import save_saved_model
@@ -59,7 +61,7 @@ def small_saved_model(model, tmp_path_factory):
     """A right SavedModel of two signatures: fewer are loaded faster."""
     folder = tmp_path_factory.mktemp("small") / "savedmodel"
     chosen = [endpoint for endpoint in endpoints(model.config) if endpoint.name in SIGNATURES]
-    save_saved_model(fold(model), chosen, folder)
+    save_saved_model(DeployedModel.from_model(model), chosen, folder)
     write_warmup(folder, "tiny", chosen)
     return folder
 
@@ -79,10 +81,10 @@ def earlier(exported, tmp_path):
 def built(model, origin, cases, exported, small_saved_model, monkeypatch):
     """Replaces what takes long by its results, so that only the sabotage and the gate are left."""
 
-    def build_onnx(folded, endpoint, metadata):
+    def build_onnx(deployed, endpoint, metadata):
         return onnx.load(exported / "onnx" / f"{endpoint.onnx}.onnx")
 
-    def save_saved_model(folded, chosen, folder, progress):
+    def save_saved_model(deployed, chosen, folder, progress):
         shutil.copytree(small_saved_model, folder)
 
     monkeypatch.setattr(pipeline, "open_run", lambda run, name: (model, origin))
@@ -90,7 +92,7 @@ def built(model, origin, cases, exported, small_saved_model, monkeypatch):
     monkeypatch.setattr(pipeline, "make_cases", lambda model, images, tell: cases)
     monkeypatch.setattr(pipeline, "weight_digests", lambda model, layouts: {})
     monkeypatch.setattr(pipeline, "write_warmup", lambda folder, name, chosen: None)
-    monkeypatch.setattr(pipeline, "fold", lambda model, layout="NHWC": None)
+    monkeypatch.setattr(pipeline, "DeployedModel", NoDeployedModel)
     monkeypatch.setattr(pipeline, "build_onnx", build_onnx)
     monkeypatch.setattr(pipeline, "save_saved_model", save_saved_model)
 
@@ -118,8 +120,8 @@ def sabotage_onnx(monkeypatch, refusal):
     def run(name, change, *arguments):
         build = pipeline.build_onnx
 
-        def sabotaged(folded, endpoint, metadata):
-            model = build(folded, endpoint, metadata)
+        def sabotaged(deployed, endpoint, metadata):
+            model = build(deployed, endpoint, metadata)
             if endpoint.onnx == name:
                 change(model)
             return model
@@ -137,8 +139,8 @@ def sabotage_saved_model(monkeypatch, refusal):
     def run(change):
         save = pipeline.save_saved_model
 
-        def sabotaged(folded, chosen, folder, progress):
-            save(folded, chosen, folder, progress)
+        def sabotaged(deployed, chosen, folder, progress):
+            save(deployed, chosen, folder, progress)
             change(folder)
 
         monkeypatch.setattr(pipeline, "save_saved_model", sabotaged)
@@ -217,8 +219,8 @@ class TestOnnx:
         assert onnx_problems() == []
 
     def test_changed_weight_is_refused_in_one_line_and_nothing_is_published(self, sabotage_onnx):
-        line = sabotage_onnx("decoder", change_weight(f"{COUPLING}/last", one_entry_moved))
-        assert f"decoder.onnx has other numbers in weight {COUPLING}/last than the run" in line
+        line = sabotage_onnx("decoder", change_weight(f"{COUPLING}/last/kernel", one_entry_moved))
+        assert f"decoder.onnx has other numbers in weight {COUPLING}/last/kernel than the run" in line
 
     @pytest.mark.parametrize("file", ["encoder", "decoder", "sampler"])
     def test_any_weight_changed_by_a_thousandth_is_found(self, onnx_problems, exported, file):
@@ -239,16 +241,16 @@ class TestOnnx:
     @pytest.mark.parametrize(
         ("file", "weight", "change", "message"),
         [
-            ("encoder", f"{COUPLING}/last", one_entry_moved, "encode: v: image "),
-            ("encoder", "encoder/top", one_entry_moved, "encode: z: image "),
-            ("encoder", f"{MIX}/mix", scaled(1.0001), "encode: v: image "),
-            ("encoder", "encoder/last", scaled(1.0001), "encode: z: image "),
-            ("encoder", "encoder/last", one_entry_not_a_number, "differs from the model by nan"),
+            ("encoder", f"{COUPLING}/last/kernel", one_entry_moved, "encode: v: image "),
+            ("encoder", "encoder/top/kernel", one_entry_moved, "encode: z: image "),
+            ("encoder", f"{MIX}/mix/kernel", scaled(1.0001), "encode: v: image "),
+            ("encoder", "encoder/last/kernel", scaled(1.0001), "encode: z: image "),
+            ("encoder", "encoder/last/kernel", one_entry_not_a_number, "differs from the model by nan"),
             # Of the decoder only pixels are seen; codes whose pixels lie beside borders of levels show small changes.
-            ("decoder", f"{COUPLING}/last", one_entry_moved, "decode of drawn codes: images: "),
-            ("decoder", f"{MIX}/unmix", scaled(1.0001), "decode of drawn codes: images: "),
-            ("sampler", f"{MIX}/unmix", scaled(1.0001), "sample: images: "),
-            ("sampler", "prior/step_0/unmix_bias", one_entry_moved, "sample: images: "),
+            ("decoder", f"{COUPLING}/last/kernel", one_entry_moved, "decode of drawn codes: images: "),
+            ("decoder", f"{MIX}/unmix/kernel", scaled(1.0001), "decode of drawn codes: images: "),
+            ("sampler", f"{MIX}/unmix/kernel", scaled(1.0001), "sample: images: "),
+            ("sampler", "prior/step_0/unmix/bias", one_entry_moved, "sample: images: "),
         ],
     )
     def test_effect_of_a_change_is_found_without_knowing_the_weights(
@@ -427,8 +429,11 @@ class TestOnnx:
         )
         assert any("reconstructor.onnx" in problem for problem in problems), problems
 
-    def test_names_of_the_files_come_from_the_endpoints(self, monkeypatch, model):
-        more = dataclasses.replace(endpoints(model.config)[0], name="reconstruct", onnx="reconstructor")
+    def test_endpoint_that_the_model_does_not_answer_is_refused(self, monkeypatch, model):
+        one = endpoints(model.config)[0]
+        with pytest.raises(TypeError, match="answer"):
+            Endpoint(name="x", summary="", inputs=one.inputs, outputs=one.outputs, build=one.build, onnx="x")
+        more = dataclasses.replace(one, name="reconstruct", onnx="reconstructor", answer=lambda reference, given: {})
         every = (*endpoints(model.config), more)
         monkeypatch.setattr("export.signatures.endpoints", lambda config: every)
         monkeypatch.setattr("export.verification.cases.endpoints", lambda config: every)
@@ -478,8 +483,8 @@ class TestSmallerFiles:
         assert onnx_problems(edit("decoder.int8", swap))
 
     def test_weight_that_was_not_to_be_rounded_is_found(self, onnx_problems):
-        (problem,) = onnx_problems(edit("decoder.int8", change_weight(f"{MIX}/unmix", scaled(1.001))))
-        assert problem.startswith(f"decoder.int8.onnx has other numbers in {MIX}/unmix than the float32 file")
+        (problem,) = onnx_problems(edit("decoder.int8", change_weight(f"{MIX}/unmix/kernel", scaled(1.001))))
+        assert problem.startswith(f"decoder.int8.onnx has other numbers in {MIX}/unmix/kernel than the float32 file")
 
     def test_other_arithmetic_is_found(self, onnx_problems):
         def change(model):
@@ -495,12 +500,16 @@ class TestSmallerFiles:
         assert "sampler.int8.onnx is not valid ONNX" in problems[0]
 
     @pytest.mark.parametrize("file", ["decoder", "sampler"])
-    def test_random_float16_ones_are_found(self, onnx_problems, file):
+    def test_random_float16_ones_are_found(self, onnx_problems, model, file):
         def halve(folder):
             for path in folder.glob("*.int8.onnx"):
                 path.unlink()
             for name in ("encoder", "decoder", "sampler"):
-                smaller = with_smaller_weights(onnx.load(folder / f"{name}.onnx"), "float16")
+                smaller = with_smaller_weights(
+                    onnx.load(folder / f"{name}.onnx"),
+                    "float16",
+                    DeployedModel.from_model(model, "NCHW").may_be_rounded(),
+                )
                 if name == file:
                     for tensor in smaller.graph.initializer:
                         if tensor.data_type == onnx.TensorProto.FLOAT16:
@@ -513,7 +522,7 @@ class TestSmallerFiles:
 
     def test_codes_that_are_no_numbers_are_found(self, onnx_problems, monkeypatch):
         monkeypatch.setattr(variants, "weights", lambda model, whole, precision: [])
-        change = change_weight(f"{MIX}/mix_bias", one_entry_not_a_number)
+        change = change_weight(f"{MIX}/mix/bias", one_entry_not_a_number)
         assert onnx_problems(edit("encoder.int8", change)) == ["the int8 encoder returns codes that are not finite"]
 
 
@@ -539,7 +548,7 @@ def rewrite_signatures(folder, change):
 
 
 class TestSavedModel:
-    def test_right_one_passes_and_a_folded_array_that_is_altered_is_found(
+    def test_right_one_passes_and_a_deployed_array_that_is_altered_is_found(
         self, monkeypatch, refusal, model, small_saved_model, cases, tmp_path
     ):
         # The same rewriting without a change passes: what is found below is the change and not the way it was made.
@@ -551,19 +560,19 @@ class TestSavedModel:
         assert report.parity["encode"]["v"]["max"] < 1e-5
 
         # By so little that every image still comes back.
-        def altered(folded, chosen, folder, progress):
+        def altered(deployed, chosen, folder, progress):
             shutil.copytree(small_saved_model, folder)
             rewrite_variables(folder, alter)
 
         def alter(arrays):
-            target = fold(model).arrays["flow/level_0_part_0_step_0/mix"]
+            target = DeployedModel.from_model(model).arrays()["flow/level_0_part_0_step_0/mix/kernel"]
             keys = [key for key, array in arrays.items() if np.array_equal(array, target)]
             assert keys
             arrays.update({key: arrays[key] * np.float32(1.001) for key in keys})
 
         monkeypatch.setattr(pipeline, "save_saved_model", altered)
         line = refusal("--format", "savedmodel", "--endpoints", *SIGNATURES)
-        assert "the SavedModel has other numbers in weight flow/level_0_part_0_step_0/mix than the run" in line
+        assert "the SavedModel has other numbers in weight flow/level_0_part_0_step_0/mix/kernel than the run" in line
         assert "encode: v: image " in line and "; allowed " in line
 
     def test_missing_variables_are_found(self, sabotage_saved_model):

@@ -17,8 +17,9 @@ import pytest
 import tensorflow as tf
 from helpers.models import TINY, give_effect, random_images
 
-from export.deployed.folding import fold
-from export.deployed.network import Network
+from export.deployed.coupling import DeployedSplit
+from export.deployed.layout import Layout
+from export.deployed.model import DeployedModel
 from export.formats.onnx import OPSET, build_onnx, save_onnx
 from export.formats.precision import PRECISIONS, with_smaller_weights
 from export.signatures import endpoint, endpoints
@@ -94,10 +95,9 @@ def model_of(name):
 
 
 @functools.cache
-def network_of(name):
-    """The folded graph of a variant, to be run eagerly."""
-    folded = fold(model_of(name))
-    return Network(folded, {weight: tf.constant(array) for weight, array in folded.arrays.items()})
+def deployed_of(name, order="NHWC"):
+    """A variant as it is deployed, whose arithmetic can be run eagerly."""
+    return DeployedModel.from_model(model_of(name), order)
 
 
 def inputs_of(config, count=5, seed=1):
@@ -123,7 +123,7 @@ def call(name, endpoint_name, **given):
     config = VARIANTS[name]
     one = endpoint(config, endpoint_name)
     everything = {**inputs_of(config), **given}
-    made = one.build(network_of(name), {array.name: tf.constant(everything[array.name]) for array in one.inputs})
+    made = one.build(deployed_of(name), {array.name: tf.constant(everything[array.name]) for array in one.inputs})
     assert list(made) == [array.name for array in one.outputs]
     for array in one.outputs:
         assert made[array.name].dtype == array.dtype and made[array.name].shape[1:] == array.shape
@@ -181,7 +181,7 @@ PRIORS = ("alpha-0.8", "alpha-1", "additive prior", "lu", "normal prior", "d_z 2
 
 
 @pytest.mark.usefixtures("eager")
-class TestFoldedGraph:
+class TestDeployedGraph:
     @pytest.mark.parametrize(("name", "of"), ENDPOINTS, ids=[f"{name}-{of}" for name, of in ENDPOINTS])
     def test_endpoint_is_the_model(self, name, of):
         assert_same(call(name, of), expected(name, of), VARIANTS[name].n_bits)
@@ -196,16 +196,16 @@ class TestFoldedGraph:
     def test_inverse_is_the_models_before_it_is_rounded_to_pixels(self, name):
         given, has_z = inputs_of(VARIANTS[name]), VARIANTS[name].has_latent
         z = tf.constant(given["z"]) if has_z else None
-        ours = network_of(name).flow_inverse(tf.constant(given["v"]), z)
+        ours = deployed_of(name).flow.inverse(tf.constant(given["v"]), z)
         theirs = model_of(name).flow.inverse_and_log_det(given["v"], z)[0]
         assert_same({"x": ours}, {"x": theirs})
 
     @pytest.mark.parametrize("name", PRIORS)
     def test_prior_is_the_models_in_both_directions(self, name):
-        network, model, noise = network_of(name), model_of(name), tf.constant(inputs_of(VARIANTS[name])["z_noise"])
-        z = network.prior_inverse(noise)
+        deployed, model, noise = deployed_of(name), model_of(name), tf.constant(inputs_of(VARIANTS[name])["z_noise"])
+        z = deployed.prior.inverse(noise)
         assert_same({"z": z}, {"z": model.z_from_noise(noise)})
-        back, log_det = network.prior_forward(z)
+        back, log_det = deployed.prior_forward_and_log_det(z)
         assert_same({"noise": back}, {"noise": noise})
         # log p(z) is that of the noise and the log-determinant, up to the Gaussian's constant.
         ours = log_det - 0.5 * tf.reduce_sum(tf.square(back), -1) - 0.5 * back.shape[1] * np.log(2 * np.pi)
@@ -215,7 +215,7 @@ class TestFoldedGraph:
     def test_log_det_of_the_flow_is_the_models(self, name):
         given = inputs_of(VARIANTS[name])
         z = tf.constant(given["z"]) if VARIANTS[name].has_latent else None
-        ours = network_of(name).flow_forward(tf.constant(given["v"]), z, with_log_det=True)[1]
+        ours = deployed_of(name).flow_forward_and_log_det(tf.constant(given["v"]), z)[1]
         theirs = model_of(name).flow.forward_and_log_det(given["v"], z)[1]
         np.testing.assert_allclose(np.broadcast_to(ours, theirs.shape), theirs, rtol=TOLERANCE)
         assert np.all(np.abs(theirs) > 1)
@@ -249,10 +249,10 @@ class TestFoldedGraph:
         np.testing.assert_array_equal(call("alpha-0.8", "decode", **codes)["images"], images)
 
 
-class TestFolding:
+class TestDeployedWeights:
     def test_a_model_without_weights_is_refused(self):
         with pytest.raises(NotInitializedError):
-            fold(DecoupledModel(VARIANTS["two levels"]))
+            DeployedModel.from_model(DecoupledModel(VARIANTS["two levels"]))
 
     @pytest.mark.usefixtures("eager")
     @pytest.mark.parametrize("value", [0.0, np.nan])
@@ -261,31 +261,43 @@ class TestFolding:
         model.initialize(random_images(16, 4))
         model.flow.levels[1][0].steps[0].sequence[1].kernel.assign(np.full((12, 12), value))
         with pytest.raises(InversionError, match="level_1_part_0_step_0"):
-            fold(model)
+            DeployedModel.from_model(model)
 
     def test_an_endpoint_has_no_part_in_what_it_does_not_use(self):
         """A folded weight that no endpoint reads would be dead weight in every SavedModel."""
         for name in ("alpha-0.8", "base", "none", "several factors"):
-            folded, read = network_of(name).folded, set()
-
-            class Reading(dict):
-                def __getitem__(self, key, read=read):
-                    read.add(key)
-                    return super().__getitem__(key)
-
-            network = Network(folded, Reading({key: tf.constant(array) for key, array in folded.arrays.items()}))
             given = inputs_of(VARIANTS[name], 1)
-            for one in endpoints(VARIANTS[name]):
-                one.build(network, {array.name: tf.constant(given[array.name]) for array in one.inputs})
-            assert set(folded.arrays) - read == set()
+            with tf.Graph().as_default():
+                made = {}
+                placed = deployed_of(name).replaced(
+                    lambda key, array, made=made: made.setdefault(key, tf.compat.v1.placeholder("float32", array.shape))
+                )
+                for one in endpoints(VARIANTS[name]):
+                    one.build(placed, {array.name: tf.constant(given[array.name]) for array in one.inputs})
+                assert [key for key, tensor in made.items() if not tensor.consumers()] == []
+
+    @pytest.mark.parametrize("order", ["NHWC", "NCHW"])
+    @pytest.mark.parametrize("kept", [[0, 1], [3, 4], [0, 2], [1, 3], [0, 2, 4], [1, 3, 5], [4, 1, 0], [2]])
+    def test_any_split_takes_and_puts_back_the_channels_of_the_models(self, order, kept):
+        channels = 6
+        others = [number for number in range(channels) if number not in kept]
+        layout = Layout(order)
+        split = DeployedSplit.from_split(
+            lambda x: (tf.gather(x, kept, axis=-1), tf.gather(x, others, axis=-1)), channels, layout
+        )
+        images = tf.constant(np.random.default_rng(0).standard_normal((2, 2, 3, channels)))
+        x_a, x_b = split(layout.enter(images))
+        np.testing.assert_array_equal(layout.leave(x_a), images.numpy()[..., kept])
+        np.testing.assert_array_equal(layout.leave(x_b), images.numpy()[..., others])
+        np.testing.assert_array_equal(layout.leave(split.merge(x_a, x_b)), images)
 
     def test_layouts_share_all_weights_but_flattened_ones(self):
-        one, two = fold(model_of("base")).arrays, fold(model_of("base"), "NCHW").arrays
+        one, two = deployed_of("base").arrays(), deployed_of("base", "NCHW").arrays()
         other = [name for name in one if one[name].shape != two[name].shape or not np.array_equal(one[name], two[name])]
-        assert [name for name in other if "shift_" not in name] == [
-            "flow/whitening/last",
-            "flow/whitening/last_bias",
-            "encoder/last",
+        assert [name for name in other if "actnorm" not in name] == [
+            "flow/whitening/last/kernel",
+            "flow/whitening/last/bias",
+            "encoder/last/kernel",
         ]
 
 
@@ -299,14 +311,19 @@ CONVERTED = [(name, one.name) for name in IN_FILES for one in endpoints(VARIANTS
 
 
 @functools.cache
-def folded_of(name):
-    return fold(model_of(name), "NCHW")
-
-
-@functools.cache
 def onnx_of(name, of):
     """The ONNX model of an endpoint. Do not change it."""
-    return build_onnx(folded_of(name), endpoint(VARIANTS[name], of), {"run": name})
+    return build_onnx(deployed_of(name, "NCHW"), endpoint(VARIANTS[name], of), {"run": name})
+
+
+def arrays_of(name):
+    """The weights of a variant's ONNX files."""
+    return deployed_of(name, "NCHW").arrays()
+
+
+def smaller_of(name, model, precision):
+    """An ONNX model of a variant with smaller weights."""
+    return with_smaller_weights(model, precision, deployed_of(name, "NCHW").may_be_rounded())
 
 
 def session_of(model):
@@ -318,7 +335,7 @@ def session_of(model):
 @functools.cache
 def session(name, of, precision=None):
     model = onnx_of(name, of)
-    return session_of(with_smaller_weights(model, precision) if precision else model)
+    return session_of(smaller_of(name, model, precision) if precision else model)
 
 
 def run(name, of, precision=None, **given):
@@ -414,7 +431,9 @@ class TestOnnxGraph:
                 # A number, as the 1 of (x + 1) * n_bins/2, is no bias.
                 assert not other or weights_in(model)[other[0]].size == 1, f"{other} beside a convolution"
         with_bias = [
-            n for n in model.graph.node if n.op_type == "Conv" and re.search("mix$|/last$|^encoder", n.input[1])
+            n
+            for n in model.graph.node
+            if n.op_type == "Conv" and re.search("mix/kernel$|/last/kernel$|^encoder", n.input[1])
         ]
         assert with_bias and all(len(node.input) == 3 for node in with_bias)
 
@@ -437,23 +456,23 @@ class TestOnnxGraph:
             "Shape",
         }
 
-    def test_weights_go_by_the_names_of_the_folding(self, file):
+    def test_weights_go_by_the_names_of_their_layers(self, file):
         _, model = file
-        arrays = folded_of("alpha-0.8").arrays | folded_of("base").arrays
+        arrays = arrays_of("alpha-0.8") | arrays_of("base")
         named = weights_in(model)
         foreign = {name: array for name, array in named.items() if re.sub(r"/\d+$", "", name) not in arrays}
-        # Left are the numbers of the graph itself: sizes of splits, bounds, orders of channels.
+        # Left are the numbers of the graph itself: sizes of splits, bounds.
         assert max(array.size for array in foreign.values()) <= 24
         assert len(named) - len(foreign) > 40
 
     @pytest.mark.parametrize("name", VARIANTS)
     def test_gate_knows_every_weight_of_every_kind_of_model(self, name):
-        known = by_name(digests(folded_of(name).arrays))
+        known = by_name(digests(arrays_of(name)))
         for of in ("encode", "decode", "sample"):
             model = onnx_of(name, of)
             assert list(check_onnx._weights(model, known)) == []
             for precision in PRECISIONS:
-                assert list(variants.weights(with_smaller_weights(model, precision), model, precision)) == []
+                assert list(variants.weights(smaller_of(name, model, precision), model, precision)) == []
 
     def test_no_weight_is_there_twice_or_for_nothing(self, file):
         _, model = file
@@ -478,7 +497,7 @@ class TestOnnxGraph:
     @pytest.mark.parametrize("precision", [None, *PRECISIONS])
     def test_every_node_says_in_which_layer_it_is(self, file, precision):
         _, model = file
-        model = with_smaller_weights(model, precision) if precision else model
+        model = smaller_of("base", model, precision) if precision else model
         names = [node.name for node in model.graph.node]
         assert len(set(names)) == len(names)
         places = re.compile(
@@ -487,15 +506,19 @@ class TestOnnxGraph:
         assert [name for name in names if not places.match(name)] == []
         # What multiplies by a weight goes by that weight's name.
         multiplying = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Cast", "Mul")]
-        weights = {name for name in folded_of("alpha-0.8").arrays | folded_of("base").arrays}
-        named = [(node.name, re.sub(r"/(\d+|wide)$", "", read)) for node in multiplying for read in node.input[:2]]
+        weights = {name for name in arrays_of("alpha-0.8") | arrays_of("base")}
+        named = [
+            (node.name, re.sub(r"/(\d+|wide|wide_\d)$", "", read)) for node in multiplying for read in node.input[:2]
+        ]
         of_weights = [(name, weight) for name, weight in named if weight in weights]
-        assert len(of_weights) > 30 and all(name.startswith(f"{weight}/") for name, weight in of_weights)
+        assert len(of_weights) > 30 and all(
+            name.startswith(f"{weight.rpartition('/')[0]}/") for name, weight in of_weights
+        )
 
     @pytest.mark.parametrize("precision", [None, "int8"])
     def test_inputs_and_outputs_say_what_they_are(self, file, precision):
         of, model = file
-        model = with_smaller_weights(model, precision) if precision else model
+        model = smaller_of("base", model, precision) if precision else model
         for values, arrays in ((model.graph.input, of.inputs), (model.graph.output, of.outputs)):
             assert [value.doc_string for value in values] == [array.meaning for array in arrays]
             assert all(array.meaning for array in arrays)
@@ -559,7 +582,7 @@ class TestFilesOfWeights:
 
     def test_smaller_variant_beyond_the_limit_opens(self, tmp_path):
         path = tmp_path / "encoder.int8.onnx"
-        save_onnx(with_smaller_weights(onnx_of("alpha-0.8", "encode"), "int8"), path, inline_limit=10_000)
+        save_onnx(smaller_of("alpha-0.8", onnx_of("alpha-0.8", "encode"), "int8"), path, inline_limit=10_000)
         assert (tmp_path / "encoder.int8.onnx.data").stat().st_size > 0
         images = random_images(3, seed=4)
         names = ("z", "v")
@@ -604,25 +627,25 @@ class TestPrecision:
             model = onnx_of("wide", of)
             for precision in (None, *PRECISIONS):
                 path = tmp_path / f"{of}.{precision}.onnx"
-                save_onnx(with_smaller_weights(model, precision) if precision else model, path)
+                save_onnx(smaller_of("wide", model, precision) if precision else model, path)
                 sizes[of, precision] = path.stat().st_size
             assert sizes[of, "float16"] < 0.6 * sizes[of, None]
             # A quarter of the weights, and the graph, whose nodes are named after their layers.
-            assert sizes[of, "int8"] < 0.42 * sizes[of, None]
+            assert sizes[of, "int8"] < 0.43 * sizes[of, None]
 
     @pytest.mark.parametrize("precision", PRECISIONS)
     @pytest.mark.parametrize("of", ["encode", "decode", "sample"])
     def test_what_is_inverted_keeps_its_digits(self, precision, of):
         smaller, whole = (
-            weights_in(with_smaller_weights(onnx_of("wide", of), precision)),
+            weights_in(smaller_of("wide", onnx_of("wide", of), precision)),
             weights_in(onnx_of("wide", of)),
         )
         kept = [name for name in whole if name in smaller]
         for name in kept:
             np.testing.assert_array_equal(smaller[name], whole[name])
-        named = folded_of("wide").arrays
+        named = arrays_of("wide")
         rounded = {name for name in whole if name in named} - set(kept)
-        assert {re.sub(r".*/", "", name) for name in rounded} <= {
+        assert {name.split("/")[-2] for name in rounded} <= {
             "first",
             "second",
             "last",
@@ -631,10 +654,10 @@ class TestPrecision:
             "condition",
         }
         assert [
-            name for name in whole if re.search("mix|bias|shift", name) and name in named and name not in kept
+            name for name in whole if re.search("mix|bias|actnorm", name) and name in named and name not in kept
         ] == []
         # All kernels of nets are rounded: one that is forgotten would be in float32 by its own name.
-        left = [n for n in kept if whole[n].ndim >= 2 and n in named and not re.search("mix|shift", n)]
+        left = [n for n in kept if whole[n].ndim >= 2 and n in named and not re.search("mix|actnorm", n)]
         assert left == []
         kinds = collections.Counter(str(array.dtype) for array in smaller.values())
         assert kinds[precision] == len(rounded) > 40
@@ -643,7 +666,7 @@ class TestPrecision:
     def test_smaller_model_is_valid_says_its_precision_and_leaves_the_whole_one_alone(self, precision):
         whole = onnx_of("alpha-0.8", "encode")
         before = whole.SerializeToString(deterministic=True)
-        smaller = with_smaller_weights(whole, precision)
+        smaller = smaller_of("alpha-0.8", whole, precision)
         onnx.checker.check_model(smaller, full_check=True)
         assert {entry.key: entry.value for entry in smaller.metadata_props} == {
             "run": "alpha-0.8",
@@ -654,25 +677,27 @@ class TestPrecision:
 
     def test_int8_error_is_at_most_half_a_step_of_each_output_channel(self):
         whole = weights_in(onnx_of("wide", "encode"))
-        smaller = weights_in(with_smaller_weights(onnx_of("wide", "encode"), "int8"))
-        name = "flow/level_1_part_0_step_0/coupling_continuous_last/first"
+        smaller = weights_in(smaller_of("wide", onnx_of("wide", "encode"), "int8"))
+        name = "flow/level_1_part_0_step_0/coupling_alternate_last/first/kernel"
         stored, scale = smaller[f"{name}/int8"], smaller[f"{name}/scale"]
         # ONNX has the outputs of a convolution first.
         assert scale.shape == (48, 1, 1, 1) and np.abs(stored).max() == 127
         assert np.all(np.abs(stored * scale - whole[name]) <= 0.5001 * scale)
-        condition = smaller["flow/condition/scale"]
-        assert condition.shape == (1, whole["flow/condition"].shape[1])
+        condition = smaller["flow/condition/kernel/scale"]
+        assert condition.shape == (1, whole["flow/condition/kernel"].shape[1])
 
     def test_a_channel_of_zeros_stays_zero(self):
         model = onnx.ModelProto()
         model.CopyFrom(onnx_of("alpha-0.8", "encode"))
         (tensor,) = (
-            t for t in model.graph.initializer if t.name.endswith("level_0_part_0_step_0/coupling_alternate_last/first")
+            t
+            for t in model.graph.initializer
+            if t.name.endswith("level_0_part_0_step_0/coupling_alternate_last/first/kernel")
         )
         array = onnx.numpy_helper.to_array(tensor).copy()
         array[0] = 0
         tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-        smaller = weights_in(with_smaller_weights(model, "int8"))
+        smaller = weights_in(smaller_of("alpha-0.8", model, "int8"))
         assert np.all(smaller[f"{tensor.name}/int8"][0] == 0) and np.all(smaller[f"{tensor.name}/scale"] > 0)
 
 

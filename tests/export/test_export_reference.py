@@ -1,4 +1,4 @@
-"""Exports of the models of the paper's authors: files and folded graph give the reference's float64 numbers.
+"""Exports of the models of the paper's authors: files and deployed graph give the reference's float64 numbers.
 
 Beside the model in tests/data, the folders `wolf_small` and `wolf_base` of the folder that the environment variable
 TFDECOUPLE_REFERENCE_DIR names are tried, each with config.json, model.npz and reference.npz.
@@ -16,8 +16,7 @@ import tensorflow as tf
 from helpers.models import random_images
 from helpers.places import DATA
 
-from export.deployed.folding import fold
-from export.deployed.network import Network
+from export.deployed.model import DeployedModel
 from export.formats.onnx import build_onnx
 from export.signatures import endpoint, endpoints
 from tfdecouple.interop.wolf import import_wolf
@@ -46,22 +45,21 @@ class Reference:
             n_bits=int(self.arrays["n_bits"]),
             workdir=workdir,
         )
-        self.config, self.layout, self.folded = model.config, layout, fold(model, layout)
-        self.network = Network(self.folded, {name: tf.constant(array) for name, array in self.folded.arrays.items()})
+        self.config, self.layout, self.deployed = model.config, layout, DeployedModel.from_model(model, layout)
 
     @functools.cache  # noqa: B019 - as long as the module's fixture lives
     def session(self, of):
-        built = build_onnx(self.folded, endpoint(self.config, of), {})
+        built = build_onnx(self.deployed, endpoint(self.config, of), {})
         return onnxruntime.InferenceSession(built.SerializeToString(), providers=["CPUExecutionProvider"])
 
     def call(self, of, **given):
-        """Runs an endpoint: of the folded graph in NHWC, of an ONNX file in NCHW."""
+        """Runs an endpoint: of the deployed graph in NHWC, of an ONNX file in NCHW."""
         one = endpoint(self.config, of)
         given = {array.name: given[array.name].astype(array.dtype) for array in one.inputs}
         if self.layout == "NCHW":
             names = [array.name for array in one.outputs]
             return dict(zip(names, self.session(of).run(names, given), strict=True))
-        made = one.build(self.network, {name: tf.constant(array) for name, array in given.items()})
+        made = one.build(self.deployed, {name: tf.constant(array) for name, array in given.items()})
         return {name: array.numpy() for name, array in made.items()}
 
     def same(self, ours, name, scale=None):
@@ -149,30 +147,30 @@ def test_every_image_comes_back(reference):
 
 @pytest.mark.parametrize("layout", ["NHWC"], indirect=True)
 class TestPieces:
-    """What only the folded graph gives by itself, before it is rounded to pixels or summed up."""
+    """What only the deployed graph gives by itself, before it is rounded to pixels or summed up."""
 
     def tensor(self, reference, name):
         return tf.constant(reference.arrays[name].astype("float32"))
 
     def test_prior_sample_is_the_references(self, reference):
         if reference.config.has_latent:
-            reference.same(reference.network.prior_inverse(self.tensor(reference, "prior_noise")), "prior_sample")
+            reference.same(reference.deployed.prior.inverse(self.tensor(reference, "prior_noise")), "prior_sample")
 
     def test_prior_density_is_the_references(self, reference):
         if not reference.config.has_latent:
             return
-        noise, log_det = reference.network.prior_forward(self.tensor(reference, "z"))
+        noise, log_det = reference.deployed.prior_forward_and_log_det(self.tensor(reference, "z"))
         constant = 0.5 * noise.shape[1] * math.log(2 * math.pi)
         reference.same(log_det - 0.5 * tf.reduce_sum(tf.square(noise), -1) - constant, "log_prior_z")
 
     def test_flow_and_its_log_det_are_the_references(self, reference):
         levels = reference.arrays["images"].astype("float32")
-        x = reference.network.flow_input(tf.constant(levels), self.tensor(reference, "dequantization_noise"))
+        x = reference.deployed.flow_input(tf.constant(levels), self.tensor(reference, "dequantization_noise"))
         z = self.tensor(reference, "z") if reference.config.has_latent else None
-        v, log_det = reference.network.flow_forward(x, z, with_log_det=True)
+        v, log_det = reference.deployed.flow_forward_and_log_det(x, z)
         reference.same(v, "v")
         reference.same(log_det, "log_det")
 
     def test_inverse_is_the_references(self, reference):
         z = self.tensor(reference, "prior_sample") if reference.config.has_latent else None
-        reference.same(reference.network.flow_inverse(self.tensor(reference, "v_input"), z), "decoded")
+        reference.same(reference.deployed.flow.inverse(self.tensor(reference, "v_input"), z), "decoded")

@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import pytest
 import tensorflow as tf
+from helpers.deployed import NoDeployedModel
 from helpers.models import TINY, give_effect, random_images
 from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.runs import write_run
@@ -33,7 +34,7 @@ from export.origin import open_run
 from export.pipeline import Request, export
 from export.signatures import endpoints
 from export.staging import Place, interruptible, uninterrupted
-from export.verification.arrays import DRAWN, Report
+from export.verification.arrays import Report
 from tfdecouple.errors import UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import averaged_names
@@ -63,7 +64,7 @@ def opened(tiny_run):
 def quick(opened, monkeypatch):
     """Exports of files that hold nothing and pass: what is tested is where they go."""
 
-    def save_saved_model(folded, chosen, folder, progress):
+    def save_saved_model(deployed, chosen, folder, progress):
         (folder / "variables").mkdir(parents=True)
         (folder / "saved_model.pb").write_text("graph")
         time.sleep(0.01)
@@ -74,9 +75,11 @@ def quick(opened, monkeypatch):
     monkeypatch.setattr(pipeline, "real_images", lambda config: (None, "test images"))
     monkeypatch.setattr(pipeline, "make_cases", lambda model, images, tell: {})
     monkeypatch.setattr(pipeline, "weight_digests", lambda model, layouts: {})
-    monkeypatch.setattr(pipeline, "fold", lambda model, layout="NHWC": None)
-    monkeypatch.setattr(pipeline, "build_onnx", lambda folded, endpoint, metadata: onnx.ModelProto(producer_name="it"))
-    monkeypatch.setattr(pipeline, "with_smaller_weights", lambda model, precision: model)
+    monkeypatch.setattr(pipeline, "DeployedModel", NoDeployedModel)
+    monkeypatch.setattr(
+        pipeline, "build_onnx", lambda deployed, endpoint, metadata: onnx.ModelProto(producer_name="it")
+    )
+    monkeypatch.setattr(pipeline, "with_smaller_weights", lambda model, precision, names: model)
     monkeypatch.setattr(pipeline, "save_saved_model", save_saved_model)
     monkeypatch.setattr(pipeline, "pass_gate", lambda check, folder, cases, **options: Report())
 
@@ -486,7 +489,7 @@ class TestCard:
         with_onnx = {one.name for one in endpoints(opened[0].config) if one.onnx}
         for name, expected in {"savedmodel": set(every), "onnx": with_onnx}.items():
             entry = card["formats"][name]
-            compared = {key: every[key] for key in expected} | {DRAWN: every["decode"]}
+            compared = {key: every[key] for key in expected} | {"decode of drawn codes": every["decode"]}
             assert {key: set(outputs) for key, outputs in entry["parity"].items()} == compared
             assert set(entry["latency_ms"]) == {"encode", "decode", "sample"}
             assert all(trip["identical"] == trip["images"] > 0 for trip in entry["round_trip"].values())
@@ -590,7 +593,7 @@ class TestModelWithoutZ:
             "sample": (["v_noise", "temperature"], ["images"]),
             "score": (["images", "u_noise"], ["bits_per_dim"]),
         }
-        assert set(card["formats"]["savedmodel"]["parity"]) == {*arrays, DRAWN}
+        assert set(card["formats"]["savedmodel"]["parity"]) == {*arrays, "decode of drawn codes"}
         assert card["architecture"]["latent_dim"] is None and card["d_z"] == "0"
         for endpoint in ("encode", "decode", "sample"):
             model = onnx.load(tmp_path / "to" / card["endpoints"][endpoint]["onnx"])

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+from helpers.deployed import NoDeployedModel
 from helpers.places import DATA
 from onnx import numpy_helper
 from PIL import Image
@@ -213,6 +214,7 @@ def runtime(tmp_path):
     return folder
 
 
+MODELS = ("encoder", "decoder", "sampler")
 ABOUT = {"name": "tiny", "image_size": 8, "latent_dim": 4, "bits_per_dim": None, "data": "noise"}
 
 
@@ -220,9 +222,9 @@ class TestPage:
     @pytest.fixture
     def problems(self, exported, runtime, tmp_path):
         def check(change=lambda page: None):
-            web.build_page(tmp_path / "page", exported / "onnx", runtime, ABOUT)
+            web.build_page(tmp_path / "page", exported / "onnx", runtime, ABOUT, MODELS)
             change(tmp_path / "page")
-            return list(check_folder.page_problems(tmp_path / "page", exported / "onnx", runtime, ABOUT))
+            return list(check_folder.page_problems(tmp_path / "page", exported / "onnx", runtime, ABOUT, MODELS))
 
         return check
 
@@ -267,16 +269,16 @@ def quick(exported, tiny_run, monkeypatch):
     """Exports whose models are there already and pass: what is tested is the rest."""
     opened = open_run(tiny_run)
 
-    def copied(folded, chosen, folder, progress):
+    def copied(deployed, chosen, folder, progress):
         shutil.copytree(exported / "savedmodel" / "1", folder)
 
     monkeypatch.setattr(pipeline, "open_run", lambda run, name: opened)
     monkeypatch.setattr(pipeline, "real_images", lambda config: (None, "test images"))
     monkeypatch.setattr(pipeline, "make_cases", lambda model, images, tell: {})
     monkeypatch.setattr(pipeline, "weight_digests", lambda model, layouts: {})
-    monkeypatch.setattr(pipeline, "fold", lambda model, layout="NHWC": None)
+    monkeypatch.setattr(pipeline, "DeployedModel", NoDeployedModel)
     monkeypatch.setattr(
-        pipeline, "build_onnx", lambda folded, one, metadata: onnx.load(exported / "onnx" / f"{one.onnx}.onnx")
+        pipeline, "build_onnx", lambda deployed, one, metadata: onnx.load(exported / "onnx" / f"{one.onnx}.onnx")
     )
     monkeypatch.setattr(pipeline, "save_saved_model", copied)
     monkeypatch.setattr(pipeline, "pass_gate", lambda check, folder, cases, **options: Report())

@@ -160,6 +160,7 @@ class TestExportPackage:
     # Of `export`, in the order of the arrow: each may import what stands before it.
     ORDER = [
         "deployed",
+        "endpoint",
         "signatures",
         "origin",
         "formats",

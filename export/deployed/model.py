@@ -1,0 +1,122 @@
+"""A whole model as it is deployed, between pixels and codes.
+
+Everything that depends on weights alone is computed beforehand, in float64, and rounded once to float32: weight and
+batch normalisation, the actnorm before each 1x1 convolution, the inverses of the 1x1 convolutions, and what z is
+multiplied with, which is one product for all nets. The layers keep the structure of the model's own, and the transforms
+of the couplings are the model's own bijectors. There is no data-dependent control flow, no scalar input and no
+operation that ONNX lacks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Self
+
+import tensorflow as tf
+
+from export.deployed.base import Deployed, scope
+from export.deployed.encoder import DeployedEncoder
+from export.deployed.flow import DeployedFlow, DeployedPrior, total
+from export.deployed.layout import Layout
+from tfdecouple.config import ModelConfig
+from tfdecouple.model import DecoupledModel
+from tfdecouple.pixels import Quantizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeployedModel(Deployed):
+    """What the graphs of all endpoints are built from.
+
+    Images within the graph are float32 in the order of axes of `layout`.
+
+    Attributes:
+        config: the architecture.
+        layout: the order of axes.
+        quantizer: between pixels and what the flow maps.
+        flow: from images to v.
+        prior: from z to noise; None without z.
+        encoder: None without z.
+    """
+
+    config: ModelConfig
+    layout: Layout
+    quantizer: Quantizer
+    flow: DeployedFlow
+    prior: DeployedPrior | None
+    encoder: DeployedEncoder | None
+
+    @classmethod
+    def from_model(cls, model: DecoupledModel, order: str = "NHWC") -> Self:
+        """Folds the weights of a model.
+
+        Args:
+            model: with weights.
+            order: "NHWC", or "NCHW" as ONNX has it.
+
+        Raises:
+            NotInitializedError: for a model without weights.
+            InversionError: where a matrix cannot be inverted, or a number is not finite.
+        """
+        model.require_initialized()
+        config, layout = model.config, Layout(order)
+        prior = encoder = None
+        if model.encoder is not None:
+            side = config.image_size // 2 ** len(config.encoder_channels)
+            encoder = DeployedEncoder.from_layer(model.encoder, layout, side)
+            prior = DeployedPrior.from_layer(model.prior_flow, layout)
+        flow = DeployedFlow.from_layer(model.flow, layout)
+        return cls(
+            name="model",
+            config=config,
+            layout=layout,
+            quantizer=model.quantizer,
+            flow=flow,
+            prior=prior,
+            encoder=encoder,
+        )
+
+    # --- the pieces of the endpoints ---
+
+    def levels_of(self, images: tf.Tensor) -> tf.Tensor:
+        """Returns the levels of uint8 images `[batch, height, width, 3]`, in the order of the graph."""
+        with scope("input"):
+            return self.quantizer.levels(self.layout.enter(images))
+
+    def pixels(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the uint8 images `[batch, height, width, 3]` of x in [-1, 1); what lies outside is clipped."""
+        with scope("output"):
+            return self.layout.leave(self.quantizer.pixels(x))
+
+    def flow_input(self, levels: tf.Tensor, u: float | tf.Tensor = 0.5) -> tf.Tensor:
+        """Returns x in [-1, 1) of levels and noise u in [0, 1); by default the centres of their bins."""
+        with scope("input"):
+            return self.quantizer.within(levels, u)
+
+    def to_inside(self, v: tf.Tensor) -> tf.Tensor:
+        """Brings `[batch, height, width, 3]` into the order of the graph."""
+        with scope("input"):
+            return self.layout.enter(v)
+
+    def to_outside(self, v: tf.Tensor) -> tf.Tensor:
+        """Brings an image of the graph into `[batch, height, width, 3]`."""
+        with scope("output"):
+            return self.layout.leave(v)
+
+    def posterior(self, levels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns mean and log-variance of q(z|x), each `[batch, d_z]`."""
+        assert self.encoder is not None
+        with self.encoder.scope():
+            return self.encoder(self.quantizer.edges(levels))
+
+    def flow_forward_and_log_det(self, x: tf.Tensor, z: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps x to v, with the log-determinant `[batch]`, or a scalar where it is the same for all images."""
+        log_dets: list[tf.Tensor] = []
+        v = self.flow.forward(x, z, log_dets)
+        return v, total(log_dets)
+
+    def prior_forward_and_log_det(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps z to the noise of the prior, with the log-determinant."""
+        assert self.prior is not None
+        log_dets: list[tf.Tensor] = []
+        noise = self.prior.forward(z, (), log_dets)
+        return noise, total(log_dets)

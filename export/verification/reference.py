@@ -1,0 +1,201 @@
+"""The Keras model as the reference of the gate: its answers, and how stable it is on each image.
+
+Of every image and every code the model is asked once, and once or twice more with them moved by `judge.PERTURBATION`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from export.verification.judge import PERTURBATION, Answer, Floats, Pixels
+from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime.progress import Lines
+
+# Beyond this side an image takes a second and more: then the model is asked for one reaction.
+_LARGE = 48
+# Pixels that the model takes at once: always the same number of images, since each number is a graph of its own.
+_PIXELS_AT_ONCE = 16 * 32 * 32
+# How far from the border of a level, in bounds of the image, codes are made whose rounding shows smallest errors.
+_MARGIN = 3.0
+
+Optional = np.ndarray | None
+
+
+class KerasReference:
+    """Answers of a model to images and codes, each kept for whoever asks again (`export.endpoint.Reference`).
+
+    Args:
+        model: with weights.
+        images: uint8 `[n, height, width, 3]`: those of parity.
+        rng: of what moves inputs.
+        tell: is told how far this is.
+        every: how many images will be encoded and decoded in all.
+        asking: how many endpoints will ask for answers to the images of parity.
+    """
+
+    def __init__(
+        self,
+        model: DecoupledModel,
+        images: np.ndarray,
+        rng: np.random.Generator,
+        tell: Callable[[str], Any],
+        every: int,
+        asking: int,
+    ):
+        model.require_initialized()
+        self.images = images
+        self._model, self._config, self._rng = model, model.config, rng
+        self._reactions = 1 if self._config.image_size > _LARGE else 2
+        self._at_once = max(2, min(64, _PIXELS_AT_ONCE // self._config.image_size**2))
+        answers = 1 + self._reactions
+        self._progress = Lines(tell, (1 + answers) * every + answers * asking * len(images))
+        self._known: dict[bytes, list[Optional]] = {}
+
+    # --- what endpoints ask ---
+
+    def codes(self, images: np.ndarray) -> tuple[Optional, np.ndarray]:
+        """Returns z and v of images."""
+        z, _, v = self._codes(images)
+        assert v is not None
+        return z, v
+
+    def encode(self, images: np.ndarray) -> dict[str, Answer]:
+        """Returns the answers "z", "z_log_variance" (both only with z) and "v"."""
+        right = self._codes(images)
+        moved = [self._rows(f"reaction {number}", self._react, images) for number in range(self._reactions)]
+        names = ("z", "z_log_variance", "v")
+        return {
+            name: Floats.measured(value, [other[index] for other in moved])  # type: ignore[misc]
+            for index, (name, value) in enumerate(zip(names, right, strict=True))
+            if value is not None
+        }
+
+    def decode(self, z: Optional, v: np.ndarray) -> Pixels:
+        """Returns the answer in pixels to codes."""
+        right, *moved = self._values(z, v)
+        return Pixels.measured(right, moved, self._config.n_bins)
+
+    def score(self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray) -> Floats:
+        """Returns the answer in bits per dimension, with the noise given and with noise that is moved."""
+        if z_noise is None:
+            z_noise = np.zeros((len(images), self._config.latent_dim), np.float32)
+
+        def bits(z_noise: np.ndarray, u_noise: np.ndarray) -> np.ndarray:
+            return self._run(
+                lambda *inputs: [self._model.elbo_from_noise(*inputs).bits_per_dim], images, z_noise, u_noise
+            )[0]
+
+        right = bits(z_noise, u_noise)
+        return Floats.measured(
+            right, [bits(self._moved(z_noise), self._moved(u_noise)) for _ in range(self._reactions)]
+        )
+
+    def z_from_noise(self, noise: np.ndarray) -> np.ndarray:
+        """Returns the z of noise of the prior."""
+        return self._run(lambda part: [self._model.z_from_noise(part)], noise, counts=False)[0]
+
+    def noise_from_z(self, z: np.ndarray) -> np.ndarray:
+        """Returns the noise of the prior behind z."""
+        flow = self._model.prior_flow
+        return z if flow is None else self._run(lambda part: flow.forward_and_log_det(part)[:1], z, counts=False)[0]
+
+    def border_codes(self, count: int) -> tuple[Optional, np.ndarray]:
+        """Returns z and v of so many images whose every value lies beside the border of two levels.
+
+        As near as float32 allows, so that the rounding of each shows an error of a thousandth of a level.
+        """
+        return tuple(self._rows("border", self._border, self.images[:count]))  # type: ignore[return-value]
+
+    def kept(self, images: np.ndarray) -> np.ndarray:
+        """Returns which images the model itself gives back from their codes, whether or not these are moved."""
+        right, quantizer = np.asarray(self._model.quantize_images(images)), self._model.quantizer
+
+        def same(values: np.ndarray) -> np.ndarray:
+            levels = np.clip(np.floor(np.nan_to_num(values, nan=-1)), 0, quantizer.n_bins - 1)
+            return (levels * quantizer.step == right).reshape(len(right), -1).all(1)
+
+        return np.all([same(values) for values in self._values(*self.codes(images))], 0)
+
+    # --- what it knows, and asks the model ---
+
+    def _rows(self, what: str, ask: Callable[..., Sequence[Optional]], *inputs: Optional) -> list[Optional]:
+        """Returns the rows of the results of `ask` for each row of the inputs, asking for those not known yet."""
+        given = [array for array in inputs if array is not None]
+        keys = [
+            hashlib.sha256(b"|".join([what.encode(), *(array[row].tobytes() for array in given)])).digest()
+            for row in range(len(given[0]))
+        ]
+        # By key, so that an image that is there twice is asked for once.
+        unknown = list({key: row for row, key in enumerate(keys) if key not in self._known}.values())
+        if unknown:
+            results = ask(*(None if array is None else array[unknown] for array in inputs))
+            for number, row in enumerate(unknown):
+                self._known[keys[row]] = [None if one is None else one[number] for one in results]
+        columns = zip(*(self._known[key] for key in keys), strict=True)
+        return [None if column[0] is None else np.stack(column) for column in columns]
+
+    def _codes(self, images: np.ndarray) -> list[Optional]:
+        return self._rows("codes", lambda images: self._encoded(self._levels(images)), images)
+
+    def _react(self, images: np.ndarray) -> list[Optional]:
+        return self._encoded(self._moved(self._levels(images), self._config.n_bins / 2))
+
+    def _encoded(self, levels: np.ndarray) -> list[Optional]:
+        """Mean and log-variance of z, and v."""
+        mean, log_variance = None, None
+        encoder = self._model.encoder
+        if encoder is not None:
+            edges = self._model.quantizer.edges
+            mean, log_variance = self._run(lambda part: encoder.infer(edges(part)), levels, counts=False)
+        return [mean, log_variance, self._local_codes(levels + np.float32(0.5), mean)]
+
+    def _values(self, z: Optional, v: np.ndarray) -> list[np.ndarray]:
+        """The values behind the pixels of codes, level k from k to k + 1, float64; then those of moved codes."""
+
+        def ask(z: Optional, v: np.ndarray) -> list[np.ndarray]:
+            moved = [(None if z is None else self._moved(z), self._moved(v)) for _ in range(self._reactions)]
+            return [self._decoded(*codes) for codes in [(z, v), *moved]]
+
+        places = self._model.quantizer.places
+        return [places(x.astype(np.float64)) for x in self._rows("values", ask, z, v) if x is not None]
+
+    def _border(self, images: np.ndarray) -> list[Optional]:
+        levels, z = self._levels(images), self.codes(images)[0]
+        margin = np.minimum(_MARGIN * self.decode(*self.codes(images)).bound, 0.25).reshape(-1, 1, 1, 1)
+        low = self._rng.integers(0, 2, levels.shape).astype(bool)
+        values = levels + np.where(low, margin, 1 - margin)
+        return [z, self._local_codes(values.astype(np.float32), z)]
+
+    def _levels(self, images: np.ndarray) -> np.ndarray:
+        return np.asarray(self._model.levels_of(tf.constant(images)))
+
+    def _local_codes(self, values: np.ndarray, z: Optional) -> np.ndarray:
+        """The v of values of pixels, whole levels lying at k + 0.5."""
+        flow, edges = self._model.flow, self._model.quantizer.edges
+        return self._run(lambda y, z: flow.forward_and_log_det(edges(y), z)[:1], values, z)[0]
+
+    def _decoded(self, z: Optional, v: np.ndarray) -> np.ndarray:
+        return self._run(lambda z, v: self._model.flow.inverse_and_log_det(v, z)[:1], z, v)[0]
+
+    def _moved(self, values: np.ndarray, scale: float | None = None) -> np.ndarray:
+        """Values moved up or down by a share of themselves, or of `scale`."""
+        signs = self._rng.choice(np.array([-1.0, 1.0]), values.shape)
+        change = PERTURBATION * signs * (values if scale is None else scale)
+        return (values + change).astype(np.float32)
+
+    def _run(self, function: Callable[..., Any], *arrays: Optional, counts: bool = True) -> list[np.ndarray]:
+        """Runs a function of the model on many images, some at once; returns its results as arrays."""
+        length = len(next(array for array in arrays if array is not None))
+        made = []
+        for start in range(0, length, self._at_once):
+            rows = np.minimum(np.arange(start, start + self._at_once), length - 1)
+            results = function(*(None if array is None else tf.constant(array[rows]) for array in arrays))
+            made.append([np.asarray(value)[: length - start] for value in results])
+            if counts:
+                self._progress.advance(min(self._at_once, length - start))
+        return [np.concatenate(values) for values in zip(*made, strict=True)]

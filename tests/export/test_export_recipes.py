@@ -1,0 +1,121 @@
+"""The recipe of docs/design.md for an endpoint, carried out in a copy of the packages; and a transform that is new."""
+
+import dataclasses
+import json
+import re
+
+import onnx
+import pytest
+import tensorflow as tf
+from helpers.models import TINY, give_effect, let_z_show, random_images
+from helpers.places import ROOT
+from helpers.recipes import copy_of_packages, insert, recipe, run_in
+from helpers.runs import write_run
+from tensorflow_probability import bijectors as tfb
+from tensorflow_serving.apis import prediction_log_pb2
+
+from export.pipeline import Request, export
+from export.signatures import endpoints
+from tfdecouple.model import DecoupledModel
+from tfdecouple.transforms import TRANSFORMS, Transform
+
+EXIT_REFUSED = 4
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the packages in which the recipe has been followed, in its one file."""
+    functions, _, registered = recipe("endpoint").partition("\n# in `endpoints`\n")
+    *endpoint, every = registered.splitlines(keepends=True)
+    file = copy_of_packages(tmp_path / "copy") / "export" / "signatures.py"
+    insert(file, "# --- what the Keras model answers ---", functions + "\n\n\n")
+    insert(file, "    every = (", "".join(endpoint))
+    text = file.read_text(encoding="utf-8")
+    changed = re.sub(r"^    every = \(.*\)$", every.rstrip("\n"), text, flags=re.MULTILINE)
+    assert changed != text
+    file.write_text(changed, encoding="utf-8")
+    return file.parents[1]
+
+
+def run_export(copy, run, to):
+    """Runs the command in the copy: one signature, all ONNX files."""
+    return run_in(copy, "-m", "export", "--run", str(run), "--to", str(to), "--endpoints", "reconstruct")
+
+
+@pytest.mark.slow
+class TestEndpoint:
+    def test_is_offered_warmed_up_compared_and_told_by_the_card(self, copy, tiny_run, tmp_path):
+        done = run_export(copy, tiny_run, tmp_path / "to")
+        assert done.returncode == 0, done.stderr
+        signatures = tf.saved_model.load(str(tmp_path / "to" / "savedmodel" / "1")).signatures
+        images = random_images(3)
+        made = signatures["reconstruct"](images=tf.constant(images))["images"]
+        assert made.dtype == tf.uint8 and made.shape == images.shape
+        path = tmp_path / "to" / "savedmodel" / "1" / "assets.extra" / "tf_serving_warmup_requests"
+        logs = [prediction_log_pb2.PredictionLog.FromString(r.numpy()) for r in tf.data.TFRecordDataset(str(path))]
+        names = [log.predict_log.request.model_spec.signature_name for log in logs]
+        assert names == ["serving_default", "reconstruct"]
+        assert onnx.load(tmp_path / "to" / "onnx" / "reconstructor.onnx").graph.name == "reconstruct"
+        card = json.loads((tmp_path / "to" / "model_card.json").read_text())
+        assert card["endpoints"]["reconstruct"]["onnx"] == "onnx/reconstructor.onnx"
+        assert all("reconstruct" in entry["parity"] for entry in card["formats"].values())
+        assert "reconstruct" in card["formats"]["onnx"]["latency_ms"]
+
+    def test_with_another_graph_than_the_model_is_refused(self, copy, tiny_run, tmp_path):
+        file = copy / "export" / "signatures.py"
+        text = file.read_text(encoding="utf-8")
+        assert "deployed.flow.inverse(v, z)" in text
+        file.write_text(text.replace("deployed.flow.inverse(v, z)", "deployed.flow.inverse(1.01 * v, z)"))
+        done = run_export(copy, tiny_run, tmp_path / "to")
+        assert done.returncode == EXIT_REFUSED and "reconstruct: images: " in done.stderr
+        assert not (tmp_path / "to").exists()
+
+
+class Bent(Transform):
+    """y = x + b above 0 and s x + b below: not affine in x, so that nothing can be multiplied into its neighbours."""
+
+    name = "bent"
+    parameters = 2
+
+    def bijector(self, raw, alpha):
+        """Returns the bijector, the identity where raw is 0."""
+        shift, unbounded = raw
+        return tfb.Shift(shift)(tfb.LeakyReLU(tf.exp(alpha * tf.tanh(unbounded))))
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """The name of a transform that nothing in `export` knows."""
+    monkeypatch.setitem(TRANSFORMS, Bent.name, Bent())
+    return Bent.name
+
+
+@pytest.mark.slow
+def test_export_of_a_transform_that_was_registered_passes_the_gate(registered, tmp_path):
+    config = dataclasses.replace(
+        TINY, transform=registered, multiscale_transform=registered, prior_transform=registered
+    )
+    model = DecoupledModel(config)
+    model.initialize(random_images(16))
+    run = write_run(tmp_path / "run", let_z_show(give_effect(model)))
+    export(Request(run=run, to=tmp_path / "to", precisions=("int8",)), say=str)
+    assert (tmp_path / "to" / "onnx" / "decoder.int8.onnx").is_file()
+
+
+def test_documentation_lists_the_registered_endpoints():
+    table = (
+        (ROOT / "docs" / "export.md").read_text(encoding="utf-8").partition("## Endpoints")[2].partition("\nimages ")[0]
+    )
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| `")]
+    told = {}
+    for name, takes, returns, file in rows:
+        plain = [re.sub(r" \([^)]*\)", "", cell).split(", ") for cell in (takes, returns)]
+        told[re.findall("`(.*?)`", name)[0]] = (*plain, file.strip("`"))
+    assert told == {
+        one.name: (
+            [array.name for array in one.inputs],
+            [array.name for array in one.outputs],
+            f"{one.onnx}.onnx" if one.onnx else "",
+        )
+        for one in endpoints(TINY)
+    }
