@@ -30,7 +30,7 @@ from export.verification.cases import make_cases, real_images, weight_digests
 from export.verification.check_folder import card_problems, page_problems, serving_problems
 from export.verification.folder import part_of
 from export.verification.run import RefusedError, listed, pass_gate
-from tfdecouple.errors import UserError
+from tfdecouple.errors import UserError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.storage.files import write_json, write_text
 
@@ -113,7 +113,7 @@ def export(request: Request, say: Say = print) -> list[pathlib.Path]:
             ) from error
         except tf.errors.OpError as error:
             full = isinstance(error, tf.errors.ResourceExhaustedError)
-            reason = os.strerror(errno.ENOSPC) if full else (error.message.splitlines() or ["no message"])[0][:200]
+            reason = os.strerror(errno.ENOSPC) if full else one_line(error, first=True)
             raise UserError(f"cannot write to {request.to}: {reason}; free some space there") from error
 
 

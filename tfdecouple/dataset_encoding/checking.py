@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from tfdecouple.dataset_encoding.checked import shard_entry
 from tfdecouple.dataset_encoding.formats import FORMATS
 from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
 from tfdecouple.errors import DataError, one_line
-from tfdecouple.storage.files import parse_json
+from tfdecouple.storage.files import parse_json, sha256_of
 
 # A line for each whole file, until the manifest takes them over: writing the manifest anew for each would take ever
 # longer.
@@ -71,9 +70,11 @@ def problem_of(path: pathlib.Path, shard: ShardRange | None, entry: dict[str, An
         if entry and path.stat().st_size != entry["bytes"]:
             return f"has {path.stat().st_size:,} bytes, {entry['bytes']:,} were written"
         if entry and entry["sha256"]:
-            with path.open("rb") as file:
-                same = hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]
-            return None if same else "has another content than was written (its SHA-256 differs)"
+            return (
+                None
+                if sha256_of(path) == entry["sha256"]
+                else "has another content than was written (its SHA-256 differs)"
+            )
         images = FORMATS[kind].count(path)
     except (OSError, ValueError, tf.errors.OpError) as error:
         return f"cannot be read ({one_line(error, 200)})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 import pathlib
@@ -20,7 +19,7 @@ from tfdecouple.dataset_encoding.checking import JOURNAL, listed, noted, problem
 from tfdecouple.dataset_encoding.formats import FORMATS
 from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
 from tfdecouple.errors import UserError, one_line
-from tfdecouple.storage.files import TEMPORARY, beside, put_in_place
+from tfdecouple.storage.files import TEMPORARY, beside, put_in_place, sha256_of
 from tfdecouple.storage.locks import locked
 
 # The run folder with the very weights that these codes come from: they decode with no others.
@@ -222,6 +221,4 @@ class ShardWriter:
 
 def _sealed(path: pathlib.Path) -> dict[str, Any]:
     """Returns the size and the hash of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"bytes": file.tell(), "sha256": digest}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from tfdecouple.errors import UserError
+from tfdecouple.errors import UserError, one_line
 from tfdecouple.runtime.backend import require_backend
 
 # By the numbers of malloc.h: give back the end of the heap from so many bytes on (M_TRIM_THRESHOLD), ask for so many
@@ -156,8 +156,7 @@ def run_program(main: Callable[[], int]) -> int:
 
 
 def _out_of_memory(error: Exception) -> int:
-    said = (str(error).splitlines() or ["no more is said"])[0][:200]
-    return _say(f"out of memory ({said}); take fewer images at a time or a smaller model", 2)
+    return _say(f"out of memory ({one_line(error, first=True)}); take fewer images at a time or a smaller model", 2)
 
 
 def _flushed(main: Callable[[], int]) -> int:

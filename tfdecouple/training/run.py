@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfdecouple.config import Config, difference
 from tfdecouple.data import Source, open_source
-from tfdecouple.errors import RunError
+from tfdecouple.errors import RunError, one_line
 from tfdecouple.parameters import require_memory
 from tfdecouple.runs import CONFIG
 from tfdecouple.runtime.memory import address_space, shown_bytes
@@ -172,8 +172,7 @@ def _one_line_errors(path: pathlib.Path) -> Iterator[None]:
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
         # The config of a run that took no step is not written.
         where = " in another --workdir" if (path / CONFIG).is_file() else ""
-        said = (str(error).splitlines() or ["no more is said"])[0][:200]
         raise RunError(
             f"out of memory; start again{where} with a smaller training.batch_size or more "
-            f"training.micro_batches ({said})"
+            f"training.micro_batches ({one_line(error, first=True)})"
         ) from error
