@@ -1,0 +1,80 @@
+"""Data sets of numbered images in all ways that a split is held."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+from helpers.numbered import (
+    SIZE,
+    TRAINING_IMAGES,
+    numbered_images,
+    write_images,
+)
+
+from tfdecouple.config import DataConfig
+from tfdecouple.data import (
+    Source,
+    open_source,
+)
+from tfdecouple.data.records import RecordSplit
+from tfdecouple.data.split import MemorySplit
+
+
+@pytest.fixture(scope="session")
+def tiny_tfds(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A prepared TFDS data set `tiny_numbers` of 30 training and 5 test images; returns its data_dir."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class TinyNumbers(tfds.core.GeneratorBasedBuilder):
+        """Numbered images of the model's size, with a label."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(SIZE, SIZE, 3)),
+                "label": tfds.features.ClassLabel(names=["even", "odd"]),
+                "comment": tfds.features.Text(),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(30), "test": self._generate_examples(5)}
+
+        def _generate_examples(self, count):
+            for number, image in enumerate(numbered_images(count)):
+                yield number, {"image": image, "label": number % 2, "comment": "any"}
+
+    data_dir = tmp_path_factory.mktemp("tfds")
+    TinyNumbers(data_dir=data_dir).download_and_prepare()
+    return str(data_dir)
+
+
+@pytest.fixture(scope="session")
+def numbered_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("folder")
+    images = numbered_images(TRAINING_IMAGES)
+    write_images(folder / "train" / "low", images[:13])
+    write_images(folder / "train" / "high", images[13:], first=13)
+    write_images(folder / "val", numbered_images(3))
+    write_images(folder / "test", numbered_images(4))
+    return folder
+
+
+@pytest.fixture(params=["memory", "files", "records"])
+def source(request: pytest.FixtureRequest) -> Source:
+    """The three ways to hold a split, each with `TRAINING_IMAGES` training images."""
+    if request.param == "records":
+        data_dir = request.getfixturevalue("tiny_tfds")
+        opened = open_source(
+            DataConfig(source="tfds:tiny_numbers", data_dir=data_dir, validation_examples=4, cache_gib=0), SIZE
+        )
+        assert isinstance(opened.splits["train"], RecordSplit)
+    else:
+        folder = request.getfixturevalue("numbered_folder")
+        cache_gib = 1.0 if request.param == "memory" else 0.0
+        opened = open_source(DataConfig(source=f"folder:{folder}", cache_gib=cache_gib), SIZE)
+        assert isinstance(opened.splits["train"], MemorySplit) == (request.param == "memory")
+    assert opened.sizes["train"] == TRAINING_IMAGES
+    return opened

@@ -1,0 +1,213 @@
+"""Tests of batches: order, evaluation, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.numbered import (
+    AUGMENTED,
+    PLAIN,
+    SIZE,
+    TRAINING_IMAGES,
+    assert_same,
+    memory_source,
+    numbered_images,
+    numbers,
+    one_line_error,
+    take,
+)
+
+from tfdecouple.config import DataConfig
+from tfdecouple.data import (
+    Source,
+    evaluation_batches,
+    load_images,
+    open_source,
+    steps_per_epoch,
+    training_batches,
+)
+from tfdecouple.data.records import RecordSplit
+from tfdecouple.data.split import Split
+
+
+class TestTrainingOrder:
+    def test_element_spec_is_static(self, source: Source) -> None:
+        batches = training_batches(source, AUGMENTED, batch_size=4, seed=0)
+        assert batches.element_spec == {
+            "image": tf.TensorSpec([4, SIZE, SIZE, 3], tf.uint8),
+            "label": tf.TensorSpec([4], tf.int32),
+        }
+        assert batches.cardinality() == tf.data.INFINITE_CARDINALITY
+        policy = batches.options().experimental_distribute.auto_shard_policy
+        assert policy == tf.data.experimental.AutoShardPolicy.DATA
+
+    def test_each_step_continues_bit_for_bit(self, source: Source) -> None:
+        unbroken = take(source, AUGMENTED, 15)
+        # 6 batches an epoch: starts at, before and after its borders.
+        for step in (1, 5, 6, 14):
+            assert_same(take(source, AUGMENTED, 15 - step, start_step=step), unbroken[step:])
+
+    def test_order_ignores_the_global_seed(self, source: Source) -> None:
+        tf.random.set_seed(1)
+        first = take(source, AUGMENTED, 8)
+        tf.random.set_seed(2)
+        assert_same(take(source, AUGMENTED, 8), first)
+
+    def test_seed_changes_order_and_augmentation(self, source: Source) -> None:
+        assert numbers(take(source, PLAIN, 6, seed=1)) != numbers(take(source, PLAIN, 6, seed=2))
+        alike = memory_source(np.repeat(numbered_images(1), 8, axis=0))
+        pictures = [take(alike, AUGMENTED, 1, seed=seed, batch_size=8)[0]["image"] for seed in (1, 2)]
+        assert not np.array_equal(*pictures)
+
+    def test_epoch_holds_each_image_once(self, source: Source) -> None:
+        steps = steps_per_epoch(source, 4)
+        assert steps == 6
+        batches = take(source, PLAIN, 4 * steps)
+        for epoch in range(4):
+            seen = numbers(batches[epoch * steps : (epoch + 1) * steps])
+            assert len(set(seen)) == len(seen) == 24
+
+    def test_whole_epoch_is_the_training_set(self, source: Source) -> None:
+        seen = numbers(take(source, PLAIN, 2, batch_size=13))
+        wanted = [int(example["image"][0, 0, 0]) for example in source.examples("train").as_numpy_iterator()]
+        assert sorted(seen) == sorted(wanted)
+
+    def test_epochs_differ_in_order_and_in_what_is_left_over(self, source: Source) -> None:
+        batches = take(source, PLAIN, 36)
+        epochs = [numbers(batches[6 * epoch : 6 * epoch + 6]) for epoch in range(6)]
+        assert len({tuple(epoch) for epoch in epochs}) == 6
+        assert len({frozenset(epoch) for epoch in epochs}) > 1
+
+    def test_labels_stay_with_their_images(self) -> None:
+        batches = take(memory_source(numbered_images(30)), PLAIN, 7)
+        assert numbers(batches) == [int(label) for batch in batches for label in batch["label"]]
+
+    def test_start_in_mid_epoch_decodes_nothing_before(self) -> None:
+        decoded = []
+
+        class InOrder(Split):
+            """Never shuffles, and notes which records are decoded."""
+
+            def shuffled(self, seed: tf.Tensor) -> tf.data.Dataset:
+                return self.records()
+
+            def decode(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                def note(index: np.int64) -> np.int32:
+                    decoded.append(int(index))
+                    return np.int32(index)
+
+                return tf.zeros([SIZE, SIZE, 3], tf.uint8), tf.numpy_function(note, [record], tf.int32)
+
+        source = memory_source(numbered_images(2))
+        # An epoch so long that what is read ahead does not reach its end.
+        source.splits["train"] = InOrder(8000, "all")
+        batch = take(source, PLAIN, 1, start_step=1000)[0]
+        assert batch["label"].tolist() == [4000, 4001, 4002, 4003]
+        assert min(decoded) == 4000
+
+    def test_windows_of_records_cover_an_epoch_and_move(self) -> None:
+        images = numbered_images(50)
+        labels = np.arange(50, dtype=np.int32)
+
+        def decode(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return tf.gather(images, index), tf.gather(labels, index)
+
+        split = RecordSplit(50, "all", records=tf.data.Dataset.range(50), decode=decode, window=8)
+        orders = [list(split.shuffled(tf.constant([seed, 0], tf.int64)).as_numpy_iterator()) for seed in range(5)]
+        for order in orders:
+            assert sorted(order) == list(range(50))
+        # The records of the first window: were the borders fixed, they would be the same each time.
+        assert len({frozenset(order[:8]) for order in orders}) > 1
+        again = list(split.shuffled(tf.constant([3, 0], tf.int64)).as_numpy_iterator())
+        assert again == orders[3]
+
+    def test_memory_order_is_no_window(self) -> None:
+        batch = take(memory_source(numbered_images(200)), PLAIN, 1, batch_size=20)[0]
+        assert batch["label"].min() < 60 and batch["label"].max() > 140
+
+    def test_order_is_pinned(self) -> None:
+        # A change here means that old runs no longer continue on the same images.
+        batches = take(memory_source(numbered_images(10)), PLAIN, 3, seed=7, batch_size=5)
+        assert [batch["label"].tolist() for batch in batches] == [[5, 6, 7, 9, 0], [8, 4, 3, 2, 1], [9, 7, 5, 8, 6]]
+
+
+class TestEvaluation:
+    @pytest.mark.parametrize("batch_size", [1, 3, 4, 13, 26, 40])
+    def test_each_image_exactly_once(self, source: Source, batch_size: int) -> None:
+        wanted, labels = load_images(source, "train", TRAINING_IMAGES)
+        batches = list(evaluation_batches(source, "train", batch_size=batch_size).as_numpy_iterator())
+        assert len(batches) == -(-TRAINING_IMAGES // batch_size)
+        joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        for batch in batches:
+            assert batch["image"].shape == (batch_size, SIZE, SIZE, 3) and batch["image"].dtype == np.uint8
+            assert batch["label"].dtype == np.int32 and batch["index"].dtype == np.int64
+            assert batch["weight"].dtype == np.float32
+        padding = len(joined["weight"]) - TRAINING_IMAGES
+        np.testing.assert_array_equal(joined["weight"], [1.0] * TRAINING_IMAGES + [0.0] * padding)
+        np.testing.assert_array_equal(joined["index"][:TRAINING_IMAGES], np.arange(TRAINING_IMAGES))
+        np.testing.assert_array_equal(joined["image"][:TRAINING_IMAGES], wanted)
+        np.testing.assert_array_equal(joined["label"][:TRAINING_IMAGES], labels)
+        assert not joined["image"][TRAINING_IMAGES:].any()
+
+    def test_batches_have_static_shapes(self, source: Source) -> None:
+        spec = evaluation_batches(source, "test", batch_size=5).element_spec
+        assert spec["image"].shape == [5, SIZE, SIZE, 3]
+        assert spec["weight"].shape == spec["label"].shape == spec["index"].shape == [5]
+
+    @pytest.mark.parametrize(("limit", "count"), [(0, 26), (1, 1), (7, 7), (26, 26), (100, 26)])
+    def test_limit_takes_the_first(self, limit: int, count: int) -> None:
+        source = memory_source(numbered_images(26))
+        batches = list(evaluation_batches(source, "train", batch_size=4, limit=limit).as_numpy_iterator())
+        weights = np.concatenate([batch["weight"] for batch in batches])
+        assert weights.sum() == count and len(batches) == -(-count // 4)
+
+    def test_load_images_starts_anywhere(self, source: Source) -> None:
+        images, labels = load_images(source, "train", 5, start=20)
+        all_images, all_labels = load_images(source, "train", TRAINING_IMAGES)
+        assert images.dtype == np.uint8 and labels.dtype == np.int32
+        np.testing.assert_array_equal(images, all_images[20:25])
+        np.testing.assert_array_equal(labels, all_labels[20:25])
+
+
+class TestWrongInputs:
+    @pytest.mark.parametrize(
+        ("call", "parts"),
+        [
+            (lambda s: steps_per_epoch(s, 27), ("27", "26 training images")),
+            (lambda s: steps_per_epoch(s, 0), ("batch size is 0",)),
+            (lambda s: training_batches(s, PLAIN, batch_size=27, seed=0), ("27",)),
+            (lambda s: training_batches(s, PLAIN, batch_size=2, seed=-1), ("seed is -1",)),
+            (lambda s: training_batches(s, PLAIN, batch_size=2, seed=2**63), ("seed",)),
+            (lambda s: training_batches(s, PLAIN, batch_size=2, seed=0, start_step=-3), ("start_step is -3",)),
+            (lambda s: evaluation_batches(s, "tset", batch_size=2), ("'tset'", "test")),
+            (lambda s: evaluation_batches(s, "test", batch_size=0), ("batch size is 0",)),
+            (lambda s: evaluation_batches(s, "test", batch_size=2, limit=-1), ("limit is -1",)),
+            (lambda s: s.examples("all"), ("'all'",)),
+            (lambda s: load_images(s, "train", 10, start=20), ("10", "20", "has 6")),
+            (lambda s: load_images(s, "train", 1, start=26), ("has 0",)),
+            (lambda s: load_images(s, "train", 0), ("count is 0",)),
+        ],
+    )
+    def test_batches(self, call: Callable[[Source], object], parts: tuple[str, ...]) -> None:
+        source = memory_source(numbered_images(26))
+        message = one_line_error(lambda: call(source))
+        assert all(part in message for part in parts), message
+
+    @pytest.mark.parametrize(
+        ("name", "parts"),
+        [
+            ("cifar11", ("'cifar11'", "did you mean cifar10", "folder:PATH")),
+            ("photograph", ("did you mean photographs",)),
+            ("folder:", ("folder:PATH",)),
+            ("folder:/no/such/folder", ("/no/such/folder",)),
+        ],
+    )
+    def test_source_names(self, name: str, parts: tuple[str, ...]) -> None:
+        message = one_line_error(lambda: open_source(DataConfig(source=name), SIZE))
+        assert all(part in message for part in parts), message
+
+    def test_image_size(self) -> None:
+        assert "image size is 0" in one_line_error(lambda: open_source(DataConfig(), 0))

@@ -1,0 +1,186 @@
+"""Tests of folders of image files."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.numbered import (
+    PLAIN,
+    SIZE,
+    assert_same,
+    numbered_images,
+    numbers,
+    one_line_error,
+    take,
+    write_images,
+)
+
+from tfdecouple.config import DataConfig
+from tfdecouple.data import (
+    Source,
+    evaluation_batches,
+    load_images,
+    open_source,
+    training_batches,
+)
+from tfdecouple.data.folder import ImageFile, hash_split
+
+
+class TestFolder:
+    @staticmethod
+    def _open(folder: pathlib.Path, size: int = SIZE, **options) -> Source:
+        return open_source(DataConfig(source=f"folder:{folder}", **options), size)
+
+    @staticmethod
+    def _files(count: int, prefix: str = "") -> list[ImageFile]:
+        return [ImageFile(f"/x/{prefix}{i}.png", f"{prefix}{i}.png", "") for i in range(count)]
+
+    def test_split_folders_and_labels(self, numbered_folder: pathlib.Path) -> None:
+        source = self._open(numbered_folder)
+        assert source.sizes == {"train": 26, "validation": 3, "test": 4}
+        assert source.label_names == ("high", "low")
+        assert source.descriptions == {"train": "train/", "validation": "val/", "test": "test/"}
+        images, labels = load_images(source, "train", 26)
+        # "high" comes first by name and holds the images from 13 on.
+        np.testing.assert_array_equal(images, np.roll(numbered_images(26), -13, axis=0))
+        np.testing.assert_array_equal(labels, [0] * 13 + [1] * 13)
+        np.testing.assert_array_equal(load_images(source, "test", 4)[1], [-1] * 4)
+
+    def test_files_at_the_top_have_no_labels(self, tmp_path: pathlib.Path) -> None:
+        write_images(tmp_path, numbered_images(10))
+        (tmp_path / "README.txt").write_text("not an image")
+        (tmp_path / "._000.png").write_bytes(b"nor is this")
+        source = self._open(tmp_path)
+        assert sum(source.sizes.values()) == 10 and source.label_names == ()
+        assert (load_images(source, "train", source.sizes["train"])[1] == -1).all()
+
+    @pytest.mark.parametrize("count", [3, 4, 10, 100])
+    def test_hash_split_is_a_partition_without_empty_parts(self, count: int) -> None:
+        for prefix in "abcdefgh":
+            files = self._files(count, prefix)
+            parts = hash_split(files)
+            assert all(parts.values())
+            together = [file for part in parts.values() for file in part]
+            assert len(together) == count and set(together) == set(files)
+
+    def test_hash_split_is_stable(self) -> None:
+        files = self._files(2000)
+        parts = hash_split(files)
+        assert hash_split(files[::-1])["test"] == parts["test"][::-1]
+        assert 60 < len(parts["test"]) < 140 and 60 < len(parts["validation"]) < 140
+        # More files, or another place on disk, move none.
+        moved = [ImageFile(f"/elsewhere/{file.key}", file.key, "") for file in files]
+        larger = hash_split(moved + self._files(500, "new"))
+        for name, part in parts.items():
+            assert {file.key for file in part} <= {file.key for file in larger[name]}
+
+    def test_hash_split_is_pinned(self) -> None:
+        parts = hash_split(self._files(40))
+        assert [file.key for file in parts["validation"]] == ["0.png", "8.png"]
+        assert [file.key for file in parts["test"]] == ["6.png", "33.png"]
+
+    def test_missing_split_folders_are_held_out_of_train(self, tmp_path: pathlib.Path) -> None:
+        write_images(tmp_path / "train", numbered_images(60))
+        write_images(tmp_path / "test", numbered_images(7))
+        source = self._open(tmp_path)
+        assert source.sizes["test"] == 7 and source.sizes["validation"] >= 1
+        assert source.sizes["train"] + source.sizes["validation"] == 60
+        kept = load_images(source, "train", source.sizes["train"])[0][:, 0, 0, 0]
+        held_out = load_images(source, "validation", source.sizes["validation"])[0][:, 0, 0, 0]
+        assert sorted([*kept, *held_out]) == list(range(60))
+        assert "without validation" in source.descriptions["train"]
+
+    def test_contradictory_folders(self, tmp_path: pathlib.Path) -> None:
+        write_images(tmp_path / "test", numbered_images(3))
+        write_images(tmp_path / "cats", numbered_images(3))
+        assert "none named train" in one_line_error(lambda: self._open(tmp_path))
+        for name in ("train", "val", "validation"):
+            write_images(tmp_path / name, numbered_images(3))
+        assert "val and validation" in one_line_error(lambda: self._open(tmp_path))
+
+    def test_too_few_images(self, tmp_path: pathlib.Path) -> None:
+        assert "holds 0 images" in one_line_error(lambda: self._open(tmp_path))
+        write_images(tmp_path / "label", numbered_images(2))
+        assert "holds 2 images" in one_line_error(lambda: self._open(tmp_path))
+        (tmp_path / "train").mkdir()
+        assert "train holds 0 images" in one_line_error(lambda: self._open(tmp_path))
+
+    def test_three_images_are_enough(self, tmp_path: pathlib.Path) -> None:
+        write_images(tmp_path, numbered_images(3))
+        assert self._open(tmp_path).sizes == {"train": 1, "validation": 1, "test": 1}
+
+    @pytest.fixture
+    def damaged(self, tmp_path: pathlib.Path) -> pathlib.Path:
+        """Ten training images, of which number 3 is cut short and number 7 is no image at all."""
+        write_images(tmp_path / "train", numbered_images(10))
+        write_images(tmp_path / "val", numbered_images(2))
+        write_images(tmp_path / "test", numbered_images(2))
+        whole = (tmp_path / "train" / "003.png").read_bytes()
+        (tmp_path / "train" / "003.png").write_bytes(whole[: len(whole) // 2])
+        (tmp_path / "train" / "007.png").write_text("no image")
+        return tmp_path
+
+    def test_bad_image_stops_when_opening(self, damaged: pathlib.Path) -> None:
+        message = one_line_error(lambda: self._open(damaged))
+        assert str(damaged / "train" / "003.png") in message and "data.on_bad_image=skip" in message
+
+    def test_bad_image_is_skipped_when_opening(self, damaged: pathlib.Path) -> None:
+        source = self._open(damaged, on_bad_image="skip")
+        assert source.skipped == 2 and source.sizes["train"] == 8
+        assert load_images(source, "train", 8)[0][:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5, 6, 8, 9]
+
+    def test_bad_image_stops_a_large_folder_by_name(self, damaged: pathlib.Path) -> None:
+        source = self._open(damaged, cache_gib=0)
+        assert source.sizes["train"] == 10
+
+        def train() -> None:
+            with source.guard():
+                list(training_batches(source, PLAIN, batch_size=5, seed=0).take(2))
+
+        message = one_line_error(train)
+        assert "003.png" in message or "007.png" in message
+        assert "003.png" in one_line_error(lambda: load_images(source, "train", 5))
+
+    def test_bad_image_is_skipped_in_a_large_folder(self, damaged: pathlib.Path) -> None:
+        source = self._open(damaged, cache_gib=0, on_bad_image="skip")
+        assert source.skipped == 0
+        batches = take(source, PLAIN, 4, batch_size=5)
+        assert source.skipped == 2
+        # The next readable image stands in for a bad one, in every epoch alike.
+        for epoch in (batches[:2], batches[2:]):
+            assert sorted(numbers(epoch)) == [0, 1, 2, 4, 4, 5, 6, 8, 8, 9]
+        assert_same(take(source, PLAIN, 1, start_step=3, batch_size=5), batches[3:])
+        weighed = list(evaluation_batches(source, "train", batch_size=3).as_numpy_iterator())
+        indices = [int(i) for batch in weighed for i, w in zip(batch["index"], batch["weight"], strict=True) if w]
+        assert indices == [0, 1, 2, 4, 5, 6, 8, 9] and source.skipped == 2
+        assert load_images(source, "train", 8)[0][:, 0, 0, 0].tolist() == indices
+
+    def test_no_readable_image(self, damaged: pathlib.Path) -> None:
+        for path in (damaged / "train").iterdir():
+            path.write_text("no image")
+        assert "none of the 10" in one_line_error(lambda: self._open(damaged, on_bad_image="skip"))
+        source = self._open(damaged, on_bad_image="skip", cache_gib=0)
+
+        def train() -> None:
+            with source.guard():
+                take(source, PLAIN, 1)
+
+        assert "none of the 10" in one_line_error(train)
+
+    def test_guard_leaves_other_errors(self, numbered_folder: pathlib.Path) -> None:
+        source = self._open(numbered_folder)
+        with pytest.raises(KeyError), source.guard():
+            raise KeyError("other")
+        with pytest.raises(tf.errors.InvalidArgumentError), source.guard():
+            tf.debugging.assert_equal(1, 2)
+
+    def test_guard_names_the_image_of_its_error(self, damaged: pathlib.Path) -> None:
+        source = self._open(damaged, cache_gib=0)
+        assert "007.png" in one_line_error(lambda: load_images(source, "train", 3, start=7))
+        # Bad images are known by now, but have no part in this error.
+        with pytest.raises(tf.errors.InvalidArgumentError), source.guard():
+            tf.debugging.assert_equal(1, 2)
+        assert "003.png" in one_line_error(lambda: load_images(source, "train", 4))

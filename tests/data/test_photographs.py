@@ -1,0 +1,113 @@
+"""Tests of the embedded photographs."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.numbered import (
+    one_line_error,
+)
+from PIL import Image
+
+from tfdecouple.config import DataConfig
+from tfdecouple.data import (
+    Source,
+    load_images,
+    open_source,
+)
+from tfdecouple.data import photographs as photographs_module
+
+
+class TestPhotographs:
+    @pytest.fixture(scope="class")
+    def source(self) -> Source:
+        return open_source(DataConfig(photograph_crops=700), 32)
+
+    def test_sets(self, source: Source) -> None:
+        assert source.sizes == {"train": 700, "validation": 512, "test": 1000}
+        assert len(source.label_names) == len(photographs_module.PHOTOGRAPHS) == 7
+        images, labels = load_images(source, "train", 700)
+        assert images.shape == (700, 32, 32, 3)
+        np.testing.assert_array_equal(np.bincount(labels), [100] * 7)
+        # In colour, and not flat.
+        assert np.mean(np.ptp(images.astype(int), axis=-1)) > 10
+        assert np.mean(images.std(axis=(1, 2))) > 10
+
+    def test_sets_do_not_depend_on_anything(self, source: Source) -> None:
+        again = open_source(DataConfig(photograph_crops=100), 32)
+        tf.random.set_seed(3)
+        for split, count in (("train", 100), ("validation", 512), ("test", 1000)):
+            np.testing.assert_array_equal(load_images(source, split, count)[0], load_images(again, split, count)[0])
+
+    def test_boxes_are_pinned(self) -> None:
+        # Crops must be the same on every machine and with every version of NumPy.
+        draws = np.random.default_rng(3).random((1000, 3))
+        boxes = photographs_module.crop_boxes((640, 427), "test", 32, draws)
+        assert hashlib.sha256(boxes.astype("<i8").tobytes()).hexdigest()[:16] == "f95893a383df9c23"
+
+    @pytest.mark.parametrize("size", [(640, 427), (451, 300), (512, 512), (300, 451)])
+    def test_regions_share_no_pixel(self, size: tuple[int, int]) -> None:
+        owner = np.zeros((size[1], size[0]), int)
+        for split in ("train", "validation", "test"):
+            left, top, right, bottom = photographs_module.region(size, split)
+            assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
+            assert not owner[top:bottom, left:right].any()
+            owner[top:bottom, left:right] = ("train", "validation", "test").index(split) + 1
+        assert np.mean(owner == 1) > 0.5
+        # Between two bands lies the margin.
+        along = owner[0] if size[0] >= size[1] else owner[:, 0]
+        borders = np.flatnonzero(np.diff(along[along.nonzero()]))
+        assert len(borders) == 2
+        assert (along == 0).sum() >= 2 * photographs_module.MARGIN
+
+    @pytest.mark.parametrize("split", ["train", "validation", "test"])
+    def test_boxes_stay_in_their_region(self, split: str) -> None:
+        size = (451, 300)
+        draws = np.random.default_rng(0).random((2000, 3))
+        draws[0], draws[1] = 0.0, np.nextafter(1.0, 0.0)
+        boxes = photographs_module.crop_boxes(size, split, 32, draws)
+        left, top, right, bottom = photographs_module.region(size, split)
+        assert (boxes[:, :2] >= (left, top)).all() and (boxes[:, 2:] <= (right, bottom)).all()
+        sides = boxes[:, 2] - boxes[:, 0]
+        np.testing.assert_array_equal(sides, boxes[:, 3] - boxes[:, 1])
+        largest = photographs_module.largest_side(size)
+        assert sides.min() == 32 and sides.max() == largest
+        # Log-uniform: half of the sides lie below the geometric mean.
+        assert abs(np.mean(sides < np.sqrt(32 * largest)) - 0.5) < 0.05
+
+    def test_crops_come_from_their_region_alone(self) -> None:
+        # A picture whose bands have one colour each: a filter that reached over the border would mix them.
+        colours = {"train": (255, 0, 0), "validation": (0, 255, 0), "test": (0, 0, 255)}
+        picture = Image.new("RGB", (300, 200))
+        for split, colour in colours.items():
+            picture.paste(colour, photographs_module.region(picture.size, split))
+        for split, colour in colours.items():
+            images, _ = photographs_module._crops((picture,), split, 50, 16)
+            assert (images == np.array(colour, np.uint8)).all()
+
+    def test_crop_at_full_scale_is_a_copy(self) -> None:
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 250, 3), np.uint8))
+        size = photographs_module.largest_side(picture.size)
+        images, _ = photographs_module._crops((picture,), "test", 5, size)
+        draws = np.random.default_rng(photographs_module._SEEDS["test"]).random((5, 3))
+        boxes = photographs_module.crop_boxes(picture.size, "test", size, draws)
+        for image, (left, top, right, bottom) in zip(images, boxes, strict=True):
+            np.testing.assert_array_equal(image, np.asarray(picture)[top:bottom, left:right])
+
+    def test_too_large(self) -> None:
+        message = one_line_error(lambda: open_source(DataConfig(), 90))
+        assert "image size is 90" in message and "chelsea has room for crops of 83" in message
+
+    def test_missing_file_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        missing = photographs_module.Photograph("cat", "scikit-image", "skimage/data/no_cat.png")
+        monkeypatch.setattr(photographs_module, "PHOTOGRAPHS", (missing,))
+        message = one_line_error(lambda: open_source(DataConfig(), 32))
+        assert "no_cat.png" in message and "scikit-image 0." in message
+
+    def test_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        missing = photographs_module.Photograph("cat", "no-such-package-at-all", "cat.png")
+        monkeypatch.setattr(photographs_module, "PHOTOGRAPHS", (missing,))
+        assert "pip install no-such-package-at-all" in one_line_error(lambda: open_source(DataConfig(), 32))

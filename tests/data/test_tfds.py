@@ -1,0 +1,169 @@
+"""Tests of data sets of TensorFlow Datasets."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from helpers.numbered import (
+    AUGMENTED,
+    SIZE,
+    assert_same,
+    numbered_images,
+    one_line_error,
+    take,
+)
+
+from tfdecouple.config import DataConfig
+from tfdecouple.data import (
+    Source,
+    load_images,
+    open_source,
+)
+from tfdecouple.data.tfds import choose_splits
+
+REAL_DATA = os.environ.get("TFDECOUPLE_DATA_DIR")
+
+
+class TestTfds:
+    @staticmethod
+    def _open(data_dir: str, **options) -> Source:
+        options = {"source": "tfds:tiny_numbers", "validation_examples": 4, **options}
+        return open_source(DataConfig(data_dir=data_dir, **options), options.pop("size", SIZE))
+
+    @pytest.mark.parametrize("cache_gib", [1.0, 0.0])
+    def test_splits_hold_the_images_bit_for_bit(self, tiny_tfds: str, cache_gib: float) -> None:
+        source = self._open(tiny_tfds, cache_gib=cache_gib)
+        assert source.sizes == {"train": 26, "validation": 4, "test": 5}
+        assert source.descriptions == {"train": "train[:-4]", "validation": "train[-4:]", "test": "test"}
+        assert source.label_names == ("even", "odd") and "tiny_numbers/1.0.0" in source.title
+        written = numbered_images(30)
+        seen = []
+        for split in ("train", "validation"):
+            images, labels = load_images(source, split, source.sizes[split])
+            number = images[:, 0, 0, 0]
+            np.testing.assert_array_equal(images, written[number])
+            np.testing.assert_array_equal(labels, number % 2)
+            seen += number.tolist()
+        assert sorted(seen) == list(range(30))
+
+    def test_stream_and_memory_agree(self, tiny_tfds: str) -> None:
+        for split in ("train", "validation", "test"):
+            kinds = [self._open(tiny_tfds, cache_gib=cache_gib) for cache_gib in (1.0, 0.0)]
+            examples = [list(source.examples(split).as_numpy_iterator()) for source in kinds]
+            assert_same(*examples)
+
+    def test_other_sizes_are_resized(self, tiny_tfds: str) -> None:
+        source = open_source(DataConfig(source="tfds:tiny_numbers", data_dir=tiny_tfds, validation_examples=4), 4)
+        assert load_images(source, "test", 5)[0].shape == (5, 4, 4, 3)
+
+    @pytest.mark.parametrize(
+        ("sizes", "wanted"),
+        [
+            ({"train": 9, "test": 3, "validation": 2}, ("train", "validation", "test")),
+            ({"train": 9, "test": 3}, ("train[:-2]", "train[-2:]", "test")),
+            ({"train": 9, "validation": 3}, ("train[:-2]", "train[-2:]", "validation")),
+            ({"train": 9}, ("train[:-4]", "train[-4:-2]", "train[-2:]")),
+        ],
+    )
+    def test_choice_of_splits(self, sizes: dict[str, int], wanted: tuple[str, ...]) -> None:
+        chosen = choose_splits("some", sizes, 2)
+        assert (chosen["train"], chosen["validation"], chosen["test"]) == wanted
+
+    def test_splits_too_small(self) -> None:
+        assert "9" in one_line_error(lambda: choose_splits("some", {"train": 9, "test": 3}, 9))
+        assert "10 would be held out" in one_line_error(lambda: choose_splits("some", {"train": 10}, 5))
+        assert "no split train" in one_line_error(lambda: choose_splits("some", {"test": 10}, 5))
+
+    def test_unknown_names(self, tiny_tfds: str) -> None:
+        message = one_line_error(lambda: self._open(tiny_tfds, source="tfds:tiny_number"))
+        assert "did you mean tiny_numbers?" in message
+        message = one_line_error(lambda: self._open(tiny_tfds, source="tfds:lsun/bedrom"))
+        assert "did you mean lsun/bedroom?" in message
+
+    @pytest.mark.parametrize("name", ["cifar10", "downsampled_imagenet/64x64", "lsun/bedroom", "celeb_a_hq/256"])
+    def test_missing_data_fail_at_once(self, tmp_path: pathlib.Path, name: str, monkeypatch) -> None:
+        tfds = pytest.importorskip("tensorflow_datasets")
+
+        def no_download(*arguments, **options) -> None:
+            raise AssertionError("a download was started")
+
+        monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_download)
+        message = one_line_error(lambda: self._open(str(tmp_path), source=name))
+        assert name in message and f"tfds build {name.removeprefix('tfds:')} --data_dir {tmp_path}" in message
+
+    def test_failed_download_is_one_line(self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tfds = pytest.importorskip("tensorflow_datasets")
+
+        def by_hand(*arguments, **options) -> None:
+            raise AssertionError("Manual directory does not exist.\n\nCreate it and\nput the files there.")
+
+        monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", by_hand)
+        config = DataConfig(source="celeb_a_hq/256", data_dir=str(tmp_path))
+        message = one_line_error(lambda: open_source(config, SIZE, download=True))
+        assert "does not exist. Create it and put the files there." in message
+
+    def test_download_prepares(self, tiny_tfds: str, tmp_path: pathlib.Path) -> None:
+        config = DataConfig(source="tfds:tiny_numbers", data_dir=str(tmp_path), validation_examples=4)
+        assert "--download" in one_line_error(lambda: open_source(config, SIZE))
+        assert open_source(config, SIZE, download=True).sizes["train"] == 26
+        assert open_source(config, SIZE).sizes["train"] == 26
+
+    @pytest.mark.parametrize(
+        ("shape", "dtype", "part"), [((4, 4, 4), np.uint8, "(4, 4, 4)"), ((4, 4, 1), np.float32, "float32")]
+    )
+    def test_unusable_images_are_refused(self, tmp_path: pathlib.Path, shape, dtype, part: str) -> None:
+        tfds = pytest.importorskip("tensorflow_datasets")
+        folder = tmp_path / "odd_images" / "1.0.0"
+        folder.mkdir(parents=True)
+        info = tfds.core.DatasetInfo(
+            builder=tfds.core.DatasetIdentity(
+                name="odd_images", version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=""
+            ),
+            features=tfds.features.FeaturesDict({"image": tfds.features.Image(shape=shape, dtype=dtype)}),
+        )
+        writer = tfds.core.SequentialWriter(info, max_examples_per_shard=100)
+        writer.initialize_splits(["train"])
+        writer.add_examples({"train": [{"image": np.zeros(shape, dtype)} for _ in range(10)]})
+        writer.close_all()
+        message = one_line_error(lambda: self._open(str(tmp_path), source="tfds:odd_images"))
+        assert part in message and "odd_images" in message
+
+    def test_damaged_records(self, tiny_tfds: str, tmp_path: pathlib.Path) -> None:
+        import shutil
+
+        shutil.copytree(tiny_tfds, tmp_path, dirs_exist_ok=True)
+        for path in tmp_path.rglob("*.tfrecord*"):
+            path.write_bytes(path.read_bytes()[:-20])
+        source = self._open(str(tmp_path))
+        message = one_line_error(lambda: load_images(source, "test", 1))
+        assert "prepare the data set again" in message and "tiny_numbers" in message
+
+
+@pytest.mark.skipif(REAL_DATA is None, reason="TFDECOUPLE_DATA_DIR is not set")
+class TestCifar10:
+    @pytest.fixture(scope="class")
+    def source(self) -> Source:
+        config = DataConfig(source="cifar10", data_dir=str(pathlib.Path(REAL_DATA, "tensorflow_datasets")))
+        return open_source(config, 32)
+
+    def test_splits(self, source: Source) -> None:
+        assert source.sizes == {"train": 49000, "validation": 1000, "test": 10000}
+        assert source.label_names[0] == "airplane" and len(source.label_names) == 10
+        images, labels = load_images(source, "validation", 1000)
+        assert images.shape == (1000, 32, 32, 3) and set(labels.tolist()) == set(range(10))
+
+    def test_validation_is_the_end_of_train(self, source: Source) -> None:
+        tfds = pytest.importorskip("tensorflow_datasets")
+        data_dir = str(pathlib.Path(REAL_DATA, "tensorflow_datasets"))
+        wanted = tfds.load("cifar10", split="train[-1000:]", data_dir=data_dir, download=False)
+        pairs = zip(source.examples("validation").as_numpy_iterator(), wanted.as_numpy_iterator(), strict=True)
+        for ours, theirs in pairs:
+            np.testing.assert_array_equal(ours["image"], theirs["image"])
+            assert ours["label"] == theirs["label"]
+
+    def test_epoch_and_continuation(self, source: Source) -> None:
+        batches = take(source, AUGMENTED, 3, batch_size=512, start_step=94)
+        assert_same(take(source, AUGMENTED, 2, batch_size=512, start_step=95), batches[1:])

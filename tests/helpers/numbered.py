@@ -1,0 +1,70 @@
+"""Images that can be told from each other by their numbers, as data sets, and batches of them."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfdecouple.config import DataConfig
+from tfdecouple.data import (
+    Source,
+    training_batches,
+)
+from tfdecouple.data.split import MemorySplit
+from tfdecouple.errors import DataError
+
+SIZE = 8
+TRAINING_IMAGES = 26
+PLAIN = DataConfig()
+AUGMENTED = DataConfig(horizontal_flip=True, pad_and_crop=3)
+
+
+def numbered_images(count: int, size: int = SIZE) -> np.ndarray:
+    """Images of noise whose first pixel tells the number, so that each is recognised."""
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(count)
+    return images
+
+
+def write_images(folder: pathlib.Path, images: np.ndarray, first: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images, first):
+        Image.fromarray(image).save(folder / f"{number:03d}.png")
+
+
+def one_line_error(call: Callable[[], object]) -> str:
+    """Runs `call`, which must raise a DataError of one line, and returns the line."""
+    with pytest.raises(DataError) as caught:
+        call()
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
+def memory_source(images: np.ndarray, labels: np.ndarray | None = None) -> Source:
+    labels = np.arange(len(images), dtype=np.int32) if labels is None else labels
+    split = MemorySplit(len(images), "all", lambda: (images, labels))
+    return Source(
+        name="numbers", title="numbers", label_names=(), image_size=SIZE, splits={"train": split, "test": split}
+    )
+
+
+def take(source: Source, config: DataConfig, count: int, *, seed: int = 1, start_step: int = 0, batch_size: int = 4):
+    batches = training_batches(source, config, batch_size=batch_size, seed=seed, start_step=start_step)
+    return list(batches.take(count).as_numpy_iterator())
+
+
+def assert_same(first: list[dict], second: list[dict]) -> None:
+    assert len(first) == len(second) > 0
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def numbers(batches: list[dict]) -> list[int]:
+    return [int(number) for batch in batches for number in batch["image"][:, 0, 0, 0]]
