@@ -140,3 +140,11 @@ class Endpoint:
     on_page: bool = False
     needs_z: bool = False
     cases: Callable[[str, Reference, Arrays], dict[str, Arrays]] = _as_given
+
+    def __post_init__(self) -> None:
+        """Refuses names that a file could not tell apart."""
+        names = [array.name for array in (*self.inputs, *self.outputs)]
+        if len({*names}) < len(names):
+            raise ValueError(
+                f"endpoint {self.name} names two arrays alike ({', '.join(names)}); ONNX needs them to differ"
+            )

@@ -433,6 +433,8 @@ class TestOnnx:
         one = endpoints(model.config)[0]
         with pytest.raises(TypeError, match="answer"):
             Endpoint(name="x", summary="", inputs=one.inputs, outputs=one.outputs, build=one.build, onnx="x")
+        with pytest.raises(ValueError, match="endpoint encode names two arrays alike"):
+            dataclasses.replace(one, outputs=one.inputs)
         more = dataclasses.replace(one, name="reconstruct", onnx="reconstructor", answer=lambda reference, given: {})
         every = (*endpoints(model.config), more)
         monkeypatch.setattr("export.signatures.endpoints", lambda config: every)
