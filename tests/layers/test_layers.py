@@ -194,8 +194,7 @@ class TestProperties:
         for result, expected in zip(results, layer.forward_and_log_det(x, condition), strict=True):
             close(result, expected, 1e-12)
 
-    # XLA has no log-determinant of a matrix; the form "lu" needs none.
-    @pytest.mark.parametrize("name", [name for name in KINDS if not name.endswith("-full")])
+    @pytest.mark.parametrize("name", KINDS)
     def test_layer_and_its_gradient_compile_with_xla(self, name):
         layer, x, condition = case(name)
 
