@@ -31,16 +31,16 @@ class TestSharing:
             for context in contexts(pipelines, replicas)
         ]
         for step, batch in enumerate(whole):
-            parts = [part for share in shares for part in share[step * own : (step + 1) * own]]
-            assert all(len(part["label"]) == 8 // replicas for part in parts)
+            slices = [piece for share in shares for piece in share[step * own : (step + 1) * own]]
+            assert all(len(piece["label"]) == 8 // replicas for piece in slices)
             for name in batch:
-                np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), batch[name])
+                np.testing.assert_array_equal(np.concatenate([piece[name] for piece in slices]), batch[name])
 
     def test_evaluation_counts_each_image_once(self, source, pipelines, replicas):
         batches = evaluation_batches(source, "train", batch_size=8)
         counted = []
         for context in contexts(pipelines, replicas):
-            for part in own_share(batches, context).as_numpy_iterator():
-                assert len(part["weight"]) == 8 // replicas
-                counted += [int(index) for index, weight in zip(part["index"], part["weight"], strict=True) if weight]
+            for piece in own_share(batches, context).as_numpy_iterator():
+                assert len(piece["weight"]) == 8 // replicas
+                counted += [int(index) for index, weight in zip(piece["index"], piece["weight"], strict=True) if weight]
         assert sorted(counted) == list(range(20))

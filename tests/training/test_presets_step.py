@@ -17,10 +17,10 @@ BATCH = 4
 
 
 def in_small(preset):
-    """The preset with narrow layers, one step a part and the fewest levels that have every kind of layer."""
+    """The preset with narrow layers, one step a stage and the fewest levels that have every kind of layer."""
     config = load_preset(preset)
     model = config.model
-    parts = max(len(steps) for steps in model.steps if isinstance(steps, tuple))
+    stages = max(len(steps) for steps in model.steps if isinstance(steps, tuple))
     return dataclasses.replace(
         config,
         name="small",
@@ -29,7 +29,7 @@ def in_small(preset):
         model=dataclasses.replace(
             model,
             image_size=8,
-            steps=(1, (1,) * parts, 1),
+            steps=(1, (1,) * stages, 1),
             hidden_channels=(4, 4, 4),
             factors=model.factors[:1],
             latent_dim=4,
