@@ -5,7 +5,7 @@ import tensorflow as tf
 from helpers.models import TINY
 
 from tfdecouple.errors import ConfigError
-from tfdecouple.layers import nets, remat
+from tfdecouple.layers import nets
 from tfdecouple.networks.flow import Flow
 from tfdecouple.runtime.convolution import convolve
 from tfdecouple.training.precision_check import check_precision, kinds_of_nets
@@ -31,20 +31,16 @@ def test_every_kind_of_net_is_tried_once(flow):
     assert {kind[0] for kind in tried} == {8, 4, 2}
 
 
-def spoilt(by):
-    """A convolution that changes its outputs in bfloat16."""
+@pytest.mark.parametrize("by", [lambda y: y * float("nan"), lambda y: y * 1.5, lambda y: tf.reverse(y, [2])])
+@pytest.mark.parametrize("convolution", ["convolve", "convolve_normed"])
+def test_wrong_numbers_are_refused_and_the_precision_that_works_is_named(flow, monkeypatch, convolution, by):
+    right = getattr(nets, convolution)
 
-    def run(x, kernel):
-        y = convolve(x, kernel)
+    def wrong(x, *weights):
+        y = right(x, *weights)
         return by(y) if x.dtype == tf.bfloat16 else y
 
-    return run
-
-
-@pytest.mark.parametrize("by", [lambda y: y * float("nan"), lambda y: y * 1.5, lambda y: tf.reverse(y, [2])])
-@pytest.mark.parametrize("module", [nets, remat])
-def test_wrong_numbers_are_refused_and_the_precision_that_works_is_named(flow, monkeypatch, module, by):
-    monkeypatch.setattr(module, "convolve", spoilt(by))
+    monkeypatch.setattr(nets, convolution, wrong)
     with pytest.raises(ConfigError, match=r"bfloat16 does not work .* use --set training.precision=float32$") as error:
         check_precision(flow, "bfloat16")
     assert "\n" not in str(error.value)

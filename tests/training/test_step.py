@@ -370,8 +370,8 @@ class TestDivision:
 
     @pytest.mark.slow
     def test_micro_batches_move_the_statistics_of_batch_normalisation_once(self, one_device):
-        # One update towards the mean of the micro-batches' statistics. For the mean of the very first normalisation, whose
-        # input is the same in all of them, that is where the whole batch moves it.
+        # One update towards the mean of the micro-batches' statistics. For the mean of the very first normalisation,
+        # whose input is the same in all of them, that is where the whole batch moves it.
         trainer = Trainer(micro_batches=4)
         trainer.take()
         name = "model/encoder/level_0_block_1/norm_1/moving_mean"
