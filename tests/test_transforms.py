@@ -95,3 +95,19 @@ def test_the_tests_of_layers_take_a_new_transform_in(with_transform):
     shutil.copy(ROOT / "setup.cfg", folder)
     tested = run_in(folder, "-m", "pytest", "-q", "-k", name, "tests/layers/test_layers.py", "tests/test_bijectors.py")
     assert tested.returncode == 0 and " passed" in tested.stdout, tested.stdout + tested.stderr
+
+
+@pytest.mark.slow
+def test_a_run_with_it_is_trained_and_passes_the_gate(with_transform):
+    folder, name = with_transform
+    model = [
+        *("latent_dim=4", "steps=[1,1]", "hidden_channels=[4,6]", "encoder_channels=[4]", "encoder_out_channels=2"),
+        *("prior_steps=1", "prior_hidden=6", "alpha=0.5", "prior_alpha=0.5"),
+        *(f"{where}transform={name}" for where in ("", "multiscale_", "prior_")),
+    ]
+    options = [f"--set=model.{value}" for value in model]
+    trained = run_in(folder, "train.py", "--preset", "quickstart", *options, "--steps", "3", "--workdir", "run")
+    assert trained.returncode == 0, trained.stderr
+    exported = run_in(folder, "-m", "export", "--run", "run", "--to", "out")
+    assert exported.returncode == 0, exported.stdout + exported.stderr
+    assert {"encoder.onnx", "decoder.onnx"} <= {file.name for file in (folder / "out" / "onnx").iterdir()}

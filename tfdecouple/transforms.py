@@ -34,7 +34,7 @@ class Transform(abc.ABC):
         Raw parameters that are all 0 must give the identity: every coupling starts there. The bijector is elementwise
         (`forward_min_event_ndims=0`), either a `ClosedForm` of `tfdecouple/bijectors.py` or one of TFP's. Its forward
         and inverse should consist of operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products,
-        sums, quotients; not sinh, expm1 and log1p).
+        sums, quotients; not expm1 and log1p).
 
         Args:
             raw: `parameters` tensors of the shape of x_b, `[batch, ..., transformed channels]`, of any values.

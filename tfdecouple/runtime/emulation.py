@@ -7,7 +7,7 @@ An accelerator differs from a CPU in three ways that matter to a model which mus
 - It adds up in another order, and not always in the same: results differ by some of their last bits, from call to call.
 - It adds products of bfloat16 up in float32.
 
-`emulated_accelerator` does all three in the two places through which TensorFlow runs everything: single operations, and
+`emulated_accelerator` does all three in the two indices through which TensorFlow runs everything: single operations, and
 calls of traced functions, which are copied with the operations in question exchanged, also in functions that they call.
 So it holds for functions that were traced before, and for gradients.
 """
@@ -132,12 +132,12 @@ class _Emulation:
             if kind not in _PRODUCTS:
                 return execute(ctx, kind, name, *arguments)
             values = self._tensors(kind, arguments)
-            if (places := _PRODUCTS[kind]) is None:
+            if (indices := _PRODUCTS[kind]) is None:
                 dtype, values[0] = self._operands(values[0])
             else:
-                dtype, found = self._operands([values[place] for place in places])
-                for place, operand in zip(places, found, strict=True):
-                    values[place] = operand
+                dtype, found = self._operands([values[index] for index in indices])
+                for index, operand in zip(indices, found, strict=True):
+                    values[index] = operand
             if dtype == tf.bfloat16:
                 values = [tf.float32 if isinstance(value, tf.DType) else value for value in values]
             result = execute(ctx, kind, name, *values)
@@ -152,9 +152,9 @@ class _Emulation:
     def _tensors(kind: str, arguments: Sequence[Any]) -> list[Any]:
         """Returns inputs and attributes, where sizes are tensors: TensorFlow takes a list another way."""
         values, operands = list(arguments), _PRODUCTS[kind]
-        for place in range(len(op_def_registry.get(kind).input_arg)):
-            if operands is not None and place not in operands:
-                values[place] = tf.convert_to_tensor(values[place])
+        for index in range(len(op_def_registry.get(kind).input_arg)):
+            if operands is not None and index not in operands:
+                values[index] = tf.convert_to_tensor(values[index])
         return values
 
     def _operands(self, values: Any) -> tuple[tf.DType, list[tf.Tensor]]:
@@ -179,7 +179,7 @@ class _Emulation:
         return run
 
     def _copy(self, name: bytes, rounds: bool) -> bytes:
-        """Returns the name of the function to call in the place of another: of the same one where nothing changes."""
+        """Returns the name of the function to call in the index of another: of the same one where nothing changes."""
         with self._lock:
             if (name, rounds) not in self._copies:
                 definition = context.context().get_function_def(name)
@@ -249,16 +249,16 @@ class _Emulation:
             types = [tf.float32] * len(inputs)
             return made(suffix, "PartitionedCall", inputs, Tin=types, Tout=types[:1], f=function.name)
 
-        places = _PRODUCTS[node.op]
-        if places is None:
-            places = tuple(place for place, source in enumerate(node.input) if not source.startswith("^"))
-        for place in places if kind != "perturbed" else ():
-            suffix, source = f"_operand_{place}", [node.input[place]]
+        indices = _PRODUCTS[node.op]
+        if indices is None:
+            indices = tuple(index for index, source in enumerate(node.input) if not source.startswith("^"))
+        for index in indices if kind != "perturbed" else ():
+            suffix, source = f"_operand_{index}", [node.input[index]]
             if kind == "bfloat16":
                 yield made(suffix, "Cast", source, SrcT=tf.bfloat16, DstT=tf.float32)
             else:
                 yield called(suffix, self._round, source)
-            node.input[place] = f"{node.name}{mark}{suffix}:{'y' if kind == 'bfloat16' else 'output'}:0"
+            node.input[index] = f"{node.name}{mark}{suffix}:{'y' if kind == 'bfloat16' else 'output'}:0"
         result = f"{node.name}:{op_def_registry.get(node.op).output_arg[0].name}:0"
         if self._noise:
             yield made("_shape", "Shape", [result], T=tf.float32, out_type=tf.int32)
