@@ -7,7 +7,7 @@ An accelerator differs from a CPU in three ways that matter to a model which mus
 - It adds up in another order, and not always in the same: results differ by some of their last bits, from call to call.
 - It adds products of bfloat16 up in float32.
 
-`emulated_accelerator` does all three in the two indices through which TensorFlow runs everything: single operations, and
+`emulated_accelerator` does all three in the two functions through which TensorFlow runs everything: operations, and
 calls of traced functions, which are copied with the operations in question exchanged, also in functions that they call.
 So it holds for functions that were traced before, and for gradients.
 """
@@ -179,7 +179,7 @@ class _Emulation:
         return run
 
     def _copy(self, name: bytes, rounds: bool) -> bytes:
-        """Returns the name of the function to call in the index of another: of the same one where nothing changes."""
+        """Returns the name of the function to call instead of another: of the same one where nothing changes."""
         with self._lock:
             if (name, rounds) not in self._copies:
                 definition = context.context().get_function_def(name)
