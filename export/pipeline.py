@@ -24,7 +24,7 @@ from export.formats.serving import write_serving_files, write_warmup
 from export.formats.web import build_page, find_runtime
 from export.origin import Origin, open_run
 from export.signatures import endpoints, onnx_names, page_names
-from export.staging import Place, interruptible, taken, uninterrupted
+from export.staging import Staging, interruptible, taken, uninterrupted
 from export.verification.arrays import Report, save_cases
 from export.verification.cases import make_cases, real_images, weight_digests
 from export.verification.check_folder import card_problems, page_problems, serving_problems
@@ -137,26 +137,26 @@ class _Export:
 
     def run(self) -> list[pathlib.Path]:
         request, model, origin = self.request, self._model, self._origin
-        with Place(request.to) as place:
+        with Staging(request.to) as staging:
             runtime = None
             if "web" in request.formats:
                 self.say("looking for onnxruntime-web")
-                runtime = find_runtime(request.web_runtime, _made(place.staging / "npm"))
+                runtime = find_runtime(request.web_runtime, _made(staging.area / "npm"))
             self.say("asking the Keras model for what the files must answer")
             images, checked_on = real_images(origin.config)
             asked = make_cases(model, images, tell=self.say)
             layouts = {"savedmodel": "NHWC", "onnx": "NCHW", "web": "NCHW"}
             asked |= weight_digests(model, sorted({layouts[name] for name in request.formats}))
-            cases = place.staging / "cases.npz"
+            cases = staging.area / "cases.npz"
             save_cases(asked, cases)
             self._kept_cases = manifest.case_file(cases)
             formats: dict[str, Any] = {}
-            version = self._saved_model(place, cases, formats)
-            onnx = self._onnx(place, cases, formats)
+            version = self._saved_model(staging, cases, formats)
+            onnx = self._onnx(staging, cases, formats)
             if runtime is not None:
                 self.say("building the web page")
                 models = page_names(model.config)
-                page = (place.staging / "web", onnx, runtime, _about(origin), models.values())
+                page = (staging.area / "web", onnx, runtime, _about(origin), models.values())
                 build_page(*page)
                 _refuse(page_problems(*page))
                 # Without the smaller files: the page has none.
@@ -172,14 +172,14 @@ class _Export:
             card = make_card(
                 origin, endpoints(model.config), checked_on, {name: formats[name] for name in request.formats}
             )
-            return self._publish(place, card, version)
+            return self._publish(staging, card, version)
 
-    def _saved_model(self, place: Place, cases: pathlib.Path, formats: dict[str, Any]) -> int | None:
+    def _saved_model(self, staging: Staging, cases: pathlib.Path, formats: dict[str, Any]) -> int | None:
         model, origin, offered = self._model, self._origin, self._offered
         if "savedmodel" not in self.request.formats:
             return None
-        version = self.request.version or max(place.versions(), default=0) + 1
-        folder = place.staging / "savedmodel"
+        version = self.request.version or max(staging.versions(), default=0) + 1
+        folder = staging.area / "savedmodel"
         self.say("folding the weights")
         save_saved_model(DeployedModel.from_model(model), offered, folder, lambda name: self.say(f"SavedModel: {name}"))
         write_warmup(folder, origin.name, offered)
@@ -194,9 +194,9 @@ class _Export:
         formats["savedmodel"]["signatures"] = signatures
         return version
 
-    def _onnx(self, place: Place, cases: pathlib.Path, formats: dict[str, Any]) -> pathlib.Path:
+    def _onnx(self, staging: Staging, cases: pathlib.Path, formats: dict[str, Any]) -> pathlib.Path:
         model, origin = self._model, self._origin
-        folder = place.staging / "onnx"
+        folder = staging.area / "onnx"
         if not {"onnx", "web"} & set(self.request.formats):
             return folder
         folder.mkdir()
@@ -238,15 +238,15 @@ class _Export:
         self.say(f"  identical after encode and decode: {trips}")
         return report
 
-    def _publish(self, place: Place, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
+    def _publish(self, staging: Staging, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
         self.say("putting it in place")
         # All that can fail for want of room comes first; after it things are only renamed.
-        files = _made(place.staging / "files")
+        files = _made(staging.area / "files")
         if version is not None:
-            extra = _made(place.staging / "savedmodel" / "assets.extra")
+            extra = _made(staging.area / "savedmodel" / "assets.extra")
             write_json(extra / JSON_NAME, card)
             write_serving_files(files, card["name"])
-        whole = merged(card, place.folder)
+        whole = merged(card, staging.folder)
         write_json(files / JSON_NAME, whole)
         write_text(files / TEXT_NAME, card_text(json.loads(json.dumps(whole))))
         _refuse(card_problems(files / JSON_NAME, whole, files / TEXT_NAME))
@@ -255,43 +255,43 @@ class _Export:
             _refuse(serving_problems(files, card["name"]))
         # What configures a server may have been edited since an earlier export wrote it.
         for file in sorted(files.iterdir()):
-            if file.name in manifest.EDITABLE and (place.folder / file.name).exists():
+            if file.name in manifest.EDITABLE and (staging.folder / file.name).exists():
                 file.unlink()
         parts = {name: part for name, part in self._parts.items() if name.partition("/")[0] in self.request.formats}
-        write_json(place.staging / manifest.NAME, self._manifest(place, parts))
+        write_json(staging.area / manifest.NAME, self._manifest(staging, parts))
         published = []
         with uninterrupted():
-            place.put_file(place.staging / "cases.npz", self._kept_cases)
+            staging.put_file(staging.area / "cases.npz", self._kept_cases)
             if version is not None:
-                place.put_version(place.staging / "savedmodel", version)
-                published.append(place.folder / "savedmodel" / str(version))
+                staging.put_version(staging.area / "savedmodel", version)
+                published.append(staging.folder / "savedmodel" / str(version))
             for name in ("onnx", "web"):
                 if name in self.request.formats:
-                    place.put_folder(place.staging / name, name)
-                    published.append(place.folder / name)
+                    staging.put_folder(staging.area / name, name)
+                    published.append(staging.folder / name)
             for file in sorted(files.iterdir()):
-                place.put_file(file)
-            place.put_file(place.staging / manifest.NAME)
-            for old in sorted((place.folder / manifest.CASES).glob("*.npz")):
+                staging.put_file(file)
+            staging.put_file(staging.area / manifest.NAME)
+            for old in sorted((staging.folder / manifest.CASES).glob("*.npz")):
                 if f"{manifest.CASES}/{old.name}" not in self._wanted_cases:
                     old.unlink()
-        return [*published, place.folder / TEXT_NAME]
+        return [*published, staging.folder / TEXT_NAME]
 
-    def _manifest(self, place: Place, parts: dict[str, Any]) -> dict[str, Any]:
+    def _manifest(self, staging: Staging, parts: dict[str, Any]) -> dict[str, Any]:
         """What the export folder will hold when all is put in place."""
-        files = manifest.digests_in(place.staging / "files")
-        files[self._kept_cases] = manifest.file_digest(place.staging / "cases.npz")
+        files = manifest.digests_in(staging.area / "files")
+        files[self._kept_cases] = manifest.file_digest(staging.area / "cases.npz")
         for name in parts:
-            files |= manifest.digests_in(place.staging / name.partition("/")[0], name)
+            files |= manifest.digests_in(staging.area / name.partition("/")[0], name)
         try:
-            before = manifest.load(place.folder)
+            before = manifest.load(staging.folder)
         except UserError:
             before = None
         whole = manifest.merged(before, parts, files)
         # What an earlier export left without a manifest, and is still there to be edited.
         for name in manifest.EDITABLE:
-            if name not in whole["files"] and (place.folder / name).is_file():
-                whole["files"][name] = manifest.file_digest(place.folder / name)
+            if name not in whole["files"] and (staging.folder / name).is_file():
+                whole["files"][name] = manifest.file_digest(staging.folder / name)
         self._wanted_cases = {part["cases"] for part in whole["parts"].values()}
         return whole
 

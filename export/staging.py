@@ -22,10 +22,10 @@ _LOCK = ".export.lock"
 _OLD = "old-"
 
 
-class Place:
+class Staging:
     """An export folder that this process alone writes to, while it is entered.
 
-    Everything is made in `staging`, a hidden folder of no numeric name in the export folder: on the same file system,
+    Everything is made in `area`, a hidden folder of no numeric name in the export folder: on the same file system,
     so that it can be renamed into place, and out of sight of a server that polls `savedmodel/` for versions. Leaving
     removes it, whatever happened; what a killed process left is removed by the next one.
 
@@ -34,16 +34,16 @@ class Place:
 
     Attributes:
         folder: the same, absolute.
-        staging: where to build.
+        area: where to build.
     """
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder.absolute()
-        self.staging = self.folder / _STAGING
+        self.area = self.folder / _STAGING
         self._lock = contextlib.ExitStack()
         self._made: list[pathlib.Path] = []
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> Staging:
         """Makes the folder and its staging area.
 
         Raises:
@@ -57,7 +57,7 @@ class Place:
                 if remains.is_dir():
                     self._bring_back(remains)
                     shutil.rmtree(remains)
-            self.staging = pathlib.Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.folder))
+            self.area = pathlib.Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.folder))
         except BlockingIOError as error:
             raise UserError(
                 f"another export is writing to {self.folder}; wait for it, or choose another --to"
@@ -73,7 +73,7 @@ class Place:
     def __exit__(self, *_: object) -> None:
         """Removes what is not in its place, and folders that were made for nothing."""
         with uninterrupted():
-            shutil.rmtree(self.staging, ignore_errors=True)
+            shutil.rmtree(self.area, ignore_errors=True)
             self._lock.close()
             for folder in self._made:
                 with contextlib.suppress(OSError):
@@ -109,13 +109,13 @@ class Place:
 
     def put_folder(self, built: pathlib.Path, name: str) -> None:
         """Puts a folder in place of an older one of that name, with no moment at which both are lost."""
-        target, old = self.folder / name, self.staging / f"{_OLD}{name}"
+        target, old = self.folder / name, self.area / f"{_OLD}{name}"
         if target.exists():
             os.rename(target, old)
         try:
             os.rename(built, target)
         except OSError:
-            self._bring_back(self.staging)
+            self._bring_back(self.area)
             raise
 
     def put_file(self, built: pathlib.Path, name: str | None = None) -> None:

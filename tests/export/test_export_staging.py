@@ -33,7 +33,7 @@ from export.formats import web
 from export.origin import open_run
 from export.pipeline import Request, export
 from export.signatures import endpoints
-from export.staging import Place, interruptible, uninterrupted
+from export.staging import Staging, interruptible, uninterrupted
 from export.verification.arrays import Report
 from tfdecouple.errors import UserError
 from tfdecouple.model import DecoupledModel
@@ -128,12 +128,12 @@ class TestVersions:
     def test_neighbours_that_are_no_versions_do_not_count(self, tmp_path):
         for name in ("3", "old-7", "8.bak", ".9", "v10", "١١", "-12", "1e3"):
             (tmp_path / "savedmodel" / name).mkdir(parents=True)
-        with Place(tmp_path) as place:
-            assert place.versions() == [3]
+        with Staging(tmp_path) as staging:
+            assert staging.versions() == [3]
 
     def test_first_one_is_one(self, tmp_path):
-        with Place(tmp_path / "new") as place:
-            assert place.versions() == []
+        with Staging(tmp_path / "new") as staging:
+            assert staging.versions() == []
 
     def test_number_can_be_chosen_and_the_next_goes_on_from_the_highest(self, quick, command, tmp_path):
         assert command("--version", 7)[0] == 0
@@ -241,7 +241,7 @@ def default_interrupt():
 
 class TestPlace:
     def test_second_export_to_the_same_folder_is_refused_while_the_first_goes_on(self, quick, refused, tmp_path):
-        with Place(tmp_path / "to"):
+        with Staging(tmp_path / "to"):
             assert "another export is writing to" in refused()
         assert not (tmp_path / "to").exists()
 
@@ -257,17 +257,17 @@ class TestPlace:
 
         with monkeypatch.context() as patch:
             patch.setattr(fcntl, "flock", late)
-            first = Place(tmp_path).__enter__()
+            first = Staging(tmp_path).__enter__()
         assert len(times) == 2
-        with pytest.raises(UserError, match="another export"), Place(tmp_path):
+        with pytest.raises(UserError, match="another export"), Staging(tmp_path):
             pass
         first.__exit__()
         assert list(tmp_path.iterdir()) == []
 
     def test_staging_is_hidden_and_on_the_same_file_system(self, tmp_path):
-        with Place(tmp_path / "to") as place:
-            assert place.staging.parent == tmp_path / "to" and place.staging.name.startswith(".")
-            assert place.staging.stat().st_dev == (tmp_path / "to").stat().st_dev
+        with Staging(tmp_path / "to") as staging:
+            assert staging.area.parent == tmp_path / "to" and staging.area.name.startswith(".")
+            assert staging.area.stat().st_dev == (tmp_path / "to").stat().st_dev
 
     def test_remains_of_a_killed_export_are_removed_and_nothing_else_is(self, quick, command, tmp_path):
         to = tmp_path / "to"
@@ -287,7 +287,7 @@ class TestPlace:
         (tmp_path / ".export-killed" / "old-web").mkdir()
         (tmp_path / "web").mkdir()
         (tmp_path / "web" / "index.html").write_text("new")
-        with Place(tmp_path):
+        with Staging(tmp_path):
             pass
         assert {name: bytes_ for name, bytes_ in contents(tmp_path).items() if bytes_ is not None} == {
             "onnx/encoder.onnx": b"old",
@@ -296,8 +296,8 @@ class TestPlace:
 
     def test_folder_is_back_in_its_place_where_its_successor_cannot_take_it(self, tmp_path):
         (tmp_path / "onnx").mkdir()
-        with Place(tmp_path) as place, pytest.raises(OSError):
-            place.put_folder(place.staging / "never built", "onnx")
+        with Staging(tmp_path) as staging, pytest.raises(OSError):
+            staging.put_folder(staging.area / "never built", "onnx")
         assert (tmp_path / "onnx").is_dir()
 
     @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -307,29 +307,29 @@ class TestPlace:
 
         monkeypatch.setattr("tempfile.mkdtemp", fail)
         expected = UserError if isinstance(error, OSError) else KeyboardInterrupt
-        with pytest.raises(expected), Place(tmp_path / "a" / "b"):
+        with pytest.raises(expected), Staging(tmp_path / "a" / "b"):
             pass
         assert list(tmp_path.iterdir()) == []
 
     def test_folders_made_for_nothing_are_removed(self, tmp_path):
         (tmp_path / "a").mkdir()
-        with pytest.raises(KeyError), Place(tmp_path / "a" / "b" / "c") as place:
-            (place.staging / "half").mkdir()
+        with pytest.raises(KeyError), Staging(tmp_path / "a" / "b" / "c") as staging:
+            (staging.area / "half").mkdir()
             raise KeyError
         assert list(tmp_path.iterdir()) == [tmp_path / "a"] and list((tmp_path / "a").iterdir()) == []
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_signal_amid_the_renames_comes_too_late(self, quick, command, monkeypatch, tmp_path, number):
         # TensorFlow's threads are about, which may take a signal that the main thread has blocked.
-        put = Place.put_version
+        put = Staging.put_version
 
-        def signalled(place, built, version):
+        def signalled(staging, built, version):
             os.kill(os.getpid(), number)
             time.sleep(0.05)
-            put(place, built, version)
+            put(staging, built, version)
 
         before = signal.getsignal(number)
-        monkeypatch.setattr(Place, "put_version", signalled)
+        monkeypatch.setattr(Staging, "put_version", signalled)
         status, out, err = command()
         assert (status, err) == (0, "")
         assert (tmp_path / "to" / "savedmodel" / "1" / "saved_model.pb").exists()

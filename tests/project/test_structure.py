@@ -198,8 +198,9 @@ class TestExportPackage:
         printed = run(f"import sys, export.verification.check_onnx; print([m for m in {heavy} if m in sys.modules])")
         assert printed.strip() == "[]"
 
-    def test_the_command_answers_help_without_tensorflow(self):
-        printed = run("import sys, export.cli; print('tensorflow' in sys.modules)")
+    @pytest.mark.parametrize("module", ["export.cli", "export.signatures"])
+    def test_help_and_the_registry_of_endpoints_need_no_tensorflow(self, module):
+        printed = run(f"import sys, {module}; print('tensorflow' in sys.modules)")
         assert printed.strip() == "False"
 
 
