@@ -34,6 +34,7 @@ CLASSES = {
     "InvertibleConv1x1": "layers.linear",
     "InvertibleLinear": "layers.linear",
     "MLP": "layers.nets",
+    "ChannelSplit": "layers.split",
     "Squeeze": "layers.squeeze",
 }
 
