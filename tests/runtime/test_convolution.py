@@ -18,7 +18,7 @@ TOLERANCE = {tf.float32: 1e-5, tf.bfloat16: 0.02}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def of_sixteen_lanes():
+def of_sixteen_channels():
     """Whatever processor runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "vector_size", lambda: 16)

@@ -46,7 +46,7 @@ class ModelConfig:
         prior: "flow" (a small flow over z, paper B.3) or "normal" (N(0, I), the ablation).
         prior_steps: steps of the prior flow.
         prior_hidden: width of the prior flow's coupling nets.
-        prior_transform: "affine" or "additive" couplings in the prior flow.
+        prior_transform: the same choice for the couplings of the prior flow.
         prior_alpha: alpha of the prior flow.
         base_hidden: width of the net from z to mean and scale of v, for `conditioning` "base" only.
     """

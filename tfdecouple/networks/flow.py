@@ -77,7 +77,7 @@ class FlowStep(_Coupled, InvertibleSequence):
     Args:
         hidden: width of the coupling nets.
         condition_size: size of z, or 0.
-        transform: "affine" or "additive".
+        transform: name of a transform, such as "affine" or "additive".
         alpha: bound of the affine scale.
         linear: "full" or "lu".
         **kwargs: of `InvertibleLayer`.
@@ -113,7 +113,7 @@ class FactorOut(_Coupled, InvertibleComposite):
         dropped: how many channels leave.
         hidden: width of the coupling net.
         condition_size: size of z, or 0.
-        transform: "affine" or "additive".
+        transform: name of a transform, such as "affine" or "additive".
         alpha: bound of the affine scale.
         linear: "full" or "lu".
         **kwargs: of `InvertibleLayer`.

@@ -27,7 +27,7 @@ class PriorFlow(TracedFlow, InvertibleSequence):
     Args:
         steps: number of steps.
         hidden: width of the coupling nets.
-        transform: "affine" or "additive".
+        transform: name of a transform, such as "affine" or "additive".
         alpha: bound of the affine scale.
         linear: "full" or "lu".
         **kwargs: of `InvertibleLayer`.
