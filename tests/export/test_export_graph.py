@@ -629,8 +629,8 @@ class TestPrecision:
                 path = tmp_path / f"{of}.{precision}.onnx"
                 save_onnx(smaller_of("wide", model, precision) if precision else model, path)
                 sizes[of, precision] = path.stat().st_size
-            assert sizes[of, "float16"] < 0.6 * sizes[of, None]
-            # A quarter of the weights, and the graph, whose nodes are named after their layers.
+            # A half or a quarter of the weights, and the graph, whose nodes are named after their layers.
+            assert sizes[of, "float16"] < 0.62 * sizes[of, None]
             assert sizes[of, "int8"] < 0.43 * sizes[of, None]
 
     @pytest.mark.parametrize("precision", PRECISIONS)
