@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfdecouple.networks.encoder import BatchNorm, Encoder, ResNetBlock
+from tfdecouple.runtime.shards import joined
 
 
 def built(layer, shape):
@@ -90,7 +91,7 @@ class TestBlock:
         # The first row and column see the padding; TensorFlow's own "same" would let the last ones see it.
         np.testing.assert_array_equal(by_hand, [[4, 6], [6, 9]])
         seen = []
-        block.norm_1.call = lambda x, **_: seen.append(x) or x
+        block.norm_1.call = lambda x, training: seen.append(x) or x
         block(x)
         np.testing.assert_array_equal(seen[0][0, :, :, 0], by_hand)
 
@@ -141,7 +142,8 @@ class TestBatchNormalisation:
             np.testing.assert_allclose(after[path], 0.9 * before[path] + 0.1 * batch, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("training", [False, True])
-    def test_a_batch_is_normalised_as_keras_normalises_it(self, training):
+    @pytest.mark.parametrize("shards", [None, [5], [2, 3], [1, 1, 3]])
+    def test_a_batch_is_normalised_as_keras_normalises_it(self, training, shards):
         ours, theirs = (
             with_statistics(built(layer(momentum=0.9, epsilon=1e-5), (None, 4, 4, 3)))
             for layer in (BatchNorm, keras.layers.BatchNormalization)
@@ -157,7 +159,10 @@ class TestBatchNormalisation:
                 loss = tf.reduce_sum(y * upstream)
             return [y, *tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])]
 
-        found = with_gradients(ours, lambda: ours(x, training=training))
+        def by_shards():
+            return ours(x, training=training) if shards is None else joined(ours.call(tf.split(x, shards), training))
+
+        found = with_gradients(ours, by_shards)
         expected = with_gradients(theirs, lambda: theirs(x, training=training))
         for one, other in zip(found + ours.get_weights(), expected + theirs.get_weights(), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -126,8 +126,8 @@ class TestImportRule:
         [
             # Operations; and what is done to a net with wide maps, in which precision.
             ("layers", {"convolution", "products", "shapes", "precision", "rematerialization", "tf32"}),
-            # Operations, the bases that run a network, and what Keras must be set to.
-            ("networks", {"backend", "shapes", "tf32", "networks"}),
+            # Operations, the bases that run a network, batches in shards, and what Keras must be set to.
+            ("networks", {"backend", "shapes", "shards", "tf32", "networks"}),
             ("bijectors", {"products", "shapes"}),
         ],
     )

@@ -13,6 +13,7 @@ from tfdecouple.layers.nets import WeightNorm, bound_uniform, fan_in_uniform
 from tfdecouple.levels import encoder_blocks, has_shortcut_convolution
 from tfdecouple.runtime.networks import TracedNetwork
 from tfdecouple.runtime.shapes import product, sizes
+from tfdecouple.runtime.shards import Batch, divided, image_by_image, joined, total
 from tfdecouple.runtime.tf32 import full_float32
 
 
@@ -30,7 +31,7 @@ def _batch_norm(name: str) -> BatchNorm:
 class BatchNorm(keras.layers.BatchNormalization):
     """Batch normalisation of images by the statistics of all devices, with Keras' options and weights."""
 
-    def call(self, x: tf.Tensor, training: bool = False, mask: None = None) -> tf.Tensor:
+    def call(self, x: Batch, training: bool = False, mask: None = None) -> Batch:
         """Returns the images normalised; in training their own statistics do it, and move the moving ones.
 
         Args:
@@ -45,25 +46,25 @@ class BatchNorm(keras.layers.BatchNormalization):
         else:
             mean, variance = map(tf.convert_to_tensor, (self.moving_mean, self.moving_variance))
         beta, gamma = map(tf.convert_to_tensor, (self.beta, self.gamma))
-        return tf.nn.batch_normalization(x, mean, variance, beta, gamma, self.epsilon)
+        return image_by_image(tf.nn.batch_normalization)(x, mean, variance, beta, gamma, self.epsilon)
 
 
-def _moments(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _moments(x: Batch) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns mean and (biased) variance of each channel over the images of all devices, `[channels]`.
 
     Every device has as many images as another.
     """
-    count = product(sizes(x)[:-1], x.dtype)
+    count = total(lambda images: product(sizes(images)[:-1], images.dtype), x)
 
-    def mean_of(sums: tf.Tensor) -> tf.Tensor:
-        mean = sums / count
+    def mean_of(function: Callable[..., tf.Tensor], *arguments: tf.Tensor) -> tf.Tensor:
+        mean = total(function, x, *arguments) / count
         replica = tf.distribute.get_replica_context()
         if replica is None or replica.num_replicas_in_sync == 1:
             return mean
         return replica.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
 
-    mean = mean_of(tf.reduce_sum(x, [0, 1, 2]))
-    return mean, mean_of(_sum_of_squares(x, mean))
+    mean = mean_of(lambda images: tf.reduce_sum(images, [0, 1, 2]))
+    return mean, mean_of(_sum_of_squares, mean)
 
 
 @tf.custom_gradient
@@ -75,6 +76,23 @@ def _sum_of_squares(x: tf.Tensor, mean: tf.Tensor) -> tuple[tf.Tensor, Callable]
         return (x - mean) * (2 * upstream), None
 
     return tf.reduce_sum(tf.math.squared_difference(x, mean), [0, 1, 2]), gradient
+
+
+@image_by_image
+def _convolved(x: tf.Tensor, convolution: keras.layers.Conv2D) -> tf.Tensor:
+    """Returns a convolution padded alike on both sides: "same" pads an even image on one side only at stride 2."""
+    width = convolution.kernel_size[0] // 2
+    return convolution(tf.pad(x, [[0, 0], [width, width], [width, width], [0, 0]]) if width else x)
+
+
+@image_by_image
+def _elu(x: tf.Tensor) -> tf.Tensor:
+    return tf.nn.elu(x)
+
+
+@image_by_image
+def _elu_of_sum(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    return tf.nn.elu(x + y)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -117,21 +135,20 @@ class ResNetBlock(keras.layers.Layer):
         self.built = True
 
     @full_float32()
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def call(self, x: Batch, training: bool = False) -> Batch:
         """Returns `[batch, height/strides, width/strides, planes]`.
 
         Args:
             x: `[batch, height, width, channels]`.
             training: as for `Encoder`.
         """
-        # Padded by one pixel on both sides: "same" would pad an even image on one side only at stride 2.
-        around = [[0, 0], [1, 1], [1, 1], [0, 0]]
-        h = tf.nn.elu(self.norm_1(self.convolution_1(tf.pad(x, around)), training=training))
-        h = self.norm_2(self.convolution_2(tf.pad(h, around)), training=training)
+        # By `call`, since Keras would take a batch in shards for several inputs.
+        h = self.norm_1.call(_convolved(x, self.convolution_1), training)
+        h = self.norm_2.call(_convolved(_elu(h), self.convolution_2), training)
         if self.shortcut:
             convolution, norm = self.shortcut
-            x = norm(convolution(x), training=training)
-        return tf.nn.elu(h + x)
+            x = norm.call(_convolved(x, convolution), training)
+        return _elu_of_sum(h, x)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -193,9 +210,12 @@ class Encoder(TracedNetwork, keras.layers.Layer):
         Returns:
             mean and log-variance of z, each `[batch, d_z]`.
         """
+        # Without training each image is by itself, and whoever calls this has divided the batch.
+        batch: Batch = divided(x) if training else x
         for block in self.blocks:
-            x = block(x, training=training)
-        h = tf.reshape(tf.nn.elu(self.top(x)), [-1, self.last.direction.shape[0]])
+            batch = block(batch, training=training)
+        h = joined(_elu(_convolved(batch, self.top)))
+        h = tf.reshape(h, [-1, self.last.direction.shape[0]])
         h = tf.matmul(h, self.last.kernel()) + tf.convert_to_tensor(self.last.bias)
         mean, log_variance = tf.split(h, 2, -1)
         return mean, log_variance

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -14,6 +16,8 @@ from tfdecouple.runtime.shapes import sizes
 _CACHE_BYTES = 2**20
 
 Transformation = Callable[[tf.Tensor, tf.Tensor | None], tuple[tf.Tensor, tf.Tensor]]
+# A batch: one tensor, or the tensors of its shards.
+Batch: TypeAlias = "tf.Tensor | list[tf.Tensor]"
 
 
 def shard_count() -> int:
@@ -52,7 +56,44 @@ def run_in_shards(
     conditions = [None] * shard_count() if condition is None else _shards(condition)
     done = [transformation(*shard) for shard in zip(_shards(x), conditions, strict=True)]
     first, second = zip(*done, strict=True)
-    return tf.concat(first, 0), tf.concat(second, 0)
+    return joined(first), joined(second)
+
+
+def divided(x: tf.Tensor) -> Batch:
+    """Returns the shards of a batch where it is worth dividing, else the batch as it is."""
+    return _shards(x) if divides(x) else x
+
+
+def joined(batch: Batch | tuple[tf.Tensor, ...]) -> tf.Tensor:
+    """Returns a batch as one tensor."""
+    return tf.concat(batch, 0) if isinstance(batch, list | tuple) else batch
+
+
+def image_by_image(function: Callable[..., tf.Tensor]) -> Callable[..., Any]:
+    """Lets a function that treats each image by itself take batches in shards: it is run on each of them.
+
+    >>> @image_by_image
+    ... def scaled(x, factor):
+    ...     return factor * x
+    >>> [shard.numpy().tolist() for shard in scaled([tf.ones([1]), tf.ones([2])], 3.0)]
+    [[3.0], [3.0, 3.0]]
+    """
+
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Batch:
+        batches = [argument for argument in arguments if isinstance(argument, list)]
+        if not batches:
+            return function(*arguments)
+        shards = range(len(batches[0]))
+        return [function(*(given[n] if isinstance(given, list) else given for given in arguments)) for n in shards]
+
+    return run
+
+
+def total(function: Callable[..., tf.Tensor], batch: Batch, *arguments: Any) -> tf.Tensor:
+    """Returns the sum of what a function gives for the shards of a batch."""
+    shards = batch if isinstance(batch, list) else [batch]
+    return tf.add_n([function(shard, *arguments) for shard in shards])
 
 
 def _shards(x: tf.Tensor) -> list[tf.Tensor]:
