@@ -18,6 +18,7 @@ from export.deployed.base import Deployed, scope
 from export.deployed.encoder import DeployedEncoder
 from export.deployed.flow import DeployedFlow, DeployedPrior, total
 from export.deployed.layout import Layout
+from tfdecouple.architecture import plan
 from tfdecouple.config import ModelConfig
 from tfdecouple.model import DecoupledModel
 from tfdecouple.pixels import Quantizer
@@ -61,8 +62,9 @@ class DeployedModel(Deployed):
         config, layout = model.config, Layout(order)
         prior = encoder = None
         if model.encoder is not None:
-            side = config.image_size // 2 ** len(config.encoder_channels)
-            encoder = DeployedEncoder.from_layer(model.encoder, layout, side)
+            planned = plan(config).encoder
+            assert planned is not None
+            encoder = DeployedEncoder.from_layer(model.encoder, layout, planned.out_side)
             prior = DeployedPrior.from_layer(model.prior_flow, layout)
         flow = DeployedFlow.from_layer(model.flow, layout)
         return cls(
