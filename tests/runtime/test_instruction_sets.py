@@ -17,7 +17,7 @@ SETS = {"AVX2": "avx2", "AVX512_CORE": "avx512bw", "AVX512_CORE_BF16": "avx512_b
 TESTS = [
     "tests/runtime/test_convolution.py",
     "tests/training/test_precision_check.py",
-    "tests/training/test_training_step.py::TestStep::test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss",
+    "tests/training/test_step.py::TestStep::test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss",
 ]
 
 
