@@ -11,7 +11,6 @@ from tfdecouple.errors import UserError
 from tfdecouple.runtime.process import start_tensorflow
 
 TEMPERATURES = (0.5, 0.7, 0.8, 0.9, 1.0)
-_COLUMNS = 10
 
 
 def add_parser(commands: Any) -> None:
