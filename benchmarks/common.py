@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,27 +46,6 @@ def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))
     except (ValueError, IndexError, TypeError) as error:
         raise UserError(f"the last line of {' '.join(map(str, command))} is no JSON object; {said}") from error
-
-
-def machine() -> dict[str, Any]:
-    """Returns what figures depend on: processor, cores, versions and how busy the machine is."""
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load_average_at_start": [round(load, 2) for load in os.getloadavg()],
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")},
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

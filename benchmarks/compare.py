@@ -32,9 +32,10 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import machine, run_json, run_throughput, table, write_json  # noqa: E402
+from benchmarks.common import run_json, run_throughput, table, write_json  # noqa: E402
 from benchmarks.throughput import parse_phase  # noqa: E402
 from tfdecouple.config import PRECISIONS  # noqa: E402
+from tfdecouple.doctor.machine import machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 

@@ -22,18 +22,14 @@ process, tracing included.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import os
 import pathlib
 import re
-import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 _LOADED = time.monotonic()
 
@@ -42,28 +38,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tfdecouple.config import PRECISIONS, Config, load_preset, option_names, override  # noqa: E402
-from tfdecouple.errors import DataError, UserError  # noqa: E402
+from tfdecouple.doctor.session import EMA_DECAY, PHASES, Session, as_timed, peak_rss_mib, timed  # noqa: E402
+from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
-KINDS = ("train", "eval", "encode", "decode", "sample", "first_step")
+KINDS = (*PHASES, "first_step")
 # Images of first_step where no number is given; the others need one.
 FIRST_STEP_BATCH = 16
-EMA_DECAY = 0.999
-# Crops of photographs where a preset names another source: enough to start from and to shuffle.
-CROPS = 2048
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What is repeated.
-
-    Attributes:
-        call: does it once.
-        images: how many images that is.
-    """
-
-    call: Callable[[], Any]
-    images: int
 
 
 def main() -> int:
@@ -103,7 +84,7 @@ def measure(options: argparse.Namespace) -> int:
 
     mark("import")
     session = Session(config, options.images, mark)
-    work = session.work(kind, batch)
+    work = session.work("train" if kind == "first_step" else kind, batch)
     work.call()
     mark("first_call")
     first = time.monotonic() - process_start()
@@ -171,25 +152,14 @@ def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
             raise UserError(f"{option} concerns training alone; {options.phase} does not train")
     if options.remat and "training.remat" not in option_names():
         raise UserError("--remat needs the option training.remat, which this version does not have")
-    changes = [
-        f"training.batch_size={batch}",
-        "training.micro_batches=1",
-        f"training.evaluation_batch_size={batch}",
-    ]
-    if config.data.source != "photographs":
-        crops = max(CROPS, config.training.init_images, batch)
-        changes += ["data.source=photographs", f"data.photograph_crops={crops}"]
-    if not config.training.ema_decay:
-        changes.append(f"training.ema_decay={EMA_DECAY}")
-        if trains:
-            print(
-                f"the preset averages no weights: training.ema_decay={EMA_DECAY} is set, to count the work", flush=True
-            )
+    changes = []
+    if trains and not config.training.ema_decay:
+        print(f"the preset averages no weights: training.ema_decay={EMA_DECAY} is set, to count the work", flush=True)
     if options.precision:
         changes.append(f"training.precision={options.precision}")
     if options.remat:
         changes.append("training.remat=true")
-    config = override(config, [*changes, *options.set])
+    config = override(as_timed(config, batch), [*changes, *options.set])
     if config.training.batch_size != batch:
         raise UserError(f"the phase says {batch} images and --set training.batch_size={config.training.batch_size}")
     return config
@@ -203,156 +173,6 @@ def process_start() -> float:
         return since_boot - time.clock_gettime(time.CLOCK_BOOTTIME) + time.monotonic()
     except (OSError, ValueError, IndexError, AttributeError):
         return _LOADED
-
-
-class Session:
-    """The model and its images, set up as a run sets them up.
-
-    Attributes:
-        model: the model, initialised from images.
-        images: where the images come from, in words.
-    """
-
-    def __init__(self, config: Config, images: str | None, mark: Callable[[str], None]):
-        import keras
-
-        from tfdecouple.data import training_batches
-        from tfdecouple.training.state import TrainingState
-        from tfdecouple.training.step import TrainStep
-        from tfdecouple.training.strategy import make_strategy
-
-        self.config = config
-        self.strategy = make_strategy(1)
-        self.source, self.images = open_images(config, images)
-        mark("data")
-        keras.utils.set_random_seed(config.training.seed)
-        with self.strategy.scope():
-            self.state = TrainingState(config)
-        self.model = self.state.model
-        self.step = TrainStep(config, self.state, self.strategy)
-        mark("model")
-        count = min(config.training.init_images, self.source.sizes["train"])
-        first = training_batches(self.source, config.data, batch_size=count, seed=config.training.seed)
-        self.model.initialize(next(iter(first))["image"], seed=config.training.seed)
-        self.state.optimizer.start_averages()
-        mark("initialize")
-
-    def work(self, kind: str, batch: int) -> Work:
-        """Returns what a phase repeats."""
-        return {
-            "train": self._train,
-            "first_step": self._train,
-            "eval": self._evaluate,
-            "encode": self._encode,
-            "decode": self._decode,
-            "sample": self._sample,
-        }[kind](batch)
-
-    def _train(self, batch: int) -> Work:
-        batches = self._batches()
-        micro_batches = self.config.training.micro_batches
-        steps = iter(range(2**31))
-
-        def step() -> None:
-            result = self.step([next(batches) for _ in range(micro_batches)], next(steps))
-            # As the loop of a run reads it; the step is not done before.
-            values = [float(value) for value in result[:5]]
-            if not bool(result.applied):
-                raise UserError(f"a step was not applied: {values}")
-
-        return Work(step, batch)
-
-    def _batches(self) -> Iterator[Any]:
-        from tfdecouple.data import training_batches
-
-        training = self.config.training
-        batches = training_batches(
-            self.source,
-            self.config.data,
-            batch_size=training.batch_size // training.micro_batches,
-            seed=training.seed,
-        )
-        images = batches.map(lambda batch: batch["image"])
-        return iter(self.strategy.experimental_distribute_dataset(images))
-
-    def _evaluate(self, batch: int) -> Work:
-        from tfdecouple.data import evaluation_batches
-        from tfdecouple.metrics import Evaluator
-
-        evaluator = Evaluator(self.model, self.strategy)
-        # Some batches at a time, as beginning to read a split takes a while of its own.
-        count = min(max(4 * batch, 64) // batch * batch, self.source.sizes["test"])
-        batches = evaluation_batches(self.source, "test", batch_size=batch, limit=count)
-        return Work(lambda: evaluator(batches, seed=0), count)
-
-    def _some_images(self, batch: int) -> Any:
-        from tfdecouple.data import load_images
-
-        return load_images(self.source, "test", batch)[0]
-
-    def _encode(self, batch: int) -> Work:
-        images = self._some_images(batch)
-        # Read back, as every command does.
-        return Work(lambda: self.model.encode(images).v.numpy(), batch)
-
-    def _decode(self, batch: int) -> Work:
-        z, v = self.model.encode(self._some_images(batch))
-        return Work(lambda: self.model.decode(z, v).numpy(), batch)
-
-    def _sample(self, batch: int) -> Work:
-        return Work(lambda: self.model.sample(batch, temperature=0.7, seed=0).numpy(), batch)
-
-
-def open_images(config: Config, images: str | None) -> tuple[Any, str]:
-    """Opens the source of images and says what they are.
-
-    Raises:
-        DataError: where photographs are asked for and smaller than the images of the model.
-    """
-    from tfdecouple.data import open_source
-
-    if images != "random":
-        try:
-            return open_source(config.data, config.model.image_size), f"crops of photographs ({config.data.source})"
-        except DataError:
-            if images == "photographs" or config.data.source != "photographs":
-                raise
-    return _random_source(config), "random uint8"
-
-
-def _random_source(config: Config) -> Any:
-    import numpy as np
-
-    from tfdecouple.data.source import Source
-    from tfdecouple.data.split import MemorySplit
-
-    size, batch = config.model.image_size, config.training.batch_size
-    counts = {"train": max(config.training.init_images, 4 * batch), "validation": 4 * batch, "test": 4 * batch}
-
-    def load(count: int) -> tuple[Any, Any]:
-        rng = np.random.default_rng(0)
-        return rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8), np.full(count, -1, np.int32)
-
-    splits = {name: MemorySplit(count, "random", lambda count=count: load(count)) for name, count in counts.items()}
-    return Source(name="random", title="random images", label_names=(), image_size=size, splits=splits)
-
-
-def timed(call: Callable[[], Any], reps: int, calls: int) -> tuple[list[float], list[float]]:
-    """Returns the wall and the CPU time of each repetition of so many calls."""
-    walls, cpus = [], []
-    for _ in range(reps):
-        wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(calls):
-            call()
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    return walls, cpus
-
-
-def peak_rss_mib() -> float:
-    """Returns the largest resident memory that this process ever had."""
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size / 2**20 if sys.platform == "darwin" else size / 2**10
 
 
 if __name__ == "__main__":

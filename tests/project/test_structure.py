@@ -49,6 +49,7 @@ ORDER = [
     "visualization",
     "metrics",
     "training",
+    "doctor",
     "cli",
     "__main__",
 ]

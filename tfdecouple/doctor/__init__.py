@@ -1,0 +1,1 @@
+"""`python -m tfdecouple doctor`: whether every promise holds on this machine, and how fast it is."""
