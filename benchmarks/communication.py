@@ -34,10 +34,10 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.architecture import BACKWARD, multiply_adds  # noqa: E402
 from benchmarks.common import table, write_json  # noqa: E402
 from benchmarks.scaling import put  # noqa: E402
 from tfdecouple.config import load_preset  # noqa: E402
+from tfdecouple.costs import BACKWARD, multiply_adds  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.parameters import count_parameters  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402

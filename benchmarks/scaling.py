@@ -34,9 +34,9 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.architecture import activations, state_bytes, with_depth  # noqa: E402
 from benchmarks.common import run_throughput, table, write_json  # noqa: E402
 from tfdecouple.config import Config, load_preset, option_names, override  # noqa: E402
+from tfdecouple.costs import activations, state_bytes, with_depth  # noqa: E402
 from tfdecouple.doctor.machine import machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.parameters import count_parameters  # noqa: E402

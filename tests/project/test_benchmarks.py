@@ -10,6 +10,7 @@ import sys
 import pytest
 from helpers.places import ROOT
 
+from tfdecouple import costs
 from tfdecouple.architecture import CouplingPlan
 from tfdecouple.config import load_preset, preset_names
 from tfdecouple.errors import UserError
@@ -17,7 +18,7 @@ from tfdecouple.parameters import count_parameters
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import architecture, common, communication, compare, scaling, throughput  # noqa: E402
+from benchmarks import common, communication, compare, scaling, throughput  # noqa: E402
 
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
@@ -38,12 +39,12 @@ def program(name, *arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-# --- architecture ---
+# --- costs ---
 
 
 def test_costs_of_a_coupling_by_hand():
     plan = CouplingPlan(kept=2, transformed=1, hidden=8, condition_size=3, transform="affine")
-    coupling = architecture.CouplingSize(positions=4, plan=plan)
+    coupling = costs.CouplingSize(positions=4, plan=plan)
     # At each of 4 positions 9*2*8 + 8*8 + 9*8*2, and 3*8 once.
     assert coupling.multiply_adds() == 4 * (144 + 64 + 144) + 24
     # The net's inputs of 2 + 8 + 8 numbers, and three numbers for the scaled channel.
@@ -59,7 +60,7 @@ def test_costs_of_a_coupling_by_hand():
     [("cifar10", 5.83), ("imagenet64", 31.9), ("lsun_bedroom_128", 78.7), ("celeba_hq_256", 234.7)],
 )
 def test_multiply_adds_are_those_that_the_presets_state(preset, billions):
-    found = architecture.multiply_adds(load_preset(preset).model) / 1e9
+    found = costs.multiply_adds(load_preset(preset).model) / 1e9
     assert found == pytest.approx(billions, rel=2e-3)
 
 
@@ -91,14 +92,14 @@ def test_what_a_preset_states_is_what_is_calculated(preset):
     config = load_preset(preset)
     stated = figures(config.notes)
     training = config.training
-    multiply_adds = architecture.multiply_adds(config.model)
+    multiply_adds = costs.multiply_adds(config.model)
     assert stated["training"] == pytest.approx(3 * multiply_adds / 1e9, rel=3e-3)
     assert stated["batch"] == training.batch_size
     operations = 2 * 3 * multiply_adds * training.steps * training.batch_size
     assert stated["operations"] == pytest.approx(operations, rel=0.02)
     assert stated["days"] == pytest.approx(operations / (0.3 * 19.5e12) / 86400, abs=1)
     assert stated["days in TF32"] == pytest.approx(operations / (0.3 * 156e12) / 86400, abs=1)
-    gigabytes = architecture.activations(config.model, remat=training.remat).total / 1e9
+    gigabytes = costs.activations(config.model, remat=training.remat).total / 1e9
     assert stated["gigabytes"] == pytest.approx(gigabytes, rel=0.05)
     assert stated["micro-batches"] == training.micro_batches
     on_each = training.batch_size // training.micro_batches // 8
@@ -108,11 +109,11 @@ def test_what_a_preset_states_is_what_is_calculated(preset):
 def test_the_layers_counted_are_the_layers_of_the_flow():
     from tfdecouple.networks.flow import Flow
 
-    config = architecture.with_depth(load_preset("quickstart"), 2).model
+    config = costs.with_depth(load_preset("quickstart"), 2).model
     flow = Flow(config)
     flow.build()
     layers = [(stage.plan.channels, layer) for stage in flow.stages for layer in stage.layers]
-    counted = list(architecture.flow_layers(config))
+    counted = list(costs.flow_layers(config))
     assert [channels for channels, _ in layers] == [each.channels for each in counted]
     for (_, layer), each in zip(layers, counted, strict=True):
         nets = [inner for inner in layer._flatten_layers() if type(inner).__name__ == "ConvNet"]
@@ -122,19 +123,19 @@ def test_the_layers_counted_are_the_layers_of_the_flow():
 
 def test_recomputing_keeps_no_hidden_maps():
     config = load_preset("imagenet64").model
-    plain, remat = (architecture.activations(config, remat=remat) for remat in (False, True))
-    half = architecture.activations(config, precision="mixed_bfloat16")
+    plain, remat = (costs.activations(config, remat=remat) for remat in (False, True))
+    half = costs.activations(config, precision="mixed_bfloat16")
     assert remat.kept < plain.kept / 5 and remat.working > plain.working
     assert plain.total / 2 < half.total < 0.6 * plain.total
 
 
 def test_the_state_counts_weights_gradients_moments_and_what_else_there_is():
-    assert architecture.state_bytes(10, averages=False) == 160
-    assert architecture.state_bytes(10, averages=True, micro_batches=2) == 280
+    assert costs.state_bytes(10, averages=False) == 160
+    assert costs.state_bytes(10, averages=True, micro_batches=2) == 280
 
 
 def test_with_depth_sets_every_stage():
-    assert architecture.with_depth(load_preset("quickstart"), 3).model.steps == (3, (3, 3), (3, 3), 3)
+    assert costs.with_depth(load_preset("quickstart"), 3).model.steps == (3, (3, 3), (3, 3), 3)
 
 
 # --- scaling ---
@@ -148,8 +149,8 @@ def test_exponents():
 
 def test_the_largest_micro_batch_fills_the_memory():
     config = load_preset("lsun_bedroom_128")
-    state = architecture.state_bytes(count_parameters(config.model)["total"], averages=False, micro_batches=2)
-    one = architecture.activations(config.model).total
+    state = costs.state_bytes(count_parameters(config.model)["total"], averages=False, micro_batches=2)
+    one = costs.activations(config.model).total
     count = scaling.largest_micro_batch(config, 24)
     assert state + count * one <= 0.9 * 24 * 2**30 < state + (count + 1) * one
     assert scaling.largest_micro_batch(config, 2) == 0

@@ -144,7 +144,7 @@ def only_group(pattern: str, place: int) -> str:
 def facts_of_presets():
     """What the notes and descriptions say of the size of a model, beside the model and the tables."""
     sys.path.insert(0, str(ROOT))
-    from benchmarks.architecture import multiply_adds
+    from tfdecouple.costs import multiply_adds
 
     for name in preset_names():
         model, file = load_preset(name).model, f"{PRESETS}/{name}.json"

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "config": {"errors", "storage", "transforms", "levels"},
     "architecture": BASE | {"transforms", "levels"},
     "parameters": BASE | {"runtime", "architecture"},
+    "costs": BASE | {"architecture"},
     "layers": BASE | {"runtime", "bijectors", "transforms", "levels"},
     "pixels": set(),
     "networks": BASE | {"runtime", "layers", "levels", "architecture", "pixels", "randomness", "arguments"},

@@ -1,6 +1,7 @@
 """What a model costs per image, read off its config: multiply-adds, and the bytes that training keeps.
 
-Nothing here is measured and no TensorFlow is needed. `scaling.py` compares the bytes with what processes really take.
+Nothing here is measured and no TensorFlow is needed. `benchmarks/scaling.py` compares the bytes with what processes
+really take.
 """
 
 from __future__ import annotations
