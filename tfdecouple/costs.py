@@ -166,7 +166,9 @@ class _Block:
 
 def _encoder_blocks(config: ModelConfig) -> Iterator[_Block]:
     encoder = plan(config).encoder
-    for block in encoder.blocks if encoder is not None else ():
+    if encoder is None:
+        return
+    for block in encoder.blocks:
         channels, planes = block.channels, block.planes
         padded, out = (encoder.side(block) + 2) ** 2, encoder.side(block) // block.strides
         products = 9 * channels * planes + 9 * planes**2 + (channels * planes if block.shortcut else 0)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import resource
 import sys
 import time
@@ -193,7 +194,7 @@ def _random_source(config: Config) -> Any:
         rng = np.random.default_rng(0)
         return rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8), np.full(count, -1, np.int32)
 
-    splits = {name: MemorySplit(count, "random", lambda count=count: load(count)) for name, count in counts.items()}
+    splits = {name: MemorySplit(count, "random", functools.partial(load, count)) for name, count in counts.items()}
     return Source(name="random", title="random images", label_names=(), image_size=size, splits=splits)
 
 
