@@ -101,6 +101,22 @@ class TestCheckpointFolder:
         folder.clean()
         assert sorted(folder.path.iterdir()) == whole
 
+    def test_no_file_is_listed_before_it_is_whole(self, folder, monkeypatch):
+        class Killed(BaseException):
+            pass
+
+        def replace(self, target):
+            raise Killed
+
+        whole = sorted(folder.path.iterdir())
+        monkeypatch.setattr(pathlib.Path, "replace", replace)
+        with pytest.raises(Killed):
+            folder.write("step", 3, variables(3))
+        assert folder.steps() == [2, 1]
+        assert len(list(folder.path.iterdir())) > len(whole)
+        folder.clean()
+        assert sorted(folder.path.iterdir()) == whole
+
     def test_write_that_fails_says_so_and_keeps_the_others(self, folder):
         whole = sorted(folder.path.iterdir())
         # A folder stands where the file must go.

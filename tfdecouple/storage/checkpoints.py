@@ -53,6 +53,9 @@ class CheckpointFolder:
     def write(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
         """Writes a checkpoint, then removes those that are no longer kept.
 
+        It is written under another name and renamed when it is whole, its index last: what is listed can be read,
+        whenever the program is killed.
+
         Args:
             kind: "step" or "best".
             step: the step.
@@ -62,14 +65,14 @@ class CheckpointFolder:
             RunError: where it cannot be written (a full disk); what was saved before is still there.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        unfinished = f".{kind}-{step:09d}"
         try:
-            _checkpoint(groups).write(self.prefix(kind, step))
+            _checkpoint(groups).write(str(self.path / unfinished))
+            # TensorFlow copies the index to its place piece by piece: killed amid that, it is cut short.
+            for file in (*self.path.glob(f"{unfinished}.data-*"), self.path / f"{unfinished}.index"):
+                file.replace(file.with_name(file.name[1:]))
         except (tf.errors.OpError, OSError) as error:
             self._remove_remains()
-            try:
-                self._check_whole(kind, step)
-            except DamagedCheckpointError:
-                self.remove(kind, step)
             full = isinstance(error, tf.errors.ResourceExhaustedError)
             raise RunError(
                 f"cannot write the checkpoint {self.prefix(kind, step)}: "
