@@ -10,13 +10,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tfdecouple.doctor.apart import PASSIVE
 from tfdecouple.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 THROUGHPUT = ROOT / "benchmarks" / "throughput.py"
-
-# Threads that have nothing to do sleep, instead of taking a core from the others while they look for work.
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
 
 def run_throughput(phase: str, *arguments: str) -> dict[str, Any]:

@@ -12,20 +12,14 @@ import argparse
 import contextlib
 import pathlib
 import sys
-from unittest import mock
-
-import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import table  # noqa: E402
 from benchmarks.scaling import put  # noqa: E402
+from tfdecouple.doctor.exactness import RoundTrip, come_back, extreme_images  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
-
-# Colours of boards and of plain images.
-_RED, _GREEN, _BLUE, _BLACK, _WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255)
-_CYAN, _MAGENTA, _YELLOW = (0, 255, 255), (255, 0, 255), (255, 255, 0)
 
 
 def main() -> int:
@@ -61,14 +55,13 @@ def measure(options: argparse.Namespace) -> int:
     import tfdecouple
     from tfdecouple.config import DataConfig
     from tfdecouple.data import load_images, open_source
-    from tfdecouple.runtime import tf32
-    from tfdecouple.runtime.emulation import emulated_accelerator
+    from tfdecouple.runtime.emulation import emulated_accelerator, switch_left_alone
 
     emulation = contextlib.ExitStack()
     if options.emulate is not None:
         emulation.enter_context(emulated_accelerator(noise=options.emulate))
     if options.left_alone:
-        emulation.enter_context(mock.patch.object(tf32._switch, "turn", lambda **_: None))
+        emulation.enter_context(switch_left_alone())
     rows = []
     with emulation:
         for run in options.run:
@@ -79,7 +72,7 @@ def measure(options: argparse.Namespace) -> int:
                 source = open_source(DataConfig(source=name, data_dir=options.data_dir), side)
                 kinds[source.title] = load_images(source, "test", min(options.count, source.sizes["test"]))[0]
             of = [run.name, str(model.config.alpha)]
-            rows += [[*of, kind, *come_back(model, images)] for kind, images in kinds.items()]
+            rows += [[*of, kind, *row(come_back(model, images))] for kind, images in kinds.items()]
     header = ["run", "alpha", "images", "of", "lost", "in subpixels", "RMS of v", "least of the lost"]
     print(text := table(header, rows))
     if options.docs:
@@ -88,39 +81,12 @@ def measure(options: argparse.Namespace) -> int:
     return 0
 
 
-def come_back(model, images: np.ndarray) -> list[object]:
+def row(trip: RoundTrip) -> list[object]:
     """Returns how many images there are and are lost by a round trip, in how many subpixels, and the RMS of v."""
-    z, v = model.encode(images)
-    differing = (np.asarray(model.decode(z, v)) != images).reshape(len(images), -1).sum(1)
-    rms = np.sqrt(np.square(np.asarray(v)).mean((1, 2, 3)))
+    rms = trip.rms
     spread = f"{rms.min():.2f}" if len(rms) == 1 else f"{rms.min():.2f} to {rms.max():.2f}"
-    lost = differing > 0
-    return [len(images), int(lost.sum()), int(differing.sum()), spread, float(rms[lost].min()) if lost.any() else None]
-
-
-def extreme_images(side: int, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns images that no camera takes, uint8 `[n, side, side, 3]`, by kind."""
-    rng = np.random.default_rng(seed)
-    odd = np.indices((side, side)).sum(0)[..., None] % 2
-
-    def board(*pairs):
-        return np.stack([np.where(odd == 0, a, b) for pair in pairs for a, b in (pair, pair[::-1])]).astype(np.uint8)
-
-    def plain(*colours):
-        return np.stack([np.broadcast_to(np.uint8(colour), (side, side, 3)) for colour in colours])
-
-    shape = (count, side, side)
-    return {
-        "black, white": plain(_BLACK, _WHITE),
-        "plain red, green, blue": plain(_RED, _GREEN, _BLUE),
-        "checkerboard, black and white": board((_BLACK, _WHITE)),
-        "checkerboard, red and blue": board((_RED, _BLUE)),
-        "checkerboard, green and magenta": board((_GREEN, _MAGENTA)),
-        "checkerboard, cyan and yellow": board((_CYAN, _YELLOW)),
-        "noise": rng.integers(0, 256, (*shape, 3), dtype=np.uint8),
-        "noise of 0 and 255": (255 * rng.integers(0, 2, (*shape, 3))).astype(np.uint8),
-        "grey noise of 0 and 255": np.repeat(255 * rng.integers(0, 2, (*shape, 1)), 3, -1).astype(np.uint8),
-    }
+    least = float(rms[trip.is_lost].min()) if trip.lost else None
+    return [trip.images, trip.lost, trip.subpixels, spread, least]
 
 
 if __name__ == "__main__":

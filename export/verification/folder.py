@@ -13,7 +13,7 @@ from export import manifest
 from export.verification.run import run_gate
 
 # It hands calls over to a service elsewhere and computes nothing here.
-_REMOTE = "AzureExecutionProvider"
+REMOTE = "AzureExecutionProvider"
 
 
 def verify(folder: pathlib.Path, say: Callable[[str], Any] = print) -> list[str]:
@@ -69,7 +69,7 @@ def _check(folder: pathlib.Path, name: str, part: dict[str, Any], say: Callable[
                 shutil.copyfile(path, models / path.name)
             checked = models
         for provider in _providers():
-            if provider == _REMOTE:
+            if provider == REMOTE:
                 say(f"{name}: {provider} computes on a server elsewhere: not checked")
                 continue
             say(f"{name}: ONNX Runtime, {provider}")

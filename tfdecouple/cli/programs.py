@@ -32,6 +32,7 @@ COMMANDS = [
     "encode",
     "encode-beam",
     "import-wolf",
+    "doctor",
 ]
 
 _TRAIN_HELP = """\

@@ -27,6 +27,7 @@ from tensorflow.python.eager import context
 from tensorflow.python.framework import op_def_registry
 
 from tfdecouple.errors import UserError
+from tfdecouple.runtime import tf32
 
 # Of each operation that accelerators compute in products: which inputs are their operands (None: all).
 _PRODUCTS: dict[str, tuple[int, ...] | None] = {
@@ -82,6 +83,13 @@ def emulated_accelerator(operands: str = "tf32", noise: float = 0.0, seed: int =
         _replaced(context.Context, "call_function", emulation.call),
         contextlib.closing(emulation),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def switch_left_alone() -> Iterator[None]:
+    """Leaves TensorFlow's switch for TF32 as the process has it, in all threads: what would become of images then."""
+    with _replaced(tf32._switch, "turn", lambda turn: lambda **_: None):
         yield
 
 

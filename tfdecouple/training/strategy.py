@@ -46,11 +46,11 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
         devices = len(present) if kind == "GPU" else 1
     if devices > len(present):
         raise ConfigError(f"--devices is {devices}; there are {len(present)} ({', '.join(present)})")
-    return _strategy_over(tuple(present[:devices]))
+    return strategy_over(tuple(present[:devices]))
 
 
 @functools.cache
-def _strategy_over(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
+def strategy_over(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
     """Makes one strategy a process for the same devices: two would number their collective operations alike."""
     return tf.distribute.MirroredStrategy(list(devices))
 

@@ -1,0 +1,112 @@
+"""Measurements in processes of their own: what they find arrives, whatever becomes of them."""
+
+import pathlib
+
+import pytest
+from helpers.places import PATIENCE, TESTS
+
+from tfdecouple.doctor.apart import MeasurementError, run_apart, run_here
+from tfdecouple.doctor.examination import Examination, Request
+from tfdecouple.doctor.finding import Finding
+
+SETTING = {"tensorflow": False, "environment": {}}
+
+
+@pytest.fixture(autouse=True)
+def found_by_processes(monkeypatch):
+    """Lets processes import the measurements of the tests."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+
+
+def run(name, limit=PATIENCE, setting=SETTING, **arguments):
+    return run_apart(f"helpers.measurements:{name}", setting, limit, arguments)
+
+
+def test_what_is_yielded_arrives_whatever_is_printed():
+    assert list(run("well", number=21)) == [{"doing": "the double"}, {"number": 21}, {"number": 42}]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "kind", "says"),
+    [
+        ("fails_late", [{"number": 1}], "error", "ValueError: no such"),
+        ("wants_memory", [{"doing": "a large array"}], "memory", "2**60 bytes"),
+        ("is_killed", [{"number": 1}], "memory", "killed"),
+        ("crashes", [{"doing": "something native"}], "error", "signal 11"),
+        ("nonsense", [], "error", "nonsense"),
+    ],
+)
+def test_what_goes_wrong_is_told_after_what_was_found(name, before, kind, says):
+    found = []
+    with pytest.raises(MeasurementError) as error:
+        for each in run(name):
+            found.append(each)
+    assert found == before
+    assert error.value.kind == kind and says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_hangs_is_ended_with_all_that_it_started(tmp_path):
+    child, limit = tmp_path / "child", 1
+    while not child.is_file() and limit < PATIENCE:
+        with pytest.raises(MeasurementError, match=f"not done after {limit} s") as error:
+            list(run("hangs", limit=limit, folder=str(tmp_path)))
+        assert error.value.kind == "time"
+        limit *= 4
+    status = pathlib.Path("/proc", child.read_text(), "stat")
+    # Gone, or a zombie that nobody has waited for.
+    assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_variables_of_its_own_reach_it_and_the_users_folder_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    setting = {"tensorflow": False, "environment": {"TFDECOUPLE_TRIED": "1"}}
+    (found,) = run("tells_environment", setting=setting, variable="TFDECOUPLE_TRIED")
+    assert found["value"] == "1" and found["folder"] != str(tmp_path)
+
+
+class TestExamination:
+    @staticmethod
+    def findings(name, runner=run_here, **options):
+        told = []
+        examination = Examination(Request(timeout=PATIENCE), told.append, runner)
+        target, judge = f"helpers.measurements:{name}", lambda found: Finding("a number", None, str(found["number"]))
+        arguments = options.pop("arguments", {})
+        return list(examination.findings(target, judge, "numbers", arguments, tensorflow=False, **options)), told
+
+    def test_progress_is_told_and_findings_are_judged(self):
+        findings, told = self.findings("well", arguments={"number": 1})
+        assert [one.said for one in findings] == ["1", "2"]
+        assert len(told) == 1 and told[0].endswith("the double")
+
+    @pytest.mark.parametrize(
+        ("name", "promise", "holds"),
+        [
+            ("fails_late", True, False),
+            ("fails_late", False, False),
+            ("wants_memory", True, False),
+            ("wants_memory", False, None),
+        ],
+    )
+    def test_a_failure_is_a_line_with_advice(self, name, promise, holds):
+        findings, _ = self.findings(name, promise=promise)
+        last = findings[-1]
+        assert last.holds is holds and last.what == "numbers" and "not measured" in last.said and last.advice
+        assert len(findings) == (2 if name == "fails_late" else 1)
+
+    def test_a_check_that_fails_itself_ends_no_other(self):
+        from tfdecouple.doctor.checks import Check
+
+        def bad(examination):
+            yield Finding("first", True, "well")
+            raise KeyError("figures")
+
+        examination = Examination(Request(), lambda text: None)
+        examination.take(Check("bad", "goes wrong", bad))
+        examination.take(Check("good", "goes well", lambda examination: iter([Finding("second", True, "well")])))
+        assert [one.holds for one in examination.found["bad"]] == [True, False]
+        assert "KeyError" in examination.found["bad"][1].said
+        assert [one.holds for one in examination.found["good"]] == [True]
+
+    def test_a_failure_without_advice_is_refused(self):
+        with pytest.raises(ValueError, match="no advice"):
+            Finding("something", False, "wrong")

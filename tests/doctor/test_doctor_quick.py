@@ -1,0 +1,41 @@
+"""`doctor --quick` from end to end, as a user runs it, with two logical CPU devices."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers.places import PATIENCE, ROOT, user_environment
+
+from tfdecouple.doctor.checks import CHECKS
+
+pytestmark = pytest.mark.slow
+
+
+def test_all_promises_hold_here(tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tfdecouple", "doctor", "--quick", "--devices", "2", "--timeout", str(PATIENCE)]
+    here = {**user_environment(), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "--out", str(out)], cwd=tmp_path, env=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    plain = json.loads((out / "doctor.json").read_text(encoding="utf-8"))
+    assert plain["holds"] and list(plain["checks"]) == [check.name for check in CHECKS]
+    # docs/gpu.md lists the fields.
+    documented = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in documented for name in plain)
+    of = {name: {one["what"]: one for one in every} for name, every in plain["checks"].items()}
+    assert {"CPU:0, float32", "CPU:1, mixed_bfloat16"} <= set(of["numerics"])
+    assert {"Keras, CPU:0", "Keras, CPU:1"} == set(of["exactness"])
+    assert {"SavedModel, CPU:1", "ONNX, CPUExecutionProvider"} <= set(of["exports"])
+    assert {"sums over devices"} < set(of["devices"])
+    phases = {one["figures"]["phase"] for one in of["speed"].values() if "phase" in one["figures"]}
+    assert phases == {"train", "eval", "encode", "decode"}
+    assert any(one["figures"].get("devices") == 2 for one in of["speed"].values())
+    holds = [one["holds"] for every in of.values() for one in every.values()]
+    assert holds.count(True) >= 12 and False not in holds
+    # What people see says the same, and how far it was on the way.
+    assert re.search(r"\[ *\d+ s\] +the SavedModel on CPU:1", done.stdout)
+    assert f"All {holds.count(True)} promises that were tried hold here." in done.stdout
+    assert "python train.py" in done.stdout

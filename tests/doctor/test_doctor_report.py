@@ -1,0 +1,205 @@
+"""What doctor says: judgements of a machine, the recommendation, the report, and the command's mistakes."""
+
+import json
+
+import pytest
+
+from tfdecouple.cli import main
+from tfdecouple.config import load_preset, override
+from tfdecouple.costs import activations
+from tfdecouple.doctor import build, memory, recommendation, speed
+from tfdecouple.doctor.examination import Examination, Request
+from tfdecouple.doctor.finding import Finding
+from tfdecouple.doctor.options import VARIANTS, tried
+from tfdecouple.doctor.recommendation import Recommendation, fewest_micro_batches, recommend
+from tfdecouple.doctor.report import Report
+
+FACTS = {
+    "versions": {"tensorflow": "2.21.0"},
+    "unfitting": [],
+    "processor": "a processor",
+    "cores": 2,
+    "instructions": ["avx2"],
+    "memory_bytes": 8 * 2**30,
+    "nvidia_smi": [],
+    "gpus": [],
+    "cuda": "12.5",
+    "cudnn": "9",
+    "environment": {},
+    "tf32_by_default": True,
+    "devices": ["CPU:0"],
+}
+GPU = {"driver_version": "570.1", "name": "a GPU", "memory.total": "16384 MiB"}
+
+
+def of_machine(**changes):
+    return {one.what: one for one in build.judge_machine({**FACTS, **changes})}
+
+
+class TestBuild:
+    def test_versions_that_fit_hold(self):
+        assert build.judge_versions(FACTS).holds
+        wrong = build.judge_versions({**FACTS, "unfitting": ["keras is 2.0, and must be >=3.13"]})
+        assert wrong.holds is False and "keras is 2.0" in wrong.said and "pip install" in wrong.advice
+
+    def test_what_is_installed_here_fits(self):
+        assert list(build.unfitting()) == []
+
+    def test_a_gpu_that_tensorflow_does_not_see_is_a_failure_unless_the_user_hides_it(self):
+        assert of_machine()["GPUs in use"].holds is None
+        assert of_machine(nvidia_smi=[GPU], gpus=[{}])["GPUs in use"].holds is True
+        unseen = of_machine(nvidia_smi=[GPU])
+        assert unseen["GPUs in use"].holds is False and ".[gpu]" in unseen["GPUs in use"].advice
+        assert "driver_version 570.1" in unseen["GPU"].said
+        assert of_machine(nvidia_smi=[GPU], environment={"CUDA_VISIBLE_DEVICES": ""})["GPUs in use"].holds is not False
+
+    def test_a_variable_that_rounds_on_the_cpu_is_a_failure(self):
+        assert "float32 of the CPU" not in of_machine(environment={"ONEDNN_DEFAULT_FPMATH_MODE": "STRICT"})
+        found = of_machine(environment={"ONEDNN_DEFAULT_FPMATH_MODE": "BF16"})["float32 of the CPU"]
+        assert found.holds is False and found.advice == "unset ONEDNN_DEFAULT_FPMATH_MODE"
+
+    @pytest.mark.parametrize(
+        ("devices", "asked", "used"),
+        [(["CPU:0", "CPU:1"], None, 1), (["CPU:0", "CPU:1"], 2, 2), (["GPU:0", "GPU:1"], None, 2), (["GPU:0"], 1, 1)],
+    )
+    def test_says_which_devices_compute(self, devices, asked, used):
+        facts = {**FACTS, "devices": devices, "gpus": [{}] * len(devices) if "GPU:0" in devices else []}
+        examination = Examination(Request(devices=asked), lambda text: None, lambda *_: iter([facts]))
+        list(build.check(examination))
+        assert examination.devices == devices[:used]
+        assert examination.on_gpu is ("GPU:0" in devices)
+        assert ("tf32" in examination.precisions(devices[0])) is examination.on_gpu
+
+
+def timed(variant, rate, batch=16, devices=1):
+    figures = {"phase": "train", "variant": variant, "batch": batch, "devices": devices, "images_per_s": rate}
+    return Finding(f"train, {variant}", None, f"{rate} images/s", figures=figures)
+
+
+def recommended(*rows, numerics=(), request=None, facts=FACTS):
+    found = {"build": [Finding("versions", True, "", figures=facts)], "numerics": numerics, "speed": rows}
+    return recommend(request or Request(), found)
+
+
+class TestRecommendation:
+    def test_takes_the_fastest_precision_that_is_worth_it(self):
+        rows = [timed("float32", 100.0), timed("tf32", 150.0), timed("bfloat16 nets", 160.0), timed("remat", 80.0)]
+        found = recommended(*rows)
+        assert found.settings == ("training.precision=mixed_bfloat16",)
+        assert found.options() == "--set training.precision=mixed_bfloat16"
+        override(load_preset("quickstart"), list(found.settings))
+        assert any("1.50 times" in line and "not taken" in line for line in found.why)
+        assert recommended(rows[0], timed("tf32", 102.0)).settings == ()
+
+    def test_goes_by_the_largest_batch_and_one_device(self):
+        rows = [
+            timed("float32", 10.0, 1),
+            timed("float32", 100.0, 64),
+            timed("tf32", 90.0, 1),
+            timed("tf32", 101.0, 64),
+        ]
+        assert recommended(*rows, timed("tf32", 500.0, 128, 2)).settings == ()
+
+    def test_takes_no_precision_whose_numbers_are_wrong(self):
+        rows = [timed("float32", 100.0), timed("tf32", 150.0), timed("bfloat16 nets", 160.0)]
+        wrong = Finding("GPU:0", False, "", "do not", {"precision": "mixed_bfloat16"})
+        found = recommended(*rows, numerics=[wrong])
+        assert found.settings == ("training.precision=tf32",)
+        assert any("numbers are wrong" in line for line in found.why)
+        # Where numbers were not measured at all, nothing but the default is safe.
+        assert recommended(*rows, numerics=[Finding("GPU:0", False, "", "see")]).settings == ()
+
+    def test_says_so_where_nothing_was_timed(self):
+        assert recommended().settings == () and "not timed" in recommended().why[0]
+
+    def test_divides_a_batch_that_does_not_fit(self):
+        config = load_preset("cifar10")
+        request, each = Request(preset="cifar10"), activations(config.model).total
+        found = recommended(timed("float32", 10.0), request=request)
+        (setting,) = found.settings
+        count = int(setting.removeprefix("training.micro_batches="))
+        assert config.training.batch_size % count == 0
+        assert config.training.batch_size / count * each < 8 * 2**30
+        gpu = {**FACTS, "gpus": [{}], "devices": ["GPU:0"], "nvidia_smi": [{"memory.total": "81559 MiB"}]}
+        assert fewest_micro_batches(config, recommendation._device_memory(gpu), 1) < count
+
+    def test_saves_memory_where_not_even_one_image_fits(self):
+        request = Request(preset="celeba_hq_256")
+        found = recommended(timed("float32", 1.0), request=request, facts={**FACTS, "memory_bytes": 4 * 2**30})
+        assert "training.remat=true" in found.settings
+        found = recommended(timed("float32", 1.0), request=request, facts={**FACTS, "memory_bytes": 2**30})
+        assert found.settings == () and "not even one image" in found.why[-1]
+
+
+class TestVariants:
+    def test_every_one_is_an_option_that_there_is(self):
+        names = [variant.name for variant in VARIANTS]
+        assert len(set(names)) == len(names) and not VARIANTS[0].settings
+        for variant in VARIANTS:
+            override(load_preset("quickstart"), list(variant.settings))
+
+    def test_quick_and_cpu_try_fewer(self):
+        assert {each.name for each in tried(False, False)} < {each.name for each in tried(True, False)}
+        assert set(map(id, tried(True, True))) < set(map(id, tried(True, False)))
+
+    def test_memory_that_is_off_by_more_than_a_third_does_not_hold(self):
+        assert memory.judge(VARIANTS[0], 100.0, 110.0, 10**9).holds is True
+        assert memory.judge(VARIANTS[0], 140.0, 100.0, 10**9).holds is False
+        assert memory.judge(VARIANTS[0], 70.0, 100.0, 10**9).holds is False
+
+    def test_limits_are_told(self):
+        found = speed.judge_limits({"device": "GPU:0", "flops": {"float32": 5e13}})
+        assert found.what == "GPU:0, matrix products" and "50,000 GFLOP/s" in found.said and found.holds is None
+
+
+class TestReport:
+    @staticmethod
+    def report(*findings):
+        return Report(Request(preset="cifar10"), {"speed": list(findings)}, Recommendation(("a.b=1",), (), ("so",)))
+
+    def test_says_that_all_holds(self):
+        report = self.report(Finding("one", True, "well"), Finding("two", None, "5 images/s"))
+        assert report.holds and "All 1 promises that were tried hold here." in report.text()
+        assert "python train.py --preset cifar10 --set a.b=1" in report.text()
+
+    def test_says_of_each_failure_what_to_do(self):
+        report = self.report(Finding("one", False, "off by much", "take another"), Finding("two", True, "well"))
+        assert not report.holds
+        assert "FAILS  one  off by much" in report.text()
+        assert "speed, one: off by much. What to do: take another" in report.text()
+        assert "1 of 2 promises do not hold" in report.text()
+
+    def test_is_plain_json(self):
+        plain = json.loads(json.dumps(self.report(Finding("one", True, "well", figures={"a": 1.5})).plain()))
+        assert plain["holds"] is True and plain["checks"]["speed"][0]["figures"] == {"a": 1.5}
+        assert plain["request"]["preset"] == "cifar10" and plain["recommendation"]["settings"] == ["a.b=1"]
+
+
+class TestCommand:
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["--only", "numeric"], "there is no check 'numeric'; there are build, numerics"),
+            (["--preset", "cifar11"], "there is no preset 'cifar11'"),
+            (["--set", "training.batchsize=1"], "there is no option 'training.batchsize'"),
+            (["--devices", "0"], "--devices is 0"),
+            (["--timeout", "0"], "--timeout is 0"),
+            (["--emulate", "2"], "--emulate is 2"),
+            (["--out", "/proc/nothing"], "/proc/nothing"),
+        ],
+    )
+    def test_mistakes_are_one_line_before_anything_is_measured(self, arguments, says, capsys):
+        assert main(["doctor", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1
+
+    @pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 5)])
+    def test_the_status_says_whether_all_holds(self, holds, status, monkeypatch, tmp_path, capsys):
+        finding = Finding("one", holds, "said", "" if holds else "do this")
+        monkeypatch.setattr(Examination, "take", lambda self, check: self.found.update({check.name: [finding]}))
+        assert main(["doctor", "--out", str(tmp_path / "new"), "--recommend", "--only", "numerics"]) == status
+        output = capsys.readouterr()
+        assert output.out == "\n" and "said" in output.err
+        plain = json.loads((tmp_path / "new" / "doctor.json").read_text())
+        assert plain["holds"] is holds and list(plain["checks"]) == ["build", "numerics"]
+        assert "said" in (tmp_path / "new" / "doctor.txt").read_text()

@@ -1,0 +1,105 @@
+"""`python -m tfdecouple doctor`: whether every promise holds on this machine, and how fast it is."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from typing import Any
+
+from tfdecouple.cli import options as arguments
+from tfdecouple.errors import UserError
+
+EXIT_FAILS = 5
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command."""
+    parser = arguments.command(
+        commands,
+        "doctor",
+        "say whether every promise holds on this machine, and how fast it is",
+        "Each measurement runs in a process of its own; nothing is written but with --out. The exit status is 0 where "
+        f"all promises hold, and {EXIT_FAILS} where one does not; the report says what to do. docs/gpu.md explains it.",
+    )
+    parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="write doctor.json and doctor.txt there")
+    parser.add_argument("--quick", action="store_true", help="only what takes minutes on two CPU cores")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="time this one, and compare its memory with the calculated; default a small model, without memory",
+    )
+    parser.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", default=[], help="change an option, as for train.py"
+    )
+    parser.add_argument(
+        "--devices", metavar="N", type=int, help="use N GPUs instead of all; without GPUs, try N logical CPU devices"
+    )
+    parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="of the checks: numerics, speed, ...")
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=float, default=900, help="end a measurement then (default 900)"
+    )
+    parser.add_argument(
+        "--emulate",
+        metavar="NOISE",
+        type=float,
+        help="examine an emulated accelerator, which rounds to TF32 and changes results by up to NOISE, such as 1e-6",
+    )
+    parser.add_argument(
+        "--left-alone",
+        action="store_true",
+        help="leave TensorFlow's switch for TF32 alone, to see what is found where nobody turns it off",
+    )
+    parser.add_argument(
+        "--recommend",
+        action="store_true",
+        help="print the recommended --set options alone, and all else to standard error",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Examines this machine."""
+    from tfdecouple.doctor.checks import CHECKS
+    from tfdecouple.doctor.examination import Examination, Request
+    from tfdecouple.doctor.recommendation import recommend
+    from tfdecouple.doctor.report import Report
+    from tfdecouple.doctor.speed import config_of
+    from tfdecouple.errors import nearest
+    from tfdecouple.storage.files import write_json, write_text
+
+    arguments.at_least(options, "devices", 1)
+    if not options.timeout > 0:
+        raise UserError(f"--timeout is {options.timeout}; it must be above 0")
+    if options.emulate is not None and not 0 <= options.emulate < 1:
+        raise UserError(f"--emulate is {options.emulate}; it must lie in [0, 1), for example 1e-6")
+    names = [check.name for check in CHECKS]
+    for name in options.only:
+        if name not in names:
+            raise UserError(f"there is no check {name!r}; there are {', '.join(names)}{nearest(name, names)}")
+    config_of(options.preset, options.set)
+    if options.out is not None:
+        # Before minutes of work: what cannot be written shows now.
+        write_text(options.out / "doctor.txt", "not done yet\n")
+    output = sys.stderr if options.recommend else sys.stdout
+    request = Request(
+        preset=options.preset,
+        settings=tuple(options.set),
+        quick=options.quick,
+        devices=options.devices,
+        timeout=options.timeout,
+        emulate=options.emulate,
+        left_alone=options.left_alone,
+    )
+    examination = Examination(request, lambda text: print(text, file=output, flush=True))
+    for check in CHECKS:
+        if not options.only or check.name in ("build", *options.only):
+            examination.take(check)
+    report = Report(request, examination.found, recommend(request, examination.found))
+    print(report.text(), file=output, flush=True)
+    if options.out is not None:
+        write_json(options.out / "doctor.json", report.plain())
+        write_text(options.out / "doctor.txt", report.text() + "\n")
+        print(f"\n{options.out / 'doctor.json'}", file=output)
+    if options.recommend:
+        print(report.recommendation.options())
+    return 0 if report.holds else EXIT_FAILS

@@ -1,0 +1,209 @@
+"""Running a measurement in a process of its own, which may fail, hang or run out of memory without harm to others.
+
+`python -m tfdecouple.doctor.apart NUMBER` is that process: it reads what to run from standard input and writes what is
+found, a line of JSON each, to the file of this number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import IO, Any
+
+from tfdecouple.errors import UserError, one_line
+from tfdecouple.runtime.process import start_tensorflow
+
+# Threads that have nothing to do sleep, instead of taking a core from the others while they look for work.
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+
+# Status of a measurement that ran out of memory and could say so.
+_OUT_OF_MEMORY = 75
+
+
+class MeasurementError(UserError):
+    """A measurement that did not come to its end.
+
+    Attributes:
+        kind: "time", "memory" or "error".
+    """
+
+    def __init__(self, kind: str, said: str):
+        super().__init__(said)
+        self.kind = kind
+
+
+def run_apart(
+    target: str, setting: dict[str, Any], limit: float, arguments: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Runs a generator in a process of its own and yields what it yields, as soon as it does.
+
+    Args:
+        target: "module:function" of a generator of dicts of plain values.
+        setting: how the process is set up, see `set_up`; and `environment`, variables that it has besides.
+        limit: seconds after which it is ended.
+        arguments: of the generator, plain values.
+
+    Raises:
+        MeasurementError: where it fails, takes longer, or runs out of memory; what it found before has been yielded.
+    """
+    deadline = time.monotonic() + limit
+    reader, writer = os.pipe()
+    task = json.dumps({"target": target, "setting": setting, "arguments": arguments})
+    with contextlib.ExitStack() as stack:
+        results = stack.enter_context(os.fdopen(reader, "rb", buffering=0))
+        said = stack.enter_context(_scratch_file())
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(writer)],
+                cwd=_root(),
+                env={**os.environ, **PASSIVE, **setting["environment"]},
+                stdin=subprocess.PIPE,
+                stdout=said,
+                stderr=said,
+                pass_fds=[writer],
+                start_new_session=True,
+            )
+        finally:
+            os.close(writer)
+        stack.callback(_end, process)
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+            stdin.write(task.encode())
+        for line in _lines(results.fileno(), deadline):
+            if line is None:
+                raise MeasurementError("time", f"not done after {limit:.0f} s")
+            yield json.loads(line)
+        try:
+            status = process.wait(max(1.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise MeasurementError("time", f"did not end within {limit:.0f} s") from None
+        if status:
+            said.seek(0)
+            raise _failure(status, said.read().decode("utf-8", "replace"))
+
+
+def _scratch_file() -> IO[bytes]:
+    """Returns a file that goes by itself, in memory where the system has that: no folder may be there to write to."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("said"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _root() -> str:
+    """Where this package lies: the process imports it from there, and nothing from the folder that the user is in."""
+    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def _lines(descriptor: int, deadline: float) -> Iterator[bytes | None]:
+    """Yields whole lines until the other side is closed; None, at last, where the deadline comes first."""
+    waiting = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0 or not selector.select(left):
+                yield None
+                return
+            part = os.read(descriptor, 2**16)
+            if not part:
+                return
+            *whole, waiting = (waiting + part).split(b"\n")
+            yield from whole
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ends a process with all that it started, where it has not ended by itself."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _failure(status: int, said: str) -> MeasurementError:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    last = one_line(lines[-1]) if lines else "it said nothing"
+    if status == _OUT_OF_MEMORY:
+        return MeasurementError("memory", last)
+    if status == -signal.SIGKILL:
+        return MeasurementError("memory", "it was killed, most likely for want of memory")
+    if status < 0:
+        return MeasurementError("error", f"it was ended by signal {-status} ({last})")
+    return MeasurementError("error", last)
+
+
+def run_here(target: str, setting: dict[str, Any], limit: float, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Runs a generator in this process, as it is set up: `run_apart` for tests, without limit of time.
+
+    Raises:
+        MeasurementError: where it fails.
+    """
+    try:
+        yield from _found(target, arguments)
+    except Exception as error:
+        raise MeasurementError("memory" if _is_want_of_memory(error) else "error", one_line(error)) from error
+
+
+def _found(target: str, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    module, _, function = target.partition(":")
+    yield from getattr(importlib.import_module(module), function)(**arguments)
+
+
+def _is_want_of_memory(error: BaseException) -> bool:
+    # TensorFlow's, which is not imported for the sake of a name.
+    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+
+
+@contextlib.contextmanager
+def set_up(setting: dict[str, Any]) -> Iterator[None]:
+    """Sets this process up as the programs do.
+
+    Args:
+        setting: `tensorflow`, whether it is needed; `devices`, the number of devices that train, of which there are as
+            many logical CPUs where there is no GPU; `emulate`, the noise of an emulated accelerator, or None;
+            `left_alone`, whether TensorFlow's switch for TF32 is.
+    """
+    if not setting["tensorflow"]:
+        yield
+        return
+    start_tensorflow()
+    from tfdecouple.runtime.emulation import emulated_accelerator, switch_left_alone
+    from tfdecouple.training.strategy import make_strategy
+
+    # Splits the CPU, which must come before anything runs.
+    make_strategy(setting["devices"])
+    with contextlib.ExitStack() as stack:
+        if setting["left_alone"]:
+            stack.enter_context(switch_left_alone())
+        if setting["emulate"] is not None:
+            stack.enter_context(emulated_accelerator(noise=setting["emulate"]))
+        yield
+
+
+def main() -> int:
+    """Runs what standard input names, in this process."""
+    task = json.loads(sys.stdin.read())
+    try:
+        with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as results, set_up(task["setting"]):
+            for found in _found(task["target"], task["arguments"]):
+                results.write(json.dumps(found) + "\n")
+                results.flush()
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if os.environ.get("TFDECOUPLE_TRACEBACK"):
+            raise
+        print(one_line(f"{type(error).__name__}: {error}", first=not isinstance(error, UserError)), file=sys.stderr)
+        return _OUT_OF_MEMORY if _is_want_of_memory(error) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

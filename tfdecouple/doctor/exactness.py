@@ -1,0 +1,122 @@
+"""Whether images come back from their codes, pixel for pixel: real ones, and kinds that no camera takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfdecouple.doctor import trained
+from tfdecouple.doctor.finding import Finding
+from tfdecouple.errors import ExactnessWarning
+
+if TYPE_CHECKING:
+    from tfdecouple.doctor.examination import Examination
+
+# Colours of boards and of plain images.
+_RED, _GREEN, _BLUE, _BLACK, _WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255)
+_CYAN, _MAGENTA, _YELLOW = (0, 255, 255), (255, 0, 255), (255, 255, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundTrip:
+    """What became of images that were encoded and decoded.
+
+    Attributes:
+        images: how many there were.
+        lost: how many differ.
+        subpixels: in how many values altogether.
+        rms: root mean square of v of each, float `[images]`; near 1 for images like those of the training.
+        is_lost: which differ, bool `[images]`.
+    """
+
+    images: int
+    lost: int
+    subpixels: int
+    rms: np.ndarray
+    is_lost: np.ndarray
+
+
+def come_back(model: Any, images: np.ndarray) -> RoundTrip:
+    """Encodes and decodes images, uint8 `[n, height, width, 3]`."""
+    z, v = model.encode(images)
+    differing = (np.asarray(model.decode(z, v)) != images).reshape(len(images), -1).sum(1)
+    rms = np.sqrt(np.square(np.asarray(v)).mean((1, 2, 3)))
+    lost = differing > 0
+    return RoundTrip(len(images), int(lost.sum()), int(differing.sum()), rms, lost)
+
+
+def extreme_images(side: int, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns images that no camera takes, uint8 `[n, side, side, 3]`, by kind."""
+    rng = np.random.default_rng(seed)
+    odd = np.indices((side, side)).sum(0)[..., None] % 2
+
+    def board(*pairs: Any) -> np.ndarray:
+        return np.stack([np.where(odd == 0, a, b) for pair in pairs for a, b in (pair, pair[::-1])]).astype(np.uint8)
+
+    def plain(*colours: Any) -> np.ndarray:
+        return np.stack([np.broadcast_to(np.uint8(colour), (side, side, 3)) for colour in colours])
+
+    shape = (count, side, side)
+    return {
+        "black, white": plain(_BLACK, _WHITE),
+        "plain red, green, blue": plain(_RED, _GREEN, _BLUE),
+        "checkerboard, black and white": board((_BLACK, _WHITE)),
+        "checkerboard, red and blue": board((_RED, _BLUE)),
+        "checkerboard, green and magenta": board((_GREEN, _MAGENTA)),
+        "checkerboard, cyan and yellow": board((_CYAN, _YELLOW)),
+        "noise": rng.integers(0, 256, (*shape, 3), dtype=np.uint8),
+        "noise of 0 and 255": (255 * rng.integers(0, 2, (*shape, 3))).astype(np.uint8),
+        "grey noise of 0 and 255": np.repeat(255 * rng.integers(0, 2, (*shape, 1)), 3, -1).astype(np.uint8),
+    }
+
+
+def every_kind(count: int) -> dict[str, np.ndarray]:
+    """Returns so many photographs, and of each kind of noise so many, of the size of the small model, by kind."""
+    return {"photographs": trained.load_images(count), **extreme_images(trained.CONFIG.model.image_size, count)}
+
+
+def count_of(examination: Examination) -> int:
+    """Returns how many images of a kind are tried."""
+    return 64 if examination.request.quick else trained.BROUGHT
+
+
+def measure(device: str, count: int) -> Iterator[dict[str, Any]]:
+    """Yields how many images come back on a device."""
+    import tensorflow as tf
+
+    from tfdecouple.runs import load_model
+
+    yield {"doing": f"encode and decode on {device}"}
+    with tf.device(device), warnings.catch_warnings():
+        # The model warns of images that no camera takes, which these are meant to be.
+        warnings.simplefilter("ignore", ExactnessWarning)
+        model = load_model(trained.FOLDER)
+        trips = {kind: come_back(model, images) for kind, images in every_kind(count).items()}
+    kinds = {kind: [trip.images, trip.lost, trip.subpixels] for kind, trip in trips.items()}
+    yield {"where": f"Keras, {device}", "kinds": kinds}
+
+
+def judge(found: dict[str, Any]) -> Finding:
+    """Says whether all images came back somewhere: `where`, and of each of `kinds` [images, lost, subpixels]."""
+    where, kinds = found["where"], found["kinds"]
+    images = sum(counts[0] for counts in kinds.values())
+    lost = {kind: counts[1] for kind, counts in kinds.items() if counts[1]}
+    if not lost:
+        return Finding(where, True, f"all {images} images of {len(kinds)} kinds come back identical", figures=found)
+    listed = ", ".join(f"{count} of {kinds[kind][0]} {kind}" for kind, count in lost.items())
+    advice = (
+        f"{where} does not compute in full float32 or not the same way twice: look for variables that lower the "
+        "precision, see docs/runtimes.md for what a runtime must be told, and decode nothing there until then"
+    )
+    return Finding(where, False, f"lost: {listed}", advice, found)
+
+
+def check(examination: Examination) -> Iterator[Finding]:
+    """Sends images through the small model on every device."""
+    for device in dict.fromkeys(["CPU:0", *examination.devices]):
+        arguments = {"device": device, "count": count_of(examination)}
+        yield from examination.findings("tfdecouple.doctor.exactness:measure", judge, f"Keras, {device}", arguments)

@@ -1,0 +1,140 @@
+"""An examination of this machine: its checks one after the other, what they find, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+from tfdecouple.config import PRECISIONS
+from tfdecouple.doctor.apart import MeasurementError, run_apart
+from tfdecouple.doctor.finding import Finding
+
+Say = Callable[[str], Any]
+
+_ADVICE = {
+    "time": "see what else computes here (top, nvidia-smi), or give each measurement longer: --timeout",
+    "memory": "see what else holds memory here (free, nvidia-smi), and end it, or take a machine with more",
+    "error": "run this check alone (--only NAME) with TFDECOUPLE_TRACEBACK=1 in the environment; report what it says",
+}
+
+
+class Runner(Protocol):
+    """Runs a generator by the name "module:function" of it, as `apart.run_apart` and `apart.run_here` do."""
+
+    def __call__(
+        self, target: str, setting: dict[str, Any], limit: float, arguments: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """Yields what the generator yields."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to look at.
+
+    Attributes:
+        preset: whose model is timed and measured; None for the small one that comes along, and no measuring of memory.
+        settings: `NAME=VALUE` that change the preset.
+        quick: whether few things are tried, in minutes.
+        devices: how many train; None for all GPUs, or one CPU.
+        timeout: seconds after which a measurement is ended.
+        emulate: noise of an emulated accelerator, on which all is done; None for the machine as it is.
+        left_alone: whether TensorFlow's switch for TF32 is, so that one sees what is found then.
+    """
+
+    preset: str | None = None
+    settings: tuple[str, ...] = ()
+    quick: bool = False
+    devices: int | None = None
+    timeout: float = 900.0
+    emulate: float | None = None
+    left_alone: bool = False
+
+
+class Examination:
+    """What the checks share: what was asked for, the devices, and a way to run things apart.
+
+    Args:
+        request: what to look at.
+        say: is told how far it is, a line at a time.
+        runner: runs a measurement; by default in a process of its own.
+
+    Attributes:
+        request: as it was given.
+        devices: those that compute, by TensorFlow's names, such as "GPU:0"; known once `build` has looked.
+        found: the findings so far, by the names of the checks.
+    """
+
+    def __init__(self, request: Request, say: Say = print, runner: Runner = run_apart):
+        self.request = request
+        self.devices: list[str] = ["CPU:0"]
+        self.found: dict[str, list[Finding]] = {}
+        self._say, self._runner = say, runner
+        self._begun = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Tells how far the examination is."""
+        self._say(f"[{time.monotonic() - self._begun:4.0f} s] {text}")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether GPUs compute."""
+        return self.devices[0].startswith("GPU")
+
+    def precisions(self, device: str) -> list[str]:
+        """Returns the precisions that differ on a device: on CPUs TF32 is float32."""
+        rounds = device.startswith("GPU") or self.request.emulate is not None
+        return [name for name in PRECISIONS if rounds or name != "tf32"]
+
+    def take(self, check: Any) -> None:
+        """Runs a check to its end, whatever happens on the way, and keeps what it finds."""
+        self.say(f"{check.name}: {check.title}")
+        kept = self.found.setdefault(check.name, [])
+        try:
+            for finding in check.run(self):
+                kept.append(finding)
+                if finding.holds is False:
+                    self.say(f"  {finding.what}: does NOT hold: {finding.said}")
+        except Exception as error:  # noqa: BLE001 - a check that fails is a line of the report, and the next one follows
+            kept.append(Finding(check.title, False, f"{type(error).__name__}: {error}", _ADVICE["error"]))
+
+    def findings(
+        self,
+        target: str,
+        judge: Callable[[dict[str, Any]], Finding],
+        what: str,
+        arguments: dict[str, Any],
+        *,
+        promise: bool = True,
+        tensorflow: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> Iterator[Finding]:
+        """Runs a measurement and yields what is to be said of each thing that it yields.
+
+        What it yields as {"doing": TEXT} is told as progress. A measurement that fails, hangs or runs out of memory
+        ends with a finding that says so.
+
+        Args:
+            target: "module:function" of a generator of dicts of plain values.
+            judge: makes a finding of such a dict.
+            what: is measured, for that finding.
+            arguments: of the generator, plain values.
+            promise: whether it is of something that is promised; otherwise too little time or memory breaks nothing.
+            tensorflow: whether it needs TensorFlow, set up as the programs do.
+            environment: variables that its process has besides.
+        """
+        setting: dict[str, Any] = {"tensorflow": tensorflow, "environment": dict(environment or {})}
+        setting |= {name: getattr(self.request, name) for name in ("devices", "emulate", "left_alone")}
+        doing = ""
+        try:
+            for found in self._runner(target, setting, self.request.timeout, arguments):
+                if "doing" in found:
+                    doing = found["doing"]
+                    self.say(f"  {doing}")
+                else:
+                    yield judge(found)
+        except MeasurementError as error:
+            holds = False if promise or error.kind == "error" else None
+            where = f", at {doing}" if doing and doing != what else ""
+            yield Finding(what, holds, f"not measured{where}: {error}", _ADVICE[error.kind], {"failed": error.kind})

@@ -1,0 +1,94 @@
+"""Whether a step of training takes the memory that is calculated for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from tfdecouple.costs import activations, state_bytes
+from tfdecouple.doctor.finding import Finding
+from tfdecouple.doctor.options import Variant, tried
+from tfdecouple.doctor.session import Session, peak_rss_mib
+from tfdecouple.doctor.speed import config_of, timed_config
+from tfdecouple.parameters import count_parameters
+from tfdecouple.runtime.memory import shown_bytes
+
+if TYPE_CHECKING:
+    from tfdecouple.doctor.examination import Examination
+
+MIB = 2**20
+# What the larger of two batches needs beyond the smaller, about: enough to see above all else that a process holds.
+_DIFFERENCE_MIB = {"CPU": 512, "GPU": 2048}
+# Measured over calculated: by how much calculation may be off without a warning.
+WITHIN = 4 / 3
+
+
+def measure(preset: str | None, settings: list[str], batch: int) -> Iterator[dict[str, Any]]:
+    """Yields the most memory that two steps of training held, in bytes: of the GPU, or of this whole process."""
+    import tensorflow as tf
+
+    yield {"doing": f"memory of {batch} images"}
+    # Few to start from: what the start holds must not hide what a step holds.
+    session = Session(timed_config(preset, settings, batch, "training.init_images=16"))
+    gpu = tf.config.list_physical_devices("GPU")
+    if gpu:
+        tf.config.experimental.reset_memory_stats("GPU:0")
+    work = session.work("train", batch)
+    for _ in range(2):
+        work.call()
+    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpu else int(peak_rss_mib() * MIB)
+    yield {"batch": batch, "peak_bytes": peak}
+
+
+def check(examination: Examination) -> Iterator[Finding]:
+    """Compares what is measured with what is calculated, variant by variant of the preset."""
+    request = examination.request
+    if request.preset is None:
+        yield Finding("memory of training", None, "measured with --preset NAME")
+        return
+    for variant in tried(examination.on_gpu, request.quick):
+        if "train" in variant.phases:
+            yield from _compare(examination, variant)
+
+
+def _compare(examination: Examination, variant: Variant) -> Iterator[Finding]:
+    request = examination.request
+    settings = [*request.settings, *variant.settings]
+    config = config_of(request.preset, settings)
+    training = config.training
+    per_image = activations(config.model, remat=training.remat, precision=training.precision).total
+    small = max(2, round(_DIFFERENCE_MIB[examination.devices[0][:3]] * MIB / per_image))
+    peaks: dict[int, int] = {}
+
+    def told(found: dict[str, Any]) -> Finding:
+        peaks[found["batch"]] = found["peak_bytes"]
+        what = f"{variant.name}, {found['batch']} images"
+        return Finding(what, None, f"{shown_bytes(found['peak_bytes'])} at most", figures=found)
+
+    for batch in (small, 2 * small):
+        arguments = {"preset": request.preset, "settings": settings, "batch": batch}
+        what = f"{variant.name}, {batch} images"
+        target = "tfdecouple.doctor.memory:measure"
+        yield from examination.findings(target, told, what, arguments, promise=False, environment=variant.environment)
+    if len(peaks) == 2:
+        measured = (peaks[2 * small] - peaks[small]) / small
+        parameters = count_parameters(config.model)["total"]
+        state = state_bytes(parameters, averages=training.ema_decay > 0, micro_batches=training.micro_batches)
+        yield judge(variant, measured, per_image, state)
+
+
+def judge(variant: Variant, measured: float, calculated: float, state: int) -> Finding:
+    """Says how the memory of an image that was measured stands to that which is calculated, both in bytes."""
+    ratio = measured / calculated
+    said = f"{measured / MIB:.1f} MiB an image, calculated {calculated / MIB:.1f}, beside {shown_bytes(state)}"
+    figures = {
+        "variant": variant.name,
+        "settings": list(variant.settings),
+        "measured_bytes": measured,
+        "calculated_bytes": calculated,
+        "state_bytes": state,
+    }
+    if 1 / WITHIN <= ratio <= WITHIN:
+        return Finding(f"{variant.name}, an image", True, said, figures=figures)
+    advice = "the calculation does not hold here: find the largest training.micro_batches by trying, and report this"
+    return Finding(f"{variant.name}, an image", False, said, advice, figures)

@@ -1,0 +1,147 @@
+"""Which options to train with here: of the ways that were timed and whose numbers are right, the fastest that fits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tfdecouple.config import PRECISIONS, Config
+from tfdecouple.costs import activations, state_bytes
+from tfdecouple.doctor.examination import Request
+from tfdecouple.doctor.finding import Finding
+from tfdecouple.doctor.options import VARIANTS, Variant
+from tfdecouple.doctor.speed import config_of
+from tfdecouple.parameters import count_parameters
+from tfdecouple.runtime.memory import shown_bytes
+
+Found = Mapping[str, Sequence[Finding]]
+
+# What is faster by less is not worth another option.
+GAIN = 1.05
+# Settings that save memory at the cost of time, in the order in which they are tried where nothing else fits.
+SAVING = (["training.remat=true"],)
+# Of a device's memory, what TensorFlow and gaps leave to training.
+USABLE = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """Options, and why.
+
+    Attributes:
+        settings: `NAME=VALUE` for `--set`; empty where the defaults are the best.
+        environment: variables to set.
+        why: sentences.
+    """
+
+    settings: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    why: tuple[str, ...] = ()
+
+    def options(self) -> str:
+        """Returns them for a command line: `--set NAME=VALUE ...`."""
+        return " ".join(f"--set {setting}" for setting in self.settings)
+
+
+def recommend(request: Request, found: Found) -> Recommendation:
+    """Returns what to train with: a precision, micro-batches, and whatever else `options.VARIANTS` tries.
+
+    Args:
+        request: what was looked at.
+        found: the findings by the names of the checks.
+    """
+    rates = _training_rates(found.get("speed", ()))
+    default = VARIANTS[0].name
+    if default not in rates:
+        return Recommendation(why=("training was not timed: nothing to choose from",))
+    wrong, chosen = _wrong_precisions(found), _chosen(rates, found)
+    settings: list[str] = []
+    environment: list[str] = []
+    why: list[str] = []
+    for variant in VARIANTS[1:]:
+        if variant.name not in rates:
+            continue
+        if variant.name in chosen:
+            settings += variant.settings
+            environment += [f"{name}={value}" for name, value in variant.environment.items()]
+            verdict = ", taken"
+        else:
+            verdict = ", but its numbers are wrong here" if wrong & _values(variant) else ", not taken"
+        why.append(f"{variant.name}: {rates[variant.name] / rates[default]:.2f} times as fast{verdict}")
+    micro_batches, reason = _micro_batches(request, settings, found)
+    return Recommendation((*settings, *micro_batches), tuple(environment), (*why, *reason))
+
+
+def _training_rates(findings: Iterable[Finding]) -> dict[str, float]:
+    """Returns images/s of training on one device by variant, at the largest batch that the default was timed at."""
+    rows = [one.figures for one in findings if one.figures.get("phase") == "train" and one.figures["devices"] == 1]
+    batches = [row["batch"] for row in rows if row["variant"] == VARIANTS[0].name]
+    return {row["variant"]: row["images_per_s"] for row in rows if batches and row["batch"] == max(batches)}
+
+
+def _wrong_precisions(found: Found) -> set[str]:
+    """Returns the precisions in which a device computes something else."""
+    failed = [one.figures for one in found.get("numerics", ()) if one.holds is False]
+    wrong = {figures["precision"] for figures in failed if "precision" in figures}
+    return wrong if all("precision" in figures for figures in failed) else set(PRECISIONS)
+
+
+def _values(variant: Variant) -> set[str]:
+    return {setting.partition("=")[2] for setting in variant.settings}
+
+
+def _chosen(rates: Mapping[str, float], found: Found) -> set[str]:
+    """Returns the variants that are worth it: of those that set the same options the fastest."""
+    wrong, default = _wrong_precisions(found), rates[VARIANTS[0].name]
+    best: dict[tuple[str, ...], tuple[float, str]] = {}
+    for variant in VARIANTS[1:]:
+        rate = rates.get(variant.name, 0.0)
+        if rate < GAIN * default or wrong & _values(variant):
+            continue
+        options = tuple(sorted({*(each.partition("=")[0] for each in variant.settings), *variant.environment}))
+        best[options] = max(best.get(options, (0.0, "")), (rate, variant.name))
+    return {name for _, name in best.values()}
+
+
+def _micro_batches(request: Request, settings: Sequence[str], found: Found) -> tuple[list[str], list[str]]:
+    """Returns settings by which a preset's batch fits into memory, with as few micro-batches as do, and why."""
+    facts = next((one.figures for one in found.get("build", ()) if "devices" in one.figures), None)
+    if request.preset is None or facts is None:
+        return [], []
+    memory, devices = _device_memory(facts), len(facts["devices"][: request.devices or (None if facts["gpus"] else 1)])
+    for saving in ([], *SAVING):
+        config = config_of(request.preset, [*request.settings, *settings, *saving])
+        if count := fewest_micro_batches(config, memory, devices):
+            set_, own = [f"training.micro_batches={count}"], config.training.micro_batches
+            share = config.training.batch_size // (count * devices)
+            why = f"{count} micro-batches: {share} images at a time on each device fit into {shown_bytes(memory)}"
+            return [*saving, *(set_ if count != own else [])], [why]
+    return [], [f"not even one image at a time fits into {shown_bytes(memory)}, by calculation"]
+
+
+def fewest_micro_batches(config: Config, memory: int, devices: int) -> int:
+    """Returns the least number of micro-batches with which training is calculated to fit, 0 where none does.
+
+    Args:
+        config: the run.
+        memory: bytes of each device.
+        devices: how many train.
+    """
+    training = config.training
+    parameters = count_parameters(config.model)["total"]
+    per_image = activations(config.model, remat=training.remat, precision=training.precision).total
+    for count in range(1, training.batch_size // devices + 1):
+        images, rest = divmod(training.batch_size, count * devices)
+        state = state_bytes(parameters, averages=training.ema_decay > 0, micro_batches=count)
+        if not rest and state + images * per_image <= USABLE * memory:
+            return count
+    return 0
+
+
+def _device_memory(facts: Mapping[str, Any]) -> int:
+    """Returns the bytes of the smallest GPU, or of this machine where there is none."""
+    sizes = [line["memory.total"].split()[0] for line in facts["nvidia_smi"] if "memory.total" in line]
+    if facts["gpus"] and sizes and all(size.isdigit() for size in sizes):
+        return min(map(int, sizes)) * 2**20
+    return int(facts["memory_bytes"])

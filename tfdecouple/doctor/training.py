@@ -1,0 +1,86 @@
+"""The training of the small model that `doctor` brings along.
+
+    python -m tfdecouple.doctor.training DIR
+
+trains it into a new folder; the one that comes along (`tfdecouple/doctor/model/`) was made so. Its photographs are
+those of the embedded ones that are in the public domain or under CC0, as scikit-image says where it describes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import shutil
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from tfdecouple.config import DataConfig
+from tfdecouple.doctor import trained
+from tfdecouple.doctor.numerics import Trial
+from tfdecouple.errors import UserError
+from tfdecouple.runtime.process import run_program, start_tensorflow
+
+# Of `tfdecouple.data.photographs`: in the public domain or under CC0.
+FREE = ("astronaut", "chelsea", "coffee", "rocket")
+
+
+def make(folder: pathlib.Path) -> None:
+    """Trains the model and writes its run folder, as small as it can be, with its numbers."""
+    from tfdecouple.storage.files import write_text
+    from tfdecouple.training import train
+
+    if folder.exists():
+        raise UserError(f"{folder} exists; name a new folder")
+    with tempfile.TemporaryDirectory() as name:
+        scratch = pathlib.Path(name)
+        unseen = _write_free_crops(scratch / "images")
+        config = dataclasses.replace(trained.CONFIG, data=DataConfig(source=f"folder:{scratch / 'images'}"))
+        train(config, scratch / "run")
+        (folder / "checkpoints").mkdir(parents=True)
+        for path in (scratch / "run" / "checkpoints").glob("best*"):
+            shutil.copy(path, folder / "checkpoints")
+        shutil.copy(scratch / "run" / "summary.json", folder)
+    write_text(folder / "config.json", trained.CONFIG.to_json())
+    write_numbers(folder, unseen)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {size / 1e6:.2f} MB")
+
+
+def write_numbers(folder: pathlib.Path, images: np.ndarray) -> None:
+    """Writes images, and the numbers that a model gives of the first of them here, in float32 on the first CPU."""
+    numbers: dict[str, Any] = dict(Trial("CPU:0", images[: trained.IMAGES], folder).numbers("float32"))
+    np.savez_compressed(folder / trained.NUMBERS, images=images, **numbers)
+
+
+def _write_free_crops(folder: pathlib.Path) -> np.ndarray:
+    """Writes the crops of the photographs that are free, as PNG, by split; returns the first of the test split."""
+    from PIL import Image
+
+    from tfdecouple.data import load_images, open_source
+
+    source = open_source(trained.CONFIG.data, trained.CONFIG.model.image_size)
+    for split in ("train", "validation", "test"):
+        images, labels = map(np.asarray, load_images(source, split, source.sizes[split]))
+        is_free = np.isin(labels, [source.label_names.index(name) for name in FREE])
+        (folder / split).mkdir(parents=True)
+        for number, image in enumerate(images[is_free]):
+            Image.fromarray(image).save(folder / split / f"{number:05}.png")
+    return images[is_free][: trained.BROUGHT]
+
+
+def main() -> int:
+    """Trains the model anew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="DIR", type=pathlib.Path, help="a new folder")
+    folder = parser.parse_args().folder
+    start_tensorflow()
+    make(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
