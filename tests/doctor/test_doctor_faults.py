@@ -13,6 +13,7 @@ from tfdecouple import runs
 from tfdecouple.doctor import devices, exactness, exports, numerics, trained
 from tfdecouple.doctor.apart import run_here
 from tfdecouple.doctor.examination import Examination, Request
+from tfdecouple.doctor.options import DEFAULT, by_name
 from tfdecouple.runtime.emulation import _Emulation, emulated_accelerator, switch_left_alone
 from tfdecouple.training.strategy import make_strategy
 
@@ -47,20 +48,19 @@ def loaded(trial, monkeypatch):
     monkeypatch.setattr(runs, "load_model", lambda run: trial.model)
 
 
-def judged(trial, precision="float32"):
-    right = trained.load_numbers()
-    off = numerics.off_by(trial.numbers(precision), right)
-    found = {"device": "CPU:0", "precision": precision, "against": "the numbers that came along", "off": off}
+def judged(trial, variant="float32"):
+    off = numerics.off_by(trial.numbers(by_name(variant).settings), trained.load_numbers())
+    found = {"device": "CPU:0", "variant": variant, "against": "the numbers that came along", "off": off}
     return numerics.judge(found)
 
 
 class TestNumerics:
-    @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-    def test_hold_here(self, trial, precision):
-        finding = judged(trial, precision)
+    @pytest.mark.parametrize("variant", ["float32", "bfloat16 nets"])
+    def test_hold_here(self, trial, variant):
+        finding = judged(trial, variant)
         assert finding.holds, finding.said
         # And could not hold by giving the same array.
-        assert precision == "float32" or finding.figures["off"]["gradient"] > 1e-4
+        assert variant == "float32" or finding.figures["off"]["gradient"] > 1e-4
 
     def test_hold_on_an_accelerator_that_adds_up_in_another_order(self, trial):
         with emulated_accelerator(noise=1e-6):
@@ -75,35 +75,34 @@ class TestNumerics:
 
     def test_find_wrong_bfloat16(self, trial):
         with wrong_bfloat16(), emulated_accelerator(noise=0.9):
-            finding, exact = judged(trial, "mixed_bfloat16"), judged(trial)
-        assert not finding.holds and "training.precision=float32" in finding.advice, finding.said
+            finding, exact = judged(trial, "bfloat16 nets"), judged(trial)
+        assert not finding.holds and "training.precision=mixed_bfloat16" in finding.advice, finding.said
         assert exact.holds, exact.said
 
     def test_find_a_device_that_computes_something_else(self, monkeypatch, trial):
-        right = trial.numbers("float32")
+        right = trial.numbers()
         monkeypatch.setattr(numerics.Trial, "__init__", lambda self, device, images: setattr(self, "_device", device))
 
-        def numbers(self, precision):
+        def numbers(self, settings=()):
             if self._device == "CPU:0":
                 return right
             with emulated_accelerator(noise=1e-3):
-                return trial.numbers(precision)
+                return traced(settings)
 
-        trial_numbers = numerics.Trial.numbers
-        monkeypatch.setattr(trial, "numbers", lambda precision: trial_numbers(trial, precision))
+        traced = trial.numbers
         monkeypatch.setattr(numerics.Trial, "numbers", numbers)
         examination = Examination(Request(), lambda text: None, run_here)
         examination.devices = ["CPU:1"]
-        monkeypatch.setattr(examination, "precisions", lambda device: ["float32"])
+        monkeypatch.setattr(examination, "variants", lambda device: [DEFAULT])
         first, second = numerics.check(examination)
         assert first.what.startswith("CPU:0") and first.holds
         assert second.what.startswith("CPU:1") and second.holds is False and "the CPU's" in second.said
 
     def test_no_number_is_too_far(self):
         off = numerics.off_by({"z": np.array([np.nan])}, {"z": np.array([1.0])})
-        assert numerics.too_far(off, "float32") == ["z"]
-        assert numerics.too_far({"v": numerics.IN_USE, "gradient": 0.01}, "float32") == ["gradient"]
-        assert numerics.too_far({"v": numerics.IN_USE, "gradient": 0.01}, "mixed_bfloat16") == []
+        assert numerics.too_far(off, DEFAULT) == ["z"]
+        assert numerics.too_far({"v": numerics.IN_USE, "gradient": 0.01}, DEFAULT) == ["gradient"]
+        assert numerics.too_far({"v": numerics.IN_USE, "gradient": 0.01}, by_name("bfloat16 nets")) == []
 
 
 class TestExactness:

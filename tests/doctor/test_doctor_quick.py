@@ -26,7 +26,7 @@ def test_all_promises_hold_here(tmp_path):
     documented = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in documented for name in plain)
     of = {name: {one["what"]: one for one in every} for name, every in plain["checks"].items()}
-    assert {"CPU:0, float32", "CPU:1, mixed_bfloat16"} <= set(of["numerics"])
+    assert {"CPU:0, float32", "CPU:1, bfloat16 nets"} <= set(of["numerics"])
     assert {"Keras, CPU:0", "Keras, CPU:1"} == set(of["exactness"])
     assert {"SavedModel, CPU:1", "ONNX, CPUExecutionProvider"} <= set(of["exports"])
     assert {"sums over devices"} < set(of["devices"])

@@ -10,7 +10,7 @@ from tfdecouple.costs import activations
 from tfdecouple.doctor import build, memory, recommendation, speed
 from tfdecouple.doctor.examination import Examination, Request
 from tfdecouple.doctor.finding import Finding
-from tfdecouple.doctor.options import VARIANTS, tried
+from tfdecouple.doctor.options import VARIANTS, by_name, tried
 from tfdecouple.doctor.recommendation import Recommendation, fewest_micro_batches, recommend
 from tfdecouple.doctor.report import Report
 
@@ -67,8 +67,7 @@ class TestBuild:
         examination = Examination(Request(devices=asked), lambda text: None, lambda *_: iter([facts]))
         list(build.check(examination))
         assert examination.devices == devices[:used]
-        assert examination.on_gpu is ("GPU:0" in devices)
-        assert ("tf32" in examination.precisions(devices[0])) is examination.on_gpu
+        assert (by_name("tf32") in examination.variants(devices[0])) is ("GPU:0" in devices)
 
 
 def timed(variant, rate, batch=16, devices=1):
@@ -102,7 +101,7 @@ class TestRecommendation:
 
     def test_takes_no_precision_whose_numbers_are_wrong(self):
         rows = [timed("float32", 100.0), timed("tf32", 150.0), timed("bfloat16 nets", 160.0)]
-        wrong = Finding("GPU:0", False, "", "do not", {"precision": "mixed_bfloat16"})
+        wrong = Finding("GPU:0", False, "", "do not", {"variant": "bfloat16 nets"})
         found = recommended(*rows, numerics=[wrong])
         assert found.settings == ("training.precision=tf32",)
         assert any("numbers are wrong" in line for line in found.why)

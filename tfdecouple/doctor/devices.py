@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 STEPS = 10
 # How far the weights may be from those of one device, relative to how far they have moved. Adam divides a gradient by
 # its size, so that where it is nearly 0 the last digits decide; see docs/gpu.md, "The bounds".
-MOVED = 0.02
+MOVED = 1e-3
 
 
 def measure(count: int) -> Iterator[dict[str, Any]]:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from tfdecouple.config import PRECISIONS
 from tfdecouple.doctor.apart import MeasurementError, run_apart
 from tfdecouple.doctor.finding import Finding
+from tfdecouple.doctor.options import Variant, tried
 
 Say = Callable[[str], Any]
 
@@ -77,15 +77,9 @@ class Examination:
         """Tells how far the examination is."""
         self._say(f"[{time.monotonic() - self._begun:4.0f} s] {text}")
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether GPUs compute."""
-        return self.devices[0].startswith("GPU")
-
-    def precisions(self, device: str) -> list[str]:
-        """Returns the precisions that differ on a device: on CPUs TF32 is float32."""
-        rounds = device.startswith("GPU") or self.request.emulate is not None
-        return [name for name in PRECISIONS if rounds or name != "tf32"]
+    def variants(self, device: str) -> list[Variant]:
+        """Returns the variants that are tried on a device; an emulated accelerator is taken for a GPU."""
+        return tried(device.startswith("GPU") or self.request.emulate is not None, self.request.quick)
 
     def take(self, check: Any) -> None:
         """Runs a check to its end, whatever happens on the way, and keeps what it finds."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfdecouple.costs import activations, state_bytes
 from tfdecouple.doctor.finding import Finding
-from tfdecouple.doctor.options import Variant, tried
+from tfdecouple.doctor.options import Variant
 from tfdecouple.doctor.session import Session, peak_rss_mib
 from tfdecouple.doctor.speed import config_of, timed_config
 from tfdecouple.parameters import count_parameters
@@ -46,7 +46,7 @@ def check(examination: Examination) -> Iterator[Finding]:
     if request.preset is None:
         yield Finding("memory of training", None, "measured with --preset NAME")
         return
-    for variant in tried(examination.on_gpu, request.quick):
+    for variant in examination.variants(examination.devices[0]):
         if "train" in variant.phases:
             yield from _compare(examination, variant)
 

@@ -1,22 +1,23 @@
-"""Whether devices compute the same numbers, in each precision: codes, images, the bound, and the gradient of a step."""
+"""Whether devices compute the same numbers: codes, images, the bound, and in every variant the gradient of a step."""
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfdecouple.config import override
 from tfdecouple.doctor import trained
 from tfdecouple.doctor.finding import Finding
+from tfdecouple.doctor.options import Variant, by_name
 
 if TYPE_CHECKING:
     from tfdecouple.doctor.examination import Examination
 
-# How far the gradient of a step may be from that of float32, relative to its norm, and how far each kind of number of a
-# model in use, relative to the norm of it. What was measured is in docs/gpu.md, "The bounds".
-GRADIENT = {"float32": 1e-3, "tf32": 0.05, "mixed_bfloat16": 0.2}
+# How far each kind of number of a model in use may be off, relative to its norm. What was measured is in docs/gpu.md,
+# "The bounds".
 IN_USE = 1e-4
 
 _CPU = "CPU:0"
@@ -46,14 +47,14 @@ class Trial:
         from tfdecouple.runs import load_model
 
         self._device, self._images, self._folder = device, images, folder
-        self._steps: dict[str, Any] = {}
+        self._steps: dict[tuple[str, ...], Any] = {}
         with tf.device(device):
             self.model = load_model(folder)
 
-    def numbers(self, precision: str) -> dict[str, np.ndarray]:
-        """Returns what the model gives: in float32 all of `_NAMES`, otherwise the gradient alone."""
-        gradient = {"gradient": self._gradient(precision)}
-        return {**self._in_use(), **gradient} if precision == "float32" else gradient
+    def numbers(self, settings: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """Returns what the model gives: all of `_NAMES`, or with settings of training the gradient alone."""
+        gradient = {"gradient": self._gradient(tuple(settings))}
+        return gradient if settings else {**self._in_use(), **gradient}
 
     def _in_use(self) -> dict[str, np.ndarray]:
         import tensorflow as tf
@@ -71,20 +72,20 @@ class Trial:
         values = {"z": z, "v": v, "x": x, "bits_per_dim": elbo.bits_per_dim, "sampled": sampled}
         return {name: np.asarray(value) for name, value in values.items()}
 
-    def _gradient(self, precision: str) -> np.ndarray:
+    def _gradient(self, settings: tuple[str, ...]) -> np.ndarray:
         """Returns the gradient of a step of training, all weights in a row: Adam's first means are a part of it."""
         from tfdecouple.runs import load_weights
         from tfdecouple.training.state import TrainingState
         from tfdecouple.training.step import TrainStep
         from tfdecouple.training.strategy import strategy_over
 
-        config = trained.step_config(precision=precision)
-        if precision not in self._steps:
+        config = override(trained.step_config(), list(settings))
+        if settings not in self._steps:
             strategy = strategy_over((self._device,))
             with strategy.scope():
                 state = TrainingState(config)
-            self._steps[precision] = state, TrainStep(config, state, strategy)
-        state, step = self._steps[precision]
+            self._steps[settings] = state, TrainStep(config, state, strategy)
+        state, step = self._steps[settings]
         load_weights(self._folder, state.model, averaged=False)
         for values in (state.optimizer.means, state.optimizer.variances):
             for variable in values.values():
@@ -106,14 +107,14 @@ def off_by(found: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> 
     }
 
 
-def too_far(off: Mapping[str, float], precision: str) -> list[str]:
+def too_far(off: Mapping[str, float], variant: Variant) -> list[str]:
     """Returns which kinds of numbers are beyond their bound; one that is no number is."""
-    bounds = dict.fromkeys(off, IN_USE) | {"gradient": GRADIENT[precision]}
+    bounds = dict.fromkeys(off, IN_USE) | {"gradient": variant.gradient}
     return [name for name, value in off.items() if not value <= bounds[name]]
 
 
-def measure(device: str, precisions: list[str]) -> Iterator[dict[str, Any]]:
-    """Yields for each precision how far the numbers of a device are off.
+def measure(device: str, variants: list[str]) -> Iterator[dict[str, Any]]:
+    """Yields for each variant, by its name, how far the numbers of a device are off.
 
     Those of the first CPU are compared with what came along, another device's with the first CPU's.
     """
@@ -121,37 +122,35 @@ def measure(device: str, precisions: list[str]) -> Iterator[dict[str, Any]]:
     images, against = right.pop("images")[: trained.IMAGES], "the numbers that came along"
     if device != _CPU:
         yield {"doing": "the numbers of the CPU"}
-        right, against = Trial(_CPU, images).numbers("float32"), "the CPU's"
+        right, against = Trial(_CPU, images).numbers(), "the CPU's"
     trial = Trial(device, images)
-    for precision in precisions:
-        yield {"doing": f"the numbers of {device} in {precision}"}
-        off = off_by(trial.numbers(precision), right)
-        yield {"device": device, "precision": precision, "against": against, "off": off}
+    for name in variants:
+        yield {"doing": f"the numbers of {device}, {name}"}
+        off = off_by(trial.numbers(by_name(name).settings), right)
+        yield {"device": device, "variant": name, "against": against, "off": off}
 
 
 def judge(found: dict[str, Any]) -> Finding:
-    """Says of a device and a precision whether its numbers are right."""
-    device, precision, off = found["device"], found["precision"], found["off"]
-    wrong = too_far(off, precision)
+    """Says of a device and a variant whether its numbers are right."""
+    device, variant, off = found["device"], by_name(found["variant"]), found["off"]
+    said = ", ".join(f"{_NAMES[name]} {value:.0e}" for name, value in off.items()) + f" off {found['against']}"
     advice = ""
-    if wrong:
+    if wrong := too_far(off, variant):
+        said += f"; too far: {', '.join(_NAMES[name] for name in wrong)}"
         advice = (
-            f"do not train in {precision} here: --set training.precision=float32"
-            if precision != "float32"
+            f"do not train here with {' '.join(variant.settings)}"
+            if variant.settings
             else f"{device} does not compute in full float32: look for variables that lower the precision (TF_*, "
             "NVIDIA_*, XLA_FLAGS), for errors of its memory (nvidia-smi -q -d ECC), try another driver"
         )
-    return Finding(
-        f"{device}, {precision}",
-        not wrong,
-        ", ".join(f"{_NAMES[name]} {value:.0e}" for name, value in off.items()) + f" off {found['against']}",
-        advice,
-        found,
-    )
+    return Finding(f"{device}, {variant.name}", not wrong, said, advice, found)
 
 
 def check(examination: Examination) -> Iterator[Finding]:
     """Compares every device, one after the other."""
     for device in dict.fromkeys([_CPU, *examination.devices]):
-        arguments = {"device": device, "precisions": examination.precisions(device)}
-        yield from examination.findings(_MEASURE, judge, device, arguments)
+        variants = [each for each in examination.variants(device) if "train" in each.phases]
+        together = [each.name for each in variants if not each.environment]
+        for names in [together, *([each.name] for each in variants if each.environment)]:
+            arguments, environment = {"device": device, "variants": names}, by_name(names[0]).environment
+            yield from examination.findings(_MEASURE, judge, device, arguments, environment=environment)

@@ -1,4 +1,4 @@
-"""The options that are tried: what is changed, and what of the speed it concerns."""
+"""The ways to run a model that are tried: what is changed, what it concerns, and how far it may move a gradient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ class Variant:
         name: in tables.
         settings: `NAME=VALUE` as for `--set`; what is recommended where it is the fastest.
         phases: which of `session.PHASES` it changes.
-        environment: variables of the process, likewise.
+        gradient: how far the gradient of a step may be from that of float32 on a CPU, relative to its norm. What was
+            measured is in docs/gpu.md, "The bounds".
+        environment: variables of the process, likewise recommended.
         gpu_only: whether it changes nothing on CPUs.
         in_quick: whether a quick examination tries it.
     """
@@ -23,20 +25,27 @@ class Variant:
     name: str
     settings: tuple[str, ...] = ()
     phases: tuple[str, ...] = ("train",)
+    gradient: float = 1e-3
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     gpu_only: bool = False
     in_quick: bool = False
 
 
-# The one list to add to: times, numbers and the recommendation follow. The first is how everything is by default.
+# The one list to add to: numbers, times, memory and recommendation follow. The first is how everything is by default.
 VARIANTS = (
     Variant("float32", phases=PHASES[:4], in_quick=True),
-    Variant("tf32", ("training.precision=tf32",), gpu_only=True, in_quick=True),
-    Variant("bfloat16 nets", ("training.precision=mixed_bfloat16",), in_quick=True),
+    Variant("tf32", ("training.precision=tf32",), gradient=0.01, gpu_only=True, in_quick=True),
+    Variant("bfloat16 nets", ("training.precision=mixed_bfloat16",), gradient=0.1, in_quick=True),
     Variant("remat", ("training.remat=true",)),
 )
+DEFAULT = VARIANTS[0]
 
 
-def tried(on_gpu: bool, quick: bool) -> list[Variant]:
-    """Returns the variants that are tried on a kind of device."""
-    return [each for each in VARIANTS if (on_gpu or not each.gpu_only) and (each.in_quick or not quick)]
+def tried(gpu: bool, quick: bool) -> list[Variant]:
+    """Returns the variants that are tried on a GPU, or on a CPU."""
+    return [each for each in VARIANTS if (gpu or not each.gpu_only) and (each.in_quick or not quick)]
+
+
+def by_name(name: str) -> Variant:
+    """Returns the variant of this name."""
+    return {each.name: each for each in VARIANTS}[name]

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tfdecouple.config import PRECISIONS, Config
+from tfdecouple.config import Config
 from tfdecouple.costs import activations, state_bytes
 from tfdecouple.doctor.examination import Request
 from tfdecouple.doctor.finding import Finding
-from tfdecouple.doctor.options import VARIANTS, Variant
+from tfdecouple.doctor.options import DEFAULT, VARIANTS
 from tfdecouple.doctor.speed import config_of
 from tfdecouple.parameters import count_parameters
 from tfdecouple.runtime.memory import shown_bytes
@@ -52,10 +52,10 @@ def recommend(request: Request, found: Found) -> Recommendation:
         found: the findings by the names of the checks.
     """
     rates = _training_rates(found.get("speed", ()))
-    default = VARIANTS[0].name
-    if default not in rates:
+    if DEFAULT.name not in rates:
         return Recommendation(why=("training was not timed: nothing to choose from",))
-    wrong, chosen = _wrong_precisions(found), _chosen(rates, found)
+    wrong = _wrong_variants(found)
+    chosen = _chosen(rates, wrong)
     settings: list[str] = []
     environment: list[str] = []
     why: list[str] = []
@@ -67,8 +67,8 @@ def recommend(request: Request, found: Found) -> Recommendation:
             environment += [f"{name}={value}" for name, value in variant.environment.items()]
             verdict = ", taken"
         else:
-            verdict = ", but its numbers are wrong here" if wrong & _values(variant) else ", not taken"
-        why.append(f"{variant.name}: {rates[variant.name] / rates[default]:.2f} times as fast{verdict}")
+            verdict = ", but its numbers are wrong here" if variant.name in wrong else ", not taken"
+        why.append(f"{variant.name}: {rates[variant.name] / rates[DEFAULT.name]:.2f} times as fast{verdict}")
     micro_batches, reason = _micro_batches(request, settings, found)
     return Recommendation((*settings, *micro_batches), tuple(environment), (*why, *reason))
 
@@ -76,31 +76,26 @@ def recommend(request: Request, found: Found) -> Recommendation:
 def _training_rates(findings: Iterable[Finding]) -> dict[str, float]:
     """Returns images/s of training on one device by variant, at the largest batch that the default was timed at."""
     rows = [one.figures for one in findings if one.figures.get("phase") == "train" and one.figures["devices"] == 1]
-    batches = [row["batch"] for row in rows if row["variant"] == VARIANTS[0].name]
+    batches = [row["batch"] for row in rows if row["variant"] == DEFAULT.name]
     return {row["variant"]: row["images_per_s"] for row in rows if batches and row["batch"] == max(batches)}
 
 
-def _wrong_precisions(found: Found) -> set[str]:
-    """Returns the precisions in which a device computes something else."""
+def _wrong_variants(found: Found) -> set[str]:
+    """Returns the variants in which a device computes something else; all, where that was not measured."""
     failed = [one.figures for one in found.get("numerics", ()) if one.holds is False]
-    wrong = {figures["precision"] for figures in failed if "precision" in figures}
-    return wrong if all("precision" in figures for figures in failed) else set(PRECISIONS)
+    if all("variant" in figures for figures in failed):
+        return {figures["variant"] for figures in failed}
+    return {variant.name for variant in VARIANTS}
 
 
-def _values(variant: Variant) -> set[str]:
-    return {setting.partition("=")[2] for setting in variant.settings}
-
-
-def _chosen(rates: Mapping[str, float], found: Found) -> set[str]:
+def _chosen(rates: Mapping[str, float], wrong: set[str]) -> set[str]:
     """Returns the variants that are worth it: of those that set the same options the fastest."""
-    wrong, default = _wrong_precisions(found), rates[VARIANTS[0].name]
     best: dict[tuple[str, ...], tuple[float, str]] = {}
     for variant in VARIANTS[1:]:
         rate = rates.get(variant.name, 0.0)
-        if rate < GAIN * default or wrong & _values(variant):
-            continue
-        options = tuple(sorted({*(each.partition("=")[0] for each in variant.settings), *variant.environment}))
-        best[options] = max(best.get(options, (0.0, "")), (rate, variant.name))
+        if rate >= GAIN * rates[DEFAULT.name] and variant.name not in wrong:
+            options = tuple(sorted({*(each.partition("=")[0] for each in variant.settings), *variant.environment}))
+            best[options] = max(best.get(options, (0.0, "")), (rate, variant.name))
     return {name for _, name in best.values()}
 
 

@@ -13,7 +13,7 @@ from tfdecouple.config import Config, load_preset, override
 from tfdecouple.costs import multiply_adds
 from tfdecouple.doctor import trained
 from tfdecouple.doctor.finding import Finding
-from tfdecouple.doctor.options import VARIANTS, Variant, tried
+from tfdecouple.doctor.options import DEFAULT, Variant
 from tfdecouple.doctor.session import CROPS, Session, as_timed, timed
 
 if TYPE_CHECKING:
@@ -146,11 +146,11 @@ def check(examination: Examination) -> Iterator[Finding]:
         yield finding
     work = multiply_adds(config_of(request.preset, list(request.settings)).model)
     for batch in (QUICK_BATCH,) if request.quick else BATCHES[device[:3]]:
-        for variant in tried(examination.on_gpu, request.quick):
+        for variant in examination.variants(device):
             yield from _times(examination, variant, batch, 1, flops, work)
     if len(examination.devices) > 1:
         count = len(examination.devices)
-        yield from _times(examination, VARIANTS[0], QUICK_BATCH * count, count, flops, work, phases=["train"])
+        yield from _times(examination, DEFAULT, QUICK_BATCH * count, count, flops, work, phases=["train"])
 
 
 def _times(

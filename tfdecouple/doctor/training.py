@@ -52,7 +52,7 @@ def make(folder: pathlib.Path) -> None:
 
 def write_numbers(folder: pathlib.Path, images: np.ndarray) -> None:
     """Writes images, and the numbers that a model gives of the first of them here, in float32 on the first CPU."""
-    numbers: dict[str, Any] = dict(Trial("CPU:0", images[: trained.IMAGES], folder).numbers("float32"))
+    numbers: dict[str, Any] = dict(Trial("CPU:0", images[: trained.IMAGES], folder).numbers())
     np.savez_compressed(folder / trained.NUMBERS, images=images, **numbers)
 
 
