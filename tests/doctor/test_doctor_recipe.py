@@ -27,4 +27,3 @@ def test_the_check_of_the_recipe_runs_and_is_told(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "repetition: the same numbers in each call" in done.stdout
     assert "0 numbers of v are others in a second call" in done.stdout
-    assert "repetition" in run_in(copy, "-m", "tfdecouple", "doctor", "--only", "nothing").stderr
