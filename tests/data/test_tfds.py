@@ -22,9 +22,27 @@ from tfdecouple.data import (
     load_images,
     open_source,
 )
-from tfdecouple.data.tfds import choose_splits
+from tfdecouple.data.tfds import _keys, choose_splits
 
 REAL_DATA = os.environ.get("TFDECOUPLE_DATA_DIR")
+
+
+class TestLabels:
+    @pytest.mark.parametrize(
+        ("names", "label"),
+        [
+            ((), None),
+            (("label",), "label"),
+            (("species",), "species"),
+            (("coarse", "label"), "label"),
+            (("a", "b"), None),
+        ],
+    )
+    def test_the_feature_is_label_or_the_only_class(self, names: tuple[str, ...], label: str | None) -> None:
+        tfds = pytest.importorskip("tensorflow_datasets")
+        features = {"image": tfds.features.Image(shape=(8, 8, 3)), "number": tfds.features.Scalar(np.int64)}
+        features |= {name: tfds.features.ClassLabel(names=["x", "y"]) for name in names}
+        assert _keys("tfds:things", features) == ("image", label)
 
 
 class TestTfds:

@@ -171,7 +171,7 @@ def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
 
 
 def _keys(source: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Returns the names of the image feature and of the label feature, None where there is none."""
+    """Returns the names of the image feature and of the label feature, None where there is none, or several."""
     import tensorflow_datasets as tfds
 
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
@@ -185,8 +185,11 @@ def _keys(source: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
             f"the data set {source} has images of shape {tuple(shape)} and type {dtype.name}; "
             "they must be uint8 with 1 or 3 channels"
         )
-    labelled = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
-    return images[0], "label" if labelled else None
+    classes = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    if "label" in classes:
+        return images[0], "label"
+    # By another name, where it is beyond doubt which is meant.
+    return images[0], classes[0] if len(classes) == 1 else None
 
 
 def _record_split(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.decomposition import PCA
 
+from tfdecouple.data.labels import require_labels
 from tfdecouple.data.source import Source
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.drawn_images import drawn_indices, subset_batches
@@ -211,11 +212,7 @@ def _read(
         rows = order[done : done + len(batch["label"])]
         images[rows], labels[rows] = model.quantize_images(batch["image"]), batch["label"]
         done += len(rows)
-    if (labels < 0).any():
-        raise DataError(
-            f"{source.title} has {split} images without a label; a linear probe needs labels, as sub-folders give"
-        )
-    return _Labelled(images, labels)
+    return _Labelled(images, require_labels(source, split, labels, "a linear probe"))
 
 
 def _require_classes(source: Source, labels: np.ndarray) -> None:

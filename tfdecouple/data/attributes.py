@@ -1,0 +1,114 @@
+"""Numbers of images by file name, from a CSV file: ages, poses, attributes that are there or not."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfdecouple.errors import DataError, one_line
+
+# A line that is longer is no line of a table of numbers.
+_LONGEST_CELL = 2**16
+_MOST_COLUMNS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Attributes:
+    """A table of numbers, a row an image.
+
+    Attributes:
+        path: of the file, for messages.
+        names: of the columns after the first, which holds the names of the files.
+        rows: float64 `[columns]` by the name of the file; NaN where a cell is empty.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    rows: dict[str, np.ndarray]
+
+    def of(self, keys: Sequence[str]) -> np.ndarray:
+        """Returns the numbers of images, float64 `[n, columns]`; NaN where the table says nothing.
+
+        Args:
+            keys: of the images, as `Source.key`: a path below the folder. A row may name it whole, or its last part.
+
+        Raises:
+            DataError: where a row names only the last part, and two of the images share that.
+        """
+        found = np.full((len(keys), len(self.names)), math.nan)
+        by_last_part: dict[str, str] = {}
+        for number, key in enumerate(keys):
+            row = self.rows.get(key)
+            if row is None:
+                last = key.rpartition("/")[2]
+                row = self.rows.get(last)
+                if row is not None and by_last_part.setdefault(last, key) != key:
+                    raise DataError(
+                        f"{self.path} has a row {last!r}, but there are two such images, {by_last_part[last]} and "
+                        f"{key}; name them by their paths"
+                    )
+            if row is not None:
+                found[number] = row
+        return found
+
+
+def read_attributes(path: str | pathlib.Path) -> Attributes:
+    """Reads a table: comma-separated, a first line of names, then a line an image that begins with its file's name.
+
+    Raises:
+        DataError: where the file cannot be read or holds something else, naming the line and what it has.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = csv.reader(file, strict=True, skipinitialspace=True)
+            csv.field_size_limit(_LONGEST_CELL)
+            return _table(str(path), lines)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise DataError(f"cannot read the attributes {path}: {reason}; give a CSV file in UTF-8") from error
+
+
+def _table(path: str, lines: Any) -> Attributes:
+    header = [name.strip() for name in next(lines, [])]
+    if not 2 <= len(header) <= _MOST_COLUMNS or not all(header[1:]):
+        raise DataError(
+            f"{path} begins with no line of names; it must be such as: file,age,smiling (commas between them)"
+        )
+    if len(set(header[1:])) < len(header) - 1:
+        twice = next(name for number, name in enumerate(header[1:]) if name in header[1 : number + 1])
+        raise DataError(f"{path} has two columns {twice!r}; each needs a name of its own")
+    rows: dict[str, np.ndarray] = {}
+    for cells in lines:
+        if not cells:
+            continue
+        where = f"line {lines.line_num} of {path}"
+        if len(cells) != len(header):
+            raise DataError(f"{where} has {len(cells)} cells, and the first line {len(header)}; they must be as many")
+        name = cells[0].strip()
+        if name in rows:
+            raise DataError(f"{where} has the image {name!r} once more; each image may have one line")
+        rows[name] = np.array(
+            [_number(cell, column, where) for cell, column in zip(cells[1:], header[1:], strict=True)]
+        )
+    if not rows:
+        raise DataError(f"{path} has a line of names and no image")
+    return Attributes(path, tuple(header[1:]), rows)
+
+
+def _number(cell: str, column: str, where: str) -> float:
+    text = cell.strip()
+    if not text:
+        return math.nan
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or abs(value) > 1e100:
+        raise DataError(f"{where} has {text[:40]!r} as {column}; it must be a number, or empty where none is known")
+    return value
