@@ -10,6 +10,7 @@ from helpers.models import SMALL, TINY, give_effect, random_images
 
 from tfdecouple import model as model_module
 from tfdecouple import randomness
+from tfdecouple.directions import MEANS, Direction
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.model import DecoupledModel
 
@@ -304,6 +305,57 @@ class TestInterpolate:
         assert "betas is" in refused(lambda: tiny_model.interpolate(IMAGES, IMAGES, [0.5], wrong))
 
 
+class TestEdit:
+    DIRECTION = np.array([1.0, -2.0, 0.5, 3.0], np.float32)
+
+    def test_moves_z_and_leaves_v(self, tiny_model):
+        z, v = tiny_model.encode(IMAGES)
+        expected = tiny_model.decode(z + 1.5 * self.DIRECTION, v)
+        np.testing.assert_array_equal(tiny_model.edit(IMAGES, self.DIRECTION, 1.5), expected)
+        for amount in (np.float32(1.5), tf.constant(1.5), [1.5], (1.5, 1.5, 1.5), np.full(3, 1.5)):
+            np.testing.assert_array_equal(
+                tiny_model.edit(IMAGES, Direction("a", MEANS, self.DIRECTION), amount), expected
+            )
+        each = tiny_model.edit(IMAGES, np.stack([self.DIRECTION, 0 * self.DIRECTION, -self.DIRECTION]), [1.5, 9, -1.5])
+        np.testing.assert_array_equal(each, [expected[0], IMAGES[1], expected[2]])
+
+    def test_at_0_images_come_back_to_the_last_pixel(self, tiny_model):
+        for amount in (0, -0.0, [0.0, 0.0, 0.0]):
+            np.testing.assert_array_equal(tiny_model.edit(IMAGES, 100 * self.DIRECTION, amount), IMAGES)
+
+    def test_within_a_graph(self, tiny_model):
+        tf.config.run_functions_eagerly(False)
+        traced = tf.function(tiny_model.edit, autograph=False)
+        edited = traced(tf.constant(IMAGES), tf.constant(self.DIRECTION), tf.constant([0.0, 1.0, 2.0]))
+        np.testing.assert_array_equal(edited[0], IMAGES[0])
+        assert np.any(edited[1] != IMAGES[1])
+
+    @pytest.mark.parametrize(
+        ("direction", "amount", "part"),
+        [
+            (np.ones(3), 1, "direction is of shape (3,)"),
+            (np.ones((2, 4)), 1, "direction is of shape (2, 4)"),
+            (1.0, 1, "direction is of shape ()"),
+            ("smile", 1, "direction"),
+            (None, 1, "direction is None"),
+            ([1, 2, float("nan"), 4], 1, "not finite"),
+            (np.ones(4), [1, 2], "amount is of shape (2,)"),
+            (np.ones(4), "1", "amount is"),
+            (np.ones(4), float("inf"), "amount is"),
+            (np.ones(4), None, "amount is"),
+            (np.ones(4), True, "amount is"),
+            (np.ones(4), [[1.0]], "amount is"),
+        ],
+    )
+    def test_what_is_none(self, tiny_model, direction, amount, part):
+        assert part in refused(lambda: tiny_model.edit(IMAGES, direction, amount))
+
+    def test_no_images_and_no_z(self, tiny_model, without_z):
+        assert tiny_model.edit(NONE, self.DIRECTION, 1).shape == (0, 8, 8, 3)
+        assert "has no z" in refused(lambda: without_z.edit(IMAGES, self.DIRECTION, 1))
+        refused(lambda: tiny_model.edit("picture", self.DIRECTION, 1), DataError)
+
+
 class TestOwnLoop:
     def test_training_on_elbo_moves_the_statistics_of_batch_normalisation(self):
         model = DecoupledModel(SMALL)
@@ -383,7 +435,9 @@ def test_every_public_verb_is_looked_at():
         "compute_output_spec",
         "decode",
         "diagnose",
+        "edit",
         "elbo",
+        "elbo_and_latents",
         "elbo_from_noise",
         "encode",
         "encode_levels",

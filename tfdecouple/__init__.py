@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         WolfError,
     )
     from tfdecouple.model import Codes, DecoupledModel, Elbo
-    from tfdecouple.runs import load_model
+    from tfdecouple.outliers import outlier_scores
+    from tfdecouple.runs import load_directions, load_model
     from tfdecouple.runtime.emulation import emulated_accelerator
     from tfdecouple.runtime.tf32 import full_float32
 
@@ -44,8 +45,10 @@ _HOMES = {
     "WolfError": "errors",
     "emulated_accelerator": "runtime.emulation",
     "full_float32": "runtime.tf32",
+    "load_directions": "runs",
     "load_model": "runs",
     "load_preset": "config",
+    "outlier_scores": "outliers",
     "override": "config",
     "preset_names": "config",
 }
@@ -67,8 +70,10 @@ __all__ = [
     "WolfError",
     "emulated_accelerator",
     "full_float32",
+    "load_directions",
     "load_model",
     "load_preset",
+    "outlier_scores",
     "override",
     "preset_names",
 ]
@@ -77,7 +82,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tfdecouple' has no attribute {name!r}")
-    if _HOMES[name] in ("model", "runs"):
+    if _HOMES[name] in ("model", "runs", "outliers"):
         require_backend()
     return getattr(importlib.import_module(f"tfdecouple.{_HOMES[name]}"), name)
 

@@ -129,6 +129,37 @@ def as_codes(z: Any, v: Any, latent_dim: int, image_shape: tuple[int, int, int])
     return z, v
 
 
+def as_step(direction: Any, amount: Any, batch: Any, latent_dim: int) -> tf.Tensor:
+    """Returns the way that z of each image goes: amount * direction, float32 `[batch or 1, d_z]`.
+
+    Args:
+        direction: `[d_z]` or `[batch, d_z]`, or what has one as its `vector`.
+        amount: a number, or one for each image `[batch]`.
+        batch: how many images there are; None while a graph is traced that does not know.
+        latent_dim: d_z.
+
+    Raises:
+        UserError: for another shape, or what is not finite.
+    """
+    direction = as_floats(getattr(direction, "vector", direction), "direction")
+    shape = direction.shape
+    if shape.rank not in (1, 2) or shape[-1] != latent_dim or not _one_or_each(shape[:-1], batch):
+        raise UserError(
+            f"direction is of shape {tuple(shape)}; this model needs [{latent_dim}], or [batch, {latent_dim}] with one "
+            "for each image"
+        )
+    if not _is_symbolic(direction) and not np.isfinite(direction).all():
+        raise UserError("direction is not finite; it must be an array of finite numbers")
+    amount = tf.cast(amount if _is_symbolic(amount) else numbers(amount, "amount"), tf.float32)
+    if amount.shape.rank not in (0, 1) or not _one_or_each(amount.shape, batch):
+        raise UserError(f"amount is of shape {tuple(amount.shape)}; it must be one number, or one for each image")
+    return tf.reshape(amount, [-1, 1]) * direction
+
+
+def _one_or_each(leading: tf.TensorShape, batch: int | None) -> bool:
+    return leading.rank == 0 or leading[0] in (1, None) or batch in (None, leading[0])
+
+
 def whole_number(value: Any, name: str) -> int:
     """Returns a whole number from 0 on, given as Python's, NumPy's or TensorFlow's.
 
@@ -152,7 +183,7 @@ def number(value: Any, name: str) -> float | tf.Tensor:
     Raises:
         UserError: for anything else.
     """
-    if tf.is_tensor(value) and not hasattr(value, "numpy") and value.dtype.is_floating and value.shape.rank == 0:
+    if _is_symbolic(value) and value.dtype.is_floating and value.shape.rank == 0:
         return tf.cast(value, tf.float32)
     found = _real(value)
     if found.shape != () or not found >= 0:
@@ -170,6 +201,11 @@ def numbers(value: Any, name: str) -> np.ndarray:
     if found.ndim != 1 or np.isnan(found).any():
         raise UserError(f"{name} is {_shown(value)}; it must be a number or a list of numbers, all finite")
     return found
+
+
+def _is_symbolic(value: Any) -> bool:
+    """Whether a value is a tensor of a graph that is being traced."""
+    return tf.is_tensor(value) and not hasattr(value, "numpy")
 
 
 def _real(value: Any) -> np.ndarray:

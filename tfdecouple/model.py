@@ -12,11 +12,11 @@ from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
 from tfdecouple import randomness
-from tfdecouple.arguments import as_codes, as_equally_many, as_images, as_z, number, numbers, whole_number
+from tfdecouple.arguments import as_codes, as_equally_many, as_images, as_step, as_z, number, numbers, whole_number
 from tfdecouple.errors import InversionError, UserError
 from tfdecouple.exactness import far_from_training, listed, require_finite, require_same, warn_of_far_images
 from tfdecouple.networks.assembly import Codes, Networks
-from tfdecouple.objective import Elbo, negative_elbo
+from tfdecouple.objective import Elbo, Latents, negative_elbo
 
 __all__ = ["Codes", "DecoupledModel", "Elbo", "far_from_training"]
 
@@ -145,9 +145,16 @@ class DecoupledModel(Networks):
             u_noise: uniform in [0, 1), float32 of the shape of images.
             training: whether the encoder normalises by the statistics of the batch.
         """
+        return self.elbo_and_latents(images, z_noise, u_noise, training)[0]
+
+    def elbo_and_latents(
+        self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, training: bool = False
+    ) -> tuple[Elbo, Latents]:
+        """As `elbo_from_noise`, with the latents that the bound was taken at."""
         levels = self._levels_of(images)
         if levels.shape[0] == 0:
-            return Elbo(*[tf.zeros([0])] * 4)
+            noise = tf.zeros([0, self.config.latent_dim]) if self.config.has_latent else None
+            return Elbo(*[tf.zeros([0])] * 4), Latents(noise, tf.zeros([0]), tf.zeros_like(levels))
         return negative_elbo(
             levels,
             z_noise,
@@ -324,6 +331,29 @@ class DecoupledModel(Networks):
             z = (1 - alpha) * z_a[:, None, None] + alpha * z_b[:, None, None]
             z = tf.reshape(tf.repeat(z, columns, 2), [-1, self.config.latent_dim])
         return tf.reshape(self._decode_in_chunks(z, v), [count, rows, columns, *self.config.image_shape])
+
+    def edit(self, images: Any, direction: Any, amount: Any) -> tf.Tensor:
+        """Moves z of images along a direction, and leaves their v as it is.
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`.
+            direction: of `tfdecouple.load_directions`, or any `[d_z]`, or one for each image, `[batch, d_z]`.
+            amount: how far, in multiples of the direction: a number, or one for each image, `[batch]`. At 0 an image
+                comes back to the very same pixels.
+
+        Returns:
+            uint8 of the shape of images.
+
+        Raises:
+            UserError: for a model without z, or a direction or an amount of another shape or not finite.
+            DataError: for images of another shape or type.
+        """
+        self._require_latent("a direction in z")
+        images = as_images(images, self.config.image_shape)
+        step = as_step(direction, amount, images.shape[0], self.config.latent_dim)
+        z, v = self.encode(images)
+        assert z is not None
+        return self.decode(z + step, v)
 
     # --- pieces that other modules build graphs from ---
 

@@ -30,6 +30,21 @@ class Elbo(NamedTuple):
     bits_per_dim: tf.Tensor
 
 
+class Latents(NamedTuple):
+    """What the bound is taken at, at one draw of z and of the dequantization noise.
+
+    Attributes:
+        prior_noise: what the prior's flow makes of z, standard normal under the model, float32 `[batch, d_z]`; None for
+            a model without z.
+        log_prior: log p(z) in nats, float32 `[batch]`; 0 for a model without z.
+        v: float32 `[batch, height, width, 3]`, standard normal under the model.
+    """
+
+    prior_noise: tf.Tensor | None
+    log_prior: tf.Tensor
+    v: tf.Tensor
+
+
 def negative_elbo(
     levels: tf.Tensor,
     z_noise: tf.Tensor,
@@ -40,8 +55,10 @@ def negative_elbo(
     encoder: Encoder | None,
     prior_flow: PriorFlow | None,
     training: bool,
-) -> Elbo:
+) -> tuple[Elbo, Latents]:
     """Returns the negative bound at given draws of z, reparametrised, and of x within the bins of the pixels.
+
+    With it come the latents that it was taken at, for whoever asks more of them than their density.
 
     Args:
         levels: of pixels, float32 `[batch, height, width, 3]`.
@@ -53,26 +70,29 @@ def negative_elbo(
         prior_flow: from z to standard normal noise; None where p(z) is standard normal.
         training: whether the encoder normalises by the statistics of the batch.
     """
-    z, kl = None, zero_per_image(levels)
+    z, prior_noise, log_prior = None, None, zero_per_image(levels)
+    kl = log_prior
     if encoder is not None:
         inputs = quantizer.edges(levels)
         mean, log_variance = encoder(inputs, training=True) if training else encoder.infer(inputs)
         z = mean + tf.exp(log_variance / 2) * z_noise
         log_posterior = -0.5 * tf.reduce_sum(log_variance + tf.square(z_noise) + math.log(2 * math.pi), -1)
-        kl = log_posterior - _log_prior(prior_flow, z)
+        prior_noise, log_prior = _prior(prior_flow, z)
+        kl = log_posterior - log_prior
     v, log_det = flow.forward_and_log_det(quantizer.within(levels, u_noise), z)
     reconstruction = -_standard_normal_log_prob(v) - log_det
     dequantization = tf.zeros_like(reconstruction)
     nats = reconstruction + kl + dequantization
     bits = quantizer.bits_per_dim(nats, math.prod(levels.shape[1:]))
-    return Elbo(reconstruction, kl, dequantization, bits)
+    return Elbo(reconstruction, kl, dequantization, bits), Latents(prior_noise, log_prior, v)
 
 
-def _log_prior(prior_flow: PriorFlow | None, z: tf.Tensor) -> tf.Tensor:
+def _prior(prior_flow: PriorFlow | None, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the standard normal noise behind z, and log p(z)."""
     if prior_flow is None:
-        return _standard_normal_log_prob(z)
+        return z, _standard_normal_log_prob(z)
     noise, log_det = prior_flow.forward_and_log_det(z)
-    return _standard_normal_log_prob(noise) + log_det
+    return noise, _standard_normal_log_prob(noise) + log_det
 
 
 def _standard_normal_log_prob(x: tf.Tensor) -> tf.Tensor:

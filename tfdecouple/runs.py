@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
 from typing import Any, Self
 
+import numpy as np
+
 from tfdecouple.architecture import count_by_network
 from tfdecouple.config import Config, DataConfig, override
 from tfdecouple.data import Source, open_source
 from tfdecouple.data.opening import images_at
+from tfdecouple.directions import Directions
 from tfdecouple.errors import RunError, UntrustedError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.parameters import count_parameters, require_memory
@@ -122,6 +126,17 @@ class Run:
         """Whether the weights are averaged ones."""
         return self.config.training.ema_decay > 0
 
+    def directions(self) -> Directions | None:
+        """Returns the directions in z that were found for these weights, None where none were found yet.
+
+        Raises:
+            RunError: where the file is damaged, or they were found with other weights.
+        """
+        found = Directions.read(self.path, self.config.model.latent_dim)
+        if found is not None:
+            found.require_of(weights_sha256(self.model), self.path)
+        return found
+
     def open_source(
         self, source: str | None = None, data_dir: str | None = None, download: bool = False, **others: Any
     ) -> Source:
@@ -158,6 +173,26 @@ def load_model(run: str | pathlib.Path) -> DecoupledModel:
         ConfigError: where its config does not hold.
     """
     return Run.open(run).model
+
+
+def load_directions(run: str | pathlib.Path) -> Directions:
+    """Returns the directions in z that `python -m tfdecouple directions` found for a run, by name.
+
+    Whether they were found with the weights that the run has now is known to `Run.directions`.
+
+    Raises:
+        RunError: where the folder is none of ours, or has no directions yet, or damaged ones.
+        ConfigError: where its config does not hold.
+    """
+    found = Directions.read(run, load_config(run).model.latent_dim)
+    if found is None:
+        raise RunError(no_directions(run))
+    return found
+
+
+def no_directions(run: str | pathlib.Path) -> str:
+    """Returns what is said of a run without directions."""
+    return f"{run} has no directions yet; find them with python -m tfdecouple directions --run {run}"
 
 
 def _empty_model(run: str | pathlib.Path, config: Config) -> DecoupledModel:
@@ -239,3 +274,13 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
     if not isinstance(summary, dict) or not ("imported_from" in summary or isinstance(summary.get("test"), dict)):
         raise ValueError(f"it has no figures of a test: {json.dumps(summary)[:60]}")
     return summary
+
+
+def weights_sha256(model: DecoupledModel) -> str:
+    """Returns a hash of all weights with their names, shapes and types."""
+    digest = hashlib.sha256()
+    for name, variable in sorted(model.named_variables().items()):
+        array = np.ascontiguousarray(variable.numpy())
+        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -39,6 +39,8 @@ MAY_IMPORT = {
     "objective": {"pixels", "networks", "runtime"},
     "exactness": {"errors"},
     "model": BASE | {"runtime", "networks", "pixels", "objective", "exactness", "randomness", "arguments"},
+    "outliers": {"model"},
+    "directions": {"errors", "storage"},
     "data": BASE | {"runtime"},
 }
 # The rest, in the order of the arrow: each may import what stands before it.
@@ -46,9 +48,9 @@ ORDER = [
     *MAY_IMPORT,
     "runs",
     "interop",
-    "dataset_encoding",
     "visualization",
     "metrics",
+    "dataset_encoding",
     "training",
     "doctor",
     "cli",

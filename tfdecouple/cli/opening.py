@@ -127,8 +127,13 @@ def label_names(source: Source, labels: np.ndarray) -> list[str | None]:
     return [source.label_names[label] if 0 <= label < len(source.label_names) else None for label in labels]
 
 
-def own_images(run: OpenedRun, paths: list[str]) -> Images:
+def own_images(run: OpenedRun, paths: list[str], takes: str = "--pairs takes") -> Images:
     """Reads image files of any size, cropped and resized as the images of a folder are.
+
+    Args:
+        run: the run.
+        paths: of the files.
+        takes: for messages, whose argument they are.
 
     Raises:
         DataError: where a file is missing or no image.
@@ -137,13 +142,13 @@ def own_images(run: OpenedRun, paths: list[str]) -> Images:
     images = []
     for path in paths:
         if not pathlib.Path(path).exists():
-            raise DataError(f"there is no image file {path}; --pairs takes the paths of image files")
+            raise DataError(f"there is no image file {path}; {takes} the paths of image files")
         try:
             images.append(read_image(path, run.config.model.image_size, crop))
         except DataError as error:
             # Its advice is for folders.
             reason = one_line(error.__cause__ or error)
-            raise DataError(f"cannot read the image {path}: {reason}; --pairs takes image files") from error
+            raise DataError(f"cannot read the image {path}: {reason}; {takes} image files") from error
     pixels = np.asarray(run.model.quantize_images(np.stack(images)))
     return Images(pixels, {"files": list(paths)}, "Own images.")
 

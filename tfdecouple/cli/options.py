@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import pathlib
 from typing import Any
 
@@ -10,6 +11,8 @@ from tfdecouple.data.opening import kinds_listed
 from tfdecouple.errors import UserError
 
 MOST_IN_A_PICTURE = 100_000
+# Of the steps along a direction.
+MOST_AMOUNTS, MOST_AMOUNT = 50, 1000.0
 
 
 def command(commands: Any, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
@@ -61,6 +64,37 @@ def add_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pairing", metavar="HOW", help="within a class, across classes or any; default as the labels allow"
     )
+
+
+def add_amounts(parser: argparse.ArgumentParser) -> None:
+    """Adds --amounts."""
+    parser.add_argument(
+        "--amounts",
+        default="-2,-1,0,1,2",
+        metavar="A,B,...",
+        help="steps along the direction, in its own length; 0 is the image itself (default --amounts=-2,-1,0,1,2)",
+    )
+
+
+def amounts(options: argparse.Namespace) -> list[float]:
+    """Returns the numbers of --amounts.
+
+    Raises:
+        UserError: where it has what is no finite number, or more than fit into a row.
+    """
+    found = []
+    for text in options.amounts.split(","):
+        try:
+            found.append(float(text))
+        except ValueError:
+            found.append(math.nan)
+        if not abs(found[-1]) <= MOST_AMOUNT:
+            raise UserError(
+                f"--amounts has {text.strip()!r}; each must be a number up to {MOST_AMOUNT:g}, with commas between them"
+            )
+    if len(found) > MOST_AMOUNTS:
+        raise UserError(f"--amounts has {len(found)} numbers; a picture shows at most {MOST_AMOUNTS}")
+    return found
 
 
 def check(options: argparse.Namespace) -> None:

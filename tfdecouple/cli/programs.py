@@ -25,6 +25,8 @@ COMMANDS = [
     "reconstruct",
     "switch",
     "interpolate",
+    "directions",
+    "edit",
     "neighbours",
     "project",
     "curves",

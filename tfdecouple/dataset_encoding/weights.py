@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import pathlib
 from typing import Any
-
-import numpy as np
 
 from tfdecouple.config import Config
 from tfdecouple.dataset_encoding.folder import RUN, CodesFolder
 from tfdecouple.dataset_encoding.manifest import Manifest
 from tfdecouple.errors import RunError, UserError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import CHECKPOINTS, CONFIG, load_model, load_weights
+from tfdecouple.runs import CHECKPOINTS, CONFIG, load_model, load_weights, weights_sha256
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_text
-
-
-def weights_sha256(model: DecoupledModel) -> str:
-    """Returns a hash of all weights with their names, shapes and types."""
-    digest = hashlib.sha256()
-    for name, variable in sorted(model.named_variables().items()):
-        array = np.ascontiguousarray(variable.numpy())
-        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def keep_weights(folder: CodesFolder, model: DecoupledModel, config: Config, step: int) -> None:

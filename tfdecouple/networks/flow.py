@@ -245,6 +245,25 @@ class Flow(TracedFlow, InvertibleComposite):
             )
         return Stage(sizes, tuple(steps), factor_out)
 
+    def parts(self, v: tf.Tensor) -> list[tf.Tensor]:
+        """Splits v into what left the flow at each stage, and what went through all of it.
+
+        Args:
+            v: `[batch, height, width, 3]`.
+
+        Returns:
+            Each `[batch, height, width, channels]` at the resolution of its level, what left first, first.
+        """
+        found = []
+        for depth, level in enumerate(self.levels):
+            if depth:
+                v, _ = self.squeeze.forward_and_log_det(v)
+            left = [stage.plan.dropped for stage in level if stage.plan.dropped]
+            # The later channels leave, the nearer they are to those that go on.
+            v, *dropped = tf.split(v, [v.shape[-1] - sum(left), *left[::-1]], -1)
+            found += dropped[::-1]
+        return [*found, v]
+
     def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         shape = tuple(tf.convert_to_tensor(x).shape)
         if len(shape) != 4 or shape[1:] != self.config.image_shape:

@@ -262,6 +262,47 @@ def interpolation_grid(
     )
 
 
+def edit_grid(
+    model: DecoupledModel,
+    images: np.ndarray,
+    directions: Mapping[str, np.ndarray],
+    amounts: Sequence[float],
+    name: str,
+    note: str = "",
+    on_images: OnImages = _silent,
+) -> Image.Image:
+    """Images changed along a direction in z: a row for each image and each way to find the direction.
+
+    Args:
+        model: a model with z.
+        images: uint8 `[n, height, width, 3]`.
+        directions: by the label of their rows, float32 `[d_z]`.
+        amounts: of each column.
+        name: of the direction.
+        note: ends the caption.
+        on_images: called with the number of images done.
+    """
+    rows, done = [], 0
+    for chunk in _chunks(len(images)):
+        z, v = model.encode(images[chunk])
+        assert z is not None
+        made = np.empty((len(v), len(directions), len(amounts), *images.shape[1:]), np.uint8)
+        for row, vector in enumerate(directions.values()):
+            for column, amount in enumerate(amounts):
+                # As `model.edit` does, without encoding anew.
+                made[:, row, column] = model.decode(z + np.float32(amount) * vector, v)
+                on_images(done := done + len(v))
+        rows.append(made)
+    tiles = np.concatenate(rows).reshape(-1, len(amounts), *images.shape[1:])
+    return grid(
+        tiles,
+        f"Along {name}: z changes by so many times the direction, v stays; 0 is the image itself. {note}",
+        group=(len(directions) if len(directions) > 1 else 0, 0),
+        row_labels=list(directions) * len(images) if any(directions) else (),
+        column_labels=[f"{amount:g}" for amount in amounts],
+    )
+
+
 def neighbour_grid(
     queries: np.ndarray, neighbours: Mapping[str, np.ndarray], first: str, caption: str = ""
 ) -> Image.Image:

@@ -1,0 +1,204 @@
+"""`directions` and `edit`: what they find, keep and show, and what they refuse."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from helpers.refusals import refused
+from PIL import Image
+
+from tfdecouple import load_directions
+from tfdecouple.cli import main
+from tfdecouple.data.image_file import read_image
+from tfdecouple.directions import METHODS, Direction, Directions
+from tfdecouple.errors import RunError, UserError
+from tfdecouple.runs import Run, load_model, weights_sha256
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory):
+    """Red, green and blue images with noise: of each 8 for training, 4 for validation and 4 for test."""
+    folder = tmp_path_factory.mktemp("coloured")
+    rng = np.random.default_rng(0)
+    for split, count in {"train": 8, "validation": 4, "test": 4}.items():
+        for number, colour in enumerate(("red", "green", "blue")):
+            (folder / split / colour).mkdir(parents=True)
+            for image in range(count):
+                pixels = rng.integers(0, 80, (8, 8, 3))
+                pixels[..., number] += 150
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / colour / f"{colour}-{image}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, tmp_path_factory):
+    """A copy of `tiny_run` that directions may be written into."""
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("steered") / "run")
+
+
+def command(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def find(run, coloured, *more):
+    return command("directions", "--run", run, "--data", f"folder:{coloured}", "--count", 1, "--amounts=-1,0,1", *more)
+
+
+@pytest.fixture(scope="module")
+def found(run, coloured, tmp_path_factory):
+    """The directions of the labels, and where their pictures are."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    pictures = tmp_path_factory.mktemp("pictures")
+    assert find(run, coloured, "--out", pictures) == 0
+    return load_directions(run), pictures
+
+
+class TestDirections:
+    def test_of_each_label_by_both_methods(self, found, run, coloured):
+        directions, _ = found
+        assert directions.names == ["blue", "green", "red"] and len(directions) == 6
+        model = load_model(run)
+        assert directions.weights_sha256 == weights_sha256(model)
+        files = sorted((coloured / "train").rglob("*.png"))
+        z = model.posterior(np.stack([read_image(str(file), 8, 0) for file in files])).mean().numpy()
+        is_red = np.array([file.parent.name == "red" for file in files])
+        np.testing.assert_allclose(directions["red"].vector, z[is_red].mean(0) - z[~is_red].mean(0), atol=1e-5)
+        for one in directions:
+            figures = one.figures
+            assert 0 <= figures["accuracy"] <= 1 and figures["split"] == "validation"
+            assert (figures["held_out_with"], figures["held_out_without"]) == (4, 8)
+            assert (figures["images_with"], figures["images_without"]) == (8, 16)
+
+    def test_pictures_and_their_facts(self, found):
+        _, pictures = found
+        assert {path.name for path in pictures.iterdir()} == {
+            f"direction-{name}.{kind}" for name in ("red", "green", "blue") for kind in ("png", "json")
+        }
+        facts = json.loads((pictures / "direction-red.json").read_text())
+        assert facts["command"] == "directions" and facts["amounts"] == [-1, 0, 1] and facts["direction"] == "red"
+        assert set(facts["found"]) == set(METHODS)
+
+    def test_numbers_of_a_file_and_pairs_join_what_is_there(self, found, run, coloured, tmp_path, capsys):
+        rows = ["file,brightness,is_red,nothing"]
+        for file in sorted(coloured.rglob("*.png")):
+            brightness = np.asarray(Image.open(file)).mean()
+            rows.append(f"{file.relative_to(coloured).as_posix()},{brightness},{int(file.parent.name == 'red')},3")
+        (tmp_path / "numbers.csv").write_text("\n".join(rows))
+        assert find(run, coloured, "--attributes", tmp_path / "numbers.csv", "--out", tmp_path) == 0
+        out, err = capsys.readouterr()
+        assert "R^2" in out and "no direction nothing" in err
+        assert find(run, coloured, "--label-pairs", "--labels", "red", "blue", "--out", tmp_path) == 0
+        directions = load_directions(run)
+        assert directions.names == ["blue", "green", "red", "brightness", "is_red", "red to blue"]
+        # A column of two values is a label: that of the same images.
+        np.testing.assert_array_equal(directions["is_red"].vector, directions["red"].vector)
+        assert directions["brightness"].figures["kind"] == "number"
+        assert (tmp_path / "direction-red-to-blue.png").is_file()
+        # In the order of the names: from the first to the second.
+        difference = directions["red to blue"].figures
+        assert (difference["images_with"], difference["images_without"]) == (8, 8)
+
+    def test_refusals(self, run, coloured, image_folder, tmp_path, capsys):
+        assert (
+            "needs labels" in (message := refused(capsys, lambda: find(run, image_folder))) or "two or more" in message
+        )
+        said = refused(capsys, lambda: find(run, coloured, "--labels", "rde"))
+        assert "'rde'" in said and "did you mean red" in said
+        assert "--amounts has 'x'" in refused(capsys, lambda: find(run, coloured, "--amounts=1,x"))
+        assert "validation or test" in refused(capsys, lambda: find(run, coloured, "--split", "train"))
+        said = refused(capsys, lambda: find(run, coloured, "--attributes", tmp_path / "no.csv"))
+        assert "no.csv" in said
+        (tmp_path / "others.csv").write_text("file,n\nx.png,1\n")
+        said = refused(capsys, lambda: find(run, coloured, "--attributes", tmp_path / "others.csv"))
+        assert "no row for any of 24 images of train" in said
+        both = ("--attributes", tmp_path / "others.csv", "--label-pairs")
+        assert "excludes" in refused(capsys, lambda: find(run, coloured, *both))
+
+
+class TestEdit:
+    def test_shows_the_images_along_the_direction(self, found, run, coloured, tmp_path, capsys):
+        directions, _ = found
+        file = coloured / "test" / "green" / "green-0.png"
+        arguments = ("edit", "--run", run, "--out", tmp_path, "--direction", "red", "--amounts=0,1.5", file)
+        assert command(*arguments) == 0
+        assert "along red, means" in capsys.readouterr().out
+        facts = json.loads((tmp_path / "edit.json").read_text())
+        assert facts["amounts"] == [0, 1.5] and facts["files"] == [str(file)]
+        with Image.open(tmp_path / "edit.png") as picture:
+            pixels = np.asarray(picture)
+        # Two images of 8 pixels in about 800; the header of the columns is 18 high.
+        side = 8 * (800 // (2 * 10))
+        image = read_image(str(file), 8, 0)
+        edited = np.asarray(load_model(run).edit(image[None], directions["red"], 1.5))[0]
+        for column, right in enumerate((image, edited)):
+            left = 2 + column * (side + 2)
+            tile = pixels[20 : 20 + side : side // 8, left : left + side : side // 8]
+            np.testing.assert_array_equal(tile, right)
+
+    def test_refusals(self, found, run, tiny_run, coloured, tmp_path, capsys):
+        file = next((coloured / "test").rglob("*.png"))
+
+        def edit(of, *more):
+            return refused(capsys, lambda: command("edit", "--run", of, "--out", tmp_path, *more))
+
+        assert "did you mean red" in edit(run, "--direction", "rad", file)
+        assert "--method is 'median'" in edit(run, "--direction", "red", "--method", "median", file)
+        assert "no image file" in edit(run, "--direction", "red", tmp_path / "no.png")
+        assert "has no directions yet" in edit(tiny_run, "--direction", "red", file)
+        said = edit(run, "--direction", "red", "--amounts=" + ",".join("1" * 51), file)
+        assert "51 numbers" in said
+
+    def test_directions_of_other_weights_are_refused(self, found, run, tiny_run, coloured, tmp_path, capsys):
+        other = shutil.copytree(run, tmp_path / "other")
+        values = json.loads((other / "directions.json").read_text())
+        (other / "directions.json").write_text(json.dumps({**values, "weights_sha256": "0" * 64}))
+        file = next((coloured / "test").rglob("*.png"))
+        said = refused(capsys, lambda: command("edit", "--run", other, "--direction", "red", file))
+        assert "other weights" in said
+        # They are found again, and the old ones go.
+        assert find(other, coloured, "--labels", "red", "green") == 0
+        assert "written anew" in capsys.readouterr().err
+        assert Run.open(other).directions().names == ["red", "green"]
+
+
+class TestFile:
+    def test_vectors_come_back_to_the_last_bit(self, tmp_path):
+        vector = np.random.default_rng(0).standard_normal(5).astype(np.float32)
+        Directions("abc", {"step": 3}, (Direction("a", "means", vector, {"accuracy": None}),)).write(tmp_path)
+        back = Directions.read(tmp_path, 5)
+        np.testing.assert_array_equal(back["a"].vector, vector)
+        assert back["a"].vector.dtype == np.float32
+        assert back["a"].figures == {"accuracy": None} and back.about == {"step": 3}
+        with pytest.raises(UserError, match="there is no direction 'b'"):
+            back["b"]
+
+    @pytest.mark.parametrize(
+        ("change", "part"),
+        [
+            ({"version": 2}, "version"),
+            ({"weights_sha256": 3}, "weights_sha256"),
+            ({"directions": {}}, "no list"),
+            ({"directions": [3]}, "no object"),
+            ({"directions": [{"name": "", "method": "means", "vector": [1, 2]}]}, "no name"),
+            ({"directions": [{"name": "a", "method": "magic", "vector": [1, 2]}]}, "no method"),
+            ({"directions": [{"name": "a", "method": "means", "vector": [1]}]}, "2 numbers"),
+            ({"directions": [{"name": "a", "method": "means", "vector": [1, True]}]}, "2 numbers"),
+            ({"directions": [{"name": "a", "method": "means", "vector": [1, 1e300]}]}, "2 numbers"),
+        ],
+    )
+    def test_what_a_stranger_may_write(self, tmp_path, change, part):
+        right = {"version": 1, "weights_sha256": "", "directions": []}
+        (tmp_path / "directions.json").write_text(json.dumps({**right, **change}))
+        with pytest.raises(RunError, match=part):
+            Directions.read(tmp_path, 2)
+
+    def test_what_is_no_json_and_what_is_not_there(self, tmp_path):
+        assert Directions.read(tmp_path, 2) is None
+        (tmp_path / "directions.json").write_text("[" * 1000)
+        with pytest.raises(RunError, match="cannot read"):
+            Directions.read(tmp_path, 2)

@@ -1,0 +1,99 @@
+"""Directions in z against distributions whose directions are known."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tfdecouple.directions import CLASSIFIER, MEANS
+from tfdecouple.metrics.directions import direction_of_a_label, direction_of_a_number
+
+DIMENSIONS = 4
+COVARIANCE = np.array([[1.0, 0.8, 0, 0], [0.8, 1.0, 0, 0], [0, 0, 0.25, 0], [0, 0, 0, 4.0]])
+SHIFT = np.array([1.0, 0.0, 0.5, 0.0])
+
+
+def classes(count, share=0.5, seed=0, shift=SHIFT):
+    """Two normal distributions of one covariance, whose means differ by the shift."""
+    rng = np.random.default_rng(seed)
+    has = rng.random(count) < share
+    z = rng.multivariate_normal(np.full(DIMENSIONS, 3.0), COVARIANCE, count)
+    return (z + has[:, None] * shift).astype(np.float32), has
+
+
+def cosine(a, b):
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+@pytest.fixture(scope="module", params=[0.5, 0.1], ids=["even", "rare"])
+def found(request):
+    training, held_out = classes(20_000, request.param), classes(5_000, request.param, seed=1)
+    return direction_of_a_label("label", *training, *held_out, seed=0)
+
+
+class TestOfALabel:
+    def test_difference_of_means_is_the_shift(self, found):
+        assert [one.method for one in found] == [MEANS, CLASSIFIER]
+        np.testing.assert_allclose(found[0].vector, SHIFT, atol=0.15)
+
+    def test_normal_is_that_of_the_best_classifier(self, found):
+        normal = np.linalg.solve(COVARIANCE, SHIFT)
+        # The rarer the label, the fewer images does the classifier see.
+        assert cosine(found[1].vector, normal) > 0.95
+        # It goes as far along itself as the means lie apart.
+        assert np.linalg.norm(found[1].vector) == pytest.approx(normal @ SHIFT / np.linalg.norm(normal), rel=0.1)
+
+    def test_accuracy_on_held_out_images_has_its_closed_form(self, found):
+        best = np.sqrt(SHIFT @ np.linalg.solve(COVARIANCE, SHIFT))
+        along = SHIFT @ SHIFT / np.sqrt(SHIFT @ COVARIANCE @ SHIFT)
+        for one, distance in zip(found, (along, best), strict=True):
+            figures = one.figures
+            accuracy = stats.norm.cdf(distance / 2)
+            assert figures["accuracy"] == pytest.approx(accuracy, abs=max(4 * figures["standard_error"], 0.02))
+            assert figures["auroc"] == pytest.approx(stats.norm.cdf(distance / np.sqrt(2)), abs=0.03)
+            assert figures["images_with"] + figures["images_without"] == 20_000
+        assert found[1].figures["accuracy"] > found[0].figures["accuracy"]
+
+    def test_chance_is_one_half_however_rare_the_label(self):
+        training, held_out = classes(3000, 0.1, shift=0), classes(3000, 0.1, seed=1, shift=0)
+        for one in direction_of_a_label("nothing", *training, *held_out, seed=0):
+            assert one.figures["accuracy"] == pytest.approx(0.5, abs=5 * one.figures["standard_error"])
+
+    def test_held_out_images_of_one_kind_have_no_accuracy(self):
+        z, has = classes(100)
+        for one in direction_of_a_label("label", z, has, z[has], has[has], seed=0):
+            assert one.figures["accuracy"] is None and one.figures["auroc"] is None
+
+    def test_z_that_does_not_vary_has_no_direction(self):
+        z, has = np.ones((40, 3), np.float32), np.arange(40) % 2 == 0
+        for one in direction_of_a_label("label", z, has, z, has, seed=0):
+            np.testing.assert_array_equal(one.vector, 0)
+
+
+class TestOfANumber:
+    @pytest.fixture(scope="class")
+    def numbers(self):
+        rng = np.random.default_rng(2)
+        made = []
+        for count in (20_000, 5_000):
+            values = 50 + 10 * rng.standard_normal(count)
+            z = rng.multivariate_normal(np.zeros(DIMENSIONS), COVARIANCE, count) + (values[:, None] - 50) / 10 * SHIFT
+            made += [z.astype(np.float32), values]
+        return made
+
+    def test_slope_and_normal(self, numbers):
+        slope, ridge = direction_of_a_number("age", *numbers)
+        np.testing.assert_allclose(slope.vector, SHIFT, atol=0.1)
+        assert cosine(ridge.vector, np.linalg.solve(COVARIANCE, SHIFT)) > 0.98
+        assert slope.figures["deviation"] == pytest.approx(10, rel=0.05)
+
+    def test_r2_on_held_out_images_has_its_closed_form(self, numbers):
+        slope, ridge = direction_of_a_number("age", *numbers)
+        signal = SHIFT @ np.linalg.solve(COVARIANCE, SHIFT)
+        assert ridge.figures["r2"] == pytest.approx(signal / (1 + signal), abs=0.02)
+        along = (SHIFT @ SHIFT) ** 2 / (SHIFT @ COVARIANCE @ SHIFT)
+        assert slope.figures["r2"] == pytest.approx(along / (1 + along), abs=0.03)
+
+    def test_held_out_images_of_one_number_have_no_r2(self, numbers):
+        z, values, held_z, _ = numbers
+        for one in direction_of_a_number("age", z, values, held_z[:9], np.full(9, 50.0)):
+            assert one.figures["r2"] is None

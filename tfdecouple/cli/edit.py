@@ -1,0 +1,59 @@
+"""`python -m tfdecouple edit`: images changed along a direction in z."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tfdecouple.cli import options as arguments
+from tfdecouple.errors import RunError, UserError
+from tfdecouple.runtime.process import start_tensorflow
+
+
+def add_parser(commands: Any) -> None:
+    """Describes the arguments."""
+    parser = arguments.command(
+        commands,
+        "edit",
+        "change images along a direction in z",
+        "Their v stays as it is, and at 0 they come back to the last pixel. `directions` finds the directions.",
+    )
+    arguments.add_run(parser)
+    parser.add_argument("--direction", required=True, metavar="NAME", help="as `directions` names it")
+    parser.add_argument("--method", default="means", metavar="NAME", help="means or classifier (default means)")
+    arguments.add_amounts(parser)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="images of any size")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes edit.png and edit.json.
+
+    Raises:
+        UserError: for impossible arguments, a run without weights, z or directions, or unreadable images.
+    """
+    from tfdecouple.directions import METHODS
+
+    amounts = arguments.amounts(options)
+    if options.method not in METHODS:
+        raise UserError(f"--method is {options.method!r}; it must be {' or '.join(METHODS)}")
+    start_tensorflow()
+    from tfdecouple.cli.opening import open_run, own_images
+    from tfdecouple.cli.output import save_picture
+    from tfdecouple.runs import no_directions
+    from tfdecouple.runtime.progress import Counter
+    from tfdecouple.visualization.grids import edit_grid
+
+    opened = open_run(options, z_for="edit")
+    directions = opened.directions()
+    if directions is None:
+        raise RunError(no_directions(options.run))
+    direction = directions.find(options.direction, options.method)
+    images = own_images(opened, options.files, "edit takes")
+    note = f"{images.note} {opened.note()}"
+    with Counter("editing", len(images.pixels) * len(amounts)) as counter:
+        picture = edit_grid(opened.model, images.pixels, {"": direction.vector}, amounts, direction.name, note, counter)
+    facts = {**images.facts, "direction": direction.name, "method": direction.method, "amounts": amounts}
+    count = len(images.pixels)
+    says = f"{count} image{'s' if count > 1 else ''} along {direction.name}, {direction.method}"
+    save_picture(opened, options, "edit", picture, says, **facts)
+    return 0

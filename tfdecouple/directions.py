@@ -1,0 +1,188 @@
+"""Directions in z that were found for a run, and the file of the run folder that keeps them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tfdecouple.errors import RunError, UserError, nearest, one_line
+from tfdecouple.storage.files import parse_json, write_json
+
+FILE = "directions.json"
+VERSION = 1
+MEANS, CLASSIFIER = "means", "classifier"
+METHODS = (MEANS, CLASSIFIER)
+# What a file may hold, which may be a stranger's.
+_MOST, _NAME = 10_000, 200
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Direction:
+    """A direction in z that changes one thing about an image.
+
+    Its length is its unit: an amount of 1 goes as far as the mean of the images with the label lies from that of those
+    without it, or as a standard deviation of the number changes z, both measured along the direction.
+
+    Attributes:
+        name: of the label, of the two labels ("coffee to rocket"), or of the column.
+        method: "means", the difference of means (for numbers the slope of z), or "classifier", the normal of a
+            regularised linear classifier (for numbers of a ridge regression).
+        vector: float32 `[d_z]`.
+        figures: what was measured on held-out images, and of how many.
+    """
+
+    name: str
+    method: str
+    vector: np.ndarray
+    figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def told(self) -> str:
+        """Returns in a few words how well it tells held-out images apart, as far as its figures say."""
+        accuracy, r2 = self.figures.get("accuracy"), self.figures.get("r2")
+        if isinstance(accuracy, float):
+            return f"tells {accuracy:.1%} of held-out images right (50 % is chance)"
+        return f"explains {r2:.1%} of the variance of held-out images" if isinstance(r2, float) else ""
+
+    def plain(self) -> dict[str, Any]:
+        """Returns plain values for JSON; the vector is the same to the last bit when it is read."""
+        return {"name": self.name, "method": self.method, **self.figures, "vector": self.vector.tolist()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Directions:
+    """All directions of a run.
+
+    Attributes:
+        weights_sha256: of the weights that made the z they were found in.
+        about: where they were found: data set, numbers of images, seed.
+        directions: in the order of finding.
+    """
+
+    weights_sha256: str
+    about: Mapping[str, Any]
+    directions: tuple[Direction, ...]
+
+    def __iter__(self) -> Iterator[Direction]:
+        """Goes through the directions."""
+        return iter(self.directions)
+
+    def __len__(self) -> int:
+        """How many there are, those of each method counted."""
+        return len(self.directions)
+
+    def __getitem__(self, name: str) -> Direction:
+        """Returns the direction of that name by the difference of means."""
+        return self.find(name)
+
+    @property
+    def names(self) -> list[str]:
+        """The names, each once."""
+        return list(dict.fromkeys(direction.name for direction in self.directions))
+
+    def find(self, name: str, method: str = MEANS) -> Direction:
+        """Returns a direction by its name and method.
+
+        Raises:
+            UserError: where there is none.
+        """
+        found = [one for one in self.directions if (one.name, one.method) == (name, method)]
+        if not found:
+            listed = ", ".join(self.names[:20]) + (" and more" if len(self.names) > 20 else "")
+            raise UserError(f"there is no direction {name!r}{nearest(name, self.names)}; there are {listed}")
+        return found[0]
+
+    def require_of(self, weights_sha256: str, run: str) -> None:
+        """Refuses other weights than those they were found with: another z means other things.
+
+        Raises:
+            RunError: in one line.
+        """
+        if weights_sha256 != self.weights_sha256:
+            raise RunError(
+                f"the directions in {run} were found with other weights than its best ones now; "
+                "find them again with python -m tfdecouple directions"
+            )
+
+    def write(self, folder: pathlib.Path) -> pathlib.Path:
+        """Writes the file into a run folder, whole, and returns its path.
+
+        Raises:
+            RunError: where it cannot be written.
+        """
+        path = folder / FILE
+        try:
+            write_json(path, self.plain())
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror or error}; free some space there") from error
+        return path
+
+    def plain(self) -> dict[str, Any]:
+        """Returns plain values for JSON."""
+        return {
+            "version": VERSION,
+            "weights_sha256": self.weights_sha256,
+            **self.about,
+            "directions": [direction.plain() for direction in self.directions],
+        }
+
+    @classmethod
+    def read(cls, folder: str | pathlib.Path, latent_dim: int) -> Directions | None:
+        """Returns the directions of a run folder, None where it has none yet.
+
+        Args:
+            folder: a run folder, which may be a stranger's.
+            latent_dim: d_z of its model.
+
+        Raises:
+            RunError: where the file is not what this program writes, or is of another d_z.
+        """
+        path = pathlib.Path(folder) / FILE
+        try:
+            values = parse_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {path}: {one_line(error)}") from error
+        try:
+            return _checked(values, latent_dim)
+        except ValueError as error:
+            raise RunError(
+                f"{path} holds no directions of this model: {one_line(error)}; python -m tfdecouple directions "
+                "writes it anew"
+            ) from error
+
+
+def _checked(values: Any, latent_dim: int) -> Directions:
+    """Returns what a file says.
+
+    Raises:
+        ValueError: for the first thing that is not as it should be.
+    """
+    if not isinstance(values, dict) or values.get("version") != VERSION:
+        raise ValueError(f"it is not of version {VERSION}")
+    weights, entries = values.get("weights_sha256"), values.get("directions")
+    if not isinstance(weights, str) or not isinstance(entries, list) or len(entries) > _MOST:
+        raise ValueError("weights_sha256 is no text, or directions no list")
+    directions = []
+    for entry in entries:
+        if not isinstance(entry, dict):
+            raise ValueError("an entry of directions is no object")
+        name, method, vector = (entry.get(key) for key in ("name", "method", "vector"))
+        if not isinstance(name, str) or not 0 < len(name) <= _NAME or method not in METHODS:
+            raise ValueError(f"a direction has no name or no method of {' and '.join(METHODS)}")
+        if not isinstance(vector, list) or not all(map(_is_finite, vector)) or len(vector) != latent_dim:
+            raise ValueError(f"the vector of {name!r} is no list of {latent_dim} numbers")
+        figures = {key: value for key, value in entry.items() if key not in ("name", "method", "vector")}
+        directions.append(Direction(name, method, np.array(vector, np.float32), figures))
+    about = {key: value for key, value in values.items() if key not in ("version", "weights_sha256", "directions")}
+    return Directions(weights, about, tuple(directions))
+
+
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and abs(value) < 1e30

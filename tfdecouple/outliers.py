@@ -1,0 +1,110 @@
+"""How unlike the training an image is, by what the flow makes of it: a few numbers an image, of one pass.
+
+The density alone misleads: a flow gives smooth images that it never saw more density than those it was trained on
+(Nalisnick et al., "Do Deep Generative Models Know What They Don't Know?", 2019). So there are scores of the latents
+besides. Under the model these are standard normal, and in many dimensions nearly all such vectors have the same length:
+they lie in a thin shell, far from the mode. Each score is in units in which chance alone gives about 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import tensorflow as tf
+
+if TYPE_CHECKING:
+    from tfdecouple.model import DecoupledModel
+
+
+class OutlierScores(NamedTuple):
+    """Scores of images, each float32 `[batch]`.
+
+    Attributes:
+        bits_per_dim: the negative evidence lower bound in bits per colour value.
+        prior_nats: -log p(z), the density of z under the prior in nats; None for a model without z.
+        shell: by how many standard deviations |v| is longer (or, below 0, shorter) than under the model.
+        typicality: see `typicality`, of z's noise under the prior and of the parts of v.
+    """
+
+    bits_per_dim: tf.Tensor
+    prior_nats: tf.Tensor | None
+    shell: tf.Tensor
+    typicality: tf.Tensor
+
+    def named(self) -> dict[str, tf.Tensor]:
+        """Returns the scores that there are, by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+def outlier_scores(model: DecoupledModel, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor) -> OutlierScores:
+    """Scores images at given draws of z and of the dequantization noise.
+
+    Args:
+        model: with weights.
+        images: uint8 `[batch, height, width, 3]`.
+        z_noise: as for `DecoupledModel.elbo_from_noise`.
+        u_noise: likewise.
+    """
+    elbo, latents = model.elbo_and_latents(images, z_noise, u_noise)
+    return OutlierScores(
+        elbo.bits_per_dim,
+        None if latents.prior_noise is None else -latents.log_prior,
+        shell(latents.v),
+        typicality([*([] if latents.prior_noise is None else [latents.prior_noise]), *model.flow.parts(latents.v)]),
+    )
+
+
+def shell(v: tf.Tensor) -> tf.Tensor:
+    """Returns by how many standard deviations the length of v is off the shell of standard normal vectors.
+
+    Args:
+        v: float32 `[batch, ...]`.
+
+    Returns:
+        (|v| - E|v|) / sd|v|, float32 `[batch]`, both of the chi distribution of as many dimensions.
+    """
+    mean, deviation = chi_moments(math.prod(v.shape[1:]))
+    excess = _excess(v)
+    # |v| - mean without the difference of two large numbers: |v|^2 = n + excess, and mean^2 + deviation^2 = n.
+    length = tf.sqrt(tf.maximum(excess + (mean**2 + deviation**2), 0.0))
+    return (excess + deviation**2) / ((length + mean) * deviation)
+
+
+def typicality(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns how far standard normal latents are from their typical set, part by part.
+
+    A sum over all latents lets one level make up for another: an image without noise has too short a v at the fine
+    levels and too long a one at the coarse. So the squared length of each part, of n numbers, is compared with its own
+    mean, n, in its own standard deviations, sqrt(2 n).
+
+    Args:
+        parts: of the latents, each float32 `[batch, ...]`.
+
+    Returns:
+        The root mean square over the parts of these numbers of standard deviations, float32 `[batch]`. The mean of its
+        square is 1 under the model.
+    """
+    squares = [tf.square(_excess(part)) / (2 * math.prod(part.shape[1:])) for part in parts]
+    return tf.sqrt(tf.add_n(squares) / len(squares))
+
+
+def chi_moments(dimensions: int) -> tuple[float, float]:
+    """Returns mean and standard deviation of the length of a standard normal vector.
+
+    >>> mean, deviation = chi_moments(3072)
+    >>> round(mean, 3), round(deviation, 3)
+    (55.421, 0.707)
+    """
+    if dimensions > 1000:
+        # Stirling's series: two large logarithms of the gamma function would leave too little of their difference.
+        variance = 0.5 - 1 / (8 * dimensions) - 1 / (16 * dimensions**2)
+        return math.sqrt(dimensions - variance), math.sqrt(variance)
+    mean = math.sqrt(2) * math.exp(math.lgamma((dimensions + 1) / 2) - math.lgamma(dimensions / 2))
+    return mean, math.sqrt(dimensions - mean**2)
+
+
+def _excess(x: tf.Tensor) -> tf.Tensor:
+    """Returns |x|^2 less the number of its entries, `[batch]`; summed in a way that rounds the difference, not both."""
+    return tf.reduce_sum(tf.square(x) - 1, list(range(1, len(x.shape))))
