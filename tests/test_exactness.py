@@ -206,7 +206,9 @@ class TestPrograms:
         "latent use": lambda m: list(
             measure_latent_use(m, batches(), split="test", averaged_weights=False).to_dict().values()
         ),
-        "corpus": lambda m: make_encoder(m, [Field("z", (4,)), Field("z_std", (4,)), Field("v", (8, 8, 3))], 4)(IMAGES),
+        "corpus": lambda m: make_encoder(m, [Field("z", (4,)), Field("z_std", (4,)), Field("v", (8, 8, 3))], 4)(
+            IMAGES, np.arange(len(IMAGES))
+        ),
         "gate": lambda m: make_cases(m, random_images(sum(batches_of(8)), seed=2)),
     }
 

@@ -57,3 +57,16 @@ def test_codes_of_one_batch_decode_in_another(model, crops):
     for size in (1, 3, 128):
         images = [model.decode(z[start : start + size], v[start : start + size]) for start in range(0, 128, size)]
         np.testing.assert_array_equal(np.concatenate(images), crops[:128])
+
+
+def test_outliers_that_everybody_knows_are_told(tmp_path):
+    """And where raw likelihood misleads: images of one colour have far more density than any photograph."""
+    arguments = ["--run", RUN, "--images", "200", "--batch-size", "50", "--out", tmp_path]
+    assert main(["evaluate", *map(str, arguments), "--outliers", "noise", "constant", "permuted"]) == 0
+    kinds = json.loads((tmp_path / "outliers-test.json").read_text())["outliers"]
+    area = {kind: {name: each["auroc"] for name, each in found["detection"].items()} for kind, found in kinds.items()}
+    for kind in ("noise", "permuted"):
+        for name in ("bits_per_dim", "shell", "typicality"):
+            assert area[kind][name] > 0.95, (kind, name, area[kind])
+    assert area["constant"]["bits_per_dim"] < 0.05
+    assert area["constant"]["typicality"] > 0.95 and area["constant"]["bits_per_dim_minus_codec"] > 0.5

@@ -30,9 +30,11 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data import Source, file_split
 from tfdecouple.data.split import MemorySplit
 from tfdecouple.dataset_encoding import encoding, read_codes, tfrecord
-from tfdecouple.dataset_encoding.fields import Field
+from tfdecouple.dataset_encoding.fields import SCORES, Field
 from tfdecouple.dataset_encoding.tfrecord import TFRecordShard, to_example
 from tfdecouple.errors import DataError
+from tfdecouple.metrics import outliers
+from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
 from tfdecouple.runtime import progress
@@ -144,6 +146,20 @@ class TestCodes:
         assert int(line[1]) == len(far) and line[2] in far
         assert encode("--split", "test", out=tmp_path / "z") == 0
         assert "are far from" not in capsys.readouterr().out
+
+    @pytest.mark.parametrize("kind", ["tfrecord", "parquet"])
+    def test_scores_are_those_of_an_evaluation(self, encode, model, pictures, tmp_path, kind):
+        assert encode("--split", "test", "--scores", "--format", kind) == 0
+        codes = read(tmp_path / "codes")
+        keys = sorted(codes)
+        images = pixels_of(pictures, keys)
+        right = Scorer(model).with_codec(images, np.arange(len(keys)), len(keys))
+        assert tuple(outliers.SCORES) == SCORES and set(right) == set(SCORES)
+        for name in SCORES:
+            found = np.array([codes[key][name] for key in keys])
+            assert found.shape == (5,) and found.dtype == np.float32
+            np.testing.assert_allclose(found, right[name], rtol=1e-4, atol=1e-4, err_msg=name)
+        assert set(codes[keys[0]]) == {"key", "label", "z", *SCORES}
 
     def test_order_and_splits(self, encode, pictures, tmp_path):
         assert encode() == 0
@@ -500,7 +516,7 @@ class TestMemory:
         split = Counted(1_000_000, "all", lambda: arrays)
         source = Source(name="x", title="x", label_names=(), image_size=8, splits={"train": split})
 
-        def encoder(images):
+        def encoder(images, index):
             return {"z": np.zeros((len(images), 2), np.float32)}
 
         rows = encoding._encoded(source, "train", 500_000, 1_000_000, encoder, 4)
@@ -509,9 +525,9 @@ class TestMemory:
 
     def test_batches_run_on_over_the_ends_of_files(self):
         images = random_images(25)
-        split = MemorySplit(25, "all", lambda: (images, np.zeros(25, np.int32)))
+        split = MemorySplit(25, "all", lambda: (images, np.full(25, -1, np.int32)))
         source = Source(name="x", title="x", label_names=(), image_size=8, splits={"train": split})
-        rows = encoding._encoded(source, "train", 2, 20, lambda images: {}, 8)
+        rows = encoding._encoded(source, "train", 2, 20, lambda images, index: {}, 8)
         assert [len(batch["index"]) for batch in rows] == [8, 8, 2]
 
     def test_fields_know_their_size(self):

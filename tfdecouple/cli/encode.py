@@ -36,6 +36,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--v", action="store_true", help="write v beside z: as many numbers as the image has")
     parser.add_argument("--z-std", action="store_true", help="write the standard deviation of the posterior of z")
     parser.add_argument(
+        "--scores", action="store_true", help="write how unlike the training each image is, as `evaluate --outliers`"
+    )
+    parser.add_argument(
         "--images-per-shard",
         type=int,
         metavar="N",
@@ -162,7 +165,7 @@ def _say(text: str) -> None:
 def _require_fields(opened: OpenedRun, options: argparse.Namespace) -> None:
     if opened.config.model.has_latent:
         return
-    if options.z_std or not options.v:
+    if options.z_std or not (options.v or options.scores):
         wanted = "--z-std needs one" if options.z_std else "its code is v: add --v"
         raise UserError(f"the model of {options.run} has no z (model.conditioning is 'none'); {wanted}")
 
@@ -174,7 +177,7 @@ def _manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) ->
     from tfdecouple.dataset_encoding.manifest import Manifest
     from tfdecouple.dataset_encoding.weights import weights_sha256
 
-    fields = chosen_fields(opened.config.model, v=options.v, z_std=options.z_std)
+    fields = chosen_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
     splits = _SPLITS if options.split == "all" else (options.split,)
     most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // bytes_of(fields)))
     return Manifest(

@@ -19,14 +19,19 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def lossless_bits_per_dim(images: np.ndarray, codec: str = "webp") -> float:
-    """Returns how many bits per subpixel a lossless codec needs, with one file per image and its header counted.
+    """Returns how many bits per subpixel a lossless codec needs for images, the mean of `codec_bits_per_dim`."""
+    return float(codec_bits_per_dim(images, codec).mean())
+
+
+def codec_bits_per_dim(images: np.ndarray, codec: str = "webp") -> np.ndarray:
+    """Returns how many bits per subpixel a lossless codec needs for each image, in a file of its own, header counted.
 
     Args:
         images: uint8 [N, H, W, 3], N at least 1.
         codec: "webp" (slowest, smallest setting) or "png" (optimised).
 
     Returns:
-        Mean over all N*H*W*3 subpixels, in bits.
+        Bits per each of the H*W*3 subpixels, float64 [N].
 
     Raises:
         DataError: for an unknown codec or images of another shape or dtype.
@@ -43,4 +48,4 @@ def lossless_bits_per_dim(images: np.ndarray, codec: str = "webp") -> float:
         return len(file.getvalue())
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        return 8 * sum(pool.map(coded_bytes, images)) / images.size
+        return 8 * np.array(list(pool.map(coded_bytes, images))) / images[0].size

@@ -6,10 +6,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from tfdecouple.dataset_encoding.fields import Field
+from tfdecouple.dataset_encoding.fields import SCORES, Field
 from tfdecouple.dataset_encoding.formats import FORMATS
 
-_FIELDS = ("z", "z_std", "v")
+_FIELDS = ("z", "z_std", "v", *SCORES)
 # Above these a number is damage: a folder of so many files is no folder, and no image has so many values.
 _MOST, _MOST_FILES, _MOST_VALUES = 2**53, 10**7, 2**31
 

@@ -11,24 +11,30 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.data import Source
-from tfdecouple.dataset_encoding.fields import Field
+from tfdecouple.data.labels import checked_labels
+from tfdecouple.dataset_encoding.fields import SCORES, Field
 from tfdecouple.dataset_encoding.folder import CodesFolder
 from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
 from tfdecouple.errors import DataError, InversionError, UserError, one_line
 from tfdecouple.exactness import far_from_training
+from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime.tf32 import full_float32
 
-Encoder = Callable[[np.ndarray], dict[str, np.ndarray]]
+# From images and their numbers in their split to what is written of them.
+Encoder = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 Rows = dict[str, np.ndarray]
 
 
 def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int) -> Encoder:
     """Returns a function from images, uint8 `[n, S, S, 3]` with n at most `batch_size`, to their codes by field.
 
-    It is traced once, for batches of one size: a smaller one is filled up. Without v the flow does not run.
+    It is traced once, for batches of one size: a smaller one is filled up. Without v or scores the flow does not run.
+    Scores are at one draw of the noise, which depends on the second argument, the number of each image in its split.
     """
-    names = {field.name for field in fields}
+    every = {field.name for field in fields}
+    names = every.difference(SCORES)
+    scorer = Scorer(model) if every - names else None
 
     @tf.function(input_signature=[tf.TensorSpec([batch_size, *model.config.image_shape], tf.uint8)], autograph=False)
     def encode(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -43,12 +49,17 @@ def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int
         return {name: codes[name] for name in names}
 
     @full_float32()
-    def encoder(images: np.ndarray) -> dict[str, np.ndarray]:
+    def encoder(images: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
         count = len(images)
         filled = np.zeros((batch_size, *images.shape[1:]), np.uint8)
         filled[:count] = images
         try:
-            return {name: values.numpy()[:count] for name, values in encode(tf.constant(filled)).items()}
+            codes = {name: value.numpy() for name, value in encode(tf.constant(filled)).items()} if names else {}
+            if scorer is not None:
+                numbers = np.zeros(batch_size, np.int64)
+                numbers[:count] = index
+                codes |= scorer.with_codec(filled, numbers, count)
+            return {name: codes[name][:count] for name in every}
         except tf.errors.ResourceExhaustedError as error:
             raise UserError(
                 f"out of memory with {batch_size} images at a time; name fewer with --batch-size"
@@ -161,7 +172,8 @@ def _encoded(source: Source, split: str, start: int, stop: int, encoder: Encoder
             raise DataError(f"cannot read {source.title}: {one_line(error)}") from error
         if batch is None:
             return
-        yield {"index": batch["index"], "label": batch["label"], **encoder(batch["image"])}
+        labels = checked_labels(source, batch["label"])
+        yield {"index": batch["index"], "label": labels, **encoder(batch["image"], batch["index"])}
 
 
 def _cut(rows: Rows, row: int) -> tuple[Rows, Rows | None]:

@@ -11,6 +11,8 @@ from tfdecouple.config import ModelConfig
 
 # Where the label of an image is not known.
 NO_LABEL = -1
+# How unlike the training an image is, a number each: those of `tfdecouple.metrics.outliers`.
+SCORES = ("bits_per_dim", "bits_per_dim_minus_codec", "prior_nats", "shell", "typicality")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Field:
     """One float32 array of each image.
 
     Attributes:
-        name: "z", the posterior mean; "z_std", the posterior's standard deviation; "v", the local code.
-        shape: of one image.
+        name: "z", the posterior mean; "z_std", the posterior's standard deviation; "v", the local code; or of `SCORES`.
+        shape: of one image; () for a single number.
     """
 
     name: str
@@ -40,13 +42,14 @@ class Field:
         return cls(values["name"], tuple(values["shape"]))
 
 
-def chosen_fields(config: ModelConfig, *, v: bool, z_std: bool) -> tuple[Field, ...]:
+def chosen_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = False) -> tuple[Field, ...]:
     """Returns the fields of a model's codes: z where the model has one, and what is asked for besides."""
     latent = (config.latent_dim,)
     return (
         *([Field("z", latent)] if config.has_latent else []),
         *([Field("z_std", latent)] if z_std else []),
         *([Field("v", config.image_shape)] if v else []),
+        *([Field(name, ()) for name in SCORES if name != "prior_nats" or config.has_latent] if scores else []),
     )
 
 

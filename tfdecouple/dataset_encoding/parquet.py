@@ -1,4 +1,4 @@
-"""Codes as Parquet files: a column for each field, its numbers as lists of one length."""
+"""Codes as Parquet files: a column for each field, its numbers as lists of one length, or one number."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def schema(fields: Sequence[Field]) -> pa.Schema:
     for field in fields:
         # Names of the shape's axes are of no use; numbers in row-major order, as NumPy's reshape takes them.
         shape = {"shape": ",".join(map(str, field.shape))}
-        columns.append(pa.field(field.name, pa.list_(pa.float32(), field.size), False, shape))
+        kind = pa.list_(pa.float32(), field.size) if field.shape else pa.float32()
+        columns.append(pa.field(field.name, kind, False, shape))
     return pa.schema(columns)
 
 
@@ -62,7 +63,8 @@ def to_table(
     columns = [pa.array([key.decode() for key in keys], pa.string()), pa.array(np.asarray(labels, np.int32))]
     for field in fields:
         values = np.ascontiguousarray(arrays[field.name], np.float32).reshape(-1)
-        columns.append(pa.FixedSizeListArray.from_arrays(pa.array(values), field.size))
+        numbers = pa.array(values)
+        columns.append(pa.FixedSizeListArray.from_arrays(numbers, field.size) if field.shape else numbers)
     return pa.Table.from_arrays(columns, schema=schema(fields))
 
 
@@ -85,8 +87,11 @@ def read_parquet(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Datas
 
 def _to_arrays(group: pa.RecordBatch, fields: Sequence[Field]) -> dict[str, np.ndarray]:
     keys = np.array([key.encode() for key in group.column("key").to_pylist()], object)
+    columns = {field.name: group.column(field.name) for field in fields}
     arrays = {
-        field.name: group.column(field.name).flatten().to_numpy(zero_copy_only=False).reshape(-1, *field.shape)
+        field.name: (columns[field.name].flatten() if field.shape else columns[field.name])
+        .to_numpy(zero_copy_only=False)
+        .reshape(-1, *field.shape)
         for field in fields
     }
     return {"key": keys, "label": group.column("label").to_numpy(zero_copy_only=False), **arrays}

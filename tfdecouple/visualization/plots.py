@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -145,6 +146,46 @@ def projection_figure(
         for handle in legend.legend_handles:
             if handle is not None:
                 handle.set_alpha(1)
+    return figure
+
+
+def histogram_figure(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:
+    """Draws histograms of several kinds of images side by side, a panel a figure; the first kind is filled.
+
+    What lies beyond a panel is counted in its first or last bin.
+
+    Args:
+        panels: by the name of the figure, its values by the kind of images, `[n]` each; all have the same kinds.
+        title: of the plot.
+    """
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = _figure(4 * columns, 3 * rows + 0.8)
+    grid = figure.add_gridspec(rows, columns)
+    for number, (name, kinds) in enumerate(panels.items()):
+        axes = figure.add_subplot(grid[number // columns, number % columns])
+        # Of each kind nearly all, and no farther from the first than lets its own width be seen.
+        ends = np.array([np.quantile(values, (0.005, 0.995)) for values in kinds.values()])
+        (first, last), (low, high) = ends[0], (ends[:, 0].min(), ends[:, 1].max())
+        room = 4 * (last - first)
+        low, high = (max(low, first - room), min(high, last + room)) if room > 0 else (low, high)
+        bins = np.linspace(low, high if high > low else low + 1, 41)
+        for place, (kind, values) in enumerate(kinds.items()):
+            inside = np.clip(values, bins[0], bins[-1])
+            shares, _ = np.histogram(inside, bins)
+            colour = COLOURS[(place - 1) % len(COLOURS)] if place else _GREY
+            style: dict[str, Any] = {"edgecolor": colour, "linewidth": 1.8}
+            if place == 0:
+                style = {"color": colour, "alpha": 0.6, "fill": True}
+            axes.stairs(shares / len(values), bins, label=kind, **style)
+        _plain(axes)
+        axes.set_xlabel(name, fontsize=_TEXT)
+        axes.set_ylabel("share of images", fontsize=_SMALL)
+        axes.set_ylim(bottom=0)
+        if number == 0:
+            handles, names = axes.get_legend_handles_labels()
+    figure.suptitle(title, fontsize=_TEXT + 1, x=0.01, ha="left")
+    figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=_SMALL, frameon=False)
     return figure
 
 
