@@ -91,8 +91,8 @@ class Reference(Protocol):
     def decode(self, z: np.ndarray | None, v: np.ndarray) -> Any:
         """Returns the answer in pixels to codes."""
 
-    def score(self, images: np.ndarray, z_noise: np.ndarray | None, u_noise: np.ndarray) -> Any:
-        """Returns the answer in bits per dimension."""
+    def score(self, images: np.ndarray, z_noise: np.ndarray | None, u_noise: np.ndarray) -> Answers:
+        """Returns the answers of `OutlierScores`, "bits_per_dim" and others, by name."""
 
     def z_from_noise(self, noise: np.ndarray) -> np.ndarray:
         """Returns the z of noise of the prior."""

@@ -14,6 +14,8 @@ from typing import Any
 from tfdecouple.config import Config
 from tfdecouple.data import crop_of_own_images
 from tfdecouple.data.fitting import RESIZE
+from tfdecouple.directions import Directions
+from tfdecouple.errors import RunError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import Run, read_summary, require_own_images
 
@@ -33,6 +35,8 @@ class Origin:
         parameters: number of trainable parameters.
         data: what the run was trained on, for people.
         imported: whether the weights come from a checkpoint of the paper's code, which says nothing of its data.
+        directions: in z, found for these weights; None where there are none.
+        without_directions: why those that lie there are left out; "" where they are not.
         bits_per_dim: {"validation", "test", "test_images"} where the run recorded them for these weights, or None.
     """
 
@@ -45,6 +49,8 @@ class Origin:
     data: str
     bits_per_dim: Mapping[str, Any] | None
     imported: bool = False
+    directions: Directions | None = None
+    without_directions: str = ""
 
     @property
     def crop(self) -> int:
@@ -93,6 +99,11 @@ def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel
         summary = read_summary(run) or {}
     except (OSError, ValueError):
         summary = {}
+    directions, problem = None, ""
+    try:
+        directions = opened.directions() if config.model.has_latent else None
+    except RunError as error:
+        problem = str(error)
     imported = "imported_from" in summary
     best = summary.get("best_step") == step
     bits: dict[str, Any] = {}
@@ -110,6 +121,8 @@ def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel
         data=f"data unknown ({config.description})" if imported else summary.get("data") or config.data.source,
         bits_per_dim=bits or None,
         imported=imported,
+        directions=directions,
+        without_directions=problem,
     )
     return model, origin
 

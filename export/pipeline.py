@@ -30,11 +30,14 @@ from export.verification.cases import make_cases, real_images, weight_digests
 from export.verification.check_folder import card_problems, page_problems, serving_problems
 from export.verification.folder import part_of
 from export.verification.run import RefusedError, listed, pass_gate
+from tfdecouple.directions import MEANS
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.storage.files import write_json, write_text
 
 FORMATS = ("savedmodel", "onnx", "web")
+# Of the directions, which the page has a slider each for.
+_MOST_SLIDERS = 100
 
 Say = Callable[[str], Any]
 
@@ -126,6 +129,8 @@ class _Export:
         self._begun = time.monotonic()
         self.say(f"opening {request.run}")
         self._model, self._origin = open_run(request.run, request.name)
+        if self._origin.without_directions:
+            self.say(f"directions are left out: {self._origin.without_directions}")
         self._offered = _chosen(self._model, request.endpoints)
         # How each part that is put in place is checked again.
         self._parts: dict[str, dict[str, Any]] = {}
@@ -323,7 +328,10 @@ def _entry(origin: Origin, report: Report, files: list[str]) -> dict[str, Any]:
 
 def _about(origin: Origin) -> dict[str, Any]:
     bits = origin.bits_per_dim or {}
+    found = [one for one in origin.directions or () if one.method == MEANS][:_MOST_SLIDERS]
+    directions = [{"name": one.name, "vector": one.vector.tolist(), "told": one.told()} for one in found]
     return {
+        **({"directions": directions} if directions else {}),
         "name": origin.name,
         "image_size": origin.config.model.image_size,
         "centre_crop": origin.crop,

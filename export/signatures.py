@@ -124,17 +124,34 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         answer=_answer_interpolate,
         needs_z=True,
     )
+    edit = Endpoint(
+        name="edit",
+        summary="Moves z of images along a direction; at 0 the very same pixels come back.",
+        inputs=(
+            images,
+            vector("direction", "of directions.json, or any"),
+            scalar("amount", "multiples of the direction", 0.0, 2.0, example=1.0),
+        ),
+        outputs=(picture("edited", "the image with the other z, its v as it was"),),
+        build=_edit,
+        answer=_answer_edit,
+        needs_z=True,
+    )
+    prior_nats = (scalar("prior_nats", "-log p(z) in nats"),) if with_z else ()
     score = Endpoint(
         name="score",
-        summary="Bits per dimension of images, an upper bound at one draw of the noise.",
+        summary="Bits per dimension of images, an upper bound at one draw of the noise; and how usual its latents are.",
         inputs=(images, *z_noise, u_noise),
-        outputs=(scalar("bits_per_dim", "lower is more probable"),),
+        outputs=(
+            scalar("bits_per_dim", "lower is more probable"),
+            *prior_nats,
+            scalar("shell", "standard deviations of |v| from its mean under the model"),
+            scalar("typicality", "root mean square of the same, by parts of the latents; about 1 under the model"),
+        ),
         build=_score,
-        answer=lambda reference, given: {
-            "bits_per_dim": reference.score(given["images"], given.get("z_noise"), given["u_noise"])
-        },
+        answer=lambda reference, given: reference.score(given["images"], given.get("z_noise"), given["u_noise"]),
     )
-    every = (encode, encode_global, decode, sample, switch, interpolate, score)
+    every = (encode, encode_global, decode, sample, switch, interpolate, edit, score)
     return tuple(one for one in every if with_z or not one.needs_z)
 
 
@@ -216,11 +233,22 @@ def _interpolate(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tenso
     return {"images": deployed.pixels(deployed.flow.inverse(mixed_v, mixed_z))}
 
 
+def _edit(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+    import tensorflow as tf
+
+    z, v = _codes(deployed, inputs["images"])
+    step = tf.reshape(inputs["amount"], [-1, 1]) * inputs["direction"]
+    return {"edited": deployed.pixels(deployed.flow.inverse(v, z + step))}
+
+
 def _score(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     import tensorflow as tf
 
+    from tfdecouple.outliers import shell, typicality
+
     levels = deployed.levels_of(inputs["images"])
     z, kl = None, None
+    of_z, latents = {}, []
     if deployed.config.has_latent:
         mean, log_variance = deployed.posterior(levels)
         noise = inputs["z_noise"]
@@ -228,13 +256,21 @@ def _score(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
         prior_noise, log_det = deployed.prior_forward_and_log_det(z)
         # log q(z|x) - log p(z); the constants of the two Gaussians cancel.
         kl = 0.5 * tf.reduce_sum(tf.square(prior_noise) - tf.square(noise) - log_variance, -1) - log_det
+        constant = deployed.config.latent_dim * math.log(2 * math.pi)
+        of_z["prior_nats"] = 0.5 * (tf.reduce_sum(tf.square(prior_noise), -1) + constant) - log_det
+        latents.append(prior_noise)
     u = deployed.to_inside(inputs["u_noise"])
     v, log_det = deployed.flow_forward_and_log_det(deployed.flow_input(levels, u), z)
     dimensions = math.prod(deployed.config.image_shape)
     nats = 0.5 * (tf.reduce_sum(tf.square(v), [1, 2, 3]) + dimensions * math.log(2 * math.pi)) - log_det
     if kl is not None:
         nats += kl
-    return {"bits_per_dim": deployed.quantizer.bits_per_dim(nats, dimensions)}
+    return {
+        "bits_per_dim": deployed.quantizer.bits_per_dim(nats, dimensions),
+        **of_z,
+        "shell": shell(v),
+        "typicality": typicality([*latents, *deployed.flow.parts(v)]),
+    }
 
 
 # --- what the Keras model answers ---
@@ -280,6 +316,11 @@ def _answer_sample(reference: Reference, given: Arrays) -> Answers:
 def _answer_switch(reference: Reference, given: Arrays) -> Answers:
     (z_a, v_a), (z_b, v_b) = reference.codes(given["images_a"]), reference.codes(given["images_b"])
     return {"images_ab": reference.decode(z_a, v_b), "images_ba": reference.decode(z_b, v_a)}
+
+
+def _answer_edit(reference: Reference, given: Arrays) -> Answers:
+    z, v = reference.codes(given["images"])
+    return {"edited": reference.decode(z + given["amount"][:, None] * given["direction"], v)}
 
 
 def _answer_interpolate(reference: Reference, given: Arrays) -> Answers:

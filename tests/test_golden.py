@@ -252,13 +252,15 @@ class TestFreshExport:
             assert promised(built[of].graph.input) == promised(golden.input)
             assert promised(built[of].graph.output) == promised(golden.output)
 
-    def test_endpoints_are_those_of_the_golden_card(self, model, generation):
+    def test_endpoints_of_the_golden_card_are_still_there(self, model, generation):
+        """As they were; others may join them, and outputs those that they had."""
         card = json.loads((generation / "export" / "model_card.json").read_text())
         current = {one.name: one for one in endpoints(model.config)}
-        assert set(card["endpoints"]) == set(current)
+        assert set(card["endpoints"]) <= set(current)
         assert card["formats"]["savedmodel"]["signatures"] == ["encode", "decode", "score"]
         for name, entry in card["endpoints"].items():
             for kind in ("inputs", "outputs"):
                 golden = [(array["name"], array["dtype"], array["shape"]) for array in entry[kind]]
                 plain = [array.plain() for array in getattr(current[name], kind)]
-                assert [(array["name"], array["dtype"], array["shape"]) for array in plain] == golden
+                found = [(array["name"], array["dtype"], array["shape"]) for array in plain]
+                assert found[: len(golden) if kind == "outputs" else None] == golden

@@ -397,6 +397,124 @@ async function checkSampling(page, report) {
   return `same seed, same pictures; temperature and seed change them. ${report.measured.sampling}`;
 }
 
+/**
+ * Waits until the picture of the section of directions is what picture A gives with its z moved so far.
+ * @param {Page} page
+ * @param {Record<number, number>} amounts By the number of the slider.
+ */
+async function waitForSteered(page, amounts) {
+  const wanted = await page.evaluate(async (amounts) => {
+    const { all, config, base64 } = window.check;
+    const { directions } = await config();
+    const { z, v } = await window.tfdecouple.encode(all(".slot .picture canvas")[0], 1);
+    for (const [index, amount] of Object.entries(amounts)) {
+      const vector = Float32Array.from(directions[index].vector);
+      vector.forEach((value, place) => (z[place] += Math.fround(Math.fround(amount) * value)));
+    }
+    return base64(await window.tfdecouple.decode(z, v, 1));
+  }, amounts);
+  const arrived = await page
+    .waitForFunction(
+      (wanted) => {
+        const { all, bytes } = window.check;
+        const [[shown], [before], right] = [all("#steer-picture canvas"), all(".slot .picture canvas"), bytes(wanted)];
+        const distances = right.map((value, place) => Math.abs(value - shown[place]));
+        // A value on the border of two levels may fall either way: the page encodes A and B together.
+        const near = distances.every((distance) => distance <= 1) && distances.filter(Boolean).length < right.length / 100;
+        return near && !window.check.same(shown, before);
+      },
+      wanted,
+      { timeout: 10_000 },
+    )
+    .catch(() => null);
+  expect(arrived, `the picture is not that of the sliders at ${JSON.stringify(amounts)}`);
+}
+
+/** @param {Page} page @returns {Promise<number>} */
+function firstAmount(page) {
+  return page.locator("#steer-sliders input").first().evaluate((input) => input.valueAsNumber);
+}
+
+/** The slider of a direction by mouse, keyboard and touch. @param {Page} page */
+async function checkSteering(page) {
+  const count = (await page.evaluate(() => window.check.config())).directions?.length ?? 0;
+  if (count === 0) {
+    expect(await page.locator("#steer").isHidden(), "there are no directions, and yet their section");
+    return "this model has none, and no section for them";
+  }
+  const sliders = page.locator("#steer-sliders input");
+  expect((await sliders.count()) === count, `there are ${await sliders.count()} sliders for ${count} directions`);
+  const verdict = () => page.textContent("#steer-verdict");
+  const [imageA] = await page.evaluate(() => window.check.all(".slot .picture canvas").map(window.check.base64));
+  await waitForShown(page, 0, imageA, "#steer-picture canvas");
+  expect((await verdict()).startsWith("Exact"), `at 0 the page says: ${await verdict()}`);
+
+  await sliders.first().scrollIntoViewIfNeeded();
+  const box = await sliders.first().boundingBox();
+  const at = (share) => [box.x + share * box.width, box.y + box.height / 2];
+  await page.mouse.move(...at(0.5));
+  await page.mouse.down();
+  await page.mouse.move(...at(0.8), { steps: 8 });
+  // While the button is still down.
+  const during = await firstAmount(page);
+  expect(during > 0.5, `dragging to the right leads to ${during}`);
+  await waitForSteered(page, { 0: during });
+  await page.mouse.move(...at(1.2), { steps: 4 });
+  await page.mouse.up();
+  expect((await firstAmount(page)) === 2, `dragging beyond the end leads to ${await firstAmount(page)}`);
+  await waitForSteered(page, { 0: 2 });
+
+  await page.locator("#steer-reset").click();
+  await waitForShown(page, 0, imageA, "#steer-picture canvas");
+  expect((await verdict()).startsWith("Exact"), `after the reset the page says: ${await verdict()}`);
+
+  await page.locator("#steer-reset").focus();
+  expect(await tabTo(page, "steer-0"), "Tab does not reach the slider");
+  for (const key of ["ArrowRight", "ArrowUp", "ArrowRight"]) await page.keyboard.press(key);
+  const byKeys = await firstAmount(page);
+  expect(Math.abs(byKeys - 0.15) < 1e-9, `three arrow keys lead to ${byKeys}`);
+  await waitForSteered(page, { 0: byKeys });
+  await page.keyboard.press("Home");
+  expect((await firstAmount(page)) === -2, `Home leads to ${await firstAmount(page)}`);
+  const text = await page.getAttribute("#steer-0", "aria-valuetext");
+  expect(text === "−2.00", `a screen reader hears: ${text}`);
+  await page.locator("#steer-reset").click();
+
+  const byTouch = await touchSlider(page, at);
+  await waitForSteered(page, { 0: byTouch });
+  // The others add to it, and the other picture follows the same sliders.
+  if (count > 1) {
+    await sliders.nth(1).fill("1");
+    await waitForSteered(page, { 0: byTouch, 1: 1 });
+  }
+  await page.locator("#steer-reset").click();
+  await waitForShown(page, 0, imageA, "#steer-picture canvas");
+  const imageB = await page.evaluate(() => window.check.base64(window.check.all(".slot .picture canvas")[1]));
+  await page.locator("#steer-b").check();
+  await waitForShown(page, 0, imageB, "#steer-picture canvas");
+  await page.locator("#steer-a").check();
+  return `${count} directions; mouse to +2.00, keys to +0.15, a finger to ${byTouch.toFixed(2)}; exact at 0`;
+}
+
+/** @param {Page} page @param {(share: number) => [number, number]} at @returns {Promise<number>} Where a finger led. */
+async function touchSlider(page, at) {
+  const session = await page.context().newCDPSession(page);
+  await session.send("Emulation.setTouchEmulationEnabled", { enabled: true });
+  const touch = (type, share) => {
+    const [x, y] = at(share);
+    return session.send("Input.dispatchTouchEvent", { type, touchPoints: type === "touchEnd" ? [] : [{ x, y }] });
+  };
+  await touch("touchStart", 0.5);
+  for (let share = 0.48; share > 0.25; share -= 0.02) await touch("touchMove", share);
+  const during = await firstAmount(page);
+  await touch("touchEnd", 0.25);
+  await session.send("Emulation.setTouchEmulationEnabled", { enabled: false });
+  await session.detach();
+  const amount = await firstAmount(page);
+  expect(during < -0.3 && amount < -0.3, `a finger that moves to the left leads to ${during}, then ${amount}`);
+  return amount;
+}
+
 /** @param {Page} page */
 async function checkSave(page) {
   await page.locator(".grid .picture").nth(1).hover();
@@ -546,6 +664,7 @@ async function checkPage(page, options, report) {
   await report.check("round trip", () => checkRoundTrip(page, report));
   await report.check("drag", () => checkDrag(page, report));
   await report.check("keyboard", () => checkKeyboard(page));
+  await report.check("directions", () => checkSteering(page));
   await report.check("sampling", () => checkSampling(page, report));
   await report.check("save", () => checkSave(page));
   await report.check("320 px", () => checkNarrow(page));

@@ -200,6 +200,17 @@ class DeployedFlow(Deployed):
             h = v if self.whitening is None else self.whitening.inverse(v, z)
             return self._level_inverse(0, h, self._conditions(z))
 
+    def parts(self, v: tf.Tensor) -> list[tf.Tensor]:
+        """Splits v as `Flow.parts` does."""
+        found = []
+        for depth, stages in enumerate(self.levels):
+            if depth:
+                v = self.layout.squeezed(v)
+            left = [stage.dropped for stage in stages if stage.dropped]
+            v, *dropped = self.layout.split(v, [stages[-1].kept, *left[::-1]])
+            found += dropped[::-1]
+        return [*found, v]
+
     def _conditions(self, z: tf.Tensor | None) -> Conditions:
         """What z adds to the hidden maps of each net."""
         if self.condition is None:

@@ -9,6 +9,7 @@ import { canvasKeepsPixels, readImage } from "./images.js";
 import { Meter, megabytes, progressText, showProgress } from "./loading.js";
 import { Pair } from "./pair.js";
 import { Samples } from "./samples.js";
+import { Steering } from "./steer.js";
 
 /** @typedef {import("./codes.js").Config} Config */
 /** @typedef {import("./codes.js").Progress} Progress */
@@ -18,6 +19,7 @@ const LETTERS = /** @type {const} */ (["A", "B"]);
 const meter = new Meter(["runtime", "encoder", "decoder"]);
 const codes = new Codes(noteProgress);
 const samples = new Samples(codes);
+const steering = new Steering(codes);
 const slots = LETTERS.map(
   (letter, index) =>
     new Slot(
@@ -26,7 +28,12 @@ const slots = LETTERS.map(
       (address) => openExample(index, address),
     ),
 );
-const pair = new Pair(codes, (index, text) => slots[index].complain(text), noteFirstPicture);
+const pair = new Pair(
+  codes,
+  (index, text) => slots[index].complain(text),
+  noteFirstPicture,
+  (images, ofBoth, size) => steering.use(images, ofBoth, size),
+);
 const config = loadConfig();
 const ready = codes.load(config).then(() => {});
 
@@ -77,6 +84,7 @@ async function start() {
 async function showConfig(known) {
   meter.expect(known.sizes ?? {});
   showFacts(known);
+  steering.offer(known.directions ?? []);
   const examples = known.demo_images ?? [];
   slots.forEach((slot) => slot.offer(examples));
   if (examples.length === 0) return;

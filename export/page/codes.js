@@ -15,6 +15,14 @@ import { LoadError, download } from "./download.js";
  * @property {string} data
  * @property {Record<string, number>} sizes Bytes of the encoder, decoder and sampler.
  * @property {string[]} demo_images
+ * @property {Direction[]} [directions] In z, that change one thing about a picture.
+ */
+
+/**
+ * @typedef {object} Direction
+ * @property {string} name
+ * @property {number[]} vector `latent_dim` numbers; an amount of 1 goes as far.
+ * @property {string} [told] What was measured of it.
  */
 
 /**
@@ -191,6 +199,21 @@ export function between(a, b, place) {
   const ofB = Math.fround(place);
   const ofA = Math.fround(1 - ofB);
   return a.map((value, index) => Math.fround(ofA * value) + Math.fround(ofB * b[index]));
+}
+
+/**
+ * The place that some steps lead to. Rounded to single precision at each step as in Python; steps of 0 change nothing.
+ * @param {Float32Array} z
+ * @param {{amount: number, vector: Float32Array}[]} steps
+ * @returns {Float32Array}
+ */
+export function along(z, steps) {
+  const place = z.slice();
+  for (const { amount, vector } of steps) {
+    const times = Math.fround(amount);
+    vector.forEach((value, index) => (place[index] += Math.fround(times * value)));
+  }
+  return place;
 }
 
 /**

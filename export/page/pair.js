@@ -42,6 +42,7 @@ export class Pair {
   #showPoint = latestOnly((point) => this.#guarded(() => this.#interpolate(point)));
   #onComplaint;
   #onPicture;
+  #onCodes;
   #map;
   #pad;
 
@@ -52,11 +53,14 @@ export class Pair {
    * @param {Codes} codes
    * @param {(index: number, text: string) => void} onComplaint Told what is wrong with a picture.
    * @param {() => void} onPicture Told when decoded pictures have been shown.
+   * @param {(images: Uint8Array[], pair: Code[], size: number) => void} onCodes Given A and B with their codes; these
+   *   are empty where they are not finite.
    */
-  constructor(codes, onComplaint, onPicture) {
+  constructor(codes, onComplaint, onPicture, onCodes) {
     this.#codes = codes;
     this.#onComplaint = onComplaint;
     this.#onPicture = onPicture;
+    this.#onCodes = onCodes;
     buildGrid(this.#cells);
     byId("between-picture").append(this.#between.element);
     this.#map = new PairMap(byId("pad"));
@@ -102,6 +106,7 @@ export class Pair {
     this.#showCells(decoded);
     this.#judge(differences(a, decoded[0]), differences(b, decoded[3]), a.length);
     this.#onPicture();
+    this.#onCodes([a, b], this.#pair, this.#size);
     this.#showPoint(this.#point);
     if (fast) this.#guarded(() => this.#fillMap());
   }
@@ -126,6 +131,7 @@ export class Pair {
     this.#pair = null;
     for (const picture of [...this.#cells, this.#between]) picture.clear();
     this.#map.clear();
+    this.#onCodes([], [], this.#size);
     tell("Nothing to swap: a picture has no finite codes.", false);
   }
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from export.verification.judge import PERTURBATION, Answer, Floats, Pixels
 from tfdecouple.model import DecoupledModel
+from tfdecouple.outliers import OutlierScores, outlier_scores
 from tfdecouple.runtime.progress import Lines
 
 # Beyond this side an image takes a second and more: then the model is asked for one reaction.
@@ -80,20 +81,26 @@ class KerasReference:
         right, *moved = self._values(z, v)
         return Pixels.measured(right, moved, self._config.n_bins)
 
-    def score(self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray) -> Floats:
-        """Returns the answer in bits per dimension, with the noise given and with noise that is moved."""
+    def score(self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray) -> dict[str, Answer]:
+        """Returns the answers of `outlier_scores`, with the noise given and with noise that is moved."""
         if z_noise is None:
             z_noise = np.zeros((len(images), self._config.latent_dim), np.float32)
 
-        def bits(z_noise: np.ndarray, u_noise: np.ndarray) -> np.ndarray:
-            return self._run(
-                lambda *inputs: [self._model.elbo_from_noise(*inputs).bits_per_dim], images, z_noise, u_noise
-            )[0]
+        def scores(z_noise: np.ndarray, u_noise: np.ndarray) -> list[np.ndarray]:
+            def ask(*inputs: tf.Tensor) -> list[tf.Tensor]:
+                return [one for one in outlier_scores(self._model, *inputs) if one is not None]
 
-        right = bits(z_noise, u_noise)
-        return Floats.measured(
-            right, [bits(self._moved(z_noise), self._moved(u_noise)) for _ in range(self._reactions)]
-        )
+            return self._run(ask, images, z_noise, u_noise)
+
+        right = scores(z_noise, u_noise)
+        # Of u in units of levels, so that x moves as that of images does.
+        half = self._config.n_bins / 2
+        moved = [scores(self._moved(z_noise), self._moved(u_noise, half)) for _ in range(self._reactions)]
+        names = [name for name in OutlierScores._fields if name != "prior_nats" or self._config.has_latent]
+        return {
+            name: Floats.measured(value, [other[index] for other in moved])
+            for index, (name, value) in enumerate(zip(names, right, strict=True))
+        }
 
     def z_from_noise(self, noise: np.ndarray) -> np.ndarray:
         """Returns the z of noise of the prior."""

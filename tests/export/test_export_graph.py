@@ -27,6 +27,7 @@ from export.verification import check_onnx, variants
 from export.verification.weights import by_name, digests
 from tfdecouple.errors import InversionError, NotInitializedError
 from tfdecouple.model import DecoupledModel
+from tfdecouple.outliers import outlier_scores
 
 # Of the largest value. About 5e-7 is what was measured.
 TOLERANCE = 1e-5
@@ -110,7 +111,9 @@ def inputs_of(config, count=5, seed=1):
         "z_noise": rng.standard_normal((count, config.latent_dim)),
         "v_noise": rng.standard_normal((count, *config.image_shape)),
         "u_noise": rng.random((count, *config.image_shape)),
+        "direction": rng.standard_normal((count, config.latent_dim)),
         "temperature": np.linspace(0.3, 1.0, count),
+        "amount": np.linspace(0.0, 2.0, count),
         "alpha": np.linspace(0.0, 1.0, count),
         "beta": np.linspace(0.9, 0.2, count),
     }
@@ -146,7 +149,11 @@ def expected(name, endpoint_name):
         z = model.z_from_noise(given["z_noise"]) if model.config.has_latent else None
         return {"images": model.decode(z, given["temperature"][:, None, None, None] * given["v_noise"])}
     if endpoint_name == "score":
-        return {"bits_per_dim": model.elbo_from_noise(a, given["z_noise"], given["u_noise"]).bits_per_dim}
+        return outlier_scores(model, a, given["z_noise"], given["u_noise"]).named()
+    if endpoint_name == "edit":
+        edited = model.edit(a, given["direction"], given["amount"])
+        np.testing.assert_array_equal(edited[0], model.quantize_images(a)[0])
+        return {"edited": edited}
     if endpoint_name == "switch":
         return dict(zip(("images_ab", "images_ba"), model.switch(a, b), strict=True))
     every = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]))

@@ -591,7 +591,7 @@ class TestModelWithoutZ:
             "encode": (["images"], ["v"]),
             "decode": (["v"], ["images"]),
             "sample": (["v_noise", "temperature"], ["images"]),
-            "score": (["images", "u_noise"], ["bits_per_dim"]),
+            "score": (["images", "u_noise"], ["bits_per_dim", "shell", "typicality"]),
         }
         assert set(card["formats"]["savedmodel"]["parity"]) == {*arrays, "decode of drawn codes"}
         assert card["architecture"]["latent_dim"] is None and card["d_z"] == "0"

@@ -47,7 +47,7 @@ class SavedModelSession:
     """The SavedModel of an export in a V1 session."""
 
     name = "SavedModel"
-    endpoints = ("encode", "encode_global", "decode", "sample", "switch", "interpolate", "score")
+    endpoints = ("encode", "encode_global", "decode", "sample", "switch", "interpolate", "edit", "score")
     wrong_shape = (ValueError, "Cannot feed value of shape")
     unequal = (tf.errors.InvalidArgumentError, "shape|Shape|dimension")
 
@@ -102,6 +102,8 @@ def inputs_of(endpoint, count=COUNT):
         "images_a": images,
         "images_b": images[::-1].copy(),
         "z": normal(4),
+        "direction": normal(4),
+        "amount": np.linspace(0, 2, count, dtype="float32"),
         "v": normal(8, 8, 3),
         "z_noise": normal(4),
         "v_noise": normal(8, 8, 3),
@@ -117,6 +119,7 @@ def inputs_of(endpoint, count=COUNT):
         "sample": ["z_noise", "v_noise", "temperature"],
         "switch": ["images_a", "images_b"],
         "interpolate": ["images_a", "images_b", "alpha", "beta"],
+        "edit": ["images", "direction", "amount"],
         "score": ["images", "z_noise", "u_noise"],
     }[endpoint]
     return {name: everything[name] for name in names}
@@ -193,7 +196,7 @@ class TestShapes:
             runtime("decode", **{**inputs_of("decode"), name: np.zeros(shape, "float32")})
 
     @pytest.mark.parametrize(
-        "endpoint", ["encode", "encode_global", "decode", "sample", "switch", "interpolate", "score"]
+        "endpoint", ["encode", "encode_global", "decode", "sample", "switch", "interpolate", "edit", "score"]
     )
     @pytest.mark.parametrize("count", [1, 3, 17])
     def test_batches_of_any_size_are_answered(self, runtime, endpoint, count):
@@ -264,6 +267,9 @@ UNEQUAL = [
     ("interpolate", "images_b", 1),
     ("interpolate", "alpha", 2),
     ("interpolate", "beta", 2),
+    ("edit", "images", 2),
+    ("edit", "direction", 2),
+    ("edit", "amount", 2),
     ("score", "images", 2),
     ("score", "z_noise", 2),
     ("score", "u_noise", 2),
@@ -276,6 +282,8 @@ SINGLE = [
     ("sample", "temperature"),
     ("interpolate", "alpha"),
     ("interpolate", "beta"),
+    ("edit", "direction"),
+    ("edit", "amount"),
     ("score", "images"),
     ("score", "z_noise"),
     ("score", "u_noise"),

@@ -17,8 +17,11 @@ from helpers.places import ROOT
 from PIL import Image
 
 from export.formats.web import RUNTIME_VERSION
-from export.pipeline import Request, export
+from export.origin import open_run
+from export.pipeline import Request, _about, export
 from tfdecouple.data.image_file import read_image
+from tfdecouple.directions import METHODS, Direction, Directions
+from tfdecouple.runs import load_model, weights_sha256
 
 EXAMPLE = ROOT / "examples" / "web"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -42,12 +45,38 @@ def tools(npm_example):
 
 
 @pytest.fixture(scope="module")
-def page(tiny_run, tools, tmp_path_factory):
-    """The page of a tiny model."""
+def steered_run(tiny_run, tmp_path_factory):
+    """The tiny run with two directions, found by both methods; the page shows the difference of means."""
+    run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("steered") / "tiny")
+    rng = np.random.default_rng(0)
+    found = [
+        Direction(name, method, rng.standard_normal(4).astype(np.float32), {"accuracy": 0.75})
+        for name in ("<b>bright", "dark")
+        for method in METHODS
+    ]
+    Directions(weights_sha256(load_model(run)), {}, tuple(found)).write(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(steered_run, tools, tmp_path_factory):
+    """The page of a tiny model with directions."""
     folder = tmp_path_factory.mktemp("page")
     runtime = tools / "node_modules" / "onnxruntime-web"
-    export(Request(run=tiny_run, to=folder, formats=("onnx", "web"), web_runtime=runtime), say=lambda text: None)
+    export(Request(run=steered_run, to=folder, formats=("onnx", "web"), web_runtime=runtime), say=lambda text: None)
     return folder
+
+
+def test_directions_of_the_same_weights_alone_come_to_the_page(steered_run, tmp_path):
+    _, origin = open_run(steered_run)
+    found = _about(origin)["directions"]
+    assert [one["name"] for one in found] == ["<b>bright", "dark"] and found[0]["told"].startswith("tells 75.0%")
+    kept = Directions.read(steered_run, 4)
+    assert found[1]["vector"] == kept["dark"].vector.tolist()
+    other = shutil.copytree(steered_run, tmp_path / "other")
+    Directions("0" * 64, {}, tuple(kept)).write(other)
+    _, origin = open_run(other)
+    assert "directions" not in _about(origin) and "other weights" in origin.without_directions
 
 
 def test_the_model_of_the_demo_gives_its_pictures_back():
