@@ -44,7 +44,7 @@ def read(name: str) -> str:
     return " ".join((ROOT / name).read_text(encoding="utf-8").split())
 
 
-def result(file: str, *keys: str) -> Callable[[], float]:
+def result(file: str, *keys: str | int) -> Callable[[], float]:
     """A number from a JSON file of a committed run."""
 
     def look() -> float:
@@ -116,6 +116,32 @@ def rows_of_results():
             yield Figure(f"probe of {row}, {classifier}", ((RESULTS, only_group(pattern, place)),), truth)
 
 
+def rows_of_outliers():
+    """AUROC with its interval, and per cent of false positives, of each score and each kind of outliers."""
+    kinds = ("photographs", "noise", "constant", "permuted")
+    scores = {
+        "bits/dim": "bits_per_dim",
+        "bits/dim less WebP": "bits_per_dim_minus_codec",
+        "-log p.z.": "prior_nats",
+        "shell of v": "shell",
+        "typicality": "typicality",
+    }
+    file = "conditional/evaluation/outliers/outliers-test.json"
+    areas = r" \| ".join([rf"{NUMBER} \[{NUMBER}, {NUMBER}\]"] * len(kinds))
+    shares = r" \| ".join([NUMBER] * len(kinds))
+    for row, score in scores.items():
+        for place, kind in enumerate(kinds):
+            where = ("outliers", kind, "detection", score)
+            area = rf"\| {row} \| {areas} \|"
+            ends = (("auroc",), ("auroc_interval", 0), ("auroc_interval", 1))
+            for number_of, keys in enumerate(ends):
+                pattern = only_group(area, 3 * place + number_of)
+                yield Figure(f"{kind} by {score}: {keys}", ((RESULTS, pattern),), result(file, *where, *keys))
+            share = result(file, *where, "false_positives")
+            pattern = only_group(rf"\| {row} \| {shares} \|", place)
+            yield Figure(f"{kind} by {score}: passing", ((RESULTS, pattern),), lambda share=share: 100 * share())
+
+
 def accuracy(features: str, classifier: str) -> Callable[[], float]:
     """Per cent of test images, from the file of the probe."""
 
@@ -176,6 +202,7 @@ def pinned(package: str) -> float:
 LOSSLESS = ("photographs/summary.json", "lossless_codecs_bits_per_dim")
 FIGURES = [
     *rows_of_results(),
+    *rows_of_outliers(),
     *facts_of_presets(),
     Figure(
         "small presets: millions of parameters",
