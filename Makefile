@@ -59,7 +59,7 @@ $(VENV)/.stamp-venv:
 
 $(VENV)/.stamp-base: setup.cfg pyproject.toml | $(VENV)/.stamp-venv
 	@echo "Installing tfdecouple into $(VENV): about a minute the first time"
-	$(PIP) install -e .
+	$(PIP) install -e '.[all]'
 	@touch $@
 
 $(VENV)/.stamp-%: setup.cfg pyproject.toml | $(VENV)/.stamp-venv

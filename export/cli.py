@@ -7,7 +7,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from tfdecouple.runtime.process import run_program, start_tensorflow
+from tfdecouple.runtime.extras import require
+from tfdecouple.runtime.process import given_arguments, run_program, start_tensorflow
 
 EXIT_REFUSED = 4
 
@@ -84,7 +85,8 @@ def _export(arguments: Sequence[str] | None) -> int:
         type=pathlib.Path,
         help="folder of the npm package onnxruntime-web, for the format web; default: npm fetches it",
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given_arguments(arguments))
+    require("onnx", "tf2onnx", "onnxruntime", "tensorflow_serving", what="the export")
     if options.verify is not None:
         if options.run or options.to:
             parser.error("--verify takes an export folder and neither --run nor --to")

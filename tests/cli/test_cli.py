@@ -10,8 +10,9 @@ from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.refusals import refused
 from helpers.runs import run_config
 
+from export.cli import main as export_main
 from tfdecouple.cli import main, train_main
-from tfdecouple.config import Config, load_preset, preset_names
+from tfdecouple.config import Config, load_preset, option_names, preset_names
 from tfdecouple.parameters import count_parameters
 from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import write_json
@@ -106,11 +107,54 @@ class TestPresets:
     def test_one_is_printed_as_a_config_that_repeats_it(self, capsys):
         assert main(["presets", "cifar10"]) == 0
         out = capsys.readouterr().out
-        assert load_preset("cifar10").notes in out
-        assert Config.from_dict(json.loads(out[out.index("\n{\n") :])) == load_preset("cifar10")
+        preset = load_preset("cifar10")
+        assert out.count(preset.notes) == out.count(preset.description) == 1
+        values = json.loads(out[out.index("\n{\n") :])
+        assert Config.from_dict({**values, "notes": preset.notes, "description": preset.description}) == preset
+        assert "python -m tfdecouple explain" in out
+
+
+class TestExplain:
+    def test_each_is_explained_with_its_default(self, capsys):
+        assert main(["explain"]) == 0
+        told = capsys.readouterr().out.split("\n\n")
+        assert [text.split()[0] for text in told] == list(option_names())
+        for text in told:
+            head, meaning = text.split("\n", 1)
+            assert len(meaning.split()) >= 2, text
+            if "." in head:
+                section, name = head.split()[0].split(".")
+                default = Config().to_dict()[section][name]
+                assert head == f"{section}.{name} = {json.dumps(default)}"
+        # Where a line of a docstring is about several.
+        assert "of Adam" in told[option_names().index("training.beta_2")]
+
+    def test_some_are_found_by_a_part_of_their_names(self, capsys):
+        assert main(["explain", "kl_w", "model.alpha"]) == 0
+        names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line and line[0] != " "]
+        assert names == ["model.alpha", "training.kl_weight", "training.kl_warmup_steps"]
+
+    def test_one_that_there_is_not(self, capsys):
+        assert "did you mean model.alpha" in refused(capsys, lambda: main(["explain", "model.alhpa"]))
 
 
 class TestProgram:
+    @pytest.mark.parametrize("call", [train_main, main, export_main])
+    def test_nul_in_an_argument_is_one_line(self, capsys, call):
+        command = ["sample"] if call is main else []
+        line = refused(capsys, lambda: call([*command, "--run", "a\0b", "--workdir", "c"]))
+        assert "the argument 'a\\x00b' holds a NUL" in line
+
+    @pytest.mark.parametrize("name", ["train", "export"])
+    def test_programs_are_commands_too(self, capsys, name):
+        with pytest.raises(SystemExit) as end:
+            main([name, "--help"])
+        assert end.value.code == 0
+        assert {"train": "--preset NAME", "export": "--verify DIR"}[name] in capsys.readouterr().out
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        assert re.search(rf"^ +{name} +", capsys.readouterr().out, re.M)
+
     def test_interrupt_is_one_line(self, capsys):
         def interrupted():
             raise KeyboardInterrupt

@@ -80,6 +80,7 @@ TRAINING = TrainingConfig(
     keep_checkpoints=2,
     evaluation_batch_size=6,
     evaluation_images=5,
+    pictures=6,
     evaluation_samples=11,
     init_from="runs/other",
 )
@@ -171,7 +172,7 @@ class TestUnknownNames:
         assert f"'{name}'" in message and f"{nearest}" in message
 
     def test_a_name_near_to_none_is_refused_with_the_way_to_find_it(self):
-        assert "--help" in refusal(lambda: Config.from_dict({"zzzzzz": 1}))
+        assert "tfdecouple explain" in refusal(lambda: Config.from_dict({"zzzzzz": 1}))
 
     def test_constructor_knows_no_other_names(self):
         with pytest.raises(TypeError):
@@ -291,9 +292,11 @@ IMPOSSIBLE = [
             "kl_weight",
             "kl_warmup_steps",
             "evaluation_images",
+            "pictures",
             "seed",
         )
     ),
+    ("training.learning_rate", 1e30, "it must be at most 1: Adam", {}),
     ("training.learning_rate", math.nan, "at least 0", {}),
     ("training.decay_rate", 0.0, "(0, 1]", {}),
     ("training.decay_rate", 1.5, "(0, 1]", {}),

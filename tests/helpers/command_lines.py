@@ -194,7 +194,16 @@ def _file(arguments: list[str], folder: pathlib.Path) -> None:
         _train(arguments[1:], folder)
 
 
+def _installed(arguments: list[str], folder: pathlib.Path) -> None:
+    """The command of an installation; without arguments it is the name of the project."""
+    programs = {"train": _train, "export": _export}
+    if arguments:
+        command = programs.get(arguments[0])
+        command(arguments[1:], folder) if command else _tfdecouple(arguments, folder)
+
+
 PROGRAMS = {
+    "tfdecouple": _installed,
     "python": _python,
     "python3": _python,
     "make": _make,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import configparser
+import re
 
 import pytest
 from helpers.places import ROOT
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from tfdecouple.runtime.extras import EXTRAS
 
 # The last version of each with a hole that is known; SECURITY.md.
 HOLES = {"keras": "3.13.1", "onnx": "1.20.1", "pyarrow": "23.0.0", "pillow": "12.2.0"}
@@ -21,9 +25,38 @@ def requirements(text: str) -> list[Requirement]:
 
 
 def declared() -> dict[str, Requirement]:
+    """What the extra `all` installs."""
+    config = setup()
+    (ours,) = requirements(config["options.extras_require"]["all"])
+    texts = [config["options"]["install_requires"], *(config["options.extras_require"][name] for name in ours.extras)]
+    return {canonicalize_name(found.name): found for text in texts for found in requirements(text)}
+
+
+def setup() -> configparser.ConfigParser:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
-    return {canonicalize_name(found.name): found for found in requirements(config["options"]["install_requires"])}
+    return config
+
+
+def test_the_extra_that_a_message_names_brings_the_package():
+    extras = setup()["options.extras_require"]
+    distributions = {"tensorflow_serving": "tensorflow-serving-api"}
+    for module, extra in EXTRAS.items():
+        named = {canonicalize_name(found.name) for found in requirements(extras[extra])}
+        assert canonicalize_name(distributions.get(module, module)) in named, module
+        base = {each.name for each in requirements(setup()["options"]["install_requires"])}
+        assert distributions.get(module, module) not in base, module
+    (ours,) = requirements(extras["all"])
+    assert ours.extras == set(EXTRAS.values())
+
+
+def test_every_place_names_the_same_versions_of_python():
+    config = setup()
+    named = re.findall(r"Python :: (3\.\d+)$", config["metadata"]["classifiers"], re.M)
+    assert tuple(named) == PYTHONS
+    admitted = SpecifierSet(config["options"]["python_requires"])
+    assert [f"3.{minor}" for minor in range(20) if f"3.{minor}.1" in admitted] == named
+    assert f"With Python {', '.join(PYTHONS[:-1])} or {PYTHONS[-1]}," in (ROOT / "README.md").read_text("utf-8")
 
 
 def pinned(name: str, python: str) -> dict[str, Version]:

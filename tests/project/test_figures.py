@@ -281,7 +281,7 @@ FIGURES = [
     Figure(
         "Python",
         (
-            ("README.md", r"With Python 3\.(\d+) or newer"),
+            ("README.md", r"With Python 3\.(\d+), "),
             ("setup.cfg", r"python_requires = >=3\.(\d+)"),
             ("setup.cfg", r"python_version = 3\.(\d+)"),
         ),

@@ -12,6 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 from helpers.places import ROOT, user_environment
+from packaging.metadata import Metadata
 
 import tfdecouple
 
@@ -19,6 +20,8 @@ pytestmark = pytest.mark.slow
 
 COMMITTED = ROOT / "docs" / "results" / "photographs"
 PACKAGES = ("tfdecouple", "export")
+# Python that then runs as in an installation without extras: what they bring cannot be imported.
+WITHOUT_EXTRAS = "import sys\nfrom tfdecouple.runtime.extras import EXTRAS\nsys.modules |= dict.fromkeys(EXTRAS)"
 
 
 def run(command, folder):
@@ -38,10 +41,10 @@ def files_of(package):
 def source(tmp_path_factory):
     """The source distribution, built of a copy of what belongs to it."""
     folder = tmp_path_factory.mktemp("source")
-    for name in (*PACKAGES, "docs", "tests", "examples", "benchmarks", ".git", ".venv", "runs"):
+    for name in (*PACKAGES, "constraints", "docs", "tests", "examples", "benchmarks", ".git", ".venv", "runs"):
         # With what a checkout holds beside the packages: it must not get into them.
         ignored = shutil.ignore_patterns("__pycache__")
-        if name in PACKAGES:
+        if name in (*PACKAGES, "constraints"):
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         else:
             (folder / name).mkdir()
@@ -100,6 +103,7 @@ class TestContents:
         version = re.search(r"^version = (.*)$", (ROOT / "setup.cfg").read_text(), re.M)[1]
         assert f"\nName: tfdecouple\nVersion: {version}\n" in text
         assert "Apache-2.0" in text and "\nRequires-Dist: tensorflow~=" in text
+        assert "\nAuthor: The tfdecouple developers\n" in text and "\nRequires-Python: <3.14,>=3.11\n" in text
         # The README is the long description.
         assert "Decoupling Global and Local Representations via Invertible" in text
 
@@ -107,6 +111,20 @@ class TestContents:
         with tarfile.open(source) as archive:
             names = {name.partition("/")[2] for name in archive.getnames()}
         assert {"LICENSE", "README.md", "setup.cfg", "pyproject.toml", "tfdecouple/model.py"} <= names
+        assert {"train.py", "Makefile", "CHANGELOG.md", "docs/__init__.py", "tests/__init__.py"} <= names
+        assert {"examples/__init__.py", "constraints/lowest.txt"} <= names
+        assert not any(name.startswith((".venv", "runs", ".git/")) for name in names)
+
+    def test_the_metadata_are_what_package_indexes_take(self, source, wheel):
+        with tarfile.open(source) as archive:
+            (name,) = (each for each in archive.getnames() if each.count("/") == 1 and each.endswith("/PKG-INFO"))
+            texts = [archive.extractfile(name).read()]
+        with zipfile.ZipFile(wheel) as archive:
+            texts += [archive.read(each) for each in archive.namelist() if each.endswith("dist-info/METADATA")]
+        for text in texts:
+            metadata = Metadata.from_email(text, validate=True)
+            assert metadata.description_content_type == "text/markdown" and metadata.license_files == ["LICENSE"]
+        assert len(texts) == 2
 
 
 class TestInstalled:
@@ -125,6 +143,7 @@ class TestInstalled:
 
     def test_a_committed_run_encodes_and_decodes(self, installed, tmp_path):
         code = (
+            f"{WITHOUT_EXTRAS}\n"
             "import sys, numpy as np, tfdecouple\n"
             "images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)\n"
             "model = tfdecouple.load_model(sys.argv[1])\n"
@@ -135,3 +154,41 @@ class TestInstalled:
         run([installed, "-c", code, COMMITTED, tmp_path / "codes.npz"], tmp_path)
         codes = np.load(tmp_path / "codes.npz")
         assert codes["z"].shape == (3, 16) and np.isfinite(codes["v"]).all()
+
+    def test_training_needs_no_extra(self, installed, tmp_path):
+        options = {
+            "model.steps": "[1,1]",
+            "model.hidden_channels": "[4,4]",
+            "model.encoder_channels": "[4]",
+            "training.init_images": 8,
+            "training.batch_size": 4,
+            "data.photograph_crops": 8,
+        }
+        changes = [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
+        arguments = ["--steps", "1", "--workdir", tmp_path / "run", *changes]
+        code = f"{WITHOUT_EXTRAS}\nfrom tfdecouple.cli import train_main\nsys.exit(train_main(sys.argv[1:]))"
+        said = run([installed, "-c", code, *arguments], tmp_path)
+        assert "quickstart with model.steps=[1, 1]" in said and "test: " in said
+
+    @pytest.fixture(params=["folder", "file"])
+    def elsewhere(self, request, tmp_path):
+        """A folder in which something of another is named export."""
+        if request.param == "folder":
+            (tmp_path / "export").mkdir()
+        name = "export/__init__.py" if request.param == "folder" else "export.py"
+        (tmp_path / name).write_text("raise SystemExit('the wrong export')")
+        return tmp_path
+
+    def test_commands_find_their_own_export(self, installed, elsewhere):
+        program = installed.parent / "tfdecouple"
+        for command in ([program], [installed, "-m", "tfdecouple"]):
+            assert "python -m export --run runs/quickstart" in run([*command, "export", "--help"], elsewhere)
+            assert "--preset NAME" in run([*command, "train", "--help"], elsewhere)
+            assert run([*command, "presets"], elsewhere).startswith("quickstart ")
+
+    def test_the_gate_does_too(self, installed, tiny_run, tmp_path):
+        (tmp_path / "export").mkdir()
+        (tmp_path / "export" / "__init__.py").write_text("raise SystemExit('the wrong export')")
+        arguments = ["--run", tiny_run, "--to", "exported", "--format", "onnx", "--endpoints", "encode", "decode"]
+        run([installed.parent / "tfdecouple", "export", *arguments], tmp_path)
+        assert (tmp_path / "exported" / "onnx" / "encoder.onnx").is_file()

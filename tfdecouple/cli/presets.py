@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from tfdecouple.config import load_preset, preset_names
@@ -22,10 +23,14 @@ def run(options: argparse.Namespace) -> int:
     """
     from tfdecouple.parameters import count_parameters
 
+    # What the JSON need not say again.
+    told = ("description", "notes")
     names = [options.name] if options.name else preset_names()
     for name in names:
         config = load_preset(name)
         print(f"{name:26} {count_parameters(config.model)['total']:>12,} parameters  {config.description}")
         if options.name:
-            print(f"\n{config.notes}\n\n{config.to_json()}", end="")
+            values = {name: value for name, value in config.to_dict().items() if name not in told}
+            print(f"\n{config.notes}\n\nWhat each option means: python -m tfdecouple explain\n")
+            print(json.dumps(values, indent=2))
     return 0

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from tfdecouple.config import Config, load_preset, override
 from tfdecouple.data.opening import kinds_listed
-from tfdecouple.runtime.process import run_program, start_tensorflow
+from tfdecouple.runtime.process import given_arguments, run_program, start_tensorflow
 
 EXIT_INTERRUPTED = 75
 EXIT_DIVERGED = 3
@@ -21,6 +23,7 @@ EXIT_LOST = 4
 # Commands of `python -m tfdecouple`, in the order of the help; each is the module of that name in this folder.
 COMMANDS = [
     "presets",
+    "explain",
     "sample",
     "reconstruct",
     "switch",
@@ -70,14 +73,33 @@ exit status:
 """
 
 
+# Programs of their own that are commands, too.
+PROGRAMS = {"train": "train a model: python train.py", "export": "export a run: python -m export"}
+
+
 def train_main(arguments: Sequence[str] | None = None) -> int:
     """`python train.py`."""
     return run_program(lambda: _train(arguments))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m tfdecouple`."""
-    return run_program(lambda: _command(arguments))
+    """`python -m tfdecouple`, and the command `tfdecouple` of an installation."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["train"]:
+        return run_program(lambda: _train(given[1:]))
+    if given[:1] == ["export"]:
+        return int(_export_program().main(given[1:]))
+    return run_program(lambda: _command(given))
+
+
+def _export_program() -> Any:
+    """Returns the module of `python -m export` that lies beside this package; any folder may have another `export`."""
+    package = pathlib.Path(__file__).parents[2] / "export"
+    spec = importlib.util.spec_from_file_location("export", package / "__init__.py")
+    if "export" not in sys.modules and spec is not None and spec.loader is not None:
+        sys.modules["export"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return importlib.import_module("export.cli")
 
 
 def _train_parser() -> argparse.ArgumentParser:
@@ -102,7 +124,8 @@ def _train_parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="change an option, as often as needed: --set model.alpha=0.5 --set 'model.steps=[1,[2,2],2]'",
+        help="change an option, as often as needed: --set model.alpha=0.5 --set 'model.steps=[1,[2,2],2]'; "
+        "`python -m tfdecouple explain` explains each",
     )
     what.add_argument("--steps", metavar="N", type=int, help="number of updates (training.steps)")
     what.add_argument("--seed", metavar="N", type=int, help="of everything drawn at random (training.seed)")
@@ -136,7 +159,7 @@ def _train_parser() -> argparse.ArgumentParser:
 
 
 def _train(arguments: Sequence[str] | None) -> int:
-    options = _train_parser().parse_args(arguments)
+    options = _train_parser().parse_args(given_arguments(arguments))
     config = Config.from_json(options.config) if options.config else load_preset(options.preset)
     given = {
         "training.steps": options.steps,
@@ -179,8 +202,10 @@ def _command(arguments: Sequence[str] | None) -> int:
         description="Works with models and runs. `python -m tfdecouple COMMAND --help` says more about a command.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in PROGRAMS.items():
+        commands.add_parser(name, help=summary)
     modules = {name: importlib.import_module(f"tfdecouple.cli.{name.replace('-', '_')}") for name in COMMANDS}
     for module in modules.values():
         module.add_parser(commands)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given_arguments(arguments))
     return modules[options.command].run(options)

@@ -6,8 +6,9 @@ or impossible combination is a `ConfigError` of one line that names the value.
 """
 
 from tfdecouple.config.data import BAD_IMAGE_RULES, DataConfig
+from tfdecouple.config.meanings import option_meanings
 from tfdecouple.config.model import CONDITIONING, LINEAR_FORMS, MOST_LEVELS, MOST_STEPS, PRIORS, ModelConfig
-from tfdecouple.config.presets import load_preset, preset_names
+from tfdecouple.config.presets import load_preset, preset_names, title
 from tfdecouple.config.run import Config, difference, from_plain, option_names, override
 from tfdecouple.config.training import PRECISIONS, SEEDS, TrainingConfig
 from tfdecouple.transforms import TRANSFORMS
@@ -29,7 +30,9 @@ __all__ = [
     "difference",
     "from_plain",
     "load_preset",
+    "option_meanings",
     "option_names",
     "override",
     "preset_names",
+    "title",
 ]

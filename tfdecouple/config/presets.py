@@ -7,7 +7,8 @@ import json
 from importlib import resources
 from typing import Any
 
-from tfdecouple.config.run import Config
+from tfdecouple.config.run import Config, difference
+from tfdecouple.config.values import plain
 from tfdecouple.errors import ConfigError
 
 
@@ -29,6 +30,20 @@ def load_preset(name: str) -> Config:
         raise ConfigError(f"there is no preset {name!r}; {hint}")
     values = json.loads((_preset_folder() / f"{name}.json").read_text(encoding="utf-8"))
     return Config.from_dict({"name": name, **values})
+
+
+def title(config: Config) -> str:
+    """Returns what a run is called: its name, and what is not as in the preset of that name.
+
+    >>> from tfdecouple.config import override
+    >>> title(override(load_preset("quickstart"), ["model.image_size=64", "training.steps=5"]))
+    'quickstart with model.image_size=64'
+    """
+    if config.name not in preset_names():
+        return config.name
+    changes = difference(load_preset(config.name), config)
+    told = [f"{name}={json.dumps(plain(ours))}" for name, (_, ours) in changes.items() if name.startswith("model.")]
+    return f"{config.name} with {', '.join(told)}" if told else config.name
 
 
 def _preset_folder() -> Any:

@@ -22,7 +22,7 @@ class TrainingConfig:
         learning_rate: the peak, reached after the warm-up.
         warmup_steps: updates of linear warm-up from 1e-7.
         decay_rate: factor of the learning rate per update after the warm-up.
-        beta_1, beta_2, epsilon: Adam's.
+        beta_1, beta_2, epsilon: of Adam (Kingma and Ba, 2015).
         weight_decay: decoupled decay of every trainable parameter, times the learning rate.
         clip_norm: largest global norm of the gradient; 0 for no clipping.
         ema_decay: decay of the averaged weights used for evaluation and sampling; 0 for none.
@@ -42,6 +42,8 @@ class TrainingConfig:
         keep_checkpoints: how many of the latest checkpoints are kept, beside the best.
         evaluation_batch_size: images per batch in evaluations, over all devices.
         evaluation_images: validation images per evaluation; 0 for all.
+        pictures: images that the pictures of an evaluation show, at most: fewer of images above 64 pixels (4 of 256),
+            and no more than the run has seen; 0 for no pictures.
         evaluation_samples: draws of (z, u) per image in the final test evaluation.
         init_from: run folder whose weights this run starts from; null to start from data.
     """
@@ -71,6 +73,7 @@ class TrainingConfig:
     keep_checkpoints: int = 3
     evaluation_batch_size: int = 64
     evaluation_images: int = 0
+    pictures: int = 40
     evaluation_samples: int = 1
     init_from: str | None = None
 
@@ -103,9 +106,15 @@ class TrainingConfig:
             "kl_weight",
             "kl_warmup_steps",
             "evaluation_images",
+            "pictures",
             "seed",
         ):
             at_least(f"training.{name}", getattr(self, name), 0)
+        check(
+            self.learning_rate <= 1,
+            f"training.learning_rate is {self.learning_rate:g}; it must be at most 1: Adam moves each weight by about "
+            "as much in an update, and a model diverges long before that",
+        )
         check(self.seed < SEEDS, f"training.seed is {self.seed}; it must be below 2**32")
         check(0 < self.decay_rate <= 1, f"training.decay_rate is {self.decay_rate}; it must lie in (0, 1]")
         for name in ("beta_1", "beta_2", "ema_decay"):

@@ -45,7 +45,7 @@ def unknown(name: str, names: Sequence[str]) -> ConfigError:
     if not near:
         # Somebody who forgets the section types the bare name: find it in whichever section has it.
         near = [full for full in names if full.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-    hint = f"did you mean {near[0]}?" if near else "python train.py --help lists the sections"
+    hint = f"did you mean {near[0]}?" if near else "python -m tfdecouple explain explains all"
     return ConfigError(f"there is no option {shown(name)}; {hint}")
 
 

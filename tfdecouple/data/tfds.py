@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from tfdecouple.data.records import RecordSplit
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import Arrays, MemorySplit, Split, Tensors
 from tfdecouple.errors import DataError, UserError, nearest, one_line
+from tfdecouple.runtime.extras import missing
 
 # Encoded bytes that a shuffle holds at a time. TFDS stores records in random order, so windows of this size, some
 # thousand images, mix well.
@@ -99,12 +101,10 @@ def choose_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[
 
 
 def _builder(config: DataConfig) -> Any:
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        raise DataError(
-            f"data.source={config.source} needs TensorFlow Datasets; pip install tensorflow-datasets"
-        ) from None
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        raise DataError(missing("tensorflow_datasets", f"data.source={config.source}"))
+    import tensorflow_datasets as tfds
+
     name = config.source.removeprefix("tfds:")
     data_dir = os.path.expanduser(config.data_dir) if config.data_dir else None
     try:

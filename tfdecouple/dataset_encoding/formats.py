@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from tfdecouple.dataset_encoding.fields import Field
-from tfdecouple.dataset_encoding.parquet import ParquetShard, count_parquet, read_parquet
 from tfdecouple.dataset_encoding.tfrecord import TFRecordShard, count_tfrecords, read_tfrecords
+from tfdecouple.runtime.extras import require
 
-Shard = TFRecordShard | ParquetShard
+if TYPE_CHECKING:
+    from tfdecouple.dataset_encoding.parquet import ParquetShard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +27,25 @@ class Format:
         count: returns how many images a file holds.
     """
 
-    open: Callable[[pathlib.Path, Sequence[Field]], Shard]
+    open: Callable[[pathlib.Path, Sequence[Field]], TFRecordShard | ParquetShard]
     read: Callable[[Sequence[str], Sequence[Field]], tf.data.Dataset]
     count: Callable[[pathlib.Path], int]
+
+
+def _of_parquet(name: str) -> Callable[..., Any]:
+    """Returns a function of `parquet.py`, which imports PyArrow when it is called."""
+
+    def call(*arguments: Any) -> Any:
+        require("pyarrow", what="the format parquet")
+        from tfdecouple.dataset_encoding import parquet
+
+        return getattr(parquet, name)(*arguments)
+
+    return call
 
 
 # The name is the ending of the files as well.
 FORMATS = {
     "tfrecord": Format(TFRecordShard, read_tfrecords, count_tfrecords),
-    "parquet": Format(ParquetShard, read_parquet, count_parquet),
+    "parquet": Format(_of_parquet("ParquetShard"), _of_parquet("read_parquet"), _of_parquet("count_parquet")),
 }

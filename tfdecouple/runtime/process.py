@@ -11,11 +11,12 @@ import pathlib
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runtime.backend import require_backend
+from tfdecouple.runtime.extras import EXTRAS, missing
 
 # By the numbers of malloc.h: give back the end of the heap from so many bytes on (M_TRIM_THRESHOLD), ask for so many
 # more than needed (M_TOP_PAD), map larger blocks one by one (M_MMAP_THRESHOLD).
@@ -117,6 +118,19 @@ def import_nothing_from_here() -> None:
         del sys.path[0]
 
 
+def given_arguments(arguments: Sequence[str] | None) -> list[str]:
+    """Returns the arguments of a program: those that it is called with in Python, or those of the command line.
+
+    Raises:
+        UserError: for a NUL, which only Python can hand over; no file has it in its name.
+    """
+    given = list(map(str, sys.argv[1:] if arguments is None else arguments))
+    for text in given:
+        if "\0" in text:
+            raise UserError(f"the argument {text!r} holds a NUL; leave it out")
+    return given
+
+
 def run_program(main: Callable[[], int]) -> int:
     """Runs a program and turns what may go wrong into one line on standard error and an exit status.
 
@@ -144,15 +158,24 @@ def run_program(main: Callable[[], int]) -> int:
         return _out_of_memory(error)
     except UnicodeError as error:
         return _say(f"a name or text is not UTF-8 here ({error}); rename it, or set LC_ALL=C.UTF-8", 2)
+    except ModuleNotFoundError as error:
+        if (package := (error.name or "").partition(".")[0]) not in EXTRAS:
+            return _fault(error)
+        return _say(missing(package, "the command"), 2)
     except Exception as error:
         # TensorFlow's, which is not imported for the sake of a name; or a library that memory does not hold any more.
         if type(error).__name__ == "ResourceExhaustedError" or "failed to map segment" in str(error):
             return _out_of_memory(error)
-        if os.environ.get("TFDECOUPLE_TRACEBACK"):
-            raise
-        *_, last = traceback.extract_tb(error.__traceback__)
-        told = f"{type(error).__name__}: {error} ({pathlib.Path(last.filename).name}, line {last.lineno})"
-        return _say(f"a fault of this program, please report it: {told}; TFDECOUPLE_TRACEBACK=1 shows where", 1)
+        return _fault(error)
+
+
+def _fault(error: Exception) -> int:
+    """Tells of a fault of our own, from within its handler."""
+    if os.environ.get("TFDECOUPLE_TRACEBACK"):
+        raise error
+    *_, last = traceback.extract_tb(error.__traceback__)
+    told = f"{type(error).__name__}: {error} ({pathlib.Path(last.filename).name}, line {last.lineno})"
+    return _say(f"a fault of this program, please report it: {told}; TFDECOUPLE_TRACEBACK=1 shows where", 1)
 
 
 def _out_of_memory(error: Exception) -> int:

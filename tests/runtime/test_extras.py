@@ -1,0 +1,52 @@
+"""Packages that only an extra brings: a line that names it, whatever is asked for."""
+
+import importlib.util
+
+import pytest
+from helpers.refusals import refused
+
+from export.cli import main as export_main
+from tfdecouple.cli import main
+from tfdecouple.config import DataConfig
+from tfdecouple.data import open_source
+from tfdecouple.errors import DataError
+from tfdecouple.runtime.extras import require
+from tfdecouple.runtime.process import run_program
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """An installation without any extra."""
+    find = importlib.util.find_spec
+    gone = ("onnx", "onnxruntime", "tf2onnx", "tensorflow_serving", "pyarrow", "matplotlib", "tensorflow_datasets")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else find(name))
+
+
+def test_commands_name_the_extra_before_they_begin(bare, capsys):
+    line = refused(capsys, lambda: export_main(["--run", "runs/x", "--to", "y"]))
+    assert "the export needs onnx, which is missing: pip install 'tfdecouple[export]'" in line
+    line = refused(capsys, lambda: main(["encode", "--run", "x", "--out", "y", "--format", "parquet"]))
+    assert "--format parquet needs pyarrow, which is missing: pip install 'tfdecouple[parquet]'" in line
+
+
+def test_data_sets_name_theirs(bare):
+    with pytest.raises(DataError, match=r"data.source=cifar10 needs .* pip install 'tfdecouple\[tfds\]'"):
+        open_source(DataConfig(source="cifar10"), 32)
+
+
+def test_a_package_that_an_import_does_not_find(capsys):
+    def draw():
+        raise ModuleNotFoundError("No module named 'matplotlib.axes'", name="matplotlib.axes")
+
+    line = refused(capsys, lambda: run_program(draw))
+    assert "the command needs matplotlib, which is missing: pip install 'tfdecouple[plots]'" in line
+
+    def other():
+        raise ModuleNotFoundError("No module named 'nonsense'", name="nonsense")
+
+    assert run_program(other) == 1
+    assert "a fault of this program" in capsys.readouterr().err
+
+
+def test_nothing_is_said_of_what_is_there():
+    require("onnx", "pyarrow", "matplotlib")
