@@ -22,6 +22,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data import (
     Source,
     evaluation_batches,
+    folder,
     load_images,
     open_source,
     training_batches,
@@ -79,8 +80,33 @@ class TestFolder:
 
     def test_hash_split_is_pinned(self) -> None:
         parts = hash_split(self._files(40))
-        assert [file.key for file in parts["validation"]] == ["0.png", "8.png"]
-        assert [file.key for file in parts["test"]] == ["6.png", "33.png"]
+        assert [file.key for file in parts["validation"]] == ["14.png", "18.png", "34.png", "38.png"]
+        assert [file.key for file in parts["test"]] == ["0.png", "6.png", "8.png", "33.png"]
+        # Of more files the hash alone decides, as it always has.
+        parts = hash_split(self._files(400))
+        for name, lower, upper in (("test", 0, 0.05), ("validation", 0.05, 0.1)):
+            keys = [file.key for file in self._files(400) if lower <= folder._hash_of(file.key) < upper]
+            assert [file.key for file in parts[name]] == keys
+
+    @pytest.mark.parametrize(("count", "least"), [(9, 1), (10, 1), (40, 4), (79, 7), (150, 8), (200, 8)])
+    def test_few_images_leave_a_tenth_for_each_of_validation_and_test(self, count: int, least: int) -> None:
+        for prefix in "abcdefgh":
+            parts = hash_split(self._files(count, prefix))
+            assert min(len(parts["validation"]), len(parts["test"])) >= least
+
+    def test_images_that_are_not_read_are_counted_by_their_kinds(self, tmp_path: pathlib.Path) -> None:
+        write_images(tmp_path, numbered_images(10))
+        for name in ("a.heic", "b.HEIC", "c.avif", "d.txt", ".e.heic"):
+            (tmp_path / name).write_bytes(b"")
+        (note,) = self._open(tmp_path).notes
+        assert note == "passed over: 1 .avif files, 2 .heic files, which are not read; convert them to PNG or JPEG"
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "photos" / "a.heic").write_bytes(b"")
+        message = one_line_error(lambda: self._open(tmp_path / "photos"))
+        assert "holds 0 images" in message and "1 .heic files are not read" in message
+
+    def test_nothing_is_said_of_a_folder_without_any(self, numbered_folder: pathlib.Path) -> None:
+        assert self._open(numbered_folder).notes == ()
 
     def test_missing_split_folders_are_held_out_of_train(self, tmp_path: pathlib.Path) -> None:
         write_images(tmp_path / "train", numbered_images(60))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import UserError
+from tfdecouple.runtime.extras import require
 from tfdecouple.runtime.process import start_tensorflow
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--format is {options.format!r}; it must be {' or '.join(FORMATS)}")
     if options.split not in (*_SPLITS, "all"):
         raise UserError(f"--split is {options.split!r}; it must be {', '.join(_SPLITS)} or all")
+    if options.format == "parquet":
+        require("pyarrow", what="--format parquet")
     start_tensorflow()
     from tfdecouple.cli.opening import open_run
     from tfdecouple.dataset_encoding.encoding import encode_shards, make_encoder
@@ -88,6 +91,8 @@ def run(options: argparse.Namespace) -> int:
     source = opened.open_source(
         options.data, options.data_dir, options.download, on_bad_image=options.on_bad_image, cache_gib=0.0
     )
+    for note in source.notes:
+        _say(note)
     asked = _manifest(opened, source, options)
     batch_size = options.batch_size or opened.config.training.evaluation_batch_size
     with CodesFolder(options.out) as folder:

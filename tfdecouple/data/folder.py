@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -14,13 +15,15 @@ import numpy as np
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data.file_split import FileSplit
-from tfdecouple.data.image_file import SUFFIXES, read_image
+from tfdecouple.data.image_file import SUFFIXES, UNREAD_SUFFIXES, read_image
 from tfdecouple.data.source import BadImages, Source
 from tfdecouple.data.split import MemorySplit, Split
 from tfdecouple.errors import DataError
 
 # Shares of the images that the hash gives to test and to validation.
 TEST_SHARE, VALIDATION_SHARE = 0.05, 0.05
+# Of few images each of the two has a tenth at least, until it has so many.
+LEAST_HELD_OUT = 8
 
 # Sub-folders that are splits, by their names.
 SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -62,7 +65,7 @@ def open_folder(config: DataConfig, image_size: int) -> Source:
         raise DataError(f"data.source is {config.source!r}; name the folder, as in folder:PATH")
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; data.source=folder:PATH needs a folder of images")
-    files = _split_files(folder)
+    files, unread = _split_files(folder)
     names = sorted({file.label_name for chosen, _ in files.values() for file in chosen} - {""})
     number = {name: label for label, name in enumerate(names)}
     bad_images = BadImages(config.on_bad_image)
@@ -86,6 +89,7 @@ def open_folder(config: DataConfig, image_size: int) -> Source:
             for name, (chosen, description) in files.items()
         },
         bad_images=bad_images,
+        notes=[f"passed over: {_counted(unread)}, which are not read; convert them to PNG or JPEG"] if unread else [],
     )
 
 
@@ -93,7 +97,8 @@ def hash_split(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
     """Splits files by a hash of their keys: about 90 % for training, 5 % for validation, 5 % for test.
 
     A file's split depends on its own key alone, so it is the same on every machine and stays when files come or go.
-    Only where this would leave a split empty, as in small folders, do the files with the nearest hashes fill it.
+    Only in small folders, where this would leave a split with less than a tenth of the files and less than
+    `LEAST_HELD_OUT`, do the files with the nearest hashes fill it.
 
     Args:
         files: at least 3.
@@ -104,10 +109,11 @@ def hash_split(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
     hashes = [_hash_of(file.key) for file in files]
     order = sorted(range(len(files)), key=hashes.__getitem__)
     count = len(files)
+    least = min(max(count // 10, 1), LEAST_HELD_OUT)
     test = sum(hashed < TEST_SHARE for hashed in hashes)
     held_out = sum(hashed < TEST_SHARE + VALIDATION_SHARE for hashed in hashes)
-    test = min(max(test, 1), count - 2)
-    held_out = min(max(held_out, test + 1), count - 1)
+    test = min(max(test, least), count - 2)
+    held_out = min(max(held_out, test + least), count - 1)
     splits = {"train": order[held_out:], "validation": order[test:held_out], "test": order[:test]}
     return {name: [files[index] for index in sorted(indices)] for name, indices in splits.items()}
 
@@ -118,8 +124,9 @@ def _hash_of(key: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _split_files(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]:
-    """Returns the files of each split with the split's description."""
+def _split_files(folder: pathlib.Path) -> tuple[dict[str, tuple[list[ImageFile], str]], collections.Counter[str]]:
+    """Returns the files of each split with the split's description, and how many images are not read, by ending."""
+    unread: collections.Counter[str] = collections.Counter()
     present = sorted(name for name in SPLIT_FOLDERS if (folder / name).is_dir())
     if "train" not in present:
         if present:
@@ -127,46 +134,60 @@ def _split_files(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]
                 f"the folder {folder} has a sub-folder {present[0]} but none named train; "
                 "put the training images into train, or rename the other"
             )
-        splits = hash_split(_at_least(_listed(folder), 3, folder))
-        return {
-            name: (chosen, f"{len(chosen)} images chosen by a hash of their names") for name, chosen in splits.items()
-        }
+        splits = hash_split(_at_least(_listed(folder, unread), 3, folder, unread))
+        described = "{} images chosen by a hash of their names"
+        return {name: (chosen, described.format(len(chosen))) for name, chosen in splits.items()}, unread
     if {"val", "validation"} <= set(present):
         raise DataError(f"the folder {folder} has the sub-folders val and validation; keep one of them")
     files = {}
     for name in present:
-        files[SPLIT_FOLDERS[name]] = (_at_least(_listed(folder / name), 1, folder / name), f"{name}/")
+        files[SPLIT_FOLDERS[name]] = (_at_least(_listed(folder / name, unread), 1, folder / name, unread), f"{name}/")
     missing = {"validation", "test"} - set(files)
     if missing:
         # The hash gives the same three splits whichever is missing; one that is not needed stays in training.
-        splits = hash_split(_at_least(files["train"][0], 3, folder / "train"))
+        splits = hash_split(_at_least(files["train"][0], 3, folder / "train", unread))
         kept = {file.key for name, chosen in splits.items() if name not in missing for file in chosen}
         training = [file for file in files["train"][0] if file.key in kept]
         files["train"] = (training, f"train/ without {' and '.join(sorted(missing))}")
         for name in missing:
             files[name] = (splits[name], f"{len(splits[name])} images of train/ chosen by a hash of their names")
-    return {name: files[name] for name in ("train", "validation", "test")}
+    return {name: files[name] for name in ("train", "validation", "test")}, unread
 
 
-def _listed(folder: pathlib.Path) -> list[ImageFile]:
-    """Returns the images below a folder, sorted by their keys; names that begin with a dot are left out."""
+def _listed(folder: pathlib.Path, unread: collections.Counter[str]) -> list[ImageFile]:
+    """Returns the images below a folder, sorted by their keys; names that begin with a dot are left out.
+
+    Those of a kind that is not read are counted in `unread`, by their ending.
+    """
     found = []
     for where, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(UNREAD_SUFFIXES):
+                unread[pathlib.Path(name).suffix.lower()] += 1
+            if name.lower().endswith(SUFFIXES):
                 path = pathlib.Path(where, name)
                 parts = path.relative_to(folder).parts
                 found.append(ImageFile(str(path), "/".join(parts), parts[0] if len(parts) > 1 else ""))
     return sorted(found, key=lambda file: file.key)
 
 
-def _at_least(files: list[ImageFile], least: int, folder: pathlib.Path) -> list[ImageFile]:
+def _at_least(
+    files: list[ImageFile], least: int, folder: pathlib.Path, unread: collections.Counter[str]
+) -> list[ImageFile]:
     if len(files) < least:
+        others = f"; {_counted(unread)} are not read, convert them to PNG or JPEG" if unread else ""
         raise DataError(
             f"the folder {folder} holds {len(files)} images ({', '.join(SUFFIXES)}); at least {least} are needed"
+            f"{others}"
         )
     return files
+
+
+def _counted(unread: collections.Counter[str]) -> str:
+    return ", ".join(f"{count:,} {suffix} files" for suffix, count in sorted(unread.items()))
 
 
 def _memory_split(

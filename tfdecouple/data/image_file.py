@@ -25,6 +25,12 @@ _FORMATS = {
     **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
 }
 SUFFIXES = tuple(sorted(_FORMATS))
+# Of images, too, but not read: whoever has such files is told.
+UNREAD_SUFFIXES = (
+    *(".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"),
+    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),
+    *(".exr", ".pbm", ".pnm", ".psd", ".tga"),
+)
 
 # Pillow would clip these to 8 bits instead of scaling them.
 _WIDE_MODES = ("I", "F")

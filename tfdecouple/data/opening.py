@@ -7,6 +7,8 @@ commands take it from there; what is heavy is imported where a source is opened,
 from __future__ import annotations
 
 import abc
+import dataclasses
+import importlib.util
 import os
 from typing import TYPE_CHECKING, ClassVar
 
@@ -52,6 +54,16 @@ class SourceKind(abc.ABC):
         A config may be a stranger's: images within the run folder that it belongs to are not used (docs/security.md).
         """
         return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
+
+    def located(self, config: DataConfig) -> DataConfig:
+        """Returns the config with its folder named from the root, so that it is found from any working folder."""
+        if not config.data_dir:
+            return config
+        return dataclasses.replace(config, data_dir=_from_root(config.data_dir))
+
+    def meant(self, source: str) -> str | None:
+        """Returns how a `data.source` that no kind takes is rightly named if it was meant for this one; None if not."""
+        return None
 
     @abc.abstractmethod
     def open(self, config: DataConfig, image_size: int, download: bool) -> Source:
@@ -100,6 +112,16 @@ class TensorFlowDatasets(SourceKind):
 
         return open_tfds(config, image_size, download)
 
+    def meant(self, source: str) -> str | None:
+        """Returns tfds:NAME for the name of a data set that TFDS knows."""
+        if not source or importlib.util.find_spec("tensorflow_datasets") is None:
+            return None
+        import tensorflow_datasets as tfds
+
+        name = source.partition("/")[0].partition(":")[0].lower()
+        known = name in tfds.list_builders(with_community_datasets=False)
+        return f"{self.prefix}{source.lower()}" if known else None
+
 
 class ImageFolder(SourceKind):
     """A folder of image files."""
@@ -114,6 +136,17 @@ class ImageFolder(SourceKind):
     def images_at(self, config: DataConfig) -> tuple[str, str]:
         """Returns `data.source` and its folder."""
         return "data.source", os.path.expanduser(config.source.removeprefix(self.prefix))
+
+    def located(self, config: DataConfig) -> DataConfig:
+        """See `SourceKind.located`."""
+        path = config.source.removeprefix(self.prefix)
+        config = dataclasses.replace(config, source=self.prefix + _from_root(path)) if path else config
+        return super().located(config)
+
+    def meant(self, source: str) -> str | None:
+        """Returns folder:PATH for what is a folder, or looks like the path of one."""
+        is_path = os.path.isdir(os.path.expanduser(source)) or source.startswith(("/", "./", "../", "~/"))
+        return self.prefix + source if is_path else None
 
     def open(self, config: DataConfig, image_size: int, download: bool) -> Source:
         """See `open_folder`."""
@@ -145,6 +178,16 @@ def kinds_listed(at_length: bool = False) -> str:
     """
     *others, last = ((at_length and kind.help) or kind.title for kind in KINDS)
     return f"{', '.join(others)}{',' if at_length else ''} or {last}"
+
+
+def _from_root(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def located(config: DataConfig) -> DataConfig:
+    """Returns a config whose folders are named from the root, however the user, who may be anywhere, named them."""
+    kind = find_kind(config.source)
+    return config if kind is None else kind.located(config)
 
 
 def images_at(config: DataConfig) -> tuple[str, str] | None:
@@ -192,8 +235,7 @@ def open_source(config: DataConfig, image_size: int, download: bool = False) -> 
     if kind is None:
         names = [name for kind in KINDS for name in kind.names]
         *others, last = [*names, *(kind.pattern for kind in KINDS if kind.pattern)]
-        raise DataError(
-            f"there is no data.source {config.source!r}{nearest(config.source, names)}; "
-            f"there are {', '.join(others)} and {last}"
-        )
+        meant = next((name for kind in reversed(KINDS) if (name := kind.meant(config.source))), None)
+        hint = f"; did you mean {meant}?" if meant else nearest(config.source, names)
+        raise DataError(f"there is no data.source {config.source!r}{hint}; there are {', '.join(others)} and {last}")
     return kind.open(config, image_size, download)

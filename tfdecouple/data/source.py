@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
@@ -66,6 +66,7 @@ class Source:
         label_names: one name per label; empty where there are no labels.
         image_size: side S of the images in pixels.
         splits: the splits "train", "validation" and "test".
+        notes: what whoever trains on it should know, a line each.
     """
 
     def __init__(
@@ -77,12 +78,14 @@ class Source:
         image_size: int,
         splits: Mapping[str, Split],
         bad_images: BadImages | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.title = title
         self.label_names = label_names
         self.image_size = image_size
         self.splits = dict(splits)
+        self.notes = tuple(notes)
         self._bad_images = bad_images or BadImages("stop")
 
     @property

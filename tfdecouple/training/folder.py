@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import pathlib
 from types import TracebackType
 
 from tfdecouple.config import Config, difference
+from tfdecouple.data.opening import find_kind, images_at, located
 from tfdecouple.errors import RunError
 from tfdecouple.runs import CONFIG, load_config
 from tfdecouple.storage.files import TEMPORARY, write_text
@@ -25,11 +28,13 @@ class RunFolder:
     Attributes:
         path: the folder.
         is_resumed: whether `check` found this very run there.
+        moved: what to say where its images lie elsewhere now; "" where they do not.
     """
 
     def __init__(self, path: pathlib.Path, config: Config):
         self.path = path
         self.is_resumed = False
+        self.moved = ""
         self._config = config
         self._stack = contextlib.ExitStack()
         self._is_locked = False
@@ -76,8 +81,17 @@ class RunFolder:
             if path.is_dir() and all(entry.name == _LOCK or entry.match(TEMPORARY) for entry in path.iterdir()):
                 return False
             raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
-        changed = difference(load_config(path), self._config)
+        theirs = load_config(path)
+        # Older runs have a folder as it was typed.
+        theirs = dataclasses.replace(theirs, data=located(theirs.data))
+        changed = difference(theirs, self._config)
         changed.pop("training.steps", None)
+        option, was = images_at(theirs.data) or ("", "")
+        _, now = images_at(self._config.data) or ("", "")
+        is_same_kind = find_kind(theirs.data.source) is find_kind(self._config.data.source)
+        if option in changed and now and is_same_kind and not os.path.exists(was):
+            del changed[option]
+            self.moved = f"images are read from {now}; {was}, where they were, is not there any more"
         if changed:
             listed = "; ".join(f"{name} was {ours!r} and is now {theirs!r}" for name, (ours, theirs) in changed.items())
             raise RunError(

@@ -47,7 +47,8 @@ class RunRecord:
         self.checkpoints.clean()
         for left in self.path.glob(TEMPORARY):
             left.unlink(missing_ok=True)
-        messages = self._restore_newest() if self._folder.is_resumed else []
+        messages = [self._folder.moved] if self._folder.moved else []
+        messages += self._restore_newest() if self._folder.is_resumed else []
         self._begun = int(self._state.step.numpy())
         return messages, self._begun == 0 and not self.checkpoints.steps()
 
