@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import signal
 
@@ -191,6 +192,49 @@ class TestResumption:
         with pytest.raises(RunError, match="no checkpoint in .* can be read.*move the folder away") as error:
             train(run_config(image_folder), tmp_path / "run")
         one_line(error)
+
+
+class TestPlaceOfImages:
+    def test_its_folder_may_be_spelled_in_any_way(self, finished_run, image_folder, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(image_folder.parent)
+        for spelled in (image_folder.name, f"./{image_folder.name}/"):
+            train(run_config(spelled), finished_run)
+            assert "is complete at step 10" in capsys.readouterr().out
+        assert load_config(finished_run) == run_config(image_folder)
+        # As older runs have it.
+        shutil.copytree(finished_run, tmp_path / "run")
+        write_json(tmp_path / "run" / "config.json", run_config(image_folder.name).to_dict())
+        train(run_config(image_folder), tmp_path / "run")
+        assert "is complete at step 10" in capsys.readouterr().out
+
+    def test_a_folder_that_was_moved_can_be_named_anew(self, finished_run, image_folder, tmp_path, monkeypatch, capsys):
+        shutil.copytree(finished_run, tmp_path / "run")
+        write_json(tmp_path / "run" / "config.json", run_config(tmp_path / "gone").to_dict())
+        stop_before_step(monkeypatch, 10)
+        with pytest.raises(FirstStepError):
+            train(run_config(image_folder, steps=11), tmp_path / "run")
+        assert f"images are read from {image_folder}; {tmp_path / 'gone'}, where" in capsys.readouterr().out
+        assert load_config(tmp_path / "run").data.source == f"folder:{image_folder}"
+        # Where both are there they are different images.
+        (tmp_path / "other").mkdir()
+        with pytest.raises(RunError, match="data.source was .* and is now"):
+            train(run_config(tmp_path / "other"), finished_run)
+
+
+class TestSaid:
+    def test_of_grey_images_of_no_pictures_and_of_a_precision_that_changes_nothing(
+        self, tmp_path, stand_ins, fake_step, capsys
+    ):
+        for number in range(12):
+            image = np.full((8, 8), number, np.uint8)
+            Image.fromarray(image).save(tmp_path / f"{number}.png")
+        train(run_config(tmp_path, steps=2, pictures=0, precision="tf32"), tmp_path / "run")
+        out = capsys.readouterr().out
+        validation, test = (line for line in out.splitlines() if "the images are grey" in line)
+        assert "bits/dim on" in validation and "three times as large" in test
+        assert re.search(r"reconstruction: \d of \d images identical", validation)
+        assert not (tmp_path / "run" / "images").exists()
+        assert "training.precision=tf32 changes nothing here: no GPU has it" in out
 
 
 class TestRefusals:

@@ -1,5 +1,7 @@
 """Pictures that show what they say."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 from tfdecouple.model import DecoupledModel
 from tfdecouple.visualization import grids
 from tfdecouple.visualization.grids import grid, in_rows, interpolation_grid, reconstruction_grid, switch_grid
-from tfdecouple.visualization.pictures import save_pictures
+from tfdecouple.visualization.pictures import save_pictures, shown_of_size
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,15 @@ class TestGrid:
         np.testing.assert_array_equal(tile(picture, 2, 2, 400, 1), images[0, 0])
         np.testing.assert_array_equal(tile(picture, 404, 2, 400, 1), images[0, 1])
 
+    def test_they_are_shrunk_to_a_side_that_is_asked_for(self):
+        images = random_images(2, size=8).reshape(1, 2, 8, 8, 3)
+        means = images.reshape(1, 2, 4, 2, 4, 2, 3).mean((3, 5))
+        picture = grid(images, side=5, about=0)
+        for column in range(2):
+            shown = tile(picture, 2 + column * 6, 2, 4, 1)
+            np.testing.assert_allclose(shown, means[0, column], atol=0.5)
+        assert grid(images, side=8).size == grid(images).size
+
     def test_caption_stands_below_and_changes_nothing_above(self):
         images = random_images(4).reshape(2, 2, 8, 8, 3)
         plain, captioned = (
@@ -105,7 +116,44 @@ class LossyModel:
         return a // 2, b // 2
 
 
+class LargeModel(LossyModel):
+    """The same of 256 pixels; counts the images that it is asked for."""
+
+    config = dataclasses.replace(SMALL, image_size=256)
+
+    def __init__(self):
+        self.asked = 0
+
+    def decode(self, z, v):
+        self.asked += len(v)
+        return np.array(v)
+
+    def switch(self, a, b):
+        self.asked += 2 * len(a)
+        return a, b
+
+    def sample(self, count, temperature, seed):
+        self.asked += count
+        return random_images(count, size=256)
+
+    def interpolate(self, a, b, alphas, betas):
+        self.asked += len(alphas) * len(betas)
+        return np.broadcast_to(a, (1, len(alphas), len(betas), *a.shape[1:]))
+
+
 class TestPictures:
+    def test_of_large_images_are_few_and_small(self, tmp_path):
+        most, told, model = shown_of_size(256), [], LargeModel()
+        assert save_pictures(model, random_images(most, size=256), tmp_path, "a-", most=most, tell=told.append) == 4
+        assert told == ["reconstructions", "samples", "interpolation", "switch"]
+        # Of small images 40, 50, 36 and 40.
+        assert model.asked == 4 + 10 + 9 + 4
+        for path in tmp_path.iterdir():
+            with Image.open(path) as picture:
+                assert picture.width < 800, path
+        # Of noise, which no file holds in less than its 3 bytes a pixel.
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2.5e6
+
     def test_reconstructions_are_counted_and_shown_below_their_images(self):
         images = random_images(12)
         picture, exact = reconstruction_grid(LossyModel(), images)

@@ -128,11 +128,18 @@ class _Command:
         return 0
 
     def _introduce(self) -> None:
+        from tfdecouple.metrics import note_on_grey
+
         weights = "averaged weights" if self.opened.averaged else "weights"
         described = self.source.descriptions[self.options.split]
         print(f"{self.options.run}: {weights} of step {self.opened.step}, seed {self.options.seed}")
         drawn = "" if self.count == self.size else ", drawn"
         print(f"{self.source.title}, {self.options.split} ({described}): {self.count:,} of {self.size:,} images{drawn}")
+        for note in self.source.notes:
+            print(note)
+        first = next(self.evaluation.batches().as_numpy_iterator())
+        if grey := note_on_grey(first["image"][first["weight"] > 0]):
+            print(grey)
         if self.looks is not None:
             times = "for the first time" if self.looks == 1 else f"{self.looks} times"
             print(f"these test images were looked at {times}, by the count of {self.out / LOOKS}")

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfdecouple.metrics.bounds import BoundEvaluator
@@ -36,6 +37,20 @@ class BitsPerDim:
     def to_dict(self) -> dict[str, Any]:
         """Returns the values as plain JSON."""
         return dataclasses.asdict(self)
+
+
+def note_on_grey(images: np.ndarray) -> str:
+    """Returns what belongs beside the bits/dim of grey images, which have three equal channels here; "" for others.
+
+    >>> note_on_grey(np.zeros((1, 2, 2, 3), np.uint8)) != "", note_on_grey(np.arange(12).reshape(1, 2, 2, 3))
+    (True, '')
+
+    Args:
+        images: uint8 `[n, height, width, 3]`.
+    """
+    if len(images) and (images == images[..., :1]).all():
+        return "the images are grey, in three equal channels: in bits per grey pixel the figure is three times as large"
+    return ""
 
 
 class Evaluator:

@@ -28,6 +28,12 @@ _LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tf
 _warned: weakref.WeakSet[tf.Graph] = weakref.WeakSet()
 
 
+def has_tf32() -> bool:
+    """Whether a GPU in sight computes in TF32: NVIDIA's since Ampere, of compute capability 8.0 and above."""
+    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+    return any(each.get("compute_capability", (0, 0)) >= (8, 0) for each in details)
+
+
 class _Switch:
     """The process' switch, and who holds it.
 

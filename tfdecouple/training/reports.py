@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,17 @@ from tfdecouple.config import Config
 from tfdecouple.data import Source, load_images
 from tfdecouple.data.codecs import lossless_bits_per_dim
 from tfdecouple.errors import UserError
-from tfdecouple.metrics import BitsPerDim, save_pictures
+from tfdecouple.metrics import BitsPerDim, note_on_grey, save_pictures
 from tfdecouple.model import DecoupledModel
 from tfdecouple.training.record import RunRecord
 from tfdecouple.training.state import TrainingState
 from tfdecouple.visualization.grids import reconstruct
+from tfdecouple.visualization.pictures import shown_of_size
 
-# How many held-out images the pictures show, and at most go into the comparison with lossless codecs.
-_PICTURED = 40
+# How many held-out images at most go into the comparison with lossless codecs.
 _CODED = 1000
+# So many are encoded and decoded whatever the options of pictures, to see whether they come back.
+_LEAST = 4
 
 # Figures of an evaluation beside the bound: functions of the model and some validation images, uint8, that return
 # numbers by name.
@@ -37,9 +40,18 @@ class Reports:
         state: with the weights that were measured in place.
         source: the images.
         record: the run folder.
+        tell: is told what is being done, as often as it likes.
     """
 
-    def __init__(self, config: Config, state: TrainingState, source: Source, record: RunRecord):
+    def __init__(
+        self,
+        config: Config,
+        state: TrainingState,
+        source: Source,
+        record: RunRecord,
+        tell: Callable[[str], None] = lambda text: None,
+    ):
+        self._tell = tell
         self._config = config
         self._state = state
         self._source = source
@@ -48,16 +60,18 @@ class Reports:
     def validation(self, step: int, measured: BitsPerDim, is_best: bool) -> str:
         """Keeps the best weights, draws pictures, logs what was measured, and returns a line to say about it."""
         model = self._state.model
-        images, _ = load_images(self._source, "validation", min(_PICTURED, self._source.sizes["validation"]))
+        images, _ = load_images(self._source, "validation", min(self._shown(step), self._source.sizes["validation"]))
         images = np.asarray(model.quantize_images(images))
         signs = {name: value for measure in SIGNS for name, value in measure(model, images).items()}
         if is_best:
             self._record.keep_best(step)
+        grey = f" ({grey})" if (grey := note_on_grey(images)) else ""
         exact, pictures = self._draw(step, images)
         self._record.log("validation", step, {**measured.to_dict(), **signs}, pictures)
         return (
             f"step {step}: validation {measured.bits_per_dim:.4f} bits/dim on {measured.images} images"
-            f"{' (best so far)' if is_best else ''}; {exact}; smallest coupling scale {signs['smallest_scale']:.3g}, "
+            f"{' (best so far)' if is_best else ''}{grey}; {exact}; "
+            f"smallest coupling scale {signs['smallest_scale']:.3g}, "
             f"worst 1x1 condition number {signs['worst_condition']:.3g}"
         )
 
@@ -69,6 +83,7 @@ class Reports:
         """
         model, averages = self._state.model, bool(self._config.training.ema_decay)
         images, _ = load_images(self._source, "test", min(_CODED, count))
+        self._tell("lossless codecs")
         # A codec keeps all 8 bits: beside a model of fewer there is nothing to compare.
         codecs = _CODECS if self._config.model.n_bits == 8 else ()
         coded = {codec: lossless_bits_per_dim(images, codec) for codec in codecs}
@@ -82,24 +97,45 @@ class Reports:
             "parameters": model.parameter_count(),
             "lossless_codecs_bits_per_dim": coded,
             "lossless_codecs_images": len(images),
-            "reconstruction": self._reconstruction(images[:_PICTURED]),
+            "reconstruction": self._reconstruction(images[: self._shown(step)]),
         }
         self._record.write_summary(summary)
         lines = [
             f"test: {test.bits_per_dim:.4f} bits/dim (ELBO, {test.samples} sample{'s' if test.samples > 1 else ''}, "
             f"{test.images} images, {'averaged weights' if averages else 'weights'} of step {summary['best_step']})"
         ]
+        if grey := note_on_grey(images):
+            lines.append(f"      {grey}")
         for codec, bits in coded.items():
             lines.append(
                 f"      {bits:.4f} bits/dim for {_CODECS[codec]} on {len(images)} of these images, one file each"
             )
         return summary, lines
 
+    def _shown(self, step: int) -> int:
+        """Returns how many held-out images are encoded, decoded and shown after a step."""
+        seen = step * self._config.training.batch_size
+        return max(min(self._config.training.pictures, shown_of_size(self._config.model.image_size), seen), _LEAST)
+
     def _draw(self, step: int, images: np.ndarray) -> tuple[str, dict[str, pathlib.Path]]:
         """Draws the pictures of a step; returns how exact the reconstructions are, and the pictures by name."""
+        if not self._config.training.pictures:
+            return f"reconstruction: {self._reconstruction(images)}", {}
         prefix, folder = f"step-{step:09d}-", self._record.path / "images"
+
+        def tell(name: str) -> None:
+            self._tell(f"drawing {name}")
+
         try:
-            exact = save_pictures(self._state.model, images, folder, prefix, seed=self._config.training.seed)
+            exact = save_pictures(
+                self._state.model,
+                images,
+                folder,
+                prefix,
+                seed=self._config.training.seed,
+                most=self._shown(step),
+                tell=tell,
+            )
         except UserError as error:
             # Pictures are no reason to stop a run: a model with alpha = 1 may lose an image now and then.
             return f"no pictures ({error})", {}

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfdecouple.config import Config, difference
 from tfdecouple.data import Source, open_source
+from tfdecouple.data.opening import located
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.parameters import require_memory
 from tfdecouple.runs import CONFIG
@@ -83,6 +84,7 @@ def train(
         RunError: where the folder holds another run, is in use, or cannot be written.
     """
     path = pathlib.Path(workdir)
+    config = dataclasses.replace(config, data=located(config.data))
     found = find_cluster(cluster)
     with contextlib.ExitStack() as stack:
         if found is not None:
@@ -114,7 +116,8 @@ def _run(
         state = TrainingState(config)
     with contextlib.ExitStack() as stack:
         quiet = None if workers.is_chief else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-        progress = stack.enter_context(contextlib.closing(Progress(config.training.steps, quiet)))
+        progress = Progress(config.training.steps, quiet, config.training.batch_size)
+        stack.callback(progress.close)
         record = stack.enter_context(contextlib.closing(RunRecord(config, folder, state)))
         if workers.count == 1:
             return Trainer(config, state, source, strategy, record, progress).run()

@@ -9,10 +9,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdecouple.config import Config
+from tfdecouple.config import Config, title
 from tfdecouple.data import Source, evaluation_batches, training_batches
 from tfdecouple.errors import RunError
 from tfdecouple.metrics import Evaluator
+from tfdecouple.runtime.tf32 import has_tf32
 from tfdecouple.training.figures import StepResult, Window
 from tfdecouple.training.precision_check import check_precision
 from tfdecouple.training.progress import Progress
@@ -22,7 +23,7 @@ from tfdecouple.training.signals import Stopped, StopRequest
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 
-# Even a run of a single step is evaluated on this many images.
+# Even a run of a single step is evaluated on this many images of up to 64 pixels, and on a few of larger ones.
 _LEAST_EVALUATED = 64
 
 
@@ -63,7 +64,7 @@ class Trainer:
         self.source = source
         self.strategy = strategy
         self.record = record
-        self.reports = Reports(config, state, source, record)
+        self.reports = Reports(config, state, source, record, progress.note)
         self.progress = progress
         self.take_step = TrainStep(config, state, strategy)
         self.evaluator = Evaluator(state.model, strategy)
@@ -114,13 +115,13 @@ class Trainer:
     def _introduce(self, messages: list[str]) -> None:
         sizes = self.source.sizes
         self.progress.say(
-            f"{self.config.name}: {self.state.model.parameter_count()['total']:,} parameters, "
+            f"{title(self.config)}: {self.state.model.parameter_count()['total']:,} parameters, "
             f"{self._devices()}, run folder {self.record.path}\n"
             f"{self.source.title}: {sizes['train']:,} training images, "
             f"{sizes['validation']:,} for validation ({self.source.descriptions['validation']}), "
             f"{sizes['test']:,} for test"
         )
-        for message in messages:
+        for message in [*self.source.notes, *messages]:
             self.progress.say(message)
 
     def _devices(self) -> str:
@@ -129,6 +130,8 @@ class Trainer:
         return f"{count} {kind}{'s' if count > 1 else ''}"
 
     def _check_precision(self) -> None:
+        if self.training.precision == "tf32" and not has_tf32():
+            self.progress.say("training.precision=tf32 changes nothing here: no GPU has it; NVIDIA's since Ampere do")
         dtype = "bfloat16" if self.training.precision == "mixed_bfloat16" else "float32"
         check_precision(self.state.model.flow, dtype, self.training.remat)
 
@@ -138,6 +141,9 @@ class Trainer:
             self.record.start_from(run)
             return
         batch = min(self.training.init_images, self.source.sizes["train"])
+        self.progress.note(
+            f"starting the weights from {batch} training images, then tracing the first step", at_once=True
+        )
         first = training_batches(self.source, self.config.data, batch_size=batch, seed=self.training.seed)
         self.state.model.initialize(next(iter(first))["image"], seed=self.training.seed)
 
@@ -155,7 +161,8 @@ class Trainer:
         """Takes steps up to the last one, or until a signal asks to stop."""
         training = self.training
         batches = self._batches()
-        since, last = time.monotonic(), self.step
+        begun = self.step
+        since, last = time.monotonic(), begun
         stopping = self._stops(stop)
         while self.step < training.steps and not stopping:
             micro_batches = [next(batches) for _ in range(training.micro_batches)]
@@ -168,6 +175,10 @@ class Trainer:
                 now = time.monotonic()
                 self._log(result.learning_rate, (self.step - last) * training.batch_size / (now - since))
                 since, last = now, self.step
+            elif self.step == begun + 1:
+                # Tracing says nothing of the speed.
+                since, last = time.monotonic(), self.step
+            self.progress.step(self.step)
             evaluates = is_last or self.step % training.evaluate_every == 0
             if evaluates:
                 self._evaluate()
@@ -228,7 +239,7 @@ class Trainer:
             "skipped_steps": self.skipped,
         }
         self.record.log("train", self.step, figures)
-        self.progress.update(self.step, figures["bits_per_dim"], images_per_second)
+        self.progress.update(figures["bits_per_dim"], images_per_second)
 
     def _save(self, again: bool = True) -> None:
         """Saves the state; with `again=False` not over what is saved already."""
@@ -241,7 +252,8 @@ class Trainer:
         """Measures the (averaged) weights on the validation split, shows what they do, keeps the best weights."""
         count = self._evaluated("validation", self.training.evaluation_images)
         with self.state.optimizer.averaged():
-            measured = self.evaluator(self._first("validation", count), seed=self.training.seed)
+            told = self.progress.counted("validation", count)
+            measured = self.evaluator(self._first("validation", count), seed=self.training.seed, on_batch=told)
             is_best = self.state.note_best(self.step, measured.bits_per_dim)
             self.progress.say(self.reports.validation(self.step, measured, is_best))
 
@@ -260,7 +272,12 @@ class Trainer:
         """Measures the best weights on the test split, once; returns the run's summary."""
         self._load_best()
         training, count = self.training, self._evaluated("test")
-        test = self.evaluator(self._first("test", count), samples=training.evaluation_samples, seed=training.seed)
+        test = self.evaluator(
+            self._first("test", count),
+            samples=training.evaluation_samples,
+            seed=training.seed,
+            on_batch=self.progress.counted("test", count),
+        )
         summary, lines = self.reports.summary(self.step, test, count)
         for line in lines:
             self.progress.say(line)
@@ -276,7 +293,8 @@ class Trainer:
         not take hours.
         """
         size = min(limit or self.source.sizes[split], self.source.sizes[split])
-        return min(size, max(self.step * self.training.batch_size, _LEAST_EVALUATED))
+        least = max(_LEAST_EVALUATED * 64**2 // max(self.config.model.image_size, 64) ** 2, 8)
+        return min(size, max(self.step * self.training.batch_size, least))
 
     def _first(self, split: str, count: int) -> tf.data.Dataset:
         """Returns the first `count` images of a split, in batches that the devices can divide."""

@@ -35,6 +35,7 @@ def grid(
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
     about: int = _WIDTH,
+    side: int = 0,
 ) -> Image.Image:
     """Arranges images in rows and columns.
 
@@ -45,10 +46,13 @@ def grid(
         row_labels: what stands to the left of each row; empty for nothing.
         column_labels: what stands above each column; empty for nothing.
         about: small images are enlarged by whole factors until the grid is about this wide, in pixels.
+        side: larger images are shrunk by whole factors until they are no wider than this, in pixels; 0 for never.
 
     Returns:
-        The picture, every pixel of an image enlarged by the same whole factor.
+        The picture, every pixel of an image enlarged by the same whole factor, or the mean of some.
     """
+    if side and (shrink := math.ceil(images.shape[3] / side)) > 1:
+        images, about = _shrunk(images, shrink), 0
     rows, columns, height, width, _ = images.shape
     factor = max(1, about // (columns * (width + _GAP)))
     font = ImageFont.load_default(size=14)
@@ -80,6 +84,12 @@ def grid(
     for number, line in enumerate(lines):
         draw.text((_GAP, bottom + _LINE * number), line, fill=_INK, font=font)
     return picture
+
+
+def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:
+    """Returns images of which every pixel is the mean of a square of `factor` pixels."""
+    small = [np.asarray(Image.fromarray(image).reduce(factor)) for image in images.reshape(-1, *images.shape[2:])]
+    return np.stack(small).reshape(*images.shape[:2], *small[0].shape)
 
 
 def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
@@ -115,6 +125,7 @@ def sample_grid(
     temperatures: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 1.0),
     note: str = "",
     on_images: OnImages = _silent,
+    side: int = 0,
 ) -> Image.Image:
     """Samples at several temperatures, each with the same z and the same direction of v.
 
@@ -125,6 +136,7 @@ def sample_grid(
         temperatures: of v (paper section 3.1); they do not act on z.
         note: ends the caption.
         on_images: called with the number of images done.
+        side: as for `grid`.
 
     Raises:
         InversionError: where a sample is not finite.
@@ -139,7 +151,7 @@ def sample_grid(
     shared = "a column shares its draws" if rows == 1 else "the same place of each band shares its draws"
     caption = f"Samples. {where}: temperature of v {', '.join(map(str, temperatures))}; {shared}. {note}"
     labels = [str(temperature) if row == 0 else "" for temperature in temperatures for row in range(rows)]
-    return grid(np.concatenate(bands), caption, group=(rows if rows > 1 else 0, 0), row_labels=labels)
+    return grid(np.concatenate(bands), caption, group=(rows if rows > 1 else 0, 0), row_labels=labels, side=side)
 
 
 def reconstruct(model: DecoupledModel, images: np.ndarray, on_images: OnImages = _silent) -> tuple[np.ndarray, int]:
@@ -175,12 +187,12 @@ def reconstruction_grid(
     return beside(images, back, exact, note), exact
 
 
-def beside(images: np.ndarray, back: np.ndarray, exact: int, note: str = "") -> Image.Image:
-    """Draws images above what `reconstruct` returned for them."""
+def beside(images: np.ndarray, back: np.ndarray, exact: int, note: str = "", side: int = 0) -> Image.Image:
+    """Draws images above what `reconstruct` returned for them; `side` as for `grid`."""
     columns = min(len(images), 10)
     tiles = np.stack([in_rows(images, columns), in_rows(back, columns)], 1).reshape(-1, columns, *images.shape[1:])
     caption = f"Image above, decode(encode(image)) below: {exact} of {len(images)} identical to the last pixel. {note}"
-    return grid(tiles, caption, group=(2, 0))
+    return grid(tiles, caption, group=(2, 0), side=side)
 
 
 def switch_grid(
@@ -191,6 +203,7 @@ def switch_grid(
     what: str = "Switch",
     note: str = "",
     on_images: OnImages = _silent,
+    side: int = 0,
 ) -> Image.Image:
     """Tiles of 2 x 2 as in the paper's Figure 1: above a and (z of b, v of a), below b and (z of a, v of b).
 
@@ -202,6 +215,7 @@ def switch_grid(
         what: begins the caption.
         note: ends it.
         on_images: called with the number of images done.
+        side: as for `grid`.
     """
     ab, ba = np.empty_like(a), np.empty_like(b)
     for chunk in _chunks(len(a)):
@@ -212,7 +226,7 @@ def switch_grid(
     rows, shape = len(tiles), a.shape[1:]
     tiles = tiles.transpose(0, 2, 1, 3, 4, 5, 6).reshape(2 * rows, 2 * columns, *shape)
     caption = f"{what}. Each tile: left two images, right the same v with the z of the other (paper Figure 1). {note}"
-    return grid(tiles, caption, group=(2, 2))
+    return grid(tiles, caption, group=(2, 2), side=side)
 
 
 def _chunks(count: int) -> list[slice]:
@@ -226,6 +240,7 @@ def interpolation_grid(
     places: Sequence[float] = (0, 0.2, 0.4, 0.6, 0.8, 1),
     note: str = "",
     on_images: OnImages = _silent,
+    side: int = 0,
 ) -> Image.Image:
     """Two-dimensional interpolation between two images (paper Figure 5): alpha, for z, down and beta, for v, across.
 
@@ -236,6 +251,7 @@ def interpolation_grid(
         places: of alpha and of beta.
         note: ends the caption.
         on_images: called with the number of images done.
+        side: as for `grid`.
     """
     shape = a.shape[-3:]
     has_z = model.config.has_latent
@@ -259,6 +275,7 @@ def interpolation_grid(
         group=(len(alphas) if len(tiles) > 1 else 0, 0),
         row_labels=labels,
         column_labels=[f"v {number}" for number in numbers],
+        side=side,
     )
 
 

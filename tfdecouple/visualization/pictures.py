@@ -21,15 +21,32 @@ class Shown:
         images: uint8 `[n, height, width, 3]`, at least 1, that the model was not trained on.
         half: half their number, rounded down: pictures of two images take one of each half.
         seed: of what is drawn at random.
+        most: how many images a picture is to show, about.
+        side: tiles are no larger, in pixels.
     """
 
-    def __init__(self, model: DecoupledModel, images: np.ndarray, seed: int):
+    def __init__(self, model: DecoupledModel, images: np.ndarray, seed: int, most: int):
         self.model, self.images, self.half, self.seed = model, images, len(images) // 2, seed
+        self.most, self.side = most, _SIDE
 
     @functools.cached_property
     def reconstructed(self) -> tuple[np.ndarray, int]:
         """The images back from their codes, and how many are the same to the last pixel."""
         return reconstruct(self.model, self.images)
+
+
+# A picture of as many images as usual shows this many; of larger ones it shows them no larger than so many pixels.
+USUAL = 40
+_SIDE = 128
+
+
+def shown_of_size(image_size: int) -> int:
+    """Returns how many images of a size are shown at most: the usual number up to 64 pixels, fewer of larger ones.
+
+    >>> [shown_of_size(size) for size in (32, 64, 128, 256, 1024)]
+    [40, 40, 10, 4, 4]
+    """
+    return min(USUAL, max(4, USUAL * 64**2 // image_size**2))
 
 
 # Draws a picture with its caption; None where the model or the images are not such as it needs.
@@ -51,17 +68,18 @@ def picture(name: str) -> Callable[[Draw], Draw]:
 
 @picture("reconstructions")
 def _reconstructions(shown: Shown) -> Image.Image:
-    return beside(shown.images, *shown.reconstructed)
+    return beside(shown.images, *shown.reconstructed, side=shown.side)
 
 
 @picture("samples")
 def _samples(shown: Shown) -> Image.Image:
-    return sample_grid(shown.model, seed=shown.seed)
+    return sample_grid(shown.model, count=min(max(shown.most // 4, 2), 10), seed=shown.seed, side=shown.side)
 
 
 @picture("interpolation")
 def _interpolation(shown: Shown) -> Image.Image:
-    return interpolation_grid(shown.model, shown.images[0], shown.images[shown.half])
+    places = (0, 0.2, 0.4, 0.6, 0.8, 1) if shown.most >= 10 else (0, 0.5, 1)
+    return interpolation_grid(shown.model, shown.images[0], shown.images[shown.half], places, side=shown.side)
 
 
 @picture("switch")
@@ -69,10 +87,19 @@ def _switch(shown: Shown) -> Image.Image | None:
     count = min(shown.half, 20)
     if not (shown.model.config.has_latent and count):
         return None
-    return switch_grid(shown.model, shown.images[:count], shown.images[shown.half : shown.half + count])
+    a, b = shown.images[:count], shown.images[shown.half : shown.half + count]
+    return switch_grid(shown.model, a, b, side=shown.side)
 
 
-def save_pictures(model: DecoupledModel, images: np.ndarray, folder: pathlib.Path, prefix: str, seed: int = 0) -> int:
+def save_pictures(
+    model: DecoupledModel,
+    images: np.ndarray,
+    folder: pathlib.Path,
+    prefix: str,
+    seed: int = 0,
+    most: int = USUAL,
+    tell: Callable[[str], None] = lambda name: None,
+) -> int:
     """Writes every picture of `PICTURES`; none where one cannot be drawn.
 
     Args:
@@ -81,6 +108,8 @@ def save_pictures(model: DecoupledModel, images: np.ndarray, folder: pathlib.Pat
         folder: where to; made if absent.
         prefix: begins the files' names.
         seed: of the samples.
+        most: how many images a picture is to show, about.
+        tell: is told the name of each picture before it is drawn.
 
     Returns:
         How many of the images came back from their codes to the last pixel.
@@ -90,8 +119,11 @@ def save_pictures(model: DecoupledModel, images: np.ndarray, folder: pathlib.Pat
         OSError: where the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shown = Shown(model, images, seed)
-    drawn = {name: draw(shown) for name, draw in PICTURES.items()}
+    shown = Shown(model, images, seed, most)
+    drawn = {}
+    for name, draw in PICTURES.items():
+        tell(name)
+        drawn[name] = draw(shown)
     for name, image in drawn.items():
         if image is not None:
             image.save(folder / f"{prefix}{name}.png")
