@@ -90,17 +90,17 @@ def exactness(alpha: float, n_bits: int, formats: Mapping[str, Any]) -> dict[str
         formats: as in the card.
     """
     tried = {name: entry["round_trip"] for name, entry in formats.items() if "round_trip" in entry}
-    lost = [
-        f"{trip['images'] - trip['identical']} of {trip['images']} {kind} images by {name}{_of_the_model(trip)}"
-        for name, trips in tried.items()
-        for kind, trip in trips.items()
-        if trip["identical"] < trip["images"]
-    ]
+    lost = sorted({kind for trips in tried.values() for kind, e in trips.items() if e["identical"] < e["images"]})
     promised = bool(tried) and not lost and alpha < 1
     if not tried:
         text = "not measured: decode(encode(image)) was tried with none of these files."
     elif lost:
-        text = f"an extreme image can be lost: decode(encode(image)) did not return {'; '.join(lost)}. Not promised."
+        kept = "; ".join(f"{name} {sum(e['identical'] for e in trips.values())}" for name, trips in tried.items())
+        count = max(sum(e["images"] for e in trips.values()) for trips in tried.values())
+        text = (
+            f"an image can be lost, here of the kinds {', '.join(lost)}: of {count} images decode(encode(image)) "
+            f"returned the very same pixels of so many: {kept} (each kind below). Not promised."
+        )
     else:
         images = {name: sum(trip["images"] for trip in trips.values()) for name, trips in tried.items()}
         counts = " and ".join(f"{count} by {name}" for name, count in images.items())
@@ -222,7 +222,9 @@ def _measured(name: str, entry: Mapping[str, Any]) -> list[str]:
                 lines.append(
                     f"| {endpoint} | {output} | {figures['max']:.1e} of the largest value | {figures['mean']:.1e} |"
                 )
-    trips = ", ".join(f"{kind} {e['identical']} of {e['images']}" for kind, e in entry["round_trip"].items())
+    trips = ", ".join(
+        f"{kind} {e['identical']} of {e['images']}{_of_the_model(e)}" for kind, e in entry["round_trip"].items()
+    )
     lines += ["", f"Images identical after encode and decode through these files alone: {trips}.", ""]
     times = [
         f"{endpoint} {', '.join(f'{ms:.3g} ms at batch {batch}' for batch, ms in batches.items())}"

@@ -14,6 +14,7 @@ from typing import Any
 from tfdecouple.config import Config
 from tfdecouple.data import crop_of_own_images
 from tfdecouple.data.fitting import RESIZE
+from tfdecouple.data.opening import images_at
 from tfdecouple.directions import Directions
 from tfdecouple.errors import RunError
 from tfdecouple.model import DecoupledModel
@@ -111,6 +112,7 @@ def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel
         bits["validation"] = summary["validation_bits_per_dim"]
     if best and isinstance(summary.get("test"), dict):
         bits |= {"test": summary["test"]["bits_per_dim"], "test_images": summary["test"]["images"]}
+    trained_on = str(summary.get("data") or config.data.source)
     origin = Origin(
         name=safe_name(name or run.absolute().name),
         run=run.absolute().name,
@@ -118,13 +120,19 @@ def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel
         step=step,
         averaged=opened.averaged,
         parameters=model.parameter_count()["total"],
-        data=f"data unknown ({config.description})" if imported else summary.get("data") or config.data.source,
+        data=f"data unknown ({config.description})" if imported else without_path(trained_on, config),
         bits_per_dim=bits or None,
         imported=imported,
         directions=directions,
         without_directions=problem,
     )
     return model, origin
+
+
+def without_path(text: str, config: Config) -> str:
+    """Returns what is said of a run's images without the path of their folder, which is no business of the public."""
+    option, folder = images_at(config.data) or ("", "")
+    return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
 
 
 def safe_name(name: str) -> str:

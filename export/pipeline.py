@@ -22,12 +22,12 @@ from export.formats.precision import PRECISIONS, with_smaller_weights
 from export.formats.saved_model import save_saved_model
 from export.formats.serving import write_serving_files, write_warmup
 from export.formats.web import build_page, find_runtime
-from export.origin import Origin, open_run
+from export.origin import Origin, open_run, without_path
 from export.signatures import endpoints, onnx_names, page_names
 from export.staging import Staging, interruptible, taken, uninterrupted
 from export.verification.arrays import Report, save_cases
 from export.verification.cases import make_cases, real_images, weight_digests
-from export.verification.check_folder import card_problems, page_problems, serving_problems
+from export.verification.check_folder import card_problems, page_problems, served_others, serving_problems
 from export.verification.folder import part_of
 from export.verification.run import RefusedError, listed, pass_gate
 from tfdecouple.directions import MEANS
@@ -149,6 +149,7 @@ class _Export:
                 runtime = find_runtime(request.web_runtime, _made(staging.area / "npm"))
             self.say("asking the Keras model for what the files must answer")
             images, checked_on = real_images(origin.config)
+            checked_on = without_path(checked_on, origin.config)
             asked = make_cases(model, images, tell=self.say)
             layouts = {"savedmodel": "NHWC", "onnx": "NCHW", "web": "NCHW"}
             asked |= weight_digests(model, sorted({layouts[name] for name in request.formats}))
@@ -262,6 +263,8 @@ class _Export:
         for file in sorted(files.iterdir()):
             if file.name in manifest.EDITABLE and (staging.folder / file.name).exists():
                 file.unlink()
+                if file.name == "models.config" and (others := served_others(staging.folder, card["name"])):
+                    self.say(f"models.config is left as it is: it serves {others}, and not this model, {card['name']}")
         parts = {name: part for name, part in self._parts.items() if name.partition("/")[0] in self.request.formats}
         write_json(staging.area / manifest.NAME, self._manifest(staging, parts))
         published = []

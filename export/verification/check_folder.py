@@ -78,16 +78,33 @@ def card_problems(path: pathlib.Path, card: Mapping[str, Any], text: pathlib.Pat
         yield f"{text.name} does not say what {path.name} says"
 
 
+def _models_served(folder: pathlib.Path) -> list[tuple[str, str]]:
+    """Returns name and folder of each model that models.config serves.
+
+    Raises:
+        OSError, text_format.ParseError: where it cannot be read.
+    """
+    text = (folder / "models.config").read_text(encoding="utf-8", errors="replace")
+    config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+    return [(model.name, model.base_path.rpartition("/")[2]) for model in config.model_config_list.config]
+
+
+def served_others(folder: pathlib.Path, name: str) -> str:
+    """Returns the names of the models that a folder's models.config serves where `name` is none; "" where it is one."""
+    try:
+        names = [served for served, _ in _models_served(folder)]
+    except (OSError, text_format.ParseError):
+        return "what a server cannot read"
+    return "" if name in names else ", ".join(names) or "nothing"
+
+
 def serving_problems(folder: pathlib.Path, name: str) -> Iterator[str]:
     """Yields what is wrong with the settings of a server, given the name of the model that they are for."""
     try:
-        config = text_format.Parse(
-            (folder / "models.config").read_text(encoding="utf-8"), model_server_config_pb2.ModelServerConfig()
-        )
+        models = _models_served(folder)
     except (OSError, text_format.ParseError) as error:
         yield f"models.config cannot be read by a server: {one_line(error, first=True)}"
         return
-    models = [(model.name, model.base_path.rpartition("/")[2]) for model in config.model_config_list.config]
     if models != [(name, name)]:
         yield f"models.config serves {models}; this model is {name}"
     with tempfile.TemporaryDirectory() as scratch:

@@ -15,7 +15,7 @@ from helpers.places import PATIENCE, user_environment
 from helpers.serving_server import Server
 
 from export.card import JSON_NAME, TEXT_NAME, card_text, exactness, make_card, merged
-from export.origin import Origin, open_run
+from export.origin import Origin, open_run, without_path
 from export.signatures import endpoints
 from tfdecouple.config import Config, DataConfig
 
@@ -54,15 +54,24 @@ class TestExactness:
         formats = {"onnx": entry(), "savedmodel": entry()} | {name: entry(lost=1)}
         found = exactness(0.8, 8, formats)
         assert found["promised"] is False and "Promised for" not in found["meaning"]
-        assert f"did not return 1 of 4 noise images by {name}. Not promised." in found["meaning"]
+        counts = "; ".join(f"{each} {24 if each == name else 25}" for each in ("onnx", "savedmodel"))
+        assert "here of the kinds noise: of 25 images decode(encode(image))" in found["meaning"]
+        assert f"the very same pixels of so many: {counts} (each kind below). Not promised." in found["meaning"]
+
+    def test_stays_short_however_many_kinds_are_lost(self) -> None:
+        kinds = ("black", "white", "noise", "0/255 noise", "checkerboard", "real")
+        trips = {kind: {"images": 64, "identical": 3, "model": 2} for kind in kinds}
+        formats = {name: {**entry(), "round_trip": trips} for name in ("onnx", "savedmodel")}
+        text = card_text(card_of(formats))
+        (line,) = [line for line in text.splitlines() if line.startswith("- **Exactness:**")]
+        assert len(line) < 300 and "onnx 18; savedmodel 18" in line
+        # The figures of each kind stand with those of each format.
+        assert text.count("0/255 noise 3 of 64 (the model itself surely keeps 2)") == 2
 
     def test_says_how_many_the_model_itself_keeps(self) -> None:
         lossy = entry(lost=3)
         lossy["round_trip"]["noise"]["model"] = 1
-        assert (
-            "3 of 4 noise images by onnx (the model itself surely keeps 1)"
-            in exactness(1.0, 8, {"onnx": lossy})["meaning"]
-        )
+        assert "noise 1 of 4 (the model itself surely keeps 1)" in card_text(card_of({"onnx": lossy}))
 
     def test_is_not_promised_at_alpha_1_whatever_came_back(self) -> None:
         found = exactness(1.0, 8, {"onnx": entry()})
@@ -91,6 +100,13 @@ class TestExactness:
         assert "multiples of 8." in exactness(0.8, 5, {"onnx": entry()})["meaning"]
 
 
+def test_a_folder_of_images_is_told_by_its_name_alone() -> None:
+    config = Config(data=DataConfig(source="folder:/home/somebody/photos"))
+    assert without_path("images in /home/somebody/photos", config) == "images in photos"
+    assert without_path("3 test images of images in /home/somebody/photos", config).endswith("of images in photos")
+    assert without_path("TFDS cifar10", Config(data=DataConfig(source="cifar10", data_dir="/data"))) == "TFDS cifar10"
+
+
 class TestMerged:
     @pytest.fixture
     def folder(self, tmp_path):
@@ -104,7 +120,7 @@ class TestMerged:
         assert now["exact"]["promised"] is True
         whole = merged(now, folder)
         assert set(whole["formats"]) == {"onnx", "savedmodel"} and whole["exact"]["promised"] is False
-        assert "1 of 4 noise images by onnx" in card_text(whole)
+        assert "of so many: onnx 24; savedmodel 25" in card_text(whole)
 
     def test_what_lies_there_no_more_is_not_spoken_of(self, folder) -> None:
         (folder / JSON_NAME).write_text(json.dumps(card_of({"onnx": entry(lost=1)})))

@@ -433,6 +433,18 @@ class TestReader:
 
 
 class TestServingFiles:
+    def test_one_that_serves_another_model_is_kept_and_named(self, quick, command, tmp_path):
+        assert command("--format", "savedmodel")[0] == 0
+        settings = tmp_path / "to" / "models.config"
+        own = settings.read_text()
+        others = {own.replace("tiny", "other"): "other", "nonsense {": "what a server cannot read"}
+        for text, served in {own: None, **others}.items():
+            settings.write_text(text)
+            status, out, err = command("--format", "savedmodel")
+            assert (status, err) == (0, "") and settings.read_text() == text
+            told = f"models.config is left as it is: it serves {served}, and not this model, tiny\n"
+            assert (told in out) == (served is not None) == ("left as it is" in out)
+
     def test_edited_one_is_kept_by_a_later_export(self, quick, command, tmp_path):
         assert command("--format", "savedmodel")[0] == 0
         edited = tmp_path / "to" / "batching.config"
