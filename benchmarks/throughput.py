@@ -7,7 +7,8 @@
 A phase is a kind and a number of images: train, eval, encode, decode, sample or first_step, each with any number.
 
   train       the step of `train.py` as it is: data pipeline, noise, gradients, norm, the test for values that are not
-              finite, AdamW, averaged weights (on at 0.999 where a preset has none) and reading the result
+              finite, AdamW, averaged weights (on at 0.999 where a preset has none); of a repetition the last result is
+              read, as of the steps between two rows of a run's log
   eval        the evaluation of a run: bits/dim at one draw, with the noise of each image
   encode      `model.encode` as the commands call it; decode and sample likewise
   first_step  the training step, once: how long it takes from the start of the program until it is done
@@ -92,7 +93,7 @@ def measure(options: argparse.Namespace) -> int:
     work.call()
     second = time.perf_counter() - begun
     calls = max(1, math.ceil(options.seconds / second)) if kind != "first_step" else 1
-    walls, cpus = timed(work.call, 0 if kind == "first_step" else options.reps, calls)
+    walls, cpus = timed(work.call, 0 if kind == "first_step" else options.reps, calls, work.begin)
     row = {
         "phase": options.phase,
         "preset": options.preset,

@@ -94,13 +94,22 @@ def image_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished_run(image_folder, tmp_path_factory):
-    """The run folder of a finished run of `run_config(image_folder)`. Do not change it."""
+def watched_run(image_folder, tmp_path_factory):
+    """The run folder of a finished run of `run_config(image_folder)`, and what it read from the devices."""
+    from helpers.reads import Reads
+
     from tfdecouple.training import train
 
     folder = tmp_path_factory.mktemp("finished") / "run"
-    train(run_config(image_folder), folder)
-    return folder
+    with Reads().counted() as reads:
+        train(run_config(image_folder), folder)
+    return folder, reads
+
+
+@pytest.fixture(scope="session")
+def finished_run(watched_run):
+    """The run folder of a finished run of `run_config(image_folder)`. Do not change it."""
+    return watched_run[0]
 
 
 @pytest.fixture(scope="session")

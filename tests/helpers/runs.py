@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from helpers.models import SMALL
 from tfdecouple.config import Config, DataConfig, TrainingConfig
-from tfdecouple.training.figures import StepResult
+from tfdecouple.training.figures import NO_WISHES, StepResult
 from tfdecouple.training.log import read_metrics
 from tfdecouple.training.step import TrainStep
 
@@ -90,17 +90,18 @@ class FakeStep:
     def kl(step):
         return 2.0 + step / 8
 
-    def __call__(self, micro_batches, step, stop=False):
-        applied, kl = tf.constant(step not in self.bad), self.kl(step)
-        self.state.count_step(applied)
+    def __call__(self, micro_batches, step, wishes=NO_WISHES):
+        applied = step not in self.bad and not self.state.halted.numpy()
+        kl = self.kl(step) if step not in self.bad else math.nan
         if applied:
             for average in self.state.optimizer.averages.values():
                 average.assign_add(tf.fill(average.shape, 1e-3))
-        else:
-            kl = math.nan
-        stopping = stop or step == self.told_to_stop
+        stopping = wishes.stop or step == self.told_to_stop
         figures = map(tf.constant, (kl + 1, 1.0, kl, 0.0, kl + 2, 0.1))
-        return StepResult(*figures, applied, tf.identity(self.state.skipped), tf.constant(float(stopping)))
+        told = (tf.constant(applied), tf.constant(float(stopping)), tf.constant(float(wishes.read_after)))
+        result = StepResult(*figures, *told)
+        self.state.count_step(result.figures(), result.applied)
+        return result
 
 
 def before_steps(monkeypatch, act, of=TrainStep):

@@ -5,7 +5,14 @@ import pytest
 import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
+from tfdecouple.training import optimizer
 from tfdecouple.training.optimizer import Adam
+
+
+@pytest.fixture(params=["small", "large"], autouse=True)
+def size(request, monkeypatch):
+    """Lets the weights of a test be small ones, which are taken together, and then large ones."""
+    monkeypatch.setattr(optimizer, "_SMALL", 2**12 if request.param == "small" else 0)
 
 
 class Updated:
@@ -28,11 +35,12 @@ class Updated:
         return [variable.numpy() for variable in variables]
 
 
-def test_changes_nothing_where_the_step_is_not_applied_whatever_the_gradient():
-    ours = Updated(weight_decay=0.1, ema_decay=0.9)
-    ours.update([0.5, -0.5])
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"epsilon": 0.0}])
+def test_changes_nothing_where_the_step_is_not_applied_whatever_the_gradient(options):
+    ours = Updated(weight_decay=0.1, ema_decay=0.9, **options)
+    ours.update([0.5, 0.0])
     before = ours.values()
-    ours.update([np.nan, np.inf], applied=False)
+    ours.update([np.nan, np.inf], applied=False, rate=np.nan, scale=np.nan)
     np.testing.assert_array_equal(ours.values(), before)
 
 
@@ -45,6 +53,12 @@ def test_averages_move_towards_the_new_values_quickly_at_first():
         for name, variable in (("w", ours.weight), ("s", ours.statistic)):
             expected = decay * before[name] + (1 - decay) * variable.numpy()
             np.testing.assert_allclose(ours.adam.averages[name], expected, rtol=1e-6)
+
+
+def test_norm_is_that_of_all_gradients():
+    gradients = [tf.constant([[3.0, 0.0]]), tf.constant(4.0), tf.fill([5000], 1.0)]
+    assert float(optimizer.global_norm(gradients)) == pytest.approx(np.sqrt(5025), rel=1e-6)
+    assert float(optimizer.global_norm(gradients[:2])) == pytest.approx(5)
 
 
 def test_averages_are_lent_and_given_back():
@@ -64,16 +78,20 @@ def test_scales_the_gradient_only_where_it_is_clipped(clip_norm, scale):
     np.testing.assert_allclose(ours.adam.means["w"], 0.1 * scale * np.array([0.5, -0.5]), rtol=1e-6)
 
 
-def test_weights_of_all_shapes_share_one_trace(monkeypatch):
+def test_weights_of_all_shapes_share_a_trace(monkeypatch):
     traced = []
     kernel = tf.raw_ops.ResourceApplyAdam
     monkeypatch.setattr(tf.raw_ops, "ResourceApplyAdam", lambda **arguments: traced.append(1) or kernel(**arguments))
-    weights = {str(shape): tf.Variable(tf.ones(shape)) for shape in ((2,), (3,), (3, 1), ())}
+    monkeypatch.setattr(optimizer, "_A_CALL", 4)
+    monkeypatch.setattr(optimizer, "_SMALL", 4)
+    shapes = [(size,) for size in range(1, 13)] + [(3, 1), ()]
+    weights = {str(shape): tf.Variable(tf.ones(shape)) for shape in shapes}
     adam = Adam(TrainingConfig(), weights, {})
     gradients = [tf.ones(weight.shape) for weight in weights.values()]
     apply = tf.function(adam.apply, autograph=False)
     apply(tf.constant(True), gradients, [], tf.constant(0, tf.int64), tf.constant(0.1))
-    assert len(traced) == 1
+    # Of the six small weights four, and the last two; of the eight large ones four.
+    assert len(traced) == 4 + 2 + 4
     for mean in adam.means.values():
         np.testing.assert_allclose(mean, np.full(mean.shape, 0.1), rtol=1e-6)
 

@@ -1,5 +1,6 @@
 """A step that is the same on any number of devices and all or nothing."""
 
+import collections
 import dataclasses
 import math
 
@@ -74,6 +75,15 @@ class Trainer:
             for group, variables in self.state.groups().items()
             for name, variable in variables.items()
         }
+
+
+def operations(step):
+    """How many operations of each kind the graph of a step has with its functions, and how many outside of them."""
+    (whole,) = step._whole._list_all_concrete_functions_for_serialization()
+    graph = whole.graph.as_graph_def()
+    inner = collections.Counter(node.op for function in graph.library.function for node in function.node_def)
+    outer = collections.Counter(node.op for node in graph.node)
+    return inner + outer, outer
 
 
 def assert_close(ours, theirs, tolerance=1e-5):
@@ -196,6 +206,17 @@ class TestStep:
         trainer.take()
         # The model sees tensors, each of them read before, and no variables that every use would read again.
         assert read == [[True] * len(trainer.state.trainable)]
+
+    def test_graph_asks_the_host_nothing(self, one_device):
+        # A GPU would stand still while the host waits for the predicate of a condition.
+        kinds, _ = operations(one_device[0].step_function)
+        assert not {"If", "StatelessIf", "Switch", "RefSwitch", "While", "StatelessWhile", "Case"} & kinds.keys()
+        assert kinds["ResourceApplyAdam"] >= 2
+
+    def test_graph_updates_many_weights_with_a_call(self, one_device):
+        trainer = one_device[0]
+        _, outer = operations(trainer.step_function)
+        assert 1 <= outer["StatefulPartitionedCall"] <= len(trainer.state.trainable) / 16
 
     def test_rematerialisation_changes_no_bit(self, one_device):
         trainer = Trainer(remat=True)

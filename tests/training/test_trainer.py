@@ -21,7 +21,7 @@ from tfdecouple.config import Config
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs import load_config, load_model
 from tfdecouple.storage.files import write_json
-from tfdecouple.training import train
+from tfdecouple.training import DivergedError, reading, train
 from tfdecouple.training.folder import RunFolder
 
 
@@ -369,6 +369,22 @@ class TestDivergence:
         row = figures(tmp_path / "run")["train", 10]
         assert row["skipped_steps"] == 5
         assert math.isfinite(row["bits_per_dim"])
+
+    def test_ends_where_it_diverged_however_late_that_is_read(
+        self, image_folder, tmp_path, stand_ins, fake_step, monkeypatch, capsys
+    ):
+        # Read after the steps 1, 2, 4 and 8.
+        monkeypatch.setattr(reading, "SECONDS", math.inf)
+        monkeypatch.setattr(fake_step, "bad", {4, 5, 6})
+        config = run_config(image_folder, max_skipped_steps=3, log_every=99, evaluate_every=99, checkpoint_every=99)
+        with pytest.raises(DivergedError, match=r"3 steps in a row were not finite \(at step 7: "):
+            train(config, tmp_path / "run")
+        assert "3 of the steps 5 to 7 were not applied: " in capsys.readouterr().out
+        saved = checkpoint_values(tmp_path / "run", "step-000000007")
+        counters = {
+            name: saved[f"counters/{name}/.ATTRIBUTES/VARIABLE_VALUE"] for name in ("step", "updates", "skipped")
+        }
+        assert counters == {"step": 7, "updates": 4, "skipped": 3}
 
 
 def test_config_of_a_run_repeats_it(finished_run, tmp_path):

@@ -44,12 +44,14 @@ class Work:
     """What is repeated.
 
     Attributes:
-        call: does it once.
+        call: does it once and waits until it is done.
         images: how many images that is.
+        begin: does it once; on a GPU it need not be done yet. None where that is the same.
     """
 
     call: Callable[[], Any]
     images: int
+    begin: Callable[[], Any] | None = None
 
 
 class Session:
@@ -114,14 +116,15 @@ class Session:
         micro_batches = self.config.training.micro_batches
         steps = iter(range(2**31))
 
-        def step() -> None:
-            result = self.step([next(batches) for _ in range(micro_batches)], next(steps))
-            # As the loop of a run reads it; the step is not done before.
-            values = [float(value) for value in result[:5]]
-            if not bool(result.applied):
-                raise UserError(f"a step was not applied: {values}")
+        def begin() -> Any:
+            return self.step([next(batches) for _ in range(micro_batches)], next(steps))
 
-        return Work(step, batch)
+        def step() -> None:
+            result = begin().read()
+            if not result.applied:
+                raise UserError(f"a step was not applied: {result}")
+
+        return Work(step, batch, begin)
 
     def _batches(self) -> Iterator[Any]:
         from tfdecouple.data import training_batches
@@ -198,13 +201,23 @@ def _random_source(config: Config) -> Any:
     return Source(name="random", title="random images", label_names=(), image_size=size, splits=splits)
 
 
-def timed(call: Callable[[], Any], reps: int, calls: int) -> tuple[list[float], list[float]]:
-    """Returns the wall and the CPU time of each repetition of so many calls."""
+def timed(
+    call: Callable[[], Any], reps: int, calls: int, begin: Callable[[], Any] | None = None
+) -> tuple[list[float], list[float]]:
+    """Returns the wall and the CPU time of each repetition of so many calls.
+
+    Args:
+        call: does the work once and waits for it.
+        reps: how many repetitions.
+        calls: in each.
+        begin: does the work without waiting: as a run does between two rows of its log, all but the last are of these.
+    """
     walls, cpus = [], []
     for _ in range(reps):
         wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(calls):
-            call()
+        for _ in range(calls - 1):
+            (begin or call)()
+        call()
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
     return walls, cpus

@@ -119,7 +119,7 @@ def measure(
         first = time.perf_counter() - begun
         second = timed(work.call, 1, 1)[0][0]
         calls = max(1, math.ceil(seconds / second))
-        walls, _ = timed(work.call, _TIMES, calls)
+        walls, _ = timed(work.call, _TIMES, calls, work.begin)
         rate = work.images * calls / statistics.median(walls)
         yield {"phase": phase, "batch": batch, "devices": devices, "images_per_s": rate, "first_s": round(first, 1)}
         begun = time.perf_counter()

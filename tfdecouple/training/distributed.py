@@ -66,6 +66,6 @@ class DistributedTrainer(Trainer):
     def _broadcast_model(self) -> None:
         self.workers.broadcast(self.state.model_group()["model"].values())
 
-    def _stops(self, stop: StopRequest, result: StepResult | None = None) -> bool:
-        """Returns whether to stop at this step: one that the wish of any worker has reached all of them with."""
-        return result is not None and bool(result.stop)
+    def _stops(self, stop: StopRequest, read: StepResult | None = None) -> bool:
+        """Returns whether to stop here: at a step that was read, with which the wish of any has reached all workers."""
+        return read is not None and bool(read.stop)

@@ -6,9 +6,25 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 # What is averaged over the steps between two rows of the log; checkpoints hold the sums.
 WINDOW = ("bits_per_dim", "reconstruction", "kl", "dequantization", "gradient_norm")
+
+
+class Wishes(NamedTuple):
+    """What a process tells all workers with a step.
+
+    Attributes:
+        stop: whether it was asked to stop. The step is taken all the same.
+        read_after: after how many steps it would read from the devices again, see `reading.ReadSchedule`.
+    """
+
+    stop: bool = False
+    read_after: int = 1
+
+
+NO_WISHES = Wishes()
 
 
 class StepResult(NamedTuple):
@@ -19,9 +35,9 @@ class StepResult(NamedTuple):
         reconstruction, kl, dequantization: the terms of the bound, mean nats per image.
         gradient_norm: global norm of the gradient, before any clipping.
         learning_rate: of this update.
-        applied: False where loss or gradient norm were not finite and nothing was changed.
-        skipped: how many steps in a row were not applied, this one included.
+        applied: False where nothing was changed: loss or gradient norm were not finite, or training has halted.
         stop: above 0 where a worker was asked to stop; the same on all of them.
+        read_after: the mean of what the workers wished for; the same on all of them.
     """
 
     bits_per_dim: Any
@@ -31,40 +47,26 @@ class StepResult(NamedTuple):
     gradient_norm: Any
     learning_rate: Any
     applied: Any
-    skipped: Any
     stop: Any
+    read_after: Any
 
     def read(self) -> StepResult:
-        """Waits for the step and returns plain numbers: between two checkpoints nothing else is read from a device."""
+        """Waits for the step and returns plain numbers."""
         return StepResult(*(value.numpy().item() for value in self))
 
-    def not_finite(self) -> list[str]:
-        """Returns, of a result that was read, the names of the averaged figures that are NaN or infinite, in words."""
-        return [name.replace("_", " ") for name in WINDOW if not math.isfinite(getattr(self, name))]
+    def figures(self) -> tf.Tensor:
+        """Returns the figures of `WINDOW` of a result that was not read, float32 `[len(WINDOW)]`."""
+        return tf.stack([getattr(self, name) for name in WINDOW])
 
 
-class Window:
-    """The figures of the applied steps since the last row of the log.
+def means(sums: np.ndarray) -> dict[str, float]:
+    """Returns the means of the figures by name, NaN where no step was applied.
 
-    >>> window = Window(np.zeros(len(WINDOW) + 1))
-    >>> for bits in (3.0, 4.0):
-    ...     window.add(StepResult(bits, 1.0, 2.0, 0.0, 0.5, 1e-3, True, 0, 0.0))
-    >>> window.take()["bits_per_dim"], window.take()["bits_per_dim"]
+    >>> means(np.array([7.0, 2.0, 4.0, 0.0, 1.0, 2]))["bits_per_dim"], means(np.zeros(6))["kl"]
     (3.5, nan)
 
     Args:
-        sums: of each of `WINDOW`, and the number of steps, float64 `[len(WINDOW) + 1]`; zeros at the beginning.
+        sums: of each of `WINDOW` over the applied steps, and the number of these, `[len(WINDOW) + 1]`.
     """
-
-    def __init__(self, sums: np.ndarray):
-        self.sums = np.array(sums)
-
-    def add(self, result: StepResult) -> None:
-        """Adds a step's result, read."""
-        self.sums += [*(getattr(result, name) for name in WINDOW), 1.0]
-
-    def take(self) -> dict[str, float]:
-        """Returns the means by name, NaN where no step was applied, and begins anew."""
-        *sums, count = self.sums.tolist()
-        self.sums[:] = 0
-        return {name: value / count if count else math.nan for name, value in zip(WINDOW, sums, strict=True)}
+    *totals, count = sums.tolist()
+    return {name: value / count if count else math.nan for name, value in zip(WINDOW, totals, strict=True)}

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfdecouple.config import Config
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import averaged_names
-from tfdecouple.training.figures import WINDOW
+from tfdecouple.training.figures import WINDOW, means
 from tfdecouple.training.optimizer import Adam
 
 
@@ -29,7 +29,10 @@ class TrainingState:
         updates: updates applied; the position in the schedule.
         skipped: steps in a row that were skipped.
         best_step, best_bits_per_dim: of the best evaluation so far.
-        window: sums of the figures since the last row of the log, see `figures.Window`.
+        window: sums of the figures since the last row of the log, see `figures.means`.
+        not_finite: in how many steps each figure was not finite since this was last read; not in checkpoints.
+        halted: 1 once `max_skipped_steps` steps in a row were skipped, else 0; not in checkpoints. From then on nothing
+            changes any more, however many steps were dispatched before the host knew.
     """
 
     def __init__(self, config: Config):
@@ -40,11 +43,13 @@ class TrainingState:
         moved = averaged_names(self.model)
         self.moving = {name: v for name, v in self._named.items() if name in moved and name not in self.trainable}
         self.optimizer = Adam(config.training, self.trainable, self.moving)
-        self.step, self.updates, self.skipped, self.best_step = (
-            tf.Variable(np.int64(0), trainable=False) for _ in range(4)
+        self.step, self.updates, self.skipped, self.best_step, self.halted = (
+            tf.Variable(np.int64(0), trainable=False) for _ in range(5)
         )
+        self._most_skipped = config.training.max_skipped_steps
         self.best_bits_per_dim = tf.Variable(np.float64(np.inf), trainable=False)
         self.window = tf.Variable(np.zeros(len(WINDOW) + 1), trainable=False)
+        self.not_finite = tf.Variable(np.zeros(len(WINDOW), np.int64), trainable=False)
 
     def groups(self) -> dict[str, Mapping[str, Any]]:
         """Returns all of it by group and name, for a checkpoint."""
@@ -67,11 +72,34 @@ class TrainingState:
         """Returns the model's weights alone, for the checkpoint of the best model."""
         return {"model": self._named}
 
-    def count_step(self, applied: tf.Tensor) -> None:
-        """Counts a step, in the graph of the step; `applied` says whether it was an update."""
+    def count_step(self, figures: tf.Tensor, applied: tf.Tensor) -> None:
+        """Counts a step and adds up its figures, in the graph of the step.
+
+        Args:
+            figures: those of `figures.WINDOW`, float32.
+            applied: whether it was an update; False once training has halted.
+        """
+        goes_on, skipped = tf.equal(self.halted, 0), tf.where(applied, tf.constant(0, tf.int64), self.skipped + 1)
+        row = tf.concat([tf.cast(figures, tf.float64), tf.ones([1], tf.float64)], 0)
+        self.window.assign_add(tf.where(applied, row, tf.zeros_like(row)))
+        self.not_finite.assign_add(tf.cast(goes_on & ~tf.math.is_finite(figures), tf.int64))
         self.updates.assign_add(tf.cast(applied, tf.int64))
-        self.skipped.assign(tf.where(applied, tf.constant(0, tf.int64), self.skipped + 1))
-        self.step.assign_add(1)
+        self.step.assign_add(tf.cast(goes_on, tf.int64))
+        self.skipped.assign(tf.where(goes_on, skipped, self.skipped))
+        self.halted.assign(tf.cast(~goes_on | (skipped >= self._most_skipped), tf.int64))
+
+    def take_window(self) -> dict[str, float]:
+        """Reads the means of the figures since the last row of the log, and begins anew."""
+        found = means(self.window.numpy())
+        self.window.assign(tf.zeros_like(self.window))
+        return found
+
+    def take_not_finite(self) -> list[str]:
+        """Reads which figures were not finite, in words, and begins anew."""
+        counts = self.not_finite.numpy()
+        if counts.any():
+            self.not_finite.assign(tf.zeros_like(self.not_finite))
+        return [name.replace("_", " ") for name, count in zip(WINDOW, counts, strict=True) if count]
 
     def note_best(self, step: int, bits_per_dim: float) -> bool:
         """Returns whether an evaluation is the best so far, and remembers the one that is."""

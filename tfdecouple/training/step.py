@@ -14,7 +14,8 @@ from tfdecouple.config import Config
 from tfdecouple.layers import net_precision, rematerialized
 from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
 from tfdecouple.training.accumulation import Accumulator
-from tfdecouple.training.figures import StepResult
+from tfdecouple.training.figures import NO_WISHES, StepResult, Wishes
+from tfdecouple.training.optimizer import global_norm
 from tfdecouple.training.schedule import kl_weight, learning_rate
 from tfdecouple.training.state import TrainingState
 
@@ -29,13 +30,11 @@ class _Share(NamedTuple):
         gradients: of the trainable weights, in their order.
         moving: new moving statistics, in their order.
         terms: of the bound, mean nats per image: reconstruction, kl, dequantization.
-        stop: 1 where this process was asked to stop.
     """
 
     gradients: list[Any]
     moving: list[Any]
     terms: list[Any]
-    stop: Any
 
 
 class TrainStep:
@@ -67,39 +66,41 @@ class TrainStep:
         self._add = tf.function(self._add_micro_batch, autograph=False)
         self._finish = tf.function(self._finish_micro_batches, autograph=False)
 
-    def __call__(self, micro_batches: Sequence[Any], step: int, stop: bool = False) -> StepResult:
-        """Takes one step.
+    def __call__(self, micro_batches: Sequence[Any], step: int, wishes: Wishes = NO_WISHES) -> StepResult:
+        """Takes one step: dispatches it, and on a GPU does not wait for it.
+
+        Nothing in its graph asks the host either: a condition on what a device has computed would.
 
         Args:
             micro_batches: the (distributed) uint8 images of each, `batch_size / micro_batches` in number.
             step: number of steps taken before.
-            stop: whether this process was asked to stop. The step is taken all the same; its result tells all workers.
+            wishes: of this process; the step's result tells all workers.
         """
-        step, wish = tf.constant(step, tf.int32), tf.constant(float(stop))
+        step, wishes = tf.constant(step, tf.int32), tf.constant([float(wish) for wish in wishes])
         with tensor_float_32() if self._training.precision == "tf32" else full_float32():
             if self._accumulator is None:
-                return self._whole(micro_batches[0], step, wish)
+                return self._whole(micro_batches[0], step, wishes)
             for number, images in enumerate(micro_batches):
-                self._add(images, step, tf.constant(number), wish)
-            return self._finish()
+                self._add(images, step, tf.constant(number))
+            return self._finish(wishes)
 
     # --- what is traced: a whole batch at once, or its micro-batches one by one ---
 
-    def _take_whole(self, images: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
-        return self._update(self._strategy.run(self._share, args=(images, step, 0, stop)))
+    def _take_whole(self, images: Any, step: tf.Tensor, wishes: tf.Tensor) -> StepResult:
+        return self._update(self._strategy.run(self._share, args=(images, step, 0)), wishes)
 
-    def _add_micro_batch(self, images: Any, step: tf.Tensor, number: tf.Tensor, stop: tf.Tensor) -> None:
+    def _add_micro_batch(self, images: Any, step: tf.Tensor, number: tf.Tensor) -> None:
         def add(images: tf.Tensor) -> None:
-            self._accumulator.add(self._share(images, step, number, stop))
+            self._accumulator.add(self._share(images, step, number))
 
         self._strategy.run(add, args=(images,))
 
-    def _finish_micro_batches(self) -> StepResult:
-        return self._update(self._strategy.run(self._accumulator.take))
+    def _finish_micro_batches(self, wishes: tf.Tensor) -> StepResult:
+        return self._update(self._strategy.run(self._accumulator.take), wishes)
 
     # --- on each device ---
 
-    def _share(self, images: tf.Tensor, step: tf.Tensor, number: Any, stop: tf.Tensor) -> _Share:
+    def _share(self, images: tf.Tensor, step: tf.Tensor, number: Any) -> _Share:
         """Draws, bounds and differentiates: this device's slice of the batch, or of micro-batch `number`."""
         images, z_noise, u_noise = self._draw(images, step, number)
         # Read once for all shards of the batch.
@@ -113,8 +114,7 @@ class TrainStep:
             tf.convert_to_tensor(scope.get_current_value(variable)) / self._training.micro_batches
             for variable in self._keras_variables(self.state.moving)
         ]
-        # As a tensor of this device: the argument is the same on all of them, and could not be added up.
-        return _Share(gradients, moving, terms, tf.identity(stop))
+        return _Share(gradients, moving, terms)
 
     def _draw(self, images: tf.Tensor, step: tf.Tensor, number: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns this device's images, their noise for z and that for the dequantisation."""
@@ -165,28 +165,30 @@ class TrainStep:
             [tf.TensorShape(variable.shape) for variable in self.state.trainable.values()],
             [tf.TensorShape(variable.shape) for variable in self.state.moving.values()],
             [tf.TensorShape(())] * 3,
-            tf.TensorShape(()),
         )
 
     # --- for all devices ---
 
-    def _update(self, shares: _Share) -> StepResult:
+    def _update(self, shares: _Share, wishes: tf.Tensor) -> StepResult:
         """Adds up what the devices found and applies it where all of it is finite."""
         training, state = self._training, self.state
         # Outside of any condition: on several workers all must take part in every reduction.
         found = self._reduce(shares)
-        norm = tf.linalg.global_norm([self._strategy.experimental_local_results(g)[0] for g in found.gradients])
+        # As tensors of the devices: the argument is the same on all of them, and could not be added up.
+        wished = self._strategy.reduce(
+            tf.distribute.ReduceOp.SUM, self._strategy.run(tf.identity, args=(wishes,)), axis=None
+        )
+        norm = global_norm([self._strategy.experimental_local_results(g)[0] for g in found.gradients])
         reconstruction, kl, dequantization = found.terms
         loss = reconstruction + kl + dequantization
-        applied = tf.math.is_finite(loss) & tf.math.is_finite(norm)
+        applied = tf.math.is_finite(loss) & tf.math.is_finite(norm) & tf.equal(state.halted, 0)
 
         rate = learning_rate(training, state.updates)
         scale = tf.minimum(1.0, training.clip_norm / norm) if training.clip_norm else None
         self._strategy.run(
             state.optimizer.apply, args=(applied, found.gradients, found.moving, state.updates, rate, scale)
         )
-        state.count_step(applied)
-        return StepResult(
+        result = StepResult(
             bits_per_dim=state.model.nats_to_bits_per_dim(loss),
             reconstruction=reconstruction,
             kl=kl,
@@ -194,9 +196,11 @@ class TrainStep:
             gradient_norm=norm,
             learning_rate=rate,
             applied=applied,
-            skipped=tf.identity(state.skipped),
-            stop=found.stop,
+            stop=wished[0],
+            read_after=wished[1] / self._strategy.num_replicas_in_sync,
         )
+        state.count_step(result.figures(), applied)
+        return result
 
     def _reduce(self, shares: _Share) -> _Share:
         """Adds up the devices' shares (of the statistics the mean); all devices get the gradients and statistics."""
@@ -211,5 +215,4 @@ class TrainStep:
             to_devices(add, shares.gradients, self.state.trainable),
             to_devices(mean, shares.moving, self.state.moving),
             [self._strategy.reduce(add, term, axis=None) for term in shares.terms],
-            self._strategy.reduce(add, shares.stop, axis=None),
         )

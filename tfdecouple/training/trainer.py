@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import tensorflow as tf
 
@@ -14,9 +14,10 @@ from tfdecouple.data import Source, evaluation_batches, training_batches
 from tfdecouple.errors import RunError
 from tfdecouple.metrics import Evaluator
 from tfdecouple.runtime.tf32 import has_tf32
-from tfdecouple.training.figures import StepResult, Window
+from tfdecouple.training.figures import StepResult, Wishes
 from tfdecouple.training.precision_check import check_precision
 from tfdecouple.training.progress import Progress
+from tfdecouple.training.reading import ReadSchedule
 from tfdecouple.training.record import RunRecord
 from tfdecouple.training.reports import Reports
 from tfdecouple.training.signals import Stopped, StopRequest
@@ -68,9 +69,8 @@ class Trainer:
         self.progress = progress
         self.take_step = TrainStep(config, state, strategy)
         self.evaluator = Evaluator(state.model, strategy)
-        self.step = 0
+        self.step = self._read_at = 0
         self.skipped = 0
-        self.window = Window(state.window.numpy())
         self.is_claimed = False
 
     def run(self) -> dict[str, Any]:
@@ -108,9 +108,8 @@ class Trainer:
 
     def _take_position(self) -> None:
         """Takes from the state how far the run is."""
-        self.step = int(self.state.step.numpy())
+        self.step = self._read_at = int(self.state.step.numpy())
         self.skipped = self.step - int(self.state.updates.numpy())
-        self.window = Window(self.state.window.numpy())
 
     def _introduce(self, messages: list[str]) -> None:
         sizes = self.source.sizes
@@ -158,35 +157,47 @@ class Trainer:
     # --- stepping ---
 
     def _take_steps(self, stop: StopRequest) -> None:
-        """Takes steps up to the last one, or until a signal asks to stop."""
+        """Takes steps up to the last one, or until a signal asks to stop.
+
+        Steps are dispatched one after the other; what they leave on the devices is read as `ReadSchedule` says, before
+        each row of the log, and before anything else than a step is done.
+        """
         training = self.training
-        batches = self._batches()
+        batches, schedule = self._batches(), ReadSchedule(self.step)
         begun = self.step
         since, last = time.monotonic(), begun
+        result: StepResult | None = None
         stopping = self._stops(stop)
         while self.step < training.steps and not stopping:
             micro_batches = [next(batches) for _ in range(training.micro_batches)]
-            result = self.take_step(micro_batches, self.step, bool(stop.reason)).read()
+            result = self.take_step(micro_batches, self.step, Wishes(bool(stop.reason), schedule.wish))
             self.step += 1
-            self._claim()
-            self._account(result)
             is_last = self.step == training.steps
-            if is_last or self.step % training.log_every == 0:
+            logs = is_last or self.step % training.log_every == 0
+            evaluates = is_last or self.step % training.evaluate_every == 0
+            saves = evaluates or self.step % training.checkpoint_every == 0
+            read = None
+            if logs or saves or schedule.is_due(self.step):
+                read = self._read(result)
+                schedule.note(self.step, read.read_after)
+            if logs and read:
                 now = time.monotonic()
-                self._log(result.learning_rate, (self.step - last) * training.batch_size / (now - since))
+                self._log(read.learning_rate, (self.step - last) * training.batch_size / (now - since))
                 since, last = now, self.step
             elif self.step == begun + 1:
                 # Tracing says nothing of the speed.
                 since, last = time.monotonic(), self.step
             self.progress.step(self.step)
-            evaluates = is_last or self.step % training.evaluate_every == 0
             if evaluates:
                 self._evaluate()
-            if evaluates or self.step % training.checkpoint_every == 0:
+            if saves:
                 self._save()
                 since, last = time.monotonic(), self.step
-            stopping = self._stops(stop, result)
+                schedule.restart(self.step)
+            stopping = self._stops(stop, read)
         if stopping and self.step < training.steps:
+            if result is not None:
+                self._read(result)
             self._claim()
             self._save(again=False)
             cause = stop.reason or "a signal to another worker"
@@ -194,8 +205,8 @@ class Trainer:
                 f"stopped by {cause} at step {self.step} of {training.steps}, saved; the same command goes on from here"
             )
 
-    def _stops(self, stop: StopRequest, result: StepResult | None = None) -> bool:
-        """Returns whether to stop here; `result` is that of the step before, if any."""
+    def _stops(self, stop: StopRequest, read: StepResult | None = None) -> bool:
+        """Returns whether to stop here; `read` is the result of the step before, where it was read."""
         return bool(stop.reason)
 
     def _batches(self) -> Iterator[Any]:
@@ -215,25 +226,37 @@ class Trainer:
 
         return iter(self.strategy.distribute_datasets_from_function(images))
 
-    def _account(self, result: StepResult) -> None:
-        """Adds a step to the log's window, or says why it was not applied; too many of these end the run."""
-        if result.applied:
-            self.window.add(result)
-            return
-        self.skipped += 1
-        bad = ", ".join(result.not_finite())
-        self.progress.say(f"step {self.step} was not applied: {bad} not finite")
-        if result.skipped >= self.training.max_skipped_steps:
-            self._save()
-            raise DivergedError(
-                f"training diverged: {result.skipped} steps in a row were not finite "
-                f"(at step {self.step}: {bad}); the weights before them are saved in "
-                f"{self.record.checkpoints.path}. See docs/divergence.md"
-            )
+    def _read(self, result: StepResult) -> StepResult:
+        """Waits for the last step and says how many since the last time were not applied; too many end the run."""
+        read = result.read()
+        # Whatever was wrong with its options, the first step would have shown it.
+        self._claim()
+        step = int(self.state.step.numpy())
+        skipped = step - int(self.state.updates.numpy())
+        if skipped > self.skipped:
+            new, bad = skipped - self.skipped, ", ".join(self.state.take_not_finite())
+            first = self._read_at + 1
+            which = f"step {step}" if first == step else f"{new} of the steps {first} to {step}"
+            self.progress.say(f"{which} {'were' if new > 1 else 'was'} not applied: {bad} not finite")
+            self.skipped = skipped
+            if self.state.halted.numpy():
+                self._diverged(step, bad)
+        self._read_at = step
+        return read
+
+    def _diverged(self, step: int, bad: str) -> NoReturn:
+        # The devices have taken no step beyond this one, though more may have been dispatched.
+        self.step = step
+        self._save()
+        in_a_row = int(self.state.skipped.numpy())
+        raise DivergedError(
+            f"training diverged: {in_a_row} steps in a row were not finite (at step {step}: {bad}); "
+            f"the weights before them are saved in {self.record.checkpoints.path}. See docs/divergence.md"
+        )
 
     def _log(self, learning_rate: float, images_per_second: float) -> None:
         figures = {
-            **self.window.take(),
+            **self.state.take_window(),
             "learning_rate": learning_rate,
             "images_per_second": images_per_second,
             "skipped_steps": self.skipped,
@@ -243,7 +266,6 @@ class Trainer:
 
     def _save(self, again: bool = True) -> None:
         """Saves the state; with `again=False` not over what is saved already."""
-        self.state.window.assign(self.window.sums)
         self.record.save(self.step, again)
 
     # --- evaluating ---

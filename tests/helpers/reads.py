@@ -1,0 +1,83 @@
+"""What a training run reads back from its devices, step by step."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework import ops
+from tensorflow.python.ops import gen_resource_variable_ops
+
+from tfdecouple.training import reading
+from tfdecouple.training.figures import StepResult
+from tfdecouple.training.step import TrainStep
+
+
+class Watched:
+    """A tensor that a step has returned: whoever looks at its value is counted, however it is done."""
+
+    def __init__(self, tensor, count):
+        self._tensor = tensor
+        self._count = count
+
+    def numpy(self):
+        self._count()
+        return self._tensor.numpy()
+
+    def __array__(self, *args, **kwargs):
+        return np.asarray(self.numpy(), *args, **kwargs)
+
+    def __tf_tensor__(self, *_):
+        return tf.convert_to_tensor(self.numpy())
+
+    def __format__(self, spec):
+        return format(self.numpy(), spec)
+
+    def __float__(self):
+        return float(self.numpy())
+
+    def __int__(self):
+        return int(self.numpy())
+
+    def __bool__(self):
+        return bool(self.numpy())
+
+
+class Reads:
+    """How often tensors, variables and results of steps were read after each step of the runs inside."""
+
+    def __init__(self):
+        self.after = {}
+        self._step = 0
+
+    def count(self):
+        self.after[self._step] = self.after.get(self._step, 0) + 1
+
+    @contextlib.contextmanager
+    def counted(self):
+        """Counts, and lets no clock decide when a run reads."""
+        numpy, read, take = ops._EagerTensorBase._numpy, gen_resource_variable_ops.read_variable_op, TrainStep.__call__
+
+        def count_numpy(tensor):
+            self.count()
+            return numpy(tensor)
+
+        def count_variable(*args, **kwargs):
+            if tf.executing_eagerly():
+                self.count()
+            return read(*args, **kwargs)
+
+        def take_step(function, micro_batches, step, *wishes):
+            result = take(function, micro_batches, step, *wishes)
+            self._step = step + 1
+            return StepResult(*(Watched(value, self.count) for value in result))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ops._EagerTensorBase, "_numpy", count_numpy)
+            patch.setattr(gen_resource_variable_ops, "read_variable_op", count_variable)
+            patch.setattr(TrainStep, "__call__", take_step)
+            patch.setattr(reading, "SECONDS", math.inf)
+            yield self
