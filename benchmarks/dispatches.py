@@ -1,0 +1,116 @@
+"""How many operations a step of training dispatches, by kind.
+
+    python benchmarks/dispatches.py --preset cifar10
+    python benchmarks/dispatches.py --preset quickstart --set training.batch_size=32 --json counts.json
+
+What is counted are the operations that TensorFlow's executors ran during the first step, in functions that it calls as
+well: every one is a turn of the host, and on a GPU most are a kernel to be launched. They are taken from the trace of
+TensorFlow's own profiler, which has all but what TensorFlow takes for free: constants, arguments, identities, reshapes.
+What has run some 90 times and was quick TensorFlow takes for free, too, and leaves out: therefore the first step. But a
+function that one step calls more often than that is counted too low. The input pipeline is left out.
+
+On a CPU a step computes shards of a batch side by side, and packs convolutions of few channels, as docs/design.md says.
+--one-shard takes a batch whole, as a GPU does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# The checkout that this program belongs to is measured, whatever else is installed.
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import table, write_json  # noqa: E402
+from benchmarks.throughput import make_config  # noqa: E402
+from tfdecouple.doctor.machine import machine  # noqa: E402
+from tfdecouple.doctor.session import Session  # noqa: E402
+from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
+
+# Rows of the table; what is rarer is one row.
+_KINDS = 24
+
+
+def main() -> int:
+    """Counts the operations of a step."""
+    options = make_parser().parse_args()
+    return run_program(lambda: count(options))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="cifar10", help="default cifar10")
+    parser.add_argument("--batch", type=int, default=16, help="images of a step (default 16)")
+    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="as for train.py")
+    parser.add_argument("--threads", type=int, default=2, help="that compute (default 2)")
+    parser.add_argument("--one-shard", action="store_true", help="take a batch whole, as a GPU does")
+    parser.add_argument("--json", metavar="FILE", help="write the counts there, too")
+    return parser
+
+
+def count(options: argparse.Namespace) -> int:
+    """Takes a step and prints how many operations it ran."""
+    options.precision, options.remat, options.phase = None, False, f"train{options.batch}"
+    config = make_config(options, "train", options.batch)
+    start_tensorflow(1 if options.one_shard else options.threads)
+    import tfdecouple.training  # noqa: F401 - all that train.py imports
+
+    session = Session(config, None, lambda _: None)
+    work = session.work("train", options.batch)
+    counts = operations(work.call)
+    total = sum(counts.values())
+    most = counts.most_common(_KINDS)
+    rows: list[list[Any]] = [[kind, number] for kind, number in most]
+    rows += [["others", total - sum(number for _, number in most)], ["all", total]]
+    print(table(["operation", f"{options.preset}, {options.batch} images"], rows))
+    write_json(
+        options.json,
+        {"preset": options.preset, "set": options.set, "total": total, "kinds": dict(counts), "machine": machine()},
+    )
+    return 0
+
+
+def operations(call: Callable[[], Any]) -> collections.Counter[str]:
+    """Returns how often each kind of operation was run by a call, from TensorFlow's profiler."""
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    with tempfile.TemporaryDirectory() as folder:
+        tf.profiler.experimental.start(folder)
+        try:
+            call()
+        finally:
+            tf.profiler.experimental.stop()
+        (file,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        space = xplane_pb2.XSpace.FromString(file.read_bytes())
+    counts: collections.Counter[str] = collections.Counter()
+    for plane in space.planes:
+        names = {number: stat.name for number, stat in plane.stat_metadata.items()}
+        for line in plane.lines:
+            for event in line.events:
+                name = plane.event_metadata[event.metadata_id].name
+                if name == "ExecutorState::ProcessAsync::Start":
+                    stats = {
+                        names[stat.metadata_id]: stat.str_value or names.get(stat.ref_value, "") for stat in event.stats
+                    }
+                    counts[stats["kernel_type"]] += 1
+                    continue
+                # "name:kind" is an operation, "class::method" something else of TensorFlow.
+                node, _, kind = name.rpartition(":")
+                if node and not node.endswith(":") and kind.isidentifier() and not _is_of_the_pipeline(kind):
+                    counts[kind] += 1
+    return counts
+
+
+def _is_of_the_pipeline(kind: str) -> bool:
+    return "Iterator" in kind or "Dataset" in kind or kind == "RemoteCall"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
