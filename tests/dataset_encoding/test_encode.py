@@ -148,7 +148,7 @@ class TestCodes:
         assert "are far from" not in capsys.readouterr().out
 
     @pytest.mark.parametrize("kind", ["tfrecord", "parquet"])
-    def test_scores_are_those_of_an_evaluation(self, encode, model, pictures, tmp_path, kind):
+    def test_scores_are_those_of_an_evaluation(self, eager, encode, model, pictures, tmp_path, kind):
         assert encode("--split", "test", "--scores", "--format", kind) == 0
         codes = read(tmp_path / "codes")
         keys = sorted(codes)
