@@ -1,11 +1,14 @@
 """Measurements in processes of their own: what they find arrives, whatever becomes of them."""
 
 import pathlib
+import subprocess
+import sys
 import time
 
 import pytest
-from helpers.places import PATIENCE, TESTS
+from helpers.places import PATIENCE, ROOT, TESTS
 
+from tfdecouple.doctor import apart
 from tfdecouple.doctor.apart import MeasurementError, run_apart, run_here
 from tfdecouple.doctor.examination import Examination, Request
 from tfdecouple.doctor.finding import Finding
@@ -68,6 +71,19 @@ def test_what_hangs_is_ended_with_all_that_it_started(tmp_path):
         time.sleep(0.1)
 
 
+def test_nothing_outlives_the_program_that_began_it(tmp_path):
+    code = (
+        "import os, sys, threading; from tfdecouple.doctor.apart import run_apart\n"
+        f"run = run_apart('helpers.measurements:hangs', {SETTING}, {PATIENCE}, {{'folder': sys.argv[1]}})\n"
+        "next(run); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
+    deadline = time.monotonic() + PATIENCE
+    while is_running((tmp_path / "child").read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_variables_of_its_own_reach_it_and_the_users_folder_does_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     setting = {"tensorflow": False, "environment": {"TFDECOUPLE_TRIED": "1"}}
@@ -117,6 +133,25 @@ class TestExamination:
         assert [one.holds for one in examination.found["bad"]] == [True, False]
         assert "KeyError" in examination.found["bad"][1].said
         assert [one.holds for one in examination.found["good"]] == [True]
+
+    def test_an_interrupt_ends_what_runs(self, tmp_path):
+        from tfdecouple.doctor.checks import Check
+
+        examination = Examination(Request(timeout=PATIENCE), lambda text: None)
+
+        def hangs(examination):
+            target, arguments = "helpers.measurements:hangs", {"folder": str(tmp_path)}
+            yield from examination.findings(target, None, "hangs", arguments, tensorflow=False)
+
+        def interrupts(examination):
+            while not (tmp_path / "child").is_file():
+                time.sleep(0.1)
+            raise KeyboardInterrupt
+            yield
+
+        with pytest.raises(KeyboardInterrupt):
+            examination.examine([Check("one", "hangs", hangs), Check("two", "is interrupted", interrupts)])
+        assert not apart._running
 
     def test_a_failure_without_advice_is_refused(self):
         with pytest.raises(ValueError, match="no advice"):

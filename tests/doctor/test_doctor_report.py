@@ -195,7 +195,7 @@ class TestCommand:
     @pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 5)])
     def test_the_status_says_whether_all_holds(self, holds, status, monkeypatch, tmp_path, capsys):
         finding = Finding("one", holds, "said", "" if holds else "do this")
-        monkeypatch.setattr(Examination, "take", lambda self, check: self.found.update({check.name: [finding]}))
+        monkeypatch.setattr(Examination, "take", lambda self, check: self.found[check.name].append(finding))
         assert main(["doctor", "--out", str(tmp_path / "new"), "--recommend", "--only", "numerics"]) == status
         output = capsys.readouterr()
         assert output.out == "\n" and "said" in output.err

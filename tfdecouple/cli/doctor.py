@@ -91,9 +91,7 @@ def run(options: argparse.Namespace) -> int:
         left_alone=options.left_alone,
     )
     examination = Examination(request, lambda text: print(text, file=output, flush=True))
-    for check in CHECKS:
-        if not options.only or check.name in ("build", *options.only):
-            examination.take(check)
+    examination.examine([check for check in CHECKS if not options.only or check.name in ("build", *options.only)])
     report = Report(request, examination.found, recommend(request, examination.found))
     print(report.text(), file=output, flush=True)
     if options.out is not None:

@@ -1,7 +1,8 @@
 """Running a measurement in a process of its own, which may fail, hang or run out of memory without harm to others.
 
-`python -m tfdecouple.doctor.apart NUMBER` is that process: it reads what to run from standard input and writes what is
-found, a line of JSON each, to the file of this number.
+`python -m tfdecouple.doctor.apart NUMBER` is that process: it reads what to run from the first line of standard input
+and writes what is found, a line of JSON each, to the file of this number. It ends, with all that it started, when
+standard input does: whatever becomes of the program that began it, nothing stays behind.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from typing import IO, Any
@@ -24,6 +26,8 @@ from tfdecouple.runtime.process import start_tensorflow
 
 # Threads that have nothing to do sleep, instead of taking a core from the others while they look for work.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+
+_running: set[subprocess.Popen] = set()
 
 # Status of a measurement that ran out of memory and could say so.
 _OUT_OF_MEMORY = 75
@@ -66,6 +70,7 @@ def run_apart(
                 [sys.executable, "-m", __name__, str(writer)],
                 cwd=_root(),
                 env={**os.environ, **PASSIVE, **setting["environment"]},
+                bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=said,
                 stderr=said,
@@ -74,10 +79,12 @@ def run_apart(
             )
         finally:
             os.close(writer)
+        _running.add(process)
         stack.callback(_end, process)
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
-            stdin.write(task.encode())
+        stack.enter_context(process.stdin)
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(task.encode() + b"\n")
         for line in _lines(results.fileno(), deadline):
             if line is None:
                 raise MeasurementError("time", f"not done after {limit:.0f} s")
@@ -125,6 +132,14 @@ def _end(process: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    _running.discard(process)
+
+
+def end_all() -> None:
+    """Ends all that runs, in whatever thread somebody waits for it."""
+    for process in list(_running):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _failure(status: int, said: str) -> MeasurementError:
@@ -187,9 +202,15 @@ def set_up(setting: dict[str, Any]) -> Iterator[None]:
         yield
 
 
+def _end_with_input() -> None:
+    sys.stdin.read()
+    os.killpg(0, signal.SIGKILL)
+
+
 def main() -> int:
     """Runs what standard input names, in this process."""
-    task = json.loads(sys.stdin.read())
+    task = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_input, daemon=True).start()
     try:
         with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as results, set_up(task["setting"]):
             for found in _found(task["target"], task["arguments"]):

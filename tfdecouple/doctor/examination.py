@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from tfdecouple.doctor.apart import MeasurementError, run_apart
+from tfdecouple.doctor.apart import MeasurementError, end_all, run_apart
 from tfdecouple.doctor.finding import Finding
 from tfdecouple.doctor.options import Variant, tried
+
+# Checks that run side by side: most of their time one thread traces.
+_AT_ONCE = 2
 
 Say = Callable[[str], Any]
 
@@ -72,6 +77,7 @@ class Examination:
         self.found: dict[str, list[Finding]] = {}
         self._say, self._runner = say, runner
         self._begun = time.monotonic()
+        self._ended = False
 
     def say(self, text: str) -> None:
         """Tells how far the examination is."""
@@ -80,6 +86,21 @@ class Examination:
     def variants(self, device: str) -> list[Variant]:
         """Returns the variants that are tried on a device; an emulated accelerator is taken for a GPU."""
         return tried(device.startswith("GPU") or self.request.emulate is not None, self.request.quick)
+
+    def examine(self, checks: Sequence[Any]) -> None:
+        """Runs checks: those that measure time or memory alone, the others two at a time."""
+        # The order of the report, whichever ends first.
+        self.found.update({check.name: [] for check in checks})
+        for alone, group in itertools.groupby(checks, lambda check: check.alone):
+            with concurrent.futures.ThreadPoolExecutor(1 if alone else _AT_ONCE) as pool:
+                try:
+                    list(pool.map(self.take, group))
+                except BaseException:
+                    # Interrupted: whoever waits for a process has nothing to wait for any more.
+                    self._ended = True
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    end_all()
+                    raise
 
     def take(self, check: Any) -> None:
         """Runs a check to its end, whatever happens on the way, and keeps what it finds."""
@@ -118,6 +139,8 @@ class Examination:
             tensorflow: whether it needs TensorFlow, set up as the programs do.
             environment: variables that its process has besides.
         """
+        if self._ended:
+            return
         setting: dict[str, Any] = {"tensorflow": tensorflow, "environment": dict(environment or {})}
         setting |= {name: getattr(self.request, name) for name in ("devices", "emulate", "left_alone")}
         doing = ""

@@ -133,7 +133,8 @@ def measure(device: str, variants: list[str]) -> Iterator[dict[str, Any]]:
 def judge(found: dict[str, Any]) -> Finding:
     """Says of a device and a variant whether its numbers are right."""
     device, variant, off = found["device"], by_name(found["variant"]), found["off"]
-    said = ", ".join(f"{_NAMES[name]} {value:.0e}" for name, value in off.items()) + f" off {found['against']}"
+    listed = ", ".join(f"{_NAMES[name]} {f'{value:.0e}' if value else 0}" for name, value in off.items())
+    said = f"off {found['against']} by: {listed}"
     advice = ""
     if wrong := too_far(off, variant):
         said += f"; too far: {', '.join(_NAMES[name] for name in wrong)}"
