@@ -18,6 +18,7 @@ class Variant:
         gradient: how far the gradient of a step may be from that of float32 on a CPU, relative to its norm. What was
             measured is in docs/gpu.md, "The bounds".
         environment: variables of the process, likewise recommended.
+        together: whether it concerns several devices together, and is timed on all of them instead of one.
         gpu_only: whether it changes nothing on CPUs.
         in_quick: whether a quick examination tries it.
     """
@@ -27,6 +28,7 @@ class Variant:
     phases: tuple[str, ...] = ("train",)
     gradient: float = 1e-3
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    together: bool = False
     gpu_only: bool = False
     in_quick: bool = False
 

@@ -51,16 +51,16 @@ def recommend(request: Request, found: Found) -> Recommendation:
         request: what was looked at.
         found: the findings by the names of the checks.
     """
-    rates = _training_rates(found.get("speed", ()))
-    if DEFAULT.name not in rates:
+    gains = _gains(found.get("speed", ()))
+    if DEFAULT.name not in gains:
         return Recommendation(why=("training was not timed: nothing to choose from",))
     wrong = _wrong_variants(found)
-    chosen = _chosen(rates, wrong)
+    chosen = _chosen(gains, wrong)
     settings: list[str] = []
     environment: list[str] = []
     why: list[str] = []
     for variant in VARIANTS[1:]:
-        if variant.name not in rates:
+        if variant.name not in gains:
             continue
         if variant.name in chosen:
             settings += variant.settings
@@ -68,16 +68,18 @@ def recommend(request: Request, found: Found) -> Recommendation:
             verdict = ", taken"
         else:
             verdict = ", but its numbers are wrong here" if variant.name in wrong else ", not taken"
-        why.append(f"{variant.name}: {rates[variant.name] / rates[DEFAULT.name]:.2f} times as fast{verdict}")
+        why.append(f"{variant.name}: {gains[variant.name]:.2f} times as fast{verdict}")
     micro_batches, reason = _micro_batches(request, settings, found)
     return Recommendation((*settings, *micro_batches), tuple(environment), (*why, *reason))
 
 
-def _training_rates(findings: Iterable[Finding]) -> dict[str, float]:
-    """Returns images/s of training on one device by variant, at the largest batch that the default was timed at."""
-    rows = [one.figures for one in findings if one.figures.get("phase") == "train" and one.figures["devices"] == 1]
-    batches = [row["batch"] for row in rows if row["variant"] == DEFAULT.name]
-    return {row["variant"]: row["images_per_s"] for row in rows if batches and row["batch"] == max(batches)}
+def _gains(findings: Iterable[Finding]) -> dict[str, float]:
+    """Returns how many times as fast as the default each variant trains, at the largest batch of both."""
+    rows = [one.figures for one in findings if one.figures.get("phase") == "train"]
+    rows.sort(key=lambda row: row["batch"])
+    default = {(row["devices"], row["batch"]): row["images_per_s"] for row in rows if row["variant"] == DEFAULT.name}
+    places = [(row, default.get((row["devices"], row["batch"]))) for row in rows]
+    return {row["variant"]: row["images_per_s"] / rate for row, rate in places if rate}
 
 
 def _wrong_variants(found: Found) -> set[str]:
@@ -88,14 +90,14 @@ def _wrong_variants(found: Found) -> set[str]:
     return {variant.name for variant in VARIANTS}
 
 
-def _chosen(rates: Mapping[str, float], wrong: set[str]) -> set[str]:
+def _chosen(gains: Mapping[str, float], wrong: set[str]) -> set[str]:
     """Returns the variants that are worth it: of those that set the same options the fastest."""
     best: dict[tuple[str, ...], tuple[float, str]] = {}
     for variant in VARIANTS[1:]:
-        rate = rates.get(variant.name, 0.0)
-        if rate >= GAIN * rates[DEFAULT.name] and variant.name not in wrong:
+        gain = gains.get(variant.name, 0.0)
+        if gain >= GAIN and variant.name not in wrong:
             options = tuple(sorted({*(each.partition("=")[0] for each in variant.settings), *variant.environment}))
-            best[options] = max(best.get(options, (0.0, "")), (rate, variant.name))
+            best[options] = max(best.get(options, (0.0, "")), (gain, variant.name))
     return {name for _, name in best.values()}
 
 

@@ -147,10 +147,12 @@ def check(examination: Examination) -> Iterator[Finding]:
     work = multiply_adds(config_of(request.preset, list(request.settings)).model)
     for batch in (QUICK_BATCH,) if request.quick else BATCHES[device[:3]]:
         for variant in examination.variants(device):
-            yield from _times(examination, variant, batch, 1, flops, work)
-    if len(examination.devices) > 1:
-        count = len(examination.devices)
-        yield from _times(examination, DEFAULT, QUICK_BATCH * count, count, flops, work, phases=["train"])
+            if not variant.together:
+                yield from _times(examination, variant, batch, 1, flops, work)
+    if (count := len(examination.devices)) > 1:
+        for variant in examination.variants(device):
+            if variant.together or variant is DEFAULT:
+                yield from _times(examination, variant, QUICK_BATCH * count, count, flops, work, phases=["train"])
 
 
 def _times(
