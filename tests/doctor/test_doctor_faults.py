@@ -14,6 +14,7 @@ from tfdecouple.doctor import devices, exactness, exports, numerics, trained
 from tfdecouple.doctor.apart import run_here
 from tfdecouple.doctor.examination import Examination, Request
 from tfdecouple.doctor.options import DEFAULT, by_name
+from tfdecouple.runtime import extras
 from tfdecouple.runtime.emulation import _Emulation, emulated_accelerator, switch_left_alone
 from tfdecouple.training.strategy import make_strategy
 
@@ -155,6 +156,11 @@ class TestExports:
 
     def test_a_saved_model_in_tf32_is_found(self, found):
         assert found[4].what == "SavedModel, CPU:0" and found[4].holds is False
+
+    def test_without_the_packages_it_is_not_tried(self, monkeypatch):
+        monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None if name == "tf2onnx" else object())
+        (finding,) = exports.check(Examination(Request(), lambda text: None, run_here))
+        assert finding.holds is None and "pip install 'tfdecouple[export]'" in finding.said
 
     def test_a_provider_that_cannot_start_breaks_nothing(self):
         finding = exports._judge({"where": "ONNX, CUDAExecutionProvider", "unavailable": "no CUDA"})

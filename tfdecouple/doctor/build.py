@@ -54,7 +54,6 @@ def look() -> Iterator[dict[str, Any]]:
         "environment": {name: value for name, value in sorted(os.environ.items()) if _TOLD.fullmatch(name)},
         "gpus": [_plain(tf.config.experimental.get_device_details(gpu)) for gpu in gpus],
         "devices": [device.name.partition("device:")[2] for device in tf.config.list_logical_devices(kind)],
-        "providers": _providers(),
         "nvidia_smi": _nvidia_smi(),
     }
 
@@ -142,12 +141,6 @@ def _instructions() -> list[str]:
         return []
     flags = set(next((line.partition(":")[2] for line in text.splitlines() if line.startswith("flags")), "").split())
     return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
-
-
-def _providers() -> list[str]:
-    import onnxruntime
-
-    return list(onnxruntime.get_available_providers())
 
 
 def _plain(details: dict[str, Any]) -> dict[str, Any]:

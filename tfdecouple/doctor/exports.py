@@ -15,6 +15,7 @@ import numpy as np
 
 from tfdecouple.doctor import exactness, trained
 from tfdecouple.doctor.finding import Finding
+from tfdecouple.runtime.extras import MissingPackageError, require
 
 if TYPE_CHECKING:
     from tfdecouple.doctor.examination import Examination
@@ -24,6 +25,11 @@ _RUNTIMES = "export.verification.runtimes"
 
 def check(examination: Examination) -> Iterator[Finding]:
     """Exports the small model and sends images through the files."""
+    try:
+        require("tf2onnx", "onnx", "onnxruntime", "tensorflow_serving", what="an export")
+    except MissingPackageError as error:
+        yield Finding("the export", None, f"not tried: {error}")
+        return
     try:
         scratch = tempfile.TemporaryDirectory()
     except OSError as error:
