@@ -150,7 +150,7 @@ class TestExamination:
             yield
 
         with pytest.raises(KeyboardInterrupt):
-            examination.examine([Check("one", "hangs", hangs), Check("two", "is interrupted", interrupts)])
+            examination.examine([Check("one", "is interrupted", interrupts), Check("two", "hangs", hangs)])
         assert not apart._running
 
     def test_a_failure_without_advice_is_refused(self):
