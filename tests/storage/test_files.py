@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import subprocess
@@ -24,6 +25,18 @@ with locked(pathlib.Path(sys.argv[1]), wait=True):
 
 
 class TestWriting:
+    def test_json_has_lists_of_numbers_in_one_line_each_and_texts_as_they_are(self, tmp_path):
+        values = {
+            "text": "[\n 1, 2 ]",
+            "numbers": [1, -3e-7, None, True],
+            "rows": [[1, 2], []],
+            "mixed": [{"a": [1]}, "[ 1 ]"],
+        }
+        write_json(tmp_path / "file.json", values)
+        text = (tmp_path / "file.json").read_text(encoding="utf-8")
+        assert json.loads(text) == values
+        assert '  "numbers": [1, -3e-07, null, true],\n' in text and "\n    [1, 2],\n" in text
+
     def test_replaces_a_file_and_leaves_nothing_else(self, tmp_path):
         path = tmp_path / "new folder" / "file.json"
         write_json(path, [1])

@@ -8,11 +8,15 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 # What a program that was ended while it wrote leaves behind, as a pattern.
 TEMPORARY = ".*.tmp"
+
+# A list of numbers in indented JSON. No string has a line break in it.
+_NUMBERS = re.compile(r'\[\n([^][{}"]*)\]')
 
 # JSON nested deeper is nothing that this project writes.
 _DEPTH = 50
@@ -122,9 +126,10 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:
-    """Writes plain values as indented JSON, whole.
+    """Writes plain values as indented JSON, whole; a list of numbers takes one line.
 
     Raises:
         OSError: as `write_text`.
     """
-    write_text(path, json.dumps(values, indent=2) + "\n")
+    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", json.dumps(values, indent=2))
+    write_text(path, text + "\n")
