@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import pathlib
 import shutil
 import sys
@@ -30,7 +31,7 @@ FREE = ("astronaut", "chelsea", "coffee", "rocket")
 
 def make(folder: pathlib.Path) -> None:
     """Trains the model and writes its run folder, as small as it can be, with its numbers."""
-    from tfdecouple.storage.files import write_text
+    from tfdecouple.storage.files import write_json, write_text
     from tfdecouple.training import train
 
     if folder.exists():
@@ -43,7 +44,8 @@ def make(folder: pathlib.Path) -> None:
         (folder / "checkpoints").mkdir(parents=True)
         for path in (scratch / "run" / "checkpoints").glob("best*"):
             shutil.copy(path, folder / "checkpoints")
-        shutil.copy(scratch / "run" / "summary.json", folder)
+        summary = json.loads((scratch / "run" / "summary.json").read_text(encoding="utf-8"))
+    write_json(folder / "summary.json", {**summary, "data": f"crops of {', '.join(FREE)}, of scikit-image"})
     write_text(folder / "config.json", trained.CONFIG.to_json())
     write_numbers(folder, unseen)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
