@@ -13,8 +13,9 @@ more: the table has the ratio of each round and the ratio of the medians.
 
 The yardstick has neither encoder nor prior and neither averages weights nor draws noise. Its eval is the forward
 direction, so our eval and encode are compared with it, and our decode and sample with its decode.
-`PHASE:mixed_bfloat16` and `PHASE:remat` compare this project with itself: that training against training in float32
-without it. `PHASE@PRESET` is another preset than `cifar10`, which has no counterpart, beside the limit alone.
+`PHASE:mixed_bfloat16`, `PHASE:recompute` and `PHASE:invert` (`training.memory`) compare this project with itself: that
+training against training in float32 that keeps all it needs. `PHASE@PRESET` is another preset than `cifar10`, which has
+no counterpart, beside the limit alone.
 
 The limit is that of a matrix product of 2048 by 2048 in float32, in images of the CIFAR-10 preset as the yardstick
 counts them, or in the multiply-adds of another preset, the best of all that were measured: noise makes a limit only
@@ -53,7 +54,11 @@ COUNTERPARTS = {
     "sample": ("decode", 1.75, 0.85),
 }
 # Variants of our own training, and how many times as fast as float32 without them they should be.
-VARIANTS = {"mixed_bfloat16": (("--precision", "mixed_bfloat16"), 1.25), "remat": (("--remat",), None)}
+VARIANTS: dict[str, tuple[tuple[str, ...], float | None]] = {
+    "mixed_bfloat16": (("--precision", "mixed_bfloat16"), 1.25),
+    "recompute": (("--memory", "recompute"), None),
+    "invert": (("--memory", "invert"), None),
+}
 # Of the limit, for training a preset that has no counterpart: small models are mostly element-wise operations.
 ENOUGH_OF_A_PRESET = 0.3
 PHASES = "train16,eval16,encode16,decode16,sample16"

@@ -8,17 +8,21 @@ Each point is a process of its own (`throughput.py`).
 
   batch   time of a call, images/s and memory over the images in it; several kinds of phase
   depth   time of a training step, of tracing and of everything up to the end of the first step, and memory, over the
-          steps in each part of each level, with and without training.remat
+          steps in each part of each level, with each training.memory
+  large   the same of training.memory for presets of 64 and of 256 pixels, 2 images a batch
   memory  calculated: what a training step of the presets for large images holds, and the largest micro-batch on a GPU
 
 An exponent is the slope of a straight line through the points of a table, both axes logarithmic, by least squares; 1 is
 linear. What does not grow (reading the images, the encoder) makes it smaller than it will be for larger work, so the
-last two points have a column of their own, and growth is called at most linear where neither exponent is above 1, but
-for noise. Memory per image is the difference between two batches of one depth, the
-second twice the first and both large enough to need more than what tracing leaves behind in the process; the
-calculation beside it is that of the table of the presets.
+last two points have a column of their own. Growth is called at most linear where neither exponent is above 1, and "but
+for noise" where the larger is no more than 1.05.
 
---docs puts each table that was made between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a file.
+"MiB in all" is the largest resident memory of the process. "Live" are TensorFlow's tensors alone, weights and moments
+among them, counted by its own allocator (`throughput.py --live`); of an image, the difference between a batch and one
+twice as large. The calculation beside it is that of the table of the presets (`tfdecouple/costs.py`).
+
+--docs puts each table that was made between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a file. --json is
+written after each table, so that a run that ends early has not been for nothing.
 """
 
 from __future__ import annotations
@@ -28,30 +32,34 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import run_throughput, table, write_json  # noqa: E402
-from tfdecouple.config import Config, load_preset, option_names, override  # noqa: E402
-from tfdecouple.costs import activations, state_bytes, with_depth  # noqa: E402
+from benchmarks.plots import plot  # noqa: E402
+from tfdecouple.config import MEMORY, Config, load_preset, override  # noqa: E402
+from tfdecouple.costs import activations, state_bytes, step_bytes, with_depth  # noqa: E402
 from tfdecouple.doctor.machine import machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.parameters import count_parameters  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
-TABLES = ("batch", "depth", "memory")
+TABLES = ("batch", "depth", "large", "memory")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 DEPTHS = (1, 2, 4, 8, 16)
 LARGE = ("imagenet64", "lsun_bedroom_128", "celeba_hq_256")
+# Presets of the table of large images, the depths that a machine of 24 GB can train, and their batch.
+MEASURED = {"imagenet64": (1, 4, 16), "celeba_hq_256": (1, 2, 4)}
+LARGE_BATCH = 2
 GPUS_GIB = (24, 80)
 # The rest of a GPU's memory: the CUDA context, the workspaces of convolutions, gaps between buffers.
 USABLE = 0.9
 GIB, MIB = 2**30, 2**20
-# What the smaller batch of a measurement of memory holds: tracing a deep model leaves over a GiB behind for it to use.
-MEMORY_MIB = 2048
+# What the maps of the smaller batch of a measurement of memory take, of the 32-pixel model: more than its weights.
+MEMORY_MIB = 256
 # A line through noisy points of linear growth comes out a little steeper now and then.
 LINEAR = 1.05
 
@@ -65,6 +73,7 @@ def main() -> int:
     parser.add_argument("--kinds", default="train,encode,decode", help="of the batch table (default all but sample)")
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--depths", type=int, nargs="+", default=list(DEPTHS))
+    parser.add_argument("--memory", nargs="+", choices=MEMORY, default=list(MEMORY), help="default all of them")
     parser.add_argument("--depth-batch", type=int, default=16, help="of the depth table's times (default 16)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--reps", type=int, default=3)
@@ -95,6 +104,9 @@ def scaling(options: argparse.Namespace) -> int:
             write_json(options.json, figures)
         if "depth" in names:
             figures["depth"] = measure_depths(options)
+            write_json(options.json, figures)
+        if "large" in names:
+            figures["large"] = measure_large(options)
     figures["memory"] = calculate_memory()
     write_json(options.json, figures)
     texts = {name: render(name, figures) for name in names if name in figures}
@@ -105,7 +117,7 @@ def scaling(options: argparse.Namespace) -> int:
             document = put(document, name, text)
         options.docs.write_text(document, encoding="utf-8")
     if options.plot:
-        plot(figures, options.plot)
+        plot(figures, options.plot, GPUS_GIB)
     return 0
 
 
@@ -134,49 +146,63 @@ def measure_batches(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def measure_depths(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures training over the depths."""
+    """Measures training over the depths, with each training.memory."""
     config = override(load_preset(options.preset), options.set)
-    remats = [False, True] if "training.remat" in option_names() else [False]
-    if len(remats) == 1:
-        print("this version has no training.remat: measured without it alone", file=sys.stderr)
     rows = []
-    for remat in remats:
+    for memory in options.memory:
         for depth in options.depths:
-            deep = with_depth(config, depth)
-            plan = f"model.steps={json.dumps(deep.model.steps)}"
-            # Few images to start from: what the start holds must not hide what a step holds.
-            extra = ["--set", plan, "--set", "training.init_images=16", *(["--remat"] if remat else [])]
-            row = run(options, f"train{options.depth_batch}", extra)
-            precision = deep.training.precision
-            expected = activations(deep.model, remat=remat, precision=precision).total / MIB
-            small = memory_batch(expected)
-            peaks = [run(options, f"first_step{batch}", extra)["peak_rss_mib"] for batch in (small, 2 * small)]
-            rows.append(
-                row
-                | {
-                    "depth": depth,
-                    "mib_per_image": (peaks[1] - peaks[0]) / small,
-                    "calculated_mib_per_image": expected,
-                    "memory_batches": [small, 2 * small],
-                }
-            )
+            expected = activations(with_depth(config, depth).model, memory=memory, precision=config.training.precision)
+            small = memory_batch(expected.total / MIB)
+            rows.append(measure_depth(options, options.preset, memory, depth, options.depth_batch, small))
     return rows
 
 
+def measure_large(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measures training of the presets for large images, with each training.memory."""
+    return [
+        measure_depth(options, preset, memory, depth, LARGE_BATCH, LARGE_BATCH)
+        for preset, depths in MEASURED.items()
+        for memory in options.memory
+        for depth in depths
+    ]
+
+
+def measure_depth(
+    options: argparse.Namespace, preset: str, memory: str, depth: int, batch: int, small: int
+) -> dict[str, Any]:
+    """Measures training at a depth: its times with so many images a batch, and its memory with `small` and twice it."""
+    deep = with_depth(override(load_preset(preset), options.set), depth)
+    # Few images to start from: what the start holds must not hide what a step holds.
+    extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", "training.init_images=8"]
+    extra += ["--memory", memory]
+    row = run(options, f"train{batch}", extra, preset)
+    live = [run(options, f"first_step{b}", [*extra, "--live"], preset)["peak_live_mib"] for b in (small, 2 * small)]
+    training = override(deep, [f"training.memory={memory}"]).training
+    expected = activations(deep.model, memory=memory, precision=training.precision).total / MIB
+    return row | {
+        "depth": depth,
+        "live_mib": live,
+        "memory_batches": [small, 2 * small],
+        "mib_per_image": (live[1] - live[0]) / small,
+        "calculated_mib_per_image": expected,
+    }
+
+
 def memory_batch(mib_per_image: float) -> int:
-    """Returns a batch that needs about MEMORY_MIB, within what a CPU gets through."""
-    return min(1024, max(8, round(MEMORY_MIB / mib_per_image)))
+    """Returns a batch whose maps need about MEMORY_MIB, within what a CPU gets through."""
+    return min(128, max(4, round(MEMORY_MIB / mib_per_image)))
 
 
-def run(options: argparse.Namespace, phase: str, extra: Sequence[str]) -> dict[str, Any]:
+def run(options: argparse.Namespace, phase: str, extra: Sequence[str], preset: str = "") -> dict[str, Any]:
     """Runs one point and says so."""
-    arguments = ["--preset", options.preset, "--threads", str(options.threads), "--reps", str(options.reps)]
+    preset = preset or options.preset
+    arguments = ["--preset", preset, "--threads", str(options.threads), "--reps", str(options.reps)]
     for assignment in options.set:
         arguments += ["--set", assignment]
     # The depth after what the user sets, which must not undo it.
     row = run_throughput(phase, *arguments, *extra)
     rate = f"{row['images_per_s']:.2f} images/s, " if "images_per_s" in row else ""
-    print(f"{phase} {' '.join(extra)}: {rate}{row['peak_rss_mib']:.0f} MiB", file=sys.stderr)
+    print(f"{preset} {phase} {' '.join(extra)}: {rate}{row['peak_rss_mib']:.0f} MiB", file=sys.stderr, flush=True)
     return row
 
 
@@ -190,19 +216,11 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float:
     return sum((a - centre) * b for a, b in zip(u, v, strict=True)) / sum((a - centre) ** 2 for a in u)
 
 
-def largest_micro_batch(config: Config, gib: float, *, remat: bool = False, precision: str = "float32") -> int:
-    """Returns how many images at a time a GPU holds in training, 0 where not even one.
-
-    Args:
-        config: the run.
-        gib: the GPU's memory.
-        remat: whether activations are computed again.
-        precision: of the coupling nets.
-    """
-    parameters = count_parameters(config.model)["total"]
-    state = state_bytes(parameters, averages=config.training.ema_decay > 0, micro_batches=2)
-    room = USABLE * gib * GIB - state
-    return max(0, int(room / activations(config.model, remat=remat, precision=precision).total))
+def largest_micro_batch(config: Config, gib: float, memory: str = "keep") -> int:
+    """Returns how many images at a time a GPU of so much memory holds in training, 0 where not even one."""
+    config = override(config, [f"training.memory={memory}"])
+    room = USABLE * gib * GIB - step_bytes(config, images=0, micro_batches=2)
+    return max(0, int(room / (step_bytes(config, images=1) - step_bytes(config, images=0))))
 
 
 def calculate_memory() -> list[dict[str, Any]]:
@@ -215,11 +233,10 @@ def calculate_memory() -> list[dict[str, Any]]:
             parameters = count_parameters(config.model)["total"]
             row: dict[str, Any] = {"preset": name, "depth": depth, "params": parameters}
             row["state_gib"] = state_bytes(parameters, averages=False, micro_batches=2) / GIB
-            for remat in (False, True):
-                key = "remat" if remat else "plain"
-                row[f"{key}_gib_per_image"] = activations(config.model, remat=remat).total / GIB
+            for memory in MEMORY:
+                row[f"{memory}_gib_per_image"] = activations(config.model, memory=memory).total / GIB
                 for gib in GPUS_GIB:
-                    row[f"{key}_on_{gib}"] = largest_micro_batch(config, gib, remat=remat)
+                    row[f"{memory}_on_{gib}"] = largest_micro_batch(config, gib, memory)
             rows.append(row)
     return rows
 
@@ -229,7 +246,8 @@ def calculate_memory() -> list[dict[str, Any]]:
 
 def render(name: str, figures: dict[str, Any]) -> str:
     """Returns a table as it goes into the docs."""
-    return {"batch": render_batches, "depth": render_depths, "memory": render_memory}[name](figures[name])
+    renderers = {"batch": render_batches, "depth": render_depths, "large": render_large, "memory": render_memory}
+    return renderers[name](figures[name])
 
 
 def render_batches(rows: list[dict[str, Any]]) -> str:
@@ -253,35 +271,46 @@ def render_batches(rows: list[dict[str, Any]]) -> str:
 
 
 def render_depths(rows: list[dict[str, Any]]) -> str:
-    growth = {}
-    header = ["steps", "remat", "parameters", "ms a step", "traced in s", "first step after s"]
-    header += ["MiB in all", "MiB an image", "calculated"]
-    lines = []
-    for remat in (False, True):
-        chosen = [row for row in rows if row["remat"] == remat]
+    return render_trained(rows, ["training.memory"], lambda row: (row["memory"],))
+
+
+def render_large(rows: list[dict[str, Any]]) -> str:
+    return render_trained(rows, ["preset", "training.memory"], lambda row: (row["preset"], row["memory"]))
+
+
+def render_trained(rows: list[dict[str, Any]], names: list[str], key: Callable[[dict[str, Any]], tuple]) -> str:
+    """Returns the table of training over the depths, and how each group of rows of one key grows."""
+    header = [*names, "steps", "parameters", "ms a step", "traced in s", "first step after s"]
+    header += ["MiB in all", "live MiB", "MiB an image", "calculated"]
+    lines, growth = [], {}
+    for group in dict.fromkeys(key(row) for row in rows):
+        chosen = [row for row in rows if key(row) == group]
         for row in chosen:
             lines.append(
                 [
+                    *group,
                     row["depth"],
-                    remat,
                     row["params"],
                     float(row["ms_per_call"]),
                     traced(row),
                     float(row["first_step_s"]),
                     round(row["peak_rss_mib"]),
+                    round(row["live_mib"][0]),
                     float(row["mib_per_image"]),
                     float(row["calculated_mib_per_image"]),
                 ]
             )
-        if chosen:
-            depths = [row["depth"] for row in chosen]
-            suffix = " over steps, with remat" if remat else " over steps"
-            growth |= {
-                f"time of a step{suffix}": (depths, [row["ms_per_call"] for row in chosen]),
-                f"time to trace{suffix}": (depths, [traced(row) for row in chosen]),
-                f"time to the first step{suffix}": (depths, [row["first_step_s"] for row in chosen]),
-                f"memory in all{suffix}": (depths, [row["peak_rss_mib"] for row in chosen]),
-            }
+        depths = [row["depth"] for row in chosen]
+        if len(depths) < 2:
+            continue
+        suffix = f" over steps, {', '.join(group)}"
+        growth |= {
+            f"time of a step{suffix}": (depths, [row["ms_per_call"] for row in chosen]),
+            f"time to trace{suffix}": (depths, [traced(row) for row in chosen]),
+            f"time to the first step{suffix}": (depths, [row["first_step_s"] for row in chosen]),
+            f"memory in all{suffix}": (depths, [row["peak_rss_mib"] for row in chosen]),
+            f"memory an image{suffix}": (depths, [max(row["mib_per_image"], 0.01) for row in chosen]),
+        }
     return table(header, lines) + "\n\n" + render_growth(growth)
 
 
@@ -293,23 +322,27 @@ def traced(row: dict[str, Any]) -> float:
 def render_growth(growth: dict[str, tuple[list[int], list[float]]]) -> str:
     lines = []
     for name, (x, y) in growth.items():
-        slope, last = exponent(x, y), exponent(x[-2:], y[-2:])
-        lines.append([name, f"{slope:.2f}", f"{last:.2f}", max(slope, last) <= LINEAR])
+        slope, last = (round(number, 2) for number in (exponent(x, y), exponent(x[-2:], y[-2:])))
+        lines.append([name, f"{slope:.2f}", f"{last:.2f}", judged(max(slope, last))])
     return table(["growth", "exponent", "of the last two", "at most linear"], lines)
 
 
+def judged(slope: float) -> str:
+    """Returns whether growth with this exponent is at most linear, in words."""
+    return "yes" if slope <= 1 else "but for noise" if slope <= LINEAR else "no"
+
+
 def render_memory(rows: list[dict[str, Any]]) -> str:
-    header = ["preset", "steps", "parameters", "state, GiB", "GiB an image", "with remat"]
-    header += [text for gib in GPUS_GIB for text in (f"on {gib} GiB", "with remat")]
+    header = ["preset", "steps", "parameters", "state, GiB", *(f"GiB an image, {memory}" for memory in MEMORY)]
+    header += [f"on {gib} GiB, {memory}" for gib in GPUS_GIB for memory in MEMORY]
     lines = [
         [
             row["preset"],
             "its own" if row["depth"] is None else row["depth"],
             f"{row['params'] / 1e6:.1f} M",
             row["state_gib"],
-            row["plain_gib_per_image"],
-            row["remat_gib_per_image"],
-            *(row[f"{key}_on_{gib}"] for gib in GPUS_GIB for key in ("plain", "remat")),
+            *(row[f"{memory}_gib_per_image"] for memory in MEMORY),
+            *(row[f"{memory}_on_{gib}"] for gib in GPUS_GIB for memory in MEMORY),
         ]
         for row in rows
     ]
@@ -328,49 +361,6 @@ def put(document: str, name: str, text: str) -> str:
     if not (found and closed):
         raise UserError(f"the document has no lines {begin} and {end} to put the table {name} between")
     return f"{before}{begin}\n\n{text}\n\n{end}{after}"
-
-
-def plot(figures: dict[str, Any], path: pathlib.Path) -> None:
-    """Draws time and memory over the depth, and what the large presets need."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    measured = figures.get("depth", [])
-    panels = (2 if measured else 0) + len(GPUS_GIB)
-    figure, axes = pyplot.subplots(1, panels, figsize=(4.5 * panels, 4), squeeze=False)
-    for remat in (False, True):
-        rows = [row for row in measured if row["remat"] == remat]
-        if rows:
-            depths, label = [row["depth"] for row in rows], "remat" if remat else "without remat"
-            axes[0][0].plot(depths, [row["ms_per_call"] for row in rows], "o-", label=label)
-            axes[0][1].plot(depths, [row["mib_per_image"] for row in rows], "o-", label=f"{label}, measured")
-            axes[0][1].plot(
-                depths, [row["calculated_mib_per_image"] for row in rows], ":", label=f"{label}, calculated"
-            )
-    if measured:
-        axes[0][0].set_title("a training step, ms")
-        axes[0][1].set_title("memory per image, MiB")
-    for gib, axis in zip(GPUS_GIB, axes[0][-len(GPUS_GIB) :], strict=True):
-        for number, name in enumerate(LARGE):
-            rows = [row for row in figures["memory"] if row["preset"] == name and row["depth"]]
-            for key, style in (("plain", "o-"), ("remat", "s--")):
-                # None at all has no logarithm.
-                fits = [(row["depth"], row[f"{key}_on_{gib}"]) for row in rows if row[f"{key}_on_{gib}"]]
-                label = name if key == "plain" else f"{name}, remat"
-                axis.plot(*zip(*fits, strict=True), style, color=f"C{number}", label=label)
-        axis.set_title(f"largest micro-batch on {gib} GiB, calculated")
-    for each in axes[0]:
-        each.set_xscale("log", base=2)
-        each.set_yscale("log")
-        each.set_xticks(DEPTHS, [str(depth) for depth in DEPTHS])
-        each.set_xlabel("steps in each part of each level")
-        each.legend(fontsize=7)
-        each.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

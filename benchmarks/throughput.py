@@ -17,7 +17,8 @@ TensorFlow is set up as the programs set it up, with --threads for the number of
 embedded photographs, or random ones where a model's images are larger than those. The last line is one JSON object.
 `first_step_s` counts from the start of the process to the end of the first call; the first two calls are not among
 the repetitions, each of which takes --seconds or longer. `peak_rss_mib` is the largest resident memory of the whole
-process, tracing included.
+process, tracing included. With --live TensorFlow takes its memory by an allocator that counts, which it has for GPUs:
+`peak_live_mib` is the most that its tensors had at once, weights included.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The checkout that this program belongs to is measured, whatever else is installed.
 sys.path.insert(0, str(ROOT))
 
-from tfdecouple.config import PRECISIONS, Config, load_preset, option_names, override  # noqa: E402
+from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
 from tfdecouple.doctor.session import EMA_DECAY, PHASES, Session, as_timed, peak_rss_mib, timed  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
@@ -63,7 +64,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--reps", type=int, default=3, help="repetitions (default 3)")
     parser.add_argument("--seconds", type=float, default=2.0, help="least duration of a repetition (default 2)")
     parser.add_argument("--precision", choices=PRECISIONS, help="of training; default as the preset")
-    parser.add_argument("--remat", action="store_true", help="recompute activations (training.remat)")
+    parser.add_argument("--memory", choices=MEMORY, help="as training.memory; default as the preset")
+    parser.add_argument("--live", action="store_true", help="count the bytes of live tensors (slower)")
     parser.add_argument("--images", choices=("photographs", "random"), help="default photographs where they fit")
     return parser
 
@@ -80,6 +82,8 @@ def measure(options: argparse.Namespace) -> int:
     def mark(name: str) -> None:
         marks[name] = time.monotonic() - process_start() - sum(marks.values())
 
+    if options.live:
+        os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "1"
     start_tensorflow(options.threads)
     import tfdecouple.training  # noqa: F401 - all that train.py imports
 
@@ -101,7 +105,7 @@ def measure(options: argparse.Namespace) -> int:
         "batch": batch,
         "threads": options.threads,
         "precision": config.training.precision if kind in ("train", "first_step") else "float32",
-        "remat": options.remat,
+        "memory": config.training.memory if kind in ("train", "first_step") else None,
         "ema_decay": config.training.ema_decay,
         "images": session.images,
         "params": session.model.parameter_count()["total"],
@@ -111,6 +115,8 @@ def measure(options: argparse.Namespace) -> int:
         "second_step_s": round(second, 4),
         "peak_rss_mib": round(peak_rss_mib(), 1),
     }
+    if options.live:
+        row["peak_live_mib"] = round(peak_live_mib(), 2)
     if walls:
         images = work.images * calls
         row |= {
@@ -148,22 +154,27 @@ def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
     """
     config = load_preset(options.preset)
     trains = kind in ("train", "first_step")
-    for given, option in ((options.precision, "--precision"), (options.remat, "--remat")):
+    for given, option in ((options.precision, "--precision"), (options.memory, "--memory")):
         if given and given != "float32" and not trains:
             raise UserError(f"{option} concerns training alone; {options.phase} does not train")
-    if options.remat and "training.remat" not in option_names():
-        raise UserError("--remat needs the option training.remat, which this version does not have")
     changes = []
     if trains and not config.training.ema_decay:
         print(f"the preset averages no weights: training.ema_decay={EMA_DECAY} is set, to count the work", flush=True)
     if options.precision:
         changes.append(f"training.precision={options.precision}")
-    if options.remat:
-        changes.append("training.remat=true")
+    if options.memory:
+        changes.append(f"training.memory={options.memory}")
     config = override(as_timed(config, batch), [*changes, *options.set])
     if config.training.batch_size != batch:
         raise UserError(f"the phase says {batch} images and --set training.batch_size={config.training.batch_size}")
     return config
+
+
+def peak_live_mib() -> float:
+    """Returns the most memory that TensorFlow's tensors ever had at once, where its allocator counts."""
+    import tensorflow as tf
+
+    return tf.config.experimental.get_memory_info("CPU:0")["peak"] / 2**20
 
 
 def process_start() -> float:

@@ -145,11 +145,27 @@ class TestMemory:
         assert 2**28 < whole < 2**50
         (tmp_path / "max").write_text("max\n")
         (tmp_path / "limit").write_text("12345\n")
-        monkeypatch.setattr(memory, "_GROUP_FILES", (str(tmp_path / "max"), str(tmp_path / "none")))
+        monkeypatch.setattr(memory, "_GROUP", str(tmp_path))
+        monkeypatch.setattr(memory, "_GROUPS", [("used", "max", "parts", "cache"), ("used", "none", "parts", "cache")])
         physical = memory.machine_memory()
         assert physical >= whole
-        monkeypatch.setattr(memory, "_GROUP_FILES", (str(tmp_path / "limit"),))
+        monkeypatch.setattr(memory, "_GROUPS", [("used", "limit", "parts", "cache")])
         assert memory.machine_memory() == 12345
+
+    def test_what_is_free_is_what_is_not_used_but_for_files(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(memory, "_GROUPS", [])
+        available = memory.free_memory()
+        assert 2**26 < available < memory.machine_memory()
+        monkeypatch.setattr(memory, "_GROUP", str(tmp_path))
+        monkeypatch.setattr(memory, "_GROUPS", [("used", "limit", "parts", "inactive_file")])
+        for name, text in (("used", "1000\n"), ("limit", "3000\n"), ("parts", "anon 600\ninactive_file 400\n")):
+            (tmp_path / name).write_text(text)
+        assert memory.free_memory() == 3000 - (1000 - 400)
+        (tmp_path / "limit").write_text("max\n")
+        assert memory.free_memory() > 2**26
+        used = memory._fields("/proc/self/status")["VmSize"] * 1024
+        monkeypatch.setattr(memory, "address_space", lambda: used + 2**20)
+        assert memory.free_memory() <= 2**22
 
 
 @pytest.mark.parametrize("count", [10**9, 2**62])

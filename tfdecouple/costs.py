@@ -7,12 +7,19 @@ really take.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from tfdecouple.architecture import CouplingPlan, plan
 from tfdecouple.config import Config, ModelConfig, override
 
 FLOAT32, BFLOAT16 = 4, 2
+
+# Maps of the size of a layer's input that its backward pass by inversion holds at once: value and gradient, joined and
+# apart, of the layer and of a coupling's halves.
+_INVERTING = 8
+# Maps of the size of the image around the flow: pixels, noise, x and v, and the gradient for each.
+_IMAGES = 8
 
 # Backward multiply-adds for each forward one: the gradients of a product by its two factors.
 BACKWARD = 2
@@ -36,25 +43,26 @@ class CouplingSize:
         at_each = 9 * plan.kept * plan.hidden + plan.hidden**2 + 9 * plan.hidden * plan.outputs
         return self.positions * at_each + plan.condition_size * plan.hidden
 
-    def kept_bytes(self, alpha: float, net_bytes: int, remat: bool) -> int:
+    def kept_bytes(self, alpha: float, net_bytes: int, memory: str) -> int:
         """Returns what the backward pass needs of the forward pass, per image.
 
         The inputs of the three convolutions (the gradients of their kernels are made of them; that of an ELU is made
-        of its output, which the next convolution keeps anyway), of which `remat` keeps the first alone; and for the
-        affine transform the raw scale or its tanh, the scale, what it scales, and with alpha below 1 what its
+        of its output, which the next convolution keeps anyway), of which "recompute" keeps the first alone; and for
+        the affine transform the raw scale or its tanh, the scale, what it scales, and with alpha below 1 what its
         logarithm needs.
         """
-        net = net_bytes * (self.plan.kept + (0 if remat else 2 * self.plan.hidden))
+        net = net_bytes * (self.plan.kept + (2 * self.plan.hidden if memory == "keep" else 0))
         scales = self.plan.outputs > self.plan.transformed
         scaling = FLOAT32 * self.plan.transformed * ((3 if alpha == 1 else 4) if scales else 0)
         return self.positions * (net + scaling)
 
-    def working_bytes(self, net_bytes: int, remat: bool) -> int:
+    def working_bytes(self, net_bytes: int, memory: str) -> int:
         """Returns what the backward pass of this coupling holds for a moment: the gradients of the hidden layers.
 
-        Of one ELU's input and output and of the layer before it, each `hidden` wide; with `remat` the two layers, too.
+        Of one ELU's input and output and of the layer before it, each `hidden` wide; unless they are kept the two
+        layers, too.
         """
-        return self.positions * net_bytes * (5 if remat else 3) * self.plan.hidden
+        return self.positions * net_bytes * (3 if memory == "keep" else 5) * self.plan.hidden
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +85,17 @@ class LayerSize:
         """Of its couplings and its 1x1 convolution."""
         return self.positions * self.channels**2 + sum(coupling.multiply_adds() for coupling in self.couplings)
 
-    def kept_bytes(self, alpha: float, net_bytes: int, remat: bool) -> int:
-        """Returns what the backward pass needs of it, per image."""
+    def kept_bytes(self, alpha: float, net_bytes: int, memory: str) -> int:
+        """Returns what the backward pass needs of it, per image: with "invert" nothing."""
+        if memory == "invert":
+            return 0
         inputs = FLOAT32 * self.positions * self.channels * self.maps
-        return inputs + sum(each.kept_bytes(alpha, net_bytes, remat) for each in self.couplings)
+        return inputs + sum(each.kept_bytes(alpha, net_bytes, memory) for each in self.couplings)
 
-    def working_bytes(self, net_bytes: int, remat: bool) -> int:
-        """Returns what its backward pass holds for a moment, per image."""
-        return max(coupling.working_bytes(net_bytes, remat) for coupling in self.couplings)
+    def working_bytes(self, net_bytes: int, memory: str) -> int:
+        """Returns what its backward pass holds for a moment, per image: with "invert" values and gradients, too."""
+        narrow = FLOAT32 * self.positions * self.channels * (_INVERTING if memory == "invert" else 0)
+        return narrow + max(coupling.working_bytes(net_bytes, memory) for coupling in self.couplings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,23 +133,26 @@ def multiply_adds(config: ModelConfig) -> int:
     return encoder + sum(layer.multiply_adds() for layer in flow_layers(config))
 
 
-def activations(config: ModelConfig, *, remat: bool = False, precision: str = "float32") -> Activations:
+def activations(config: ModelConfig, *, memory: str = "keep", precision: str = "float32") -> Activations:
     """Returns the bytes that a training step holds per image of a micro-batch.
 
-    With `remat` the hidden maps of the coupling nets are not kept but computed anew when their turn comes: those of
-    one coupling are held at once, the largest in the worst case.
+    With "recompute" the hidden maps of the coupling nets are not kept but computed anew when their turn comes: those of
+    one coupling are held at once, the largest in the worst case. With "invert" nothing of a step is kept, but the input
+    and the output of each stage.
 
     Args:
         config: the architecture.
-        remat: whether hidden maps are computed again.
-        precision: "float32" or "mixed_bfloat16".
+        memory: as `training.memory`.
+        precision: as `training.precision`.
     """
     net_bytes = BFLOAT16 if precision == "mixed_bfloat16" else FLOAT32
     layers = list(flow_layers(config))
     encoder = sum(FLOAT32 * block.kept for block in _encoder_blocks(config))
-    kept = sum(layer.kept_bytes(config.alpha, net_bytes, remat) for layer in layers)
-    working = max(layer.working_bytes(net_bytes, remat) for layer in layers)
-    return Activations(kept + encoder, working)
+    kept = sum(layer.kept_bytes(config.alpha, net_bytes, memory) for layer in layers)
+    if memory == "invert":
+        kept = sum(2 * FLOAT32 * stage.side**2 * stage.channels for stage in plan(config).stages)
+    working = max(layer.working_bytes(net_bytes, memory) for layer in layers)
+    return Activations(kept + encoder + FLOAT32 * _IMAGES * math.prod(config.image_shape), working)
 
 
 def with_depth(config: Config, steps: int) -> Config:
@@ -175,3 +189,26 @@ def _encoder_blocks(config: ModelConfig) -> Iterator[_Block]:
         # The padded input of both convolutions, what each batch normalisation sees, and both ELUs' outputs.
         maps = (2 + block.shortcut + 2) * planes * out**2 + planes * (out + 2) ** 2
         yield _Block(out**2 * products, channels * padded + maps)
+
+
+def fewest_micro_batches(config: Config, devices: int, free: int) -> int | None:
+    """Returns the fewest micro-batches with which a step's share of a device fits; None where not even one image does.
+
+    Args:
+        config: the run.
+        devices: that share a batch.
+        free: bytes of memory on each.
+    """
+    share, rest = divmod(config.training.batch_size, devices)
+    for count in range(1, share + 1):
+        if not rest and share % count == 0 and step_bytes(config, share // count, count) <= free:
+            return count
+    return None
+
+
+def step_bytes(config: Config, images: int, micro_batches: int = 1) -> int:
+    """Returns the bytes that a training step holds on a device: state, and maps of so many images at a time."""
+    training = config.training
+    parameters = plan(config.model).parameters()["total"]
+    state = state_bytes(parameters, averages=training.ema_decay > 0, micro_batches=micro_batches)
+    return state + images * activations(config.model, memory=training.memory, precision=training.precision).total

@@ -70,7 +70,7 @@ TRAINING = TrainingConfig(
     kl_weight=0.25,
     kl_warmup_steps=3,
     precision="mixed_bfloat16",
-    remat=True,
+    memory="recompute",
     seed=9,
     init_images=32,
     max_skipped_steps=4,
@@ -149,6 +149,28 @@ class TestDifference:
 
     def test_every_option_is_compared(self):
         assert set(difference(Config(), EVERYTHING)) == set(option_names())
+
+
+class TestFormerNames:
+    """`training.remat` is `training.memory` today."""
+
+    @pytest.mark.parametrize(("then", "now"), [(False, "keep"), (True, "recompute")])
+    def test_of_a_config_and_of_a_change_are_taken(self, then, now):
+        assert Config.from_dict({"training": {"remat": then}}).training.memory == now
+        assert override(Config(), [f"training.remat={json.dumps(then)}"]).training.memory == now
+
+    def test_a_later_change_by_the_new_name_holds(self):
+        old = Config.from_dict({"training": {"remat": True}})
+        assert override(old, ["training.memory=invert"]).training.memory == "invert"
+        assert difference(old, override(Config(), ["training.memory=recompute"])) == {}
+
+    @pytest.mark.parametrize("value", [1, "yes", None])
+    def test_what_it_never_was_is_refused(self, value):
+        assert "training.memory today" in refusal(lambda: Config.from_dict({"training": {"remat": value}}))
+
+    def test_both_names_are_refused(self):
+        values = {"training": {"remat": True, "memory": "invert"}}
+        assert "training.remat and training.memory are one option" in refusal(lambda: Config.from_dict(values))
 
 
 class TestUnknownNames:
@@ -304,6 +326,7 @@ IMPOSSIBLE = [
     ("training.beta_2", -0.1, "[0, 1)", {}),
     ("training.ema_decay", 1.0, "[0, 1)", {}),
     ("training.precision", "float16", "'float32', 'tf32', 'mixed_bfloat16'", {}),
+    ("training.memory", "remat", "'keep', 'recompute', 'invert'", {}),
     ("training.micro_batches", 3, "must be a multiple", {"batch_size": 64}),
 ]
 SECTIONS = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
@@ -320,7 +343,6 @@ class TestImpossibleValues:
         free = {
             "data.data_dir",
             "data.horizontal_flip",
-            "training.remat",
             "training.init_from",
             "name",
             "description",

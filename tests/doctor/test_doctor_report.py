@@ -82,7 +82,7 @@ def recommended(*rows, numerics=(), request=None, facts=FACTS):
 
 class TestRecommendation:
     def test_takes_the_fastest_precision_that_is_worth_it(self):
-        rows = [timed("float32", 100.0), timed("tf32", 150.0), timed("bfloat16 nets", 160.0), timed("remat", 80.0)]
+        rows = [timed("float32", 100.0), timed("tf32", 150.0), timed("bfloat16 nets", 160.0), timed("recompute", 80.0)]
         found = recommended(*rows)
         assert found.settings == ("training.precision=mixed_bfloat16",)
         assert found.options() == "--set training.precision=mixed_bfloat16"
@@ -120,12 +120,12 @@ class TestRecommendation:
         assert config.training.batch_size % count == 0
         assert config.training.batch_size / count * each < 8 * 2**30
         gpu = {**FACTS, "gpus": [{}], "devices": ["GPU:0"], "nvidia_smi": [{"memory.total": "81559 MiB"}]}
-        assert fewest_micro_batches(config, recommendation._device_memory(gpu), 1) < count
+        assert fewest_micro_batches(config, 1, recommendation._device_memory(gpu)) < count
 
     def test_saves_memory_where_not_even_one_image_fits(self):
         request = Request(preset="celeba_hq_256")
         found = recommended(timed("float32", 1.0), request=request, facts={**FACTS, "memory_bytes": 4 * 2**30})
-        assert "training.remat=true" in found.settings
+        assert "training.memory=recompute" in found.settings
         found = recommended(timed("float32", 1.0), request=request, facts={**FACTS, "memory_bytes": 2**30})
         assert found.settings == () and "not even one image" in found.why[-1]
 

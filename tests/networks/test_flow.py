@@ -33,8 +33,8 @@ from tfdecouple.layers import (
     Coupling,
     InvertibleConv1x1,
     InvertibleLinear,
+    backward_memory,
     convolution,
-    rematerialized,
 )
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
 from tfdecouple.networks.prior import PriorFlow, PriorStep
@@ -418,27 +418,26 @@ class TestPrograms:
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("condition", [True, False])
-    def test_rematerialisation_gives_the_same_gradients_to_the_bit(self, condition):
+    def test_computing_maps_again_gives_the_same_gradients_to_the_bit(self, condition):
         gradients = self.gradients("coupling" if condition else "none")
-        plain, again = (tf.function(gradients, autograph=False)(on) for on in (False, True))
+        plain, again = (tf.function(gradients, autograph=False)(on) for on in ("keep", "recompute"))
         for ours, theirs in zip(again, plain, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
     @pytest.mark.parametrize("condition", [True, False])
-    def test_rematerialisation_computes_the_maps_again_but_not_the_convolution_that_narrows_them(
-        self, condition, monkeypatch
-    ):
+    def test_recompute_computes_the_maps_again_but_not_the_convolution_that_narrows_them(self, condition, monkeypatch):
         without_packing(monkeypatch)
         gradients = self.gradients("coupling" if condition else "none")
         kept, computed = (
-            collections.Counter(node.op for body in going_back(gradients, on) for node in body) for on in (False, True)
+            collections.Counter(node.op for body in going_back(gradients, mode) for node in body)
+            for mode in ("keep", "recompute")
         )
         assert kept["Elu"] == kept["Conv2D"] == 0
         assert computed["Elu"] == 2 * computed["Conv2D"] > 0
 
     @staticmethod
     def gradients(conditioning):
-        """Returns a function of whether to rematerialise, which returns a loss and its gradients for all weights."""
+        """Returns a function of the mode, which returns a loss and its gradients for all weights."""
         layer = Flow(dataclasses.replace(SMALL, steps=(2, 3), hidden_channels=(4, 4), conditioning=conditioning))
         x = tf.random.stateless_normal((2, 4, 4, 3), [0, 1])
         z = None if conditioning == "none" else tf.random.stateless_normal((2, 4), [0, 2])
@@ -446,20 +445,20 @@ class TestPrograms:
         give_effect(layer)
         weights = [variable.value for variable in layer.trainable_variables]
 
-        def gradients(on):
-            with rematerialized(on), tf.GradientTape() as tape:
+        def gradients(mode):
+            with backward_memory(mode), tf.GradientTape() as tape:
                 v, log_det = layer.forward_and_log_det(x, z)
                 loss = tf.reduce_sum(v**2) - tf.reduce_sum(log_det)
             return [loss, *tape.gradient(loss, weights)]
 
         return gradients
 
-    @pytest.mark.parametrize("on", [False, True])
-    def test_backward_pass_keeps_no_normalised_kernels(self, on, monkeypatch):
+    @pytest.mark.parametrize("mode", ["keep", "recompute"])
+    def test_backward_pass_keeps_no_normalised_kernels(self, mode, monkeypatch):
         without_packing(monkeypatch)
         gradients = self.gradients("coupling")
         computed = []
-        for body in going_back(gradients, on):
+        for body in going_back(gradients, mode):
             products = {node.name for node in body if node.op == "Mul"}
             kernels = (node.input[1].partition(":")[0] for node in body if node.op == "Conv2DBackpropInput")
             computed += [kernel in products for kernel in kernels]
@@ -472,9 +471,9 @@ def without_packing(monkeypatch):
     monkeypatch.setattr(convolution, "vector_size", lambda: 1)
 
 
-def going_back(gradients, on):
-    """Returns the operations of each function that run in each function of the backward pass of `gradients(on)`."""
-    graph = tf.function(gradients, autograph=False).get_concrete_function(on).graph.as_graph_def()
+def going_back(gradients, mode):
+    """Returns the operations of each function that run in each function of the backward pass of `gradients(mode)`."""
+    graph = tf.function(gradients, autograph=False).get_concrete_function(mode).graph.as_graph_def()
     functions = [each for each in graph.library.function if "__backward" in each.signature.name]
     assert functions
     return [list(needed(each)) for each in functions]

@@ -12,7 +12,7 @@ from helpers.places import ROOT
 
 from tfdecouple import costs
 from tfdecouple.architecture import CouplingPlan
-from tfdecouple.config import load_preset, preset_names
+from tfdecouple.config import MEMORY, load_preset, preset_names
 from tfdecouple.errors import UserError
 from tfdecouple.parameters import count_parameters
 
@@ -48,11 +48,11 @@ def test_costs_of_a_coupling_by_hand():
     # At each of 4 positions 9*2*8 + 8*8 + 9*8*2, and 3*8 once.
     assert coupling.multiply_adds() == 4 * (144 + 64 + 144) + 24
     # The net's inputs of 2 + 8 + 8 numbers, and three numbers for the scaled channel.
-    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, remat=False) == 4 * 4 * (18 + 3)
-    assert coupling.kept_bytes(alpha=0.5, net_bytes=2, remat=False) == 4 * (2 * 18 + 4 * 4)
-    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, remat=True) == 4 * 4 * (2 + 3)
-    assert coupling.working_bytes(net_bytes=4, remat=False) == 4 * 4 * 3 * 8
-    assert coupling.working_bytes(net_bytes=4, remat=True) == 4 * 4 * 5 * 8
+    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, memory="keep") == 4 * 4 * (18 + 3)
+    assert coupling.kept_bytes(alpha=0.5, net_bytes=2, memory="keep") == 4 * (2 * 18 + 4 * 4)
+    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, memory="recompute") == 4 * 4 * (2 + 3)
+    assert coupling.working_bytes(net_bytes=4, memory="keep") == 4 * 4 * 3 * 8
+    assert coupling.working_bytes(net_bytes=4, memory="recompute") == 4 * 4 * 5 * 8
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_what_a_preset_states_is_what_is_calculated(preset):
     assert stated["operations"] == pytest.approx(operations, rel=0.02)
     assert stated["days"] == pytest.approx(operations / (0.3 * 19.5e12) / 86400, abs=1)
     assert stated["days in TF32"] == pytest.approx(operations / (0.3 * 156e12) / 86400, abs=1)
-    gigabytes = costs.activations(config.model, remat=training.remat).total / 1e9
+    gigabytes = costs.activations(config.model, memory=training.memory).total / 1e9
     assert stated["gigabytes"] == pytest.approx(gigabytes, rel=0.05)
     assert stated["micro-batches"] == training.micro_batches
     on_each = training.batch_size // training.micro_batches // 8
@@ -123,10 +123,14 @@ def test_the_layers_counted_are_the_layers_of_the_flow():
 
 def test_recomputing_keeps_no_hidden_maps():
     config = load_preset("imagenet64").model
-    plain, remat = (costs.activations(config, remat=remat) for remat in (False, True))
+    plain, remat, inverted = (costs.activations(config, memory=memory) for memory in MEMORY)
     half = costs.activations(config, precision="mixed_bfloat16")
-    assert remat.kept < plain.kept / 5 and remat.working > plain.working
+    assert inverted.kept < remat.kept < plain.kept / 5 and remat.working > plain.working
     assert plain.total / 2 < half.total < 0.6 * plain.total
+    deep = costs.with_depth(load_preset("imagenet64"), 16).model
+    assert costs.activations(deep, memory="invert") == costs.activations(
+        costs.with_depth(load_preset("imagenet64"), 1).model, memory="invert"
+    )
 
 
 def test_the_state_counts_weights_gradients_moments_and_what_else_there_is():
@@ -154,7 +158,7 @@ def test_the_largest_micro_batch_fills_the_memory():
     count = scaling.largest_micro_batch(config, 24)
     assert state + count * one <= 0.9 * 24 * 2**30 < state + (count + 1) * one
     assert scaling.largest_micro_batch(config, 2) == 0
-    assert scaling.largest_micro_batch(config, 24, remat=True) > 4 * count
+    assert scaling.largest_micro_batch(config, 24, "recompute") > 4 * count
 
 
 def test_growth_above_linear_at_the_end_is_not_called_linear():
@@ -163,10 +167,11 @@ def test_growth_above_linear_at_the_end_is_not_called_linear():
 
 
 def test_the_docs_call_linear_what_is():
-    rows = re.findall(r"^\| time .* \| ([\d.]+) \| ([\d.]+) \| (yes|no) \|$", SCALING, re.MULTILINE)
+    rows = re.findall(r"^\| \w.* \| (-?[\d.]+) \| (-?[\d.]+) \| (yes|no|but for noise) \|$", SCALING, re.MULTILINE)
     assert len(rows) >= 9
     for slope, last, said in rows:
-        assert said == ("yes" if max(float(slope), float(last)) <= scaling.LINEAR else "no")
+        assert said == scaling.judged(max(float(slope), float(last)))
+        assert (said == "yes") == (max(float(slope), float(last)) <= 1)
 
 
 def test_the_calculated_tables_in_the_docs_are_what_the_programs_print():
@@ -194,7 +199,9 @@ def test_measured_rows_become_tables_and_a_plot(tmp_path):
     depths = [
         {
             "depth": depth,
-            "remat": remat,
+            "preset": "imagenet64",
+            "memory": memory,
+            "live_mib": [500.0, 800.0],
             "params": 1000 * depth,
             "ms_per_call": 10.0 * depth**2,
             "first_call_s": 5.0 * depth,
@@ -204,12 +211,19 @@ def test_measured_rows_become_tables_and_a_plot(tmp_path):
             "mib_per_image": 3.0 * depth,
             "calculated_mib_per_image": 3.1 * depth,
         }
-        for remat in (False, True)
+        for memory in MEMORY
         for depth in (1, 2, 4)
     ]
     text = scaling.render("depth", {"depth": depths})
-    assert "| time of a step over steps, with remat | 2.00 | 2.00 | no |" in text
-    scaling.plot({"depth": depths, "memory": scaling.calculate_memory()}, tmp_path / "plot.png")
+    assert "| time of a step over steps, invert | 2.00 | 2.00 | no |" in text
+    assert "| memory an image over steps, imagenet64, keep | 1.00 | 1.00 | yes |" in scaling.render(
+        "large", {"large": depths}
+    )
+    scaling.plot(
+        {"depth": depths, "large": depths, "memory": scaling.calculate_memory()},
+        tmp_path / "plot.png",
+        scaling.GPUS_GIB,
+    )
     assert (tmp_path / "plot.png").stat().st_size > 10000
 
 
@@ -290,7 +304,7 @@ def test_unknown_phases_are_refused(phase):
 @pytest.mark.parametrize(
     ("name", "arguments", "says"),
     [
-        ("throughput", ["--phase", "eval16", "--remat"], "--remat concerns training alone"),
+        ("throughput", ["--phase", "eval16", "--memory", "invert"], "--memory concerns training alone"),
         ("throughput", ["--phase", "train8", "--set", "training.batch_size=4"], "the phase says 8 images"),
         ("throughput", ["--phase", "train8", "--threads", "0"], "--threads is 0"),
         ("compare", ["--phases", "train16"], "--yardstick is missing"),

@@ -40,7 +40,7 @@ class TestMistakeBeforeTheFirstStep:
         assert not (tmp_path / "run").exists()
 
     def test_precision_that_the_processor_cannot_do(self, image_folder, tmp_path, monkeypatch):
-        def refuse(flow, dtype, remat):
+        def refuse(flow, dtype, memory):
             raise ConfigError(f"{dtype} does not work")
 
         monkeypatch.setattr(trainer, "check_precision", refuse)

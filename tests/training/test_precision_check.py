@@ -18,9 +18,9 @@ def flow():
     return flow
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_bfloat16_works_here(flow, remat):
-    check_precision(flow, "bfloat16", remat)
+@pytest.mark.parametrize("memory", ["keep", "recompute", "invert"])
+def test_bfloat16_works_here(flow, memory):
+    check_precision(flow, "bfloat16", memory)
 
 
 def test_every_kind_of_net_is_tried_once(flow):

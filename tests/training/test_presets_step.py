@@ -51,7 +51,7 @@ def in_small(preset):
             ema_decay=config.training.ema_decay and 0.9,
             kl_weight=config.training.kl_weight,
             precision=config.training.precision,
-            remat=config.training.remat,
+            memory=config.training.memory,
             init_images=16,
         ),
     )

@@ -218,11 +218,36 @@ class TestStep:
         _, outer = operations(trainer.step_function)
         assert 1 <= outer["StatefulPartitionedCall"] <= len(trainer.state.trainable) / 16
 
-    def test_rematerialisation_changes_no_bit(self, one_device):
-        trainer = Trainer(remat=True)
+    def test_recomputing_changes_no_bit(self, one_device):
+        trainer = Trainer(memory="recompute")
         result = trainer.take()
         assert result == one_device[2][0]
         assert_equal(trainer.values(), one_device[1][1])
+
+    def test_inverting_takes_the_same_step_and_one_that_does_not_come_back_is_not_applied(self, one_device):
+        trainer = Trainer(memory="invert")
+        result = trainer.take()
+        assert 0 < result.inversion_error < 1e-5
+        np.testing.assert_allclose(result._replace(inversion_error=0.0), one_device[2][0], rtol=1e-5)
+        for name, value in one_device[1][1].items():
+            if name.startswith("means/"):
+                # Of a share of the gradient.
+                np.testing.assert_allclose(trainer.values()[name], value, atol=1e-4 * np.abs(value).max(), err_msg=name)
+        # A matrix near to a singular one: the loss is finite, but the step's input is lost in rounding.
+        kernel = trainer.state.trainable["flow/level_1_part_0_step_0/linear/kernel"]
+        u, values, v = np.linalg.svd(kernel.numpy())
+        values[-1] = 1e-7
+        kernel.assign(u * values @ v)
+        before = trainer.values()
+        result = trainer.take()
+        assert not result.applied and math.isfinite(result.bits_per_dim) and math.isfinite(result.gradient_norm)
+        assert result.inversion_error > 1e-3
+        assert_equal(trainer.values(), before, but=("counters/step", "counters/skipped"))
+        assert (
+            trainer.state.take_wrong()
+            == f"inverting came back {result.inversion_error:.2g} off (training.memory=invert)"
+        )
+        assert trainer.state.take_wrong() == ""
 
     def test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss(self, one_device):
         trainer = Trainer(precision="mixed_bfloat16")
@@ -381,13 +406,23 @@ class TestTwoDevices:
 class TestDivision:
     """Without batch normalisation no division of a batch changes anything; the gradient is clipped as a whole."""
 
-    @pytest.mark.parametrize(("devices", "micro_batches"), [(1, 4), pytest.param(2, 1, marks=pytest.mark.slow), (2, 2)])
-    def test_changes_nothing(self, clipped, devices, micro_batches):
-        trainer = Trainer(devices=devices, model=GLOW, clip_norm=0.25, micro_batches=micro_batches)
+    @pytest.mark.parametrize(
+        ("devices", "micro_batches", "memory"),
+        [
+            (1, 4, "keep"),
+            pytest.param(2, 1, "keep", marks=pytest.mark.slow),
+            pytest.param(2, 2, "keep", marks=pytest.mark.slow),
+            (2, 2, "invert"),
+        ],
+    )
+    def test_changes_nothing(self, clipped, devices, micro_batches, memory):
+        trainer = Trainer(devices=devices, model=GLOW, clip_norm=0.25, micro_batches=micro_batches, memory=memory)
         for result in clipped[0]:
             assert result.gradient_norm > 1
-            np.testing.assert_allclose(trainer.take(), result, rtol=1e-5)
-        assert_close(trainer.values(), clipped[1][-1])
+            found = trainer.take()
+            assert (found.inversion_error > 0) == (memory == "invert")
+            np.testing.assert_allclose(found._replace(inversion_error=0.0), result, rtol=1e-5)
+        assert_close(trainer.values(), clipped[1][-1], 1e-5 if memory == "keep" else 1e-4)
 
     @pytest.mark.slow
     def test_micro_batches_move_the_statistics_of_batch_normalisation_once(self, one_device):

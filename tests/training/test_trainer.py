@@ -353,7 +353,7 @@ class TestDivergence:
         assert train_main(arguments) == 3
         out, err = capsys.readouterr()
         assert err.count("\n") == 1
-        assert "training diverged: 3 steps in a row were not finite (at step 8:" in err
+        assert "training diverged: 3 steps in a row were not applied (at step 8:" in err
         assert "kl" in err
         assert "step 2 was not applied: bits per dim, kl, gradient norm not finite" in out
         rows = figures(tmp_path / "run")
@@ -377,7 +377,7 @@ class TestDivergence:
         monkeypatch.setattr(reading, "SECONDS", math.inf)
         monkeypatch.setattr(fake_step, "bad", {4, 5, 6})
         config = run_config(image_folder, max_skipped_steps=3, log_every=99, evaluate_every=99, checkpoint_every=99)
-        with pytest.raises(DivergedError, match=r"3 steps in a row were not finite \(at step 7: "):
+        with pytest.raises(DivergedError, match=r"3 steps in a row were not applied \(at step 7: "):
             train(config, tmp_path / "run")
         assert "3 of the steps 5 to 7 were not applied: " in capsys.readouterr().out
         saved = checkpoint_values(tmp_path / "run", "step-000000007")

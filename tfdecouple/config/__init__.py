@@ -10,13 +10,14 @@ from tfdecouple.config.meanings import option_meanings
 from tfdecouple.config.model import CONDITIONING, LINEAR_FORMS, MOST_LEVELS, MOST_STEPS, PRIORS, ModelConfig
 from tfdecouple.config.presets import load_preset, preset_names, title
 from tfdecouple.config.run import Config, difference, from_plain, option_names, override
-from tfdecouple.config.training import PRECISIONS, SEEDS, TrainingConfig
+from tfdecouple.config.training import MEMORY, PRECISIONS, SEEDS, TrainingConfig
 from tfdecouple.transforms import TRANSFORMS
 
 __all__ = [
     "BAD_IMAGE_RULES",
     "CONDITIONING",
     "LINEAR_FORMS",
+    "MEMORY",
     "MOST_LEVELS",
     "MOST_STEPS",
     "PRECISIONS",

@@ -13,7 +13,7 @@ from tfdecouple.config.checks import check, shown
 from tfdecouple.config.data import DataConfig
 from tfdecouple.config.model import ModelConfig
 from tfdecouple.config.training import TrainingConfig
-from tfdecouple.config.values import build, plain, unknown
+from tfdecouple.config.values import FORMER, build, plain, renamed, unknown
 from tfdecouple.errors import ConfigError
 from tfdecouple.storage.files import parse_json
 
@@ -128,12 +128,13 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         if not separator:
             raise ConfigError(f"--set {shown(assignment)}: write it as NAME=VALUE, for example model.latent_dim=32")
         name = name.strip()
-        if name not in option_names():
+        if name not in (*option_names(), *FORMER):
             raise unknown(name, option_names())
         try:
             value = parse_json(text)
         except ValueError:
             value = text
+        name, value = renamed(name, value)
         section = values
         *path, last = name.split(".")
         for key in path:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
-from tfdecouple.config.checks import at_least, check, one_of
+from tfdecouple.config.checks import at_least, check, one_of, shown
+from tfdecouple.errors import ConfigError
 
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
+MEMORY = ("keep", "recompute", "invert")
 # What keras.utils.set_random_seed takes.
 SEEDS = 2**32
 
@@ -18,7 +21,8 @@ class TrainingConfig:
     Attributes:
         steps: number of optimiser updates of the whole run.
         batch_size: images per update, over all devices.
-        micro_batches: how many micro-batches a batch is processed in, one after the other, to save memory.
+        micro_batches: how many micro-batches a batch is processed in, one after the other, to save memory. "auto": as
+            few as the memory that is free at the start of the run lets through, by calculation (`costs.py`).
         learning_rate: the peak, reached after the warm-up.
         warmup_steps: updates of linear warm-up from 1e-7.
         decay_rate: factor of the learning rate per update after the warm-up.
@@ -33,8 +37,11 @@ class TrainingConfig:
             presets), which is older than TF32. "tf32": those of encoder and coupling nets as GPUs since Ampere do it
             faster, with 10 bits of mantissa; all else in full. "mixed_bfloat16": those of the coupling nets in
             bfloat16. Validation, test and whatever else is measured is always in full.
-        remat: whether the hidden maps of the coupling nets are computed again in the backward pass instead of kept:
-            less memory, more time, the same numbers.
+        memory: what the backward pass has of the flow's forward pass. "keep": all that it needs. "recompute": the
+            hidden maps of the coupling nets, nearly all there is, are computed again: less memory, more time, the same
+            numbers. "invert": each step's input is got back from its output, and the memory does not grow with the
+            number of steps; gradients are the same but for rounding, and a step where that has grown too large is
+            not applied.
         seed: of everything drawn at random.
         init_images: training images for the data-dependent initialisation.
         max_skipped_steps: updates in a row that may be skipped for values that are not finite.
@@ -50,7 +57,7 @@ class TrainingConfig:
 
     steps: int = 1000
     batch_size: int = 64
-    micro_batches: int = 1
+    micro_batches: int | Literal["auto"] = 1
     learning_rate: float = 1e-3
     warmup_steps: int = 50
     decay_rate: float = 0.999997
@@ -63,7 +70,7 @@ class TrainingConfig:
     kl_weight: float = 1.0
     kl_warmup_steps: int = 0
     precision: str = "float32"
-    remat: bool = False
+    memory: str = "keep"
     seed: int = 0
     init_images: int = 512
     max_skipped_steps: int = 10
@@ -77,6 +84,17 @@ class TrainingConfig:
     evaluation_samples: int = 1
     init_from: str | None = None
 
+    @property
+    def passes(self) -> int:
+        """How many micro-batches an update takes, once that is a number.
+
+        Raises:
+            ConfigError: where it is still "auto".
+        """
+        if isinstance(self.micro_batches, str):
+            raise ConfigError("training.micro_batches is 'auto'; only training itself makes a number of it")
+        return self.micro_batches
+
     def __post_init__(self) -> None:
         """Refuses impossible values.
 
@@ -86,7 +104,6 @@ class TrainingConfig:
         for name in (
             "steps",
             "batch_size",
-            "micro_batches",
             "init_images",
             "max_skipped_steps",
             "log_every",
@@ -121,8 +138,14 @@ class TrainingConfig:
             value = getattr(self, name)
             check(0 <= value < 1, f"training.{name} is {value}; it must lie in [0, 1)")
         one_of("training.precision", self.precision, PRECISIONS)
+        one_of("training.memory", self.memory, MEMORY)
+        count = 1 if self.micro_batches == "auto" else self.micro_batches
         check(
-            self.batch_size % self.micro_batches == 0,
+            isinstance(count, int) and count >= 1,
+            f"training.micro_batches is {shown(count)}; it must be at least 1, or 'auto'",
+        )
+        check(
+            self.batch_size % count == 0,
             f"training.batch_size is {self.batch_size} and training.micro_batches {self.micro_batches}; "
             "the first must be a multiple of the second",
         )

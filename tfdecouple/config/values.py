@@ -7,7 +7,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from tfdecouple.config.checks import check, shown
 from tfdecouple.errors import ConfigError
@@ -16,6 +16,28 @@ T = typing.TypeVar("T")
 
 # TensorFlow's whole numbers have 64 bits, and its numbers 32 in most places.
 _LARGEST = {int: 2.0**63 - 2**10, float: 1e38}
+
+
+# Options by their former names: what they are called now, and what the values of then are.
+FORMER: dict[str, tuple[str, dict[Any, Any]]] = {
+    "training.remat": ("training.memory", {False: "keep", True: "recompute"}),
+}
+
+
+def renamed(name: str, value: Any) -> tuple[str, Any]:
+    """Returns the dotted name that an option has now, and its value; most have never had another.
+
+    Raises:
+        ConfigError: for a value that the option never had.
+    """
+    if name not in FORMER:
+        return name, value
+    now, values = FORMER[name]
+    for then, translated in values.items():
+        if type(value) is type(then) and value == then:
+            return now, translated
+    listed = ", ".join(f"{then!r} for {translated!r}" for then, translated in values.items())
+    raise ConfigError(f"{name} is {shown(value)}; it was {listed}, and is {now} today")
 
 
 def build(cls: type[T], values: Mapping[str, Any], names: Sequence[str], prefix: str = "") -> T:
@@ -33,10 +55,22 @@ def build(cls: type[T], values: Mapping[str, Any], names: Sequence[str], prefix:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix.rstrip('.') or 'the config'} is {shown(values)}; it must be a JSON object")
     hints = typing.get_type_hints(cls)
+    values = _renamed(values, prefix)
     for key in values:
         if key not in hints:
             raise unknown(prefix + str(key), names)
     return cls(**{key: _coerce(hints[key], value, prefix + key, names) for key, value in values.items()})
+
+
+def _renamed(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Returns the values of a section by the names of today."""
+    found = dict(values)
+    for key in [key for key in values if f"{prefix}{key}" in FORMER]:
+        name, value = renamed(f"{prefix}{key}", found.pop(key))
+        now = name.removeprefix(prefix)
+        check(now not in found, f"{prefix}{key} and {name} are one option; leave out the first, which is its old name")
+        found[now] = value
+    return found
 
 
 def unknown(name: str, names: Sequence[str]) -> ConfigError:
@@ -74,6 +108,9 @@ def _coerce(hint: Any, value: Any, name: str, names: Sequence[str]) -> Any:
                 return _coerce(option, value, name, names)
             except ConfigError:
                 continue
+    elif origin is Literal:
+        if isinstance(value, str) and value in arguments:
+            return value
     elif origin is tuple:
         if isinstance(value, list | tuple):
             return tuple(_coerce(arguments[0], inner, f"{name}[{i}]", names) for i, inner in enumerate(value))
@@ -110,6 +147,8 @@ def _describe(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_describe(option) for option in arguments)
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
     if origin is tuple:
         return f"a list of {_describe(arguments[0])}"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}

@@ -56,7 +56,7 @@ def _compare(examination: Examination, variant: Variant) -> Iterator[Finding]:
     settings = [*request.settings, *variant.settings]
     config = config_of(request.preset, settings)
     training = config.training
-    per_image = activations(config.model, remat=training.remat, precision=training.precision).total
+    per_image = activations(config.model, memory=training.memory, precision=training.precision).total
     small = max(2, round(_DIFFERENCE_MIB[examination.devices[0][:3]] * MIB / per_image))
     peaks: dict[int, int] = {}
 
@@ -73,7 +73,7 @@ def _compare(examination: Examination, variant: Variant) -> Iterator[Finding]:
     if len(peaks) == 2:
         measured = (peaks[2 * small] - peaks[small]) / small
         parameters = count_parameters(config.model)["total"]
-        state = state_bytes(parameters, averages=training.ema_decay > 0, micro_batches=training.micro_batches)
+        state = state_bytes(parameters, averages=training.ema_decay > 0, micro_batches=training.passes)
         yield judge(variant, measured, per_image, state)
 
 

@@ -38,7 +38,8 @@ VARIANTS = (
     Variant("float32", phases=PHASES[:4], in_quick=True),
     Variant("tf32", ("training.precision=tf32",), gradient=0.01, gpu_only=True, in_quick=True),
     Variant("bfloat16 nets", ("training.precision=mixed_bfloat16",), gradient=0.1, in_quick=True),
-    Variant("remat", ("training.remat=true",)),
+    Variant("recompute", ("training.memory=recompute",)),
+    Variant("invert", ("training.memory=invert",)),
 )
 DEFAULT = VARIANTS[0]
 

@@ -6,13 +6,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tfdecouple.config import Config
-from tfdecouple.costs import activations, state_bytes
+from tfdecouple.costs import fewest_micro_batches
 from tfdecouple.doctor.examination import Request
 from tfdecouple.doctor.finding import Finding
 from tfdecouple.doctor.options import DEFAULT, VARIANTS
 from tfdecouple.doctor.speed import config_of
-from tfdecouple.parameters import count_parameters
 from tfdecouple.runtime.memory import shown_bytes
 
 Found = Mapping[str, Sequence[Finding]]
@@ -20,7 +18,7 @@ Found = Mapping[str, Sequence[Finding]]
 # What is faster by less is not worth another option.
 GAIN = 1.05
 # Settings that save memory at the cost of time, in the order in which they are tried where nothing else fits.
-SAVING = (["training.remat=true"],)
+SAVING = (["training.memory=recompute"], ["training.memory=invert"])
 # Of a device's memory, what TensorFlow and gaps leave to training.
 USABLE = 0.9
 
@@ -109,31 +107,12 @@ def _micro_batches(request: Request, settings: Sequence[str], found: Found) -> t
     memory, devices = _device_memory(facts), len(facts["devices"][: request.devices or (None if facts["gpus"] else 1)])
     for saving in ([], *SAVING):
         config = config_of(request.preset, [*request.settings, *settings, *saving])
-        if count := fewest_micro_batches(config, memory, devices):
+        if count := fewest_micro_batches(config, devices, int(USABLE * memory)):
             set_, own = [f"training.micro_batches={count}"], config.training.micro_batches
             share = config.training.batch_size // (count * devices)
             why = f"{count} micro-batches: {share} images at a time on each device fit into {shown_bytes(memory)}"
             return [*saving, *(set_ if count != own else [])], [why]
     return [], [f"not even one image at a time fits into {shown_bytes(memory)}, by calculation"]
-
-
-def fewest_micro_batches(config: Config, memory: int, devices: int) -> int:
-    """Returns the least number of micro-batches with which training is calculated to fit, 0 where none does.
-
-    Args:
-        config: the run.
-        memory: bytes of each device.
-        devices: how many train.
-    """
-    training = config.training
-    parameters = count_parameters(config.model)["total"]
-    per_image = activations(config.model, remat=training.remat, precision=training.precision).total
-    for count in range(1, training.batch_size // devices + 1):
-        images, rest = divmod(training.batch_size, count * devices)
-        state = state_bytes(parameters, averages=training.ema_decay > 0, micro_batches=count)
-        if not rest and state + images * per_image <= USABLE * memory:
-            return count
-    return 0
 
 
 def _device_memory(facts: Mapping[str, Any]) -> int:

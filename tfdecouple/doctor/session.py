@@ -113,7 +113,7 @@ class Session:
 
     def _train(self, batch: int) -> Work:
         batches = self._batches()
-        micro_batches = self.config.training.micro_batches
+        micro_batches = self.config.training.passes
         steps = iter(range(2**31))
 
         def begin() -> Any:
@@ -133,7 +133,7 @@ class Session:
         batches = training_batches(
             self.source,
             self.config.data,
-            batch_size=training.batch_size // training.micro_batches,
+            batch_size=training.batch_size // training.passes,
             seed=training.seed,
         )
         images = batches.map(lambda batch: batch["image"])

@@ -8,7 +8,7 @@ from tfdecouple.layers.nets import MLP, ConvNet
 from tfdecouple.layers.squeeze import Squeeze
 from tfdecouple.layers.whitening import ConditionalWhitening
 from tfdecouple.runtime.precision import net_precision
-from tfdecouple.runtime.rematerialization import rematerialized
+from tfdecouple.runtime.rematerialization import backward_memory
 
 __all__ = [
     "MLP",
@@ -22,6 +22,6 @@ __all__ = [
     "InvertibleLinear",
     "InvertibleSequence",
     "Squeeze",
+    "backward_memory",
     "net_precision",
-    "rematerialized",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -15,6 +15,22 @@ from tfdecouple.runtime.shapes import zero_per_image
 from tfdecouple.runtime.tf32 import full_float32
 
 Visit = Callable[["InvertibleLayer", tf.Tensor, tf.Tensor | None], tf.Tensor]
+
+
+class Gradients(NamedTuple):
+    """A layer's input, got back from its output, and the gradients that its backward pass gives.
+
+    Attributes:
+        x: the input.
+        of_x: the gradient for it.
+        of_condition: the gradient for z; None where the layer takes none.
+        of_weights: the gradients for those of `layer.variables` that are trainable, in their order.
+    """
+
+    x: tf.Tensor
+    of_x: tf.Tensor
+    of_condition: tf.Tensor | None
+    of_weights: list[tf.Tensor | None]
 
 
 class InvertibleLayer(keras.layers.Layer):
@@ -71,6 +87,23 @@ class InvertibleLayer(keras.layers.Layer):
         y, condition = self._prepare(y, condition)
         return self._inverse(y, condition)
 
+    @full_float32()
+    def inverse_and_gradients(
+        self, y: tf.Tensor, condition: tf.Tensor | None, of_y: tf.Tensor, of_log_det: tf.Tensor
+    ) -> Gradients:
+        """Takes a step of a backward pass that has kept nothing but the layer's output.
+
+        Args:
+            y: what `forward_and_log_det` has returned.
+            condition: z as it was then, or None.
+            of_y: the gradient for y.
+            of_log_det: the gradient for the log-determinant, `[batch]`.
+        """
+        # Each weight as one tensor, which a tape can watch.
+        values = [(variable, tf.convert_to_tensor(variable)) for variable in self.variables]
+        with keras.StatelessScope(state_mapping=values):
+            return self._inverse_and_gradients(y, condition, of_y, of_log_det)
+
     def as_bijector(self, condition: Any = None) -> tfb.Bijector:
         """Returns the layer as a TFP bijector, forward = x -> v.
 
@@ -116,6 +149,18 @@ class InvertibleLayer(keras.layers.Layer):
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         return self._bijector(condition).inverse_and_log_det(y)
+
+    def _inverse_and_gradients(
+        self, y: tf.Tensor, condition: tf.Tensor | None, of_y: tf.Tensor, of_log_det: tf.Tensor
+    ) -> Gradients:
+        x = self._inverse(y, condition)[0]
+        inputs = [x, *([] if condition is None else [condition])]
+        weights = trained(self)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([*inputs, *weights])
+            outputs = self._forward(x, condition)
+        of_inputs, of_weights = tape.gradient(outputs, [inputs, weights], output_gradients=[of_y, of_log_det])
+        return Gradients(x, of_inputs[0], None if condition is None else of_inputs[1], of_weights)
 
     def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         x = as_tensor(x, self.compute_dtype)
@@ -166,6 +211,29 @@ class InvertibleComposite(InvertibleLayer):
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         return self._run_inverse(y, lambda child, h: child.inverse_and_log_det(h, condition))
 
+    def _inverse_and_gradients(
+        self, y: tf.Tensor, condition: tf.Tensor | None, of_y: tf.Tensor, of_log_det: tf.Tensor
+    ) -> Gradients:
+        backward = _BackwardPass(condition, of_log_det)
+
+        def call(child: InvertibleLayer, both: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return tf.concat(backward.through(child, *tf.split(both, 2)), 0), zero_per_image(both)
+
+        # Between its children a composite moves numbers about and no more, so that gradients go the way of the values:
+        # they are put behind them as more images.
+        x, of_x = tf.split(self._run_inverse(tf.concat([y, of_y], 0), call)[0], 2)
+        return backward.end(self, x, of_x)
+
+    def _run_chain(
+        self, layers: Sequence[InvertibleLayer], h: tf.Tensor, call: ChildCall
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Runs layers of unchanging shape one after the other."""
+        log_det = zero_per_image(h)
+        for layer in layers:
+            h, change = call(layer, h)
+            log_det += change
+        return h, log_det
+
     def _run_forward(self, x: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
         raise NotImplementedError
 
@@ -192,18 +260,55 @@ class InvertibleSequence(InvertibleComposite):
         self.built = True
 
     def _run_forward(self, x: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        return _chain(self.sequence, x, call)
+        return self._run_chain(self.sequence, x, call)
 
     def _run_inverse(self, y: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        return _chain(self.sequence[::-1], y, call)
+        return self._run_chain(self.sequence[::-1], y, call)
+
+    def _inverse_and_gradients(
+        self, y: tf.Tensor, condition: tf.Tensor | None, of_y: tf.Tensor, of_log_det: tf.Tensor
+    ) -> Gradients:
+        backward = _BackwardPass(condition, of_log_det)
+        for layer in reversed(self.sequence):
+            y, of_y = backward.through(layer, y, of_y)
+        return backward.end(self, y, of_y)
 
 
-def _chain(layers: list[InvertibleLayer], h: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-    log_det = zero_per_image(h)
-    for layer in layers:
-        h, change = call(layer, h)
-        log_det += change
-    return h, log_det
+class _BackwardPass:
+    """The backward pass of a composite, child by child: what their gradients for z and for weights add up to."""
+
+    def __init__(self, condition: tf.Tensor | None, of_log_det: tf.Tensor):
+        self._condition = condition
+        self._of_log_det = of_log_det
+        self._of_condition: list[tf.Tensor] = []
+        self._of_weights: dict[int, tf.Tensor | None] = {}
+        self._before: list[tf.Tensor] = []
+
+    def through(self, child: InvertibleLayer, y: tf.Tensor, of_y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the child's input and the gradient for it."""
+        # The maps of the child before must be gone by now.
+        with tf.control_dependencies(self._before):
+            y = tf.identity(y)
+        found = child.inverse_and_gradients(y, self._condition, of_y, self._of_log_det)
+        self._of_weights.update(zip(map(id, _trainable(child)), found.of_weights, strict=True))
+        self._before = [each for each in (found.of_x, *found.of_weights) if each is not None]
+        if found.of_condition is not None:
+            self._of_condition.append(found.of_condition)
+        return found.x, found.of_x
+
+    def end(self, layer: InvertibleComposite, x: tf.Tensor, of_x: tf.Tensor) -> Gradients:
+        """Returns all of it, for the composite's own input."""
+        of_condition = tf.add_n(self._of_condition) if self._of_condition else None
+        return Gradients(x, of_x, of_condition, [self._of_weights[id(variable)] for variable in _trainable(layer)])
+
+
+def trained(layer: keras.layers.Layer) -> list[tf.Tensor]:
+    """Returns the values of a layer's trainable variables."""
+    return [tf.convert_to_tensor(variable) for variable in _trainable(layer)]
+
+
+def _trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
+    return [variable for variable in layer.variables if variable.trainable]
 
 
 def as_tensor(value: Any, dtype: Any) -> tf.Tensor:

@@ -10,7 +10,7 @@ from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.bijectors import forward_and_log_det, inverse_and_log_det
 from tfdecouple.errors import ConfigError, UserError
-from tfdecouple.layers.base import InvertibleLayer
+from tfdecouple.layers.base import Gradients, InvertibleLayer, trained
 from tfdecouple.layers.nets import MLP, ConvNet
 from tfdecouple.layers.split import ChannelSplit
 from tfdecouple.runtime.tf32 import full_float32
@@ -149,11 +149,45 @@ class Coupling(InvertibleLayer):
         x_b, log_det = inverse_and_log_det(self._conditioned(y_a, condition), y_b)
         return self.split.merge(y_a, x_b), log_det
 
+    def _inverse_and_gradients(
+        self, y: tf.Tensor, condition: tf.Tensor | None, of_y: tf.Tensor, of_log_det: tf.Tensor
+    ) -> Gradients:
+        # The net sees in x_a what it saw in the forward pass, and runs once for the inverse and for the gradients.
+        (x_a, y_b), (of_y_a, of_y_b) = self.split(y), self.split(of_y)
+        inputs = [x_a, *([] if condition is None else [condition])]
+        weights = trained(self)
+        with tf.GradientTape(watch_accessed_variables=False) as net_tape:
+            net_tape.watch([*inputs, *weights])
+            raw = self._raw(x_a, condition)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(raw)
+            bijector = self._bijector_of(raw)
+            with tape.stop_recording():
+                # As a tensor of its own, which TFP's cache of inputs and outputs does not know.
+                x_b = tf.identity(inverse_and_log_det(bijector, y_b)[0])
+            tape.watch(x_b)
+            outputs = forward_and_log_det(bijector, x_b)
+        of_x_b, of_raw = tape.gradient(
+            outputs, [x_b, raw], output_gradients=[of_y_b, of_log_det], unconnected_gradients="zero"
+        )
+        of_inputs, of_weights = net_tape.gradient(raw, [inputs, weights], output_gradients=of_raw)
+        of_x_a = of_y_a if of_inputs[0] is None else of_y_a + of_inputs[0]
+        x, of_x = self.split.merge(x_a, x_b), self.split.merge(of_x_a, of_x_b)
+        return Gradients(x, of_x, None if condition is None else of_inputs[1], of_weights)
+
     def _conditioned(self, x_a: tf.Tensor, condition: tf.Tensor | None) -> tfb.Bijector:
         """Returns the bijector of x_b, whose parameters the net computes from x_a and z."""
-        transform, raw = TRANSFORMS[self.transform], self.net.call(x_a, condition)
+        return self._bijector_of(self._raw(x_a, condition))
+
+    def _raw(self, x_a: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+        """Returns the unconstrained parameters, from the net."""
+        raw = self.net.call(x_a, condition)
         if raw.shape[-1] != self._outputs:
             raise UserError(f"the conditioner of {self.name} gives {raw.shape[-1]} channels; it needs {self._outputs}")
+        return raw
+
+    def _bijector_of(self, raw: tf.Tensor) -> tfb.Bijector:
+        transform = TRANSFORMS[self.transform]
         # Split once, since the gradient of slices is as many arrays of zeros with something in them, then their sum.
         parameters = tf.split(raw, transform.parameters, -1) if transform.parameters > 1 else [raw]
         return transform.bijector(parameters, self.alpha)

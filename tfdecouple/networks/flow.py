@@ -284,9 +284,8 @@ class Flow(TracedFlow, InvertibleComposite):
         log_det = zero_per_image(h)
         left: list[tf.Tensor] = []
         for stage in self.levels[depth]:
-            for layer in stage.layers:
-                h, change = call(layer, h)
-                log_det += change
+            h, change = self._run_chain(stage.layers, h, call)
+            log_det += change
             if stage.plan.dropped:
                 h, dropped = tf.split(h, [stage.plan.kept, stage.plan.dropped], -1)
                 left.insert(0, dropped)
@@ -317,7 +316,6 @@ class Flow(TracedFlow, InvertibleComposite):
         for stage in stages:
             if stage.plan.dropped:
                 h = tf.concat([h, dropped.pop(0)], -1)
-            for layer in reversed(stage.layers):
-                h, change = call(layer, h)
-                log_det += change
+            h, change = self._run_chain(stage.layers[::-1], h, call)
+            log_det += change
         return h, log_det

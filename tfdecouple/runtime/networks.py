@@ -5,11 +5,15 @@ Mixed into a network, these classes run what it defines; the definition knows no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
+from tfdecouple.runtime.inversion import run_inverting
+from tfdecouple.runtime.rematerialization import backward_mode
 from tfdecouple.runtime.shards import divides, run_in_shards
 from tfdecouple.runtime.tracing import Method, Traces
 
@@ -39,8 +43,23 @@ class TracedNetwork:
         return run(x, condition)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """Calls a child in one direction, through the trace that all children of its kind share."""
+
+    traces: Traces
+    condition: tf.Tensor | None
+    method: str
+
+    def __call__(self, layer: keras.layers.Layer, h: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return self.traces.run_layer(getattr(layer, self.method), h, self.condition)
+
+
 class TracedFlow(TracedNetwork):
-    """An `InvertibleComposite` whose children share traces, to be named before it among the bases."""
+    """An `InvertibleComposite` whose children share traces, to be named before it among the bases.
+
+    Its chains of layers have the backward pass that `backward_memory` asks for.
+    """
 
     _run_forward: Callable[..., Any]
     _run_inverse: Callable[..., Any]
@@ -52,7 +71,16 @@ class TracedFlow(TracedNetwork):
         return self.run_fast(self._inverse_by_layer, y, condition)
 
     def _forward_by_layer(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._run_forward(x, lambda layer, h: self._traces.run_layer(layer.forward_and_log_det, h, condition))
+        return self._run_forward(x, _Call(self._traces, condition, "forward_and_log_det"))
 
     def _inverse_by_layer(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._run_inverse(y, lambda layer, h: self._traces.run_layer(layer.inverse_and_log_det, h, condition))
+        return self._run_inverse(y, _Call(self._traces, condition, "inverse_and_log_det"))
+
+    def _run_chain(
+        self, layers: Sequence[keras.layers.Layer], h: tf.Tensor, call: Callable[..., Any]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        # Chains of vectors hold next to nothing.
+        inverts = backward_mode() == "invert" and len(h.shape) == 4
+        if inverts and isinstance(call, _Call) and call.method == "forward_and_log_det":
+            return run_inverting(call.traces, layers, h, call.condition)
+        return super()._run_chain(layers, h, call)  # type: ignore[misc]

@@ -1,4 +1,7 @@
-"""What becomes of the wide maps inside a coupling net: kept for the backward pass, computed again there, or dropped."""
+"""What a backward pass has of the forward pass: what was kept, is computed again, or is got back by inverting.
+
+Most of it are the wide maps inside of coupling nets; `wide` and `runtime/inversion.py` do what is in force here.
+"""
 
 from __future__ import annotations
 
@@ -17,33 +20,45 @@ _state = threading.local()
 
 
 @contextlib.contextmanager
-def rematerialized(on: bool) -> Iterator[None]:
-    """Runs the coupling nets that are called (or traced) inside for a backward pass, with their maps kept or not.
+def backward_memory(mode: str | None, meter: tf.Tensor | None = None) -> Iterator[None]:
+    """Runs what is called (or traced) inside for a backward pass that has of the forward pass what `mode` says.
 
-    The maps inside a net are many times as wide as those between layers, so that nearly all of the memory of a training
-    step is theirs. Computing them again takes most of one more forward pass. Values and gradients are the same to the
-    bit. Outside of this context gradients are right, too; but there the nets run as is best where nobody asks for any.
+    "keep": all of it. "recompute": the maps inside a coupling net, many times as wide as those between layers, are
+    computed again, which takes most of one more forward pass; values and gradients are the same to the bit. "invert":
+    of a chain of flow layers its input and its output alone, and what lies between is got back from the output
+    (`runtime/inversion.py`); gradients are the same but for rounding.
+
+    Outside of this context gradients are right, too; but there the nets run as is best where nobody asks for any.
 
     Args:
-        on: whether to compute the maps again in the backward pass.
+        mode: "keep", "recompute" or "invert"; None as outside.
+        meter: a float32 scalar, for "invert". Its gradient, whatever is differentiated, is how far what was got back
+            at the inputs of chains was from what had been there: of each image the largest difference relative to the
+            largest number, added up over images and chains. A tape must watch it.
     """
-    before = rematerialization()
-    _state.on = on
+    before = getattr(_state, "now", (None, None))
+    _state.now = mode, meter
     try:
         yield
     finally:
-        _state.on = before
+        _state.now = before
 
 
-def rematerialization() -> bool | None:
-    """Returns what `rematerialized` was told, or None where it is not in force."""
-    return getattr(_state, "on", None)
+def backward_mode() -> str | None:
+    """Returns what was told to `backward_memory`, or None where it is not in force."""
+    return getattr(_state, "now", (None, None))[0]
+
+
+def backward_meter() -> tf.Tensor | None:
+    """Returns the meter that was given to `backward_memory`, if any."""
+    return getattr(_state, "now", (None, None))[1]
 
 
 def wide(net: WideNet) -> WideNet:
-    """Decorates a net whose maps are wide inside: they are kept as `rematerialized` says.
+    """Decorates a net whose maps are wide inside: `backward_memory` says what becomes of them.
 
-    Where no backward pass is announced, some images at a time go through it, so few that their maps stay in a cache.
+    Where nothing is differentiated, some images at a time go through it, so few that their maps stay in a cache: where
+    no backward pass is announced, and in the forward pass of "invert".
 
     Args:
         net: from narrow maps `[batch, height, width, channels]`, a vector for each image (or None) and weights to
@@ -55,10 +70,10 @@ def wide(net: WideNet) -> WideNet:
         def apply(x: tf.Tensor, vectors: tf.Tensor | None) -> tf.Tensor:
             return net(x, vectors, *weights)
 
-        on = rematerialization()
-        if on:
+        mode = backward_mode()
+        if mode == "recompute":
             return _computed_again(net, x, vectors, *weights)
-        return run_in_turn(apply, x, vectors, width=weights[0].shape[-1]) if on is None else apply(x, vectors)
+        return apply(x, vectors) if mode == "keep" else run_in_turn(apply, x, vectors, width=weights[0].shape[-1])
 
     return run
 

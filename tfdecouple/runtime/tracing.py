@@ -11,11 +11,11 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.runtime.precision import current_net_precision
-from tfdecouple.runtime.rematerialization import rematerialization
+from tfdecouple.runtime.rematerialization import backward_mode
 from tfdecouple.runtime.xla import in_xla
 
-# A method of a layer that takes x and z (or None).
-Method = Callable[[tf.Tensor, tf.Tensor | None], Any]
+# A method of a layer that takes x and z (or None), and perhaps more tensors.
+Method = Callable[..., Any]
 
 
 class Traces:
@@ -29,7 +29,14 @@ class Traces:
         self._shared: dict[tuple, Any] = {}
         self._networks: dict[tuple, tuple[list[keras.Variable], Any]] = {}
 
-    def run_layer(self, method: Method, x: tf.Tensor, condition: tf.Tensor | None) -> Any:
+    def run_layer(
+        self,
+        method: Method,
+        x: tf.Tensor,
+        condition: tf.Tensor | None,
+        *rest: tf.Tensor,
+        weights: list[tf.Tensor] | None = None,
+    ) -> Any:
         """Runs a method of a layer through the trace that all layers of its kind share.
 
         A deep flow repeats a few kinds of step. Tracing each kind once, with the weights as arguments, makes the time
@@ -40,6 +47,8 @@ class Traces:
             method: bound to the layer.
             x: its input.
             condition: z, or None.
+            *rest: what else the method takes.
+            weights: the values of the layer's variables, where they are read already.
         """
         layer = method.__self__  # type: ignore[attr-defined]
         key = (_name(method), _kind(layer), x.shape[1:], *_circumstances())
@@ -47,8 +56,9 @@ class Traces:
             # A partial, since TensorFlow counts the traces of functions with the same code together and warns of many.
             self._shared[key] = _function(functools.partial(_run_with, method, layer.variables))
         # A tensor, not the variable: a tf.function treats each variable it is given as a new constant.
-        weights = [tf.convert_to_tensor(variable) for variable in layer.variables]
-        return self._shared[key](weights, x, condition)
+        if weights is None:
+            weights = [tf.convert_to_tensor(variable) for variable in layer.variables]
+        return self._shared[key](weights, x, condition, *rest)
 
     def run_network(self, method: Method, x: tf.Tensor, condition: tf.Tensor | None, run: Method) -> Any:
         """Runs a method of a network of many layers for a caller outside of any graph.
@@ -80,12 +90,11 @@ def _run_with(
     method: Method,
     variables: list[keras.Variable],
     weights: list[tf.Tensor],
-    x: tf.Tensor,
-    condition: tf.Tensor | None,
+    *inputs: tf.Tensor | None,
 ) -> Any:
     """Runs a method of a layer with `weights` in the place of its variables."""
     with keras.StatelessScope(state_mapping=list(zip(variables, weights, strict=True))):
-        return method(x, condition)
+        return method(*inputs)
 
 
 def _name(method: Method) -> str:
@@ -100,4 +109,4 @@ def _kind(layer: keras.layers.Layer) -> str:
 
 def _circumstances() -> tuple[Any, ...]:
     """Returns what else a trace depends on."""
-    return current_net_precision(), rematerialization(), in_xla()
+    return current_net_precision(), backward_mode(), in_xla()

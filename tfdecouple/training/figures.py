@@ -38,6 +38,9 @@ class StepResult(NamedTuple):
         applied: False where nothing was changed: loss or gradient norm were not finite, or training has halted.
         stop: above 0 where a worker was asked to stop; the same on all of them.
         read_after: the mean of what the workers wished for; the same on all of them.
+        inversion_error: with `training.memory=invert` how far the backward pass was from what it should get back: the
+            largest difference at the input of each stage relative to the largest number there, added up over the
+            stages, mean over the images. Else 0.
     """
 
     bits_per_dim: Any
@@ -49,10 +52,11 @@ class StepResult(NamedTuple):
     applied: Any
     stop: Any
     read_after: Any
+    inversion_error: Any = 0.0
 
     def read(self) -> StepResult:
         """Waits for the step and returns plain numbers."""
-        return StepResult(*(value.numpy().item() for value in self))
+        return StepResult(*(np.asarray(value).item() for value in self))
 
     def figures(self) -> tf.Tensor:
         """Returns the figures of `WINDOW` of a result that was not read, float32 `[len(WINDOW)]`."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from tfdecouple.errors import ConfigError, one_line
-from tfdecouple.layers import ConvNet, Coupling, net_precision, rematerialized
+from tfdecouple.layers import ConvNet, Coupling, backward_memory, net_precision
 from tfdecouple.networks.flow import Flow, FlowStep
 
 # What works for two images works for more.
@@ -19,7 +19,7 @@ _IMAGES = 2
 _TOLERANCE = 0.1
 
 
-def check_precision(flow: Flow, dtype: str, remat: bool = False) -> None:
+def check_precision(flow: Flow, dtype: str, memory: str = "keep") -> None:
     """Refuses a precision in which this processor computes something else than in float32.
 
     A coupling net of each kind that the flow has runs once, forward and backward, in both.
@@ -27,7 +27,7 @@ def check_precision(flow: Flow, dtype: str, remat: bool = False) -> None:
     Args:
         flow: the flow that is to be trained, built.
         dtype: of the coupling nets' products, as `net_precision` takes it.
-        remat: whether training computes the wide maps again.
+        memory: of training.
 
     Raises:
         ConfigError: naming the precision that works.
@@ -36,7 +36,7 @@ def check_precision(flow: Flow, dtype: str, remat: bool = False) -> None:
         return
     for net, side in kinds_of_nets(flow):
         try:
-            wrong = _wrong(net, side, dtype, remat)
+            wrong = _wrong(net, side, dtype, memory)
         except tf.errors.OpError as error:
             # Without the operation's place in TensorFlow's graph.
             said = re.sub(r"\{\{.*?\}\}", "", error.message).strip() or type(error).__name__
@@ -64,7 +64,7 @@ def kinds_of_nets(flow: Flow) -> Iterator[tuple[ConvNet, int]]:
                     yield coupling.net, side
 
 
-def _wrong(net: ConvNet, side: int, dtype: str, remat: bool) -> str:
+def _wrong(net: ConvNet, side: int, dtype: str, memory: str) -> str:
     """Returns what differs from float32 in a net like this one, with an effect; nothing where all is well."""
     trial = ConvNet(net.outputs, net.hidden, net.condition_size)
     generator = tf.random.Generator.from_seed(0)
@@ -81,7 +81,8 @@ def _wrong(net: ConvNet, side: int, dtype: str, remat: bool) -> str:
         sources = [x, *(weight.value for weight in trial.trainable_weights)]
         return [y, *tape.gradient(y, sources, output_gradients=upstream)]
 
-    with rematerialized(remat):
+    # By itself a net that is inverted keeps its maps.
+    with backward_memory("keep" if memory == "invert" else memory):
         exact = run()
         with net_precision(dtype):
             _spoil_free_memory([*shapes, [_IMAGES, side, side, net.hidden]], dtype)

@@ -22,6 +22,7 @@ from tfdecouple.runs import CONFIG
 from tfdecouple.runtime.memory import address_space, shown_bytes
 from tfdecouple.training.cluster import find_cluster
 from tfdecouple.training.distributed import DistributedTrainer
+from tfdecouple.training.division import settled
 from tfdecouple.training.folder import RunFolder
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.record import RunRecord
@@ -79,7 +80,7 @@ def train(
         ConfigError: where options do not fit each other or the devices, or the processor cannot do the precision.
         DataError: where images are missing or unreadable.
         InterruptedRunError: after SIGTERM, SIGHUP or Ctrl-C; the state is saved.
-        DivergedError: where training.max_skipped_steps steps in a row were not finite.
+        DivergedError: where training.max_skipped_steps steps in a row were not applied.
         LostWorkerError: where another worker has ended.
         RunError: where the folder holds another run, is in use, or cannot be written.
     """
@@ -97,8 +98,9 @@ def train(
             count = len(found.workers)
             workers = Workers(count, found.rank, collective_sum(strategy, count))
         stack.enter_context(_one_line_errors(path))
-        folder = stack.enter_context(RunFolder(path, config))
         _check_options(workers, config)
+        config = settled(config, path, strategy, workers)
+        folder = stack.enter_context(RunFolder(path, config))
         check_batch(config.training, strategy.num_replicas_in_sync)
         _check_memory(config)
         workers.on_chief(folder.check)

@@ -31,6 +31,7 @@ class TrainingState:
         best_step, best_bits_per_dim: of the best evaluation so far.
         window: sums of the figures since the last row of the log, see `figures.means`.
         not_finite: in how many steps each figure was not finite since this was last read; not in checkpoints.
+        lost: the largest `StepResult.inversion_error` since then for which a step was not applied; not in checkpoints.
         halted: 1 once `max_skipped_steps` steps in a row were skipped, else 0; not in checkpoints. From then on nothing
             changes any more, however many steps were dispatched before the host knew.
     """
@@ -50,6 +51,7 @@ class TrainingState:
         self.best_bits_per_dim = tf.Variable(np.float64(np.inf), trainable=False)
         self.window = tf.Variable(np.zeros(len(WINDOW) + 1), trainable=False)
         self.not_finite = tf.Variable(np.zeros(len(WINDOW), np.int64), trainable=False)
+        self.lost = tf.Variable(np.float32(0), trainable=False)
 
     def groups(self) -> dict[str, Mapping[str, Any]]:
         """Returns all of it by group and name, for a checkpoint."""
@@ -72,17 +74,19 @@ class TrainingState:
         """Returns the model's weights alone, for the checkpoint of the best model."""
         return {"model": self._named}
 
-    def count_step(self, figures: tf.Tensor, applied: tf.Tensor) -> None:
+    def count_step(self, figures: tf.Tensor, applied: tf.Tensor, lost: tf.Tensor | float = 0.0) -> None:
         """Counts a step and adds up its figures, in the graph of the step.
 
         Args:
             figures: those of `figures.WINDOW`, float32.
             applied: whether it was an update; False once training has halted.
+            lost: the error of inversion, float32, where it is why the step was no update; else 0.
         """
         goes_on, skipped = tf.equal(self.halted, 0), tf.where(applied, tf.constant(0, tf.int64), self.skipped + 1)
         row = tf.concat([tf.cast(figures, tf.float64), tf.ones([1], tf.float64)], 0)
         self.window.assign_add(tf.where(applied, row, tf.zeros_like(row)))
         self.not_finite.assign_add(tf.cast(goes_on & ~tf.math.is_finite(figures), tf.int64))
+        self.lost.assign(tf.where(goes_on, tf.maximum(self.lost, lost), self.lost))
         self.updates.assign_add(tf.cast(applied, tf.int64))
         self.step.assign_add(tf.cast(goes_on, tf.int64))
         self.skipped.assign(tf.where(goes_on, skipped, self.skipped))
@@ -94,12 +98,18 @@ class TrainingState:
         self.window.assign(tf.zeros_like(self.window))
         return found
 
-    def take_not_finite(self) -> list[str]:
-        """Reads which figures were not finite, in words, and begins anew."""
-        counts = self.not_finite.numpy()
+    def take_wrong(self) -> str:
+        """Reads why steps were not applied, in words, and begins anew."""
+        counts, lost = self.not_finite.numpy(), float(self.lost.numpy())
+        reasons = []
         if counts.any():
+            names = [name.replace("_", " ") for name, count in zip(WINDOW, counts, strict=True) if count]
+            reasons.append(f"{', '.join(names)} not finite")
             self.not_finite.assign(tf.zeros_like(self.not_finite))
-        return [name.replace("_", " ") for name, count in zip(WINDOW, counts, strict=True) if count]
+        if lost != 0:
+            reasons.append(f"inverting came back {lost:.2g} off (training.memory=invert)")
+            self.lost.assign(0.0)
+        return "; ".join(reasons)
 
     def note_best(self, step: int, bits_per_dim: float) -> bool:
         """Returns whether an evaluation is the best so far, and remembers the one that is."""

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import Config
-from tfdecouple.layers import net_precision, rematerialized
+from tfdecouple.layers import backward_memory, net_precision
 from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
 from tfdecouple.training.accumulation import Accumulator
 from tfdecouple.training.figures import NO_WISHES, StepResult, Wishes
@@ -20,7 +20,9 @@ from tfdecouple.training.schedule import kl_weight, learning_rate
 from tfdecouple.training.state import TrainingState
 
 # Of the encoder's and coupling nets' products, by `training.precision`.
-_NETS = {"float32": "float32", "tf32": "tf32", "mixed_bfloat16": "bfloat16"}
+NETS = {"float32": "float32", "tf32": "tf32", "mixed_bfloat16": "bfloat16"}
+# Largest `StepResult.inversion_error` of a step that is applied.
+INVERSION_BOUND = {"float32": 1e-3, "tf32": 1e-3, "mixed_bfloat16": 1e-3}
 
 
 class _Share(NamedTuple):
@@ -30,11 +32,13 @@ class _Share(NamedTuple):
         gradients: of the trainable weights, in their order.
         moving: new moving statistics, in their order.
         terms: of the bound, mean nats per image: reconstruction, kl, dequantization.
+        inversion_error: see `StepResult`.
     """
 
     gradients: list[Any]
     moving: list[Any]
     terms: list[Any]
+    inversion_error: Any
 
 
 class TrainStep:
@@ -59,7 +63,7 @@ class TrainStep:
         self._training = config.training
         self._strategy = strategy
         with strategy.scope():
-            self._accumulator: Any = Accumulator(self._shapes()) if config.training.micro_batches > 1 else None
+            self._accumulator: Any = Accumulator(self._shapes()) if config.training.passes > 1 else None
         # One trace each: the shapes never change. There is no Python control flow on tensors for AutoGraph to turn
         # into graphs, and looking for it in loops over a thousand variables takes seconds.
         self._whole = tf.function(self._take_whole, autograph=False)
@@ -105,22 +109,23 @@ class TrainStep:
         images, z_noise, u_noise = self._draw(images, step, number)
         # Read once for all shards of the batch.
         weights = [tf.convert_to_tensor(weight) for weight in self.state.trainable.values()]
-        with self._weights_in_place(weights) as scope:
+        meter = tf.zeros([])
+        with self._weights_in_place(weights, meter) as scope:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(weights)
+                tape.watch([*weights, meter])
                 loss, terms = self._bound(images, z_noise, u_noise)
-            gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
+            *gradients, error = tape.gradient(loss, [*weights, meter], unconnected_gradients="zero")
         moving = [
-            tf.convert_to_tensor(scope.get_current_value(variable)) / self._training.micro_batches
+            tf.convert_to_tensor(scope.get_current_value(variable)) / self._training.passes
             for variable in self._keras_variables(self.state.moving)
         ]
-        return _Share(gradients, moving, terms)
+        return _Share(gradients, moving, terms, error / self._training.batch_size)
 
     def _draw(self, images: tf.Tensor, step: tf.Tensor, number: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns this device's images, their noise for z and that for the dequantisation."""
         training, config = self._training, self.state.model.config
         context = tf.distribute.get_replica_context()
-        size = training.batch_size // training.micro_batches
+        size = training.batch_size // training.passes
         local = size // context.num_replicas_in_sync
         start = number * size + tf.cast(context.replica_id_in_sync_group, tf.int32) * local
         batch, own = training.batch_size, slice(start, start + local)
@@ -140,7 +145,7 @@ class TrainStep:
         return reconstruction + kl_weight(self._training, self.state.updates) * kl + dequantization, terms
 
     @contextmanager
-    def _weights_in_place(self, weights: list[tf.Tensor]) -> Iterator[keras.StatelessScope]:
+    def _weights_in_place(self, weights: list[tf.Tensor], meter: tf.Tensor) -> Iterator[keras.StatelessScope]:
         """Computes with these values of the trainable weights, in the precision that training asks for.
 
         The scope catches the new moving statistics of batch normalisation, too: a step that turns out not to be finite
@@ -150,8 +155,8 @@ class TrainStep:
         values = list(zip(self._keras_variables(self.state.trainable), weights, strict=True))
         with (
             keras.StatelessScope(state_mapping=values) as scope,
-            net_precision(_NETS[training.precision]),
-            rematerialized(training.remat),
+            net_precision(NETS[training.precision]),
+            backward_memory(training.memory, meter),
         ):
             yield scope
 
@@ -165,12 +170,13 @@ class TrainStep:
             [tf.TensorShape(variable.shape) for variable in self.state.trainable.values()],
             [tf.TensorShape(variable.shape) for variable in self.state.moving.values()],
             [tf.TensorShape(())] * 3,
+            tf.TensorShape(()),
         )
 
     # --- for all devices ---
 
     def _update(self, shares: _Share, wishes: tf.Tensor) -> StepResult:
-        """Adds up what the devices found and applies it where all of it is finite."""
+        """Adds up what the devices found and applies it where it can be trusted: finite, and inverted well."""
         training, state = self._training, self.state
         # Outside of any condition: on several workers all must take part in every reduction.
         found = self._reduce(shares)
@@ -181,7 +187,10 @@ class TrainStep:
         norm = global_norm([self._strategy.experimental_local_results(g)[0] for g in found.gradients])
         reconstruction, kl, dequantization = found.terms
         loss = reconstruction + kl + dequantization
-        applied = tf.math.is_finite(loss) & tf.math.is_finite(norm) & tf.equal(state.halted, 0)
+        finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
+        # Written so that NaN is too large.
+        inverted = found.inversion_error <= INVERSION_BOUND[training.precision]
+        applied = finite & inverted & tf.equal(state.halted, 0)
 
         rate = learning_rate(training, state.updates)
         scale = tf.minimum(1.0, training.clip_norm / norm) if training.clip_norm else None
@@ -198,8 +207,10 @@ class TrainStep:
             applied=applied,
             stop=wished[0],
             read_after=wished[1] / self._strategy.num_replicas_in_sync,
+            inversion_error=found.inversion_error,
         )
-        state.count_step(result.figures(), applied)
+        lost = tf.where(finite & ~inverted, found.inversion_error, 0.0)
+        state.count_step(result.figures(), applied, lost)
         return result
 
     def _reduce(self, shares: _Share) -> _Share:
@@ -215,4 +226,5 @@ class TrainStep:
             to_devices(add, shares.gradients, self.state.trainable),
             to_devices(mean, shares.moving, self.state.moving),
             [self._strategy.reduce(add, term, axis=None) for term in shares.terms],
+            self._strategy.reduce(add, shares.inversion_error, axis=None),
         )

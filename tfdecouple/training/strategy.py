@@ -112,9 +112,9 @@ def check_batch(config: TrainingConfig, replicas: int) -> None:
     Raises:
         ConfigError: naming the sizes.
     """
-    slices = replicas * config.micro_batches
+    slices = replicas * config.passes
     if config.batch_size % slices:
-        micro = f" times {config.micro_batches} micro-batches" if config.micro_batches > 1 else ""
+        micro = f" times {config.passes} micro-batches" if config.passes > 1 else ""
         least = "smaller than" if config.batch_size < slices else "no multiple of"
         raise ConfigError(
             f"training.batch_size is {config.batch_size}, {least} the {replicas} devices{micro}; "

@@ -33,7 +33,7 @@ class InterruptedRunError(RunError):
 
 
 class DivergedError(RunError):
-    """Too many steps in a row were not finite."""
+    """Too many steps in a row were not applied."""
 
 
 class Trainer:
@@ -79,7 +79,7 @@ class Trainer:
         Raises:
             ConfigError: where the processor cannot do the precision.
             InterruptedRunError: after SIGTERM, SIGHUP or Ctrl-C; the state is saved.
-            DivergedError: where training.max_skipped_steps steps in a row were not finite.
+            DivergedError: where training.max_skipped_steps steps in a row were not applied.
             RunError: where the run cannot go on from its folder.
         """
         messages, is_new = self._restore()
@@ -132,7 +132,7 @@ class Trainer:
         if self.training.precision == "tf32" and not has_tf32():
             self.progress.say("training.precision=tf32 changes nothing here: no GPU has it; NVIDIA's since Ampere do")
         dtype = "bfloat16" if self.training.precision == "mixed_bfloat16" else "float32"
-        check_precision(self.state.model.flow, dtype, self.training.remat)
+        check_precision(self.state.model.flow, dtype, self.training.memory)
 
     def _start_weights(self) -> None:
         """Starts the weights, from data or from another run."""
@@ -169,7 +169,7 @@ class Trainer:
         result: StepResult | None = None
         stopping = self._stops(stop)
         while self.step < training.steps and not stopping:
-            micro_batches = [next(batches) for _ in range(training.micro_batches)]
+            micro_batches = [next(batches) for _ in range(training.passes)]
             result = self.take_step(micro_batches, self.step, Wishes(bool(stop.reason), schedule.wish))
             self.step += 1
             is_last = self.step == training.steps
@@ -211,7 +211,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[Any]:
         """Yields the images of each micro-batch, from the run's position in the data on."""
-        micro_batches = self.training.micro_batches
+        micro_batches = self.training.passes
 
         def images(context: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = training_batches(
@@ -234,10 +234,10 @@ class Trainer:
         step = int(self.state.step.numpy())
         skipped = step - int(self.state.updates.numpy())
         if skipped > self.skipped:
-            new, bad = skipped - self.skipped, ", ".join(self.state.take_not_finite())
+            new, bad = skipped - self.skipped, self.state.take_wrong()
             first = self._read_at + 1
             which = f"step {step}" if first == step else f"{new} of the steps {first} to {step}"
-            self.progress.say(f"{which} {'were' if new > 1 else 'was'} not applied: {bad} not finite")
+            self.progress.say(f"{which} {'were' if new > 1 else 'was'} not applied: {bad}")
             self.skipped = skipped
             if self.state.halted.numpy():
                 self._diverged(step, bad)
@@ -250,7 +250,7 @@ class Trainer:
         self._save()
         in_a_row = int(self.state.skipped.numpy())
         raise DivergedError(
-            f"training diverged: {in_a_row} steps in a row were not finite (at step {step}: {bad}); "
+            f"training diverged: {in_a_row} steps in a row were not applied (at step {step}: {bad}); "
             f"the weights before them are saved in {self.record.checkpoints.path}. See docs/divergence.md"
         )
 

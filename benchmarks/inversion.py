@@ -1,0 +1,159 @@
+"""How exact the backward pass by inversion is: its gradients beside those of one that keeps everything.
+
+    python benchmarks/inversion.py --alphas 0.5 0.8 1 --updates 0 500
+    python benchmarks/inversion.py --alphas 1 --updates 500 --break
+
+A model is trained with `training.memory=keep`, and at each of --updates the gradient of a batch is computed both ways,
+in each precision. A row has the error that a step would compare with its bound (`StepResult.inversion_error`); of all
+weights the largest difference of a gradient relative to the largest number of that weight's gradient, and the median;
+the whole difference relative to the whole gradient; and what the precision itself changes, against float32.
+
+--break then spoils the trained model: the smallest singular value of a 1x1 convolution becomes ever smaller, and its
+inverse makes ever more of rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import table, write_json  # noqa: E402
+from tfdecouple.config import PRECISIONS, load_preset, override  # noqa: E402
+from tfdecouple.doctor.machine import machine  # noqa: E402
+from tfdecouple.doctor.session import Session, as_timed  # noqa: E402
+from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
+
+HEADER = ["alpha", "updates", "precision", "error", "largest", "of", "median", "whole", "precision alone"]
+SPOILED = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+
+
+def main() -> int:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="quickstart", help="default quickstart")
+    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="as for train.py")
+    parser.add_argument("--alphas", type=float, nargs="+", default=[0.5, 0.8, 1.0])
+    parser.add_argument("--updates", type=int, nargs="+", default=[0, 500])
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32", "mixed_bfloat16"])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--break", dest="spoils", action="store_true", help="spoil the trained model, too")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=pathlib.Path, help="write all figures there")
+    options = parser.parse_args()
+    return run_program(lambda: inversion(options))
+
+
+def inversion(options: argparse.Namespace) -> int:
+    """Trains a model with each alpha and compares its gradients."""
+    start_tensorflow(options.threads)
+    rows: list[list[Any]] = []
+    for alpha in options.alphas:
+        for row in compared(options, alpha):
+            rows.append(row)
+            print(table(HEADER, [row]).splitlines()[-1], file=sys.stderr, flush=True)
+    print(table(HEADER, rows))
+    write_json(options.json, {"machine": machine(), "rows": [dict(zip(HEADER, row, strict=True)) for row in rows]})
+    return 0
+
+
+def compared(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
+    """Yields the rows of a model in training."""
+    config = as_timed(load_preset(options.preset), options.batch)
+    session = Session(override(config, [f"model.alpha={alpha}", "training.memory=keep", *options.set]))
+    work, both, taken = session.work("train", options.batch), Gradients(session, options.batch), 0
+    for updates in sorted(options.updates):
+        for _ in range(updates - taken):
+            work.call()
+        taken = updates
+        for precision in options.precisions:
+            yield [alpha, updates, precision, *both.compared(precision)]
+    if not options.spoils:
+        return
+    import numpy as np
+
+    kernel = next(v for v in both.variables if v.path.endswith("part_0_step_0/linear/kernel") and v.shape[0] > 3)
+    right = kernel.numpy()
+    u, values, v = np.linalg.svd(right)
+    for smallest in SPOILED:
+        kernel.assign(u * [*values[:-1], smallest] @ v)
+        yield [alpha, taken, f"float32, singular value {smallest:.0e}", *both.compared("float32")]
+    kernel.assign(right)
+
+
+class Gradients:
+    """The gradients of a batch of a model, by mode and precision, each traced once."""
+
+    def __init__(self, session: Session, batch: int):
+        from tfdecouple import randomness
+        from tfdecouple.data import load_images
+
+        self.variables = session.model.trainable_variables
+        self._model = session.model
+        self._batch = batch
+        images = load_images(session.source, "train", batch)[0]
+        noise = randomness.normal([batch, self._model.config.latent_dim], randomness.fold(0, "z"))
+        self._inputs = images, noise, randomness.uniform(images.shape, randomness.fold(0, "u"))
+        self._functions: dict[tuple[str, str], Any] = {}
+
+    def compared(self, precision: str) -> list[Any]:
+        """Returns the last columns of a row."""
+        import numpy as np
+
+        full, *_ = self._of("keep", "float32")
+        kept, _ = self._of("keep", precision)
+        found, error = self._of("invert", precision)
+        off = [float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)) for a, b in zip(kept, found, strict=True)]
+        worst = int(np.argmax(off))
+        return [
+            f"{error / self._batch:.1e}",
+            f"{off[worst]:.1e}",
+            self.variables[worst].path.partition("/")[2],
+            f"{np.median(off):.1e}",
+            f"{_distance(kept, found):.1e}",
+            "" if precision == "float32" else f"{_distance(full, kept):.1e}",
+        ]
+
+    def _of(self, mode: str, precision: str) -> tuple[list[Any], float]:
+        """Returns the gradients for the weights, and the error of inversion summed over the images."""
+        if (mode, precision) not in self._functions:
+            self._functions[mode, precision] = self._traced(mode, precision)
+        *gradients, error = self._functions[mode, precision]()
+        return [gradient.numpy() for gradient in gradients], float(error)
+
+    def _traced(self, mode: str, precision: str) -> Any:
+        import keras
+        import tensorflow as tf
+
+        from tfdecouple.layers import backward_memory, net_precision
+        from tfdecouple.training.step import NETS
+
+        @tf.function(autograph=False)
+        def run() -> Any:
+            weights, meter = [tf.convert_to_tensor(variable) for variable in self.variables], tf.zeros([])
+            scope = keras.StatelessScope(state_mapping=list(zip(self.variables, weights, strict=True)))
+            with scope, backward_memory(mode, meter), net_precision(NETS[precision]):
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch([*weights, meter])
+                    elbo = self._model.elbo_from_noise(*self._inputs, training=True)
+                    loss = tf.reduce_sum(elbo.reconstruction + elbo.kl)
+                return tape.gradient(loss, [*weights, meter], unconnected_gradients="zero")
+
+        return run
+
+
+def _distance(right: Sequence[Any], found: Sequence[Any]) -> float:
+    """Returns how far gradients are from the right ones, as a whole, relative to these."""
+    import numpy as np
+
+    off = sum(float(np.sum(np.square(a - b, dtype=np.float64))) for a, b in zip(right, found, strict=True))
+    return (off / sum(float(np.sum(np.square(a, dtype=np.float64))) for a in right)) ** 0.5
+
+
+if __name__ == "__main__":
+    sys.exit(main())

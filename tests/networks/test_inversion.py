@@ -1,0 +1,129 @@
+"""Tests of the backward pass by inversion: the gradients of one that keeps everything, whatever a flow is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import TINY, give_effect
+from tensorflow_probability import bijectors as tfb
+
+from tfdecouple.layers import Coupling, backward_memory
+from tfdecouple.networks.flow import Flow
+from tfdecouple.transforms import TRANSFORMS, Transform
+
+SMALL = dataclasses.replace(TINY, image_size=4, steps=(1, (1, 1), 1), factors=(3,), encoder_channels=(4,))
+# Every kind of conditioning, transform and linear map.
+KINDS = {
+    "coupling": {"alpha": 0.5},
+    "base, additive, lu": {
+        "conditioning": "base",
+        "transform": "additive",
+        "multiscale_transform": "additive",
+        "linear": "lu",
+        "steps": (1, 2),
+        "hidden_channels": (4, 4),
+    },
+    "none": {"conditioning": "none", "alpha": 1.0, "steps": (1, 1), "hidden_channels": (4, 4)},
+}
+
+# Of an input, of the gradient for an output and of that for its log-determinant.
+SHAPES = ((2, 4, 4, 4), (2, 4, 4, 4), (2,))
+
+
+def built(dtype="float64", **options):
+    """A flow whose every weight has an effect, an input and z."""
+    config = dataclasses.replace(SMALL, **options)
+    flow = Flow(config, dtype=dtype)
+    flow.build()
+    give_effect(flow)
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.standard_normal((3, *config.image_shape)), dtype)
+    z = tf.constant(rng.standard_normal((3, config.latent_dim)), dtype)
+    return flow, x, z
+
+
+def function_of(flow):
+    """A function of mode, x and z: the loss, and its gradients for x, z, the meter and the weights."""
+    weights = [variable.value for variable in flow.trainable_variables]
+
+    @tf.function(autograph=False)
+    def gradients(mode, x, z):
+        meter = tf.zeros([])
+        with backward_memory(mode, meter):
+            with tf.GradientTape() as tape:
+                tape.watch([x, z, meter])
+                v, log_det = flow.forward_and_log_det(x, z)
+                loss = tf.reduce_sum(v**2 * tf.linspace(tf.ones([], v.dtype), 2, 3)) - tf.reduce_sum(tf.sin(log_det))
+            return loss, tape.gradient(loss, [x, z, meter, *weights], unconnected_gradients="zero")
+
+    return gradients
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_a_backward_pass_that_keeps_everything(kind):
+    flow, x, z = built(**KINDS[kind])
+    gradients = function_of(flow)
+    (right, kept), (loss, inverted) = (gradients(mode, x, z) for mode in ("keep", "invert"))
+    np.testing.assert_allclose(loss, right, rtol=1e-12)
+    names = ["x", "z", "meter", *(variable.path for variable in flow.trainable_variables)]
+    for name, ours, theirs in zip(names, inverted, kept, strict=True):
+        if name == "meter":
+            assert float(theirs) == 0 < float(ours) < 1e-12
+            continue
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max(), err_msg=name)
+        assert np.any(theirs != 0) or (name == "z" and KINDS[kind].get("conditioning") == "none"), name
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_nothing_is_kept_between_the_steps_of_a_stage(depth):
+    flow, x, z = built("float32", steps=(1, depth), hidden_channels=(4, 4))
+    graph = function_of(flow).get_concrete_function("invert", x, z).graph
+    calls = [op for op in graph.get_operations() if "PartitionedCall" in op.type]
+    forward, backward = ([op for op in calls if (len(op.outputs) == 2) == is_forward] for is_forward in (True, False))
+    assert len(forward) == len(backward) == 1 + depth
+    maps = [output for op in forward for output in op.outputs if len(output.shape) == 4]
+    kept = [each for each in maps if set(each.consumers()) & set(backward)]
+    # The output of either stage.
+    assert len(maps) == 1 + depth and len(kept) == 2
+
+
+def test_meter_tells_what_did_not_come_back():
+    flow, x, z = built("float32", conditioning="none", steps=(1, 1), hidden_channels=(4, 4))
+    matrix, gradients = flow.levels[0][0].steps[0].sequence[1].kernel, function_of(flow)
+    u, values, v = np.linalg.svd(matrix.numpy())
+    for smallest, is_lost in ((1.0, False), (1e-3, False), (1e-6, True)):
+        matrix.assign(u * [*values[:-1], smallest] @ v)
+        loss, (_, _, meter, *_) = gradients("invert", x, z)
+        assert np.isfinite(loss) and (float(meter) > 1e-3) == is_lost
+
+
+def test_transform_of_tfp_has_its_gradients(monkeypatch):
+    class Skewed(Transform):
+        name = "skewed"
+        parameters = 2
+
+        def bijector(self, raw, alpha):
+            return tfb.SinhArcsinh(tf.tanh(raw[0]), tf.exp(alpha * tf.tanh(raw[1])))
+
+    monkeypatch.setitem(TRANSFORMS, "skewed", Skewed())
+    layer = Coupling(hidden=4, transform="skewed", alpha=0.5, dtype="float64")
+    x, *of = (tf.constant(np.random.default_rng(n).standard_normal(shape)) for n, shape in enumerate(SHAPES))
+    layer.forward_and_log_det(x)
+    give_effect(layer, scale=0.5)
+    weights = [variable.value for variable in layer.trainable_variables]
+
+    @tf.function(autograph=False)
+    def both():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            outputs = layer.forward_and_log_det(x)
+        return [x, *tape.gradient(outputs, [x, *weights], output_gradients=of)], layer.inverse_and_gradients(
+            outputs[0], None, *of
+        )
+
+    right, (back, of_x, _, of_weights) = both()
+    for ours, theirs in zip([back, of_x, *of_weights], right, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-9)

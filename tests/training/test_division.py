@@ -1,0 +1,83 @@
+"""`training.micro_batches=auto`: a number by calculation and by the memory that is free, which a run then keeps."""
+
+import types
+
+import pytest
+import tensorflow as tf
+from helpers.models import SMALL
+from helpers.runs import run_config
+from tensorflow.python.client import device_lib
+
+from tfdecouple import costs
+from tfdecouple.config import Config, TrainingConfig
+from tfdecouple.errors import ConfigError
+from tfdecouple.runs import load_config
+from tfdecouple.training import division, train
+
+
+def test_fewest_are_those_that_fit():
+    config = Config(model=SMALL, training=TrainingConfig(batch_size=240, ema_decay=0.9))
+    for count, images in ((1, 240), (2, 120), (3, 80), (240, 1)):
+        need = costs.step_bytes(config, images, count)
+        assert costs.fewest_micro_batches(config, 1, need) == count
+        assert costs.fewest_micro_batches(config, 1, need - 1) != count
+    # Two devices have half of the images each.
+    assert costs.fewest_micro_batches(config, 2, costs.step_bytes(config, 60, 2)) == 2
+    assert costs.fewest_micro_batches(config, 1, costs.step_bytes(config, 1, 240) - 1) is None
+
+
+def test_state_of_micro_batches_is_counted_and_less_memory_is_needed_where_less_is_kept():
+    of = {m: Config(model=SMALL, training=TrainingConfig(memory=m)) for m in ("keep", "recompute", "invert")}
+    assert costs.step_bytes(of["keep"], 0, 2) > costs.step_bytes(of["keep"], 0, 1)
+    sizes = [costs.step_bytes(config, 1) for config in of.values()]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
+
+
+class TestRun:
+    @pytest.fixture
+    def free(self, monkeypatch):
+        """Returns a function that lets so many bytes be free."""
+        return lambda count: monkeypatch.setattr(division, "_free", lambda strategy: count)
+
+    def test_takes_the_number_of_its_beginning(self, image_folder, tmp_path, stand_ins, fake_step, free, capsys):
+        config = run_config(image_folder, micro_batches="auto", steps=2)
+        free(costs.step_bytes(config, 4, 2))
+        train(config, tmp_path / "run")
+        assert "training.micro_batches=auto: 2, 4 images at a time on each device, " in capsys.readouterr().out
+        assert load_config(tmp_path / "run").training.micro_batches == 2
+        free(2**40)
+        longer = run_config(image_folder, micro_batches="auto", steps=3)
+        assert train(longer, tmp_path / "run").summary["steps"] == 3
+        assert "training.micro_batches=auto: 2, as this run began" in capsys.readouterr().out
+        assert load_config(tmp_path / "run").training.micro_batches == 2
+
+    def test_is_refused_where_no_image_fits(self, image_folder, tmp_path, free):
+        config = run_config(image_folder, micro_batches="auto")
+        free(costs.step_bytes(config, 1, 8) - 1)
+        with pytest.raises(ConfigError, match=r"one image at a time needs .* take training\.memory=invert, a smaller"):
+            train(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_is_a_number_for_whoever_asks_without_a_run(self):
+        with pytest.raises(ConfigError, match="'auto'; only training itself"):
+            _ = TrainingConfig(micro_batches="auto").passes
+
+
+class TestFree:
+    @staticmethod
+    def strategy(*devices):
+        return types.SimpleNamespace(extended=types.SimpleNamespace(worker_devices=devices))
+
+    def test_of_logical_cpus_is_shared(self, monkeypatch):
+        monkeypatch.setattr(division, "free_memory", lambda: 10 * 2**30)
+        one, two = (division._free(self.strategy(*names)) for names in (["/device:CPU:0"], ["CPU:0", "CPU:1"]))
+        assert one == int(0.9 * 10 * 2**30) - 2**29 and two == one // 2
+
+    def test_of_gpus_is_that_of_the_fullest(self, monkeypatch):
+        # As TensorFlow describes devices; there is none here.
+        described = [types.SimpleNamespace(name=f"/device:GPU:{n}", memory_limit=1000 * 2**20) for n in range(2)]
+        used = {"GPU:0": 100 * 2**20, "GPU:1": 400 * 2**20}
+        monkeypatch.setattr(device_lib, "list_local_devices", lambda: described)
+        monkeypatch.setattr(tf.config.experimental, "get_memory_info", lambda name: {"current": used[name]})
+        devices = [f"/job:localhost/replica:0/task:0/device:GPU:{n}" for n in range(2)]
+        assert division._free(self.strategy(*devices)) == int(0.9 * 600 * 2**20)
