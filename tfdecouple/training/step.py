@@ -21,8 +21,9 @@ from tfdecouple.training.state import TrainingState
 
 # Of the encoder's and coupling nets' products, by `training.precision`.
 NETS = {"float32": "float32", "tf32": "tf32", "mixed_bfloat16": "bfloat16"}
-# Largest `StepResult.inversion_error` of a step that is applied.
-INVERSION_BOUND = {"float32": 1e-3, "tf32": 1e-3, "mixed_bfloat16": 1e-3}
+# Largest `StepResult.inversion_error` of a step that is applied: rounding makes about 2e-6 of it in float32, and 5e-4
+# with nets in bfloat16 (docs/training.md).
+INVERSION_BOUND = {"float32": 1e-3, "tf32": 1e-2, "mixed_bfloat16": 3e-2}
 
 
 class _Share(NamedTuple):
