@@ -94,12 +94,13 @@ class Run:
     step: int
 
     @classmethod
-    def open(cls, run: str | pathlib.Path, z_for: str = "") -> Self:
+    def open(cls, run: str | pathlib.Path, z_for: str = "", jit_compile: bool = False) -> Self:
         """Opens a run folder, which may be a stranger's (docs/security.md).
 
         Args:
             run: a run folder, of a training that has ended or still goes on, or of an import.
             z_for: what needs z, such as "switch"; empty where a model without z will do.
+            jit_compile: of the `DecoupledModel`.
 
         Raises:
             RunError: where the folder is none of ours, or holds no whole checkpoint yet.
@@ -112,7 +113,7 @@ class Run:
                 f"the model of {run} has no z (model.conditioning is 'none'), and {z_for} needs one; "
                 "take the run of a model with z"
             )
-        model = _empty_model(run, config)
+        model = _empty_model(run, config, jit_compile)
         step = load_weights(run, model, averaged=config.training.ema_decay > 0)
         return cls(str(run), config, model, step)
 
@@ -162,17 +163,18 @@ class Run:
         return open_source(data, self.config.model.image_size, download=download)
 
 
-def load_model(run: str | pathlib.Path) -> DecoupledModel:
+def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> DecoupledModel:
     """Returns the model of a run with its best weights so far (averaged ones, where the run averages).
 
     Args:
         run: a run folder, of a training that has ended or still goes on, or of an import.
+        jit_compile: whether XLA compiles what the model computes, at its first use for each batch size.
 
     Raises:
         RunError: where the folder is none of ours, or holds no whole checkpoint yet.
         ConfigError: where its config does not hold.
     """
-    return Run.open(run).model
+    return Run.open(run, jit_compile=jit_compile).model
 
 
 def load_directions(run: str | pathlib.Path) -> Directions:
@@ -195,7 +197,7 @@ def no_directions(run: str | pathlib.Path) -> str:
     return f"{run} has no directions yet; find them with python -m tfdecouple directions --run {run}"
 
 
-def _empty_model(run: str | pathlib.Path, config: Config) -> DecoupledModel:
+def _empty_model(run: str | pathlib.Path, config: Config, jit_compile: bool) -> DecoupledModel:
     """Returns the model that a run's config describes, once its size was found to be that of the run's weights.
 
     Neither config nor checkpoints need be right: a config can ask for any size in a few characters.
@@ -219,7 +221,7 @@ def _empty_model(run: str | pathlib.Path, config: Config) -> DecoupledModel:
                     f"{count:,} parameters by the config, and {held[network]:,} in the checkpoint"
                 )
         break
-    return DecoupledModel(config.model)
+    return DecoupledModel(config.model, jit_compile=jit_compile)
 
 
 def load_weights(run: str | pathlib.Path, model: DecoupledModel, averaged: bool) -> int:

@@ -42,6 +42,10 @@ class TrainingConfig:
             numbers. "invert": each step's input is got back from its output, and the memory does not grow with the
             number of steps; gradients are the same but for rounding, and a step where that has grown too large is
             not applied.
+        jit_compile: whether XLA compiles the steps of flow and prior, each kind by itself, at the first step of a run:
+            for GPUs, where it fuses what is between the products; the same numbers but for rounding.
+        bytes_per_pack: gradients are added up over devices in packs of about so many bytes, each as soon as the
+            backward pass has its last one; 0 for all of them in one, after it.
         seed: of everything drawn at random.
         init_images: training images for the data-dependent initialisation.
         max_skipped_steps: updates in a row that may be skipped for values that are not finite.
@@ -71,6 +75,8 @@ class TrainingConfig:
     kl_warmup_steps: int = 0
     precision: str = "float32"
     memory: str = "keep"
+    jit_compile: bool = False
+    bytes_per_pack: int = 2**25
     seed: int = 0
     init_images: int = 512
     max_skipped_steps: int = 10
@@ -124,6 +130,7 @@ class TrainingConfig:
             "kl_warmup_steps",
             "evaluation_images",
             "pictures",
+            "bytes_per_pack",
             "seed",
         ):
             at_least(f"training.{name}", getattr(self, name), 0)

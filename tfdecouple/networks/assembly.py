@@ -40,6 +40,9 @@ class Networks(keras.Model):
 
     Args:
         config: the architecture, or its plain dict.
+        jit_compile: whether XLA compiles the layers of flow and prior, kind by kind, and the encoder, at their first
+            use and again for each other batch size. It is of this object and not saved with the model; training has
+            `training.jit_compile`.
         **kwargs: of `keras.Model`.
 
     Attributes:
@@ -49,7 +52,7 @@ class Networks(keras.Model):
         prior_flow: from z to standard normal noise; None where p(z) is standard normal, or there is no z.
     """
 
-    def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
+    def __init__(self, config: ModelConfig | dict[str, Any], *, jit_compile: bool = False, **kwargs: Any):
         require_backend()
         super().__init__(**{"name": "decoupled_model", **kwargs})
         self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
@@ -70,6 +73,8 @@ class Networks(keras.Model):
                 linear=config.linear,
                 name="prior_flow",
             )
+        for network in filter(None, (self.flow, self.encoder, self.prior_flow)):
+            network.jit_compile = jit_compile
         self.build()
 
     def build(self, input_shape: Any = None) -> None:

@@ -16,14 +16,20 @@ from tfdecouple.runtime.inversion import run_inverting
 from tfdecouple.runtime.rematerialization import backward_mode
 from tfdecouple.runtime.shards import divides, run_in_shards
 from tfdecouple.runtime.tracing import Method, Traces
+from tfdecouple.runtime.xla import jit_compile, jit_compiled
 
 
 class TracedNetwork:
-    """A network of many layers, to be named before its Keras class among the bases."""
+    """A network of many layers, to be named before its Keras class among the bases.
+
+    Attributes:
+        jit_compile: whether XLA compiles its layers where `jit_compiled` says neither yes nor no.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._traces = Traces()
+        self.jit_compile = False
 
     def run_fast(self, method: Method, x: tf.Tensor, condition: tf.Tensor | None = None) -> Any:
         """Runs a method of this network as one function, where it is called eagerly, and by shards, where that pays.
@@ -38,9 +44,11 @@ class TracedNetwork:
             return run_in_shards(method, x, condition)
 
         run = by_shards if divides(x) else method
-        if tf.executing_eagerly():
-            return self._traces.run_network(method, x, condition, run)
-        return run(x, condition)
+        told = jit_compile()
+        with jit_compiled(self.jit_compile if told is None else told):
+            if tf.executing_eagerly():
+                return self._traces.run_network(method, x, condition, run)
+            return run(x, condition)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdecouple.runtime.precision import current_net_precision
 from tfdecouple.runtime.rematerialization import backward_mode
-from tfdecouple.runtime.xla import in_xla
+from tfdecouple.runtime.xla import in_xla, jit_compile
 
 # A method of a layer that takes x and z (or None), and perhaps more tensors.
 Method = Callable[..., Any]
@@ -54,7 +54,8 @@ class Traces:
         key = (_name(method), _kind(layer), x.shape[1:], *_circumstances())
         if key not in self._shared:
             # A partial, since TensorFlow counts the traces of functions with the same code together and warns of many.
-            self._shared[key] = _function(functools.partial(_run_with, method, layer.variables))
+            run = functools.partial(_run_with, method, layer.variables)
+            self._shared[key] = _function(run, compiled=bool(jit_compile()))
         # A tensor, not the variable: a tf.function treats each variable it is given as a new constant.
         if weights is None:
             weights = [tf.convert_to_tensor(variable) for variable in layer.variables]
@@ -82,8 +83,15 @@ class Traces:
         return run(x, condition)
 
 
-def _function(run: Callable[..., Any]) -> Any:
-    return tf.function(run, autograph=False, reduce_retracing=True, experimental_attributes={"_noinline": True})
+def _function(run: Callable[..., Any], compiled: bool = False) -> Any:
+    return tf.function(
+        run,
+        autograph=False,
+        reduce_retracing=True,
+        # None where nothing was asked for: False would keep XLA from compiling it within a function of the user's.
+        jit_compile=compiled or None,
+        experimental_attributes={"_noinline": True},
+    )
 
 
 def _run_with(
@@ -109,4 +117,4 @@ def _kind(layer: keras.layers.Layer) -> str:
 
 def _circumstances() -> tuple[Any, ...]:
     """Returns what else a trace depends on."""
-    return current_net_precision(), backward_mode(), in_xla()
+    return current_net_precision(), backward_mode(), bool(jit_compile()), in_xla()

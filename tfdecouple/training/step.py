@@ -13,6 +13,7 @@ from tfdecouple import randomness
 from tfdecouple.config import Config
 from tfdecouple.layers import backward_memory, net_precision
 from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
+from tfdecouple.runtime.xla import jit_compiled
 from tfdecouple.training.accumulation import Accumulator
 from tfdecouple.training.figures import NO_WISHES, StepResult, Wishes
 from tfdecouple.training.optimizer import global_norm
@@ -158,6 +159,7 @@ class TrainStep:
             keras.StatelessScope(state_mapping=values) as scope,
             net_precision(NETS[training.precision]),
             backward_memory(training.memory, meter),
+            jit_compiled(training.jit_compile),
         ):
             yield scope
 
