@@ -13,6 +13,7 @@ from tfdecouple.data.augmentation import augment
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import ALGORITHM
 from tfdecouple.errors import DataError
+from tfdecouple.runtime import settings
 
 # Order and augmentation draw from different streams of the one seed.
 _ORDER_STREAM, _AUGMENTATION_STREAM = 0, 1
@@ -252,6 +253,8 @@ def _finished(batches: tf.data.Dataset) -> tf.data.Dataset:
     options.deterministic = True
     # Whoever ends a tuned pipeline waits for the tuner, which sleeps for about as long as the pipeline has run.
     options.autotune.enabled = False
+    if threads := settings.current().data_threads:
+        options.threading.private_threadpool_size = threads
     # Several workers that share no files must split the images between them; by files, some would get none.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return batches.with_options(options).prefetch(_READY)

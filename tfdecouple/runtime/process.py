@@ -17,6 +17,7 @@ from typing import TextIO
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runtime.backend import require_backend
 from tfdecouple.runtime.extras import EXTRAS, missing
+from tfdecouple.runtime.settings import Settings, cores
 
 # By the numbers of malloc.h: give back the end of the heap from so many bytes on (M_TRIM_THRESHOLD), ask for so many
 # more than needed (M_TOP_PAD), map larger blocks one by one (M_MMAP_THRESHOLD).
@@ -26,8 +27,7 @@ _MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
 def start_tensorflow(threads: int | None = None) -> None:
     """Imports TensorFlow without its chatter and sets it up; call it before anything else imports TensorFlow.
 
-    Grappler's rewriting is turned off: measured on two CPU cores, the rewriting of the training step took 10 of the 29
-    seconds to the first step of the quickstart, and each step was slower for it (58 images/s instead of 98).
+    What is set where there is a GPU, and where there is none, is decided in `runtime/settings.py`.
 
     A user who sets TF_CPP_MIN_LOG_LEVEL sees what TensorFlow has to say.
 
@@ -35,7 +35,8 @@ def start_tensorflow(threads: int | None = None) -> None:
         threads: how many compute where there is no GPU; None for one a core.
 
     Raises:
-        ConfigError: where Keras is set to something else than TensorFlow with channels last.
+        ConfigError: where Keras is set to something else than TensorFlow with channels last, or a variable of
+            `runtime/settings.py` to no value of its own.
     """
     require_backend()
     _keep_memory()
@@ -49,17 +50,18 @@ def start_tensorflow(threads: int | None = None) -> None:
             import tensorflow as tf
 
             tf.config.list_physical_devices("GPU")
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    if threads or not tf.config.list_physical_devices("GPU"):
-        _divide_cores(threads or _cores())
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    settings = Settings.chosen(gpus, threads or cores())
+    settings.apply()
+    if threads or not gpus:
+        _divide_cores(threads or cores(), settings.shards)
 
 
-def _divide_cores(threads: int) -> None:
+def _divide_cores(threads: int, shards: int) -> None:
     """Sets how many threads an operation takes and how many operations run side by side.
 
     On two cores each operation takes one, and the flow runs on the two halves of a batch side by side
-    (`runtime/shards.py`): 127 images/s in training a small model instead of 79, where operations shared both. More
-    cores were not measured: there an operation may take all of them, which is TensorFlow's own choice.
+    (`runtime/shards.py`): 127 images/s in training a small model instead of 79, where operations shared both.
 
     A user who sets one of TensorFlow's variables for these numbers keeps TensorFlow's own choice of the other.
     """
@@ -69,12 +71,8 @@ def _divide_cores(threads: int) -> None:
         return
     # TensorFlow that has started keeps its threads: this process is not the program's own.
     with contextlib.suppress(RuntimeError):
-        tf.config.threading.set_intra_op_parallelism_threads(1 if threads <= 2 else threads)
+        tf.config.threading.set_intra_op_parallelism_threads(threads // shards)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _keep_memory() -> None:

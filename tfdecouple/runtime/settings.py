@@ -1,8 +1,7 @@
-"""What a program sets for TensorFlow where there is a GPU, and where there is none: decided here, changed by variables.
+"""What a program sets for TensorFlow where there is a GPU, and where there is none; variables change each of it.
 
-What changes what a run computes is in its config (`training.precision`, `jit_compile`, `bytes_per_pack`); what is of the
-machine alone is here. Each has a variable of the environment, TensorFlow's own where it has one, so that each can be
-turned and timed.
+What a run computes with is in its config (`training.precision`, `jit_compile`, `bytes_per_pack`); what is of the
+machine alone is here. Each has a variable of the environment, TensorFlow's own where it has one, to be turned and timed.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from tfdecouple.errors import ConfigError
 ALLOW_GROWTH, THREAD_MODE, THREAD_COUNT = "TF_FORCE_GPU_ALLOW_GROWTH", "TF_GPU_THREAD_MODE", "TF_GPU_THREAD_COUNT"
 GRAPPLER, LAYOUT = "TFDECOUPLE_GRAPPLER", "TFDECOUPLE_LAYOUT"
 DATA_THREADS, DEVICE_BATCHES = "TFDECOUPLE_DATA_THREADS", "TFDECOUPLE_DEVICE_BATCHES"
+SHARDS = "TFDECOUPLE_SHARDS"
 
 # Threads of each GPU that launch its kernels and nothing else: TensorFlow's own number for this mode.
 _THREADS_A_GPU = 2
@@ -31,7 +31,8 @@ class Settings:
 
     Attributes:
         grappler: whether Grappler rewrites graphs before their first run. On GPUs it does, which is TensorFlow's
-            default; on CPUs not, by measurement (`docs/scaling.md`).
+            default. On CPUs not: on two cores the rewriting of the training step took 10 of the 29 seconds to the
+            first step of the quickstart, and each step was slower for it (58 images/s instead of 98).
         layout: "auto" lets Grappler's layout optimizer choose for each convolution on a GPU between NHWC, in which all
             of this project is written, and NCHW; "nhwc" leaves them as written. XLA chooses by itself. On CPUs nothing
             but NHWC exists.
@@ -39,6 +40,9 @@ class Settings:
         gpu_threads: each GPU's own, which launch its kernels whatever the data pipeline does; 0 for shared ones.
         data_threads: of each data pipeline's own; 0 for those that operations share.
         device_batches: batches that lie ready on each device before their step; 0 for none.
+        shards: in how many shards CPUs compute a batch side by side (`runtime/shards.py`); the threads of an operation
+            are what is left to each. As many as there are threads up to two, which was measured; beyond, where nobody
+            has measured, 1, so that an operation may take all threads, which is TensorFlow's own choice.
     """
 
     grappler: bool
@@ -47,6 +51,7 @@ class Settings:
     gpu_threads: int
     data_threads: int
     device_batches: int
+    shards: int
 
     @classmethod
     def chosen(cls, gpus: int, cores: int, environment: Mapping[str, str] | None = None) -> Self:
@@ -54,7 +59,7 @@ class Settings:
 
         Args:
             gpus: how many GPUs TensorFlow sees.
-            cores: that the process may use.
+            cores: that the process may use, or threads that it asks for.
             environment: variables; None for those of the process.
 
         Raises:
@@ -76,6 +81,7 @@ class Settings:
             gpu_threads=own,
             data_threads=_number(given, DATA_THREADS, left if gpus else 0),
             device_batches=_number(given, DEVICE_BATCHES, 2 if gpus else 1),
+            shards=min(max(1, _number(given, SHARDS, cores if cores <= 2 else 1)), cores),
         )
 
     def apply(self) -> None:

@@ -19,6 +19,7 @@ from tfdecouple.training.figures import NO_WISHES, StepResult, Wishes
 from tfdecouple.training.optimizer import global_norm
 from tfdecouple.training.schedule import kl_weight, learning_rate
 from tfdecouple.training.state import TrainingState
+from tfdecouple.training.strategy import reduce_in_packs
 
 # Of the encoder's and coupling nets' products, by `training.precision`.
 NETS = {"float32": "float32", "tf32": "tf32", "mixed_bfloat16": "bfloat16"}
@@ -221,9 +222,7 @@ class TrainStep:
         add, mean = tf.distribute.ReduceOp.SUM, tf.distribute.ReduceOp.MEAN
 
         def to_devices(how: tf.distribute.ReduceOp, values: list[Any], variables: dict[str, tf.Variable]) -> list[Any]:
-            if not variables:  # TensorFlow cannot reduce an empty list, that of a model without an encoder.
-                return []
-            return self._strategy.extended.batch_reduce_to(how, list(zip(values, variables.values(), strict=True)))
+            return reduce_in_packs(self._strategy, how, values, variables, self._training.bytes_per_pack)
 
         return _Share(
             to_devices(add, shares.gradients, self.state.trainable),

@@ -23,6 +23,7 @@ from tfdecouple.training.reports import Reports
 from tfdecouple.training.signals import Stopped, StopRequest
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
+from tfdecouple.training.strategy import ready_on_devices
 
 # Even a run of a single step is evaluated on this many images of up to 64 pixels, and on a few of larger ones.
 _LEAST_EVALUATED = 64
@@ -224,7 +225,7 @@ class Trainer:
             )
             return batches.map(lambda batch: batch["image"])
 
-        return iter(self.strategy.distribute_datasets_from_function(images))
+        return iter(self.strategy.distribute_datasets_from_function(images, ready_on_devices()))
 
     def _read(self, result: StepResult) -> StepResult:
         """Waits for the last step and says how many since the last time were not applied; too many end the run."""

@@ -1,0 +1,198 @@
+"""How long XLA compiles the kinds of step of the presets, and whether they compute the same (training.jit_compile).
+
+    python benchmarks/compiling.py --docs docs/scaling.md --json compiling.json
+    python benchmarks/compiling.py --presets quickstart cifar10 --images 16
+
+Each kind of step of flow and prior is made once, with weights off their start, and run forward and backward on random
+maps: as TensorFlow runs it, and as a program of XLA (`jit_compiled`). A kind that several presets have is measured
+once.
+
+  kinds     kinds of step, of the layers before channels leave, and of the map of z in the base-conditioned model
+  compiled  seconds of CPU of the first call less those of the second, forward and gradient, of all kinds; that of the
+            slowest beside it
+  off       largest difference of any value, gradient for inputs, z or weight, over the largest of that value
+
+The mean over the batch of what a flow minimises (half the squares less the log-determinant) stands for the loss.
+--docs puts the table between the lines `<!-- compiling -->` and `<!-- end of compiling -->` of a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import machine, table, write_json  # noqa: E402
+from benchmarks.scaling import put  # noqa: E402
+from tfdecouple.config import ModelConfig, load_preset, preset_names  # noqa: E402
+from tfdecouple.errors import UserError  # noqa: E402
+from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
+
+# Weights off their start, where couplings are the identity.
+OFF_START = 0.02
+
+
+def main() -> int:
+    """Measures and prints the table."""
+    return run_program(lambda: compiling(make_parser().parse_args()))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", metavar="PRESET", help="default all")
+    parser.add_argument("--images", type=int, default=1, help="in a batch (default 1)")
+    parser.add_argument("--threads", type=int, default=2, help="that compute (default 2)")
+    parser.add_argument("--json", type=pathlib.Path, help="write all figures there")
+    parser.add_argument("--docs", type=pathlib.Path, help="put the table into this file")
+    return parser
+
+
+def compiling(options: argparse.Namespace) -> int:
+    """Measures the presets that were asked for, one after the other."""
+    for name in ("images", "threads"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+    if options.docs and not options.docs.is_file():
+        raise UserError(f"--docs: there is no file {options.docs}")
+    models = {name: load_preset(name).model for name in options.presets or preset_names()}
+    start_tensorflow(options.threads)
+    measured: dict[str, dict[str, Any]] = {}
+    figures: dict[str, Any] = {"machine": machine(), "images": options.images, "kinds": measured, "presets": {}}
+    for preset, config in models.items():
+        kinds = list(kinds_of(config))
+        for kind in kinds:
+            if kind.key not in measured:
+                measured[kind.key] = measure(kind, options.images)
+        rows = [measured[kind.key] for kind in kinds]
+        figures["presets"][preset] = {
+            "kinds": len(rows),
+            "compiled_s": sum(row["compiled_s"] for row in rows),
+            "slowest_s": max(row["compiled_s"] for row in rows),
+            "off": max(row["off"] for row in rows),
+        }
+        print(f"{preset}: {json.dumps(figures['presets'][preset])}", flush=True)
+        write_json(options.json, figures)
+    text = render(figures["presets"])
+    print(text)
+    if options.docs:
+        options.docs.write_text(put(options.docs.read_text(encoding="utf-8"), "compiling", text), encoding="utf-8")
+    return 0
+
+
+def render(presets: dict[str, dict[str, Any]]) -> str:
+    """Returns the table."""
+    rows = [
+        [name, row["kinds"], row["compiled_s"], row["slowest_s"], f"{row['off']:.1e}"] for name, row in presets.items()
+    ]
+    return table(["preset", "kinds", "compiled, s", "the slowest, s", "off"], rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of layer, not built.
+
+    Attributes:
+        layer: one of them.
+        shape: of its input, without the batch.
+        condition_size: size of z, or 0.
+    """
+
+    layer: Any
+    shape: tuple[int, ...]
+    condition_size: int
+
+    @property
+    def key(self) -> str:
+        """What all layers of the kind have in common."""
+        config = {name: value for name, value in self.layer.get_config().items() if name != "name"}
+        return f"{type(self.layer).__name__} {json.dumps(config, sort_keys=True)} {list(self.shape)}"
+
+
+def kinds_of(config: ModelConfig) -> Iterator[Kind]:
+    """Yields the kinds of layer that run through shared traces, each once."""
+    from tfdecouple.architecture import plan
+    from tfdecouple.networks.flow import Flow
+    from tfdecouple.networks.prior import PriorFlow
+
+    flow, planned = Flow(config), plan(config)
+    layers = [
+        Kind(layer, (stage.plan.side, stage.plan.side, stage.plan.channels), planned.condition_size)
+        for stage in flow.stages
+        for layer in stage.layers
+    ]
+    if flow.whitening is not None:
+        layers.append(Kind(flow.whitening, config.image_shape, config.latent_dim))
+    if planned.prior is not None:
+        options = {"transform": config.prior_transform, "alpha": config.prior_alpha, "linear": config.linear}
+        layers.append(Kind(PriorFlow(1, config.prior_hidden, **options).sequence[0], (config.latent_dim,), 0))
+    yield from {kind.key: kind for kind in reversed(layers)}.values()
+
+
+def measure(kind: Kind, images: int) -> dict[str, float]:
+    """Returns how long a kind compiles, and how far off it is from what TensorFlow computes."""
+    import numpy as np
+    import tensorflow as tf
+
+    layer = kind.layer
+    layer.build((None, *kind.shape), (None, kind.condition_size))
+    generator = np.random.default_rng(0)
+    for variable in layer.trainable_variables:
+        variable.assign_add((OFF_START * generator.standard_normal(tuple(variable.shape))).astype("float32"))
+
+    def draw(*shape: int) -> Any:
+        return tf.constant(generator.standard_normal((images, *shape)), tf.float32)
+
+    given = draw(*kind.shape), draw(kind.condition_size) if kind.condition_size else None
+    expected, _ = timed_calls(layer, given, compiled=False)
+    found, seconds = timed_calls(layer, given, compiled=True)
+    return {
+        "compiled_s": seconds,
+        "off": max(
+            float(tf.reduce_max(tf.abs(ours - theirs)) / tf.maximum(tf.reduce_max(tf.abs(theirs)), 1e-30))
+            for ours, theirs in zip(found, expected, strict=True)
+        ),
+    }
+
+
+def timed_calls(layer: Any, given: tuple[Any, Any], compiled: bool) -> tuple[list[Any], float]:
+    """Runs a layer forward and backward twice; returns loss and gradients, and by how much the first took longer."""
+    import keras
+    import tensorflow as tf
+
+    from tfdecouple.layers import rematerialized
+    from tfdecouple.runtime.tracing import Traces
+    from tfdecouple.runtime.xla import jit_compiled
+
+    traces = Traces()
+
+    def run(x: Any, z: Any, weights: list[Any]) -> list[Any]:
+        mapping = list(zip(layer.trainable_variables, weights, strict=True))
+        with keras.StatelessScope(state_mapping=mapping), rematerialized(False), jit_compiled(compiled):
+            sources = [x, *([] if z is None else [z]), *weights]
+            with tf.GradientTape() as tape:
+                tape.watch(sources)
+                y, log_det = traces.run_layer(layer.forward_and_log_det, x, z)
+                loss = tf.reduce_mean(tf.reduce_sum(tf.square(y), list(range(1, len(y.shape)))) / 2 - log_det)
+            return [loss, *tape.gradient(loss, sources, unconnected_gradients="zero")]
+
+    weights = [tf.convert_to_tensor(variable) for variable in layer.trainable_variables]
+    function = tf.function(run, autograph=False)
+    function.get_concrete_function(*given, weights)
+    marks = [time.process_time()]
+    for _ in range(2):
+        found = function(*given, weights)
+        marks.append(time.process_time())
+    begun, first, second = marks
+    return found, max(0.0, (first - begun) - (second - first))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

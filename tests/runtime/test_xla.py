@@ -1,0 +1,118 @@
+"""Tests of what XLA compiles: each kind of layer by itself, with the numbers that TensorFlow computes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import give_effect, random_images
+from helpers.variants import SMALLEST, fresh
+
+from tfdecouple import DecoupledModel, load_model
+from tfdecouple.layers import ConditionalWhitening
+from tfdecouple.networks.flow import FactorOut, FlowStep
+from tfdecouple.networks.prior import PriorStep
+from tfdecouple.runtime.tracing import Traces
+from tfdecouple.runtime.xla import jit_compile, jit_compiled
+
+Z = 3
+# Every kind of layer that any preset runs through a shared trace, and the shape of its inputs.
+KINDS = {
+    "affine": (lambda: FlowStep(4, Z, alpha=0.8), (2, 2, 3)),
+    "affine, alpha 1": (lambda: FlowStep(4, 0), (2, 2, 6)),
+    "additive": (lambda: FlowStep(4, Z, transform="additive"), (2, 2, 4)),
+    "lu": (lambda: FlowStep(4, Z, alpha=0.5, linear="lu"), (2, 2, 4)),
+    "factor-out": (lambda: FactorOut(2, 4, Z, alpha=0.8), (2, 2, 6)),
+    "prior": (lambda: PriorStep(4), (4,)),
+    "whitening": (lambda: ConditionalWhitening(5, Z), (2, 2, 3)),
+}
+
+
+def programs(function, *arguments):
+    """How many functions below a traced one are left to XLA, and how many are not, layer by layer."""
+    library = function.get_concrete_function(*arguments).graph.as_graph_def().library.function
+    compiled = [f.attr["_XlaMustCompile"].b for f in library if f.attr["_noinline"].b]
+    return sum(compiled), len(compiled) - sum(compiled)
+
+
+def assert_near(found, expected, tolerance=1e-5):
+    """Asserts that tensors are equal within a part of the largest number of each."""
+    for ours, theirs in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(1, float(tf.reduce_max(tf.abs(theirs)))))
+
+
+class TestLayers:
+    @pytest.mark.parametrize("name", KINDS)
+    def test_loss_and_gradients_are_those_of_tensorflow(self, name):
+        make, shape = KINDS[name]
+        layer, batch = make(), 3
+        layer.build((None, *shape), (None, Z))
+        give_effect(layer)
+        x = tf.random.stateless_normal([batch, *shape], [0, 1])
+        z = None if name == "prior" else tf.random.stateless_normal([batch, Z], [0, 2])
+        weights = [tf.convert_to_tensor(variable) for variable in layer.trainable_variables]
+
+        def loss_and_gradients(on):
+            traces = Traces()
+
+            @tf.function(autograph=False)
+            def run(x, weights):
+                mapping = list(zip(layer.trainable_variables, weights, strict=True))
+                with keras.StatelessScope(state_mapping=mapping), jit_compiled(on), tf.GradientTape() as tape:
+                    tape.watch([x, weights])
+                    y, log_det = traces.run_layer(layer.forward_and_log_det, x, z)
+                    loss = tf.reduce_sum(y * tf.sin(y)) - tf.reduce_sum(log_det)
+                return y, log_det, tape.gradient(loss, [x, *weights])
+
+            compiled, other = programs(run, x, weights)
+            assert (compiled > 0 and other == 0) if on else compiled == 0
+            return run(x, weights)
+
+        assert_near(loss_and_gradients(True), loss_and_gradients(False))
+
+
+class TestSwitch:
+    def test_is_off_and_goes_back(self):
+        assert jit_compile() is None
+        with contextlib.suppress(ValueError), jit_compiled(True):
+            with jit_compiled(False):
+                assert jit_compile() is False
+            assert jit_compile() is True
+            raise ValueError
+        assert jit_compile() is None
+
+    def test_a_kind_is_compiled_once_however_many_layers_there_are(self):
+        def count(steps):
+            flow = DecoupledModel(dataclasses.replace(SMALLEST, steps=steps), jit_compile=True).flow
+            run = tf.function(lambda x, z: flow.forward_and_log_det(x, z), autograph=False)
+            return programs(run, tf.zeros([1, 4, 4, 3]), tf.zeros([1, 4]))
+
+        assert count((1, 1)) == count((3, 2)) == (2, 0)
+
+    def test_is_of_the_model_in_memory(self, tiny_run):
+        assert load_model(tiny_run, jit_compile=True).flow.jit_compile
+        model = load_model(tiny_run)
+        assert not model.flow.jit_compile
+        assert "jit_compile" not in model.get_config()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A model as ever, and the same compiled."""
+    plain, compiled = fresh(SMALLEST), DecoupledModel(SMALLEST, jit_compile=True)
+    compiled.set_weights(plain.get_weights())
+    return plain, compiled
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_compiled_model_brings_images_back(pair, images):
+    plain, compiled = pair
+    given = random_images(images, 4, seed=images)
+    codes = compiled.encode(given)
+    assert_near(codes, plain.encode(given))
+    np.testing.assert_array_equal(compiled.decode(*codes), given)
+    np.testing.assert_array_equal(plain.decode(*codes), given)
