@@ -23,9 +23,8 @@ Z = 3
 # Every kind of layer that any preset runs through a shared trace, and the shape of its inputs.
 KINDS = {
     "affine": (lambda: FlowStep(4, Z, alpha=0.8), (2, 2, 3)),
-    "affine, alpha 1": (lambda: FlowStep(4, 0), (2, 2, 6)),
     "additive": (lambda: FlowStep(4, Z, transform="additive"), (2, 2, 4)),
-    "lu": (lambda: FlowStep(4, Z, alpha=0.5, linear="lu"), (2, 2, 4)),
+    "lu, alpha 1, without z": (lambda: FlowStep(4, 0, linear="lu"), (2, 2, 4)),
     "factor-out": (lambda: FactorOut(2, 4, Z, alpha=0.8), (2, 2, 6)),
     "prior": (lambda: PriorStep(4), (4,)),
     "whitening": (lambda: ConditionalWhitening(5, Z), (2, 2, 3)),

@@ -1,7 +1,7 @@
 """What a program sets for TensorFlow where there is a GPU, and where there is none; variables change each of it.
 
 What a run computes with is in its config (`training.precision`, `jit_compile`, `bytes_per_pack`); what is of the
-machine alone is here. Each has a variable of the environment, TensorFlow's own where it has one, to be turned and timed.
+machine alone is here. Each has a variable of the environment (TensorFlow's own where it has one) to be tried with.
 """
 
 from __future__ import annotations
