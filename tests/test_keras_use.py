@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import SMALL, give_effect, random_images
 from helpers.places import ROOT, user_environment
+from tensorflow.python.autograph.impl import api
 
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.model import DecoupledModel
@@ -203,3 +204,22 @@ class TestSettingsOfKeras:
                 DecoupledModel(SMALL)
         finally:
             keras.config.set_image_data_format("channels_last")
+
+
+def test_autograph_rewrites_the_users_function_and_none_of_ours(model, monkeypatch):
+    convert, rewritten = api._convert_actual, []
+
+    def note(entity, context):
+        rewritten.append(entity.__module__)
+        return convert(entity, context)
+
+    monkeypatch.setattr(api, "_convert_actual", note)
+
+    @tf.function
+    def loss(images):
+        codes = model.encode(images)
+        v, _ = model.flow.forward_and_log_det(tf.cast(images, tf.float32) / 128 - 1, codes.z)
+        return tf.reduce_mean(model.elbo(images, seed=0, training=True).bits_per_dim) + tf.reduce_mean(v)
+
+    loss.get_concrete_function(tf.TensorSpec([3, 8, 8, 3], tf.uint8))
+    assert rewritten and not [name for name in rewritten if name.startswith("tfdecouple")]

@@ -17,6 +17,7 @@ from tfdecouple.errors import InversionError, UserError
 from tfdecouple.exactness import far_from_training, listed, require_finite, require_same, warn_of_far_images
 from tfdecouple.networks.assembly import Codes, Networks
 from tfdecouple.objective import Elbo, Latents, negative_elbo
+from tfdecouple.runtime.autograph import unconverted
 
 __all__ = ["Codes", "DecoupledModel", "Elbo", "far_from_training"]
 
@@ -27,6 +28,7 @@ _Z_CHUNK = 4096
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
+@unconverted
 class DecoupledModel(Networks):
     """Encoder, prior and flow of the paper, built and ready for weights.
 

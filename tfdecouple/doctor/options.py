@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tfdecouple.doctor.session import PHASES
+from tfdecouple.runtime import settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,13 @@ VARIANTS = (
     Variant("bfloat16 nets", ("training.precision=mixed_bfloat16",), gradient=0.1, in_quick=True),
     Variant("recompute", ("training.memory=recompute",)),
     Variant("invert", ("training.memory=invert",)),
+    Variant("XLA", ("training.jit_compile=true",), phases=PHASES[:4]),
+    Variant("one pack", ("training.bytes_per_pack=0",), gpu_only=True),
+    Variant("Grappler off", environment={settings.GRAPPLER: "0"}, phases=PHASES[:4], gpu_only=True),
+    Variant("NHWC", environment={settings.LAYOUT: "nhwc"}, phases=PHASES[:4], gpu_only=True),
+    Variant("shared launching threads", environment={settings.THREAD_MODE: "global"}, gpu_only=True),
+    Variant("shared data threads", environment={settings.DATA_THREADS: "0"}, gpu_only=True),
+    Variant("no batch ahead", environment={settings.DEVICE_BATCHES: "0"}, gpu_only=True),
 )
 DEFAULT = VARIANTS[0]
 

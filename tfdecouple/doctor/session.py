@@ -103,13 +103,17 @@ class Session:
 
     def work(self, kind: str, batch: int) -> Work:
         """Returns what is repeated: one of `PHASES` with so many images."""
-        return {
+        from tfdecouple.runtime.xla import jit_compiled
+
+        work = {
             "train": self._train,
             "eval": self._evaluate,
             "encode": self._encode,
             "decode": self._decode,
             "sample": self._sample,
         }[kind](batch)
+        # Inference, too, as `load_model(run, jit_compile=True)` has it.
+        return Work(jit_compiled(self.config.training.jit_compile)(work.call), work.images)
 
     def _train(self, batch: int) -> Work:
         batches = self._batches()
@@ -128,6 +132,7 @@ class Session:
 
     def _batches(self) -> Iterator[Any]:
         from tfdecouple.data import training_batches
+        from tfdecouple.training.strategy import ready_on_devices
 
         training = self.config.training
         batches = training_batches(
@@ -137,7 +142,7 @@ class Session:
             seed=training.seed,
         )
         images = batches.map(lambda batch: batch["image"])
-        return iter(self.strategy.experimental_distribute_dataset(images))
+        return iter(self.strategy.experimental_distribute_dataset(images, ready_on_devices()))
 
     def _evaluate(self, batch: int) -> Work:
         from tfdecouple.data import evaluation_batches

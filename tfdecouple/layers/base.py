@@ -11,6 +11,7 @@ from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.bijectors import ClosedForm
 from tfdecouple.errors import UserError
+from tfdecouple.runtime.autograph import unconverted
 from tfdecouple.runtime.shapes import zero_per_image
 from tfdecouple.runtime.tf32 import full_float32
 
@@ -33,6 +34,7 @@ class Gradients(NamedTuple):
     of_weights: list[tf.Tensor | None]
 
 
+@unconverted
 class InvertibleLayer(keras.layers.Layer):
     """An invertible Keras layer: one method a direction, value and log-determinant together.
 
