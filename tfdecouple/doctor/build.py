@@ -26,7 +26,7 @@ _PACKAGES = (
 _ROUNDING = ("TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 _STRICT = ("", "STRICT", "strict")
 # Of the environment, what changes how TensorFlow computes.
-_TOLD = re.compile(r"(TF_|XLA_|NVIDIA_|CUDA_|NCCL_|ONEDNN_|DNNL_|MALLOC_|OMP_|KERAS_).*")
+_TOLD = re.compile(r"(TF_|XLA_|NVIDIA_|CUDA_|NCCL_|ONEDNN_|DNNL_|MALLOC_|OMP_|KERAS_|TFDECOUPLE_).*")
 _SMI = ("driver_version", "name", "memory.total", "memory.used", "compute_cap", "mig.mode.current")
 _SMI_SECONDS = 30
 
