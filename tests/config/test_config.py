@@ -71,6 +71,8 @@ TRAINING = TrainingConfig(
     kl_warmup_steps=3,
     precision="mixed_bfloat16",
     memory="recompute",
+    jit_compile=True,
+    bytes_per_pack=4096,
     seed=9,
     init_images=32,
     max_skipped_steps=4,
@@ -315,6 +317,7 @@ IMPOSSIBLE = [
             "kl_warmup_steps",
             "evaluation_images",
             "pictures",
+            "bytes_per_pack",
             "seed",
         )
     ),
@@ -343,6 +346,7 @@ class TestImpossibleValues:
         free = {
             "data.data_dir",
             "data.horizontal_flip",
+            "training.jit_compile",
             "training.init_from",
             "name",
             "description",

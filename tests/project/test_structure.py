@@ -128,8 +128,8 @@ class TestImportRule:
     @pytest.mark.parametrize(
         ("folder", "allowed"),
         [
-            # Operations; and what is done to a net with wide maps, in which precision.
-            ("layers", {"convolution", "products", "shapes", "precision", "rematerialization", "tf32"}),
+            # Operations; what is done to a net with wide maps, in which precision; and what AutoGraph leaves alone.
+            ("layers", {"convolution", "products", "shapes", "precision", "rematerialization", "tf32", "autograph"}),
             # Operations, the bases that run a network, batches in shards, and what Keras must be set to.
             ("networks", {"backend", "shapes", "shards", "tf32", "networks"}),
             ("bijectors", {"products", "shapes"}),

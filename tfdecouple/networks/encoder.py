@@ -15,7 +15,6 @@ from tfdecouple.runtime.networks import TracedNetwork
 from tfdecouple.runtime.shapes import product, sizes
 from tfdecouple.runtime.shards import Batch, divided, image_by_image, joined, total
 from tfdecouple.runtime.tf32 import full_float32
-from tfdecouple.runtime.xla import jit_compile
 
 
 def _convolution(planes: int, size: int, strides: int, **options: Any) -> keras.layers.Layer:
@@ -227,7 +226,7 @@ class Encoder(TracedNetwork, keras.layers.Layer):
         return self.run_fast(self._infer, x)
 
     def _infer(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._traces.run_layer(self._by_averages, x, None) if jit_compile() else self._by_averages(x)
+        return self.run_whole(self._by_averages, x)
 
     def _by_averages(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, tf.Tensor]:
         return self(x, training=False)

@@ -50,6 +50,10 @@ class TracedNetwork:
                 return self._traces.run_network(method, x, condition, run)
             return run(x, condition)
 
+    def run_whole(self, method: Method, x: tf.Tensor) -> Any:
+        """Runs a method of a network that repeats no kind of layer: where XLA compiles, all of it as one program."""
+        return self._traces.run_layer(method, x, None) if jit_compile() else method(x, None)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
