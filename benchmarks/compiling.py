@@ -174,7 +174,7 @@ def timed_calls(layer: Any, given: tuple[Any, Any], compiled: bool) -> tuple[lis
     import keras
     import tensorflow as tf
 
-    from tfdecouple.layers import rematerialized
+    from tfdecouple.layers import backward_memory
     from tfdecouple.runtime.tracing import Traces
     from tfdecouple.runtime.xla import jit_compiled
 
@@ -182,7 +182,7 @@ def timed_calls(layer: Any, given: tuple[Any, Any], compiled: bool) -> tuple[lis
 
     def run(x: Any, z: Any, weights: list[Any]) -> list[Any]:
         mapping = list(zip(layer.trainable_variables, weights, strict=True))
-        with keras.StatelessScope(state_mapping=mapping), rematerialized(False), jit_compiled(compiled):
+        with keras.StatelessScope(state_mapping=mapping), backward_memory("keep"), jit_compiled(compiled):
             sources = [x, *([] if z is None else [z]), *weights]
             with tf.GradientTape() as tape:
                 tape.watch(sources)

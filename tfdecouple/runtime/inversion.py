@@ -18,6 +18,7 @@ from tensorflow.python.eager import record
 from tfdecouple.runtime.precision import current_net_precision, net_precision
 from tfdecouple.runtime.rematerialization import backward_memory, backward_meter
 from tfdecouple.runtime.tracing import Traces
+from tfdecouple.runtime.xla import jit_compile, jit_compiled
 
 
 def run_inverting(
@@ -35,7 +36,7 @@ def run_inverting(
         The output of the last, and the sum of the log-determinants `[batch]`.
     """
     weights = [[tf.convert_to_tensor(variable) for variable in layer.variables] for layer in layers]
-    meter, precision = backward_meter(), current_net_precision() or "float32"
+    meter, precision, compiled = backward_meter(), current_net_precision() or "float32", bool(jit_compile())
 
     @tf.custom_gradient
     def run(x: tf.Tensor, condition: tf.Tensor, meter: tf.Tensor, *flat: tf.Tensor) -> tuple[Any, Callable]:
@@ -46,7 +47,7 @@ def run_inverting(
             y, log_det = _forward(traces, layers, given, x, z)
 
         def gradient(of_y: tf.Tensor, of_log_det: tf.Tensor) -> list[Any]:
-            with net_precision(precision):
+            with net_precision(precision), jit_compiled(compiled):
                 back, of_x, of_z, of_weights = _backward(traces, layers, given, y, z, of_y, of_log_det)
             return [of_x, of_z, _difference(back, x), *tf.nest.flatten(of_weights)]
 
