@@ -42,7 +42,7 @@ VARIANTS = (
     Variant("recompute", ("training.memory=recompute",)),
     Variant("invert", ("training.memory=invert",)),
     Variant("XLA", ("training.jit_compile=true",), phases=PHASES[:4]),
-    Variant("one pack", ("training.bytes_per_pack=0",), gpu_only=True),
+    Variant("one pack", ("training.bytes_per_pack=0",), together=True, gpu_only=True),
     Variant("Grappler off", environment={settings.GRAPPLER: "0"}, phases=PHASES[:4], gpu_only=True),
     Variant("NHWC", environment={settings.LAYOUT: "nhwc"}, phases=PHASES[:4], gpu_only=True),
     Variant("shared launching threads", environment={settings.THREAD_MODE: "global"}, gpu_only=True),
