@@ -58,6 +58,7 @@ def make_card(
             "n_bits": model.n_bits,
             "latent_dim": model.latent_dim if model.has_latent else None,
             "conditioning": model.conditioning,
+            "dequantization": model.dequantization,
             "steps": model.steps,
             "hidden_channels": model.hidden_channels,
             "transform": model.transform,
@@ -162,7 +163,12 @@ def card_text(card: Mapping[str, Any]) -> str:
         "",
         f"- **Architecture:** {size} x {size} RGB, {architecture['n_bits']} bits, "
         + (f"z of {architecture['latent_dim']} numbers, " if with_z else "no z (an unconditional flow), ")
-        + f"v of the image's size, {architecture['parameters']:,} parameters, alpha {architecture['alpha']}",
+        + f"v of the image's size, {architecture['parameters']:,} parameters, alpha {architecture['alpha']}"
+        + (
+            ", u in the bins of pixels drawn from a learned q(u|x) (u_noise of `score` is standard normal)"
+            if architecture.get("dequantization") == "flow"
+            else ""
+        ),
         f"- **Weights:** run {card['run']}, step {card['step']}" + (", averaged" if card["averaged"] == "true" else ""),
         f"- **Data:** {card['data']['source']}. {card['data']['licence']}",
         f"- **Bits per dimension:** {_bits(bits)}",

@@ -55,6 +55,8 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
     images_a, images_b = picture("images_a", "RGB, 0..255"), picture("images_b", "RGB, 0..255")
     v_noise = Array("v_noise", "float32", image, "standard normal noise", NORMAL)
     u_noise = Array("u_noise", "float32", image, "uniform noise in [0, 1)", UNIFORM)
+    if config.has_dequantizer:
+        u_noise = Array("u_noise", "float32", image, "standard normal noise, of which q(u|x) makes u", NORMAL)
     z = (vector("z", "global code", GLOBAL_CODE),) if with_z else ()
     z_noise = (vector("z_noise", "standard normal noise"),) if with_z else ()
     temperature = scalar(
@@ -259,18 +261,29 @@ def _score(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
         constant = deployed.config.latent_dim * math.log(2 * math.pi)
         of_z["prior_nats"] = 0.5 * (tf.reduce_sum(tf.square(prior_noise), -1) + constant) - log_det
         latents.append(prior_noise)
-    u = deployed.to_inside(inputs["u_noise"])
+    u, log_q = deployed.to_inside(inputs["u_noise"]), None
+    if deployed.dequantizer is not None:
+        noise = u
+        u, log_det = deployed.dequantize_and_log_det(levels, noise)
+        log_q = _normal_log_density(noise) - log_det
     v, log_det = deployed.flow_forward_and_log_det(deployed.flow_input(levels, u), z)
-    dimensions = math.prod(deployed.config.image_shape)
-    nats = 0.5 * (tf.reduce_sum(tf.square(v), [1, 2, 3]) + dimensions * math.log(2 * math.pi)) - log_det
-    if kl is not None:
-        nats += kl
+    nats = -_normal_log_density(v) - log_det
+    for term in (kl, log_q):
+        if term is not None:
+            nats += term
     return {
-        "bits_per_dim": deployed.quantizer.bits_per_dim(nats, dimensions),
+        "bits_per_dim": deployed.quantizer.bits_per_dim(nats, math.prod(deployed.config.image_shape)),
         **of_z,
         "shell": shell(v),
         "typicality": typicality([*latents, *deployed.flow.parts(v)]),
     }
+
+
+def _normal_log_density(x: tf.Tensor) -> tf.Tensor:
+    """Returns log N(x; 0, I) of images, `[batch]`."""
+    import tensorflow as tf
+
+    return -0.5 * (tf.reduce_sum(tf.square(x), [1, 2, 3]) + math.prod(x.shape[1:]) * math.log(2 * math.pi))
 
 
 # --- what the Keras model answers ---

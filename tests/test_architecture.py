@@ -10,12 +10,29 @@ import pytest
 from helpers.models import SMALL, TINY
 from helpers.places import DATA
 
-from tfdecouple.architecture import plan
+from tfdecouple.architecture import count_by_network, plan
 from tfdecouple.config import load_preset, preset_names
 from tfdecouple.parameters import count_parameters
 
+# Smaller ones of the options of the dequantisation.
+DEQUANTIZING = dataclasses.replace(
+    TINY,
+    dequantization="flow",
+    dequantization_steps=(1, 2),
+    dequantization_hidden_channels=(3, 4),
+    dequantization_encoder_channels=(3, 5),
+    dequantization_map_channels=2,
+)
 CONFIGS = {
     "tiny": TINY,
+    "dequantization": DEQUANTIZING,
+    "dequantization of three levels": dataclasses.replace(
+        DEQUANTIZING,
+        dequantization_steps=(1, (2,), 1),
+        dequantization_hidden_channels=(3, 4, 5),
+        dequantization_transform="additive",
+        linear="lu",
+    ),
     "small": SMALL,
     "additive": dataclasses.replace(TINY, transform="additive", prior_transform="additive"),
     "additive factor-out": dataclasses.replace(TINY, multiscale_transform="additive"),
@@ -66,7 +83,7 @@ def test_weights_are_those_of_the_large_preset(name):
 
 
 def test_maps_get_smaller_and_channels_leave():
-    stages = list(plan(load_preset("cifar10").model).stages)
+    stages = list(plan(load_preset("cifar10").model).flow.stages)
     assert [(s.side, s.channels, s.hidden, s.steps, s.dropped) for s in stages] == [
         (32, 3, 24, 2, 0),
         (16, 12, 512, 6, 3),
@@ -82,6 +99,9 @@ def test_the_widest_map_is_the_largest_of_all():
     assert plan(wide).widest_map() == 4 * 4 * 100
     assert plan(dataclasses.replace(wide, encoder_channels=(50, 6))).widest_map() == 8 * 8 * 50
     assert plan(dataclasses.replace(TINY, hidden_channels=(1, 1, 1), conditioning="none")).widest_map() == 8 * 8 * 3
+    dequantizing = dataclasses.replace(DEQUANTIZING, dequantization_hidden_channels=(4, 70))
+    assert plan(dequantizing).widest_map() == 4 * 4 * 70
+    assert plan(dataclasses.replace(dequantizing, dequantization_map_channels=90)).widest_map() == 8 * 8 * 90
 
 
 REFERENCE = json.loads((DATA / "reference_parameter_counts.json").read_text())
@@ -90,7 +110,12 @@ REFERENCE = json.loads((DATA / "reference_parameter_counts.json").read_text())
 @pytest.mark.parametrize("preset", REFERENCE)
 def test_presets_count_as_the_code_of_the_papers_authors(preset):
     config, expected = load_preset(preset).model, REFERENCE[preset]
-    assert count_parameters(config) == {name: expected[name] for name in ("flow", "encoder", "prior", "total")}
+    networks = ("flow", "encoder", "prior", "dequantizer", "total")
+    assert count_parameters(config) == {name: expected[name] for name in networks if name in expected}
+    if dequantizer := plan(config).dequantizer:
+        parts = {"encoder": dequantizer.encoder.weights(), "flow": dequantizer.flow.weights()}
+        for part, count in expected["dequantizer parts"].items():
+            assert count_by_network({f"flow/{name}": shape for name, shape in parts[part].items()})["total"] == count
     sizes = {name: math.prod(shape) for name, shape in plan(config).weights().items() if name.startswith("flow/")}
     for level, count in enumerate(expected["levels"]):
         assert sum(size for name, size in sizes.items() if name.startswith(f"flow/level_{level}_")) == count

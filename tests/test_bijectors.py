@@ -20,6 +20,7 @@ from tfdecouple.bijectors import (
     ChannelLU,
     ChannelMatrix,
     Shift,
+    Sigmoid,
     Squeeze,
     Whitening,
     forward_and_log_det,
@@ -54,6 +55,7 @@ SCALARS = {
     "affine-0.6": lambda: BoundedAffine(tf.constant(0.3), tf.constant(-0.7), alpha=0.6),
     "additive": lambda: Shift(tf.constant(0.3)),
     "whitening": lambda: Whitening(tf.constant(0.3), tf.constant(-0.7)),
+    "sigmoid": Sigmoid,
     **{
         f"transform-{name}": lambda transform=transform: transform.bijector(
             [tf.constant(0.3 - number) for number in range(transform.parameters)], 0.8
@@ -86,6 +88,18 @@ class TestByTheToolsOfTensorFlow:
     def test_scalar_congruency(self, name):
         with tf.Graph().as_default(), tf.compat.v1.Session() as session:
             bijector_test_util.assert_scalar_congruency(SCALARS[name](), -2.0, 3.0, rtol=0.05, sess=session)
+
+
+def test_sigmoid_is_that_of_tfp_and_finite_far_out():
+    x = tf.constant(np.concatenate([X.reshape(4, -1), [[-80.0, -30.0, 0.0, 30.0, 80.0, 1.0] * 2]]))
+    ours, theirs = Sigmoid(), tfb.Sigmoid()
+    y, log_det = ours.forward_and_log_det(x)
+    close(y, theirs.forward(x))
+    close(log_det, tf.reduce_sum(theirs.forward_log_det_jacobian(x), -1))
+    back, change = ours.inverse_and_log_det(y[:4])
+    close(back, x[:4])
+    close(change, -log_det[:4])
+    assert np.all(np.isfinite(Sigmoid().forward_and_log_det(tf.constant([[-80.0], [80.0]]))[1]))
 
 
 class TestLogDets:

@@ -91,6 +91,7 @@ class TestEmptyBatches:
         assert tiny_model.interpolate(NONE, NONE, [0, 1], [0]).shape == (0, 2, 1, 8, 8, 3)
         assert tiny_model.interpolate(IMAGES, IMAGES, [], [0]).shape == (3, 0, 1, 8, 8, 3)
         assert tiny_model.quantize_images(NONE).shape == (0, 8, 8, 3)
+        assert [part.shape for part in tiny_model.dequantize(NONE, NONE)] == [(0, 8, 8, 3), (0,)]
         assert tiny_model.sample(0).shape == (0, 8, 8, 3)
         assert "no images" in refused(lambda: tiny_model.diagnose(NONE), DataError)
 
@@ -126,6 +127,11 @@ NO_IMAGES = {
     "grey": IMAGES[..., :1],
     "complex": IMAGES.astype(np.complex64),
 }
+
+
+@pytest.mark.parametrize("noise", [None, "noise", [[1.0], [1.0, 2.0]], np.zeros((2, 8, 8, 3)), np.zeros(3), 7])
+def test_noise_of_the_dequantisation_that_is_none(tiny_model, noise):
+    assert "noise" in refused(lambda: tiny_model.dequantize(IMAGES, noise))
 
 
 class TestImages:
@@ -434,6 +440,7 @@ def test_every_public_verb_is_looked_at():
         "call",
         "compute_output_spec",
         "decode",
+        "dequantize",
         "diagnose",
         "edit",
         "elbo",

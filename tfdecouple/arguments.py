@@ -160,6 +160,18 @@ def _one_or_each(leading: tf.TensorShape, batch: int | None) -> bool:
     return leading.rank == 0 or leading[0] in (1, None) or batch in (None, leading[0])
 
 
+def as_pixel_noise(value: Any, images: tf.Tensor) -> tf.Tensor:
+    """Returns the noise of the dequantisation of some images, float32 of their shape.
+
+    Raises:
+        UserError: for another shape, or no real numbers.
+    """
+    noise = as_floats(value, "noise")
+    if not noise.shape.is_compatible_with(images.shape):
+        raise UserError(f"noise is of shape {tuple(noise.shape)}; it must be that of the images, {tuple(images.shape)}")
+    return noise
+
+
 def whole_number(value: Any, name: str) -> int:
     """Returns a whole number from 0 on, given as Python's, NumPy's or TensorFlow's.
 

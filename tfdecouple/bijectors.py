@@ -310,6 +310,37 @@ class Whitening(ClosedForm):
         return -self.log_scale
 
 
+class Sigmoid(ClosedForm):
+    """y = 1 / (1 + exp(-x)), number by number.
+
+    TFP's own needs a logarithm that ONNX does not have.
+
+    Args:
+        name: of its operations.
+
+    >>> Sigmoid().forward(tf.constant([0.0])).numpy().tolist()
+    [0.5]
+    """
+
+    def __init__(self, name: str = ""):
+        parameters = dict(locals())
+        super().__init__(0, parameters, is_constant_jacobian=False)
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
+        return {}
+
+    def _forward(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.sigmoid(x)
+
+    def _inverse(self, y: tf.Tensor) -> tf.Tensor:
+        return tf.math.log(y) - tf.math.log1p(-y)
+
+    def _forward_log_det_jacobian(self, x: tf.Tensor) -> tf.Tensor:
+        # log y + log(1 - y), of which the second is log y - x.
+        return 2 * tf.math.log_sigmoid(x) - x
+
+
 class Squeeze(ClosedForm):
     """`[..., f h, f w, c]` to `[..., h, w, f f c]`: neighbouring pixels become channels.
 

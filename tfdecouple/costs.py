@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from tfdecouple.architecture import CouplingPlan, plan
+from tfdecouple.architecture import CouplingPlan, FlowPlan, ResNetPlan, plan
 from tfdecouple.config import Config, ModelConfig, override
 
 FLOAT32, BFLOAT16 = 4, 2
@@ -38,20 +38,22 @@ class CouplingSize:
     plan: CouplingPlan
 
     def multiply_adds(self) -> int:
-        """Of the net's three convolutions, and once an image of the product with z."""
+        """Of the net's three convolutions, and of the condition: once an image of z, 3x3 at each position of a map."""
         plan = self.plan
         at_each = 9 * plan.kept * plan.hidden + plan.hidden**2 + 9 * plan.hidden * plan.outputs
-        return self.positions * at_each + plan.condition_size * plan.hidden
+        condition = plan.condition_size * plan.hidden * (9 * self.positions if plan.local else 1)
+        return self.positions * at_each + condition
 
     def kept_bytes(self, alpha: float, net_bytes: int, memory: str) -> int:
         """Returns what the backward pass needs of the forward pass, per image.
 
-        The inputs of the three convolutions (the gradients of their kernels are made of them; that of an ELU is made
-        of its output, which the next convolution keeps anyway), of which "recompute" keeps the first alone; and for
-        the affine transform the raw scale or its tanh, the scale, what it scales, and with alpha below 1 what its
+        The inputs of the convolutions (the gradients of their kernels are made of them; that of an ELU is made of its
+        output, which the next convolution keeps anyway), of which "recompute" keeps the narrow ones alone; and for the
+        affine transform the raw scale or its tanh, the scale, what it scales, and with alpha below 1 what its
         logarithm needs.
         """
-        net = net_bytes * (self.plan.kept + (2 * self.plan.hidden if memory == "keep" else 0))
+        inputs = self.plan.kept + (self.plan.condition_size if self.plan.local else 0)
+        net = net_bytes * (inputs + (2 * self.plan.hidden if memory == "keep" else 0))
         scales = self.plan.outputs > self.plan.transformed
         scaling = FLOAT32 * self.plan.transformed * ((3 if alpha == 1 else 4) if scales else 0)
         return self.positions * (net + scaling)
@@ -118,7 +120,18 @@ class Activations:
 
 def flow_layers(config: ModelConfig) -> Iterator[LayerSize]:
     """Yields the layers of the flow in the order of the forward pass."""
-    planned = plan(config)
+    return _layers(plan(config).flow)
+
+
+def _all_layers(config: ModelConfig) -> Iterator[LayerSize]:
+    """Yields the layers of the flow, and of that of the dequantisation."""
+    yield from flow_layers(config)
+    dequantizer = plan(config).dequantizer
+    if dequantizer is not None:
+        yield from _layers(dequantizer.flow)
+
+
+def _layers(planned: FlowPlan) -> Iterator[LayerSize]:
     for stage in planned.stages:
         positions, step, factor_out = stage.side**2, planned.step(stage), planned.factor_out(stage)
         for _ in range(stage.steps):
@@ -128,9 +141,9 @@ def flow_layers(config: ModelConfig) -> Iterator[LayerSize]:
 
 
 def multiply_adds(config: ModelConfig) -> int:
-    """Returns the multiply-adds of the forward pass, per image: flow and encoder."""
+    """Returns the multiply-adds of the forward pass, per image: flows and encoders."""
     encoder = sum(block.multiply_adds for block in _encoder_blocks(config))
-    return encoder + sum(layer.multiply_adds() for layer in flow_layers(config))
+    return encoder + sum(layer.multiply_adds() for layer in _all_layers(config))
 
 
 def activations(config: ModelConfig, *, memory: str = "keep", precision: str = "float32") -> Activations:
@@ -146,11 +159,13 @@ def activations(config: ModelConfig, *, memory: str = "keep", precision: str = "
         precision: as `training.precision`.
     """
     net_bytes = BFLOAT16 if precision == "mixed_bfloat16" else FLOAT32
-    layers = list(flow_layers(config))
+    layers = list(_all_layers(config))
     encoder = sum(FLOAT32 * block.kept for block in _encoder_blocks(config))
     kept = sum(layer.kept_bytes(config.alpha, net_bytes, memory) for layer in layers)
     if memory == "invert":
-        kept = sum(2 * FLOAT32 * stage.side**2 * stage.channels for stage in plan(config).stages)
+        planned = plan(config)
+        flows = [planned.flow, *([] if planned.dequantizer is None else [planned.dequantizer.flow])]
+        kept = sum(2 * FLOAT32 * stage.side**2 * stage.channels for flow in flows for stage in flow.stages)
     working = max(layer.working_bytes(net_bytes, memory) for layer in layers)
     return Activations(kept + encoder + FLOAT32 * _IMAGES * math.prod(config.image_shape), working)
 
@@ -179,16 +194,21 @@ class _Block:
 
 
 def _encoder_blocks(config: ModelConfig) -> Iterator[_Block]:
-    encoder = plan(config).encoder
-    if encoder is None:
-        return
-    for block in encoder.blocks:
-        channels, planes = block.channels, block.planes
-        padded, out = (encoder.side(block) + 2) ** 2, encoder.side(block) // block.strides
-        products = 9 * channels * planes + 9 * planes**2 + (channels * planes if block.shortcut else 0)
-        # The padded input of both convolutions, what each batch normalisation sees, and both ELUs' outputs.
-        maps = (2 + block.shortcut + 2) * planes * out**2 + planes * (out + 2) ** 2
-        yield _Block(out**2 * products, channels * padded + maps)
+    planned = plan(config)
+    encoders: list[ResNetPlan] = [] if planned.encoder is None else [planned.encoder]
+    if planned.dequantizer is not None:
+        encoders.append(planned.dequantizer.encoder)
+    for encoder in encoders:
+        for block in encoder.blocks:
+            channels, planes, side = block.channels, block.planes, encoder.side(block)
+            out = config.image_size // block.out_reduction
+            # A transposed convolution has its kernel at each position of its input.
+            first = channels * planes * (9 + block.shortcut) * min(side, out) ** 2
+            # The (padded) input of both convolutions, what each batch normalisation sees, and both ELUs' outputs.
+            inner = out if block.transposed else out + 2
+            maps = (2 + block.shortcut + 2) * planes * out**2 + planes * inner**2
+            before = channels * (side if block.transposed else side + 2) ** 2
+            yield _Block(first + 9 * planes**2 * out**2, before + maps)
 
 
 def fewest_micro_batches(config: Config, devices: int, free: int) -> int | None:

@@ -1,4 +1,4 @@
-"""Channels, sides and names level by level: how those of the flow and of the encoder follow from a config's lists.
+"""Channels, sides and names level by level: how those of flows and encoders follow from a config's lists.
 
 Plain arithmetic of whole numbers, from which the config checks itself and `architecture.plan` makes the whole plan.
 """
@@ -57,14 +57,15 @@ class StagePlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockPlan:
-    """A ResNet block of the encoder.
+    """A ResNet block of an encoder.
 
     Attributes:
         name: of the layer, `level_0_block_1`.
         reduction: how many times smaller its input is than the image, along each side.
         channels: of its input.
         planes: channels of its output.
-        strides: 1, or 2 where it halves height and width.
+        strides: 1, or 2 where it halves height and width; where its convolutions are transposed, it doubles them.
+        transposed: whether they are.
     """
 
     name: str
@@ -72,11 +73,12 @@ class BlockPlan:
     channels: int
     planes: int
     strides: int
+    transposed: bool = False
 
     @property
     def out_reduction(self) -> int:
         """How many times smaller its output is than the image, along each side."""
-        return self.reduction * self.strides
+        return self.reduction // self.strides if self.transposed else self.reduction * self.strides
 
     @property
     def shortcut(self) -> bool:
@@ -159,6 +161,40 @@ def encoder_blocks(planes: Sequence[int]) -> tuple[BlockPlan, ...]:
                 )
             )
             channels = width
+    return tuple(blocks)
+
+
+def local_blocks(planes: Sequence[int], map_channels: int) -> tuple[BlockPlan, ...]:
+    """Returns the blocks of a network from an image to a map of its own size: those of the encoder, and the way back.
+
+    Going back, a level has two blocks of transposed convolutions, of which the second doubles height and width and has
+    the planes of the level before, or those of the map.
+
+    Args:
+        planes: channels of each level.
+        map_channels: channels of the map.
+
+    >>> for block in local_blocks((8, 16), 4)[4:]:
+    ...     print(block.name, block.reduction, block.channels, block.planes, block.out_reduction)
+    up_1_block_1 4 16 16 4
+    up_1_block_2 4 16 8 2
+    up_0_block_1 2 8 8 2
+    up_0_block_2 2 8 4 1
+    """
+    blocks = list(encoder_blocks(planes))
+    narrower = (map_channels, *planes)
+    for level in reversed(range(len(planes))):
+        for strides, width in ((1, planes[level]), (2, narrower[level])):
+            blocks.append(
+                BlockPlan(
+                    name=f"up_{level}_block_{strides}",
+                    reduction=2 ** (level + 1),
+                    channels=planes[level],
+                    planes=width,
+                    strides=strides,
+                    transposed=True,
+                )
+            )
     return tuple(blocks)
 
 

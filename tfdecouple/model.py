@@ -12,11 +12,21 @@ from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
 from tfdecouple import randomness
-from tfdecouple.arguments import as_codes, as_equally_many, as_images, as_step, as_z, number, numbers, whole_number
+from tfdecouple.arguments import (
+    as_codes,
+    as_equally_many,
+    as_images,
+    as_pixel_noise,
+    as_step,
+    as_z,
+    number,
+    numbers,
+    whole_number,
+)
 from tfdecouple.errors import InversionError, UserError
 from tfdecouple.exactness import far_from_training, listed, require_finite, require_same, warn_of_far_images
 from tfdecouple.networks.assembly import Codes, Networks
-from tfdecouple.objective import Elbo, Latents, negative_elbo
+from tfdecouple.objective import Elbo, Latents, dequantize, negative_elbo
 from tfdecouple.runtime.autograph import unconverted
 
 __all__ = ["Codes", "DecoupledModel", "Elbo", "far_from_training"]
@@ -135,7 +145,7 @@ class DecoupledModel(Networks):
         levels = self._levels_of(images)
         batch = tf.shape(levels)[0]
         z_noise = randomness.normal([batch, self.config.latent_dim], randomness.fold(seed, "z"))
-        u_noise = randomness.uniform(tf.shape(levels), randomness.fold(seed, "u"))
+        u_noise = randomness.pixel_noise(tf.shape(levels), randomness.fold(seed, "u"), self.config.has_dequantizer)
         return self.elbo_from_noise(images, z_noise, u_noise, training)
 
     def elbo_from_noise(self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, training: bool = False) -> Elbo:
@@ -144,8 +154,8 @@ class DecoupledModel(Networks):
         Args:
             images: uint8 `[batch, height, width, 3]`.
             z_noise: standard normal, float32 `[batch, d_z]`; ignored without z.
-            u_noise: uniform in [0, 1), float32 of the shape of images.
-            training: whether the encoder normalises by the statistics of the batch.
+            u_noise: float32 of the shape of images, as for `dequantize`.
+            training: whether the encoders normalise by the statistics of the batch.
         """
         return self.elbo_and_latents(images, z_noise, u_noise, training)[0]
 
@@ -165,8 +175,35 @@ class DecoupledModel(Networks):
             flow=self.flow,
             encoder=self.encoder,
             prior_flow=self.prior_flow,
+            dequantizer=self.dequantizer,
             training=training,
         )
+
+    def dequantize(self, images: Any, noise: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Draws u, the places in the bins of the pixels, from q(u|x): x = 2*(k + u)/n_bins - 1 for level k.
+
+        Where `model.dequantization` is "uniform", u is the noise itself. Both results are differentiable by the
+        noise and the weights.
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`.
+            noise: of the shape of images: standard normal for a learned q(u|x), else uniform in [0, 1).
+
+        Returns:
+            u, float32 of that shape, and log q(u|x), float32 `[batch]`, in nats. Of a learned q(u|x) u lies in (0, 1)
+            but for the rounding of float32, which can make it 0 or 1.
+
+        Raises:
+            DataError: for images of another shape or type.
+            UserError: for noise of another shape.
+            NotInitializedError: for a model without weights.
+        """
+        self.require_initialized()
+        levels = self._levels_of(images)
+        noise = as_pixel_noise(noise, levels)
+        if levels.shape[0] == 0:
+            return noise, tf.zeros([0])
+        return dequantize(levels, noise, quantizer=self.quantizer, dequantizer=self.dequantizer, training=False)
 
     # --- codes ---
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
 from tfdecouple.networks.prior import PriorFlow
@@ -54,6 +55,7 @@ def negative_elbo(
     flow: Flow,
     encoder: Encoder | None,
     prior_flow: PriorFlow | None,
+    dequantizer: Dequantizer | None = None,
     training: bool,
 ) -> tuple[Elbo, Latents]:
     """Returns the negative bound at given draws of z, reparametrised, and of x within the bins of the pixels.
@@ -63,12 +65,13 @@ def negative_elbo(
     Args:
         levels: of pixels, float32 `[batch, height, width, 3]`.
         z_noise: standard normal, float32 `[batch, d_z]`; ignored without an encoder.
-        u_noise: uniform in [0, 1), float32 of the shape of levels.
+        u_noise: float32 of the shape of levels, as for `dequantize`.
         quantizer: of these levels.
         flow: from x and z to v.
         encoder: of q(z|x) (paper equation 5); None for a model without z.
         prior_flow: from z to standard normal noise; None where p(z) is standard normal.
-        training: whether the encoder normalises by the statistics of the batch.
+        dequantizer: of q(u|x); None where u is uniform.
+        training: whether the encoders normalise by the statistics of the batch.
     """
     z, prior_noise, log_prior = None, None, zero_per_image(levels)
     kl = log_prior
@@ -79,12 +82,32 @@ def negative_elbo(
         log_posterior = -0.5 * tf.reduce_sum(log_variance + tf.square(z_noise) + math.log(2 * math.pi), -1)
         prior_noise, log_prior = _prior(prior_flow, z)
         kl = log_posterior - log_prior
-    v, log_det = flow.forward_and_log_det(quantizer.within(levels, u_noise), z)
+    u, dequantization = dequantize(levels, u_noise, quantizer=quantizer, dequantizer=dequantizer, training=training)
+    v, log_det = flow.forward_and_log_det(quantizer.within(levels, u), z)
     reconstruction = -_standard_normal_log_prob(v) - log_det
-    dequantization = tf.zeros_like(reconstruction)
     nats = reconstruction + kl + dequantization
     bits = quantizer.bits_per_dim(nats, math.prod(levels.shape[1:]))
     return Elbo(reconstruction, kl, dequantization, bits), Latents(prior_noise, log_prior, v)
+
+
+def dequantize(
+    levels: tf.Tensor, u_noise: tf.Tensor, *, quantizer: Quantizer, dequantizer: Dequantizer | None, training: bool
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns u, the place of x within the bins of the pixels, and log q(u|x), `[batch]`, in nats.
+
+    Args:
+        levels: of pixels, float32 `[batch, height, width, 3]`.
+        u_noise: float32 of the shape of levels: standard normal for a dequantizer; without one u itself, uniform in
+            [0, 1), whose log density is 0.
+        quantizer: of these levels.
+        dequantizer: of q(u|x), reparametrised; None where u is uniform.
+        training: as for `negative_elbo`.
+    """
+    if dequantizer is None:
+        return u_noise, zero_per_image(levels)
+    u_noise = tf.convert_to_tensor(u_noise, levels.dtype)
+    u, log_det = dequantizer.call(quantizer.edges(levels), u_noise, training)
+    return u, _standard_normal_log_prob(u_noise) - log_det
 
 
 def _prior(prior_flow: PriorFlow | None, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -11,7 +11,7 @@ _FLOAT_BYTES = 4
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Returns the numbers of trainable parameters: flow, encoder, prior and total.
+    """Returns the numbers of trainable parameters: of each network, and in total.
 
     It equals `DecoupledModel(config).parameter_count()`, but takes no time and needs no TensorFlow.
     """
@@ -35,7 +35,7 @@ def require_memory(config: ModelConfig, copies: int = 1) -> None:
     weights, image = copies * counts["total"] * _FLOAT_BYTES, planned.widest_map() * _FLOAT_BYTES
     if max(weights, image) <= memory:
         return
-    most = max(("flow", "encoder", "prior"), key=counts.__getitem__)
+    most = max((name for name in counts if name != "total"), key=counts.__getitem__)
     what = (
         f"{shown_bytes(weights)} for {counts['total']:,} parameters, most of them of the {most}"
         if weights >= image
@@ -49,9 +49,20 @@ def require_memory(config: ModelConfig, copies: int = 1) -> None:
         "model.encoder_out_channels": config.encoder_out_channels if config.has_latent else 0,
         "model.prior_hidden": config.prior_hidden if config.has_latent and config.prior == "flow" else 0,
         "model.base_hidden": config.base_hidden if config.conditioning == "base" else 0,
+        **_dequantization_sizes(config),
     }
     name = max(sizes, key=sizes.__getitem__)
     raise ConfigError(
         f"the model is too large: it needs {what}, and this machine has {shown_bytes(memory)} of memory; "
         f"the largest of its sizes is {name}, {sizes[name]}"
     )
+
+
+def _dequantization_sizes(config: ModelConfig) -> dict[str, int]:
+    if not config.has_dequantizer:
+        return {}
+    return {
+        "an entry of model.dequantization_hidden_channels": max(config.dequantization_hidden_channels),
+        "an entry of model.dequantization_encoder_channels": max(config.dequantization_encoder_channels),
+        "model.dequantization_map_channels": config.dequantization_map_channels,
+    }

@@ -77,6 +77,17 @@ def uniform(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
     return tf.random.stateless_uniform(shape, seed, dtype=dtype)
 
 
+def pixel_noise(shape: Any, seed: tf.Tensor, normal_noise: bool) -> tf.Tensor:
+    """Draws the noise of the dequantisation.
+
+    Args:
+        shape: of images.
+        seed: as for `normal`.
+        normal_noise: whether a learned q(u|x) makes u of it, which wants it standard normal; else it is u itself.
+    """
+    return (normal if normal_noise else uniform)(shape, seed)
+
+
 def normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
     """Returns part of a large draw without the rest: `reshape(normal(shape, seed), [-1])[start : start + count]`.
 

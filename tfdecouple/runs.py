@@ -215,10 +215,10 @@ def _empty_model(run: str | pathlib.Path, config: Config, jit_compile: bool) -> 
         except DamagedCheckpointError:
             continue
         for network, count in planned.items():
-            if held[network] != count:
+            if (found := held.get(network, 0)) != count:
                 raise RunError(
                     f"the checkpoint {folder.prefix(kind, step)} does not fit the config beside it: the {network} has "
-                    f"{count:,} parameters by the config, and {held[network]:,} in the checkpoint"
+                    f"{count:,} parameters by the config, and {found:,} in the checkpoint"
                 )
         break
     return DecoupledModel(config.model, jit_compile=jit_compile)

@@ -170,13 +170,13 @@ def known_images(size):
     return np.minimum(np.abs(phase % 512 - 256), 255).astype(np.uint8)
 
 
-def draw_noise(server, signature, count, seed):
+def draw_noise(server, signature, count, seed, u_noise="uniform"):
     """The noise that an endpoint asks for; the models themselves hold no random state."""
     rng = np.random.default_rng(seed)
     noise = {}
     for name in sorted(server.signatures.get(signature, {}).get("inputs", ())):
         if name.endswith("_noise"):
-            draw = rng.random if name == "u_noise" else rng.standard_normal
+            draw = rng.random if name == "u_noise" and u_noise == "uniform" else rng.standard_normal
             noise[name] = draw((count, *shape_of(server, signature, name)), dtype=np.float32)
     return noise
 
@@ -215,7 +215,7 @@ def sample(server, options):
 
 def score(server, options):
     images = read_pictures(server, options)
-    noise = draw_noise(server, "score", len(images), options.seed)
+    noise = draw_noise(server, "score", len(images), options.seed, options.u_noise)
     bits = server.predict("score", {"images": images, **noise})["bits_per_dim"]
     for path, value in zip(options.pictures, bits, strict=True):
         print(f"{path}: {value:.4f} bits per dimension")
@@ -250,6 +250,9 @@ def parse(arguments):
     parser.add_argument("--count", type=int, default=4, help="of samples")
     parser.add_argument("--temperature", type=float, default=0.7, help="of samples; lower is smoother")
     parser.add_argument("--seed", type=int, default=0, help="of the noise for sample and score")
+    parser.add_argument(
+        "--u-noise", choices=["uniform", "normal"], default="uniform", help="of score, as the model card says"
+    )
     options = parser.parse_intermixed_args(arguments)
     if (options.command is None) != options.check:
         parser.error("give a command, or --check and none")

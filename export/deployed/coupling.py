@@ -14,7 +14,7 @@ from export.deployed.base import Deployed, LogDets, values
 from export.deployed.layout import Layout
 from export.deployed.linear import DeployedLinear, normalised
 from tfdecouple.bijectors import forward_and_log_det
-from tfdecouple.layers import ActNorm, Coupling
+from tfdecouple.layers import ActNorm, Coupling, LocalConvNet
 from tfdecouple.transforms import TRANSFORMS
 
 
@@ -27,7 +27,7 @@ class Conditioning:
 
     def add(self, net: Any) -> int | None:
         """Takes the weights of a net and returns its number; None for one that z does not condition."""
-        if not net.condition_size:
+        if not net.condition_size or isinstance(net, LocalConvNet):
             return None
         self.kernels.append(values(net.condition_kernel))
         self.biases.append(values(net.condition_bias))
@@ -49,6 +49,7 @@ class DeployedNet(Deployed):
         second: the second.
         last: the last; its weight normalisation is multiplied out.
         condition: number of the net among those that z conditions, or None.
+        local: the convolution of the map, where a map conditions the net, or None.
         layout: of the images.
     """
 
@@ -56,6 +57,7 @@ class DeployedNet(Deployed):
     second: DeployedLinear
     last: DeployedLinear
     condition: int | None
+    local: DeployedLinear | None
     layout: Layout
 
     @classmethod
@@ -69,12 +71,17 @@ class DeployedNet(Deployed):
             bias = None if bias is None else values(bias)
             return DeployedLinear.of(f"{name}/{layer}", values(getattr(net, layer)), bias, layout, **options)
 
+        local = None
+        if isinstance(net, LocalConvNet):
+            kernel, bias = values(net.condition_kernel), values(net.condition_bias)
+            local = DeployedLinear.of(f"{name}/condition", kernel, bias, layout)
         return cls(
             name=name,
             first=plain("first", sizes=None if sizes is None else tuple(sizes.tolist())),
             second=plain("second"),
             last=DeployedLinear.of(f"{name}/last", *normalised(net.last), layout),
             condition=conditioning.add(net),
+            local=local,
             layout=layout,
         )
 
@@ -84,6 +91,8 @@ class DeployedNet(Deployed):
             h = self.second(self.layout.elu(self.first(x)))
             if self.condition is not None:
                 h += conditions[self.condition]
+            if self.local is not None:
+                h += self.local(conditions[0])
             return self.last(self.layout.elu(h))
 
 

@@ -1,10 +1,11 @@
-"""The encoder as it is deployed: convolutions with their batch normalisation multiplied in."""
+"""The encoders as they are deployed: convolutions with their batch normalisation multiplied in."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any, Self
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -14,10 +15,52 @@ from export.deployed.linear import DeployedLinear, normalised
 from tfdecouple.networks.encoder import Encoder, ResNetBlock
 
 
-def _normalised_convolution(name: str, convolution: Any, norm: Any, layout: Layout, strides: int) -> DeployedLinear:
+def _normalised_convolution(
+    name: str, convolution: Any, norm: Any, layout: Layout, strides: int
+) -> DeployedLinear | DeployedTransposed:
     scale = values(norm.gamma) / np.sqrt(values(norm.moving_variance) + norm.epsilon)
     shift = values(norm.beta) - values(norm.moving_mean) * scale
-    return DeployedLinear.of(name, values(convolution.kernel) * scale, shift, layout, strides=strides)
+    kernel = values(convolution.kernel)
+    if isinstance(convolution, keras.layers.Conv2DTranspose):
+        return DeployedTransposed.of(name, np.swapaxes(kernel, 2, 3) * scale, shift, layout, strides)
+    return DeployedLinear.of(name, kernel * scale, shift, layout, strides=strides)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeployedTransposed(Deployed):
+    """A transposed convolution as a plain one, which every runtime has and computes fast.
+
+    With a stride of 2 each place of the input becomes four pixels of the output, and each of them sees one of four
+    parts of the kernel: a convolution to four times the channels, unsqueezed.
+
+    Attributes:
+        linear: the plain convolution.
+        strides: 1, or 2 where height and width are doubled.
+        layout: of the images.
+    """
+
+    linear: DeployedLinear
+    strides: int
+    layout: Layout
+
+    @classmethod
+    def of(cls, name: str, kernel: np.ndarray, bias: np.ndarray, layout: Layout, strides: int) -> Self:
+        """Makes it from a kernel `[size, size, inputs, outputs]`, size 1 or 3, and a bias, both in float64."""
+        size, _, inputs, outputs = kernel.shape
+        reach = size // 2
+        plain = np.zeros((3, 3, inputs, strides, strides, outputs))
+        # Output pixel p = strides * input - reach + tap, for each tap of the kernel.
+        for row, column in np.ndindex(size, size):
+            (down, r), (right, c) = (divmod(tap - reach, strides) for tap in (row, column))
+            plain[1 - down, 1 - right, :, r, c] += kernel[row, column]
+        whole = plain.reshape(3, 3, inputs, strides**2 * outputs)
+        linear = DeployedLinear.of(f"{name}/plain", whole, np.tile(bias, strides**2), layout)
+        return cls(name=name, linear=linear, strides=strides, layout=layout)
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        """Maps images."""
+        y = self.linear(x)
+        return self.layout.unsqueezed(y) if self.strides > 1 else y
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,15 +68,15 @@ class DeployedBlock(Deployed):
     """A ResNet block.
 
     Attributes:
-        first: convolution, of stride 1 or 2.
+        first: convolution, of stride 1 or 2, which may be transposed, as may all.
         second: convolution.
         shortcut: convolution, or None where the shortcut is the input itself.
         layout: of the images.
     """
 
-    first: DeployedLinear
-    second: DeployedLinear
-    shortcut: DeployedLinear | None
+    first: DeployedLinear | DeployedTransposed
+    second: DeployedLinear | DeployedTransposed
+    shortcut: DeployedLinear | DeployedTransposed | None
     layout: Layout
 
     @classmethod

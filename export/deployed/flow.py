@@ -152,6 +152,7 @@ class DeployedFlow(Deployed):
         levels: the stages of each level, full resolution first.
         condition: what z is multiplied with for all nets at once, or None.
         widths: of these nets.
+        local: whether a map conditions the nets instead, which is squeezed beside the image.
         whitening: of v by z, or None.
         layout: of the images.
     """
@@ -159,37 +160,41 @@ class DeployedFlow(Deployed):
     levels: tuple[tuple[DeployedStage, ...], ...]
     condition: DeployedLinear | None
     widths: tuple[int, ...]
+    local: bool
     whitening: DeployedWhitening | None
     layout: Layout
 
     @classmethod
-    def from_layer(cls, flow: Flow, layout: Layout) -> Self:
-        """Folds a flow that has been built."""
+    def from_layer(cls, flow: Flow, layout: Layout, name: str = "flow") -> Self:
+        """Folds a flow that has been built, under its name."""
         conditioning = Conditioning()
 
         def stage(of: Any) -> DeployedStage:
             layers = (
-                DeployedSequence.from_layer(layer, f"flow/{layer.name}", layout, conditioning) for layer in of.layers
+                DeployedSequence.from_layer(layer, f"{name}/{layer.name}", layout, conditioning) for layer in of.layers
             )
             plan = of.plan
-            return DeployedStage(name=f"flow/{plan.name}", sequence=tuple(layers), kept=plan.kept, dropped=plan.dropped)
+            return DeployedStage(
+                name=f"{name}/{plan.name}", sequence=tuple(layers), kept=plan.kept, dropped=plan.dropped
+            )
 
         levels = tuple(tuple(map(stage, level)) for level in flow.levels)
         whitening = None
         if flow.whitening is not None:
             shape = flow.config.image_shape
-            whitening = DeployedWhitening.from_layer(flow.whitening, "flow/whitening", layout, shape)
+            whitening = DeployedWhitening.from_layer(flow.whitening, f"{name}/whitening", layout, shape)
         return cls(
-            name="flow",
+            name=name,
             levels=levels,
-            condition=conditioning.linear("flow/condition", layout),
+            condition=conditioning.linear(f"{name}/condition", layout),
             widths=tuple(map(len, conditioning.biases)),
+            local=flow.plan.local,
             whitening=whitening,
             layout=layout,
         )
 
     def forward(self, x: tf.Tensor, z: tf.Tensor | None, log_dets: LogDets | None = None) -> tf.Tensor:
-        """Maps x to v; `log_dets` takes the log-determinants, where they are asked for."""
+        """Maps x to v; `log_dets` takes the log-determinants, where they are asked for; z may be a map."""
         with self.scope():
             v = self._level_forward(0, x, self._conditions(z), log_dets)
             return v if self.whitening is None else self.whitening.forward(v, z, log_dets)
@@ -212,14 +217,16 @@ class DeployedFlow(Deployed):
         return [*found, v]
 
     def _conditions(self, z: tf.Tensor | None) -> Conditions:
-        """What z adds to the hidden maps of each net."""
+        """What z adds to the hidden maps of each net; of a local condition the map alone, which each convolves."""
+        if self.local:
+            return () if z is None else (z,)
         if self.condition is None:
             return ()
         with self.condition.scope():
             return self.layout.split(self.layout.as_pixel(self.condition(z)), self.widths)
 
     def _level_forward(self, depth: int, h: tf.Tensor, conditions: Conditions, log_dets: LogDets | None) -> tf.Tensor:
-        with scope(f"flow/level_{depth}"):
+        with scope(f"{self.name}/level_{depth}"):
             left: list[tf.Tensor] = []
             for stage in self.levels[depth]:
                 for layer in stage.sequence:
@@ -228,16 +235,17 @@ class DeployedFlow(Deployed):
                     h, dropped = self.layout.split(h, [stage.kept, stage.dropped])
                     left.insert(0, dropped)
             if depth + 1 < len(self.levels):
-                h = self._level_forward(depth + 1, self.layout.squeezed(h), conditions, log_dets)
+                below = self._one_level_down(conditions)
+                h = self._level_forward(depth + 1, self.layout.squeezed(h), below, log_dets)
                 h = self.layout.unsqueezed(h)
             return self.layout.join([h, *left])
 
     def _level_inverse(self, depth: int, v: tf.Tensor, conditions: Conditions) -> tf.Tensor:
-        with scope(f"flow/level_{depth}"):
+        with scope(f"{self.name}/level_{depth}"):
             stages = self.levels[depth][::-1]
             h, *dropped = self.layout.split(v, [stages[0].kept, *(s.dropped for s in stages if s.dropped)])
             if depth + 1 < len(self.levels):
-                h = self._level_inverse(depth + 1, self.layout.squeezed(h), conditions)
+                h = self._level_inverse(depth + 1, self.layout.squeezed(h), self._one_level_down(conditions))
                 h = self.layout.unsqueezed(h)
             for stage in stages:
                 if stage.dropped:
@@ -245,6 +253,9 @@ class DeployedFlow(Deployed):
                 for layer in reversed(stage.sequence):
                     h = layer.inverse(h, conditions)
             return h
+
+    def _one_level_down(self, conditions: Conditions) -> Conditions:
+        return tuple(map(self.layout.squeezed, conditions)) if self.local else conditions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from typing import Self
 import tensorflow as tf
 
 from export.deployed.base import Deployed, scope
+from export.deployed.dequantizer import DeployedDequantizer
 from export.deployed.encoder import DeployedEncoder
 from export.deployed.flow import DeployedFlow, DeployedPrior, total
 from export.deployed.layout import Layout
@@ -37,6 +38,7 @@ class DeployedModel(Deployed):
         flow: from images to v.
         prior: from z to noise; None without z.
         encoder: None without z.
+        dequantizer: None where u is uniform.
     """
 
     config: ModelConfig
@@ -45,6 +47,7 @@ class DeployedModel(Deployed):
     flow: DeployedFlow
     prior: DeployedPrior | None
     encoder: DeployedEncoder | None
+    dequantizer: DeployedDequantizer | None
 
     @classmethod
     def from_model(cls, model: DecoupledModel, order: str = "NHWC") -> Self:
@@ -60,12 +63,14 @@ class DeployedModel(Deployed):
         """
         model.require_initialized()
         config, layout = model.config, Layout(order)
-        prior = encoder = None
+        prior = encoder = dequantizer = None
         if model.encoder is not None:
             planned = plan(config).encoder
             assert planned is not None
             encoder = DeployedEncoder.from_layer(model.encoder, layout, planned.out_side)
             prior = DeployedPrior.from_layer(model.prior_flow, layout)
+        if model.dequantizer is not None:
+            dequantizer = DeployedDequantizer.from_layer(model.dequantizer, layout)
         flow = DeployedFlow.from_layer(model.flow, layout)
         return cls(
             name="model",
@@ -75,6 +80,7 @@ class DeployedModel(Deployed):
             flow=flow,
             prior=prior,
             encoder=encoder,
+            dequantizer=dequantizer,
         )
 
     # --- the pieces of the endpoints ---
@@ -90,7 +96,7 @@ class DeployedModel(Deployed):
             return self.layout.leave(self.quantizer.pixels(x))
 
     def flow_input(self, levels: tf.Tensor, u: float | tf.Tensor = 0.5) -> tf.Tensor:
-        """Returns x in [-1, 1) of levels and noise u in [0, 1); by default the centres of their bins."""
+        """Returns x in [-1, 1) of levels and of u in [0, 1); by default the centres of their bins."""
         with scope("input"):
             return self.quantizer.within(levels, u)
 
@@ -109,6 +115,13 @@ class DeployedModel(Deployed):
         assert self.encoder is not None
         with self.encoder.scope():
             return self.encoder(self.quantizer.edges(levels))
+
+    def dequantize_and_log_det(self, levels: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps normal noise to u, with the log-determinant `[batch]`."""
+        assert self.dequantizer is not None
+        log_dets: list[tf.Tensor] = []
+        u = self.dequantizer.forward(self.quantizer.edges(levels), noise, log_dets)
+        return u, total(log_dets)
 
     def flow_forward_and_log_det(self, x: tf.Tensor, z: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         """Maps x to v, with the log-determinant `[batch]`, or a scalar where it is the same for all images."""

@@ -42,6 +42,14 @@ MODEL = ModelConfig(
     prior_transform="additive",
     prior_alpha=0.25,
     base_hidden=9,
+    dequantization="flow",
+    dequantization_steps=(1, (2,), 3),
+    dequantization_hidden_channels=(3, 4, 5),
+    dequantization_factors=(3,),
+    dequantization_transform="additive",
+    dequantization_alpha=0.75,
+    dequantization_encoder_channels=(3,),
+    dequantization_map_channels=5,
 )
 DATA = DataConfig(
     source="folder:/my/images",
@@ -241,6 +249,7 @@ class TestWrongTypes:
         assert "JSON object" in refusal(lambda: Config.from_dict(values))
 
 
+LEARNED = {"dequantization": "flow"}
 IMPOSSIBLE = [
     # name, value, part of the message, other options
     ("model.image_size", 0, "at least 1", {}),
@@ -282,6 +291,17 @@ IMPOSSIBLE = [
     ("model.prior_steps", 0, "at least 1", {}),
     ("model.prior_hidden", 0, "at least 1", {}),
     ("model.base_hidden", 0, "at least 1", {"conditioning": "base"}),
+    ("model.dequantization", "normal", "'uniform', 'flow'", {}),
+    ("model.dequantization_transform", "cubic", "'affine', 'additive'", {}),
+    ("model.dequantization_alpha", 1.5, "(0, 1]", {}),
+    ("model.dequantization_steps", (4,), "at least 2", LEARNED | {"dequantization_hidden_channels": (4,)}),
+    ("model.dequantization_steps", (1, 2, 3), "needs a list", LEARNED | {"dequantization_hidden_channels": (4, 4, 4)}),
+    ("model.dequantization_hidden_channels", (4, 4, 4), "dequantization_steps 2", LEARNED),
+    ("model.dequantization_hidden_channels", (4, 0), "at least 1", LEARNED),
+    ("model.dequantization_factors", (2, 2), "has 2 entries", LEARNED),
+    ("model.dequantization_encoder_channels", (), "empty", LEARNED),
+    ("model.dequantization_encoder_channels", (4,) * 6, "multiple of 64", LEARNED),
+    ("model.dequantization_map_channels", 0, "at least 1", LEARNED),
     ("data.source", "", "empty", {}),
     ("data.on_bad_image", "ignore", "'stop', 'skip'", {}),
     ("data.pad_and_crop", -1, "at least 0", {}),
@@ -361,6 +381,7 @@ class TestImpossibleValues:
             {"conditioning": "none", "latent_dim": 0, "encoder_channels": ()},
             {"prior": "normal", "latent_dim": 1, "prior_steps": 0},
             {"base_hidden": 0},
+            {"dequantization_steps": (), "dequantization_encoder_channels": (), "dequantization_map_channels": 0},
             {"steps": (1, 1), "hidden_channels": (4, 4), "factors": ()},
             {"steps": (1, (1,), (1,), 1), "hidden_channels": (4,) * 4, "factors": (4, 3)},
         ],

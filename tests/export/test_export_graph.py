@@ -74,6 +74,17 @@ VARIANTS = {
         multiscale_transform="additive",
     ),
     "two levels": variant_of_tiny(image_size=4, steps=(2, 3), hidden_channels=(4, 6), encoder_channels=(4,)),
+    "dequantization": variant_of_tiny(
+        image_size=4,
+        steps=(1, 1),
+        hidden_channels=(4, 6),
+        encoder_channels=(4,),
+        dequantization="flow",
+        dequantization_steps=(1, (1,), 1),
+        dequantization_hidden_channels=(3, 4, 5),
+        dequantization_encoder_channels=(3, 5),
+        dequantization_map_channels=2,
+    ),
 }
 
 
@@ -88,11 +99,18 @@ def model_of(name):
         give_effect(model.encoder.blocks[-1], scale=0.5)
         model.encoder.last.gain.assign_add(np.full(model.encoder.last.gain.shape, 0.5))
         # Training moves them; at 0 and 1 their folding would be a step that changes nothing.
-        for block in model.encoder.blocks:
-            for norm in (block.norm_1, block.norm_2):
-                norm.moving_mean.assign(np.linspace(-0.3, 0.4, norm.moving_mean.shape[0]))
-                norm.moving_variance.assign(np.linspace(0.5, 2.0, norm.moving_variance.shape[0]))
+        move_statistics(model.encoder)
+    if model.dequantizer is not None:
+        give_effect(model.dequantizer, scale=0.3)
+        move_statistics(model.dequantizer.encoder)
     return give_effect(model)
+
+
+def move_statistics(encoder):
+    for block in encoder.blocks:
+        for norm in (block.norm_1, block.norm_2, *block.shortcut[1:]):
+            norm.moving_mean.assign(np.linspace(-0.3, 0.4, norm.moving_mean.shape[0]))
+            norm.moving_variance.assign(np.linspace(0.5, 2.0, norm.moving_variance.shape[0]))
 
 
 @functools.cache
@@ -110,7 +128,7 @@ def inputs_of(config, count=5, seed=1):
         "v": rng.standard_normal((count, *config.image_shape)),
         "z_noise": rng.standard_normal((count, config.latent_dim)),
         "v_noise": rng.standard_normal((count, *config.image_shape)),
-        "u_noise": rng.random((count, *config.image_shape)),
+        "u_noise": (rng.standard_normal if config.has_dequantizer else rng.random)((count, *config.image_shape)),
         "direction": rng.standard_normal((count, config.latent_dim)),
         "temperature": np.linspace(0.3, 1.0, count),
         "amount": np.linspace(0.0, 2.0, count),
@@ -314,6 +332,7 @@ IN_FILES = ["alpha-0.8", "base", "none", "combined"]
 CONVERTED = [(name, one.name) for name in IN_FILES for one in endpoints(VARIANTS[name]) if one.onnx] + [
     ("alpha-0.8", "score"),
     ("base", "score"),
+    ("dequantization", "score"),
 ]
 
 

@@ -1,7 +1,7 @@
 """Exports of the models of the paper's authors: files and deployed graph give the reference's float64 numbers.
 
-Beside the model in tests/data, the folders `wolf_small` and `wolf_base` of the folder that the environment variable
-TFDECOUPLE_REFERENCE_DIR names are tried, each with config.json, model.npz and reference.npz.
+Beside the models in tests/data, the folders `wolf_small`, `wolf_base` and `wolf_small_var` of the folder that the
+environment variable TFDECOUPLE_REFERENCE_DIR names are tried, each with config.json, model.npz and reference.npz.
 """
 
 import functools
@@ -21,14 +21,17 @@ from export.formats.onnx import build_onnx
 from export.signatures import endpoint, endpoints
 from tfdecouple.interop.wolf import import_wolf
 
-FOLDERS = {"wolf_small": DATA / "wolf_small"}
+FOLDERS = {name: DATA / name for name in ("wolf_small", "wolf_small_var")}
 if os.environ.get("TFDECOUPLE_REFERENCE_DIR"):
     HELD_OUT = pathlib.Path(os.environ["TFDECOUPLE_REFERENCE_DIR"])
-    FOLDERS |= {f"held out {name}": HELD_OUT / name for name in ("wolf_small", "wolf_base")}
+    FOLDERS |= {f"held out {name}": HELD_OUT / name for name in ("wolf_small", "wolf_base", "wolf_small_var")}
 
 # Of the largest value: what is promised, and what float32 keeps to in fact (at most 1.0e-6 was measured).
 PROMISED, MEASURED = 1e-4, 1e-5
-LAYOUTS = ("NHWC", "NCHW")
+# In NCHW a file of each endpoint is converted; those of a model with its own dequantisation are no others, but for the
+# score, which test_export_graph.py converts.
+CASES = [(name, layout) for name in FOLDERS for layout in ("NHWC", "NCHW")]
+CASES.remove(("wolf_small_var", "NCHW"))
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -45,6 +48,8 @@ class Reference:
             n_bits=int(self.arrays["n_bits"]),
             workdir=workdir,
         )
+        # The z that belongs to `decoded`.
+        self.z_input = self.arrays.get("z_input", self.arrays.get("prior_sample"))
         self.config, self.layout, self.deployed = model.config, layout, DeployedModel.from_model(model, layout)
 
     @functools.cache  # noqa: B019 - as long as the module's fixture lives
@@ -74,14 +79,10 @@ class Reference:
         assert found < MEASURED < PROMISED
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
-def layout(request):
-    return request.param
-
-
-@pytest.fixture(scope="module", params=FOLDERS)
-def reference(request, layout, tmp_path_factory):
-    return Reference(FOLDERS[request.param], layout, tmp_path_factory.mktemp("reference") / "run")
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def reference(request, tmp_path_factory):
+    folder, layout = request.param
+    return Reference(FOLDERS[folder], layout, tmp_path_factory.mktemp("reference") / "run")
 
 
 def test_local_codes_are_the_references(reference):
@@ -101,7 +102,8 @@ def test_posterior_is_the_references(reference):
 
 def test_bits_per_dimension_are_the_references(reference):
     arrays = reference.arrays
-    given = {"images": arrays["images"], "u_noise": arrays["dequantization_noise"]}
+    noise = "dequantization_normal_noise" if reference.config.has_dequantizer else "dequantization_noise"
+    given = {"images": arrays["images"], "u_noise": arrays[noise]}
     if reference.config.has_latent:
         given["z_noise"] = arrays["posterior_noise"]
     found = reference.call("score", **given)
@@ -115,7 +117,7 @@ def test_decoded_images_are_the_references(reference):
     """Pixels of the reference's x; it carries an epsilon, so that a value on the border of two levels may differ."""
     given = {"v": reference.arrays["v_input"]}
     if reference.config.has_latent:
-        given["z"] = reference.arrays["prior_sample"]
+        given["z"] = reference.z_input
     found = reference.call("decode", **given)["images"]
     n_bins = reference.config.n_bins
     x = (reference.arrays["decoded"] + 1) * n_bins / 2
@@ -130,6 +132,8 @@ def test_decoded_images_are_the_references(reference):
 def test_sampling_begins_with_the_references_prior(reference):
     """The sampler's z and the reference's, by what is made of it: images of prior noise are those of prior samples."""
     arrays = reference.arrays
+    if reference.config.has_latent and "prior_noise" not in arrays:
+        return
     given = {"v_noise": arrays["v_input"], "temperature": np.ones(len(arrays["v_input"]))}
     if reference.config.has_latent:
         given["z_noise"] = arrays["prior_noise"]
@@ -145,7 +149,7 @@ def test_every_image_comes_back(reference):
     np.testing.assert_array_equal(reference.call("decode", **codes)["images"], images)
 
 
-@pytest.mark.parametrize("layout", ["NHWC"], indirect=True)
+@pytest.mark.parametrize("reference", [case for case in CASES if case[1] == "NHWC"], indirect=True, ids="-".join)
 class TestPieces:
     """What only the deployed graph gives by itself, before it is rounded to pixels or summed up."""
 
@@ -153,7 +157,7 @@ class TestPieces:
         return tf.constant(reference.arrays[name].astype("float32"))
 
     def test_prior_sample_is_the_references(self, reference):
-        if reference.config.has_latent:
+        if "prior_noise" in reference.arrays:
             reference.same(reference.deployed.prior.inverse(self.tensor(reference, "prior_noise")), "prior_sample")
 
     def test_prior_density_is_the_references(self, reference):
@@ -171,6 +175,15 @@ class TestPieces:
         reference.same(v, "v")
         reference.same(log_det, "log_det")
 
+    def test_dequantisation_is_the_references(self, reference):
+        if not reference.config.has_dequantizer:
+            return
+        arrays, noise = reference.arrays, self.tensor(reference, "dequantization_normal_noise")
+        u, log_det = reference.deployed.dequantize_and_log_det(tf.constant(arrays["images"].astype("float32")), noise)
+        reference.same(u, "dequantization_noise")
+        normal = -0.5 * (np.square(arrays["dequantization_normal_noise"]) + math.log(2 * math.pi)).sum((1, 2, 3))
+        reference.same(normal - log_det, "log_q_u")
+
     def test_inverse_is_the_references(self, reference):
-        z = self.tensor(reference, "prior_sample") if reference.config.has_latent else None
+        z = tf.constant(reference.z_input.astype("float32")) if reference.config.has_latent else None
         reference.same(reference.deployed.flow.inverse(self.tensor(reference, "v_input"), z), "decoded")

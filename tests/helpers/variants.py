@@ -38,6 +38,15 @@ VARIANTS = {
     "lu": dataclasses.replace(STAGES, linear="lu"),
     "normal": dataclasses.replace(SMALLEST, prior="normal"),
     "alpha-1": dataclasses.replace(STAGES, alpha=1.0, prior_alpha=1.0),
+    "dequantization": dataclasses.replace(
+        SMALLEST,
+        dequantization="flow",
+        dequantization_steps=(1, 1),
+        dequantization_hidden_channels=(3, 4),
+        dequantization_alpha=0.9,
+        dequantization_encoder_channels=(3,),
+        dequantization_map_channels=2,
+    ),
 }
 
 
@@ -61,6 +70,14 @@ ODD = ModelConfig(
     prior_transform="additive",
     prior_alpha=0.25,
     base_hidden=6,
+    dequantization="flow",
+    dequantization_steps=(1, (1,), 1),
+    dequantization_hidden_channels=(3, 4, 5),
+    dequantization_factors=(3,),
+    dequantization_transform="additive",
+    dequantization_alpha=0.75,
+    dequantization_encoder_channels=(3,),
+    dequantization_map_channels=2,
 )
 
 

@@ -10,12 +10,14 @@ import pytest
 import tensorflow as tf
 from helpers.densities import Density, LinearGaussian, Uniform, counted_batches, gaussian_images
 from helpers.models import SMALL, give_effect, random_images
+from helpers.variants import variant
 
 from tfdecouple.errors import DataError, NotInitializedError, RunError
 from tfdecouple.metrics import Evaluator, bounds
 from tfdecouple.metrics.bounds import ELBO, IMPORTANCE_WEIGHTED, BoundEvaluator
 from tfdecouple.metrics.draws import u_noise, z_noise
 from tfdecouple.metrics.estimate import Estimate
+from tfdecouple.metrics.latent_use import measure_latent_use
 from tfdecouple.model import DecoupledModel
 from tfdecouple.training.strategy import make_strategy
 
@@ -38,6 +40,31 @@ def numbers(bound):
 
 # Its posterior is far from exact: too wide, and it sees one pixel only.
 LOOSE = {"slopes": [0.6, 0.0, 0.0], "stddev": 0.6}
+
+
+class TestLearnedDequantization:
+    @pytest.mark.usefixtures("eager")
+    def test_bounds_take_normal_noise_and_all_three_terms(self):
+        model, images = variant("dequantization"), random_images(3, 4)
+        index = tf.range(3, dtype=tf.int64)
+        k, terms = 2, []
+        for number in range(k):
+            which = 0, tf.fill([3], number), index
+            u = u_noise((4, 4, 3), *which, normal_noise=True)
+            assert np.abs(u).max() > 1
+            terms.append(np.stack(model.elbo_from_noise(images, z_noise(4, *which), u)[:3]).astype("float64"))
+        bits = model.nats_to_bits_per_dim(np.stack(terms).sum(1).mean(0))
+        batches = counted_batches(images, 2)
+        measured = BoundEvaluator(model)(batches, bound=ELBO, k=k, **STATED)
+        assert measured.bits_per_dim == pytest.approx(bits.mean(), rel=1e-5)
+        assert measured.dequantization.mean == pytest.approx(np.mean([each[2] for each in terms]), rel=1e-4)
+        assert measured.dequantization.mean != 0
+        weights = BoundEvaluator(model)(batches, bound=IMPORTANCE_WEIGHTED, k=k, **STATED)
+        tighter = -np.logaddexp.reduce(-np.stack(terms).sum(1)) + math.log(k)
+        assert weights.bits_per_dim == pytest.approx(model.nats_to_bits_per_dim(tighter).mean(), rel=1e-5)
+        # The use of z is measured over the same draws.
+        use = measure_latent_use(model, batches, samples=k, **STATED)
+        assert use.bits_per_dim.mean == pytest.approx(measured.bits_per_dim, rel=1e-5)
 
 
 class TestUniformDensity:

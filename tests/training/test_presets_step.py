@@ -38,6 +38,11 @@ def in_small(preset):
             prior_steps=1,
             prior_hidden=4,
             base_hidden=4,
+            dequantization_steps=(1, (1,), 1),
+            dequantization_hidden_channels=(4, 4, 4),
+            dequantization_alpha=1.0,
+            dequantization_encoder_channels=(4, 4),
+            dequantization_map_channels=2,
         ),
         data=DataConfig(),
         training=TrainingConfig(
@@ -83,7 +88,9 @@ def test_step_reaches_every_weight(config):
 
 
 def test_kinds_of_all_presets_are_tried():
-    found = {(config.model.conditioning, config.model.transform, config.model.n_bits) for _, config in KINDS.values()}
+    models = [config.model for _, config in KINDS.values()]
+    assert {model.dequantization for model in models} == {"uniform", "flow"}
+    found = {(model.conditioning, model.transform, model.n_bits) for model in models}
     assert found >= {
         ("coupling", "affine", 8),
         ("base", "affine", 8),

@@ -44,7 +44,8 @@ class TestCurves:
         steps = list(range(100))
         fall = [50.0, *(4 - step / 100 for step in steps[1:])]
         a = Curves("a", {"bits_per_dim": (steps, fall)}, {"bits_per_dim": ([50, 99], [3.7, 3.1])})
-        b = Curves("b", {"bits_per_dim": (steps, steps), "kl": (steps, steps)}, {})
+        of_b = {"bits_per_dim": (steps, steps), "kl": (steps, steps), "dequantization": (steps, steps)}
+        b = Curves("b", of_b, {})
         axes = curves_figure([a, b]).axes
         assert [text.get_text() for text in axes[0].get_legend().get_texts()] == [
             "a, training",
@@ -52,7 +53,8 @@ class TestCurves:
             "b, training",
         ]
         assert [list(line.get_ydata()) for line in axes[0].get_lines()] == [fall, [3.7, 3.1], steps]
-        assert [len(panel.get_lines()) for panel in axes] == [3, 1], "no run has a learning rate"
+        assert [len(panel.get_lines()) for panel in axes] == [3, 1, 1], "no run has a learning rate"
+        assert axes[2].get_ylabel() == "log q(u|x), nats/image"
         # One value far above all others does not press them together.
         low, high = curves_figure([a]).axes[0].get_ylim()
         assert low < 3.01 and 4 < high < 6

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import RunError
 from tfdecouple.runtime.process import start_tensorflow
 
-_FIGURES = ("bits_per_dim", "kl", "learning_rate")
+_FIGURES = ("bits_per_dim", "kl", "dequantization", "learning_rate")
 
 
 def add_parser(commands: Any) -> None:
@@ -17,7 +18,7 @@ def add_parser(commands: Any) -> None:
     parser = arguments.command(
         commands,
         "curves",
-        "draw bits/dim, KL and learning rate over the updates of one or several runs",
+        "draw bits/dim, KL, log q(u|x) and learning rate over the updates of one or several runs",
     )
     parser.add_argument(
         "--run", required=True, action="append", metavar="RUN", help="run folder; give it again to compare runs"
@@ -43,14 +44,16 @@ def run(options: argparse.Namespace) -> int:
         config = load_config(path)
         # Runs of one name are told apart by what the user wrote.
         shown = name if names.count(name) == 1 else path
-        logs.append(_read(path, shown, has_kl=config.model.has_latent))
+        # The log has every term; of a model that lacks one it is 0 all along.
+        absent = {"kl": not config.model.has_latent, "dequantization": not config.model.has_dequantizer}
+        logs.append(_read(path, shown, [figure for figure in _FIGURES if not absent.get(figure)]))
     facts = {"command": "curves", "runs": [_summary(path, log) for path, log in zip(options.run, logs, strict=True)]}
     says = "; ".join(f"{log.name} to update {_last(log):,}" for log in logs)
     save(options.run[0], options.out, "curves", png(curves_figure(logs)), facts, says)
     return 0
 
 
-def _read(path: str, name: str, has_kl: bool) -> Any:
+def _read(path: str, name: str, figures: Sequence[str]) -> Any:
     import pathlib
 
     from tfdecouple.training.log import read_metrics
@@ -59,12 +62,10 @@ def _read(path: str, name: str, has_kl: bool) -> Any:
     rows = read_metrics(pathlib.Path(path) / "metrics.jsonl")
     lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}
     for row in rows:
-        for figure in _FIGURES:
+        for figure in figures:
             # A figure that was not finite is written as text.
             value = row.get(figure)
             if row["kind"] in lines and isinstance(value, int | float):
-                if figure == "kl" and not has_kl:
-                    continue
                 steps, values = lines[row["kind"]].setdefault(figure, ([], []))
                 steps.append(row["step"])
                 values.append(value)

@@ -12,6 +12,7 @@ from tfdecouple.transforms import TRANSFORMS
 CONDITIONING = ("coupling", "base", "none")
 LINEAR_FORMS = ("full", "lu")
 PRIORS = ("flow", "normal")
+DEQUANTIZATIONS = ("uniform", "flow")
 
 # More than any image can be halved.
 MOST_LEVELS = 24
@@ -49,6 +50,17 @@ class ModelConfig:
         prior_transform: the same choice for the couplings of the prior flow.
         prior_alpha: alpha of the prior flow.
         base_hidden: width of the net from z to mean and scale of v, for `conditioning` "base" only.
+        dequantization: the noise u within the bins of the pixels. "uniform", or "flow": drawn from a learned q(u|x),
+            a flow from noise to u that sees a map of the image (variational dequantisation, Ho et al., 2019). Of the
+            options that begin with `dequantization_` only "flow" makes use.
+        dequantization_steps: steps of that flow per level, as `steps`.
+        dequantization_hidden_channels: width of its coupling nets, one number per level.
+        dequantization_factors: for its inner levels, where it has any, as `factors`.
+        dequantization_transform: of all its couplings, as `transform`.
+        dequantization_alpha: alpha of its couplings.
+        dequantization_encoder_channels: planes of the levels of the network from the image to the map, each of which
+            halves the resolution, and doubles it on the way back.
+        dequantization_map_channels: channels of the map.
     """
 
     image_size: int = 32
@@ -70,6 +82,14 @@ class ModelConfig:
     prior_transform: str = "affine"
     prior_alpha: float = 1.0
     base_hidden: int = 64
+    dequantization: str = "uniform"
+    dequantization_steps: tuple[int | tuple[int, ...], ...] = (2, 4)
+    dequantization_hidden_channels: tuple[int, ...] = (24, 256)
+    dequantization_factors: tuple[int, ...] = (2,)
+    dequantization_transform: str = "affine"
+    dequantization_alpha: float = 1.0
+    dequantization_encoder_channels: tuple[int, ...] = (48, 96)
+    dequantization_map_channels: int = 4
 
     def __post_init__(self) -> None:
         """Refuses impossible combinations.
@@ -77,81 +97,103 @@ class ModelConfig:
         Raises:
             ConfigError: naming the option and its value.
         """
-        for name in ("steps", "hidden_channels", "factors", "encoder_channels"):
+        lists = ("steps", "hidden_channels", "factors", "encoder_channels")
+        for name in (*lists, *(f"dequantization_{name}" for name in lists)):
             object.__setattr__(self, name, tuples(getattr(self, name)))
         at_least("model.image_size", self.image_size, 1)
         check(1 <= self.n_bits <= 8, f"model.n_bits is {self.n_bits}; it must lie in 1..8")
         one_of("model.conditioning", self.conditioning, CONDITIONING)
-        one_of("model.transform", self.transform, TRANSFORMS)
-        one_of("model.multiscale_transform", self.multiscale_transform, TRANSFORMS)
         one_of("model.linear", self.linear, LINEAR_FORMS)
         one_of("model.prior", self.prior, PRIORS)
-        one_of("model.prior_transform", self.prior_transform, TRANSFORMS)
-        for name in ("alpha", "prior_alpha"):
+        one_of("model.dequantization", self.dequantization, DEQUANTIZATIONS)
+        for name in ("transform", "multiscale_transform", "prior_transform", "dequantization_transform"):
+            one_of(f"model.{name}", getattr(self, name), TRANSFORMS)
+        for name in ("alpha", "prior_alpha", "dequantization_alpha"):
             value = getattr(self, name)
             check(0 < value <= 1, f"model.{name} is {value}; it must lie in (0, 1]")
         self._check_flow()
         if self.has_latent:
             self._check_latent()
+        if self.has_dequantizer:
+            self._check_flow("dequantization_")
+            self._check_encoder("dequantization_encoder_channels", "the encoder of the dequantisation")
+            at_least("model.dequantization_map_channels", self.dequantization_map_channels, 1)
 
-    def _check_flow(self) -> None:
-        levels = len(self.steps)
-        check(levels <= MOST_LEVELS, f"model.steps has {levels} levels; there can be {MOST_LEVELS} at most")
-        check(levels >= 2, f"model.steps has {levels} level; a flow needs at least 2, for example [2, 4]")
+    def _check_flow(self, prefix: str = "") -> None:
+        """Checks the levels of the flow, or of the one whose options begin with `prefix`."""
+
+        def option(name: str) -> str:
+            return f"model.{prefix}{name}"
+
+        steps, hidden_channels, factors = (
+            getattr(self, f"{prefix}{name}") for name in ("steps", "hidden_channels", "factors")
+        )
+        levels = len(steps)
+        check(levels <= MOST_LEVELS, f"{option('steps')} has {levels} levels; there can be {MOST_LEVELS} at most")
+        check(levels >= 2, f"{option('steps')} has {levels} level; a flow needs at least 2, for example [2, 4]")
         check(
-            len(self.hidden_channels) == levels,
-            f"model.hidden_channels has {len(self.hidden_channels)} entries and model.steps {levels}; "
+            len(hidden_channels) == levels,
+            f"{option('hidden_channels')} has {len(hidden_channels)} entries and {option('steps')} {levels}; "
             "both need one entry per level",
         )
-        for width in self.hidden_channels:
-            at_least("an entry of model.hidden_channels", width, 1)
+        for width in hidden_channels:
+            at_least(f"an entry of {option('hidden_channels')}", width, 1)
         check(
-            isinstance(self.steps[0], int) and isinstance(self.steps[-1], int),
-            f"model.steps is {plain(self.steps)}; its first and last entries must be numbers",
+            isinstance(steps[0], int) and isinstance(steps[-1], int),
+            f"{option('steps')} is {plain(steps)}; its first and last entries must be numbers",
         )
         check(
-            len(self.factors) in (1, levels - 2),
-            f"model.factors has {len(self.factors)} entries; give one, or one for each of the {levels - 2} inner "
+            len(factors) in (1, levels - 2),
+            f"{option('factors')} has {len(factors)} entries; give one, or one for each of the {levels - 2} inner "
             "levels",
         )
-        for level, (steps, factor) in enumerate(zip(self.steps[1:-1], self.inner_factors, strict=True), start=1):
+        inner_factors = _inner(factors, levels)
+        for level, (counts, factor) in enumerate(zip(steps[1:-1], inner_factors, strict=True), start=1):
             check(
-                isinstance(steps, tuple) and 1 <= len(steps) < factor,
-                f"model.steps[{level}] is {plain(steps)}; an inner level needs a list of 1 to {factor - 1} numbers "
-                f"(its factor is {factor})",
+                isinstance(counts, tuple) and 1 <= len(counts) < factor,
+                f"{option('steps')}[{level}] is {plain(counts)}; an inner level needs a list of 1 to {factor - 1} "
+                f"numbers (its factor is {factor})",
             )
-        counts = [n for entry in self.steps for n in (entry if isinstance(entry, tuple) else (entry,))]
-        for count in counts:
-            at_least("an entry of model.steps", count, 1)
-        check(sum(counts) <= MOST_STEPS, f"model.steps adds up to {sum(counts)} steps; at most {MOST_STEPS} are built")
-        planned = flow_levels(self.image_size, self.steps, self.hidden_channels, self.inner_factors)
+        every = [n for entry in steps for n in (entry if isinstance(entry, tuple) else (entry,))]
+        for count in every:
+            at_least(f"an entry of {option('steps')}", count, 1)
+        check(
+            sum(every) <= MOST_STEPS, f"{option('steps')} adds up to {sum(every)} steps; at most {MOST_STEPS} are built"
+        )
+        planned = flow_levels(self.image_size, steps, hidden_channels, inner_factors)
         scale = planned[-1][0].reduction
         check(
             self.image_size % scale == 0,
-            f"model.image_size is {self.image_size}; {levels} levels halve it {levels - 1} times, "
-            f"so it must be a multiple of {scale}",
+            f"model.image_size is {self.image_size}; {levels} levels halve it {levels - 1} times "
+            f"({option('steps')}), so it must be a multiple of {scale}",
         )
-        for level, factor in enumerate(self.inner_factors, start=1):
+        for level, factor in enumerate(inner_factors, start=1):
             channels = planned[level][0].channels
             check(
                 channels % factor == 0,
-                f"model.factors gives {factor} at level {level}, which has {channels} channels; it must divide them",
+                f"{option('factors')} gives {factor} at level {level}, which has {channels} channels; it must divide "
+                "them",
             )
+
+    def _check_encoder(self, name: str, network: str) -> None:
+        """Checks the planes of the encoder that the option of this name holds."""
+        planes = getattr(self, name)
+        levels = len(planes)
+        check(levels >= 1, f"model.{name} is empty; give one number per level")
+        check(levels <= MOST_LEVELS, f"model.{name} has {levels} levels; there can be {MOST_LEVELS} at most")
+        for width in planes:
+            at_least(f"an entry of model.{name}", width, 1)
+        scale = encoder_blocks(planes)[-1].out_reduction
+        check(
+            self.image_size % scale == 0,
+            f"model.image_size is {self.image_size}; {network} halves it {levels} times "
+            f"(model.{name}), so it must be a multiple of {scale}",
+        )
 
     def _check_latent(self) -> None:
         at_least("model.latent_dim", self.latent_dim, 1)
         at_least("model.encoder_out_channels", self.encoder_out_channels, 1)
-        levels = len(self.encoder_channels)
-        check(levels >= 1, "model.encoder_channels is empty; give one number per level")
-        check(levels <= MOST_LEVELS, f"model.encoder_channels has {levels} levels; there can be {MOST_LEVELS} at most")
-        for width in self.encoder_channels:
-            at_least("an entry of model.encoder_channels", width, 1)
-        scale = encoder_blocks(self.encoder_channels)[-1].out_reduction
-        check(
-            self.image_size % scale == 0,
-            f"model.image_size is {self.image_size}; the encoder halves it {levels} times "
-            f"(model.encoder_channels), so it must be a multiple of {scale}",
-        )
+        self._check_encoder("encoder_channels", "the encoder")
         if self.prior == "flow":
             check(
                 self.latent_dim >= 2,
@@ -172,6 +214,11 @@ class ModelConfig:
         return self.conditioning != "none"
 
     @property
+    def has_dequantizer(self) -> bool:
+        """Whether u is drawn from a learned q(u|x)."""
+        return self.dequantization == "flow"
+
+    @property
     def n_bins(self) -> int:
         """Number of levels of a pixel, `2**n_bits`."""
         return 2**self.n_bits
@@ -183,6 +230,14 @@ class ModelConfig:
 
     @property
     def inner_factors(self) -> tuple[int, ...]:
-        """One factor for each inner level."""
-        inner = max(len(self.steps) - 2, 0)
-        return self.factors * inner if len(self.factors) == 1 else self.factors
+        """One factor for each inner level of the flow."""
+        return _inner(self.factors, len(self.steps))
+
+    @property
+    def inner_dequantization_factors(self) -> tuple[int, ...]:
+        """One factor for each inner level of the flow of the dequantisation."""
+        return _inner(self.dequantization_factors, len(self.dequantization_steps))
+
+
+def _inner(factors: tuple[int, ...], levels: int) -> tuple[int, ...]:
+    return factors * max(levels - 2, 0) if len(factors) == 1 else factors

@@ -4,7 +4,8 @@ from tfdecouple.layers.actnorm import ActNorm
 from tfdecouple.layers.base import InvertibleComposite, InvertibleLayer, InvertibleSequence
 from tfdecouple.layers.coupling import Coupling
 from tfdecouple.layers.linear import InvertibleConv1x1, InvertibleLinear
-from tfdecouple.layers.nets import MLP, ConvNet
+from tfdecouple.layers.nets import MLP, ConvNet, LocalConvNet
+from tfdecouple.layers.sigmoid import Sigmoid
 from tfdecouple.layers.squeeze import Squeeze
 from tfdecouple.layers.whitening import ConditionalWhitening
 from tfdecouple.runtime.precision import net_precision
@@ -21,6 +22,8 @@ __all__ = [
     "InvertibleLayer",
     "InvertibleLinear",
     "InvertibleSequence",
+    "LocalConvNet",
+    "Sigmoid",
     "Squeeze",
     "backward_memory",
     "net_precision",

@@ -30,7 +30,7 @@ class ActNorm(InvertibleLayer):
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Creates `log_scale` and `bias`, each `[channels]`."""
-        self._remember_shape(x_shape)
+        self._remember_shape(x_shape, condition_shape)
         channels = x_shape[-1]
         self.log_scale = self.add_weight(
             name="log_scale", shape=(channels,), initializer=keras.initializers.RandomNormal(stddev=0.05)

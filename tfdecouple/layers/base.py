@@ -53,6 +53,7 @@ class InvertibleLayer(keras.layers.Layer):
     def __init__(self, *, dtype: Any = "float32", **kwargs: Any):
         super().__init__(dtype=dtype, **kwargs)
         self._event_ndims = 3
+        self._condition_ndims = 1
         self._channels: int | None = None
 
     @full_float32()
@@ -61,7 +62,7 @@ class InvertibleLayer(keras.layers.Layer):
 
         Args:
             x: `[batch, height, width, channels]`, or `[batch, channels]` for vectors.
-            condition: z, `[batch, d_z]`, for the layers that take one.
+            condition: z, `[batch, d_z]`, for the layers that take one; or a map beside x, `[batch, height, width, c]`.
 
         Returns:
             y of the shape of x, and log |det dy/dx| as `[batch]`, both of the layer's dtype.
@@ -78,7 +79,7 @@ class InvertibleLayer(keras.layers.Layer):
 
         Args:
             y: of the shape that the forward direction returns.
-            condition: z, `[batch, d_z]`, for the layers that take one.
+            condition: as in the forward direction.
 
         Returns:
             x, and log |det dx/dy| as `[batch]`, both of the layer's dtype.
@@ -114,7 +115,7 @@ class InvertibleLayer(keras.layers.Layer):
         TFP asks for value and log-det separately, so each runs the layer once: train on `forward_and_log_det`.
 
         Args:
-            condition: z, `[..., d_z]`, to be used where the call gives none.
+            condition: z, `[..., d_z]`, or a map, `[..., height, width, c]`, to be used where the call gives none.
         """
         return _LayerBijector(self, condition)
 
@@ -176,18 +177,27 @@ class InvertibleLayer(keras.layers.Layer):
                 f"and {self._event_ndims + 1} axes"
             )
         if condition is not None:
-            counts = {x.shape[0], condition.shape[0]} - {None}
-            if len(condition.shape) != 2 or len(counts) > 1:
+            local = self._condition_ndims > 1
+            # A vector for each image, or a map that has a vector for each place of x.
+            places = -1 if local else 1
+            if len(condition.shape) != self._condition_ndims + 1 or not (
+                condition.shape[:places].is_compatible_with(x.shape[:places])
+            ):
+                expected = "[batch, d_z] with the same batch"
+                if local:
+                    expected = "[batch, height, width, channels] with the same batch, height and width"
                 raise UserError(
                     f"layer {self.name} got an array of shape {tuple(x.shape)} and a condition of shape "
-                    f"{tuple(condition.shape)}; the condition must be [batch, d_z] with the same batch"
+                    f"{tuple(condition.shape)}; the condition must be {expected}"
                 )
         return x, condition
 
-    def _remember_shape(self, x_shape: Any) -> None:
-        """Notes, at the end of `build`, the inputs that the layer was built for."""
+    def _remember_shape(self, x_shape: Any, condition_shape: Any = None) -> None:
+        """Notes, at the end of `build`, the inputs that the layer was built for, and the condition if there is one."""
         self._event_ndims = len(x_shape) - 1
         self._channels = x_shape[-1]
+        if condition_shape is not None:
+            self._condition_ndims = len(condition_shape) - 1
 
 
 class InvertibleComposite(InvertibleLayer):
@@ -202,48 +212,49 @@ class InvertibleComposite(InvertibleLayer):
         """Runs the forward direction with `visit(leaf, x, condition)` in the place of each elementary layer's own."""
         x, condition = self._prepare(x, condition)
 
-        def call(child: InvertibleLayer, h: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def call(child: InvertibleLayer, h: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
             return child.walk(h, condition, visit), zero_per_image(h)
 
-        return self._run_forward(x, call)[0]
+        return self._run_forward(x, condition, call)[0]
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._run_forward(x, lambda child, h: child.forward_and_log_det(h, condition))
+        return self._run_forward(x, condition, lambda child, *inputs: child.forward_and_log_det(*inputs))
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._run_inverse(y, lambda child, h: child.inverse_and_log_det(h, condition))
+        return self._run_inverse(y, condition, lambda child, *inputs: child.inverse_and_log_det(*inputs))
 
     def _inverse_and_gradients(
         self, y: tf.Tensor, condition: tf.Tensor | None, of_y: tf.Tensor, of_log_det: tf.Tensor
     ) -> Gradients:
-        backward = _BackwardPass(condition, of_log_det)
+        backward = _BackwardPass(of_log_det)
 
-        def call(child: InvertibleLayer, both: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return tf.concat(backward.through(child, *tf.split(both, 2)), 0), zero_per_image(both)
+        def call(child: InvertibleLayer, both: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+            return tf.concat(backward.through(child, condition, *tf.split(both, 2)), 0), zero_per_image(both)
 
         # Between its children a composite moves numbers about and no more, so that gradients go the way of the values:
         # they are put behind them as more images.
-        x, of_x = tf.split(self._run_inverse(tf.concat([y, of_y], 0), call)[0], 2)
+        x, of_x = tf.split(self._run_inverse(tf.concat([y, of_y], 0), condition, call)[0], 2)
         return backward.end(self, x, of_x)
 
     def _run_chain(
-        self, layers: Sequence[InvertibleLayer], h: tf.Tensor, call: ChildCall
+        self, layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: tf.Tensor | None, call: ChildCall
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs layers of unchanging shape one after the other."""
         log_det = zero_per_image(h)
         for layer in layers:
-            h, change = call(layer, h)
+            h, change = call(layer, h, condition)
             log_det += change
         return h, log_det
 
-    def _run_forward(self, x: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def _run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
         raise NotImplementedError
 
-    def _run_inverse(self, y: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def _run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
         raise NotImplementedError
 
 
-ChildCall = Callable[[InvertibleLayer, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+# Runs a child on its input and the condition that it is given.
+ChildCall = Callable[[InvertibleLayer, tf.Tensor, "tf.Tensor | None"], tuple[tf.Tensor, tf.Tensor]]
 
 
 class InvertibleSequence(InvertibleComposite):
@@ -256,42 +267,43 @@ class InvertibleSequence(InvertibleComposite):
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Builds every layer for inputs of shape `x_shape`."""
-        self._remember_shape(x_shape)
+        self._remember_shape(x_shape, condition_shape)
         for layer in self.sequence:
             layer.build(x_shape, condition_shape)
         self.built = True
 
-    def _run_forward(self, x: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._run_chain(self.sequence, x, call)
+    def _run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._run_chain(self.sequence, x, condition, call)
 
-    def _run_inverse(self, y: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._run_chain(self.sequence[::-1], y, call)
+    def _run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._run_chain(self.sequence[::-1], y, condition, call)
 
     def _inverse_and_gradients(
         self, y: tf.Tensor, condition: tf.Tensor | None, of_y: tf.Tensor, of_log_det: tf.Tensor
     ) -> Gradients:
-        backward = _BackwardPass(condition, of_log_det)
+        backward = _BackwardPass(of_log_det)
         for layer in reversed(self.sequence):
-            y, of_y = backward.through(layer, y, of_y)
+            y, of_y = backward.through(layer, condition, y, of_y)
         return backward.end(self, y, of_y)
 
 
 class _BackwardPass:
-    """The backward pass of a composite, child by child: what their gradients for z and for weights add up to."""
+    """The backward pass of a composite, child by child: what their gradients for condition and weights add up to."""
 
-    def __init__(self, condition: tf.Tensor | None, of_log_det: tf.Tensor):
-        self._condition = condition
+    def __init__(self, of_log_det: tf.Tensor):
         self._of_log_det = of_log_det
         self._of_condition: list[tf.Tensor] = []
         self._of_weights: dict[int, tf.Tensor | None] = {}
         self._before: list[tf.Tensor] = []
 
-    def through(self, child: InvertibleLayer, y: tf.Tensor, of_y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def through(
+        self, child: InvertibleLayer, condition: tf.Tensor | None, y: tf.Tensor, of_y: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the child's input and the gradient for it."""
         # The maps of the child before must be gone by now.
         with tf.control_dependencies(self._before):
             y = tf.identity(y)
-        found = child.inverse_and_gradients(y, self._condition, of_y, self._of_log_det)
+        found = child.inverse_and_gradients(y, condition, of_y, self._of_log_det)
         self._of_weights.update(zip(map(id, _trainable(child)), found.of_weights, strict=True))
         self._before = [each for each in (found.of_x, *found.of_weights) if each is not None]
         if found.of_condition is not None:
@@ -318,16 +330,24 @@ def as_tensor(value: Any, dtype: Any) -> tf.Tensor:
     return tf.cast(tf.convert_to_tensor(value), dtype)
 
 
-def need_condition(layer: keras.layers.Layer, size: int, condition: Any) -> None:
+def need_condition(layer: keras.layers.Layer, size: int, condition: Any, local: bool = False) -> None:
     """Refuses a missing condition, or one of the wrong size, in one line.
+
+    Args:
+        layer: that needs it.
+        size: of the vector, or channels of the map.
+        condition: what the layer was given.
+        local: whether it must be a map.
 
     Raises:
         UserError: naming the layer.
     """
+    expected = f"[batch, height, width, {size}]" if local else f"[batch, {size}]"
     if condition is None:
-        raise UserError(f"layer {layer.name} is conditional: pass condition=z of shape [batch, {size}]")
+        what = "a map" if local else "z"
+        raise UserError(f"layer {layer.name} is conditional: pass condition={what} of shape {expected}")
     if condition.shape[-1] != size:
-        raise UserError(f"layer {layer.name} got a condition of shape {condition.shape}; it needs [batch, {size}]")
+        raise UserError(f"layer {layer.name} got a condition of shape {condition.shape}; it needs {expected}")
 
 
 class _LayerBijector(tfb.Bijector):
@@ -363,13 +383,13 @@ class _LayerBijector(tfb.Bijector):
     def _apply(self, method: Callable, x: tf.Tensor, condition: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs a method of the layer, which knows one batch axis, over any number of leading axes."""
         condition = self._condition if condition is None else condition
-        event_ndims = self._layer._event_ndims
+        event_ndims, condition_ndims = self._layer._event_ndims, self._layer._condition_ndims
         batch, event = tf.shape(x)[:-event_ndims], x.shape[-event_ndims:]
         if condition is not None:
             condition = as_tensor(condition, x.dtype)
-            batch = tf.broadcast_dynamic_shape(batch, tf.shape(condition)[:-1])
+            batch = tf.broadcast_dynamic_shape(batch, tf.shape(condition)[:-condition_ndims])
             x = tf.broadcast_to(x, tf.concat([batch, tf.shape(x)[-event_ndims:]], 0))
-            condition = tf.broadcast_to(condition, tf.concat([batch, tf.shape(condition)[-1:]], 0))
-            condition = tf.reshape(condition, [-1, condition.shape[-1]])
+            condition = tf.broadcast_to(condition, tf.concat([batch, tf.shape(condition)[-condition_ndims:]], 0))
+            condition = tf.reshape(condition, [-1, *condition.shape[-condition_ndims:]])
         y, log_det = method(tf.reshape(x, [-1, *event]), condition)
         return tf.reshape(y, tf.concat([batch, tf.shape(y)[1:]], 0)), tf.reshape(log_det, batch)

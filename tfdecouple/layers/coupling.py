@@ -11,7 +11,7 @@ from tensorflow_probability import bijectors as tfb
 from tfdecouple.bijectors import forward_and_log_det, inverse_and_log_det
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.layers.base import Gradients, InvertibleLayer, trained
-from tfdecouple.layers.nets import MLP, ConvNet
+from tfdecouple.layers.nets import MLP, ConvNet, CouplingNet, LocalConvNet
 from tfdecouple.layers.split import ChannelSplit
 from tfdecouple.runtime.tf32 import full_float32
 from tfdecouple.transforms import TRANSFORMS
@@ -23,11 +23,13 @@ class Coupling(InvertibleLayer):
 
     A coupling is a split of the channels into x_a and x_b, a conditioner (a network from x_a and z to numbers for each
     entry of x_b), and a transform that makes a bijector of these numbers. Names and sizes stand for the usual three;
-    `split` and `conditioner` take any others.
+    `split` and `conditioner` take any others. In the place of z there may be a map beside x, a local condition: where
+    the coupling is built for one, its net is a `LocalConvNet`.
 
     Args:
         hidden: width of the coupling net, a `ConvNet` for images and an `MLP` for vectors.
-        condition_size: size of z, or 0 for a coupling without z. Only couplings of images can have one.
+        condition_size: size of z, or channels of the map, or 0 for a coupling without either. Only couplings of images
+            can have one.
         pattern: of the `ChannelSplit`, as `part` and `transformed` are.
         part: which channels are transformed, "last" or "first".
         transformed: how many are; None for half of the channels.
@@ -82,7 +84,7 @@ class Coupling(InvertibleLayer):
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Builds the conditioner for `[batch, height, width, channels]` or `[batch, channels]`."""
-        self._remember_shape(x_shape)
+        self._remember_shape(x_shape, condition_shape)
         kept, transformed = self.split.counts(x_shape[-1])
         self._outputs = TRANSFORMS[self.transform].parameters * transformed
         if self.net is None:
@@ -91,7 +93,9 @@ class Coupling(InvertibleLayer):
                     "a coupling of vectors takes no condition, but condition_size is "
                     f"{self.condition_size}; it must be 0"
                 )
-            net = ConvNet if len(x_shape) == 4 else MLP
+            net: type[CouplingNet] = ConvNet if len(x_shape) == 4 else MLP
+            if self.condition_size and self._condition_ndims > 1:
+                net = LocalConvNet
             self.net = net(self._outputs, self.hidden, self.condition_size, dtype=self.dtype_policy, name="net")
         if not self.net.built:
             self.net.build((*x_shape[:-1], kept), condition_shape)

@@ -41,7 +41,7 @@ class InvertibleLinear(InvertibleLayer):
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Creates the matrix `[channels, channels]`, or its packed factors and the permutation."""
-        self._remember_shape(x_shape)
+        self._remember_shape(x_shape, condition_shape)
         channels = x_shape[-1]
         if self.form == "full":
             self.kernel = self.add_weight(

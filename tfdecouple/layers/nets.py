@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -67,7 +68,7 @@ class CouplingNet(keras.layers.Layer):
     Args:
         outputs: number of output channels.
         hidden: width of the two hidden layers.
-        condition_size: size of z, or 0 for an unconditional net.
+        condition_size: size of the condition, or 0 for an unconditional net.
         dtype: of weights and output.
     """
 
@@ -99,17 +100,21 @@ class ConvNet(CouplingNet):
     Zero padding keeps height and width.
     """
 
+    # How far the kernel of the condition reaches: z has no place.
+    _around: tuple[int, ...] = ()
+
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Creates the weights for inputs `[batch, height, width, channels]`."""
         hidden = self.hidden
         self.first = self.add_weight(name="first", shape=(3, 3, x_shape[-1], hidden), initializer=fan_in_uniform())
         self.second = self.add_weight(name="second", shape=(1, 1, hidden, hidden), initializer=fan_in_uniform())
         if self.condition_size:
+            around, size = self._around, self.condition_size
             self.condition_kernel = self.add_weight(
-                name="condition_kernel", shape=(self.condition_size, hidden), initializer=fan_in_uniform()
+                name="condition_kernel", shape=(*around, size, hidden), initializer=fan_in_uniform()
             )
             self.condition_bias = self.add_weight(
-                name="condition_bias", shape=(hidden,), initializer=bound_uniform(self.condition_size)
+                name="condition_bias", shape=(hidden,), initializer=bound_uniform(math.prod((*around, size)))
             )
         self.last = WeightNorm(self, "last", (3, 3, hidden, self.outputs))
         self.built = True
@@ -137,6 +142,36 @@ class ConvNet(CouplingNet):
         return tf.cast(h, self.compute_dtype) + tf.convert_to_tensor(self.last.bias)
 
 
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class LocalConvNet(ConvNet):
+    """As `ConvNet`, with a 3x3 convolution of a map beside x in the place of FC(z): a local condition.
+
+    The convolution of the map has a bias, as in the paper's code.
+    """
+
+    _around = (3, 3)
+
+    @full_float32()
+    def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+        """Returns `[batch, height, width, outputs]` in the layer's dtype.
+
+        Args:
+            x: `[batch, height, width, channels]`.
+            condition: the map, `[batch, height, width, condition_size]`.
+        """
+        need_condition(self, self.condition_size, condition, local=True)
+        dtype = "bfloat16" if current_net_precision() == "bfloat16" else self.compute_dtype
+
+        def read(weight: keras.Variable) -> tf.Tensor:
+            return tf.cast(tf.convert_to_tensor(weight), dtype)
+
+        first, second = read(self.first), tf.squeeze(read(self.second), [0, 1])
+        # The map as it is: convolved, it is as wide as the net, and what is wide stays inside.
+        local = tf.cast(condition, dtype), read(self.condition_kernel), read(self.condition_bias)
+        h = _with_map(tf.cast(x, dtype), local[0], first, second, *self.last.factors(), *local[1:])
+        return tf.cast(h, self.compute_dtype) + tf.convert_to_tensor(self.last.bias)
+
+
 @wide
 def _equation_7(
     x: tf.Tensor, shift: tf.Tensor | None, first: tf.Tensor, second: tf.Tensor, direction: tf.Tensor, scale: tf.Tensor
@@ -145,6 +180,22 @@ def _equation_7(
     h = channel_product(tf.nn.elu(convolve(x, first)), second)
     h = tf.nn.elu(h if shift is None else h + shift[:, None, None, :])
     return convolve_normed(h, direction, scale)
+
+
+@wide
+def _with_map(
+    x: tf.Tensor,
+    condition: tf.Tensor,
+    first: tf.Tensor,
+    second: tf.Tensor,
+    direction: tf.Tensor,
+    scale: tf.Tensor,
+    kernel: tf.Tensor,
+    bias: tf.Tensor,
+) -> tf.Tensor:
+    """Returns the output of a `LocalConvNet` but for its last bias; condition is the map."""
+    h = channel_product(tf.nn.elu(convolve(x, first)), second) + convolve(condition, kernel) + bias
+    return convolve_normed(tf.nn.elu(h), direction, scale)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tfdecouple.data import own_share
 from tfdecouple.errors import DataError, RunError
-from tfdecouple.metrics.draws import u_noise, z_noise
+from tfdecouple.metrics.draws import normal_u_noise, u_noise, z_noise
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.runtime.tf32 import full_float32
 
@@ -33,7 +33,8 @@ class ElboModel(Protocol):
     """What is needed of a model; a density that is known in closed form can stand in its place.
 
     Attributes:
-        config: has `latent_dim`, the size of z, and `image_shape`.
+        config: has `latent_dim`, the size of z, and `image_shape`; and `has_dequantizer`, where u is made of normal
+            noise.
     """
 
     config: Any
@@ -273,7 +274,9 @@ class BoundEvaluator:
             which = seed, tf.tile(numbers, [batch]), tf.repeat(index, self._at_once)
             config = self._model.config
             elbo = self._model.elbo_from_noise(
-                repeated, z_noise(config.latent_dim, *which), u_noise(config.image_shape, *which)
+                repeated,
+                z_noise(config.latent_dim, *which),
+                u_noise(config.image_shape, *which, normal_u_noise(config)),
             )
             new = tf.reshape(tf.cast(tf.stack(elbo[:3], -1), tf.float64), [batch, self._at_once, 3])
             log_weights = -(new[..., 0] + new[..., 1] + new[..., 2])

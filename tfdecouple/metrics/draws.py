@@ -25,9 +25,20 @@ def z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> 
     return _each(lambda own: randomness.normal([latent_dim], randomness.fold(own, "z")), seed, number, index)
 
 
-def u_noise(image_shape: Sequence[int], seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """As `z_noise`, of the pixels: uniform in [0, 1), float32 `[n, height, width, 3]`."""
-    return _each(lambda own: randomness.uniform(image_shape, randomness.fold(own, "u")), seed, number, index)
+def u_noise(
+    image_shape: Sequence[int], seed: Any, number: tf.Tensor, index: tf.Tensor, normal_noise: bool = False
+) -> tf.Tensor:
+    """As `z_noise`, of the pixels: as `randomness.pixel_noise` draws it, float32 `[n, height, width, 3]`."""
+
+    def draw(own: tf.Tensor) -> tf.Tensor:
+        return randomness.pixel_noise(image_shape, randomness.fold(own, "u"), normal_noise)
+
+    return _each(draw, seed, number, index)
+
+
+def normal_u_noise(config: Any) -> bool:
+    """Returns whether the noise of the pixels of a model, or of a density in its place, is normal."""
+    return getattr(config, "has_dequantizer", False)
 
 
 def _each(draw: Callable[[tf.Tensor], tf.Tensor], seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:

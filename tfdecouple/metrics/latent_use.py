@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.errors import DataError, RunError, UserError
-from tfdecouple.metrics.draws import u_noise, z_noise
+from tfdecouple.metrics.draws import normal_u_noise, u_noise, z_noise
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.runtime.tf32 import full_float32
 
@@ -123,7 +123,7 @@ def measure_latent_use(
 
     Args:
         model: the model, or whatever has its `config`, `prior`, `posterior`, `likelihood`, `quantizer`,
-            `nats_to_bits_per_dim` and `require_initialized`.
+            `nats_to_bits_per_dim` and `require_initialized`, and where q(u|x) is learned its `dequantize`.
         batches: dicts of `image` (uint8 `[batch, height, width, 3]`), `index` (`[batch]`) and `weight` (`[batch]`, 0
             for padding); read 1 + `samples` times.
         split: name of the split that the images are of, to be stated.
@@ -304,7 +304,7 @@ class _Passes:
     def reconstruction(
         self, posteriors: Posteriors, z: np.ndarray, other: np.ndarray, seed: int, number: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns -log p(x|z) of each image with its own z and with another's, both float64 `[N]`, in nats."""
+        """Returns -log p(x|z) + log q(u|x) of each image with its own z and another's, both float64 `[N]`, in nats."""
         found, start = [], 0
         for batch in self._batches:
             counted = batch["weight"].numpy() > 0
@@ -335,10 +335,14 @@ class _Passes:
         seed: tf.Tensor,
         number: tf.Tensor,
     ) -> tf.Tensor:
-        u = u_noise(self._model.config.image_shape, seed, tf.fill(tf.shape(index), number), index)
-        quantizer = self._model.quantizer
+        config, quantizer = self._model.config, self._model.quantizer
+        learned = normal_u_noise(config)
+        u = u_noise(config.image_shape, seed, tf.fill(tf.shape(index), number), index, learned)
+        log_q = 0.0
+        if learned:
+            u, log_q = self._model.dequantize(images, u)
         x = quantizer.within(quantizer.levels(images), u)
-        return tf.stack([-self._model.likelihood(z).log_prob(x) for z in (own, other)], 1)
+        return tf.stack([log_q - self._model.likelihood(z).log_prob(x) for z in (own, other)], 1)
 
     def _report(self, counted: np.ndarray) -> None:
         self._done += int(counted.sum())

@@ -12,7 +12,7 @@ from tfdecouple.data.codecs import codec_bits_per_dim
 from tfdecouple.errors import RunError
 from tfdecouple.exactness import listed
 from tfdecouple.metrics.detection import detection
-from tfdecouple.metrics.draws import u_noise, z_noise
+from tfdecouple.metrics.draws import normal_u_noise, u_noise, z_noise
 from tfdecouple.outliers import outlier_scores
 from tfdecouple.runtime.tf32 import full_float32
 
@@ -72,7 +72,7 @@ class Scorer:
     def _of_a_draw(self, images: tf.Tensor, index: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
         config, batch = self._model.config, images.shape[0]
         which = self._seed, tf.fill([batch], number), index
-        noise = z_noise(config.latent_dim, *which), u_noise(config.image_shape, *which)
+        noise = z_noise(config.latent_dim, *which), u_noise(config.image_shape, *which, normal_u_noise(config))
         # The loop over images hides how many there are.
         z, u = (tf.ensure_shape(one, [batch, *one.shape[1:]]) for one in noise)
         return outlier_scores(self._model, images, z, u).named()

@@ -1,4 +1,4 @@
-"""Encoder, prior and flow as one Keras model: built from a config, started from data, named, counted and diagnosed."""
+"""All networks as one Keras model: built from a config, started from data, named, counted and diagnosed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tfdecouple.config import ModelConfig, from_plain
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
 from tfdecouple.layers.base import Visit
+from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
 from tfdecouple.networks.prior import PriorFlow
@@ -50,6 +51,7 @@ class Networks(keras.Model):
         flow: from x and z to v.
         encoder: of q(z|x); None for a model without z.
         prior_flow: from z to standard normal noise; None where p(z) is standard normal, or there is no z.
+        dequantizer: of q(u|x); None where u is uniform.
     """
 
     def __init__(self, config: ModelConfig | dict[str, Any], *, jit_compile: bool = False, **kwargs: Any):
@@ -73,7 +75,11 @@ class Networks(keras.Model):
                 linear=config.linear,
                 name="prior_flow",
             )
-        for network in filter(None, (self.flow, self.encoder, self.prior_flow)):
+        self.dequantizer = None if planned.dequantizer is None else Dequantizer(config, name="dequantizer")
+        networks = [self.flow, self.encoder, self.prior_flow]
+        if self.dequantizer is not None:
+            networks += [self.dequantizer.encoder, self.dequantizer.flow]
+        for network in filter(None, networks):
             network.jit_compile = jit_compile
         self.build()
 
@@ -86,6 +92,8 @@ class Networks(keras.Model):
             self.encoder.build((None, *self.config.image_shape))
         if self.prior_flow is not None:
             self.prior_flow.build((None, self.config.latent_dim))
+        if self.dequantizer is not None:
+            self.dequantizer.build()
         self.initialized = self.add_weight(
             name="initialized", shape=(), dtype="bool", initializer="zeros", trainable=False
         )
@@ -115,6 +123,8 @@ class Networks(keras.Model):
     def parameter_count(self) -> dict[str, int]:
         """Returns the numbers of trainable parameters: of each network, and in total."""
         counts = {"flow": self.flow, "encoder": self.encoder, "prior": self.prior_flow}
+        if self.dequantizer is not None:
+            counts["dequantizer"] = self.dequantizer
         result = {
             name: sum(math.prod(variable.shape) for variable in network.trainable_variables)
             if network is not None
@@ -127,11 +137,12 @@ class Networks(keras.Model):
         """Starts the weights from data, once, before training (paper section 2.1 and the reference's procedure).
 
         Every actnorm gets the scale and shift that give its output mean 0 and standard deviation 1 on these images
-        (without dequantisation noise); every coupling starts as the identity and the posterior as N(0, I).
+        (without dequantisation noise); every coupling starts as the identity, the posterior as N(0, I) and q(u|x),
+        where it is learned, as nearly uniform.
 
         Args:
             images: uint8 `[batch, height, width, 3]`, a few hundred or more training images.
-            seed: of the draw of z with which the prior flow is started.
+            seed: of the draws with which the flows of the prior and of the dequantisation are started.
             force: whether to start anew a model that has weights already, which are lost.
 
         Raises:
@@ -158,6 +169,8 @@ class Networks(keras.Model):
             # The posterior now is N(0, I) for every image: no need to run the encoder.
             z = randomness.normal([levels.shape[0], self.config.latent_dim], randomness.fold(seed, "initialize"))
         self._walk(self.quantizer.edges(levels), z, visit)
+        if self.dequantizer is not None:
+            self.dequantizer.flow.start(randomness.fold(seed, "dequantize"))
         self.initialized.assign(True)
 
     def diagnose(self, images: Any) -> dict[str, float]:
@@ -182,8 +195,12 @@ class Networks(keras.Model):
                 conditions.append(layer.condition_number())
             return layer.forward_and_log_det(x, condition)[0]
 
-        z = None if self.encoder is None else self.encoder.infer(self.quantizer.edges(levels))[0]
+        inputs = self.quantizer.edges(levels)
+        z = None if self.encoder is None else self.encoder.infer(inputs)[0]
         self._walk(self.quantizer.centres(levels), z, visit)
+        if self.dequantizer is not None:
+            noise = randomness.normal(tf.shape(levels), randomness.fold(0, "diagnose"))
+            self.dequantizer.flow.walk(noise, self.dequantizer.encoder.infer(inputs), visit)
         return {
             "smallest_scale": float(tf.reduce_min(tf.stack(scales))),
             "worst_condition": float(tf.reduce_max(tf.stack(conditions))),

@@ -17,10 +17,9 @@ from tfdecouple.runtime.shards import Batch, divided, image_by_image, joined, to
 from tfdecouple.runtime.tf32 import full_float32
 
 
-def _convolution(planes: int, size: int, strides: int, **options: Any) -> keras.layers.Layer:
-    return keras.layers.Conv2D(
-        planes, size, strides, padding="valid", kernel_initializer=fan_in_uniform(), dtype="float32", **options
-    )
+def _convolution(planes: int, size: int, strides: int, transposed: bool, **options: Any) -> keras.layers.Layer:
+    kind = keras.layers.Conv2DTranspose if transposed else keras.layers.Conv2D
+    return kind(planes, size, strides, padding="valid", kernel_initializer=fan_in_uniform(), dtype="float32", **options)
 
 
 def _batch_norm(name: str) -> BatchNorm:
@@ -79,9 +78,15 @@ def _sum_of_squares(x: tf.Tensor, mean: tf.Tensor) -> tuple[tf.Tensor, Callable]
 
 
 @image_by_image
-def _convolved(x: tf.Tensor, convolution: keras.layers.Conv2D) -> tf.Tensor:
-    """Returns a convolution padded alike on both sides: "same" pads an even image on one side only at stride 2."""
+def _convolved(x: tf.Tensor, convolution: keras.layers.Layer) -> tf.Tensor:
+    """Returns a convolution padded alike on both sides: "same" pads an even image on one side only at stride 2.
+
+    Of a transposed one, the gradient of such a convolution, the same rows and columns are cut off.
+    """
     width = convolution.kernel_size[0] // 2
+    if isinstance(convolution, keras.layers.Conv2DTranspose):
+        rows, columns = (size * convolution.strides[0] for size in sizes(x)[1:3])
+        return convolution(x)[:, width : width + rows, width : width + columns]
     return convolution(tf.pad(x, [[0, 0], [width, width], [width, width], [0, 0]]) if width else x)
 
 
@@ -107,25 +112,31 @@ class ResNetBlock(keras.layers.Layer):
         **kwargs: of `keras.layers.Layer`.
     """
 
+    # Whether all convolutions are transposed.
+    transposed = False
+
     def __init__(self, planes: int, strides: int = 1, **kwargs: Any):
         super().__init__(dtype="float32", **kwargs)
         self.planes = planes
         self.strides = strides
-        self.convolution_1 = _convolution(planes, 3, strides, use_bias=False, name="convolution_1")
+        self.convolution_1 = _convolution(planes, 3, strides, self.transposed, use_bias=False, name="convolution_1")
         self.norm_1 = _batch_norm("norm_1")
-        self.convolution_2 = _convolution(planes, 3, 1, use_bias=False, name="convolution_2")
+        self.convolution_2 = _convolution(planes, 3, 1, self.transposed, use_bias=False, name="convolution_2")
         self.norm_2 = _batch_norm("norm_2")
         self.shortcut: list[keras.layers.Layer] = []
 
     def build(self, x_shape: Any) -> None:
         """Builds the layers for `[batch, height, width, channels]`."""
         batch, height, width, channels = x_shape
-        inner = (batch, height // self.strides, width // self.strides, self.planes)
+        sides = (side * self.strides if self.transposed else side // self.strides for side in (height, width))
+        inner = (batch, *sides, self.planes)
         self.convolution_1.build((batch, height + 2, width + 2, channels))
         self.convolution_2.build((batch, inner[1] + 2, inner[2] + 2, self.planes))
         if has_shortcut_convolution(channels, self.planes, self.strides):
             self.shortcut = [
-                _convolution(self.planes, 1, self.strides, use_bias=False, name="shortcut_convolution"),
+                _convolution(
+                    self.planes, 1, self.strides, self.transposed, use_bias=False, name="shortcut_convolution"
+                ),
                 _batch_norm("shortcut_norm"),
             ]
             self.shortcut[0].build(x_shape)
@@ -136,7 +147,7 @@ class ResNetBlock(keras.layers.Layer):
 
     @full_float32()
     def call(self, x: Batch, training: bool = False) -> Batch:
-        """Returns `[batch, height/strides, width/strides, planes]`.
+        """Returns `[batch, height/strides, width/strides, planes]`; transposed, the sides times the strides.
 
         Args:
             x: `[batch, height, width, channels]`.
@@ -155,6 +166,13 @@ class ResNetBlock(keras.layers.Layer):
         config = super().get_config()
         config.pop("dtype")
         return {**config, "planes": self.planes, "strides": self.strides}
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class TransposedResNetBlock(ResNetBlock):
+    """As `ResNetBlock`, of transposed convolutions: strides of 2 double height and width."""
+
+    transposed = True
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

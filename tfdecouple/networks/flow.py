@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdecouple.architecture import FIRST_PAIR, SECOND_PAIR, plan
+from tfdecouple.architecture import FIRST_PAIR, SECOND_PAIR, FlowPlan, plan
 from tfdecouple.config import ModelConfig, from_plain
 from tfdecouple.errors import UserError
 from tfdecouple.layers import (
@@ -128,7 +128,7 @@ class FactorOut(_Coupled, InvertibleComposite):
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Builds the three layers for inputs `[batch, height, width, channels]`."""
-        self._remember_shape(x_shape)
+        self._remember_shape(x_shape, condition_shape)
         self._kept = x_shape[-1] - self.dropped
         self.mixing.build(x_shape)
         self.coupling.build(x_shape, condition_shape)
@@ -139,18 +139,18 @@ class FactorOut(_Coupled, InvertibleComposite):
         """Returns the constructor's arguments."""
         return {**super().get_config(), "dropped": self.dropped}
 
-    def _run_forward(self, x: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        h, mixing = call(self.mixing, x)
-        h, coupling = call(self.coupling, h)
+    def _run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        h, mixing = call(self.mixing, x, None)
+        h, coupling = call(self.coupling, h, condition)
         kept, dropped = tf.split(h, [self._kept, self.dropped], -1)
-        dropped, actnorm = call(self.actnorm, dropped)
+        dropped, actnorm = call(self.actnorm, dropped, None)
         return tf.concat([kept, dropped], -1), mixing + coupling + actnorm
 
-    def _run_inverse(self, y: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def _run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
         kept, dropped = tf.split(y, [self._kept, self.dropped], -1)
-        dropped, actnorm = call(self.actnorm, dropped)
-        h, coupling = call(self.coupling, tf.concat([kept, dropped], -1))
-        x, mixing = call(self.mixing, h)
+        dropped, actnorm = call(self.actnorm, dropped, None)
+        h, coupling = call(self.coupling, tf.concat([kept, dropped], -1), condition)
+        x, mixing = call(self.mixing, h, None)
         return x, mixing + coupling + actnorm
 
 
@@ -201,7 +201,7 @@ class Flow(TracedFlow, InvertibleComposite):
     def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
         super().__init__(**kwargs)
         self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
-        self.plan = plan(self.config)
+        self.plan = self._planned()
         self.squeeze = Squeeze(name="squeeze", dtype=self.dtype_policy)
         self.levels = tuple(tuple(map(self._make_stage, level)) for level in self.plan.levels)
         # Keras finds the layers here, and its .keras files know them by the name of this list.
@@ -223,25 +223,30 @@ class Flow(TracedFlow, InvertibleComposite):
         for stage in self.stages:
             sizes = stage.plan
             for layer in stage.layers:
-                layer.build((None, sizes.side, sizes.side, sizes.channels), (None, self.plan.condition_size))
+                layer.build((None, sizes.side, sizes.side, sizes.channels), self.plan.condition_shape(sizes))
         self.squeeze.build((None, *self.config.image_shape))
         if self.whitening is not None:
             self.whitening.build((None, *self.config.image_shape))
+        self._condition_ndims = 3 if self.plan.local else 1
         self.built = True
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "config": dataclasses.asdict(self.config)}
 
+    def _planned(self) -> FlowPlan:
+        """Returns which of the flows of the config this is."""
+        return plan(self.config).flow
+
     def _make_stage(self, sizes: StagePlan) -> Stage:
-        config = self.config
-        widths = (sizes.hidden, self.plan.condition_size)
-        options: dict[str, Any] = {"alpha": config.alpha, "linear": config.linear, "dtype": self.dtype_policy}
-        steps = [FlowStep(*widths, transform=config.transform, name=name, **options) for name in sizes.step_names]
+        planned = self.plan
+        widths = (sizes.hidden, planned.step(sizes).coupling.condition_size)
+        options: dict[str, Any] = {"alpha": planned.alpha, "linear": planned.linear, "dtype": self.dtype_policy}
+        steps = [FlowStep(*widths, transform=planned.transform, name=name, **options) for name in sizes.step_names]
         factor_out = None
         if sizes.dropped:
             factor_out = FactorOut(
-                sizes.dropped, *widths, transform=config.multiscale_transform, name=sizes.factor_out_name, **options
+                sizes.dropped, *widths, transform=planned.multiscale_transform, name=sizes.factor_out_name, **options
             )
         return Stage(sizes, tuple(steps), factor_out)
 
@@ -272,50 +277,60 @@ class Flow(TracedFlow, InvertibleComposite):
             condition = None
         return super()._prepare(x, condition)
 
-    def _run_forward(self, x: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        v, log_det = self._level_forward(0, x, call)
+    def _run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        v, log_det = self._level_forward(0, x, condition, call)
         if self.whitening is not None:
-            v, change = call(self.whitening, v)
+            v, change = call(self.whitening, v, condition)
             log_det += change
         return v, log_det
 
-    def _level_forward(self, depth: int, h: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def _level_forward(
+        self, depth: int, h: tf.Tensor, condition: tf.Tensor | None, call: ChildCall
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs the levels from `depth` on; returns what they give of v, at this level's resolution and channels."""
         log_det = zero_per_image(h)
         left: list[tf.Tensor] = []
         for stage in self.levels[depth]:
-            h, change = self._run_chain(stage.layers, h, call)
+            h, change = self._run_chain(stage.layers, h, condition, call)
             log_det += change
             if stage.plan.dropped:
                 h, dropped = tf.split(h, [stage.plan.kept, stage.plan.dropped], -1)
                 left.insert(0, dropped)
         if depth + 1 < len(self.levels):
             h, _ = self.squeeze.forward_and_log_det(h)
-            h, change = self._level_forward(depth + 1, h, call)
+            h, change = self._level_forward(depth + 1, h, self._one_level_down(condition), call)
             log_det += change
             h, _ = self.squeeze.inverse_and_log_det(h)
         return (tf.concat([h, *left], -1) if left else h), log_det
 
-    def _run_inverse(self, y: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def _run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
         log_det = zero_per_image(y)
         if self.whitening is not None:
-            y, log_det = call(self.whitening, y)
-        x, change = self._level_inverse(0, y, call)
+            y, log_det = call(self.whitening, y, condition)
+        x, change = self._level_inverse(0, y, condition, call)
         return x, log_det + change
 
-    def _level_inverse(self, depth: int, v: tf.Tensor, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def _level_inverse(
+        self, depth: int, v: tf.Tensor, condition: tf.Tensor | None, call: ChildCall
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         log_det = zero_per_image(v)
         stages = self.levels[depth][::-1]
         left = [stage.plan.dropped for stage in stages if stage.plan.dropped]
         h, *dropped = tf.split(v, [v.shape[-1] - sum(left), *left], -1)
         if depth + 1 < len(self.levels):
             h, _ = self.squeeze.forward_and_log_det(h)
-            h, change = self._level_inverse(depth + 1, h, call)
+            h, change = self._level_inverse(depth + 1, h, self._one_level_down(condition), call)
             log_det += change
             h, _ = self.squeeze.inverse_and_log_det(h)
         for stage in stages:
             if stage.plan.dropped:
                 h = tf.concat([h, dropped.pop(0)], -1)
-            h, change = self._run_chain(stage.layers[::-1], h, call)
+            h, change = self._run_chain(stage.layers[::-1], h, condition, call)
             log_det += change
         return h, log_det
+
+    def _one_level_down(self, condition: tf.Tensor | None) -> tf.Tensor | None:
+        """Returns the condition of the next level: a map is squeezed as the image is, a vector stays."""
+        if condition is None or not self.plan.local:
+            return condition
+        return self.squeeze.forward_and_log_det(condition)[0]

@@ -35,7 +35,7 @@ class TracedNetwork:
         """Runs a method of this network as one function, where it is called eagerly, and by shards, where that pays.
 
         Args:
-            method: bound to this network; from x and z (or None) to two tensors, image by image.
+            method: bound to this network; from x and a condition (or None) to tensors, image by image.
             x: `[batch, ...]`.
             condition: z, or None.
         """
@@ -60,11 +60,12 @@ class _Call:
     """Calls a child in one direction, through the trace that all children of its kind share."""
 
     traces: Traces
-    condition: tf.Tensor | None
     method: str
 
-    def __call__(self, layer: keras.layers.Layer, h: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return self.traces.run_layer(getattr(layer, self.method), h, self.condition)
+    def __call__(
+        self, layer: keras.layers.Layer, h: tf.Tensor, condition: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        return self.traces.run_layer(getattr(layer, self.method), h, condition)
 
 
 class TracedFlow(TracedNetwork):
@@ -83,16 +84,16 @@ class TracedFlow(TracedNetwork):
         return self.run_fast(self._inverse_by_layer, y, condition)
 
     def _forward_by_layer(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._run_forward(x, _Call(self._traces, condition, "forward_and_log_det"))
+        return self._run_forward(x, condition, _Call(self._traces, "forward_and_log_det"))
 
     def _inverse_by_layer(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._run_inverse(y, _Call(self._traces, condition, "inverse_and_log_det"))
+        return self._run_inverse(y, condition, _Call(self._traces, "inverse_and_log_det"))
 
     def _run_chain(
-        self, layers: Sequence[keras.layers.Layer], h: tf.Tensor, call: Callable[..., Any]
+        self, layers: Sequence[keras.layers.Layer], h: tf.Tensor, condition: tf.Tensor | None, call: Callable[..., Any]
     ) -> tuple[tf.Tensor, tf.Tensor]:
         # Chains of vectors hold next to nothing.
         inverts = backward_mode() == "invert" and len(h.shape) == 4
         if inverts and isinstance(call, _Call) and call.method == "forward_and_log_det":
-            return run_inverting(call.traces, layers, h, call.condition)
-        return super()._run_chain(layers, h, call)  # type: ignore[misc]
+            return run_inverting(call.traces, layers, h, condition)
+        return super()._run_chain(layers, h, condition, call)  # type: ignore[misc]

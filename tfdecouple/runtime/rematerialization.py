@@ -61,8 +61,8 @@ def wide(net: WideNet) -> WideNet:
     no backward pass is announced, and in the forward pass of "invert".
 
     Args:
-        net: from narrow maps `[batch, height, width, channels]`, a vector for each image (or None) and weights to
-            narrow maps, image by image; the last axis of the first weight is the width.
+        net: from narrow maps `[batch, height, width, channels]`, a condition of each image (a vector, a narrow map or
+            None) and weights to narrow maps, image by image; the last axis of the first weight is the width.
     """
 
     @functools.wraps(net)

@@ -15,7 +15,7 @@ from tfdecouple.runtime.shapes import sizes
 # What of a map a core's own cache holds beside weights; measured with caches of 1 MiB.
 _CACHE_BYTES = 2**20
 
-Transformation = Callable[[tf.Tensor, tf.Tensor | None], tuple[tf.Tensor, tf.Tensor]]
+Transformation = Callable[[tf.Tensor, tf.Tensor | None], tuple[tf.Tensor, ...]]
 # A batch: one tensor, or the tensors of its shards.
 Batch: TypeAlias = "tf.Tensor | list[tf.Tensor]"
 
@@ -40,23 +40,20 @@ def divides(x: tf.Tensor) -> bool:
     return len(x.shape) == 4 and x.shape[0] is not None and x.shape[0] >= shard_count() > 1
 
 
-def run_in_shards(
-    transformation: Transformation, x: tf.Tensor, condition: tf.Tensor | None
-) -> tuple[tf.Tensor, tf.Tensor]:
+def run_in_shards(transformation: Transformation, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
     """Runs a transformation on shards of a batch.
 
     A deep chain of small operations leaves threads idle: each operation waits for the one before it and divides its
     work among them. Two chains, each on a thread of its own, have nobody to wait for.
 
     Args:
-        transformation: from x `[batch, ...]` and z `[batch, d_z]` (or None) to two tensors, image by image.
+        transformation: from x `[batch, ...]` and a condition `[batch, ...]` (or None) to tensors, image by image.
         x: the batch, with an image or more for each shard.
-        condition: z, or None.
+        condition: z, a map, or None.
     """
     conditions = [None] * shard_count() if condition is None else _shards(condition)
     done = [transformation(*shard) for shard in zip(_shards(x), conditions, strict=True)]
-    first, second = zip(*done, strict=True)
-    return joined(first), joined(second)
+    return tuple(map(joined, zip(*done, strict=True)))
 
 
 def divided(x: tf.Tensor) -> Batch:
@@ -111,9 +108,9 @@ def run_in_turn(
     Where an operation takes several cores, or a GPU, a batch is run whole.
 
     Args:
-        function: from x `[batch, height, width, channels]` and a vector for each image (or None), image by image.
+        function: from x `[batch, height, width, channels]` and a condition of each image (or None), image by image.
         x: the batch.
-        condition: the vectors, or None.
+        condition: vectors or maps, `[batch, ...]`, or None.
         width: channels of the widest map inside the function, of the dtype of x.
     """
     count = _images_in_turn(x, width)

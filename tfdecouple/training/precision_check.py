@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from tfdecouple.errors import ConfigError, one_line
-from tfdecouple.layers import ConvNet, Coupling, backward_memory, net_precision
+from tfdecouple.layers import ConvNet, Coupling, LocalConvNet, backward_memory, net_precision
 from tfdecouple.networks.flow import Flow, FlowStep
 
 # What works for two images works for more.
@@ -66,11 +66,12 @@ def kinds_of_nets(flow: Flow) -> Iterator[tuple[ConvNet, int]]:
 
 def _wrong(net: ConvNet, side: int, dtype: str, memory: str) -> str:
     """Returns what differs from float32 in a net like this one, with an effect; nothing where all is well."""
-    trial = ConvNet(net.outputs, net.hidden, net.condition_size)
+    trial = type(net)(net.outputs, net.hidden, net.condition_size)
     generator = tf.random.Generator.from_seed(0)
     shapes = [[_IMAGES, side, side, channels] for channels in (net.first.shape[2], net.outputs)]
     x, upstream = (generator.normal(shape) for shape in shapes)
-    condition = generator.normal([_IMAGES, net.condition_size]) if net.condition_size else None
+    places = [side, side] if isinstance(net, LocalConvNet) else []
+    condition = generator.normal([_IMAGES, *places, net.condition_size]) if net.condition_size else None
     trial.build(x.shape)
     trial.last.gain.assign(tf.ones([net.outputs]))
 

@@ -134,7 +134,8 @@ class TrainStep:
         batch, own = training.batch_size, slice(start, start + local)
         seed = randomness.fold(training.seed, "step", step)
         z_noise = randomness.normal([batch, config.latent_dim], randomness.fold(seed, "z"))[own]
-        u_noise = randomness.uniform([batch, *config.image_shape], randomness.fold(seed, "u"))[own]
+        shape = [batch, *config.image_shape]
+        u_noise = randomness.pixel_noise(shape, randomness.fold(seed, "u"), config.has_dequantizer)[own]
         return tf.ensure_shape(images, (local, *config.image_shape)), z_noise, u_noise
 
     def _bound(self, images: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:

@@ -133,7 +133,9 @@ class Trainer:
         if self.training.precision == "tf32" and not has_tf32():
             self.progress.say("training.precision=tf32 changes nothing here: no GPU has it; NVIDIA's since Ampere do")
         dtype = "bfloat16" if self.training.precision == "mixed_bfloat16" else "float32"
-        check_precision(self.state.model.flow, dtype, self.training.memory)
+        model = self.state.model
+        for flow in (model.flow, *([] if model.dequantizer is None else [model.dequantizer.flow])):
+            check_precision(flow, dtype, self.training.memory)
 
     def _start_weights(self) -> None:
         """Starts the weights, from data or from another run."""

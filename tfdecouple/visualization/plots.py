@@ -18,7 +18,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 _GREY = "#999999"
 _TEXT, _SMALL = 12, 11
-_NAMES = {"bits_per_dim": "bits/dim", "kl": "KL of z, nats/image", "learning_rate": "learning rate"}
+_NAMES = {
+    "bits_per_dim": "bits/dim",
+    "kl": "KL of z, nats/image",
+    "dequantization": "log q(u|x), nats/image",
+    "learning_rate": "learning rate",
+}
 
 # A line of a curve: steps and values, both `[n]`.
 Line = tuple[Sequence[float], Sequence[float]]
@@ -40,7 +45,7 @@ class Curves:
 
 
 def curves_figure(runs: Sequence[Curves]) -> Figure:
-    """Draws bits/dim, KL and learning rate over the updates of one or several runs.
+    """Draws bits/dim, KL, log q(u|x) and learning rate over the updates of one or several runs.
 
     Training is thin, validation thick with a point at each evaluation. A figure that no run has gets no panel. The axis
     of bits/dim leaves out the first steep fall, where it would press the rest together.
@@ -49,7 +54,7 @@ def curves_figure(runs: Sequence[Curves]) -> Figure:
         runs: at least one, with a row of training or validation among them.
     """
     figure = _figure(9, 6.6)
-    lower = [name for name in ("kl", "learning_rate") if any(_of(run, name) for run in runs)]
+    lower = [name for name in [*_NAMES][1:] if any(_of(run, name) for run in runs)]
     grid = figure.add_gridspec(2 if lower else 1, max(len(lower), 1), height_ratios=(1.7, 1) if lower else None)
     panels = {"bits_per_dim": figure.add_subplot(grid[0, :])}
     panels |= {name: figure.add_subplot(grid[1, number]) for number, name in enumerate(lower)}

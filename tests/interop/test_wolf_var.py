@@ -1,0 +1,136 @@
+"""Tests of interop.wolf on a checkpoint with variational dequantisation: the reference's numbers, and refusals."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.places import DATA
+from helpers.variants import message_of
+
+from tfdecouple.config import ModelConfig
+from tfdecouple.errors import WolfError
+from tfdecouple.interop.wolf import import_wolf, model_config_of, read_state
+
+DATA = DATA / "wolf_small_var"
+CONFIG = json.loads((DATA / "config.json").read_text())
+REFERENCE = dict(np.load(DATA / "reference.npz"))
+IMAGES = REFERENCE["images"]
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """What this project computes where the reference computed `reference.npz`."""
+    tf.config.run_functions_eagerly(True)
+    try:
+        folder = tmp_path_factory.mktemp("wolf") / "run"
+        return compute(import_wolf(DATA / "config.json", DATA / "model.npz", image_size=32, workdir=folder))
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+def compute(model):
+    given = {name: REFERENCE[name].astype("float32") for name in REFERENCE if name not in ("images", "n_bits")}
+    noise, z = given["dequantization_normal_noise"], given["z"]
+    levels = model.levels_of(IMAGES)
+    u, log_q = model.dequantize(IMAGES, noise)
+    v, log_det = model.flow.forward_and_log_det(model.quantizer.within(levels, given["dequantization_noise"]), z)
+    posterior, elbo = model.posterior(IMAGES), model.elbo_from_noise(IMAGES, given["posterior_noise"], noise)
+    nats = elbo.reconstruction + elbo.kl + elbo.dequantization
+    np.testing.assert_allclose(model.nats_to_bits_per_dim(nats), elbo.bits_per_dim, rtol=1e-6)
+    np.testing.assert_allclose(elbo.dequantization, log_q, rtol=1e-6)
+    return {
+        "dequantization_map": model.dequantizer.encoder.infer(model.quantizer.edges(levels)),
+        "dequantization_noise": u,
+        "log_q_u": log_q,
+        "posterior_mean": posterior.mean(),
+        "posterior_log_variance": 2 * tf.math.log(posterior.stddev()),
+        "z": posterior.mean() + posterior.stddev() * given["posterior_noise"],
+        "log_posterior_z": posterior.log_prob(z),
+        "log_prior_z": model.prior.log_prob(z),
+        "kl": elbo.kl,
+        "v": v,
+        "log_det": log_det,
+        "log_likelihood_x_given_z": -elbo.reconstruction,
+        "bits_per_dim": elbo.bits_per_dim,
+        "v_bin_centre": model.encode(IMAGES).v,
+        "decoded": model.flow.inverse_and_log_det(given["v_input"], given["z_input"])[0],
+    }
+
+
+INPUTS = {"images", "n_bits", "dequantization_normal_noise", "posterior_noise", "v_input", "z_input"}
+
+
+@pytest.mark.parametrize("name", sorted(set(REFERENCE) - INPUTS))
+def test_result_is_the_references(computed, name):
+    ours, theirs = np.asarray(computed[name], "float64"), REFERENCE[name]
+    assert ours.shape == theirs.shape and np.abs(theirs).max() > 0.01
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+
+def test_config_is_that_of_the_reference():
+    assert model_config_of(CONFIG, image_size=32) == ModelConfig(
+        image_size=32,
+        latent_dim=8,
+        steps=(1, (1, 1), (1, 1), 1),
+        hidden_channels=(8, 16, 16, 16),
+        factors=(4, 4),
+        encoder_channels=(8, 12, 12),
+        encoder_out_channels=4,
+        prior_hidden=16,
+        dequantization="flow",
+        dequantization_steps=(1, 2),
+        dequantization_hidden_channels=(8, 16),
+        dequantization_factors=(4,),
+        dequantization_encoder_channels=(6, 10),
+        dequantization_map_channels=4,
+    )
+
+
+def test_three_levels_are_read_with_their_factors():
+    changes = {"flow.levels": 3, "flow.num_steps": [1, [2], 1], "flow.factors": [2], "flow.alpha": 0.5}
+    config = model_config_of(edited({**changes, "flow.hidden_channels": [8, 16, 24]}), image_size=32)
+    assert config.dequantization_steps == (1, (2,), 1) and config.dequantization_factors == (2,)
+    assert config.dequantization_hidden_channels == (8, 16, 24) and config.dequantization_alpha == 0.5
+
+
+def edited(changes):
+    """The reference's config with values of its dequantizer changed, `{dotted name: value}`."""
+    config = copy.deepcopy(CONFIG)
+    for name, value in changes.items():
+        section, key = name.split(".")
+        config["dequantizer"][section][key] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"encoder.type": "local_resnet_gn"}, ["dequantizer.encoder.type", "'local_resnet_gn'"]),
+        ({"encoder.in_planes": 1}, ["dequantizer.encoder.in_planes", "1"]),
+        ({"flow.h_type": "global_linear"}, ["dequantizer.flow.h_type", "'global_linear'"]),
+        ({"flow.h_channels": 5}, ["dequantizer.flow.h_channels", "5"]),
+        ({"flow.type": "macow"}, ["dequantizer.flow.type", "'macow'"]),
+        ({"flow.inverse": True}, ["dequantizer.flow.inverse", "True"]),
+        ({"flow.alpha": 1.5}, ["impossible", "dequantization_alpha"]),
+        (
+            {"flow.levels": 3, "flow.num_steps": [1, [1], 1], "flow.hidden_channels": 8, "flow.factors": [2]}
+            | {"flow.prior_transform": "additive"},
+            ["dequantizer.flow.prior_transform", "'additive'"],
+        ),
+    ],
+)
+def test_what_this_project_does_not_have_is_named(changes, words):
+    message = message_of(WolfError, lambda: model_config_of(edited(changes), image_size=32))
+    assert [word for word in words if word not in message] == []
+
+
+def test_weights_of_the_dequantizer_are_asked_for(tmp_path):
+    state = read_state(DATA / "model.npz")
+    name = "dequantizer.encoder.net.deresnet1.main.1.downsample.0.weight"
+    np.savez(tmp_path / "model.npz", **{key: array for key, array in state.items() if key != name})
+    call = lambda: import_wolf(DATA / "config.json", tmp_path / "model.npz", image_size=32, workdir=tmp_path / "run")  # noqa: E731
+    assert f"the weights lack {name}" in message_of(WolfError, call)

@@ -1,0 +1,356 @@
+"""Tests of variational dequantisation: its flow in float64, the network to its map, its start, and its place."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import TINY, every_weight_has_a_gradient, give_effect, jacobian_log_det, walk_with
+from helpers.variants import VARIANTS, equal, images_of, variant
+from tensorflow_probability import distributions as tfd
+
+from tfdecouple import randomness
+from tfdecouple.errors import UserError
+from tfdecouple.layers import ActNorm, Coupling, LocalConvNet, backward_memory, net_precision
+from tfdecouple.networks.dequantizer import Dequantizer, DequantizingFlow, LocalResNet
+from tfdecouple.networks.flow import Flow
+from tfdecouple.runtime import shards
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+TWO_LEVELS = dataclasses.replace(VARIANTS["dequantization"], dequantization_map_channels=2)
+# Names of config options without their prefix: with channels that leave, as in the paper's config for CelebA-HQ.
+THREE_LEVELS = dataclasses.replace(
+    TINY,
+    image_size=4,
+    encoder_channels=(4,),
+    steps=(1, 1),
+    hidden_channels=(4, 4),
+    dequantization="flow",
+    dequantization_steps=(1, (1,), 1),
+    dequantization_hidden_channels=(3, 4, 5),
+    dequantization_alpha=0.7,
+    dequantization_encoder_channels=(3,),
+    dequantization_map_channels=3,
+)
+CONFIGS = {
+    "two levels": TWO_LEVELS,
+    "three levels": THREE_LEVELS,
+    "additive, lu": dataclasses.replace(THREE_LEVELS, dequantization_transform="additive", linear="lu"),
+}
+
+
+def flow_of(config):
+    """A flow in float64 whose every weight has an effect, with noise and maps for it."""
+    layer = DequantizingFlow(config, dtype="float64")
+    layer.build()
+    give_effect(layer, scale=0.2)
+    rng = np.random.default_rng(0)
+    noise = tf.constant(rng.standard_normal((2, *config.image_shape)))
+    local = tf.constant(rng.standard_normal((2, 4, 4, config.dequantization_map_channels)))
+    return layer, noise, local
+
+
+class TestFlow:
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_log_det_is_that_of_the_jacobian_and_the_way_back_is_exact(self, name):
+        layer, noise, local = flow_of(CONFIGS[name])
+        u, log_det = layer.forward_and_log_det(noise, local)
+        assert np.all((u > 0) & (u < 1)) and np.ptp(u) > 0.5
+        np.testing.assert_allclose(log_det, jacobian_log_det(layer.forward_and_log_det, noise, local), rtol=1e-9)
+        back, change = layer.inverse_and_log_det(u, local)
+        np.testing.assert_allclose(back, noise, atol=1e-9)
+        np.testing.assert_allclose(change, -log_det, rtol=1e-9)
+
+    def test_the_map_conditions_each_coupling_and_reaches_each_place(self):
+        layer, noise, local = flow_of(THREE_LEVELS)
+        nets = [one for one in layer._flatten_layers() if isinstance(one, LocalConvNet)]
+        assert len(nets) == sum(isinstance(one, Coupling) for one in layer._flatten_layers()) == 13
+        # Squeezed beside the image: four times the channels a level.
+        assert sorted({net.condition_size for net in nets}) == [3, 12, 48]
+        u = layer.forward_and_log_det(noise, local)[0]
+        corner = local + 0.5 * tf.one_hot(0, 4, dtype="float64")[None, :, None, None]
+        changed = np.abs(np.asarray(layer.forward_and_log_det(noise, corner)[0] - u)).max((0, 2, 3))
+        assert np.all(changed > 0)
+
+    def test_it_is_the_decoders_flow_but_for_the_condition_and_the_sigmoid(self):
+        """With no map, couplings of one flow with the weights of the other compute the same."""
+        config = TWO_LEVELS
+        ours = DequantizingFlow(config, dtype="float64")
+        plain = dataclasses.replace(
+            config,
+            conditioning="none",
+            steps=config.dequantization_steps,
+            hidden_channels=config.dequantization_hidden_channels,
+            alpha=config.dequantization_alpha,
+            dequantization="uniform",
+        )
+        theirs = Flow(plain, dtype="float64")
+        for one in (ours, theirs):
+            one.build()
+        give_effect(theirs)
+        weights = {variable.path.partition("/")[2]: variable for variable in theirs.variables}
+        for variable in ours.variables:
+            name = variable.path.partition("/")[2]
+            variable.assign(tf.zeros_like(variable) if "/condition_" in name else weights.pop(name))
+        assert not weights
+        noise = tf.constant(np.random.default_rng(0).standard_normal((2, 4, 4, 3)))
+        u, log_det = ours.forward_and_log_det(noise, tf.ones([2, 4, 4, 2]))
+        y, change = theirs.forward_and_log_det(noise)
+        np.testing.assert_allclose(u, tf.sigmoid(y), rtol=1e-12)
+        slope = tf.reduce_sum(tf.math.log(u * (1 - u)), [1, 2, 3])
+        np.testing.assert_allclose(log_det, change + slope, rtol=1e-12)
+
+    def test_as_a_distribution_over_u(self):
+        layer, noise, local = flow_of(TWO_LEVELS)
+        normal = tfd.Sample(tfd.Normal(tf.zeros([2], tf.float64), 1.0), [4, 4, 3])
+        q = tfd.TransformedDistribution(normal, layer.as_bijector(condition=local))
+        u, log_det = layer.forward_and_log_det(noise, local)
+        np.testing.assert_allclose(q.log_prob(u), normal.log_prob(noise) - log_det, rtol=1e-9)
+        assert q.log_prob(tf.stack([u, u])).shape == (2, 2)
+
+    @pytest.mark.parametrize(
+        ("local", "words"),
+        [
+            (None, "conditional: pass condition=a map of shape"),
+            (np.zeros((2, 2)), "must be .batch, height, width, channels. with the same batch, height and width"),
+            (np.zeros((2, 2, 4, 2)), "with the same batch, height and width"),
+            (np.zeros((3, 4, 4, 2)), "with the same batch, height and width"),
+            (np.zeros((2, 4, 4, 3)), "it needs .batch, height, width, 2."),
+        ],
+        ids=["none", "vector", "size", "batch", "channels"],
+    )
+    def test_a_map_that_does_not_fit_is_refused(self, local, words):
+        layer, noise, _ = flow_of(TWO_LEVELS)
+        with pytest.raises(UserError, match=words) as error:
+            layer.forward_and_log_det(noise, local)
+        assert "\n" not in str(error.value)
+
+    def test_nothing_is_kept_or_rounded_that_should_not(self):
+        """Computed again, values and gradients are the same to the bit; in bfloat16 they are near."""
+        net = LocalConvNet(4, 6, 2)
+        net.build((None, 4, 4, 3), (None, 4, 4, 2))
+        give_effect(net, scale=0.5)
+        rng = np.random.default_rng(0)
+        x, local = (tf.constant(rng.standard_normal((2, 4, 4, n)), tf.float32) for n in (3, 2))
+
+        def run():
+            with tf.GradientTape() as tape:
+                tape.watch([x, local])
+                y = net(x, local)
+            return [y, *tape.gradient(y, [x, local, *(weight.value for weight in net.trainable_variables)])]
+
+        plain = run()
+        for mode in ("keep", "recompute"):
+            with backward_memory(mode):
+                for ours, theirs in zip(run(), plain, strict=True):
+                    equal(ours, theirs)
+        with net_precision("bfloat16"):
+            rough = run()
+        assert np.any(rough[0] != plain[0])
+        for ours, theirs in zip(rough, plain, strict=True):
+            assert float(tf.norm(ours - theirs)) < 0.05 * float(tf.norm(theirs))
+
+    @pytest.mark.parametrize("name", ["two levels", "three levels"])
+    def test_backward_pass_by_inversion_has_the_same_gradients(self, name):
+        layer, noise, local = flow_of(CONFIGS[name])
+
+        def gradients(mode):
+            with tf.GradientTape() as tape, backward_memory(mode):
+                tape.watch([noise, local])
+                u, log_det = layer.forward_and_log_det(noise, local)
+                loss = tf.reduce_sum(tf.square(u)) - tf.reduce_sum(log_det)
+            return tape.gradient(loss, [noise, local, *(weight.value for weight in layer.trainable_variables)])
+
+        for ours, theirs in zip(gradients("invert"), gradients("keep"), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-9)
+
+    def test_flow_comes_back_with_its_config(self):
+        layer = DequantizingFlow(TWO_LEVELS, name="other")
+        layer.build()
+        again = keras.layers.deserialize(keras.layers.serialize(layer))
+        assert type(again) is DequantizingFlow and again.get_config() == layer.get_config()
+        assert [v.path for v in again.variables] == [v.path for v in layer.variables]
+
+
+def walk_inputs(flow, noise):
+    """The elementary layers of a flow with their inputs, in order."""
+    found = []
+    walk_with(flow, noise, np.zeros((len(noise), 4, 4, 2), "float32"), lambda leaf, x, _: found.append((leaf, x)))
+    return found
+
+
+def transposed(x, kernel, stride, sides):
+    """A transposed convolution by its definition: each pixel adds its kernel around the place that it has."""
+    size = kernel.shape[0]
+    whole = np.zeros((len(x), *(side * stride + 2 * size for side in x.shape[1:3]), kernel.shape[2]))
+    for row, column in np.ndindex(*x.shape[1:3]):
+        places = (slice(size + place * stride, 2 * size + place * stride) for place in (row, column))
+        whole[(slice(None), *places)] += np.einsum("bi,hwoi->bhwo", x[:, row, column], kernel)
+    # The reference pads by half of the kernel on both sides, and adds to the end what the stride leaves over.
+    start = size + size // 2
+    return whole[:, start : start + sides, start : start + sides]
+
+
+class TestLocalResNet:
+    def test_blocks_up_are_what_one_writes_by_hand(self):
+        network = LocalResNet((3, 5), 2)
+        network.build((None, 8, 8, 3))
+        give_effect(network)
+        rng = np.random.default_rng(0)
+        for variable in network.non_trainable_variables:
+            if variable.name.startswith("moving"):
+                variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+        ups = [block for block in network.blocks if block.transposed]
+        assert [(block.planes, block.strides) for block in ups] == [(5, 1), (3, 2), (3, 1), (2, 2)]
+        x = rng.standard_normal((2, 2, 2, 5)).astype("float32")
+        for block in ups:
+            found = block(x).numpy()
+            np.testing.assert_allclose(found, by_hand(block, x), rtol=1e-4, atol=1e-5)
+            x = found
+        assert x.shape == (2, 8, 8, 2)
+
+    def test_map_has_the_size_of_the_image_and_each_image_is_by_itself(self):
+        network = LocalResNet((3, 5), 2)
+        network.build((None, 8, 8, 3))
+        give_effect(network)
+        images = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 3)).astype("float32")
+        local = network.infer(images)
+        assert local.shape == (3, 8, 8, 2) and np.ptp(local) > 0
+        np.testing.assert_allclose(network.infer(images[1:]), local[1:], rtol=1e-5, atol=1e-6)
+        assert not np.allclose(network(images, training=True), local, atol=1e-3)
+
+    def test_config_round_trip(self):
+        network = LocalResNet([3, 5], 2, name="other")
+        again = keras.layers.deserialize(keras.layers.serialize(network))
+        assert again.get_config() == network.get_config() and again.channels == (3, 5)
+
+
+def by_hand(block, x):
+    def elu(h):
+        return np.where(h > 0, h, np.expm1(np.minimum(h, 0)))
+
+    def normal(h, norm):
+        mean, variance = norm.moving_mean.numpy(), norm.moving_variance.numpy()
+        return (h - mean) / np.sqrt(variance + 1e-5) * norm.gamma.numpy() + norm.beta.numpy()
+
+    sides = x.shape[1] * block.strides
+    h = elu(normal(transposed(x, block.convolution_1.kernel.numpy(), block.strides, sides), block.norm_1))
+    h = normal(transposed(h, block.convolution_2.kernel.numpy(), 1, sides), block.norm_2)
+    if block.shortcut:
+        convolution, norm = block.shortcut
+        x = normal(transposed(x, convolution.kernel.numpy(), block.strides, sides), norm)
+    return elu(h + x)
+
+
+class TestDequantizer:
+    def test_gradients_reach_every_weight_the_noise_and_the_image(self):
+        layer = Dequantizer(TWO_LEVELS)
+        layer.build()
+        give_effect(layer)
+        rng = np.random.default_rng(0)
+        x, noise = (tf.constant(rng.standard_normal((4, 4, 4, 3)), tf.float32) for _ in range(2))
+
+        def loss(training=True):
+            u, log_det = layer(x, noise, training=training)
+            return tf.reduce_sum(tf.square(u)) - tf.reduce_sum(log_det)
+
+        every_weight_has_a_gradient(layer, loss)
+        with tf.GradientTape() as tape:
+            tape.watch([x, noise])
+            value = loss(training=False)
+        for gradient in tape.gradient(value, [x, noise]):
+            assert np.all(np.isfinite(gradient)) and np.all(np.any(gradient != 0, axis=(1, 2, 3)))
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_in_shards_it_is_the_same(self, monkeypatch, training):
+        layer = Dequantizer(TWO_LEVELS)
+        layer.build()
+        give_effect(layer)
+        rng = np.random.default_rng(0)
+        x, noise = (rng.standard_normal((3, 4, 4, 3)).astype("float32") for _ in range(2))
+        whole = layer(x, noise, training=training)
+        monkeypatch.setattr(shards, "shard_count", lambda: 2)
+        for ours, theirs in zip(layer(x, noise, training=training), whole, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+    def test_starts_beside_the_uniform_distribution(self):
+        layer = Dequantizer(TWO_LEVELS)
+        layer.build()
+        rng = np.random.default_rng(0)
+        noise = rng.standard_normal((500, 4, 4, 3)).astype("float32")
+        layer.flow.start(randomness.base_seed(0))
+        u, log_det = layer(np.zeros((500, 4, 4, 3), "float32"), noise)
+        log_q = -0.5 * (np.square(noise) + np.log(2 * np.pi)).sum((1, 2, 3)) - np.asarray(log_det)
+        # By quadrature: 0.00951 nats a number; noise of standard deviation 1 would give 0.193.
+        assert 0.0095 - 0.003 < log_q.mean() / 48 < 0.0095 + 0.003
+        assert abs(np.mean(u) - 0.5) < 0.01 and abs(np.var(u) - 1 / 12) < 0.005
+
+    def test_starts_anew_whatever_its_weights_were(self):
+        flow = DequantizingFlow(TWO_LEVELS)
+        flow.build()
+        give_effect(flow)
+        flow.start(randomness.base_seed(0))
+        # The very noise that it started from: 2**14 places of its last level, which has 4 an image.
+        noise = randomness.normal([4096, 4, 4, 3], randomness.base_seed(0))
+        inputs = walk_inputs(flow, noise)
+        norms = [np.asarray(leaf.forward_and_log_det(x)[0]) for leaf, x in inputs if isinstance(leaf, ActNorm)]
+        assert len(norms) == 4
+        for y in norms:
+            np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-4)
+            np.testing.assert_allclose(y.std((0, 1, 2)), 1.75, rtol=1e-3)
+        couplings = [(leaf, x) for leaf, x in inputs if isinstance(leaf, Coupling)]
+        assert len(couplings) == 8
+        for leaf, x in couplings:
+            equal(leaf.forward_and_log_det(x, np.ones((4096, *x.shape[1:3], leaf.condition_size)))[0], x)
+
+    def test_config_round_trip(self):
+        layer = Dequantizer(TWO_LEVELS, name="other")
+        layer.build()
+        again = keras.layers.deserialize(keras.layers.serialize(layer))
+        assert again.config == TWO_LEVELS
+        assert [v.path for v in again.variables] == [v.path for v in layer.variables]
+
+
+class TestVerb:
+    def test_uniform_noise_is_u_itself(self):
+        model, noise = variant("coupling"), np.random.default_rng(0).random((3, 4, 4, 3)).astype("float32")
+        u, log_q = model.dequantize(images_of(model), noise)
+        equal(u, noise)
+        equal(log_q, np.zeros(3))
+
+    def test_learned_u_depends_on_noise_and_image_and_is_the_third_term(self):
+        model, rng = variant("dequantization"), np.random.default_rng(0)
+        images, noise = images_of(model), rng.standard_normal((3, 4, 4, 3)).astype("float32")
+        u, log_q = model.dequantize(images, noise)
+        assert np.all((u > 0) & (u < 1)) and np.ptp(log_q) > 0
+        other, _ = model.dequantize(255 - images, noise)
+        assert np.max(np.abs(other - u)) > 1e-3
+        z_noise = rng.standard_normal((3, 4)).astype("float32")
+        elbo = model.elbo_from_noise(images, z_noise, noise)
+        np.testing.assert_allclose(elbo.dequantization, log_q, rtol=1e-5)
+        posterior = model.posterior(images)
+        z = posterior.mean() + posterior.stddev() * z_noise
+        x = 2 * (images.astype("float32") + u) / 256 - 1
+        np.testing.assert_allclose(elbo.reconstruction, -model.likelihood(z).log_prob(x), rtol=1e-4)
+
+    def test_encode_draws_nothing(self):
+        model, images = variant("dequantization"), images_of(variant("dequantization"))
+        codes = model.encode(images, verify=True)
+        z = model.posterior(images).mean()
+        np.testing.assert_allclose(
+            codes.v, model.flow.forward_and_log_det((images + np.float32(0.5)) / 128 - 1, z)[0], atol=1e-5
+        )
+
+    def test_noise_of_another_shape_is_refused(self):
+        model = variant("coupling")
+        with pytest.raises(UserError, match=r"noise is of shape \(2, 4, 4, 3\); it must be that of the images"):
+            model.dequantize(images_of(model), np.zeros((2, 4, 4, 3)))
+
+    def test_no_images_have_no_places(self):
+        model = variant("dequantization")
+        u, log_q = model.dequantize(np.zeros((0, 4, 4, 3), "uint8"), np.zeros((0, 4, 4, 3)))
+        assert u.shape == (0, 4, 4, 3) and log_q.shape == (0,)

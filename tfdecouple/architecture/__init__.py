@@ -1,0 +1,37 @@
+"""The plan of a model: which layers it has, their sizes, and the name and shape of every weight.
+
+Whatever needs to know how a model follows from its config reads it here: the networks, the number of parameters, the
+weights of reference checkpoints, the export and the estimates of cost. Nothing here needs TensorFlow.
+"""
+
+from tfdecouple.architecture.encoders import EncoderPlan, ResNetPlan
+from tfdecouple.architecture.flows import FlowPlan, PriorPlan
+from tfdecouple.architecture.layers import (
+    FIRST_PAIR,
+    SECOND_PAIR,
+    CouplingPlan,
+    FactorOutPlan,
+    StepPlan,
+    WhiteningPlan,
+)
+from tfdecouple.architecture.model import DequantizerPlan, Plan, count_by_network, plan
+from tfdecouple.architecture.weights import Shape, Weights
+
+__all__ = [
+    "FIRST_PAIR",
+    "SECOND_PAIR",
+    "CouplingPlan",
+    "DequantizerPlan",
+    "EncoderPlan",
+    "FactorOutPlan",
+    "FlowPlan",
+    "Plan",
+    "PriorPlan",
+    "ResNetPlan",
+    "Shape",
+    "StepPlan",
+    "Weights",
+    "WhiteningPlan",
+    "count_by_network",
+    "plan",
+]

@@ -1,0 +1,175 @@
+"""The reference's JSON config, translated into the options of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tfdecouple.config import ModelConfig
+from tfdecouple.errors import ConfigError, WolfError
+from tfdecouple.levels import encoder_blocks
+
+
+def model_config_of(values: Mapping[str, Any], *, image_size: int, n_bits: int = 8) -> ModelConfig:
+    """Translates the reference's JSON config.
+
+    Raises:
+        WolfError: naming what this project does not have, or what is missing.
+    """
+    flow = _get(values, "generator.flow", dict)
+    discriminator = _get(values, "discriminator", dict)
+    kind = discriminator.get("type")
+    _supported("discriminator.type", kind, ("gaussian", "base"))
+    # The flag says which of its directions a flow computes without inverting: x to v, and noise to u.
+    options: dict[str, Any] = {
+        "image_size": image_size,
+        "n_bits": n_bits,
+        **_flow_options(values, "generator.flow", inverse=True),
+        **_dequantization_options(values),
+    }
+    if kind == "base":
+        options["conditioning"] = "none"
+        if flow.get("h_channels"):
+            raise WolfError(f"generator.flow.h_channels is {flow['h_channels']} without a latent model; it must be 0")
+    else:
+        options |= _latent_options(values, flow, discriminator, image_size)
+    try:
+        return ModelConfig(**options)
+    except ConfigError as error:
+        raise WolfError(f"the reference's config asks for something impossible: {error}") from error
+
+
+def _flow_options(values: Mapping[str, Any], name: str, inverse: bool) -> dict[str, Any]:
+    """Translates the section of a flow, whose `inverse` must be as given."""
+    flow = _get(values, name, dict)
+    _supported(f"{name}.type", flow.get("type"), ("glow",))
+    _supported(f"{name}.activation", flow.get("activation", "elu"), ("elu",))
+    _supported(f"{name}.coupling_type", flow.get("coupling_type", "conv"), ("conv",))
+    _supported(f"{name}.normalize", flow.get("normalize"), (None,))
+    _supported(f"{name}.in_channels", flow.get("in_channels", 3), (3,))
+    _supported(f"{name}.inverse", flow.get("inverse", True), (inverse,))
+    steps = _whole_numbers(values, f"{name}.num_steps")
+    hidden: tuple = (flow.get("hidden_channels"),) * len(steps)
+    if not isinstance(hidden[0], int):
+        hidden = _whole_numbers(values, f"{name}.hidden_channels")
+    if flow.get("levels", len(steps)) != len(steps):
+        raise WolfError(f"{name}.levels is {flow['levels']}, but num_steps has {len(steps)} entries")
+    return {
+        "steps": steps,
+        "hidden_channels": hidden,
+        "factors": _whole_numbers(values, f"{name}.factors", [4] * (len(steps) - 2)) or (4,),
+        "transform": _transform(f"{name}.transform", flow),
+        "multiscale_transform": _transform(f"{name}.prior_transform", flow),
+        "alpha": _get(values, f"{name}.alpha", float, 1.0),
+    }
+
+
+def _dequantization_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    kind = _get(values, "dequantizer", dict).get("type")
+    _supported("dequantizer.type", kind, ("uniform", "flow"))
+    if kind == "uniform":
+        return {}
+    encoder, flow = (_get(values, f"dequantizer.{name}", dict) for name in ("encoder", "flow"))
+    _supported("dequantizer.encoder.type", encoder.get("type"), ("local_resnet_bn",))
+    _supported("dequantizer.encoder.activation", encoder.get("activation", "elu"), ("elu",))
+    _supported("dequantizer.encoder.in_planes", encoder.get("in_planes", 3), (3,))
+    map_channels = _get(values, "dequantizer.encoder.out_planes", int)
+    _supported("dequantizer.flow.h_type", flow.get("h_type"), ("local_linear",))
+    _supported("dequantizer.flow.h_channels", flow.get("h_channels"), (map_channels,))
+    options = _flow_options(values, "dequantizer.flow", inverse=False)
+    multiscale = options.pop("multiscale_transform")
+    if any(isinstance(entry, tuple) for entry in options["steps"]):
+        _supported("dequantizer.flow.prior_transform", multiscale, (options["transform"],))
+    return {
+        "dequantization": "flow",
+        "dequantization_encoder_channels": _whole_numbers(values, "dequantizer.encoder.hidden_planes"),
+        "dequantization_map_channels": map_channels,
+        **{f"dequantization_{name}": value for name, value in options.items()},
+    }
+
+
+def _latent_options(
+    values: Mapping[str, Any], flow: Mapping[str, Any], discriminator: Mapping[str, Any], image_size: int
+) -> dict[str, Any]:
+    encoder, prior = (_get(values, f"discriminator.{name}", dict) for name in ("encoder", "prior"))
+    dim = _get(values, "discriminator.dim", int)
+    _supported("generator.flow.h_type", flow.get("h_type"), ("global_linear",))
+    _supported("generator.flow.h_channels", flow.get("h_channels"), (dim,))
+    _supported("discriminator.encoder.type", encoder.get("type"), ("global_resnet_bn",))
+    _supported("discriminator.encoder.activation", encoder.get("activation", "elu"), ("elu",))
+    _supported("discriminator.encoder.in_planes", encoder.get("in_planes", 3), (3,))
+    _supported("discriminator.prior.type", prior.get("type"), ("flow", "normal"))
+    planes = _whole_numbers(values, "discriminator.encoder.hidden_planes")
+    out_planes = _get(values, "discriminator.encoder.out_planes", int)
+    in_dim = _get(values, "discriminator.in_dim", int)
+    side = image_size // max((block.out_reduction for block in encoder_blocks(planes)), default=1)
+    if out_planes * side**2 != in_dim:
+        raise WolfError(
+            f"--image-size {image_size} does not fit discriminator.in_dim {in_dim}: {len(planes)} encoder levels leave "
+            f"{side} x {side} x {out_planes} values"
+        )
+    options = {
+        "conditioning": "coupling",
+        "latent_dim": dim,
+        "encoder_channels": planes,
+        "encoder_out_channels": out_planes,
+        "prior": prior["type"],
+    }
+    if prior["type"] == "flow":
+        _supported("discriminator.prior.coupling_type", prior.get("coupling_type", "mlp"), ("mlp",))
+        _supported("discriminator.prior.activation", prior.get("activation", "elu"), ("elu",))
+        _supported("discriminator.prior.heads", prior.get("heads", 1), (1,))
+        options |= {
+            "prior_steps": _get(values, "discriminator.prior.num_steps", int),
+            "prior_hidden": _get(values, "discriminator.prior.hidden_features", int),
+            "prior_transform": _transform("discriminator.prior.transform", prior),
+            "prior_alpha": _get(values, "discriminator.prior.alpha", float, 1.0),
+        }
+    return options
+
+
+def _get(values: Any, name: str, kind: type = object, default: Any = None) -> Any:
+    """Returns a value of the config by its dotted name; without a default it must be there.
+
+    Raises:
+        WolfError: where it is missing or of another kind.
+    """
+    for key in name.split("."):
+        if not isinstance(values, Mapping) or key not in values:
+            if default is not None:
+                return default
+            raise WolfError(f"the reference's config lacks {name}")
+        values = values[key]
+    if kind is float and isinstance(values, int):
+        values = float(values)
+    if not isinstance(values, kind):
+        raise WolfError(f"the reference's config has {name} {values!r}, which is no {kind.__name__}")
+    return values
+
+
+def _whole_numbers(values: Any, name: str, default: Any = None) -> tuple:
+    """Returns a list of whole numbers (or of lists of them) of the config, as tuples.
+
+    Raises:
+        WolfError: where it is missing or something else.
+    """
+
+    def checked(value: Any, deeper: bool) -> Any:
+        if isinstance(value, list) and deeper:
+            return tuple(checked(inner, False) for inner in value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise WolfError(f"the reference's config has {name} with {value!r} in it, which is no whole number")
+
+    return tuple(checked(value, True) for value in _get(values, name, list, default))
+
+
+def _supported(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        raise WolfError(f"{name} is {value!r}, which is not supported; supported: {', '.join(map(str, choices))}")
+
+
+def _transform(name: str, section: Mapping[str, Any]) -> str:
+    value = section.get(name.rpartition(".")[2], "affine")
+    _supported(name, value, ("affine", "additive"))
+    return value
