@@ -80,6 +80,9 @@ class LocalResNet(TracedNetwork, keras.layers.Layer):
         return self.run_fast(self._infer, x)[0]
 
     def _infer(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor]:
+        return self.run_whole(self._by_averages, x)
+
+    def _by_averages(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor]:
         return (self(x, training=False),)
 
     def get_config(self) -> dict[str, Any]:
