@@ -154,7 +154,7 @@ def blank():
 
 
 class TestSaving:
-    @pytest.mark.parametrize("config", [ODD, VARIANTS["none"]])
+    @pytest.mark.parametrize("config", [ODD, VARIANTS["none"], VARIANTS["dequantization"]])
     def test_keras_file_keeps_config_weights_and_flag(self, config, tmp_path):
         model = fresh(config)
         path = tmp_path / "model.keras"
