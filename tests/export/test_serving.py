@@ -297,7 +297,9 @@ class TestOneLineSays:
     def test_that_an_endpoint_is_missing(self, client, server, name, transport):
         connection = connect(client, server, transport, name)
         del connection.signatures["switch"]
-        with pytest.raises(client.Problem, match=f"model {name} has no endpoint switch, only decode, .*encode, .*score"):
+        with pytest.raises(
+            client.Problem, match=f"model {name} has no endpoint switch, only decode, .*encode, .*score"
+        ):
             client.switch(connection, types.SimpleNamespace(pictures=[]))
 
 
