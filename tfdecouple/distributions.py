@@ -1,0 +1,196 @@
+"""The distributions of the model: p(z), q(z|x), p(x|z) and q(u|x), and the bound that they give together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tensorflow as tf
+from tensorflow_probability import bijectors as tfb
+from tensorflow_probability import distributions as tfd
+
+from tfdecouple import randomness
+from tfdecouple.arguments import as_images, as_pixel_noise, as_z
+from tfdecouple.errors import UserError
+from tfdecouple.networks.assembly import Networks
+from tfdecouple.objective import Elbo, Latents, dequantize, negative_elbo
+from tfdecouple.runtime.autograph import unconverted
+
+
+@unconverted
+class Distributions(Networks):
+    """The networks, as the distributions that they parametrise.
+
+    Args:
+        config: the architecture, or its plain dict.
+        **kwargs: of `Networks`.
+
+    >>> from tfdecouple import DecoupledModel
+    >>> from tfdecouple.config import ModelConfig
+    >>> model = DecoupledModel(ModelConfig(
+    ...     image_size=8, latent_dim=4, steps=(1, 1), hidden_channels=(4, 4), encoder_channels=(4,), prior_hidden=4
+    ... ))
+    >>> model.initialize(tf.zeros([2, 8, 8, 3], tf.uint8))
+    >>> z = model.prior.sample(5, seed=0)
+    >>> z.shape.as_list(), model.likelihood(z).batch_shape.as_list()
+    ([5, 4], [5])
+    """
+
+    @property
+    def prior(self) -> tfd.Distribution:
+        """p(z): a distribution over z `[d_z]`, float32.
+
+        Raises:
+            UserError: for a model without z.
+            NotInitializedError: for a model without weights.
+        """
+        self._require_latent("a prior over z")
+        self.require_initialized()
+        base = tfd.Sample(tfd.Normal(0.0, 1.0), [self.config.latent_dim])
+        if self.prior_flow is None:
+            return base
+        return tfd.TransformedDistribution(base, tfb.Invert(self.prior_flow.as_bijector()), name="prior")
+
+    def posterior(self, images: Any) -> tfd.Distribution:
+        """q(z|x), a diagonal Gaussian over z (paper equation 5).
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`.
+
+        Returns:
+            A distribution of batch shape `[batch]` and event shape `[d_z]`.
+
+        Raises:
+            UserError: for a model without z.
+            DataError: for images of another shape or type.
+            NotInitializedError: for a model without weights.
+        """
+        self._require_latent("a posterior over z")
+        self.require_initialized()
+        levels = self._levels_of(images)
+        if levels.shape[0] == 0:
+            # A convolution has no answer to an empty batch.
+            mean = log_variance = tf.zeros([0, self.config.latent_dim])
+        else:
+            assert self.encoder is not None
+            mean, log_variance = self.encoder.infer(self.quantizer.edges(levels))
+        return tfd.MultivariateNormalDiag(mean, tf.exp(log_variance / 2))
+
+    def likelihood(self, z: Any = None) -> tfd.Distribution:
+        """p(x|z), a density over x in [-1, 1), x = 2*(k + u)/n_bins - 1 for level k and noise u.
+
+        Args:
+            z: float32 `[..., d_z]`; None for a model without z, whose likelihood is p(x).
+
+        Returns:
+            A distribution whose batch shape is that of z and whose event shape is `[height, width, 3]`. Its `log_prob`
+            takes leading sample dimensions.
+
+        Raises:
+            UserError: where z is missing or superfluous.
+            NotInitializedError: for a model without weights.
+        """
+        self.require_initialized()
+        z = as_z(z, self._d_z)
+        batch = () if z is None else tf.shape(z)[:-1]
+        base = tfd.Sample(tfd.Normal(tf.zeros(batch), tf.ones(batch)), self.config.image_shape)
+        return tfd.TransformedDistribution(base, tfb.Invert(self.flow.as_bijector(condition=z)), name="likelihood")
+
+    def elbo(self, images: Any, seed: Any = None, training: bool = False) -> Elbo:
+        """Returns the negative evidence lower bound of each image, an upper bound of -log p(x), by its terms.
+
+        It is taken at one draw of z and of the dequantization noise.
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`.
+            seed: whole number or `[2]` integer tensor; None draws a fresh one.
+            training: whether to train on it, in a loop of one's own: the encoder then normalises by the statistics of
+                the batch and moves its averages of them, by which it normalises afterwards.
+
+        Raises:
+            DataError: for images of another shape or type.
+            UserError: for another seed.
+            NotInitializedError: for a model without weights.
+        """
+        self.require_initialized()
+        levels = self._levels_of(images)
+        batch = tf.shape(levels)[0]
+        z_noise = randomness.normal([batch, self.config.latent_dim], randomness.fold(seed, "z"))
+        u_noise = randomness.pixel_noise(tf.shape(levels), randomness.fold(seed, "u"), self.config.has_dequantizer)
+        return self.elbo_from_noise(images, z_noise, u_noise, training)
+
+    def elbo_from_noise(self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, training: bool = False) -> Elbo:
+        """As `elbo`, with given noise and without looking whether the model is initialised.
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`.
+            z_noise: standard normal, float32 `[batch, d_z]`; ignored without z.
+            u_noise: float32 of the shape of images, as for `dequantize`.
+            training: whether the encoders normalise by the statistics of the batch.
+        """
+        return self.elbo_and_latents(images, z_noise, u_noise, training)[0]
+
+    def elbo_and_latents(
+        self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, training: bool = False
+    ) -> tuple[Elbo, Latents]:
+        """As `elbo_from_noise`, with the latents that the bound was taken at."""
+        levels = self._levels_of(images)
+        if levels.shape[0] == 0:
+            noise = tf.zeros([0, self.config.latent_dim]) if self.config.has_latent else None
+            return Elbo(*[tf.zeros([0])] * 4), Latents(noise, tf.zeros([0]), tf.zeros_like(levels))
+        return negative_elbo(
+            levels,
+            z_noise,
+            u_noise,
+            quantizer=self.quantizer,
+            flow=self.flow,
+            encoder=self.encoder,
+            prior_flow=self.prior_flow,
+            dequantizer=self.dequantizer,
+            training=training,
+        )
+
+    def dequantize(self, images: Any, noise: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Draws u, the places in the bins of the pixels, from q(u|x): x = 2*(k + u)/n_bins - 1 for level k.
+
+        Where `model.dequantization` is "uniform", u is the noise itself. Both results are differentiable by the
+        noise and the weights.
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`.
+            noise: of the shape of images: standard normal for a learned q(u|x), else uniform in [0, 1).
+
+        Returns:
+            u, float32 of that shape, and log q(u|x), float32 `[batch]`, in nats. Of a learned q(u|x) u lies in (0, 1)
+            but for the rounding of float32, which can make it 0 or 1.
+
+        Raises:
+            DataError: for images of another shape or type.
+            UserError: for noise of another shape.
+            NotInitializedError: for a model without weights.
+        """
+        self.require_initialized()
+        levels = self._levels_of(images)
+        noise = as_pixel_noise(noise, levels)
+        if levels.shape[0] == 0:
+            return noise, tf.zeros([0])
+        return dequantize(levels, noise, quantizer=self.quantizer, dequantizer=self.dequantizer, training=False)
+
+    def z_from_noise(self, noise: tf.Tensor) -> tf.Tensor:
+        """Maps standard normal noise `[batch, d_z]` to draws of z from the prior."""
+        return noise if self.prior_flow is None else self.prior_flow.inverse_and_log_det(noise)[0]
+
+    def nats_to_bits_per_dim(self, nats: Any) -> Any:
+        """Turns -log p(x), x in [-1, 1), in nats per image, into bits per colour value of the discrete image."""
+        return self.quantizer.bits_per_dim(nats, math.prod(self.config.image_shape))
+
+    def _levels_of(self, images: Any) -> tf.Tensor:
+        return self.quantizer.levels(as_images(images, self.config.image_shape))
+
+    def _require_latent(self, what: str) -> None:
+        if not self.config.has_latent:
+            raise UserError(f"this model has no z (model.conditioning is 'none'), so it has no such thing as {what}")
+
+    @property
+    def _d_z(self) -> int:
+        return self.config.latent_dim if self.config.has_latent else 0
