@@ -32,7 +32,7 @@ class Transform(abc.ABC):
         """Constrains what the network gave, and returns the bijector of x_b, x -> v.
 
         Raw parameters that are all 0 must give the identity: every coupling starts there. The bijector is elementwise
-        (`forward_min_event_ndims=0`), either a `ClosedForm` of `tfdecouple/bijectors.py` or one of TFP's. Its forward
+        (`forward_min_event_ndims=0`), either a `ClosedForm` of `tfdecouple/bijectors/` or one of TFP's. Its forward
         and inverse should consist of operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products,
         sums, quotients; not expm1 and log1p).
 
