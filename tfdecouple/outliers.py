@@ -16,6 +16,7 @@ import tensorflow as tf
 
 if TYPE_CHECKING:
     from tfdecouple.model import DecoupledModel
+    from tfdecouple.objective import Elbo, Latents
 
 
 class OutlierScores(NamedTuple):
@@ -47,7 +48,11 @@ def outlier_scores(model: DecoupledModel, images: Any, z_noise: tf.Tensor, u_noi
         z_noise: as for `DecoupledModel.elbo_from_noise`.
         u_noise: likewise.
     """
-    elbo, latents = model.elbo_and_latents(images, z_noise, u_noise)
+    return scores_of(model, *model.elbo_and_latents(images, z_noise, u_noise))
+
+
+def scores_of(model: DecoupledModel, elbo: Elbo, latents: Latents) -> OutlierScores:
+    """Returns the scores of a bound and of the latents that it was taken at (`DecoupledModel.elbo_and_latents`)."""
     return OutlierScores(
         elbo.bits_per_dim,
         None if latents.prior_noise is None else -latents.log_prior,

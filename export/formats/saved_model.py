@@ -1,4 +1,4 @@
-"""The SavedModel: every endpoint as a signature of one `keras.export.ExportArchive`."""
+"""The SavedModel: every endpoint as a signature."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from export.deployed.model import DeployedModel
@@ -14,6 +13,7 @@ from export.endpoint import Endpoint
 
 # Of the names of the variables; the rest is the weight's own, with points for slashes.
 PREFIX = "folded/"
+_DEFAULT = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 
 
 def save_saved_model(
@@ -40,22 +40,22 @@ def save_saved_model(
     stored = deployed.replaced(
         lambda name, array: tf.Variable(array, trainable=False, name=f"{PREFIX}{name.replace('/', '.')}")
     )
-    archive = keras.export.ExportArchive()
-    for endpoint in endpoints:
-        archive.add_endpoint(
-            name=endpoint.name,
-            fn=_function(stored, endpoint, progress),
-            input_signature=[array.spec() for array in endpoint.inputs],
-        )
-    archive.write_out(str(folder), verbose=False)
+    module = tf.Module()
+    module.folded = list(stored.arrays().values())
+    # Concrete functions: `keras.export.ExportArchive` tracks what can be traced, and saving then traces it all again.
+    signatures = {endpoint.name: _function(stored, endpoint, progress) for endpoint in endpoints}
+    for name, function in signatures.items():
+        setattr(module, name, function)
+    tf.saved_model.save(module, str(folder), {**signatures, _DEFAULT: signatures[endpoints[0].name]})
 
 
 def _function(
     stored: DeployedModel, endpoint: Endpoint, progress: Callable[[str], Any]
-) -> Callable[..., dict[str, tf.Tensor]]:
+) -> tf.types.experimental.ConcreteFunction:
     def call(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         progress(endpoint.name)
         named = {array.name: tensor for array, tensor in zip(endpoint.inputs, inputs, strict=True)}
         return endpoint.build(stored.replaced(lambda name, variable: tf.convert_to_tensor(variable)), named)
 
-    return call
+    specs = [array.spec() for array in endpoint.inputs]
+    return tf.function(call, input_signature=specs, autograph=False).get_concrete_function()

@@ -35,7 +35,7 @@ def batches(image_size: int) -> tuple[int, int, int]:
     for side, largest in ((32, 17), (64, 8), (128, 4)):
         if image_size <= side:
             return (1, 3, largest)
-    return (1, 2, 3)
+    return (1, 2, 1)
 
 
 def save_cases(cases: Mapping[str, np.ndarray], path: pathlib.Path) -> None:

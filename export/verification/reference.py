@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from export.verification.judge import PERTURBATION, Answer, Floats, Pixels
 from tfdecouple.model import DecoupledModel
-from tfdecouple.outliers import OutlierScores, outlier_scores
+from tfdecouple.objective import Latents
+from tfdecouple.outliers import OutlierScores, scores_of
 from tfdecouple.runtime.progress import Lines
 
 # Beyond this side an image takes a second and more: then the model is asked for one reaction.
@@ -82,24 +83,34 @@ class KerasReference:
         return Pixels.measured(right, moved, self._config.n_bins)
 
     def score(self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray) -> dict[str, Answer]:
-        """Returns the answers of `outlier_scores`, with the noise given and with noise that is moved."""
+        """Returns the answers of `outlier_scores`: as given, with noise that is moved, and of longer latents.
+
+        The rounding of one weight moves all of v the same way, and the length of v by as much; of numbers moved up and
+        down at random the changes cancel.
+        """
         if z_noise is None:
             z_noise = np.zeros((len(images), self._config.latent_dim), np.float32)
 
-        def scores(z_noise: np.ndarray, u_noise: np.ndarray) -> list[np.ndarray]:
-            def ask(*inputs: tf.Tensor) -> list[tf.Tensor]:
-                return [one for one in outlier_scores(self._model, *inputs) if one is not None]
+        def ask(images: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor) -> list[tf.Tensor]:
+            elbo, latents = self._model.elbo_and_latents(images, z_noise, u_noise)
+            return [
+                one
+                for each in (latents, _longer(latents))
+                for one in scores_of(self._model, elbo, each)
+                if one is not None
+            ]
 
-            return self._run(ask, images, z_noise, u_noise)
-
-        right = scores(z_noise, u_noise)
+        right = self._run(ask, images, z_noise, u_noise)
         # Of u in units of levels, so that x moves as that of images does.
         half = self._config.n_bins / 2
-        moved = [scores(self._moved(z_noise), self._moved(u_noise, half)) for _ in range(self._reactions)]
+        moved = [
+            self._run(ask, images, self._moved(z_noise), self._moved(u_noise, half)) for _ in range(self._reactions)
+        ]
         names = [name for name in OutlierScores._fields if name != "prior_nats" or self._config.has_latent]
+        count = len(names)
+        moved.append(right[count:])
         return {
-            name: Floats.measured(value, [other[index] for other in moved])
-            for index, (name, value) in enumerate(zip(names, right, strict=True))
+            name: Floats.measured(right[index], [other[index] for other in moved]) for index, name in enumerate(names)
         }
 
     def z_from_noise(self, noise: np.ndarray) -> np.ndarray:
@@ -206,3 +217,10 @@ class KerasReference:
             if counts:
                 self._progress.advance(min(self._at_once, length - start))
         return [np.concatenate(values) for values in zip(*made, strict=True)]
+
+
+def _longer(latents: Latents) -> Latents:
+    """Latents that are longer by the share of themselves by which inputs are moved."""
+    noise = latents.prior_noise
+    longer = 1 + PERTURBATION
+    return latents._replace(v=longer * latents.v, prior_noise=None if noise is None else longer * noise)
