@@ -5,6 +5,8 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import dataclasses
+import gc
+import json
 import random
 import shutil
 import signal
@@ -12,7 +14,9 @@ import subprocess
 
 import pytest
 import tensorflow as tf
+from helpers.forked import forked_programs
 from helpers.models import TINY, give_effect, let_z_show, random_images
+from helpers.once import copied_once, made_once
 from helpers.places import ROOT, user_environment
 from helpers.runs import run_config, write_run
 from helpers.skips import pytest_addoption, pytest_configure, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
@@ -31,12 +35,29 @@ tf.config.set_logical_device_configuration(
 tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
+def pytest_collection_finish():
+    """Whoever collects garbage from now on need not look at all that has been imported, which stays."""
+    gc.collect()
+    gc.freeze()
+
+
+def _eagerly():
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(before)
+
+
 @pytest.fixture
 def eager():
     """Runs TensorFlow's functions without tracing them: quicker where each would run once or twice."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+    yield from _eagerly()
+
+
+@pytest.fixture(scope="module")
+def eager_file():
+    """The same for all tests of a file, and for what they share."""
+    yield from _eagerly()
 
 
 @pytest.fixture(autouse=True)
@@ -84,26 +105,32 @@ def of_bits(tiny_model, traced, monkeypatch):
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
     """A folder of 20 images for training, 6 for validation and 5 for test."""
-    folder = tmp_path_factory.mktemp("images")
-    images = iter(random_images(31))
-    for split, count in {"train": 20, "validation": 6, "test": 5}.items():
-        (folder / split).mkdir()
-        for number in range(count):
-            Image.fromarray(next(images)).save(folder / split / f"{number}.png")
-    return folder
+
+    def make(folder):
+        images = iter(random_images(31))
+        for split, count in {"train": 20, "validation": 6, "test": 5}.items():
+            (folder / split).mkdir()
+            for number in range(count):
+                Image.fromarray(next(images)).save(folder / split / f"{number}.png")
+
+    return made_once(tmp_path_factory, "images", make)
 
 
 @pytest.fixture(scope="session")
 def watched_run(image_folder, tmp_path_factory):
-    """The run folder of a finished run of `run_config(image_folder)`, and what it read from the devices."""
-    from helpers.reads import Reads
+    """The run folder of a finished run of `run_config(image_folder)`, and how often it read from the devices."""
 
-    from tfdecouple.training import train
+    def make(folder):
+        from helpers.reads import Reads
 
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    with Reads().counted() as reads:
-        train(run_config(image_folder), folder)
-    return folder, reads
+        from tfdecouple.training import train
+
+        with Reads().counted() as reads:
+            train(run_config(image_folder), folder / "run")
+        (folder / "reads.json").write_text(json.dumps(list(reads.after.items())))
+
+    folder = copied_once(tmp_path_factory, "finished", make)
+    return folder / "run", dict(json.loads((folder / "reads.json").read_text()))
 
 
 @pytest.fixture(scope="session")
@@ -115,22 +142,36 @@ def finished_run(watched_run):
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """A run folder of a tiny model in which z shows, named "tiny". Do not change it."""
-    from tfdecouple.model import DecoupledModel
 
-    random.seed(0)
-    model = DecoupledModel(TINY)
-    model.initialize(random_images(16))
-    return write_run(tmp_path_factory.mktemp("runs") / "tiny", let_z_show(give_effect(model)))
+    def make(folder):
+        from tfdecouple.model import DecoupledModel
+
+        random.seed(0)
+        model = DecoupledModel(TINY)
+        model.initialize(random_images(16))
+        write_run(folder / "tiny", let_z_show(give_effect(model)))
+
+    return copied_once(tmp_path_factory, "runs", make) / "tiny"
+
+
+@pytest.fixture
+def forked():
+    """Programs are forked from a process that has imported TensorFlow (`helpers/forked.py`)."""
+    with forked_programs():
+        yield
 
 
 @pytest.fixture(scope="session")
 def exported(tiny_run, tmp_path_factory):
     """An export folder of `tiny_run`: SavedModel, ONNX files and int8 ones. Do not change it."""
-    from export.pipeline import Request, export
 
-    folder = tmp_path_factory.mktemp("exported") / "tiny"
-    export(Request(run=tiny_run, to=folder, precisions=("int8",)), say=lambda text: None)
-    return folder
+    def make(folder):
+        from export.pipeline import Request, export
+
+        with forked_programs():
+            export(Request(run=tiny_run, to=folder / "tiny", precisions=("int8",)), say=lambda text: None)
+
+    return copied_once(tmp_path_factory, "exported", make) / "tiny"
 
 
 @pytest.fixture(scope="session")

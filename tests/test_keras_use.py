@@ -1,5 +1,6 @@
 """What a user of Keras does with the model: files, models around it, Keras' own export, other settings of Keras."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.forked import forked_programs
 from helpers.models import SMALL, give_effect, random_images
 from helpers.places import ROOT, user_environment
 from tensorflow.python.autograph.impl import api
@@ -67,15 +69,28 @@ assert isinstance(model, DecoupledModel) or any(isinstance(layer, DecoupledModel
 """
 
 
+# Alone it stays light, and finds Keras once.
+ALONE = """
+import tfdecouple
+heavy = {"keras", "tensorflow", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+assert sum(type(finder).__module__ == "tfdecouple.registration" for finder in sys.meta_path) == 1
+import keras
+assert not any(type(finder).__module__ == "tfdecouple.registration" for finder in sys.meta_path)
+"""
+
+
 @pytest.mark.parametrize(
-    ("imports", "file", "answer"),
+    ("imports", "file", "answer", "programs"),
     [
-        ("import keras, tfdecouple", "model.keras", "model.decode(*model.encode(images))"),
-        ("import tfdecouple\nimport keras", "classifier.keras", "model.predict(images, verbose=0)"),
+        ("import keras, tfdecouple", "model.keras", "model.decode(*model.encode(images))", forked_programs),
+        (ALONE, "classifier.keras", "model.predict(images, verbose=0)", contextlib.nullcontext),
     ],
+    ids=["after Keras", "before Keras"],
 )
-def test_files_load_after_a_plain_import(model, saved, imports, file, answer):
-    ended = python(LOAD.format(imports=imports, file=file, answer=answer), saved)
+def test_files_load_after_a_plain_import(model, saved, imports, file, answer, programs):
+    with programs():
+        ended = python(LOAD.format(imports=imports, file=file, answer=answer), saved)
     assert ended.returncode == 0, ended.stderr[-2000:]
     found = np.load(saved / "answer.npy")
     if file == "model.keras":
@@ -83,21 +98,6 @@ def test_files_load_after_a_plain_import(model, saved, imports, file, answer):
     else:
         expected = keras.saving.load_model(saved / file).predict(IMAGES, verbose=0)
         np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-def test_import_stays_light_and_finds_keras_once():
-    code = """
-import sys
-import tfdecouple
-heavy = {"keras", "tensorflow", "numpy"} & set(sys.modules)
-assert not heavy, heavy
-assert sum(type(finder).__module__ == "tfdecouple.registration" for finder in sys.meta_path) == 1
-import keras
-assert not any(type(finder).__module__ == "tfdecouple.registration" for finder in sys.meta_path)
-assert "tfdecouple.model" not in sys.modules
-"""
-    ended = python(code)
-    assert ended.returncode == 0, ended.stderr[-2000:]
 
 
 def test_every_class_is_registered_under_its_own_name():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -11,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.forked import forked_programs
 
 from export.cli import main as export_main
 from tfdecouple.cli import main
@@ -207,10 +209,17 @@ class TestDataSet:
         assert np.array_equal(read, images[:7]) and labels.tolist() == [1] * 7
 
 
-@pytest.mark.parametrize("program", ["tfdecouple", "export"])
-def test_programs_import_nothing_from_the_working_folder(tmp_path, program):
-    (tmp_path / "tensorflow.py").write_text(PAYLOAD)
-    arguments = {"tfdecouple": ["sample", "--run", "."], "export": ["--run", ".", "--to", "exported"]}[program]
-    ended = subprocess.run([sys.executable, "-m", program, *arguments], cwd=tmp_path, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("arguments", "module", "programs"),
+    [
+        (["tfdecouple", "sample", "--run", "."], "tensorflow", contextlib.nullcontext),
+        # Which has TensorFlow already, and none of what export/ imports.
+        (["export", "--run", ".", "--to", "exported"], "onnx", forked_programs),
+    ],
+)
+def test_programs_import_nothing_from_the_working_folder(tmp_path, arguments, module, programs):
+    (tmp_path / f"{module}.py").write_text(PAYLOAD)
+    with programs():
+        ended = subprocess.run([sys.executable, "-m", *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 2 and "is no run folder" in ended.stderr
     assert not (tmp_path / "ran").exists()

@@ -214,6 +214,7 @@ def edit(name, change):
 MIX = "flow/level_0_part_0_step_0"
 
 
+@pytest.mark.usefixtures("forked")
 class TestOnnx:
     def test_right_files_pass(self, onnx_problems):
         assert onnx_problems() == []
@@ -549,6 +550,7 @@ def rewrite_signatures(folder, change):
     (folder / "saved_model.pb").write_bytes(message.SerializeToString())
 
 
+@pytest.mark.usefixtures("forked")
 class TestSavedModel:
     def test_right_one_passes_and_a_deployed_array_that_is_altered_is_found(
         self, monkeypatch, refusal, model, small_saved_model, cases, tmp_path

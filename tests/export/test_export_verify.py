@@ -99,6 +99,7 @@ class TestManifest:
         assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("forked")
 class TestVerify:
     def test_unchanged_export_passes(self, exported, capsys):
         assert main(["--verify", str(exported)]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 
+from helpers.forked import forked_programs
 from helpers.places import PATIENCE, ROOT
 
 
@@ -39,8 +41,9 @@ def insert(file: pathlib.Path, before: str, text: str, after: str = "") -> None:
     file.write_text(content[:place] + text + content[place:], encoding="utf-8")
 
 
-def run_in(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Runs Python with these arguments in a copy, whose packages it imports."""
+def run_in(folder: pathlib.Path, *arguments: str, anew: bool = False) -> subprocess.CompletedProcess:
+    """Runs Python with these arguments in a copy, whose packages it imports; forked (`forked.py`), or anew."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    with contextlib.nullcontext() if anew else forked_programs():
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)

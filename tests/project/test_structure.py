@@ -233,6 +233,8 @@ class TestImporting:
         )
         assert printed.split() == ["cifar10", "False"]
 
+    # What is imported before the first look has been imported.
+    @pytest.mark.usefixtures("forked")
     def test_importing_every_module_changes_no_setting_of_the_process(self):
         names = [f"tfdecouple.{module}" for module in MODULES if module and module != "__main__"]
         printed = run(

@@ -10,6 +10,8 @@ import sys
 import pytest
 from helpers.places import PATIENCE, ROOT
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 PROGRAM = """
 import json, os, sys
 from tfdecouple.runtime.process import start_tensorflow

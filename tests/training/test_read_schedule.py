@@ -15,7 +15,7 @@ class TestLoop:
     def test_reads_nothing_between_two_rows_of_the_log(self, watched_run):
         # Rows of the log at every second step, an evaluation at 5 and 10; the first step of a process is waited for.
         _, reads = watched_run
-        assert {step for step, count in reads.after.items() if count} - {0} == {1, 2, 4, 5, 6, 8, 10}
+        assert {step for step, count in reads.items() if count} - {0} == {1, 2, 4, 5, 6, 8, 10}
 
     @pytest.mark.parametrize(
         "look",

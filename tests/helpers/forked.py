@@ -1,0 +1,187 @@
+"""Programs that start at once: Python's processes, forked from one that has imported TensorFlow.
+
+To import TensorFlow takes a process some five seconds, more than most programs of the tests run. Within
+`forked_programs()` whoever starts `sys.executable` through `subprocess`, the project included, gets a process of its
+own all the same, with its own arguments, environment, folder, files, signals and status; but TensorFlow, Keras and TFP
+have been imported there before the program begins. Nothing has run in TensorFlow, so that the program sets it up as it
+would. What the program starts is forked, too, but where it leads a session of its own.
+
+A program is started anew as ever where the difference could show: where it is given options of Python, or variables
+that libraries read as they are loaded. Tests of what a program imports, and when, of what libraries print as they are
+loaded, or of memory do without. NumPy's linear algebra has one thread in what is forked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+
+MODULES = ("tensorflow", "keras", "tensorflow_probability")
+# Beginnings of variables that Python, the C library or libraries read as they start.
+READ_AT_START = (
+    *("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "TF_", "XLA_", "ONEDNN_", "DNNL_", "KERAS", "CUDA"),
+    *("OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "GRPC_"),
+)
+# Of these, what the server sees to, what TensorFlow reads when it first computes, and what changes no result.
+OF_NO_MATTER = (
+    *("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
+    *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"),
+)
+# What is sent: a length, the number of a process, its status as waitpid tells it.
+NUMBER = struct.Struct("!i")
+
+
+def receive(connection: socket.socket, count: int) -> bytes:
+    """Returns so many bytes; EOFError where the other side goes before."""
+    received = b""
+    while len(received) < count:
+        if not (more := connection.recv(count - len(received))):
+            raise EOFError
+        received += more
+    return received
+
+
+def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(READ_AT_START) and name not in OF_NO_MATTER
+    }
+
+
+# What a server has of these, whatever a test has set meanwhile.
+_AT_START = _read_at_start(os.environ)
+
+
+class Server:
+    """The process that forks, as seen from those who ask it to."""
+
+    def __init__(self, control: socket.socket):
+        self._control = control
+        self._lock = threading.Lock()
+
+    @classmethod
+    def started(cls) -> Server:
+        """Starts one."""
+        ours, theirs = socket.socketpair()
+        others = {name: value for name, value in os.environ.items() if not name.startswith(READ_AT_START)}
+        # One thread of NumPy's: another would not go on in the programs.
+        environment = {**others, **_AT_START, "TF_CPP_MIN_LOG_LEVEL": "3", "OPENBLAS_NUM_THREADS": "1"}
+        with theirs:
+            program = pathlib.Path(__file__).with_name("fork_server.py")
+            command = [sys.executable, str(program), str(theirs.fileno()), *MODULES]
+            nowhere = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            server = cls(ours)
+            server._process = _Popen(command, env=environment, pass_fds=[theirs.fileno()], **nowhere)
+        (threads,) = NUMBER.unpack(receive(ours, NUMBER.size))
+        assert threads == 1, f"a process that has imported {', '.join(MODULES)} has {threads} threads; it cannot fork"
+        return server
+
+    def start(self, descriptors: list[int], request: dict) -> tuple[int, socket.socket]:
+        """Starts a program; returns its process and where its status will be told."""
+        ours, theirs = socket.socketpair()
+        with theirs, self._lock:
+            socket.send_fds(self._control, [b"f"], [theirs.fileno(), *descriptors])
+        text = json.dumps(request).encode()
+        ours.sendall(NUMBER.pack(len(text)) + text)
+        return NUMBER.unpack(receive(ours, NUMBER.size))[0], ours
+
+
+class ForkedPopen(subprocess.Popen):
+    """`subprocess.Popen`, which asks the server to fork where it can."""
+
+    server = staticmethod(functools.cache(Server.started))
+    _told: socket.socket | None = None
+
+    def _execute_child(
+        self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell, p2cread,
+        p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask, start_new_session,
+        process_group,
+    ):  # fmt: skip
+        others = (preexec_fn, shell or None, gid, gids, uid, *(None if n == -1 else n for n in (umask, process_group)))
+        environment = dict(os.environ if env is None else env)
+        program = None
+        if close_fds and executable is None and all(other is None for other in others):
+            program = _program(args, environment, cwd)
+        if program is None:
+            return super()._execute_child(
+                args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell, p2cread,
+                p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask,
+                start_new_session, process_group,
+            )  # fmt: skip
+        standard = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
+        request = {
+            "arguments": program,
+            "environment": environment,
+            "folder": os.path.abspath(cwd or "."),
+            "descriptors": [0, 1, 2, *pass_fds],
+            "start_new_session": start_new_session,
+        }
+        try:
+            self.pid, self._told = self.server().start([*standard, *pass_fds], request)
+            self._child_created = True
+        finally:
+            self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
+        return None
+
+    def _try_wait(self, wait_flags):
+        if self._told is None:
+            return super()._try_wait(wait_flags)
+        self._told.setblocking(not wait_flags & os.WNOHANG)
+        try:
+            status = receive(self._told, NUMBER.size)
+        except BlockingIOError:
+            return 0, 0
+        except (EOFError, OSError):
+            # The server was killed.
+            return self.pid, signal.SIGKILL
+        self._told.close()
+        return self.pid, NUMBER.unpack(status)[0]
+
+    def _internal_poll(self, _deadstate=None, **options):
+        if self._told is None:
+            return super()._internal_poll(_deadstate, **options)
+        if self.returncode is None and self._waitpid_lock.acquire(False):
+            try:
+                process, status = self._try_wait(os.WNOHANG)
+                if process:
+                    self._handle_exitstatus(status)
+            finally:
+                self._waitpid_lock.release()
+        return self.returncode
+
+
+# As it is while nobody forks.
+_Popen = subprocess.Popen
+
+
+def _program(args, environment: dict[str, str], cwd) -> list[str] | None:
+    """The arguments of a program that may be forked; None where it must be started anew."""
+    if isinstance(args, (str, bytes, os.PathLike)):
+        return None
+    first, *rest = map(os.fspath, args)
+    plain = all(isinstance(text, str) for text in [*rest, *environment, *environment.values()])
+    if first != sys.executable or not rest or not plain or not os.path.isdir(cwd or "."):
+        return None
+    understood = rest[0] in ("-c", "-m") or not rest[0].startswith("-")
+    return rest if understood and _read_at_start(environment) == _AT_START else None
+
+
+@contextlib.contextmanager
+def forked_programs() -> Iterator[None]:
+    """Within it programs that are started with `sys.executable` are forked; for a test the fixture `forked` says so."""
+    before, subprocess.Popen = subprocess.Popen, ForkedPopen
+    try:
+        yield
+    finally:
+        subprocess.Popen = before
