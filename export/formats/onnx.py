@@ -59,7 +59,9 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
             input_names=[tensor.name for tensor in [*inputs.values(), *weights.values()]],
             output_names=[tensor.name for tensor in outputs],
         )
-        model = tf2onnx.optimizer.optimize_graph(converted).make_model(endpoint.summary)
+        # To catch errors it would copy the whole graph before each of its passes.
+        converted = tf2onnx.optimizer.optimize_graph(converted, catch_errors=False)
+        model = converted.make_model(endpoint.summary)
     renamed = {tensor.name: array.name for tensor, array in zip(outputs, endpoint.outputs, strict=True)}
     renamed |= {f"{array.name}:0": array.name for array in endpoint.inputs}
     renamed |= {tensor.name: name for name, tensor in weights.items()}
