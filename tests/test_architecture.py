@@ -39,6 +39,9 @@ CONFIGS = {
     "lu": dataclasses.replace(TINY, linear="lu", latent_dim=7),
     "base": dataclasses.replace(TINY, conditioning="base", base_hidden=5),
     "normal prior": dataclasses.replace(TINY, prior="normal"),
+    "classes": dataclasses.replace(TINY, prior="classes", classes=3),
+    "prior of classes": dataclasses.replace(TINY, classes=3, class_probabilities=(1, 2, 5)),
+    "normal prior of classes": dataclasses.replace(TINY, prior="normal", classes=2),
     "no z": dataclasses.replace(TINY, conditioning="none"),
     "thirds": dataclasses.replace(
         TINY, image_size=16, steps=(2, (1, 2), (3,), 1), hidden_channels=(3, 4, 5, 6), factors=(3, 2), prior_steps=3
@@ -110,7 +113,7 @@ REFERENCE = json.loads((DATA / "reference_parameter_counts.json").read_text())
 @pytest.mark.parametrize("preset", REFERENCE)
 def test_presets_count_as_the_code_of_the_papers_authors(preset):
     config, expected = load_preset(preset).model, REFERENCE[preset]
-    networks = ("flow", "encoder", "prior", "dequantizer", "total")
+    networks = ("flow", "encoder", "prior", "class_codes", "dequantizer", "total")
     assert count_parameters(config) == {name: expected[name] for name in networks if name in expected}
     if dequantizer := plan(config).dequantizer:
         parts = {"encoder": dequantizer.encoder.weights(), "flow": dequantizer.flow.weights()}

@@ -129,6 +129,48 @@ def as_codes(z: Any, v: Any, latent_dim: int, image_shape: tuple[int, int, int])
     return z, v
 
 
+def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor | None:
+    """Returns the labels of so many images, int32 `[count]`; None for no labels.
+
+    Args:
+        value: whole numbers, `[count]`, or one for all; where labels are not required -1 or None for none.
+        count: how many images there are, as a number or a scalar tensor; None for as many as there are labels.
+        classes: how many labels the model knows; 0 for a model that knows none.
+        required: whether each image must have one.
+
+    Raises:
+        DataError: for labels that are missing, superfluous or unknown, or of another shape or type.
+    """
+    if not classes:
+        if value is not None:
+            raise DataError("this model knows no labels (model.classes is 0): pass no labels")
+        return None
+    known = f"a whole number from 0 to {classes - 1}"
+    if value is None:
+        if required:
+            raise DataError(f"this model needs the label of each image, {known}: pass labels")
+        return None
+    labels = as_tensor(value, "labels", DataError)
+    if not labels.dtype.is_integer:
+        raise DataError(f"labels are of type {labels.dtype.name}; each must be {known}")
+    if labels.shape.rank == 0:
+        labels = tf.fill([1 if count is None else count], labels)
+    known_count = count if isinstance(count, int) else None
+    if labels.shape.rank != 1 or (known_count is not None and labels.shape[0] not in (None, known_count)):
+        each = "image" if known_count is None else f"of the {known_count} images"
+        raise DataError(f"labels are of shape {tuple(labels.shape)}; there must be one for each {each}")
+    if not _is_symbolic(labels):
+        given = labels.numpy()
+        wrong = given[(given < (0 if required else -1)) | (given >= classes)]
+        if len(wrong):
+            raise DataError(
+                "an image has no label (-1), and this model needs the label of each"
+                if wrong[0] == -1
+                else f"there is no label {wrong[0]}; each must be {known}"
+            )
+    return tf.cast(labels, tf.int32)
+
+
 def as_step(direction: Any, amount: Any, batch: Any, latent_dim: int) -> tf.Tensor:
     """Returns the way that z of each image goes: amount * direction, float32 `[batch or 1, d_z]`.
 

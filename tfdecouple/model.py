@@ -1,4 +1,4 @@
-"""The model whole, and what one does with it: encode, decode, sample, switch, interpolate, edit."""
+"""The model whole, and what one does with it: encode, decode, sample, switch, interpolate, edit, classify."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from tfdecouple.arguments import (
     as_codes,
     as_equally_many,
     as_images,
+    as_labels,
     as_step,
     number,
     numbers,
     whole_number,
 )
 from tfdecouple.distributions import Distributions
-from tfdecouple.errors import InversionError, UserError
+from tfdecouple.errors import DataError, InversionError, UserError
 from tfdecouple.exactness import far_from_training, listed, require_finite, require_same, warn_of_far_images
 from tfdecouple.networks.assembly import Codes
 from tfdecouple.objective import Elbo
@@ -56,15 +57,16 @@ class DecoupledModel(Distributions):
         **kwargs: of `keras.Model`.
     """
 
-    def call(self, images: tf.Tensor, training: bool = False) -> Codes:
+    def call(self, images: tf.Tensor, labels: Any = None, training: bool = False) -> Codes:
         """Keras' entry: the same as `encode`."""
-        return self.encode(images)
+        return self.encode(images, labels)
 
-    def encode(self, images: Any, verify: bool = False) -> Codes:
+    def encode(self, images: Any, labels: Any = None, verify: bool = False) -> Codes:
         """Encodes images, deterministically: z is the posterior mean, v the flow of the pixels' bin centres.
 
         Args:
             images: uint8 `[batch, height, width, 3]`.
+            labels: of the images, whole numbers `[batch]`, where z is a function of the label; elsewhere z needs none.
             verify: decode again and compare. Images far from those of the training, such as a checkerboard of two
                 saturated colours, can be lost; without `verify` an `ExactnessWarning` names images that are so far off
                 (see `far_from_training`).
@@ -75,16 +77,17 @@ class DecoupledModel(Distributions):
         Raises:
             InversionError: with `verify`, where an image does not come back, naming it; in any case where a code is
                 not finite.
-            DataError: for images of another shape or type.
+            DataError: for images of another shape or type, or for missing or unknown labels.
             NotInitializedError: for a model without weights.
         """
         self.require_initialized()
         levels = self._levels_of(images)
+        labels = self._labels_of(labels, levels)
         if levels.shape[0] == 0:
             # A convolution has no answer to an empty batch.
             z = tf.zeros([0, self.config.latent_dim]) if self.config.has_latent else None
             return Codes(z, tf.zeros_like(levels))
-        codes = self.encode_levels(levels)
+        codes = self.encode_levels(levels, labels)
         if tf.executing_eagerly():
             require_finite("encode gave codes that are not finite", codes.v, *([] if codes.z is None else [codes.z]))
             if verify:
@@ -127,8 +130,10 @@ class DecoupledModel(Distributions):
             require_finite("decode gave pixels that are not finite", x)
         return self.pixels(x)
 
-    def sample(self, n: int, temperature: float = 1.0, seed: Any = None) -> tf.Tensor:
+    def sample(self, n: int, temperature: float = 1.0, seed: Any = None, labels: Any = None) -> tf.Tensor:
         """Draws new images: z ~ p(z), v ~ temperature * N(0, I).
+
+        A model that knows labels draws y ~ p(y) first, where it is not told them.
 
         However many are drawn, memory holds the noise of a few; of the images it holds two copies at the end.
 
@@ -136,11 +141,13 @@ class DecoupledModel(Distributions):
             n: how many.
             temperature: acts on v alone.
             seed: whole number or `[2]` integer tensor; None draws a fresh one.
+            labels: that the images are to have: whole numbers `[n]`, or one for all; None to draw them.
 
         Returns:
             uint8 `[n, height, width, 3]`.
 
         Raises:
+            DataError: for an unknown label, or labels of another number.
             UserError: where n is no whole number from 0 on, the temperature no number from 0 on, for another seed, or
                 where memory cannot hold so many images.
             NotInitializedError: for a model without weights.
@@ -149,6 +156,7 @@ class DecoupledModel(Distributions):
         self.require_initialized()
         n, temperature = whole_number(n, "n"), number(temperature, "temperature")
         seed = randomness.base_seed(seed)
+        labels = as_labels(labels, n, self.config.classes, required=True) if labels is not None else None
         z_seed, v_seed = randomness.fold(seed, "z"), randomness.fold(seed, "v")
         d_z, values = self.config.latent_dim, math.prod(self.config.image_shape)
         images = []
@@ -156,9 +164,12 @@ class DecoupledModel(Distributions):
             for first in range(0, n, _Z_CHUNK):
                 last = min(first + _Z_CHUNK, n)
                 z = None
-                if self.encoder is not None:
+                if self.config.has_latent:
                     noise = randomness.normal_part((last - first) * d_z, first * d_z, z_seed)
-                    z = self.z_from_noise(tf.reshape(noise, [-1, d_z]))
+                    own = None if labels is None else labels[first:last]
+                    if own is None and self.config.has_classes:
+                        own = self.drawn_labels(first, last, randomness.fold(seed, "labels"))
+                    z = self.z_from_noise(tf.reshape(noise, [-1, d_z]), own)
                 for start in range(first, last, _CHUNK):
                     count = min(_CHUNK, last - start)
                     v = randomness.normal_part(count * values, start * values, v_seed)
@@ -171,12 +182,13 @@ class DecoupledModel(Distributions):
                 "its own"
             ) from error
 
-    def switch(self, a: Any, b: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    def switch(self, a: Any, b: Any, labels: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
         """Switches the global codes of two batches of images (paper section 3.2, Figure 1).
 
         Args:
             a: uint8 `[batch, height, width, 3]`.
             b: the same shape.
+            labels: of a and of b, a pair of what `encode` takes; None for none.
 
         Returns:
             (ab, ba), uint8 of that shape: ab has z of a and v of b, ba has z of b and v of a.
@@ -187,10 +199,17 @@ class DecoupledModel(Distributions):
         """
         self._require_latent("a switch of z")
         a, b = as_equally_many("switch", a, b, self.config.image_shape)
-        codes_a, codes_b = self.encode(a), self.encode(b)
+        codes_a, codes_b = self._encoded_pair(a, b, labels)
         return self.decode(codes_a.z, codes_b.v), self.decode(codes_b.z, codes_a.v)
 
-    def interpolate(self, a: Any, b: Any, alphas: Sequence[float] | float, betas: Sequence[float] | float) -> tf.Tensor:
+    def interpolate(
+        self,
+        a: Any,
+        b: Any,
+        alphas: Sequence[float] | float,
+        betas: Sequence[float] | float,
+        labels: Any = None,
+    ) -> tf.Tensor:
         """Interpolates between two batches of images in two dimensions (paper section 3.2, Figure 5).
 
         Args:
@@ -199,6 +218,7 @@ class DecoupledModel(Distributions):
             alphas: positions between z of a (0) and z of b (1); a number stands for a list of it. Without z they change
                 nothing.
             betas: positions between v of a (0) and v of b (1); likewise.
+            labels: as for `switch`.
 
         Returns:
             uint8 `[batch, len(alphas), len(betas), height, width, 3]`; the corners (0, 0) and (1, 1) are a and b.
@@ -209,7 +229,7 @@ class DecoupledModel(Distributions):
         """
         a, b = as_equally_many("interpolate", a, b, self.config.image_shape)
         of_z, of_v = numbers(alphas, "alphas"), numbers(betas, "betas")
-        (z_a, v_a), (z_b, v_b) = self.encode(a), self.encode(b)
+        (z_a, v_a), (z_b, v_b) = self._encoded_pair(a, b, labels)
         count, rows, columns = v_a.shape[0], len(of_z), len(of_v)
         if 0 in (count, rows, columns):
             return tf.zeros([count, rows, columns, *self.config.image_shape], tf.uint8)
@@ -224,7 +244,7 @@ class DecoupledModel(Distributions):
             z = tf.reshape(tf.repeat(z, columns, 2), [-1, self.config.latent_dim])
         return tf.reshape(self._decode_in_chunks(z, v), [count, rows, columns, *self.config.image_shape])
 
-    def edit(self, images: Any, direction: Any, amount: Any) -> tf.Tensor:
+    def edit(self, images: Any, direction: Any, amount: Any, labels: Any = None) -> tf.Tensor:
         """Moves z of images along a direction, and leaves their v as it is.
 
         Args:
@@ -232,6 +252,7 @@ class DecoupledModel(Distributions):
             direction: of `tfdecouple.load_directions`, or any `[d_z]`, or one for each image, `[batch, d_z]`.
             amount: how far, in multiples of the direction: a number, or one for each image, `[batch]`. At 0 an image
                 comes back to the very same pixels.
+            labels: as for `encode`.
 
         Returns:
             uint8 of the shape of images.
@@ -243,15 +264,41 @@ class DecoupledModel(Distributions):
         self._require_latent("a direction in z")
         images = as_images(images, self.config.image_shape)
         step = as_step(direction, amount, images.shape[0], self.config.latent_dim)
-        z, v = self.encode(images)
+        z, v = self.encode(images, labels)
         assert z is not None
         return self.decode(z + step, v)
 
+    def classify(self, images: Any) -> tf.Tensor:
+        """Returns log p(y|x) of each label y by Bayes' rule: p(x|y) p(y), made to add up to 1.
+
+        Deterministic as `encode`. Where z is a function of the label, p(x|y) is the density at the pixels' bin centres,
+        one pass of the flow a label; elsewhere all that depends on the label is p(z|y), taken at the posterior mean.
+
+        Args:
+            images: uint8 `[batch, height, width, 3]`.
+
+        Returns:
+            float32 `[batch, classes]`; `tf.argmax(model.classify(images), -1)` are the most probable labels.
+
+        Raises:
+            UserError: for a model that knows no labels.
+            DataError: for images of another shape or type.
+            NotInitializedError: for a model without weights.
+        """
+        self.require_initialized()
+        self._require_classes()
+        levels = self._levels_of(images)
+        if levels.shape[0] == 0:
+            return tf.zeros([0, self.config.classes])
+        return tf.math.log_softmax(self.log_joint(levels))
+
     # --- pieces that other modules build graphs from ---
 
-    def encode_levels(self, levels: tf.Tensor) -> Codes:
+    def encode_levels(self, levels: tf.Tensor, labels: tf.Tensor | None = None) -> Codes:
         """`encode` of pixel levels, float32 `[batch, height, width, 3]` in 0..n_bins - 1, without any check."""
         z = None if self.encoder is None else self.encoder.infer(self.quantizer.edges(levels))[0]
+        if self.code_net is not None:
+            z = self.code_net(labels)
         return Codes(z, self.flow.forward_and_log_det(self.quantizer.centres(levels), z)[0])
 
     def pixels(self, x: tf.Tensor) -> tf.Tensor:
@@ -279,3 +326,9 @@ class DecoupledModel(Distributions):
             for start in range(0, v.shape[0], _CHUNK)
         ]
         return tf.concat(images, 0) if images else tf.zeros([0, *self.config.image_shape], tf.uint8)
+
+    def _encoded_pair(self, a: tf.Tensor, b: tf.Tensor, labels: Any) -> tuple[Codes, Codes]:
+        if labels is not None and len(labels) != 2:
+            raise DataError(f"labels are {len(labels)}; they must be a pair, those of a and those of b")
+        of_a, of_b = (None, None) if labels is None else labels
+        return self.encode(a, of_a), self.encode(b, of_b)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfdecouple.networks.classes import ClassAffine, ClassCodes
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
@@ -20,7 +21,8 @@ class Elbo(NamedTuple):
 
     Attributes:
         reconstruction: -log p(x|z) in nats.
-        kl: log q(z|x) - log p(z) in nats, at one draw of z; 0 for a model without z.
+        kl: log q(z|x) - log p(z) in nats, at one draw of z; 0 for a model without z. With the label y of an image it is
+            log q(z|x) - log p(z, y), and where z is a function of the label -log p(y): the bound is of -log p(x, y).
         dequantization: log q(u|x) in nats; 0 for uniform noise.
         bits_per_dim: their sum in bits per colour value of the image, for pixels 0..2**n_bits - 1.
     """
@@ -36,8 +38,10 @@ class Latents(NamedTuple):
 
     Attributes:
         prior_noise: what the prior's flow makes of z, standard normal under the model, float32 `[batch, d_z]`; None for
-            a model without z.
-        log_prior: log p(z) in nats, float32 `[batch]`; 0 for a model without z.
+            a model without z, and where z is a function of the label. Of a prior that knows labels it is by the label,
+            or by the most probable one where there is none.
+        log_prior: log p(z) in nats, float32 `[batch]`; 0 for a model without z. With the label y it is log p(z, y), or
+            log p(y) where z is a function of it.
         v: float32 `[batch, height, width, 3]`, standard normal under the model.
     """
 
@@ -56,6 +60,10 @@ def negative_elbo(
     encoder: Encoder | None,
     prior_flow: PriorFlow | None,
     dequantizer: Dequantizer | None = None,
+    labels: tf.Tensor | None = None,
+    class_codes: ClassCodes | None = None,
+    prior_affine: ClassAffine | None = None,
+    class_log_probabilities: tf.Tensor | None = None,
     training: bool,
 ) -> tuple[Elbo, Latents]:
     """Returns the negative bound at given draws of z, reparametrised, and of x within the bins of the pixels.
@@ -71,6 +79,10 @@ def negative_elbo(
         encoder: of q(z|x) (paper equation 5); None for a model without z.
         prior_flow: from z to standard normal noise; None where p(z) is standard normal.
         dequantizer: of q(u|x); None where u is uniform.
+        labels: of the images, int32 `[batch]`; needed with `class_codes`, else -1 or None for none.
+        class_codes: z as a function of the label, in the place of encoder and prior; None where there is none.
+        prior_affine: of a prior over z that knows labels; None where it knows none.
+        class_log_probabilities: log p(y), `[classes]`, for either.
         training: whether the encoders normalise by the statistics of the batch.
     """
     z, prior_noise, log_prior = None, None, zero_per_image(levels)
@@ -80,11 +92,14 @@ def negative_elbo(
         mean, log_variance = encoder(inputs, training=True) if training else encoder.infer(inputs)
         z = mean + tf.exp(log_variance / 2) * z_noise
         log_posterior = -0.5 * tf.reduce_sum(log_variance + tf.square(z_noise) + math.log(2 * math.pi), -1)
-        prior_noise, log_prior = _prior(prior_flow, z)
+        prior_noise, log_prior = _prior(prior_flow, prior_affine, class_log_probabilities, z, labels)
         kl = log_posterior - log_prior
+    elif class_codes is not None:
+        z, log_prior = class_codes(labels), tf.gather(class_log_probabilities, labels)
+        kl = -log_prior
     u, dequantization = dequantize(levels, u_noise, quantizer=quantizer, dequantizer=dequantizer, training=training)
     v, log_det = flow.forward_and_log_det(quantizer.within(levels, u), z)
-    reconstruction = -_standard_normal_log_prob(v) - log_det
+    reconstruction = -standard_normal_log_prob(v) - log_det
     nats = reconstruction + kl + dequantization
     bits = quantizer.bits_per_dim(nats, math.prod(levels.shape[1:]))
     return Elbo(reconstruction, kl, dequantization, bits), Latents(prior_noise, log_prior, v)
@@ -107,18 +122,53 @@ def dequantize(
         return u_noise, zero_per_image(levels)
     u_noise = tf.convert_to_tensor(u_noise, levels.dtype)
     u, log_det = dequantizer.call(quantizer.edges(levels), u_noise, training)
-    return u, _standard_normal_log_prob(u_noise) - log_det
+    return u, standard_normal_log_prob(u_noise) - log_det
 
 
-def _prior(prior_flow: PriorFlow | None, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the standard normal noise behind z, and log p(z)."""
+def prior_of_each_class(
+    prior_flow: PriorFlow | None, prior_affine: ClassAffine, class_log_probabilities: tf.Tensor, z: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns what the prior makes of z by each label y.
+
+    Args:
+        prior_flow: None where there is none.
+        prior_affine: that stands before it.
+        class_log_probabilities: log p(y), `[classes]`.
+        z: `[batch, d_z]`.
+
+    Returns:
+        The standard normal noise, `[batch, classes, d_z]`, and log p(z, y), `[batch, classes]`.
+    """
+    moved, log_det = prior_affine(z)
+    classes, latent_dim = moved.shape[1:]
+    noise, log_prob = _prior(prior_flow, None, None, tf.reshape(moved, [-1, latent_dim]), None)
+    log_joint = tf.reshape(log_prob, [-1, classes]) + log_det + class_log_probabilities
+    return tf.reshape(noise, [-1, classes, latent_dim]), log_joint
+
+
+def _prior(
+    prior_flow: PriorFlow | None,
+    prior_affine: ClassAffine | None,
+    class_log_probabilities: tf.Tensor | None,
+    z: tf.Tensor,
+    labels: tf.Tensor | None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the standard normal noise behind z, and log p(z), or log p(z, y) of those with a label."""
+    if prior_affine is not None:
+        noise, log_joint = prior_of_each_class(prior_flow, prior_affine, class_log_probabilities, z)
+        chosen, log_prior = tf.argmax(log_joint, -1, output_type=tf.int32), tf.reduce_logsumexp(log_joint, -1)
+        if labels is not None:
+            known = labels >= 0
+            chosen = tf.where(known, labels, chosen)
+            log_prior = tf.where(known, tf.gather(log_joint, chosen, batch_dims=1), log_prior)
+        return tf.gather(noise, chosen, batch_dims=1), log_prior
     if prior_flow is None:
-        return z, _standard_normal_log_prob(z)
+        return z, standard_normal_log_prob(z)
     noise, log_det = prior_flow.forward_and_log_det(z)
-    return noise, _standard_normal_log_prob(noise) + log_det
+    return noise, standard_normal_log_prob(noise) + log_det
 
 
-def _standard_normal_log_prob(x: tf.Tensor) -> tf.Tensor:
+def standard_normal_log_prob(x: tf.Tensor) -> tf.Tensor:
     """Returns log N(x; 0, I) of each entry of the batch, `[batch]`, for x `[batch, ...]`."""
     axes: list[int] = list(range(1, len(x.shape)))
     dimensions = product(sizes(x)[1:], x.dtype)

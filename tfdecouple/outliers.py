@@ -24,7 +24,8 @@ class OutlierScores(NamedTuple):
 
     Attributes:
         bits_per_dim: the negative evidence lower bound in bits per colour value.
-        prior_nats: -log p(z), the density of z under the prior in nats; None for a model without z.
+        prior_nats: -log p(z), the density of z under the prior in nats; None for a model without z, or whose z is a
+            function of the label.
         shell: by how many standard deviations |v| is longer (or, below 0, shorter) than under the model.
         typicality: see `typicality`, of z's noise under the prior and of the parts of v.
     """
@@ -39,16 +40,23 @@ class OutlierScores(NamedTuple):
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
-def outlier_scores(model: DecoupledModel, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor) -> OutlierScores:
+def outlier_scores(
+    model: DecoupledModel, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: Any = None
+) -> OutlierScores:
     """Scores images at given draws of z and of the dequantization noise.
+
+    Where z is a function of the label and none are given, an image is scored by the label that it has most probably.
 
     Args:
         model: with weights.
         images: uint8 `[batch, height, width, 3]`.
         z_noise: as for `DecoupledModel.elbo_from_noise`.
         u_noise: likewise.
+        labels: likewise.
     """
-    return scores_of(model, *model.elbo_and_latents(images, z_noise, u_noise))
+    if labels is None and model.config.has_class_codes:
+        labels = tf.argmax(model.classify(images), -1, tf.int32)
+    return scores_of(model, *model.elbo_and_latents(images, z_noise, u_noise, labels=labels))
 
 
 def scores_of(model: DecoupledModel, elbo: Elbo, latents: Latents) -> OutlierScores:

@@ -45,9 +45,10 @@ def require_memory(config: ModelConfig, copies: int = 1) -> None:
         "model.image_size": config.image_size,
         "model.latent_dim": config.latent_dim if config.has_latent else 0,
         "an entry of model.hidden_channels": max(config.hidden_channels),
-        "an entry of model.encoder_channels": max(config.encoder_channels) if config.has_latent else 0,
-        "model.encoder_out_channels": config.encoder_out_channels if config.has_latent else 0,
+        "an entry of model.encoder_channels": max(config.encoder_channels) if config.has_encoder else 0,
+        "model.encoder_out_channels": config.encoder_out_channels if config.has_encoder else 0,
         "model.prior_hidden": config.prior_hidden if config.has_latent and config.prior == "flow" else 0,
+        "model.classes": config.classes,
         "model.base_hidden": config.base_hidden if config.conditioning == "base" else 0,
         **_dequantization_sizes(config),
     }

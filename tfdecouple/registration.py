@@ -31,6 +31,8 @@ CLASSES = {
     "DequantizingFlow": "networks.dequantizer",
     "LocalResNet": "networks.dequantizer",
     "TransposedResNetBlock": "networks.encoder",
+    "ClassAffine": "networks.classes",
+    "ClassCodes": "networks.classes",
     "ActNorm": "layers.actnorm",
     "ConditionalWhitening": "layers.whitening",
     "ConvNet": "layers.nets",

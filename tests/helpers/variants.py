@@ -48,6 +48,11 @@ VARIANTS = {
         dequantization_map_channels=2,
     ),
 }
+# Models that know labels.
+OF_CLASSES = {
+    "classes": dataclasses.replace(SMALLEST, prior="classes", classes=3, class_probabilities=(1, 2, 5)),
+    "prior-classes": dataclasses.replace(SMALLEST, classes=3, class_probabilities=(1, 2, 5)),
+}
 
 
 # Every option off its default but those that exclude each other.
@@ -88,13 +93,15 @@ def fresh(config):
     if model.encoder is not None:
         give_effect(model.encoder.blocks[-1], scale=0.5)
         model.encoder.last.gain.assign_add(np.full(model.encoder.last.gain.shape, 0.5))
+    if model.code_net is not None:
+        model.code_net.embedding.assign(20 * model.code_net.embedding)
     return give_effect(model)
 
 
 @functools.cache
 def variant(name):
     """A model that tests share. Do not change it."""
-    return fresh(VARIANTS[name])
+    return fresh({**VARIANTS, **OF_CLASSES}[name])
 
 
 def images_of(model, count=3, seed=1):

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "exactness": {"errors"},
     "distributions": BASE | {"runtime", "networks", "objective", "randomness", "arguments"},
     "model": BASE | {"runtime", "networks", "objective", "distributions", "exactness", "randomness", "arguments"},
-    "outliers": {"model"},
+    "outliers": {"objective", "model"},
     "directions": {"errors", "storage"},
     "data": BASE | {"runtime"},
 }
@@ -132,7 +132,7 @@ class TestImportRule:
             # Operations; what is done to a net with wide maps, in which precision; and what AutoGraph leaves alone.
             ("layers", {"convolution", "products", "shapes", "precision", "rematerialization", "tf32", "autograph"}),
             # Operations, the bases that run a network, batches in shards, and what Keras must be set to.
-            ("networks", {"backend", "shapes", "shards", "tf32", "networks"}),
+            ("networks", {"backend", "products", "shapes", "shards", "tf32", "networks"}),
             ("bijectors", {"products", "shapes"}),
         ],
     )

@@ -4,6 +4,7 @@ Whatever needs to know how a model follows from its config reads it here: the ne
 weights of reference checkpoints, the export and the estimates of cost. Nothing here needs TensorFlow.
 """
 
+from tfdecouple.architecture.classes import ClassAffinePlan, ClassCodesPlan
 from tfdecouple.architecture.encoders import EncoderPlan, ResNetPlan
 from tfdecouple.architecture.flows import FlowPlan, PriorPlan
 from tfdecouple.architecture.layers import (
@@ -20,6 +21,8 @@ from tfdecouple.architecture.weights import Shape, Weights
 __all__ = [
     "FIRST_PAIR",
     "SECOND_PAIR",
+    "ClassAffinePlan",
+    "ClassCodesPlan",
     "CouplingPlan",
     "DequantizerPlan",
     "EncoderPlan",

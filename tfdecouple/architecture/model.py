@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from tfdecouple.architecture.classes import ClassAffinePlan, ClassCodesPlan
 from tfdecouple.architecture.encoders import EncoderPlan, ResNetPlan
 from tfdecouple.architecture.flows import FlowPlan, PriorPlan
 from tfdecouple.architecture.layers import CouplingPlan, StepPlan, WhiteningPlan
@@ -12,6 +13,12 @@ from tfdecouple.architecture.weights import Weights, under
 from tfdecouple.config import ModelConfig
 from tfdecouple.levels import COLOURS, encoder_blocks, flow_levels, halves, local_blocks
 
+# By the first part of the name of a weight, the network that it is counted with.
+_NETWORKS = {
+    **{name: name for name in ("flow", "encoder", "class_codes", "dequantizer")},
+    "prior_flow": "prior",
+    "prior_affine": "prior",
+}
 # Ends of the names of weights that training does not move by gradients.
 _STATE = ("moving_mean", "moving_variance", "permutation")
 
@@ -40,8 +47,10 @@ class Plan:
     Attributes:
         config: that it follows from.
         flow: from images to v.
-        encoder: None without z.
-        prior: the flow of the prior over z; None where the prior is a standard normal, or without z.
+        encoder: of q(z|x); None without z, and where z is a function of the label.
+        prior: the flow of the prior over z; None where there is none.
+        prior_affine: what stands before that flow for each label; None where the prior knows no labels.
+        class_codes: z as a function of the label; None where it is none.
         dequantizer: of q(u|x); None where u is uniform.
     """
 
@@ -49,6 +58,8 @@ class Plan:
     flow: FlowPlan
     encoder: EncoderPlan | None
     prior: PriorPlan | None
+    prior_affine: ClassAffinePlan | None
+    class_codes: ClassCodesPlan | None
     dequantizer: DequantizerPlan | None
 
     def weights(self) -> Weights:
@@ -58,6 +69,10 @@ class Plan:
             weights |= under("encoder", self.encoder.weights())
         if self.prior is not None:
             weights |= under("prior_flow", self.prior.weights())
+        if self.prior_affine is not None:
+            weights |= under("prior_affine", self.prior_affine.weights())
+        if self.class_codes is not None:
+            weights |= under("class_codes", self.class_codes.weights())
         if self.dequantizer is not None:
             weights |= under("dequantizer", self.dequantizer.weights())
         return weights
@@ -86,8 +101,8 @@ def plan(config: ModelConfig) -> Plan:
     >>> tiny.weights()["flow/level_0_part_0_step_0/linear/kernel"]
     (3, 3)
     """
-    encoder = prior = whitening = dequantizer = None
-    if config.has_latent:
+    encoder = prior = prior_affine = class_codes = whitening = dequantizer = None
+    if config.has_encoder:
         encoder = EncoderPlan(
             image_size=config.image_size,
             blocks=encoder_blocks(config.encoder_channels),
@@ -96,6 +111,10 @@ def plan(config: ModelConfig) -> Plan:
         )
         if config.prior == "flow":
             prior = PriorPlan(steps=config.prior_steps, step=_prior_step(config))
+        if config.has_classes:
+            prior_affine = ClassAffinePlan(classes=config.classes, latent_dim=config.latent_dim)
+    if config.has_class_codes:
+        class_codes = ClassCodesPlan(classes=config.classes, latent_dim=config.latent_dim)
     if config.conditioning == "base":
         whitening = WhiteningPlan(
             condition_size=config.latent_dim, hidden=config.base_hidden, entries=math.prod(config.image_shape)
@@ -112,21 +131,29 @@ def plan(config: ModelConfig) -> Plan:
     )
     if config.has_dequantizer:
         dequantizer = _dequantizer(config)
-    return Plan(config=config, flow=flow, encoder=encoder, prior=prior, dequantizer=dequantizer)
+    return Plan(
+        config=config,
+        flow=flow,
+        encoder=encoder,
+        prior=prior,
+        prior_affine=prior_affine,
+        class_codes=class_codes,
+        dequantizer=dequantizer,
+    )
 
 
 def count_by_network(weights: Weights) -> dict[str, int]:
     """Returns how many of a model's weights are trainable parameters: of each of its networks, and in total.
 
-    Flow, encoder and prior are always named, the dequantizer where there is one.
+    Flow, encoder and prior are always named, the dequantizer and the net behind the codes of labels where there is one.
 
     >>> count_by_network({"flow/a/bias": (3,), "encoder/b/kernel": (2, 2), "encoder/b/moving_mean": (2,)})
     {'flow': 3, 'encoder': 4, 'prior': 0, 'total': 7}
     """
     counts = {"flow": 0, "encoder": 0, "prior": 0}
     for name, shape in weights.items():
-        network = name.partition("/")[0].removesuffix("_flow")
-        if network in (*counts, "dequantizer") and name.rpartition("/")[2] not in _STATE:
+        network = _NETWORKS.get(name.partition("/")[0])
+        if network and name.rpartition("/")[2] not in _STATE:
             counts[network] = counts.get(network, 0) + math.prod(shape)
     return {**counts, "total": sum(counts.values())}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from tfdecouple.config.checks import at_least, check, one_of
 from tfdecouple.config.values import plain, tuples
@@ -11,7 +12,7 @@ from tfdecouple.transforms import TRANSFORMS
 
 CONDITIONING = ("coupling", "base", "none")
 LINEAR_FORMS = ("full", "lu")
-PRIORS = ("flow", "normal")
+PRIORS = ("flow", "normal", "classes")
 DEQUANTIZATIONS = ("uniform", "flow")
 
 # More than any image can be halved.
@@ -44,11 +45,15 @@ class ModelConfig:
             convolutions and the prior's linear layers.
         encoder_channels: planes of the encoder's ResNet levels, each of which halves the resolution.
         encoder_out_channels: the paper's c', planes after the last ResNet level.
-        prior: "flow" (a small flow over z, paper B.3) or "normal" (N(0, I), the ablation).
+        prior: "flow" (a small flow over z, paper B.3), "normal" (N(0, I), the ablation) or "classes": z is a learned
+            function of the label of an image, an embedding and an MLP, and there is no encoder.
         prior_steps: steps of the prior flow.
         prior_hidden: width of the prior flow's coupling nets.
         prior_transform: the same choice for the couplings of the prior flow.
         prior_alpha: alpha of the prior flow.
+        classes: how many labels the model knows; 0 for none. Where `prior` is "classes" z is made of them; where it is
+            "flow" or "normal", the prior over z has a learned shift and scale for each label.
+        class_probabilities: p(y) of each label, up to a common factor; empty for the same for all. It is not trained.
         base_hidden: width of the net from z to mean and scale of v, for `conditioning` "base" only.
         dequantization: the noise u within the bins of the pixels. "uniform", or "flow": drawn from a learned q(u|x),
             a flow from noise to u that sees a map of the image (variational dequantisation, Ho et al., 2019). Of the
@@ -81,6 +86,8 @@ class ModelConfig:
     prior_hidden: int = 256
     prior_transform: str = "affine"
     prior_alpha: float = 1.0
+    classes: int = 0
+    class_probabilities: tuple[float, ...] = ()
     base_hidden: int = 64
     dequantization: str = "uniform"
     dequantization_steps: tuple[int | tuple[int, ...], ...] = (2, 4)
@@ -100,6 +107,7 @@ class ModelConfig:
         lists = ("steps", "hidden_channels", "factors", "encoder_channels")
         for name in (*lists, *(f"dequantization_{name}" for name in lists)):
             object.__setattr__(self, name, tuples(getattr(self, name)))
+        object.__setattr__(self, "class_probabilities", tuple(map(float, self.class_probabilities)))
         at_least("model.image_size", self.image_size, 1)
         check(1 <= self.n_bits <= 8, f"model.n_bits is {self.n_bits}; it must lie in 1..8")
         one_of("model.conditioning", self.conditioning, CONDITIONING)
@@ -111,6 +119,7 @@ class ModelConfig:
         for name in ("alpha", "prior_alpha", "dequantization_alpha"):
             value = getattr(self, name)
             check(0 < value <= 1, f"model.{name} is {value}; it must lie in (0, 1]")
+        self._check_classes()
         self._check_flow()
         if self.has_latent:
             self._check_latent()
@@ -190,10 +199,32 @@ class ModelConfig:
             f"(model.{name}), so it must be a multiple of {scale}",
         )
 
+    def _check_classes(self) -> None:
+        at_least("model.classes", self.classes, 0)
+        if self.prior == "classes":
+            check(self.classes >= 1, "model.prior is 'classes' and model.classes is 0; give the number of labels there")
+        if self.classes or self.prior == "classes":
+            check(
+                self.has_latent,
+                "model.conditioning is 'none', and labels enter by z; set model.conditioning=coupling, or leave out "
+                "model.classes and model.prior",
+            )
+        given = self.class_probabilities
+        check(
+            len(given) in (0, self.classes),
+            f"model.class_probabilities has {len(given)} entries and model.classes is {self.classes}; give one for "
+            "each label, or none",
+        )
+        check(
+            all(0 < value < math.inf for value in given),
+            f"model.class_probabilities is {plain(given)}; each must be a finite number above 0",
+        )
+
     def _check_latent(self) -> None:
         at_least("model.latent_dim", self.latent_dim, 1)
-        at_least("model.encoder_out_channels", self.encoder_out_channels, 1)
-        self._check_encoder("encoder_channels", "the encoder")
+        if self.has_encoder:
+            at_least("model.encoder_out_channels", self.encoder_out_channels, 1)
+            self._check_encoder("encoder_channels", "the encoder")
         if self.prior == "flow":
             check(
                 self.latent_dim >= 2,
@@ -212,6 +243,21 @@ class ModelConfig:
     def has_latent(self) -> bool:
         """Whether the model has a global code z."""
         return self.conditioning != "none"
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether z is drawn from a learned q(z|x)."""
+        return self.has_latent and self.prior != "classes"
+
+    @property
+    def has_class_codes(self) -> bool:
+        """Whether z is a learned function of the label."""
+        return self.has_latent and self.prior == "classes"
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the model knows labels."""
+        return self.classes > 0
 
     @property
     def has_dequantizer(self) -> bool:

@@ -47,7 +47,7 @@ def import_wolf(
         The model.
 
     Raises:
-        WolfError: for something that this project does not have (label models, MaCow flows and others), naming it; for
+        WolfError: for something that this project does not have (MaCow flows and others), naming it; for
             weights that do not fit the config; for a folder that is already in use.
     """
     folder = pathlib.Path(workdir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ def model_config_of(values: Mapping[str, Any], *, image_size: int, n_bits: int =
     flow = _get(values, "generator.flow", dict)
     discriminator = _get(values, "discriminator", dict)
     kind = discriminator.get("type")
-    _supported("discriminator.type", kind, ("gaussian", "base"))
+    _supported("discriminator.type", kind, ("gaussian", "base", "categorical"))
     # The flag says which of its directions a flow computes without inverting: x to v, and noise to u.
     options: dict[str, Any] = {
         "image_size": image_size,
@@ -31,6 +32,8 @@ def model_config_of(values: Mapping[str, Any], *, image_size: int, n_bits: int =
         options["conditioning"] = "none"
         if flow.get("h_channels"):
             raise WolfError(f"generator.flow.h_channels is {flow['h_channels']} without a latent model; it must be 0")
+    elif kind == "categorical":
+        options |= _class_options(values, flow, discriminator)
     else:
         options |= _latent_options(values, flow, discriminator, image_size)
     try:
@@ -88,13 +91,44 @@ def _dequantization_options(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _latent_dim(values: Mapping[str, Any], flow: Mapping[str, Any]) -> int:
+    dim = _get(values, "discriminator.dim", int)
+    _supported("generator.flow.h_type", flow.get("h_type"), ("global_linear",))
+    _supported("generator.flow.h_channels", flow.get("h_channels"), (dim,))
+    return dim
+
+
+def _class_options(
+    values: Mapping[str, Any], flow: Mapping[str, Any], discriminator: Mapping[str, Any]
+) -> dict[str, Any]:
+    _supported("discriminator.activation", discriminator.get("activation", "elu"), ("elu",))
+    return {
+        "conditioning": "coupling",
+        "latent_dim": _latent_dim(values, flow),
+        "prior": "classes",
+        "classes": _get(values, "discriminator.num_events", int),
+        "class_probabilities": _class_probabilities(values, discriminator),
+    }
+
+
+def _class_probabilities(values: Mapping[str, Any], discriminator: Mapping[str, Any]) -> tuple[float, ...]:
+    """Returns p(y), up to a factor, of `probs` or of `logits`; without either nothing, for labels alike."""
+    given = {name: discriminator[name] for name in ("probs", "logits") if discriminator.get(name) is not None}
+    if len(given) > 1:
+        raise WolfError("the reference's config has both discriminator.probs and discriminator.logits; leave out one")
+    for name, numbers in given.items():
+        if not isinstance(numbers, list) or not all(isinstance(each, int | float) for each in numbers):
+            raise WolfError(f"the reference's config has discriminator.{name} {numbers!r}, which is no list of numbers")
+        highest = max(numbers, default=0)
+        return tuple(map(float, numbers if name == "probs" else (math.exp(each - highest) for each in numbers)))
+    return ()
+
+
 def _latent_options(
     values: Mapping[str, Any], flow: Mapping[str, Any], discriminator: Mapping[str, Any], image_size: int
 ) -> dict[str, Any]:
     encoder, prior = (_get(values, f"discriminator.{name}", dict) for name in ("encoder", "prior"))
-    dim = _get(values, "discriminator.dim", int)
-    _supported("generator.flow.h_type", flow.get("h_type"), ("global_linear",))
-    _supported("generator.flow.h_channels", flow.get("h_channels"), (dim,))
+    dim = _latent_dim(values, flow)
     _supported("discriminator.encoder.type", encoder.get("type"), ("global_resnet_bn",))
     _supported("discriminator.encoder.activation", encoder.get("activation", "elu"), ("elu",))
     _supported("discriminator.encoder.in_planes", encoder.get("in_planes", 3), (3,))

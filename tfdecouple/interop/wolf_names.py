@@ -84,6 +84,17 @@ _OF_ENCODER: dict[str, tuple[str, Convert]] = {
 }
 
 
+_OF_CLASSES: dict[str, tuple[str, Convert]] = {
+    "embedding": ("embed.weight", _same),
+    "first": ("net.0.weight", _transposed),
+    "first_bias": ("net.0.bias", _same),
+    "second": ("net.2.weight", _transposed),
+    "second_bias": ("net.2.bias", _same),
+    "last": ("net.4.weight", _transposed),
+    "last_bias": ("net.4.bias", _same),
+}
+
+
 def correspondence(planned: Plan) -> Iterator[Row]:
     """Yields (name in the reference, name here, conversion) of every weight."""
     yield from _flow("generator.flow", "flow", planned.flow)
@@ -92,6 +103,10 @@ def correspondence(planned: Plan) -> Iterator[Row]:
         yield from _flow("dequantizer.flow.core", "dequantizer/flow", planned.dequantizer.flow)
     if planned.encoder is not None:
         yield from _encoder(planned.encoder)
+    if planned.class_codes is not None:
+        for name in planned.class_codes.weights():
+            theirs, convert = _OF_CLASSES[name]
+            yield f"discriminator.{theirs}", f"class_codes/{name}", convert
     if planned.prior is not None:
         for index, name in enumerate(planned.prior.step_names):
             theirs, step = f"discriminator.prior.flow.steps.{index}", planned.prior.step

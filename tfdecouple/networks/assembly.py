@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfdecouple import randomness
-from tfdecouple.architecture import plan
+from tfdecouple.architecture import count_by_network, plan
 from tfdecouple.arguments import as_images, require_images
 from tfdecouple.config import ModelConfig, from_plain
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
 from tfdecouple.layers.base import Visit
+from tfdecouple.networks.classes import ClassAffine, ClassCodes
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
@@ -49,8 +50,10 @@ class Networks(keras.Model):
     Attributes:
         config: the same, as a `ModelConfig`.
         flow: from x and z to v.
-        encoder: of q(z|x); None for a model without z.
-        prior_flow: from z to standard normal noise; None where p(z) is standard normal, or there is no z.
+        encoder: of q(z|x); None for a model without z, and where z is a function of the label.
+        prior_flow: from z to standard normal noise; None where p(z) is standard normal, or has no density.
+        prior_affine: what stands before that flow for each label; None where the prior knows no labels.
+        code_net: from labels to z; None where z is not a function of the label.
         dequantizer: of q(u|x); None where u is uniform.
     """
 
@@ -75,6 +78,12 @@ class Networks(keras.Model):
                 linear=config.linear,
                 name="prior_flow",
             )
+        self.prior_affine: ClassAffine | None = None
+        if planned.prior_affine is not None:
+            self.prior_affine = ClassAffine(config.classes, config.latent_dim, name="prior_affine")
+        self.code_net: ClassCodes | None = None
+        if planned.class_codes is not None:
+            self.code_net = ClassCodes(config.classes, config.latent_dim, name="class_codes")
         self.dequantizer = None if planned.dequantizer is None else Dequantizer(config, name="dequantizer")
         networks = [self.flow, self.encoder, self.prior_flow]
         if self.dequantizer is not None:
@@ -92,6 +101,8 @@ class Networks(keras.Model):
             self.encoder.build((None, *self.config.image_shape))
         if self.prior_flow is not None:
             self.prior_flow.build((None, self.config.latent_dim))
+        for of_labels in filter(None, (self.prior_affine, self.code_net)):
+            of_labels.build()
         if self.dequantizer is not None:
             self.dequantizer.build()
         self.initialized = self.add_weight(
@@ -113,6 +124,33 @@ class Networks(keras.Model):
         """Between pixels, their levels and x."""
         return Quantizer(self.config.n_bits)
 
+    @property
+    def class_log_probabilities(self) -> tf.Tensor:
+        """Returns log p(y) of each label, float32 `[classes]`; it is not trained (`model.class_probabilities`).
+
+        Raises:
+            UserError: for a model that knows no labels.
+        """
+        self._require_classes()
+        given = np.asarray(self.config.class_probabilities or [1.0] * self.config.classes, np.float64)
+        return tf.constant(np.log(given / given.sum()), tf.float32)
+
+    @property
+    def class_codes(self) -> tf.Tensor:
+        """Returns z of each label, float32 `[classes, d_z]`, where z is a function of the label.
+
+        Raises:
+            UserError: for another model.
+            NotInitializedError: for a model without weights.
+        """
+        if self.code_net is None:
+            raise UserError(
+                f"z of this model is no function of the label (model.prior is {self.config.prior!r}), so there are no "
+                "codes of labels"
+            )
+        self.require_initialized()
+        return self.code_net.codes()
+
     def named_variables(self) -> dict[str, keras.Variable]:
         """Returns every weight by its path, such as `flow/level_0_part_0_step_0/actnorm_1/bias`.
 
@@ -122,16 +160,9 @@ class Networks(keras.Model):
 
     def parameter_count(self) -> dict[str, int]:
         """Returns the numbers of trainable parameters: of each network, and in total."""
-        counts = {"flow": self.flow, "encoder": self.encoder, "prior": self.prior_flow}
-        if self.dequantizer is not None:
-            counts["dequantizer"] = self.dequantizer
-        result = {
-            name: sum(math.prod(variable.shape) for variable in network.trainable_variables)
-            if network is not None
-            else 0
-            for name, network in counts.items()
-        }
-        return {**result, "total": sum(result.values())}
+        return count_by_network(
+            {variable.path.partition("/")[2]: variable.shape for variable in self.trainable_variables}
+        )
 
     def initialize(self, images: Any, seed: int = 0, force: bool = False) -> None:
         """Starts the weights from data, once, before training (paper section 2.1 and the reference's procedure).
@@ -163,21 +194,27 @@ class Networks(keras.Model):
         def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
             return layer.initialize(x, condition)
 
-        z = None
+        z, labels = None, self._labels_in_turn(levels.shape[0])
+        if self.prior_affine is not None:
+            self.prior_affine.reset()
         if self.encoder is not None:
             self.encoder.last.reset()
             # The posterior now is N(0, I) for every image: no need to run the encoder.
             z = randomness.normal([levels.shape[0], self.config.latent_dim], randomness.fold(seed, "initialize"))
-        self._walk(self.quantizer.edges(levels), z, visit)
+        elif self.code_net is not None:
+            # Couplings start as the identity, whatever the label.
+            z = self.code_net(labels)
+        self._walk(self.quantizer.edges(levels), z, labels, visit)
         if self.dequantizer is not None:
             self.dequantizer.flow.start(randomness.fold(seed, "dequantize"))
         self.initialized.assign(True)
 
-    def diagnose(self, images: Any) -> dict[str, float]:
+    def diagnose(self, images: Any, labels: Any = None) -> dict[str, float]:
         """Returns the signs that a run is about to diverge, measured on some images.
 
         Args:
             images: uint8 `[batch, height, width, 3]`, one at least.
+            labels: of them, `[batch]`, for a model that knows labels; None for its labels in turn.
 
         Returns:
             `smallest_scale`: the smallest coupling scale s at any place of these images (inverting divides by it), and
@@ -197,7 +234,10 @@ class Networks(keras.Model):
 
         inputs = self.quantizer.edges(levels)
         z = None if self.encoder is None else self.encoder.infer(inputs)[0]
-        self._walk(self.quantizer.centres(levels), z, visit)
+        labels = self._labels_in_turn(levels.shape[0]) if labels is None else tf.convert_to_tensor(labels)
+        if self.code_net is not None:
+            z = self.code_net(labels)
+        self._walk(self.quantizer.centres(levels), z, labels, visit)
         if self.dequantizer is not None:
             noise = randomness.normal(tf.shape(levels), randomness.fold(0, "diagnose"))
             self.dequantizer.flow.walk(noise, self.dequantizer.encoder.infer(inputs), visit)
@@ -206,10 +246,20 @@ class Networks(keras.Model):
             "worst_condition": float(tf.reduce_max(tf.stack(conditions))),
         }
 
-    def _walk(self, x: tf.Tensor, z: tf.Tensor | None, visit: Visit) -> None:
+    def _labels_in_turn(self, count: int) -> tf.Tensor:
+        return tf.range(count) % max(self.config.classes, 1)
+
+    def _require_classes(self) -> None:
+        if not self.config.has_classes:
+            raise UserError("this model knows no labels (model.classes is 0)")
+
+    def _walk(self, x: tf.Tensor, z: tf.Tensor | None, labels: tf.Tensor | None, visit: Visit) -> None:
         """Runs prior flow and flow with `visit` in the place of each elementary layer (`InvertibleLayer.walk`)."""
         if z is not None and self.prior_flow is not None:
-            self.prior_flow.walk(z, None, visit)
+            moved = z
+            if self.prior_affine is not None:
+                moved = tf.gather(self.prior_affine(z)[0], labels, batch_dims=1)
+            self.prior_flow.walk(moved, None, visit)
         self.flow.walk(x, z, visit)
 
     def require_initialized(self) -> None:
@@ -229,7 +279,7 @@ class Networks(keras.Model):
         with tf.init_scope():
             return bool(tf.convert_to_tensor(self.initialized.value))
 
-    def compute_output_spec(self, images: Any, training: bool = False) -> Codes:
+    def compute_output_spec(self, images: Any, labels: Any = None, training: bool = False) -> Codes:
         """Returns what `call` gives, for a Keras model that is being built around this one: without weights as yet.
 
         Raises:

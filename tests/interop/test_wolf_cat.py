@@ -1,0 +1,137 @@
+"""Tests of interop.wolf on a class-conditional checkpoint: the reference's numbers, other classes, and refusals."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.places import DATA
+from helpers.variants import message_of
+
+from tfdecouple.config import ModelConfig
+from tfdecouple.errors import WolfError
+from tfdecouple.interop.wolf import assign, import_wolf, model_config_of, read_state
+from tfdecouple.model import DecoupledModel
+from tfdecouple.runs import load_model
+
+DATA = DATA / "wolf_small_cat"
+CONFIG = json.loads((DATA / "config.json").read_text())
+REFERENCE = dict(np.load(DATA / "reference.npz"))
+IMAGES, LABELS = REFERENCE["images"], REFERENCE["labels"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wolf") / "run"
+    import_wolf(DATA / "config.json", DATA / "model.npz", image_size=32, workdir=folder)
+    return load_model(folder)
+
+
+@pytest.fixture(scope="module")
+def computed(model):
+    """What this project computes where the reference computed `reference.npz`."""
+    tf.config.run_functions_eagerly(True)
+    try:
+        return compute(model)
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+def compute(model):
+    given = {name: REFERENCE[name].astype("float32") for name in ("dequantization_noise", "v_input", "z_input")}
+    noise = given["dequantization_noise"]
+    codes = model.encode(IMAGES, LABELS)
+    elbo = model.elbo_from_noise(IMAGES, tf.zeros([2, 0]), noise, labels=LABELS)
+    v, log_det = model.flow.forward_and_log_det(model.quantizer.within(model.levels_of(IMAGES), noise), codes.z)
+    return {
+        "class_codes": model.class_codes,
+        "class_log_probabilities": model.class_log_probabilities,
+        "z": codes.z,
+        "kl": elbo.kl,
+        "v": v,
+        "log_det": log_det,
+        "log_likelihood_x_given_z": -elbo.reconstruction,
+        "bits_per_dim": elbo.bits_per_dim,
+        "v_bin_centre": codes.v,
+        "decoded": model.flow.inverse_and_log_det(given["v_input"], given["z_input"])[0],
+    }
+
+
+INPUTS = {"images", "labels", "n_bits", "dequantization_noise", "v_input", "z_input"}
+
+
+@pytest.mark.parametrize("name", sorted(set(REFERENCE) - INPUTS))
+def test_result_is_the_references(computed, name):
+    ours, theirs = np.asarray(computed[name], "float64"), REFERENCE[name]
+    assert ours.shape == theirs.shape and np.abs(theirs).max() > 0.01
+    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
+def test_config_is_that_of_the_reference():
+    assert model_config_of(CONFIG, image_size=32) == ModelConfig(
+        image_size=32,
+        latent_dim=8,
+        steps=(1, (1, 1), (1, 1), 1),
+        hidden_channels=(8, 16, 16, 16),
+        factors=(4, 4),
+        prior="classes",
+        classes=10,
+    )
+
+
+def edited(**changes):
+    """The reference's config with values of its discriminator changed."""
+    config = copy.deepcopy(CONFIG)
+    config["discriminator"] |= changes
+    return config
+
+
+@pytest.mark.parametrize("given", ["probs", "logits"])
+def test_other_classes_with_unequal_probabilities(given):
+    rng = np.random.default_rng(1)
+    shares = rng.uniform(0.2, 3, 7)
+    numbers = shares if given == "probs" else np.log(shares) + 5
+    model = DecoupledModel(model_config_of(edited(num_events=7, **{given: numbers.tolist()}), image_size=32))
+    state = read_state(DATA / "model.npz") | {"discriminator.embed.weight": rng.standard_normal((7, 8)).astype("f4")}
+    assign(model, state)
+    expected = np.log(shares / shares.sum())
+    np.testing.assert_allclose(model.class_log_probabilities, expected, rtol=1e-6)
+
+    def layer(x, number):
+        return (
+            x @ state[f"discriminator.net.{number}.weight"].astype("f8").T + state[f"discriminator.net.{number}.bias"]
+        )
+
+    def elu(x):
+        return np.where(x > 0, x, np.expm1(x))
+
+    codes = layer(elu(layer(elu(layer(state["discriminator.embed.weight"].astype("f8"), 0)), 2)), 4)
+    np.testing.assert_allclose(model.class_codes, codes, atol=1e-6 * np.abs(codes).max())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"activation": "relu"}, ["discriminator.activation", "'relu'"]),
+        ({"dim": 9}, ["generator.flow.h_channels", "8", "9"]),
+        ({"num_events": 0}, ["impossible", "model.classes"]),
+        ({"probs": [1.0, 2.0]}, ["impossible", "model.class_probabilities has 2"]),
+        ({"probs": [1.0], "logits": [0.0]}, ["probs", "logits"]),
+        ({"logits": "even"}, ["discriminator.logits", "'even'"]),
+        ({"logits": [-1e9] + [0.0] * 9}, ["impossible", "above 0"]),
+        ({"type": "mixture"}, ["discriminator.type", "categorical"]),
+    ],
+)
+def test_what_this_project_does_not_have_is_named(changes, words):
+    message = message_of(WolfError, lambda: model_config_of(edited(**changes), image_size=32))
+    assert [word for word in words if word not in message] == []
+
+
+def test_weights_of_the_labels_are_asked_for(model):
+    state = read_state(DATA / "model.npz")
+    state.pop("discriminator.net.2.bias")
+    message = message_of(WolfError, lambda: assign(model, state))
+    assert "the weights lack discriminator.net.2.bias" in message

@@ -1,0 +1,267 @@
+"""Tests of models that know labels: z as a function of the label, and a prior over z with a part for each label."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import every_weight_has_a_gradient, random_images
+from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh, images_of, message_of, variant, weights
+
+from tfdecouple.config import ModelConfig
+from tfdecouple.errors import ConfigError, DataError, UserError
+from tfdecouple.model import DecoupledModel
+from tfdecouple.networks.classes import ClassAffine, ClassCodes
+
+LABELS = np.array([2, 0, 1])
+SHARES = np.log(np.array([1, 2, 5]) / 8)
+NONE = np.full(3, -1)
+
+
+def noise(model, count=3, seed=3):
+    rng = np.random.default_rng(seed)
+    size = model.config.image_size
+    return (
+        rng.standard_normal((count, model.config.latent_dim)).astype("f4"),
+        rng.random((count, size, size, 3)).astype("f4"),
+    )
+
+
+class TestCodes:
+    """`model.prior=classes`."""
+
+    def test_z_is_the_code_of_the_label(self):
+        model = variant("classes")
+        codes = model.class_codes
+        assert codes.shape == (3, 4) and np.ptp(codes, 0).max() > 0.1
+        equal(model.encode(images_of(model), LABELS).z, codes.numpy()[LABELS])
+        equal(model(images_of(model), LABELS).z, codes.numpy()[LABELS])
+
+    def test_images_come_back_whatever_label_they_are_given(self):
+        model, images = variant("classes"), images_of(variant("classes"))
+        for label in range(3):
+            equal(model.decode(*model.encode(images, label, verify=True)), images)
+
+    def test_the_bound_is_of_image_and_label(self):
+        model, images = variant("classes"), images_of(variant("classes"))
+        z_noise, u = noise(model)
+        elbo = model.elbo_from_noise(images, z_noise, u, labels=LABELS)
+        np.testing.assert_allclose(model.class_log_probabilities, SHARES, rtol=1e-6)
+        np.testing.assert_allclose(elbo.kl, -SHARES[LABELS], rtol=1e-6)
+        x = model.quantizer.within(model.levels_of(images), u)
+        density = model.likelihood(model.class_codes.numpy()[LABELS]).log_prob(x)
+        np.testing.assert_allclose(elbo.reconstruction, -density, rtol=1e-5)
+
+    def test_classification_is_bayes_rule(self):
+        model, images = variant("classes"), images_of(variant("classes"))
+        x = model.quantizer.centres(model.levels_of(images))
+        joint = np.stack([model.likelihood(np.tile(code, (3, 1))).log_prob(x) for code in model.class_codes.numpy()], 1)
+        joint = joint.astype("f8") + SHARES
+        expected = (
+            joint
+            - np.log(np.exp(joint - joint.max(1, keepdims=True)).sum(1, keepdims=True))
+            - joint.max(1, keepdims=True)
+        )
+        found = model.classify(images)
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+        np.testing.assert_allclose(tf.reduce_logsumexp(found, 1), 0, atol=1e-5)
+        equal(found, tf.function(model.classify)(images))
+
+    def test_samples_of_a_label_have_its_code_and_the_draws_of_the_seed(self):
+        model = variant("classes")
+        every = [model.sample(4, seed=1, labels=label) for label in range(3)]
+        assert not np.array_equal(every[0], every[1])
+        mixed = model.sample(4, seed=1, labels=[2, 1, 0, 2])
+        equal(mixed, np.stack([every[label][number] for number, label in enumerate([2, 1, 0, 2])]))
+
+    def test_labels_of_samples_are_drawn_from_their_probabilities(self):
+        model = variant("classes")
+        drawn = model.drawn_labels(0, 4000, tf.constant([1, 2])).numpy()
+        np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 4000, [1 / 8, 2 / 8, 5 / 8], atol=0.03)
+        equal(drawn[1000:1500], model.drawn_labels(1000, 1500, tf.constant([1, 2])))
+
+    def test_pairs_have_labels_of_both(self):
+        model = variant("classes")
+        a, b = images_of(model), images_of(model, seed=2)
+        ab, ba = model.switch(a, b, (LABELS, LABELS[::-1]))
+        z, v = model.encode(a, LABELS)
+        equal(ab, model.decode(z, model.encode(b, LABELS[::-1]).v))
+        equal(ba, model.decode(model.class_codes.numpy()[LABELS[::-1]], v))
+        between = model.interpolate(a, b, [0, 1], [0, 1], (LABELS, LABELS[::-1]))
+        equal(between[:, 0, 0], a)
+        equal(between[:, 1, 1], b)
+
+    def test_gradients_reach_every_weight(self):
+        model, images = variant("classes"), images_of(variant("classes"))
+        z_noise, u = noise(model)
+        every_weight_has_a_gradient(
+            model, lambda: tf.reduce_sum(model.elbo_from_noise(images, z_noise, u, True, LABELS).bits_per_dim)
+        )
+
+    def test_there_is_no_encoder_and_no_density_of_z(self):
+        model = variant("classes")
+        assert model.encoder is None and model.prior_flow is None
+        for call in (lambda: model.posterior(images_of(model)), lambda: model.prior, lambda: model.prior_of([0])):
+            assert "function of the label" in message_of(UserError, call)
+
+    @pytest.mark.parametrize(
+        ("labels", "words"),
+        [
+            (None, ["label of each image", "0 to 2"]),
+            ([0, 1, 3], ["no label 3", "0 to 2"]),
+            ([0, -1, 2], ["no label (-1)"]),
+            ([0, 1], ["(2,)", "3"]),
+            ([[0], [1], [2]], ["(3, 1)"]),
+            ([0.0, 1.0, 2.0], ["float32"]),
+            (["a", "b", "c"], ["string"]),
+            (2**40, ["1099511627776"]),
+        ],
+    )
+    def test_missing_and_unknown_labels_are_one_line(self, labels, words):
+        model = variant("classes")
+        for call in (
+            lambda: model.encode(images_of(model), labels),
+            lambda: model.elbo(images_of(model), labels=labels),
+        ):
+            message = message_of(DataError, call)
+            assert [word for word in words if word not in message] == []
+
+    def test_no_images_at_all(self):
+        model = variant("classes")
+        none = np.zeros((0, 4, 4, 3), np.uint8)
+        assert model.encode(none, np.zeros(0, int)).z.shape == (0, 4)
+        assert model.classify(none).shape == (0, 3) and model.sample(0).shape == (0, 4, 4, 3)
+        assert model.elbo(none, labels=np.zeros(0, int)).kl.shape == (0,)
+
+
+class TestPriorOfLabels:
+    """`model.prior=flow` with `model.classes`."""
+
+    def test_at_its_start_it_is_the_model_without_labels(self):
+        plain = fresh(SMALLEST)
+        model = DecoupledModel(OF_CLASSES["prior-classes"])
+        model.initialize(random_images(8, 4))
+        for name, value in weights(plain).items():
+            model.named_variables()[name].assign(value)
+        images, (z_noise, u) = images_of(model), noise(model)
+        z = plain.posterior(images).mean()
+        np.testing.assert_allclose(model.prior.log_prob(z), plain.prior.log_prob(z), rtol=1e-5)
+        np.testing.assert_allclose(model.prior_of(LABELS).log_prob(z), plain.prior.log_prob(z), rtol=1e-5)
+        known, unknown, both = (
+            model.elbo_from_noise(images, z_noise, u, labels=labels) for labels in (LABELS, None, [2, -1, 1])
+        )
+        bound = plain.elbo_from_noise(images, z_noise, u)
+        np.testing.assert_allclose(unknown.bits_per_dim, bound.bits_per_dim, rtol=1e-5)
+        np.testing.assert_allclose(known.kl, bound.kl - SHARES[LABELS], rtol=1e-4)
+        expected = [known.kl[0], unknown.kl[1], known.kl[2]]
+        np.testing.assert_allclose(both.kl, expected, rtol=1e-6)
+        equal(model.encode(images).z, plain.encode(images).z)
+        np.testing.assert_allclose(model.classify(images), np.tile(SHARES, (3, 1)), atol=1e-4)
+
+    def test_the_prior_is_the_mixture_of_its_parts(self):
+        model = variant("prior-classes")
+        z = noise(model)[0]
+        parts = np.stack([model.prior_of(np.full(3, label)).log_prob(z) for label in range(3)], 1).astype("f8") + SHARES
+        np.testing.assert_allclose(model.prior.log_prob(z), np.log(np.exp(parts).sum(1)), rtol=1e-5)
+        assert np.ptp(parts - SHARES, 1).max() > 0.05
+
+    def test_the_bound_takes_the_part_of_the_label_or_the_mixture(self):
+        model, images = variant("prior-classes"), images_of(variant("prior-classes"))
+        z_noise, u = noise(model)
+        posterior = model.posterior(images)
+        z = posterior.mean() + posterior.stddev() * z_noise
+        for labels, log_prior in (
+            (LABELS, model.prior_of(LABELS).log_prob(z) + SHARES[LABELS]),
+            (None, model.prior.log_prob(z)),
+            (NONE, model.prior.log_prob(z)),
+        ):
+            elbo, latents = model.elbo_and_latents(images, z_noise, u, labels=labels)
+            np.testing.assert_allclose(elbo.kl, posterior.log_prob(z) - log_prior, atol=1e-4)
+            np.testing.assert_allclose(latents.log_prior, log_prior, atol=1e-4)
+
+    def test_classification_is_bayes_rule_for_z(self):
+        model, images = variant("prior-classes"), images_of(variant("prior-classes"))
+        z = model.posterior(images).mean()
+        parts = np.stack([model.prior_of(np.full(3, label)).log_prob(z) for label in range(3)], 1).astype("f8") + SHARES
+        expected = parts - np.log(np.exp(parts).sum(1, keepdims=True))
+        np.testing.assert_allclose(model.classify(images), expected, atol=1e-4)
+
+    @pytest.mark.parametrize("name", ["prior-classes", "normal"])
+    def test_z_of_a_label_comes_from_its_part(self, name):
+        config = OF_CLASSES["prior-classes"]
+        if name == "normal":
+            config = dataclasses.replace(config, prior="normal")
+        model = fresh(config)
+        normal = noise(model)[0]
+        z = model.z_from_noise(normal, tf.constant(LABELS, tf.int32))
+        latents = model.prior_affine(z)[0].numpy()[np.arange(3), LABELS]
+        back = latents if model.prior_flow is None else model.prior_flow.forward_and_log_det(latents)[0]
+        np.testing.assert_allclose(back, normal, atol=1e-5)
+
+    def test_gradients_reach_every_weight_with_labels_and_without(self):
+        model, images = variant("prior-classes"), images_of(variant("prior-classes"))
+        z_noise, u = noise(model)
+        for labels in (LABELS, None):
+            every_weight_has_a_gradient(
+                model,
+                lambda labels=labels: tf.reduce_sum(
+                    model.elbo_from_noise(images, z_noise, u, True, labels).bits_per_dim
+                ),
+            )
+
+    def test_labels_of_samples_must_be_known(self):
+        message_of(DataError, lambda: variant("prior-classes").sample(2, labels=[0, -1]))
+        message_of(UserError, lambda: variant("prior-classes").class_codes)
+
+    def test_starting_anew_forgets_the_labels(self):
+        model = fresh(OF_CLASSES["prior-classes"])
+        model.initialize(random_images(8, 4), force=True)
+        assert not np.any(model.prior_affine.shift) and not np.any(model.prior_affine.log_scale)
+
+
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_models_are_saved_and_loaded_by_keras(name, tmp_path):
+    import keras
+
+    model = variant(name)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    equal(again.classify(images_of(model)), model.classify(images_of(model)))
+
+
+@pytest.mark.parametrize("layer", [ClassCodes(3, 4), ClassAffine(3, 4)])
+def test_layers_are_made_anew_from_their_config(layer):
+    assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()
+
+
+def test_a_model_without_labels_takes_none():
+    model = variant("coupling")
+    assert "knows no labels" in message_of(DataError, lambda: model.encode(images_of(model), LABELS))
+    for call in (lambda: model.classify(images_of(model)), lambda: model.class_log_probabilities):
+        assert "knows no labels" in message_of(UserError, call)
+    assert "no function of the label" in message_of(UserError, lambda: model.class_codes)
+
+
+def test_equal_probabilities_are_the_default():
+    model = DecoupledModel(dataclasses.replace(OF_CLASSES["classes"], class_probabilities=()))
+    np.testing.assert_allclose(model.class_log_probabilities, [-math.log(3)] * 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prior": "classes"}, ["model.classes is 0"]),
+        ({"classes": -1}, ["model.classes is -1"]),
+        ({"classes": 3, "conditioning": "none"}, ["model.conditioning", "labels"]),
+        ({"classes": 3, "class_probabilities": (0.5, 0.5)}, ["has 2 entries", "3"]),
+        ({"classes": 2, "class_probabilities": (0.0, 1.0)}, ["above 0"]),
+        ({"classes": 2, "class_probabilities": (math.nan, 1.0)}, ["above 0"]),
+        ({"class_probabilities": (1.0,)}, ["has 1 entries", "0"]),
+    ],
+)
+def test_impossible_options_are_refused(options, words):
+    message = message_of(ConfigError, lambda: ModelConfig(**options))
+    assert [word for word in words if word not in message] == []
