@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -14,17 +15,20 @@ import numpy as np
 from tfdecouple.architecture import count_by_network
 from tfdecouple.config import Config, DataConfig, override
 from tfdecouple.data import Source, open_source
+from tfdecouple.data.labels import require_classes
 from tfdecouple.data.opening import images_at
 from tfdecouple.directions import Directions
-from tfdecouple.errors import RunError, UntrustedError, UserError
+from tfdecouple.errors import DataError, RunError, UntrustedError, UserError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.parameters import count_parameters, require_memory
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
-from tfdecouple.storage.files import parse_json
+from tfdecouple.storage.files import parse_json, write_json
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
+# The names of the labels of a model that knows labels, in their order.
+LABELS = "labels.json"
 
 
 def run_name(run: str | pathlib.Path) -> str:
@@ -138,6 +142,33 @@ class Run:
             found.require_of(weights_sha256(self.model), self.path)
         return found
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels that the model knows; () for a model that knows none.
+
+        Raises:
+            RunError: where their file is damaged.
+        """
+        classes = self.config.model.classes
+        return read_label_names(self.path, classes) if classes else ()
+
+    def require_labels(self, source: Source) -> None:
+        """Refuses a data set whose labels mean something else than those that the model knows.
+
+        Raises:
+            DataError: naming a label.
+        """
+        if not self.config.model.has_classes:
+            return
+        require_classes(source, self.config.model)
+        own = self.label_names
+        if (pathlib.Path(self.path) / LABELS).is_file() and source.label_names != own:
+            other, here = next(pair for pair in zip(source.label_names, own, strict=True) if pair[0] != pair[1])
+            raise DataError(
+                f"{source.title} has the label {other!r} where the run {self.path} has {here!r}; it must have the same "
+                f"labels: {', '.join(own[:20])}"
+            )
+
     def open_source(
         self, source: str | None = None, data_dir: str | None = None, download: bool = False, **others: Any
     ) -> Source:
@@ -224,13 +255,14 @@ def _empty_model(run: str | pathlib.Path, config: Config, jit_compile: bool) -> 
     return DecoupledModel(config.model, jit_compile=jit_compile)
 
 
-def load_weights(run: str | pathlib.Path, model: DecoupledModel, averaged: bool) -> int:
+def load_weights(run: str | pathlib.Path, model: DecoupledModel, averaged: bool, missing: tuple[str, ...] = ()) -> int:
     """Reads the best weights of a run into a model of the same config.
 
     Args:
         run: a run folder.
         model: the model to fill.
         averaged: whether the checkpoints of the run hold averaged weights.
+        missing: what names of weights begin with that the run does not have; these stay as they are.
 
     Returns:
         The step, in updates, at which these weights were saved.
@@ -239,7 +271,7 @@ def load_weights(run: str | pathlib.Path, model: DecoupledModel, averaged: bool)
         RunError: where there is no whole checkpoint, or it does not fit the model.
     """
     folder = CheckpointFolder(pathlib.Path(run) / CHECKPOINTS)
-    variables = model.named_variables()
+    variables = {name: variable for name, variable in model.named_variables().items() if not name.startswith(missing)}
     problem = None
     for kind in ("best", "step"):
         for step in folder.steps(kind):
@@ -261,6 +293,37 @@ def averaged_names(model: DecoupledModel) -> set[str]:
     statistics are averaged with the weights they belong to.
     """
     return {name for name, variable in model.named_variables().items() if variable.dtype == "float32"}
+
+
+def write_label_names(run: str | pathlib.Path, names: Sequence[str]) -> None:
+    """Keeps the names of the labels in a run folder.
+
+    Raises:
+        OSError: where they cannot be written.
+    """
+    write_json(pathlib.Path(run) / LABELS, list(names))
+
+
+def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
+    """Returns the names of the labels that a run was trained on; of an import, their numbers.
+
+    Args:
+        run: a run folder.
+        classes: how many labels its model knows.
+
+    Raises:
+        RunError: where the file is damaged.
+    """
+    path = pathlib.Path(run) / LABELS
+    if not path.is_file():
+        return tuple(map(str, range(classes)))
+    try:
+        names = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {one_line(error)}") from error
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and len(names) == classes):
+        raise RunError(f"{path} is damaged: it must be a list of {classes} names of labels")
+    return tuple(names)
 
 
 def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:

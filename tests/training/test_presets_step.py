@@ -37,6 +37,7 @@ def in_small(preset):
             encoder_out_channels=2,
             prior_steps=1,
             prior_hidden=4,
+            classes=min(model.classes, 2),
             base_hidden=4,
             dequantization_steps=(1, (1,), 1),
             dequantization_hidden_channels=(4, 4, 4),
@@ -79,8 +80,12 @@ def test_step_reaches_every_weight(config):
     give_effect(state.model)
     state.optimizer.start_averages()
     before = {name: variable.numpy() for name, variable in state.trainable.items()}
-    images = tf.data.Dataset.from_tensor_slices(random_images(BATCH)).batch(BATCH // config.training.micro_batches)
-    result = TrainStep(config, state, strategy)(list(strategy.experimental_distribute_dataset(images)), 0)
+    examples = random_images(BATCH)
+    if config.model.has_classes:
+        # As many labels as there are: the embedding of another would not move.
+        examples = examples, np.arange(BATCH, dtype=np.int32) % config.model.classes
+    batches = tf.data.Dataset.from_tensor_slices(examples).batch(BATCH // config.training.micro_batches)
+    result = TrainStep(config, state, strategy)(list(strategy.experimental_distribute_dataset(batches)), 0)
     assert result.applied and all(np.isfinite(value) for value in result)
     # Adam moves whatever has a gradient by the learning rate, and nothing else: there is no weight decay.
     still = [name for name, variable in state.trainable.items() if np.array_equal(variable.numpy(), before[name])]
@@ -90,6 +95,7 @@ def test_step_reaches_every_weight(config):
 def test_kinds_of_all_presets_are_tried():
     models = [config.model for _, config in KINDS.values()]
     assert {model.dequantization for model in models} == {"uniform", "flow"}
+    assert {"flow", "classes"} <= {model.prior for model in models}
     found = {(model.conditioning, model.transform, model.n_bits) for model in models}
     assert found >= {
         ("coupling", "affine", 8),

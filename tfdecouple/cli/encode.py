@@ -91,6 +91,8 @@ def run(options: argparse.Namespace) -> int:
     source = opened.open_source(
         options.data, options.data_dir, options.download, on_bad_image=options.on_bad_image, cache_gib=0.0
     )
+    if opened.config.model.has_class_codes:
+        opened.require_labels(source)
     for note in source.notes:
         _say(note)
     asked = _manifest(opened, source, options)
@@ -168,6 +170,8 @@ def _say(text: str) -> None:
 
 
 def _require_fields(opened: OpenedRun, options: argparse.Namespace) -> None:
+    if options.z_std and opened.config.model.has_class_codes:
+        raise UserError(f"--z-std: z of {options.run} is a function of the label and has no standard deviation")
     if opened.config.model.has_latent:
         return
     if options.z_std or not (options.v or options.scores):

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     arguments.check(options)
     arguments.at_least(options, "steps", 2)
     start_tensorflow()
-    from tfdecouple.cli.opening import image_pairs, open_run
+    from tfdecouple.cli.opening import image_pairs, labels_of_pair, open_run
     from tfdecouple.cli.output import save_picture
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import interpolation_grid
@@ -44,7 +44,9 @@ def run(options: argparse.Namespace) -> int:
     note = f"\n{a.note} {opened.note()}"
     rows = len(places) if opened.config.model.has_latent else 1
     with Counter("interpolating", len(a.pixels) * rows * len(places)) as counter:
-        picture = interpolation_grid(opened.model, a.pixels, b.pixels, places, note, counter)
+        picture = interpolation_grid(
+            opened.model, a.pixels, b.pixels, places, note, counter, labels=labels_of_pair(a, b)
+        )
     facts = {"first": a.facts, "second": b.facts, "seed": options.seed, "count": len(a.pixels), "places": places}
     what = "z downwards, v to the right" if opened.config.model.has_latent else "v from left to right, no z"
     says = f"{len(a.pixels)} pair{'s' if len(a.pixels) > 1 else ''} of images, {what}"

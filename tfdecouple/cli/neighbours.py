@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
     opened = open_run(options)
     source = open_data(opened, options)
-    model, has_z = opened.model, opened.config.model.has_latent
+    model, has_z = opened.model, opened.config.model.has_encoder
     samples = np.asarray(model.sample(options.count, options.temperature, seed=options.seed))
     searched = drawn_indices(source, options.split, options.search or source.sizes[options.split], options.seed)
     count = min(_NEIGHBOURS, len(searched))

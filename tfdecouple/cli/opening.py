@@ -40,11 +40,13 @@ class Images:
         pixels: as the model sees them, uint8 `[n, height, width, 3]`.
         facts: what the JSON file says of them: data set, split, indices and labels, or the files.
         note: what the caption says of where they come from, a sentence.
+        labels: of each, int32 `[n]`, for a model that knows labels; else None.
     """
 
     pixels: np.ndarray
     facts: dict[str, Any]
     note: str
+    labels: np.ndarray | None = None
 
 
 def open_run(options: argparse.Namespace, z_for: str = "") -> OpenedRun:
@@ -119,7 +121,8 @@ def _of_source(
         "labels": label_names(source, labels),
     }
     seen = np.asarray(run.model.quantize_images(pixels))
-    return Images(seen, facts, f"Images: {source.title}, {split}.")
+    run.require_labels(source)
+    return Images(seen, facts, f"Images: {source.title}, {split}.", run.model.wanted_labels(labels))
 
 
 def label_names(source: Source, labels: np.ndarray) -> list[str | None]:
@@ -151,6 +154,11 @@ def own_images(run: OpenedRun, paths: list[str], takes: str = "--pairs takes") -
             raise DataError(f"cannot read the image {path}: {reason}; {takes} image files") from error
     pixels = np.asarray(run.model.quantize_images(np.stack(images)))
     return Images(pixels, {"files": list(paths)}, "Own images.")
+
+
+def labels_of_pair(a: Images, b: Images) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns the labels of the first and of the second images; None where they have none that the model knows."""
+    return None if a.labels is None or b.labels is None else (a.labels, b.labels)
 
 
 def image_pairs(run: OpenedRun, options: argparse.Namespace, hows: tuple[str, ...]) -> dict[str, tuple[Images, Images]]:

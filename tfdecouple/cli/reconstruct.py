@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     images = drawn_images(opened, options)
     note = f"\n{images.note} {opened.note()}"
     with Counter("reconstructing", len(images.pixels)) as counter:
-        picture, exact = reconstruction_grid(opened.model, images.pixels, note, counter)
+        picture, exact = reconstruction_grid(opened.model, images.pixels, note, counter, images.labels)
     facts = {**images.facts, "seed": options.seed, "count": len(images.pixels), "exact": exact}
     says = f"{exact} of {len(images.pixels)} images come back to the last pixel"
     save_picture(opened, options, "reconstruct", picture, says, **facts)

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     """
     arguments.check(options)
     start_tensorflow()
-    from tfdecouple.cli.opening import image_pairs, open_run
+    from tfdecouple.cli.opening import image_pairs, labels_of_pair, open_run
     from tfdecouple.cli.output import save_picture
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import switch_grid
@@ -47,7 +47,15 @@ def run(options: argparse.Namespace) -> int:
     for how, (a, b) in image_pairs(opened, options, ("within", "across")).items():
         note = f"\n{a.note} {opened.note()}"
         with Counter("switching", 2 * len(a.pixels)) as counter:
-            picture = switch_grid(opened.model, a.pixels, b.pixels, what=_WHAT[how], note=note, on_images=counter)
+            picture = switch_grid(
+                opened.model,
+                a.pixels,
+                b.pixels,
+                what=_WHAT[how],
+                note=note,
+                on_images=counter,
+                labels=labels_of_pair(a, b),
+            )
         facts = {"first": a.facts, "second": b.facts, "seed": options.seed, "count": len(a.pixels)}
         says = f"{_WHAT[how].lower()}, {len(a.pixels)} pair{'s' if len(a.pixels) > 1 else ''}"
         save_picture(opened, options, f"switch-{how}", picture, says, pairing=how, **facts)

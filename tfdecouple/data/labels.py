@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
+import numpy as np
+import tensorflow as tf
+
+from tfdecouple.config import ModelConfig
 from tfdecouple.data.source import Source
 from tfdecouple.errors import DataError
 
 NO_LABEL = -1
+# What TensorFlow says of a label that a model cannot take.
+_UNKNOWN = "tfdecouple found an unknown label"
 
 
 def checked_labels(source: Source, labels: np.ndarray) -> np.ndarray:
@@ -43,3 +49,62 @@ def require_labels(source: Source, split: str, labels: np.ndarray, what: str) ->
     if (labels == NO_LABEL).any():
         raise DataError(f"{source.title} has {split} images without a label; {what} needs labels, as sub-folders give")
     return labels
+
+
+def require_classes(source: Source, model: ModelConfig) -> None:
+    """Refuses a source whose labels are not those that a model is to learn.
+
+    Raises:
+        DataError: where it has none, or others than `model.classes` says in number, or two of one name.
+    """
+    found = len(source.label_names)
+    if not model.has_classes or found == model.classes:
+        checked_labels(source, np.zeros(0, np.int32))
+        return
+    if not found:
+        raise DataError(
+            f"{source.title} has no labels, and model.classes is {model.classes}; take images with labels, as "
+            "sub-folders give, or leave out model.classes and model.prior"
+        )
+    raise DataError(
+        f"{source.title} has {found} labels and model.classes is {model.classes}; set model.classes={found}"
+    )
+
+
+def with_known_labels(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
+    """Returns the batches, which fail where an image has a label that the model cannot take.
+
+    Whoever reads them does so within `Source.guard`, which makes one line of it.
+
+    Args:
+        batches: dicts with "label" `[batch]`.
+        source: of the images.
+        model: that takes the labels; of one that knows none all batches are as they were.
+    """
+    if not model.has_classes:
+        return batches
+    least = 0 if model.has_class_codes else NO_LABEL
+    source.expect_failure(
+        _UNKNOWN,
+        f"an image of {source.title} has a label that is none of 0 to {model.classes - 1}"
+        + (
+            "; where model.prior is 'classes' each image needs one, as sub-folders give"
+            if model.has_class_codes
+            else f", nor {NO_LABEL} for none"
+        ),
+    )
+
+    def checked(batch: dict[str, Any]) -> dict[str, Any]:
+        label = batch["label"]
+        known = tf.reduce_all((label >= least) & (label < model.classes))
+        with tf.control_dependencies([tf.debugging.Assert(known, [_UNKNOWN])]):
+            return {**batch, "label": tf.identity(label)}
+
+    return batches.map(checked)
+
+
+def training_examples(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
+    """Returns what a step of training takes of batches: the images, and for a model that knows labels these, too."""
+    if not model.has_classes:
+        return batches.map(lambda batch: batch["image"])
+    return with_known_labels(batches, source, model).map(lambda batch: (batch["image"], batch["label"]))

@@ -38,6 +38,11 @@ class BadImages:
         with self._lock:
             return self._failures.setdefault(message, DataError(message))
 
+    def expect(self, token: str, message: str) -> None:
+        """Remembers for `failure_in` what a text means that quotes `token`."""
+        with self._lock:
+            self._failures[token] = DataError(message)
+
     def failure_in(self, text: str) -> DataError | None:
         """Returns the remembered error that `text` quotes; None where it quotes none."""
         with self._lock:
@@ -136,6 +141,15 @@ class Source:
             DataError: where there is no such split, or its images cannot be loaded.
         """
         return self.split(split).examples()
+
+    def expect_failure(self, token: str, message: str) -> None:
+        """Lets `guard` raise a DataError of this message where an assertion in a pipeline has failed with the token.
+
+        Args:
+            token: letters and spaces alone: TensorFlow escapes others.
+            message: one line.
+        """
+        self._bad_images.expect(token, message)
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:

@@ -203,6 +203,11 @@ def _offered(session: Any, job: Job) -> tuple[tuple[Field, ...], int]:
     """Returns the fields that a model gives, of those that are asked for, and the side of its images."""
     outputs = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
     inputs = session.get_inputs()
+    if [array.name for array in inputs] == ["images", "labels"]:
+        raise UserError(
+            f"the encoder of {job.model} needs the label of each image, by the numbers of its run; take "
+            "python -m tfdecouple encode, which knows their names"
+        )
     if [array.name for array in inputs] != ["images"] or "v" not in outputs:
         raise UserError(f"{job.model} is no encoder of this project: it takes {', '.join(a.name for a in inputs)}")
     if "z" not in outputs and not job.v:

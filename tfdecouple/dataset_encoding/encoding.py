@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tfdecouple.arguments import as_labels
 from tfdecouple.data import Source
 from tfdecouple.data.labels import checked_labels
 from tfdecouple.dataset_encoding.fields import SCORES, Field
@@ -21,8 +22,8 @@ from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime.tf32 import full_float32
 
-# From images and their numbers in their split to what is written of them.
-Encoder = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+# From images, their numbers in their split and their labels to what is written of them.
+Encoder = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 Rows = dict[str, np.ndarray]
 
 
@@ -31,30 +32,39 @@ def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int
 
     It is traced once, for batches of one size: a smaller one is filled up. Without v or scores the flow does not run.
     Scores are at one draw of the noise, which depends on the second argument, the number of each image in its split.
+    The third, the labels, matters where z is a function of them.
     """
     every = {field.name for field in fields}
     names = every.difference(SCORES)
     scorer = Scorer(model) if every - names else None
 
-    @tf.function(input_signature=[tf.TensorSpec([batch_size, *model.config.image_shape], tf.uint8)], autograph=False)
-    def encode(images: tf.Tensor) -> dict[str, tf.Tensor]:
+    specs = [tf.TensorSpec([batch_size, *model.config.image_shape], tf.uint8), tf.TensorSpec([batch_size], tf.int32)]
+    by_label = model.config.has_class_codes
+
+    @tf.function(input_signature=specs, autograph=False)
+    def encode(images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         codes = {}
         if "v" in names:
-            z, codes["v"] = model.encode(images)
+            z, codes["v"] = model.encode(images, labels if by_label else None)
             if "z" in names:
                 codes["z"] = z
+        elif by_label and "z" in names:
+            codes["z"] = tf.gather(model.class_codes, labels)
         if names - codes.keys():
             posterior = model.posterior(images)
             codes = {"z": posterior.mean(), "z_std": posterior.stddev(), **codes}
         return {name: codes[name] for name in names}
 
     @full_float32()
-    def encoder(images: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
+    def encoder(images: np.ndarray, index: np.ndarray, labels: np.ndarray | None = None) -> dict[str, np.ndarray]:
         count = len(images)
+        own = np.zeros(batch_size, np.int32)
+        if by_label:
+            own[:count] = np.asarray(as_labels(labels, count, model.config.classes, required=True))
         filled = np.zeros((batch_size, *images.shape[1:]), np.uint8)
         filled[:count] = images
         try:
-            codes = {name: value.numpy() for name, value in encode(tf.constant(filled)).items()} if names else {}
+            codes = {name: value.numpy() for name, value in encode(tf.constant(filled), own).items()} if names else {}
             if scorer is not None:
                 numbers = np.zeros(batch_size, np.int64)
                 numbers[:count] = index
@@ -173,7 +183,7 @@ def _encoded(source: Source, split: str, start: int, stop: int, encoder: Encoder
         if batch is None:
             return
         labels = checked_labels(source, batch["label"])
-        yield {"index": batch["index"], "label": labels, **encoder(batch["image"], batch["index"])}
+        yield {"index": batch["index"], "label": labels, **encoder(batch["image"], batch["index"], labels)}
 
 
 def _cut(rows: Rows, row: int) -> tuple[Rows, Rows | None]:

@@ -49,7 +49,7 @@ def chosen_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = F
         *([Field("z", latent)] if config.has_latent else []),
         *([Field("z_std", latent)] if z_std else []),
         *([Field("v", config.image_shape)] if v else []),
-        *([Field(name, ()) for name in SCORES if name != "prior_nats" or config.has_latent] if scores else []),
+        *([Field(name, ()) for name in SCORES if name != "prior_nats" or config.has_encoder] if scores else []),
     )
 
 

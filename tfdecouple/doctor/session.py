@@ -132,6 +132,7 @@ class Session:
 
     def _batches(self) -> Iterator[Any]:
         from tfdecouple.data import training_batches
+        from tfdecouple.data.labels import training_examples
         from tfdecouple.training.strategy import ready_on_devices
 
         training = self.config.training
@@ -141,8 +142,8 @@ class Session:
             batch_size=training.batch_size // training.passes,
             seed=training.seed,
         )
-        images = batches.map(lambda batch: batch["image"])
-        return iter(self.strategy.experimental_distribute_dataset(images, ready_on_devices()))
+        examples = training_examples(batches, self.source, self.config.model)
+        return iter(self.strategy.experimental_distribute_dataset(examples, ready_on_devices()))
 
     def _evaluate(self, batch: int) -> Work:
         from tfdecouple.data import evaluation_batches
@@ -154,18 +155,20 @@ class Session:
         batches = evaluation_batches(self.source, "test", batch_size=batch, limit=count)
         return Work(lambda: evaluator(batches, seed=0), count)
 
-    def _some_images(self, batch: int) -> Any:
+    def _some_images(self, batch: int) -> tuple[Any, Any]:
+        """Returns images and what the model wants to know of their labels."""
         from tfdecouple.data import load_images
 
-        return load_images(self.source, "test", batch)[0]
+        images, labels = load_images(self.source, "test", batch)
+        return images, self.model.wanted_labels(labels)
 
     def _encode(self, batch: int) -> Work:
-        images = self._some_images(batch)
+        images, labels = self._some_images(batch)
         # Read back, as every command does.
-        return Work(lambda: self.model.encode(images).v.numpy(), batch)
+        return Work(lambda: self.model.encode(images, labels).v.numpy(), batch)
 
     def _decode(self, batch: int) -> Work:
-        z, v = self.model.encode(self._some_images(batch))
+        z, v = self.model.encode(*self._some_images(batch))
         return Work(lambda: self.model.decode(z, v).numpy(), batch)
 
     def _sample(self, batch: int) -> Work:
@@ -200,7 +203,9 @@ def _random_source(config: Config) -> Any:
 
     def load(count: int) -> tuple[Any, Any]:
         rng = np.random.default_rng(0)
-        return rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8), np.full(count, -1, np.int32)
+        # Of a model that knows no labels nobody asks for them.
+        labels = np.arange(count, dtype=np.int32) % max(config.model.classes, 1)
+        return rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8), labels
 
     splits = {name: MemorySplit(count, "random", functools.partial(load, count)) for name, count in counts.items()}
     return Source(name="random", title="random images", label_names=(), image_size=size, splits=splits)

@@ -34,7 +34,7 @@ class ElboModel(Protocol):
 
     Attributes:
         config: has `latent_dim`, the size of z, and `image_shape`; and `has_dequantizer`, where u is made of normal
-            noise.
+            noise, and `has_classes`, where labels are wanted.
     """
 
     config: Any
@@ -42,8 +42,11 @@ class ElboModel(Protocol):
     def require_initialized(self) -> None:
         """Raises NotInitializedError for a model without weights."""
 
-    def elbo_from_noise(self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor) -> Any:
-        """Returns -log p(x|z), log q(z|x) - log p(z) and log q(u|x) first, each `[batch]`, in nats."""
+    def elbo_from_noise(self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, *, labels: Any) -> Any:
+        """Returns -log p(x|z), log q(z|x) - log p(z) and log q(u|x) first, each `[batch]`, in nats.
+
+        Labels are given where the config says `has_classes`.
+        """
 
     def nats_to_bits_per_dim(self, nats: Any) -> Any:
         """Turns nats per image into bits per colour value."""
@@ -126,6 +129,7 @@ class BoundEvaluator:
 
     def __init__(self, model: ElboModel, strategy: tf.distribute.Strategy | None = None, at_once: int = 1):
         self._model = model
+        self._labelled = getattr(model.config, "has_classes", False)
         self._strategy = strategy or tf.distribute.get_strategy()
         self._at_once = at_once
         # Seed and numbers of draws are tensors: one trace for each shape of batch.
@@ -147,7 +151,8 @@ class BoundEvaluator:
 
         Args:
             batches: dicts of `image` (uint8 `[batch, height, width, 3]`), `index` (`[batch]`) and `weight` (`[batch]`,
-                0 for padding), all of one batch size that the number of devices divides.
+                0 for padding), all of one batch size that the number of devices divides; and `label` (`[batch]`) for a
+                model that knows labels.
             bound: `ELBO` or `IMPORTANCE_WEIGHTED`.
             k: draws per image, 1 or more.
             split: name of the split that the images are of, to be stated.
@@ -216,7 +221,8 @@ class BoundEvaluator:
             for first in range(0, samples, step):
                 last = min(first + step, samples)
                 with full_float32():
-                    sums = self._sums(batch["image"], batch["index"], *map(tf.constant, (seed, first, last)))
+                    labels = batch["label"] if self._labelled else None
+                    sums = self._sums(batch["image"], labels, batch["index"], *map(tf.constant, (seed, first, last)))
                 rows = self._gathered(sums)[counted]
                 batch_terms += rows[:, :3]
                 # The weights of a model that has diverged need not be finite: whoever reads them says so, not NumPy.
@@ -258,7 +264,13 @@ class BoundEvaluator:
         return self._strategy.run(self._over_draws, args=inputs)
 
     def _over_draws(
-        self, images: tf.Tensor, index: tf.Tensor, seed: tf.Tensor, first: tf.Tensor, last: tf.Tensor
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor | None,
+        index: tf.Tensor,
+        seed: tf.Tensor,
+        first: tf.Tensor,
+        last: tf.Tensor,
     ) -> tf.Tensor:
         """Sums over the draws from number `first` to before `last`.
 
@@ -268,6 +280,7 @@ class BoundEvaluator:
         """
         batch = tf.shape(images)[0]
         repeated = tf.repeat(images, self._at_once, 0)
+        given = {"labels": tf.repeat(labels, self._at_once, 0)} if labels is not None else {}
 
         def add_draws(number: tf.Tensor, terms: tf.Tensor, log_sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
             numbers = number + tf.range(self._at_once)
@@ -277,6 +290,7 @@ class BoundEvaluator:
                 repeated,
                 z_noise(config.latent_dim, *which),
                 u_noise(config.image_shape, *which, normal_u_noise(config)),
+                **given,
             )
             new = tf.reshape(tf.cast(tf.stack(elbo[:3], -1), tf.float64), [batch, self._at_once, 3])
             log_weights = -(new[..., 0] + new[..., 1] + new[..., 2])

@@ -255,7 +255,10 @@ def _samples(
     for start in range(0, count, batch_size):
         # Batches of one size, or TensorFlow would trace everything once more for the last.
         z_noise, v_noise = noise(tf.range(start, start + batch_size))
-        z = model.z_from_noise(z_noise) if config.has_latent else None
+        labels = None
+        if config.has_classes:
+            labels = model.drawn_labels(start, start + batch_size, randomness.fold(own_seed, "labels"))
+        z = model.z_from_noise(z_noise, labels) if config.has_latent else None
         done = min(start + batch_size, count)
         yield model.decode(z, temperature * v_noise).numpy()[: done - start]
         progress.advance(done - start)

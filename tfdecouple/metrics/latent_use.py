@@ -105,6 +105,11 @@ def require_latent(model: Any) -> None:
     """
     if not model.config.has_latent:
         raise UserError("this model has no z (model.conditioning is 'none'), so there is no use of z to measure")
+    if getattr(model.config, "has_class_codes", False):
+        raise UserError(
+            "z of this model is a function of the label (model.prior is 'classes'), so there is no q(z|x) to measure; "
+            "--classify measures what z knows of the label"
+        )
 
 
 def measure_latent_use(
@@ -148,7 +153,7 @@ def measure_latent_use(
     if count < 2:
         raise DataError(f"{count} image of {split} is too few to see the use of z; at least 2 are needed")
 
-    exact = model.config.prior == "normal"
+    exact = model.config.prior == "normal" and not getattr(model.config, "has_classes", False)
     kl_to_normal = gaussian_kl(posteriors)
     # Drawn, since folders are sorted by class.
     known = np.sort(_random_order(count, randomness.fold(seed, "information"))[:INFORMATION_IMAGES])

@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 
 from tfdecouple.data.labels import require_labels
 from tfdecouple.data.source import Source
-from tfdecouple.errors import DataError
+from tfdecouple.errors import DataError, UserError
 from tfdecouple.metrics.drawn_images import drawn_indices, subset_batches
 from tfdecouple.metrics.linear_classifier import (
     KINDS,
@@ -33,8 +33,13 @@ __all__ = ["confusion_picture", "linear_probe"]
 
 
 @dataclasses.dataclass
-class _Labelled:
-    """The images of one split: uint8 `[n, S, S, 3]` in random order, and their labels, int32 `[n]`."""
+class Labelled:
+    """The images of one split, in random order.
+
+    Attributes:
+        images: uint8 `[n, S, S, 3]`.
+        labels: int32 `[n]`.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -87,15 +92,21 @@ def linear_probe(
 
     Raises:
         DataError: for images without labels or of a single class, more images than there are, or too few.
+        UserError: where z is a function of the label.
         NotInitializedError: for a model without weights.
         InversionError: where a code is not finite.
     """
     model.require_initialized()
     if train_images < 10:
         raise DataError(f"the number of training images is {train_images}; a linear classifier needs at least 10")
+    if model.config.has_class_codes:
+        raise UserError(
+            "z of this model is a function of the label (model.prior is 'classes'), so a probe would be told what it "
+            "is to find; --classify measures what z knows of the label"
+        )
     say(f"reading {train_images:,} training and {test_images:,} test images of {source.title}")
-    train = _read(model, source, "train", train_images, seed=seed, batch_size=batch_size, say=say)
-    test = _read(model, source, "test", test_images, seed=seed, batch_size=batch_size, say=say)
+    train = read_labelled(model, source, "train", train_images, seed=seed, batch_size=batch_size, say=say)
+    test = read_labelled(model, source, "test", test_images, seed=seed, batch_size=batch_size, say=say)
     _require_classes(source, train.labels[: -held_out_count(len(train.labels))])
 
     fits = _Fits(_dimensions(model, len(train.labels)), say)
@@ -193,7 +204,7 @@ def _dimensions(model: DecoupledModel, train_images: int) -> list[int]:
     return [size, size, latent, *2 * [min(latent, size, train_images)]] if model.config.has_latent else [size, size]
 
 
-def _read(
+def read_labelled(
     model: DecoupledModel,
     source: Source,
     split: str,
@@ -202,8 +213,21 @@ def _read(
     seed: int,
     batch_size: int,
     say: Callable[[str], None],
-) -> _Labelled:
-    """Reads images as the model sees them, in random order, so that their last fifth is a random choice of them."""
+) -> Labelled:
+    """Reads images as the model sees them, in random order, so that their last fifth is a random choice of them.
+
+    Args:
+        model: as it sees them.
+        source: an opened data set with labels and images of the model's size.
+        split: "train", "validation" or "test".
+        count: how many images to draw.
+        seed: of the draw.
+        batch_size: images that are read at once.
+        say: called with lines of progress.
+
+    Raises:
+        DataError: for images without labels, or fewer than asked for.
+    """
     indices = drawn_indices(source, split, count, seed)
     images, labels = np.empty((count, *model.config.image_shape), np.uint8), np.empty(count, np.int32)
     order = np.argsort(indices)
@@ -212,7 +236,7 @@ def _read(
         rows = order[done : done + len(batch["label"])]
         images[rows], labels[rows] = model.quantize_images(batch["image"]), batch["label"]
         done += len(rows)
-    return _Labelled(images, require_labels(source, split, labels, "a linear probe"))
+    return Labelled(images, require_labels(source, split, labels, "a linear classifier"))
 
 
 def _require_classes(source: Source, labels: np.ndarray) -> None:

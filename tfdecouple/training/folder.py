@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 from types import TracebackType
 
 from tfdecouple.config import Config, difference
 from tfdecouple.data.opening import find_kind, images_at, located
 from tfdecouple.errors import RunError
-from tfdecouple.runs import CONFIG, load_config
+from tfdecouple.runs import CONFIG, LABELS, load_config, read_label_names
 from tfdecouple.storage.files import TEMPORARY, write_text
 from tfdecouple.storage.locks import locked
 
@@ -58,6 +59,23 @@ class RunFolder:
         self.is_resumed = self._holds_this_run()
         if self.is_resumed or (self.path / _LOCK).exists():
             self._lock()
+
+    def require_label_names(self, names: Sequence[str]) -> None:
+        """Refuses to go on with labels of other names than the run began with.
+
+        Raises:
+            RunError: naming one.
+        """
+        classes = self._config.model.classes
+        if not (self.is_resumed and classes and (self.path / LABELS).is_file()):
+            return
+        changed = [pair for pair in zip(read_label_names(self.path, classes), names, strict=True) if pair[0] != pair[1]]
+        if changed:
+            was, now = changed[0]
+            raise RunError(
+                f"the images have other labels than {self.path} began with: {was!r} is now {now!r}; give the folders "
+                "their names back, or choose another --workdir"
+            )
 
     def claim(self) -> None:
         """Makes the folder that of this run: with a lock and the config.

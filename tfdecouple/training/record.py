@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfdecouple.config import Config, difference
 from tfdecouple.errors import ConfigError, RunError
-from tfdecouple.runs import CHECKPOINTS, SUMMARY, load_config, load_weights, read_summary
+from tfdecouple.runs import (
+    CHECKPOINTS,
+    SUMMARY,
+    load_config,
+    load_weights,
+    read_summary,
+    write_label_names,
+)
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.storage.files import TEMPORARY, write_json
 from tfdecouple.training.folder import RunFolder
@@ -89,22 +96,37 @@ class RunRecord:
     def start_from(self, run: str) -> None:
         """Takes over the best weights of another run or import.
 
+        A model that knows labels may begin with a run that knows none: what is learned of each label starts as it
+        does in a run of its own, and where z is a function of the label encoder and prior are left behind.
+
         Raises:
-            ConfigError: where its architecture differs.
+            ConfigError: where its architecture differs otherwise.
             RunError: where it holds none.
         """
         theirs = load_config(run)
         changed = {k: v for k, v in difference(theirs, self._config).items() if k.startswith("model.")}
+        model = self._config.model
+        missing: tuple[str, ...] = ()
+        if model.has_classes and not theirs.model.has_classes:
+            missing = ("prior_affine/", "class_codes/")
+            for name in ("model.classes", "model.class_probabilities", *(["model.prior"] * model.has_class_codes)):
+                changed.pop(name, None)
         if changed:
             listed = "; ".join(
                 f"{name} is {other!r} there and {ours!r} here" for name, (other, ours) in changed.items()
             )
             raise ConfigError(f"--init-from {run} has another architecture: {listed}")
-        load_weights(run, self._state.model, averaged=theirs.training.ema_decay > 0)
+        load_weights(run, self._state.model, averaged=theirs.training.ema_decay > 0, missing=missing)
 
-    def claim(self) -> int:
-        """Makes the folder that of this run and opens its log; returns how many damaged rows it had."""
+    def claim(self, label_names: Sequence[str] = ()) -> int:
+        """Makes the folder that of this run and opens its log; returns how many damaged rows it had.
+
+        Args:
+            label_names: of the images, which a run of a model that knows labels keeps.
+        """
         self._folder.claim()
+        if self._config.model.has_classes:
+            write_label_names(self.path, label_names)
         return self._log.open(self._begun)
 
     def log(self, kind: str, step: int, figures: Mapping[str, Any], pictures: Mapping[str, pathlib.Path] = {}) -> None:

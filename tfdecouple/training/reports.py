@@ -60,13 +60,14 @@ class Reports:
     def validation(self, step: int, measured: BitsPerDim, is_best: bool) -> str:
         """Keeps the best weights, draws pictures, logs what was measured, and returns a line to say about it."""
         model = self._state.model
-        images, _ = load_images(self._source, "validation", min(self._shown(step), self._source.sizes["validation"]))
+        count = min(self._shown(step), self._source.sizes["validation"])
+        images, labels = load_images(self._source, "validation", count)
         images = np.asarray(model.quantize_images(images))
         signs = {name: value for measure in SIGNS for name, value in measure(model, images).items()}
         if is_best:
             self._record.keep_best(step)
         grey = f" ({grey})" if (grey := note_on_grey(images)) else ""
-        exact, pictures = self._draw(step, images)
+        exact, pictures = self._draw(step, images, model.wanted_labels(labels))
         self._record.log("validation", step, {**measured.to_dict(), **signs}, pictures)
         return (
             f"step {step}: validation {measured.bits_per_dim:.4f} bits/dim on {measured.images} images"
@@ -82,7 +83,7 @@ class Reports:
             What `summary.json` holds, and lines to say about it.
         """
         model, averages = self._state.model, bool(self._config.training.ema_decay)
-        images, _ = load_images(self._source, "test", min(_CODED, count))
+        images, labels = load_images(self._source, "test", min(_CODED, count))
         self._tell("lossless codecs")
         # A codec keeps all 8 bits: beside a model of fewer there is nothing to compare.
         codecs = _CODECS if self._config.model.n_bits == 8 else ()
@@ -97,7 +98,7 @@ class Reports:
             "parameters": model.parameter_count(),
             "lossless_codecs_bits_per_dim": coded,
             "lossless_codecs_images": len(images),
-            "reconstruction": self._reconstruction(images[: self._shown(step)]),
+            "reconstruction": self._reconstruction(*(each[: self._shown(step)] for each in (images, labels))),
         }
         self._record.write_summary(summary)
         lines = [
@@ -117,10 +118,10 @@ class Reports:
         seen = step * self._config.training.batch_size
         return max(min(self._config.training.pictures, shown_of_size(self._config.model.image_size), seen), _LEAST)
 
-    def _draw(self, step: int, images: np.ndarray) -> tuple[str, dict[str, pathlib.Path]]:
+    def _draw(self, step: int, images: np.ndarray, labels: np.ndarray | None) -> tuple[str, dict[str, pathlib.Path]]:
         """Draws the pictures of a step; returns how exact the reconstructions are, and the pictures by name."""
         if not self._config.training.pictures:
-            return f"reconstruction: {self._reconstruction(images)}", {}
+            return f"reconstruction: {self._reconstruction(images, labels)}", {}
         prefix, folder = f"step-{step:09d}-", self._record.path / "images"
 
         def tell(name: str) -> None:
@@ -135,6 +136,8 @@ class Reports:
                 seed=self._config.training.seed,
                 most=self._shown(step),
                 tell=tell,
+                labels=labels,
+                label_names=self._source.label_names,
             )
         except UserError as error:
             # Pictures are no reason to stop a run: a model with alpha = 1 may lose an image now and then.
@@ -142,9 +145,11 @@ class Reports:
         pictures = {path.stem[len(prefix) :]: path for path in sorted(folder.glob(f"{prefix}*.png"))}
         return f"reconstruction: {_identical(exact, images)}", pictures
 
-    def _reconstruction(self, images: np.ndarray) -> str:
+    def _reconstruction(self, images: np.ndarray, labels: np.ndarray | None) -> str:
+        model = self._state.model
         try:
-            _, exact = reconstruct(self._state.model, np.asarray(self._state.model.quantize_images(images)))
+            seen = np.asarray(model.quantize_images(images))
+            _, exact = reconstruct(model, seen, labels=model.wanted_labels(labels))
         except UserError as error:
             return f"not measured ({error})"
         return _identical(exact, images)

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfdecouple.config import Config, difference
 from tfdecouple.data import Source, open_source
+from tfdecouple.data.labels import require_classes
 from tfdecouple.data.opening import located
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.parameters import require_memory
@@ -105,6 +106,8 @@ def train(
         _check_memory(config)
         workers.on_chief(folder.check)
         source = workers.on_all(lambda: open_source(config.data, config.model.image_size, download))
+        workers.on_all(lambda: require_classes(source, config.model))
+        workers.on_chief(lambda: folder.require_label_names(source.label_names))
         workers.same("the images", json.dumps(source.sizes))
         stack.enter_context(source.guard())
         return Outcome(path, _run(config, folder, source, strategy, workers), workers.is_chief)

@@ -79,7 +79,8 @@ class TrainStep:
         Nothing in its graph asks the host either: a condition on what a device has computed would.
 
         Args:
-            micro_batches: the (distributed) uint8 images of each, `batch_size / micro_batches` in number.
+            micro_batches: the (distributed) uint8 images of each, `batch_size / micro_batches` in number; for a model
+                that knows labels, pairs of images and labels, int32.
             step: number of steps taken before.
             wishes: of this process; the step's result tells all workers.
         """
@@ -87,28 +88,29 @@ class TrainStep:
         with tensor_float_32() if self._training.precision == "tf32" else full_float32():
             if self._accumulator is None:
                 return self._whole(micro_batches[0], step, wishes)
-            for number, images in enumerate(micro_batches):
-                self._add(images, step, tf.constant(number))
+            for number, examples in enumerate(micro_batches):
+                self._add(examples, step, tf.constant(number))
             return self._finish(wishes)
 
     # --- what is traced: a whole batch at once, or its micro-batches one by one ---
 
-    def _take_whole(self, images: Any, step: tf.Tensor, wishes: tf.Tensor) -> StepResult:
-        return self._update(self._strategy.run(self._share, args=(images, step, 0)), wishes)
+    def _take_whole(self, examples: Any, step: tf.Tensor, wishes: tf.Tensor) -> StepResult:
+        return self._update(self._strategy.run(self._share, args=(examples, step, 0)), wishes)
 
-    def _add_micro_batch(self, images: Any, step: tf.Tensor, number: tf.Tensor) -> None:
-        def add(images: tf.Tensor) -> None:
-            self._accumulator.add(self._share(images, step, number))
+    def _add_micro_batch(self, examples: Any, step: tf.Tensor, number: tf.Tensor) -> None:
+        def add(examples: Any) -> None:
+            self._accumulator.add(self._share(examples, step, number))
 
-        self._strategy.run(add, args=(images,))
+        self._strategy.run(add, args=(examples,))
 
     def _finish_micro_batches(self, wishes: tf.Tensor) -> StepResult:
         return self._update(self._strategy.run(self._accumulator.take), wishes)
 
     # --- on each device ---
 
-    def _share(self, images: tf.Tensor, step: tf.Tensor, number: Any) -> _Share:
+    def _share(self, examples: Any, step: tf.Tensor, number: Any) -> _Share:
         """Draws, bounds and differentiates: this device's slice of the batch, or of micro-batch `number`."""
+        images, labels = examples if self.state.model.config.has_classes else (examples, None)
         images, z_noise, u_noise = self._draw(images, step, number)
         # Read once for all shards of the batch.
         weights = [tf.convert_to_tensor(weight) for weight in self.state.trainable.values()]
@@ -116,7 +118,7 @@ class TrainStep:
         with self._weights_in_place(weights, meter) as scope:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([*weights, meter])
-                loss, terms = self._bound(images, z_noise, u_noise)
+                loss, terms = self._bound(images, labels, z_noise, u_noise)
             *gradients, error = tape.gradient(loss, [*weights, meter], unconnected_gradients="zero")
         moving = [
             tf.convert_to_tensor(scope.get_current_value(variable)) / self._training.passes
@@ -138,9 +140,13 @@ class TrainStep:
         u_noise = randomness.pixel_noise(shape, randomness.fold(seed, "u"), config.has_dequantizer)[own]
         return tf.ensure_shape(images, (local, *config.image_shape)), z_noise, u_noise
 
-    def _bound(self, images: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def _bound(
+        self, images: tf.Tensor, labels: tf.Tensor | None, z_noise: tf.Tensor, u_noise: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Returns the loss, and the terms of the bound that it is made of."""
-        elbo = self.state.model.elbo_from_noise(images, z_noise, u_noise, training=True)
+        if labels is not None:
+            labels = tf.ensure_shape(labels, images.shape[:1])
+        elbo = self.state.model.elbo_from_noise(images, z_noise, u_noise, training=True, labels=labels)
         terms = [
             tf.reduce_sum(term) / self._training.batch_size
             for term in (elbo.reconstruction, elbo.kl, elbo.dequantization)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.config import Config, title
 from tfdecouple.data import Source, evaluation_batches, training_batches
+from tfdecouple.data.labels import training_examples, with_known_labels
 from tfdecouple.errors import RunError
 from tfdecouple.metrics import Evaluator
 from tfdecouple.runtime.tf32 import has_tf32
@@ -154,7 +155,7 @@ class Trainer:
         if self.is_claimed:
             return
         self.is_claimed = True
-        if damaged := self.record.claim():
+        if damaged := self.record.claim(self.source.label_names):
             self.progress.say(f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are not touched")
 
     # --- stepping ---
@@ -213,7 +214,7 @@ class Trainer:
         return bool(stop.reason)
 
     def _batches(self) -> Iterator[Any]:
-        """Yields the images of each micro-batch, from the run's position in the data on."""
+        """Yields the examples of each micro-batch, as `TrainStep` takes them, from the run's place in the data on."""
         micro_batches = self.training.passes
 
         def images(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -225,7 +226,7 @@ class Trainer:
                 start_step=self.step * micro_batches,
                 context=context,
             )
-            return batches.map(lambda batch: batch["image"])
+            return training_examples(batches, self.source, self.config.model)
 
         return iter(self.strategy.distribute_datasets_from_function(images, ready_on_devices()))
 
@@ -325,4 +326,5 @@ class Trainer:
         """Returns the first `count` images of a split, in batches that the devices can divide."""
         replicas = self.strategy.num_replicas_in_sync
         size = min(self.training.evaluation_batch_size, math.ceil(count / replicas) * replicas)
-        return evaluation_batches(self.source, split, batch_size=size, limit=count)
+        batches = evaluation_batches(self.source, split, batch_size=size, limit=count)
+        return with_known_labels(batches, self.source, self.config.model)

@@ -21,6 +21,8 @@ _CHUNK = 64
 
 # Is told how many images of a picture are computed.
 OnImages = Callable[[int], None]
+# Labels of the first and of the second images of pairs; None for a model that knows none.
+Pair = tuple[np.ndarray, np.ndarray] | None
 
 
 def _silent(done: int) -> None:
@@ -154,23 +156,66 @@ def sample_grid(
     return grid(np.concatenate(bands), caption, group=(rows if rows > 1 else 0, 0), row_labels=labels, side=side)
 
 
-def reconstruct(model: DecoupledModel, images: np.ndarray, on_images: OnImages = _silent) -> tuple[np.ndarray, int]:
+def class_grid(
+    model: DecoupledModel,
+    labels: Sequence[int],
+    names: Sequence[str],
+    *,
+    columns: int = 10,
+    temperature: float = 0.7,
+    seed: int = 0,
+    note: str = "",
+    on_images: OnImages = _silent,
+    side: int = 0,
+) -> Image.Image:
+    """Samples of some labels, a row each; a column shares the v, so that what the label changes shows.
+
+    Args:
+        model: a model that knows labels.
+        labels: of the rows.
+        names: of all labels.
+        columns: samples of each label.
+        temperature: of v.
+        seed: of the draws.
+        note: ends the caption.
+        on_images: called with the number of images done.
+        side: as for `grid`.
+
+    Raises:
+        InversionError: where a sample is not finite.
+    """
+    rows = []
+    for label in labels:
+        rows.append(np.asarray(model.sample(columns, temperature, seed=seed, labels=label)))
+        on_images(len(rows) * columns)
+    caption = f"Samples of each label at temperature {temperature:g}; a column shares its draws. {note}"
+    return grid(np.stack(rows), caption, row_labels=[names[label] for label in labels], side=side)
+
+
+def reconstruct(
+    model: DecoupledModel, images: np.ndarray, on_images: OnImages = _silent, labels: np.ndarray | None = None
+) -> tuple[np.ndarray, int]:
     """Returns decode(encode(images)), and how many of the images came back to the last pixel.
 
     Args:
         model: the model.
         images: uint8 `[n, height, width, 3]`.
         on_images: called with the number of images done.
+        labels: of the images, `[n]`, for a model that knows labels.
     """
     back = np.empty_like(images)
     for chunk in _chunks(len(images)):
-        back[chunk] = model.decode(*model.encode(images[chunk]))
+        back[chunk] = model.decode(*model.encode(images[chunk], _of(labels, chunk)))
         on_images(chunk.stop)
     return back, int((back == images).reshape(len(images), -1).all(1).sum())
 
 
 def reconstruction_grid(
-    model: DecoupledModel, images: np.ndarray, note: str = "", on_images: OnImages = _silent
+    model: DecoupledModel,
+    images: np.ndarray,
+    note: str = "",
+    on_images: OnImages = _silent,
+    labels: np.ndarray | None = None,
 ) -> tuple[Image.Image, int]:
     """Images above their reconstructions decode(encode(image)).
 
@@ -179,11 +224,12 @@ def reconstruction_grid(
         images: uint8 `[n, height, width, 3]`.
         note: ends the caption.
         on_images: called with the number of images done.
+        labels: as for `reconstruct`.
 
     Returns:
         The picture, and how many of the images came back to the last pixel.
     """
-    back, exact = reconstruct(model, images, on_images)
+    back, exact = reconstruct(model, images, on_images, labels)
     return beside(images, back, exact, note), exact
 
 
@@ -204,6 +250,7 @@ def switch_grid(
     note: str = "",
     on_images: OnImages = _silent,
     side: int = 0,
+    labels: Pair = None,
 ) -> Image.Image:
     """Tiles of 2 x 2 as in the paper's Figure 1: above a and (z of b, v of a), below b and (z of a, v of b).
 
@@ -216,10 +263,12 @@ def switch_grid(
         note: ends it.
         on_images: called with the number of images done.
         side: as for `grid`.
+        labels: of a and of b, for a model that knows labels.
     """
     ab, ba = np.empty_like(a), np.empty_like(b)
     for chunk in _chunks(len(a)):
-        ab[chunk], ba[chunk] = model.switch(a[chunk], b[chunk])
+        own = None if labels is None else (labels[0][chunk], labels[1][chunk])
+        ab[chunk], ba[chunk] = model.switch(a[chunk], b[chunk], own)
         on_images(2 * chunk.stop)
     columns = min(columns, len(a))
     tiles = in_rows(np.stack([np.stack([a, ba], 1), np.stack([b, ab], 1)], 1), columns)
@@ -227,6 +276,10 @@ def switch_grid(
     tiles = tiles.transpose(0, 2, 1, 3, 4, 5, 6).reshape(2 * rows, 2 * columns, *shape)
     caption = f"{what}. Each tile: left two images, right the same v with the z of the other (paper Figure 1). {note}"
     return grid(tiles, caption, group=(2, 2), side=side)
+
+
+def _of(labels: np.ndarray | None, chunk: slice) -> np.ndarray | None:
+    return None if labels is None else labels[chunk]
 
 
 def _chunks(count: int) -> list[slice]:
@@ -241,6 +294,7 @@ def interpolation_grid(
     note: str = "",
     on_images: OnImages = _silent,
     side: int = 0,
+    labels: Pair = None,
 ) -> Image.Image:
     """Two-dimensional interpolation between two images (paper Figure 5): alpha, for z, down and beta, for v, across.
 
@@ -252,28 +306,31 @@ def interpolation_grid(
         note: ends the caption.
         on_images: called with the number of images done.
         side: as for `grid`.
+        labels: of a and of b, for a model that knows labels, one each or `[n]`.
     """
     shape = a.shape[-3:]
     has_z = model.config.has_latent
     alphas = places if has_z else places[:1]
     tiles = []
-    for one, other in zip(a.reshape(-1, *shape), b.reshape(-1, *shape), strict=True):
-        tiles.append(np.asarray(model.interpolate(one[None], other[None], alphas, places))[0])
+    pairs = list(zip(a.reshape(-1, *shape), b.reshape(-1, *shape), strict=True))
+    own = [None] * len(pairs) if labels is None else list(zip(*np.reshape(labels, [2, -1, 1]), strict=True))
+    for (one, other), of_pair in zip(pairs, own, strict=True):
+        tiles.append(np.asarray(model.interpolate(one[None], other[None], alphas, places, of_pair))[0])
         on_images(len(tiles) * len(alphas) * len(places))
     numbers = [f"{place:.2g}" for place in places]
     if has_z:
         caption = (
             "Interpolation. Down: z from one image to the other; across: v. Upper left and lower right: the two images."
         )
-        labels = [f"z {number}" for number in numbers] * len(tiles)
+        row_labels = [f"z {number}" for number in numbers] * len(tiles)
     else:
         caption = "Interpolation of v, from the image on the left to that on the right; this model has no z."
-        labels = []
+        row_labels = []
     return grid(
         np.concatenate(tiles),
         f"{caption} {note}",
         group=(len(alphas) if len(tiles) > 1 else 0, 0),
-        row_labels=labels,
+        row_labels=row_labels,
         column_labels=[f"v {number}" for number in numbers],
         side=side,
     )
@@ -287,6 +344,7 @@ def edit_grid(
     name: str,
     note: str = "",
     on_images: OnImages = _silent,
+    labels: np.ndarray | None = None,
 ) -> Image.Image:
     """Images changed along a direction in z: a row for each image and each way to find the direction.
 
@@ -298,10 +356,11 @@ def edit_grid(
         name: of the direction.
         note: ends the caption.
         on_images: called with the number of images done.
+        labels: as for `reconstruct`.
     """
     rows, done = [], 0
     for chunk in _chunks(len(images)):
-        z, v = model.encode(images[chunk])
+        z, v = model.encode(images[chunk], _of(labels, chunk))
         assert z is not None
         made = np.empty((len(v), len(directions), len(amounts), *images.shape[1:]), np.uint8)
         for row, vector in enumerate(directions.values()):

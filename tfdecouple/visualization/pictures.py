@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
 from tfdecouple.model import DecoupledModel
-from tfdecouple.visualization.grids import beside, interpolation_grid, reconstruct, sample_grid, switch_grid
+from tfdecouple.visualization.grids import (
+    beside,
+    class_grid,
+    interpolation_grid,
+    reconstruct,
+    sample_grid,
+    switch_grid,
+)
 
 
 class Shown:
@@ -23,16 +30,31 @@ class Shown:
         seed: of what is drawn at random.
         most: how many images a picture is to show, about.
         side: tiles are no larger, in pixels.
+        labels: of the images, int32 `[n]`; None for a model that knows none.
+        label_names: of all labels that the model knows.
     """
 
-    def __init__(self, model: DecoupledModel, images: np.ndarray, seed: int, most: int):
+    def __init__(
+        self,
+        model: DecoupledModel,
+        images: np.ndarray,
+        seed: int,
+        most: int,
+        labels: np.ndarray | None = None,
+        label_names: Sequence[str] = (),
+    ):
         self.model, self.images, self.half, self.seed = model, images, len(images) // 2, seed
+        self.labels, self.label_names = labels, label_names
         self.most, self.side = most, _SIDE
 
     @functools.cached_property
     def reconstructed(self) -> tuple[np.ndarray, int]:
         """The images back from their codes, and how many are the same to the last pixel."""
-        return reconstruct(self.model, self.images)
+        return reconstruct(self.model, self.images, labels=self.labels)
+
+    def pair(self, first: slice, second: slice) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns the labels of two groups of the images; None for a model that knows none."""
+        return None if self.labels is None else (self.labels[first], self.labels[second])
 
 
 # A picture of as many images as usual shows this many; of larger ones it shows them no larger than so many pixels.
@@ -76,10 +98,21 @@ def _samples(shown: Shown) -> Image.Image:
     return sample_grid(shown.model, count=min(max(shown.most // 4, 2), 10), seed=shown.seed, side=shown.side)
 
 
+@picture("classes")
+def _classes(shown: Shown) -> Image.Image | None:
+    if shown.labels is None:
+        return None
+    labels = range(min(len(shown.label_names), max(shown.most // 4, 2)))
+    columns = min(max(shown.most // 4, 2), 10)
+    return class_grid(shown.model, labels, shown.label_names, columns=columns, seed=shown.seed, side=shown.side)
+
+
 @picture("interpolation")
 def _interpolation(shown: Shown) -> Image.Image:
     places = (0, 0.2, 0.4, 0.6, 0.8, 1) if shown.most >= 10 else (0, 0.5, 1)
-    return interpolation_grid(shown.model, shown.images[0], shown.images[shown.half], places, side=shown.side)
+    half = shown.half
+    labels = shown.pair(slice(1), slice(half, half + 1))
+    return interpolation_grid(shown.model, shown.images[0], shown.images[half], places, side=shown.side, labels=labels)
 
 
 @picture("switch")
@@ -87,8 +120,9 @@ def _switch(shown: Shown) -> Image.Image | None:
     count = min(shown.half, 20)
     if not (shown.model.config.has_latent and count):
         return None
-    a, b = shown.images[:count], shown.images[shown.half : shown.half + count]
-    return switch_grid(shown.model, a, b, side=shown.side)
+    first, second = slice(count), slice(shown.half, shown.half + count)
+    a, b, labels = shown.images[first], shown.images[second], shown.pair(first, second)
+    return switch_grid(shown.model, a, b, side=shown.side, labels=labels)
 
 
 def save_pictures(
@@ -99,6 +133,8 @@ def save_pictures(
     seed: int = 0,
     most: int = USUAL,
     tell: Callable[[str], None] = lambda name: None,
+    labels: np.ndarray | None = None,
+    label_names: Sequence[str] = (),
 ) -> int:
     """Writes every picture of `PICTURES`; none where one cannot be drawn.
 
@@ -110,6 +146,8 @@ def save_pictures(
         seed: of the samples.
         most: how many images a picture is to show, about.
         tell: is told the name of each picture before it is drawn.
+        labels: of the images, int32 `[n]`; None for a model that knows none.
+        label_names: of all labels that the model knows.
 
     Returns:
         How many of the images came back from their codes to the last pixel.
@@ -119,7 +157,7 @@ def save_pictures(
         OSError: where the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shown = Shown(model, images, seed, most)
+    shown = Shown(model, images, seed, most, labels, label_names)
     drawn = {}
     for name, draw in PICTURES.items():
         tell(name)

@@ -101,7 +101,8 @@ class Evaluation:
         needs_z: the option that needs z; empty where none does.
 
     Raises:
-        UserError: for a run or images that cannot be opened, or a model without z where it is needed.
+        UserError: for a run or images that cannot be opened, a model without z where it is needed, or images whose
+            labels are not those that the model knows.
     """
 
     def __init__(self, options: argparse.Namespace, needs_z: str = ""):
@@ -115,6 +116,7 @@ class Evaluation:
         with self.strategy.scope():
             self.opened: OpenedRun = open_run(options, needs_z)
         self.source: Source = open_data(self.opened, options)
+        self.opened.require_labels(self.source)
         self.size = self.source.sizes[options.split]
         # Where not all are wanted they are drawn, since folders are sorted by class.
         self.count = min(options.images or self.size, self.size)
@@ -124,13 +126,15 @@ class Evaluation:
         """Returns batches of all images, or of those drawn, as `tfdecouple.data.evaluation_batches` does."""
         from tfdecouple.cli.opening import drawn_indices
         from tfdecouple.data import evaluation_batches
+        from tfdecouple.data.labels import with_known_labels
 
         options, replicas = self.options, self.strategy.num_replicas_in_sync
         size = math.ceil(min(self.batch_size, self.count) / replicas) * replicas
         indices = None
         if self.count < self.size:
             indices = drawn_indices(self.source, options.split, self.count, options.seed)
-        return evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
+        batches = evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
+        return with_known_labels(batches, self.source, self.opened.config.model)
 
 
 def say(text: str) -> None:

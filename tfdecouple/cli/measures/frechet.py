@@ -44,7 +44,7 @@ class FrechetDistance(Measure):
             help="samples, and test images to compare them with, for the Frechet distance (default 10000)",
         )
         group.add_argument(
-            "--temperature", type=float, default=1.0, metavar="T", help="of these samples' local code v (default 1)"
+            "--temperature", type=float, default=1.0, metavar="T", help="of samples' local code v (default 1)"
         )
 
     def check(self) -> None:

@@ -1,0 +1,259 @@
+"""Runs of models that know labels: where labels come from, what is kept of them, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import random_images
+from helpers.runs import assert_same_checkpoint, figures, log_rows, run_config, write_run
+from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh, message_of
+from PIL import Image
+
+from tfdecouple.cli import main
+from tfdecouple.config import Config, DataConfig, TrainingConfig
+from tfdecouple.data import open_source
+from tfdecouple.errors import ConfigError, DataError, RunError
+from tfdecouple.runs import LABELS, Run, load_model
+from tfdecouple.training import train
+from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import TrainStep
+from tfdecouple.training.strategy import make_strategy
+
+NAMES = ["a", "b", "c"]
+CODED, PRIOR = OF_CLASSES["classes"], OF_CLASSES["prior-classes"]
+
+
+@pytest.fixture(scope="module")
+def labelled_folder(tmp_path_factory):
+    """A folder of 21 images for training, 6 for validation and 6 for test, of three labels in turn."""
+    folder = tmp_path_factory.mktemp("labelled")
+    images = iter(random_images(33, 4))
+    for split, count in {"train": 21, "validation": 6, "test": 6}.items():
+        for number in range(count):
+            place = folder / split / NAMES[number % 3]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(next(images)).save(place / f"{number}.png")
+    return folder
+
+
+def config_of(folder, model=CODED, **training):
+    return run_config(folder, model=model, **{"steps": 4, "evaluate_every": 2, "checkpoint_every": 2, **training})
+
+
+@pytest.fixture(scope="module")
+def labelled_run(labelled_folder, tmp_path_factory):
+    """The run folder of a finished run. Do not change it."""
+    folder = tmp_path_factory.mktemp("labelled-run") / "run"
+    train(config_of(labelled_folder, micro_batches=2), folder)
+    return folder
+
+
+class TestRun:
+    def test_keeps_the_names_of_its_labels(self, labelled_run):
+        assert json.loads((labelled_run / LABELS).read_text()) == NAMES
+        assert Run.open(labelled_run).label_names == tuple(NAMES)
+
+    def test_kl_is_the_cost_of_the_label(self, labelled_run, labelled_folder):
+        row = log_rows(labelled_run)["validation", 2]
+        shares = np.array(CODED.class_probabilities) / 8
+        assert row["kl"] == pytest.approx(-np.log(shares).mean(), rel=1e-5)
+        # Of a batch with labels drawn without replacement it lies between the ends.
+        assert -np.log(shares.max()) < log_rows(labelled_run)["train", 2]["kl"] < -np.log(shares.min())
+
+    def test_draws_a_row_of_samples_for_each_label(self, labelled_run):
+        with Image.open(labelled_run / "images" / "step-000000002-classes.png") as picture:
+            assert picture.height > 3 * picture.width / 12
+
+    @pytest.mark.slow
+    def test_goes_on_bit_for_bit(self, labelled_run, labelled_folder, tmp_path):
+        train(config_of(labelled_folder, micro_batches=2, steps=2), tmp_path / "run")
+        shutil.rmtree(tmp_path / "run" / "images")
+        train(config_of(labelled_folder, micro_batches=2), tmp_path / "run")
+        assert_same_checkpoint(tmp_path / "run", labelled_run, "step-000000004")
+        validation = [
+            {k: v for k, v in figures(run).items() if k[0] == "validation"} for run in (tmp_path / "run", labelled_run)
+        ]
+        assert validation[0] == validation[1]
+
+    def test_is_measured_by_its_labels(self, labelled_run, tmp_path, capsys):
+        arguments = ["evaluate", "--run", str(labelled_run), "--split", "validation", "--out", str(tmp_path)]
+        assert main([*arguments, "--classify", "--importance", "2", "--label-samples", "4"]) == 0
+        found = json.loads((tmp_path / "classify-validation.json").read_text())
+        model = load_model(labelled_run)
+        images = np.stack([np.asarray(Image.open(path)) for path in self.paths(labelled_run)])
+        labels = [NAMES.index(path.parent.name) for path in self.paths(labelled_run)]
+        right = np.argmax(model.classify(images), 1) == labels
+        assert found["images"] == 6 and found["accuracy"] == pytest.approx(right.mean())
+        assert found["chance"] == pytest.approx(1 / 3) and (tmp_path / "classify-validation.png").is_file()
+        measured = json.loads((tmp_path / "bits_per_dim-validation.json").read_text())
+        assert measured["kl"]["mean"] == pytest.approx(-np.log(np.array([1, 2, 5]) / 8).mean(), rel=1e-5)
+        told = json.loads((tmp_path / "label_samples.json").read_text())
+        assert told["samples"] == 4 and len(told["classifiers"]) == 2
+        for classifier in told["classifiers"].values():
+            assert np.mean(classifier["by_label"]) == pytest.approx(classifier["accuracy"])
+        said = capsys.readouterr().out
+        assert "classified right" in said and "4 samples of each of 3 labels" in said
+
+    def paths(self, run):
+        folder = json.loads((run / "config.json").read_text())["data"]["source"].removeprefix("folder:")
+        return sorted(pathlib.Path(folder, "validation").glob("*/*.png"))
+
+    def test_draws_its_labels_by_name(self, labelled_run, tmp_path, capsys):
+        arguments = ["sample", "--run", str(labelled_run), "--out", str(tmp_path), "--count", "2"]
+        assert main([*arguments, "--labels", "c", "a", "--temperatures", "0.5"]) == 0
+        facts = json.loads((tmp_path / "sample-0.5.json").read_text())
+        assert facts["labels"] == ["c", "a"] and (tmp_path / "sample-0.5.png").is_file()
+        assert main([*arguments, "--labels", "d"]) != 0
+        assert "'d'" in capsys.readouterr().err
+        for command in ("reconstruct", "switch", "interpolate"):
+            options = ["--pairing", "across"] if command != "reconstruct" else []
+            assert main([command, "--run", str(labelled_run), "--out", str(tmp_path), "--count", "1", *options]) == 0
+
+    def test_its_codes_are_written_by_label(self, labelled_run, tmp_path):
+        from tfdecouple.dataset_encoding.reading import read_codes
+
+        arguments = ["encode", "--run", str(labelled_run), "--out", str(tmp_path / "codes"), "--split", "test", "--v"]
+        assert main([*arguments, "--scores"]) == 0
+        model = load_model(labelled_run)
+        rows = list(read_codes(tmp_path / "codes"))
+        assert len(rows) == 6
+        for row in rows:
+            equal(row["z"], model.class_codes[int(row["label"])])
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["evaluate", "--latent-use"], ["function of the label"]),
+            (["evaluate", "--probe"], ["--classify"]),
+            (["directions"], ["function of the label"]),
+            (["encode", "--z-std", "--out", "x"], ["--z-std"]),
+        ],
+    )
+    def test_what_needs_a_posterior_is_refused_in_a_line(self, labelled_run, arguments, words, capsys):
+        assert main([arguments[0], "--run", str(labelled_run), *arguments[1:]]) != 0
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error:") and [word for word in words if word not in error] == []
+
+    def test_images_of_other_labels_are_refused(self, labelled_run, labelled_folder, tmp_path, capsys):
+        shutil.copytree(labelled_folder, tmp_path / "other")
+        for split in ("train", "validation", "test"):
+            (tmp_path / "other" / split / "b").rename(tmp_path / "other" / split / "bb")
+        assert main(["evaluate", "--run", str(labelled_run), "--data", f"folder:{tmp_path / 'other'}"]) != 0
+        error = capsys.readouterr().err
+        assert "'bb'" in error and "'b'" in error
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("model", "words"),
+        [
+            (dataclasses.replace(CODED, classes=4, class_probabilities=()), ["3 labels", "model.classes is 4", "=3"]),
+            (dataclasses.replace(PRIOR, classes=2, class_probabilities=()), ["3 labels", "model.classes=3"]),
+        ],
+    )
+    def test_another_number_of_labels(self, model, words, labelled_folder, tmp_path):
+        message = message_of(DataError, lambda: train(config_of(labelled_folder, model), tmp_path / "run"))
+        assert [word for word in words if word not in message] == [] and not (tmp_path / "run").exists()
+
+    def test_images_without_labels(self, image_folder, tmp_path):
+        message = message_of(DataError, lambda: train(config_of(image_folder), tmp_path / "run"))
+        assert "has no labels" in message and "sub-folders" in message
+
+    def test_an_image_without_a_label(self, labelled_folder, tmp_path):
+        shutil.copytree(labelled_folder, tmp_path / "images")
+        for number, image in enumerate(random_images(8, 4)):
+            Image.fromarray(image).save(tmp_path / "images" / "train" / f"{number}.png")
+        message = message_of(DataError, lambda: train(config_of(tmp_path / "images"), tmp_path / "run"))
+        assert "none of 0 to 2" in message and "model.prior" in message
+
+    def test_labels_of_other_names_than_it_began_with(self, labelled_folder, labelled_run, tmp_path):
+        shutil.copytree(labelled_folder, tmp_path / "images")
+        shutil.copytree(labelled_run, tmp_path / "run")
+        for split in ("train", "validation", "test"):
+            (tmp_path / "images" / split / "c").rename(tmp_path / "images" / split / "d")
+        values = json.loads((tmp_path / "run" / "config.json").read_text())
+        values["data"]["source"] = f"folder:{tmp_path / 'images'}"
+        (tmp_path / "run" / "config.json").write_text(json.dumps(values))
+        config = config_of(tmp_path / "images", micro_batches=2, steps=6)
+        message = message_of(RunError, lambda: train(config, tmp_path / "run"))
+        assert "'c' is now 'd'" in message
+
+
+class TestStart:
+    """`training.init_from`."""
+
+    @pytest.fixture(scope="class")
+    def plain_run(self, tmp_path_factory):
+        return write_run(tmp_path_factory.mktemp("plain") / "run", fresh(SMALLEST))
+
+    @pytest.mark.parametrize("model", [PRIOR, CODED])
+    def test_from_a_run_without_labels(self, model, plain_run, labelled_folder, tmp_path):
+        from tfdecouple.training.folder import RunFolder
+        from tfdecouple.training.record import RunRecord
+
+        config = config_of(labelled_folder, model)
+        state = TrainingState(config)
+        before = {name: variable.numpy() for name, variable in state.model.named_variables().items()}
+        RunRecord(config, RunFolder(tmp_path / "run", config), state).start_from(str(plain_run))
+        theirs = load_model(plain_run).named_variables()
+        for name, variable in state.model.named_variables().items():
+            equal(variable, theirs[name] if name in theirs else before[name])
+        new = {name.partition("/")[0] for name in state.model.named_variables() if name not in theirs}
+        assert new == {"prior_affine" if model is PRIOR else "class_codes"}
+
+    def test_not_from_another_architecture(self, plain_run, labelled_folder, tmp_path):
+        model = dataclasses.replace(PRIOR, prior="normal")
+        config = config_of(labelled_folder, model, init_from=str(plain_run))
+        assert "model.prior" in message_of(ConfigError, lambda: train(config, tmp_path / "run"))
+
+
+class TestStep:
+    @pytest.mark.parametrize("model", [CODED, pytest.param(PRIOR, marks=pytest.mark.slow)])
+    def test_two_devices_take_the_step_of_one(self, model):
+        images, labels = random_images(8, 4), np.array([0, 1, 2, 2, 1, 0, 1, 2], np.int32)
+        values = []
+        for devices in (1, 2):
+            config = Config(model=model, training=TrainingConfig(batch_size=8, micro_batches=2, warmup_steps=0))
+            strategy = make_strategy(devices)
+            keras.utils.set_random_seed(1)
+            with strategy.scope():
+                state = TrainingState(config)
+            state.model.initialize(random_images(16, 4, seed=9))
+            state.optimizer.start_averages()
+            before = {name: variable.numpy() for name, variable in state.trainable.items()}
+            batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(4)
+            step = TrainStep(config, state, strategy)
+            for number in range(2):
+                result = step(list(strategy.experimental_distribute_dataset(batches)), number).read()
+            assert result.applied
+            values.append({name: variable.numpy() for name, variable in state.trainable.items()})
+        of_labels = [name for name in before if name.startswith(("class_codes", "prior_affine"))]
+        assert of_labels and all(np.any(values[0][name] != before[name]) for name in of_labels)
+        for name, value in values[0].items():
+            np.testing.assert_allclose(values[1][name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_workers_train_as_one(labelled_folder, labelled_run, tmp_path):
+    from test_distributed import Pair
+
+    pair = Pair(tmp_path, config_of(labelled_folder, micro_batches=2))
+    pair.start()
+    ended = pair.end()
+    assert [status for status, *_ in ended] == [0, 0], ended
+    assert json.loads((pair.run / LABELS).read_text()) == NAMES
+    ours, theirs = (log_rows(run)["validation", 4] for run in (pair.run, labelled_run))
+    assert ours["bits_per_dim"] == pytest.approx(theirs["bits_per_dim"], rel=1e-3)
+    assert ours["kl"] == pytest.approx(theirs["kl"], rel=1e-5)
+
+
+def test_labels_of_photographs_are_their_names():
+    source = open_source(DataConfig(source="photographs", photograph_crops=16), 8)
+    assert len(source.label_names) == len(set(source.label_names)) >= 6

@@ -1,0 +1,168 @@
+"""What a model knows of labels: those that it tells of images by Bayes' rule, and those that its samples show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdecouple.data import Source
+from tfdecouple.errors import DataError
+from tfdecouple.metrics.estimate import Estimate
+from tfdecouple.metrics.linear_classifier import KINDS, Standardizer, fit_classifier
+from tfdecouple.metrics.probe import read_labelled
+from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime.tf32 import full_float32
+
+
+def classification_report(
+    model: DecoupledModel,
+    batches: Iterable[Mapping[str, Any]],
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Classifies images and counts those whose label has the highest probability.
+
+    Args:
+        model: a model that knows labels, with weights.
+        batches: of `tfdecouple.data.evaluation_batches`, of one size.
+        on_batch: called with the number of images done.
+
+    Returns:
+        Plain values: `images`; `accuracy` with its `standard_error`; `chance`, what the most frequent label alone would
+        have; `log_probability`, the mean of log p(y|x) of the right label y in nats; and `confusion` for the picture.
+
+    Raises:
+        UserError: for a model that knows no labels.
+        DataError: where no image has a label.
+    """
+    classify = tf.function(model.classify, autograph=False, reduce_retracing=True)
+    found, labels = [np.zeros((0, model.config.classes))], [np.zeros(0, np.int64)]
+    done = 0
+    for batch in batches:
+        image, label, weight = (np.asarray(batch[name]) for name in ("image", "label", "weight"))
+        with full_float32():
+            log_probabilities = classify(tf.constant(image)).numpy()
+        known = (weight > 0) & (label >= 0)
+        found.append(log_probabilities[known])
+        labels.append(label[known])
+        on_batch(done := done + int((weight > 0).sum()))
+    every, right = np.concatenate(found).astype(np.float64), np.concatenate(labels)
+    if not len(right):
+        raise DataError("no image has a label; a classification is judged by labels, as sub-folders give")
+    chosen = every.argmax(1)
+    accuracy = Estimate.over((chosen == right).astype(np.float64))
+    log_probability = Estimate.over(every[np.arange(len(right)), right])
+    present = np.union1d(chosen, right)
+    counts = np.zeros((len(present), len(present)), np.int64)
+    np.add.at(counts, (np.searchsorted(present, right), np.searchsorted(present, chosen)), 1)
+    return {
+        "images": len(right),
+        "accuracy": accuracy.mean,
+        "standard_error": accuracy.standard_error,
+        "chance": float(np.bincount(right).max() / len(right)),
+        "log_probability": log_probability.mean,
+        "confusion": {
+            "features": "Bayes' rule",
+            "classifier": "p(y|x)",
+            "accuracy": accuracy.mean,
+            "labels": present.tolist(),
+            "counts": counts.tolist(),
+        },
+    }
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """Returns the lines that say what `classification_report` returned."""
+    error = report["standard_error"]
+    known = f" ± {100 * error:.1f}" if math.isfinite(error) else ""
+    return [
+        f"{100 * report['accuracy']:.1f}{known} % of {report['images']:,} images classified right by Bayes' rule; the "
+        f"most frequent label has {100 * report['chance']:.1f} %",
+        f"    {report['log_probability']:.3f} nats: mean log p(y|x) of the right label",
+    ]
+
+
+def sample_report(
+    model: DecoupledModel,
+    source: Source,
+    *,
+    per_label: int,
+    train_images: int,
+    test_images: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Measures whether samples of a label look like it: by classifiers of raw pixels that know real images alone.
+
+    The classifiers are those of `linear_probe`, on standardised pixels; C is chosen on held-out training images.
+
+    Args:
+        model: a model that knows labels, with weights.
+        source: images with the same labels.
+        per_label: samples of each label.
+        train_images: real images of "train" that the classifiers are fitted to, drawn.
+        test_images: real images of "test" that they are tried on, for comparison.
+        temperature: of v.
+        seed: of all draws.
+        say: is told how far it is.
+
+    Returns:
+        Plain values: `samples` of each label, `temperature`, `chance`, `train_images`, `test_images`, and by
+        `classifiers` the accuracy on samples, with its standard error and by label, and on real images.
+
+    Raises:
+        UserError: for a model that knows no labels.
+        DataError: for images without labels, or fewer than asked for.
+    """
+    classes = model.config.classes
+    labels = np.repeat(np.arange(classes), per_label)
+    say(f"drawing {len(labels):,} samples of {classes} labels")
+    samples = np.asarray(model.sample(len(labels), temperature, seed=seed, labels=labels))
+    pixels, right = {"samples": samples}, {"samples": labels}
+    for split, count in (("train", train_images), ("test", test_images)):
+        images = read_labelled(model, source, split, count, seed=seed, batch_size=256, say=say)
+        pixels[split], right[split] = images.images, images.labels
+    flat = {name: images.reshape(len(images), -1).astype(np.float32) for name, images in pixels.items()}
+    standardizer = Standardizer.of(flat["train"])
+    for features in flat.values():
+        standardizer.apply(features)
+    found = {}
+    for kind in KINDS:
+        say(f"fitting {kind} to {train_images:,} images")
+        fitted = fit_classifier(kind, flat["train"], right["train"], lambda strength: None)
+        hits = {name: fitted.classifier.predict(flat[name]) == right[name] for name in ("samples", "test")}
+        accuracy = Estimate.over(hits["samples"].astype(np.float64))
+        found[kind] = {
+            "accuracy": accuracy.mean,
+            "standard_error": accuracy.standard_error,
+            "by_label": hits["samples"].reshape(classes, per_label).mean(1).tolist(),
+            "real_accuracy": float(hits["test"].mean()),
+            "C": fitted.strength,
+        }
+    return {
+        "samples": per_label,
+        "temperature": temperature,
+        "chance": 1 / classes,
+        "train_images": train_images,
+        "test_images": test_images,
+        "classifiers": found,
+    }
+
+
+def sample_summary(report: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Returns the lines that say what `sample_report` returned, with the names of the labels."""
+    lines = [
+        f"{report['samples']:,} samples of each of {len(names)} labels, told by linear classifiers of pixels that were "
+        f"fitted to {report['train_images']:,} real images; chance is {100 * report['chance']:.1f} %"
+    ]
+    for kind, found in report["classifiers"].items():
+        each = ", ".join(f"{name} {100 * share:.0f}" for name, share in zip(names, found["by_label"], strict=True))
+        lines.append(
+            f"    {kind}: {100 * found['accuracy']:.1f} % of samples ({each}), {100 * found['real_accuracy']:.1f} % of "
+            f"{report['test_images']:,} real test images"
+        )
+    return lines
