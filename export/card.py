@@ -59,6 +59,8 @@ def make_card(
             "latent_dim": model.latent_dim if model.has_latent else None,
             "conditioning": model.conditioning,
             "dequantization": model.dequantization,
+            "prior": model.prior if model.has_latent else None,
+            "labels": list(origin.label_names),
             "steps": model.steps,
             "hidden_channels": model.hidden_channels,
             "transform": model.transform,
@@ -168,7 +170,8 @@ def card_text(card: Mapping[str, Any]) -> str:
             ", u in the bins of pixels drawn from a learned q(u|x) (u_noise of `score` is standard normal)"
             if architecture.get("dequantization") == "flow"
             else ""
-        ),
+        )
+        + _labels(architecture),
         f"- **Weights:** run {card['run']}, step {card['step']}" + (", averaged" if card["averaged"] == "true" else ""),
         f"- **Data:** {card['data']['source']}. {card['data']['licence']}",
         f"- **Bits per dimension:** {_bits(bits)}",
@@ -195,6 +198,15 @@ def card_text(card: Mapping[str, Any]) -> str:
     lines += [f"- {line}" for line in _EXACT_RUNTIMES]
     lines += ["", "## Calling it", "", *_calls(card)]
     return "\n".join(lines) + "\n"
+
+
+def _labels(architecture: Mapping[str, Any]) -> str:
+    """What is said of the labels that a model knows; "" of one that knows none."""
+    names = architecture.get("labels") or []
+    if not names:
+        return ""
+    what = "z a function of the label" if architecture["prior"] == "classes" else "a prior over z with a part each"
+    return f"; {len(names)} labels, {what}: {', '.join(f'{number} {name}' for number, name in enumerate(names))}"
 
 
 def _bits(bits: Mapping[str, Any] | None) -> str:

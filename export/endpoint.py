@@ -23,6 +23,7 @@ Answers = dict[str, Any]
 
 # What inputs can hold, beside scalars of a range.
 IMAGE, GLOBAL_CODE, LOCAL_CODE, NORMAL, UNIFORM = "image", "global code", "local code", "normal noise", "uniform noise"
+LABEL = "label"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +32,13 @@ class Array:
 
     Attributes:
         name: as in the signature.
-        dtype: "uint8" or "float32".
+        dtype: "uint8", "float32" or "int32".
         shape: without the batch axis, which always comes first.
         meaning: a few words for the card.
-        holds: what an input is given: `IMAGE`, `GLOBAL_CODE`, `LOCAL_CODE`, `NORMAL`, `UNIFORM`, or the two ends of a
-            range for a scalar.
+        holds: what an input is given: `IMAGE`, `GLOBAL_CODE`, `LOCAL_CODE`, `NORMAL`, `UNIFORM`, `LABEL`, or the two
+            ends of a range for a scalar.
         example: a plain value of a scalar.
+        labels: the first label and the one after the last.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Array:
     meaning: str
     holds: str | tuple[float, ...] = NORMAL
     example: float = 0.0
+    labels: tuple[int, int] = (0, 0)
 
     def spec(self) -> tf.TensorSpec:
         """Returns the specification for TensorFlow, batch free."""
@@ -66,10 +69,13 @@ class Array:
         return self.drawn(rng, 1)
 
     def drawn(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Returns noise, or a scalar from one end of its range to the other, for so many images."""
+        """Returns noise, labels in turn, or a scalar from one end of its range to the other, for so many images."""
         if not isinstance(self.holds, str):
             first, last = self.holds
             return np.linspace(first, last, count, dtype=np.float32)
+        if self.holds == LABEL:
+            first, end = self.labels
+            return (first + np.arange(count) % (end - first)).astype(np.int32)
         if self.holds == UNIFORM:
             return rng.random((count, *self.shape), np.float32)
         return rng.standard_normal((count, *self.shape), np.float32)
@@ -82,23 +88,35 @@ class Reference(Protocol):
     measure of what a file may differ by. What was asked before is not asked again.
     """
 
-    def codes(self, images: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-        """Returns z and v of images, no answers themselves."""
+    def codes(self, images: np.ndarray, labels: np.ndarray | None = None) -> tuple[np.ndarray | None, np.ndarray]:
+        """Returns z and v of images, no answers themselves; where z is a function of the label, of labels in turn."""
 
-    def encode(self, images: np.ndarray) -> dict[str, Any]:
-        """Returns the answers "z", "z_log_variance" (both only with z) and "v"."""
+    def encode(self, images: np.ndarray, labels: np.ndarray | None = None) -> dict[str, Any]:
+        """Returns the answers "z", "z_log_variance" (both only with z, the second with an encoder) and "v"."""
 
     def decode(self, z: np.ndarray | None, v: np.ndarray) -> Any:
         """Returns the answer in pixels to codes."""
 
-    def score(self, images: np.ndarray, z_noise: np.ndarray | None, u_noise: np.ndarray) -> Answers:
+    def score(
+        self,
+        images: np.ndarray,
+        z_noise: np.ndarray | None,
+        u_noise: np.ndarray,
+        labels: np.ndarray | None = None,
+    ) -> Answers:
         """Returns the answers of `OutlierScores`, "bits_per_dim" and others, by name."""
 
-    def z_from_noise(self, noise: np.ndarray) -> np.ndarray:
-        """Returns the z of noise of the prior."""
+    def classify(self, images: np.ndarray) -> Any:
+        """Returns the answer of log p(y|x) of each label."""
 
-    def noise_from_z(self, z: np.ndarray) -> np.ndarray:
+    def z_from_noise(self, noise: np.ndarray | None, labels: np.ndarray | None = None) -> np.ndarray | None:
+        """Returns the z of noise of the prior, and of labels, where the model knows them."""
+
+    def noise_from_z(self, z: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
         """Returns the noise of the prior behind z."""
+
+    def labels(self, count: int) -> np.ndarray | None:
+        """Returns labels in turn, int32; None for a model that knows none."""
 
     def border_codes(self, count: int) -> tuple[np.ndarray | None, np.ndarray]:
         """Returns z and v of so many images whose every value lies beside the border of two levels.

@@ -37,6 +37,7 @@ class Origin:
         data: what the run was trained on, for people.
         imported: whether the weights come from a checkpoint of the paper's code, which says nothing of its data.
         directions: in z, found for these weights; None where there are none.
+        label_names: of the labels that the model knows, in their order; () where it knows none.
         without_directions: why those that lie there are left out; "" where they are not.
         bits_per_dim: {"validation", "test", "test_images"} where the run recorded them for these weights, or None.
     """
@@ -52,6 +53,7 @@ class Origin:
     imported: bool = False
     directions: Directions | None = None
     without_directions: str = ""
+    label_names: tuple[str, ...] = ()
 
     @property
     def crop(self) -> int:
@@ -125,6 +127,7 @@ def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel
         imported=imported,
         directions=directions,
         without_directions=problem,
+        label_names=opened.label_names,
     )
     return model, origin
 

@@ -136,6 +136,8 @@ class _Export:
         self._parts: dict[str, dict[str, Any]] = {}
         if "web" in request.formats and not self._model.config.has_latent:
             raise UserError("the web page switches z, and this model has none; leave the format web out")
+        if "web" in request.formats and self._model.config.has_classes:
+            raise UserError("the web page knows no labels, and this model does; leave the format web out")
 
     def say(self, text: str) -> None:
         self._say(f"[{time.monotonic() - self._begun:4.0f} s] {text}")

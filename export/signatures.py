@@ -15,6 +15,7 @@ import numpy as np
 from export.endpoint import (
     GLOBAL_CODE,
     IMAGE,
+    LABEL,
     LOCAL_CODE,
     NORMAL,
     UNIFORM,
@@ -50,25 +51,34 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
     def scalar(name: str, meaning: str, *ends: float, example: float = 0.0) -> Array:
         return Array(name, "float32", (), meaning, ends, example)
 
+    def label(name: str, needed: bool = True) -> Array:
+        last = config.classes - 1
+        meaning = f"label, 0 to {last}" if needed else f"label, 0 to {last}, or -1 for none"
+        return Array(name, "int32", (), meaning, LABEL, labels=(0 if needed else -1, config.classes))
+
     v = Array("v", "float32", image, "local code", LOCAL_CODE)
+    # z is coded by the label, or only its prior knows the label, or nothing does.
+    coded, known = config.has_class_codes, config.has_classes
+    labels = (label("labels"),) if coded else ()
     images = picture("images", "RGB, 0..255")
+    labels_a, labels_b = ((label(f"labels_{one}"),) if coded else () for one in "ab")
     images_a, images_b = picture("images_a", "RGB, 0..255"), picture("images_b", "RGB, 0..255")
     v_noise = Array("v_noise", "float32", image, "standard normal noise", NORMAL)
     u_noise = Array("u_noise", "float32", image, "uniform noise in [0, 1)", UNIFORM)
     if config.has_dequantizer:
         u_noise = Array("u_noise", "float32", image, "standard normal noise, of which q(u|x) makes u", NORMAL)
     z = (vector("z", "global code", GLOBAL_CODE),) if with_z else ()
-    z_noise = (vector("z_noise", "standard normal noise"),) if with_z else ()
+    z_noise = (vector("z_noise", "standard normal noise"),) if config.has_encoder else ()
     temperature = scalar(
         "temperature", "acts on v; 1 is the model's own distribution, lower is smoother", 0.1, 1.0, example=0.7
     )
     encode = Endpoint(
         name="encode",
         summary="Encodes images deterministically; decode gives the very same pixels back.",
-        inputs=(images,),
+        inputs=(images, *labels),
         outputs=(*z, v),
         build=_encode,
-        answer=lambda reference, given: _only(reference.encode(given["images"]), *z, v),
+        answer=lambda reference, given: _only(reference.encode(given["images"], given.get("labels")), *z, v),
         onnx="encoder",
         on_page=True,
     )
@@ -95,7 +105,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
     sample = Endpoint(
         name="sample",
         summary="Turns noise into new images.",
-        inputs=(*z_noise, v_noise, temperature),
+        inputs=(*([label("labels")] if known else []), *z_noise, v_noise, temperature),
         outputs=(images,),
         build=_sample,
         answer=_answer_sample,
@@ -106,7 +116,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
     switch = Endpoint(
         name="switch",
         summary="Switches the global codes of two images.",
-        inputs=(images_a, images_b),
+        inputs=(images_a, *labels_a, images_b, *labels_b),
         outputs=(picture("images_ab", "z of a with v of b"), picture("images_ba", "z of b with v of a")),
         build=_switch,
         answer=_answer_switch,
@@ -117,7 +127,9 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         summary="Interpolates between two images in two dimensions.",
         inputs=(
             images_a,
+            *labels_a,
             images_b,
+            *labels_b,
             scalar("alpha", "place of z between a (0) and b (1)", 0.0, 1.0, example=0.5),
             scalar("beta", "place of v between a (0) and b (1)", 1.0, 0.0, example=0.5),
         ),
@@ -131,6 +143,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         summary="Moves z of images along a direction; at 0 the very same pixels come back.",
         inputs=(
             images,
+            *labels,
             vector("direction", "of directions.json, or any"),
             scalar("amount", "multiples of the direction", 0.0, 2.0, example=1.0),
         ),
@@ -139,11 +152,13 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         answer=_answer_edit,
         needs_z=True,
     )
-    prior_nats = (scalar("prior_nats", "-log p(z) in nats"),) if with_z else ()
+    prior_nats: tuple[Array, ...] = ()
+    if config.has_encoder:
+        prior_nats = (scalar("prior_nats", "-log p(z, y) in nats, y the label" if known else "-log p(z) in nats"),)
     score = Endpoint(
         name="score",
         summary="Bits per dimension of images, an upper bound at one draw of the noise; and how usual its latents are.",
-        inputs=(images, *z_noise, u_noise),
+        inputs=(images, *([label("labels", needed=coded)] if known else []), *z_noise, u_noise),
         outputs=(
             scalar("bits_per_dim", "lower is more probable"),
             *prior_nats,
@@ -151,10 +166,22 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
             scalar("typicality", "root mean square of the same, by parts of the latents; about 1 under the model"),
         ),
         build=_score,
-        answer=lambda reference, given: reference.score(given["images"], given.get("z_noise"), given["u_noise"]),
+        answer=lambda reference, given: reference.score(
+            given["images"], given.get("z_noise"), given["u_noise"], given.get("labels")
+        ),
     )
-    every = (encode, encode_global, decode, sample, switch, interpolate, edit, score)
-    return tuple(one for one in every if with_z or not one.needs_z)
+    classify = Endpoint(
+        name="classify",
+        summary="How probable each label is of images, by Bayes' rule.",
+        inputs=(images,),
+        outputs=(Array("log_probabilities", "float32", (config.classes,), "log p(y|x) of each label y"),),
+        build=_classify,
+        answer=lambda reference, given: {"log_probabilities": reference.classify(given["images"])},
+    )
+    every = (encode, encode_global, decode, sample, switch, interpolate, edit, score, classify)
+    lacking = {"encode_global"} if coded else set()
+    lacking |= set() if known else {"classify"}
+    return tuple(one for one in every if (with_z or not one.needs_z) and one.name not in lacking)
 
 
 def onnx_names(config: ModelConfig) -> dict[str, str]:
@@ -175,15 +202,15 @@ def endpoint(config: ModelConfig, name: str) -> Endpoint:
 # --- graphs ---
 
 
-def _codes(deployed: DeployedModel, images: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor]:
+def _codes(deployed: DeployedModel, images: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor | None, tf.Tensor]:
     """Returns z and v of images, v in the layout of the graph."""
     levels = deployed.levels_of(images)
-    z = deployed.posterior(levels)[0] if deployed.config.has_latent else None
+    z = deployed.code(levels, labels)
     return z, deployed.flow.forward(deployed.flow_input(levels), z)
 
 
 def _encode(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    z, v = _codes(deployed, inputs["images"])
+    z, v = _codes(deployed, inputs["images"], inputs.get("labels"))
     return {**({} if z is None else {"z": z}), "v": deployed.to_outside(v)}
 
 
@@ -200,7 +227,7 @@ def _decode(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
 def _sample(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     import tensorflow as tf
 
-    z = deployed.prior.inverse(inputs["z_noise"]) if deployed.prior else None
+    z = deployed.z_from_noise(inputs.get("z_noise"), inputs.get("labels"))
     with tf.name_scope("input/"):
         v = tf.reshape(inputs["temperature"], [-1, 1, 1, 1]) * inputs["v_noise"]
     return {"images": deployed.pixels(deployed.flow.inverse(deployed.to_inside(v), z))}
@@ -211,8 +238,10 @@ def _both_codes(deployed: DeployedModel, inputs: Tensors) -> tuple[list[tf.Tenso
     import tensorflow as tf
 
     # Stacked, not concatenated: batches of different sizes would be halved in the wrong place, and nobody would notice.
-    pairs = tf.stack([inputs["images_a"], inputs["images_b"]])
-    z, v = _codes(deployed, tf.reshape(pairs, [-1, *deployed.config.image_shape]))
+    pairs, labels = tf.stack([inputs["images_a"], inputs["images_b"]]), None
+    if "labels_a" in inputs:
+        labels = tf.reshape(tf.stack([inputs["labels_a"], inputs["labels_b"]]), [-1])
+    z, v = _codes(deployed, tf.reshape(pairs, [-1, *deployed.config.image_shape]), labels)
     return tf.split(z, 2), tf.split(v, 2)
 
 
@@ -238,7 +267,7 @@ def _interpolate(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tenso
 def _edit(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     import tensorflow as tf
 
-    z, v = _codes(deployed, inputs["images"])
+    z, v = _codes(deployed, inputs["images"], inputs.get("labels"))
     step = tf.reshape(inputs["amount"], [-1, 1]) * inputs["direction"]
     return {"edited": deployed.pixels(deployed.flow.inverse(v, z + step))}
 
@@ -248,18 +277,27 @@ def _score(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
 
     from tfdecouple.outliers import shell, typicality
 
-    levels = deployed.levels_of(inputs["images"])
+    levels, labels = deployed.levels_of(inputs["images"]), inputs.get("labels")
     z, kl = None, None
     of_z, latents = {}, []
-    if deployed.config.has_latent:
+    if deployed.config.has_class_codes:
+        z, classes = deployed.code(levels, labels), deployed.classes
+        assert classes is not None
+        kl = -classes.of(classes.log_probabilities, labels)
+    if deployed.config.has_encoder:
         mean, log_variance = deployed.posterior(levels)
         noise = inputs["z_noise"]
         z = mean + tf.exp(log_variance / 2) * noise
-        prior_noise, log_det = deployed.prior_forward_and_log_det(z)
-        # log q(z|x) - log p(z); the constants of the two Gaussians cancel.
-        kl = 0.5 * tf.reduce_sum(tf.square(prior_noise) - tf.square(noise) - log_variance, -1) - log_det
         constant = deployed.config.latent_dim * math.log(2 * math.pi)
-        of_z["prior_nats"] = 0.5 * (tf.reduce_sum(tf.square(prior_noise), -1) + constant) - log_det
+        if deployed.classes is None:
+            prior_noise, log_det = deployed.prior_forward_and_log_det(z)
+            # log q(z|x) - log p(z); the constants of the two Gaussians cancel.
+            kl = 0.5 * tf.reduce_sum(tf.square(prior_noise) - tf.square(noise) - log_variance, -1) - log_det
+            of_z["prior_nats"] = 0.5 * (tf.reduce_sum(tf.square(prior_noise), -1) + constant) - log_det
+        else:
+            prior_noise, log_prior = _prior_by_label(deployed, z, labels)
+            kl = -0.5 * (tf.reduce_sum(tf.square(noise) + log_variance, -1) + constant) - log_prior
+            of_z["prior_nats"] = -log_prior
         latents.append(prior_noise)
     u, log_q = deployed.to_inside(inputs["u_noise"]), None
     if deployed.dequantizer is not None:
@@ -277,6 +315,36 @@ def _score(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
         "shell": shell(v),
         "typicality": typicality([*latents, *deployed.flow.parts(v)]),
     }
+
+
+def _prior_by_label(deployed: DeployedModel, z: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the noise of the prior behind z by its label, and log p(z, y); by the mixture where the label is -1."""
+    import tensorflow as tf
+
+    noise, log_joint = deployed.prior_of_each_class(z)
+    known = labels >= 0
+    chosen = tf.where(known, labels, tf.argmax(log_joint, -1, tf.int32))
+    log_prior = tf.where(known, tf.gather(log_joint, chosen, batch_dims=1), tf.reduce_logsumexp(log_joint, -1))
+    return tf.gather(noise, chosen, batch_dims=1), log_prior
+
+
+def _classify(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+    import tensorflow as tf
+
+    levels = deployed.levels_of(inputs["images"])
+    if not deployed.config.has_class_codes:
+        log_joint = deployed.prior_of_each_class(deployed.code(levels, None))[1]
+        return {"log_probabilities": tf.math.log_softmax(log_joint)}
+    classes = deployed.classes
+    assert classes is not None
+    # All labels in one pass, or the graph would grow with their number.
+    count, batch = deployed.config.classes, tf.shape(levels)[0]
+    x = tf.tile(deployed.flow_input(levels), [count, 1, 1, 1])
+    z = tf.repeat(tf.convert_to_tensor(classes.codes), tf.fill([count], batch), 0)
+    v, log_det = deployed.flow_forward_and_log_det(x, tf.ensure_shape(z, [None, deployed.config.latent_dim]))
+    log_density = _normal_log_density(v) + log_det
+    log_joint = tf.transpose(tf.reshape(log_density, [count, batch])) + classes.log_probabilities
+    return {"log_probabilities": tf.math.log_softmax(tf.ensure_shape(log_joint, [None, count]))}
 
 
 def _normal_log_density(x: tf.Tensor) -> tf.Tensor:
@@ -305,7 +373,9 @@ def _cases_of_decode(name: str, reference: Reference, given: Arrays) -> dict[str
     z_border, v_border = reference.border_codes(half)
     drawn = {"v": np.concatenate([v_border, rng.standard_normal(given["v"][half:].shape, np.float32)])}
     if z_border is not None:
-        z = reference.z_from_noise(rng.standard_normal(given["z"][half:].shape, np.float32))
+        labels = reference.labels(len(given["z"]))
+        noise = rng.standard_normal(given["z"][half:].shape, np.float32)
+        z = reference.z_from_noise(noise, None if labels is None else labels[half:])
         drawn = {"z": np.concatenate([z_border, z]), **drawn}
     return {name: given, f"{name} of drawn codes": drawn}
 
@@ -316,27 +386,29 @@ def _cases_of_sample(name: str, reference: Reference, given: Arrays) -> dict[str
     half = len(noise["v_noise"]) // 2
     z, v = reference.border_codes(half)
     noise["v_noise"][:half] = v / noise["temperature"][:half, None, None, None]
-    if z is not None:
-        noise["z_noise"][:half] = reference.noise_from_z(z)
+    if "labels" in noise:
+        noise["labels"][:half] = reference.labels(half)
+    if "z_noise" in noise and z is not None:
+        noise["z_noise"][:half] = reference.noise_from_z(z, noise["labels"][:half] if "labels" in noise else None)
     return {name: noise}
 
 
 def _answer_sample(reference: Reference, given: Arrays) -> Answers:
-    z = reference.z_from_noise(given["z_noise"]) if "z_noise" in given else None
+    z = reference.z_from_noise(given.get("z_noise"), given.get("labels"))
     return {"images": reference.decode(z, given["temperature"][:, None, None, None] * given["v_noise"])}
 
 
 def _answer_switch(reference: Reference, given: Arrays) -> Answers:
-    (z_a, v_a), (z_b, v_b) = reference.codes(given["images_a"]), reference.codes(given["images_b"])
+    (z_a, v_a), (z_b, v_b) = (reference.codes(given[f"images_{one}"], given.get(f"labels_{one}")) for one in "ab")
     return {"images_ab": reference.decode(z_a, v_b), "images_ba": reference.decode(z_b, v_a)}
 
 
 def _answer_edit(reference: Reference, given: Arrays) -> Answers:
-    z, v = reference.codes(given["images"])
+    z, v = reference.codes(given["images"], given.get("labels"))
     return {"edited": reference.decode(z + given["amount"][:, None] * given["direction"], v)}
 
 
 def _answer_interpolate(reference: Reference, given: Arrays) -> Answers:
-    (z_a, v_a), (z_b, v_b) = reference.codes(given["images_a"]), reference.codes(given["images_b"])
+    (z_a, v_a), (z_b, v_b) = (reference.codes(given[f"images_{one}"], given.get(f"labels_{one}")) for one in "ab")
     alpha, beta = given["alpha"][:, None], given["beta"][:, None, None, None]
     return {"images": reference.decode((1 - alpha) * z_a + alpha * z_b, (1 - beta) * v_a + beta * v_b)}

@@ -10,11 +10,13 @@ operation that ONNX lacks.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Self
 
 import tensorflow as tf
 
 from export.deployed.base import Deployed, scope
+from export.deployed.classes import DeployedClasses
 from export.deployed.dequantizer import DeployedDequantizer
 from export.deployed.encoder import DeployedEncoder
 from export.deployed.flow import DeployedFlow, DeployedPrior, total
@@ -36,8 +38,9 @@ class DeployedModel(Deployed):
         layout: the order of axes.
         quantizer: between pixels and what the flow maps.
         flow: from images to v.
-        prior: from z to noise; None without z.
-        encoder: None without z.
+        prior: from z to noise; None without z, and where z is a function of the label.
+        encoder: likewise.
+        classes: of the labels; None where the model knows none.
         dequantizer: None where u is uniform.
     """
 
@@ -47,6 +50,7 @@ class DeployedModel(Deployed):
     flow: DeployedFlow
     prior: DeployedPrior | None
     encoder: DeployedEncoder | None
+    classes: DeployedClasses | None
     dequantizer: DeployedDequantizer | None
 
     @classmethod
@@ -80,6 +84,7 @@ class DeployedModel(Deployed):
             flow=flow,
             prior=prior,
             encoder=encoder,
+            classes=DeployedClasses.from_model(model),
             dequantizer=dequantizer,
         )
 
@@ -115,6 +120,31 @@ class DeployedModel(Deployed):
         assert self.encoder is not None
         with self.encoder.scope():
             return self.encoder(self.quantizer.edges(levels))
+
+    def code(self, levels: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor | None:
+        """Returns the z of `encode`, `[batch, d_z]`; None without z."""
+        if self.classes is not None and self.classes.codes is not None:
+            assert labels is not None
+            return self.classes.of(self.classes.codes, labels)
+        return None if self.encoder is None else self.posterior(levels)[0]
+
+    def z_from_noise(self, noise: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor | None:
+        """Returns z of normal noise, where it has a density, and of labels, where the model knows them."""
+        if self.classes is not None and self.classes.codes is not None:
+            return self.code(noise, labels)
+        z = None if self.prior is None else self.prior.inverse(noise)
+        return z if self.classes is None or z is None else self.classes.moved_back(z, labels)
+
+    def prior_of_each_class(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the noise of the prior behind z by each label, and log p(z, y), as the model's own."""
+        assert self.classes is not None
+        moved = self.classes.moved(z)
+        classes, latent_dim = moved.shape[1:]
+        noise, log_det = self.prior_forward_and_log_det(tf.reshape(moved, [-1, latent_dim]))
+        constant = latent_dim * math.log(2 * math.pi)
+        log_prob = log_det - 0.5 * (tf.reduce_sum(tf.square(noise), -1) + constant)
+        log_joint = tf.reshape(log_prob, [-1, classes]) + self.classes.log_det + self.classes.log_probabilities
+        return tf.reshape(noise, [-1, classes, latent_dim]), log_joint
 
     def dequantize_and_log_det(self, levels: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Maps normal noise to u, with the log-determinant `[batch]`."""

@@ -163,7 +163,10 @@ class Report:
         kinds = {"real": cases["real"], **group(cases, "extreme/")}
         for kind, images in kinds.items():
             kept, back = cases[f"kept/{kind}"], []
-            for part, codes in self._codes(call, images, encoded if kind == "real" else None):
+            inputs = {"images": images}
+            if f"labels/{kind}" in cases:
+                inputs["labels"] = cases[f"labels/{kind}"]
+            for part, codes in self._codes(call, inputs, encoded if kind == "real" else None):
                 back.append((call("decode", codes)["images"] == part).reshape(len(part), -1).all(1))
             identical = np.concatenate(back)
             self.round_trip[kind] = {
@@ -178,8 +181,9 @@ class Report:
                     "model itself gives back"
                 )
 
-    def _codes(self, call: Call, images: np.ndarray, encoded: Arrays | None) -> Iterator[tuple[np.ndarray, Arrays]]:
+    def _codes(self, call: Call, inputs: Arrays, encoded: Arrays | None) -> Iterator[tuple[np.ndarray, Arrays]]:
         """Images, some at a time, and what a file encodes them to."""
+        images = inputs["images"]
         at_once = max(1, min(16, _PIXELS_AT_ONCE // math.prod(images.shape[1:3])))
         start = 0
         while start < len(images):
@@ -189,7 +193,7 @@ class Report:
             if encoded is not None and start < known:
                 yield part, {name: array[start:stop] for name, array in encoded.items()}
             else:
-                yield part, call("encode", {"images": part})
+                yield part, call("encode", {name: array[start:stop] for name, array in inputs.items()})
             start = stop
 
     def measure_latency(self, endpoint: str, call: Call, cases: Arrays) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from export.deployed.model import DeployedModel
-from export.endpoint import GLOBAL_CODE, IMAGE, LOCAL_CODE, Array, Arrays, Endpoint
+from export.endpoint import GLOBAL_CODE, IMAGE, LABEL, LOCAL_CODE, Array, Arrays, Endpoint
 from export.signatures import endpoints
 from export.verification.arrays import batches
 from export.verification.reference import KerasReference
@@ -37,7 +37,8 @@ def make_cases(
 
     `in/CASE/INPUT` and `out/CASE/OUTPUT/...` (see `judge.restored`) belong to the parity of each endpoint; `real` and
     `extreme/KIND` are the images of the round trip, with their levels as the model has them, and `kept/KIND` says
-    which of them the model itself gives back, whether or not its codes are moved.
+    which of them the model itself gives back, whether or not its codes are moved. `labels/KIND` are the labels that
+    they are encoded with, where z is a function of the label.
 
     Args:
         model: the model that is exported.
@@ -61,6 +62,9 @@ def make_cases(
         name = kind if kind == "real" else f"extreme/{kind}"
         cases[name] = np.asarray(model.quantize_images(array))
         cases[f"kept/{kind}"] = kept[start : start + len(array)]
+        if model.config.has_class_codes:
+            # As `kept` took them: in turn, over the images of all kinds.
+            cases[f"labels/{kind}"] = (start + np.arange(len(array), dtype=np.int32)) % model.config.classes
         start += len(array)
     drawn: Arrays = {}
     for endpoint in offered:
@@ -86,6 +90,9 @@ def _input(
     if array.holds == IMAGE:
         others = [one.name for one in endpoint.inputs if one.holds == IMAGE]
         return np.roll(answers.images, others.index(array.name), 0)
+    if array.holds == LABEL:
+        others = [one.name for one in endpoint.inputs if one.holds == LABEL]
+        return np.roll(array.drawn(rng, len(answers.images)), others.index(array.name), 0)
     if array.holds in (GLOBAL_CODE, LOCAL_CODE):
         z, v = answers.codes(answers.images)
         return v if array.holds == LOCAL_CODE or z is None else z

@@ -60,16 +60,21 @@ class KerasReference:
 
     # --- what endpoints ask ---
 
-    def codes(self, images: np.ndarray) -> tuple[Optional, np.ndarray]:
-        """Returns z and v of images."""
-        z, _, v = self._codes(images)
+    def labels(self, count: int) -> Optional:
+        """Returns labels in turn, int32; None for a model that knows none."""
+        classes = self._config.classes
+        return np.arange(count, dtype=np.int32) % classes if classes else None
+
+    def codes(self, images: np.ndarray, labels: Optional = None) -> tuple[Optional, np.ndarray]:
+        """Returns z and v of images, where z is a function of the label by these labels, or by all in turn."""
+        z, _, v = self._codes(images, labels)
         assert v is not None
         return z, v
 
-    def encode(self, images: np.ndarray) -> dict[str, Answer]:
-        """Returns the answers "z", "z_log_variance" (both only with z) and "v"."""
-        right = self._codes(images)
-        moved = [self._rows(f"reaction {number}", self._react, images) for number in range(self._reactions)]
+    def encode(self, images: np.ndarray, labels: Optional = None) -> dict[str, Answer]:
+        """Returns the answers "z", "z_log_variance" (both only with z, the second with an encoder) and "v"."""
+        right, labels = self._codes(images, labels), self._wanted(images, labels)
+        moved = [self._rows(f"reaction {number}", self._react, images, labels) for number in range(self._reactions)]
         names = ("z", "z_log_variance", "v")
         return {
             name: Floats.measured(value, [other[index] for other in moved])  # type: ignore[misc]
@@ -82,7 +87,9 @@ class KerasReference:
         right, *moved = self._values(z, v)
         return Pixels.measured(right, moved, self._config.n_bins)
 
-    def score(self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray) -> dict[str, Answer]:
+    def score(
+        self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray, labels: Optional = None
+    ) -> dict[str, Answer]:
         """Returns the answers of `outlier_scores`: as given, with noise that is moved, and of longer latents.
 
         The rounding of one weight moves all of v the same way, and the length of v by as much; of numbers moved up and
@@ -91,8 +98,8 @@ class KerasReference:
         if z_noise is None:
             z_noise = np.zeros((len(images), self._config.latent_dim), np.float32)
 
-        def ask(images: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor) -> list[tf.Tensor]:
-            elbo, latents = self._model.elbo_and_latents(images, z_noise, u_noise)
+        def ask(images: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: Any) -> list[tf.Tensor]:
+            elbo, latents = self._model.elbo_and_latents(images, z_noise, u_noise, labels=labels)
             return [
                 one
                 for each in (latents, _longer(latents))
@@ -100,27 +107,50 @@ class KerasReference:
                 if one is not None
             ]
 
-        right = self._run(ask, images, z_noise, u_noise)
+        right = self._run(ask, images, z_noise, u_noise, labels)
         # Of u in units of levels, so that x moves as that of images does.
         half = self._config.n_bins / 2
         moved = [
-            self._run(ask, images, self._moved(z_noise), self._moved(u_noise, half)) for _ in range(self._reactions)
+            self._run(ask, images, self._moved(z_noise), self._moved(u_noise, half), labels)
+            for _ in range(self._reactions)
         ]
-        names = [name for name in OutlierScores._fields if name != "prior_nats" or self._config.has_latent]
+        names = [name for name in OutlierScores._fields if name != "prior_nats" or self._config.has_encoder]
         count = len(names)
         moved.append(right[count:])
         return {
             name: Floats.measured(right[index], [other[index] for other in moved]) for index, name in enumerate(names)
         }
 
-    def z_from_noise(self, noise: np.ndarray) -> np.ndarray:
-        """Returns the z of noise of the prior."""
-        return self._run(lambda part: [self._model.z_from_noise(part)], noise, counts=False)[0]
+    def classify(self, images: np.ndarray) -> Floats:
+        """Returns the answer of log p(y|x), of the images and of images that are moved."""
 
-    def noise_from_z(self, z: np.ndarray) -> np.ndarray:
-        """Returns the noise of the prior behind z."""
-        flow = self._model.prior_flow
-        return z if flow is None else self._run(lambda part: flow.forward_and_log_det(part)[:1], z, counts=False)[0]
+        def ask(levels: tf.Tensor) -> list[tf.Tensor]:
+            return [tf.math.log_softmax(self._model.log_joint(levels))]
+
+        levels = self._levels(images)
+        moved = [self._moved(levels, self._config.n_bins / 2) for _ in range(self._reactions)]
+        right, *others = (self._run(ask, values)[0] for values in (levels, *moved))
+        return Floats.measured(right, others)
+
+    def z_from_noise(self, noise: Optional, labels: Optional = None) -> Optional:
+        """Returns the z of noise of the prior, and of labels, where the model knows them; None without z."""
+        if not self._config.has_latent:
+            return None
+        if noise is None:
+            assert labels is not None
+            noise = np.zeros((len(labels), self._config.latent_dim), np.float32)
+        return self._run(lambda *given: [self._model.z_from_noise(*given)], noise, labels, counts=False)[0]
+
+    def noise_from_z(self, z: np.ndarray, labels: Optional = None) -> np.ndarray:
+        """Returns the noise of the prior behind z, by its labels, where the model knows them."""
+        flow, affine = self._model.prior_flow, self._model.prior_affine
+
+        def ask(part: tf.Tensor, labels: tf.Tensor | None) -> list[tf.Tensor]:
+            if affine is not None:
+                part = tf.gather(affine(part)[0], labels, batch_dims=1)
+            return [part if flow is None else flow.forward_and_log_det(part)[0]]
+
+        return self._run(ask, z, labels, counts=False)[0]
 
     def border_codes(self, count: int) -> tuple[Optional, np.ndarray]:
         """Returns z and v of so many images whose every value lies beside the border of two levels.
@@ -157,15 +187,26 @@ class KerasReference:
         columns = zip(*(self._known[key] for key in keys), strict=True)
         return [None if column[0] is None else np.stack(column) for column in columns]
 
-    def _codes(self, images: np.ndarray) -> list[Optional]:
-        return self._rows("codes", lambda images: self._encoded(self._levels(images)), images)
+    def _wanted(self, images: np.ndarray, labels: Optional) -> Optional:
+        """The labels where z is a function of them: all in turn, where none are given."""
+        if not self._config.has_class_codes:
+            return None
+        return self.labels(len(images)) if labels is None else labels
 
-    def _react(self, images: np.ndarray) -> list[Optional]:
-        return self._encoded(self._moved(self._levels(images), self._config.n_bins / 2))
+    def _codes(self, images: np.ndarray, labels: Optional = None) -> list[Optional]:
+        def ask(images: np.ndarray, labels: Optional) -> list[Optional]:
+            return self._encoded(self._levels(images), labels)
 
-    def _encoded(self, levels: np.ndarray) -> list[Optional]:
+        return self._rows("codes", ask, images, self._wanted(images, labels))
+
+    def _react(self, images: np.ndarray, labels: Optional) -> list[Optional]:
+        return self._encoded(self._moved(self._levels(images), self._config.n_bins / 2), labels)
+
+    def _encoded(self, levels: np.ndarray, labels: Optional) -> list[Optional]:
         """Mean and log-variance of z, and v."""
         mean, log_variance = None, None
+        if labels is not None:
+            mean = self.z_from_noise(None, labels)
         encoder = self._model.encoder
         if encoder is not None:
             edges = self._model.quantizer.edges

@@ -106,7 +106,10 @@ def measure(
     """
     size = cases["real"].shape[1]
     images = cases["real"][: max(1, min(_IMAGES, _PIXELS // size**2))]
-    codes, own = full("encode", {"images": images}), small("encode", {"images": images})
+    inputs = {"images": images}
+    if "labels/real" in cases:
+        inputs["labels"] = cases["labels/real"][: len(images)]
+    codes, own = full("encode", inputs), small("encode", inputs)
     if not all(np.all(np.isfinite(array)) for array in own.values()):
         report.problems.append(f"the {precision} encoder returns codes that are not finite")
         return {}

@@ -38,6 +38,14 @@ def variant_of_tiny(**options):
 
 
 ADDITIVE = {"transform": "additive", "multiscale_transform": "additive", "prior_transform": "additive"}
+LABELLED = {
+    "image_size": 4,
+    "steps": (1, 1),
+    "hidden_channels": (4, 6),
+    "encoder_channels": (4,),
+    "classes": 3,
+    "class_probabilities": (1, 2, 5),
+}
 # TINY has odd channel counts (3, 9) and even ones (12, 24); the prior's splits go by d_z.
 VARIANTS = {
     "alpha-0.8": TINY,
@@ -85,6 +93,8 @@ VARIANTS = {
         dequantization_encoder_channels=(3, 5),
         dequantization_map_channels=2,
     ),
+    "classes": variant_of_tiny(**LABELLED, prior="classes"),
+    "prior of classes": variant_of_tiny(**LABELLED, linear="lu"),
 }
 
 
@@ -103,6 +113,9 @@ def model_of(name):
     if model.dequantizer is not None:
         give_effect(model.dequantizer, scale=0.3)
         move_statistics(model.dequantizer.encoder)
+    if model.code_net is not None:
+        # At their start all codes are nearly 0.
+        model.code_net.embedding.assign(20 * model.code_net.embedding)
     return give_effect(model)
 
 
@@ -136,7 +149,9 @@ def inputs_of(config, count=5, seed=1):
         "beta": np.linspace(0.9, 0.2, count),
     }
     pictures = {"images": images, "images_a": images, "images_b": images[::-1].copy()}
-    return {**pictures, **{name: values.astype("float32") for name, values in draws.items()}}
+    labels = np.arange(count, dtype=np.int32) % max(config.classes, 1)
+    labelled = {"labels": labels, "labels_a": labels, "labels_b": labels[::-1].copy()}
+    return {**pictures, **labelled, **{name: values.astype("float32") for name, values in draws.items()}}
 
 
 def call(name, endpoint_name, **given):
@@ -155,8 +170,13 @@ def expected(name, endpoint_name):
     """What the Keras model answers to `inputs_of`."""
     model, given = model_of(name), inputs_of(VARIANTS[name])
     a, b = given["images_a"], given["images_b"]
+    labels = model.wanted_labels(given["labels"])
+    coded = labels if model.config.has_class_codes else None
+    both = None if coded is None else (given["labels_a"], given["labels_b"])
+    if endpoint_name == "classify":
+        return {"log_probabilities": model.classify(a)}
     if endpoint_name == "encode":
-        codes = model.encode(a)
+        codes = model.encode(a, coded)
         return {"v": codes.v} if codes.z is None else codes._asdict()
     if endpoint_name == "encode_global":
         posterior = model.posterior(a)
@@ -164,17 +184,17 @@ def expected(name, endpoint_name):
     if endpoint_name == "decode":
         return {"images": model.decode(given["z"] if model.config.has_latent else None, given["v"])}
     if endpoint_name == "sample":
-        z = model.z_from_noise(given["z_noise"]) if model.config.has_latent else None
+        z = model.z_from_noise(given["z_noise"], labels) if model.config.has_latent else None
         return {"images": model.decode(z, given["temperature"][:, None, None, None] * given["v_noise"])}
     if endpoint_name == "score":
-        return outlier_scores(model, a, given["z_noise"], given["u_noise"]).named()
+        return outlier_scores(model, a, given["z_noise"], given["u_noise"], labels).named()
     if endpoint_name == "edit":
-        edited = model.edit(a, given["direction"], given["amount"])
+        edited = model.edit(a, given["direction"], given["amount"], coded)
         np.testing.assert_array_equal(edited[0], model.quantize_images(a)[0])
         return {"edited": edited}
     if endpoint_name == "switch":
-        return dict(zip(("images_ab", "images_ba"), model.switch(a, b), strict=True))
-    every = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]))
+        return dict(zip(("images_ab", "images_ba"), model.switch(a, b, both), strict=True))
+    every = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]), both)
     return {"images": np.stack([every[k, k, k] for k in range(len(a))])}
 
 
@@ -193,7 +213,7 @@ def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
 
 
 # The others are made of the same parts, and differ from model to model no more than these do.
-EVERY_ENDPOINT = ("alpha-0.8", "base", "none", "5 bits")
+EVERY_ENDPOINT = ("alpha-0.8", "base", "none", "5 bits", "classes", "prior of classes")
 ENDPOINTS = [
     (name, one.name)
     for name, config in VARIANTS.items()
@@ -245,6 +265,12 @@ class TestDeployedGraph:
         np.testing.assert_allclose(np.broadcast_to(ours, theirs.shape), theirs, rtol=TOLERANCE)
         assert np.all(np.abs(theirs) > 1)
 
+    def test_images_without_a_label_are_scored_by_the_mixture(self):
+        labels = np.array([-1, 1, -1, 2, 0], np.int32)
+        model, given = model_of("prior of classes"), inputs_of(VARIANTS["prior of classes"])
+        right = outlier_scores(model, given["images"], given["z_noise"], given["u_noise"], labels).named()
+        assert_same(call("prior of classes", "score", labels=labels), right)
+
     @pytest.mark.parametrize("place", [0.0, 1.0])
     def test_ends_of_an_interpolation_are_the_images(self, place):
         given = inputs_of(TINY)
@@ -290,11 +316,11 @@ class TestDeployedWeights:
 
     def test_an_endpoint_has_no_part_in_what_it_does_not_use(self):
         """A folded weight that no endpoint reads would be dead weight in every SavedModel."""
-        for name in ("alpha-0.8", "base", "none", "several factors"):
-            given = inputs_of(VARIANTS[name], 1)
+        for name in ("alpha-0.8", "base", "none", "several factors", "classes", "prior of classes"):
+            given, deployed = inputs_of(VARIANTS[name], 1), deployed_of(name)
             with tf.Graph().as_default():
                 made = {}
-                placed = deployed_of(name).replaced(
+                placed = deployed.replaced(
                     lambda key, array, made=made: made.setdefault(key, tf.compat.v1.placeholder("float32", array.shape))
                 )
                 for one in endpoints(VARIANTS[name]):
@@ -327,12 +353,13 @@ class TestDeployedWeights:
 
 
 # The layout NCHW, in files: one model of each kind of part.
-IN_FILES = ["alpha-0.8", "base", "none", "combined"]
+IN_FILES = ["alpha-0.8", "base", "none", "combined", "classes"]
 # Converted but in no file of an export: the score has the log-determinants, in whose layout sums run over other axes.
 CONVERTED = [(name, one.name) for name in IN_FILES for one in endpoints(VARIANTS[name]) if one.onnx] + [
     ("alpha-0.8", "score"),
     ("base", "score"),
     ("dequantization", "score"),
+    ("prior of classes", "sample"),
 ]
 
 

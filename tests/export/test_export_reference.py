@@ -1,7 +1,8 @@
 """Exports of the models of the paper's authors: files and deployed graph give the reference's float64 numbers.
 
-Beside the models in tests/data, the folders `wolf_small`, `wolf_base` and `wolf_small_var` of the folder that the
-environment variable TFDECOUPLE_REFERENCE_DIR names are tried, each with config.json, model.npz and reference.npz.
+Beside the models in tests/data, the folders `wolf_small`, `wolf_base`, `wolf_small_var` and `wolf_small_cat` of the
+folder that the environment variable TFDECOUPLE_REFERENCE_DIR names are tried, each with config.json, model.npz and
+reference.npz.
 """
 
 import functools
@@ -21,17 +22,18 @@ from export.formats.onnx import build_onnx
 from export.signatures import endpoint, endpoints
 from tfdecouple.interop.wolf import import_wolf
 
-FOLDERS = {name: DATA / name for name in ("wolf_small", "wolf_small_var")}
+FOLDERS = {name: DATA / name for name in ("wolf_small", "wolf_small_var", "wolf_small_cat")}
 if os.environ.get("TFDECOUPLE_REFERENCE_DIR"):
     HELD_OUT = pathlib.Path(os.environ["TFDECOUPLE_REFERENCE_DIR"])
-    FOLDERS |= {f"held out {name}": HELD_OUT / name for name in ("wolf_small", "wolf_base", "wolf_small_var")}
+    KINDS = ("wolf_small", "wolf_base", "wolf_small_var", "wolf_small_cat")
+    FOLDERS |= {f"held out {name}": HELD_OUT / name for name in KINDS}
 
 # Of the largest value: what is promised, and what float32 keeps to in fact (at most 1.0e-6 was measured).
 PROMISED, MEASURED = 1e-4, 1e-5
 # In NCHW a file of each endpoint is converted; those of a model with its own dequantisation are no others, but for the
-# score, which test_export_graph.py converts.
+# score, which test_export_graph.py converts; and so does it with labels.
 CASES = [(name, layout) for name in FOLDERS for layout in ("NHWC", "NCHW")]
-CASES.remove(("wolf_small_var", "NCHW"))
+CASES = [case for case in CASES if case not in (("wolf_small_var", "NCHW"), ("wolf_small_cat", "NCHW"))]
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -60,6 +62,7 @@ class Reference:
     def call(self, of, **given):
         """Runs an endpoint: of the deployed graph in NHWC, of an ONNX file in NCHW."""
         one = endpoint(self.config, of)
+        given = {"labels": self.arrays.get("labels"), **given}
         given = {array.name: given[array.name].astype(array.dtype) for array in one.inputs}
         if self.layout == "NCHW":
             names = [array.name for array in one.outputs]
@@ -94,6 +97,9 @@ def test_posterior_is_the_references(reference):
         assert "encode_global" not in {one.name for one in endpoints(reference.config)}
         return
     images = reference.arrays["images"]
+    if reference.config.has_class_codes:
+        reference.same(reference.call("encode", images=images)["z"], "z")
+        return
     reference.same(reference.call("encode", images=images)["z"], "posterior_mean")
     found = reference.call("encode_global", images=images)
     reference.same(found["z_mean"], "posterior_mean")
@@ -104,7 +110,7 @@ def test_bits_per_dimension_are_the_references(reference):
     arrays = reference.arrays
     noise = "dequantization_normal_noise" if reference.config.has_dequantizer else "dequantization_noise"
     given = {"images": arrays["images"], "u_noise": arrays[noise]}
-    if reference.config.has_latent:
+    if reference.config.has_encoder:
         given["z_noise"] = arrays["posterior_noise"]
     found = reference.call("score", **given)
     reference.same(found["bits_per_dim"], "bits_per_dim")
@@ -145,7 +151,8 @@ def test_sampling_begins_with_the_references_prior(reference):
 def test_every_image_comes_back(reference):
     size = reference.config.image_size
     images = np.concatenate([reference.arrays["images"], random_images(6, size)])
-    codes = reference.call("encode", images=images)
+    labels = np.arange(len(images)) % max(reference.config.classes, 1)
+    codes = reference.call("encode", images=images, labels=labels)
     np.testing.assert_array_equal(reference.call("decode", **codes)["images"], images)
 
 
@@ -161,7 +168,7 @@ class TestPieces:
             reference.same(reference.deployed.prior.inverse(self.tensor(reference, "prior_noise")), "prior_sample")
 
     def test_prior_density_is_the_references(self, reference):
-        if not reference.config.has_latent:
+        if not reference.config.has_encoder:
             return
         noise, log_det = reference.deployed.prior_forward_and_log_det(self.tensor(reference, "z"))
         constant = 0.5 * noise.shape[1] * math.log(2 * math.pi)
@@ -183,6 +190,12 @@ class TestPieces:
         reference.same(u, "dequantization_noise")
         normal = -0.5 * (np.square(arrays["dequantization_normal_noise"]) + math.log(2 * math.pi)).sum((1, 2, 3))
         reference.same(normal - log_det, "log_q_u")
+
+    def test_labels_are_the_references(self, reference):
+        if reference.config.has_class_codes:
+            classes = reference.deployed.classes
+            reference.same(classes.codes, "class_codes")
+            reference.same(classes.log_probabilities, "class_log_probabilities")
 
     def test_inverse_is_the_references(self, reference):
         z = tf.constant(reference.z_input.astype("float32")) if reference.config.has_latent else None

@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.places import TESTS
+from helpers.variants import VARIANTS, fresh
 from tensorflow.core.protobuf import saved_model_pb2
+
+from export.deployed.model import DeployedModel
+from export.formats.saved_model import save_saved_model
+from export.signatures import endpoints
 
 COMPILER = shutil.which("cc")
 pytestmark = [
@@ -108,6 +113,18 @@ def assert_fails(result, words):
     status, output, error = result
     assert (status, output, len(error)) == (2, "", 1), result
     assert error[0].startswith(f"round_trip: error: {words}")
+
+
+def test_c_runs_a_model_with_variational_dequantisation(program, tmp_path):
+    """Its score draws u by a flow of its own, which lies in the same graph and is loaded with it."""
+    model = fresh(VARIANTS["dequantization"])
+    offered = [endpoint for endpoint in endpoints(model.config) if endpoint.name in ("encode", "decode", "score")]
+    save_saved_model(DeployedModel.from_model(model), offered, tmp_path / "saved")
+    images = images_of("noise", 3, tmp_path / "saved")
+    status, output, error = round_trip(program, tmp_path / "saved", images, tmp_path)
+    assert (status, output, error) == (0, f"3 images: 0 of {images.size} subpixels differ\n", [])
+    v = np.fromfile(tmp_path / "v", np.float32).reshape(images.shape)
+    np.testing.assert_allclose(v, model.encode(images).v, atol=1e-5 * np.abs(v).max())
 
 
 # A process of its own for each, most of whose time is TensorFlow's start.

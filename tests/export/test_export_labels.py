@@ -1,0 +1,56 @@
+"""Exports of models that know labels: through the gate, and what their card says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from helpers.runs import write_run
+from helpers.variants import OF_CLASSES, fresh, message_of
+
+from export.pipeline import Request, export
+from export.signatures import endpoints
+from tfdecouple.errors import UserError
+from tfdecouple.runs import write_label_names
+
+NAMES = ["cat", "dog", "owl"]
+LABELLED = {
+    "classes": {"encode", "sample", "switch", "interpolate", "edit", "score"},
+    "prior-classes": {"sample", "score"},
+}
+
+
+@pytest.fixture
+def run(request, tmp_path):
+    folder = write_run(tmp_path / "run", fresh(OF_CLASSES[request.param]))
+    write_label_names(folder, NAMES)
+    return folder
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_endpoints_take_labels_where_they_matter(name):
+    offered = endpoints(OF_CLASSES[name])
+    taking = {one.name for one in offered if any(array.dtype == "int32" for array in one.inputs)}
+    assert taking == LABELLED[name]
+    assert ("encode_global" in {one.name for one in offered}) == (name == "prior-classes")
+    (label,) = [array for one in offered if one.name == "score" for array in one.inputs if array.dtype == "int32"]
+    drawn = label.drawn(np.random.default_rng(0), 9)
+    assert drawn.dtype == np.int32 and set(drawn) == ({0, 1, 2} if name == "classes" else {-1, 0, 1, 2})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", LABELLED, indirect=True)
+def test_passes_the_gate(run, tmp_path):
+    export(Request(run=run, to=tmp_path / "to", precisions=("int8",)), say=str)
+    card = json.loads((tmp_path / "to" / "model_card.json").read_text())
+    assert card["architecture"]["labels"] == NAMES
+    assert "classify" in card["formats"]["savedmodel"]["parity"]
+    text = (tmp_path / "to" / "MODEL_CARD.md").read_text()
+    assert "3 labels" in text and "0 cat, 1 dog, 2 owl" in text
+
+
+@pytest.mark.parametrize("run", ["classes"], indirect=True)
+def test_the_web_page_is_refused(run, tmp_path):
+    request = Request(run=run, to=tmp_path / "to", formats=("web",))
+    assert "knows no labels" in message_of(UserError, lambda: export(request, say=str))
