@@ -202,7 +202,9 @@ def endpoint(config: ModelConfig, name: str) -> Endpoint:
 # --- graphs ---
 
 
-def _codes(deployed: DeployedModel, images: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor | None, tf.Tensor]:
+def _codes(
+    deployed: DeployedModel, images: tf.Tensor, labels: tf.Tensor | None = None
+) -> tuple[tf.Tensor | None, tf.Tensor]:
     """Returns z and v of images, v in the layout of the graph."""
     levels = deployed.levels_of(images)
     z = deployed.code(levels, labels)
