@@ -146,7 +146,7 @@ def hidden_from(communication: float, image: float, micro_batches: int = 1) -> i
     Args:
         communication: seconds of the all-reduce.
         image: seconds of one image in training.
-        micro_batches: parts of the batch; only the backward pass of the last one has gradients to send.
+        micro_batches: into which the batch is divided; only the backward pass of the last one has gradients to send.
     """
     backward = image * BACKWARD / (1 + BACKWARD)
     return max(1, math.ceil(communication / backward)) * micro_batches

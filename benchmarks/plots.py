@@ -40,7 +40,7 @@ def plot(figures: dict[str, Any], path: pathlib.Path, gpus: Sequence[int]) -> No
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(depths, [str(depth) for depth in depths])
-        axis.set_xlabel("steps in each part of each level")
+        axis.set_xlabel("steps in each stage of each level")
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
     figure.tight_layout()

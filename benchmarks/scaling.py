@@ -8,7 +8,7 @@ Each point is a process of its own (`throughput.py`).
 
   batch   time of a call, images/s and memory over the images in it; several kinds of phase
   depth   time of a training step, of tracing and of everything up to the end of the first step, and memory, over the
-          steps in each part of each level, with each training.memory
+          steps in each stage of each level, with each training.memory
   large   the same of training.memory for presets of 64 and of 256 pixels, 2 images a batch
   memory  calculated: what a training step of the presets for large images holds, and the largest micro-batch on a GPU
 

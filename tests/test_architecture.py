@@ -13,6 +13,7 @@ from helpers.places import DATA
 from tfdecouple.architecture import count_by_network, plan
 from tfdecouple.config import load_preset, preset_names
 from tfdecouple.parameters import count_parameters
+from tfdecouple.step_layers import STEP_LAYERS
 
 # Smaller ones of the options of the dequantisation.
 DEQUANTIZING = dataclasses.replace(
@@ -37,6 +38,7 @@ CONFIGS = {
     "additive": dataclasses.replace(TINY, transform="additive", prior_transform="additive"),
     "additive factor-out": dataclasses.replace(TINY, multiscale_transform="additive"),
     "lu": dataclasses.replace(TINY, linear="lu", latent_dim=7),
+    "step layers": dataclasses.replace(TINY, step_layers=tuple(STEP_LAYERS)),
     "base": dataclasses.replace(TINY, conditioning="base", base_hidden=5),
     "normal prior": dataclasses.replace(TINY, prior="normal"),
     "classes": dataclasses.replace(TINY, prior="classes", classes=3),

@@ -75,7 +75,7 @@ class LayerSize:
         positions: height times width.
         channels: of its input and output.
         couplings: its couplings.
-        maps: how many actnorms and 1x1 convolutions it has; each keeps its input for the backward pass.
+        maps: how many other layers it has, such as actnorms; each keeps its input for the backward pass.
     """
 
     positions: int
@@ -135,7 +135,8 @@ def _layers(planned: FlowPlan) -> Iterator[LayerSize]:
     for stage in planned.stages:
         positions, step, factor_out = stage.side**2, planned.step(stage), planned.factor_out(stage)
         for _ in range(stage.steps):
-            yield LayerSize(positions, step.channels, (CouplingSize(positions, step.coupling),) * 4, maps=3)
+            couplings = (CouplingSize(positions, step.coupling),) * 4
+            yield LayerSize(positions, step.channels, couplings, maps=3 + len(step.further))
         if factor_out is not None:
             yield LayerSize(positions, factor_out.channels, (CouplingSize(positions, factor_out.coupling),), maps=2)
 

@@ -107,7 +107,7 @@ class Distributions(Networks):
         """
         self._require_latent("a posterior over z", density=True)
         self.require_initialized()
-        levels = self._levels_of(images)
+        levels = self._checked_levels(images)
         if levels.shape[0] == 0:
             # A convolution has no answer to an empty batch.
             mean = log_variance = tf.zeros([0, self.config.latent_dim])
@@ -156,7 +156,7 @@ class Distributions(Networks):
             NotInitializedError: for a model without weights.
         """
         self.require_initialized()
-        levels = self._levels_of(images)
+        levels = self._checked_levels(images)
         batch = tf.shape(levels)[0]
         z_noise = randomness.normal([batch, self.config.latent_dim], randomness.fold(seed, "z"))
         u_noise = randomness.pixel_noise(tf.shape(levels), randomness.fold(seed, "u"), self.config.has_dequantizer)
@@ -180,7 +180,7 @@ class Distributions(Networks):
         self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, training: bool = False, labels: Any = None
     ) -> tuple[Elbo, Latents]:
         """As `elbo_from_noise`, with the latents that the bound was taken at."""
-        levels = self._levels_of(images)
+        levels = self._checked_levels(images)
         labels = self._labels_of(labels, levels)
         if levels.shape[0] == 0:
             noise = tf.zeros([0, self.config.latent_dim]) if self.config.has_encoder else None
@@ -221,7 +221,7 @@ class Distributions(Networks):
             NotInitializedError: for a model without weights.
         """
         self.require_initialized()
-        levels = self._levels_of(images)
+        levels = self._checked_levels(images)
         noise = as_pixel_noise(noise, levels)
         if levels.shape[0] == 0:
             return noise, tf.zeros([0])
@@ -265,7 +265,7 @@ class Distributions(Networks):
         """Turns -log p(x), x in [-1, 1), in nats per image, into bits per colour value of the discrete image."""
         return self.quantizer.bits_per_dim(nats, math.prod(self.config.image_shape))
 
-    def _levels_of(self, images: Any) -> tf.Tensor:
+    def _checked_levels(self, images: Any) -> tf.Tensor:
         return self.quantizer.levels(as_images(images, self.config.image_shape))
 
     def _labels_of(self, labels: Any, levels: tf.Tensor) -> tf.Tensor | None:

@@ -81,7 +81,7 @@ class DecoupledModel(Distributions):
             NotInitializedError: for a model without weights.
         """
         self.require_initialized()
-        levels = self._levels_of(images)
+        levels = self._checked_levels(images)
         labels = self._labels_of(labels, levels)
         if levels.shape[0] == 0:
             # A convolution has no answer to an empty batch.
@@ -287,7 +287,7 @@ class DecoupledModel(Distributions):
         """
         self.require_initialized()
         self._require_classes()
-        levels = self._levels_of(images)
+        levels = self._checked_levels(images)
         if levels.shape[0] == 0:
             return tf.zeros([0, self.config.classes])
         return tf.math.log_softmax(self.log_joint(levels))

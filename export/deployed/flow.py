@@ -15,7 +15,8 @@ from export.deployed.base import Deployed, LogDets, scope, values
 from export.deployed.coupling import Conditioning, DeployedCoupling
 from export.deployed.layout import Layout
 from export.deployed.linear import DeployedActNorm, DeployedLinear, DeployedMix, normalised
-from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1
+from export.deployed.registered import DeployedRegistered
+from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1, RegisteredLayer
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
 from tfdecouple.networks.prior import PriorFlow
 
@@ -63,6 +64,8 @@ def _step(step: FlowStep, name: str, layout: Layout, conditioning: Conditioning)
         inner = f"{name}/{layer.name}"
         if isinstance(layer, ActNorm):
             layers.append(DeployedActNorm.from_layer(layer, inner, layout, images=images))
+        elif isinstance(layer, RegisteredLayer):
+            layers.append(DeployedRegistered.from_layer(layer, inner, layout))
         else:
             before = next((one for one in others[number:] if isinstance(one, ActNorm)), None)
             layers.append(DeployedCoupling.from_layer(layer, inner, layout, len(matrix), conditioning, before=before))

@@ -28,6 +28,7 @@ from export.verification.weights import by_name, digests
 from tfdecouple.errors import InversionError, NotInitializedError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.outliers import outlier_scores
+from tfdecouple.step_layers import STEP_LAYERS
 
 # Of the largest value. About 5e-7 is what was measured.
 TOLERANCE = 1e-5
@@ -80,6 +81,7 @@ VARIANTS = {
         prior_alpha=1.0,
         linear="lu",
         multiscale_transform="additive",
+        step_layers=tuple(STEP_LAYERS),
     ),
     "two levels": variant_of_tiny(image_size=4, steps=(2, 3), hidden_channels=(4, 6), encoder_channels=(4,)),
     "dequantization": variant_of_tiny(

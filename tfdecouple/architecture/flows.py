@@ -45,6 +45,7 @@ class FlowPlan:
         multiscale_transform: name of that of the couplings before channels leave.
         alpha: bound of both.
         linear: form of the linear maps, "full" or "lu".
+        step_layers: names of what ends each step beside the paper's layers, of `step_layers.STEP_LAYERS`.
         whitening: of v by z, where z enters nowhere else; else None.
     """
 
@@ -55,6 +56,7 @@ class FlowPlan:
     multiscale_transform: str
     alpha: float
     linear: str
+    step_layers: tuple[str, ...] = ()
     whitening: WhiteningPlan | None = None
 
     @property
@@ -77,7 +79,7 @@ class FlowPlan:
     def step(self, stage: StagePlan) -> StepPlan:
         """Returns what each step of a stage is."""
         coupling = self._coupling(stage, *halves(stage.channels), self.transform)
-        return StepPlan(channels=stage.channels, linear=self.linear, coupling=coupling)
+        return StepPlan(channels=stage.channels, linear=self.linear, coupling=coupling, further=self.step_layers)
 
     def factor_out(self, stage: StagePlan) -> FactorOutPlan | None:
         """Returns what stands at the end of a stage before channels leave; None where none leave."""

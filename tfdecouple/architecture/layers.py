@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from tfdecouple.architecture.weights import Weights, actnorm, linear, under, weight_norm
+from tfdecouple.architecture.weights import (
+    Weights,
+    actnorm,
+    convolutional_net,
+    dense_net,
+    linear,
+    under,
+    whitening_net,
+)
+from tfdecouple.step_layers import STEP_LAYERS
 from tfdecouple.transforms import TRANSFORMS
 
 # The couplings of a step by name, in the forward direction: pattern of the split, and which side is transformed.
@@ -41,18 +50,10 @@ class CouplingPlan:
 
     def weights(self) -> Weights:
         """Returns `{name: shape}` of its net's weights."""
-        kernel, hidden = ((3, 3) if self.images else ()), self.hidden
-        weights = {
-            "first": (*kernel, self.kept, hidden),
-            "second": ((1, 1, hidden, hidden) if self.images else (hidden, hidden)),
-            **weight_norm((*kernel, hidden, self.outputs)),
-        }
+        sizes = (self.kept, self.hidden, self.outputs)
         if not self.images:
-            weights |= {"first_bias": (hidden,), "second_bias": (hidden,)}
-        if self.condition_size:
-            around = (3, 3) if self.local else ()
-            weights |= {"condition_kernel": (*around, self.condition_size, hidden), "condition_bias": (hidden,)}
-        return under("net", weights)
+            return under("net", dense_net(*sizes))
+        return under("net", convolutional_net(*sizes, self.condition_size, local=self.local))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,21 +64,25 @@ class StepPlan:
         channels: of its input and output.
         linear: form of the linear map, "full" or "lu".
         coupling: each of its four couplings.
+        further: names of what stands behind them, of `step_layers.STEP_LAYERS`.
     """
 
     channels: int
     linear: str
     coupling: CouplingPlan
+    further: tuple[str, ...] = ()
 
     def weights(self) -> Weights:
         """Returns `{name: shape}` of its weights."""
         weights = {
-            **actnorm("actnorm_1", self.channels),
-            **linear("linear", self.channels, self.linear),
-            **actnorm("actnorm_2", self.channels),
+            **under("actnorm_1", actnorm(self.channels)),
+            **under("linear", linear(self.channels, self.linear)),
+            **under("actnorm_2", actnorm(self.channels)),
         }
         for name in (*FIRST_PAIR, *SECOND_PAIR):
             weights |= under(name, self.coupling.weights())
+        for name in self.further:
+            weights |= under(name, STEP_LAYERS[name].weights(self.channels))
         return weights
 
 
@@ -98,9 +103,9 @@ class FactorOutPlan:
     def weights(self) -> Weights:
         """Returns `{name: shape}` of its weights."""
         return {
-            **linear("linear", self.channels, self.linear),
+            **under("linear", linear(self.channels, self.linear)),
             **under("coupling", self.coupling.weights()),
-            **actnorm("actnorm", self.coupling.transformed),
+            **under("actnorm", actnorm(self.coupling.transformed)),
         }
 
 
@@ -120,5 +125,4 @@ class WhiteningPlan:
 
     def weights(self) -> Weights:
         """Returns `{name: shape}` of its weights."""
-        first = {"first": (self.condition_size, self.hidden), "first_bias": (self.hidden,)}
-        return {**first, **weight_norm((self.hidden, 2 * self.entries))}
+        return whitening_net(self.condition_size, self.hidden, self.entries)

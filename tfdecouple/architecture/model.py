@@ -127,6 +127,7 @@ def plan(config: ModelConfig) -> Plan:
         multiscale_transform=config.multiscale_transform,
         alpha=config.alpha,
         linear=config.linear,
+        step_layers=config.step_layers,
         whitening=whitening,
     )
     if config.has_dequantizer:

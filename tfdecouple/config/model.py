@@ -8,6 +8,7 @@ import math
 from tfdecouple.config.checks import at_least, check, one_of
 from tfdecouple.config.values import plain, tuples
 from tfdecouple.levels import COLOURS, encoder_blocks, flow_levels
+from tfdecouple.step_layers import STEP_LAYERS
 from tfdecouple.transforms import TRANSFORMS
 
 CONDITIONING = ("coupling", "base", "none")
@@ -43,6 +44,8 @@ class ModelConfig:
             (docs/RESULTS.md, "What comes back").
         linear: "full" (matrix and slogdet, as the paper's code) or "lu" (PLU factors, as Glow) for the 1x1
             convolutions and the prior's linear layers.
+        step_layers: what stands at the end of each step of the decoder's flow beside the paper's layers, by names of
+            `step_layers.py` such as "sinh_arcsinh".
         encoder_channels: planes of the encoder's ResNet levels, each of which halves the resolution.
         encoder_out_channels: the paper's c', planes after the last ResNet level.
         prior: "flow" (a small flow over z, paper B.3), "normal" (N(0, I), the ablation) or "classes": z is a learned
@@ -79,6 +82,7 @@ class ModelConfig:
     multiscale_transform: str = "affine"
     alpha: float = 1.0
     linear: str = "full"
+    step_layers: tuple[str, ...] = ()
     encoder_channels: tuple[int, ...] = (48, 96, 96)
     encoder_out_channels: int = 8
     prior: str = "flow"
@@ -105,7 +109,7 @@ class ModelConfig:
             ConfigError: naming the option and its value.
         """
         lists = ("steps", "hidden_channels", "factors", "encoder_channels")
-        for name in (*lists, *(f"dequantization_{name}" for name in lists)):
+        for name in ("step_layers", *lists, *(f"dequantization_{name}" for name in lists)):
             object.__setattr__(self, name, tuples(getattr(self, name)))
         object.__setattr__(self, "class_probabilities", tuple(map(float, self.class_probabilities)))
         at_least("model.image_size", self.image_size, 1)
@@ -116,6 +120,10 @@ class ModelConfig:
         one_of("model.dequantization", self.dequantization, DEQUANTIZATIONS)
         for name in ("transform", "multiscale_transform", "prior_transform", "dequantization_transform"):
             one_of(f"model.{name}", getattr(self, name), TRANSFORMS)
+        for name in self.step_layers:
+            one_of("an entry of model.step_layers", name, STEP_LAYERS)
+        twice = sorted({name for name in self.step_layers if self.step_layers.count(name) > 1})
+        check(not twice, f"model.step_layers has {', '.join(twice)} more than once; a step can have each layer once")
         for name in ("alpha", "prior_alpha", "dequantization_alpha"):
             value = getattr(self, name)
             check(0 < value <= 1, f"model.{name} is {value}; it must lie in (0, 1]")

@@ -5,6 +5,7 @@ from tfdecouple.layers.base import InvertibleComposite, InvertibleLayer, Inverti
 from tfdecouple.layers.coupling import Coupling
 from tfdecouple.layers.linear import InvertibleConv1x1, InvertibleLinear
 from tfdecouple.layers.nets import MLP, ConvNet, LocalConvNet
+from tfdecouple.layers.registered import RegisteredLayer
 from tfdecouple.layers.sigmoid import Sigmoid
 from tfdecouple.layers.squeeze import Squeeze
 from tfdecouple.layers.whitening import ConditionalWhitening
@@ -23,6 +24,7 @@ __all__ = [
     "InvertibleLinear",
     "InvertibleSequence",
     "LocalConvNet",
+    "RegisteredLayer",
     "Sigmoid",
     "Squeeze",
     "backward_memory",

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdecouple.architecture.weights import actnorm
 from tfdecouple.bijectors import ChannelAffine, ClosedForm
 from tfdecouple.layers.base import InvertibleLayer
 from tfdecouple.runtime.shapes import product, sizes
@@ -31,11 +32,11 @@ class ActNorm(InvertibleLayer):
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Creates `log_scale` and `bias`, each `[channels]`."""
         self._remember_shape(x_shape, condition_shape)
-        channels = x_shape[-1]
+        shapes = actnorm(x_shape[-1])
         self.log_scale = self.add_weight(
-            name="log_scale", shape=(channels,), initializer=keras.initializers.RandomNormal(stddev=0.05)
+            name="log_scale", shape=shapes["log_scale"], initializer=keras.initializers.RandomNormal(stddev=0.05)
         )
-        self.bias = self.add_weight(name="bias", shape=(channels,), initializer="zeros")
+        self.bias = self.add_weight(name="bias", shape=shapes["bias"], initializer="zeros")
         self.built = True
 
     def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdecouple.architecture.weights import linear
 from tfdecouple.bijectors import ChannelLU, ChannelMatrix
 from tfdecouple.config import LINEAR_FORMS
 from tfdecouple.errors import ConfigError
@@ -42,22 +43,22 @@ class InvertibleLinear(InvertibleLayer):
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Creates the matrix `[channels, channels]`, or its packed factors and the permutation."""
         self._remember_shape(x_shape, condition_shape)
-        channels = x_shape[-1]
+        shapes = linear(x_shape[-1], self.form)
         if self.form == "full":
             self.kernel = self.add_weight(
-                name="kernel", shape=(channels, channels), initializer=keras.initializers.Orthogonal()
+                name="kernel", shape=shapes["kernel"], initializer=keras.initializers.Orthogonal()
             )
         else:
-            orthogonal = keras.initializers.Orthogonal()((channels, channels))
+            orthogonal = keras.initializers.Orthogonal()(shapes["factors"])
             factors, permutation = tf.linalg.lu(tf.cast(orthogonal, tf.float64))
             self.factors = self.add_weight(
                 name="factors",
-                shape=(channels, channels),
+                shape=shapes["factors"],
                 initializer=lambda shape, dtype: keras.ops.cast(np.asarray(factors), dtype),
             )
             self.permutation = self.add_weight(
                 name="permutation",
-                shape=(channels,),
+                shape=shapes["permutation"],
                 dtype="int32",
                 trainable=False,
                 initializer=lambda shape, dtype: keras.ops.cast(np.asarray(permutation), dtype),

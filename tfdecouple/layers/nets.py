@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdecouple.architecture.weights import Weights, convolutional_net, dense_net
 from tfdecouple.layers.base import need_condition
 from tfdecouple.runtime.convolution import convolve, convolve_normed
 from tfdecouple.runtime.precision import current_net_precision
@@ -33,27 +34,29 @@ class WeightNorm:
 
     Args:
         layer: the Keras layer that owns the weights.
-        name: prefix of their names.
-        shape: the kernel's shape, outputs last.
+        shapes: those of the layer's weights, as `architecture.weights` declares them; here of "last_direction", the
+            kernel's with the outputs last, "last_gain" and "last_bias".
     """
 
-    def __init__(self, layer: keras.layers.Layer, name: str, shape: tuple[int, ...]):
-        outputs = (shape[-1],)
-        self.direction = layer.add_weight(
-            name=f"{name}_direction", shape=shape, initializer=keras.initializers.RandomNormal(stddev=0.05)
+    def __init__(self, layer: keras.layers.Layer, shapes: Weights):
+        self.direction, self.gain, self.bias = (
+            layer.add_weight(name=name, shape=shapes[name], initializer=initializer)
+            for name, initializer in (
+                ("last_direction", keras.initializers.RandomNormal(stddev=0.05)),
+                ("last_gain", "zeros"),
+                ("last_bias", "zeros"),
+            )
         )
-        self.gain = layer.add_weight(name=f"{name}_gain", shape=outputs, initializer="zeros")
-        self.bias = layer.add_weight(name=f"{name}_bias", shape=outputs, initializer="zeros")
 
-    def factors(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns V, of `shape`, and g / ||V||, of one number an output; the kernel is their product."""
+    def direction_and_scale(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns V, of the kernel's shape, and g / ||V||, of one number an output; the kernel is their product."""
         direction = tf.convert_to_tensor(self.direction)
         norm = tf.sqrt(tf.reduce_sum(tf.square(direction), list(range(len(direction.shape) - 1))))
         return direction, tf.convert_to_tensor(self.gain) / norm
 
     def kernel(self) -> tf.Tensor:
-        """Returns the kernel, of `shape`."""
-        direction, scale = self.factors()
+        """Returns the kernel, its outputs last."""
+        direction, scale = self.direction_and_scale()
         return direction * scale
 
     def reset(self) -> None:
@@ -100,23 +103,23 @@ class ConvNet(CouplingNet):
     Zero padding keeps height and width.
     """
 
-    # How far the kernel of the condition reaches: z has no place.
-    _around: tuple[int, ...] = ()
+    # Whether the condition is a map, whose kernel reaches around a place; z has none.
+    _local = False
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Creates the weights for inputs `[batch, height, width, channels]`."""
-        hidden = self.hidden
-        self.first = self.add_weight(name="first", shape=(3, 3, x_shape[-1], hidden), initializer=fan_in_uniform())
-        self.second = self.add_weight(name="second", shape=(1, 1, hidden, hidden), initializer=fan_in_uniform())
+        shapes = convolutional_net(x_shape[-1], self.hidden, self.outputs, self.condition_size, local=self._local)
+        self.first = self.add_weight(name="first", shape=shapes["first"], initializer=fan_in_uniform())
+        self.second = self.add_weight(name="second", shape=shapes["second"], initializer=fan_in_uniform())
         if self.condition_size:
-            around, size = self._around, self.condition_size
-            self.condition_kernel = self.add_weight(
-                name="condition_kernel", shape=(*around, size, hidden), initializer=fan_in_uniform()
-            )
+            kernel = shapes["condition_kernel"]
+            self.condition_kernel = self.add_weight(name="condition_kernel", shape=kernel, initializer=fan_in_uniform())
             self.condition_bias = self.add_weight(
-                name="condition_bias", shape=(hidden,), initializer=bound_uniform(math.prod((*around, size)))
+                name="condition_bias",
+                shape=shapes["condition_bias"],
+                initializer=bound_uniform(math.prod(kernel[:-1])),
             )
-        self.last = WeightNorm(self, "last", (3, 3, hidden, self.outputs))
+        self.last = WeightNorm(self, shapes)
         self.built = True
 
     @full_float32()
@@ -138,7 +141,7 @@ class ConvNet(CouplingNet):
                 dtype,
             )
         first, second = (tf.cast(tf.convert_to_tensor(kernel), dtype) for kernel in (self.first, self.second))
-        h = _equation_7(tf.cast(x, dtype), shift, first, tf.squeeze(second, [0, 1]), *self.last.factors())
+        h = _equation_7(tf.cast(x, dtype), shift, first, tf.squeeze(second, [0, 1]), *self.last.direction_and_scale())
         return tf.cast(h, self.compute_dtype) + tf.convert_to_tensor(self.last.bias)
 
 
@@ -149,7 +152,7 @@ class LocalConvNet(ConvNet):
     The convolution of the map has a bias, as in the paper's code.
     """
 
-    _around = (3, 3)
+    _local = True
 
     @full_float32()
     def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
@@ -168,7 +171,7 @@ class LocalConvNet(ConvNet):
         first, second = read(self.first), tf.squeeze(read(self.second), [0, 1])
         # The map as it is: convolved, it is as wide as the net, and what is wide stays inside.
         local = tf.cast(condition, dtype), read(self.condition_kernel), read(self.condition_bias)
-        h = _with_map(tf.cast(x, dtype), local[0], first, second, *self.last.factors(), *local[1:])
+        h = _with_map(tf.cast(x, dtype), local[0], first, second, *self.last.direction_and_scale(), *local[1:])
         return tf.cast(h, self.compute_dtype) + tf.convert_to_tensor(self.last.bias)
 
 
@@ -204,12 +207,12 @@ class MLP(CouplingNet):
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Creates the weights for inputs `[batch, channels]`."""
-        hidden = self.hidden
-        self.first = self.add_weight(name="first", shape=(x_shape[-1], hidden), initializer=fan_in_uniform())
-        self.first_bias = self.add_weight(name="first_bias", shape=(hidden,), initializer="zeros")
-        self.second = self.add_weight(name="second", shape=(hidden, hidden), initializer=fan_in_uniform())
-        self.second_bias = self.add_weight(name="second_bias", shape=(hidden,), initializer="zeros")
-        self.last = WeightNorm(self, "last", (hidden, self.outputs))
+        shapes = dense_net(x_shape[-1], self.hidden, self.outputs)
+        self.first = self.add_weight(name="first", shape=shapes["first"], initializer=fan_in_uniform())
+        self.first_bias = self.add_weight(name="first_bias", shape=shapes["first_bias"], initializer="zeros")
+        self.second = self.add_weight(name="second", shape=shapes["second"], initializer=fan_in_uniform())
+        self.second_bias = self.add_weight(name="second_bias", shape=shapes["second_bias"], initializer="zeros")
+        self.last = WeightNorm(self, shapes)
         self.built = True
 
     @full_float32()

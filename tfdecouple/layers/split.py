@@ -66,7 +66,7 @@ class ChannelSplit:
         transformed = halves(channels)[1] if self.transformed is None else self.transformed
         if not 0 < transformed < channels:
             raise UserError(
-                f"a coupling cannot transform {transformed} of {channels} channels; both parts need at least one"
+                f"a coupling cannot transform {transformed} of {channels} channels; both sides need at least one"
             )
         return channels - transformed, transformed
 

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdecouple.architecture.weights import whitening_net
 from tfdecouple.bijectors import ClosedForm, Whitening
 from tfdecouple.layers.base import InvertibleLayer, need_condition
 from tfdecouple.layers.nets import WeightNorm, fan_in_uniform
@@ -35,11 +36,10 @@ class ConditionalWhitening(InvertibleLayer):
         """Creates the net for h of shape `[batch, ...]`."""
         self._remember_shape(x_shape)
         self._event = tuple(x_shape[1:])
-        self.first = self.add_weight(
-            name="first", shape=(self.condition_size, self.hidden), initializer=fan_in_uniform()
-        )
-        self.first_bias = self.add_weight(name="first_bias", shape=(self.hidden,), initializer="zeros")
-        self.last = WeightNorm(self, "last", (self.hidden, 2 * math.prod(self._event)))
+        shapes = whitening_net(self.condition_size, self.hidden, math.prod(self._event))
+        self.first = self.add_weight(name="first", shape=shapes["first"], initializer=fan_in_uniform())
+        self.first_bias = self.add_weight(name="first_bias", shape=shapes["first_bias"], initializer="zeros")
+        self.last = WeightNorm(self, shapes)
         self.built = True
 
     def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:

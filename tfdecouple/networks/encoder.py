@@ -214,7 +214,7 @@ class Encoder(TracedNetwork, keras.layers.Layer):
             name="top",
         )
         self.top.build((None, plan.out_side, plan.out_side, channels))
-        self.last = WeightNorm(self, "last", (plan.features, 2 * self.latent_dim))
+        self.last = WeightNorm(self, plan.weights())
         self.built = True
 
     @full_float32()

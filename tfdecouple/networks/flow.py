@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,6 +19,7 @@ from tfdecouple.layers import (
     InvertibleConv1x1,
     InvertibleLayer,
     InvertibleSequence,
+    RegisteredLayer,
     Squeeze,
 )
 from tfdecouple.layers.base import ChildCall, InvertibleComposite
@@ -80,11 +81,13 @@ class FlowStep(_Coupled, InvertibleSequence):
         transform: name of a transform, such as "affine" or "additive".
         alpha: bound of the affine scale.
         linear: "full" or "lu".
+        step_layers: names of what stands at its end beside the paper's layers, of `step_layers.STEP_LAYERS`.
         **kwargs: of `InvertibleLayer`.
     """
 
-    def __init__(self, hidden: int, condition_size: int = 0, **kwargs: Any):
+    def __init__(self, hidden: int, condition_size: int = 0, *, step_layers: Sequence[str] = (), **kwargs: Any):
         super().__init__(hidden, condition_size, **kwargs)
+        self.step_layers = tuple(step_layers)
 
         def pair(splits: Mapping[str, tuple[str, str]]) -> list[InvertibleLayer]:
             return [self._coupling(name, pattern=pattern, part=side) for name, (pattern, side) in splits.items()]
@@ -96,7 +99,12 @@ class FlowStep(_Coupled, InvertibleSequence):
             *pair(FIRST_PAIR),
             ActNorm(name="actnorm_2", dtype=self.dtype_policy),
             *pair(SECOND_PAIR),
+            *(RegisteredLayer(name, name=name, dtype=self.dtype_policy) for name in self.step_layers),
         ]
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "step_layers": self.step_layers}
 
     def _linear_layer(self, **options: Any) -> InvertibleLayer:
         return InvertibleConv1x1(self.linear, **options)
@@ -242,7 +250,10 @@ class Flow(TracedFlow, InvertibleComposite):
         planned = self.plan
         widths = (sizes.hidden, planned.step(sizes).coupling.condition_size)
         options: dict[str, Any] = {"alpha": planned.alpha, "linear": planned.linear, "dtype": self.dtype_policy}
-        steps = [FlowStep(*widths, transform=planned.transform, name=name, **options) for name in sizes.step_names]
+        steps = [
+            FlowStep(*widths, transform=planned.transform, step_layers=planned.step_layers, name=name, **options)
+            for name in sizes.step_names
+        ]
         factor_out = None
         if sizes.dropped:
             factor_out = FactorOut(
