@@ -42,7 +42,7 @@ test-lowest: $(VENV)/lowest/.stamp ## run a short suite with the lowest versions
 test-newest: $(VENV)/newest/.stamp ## run a short suite with the newest versions of constraints/newest.txt
 	$(VENV)/newest/bin/python -m pytest $(SHORT) $(ARGS)
 
-tools: | $(VENV)/.stamp-venv ## install what the long tests need: C compiler, Node.js, Chromium, npm packages
+tools: | $(VENV)/.stamp-venv ## install what the long tests need: compilers, ONNX Runtime for C++, Node.js, Chromium, npm packages
 	@.ci/install-tools
 
 lint: $(VENV)/.stamp-lint ## check style (ruff) and types (mypy)
