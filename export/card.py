@@ -9,6 +9,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
+from export.formats.files import FILE_FORMATS, file_format
 from export.origin import Origin
 from export.signatures import Endpoint
 from tfdecouple.data.opening import rights_in
@@ -25,6 +26,9 @@ _EXACT_RUNTIMES = (
     "(`docker compose up tf-serving-gpu` sets it).",
     "All: decode with the runtime, the device and the precision that encoded.",
 )
+
+# How many times as fast a runtime must have been, of each endpoint, to be recommended.
+_CLEARLY = 1.05
 
 # How a page can be checked, by the keys of its entry's `checked`.
 _PAGE_CHECKS = {"digest": "by digest", "node": "in Node", "browser": "in a browser"}
@@ -249,6 +253,8 @@ def _measured(name: str, entry: Mapping[str, Any]) -> list[str]:
         for endpoint, batches in entry["latency_ms"].items()
     ]
     lines += [f"Median time of a call: {'; '.join(times)}.", ""] if times else []
+    for runtime, found in entry.get("runtimes", {}).items():
+        lines += [_other_runtime(runtime, found), ""]
     for precision, variant in entry.get("variants", {}).items():
         own, foreign = variant["round_trip"], variant["decoding_float32_codes"]
         lines += [
@@ -261,42 +267,35 @@ def _measured(name: str, entry: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _other_runtime(runtime: str, found: Mapping[str, Any]) -> str:
+    """What another runtime made of the files: whether images came back, and how fast it was beside ONNX Runtime."""
+    trips = found["round_trip"].values()
+    kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
+    text = f"In {runtime} {found.get(runtime, '')}, in float32, {kept} of {tried} images came back."
+    for batch in ("1", "16"):
+        pairs = {
+            endpoint: [times[batch][runtime], times[batch]["onnxruntime"]]
+            for endpoint, times in found.get("in_turns", {}).items()
+            if batch in times
+        }
+        told = ", ".join(f"{endpoint} {own:.3g} and {other:.3g} ms" for endpoint, (own, other) in pairs.items())
+        ratios = [other / own for own, other in pairs.values()]
+        advice = "neither is faster throughout"
+        if ratios and min(ratios) > _CLEARLY:
+            advice = f"{runtime} is the faster"
+        elif ratios and max(ratios) < 1 / _CLEARLY:
+            advice = "ONNX Runtime is the faster"
+        text += f" At batch {batch}, in turns with ONNX Runtime on this machine: {told}; {advice}." if pairs else ""
+    return text
+
+
 def _calls(card: Mapping[str, Any]) -> list[str]:
     """How to call the formats that are there, each a block that runs in the export's folder."""
     size, name, formats = card["architecture"]["image_size"], card["name"], card["formats"]
     with_z = card["architecture"]["latent_dim"] is not None
-    codes = "z, v" if with_z else "(v,)"
-    feeds = '{"z": z, "v": v}' if with_z else '{"v": v}'
-    js_feeds = "{ z, v }" if with_z else "{ v }"
     lines = []
-    if "onnx" in formats:
-        lines += [
-            "Python, with numpy and onnxruntime:",
-            "",
-            "```python",
-            "import numpy as np",
-            "import onnxruntime",
-            "",
-            'encoder = onnxruntime.InferenceSession("onnx/encoder.onnx")',
-            'decoder = onnxruntime.InferenceSession("onnx/decoder.onnx")',
-            f"images = np.zeros((1, {size}, {size}, 3), np.uint8)",
-            f'{codes} = encoder.run(None, {{"images": images}})',
-            f"same = decoder.run(None, {feeds})[0]",
-            "```",
-            "",
-            "JavaScript, with onnxruntime-node, or onnxruntime-web in a browser:",
-            "",
-            "```js",
-            'import * as ort from "onnxruntime-node";',
-            "",
-            'const encoder = await ort.InferenceSession.create("onnx/encoder.onnx");',
-            'const decoder = await ort.InferenceSession.create("onnx/decoder.onnx");',
-            f'const images = new ort.Tensor("uint8", new Uint8Array({size * size * 3}), [1, {size}, {size}, 3]);',
-            f"const {js_feeds} = await encoder.run({{ images }});",
-            f"const same = (await decoder.run({js_feeds})).images;",
-            "```",
-            "",
-        ]
+    for one in (file_format(kind) for kind in FILE_FORMATS if kind in formats):
+        lines += one.calls(size, with_z)
     if "savedmodel" in formats:
         signature = formats["savedmodel"].get("signatures", ["encode"])[0]
         values = ", ".join(map(_example, card["endpoints"][signature]["inputs"]))

@@ -7,6 +7,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from export.formats.files import FILE_FORMATS
 from tfdecouple.runtime.extras import require
 from tfdecouple.runtime.process import given_arguments, run_program, start_tensorflow
 
@@ -14,7 +15,8 @@ EXIT_REFUSED = 4
 
 _HELP = """\
 Turns a run into files that other programs use without this project: a SavedModel
-for TensorFlow Serving, ONNX files for ONNX Runtime, a static web page.
+for TensorFlow Serving, ONNX files for ONNX Runtime, LiteRT files for phones, a static
+web page.
 
   python -m export --run runs/quickstart --to exported/quickstart
       savedmodel/1, onnx/{encoder,decoder,sampler}.onnx, and files to start a server
@@ -22,6 +24,9 @@ for TensorFlow Serving, ONNX files for ONNX Runtime, a static web page.
       a page that runs the model in the browser; serve the folder web/ with any server
   python -m export --run runs/quickstart --to exported/quickstart --precision int8
       smaller ONNX files beside those of float32
+
+  python -m export --run runs/quickstart --to exported/quickstart --format litert ort
+      files for phones: litert/encoder.tflite and so on; ort/ for small builds of ONNX Runtime
 
   python -m export --verify exported/quickstart
       the same checks again, on the machine where the files are used; without the run
@@ -63,7 +68,7 @@ def _export(arguments: Sequence[str] | None) -> int:
         nargs="+",
         metavar="NAME",
         default=["savedmodel", "onnx"],
-        help="savedmodel, onnx, web; default savedmodel and onnx",
+        help=f"savedmodel, {', '.join(FILE_FORMATS)}, web; default savedmodel and onnx",
     )
     parser.add_argument(
         "--precision",

@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from export.formats.files import FILE_FORMATS
 from tfdecouple.errors import UserError
 
 NAME = "manifest.json"
 CASES = "cases"
-CHECKS = ("check_saved_model", "check_onnx")
+CHECKS = ("check_saved_model", *FILE_FORMATS.values())
 # What a person edits for a server; it may differ without anything being wrong.
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 

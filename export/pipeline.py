@@ -17,8 +17,8 @@ from export import manifest
 from export.card import JSON_NAME, TEXT_NAME, card_text, make_card, merged
 from export.deployed.model import DeployedModel
 from export.endpoint import Endpoint
-from export.formats.onnx import build_onnx, save_onnx
-from export.formats.precision import PRECISIONS, with_smaller_weights
+from export.formats.files import FILE_FORMATS, FileFormat, Sources, with_sources
+from export.formats.precision import PRECISIONS
 from export.formats.saved_model import save_saved_model
 from export.formats.serving import write_serving_files, write_warmup
 from export.formats.web import build_page, find_runtime
@@ -29,13 +29,14 @@ from export.verification.arrays import Report, save_cases
 from export.verification.cases import make_cases, real_images, weight_digests
 from export.verification.check_folder import card_problems, page_problems, served_others, serving_problems
 from export.verification.folder import part_of
-from export.verification.run import RefusedError, listed, pass_gate
+from export.verification.run import RefusedError, further_checks, listed, pass_gate
 from tfdecouple.directions import MEANS
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime.extras import require
 from tfdecouple.storage.files import write_json, write_text
 
-FORMATS = ("savedmodel", "onnx", "web")
+FORMATS = ("savedmodel", *FILE_FORMATS, "web")
 # Of the directions, which the page has a slider each for.
 _MOST_SLIDERS = 100
 
@@ -81,6 +82,8 @@ class Request:
                     raise UserError(f"there is no {what} {value!r}; there are {', '.join(choices)}")
         if not self.formats:
             raise UserError(f"no format is given; there are {', '.join(FORMATS)}")
+        for one in with_sources(self.formats):
+            require(*one.packages, what=f"the format {one.name}")
         if self.version is not None:
             if not 1 <= self.version < 2**63:
                 raise UserError(f"the version is {self.version}; it must be at least 1 and below 2**63")
@@ -153,18 +156,28 @@ class _Export:
             images, checked_on = real_images(origin.config)
             checked_on = without_path(checked_on, origin.config)
             asked = make_cases(model, images, tell=self.say)
-            layouts = {"savedmodel": "NHWC", "onnx": "NCHW", "web": "NCHW"}
-            asked |= weight_digests(model, sorted({layouts[name] for name in request.formats}))
+            made = with_sources(("onnx", *request.formats) if runtime is not None else request.formats)
+            layouts = {one.layout for one in made} | ({"NHWC"} if "savedmodel" in request.formats else set())
+            asked |= weight_digests(model, sorted(layouts))
             cases = staging.area / "cases.npz"
             save_cases(asked, cases)
             self._kept_cases = manifest.case_file(cases)
             formats: dict[str, Any] = {}
             version = self._saved_model(staging, cases, formats)
-            onnx = self._onnx(staging, cases, formats)
+            sources = Sources(
+                model=model,
+                endpoints=tuple(one for one in endpoints(model.config) if one.onnx),
+                metadata={**origin.metadata(), "name": origin.name},
+                precisions=request.precisions,
+                area=staging.area,
+                say=self.say,
+            )
+            for one in made:
+                self._files(one, sources, cases, formats)
             if runtime is not None:
                 self.say("building the web page")
                 models = page_names(model.config)
-                page = (staging.area / "web", onnx, runtime, _about(origin), models.values())
+                page = (staging.area / "web", staging.area / "onnx", runtime, _about(origin), models.values())
                 build_page(*page)
                 _refuse(page_problems(*page))
                 # Without the smaller files: the page has none.
@@ -202,35 +215,21 @@ class _Export:
         formats["savedmodel"]["signatures"] = signatures
         return version
 
-    def _onnx(self, staging: Staging, cases: pathlib.Path, formats: dict[str, Any]) -> pathlib.Path:
-        model, origin = self._model, self._origin
-        folder = staging.area / "onnx"
-        if not {"onnx", "web"} & set(self.request.formats):
-            return folder
-        folder.mkdir()
-        deployed = DeployedModel.from_model(model, "NCHW")
-        metadata = {**origin.metadata(), "name": origin.name}
-        for endpoint in endpoints(model.config):
-            if endpoint.onnx is None:
-                continue
-            self.say(f"ONNX: {endpoint.onnx}")
-            whole = build_onnx(deployed, endpoint, {**metadata, "endpoint": endpoint.name})
-            for precision in self.request.precisions:
-                smaller = with_smaller_weights(whole, precision, deployed.may_be_rounded())
-                save_onnx(smaller, folder / f"{endpoint.onnx}.{precision}.onnx")
-            save_onnx(whole, folder / f"{endpoint.onnx}.onnx")
-        self.say("checking the ONNX files in a process of its own")
-        options = {
-            "names": onnx_names(model.config),
-            "metadata": metadata,
-            "precisions": list(self.request.precisions),
-        }
-        report = self._pass_gate("check_onnx", folder, cases, **options)
-        self._parts["onnx"] = part_of("check_onnx", "onnx", self._kept_cases, options)
+    def _files(self, one: FileFormat, sources: Sources, cases: pathlib.Path, formats: dict[str, Any]) -> None:
+        folder = _made(sources.area / one.name)
+        one.write(sources, folder)
+        self.say(f"checking the {one.title} files in a process of its own")
+        options = one.options(sources)
+        report = self._pass_gate(one.check, folder, cases, **options)
+        self._parts[one.name] = part_of(one.check, one.name, self._kept_cases, options)
         files = sorted(path.name for path in folder.iterdir())
-        formats["onnx"] = _entry(origin, report, [f"onnx/{name}" for name in files])
-        formats["onnx"]["bytes"] = {name: (folder / name).stat().st_size for name in files}
-        return folder
+        formats[one.name] = _entry(self._origin, report, [f"{one.name}/{name}" for name in files])
+        formats[one.name]["bytes"] = {name: (folder / name).stat().st_size for name in files}
+        for package, check in further_checks(one.check).items():
+            self.say(f"checking the {one.title} files in {package}")
+            other = self._pass_gate(check, folder, cases, **options)
+            entry = {"parity": other.parity, "round_trip": other.round_trip, **other.notes}
+            formats[one.name].setdefault("runtimes", {})[package] = entry
 
     def _pass_gate(self, check: str, folder: pathlib.Path, cases: pathlib.Path, **options: object) -> Report:
         """Runs a check, and tells what it measured."""
@@ -275,7 +274,7 @@ class _Export:
             if version is not None:
                 staging.put_version(staging.area / "savedmodel", version)
                 published.append(staging.folder / "savedmodel" / str(version))
-            for name in ("onnx", "web"):
+            for name in (*FILE_FORMATS, "web"):
                 if name in self.request.formats:
                     staging.put_folder(staging.area / name, name)
                     published.append(staging.folder / name)

@@ -8,6 +8,7 @@ import logging
 import pathlib
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from export.deployed.model import DeployedModel
 from export.endpoint import Endpoint
+from export.formats.files import FileFormat, Sources
 from export.origin import version_of
 
 # The highest that tf2onnx writes; ONNX Runtime for Python, Node and the browser all read it.
@@ -22,6 +24,68 @@ OPSET = 18
 BATCH = "batch"
 # A protobuf message, and so a file without external data, ends at 2 GiB; graph and names need a little of that.
 INLINE_LIMIT = 2**31 - 2**24
+
+
+class Onnx(FileFormat):
+    """Files of opset 18, and smaller ones beside them."""
+
+    name = "onnx"
+    title = "ONNX"
+    suffix = ".onnx"
+    layout = "NCHW"
+
+    def write(self, sources: Sources, folder: pathlib.Path) -> None:
+        """Converts each endpoint once, and rounds the weights of that for each precision."""
+        from export.formats.precision import with_smaller_weights
+
+        deployed = sources.deployed(self.layout)
+        for endpoint in sources.endpoints:
+            sources.say(f"ONNX: {endpoint.onnx}")
+            whole = build_onnx(deployed, endpoint, {**sources.metadata, "endpoint": endpoint.name})
+            for precision in sources.precisions:
+                smaller = with_smaller_weights(whole, precision, deployed.may_be_rounded())
+                save_onnx(smaller, folder / f"{endpoint.onnx}.{precision}{self.suffix}")
+            save_onnx(whole, folder / f"{endpoint.onnx}{self.suffix}")
+
+    def options(self, sources: Sources) -> dict[str, Any]:
+        """Returns what the check is told: the precisions, too."""
+        return {**super().options(sources), "precisions": list(sources.precisions)}
+
+    def calls(self, size: int, with_z: bool) -> list[str]:
+        """Returns how Python and JavaScript call the files."""
+        codes = "z, v" if with_z else "(v,)"
+        feeds = '{"z": z, "v": v}' if with_z else '{"v": v}'
+        js_feeds = "{ z, v }" if with_z else "{ v }"
+        return [
+            "Python, with numpy and onnxruntime:",
+            "",
+            "```python",
+            "import numpy as np",
+            "import onnxruntime",
+            "",
+            'encoder = onnxruntime.InferenceSession("onnx/encoder.onnx")',
+            'decoder = onnxruntime.InferenceSession("onnx/decoder.onnx")',
+            f"images = np.zeros((1, {size}, {size}, 3), np.uint8)",
+            f'{codes} = encoder.run(None, {{"images": images}})',
+            f"same = decoder.run(None, {feeds})[0]",
+            "```",
+            "",
+            "JavaScript, with onnxruntime-node, or onnxruntime-web in a browser:",
+            "",
+            "```js",
+            'import * as ort from "onnxruntime-node";',
+            "",
+            'const encoder = await ort.InferenceSession.create("onnx/encoder.onnx");',
+            'const decoder = await ort.InferenceSession.create("onnx/decoder.onnx");',
+            f'const images = new ort.Tensor("uint8", new Uint8Array({size * size * 3}), [1, {size}, {size}, 3]);',
+            f"const {js_feeds} = await encoder.run({{ images }});",
+            f"const same = (await decoder.run({js_feeds})).images;",
+            "```",
+            "",
+        ]
+
+
+FORMAT = Onnx()
 
 
 def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:

@@ -9,7 +9,7 @@ import math
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from export.verification.judge import Answer, restored
 # A call of 16 is timed where it takes no minutes.
 _LATENCY_BATCHES = (1, 16)
 _LATENCY_SECONDS = 10.0
+_PAUSE = 0.02
 # Pixels that a file encodes or decodes at once in the round trip.
 _PIXELS_AT_ONCE = 16 * 64 * 64
 
@@ -98,7 +99,28 @@ class Report:
         """Reads what `save` wrote."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
-    # --- the checks that both formats pass ---
+    # --- the checks that all formats pass ---
+
+    def check_files(self, endpoints: Iterable[str], call: Call, cases: Arrays) -> None:
+        """Compares all endpoints, then encodes and decodes, then times; what fails, ends it.
+
+        Args:
+            endpoints: that are there, those that encode and decode among them.
+            call: runs one.
+            cases: of the gate.
+        """
+        encoded: Arrays = {}
+        for endpoint in endpoints:
+            answered = self.check_parity(endpoint, call, cases)
+            encoded = answered if endpoint == "encode" else encoded
+        for endpoint in endpoints:
+            for case in cases_of(cases, endpoint):
+                self.check_parity(endpoint, call, cases, case)
+        if not self.problems:
+            self.check_round_trip(call, cases, encoded)
+        if not self.problems:
+            for endpoint in endpoints:
+                self.measure_latency(endpoint, call, cases)
 
     def check_parity(self, endpoint: str, call: Call, cases: Arrays, case: str | None = None) -> Arrays:
         """Compares an endpoint with the Keras model at every batch.
@@ -211,6 +233,13 @@ class Report:
                 return
 
 
+def images_tried(cases: Arrays, endpoints: int) -> int:
+    """Returns how many images a check of so many endpoints sends through a file, about: for its progress."""
+    rounds = len(cases["real"]) + sum(map(len, group(cases, "extreme/").values()))
+    count = int(cases["batches"].sum())
+    return count * (endpoints + 1) + 2 * rounds - count
+
+
 def cases_of(cases: Arrays, endpoint: str) -> list[str]:
     """Returns the names of what is tried of an endpoint beside its plain inputs: "ENDPOINT of ..."."""
     names = (name.removeprefix("in/").partition("/")[0] for name in cases if name.startswith(f"in/{endpoint} of "))
@@ -248,6 +277,29 @@ def difference(found: np.ndarray, right: np.ndarray) -> dict[str, float]:
         return {"max": float(change.max()), "mean": float(change.mean()), "differing": float((change > 0).mean())}
     largest = max(float(np.abs(right).max()), np.finfo(np.float32).tiny)
     return {"max": float(change.max() / largest), "mean": float(change.mean() / largest)}
+
+
+def in_turns(
+    calls: Mapping[str, Callable[[], Any]], at_least: int = 3, seconds: float = 2.0, at_most: int = 30
+) -> dict[str, float]:
+    """Returns the median times of several calls that are made in turns, each once before.
+
+    Between two of them is a pause, since threads of a runtime go on waiting actively for a while.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    spent = 0.0
+    for round_number in range(at_most):
+        if round_number >= at_least and spent > seconds:
+            break
+        for name, call in calls.items():
+            time.sleep(_PAUSE)
+            begun = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - begun)
+            spent += times[name][-1]
+    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def median_seconds(call: Callable[[], Any], at_least: int = 3, seconds: float = 1.0, at_most: int = 50) -> float:

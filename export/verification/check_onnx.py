@@ -16,7 +16,7 @@ import onnxruntime
 from onnx import numpy_helper
 
 from export.verification import variants
-from export.verification.arrays import Arrays, Report, answers_in, cases_of, group, run_check
+from export.verification.arrays import Arrays, Report, answers_in, group, images_tried, run_check
 from export.verification.weights import by_name, same
 from tfdecouple.errors import one_line
 from tfdecouple.runtime.progress import Lines
@@ -45,6 +45,7 @@ class OnnxFiles:
         suffix: between name and `.onnx`, such as ".int8".
         provider: of ONNX Runtime, which computes.
         progress: is told of each call.
+        ending: of the files, ".onnx" or ".ort".
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class OnnxFiles:
         suffix: str = "",
         provider: str = "CPUExecutionProvider",
         progress: Lines | None = None,
+        ending: str = ".onnx",
     ):
-        self.paths = {endpoint: folder / f"{name}{suffix}.onnx" for endpoint, name in names.items()}
+        self.paths = {endpoint: folder / f"{name}{suffix}{ending}" for endpoint, name in names.items()}
         self._provider, self._progress = provider, progress
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
@@ -104,9 +106,7 @@ def check(
         tell: is told how far this is.
     """
     report = Report(notes={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__})
-    rounds = len(cases["real"]) + sum(map(len, group(cases, "extreme/").values()))
-    count = int(cases["batches"].sum())
-    progress = Lines(tell, count * (len(names) + 1) + rounds + rounds - count)
+    progress = Lines(tell, images_tried(cases, len(names)))
     files = OnnxFiles(folder, names, provider=provider, progress=progress)
     stems = [f"{name}{suffix}.onnx" for name in names.values() for suffix in ("", *(f".{p}" for p in precisions))]
     strange = {path.name for path in folder.iterdir()} - {*stems, *(f"{stem}.data" for stem in stems)}
@@ -119,20 +119,9 @@ def check(
     if provider not in files.session("encode").get_providers():
         report.notes["unavailable"] = provider
         return report
-    encoded: Arrays = {}
-    for endpoint in names:
-        answered = report.check_parity(endpoint, files, cases)
-        encoded = answered if endpoint == "encode" else encoded
-    for endpoint in names:
-        for case in cases_of(cases, endpoint):
-            report.check_parity(endpoint, files, cases, case)
+    report.check_files(names, files, cases)
     if report.problems:
         return report
-    report.check_round_trip(files, cases, encoded)
-    if report.problems:
-        return report
-    for endpoint in names:
-        report.measure_latency(endpoint, files, cases)
     report.notes["variants"] = {}
     for precision in precisions:
         small = OnnxFiles(folder, names, f".{precision}", provider)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pathlib
 import shutil
@@ -10,10 +11,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from export import manifest
-from export.verification.run import run_gate
+from export.verification.run import further_checks, run_gate
 
 # It hands calls over to a service elsewhere and computes nothing here.
 REMOTE = "AzureExecutionProvider"
+# Who computes, of the checks for which there is one runtime.
+_ALONE = {"check_saved_model": "TensorFlow", "check_ort": "ONNX Runtime", "check_litert": "LiteRT"}
 
 
 def verify(folder: pathlib.Path, say: Callable[[str], Any] = print) -> list[str]:
@@ -56,11 +59,6 @@ def _check(folder: pathlib.Path, name: str, part: dict[str, Any], say: Callable[
         return
     with tempfile.TemporaryDirectory() as scratch:
         checked, result = (folder / part["folder"]).resolve(), pathlib.Path(scratch, "report.json")
-        if part["check"] == "check_saved_model":
-            say(f"{name}: TensorFlow")
-            report = run_gate("check_saved_model", checked, cases.resolve(), result, say, **part["options"])
-            yield from report.problems
-            return
         if part["folder"] != name:
             # The page keeps its models among other files.
             models = pathlib.Path(scratch, "models")
@@ -68,16 +66,29 @@ def _check(folder: pathlib.Path, name: str, part: dict[str, Any], say: Callable[
             for path in checked.glob("*.onnx*"):
                 shutil.copyfile(path, models / path.name)
             checked = models
-        for provider in _providers():
-            if provider == REMOTE:
-                say(f"{name}: {provider} computes on a server elsewhere: not checked")
-                continue
-            say(f"{name}: ONNX Runtime, {provider}")
-            options = {**part["options"], "provider": provider}
-            report = run_gate("check_onnx", checked, cases.resolve(), result, say, **options)
+        for who, prefix, check, options in _gates(part["check"], name, say):
+            say(f"{name}: {who}")
+            report = run_gate(check, checked, cases.resolve(), result, say, **{**part["options"], **options})
             if report.notes.get("unavailable"):
-                say(f"{name}: {provider} is installed but cannot be started here: not checked")
-            yield from (f"{provider}: {problem}" for problem in report.problems)
+                say(f"{name}: {report.notes['unavailable']} is installed but cannot be started here: not checked")
+            yield from (f"{prefix}{problem}" for problem in report.problems)
+
+
+def _gates(check: str, name: str, say: Callable[[str], Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Yields of all that is installed who computes, how its problems begin, its check and what that is told, too."""
+    if check in _ALONE:
+        if check == "check_litert" and importlib.util.find_spec("ai_edge_litert") is None:
+            say(f"{name}: ai-edge-litert is not installed here: not checked")
+        else:
+            yield _ALONE[check], "", check, {}
+        return
+    for provider in _providers():
+        if provider == REMOTE:
+            say(f"{name}: {provider} computes on a server elsewhere: not checked")
+        else:
+            yield f"ONNX Runtime, {provider}", f"{provider}: ", check, {"provider": provider}
+    for package, further in further_checks(check).items():
+        yield package, f"{package}: ", further, {}
 
 
 def _providers() -> list[str]:

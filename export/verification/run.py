@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -13,12 +14,23 @@ from typing import Any
 from export.verification.arrays import Report
 from tfdecouple.errors import UserError
 
+# Checks of other runtimes that run the files of a check, by the package that each needs: made where that is installed.
+_FURTHER = {"check_onnx": {"openvino": "check_openvino"}}
 # More than a report takes.
 _REPORT_BYTES = 2**16
 
 
 class RefusedError(UserError):
     """An export that did not pass its gate."""
+
+
+def further_checks(check: str) -> dict[str, str]:
+    """Returns the checks of other runtimes on this machine for the files of a check, by their packages."""
+    return {
+        package: module
+        for package, module in _FURTHER.get(check, {}).items()
+        if importlib.util.find_spec(package) is not None
+    }
 
 
 def pass_gate(

@@ -20,6 +20,7 @@ from export import pipeline
 from export.cli import EXIT_REFUSED, main
 from export.deployed.model import DeployedModel
 from export.endpoint import Endpoint
+from export.formats import onnx as onnx_format
 from export.formats.onnx import OPSET
 from export.formats.precision import with_smaller_weights
 from export.formats.saved_model import save_saved_model
@@ -93,7 +94,8 @@ def built(model, origin, cases, exported, small_saved_model, monkeypatch):
     monkeypatch.setattr(pipeline, "weight_digests", lambda model, layouts: {})
     monkeypatch.setattr(pipeline, "write_warmup", lambda folder, name, chosen: None)
     monkeypatch.setattr(pipeline, "DeployedModel", NoDeployedModel)
-    monkeypatch.setattr(pipeline, "build_onnx", build_onnx)
+    monkeypatch.setattr("export.deployed.model.DeployedModel", NoDeployedModel)
+    monkeypatch.setattr(onnx_format, "build_onnx", build_onnx)
     monkeypatch.setattr(pipeline, "save_saved_model", save_saved_model)
 
 
@@ -118,7 +120,7 @@ def sabotage_onnx(monkeypatch, refusal):
     """Changes one of the ONNX models after its conversion, and returns what the refused export says."""
 
     def run(name, change, *arguments):
-        build = pipeline.build_onnx
+        build = onnx_format.build_onnx
 
         def sabotaged(deployed, endpoint, metadata):
             model = build(deployed, endpoint, metadata)
@@ -126,7 +128,7 @@ def sabotage_onnx(monkeypatch, refusal):
                 change(model)
             return model
 
-        monkeypatch.setattr(pipeline, "build_onnx", sabotaged)
+        monkeypatch.setattr(onnx_format, "build_onnx", sabotaged)
         return refusal("--format", "onnx", *arguments)
 
     return run
@@ -412,8 +414,8 @@ class TestOnnx:
         assert any("sampler.onnx" in problem for problem in onnx_problems(cut))
 
     def test_missing_file_is_found(self, monkeypatch, refusal):
-        save = pipeline.save_onnx
-        monkeypatch.setattr(pipeline, "save_onnx", lambda m, path: path.stem == "sampler" or save(m, path))
+        save = onnx_format.save_onnx
+        monkeypatch.setattr(onnx_format, "save_onnx", lambda m, path: path.stem == "sampler" or save(m, path))
         assert "sampler.onnx" in refusal("--format", "onnx")
 
     def test_file_that_nothing_is_compared_with_is_found(self, onnx_problems):

@@ -29,6 +29,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from export import pipeline
 from export.card import JSON_NAME, TEXT_NAME, card_text
 from export.cli import main
+from export.formats import onnx as onnx_format
 from export.formats import web
 from export.origin import open_run
 from export.pipeline import Request, export
@@ -76,10 +77,11 @@ def quick(opened, monkeypatch):
     monkeypatch.setattr(pipeline, "make_cases", lambda model, images, tell: {})
     monkeypatch.setattr(pipeline, "weight_digests", lambda model, layouts: {})
     monkeypatch.setattr(pipeline, "DeployedModel", NoDeployedModel)
+    monkeypatch.setattr("export.deployed.model.DeployedModel", NoDeployedModel)
     monkeypatch.setattr(
-        pipeline, "build_onnx", lambda deployed, endpoint, metadata: onnx.ModelProto(producer_name="it")
+        onnx_format, "build_onnx", lambda deployed, endpoint, metadata: onnx.ModelProto(producer_name="it")
     )
-    monkeypatch.setattr(pipeline, "with_smaller_weights", lambda model, precision, names: model)
+    monkeypatch.setattr("export.formats.precision.with_smaller_weights", lambda model, precision, names: model)
     monkeypatch.setattr(pipeline, "save_saved_model", save_saved_model)
     monkeypatch.setattr(pipeline, "pass_gate", lambda check, folder, cases, **options: Report())
 
@@ -165,7 +167,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--format", "onxx"], "there is no format 'onxx'; there are savedmodel, onnx, web"),
+            (["--format", "onxx"], "there is no format 'onxx'; there are savedmodel, onnx, ort, litert, web"),
             (["--precision", "int4"], "there is no precision 'int4'; there are float16, int8"),
             (["--endpoints", "decode", "score_all"], "this model has no endpoint 'score_all'; it has encode, "),
         ],

@@ -15,6 +15,7 @@ from PIL import Image
 from export import manifest, pipeline
 from export.card import JSON_NAME, TEXT_NAME
 from export.cli import EXIT_REFUSED, main
+from export.formats import onnx as onnx_format
 from export.formats import web
 from export.origin import open_run
 from export.pipeline import Request, export
@@ -168,7 +169,7 @@ class TestVerify:
         assert err[0].startswith("onnx: CPUExecutionProvider: decoder.onnx has other numbers in weight "), err
         assert err[-1] == f"error: {copy} is not as it was exported: {len(err) - 1} lines above"
 
-    def test_every_provider_that_is_installed_is_tried_or_named(self, copy, monkeypatch):
+    def test_every_runtime_that_is_installed_is_tried_or_named(self, copy, monkeypatch):
         asked = []
 
         def run(check, folder, cases, result, tell, **options):
@@ -179,12 +180,14 @@ class TestVerify:
         monkeypatch.setattr(verify, "run_gate", run)
         providers = ["CUDAExecutionProvider", "AzureExecutionProvider", "CPUExecutionProvider"]
         monkeypatch.setattr(verify, "_providers", lambda: providers)
+        monkeypatch.setattr(verify, "further_checks", lambda check: {"openvino": "check_openvino"})
         problems, said = problems_of(copy)
         assert problems == []
         assert asked == [
             ("check_saved_model", None),
             ("check_onnx", "CUDAExecutionProvider"),
             ("check_onnx", "CPUExecutionProvider"),
+            ("check_openvino", None),
         ]
         assert "onnx: AzureExecutionProvider computes on a server elsewhere: not checked" in said
         assert "onnx: CUDAExecutionProvider is installed but cannot be started here: not checked" in said
@@ -278,8 +281,9 @@ def quick(exported, tiny_run, monkeypatch):
     monkeypatch.setattr(pipeline, "make_cases", lambda model, images, tell: {})
     monkeypatch.setattr(pipeline, "weight_digests", lambda model, layouts: {})
     monkeypatch.setattr(pipeline, "DeployedModel", NoDeployedModel)
+    monkeypatch.setattr("export.deployed.model.DeployedModel", NoDeployedModel)
     monkeypatch.setattr(
-        pipeline, "build_onnx", lambda deployed, one, metadata: onnx.load(exported / "onnx" / f"{one.onnx}.onnx")
+        onnx_format, "build_onnx", lambda deployed, one, metadata: onnx.load(exported / "onnx" / f"{one.onnx}.onnx")
     )
     monkeypatch.setattr(pipeline, "save_saved_model", copied)
     monkeypatch.setattr(pipeline, "pass_gate", lambda check, folder, cases, **options: Report())
@@ -350,6 +354,7 @@ class TestWhatIsPublished:
             return Report()
 
         monkeypatch.setattr(verify, "run_gate", run)
+        monkeypatch.setattr(verify, "further_checks", lambda check: {})
         assert problems_of(tmp_path / "to")[0] == []
         assert seen == [("check_onnx", ["decoder.onnx", "encoder.onnx", "sampler.onnx"])]
 

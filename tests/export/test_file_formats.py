@@ -1,33 +1,182 @@
-"""The SavedModel on a phone: TensorFlow's own converter makes LiteRT (TensorFlow Lite) models of encode and decode."""
+"""Files for phones (LiteRT, ONNX Runtime's own format), and ONNX files in OpenVINO: exported, checked, refused."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import re
+import shutil
+import sys
+
 import numpy as np
 import pytest
-import tensorflow as tf
-from helpers.models import random_images
+from helpers.models import TINY
 
-# Operations that only an interpreter with TensorFlow's kernels, or with kernels of its own, would run.
-_FOREIGN = ("Flex", "CUSTOM")
+from export import manifest
+from export.card import card_text
+from export.formats.files import FILE_FORMATS, file_format, with_sources
+from export.formats.litert import METADATA
+from export.formats.ort import OPERATORS
+from export.pipeline import FORMATS, Request, export
+from export.signatures import onnx_names
+from export.verification.folder import verify
+from export.verification.run import further_checks, run_gate
+from tfdecouple.errors import UserError
+from tfdecouple.runtime.extras import MissingPackageError
+
+NAMES = onnx_names(TINY)
+
+
+class TestRegistry:
+    def test_every_format_is_a_module_of_its_name_and_is_offered(self):
+        for name in FILE_FORMATS:
+            assert file_format(name).name == name and name in FORMATS
+            assert file_format(name).check in manifest.CHECKS
+            assert importlib.util.find_spec(f"export.verification.{file_format(name).check}") is not None
+
+    def test_what_a_format_is_made_of_comes_before_it(self):
+        assert [one.name for one in with_sources(("ort", "savedmodel"))] == ["onnx", "ort"]
+        assert [one.name for one in with_sources(("litert",))] == ["litert"]
+
+    def test_a_missing_package_names_its_extra(self, monkeypatch, tmp_path):
+        monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(MissingPackageError, match=r"^the format litert needs ai_edge_litert.*tfdecouple\[litert\]"):
+            Request(run=tmp_path, to=tmp_path, formats=("litert",))
+
+    def test_an_unknown_format_is_refused(self, tmp_path):
+        with pytest.raises(
+            UserError, match="there is no format 'tflite'; there are savedmodel, onnx, ort, litert, web"
+        ):
+            Request(run=tmp_path, to=tmp_path, formats=("tflite",))
+
+
+@pytest.fixture(scope="module")
+def phone(tiny_run, tmp_path_factory):
+    """An export of the two formats for phones."""
+    folder = tmp_path_factory.mktemp("phone") / "exported"
+    export(Request(run=tiny_run, to=folder, formats=("litert", "ort")), say=str)
+    return folder
+
+
+def gate(check, files, cases, tmp_path, **options):
+    return run_gate(check, files, cases, tmp_path / "report.json", str, **options)
+
+
+def cases_in(folder):
+    (cases,) = (folder / manifest.CASES).iterdir()
+    return cases
+
+
+def options_in(folder, part):
+    return manifest.load(folder)["parts"][part]["options"]
+
+
+@pytest.fixture
+def copy(phone, tmp_path):
+    return shutil.copytree(phone, tmp_path / "copy")
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
-def test_encode_and_decode_convert_with_built_in_operations_and_give_images_back(exported) -> None:
-    run = {}
-    for name in ("encode", "decode"):
-        folder = str(exported / "savedmodel" / "1")
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[name])
-        # The converter itself refuses what the built-in operations cannot say.
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        interpreter = tf.lite.Interpreter(model_content=converter.convert())
-        used = {operation["op_name"] for operation in interpreter._get_ops_details()}
-        assert "CONV_2D" in used and not [name for name in used if name.startswith(_FOREIGN)]
-        run[name] = interpreter.get_signature_runner()
-    images = random_images(64)
-    for batch in (1, 16):
-        back = [
-            run["decode"](**run["encode"](images=images[start : start + batch]))["images"]
-            for start in range(0, 64, batch)
-        ]
-        np.testing.assert_array_equal(np.concatenate(back), images)
+class TestForPhones:
+    def test_files_are_published_alone_and_told(self, phone):
+        assert {path.name for path in (phone / "litert").iterdir()} == {f"{name}.tflite" for name in NAMES.values()}
+        assert {path.name for path in (phone / "ort").iterdir()} == {
+            OPERATORS,
+            *(f"{name}.ort" for name in NAMES.values()),
+        }
+        assert not (phone / "onnx").exists() and not (phone / "savedmodel").exists()
+        card = json.loads((phone / "model_card.json").read_text())
+        for entry in card["formats"].values():
+            assert set(NAMES) <= set(entry["parity"]) and set(entry["latency_ms"]) == set(NAMES)
+            assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
+        assert "ai-edge-litert" in card["formats"]["litert"] and card["exact"]["promised"]
+        text = (phone / "MODEL_CARD.md").read_text()
+        assert "ai_edge_litert.interpreter" in text and f"ort/{OPERATORS}" in text and text == card_text(card)
+
+    def test_operations_of_a_build_are_listed_once(self, phone):
+        lines = (phone / "ort" / OPERATORS).read_text().splitlines()
+        kinds = [tuple(line.split(";")[:2]) for line in lines]
+        assert len(set(kinds)) == len(kinds) and any("Conv" in line.split(";")[2].split(",") for line in lines)
+
+    def test_they_are_verified_where_they_lie(self, phone):
+        said = []
+        assert verify(phone, said.append) == []
+        assert {"litert: LiteRT", "ort: ONNX Runtime"} <= set(said)
+
+    def test_faults_of_litert_files_are_named(self, copy, tmp_path):
+        files = copy / "litert"
+        whole = (files / "encoder.tflite").read_bytes()
+        change_weights(files / "encoder.tflite")
+        (files / "decoder.tflite").write_bytes(
+            (files / "decoder.tflite").read_bytes().replace(b'"endpoint": "decode"', b'"endpoint": "sample"')
+        )
+        (files / "sampler.tflite").write_bytes(whole[: len(whole) // 2])
+        (files / "more.tflite").write_bytes(whole)
+        problems = gate("check_litert", files, cases_in(copy), tmp_path, **options_in(copy, "litert")).problems
+        assert "more.tflite is compared with nothing" in problems
+        assert any(re.match(r"encoder.tflite has \d+ numbers in its weights, of which \d+ ", one) for one in problems)
+        assert "decoder.tflite says endpoint 'sample' where the run has 'decode'" in problems
+        assert any(line.startswith("sampler.tflite ") for line in problems), problems
+
+    def test_faults_of_ort_files_are_named(self, copy, tmp_path):
+        files = copy / "ort"
+        shutil.copy(files / "decoder.ort", files / "sampler.ort")
+        (files / "encoder.ort").write_bytes(b"nothing")
+        (files / OPERATORS).unlink()
+        problems = gate("check_ort", files, cases_in(copy), tmp_path, **options_in(copy, "ort")).problems
+        assert f"{OPERATORS} is missing" in problems
+        assert any(line.startswith("encoder.ort cannot be opened: ") for line in problems), problems
+        assert "sampler.ort says endpoint 'decode' where the run has 'sample'" in problems
+        assert any(line.startswith("sampler.ort has ") and "z_noise" in line for line in problems), problems
+
+
+def change_weights(path):
+    """Moves the numbers of the larger arrays of a LiteRT file by less than an answer shows."""
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.convert_bytearray_to_object(path.read_bytes())
+    assert METADATA.encode() in [entry.name for entry in model.metadata]
+    for buffer in {tensor.buffer for tensor in model.subgraphs[0].tensors if tensor.type == 0}:
+        data = model.buffers[buffer].data
+        if data is not None and len(data) > 40:
+            numbers = np.frombuffer(bytes(data), np.float32) * np.float32(1 + 1e-6)
+            model.buffers[buffer].data = np.frombuffer(numbers.tobytes(), np.uint8)
+    path.write_bytes(bytes(flatbuffer_utils.convert_object_to_bytearray(model)))
+
+
+@pytest.mark.slow
+class TestOpenVino:
+    @pytest.fixture(autouse=True)
+    def _installed(self):
+        pytest.importorskip("openvino")
+
+    def test_it_gives_images_back_and_is_timed_in_turns(self, exported, tmp_path):
+        assert further_checks("check_onnx") == {"openvino": "check_openvino"}
+        options = options_in(exported, "onnx")
+        report = gate("check_openvino", exported / "onnx", cases_in(exported), tmp_path, **options)
+        assert report.problems == []
+        assert all(trip["identical"] == trip["images"] for trip in report.round_trip.values())
+        for batches in report.notes["in_turns"].values():
+            for times in batches.values():
+                assert set(times) == {"openvino", "onnxruntime"} and min(times.values()) > 0
+
+    def test_what_it_answers_otherwise_is_refused(self, exported, tmp_path):
+        files = shutil.copytree(exported / "onnx", tmp_path / "onnx")
+        shutil.copy(files / "decoder.onnx", files / "sampler.onnx")
+        report = gate("check_openvino", files, cases_in(exported), tmp_path, **options_in(exported, "onnx"))
+        assert any(line.startswith("sample fails at batch ") for line in report.problems), report.problems
+
+
+def test_the_card_recommends_a_runtime_only_where_one_was_faster_throughout():
+    from export.card import _other_runtime
+
+    trip = {"real": {"images": 4, "identical": 4, "model": 4}}
+    times = {
+        "encode": {"1": {"openvino": 2.0, "onnxruntime": 1.0}, "16": {"openvino": 8.0, "onnxruntime": 10.0}},
+        "decode": {"1": {"openvino": 2.0, "onnxruntime": 1.5}, "16": {"openvino": 9.0, "onnxruntime": 9.1}},
+    }
+    text = _other_runtime("openvino", {"openvino": "2026.4", "round_trip": trip, "in_turns": times})
+    assert text.startswith("In openvino 2026.4, in float32, 4 of 4 images came back.")
+    assert "encode 2 and 1 ms, decode 2 and 1.5 ms; ONNX Runtime is the faster." in text
+    assert "encode 8 and 10 ms, decode 9 and 9.1 ms; neither is faster throughout." in text

@@ -6,8 +6,9 @@ import importlib.util
 
 from tfdecouple.errors import UserError
 
-# By the name that is imported. The extra `all` brings them all.
+# By the name that is imported. The extra `all` brings them all but `litert`.
 EXTRAS = {
+    "ai_edge_litert": "litert",
     "onnx": "export",
     "onnxruntime": "export",
     "tensorflow_serving": "export",

@@ -1,0 +1,109 @@
+"""Formats of one file for each endpoint that stands alone (`Endpoint.onnx`): what one is, and where they are found.
+
+A format is a module beside this one, named as the format, with an instance of a class derived from `FileFormat` called
+`FORMAT`; its check in `export.verification`; and both names in `FILE_FORMATS`. Options, gate, `--verify`, manifest,
+card and publication follow.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import importlib
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from export.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from export.deployed.model import DeployedModel
+    from tfdecouple.model import DecoupledModel
+
+# By name the module of `export.verification` that the gate runs; in the order in which they are made: what one is made
+# of stands before it.
+FILE_FORMATS = {"onnx": "check_onnx", "ort": "check_ort", "litert": "check_litert"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What files are made of.
+
+    Attributes:
+        model: that is exported.
+        endpoints: those that have a file, by which `Endpoint.onnx` names it.
+        metadata: what every file says of its origin.
+        precisions: of smaller files beside those of float32, for formats that have them.
+        area: folder in which each format has a folder of its name; those of earlier formats are there.
+        say: is told each thing that takes its time.
+    """
+
+    model: DecoupledModel
+    endpoints: tuple[Endpoint, ...]
+    metadata: Mapping[str, str]
+    precisions: tuple[str, ...]
+    area: pathlib.Path
+    say: Callable[[str], Any]
+
+    @functools.cached_property
+    def names(self) -> dict[str, str]:
+        """Names of the files, without suffix, by endpoints."""
+        return {endpoint.name: str(endpoint.onnx) for endpoint in self.endpoints}
+
+    def deployed(self, layout: str) -> DeployedModel:
+        """Returns the model as it is deployed, with images in an order of axes."""
+        from export.deployed.model import DeployedModel
+
+        return DeployedModel.from_model(self.model, layout)
+
+
+class FileFormat(abc.ABC):
+    """A format of one file for each endpoint.
+
+    Attributes:
+        name: as `--format` has it; of the module and of the folder of the files.
+        title: for people.
+        suffix: of the files.
+        layout: order of axes of the deployed model whose weights are in the files.
+        packages: what is imported beside the export's own, of `tfdecouple.runtime.extras`.
+        made_of: name of the format whose files this one's are made of; "" for none.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    suffix: ClassVar[str]
+    layout: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ()
+    made_of: ClassVar[str] = ""
+
+    @property
+    def check(self) -> str:
+        """Module of `export.verification` that the gate runs."""
+        return FILE_FORMATS[self.name]
+
+    @abc.abstractmethod
+    def write(self, sources: Sources, folder: pathlib.Path) -> None:
+        """Writes the files into a folder that is there and empty."""
+
+    def options(self, sources: Sources) -> dict[str, Any]:
+        """Returns what the check is told."""
+        return {"names": sources.names, "metadata": dict(sources.metadata)}
+
+    def calls(self, size: int, with_z: bool) -> list[str]:
+        """Returns how to call the files, in Markdown, for the card: images of a size; of a model without z only v."""
+        return []
+
+
+def file_format(name: str) -> FileFormat:
+    """Returns the format of a name."""
+    return importlib.import_module(f"export.formats.{name}").FORMAT
+
+
+def with_sources(names: tuple[str, ...]) -> list[FileFormat]:
+    """Returns formats by their names and those that they are made of, in the order in which they are made."""
+    wanted = {name for name in names if name in FILE_FORMATS}
+    for name in reversed(list(FILE_FORMATS)):
+        if name in wanted and (source := file_format(name).made_of):
+            wanted.add(source)
+    return [file_format(name) for name in FILE_FORMATS if name in wanted]

@@ -1,0 +1,83 @@
+"""LiteRT (TensorFlow Lite) files, for phones, by TensorFlow's own converter from a SavedModel of the endpoints."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import tempfile
+from collections.abc import Mapping
+
+from export.formats.files import FileFormat, Sources
+from tfdecouple.errors import UserError, one_line
+
+# Of the entry in a file's metadata that tells its origin, as JSON.
+METADATA = "tfdecouple"
+
+
+class LiteRT(FileFormat):
+    """Files of built-in operations alone, in float32."""
+
+    name = "litert"
+    title = "LiteRT"
+    suffix = ".tflite"
+    layout = "NHWC"
+    packages = ("ai_edge_litert",)
+
+    def write(self, sources: Sources, folder: pathlib.Path) -> None:
+        """Converts each endpoint, by way of a SavedModel of them that is not kept."""
+        import tensorflow as tf
+
+        from export.formats.saved_model import save_saved_model
+
+        with tempfile.TemporaryDirectory(dir=sources.area) as scratch:
+            made = pathlib.Path(scratch, "savedmodel")
+            save_saved_model(sources.deployed(self.layout), sources.endpoints, made)
+            for endpoint in sources.endpoints:
+                sources.say(f"LiteRT: {endpoint.onnx}")
+                converter = tf.lite.TFLiteConverter.from_saved_model(str(made), signature_keys=[endpoint.name])
+                # The converter itself refuses what these cannot say.
+                converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+                try:
+                    converted = converter.convert()
+                except Exception as error:
+                    raise UserError(
+                        f"{endpoint.name} cannot be converted to LiteRT: {one_line(error, first=True)}; "
+                        "leave the format litert out"
+                    ) from error
+                said = {**sources.metadata, "endpoint": endpoint.name}
+                (folder / f"{endpoint.onnx}{self.suffix}").write_bytes(_with_metadata(converted, said))
+
+    def calls(self, size: int, with_z: bool) -> list[str]:
+        """Returns how Python calls the files; Java, Kotlin, Swift and C++ have the same signatures."""
+        codes = 'z=codes["z"], v=codes["v"]' if with_z else 'v=codes["v"]'
+        return [
+            "Python, with numpy and ai-edge-litert:",
+            "",
+            "```python",
+            "import numpy as np",
+            "from ai_edge_litert.interpreter import Interpreter",
+            "",
+            'encoder = Interpreter("litert/encoder.tflite").get_signature_runner()',
+            'decoder = Interpreter("litert/decoder.tflite").get_signature_runner()',
+            f"codes = encoder(images=np.zeros((1, {size}, {size}, 3), np.uint8))",
+            f'same = decoder({codes})["images"]',
+            "```",
+            "",
+        ]
+
+
+FORMAT = LiteRT()
+
+
+def _with_metadata(file: bytes, metadata: Mapping[str, str]) -> bytes:
+    """Returns a file that also says where it comes from."""
+    from tensorflow.lite.python import schema_py_generated as schema
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.convert_bytearray_to_object(file)
+    buffer, entry = schema.BufferT(), schema.MetadataT()
+    buffer.data = json.dumps(dict(metadata)).encode()
+    entry.name, entry.buffer = METADATA.encode(), len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata = [*(model.metadata or []), entry]
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))

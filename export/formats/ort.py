@@ -1,0 +1,69 @@
+"""ONNX Runtime's own format, for its small builds for phones: made of the ONNX files by the tool that comes with it."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+
+from export.formats.files import FileFormat, Sources
+from tfdecouple.errors import UserError
+
+# What a build for these files alone needs to have, beside them.
+OPERATORS = "required_operators.config"
+
+
+class Ort(FileFormat):
+    """Files whose graphs are optimised already, for any processor, and the list of operations that a build needs."""
+
+    name = "ort"
+    title = "ONNX Runtime's format"
+    suffix = ".ort"
+    layout = "NCHW"
+    made_of = "onnx"
+
+    def write(self, sources: Sources, folder: pathlib.Path) -> None:
+        """Converts the ONNX files of float32.
+
+        Raises:
+            UserError: where the tool fails, with what it said.
+        """
+        from export.formats.onnx import FORMAT as ONNX
+
+        sources.say("ORT: converting the ONNX files")
+        for name in sources.names.values():
+            model = sources.area / ONNX.name / f"{name}{ONNX.suffix}"
+            command = [
+                *(sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort", str(model)),
+                *("--output_dir", str(folder), "--optimization_style", "Fixed"),
+            ]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            if done.returncode or not (folder / f"{name}{self.suffix}").is_file():
+                lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+                said = lines[-1].strip()[:300] if lines else "no message"
+                raise UserError(f"ONNX Runtime's tool cannot convert {model.name}: {said}")
+        _merge(folder)
+
+    def calls(self, size: int, with_z: bool) -> list[str]:
+        """Returns what differs from the calls of ONNX files."""
+        return [
+            "The files of `ort/` are opened and called as those of `onnx/`, by any build of ONNX Runtime that has the "
+            f"operations of `ort/{OPERATORS}`.",
+            "",
+        ]
+
+
+FORMAT = Ort()
+
+
+def _merge(folder: pathlib.Path) -> None:
+    """Makes one list of operations of those that the tool wrote for each file."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for path in sorted(folder.glob(f"*{OPERATORS}")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.strip() and not line.startswith("#"):
+                domain, opset, operations = line.strip().split(";")
+                found.setdefault((domain, opset), set()).update(operations.split(","))
+        path.unlink()
+    lines = [f"{domain};{opset};{','.join(sorted(names))}" for (domain, opset), names in sorted(found.items())]
+    (folder / OPERATORS).write_text("\n".join(lines) + "\n", encoding="utf-8")
