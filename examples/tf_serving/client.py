@@ -181,6 +181,20 @@ def draw_noise(server, signature, count, seed, u_noise="uniform"):
     return noise
 
 
+def labels_for(server, signature, counts, given):
+    """The labels that an endpoint asks for: {input: as many as it has images}, of those given, again from the first.
+
+    `counts` are the numbers of images of labels, or of labels_a and labels_b.
+    """
+    names = sorted(name for name in server.signatures.get(signature, {}).get("inputs", ()) if name.startswith("labels"))
+    if names and not given:
+        raise Problem(f"model {server.model} knows labels, and {signature} needs them: --labels 0 1, as its card says")
+    if not names:
+        return {}
+    every = np.resize(np.array(given, np.int32), sum(counts))
+    return dict(zip(names, np.split(every, np.cumsum(counts)[:-1]), strict=True))
+
+
 def save_picture(pixels, path):
     Image.fromarray(pixels).save(path)
     print(path)
@@ -189,13 +203,15 @@ def save_picture(pixels, path):
 def switch(server, options):
     shape_of(server, "switch", "images_a")  # a model without z has no switch
     a, b = read_pictures(server, options)
-    for name, images in sorted(server.predict("switch", {"images_a": a[None], "images_b": b[None]}).items()):
+    inputs = {"images_a": a[None], "images_b": b[None], **labels_for(server, "switch", [1, 1], options.labels)}
+    for name, images in sorted(server.predict("switch", inputs).items()):
         save_picture(images[0], options.to / f"{name}.png")
 
 
 def encode(server, options):
     images = read_pictures(server, options)
-    codes = server.predict("encode", {"images": images})
+    labels = labels_for(server, "encode", [len(images)], options.labels)
+    codes = server.predict("encode", {"images": images, **labels})
     decoded = server.predict("decode", codes)["images"]
     np.savez(options.to / "codes.npz", **codes)
     print(options.to / "codes.npz", *(f"{name} {list(code.shape)}" for name, code in sorted(codes.items())))
@@ -208,7 +224,8 @@ def encode(server, options):
 def sample(server, options):
     noise = draw_noise(server, "sample", options.count, options.seed)
     temperature = np.full([options.count], options.temperature, np.float32)
-    images = server.predict("sample", {**noise, "temperature": temperature})["images"]
+    labels = labels_for(server, "sample", [options.count], options.labels)
+    images = server.predict("sample", {**noise, **labels, "temperature": temperature})["images"]
     for number, image in enumerate(images):
         save_picture(image, options.to / f"sample_{number}.png")
 
@@ -216,7 +233,8 @@ def sample(server, options):
 def score(server, options):
     images = read_pictures(server, options)
     noise = draw_noise(server, "score", len(images), options.seed, options.u_noise)
-    bits = server.predict("score", {"images": images, **noise})["bits_per_dim"]
+    labels = labels_for(server, "score", [len(images)], options.labels)
+    bits = server.predict("score", {"images": images, **labels, **noise})["bits_per_dim"]
     for path, value in zip(options.pictures, bits, strict=True):
         print(f"{path}: {value:.4f} bits per dimension")
 
@@ -224,9 +242,9 @@ def score(server, options):
 def check(server):
     """Says how many known images come back from their codes; the exit status is 1 unless all do."""
     images = known_images(shape_of(server, "encode", "images")[0])
-    same = 0
+    same, labels = 0, labels_for(server, "encode", [1], [0])
     for image in images:  # one at a time: a batch may be more than the server takes
-        back = server.predict("decode", server.predict("encode", {"images": image[None]}))["images"]
+        back = server.predict("decode", server.predict("encode", {"images": image[None], **labels}))["images"]
         same += np.array_equal(back[0], image)
     print(f"{same} of {len(images)} known images come back exactly")
     return 0 if same == len(images) else 1
@@ -252,6 +270,9 @@ def parse(arguments):
     parser.add_argument("--seed", type=int, default=0, help="of the noise for sample and score")
     parser.add_argument(
         "--u-noise", choices=["uniform", "normal"], default="uniform", help="of score, as the model card says"
+    )
+    parser.add_argument(
+        "--labels", nargs="+", type=int, default=[], metavar="N", help="of the pictures or samples, by the model card"
     )
     options = parser.parse_intermixed_args(arguments)
     if (options.command is None) != options.check:

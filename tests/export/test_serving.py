@@ -204,9 +204,26 @@ def test_the_client_tells_when_pixels_differ(client, pictures, tmp_path, capsys)
 
     info = {"images": {"tensor_shape": {"dim": [{"size": "-1"}, {"size": "8"}, {"size": "8"}, {"size": "3"}]}}}
     fake = types.SimpleNamespace(predict=predict, signatures={"encode": {"inputs": info}})
-    client.encode(fake, types.SimpleNamespace(pictures=pictures, crop=0, to=tmp_path))
+    client.encode(fake, types.SimpleNamespace(pictures=pictures, crop=0, to=tmp_path, labels=[]))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].endswith("a.jpg)) is identical") and lines[2].endswith("b.png)) differs in 1 of 192 values")
+
+
+def test_labels_are_given_where_an_endpoint_asks_for_them(client):
+    asked = {
+        "encode": ["images", "labels"],
+        "switch": ["images_a", "labels_a", "images_b", "labels_b"],
+        "decode": ["v"],
+    }
+    signatures = {signature: {"inputs": dict.fromkeys(names, {})} for signature, names in asked.items()}
+    server = types.SimpleNamespace(model="tiny", signatures=signatures)
+    found = client.labels_for(server, "encode", [5], [3, 1])
+    assert found["labels"].dtype == np.int32 and found["labels"].tolist() == [3, 1, 3, 1, 3]
+    found = client.labels_for(server, "switch", [1, 1], [3, 1])
+    assert {name: labels.tolist() for name, labels in found.items()} == {"labels_a": [3], "labels_b": [1]}
+    assert client.labels_for(server, "decode", [1], []) == {}
+    with pytest.raises(client.Problem, match="--labels"):
+        client.labels_for(server, "encode", [1], [])
 
 
 def test_pictures_are_cropped_to_their_middle(client, tmp_path):
