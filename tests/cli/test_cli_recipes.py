@@ -9,10 +9,11 @@ import pytest
 from helpers.recipes import copy_of_packages, insert, recipe, run_in
 from PIL import Image
 
-# Uses all three in one process, for TensorFlow takes its time to start.
+# Uses all three in one process, and traces nothing, which takes its time.
 USE = """
 import pathlib, sys
-import numpy as np
+import numpy as np, tensorflow as tf
+tf.config.run_functions_eagerly(True)
 from tfdecouple import load_model
 from tfdecouple.cli import main
 from tfdecouple.metrics import save_pictures
@@ -41,7 +42,7 @@ def copy(tmp_path_factory):
 def test_help_shows_them_without_tensorflow(copy):
     code = "import sys; from tfdecouple.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
     code += "print([name for name in ('tensorflow', 'keras', 'numpy') if name in sys.modules])"
-    shown = run_in(copy, "-c", code, "evaluate", "--help")
+    shown = run_in(copy, "-c", code, "evaluate", "--help", anew=True)
     assert "--brightness" in shown.stdout and "also how bright samples are" in shown.stdout
     assert shown.stdout.splitlines()[-1] == "[]"
     assert "say how bright samples are" in run_in(copy, "-m", "tfdecouple", "--help").stdout

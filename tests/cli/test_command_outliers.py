@@ -16,7 +16,7 @@ from tfdecouple.metrics.detection import detection
 from tfdecouple.metrics.outliers import SCORES, Scorer, constant_images, noise_images, permuted, unusual
 from tfdecouple.runs import load_model
 
-pytestmark = pytest.mark.usefixtures("eager")
+pytestmark = pytest.mark.usefixtures("eager_file")
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,9 @@ def evaluate(run, out, *more):
 @pytest.fixture(scope="module")
 def result(tiny_run, images, image_folder, tmp_path_factory):
     """The result for all kinds of sources, with a batch that the images do not fill."""
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
     out = tmp_path_factory.mktemp("result")
     kinds = ("noise", "constant", "permuted", "label:dark", f"folder:{image_folder}")
-    data = ("--data", f"folder:{images}", "--batch-size", 4, "--samples", 2, "--seed", 3)
+    data = ("--data", f"folder:{images}", "--batch-size", 8, "--samples", 2, "--seed", 3)
     assert evaluate(tiny_run, out, *data, "--outliers", *kinds) == 0
     return json.loads((out / "outliers-test.json").read_text()), out, kinds
 

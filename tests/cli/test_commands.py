@@ -25,6 +25,8 @@ from tfdecouple.runs import load_model
 from tfdecouple.storage.files import write_text
 from tfdecouple.visualization.projection import principal_components
 
+pytestmark = pytest.mark.usefixtures("eager_file")
+
 # Of the pictures: side of an image, and what their documentation says of gaps.
 SIDE, GAP, LINE = 8, 2, 18
 

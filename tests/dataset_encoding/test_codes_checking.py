@@ -17,6 +17,8 @@ from tfdecouple.errors import DataError
 from tfdecouple.runs import load_model
 from tfdecouple.storage.checkpoints import CheckpointFolder
 
+pytestmark = pytest.mark.usefixtures("eager_file")
+
 MANIFEST, JOURNAL = "_manifest.json", "_shards.jsonl"
 KINDS = ("tfrecord", "parquet")
 

@@ -40,6 +40,9 @@ from tfdecouple.runs import load_model
 from tfdecouple.runtime import progress
 from tfdecouple.storage.checkpoints import CheckpointFolder
 
+# One test encodes as the command does, which traces.
+pytestmark = pytest.mark.usefixtures("eager_file")
+
 COUNTS = {"train": 20, "validation": 6, "test": 5}
 # Files of the folder in `encode`'s order: 20 + 6 + 5 images, 7 to a file.
 FILES = ["train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003"]
@@ -107,7 +110,7 @@ def contents(folder, pattern="*.*"):
 
 class TestCodes:
     @pytest.mark.parametrize("kind", ["tfrecord", "parquet"])
-    def test_decode_to_the_very_pixels(self, encode, model, pictures, tmp_path, kind, capsys):
+    def test_decode_to_the_very_pixels(self, traced, encode, model, pictures, tmp_path, kind, capsys):
         assert encode("--v", "--z-std", "--format", kind) == 0
         out = tmp_path / "codes"
         assert "31 images in 5" in capsys.readouterr().out
@@ -148,7 +151,7 @@ class TestCodes:
         assert "are far from" not in capsys.readouterr().out
 
     @pytest.mark.parametrize("kind", ["tfrecord", "parquet"])
-    def test_scores_are_those_of_an_evaluation(self, eager, encode, model, pictures, tmp_path, kind):
+    def test_scores_are_those_of_an_evaluation(self, encode, model, pictures, tmp_path, kind):
         assert encode("--split", "test", "--scores", "--format", kind) == 0
         codes = read(tmp_path / "codes")
         keys = sorted(codes)

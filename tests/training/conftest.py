@@ -28,7 +28,7 @@ def stand_ins(monkeypatch):
 
 
 @pytest.fixture
-def fake_step(monkeypatch):
-    """Replaces the step, whose tracing takes time; returns the stand-in."""
+def fake_step(eager, monkeypatch):
+    """Replaces the step, whose tracing takes time, and traces nothing else; returns the stand-in."""
     monkeypatch.setattr(trainer, "TrainStep", FakeStep)
     return FakeStep

@@ -24,6 +24,9 @@ from tfdecouple.storage.files import write_json
 from tfdecouple.training import DivergedError, reading, train
 from tfdecouple.training.folder import RunFolder
 
+# But what the fixtures of classes run is traced, as `finished_run` was.
+pytestmark = pytest.mark.usefixtures("eager")
+
 
 def one_line(error):
     message = str(error.value)
