@@ -421,7 +421,8 @@ class TestOnnxNumbers:
 
 
 # The other variants have weights of the same kinds, in other numbers and with other values.
-KINDS_OF_WEIGHTS = ("alpha-0.8", "additive", "lu", "base", "none", "normal prior", "three parts", "combined")
+VARIANTS["additive, normal prior"] = variant_of_tiny(prior="normal", **ADDITIVE)
+KINDS_OF_WEIGHTS = (*IN_FILES, "additive, normal prior")
 
 FILES = [("alpha-0.8", "encode"), ("alpha-0.8", "decode"), ("alpha-0.8", "sample"), ("base", "encode")]
 

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from helpers.models import TINY, random_images
+from helpers.models import SMALL, random_images
 from helpers.places import ROOT
 from helpers.runs import run_config, write_run
 
@@ -18,6 +18,9 @@ from export.verification.cases import make_cases, real_images
 from tfdecouple.config import DataConfig, load_preset
 from tfdecouple.model import DecoupledModel
 from tfdecouple.training import train
+
+# Of the gate.
+pytestmark = pytest.mark.usefixtures("forked")
 
 COMMITTED = sorted(path.parent for path in ROOT.glob("docs/results/*/config.json"))
 COMMITTED += sorted(ROOT.glob("tests/data/golden/*/run"))
@@ -65,7 +68,7 @@ class TestJustBegun:
     def begun(self):
         """A model straight from its data-dependent start: couplings are the identity, the posterior is the prior."""
         random.seed(0)
-        model = DecoupledModel(dataclasses.replace(TINY, alpha=0.5))
+        model = DecoupledModel(dataclasses.replace(SMALL, alpha=0.5))
         model.initialize(random_images(16))
         return model
 
@@ -112,7 +115,7 @@ class TestJustBegun:
 def test_every_endpoint_is_asked_of_every_kind_of_model(tmp_path):
     for conditioning, n_bits in (("none", 8), ("base", 5), ("coupling", 5)):
         random.seed(0)
-        model = DecoupledModel(dataclasses.replace(TINY, conditioning=conditioning, n_bits=n_bits))
+        model = DecoupledModel(dataclasses.replace(SMALL, conditioning=conditioning, n_bits=n_bits))
         model.initialize(random_images(16))
         cases = make_cases(model, random_images(21))
         for endpoint in endpoints(model.config):

@@ -20,7 +20,7 @@ import onnx
 import pytest
 import tensorflow as tf
 from helpers.deployed import NoDeployedModel
-from helpers.models import TINY, give_effect, random_images
+from helpers.models import SMALL, TINY, give_effect, random_images
 from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.runs import write_run
 from PIL import Image
@@ -588,11 +588,12 @@ class TestCard:
 def plain_run(tmp_path_factory):
     """A run of a model without z."""
     random.seed(0)
-    model = DecoupledModel(dataclasses.replace(TINY, conditioning="none"))
+    model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none"))
     model.initialize(random_images(16))
     return write_run(tmp_path_factory.mktemp("runs") / "plain", give_effect(model))
 
 
+@pytest.mark.usefixtures("forked")
 class TestModelWithoutZ:
     def test_is_exported_with_the_endpoints_that_it_has(self, plain_run, tmp_path):
         export(Request(run=plain_run, to=tmp_path / "to"), silent)

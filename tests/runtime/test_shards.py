@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import TINY, give_effect, random_images
+from helpers.models import SMALL, give_effect, random_images
 
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime import shards
@@ -25,7 +25,7 @@ def in_shards(monkeypatch):
 
 @pytest.fixture(scope="module")
 def model():
-    model = give_effect(DecoupledModel(TINY), scale=0.05)
+    model = give_effect(DecoupledModel(SMALL), scale=0.05)
     model.initialized.assign(True)
     return model
 
@@ -160,7 +160,7 @@ class TestModel:
         whole, bound = model.encode(images), model.elbo(images, seed=0)
         own_cache(2**10)
         # A model of its own, as programs that were made stay as they are.
-        again = DecoupledModel(TINY)
+        again = DecoupledModel(SMALL)
         again.set_weights(model.get_weights())
         codes = again.encode(images)
         for found, expected in zip(codes, whole, strict=True):
@@ -186,7 +186,7 @@ class TestModel:
             np.testing.assert_array_equal(model.decode(*codes), images)
 
     def test_bound_and_gradients_are_those_of_one(self, model, in_shards):
-        images, z_noise = random_images(4), tf.random.stateless_normal([4, TINY.latent_dim], [0, 1])
+        images, z_noise = random_images(4), tf.random.stateless_normal([4, SMALL.latent_dim], [0, 1])
         u_noise = tf.random.stateless_uniform([4, 8, 8, 3], [0, 2])
         weights = [variable.value for variable in model.trainable_variables]
 
@@ -210,7 +210,7 @@ class TestModel:
 
     def test_follows_changed_weights(self, in_shards):
         in_shards(2)
-        model = give_effect(DecoupledModel(TINY), scale=0.05)
+        model = give_effect(DecoupledModel(SMALL), scale=0.05)
         model.initialized.assign(True)
         images = random_images(4)
         before = model.encode(images)

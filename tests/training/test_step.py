@@ -76,6 +76,12 @@ class Trainer:
             for name, variable in variables.items()
         }
 
+    def put(self, values):
+        """Puts what `values` has returned back."""
+        for group, variables in self.state.groups().items():
+            for name, variable in variables.items():
+                variable.assign(values[f"{group}/{name}"])
+
 
 def operations(step):
     """How many operations of each kind the graph of a step has with its functions, and how many outside of them."""
@@ -101,20 +107,25 @@ def assert_equal(ours, theirs, but=()):
 
 @pytest.fixture(scope="module")
 def one_device():
-    """A trainer on one device that has taken three steps, its state after each, and the results."""
+    """A trainer on one device that has taken three steps, its state after each, and the results.
+
+    `trainer.read` says of each trainable weight whether the model saw a tensor that had been read before.
+    """
     trainer = Trainer()
+    trainer.read = []
+    original = trainer.state.model.elbo_from_noise
+
+    def look(*args, **options):
+        weights = trainer.state.model.trainable_variables
+        trainer.read.append([tf.is_symbolic_tensor(w.value) and w.value is w.value for w in weights])
+        return original(*args, **options)
+
+    trainer.state.model.elbo_from_noise = look
     states, results = [trainer.values()], []
     for _ in range(3):
         results.append(trainer.take())
         states.append(trainer.values())
     return trainer, states, results
-
-
-@pytest.fixture(scope="module")
-def still():
-    """A trainer without z whose weights stay where they are, its first result and its state after it."""
-    trainer = Trainer(model=GLOW, learning_rate=0.0, weight_decay=0.0, warmup_steps=0)
-    return trainer, trainer.take(), trainer.values()
 
 
 @pytest.fixture(scope="module")
@@ -160,16 +171,19 @@ class TestStep:
         rates = [result.learning_rate for result in one_device[2]]
         np.testing.assert_allclose(rates, [1e-7, 0.5 * (0.01 + 1e-7), 0.01], rtol=1e-5)
 
-    def test_noise_goes_by_the_step(self, still):
-        trainer, _, _ = still
+    def test_noise_goes_by_the_step(self, one_device):
+        trainer, states, _ = one_device
         (images,) = tf.data.Dataset.from_tensor_slices(random_images(BATCH)).batch(BATCH)
-        results = [float(trainer.step_function([images], step).reconstruction) for step in (0, 1, 0)]
+        results = []
+        for step in (0, 1, 0):
+            trainer.put(states[0])
+            results.append(float(trainer.step_function([images], step).reconstruction))
         assert results[0] == results[2] != results[1]
 
-    def test_clipping_bounds_the_norm_of_the_gradient(self, still, clipped):
-        assert still[1].gradient_norm == pytest.approx(clipped[0][0].gradient_norm, rel=1e-5)
-        assert still[1].gradient_norm > 1
-        for values, norm in ((still[2], still[1].gradient_norm), (clipped[1][0], 0.25)):
+    def test_clipping_bounds_the_norm_of_the_gradient(self, one_device, clipped):
+        _, states, whole = one_device
+        assert whole[0].gradient_norm > 1 and clipped[0][0].gradient_norm > 1
+        for values, norm in ((states[1], whole[0].gradient_norm), (clipped[1][0], 0.25)):
             # The first moment after one update is (1 - beta_1) times the gradient as it was applied.
             moments = np.concatenate([value.ravel() for name, value in values.items() if name.startswith("means/")])
             assert np.linalg.norm(moments) == pytest.approx(0.1 * norm, rel=1e-4)
@@ -192,20 +206,10 @@ class TestStep:
             (result.reconstruction + result.kl + result.dequantization) / (8 * 8 * 3 * math.log(2)) + 7, rel=1e-5
         )
 
-    def test_reads_each_weight_once_for_all_shards_of_a_batch(self):
-        trainer = Trainer()
-        read = []
-        original = trainer.state.model.elbo_from_noise
-
-        def look(*args, **options):
-            weights = trainer.state.model.trainable_variables
-            read.append([tf.is_symbolic_tensor(weight.value) and weight.value is weight.value for weight in weights])
-            return original(*args, **options)
-
-        trainer.state.model.elbo_from_noise = look
-        trainer.take()
+    def test_reads_each_weight_once_for_all_shards_of_a_batch(self, one_device):
         # The model sees tensors, each of them read before, and no variables that every use would read again.
-        assert read == [[True] * len(trainer.state.trainable)]
+        trainer = one_device[0]
+        assert trainer.read == [[True] * len(trainer.state.trainable)]
 
     def test_graph_asks_the_host_nothing(self, one_device):
         # A GPU would stand still while the host waits for the predicate of a condition.
@@ -274,9 +278,11 @@ class TestPrecision:
         assert tf.config.experimental.tensor_float_32_execution_enabled()
 
     def test_of_float32_is_full_whatever_the_switch(self, one_device):
-        trainer = Trainer()
-        assert trainer.take() == one_device[2][0]
-        assert_equal(trainer.values(), one_device[1][1])
+        trainer, states, results = one_device
+        trainer.put(states[0])
+        trainer.steps = 0
+        assert trainer.take() == results[0]
+        assert_equal(trainer.values(), states[1])
 
     def test_of_tf32_is_rounded_but_near_whatever_the_switch(self, one_device):
         ours, states = Trainer(precision="tf32"), []
@@ -453,9 +459,7 @@ class TestLearnedDequantization:
         trainer.take()
         assert_equal(trainer.values(), states[0])
         give_effect(trainer.state.model)
-        for group, variables in trainer.state.groups().items():
-            for name, variable in variables.items():
-                variable.assign(states[0][f"{group}/{name}"])
+        trainer.put(states[0])
         assert trainer.take().bits_per_dim == results[1].bits_per_dim
         assert_equal(trainer.values(), states[1])
 
