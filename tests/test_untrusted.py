@@ -21,6 +21,8 @@ from tfdecouple.data import load_images, open_source
 from tfdecouple.errors import DataError, UntrustedError
 from tfdecouple.runs import require_own_images
 
+pytestmark = pytest.mark.usefixtures("eager_file")
+
 PAYLOAD = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
 CORE = "tensorflow_datasets.core.features"
 IMAGE = {"pythonClassName": f"{CORE}.image_feature.Image", "image": {"dtype": "uint8", "encodingFormat": "png"}}

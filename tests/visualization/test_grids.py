@@ -13,6 +13,8 @@ from tfdecouple.visualization import grids
 from tfdecouple.visualization.grids import grid, in_rows, interpolation_grid, reconstruction_grid, switch_grid
 from tfdecouple.visualization.pictures import save_pictures, shown_of_size
 
+pytestmark = pytest.mark.usefixtures("eager_file")
+
 
 @pytest.fixture(scope="module")
 def model():
