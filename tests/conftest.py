@@ -13,13 +13,11 @@ import signal
 import subprocess
 
 import pytest
-import tensorflow as tf
+from helpers import skips
 from helpers.forked import forked_programs
-from helpers.models import TINY, give_effect, let_z_show, random_images
 from helpers.once import copied_once, made_once
 from helpers.places import ROOT, user_environment
-from helpers.runs import run_config, write_run
-from helpers.skips import pytest_addoption, pytest_configure, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
+from helpers.skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 from PIL import Image
 
 # A shell lets background jobs ignore Ctrl-C, and nohup a terminal's end; programs that tests start would inherit that.
@@ -27,12 +25,20 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-# Before any operation runs. Ordinary computations use the first device; the tests of several devices use both.
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
-# As the programs do: Grappler's rewriting costs more time than these small graphs take to run.
-tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+def pytest_configure(config):
+    """Sets TensorFlow up where tests run: pytest, where it leaves them to others, would keep these waiting."""
+    skips.pytest_configure(config)
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        import tensorflow as tf
+
+        # Before any operation runs. Ordinary computations use the first device; tests of several devices use both.
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+        )
+        # As the programs do: Grappler's rewriting costs more time than these small graphs take to run.
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 def pytest_collection_finish():
@@ -42,6 +48,8 @@ def pytest_collection_finish():
 
 
 def _eagerly():
+    import tensorflow as tf
+
     before = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
     yield
@@ -69,6 +77,8 @@ def seeded():
 @pytest.fixture(scope="session")
 def tiny_model():
     """A tiny model, initialised, whose every weight has an effect. Do not change it."""
+    from helpers.models import TINY, give_effect, random_images
+
     from tfdecouple.model import DecoupledModel
 
     random.seed(0)
@@ -80,6 +90,8 @@ def tiny_model():
 @pytest.fixture
 def traced(eager):
     """Traced functions after all, for what is called often enough."""
+    import tensorflow as tf
+
     tf.config.run_functions_eagerly(False)
 
 
@@ -94,6 +106,7 @@ def small_model(traced):
 @pytest.fixture
 def of_bits(tiny_model, traced, monkeypatch):
     """The tiny model at some number of bits, on which no weight depends."""
+    from helpers.models import TINY
 
     def choose(n_bits):
         monkeypatch.setattr(tiny_model, "config", dataclasses.replace(TINY, n_bits=n_bits))
@@ -105,6 +118,7 @@ def of_bits(tiny_model, traced, monkeypatch):
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
     """A folder of 20 images for training, 6 for validation and 5 for test."""
+    from helpers.models import random_images
 
     def make(folder):
         images = iter(random_images(31))
@@ -122,6 +136,7 @@ def watched_run(image_folder, tmp_path_factory):
 
     def make(folder):
         from helpers.reads import Reads
+        from helpers.runs import run_config
 
         from tfdecouple.training import train
 
@@ -144,6 +159,9 @@ def tiny_run(tmp_path_factory):
     """A run folder of a tiny model in which z shows, named "tiny". Do not change it."""
 
     def make(folder):
+        from helpers.models import TINY, give_effect, let_z_show, random_images
+        from helpers.runs import write_run
+
         from tfdecouple.model import DecoupledModel
 
         random.seed(0)

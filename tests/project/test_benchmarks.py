@@ -20,6 +20,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import common, communication, compare, scaling, throughput  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 TINY = [
