@@ -106,7 +106,7 @@ class TestGrid:
 class LossyModel:
     """Stands in for a model: gives back all images but one, and switches by exchanging bright and dark."""
 
-    def encode(self, images):
+    def encode(self, images, *_):
         return images, images
 
     def decode(self, z, v):
@@ -114,7 +114,7 @@ class LossyModel:
         back[3, 0, 0, 0] ^= 1
         return back
 
-    def switch(self, a, b):
+    def switch(self, a, b, *_):
         return a // 2, b // 2
 
 
@@ -130,7 +130,7 @@ class LargeModel(LossyModel):
         self.asked += len(v)
         return np.array(v)
 
-    def switch(self, a, b):
+    def switch(self, a, b, *_):
         self.asked += 2 * len(a)
         return a, b
 
@@ -138,7 +138,7 @@ class LargeModel(LossyModel):
         self.asked += count
         return random_images(count, size=256)
 
-    def interpolate(self, a, b, alphas, betas):
+    def interpolate(self, a, b, alphas, betas, *_):
         self.asked += len(alphas) * len(betas)
         return np.broadcast_to(a, (1, len(alphas), len(betas), *a.shape[1:]))
 
