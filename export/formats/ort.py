@@ -17,7 +17,7 @@ class Ort(FileFormat):
     """Files whose graphs are optimised already, for any processor, and the list of operations that a build needs."""
 
     name = "ort"
-    title = "ONNX Runtime's format"
+    title = "ORT"
     suffix = ".ort"
     layout = "NCHW"
     made_of = "onnx"
