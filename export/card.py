@@ -38,7 +38,7 @@ def licence_of(origin: Origin) -> str:
     """Returns what is known of the rights in a run's images."""
     if origin.imported:
         return "No licence is claimed: the checkpoint does not say what images it was trained on."
-    return rights_in(origin.config.data.source)
+    return rights_in(origin.config.data)
 
 
 def make_card(

@@ -7,7 +7,6 @@ import pytest
 from helpers.places import ROOT
 
 from tfdecouple.cli import main
-from tfdecouple.config import DataConfig
 from tfdecouple.data import open_source
 from tfdecouple.runs import load_config, load_model
 
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.slow
 def crops():
     """All its crops for test, uint8 `[1000, 32, 32, 3]`: made of the photographs that come with the package."""
     config = load_config(RUN)
-    source = open_source(DataConfig(source=config.data.source), config.model.image_size)
+    source = open_source(config.data, config.model.image_size)
     return np.stack([example["image"] for example in source.examples("test").as_numpy_iterator()])
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from tfdecouple.architecture import count_by_network
-from tfdecouple.config import Config, DataConfig, override
+from tfdecouple.config import FORMER_PHOTOGRAPHS, Config, DataConfig, override
 from tfdecouple.data import Source, open_source
 from tfdecouple.data.labels import require_classes
 from tfdecouple.data.opening import images_at
@@ -48,7 +48,8 @@ def load_config(run: str | pathlib.Path) -> Config:
         raise RunError(f"there is no run folder {run}; python train.py makes one")
     if not (folder / CONFIG).is_file():
         raise RunError(f"{run} is no run folder: it has no {CONFIG}")
-    return Config.from_json(folder / CONFIG)
+    # A run's config names every option there was: one that names no photographs is older than their choice.
+    return Config.from_json(folder / CONFIG, absent={"data.photographs": FORMER_PHOTOGRAPHS})
 
 
 def require_own_images(run: str | pathlib.Path, data: DataConfig) -> str | None:

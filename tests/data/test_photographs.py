@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -10,28 +11,32 @@ import tensorflow as tf
 from helpers.numbered import (
     one_line_error,
 )
+from helpers.places import ROOT
 from PIL import Image
 
-from tfdecouple.config import DataConfig
+from tfdecouple.config import FORMER_PHOTOGRAPHS, PHOTOGRAPHS, Config, DataConfig
 from tfdecouple.data import (
     Source,
     load_images,
     open_source,
 )
 from tfdecouple.data import photographs as photographs_module
+from tfdecouple.data.opening import rights_in
+from tfdecouple.errors import UserError
+from tfdecouple.runs import load_config
 
 
 class TestPhotographs:
     @pytest.fixture(scope="class")
     def source(self) -> Source:
-        return open_source(DataConfig(photograph_crops=700), 32)
+        return open_source(DataConfig(photograph_crops=600), 32)
 
     def test_sets(self, source: Source) -> None:
-        assert source.sizes == {"train": 700, "validation": 512, "test": 1000}
-        assert len(source.label_names) == len(photographs_module.PHOTOGRAPHS) == 7
-        images, labels = load_images(source, "train", 700)
-        assert images.shape == (700, 32, 32, 3)
-        np.testing.assert_array_equal(np.bincount(labels), [100] * 7)
+        assert source.sizes == {"train": 600, "validation": 512, "test": 1000}
+        assert source.label_names == ("astronaut", "chelsea", "china", "coffee", "flower", "rocket") == PHOTOGRAPHS
+        images, labels = load_images(source, "train", 600)
+        assert images.shape == (600, 32, 32, 3)
+        np.testing.assert_array_equal(np.bincount(labels), [100] * 6)
         # In colour, and not flat.
         assert np.mean(np.ptp(images.astype(int), axis=-1)) > 10
         assert np.mean(images.std(axis=(1, 2))) > 10
@@ -41,6 +46,43 @@ class TestPhotographs:
         tf.random.set_seed(3)
         for split, count in (("train", 100), ("validation", 512), ("test", 1000)):
             np.testing.assert_array_equal(load_images(source, split, count)[0], load_images(again, split, count)[0])
+
+    def test_all_that_are_taken_may_be_used_by_anybody(self) -> None:
+        known = photographs_module.PHOTOGRAPHS
+        assert {known[name].licence for name in PHOTOGRAPHS} == {"public domain", "CC0", "CC BY 2.0"}
+        assert set(known) - set(PHOTOGRAPHS) == {"motorcycle_left"} and set(FORMER_PHOTOGRAPHS) == set(known)
+
+    def test_some_can_be_chosen(self) -> None:
+        source = open_source(DataConfig(photographs=("rocket", "coffee")), 32)
+        images, labels = load_images(source, "test", 4)
+        assert source.label_names == ("rocket", "coffee") and labels.tolist() == [0, 1, 0, 1]
+        # A photograph's crops take the numbers that fall to it.
+        alone = load_images(open_source(DataConfig(photographs=("rocket",)), 32), "test", 4)[0]
+        np.testing.assert_array_equal(images[::2], alone[::2])
+
+    @pytest.mark.parametrize(
+        ("names", "said"),
+        [
+            (("cofee",), "names 'cofee', and there is no such photograph; did you mean coffee?; there are astronaut,"),
+            ((), "data.photographs is empty"),
+            (("coffee", "coffee"), "name each once"),
+        ],
+    )
+    def test_a_wrong_choice(self, names: tuple[str, ...], said: str) -> None:
+        with pytest.raises(UserError) as refused:
+            open_source(DataConfig(photographs=names), 32)
+        assert said in str(refused.value) and "\n" not in str(refused.value)
+
+    def test_a_run_of_before_has_its_own(self) -> None:
+        run = ROOT / "docs" / "results" / "photographs"
+        assert "photographs" not in json.loads((run / "config.json").read_text())["data"]
+        config = load_config(run)
+        assert config.data.photographs == FORMER_PHOTOGRAPHS
+        assert Config.from_dict(config.to_dict()) == config
+        # A config alone, as for a new run, takes what there is today.
+        assert Config.from_json(run / "config.json").data.photographs == PHOTOGRAPHS
+        assert "motorcycle_left by the Middlebury 2014 stereo benchmark (no stated licence)" in rights_in(config.data)
+        assert "motorcycle" not in rights_in(DataConfig())
 
     def test_boxes_are_pinned(self) -> None:
         # Crops must be the same on every machine and with every version of NumPy.
@@ -102,12 +144,12 @@ class TestPhotographs:
         assert "image size is 90" in message and "chelsea has room for crops of 83" in message
 
     def test_missing_file_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        missing = photographs_module.Photograph("cat", "scikit-image", "skimage/data/no_cat.png")
-        monkeypatch.setattr(photographs_module, "PHOTOGRAPHS", (missing,))
+        missing = photographs_module.Photograph("coffee", "scikit-image", "skimage/data/no_cat.png", "", "")
+        monkeypatch.setitem(photographs_module.PHOTOGRAPHS, "coffee", missing)
         message = one_line_error(lambda: open_source(DataConfig(), 32))
         assert "no_cat.png" in message and "scikit-image 0." in message
 
     def test_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        missing = photographs_module.Photograph("cat", "no-such-package-at-all", "cat.png")
-        monkeypatch.setattr(photographs_module, "PHOTOGRAPHS", (missing,))
+        missing = photographs_module.Photograph("coffee", "no-such-package-at-all", "cat.png", "", "")
+        monkeypatch.setitem(photographs_module.PHOTOGRAPHS, "coffee", missing)
         assert "pip install no-such-package-at-all" in one_line_error(lambda: open_source(DataConfig(), 32))

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-from tfdecouple.config.checks import at_least, check, one_of
+from tfdecouple.config.checks import at_least, check, one_of, shown
+from tfdecouple.config.values import tuples
 
 BAD_IMAGE_RULES = ("stop", "skip")
+
+# The embedded photographs whose licences are known to let anybody use them; where they lie, `data/photographs.py` says.
+PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
+# Those of a run whose config names none, as older ones do: one more, whose licence nobody states.
+FORMER_PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "motorcycle_left", "rocket")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +28,7 @@ class DataConfig:
         validation_examples: how many training images are held out where a data set has no validation split.
         on_bad_image: "stop" at an image that cannot be read, or "skip" and count it.
         cache_gib: decoded images are kept in memory where they need at most this many GiB.
+        photographs: which of the embedded photographs, by their names in docs/data.md.
         photograph_crops: number of training crops of the embedded photographs.
     """
 
@@ -33,6 +40,7 @@ class DataConfig:
     validation_examples: int = 1000
     on_bad_image: str = "stop"
     cache_gib: float = 4.0
+    photographs: tuple[str, ...] = PHOTOGRAPHS
     photograph_crops: int = 32768
 
     def __post_init__(self) -> None:
@@ -47,4 +55,10 @@ class DataConfig:
         at_least("data.centre_crop", self.centre_crop, 0)
         at_least("data.validation_examples", self.validation_examples, 1)
         at_least("data.cache_gib", self.cache_gib, 0)
+        object.__setattr__(self, "photographs", tuples(self.photographs))
+        check(bool(self.photographs), "data.photographs is empty; leave it out for all whose licence is known")
+        check(
+            len(set(self.photographs)) == len(self.photographs),
+            f"data.photographs is {shown(list(self.photographs))}; name each once",
+        )
         at_least("data.photograph_crops", self.photograph_crops, 1)

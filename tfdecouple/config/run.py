@@ -88,8 +88,12 @@ class Config:
         return from_plain(cls, values)
 
     @classmethod
-    def from_json(cls, path: str | pathlib.Path) -> Config:
+    def from_json(cls, path: str | pathlib.Path, absent: Mapping[str, Any] = {}) -> Config:
         """Reads a config from a JSON file.
+
+        Args:
+            path: of the file.
+            absent: by dotted names, values of options that are none of the defaults where the file leaves them out.
 
         Raises:
             ConfigError: where the file is missing, is no JSON, or holds a bad value.
@@ -100,6 +104,11 @@ class Config:
             raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
         except ValueError as error:
             raise ConfigError(f"the config {path} is not valid JSON: {error}") from error
+        for name, value in absent.items():
+            section, _, option = name.rpartition(".")
+            held = values.get(section) if isinstance(values, dict) else None
+            if isinstance(held, dict):
+                held.setdefault(option, value)
         return cls.from_dict(values)
 
 

@@ -65,6 +65,11 @@ class SourceKind(abc.ABC):
         """Returns how a `data.source` that no kind takes is rightly named if it was meant for this one; None if not."""
         return None
 
+    def rights_in(self, config: DataConfig) -> str:
+        """Returns what is known of the rights in the images of a config."""
+        name = config.source.removeprefix(self.prefix).partition("/")[0]
+        return self.rights.get(name, self.rights[""]).format(name=name)
+
     @abc.abstractmethod
     def open(self, config: DataConfig, image_size: int, download: bool) -> Source:
         """Opens the data set; see `open_source`."""
@@ -75,13 +80,15 @@ class Photographs(SourceKind):
 
     names = ("photographs",)
     title = "photographs"
-    rights: ClassVar[dict[str, str]] = {
-        "": "Photographs that come with scikit-image and scikit-learn: public domain, CC0, CC BY 2.0 (china and "
-        "flower, by danielbuechele), and one of the Middlebury 2014 stereo benchmark without a stated licence."
-    }
 
     def images_at(self, config: DataConfig) -> None:
         """Returns None: no config says where they lie."""
+
+    def rights_in(self, config: DataConfig) -> str:
+        """Returns authors and licences of those that the config names."""
+        from tfdecouple.data.photographs import rights
+
+        return f"Photographs that come with scikit-image and scikit-learn: {rights(config)}."
 
     def open(self, config: DataConfig, image_size: int, download: bool) -> Source:
         """See `open_photographs`."""
@@ -202,17 +209,14 @@ def crop_of_own_images(config: DataConfig) -> int:
     return config.centre_crop if kind is not None and kind.like_own else 0
 
 
-def rights_in(source: str) -> str:
-    """Returns what is known of the rights in the images of a `data.source`.
+def rights_in(config: DataConfig) -> str:
+    """Returns what is known of the rights in the images of a config.
 
-    >>> rights_in("tfds:mnist")
+    >>> rights_in(DataConfig(source="tfds:mnist"))
     'Images of the TFDS data set mnist: see its own page for their licence.'
     """
-    kind = find_kind(source)
-    if kind is None:
-        return SourceKind.rights[""].format(name=source)
-    name = source.removeprefix(kind.prefix).partition("/")[0]
-    return kind.rights.get(name, kind.rights[""]).format(name=name)
+    kind = find_kind(config.source)
+    return SourceKind.rights[""].format(name=config.source) if kind is None else kind.rights_in(config)
 
 
 def open_source(config: DataConfig, image_size: int, download: bool = False) -> Source:

@@ -13,7 +13,7 @@ from PIL import Image
 from tfdecouple.config import DataConfig
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import Arrays, MemorySplit
-from tfdecouple.errors import DataError
+from tfdecouple.errors import DataError, nearest
 from tfdecouple.runtime.memory import machine_memory, shown_bytes
 
 
@@ -25,33 +25,40 @@ class Photograph:
         name: of the label.
         package: distribution that ships it.
         path: of the file, from the folder that packages are installed in.
+        author: as the package states it.
+        licence: likewise.
     """
 
     name: str
     package: str
     path: str
+    author: str
+    licence: str
 
 
-def _skimage(name: str, file_type: str) -> Photograph:
-    return Photograph(name, "scikit-image", f"skimage/data/{name}.{file_type}")
+def _skimage(file: str, author: str, licence: str) -> Photograph:
+    return Photograph(file.partition(".")[0], "scikit-image", f"skimage/data/{file}", author, licence)
 
 
-def _sklearn(name: str, file_type: str) -> Photograph:
-    return Photograph(name, "scikit-learn", f"sklearn/datasets/images/{name}.{file_type}")
+def _sklearn(file: str, author: str, licence: str) -> Photograph:
+    return Photograph(file.partition(".")[0], "scikit-learn", f"sklearn/datasets/images/{file}", author, licence)
 
 
-# Photographs of the world in colour. Left out: grey pictures, whose three equal channels no density on RGB fits; the
-# deep field and the retina, which are mostly one flat dark colour; and the right motorcycle, since the bands of a
-# stereo pair show the same things.
-PHOTOGRAPHS = (
-    _skimage("astronaut", "png"),
-    _skimage("chelsea", "png"),
-    _sklearn("china", "jpg"),
-    _skimage("coffee", "png"),
-    _sklearn("flower", "jpg"),
-    _skimage("motorcycle_left", "png"),
-    _skimage("rocket", "jpg"),
-)
+# Photographs of the world in colour, by name. Left out: grey pictures, whose three equal channels no density on RGB
+# fits; the deep field and the retina, which are mostly one flat dark colour; and the right motorcycle, since the bands
+# of a stereo pair show the same things. `config/data.py` says which of these are taken where nobody says otherwise.
+PHOTOGRAPHS = {
+    photograph.name: photograph
+    for photograph in (
+        _skimage("astronaut.png", "NASA", "public domain"),
+        _skimage("chelsea.png", "Stefan van der Walt", "CC0"),
+        _sklearn("china.jpg", "danielbuechele", "CC BY 2.0"),
+        _skimage("coffee.png", "Rachel Michetti", "CC0"),
+        _sklearn("flower.jpg", "danielbuechele", "CC BY 2.0"),
+        _skimage("motorcycle_left.png", "the Middlebury 2014 stereo benchmark", "no stated licence"),
+        _skimage("rocket.jpg", "SpaceX", "public domain"),
+    )
+}
 
 # Bands across the longer side, in this order: training takes the middle, where most photographs have their subject.
 # The fractions are of what the two margins leave.
@@ -70,14 +77,16 @@ def open_photographs(config: DataConfig, image_size: int) -> Source:
     """Opens the embedded photographs; needs no download.
 
     Args:
-        config: whose `photograph_crops` is the number of training crops.
+        config: whose `photographs` are taken, and whose `photograph_crops` is the number of training crops.
         image_size: side of the crops in pixels.
 
     Raises:
-        DataError: where an installed package lacks a photograph, or the photographs are too small for `image_size`.
+        DataError: for a photograph that there is not, where an installed package lacks one, or they are too small for
+            `image_size`.
     """
-    pictures = tuple(_read(photograph) for photograph in PHOTOGRAPHS)
-    for photograph, picture in zip(PHOTOGRAPHS, pictures, strict=True):
+    photographs = chosen(config)
+    pictures = tuple(_read(photograph) for photograph in photographs)
+    for photograph, picture in zip(photographs, pictures, strict=True):
         largest = largest_side(picture.size)
         if image_size > largest:
             raise DataError(
@@ -102,10 +111,34 @@ def open_photographs(config: DataConfig, image_size: int) -> Source:
     return Source(
         name="photographs",
         title="embedded photographs",
-        label_names=tuple(photograph.name for photograph in PHOTOGRAPHS),
+        label_names=config.photographs,
         image_size=image_size,
         splits=splits,
     )
+
+
+def chosen(config: DataConfig) -> tuple[Photograph, ...]:
+    """Returns the photographs that a config names.
+
+    Raises:
+        DataError: for a name that there is not, with the nearest that there is.
+    """
+    for name in config.photographs:
+        if name not in PHOTOGRAPHS:
+            raise DataError(
+                f"data.photographs names {name!r}, and there is no such photograph{nearest(name, list(PHOTOGRAPHS))}; "
+                f"there are {', '.join(PHOTOGRAPHS)}"
+            )
+    return tuple(PHOTOGRAPHS[name] for name in config.photographs)
+
+
+def rights(config: DataConfig) -> str:
+    """Returns authors and licences of the photographs that a config names, as their packages state them.
+
+    >>> rights(DataConfig(photographs=("chelsea", "coffee")))
+    'chelsea by Stefan van der Walt (CC0), coffee by Rachel Michetti (CC0)'
+    """
+    return ", ".join(f"{each.name} by {each.author} ({each.licence})" for each in chosen(config))
 
 
 def region(size: tuple[int, int], split: str) -> Box:

@@ -10,7 +10,7 @@ from tfdecouple.dataset_encoding.folder import RUN, CodesFolder
 from tfdecouple.dataset_encoding.manifest import Manifest
 from tfdecouple.errors import RunError, UserError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import CHECKPOINTS, CONFIG, load_model, load_weights, weights_sha256
+from tfdecouple.runs import CHECKPOINTS, CONFIG, load_config, load_model, load_weights, weights_sha256
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_text
 
@@ -78,4 +78,4 @@ def problem_of_weights(folder: pathlib.Path, manifest: Manifest) -> str | None:
 
 
 def _kept_config(folder: pathlib.Path) -> Config:
-    return Config.from_json(folder / RUN / CONFIG)
+    return load_config(folder / RUN)

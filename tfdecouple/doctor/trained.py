@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig
+from tfdecouple.config import FORMER_PHOTOGRAPHS, Config, DataConfig, ModelConfig, TrainingConfig
 
 FOLDER = pathlib.Path(__file__).parent / "model"
 NUMBERS = "numbers.npz"
@@ -40,7 +40,8 @@ CONFIG = Config(
         prior_hidden=16,
         prior_alpha=0.5,
     ),
-    data=DataConfig(source="photographs", photograph_crops=8192),
+    # Crops were drawn of all, and those of the others left out.
+    data=DataConfig(source="photographs", photographs=FORMER_PHOTOGRAPHS, photograph_crops=8192),
     training=TrainingConfig(
         steps=600,
         batch_size=32,
