@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from export.formats.files import FILE_FORMATS
+from tfdecouple.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.extras import require
 from tfdecouple.runtime.process import given_arguments, run_program, start_tensorflow
 
@@ -55,7 +56,9 @@ def _export(arguments: Sequence[str] | None) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run", metavar="DIR", type=pathlib.Path, help="run folder")
+    parser.add_argument(
+        "--run", metavar="RUN", help=f"run folder; or weights that were trained already: {DEFAULT}, or {HUB}OWNER/NAME"
+    )
     parser.add_argument("--to", metavar="DIR", type=pathlib.Path, help="export folder")
     parser.add_argument(
         "--verify",

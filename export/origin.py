@@ -18,7 +18,7 @@ from tfdecouple.data.opening import images_at
 from tfdecouple.directions import Directions
 from tfdecouple.errors import RunError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import Run, read_summary, require_own_images
+from tfdecouple.runs import Run, is_folder, read_summary, require_own_images, run_name
 
 _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
 
@@ -80,12 +80,12 @@ class Origin:
         }
 
 
-def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel, Origin]:
+def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[DecoupledModel, Origin]:
     """Returns the model of a run with its best weights, and their origin.
 
     Args:
-        run: a run folder, of a training or an import.
-        name: of the exported model; None takes the folder's.
+        run: a run folder, of a training or an import, or the name or address of weights that were trained already.
+        name: of the exported model; None takes the run's.
 
     Raises:
         RunError: where the folder is no run, or holds no whole checkpoint.
@@ -116,8 +116,8 @@ def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel
         bits |= {"test": summary["test"]["bits_per_dim"], "test_images": summary["test"]["images"]}
     trained_on = str(summary.get("data") or config.data.source)
     origin = Origin(
-        name=safe_name(name or run.absolute().name),
-        run=run.absolute().name,
+        name=safe_name(name or _name(run)),
+        run=_name(run),
         config=config,
         step=step,
         averaged=opened.averaged,
@@ -130,6 +130,10 @@ def open_run(run: pathlib.Path, name: str | None = None) -> tuple[DecoupledModel
         label_names=opened.label_names,
     )
     return model, origin
+
+
+def _name(run: str | pathlib.Path) -> str:
+    return pathlib.Path(run).absolute().name if is_folder(run) else run_name(run)
 
 
 def without_path(text: str, config: Config) -> str:

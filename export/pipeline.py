@@ -48,7 +48,7 @@ class Request:
     """What to export.
 
     Attributes:
-        run: run folder.
+        run: run folder, or the name or address of weights that were trained already.
         to: export folder.
         formats: some of `FORMATS`.
         precisions: some of `PRECISIONS`: smaller ONNX files beside those of float32.
@@ -58,7 +58,7 @@ class Request:
         web_runtime: folder of onnxruntime-web; None lets npm fetch it.
     """
 
-    run: pathlib.Path
+    run: str | pathlib.Path
     to: pathlib.Path
     formats: tuple[str, ...] = ("savedmodel", "onnx")
     precisions: tuple[str, ...] = ()

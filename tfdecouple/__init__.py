@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from tfdecouple.model import Codes, DecoupledModel, Elbo
     from tfdecouple.outliers import outlier_scores
-    from tfdecouple.runs import load_directions, load_model
+    from tfdecouple.runs import load_directions, load_model, load_pretrained
     from tfdecouple.runtime.emulation import emulated_accelerator
     from tfdecouple.runtime.tf32 import full_float32
 
@@ -48,6 +48,7 @@ _HOMES = {
     "load_directions": "runs",
     "load_model": "runs",
     "load_preset": "config",
+    "load_pretrained": "runs",
     "outlier_scores": "outliers",
     "override": "config",
     "preset_names": "config",
@@ -73,6 +74,7 @@ __all__ = [
     "load_directions",
     "load_model",
     "load_preset",
+    "load_pretrained",
     "outlier_scores",
     "override",
     "preset_names",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
@@ -20,11 +20,15 @@ from tfdecouple.arguments import (
     numbers,
     whole_number,
 )
+from tfdecouple.config import load_preset, preset_names
 from tfdecouple.distributions import Distributions
-from tfdecouple.errors import DataError, InversionError, UserError
+from tfdecouple.errors import ConfigError, DataError, InversionError, UserError, nearest
 from tfdecouple.exactness import far_from_training, listed, require_finite, require_same, warn_of_far_images
 from tfdecouple.networks.assembly import Codes
 from tfdecouple.objective import Elbo
+from tfdecouple.pretrained import pretrained_names
+from tfdecouple.run_folder import CONFIG, find_run, load_config, require_fitting
+from tfdecouple.run_folder import load_weights as read_weights
 from tfdecouple.runtime.autograph import unconverted
 
 __all__ = ["Codes", "DecoupledModel", "Elbo", "far_from_training"]
@@ -56,6 +60,37 @@ class DecoupledModel(Distributions):
         config: the architecture, or its plain dict.
         **kwargs: of `keras.Model`.
     """
+
+    @classmethod
+    def from_preset(cls, preset: str, load_weights: bool = True, **kwargs: Any) -> Self:
+        """Returns the model of a preset, with its weights where there are some.
+
+        Args:
+            preset: the name of weights that come along ("photographs") or their address `hf://OWNER/NAME[@REVISION]`;
+                or the path of a run folder; or, without weights, the name of a preset such as "cifar10".
+            load_weights: False for weights as they are before training.
+            **kwargs: of the model.
+
+        Raises:
+            ConfigError: where there is no such preset, or its weights are asked for and it has none.
+            UserError: where the weights cannot be had; see `tfdecouple.load_pretrained`.
+        """
+        if preset in preset_names() and not (find_run(preset) / CONFIG).is_file():
+            if load_weights:
+                raise ConfigError(
+                    f"the preset {preset} has no weights; give load_weights=False, or one that has: "
+                    f"{', '.join(pretrained_names())}"
+                )
+            return cls(load_preset(preset).model, **kwargs)
+        if not (find_run(preset) / CONFIG).is_file():
+            known = (*pretrained_names(), *preset_names())
+            raise ConfigError(f"there is no preset {preset!r}{nearest(preset, known)}; there are {', '.join(known)}")
+        config = load_config(preset)
+        require_fitting(preset, config)
+        model = cls(config.model, **kwargs)
+        if load_weights:
+            read_weights(preset, model, averaged=config.training.ema_decay > 0)
+        return model
 
     def call(self, images: tf.Tensor, labels: Any = None, training: bool = False) -> Codes:
         """Keras' entry: the same as `encode`."""

@@ -40,7 +40,11 @@ MAY_IMPORT = {
     "objective": {"pixels", "networks", "runtime"},
     "exactness": {"errors"},
     "distributions": BASE | {"runtime", "networks", "objective", "randomness", "arguments"},
-    "model": BASE | {"runtime", "networks", "objective", "distributions", "exactness", "randomness", "arguments"},
+    "pretrained": {"errors", "storage", "runtime"},
+    "run_folder": BASE | {"architecture", "parameters", "networks", "storage", "pretrained"},
+    "model": BASE
+    | {"runtime", "networks", "objective", "distributions", "exactness", "randomness", "arguments"}
+    | {"pretrained", "run_folder"},
     "outliers": {"objective", "model"},
     "directions": {"errors", "storage"},
     "data": BASE | {"runtime"},
@@ -49,6 +53,7 @@ MAY_IMPORT = {
 ORDER = [
     *MAY_IMPORT,
     "runs",
+    "publishing",
     "interop",
     "visualization",
     "metrics",

@@ -21,7 +21,11 @@ def add_parser(commands: Any) -> None:
         "draw bits/dim, KL, log q(u|x) and learning rate over the updates of one or several runs",
     )
     parser.add_argument(
-        "--run", required=True, action="append", metavar="RUN", help="run folder; give it again to compare runs"
+        "--run",
+        required=True,
+        action="append",
+        metavar="RUN",
+        help="run folder, or weights that come along; give it again to compare runs",
     )
     arguments.add_out(parser)
 
@@ -54,12 +58,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _read(path: str, name: str, figures: Sequence[str]) -> Any:
-    import pathlib
-
+    from tfdecouple.runs import find_run
     from tfdecouple.training.log import read_metrics
     from tfdecouple.visualization.plots import Curves
 
-    rows = read_metrics(pathlib.Path(path) / "metrics.jsonl")
+    rows = read_metrics(find_run(path) / "metrics.jsonl")
     lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}
     for row in rows:
         for figure in figures:

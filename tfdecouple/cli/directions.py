@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
         "printed. They are kept in the run folder as directions.json, beside those of other names that are there "
         "already, and a picture shows steps along each. `edit` and the exported page take them from there.",
     )
-    arguments.add_run(parser)
+    arguments.add_run(parser, required=True)
     arguments.add_data(parser, split="validation")
     parser.add_argument("--label-pairs", action="store_true", help="from one label to another, for each pair of labels")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="of these labels only")
@@ -73,8 +73,13 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.cli.opening import open_data, open_run
     from tfdecouple.data.attributes import read_attributes
     from tfdecouple.directions import Directions
-    from tfdecouple.runs import weights_sha256
+    from tfdecouple.runs import is_folder, weights_sha256
 
+    if not is_folder(options.run):
+        raise UserError(
+            f"directions are kept in a run folder, and {options.run} is none; make one of it first, with "
+            f"python -m tfdecouple publish --run {options.run} --to DIR"
+        )
     attributes = read_attributes(options.attributes) if options.attributes else None
     opened = open_run(options, z_for="directions")
     source = open_data(opened, options)

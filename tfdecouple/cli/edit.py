@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> None:
         "change images along a direction in z",
         "Their v stays as it is, and at 0 they come back to the last pixel. `directions` finds the directions.",
     )
-    arguments.add_run(parser)
+    arguments.add_run(parser, required=True)
     parser.add_argument("--direction", required=True, metavar="NAME", help="as `directions` names it")
     parser.add_argument("--method", default="means", metavar="NAME", help="means or classifier (default means)")
     arguments.add_amounts(parser)

@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
         "write the codes of all images of a data set into files",
         "The same command goes on where it stopped. docs/encoding.md says what is in the files.",
     )
-    parser.add_argument("--run", metavar="RUN", help="run folder; it may still be training")
+    parser.add_argument("--run", metavar="RUN", help=arguments.RUN_HELP)
     parser.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path, help="folder for the codes")
     arguments.add_data(parser, split="all", splits="train, validation, test or all")
     parser.add_argument("--format", default="tfrecord", metavar="NAME", help="tfrecord (default) or parquet")

@@ -41,8 +41,13 @@ def add_parser(commands: Any) -> None:
     parser = arguments.command(commands, "evaluate", "measure bits/dim of a run, and more", _DETAILS)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
-    parser.add_argument("--run", required=True, metavar="RUN", help="run folder; it may still be training")
-    parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="folder of results; default RUN/evaluation")
+    arguments.add_run_alone(parser)
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=pathlib.Path,
+        help="folder of results; default RUN/evaluation, or ./evaluation where RUN is no folder",
+    )
     arguments.add_data(parser)
     parser.add_argument(
         "--images", type=int, default=0, metavar="N", help="N images, drawn with --seed (default 0: all; see --probe)"
@@ -100,7 +105,9 @@ class _Command:
         self.evaluation, self.options, self.measures = evaluation, options, measures
         self.opened, self.source = evaluation.opened, evaluation.source
         self.size, self.count = evaluation.size, evaluation.count
-        self.out: pathlib.Path = options.out or pathlib.Path(options.run) / "evaluation"
+        from tfdecouple.cli.output import results_folder
+
+        self.out: pathlib.Path = results_folder(options.run, options.out, "evaluation")
         self.looks: int | None = None
         self.kept: list[str] = []
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tfdecouple.data.opening import kinds_listed
 from tfdecouple.errors import UserError
+from tfdecouple.pretrained import DEFAULT, HUB
 
 MOST_IN_A_PICTURE = 100_000
 # Of the steps along a direction.
@@ -28,15 +29,36 @@ def command(commands: Any, name: str, summary: str, details: str = "") -> argpar
     return commands.add_parser(name, help=summary, description=description)
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """Adds --run and --out."""
-    parser.add_argument("--run", required=True, metavar="RUN", help="run folder; it may still be training")
+RUN_HELP = f"run folder; it may still be training. Or weights that were trained already: {DEFAULT}, or {HUB}OWNER/NAME"
+
+
+def add_run(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """Adds --run and --out.
+
+    Args:
+        parser: of the command.
+        required: whether the user must name a run; otherwise the weights that come along are taken.
+    """
+    add_run_alone(parser, required=required)
     add_out(parser)
+
+
+def add_run_alone(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """Adds --run."""
+    if required:
+        parser.add_argument("--run", required=True, metavar="RUN", help=RUN_HELP)
+    else:
+        parser.add_argument("--run", default=DEFAULT, metavar="RUN", help=f"{RUN_HELP} (default {DEFAULT})")
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
     """Adds --out."""
-    parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="folder for the pictures; default RUN/pictures")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=pathlib.Path,
+        help="folder for the pictures; default RUN/pictures, or ./pictures where RUN is no folder",
+    )
 
 
 def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
@@ -54,7 +76,8 @@ def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: str =
 
 
 def add_pairs(parser: argparse.ArgumentParser) -> None:
-    """Adds --pairs and --pairing."""
+    """Adds image files, --pairs and --pairing."""
+    parser.add_argument("files", nargs="*", metavar="FILE", help="own images: the same as --pairs")
     parser.add_argument(
         "--pairs",
         nargs="+",
@@ -110,6 +133,10 @@ def check(options: argparse.Namespace) -> None:
     if getattr(options, "seed", 0) >= 2**31:
         raise UserError(f"--seed is {options.seed}; it must be below 2**31")
     pairs = getattr(options, "pairs", None)
+    if pairs is None and hasattr(options, "pairs") and options.files:
+        pairs = options.pairs = options.files
+    elif pairs and options.files:
+        raise UserError("images are given twice, with --pairs and without it; leave --pairs out")
     if pairs is not None and len(pairs) % 2:
         raise UserError(f"--pairs got {len(pairs)} images; it takes them two and two, an even number")
     pairing = getattr(options, "pairing", None)

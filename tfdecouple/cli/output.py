@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import pathlib
+import tempfile
 from typing import Any
 
 from PIL import Image
 
 from tfdecouple.cli.opening import OpenedRun
 from tfdecouple.errors import UserError
+from tfdecouple.run_folder import is_folder
 from tfdecouple.storage.files import write_bytes, write_json
 
 PICTURES = "pictures"
+
+
+def results_folder(run: str, out: pathlib.Path | None, name: str) -> pathlib.Path:
+    """Returns the folder for what is made of a run, unless the user names one: in the run's own folder.
+
+    What is made of weights that were trained already goes into the working folder, and where that may not be written
+    into a new one of the system's for temporary files.
+
+    Args:
+        run: as the user named it.
+        out: the folder that the user names, or None.
+        name: of the folder otherwise, such as "pictures".
+    """
+    if out is not None:
+        return out
+    if is_folder(run):
+        return pathlib.Path(run) / name
+    if os.access(name if os.path.isdir(name) else os.curdir, os.W_OK):
+        return pathlib.Path(name)
+    return pathlib.Path(tempfile.mkdtemp(prefix="tfdecouple-")) / name
 
 
 def save_picture(
@@ -38,8 +61,8 @@ def save(
     """Writes a picture and the facts beside it, and prints where they are.
 
     Args:
-        run: the run folder.
-        out: where to; None for `pictures` in the run folder.
+        run: as the user named it.
+        out: where to; None for `results_folder`'s `pictures`.
         name: of the files, without an ending.
         picture: the picture, or a PNG file of it.
         facts: for the JSON file.
@@ -48,7 +71,7 @@ def save(
     Raises:
         UserError: where they cannot be written.
     """
-    path = (out or pathlib.Path(run) / PICTURES) / f"{name}.png"
+    path = results_folder(run, out, PICTURES) / f"{name}.png"
     if isinstance(picture, Image.Image):
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")

@@ -37,6 +37,7 @@ COMMANDS = [
     "encode",
     "encode-beam",
     "import-wolf",
+    "publish",
     "doctor",
 ]
 

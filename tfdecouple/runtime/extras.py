@@ -13,6 +13,7 @@ EXTRAS = {
     "onnxruntime": "export",
     "tensorflow_serving": "export",
     "tf2onnx": "export",
+    "huggingface_hub": "hub",
     "pyarrow": "parquet",
     "matplotlib": "plots",
     "tensorflow_datasets": "tfds",

@@ -1,0 +1,169 @@
+"""Weights on the Hub, through its own client, against a server on this machine."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers.hub_server import hub_server
+from helpers.models import random_images
+from helpers.places import ROOT
+from helpers.refusals import refused
+
+import tfdecouple
+from tfdecouple.cli import main
+from tfdecouple.errors import RunError, UntrustedError, UserError
+from tfdecouple.pretrained import folder_of
+from tfdecouple.pretrained.hub import Address, fetch
+from tfdecouple.runs import load_model, run_name
+
+client = pytest.importorskip("huggingface_hub")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty Hub, and a client that knows no other and stores what it fetches in a folder of its own."""
+    from huggingface_hub import constants
+
+    with hub_server() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "store"))
+        # The storage that the Hub has had since Git LFS needs servers of its own.
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_of_this_test")
+        fetch.cache_clear()
+        yield server
+
+
+@pytest.fixture
+def weights(tiny_run, tmp_path):
+    """Files of published weights, by their names."""
+    folder = tmp_path / "weights"
+    assert main(["publish", "--run", str(tiny_run), "--to", str(folder), "--licence", "mit"]) == 0
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_published_is_loaded(hub, tiny_run, capsys):
+    assert main(["publish", "--run", str(tiny_run), "--to", "hf://ada/faces", "--licence", "mit", "--private"]) == 0
+    commit = hub.branches["ada/faces"]["main"]
+    assert f"load_pretrained('hf://ada/faces@{commit}')" in capsys.readouterr().out
+    assert hub.private == {"ada/faces"}
+    files = hub.files("ada/faces")
+    assert b'license: "mit"' in files["README.md"] and b'load_pretrained("hf://ada/faces")' in files["README.md"]
+    # What is large went by itself, as numbers of a checkpoint do.
+    assert any(path.startswith("/upload/") for _, path in hub.asked)
+    images = random_images(2)
+    ours = load_model(tiny_run).encode(images)
+    for address in ("hf://ada/faces", f"hf://ada/faces@{commit}", "hf://ada/faces@main"):
+        for one, other in zip(tfdecouple.load_pretrained(address).encode(images), ours, strict=True):
+            np.testing.assert_array_equal(one, other)
+    model = tfdecouple.DecoupledModel.from_preset("hf://ada/faces")
+    np.testing.assert_array_equal(model.encode(images).v, ours.v)
+
+
+def test_a_commit_stays_what_it_was(hub, weights):
+    first = hub.commit("ada/faces", weights)
+    assert folder_of("hf://ada/faces").name == first
+    second = hub.commit("ada/faces", {**weights, "more.txt": b"x"})
+    fetch.cache_clear()
+    assert folder_of("hf://ada/faces").name == second and folder_of(f"hf://ada/faces@{first}").name == first
+    asked = len(hub.asked)
+    fetch.cache_clear()
+    folder = folder_of(f"hf://ada/faces@{first}")
+    # It is here already: nobody is asked again.
+    assert len(hub.asked) == asked
+    assert run_name("hf://ada/faces@v1") == "faces" and (folder / "config.json").is_file()
+
+
+def test_only_config_and_weights_are_fetched(hub, weights):
+    hub.commit("ada/faces", {**weights, "evil.py": b"raise SystemExit", "metrics.jsonl": b"{}", "model.pkl": b"x"})
+    folder = folder_of("hf://ada/faces")
+    fetched = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert fetched == {name for name in weights if name not in ("README.md", "metrics.jsonl")}
+
+
+def test_a_branch_is_published_to(hub, tiny_run):
+    arguments = ["publish", "--run", str(tiny_run), "--licence", "mit", "--to"]
+    assert main([*arguments, "hf://ada/faces@next"]) == 0
+    assert "config.json" in hub.files("ada/faces", "next") and "config.json" not in hub.files("ada/faces")
+
+
+def change(weights, name, content):
+    """The files with another content of one, whose size and digest the manifest has as they were."""
+    return {**weights, name: content}
+
+
+def manifest(weights, **files):
+    values = json.loads(weights["manifest.json"])
+    values["files"] |= files
+    return {**weights, "manifest.json": json.dumps(values).encode()}
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "said"),
+    [
+        (
+            lambda w: change(w, "config.json", w["config.json"].replace(b"8", b"9")),
+            RunError,
+            "config.json of .* is not",
+        ),
+        (lambda w: change(w, "config.json", w["config.json"] + b" "), RunError, "has not the .* bytes of its manifest"),
+        (lambda w: {name: c for name, c in w.items() if "index" not in name}, RunError, "hf://ada/faces: .*"),
+        (lambda w: {name: c for name, c in w.items() if name != "manifest.json"}, RunError, "hf://ada/faces: .*"),
+        (lambda w: manifest(w, **{"evil.py": {"bytes": 1, "sha256": "0"}}), UntrustedError, "which is no weights"),
+        (lambda w: manifest(w, **{"../x": {"bytes": 1, "sha256": "0"}}), UntrustedError, "which is no weights"),
+        (
+            lambda w: manifest(w, **{"checkpoints/best-000000002.index": {"bytes": 2**60, "sha256": "0"}}),
+            RunError,
+            "has not as much room",
+        ),
+    ],
+)
+def test_a_strangers_repository(hub, weights, made, error, said):
+    hub.commit("ada/faces", made(weights))
+    with pytest.raises(error, match=said) as refusal:
+        folder_of("hf://ada/faces")
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_is_not_there(hub, weights, capsys):
+    hub.commit("ada/faces", weights)
+    for address in ("hf://ada/nobody", "hf://ada/faces@nothing"):
+        line = refused(capsys, lambda address=address: main(["sample", "--run", address]))
+        assert line.startswith(f"error: {address}: ")
+    for address in ("hf://", "hf://ada", "hf://ada/faces@", "hf://ada/../x", "hf://ada/faces@../x", "hf://a/b/c"):
+        with pytest.raises(UserError, match="is no address on the Hub"):
+            Address.parsed(address)
+
+
+def test_a_hub_that_is_away(hub, weights, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(RunError, match="hf://ada/faces: ") as refusal:
+        folder_of("hf://ada/faces")
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_clients_own_variables_say_where(hub, weights, tmp_path):
+    commit = hub.commit("ada/faces", weights)
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PATH": "", "PYTHONPATH": str(ROOT)}
+    code = "import sys; from tfdecouple.pretrained import folder_of; print(folder_of(sys.argv[1]))"
+    command = [sys.executable, "-c", code, "hf://ada/faces"]
+    found = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert found.strip() == str(tmp_path / "home" / "hub" / "models--ada--faces" / "snapshots" / commit)
+    # Without the server what was fetched is still there.
+    gone = {**environment, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    command[-1] += f"@{commit}"
+    assert subprocess.run(command, env=gone, cwd=tmp_path, capture_output=True, text=True).stdout == found
+
+
+def test_without_the_client_the_extra_is_named(monkeypatch, capsys):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "huggingface_hub" else find(name))
+    fetch.cache_clear()
+    line = refused(capsys, lambda: main(["sample", "--run", "hf://ada/faces"]))
+    assert "hf://ada/faces needs huggingface_hub, which is missing: pip install 'tfdecouple[hub]'" in line

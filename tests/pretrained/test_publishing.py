@@ -1,0 +1,155 @@
+"""Weights published into a folder: what the card and the manifest say, and that nothing of this machine is in them."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from helpers.models import random_images
+from helpers.refusals import refused
+
+import tfdecouple
+from tfdecouple.cli import main
+from tfdecouple.config import Config, DataConfig
+from tfdecouple.errors import RunError, UntrustedError
+from tfdecouple.pretrained.published import MANIFEST, Published
+from tfdecouple.runs import load_config, load_model, weights_sha256
+
+SUMMARY = {
+    "steps": 9,
+    "best_step": 1,
+    "test": {"bits_per_dim": 6.54321, "standard_error": 0.1, "images": 4},
+    "data": "folder /home/ada/secret place/faces",
+    "reconstruction": "4 of 4 images identical to the last pixel",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, tmp_path_factory):
+    """The tiny run as one on a user's own images, with the paths of a machine in it."""
+    folder = tmp_path_factory.mktemp("mine") / "faces run"
+    shutil.copytree(tiny_run, folder)
+    config = Config.from_json(folder / "config.json")
+    data = DataConfig(source="folder:/home/ada/secret place/faces", data_dir="/home/ada/sets")
+    training = dataclasses.replace(config.training, init_from="/home/ada/runs/first")
+    (folder / "config.json").write_text(dataclasses.replace(config, data=data, training=training).to_json())
+    (folder / "summary.json").write_text(json.dumps(SUMMARY))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "bits_per_dim": 7.0}\n')
+    directions = {"version": 1, "weights_sha256": weights_sha256(load_model(folder)), "run": str(folder)}
+    one = {"name": "smile", "method": "means", "data": "folder /home/ada/secret place/faces", "vector": [1.0, 0, 0, 0]}
+    (folder / "directions.json").write_text(json.dumps({**directions, "directions": [one]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published") / "faces"
+    assert main(["publish", "--run", str(run), "--to", str(folder), "--licence", "cc-by-4.0"]) == 0
+    return folder
+
+
+def header(folder):
+    _, text, body = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(text), body
+
+
+def test_it_is_a_run_folder_with_the_same_weights(run, published):
+    images = random_images(2)
+    ours, theirs = load_model(published), load_model(run)
+    for one, other in zip(ours.encode(images), theirs.encode(images), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert weights_sha256(ours) == weights_sha256(theirs)
+    assert tfdecouple.load_directions(published)["smile"].vector.tolist() == [1, 0, 0, 0]
+    assert load_config(published).model == load_config(run).model
+
+
+def test_nothing_tells_where_it_was_made(run, published):
+    files = [path for path in published.rglob("*") if path.is_file()]
+    assert len(files) == 8
+    for path in files:
+        content = path.read_bytes()
+        assert b"/home/" not in content and b"secret" not in content and str(run.parent).encode() not in content, path
+    data = load_config(published).data
+    assert (data.source, data.data_dir) == ("folder:faces", None)
+
+
+def test_the_card_has_the_header_of_the_hub_and_says_what_is_known(published):
+    found, body = header(published)
+    assert found["license"] == "cc-by-4.0" and found["library_name"] == "tfdecouple" and "keras" in found["tags"]
+    assert found["metrics"] == ["bits_per_dim"]
+    ((result,),) = [index["results"] for index in found["model-index"]]
+    assert result["dataset"] == {"type": "folder", "name": "folder faces", "split": "test"}
+    assert result["metrics"][0]["value"] == 6.5432
+    assert "| licence of the weights | cc-by-4.0 |" in body and "6.543 on 4 test images" in body
+    assert "their rights are known to whoever trained on them" in body
+    hub = pytest.importorskip("huggingface_hub")
+    read = hub.ModelCardData(**hub.ModelCard((published / "README.md").read_text()).data.to_dict())
+    assert read.license == "cc-by-4.0" and read.eval_results[0].metric_value == 6.5432
+
+
+def test_the_manifest_has_every_file_and_sees_a_change(published, tmp_path):
+    manifest = Published.read(published / MANIFEST, "x")
+    assert set(manifest.files) | {MANIFEST} == {
+        path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()
+    }
+    assert manifest == Published.of(published)
+    manifest.require_same(published, "x")
+    copy = tmp_path / "copy"
+    shutil.copytree(published, copy)
+    (data,) = copy.glob("checkpoints/*.data-*")
+    content = bytearray(data.read_bytes())
+    content[100] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(RunError, match=r"checkpoints/best-000000001.data-.* of x is not what its manifest says"):
+        manifest.require_same(copy, "x")
+    data.unlink()
+    with pytest.raises(RunError, match=r"x lacks checkpoints/best-000000001.data"):
+        manifest.require_same(copy, "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda values: values["files"].update({"model.py": {"bytes": 1, "sha256": "0"}}), '"model.py", which is no'),
+        (lambda values: values["files"].update({"../config.json": {"bytes": 1, "sha256": "0"}}), "which is no weights"),
+        (lambda values: values["files"].update({"/etc/passwd": {"bytes": 1, "sha256": "0"}}), "which is no weights"),
+        (lambda values: values["files"].update({"checkpoints/best-1.pkl": {"bytes": 1, "sha256": "0"}}), "no weights"),
+        (lambda values: values["files"].pop("config.json"), "a config and its best weights"),
+        (lambda values: values["files"]["config.json"].update(bytes=-1), "no size or no digest"),
+        (lambda values: values["files"]["config.json"].update(bytes=True), "no size or no digest"),
+        (lambda values: values["files"]["config.json"].pop("sha256"), "is damaged"),
+        (lambda values: values.update(format=2), "its format is not 1"),
+        (lambda values: values.update(files=[1]), "is damaged"),
+    ],
+)
+def test_a_manifest_of_a_stranger(published, tmp_path, change, said):
+    values = json.loads((published / MANIFEST).read_text())
+    change(values)
+    (tmp_path / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises((RunError, UntrustedError)) as refusal:
+        Published.read(tmp_path / MANIFEST, "hf://ada/faces")
+    assert said in str(refusal.value) and "hf://ada/faces" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_what_is_refused(run, published, tmp_path, capsys):
+    to = str(tmp_path / "new")
+
+    def said(*arguments):
+        return refused(capsys, lambda: main(["publish", *map(str, arguments)]))
+
+    assert "publish needs --licence" in said("--run", run, "--to", to)
+    assert "the licence is 'Apache 2'; name it as the Hub does" in said(
+        "--run", run, "--to", to, "--licence", "Apache 2"
+    )
+    assert "exists and is no empty folder" in said("--run", run, "--to", published, "--licence", "mit")
+    assert "is no address on the Hub" in said("--run", run, "--to", "hf://faces", "--licence", "mit")
+    assert "there is no run folder" in said("--run", tmp_path / "no", "--to", to, "--licence", "mit")
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".publish*"))
+
+
+def test_it_is_published_again_under_its_licence(published, tmp_path, capsys):
+    assert main(["publish", "--run", str(published), "--to", str(tmp_path / "again")]) == 0
+    assert header(tmp_path / "again")[0]["license"] == "cc-by-4.0"
+    assert f"load_model('{tmp_path / 'again'}')" in capsys.readouterr().out

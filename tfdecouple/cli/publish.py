@@ -1,0 +1,49 @@
+"""`python -m tfdecouple publish`: the weights of a run, for others."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tfdecouple.cli import options as arguments
+from tfdecouple.runtime.process import start_tensorflow
+
+
+def add_parser(commands: Any) -> None:
+    """Describes the arguments."""
+    parser = arguments.command(
+        commands,
+        "publish",
+        "write the weights of a run for others, into a folder or to the Hugging Face Hub",
+        "Config, best weights, a manifest with their digests, and a card with the Hub's header. "
+        "The Hub takes you for whom `hf auth login` or HF_TOKEN says.",
+    )
+    parser.add_argument("--run", required=True, metavar="RUN", help=arguments.RUN_HELP)
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="PLACE",
+        help="a folder, new or empty; or hf://OWNER/NAME or hf://OWNER/NAME@BRANCH",
+    )
+    parser.add_argument(
+        "--licence",
+        metavar="ID",
+        help="of the weights, as the Hub names it: apache-2.0, cc-by-4.0, other; default that of their card",
+    )
+    parser.add_argument("--name", metavar="NAME", help="of the model; default the last part of --to")
+    parser.add_argument("--private", action="store_true", help="make a new repository a private one")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Publishes the weights.
+
+    Raises:
+        UserError: for a run without weights, a place that is taken or cannot be reached, or no licence.
+    """
+    start_tensorflow()
+    from tfdecouple.publishing import publish
+
+    place = publish(options.run, options.to, licence=options.licence, name=options.name, private=options.private)
+    print(f"{place}: config, weights, card and manifest")
+    print(f"  import tfdecouple; model = tfdecouple.load_{'pretrained' if '://' in place else 'model'}({place!r})")
+    return 0

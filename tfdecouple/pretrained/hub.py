@@ -1,0 +1,130 @@
+"""Weights on the Hugging Face Hub, through its own client: fetched by their manifest, and uploaded.
+
+Nothing of a repository is run: the manifest, config and weights are fetched by name, and are JSON and numbers. Where
+the Hub lies (`HF_ENDPOINT`), where files are kept (`HF_HOME`) and who one is there is the client's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Self
+
+from tfdecouple.errors import RunError, UserError, one_line
+from tfdecouple.pretrained.published import MANIFEST, Published
+from tfdecouple.runtime.extras import require
+
+_ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/(?P<name>[\w.-]+))(@(?P<revision>[\w.-]+(/[\w.-]+)*))?", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """Where weights lie on the Hub.
+
+    Attributes:
+        repository: OWNER/NAME.
+        revision: a commit, branch or tag; None for the newest of the main branch.
+    """
+
+    repository: str
+    revision: str | None
+
+    @classmethod
+    def parsed(cls, text: str) -> Self:
+        """Returns the address that a text gives.
+
+        >>> Address.parsed("hf://ada/faces@v1")
+        Address(repository='ada/faces', revision='v1')
+
+        Raises:
+            UserError: where it gives none.
+        """
+        found = _ADDRESS.fullmatch(text)
+        if found is None or ".." in text:
+            raise UserError(f"{text!r} is no address on the Hub; write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+        return cls(found["repository"], found["revision"])
+
+
+@functools.lru_cache(maxsize=32)
+def fetch(text: str) -> pathlib.Path:
+    """Returns the folder of weights from the Hub, in the client's store, once the digests of its files were checked.
+
+    Args:
+        text: `hf://OWNER/NAME[@REVISION]`. Only a commit stands for the same weights for ever.
+
+    Raises:
+        UserError: for another address.
+        RunError: where the Hub cannot be reached, or does not have what the manifest says.
+        UntrustedError: where the manifest names files that are none of a run's weights.
+        MissingPackageError: where the Hub's client is not installed.
+    """
+    address = Address.parsed(text)
+    require("huggingface_hub", what=text)
+    import huggingface_hub
+
+    with _errors(text):
+        manifest = huggingface_hub.hf_hub_download(address.repository, MANIFEST, revision=address.revision)
+        path = pathlib.Path(manifest)
+        published = Published.read(path, text)
+        # The other files are of the commit that the manifest is of, whatever becomes of the branch meanwhile.
+        commit = path.parent.name
+        total = sum(size for size, _ in published.needed.values())
+        if total > shutil.disk_usage(path.parent).free:
+            raise RunError(f"{text} has {total:,} bytes, and {path.parent} has not as much room; set HF_HOME")
+        for name, (size, digest) in published.needed.items():
+            url = huggingface_hub.hf_hub_url(address.repository, name, revision=commit)
+            if not (path.parent / name).exists() and huggingface_hub.get_hf_file_metadata(url).size != size:
+                raise RunError(
+                    f"{name} of {text} has not the {size:,} bytes of its manifest (SHA-256 {digest[:12]}...)"
+                )
+            huggingface_hub.hf_hub_download(address.repository, name, revision=commit)
+    published.require_same(path.parent, text)
+    return path.parent
+
+
+def upload(folder: pathlib.Path, text: str, *, private: bool, message: str) -> str:
+    """Uploads a folder of published weights as one commit of a repository, which is made where there is none.
+
+    Args:
+        folder: with its manifest.
+        text: `hf://OWNER/NAME[@BRANCH]`.
+        private: whether a new repository is.
+        message: of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: for another address.
+        RunError: where the Hub cannot be reached, or refuses.
+        MissingPackageError: where the Hub's client is not installed.
+    """
+    address = Address.parsed(text)
+    require("huggingface_hub", what=text)
+    import huggingface_hub
+
+    hub = huggingface_hub.HfApi(library_name="tfdecouple")
+    names = [*Published.read(folder / MANIFEST, str(folder)).files, MANIFEST]
+    files = [huggingface_hub.CommitOperationAdd(name, folder / name) for name in names]
+    with _errors(text):
+        hub.create_repo(address.repository, private=private, exist_ok=True)
+        if address.revision:
+            hub.create_branch(address.repository, branch=address.revision, exist_ok=True)
+        done = hub.create_commit(address.repository, files, commit_message=message, revision=address.revision)
+    return f"hf://{address.repository}@{done.oid}"
+
+
+@contextlib.contextmanager
+def _errors(text: str) -> Iterator[None]:
+    """Makes one line of whatever the client raises."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise RunError(f"{text}: {one_line(error, first=True)}") from error

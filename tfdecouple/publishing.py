@@ -1,0 +1,205 @@
+"""Publishing the weights of a run: a folder with card and manifest, here or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from typing import Any
+
+from tfdecouple.config import Config
+from tfdecouple.data.opening import images_at, rights_in
+from tfdecouple.errors import UserError
+from tfdecouple.pretrained import HUB
+from tfdecouple.pretrained.hub import Address, upload
+from tfdecouple.pretrained.published import CARD, Published
+from tfdecouple.runs import CHECKPOINTS, CONFIG, LABELS, SUMMARY, Run, read_summary, write_label_names
+from tfdecouple.storage.checkpoints import CheckpointFolder
+from tfdecouple.storage.files import write_json, write_text
+
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
+_TAGS = ["tfdecouple", "tensorflow", "keras", "normalizing-flow", "vae", "representation-learning"]
+_TASK = "unconditional-image-generation"
+
+
+def publish(run: str, to: str, *, licence: str | None = None, name: str | None = None, private: bool = False) -> str:
+    """Publishes the best weights of a run, without what is of the machine alone: paths, and the state of training.
+
+    Args:
+        run: a run folder, or weights that were trained already.
+        to: a folder, new or empty; or `hf://OWNER/NAME[@BRANCH]`, a repository that is made where there is none.
+        licence: of the weights, as the Hub names it ("apache-2.0"); None for that of weights that have one.
+        name: of the model; None for the last part of `to`.
+        private: whether a new repository is.
+
+    Returns:
+        Where they lie: the folder, or the address of the commit.
+
+    Raises:
+        UserError: for an impossible licence or address, a folder that holds something, a run without weights, or a Hub
+            that refuses.
+    """
+    licence = licence or _licence_of(run)
+    if not _LICENCE.fullmatch(licence):
+        raise UserError(f"the licence is {licence!r}; name it as the Hub does, such as apache-2.0, cc-by-4.0 or other")
+    on_hub = to.startswith(HUB)
+    called = name or (Address.parsed(to).repository.rpartition("/")[2] if on_hub else pathlib.Path(to).absolute().name)
+    target = pathlib.Path(to).absolute()
+    if not on_hub and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{to} exists and is no empty folder; name another with --to")
+    opened = Run.open(run)
+    try:
+        if not on_hub:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".publish-", dir=None if on_hub else target.parent) as scratch:
+            folder = pathlib.Path(scratch) / "model"
+            folder.mkdir()
+            _write(opened, folder, called, licence, to if on_hub else None)
+            if on_hub:
+                return upload(folder, to, private=private, message=f"{called}, update {opened.step}")
+            os.replace(folder, target)
+            return to
+    except OSError as error:
+        raise UserError(f"cannot publish to {to}: {error.strerror or error}") from error
+
+
+def _licence_of(run: str) -> str:
+    """Returns the licence that the card of published weights states.
+
+    Raises:
+        UserError: where there is none.
+    """
+    from tfdecouple.runs import find_run
+
+    card = find_run(run) / CARD
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    found = re.search(r'^license: "?([^"\n]+)"?$', text, re.M)
+    if found is None:
+        raise UserError("publish needs --licence, that of the weights as the Hub names it, such as apache-2.0")
+    return found[1]
+
+
+def _write(opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None) -> None:
+    """Writes all files of a folder of published weights."""
+    config = _public(opened.config)
+    write_text(folder / CONFIG, config.to_json())
+    CheckpointFolder(folder / CHECKPOINTS).write("best", opened.step, {"model": opened.model.named_variables()})
+    try:
+        summary = read_summary(opened.path)
+    except ValueError:
+        summary = None
+    if summary is not None:
+        write_json(folder / SUMMARY, _without_path(summary, opened))
+    if config.model.classes and (opened.folder / LABELS).is_file():
+        write_label_names(folder, opened.label_names)
+    directions = opened.directions() if config.model.has_latent else None
+    if directions is not None:
+        dataclasses.replace(directions, about={**_without_path(directions.about, opened), "run": name}).write(folder)
+        _rewrite(folder / "directions.json", opened)
+    metrics = opened.folder / "metrics.jsonl"
+    if metrics.is_file():
+        shutil.copyfile(metrics, folder / metrics.name)
+    write_text(folder / CARD, card(opened, name, licence, summary or {}, address))
+    Published.of(folder).write(folder)
+
+
+def _public(config: Config) -> Config:
+    """Returns a config without the paths of this machine."""
+    option, folder = images_at(config.data) or ("", "")
+    source = f"folder:{pathlib.Path(folder).name}" if option == "data.source" else config.data.source
+    data = dataclasses.replace(config.data, source=source, data_dir=None)
+    return dataclasses.replace(config, data=data, training=dataclasses.replace(config.training, init_from=None))
+
+
+def _without_path(values: Any, opened: Run) -> Any:
+    """Returns plain values without the path of the folder of images."""
+    option, folder = images_at(opened.config.data) or ("", "")
+    if option != "data.source":
+        return values
+    quoted = json.dumps(folder)[1:-1]
+    return json.loads(json.dumps(values).replace(quoted, json.dumps(pathlib.Path(folder).name)[1:-1]))
+
+
+def _rewrite(path: pathlib.Path, opened: Run) -> None:
+    write_json(path, _without_path(json.loads(path.read_text(encoding="utf-8")), opened))
+
+
+def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
+    """Returns the card of a model: the Hub's header in YAML, and what a reader wants to know.
+
+    Args:
+        opened: the run.
+        name: of the model.
+        licence: of the weights, as the Hub names it.
+        summary: how the training ended; {} where nobody knows.
+        address: on the Hub; None for a folder.
+    """
+    config, model = opened.config, opened.config.model
+    imported = "imported_from" in summary
+    data = str(_without_path(summary.get("data") or config.data.source, opened))
+    rights = "nobody stated what images they are" if imported else rights_in(_public(config).data)
+    test = summary.get("test") if summary.get("best_step") == opened.step else None
+    header: dict[str, Any] = {
+        "license": licence,
+        "library_name": "tfdecouple",
+        "pipeline_tag": _TASK,
+        "tags": _TAGS,
+        "metrics": ["bits_per_dim"],
+    }
+    if test:
+        metric = {"type": "bits_per_dim", "name": "bits per dimension, ELBO", "value": round(test["bits_per_dim"], 4)}
+        result = {
+            "task": {"type": _TASK},
+            "dataset": {"type": config.data.source.partition(":")[0], "name": data, "split": "test"},
+            "metrics": [metric],
+        }
+        header["model-index"] = [{"name": name, "results": [result]}]
+    known = address or f"path/to/{name}"
+    load = f'tfdecouple.load_pretrained("{address}")' if address else f'tfdecouple.load_model("{known}")'
+    size = model.image_size
+    counted = opened.model.parameter_count()["total"]
+    lines = [
+        "---",
+        # JSON is YAML.
+        *(f"{key}: {json.dumps(value)}" for key, value in header.items()),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A model of images of {size} x {size} pixels that decouples what an image is globally (z, {model.latent_dim} "
+        "numbers) from its local detail (v, of the image's size). z and v give the very same pixels back."
+        if model.has_latent
+        else f"A flow of images of {size} x {size} pixels, without a global code.",
+        "It was made with tfdecouple, after *Decoupling Global and Local Representations via Invertible Generative "
+        "Flows* (Ma, Kong, Zhang and Hovy, [arXiv:2004.11820](https://arxiv.org/abs/2004.11820)).",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| licence of the weights | {licence} |",
+        f"| trained on | {data}, {opened.step:,} updates |",
+        f"| rights in the images | {rights} |",
+        f"| weights | {counted:,} float32{', averaged over the training' if opened.averaged else ''} |",
+    ]
+    if test:
+        lines.append(f"| bits per dimension | {test['bits_per_dim']:.3f} on {test['images']} test images (ELBO) |")
+    if "reconstruction" in summary:
+        lines.append(f"| after encode and decode | {summary['reconstruction']} |")
+    lines += [
+        "",
+        "```python",
+        "import tfdecouple",
+        "",
+        f"model = {load}",
+        "new = model.sample(16, temperature=0.8, seed=0)  # uint8",
+        "```",
+        "",
+        f"    tfdecouple switch --run {known} a.jpg b.jpg",
+        "",
+        "`manifest.json` has the SHA-256 of every file. `load_pretrained` compares them, fetches config and weights "
+        "alone (JSON and numbers), and runs nothing that lies beside them.",
+    ]
+    return "\n".join(lines) + "\n"

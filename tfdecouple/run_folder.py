@@ -1,0 +1,182 @@
+"""A run's files: its config, its weights and how it ended, found by its folder or by the name of known weights."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from tfdecouple.architecture import count_by_network
+from tfdecouple.config import FORMER_PHOTOGRAPHS, Config
+from tfdecouple.errors import RunError, one_line
+from tfdecouple.networks.assembly import Networks
+from tfdecouple.parameters import count_parameters, require_memory
+from tfdecouple.pretrained import HUB, folder_of, pretrained_names
+from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
+from tfdecouple.storage.files import parse_json, write_json
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+SUMMARY = "summary.json"
+# The names of the labels of a model that knows labels, in their order.
+LABELS = "labels.json"
+
+
+def is_folder(run: str | pathlib.Path) -> bool:
+    """Whether a run is named by its folder, not by the name or address of weights that were trained already."""
+    text = str(run)
+    return not text.startswith(HUB) and ((pathlib.Path(run) / CONFIG).is_file() or text not in pretrained_names())
+
+
+def find_run(run: str | pathlib.Path) -> pathlib.Path:
+    """Returns the folder of a run.
+
+    Args:
+        run: a run folder; or the name of weights that come along, such as "photographs", unless a run folder has that
+            name here; or an address `hf://OWNER/NAME[@REVISION]`.
+
+    Raises:
+        UserError: where the Hub does not have what the address says; see `pretrained.folder_of`.
+    """
+    return pathlib.Path(run) if is_folder(run) else folder_of(str(run)) or pathlib.Path(run)
+
+
+def run_name(run: str | pathlib.Path) -> str:
+    """Returns the name of a run, however its path was written; on the Hub, of its repository.
+
+    >>> run_name("runs/faces/"), run_name("hf://ada/faces@v1")
+    ('faces', 'faces')
+    """
+    text = str(run)
+    return text.rpartition("/")[2].partition("@")[0] if text.startswith(HUB) else pathlib.Path(run).resolve().name
+
+
+def load_config(run: str | pathlib.Path) -> Config:
+    """Returns the config of a run; see `find_run`.
+
+    Raises:
+        RunError: where there is no such run.
+        ConfigError: where its config does not hold.
+    """
+    folder = find_run(run)
+    if not folder.is_dir():
+        raise RunError(
+            f"there is no run folder {run}; python train.py makes one, and {', '.join(pretrained_names())} comes along"
+        )
+    if not (folder / CONFIG).is_file():
+        raise RunError(f"{run} is no run folder: it has no {CONFIG}")
+    # A run's config names every option there was: one that names no photographs is older than their choice.
+    return Config.from_json(folder / CONFIG, absent={"data.photographs": FORMER_PHOTOGRAPHS})
+
+
+def require_fitting(run: str | pathlib.Path, config: Config) -> None:
+    """Refuses a config whose model is not of the size of the run's weights, or is larger than this machine holds.
+
+    Neither config nor checkpoints need be right: a config can ask for any size in a few characters.
+
+    Raises:
+        ConfigError: where this machine has too little memory for the model.
+        RunError: where the newest of the whole checkpoints has other numbers of parameters.
+    """
+    require_memory(config.model)
+    folder = CheckpointFolder(find_run(run) / CHECKPOINTS)
+    planned = count_parameters(config.model)
+    for kind, step in [(name, number) for name in ("best", "step") for number in folder.steps(name)]:
+        try:
+            held = count_by_network(folder.weights(kind, step))
+        except DamagedCheckpointError:
+            continue
+        for network, count in planned.items():
+            if (found := held.get(network, 0)) != count:
+                raise RunError(
+                    f"the checkpoint {folder.prefix(kind, step)} does not fit the config beside it: the {network} has "
+                    f"{count:,} parameters by the config, and {found:,} in the checkpoint"
+                )
+        break
+
+
+def load_weights(run: str | pathlib.Path, model: Networks, averaged: bool, missing: tuple[str, ...] = ()) -> int:
+    """Reads the best weights of a run into a model of the same config.
+
+    Args:
+        run: a run; see `find_run`.
+        model: the model to fill.
+        averaged: whether the checkpoints of the run hold averaged weights.
+        missing: what names of weights begin with that the run does not have; these stay as they are.
+
+    Returns:
+        The step, in updates, at which these weights were saved.
+
+    Raises:
+        RunError: where there is no whole checkpoint, or it does not fit the model.
+    """
+    folder = CheckpointFolder(find_run(run) / CHECKPOINTS)
+    variables = {name: variable for name, variable in model.named_variables().items() if not name.startswith(missing)}
+    problem = None
+    for kind in ("best", "step"):
+        for step in folder.steps(kind):
+            try:
+                folder.read(kind, step, {"model": variables})
+                if kind == "step" and averaged:
+                    covered = averaged_names(model)
+                    folder.read(kind, step, {"averages": {n: v for n, v in variables.items() if n in covered}})
+                return step
+            except DamagedCheckpointError as error:
+                problem = error
+    raise problem or RunError(f"{run} holds no checkpoint yet; wait for the first one or train it on")
+
+
+def averaged_names(model: Networks) -> set[str]:
+    """Returns the names of the weights that averaging covers.
+
+    These are all that training moves: the trainable weights and the moving statistics of batch normalisation. The
+    statistics are averaged with the weights they belong to.
+    """
+    return {name for name, variable in model.named_variables().items() if variable.dtype == "float32"}
+
+
+def write_label_names(run: str | pathlib.Path, names: Sequence[str]) -> None:
+    """Keeps the names of the labels in a run folder.
+
+    Raises:
+        OSError: where they cannot be written.
+    """
+    write_json(pathlib.Path(run) / LABELS, list(names))
+
+
+def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
+    """Returns the names of the labels that a run was trained on; of an import, their numbers.
+
+    Args:
+        run: a run; see `find_run`.
+        classes: how many labels its model knows.
+
+    Raises:
+        RunError: where the file is damaged.
+    """
+    path = find_run(run) / LABELS
+    if not path.is_file():
+        return tuple(map(str, range(classes)))
+    try:
+        names = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {one_line(error)}") from error
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and len(names) == classes):
+        raise RunError(f"{path} is damaged: it must be a list of {classes} names of labels")
+    return tuple(names)
+
+
+def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
+    """Returns what a run folder says of how its training, or its import, ended; None where it says nothing yet.
+
+    Raises:
+        ValueError: where it is damaged.
+    """
+    path = find_run(run) / SUMMARY
+    if not path.is_file():
+        return None
+    summary = parse_json(path.read_text(encoding="utf-8"))
+    if not isinstance(summary, dict) or not ("imported_from" in summary or isinstance(summary.get("test"), dict)):
+        raise ValueError(f"it has no figures of a test: {json.dumps(summary)[:60]}")
+    return summary
