@@ -248,6 +248,8 @@ def _measured(name: str, entry: Mapping[str, Any]) -> list[str]:
         f"{kind} {e['identical']} of {e['images']}{_of_the_model(e)}" for kind, e in entry["round_trip"].items()
     )
     lines += ["", f"Images identical after encode and decode through these files alone: {trips}.", ""]
+    if "client" in entry:
+        lines += [f"`python client.py --check`, in a process without TensorFlow: {entry['client']}.", ""]
     times = [
         f"{endpoint} {', '.join(f'{ms:.3g} ms at batch {batch}' for batch, ms in batches.items())}"
         for endpoint, batches in entry["latency_ms"].items()

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ from export.verification.arrays import Report, save_cases
 from export.verification.cases import make_cases, real_images, weight_digests
 from export.verification.check_folder import card_problems, page_problems, served_others, serving_problems
 from export.verification.folder import part_of
-from export.verification.run import RefusedError, further_checks, listed, pass_gate
+from export.verification.run import RefusedError, further_checks, listed, pass_gate, run_client
 from tfdecouple.directions import MEANS
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model import DecoupledModel
@@ -37,6 +38,8 @@ from tfdecouple.runtime.extras import require
 from tfdecouple.storage.files import write_json, write_text
 
 FORMATS = ("savedmodel", *FILE_FORMATS, "web")
+# Published beside ONNX files: it runs them, with ONNX Runtime and NumPy alone.
+CLIENT = pathlib.Path(__file__).with_name("client.py")
 # Of the directions, which the page has a slider each for.
 _MOST_SLIDERS = 100
 
@@ -230,6 +233,10 @@ class _Export:
             other = self._pass_gate(check, folder, cases, **options)
             entry = {"parity": other.parity, "round_trip": other.round_trip, **other.notes}
             formats[one.name].setdefault("runtimes", {})[package] = entry
+        if one.name == "onnx" and one.name in self.request.formats:
+            shutil.copyfile(CLIENT, _made(sources.area / "files") / CLIENT.name)
+            formats[one.name]["client"] = run_client(sources.area / "files" / CLIENT.name, folder)
+            self.say(f"  {CLIENT.name}: {formats[one.name]['client']}")
 
     def _pass_gate(self, check: str, folder: pathlib.Path, cases: pathlib.Path, **options: object) -> Report:
         """Runs a check, and tells what it measured."""

@@ -57,7 +57,8 @@ class Onnx(FileFormat):
         feeds = '{"z": z, "v": v}' if with_z else '{"v": v}'
         js_feeds = "{ z, v }" if with_z else "{ v }"
         return [
-            "Python, with numpy and onnxruntime:",
+            "Python, with numpy and onnxruntime. `client.py` in this folder does this and more: it crops and resizes "
+            "pictures as above, encodes, decodes and switches; `python client.py --check` tries it.",
             "",
             "```python",
             "import numpy as np",

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from export.verification.arrays import Report
-from tfdecouple.errors import UserError
+from tfdecouple.errors import UserError, one_line
 
 # Checks of other runtimes that run the files of a check, by the package that each needs: made where that is installed.
 _FURTHER = {"check_onnx": {"openvino": "check_openvino"}}
@@ -66,6 +66,28 @@ def listed(problems: list[str]) -> str:
     if len(problems) == 1:
         return problems[0]
     return f"{len(problems)} problems: " + "; ".join(f"({number}) {text}" for number, text in enumerate(problems, 1))
+
+
+def run_client(client: pathlib.Path, onnx: pathlib.Path) -> str:
+    """Runs the client that is published beside ONNX files on known images, as whoever has it would.
+
+    Args:
+        client: the program.
+        onnx: folder of the files.
+
+    Returns:
+        What it says: how many of the images come back. What the model itself loses is no fault of the client.
+
+    Raises:
+        RefusedError: where it fails.
+    """
+    command = [sys.executable, "-I", str(client), "--check", str(onnx)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    # 1 is also the status of a program that Python ends.
+    if done.returncode not in (0, 1) or len(lines) != 1:
+        raise RefusedError(f"not published: {client.name} fails: {one_line(done.stderr or 'it says nothing')}")
+    return lines[0]
 
 
 def run_gate(

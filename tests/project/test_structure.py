@@ -170,6 +170,8 @@ class TestImportRule:
 class TestExportPackage:
     # Of `export`, in the order of the arrow: each may import what stands before it.
     ORDER = [
+        # Alone, as it is published.
+        "client",
         "deployed",
         "endpoint",
         "signatures",

@@ -1,0 +1,104 @@
+"""The client that is published beside ONNX files: one file that needs ONNX Runtime and NumPy alone."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers.models import TINY
+from PIL import Image
+
+from export import client as source
+from export.pipeline import CLIENT
+from export.verification.run import RefusedError, run_client
+from tfdecouple.data.image_file import read_image
+from tfdecouple.runs import load_model
+
+# What the client may not need; Pillow only where it opens picture files.
+OTHERS = ("tensorflow", "keras", "tfdecouple", "export", "onnx", "scipy", "PIL")
+
+
+@pytest.fixture(scope="module")
+def client(exported):
+    """The module as it was published, beside its ONNX files."""
+    spec = importlib.util.spec_from_file_location("published_client", exported / "client.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(folder, *arguments, cwd):
+    """Runs the published client where nothing else of Python's packages can be imported."""
+    blocked = f"import sys, runpy; sys.modules |= dict.fromkeys({OTHERS[: None if '--check' in arguments else -1]})"
+    code = f"{blocked}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-I", "-c", code, str(folder / "client.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def test_known_images_come_back_without_tensorflow(exported, tmp_path):
+    done = run(exported, "--check", cwd=tmp_path)
+    assert (done.stdout, done.returncode) == ("16 of 16 known images come back exactly\n", 0), done.stderr
+
+
+def test_card_and_manifest_name_it(exported):
+    card = json.loads((exported / "model_card.json").read_text())
+    assert card["formats"]["onnx"]["client"] == "16 of 16 known images come back exactly"
+    text = (exported / "MODEL_CARD.md").read_text()
+    assert "`python client.py --check`, in a process without TensorFlow: 16 of 16" in text
+    assert "client.py" in json.loads((exported / "manifest.json").read_text())["files"]
+    assert (exported / "client.py").read_bytes() == CLIENT.read_bytes()
+
+
+def test_codes_and_switches_are_the_models(client, exported, tiny_run):
+    images = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    served, model = client.Model(), load_model(tiny_run)
+    assert served.size == TINY.image_size
+    codes = served.encode(images)
+    for name, right in zip(("z", "v"), model.encode(images), strict=True):
+        np.testing.assert_allclose(codes[name], right, rtol=0, atol=1e-5 * np.abs(right).max())
+    np.testing.assert_array_equal(served.decode(**codes), images)
+    for ours, theirs in zip(served.switch(images[:2], images[2:]), model.switch(images[:2], images[2:]), strict=True):
+        assert np.mean(ours != np.asarray(theirs)) < 0.01
+        assert np.any(ours != images[:2]) and np.any(ours != images[2:])
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (9, 13), (64, 40), (5, 30), (201, 157)])
+@pytest.mark.parametrize("crop", [0, 20])
+def test_pictures_are_cropped_and_resized_as_in_training(client, shape, crop, tmp_path):
+    picture = np.random.default_rng(sum(shape)).integers(0, 256, (*shape, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    served = client.Model()
+    served.crop = crop
+    np.testing.assert_array_equal(served.fit(picture), read_image(str(tmp_path / "picture.png"), 8, crop))
+
+
+def test_two_files_are_switched(exported, tmp_path):
+    for number, name in enumerate(("a.png", "b.png")):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    done = run(exported, "a.png", "b.png", cwd=tmp_path)
+    assert done.stdout == "ab.png: z of a.png, v of b.png\nba.png: z of b.png, v of a.png\n", done.stderr
+    assert Image.open(tmp_path / "ab.png").size == (8, 8)
+    done = run(exported, "a.png", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "error: give two picture files, or --check\n")
+
+
+def test_the_crop_of_the_card_is_taken(monkeypatch):
+    class Session:
+        def __init__(self, path, providers):
+            assert path.endswith((".onnx",)) and providers == ["CPUExecutionProvider"]
+
+        def get_modelmeta(self):
+            told = {"image_size": "8", "crop": "centre square of 140 pixels, or the largest"}
+            return type("About", (), {"custom_metadata_map": told})
+
+    monkeypatch.setattr(source.onnxruntime, "InferenceSession", Session)
+    assert (source.Model().crop, source.Model().size) == (140, 8)
+
+
+def test_one_that_fails_is_not_published(exported, tmp_path):
+    (tmp_path / "client.py").write_text("import nothing_of_the_kind\n")
+    with pytest.raises(RefusedError, match="not published: client.py fails: .*nothing_of_the_kind"):
+        run_client(tmp_path / "client.py", exported / "onnx")
