@@ -206,7 +206,10 @@ class TestPlaceOfImages:
         assert load_config(finished_run) == run_config(image_folder)
         # As older runs have it.
         shutil.copytree(finished_run, tmp_path / "run")
-        write_json(tmp_path / "run" / "config.json", run_config(image_folder.name).to_dict())
+        older = {**run_config(image_folder.name).to_dict(), "notes": "as they were then"}
+        # Of before there was the option.
+        del older["data"]["photographs"]
+        write_json(tmp_path / "run" / "config.json", older)
         train(run_config(image_folder), tmp_path / "run")
         assert "is complete at step 10" in capsys.readouterr().out
 

@@ -103,7 +103,10 @@ class RunFolder:
         # Older runs have a folder as it was typed.
         theirs = dataclasses.replace(theirs, data=located(theirs.data))
         changed = difference(theirs, self._config)
-        changed.pop("training.steps", None)
+        # What is for people may be said otherwise by now, and which photographs there are is nothing to other images.
+        free = ["training.steps", "description", "notes"]
+        for name in free if theirs.data.source == "photographs" else [*free, "data.photographs"]:
+            changed.pop(name, None)
         option, was = images_at(theirs.data) or ("", "")
         _, now = images_at(self._config.data) or ("", "")
         is_same_kind = find_kind(theirs.data.source) is find_kind(self._config.data.source)
