@@ -27,19 +27,21 @@ class Model:
         about = self.encoder.get_modelmeta().custom_metadata_map
         self.size = int(about["image_size"])
         self.crop = int((re.search(r"\d+", about["crop"]) or ["0"])[0])
+        self.needs_labels = any(given.name == "labels" for given in self.encoder.get_inputs())
 
-    def encode(self, images):
-        """Returns {"z", "v"} of uint8 `[n, size, size, 3]`; of a model without z only v."""
+    def encode(self, images, labels=None):
+        """Returns {"z", "v"} of uint8 `[n, size, size, 3]`; of a model without z only v. Some need labels `[n]`."""
         names = [output.name for output in self.encoder.get_outputs()]
-        return dict(zip(names, self.encoder.run(names, {"images": images}), strict=True))
+        given = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
+        return dict(zip(names, self.encoder.run(names, given), strict=True))
 
     def decode(self, **codes):
         """Returns the images of codes, uint8 `[n, size, size, 3]`."""
         return self.decoder.run(["images"], codes)[0]
 
-    def switch(self, a, b):
+    def switch(self, a, b, labels_a=None, labels_b=None):
         """Returns images with z of `a` and v of `b`, and those with z of `b` and v of `a`."""
-        a, b = self.encode(a), self.encode(b)
+        a, b = self.encode(a, labels_a), self.encode(b, labels_b)
         return self.decode(z=a["z"], v=b["v"]), self.decode(z=b["z"], v=a["v"])
 
     def fit(self, picture):
@@ -77,7 +79,8 @@ def main(arguments):
     if arguments[:1] == ["--check"]:
         model = Model(*arguments[1:2])
         images = known_images(model.size)
-        same = int((model.decode(**model.encode(images)) == images).all((1, 2, 3)).sum())
+        codes = model.encode(images, np.zeros(len(images)))
+        same = int((model.decode(**codes) == images).all((1, 2, 3)).sum())
         print(f"{same} of {len(images)} known images come back exactly")
         return int(same < len(images))
     if len(arguments) != 2 or arguments[0].startswith("-"):
@@ -86,6 +89,9 @@ def main(arguments):
     from PIL import Image, ImageOps
 
     model = Model()
+    if model.needs_labels or "z" not in [output.name for output in model.encoder.get_outputs()]:
+        print("error: this model needs labels, or has no z to switch; call Model in a program", file=sys.stderr)
+        return 2
     a, b = (np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")) for path in arguments)
     for name, (pixels,) in zip(("ab.png", "ba.png"), model.switch(model.fit(a)[None], model.fit(b)[None]), strict=True):
         Image.fromarray(pixels).save(name)

@@ -11,13 +11,14 @@ import shutil
 import tempfile
 from typing import Any
 
+from tfdecouple import pretrained
 from tfdecouple.config import Config
 from tfdecouple.data.opening import images_at, rights_in
 from tfdecouple.errors import UserError
 from tfdecouple.pretrained import HUB
 from tfdecouple.pretrained.hub import Address, upload
 from tfdecouple.pretrained.published import CARD, Published
-from tfdecouple.runs import CHECKPOINTS, CONFIG, LABELS, SUMMARY, Run, read_summary, write_label_names
+from tfdecouple.runs import CHECKPOINTS, CONFIG, LABELS, SUMMARY, Run, find_run, read_summary, write_label_names
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json, write_text
 
@@ -58,7 +59,8 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
         with tempfile.TemporaryDirectory(prefix=".publish-", dir=None if on_hub else target.parent) as scratch:
             folder = pathlib.Path(scratch) / "model"
             folder.mkdir()
-            _write(opened, folder, called, licence, to if on_hub else None)
+            comes_along = target.parent == pathlib.Path(pretrained.__file__).parent
+            _write(opened, folder, called, licence, to if on_hub else called if comes_along else None)
             if on_hub:
                 return upload(folder, to, private=private, message=f"{called}, update {opened.step}")
             os.replace(folder, target)
@@ -73,8 +75,6 @@ def _licence_of(run: str) -> str:
     Raises:
         UserError: where there is none.
     """
-    from tfdecouple.runs import find_run
-
     card = find_run(run) / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     found = re.search(r'^license: "?([^"\n]+)"?$', text, re.M)
@@ -136,7 +136,7 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
         name: of the model.
         licence: of the weights, as the Hub names it.
         summary: how the training ended; {} where nobody knows.
-        address: on the Hub; None for a folder.
+        address: by which it is loaded, on the Hub or in the installation; None for a folder.
     """
     config, model = opened.config, opened.config.model
     imported = "imported_from" in summary

@@ -60,6 +60,7 @@ DATA = DataConfig(
     centre_crop=148,
     validation_examples=7,
     on_bad_image="skip",
+    photographs=("coffee", "rocket"),
     cache_gib=0.5,
     photograph_crops=64,
 )
@@ -307,6 +308,7 @@ IMPOSSIBLE = [
     ("model.dequantization_map_channels", 0, "at least 1", LEARNED),
     ("data.source", "", "empty", {}),
     ("data.on_bad_image", "ignore", "'stop', 'skip'", {}),
+    ("data.photographs", (), "leave it out", {}),
     ("data.pad_and_crop", -1, "at least 0", {}),
     ("data.centre_crop", -1, "at least 0", {}),
     ("data.validation_examples", 0, "at least 1", {}),

@@ -90,6 +90,9 @@ def test_the_crop_of_the_card_is_taken(monkeypatch):
         def __init__(self, path, providers):
             assert path.endswith((".onnx",)) and providers == ["CPUExecutionProvider"]
 
+        def get_inputs(self):
+            return []
+
         def get_modelmeta(self):
             told = {"image_size": "8", "crop": "centre square of 140 pixels, or the largest"}
             return type("About", (), {"custom_metadata_map": told})

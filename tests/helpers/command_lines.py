@@ -137,7 +137,9 @@ def _python(arguments: list[str], folder: pathlib.Path) -> None:
     elif first == "train.py":
         _train(rest, folder)
     else:
-        path = next((place / first for place in (ROOT, folder, ROOT / "benchmarks") if (place / first).is_file()), None)
+        # In the folder of the text, or in that of an export, where its client lies.
+        places = (ROOT, folder, ROOT / "benchmarks", ROOT / "export")
+        path = next((place / first for place in places if (place / first).is_file()), None)
         _need(path is not None, f"there is no {first}")
         if "ArgumentParser" in path.read_text(encoding="utf-8"):
             parse(main_of(path), rest)

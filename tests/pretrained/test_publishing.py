@@ -4,10 +4,8 @@ import dataclasses
 import json
 import shutil
 
-import numpy as np
 import pytest
 import yaml
-from helpers.models import random_images
 from helpers.refusals import refused
 
 import tfdecouple
@@ -56,11 +54,7 @@ def header(folder):
 
 
 def test_it_is_a_run_folder_with_the_same_weights(run, published):
-    images = random_images(2)
-    ours, theirs = load_model(published), load_model(run)
-    for one, other in zip(ours.encode(images), theirs.encode(images), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert weights_sha256(ours) == weights_sha256(theirs)
+    assert weights_sha256(load_model(published)) == weights_sha256(load_model(run))
     assert tfdecouple.load_directions(published)["smile"].vector.tolist() == [1, 0, 0, 0]
     assert load_config(published).model == load_config(run).model
 

@@ -199,6 +199,11 @@ def pinned(package: str) -> float:
     return float(re.search(rf'"{package}": "(\d+\.\d+)', text)[1])
 
 
+def weights() -> dict:
+    """How the training of the weights that come along ended."""
+    return json.loads((ROOT / "tfdecouple" / "pretrained" / "photographs" / "summary.json").read_text(encoding="utf-8"))
+
+
 LOSSLESS = ("photographs/summary.json", "lossless_codecs_bits_per_dim")
 FIGURES = [
     *rows_of_results(),
@@ -220,11 +225,25 @@ FIGURES = [
         (
             (RESULTS, rf"lossless WebP on the same crops {NUMBER}\)"),
             (f"{PRESETS}/quickstart.json", rf"lossless WebP: {NUMBER}\)"),
-            ("docs/data.md", rf"{NUMBER} bits with lossless WebP"),
         ),
         result(*LOSSLESS, "webp"),
     ),
-    Figure("photographs: PNG", (("docs/data.md", rf"{NUMBER} bits with optimised PNG"),), result(*LOSSLESS, "png")),
+    # The weights that come along.
+    Figure(
+        "quickstart64: test bits/dim",
+        ((f"{PRESETS}/quickstart64.json", rf"has {NUMBER} bits/dim on the 1,000 test crops"),),
+        lambda: weights()["test"]["bits_per_dim"],
+    ),
+    Figure(
+        "quickstart64: lossless WebP",
+        ((f"{PRESETS}/quickstart64.json", rf"lossless WebP: {NUMBER}\)"),),
+        lambda: weights()["lossless_codecs_bits_per_dim"]["webp"],
+    ),
+    Figure(
+        "quickstart64: updates of the weights",
+        ((f"{PRESETS}/quickstart64.json", rf"after {NUMBER} updates"),),
+        lambda: weights()["best_step"],
+    ),
     *(
         Figure(
             f"CIFAR-10: {name}",

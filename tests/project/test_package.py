@@ -1,5 +1,6 @@
 """The source distribution and the wheel: what they hold, and that an installed wheel works away from the repository."""
 
+import os
 import pathlib
 import re
 import shutil
@@ -11,8 +12,10 @@ import zipfile
 
 import numpy as np
 import pytest
+from helpers.models import random_images
 from helpers.places import ROOT, user_environment
 from packaging.metadata import Metadata
+from PIL import Image
 
 import tfdecouple
 
@@ -95,6 +98,9 @@ class TestContents:
         assert names - metadata == files_of("tfdecouple") | files_of("export")
         assert any(name.endswith("LICENSE") for name in metadata)
         assert {"tfdecouple/presets/quickstart.json", "export/page/index.html", "export/page/worker.js"} <= names
+        weights = "tfdecouple/pretrained/photographs"
+        assert {f"{weights}/manifest.json", f"{weights}/README.md", "export/client.py"} <= names
+        assert any(re.fullmatch(rf"{weights}/checkpoints/best-\d{{9}}\.data-.*", name) for name in names)
 
     def test_the_metadata_name_version_licence_and_what_is_needed(self, wheel):
         with zipfile.ZipFile(wheel) as archive:
@@ -185,6 +191,21 @@ class TestInstalled:
             assert "python -m export --run runs/quickstart" in run([*command, "export", "--help"], elsewhere)
             assert "--preset NAME" in run([*command, "train", "--help"], elsewhere)
             assert run([*command, "presets"], elsewhere).startswith("quickstart ")
+
+    def test_a_picture_of_two_images_needs_no_training(self, installed, elsewhere, tmp_path_factory):
+        places = [tmp_path_factory.mktemp("own"), tmp_path_factory.mktemp("pictures")]
+        paths = [places[0] / name for name in ("a.png", "b.png")]
+        for path, image in zip(paths, random_images(2, 80), strict=True):
+            Image.fromarray(image).save(path)
+        program, arguments = installed.parent / "tfdecouple", [*paths, "--out", places[1]]
+        before = {path: path.stat().st_mode for path in elsewhere.iterdir()}
+        # Nobody may write where it is called, nor to where it is installed.
+        os.chmod(elsewhere, 0o555)
+        said = run([program, "switch", *arguments], elsewhere)
+        os.chmod(elsewhere, 0o755)
+        assert f"{places[1] / 'switch-pairs.png'}: switch, 1 pair" in said
+        assert Image.open(places[1] / "switch-pairs.png").size[0] > 128
+        assert {path: path.stat().st_mode for path in elsewhere.iterdir()} == before
 
     def test_the_gate_does_too(self, installed, tiny_run, tmp_path):
         (tmp_path / "export").mkdir()

@@ -19,6 +19,8 @@ from tfdecouple.errors import RunError, UserError, one_line
 from tfdecouple.pretrained.published import MANIFEST, Published
 from tfdecouple.runtime.extras import require
 
+# What requests say that they come from.
+_LIBRARY = "tfdecouple"
 _ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/(?P<name>[\w.-]+))(@(?P<revision>[\w.-]+(/[\w.-]+)*))?", re.ASCII)
 
 
@@ -67,22 +69,22 @@ def fetch(text: str) -> pathlib.Path:
     require("huggingface_hub", what=text)
     import huggingface_hub
 
+    hub = huggingface_hub.HfApi(library_name=_LIBRARY)
     with _errors(text):
-        manifest = huggingface_hub.hf_hub_download(address.repository, MANIFEST, revision=address.revision)
-        path = pathlib.Path(manifest)
+        path = pathlib.Path(hub.hf_hub_download(address.repository, MANIFEST, revision=address.revision))
         published = Published.read(path, text)
         # The other files are of the commit that the manifest is of, whatever becomes of the branch meanwhile.
         commit = path.parent.name
         total = sum(size for size, _ in published.needed.values())
         if total > shutil.disk_usage(path.parent).free:
             raise RunError(f"{text} has {total:,} bytes, and {path.parent} has not as much room; set HF_HOME")
-        for name, (size, digest) in published.needed.items():
-            url = huggingface_hub.hf_hub_url(address.repository, name, revision=commit)
-            if not (path.parent / name).exists() and huggingface_hub.get_hf_file_metadata(url).size != size:
-                raise RunError(
-                    f"{name} of {text} has not the {size:,} bytes of its manifest (SHA-256 {digest[:12]}...)"
-                )
-            huggingface_hub.hf_hub_download(address.repository, name, revision=commit)
+        for name, (size, _) in published.needed.items():
+            if (path.parent / name).exists():
+                continue
+            url = huggingface_hub.hf_hub_url(address.repository, name, revision=commit, endpoint=hub.endpoint)
+            if hub.get_hf_file_metadata(url=url).size != size:
+                raise RunError(f"{name} of {text} has not the {size:,} bytes that its manifest says")
+            hub.hf_hub_download(address.repository, name, revision=commit)
     published.require_same(path.parent, text)
     return path.parent
 
@@ -108,7 +110,7 @@ def upload(folder: pathlib.Path, text: str, *, private: bool, message: str) -> s
     require("huggingface_hub", what=text)
     import huggingface_hub
 
-    hub = huggingface_hub.HfApi(library_name="tfdecouple")
+    hub = huggingface_hub.HfApi(library_name=_LIBRARY)
     names = [*Published.read(folder / MANIFEST, str(folder)).files, MANIFEST]
     files = [huggingface_hub.CommitOperationAdd(name, folder / name) for name in names]
     with _errors(text):
@@ -122,9 +124,20 @@ def upload(folder: pathlib.Path, text: str, *, private: bool, message: str) -> s
 @contextlib.contextmanager
 def _errors(text: str) -> Iterator[None]:
     """Makes one line of whatever the client raises."""
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
     try:
         yield
     except UserError:
         raise
+    except RepositoryNotFoundError as error:
+        raise RunError(
+            f"{text}: there is no such repository, or you may not see it; `hf auth login` says who you are"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise RunError(f"{text}: the repository has no such branch, tag or commit") from error
+    except EntryNotFoundError as error:
+        # Also where the Hub cannot be reached and the file is not here.
+        raise RunError(f"{text}: no {MANIFEST}, or a file that it names is missing: {one_line(error)}") from error
     except Exception as error:
-        raise RunError(f"{text}: {one_line(error, first=True)}") from error
+        raise RunError(f"{text}: {one_line(error)}") from error

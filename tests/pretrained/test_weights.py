@@ -1,0 +1,143 @@
+"""The weights that come along, and how commands and Keras' habits find them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers.documents import split_code
+from helpers.models import TINY, random_images
+from helpers.places import ROOT
+from helpers.refusals import refused
+from PIL import Image
+
+import tfdecouple
+from export.formats.web import demo_images
+from tfdecouple import pretrained
+from tfdecouple.cli import main
+from tfdecouple.cli.output import results_folder
+from tfdecouple.config import PHOTOGRAPHS, load_preset
+from tfdecouple.data import load_images, open_source
+from tfdecouple.errors import ConfigError, RunError
+from tfdecouple.pretrained.published import MANIFEST, Published
+from tfdecouple.runs import find_run, is_folder, load_config, read_summary, weights_sha256
+
+HERE = pretrained.folder_of("photographs")
+
+
+def test_the_folder_is_whole_and_small():
+    manifest = Published.read(HERE / MANIFEST, "photographs")
+    assert manifest == Published.of(HERE)
+    assert sum(size for name, (size, _) in manifest.files.items() if "/best-" in name) < 8_000_000
+    assert {"README.md", "config.json", "summary.json", "metrics.jsonl"} <= set(manifest.files)
+
+
+def test_the_card_and_the_config_say_what_they_are():
+    config, summary = load_config("photographs"), read_summary("photographs")
+    assert config.data.photographs == PHOTOGRAPHS
+    assert config.model == load_preset("quickstart64").model
+    text = (HERE / "README.md").read_text()
+    assert 'license: "apache-2.0"' in text and "danielbuechele (CC BY 2.0)" in text and "motorcycle" not in text
+    assert f"| bits per dimension | {summary['test']['bits_per_dim']:.3f} on 1000 test images" in text
+    assert summary["reconstruction"] == "40 of 40 images identical to the last pixel"
+    total = summary["parameters"]["total"]
+    assert f"{total:,} parameters ({total * 4 / 1e6:.1f} MB in float32" in (ROOT / "docs" / "weights.md").read_text()
+
+
+def test_images_come_back_and_another_z_gives_other_pictures():
+    """Of the pictures that the page begins with, crops that the model never saw, and noise."""
+    model = tfdecouple.DecoupledModel.from_preset("photographs")
+    crops, _ = load_images(open_source(load_config("photographs").data, 64), "test", 6)
+    images = np.concatenate([*(picture[None] for picture in demo_images(64).values()), crops, random_images(2, 64)])
+    z, v = model.encode(images)
+    np.testing.assert_array_equal(model.decode(z, v), images)
+    switched = model.decode(np.roll(z, -1, 0), v).numpy()
+    assert all((ours != image).mean() > 0.1 for ours, image in zip(switched, images, strict=True))
+
+
+@pytest.fixture
+def others(tiny_run, tmp_path, monkeypatch):
+    """An installation whose weights are tiny ones of the same name, and a working folder with two images."""
+    folder = tmp_path / "site" / "photographs"
+    assert main(["publish", "--run", str(tiny_run), "--to", str(folder), "--licence", "mit"]) == 0
+    monkeypatch.setattr(pretrained, "_HERE", folder.parent)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name, image in zip(("a.png", "b.png"), random_images(2, 20), strict=True):
+        Image.fromarray(image).save(name)
+    return folder
+
+
+def installed(folder):
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_commands_take_them_where_no_run_is_named(others, tmp_path, capsys):
+    before = installed(others)
+    assert main(["switch", "a.png", "b.png"]) == 0
+    assert "pictures/switch-pairs.png: switch, 1 pair" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "here" / "pictures" / "switch-pairs.json").read_text())
+    assert facts["run"] == "photographs" and facts["first"]["files"] == ["a.png"]
+    assert main(["switch", "--pairs", "a.png", "b.png", "--out", "elsewhere"]) == 0
+    assert (tmp_path / "here" / "elsewhere" / "switch-pairs.png").is_file()
+    assert main(["sample", "--count", "2", "--run", "photographs"]) == 0
+    assert (tmp_path / "here" / "pictures" / "sample.png").is_file()
+    capsys.readouterr()
+    assert "given twice" in refused(capsys, lambda: main(["switch", "a.png", "b.png", "--pairs", "a.png", "b.png"]))
+    assert "--pairs got 1 images" in refused(capsys, lambda: main(["interpolate", "a.png"]))
+    line = refused(capsys, lambda: main(["directions", "--run", "photographs"]))
+    assert "make one of it first, with python -m tfdecouple publish --run photographs --to DIR" in line
+    line = refused(capsys, lambda: main(["curves", "--run", "photographs"]))
+    assert "photographs has no figures in metrics.jsonl yet" in line
+    # Nothing was written where they lie.
+    assert installed(others) == before
+
+
+def test_a_run_folder_of_that_name_goes_before(others, tiny_run, tmp_path):
+    assert find_run("photographs") == others and not is_folder("photographs")
+    (tmp_path / "here" / "photographs").mkdir()
+    # A folder of that name that is no run, of images for example, does not.
+    assert find_run("photographs") == others
+    shutil.copytree(tiny_run, tmp_path / "here" / "photographs", dirs_exist_ok=True)
+    assert is_folder("photographs") and (find_run("photographs") / "config.json").samefile("photographs/config.json")
+
+
+def test_where_results_go(others, tmp_path, monkeypatch):
+    assert str(results_folder("runs/mine", None, "pictures")) == "runs/mine/pictures"
+    assert str(results_folder("photographs", None, "pictures")) == "pictures"
+    assert str(results_folder("hf://ada/faces", tmp_path, "pictures")) == str(tmp_path)
+    # As root one may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    found = results_folder("photographs", None, "pictures")
+    assert found.name == "pictures" and found.parent.is_dir() and found.parent.name.startswith("tfdecouple-")
+    found.parent.rmdir()
+
+
+def test_from_preset_as_keras_users_expect(others):
+    with_weights = tfdecouple.DecoupledModel.from_preset("photographs")
+    assert weights_sha256(with_weights) == weights_sha256(tfdecouple.load_pretrained("photographs"))
+    without = tfdecouple.DecoupledModel.from_preset("photographs", load_weights=False)
+    assert without.config == with_weights.config == TINY and not without.initialized.numpy()
+    assert tfdecouple.DecoupledModel.from_preset(str(others), name="mine").name == "mine"
+    with pytest.raises(ConfigError, match="the preset cifar10 has no weights; give load_weights=False, or .*photogr"):
+        tfdecouple.DecoupledModel.from_preset("cifar10")
+    with pytest.raises(ConfigError, match=r"no preset 'quickstar'; did you mean quickstart"):
+        tfdecouple.DecoupledModel.from_preset("quickstar", load_weights=False)
+    with pytest.raises(RunError, match=r"no weights 'photograph'; did you mean photographs\?; photographs comes along"):
+        tfdecouple.load_pretrained("photograph")
+
+
+def test_finding_them_needs_no_tensorflow():
+    code = "import sys, tfdecouple.pretrained as p; print(p.folder_of('photographs'), 'tensorflow' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.split() == [str(HERE), "False"]
+
+
+def test_the_python_of_the_page_of_weights_is_what_there_is():
+    (block,) = (block for block in split_code((ROOT / "docs" / "weights.md").read_text())[0] if block.language)
+    named = set(re.findall(r"(?:tfdecouple|model)\.(\w+)", block.text))
+    assert named == {"load_pretrained", "DecoupledModel", "sample"}
