@@ -519,7 +519,7 @@ class TestMemory:
         split = Counted(1_000_000, "all", lambda: arrays)
         source = Source(name="x", title="x", label_names=(), image_size=8, splits={"train": split})
 
-        def encoder(images, index):
+        def encoder(images, index, *_):
             return {"z": np.zeros((len(images), 2), np.float32)}
 
         rows = encoding._encoded(source, "train", 500_000, 1_000_000, encoder, 4)
@@ -530,7 +530,7 @@ class TestMemory:
         images = random_images(25)
         split = MemorySplit(25, "all", lambda: (images, np.full(25, -1, np.int32)))
         source = Source(name="x", title="x", label_names=(), image_size=8, splits={"train": split})
-        rows = encoding._encoded(source, "train", 2, 20, lambda images, index: {}, 8)
+        rows = encoding._encoded(source, "train", 2, 20, lambda images, index, *_: {}, 8)
         assert [len(batch["index"]) for batch in rows] == [8, 8, 2]
 
     def test_fields_know_their_size(self):
