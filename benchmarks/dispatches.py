@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import table, write_json  # noqa: E402
 from benchmarks.throughput import make_config  # noqa: E402
+from tfdecouple.config import Config  # noqa: E402
 from tfdecouple.doctor.machine import machine  # noqa: E402
 from tfdecouple.doctor.session import Session  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
@@ -58,8 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def count(options: argparse.Namespace) -> int:
     """Takes a step and prints how many operations it ran."""
-    options.precision, options.remat, options.phase = None, False, f"train{options.batch}"
-    config = make_config(options, "train", options.batch)
+    config = configured(options)
     start_tensorflow(1 if options.one_shard else options.threads)
     import tfdecouple.training  # noqa: F401 - all that train.py imports
 
@@ -81,6 +81,12 @@ def count(options: argparse.Namespace) -> int:
         {"preset": options.preset, "set": options.set, "total": total, "kinds": dict(counts), "machine": machine()},
     )
     return 0
+
+
+def configured(options: argparse.Namespace) -> Config:
+    """Returns the run whose step is counted."""
+    given = {**vars(options), "phase": f"train{options.batch}", "precision": None, "memory": None}
+    return make_config(argparse.Namespace(**given), "train", options.batch)
 
 
 def operations(call: Callable[[], Any]) -> collections.Counter[str]:

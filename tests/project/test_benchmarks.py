@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 from helpers.places import ROOT
 
 from tfdecouple import costs
@@ -18,7 +19,7 @@ from tfdecouple.parameters import count_parameters
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import common, communication, compare, scaling, throughput  # noqa: E402
+from benchmarks import common, communication, compare, dispatches, scaling, throughput  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -339,3 +340,14 @@ def test_throughput_ends_in_one_json_object():
     assert found["batch"] == 2 and found["images"].startswith("crops of photographs")
     for name in ("images_per_s", "best_images_per_s", "cpu_s_per_image", "peak_rss_mib", "first_step_s", "params"):
         assert found[name] > 0
+
+
+def test_operations_are_counted_in_functions_as_well():
+    def inner(x):
+        return tf.tanh(x) * x
+
+    inner = tf.function(inner, autograph=False, experimental_attributes={"_noinline": True})
+    counts = dispatches.operations(lambda: tf.function(lambda x: inner(inner(x)), autograph=False)(tf.ones([2])))
+    assert counts["Tanh"] == counts["Mul"] == 2
+    config = dispatches.configured(dispatches.make_parser().parse_args(["--preset", "quickstart", "--batch", "8"]))
+    assert config.training.batch_size == 8 and config.training.ema_decay
