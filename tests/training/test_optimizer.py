@@ -5,8 +5,11 @@ import pytest
 import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
+from tfdecouple.errors import RunError
+from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.training import optimizer
 from tfdecouple.training.optimizer import Adam
+from tfdecouple.training.vector import Vector
 
 
 @pytest.fixture(params=["small", "large"], autouse=True)
@@ -27,7 +30,8 @@ class Updated:
     def update(self, gradient, updates=0, rate=0.1, *, applied=True, scale=1.0):
         """Updates after `updates` others; the statistic's new value is the gradient."""
         gradient, rate, scale = (tf.constant(value, tf.float32) for value in (gradient, rate, scale))
-        self.apply(tf.constant(applied), [gradient], [gradient], tf.constant(updates, tf.int64), rate, scale)
+        updates = tf.constant(updates, tf.int64)
+        self.apply(tf.constant(applied), [gradient], self.adam.read_small(), [gradient], updates, rate, scale)
 
     def values(self):
         kept = self.adam.means, self.adam.variances, self.adam.averages
@@ -89,11 +93,34 @@ def test_weights_of_all_shapes_share_a_trace(monkeypatch):
     adam = Adam(TrainingConfig(), weights, {})
     gradients = [tf.ones(weight.shape) for weight in weights.values()]
     apply = tf.function(adam.apply, autograph=False)
-    apply(tf.constant(True), gradients, [], tf.constant(0, tf.int64), tf.constant(0.1))
-    # Of the six small weights four, and the last two; of the eight large ones four.
-    assert len(traced) == 4 + 2 + 4
+    apply(tf.constant(True), gradients, adam.read_small(), [], tf.constant(0, tf.int64), tf.constant(0.1))
+    # All small weights are one vector; of the eight large ones four.
+    assert len(traced) == 1 + 4
     for mean in adam.means.values():
         np.testing.assert_allclose(mean, np.full(mean.shape, 0.1), rtol=1e-6)
+
+
+def test_pieces_of_a_vector_are_variables_to_a_checkpoint(tmp_path):
+    shapes = {"a/b": tf.TensorShape([2, 3]), "c": tf.TensorShape([]), "d": tf.TensorShape([4])}
+    values = {
+        name: np.random.default_rng(n).random(shape, np.float32) for n, (name, shape) in enumerate(shapes.items())
+    }
+    vector = Vector(shapes)
+    for name, value in values.items():
+        vector.pieces[name].assign(value)
+    np.testing.assert_array_equal(vector.variable, np.concatenate([value.ravel() for value in values.values()]))
+    with pytest.raises(ValueError, match="shape"):
+        vector.pieces["d"].assign(np.zeros(3, np.float32))
+    alone, other = {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}, Vector(shapes)
+    # Pieces are read as variables, and variables as pieces.
+    for step, (written, read) in enumerate([(vector.pieces, alone), (alone, other.pieces)]):
+        folder = CheckpointFolder(tmp_path)
+        folder.write("step", step, {"means": written})
+        folder.read("step", step, {"means": read})
+        for name, value in values.items():
+            np.testing.assert_array_equal(read[name].numpy(), value)
+    with pytest.raises(RunError, match="does not fit"):
+        folder.read("step", 1, {"means": Vector({"c": tf.TensorShape([2])}).pieces})
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])

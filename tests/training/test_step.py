@@ -19,10 +19,11 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.runtime.emulation import emulated_accelerator
 from tfdecouple.runtime.tf32 import full_float32
-from tfdecouple.training import train, trainer
+from tfdecouple.training import optimizer, train, trainer
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.strategy import make_strategy
+from tfdecouple.training.vector import Piece
 
 BATCH = 8
 GLOW = dataclasses.replace(SMALL, conditioning="none")
@@ -67,8 +68,11 @@ class Trainer:
         """Everything that checkpoints hold, by name: as read, or the copy of one device."""
 
         def read(variable):
-            copies = self.strategy.experimental_local_results(variable)
-            return (variable if device is None else copies[device]).numpy()
+            if device is not None:
+                is_piece = isinstance(variable, Piece)
+                copies = variable.copies() if is_piece else self.strategy.experimental_local_results(variable)
+                variable = copies[device]
+            return variable.numpy()
 
         return {
             f"{group}/{name}": read(variable)
@@ -103,6 +107,14 @@ def assert_equal(ours, theirs, but=()):
     for name, value in ours.items():
         if name not in but:
             np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def weights_of_both_sizes():
+    """Lets some of the weights be large: they are updated by themselves, the small ones together."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimizer, "_SMALL", 64)
+        yield
 
 
 @pytest.fixture(scope="module")

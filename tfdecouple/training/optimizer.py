@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
+from tfdecouple.training.vector import Vector
 
 # How many variables are updated at a time. Left to itself TensorFlow begins with all of them, and for a moment holds
 # temporary copies of the whole model: half a gigabyte for the 52 million weights of the preset cifar10.
@@ -18,8 +19,8 @@ _AT_A_TIME = 2
 # How many weights a call of the traced function updates. It is traced for so many, and once more for the rest of them.
 _A_CALL = 32
 
-# Weights of so many numbers at most are scaled and decayed together, as one vector. Half of all are scales and shifts.
-_SMALL = 2**12
+# Weights of so many numbers at most are updated together, as one vector. Most are scales and shifts.
+_SMALL = 2**15
 
 _Named = Mapping[str, tf.Variable]
 
@@ -37,7 +38,7 @@ class _Scalars(NamedTuple):
     rate: tf.Tensor
     decay: tf.Tensor
     epsilon: tf.Tensor
-    average_rate: tf.Tensor
+    average_decay: tf.Tensor
     gradient_scale: tf.Tensor
 
 
@@ -45,8 +46,9 @@ class Adam:
     """Adam over any number of weights, with its moments and the averages of all that training moves.
 
     Keras' optimizers build some twenty operations a variable, which for the thousand variables of a deep flow is
-    most of the time to the first step. Here some variables are one call of a function that is traced once for all
-    shapes and takes its variables as handles; within it TensorFlow's fused kernel needs no temporary copies.
+    most of the time to the first step. Here the moments and averages of all small weights are one vector each, which
+    one operation changes. Of the others some are one call of a function that is traced once for all shapes and takes
+    its variables as handles; within it TensorFlow's fused kernel needs no temporary copies.
 
     There is no condition: on a GPU the host would have to wait for it in the middle of each step. What is not to be
     applied is an update by nothing.
@@ -61,6 +63,7 @@ class Adam:
     Attributes:
         means, variances: the first and second moments by name of the weight.
         averages: averages over the updates by name of weight or statistic; empty where `ema_decay` is 0.
+        small: names of the weights that are updated together.
     """
 
     def __init__(self, config: TrainingConfig, weights: _Named, statistics: _Named):
@@ -68,36 +71,32 @@ class Adam:
         self._weights = weights
         self._statistics = statistics
         self._moved = {**weights, **statistics}
-        self.means = {name: _zeros_like(weight) for name, weight in weights.items()}
-        self.variances = {name: _zeros_like(weight) for name, weight in weights.items()}
-        averaged = self._moved if config.ema_decay else {}
-        self.averages = {name: _zeros_like(variable) for name, variable in averaged.items()}
-        small = [name for name, weight in weights.items() if is_small(weight.shape)]
-        self._small, self._large = (
-            [names[start : start + _A_CALL] for start in range(0, len(names), _A_CALL)]
-            for names in (small, [name for name in weights if name not in set(small)])
+        small = {name: weight.shape for name, weight in weights.items() if is_small(weight.shape)}
+        large = [name for name in weights if name not in small]
+        self.small, self._large = list(small), [large[n : n + _A_CALL] for n in range(0, len(large), _A_CALL)]
+        self._means, self._variances, self._changes = (Vector(small) for _ in range(3))
+        self.means, self.variances = (
+            {name: vector.pieces.get(name) or _zeros_like(weight) for name, weight in weights.items()}
+            for vector in (self._means, self._variances)
         )
-        # Called and not copied into the step: a thousand copies would have to be placed and pruned before it runs.
-        self._update = {
-            (some is self._small, count): self._function(count, decays=some is self._small)
-            for some in (self._small, self._large)
-            for count in {len(names) for names in some}
+        averaged = {**small, **{name: statistic.shape for name, statistic in statistics.items()}}
+        self._averages = Vector(averaged if config.ema_decay else {})
+        self.averages = {
+            name: self._averages.pieces.get(name) or _zeros_like(variable)
+            for name, variable in (self._moved if config.ema_decay else {}).items()
         }
+        # Called and not copied into the step: hundreds of copies would have to be placed and pruned before it runs.
+        self._update = {count: self._function(count) for count in {len(names) for names in self._large}}
 
-    def _function(self, count: int, decays: bool) -> Any:
-        """Returns the function that updates so many weights, of whatever shapes.
-
-        Args:
-            count: how many.
-            decays: whether it is given what is taken off each weight, and gradients that are scaled already.
-        """
+    def _function(self, count: int) -> Any:
+        """Returns the function that updates so many weights, of whatever shapes."""
         scalar, any_shape = tf.TensorSpec((), tf.float32), tf.TensorSpec(None, tf.float32)
         handles = [tf.TensorSpec((), tf.resource)] * (4 if self._config.ema_decay else 3)
         scalars = _Scalars(*[scalar] * len(_Scalars._fields))
         return tf.function(
             self._update_some,
             autograph=False,
-            input_signature=[scalars, [any_shape] * count, [any_shape] * count if decays else [], [handles] * count],
+            input_signature=[scalars, [any_shape] * count, [handles] * count],
             experimental_attributes={"_noinline": True},
         )
 
@@ -120,13 +119,14 @@ class Adam:
         for name, average in self.averages.items():
             variable = self._moved[name]
             value = tf.identity(variable)
-            variable.assign(average)
+            variable.assign(average.read_value())
             average.assign(value)
 
     def apply(
         self,
         applied: tf.Tensor,
         gradients: list[tf.Tensor],
+        small: list[tf.Tensor],
         statistics: list[tf.Tensor],
         updates: tf.Tensor,
         rate: tf.Tensor,
@@ -137,6 +137,7 @@ class Adam:
         Args:
             applied: whether to; a boolean scalar.
             gradients: of the weights, in their order, float32.
+            small: the values of the small weights, as of `read_small`.
             statistics: the new values of the statistics, in their order, float32.
             updates: number of updates before this one, an integer scalar.
             rate: learning rate, a float32 scalar.
@@ -145,24 +146,44 @@ class Adam:
         applied = tf.identity(applied)
         scalars = self._scalars(applied, tf.identity(updates), rate, gradient_scale)
         by_name = dict(zip(self._weights, gradients, strict=True))
-        decays: dict[str, tf.Tensor] = {}
-        if small := [name for names in self._small for name in names]:
-            scaled = _together(lambda flat: _scaled(flat, scalars), [by_name[name] for name in small])
-            weights = [_read(self._weights[name].handle, self._weights[name].shape) for name in small]
-            off = _together(lambda flat: flat * scalars.decay, weights) if self._config.weight_decay else scaled
-            by_name.update(zip(small, scaled, strict=True))
-            decays.update(zip(small, off, strict=True))
         done: list[tf.Tensor] = []
-        for names in (*self._small, *self._large):
-            some = [decays[name] for name in names if name in decays]
-            update = self._update[bool(some), len(names)]
+        for names in self._large:
             with tf.control_dependencies(done):
-                done = [update(scalars, [by_name[n] for n in names], some, [self._handles(n) for n in names])]
-        for (name, statistic), value in zip(self._statistics.items(), statistics, strict=True):
-            new = tf.where(applied, value, _read(statistic.handle))
-            tf.raw_ops.AssignVariableOp(resource=statistic.handle, value=new)
-            if name in self.averages:
-                _move_average(self.averages[name].handle, new, scalars)
+                gradients = [by_name[name] for name in names]
+                done = [self._update[len(names)](scalars, gradients, [self._handles(name) for name in names])]
+        moved = self._update_small(scalars, by_name, small) if small else []
+        if self._statistics:
+            variables = list(self._statistics.values())
+            new = tf.where(
+                applied, flattened(statistics), flattened([_read(variable.handle) for variable in variables])
+            )
+            for variable, value in zip(variables, _pieces(new, variables), strict=True):
+                tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
+            moved.append(new)
+        if self._averages.pieces:
+            average = self._averages.variable.handle
+            # Subtracts the multiple without a copy of it.
+            change = _read(average) - tf.concat(moved, 0)
+            tf.raw_ops.ResourceApplyGradientDescent(var=average, alpha=1 - scalars.average_decay, delta=change)
+
+    def read_small(self) -> list[tf.Tensor]:
+        """Returns the values of the weights that are updated together, in their order; on a device its own."""
+        return [_read(self._weights[name].handle) for name in self.small]
+
+    def _update_small(
+        self, scalars: _Scalars, gradients: Mapping[str, tf.Tensor], values: Sequence[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        """Updates the small weights together; returns their new values as a vector."""
+        weights = [self._weights[name] for name in self.small]
+        before, change = flattened(values), self._changes.variable.handle
+        tf.raw_ops.AssignVariableOp(resource=change, value=before * -scalars.decay)
+        gradient = _scaled(flattened([gradients[name] for name in self.small]), scalars)
+        _apply_adam(scalars, gradient, change, self._means.variable.handle, self._variances.variable.handle)
+        off = _read(change)
+        for weight, value in zip(weights, _pieces(off, weights), strict=True):
+            # In place: weights that got a new place in memory in each step would leave gaps everywhere.
+            tf.raw_ops.AssignAddVariableOp(resource=weight.handle, value=value)
+        return [before + off]
 
     def _handles(self, name: str) -> list[tf.Tensor]:
         """Returns the handles of what belongs to a weight: itself, its moments and its average."""
@@ -179,7 +200,7 @@ class Adam:
         )
         # The averages are quick at first, so that the start is soon forgotten.
         before = tf.cast(updates, tf.float32)
-        average_rate = 1 - tf.minimum(config.ema_decay, (1 + before) / (10 + before))
+        average_decay = tf.minimum(config.ema_decay, (1 + before) / (10 + before))
         rate = tf.where(applied, rate, 0.0)
         return _Scalars(
             beta_1=tf.where(applied, config.beta_1, 1.0),
@@ -190,21 +211,15 @@ class Adam:
             decay=rate * config.weight_decay,
             # The kernel adds epsilon to the root before the bias correction, Adam's definition after it.
             epsilon=tf.where(applied, config.epsilon * tf.sqrt(1 - power_2), 1.0),
-            average_rate=tf.where(applied, average_rate, 0.0),
+            average_decay=tf.where(applied, average_decay, 1.0),
             gradient_scale=tf.where(applied, gradient_scale if config.clip_norm else 1.0, 0.0),
         )
 
-    def _update_some(
-        self, scalars: _Scalars, gradients: list[tf.Tensor], decays: list[tf.Tensor], handles: list[list[tf.Tensor]]
-    ) -> tf.Tensor:
+    def _update_some(self, scalars: _Scalars, gradients: list[tf.Tensor], handles: list[list[tf.Tensor]]) -> tf.Tensor:
         last: list[list[tf.Operation]] = [[] for _ in range(_AT_A_TIME)]
         for number, (gradient, of_weight) in enumerate(zip(gradients, handles, strict=True)):
             with tf.control_dependencies(last[number % _AT_A_TIME]):
-                if decays:
-                    decay = decays[number]
-                else:
-                    gradient, decay = _scaled(gradient, scalars), _read(of_weight[0]) * scalars.decay
-                last[number % _AT_A_TIME] = [self._update_one(scalars, gradient, decay, *of_weight)]
+                last[number % _AT_A_TIME] = [self._update_one(scalars, gradient, *of_weight)]
         with tf.control_dependencies([operation for chain in last for operation in chain]):
             return tf.constant(True)
 
@@ -212,35 +227,39 @@ class Adam:
         self,
         scalars: _Scalars,
         gradient: tf.Tensor,
-        decay: tf.Tensor,
         weight: tf.Tensor,
         mean: tf.Tensor,
         variance: tf.Tensor,
         average: tf.Tensor | None = None,
     ) -> tf.Operation:
         if self._config.weight_decay:
-            # In place: weights that got a new place in memory in each step would leave gaps everywhere.
-            tf.raw_ops.AssignSubVariableOp(resource=weight, value=decay)
-        done = tf.raw_ops.ResourceApplyAdam(
-            var=weight,
-            m=mean,
-            v=variance,
-            beta1_power=scalars.beta_1_power,
-            beta2_power=scalars.beta_2_power,
-            lr=scalars.rate,
-            beta1=scalars.beta_1,
-            beta2=scalars.beta_2,
-            epsilon=scalars.epsilon,
-            grad=gradient,
-        )
-        return done if average is None else _move_average(average, _read(weight), scalars)
+            # In place, as above.
+            tf.raw_ops.AssignSubVariableOp(resource=weight, value=_read(weight) * scalars.decay)
+        done = _apply_adam(scalars, _scaled(gradient, scalars), weight, mean, variance)
+        if average is None:
+            return done
+        # An average moves towards its weight as Adam's mean does towards a gradient; at a rate of 0 the kernel leaves
+        # its variable, the mean, and at a beta_2 of 1 the variance as they are. It is one operation for three.
+        still = scalars._replace(rate=tf.zeros([]), beta_1=scalars.average_decay, beta_2=tf.ones([]))
+        return _apply_adam(still, _read(weight), mean, average, variance)
 
 
-def _move_average(average: tf.Tensor, value: tf.Tensor, scalars: _Scalars) -> tf.Operation:
-    """Moves an average, given by its handle, towards a value of its shape."""
-    # Subtracts the multiple without a copy of it.
-    change = _read(average) - value
-    return tf.raw_ops.ResourceApplyGradientDescent(var=average, alpha=scalars.average_rate, delta=change)
+def _apply_adam(
+    scalars: _Scalars, gradient: tf.Tensor, weight: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
+) -> tf.Operation:
+    """Updates a variable and its moments, given by their handles."""
+    return tf.raw_ops.ResourceApplyAdam(
+        var=weight,
+        m=mean,
+        v=variance,
+        beta1_power=scalars.beta_1_power,
+        beta2_power=scalars.beta_2_power,
+        lr=scalars.rate,
+        beta1=scalars.beta_1,
+        beta2=scalars.beta_2,
+        epsilon=scalars.epsilon,
+        grad=gradient,
+    )
 
 
 def _scaled(gradient: tf.Tensor, scalars: _Scalars) -> tf.Tensor:
@@ -248,10 +267,10 @@ def _scaled(gradient: tf.Tensor, scalars: _Scalars) -> tf.Tensor:
     return tf.math.multiply_no_nan(gradient, scalars.gradient_scale)
 
 
-def _together(function: Callable[[tf.Tensor], tf.Tensor], values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Returns what a function of single numbers makes of each tensor, in one call for all."""
-    pieces = tf.split(function(flattened(values)), [math.prod(value.shape) for value in values])
-    return [tf.reshape(piece, value.shape) for piece, value in zip(pieces, values, strict=True)]
+def _pieces(vector: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
+    """Returns the parts of a vector in the shapes of some variables."""
+    parts = tf.split(vector, [math.prod(variable.shape) for variable in variables])
+    return [tf.reshape(part, variable.shape) for part, variable in zip(parts, variables, strict=True)]
 
 
 def flattened(values: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -271,9 +290,8 @@ def global_norm(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
     return tf.linalg.global_norm([*large, flattened(small)] if small else large)
 
 
-def _read(handle: tf.Tensor, shape: tf.TensorShape | None = None) -> tf.Tensor:
-    value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32)
-    return value if shape is None else tf.ensure_shape(value, shape)
+def _read(handle: tf.Tensor) -> tf.Tensor:
+    return tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32)
 
 
 def _zeros_like(variable: tf.Variable) -> tf.Variable:

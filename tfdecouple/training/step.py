@@ -95,21 +95,26 @@ class TrainStep:
     # --- what is traced: a whole batch at once, or its micro-batches one by one ---
 
     def _take_whole(self, examples: Any, step: tf.Tensor, wishes: tf.Tensor) -> StepResult:
-        return self._update(self._strategy.run(self._share, args=(examples, step, 0)), wishes)
+        shares, small = self._strategy.run(self._share, args=(examples, step, 0))
+        return self._update(shares, small, wishes)
 
     def _add_micro_batch(self, examples: Any, step: tf.Tensor, number: tf.Tensor) -> None:
         def add(examples: Any) -> None:
-            self._accumulator.add(self._share(examples, step, number))
+            self._accumulator.add(self._share(examples, step, number)[0])
 
         self._strategy.run(add, args=(examples,))
 
     def _finish_micro_batches(self, wishes: tf.Tensor) -> StepResult:
-        return self._update(self._strategy.run(self._accumulator.take), wishes)
+        shares = self._strategy.run(self._accumulator.take)
+        return self._update(shares, self._strategy.run(self.state.optimizer.read_small), wishes)
 
     # --- on each device ---
 
-    def _share(self, examples: Any, step: tf.Tensor, number: Any) -> _Share:
-        """Draws, bounds and differentiates: this device's slice of the batch, or of micro-batch `number`."""
+    def _share(self, examples: Any, step: tf.Tensor, number: Any) -> tuple[_Share, list[tf.Tensor]]:
+        """Draws, bounds and differentiates: this device's slice of the batch, or of micro-batch `number`.
+
+        With it come the values of the weights that are updated together: to read them again is an operation for each.
+        """
         images, labels = examples if self.state.model.config.has_classes else (examples, None)
         images, z_noise, u_noise = self._draw(images, step, number)
         # Read once for all shards of the batch.
@@ -124,7 +129,9 @@ class TrainStep:
             tf.convert_to_tensor(scope.get_current_value(variable)) / self._training.passes
             for variable in self._keras_variables(self.state.moving)
         ]
-        return _Share(gradients, moving, terms, error / self._training.batch_size)
+        values = dict(zip(self.state.trainable, weights, strict=True))
+        small = [values[name] for name in self.state.optimizer.small]
+        return _Share(gradients, moving, terms, error / self._training.batch_size), small
 
     def _draw(self, images: tf.Tensor, step: tf.Tensor, number: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns this device's images, their noise for z and that for the dequantisation."""
@@ -186,7 +193,7 @@ class TrainStep:
 
     # --- for all devices ---
 
-    def _update(self, shares: _Share, wishes: tf.Tensor) -> StepResult:
+    def _update(self, shares: _Share, small: list[Any], wishes: tf.Tensor) -> StepResult:
         """Adds up what the devices found and applies it where it can be trusted: finite, and inverted well."""
         training, state = self._training, self.state
         # Outside of any condition: on several workers all must take part in every reduction.
@@ -206,7 +213,7 @@ class TrainStep:
         rate = learning_rate(training, state.updates)
         scale = tf.minimum(1.0, training.clip_norm / norm) if training.clip_norm else None
         self._strategy.run(
-            state.optimizer.apply, args=(applied, found.gradients, found.moving, state.updates, rate, scale)
+            state.optimizer.apply, args=(applied, found.gradients, small, found.moving, state.updates, rate, scale)
         )
         result = StepResult(
             bits_per_dim=state.model.nats_to_bits_per_dim(loss),
