@@ -127,6 +127,29 @@ class TestLogDets:
         close(log_det, np.broadcast_to(made(name).forward_log_det_jacobian(x, event_ndims=3), [2]))
         close(inverse_and_log_det(bijector, y)[1], np.broadcast_to(made(name).inverse_log_det_jacobian(y, 3), [2]))
 
+    @pytest.mark.parametrize("name", ["actnorm", "affine-1", "affine-0.6"])
+    def test_gradients_in_closed_form_are_those_of_tensorflow(self, name):
+        make, arrays, _ = CASES[name]
+        inputs = [tf.constant(X), *map(tf.constant, arrays)]
+
+        def plain(x, shift, second):
+            if name == "actnorm":
+                return x * tf.exp(second) + shift, tf.fill([2], 8 * tf.reduce_sum(second))
+            scale = 1 + (1 if name == "affine-1" else 0.6) * tf.tanh(second / 2)
+            return x * scale + shift, tf.reduce_sum(tf.math.log(scale), [1, 2, 3])
+
+        def gradients(function):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                y, log_det = function(*inputs)
+                loss = tf.reduce_sum(tf.sin(y)) + tf.reduce_sum(log_det * tf.constant([1.0, -3.0], tf.float64))
+            return [y, log_det, *tape.gradient(loss, inputs)]
+
+        for ours, theirs in zip(
+            gradients(lambda x, *rest: make(*rest).forward_and_log_det(x)), gradients(plain), strict=True
+        ):
+            close(ours, theirs)
+
     def test_a_bijector_of_tfp_will_do(self):
         theirs, x = tfb.SinhArcsinh(tf.constant(0.3, tf.float64), tf.constant(1.2, tf.float64)), tf.constant(X)
         y, log_det = forward_and_log_det(theirs, x)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from helpers.models import TINY, give_effect
 from tensorflow_probability import bijectors as tfb
 
-from tfdecouple.layers import Coupling, backward_memory
+from tfdecouple.layers import ConvNet, Coupling, backward_memory
 from tfdecouple.networks.flow import Flow
 from tfdecouple.transforms import TRANSFORMS, Transform
 
@@ -66,15 +66,33 @@ def function_of(flow):
 def test_gradients_are_those_of_a_backward_pass_that_keeps_everything(kind):
     flow, x, z = built(**KINDS[kind])
     gradients = function_of(flow)
-    (right, kept), (loss, inverted) = (gradients(mode, x, z) for mode in ("keep", "invert"))
-    np.testing.assert_allclose(loss, right, rtol=1e-12)
+    # Without a mode each layer computes all by itself.
+    (right, kept), (loss, inverted), (together, computed) = (gradients(mode, x, z) for mode in (None, "invert", "keep"))
+    np.testing.assert_allclose([loss, together], [right, right], rtol=1e-12)
     names = ["x", "z", "meter", *(variable.path for variable in flow.trainable_variables)]
+    for name, ours, theirs in zip(names, computed, kept, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11 * np.abs(theirs).max(), err_msg=name)
     for name, ours, theirs in zip(names, inverted, kept, strict=True):
         if name == "meter":
             assert float(theirs) == 0 < float(ours) < 1e-12
             continue
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max(), err_msg=name)
         assert np.any(theirs != 0) or (name == "z" and KINDS[kind].get("conditioning") == "none"), name
+
+
+def test_layers_of_one_stage_compute_together_and_of_no_other():
+    flow, *_ = built()
+    stages = [{id(each) for layer in stage.layers for each in layer._flatten_layers()} for stage in flow.stages]
+    gains = [
+        {id(net.last.gain) for layer in stage.layers for net in layer._flatten_layers() if isinstance(net, ConvNet)}
+        for stage in flow.stages
+    ]
+    for found in flow.prepare():
+        # The gradients of a stage must not wait for another's.
+        values = {id(variable) for variable, _ in found.values}
+        assert sum(bool(values & of_stage) for of_stage in gains) == bool(values)
+        assert sum(any(id(owner) in of_stage for owner in found.owners) for of_stage in stages) <= 1
+    assert sum(len(found.values) for found in flow.prepare()) == sum(map(len, gains)) > 0
 
 
 @pytest.mark.parametrize("depth", [1, 3])

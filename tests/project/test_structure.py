@@ -135,10 +135,23 @@ class TestImportRule:
     @pytest.mark.parametrize(
         ("folder", "allowed"),
         [
-            # Operations; what is done to a net with wide maps, in which precision; and what AutoGraph leaves alone.
-            ("layers", {"convolution", "products", "shapes", "precision", "rematerialization", "tf32", "autograph"}),
+            # Operations; what is done to a net with wide maps, in which precision; what layers compute together; and
+            # what AutoGraph leaves alone.
+            (
+                "layers",
+                {
+                    "convolution",
+                    "products",
+                    "shapes",
+                    "precision",
+                    "rematerialization",
+                    "prepared",
+                    "tf32",
+                    "autograph",
+                },
+            ),
             # Operations, the bases that run a network, batches in shards, and what Keras must be set to.
-            ("networks", {"backend", "products", "shapes", "shards", "tf32", "networks"}),
+            ("networks", {"backend", "products", "shapes", "shards", "tf32", "prepared", "networks"}),
             ("bijectors", {"products", "shapes"}),
         ],
     )

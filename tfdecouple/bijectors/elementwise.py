@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -25,13 +27,14 @@ class BoundedAffine(ClosedForm):
     def __init__(self, shift: Any, unbounded: Any, alpha: float = 1.0, name: str = ""):
         parameters = dict(locals())
         self.shift, self.unbounded, self.alpha = tensor(shift), tensor(unbounded), alpha
-        # Here, since value and log-determinant share it: log s for alpha = 1, else s.
+        # Here, since value, log-determinant and gradient share it: log s for alpha = 1, else s.
         if alpha == 1:
             # 1 + tanh(u/2) = 2*sigmoid(u), whose logarithm stays finite where the scale itself underflows.
-            log_two = tf.math.log(tf.constant(2.0, self.unbounded.dtype))
-            self._shared = log_two + tf.math.log_sigmoid(self.unbounded)
+            self._inner = -self.unbounded
+            self._shared = math.log(2) - tf.math.softplus(self._inner)
         else:
-            self._shared = 1 + alpha * tf.tanh(self.unbounded / 2)
+            self._inner = tf.tanh(self.unbounded / 2)
+            self._shared = 1 + alpha * self._inner
         super().__init__(0, parameters, self.shift.dtype)
 
     @classmethod
@@ -43,6 +46,12 @@ class BoundedAffine(ClosedForm):
         """The positive scale s, of the shape of u."""
         return tf.exp(self._shared) if self.alpha == 1 else self._shared
 
+    def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns y, and log |det dy/dx| of each image `[batch]`, with their gradient in closed form."""
+        if any(x.shape.as_list() != parameter.shape.as_list() for parameter in (self.shift, self.unbounded)):
+            return super().forward_and_log_det(x)
+        return _affine(self.alpha, x, self.shift, self.unbounded, self._inner, self._shared)
+
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
         return x * self.scale + self.shift
 
@@ -52,6 +61,44 @@ class BoundedAffine(ClosedForm):
 
     def _forward_log_det_jacobian(self, x: tf.Tensor) -> tf.Tensor:
         return self._shared if self.alpha == 1 else tf.math.log(self._shared)
+
+
+def _affine(
+    alpha: float, x: tf.Tensor, shift: tf.Tensor, unbounded: tf.Tensor, inner: tf.Tensor, outer: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns y and log-determinants of a `BoundedAffine` of the shape of x, with their gradient in closed form.
+
+    TensorFlow's own takes twice as many operations.
+
+    Args:
+        alpha: as the bijector's.
+        x: `[batch, ...]`.
+        shift: of the shape of x.
+        unbounded: u, of the shape of x.
+        inner: what is known of u: -u for alpha = 1, else tanh(u/2).
+        outer: what is known of s: log s for alpha = 1, else s.
+    """
+
+    @tf.custom_gradient
+    def run(
+        x: tf.Tensor, shift: tf.Tensor, unbounded: tf.Tensor, inner: tf.Tensor, outer: tf.Tensor
+    ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
+        scale, log_scale = (tf.exp(outer), outer) if alpha == 1 else (outer, tf.math.log(outer))
+        axes = list(range(1, len(x.shape)))
+
+        def gradient(of_y: tf.Tensor, of_log_det: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+            of_x = of_y * scale
+            of_each = tf.reshape(of_log_det, [-1, *[1] * len(axes)])
+            if alpha == 1:
+                # The gradient for log s = log 2 - softplus(-u).
+                of_unbounded = tf.raw_ops.SoftplusGrad(gradients=of_x * x + of_each, features=inner)
+            else:
+                of_unbounded = tf.raw_ops.TanhGrad(y=inner, dy=of_y * x + of_each / scale) * (alpha / 2)
+            return of_x, of_y, of_unbounded, None, None
+
+        return (x * scale + shift, tf.reduce_sum(log_scale, axes)), gradient
+
+    return run(x, shift, unbounded, inner, outer)
 
 
 class Shift(ClosedForm):

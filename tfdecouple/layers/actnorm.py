@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfdecouple.architecture.weights import actnorm
 from tfdecouple.bijectors import ChannelAffine, ClosedForm
 from tfdecouple.layers.base import InvertibleLayer
-from tfdecouple.runtime.shapes import product, sizes
+from tfdecouple.runtime.prepared import Prepared
+from tfdecouple.runtime.shapes import product, side_by_side, sizes
 
 # A channel that varies less than this over the data is taken for constant; images vary by 2/256 from level to level.
 _CONSTANT = 1e-4
@@ -49,6 +53,16 @@ class ActNorm(InvertibleLayer):
         self.log_scale.assign(log_scale)
         self.bias.assign(-mean * tf.exp(log_scale))
         return (x - mean) * tf.exp(log_scale)
+
+    @classmethod
+    def prepare_together(cls, layers: Sequence[ActNorm]) -> Prepared:
+        """Returns the log-determinants of some layers, summed."""
+        log_scales = side_by_side([tf.convert_to_tensor(layer.log_scale) for layer in layers])
+        places = np.repeat(
+            [math.prod(layer._places) for layer in layers], [layer.log_scale.shape[0] for layer in layers]
+        )
+        log_det = tf.reduce_sum(log_scales * tf.constant(places, log_scales.dtype))
+        return Prepared(list(layers), log_det)
 
     def _bijector(self, condition: tf.Tensor | None) -> ClosedForm:
         return ChannelAffine(tf.convert_to_tensor(self.bias), tf.convert_to_tensor(self.log_scale))

@@ -12,6 +12,7 @@ from tensorflow_probability import bijectors as tfb
 from tfdecouple.bijectors import ClosedForm
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.autograph import unconverted
+from tfdecouple.runtime.prepared import Prepared, in_place, is_prepared, prepare_together
 from tfdecouple.runtime.shapes import zero_per_image
 from tfdecouple.runtime.tf32 import full_float32
 
@@ -103,8 +104,7 @@ class InvertibleLayer(keras.layers.Layer):
             of_log_det: the gradient for the log-determinant, `[batch]`.
         """
         # Each weight as one tensor, which a tape can watch.
-        values = [(variable, tf.convert_to_tensor(variable)) for variable in self.variables]
-        with keras.StatelessScope(state_mapping=values):
+        with in_place([(variable, tf.convert_to_tensor(variable)) for variable in self.variables]):
             return self._inverse_and_gradients(y, condition, of_y, of_log_det)
 
     def as_bijector(self, condition: Any = None) -> tfb.Bijector:
@@ -148,7 +148,10 @@ class InvertibleLayer(keras.layers.Layer):
         raise NotImplementedError
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._bijector(condition).forward_and_log_det(x)
+        bijector = self._bijector(condition)
+        if is_prepared(self):  # Its log-determinant is counted already.
+            return bijector.value(x), zero_per_image(x)
+        return bijector.forward_and_log_det(x)
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         return self._bijector(condition).inverse_and_log_det(y)
@@ -195,6 +198,7 @@ class InvertibleLayer(keras.layers.Layer):
     def _remember_shape(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Notes, at the end of `build`, the inputs that the layer was built for, and the condition if there is one."""
         self._event_ndims = len(x_shape) - 1
+        self._places = tuple(x_shape[1:-1])
         self._channels = x_shape[-1]
         if condition_shape is not None:
             self._condition_ndims = len(condition_shape) - 1
@@ -216,6 +220,10 @@ class InvertibleComposite(InvertibleLayer):
             return child.walk(h, condition, visit), zero_per_image(h)
 
         return self._run_forward(x, condition, call)[0]
+
+    def prepare(self) -> list[Prepared]:
+        """Lets the layers inside compute together what the forward direction of all of them needs."""
+        return prepare_together([self])
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         return self._run_forward(x, condition, lambda child, *inputs: child.forward_and_log_det(*inputs))
@@ -240,11 +248,11 @@ class InvertibleComposite(InvertibleLayer):
         self, layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: tf.Tensor | None, call: ChildCall
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs layers of unchanging shape one after the other."""
-        log_det = zero_per_image(h)
+        changes = []
         for layer in layers:
             h, change = call(layer, h, condition)
-            log_det += change
-        return h, log_det
+            changes.append(change)
+        return h, tf.add_n(changes)
 
     def _run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
         raise NotImplementedError

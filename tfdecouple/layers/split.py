@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.levels import halves
-from tfdecouple.runtime.shapes import sizes
+from tfdecouple.runtime.shapes import side_by_side, sizes
 
 PATTERNS = ("continuous", "alternate")
 PARTS = ("last", "first")
@@ -86,7 +86,7 @@ class ChannelSplit:
         pair = (x_a, x_b) if self.part == "last" else (x_b, x_a)
         if self._alternates(x_a.shape[-1] + x_b.shape[-1]):
             return _interleaved(*pair)
-        return tf.concat(pair, -1)
+        return side_by_side(list(pair))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

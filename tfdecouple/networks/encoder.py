@@ -44,8 +44,13 @@ class BatchNorm(keras.layers.BatchNormalization):
                 moving.assign(moving * self.momentum + new * (1 - self.momentum))
         else:
             mean, variance = map(tf.convert_to_tensor, (self.moving_mean, self.moving_variance))
-        beta, gamma = map(tf.convert_to_tensor, (self.beta, self.gamma))
-        return image_by_image(tf.nn.batch_normalization)(x, mean, variance, beta, gamma, self.epsilon)
+        scale = tf.math.rsqrt(variance + self.epsilon) * tf.convert_to_tensor(self.gamma)
+        return _scaled(x, scale, tf.convert_to_tensor(self.beta) - mean * scale)
+
+
+@image_by_image
+def _scaled(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+    return x * scale + shift
 
 
 def _moments(x: Batch) -> tuple[tf.Tensor, tf.Tensor]:
@@ -87,6 +92,8 @@ def _convolved(x: tf.Tensor, convolution: keras.layers.Layer) -> tf.Tensor:
     if isinstance(convolution, keras.layers.Conv2DTranspose):
         rows, columns = (size * convolution.strides[0] for size in sizes(x)[1:3])
         return convolution(x)[:, width : width + rows, width : width + columns]
+    if width and convolution.strides == (1, 1) and not convolution.use_bias:
+        return tf.nn.conv2d(x, tf.convert_to_tensor(convolution.kernel), 1, "SAME")
     return convolution(tf.pad(x, [[0, 0], [width, width], [width, width], [0, 0]]) if width else x)
 
 

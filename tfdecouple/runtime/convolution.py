@@ -16,6 +16,7 @@ import functools
 import pathlib
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from tfdecouple.runtime.shapes import sizes
@@ -91,10 +92,12 @@ def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     neighbours = _neighbours(x, kernel.shape[-1])
     if neighbours == 1:
         return tf.nn.conv2d(x, kernel, 1, "SAME")
-    # A wider kernel, which moves by its outputs' number of pixels and sees each of them in its own position.
-    wide = tf.concat(
-        [tf.pad(kernel, [[0, 0], [left, neighbours - 1 - left], [0, 0], [0, 0]]) for left in range(neighbours)], -1
-    )
+    # A wider kernel, which moves by its outputs' number of pixels and sees each of them in its own position: which of
+    # the kernel's columns there is at each place for each of them, where the fourth is one of zeros.
+    columns = np.arange(neighbours + 2)[:, None] - np.arange(neighbours)
+    columns[(columns < 0) | (columns > 2)] = 3
+    wide = tf.gather(tf.pad(kernel, [[0, 0], [0, 1], [0, 0], [0, 0]]), columns, axis=1)
+    wide = tf.reshape(tf.transpose(wide, [0, 1, 3, 2, 4]), [3, neighbours + 2, x.shape[-1], -1])
     y = tf.nn.conv2d(x, wide, [1, neighbours], [[0, 0], [1, 1], [1, 1], [0, 0]])
     return tf.reshape(y, [*sizes(x)[:-1], kernel.shape[-1]])
 

@@ -6,6 +6,7 @@ Mixed into a network, these classes run what it defines; the definition knows no
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.runtime.inversion import run_inverting
+from tfdecouple.runtime.prepared import Prepared, in_place, prepared
 from tfdecouple.runtime.rematerialization import backward_mode
 from tfdecouple.runtime.shards import divides, run_in_shards
 from tfdecouple.runtime.tracing import Method, Traces
@@ -76,9 +78,25 @@ class TracedFlow(TracedNetwork):
 
     _run_forward: Callable[..., Any]
     _run_inverse: Callable[..., Any]
+    prepare: Callable[[], list[Prepared]]
+    variables: list[keras.Variable]
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self.run_fast(self._forward_by_layer, x, condition)
+        if backward_mode() is None or tf.executing_eagerly():
+            return self.run_fast(self._forward_by_layer, x, condition)
+        found = self.prepare()
+        # Each as a tensor, read once for all shards.
+        values = {id(variable): (variable, tf.convert_to_tensor(variable)) for variable in self.variables}
+        values |= {id(variable): (variable, value) for each in found for variable, value in each.values}
+
+        def forward(x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+            made = [each.of_condition(condition) for each in found if each.of_condition]
+            with in_place([*values.values(), *itertools.chain(*made)]):
+                return self._forward_by_layer(x, None if made else condition)
+
+        with prepared(frozenset(id(owner) for each in found for owner in each.owners)):
+            y, log_det = self.run_fast(forward, x, condition)
+        return y, log_det + sum(each.log_det for each in found)
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         return self.run_fast(self._inverse_by_layer, y, condition)

@@ -49,12 +49,12 @@ def lu_product(factors: tf.Tensor, permutation: tf.Tensor) -> tf.Tensor:
 
 
 def inverse_matrix(matrix: tf.Tensor) -> tf.Tensor:
-    """Returns the inverse of `[n, n]`, computed in float64 and rounded to the matrix' own dtype."""
+    """Returns the inverse of `[..., n, n]`, computed in float64 and rounded to the matrix' own dtype."""
     return tf.cast(tf.linalg.inv(tf.cast(matrix, tf.float64)), matrix.dtype)
 
 
 def log_abs_det(matrix: tf.Tensor) -> tf.Tensor:
-    """Returns log |det W| of `[n, n]`, a scalar."""
+    """Returns log |det W| of each matrix of `[..., n, n]`, `[...]`."""
     return _log_abs_det_by_qr(matrix) if in_xla() else tf.linalg.slogdet(matrix).log_abs_determinant
 
 
@@ -62,5 +62,9 @@ def log_abs_det(matrix: tf.Tensor) -> tf.Tensor:
 def _log_abs_det_by_qr(matrix: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Returns log |det W|: for XLA, which has no operation for determinants on CPUs."""
     factors = tf.linalg.qr(tf.cast(matrix, tf.float64)).r
-    value = tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(factors))))
-    return tf.cast(value, matrix.dtype), lambda slope: slope * tf.transpose(inverse_matrix(matrix))
+    value = tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(factors))), -1)
+
+    def gradient(slope: tf.Tensor) -> tf.Tensor:
+        return slope[..., None, None] * tf.linalg.matrix_transpose(inverse_matrix(matrix))
+
+    return tf.cast(value, matrix.dtype), gradient

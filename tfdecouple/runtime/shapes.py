@@ -6,7 +6,7 @@ Asking a tensor at run time for what is known costs six operations each time, an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
@@ -25,6 +25,16 @@ def product(factors: Iterable[int | tf.Tensor], dtype: tf.DType) -> tf.Tensor:
     found = math.prod(factors)
     # A constant of the dtype at once, where a cast would be one more operation.
     return tf.constant(found, dtype) if isinstance(found, int) else tf.cast(found, dtype)
+
+
+@tf.custom_gradient
+def side_by_side(values: list[tf.Tensor]) -> tuple[tf.Tensor, Callable]:
+    """Returns tensors side by side along the last axis.
+
+    Their gradients are one split, where TensorFlow's own asks for the shapes and slices for each of them.
+    """
+    counts = [value.shape[-1] for value in values]
+    return tf.concat(values, -1), lambda upstream: tf.split(upstream, counts, -1)
 
 
 def zero_per_image(x: tf.Tensor) -> tf.Tensor:

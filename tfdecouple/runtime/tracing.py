@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.runtime.precision import current_net_precision
+from tfdecouple.runtime.prepared import currently_prepared, in_place
 from tfdecouple.runtime.rematerialization import backward_mode
 from tfdecouple.runtime.xla import in_xla, jit_compile
 
@@ -101,7 +102,7 @@ def _run_with(
     *inputs: tf.Tensor | None,
 ) -> Any:
     """Runs a method of a layer with `weights` in the place of its variables."""
-    with keras.StatelessScope(state_mapping=list(zip(variables, weights, strict=True))):
+    with in_place(zip(variables, weights, strict=True)):
         return method(*inputs)
 
 
@@ -117,4 +118,4 @@ def _kind(layer: keras.layers.Layer) -> str:
 
 def _circumstances() -> tuple[Any, ...]:
     """Returns what else a trace depends on."""
-    return current_net_precision(), backward_mode(), bool(jit_compile()), in_xla()
+    return current_net_precision(), backward_mode(), bool(jit_compile()), in_xla(), currently_prepared() is not None
