@@ -79,14 +79,14 @@ class TracedFlow(TracedNetwork):
     _run_forward: Callable[..., Any]
     _run_inverse: Callable[..., Any]
     prepare: Callable[[], list[Prepared]]
-    variables: list[keras.Variable]
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         if backward_mode() is None or tf.executing_eagerly():
             return self.run_fast(self._forward_by_layer, x, condition)
         found = self.prepare()
         # Each as a tensor, read once for all shards.
-        values = {id(variable): (variable, tf.convert_to_tensor(variable)) for variable in self.variables}
+        own: list[keras.Variable] = self.variables  # type: ignore[attr-defined]
+        values = {id(variable): (variable, tf.convert_to_tensor(variable)) for variable in own}
         values |= {id(variable): (variable, value) for each in found for variable, value in each.values}
 
         def forward(x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
