@@ -178,7 +178,7 @@ class ConvNet(CouplingNet):
     def prepare_together(cls, nets: Sequence[Any]) -> Prepared:
         """Returns the scales of the last kernels, and FC(z) of all nets as one product, in the place of its bias."""
         found = super().prepare_together(nets)
-        conditional = [net for net in nets if net.condition_size and not net._around]
+        conditional = [net for net in nets if net.condition_size and not net._local]
         if not conditional:
             return found
         biases = [net.condition_bias for net in conditional]
