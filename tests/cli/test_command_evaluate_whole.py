@@ -191,7 +191,7 @@ class TestInterrupted:
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.slow
-    def test_by_a_signal(self, run, tmp_path):
+    def test_by_a_signal(self, run, tmp_path, forked):
         command = [sys.executable, "-m", "tfdecouple", "evaluate", "--run", run, "--out", tmp_path, "--images", 4]
         command += ["--importance", 10**8]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

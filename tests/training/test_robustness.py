@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -11,6 +12,8 @@ import sys
 import time
 
 import pytest
+from helpers.forked import forked_programs
+from helpers.models import LEAST
 from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.runs import assert_same_checkpoint, figures, run_config
 
@@ -19,19 +22,28 @@ from tfdecouple.storage.files import write_json
 
 pytestmark = pytest.mark.slow
 
+# Of runs that somebody ends.
+ENDLESS = {"steps": 100_000, "evaluate_every": 100_000}
+
+
+def command(config, run, beside=None):
+    """The command that trains a run; the config lies in a folder beside it."""
+    path = (beside or run.parent) / "program.json"
+    write_json(path, config.to_dict())
+    return list(map(str, [sys.executable, "train.py", "--config", path, "--workdir", run]))
+
 
 class Program:
-    """`python train.py` in a process of its own, whose config and output lie in a folder beside the run."""
+    """`python train.py` in a process of its own."""
 
     def __init__(self, config, run, beside=None):
         beside = beside or run.parent
-        write_json(beside / "program.json", config.to_dict())
         self.run = run
-        self.output, self.errors = ((beside / f"program.{name}").open("w+") for name in ("out", "err"))
-        command = [sys.executable, "train.py", "--config", str(beside / "program.json"), "--workdir", str(run)]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=user_environment(), stdout=self.output, stderr=self.errors
-        )
+        self.files = [(beside / f"program.{name}").open("w+") for name in ("out", "err")]
+        out, err = self.files
+        arguments = command(config, run, beside)
+        with forked_programs():
+            self.process = subprocess.Popen(arguments, cwd=ROOT, env=user_environment(), stdout=out, stderr=err)
 
     def wait_for(self, condition):
         """Waits until `condition()` holds; False where the program ended before."""
@@ -52,11 +64,17 @@ class Program:
         while True:
             assert self.wait_for(self.is_saving)
             self.process.send_signal(signal.SIGSTOP)
-            os.waitpid(self.process.pid, os.WUNTRACED)
+            while self.process.poll() is None and not self.is_stopped():
+                time.sleep(0.001)
             if self.is_saving():
                 return
             # The save was over before the signal came.
             self.process.send_signal(signal.SIGCONT)
+
+    def is_stopped(self):
+        # Nobody but its parent may wait for that, and a forked program is no child of this process.
+        status = pathlib.Path("/proc", str(self.process.pid), "stat").read_text()
+        return status.rpartition(")")[2].split()[0] == "T"
 
     def is_saving(self):
         return any((self.run / "checkpoints").glob("*_temp*"))
@@ -70,24 +88,29 @@ class Program:
         if number is not None:
             self.process.send_signal(number)
         self.process.wait(PATIENCE)
+        return self.process.returncode, *self.said()
+
+    def said(self):
+        """Returns what it said in its output and in its errors."""
         texts = []
-        for file in (self.output, self.errors):
+        for file in self.files:
             file.seek(0)
             texts.append(file.read())
             file.close()
-        return self.process.returncode, *texts
+        return texts
 
 
 @pytest.fixture(scope="module")
 def unbroken_run(image_folder, tmp_path_factory):
-    """A run that nothing interrupts, as a program of its own like those that are compared with it.
+    """A run that nothing interrupts, by Python as a user starts it.
 
     In the process of the tests an operation has other threads, so that the last digits may differ, and do on a busy
     machine.
     """
     run = tmp_path_factory.mktemp("unbroken") / "run"
-    status, _, err = Program(run_config(image_folder), run).end()
-    assert (status, err) == (0, "")
+    arguments = command(run_config(image_folder), run)
+    done = subprocess.run(arguments, cwd=ROOT, env=user_environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
     return run
 
 
@@ -117,7 +140,7 @@ class TestKill:
 
     def test_kills_amid_saving_lose_no_saved_step(self, image_folder, tmp_path):
         run = tmp_path / "run"
-        config = run_config(image_folder, steps=100_000, checkpoint_every=1, evaluate_every=100_000, keep_checkpoints=2)
+        config = run_config(image_folder, model=LEAST, **ENDLESS, checkpoint_every=1, keep_checkpoints=2)
         rng = random.Random(0)
         reached = -1
         for number in range(8):
@@ -128,13 +151,12 @@ class TestKill:
                 program.pause_amid_saving()
             else:
                 time.sleep(rng.random() * 0.05)
-            program.process.kill()
-            program.process.wait()
+            status, out, err = program.end(signal.SIGKILL)
+            assert status == -signal.SIGKILL
             # Half of the kills leave a save half done.
             assert program.is_saving() or number % 2 == 0
             newest = program.newest()
             assert newest >= goal
-            _, out, err = program.end()
             assert err == ""
             if number:
                 assert f"goes on from step {reached}\n" in out, out
@@ -159,32 +181,30 @@ class TestKill:
 
 
 class TestSignals:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-    def test_program_saves_and_the_same_command_goes_on(self, image_folder, tmp_path, number):
+    def test_program_saves_and_the_same_command_goes_on(self, image_folder, tmp_path):
         run = tmp_path / "run"
-        config = run_config(image_folder, steps=100_000, evaluate_every=100_000, checkpoint_every=3)
-        program = Program(config, run)
-        assert program.wait_for_step(3)
-        status, _, err = program.end(number)
-        assert status == 75
-        assert err.count("\n") == 1
-        assert f"stopped by {number.name} at step" in err and "saved; the same command goes on from here" in err
-        step = program.newest()
-        assert f"at step {step} of 100000" in err
-        again = Program(config, run)
-        assert again.wait_for_step(step + 1)
-        status, out, _ = again.end(number)
-        assert status == 75
-        assert f"goes on from step {step}" in out
+        config = run_config(image_folder, model=LEAST, **ENDLESS, checkpoint_every=3)
+        step = -1
+        # The last shows that it goes on after the one before, too.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            program = Program(config, run)
+            assert program.wait_for_step(max(3, step + 1))
+            status, out, err = program.end(number)
+            assert status == 75
+            assert (f"goes on from step {step}\n" in out) == (step >= 0), out
+            assert err.count("\n") == 1
+            assert f"stopped by {number.name} at step" in err and "saved; the same command goes on from here" in err
+            assert program.newest() > step
+            step = program.newest()
+            assert f"at step {step} of 100000" in err
 
 
 class TestOutput:
     def test_run_goes_on_where_its_output_cannot_be_written(self, image_folder, tmp_path):
-        write_json(tmp_path / "config.json", run_config(image_folder, steps=1).to_dict())
-        command = [sys.executable, "train.py", "--config", tmp_path / "config.json", "--workdir", tmp_path / "run"]
-        with open("/dev/full", "w") as full:
+        arguments = command(run_config(image_folder, model=LEAST, steps=1), tmp_path / "run")
+        with forked_programs(), open("/dev/full", "w") as full:
             done = subprocess.run(
-                command, cwd=ROOT, env=user_environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+                arguments, cwd=ROOT, env=user_environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False
             )
         assert done.returncode == 0
         assert done.stderr.count("\n") == 1
@@ -241,8 +261,9 @@ class TestFullDisk:
 
     def test_as_a_run_begins_is_one_line(self, image_folder, small_disk, tmp_path):
         fill(small_disk)
-        status, _, err = Program(run_config(image_folder), small_disk / "run", tmp_path).end()
+        config, run = run_config(image_folder, model=LEAST, steps=1), small_disk / "run"
+        status, _, err = Program(config, run, tmp_path).end()
         assert status == 2
         assert err.count("\n") == 1 and "No space left on device" in err
         (small_disk / "filler").unlink()
-        assert Program(run_config(image_folder, steps=1), small_disk / "run", tmp_path).end()[0] == 0
+        assert Program(config, run, tmp_path).end()[0] == 0
