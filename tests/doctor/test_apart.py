@@ -9,11 +9,11 @@ import pytest
 from helpers.places import PATIENCE, ROOT, TESTS
 
 from tfdecouple.doctor import apart
-from tfdecouple.doctor.apart import MeasurementError, run_apart, run_here
+from tfdecouple.doctor.apart import MeasurementError, Processes, run_here
 from tfdecouple.doctor.examination import Examination, Request
 from tfdecouple.doctor.finding import Finding
 
-SETTING = {"tensorflow": False, "environment": {}}
+SETTING = {"tensorflow": False, "environment": {}, "alone": False}
 
 
 @pytest.fixture(autouse=True)
@@ -22,11 +22,35 @@ def found_by_processes(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
 
 
-def run(name, limit=PATIENCE, setting=SETTING, **arguments):
-    return run_apart(f"helpers.measurements:{name}", setting, limit, arguments)
+@pytest.fixture
+def run():
+    """Runs a measurement of the tests, in processes that end with the test."""
+    processes = Processes()
+
+    def run(name, limit=PATIENCE, setting=SETTING, **arguments):
+        return processes(f"helpers.measurements:{name}", setting, limit, arguments)
+
+    yield run
+    processes.end()
+    assert not apart._running
 
 
-def test_what_is_yielded_arrives_whatever_is_printed():
+def test_a_process_takes_the_next_measurement_of_its_setting_until_one_fails(run):
+    def process(**options):
+        (found,) = run("tells_process", **options)
+        return found["number"]
+
+    first = process()
+    assert process() == first
+    alone, other = ({**SETTING, **change} for change in ({"alone": True}, {"environment": {"TFDECOUPLE_TRIED": "1"}}))
+    numbers = [process(setting=alone), process(setting=alone), process(setting=other)]
+    assert len({first, *numbers}) == 4 and process() == first
+    with pytest.raises(MeasurementError, match="no such"):
+        list(run("fails_late"))
+    assert process() != first
+
+
+def test_what_is_yielded_arrives_whatever_is_printed(run):
     assert list(run("well", number=21)) == [{"doing": "the double"}, {"number": 21}, {"number": 42}]
 
 
@@ -40,7 +64,7 @@ def test_what_is_yielded_arrives_whatever_is_printed():
         ("nonsense", [], "error", "nonsense"),
     ],
 )
-def test_what_goes_wrong_is_told_after_what_was_found(name, before, kind, says):
+def test_what_goes_wrong_is_told_after_what_was_found(run, name, before, kind, says):
     found = []
     with pytest.raises(MeasurementError) as error:
         for each in run(name):
@@ -58,7 +82,7 @@ def is_running(number):
     return status.rpartition(")")[2].split()[0] != "Z"
 
 
-def test_what_hangs_is_ended_with_all_that_it_started(tmp_path):
+def test_what_hangs_is_ended_with_all_that_it_started(run, tmp_path):
     child, limit = tmp_path / "child", 1
     while not child.is_file() and limit < PATIENCE:
         with pytest.raises(MeasurementError, match=f"not done after {limit} s") as error:
@@ -73,8 +97,8 @@ def test_what_hangs_is_ended_with_all_that_it_started(tmp_path):
 
 def test_nothing_outlives_the_program_that_began_it(tmp_path):
     code = (
-        "import os, sys, threading; from tfdecouple.doctor.apart import run_apart\n"
-        f"run = run_apart('helpers.measurements:hangs', {SETTING}, {PATIENCE}, {{'folder': sys.argv[1]}})\n"
+        "import os, sys, threading; from tfdecouple.doctor.apart import Processes\n"
+        f"run = Processes()('helpers.measurements:hangs', {SETTING}, {PATIENCE}, {{'folder': sys.argv[1]}})\n"
         "next(run); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
@@ -84,9 +108,9 @@ def test_nothing_outlives_the_program_that_began_it(tmp_path):
         time.sleep(0.1)
 
 
-def test_variables_of_its_own_reach_it_and_the_users_folder_does_not(tmp_path, monkeypatch):
+def test_variables_of_its_own_reach_it_and_the_users_folder_does_not(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    setting = {"tensorflow": False, "environment": {"TFDECOUPLE_TRIED": "1"}}
+    setting = {**SETTING, "environment": {"TFDECOUPLE_TRIED": "1"}}
     (found,) = run("tells_environment", setting=setting, variable="TFDECOUPLE_TRIED")
     assert found["value"] == "1" and found["folder"] != str(tmp_path)
 

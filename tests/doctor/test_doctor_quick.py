@@ -13,7 +13,7 @@ from tfdecouple.doctor.checks import CHECKS
 pytestmark = pytest.mark.slow
 
 
-def test_all_promises_hold_here(tmp_path):
+def test_all_promises_hold_here(tmp_path, forked):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "tfdecouple", "doctor", "--quick", "--devices", "2", "--timeout", str(PATIENCE)]
     here = {**user_environment(), "PYTHONPATH": str(ROOT)}

@@ -48,6 +48,11 @@ def crashes():
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def tells_process():
+    """Yields the number of its process."""
+    yield {"number": os.getpid()}
+
+
 def tells_environment(variable):
     """Yields a variable, and the folder that it stands in."""
     yield {"value": os.environ.get(variable), "folder": os.getcwd()}

@@ -1,16 +1,20 @@
-"""Running a measurement in a process of its own, which may fail, hang or run out of memory without harm to others.
+"""Running measurements in processes of their own, which may fail, hang or run out of memory without harm to others.
 
-`python -m tfdecouple.doctor.apart NUMBER` is that process: it reads what to run from the first line of standard input
-and writes what is found, a line of JSON each, to the file of this number. It ends, with all that it started, when
-standard input does: whatever becomes of the program that began it, nothing stays behind.
+`python -m tfdecouple.doctor.apart NUMBER` is such a process: it reads how it is set up from the first line of standard
+input, what to run from each further one, and writes what is found, a line of JSON each, to the file of this number. It
+ends, with all that it started, when standard input does: whatever becomes of the program that began it, nothing stays
+behind.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
+import itertools
 import json
 import os
+import queue
 import selectors
 import signal
 import subprocess
@@ -31,6 +35,8 @@ _running: set[subprocess.Popen] = set()
 
 # Status of a measurement that ran out of memory and could say so.
 _OUT_OF_MEMORY = 75
+# What a process says after the last that a measurement yields.
+_DONE = {"done": True}
 
 
 class MeasurementError(UserError):
@@ -45,57 +51,118 @@ class MeasurementError(UserError):
         self.kind = kind
 
 
-def run_apart(
-    target: str, setting: dict[str, Any], limit: float, arguments: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
-    """Runs a generator in a process of its own and yields what it yields, as soon as it does.
+class Process:
+    """A process for measurements of one setting, one after the other; the first that fails is its last.
 
     Args:
-        target: "module:function" of a generator of dicts of plain values.
-        setting: how the process is set up, see `set_up`; and `environment`, variables that it has besides.
-        limit: seconds after which it is ended.
-        arguments: of the generator, plain values.
-
-    Raises:
-        MeasurementError: where it fails, takes longer, or runs out of memory; what it found before has been yielded.
+        setting: how it is set up, see `set_up`; and `environment`, variables that it has besides.
     """
-    deadline = time.monotonic() + limit
-    reader, writer = os.pipe()
-    task = json.dumps({"target": target, "setting": setting, "arguments": arguments})
-    with contextlib.ExitStack() as stack:
-        results = stack.enter_context(os.fdopen(reader, "rb", buffering=0))
-        said = stack.enter_context(_scratch_file())
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(writer)],
-                cwd=_root(),
-                env={**os.environ, **PASSIVE, **setting["environment"]},
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=said,
-                stderr=said,
-                pass_fds=[writer],
-                start_new_session=True,
-            )
-        finally:
-            os.close(writer)
-        _running.add(process)
-        stack.callback(_end, process)
-        assert process.stdin is not None
-        stack.enter_context(process.stdin)
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(task.encode() + b"\n")
-        for line in _lines(results.fileno(), deadline):
+
+    def __init__(self, setting: dict[str, Any]):
+        reader, writer = os.pipe()
+        with contextlib.ExitStack() as stack:
+            self._results = stack.enter_context(os.fdopen(reader, "rb", buffering=0))
+            self._said = stack.enter_context(_scratch_file())
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", __name__, str(writer)],
+                    cwd=_root(),
+                    env={**os.environ, **PASSIVE, **setting["environment"]},
+                    bufsize=0,
+                    stdin=subprocess.PIPE,
+                    stdout=self._said,
+                    stderr=self._said,
+                    pass_fds=[writer],
+                    start_new_session=True,
+                )
+            finally:
+                os.close(writer)
+            _running.add(self._process)
+            stack.callback(_end, self._process)
+            assert self._process.stdin is not None
+            self._input = stack.enter_context(self._process.stdin)
+            self._tell(setting)
+            self._stack = stack.pop_all()
+
+    def run(self, target: str, limit: float, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Runs a generator and yields what it yields, as soon as it does.
+
+        Args:
+            target: "module:function" of a generator of dicts of plain values.
+            limit: seconds after which the process is ended.
+            arguments: of the generator, plain values.
+
+        Raises:
+            MeasurementError: where it fails, takes longer, or runs out of memory; what it found before was yielded.
+        """
+        deadline = time.monotonic() + limit
+        self._tell({"target": target, "arguments": arguments})
+        for line in _lines(self._results.fileno(), deadline):
             if line is None:
                 raise MeasurementError("time", f"not done after {limit:.0f} s")
-            yield json.loads(line)
+            found = json.loads(line)
+            if found == _DONE:
+                return
+            yield found
         try:
-            status = process.wait(max(1.0, deadline - time.monotonic()))
+            status = self._process.wait(max(1.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             raise MeasurementError("time", f"did not end within {limit:.0f} s") from None
-        if status:
-            said.seek(0)
-            raise _failure(status, said.read().decode("utf-8", "replace"))
+        self._said.seek(0)
+        raise _failure(status, self._said.read().decode("utf-8", "replace"))
+
+    def end(self) -> None:
+        """Ends it, with all that it started."""
+        self._stack.close()
+
+    def _tell(self, what: dict[str, Any]) -> None:
+        # Of one that has ended the results say so.
+        with contextlib.suppress(BrokenPipeError):
+            self._input.write(json.dumps(what).encode() + b"\n")
+
+
+class Processes:
+    """Runs measurements in processes of their settings; one in which all went well takes the next."""
+
+    def __init__(self) -> None:
+        self._idle: list[tuple[dict[str, Any], Process]] = []
+        self._lock = threading.Lock()
+
+    def __call__(
+        self, target: str, setting: dict[str, Any], limit: float, arguments: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """Runs a generator and yields what it yields, as `Process.run` does.
+
+        Args:
+            target: "module:function" of a generator of dicts of plain values.
+            setting: as `Process` takes it; with `alone` the process is new, and takes no other.
+            limit: seconds after which the process is ended.
+            arguments: of the generator, plain values.
+        """
+        process = self._taken(setting)
+        try:
+            yield from process.run(target, limit, arguments)
+        except BaseException:
+            process.end()
+            raise
+        if setting["alone"]:
+            process.end()
+        else:
+            with self._lock:
+                self._idle.append((setting, process))
+
+    def _taken(self, setting: dict[str, Any]) -> Process:
+        with self._lock:
+            for number, (other, _) in enumerate(self._idle):
+                if other == setting:
+                    return self._idle.pop(number)[1]
+        return Process(setting)
+
+    def end(self) -> None:
+        """Ends those that wait for another measurement."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop()[1].end()
 
 
 def _scratch_file() -> IO[bytes]:
@@ -155,7 +222,7 @@ def _failure(status: int, said: str) -> MeasurementError:
 
 
 def run_here(target: str, setting: dict[str, Any], limit: float, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Runs a generator in this process, as it is set up: `run_apart` for tests, without limit of time.
+    """Runs a generator in this process, as it is set up: `Processes` for tests, without limit of time.
 
     Raises:
         MeasurementError: where it fails.
@@ -202,20 +269,27 @@ def set_up(setting: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def _end_with_input() -> None:
-    sys.stdin.read()
+def _asked(tasks: queue.SimpleQueue[str]) -> None:
+    """Hands on the lines of standard input; ends this process with it."""
+    for line in sys.stdin:
+        tasks.put(line)
     os.killpg(0, signal.SIGKILL)
 
 
 def main() -> int:
     """Runs what standard input names, in this process."""
-    task = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_input, daemon=True).start()
+    setting = json.loads(sys.stdin.readline())
+    tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_asked, args=(tasks,), daemon=True).start()
     try:
-        with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as results, set_up(task["setting"]):
-            for found in _found(task["target"], task["arguments"]):
-                results.write(json.dumps(found) + "\n")
-                results.flush()
+        with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as results, set_up(setting):
+            while True:
+                task = json.loads(tasks.get())
+                for found in itertools.chain(_found(task["target"], task["arguments"]), [_DONE]):
+                    results.write(json.dumps(found) + "\n")
+                    results.flush()
+                # What holds the memory of a model, in circles.
+                gc.collect()
     except BrokenPipeError:
         return 0
     except Exception as error:
@@ -223,7 +297,6 @@ def main() -> int:
             raise
         print(one_line(f"{type(error).__name__}: {error}", first=not isinstance(error, UserError)), file=sys.stderr)
         return _OUT_OF_MEMORY if _is_want_of_memory(error) else 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from tfdecouple.doctor.apart import MeasurementError, end_all, run_apart
+from tfdecouple.doctor.apart import MeasurementError, Processes, end_all
 from tfdecouple.doctor.finding import Finding
 from tfdecouple.doctor.options import Variant, tried
 
@@ -26,7 +26,7 @@ _ADVICE = {
 
 
 class Runner(Protocol):
-    """Runs a generator by the name "module:function" of it, as `apart.run_apart` and `apart.run_here` do."""
+    """Runs a generator by the name "module:function" of it, as `apart.Processes` and `apart.run_here` do."""
 
     def __call__(
         self, target: str, setting: dict[str, Any], limit: float, arguments: dict[str, Any]
@@ -63,7 +63,7 @@ class Examination:
     Args:
         request: what to look at.
         say: is told how far it is, a line at a time.
-        runner: runs a measurement; by default in a process of its own.
+        runner: runs a measurement; None for processes of their own.
 
     Attributes:
         request: as it was given.
@@ -71,11 +71,12 @@ class Examination:
         found: the findings so far, by the names of the checks.
     """
 
-    def __init__(self, request: Request, say: Say = print, runner: Runner = run_apart):
+    def __init__(self, request: Request, say: Say = print, runner: Runner | None = None):
         self.request = request
         self.devices: list[str] = ["CPU:0"]
         self.found: dict[str, list[Finding]] = {}
-        self._say, self._runner = say, runner
+        self._processes = Processes()
+        self._say, self._runner = say, runner or self._processes
         self._begun = time.monotonic()
         self._ended = False
 
@@ -92,6 +93,9 @@ class Examination:
         # The order of the report, whichever ends first.
         self.found.update({check.name: [] for check in checks})
         for alone, group in itertools.groupby(checks, lambda check: check.alone):
+            if alone:
+                # What others of them hold, of GPUs too, this one may be about.
+                self._processes.end()
             with concurrent.futures.ThreadPoolExecutor(1 if alone else _AT_ONCE) as pool:
                 try:
                     list(pool.map(self.take, group))
@@ -101,6 +105,7 @@ class Examination:
                     pool.shutdown(wait=False, cancel_futures=True)
                     end_all()
                     raise
+        self._processes.end()
 
     def take(self, check: Any) -> None:
         """Runs a check to its end, whatever happens on the way, and keeps what it finds."""
@@ -124,6 +129,7 @@ class Examination:
         promise: bool = True,
         tensorflow: bool = True,
         environment: Mapping[str, str] | None = None,
+        alone: bool = False,
     ) -> Iterator[Finding]:
         """Runs a measurement and yields what is to be said of each thing that it yields.
 
@@ -138,10 +144,11 @@ class Examination:
             promise: whether it is of something that is promised; otherwise too little time or memory breaks nothing.
             tensorflow: whether it needs TensorFlow, set up as the programs do.
             environment: variables that its process has besides.
+            alone: whether its process must be a new one, which nothing else has used.
         """
         if self._ended:
             return
-        setting: dict[str, Any] = {"tensorflow": tensorflow, "environment": dict(environment or {})}
+        setting: dict[str, Any] = {"tensorflow": tensorflow, "environment": dict(environment or {}), "alone": alone}
         setting |= {name: getattr(self.request, name) for name in ("devices", "emulate", "left_alone")}
         doing = ""
         try:

@@ -69,7 +69,9 @@ def _compare(examination: Examination, variant: Variant) -> Iterator[Finding]:
         arguments = {"preset": request.preset, "settings": settings, "batch": batch}
         what = f"{variant.name}, {batch} images"
         target = "tfdecouple.doctor.memory:measure"
-        yield from examination.findings(target, told, what, arguments, promise=False, environment=variant.environment)
+        yield from examination.findings(
+            target, told, what, arguments, promise=False, environment=variant.environment, alone=True
+        )
     if len(peaks) == 2:
         measured = (peaks[2 * small] - peaks[small]) / small
         parameters = count_parameters(config.model)["total"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,12 @@ class Trial:
         return np.concatenate([means[name].numpy().ravel() for name in sorted(means)]) / (1 - config.training.beta_1)
 
 
+@functools.cache
+def trial_on(device: str) -> Trial:
+    """Returns the trial of a device, one for each in this process: its graphs are made once."""
+    return Trial(device, trained.load_images(trained.IMAGES))
+
+
 def off_by(found: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Returns how far numbers are from what they should be, by their kind, relative to the norm of what they should be.
 
@@ -118,12 +125,11 @@ def measure(device: str, variants: list[str]) -> Iterator[dict[str, Any]]:
 
     Those of the first CPU are compared with what came along, another device's with the first CPU's.
     """
-    right = trained.load_numbers()
-    images, against = right.pop("images")[: trained.IMAGES], "the numbers that came along"
+    right, against = trained.load_numbers(), "the numbers that came along"
     if device != _CPU:
         yield {"doing": "the numbers of the CPU"}
-        right, against = Trial(_CPU, images).numbers(), "the CPU's"
-    trial = Trial(device, images)
+        right, against = trial_on(_CPU).numbers(), "the CPU's"
+    trial = trial_on(device)
     for name in variants:
         yield {"doing": f"the numbers of {device}, {name}"}
         off = off_by(trial.numbers(by_name(name).settings), right)

@@ -186,4 +186,6 @@ def _times(
         "seconds": _SECONDS[request.quick],
     }
     target, what = "tfdecouple.doctor.speed:measure", f"{variant.name}, {where}"
-    yield from examination.findings(target, judge, what, arguments, promise=False, environment=variant.environment)
+    # The largest batches need all memory that there is.
+    alone, environment = not request.quick, variant.environment
+    yield from examination.findings(target, judge, what, arguments, promise=False, environment=environment, alone=alone)
