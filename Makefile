@@ -7,8 +7,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 # Two processes; a file's tests, and so its fixtures, stay in one.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
-# Of the long tests a class stays in one process: whole files would leave the other process without work at the end.
-PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope -m slow
+# Of the long tests a class stays in one process: whole files would leave the other process without work at the end. In
+# the order of the files: xdist's own begins with the classes of many tests and ends with the single ones, the longest.
+PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow
 
 # What uses each of the packages: a trained model, SavedModel, ONNX and a fresh export; images; TFDS; Parquet.
 SHORT := tests/test_golden.py tests/data/test_image_files.py tests/test_untrusted.py::TestDataSet \
