@@ -40,12 +40,14 @@ MOVED = {
     "layers.sizes": "runtime.shapes",
     "layers.xla": "runtime.xla",
     "memory": "runtime.memory",
+    "metrics.draws": "draws",
     "prior": "networks.prior",
     "process": "runtime.process",
     "tf32": "runtime.tf32",
     "training.adam": "training.optimizer",
     "training.loop": "training.run",
     "training.metrics": "training.log",
+    "training.precision_check": "precision_check",
     "wolf": "interop.wolf",
 }
 

@@ -38,6 +38,8 @@ MAY_IMPORT = {
     "pixels": set(),
     "networks": BASE | {"runtime", "layers", "levels", "architecture", "pixels", "randomness", "arguments"},
     "objective": {"pixels", "networks", "runtime"},
+    "draws": {"randomness"},
+    "precision_check": {"errors", "layers", "networks"},
     "exactness": {"errors"},
     "distributions": BASE | {"runtime", "networks", "objective", "randomness", "arguments"},
     "pretrained": {"errors", "storage", "runtime"},

@@ -16,7 +16,7 @@ from helpers.places import PATIENCE, ROOT
 SETS = {"AVX2": "avx2", "AVX512_CORE": "avx512bw", "AVX512_CORE_BF16": "avx512_bf16"}
 TESTS = [
     "tests/runtime/test_convolution.py",
-    "tests/training/test_precision_check.py",
+    "tests/test_precision_check.py",
     "tests/training/test_step.py::TestStep::test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss",
 ]
 

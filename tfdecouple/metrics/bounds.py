@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.data import own_share
+from tfdecouple.draws import normal_u_noise, u_noise, z_noise
 from tfdecouple.errors import DataError, RunError
-from tfdecouple.metrics.draws import normal_u_noise, u_noise, z_noise
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.runtime.tf32 import full_float32
 

@@ -9,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.data.codecs import codec_bits_per_dim
+from tfdecouple.draws import normal_u_noise, u_noise, z_noise
 from tfdecouple.errors import RunError
 from tfdecouple.exactness import listed
 from tfdecouple.metrics.detection import detection
-from tfdecouple.metrics.draws import normal_u_noise, u_noise, z_noise
 from tfdecouple.outliers import outlier_scores
 from tfdecouple.runtime.tf32 import full_float32
 

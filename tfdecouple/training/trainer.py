@@ -14,9 +14,9 @@ from tfdecouple.data import Source, evaluation_batches, training_batches
 from tfdecouple.data.labels import training_examples, with_known_labels
 from tfdecouple.errors import RunError
 from tfdecouple.metrics import Evaluator
+from tfdecouple.precision_check import check_precision
 from tfdecouple.runtime.tf32 import has_tf32
 from tfdecouple.training.figures import StepResult, Wishes
-from tfdecouple.training.precision_check import check_precision
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.reading import ReadSchedule
 from tfdecouple.training.record import RunRecord

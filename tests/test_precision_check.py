@@ -7,8 +7,8 @@ from helpers.models import TINY
 from tfdecouple.errors import ConfigError
 from tfdecouple.layers import nets
 from tfdecouple.networks.flow import Flow
+from tfdecouple.precision_check import check_precision, kinds_of_nets
 from tfdecouple.runtime.convolution import convolve
-from tfdecouple.training.precision_check import check_precision, kinds_of_nets
 
 
 @pytest.fixture(scope="module")
