@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# What colours text on a terminal, and the like.
+_ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 class UserError(Exception):
     """Something that the user can mend; programs print it as one line, without a traceback."""
+
+    # Keras would wrap the line into a page with escape codes, and AutoGraph into another; both leave alone what has
+    # these.
+    _keras_call_info_injected = True
+    ag_pass_through = True
 
 
 class ConfigError(UserError, ValueError):
@@ -20,6 +29,10 @@ class DataError(UserError):
 
 class RunError(UserError):
     """A run folder that cannot be opened, continued or written."""
+
+
+class DivergedError(RunError):
+    """Too many steps of training in a row were not applied."""
 
 
 class UntrustedError(UserError):
@@ -49,8 +62,10 @@ class ExactnessWarning(UserWarning):
 def one_line(error: BaseException | str, limit: int = 400, first: bool = False) -> str:
     r"""Returns what an exception says as a single line, for a message of ours.
 
-    >>> one_line(ValueError("no such\n  file")), one_line(ValueError("bad\ntraceback"), first=True), one_line(OSError())
-    ('no such file', 'bad', 'OSError')
+    >>> one_line(ValueError("no \x1b[1msuch\x1b[0m\n  file")), one_line(OSError())
+    ('no such file', 'OSError')
+    >>> one_line(ValueError("bad\ntraceback"), first=True)
+    'bad'
 
     Args:
         error: the exception, or a text.
@@ -60,7 +75,7 @@ def one_line(error: BaseException | str, limit: int = 400, first: bool = False) 
     Returns:
         The line; the type of an exception without text.
     """
-    text = str(error).strip()
+    text = _ESCAPE.sub("", str(error)).strip()
     if first:
         text = text.partition("\n")[0]
     text = " ".join(text.split()) or type(error).__name__

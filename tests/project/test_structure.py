@@ -38,15 +38,19 @@ MAY_IMPORT = {
     "pixels": set(),
     "networks": BASE | {"runtime", "layers", "levels", "architecture", "pixels", "randomness", "arguments"},
     "objective": {"pixels", "networks", "runtime"},
+    "gradient": {"objective", "layers", "runtime"},
     "draws": {"randomness"},
     "precision_check": {"errors", "layers", "networks"},
     "exactness": {"errors"},
     "distributions": BASE | {"runtime", "networks", "objective", "randomness", "arguments"},
+    "keras_training": BASE
+    | {"runtime", "networks", "distributions", "gradient", "draws", "precision_check"}
+    | {"exactness", "randomness", "arguments"},
     "pretrained": {"errors", "storage", "runtime"},
     "run_folder": BASE | {"architecture", "parameters", "networks", "storage", "pretrained"},
     "model": BASE
     | {"runtime", "networks", "objective", "distributions", "exactness", "randomness", "arguments"}
-    | {"pretrained", "run_folder"},
+    | {"keras_training", "pretrained", "run_folder"},
     "outliers": {"objective", "model"},
     "directions": {"errors", "storage"},
     "data": BASE | {"runtime"},

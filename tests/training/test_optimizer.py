@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfdecouple import gradient
 from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import RunError
+from tfdecouple.gradient import global_norm
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.training import optimizer
 from tfdecouple.training.optimizer import Adam
@@ -15,7 +17,7 @@ from tfdecouple.training.vector import Vector
 @pytest.fixture(params=["small", "large"], autouse=True)
 def size(request, monkeypatch):
     """Lets the weights of a test be small ones, which are taken together, and then large ones."""
-    monkeypatch.setattr(optimizer, "_SMALL", 2**12 if request.param == "small" else 0)
+    monkeypatch.setattr(gradient, "_SMALL", 2**12 if request.param == "small" else 0)
 
 
 class Updated:
@@ -61,8 +63,8 @@ def test_averages_move_towards_the_new_values_quickly_at_first():
 
 def test_norm_is_that_of_all_gradients():
     gradients = [tf.constant([[3.0, 0.0]]), tf.constant(4.0), tf.fill([5000], 1.0)]
-    assert float(optimizer.global_norm(gradients)) == pytest.approx(np.sqrt(5025), rel=1e-6)
-    assert float(optimizer.global_norm(gradients[:2])) == pytest.approx(5)
+    assert float(global_norm(gradients)) == pytest.approx(np.sqrt(5025), rel=1e-6)
+    assert float(global_norm(gradients[:2])) == pytest.approx(5)
 
 
 def test_averages_are_lent_and_given_back():
@@ -87,7 +89,7 @@ def test_weights_of_all_shapes_share_a_trace(monkeypatch):
     kernel = tf.raw_ops.ResourceApplyAdam
     monkeypatch.setattr(tf.raw_ops, "ResourceApplyAdam", lambda **arguments: traced.append(1) or kernel(**arguments))
     monkeypatch.setattr(optimizer, "_A_CALL", 4)
-    monkeypatch.setattr(optimizer, "_SMALL", 4)
+    monkeypatch.setattr(gradient, "_SMALL", 4)
     shapes = [(size,) for size in range(1, 13)] + [(3, 1), ()]
     weights = {str(shape): tf.Variable(tf.ones(shape)) for shape in shapes}
     adam = Adam(TrainingConfig(), weights, {})

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
+from tfdecouple.gradient import flattened, is_small
 from tfdecouple.training.vector import Vector
 
 # How many variables are updated at a time. Left to itself TensorFlow begins with all of them, and for a moment holds
@@ -18,9 +19,6 @@ _AT_A_TIME = 2
 
 # How many weights a call of the traced function updates. It is traced for so many, and once more for the rest of them.
 _A_CALL = 32
-
-# Weights of so many numbers at most are updated together, as one vector. Most are scales and shifts.
-_SMALL = 2**15
 
 _Named = Mapping[str, tf.Variable]
 
@@ -273,25 +271,9 @@ def _pieces(vector: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tens
     return [tf.reshape(part, variable.shape) for part, variable in zip(parts, variables, strict=True)]
 
 
-def flattened(values: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns all numbers of some tensors as one vector."""
-    return tf.concat([tf.reshape(value, [-1]) for value in values], 0)
-
-
-def is_small(shape: Sequence[int]) -> bool:
-    """Returns whether a weight is one of those that are taken together."""
-    return math.prod(shape) <= _SMALL
-
-
-def global_norm(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns the norm of all gradients as one vector; the small ones are put together, which is one operation."""
-    small = [gradient for gradient in gradients if is_small(gradient.shape)]
-    large = [gradient for gradient in gradients if not is_small(gradient.shape)]
-    return tf.linalg.global_norm([*large, flattened(small)] if small else large)
-
-
-def _read(handle: tf.Tensor) -> tf.Tensor:
-    return tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32)
+def _read(handle: tf.Tensor, shape: tf.TensorShape | None = None) -> tf.Tensor:
+    value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32)
+    return value if shape is None else tf.ensure_shape(value, shape)
 
 
 def _zeros_like(variable: tf.Variable) -> tf.Variable:

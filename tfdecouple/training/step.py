@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import Config
-from tfdecouple.layers import backward_memory, net_precision
+from tfdecouple.gradient import INVERSION_BOUND, Share, differentiate, global_norm
 from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
-from tfdecouple.runtime.xla import jit_compiled
 from tfdecouple.training.accumulation import Accumulator
 from tfdecouple.training.figures import NO_WISHES, StepResult, Wishes
-from tfdecouple.training.optimizer import global_norm
 from tfdecouple.training.schedule import kl_weight, learning_rate
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.strategy import reduce_in_packs
-
-# Of the encoder's and coupling nets' products, by `training.precision`.
-NETS = {"float32": "float32", "tf32": "tf32", "mixed_bfloat16": "bfloat16"}
-# Largest `StepResult.inversion_error` of a step that is applied: rounding makes about 2e-6 of it in float32, and 5e-4
-# with nets in bfloat16 (docs/training.md).
-INVERSION_BOUND = {"float32": 1e-3, "tf32": 1e-2, "mixed_bfloat16": 3e-2}
-
-
-class _Share(NamedTuple):
-    """What a device computes of a batch, each its share of the batch's mean; reduced, what all of them computed.
-
-    Attributes:
-        gradients: of the trainable weights, in their order.
-        moving: new moving statistics, in their order.
-        terms: of the bound, mean nats per image: reconstruction, kl, dequantization.
-        inversion_error: see `StepResult`.
-    """
-
-    gradients: list[Any]
-    moving: list[Any]
-    terms: list[Any]
-    inversion_error: Any
 
 
 class TrainStep:
@@ -110,28 +85,30 @@ class TrainStep:
 
     # --- on each device ---
 
-    def _share(self, examples: Any, step: tf.Tensor, number: Any) -> tuple[_Share, list[tf.Tensor]]:
+    def _share(self, examples: Any, step: tf.Tensor, number: Any) -> tuple[Share, list[tf.Tensor]]:
         """Draws, bounds and differentiates: this device's slice of the batch, or of micro-batch `number`.
 
         With it come the values of the weights that are updated together: to read them again is an operation for each.
         """
-        images, labels = examples if self.state.model.config.has_classes else (examples, None)
-        images, z_noise, u_noise = self._draw(images, step, number)
-        # Read once for all shards of the batch.
-        weights = [tf.convert_to_tensor(weight) for weight in self.state.trainable.values()]
-        meter = tf.zeros([])
-        with self._weights_in_place(weights, meter) as scope:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch([*weights, meter])
-                loss, terms = self._bound(images, labels, z_noise, u_noise)
-            *gradients, error = tape.gradient(loss, [*weights, meter], unconnected_gradients="zero")
-        moving = [
-            tf.convert_to_tensor(scope.get_current_value(variable)) / self._training.passes
-            for variable in self._keras_variables(self.state.moving)
-        ]
-        values = dict(zip(self.state.trainable, weights, strict=True))
-        small = [values[name] for name in self.state.optimizer.small]
-        return _Share(gradients, moving, terms, error / self._training.batch_size), small
+        training, state = self._training, self.state
+        images, labels = examples if state.model.config.has_classes else (examples, None)
+        drawn = self._draw(images, step, number)
+        if labels is not None:
+            labels = tf.ensure_shape(labels, drawn[0].shape[:1])
+        values = {name: tf.convert_to_tensor(weight) for name, weight in state.trainable.items()}
+        share = differentiate(
+            lambda: state.model.elbo_from_noise(*drawn, training=True, labels=labels),
+            self._keras_variables(state.trainable),
+            self._keras_variables(state.moving),
+            batch_size=training.batch_size,
+            kl_weight=kl_weight(training, state.updates),
+            precision=training.precision,
+            memory=training.memory,
+            jit_compile=training.jit_compile,
+            weights=list(values.values()),
+        )
+        small = [values[name] for name in state.optimizer.small]
+        return share._replace(moving=[statistic / training.passes for statistic in share.moving]), small
 
     def _draw(self, images: tf.Tensor, step: tf.Tensor, number: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns this device's images, their noise for z and that for the dequantisation."""
@@ -147,44 +124,13 @@ class TrainStep:
         u_noise = randomness.pixel_noise(shape, randomness.fold(seed, "u"), config.has_dequantizer)[own]
         return tf.ensure_shape(images, (local, *config.image_shape)), z_noise, u_noise
 
-    def _bound(
-        self, images: tf.Tensor, labels: tf.Tensor | None, z_noise: tf.Tensor, u_noise: tf.Tensor
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Returns the loss, and the terms of the bound that it is made of."""
-        if labels is not None:
-            labels = tf.ensure_shape(labels, images.shape[:1])
-        elbo = self.state.model.elbo_from_noise(images, z_noise, u_noise, training=True, labels=labels)
-        terms = [
-            tf.reduce_sum(term) / self._training.batch_size
-            for term in (elbo.reconstruction, elbo.kl, elbo.dequantization)
-        ]
-        reconstruction, kl, dequantization = terms
-        return reconstruction + kl_weight(self._training, self.state.updates) * kl + dequantization, terms
-
-    @contextmanager
-    def _weights_in_place(self, weights: list[tf.Tensor], meter: tf.Tensor) -> Iterator[keras.StatelessScope]:
-        """Computes with these values of the trainable weights, in the precision that training asks for.
-
-        The scope catches the new moving statistics of batch normalisation, too: a step that turns out not to be finite
-        must leave them alone.
-        """
-        training = self._training
-        values = list(zip(self._keras_variables(self.state.trainable), weights, strict=True))
-        with (
-            keras.StatelessScope(state_mapping=values) as scope,
-            net_precision(NETS[training.precision]),
-            backward_memory(training.memory, meter),
-            jit_compiled(training.jit_compile),
-        ):
-            yield scope
-
     def _keras_variables(self, names: Iterable[str]) -> list[keras.Variable]:
         named = self.state.model.named_variables()
         return [named[name] for name in names]
 
-    def _shapes(self) -> _Share:
+    def _shapes(self) -> Share:
         """Returns the shapes of a device's share."""
-        return _Share(
+        return Share(
             [tf.TensorShape(variable.shape) for variable in self.state.trainable.values()],
             [tf.TensorShape(variable.shape) for variable in self.state.moving.values()],
             [tf.TensorShape(())] * 3,
@@ -193,7 +139,7 @@ class TrainStep:
 
     # --- for all devices ---
 
-    def _update(self, shares: _Share, small: list[Any], wishes: tf.Tensor) -> StepResult:
+    def _update(self, shares: Share, small: list[Any], wishes: tf.Tensor) -> StepResult:
         """Adds up what the devices found and applies it where it can be trusted: finite, and inverted well."""
         training, state = self._training, self.state
         # Outside of any condition: on several workers all must take part in every reduction.
@@ -231,14 +177,14 @@ class TrainStep:
         state.count_step(result.figures(), applied, lost)
         return result
 
-    def _reduce(self, shares: _Share) -> _Share:
+    def _reduce(self, shares: Share) -> Share:
         """Adds up the devices' shares (of the statistics the mean); all devices get the gradients and statistics."""
         add, mean = tf.distribute.ReduceOp.SUM, tf.distribute.ReduceOp.MEAN
 
         def to_devices(how: tf.distribute.ReduceOp, values: list[Any], variables: dict[str, tf.Variable]) -> list[Any]:
             return reduce_in_packs(self._strategy, how, values, variables, self._training.bytes_per_pack)
 
-        return _Share(
+        return Share(
             to_devices(add, shares.gradients, self.state.trainable),
             to_devices(mean, shares.moving, self.state.moving),
             [self._strategy.reduce(add, term, axis=None) for term in shares.terms],

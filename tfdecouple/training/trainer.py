@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfdecouple.config import Config, title
 from tfdecouple.data import Source, evaluation_batches, training_batches
 from tfdecouple.data.labels import training_examples, with_known_labels
-from tfdecouple.errors import RunError
+from tfdecouple.errors import DivergedError, RunError
 from tfdecouple.metrics import Evaluator
 from tfdecouple.precision_check import check_precision
 from tfdecouple.runtime.tf32 import has_tf32
@@ -32,10 +32,6 @@ _LEAST_EVALUATED = 64
 
 class InterruptedRunError(RunError):
     """The run was asked to stop and has saved its state."""
-
-
-class DivergedError(RunError):
-    """Too many steps in a row were not applied."""
 
 
 class Trainer:

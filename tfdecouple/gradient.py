@@ -1,0 +1,117 @@
+"""The gradient of the bound for a slice of a batch: what every step of training takes, the trainer's and Keras'."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfdecouple.layers import backward_memory, net_precision
+from tfdecouple.objective import Elbo
+from tfdecouple.runtime.xla import jit_compiled
+
+# Of the encoder's and coupling nets' products, by `training.precision`.
+NETS = {"float32": "float32", "tf32": "tf32", "mixed_bfloat16": "bfloat16"}
+# Largest error of inversion of a step that is applied: rounding makes about 2e-6 of it in float32, and 5e-4 with nets
+# in bfloat16 (docs/training.md).
+INVERSION_BOUND = {"float32": 1e-3, "tf32": 1e-2, "mixed_bfloat16": 3e-2}
+
+# Weights of so many numbers at most are taken together, as one vector. Most are scales and shifts.
+_SMALL = 2**15
+
+
+class Share(NamedTuple):
+    """What a device computes of a batch, each its share of the batch's mean; reduced, what all of them computed.
+
+    Attributes:
+        gradients: of the trainable weights, in their order.
+        moving: new moving statistics, in their order.
+        terms: of the bound, mean nats per image: reconstruction, kl, dequantization.
+        inversion_error: how far a backward pass that inverts was off (see `backward_memory`), a mean over images.
+    """
+
+    gradients: list[Any]
+    moving: list[Any]
+    terms: list[Any]
+    inversion_error: Any
+
+
+def differentiate(
+    bound: Callable[[], Elbo],
+    trainable: Sequence[keras.Variable],
+    moving: Sequence[keras.Variable],
+    *,
+    batch_size: int | tf.Tensor,
+    kl_weight: float | tf.Tensor = 1.0,
+    precision: str = "float32",
+    memory: str = "keep",
+    jit_compile: bool = False,
+    weights: Sequence[tf.Tensor] | None = None,
+) -> Share:
+    """Computes the bound of some images of a batch and its gradient, and changes nothing.
+
+    Args:
+        bound: computes it, as `DecoupledModel.elbo_from_noise` does with `training=True`.
+        trainable: weights to differentiate by.
+        moving: moving statistics of batch normalisation.
+        batch_size: images of the whole batch, over all devices.
+        kl_weight: of the KL term in the loss, a scalar.
+        precision: of the nets' products, as `training.precision`.
+        memory: of the backward pass, as `training.memory`.
+        jit_compile: whether XLA compiles each kind of layer.
+        weights: values of the trainable weights, where they have been read already.
+    """
+    # Read once for all shards of the batch.
+    weights = weights or [tf.convert_to_tensor(weight) for weight in trainable]
+    meter = tf.zeros([])
+    values = list(zip(trainable, weights, strict=True))
+    with _in_place(values, precision, memory, meter, jit_compile) as scope:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([*weights, meter])
+            elbo = bound()
+            images = tf.cast(batch_size, tf.float32)
+            terms = [tf.reduce_sum(term) / images for term in (elbo.reconstruction, elbo.kl, elbo.dequantization)]
+            reconstruction, kl, dequantization = terms
+            loss = reconstruction + kl_weight * kl + dequantization
+        *gradients, error = tape.gradient(loss, [*weights, meter], unconnected_gradients="zero")
+    statistics = [tf.convert_to_tensor(scope.get_current_value(variable)) for variable in moving]
+    return Share(gradients, statistics, terms, error / images)
+
+
+@contextmanager
+def _in_place(
+    values: list[tuple[keras.Variable, tf.Tensor]], precision: str, memory: str, meter: tf.Tensor, jit_compile: bool
+) -> Iterator[keras.StatelessScope]:
+    """Computes with these values of the trainable weights, in the precision that training asks for.
+
+    The scope catches the new moving statistics of batch normalisation, too: a step that turns out not to be finite
+    must leave them alone.
+    """
+    with (
+        keras.StatelessScope(state_mapping=values) as scope,
+        net_precision(NETS[precision]),
+        backward_memory(memory, meter),
+        jit_compiled(jit_compile),
+    ):
+        yield scope
+
+
+def flattened(values: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns all numbers of some tensors as one vector."""
+    return tf.concat([tf.reshape(value, [-1]) for value in values], 0)
+
+
+def is_small(shape: Sequence[int]) -> bool:
+    """Returns whether a weight is one of those that are taken together."""
+    return math.prod(shape) <= _SMALL
+
+
+def global_norm(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns the norm of all gradients as one vector; the small ones are put together, which is one operation."""
+    small = [gradient for gradient in gradients if is_small(gradient.shape)]
+    large = [gradient for gradient in gradients if not is_small(gradient.shape)]
+    return tf.linalg.global_norm([*large, flattened(small)] if small else large)
