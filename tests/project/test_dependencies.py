@@ -16,6 +16,8 @@ from tfdecouple.runtime.extras import EXTRAS
 
 # The last version of each with a hole that is known; SECURITY.md.
 HOLES = {"keras": "3.13.1", "onnx": "1.20.1", "pyarrow": "23.0.0", "pillow": "12.2.0"}
+# Extras that `all` does without: clients of other people's programs.
+APART = {"litert", "loggers"}
 PYTHONS = ("3.11", "3.12", "3.13")
 
 
@@ -47,8 +49,7 @@ def test_the_extra_that_a_message_names_brings_the_package():
         base = {each.name for each in requirements(setup()["options"]["install_requires"])}
         assert distributions.get(module, module) not in base, module
     (ours,) = requirements(extras["all"])
-    # The one that is for other machines than those of most.
-    assert ours.extras == set(EXTRAS.values()) - {"litert"}
+    assert ours.extras == set(EXTRAS.values()) - APART
 
 
 def test_every_place_names_the_same_versions_of_python():

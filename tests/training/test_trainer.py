@@ -251,7 +251,7 @@ class TestRefusals:
         message = one_line(error)
         assert "training.learning_rate was 0.01 and is now 0.5" in message
         assert "training.batch_size was 8 and is now 4" in message
-        assert "only training.steps may change" in message
+        assert "only training.steps and training.loggers may change" in message
 
     def test_foreign_folder(self, tmp_path, image_folder):
         (tmp_path / "diary.txt").write_text("dear diary")

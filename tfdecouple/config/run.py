@@ -78,6 +78,11 @@ class Config:
         """Returns the config as indented JSON text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
+    def options(self) -> dict[str, Any]:
+        """Returns the value of every option by its dotted name, as plain JSON values."""
+        values = self.to_dict()
+        return {name: _lookup(values, name) for name in option_names()}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         """Builds a config from plain JSON values; what is absent takes its default.
@@ -166,12 +171,7 @@ def option_names() -> tuple[str, ...]:
 
 def difference(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
     """Returns the options in which two configs differ, as `{dotted name: (ours, theirs)}`."""
-
-    def flat(config: Config) -> dict[str, Any]:
-        values = config.to_dict()
-        return {name: _lookup(values, name) for name in option_names()}
-
-    mine, other = flat(ours), flat(theirs)
+    mine, other = ours.options(), theirs.options()
     return {name: (mine[name], other[name]) for name in mine if mine[name] != other[name]}
 
 

@@ -10,6 +10,7 @@ from tfdecouple.errors import ConfigError
 
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
 MEMORY = ("keep", "recompute", "invert")
+LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 # What keras.utils.set_random_seed takes.
 SEEDS = 2**32
 
@@ -56,6 +57,9 @@ class TrainingConfig:
         pictures: images that the pictures of an evaluation show, at most: fewer of images above 64 pixels (4 of 256),
             and no more than the run has seen; 0 for no pictures.
         evaluation_samples: draws of (z, u) per image in the final test evaluation.
+        loggers: where figures and pictures go beside `metrics.jsonl`: any of "tensorboard", "csv", "wandb" (Weights &
+            Biases) and "mlflow"; the last two need the extra `loggers`, and write to the run folder unless their own
+            environment variables say otherwise. It may change when a run goes on.
         init_from: run folder whose weights this run starts from; null to start from data.
     """
 
@@ -88,6 +92,7 @@ class TrainingConfig:
     evaluation_images: int = 0
     pictures: int = 40
     evaluation_samples: int = 1
+    loggers: tuple[str, ...] = ("tensorboard",)
     init_from: str | None = None
 
     @property
@@ -146,6 +151,12 @@ class TrainingConfig:
             check(0 <= value < 1, f"training.{name} is {value}; it must lie in [0, 1)")
         one_of("training.precision", self.precision, PRECISIONS)
         one_of("training.memory", self.memory, MEMORY)
+        for number, name in enumerate(self.loggers):
+            one_of(f"training.loggers[{number}]", name, LOGGERS)
+        check(
+            len(set(self.loggers)) == len(self.loggers),
+            f"training.loggers is {shown(list(self.loggers))}; it must name each only once",
+        )
         count = 1 if self.micro_batches == "auto" else self.micro_batches
         check(
             isinstance(count, int) and count >= 1,

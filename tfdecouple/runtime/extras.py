@@ -6,7 +6,7 @@ import importlib.util
 
 from tfdecouple.errors import UserError
 
-# By the name that is imported. The extra `all` brings them all but `litert`.
+# By the name that is imported. The extra `all` brings them all but `litert` and those of `loggers`.
 EXTRAS = {
     "ai_edge_litert": "litert",
     "onnx": "export",
@@ -17,6 +17,8 @@ EXTRAS = {
     "pyarrow": "parquet",
     "matplotlib": "plots",
     "tensorflow_datasets": "tfds",
+    "wandb": "loggers",
+    "mlflow": "loggers",
 }
 
 

@@ -17,6 +17,8 @@ from tfdecouple.storage.files import TEMPORARY, write_text
 from tfdecouple.storage.locks import locked
 
 _LOCK = ".lock"
+# What may be another when a run goes on.
+_FREE = ("training.steps", "training.loggers")
 
 
 class RunFolder:
@@ -104,7 +106,7 @@ class RunFolder:
         theirs = dataclasses.replace(theirs, data=located(theirs.data))
         changed = difference(theirs, self._config)
         # What is for people may be said otherwise by now, and which photographs there are is nothing to other images.
-        free = ["training.steps", "description", "notes"]
+        free = [*_FREE, "description", "notes"]
         for name in free if theirs.data.source == "photographs" else [*free, "data.photographs"]:
             changed.pop(name, None)
         option, was = images_at(theirs.data) or ("", "")
@@ -117,7 +119,8 @@ class RunFolder:
             listed = "; ".join(f"{name} was {ours!r} and is now {theirs!r}" for name, (ours, theirs) in changed.items())
             raise RunError(
                 f"{path} holds a run with another config: {listed}. "
-                "Choose another --workdir, or give the options it was started with (only training.steps may change)"
+                "Choose another --workdir, or give the options it was started with "
+                f"(only {' and '.join(_FREE)} may change)"
             )
         return True
 

@@ -1,35 +1,31 @@
-"""The log of a run: metrics.jsonl and TensorBoard."""
+"""The log of a run: metrics.jsonl, and the loggers beside it."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import math
-import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
-import tensorflow as tf
-from PIL import Image
 
 from tfdecouple.errors import one_line
 from tfdecouple.storage.files import parse_json, write_text
+from tfdecouple.training.loggers import Logger
 
 
 class MetricsLog:
-    """Writes rows of figures to `metrics.jsonl` and to TensorBoard.
+    """Writes rows of figures to `metrics.jsonl`, and hands them and pictures to loggers.
+
+    A logger of somebody else's that fails is left out from then on, with a line that says so: it must not end a run.
 
     Args:
         folder: the run folder; nothing is touched before `open`.
+        loggers: where else they go.
     """
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, loggers: Sequence[Logger] = ()):
         self._path = folder / "metrics.jsonl"
-        self._tensorboard = folder / "tensorboard"
-        self._writer = tf.summary.create_noop_writer()
+        self._loggers = list(loggers)
 
     def open(self, step: int) -> int:
         """Goes on with the log from a step of the run, or begins it.
@@ -43,15 +39,13 @@ class MetricsLog:
         Raises:
             OSError: where the disk is full.
         """
-        damaged = 0
-        with _os_errors():
-            if self._path.exists():
-                # The test row is written after the last checkpoint, at the same step.
-                rows, damaged = _read(self._path)
-                kept = [row for row in rows if (row["step"], row["kind"] == "test") <= (step, False)]
-                write_text(self._path, "".join(_line(row) for row in kept))
-                _mark_restart(self._tensorboard, step)
-            self._writer = tf.summary.create_file_writer(str(self._tensorboard))
+        damaged, kept = 0, []
+        if self._path.exists():
+            # The test row is written after the last checkpoint, at the same step.
+            rows, damaged = _read(self._path)
+            kept = [row for row in rows if (row["step"], row["kind"] == "test") <= (step, False)]
+            write_text(self._path, "".join(_line(row) for row in kept))
+        self._tell(lambda logger: logger.open(step, kept))
         return damaged
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
@@ -67,28 +61,23 @@ class MetricsLog:
         """
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line({"step": step, "kind": kind, **values}))
-        with _os_errors(), self._writer.as_default(step=step):
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    tf.summary.scalar(f"{kind}/{name}", value)
+        self._tell(lambda logger: logger.write(kind, step, values))
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Shows a PNG file in TensorBoard.
+        """Shows a PNG file.
 
         Raises:
             OSError: where the disk is full.
         """
-        with _os_errors(), self._writer.as_default(step=step), Image.open(path) as picture:
-            tf.summary.image(name, np.asarray(picture.convert("RGB"))[None])
+        self._tell(lambda logger: logger.write_picture(name, step, path))
 
     def flush(self) -> None:
-        """Writes out what TensorBoard's writer still holds.
+        """Writes out what loggers still hold.
 
         Raises:
             OSError: where the disk is full.
         """
-        with _os_errors():
-            self._writer.flush()
+        self._tell(lambda logger: logger.flush())
 
     def close(self) -> None:
         """Ends the log.
@@ -96,8 +85,18 @@ class MetricsLog:
         Raises:
             OSError: where the disk is full.
         """
-        with _os_errors():
-            self._writer.close()
+        self._tell(lambda logger: logger.close())
+
+    def _tell(self, do: Callable[[Logger], None]) -> None:
+        for logger in list(self._loggers):
+            try:
+                do(logger)
+            # Whatever somebody else's client raises.
+            except Exception as error:
+                if not logger.is_foreign:
+                    raise
+                self._loggers.remove(logger)
+                print(f"{logger.name} failed and gets no more rows: {one_line(error)}", flush=True)
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -121,26 +120,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row if is_row else None
 
 
-@contextlib.contextmanager
-def _os_errors() -> Iterator[None]:
-    """Turns the error of TensorFlow's event writer into the OSError that it is."""
-    try:
-        yield
-    except tf.errors.ResourceExhaustedError as error:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-    except tf.errors.OpError as error:
-        raise OSError(errno.EIO, one_line(error, first=True)) from error
-
-
 def _line(row: Mapping[str, Any]) -> str:
     # JSON has no NaN: a figure that is not finite is written as text.
     safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     return json.dumps(safe) + "\n"
-
-
-def _mark_restart(folder: pathlib.Path, step: int) -> None:
-    """Tells TensorBoard that the run went back to `step`, so that it drops what it had seen beyond."""
-    with tf.Graph().as_default():
-        writer = tf.compat.v1.summary.FileWriter(str(folder), filename_suffix=".restart")
-        writer.add_session_log(tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START), step + 1)
-        writer.close()

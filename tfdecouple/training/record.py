@@ -20,6 +20,7 @@ from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointEr
 from tfdecouple.storage.files import TEMPORARY, write_json
 from tfdecouple.training.folder import RunFolder
 from tfdecouple.training.log import MetricsLog
+from tfdecouple.training.loggers import LOGGERS
 from tfdecouple.training.state import TrainingState
 
 
@@ -42,7 +43,8 @@ class RunRecord:
         self._config = config
         self._folder = folder
         self._state = state
-        self._log = MetricsLog(folder.path)
+        loggers = [LOGGERS[name](folder.path, config) for name in config.training.loggers]
+        self._log = MetricsLog(folder.path, loggers)
         self._begun = 0
 
     def restore(self) -> tuple[list[str], bool]:

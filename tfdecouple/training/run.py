@@ -25,6 +25,7 @@ from tfdecouple.training.cluster import find_cluster
 from tfdecouple.training.distributed import DistributedTrainer
 from tfdecouple.training.division import settled
 from tfdecouple.training.folder import RunFolder
+from tfdecouple.training.loggers import require_loggers
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.record import RunRecord
 from tfdecouple.training.release import traces_released
@@ -100,6 +101,7 @@ def train(
             workers = Workers(count, found.rank, collective_sum(strategy, count))
         stack.enter_context(_one_line_errors(path))
         _check_options(workers, config)
+        workers.on_chief(lambda: require_loggers(config.training.loggers))
         config = settled(config, path, strategy, workers)
         folder = stack.enter_context(RunFolder(path, config))
         check_batch(config.training, strategy.num_replicas_in_sync)
