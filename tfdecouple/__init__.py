@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from tfdecouple.model import Codes, DecoupledModel, Elbo
     from tfdecouple.outliers import outlier_scores
-    from tfdecouple.runs import load_directions, load_model, load_pretrained
+    from tfdecouple.runs import load_directions, load_model, load_pretrained, save_run
     from tfdecouple.runtime.emulation import emulated_accelerator
     from tfdecouple.runtime.tf32 import full_float32
 
@@ -52,6 +52,7 @@ _HOMES = {
     "outlier_scores": "outliers",
     "override": "config",
     "preset_names": "config",
+    "save_run": "runs",
 }
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "outlier_scores",
     "override",
     "preset_names",
+    "save_run",
 ]
 
 

@@ -16,7 +16,7 @@ from tfdecouple.data import Source, open_source
 from tfdecouple.data.labels import require_classes
 from tfdecouple.data.opening import images_at
 from tfdecouple.directions import Directions
-from tfdecouple.errors import DataError, RunError, UntrustedError, UserError, nearest
+from tfdecouple.errors import ConfigError, DataError, RunError, UntrustedError, UserError, nearest
 from tfdecouple.model import DecoupledModel
 from tfdecouple.pretrained import folder_of, pretrained_names
 from tfdecouple.run_folder import (
@@ -35,6 +35,8 @@ from tfdecouple.run_folder import (
     run_name,
     write_label_names,
 )
+from tfdecouple.storage.checkpoints import CheckpointFolder
+from tfdecouple.storage.files import write_text
 
 __all__ = [
     "CHECKPOINTS",
@@ -55,8 +57,10 @@ __all__ = [
     "read_summary",
     "require_own_images",
     "run_name",
+    "save_run",
     "weights_sha256",
     "write_label_names",
+    "write_run",
 ]
 
 
@@ -247,6 +251,42 @@ def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
             "lies on the Hub, and load_model opens a run folder"
         )
     return Run.open(name, jit_compile=jit_compile).model
+
+
+def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | None = None) -> None:
+    """Writes a model, however it was trained, as a run folder, which all commands and `python -m export` take.
+
+    Args:
+        model: initialised or trained.
+        run: the folder to make.
+        config: of a run with this model, where more is known of it, such as its data; of the model alone by default.
+
+    Raises:
+        RunError: where the folder is not empty or cannot be written.
+        ConfigError: for a config of another model, or a folder whose name is none of a run.
+        NotInitializedError: for a model without weights.
+    """
+    model.require_initialized()
+    folder = pathlib.Path(run)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{run} exists and is not empty; name a new folder")
+    config = config or Config(name=run_name(folder), model=model.config)
+    if config.model != model.config:
+        raise ConfigError("the config that save_run was given is of another model")
+    # The weights are what they are: no averages of theirs are beside them.
+    training = dataclasses.replace(config.training, ema_decay=0.0)
+    write_run(folder, model, dataclasses.replace(config, training=training), 0)
+
+
+def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step: int) -> None:
+    """Writes weights, as the best of a step, and the config that makes a run of the folder.
+
+    Raises:
+        RunError: where the weights cannot be written.
+        OSError: where the config cannot.
+    """
+    CheckpointFolder(folder / CHECKPOINTS).write("best", step, {"model": model.named_variables()})
+    write_text(folder / CONFIG, config.to_json())
 
 
 def load_directions(run: str | pathlib.Path) -> Directions:

@@ -10,9 +10,7 @@ from tfdecouple.dataset_encoding.folder import RUN, CodesFolder
 from tfdecouple.dataset_encoding.manifest import Manifest
 from tfdecouple.errors import RunError, UserError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import CHECKPOINTS, CONFIG, load_config, load_model, load_weights, weights_sha256
-from tfdecouple.storage.checkpoints import CheckpointFolder
-from tfdecouple.storage.files import write_text
+from tfdecouple.runs import load_config, load_model, load_weights, weights_sha256, write_run
 
 
 def keep_weights(folder: CodesFolder, model: DecoupledModel, config: Config, step: int) -> None:
@@ -23,8 +21,7 @@ def keep_weights(folder: CodesFolder, model: DecoupledModel, config: Config, ste
     """
     run = folder.clear_run()
     with folder.writing():
-        write_text(run / CONFIG, config.to_json())
-        CheckpointFolder(run / CHECKPOINTS).write("best", step, {"model": model.named_variables()})
+        write_run(run, model, config, step)
 
 
 def kept_weights(

@@ -16,9 +16,8 @@ from tfdecouple.interop.wolf_config import model_config_of
 from tfdecouple.interop.wolf_names import correspondence
 from tfdecouple.model import DecoupledModel
 from tfdecouple.parameters import require_memory
-from tfdecouple.runs import CHECKPOINTS, CONFIG, SUMMARY
-from tfdecouple.storage.checkpoints import CheckpointFolder
-from tfdecouple.storage.files import parse_json, write_json, write_text
+from tfdecouple.runs import SUMMARY, write_run
+from tfdecouple.storage.files import parse_json, write_json
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -64,9 +63,9 @@ def import_wolf(
         data=DataConfig(),
         training=TrainingConfig(init_images=1),
     )
-    CheckpointFolder(folder / CHECKPOINTS).write("best", 0, {"model": model.named_variables()})
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SUMMARY, {"imported_from": str(weights_path), "parameters": model.parameter_count()})
-    write_text(folder / CONFIG, config.to_json())
+    write_run(folder, model, config, 0)
     return model
 
 
