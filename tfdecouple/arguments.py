@@ -72,10 +72,17 @@ def require_images(images: Any, image_shape: tuple[int, int, int]) -> None:
     """
     dtype, shape = tf.as_dtype(images.dtype), tf.TensorShape(images.shape)
     if dtype != tf.uint8:
-        raise DataError(f"images are of type {dtype.name}; they must be uint8 with values 0..255")
+        raise DataError(f"images are of type {dtype.name}; they must be uint8 with values 0..255{_conversion(dtype)}")
     if shape.rank != 4 or tuple(shape[1:]) != image_shape:
         size, shown = image_shape[0], "unknown" if shape.rank is None else tuple(shape)
         raise DataError(f"images are of shape {shown}; this model needs [batch, {size}, {size}, 3]")
+
+
+def _conversion(dtype: tf.DType) -> str:
+    """Returns how to make uint8 of images of another type."""
+    if dtype.is_floating:
+        return ": tf.cast(tf.round(255 * images), tf.uint8) of pixels in 0..1, without the 255 of pixels in 0..255"
+    return ": tf.cast(images, tf.uint8)" if dtype.is_integer else ""
 
 
 def as_equally_many(what: str, a: Any, b: Any, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:

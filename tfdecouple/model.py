@@ -21,9 +21,9 @@ from tfdecouple.arguments import (
     whole_number,
 )
 from tfdecouple.config import load_preset, preset_names
-from tfdecouple.distributions import Distributions
 from tfdecouple.errors import ConfigError, DataError, InversionError, UserError, nearest
 from tfdecouple.exactness import far_from_training, listed, require_finite, require_same, warn_of_far_images
+from tfdecouple.keras_training import KerasTraining
 from tfdecouple.networks.assembly import Codes
 from tfdecouple.objective import Elbo
 from tfdecouple.pretrained import pretrained_names
@@ -41,7 +41,7 @@ _Z_CHUNK = 4096
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 @unconverted
-class DecoupledModel(Distributions):
+class DecoupledModel(KerasTraining):
     """Encoder, prior and flow of the paper, built and ready for weights.
 
     Images go in and come out as uint8 `[batch, height, width, 3]` with values 0..255, at any `n_bits`.

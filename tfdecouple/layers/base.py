@@ -11,6 +11,7 @@ from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.bijectors import ClosedForm
 from tfdecouple.errors import UserError
+from tfdecouple.layers.nested import Nested
 from tfdecouple.runtime.autograph import unconverted
 from tfdecouple.runtime.prepared import Prepared, in_place, is_prepared, prepare_together
 from tfdecouple.runtime.shapes import zero_per_image
@@ -123,6 +124,10 @@ class InvertibleLayer(keras.layers.Layer):
         """Keras' entry: the same as `forward_and_log_det`."""
         return self.forward_and_log_det(x, condition)
 
+    def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
+        """Returns the shapes of what `call` gives."""
+        return tuple(x_shape), tuple(x_shape)[:1]
+
     def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Sets what depends on the data from a batch of the layer's inputs, and returns its outputs.
 
@@ -204,7 +209,7 @@ class InvertibleLayer(keras.layers.Layer):
             self._condition_ndims = len(condition_shape) - 1
 
 
-class InvertibleComposite(InvertibleLayer):
+class InvertibleComposite(Nested, InvertibleLayer):
     """An invertible layer made of others, with one description of how data run through them.
 
     Subclasses implement `_run_forward` and `_run_inverse` once; training, inversion, initialisation and diagnostics

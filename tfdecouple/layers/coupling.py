@@ -11,6 +11,7 @@ from tensorflow_probability import bijectors as tfb
 from tfdecouple.bijectors import forward_and_log_det, inverse_and_log_det
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.layers.base import Gradients, InvertibleLayer, trained
+from tfdecouple.layers.nested import Nested
 from tfdecouple.layers.nets import MLP, ConvNet, CouplingNet, LocalConvNet
 from tfdecouple.layers.split import ChannelSplit
 from tfdecouple.runtime.tf32 import full_float32
@@ -18,7 +19,7 @@ from tfdecouple.transforms import TRANSFORMS
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class Coupling(InvertibleLayer):
+class Coupling(Nested, InvertibleLayer):
     """y_a = x_a; y_b = s(x_a, z) * x_b + b(x_a, z), or another transform of x_b with parameters from x_a and z.
 
     A coupling is a split of the channels into x_a and x_b, a conditioner (a network from x_a and z to numbers for each

@@ -105,6 +105,10 @@ class CouplingNet(keras.layers.Layer):
         self.hidden = hidden
         self.condition_size = condition_size
 
+    def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple:
+        """Returns the shape of what `call` gives."""
+        return (*x_shape[:-1], self.outputs)
+
     def reset(self) -> None:
         """Makes the output 0 for every input."""
         self.last.reset()

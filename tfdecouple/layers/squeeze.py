@@ -31,5 +31,10 @@ class Squeeze(InvertibleLayer):
             raise UserError(f"squeeze got a shape {tuple(x_shape)}; it needs [batch, height, width, channels]")
         self.built = True
 
+    def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
+        """Returns the shapes of what `call` gives."""
+        batch, height, width, channels = x_shape
+        return (batch, height // 2, width // 2, 4 * channels), (batch,)
+
     def _bijector(self, condition: tf.Tensor | None) -> ClosedForm:
         return bijectors.Squeeze()

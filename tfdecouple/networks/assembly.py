@@ -59,7 +59,8 @@ class Networks(keras.Model):
 
     def __init__(self, config: ModelConfig | dict[str, Any], *, jit_compile: bool = False, **kwargs: Any):
         require_backend()
-        super().__init__(**{"name": "decoupled_model", **kwargs})
+        # Whatever the global policy of Keras, as for all layers.
+        super().__init__(**{"name": "decoupled_model", "dtype": "float32", **kwargs})
         self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
         config, planned = self.config, plan(self.config)
         self.flow = Flow(config, name="flow")
@@ -96,7 +97,7 @@ class Networks(keras.Model):
         """Creates all weights; the constructor calls it, for the config fixes every shape."""
         if hasattr(self, "initialized"):
             return
-        self.flow.build()
+        self.flow.build((None, *self.config.image_shape))
         if self.encoder is not None:
             self.encoder.build((None, *self.config.image_shape))
         if self.prior_flow is not None:
@@ -104,7 +105,7 @@ class Networks(keras.Model):
         for of_labels in filter(None, (self.prior_affine, self.code_net)):
             of_labels.build()
         if self.dequantizer is not None:
-            self.dequantizer.build()
+            self.dequantizer.build((None, *self.config.image_shape))
         self.initialized = self.add_weight(
             name="initialized", shape=(), dtype="bool", initializer="zeros", trainable=False
         )
@@ -118,6 +119,40 @@ class Networks(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Networks:
         """Builds a model from `get_config()`'s values."""
         return cls(**config)
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """The shape of images, `(None, height, width, 3)`."""
+        return (None, *self.config.image_shape)
+
+    @property
+    def output_shape(self) -> Codes:
+        """The shapes of what `call` gives, as `Codes`."""
+        return Codes((None, self.config.latent_dim) if self.config.has_latent else None, self.input_shape)
+
+    @property
+    def input(self) -> keras.KerasTensor:
+        """The images, for a Keras model to be made of this one's input and output."""
+        self._call_symbolically()
+        return super().input
+
+    @property
+    def output(self) -> Codes:
+        """What becomes of `input`."""
+        self._call_symbolically()
+        return Codes(*super().output)
+
+    def _call_symbolically(self) -> None:
+        """Lets Keras know input and output of a model that was not called in another one yet.
+
+        Raises:
+            AttributeError: for a model without z.
+        """
+        if not self.config.has_latent:
+            # What Keras looks for to tell that there is none.
+            raise AttributeError("a model without z has no output of Keras, which takes no None among them")
+        if not self._inbound_nodes:
+            self(keras.Input(self.config.image_shape, dtype="uint8"))
 
     @property
     def quantizer(self) -> Quantizer:
@@ -291,24 +326,32 @@ class Networks(keras.Model):
         z = keras.KerasTensor((images.shape[0], self.config.latent_dim), "float32")
         return Codes(z, keras.KerasTensor((images.shape[0], *self.config.image_shape), "float32"))
 
-    def export(self, filepath: Any, *rest: Any, input_signature: Any = None, **options: Any) -> Any:
+    def export(
+        self, filepath: Any, format: str = "tf_saved_model", *rest: Any, input_signature: Any = None, **options: Any
+    ) -> Any:
         """Keras' export, of `encode` alone; `python -m export` makes checked files of all that the model does.
 
         Args:
             filepath: see `keras.Model.export`, as for all that is not named here.
+            format: "tf_saved_model"; what Keras makes for other runtimes lacks operations that the model needs.
             *rest: as there.
             input_signature: of the images; batches of any size by default.
             **options: as there.
 
         Raises:
-            UserError: for a model without z.
+            UserError: for a model without z, or another format.
             NotInitializedError: for a model without weights.
         """
+        if format != "tf_saved_model":
+            raise UserError(
+                f"Keras' export to {format!r} lacks operations that this model needs; python -m export makes files "
+                "for ONNX Runtime and other runtimes, checked against the model (docs/runtimes.md)"
+            )
         self._require_outputs()
         self.require_initialized()
         if input_signature is None:
-            input_signature = [keras.InputSpec(dtype="uint8", shape=(None, *self.config.image_shape))]
-        return super().export(filepath, *rest, input_signature=input_signature, **options)
+            input_signature = [keras.InputSpec(dtype="uint8", shape=self.input_shape)]
+        return super().export(filepath, format, *rest, input_signature=input_signature, **options)
 
     def _require_outputs(self) -> None:
         if not self.config.has_latent:

@@ -18,6 +18,7 @@ from tfdecouple.architecture import FlowPlan, ResNetPlan, plan
 from tfdecouple.config import ModelConfig, from_plain
 from tfdecouple.layers import ActNorm, Sigmoid
 from tfdecouple.layers.base import ChildCall
+from tfdecouple.layers.nested import Nested
 from tfdecouple.levels import local_blocks
 from tfdecouple.networks.encoder import ResNetBlock, TransposedResNetBlock
 from tfdecouple.networks.flow import Flow
@@ -33,7 +34,7 @@ _PLACES = 2**14
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class LocalResNet(TracedNetwork, keras.layers.Layer):
+class LocalResNet(Nested, TracedNetwork, keras.layers.Layer):
     """From images to maps of their own size: levels of two ResNet blocks down, and as many of transposed ones back up.
 
     Args:
@@ -59,6 +60,10 @@ class LocalResNet(TracedNetwork, keras.layers.Layer):
             side = sizes.side(planned)
             block.build((None, side, side, planned.channels))
         self.built = True
+
+    def compute_output_shape(self, x_shape: Any) -> tuple:
+        """Returns the shape of what `call` gives."""
+        return (*x_shape[:-1], self.map_channels)
 
     @full_float32()
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -147,7 +152,7 @@ class DequantizingFlow(Flow):
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class Dequantizer(keras.layers.Layer):
+class Dequantizer(Nested, keras.layers.Layer):
     """q(u|x), from noise and an image to u with its density.
 
     Args:
@@ -170,8 +175,12 @@ class Dequantizer(keras.layers.Layer):
     def build(self, x_shape: Any = None) -> None:
         """Builds both networks for images of the config's size."""
         self.encoder.build((None, *self.config.image_shape))
-        self.flow.build()
+        self.flow.build((None, *self.config.image_shape))
         self.built = True
+
+    def compute_output_shape(self, x_shape: Any, noise_shape: Any = None) -> tuple[tuple, tuple]:
+        """Returns the shapes of what `call` gives."""
+        return tuple(x_shape), tuple(x_shape)[:1]
 
     def call(self, x: tf.Tensor, noise: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Turns noise into u.

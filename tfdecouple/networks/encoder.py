@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.architecture import EncoderPlan
+from tfdecouple.layers.nested import Nested
 from tfdecouple.layers.nets import WeightNorm, bound_uniform, fan_in_uniform
 from tfdecouple.levels import encoder_blocks, has_shortcut_convolution
 from tfdecouple.runtime.networks import TracedNetwork
@@ -108,7 +109,7 @@ def _elu_of_sum(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class ResNetBlock(keras.layers.Layer):
+class ResNetBlock(Nested, keras.layers.Layer):
     """conv3x3 - BatchNorm - ELU - conv3x3 - BatchNorm plus shortcut, then ELU.
 
     The shortcut is the identity where neither size nor planes change, else conv1x1 - BatchNorm.
@@ -134,9 +135,8 @@ class ResNetBlock(keras.layers.Layer):
 
     def build(self, x_shape: Any) -> None:
         """Builds the layers for `[batch, height, width, channels]`."""
-        batch, height, width, channels = x_shape
-        sides = (side * self.strides if self.transposed else side // self.strides for side in (height, width))
-        inner = (batch, *sides, self.planes)
+        _, height, width, channels = x_shape
+        batch, *_ = inner = self.compute_output_shape(x_shape)
         self.convolution_1.build((batch, height + 2, width + 2, channels))
         self.convolution_2.build((batch, inner[1] + 2, inner[2] + 2, self.planes))
         if has_shortcut_convolution(channels, self.planes, self.strides):
@@ -151,6 +151,12 @@ class ResNetBlock(keras.layers.Layer):
         self.norm_1.build(inner)
         self.norm_2.build(inner)
         self.built = True
+
+    def compute_output_shape(self, x_shape: Any) -> tuple:
+        """Returns the shape of what `call` gives."""
+        batch, height, width, _ = x_shape
+        sides = (side * self.strides if self.transposed else side // self.strides for side in (height, width))
+        return (batch, *sides, self.planes)
 
     @full_float32()
     def call(self, x: Batch, training: bool = False) -> Batch:
@@ -183,7 +189,7 @@ class TransposedResNetBlock(ResNetBlock):
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class Encoder(TracedNetwork, keras.layers.Layer):
+class Encoder(Nested, TracedNetwork, keras.layers.Layer):
     """Levels of two ResNet blocks, then conv1x1 - ELU - flatten - FC to mean and log-variance.
 
     At the start the last layer is 0 and z is standard normal, whatever the image (the paper's zero initialisation,
@@ -223,6 +229,10 @@ class Encoder(TracedNetwork, keras.layers.Layer):
         self.top.build((None, plan.out_side, plan.out_side, channels))
         self.last = WeightNorm(self, plan.weights())
         self.built = True
+
+    def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
+        """Returns the shapes of what `call` gives."""
+        return ((x_shape[0], self.latent_dim),) * 2
 
     @full_float32()
     def call(self, x: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:

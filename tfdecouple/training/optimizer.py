@@ -271,9 +271,8 @@ def _pieces(vector: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tens
     return [tf.reshape(part, variable.shape) for part, variable in zip(parts, variables, strict=True)]
 
 
-def _read(handle: tf.Tensor, shape: tf.TensorShape | None = None) -> tf.Tensor:
-    value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32)
-    return value if shape is None else tf.ensure_shape(value, shape)
+def _read(handle: tf.Tensor) -> tf.Tensor:
+    return tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32)
 
 
 def _zeros_like(variable: tf.Variable) -> tf.Variable:

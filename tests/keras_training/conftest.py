@@ -1,0 +1,60 @@
+"""What the tests of Keras' methods share: models of the smallest size, compiled, and their images."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from helpers.models import give_effect, random_images
+from helpers.variants import SMALLEST
+
+from tfdecouple.model import DecoupledModel
+
+IMAGES = random_images(20, size=4)
+
+
+@pytest.fixture
+def images():
+    """Twenty images of noise."""
+    return IMAGES
+
+
+@pytest.fixture
+def make():
+    """Returns a function that makes a compiled model, always with the same weights."""
+    return made
+
+
+def made(optimizer=None, config=SMALLEST, start=True, **options):
+    keras.utils.set_random_seed(1)
+    model = DecoupledModel(config)
+    if start:
+        model.initialize(IMAGES)
+        give_effect(model)
+    model.compile(optimizer or keras.optimizers.Adam(1e-3), **options)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A compiled model that several tests train on: do not count on its weights."""
+    return made()
+
+
+@pytest.fixture(scope="module")
+def history(model):
+    """What two epochs with a validation leave in the history."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return model.fit(IMAGES, batch_size=10, epochs=2, validation_data=IMAGES[:6], verbose=0).history
+
+
+def values(model):
+    """All weights and what the optimizer keeps, by name."""
+    return {variable.path: np.array(variable) for variable in (*model.weights, *model.optimizer.variables)}
+
+
+@pytest.fixture
+def snapshot():
+    """Returns a function that copies all weights of a model and its optimizer, by name."""
+    return values

@@ -1,0 +1,277 @@
+"""`fit` as a Keras user writes it: what it takes, what it begins with, what it shows, and with which callbacks."""
+
+import json
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.sentences import says
+
+from tfdecouple.errors import DataError, UserError
+
+NAMES = {"loss", "bits_per_dim", "reconstruction", "kl", "dequantization"}
+
+
+class Batches(keras.utils.PyDataset):
+    """Two batches of ten images."""
+
+    def __init__(self, images):
+        super().__init__()
+        self.images = images
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, number):
+        return self.images[10 * number : 10 * number + 10]
+
+
+class TestImages:
+    @says(
+        "`fit` takes uint8 images: an array, a `tf.data.Dataset` of batches, a `keras.utils.PyDataset` or a generator.",
+        "Labels may stand beside them, and a batch may be a dict with `image`, as TensorFlow Datasets gives it.",
+        "A model without classes ignores labels and says so in one line.",
+    )
+    def test_all_kinds_of_data_take_the_same_steps(self, make, images, snapshot):
+        labels = np.arange(20)
+        dataset = tf.data.Dataset.from_tensor_slices
+        model = make()
+        start = snapshot(model)
+        kinds = {
+            "array": ((images,), False),
+            "tensor": ((tf.constant(images),), False),
+            "data set": ((dataset(images).batch(10),), False),
+            "PyDataset": ((Batches(images),), False),
+            "generator": ((batch for batch in (images[:10], images[10:])), False),
+            "array, labels": ((images, labels), True),
+            "(array, labels)": (((images, labels),), True),
+            "data set of pairs": ((dataset((images, labels)).batch(10),), True),
+            "data set of dicts": ((dataset({"image": images, "label": labels}).batch(10),), True),
+        }
+        expected = None
+        for kind, (given, has_labels) in kinds.items():
+            given = given if isinstance(given, tuple) else (given,)
+            for variable in (*model.weights, *model.optimizer.variables):
+                variable.assign(start[variable.path] if variable.path in start else tf.zeros_like(variable.value))
+            size = {} if kind.startswith(("data", "Py", "gen")) else {"batch_size": 10}
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                history = model.fit(*given, shuffle=False, verbose=0, **size).history
+            ours = [str(each.message) for each in told if "labels" in str(each.message)]
+            assert ours == (["this model takes no labels: those that are given are ignored"] if has_labels else []), (
+                kind
+            )
+            expected = expected or history
+            np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-6, err_msg=kind)
+
+    @says(
+        "Images of another type or shape are refused before anything is done, and floats with a line that says how to "
+        "convert them.",
+    )
+    def test_others_are_refused(self, make, images):
+        model = make(start=False)
+        floats = images / 255.0
+        for method in (model.fit, model.evaluate, model.predict):
+            model.initialized.assign(method != model.fit)
+            with pytest.raises(
+                DataError, match=r"float64; .*: tf.cast\(tf.round\(255 \* images\), tf.uint8\)"
+            ) as error:
+                method(floats)
+            assert "\n" not in str(error.value) and "\x1b" not in str(error.value)
+            with pytest.raises(DataError, match="needs"):
+                method(images[:, :2])
+            with pytest.raises(DataError, match=r"single images; call dataset.batch"):
+                method(tf.data.Dataset.from_tensor_slices(images))
+        model.initialized.assign(False)
+        with pytest.raises(DataError, match="float32"):
+            model.fit(images, validation_data=floats.astype("float32"))
+        with pytest.raises(UserError, match="leave out sample_weight"):
+            model.fit(images, sample_weight=np.ones(20))
+        with pytest.raises(DataError, match="it must have 'image'"):
+            model.fit(tf.data.Dataset.from_tensor_slices({"pixels": images}).batch(10))
+        assert not model.optimizer.built and not model._has_weights()
+
+
+class TestStart:
+    @says(
+        "A model without weights is started from training images first, 512 of them unless `compile(init_images=...)` "
+        "says otherwise; one that has weights goes on from them.",
+    )
+    def test_is_of_training_images_alone_and_once(self, make, images, monkeypatch, capsys):
+        model = make(start=False, init_images=16)
+        assert make(start=False)._options.init_images == 512
+        started = []
+        original = model.initialize
+        monkeypatch.setattr(model, "initialize", lambda images, seed: started.append(images) or original(images, seed))
+        model.fit(images, batch_size=5, validation_split=0.5, verbose=2)
+        (taken,) = started
+        assert "starting the weights from 10 training images" in capsys.readouterr().out
+        np.testing.assert_array_equal(taken, images[:10])
+        model.fit(images, batch_size=5, validation_split=0.5, verbose=0)
+        assert len(started) == 1
+
+    def test_a_generator_gives_its_first_batches_again(self, make, images, monkeypatch):
+        from tfdecouple.keras_training.images import first_images
+
+        taken, again = first_images((batch for batch in np.split(images, 4)), 8, 0)
+        np.testing.assert_array_equal(taken, images[:8])
+        np.testing.assert_array_equal(np.concatenate(list(again)), images)
+        taken, same = first_images(images, 8, 0)
+        assert same is images and len(taken) == 8
+        assert len(first_images(Batches(images), 15, 0)[0]) == 15
+
+    def test_without_compile_is_one_line(self, images):
+        from helpers.variants import SMALLEST
+
+        from tfdecouple.model import DecoupledModel
+
+        model = DecoupledModel(SMALLEST)
+        for method in (model.fit, model.evaluate):
+            with pytest.raises(UserError, match=r"call model.compile\(optimizer\) before"):
+                method(images)
+
+
+class TestCompile:
+    @says(
+        "`compile` takes an optimizer of Keras, with its schedule, clipping and weight decay.",
+        "It also takes `kl_weight`, `precision`, `memory`, `jit_compile`, `seed` and `max_skipped_steps`, which mean "
+        "what they mean in `training.*` of a run.",
+    )
+    def test_options_are_those_of_a_run_and_checked_as_they_are(self, make):
+        options = {
+            "kl_weight": 0.5,
+            "precision": "tf32",
+            "memory": "invert",
+            "jit_compile": True,
+            "seed": 3,
+            "max_skipped_steps": 4,
+        }
+        schedule = keras.optimizers.schedules.CosineDecay(1e-3, 10)
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-6, global_clipnorm=1.0)
+        model = make(optimizer, start=False, **options)
+        assert model.optimizer is optimizer and not model.jit_compile
+        for name, value in options.items():
+            assert getattr(model._options, name) == value
+        for name, value in {"kl_weight": -1, "memory": "all", "precision": "half", "seed": 2.5}.items():
+            with pytest.raises(UserError, match=f"training.{name} is"):
+                model.compile("adam", **{name: value})
+
+    def test_loss_and_metrics_are_refused(self, make):
+        model = make(start=False)
+        for name, value in {"loss": "mse", "metrics": ["mae"], "loss_weights": [1.0]}.items():
+            with pytest.raises(UserError, match=f"compile got {name}; the loss is the negative evidence lower bound"):
+                model.compile("adam", **{name: value})
+
+
+class TestHistory:
+    @says(
+        "`loss` is what is minimised, in nats per image.",
+        "`bits_per_dim` is the bound in bits per colour value, and `reconstruction`, `kl` and `dequantization` are its "
+        "terms in nats per image.",
+        "Each is a mean over the images of the epoch.",
+        "Those of `validation_data` or `validation_split` begin with `val_`, and have the same noise in every epoch.",
+    )
+    def test_has_the_terms_of_the_bound(self, model, history, images):
+        assert set(history) == NAMES | {f"val_{name}" for name in NAMES} | {"skipped_steps"}
+        for prefix in ("", "val_"):
+            loss, bits, reconstruction, kl, dequantization = (
+                np.array(history[prefix + name])
+                for name in ("loss", "bits_per_dim", "reconstruction", "kl", "dequantization")
+            )
+            np.testing.assert_allclose(loss, reconstruction + kl + dequantization, rtol=1e-6)
+            np.testing.assert_allclose(bits, loss / (4 * 4 * 3 * np.log(2)) + 7, rtol=1e-6)
+        again = model.fit(images, batch_size=10, verbose=0, validation_split=0.3).history
+        assert set(again) == set(history)
+        same = [model.evaluate(images[-6:], batch_size=6, verbose=0) for _ in range(2)]
+        assert same[0] == same[1]
+        np.testing.assert_allclose(again["val_loss"], same[0][0], rtol=1e-6)
+
+    def test_loss_has_the_weight_of_the_kl_and_no_images_are_no_figure(self, make, images):
+        model = make(kl_weight=0.5)
+        found = model.evaluate(images, verbose=0, return_dict=True)
+        assert found["loss"] == pytest.approx(found["reconstruction"] + 0.5 * found["kl"] + found["dequantization"])
+        nats = found["reconstruction"] + found["kl"] + found["dequantization"]
+        assert found["bits_per_dim"] == pytest.approx(nats / (4 * 4 * 3 * np.log(2)) + 7)
+        model.reset_metrics()
+        assert all(np.isnan(metric.result()) for metric in model.metrics)
+
+
+class TestCallbacks:
+    @says(
+        "Callbacks of Keras work.",
+        "`EarlyStopping` and `ModelCheckpoint` know that less is better.",
+        "`TensorBoard` and `CSVLogger` log all of it.",
+    )
+    def test_work(self, model, images, tmp_path):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        stopping = keras.callbacks.EarlyStopping("val_bits_per_dim", patience=0, min_delta=100)
+        keeping = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_bits_per_dim", save_best_only=True)
+        history = model.fit(
+            images,
+            batch_size=10,
+            epochs=5,
+            validation_split=0.5,
+            verbose=0,
+            callbacks=[
+                stopping,
+                keeping,
+                keras.callbacks.TensorBoard(tmp_path / "logs"),
+                keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+            ],
+        ).history
+        # Nothing is better by a hundred bits: the first epoch is the best, and the second the last.
+        assert len(history["loss"]) == 2
+        assert stopping.mode == keeping.mode == "min"
+        assert keeping.best == min(history["val_bits_per_dim"])
+        best = keras.saving.load_model(tmp_path / "best.keras").evaluate(images[10:], batch_size=10, verbose=0)
+        assert best[1] == pytest.approx(keeping.best, rel=1e-6)
+        header = (tmp_path / "log.csv").read_text().splitlines()[0].split(",")
+        assert {"bits_per_dim", "val_bits_per_dim", "kl"} <= set(header)
+        logged = {}
+        for part in ("train", "validation"):
+            events = EventAccumulator(str(tmp_path / "logs" / part))
+            events.Reload()
+            logged[part] = set(events.Tags()["tensors"])
+        assert all({f"epoch_{name}" for name in NAMES} <= tags for tags in logged.values()), logged
+
+    @says("With `BackupAndRestore` a script that was interrupted goes on with the epoch that it was in.")
+    def test_an_interrupted_script_goes_on(self, make, images, tmp_path, snapshot):
+        class Interrupt(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                if epoch == 1:
+                    raise KeyboardInterrupt
+
+        def train(*more):
+            model = make()
+            backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+            history = model.fit(images, batch_size=10, epochs=2, shuffle=False, verbose=0, callbacks=[backup, *more])
+            return model, history
+
+        with pytest.raises(KeyboardInterrupt):
+            train(Interrupt())
+        assert json.loads((tmp_path / "backup" / "training_metadata.json").read_text())["epoch"] == 1
+        model, history = train()
+        assert history.epoch == [1]
+        whole = make()
+        whole.fit(images, batch_size=10, epochs=2, shuffle=False, verbose=0)
+        for name, value in snapshot(whole).items():
+            np.testing.assert_allclose(snapshot(model)[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+class TestOwnLoops:
+    @says("`train_on_batch`, `test_on_batch`, `steps_per_execution` and `run_eagerly` do what they do elsewhere.")
+    def test_on_batches(self, make, images):
+        model, many = make(), make(steps_per_execution=2)
+        logs = [model.train_on_batch(batch, return_dict=True) for batch in np.split(images, 2)]
+        assert set(logs[0]) == {*NAMES, "skipped_steps"} and int(model.optimizer.iterations) == 2
+        history = many.fit(images, batch_size=10, shuffle=False, verbose=0).history
+        assert int(many.optimizer.iterations) == 2
+        assert history["loss"][0] == pytest.approx(np.mean([each["loss"] for each in logs]), rel=1e-5)
+        measured = model.test_on_batch(images, return_dict=True)
+        assert measured == pytest.approx(model.evaluate(images, batch_size=20, verbose=0, return_dict=True))
+        eager = make(run_eagerly=True)
+        found = eager.train_on_batch(images[:10], return_dict=True)
+        assert found["loss"] == pytest.approx(logs[0]["loss"], rel=1e-5)

@@ -1,0 +1,143 @@
+"""The model as Keras shows, saves and draws it, and its errors through Keras and AutoGraph."""
+
+import dataclasses
+import re
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.sentences import says
+from helpers.variants import SMALLEST, VARIANTS, variant
+
+import tfdecouple
+from tfdecouple.errors import ConfigError, DataError, NotInitializedError, RunError, UserError
+from tfdecouple.model import Codes, DecoupledModel
+
+
+class TestLooking:
+    @says("`model.summary(expand_nested=True)` shows every layer, with the shapes of what it gives.")
+    @pytest.mark.parametrize("kind", ["coupling", "dequantization", "base"])
+    def test_summary_has_every_layer_and_its_shape(self, kind):
+        model = DecoupledModel(VARIANTS[kind])
+        printed = []
+        model.summary(expand_nested=True, line_length=200, print_fn=printed.append)
+        (text,) = printed
+        rows = [line for line in text.splitlines() if line.startswith("│")]
+        assert len(rows) == len(model._flatten_layers(include_self=False))
+        shapes = [row.split("│")[2].strip() for row in rows]
+        assert all("(None," in shape for shape in shapes), shapes
+        by_name = {re.sub(r"[^\w]*(\w+) \(.*", r"\1", row.split("│")[1].strip()): row for row in rows}
+        assert "((None, 4, 4, 3), (None))" in by_name["flow"]
+        if kind != "base":
+            assert "((None, 4), (None, 4))" in by_name["encoder"]
+
+    @says("`input_shape` and `output_shape` are there before any call.")
+    def test_shapes(self):
+        model = DecoupledModel(SMALLEST)
+        assert model.input_shape == (None, 4, 4, 3)
+        assert model.output_shape == Codes((None, 4), (None, 4, 4, 3))
+
+    @says(
+        "`keras.Model(model.input, model.output.z)` is a model that gives z, and "
+        "`keras.utils.plot_model(model, show_shapes=True)` draws the model with the shapes of images and codes.",
+        "A model without z has no `output`: Keras takes no None among the outputs of a model.",
+    )
+    def test_input_and_output(self, images, monkeypatch):
+        model = variant("coupling")
+        of_z = keras.Model(model.input, model.output.z)
+        np.testing.assert_allclose(of_z(images), model.encode(images).z, atol=1e-5)
+        without = DecoupledModel(dataclasses.replace(SMALLEST, conditioning="none"))
+        with pytest.raises(AttributeError, match="a model without z has no output of Keras"):
+            _ = without.output
+        assert without.output_shape == Codes(None, (None, 4, 4, 3))
+        pytest.importorskip("pydot", reason="pydot is not installed")
+        for each, shape in ((model, "(None, 4, 4, 3)"), (without, "?")):
+            drawn = keras.utils.model_to_dot(each, show_shapes=True).to_string()
+            assert "DecoupledModel" in drawn and shape in drawn
+
+
+class TestFiles:
+    @says(
+        '`model.save("x.keras")` keeps weights, optimizer and what `compile` was told.',
+        "After `import keras, tfdecouple` `keras.saving.load_model` opens it, and `fit` goes on.",
+    )
+    def test_a_file_keeps_what_training_goes_on_with(self, make, images, tmp_path, snapshot):
+        model = make(keras.optimizers.AdamW(1e-3, weight_decay=0.1), kl_weight=0.5, seed=7, max_skipped_steps=4)
+        model.fit(images, batch_size=10, verbose=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            # Of NumPy on TensorFlow's variables, in Keras: any model has it.
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            model.save(tmp_path / "x.keras")
+            loaded = keras.saving.load_model(tmp_path / "x.keras")
+        assert loaded._options == model._options and loaded.optimizer.weight_decay == pytest.approx(0.1)
+        for ours, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
+            np.testing.assert_array_equal(np.array(ours), np.array(theirs), err_msg=theirs.path)
+        for each in (model, loaded):
+            each.fit(images, batch_size=10, shuffle=False, verbose=0)
+        for ours, theirs in zip(loaded.weights, model.weights, strict=True):
+            np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-4, atol=1e-5, err_msg=theirs.path)
+
+    @says("`keras.models.clone_model` makes another model of the same architecture, without weights.")
+    def test_clone(self):
+        model = variant("coupling")
+        clone = keras.models.clone_model(model)
+        assert clone is not model and clone.config == model.config
+        assert clone.named_variables().keys() == model.named_variables().keys()
+        with pytest.raises(NotInitializedError):
+            clone.sample(1)
+
+    @says(
+        '`tfdecouple.save_run(model, "runs/mine")` makes a run folder of a model, which every command takes, and '
+        "`python -m export` for checked files of all that the model does.",
+    )
+    def test_a_run_folder(self, images, tmp_path):
+        from export.origin import open_run
+
+        model = variant("coupling")
+        tfdecouple.save_run(model, tmp_path / "mine")
+        assert np.array_equal(tfdecouple.load_model(tmp_path / "mine").encode(images).v, model.encode(images).v)
+        assert open_run(tmp_path / "mine")[0].config == model.config
+        with pytest.raises(RunError, match="is not empty"):
+            tfdecouple.save_run(model, tmp_path / "mine")
+        other = tfdecouple.Config(model=dataclasses.replace(SMALLEST, alpha=0.5))
+        with pytest.raises(ConfigError, match="of another model"):
+            tfdecouple.save_run(model, tmp_path / "other", other)
+        with pytest.raises(NotInitializedError):
+            tfdecouple.save_run(DecoupledModel(SMALLEST), tmp_path / "other")
+
+    @says(
+        "Keras' own `model.export(path)` writes a SavedModel of `encode` alone, and other formats of its are refused "
+        "with a line that says what to use.",
+    )
+    def test_keras_export(self, images, tmp_path):
+        model = variant("coupling")
+        model.export(tmp_path / "model", verbose=False)
+        loaded = tf.saved_model.load(str(tmp_path / "model"))
+        np.testing.assert_allclose(loaded.serve(images)[1], model.encode(images).v, atol=1e-5)
+        for kind in ("onnx", "litert", "openvino"):
+            with pytest.raises(UserError, match=f"to '{kind}' lacks operations .* python -m export") as error:
+                model.export(tmp_path / "other", format=kind)
+            assert "\n" not in str(error.value)
+
+
+class TestErrors:
+    @says(
+        "Errors that a user can mend are one line, without escape codes, also where Keras or a `tf.function` stands "
+        "between.",
+    )
+    def test_are_one_line_through_keras_and_autograph(self, images):
+        model = variant("coupling")
+        floats = tf.constant(images, tf.float32)
+
+        @tf.function
+        def of_a_user(images):
+            return model.encode(images)
+
+        for refused in (lambda: model(floats), lambda: of_a_user(floats), lambda: model.flow(floats[:, :2], None)):
+            with pytest.raises(UserError) as error:
+                refused()
+            assert "\n" not in str(error.value) and "\x1b" not in str(error.value)
+        assert issubclass(DataError, UserError)

@@ -1,0 +1,224 @@
+"""The steps of `fit` and `evaluate`: those of the trainer, on one device and on two, in every precision."""
+
+import dataclasses
+import math
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.sentences import says
+from helpers.variants import SMALLEST
+
+from tfdecouple.config import Config, TrainingConfig
+from tfdecouple.errors import DataError, DivergedError, ExactnessWarning, NotInitializedError, UserError
+from tfdecouple.metrics import Evaluator
+from tfdecouple.model import Codes
+from tfdecouple.runtime import precision
+from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import TrainStep
+from tfdecouple.training.strategy import make_strategy
+
+
+class TestTraining:
+    @says(
+        "It takes no loss and no metrics: what `fit` minimises is the bound of `train.py`, with the same draws of "
+        "noise, and with the same optimizer its steps are the same.",
+    )
+    def test_a_step_is_one_of_the_trainer(self, make, images):
+        keras_model = make(keras.optimizers.AdamW(0.01, weight_decay=0.01, epsilon=1e-8))
+        training = TrainingConfig(
+            batch_size=10, learning_rate=0.01, warmup_steps=0, decay_rate=1.0, weight_decay=0.01, clip_norm=0.0
+        )
+        config, strategy = Config(model=SMALLEST, training=training), make_strategy()
+        with strategy.scope():
+            state = TrainingState(config)
+        for name, variable in state.model.named_variables().items():
+            variable.assign(keras_model.named_variables()[name])
+        take = TrainStep(config, state, strategy)
+        for step, batch in enumerate(np.split(images, 2)):
+            right = take([tf.constant(batch)], step).read()
+            found = keras_model.train_on_batch(batch, return_dict=True)
+            for name in ("bits_per_dim", "reconstruction", "kl", "dequantization"):
+                assert found[name] == pytest.approx(getattr(right, name), rel=1e-5, abs=1e-5), name
+        assert keras_model._moving()
+        for name, variable in state.model.named_variables().items():
+            value = keras_model.named_variables()[name]
+            np.testing.assert_allclose(np.array(value), np.array(variable), rtol=1e-3, atol=2e-4, err_msg=name)
+
+    @says(
+        "A step whose loss or gradient is not finite changes no weight, no statistic and nothing of the optimizer.",
+        "The logs have the number of such steps in the epoch as `skipped_steps`, a warning tells it, and "
+        "`max_skipped_steps` of them in a row end the training with a `DivergedError` of one line.",
+    )
+    def test_steps_that_are_not_finite_are_skipped_and_end_a_training(self, make, images, snapshot, monkeypatch):
+        model = make(max_skipped_steps=3)
+        bad = tf.Variable(False)
+        original = model.elbo_from_noise
+
+        def sometimes(*arguments, **options):
+            elbo = original(*arguments, **options)
+            kl = tf.where(bad, elbo.kl * math.nan, elbo.kl)
+            return elbo._replace(kl=kl, reconstruction=elbo.reconstruction + 0 * kl)
+
+        monkeypatch.setattr(model, "elbo_from_noise", sometimes)
+        model.fit(images, batch_size=10, verbose=0)
+        before = snapshot(model)
+        bad.assign(True)
+        with pytest.warns(UserWarning, match="epoch 1: 2 steps were not applied"):
+            history = model.fit(images, batch_size=10, verbose=0).history
+        assert history["skipped_steps"] == [2] and np.isnan(history["bits_per_dim"]).all()
+        for name, value in snapshot(model).items():
+            np.testing.assert_array_equal(value, before[name], err_msg=name)
+        with pytest.raises(DivergedError, match="training diverged: 3 steps in a row were not applied") as error:
+            model.fit(images, batch_size=10, verbose=0)
+        assert "\n" not in str(error.value)
+        bad.assign(False)
+        # Whoever mends what was wrong compiles anew, or makes the model anew.
+        model.compile(keras.optimizers.Adam(1e-3))
+        assert model.fit(images, batch_size=10, verbose=0).history["skipped_steps"] == [0]
+
+
+class TestMeasuring:
+    @says(
+        "`evaluate` measures the same figures of any images.",
+        "The noise of an image depends on its place among them alone, so that the figures do not depend on the size of "
+        "the batches, and are those of an evaluation by `train.py` of the same images.",
+    )
+    def test_is_that_of_the_trainer_whatever_the_batches(self, model, images):
+        found = [model.evaluate(images, batch_size=size, verbose=0, return_dict=True) for size in (20, 7)]
+        batches = tf.data.Dataset.from_tensor_slices(
+            {"image": images, "index": np.arange(20), "weight": np.ones(20)}
+        ).batch(5)
+        right = Evaluator(model)(batches)
+        for name in ("bits_per_dim", "reconstruction", "kl", "dequantization"):
+            assert found[0][name] == pytest.approx(found[1][name], rel=1e-6, abs=1e-6)
+            assert found[0][name] == pytest.approx(getattr(right, name), rel=1e-6, abs=1e-6)
+
+    @says(
+        "`predict` encodes batch by batch, and returns `Codes(z, v)` of NumPy arrays.",
+        "It warns of images that are far from those of the training, as `encode` does.",
+    )
+    def test_predict_encodes(self, model, make, images, monkeypatch):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExactnessWarning)
+            codes, right = model.predict(images, batch_size=7, verbose=0), model.encode(images)
+        assert isinstance(codes, Codes) and all(isinstance(code, np.ndarray) for code in codes)
+        np.testing.assert_allclose(codes.z, right.z, atol=1e-5)
+        np.testing.assert_allclose(codes.v, right.v, atol=1e-5)
+        monkeypatch.setattr("tfdecouple.exactness.FAR", 0.0)
+        with pytest.warns(ExactnessWarning, match="far from what this model was trained on"):
+            model.predict(images[:2], verbose=0)
+        without = make(config=dataclasses.replace(SMALLEST, conditioning="none"))
+        assert without.predict(images[:3], verbose=0).z is None
+
+    def test_without_weights_is_one_line(self, make, images):
+        model = make(start=False)
+        for method in (model.evaluate, model.predict, model.train_on_batch):
+            with pytest.raises(NotInitializedError):
+                method(images)
+
+
+class TestDevices:
+    @pytest.fixture(scope="class")
+    def strategy(self):
+        return make_strategy(2)
+
+    @says(
+        "Under a `tf.distribute.MirroredStrategy` make the model and the optimizer within the scope.",
+        "Its steps are then those of one device.",
+    )
+    def test_two_take_the_steps_of_one(self, make, images, strategy):
+        def train(make_model):
+            model = make_model()
+            # 7 images are 4 and 3, and in the last batch one device has none.
+            history = model.fit(
+                images, batch_size=10, shuffle=False, validation_data=images[:7], validation_batch_size=6, verbose=0
+            ).history
+            return model, history
+
+        def clipped():
+            return keras.optimizers.Adam(1e-3, global_clipnorm=1.0)
+
+        with strategy.scope():
+            model = make(clipped())
+        ours, history = train(lambda: model)
+        alone, right = train(lambda: make(clipped()))
+        for name, value in right.items():
+            np.testing.assert_allclose(history[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+        for variable, theirs in zip(ours.weights, alone.weights, strict=True):
+            np.testing.assert_allclose(np.array(variable), np.array(theirs), rtol=1e-3, atol=1e-4, err_msg=theirs.path)
+        codes = ours.predict(images[:5], batch_size=4, verbose=0)
+        np.testing.assert_allclose(codes.v, ours.encode(images[:5]).v, atol=1e-4)
+
+    @says(
+        "All batches of `fit` must be of one size that the devices divide, which one line says where they are not.",
+        "Other strategies are refused in one line: several machines train by `train.py`.",
+    )
+    def test_what_does_not_work_is_one_line(self, make, images, strategy):
+        with strategy.scope():
+            model = make()
+        for refused, message in (
+            (lambda: model.fit(images, batch_size=8), "20 images are no multiple of batch_size=8"),
+            (lambda: model.fit(images[:15], batch_size=5), "cannot be divided evenly among 2 devices"),
+            (
+                lambda: model.fit(tf.data.Dataset.from_tensor_slices(images).batch(10)),
+                r"dataset.batch\(size, drop_remainder=True\)",
+            ),
+        ):
+            with pytest.raises(DataError, match=message) as error:
+                refused()
+            assert "\n" not in str(error.value)
+        outside = make()
+        with strategy.scope():
+            outside._distribute_strategy = strategy
+            with pytest.raises(UserError, match="the model was made outside of the scope"):
+                outside.fit(images, batch_size=10)
+            gathering = make(keras.optimizers.Adam(1e-3, gradient_accumulation_steps=2))
+        with pytest.raises(UserError, match="gradient_accumulation_steps works on one device alone"):
+            gathering.fit(images, batch_size=10)
+
+        class Other:
+            num_replicas_in_sync = 2
+
+        gathering._distribute_strategy = Other()
+        with pytest.raises(UserError, match="not under a Other: train by python train.py"):
+            gathering.fit(images, batch_size=10)
+
+
+class TestPrecision:
+    @pytest.fixture
+    def policy(self):
+        before = keras.config.dtype_policy()
+        yield keras.config.set_dtype_policy
+        keras.config.set_dtype_policy(before)
+
+    @says(
+        "Under the global policy `mixed_bfloat16` training has the nets' products in bfloat16, as "
+        '`compile(precision="mixed_bfloat16")` has them, and all else stays in float32.',
+        "`mixed_float16` is refused.",
+    )
+    def test_follows_the_global_policy(self, make, images, policy, monkeypatch):
+        asked, losses = [], []
+        original = precision.net_precision
+        monkeypatch.setattr("tfdecouple.gradient.net_precision", lambda dtype: asked.append(dtype) or original(dtype))
+        for global_policy, told in (("mixed_bfloat16", None), ("float32", "mixed_bfloat16")):
+            policy(global_policy)
+            model = make(precision=told)
+            losses.append(model.fit(images, batch_size=20, verbose=0, shuffle=False).history["loss"])
+            assert model.dtype_policy.name == "float32"
+            assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
+        assert set(asked) == {"bfloat16"} and losses[0] == losses[1]
+        policy("mixed_float16")
+        with pytest.raises(UserError, match="policy is mixed_float16, in which these models do not train"):
+            make()
+        make(precision="float32")
+
+    @pytest.mark.parametrize("memory", ["recompute", "invert"])
+    def test_memory_is_what_compile_was_told(self, make, images, memory):
+        kept, other = make(), make(memory=memory)
+        found = [model.train_on_batch(images, return_dict=True) for model in (kept, other)]
+        assert found[1] == pytest.approx(found[0], rel=1e-5)
+        for ours, theirs in zip(other.weights, kept.weights, strict=True):
+            np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=2e-3, err_msg=ours.path)

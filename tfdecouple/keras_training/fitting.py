@@ -1,0 +1,215 @@
+"""Keras' `fit`, `evaluate` and `predict`: what is checked and begun before their steps."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfdecouple.arguments import require_images
+from tfdecouple.errors import DataError, UserError
+from tfdecouple.exactness import require_finite, warn_of_far_images
+from tfdecouple.gradient import NETS
+from tfdecouple.keras_training.figures import Watch
+from tfdecouple.keras_training.images import check, first_images, unpacked
+from tfdecouple.keras_training.steps import Steps
+from tfdecouple.networks.assembly import Codes
+from tfdecouple.precision_check import check_precision
+
+
+class KerasTraining(Steps):
+    """The methods of `keras.Model` that train and measure, for a model that has a bound."""
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        **options: Any,
+    ) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit`, on images.
+
+        A model without weights is started from training images first. A step that is not finite changes nothing.
+
+        Args:
+            x: uint8 images `[n, height, width, 3]`, or a data set (or another iterable) of batches of them; with labels
+                beside them, which are ignored, or as dicts with `image`.
+            y: labels, ignored.
+            batch_size: of arrays; Keras' 32 by default.
+            epochs: see Keras, as for all else.
+            verbose: as there.
+            callbacks: as there.
+            validation_split: as there.
+            validation_data: as x, or a tuple of images and labels.
+            **options: as there.
+
+        Returns:
+            The history, by the names of `metrics`, with "val_" before those of the validation.
+
+        Raises:
+            DataError: for images of another shape or type.
+            UserError: for a model that was not compiled, or what devices or the bound do not allow.
+            ConfigError: where the processor cannot do the precision.
+            DivergedError: where max_skipped_steps steps in a row were not applied.
+        """
+        training, figures = self._compiled("fit")
+        if options.get("sample_weight") is not None or options.get("class_weight") is not None:
+            raise UserError("every image counts alike in the bound: leave out sample_weight and class_weight")
+        has_labels = check(x, y, self.config.image_shape)
+        if validation_data is not None:
+            has_labels |= check(*_parts(validation_data), self.config.image_shape)
+        _pass_over_labels(has_labels)
+        self._check_devices(x, batch_size)
+        if not self._has_weights():
+            x = self._start(x, validation_split if validation_data is None else 0.0, bool(verbose))
+        dtype = "bfloat16" if NETS[training.precision] == "bfloat16" else "float32"
+        for flow in (self.flow, *([] if self.dequantizer is None else [self.dequantizer.flow])):
+            check_precision(flow, dtype, training.memory)
+        if isinstance(x, tf.data.Dataset):
+            # Keras warns that it does not shuffle one, unless it is told not to.
+            options.setdefault("shuffle", False)
+        watch = Watch(figures, training.max_skipped_steps)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(watch)
+        else:
+            given = callbacks if isinstance(callbacks, list | tuple) else [] if callbacks is None else [callbacks]
+            callbacks = [watch, *given]
+        _tell_that_less_is_better(getattr(callbacks, "callbacks", callbacks), {metric.name for metric in self.metrics})
+        return super().fit(
+            x,
+            y,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=callbacks,
+            validation_split=validation_split,
+            validation_data=validation_data,
+            **options,
+        )
+
+    def evaluate(self, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> Any:
+        """Measures the bound as `keras.Model.evaluate` does, by the names of `metrics`.
+
+        The noise of an image depends on the seed and on its place among the images alone: repeated, or with batches of
+        another size, the figures are the same, and those of `python -m tfdecouple evaluate` for the same images.
+
+        Args:
+            x: as for `fit`.
+            y: labels, ignored.
+            *rest: see Keras.
+            **options: as there.
+
+        Raises:
+            DataError: for images of another shape or type.
+            NotInitializedError: for a model without weights.
+            UserError: for a model that was not compiled, or what devices or the bound do not allow.
+        """
+        self._compiled("evaluate")
+        self.require_initialized()
+        if not options.get("_use_cached_eval_dataset"):
+            _pass_over_labels(check(x, y, self.config.image_shape))
+        return super().evaluate(x, y, *rest, **options)
+
+    def predict(self, x: Any, *rest: Any, **options: Any) -> Codes:
+        """Encodes images batch by batch, as `encode` does.
+
+        Args:
+            x: as for `fit`.
+            *rest: see `keras.Model.predict`.
+            **options: as there.
+
+        Returns:
+            `Codes(z, v)` of NumPy arrays.
+
+        Raises:
+            DataError: for images of another shape or type.
+            InversionError: where a code is not finite.
+            NotInitializedError: for a model without weights.
+        """
+        self.require_initialized()
+        check(x, None, self.config.image_shape)
+        found = super().predict(x, *rest, **options)
+        codes = Codes(*found) if self.config.has_latent else Codes(None, found)
+        require_finite("predict gave codes that are not finite", *[code for code in codes if code is not None])
+        warn_of_far_images(codes.v)
+        return codes
+
+    # --- before the first step ---
+
+    def _start(self, x: Any, validation_split: float, tells: bool) -> Any:
+        """Starts the weights from training images; returns x, for the training to read."""
+        assert self._options is not None
+        if validation_split and not isinstance(x, tf.data.Dataset):
+            # Keras takes the last images for the validation.
+            images = unpacked(x)[0]
+            first = images[: math.floor(len(images) * (1 - validation_split))]
+            images, _ = first_images(first, self._options.init_images, self._options.seed)
+        else:
+            images, x = first_images(x, self._options.init_images, self._options.seed)
+        require_images(images, self.config.image_shape)
+        if tells:
+            print(f"starting the weights from {len(images)} training images, then tracing the first step", flush=True)
+        self.initialize(images, seed=self._options.seed)
+        return x
+
+    def _check_devices(self, x: Any, batch_size: int | None) -> None:
+        """Refuses what several devices do not allow."""
+        strategy = self.distribute_strategy
+        count = strategy.num_replicas_in_sync
+        if count == 1:
+            return
+        if not isinstance(strategy, tf.distribute.MirroredStrategy) or isinstance(
+            strategy, tf.distribute.MultiWorkerMirroredStrategy
+        ):
+            raise UserError(
+                f"fit runs on one device or under a MirroredStrategy, not under a {type(strategy).__name__}: train by "
+                "python train.py, on several machines, too (docs/cluster.md)"
+            )
+        for what, variable in (("model", self.initialized), ("optimizer", self.optimizer.iterations)):
+            if not isinstance(variable.value, tf.distribute.DistributedValues):
+                raise UserError(f"the {what} was made outside of the scope of the strategy; make it within")
+        if self.optimizer.gradient_accumulation_steps:
+            raise UserError("gradient_accumulation_steps works on one device alone; train by python train.py")
+        if isinstance(x, tf.data.Dataset):
+            size = unpacked(x.element_spec)[0].shape[0]
+            if size is None:
+                raise DataError(
+                    f"on {count} devices all batches must be of one size: dataset.batch(size, drop_remainder=True)"
+                )
+        else:
+            size = batch_size or 32
+            images = unpacked(x)[0]
+            if hasattr(images, "__len__") and len(images) % size:
+                raise DataError(
+                    f"on {count} devices all batches must be of one size: {len(images)} images are no multiple of "
+                    f"batch_size={size}"
+                )
+        if size % count:
+            raise DataError(f"batches of {size} images cannot be divided evenly among {count} devices")
+
+
+def _tell_that_less_is_better(callbacks: Iterable[Any], names: set[str]) -> None:
+    """Tells callbacks that monitor one of our figures, which Keras itself knows of its own metrics alone."""
+    for callback in callbacks:
+        monitored = getattr(callback, "monitor", None)
+        if getattr(callback, "mode", None) == "auto" and str(monitored).removeprefix("val_") in names:
+            callback.mode = "min"
+
+
+def _pass_over_labels(there_are: bool) -> None:
+    if there_are:
+        warnings.warn("this model takes no labels: those that are given are ignored", stacklevel=3)
+
+
+def _parts(data: Any) -> tuple[Any, Any]:
+    """Returns validation data as the x and y that Keras makes of them."""
+    return (data[0], data[1]) if isinstance(data, tuple) and len(data) == 2 else (data, None)
