@@ -79,6 +79,16 @@ class TestTraining:
         model.compile(keras.optimizers.Adam(1e-3))
         assert model.fit(images, batch_size=10, verbose=0).history["skipped_steps"] == [0]
 
+    @says("A network with `trainable = False`, such as `model.encoder`, keeps its weights and its statistics.")
+    def test_a_network_that_is_not_trainable_stays(self, make, images, eager):
+        model = make()
+        model.encoder.trainable = False
+        model.compile(keras.optimizers.Adam(1e-3))
+        before = {name: np.array(variable) for name, variable in model.named_variables().items()}
+        model.train_on_batch(images[:4])
+        changed = {name for name, value in before.items() if np.any(np.array(model.named_variables()[name]) != value)}
+        assert changed and {name.partition("/")[0] for name in changed} == {"flow", "prior_flow"}
+
 
 class TestMeasuring:
     @says(

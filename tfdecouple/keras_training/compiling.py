@@ -96,7 +96,8 @@ class CompiledModel(Distributions):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as a saved model was."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
+        with self.distribute_strategy.scope():
+            self.optimizer.build(self.trainable_variables)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

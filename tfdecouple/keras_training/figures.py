@@ -96,7 +96,7 @@ class Figures:
             raise DivergedError(
                 f"training diverged: {int(self.skipped)} steps in a row were not applied, for values that are not "
                 "finite or inversions that came back too far off; the model has the weights before them. A smaller "
-                "learning rate, a warm-up or clipped gradients may help: see docs/divergence.md"
+                "learning rate, a warm-up or clipping may help (docs/divergence.md); compile before you fit again"
             )
 
 

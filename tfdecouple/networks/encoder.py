@@ -36,10 +36,10 @@ class BatchNorm(keras.layers.BatchNormalization):
 
         Args:
             x: `[batch, height, width, channels]`.
-            training: whether to normalise by the batch.
+            training: whether to normalise by the batch; a layer that is not trainable never does.
             mask: none; Keras' has one.
         """
-        if training:
+        if training and self.trainable:
             mean, variance = _moments(x)
             for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 moving.assign(moving * self.momentum + new * (1 - self.momentum))
