@@ -78,7 +78,9 @@ def differentiate(
             reconstruction, kl, dequantization = terms
             loss = reconstruction + kl_weight * kl + dequantization
         *gradients, error = tape.gradient(loss, [*weights, meter], unconnected_gradients="zero")
-    statistics = [tf.convert_to_tensor(scope.get_current_value(variable)) for variable in moving]
+    # None where nothing was assigned: of a network that is not trainable.
+    found = [(variable, scope.get_current_value(variable)) for variable in moving]
+    statistics = [tf.convert_to_tensor(variable if new is None else new) for variable, new in found]
     return Share(gradients, statistics, terms, error / images)
 
 

@@ -5,12 +5,18 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers.models import give_effect, random_images
 from helpers.variants import SMALLEST
 
 from tfdecouple.model import DecoupledModel
 
 IMAGES = random_images(20, size=4)
+
+
+@pytest.fixture(autouse=True)
+def eagerly(eager):
+    """Traces nothing, which would take most of the time; a test that wants it asks for `traced`."""
 
 
 @pytest.fixture
@@ -44,17 +50,19 @@ def model():
 @pytest.fixture(scope="module")
 def history(model):
     """What two epochs with a validation leave in the history."""
+    tf.config.run_functions_eagerly(True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # Of TensorFlow, on data sets where functions run eagerly.
+        warnings.filterwarnings("ignore", "Even though the")
         return model.fit(IMAGES, batch_size=10, epochs=2, validation_data=IMAGES[:6], verbose=0).history
-
-
-def values(model):
-    """All weights and what the optimizer keeps, by name."""
-    return {variable.path: np.array(variable) for variable in (*model.weights, *model.optimizer.variables)}
 
 
 @pytest.fixture
 def snapshot():
-    """Returns a function that copies all weights of a model and its optimizer, by name."""
-    return values
+    """Returns a function that copies all weights of a model and what its optimizer keeps, in their order."""
+
+    def copied(model):
+        return [np.array(variable) for variable in (*model.weights, *model.optimizer.variables)]
+
+    return copied

@@ -13,6 +13,7 @@ MODULES = ("test_keras_fit", "test_keras_steps", "test_keras_model")
 # What is held by a test that stands elsewhere.
 ELSEWHERE = {
     "Keras' other backends are refused in one line.": "test_keras_use.py",
+    "Keras' own `model.export(path)` writes a SavedModel of `encode` alone.": "test_keras_use.py",
 }
 # What is no promise.
 POINTERS = ("`python train.py` is the other way to train",)

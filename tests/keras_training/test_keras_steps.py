@@ -45,7 +45,9 @@ class TestTraining:
         assert keras_model._moving()
         for name, variable in state.model.named_variables().items():
             value = keras_model.named_variables()[name]
-            np.testing.assert_allclose(np.array(value), np.array(variable), rtol=1e-3, atol=2e-4, err_msg=name)
+            off = np.abs(np.array(value, "float32") - np.array(variable, "float32"))
+            # Adam takes as large a step for the smallest gradient, which rounding can turn round.
+            assert off.max() < 2e-3 and off.mean() < 2e-5, name
 
     @says(
         "A step whose loss or gradient is not finite changes no weight, no statistic and nothing of the optimizer.",
@@ -59,8 +61,7 @@ class TestTraining:
 
         def sometimes(*arguments, **options):
             elbo = original(*arguments, **options)
-            kl = tf.where(bad, elbo.kl * math.nan, elbo.kl)
-            return elbo._replace(kl=kl, reconstruction=elbo.reconstruction + 0 * kl)
+            return elbo._replace(kl=elbo.kl * tf.where(bad, math.nan, 1.0))
 
         monkeypatch.setattr(model, "elbo_from_noise", sometimes)
         model.fit(images, batch_size=10, verbose=0)
@@ -69,8 +70,8 @@ class TestTraining:
         with pytest.warns(UserWarning, match="epoch 1: 2 steps were not applied"):
             history = model.fit(images, batch_size=10, verbose=0).history
         assert history["skipped_steps"] == [2] and np.isnan(history["bits_per_dim"]).all()
-        for name, value in snapshot(model).items():
-            np.testing.assert_array_equal(value, before[name], err_msg=name)
+        for ours, theirs in zip(snapshot(model), before, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
         with pytest.raises(DivergedError, match="training diverged: 3 steps in a row were not applied") as error:
             model.fit(images, batch_size=10, verbose=0)
         assert "\n" not in str(error.value)
@@ -80,7 +81,7 @@ class TestTraining:
         assert model.fit(images, batch_size=10, verbose=0).history["skipped_steps"] == [0]
 
     @says("A network with `trainable = False`, such as `model.encoder`, keeps its weights and its statistics.")
-    def test_a_network_that_is_not_trainable_stays(self, make, images, eager):
+    def test_a_network_that_is_not_trainable_stays(self, make, images):
         model = make()
         model.encoder.trainable = False
         model.compile(keras.optimizers.Adam(1e-3))
@@ -161,6 +162,10 @@ class TestDevices:
             np.testing.assert_allclose(np.array(variable), np.array(theirs), rtol=1e-3, atol=1e-4, err_msg=theirs.path)
         codes = ours.predict(images[:5], batch_size=4, verbose=0)
         np.testing.assert_allclose(codes.v, ours.encode(images[:5]).v, atol=1e-4)
+
+    @pytest.mark.slow
+    def test_so_they_do_traced(self, make, images, strategy, traced):
+        self.test_two_take_the_steps_of_one(make, images, strategy)
 
     @says(
         "All batches of `fit` must be of one size that the devices divide, which one line says where they are not.",

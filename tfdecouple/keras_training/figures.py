@@ -93,8 +93,9 @@ class Figures:
             DivergedError: in one line.
         """
         if not bool(self.goes_on):
+            count = int(self.skipped.numpy())
             raise DivergedError(
-                f"training diverged: {int(self.skipped)} steps in a row were not applied, for values that are not "
+                f"training diverged: {count} steps in a row were not applied, for values that are not "
                 "finite or inversions that came back too far off; the model has the weights before them. A smaller "
                 "learning rate, a warm-up or clipping may help (docs/divergence.md); compile before you fit again"
             )
@@ -147,7 +148,7 @@ class Watch(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Looks, and tells."""
         self._figures.require_convergence()
-        if count := int(self._figures.not_applied):
+        if count := int(self._figures.not_applied.numpy()):
             warnings.warn(
                 f"epoch {epoch + 1}: {count} step{'s were' if count > 1 else ' was'} not applied, for values that are "
                 "not finite or inversions that came back too far off (docs/divergence.md)",

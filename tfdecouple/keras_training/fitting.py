@@ -15,7 +15,7 @@ from tfdecouple.errors import DataError, UserError
 from tfdecouple.exactness import require_finite, warn_of_far_images
 from tfdecouple.gradient import NETS
 from tfdecouple.keras_training.figures import Watch
-from tfdecouple.keras_training.images import check, first_images, unpacked
+from tfdecouple.keras_training.images import as_keras_takes, check, first_images, unpacked
 from tfdecouple.keras_training.steps import Steps
 from tfdecouple.networks.assembly import Codes
 from tfdecouple.precision_check import check_precision
@@ -85,14 +85,14 @@ class KerasTraining(Steps):
             callbacks = [watch, *given]
         _tell_that_less_is_better(getattr(callbacks, "callbacks", callbacks), {metric.name for metric in self.metrics})
         return super().fit(
-            x,
+            as_keras_takes(x),
             y,
             batch_size=batch_size,
             epochs=epochs,
             verbose=verbose,
             callbacks=callbacks,
             validation_split=validation_split,
-            validation_data=validation_data,
+            validation_data=as_keras_takes(validation_data),
             **options,
         )
 
@@ -117,7 +117,7 @@ class KerasTraining(Steps):
         self.require_initialized()
         if not options.get("_use_cached_eval_dataset"):
             _pass_over_labels(check(x, y, self.config.image_shape))
-        return super().evaluate(x, y, *rest, **options)
+        return super().evaluate(as_keras_takes(x), y, *rest, **options)
 
     def predict(self, x: Any, *rest: Any, **options: Any) -> Codes:
         """Encodes images batch by batch, as `encode` does.
@@ -137,7 +137,7 @@ class KerasTraining(Steps):
         """
         self.require_initialized()
         check(x, None, self.config.image_shape)
-        found = super().predict(x, *rest, **options)
+        found = super().predict(as_keras_takes(x), *rest, **options)
         codes = Codes(*found) if self.config.has_latent else Codes(None, found)
         require_finite("predict gave codes that are not finite", *[code for code in codes if code is not None])
         warn_of_far_images(codes.v)
@@ -174,11 +174,11 @@ class KerasTraining(Steps):
                 f"fit runs on one device or under a MirroredStrategy, not under a {type(strategy).__name__}: train by "
                 "python train.py, on several machines, too (docs/cluster.md)"
             )
+        if self.optimizer.gradient_accumulation_steps:
+            raise UserError("gradient_accumulation_steps works on one device alone; train by python train.py")
         for what, variable in (("model", self.initialized), ("optimizer", self.optimizer.iterations)):
             if not isinstance(variable.value, tf.distribute.DistributedValues):
                 raise UserError(f"the {what} was made outside of the scope of the strategy; make it within")
-        if self.optimizer.gradient_accumulation_steps:
-            raise UserError("gradient_accumulation_steps works on one device alone; train by python train.py")
         if isinstance(x, tf.data.Dataset):
             size = unpacked(x.element_spec)[0].shape[0]
             if size is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -108,6 +109,13 @@ def _gathered(batches: Iterable[Any], count: int) -> tuple[np.ndarray, list[Any]
 def _again(read: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
     # A generator in the end, which Keras takes; another iterator it would not.
     yield from itertools.chain(read, rest)
+
+
+def as_keras_takes(x: Any) -> Any:
+    """Returns data as they are, but a generator as one of tuples, which Keras wants of it."""
+    if not isinstance(x, types.GeneratorType):
+        return x
+    return (batch if isinstance(batch, tuple) else (batch,) for batch in x)
 
 
 def _is_lazy(x: Any) -> bool:

@@ -108,8 +108,11 @@ class Steps(CompiledModel):
 
     def _draw(self, images: tf.Tensor, local: Any, batch: Any, number: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns the images with their noise for z and for the dequantisation: of the whole batch their slice."""
-        training, config = self._compiled("fit")[0], self.config
+        (training, figures), config = self._compiled("fit"), self.config
         seed = randomness.fold(training.seed, "step", tf.convert_to_tensor(self.optimizer.iterations))
+        if self.optimizer.gradient_accumulation_steps:
+            # Which are one iteration together.
+            seed = randomness.fold(seed, figures.images)
         start = tf.cast(number, tf.int32) * local
         z = randomness.normal([batch, config.latent_dim], randomness.fold(seed, "z"))
         u = randomness.pixel_noise([batch, *config.image_shape], randomness.fold(seed, "u"), config.has_dequantizer)
