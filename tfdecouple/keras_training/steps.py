@@ -23,6 +23,9 @@ class Steps(CompiledModel):
     """A compiled model with the steps of `fit`, `evaluate` and `predict`."""
 
     encode: Callable[..., Codes]
+    train_function: Callable[..., Any] | None
+    test_function: Callable[..., Any] | None
+    predict_function: Callable[..., Any] | None
 
     def make_train_function(self, force: bool = False) -> None:
         """Makes what takes a step; Keras' loops call it."""
