@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.sentences import says
+from helpers.variants import SMALLEST, VARIANTS
 
 from tfdecouple.errors import DataError, UserError
 
@@ -32,7 +33,6 @@ class TestImages:
     @says(
         "`fit` takes uint8 images: an array, a `tf.data.Dataset` of batches, a `keras.utils.PyDataset` or a generator.",
         "Labels may stand beside them, and a batch may be a dict with `image`, as TensorFlow Datasets gives it.",
-        "A model without classes ignores labels and says so in one line.",
     )
     def test_all_kinds_of_data_take_the_same_steps(self, make, images, snapshot):
         labels = np.arange(20)
@@ -61,11 +61,41 @@ class TestImages:
                 warnings.simplefilter("always")
                 history = model.fit(*given, shuffle=False, verbose=0, **size).history
             ours = [str(each.message) for each in told if "labels" in str(each.message)]
-            assert ours == (["this model takes no labels: those that are given are ignored"] if has_labels else []), (
+            assert ours == (["this model knows no labels: those that are given are ignored"] if has_labels else []), (
                 kind
             )
             expected = expected or history
             np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-6, err_msg=kind)
+
+    @says(
+        "A model with `model.classes` takes them as the labels that it knows, and another ignores them and says so in "
+        "one line.",
+    )
+    @pytest.mark.parametrize("kind", ["classes", "prior-classes"])
+    def test_labels_are_those_of_the_model(self, make, images, kind, monkeypatch):
+        model, labels = make(config=VARIANTS[kind]), np.arange(20) % 3
+        taken = []
+        original = model.elbo_from_noise
+
+        def look(*arguments, labels, **options):
+            taken.append(None if labels is None else np.array(labels))
+            return original(*arguments, labels=labels, **options)
+
+        monkeypatch.setattr(model, "elbo_from_noise", look)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "this model knows")
+            model.fit(
+                images, labels, batch_size=20, shuffle=False, verbose=0, validation_data=(images[:4], labels[4:8])
+            )
+        np.testing.assert_array_equal(taken[0], labels)
+        np.testing.assert_array_equal(taken[1], labels[4:8])
+        codes = model.predict((images[:5], labels[:5]), verbose=0)
+        np.testing.assert_allclose(codes.z, model.encode(images[:5], labels[:5]).z, atol=1e-5)
+        with pytest.raises(DataError, match="there is no label 3"):
+            model.fit(images, labels + 1)
+        if kind == "classes":
+            with pytest.raises(DataError, match="needs the label of each image"):
+                model.fit(images)
 
     @says(
         "Images of another type or shape are refused before anything is done, and floats with a line that says how to "
@@ -124,8 +154,6 @@ class TestStart:
         assert len(first_images(Batches(images), 15, 0)[0]) == 15
 
     def test_without_compile_is_one_line(self, images):
-        from helpers.variants import SMALLEST
-
         from tfdecouple.model import DecoupledModel
 
         model = DecoupledModel(SMALLEST)

@@ -42,8 +42,8 @@ class KerasTraining(Steps):
 
         Args:
             x: uint8 images `[n, height, width, 3]`, or a data set (or another iterable) of batches of them; with labels
-                beside them, which are ignored, or as dicts with `image`.
-            y: labels, ignored.
+                beside them, or as dicts with `image` and `label`.
+            y: labels, for a model that knows labels; others ignore them.
             batch_size: of arrays; Keras' 32 by default.
             epochs: see Keras, as for all else.
             verbose: as there.
@@ -64,10 +64,12 @@ class KerasTraining(Steps):
         training, figures = self._compiled("fit")
         if options.get("sample_weight") is not None or options.get("class_weight") is not None:
             raise UserError("every image counts alike in the bound: leave out sample_weight and class_weight")
-        has_labels = check(x, y, self.config.image_shape)
+        check(x, y, self.config)
         if validation_data is not None:
-            has_labels |= check(*_parts(validation_data), self.config.image_shape)
-        _pass_over_labels(has_labels)
+            with warnings.catch_warnings():
+                # Said of the training images already.
+                warnings.filterwarnings("ignore", "this model knows no labels")
+                check(*_parts(validation_data), self.config)
         self._check_devices(x, batch_size)
         if not self._has_weights():
             x = self._start(x, validation_split if validation_data is None else 0.0, bool(verbose))
@@ -104,7 +106,7 @@ class KerasTraining(Steps):
 
         Args:
             x: as for `fit`.
-            y: labels, ignored.
+            y: labels, for a model that knows labels; others ignore them.
             *rest: see Keras.
             **options: as there.
 
@@ -116,7 +118,7 @@ class KerasTraining(Steps):
         self._compiled("evaluate")
         self.require_initialized()
         if not options.get("_use_cached_eval_dataset"):
-            _pass_over_labels(check(x, y, self.config.image_shape))
+            check(x, y, self.config)
         return super().evaluate(as_keras_takes(x), y, *rest, **options)
 
     def predict(self, x: Any, *rest: Any, **options: Any) -> Codes:
@@ -136,7 +138,7 @@ class KerasTraining(Steps):
             NotInitializedError: for a model without weights.
         """
         self.require_initialized()
-        check(x, None, self.config.image_shape)
+        check(x, None, self.config)
         found = super().predict(as_keras_takes(x), *rest, **options)
         codes = Codes(*found) if self.config.has_latent else Codes(None, found)
         require_finite("predict gave codes that are not finite", *[code for code in codes if code is not None])
@@ -203,11 +205,6 @@ def _tell_that_less_is_better(callbacks: Iterable[Any], names: set[str]) -> None
         monitored = getattr(callback, "monitor", None)
         if getattr(callback, "mode", None) == "auto" and str(monitored).removeprefix("val_") in names:
             callback.mode = "min"
-
-
-def _pass_over_labels(there_are: bool) -> None:
-    if there_are:
-        warnings.warn("this model takes no labels: those that are given are ignored", stacklevel=3)
 
 
 def _parts(data: Any) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import types
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,10 +12,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.arguments import as_tensor, require_images
+from tfdecouple.arguments import as_labels, as_tensor, require_images
+from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, UserError
-
-Shape = tuple[int, int, int]
 
 
 def unpacked(data: Any) -> tuple[Any, Any]:
@@ -45,30 +45,31 @@ def _is_arrays(parts: Any) -> bool:
     return all(hasattr(part, "shape") or tf.is_tensor(part) for part in parts)
 
 
-def check(x: Any, y: Any, image_shape: Shape) -> bool:
-    """Refuses data of another kind than images of this model before anything is done with them.
+def check(x: Any, y: Any, config: ModelConfig) -> None:
+    """Refuses data that are no images of a model, or lack labels that it needs, before anything is done with them.
 
-    Data that show what they hold only when they are read, such as generators, are checked as they are.
-
-    Returns:
-        Whether there are labels beside them.
+    Data that show what they hold only when they are read, such as generators, are checked as they are. Of a model that
+    knows no labels, labels are passed over with a warning.
 
     Raises:
-        DataError: for images of another type or shape.
+        DataError: for images of another type or shape, or labels that are missing or unknown.
     """
     if isinstance(x, tf.data.Dataset):
         images, labels = unpacked(x.element_spec)
         if tf.TensorShape(images.shape).rank == 3:
             raise DataError("the data set gives single images; call dataset.batch(64), or of another size, before")
-        require_images(images, image_shape)
+        require_images(images, config.image_shape)
     elif _is_lazy(x):
         labels = y
     else:
         images, labels = unpacked(x if y is None else (x, y))
         if not hasattr(images, "dtype"):
             images = as_tensor(images, "images", DataError)
-        require_images(images, image_shape)
-    return labels is not None
+        require_images(images, config.image_shape)
+        if config.has_classes:
+            as_labels(labels, len(images), config.classes, config.has_class_codes)
+    if labels is not None and not config.has_classes:
+        warnings.warn("this model knows no labels: those that are given are ignored", stacklevel=3)
 
 
 def first_images(x: Any, count: int, seed: int) -> tuple[Any, Any]:

@@ -63,12 +63,12 @@ class Steps(CompiledModel):
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Takes a step on this device's images of a batch: bound, gradient, and an update where it can be trusted."""
         training, figures = self._compiled("fit")
-        images, replica = self._images_of(data), tf.distribute.get_replica_context()
+        (images, labels), replica = self._examples(data), tf.distribute.get_replica_context()
         local = sizes(images)[0]
         batch = local * replica.num_replicas_in_sync
         drawn = self._draw(images, local, batch, replica.replica_id_in_sync_group)
         share = differentiate(
-            lambda: self.elbo_from_noise(*drawn, training=True),
+            lambda: self.elbo_from_noise(*drawn, training=True, labels=labels),
             self.trainable_variables,
             self._moving(),
             batch_size=batch,
@@ -89,14 +89,13 @@ class Steps(CompiledModel):
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Measures this device's images of a batch."""
         training, figures = self._compiled("evaluate")
-        images, replica = self._images_of(data), tf.distribute.get_replica_context()
-        images, local = _at_least_one(images, replica)
+        replica = tf.distribute.get_replica_context()
+        images, labels, local = _at_least_one(*self._examples(data), replica)
         index = figures.images + _before(local, replica) + tf.range(tf.shape(images, tf.int64)[0])
         which = training.seed, tf.zeros_like(index), index
         config = self.config
-        elbo = self.elbo_from_noise(
-            images, z_noise(config.latent_dim, *which), u_noise(config.image_shape, *which, config.has_dequantizer)
-        )
+        noise = z_noise(config.latent_dim, *which), u_noise(config.image_shape, *which, config.has_dequantizer)
+        elbo = self.elbo_from_noise(images, *noise, labels=labels)
         terms = tf.cast(tf.stack([elbo.reconstruction, elbo.kl, elbo.dequantization], -1), tf.float64)
         sums = tf.concat([tf.reduce_sum(terms[:local], 0), [tf.cast(local, tf.float64)]], 0)
         sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
@@ -105,8 +104,8 @@ class Steps(CompiledModel):
 
     def predict_step(self, data: Any) -> Any:
         """Encodes this device's images of a batch; v alone where there is no z."""
-        images, local = _at_least_one(self._images_of(data), tf.distribute.get_replica_context())
-        codes = self.encode(images)
+        images, labels, local = _at_least_one(*self._examples(data), tf.distribute.get_replica_context())
+        codes = self.encode(images, labels)
         return codes.v[:local] if codes.z is None else (codes.z[:local], codes.v[:local])
 
     def _draw(self, images: tf.Tensor, local: Any, batch: Any, number: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -121,10 +120,12 @@ class Steps(CompiledModel):
         u = randomness.pixel_noise([batch, *config.image_shape], randomness.fold(seed, "u"), config.has_dequantizer)
         return images, z[start : start + local], u[start : start + local]
 
-    def _images_of(self, data: Any) -> tf.Tensor:
-        images = tf.convert_to_tensor(unpacked(data)[0])
+    def _examples(self, data: Any) -> tuple[tf.Tensor, Any]:
+        """Returns images, and their labels where the model knows labels and there are some."""
+        images, labels = unpacked(data)
+        images = tf.convert_to_tensor(images)
         require_images(images, self.config.image_shape)
-        return images
+        return images, self.wanted_labels(labels)
 
     def _moving(self) -> list[keras.Variable]:
         """Returns the moving statistics of batch normalisation."""
@@ -192,13 +193,15 @@ def _clipped(optimizer: Any, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
     return gradients
 
 
-def _at_least_one(images: tf.Tensor, replica: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns images, with one of zeros where a device of several has none, and how many there were, int64."""
+def _at_least_one(images: tf.Tensor, labels: Any, replica: Any) -> tuple[tf.Tensor, Any, tf.Tensor]:
+    """Returns images and labels, and how many there were, int64; where a device of several has none, one of zeros."""
     local = tf.shape(images, tf.int64)[0]
     if replica.num_replicas_in_sync > 1:
         # A convolution has no answer to an empty batch.
-        images = tf.pad(images, [[0, tf.maximum(1 - local, 0)], [0, 0], [0, 0], [0, 0]])
-    return images, local
+        missing = tf.maximum(1 - local, 0)
+        images = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
+        labels = None if labels is None else tf.pad(labels, [[0, missing]])
+    return images, labels, local
 
 
 def _before(local: tf.Tensor, replica: Any) -> tf.Tensor:

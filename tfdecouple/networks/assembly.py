@@ -102,8 +102,10 @@ class Networks(keras.Model):
             self.encoder.build((None, *self.config.image_shape))
         if self.prior_flow is not None:
             self.prior_flow.build((None, self.config.latent_dim))
-        for of_labels in filter(None, (self.prior_affine, self.code_net)):
-            of_labels.build()
+        if self.prior_affine is not None:
+            self.prior_affine.build((None, self.config.latent_dim))
+        if self.code_net is not None:
+            self.code_net.build((None,))
         if self.dequantizer is not None:
             self.dequantizer.build((None, *self.config.image_shape))
         self.initialized = self.add_weight(
@@ -146,11 +148,12 @@ class Networks(keras.Model):
         """Lets Keras know input and output of a model that was not called in another one yet.
 
         Raises:
-            AttributeError: for a model without z.
+            AttributeError: for a model without z, or whose z needs labels: what Keras looks for where there is none.
         """
         if not self.config.has_latent:
-            # What Keras looks for to tell that there is none.
             raise AttributeError("a model without z has no output of Keras, which takes no None among them")
+        if self.config.has_class_codes:
+            raise AttributeError("the output of this model needs labels, too: call model(images, labels)")
         if not self._inbound_nodes:
             self(keras.Input(self.config.image_shape, dtype="uint8"))
 

@@ -59,6 +59,10 @@ class ClassCodes(_OfClasses):
             setattr(self, name, self.add_weight(name=name, shape=shape, initializer=initializer))
         self.built = True
 
+    def compute_output_shape(self, labels_shape: Any) -> tuple:
+        """Returns the shape of what `call` gives."""
+        return (*labels_shape, self.latent_dim)
+
     @full_float32()
     def codes(self) -> tf.Tensor:
         """Returns the code of each label, `[classes, d_z]`."""
@@ -86,6 +90,10 @@ class ClassAffine(_OfClasses):
         for name, shape in planned.weights().items():
             setattr(self, name, self.add_weight(name=name, shape=shape, initializer="zeros"))
         self.built = True
+
+    def compute_output_shape(self, z_shape: Any) -> tuple[tuple, tuple]:
+        """Returns the shapes of what `call` gives."""
+        return (z_shape[0], self.classes, self.latent_dim), (self.classes,)
 
     def reset(self) -> None:
         """Makes it change nothing."""
