@@ -38,7 +38,7 @@ class TensorBoard(Logger):
                 _mark_restart(self.folder, step)
             self._writer = tf.summary.create_file_writer(str(self.folder))
             with self._writer.as_default(step=step):
-                hparams.hparams(parameters(self.config), trial_id=self.config.name)
+                hparams.hparams(parameters(self.config))
 
     def write(self, kind: str, step: int, values: Row) -> None:
         """Adds a row."""
