@@ -44,6 +44,7 @@ def made(optimizer=None, config=SMALLEST, start=True, **options):
 @pytest.fixture(scope="module")
 def model():
     """A compiled model that several tests train on: do not count on its weights."""
+    tf.config.run_functions_eagerly(True)
     return made()
 
 

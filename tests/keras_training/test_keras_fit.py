@@ -303,7 +303,7 @@ class TestOwnLoops:
         assert int(many.optimizer.iterations) == 2
         assert history["loss"][0] == pytest.approx(np.mean([each["loss"] for each in logs]), rel=1e-5)
         for ours, theirs in zip(many.weights, model.weights, strict=True):
-            np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=2e-3, err_msg=ours.path)
+            np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=5e-3, err_msg=ours.path)
         measured = model.test_on_batch(images, return_dict=True)
         assert measured == pytest.approx(model.evaluate(images, batch_size=20, verbose=0, return_dict=True))
         assert make(run_eagerly=True).run_eagerly

@@ -79,7 +79,10 @@ class Figures:
             sums: as for `add`.
         """
         self.add(tf.where(applied, sums, tf.zeros_like(sums)))
-        self.skipped.assign(tf.where(applied, tf.zeros_like(self.skipped), self.skipped + 1))
+        # Where training has diverged nothing is counted any more, however many steps are taken before it is known.
+        self.skipped.assign(
+            tf.where(applied, tf.zeros_like(self.skipped), self.skipped + tf.cast(self.goes_on, tf.int64))
+        )
         self.not_applied.assign_add(tf.cast(~applied, tf.int64))
 
     def begin_epoch(self) -> None:
