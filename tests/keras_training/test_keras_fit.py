@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.sentences import says
-from helpers.variants import SMALLEST, VARIANTS
+from helpers.variants import OF_CLASSES, SMALLEST
 
 from tfdecouple.errors import DataError, UserError
 
@@ -73,7 +73,7 @@ class TestImages:
     )
     @pytest.mark.parametrize("kind", ["classes", "prior-classes"])
     def test_labels_are_those_of_the_model(self, make, images, kind, monkeypatch):
-        model, labels = make(config=VARIANTS[kind]), np.arange(20) % 3
+        model, labels = make(config=OF_CLASSES[kind]), np.arange(20) % 3
         taken = []
         original = model.elbo_from_noise
 

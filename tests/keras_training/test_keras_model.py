@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.sentences import says
-from helpers.variants import SMALLEST, VARIANTS, variant
+from helpers.variants import OF_CLASSES, SMALLEST, VARIANTS, variant
 
 import tfdecouple
 from tfdecouple.errors import ConfigError, DataError, NotInitializedError, RunError, UserError
@@ -21,7 +21,7 @@ class TestLooking:
     @pytest.mark.parametrize("kind", ["coupling", "dequantization", "base", "classes", "prior-classes"])
     def test_summary_has_every_layer_and_its_shape(self, kind, monkeypatch):
         monkeypatch.setenv("COLUMNS", "240")
-        model = DecoupledModel(VARIANTS[kind])
+        model = DecoupledModel({**VARIANTS, **OF_CLASSES}[kind])
         printed = []
         model.summary(expand_nested=True, line_length=200, print_fn=printed.append)
         (text,) = printed
