@@ -156,7 +156,7 @@ class Steps(CompiledModel):
         self.optimizer.apply(gradients, self.trainable_variables)
 
 
-def _within(context: Callable[[], Any], function: Callable[..., Any]) -> Callable[..., Any]:
+def _within(context: Callable[[], Any], function: Any) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         with context():
             return function(*arguments)
