@@ -68,6 +68,17 @@ def eager_file():
     yield from _eagerly()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def further_runtimes():
+    """What would check the ONNX files of every export beside ONNX Runtime, where it is installed: here one test does."""
+    from export.verification import run
+
+    with pytest.MonkeyPatch.context() as patched:
+        further = run.FURTHER
+        patched.setattr(run, "FURTHER", {})
+        yield further
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Makes the random start of weights the same in every run of a test: Keras draws their seeds from `random`."""

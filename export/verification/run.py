@@ -15,7 +15,7 @@ from export.verification.arrays import Report
 from tfdecouple.errors import UserError, one_line
 
 # Checks of other runtimes that run the files of a check, by the package that each needs: made where that is installed.
-_FURTHER = {"check_onnx": {"openvino": "check_openvino"}}
+FURTHER = {"check_onnx": {"openvino": "check_openvino"}}
 # More than a report takes.
 _REPORT_BYTES = 2**16
 
@@ -28,7 +28,7 @@ def further_checks(check: str) -> dict[str, str]:
     """Returns the checks of other runtimes on this machine for the files of a check, by their packages."""
     return {
         package: module
-        for package, module in _FURTHER.get(check, {}).items()
+        for package, module in FURTHER.get(check, {}).items()
         if importlib.util.find_spec(package) is not None
     }
 

@@ -19,6 +19,7 @@ from export.formats.litert import METADATA
 from export.formats.ort import OPERATORS
 from export.pipeline import FORMATS, Request, export
 from export.signatures import onnx_names
+from export.verification import run
 from export.verification.folder import verify
 from export.verification.run import further_checks, run_gate
 from tfdecouple.errors import UserError
@@ -151,7 +152,8 @@ class TestOpenVino:
     def _installed(self):
         pytest.importorskip("openvino")
 
-    def test_it_gives_images_back_and_is_timed_in_turns(self, exported, tmp_path):
+    def test_it_gives_images_back_and_is_timed_in_turns(self, exported, tmp_path, monkeypatch, further_runtimes):
+        monkeypatch.setattr(run, "FURTHER", further_runtimes)
         assert further_checks("check_onnx") == {"openvino": "check_openvino"}
         options = options_in(exported, "onnx")
         report = gate("check_openvino", exported / "onnx", cases_in(exported), tmp_path, **options)
