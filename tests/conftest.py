@@ -70,7 +70,7 @@ def eager_file():
 
 @pytest.fixture(autouse=True, scope="session")
 def further_runtimes():
-    """What would check the ONNX files of every export beside ONNX Runtime, where it is installed: here one test does."""
+    """What checks ONNX files beside ONNX Runtime, where it is installed: after every export that takes too long."""
     from export.verification import run
 
     with pytest.MonkeyPatch.context() as patched:
