@@ -27,6 +27,10 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+# A program, which finds `forked` beside itself; there are no examples in it.
+collect_ignore = ["helpers/fork_server.py"]
+
+
 def pytest_configure(config):
     """Sets TensorFlow up where tests run: pytest, where it leaves them to others, would keep these waiting."""
     skips.pytest_configure(config)
