@@ -73,8 +73,8 @@ class Server:
         self._lock = threading.Lock()
 
     @classmethod
-    def started(cls) -> Server:
-        """Starts one."""
+    def started(cls) -> Server | None:
+        """Starts one; None where what it imports starts threads."""
         ours, theirs = socket.socketpair()
         others = {name: value for name, value in os.environ.items() if not name.startswith(READ_AT_START)}
         # One thread of NumPy's: another would not go on in the programs.
@@ -86,8 +86,8 @@ class Server:
             server = cls(ours)
             server._process = _Popen(command, env=environment, pass_fds=[theirs.fileno()], **nowhere)
         (threads,) = NUMBER.unpack(receive(ours, NUMBER.size))
-        assert threads == 1, f"a process that has imported {', '.join(MODULES)} has {threads} threads; it cannot fork"
-        return server
+        # Threads do not go on in what is forked: where a library starts some as it is imported, programs start anew.
+        return server if threads == 1 else None
 
     def start(self, descriptors: list[int], request: dict) -> tuple[int, socket.socket]:
         """Starts a program; returns its process and where its status will be told."""
@@ -115,7 +115,7 @@ class ForkedPopen(subprocess.Popen):
         program = None
         if close_fds and executable is None and all(other is None for other in others):
             program = _program(args, environment, cwd)
-        if program is None:
+        if program is None or self.server() is None:
             return super()._execute_child(
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell, p2cread,
                 p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask,
