@@ -435,7 +435,22 @@ def test_every_public_verb_is_looked_at():
         for name, _ in inspect.getmembers(DecoupledModel, inspect.isfunction)
         if any(name in kind for kind in ours) and not name.startswith("_")
     }
-    assert verbs == {
+    # Those of Keras' training are looked at in tests/keras_training.
+    of_keras = {
+        "compile",
+        "compile_from_config",
+        "evaluate",
+        "fit",
+        "get_compile_config",
+        "make_predict_function",
+        "make_test_function",
+        "make_train_function",
+        "predict",
+        "predict_step",
+        "test_step",
+        "train_step",
+    }
+    assert verbs - of_keras == {
         "build",
         "call",
         "classify",

@@ -42,6 +42,7 @@ CLASSES = {
     "LocalConvNet": "layers.nets",
     "MLP": "layers.nets",
     "ChannelSplit": "layers.split",
+    "RegisteredLayer": "layers.registered",
     "Sigmoid": "layers.sigmoid",
     "Squeeze": "layers.squeeze",
 }

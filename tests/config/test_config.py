@@ -51,6 +51,8 @@ MODEL = ModelConfig(
     dequantization_alpha=0.75,
     dequantization_encoder_channels=(3,),
     dequantization_map_channels=5,
+    classes=3,
+    class_probabilities=(0.5, 0.25, 0.25),
 )
 DATA = DataConfig(
     source="folder:/my/images",
@@ -94,6 +96,7 @@ TRAINING = TrainingConfig(
     evaluation_images=5,
     pictures=6,
     evaluation_samples=11,
+    loggers=("csv",),
     init_from="runs/other",
 )
 EVERYTHING = Config(name="mine", description="a line", notes="more", model=MODEL, data=DATA, training=TRAINING)
@@ -269,6 +272,13 @@ IMPOSSIBLE = [
     ("model.step_layers", ("cubic",), "'sinh_arcsinh'", {}),
     ("model.step_layers", ("sinh_arcsinh",) * 2, "sinh_arcsinh more than once", {}),
     ("model.prior", "vamp", "'flow', 'normal'", {}),
+    ("model.prior", "classes", "model.classes is 0", {}),
+    ("model.classes", -1, "at least 0", {}),
+    ("model.classes", 2, "labels enter by z", {"conditioning": "none"}),
+    ("model.class_probabilities", (0.5,), "1 entries and model.classes is 2", {"classes": 2}),
+    ("model.class_probabilities", (1.0, 0.0), "above 0", {"classes": 2}),
+    ("training.loggers", ("paper",), "'tensorboard', 'csv'", {}),
+    ("training.loggers", ("csv", "csv"), "each only once", {}),
     ("model.alpha", 0.0, "(0, 1]", {}),
     ("model.alpha", 1.1, "(0, 1]", {}),
     ("model.alpha", math.nan, "(0, 1]", {}),

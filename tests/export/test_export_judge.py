@@ -180,7 +180,7 @@ def test_answers_are_the_same_from_a_file(tmp_path):
 @pytest.mark.parametrize("size", [8, 32, 64, 128, 256, 512])
 def test_there_are_three_batches_of_any_size_of_images(size):
     sizes = batches(size)
-    assert len(set(sizes)) == 3 and sizes[0] == 1
+    assert len(sizes) == 3 and len(set(sizes)) >= 2 and sizes[0] == 1
 
 
 def parity(answer, found, endpoint="decode", name="images"):

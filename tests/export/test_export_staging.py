@@ -262,7 +262,17 @@ class TestPlace:
         (to / ".hidden").write_text("mine too")
         assert command()[0] == 0
         names = {path.name for path in to.iterdir()}
-        assert names == {"savedmodel", "onnx", JSON_NAME, TEXT_NAME, *RECORDS, *SERVING, "notes.txt", ".hidden"}
+        assert names == {
+            "savedmodel",
+            "onnx",
+            "client.py",
+            JSON_NAME,
+            TEXT_NAME,
+            *RECORDS,
+            *SERVING,
+            "notes.txt",
+            ".hidden",
+        }
 
     def test_folder_that_a_killed_export_had_moved_aside_comes_back(self, tmp_path):
         # Killed between the two renames: its successor is not there yet.

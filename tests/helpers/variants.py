@@ -68,6 +68,7 @@ ODD = ModelConfig(
     multiscale_transform="additive",
     alpha=0.5,
     linear="lu",
+    step_layers=("sinh_arcsinh",),
     encoder_channels=(3, 4),
     encoder_out_channels=3,
     prior_steps=1,

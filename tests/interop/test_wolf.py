@@ -283,7 +283,7 @@ class TestUnsupported:
         ("changes", "words"),
         [
             ({"dequantizer": {"type": "variational"}}, ["dequantizer.type", "'variational'", "uniform"]),
-            ({"discriminator.type": "categorical"}, ["discriminator.type", "'categorical'"]),
+            ({"discriminator.type": "categorical"}, ["lacks", "discriminator.num_events"]),
             ({"discriminator.type": "cat"}, ["discriminator.type", "'cat'"]),
             ({"generator.flow.type": "macow"}, ["generator.flow.type", "'macow'", "glow"]),
             ({"generator.flow.transform": "nlsq"}, ["generator.flow.transform", "'nlsq'", "affine, additive"]),

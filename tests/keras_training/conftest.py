@@ -1,5 +1,6 @@
 """What the tests of Keras' methods share: models of the smallest size, compiled, and their images."""
 
+import contextlib
 import warnings
 
 import keras
@@ -41,18 +42,26 @@ def made(optimizer=None, config=SMALLEST, start=True, **options):
     return model
 
 
+@contextlib.contextmanager
+def eagerly_here():
+    """For fixtures of a whole module, which are set up before those of a test."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(before)
+
+
 @pytest.fixture(scope="module")
 def model():
     """A compiled model that several tests train on: do not count on its weights."""
-    tf.config.run_functions_eagerly(True)
-    return made()
+    with eagerly_here():
+        return made()
 
 
 @pytest.fixture(scope="module")
 def history(model):
     """What two epochs with a validation leave in the history."""
-    tf.config.run_functions_eagerly(True)
-    with warnings.catch_warnings():
+    with eagerly_here(), warnings.catch_warnings():
         warnings.simplefilter("error")
         # Of TensorFlow, on data sets where functions run eagerly.
         warnings.filterwarnings("ignore", "Even though the")

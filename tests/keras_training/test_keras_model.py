@@ -31,7 +31,7 @@ class TestLooking:
         assert all("(None," in shape for shape in shapes), shapes
         by_name = {re.sub(r"[^\w]*(\w+) \(.*", r"\1", row.split("│")[1].strip()): row for row in rows}
         assert "((None, 4, 4, 3), (None))" in by_name["flow"]
-        if kind in ("coupling", "dequantization"):
+        if kind == "coupling":
             assert "((None, 4), (None, 4))" in by_name["encoder"]
 
     @says("`input_shape` and `output_shape` are there before any call.")

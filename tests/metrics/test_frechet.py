@@ -252,7 +252,9 @@ class TestReport:
         class Remembering:
             """Has learned the training images by heart."""
 
-            config = types.SimpleNamespace(image_size=8, has_latent=False, latent_dim=0, image_shape=(8, 8, 3))
+            config = types.SimpleNamespace(
+                image_size=8, has_latent=False, latent_dim=0, image_shape=(8, 8, 3), has_classes=False
+            )
             images = random_images(60, seed=1) // 2
             place = 0
 

@@ -541,9 +541,9 @@ def standard_normal(y, log_det):
 # A layer of each class with every option off its default, and the shape of an input.
 OPTIONS = {"transform": "additive", "alpha": 0.5, "linear": "lu", "name": "other", "dtype": "float64"}
 OFF_DEFAULT = {
-    FlowStep: (FlowStep(5, 3, **OPTIONS), (2, 2, 4)),
+    FlowStep: (FlowStep(5, 3, step_layers=("sinh_arcsinh",), **OPTIONS), (2, 2, 4)),
     FactorOut: (FactorOut(1, 5, 3, **OPTIONS), (2, 2, 4)),
-    PriorStep: (PriorStep(5, 0, **OPTIONS), (4,)),
+    PriorStep: (PriorStep(5, 0, step_layers=("sinh_arcsinh",), **OPTIONS), (4,)),
     PriorFlow: (PriorFlow(3, 5, **OPTIONS), (4,)),
 }
 

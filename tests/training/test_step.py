@@ -11,6 +11,7 @@ import tensorflow as tf
 from helpers.models import SMALL, give_effect, random_images
 from helpers.runs import run_config
 
+from tfdecouple import gradient
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.data import evaluation_batches
 from tfdecouple.layers import ActNorm, InvertibleConv1x1, net_precision
@@ -19,7 +20,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.runtime.emulation import emulated_accelerator
 from tfdecouple.runtime.tf32 import full_float32
-from tfdecouple.training import optimizer, train, trainer
+from tfdecouple.training import train, trainer
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.strategy import make_strategy
@@ -113,7 +114,7 @@ def assert_equal(ours, theirs, but=()):
 def weights_of_both_sizes():
     """Lets some of the weights be large: they are updated by themselves, the small ones together."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimizer, "_SMALL", 64)
+        patch.setattr(gradient, "_SMALL", 64)
         yield
 
 

@@ -76,13 +76,17 @@ Draw = Callable[[Shown], Image.Image | None]
 
 # By the name that ends the file's and that TensorBoard shows.
 PICTURES: dict[str, Draw] = {}
+# Those of models that know labels.
+_OF_LABELS: set[str] = set()
 
 
-def picture(name: str) -> Callable[[Draw], Draw]:
-    """Registers a function that draws a picture of every evaluation, under a name."""
+def picture(name: str, of_labels: bool = False) -> Callable[[Draw], Draw]:
+    """Registers a function that draws a picture of every evaluation, of models that know labels or of all, by name."""
 
     def register(draw: Draw) -> Draw:
         PICTURES[name] = draw
+        if of_labels:
+            _OF_LABELS.add(name)
         return draw
 
     return register
@@ -98,10 +102,8 @@ def _samples(shown: Shown) -> Image.Image:
     return sample_grid(shown.model, count=min(max(shown.most // 4, 2), 10), seed=shown.seed, side=shown.side)
 
 
-@picture("classes")
-def _classes(shown: Shown) -> Image.Image | None:
-    if shown.labels is None:
-        return None
+@picture("classes", of_labels=True)
+def _classes(shown: Shown) -> Image.Image:
     labels = range(min(len(shown.label_names), max(shown.most // 4, 2)))
     columns = min(max(shown.most // 4, 2), 10)
     return class_grid(shown.model, labels, shown.label_names, columns=columns, seed=shown.seed, side=shown.side)
@@ -160,6 +162,8 @@ def save_pictures(
     shown = Shown(model, images, seed, most, labels, label_names)
     drawn = {}
     for name, draw in PICTURES.items():
+        if name in _OF_LABELS and labels is None:
+            continue
         tell(name)
         drawn[name] = draw(shown)
     for name, image in drawn.items():
