@@ -5,6 +5,7 @@ Of every image and every code the model is asked once, and once or twice more wi
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from export.verification.judge import PERTURBATION, Answer, Floats, Pixels
+from export.verification.judge import FLOOR, PERTURBATION, Answer, Floats, Pixels
 from tfdecouple.model import DecoupledModel
 from tfdecouple.objective import Latents
 from tfdecouple.outliers import OutlierScores, scores_of
@@ -125,12 +126,15 @@ class KerasReference:
         """Returns the answer of log p(y|x), of the images and of images that are moved."""
 
         def ask(levels: tf.Tensor) -> list[tf.Tensor]:
-            return [tf.math.log_softmax(self._model.log_joint(levels))]
+            joint = self._model.log_joint(levels)
+            return [tf.math.log_softmax(joint), joint]
 
         levels = self._levels(images)
         moved = [self._moved(levels, self._config.n_bins / 2) for _ in range(self._reactions)]
-        right, *others = (self._run(ask, values)[0] for values in (levels, *moved))
-        return Floats.measured(right, others)
+        (right, joint), *others = (self._run(ask, values) for values in (levels, *moved))
+        answer = Floats.measured(right, [other for other, _ in others])
+        # Differences of numbers as large as a density of whole images, which are rounded as these are.
+        return dataclasses.replace(answer, bound=answer.bound + np.float32(FLOOR) * np.abs(joint).max(1))
 
     def z_from_noise(self, noise: Optional, labels: Optional = None) -> Optional:
         """Returns the z of noise of the prior, and of labels, where the model knows them; None without z."""

@@ -412,7 +412,7 @@ class TestImpossibleValues:
 class TestDerived:
     def test_properties(self):
         assert (MODEL.n_bins, MODEL.image_shape, MODEL.has_latent) == (32, (16, 16, 3), True)
-        assert not dataclasses.replace(MODEL, conditioning="none").has_latent
+        assert not dataclasses.replace(MODEL, conditioning="none", classes=0, class_probabilities=()).has_latent
 
     @pytest.mark.parametrize(
         ("steps", "factors", "inner"),

@@ -47,7 +47,7 @@ class TestTraining:
             value = keras_model.named_variables()[name]
             off = np.abs(np.array(value, "float32") - np.array(variable, "float32"))
             # Adam takes as large a step for the smallest gradient, which rounding can turn round.
-            assert off.max() < 2e-3 and off.mean() < 2e-5, name
+            assert off.max() < 2e-3 and off.mean() < 1e-4, name
 
     @says(
         "A step whose loss or gradient is not finite changes no weight, no statistic and nothing of the optimizer.",

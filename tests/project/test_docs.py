@@ -197,7 +197,7 @@ def test_names_of_the_config_and_of_python_exist(path, text, tiny_model):
     for code in inline_code(text):
         option = re.match(r"(training|data|model)\.([a-z_]+)\b(?!\.py)", code)
         if option and "/" not in code:
-            of_model = option[1] == "model" and hasattr(type(tiny_model), option[2])
+            of_model = option[1] == "model" and option[2] in dir(tiny_model)
             assert option[0] in (*option_names(), *FORMER) or of_model or code.endswith(".json"), f"`{code}`"
             setting = re.fullmatch(r"\w+\.\w+=\w+", code)
             if setting:

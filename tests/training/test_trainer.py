@@ -77,7 +77,9 @@ class TestFolder:
         rows = figures(finished_run)
         tags = set(events.Tags()["tensors"])
         assert {"samples", "reconstructions", "switch", "interpolation"} <= tags
-        scalars = tags - {"samples", "reconstructions", "switch", "interpolation"}
+        # The config is there, too, for the tab of hyperparameters.
+        (config,) = [tag for tag in tags if tag.startswith("_hparams_/")]
+        scalars = tags - {"samples", "reconstructions", "switch", "interpolation", config}
         assert {"train/bits_per_dim", "validation/bits_per_dim", "test/bits_per_dim"} <= scalars
         for tag in scalars - {f"train/{name}" for name in TIMING}:
             kind, name = tag.split("/")
