@@ -758,7 +758,8 @@ def publishes_whole(run, to):
 def is_whole(to):
     """Asserts that all parts are there, and nothing else."""
     assert half_written(to) == []
-    assert {path.name for path in to.iterdir()} == {"savedmodel", "onnx", JSON_NAME, TEXT_NAME, *RECORDS, *SERVING}
+    beside = {"client.py", JSON_NAME, TEXT_NAME, *RECORDS, *SERVING}
+    assert {path.name for path in to.iterdir()} == {"savedmodel", "onnx", *beside}
     assert {path.name for path in (to / "onnx").iterdir()} == {*PARTS}
 
 
