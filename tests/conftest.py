@@ -14,6 +14,7 @@ import subprocess
 
 import pytest
 from helpers import skips
+from helpers.eager import run_eagerly
 from helpers.forked import forked_programs
 from helpers.once import copied_once, made_once
 from helpers.places import ROOT, user_environment
@@ -51,25 +52,18 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-def _eagerly():
-    import tensorflow as tf
-
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(before)
-
-
 @pytest.fixture
 def eager():
     """Runs TensorFlow's functions without tracing them: quicker where each would run once or twice."""
-    yield from _eagerly()
+    with run_eagerly():
+        yield
 
 
 @pytest.fixture(scope="module")
 def eager_file():
     """The same for all tests of a file, and for what they share."""
-    yield from _eagerly()
+    with run_eagerly():
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

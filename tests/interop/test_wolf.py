@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.eager import run_eagerly
 from helpers.models import random_images
 from helpers.places import DATA
 
@@ -39,11 +40,8 @@ def model(run):
 @pytest.fixture(scope="module")
 def computed(model):
     """What this project computes where the reference computed `reference.npz`."""
-    tf.config.run_functions_eagerly(True)
-    try:
+    with run_eagerly():
         return compute(model)
-    finally:
-        tf.config.run_functions_eagerly(False)
 
 
 def compute(model):

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.eager import run_eagerly
 from helpers.places import DATA
 from helpers.variants import message_of
 
@@ -33,11 +34,8 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def computed(model):
     """What this project computes where the reference computed `reference.npz`."""
-    tf.config.run_functions_eagerly(True)
-    try:
+    with run_eagerly():
         return compute(model)
-    finally:
-        tf.config.run_functions_eagerly(False)
 
 
 def compute(model):

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.eager import run_eagerly
 from helpers.places import DATA
 from helpers.variants import message_of
 
@@ -24,12 +25,9 @@ IMAGES = REFERENCE["images"]
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory):
     """What this project computes where the reference computed `reference.npz`."""
-    tf.config.run_functions_eagerly(True)
-    try:
-        folder = tmp_path_factory.mktemp("wolf") / "run"
+    folder = tmp_path_factory.mktemp("wolf") / "run"
+    with run_eagerly():
         return compute(import_wolf(DATA / "config.json", DATA / "model.npz", image_size=32, workdir=folder))
-    finally:
-        tf.config.run_functions_eagerly(False)
 
 
 def compute(model):

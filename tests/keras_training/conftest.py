@@ -1,12 +1,11 @@
 """What the tests of Keras' methods share: models of the smallest size, compiled, and their images."""
 
-import contextlib
 import warnings
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from helpers.eager import run_eagerly
 from helpers.models import give_effect, random_images
 from helpers.variants import SMALLEST
 
@@ -42,26 +41,17 @@ def made(optimizer=None, config=SMALLEST, start=True, **options):
     return model
 
 
-@contextlib.contextmanager
-def eagerly_here():
-    """For fixtures of a whole module, which are set up before those of a test."""
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(before)
-
-
 @pytest.fixture(scope="module")
 def model():
     """A compiled model that several tests train on: do not count on its weights."""
-    with eagerly_here():
+    with run_eagerly():
         return made()
 
 
 @pytest.fixture(scope="module")
 def history(model):
     """What two epochs with a validation leave in the history."""
-    with eagerly_here(), warnings.catch_warnings():
+    with run_eagerly(), warnings.catch_warnings():
         warnings.simplefilter("error")
         # Of TensorFlow, on data sets where functions run eagerly.
         warnings.filterwarnings("ignore", "Even though the")
