@@ -316,6 +316,14 @@ class TestRefusals:
         assert command("--run", run, "--importance", 2) == 0
         assert read(run / "evaluation", "importance-test")["kl"]["mean"] == 0
 
+    @pytest.mark.parametrize("arguments", [["--classify"], ["--label-samples", "2"]])
+    def test_labels_of_a_model_that_knows_none_are_refused_before_anything_is_measured(
+        self, made_run, tmp_path, capsys, arguments
+    ):
+        message = refused(capsys, "--run", made_run, "--out", tmp_path / "out", *arguments)
+        assert f"{arguments[0]} needs a model that knows labels" in message
+        assert not (tmp_path / "out").exists()
+
     def test_folder_that_cannot_be_written(self, made_run, tmp_path, capsys):
         (tmp_path / "file").touch()
         error = refused(capsys, "--run", made_run, "--images", 1, "--out", tmp_path / "file" / "out")

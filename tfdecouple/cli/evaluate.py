@@ -92,7 +92,15 @@ def run(options: argparse.Namespace) -> int:
         for measure in wanted:
             measure.prepare()
         needing = [f"--{measure.name.replace('_', '-')}" for measure in wanted if measure.needs_z]
-        return _Command(Evaluation(options, needing[0] if needing else ""), wanted).run()
+        evaluation = Evaluation(options, needing[0] if needing else "")
+        # Before the first measure: a look at the test images is counted and takes its time.
+        for measure in wanted:
+            if measure.needs_classes and not evaluation.opened.config.model.has_classes:
+                raise UserError(
+                    f"--{measure.name.replace('_', '-')} needs a model that knows labels, and that of "
+                    f"{evaluation.opened.path} knows none"
+                )
+        return _Command(evaluation, wanted).run()
     except tf.errors.ResourceExhaustedError as error:
         raise RunError(f"out of memory; try a smaller --batch-size ({one_line(error, first=True)})") from error
 

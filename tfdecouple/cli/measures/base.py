@@ -41,6 +41,7 @@ class Measure:
         on_split: whether it is taken of the images of --split, which its file then names; otherwise it is of test
             images, whatever --split says, and perhaps of others.
         needs_z: whether a model without z is refused.
+        needs_classes: whether a model that knows no labels is refused.
 
     Args:
         options: of the command.
@@ -50,6 +51,7 @@ class Measure:
     order: ClassVar[int] = 100
     on_split: ClassVar[bool] = True
     needs_z: ClassVar[bool] = False
+    needs_classes: ClassVar[bool] = False
 
     def __init__(self, options: argparse.Namespace):
         self.options = options

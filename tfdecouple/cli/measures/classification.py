@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tfdecouple.cli.measures.base import Evaluation, Measure, Result, say
 from tfdecouple.cli.options import at_least
-from tfdecouple.errors import UserError
-
-if TYPE_CHECKING:
-    from tfdecouple.cli.opening import OpenedRun
 
 # Real images that the classifiers of samples are fitted to, and tried on, unless --images says how many.
 _FITTED, _TRIED = 5000, 2000
@@ -20,6 +16,7 @@ class Classification(Measure):
 
     name = "classify"
     order = 35
+    needs_classes = True
 
     @classmethod
     def add_options(cls, group: Any) -> None:
@@ -37,7 +34,6 @@ class Classification(Measure):
         from tfdecouple.visualization.confusion import confusion_picture
 
         opened = evaluation.opened
-        _require_classes(opened, "--classify")
         with Counter("classifying", evaluation.count) as counter:
             report = classification_report(opened.model, evaluation.batches(), counter)
         return Result(report, summary(report), confusion_picture(report, opened.label_names))
@@ -49,6 +45,7 @@ class LabelSamples(Measure):
     name = "label_samples"
     order = 45
     on_split = False
+    needs_classes = True
 
     @classmethod
     def add_options(cls, group: Any) -> None:
@@ -71,7 +68,6 @@ class LabelSamples(Measure):
         from tfdecouple.metrics.classification import sample_report, sample_summary
 
         opened, source = evaluation.opened, evaluation.source
-        _require_classes(opened, "--label-samples")
         report = sample_report(
             opened.model,
             source,
@@ -83,8 +79,3 @@ class LabelSamples(Measure):
             say=say,
         )
         return Result(report, sample_summary(report, opened.label_names))
-
-
-def _require_classes(opened: OpenedRun, option: str) -> None:
-    if not opened.config.model.has_classes:
-        raise UserError(f"{option} needs a model that knows labels, and that of {opened.path} knows none")
