@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 from helpers import skips
@@ -64,6 +65,14 @@ def eager_file():
     """The same for all tests of a file, and for what they share."""
     with run_eagerly():
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def traced_again():
+    """Fails where a file leaves TensorFlow running functions eagerly: the next one would test something else."""
+    yield
+    if tensorflow := sys.modules.get("tensorflow"):
+        assert not tensorflow.config.functions_run_eagerly(), "this file has functions run eagerly after its end"
 
 
 @pytest.fixture(autouse=True, scope="session")

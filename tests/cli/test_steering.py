@@ -15,7 +15,7 @@ from tfdecouple.directions import METHODS, Direction, Directions
 from tfdecouple.errors import RunError, UserError
 from tfdecouple.runs import Run, load_model, weights_sha256
 
-pytestmark = pytest.mark.usefixtures("eager")
+pytestmark = pytest.mark.usefixtures("eager_file")
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,8 @@ def find(run, coloured, *more):
 
 
 @pytest.fixture(scope="module")
-def found(run, coloured, tmp_path_factory):
+def found(run, coloured, tmp_path_factory, eager_file):
     """The directions of the labels, and where their pictures are."""
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
     pictures = tmp_path_factory.mktemp("pictures")
     assert find(run, coloured, "--out", pictures) == 0
     return load_directions(run), pictures
