@@ -4,7 +4,7 @@ import types
 
 import pytest
 import tensorflow as tf
-from helpers.models import SMALL
+from helpers.models import LEAST, SMALL
 from helpers.runs import run_config
 from tensorflow.python.client import device_lib
 
@@ -40,19 +40,19 @@ class TestRun:
         return lambda count: monkeypatch.setattr(division, "_free", lambda strategy: count)
 
     def test_takes_the_number_of_its_beginning(self, image_folder, tmp_path, stand_ins, fake_step, free, capsys):
-        config = run_config(image_folder, micro_batches="auto", steps=2)
+        config = run_config(image_folder, model=LEAST, micro_batches="auto", steps=2)
         free(costs.step_bytes(config, 4, 2))
         train(config, tmp_path / "run")
         assert "training.micro_batches=auto: 2, 4 images at a time on each device, " in capsys.readouterr().out
         assert load_config(tmp_path / "run").training.micro_batches == 2
         free(2**40)
-        longer = run_config(image_folder, micro_batches="auto", steps=3)
+        longer = run_config(image_folder, model=LEAST, micro_batches="auto", steps=3)
         assert train(longer, tmp_path / "run").summary["steps"] == 3
         assert "training.micro_batches=auto: 2, as this run began" in capsys.readouterr().out
         assert load_config(tmp_path / "run").training.micro_batches == 2
 
     def test_is_refused_where_no_image_fits(self, image_folder, tmp_path, free):
-        config = run_config(image_folder, micro_batches="auto")
+        config = run_config(image_folder, model=LEAST, micro_batches="auto")
         free(costs.step_bytes(config, 1, 8) - 1)
         with pytest.raises(ConfigError, match=r"one image at a time needs .* take training\.memory=invert, a smaller"):
             train(config, tmp_path / "run")

@@ -12,7 +12,7 @@ import signal
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import SMALL
+from helpers.models import LEAST, SMALL
 from helpers.runs import TIMING, assert_same_checkpoint, before_steps, checkpoint_values, figures, run_config
 from PIL import Image
 
@@ -136,7 +136,7 @@ class TestResumption:
     def test_signal_stops_a_run_at_the_step_boundary_and_the_same_command_goes_on(
         self, image_folder, tmp_path, stand_ins, fake_step, capsys
     ):
-        write_json(tmp_path / "config.json", run_config(image_folder).to_dict())
+        write_json(tmp_path / "config.json", run_config(image_folder, model=LEAST).to_dict())
         arguments = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]
         with pytest.MonkeyPatch.context() as patch:
             before_steps(patch, lambda _, step: os.kill(os.getpid(), signal.SIGTERM) if step == 6 else None, fake_step)
@@ -236,7 +236,7 @@ class TestSaid:
         for number in range(12):
             image = np.full((8, 8), number, np.uint8)
             Image.fromarray(image).save(tmp_path / f"{number}.png")
-        train(run_config(tmp_path, steps=2, pictures=0, precision="tf32"), tmp_path / "run")
+        train(run_config(tmp_path, model=LEAST, steps=2, pictures=0, precision="tf32"), tmp_path / "run")
         out = capsys.readouterr().out
         validation, test = (line for line in out.splitlines() if "the images are grey" in line)
         assert "bits/dim on" in validation and "three times as large" in test
@@ -334,7 +334,7 @@ class TestSelection:
             return next(measured) if split == "validation" else 1.0
 
         stand_ins(measure)
-        config = run_config(image_folder, steps=4, evaluate_every=1, keep_checkpoints=4)
+        config = run_config(image_folder, model=LEAST, steps=4, evaluate_every=1, keep_checkpoints=4)
         summary = train(config, tmp_path / "run").summary
         assert seen == ["validation"] * 4 + ["test"]
         assert (summary["best_step"], summary["validation_bits_per_dim"]) == (2, 2.0)
@@ -353,7 +353,7 @@ class TestDivergence:
     def test_skipped_steps_then_the_end_then_a_restart(
         self, image_folder, tmp_path, stand_ins, fake_step, monkeypatch, capsys
     ):
-        config = run_config(image_folder, max_skipped_steps=3, keep_checkpoints=9)
+        config = run_config(image_folder, model=LEAST, max_skipped_steps=3, keep_checkpoints=9)
         write_json(tmp_path / "config.json", config.to_dict())
         arguments = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]
         # Two steps in a row are passed over; the second row of bad steps is one too long.
@@ -384,7 +384,8 @@ class TestDivergence:
         # Read after the steps 1, 2, 4 and 8.
         monkeypatch.setattr(reading, "SECONDS", math.inf)
         monkeypatch.setattr(fake_step, "bad", {4, 5, 6})
-        config = run_config(image_folder, max_skipped_steps=3, log_every=99, evaluate_every=99, checkpoint_every=99)
+        rare = {"log_every": 99, "evaluate_every": 99, "checkpoint_every": 99}
+        config = run_config(image_folder, model=LEAST, max_skipped_steps=3, **rare)
         with pytest.raises(DivergedError, match=r"3 steps in a row were not applied \(at step 7: "):
             train(config, tmp_path / "run")
         assert "3 of the steps 5 to 7 were not applied: " in capsys.readouterr().out
@@ -401,7 +402,7 @@ def test_config_of_a_run_repeats_it(finished_run, tmp_path):
 
 class TestFewerBits:
     def test_reconstructions_of_a_5_bit_run_count_as_exact(self, image_folder, tmp_path, stand_ins, fake_step):
-        model = dataclasses.replace(SMALL, n_bits=5)
+        model = dataclasses.replace(LEAST, n_bits=5)
         config = run_config(image_folder, model=model, steps=1, evaluate_every=1)
         summary = train(config, tmp_path / "run").summary
         exact, count = summary["reconstruction"].split(" images")[0].split(" of ")
