@@ -25,10 +25,12 @@ from export.formats.onnx import OPSET
 from export.formats.precision import with_smaller_weights
 from export.formats.saved_model import save_saved_model
 from export.formats.serving import WARMUP_FILE, write_warmup
+from export.manifest import CASES
 from export.origin import open_run
 from export.signatures import endpoints, onnx_names
 from export.verification import check_onnx, check_saved_model, variants
-from export.verification.cases import make_cases, real_images, weight_digests
+from export.verification.arrays import load_cases
+from export.verification.cases import make_cases, real_images
 from export.verification.run import RefusedError, pass_gate
 from tfdecouple.config import Config, DataConfig
 
@@ -51,10 +53,10 @@ def origin(opened):
 
 
 @pytest.fixture(scope="module")
-def cases(model, origin):
-    """The real cases of the gate; to compute them anew for every sabotage would take most of the time."""
-    images, _ = real_images(origin.config)
-    return make_cases(model, images) | weight_digests(model, ["NCHW", "NHWC"])
+def cases(exported):
+    """The real cases of the gate, as an export keeps them; to compute them anew would take most of the time."""
+    (kept,) = (exported / CASES).iterdir()
+    return load_cases(kept)
 
 
 @pytest.fixture(scope="module")
@@ -439,9 +441,9 @@ class TestOnnx:
         with pytest.raises(ValueError, match="endpoint encode names two arrays alike"):
             dataclasses.replace(one, outputs=one.inputs)
         more = dataclasses.replace(one, name="reconstruct", onnx="reconstructor", answer=lambda reference, given: {})
-        every = (*endpoints(model.config), more)
-        monkeypatch.setattr("export.signatures.endpoints", lambda config: every)
-        monkeypatch.setattr("export.verification.cases.endpoints", lambda config: every)
+        # Alone: what the others answer takes its time.
+        monkeypatch.setattr("export.signatures.endpoints", lambda config: (more,))
+        monkeypatch.setattr("export.verification.cases.endpoints", lambda config: (more,))
         assert onnx_names(model.config)["reconstruct"] == "reconstructor"
         images, _ = real_images(Config(name="x", model=model.config, data=DataConfig(source="photographs")))
         with pytest.raises(RefusedError, match="endpoint reconstruct cannot be compared"):
