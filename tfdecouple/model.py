@@ -20,6 +20,7 @@ from tfdecouple.arguments import (
     numbers,
     whole_number,
 )
+from tfdecouple.between import between, require_path
 from tfdecouple.config import load_preset, preset_names
 from tfdecouple.errors import ConfigError, DataError, InversionError, UserError, nearest
 from tfdecouple.exactness import far_from_training, listed, require_finite, require_same, warn_of_far_images
@@ -244,6 +245,7 @@ class DecoupledModel(KerasTraining):
         alphas: Sequence[float] | float,
         betas: Sequence[float] | float,
         labels: Any = None,
+        path: str = "lerp",
     ) -> tf.Tensor:
         """Interpolates between two batches of images in two dimensions (paper section 3.2, Figure 5).
 
@@ -254,29 +256,29 @@ class DecoupledModel(KerasTraining):
                 nothing.
             betas: positions between v of a (0) and v of b (1); likewise.
             labels: as for `switch`.
+            path: of v: "lerp" for the line between the two, as in the paper, or "slerp" for the arc around the origin,
+                on which v in the middle is as long as at the ends and images keep their contrast. z takes the line.
 
         Returns:
             uint8 `[batch, len(alphas), len(betas), height, width, 3]`; the corners (0, 0) and (1, 1) are a and b.
 
         Raises:
             DataError: for images of another shape or type.
-            UserError: for alphas or betas that are no finite numbers.
+            UserError: for alphas or betas that are no finite numbers, or another path.
         """
         a, b = as_equally_many("interpolate", a, b, self.config.image_shape)
         of_z, of_v = numbers(alphas, "alphas"), numbers(betas, "betas")
+        require_path(path)
         (z_a, v_a), (z_b, v_b) = self._encoded_pair(a, b, labels)
         count, rows, columns = v_a.shape[0], len(of_z), len(of_v)
         if 0 in (count, rows, columns):
             return tf.zeros([count, rows, columns, *self.config.image_shape], tf.uint8)
-        # Both ends are exact: 1 * a + 0 * b is a, to the last bit.
-        beta = tf.reshape(tf.constant(of_v, tf.float32), [1, 1, columns, 1, 1, 1])
-        v = (1 - beta) * v_a[:, None, None] + beta * v_b[:, None, None]
-        v = tf.reshape(tf.repeat(v, rows, 1), [-1, *self.config.image_shape])
+        v = between(v_a, v_b, of_v, path)
+        v = tf.reshape(tf.repeat(v[:, None], rows, 1), [-1, *self.config.image_shape])
         z = None
         if z_a is not None and z_b is not None:
-            alpha = tf.reshape(tf.constant(of_z, tf.float32), [1, rows, 1, 1])
-            z = (1 - alpha) * z_a[:, None, None] + alpha * z_b[:, None, None]
-            z = tf.reshape(tf.repeat(z, columns, 2), [-1, self.config.latent_dim])
+            z = tf.repeat(between(z_a, z_b, of_z)[:, :, None], columns, 2)
+            z = tf.reshape(z, [-1, self.config.latent_dim])
         return tf.reshape(self._decode_in_chunks(z, v), [count, rows, columns, *self.config.image_shape])
 
     def edit(self, images: Any, direction: Any, amount: Any, labels: Any = None) -> tf.Tensor:

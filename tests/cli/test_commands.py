@@ -279,6 +279,22 @@ class TestInterpolate:
         np.testing.assert_array_equal(shown.tile(0, 0), images[0])
         np.testing.assert_array_equal(shown.tile(1, 1), images[1])
 
+    def test_line_and_arc_beside_each_other(self, finished_run, image_folder, model, tmp_path):
+        command("interpolate", "--run", finished_run, "--out", tmp_path, "--steps", 3, "--path", "both")
+        shown = Shown(tmp_path, "interpolate", rows=3, columns=6, group=(0, 3), header=LINE, width=1600)
+        images = files_of(image_folder, "test")
+        a, b = (images[shown.facts[which]["indices"]] for which in ("first", "second"))
+        assert shown.facts["path"] == "both"
+        for left, path in ((0, "lerp"), (3, "slerp")):
+            right = model.interpolate(a, b, [0, 0.5, 1], [0, 0.5, 1], path=path)[0].numpy()
+            for row in range(3):
+                for column in range(3):
+                    np.testing.assert_array_equal(shown.tile(row, left + column), right[row, column])
+            # Neighbouring pixels, over the rows of the picture.
+            steps = np.abs(np.diff(right.astype(float), axis=-3)).mean((0, 2, 3, 4))
+            steps = (steps + np.abs(np.diff(right.astype(float), axis=-2)).mean((0, 2, 3, 4))) / 2
+            np.testing.assert_allclose(shown.facts["contrast"][path], steps)
+
 
 class TestNeighbours:
     def test_model_that_repeats_its_training_images_is_found_out(
@@ -402,6 +418,7 @@ class TestRefusals:
             ("neighbours --temperature inf", "--temperature is inf"),
             ("neighbours --search -1", "--search is -1"),
             ("interpolate --steps 1", "--steps is 1"),
+            ("interpolate --path arc", "--path is 'arc'"),
             ("project --method umap", "--method is 'umap'"),
             ("project --count 3", "at least 4"),
             ("reconstruct --data folder:/no/such/folder", "there is no folder /no/such/folder"),

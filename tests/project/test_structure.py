@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "objective": {"pixels", "networks", "runtime"},
     "gradient": {"objective", "layers", "runtime"},
     "draws": {"randomness"},
+    "between": {"errors"},
     "precision_check": {"errors", "layers", "networks"},
     "exactness": {"errors"},
     "distributions": BASE | {"runtime", "networks", "objective", "randomness", "arguments"},
@@ -50,7 +51,7 @@ MAY_IMPORT = {
     "run_folder": BASE | {"architecture", "parameters", "networks", "storage", "pretrained"},
     "model": BASE
     | {"runtime", "networks", "objective", "distributions", "exactness", "randomness", "arguments"}
-    | {"keras_training", "pretrained", "run_folder"},
+    | {"between", "keras_training", "pretrained", "run_folder"},
     "outliers": {"objective", "model"},
     "directions": {"errors", "storage"},
     "data": BASE | {"runtime"},

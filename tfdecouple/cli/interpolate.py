@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from tfdecouple.cli import options as arguments
+from tfdecouple.errors import UserError
 from tfdecouple.runtime.process import start_tensorflow
 
 
@@ -15,13 +16,20 @@ def add_parser(commands: Any) -> None:
         commands,
         "interpolate",
         "go from one image to another in z and v apart (paper Figure 5)",
-        "z changes downwards, v to the right; the two images are in the upper left and lower right corners.",
+        "z changes downwards, v to the right; the two images are in the upper left and lower right corners. The JSON "
+        "file has the contrast at each place of v: by how many levels neighbouring pixels differ.",
     )
     arguments.add_run(parser)
     arguments.add_data(parser)
     arguments.add_pairs(parser)
     arguments.add_drawing(parser, 1, "pairs, one below another")
     parser.add_argument("--steps", type=int, default=6, metavar="N", help="images in a row and in a column (default 6)")
+    parser.add_argument(
+        "--path",
+        default="lerp",
+        metavar="NAME",
+        help="of v: lerp, the line as in the paper; slerp, the arc around the origin; or both (default lerp)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -32,22 +40,27 @@ def run(options: argparse.Namespace) -> int:
     """
     arguments.check(options)
     arguments.at_least(options, "steps", 2)
+    if options.path not in ("lerp", "slerp", "both"):
+        raise UserError(f"--path is {options.path!r}; it must be lerp, slerp or both")
     start_tensorflow()
     from tfdecouple.cli.opening import image_pairs, labels_of_pair, open_run
     from tfdecouple.cli.output import save_picture
     from tfdecouple.runtime.progress import Counter
-    from tfdecouple.visualization.grids import interpolation_grid
+    from tfdecouple.visualization.grids import contrast, interpolations, interpolations_drawn
 
     opened = open_run(options)
     ((how, (a, b)),) = image_pairs(opened, options, ("across",)).items()
     places = [step / (options.steps - 1) for step in range(options.steps)]
-    note = f"\n{a.note} {opened.note()}"
+    paths = ("lerp", "slerp") if options.path == "both" else (options.path,)
     rows = len(places) if opened.config.model.has_latent else 1
-    with Counter("interpolating", len(a.pixels) * rows * len(places)) as counter:
-        picture = interpolation_grid(
-            opened.model, a.pixels, b.pixels, places, note, counter, labels=labels_of_pair(a, b)
-        )
+    with Counter("interpolating", len(a.pixels) * len(paths) * rows * len(places)) as counter:
+        of_pair = labels_of_pair(a, b)
+        tiles = interpolations(opened.model, a.pixels, b.pixels, places, paths, counter, of_pair)
+    picture = interpolations_drawn(tiles, places, paths, f"\n{a.note} {opened.note()}")
+    # Over pairs and rows.
+    seen = {path: contrast(tiles[:, index]).mean((0, 1)).tolist() for index, path in enumerate(paths)}
     facts = {"first": a.facts, "second": b.facts, "seed": options.seed, "count": len(a.pixels), "places": places}
+    facts |= {"path": options.path, "contrast": seen}
     what = "z downwards, v to the right" if opened.config.model.has_latent else "v from left to right, no z"
     says = f"{len(a.pixels)} pair{'s' if len(a.pixels) > 1 else ''} of images, {what}"
     save_picture(opened, options, "interpolate", picture, says, pairing=how, **facts)

@@ -19,6 +19,9 @@ _INK = (0, 0, 0)
 # Images that are encoded or decoded at once: memory, not a picture, depends on it.
 _CHUNK = 64
 
+# What the caption calls the paths of v.
+_ROADS = {"lerp": "the line (lerp)", "slerp": "the arc (slerp)"}
+
 # Is told how many images of a picture are computed.
 OnImages = Callable[[int], None]
 # Labels of the first and of the second images of pairs; None for a model that knows none.
@@ -286,6 +289,40 @@ def _chunks(count: int) -> list[slice]:
     return [slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
 
 
+def interpolations(
+    model: DecoupledModel,
+    a: np.ndarray,
+    b: np.ndarray,
+    places: Sequence[float],
+    paths: Sequence[str] = ("lerp",),
+    on_images: OnImages = _silent,
+    labels: Pair = None,
+) -> np.ndarray:
+    """Interpolates between pairs of images, z and v apart.
+
+    Args:
+        model: the model. Without z there is nothing to go down, and one row is left.
+        a: uint8 `[n, height, width, 3]`.
+        b: the same shape.
+        places: of alpha and of beta.
+        paths: of v, as `DecoupledModel.interpolate` takes them.
+        on_images: called with the number of images done.
+        labels: of a and of b, for a model that knows labels.
+
+    Returns:
+        uint8 `[n, paths, rows, places, height, width, 3]`: z goes down, v across.
+    """
+    alphas = places if model.config.has_latent else places[:1]
+    made: list[np.ndarray] = []
+    for index in range(len(a)):
+        chosen = slice(index, index + 1)
+        own = None if labels is None else (labels[0][chosen], labels[1][chosen])
+        for path in paths:
+            made.append(np.asarray(model.interpolate(a[chosen], b[chosen], alphas, places, own, path))[0])
+            on_images(len(made) * len(alphas) * len(places))
+    return np.stack(made).reshape(len(a), len(paths), *made[0].shape)
+
+
 def interpolation_grid(
     model: DecoupledModel,
     a: np.ndarray,
@@ -299,7 +336,7 @@ def interpolation_grid(
     """Two-dimensional interpolation between two images (paper Figure 5): alpha, for z, down and beta, for v, across.
 
     Args:
-        model: the model. Without z there is nothing to go down, and one row is left.
+        model: the model.
         a: uint8 `[height, width, 3]`, the upper left corner; or several, `[n, height, width, 3]`, one below another.
         b: the lower right corner; the same shape.
         places: of alpha and of beta.
@@ -309,31 +346,62 @@ def interpolation_grid(
         labels: of a and of b, for a model that knows labels, one each or `[n]`.
     """
     shape = a.shape[-3:]
-    has_z = model.config.has_latent
-    alphas = places if has_z else places[:1]
-    tiles = []
-    pairs = list(zip(a.reshape(-1, *shape), b.reshape(-1, *shape), strict=True))
-    own = [None] * len(pairs) if labels is None else list(zip(*np.reshape(labels, [2, -1, 1]), strict=True))
-    for (one, other), of_pair in zip(pairs, own, strict=True):
-        tiles.append(np.asarray(model.interpolate(one[None], other[None], alphas, places, of_pair))[0])
-        on_images(len(tiles) * len(alphas) * len(places))
+    own = None if labels is None else (np.reshape(labels[0], -1), np.reshape(labels[1], -1))
+    tiles = interpolations(model, a.reshape(-1, *shape), b.reshape(-1, *shape), places, on_images=on_images, labels=own)
+    return interpolations_drawn(tiles, places, note=note, side=side)
+
+
+def interpolations_drawn(
+    tiles: np.ndarray, places: Sequence[float], paths: Sequence[str] = ("lerp",), note: str = "", side: int = 0
+) -> Image.Image:
+    """Draws what `interpolations` made, the paths of v beside each other.
+
+    Args:
+        tiles: as `interpolations` returns them.
+        places: as it took them.
+        paths: likewise.
+        note: ends the caption.
+        side: as for `grid`.
+    """
+    count, _, rows, columns = tiles.shape[:4]
     numbers = [f"{place:.2g}" for place in places]
-    if has_z:
+    if rows > 1:
         caption = (
             "Interpolation. Down: z from one image to the other; across: v. Upper left and lower right: the two images."
         )
-        row_labels = [f"z {number}" for number in numbers] * len(tiles)
+        row_labels = [f"z {number}" for number in numbers] * count
     else:
         caption = "Interpolation of v, from the image on the left to that on the right; this model has no z."
         row_labels = []
+    if len(paths) > 1:
+        caption += f" v goes along {' (left) or '.join(_ROADS[path] for path in paths)} (right)."
+    elif tuple(paths) != ("lerp",):
+        caption += f" v goes along {_ROADS[paths[0]]}."
+    # [n, paths, rows, places, ...] to [n * rows, paths * places, ...].
+    beside_each_other = np.moveaxis(tiles, 1, 2).reshape(count * rows, len(paths) * columns, *tiles.shape[4:])
     return grid(
-        np.concatenate(tiles),
+        beside_each_other,
         f"{caption} {note}",
-        group=(len(alphas) if len(tiles) > 1 else 0, 0),
+        group=(rows if count > 1 else 0, columns if len(paths) > 1 else 0),
         row_labels=row_labels,
-        column_labels=[f"v {number}" for number in numbers],
+        column_labels=[f"v {number}" for number in numbers] * len(paths),
+        about=_WIDTH * len(paths),
         side=side,
     )
+
+
+def contrast(images: np.ndarray) -> np.ndarray:
+    """Returns by how much neighbouring pixels of images differ, in levels: the mean over channels, rows and columns.
+
+    Args:
+        images: uint8 `[..., height, width, 3]`.
+
+    Returns:
+        float64 of the leading axes.
+    """
+    values = images.astype(np.float64)
+    steps = [np.abs(np.diff(values, axis=axis)).mean((-3, -2, -1)) for axis in (-3, -2)]
+    return (steps[0] + steps[1]) / 2
 
 
 def edit_grid(
