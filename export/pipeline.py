@@ -22,7 +22,7 @@ from export.formats.files import FILE_FORMATS, FileFormat, Sources, with_sources
 from export.formats.precision import PRECISIONS
 from export.formats.saved_model import save_saved_model
 from export.formats.serving import write_serving_files, write_warmup
-from export.formats.web import build_page, find_runtime
+from export.formats.web import build_page, examples_for, find_runtime
 from export.origin import Origin, open_run, without_path
 from export.signatures import endpoints, onnx_names, page_names
 from export.staging import Staging, interruptible, taken, uninterrupted
@@ -349,6 +349,7 @@ def _about(origin: Origin) -> dict[str, Any]:
         "latent_dim": origin.config.model.latent_dim,
         "bits_per_dim": bits.get("test", bits.get("validation")),
         "data": origin.data,
+        "examples": examples_for(None if origin.imported or origin.step == 0 else origin.config.data),
     }
 
 

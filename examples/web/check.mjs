@@ -1,18 +1,23 @@
 /**
  * Checks the web page of an exported model in a real browser.
  *
- *     node check.mjs SITE [--json FILE] [--screenshot FILE] [--pairs DIR] [--read DIR] [--isolated] [--browser FILE]
+ *     node check.mjs SITE [--json FILE] [--screenshots DIR] [--pairs DIR] [--read DIR] [--isolated] [--browser FILE]
  *
  * Prints one line a check and exits with 1 if any failed. README.md says what it looks at.
  * @module
  */
 
 import { accessSync, constants } from "node:fs";
-import { readFile, readdir, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import { delimiter, join } from "node:path";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";
+import { checkBadFiles, checkDropAndPaste, checkExactFile, checkSave, readFiles, switchPairs } from "./files.mjs";
+import { DEVICES, checkAccessibility, checkLayout, takeScreenshot } from "./looks.mjs";
+import { Report, expect } from "./report.mjs";
 import { NOT_FINITE_PATH, NO_DECODER_PATH, NO_WEBASSEMBLY_PATH, SUB_PATH, serve } from "./server.mjs";
+import { PATIENT, waitForNear, waitForPicture, waitForShown } from "./waiting.mjs";
+import { checkCaptions, checkCredits } from "./words.mjs";
 
 const BROWSERS = ["chromium", "chromium-browser", "google-chrome"];
 const FLAGS = [
@@ -28,39 +33,8 @@ const FLAGS = [
 ];
 const NOISE_IMAGES = 16;
 const DRAG_MS = 3000;
-const PATIENT = { timeout: 120_000 };
 
 /** @typedef {import("playwright-core").Page} Page */
-
-/** What is wrong with the page. */
-class Failed extends Error {}
-
-/** @param {unknown} condition @param {string} message */
-function expect(condition, message) {
-  if (!condition) throw new Failed(message);
-}
-
-/** Collects results. */
-class Report {
-  results = [];
-  measured = {};
-
-  /** @param {string} name @param {() => Promise<string>} body Returns what to say of a passed check. */
-  async check(name, body) {
-    let [ok, detail] = [true, ""];
-    try {
-      detail = await body();
-    } catch (error) {
-      [ok, detail] = [false, error instanceof Failed ? error.message : `${error.message}`.split("\n")[0]];
-    }
-    this.results.push({ name, ok, detail });
-    console.log(`${ok ? "ok    " : "FAILED"} ${name}: ${detail}`);
-  }
-
-  get failed() {
-    return this.results.filter(({ ok }) => !ok).length;
-  }
-}
 
 /** Notes everything that a page must not do. */
 class Watch {
@@ -127,11 +101,6 @@ function findBrowser(given) {
   throw new Error(`No ${BROWSERS.join(", ")} on the PATH; name one with --browser.`);
 }
 
-/** @param {Page} page */
-function waitForPicture(page) {
-  return page.waitForFunction(() => window.tfdecouple?.timing.firstPicture != null, null, PATIENT);
-}
-
 /** @param {Page} page @param {Report} report */
 async function checkFirstPicture(page, report) {
   await waitForPicture(page);
@@ -156,16 +125,40 @@ async function checkSwitch(page) {
   return seen.verdict;
 }
 
+/**
+ * That the picture on the way has z on the line and v on the arc between A and B.
+ * @param {Page} page
+ */
+async function checkBetween(page) {
+  await page.locator("#alpha").fill("0.25");
+  await page.locator("#beta").fill("0.6");
+  const wanted = await page.evaluate(async () => {
+    const { all, base64 } = window.check;
+    const [a, b] = await Promise.all(all(".slot .picture canvas").map((image) => window.tfdecouple.encode(image, 1)));
+    const product = (one, other) => one.reduce((sum, value, index) => sum + value * other[index], 0);
+    const [lengthA, lengthB] = [a.v, b.v].map((v) => Math.sqrt(product(v, v)));
+    const angle = Math.acos(product(a.v, b.v) / (lengthA * lengthB));
+    const scale = (0.4 * lengthA + 0.6 * lengthB) / Math.sin(angle);
+    const mixed = (one, other, ofOne, ofOther) => one.map((value, index) => ofOne * value + ofOther * other[index]);
+    const z = mixed(a.z, b.z, 0.75, 0.25);
+    const [ofA, ofB] = [(Math.sin(0.4 * angle) * scale) / lengthA, (Math.sin(0.6 * angle) * scale) / lengthB];
+    const v = mixed(a.v, b.v, ofA, ofB);
+    return base64(await window.tfdecouple.decode(z, v, 1));
+  });
+  await waitForNear(page, "#between-picture canvas", wanted, "the picture is not that of z at 25 % and v at 60 %");
+  return "at z 25 % and v 60 % the picture has z on the line and v on the arc";
+}
+
 /** @param {Page} page @param {Report} report */
 async function checkRoundTrip(page, report) {
   const outcome = await page.evaluate(async (count) => {
     const { noise, pixels, config } = window.check;
-    const { image_size: size, demo_images: demos } = await config();
+    const { image_size: size, examples } = await config();
     const length = size * size * 3;
-    const images = new Uint8Array((count + demos.length) * length);
+    const images = new Uint8Array((count + examples.length) * length);
     images.set(noise(count * length));
-    for (const [index, address] of demos.entries()) {
-      const bitmap = await createImageBitmap(await (await fetch(address)).blob());
+    for (const [index, { file }] of examples.entries()) {
+      const bitmap = await createImageBitmap(await (await fetch(file)).blob());
       const canvas = Object.assign(document.createElement("canvas"), { width: size, height: size });
       canvas.getContext("2d").drawImage(bitmap, 0, 0);
       images.set(pixels(canvas), (count + index) * length);
@@ -177,11 +170,11 @@ async function checkRoundTrip(page, report) {
       const back = await window.tfdecouple.decode(z, v, 1);
       different += image.reduce((sum, value, index) => sum + (value !== back[index]), 0);
     }
-    return { noise: count, demos: demos.length, values: images.length, different };
+    return { noise: count, examples: examples.length, values: images.length, different };
   }, NOISE_IMAGES);
   report.measured.roundTrip = outcome;
   expect(outcome.different === 0, `${outcome.different} of ${outcome.values} values differ`);
-  return `${outcome.noise} noise images and ${outcome.demos} examples, all ${outcome.values} values identical`;
+  return `${outcome.noise} noise images and ${outcome.examples} examples, all ${outcome.values} values identical`;
 }
 
 /** @param {Page} page @param {Report} report */
@@ -257,7 +250,7 @@ async function checkKeyboard(page) {
   for (const key of ["ArrowRight", "ArrowDown", "ArrowDown", "Shift+ArrowRight"]) await page.keyboard.press(key);
   const end = await text();
   expect(start === "z 0 % from B, v 0 % from B", `Home and PageUp lead to: ${start}`);
-  expect(end === "z 6 % from B, v 10 % from B", `four arrow keys lead to: ${end}`);
+  expect(end === "z 10 % from B, v 6 % from B", `four arrow keys lead to: ${end}`);
   return `from “${start}” to “${end}” with four keys`;
 }
 
@@ -268,101 +261,6 @@ async function tabTo(page, id) {
     if (await page.evaluate((wanted) => document.activeElement.id === wanted, id)) return true;
   }
   return false;
-}
-
-/** @param {Page} page */
-async function checkBadFiles(page) {
-  const input = page.locator(".slot input").first();
-  const message = page.locator(".slot .problem").first();
-  const says = async (file, pattern) => {
-    await input.setInputFiles(file);
-    await page
-      .waitForFunction(
-        (source) => new RegExp(source).test(document.querySelector(".slot .problem").textContent),
-        pattern,
-        { timeout: 5000 },
-      )
-      .catch(async () => expect(false, `for ${file.name} the page says “${await message.textContent()}”`));
-  };
-  await says(
-    { name: "notes.txt", mimeType: "text/plain", buffer: Buffer.from("no picture") },
-    "notes.txt is not an image",
-  );
-  const text = await message.textContent();
-  await says(
-    { name: "torn.png", mimeType: "image/png", buffer: Buffer.from("\x89PNG torn") },
-    "torn.png cannot be decoded",
-  );
-  await says({ name: "void.png", mimeType: "image/png", buffer: Buffer.alloc(0) }, "void.png is empty");
-  return `“${text}”`;
-}
-
-/** @param {Page} page */
-async function checkExactFile(page) {
-  const file = await page.evaluate(async () => {
-    const { image_size: size } = await window.check.config();
-    const values = window.check.noise(size * size * 3);
-    const data = new ImageData(size, size);
-    values.forEach((value, index) => (data.data[index + Math.floor(index / 3)] = value));
-    for (let index = 3; index < data.data.length; index += 4) data.data[index] = 255;
-    const png = await window.check.png(size, size, (context) => context.putImageData(data, 0, 0));
-    return { png: window.check.base64(png), values: window.check.base64(values) };
-  });
-  await page
-    .locator(".slot input")
-    .first()
-    .setInputFiles({ name: "exact.png", mimeType: "image/png", buffer: Buffer.from(file.png, "base64") });
-  await waitForShown(page, 0, file.values);
-  await waitForShown(page, 0, file.values, ".grid .picture canvas");
-  return "a PNG of the model’s size keeps its pixels, and comes back from its codes";
-}
-
-/** @param {Page} page @param {number} index @param {string} values Base64. */
-async function waitForShown(page, index, values, selector = ".slot .picture canvas") {
-  const arrived = await page
-    .waitForFunction(
-      ([place, wanted, where]) => window.check.same(window.check.all(where)[place], window.check.bytes(wanted)),
-      [index, values, selector],
-      { timeout: 10_000 },
-    )
-    .catch(() => null);
-  expect(arrived, `${selector} does not show the pixels of the file`);
-}
-
-/** @param {Page} page */
-async function checkDropAndPaste(page) {
-  const shown = await page.evaluate(async () => {
-    const half = async (colour) => {
-      const bytes = await window.check.png(300, 200, (context) => {
-        context.fillStyle = "#000";
-        context.fillRect(0, 0, 300, 200);
-        context.fillStyle = colour;
-        // Only the middle square is to be kept.
-        context.fillRect(50, 0, 200, 200);
-      });
-      const transfer = new DataTransfer();
-      transfer.items.add(new File([bytes], "wide.png", { type: "image/png" }));
-      return transfer;
-    };
-    const uniform = async (index, colour) => {
-      const end = Date.now() + 5000;
-      while (Date.now() < end) {
-        const pixels = window.check.all(".slot .picture canvas")[index];
-        if (pixels.every((value, place) => value === colour[place % 3])) return true;
-        await new Promise((resolve) => setTimeout(resolve, 20));
-      }
-      return false;
-    };
-    const slot = document.querySelectorAll(".slot")[1];
-    slot.dispatchEvent(new DragEvent("drop", { dataTransfer: await half("#f00"), bubbles: true, cancelable: true }));
-    const dropped = await uniform(1, [255, 0, 0]);
-    document.activeElement.blur();
-    document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: await half("#00f"), bubbles: true }));
-    return { dropped, pasted: await uniform(0, [0, 0, 255]) };
-  });
-  expect(shown.dropped, "a dropped file is not shown as its middle square");
-  expect(shown.pasted, "a pasted file is not shown as its middle square");
-  return "a wide picture is cropped to its middle square and shrunk, dropped or pasted";
 }
 
 /** @param {Page} page @param {Report} report */
@@ -516,18 +414,6 @@ async function touchSlider(page, at) {
 }
 
 /** @param {Page} page */
-async function checkSave(page) {
-  await page.locator(".grid .picture").nth(1).hover();
-  const [saved] = await Promise.all([
-    page.waitForEvent("download", { timeout: 5000 }),
-    page.locator(".grid .save").nth(1).click(),
-  ]);
-  const bytes = await readFile(await saved.path());
-  expect(bytes.subarray(1, 4).toString() === "PNG", "the saved file is no PNG");
-  return `${saved.suggestedFilename()}, ${bytes.length} bytes`;
-}
-
-/** @param {Page} page */
 async function checkNarrow(page) {
   const before = page.viewportSize();
   await page.setViewportSize({ width: 320, height: 640 });
@@ -560,63 +446,12 @@ async function checkComplaint(browser, address, selector, parts) {
   }
 }
 
-/** @param {Page} page @param {string} folder */
-async function switchPairs(page, folder) {
-  const { a, b } = JSON.parse(await readFile(join(folder, "inputs.json"), "utf8"));
-  return page.evaluate(
-    async (inputs) => {
-      const { base64, bytes, same, config } = window.check;
-      const { image_size: size } = await config();
-      const [imagesA, imagesB] = [bytes(inputs.a), bytes(inputs.b)];
-      const count = imagesA.length / (size * size * 3);
-      const { encode, decode } = window.tfdecouple;
-      const [codeA, codeB] = [await encode(imagesA, count), await encode(imagesB, count)];
-      return {
-        count,
-        ab: base64(await decode(codeA.z, codeB.v, count)),
-        ba: base64(await decode(codeB.z, codeA.v, count)),
-        identical:
-          same(await decode(codeA.z, codeA.v, count), imagesA) && same(await decode(codeB.z, codeB.v, count), imagesB),
-      };
-    },
-    { a, b },
-  );
-}
-
-/**
- * Reads picture files as the page reads them.
- * @param {Page} page
- * @param {string} folder
- * @returns {Promise<Record<string, string>>} The pixels of each file in base64, of the model's size; or "refused: " and
- *   what the page says of it.
- */
-async function readFiles(page, folder) {
-  const found = {};
-  for (const name of (await readdir(folder)).sort()) {
-    const content = (await readFile(join(folder, name))).toString("base64");
-    found[name] = await page.evaluate(
-      async ([name, content]) => {
-        const { readImage } = await import(new URL("images.js", location.href));
-        const { image_size: size, centre_crop: crop } = await window.check.config();
-        const blob = new Blob([window.check.bytes(content)]);
-        try {
-          return window.check.base64(await readImage(blob, name, size, crop));
-        } catch (error) {
-          return `refused: ${error.message}`;
-        }
-      },
-      [name, content],
-    );
-  }
-  return found;
-}
-
 function readArguments() {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
     options: {
       json: { type: "string" },
-      screenshot: { type: "string" },
+      screenshots: { type: "string" },
       pairs: { type: "string" },
       read: { type: "string" },
       browser: { type: "string" },
@@ -625,7 +460,7 @@ function readArguments() {
   });
   if (positionals.length !== 1) {
     console.error(
-      "usage: node check.mjs SITE [--json FILE] [--screenshot FILE] [--pairs DIR] [--read DIR] [--isolated] " +
+      "usage: node check.mjs SITE [--json FILE] [--screenshots DIR] [--pairs DIR] [--read DIR] [--isolated] " +
         "[--browser FILE]",
     );
     process.exit(2);
@@ -638,7 +473,7 @@ async function checkAll(options, report, origin) {
   const browser = await chromium.launch({ executablePath: findBrowser(options.browser), args: FLAGS });
   try {
     report.measured.browser = browser.version();
-    const page = await browser.newPage({ viewport: { width: 1200, height: 900 }, colorScheme: "light" });
+    const page = await browser.newPage({ ...DEVICES.web_page, colorScheme: "light" });
     const watch = new Watch(page, origin);
     await page.addInitScript(pageTools);
     await page.goto(origin + SUB_PATH);
@@ -647,6 +482,7 @@ async function checkAll(options, report, origin) {
       expect(watch.problems.length === 0, watch.problems.join("; "));
       return "no console errors, no failed and no foreign requests, before and during all of the above";
     });
+    await checkPhone(browser, origin + SUB_PATH, options, report);
     const complaint = (name, path, selector, parts) =>
       report.check(name, () => checkComplaint(browser, origin + path, selector, parts));
     await complaint("missing model", NO_DECODER_PATH, "#load-error p", ["model/decoder.onnx", "HTTP 404"]);
@@ -661,14 +497,17 @@ async function checkAll(options, report, origin) {
 async function checkPage(page, options, report) {
   await report.check("first picture", () => checkFirstPicture(page, report));
   await report.check("switch", () => checkSwitch(page));
+  await report.check("captions", () => checkCaptions(page));
+  await report.check("credits", () => checkCredits(page));
   await report.check("round trip", () => checkRoundTrip(page, report));
   await report.check("drag", () => checkDrag(page, report));
   await report.check("keyboard", () => checkKeyboard(page));
+  await report.check("on the way", () => checkBetween(page));
   await report.check("directions", () => checkSteering(page));
   await report.check("sampling", () => checkSampling(page, report));
   await report.check("save", () => checkSave(page));
   await report.check("320 px", () => checkNarrow(page));
-  if (options.screenshot) await takeScreenshot(page, options.screenshot);
+  await checkLooks(page, "web_page", options, report);
   await report.check("not an image", () => checkBadFiles(page));
   await report.check("exact file", () => checkExactFile(page));
   await report.check("drop and paste", () => checkDropAndPaste(page));
@@ -688,14 +527,38 @@ async function checkPage(page, options, report) {
   report.measured.isolated = await page.evaluate(() => crossOriginIsolated);
 }
 
-/** @param {Page} page @param {string} file */
-async function takeScreenshot(page, file) {
-  await page.mouse.move(0, 0);
-  await page.evaluate(() => {
-    document.activeElement.blur();
-    scrollTo(0, 0);
-  });
-  await page.screenshot({ path: file, fullPage: true });
+/**
+ * Layout, accessibility and screenshot of an open page with samples.
+ * @param {Page} page
+ * @param {string} name Of the screenshot.
+ * @param {ReturnType<typeof readArguments>} options
+ * @param {Report} report
+ */
+async function checkLooks(page, name, options, report) {
+  const { width, height } = page.viewportSize();
+  await report.check(`layout of ${width} x ${height}`, () => checkLayout(page));
+  await report.check(`accessibility of ${width} x ${height}`, () => checkAccessibility(page));
+  if (options.screenshots) await takeScreenshot(page, options.screenshots, name);
+}
+
+/**
+ * The page on a phone.
+ * @param {import("playwright-core").Browser} browser
+ * @param {string} address
+ * @param {ReturnType<typeof readArguments>} options
+ * @param {Report} report
+ */
+async function checkPhone(browser, address, options, report) {
+  const page = await browser.newPage({ ...DEVICES.web_page_phone, colorScheme: "light" });
+  try {
+    await page.goto(address);
+    await waitForPicture(page);
+    await page.tap("#sample");
+    await page.waitForFunction(() => document.querySelectorAll("#samples .save:not([hidden])").length === 8, null, PATIENT);
+    await checkLooks(page, "web_page_phone", options, report);
+  } finally {
+    await page.close();
+  }
 }
 
 async function main() {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -15,14 +17,51 @@ import numpy as np
 import skimage
 from PIL import Image
 
+from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import UserError
 
 PAGE = pathlib.Path(__file__).parents[1] / "page"
 CONFIG = "model/config.json"
 RUNTIME_VERSION = "1.30.0"
-# Photographs of scikit-image that anybody may publish (public domain or CC0).
-_DEMO = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A picture that the page begins with, of scikit-image: one that anybody may publish.
+
+    Attributes:
+        file: in the folder of scikit-image's pictures.
+        title: what the page calls it.
+        author: as scikit-image states it.
+        licence: likewise.
+    """
+
+    file: str
+    title: str
+    author: str
+    licence: str
+
+    @property
+    def name(self) -> str:
+        """As `data.photographs` names it, where it is one of them."""
+        return self.file.partition(".")[0]
+
+    @property
+    def picture(self) -> str:
+        """The file in the page's folder."""
+        return f"model/{self.name}.png"
+
+
+# The first two are the pair that the page begins with.
+EXAMPLES = (
+    Example("coffee.png", "Coffee", "Rachel Michetti", "CC0"),
+    Example("chelsea.png", "Chelsea the cat", "Stefan van der Walt", "CC0"),
+    Example("astronaut.png", "Astronaut", "NASA", "public domain"),
+    Example("rocket.jpg", "Rocket", "SpaceX", "public domain"),
+    Example("retina.jpg", "Retina", "Mikael Häggström", "CC0"),
+    Example("hubble_deep_field.jpg", "Deep field", "NASA", "public domain"),
+)
 # What the page loads of the package onnxruntime-web: the build for the processor, without WebGPU.
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 
@@ -47,7 +86,7 @@ def build_page(
         shutil.copyfile(onnx / f"{name}.onnx", folder / "model" / f"{name}.onnx")
     for name in RUNTIME_FILES:
         shutil.copyfile(runtime / name, folder / "runtime" / name)
-    for name, pixels in demo_images(about["image_size"]).items():
+    for name, pixels in example_images(about["image_size"]).items():
         Image.fromarray(pixels).save(folder / name)
     (folder / CONFIG).write_text(
         json.dumps(page_config(onnx, runtime, about, models), indent=2) + "\n", encoding="utf-8"
@@ -57,16 +96,45 @@ def build_page(
 def page_config(
     onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any], models: Iterable[str]
 ) -> dict[str, Any]:
-    """Returns what the page is told of the model: what it is, the sizes of its files, the pictures to begin with."""
+    """Returns what the page is told: what the model is, the sizes of its files, where the project is."""
     sizes = {name: (onnx / f"{name}.onnx").stat().st_size for name in models}
     sizes["runtime"] = sum((runtime / name).stat().st_size for name in RUNTIME_FILES)
-    return {**about, "sizes": sizes, "demo_images": [f"model/{name.partition('.')[0]}.png" for name in _DEMO]}
+    return {**about, "sizes": sizes, "project": _project()}
 
 
-def demo_images(size: int) -> dict[str, np.ndarray]:
+def _project() -> str | None:
+    """Returns the address of this project, where the installed package states one."""
+    stated = importlib.metadata.metadata("tfdecouple")
+    pages = stated.get_all("Home-page") or [
+        entry.partition(",")[2].strip() for entry in stated.get_all("Project-URL") or ()
+    ]
+    return pages[0] if pages else None
+
+
+def example_images(size: int) -> dict[str, np.ndarray]:
     """Returns the pictures that the page begins with, uint8 `[size, size, 3]`, by their names in its folder."""
     photographs = pathlib.Path(skimage.__file__).parent / "data"
-    return {f"model/{name.partition('.')[0]}.png": read_image(str(photographs / name), size, 0) for name in _DEMO}
+    return {example.picture: read_image(str(photographs / example.file), size, 0) for example in EXAMPLES}
+
+
+def examples_for(data: DataConfig | None) -> list[dict[str, Any]]:
+    """Returns what the page says of its pictures: file, title, author, licence, and whether the model learnt from them.
+
+    Args:
+        data: what the model was trained on; None where nobody knows. Of other data than the embedded photographs nobody
+            has looked whether these pictures are among them.
+    """
+    learnt = data.photographs if data is not None and data.source == "photographs" else None
+    return [
+        {
+            "file": example.picture,
+            "title": example.title,
+            "author": example.author,
+            "licence": example.licence,
+            "seen": None if learnt is None else example.name in learnt,
+        }
+        for example in EXAMPLES
+    ]
 
 
 def find_runtime(given: pathlib.Path | None, scratch: pathlib.Path) -> pathlib.Path:

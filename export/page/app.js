@@ -12,6 +12,7 @@ import { Samples } from "./samples.js";
 import { Steering } from "./steer.js";
 
 /** @typedef {import("./codes.js").Config} Config */
+/** @typedef {import("./codes.js").Example} Example */
 /** @typedef {import("./codes.js").Progress} Progress */
 
 const LETTERS = /** @type {const} */ (["A", "B"]);
@@ -25,7 +26,7 @@ const slots = LETTERS.map(
     new Slot(
       letter,
       (blob, name) => open(index, blob, name),
-      (address) => openExample(index, address),
+      (example) => openExample(index, example),
     ),
 );
 const pair = new Pair(
@@ -85,8 +86,9 @@ async function showConfig(known) {
   meter.expect(known.sizes ?? {});
   showFacts(known);
   steering.offer(known.directions ?? []);
-  const examples = known.demo_images ?? [];
+  const examples = known.examples ?? [];
   slots.forEach((slot) => slot.offer(examples));
+  showCredits(examples);
   if (examples.length === 0) return;
   await Promise.all([openExample(0, examples[0]), openExample(1, examples[1 % examples.length])]);
 }
@@ -112,13 +114,14 @@ function showLoadError(error) {
   byId("load-error").hidden = false;
 }
 
-/** @param {number} index @param {string} address */
-async function openExample(index, address) {
+/** @param {number} index @param {Example} example */
+async function openExample(index, example) {
   const turn = ++turns[index];
+  const { file } = example;
   try {
-    const response = await fetch(new URL(address, import.meta.url));
-    if (!response.ok) throw new Error(`${address} could not be fetched: HTTP ${response.status}.`);
-    await read(index, turn, await response.blob(), address, address);
+    const response = await fetch(new URL(file, import.meta.url));
+    if (!response.ok) throw new Error(`${file} could not be fetched: HTTP ${response.status}.`);
+    await read(index, turn, await response.blob(), example.title, example);
   } catch (error) {
     if (turn === turns[index]) slots[index].complain(error.message);
   }
@@ -134,14 +137,14 @@ async function open(index, blob, name) {
   }
 }
 
-/** @param {number} index @param {number} turn @param {Blob} blob @param {string} name @param {string | null} example */
+/** @param {number} index @param {number} turn @param {Blob} blob @param {string} name @param {Example | null} example */
 async function read(index, turn, blob, name, example) {
   const { image_size: size, centre_crop: crop } = await config;
   const pixels = await readImage(blob, name, size, crop);
   if (turn !== turns[index]) return;
   images[index] = pixels;
   slots[index].complain("");
-  slots[index].mark(example);
+  slots[index].mark(name, example);
   slots[index].picture.show(pixels, size);
   // Where the model cannot be loaded, the page says so already.
   ready.then(
@@ -190,6 +193,20 @@ function warnOfNoise() {
   byId("slots").after(element("p", { class: "problem" }, [text]));
 }
 
+/** Who made the example pictures, and whether the model has seen them. @param {Example[]} examples */
+function showCredits(examples) {
+  const seen = new Map([
+    [true, "The model was trained on crops of it."],
+    [false, "The model was not trained on it."],
+    [null, "Whether the model was trained on it is not known."],
+  ]);
+  byId("credits").hidden = examples.length === 0;
+  const rows = examples.map(({ title, author, licence, seen: known }) =>
+    element("li", {}, [element("b", {}, [title]), `, ${author} (${licence}). ${seen.get(known ?? null)}`]),
+  );
+  byId("credits-list").replaceChildren(...rows);
+}
+
 /** @param {Config} known */
 function showFacts(known) {
   const { name, image_size: size, latent_dim: latentDim, bits_per_dim: bits, data } = known;
@@ -206,6 +223,7 @@ function showFacts(known) {
   if (data) facts.push(["Trained on", data]);
   const rows = facts.map(([term, text]) => element("div", {}, [element("dt", {}, [term]), element("dd", {}, [text])]));
   byId("facts").replaceChildren(...rows);
+  if (known.project) byId("project").replaceChildren(element("a", { href: known.project }, ["tfdecouple"]));
 }
 
 /** @param {number[]} numbers */

@@ -14,8 +14,18 @@ import { LoadError, download } from "./download.js";
  * @property {number | null} bits_per_dim
  * @property {string} data
  * @property {Record<string, number>} sizes Bytes of the encoder, decoder and sampler.
- * @property {string[]} demo_images
+ * @property {Example[]} examples Pictures to begin with.
+ * @property {string | null} [project] Address of the project that made the page.
  * @property {Direction[]} [directions] In z, that change one thing about a picture.
+ */
+
+/**
+ * @typedef {object} Example
+ * @property {string} file
+ * @property {string} title
+ * @property {string} author
+ * @property {string} licence
+ * @property {boolean | null} seen Whether the model was trained on it; null where nobody knows.
  */
 
 /**
@@ -187,8 +197,11 @@ export function join(parts) {
   return batch;
 }
 
+/** Of the sine of the angle between two codes: below, there is no one arc between them. */
+const LEAST_SINE = 1e-6;
+
 /**
- * The place between two vectors. Rounded to single precision at each step as in Python, so that both give the same
+ * The place on the line between two vectors. Rounded to single precision at each step as in Python, so that both give the same
  * codes; both ends are exact.
  * @param {Float32Array} a At 0.
  * @param {Float32Array} b At 1.
@@ -199,6 +212,33 @@ export function between(a, b, place) {
   const ofB = Math.fround(place);
   const ofA = Math.fround(1 - ofB);
   return a.map((value, index) => Math.fround(ofA * value) + Math.fround(ofB * b[index]));
+}
+
+/**
+ * The place on the arc around the origin between two vectors, which turns at an even speed while the length goes evenly from
+ * one to the other; on the line where there is no one arc. As `slerp` in Python; both ends are exact.
+ * @param {Float32Array} a At 0.
+ * @param {Float32Array} b At 1.
+ * @param {number} place
+ * @returns {Float32Array}
+ */
+export function onArc(a, b, place) {
+  const [lengthA, lengthB] = [Math.sqrt(product(a, a)), Math.sqrt(product(b, b))];
+  const both = lengthA * lengthB;
+  const angle = Math.acos(Math.min(1, Math.max(-1, both > 0 ? product(a, b) / both : 0)));
+  const sine = Math.sin(angle);
+  if (!(both > 0 && sine > LEAST_SINE)) return between(a, b, place);
+  const length = (1 - place) * lengthA + place * lengthB;
+  const ofA = Math.fround(((length / lengthA) * Math.sin((1 - place) * angle)) / sine);
+  const ofB = Math.fround(((length / lengthB) * Math.sin(place * angle)) / sine);
+  return a.map((value, index) => Math.fround(ofA * value) + Math.fround(ofB * b[index]));
+}
+
+/** @param {Float32Array} a @param {Float32Array} b */
+function product(a, b) {
+  let sum = 0;
+  for (let index = 0; index < a.length; index++) sum += a[index] * b[index];
+  return sum;
 }
 
 /**

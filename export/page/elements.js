@@ -5,6 +5,8 @@
 
 import { draw, savePng } from "./images.js";
 
+/** @typedef {import("./codes.js").Example} Example */
+
 /**
  * @param {string} id
  * @returns {any} The element of the page; any, so that callers need no casts.
@@ -61,6 +63,12 @@ export class Picture {
     this.element.classList.remove("empty");
   }
 
+  /** @param {string} label Says what it shows now. */
+  rename(label) {
+    this.#canvas.setAttribute("aria-label", label);
+    this.#save.setAttribute("aria-label", `Save as PNG: ${label}`);
+  }
+
   /** Shows nothing. */
   clear() {
     this.#pixels = null;
@@ -84,18 +92,19 @@ function downloadIcon() {
 /**
  * Where the reader chooses a picture.
  *
- * Fires the given callback with a file or the address of an example; the caller shows the outcome.
+ * Fires the given callback with a file or an example; the caller shows the outcome.
  */
 export class Slot {
   #message;
   #input;
+  #name;
   #examples;
   #onExample;
 
   /**
    * @param {"A" | "B"} letter
    * @param {(blob: Blob, name: string) => void} onFile
-   * @param {(address: string) => void} onExample
+   * @param {(example: Example) => void} onExample
    */
   constructor(letter, onFile, onExample) {
     this.picture = new Picture(`Picture ${letter}`, `picture-${letter.toLowerCase()}`);
@@ -107,9 +116,10 @@ export class Slot {
       "aria-label": `Examples for picture ${letter}`,
     });
     const choose = element("label", { class: "file" }, [this.#input, element("span", {}, ["Choose a file"])]);
-    const name = element("h3", {}, [letter]);
+    this.#name = element("span", { class: "slot-name" });
+    const heading = element("h3", {}, [element("b", {}, [letter]), this.#name]);
     this.element = element("div", { class: "slot" }, [
-      name,
+      heading,
       this.picture.element,
       choose,
       this.#examples,
@@ -136,23 +146,34 @@ export class Slot {
     });
   }
 
-  /** @param {string[]} addresses */
-  offer(addresses) {
-    this.#examples.replaceChildren(...addresses.map((address, index) => this.#example(address, index + 1)));
+  /** @param {Example[]} examples */
+  offer(examples) {
+    this.#examples.replaceChildren(...examples.map((example) => this.#example(example)));
   }
 
-  /** @param {string} address @param {number} number */
-  #example(address, number) {
-    const image = element("img", { src: address, alt: `Example ${number}`, draggable: "false" });
-    const button = element("button", { type: "button", "aria-pressed": "false", "data-address": address }, [image]);
-    button.addEventListener("click", () => this.#onExample(address));
+  /** @param {Example} example */
+  #example(example) {
+    const image = element("img", { src: example.file, alt: example.title, draggable: "false" });
+    const told = `${example.title}, ${example.author}, ${example.licence}`;
+    const button = element(
+      "button",
+      { type: "button", "aria-pressed": "false", title: told, "data-address": example.file },
+      [image],
+    );
+    button.addEventListener("click", () => this.#onExample(example));
     return button;
   }
 
-  /** @param {string | null} address The example in use, if any. */
-  mark(address) {
+  /**
+   * Says which picture is shown.
+   * @param {string} name
+   * @param {Example | null} example The example that it is, if any.
+   */
+  mark(name, example) {
+    this.#name.textContent = ` ${name}`;
+    this.#name.title = name;
     for (const button of this.#examples.children) {
-      button.setAttribute("aria-pressed", String(button.dataset.address === address));
+      button.setAttribute("aria-pressed", String(button.dataset.address === example?.file));
     }
   }
 

@@ -3,7 +3,7 @@
  * @module
  */
 
-import { between } from "./codes.js";
+import { between, onArc } from "./codes.js";
 import { element } from "./elements.js";
 import { draw } from "./images.js";
 
@@ -49,7 +49,7 @@ export class PairMap {
     const filling = ++this.#filling;
     for (const index of indicesBetween()) {
       const { x, y } = placeOf(index);
-      const pixels = await decode(between(a.z, b.z, x), between(a.v, b.v, y), 1);
+      const pixels = await decode(between(a.z, b.z, y), onArc(a.v, b.v, x), 1);
       if (filling !== this.#filling) return;
       draw(this.#cells[index], pixels, size);
     }

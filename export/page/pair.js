@@ -3,7 +3,8 @@
  * @module
  */
 
-import { between, differences, isFiniteCode, join, split } from "./codes.js";
+import { between, differences, isFiniteCode, join, onArc, split } from "./codes.js";
+import { hasColoursOf } from "./colours.js";
 import { Picture, byId, element } from "./elements.js";
 import { FrameRate, latestOnly } from "./live.js";
 import { PairMap } from "./map.js";
@@ -18,11 +19,11 @@ import { createPad } from "./pad.js";
 /** A model that takes longer for the four pictures of the switch is left alone: its map would take minutes. */
 const SLOWEST_SWITCH_MS = 1500;
 
-/** The cells of the switch, row by row; also the corners of the map. */
+/** The cells of the switch, row by row: z goes down, v across. Also the corners of the map. */
 const CELLS = [
   { z: 0, v: 0, caption: "A, back again", file: "a-again" },
-  { z: 1, v: 0, caption: "A in the colours of B", file: "v-of-a-z-of-b" },
-  { z: 0, v: 1, caption: "B in the colours of A", file: "v-of-b-z-of-a" },
+  { z: 0, v: 1, caption: "B with the z of A", file: "v-of-b-z-of-a" },
+  { z: 1, v: 0, caption: "A with the z of B", file: "v-of-a-z-of-b" },
   { z: 1, v: 1, caption: "B, back again", file: "b-again" },
 ];
 
@@ -35,8 +36,9 @@ export class Pair {
   /** @type {Code[] | null} The codes of A and B. */
   #pair = null;
   /** @type {Point} */
-  #point = { x: 0.5, y: 0 };
+  #point = { x: 0, y: 0.5 };
   #cells = CELLS.map(({ caption, file }) => new Picture(caption, file));
+  #captions = CELLS.map(({ caption }) => element("figcaption", {}, [caption]));
   #between = new Picture("Between A and B", "between");
   #showPair = latestOnly((images) => this.#guarded(() => this.#switch(images)));
   #showPoint = latestOnly((point) => this.#guarded(() => this.#interpolate(point)));
@@ -61,13 +63,13 @@ export class Pair {
     this.#onComplaint = onComplaint;
     this.#onPicture = onPicture;
     this.#onCodes = onCodes;
-    buildGrid(this.#cells);
+    buildGrid(this.#cells, this.#captions);
     byId("between-picture").append(this.#between.element);
     this.#map = new PairMap(byId("pad"));
     this.#pad = createPad(byId("pad"), byId("pad-track"), byId("pad-thumb"), {
       onMove: (point) => this.#move(point),
       onStart: () => this.rate.restart(),
-      describe: ({ x, y }) => `z ${percent(x)} from B, v ${percent(y)} from B`,
+      describe: ({ x, y }) => `z ${percent(y)} from B, v ${percent(x)} from B`,
     });
     for (const name of ["alpha", "beta"]) byId(name).addEventListener("input", () => this.#readRanges());
     this.#showPlace();
@@ -104,6 +106,7 @@ export class Pair {
     const decoded = await this.#decodeCells(zs, vs);
     const fast = performance.now() - start < SLOWEST_SWITCH_MS;
     this.#showCells(decoded);
+    this.#showCaptions([a, b], decoded);
     this.#judge(differences(a, decoded[0]), differences(b, decoded[3]), a.length);
     this.#onPicture();
     this.#onCodes([a, b], this.#pair, this.#size);
@@ -142,6 +145,20 @@ export class Pair {
   }
 
   /**
+   * Says of a switched picture that it has the colours of the other where it has.
+   * @param {Uint8Array[]} images
+   * @param {Uint8Array[]} decoded
+   */
+  #showCaptions(images, decoded) {
+    CELLS.forEach(({ z, v, caption }, index) => {
+      const taken = z !== v && hasColoursOf(decoded[index], images[v], images[z]);
+      const text = taken ? `${"AB"[v]} in the colours of ${"AB"[z]}` : caption;
+      this.#captions[index].textContent = text;
+      this.#cells[index].rename(text);
+    });
+  }
+
+  /**
    * @param {Difference} ofA
    * @param {Difference} ofB
    * @param {number} length
@@ -162,14 +179,14 @@ export class Pair {
   }
 
   #readRanges() {
-    this.#move({ x: byId("alpha").valueAsNumber, y: byId("beta").valueAsNumber });
+    this.#move({ x: byId("beta").valueAsNumber, y: byId("alpha").valueAsNumber });
   }
 
   #showPlace() {
     const { x, y } = this.#point;
     this.#pad.show(this.#point);
-    [byId("alpha").value, byId("beta").value] = [String(x), String(y)];
-    [byId("alpha-text").textContent, byId("beta-text").textContent] = [percent(x), percent(y)];
+    [byId("alpha").value, byId("beta").value] = [String(y), String(x)];
+    [byId("alpha-text").textContent, byId("beta-text").textContent] = [percent(y), percent(x)];
   }
 
   /** @param {Point} point */
@@ -177,7 +194,7 @@ export class Pair {
     const pair = this.#pair;
     if (!pair) return;
     const [a, b] = pair;
-    const pixels = await this.#codes.decode(between(a.z, b.z, x), between(a.v, b.v, y), 1);
+    const pixels = await this.#codes.decode(between(a.z, b.z, y), onArc(a.v, b.v, x), 1);
     if (pair !== this.#pair) return;
     this.#between.show(pixels, this.#size);
     this.rate.tick();
@@ -190,15 +207,14 @@ export class Pair {
   }
 }
 
-/** @param {Picture[]} cells */
-function buildGrid(cells) {
+/** @param {Picture[]} cells @param {HTMLElement[]} captions */
+function buildGrid(cells, captions) {
   const header = (letter, kind) => [element("i", {}, [letter]), ` of ${kind}`];
   const nodes = [element("span")];
-  for (const kind of ["A", "B"]) nodes.push(element("p", { class: "column z" }, header("z", kind)));
+  for (const kind of ["A", "B"]) nodes.push(element("p", { class: "column v" }, header("v", kind)));
   cells.forEach((picture, index) => {
-    if (index % 2 === 0) nodes.push(element("p", { class: "row v" }, header("v", "AB"[index / 2])));
-    const caption = element("figcaption", {}, [CELLS[index].caption]);
-    nodes.push(element("figure", {}, [picture.element, caption]));
+    if (index % 2 === 0) nodes.push(element("p", { class: "row z" }, header("z", "AB"[index / 2])));
+    nodes.push(element("figure", {}, [picture.element, captions[index]]));
   });
   byId("switch-grid").append(...nodes);
 }

@@ -18,7 +18,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from export.card import card_text
 from export.formats.serving import write_serving_files
-from export.formats.web import CONFIG, PAGE, RUNTIME_FILES, demo_images, page_config
+from export.formats.web import CONFIG, PAGE, RUNTIME_FILES, example_images, page_config
 from export.manifest import file_digest
 from tfdecouple.errors import one_line
 
@@ -39,7 +39,7 @@ def page_problems(
     sources = {path.relative_to(PAGE).as_posix(): path for path in PAGE.rglob("*") if path.is_file()}
     sources |= {f"model/{name}.onnx": onnx / f"{name}.onnx" for name in models}
     sources |= {f"runtime/{name}": runtime / name for name in RUNTIME_FILES}
-    pictures = demo_images(about["image_size"])
+    pictures = example_images(about["image_size"])
     found = {path.relative_to(page).as_posix() for path in page.rglob("*") if path.is_file()}
     expected = {*sources, *pictures, CONFIG}
     yield from (f"web/{name} is missing" for name in sorted(expected - found))

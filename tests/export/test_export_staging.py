@@ -638,7 +638,10 @@ class TestWeb:
             assert (page / path.name).read_bytes() == path.read_bytes()
         assert contents(page / "runtime") == contents(runtime / "dist")
         config = json.loads((page / "model" / "config.json").read_text())
-        pictures = config.pop("demo_images")
+        examples = config.pop("examples")
+        pictures = [example["file"] for example in examples]
+        # The run's data are the embedded photographs.
+        assert {example["seen"] for example in examples} == {True, False}
         assert {path.name for path in (page / "model").iterdir()} == {
             *PARTS,
             "config.json",
@@ -653,6 +656,7 @@ class TestWeb:
             "bits_per_dim": None,
             "data": opened[1].data,
             "sizes": {**sizes, "runtime": 303},
+            "project": None,
         }
         assert len(pictures) >= 2
         for name in pictures:

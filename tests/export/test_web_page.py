@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -14,15 +15,20 @@ import pytest
 from helpers.models import random_images
 from helpers.picture_files import SIZE, claiming, write_files
 from helpers.places import ROOT
+from PIL import Image
 
-from export.formats.web import RUNTIME_VERSION
+from export.formats.web import EXAMPLES, RUNTIME_VERSION, example_images, examples_for
 from export.origin import open_run
 from export.pipeline import Request, _about, export
+from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
+from tfdecouple.data.photographs import PHOTOGRAPHS
 from tfdecouple.directions import METHODS, Direction, Directions
+from tfdecouple.run_folder import load_config
 from tfdecouple.runs import load_model, weights_sha256
 
 EXAMPLE = ROOT / "examples" / "web"
+IMAGES = ROOT / "docs" / "images"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -78,6 +84,32 @@ def test_directions_of_the_same_weights_alone_come_to_the_page(steered_run, tmp_
     assert "directions" not in _about(origin) and "other weights" in origin.without_directions
 
 
+def test_examples_are_credited_and_the_page_knows_which_the_model_has_seen():
+    for example in EXAMPLES:
+        known = PHOTOGRAPHS.get(example.name, example)
+        assert (example.author, example.licence) == (known.author, known.licence)
+    found = {one["file"]: one for one in examples_for(load_config("photographs").data)}
+    assert set(found) == set(example_images(8))
+    assert found["model/coffee.png"]["seen"] is True and found["model/retina.png"]["seen"] is False
+    assert found["model/retina.png"]["licence"] == "CC0"
+    # Of other data, and of a model that came without any, nobody knows.
+    for data in (DataConfig(source="folder:."), DataConfig(source="tfds:mnist"), None):
+        assert {one["seen"] for one in examples_for(data)} == {None}
+
+
+def size_of(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def test_screenshots_of_the_documentation_are_of_the_sizes_that_are_checked():
+    looks = (EXAMPLE / "looks.mjs").read_text(encoding="utf-8")
+    sizes = dict(re.findall(r"(\w+): \{ viewport: \{ (width: \d+, height: \d+) \}", looks))
+    assert set(sizes) == {"web_page", "web_page_phone"}
+    for name, size in sizes.items():
+        assert "width: {}, height: {}".format(*size_of(IMAGES / f"{name}.png")) == size
+
+
 @pytest.mark.slow
 def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools, tmp_path):
     a, b = random_images(16, seed=1), random_images(16, seed=2)
@@ -88,7 +120,7 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools
     files = write_files(tmp_path / "files")
     (tmp_path / "files" / "bomb.png").write_bytes(claiming(20_000, 20_000))
     command = ["node", "check.mjs", str(page / "web"), "--json", str(report), "--pairs", str(tmp_path)]
-    command += ["--read", str(tmp_path / "files")]
+    command += ["--read", str(tmp_path / "files"), "--screenshots", str(tmp_path)]
     result = subprocess.run(
         [*command, "--browser", str(CHROMIUM)],
         cwd=tools,
@@ -99,6 +131,8 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools
     )
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads(report.read_text())
+    for name in ("web_page", "web_page_phone"):
+        assert size_of(tmp_path / f"{name}.png") == size_of(IMAGES / f"{name}.png")
     assert "20000 x 20000 pixels" in found["read"].pop("bomb.png")
     assert_reads_as_training_does(found["read"], files)
     pairs = found["pairs"]

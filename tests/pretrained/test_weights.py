@@ -16,7 +16,7 @@ from helpers.refusals import refused
 from PIL import Image
 
 import tfdecouple
-from export.formats.web import demo_images
+from export.formats.web import example_images
 from tfdecouple import pretrained
 from tfdecouple.cli import main
 from tfdecouple.cli.output import results_folder
@@ -52,7 +52,7 @@ def test_images_come_back_and_another_z_gives_other_pictures():
     """Of the pictures that the page begins with, crops that the model never saw, and noise."""
     model = tfdecouple.DecoupledModel.from_preset("photographs")
     crops, _ = load_images(open_source(load_config("photographs").data, 64), "test", 6)
-    images = np.concatenate([*(picture[None] for picture in demo_images(64).values()), crops, random_images(2, 64)])
+    images = np.concatenate([*(picture[None] for picture in example_images(64).values()), crops, random_images(2, 64)])
     z, v = model.encode(images)
     np.testing.assert_array_equal(model.decode(z, v), images)
     switched = model.decode(np.roll(z, -1, 0), v).numpy()
