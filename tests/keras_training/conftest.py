@@ -37,7 +37,8 @@ def made(optimizer=None, config=SMALLEST, start=True, **options):
     if start:
         model.initialize(IMAGES)
         give_effect(model)
-    model.compile(optimizer or keras.optimizers.Adam(1e-3), **options)
+    # Without moments, whose update takes an eager step as long as all else.
+    model.compile(optimizer or keras.optimizers.SGD(1e-6), **options)
     return model
 
 

@@ -1,5 +1,6 @@
 """`fit` as a Keras user writes it: what it takes, what it begins with, what it shows, and with which callbacks."""
 
+import dataclasses
 import json
 import warnings
 
@@ -37,7 +38,8 @@ class TestImages:
     def test_all_kinds_of_data_take_the_same_steps(self, make, images, snapshot):
         labels = np.arange(20)
         dataset = tf.data.Dataset.from_tensor_slices
-        model = make()
+        # Without z, which has no part in it and takes half of the time.
+        model = make(config=dataclasses.replace(SMALLEST, conditioning="none"))
         model.optimizer.build(model.trainable_variables)
         start = snapshot(model)
         kinds = {
@@ -274,7 +276,7 @@ class TestCallbacks:
                     raise KeyboardInterrupt
 
         def train(*more):
-            model = make()
+            model = make(keras.optimizers.Adam(1e-3))
             backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
             history = model.fit(images, batch_size=10, epochs=2, shuffle=False, verbose=0, callbacks=[backup, *more])
             return model, history
@@ -284,7 +286,7 @@ class TestCallbacks:
         assert json.loads((tmp_path / "backup" / "training_metadata.json").read_text())["epoch"] == 1
         model, history = train()
         assert history.epoch == [1]
-        whole = make()
+        whole = make(keras.optimizers.Adam(1e-3))
         whole.fit(images, batch_size=10, epochs=2, shuffle=False, verbose=0)
         for ours, theirs in zip(snapshot(model), snapshot(whole), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -303,7 +305,7 @@ class TestOwnLoops:
         assert int(many.optimizer.iterations) == 2
         assert history["loss"][0] == pytest.approx(np.mean([each["loss"] for each in logs]), rel=1e-5)
         for ours, theirs in zip(many.weights, model.weights, strict=True):
-            np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=5e-3, err_msg=ours.path)
+            np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=1e-4, err_msg=ours.path)
         measured = model.test_on_batch(images, return_dict=True)
         assert measured == pytest.approx(model.evaluate(images, batch_size=20, verbose=0, return_dict=True))
         assert make(run_eagerly=True).run_eagerly
