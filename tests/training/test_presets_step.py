@@ -74,7 +74,7 @@ KINDS = {layers(config.model): (name, config) for name in preset_names()[::-1] f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [config for _, config in KINDS.values()], ids=[name for name, _ in KINDS.values()])
-def test_step_reaches_every_weight(config):
+def test_step_reaches_every_weight(config, eager):
     strategy = make_strategy(1)
     keras.utils.set_random_seed(1)
     with strategy.scope():
