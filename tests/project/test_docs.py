@@ -20,7 +20,7 @@ from tfdecouple.config.values import FORMER
 
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 # Options of programs that are not the project's, where the text speaks of them.
-FOREIGN_OPTIONS = {"--gpus-per-task", "--signal", "--ignore-scripts"}
+FOREIGN_OPTIONS = {"--gpus-per-task", "--signal", "--ignore-scripts", "--build-arg", "--user"}
 
 
 def in_documents(test):

@@ -1,0 +1,93 @@
+"""The Dockerfiles, of which no image is built here: what they copy, install, run and set is there."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shutil
+import subprocess
+import sysconfig
+
+import pytest
+from helpers.command_lines import check_command
+from helpers.places import ROOT
+
+from export.formats.serving import write_serving_files
+
+TRAIN, SERVE = (ROOT / "docker" / f"{name}.Dockerfile" for name in ("train", "serve"))
+
+
+def instructions(path):
+    """The instructions of a Dockerfile: pairs of a word and what follows it, continued lines joined."""
+    text = re.sub(r"\\\n\s*", "", path.read_text(encoding="utf-8"))
+    lines = [line.strip() for line in text.splitlines()]
+    return [tuple(line.split(None, 1)) for line in lines if line and not line.startswith("#")]
+
+
+def arguments_of(path, word):
+    return [rest for found, rest in instructions(path) if found == word]
+
+
+def copied(path):
+    """What is copied of the context."""
+    return [source for rest in arguments_of(path, "COPY") for source in rest.split()[:-1]]
+
+
+@pytest.mark.parametrize("path", [TRAIN, SERVE], ids=lambda path: path.name)
+def test_hadolint_has_no_objection(path):
+    program = shutil.which("hadolint", path=sysconfig.get_path("scripts")) or shutil.which("hadolint")
+    if program is None:
+        pytest.skip("there is no hadolint")
+    done = subprocess.run([program, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_training_copies_what_there_is_and_what_the_context_lets_in():
+    sources = copied(TRAIN)
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    let_in = {line[1:] for line in ignored if line.startswith("!")}
+    assert "*" in ignored and let_in == set(sources)
+    assert all((ROOT / source).exists() for source in sources)
+    # Whatever the package is built of.
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert {"pyproject.toml", "setup.cfg", config["metadata"]["license_files"], "README.md"} <= set(sources)
+    packages = {line.partition(".")[0] for line in config["options.packages.find"]["include"].split()}
+    assert packages <= set(sources)
+
+
+def test_training_installs_extras_that_there_are_and_a_python_that_fits():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    given = dict(rest.split("=") for rest in arguments_of(TRAIN, "ARG"))
+    assert set(given["EXTRAS"].split(",")) <= set(config["options.extras_require"])
+    assert f"Programming Language :: Python :: {given['PYTHON']}" in config["metadata"]["classifiers"]
+
+
+def test_training_begins_with_a_command_that_there_is():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    (entry,), (command,) = (json.loads(arguments_of(TRAIN, word)[0]) for word in ("ENTRYPOINT", "CMD"))
+    assert entry in [line.split()[0] for line in config["options.entry_points"]["console_scripts"].splitlines() if line]
+    check_command(f"{entry} {command}")
+    # Where runs go without being told: the folder that is mounted.
+    (folder,) = arguments_of(TRAIN, "VOLUME")
+    assert folder == f"{arguments_of(TRAIN, 'WORKDIR')[-1]}/runs"
+
+
+def test_server_starts_as_the_compose_file_of_an_export_starts_it(tmp_path):
+    write_serving_files(tmp_path, "NAME")
+    compose = (tmp_path / "docker-compose.yml").read_text(encoding="utf-8")
+    (command,) = (json.loads(rest) for rest in arguments_of(SERVE, "CMD"))
+    assert command == re.findall(r'^ +- "(--[^"]+)"$', compose, re.M)
+    # Everything that is mounted there is copied here, to the same places.
+    mounted = dict(re.findall(r'- "\./([^:]+):([^:]+):ro"', compose))
+    places = {}
+    for rest in arguments_of(SERVE, "COPY"):
+        *sources, target = rest.replace("${NAME}", "NAME").split()
+        places |= {source: target + source if target.endswith("/") else target for source in sources}
+    assert places == mounted
+    assert arguments_of(SERVE, "EXPOSE") == ["8500 8501"] and '"127.0.0.1:8500:8500"' in compose
+    assert "NVIDIA_TF32_OVERRIDE=0" in arguments_of(SERVE, "ENV")
+    assert arguments_of(SERVE, "FROM")[0].partition(":")[0] in compose
