@@ -17,7 +17,7 @@ SHORT := tests/test_golden.py tests/data/test_image_files.py tests/test_untruste
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test test-slow test-all test-versions test-lowest test-newest tools lint clean
+.PHONY: help train test test-slow test-all test-versions test-lowest test-newest tools docs lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,9 +46,13 @@ test-newest: $(VENV)/newest/.stamp ## run a short suite with the newest versions
 tools: | $(VENV)/.stamp-venv ## install what the long tests need: compilers, ONNX Runtime for C++, Node.js, Chromium, npm packages
 	@.ci/install-tools
 
-lint: $(VENV)/.stamp-lint ## check style (ruff) and types (mypy)
+docs: $(VENV)/.stamp-docs ## build the documentation as a site, in build/site; a broken link ends it
+	$(BIN)/mkdocs build
+
+lint: $(VENV)/.stamp-lint ## check style (ruff), types (mypy) and Dockerfiles (hadolint)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/*.Dockerfile
 
 clean: ## remove .venv, build outputs and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,119 @@
+"""The documentation as a site: it is built without a warning, has every public name, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import html.parser
+import importlib
+import importlib.util
+import pathlib
+import subprocess
+import sys
+import urllib.parse
+
+import pytest
+from helpers.places import ROOT, user_environment
+
+import tfdecouple
+
+EXTERNAL = ("http:", "https:", "mailto:", "data:")
+
+
+class Page(html.parser.HTMLParser):
+    """The anchors of a page, and what it refers to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.anchors, self.targets = {""}, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        """Notes them."""
+        found = dict(attributes)
+        self.anchors.add(found.get("id") or found.get("name") or "")
+        for name in ("href", "src"):
+            if found.get(name):
+                self.targets.append(found[name])
+
+
+@pytest.fixture(scope="module")
+def hook():
+    """The module that makes the pages."""
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("site_hook", ROOT / ".ci" / "site.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def site(hook, tmp_path_factory):
+    """The pages of the site by their paths."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=user_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {path: Page(path.read_text(encoding="utf-8")) for path in folder.rglob("*.html") if path.name != "404.html"}
+    return folder, pages
+
+
+def test_public_names_are_those_of_the_packages(hook):
+    found = hook.public_names()
+    assert found["tfdecouple"] == [f"tfdecouple.{name}" for name in tfdecouple.__all__]
+    for package in hook.PUBLIC:
+        stated = importlib.import_module(f"tfdecouple.{package}").__all__
+        assert found[package] == [f"tfdecouple.{package}.{name}" for name in stated]
+    # Whatever else states names; of these nobody outside has use.
+    others = {path.parent.name for path in (ROOT / "tfdecouple").glob("*/__init__.py") if "__all__" in path.read_text()}
+    assert others - set(hook.PUBLIC) == {"architecture", "cli", "keras_training"}
+    for name in hook.NETWORKS:
+        module, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), last)
+
+
+def test_notebook_becomes_a_page_with_what_its_cells_gave(hook):
+    picture = {"output_type": "execute_result", "data": {"image/png": ["aGk="], "text/plain": ["<Image>"]}}
+    said = [{"name": "stderr", "text": ["noise"]}, {"name": "stdout", "text": ["3 values\n"]}]
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title"]},
+        {"cell_type": "code", "source": ["show()\n", "show()"], "outputs": [*said, picture]},
+    ]
+    text, pictures = hook.tour({"cells": cells})
+    assert pictures == {"tour/0.png": b"hi"}
+    assert text.split("\n\n")[:3] == ["# Title", "```python\nshow()\nshow()\n```", "```text\n3 values\n```"]
+    assert "(tour/0.png)" in text and "noise" not in text and "<Image>" not in text
+
+
+@pytest.mark.slow
+class TestSite:
+    def test_has_every_public_name(self, hook, site):
+        folder, pages = site
+        for page, names in hook.public_names().items():
+            anchors = pages[folder / "api" / page / "index.html"].anchors
+            assert set(names) <= anchors, page
+
+    def test_links_lead_somewhere(self, site):
+        folder, pages = site
+        broken = []
+        for path, page in pages.items():
+            for target in page.targets:
+                if target.startswith(EXTERNAL):
+                    continue
+                address, _, anchor = urllib.parse.unquote(target).partition("#")
+                there = pathlib.Path(folder / address.lstrip("/") if address.startswith("/") else path.parent / address)
+                there = (there / "index.html" if there.is_dir() else there).resolve() if address else path
+                is_there = there in pages or there.is_file()
+                if not is_there or (there in pages and anchor not in pages[there].anchors):
+                    broken.append(f"{path.relative_to(folder)}: {target}")
+        assert not broken, broken
+        assert sum(len(page.targets) for page in pages.values()) > 1000
+
+    def test_fetches_nothing_from_elsewhere(self, site):
+        folder, pages = site
+        for path in pages:
+            text = path.read_text(encoding="utf-8")
+            assert "fonts.googleapis" not in text and '<script src="http' not in text, path
+
+    def test_has_the_tour_with_its_pictures(self, site):
+        folder, pages = site
+        tour = pages[folder / "tour" / "index.html"]
+        assert sum(target.endswith(".png") for target in tour.targets) >= 5
