@@ -536,7 +536,7 @@ async function checkPage(page, options, report) {
  */
 async function checkLooks(page, name, options, report) {
   const { width, height } = page.viewportSize();
-  await report.check(`layout of ${width} x ${height}`, () => checkLayout(page));
+  await report.check(`layout of ${width} x ${height}`, () => checkLayout(page, name));
   await report.check(`accessibility of ${width} x ${height}`, () => checkAccessibility(page));
   if (options.screenshots) await takeScreenshot(page, options.screenshots, name);
 }

@@ -25,9 +25,10 @@ const RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-pra
  * That the swap is in sight without scrolling, examples lie in one row, save buttons are small and round, and hints fit
  * the device. All samples are there.
  * @param {Page} page
+ * @param {keyof typeof DEVICES} device
  * @returns {Promise<string>}
  */
-export async function checkLayout(page) {
+export async function checkLayout(page, device) {
   const seen = await page.evaluate(() => {
     scrollTo(0, 0);
     const box = (node) => node.getBoundingClientRect();
@@ -51,6 +52,7 @@ export async function checkLayout(page) {
   expect(seen.bottom <= seen.height, `the swap ends at ${Math.round(seen.bottom)} of ${seen.height} px`);
   expect(seen.width <= 0, `the page is ${seen.width} px too wide`);
   expect(seen.rows.length === 2 && seen.rows.every((rows) => rows === 1), `examples take ${seen.rows} rows`);
+  expect(seen.touched === Boolean(DEVICES[device].hasTouch), `the page takes ${device} for another device`);
   const covered = Math.max(...seen.saves.map((save) => save.covered));
   expect(seen.saves.length >= 15, `there are ${seen.saves.length} save buttons`);
   expect(
