@@ -68,8 +68,8 @@ def _resized(pixels, size, axis):
 
 
 def known_images(size):
-    """Returns 16 images of smooth colour waves, uint8 `[16, size, size, 3]`, the same for every client and machine."""
-    number, y, x, channel = np.ogrid[:16, :size, :size, :3]
+    """Returns 16 images of smooth colour waves, 4 of large ones, uint8, the same for every client and machine."""
+    number, y, x, channel = np.ogrid[: 16 if size <= 128 else 4, :size, :size, :3]
     phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // size + 85 * channel
     return np.minimum(np.abs(phase % 512 - 256), 255).astype(np.uint8)
 

@@ -141,17 +141,16 @@ def _operations(folder: pathlib.Path) -> Iterator[str]:
 
 def _weights(session: Any, expected: Mapping[str, str]) -> Iterator[str]:
     """Compares every variable with the folded weight of its name."""
+    operations = [one for one in session.graph.get_operations() if one.type == "VarHandleOp"]
+    # All at once: to read one costs a look at the whole graph.
+    values = session.run([f"{one.name}/Read/ReadVariableOp:0" for one in operations])
     found = set()
-    for operation in session.graph.get_operations():
-        if operation.type != "VarHandleOp":
-            continue
+    for operation, value in zip(operations, values, strict=True):
         weight = operation.name.removeprefix(_PREFIX).replace(".", "/")
         found.add(weight)
         if weight not in expected:
             yield f"the SavedModel has a weight {weight} that the run does not have"
-            continue
-        value = session.run(f"{operation.name}/Read/ReadVariableOp:0")
-        if not same(value, expected[weight]):
+        elif not same(value, expected[weight]):
             yield f"the SavedModel has other numbers in weight {weight} than the run"
     if missing := sorted({*expected} - found):
         yield f"the SavedModel lacks weight {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")

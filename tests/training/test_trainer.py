@@ -22,7 +22,7 @@ from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs import load_config, load_model
 from tfdecouple.storage.files import write_json
 from tfdecouple.training import DivergedError, reading, train
-from tfdecouple.training.folder import RunFolder
+from tfdecouple.training.folder import RunFolder, with_whole_paths
 
 # But what the fixtures of classes run is traced, as `finished_run` was.
 pytestmark = pytest.mark.usefixtures("eager")
@@ -306,13 +306,20 @@ class TestWarmStart:
             raise FirstStepError
 
         before_steps(monkeypatch, look)
+        monkeypatch.chdir(finished_run.parent)
         with pytest.raises(FirstStepError):
-            train(run_config(image_folder, init_from=str(finished_run)), tmp_path / "run")
+            train(run_config(image_folder, init_from=finished_run.name), tmp_path / "run")
         ((weights, averages),) = started
         for name, variable in load_model(finished_run).named_variables().items():
             np.testing.assert_array_equal(weights[name], variable, err_msg=name)
             if name in averages:
                 np.testing.assert_array_equal(averages[name], variable, err_msg=name)
+
+    def test_the_other_run_is_named_from_the_root(self, image_folder, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        named = {"first": str(tmp_path / "first"), "photographs": "photographs", "hf://ada/faces": "hf://ada/faces"}
+        for typed, kept in [*named.items(), (None, None)]:
+            assert with_whole_paths(run_config(image_folder, init_from=typed)).training.init_from == kept
 
     def test_another_architecture_is_refused_naming_the_difference(self, finished_run, image_folder, tmp_path):
         model = dataclasses.replace(SMALL, latent_dim=6)

@@ -12,13 +12,22 @@ from types import TracebackType
 from tfdecouple.config import Config, difference
 from tfdecouple.data.opening import find_kind, images_at, located
 from tfdecouple.errors import RunError
-from tfdecouple.runs import CONFIG, LABELS, load_config, read_label_names
+from tfdecouple.runs import CONFIG, LABELS, is_folder, load_config, read_label_names
 from tfdecouple.storage.files import TEMPORARY, write_text
 from tfdecouple.storage.locks import locked
 
 _LOCK = ".lock"
 # What may be another when a run goes on.
 _FREE = ("training.steps", "training.loggers")
+
+
+def with_whole_paths(config: Config) -> Config:
+    """Returns a config whose folders are named from the root: a run is resumed from anywhere."""
+    start = config.training.init_from
+    if start and is_folder(start):
+        start = os.path.abspath(os.path.expanduser(start))
+    training = dataclasses.replace(config.training, init_from=start)
+    return dataclasses.replace(config, data=located(config.data), training=training)
 
 
 class RunFolder:
@@ -102,8 +111,8 @@ class RunFolder:
                 return False
             raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
         theirs = load_config(path)
-        # Older runs have a folder as it was typed.
-        theirs = dataclasses.replace(theirs, data=located(theirs.data))
+        # Older runs have folders as they were typed.
+        theirs = with_whole_paths(theirs)
         changed = difference(theirs, self._config)
         # What is for people may be said otherwise by now, and which photographs there are is nothing to other images.
         free = [*_FREE, "description", "notes"]

@@ -16,7 +16,6 @@ import tensorflow as tf
 from tfdecouple.config import Config, difference
 from tfdecouple.data import Source, open_source
 from tfdecouple.data.labels import require_classes
-from tfdecouple.data.opening import located
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.parameters import require_memory
 from tfdecouple.runs import CONFIG
@@ -24,7 +23,7 @@ from tfdecouple.runtime.memory import address_space, shown_bytes
 from tfdecouple.training.cluster import find_cluster
 from tfdecouple.training.distributed import DistributedTrainer
 from tfdecouple.training.division import settled
-from tfdecouple.training.folder import RunFolder
+from tfdecouple.training.folder import RunFolder, with_whole_paths
 from tfdecouple.training.loggers import require_loggers
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.record import RunRecord
@@ -87,7 +86,7 @@ def train(
         RunError: where the folder holds another run, is in use, or cannot be written.
     """
     path = pathlib.Path(workdir)
-    config = dataclasses.replace(config, data=located(config.data))
+    config = with_whole_paths(config)
     found = find_cluster(cluster)
     with contextlib.ExitStack() as stack:
         if found is not None:
