@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-import json
-
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.eager import run_eagerly
-from helpers.places import DATA
 from helpers.variants import message_of
+from helpers.wolf import Reference, assert_refused
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import WolfError
 from tfdecouple.interop.wolf import import_wolf, model_config_of, read_state
 
-DATA = DATA / "wolf_small_var"
-CONFIG = json.loads((DATA / "config.json").read_text())
-REFERENCE = dict(np.load(DATA / "reference.npz"))
-IMAGES = REFERENCE["images"]
+REFERENCE = Reference("wolf_small_var")
+IMAGES = REFERENCE.images
 
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory):
     """What this project computes where the reference computed `reference.npz`."""
-    folder = tmp_path_factory.mktemp("wolf") / "run"
     with run_eagerly():
-        return compute(import_wolf(DATA / "config.json", DATA / "model.npz", image_size=32, workdir=folder))
+        return compute(REFERENCE.imported(tmp_path_factory.mktemp("wolf") / "run"))
 
 
 def compute(model):
-    given = {name: REFERENCE[name].astype("float32") for name in REFERENCE if name not in ("images", "n_bits")}
+    given = REFERENCE.given
     noise, z = given["dequantization_normal_noise"], given["z"]
     levels = model.levels_of(IMAGES)
     u, log_q = model.dequantize(IMAGES, noise)
@@ -59,18 +53,13 @@ def compute(model):
     }
 
 
-INPUTS = {"images", "n_bits", "dequantization_normal_noise", "posterior_noise", "v_input", "z_input"}
-
-
-@pytest.mark.parametrize("name", sorted(set(REFERENCE) - INPUTS))
+@pytest.mark.parametrize("name", REFERENCE.results)
 def test_result_is_the_references(computed, name):
-    ours, theirs = np.asarray(computed[name], "float64"), REFERENCE[name]
-    assert ours.shape == theirs.shape and np.abs(theirs).max() > 0.01
-    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+    REFERENCE.assert_computed(computed, name)
 
 
 def test_config_is_that_of_the_reference():
-    assert model_config_of(CONFIG, image_size=32) == ModelConfig(
+    assert model_config_of(REFERENCE.config, image_size=32) == ModelConfig(
         image_size=32,
         latent_dim=8,
         steps=(1, (1, 1), (1, 1), 1),
@@ -97,11 +86,7 @@ def test_three_levels_are_read_with_their_factors():
 
 def edited(changes):
     """The reference's config with values of its dequantizer changed, `{dotted name: value}`."""
-    config = copy.deepcopy(CONFIG)
-    for name, value in changes.items():
-        section, key = name.split(".")
-        config["dequantizer"][section][key] = value
-    return config
+    return REFERENCE.edited({f"dequantizer.{name}": value for name, value in changes.items()})
 
 
 @pytest.mark.parametrize(
@@ -122,13 +107,13 @@ def edited(changes):
     ],
 )
 def test_what_this_project_does_not_have_is_named(changes, words):
-    message = message_of(WolfError, lambda: model_config_of(edited(changes), image_size=32))
-    assert [word for word in words if word not in message] == []
+    assert_refused(edited(changes), words)
 
 
 def test_weights_of_the_dequantizer_are_asked_for(tmp_path):
-    state = read_state(DATA / "model.npz")
+    state = read_state(REFERENCE.folder / "model.npz")
     name = "dequantizer.encoder.net.deresnet1.main.1.downsample.0.weight"
     np.savez(tmp_path / "model.npz", **{key: array for key, array in state.items() if key != name})
-    call = lambda: import_wolf(DATA / "config.json", tmp_path / "model.npz", image_size=32, workdir=tmp_path / "run")  # noqa: E731
-    assert f"the weights lack {name}" in message_of(WolfError, call)
+    files = REFERENCE.folder / "config.json", tmp_path / "model.npz"
+    message = message_of(WolfError, lambda: import_wolf(*files, image_size=32, workdir=tmp_path / "run"))
+    assert f"the weights lack {name}" in message
