@@ -98,6 +98,8 @@ class TestRun:
         assert told["samples"] == 4 and len(told["classifiers"]) == 2
         for classifier in told["classifiers"].values():
             assert np.mean(classifier["by_label"]) == pytest.approx(classifier["accuracy"])
+            # Of the 21 training images a fifth judged C.
+            assert classifier["held_out_accuracy"] in (0, 0.25, 0.5, 0.75, 1)
         said = capsys.readouterr().out
         assert "classified right" in said and "4 samples of each of 3 labels" in said
 

@@ -112,7 +112,8 @@ def sample_report(
 
     Returns:
         Plain values: `samples` of each label, `temperature`, `chance`, `train_images`, `test_images`, and by
-        `classifiers` the accuracy on samples, with its standard error and by label, and on real images.
+        `classifiers` the accuracy on samples, with its standard error and by label; on the real images of "train" that
+        judged C, which samples as good as those would have; and on real images of "test".
 
     Raises:
         UserError: for a model that knows no labels.
@@ -140,6 +141,7 @@ def sample_report(
             "accuracy": accuracy.mean,
             "standard_error": accuracy.standard_error,
             "by_label": hits["samples"].reshape(classes, per_label).mean(1).tolist(),
+            "held_out_accuracy": fitted.held_out_accuracy,
             "real_accuracy": float(hits["test"].mean()),
             "C": fitted.strength,
         }
@@ -162,7 +164,8 @@ def sample_summary(report: Mapping[str, Any], names: Sequence[str]) -> list[str]
     for kind, found in report["classifiers"].items():
         each = ", ".join(f"{name} {100 * share:.0f}" for name, share in zip(names, found["by_label"], strict=True))
         lines.append(
-            f"    {kind}: {100 * found['accuracy']:.1f} % of samples ({each}), {100 * found['real_accuracy']:.1f} % of "
-            f"{report['test_images']:,} real test images"
+            f"    {kind}: {100 * found['accuracy']:.1f} % of samples ({each}); of real images "
+            f"{100 * found['held_out_accuracy']:.1f} % of those held out of training ones, "
+            f"{100 * found['real_accuracy']:.1f} % of {report['test_images']:,} test images"
         )
     return lines
