@@ -53,6 +53,15 @@ class TestOfALabel:
             assert figures["images_with"] + figures["images_without"] == 20_000
         assert found[1].figures["accuracy"] > found[0].figures["accuracy"]
 
+    def test_normal_keeps_off_a_dimension_that_hardly_varies(self):
+        """Though it tells the label better than the others: an image takes no notice of it."""
+        (z, has), (held_z, held_has) = classes(3000), classes(3000, seed=1)
+        z[:, 3], held_z[:, 3] = 1e-4 * has, 1e-4 * held_has
+        _, classifier = direction_of_a_label("label", z, has, held_z, held_has, seed=0)
+        assert abs(classifier.vector[3]) < 0.05 * np.linalg.norm(classifier.vector)
+        normal = np.linalg.solve(COVARIANCE, SHIFT)
+        assert cosine(classifier.vector, normal) > 0.95
+
     def test_chance_is_one_half_however_rare_the_label(self):
         training, held_out = classes(3000, 0.1, shift=0), classes(3000, 0.1, seed=1, shift=0)
         for one in direction_of_a_label("nothing", *training, *held_out, seed=0):

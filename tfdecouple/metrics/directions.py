@@ -1,7 +1,9 @@
 """Directions in z that change one thing about an image: found on training images, judged on others.
 
 By the difference of means, as in Glow (Kingma and Dhariwal, 2018, section 6), and by the normal of a regularised linear
-classifier, which leaves alone what merely goes together with the label.
+classifier, which leaves alone what merely goes together with the label. The classifier takes z in the units that the
+prior gives it: its regularisation then keeps it off dimensions that the encoder has given up, which hardly vary from
+image to image, may yet tell labels apart, and change nothing when they are moved.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from tfdecouple.directions import CLASSIFIER, MEANS, Direction
 from tfdecouple.metrics.detection import auroc
-from tfdecouple.metrics.linear_classifier import STRENGTHS, Standardizer, fit_classifier
+from tfdecouple.metrics.linear_classifier import STRENGTHS, fit_classifier
 
 # Fewer images with or without it say nothing; the classifier holds a fifth of them out to choose its strength.
 LEAST = 5
@@ -56,16 +58,15 @@ def direction_of_a_label(
     by_means = counts | _accuracy(held_z @ difference - threshold, held_has)
 
     chosen = _balanced(has, seed)
-    features = z[chosen].astype(np.float32)
-    standardizer = Standardizer.of(features)
-    fitted = fit_classifier("logistic regression", standardizer.apply(features), has[chosen])
+    centre = z[chosen].mean(0, dtype=np.float64)
+    fitted = fit_classifier("logistic regression", _centred(z[chosen], centre), has[chosen])
     classifier: Any = fitted.classifier
     weights = classifier.coef_[0].astype(np.float64)
-    scores = standardizer.apply(held_z.astype(np.float32)) @ weights + classifier.intercept_[0]
+    scores = _centred(held_z, centre) @ weights + classifier.intercept_[0]
     by_classifier = counts | _accuracy(scores, held_has) | {"C": fitted.strength, "converged": fitted.converged}
     return [
         Direction(name, MEANS, difference.astype(np.float32), by_means),
-        Direction(name, CLASSIFIER, _along(weights / standardizer.scale, difference), by_classifier),
+        Direction(name, CLASSIFIER, _along(weights, difference), by_classifier),
     ]
 
 
@@ -96,16 +97,19 @@ def direction_of_a_number(
     factor = float(np.mean((along - along.mean()) * standard) / spread) if spread > 0 else 0.0
     by_slope = counts | {"r2": _r2(factor * (held_z @ slope - along.mean()), (held_values - mean) / deviation)}
 
-    features = z.astype(np.float32)
-    standardizer = Standardizer.of(features)
+    centre = z.mean(0, dtype=np.float64)
     with threadpool_limits(1):
-        ridge = RidgeCV(alphas=[1 / strength for strength in STRENGTHS]).fit(standardizer.apply(features), standard)
-    foretold = ridge.predict(standardizer.apply(held_z.astype(np.float32)))
+        ridge = RidgeCV(alphas=[1 / strength for strength in STRENGTHS]).fit(_centred(z, centre), standard)
+    foretold = ridge.predict(_centred(held_z, centre))
     by_ridge = counts | {"r2": _r2(foretold, (held_values - mean) / deviation), "alpha": float(ridge.alpha_)}
     return [
         Direction(name, MEANS, slope.astype(np.float32), by_slope),
-        Direction(name, CLASSIFIER, _along(np.asarray(ridge.coef_, np.float64) / standardizer.scale, slope), by_ridge),
+        Direction(name, CLASSIFIER, _along(np.asarray(ridge.coef_, np.float64), slope), by_ridge),
     ]
+
+
+def _centred(z: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    return (z - centre).astype(np.float32)
 
 
 def _along(normal: np.ndarray, difference: np.ndarray) -> np.ndarray:
