@@ -36,6 +36,8 @@ READ_AT_START = (
 OF_NO_MATTER = (
     *("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
     *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"),
+    # Read by the program, when it looks for the other workers.
+    "TF_CONFIG",
     # scikit-learn sets them when it is imported.
     *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
 )

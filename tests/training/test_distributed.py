@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.forked import forked_programs
+from helpers.models import LEAST
 from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.runs import assert_same_checkpoint, checkpoint_values, log_rows, run_config
 from helpers.threads import Together
@@ -49,16 +51,11 @@ class Pair:
         command = [sys.executable, "train.py", "--config", str(self.folder / "config.json"), "--workdir", str(self.run)]
         for index in (0, 1):
             task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-            self.processes.append(
-                subprocess.Popen(
-                    [*command, *map(str, arguments)],
-                    cwd=ROOT,
-                    env={**user_environment(), "TF_CONFIG": json.dumps(task)},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
+            environment = {**user_environment(), "TF_CONFIG": json.dumps(task)}
+            options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            with forked_programs():
+                process = subprocess.Popen([*command, *map(str, arguments)], cwd=ROOT, env=environment, **options)
+            self.processes.append(process)
 
     def end(self):
         """Waits for both; returns status, standard output and standard error of each."""
@@ -90,7 +87,7 @@ class Pair:
 @pytest.fixture
 def pair(image_folder, tmp_path):
     """Two workers that would train for a long time and save every 5 steps."""
-    endless = run_config(image_folder, steps=10**6, evaluate_every=10**6)
+    endless = run_config(image_folder, model=LEAST, steps=10**6, evaluate_every=10**6)
     pair = Pair(tmp_path, endless)
     yield pair
     pair.kill()
@@ -112,7 +109,7 @@ class TestTwoRanks:
         """Returns a function that runs both to their end, and returns their states and what each returned or raised."""
 
         def run(**training):
-            config = run_config(image_folder, **training)
+            config = run_config(image_folder, model=LEAST, **training)
             source, strategy = open_source(config.data, 8), make_strategy(1)
             states = [TrainingState(config) for _ in range(2)]
 
@@ -185,7 +182,7 @@ class TestTwoProcesses:
                     assert row[name] == pytest.approx(theirs[key][name], rel=1e-4, abs=1e-4), (key, name)
 
     @pytest.mark.slow
-    def test_weights_are_those_of_two_devices_to_the_bit(self, shared_run, image_folder, tmp_path):
+    def test_weights_are_those_of_two_devices_to_the_bit(self, shared_run, image_folder, tmp_path, forked):
         # A program like the two: the last digits depend on how many threads an operation has.
         write_json(tmp_path / "config.json", run_config(image_folder).to_dict())
         command = [sys.executable, "train.py", "--config", str(tmp_path / "config.json"), "--devices", "2"]
@@ -209,7 +206,7 @@ class TestInterruption:
         assert (other_out, other_err) == ("", f"error: stopped by SIGTERM {ending}")
 
         # One process goes on from what two have saved,
-        config = run_config(image_folder, steps=stopped + 2, evaluate_every=10**6)
+        config = run_config(image_folder, model=LEAST, steps=stopped + 2, evaluate_every=10**6)
         assert train(config, pair.run).summary["steps"] == stopped + 2
         assert f"goes on from step {stopped}\n" in capfd.readouterr().out
         # and two from what one has saved.
