@@ -1,7 +1,8 @@
 /**
  * Checks the web page of an exported model in a real browser.
  *
- *     node check.mjs SITE [--json FILE] [--screenshots DIR] [--pairs DIR] [--read DIR] [--isolated] [--browser FILE]
+ *     node check.mjs SITE [--json FILE] [--screenshots DIR] [--pairs DIR] [--read DIR] [--isolated] [--card]
+ *         [--browser FILE]
  *
  * Prints one line a check and exits with 1 if any failed. README.md says what it looks at.
  * @module
@@ -12,6 +13,7 @@ import { writeFile } from "node:fs/promises";
 import { delimiter, join } from "node:path";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";
+import { cardFlags, checkBrokenCard, checkCard } from "./card.mjs";
 import { checkBadFiles, checkDropAndPaste, checkExactFile, checkSave, readFiles, switchPairs } from "./files.mjs";
 import { DEVICES, checkAccessibility, checkLayout, takeScreenshot } from "./looks.mjs";
 import { Report, expect } from "./report.mjs";
@@ -72,6 +74,10 @@ function pageTools() {
     },
     all: (selector) => [...document.querySelectorAll(selector)].map((canvas) => window.check.pixels(canvas)),
     config: async () => (await fetch("model/config.json")).json(),
+    runsOn: () => {
+      const rows = [...document.querySelectorAll("#facts div")];
+      return rows.find((row) => row.textContent.startsWith("Runs on"))?.textContent ?? "";
+    },
     noise: (length) => {
       const bytes = new Uint8Array(length);
       for (let start = 0; start < length; start += 65536) crypto.getRandomValues(bytes.subarray(start, start + 65536));
@@ -456,12 +462,13 @@ function readArguments() {
       read: { type: "string" },
       browser: { type: "string" },
       isolated: { type: "boolean", default: false },
+      card: { type: "boolean", default: false },
     },
   });
   if (positionals.length !== 1) {
     console.error(
       "usage: node check.mjs SITE [--json FILE] [--screenshots DIR] [--pairs DIR] [--read DIR] [--isolated] " +
-        "[--browser FILE]",
+        "[--card] [--browser FILE]",
     );
     process.exit(2);
   }
@@ -487,6 +494,12 @@ async function checkAll(options, report, origin) {
       report.check(name, () => checkComplaint(browser, origin + path, selector, parts));
     await complaint("missing model", NO_DECODER_PATH, "#load-error p", ["model/decoder.onnx", "HTTP 404"]);
     await complaint("no WebAssembly", NO_WEBASSEMBLY_PATH, "#load-error p", ["no WebAssembly"]);
+    await report.check("broken card", () => checkBrokenCard(browser, origin + SUB_PATH, pageTools));
+    if (options.card) {
+      const card = await chromium.launch({ executablePath: findBrowser(options.browser), args: cardFlags(FLAGS) });
+      await report.check("card", () => checkCard(card, origin + SUB_PATH, pageTools));
+      await card.close();
+    }
     await complaint("not finite", NOT_FINITE_PATH, ".slot .problem", ["no finite codes"]);
   } finally {
     await browser.close();

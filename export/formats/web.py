@@ -62,8 +62,11 @@ EXAMPLES = (
     Example("retina.jpg", "Retina", "Mikael Häggström", "CC0"),
     Example("hubble_deep_field.jpg", "Deep field", "NASA", "public domain"),
 )
-# What the page loads of the package onnxruntime-web: the build for the processor, without WebGPU.
-RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+# What the page loads of the package onnxruntime-web: the build for the processor; and that for graphics cards, too,
+# where there is one and the processor is slow.
+_PROCESSOR = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+_CARD = ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
+RUNTIME_FILES = (*_PROCESSOR, *_CARD)
 
 
 def build_page(
@@ -98,7 +101,7 @@ def page_config(
 ) -> dict[str, Any]:
     """Returns what the page is told: what the model is, the sizes of its files, where the project is."""
     sizes = {name: (onnx / f"{name}.onnx").stat().st_size for name in models}
-    sizes["runtime"] = sum((runtime / name).stat().st_size for name in RUNTIME_FILES)
+    sizes["runtime"] = sum((runtime / name).stat().st_size for name in _PROCESSOR)
     return {**about, "sizes": sizes, "project": _project()}
 
 

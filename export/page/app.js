@@ -38,6 +38,9 @@ const pair = new Pair(
 const config = loadConfig();
 const ready = codes.load(config).then(() => {});
 
+/** Whether the model runs. */
+let started = false;
+
 /** @type {(Uint8Array | null)[]} The pixels of A and B. */
 const images = [null, null];
 /** How often each slot was given a file: of two that are being read the later one wins. */
@@ -53,6 +56,7 @@ let nextPaste = 0;
  * @property {(z: Float32Array, v: Float32Array, count: number) => Promise<Uint8Array>} decode
  * @property {(zNoise: Float32Array, vNoise: Float32Array, temperature: number | Float32Array, count: number) =>
  *   Promise<Uint8Array>} sample
+ * @property {() => "wasm" | "webgpu"} provider What computes: the processor, or the graphics card.
  * @property {{firstPicture: number | null, framesPerSecond: () => number | null}} timing Milliseconds from the start of
  *   navigation to the first decoded picture, and the pictures per second of the most recent drag.
  */
@@ -61,6 +65,7 @@ const api = {
   encode: (batch, count) => codes.encode(batch, count),
   decode: (z, v, count) => codes.decode(z, v, count),
   sample: (zNoise, vNoise, temperature, count) => codes.sample(zNoise, vNoise, temperature, count),
+  provider: () => codes.provider,
   timing: { firstPicture: null, framesPerSecond: () => pair.rate.value() },
 };
 /** @type {any} */ (window).tfdecouple = api;
@@ -76,6 +81,11 @@ async function start() {
   try {
     samples.enable((await Promise.all([config, ready]))[0]);
     byId("load").hidden = true;
+    started = true;
+    showFacts(await config);
+    // Whatever becomes of it, the page works meanwhile.
+    await codes.useCard();
+    showFacts(await config);
   } catch (error) {
     showLoadError(error);
   }
@@ -221,6 +231,7 @@ function showFacts(known) {
   if (bits != null) facts.push(["Bits per dimension", bits.toFixed(2)]);
   if (known.sizes) facts.push(["Model files", `${megabytes(sum(Object.values(known.sizes)))} MB`]);
   if (data) facts.push(["Trained on", data]);
+  if (started) facts.push(["Runs on", codes.runsOn]);
   const rows = facts.map(([term, text]) => element("div", {}, [element("dt", {}, [term]), element("dd", {}, [text])]));
   byId("facts").replaceChildren(...rows);
   if (known.project) byId("project").replaceChildren(element("a", { href: known.project }, ["tfdecouple"]));

@@ -4,6 +4,8 @@
  */
 
 import { LoadError, download } from "./download.js";
+import { tryCard } from "./graphics.js";
+import { Runner } from "./runner.js";
 
 /**
  * @typedef {object} Config What model/config.json says.
@@ -61,20 +63,22 @@ export async function loadConfig() {
   return config;
 }
 
-/** The model, running in a worker. */
+/** The model, running in a worker: on the processor, or on the graphics card. */
 export class Codes {
-  #worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
-  #waiting = new Map();
-  #lastId = 0;
+  /** Stays when the card takes over: it goes on where the card fails later. */
+  #processor;
+  /** @type {Runner | null} */
+  #card = null;
   #onProgress;
   /** @type {Config | undefined} */
   #config;
+  #threads = 1;
+  #told = "";
 
   /** @param {(progress: Progress) => void} onProgress */
   constructor(onProgress) {
     this.#onProgress = onProgress;
-    this.#worker.onmessage = ({ data }) => this.#receive(data);
-    this.#worker.onerror = (event) => this.#fail(event);
+    this.#processor = new Runner("wasm", onProgress);
   }
 
   /**
@@ -83,9 +87,30 @@ export class Codes {
    * @returns {Promise<Config>}
    */
   async load(config) {
-    const [loaded] = await Promise.all([config, this.#ask("load", {})]);
+    const [loaded, { threads }] = await Promise.all([config, this.#processor.load()]);
+    this.#threads = threads;
     this.#config = loaded;
     return loaded;
+  }
+
+  /** Lets the graphics card take over where it is exact and faster. Codes of before are good for it, too. */
+  async useCard() {
+    const { runner, told } = await tryCard(this.#processor, this.#config);
+    this.#told = told;
+    if (runner) runner.onProgress = this.#onProgress;
+    this.#card = runner;
+  }
+
+  /** What computes: "wasm", the processor, or "webgpu", the graphics card. */
+  get provider() {
+    return this.#card ? "webgpu" : "wasm";
+  }
+
+  /** What computes, for people. @returns {string} */
+  get runsOn() {
+    const threads = this.#threads === 1 ? "one thread" : `${this.#threads} threads`;
+    const where = this.provider === "webgpu" ? "the graphics card (WebGPU)" : `the processor (${threads})`;
+    return this.#told ? `${where}: ${this.#told}` : where;
   }
 
   /**
@@ -95,7 +120,7 @@ export class Codes {
    */
   async encode(images, count) {
     requireLength("images", images, count * this.#valuesPerImage());
-    return this.#ask("encode", { images: images.slice(), count });
+    return this.#ask("encode", { images, count });
   }
 
   /**
@@ -107,7 +132,7 @@ export class Codes {
   async decode(z, v, count) {
     requireLength("z", z, count * this.#config.latent_dim);
     requireLength("v", v, count * this.#valuesPerImage());
-    return (await this.#ask("decode", { z: z.slice(), v: v.slice(), count })).images;
+    return (await this.#ask("decode", { z, v, count })).images;
   }
 
   /**
@@ -120,10 +145,9 @@ export class Codes {
   async sample(zNoise, vNoise, temperature, count) {
     requireLength("zNoise", zNoise, count * this.#config.latent_dim);
     requireLength("vNoise", vNoise, count * this.#valuesPerImage());
-    const each = typeof temperature === "number" ? new Float32Array(count).fill(temperature) : temperature.slice();
+    const each = typeof temperature === "number" ? new Float32Array(count).fill(temperature) : temperature;
     requireLength("temperature", each, count);
-    return (await this.#ask("sample", { zNoise: zNoise.slice(), vNoise: vNoise.slice(), temperature: each, count }))
-      .images;
+    return (await this.#ask("sample", { zNoise, vNoise, temperature: each, count })).images;
   }
 
   #valuesPerImage() {
@@ -132,34 +156,29 @@ export class Codes {
   }
 
   /** @param {string} task @param {object} content @returns {Promise<any>} */
-  #ask(task, content) {
-    const id = ++this.#lastId;
-    const sizes = { imageSize: this.#config?.image_size, latentDim: this.#config?.latent_dim };
-    const buffers = Object.values(content)
-      .filter(ArrayBuffer.isView)
-      .map((view) => view.buffer);
-    return new Promise((resolve, reject) => {
-      this.#waiting.set(id, { resolve, reject });
-      this.#worker.postMessage({ id, task, ...sizes, ...content }, buffers);
-    });
+  async #ask(task, content) {
+    const sizes = { imageSize: this.#config.image_size, latentDim: this.#config.latent_dim };
+    const card = this.#card;
+    try {
+      if (card) return await card.ask(task, { ...sizes, ...copied(content) });
+    } catch (error) {
+      // A driver that crashes, a card that is taken away: once is enough.
+      if (this.#card === card) this.#told = `the graphics card failed: ${error.message}`;
+      this.#card = null;
+      card.leave();
+    }
+    return this.#processor.ask(task, { ...sizes, ...copied(content) });
   }
+}
 
-  /** @param {{id?: number, result?: object, error?: string, progress?: Progress}} message */
-  #receive({ id, result, error, progress }) {
-    if (progress) return this.#onProgress(progress);
-    const { resolve, reject } = this.#waiting.get(id);
-    this.#waiting.delete(id);
-    if (error === undefined) resolve(result);
-    else reject(new LoadError(error));
-  }
-
-  /** @param {ErrorEvent} event A worker that cannot start has no message. */
-  #fail(event) {
-    const reason = event.message ? ` (${event.message})` : "";
-    const error = new LoadError(`The model's worker stopped${reason}. A browser with module workers is needed.`);
-    for (const { reject } of this.#waiting.values()) reject(error);
-    this.#waiting.clear();
-  }
+/**
+ * What a worker may be given: arrays are handed over, and their owners keep them.
+ * @param {object} content
+ * @returns {object}
+ */
+function copied(content) {
+  const entries = Object.entries(content);
+  return Object.fromEntries(entries.map(([name, value]) => [name, ArrayBuffer.isView(value) ? value.slice() : value]));
 }
 
 /**

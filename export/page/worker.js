@@ -1,7 +1,7 @@
 /**
  * Runs the model, in a module worker so that the page stays responsive.
  *
- * Messages in: `{id, task: "load" | "encode" | "decode" | "sample", ...}`.
+ * Messages in: `{id, task: "load" | "encode" | "decode" | "sample", ...}`; "load" comes first and says what computes.
  * Messages out: `{id, result}`, `{id, error}`, and `{progress: {file, loaded, total}}` during downloads.
  * @module
  */
@@ -11,9 +11,16 @@ import { LoadError, download } from "./download.js";
 const RUNTIME = new URL("runtime/", import.meta.url);
 const MODEL = new URL("model/", import.meta.url);
 const MOST_THREADS = 4;
+/** The files of ONNX Runtime Web by what computes. */
+const FILES = {
+  wasm: ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"],
+  webgpu: ["ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm"],
+};
 
 /** ONNX Runtime Web, once loaded. */
 let ort;
+/** @type {"wasm" | "webgpu"} The processor, or the graphics card. */
+let provider = "wasm";
 /** @type {Map<string, Promise<object>>} */
 const sessions = new Map();
 /** @type {Promise<unknown>} One task at a time: the runtime takes no second call during a first. */
@@ -42,8 +49,9 @@ function buffersOf(result) {
     .map((view) => view.buffer);
 }
 
-/** Loads the runtime, the encoder and the decoder. */
-async function load() {
+/** Loads the runtime, the encoder and the decoder. @param {{provider: "wasm" | "webgpu"}} message */
+async function load(message) {
+  provider = message.provider;
   requireWebAssembly();
   const runtime = loadRuntime();
   // The models download beside the runtime; their sessions wait for it.
@@ -58,15 +66,16 @@ function requireWebAssembly() {
 }
 
 async function loadRuntime() {
+  const [entryName, glueName, binaryName] = FILES[provider];
   const [entry, glue, binary] = await Promise.all([
-    tracked("ort.wasm.min.mjs", RUNTIME, "runtimeEntry"),
-    tracked("ort-wasm-simd-threaded.mjs", RUNTIME, "runtimeGlue"),
-    tracked("ort-wasm-simd-threaded.wasm", RUNTIME, "runtime"),
+    tracked(entryName, RUNTIME, "runtimeEntry"),
+    tracked(glueName, RUNTIME, "runtimeGlue"),
+    tracked(binaryName, RUNTIME, "runtime"),
   ]);
-  ort = await importRuntime(moduleUrl(entry, "ort.wasm.min.mjs"));
+  ort = await importRuntime(moduleUrl(entry, entryName));
   // Handed over as bytes, the binary works whatever MIME type the server gives it.
   ort.env.wasm.wasmBinary = binary.bytes;
-  ort.env.wasm.wasmPaths = { mjs: moduleUrl(glue, "ort-wasm-simd-threaded.mjs") };
+  ort.env.wasm.wasmPaths = { mjs: moduleUrl(glue, glueName) };
   ort.env.wasm.numThreads = threadCount();
   ort.env.logLevel = "error";
 }
@@ -120,7 +129,7 @@ function session(name, runtime = Promise.resolve()) {
 async function createSession(name, runtime) {
   const [{ bytes }] = await Promise.all([tracked(`${name}.onnx`, MODEL, name), runtime]);
   try {
-    return await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+    return await ort.InferenceSession.create(bytes, { executionProviders: [provider] });
   } catch (error) {
     throw new LoadError(`model/${name}.onnx could not be started (${error.message || error}).`);
   }
