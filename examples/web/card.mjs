@@ -65,6 +65,33 @@ export async function checkBrokenCard(browser, address, tools) {
 }
 
 /**
+ * A card that gives every picture back takes over; where it fails later the processor goes on.
+ * @param {Browser} browser
+ * @param {string} address Where the card is the processor in disguise.
+ * @param {() => void} tools
+ */
+export async function checkTakingOver(browser, address, tools) {
+  const page = await browser.newPage();
+  try {
+    await page.addInitScript(tools);
+    await page.addInitScript(() => {
+      Object.defineProperty(navigator, "gpu", { value: { requestAdapter: async () => ({}) }, configurable: true });
+    });
+    const { told, provider } = await openForCard(page, address);
+    expect(provider === "webgpu" && told.includes("16 of 16 known pictures"), `with ${provider} the page says “${told}”`);
+    await page.click("#sample");
+    await page.waitForFunction(() => / pictures in /.test(document.querySelector("#sample-text").textContent), null, PATIENT);
+    const after = await page.evaluate(() => window.tfdecouple.provider());
+    expect(after === "wasm", "a card that failed goes on");
+    const says = await page.evaluate(() => window.check.runsOn());
+    expect(says.includes("the graphics card failed: lost"), `afterwards the page says “${says}”`);
+    return `“${told}”, then “${says}”`;
+  } finally {
+    await page.close();
+  }
+}
+
+/**
  * The card as Chromium computes it: either it gives every known picture back and takes over, or the processor goes on.
  * @param {Browser} browser
  * @param {string} address

@@ -13,11 +13,11 @@ import { writeFile } from "node:fs/promises";
 import { delimiter, join } from "node:path";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";
-import { cardFlags, checkBrokenCard, checkCard } from "./card.mjs";
+import { cardFlags, checkBrokenCard, checkCard, checkTakingOver } from "./card.mjs";
 import { checkBadFiles, checkDropAndPaste, checkExactFile, checkSave, readFiles, switchPairs } from "./files.mjs";
 import { DEVICES, checkAccessibility, checkLayout, takeScreenshot } from "./looks.mjs";
 import { Report, expect } from "./report.mjs";
-import { NOT_FINITE_PATH, NO_DECODER_PATH, NO_WEBASSEMBLY_PATH, SUB_PATH, serve } from "./server.mjs";
+import { DISGUISED_CARD_PATH, NOT_FINITE_PATH, NO_DECODER_PATH, NO_WEBASSEMBLY_PATH, SUB_PATH, serve } from "./server.mjs";
 import { PATIENT, waitForNear, waitForPicture, waitForShown } from "./waiting.mjs";
 import { checkCaptions, checkCredits } from "./words.mjs";
 
@@ -495,6 +495,7 @@ async function checkAll(options, report, origin) {
     await complaint("missing model", NO_DECODER_PATH, "#load-error p", ["model/decoder.onnx", "HTTP 404"]);
     await complaint("no WebAssembly", NO_WEBASSEMBLY_PATH, "#load-error p", ["no WebAssembly"]);
     await report.check("broken card", () => checkBrokenCard(browser, origin + SUB_PATH, pageTools));
+    await report.check("taking over", () => checkTakingOver(browser, origin + DISGUISED_CARD_PATH, pageTools));
     if (options.card) {
       const card = await chromium.launch({ executablePath: findBrowser(options.browser), args: cardFlags(FLAGS) });
       await report.check("card", () => checkCard(card, origin + SUB_PATH, pageTools));

@@ -26,6 +26,9 @@ export const NO_WEBASSEMBLY_PATH = "/no-webassembly/";
 /** Where its worker gives codes that are not finite. */
 export const NOT_FINITE_PATH = "/not-finite/";
 
+/** Where its graphics card is the processor in disguise, which fails when it is asked for samples. */
+export const DISGUISED_CARD_PATH = "/disguised-card/";
+
 /** What the worker of some of these runs first. */
 const PRELUDES = {
   [NO_WEBASSEMBLY_PATH]: "delete globalThis.WebAssembly;",
@@ -35,7 +38,15 @@ const PRELUDES = {
       post(message, buffers);
     };`,
 };
-const PATHS = [SUB_PATH, NO_DECODER_PATH, NO_WEBASSEMBLY_PATH, NOT_FINITE_PATH];
+const PATHS = [SUB_PATH, NO_DECODER_PATH, NO_WEBASSEMBLY_PATH, NOT_FINITE_PATH, DISGUISED_CARD_PATH];
+/** What is replaced in the worker of the disguised card. */
+const DISGUISE = [
+  [/webgpu: \[.*\]/, "webgpu: null"],
+  ["FILES[provider]", "FILES.wasm"],
+  ["executionProviders: [provider]", 'executionProviders: ["wasm"]'],
+  ["await TASKS[message.task](message)", 'await (provider === "webgpu" ? onCard : TASKS[message.task])(message)'],
+  [/$/, 'function onCard(message) { if (message.task === "sample") throw Error("lost"); return TASKS[message.task](message); }'],
+];
 
 /**
  * @param {string} folder
@@ -74,5 +85,17 @@ function parsed(pathname) {
 async function contentOf(folder, start, path) {
   if (start === NO_DECODER_PATH && path.endsWith("decoder.onnx")) throw new Error("no such file");
   const bytes = await readFile(join(folder, path));
-  return path === "worker.js" ? Buffer.concat([Buffer.from(PRELUDES[start] ?? ""), bytes]) : bytes;
+  if (path !== "worker.js") return bytes;
+  if (start === DISGUISED_CARD_PATH) return Buffer.from(disguised(bytes.toString()));
+  return Buffer.concat([Buffer.from(PRELUDES[start] ?? ""), bytes]);
+}
+
+/** @param {string} worker @returns {string} */
+function disguised(worker) {
+  for (const [part, other] of DISGUISE) {
+    const changed = worker.replace(part, () => other);
+    if (changed === worker) throw new Error(`the worker has no ${part}`);
+    worker = changed;
+  }
+  return worker;
 }

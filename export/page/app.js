@@ -83,9 +83,10 @@ async function start() {
     byId("load").hidden = true;
     started = true;
     showFacts(await config);
+    codes.onChange = async () => showFacts(await config);
     // Whatever becomes of it, the page works meanwhile.
     await codes.useCard();
-    showFacts(await config);
+    codes.onChange();
   } catch (error) {
     showLoadError(error);
   }

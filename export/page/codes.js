@@ -74,6 +74,8 @@ export class Codes {
   #config;
   #threads = 1;
   #told = "";
+  /** Called when something else computes. */
+  onChange = () => {};
 
   /** @param {(progress: Progress) => void} onProgress */
   constructor(onProgress) {
@@ -166,6 +168,7 @@ export class Codes {
       if (this.#card === card) this.#told = `the graphics card failed: ${error.message}`;
       this.#card = null;
       card.leave();
+      this.onChange();
     }
     return this.#processor.ask(task, { ...sizes, ...copied(content) });
   }
