@@ -23,6 +23,8 @@ let ort;
 let provider = "wasm";
 /** @type {Map<string, Promise<object>>} */
 const sessions = new Map();
+/** @type {Promise<unknown>} One session at a time is made: more the runtime refuses on a graphics card. */
+let making = Promise.resolve();
 /** @type {Promise<unknown>} One task at a time: the runtime takes no second call during a first. */
 let queue = Promise.resolve();
 
@@ -128,8 +130,10 @@ function session(name, runtime = Promise.resolve()) {
 /** @param {string} name @param {Promise<void>} runtime */
 async function createSession(name, runtime) {
   const [{ bytes }] = await Promise.all([tracked(`${name}.onnx`, MODEL, name), runtime]);
+  const made = making.then(() => ort.InferenceSession.create(bytes, { executionProviders: [provider] }));
+  making = made.catch(() => {});
   try {
-    return await ort.InferenceSession.create(bytes, { executionProviders: [provider] });
+    return await made;
   } catch (error) {
     throw new LoadError(`model/${name}.onnx could not be started (${error.message || error}).`);
   }
