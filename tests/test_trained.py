@@ -1,14 +1,17 @@
-"""A trained model of 32 x 32 pixels, docs/results/photographs: the figure that is published of it, and exactness."""
+"""A trained model of 32 x 32 pixels, docs/results/photographs: its published figure, exactness, and steering."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from helpers.places import ROOT
+from threadpoolctl import threadpool_limits
 
 from tfdecouple.cli import main
-from tfdecouple.data import open_source
-from tfdecouple.runs import load_config, load_model
+from tfdecouple.data import load_images, open_source
+from tfdecouple.metrics.linear_classifier import KINDS, Standardizer
+from tfdecouple.runs import load_config, load_directions, load_model, weights_sha256
 
 RUN = ROOT / "docs" / "results" / "photographs"
 
@@ -72,3 +75,38 @@ def test_outliers_that_everybody_knows_are_told(tmp_path):
     misled = kinds["constant"]["detection"]["bits_per_dim"]
     assert misled["auroc"] < 0.48 and misled["false_positives"] > 0.7
     assert area["constant"]["typicality"] > 0.95 and area["constant"]["bits_per_dim_minus_codec"] > 0.95
+
+
+def test_directions_change_the_verdict_of_a_classifier_of_pixels(model, crops):
+    """One that knows real crops of the training alone. And at 0 the images are what they were, to the last pixel."""
+    directions = load_directions(RUN)
+    config = load_config(RUN)
+    assert directions.weights_sha256 == weights_sha256(model)
+    assert directions.names == list(config.data.photographs)
+    source = open_source(dataclasses.replace(config.data, photograph_crops=1000), config.model.image_size)
+    known, labels = load_images(source, "train", 1000)
+    pixels = known.reshape(len(known), -1).astype(np.float32)
+    standardizer = Standardizer.of(pixels)
+    classifier = KINDS["logistic regression"]()
+    classifier.C = 1e-3
+    with threadpool_limits(1):
+        classifier.fit(standardizer.apply(pixels), labels)
+
+    def scores(images):
+        """What the classifier thinks of each label on average, and the share of images that it takes for each."""
+        found = classifier.decision_function(
+            standardizer.apply(np.reshape(images, (len(images), -1)).astype(np.float32))
+        )
+        return found.mean(0), np.bincount(found.argmax(1), minlength=len(directions.names)) / len(images)
+
+    # Of each photograph as many.
+    images = crops[:56]
+    z, v = model.encode(images)
+    np.testing.assert_array_equal(model.edit(images, directions["rocket"], 0), images)
+    before = scores(images)
+    for label, name in enumerate(directions.names):
+        more = scores(model.decode(z + directions[name].vector, v))
+        print(
+            f"{name}: {before[0][label]:.2f}, {before[1][label]:.0%}; at 1 {more[0][label]:.2f}, {more[1][label]:.0%}"
+        )
+        assert more[0][label] > before[0][label] and more[1][label] > before[1][label], name

@@ -22,6 +22,7 @@ from tfdecouple.cli import main
 from tfdecouple.cli.output import results_folder
 from tfdecouple.config import PHOTOGRAPHS, load_preset
 from tfdecouple.data import load_images, open_source
+from tfdecouple.directions import METHODS
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.pretrained.published import MANIFEST, Published
 from tfdecouple.runs import find_run, is_folder, load_config, read_summary, weights_sha256
@@ -33,7 +34,7 @@ def test_the_folder_is_whole_and_small():
     manifest = Published.read(HERE / MANIFEST, "photographs")
     assert manifest == Published.of(HERE)
     assert sum(size for name, (size, _) in manifest.files.items() if "/best-" in name) < 8_000_000
-    assert {"README.md", "config.json", "summary.json", "metrics.jsonl"} <= set(manifest.files)
+    assert {"README.md", "config.json", "summary.json", "metrics.jsonl", "directions.json"} <= set(manifest.files)
 
 
 def test_the_card_and_the_config_say_what_they_are():
@@ -57,6 +58,12 @@ def test_images_come_back_and_another_z_gives_other_pictures():
     np.testing.assert_array_equal(model.decode(z, v), images)
     switched = model.decode(np.roll(z, -1, 0), v).numpy()
     assert all((ours != image).mean() > 0.1 for ours, image in zip(switched, images, strict=True))
+    # Directions of these weights come along, too.
+    directions = tfdecouple.load_directions("photographs")
+    assert directions.weights_sha256 == weights_sha256(model) and tuple(directions.names) == PHOTOGRAPHS
+    for method in METHODS:
+        moved = model.decode(z + directions.find("coffee", method).vector, v).numpy()
+        assert all((ours != image).mean() > 0.1 for ours, image in zip(moved, images, strict=True)), method
 
 
 @pytest.fixture
