@@ -177,6 +177,8 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     summary = parse_json(path.read_text(encoding="utf-8"))
-    if not isinstance(summary, dict) or not ("imported_from" in summary or isinstance(summary.get("test"), dict)):
+    if not isinstance(summary, dict) or not (
+        "imported_from" in summary or isinstance(summary.get("test", ""), dict | None)
+    ):
         raise ValueError(f"it has no figures of a test: {json.dumps(summary)[:60]}")
     return summary

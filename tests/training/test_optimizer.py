@@ -1,4 +1,4 @@
-"""Adam: its update against its definition, averages, clipping, and steps that are not applied."""
+"""Adam and Adamax: their updates against their definitions, averages, clipping, and steps that are not applied."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tfdecouple.errors import RunError
 from tfdecouple.gradient import global_norm
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.training import optimizer
-from tfdecouple.training.optimizer import Adam
+from tfdecouple.training.optimizer import Optimizer
 from tfdecouple.training.vector import Vector
 
 
@@ -21,27 +21,27 @@ def size(request, monkeypatch):
 
 
 class Updated:
-    """One weight and one statistic under Adam."""
+    """One weight and one statistic under an optimizer."""
 
     def __init__(self, start=(1.0, 2.0), **config):
         self.weight, self.statistic = (tf.Variable(start, dtype=tf.float32) for _ in range(2))
-        self.adam = Adam(TrainingConfig(**config), {"w": self.weight}, {"s": self.statistic})
-        self.adam.start_averages()
-        self.apply = tf.function(self.adam.apply, autograph=False)
+        self.optimizer = Optimizer(TrainingConfig(**config), {"w": self.weight}, {"s": self.statistic})
+        self.optimizer.start_averages()
+        self.apply = tf.function(self.optimizer.apply, autograph=False)
 
     def update(self, gradient, updates=0, rate=0.1, *, applied=True, scale=1.0):
         """Updates after `updates` others; the statistic's new value is the gradient."""
         gradient, rate, scale = (tf.constant(value, tf.float32) for value in (gradient, rate, scale))
         updates = tf.constant(updates, tf.int64)
-        self.apply(tf.constant(applied), [gradient], self.adam.read_small(), [gradient], updates, rate, scale)
+        self.apply(tf.constant(applied), [gradient], self.optimizer.read_small(), [gradient], updates, rate, scale)
 
     def values(self):
-        kept = self.adam.means, self.adam.variances, self.adam.averages
+        kept = self.optimizer.means, self.optimizer.variances, self.optimizer.averages
         variables = [self.weight, self.statistic, *(variable for group in kept for variable in group.values())]
         return [variable.numpy() for variable in variables]
 
 
-@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"epsilon": 0.0}])
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"epsilon": 0.0}, {"optimizer": "adamax"}])
 def test_changes_nothing_where_the_step_is_not_applied_whatever_the_gradient(options):
     ours = Updated(weight_decay=0.1, ema_decay=0.9, **options)
     ours.update([0.5, 0.0])
@@ -53,12 +53,12 @@ def test_changes_nothing_where_the_step_is_not_applied_whatever_the_gradient(opt
 def test_averages_move_towards_the_new_values_quickly_at_first():
     ours = Updated(ema_decay=0.9)
     for updates, decay in ((0, 0.1), (10, 0.55), (1000, 0.9)):
-        before = {name: average.numpy() for name, average in ours.adam.averages.items()}
+        before = {name: average.numpy() for name, average in ours.optimizer.averages.items()}
         ours.update([0.5, -0.5], updates)
         np.testing.assert_array_equal(ours.statistic, [0.5, -0.5])
         for name, variable in (("w", ours.weight), ("s", ours.statistic)):
             expected = decay * before[name] + (1 - decay) * variable.numpy()
-            np.testing.assert_allclose(ours.adam.averages[name], expected, rtol=1e-6)
+            np.testing.assert_allclose(ours.optimizer.averages[name], expected, rtol=1e-6)
 
 
 def test_norm_is_that_of_all_gradients():
@@ -71,7 +71,7 @@ def test_averages_are_lent_and_given_back():
     ours = Updated(ema_decay=0.9)
     ours.update([0.5, -0.5])
     before = ours.values()
-    with ours.adam.averaged():
+    with ours.optimizer.averaged():
         np.testing.assert_array_equal(ours.weight, before[4])
         np.testing.assert_array_equal(ours.statistic, before[5])
     np.testing.assert_array_equal(ours.values(), before)
@@ -81,7 +81,7 @@ def test_averages_are_lent_and_given_back():
 def test_scales_the_gradient_only_where_it_is_clipped(clip_norm, scale):
     ours = Updated(clip_norm=clip_norm)
     ours.update([0.5, -0.5], scale=0.5)
-    np.testing.assert_allclose(ours.adam.means["w"], 0.1 * scale * np.array([0.5, -0.5]), rtol=1e-6)
+    np.testing.assert_allclose(ours.optimizer.means["w"], 0.1 * scale * np.array([0.5, -0.5]), rtol=1e-6)
 
 
 def test_weights_of_all_shapes_share_a_trace(monkeypatch):
@@ -92,7 +92,7 @@ def test_weights_of_all_shapes_share_a_trace(monkeypatch):
     monkeypatch.setattr(gradient, "_SMALL", 4)
     shapes = [(size,) for size in range(1, 13)] + [(3, 1), ()]
     weights = {str(shape): tf.Variable(tf.ones(shape)) for shape in shapes}
-    adam = Adam(TrainingConfig(), weights, {})
+    adam = Optimizer(TrainingConfig(), weights, {})
     gradients = [tf.ones(weight.shape) for weight in weights.values()]
     apply = tf.function(adam.apply, autograph=False)
     apply(tf.constant(True), gradients, adam.read_small(), [], tf.constant(0, tf.int64), tf.constant(0.1))
@@ -140,5 +140,48 @@ def test_moves_as_the_adamw_of_pytorch(decay):
         v = 0.99 * v + 0.01 * gradient**2
         weight -= rate * (m / (1 - 0.9**count)) / (np.sqrt(v / (1 - 0.99**count)) + 1e-3)
         np.testing.assert_allclose(ours.weight, weight, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(ours.adam.means["w"], m, rtol=1e-5, atol=1e-8)
-        np.testing.assert_allclose(ours.adam.variances["w"], v, rtol=1e-4, atol=1e-10)
+        np.testing.assert_allclose(ours.optimizer.means["w"], m, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(ours.optimizer.variances["w"], v, rtol=1e-4, atol=1e-10)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_moves_as_adamax_is_defined(decay):
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal((3, 4))
+    ours = Updated(start, optimizer="adamax", beta_1=0.9, beta_2=0.5, epsilon=1e-3, weight_decay=decay, ema_decay=0.9)
+    weight, m, largest, average = start.copy(), np.zeros_like(start), np.zeros_like(start), start.copy()
+    for count in range(1, 8):
+        gradient, rate = 2e-3 * rng.standard_normal(start.shape), 0.01 * count
+        ours.update(gradient, count - 1, rate)
+        weight *= 1 - rate * decay
+        m = 0.9 * m + 0.1 * gradient
+        largest = np.maximum(0.5 * largest, np.abs(gradient))
+        weight -= rate / (1 - 0.9**count) * m / (largest + 1e-3)
+        keep = count / (9 + count)
+        average = keep * average + (1 - keep) * weight
+        np.testing.assert_allclose(ours.weight, weight, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours.optimizer.means["w"], m, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(ours.optimizer.variances["w"], largest, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(ours.optimizer.averages["w"], average, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["adam", "adamax"])
+def test_encoder_has_a_rate_of_its_own(rule):
+    moved = {}
+    for encoder_rate in (None, 0.5, 0.0):
+        config = TrainingConfig(
+            optimizer=rule, learning_rate=0.1, encoder_learning_rate=encoder_rate, weight_decay=0.1, ema_decay=0.9
+        )
+        weights = {name: tf.Variable([1.0, -2.0]) for name in ("encoder/w", "flow/w", "encoders/w")}
+        ours = Optimizer(config, weights, {})
+        gradients, zero = [tf.constant([0.5, 0.25])] * 3, tf.constant(0, tf.int64)
+        ours.start_averages()
+        ours.apply(tf.constant(True), gradients, ours.read_small(), [], zero, tf.constant(0.05))
+        moved[encoder_rate] = {name: weight.numpy() - [1.0, -2.0] for name, weight in weights.items()}
+        for name, average in ours.averages.items():
+            np.testing.assert_allclose(average - np.array([1.0, -2.0]), 0.9 * moved[encoder_rate][name], atol=1e-6)
+    for encoder_rate, factor in ((0.5, 5.0), (0.0, 0.0)):
+        found, alone = moved[encoder_rate], moved[None]
+        np.testing.assert_allclose(found["encoder/w"], factor * alone["encoder/w"], rtol=1e-4, atol=1e-6)
+        for name in ("flow/w", "encoders/w"):
+            np.testing.assert_array_equal(found[name], alone[name])

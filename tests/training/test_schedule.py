@@ -1,11 +1,11 @@
-"""What changes from update to update: the learning rate and the weight of the KL term."""
+"""What changes from update to update: the learning rate, the weight of the KL term, and the noise on images."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
-from tfdecouple.training.schedule import kl_weight, learning_rate
+from tfdecouple.training.schedule import kl_weight, learning_rate, noise, with_noise
 
 
 @pytest.mark.parametrize("warmup", [1, 50])
@@ -26,8 +26,33 @@ def test_begins_at_the_peak_without_warmup():
     np.testing.assert_allclose(rate, 1e-3, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("warmup", "expected"), [(0, [0.4, 0.4, 0.4]), (4, [0.0, 0.1, 0.4])])
-def test_weight_of_the_kl_rises_linearly_and_stays(warmup, expected):
-    config = TrainingConfig(kl_weight=0.4, kl_warmup_steps=warmup)
-    weights = [kl_weight(config, tf.constant(update, tf.int64)) for update in (0, 1, 100)]
+@pytest.mark.parametrize(
+    ("delay", "warmup", "expected"),
+    [
+        (0, 0, [0.4, 0.4, 0.4, 0.4]),
+        (0, 4, [0.0, 0.1, 0.4, 0.4]),
+        (5, 0, [0.0, 0.0, 0.4, 0.4]),
+        (4, 2, [0.0, 0.0, 0.2, 0.4]),
+    ],
+)
+def test_weight_of_the_kl_rises_linearly_and_stays(delay, warmup, expected):
+    config = TrainingConfig(kl_weight=0.4, kl_delay_steps=delay, kl_warmup_steps=warmup)
+    weights = [kl_weight(config, tf.constant(update, tf.int64)) for update in (0, 1, 5, 100)]
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+
+def test_noise_falls_along_a_cosine_and_is_gone():
+    config = TrainingConfig(noise=32, noise_steps=8)
+    found = [noise(config, tf.constant(update, tf.int64)) for update in (0, 2, 4, 6, 8, 100)]
+    expected = [32, 16 + 16 * np.sqrt(0.5), 16, 16 - 16 * np.sqrt(0.5), 0, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found[4] == found[5] == 0
+
+
+def test_images_with_noise_are_images():
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
+    normal = np.random.default_rng(0).standard_normal(images.shape).astype(np.float32)
+    noisy = with_noise(images, tf.constant(20.0), normal).numpy()
+    assert noisy.dtype == np.uint8
+    np.testing.assert_array_equal(noisy, np.clip(np.round(images + np.float32(20) * normal), 0, 255))
+    np.testing.assert_array_equal(with_noise(images, tf.constant(0.0), normal), images)

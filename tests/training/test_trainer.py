@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import LEAST, SMALL
-from helpers.runs import TIMING, assert_same_checkpoint, before_steps, checkpoint_values, figures, run_config
+from helpers.runs import TIMING, assert_same_checkpoint, before_steps, checkpoint_values, figures, log_rows, run_config
 from PIL import Image
 
 from tfdecouple.cli import train_main
@@ -330,6 +330,17 @@ class TestWarmStart:
 
 
 class TestSelection:
+    def test_test_images_may_be_left_alone(self, image_folder, tmp_path, stand_ins, fake_step):
+        seen = []
+        stand_ins(lambda split: seen.append(split) or 2.0)
+        config = run_config(image_folder, model=LEAST, steps=2, evaluate_every=2, evaluation_samples=0)
+        summary = train(config, tmp_path / "run").summary
+        assert seen == ["validation"] and summary["test"] is None
+        assert "lossless_codecs_bits_per_dim" not in summary and summary["validation_bits_per_dim"] == 2.0
+        assert {kind for kind, _ in log_rows(tmp_path / "run")} == {"train", "validation"}
+        # Such a run is complete all the same.
+        assert train(config, tmp_path / "run").summary == summary and seen == ["validation"]
+
     def test_best_checkpoint_is_chosen_by_validation_and_test_is_seen_once(
         self, image_folder, tmp_path, stand_ins, fake_step
     ):

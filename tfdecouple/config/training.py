@@ -10,6 +10,7 @@ from tfdecouple.errors import ConfigError
 
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
 MEMORY = ("keep", "recompute", "invert")
+OPTIMIZERS = ("adam", "adamax")
 LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 # What keras.utils.set_random_seed takes.
 SEEDS = 2**32
@@ -24,16 +25,29 @@ class TrainingConfig:
         batch_size: images per update, over all devices.
         micro_batches: how many micro-batches a batch is processed in, one after the other, to save memory. "auto": as
             few as the memory that is free at the start of the run lets through, by calculation (`costs.py`).
+        optimizer: "adam", or "adamax", which divides by the largest gradient so far, decaying, where Adam has the root
+            of the second moment (both Kingma and Ba, 2015); weight decay is decoupled from either. The paper has Adam.
         learning_rate: the peak, reached after the warm-up.
+        encoder_learning_rate: the peak for the encoder's weights, with the same warm-up and decay; null for
+            `learning_rate`, as in the paper.
         warmup_steps: updates of linear warm-up from 1e-7.
         decay_rate: factor of the learning rate per update after the warm-up.
-        beta_1, beta_2, epsilon: of Adam (Kingma and Ba, 2015).
+        beta_1, beta_2, epsilon: of Adam and Adamax (Kingma and Ba, 2015).
         weight_decay: decoupled decay of every trainable parameter, times the learning rate.
         clip_norm: largest global norm of the gradient; 0 for no clipping.
         ema_decay: decay of the averaged weights used for evaluation and sampling; 0 for none.
         kl_weight: weight of the KL term in the loss; 1 in the paper. Below 1, z keeps more of the image. What is
             reported is always the whole bound, with weight 1.
-        kl_warmup_steps: updates over which the weight rises linearly from 0; 0 in the paper.
+        kl_delay_steps: updates before the KL term counts at all, in which the encoder learns as that of an autoencoder;
+            0 in the paper.
+        kl_warmup_steps: updates over which the weight then rises linearly from 0; 0 in the paper.
+        free_bits: nats of the KL term that cost nothing: the loss has max(free_bits, KL), KL being the mean over the
+            images of a micro-batch on all devices and z one group (Kingma et al., 2016), since the flow prior has no
+            KL of single dimensions; so it is in all, not per dimension. 0 in the paper. What is reported is the bound.
+        noise: standard deviation, in pixel values 0..255, of normal noise that is added to the training images at the
+            first update and falls to 0 over `noise_steps`, along a cosine; the images are rounded and clipped to
+            0..255. 0 for none, as in the paper. Validation and test images never have any.
+        noise_steps: updates after which images have no noise any more.
         precision: of the products in a step. "float32": in full, as the paper's code computed them (and so the
             presets), which is older than TF32. "tf32": those of encoder and coupling nets as GPUs since Ampere do it
             faster, with 10 bits of mantissa; all else in full. "mixed_bfloat16": those of the coupling nets in
@@ -56,7 +70,8 @@ class TrainingConfig:
         evaluation_images: validation images per evaluation; 0 for all.
         pictures: images that the pictures of an evaluation show, at most: fewer of images above 64 pixels (4 of 256),
             and no more than the run has seen; 0 for no pictures.
-        evaluation_samples: draws of (z, u) per image in the final test evaluation.
+        evaluation_samples: draws of (z, u) per image in the final test evaluation; 0 for none: the test images are
+            left alone, as trials of options should.
         loggers: where figures and pictures go beside `metrics.jsonl`: any of "tensorboard", "csv", "wandb" (Weights &
             Biases) and "mlflow"; the last two need the extra `loggers`, and write to the run folder unless their own
             environment variables say otherwise. It may change when a run goes on.
@@ -66,7 +81,9 @@ class TrainingConfig:
     steps: int = 1000
     batch_size: int = 64
     micro_batches: int | Literal["auto"] = 1
+    optimizer: str = "adam"
     learning_rate: float = 1e-3
+    encoder_learning_rate: float | None = None
     warmup_steps: int = 50
     decay_rate: float = 0.999997
     beta_1: float = 0.9
@@ -76,7 +93,11 @@ class TrainingConfig:
     clip_norm: float = 0.0
     ema_decay: float = 0.0
     kl_weight: float = 1.0
+    kl_delay_steps: int = 0
     kl_warmup_steps: int = 0
+    free_bits: float = 0.0
+    noise: float = 0.0
+    noise_steps: int = 0
     precision: str = "float32"
     memory: str = "keep"
     jit_compile: bool = False
@@ -122,7 +143,6 @@ class TrainingConfig:
             "checkpoint_every",
             "keep_checkpoints",
             "evaluation_batch_size",
-            "evaluation_samples",
         ):
             at_least(f"training.{name}", getattr(self, name), 1)
         for name in (
@@ -132,8 +152,13 @@ class TrainingConfig:
             "clip_norm",
             "epsilon",
             "kl_weight",
+            "kl_delay_steps",
             "kl_warmup_steps",
+            "free_bits",
+            "noise",
+            "noise_steps",
             "evaluation_images",
+            "evaluation_samples",
             "pictures",
             "bytes_per_pack",
             "seed",
@@ -144,11 +169,33 @@ class TrainingConfig:
             f"training.learning_rate is {self.learning_rate:g}; it must be at most 1: Adam moves each weight by about "
             "as much in an update, and a model diverges long before that",
         )
+        if self.encoder_learning_rate is not None:
+            name = "training.encoder_learning_rate"
+            at_least(name, self.encoder_learning_rate, 0)
+            check(
+                self.encoder_learning_rate <= 1,
+                f"{name} is {self.encoder_learning_rate:g}; it must be at most 1, as training.learning_rate",
+            )
+            check(
+                self.learning_rate > 0,
+                f"{name} is {self.encoder_learning_rate:g} and training.learning_rate 0; the second must be above 0, "
+                "since the encoder's rate is a multiple of it",
+            )
+        check(
+            self.optimizer != "adamax" or self.epsilon > 0,
+            "training.epsilon is 0; it must be above 0 with training.optimizer=adamax, which divides by the largest "
+            "gradient so far, and some are 0",
+        )
+        check(
+            not self.noise or self.noise_steps >= 1,
+            f"training.noise is {self.noise:g} and training.noise_steps 0; say when the noise is gone",
+        )
         check(self.seed < SEEDS, f"training.seed is {self.seed}; it must be below 2**32")
         check(0 < self.decay_rate <= 1, f"training.decay_rate is {self.decay_rate}; it must lie in (0, 1]")
         for name in ("beta_1", "beta_2", "ema_decay"):
             value = getattr(self, name)
             check(0 <= value < 1, f"training.{name} is {value}; it must lie in [0, 1)")
+        one_of("training.optimizer", self.optimizer, OPTIMIZERS)
         one_of("training.precision", self.precision, PRECISIONS)
         one_of("training.memory", self.memory, MEMORY)
         for number, name in enumerate(self.loggers):

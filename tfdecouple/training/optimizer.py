@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay and averaged weights: what it keeps of each weight, and how it updates them."""
+"""Adam or Adamax with decoupled weight decay and averaged weights: what is kept of each weight, and its update."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
@@ -19,6 +20,9 @@ _AT_A_TIME = 2
 
 # How many weights a call of the traced function updates. It is traced for so many, and once more for the rest of them.
 _A_CALL = 32
+
+# The weights whose rate may be another than that of all others (`training.encoder_learning_rate`) are named so.
+_ENCODER = "encoder/"
 
 _Named = Mapping[str, tf.Variable]
 
@@ -40,8 +44,8 @@ class _Scalars(NamedTuple):
     gradient_scale: tf.Tensor
 
 
-class Adam:
-    """Adam over any number of weights, with its moments and the averages of all that training moves.
+class Optimizer:
+    """Adam or Adamax over any number of weights, with its moments and the averages of all that training moves.
 
     Keras' optimizers build some twenty operations a variable, which for the thousand variables of a deep flow is
     most of the time to the first step. Here the moments and averages of all small weights are one vector each, which
@@ -54,24 +58,31 @@ class Adam:
     Create it inside the scope of the strategy that trains.
 
     Args:
-        config: holds `beta_1`, `beta_2`, `epsilon`, `weight_decay`, `clip_norm` and `ema_decay`.
+        config: holds `optimizer`, `beta_1`, `beta_2`, `epsilon`, `weight_decay`, `clip_norm`, `ema_decay`, and
+            `encoder_learning_rate` beside `learning_rate`.
         weights: the trainable weights by name.
         statistics: moving statistics by name, which are averaged with the weights that they belong to.
 
     Attributes:
-        means, variances: the first and second moments by name of the weight.
+        means, variances: the first and second moments by name of the weight; of Adamax the latter are the largest
+            gradients so far, decaying.
         averages: averages over the updates by name of weight or statistic; empty where `ema_decay` is 0.
         small: names of the weights that are updated together.
     """
 
     def __init__(self, config: TrainingConfig, weights: _Named, statistics: _Named):
         self._config = config
+        self._is_adam = config.optimizer == "adam"
         self._weights = weights
         self._statistics = statistics
         self._moved = {**weights, **statistics}
         small = {name: weight.shape for name, weight in weights.items() if is_small(weight.shape)}
-        large = [name for name in weights if name not in small]
-        self.small, self._large = list(small), [large[n : n + _A_CALL] for n in range(0, len(large), _A_CALL)]
+        encoder_rate = config.encoder_learning_rate
+        self._encoder_factor = None if encoder_rate is None else encoder_rate / config.learning_rate
+        self.small, self._large = list(small), []
+        for of_encoder in (False, True):
+            large = [name for name in weights if name not in small and self._is_encoder(name) == of_encoder]
+            self._large += [large[n : n + _A_CALL] for n in range(0, len(large), _A_CALL)]
         self._means, self._variances, self._changes = (Vector(small) for _ in range(3))
         self.means, self.variances = (
             {name: vector.pieces.get(name) or _zeros_like(weight) for name, weight in weights.items()}
@@ -85,6 +96,10 @@ class Adam:
         }
         # Called and not copied into the step: hundreds of copies would have to be placed and pruned before it runs.
         self._update = {count: self._function(count) for count in {len(names) for names in self._large}}
+
+    def _is_encoder(self, name: str) -> bool:
+        """Returns whether a weight has the encoder's rate and not that of the others."""
+        return self._encoder_factor is not None and name.startswith(_ENCODER)
 
     def _function(self, count: int) -> Any:
         """Returns the function that updates so many weights, of whatever shapes."""
@@ -138,7 +153,7 @@ class Adam:
             small: the values of the small weights, as of `read_small`.
             statistics: the new values of the statistics, in their order, float32.
             updates: number of updates before this one, an integer scalar.
-            rate: learning rate, a float32 scalar.
+            rate: learning rate, a float32 scalar; that of the encoder may be a multiple of it.
             gradient_scale: what gradients are multiplied with, a float32 scalar, where `clip_norm` is set.
         """
         applied = tf.identity(applied)
@@ -146,9 +161,13 @@ class Adam:
         by_name = dict(zip(self._weights, gradients, strict=True))
         done: list[tf.Tensor] = []
         for names in self._large:
+            own = scalars
+            if self._encoder_factor is not None and self._is_encoder(names[0]):
+                factor = self._encoder_factor
+                own = scalars._replace(rate=scalars.rate * factor, decay=scalars.decay * factor)
             with tf.control_dependencies(done):
                 gradients = [by_name[name] for name in names]
-                done = [self._update[len(names)](scalars, gradients, [self._handles(name) for name in names])]
+                done = [self._update[len(names)](own, gradients, [self._handles(name) for name in names])]
         moved = self._update_small(scalars, by_name, small) if small else []
         if self._statistics:
             variables = list(self._statistics.values())
@@ -176,8 +195,12 @@ class Adam:
         before, change = flattened(values), self._changes.variable.handle
         tf.raw_ops.AssignVariableOp(resource=change, value=before * -scalars.decay)
         gradient = _scaled(flattened([gradients[name] for name in self.small]), scalars)
-        _apply_adam(scalars, gradient, change, self._means.variable.handle, self._variances.variable.handle)
+        self._apply_rule(scalars, gradient, change, self._means.variable.handle, self._variances.variable.handle)
         off = _read(change)
+        if self._encoder_factor is not None:
+            # Both the decay and the step are in proportion to the rate.
+            factors = [self._encoder_factor if self._is_encoder(name) else 1.0 for name in self.small]
+            off *= np.repeat(np.float32(factors), [math.prod(weight.shape) for weight in weights])
         for weight, value in zip(weights, _pieces(off, weights), strict=True):
             # In place: weights that got a new place in memory in each step would leave gaps everywhere.
             tf.raw_ops.AssignAddVariableOp(resource=weight.handle, value=value)
@@ -207,8 +230,8 @@ class Adam:
             beta_2_power=power_2,
             rate=rate,
             decay=rate * config.weight_decay,
-            # The kernel adds epsilon to the root before the bias correction, Adam's definition after it.
-            epsilon=tf.where(applied, config.epsilon * tf.sqrt(1 - power_2), 1.0),
+            # Adam's kernel adds epsilon to the root before the bias correction, its definition after it.
+            epsilon=tf.where(applied, config.epsilon * (tf.sqrt(1 - power_2) if self._is_adam else 1.0), 1.0),
             average_decay=tf.where(applied, average_decay, 1.0),
             gradient_scale=tf.where(applied, gradient_scale if config.clip_norm else 1.0, 0.0),
         )
@@ -233,13 +256,20 @@ class Adam:
         if self._config.weight_decay:
             # In place, as above.
             tf.raw_ops.AssignSubVariableOp(resource=weight, value=_read(weight) * scalars.decay)
-        done = _apply_adam(scalars, _scaled(gradient, scalars), weight, mean, variance)
+        done = self._apply_rule(scalars, _scaled(gradient, scalars), weight, mean, variance)
         if average is None:
             return done
         # An average moves towards its weight as Adam's mean does towards a gradient; at a rate of 0 the kernel leaves
         # its variable, the mean, and at a beta_2 of 1 the variance as they are. It is one operation for three.
         still = scalars._replace(rate=tf.zeros([]), beta_1=scalars.average_decay, beta_2=tf.ones([]))
         return _apply_adam(still, _read(weight), mean, average, variance)
+
+    def _apply_rule(
+        self, scalars: _Scalars, gradient: tf.Tensor, weight: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
+    ) -> tf.Operation:
+        """Updates a weight and its moments, given by their handles, by the rule that the config names."""
+        rule = _apply_adam if self._is_adam else _apply_adamax
+        return rule(scalars, gradient, weight, mean, variance)
 
 
 def _apply_adam(
@@ -252,6 +282,23 @@ def _apply_adam(
         v=variance,
         beta1_power=scalars.beta_1_power,
         beta2_power=scalars.beta_2_power,
+        lr=scalars.rate,
+        beta1=scalars.beta_1,
+        beta2=scalars.beta_2,
+        epsilon=scalars.epsilon,
+        grad=gradient,
+    )
+
+
+def _apply_adamax(
+    scalars: _Scalars, gradient: tf.Tensor, weight: tf.Tensor, mean: tf.Tensor, largest: tf.Tensor
+) -> tf.Operation:
+    """Updates a variable, its mean gradient and its largest one, given by their handles."""
+    return tf.raw_ops.ResourceApplyAdaMax(
+        var=weight,
+        m=mean,
+        v=largest,
+        beta1_power=scalars.beta_1_power,
         lr=scalars.rate,
         beta1=scalars.beta_1,
         beta2=scalars.beta_2,

@@ -159,8 +159,9 @@ class RunRecord:
         load_weights(self.path, self._state.model, averaged=self._config.training.ema_decay > 0)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes how the run ended: its row of the test, and the summary."""
-        self._log.write("test", summary["steps"], summary["test"])
+        """Writes how the run ended: its row of the test, where there was one, and the summary."""
+        if summary["test"] is not None:
+            self._log.write("test", summary["steps"], summary["test"])
         write_json(self.path / SUMMARY, summary)
 
     def close(self) -> None:

@@ -76,26 +76,30 @@ class Reports:
             f"worst 1x1 condition number {signs['worst_condition']:.3g}"
         )
 
-    def summary(self, step: int, test: BitsPerDim, count: int) -> tuple[dict[str, Any], list[str]]:
+    def summary(self, step: int, test: BitsPerDim | None, count: int) -> tuple[dict[str, Any], list[str]]:
         """Writes down how the run ended, beside lossless codecs on the first of the `count` images of the test.
+
+        Args:
+            step: the last.
+            test: what was measured on the test images; None where they were left alone.
+            count: how many these were.
 
         Returns:
             What `summary.json` holds, and lines to say about it.
         """
-        model, averages = self._state.model, bool(self._config.training.ema_decay)
+        averages = bool(self._config.training.ema_decay)
+        if test is None:
+            summary = self._without_codecs(step, averages)
+            self._record.write_summary(summary)
+            return summary, ["test: left alone (training.evaluation_samples=0)"]
         images, labels = load_images(self._source, "test", min(_CODED, count))
         self._tell("lossless codecs")
         # A codec keeps all 8 bits: beside a model of fewer there is nothing to compare.
         codecs = _CODECS if self._config.model.n_bits == 8 else ()
         coded = {codec: lossless_bits_per_dim(images, codec) for codec in codecs}
         summary = {
-            "steps": step,
-            "best_step": int(self._state.best_step.numpy()),
-            "validation_bits_per_dim": float(self._state.best_bits_per_dim.numpy()),
+            **self._without_codecs(step, averages),
             "test": test.to_dict(),
-            "averaged_weights": averages,
-            "data": self._source.title,
-            "parameters": model.parameter_count(),
             "lossless_codecs_bits_per_dim": coded,
             "lossless_codecs_images": len(images),
             "reconstruction": self._reconstruction(*(each[: self._shown(step)] for each in (images, labels))),
@@ -112,6 +116,18 @@ class Reports:
                 f"      {bits:.4f} bits/dim for {_CODECS[codec]} on {len(images)} of these images, one file each"
             )
         return summary, lines
+
+    def _without_codecs(self, step: int, averages: bool) -> dict[str, Any]:
+        """Returns the part of the summary for which no image of the test is needed."""
+        return {
+            "steps": step,
+            "best_step": int(self._state.best_step.numpy()),
+            "validation_bits_per_dim": float(self._state.best_bits_per_dim.numpy()),
+            "test": None,
+            "averaged_weights": averages,
+            "data": self._source.title,
+            "parameters": self._state.model.parameter_count(),
+        }
 
     def _shown(self, step: int) -> int:
         """Returns how many held-out images are encoded, decoded and shown after a step."""

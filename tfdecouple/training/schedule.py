@@ -1,6 +1,8 @@
-"""What changes from update to update: the learning rate (paper appendix C.2) and the weight of the KL term."""
+"""What changes from update to update: the learning rate (paper appendix C.2), the weight of the KL term, the noise."""
 
 from __future__ import annotations
+
+import math
 
 import tensorflow as tf
 
@@ -30,11 +32,39 @@ def learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
 def kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the weight of the KL term in the loss of an update, float32.
 
-    Linear from 0 to `kl_weight` over `kl_warmup_steps` updates, then constant. The paper has 1 throughout.
+    0 in the first `kl_delay_steps` updates, then linear from 0 to `kl_weight` over `kl_warmup_steps`, then constant.
+    The paper has 1 throughout.
 
     Args:
-        config: holds `kl_weight` and `kl_warmup_steps`.
+        config: holds `kl_weight`, `kl_delay_steps` and `kl_warmup_steps`.
         update: number of updates applied before this one, an integer scalar.
     """
-    risen = tf.cast(update, tf.float32) / max(config.kl_warmup_steps, 1)
-    return config.kl_weight * (tf.minimum(1.0, risen) if config.kl_warmup_steps else tf.ones_like(risen))
+    since = tf.cast(update, tf.float32) - config.kl_delay_steps
+    if config.kl_warmup_steps:
+        return config.kl_weight * tf.clip_by_value(since / config.kl_warmup_steps, 0.0, 1.0)
+    return config.kl_weight * tf.cast(since >= 0, tf.float32)
+
+
+def noise(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
+    """Returns the standard deviation of the noise on the images of an update, in pixel values, float32.
+
+    Half a cosine from `noise` to 0 over `noise_steps` updates, then 0 (as Tschannen et al., 2024, have it).
+
+    Args:
+        config: holds `noise` and `noise_steps`.
+        update: number of updates applied before this one, an integer scalar.
+    """
+    done = tf.minimum(1.0, tf.cast(update, tf.float32) / max(config.noise_steps, 1))
+    return config.noise * tf.where(done < 1, (1 + tf.cos(math.pi * done)) / 2, 0.0)
+
+
+def with_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) -> tf.Tensor:
+    """Returns images with noise, rounded and clipped to 0..255, uint8; the same where the deviation is 0.
+
+    Args:
+        images: uint8.
+        deviation: standard deviation in pixel values, a scalar.
+        normal: standard normal noise, float32 of the shape of images.
+    """
+    noisy = tf.round(tf.cast(images, tf.float32) + deviation * normal)
+    return tf.cast(tf.clip_by_value(noisy, 0.0, 255.0), tf.uint8)

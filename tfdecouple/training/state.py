@@ -12,7 +12,7 @@ from tfdecouple.config import Config
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import averaged_names
 from tfdecouple.training.figures import WINDOW, means
-from tfdecouple.training.optimizer import Adam
+from tfdecouple.training.optimizer import Optimizer
 
 
 class TrainingState:
@@ -43,7 +43,7 @@ class TrainingState:
         self.trainable = {name: self._named[name] for name, variable in variables.items() if variable.trainable}
         moved = averaged_names(self.model)
         self.moving = {name: v for name, v in self._named.items() if name in moved and name not in self.trainable}
-        self.optimizer = Adam(config.training, self.trainable, self.moving)
+        self.optimizer = Optimizer(config.training, self.trainable, self.moving)
         self.step, self.updates, self.skipped, self.best_step, self.halted = (
             tf.Variable(np.int64(0), trainable=False) for _ in range(5)
         )

@@ -14,7 +14,7 @@ from tfdecouple.gradient import INVERSION_BOUND, Share, differentiate, global_no
 from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
 from tfdecouple.training.accumulation import Accumulator
 from tfdecouple.training.figures import NO_WISHES, StepResult, Wishes
-from tfdecouple.training.schedule import kl_weight, learning_rate
+from tfdecouple.training.schedule import kl_weight, learning_rate, noise, with_noise
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.strategy import reduce_in_packs
 
@@ -101,7 +101,7 @@ class TrainStep:
             self._keras_variables(state.trainable),
             self._keras_variables(state.moving),
             batch_size=training.batch_size,
-            kl_weight=kl_weight(training, state.updates),
+            kl_weight=self._kl_weight if training.free_bits else kl_weight(training, state.updates),
             precision=training.precision,
             memory=training.memory,
             jit_compile=training.jit_compile,
@@ -109,6 +109,17 @@ class TrainStep:
         )
         small = [values[name] for name in state.optimizer.small]
         return share._replace(moving=[statistic / training.passes for statistic in share.moving]), small
+
+    def _kl_weight(self, kl: tf.Tensor) -> tf.Tensor:
+        """Returns the weight of the KL term given this device's share of it: 0 where what all have is free.
+
+        That is the gradient of max(free_bits, KL), of the mean over all images that are processed at a time.
+        """
+        training, replica = self._training, tf.distribute.get_replica_context()
+        if replica.num_replicas_in_sync > 1:
+            kl = replica.all_reduce(tf.distribute.ReduceOp.SUM, kl)
+        counts = tf.cast(kl * training.passes > training.free_bits, tf.float32)
+        return kl_weight(training, self.state.updates) * counts
 
     def _draw(self, images: tf.Tensor, step: tf.Tensor, number: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns this device's images, their noise for z and that for the dequantisation."""
@@ -122,7 +133,12 @@ class TrainStep:
         z_noise = randomness.normal([batch, config.latent_dim], randomness.fold(seed, "z"))[own]
         shape = [batch, *config.image_shape]
         u_noise = randomness.pixel_noise(shape, randomness.fold(seed, "u"), config.has_dequantizer)[own]
-        return tf.ensure_shape(images, (local, *config.image_shape)), z_noise, u_noise
+        images = tf.ensure_shape(images, (local, *config.image_shape))
+        if training.noise:
+            on_images = randomness.normal(shape, randomness.fold(seed, "images"))[own]
+            noisy = with_noise(images, noise(training, self.state.updates), on_images)
+            images = tf.ensure_shape(noisy, images.shape)
+        return images, z_noise, u_noise
 
     def _keras_variables(self, names: Iterable[str]) -> list[keras.Variable]:
         named = self.state.model.named_variables()

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import tensorflow as tf
 
+from tfdecouple import randomness
 from tfdecouple.config import Config, title
 from tfdecouple.data import Source, evaluation_batches, training_batches
 from tfdecouple.data.labels import training_examples, with_known_labels
@@ -21,6 +22,7 @@ from tfdecouple.training.progress import Progress
 from tfdecouple.training.reading import ReadSchedule
 from tfdecouple.training.record import RunRecord
 from tfdecouple.training.reports import Reports
+from tfdecouple.training.schedule import noise, with_noise
 from tfdecouple.training.signals import Stopped, StopRequest
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
@@ -144,7 +146,12 @@ class Trainer:
             f"starting the weights from {batch} training images, then tracing the first step", at_once=True
         )
         first = training_batches(self.source, self.config.data, batch_size=batch, seed=self.training.seed)
-        self.state.model.initialize(next(iter(first))["image"], seed=self.training.seed)
+        images = next(iter(first))["image"]
+        if self.training.noise:
+            # As the first update sees them: scales that fit other images would take long to leave.
+            drawn = randomness.normal(images.shape, randomness.fold(self.training.seed, "start", "images"))
+            images = with_noise(images, noise(self.training, tf.constant(0)), drawn)
+        self.state.model.initialize(images, seed=self.training.seed)
 
     def _claim(self) -> None:
         """Writes the first files of the run: after its first step, or a mistake would block its correction."""
@@ -291,15 +298,16 @@ class Trainer:
             ) from stopped
 
     def _measure_best(self) -> dict[str, Any]:
-        """Measures the best weights on the test split, once; returns the run's summary."""
+        """Measures the best weights on the test split, once, unless it is left alone; returns the run's summary."""
         self._load_best()
-        training, count = self.training, self._evaluated("test")
-        test = self.evaluator(
-            self._first("test", count),
-            samples=training.evaluation_samples,
-            seed=training.seed,
-            on_batch=self.progress.counted("test", count),
-        )
+        training, count, test = self.training, self._evaluated("test"), None
+        if training.evaluation_samples:
+            test = self.evaluator(
+                self._first("test", count),
+                samples=training.evaluation_samples,
+                seed=training.seed,
+                on_batch=self.progress.counted("test", count),
+            )
         summary, lines = self.reports.summary(self.step, test, count)
         for line in lines:
             self.progress.say(line)

@@ -1,0 +1,253 @@
+"""Trials of options of training: short runs, each measured on validation images alone, a row of a table each.
+
+    python benchmarks/trials.py --data-dir DIR                 # all that are not done yet; SIGTERM stops it for a while
+    python benchmarks/trials.py --data-dir DIR --only adamax   # one of them, with all its seeds
+    python benchmarks/trials.py --list
+    python benchmarks/trials.py --docs docs/trials.md              # the table again, from the rows that there are
+
+`benchmarks/trials.json` says what is tried: what all have in common, and of each trial a name, its options and its
+seeds. First comes seed 0 of all, then seed 1. Each is `python train.py` with checkpoints in a run folder of its own in
+--workdir; the test images are left alone (`training.evaluation_samples=0`). Then logistic regression of the class from
+z (the posterior mean) is fitted on drawn training images, C chosen on a fifth of them, and judged by all validation
+images. The row with the command goes into --json at once. A trial whose row is there is not run again; one whose run is
+there goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import run_json, table  # noqa: E402
+from benchmarks.scaling import put  # noqa: E402
+from tfdecouple.config import load_preset, override  # noqa: E402
+from tfdecouple.errors import UserError  # noqa: E402
+from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
+from tfdecouple.storage.files import parse_json, write_json  # noqa: E402
+
+PLAN, ROWS = ROOT / "benchmarks" / "trials.json", ROOT / "docs" / "results" / "trials.json"
+PROBED = 5_000
+# As of train.py: stopped by a signal, and it can go on.
+STOPPED = 75
+
+
+class Trial(NamedTuple):
+    """A run that is to be made.
+
+    Attributes:
+        name: of the trial.
+        seed: of the run.
+        arguments: of train.py, but for the run folder and the place of the data.
+        own: those of them that not all trials have, for people.
+    """
+
+    name: str
+    seed: int
+    arguments: tuple[str, ...]
+    own: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Name of the run folder."""
+        return f"{self.name}-{self.seed}"
+
+    def command(self, *more: str) -> list[str]:
+        """Returns the words after `python`."""
+        return ["train.py", *self.arguments, *more]
+
+
+def main() -> int:
+    """Runs trials, or lists them, or makes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="these trials (default all)")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/trials"), help="of the runs")
+    parser.add_argument("--data-dir", help="folder of TFDS")
+    parser.add_argument("--json", type=pathlib.Path, default=ROWS, help=f"the rows (default {ROWS.relative_to(ROOT)})")
+    parser.add_argument("--docs", type=pathlib.Path, help="put the table into this file, at <!-- trials -->, and end")
+    parser.add_argument("--list", action="store_true", help="say what is to be done, and end")
+    parser.add_argument("--measure", type=pathlib.Path, metavar="RUN", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    return run_program(lambda: act(options))
+
+
+def act(options: argparse.Namespace) -> int:
+    """Does what the options ask for."""
+    if options.measure:
+        print(json.dumps(measure(options.measure, options.data_dir)))
+        return 0
+    rows = read_rows(options.json)
+    if options.docs:
+        document = put(options.docs.read_text(encoding="utf-8"), "trials", render(rows))
+        options.docs.write_text(document, encoding="utf-8")
+        return 0
+    waiting = [trial for trial in planned(options.only) if not is_done(trial, rows)]
+    if options.list:
+        for trial in waiting:
+            print(f"{trial.key}: python {shlex.join(trial.command())}")
+        return 0
+    signal.signal(signal.SIGTERM, _stop)
+    for trial in waiting:
+        rows = [*(row for row in rows if (row["name"], row["seed"]) != (trial.name, trial.seed)), take(trial, options)]
+        write_json(options.json, {"rows": rows})
+    return 0
+
+
+def planned(only: list[str] | None = None) -> list[Trial]:
+    """Returns all trials in their order: seed 0 of each, then seed 1.
+
+    Raises:
+        UserError: for a name that no trial has.
+    """
+    plan = parse_json(PLAN.read_text(encoding="utf-8"))
+    trials = plan["trials"]
+    names = [trial["name"] for trial in trials]
+    for name in only or []:
+        if name not in names:
+            raise UserError(f"--only: there is no trial {name!r}; there are {', '.join(names)}")
+    found = []
+    for seed in range(1 + max(max(trial.get("seeds", [0])) for trial in trials)):
+        for trial in trials:
+            if seed in trial.get("seeds", [0]) and (not only or trial["name"] in only):
+                found.append(_trial(plan, trial, seed))
+    return found
+
+
+def _trial(plan: dict[str, Any], trial: dict[str, Any], seed: int) -> Trial:
+    own = [f"--{name} {trial[name]}" for name in ("preset", "steps") if name in trial]
+    changes = [*plan["set"], f"training.seed={seed}", *trial.get("set", [])]
+    words = [word for name in ("preset", "steps") for word in (f"--{name}", str(trial.get(name, plan[name])))]
+    words += [word for each in changes for word in ("--set", each)]
+    return Trial(trial["name"], seed, tuple(words), (*own, *trial.get("set", [])))
+
+
+def is_done(trial: Trial, rows: list[dict[str, Any]]) -> bool:
+    """Returns whether a trial has its row, made with the same options."""
+    command = f"python {shlex.join(trial.command())}"
+    return any((row["name"], row["seed"], row["command"]) == (trial.name, trial.seed, command) for row in rows)
+
+
+def take(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
+    """Trains and measures; returns the row.
+
+    Raises:
+        UserError: where the training fails.
+        SystemExit: where a signal stops it.
+    """
+    run = options.workdir.resolve() / trial.key
+    data = ["--data-dir", options.data_dir] if options.data_dir else []
+    command = [sys.executable, *trial.command("--workdir", str(run), *data)]
+    print(f"{trial.key}: python {shlex.join(trial.command())}", flush=True)
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        try:
+            status = process.wait()
+        except (SystemExit, KeyboardInterrupt):
+            # It saves where it is.
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+    if status == STOPPED:
+        raise SystemExit(STOPPED)
+    if status:
+        raise UserError(f"{trial.key}: train.py ended with status {status}; the run is in {run}")
+    summary = parse_json((run / "summary.json").read_text(encoding="utf-8"))
+    metrics = [parse_json(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    (best,) = [row for row in metrics if (row["kind"], row["step"]) == ("validation", summary["best_step"])]
+    probe = run_json([sys.executable, str(ROOT / "benchmarks" / "trials.py"), "--measure", str(run), *data])
+    row = {
+        "name": trial.name,
+        "seed": trial.seed,
+        "command": f"python {shlex.join(trial.command())}",
+        "data": summary["data"],
+        "parameters": summary["parameters"]["total"],
+        "step": summary["best_step"],
+        **{f"validation_{name}": best[name] for name in ("bits_per_dim", "standard_error", "kl", "images")},
+        **probe,
+    }
+    print(f"{trial.key}: {json.dumps(row)}", flush=True)
+    return row
+
+
+def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
+    """Returns how many of the validation images logistic regression on z tells; nothing for a model without z."""
+    start_tensorflow()
+    import numpy as np
+
+    from tfdecouple.metrics.linear_classifier import Standardizer, fit_classifier
+    from tfdecouple.metrics.probe import read_labelled
+    from tfdecouple.runs import Run
+
+    opened = Run.open(run)
+    if not opened.config.model.has_latent:
+        return {}
+    source, model, size = opened.open_source(data_dir=data_dir), opened.model, 250
+    z, labels = {}, {}
+    for split, count in (("train", min(PROBED, source.sizes["train"])), ("validation", source.sizes["validation"])):
+        read = read_labelled(model, source, split, count, seed=0, batch_size=size, say=lambda text: None)
+        means = [model.posterior(read.images[start : start + size]).mean() for start in range(0, count, size)]
+        z[split], labels[split] = np.concatenate([each.numpy() for each in means]), read.labels
+    standardizer = Standardizer.of(z["train"])
+    known, held_out = (standardizer.apply(z[split]) for split in ("train", "validation"))
+    fitted = fit_classifier("logistic regression", known, labels["train"])
+    accuracy = float(np.mean(fitted.classifier.predict(held_out) == labels["validation"]))
+    return {
+        "probe_train_images": len(known),
+        "probe_C": fitted.strength,
+        "probe_accuracy": accuracy,
+        "probe_standard_error": float(np.sqrt(accuracy * (1 - accuracy) / len(held_out))),
+    }
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the rows that there are."""
+    return list(parse_json(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else []
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """Returns the table of the rows, in the order of the plan; those of other options than it has now are left out."""
+    by_key = {(row["name"], row["seed"], row["command"]): row for row in rows}
+    header = ["trial", "seed", "options", "bits/dim", "KL, nats", "accuracy of z, %"]
+    lines = []
+    for trial in planned():
+        row = by_key.get((trial.name, trial.seed, f"python {shlex.join(trial.command())}"))
+        if row:
+            lines.append([trial.name, trial.seed, " ".join(f"`{each}`" for each in trial.own), *_figures(row)])
+    return table(header, lines) if lines else "No trial has been run yet."
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    bits = f"{row['validation_bits_per_dim']:.4f} +- {row['validation_standard_error']:.4f}"
+    if "probe_accuracy" not in row:
+        return [bits, "", ""]
+    accuracy, error = (100 * row[name] for name in ("probe_accuracy", "probe_standard_error"))
+    return [bits, f"{row['validation_kl']:.1f}", f"{accuracy:.1f} +- {error:.1f}"]
+
+
+def check_plan() -> None:
+    """Refuses a plan whose options do not hold.
+
+    Raises:
+        UserError: naming the trial.
+    """
+    for trial in planned():
+        preset, changes = trial.arguments[1], trial.arguments[5::2]
+        try:
+            override(load_preset(preset), changes)
+        except UserError as error:
+            raise UserError(f"trial {trial.key}: {error}") from error
+
+
+def _stop(number: int, frame: object) -> None:
+    raise SystemExit(STOPPED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

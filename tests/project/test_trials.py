@@ -1,0 +1,121 @@
+"""The trials of options: their plan holds, and a trial is trained, measured, written down and not run twice."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+from helpers.places import ROOT
+
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import trials  # noqa: E402
+from tfdecouple.errors import UserError  # noqa: E402
+
+
+def row_of(trial, **others):
+    command = "python " + " ".join(trial.command())
+    figures = {"validation_bits_per_dim": 3.5, "validation_standard_error": 0.01, "validation_kl": 4.0}
+    return {"name": trial.name, "seed": trial.seed, "command": command, **figures, **others}
+
+
+def test_every_option_of_the_plan_holds_and_no_test_image_is_looked_at():
+    trials.check_plan()
+    planned = trials.planned()
+    assert len({trial.key for trial in planned}) == len(planned) >= 30
+    assert [trial.seed for trial in planned] == sorted(trial.seed for trial in planned)
+    for trial in planned:
+        assert "training.evaluation_samples=0" in trial.arguments and f"training.seed={trial.seed}" in trial.arguments
+    assert [trial.seed for trial in trials.planned(["glow"])] == [0, 1, 2]
+    with pytest.raises(UserError, match="no trial 'glove'"):
+        trials.planned(["glove"])
+
+
+def test_table_has_the_rows_of_the_plan_in_its_order():
+    first, second = trials.planned(["preset"])[0], trials.planned(["glow"])[0]
+    probed = {"probe_accuracy": 0.312, "probe_standard_error": 0.0147}
+    stale = row_of(trials.planned(["kl-1"])[0]) | {"command": "python train.py"}
+    rows = [row_of(second), stale, row_of(first, **probed)]
+    assert trials.render(rows).splitlines()[2:] == [
+        "| preset | 0 |  | 3.5000 +- 0.0100 | 4.0 | 31.2 +- 1.5 |",
+        "| glow | 0 | `--preset cifar10_small_glow` | 3.5000 +- 0.0100 |  |  |",
+    ]
+    assert trials.is_done(first, rows) and not trials.is_done(trials.planned(["kl-1"])[0], rows)
+    assert trials.render([]) == "No trial has been run yet."
+
+
+class Trained:
+    """Stands in for a process of train.py: leaves what it would leave, or is stopped."""
+
+    def __init__(self, command, cwd):
+        self.run = command[command.index("--workdir") + 1]
+        self.signals = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
+    def send_signal(self, number):
+        self.signals.append(number)
+
+    def wait(self):
+        from pathlib import Path
+
+        folder = Path(self.run)
+        folder.mkdir(parents=True)
+        summary = {"best_step": 2, "data": "photographs", "parameters": {"total": 7}}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        rows = [
+            {"kind": "validation", "step": step, "bits_per_dim": step, "standard_error": 0.1, "kl": 1.5, "images": 9}
+            for step in (1, 2)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return 0
+
+
+def test_a_trial_is_written_down_with_its_command_and_not_run_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trials.subprocess, "Popen", Trained)
+    monkeypatch.setattr(trials, "run_json", lambda command: {"probe_accuracy": 0.5})
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    arguments = ["trials.py", "--only", "kl-1", "--workdir", str(tmp_path / "runs"), "--json", str(tmp_path / "rows")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert trials.main() == 0
+    (row,) = trials.read_rows(tmp_path / "rows")
+    assert (row["validation_bits_per_dim"], row["validation_kl"], row["probe_accuracy"]) == (2, 1.5, 0.5)
+    assert row["command"].startswith("python train.py --preset cifar10_small --steps 1000 --set ")
+    assert "--workdir" not in row["command"] and row["command"].endswith("--set training.kl_weight=1")
+    monkeypatch.setattr(trials, "take", lambda *_: pytest.fail("it is done"))
+    assert trials.main() == 0
+    monkeypatch.setattr(sys, "argv", [*arguments, "--list"])
+    capsys.readouterr()
+    assert trials.main() == 0 and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("status", "raised"), [(75, SystemExit), (3, UserError)])
+def test_a_training_that_stops_or_fails_leaves_no_row(tmp_path, monkeypatch, status, raised):
+    monkeypatch.setattr(Trained, "wait", lambda self: status)
+    monkeypatch.setattr(trials.subprocess, "Popen", Trained)
+    options = type("Options", (), {"workdir": tmp_path, "data_dir": None})
+    with pytest.raises(raised) as caught:
+        trials.take(trials.planned(["kl-1"])[0], options)
+    assert "75" in str(caught.value) or "status 3" in str(caught.value)
+
+
+def test_a_signal_reaches_the_training(tmp_path, monkeypatch):
+    made = []
+
+    class Waiting(Trained):
+        def wait(self):
+            made.append(self)
+            if len(made) == 1:
+                trials._stop(signal.SIGTERM, None)
+            return 75
+
+    monkeypatch.setattr(subprocess, "Popen", Waiting)
+    options = type("Options", (), {"workdir": tmp_path, "data_dir": "/data"})
+    with pytest.raises(SystemExit) as caught:
+        trials.take(trials.planned(["kl-1"])[0], options)
+    assert caught.value.code == 75 and made[0].signals == [signal.SIGTERM] and len(made) == 2
