@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -22,8 +23,8 @@ LOOKS = "looks.json"
 _DETAILS = """\
 Bits/dim is always measured; the options
 add to it. The best weights so far are taken. Each result is a JSON file in the
-folder --out; looks.json there counts how often test images were looked at: choose
-between models by --split validation."""
+folder --out; RUN/evaluation/looks.json counts how often test images were looked at,
+wherever results go: choose between models by --split validation."""
 
 _EPILOG = """\
 examples:
@@ -114,8 +115,12 @@ class _Command:
         self.opened, self.source = evaluation.opened, evaluation.source
         self.size, self.count = evaluation.size, evaluation.count
         from tfdecouple.cli.output import results_folder
+        from tfdecouple.run_folder import is_folder
 
         self.out: pathlib.Path = results_folder(options.run, options.out, "evaluation")
+        # Of the run, whatever folder its results go to: a look is a look.
+        own = pathlib.Path(options.run) / "evaluation"
+        self.counted_in = own if is_folder(options.run) and _may_hold(own) else self.out
         self.looks: int | None = None
         self.kept: list[str] = []
 
@@ -157,7 +162,7 @@ class _Command:
             print(grey)
         if self.looks is not None:
             times = "for the first time" if self.looks == 1 else f"{self.looks} times"
-            print(f"these test images were looked at {times}, by the count of {self.out / LOOKS}")
+            print(f"these test images were looked at {times}, by the count of {self.counted_in / LOOKS}")
 
     def _keep(self, measure: Measure, result: Result) -> None:
         """Prints a result and writes it down with all that it depends on."""
@@ -202,12 +207,12 @@ class _Command:
         from tfdecouple.storage.files import write_json
         from tfdecouple.storage.locks import locked
 
-        path = self.out / LOOKS
+        path = self.counted_in / LOOKS
         key = f"{self.source.name}: {self.source.title}, test ({self.source.descriptions['test']})"
-        with _writing_to(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
+        with _writing_to(self.counted_in):
+            self.counted_in.mkdir(parents=True, exist_ok=True)
             # Two evaluations at a time must not count as one.
-            with locked(self.out / ".looks.lock", wait=True):
+            with locked(self.counted_in / ".looks.lock", wait=True):
                 try:
                     looks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
                     count = int(looks.get(key, 0)) + 1
@@ -217,6 +222,11 @@ class _Command:
                     ) from error
                 write_json(path, {**looks, key: count})
         return count
+
+
+def _may_hold(folder: pathlib.Path) -> bool:
+    """Returns whether files may be written into a folder, or it may be made; runs of others may be read-only."""
+    return os.access(folder if folder.exists() else folder.parent, os.W_OK)
 
 
 @contextlib.contextmanager

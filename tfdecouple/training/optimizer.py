@@ -79,7 +79,8 @@ class Optimizer:
         small = {name: weight.shape for name, weight in weights.items() if is_small(weight.shape)}
         encoder_rate = config.encoder_learning_rate
         self._encoder_factor = None if encoder_rate is None else encoder_rate / config.learning_rate
-        self.small, self._large = list(small), []
+        self.small = list(small)
+        self._large: list[list[str]] = []
         for of_encoder in (False, True):
             large = [name for name in weights if name not in small and self._is_encoder(name) == of_encoder]
             self._large += [large[n : n + _A_CALL] for n in range(0, len(large), _A_CALL)]

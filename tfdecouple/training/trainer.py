@@ -14,7 +14,7 @@ from tfdecouple.config import Config, title
 from tfdecouple.data import Source, evaluation_batches, training_batches
 from tfdecouple.data.labels import training_examples, with_known_labels
 from tfdecouple.errors import DivergedError, RunError
-from tfdecouple.metrics import Evaluator
+from tfdecouple.metrics import BitsPerDim, Evaluator
 from tfdecouple.precision_check import check_precision
 from tfdecouple.runtime.tf32 import has_tf32
 from tfdecouple.training.figures import StepResult, Wishes
@@ -300,7 +300,8 @@ class Trainer:
     def _measure_best(self) -> dict[str, Any]:
         """Measures the best weights on the test split, once, unless it is left alone; returns the run's summary."""
         self._load_best()
-        training, count, test = self.training, self._evaluated("test"), None
+        training, count = self.training, self._evaluated("test")
+        test: BitsPerDim | None = None
         if training.evaluation_samples:
             test = self.evaluator(
                 self._first("test", count),

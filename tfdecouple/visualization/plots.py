@@ -194,6 +194,44 @@ def histogram_figure(panels: Mapping[str, Mapping[str, np.ndarray]], title: str)
     return figure
 
 
+def statistics_figure(statistics: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
+    """Draws which statistics of images z, v and pixels tell, and which follow z and which v in a switch.
+
+    Args:
+        statistics: by name `r2` and `switch`, as `metrics.image_statistics` has them.
+        title: of the plot.
+    """
+    figure = _figure(11, 4.8)
+    told, followed = figure.subplots(1, 2, sharey=True)
+    names = list(statistics)
+    panels = (
+        (told, "R2 of a linear regression", {kind: kind for kind in statistics[names[0]]["r2"]}, "r2"),
+        (followed, "coefficient after a switch of z", {"z": "of the image of z", "v": "of the image of v"}, "switch"),
+    )
+    for axes, what, kinds, group in panels:
+        height = 0.8 / len(kinds)
+        for number, (kind, label) in enumerate(kinds.items()):
+            found = [statistics[name][group][kind] for name in names]
+            axes.barh(
+                [place + (number - (len(kinds) - 1) / 2) * height for place in range(len(names))],
+                [each["mean"] for each in found],
+                height,
+                xerr=[each["standard_error"] for each in found],
+                color=COLOURS[number],
+                label=label,
+            )
+        _plain(axes)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_xlabel(what, fontsize=_TEXT)
+        axes.legend(fontsize=_SMALL, frameon=False, loc="best")
+    # What a regression tells less of than the mean would do is as good as nothing.
+    told.set_xlim(-0.1, 1)
+    told.set_yticks(range(len(names)), names, fontsize=_SMALL)
+    told.invert_yaxis()
+    figure.suptitle(title, fontsize=_TEXT + 1, x=0.01, ha="left")
+    return figure
+
+
 def png(figure: Figure) -> bytes:
     """Returns a figure as a PNG file."""
     buffer = io.BytesIO()

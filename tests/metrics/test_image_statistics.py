@@ -1,0 +1,110 @@
+"""Statistics of images by hand, and what follows z and v in a model of which that is known."""
+
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfdecouple.errors import DataError, UserError
+from tfdecouple.metrics import image_statistics as statistics
+
+
+def flat(value, count=1, side=8):
+    return np.full((count, side, side, 3), value, float)
+
+
+class TestByHand:
+    def test_colour_and_brightness(self):
+        image = flat(0.0)
+        image[..., 0], image[..., 2] = 0.8, 0.2
+        np.testing.assert_allclose(statistics.colour(image), [[0.8, 0.2]])
+        np.testing.assert_allclose(statistics.brightness(image), [[0.299 * 0.8 + 0.114 * 0.2]])
+
+    def test_contrast_of_black_and_white_halves(self):
+        image = flat(0.0)
+        image[:, :4] = 1
+        np.testing.assert_allclose(statistics.contrast(image), [[0.5]])
+        assert statistics.contrast(flat(0.3))[0, 0] < 1e-12
+
+    @pytest.mark.parametrize("degrees", [0, 30, 90, 150])
+    def test_orientation_is_that_of_a_grating(self, degrees):
+        y, x = np.mgrid[:32, :32] / 32 * 2 * np.pi * 3
+        angle = np.deg2rad(degrees)
+        wave = 0.5 + 0.4 * np.sin(x * np.cos(angle) + y * np.sin(angle))
+        found = statistics.orientation(np.repeat(wave[None, ..., None], 3, -1))[0]
+        np.testing.assert_allclose(found, [np.cos(2 * angle), np.sin(2 * angle)], atol=0.06)
+
+    def test_noise_has_no_orientation_and_no_slope_and_sums_of_it_are_steep(self):
+        noise = np.repeat(np.random.default_rng(0).random((50, 32, 32, 1)), 3, -1)
+        assert np.linalg.norm(statistics.orientation(noise), axis=1).mean() < 0.1
+        assert abs(statistics.spectral_slope(noise).mean()) < 0.15
+        # Summed along both axes, the amplitude falls with the frequency along each: the power by more than its square.
+        smooth = np.cumsum(np.cumsum(noise - 0.5, 1), 2)
+        assert statistics.spectral_slope(smooth / np.ptp(smooth)).mean() < -2
+
+    def test_brightest_quadrant(self):
+        images = flat(0.2, 4)
+        for number, (row, column) in enumerate(((0, 0), (0, 4), (4, 0), (4, 4))):
+            images[number, row : row + 4, column : column + 4] = 0.9
+        np.testing.assert_array_equal(statistics.brightest_quadrant(images), [[-1, -1], [1, -1], [-1, 1], [1, 1]])
+
+    def test_images_of_one_colour_have_numbers(self):
+        for function in statistics.STATISTICS.values():
+            assert np.isfinite(function(flat(0.5))).all()
+
+
+class ColourOfZ:
+    """A model of which all is known: z is the mean colour, v is what is left."""
+
+    def __init__(self, has_latent=True):
+        self.config = types.SimpleNamespace(has_latent=has_latent)
+        self.batches = set()
+
+    def require_initialized(self):
+        pass
+
+    def encode(self, images):
+        self.batches.add(len(images))
+        mean = images.mean((1, 2)).astype(np.float32)
+        return types.SimpleNamespace(z=tf.constant(mean), v=tf.constant(images - mean[:, None, None]))
+
+    def decode(self, z, v):
+        return np.clip(np.rint(v + z[:, None, None]), 0, 255).astype(np.uint8)
+
+
+def images_of(seed, count):
+    """Images whose colour, contrast, light and direction are drawn each by itself."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:16, :16] / 16 - 0.5
+    angle, colour = rng.uniform(0, 2 * np.pi, count), rng.uniform(90, 160, (count, 1, 1, 3))
+    slope = np.cos(angle)[:, None, None] * x + np.sin(angle)[:, None, None] * y
+    fine = rng.standard_normal((count, 16, 16))
+    detail = 40 * rng.uniform(0.3, 1, (count, 1, 1)) * slope + 10 * fine * rng.uniform(0.2, 1, (count, 1, 1))
+    return np.clip(colour + detail[..., None], 0, 255).astype(np.uint8)
+
+
+def test_what_z_holds_follows_z_and_the_rest_follows_v():
+    model = ColourOfZ()
+    report = statistics.measure_image_statistics(model, images_of(0, 150), images_of(1, 101), batch_size=25)
+    assert (report["train_images"], report["images"], report["dimensions"]) == (150, 101, 3)
+    # All batches are of one size.
+    assert model.batches == {25}
+    for name, found in report["statistics"].items():
+        switch = found["switch"]
+        of_z = float(name in ("mean colour", "brightness"))
+        assert switch["z"]["mean"] == pytest.approx(of_z, abs=0.05), name
+        assert switch["v"]["mean"] == pytest.approx(1 - of_z, abs=0.05), name
+        assert switch["nearer_to_z"]["mean"] == pytest.approx(of_z, abs=0.06), name
+        assert (found["r2"]["z"]["mean"] > 0.99) == of_z, name
+        assert 0 <= found["r2"]["z"]["standard_error"] < 0.1
+    assert report["statistics"]["brightest quadrant"]["r2"]["v, PCA"]["mean"] > 0.5
+    lines = statistics.table(report)
+    assert len(lines) == 2 + len(statistics.STATISTICS) and "mean colour" in lines[2]
+
+
+def test_without_z_or_with_too_few_images_it_is_refused():
+    with pytest.raises(UserError, match="has no z"):
+        statistics.measure_image_statistics(ColourOfZ(False), images_of(0, 9), images_of(1, 9), batch_size=9)
+    with pytest.raises(DataError, match="3 images are too few"):
+        statistics.measure_image_statistics(ColourOfZ(), images_of(0, 9), images_of(1, 3), batch_size=9)

@@ -1,0 +1,51 @@
+"""Which statistics of an image (colour, contrast, orientation and more) z knows, and which follow it in a switch."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+from tfdecouple.cli.measures.base import Evaluation, Measure, Result, say
+
+# Training images that the regressions are fitted on, and colour values of them, at most.
+_FITTED, _VALUES = 2_000, 2**25
+
+
+class ImageStatistics(Measure):
+    """What z and v know of statistics of images."""
+
+    name = "image_statistics"
+    order = 33
+    needs_z = True
+
+    @classmethod
+    def add_options(cls, group: Any) -> None:
+        """Adds --image-statistics."""
+        group.add_argument(
+            "--image-statistics",
+            action="store_true",
+            help="also which of colour, brightness, contrast, spectrum, orientation and light z and v know, and which "
+            "follow z in a switch",
+        )
+
+    def measure(self, evaluation: Evaluation) -> Result:
+        """Regresses on training images, and judges by those of --split."""
+        from PIL import Image
+
+        from tfdecouple.metrics.drawn_images import drawn_indices
+        from tfdecouple.metrics.image_statistics import LEAST, measure_image_statistics, read_images, table
+        from tfdecouple.visualization.plots import png, statistics_figure
+
+        options, source, opened = self.options, evaluation.source, evaluation.opened
+        most = max(_VALUES // math.prod(opened.config.model.image_shape), LEAST)
+        read = []
+        for split, count in (("train", _FITTED), (options.split, evaluation.count)):
+            indices = drawn_indices(source, split, min(count, most, source.sizes[split]), options.seed)
+            read.append(read_images(opened.model, source, split, indices, evaluation.batch_size, say))
+        report = measure_image_statistics(
+            opened.model, *read, batch_size=evaluation.batch_size, seed=options.seed, say=say
+        )
+        title = f"Statistics of {source.title}, {options.split}\n{opened.note()}"
+        picture = Image.open(io.BytesIO(png(statistics_figure(report["statistics"], title))))
+        return Result(report, table(report), picture)
