@@ -17,7 +17,7 @@ SHORT := tests/test_golden.py tests/data/test_image_files.py tests/test_untruste
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test test-slow test-all test-versions test-lowest test-newest tools docs lint clean
+.PHONY: help train test test-slow test-all test-versions test-lowest test-newest results tools docs lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -42,6 +42,9 @@ test-lowest: $(VENV)/lowest/.stamp ## run a short suite with the lowest versions
 
 test-newest: $(VENV)/newest/.stamp ## run a short suite with the newest versions of constraints/newest.txt
 	$(VENV)/newest/bin/python -m pytest $(SHORT) $(ARGS)
+
+results: $(VENV)/.stamp-all ## measure docs/results again and make the tables of docs/RESULTS.md of it
+	$(BIN)/python benchmarks/results.py --measure $(ARGS)
 
 tools: | $(VENV)/.stamp-venv ## install what the long tests need: compilers, ONNX Runtime for C++, Node.js, Chromium, npm packages
 	@.ci/install-tools

@@ -1,9 +1,10 @@
 """Which images come back from their codes: kinds of image that no camera takes beside real ones, run by run.
 
-    python benchmarks/exactness.py --run docs/results/photographs --run docs/results/conditional --docs docs/RESULTS.md
+    python benchmarks/exactness.py --run docs/results/photographs --run docs/results/conditional --json exactness.json
 
 Prints a row for each kind and run: how many images differ after decode(encode(image)), in how many subpixels, and the
 root mean square of v, by which `DecoupledModel.encode` warns; images like those of the training have one near 1.
+With --every-image all test images of each --data go through, and nothing else.
 """
 
 from __future__ import annotations
@@ -12,14 +13,20 @@ import argparse
 import contextlib
 import pathlib
 import sys
+from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import table  # noqa: E402
-from benchmarks.scaling import put  # noqa: E402
-from tfdecouple.doctor.exactness import RoundTrip, come_back, extreme_images  # noqa: E402
+from benchmarks.common import table, write_json  # noqa: E402
+from tfdecouple.doctor.exactness import come_back, extreme_images  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
+
+HEADER = ["run", "alpha", "images", "of", "lost", "in subpixels", "RMS of v", "least of the lost"]
+# Images that are encoded at once.
+_AT_ONCE = 256
 
 
 def main() -> int:
@@ -40,7 +47,8 @@ def main() -> int:
         action="store_true",
         help="leave TensorFlow's switch for TF32 alone: what --emulate would lose without this project",
     )
-    parser.add_argument("--docs", type=pathlib.Path, help="put the table into this file, at <!-- exactness -->")
+    parser.add_argument("--every-image", action="store_true", help="all test images of each --data alone")
+    parser.add_argument("--json", type=pathlib.Path, help="write the figures there")
     options = parser.parse_args()
     return run_program(lambda: measure(options))
 
@@ -49,8 +57,6 @@ def measure(options: argparse.Namespace) -> int:
     """Prints a row for each kind of image and run."""
     if options.count < 1:
         raise UserError(f"--count is {options.count}; it must be at least 1")
-    if options.docs and not options.docs.is_file():
-        raise UserError(f"--docs: there is no file {options.docs}")
     start_tensorflow()
     import tfdecouple
     from tfdecouple.config import DataConfig
@@ -67,26 +73,39 @@ def measure(options: argparse.Namespace) -> int:
         for run in options.run:
             model = tfdecouple.load_model(run)
             side = model.config.image_size
-            kinds = extreme_images(side, options.count)
+            kinds = {} if options.every_image else extreme_images(side, options.count)
             for name in options.data or ["photographs"]:
                 source = open_source(DataConfig(source=name, data_dir=options.data_dir), side)
-                kinds[source.title] = load_images(source, "test", min(options.count, source.sizes["test"]))[0]
-            of = [run.name, str(model.config.alpha)]
-            rows += [[*of, kind, *row(come_back(model, images))] for kind, images in kinds.items()]
-    header = ["run", "alpha", "images", "of", "lost", "in subpixels", "RMS of v", "least of the lost"]
-    print(text := table(header, rows))
-    if options.docs:
-        document = put(options.docs.read_text(encoding="utf-8"), "exactness", text)
-        options.docs.write_text(document, encoding="utf-8")
+                size = source.sizes["test"]
+                count = size if options.every_image else min(options.count, size)
+                kinds[source.title] = load_images(source, "test", count)[0]
+            of = {"run": run.name, "alpha": model.config.alpha}
+            rows += [{**of, "images": kind, **figures(model, images)} for kind, images in kinds.items()]
+    print(table(HEADER, [cells(row) for row in rows]))
+    write_json(options.json, {"rows": rows})
     return 0
 
 
-def row(trip: RoundTrip) -> list[object]:
+def figures(model: Any, images: np.ndarray) -> dict[str, Any]:
     """Returns how many images there are and are lost by a round trip, in how many subpixels, and the RMS of v."""
-    rms = trip.rms
-    spread = f"{rms.min():.2f}" if len(rms) == 1 else f"{rms.min():.2f} to {rms.max():.2f}"
-    least = float(rms[trip.is_lost].min()) if trip.lost else None
-    return [trip.images, trip.lost, trip.subpixels, spread, least]
+    trips = [come_back(model, images[start : start + _AT_ONCE]) for start in range(0, len(images), _AT_ONCE)]
+    rms, is_lost = (np.concatenate([getattr(trip, name) for trip in trips]) for name in ("rms", "is_lost"))
+    return {
+        "of": len(images),
+        "lost": int(is_lost.sum()),
+        "subpixels": sum(trip.subpixels for trip in trips),
+        "least_rms": float(rms.min()),
+        "most_rms": float(rms.max()),
+        "least_rms_of_the_lost": float(rms[is_lost].min()) if is_lost.any() else None,
+    }
+
+
+def cells(row: dict[str, Any]) -> list[object]:
+    """Returns a row of the table."""
+    least, most = (f"{row[name]:.2f}" for name in ("least_rms", "most_rms"))
+    spread = least if row["of"] == 1 else f"{least} to {most}"
+    of = [row["run"], str(row["alpha"]), row["images"], row["of"]]
+    return [*of, row["lost"], row["subpixels"], spread, row["least_rms_of_the_lost"]]
 
 
 if __name__ == "__main__":

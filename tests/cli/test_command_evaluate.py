@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import json
+import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -145,25 +147,41 @@ class TestBitsPerDim:
 
 
 class TestLooks:
-    def test_looks_at_test_images_are_counted_by_data(self, made_run, tmp_path, capsys):
-        for _ in range(2):
-            assert command("--run", made_run, "--images", 1, "--out", tmp_path) == 0
-        assert command("--run", made_run, "--split", "train", "--images", 1, "--out", tmp_path) == 0
-        assert list(read(tmp_path, "looks").values()) == [2]
-        assert read(tmp_path, "bits_per_dim-test")["looks_at_test"] == 2
+    @pytest.fixture
+    def run(self, made_run, tmp_path):
+        """The run as if nobody had evaluated it."""
+        shutil.copytree(made_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
+        return tmp_path / "run"
+
+    def test_looks_at_test_images_are_counted_by_data_wherever_results_go(self, run, tmp_path, capsys):
+        for out in ("a", "b"):
+            assert command("--run", run, "--images", 1, "--out", tmp_path / out) == 0
+        assert command("--run", run, "--split", "train", "--images", 1, "--out", tmp_path / "a") == 0
+        assert list(read(run / "evaluation", "looks").values()) == [2]
+        assert read(tmp_path / "b", "bits_per_dim-test")["looks_at_test"] == 2
+        assert not list(tmp_path.glob("[ab]/*looks*"))
         out = capsys.readouterr().out
         assert "looked at for the first time" in out and "looked at 2 times" in out
 
-    def test_other_data_have_their_own_count(self, made_run, tmp_path):
-        (tmp_path / "looks.json").write_text('{"other data": 7}')
-        assert command("--run", made_run, "--images", 1, "--out", tmp_path) == 0
-        looks = read(tmp_path, "looks")
+    def test_of_a_run_that_may_not_be_written_they_are_counted_beside_the_results(self, run, tmp_path, monkeypatch):
+        # The superuser, who may run the tests, can write everywhere.
+        may = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: "run" not in str(path).split("/")[-2:] and may(path, mode))
+        assert command("--run", run, "--images", 1, "--out", tmp_path / "out") == 0
+        assert list(read(tmp_path / "out", "looks").values()) == [1] and not (run / "evaluation").exists()
+
+    def test_other_data_have_their_own_count(self, run, tmp_path):
+        (run / "evaluation").mkdir()
+        (run / "evaluation" / "looks.json").write_text('{"other data": 7}')
+        assert command("--run", run, "--images", 1, "--out", tmp_path) == 0
+        looks = read(run / "evaluation", "looks")
         assert looks.pop("other data") == 7 and list(looks.values()) == [1]
 
     @pytest.mark.parametrize("content", ["{", "[]", '"text"'])
-    def test_damaged_count_is_refused(self, made_run, tmp_path, capsys, content):
-        (tmp_path / "looks.json").write_text(content)
-        assert "is no count of looks" in refused(capsys, "--run", made_run, "--images", 1, "--out", tmp_path)
+    def test_damaged_count_is_refused(self, run, tmp_path, capsys, content):
+        (run / "evaluation").mkdir()
+        (run / "evaluation" / "looks.json").write_text(content)
+        assert "is no count of looks" in refused(capsys, "--run", run, "--images", 1, "--out", tmp_path)
 
 
 class TestMore:

@@ -99,7 +99,7 @@ class TestProbeAndFrechet:
     @pytest.fixture(scope="class")
     def out(self, run, extractor, tmp_path_factory):
         out = tmp_path_factory.mktemp("evaluation")
-        more = ["--probe", "--frechet", extractor, "--frechet-images", 40, "--seed", 3]
+        more = ["--probe", "--frechet", extractor, "--frechet-images", 40, "--image-statistics", "--seed", 3]
         assert evaluate(run, out, "--split", "validation", *more) == 0
         return out
 
@@ -118,6 +118,23 @@ class TestProbeAndFrechet:
         assert np.sum(values["confusion"]["counts"]) == 24
         with Image.open(out / "probe.png") as picture:
             assert picture.format == "PNG"
+            picture.load()
+
+    def test_statistics_of_images_are_of_the_split(self, out):
+        values = read(out, "image_statistics-validation")
+        assert (values["split"], values["train_images"], values["images"], values["dimensions"]) == (
+            "validation",
+            60,
+            6,
+            4,
+        )
+        for name, found in values["statistics"].items():
+            assert set(found["r2"]) == {"z", "v, PCA", "pixels, PCA"}, name
+            assert 0 <= found["switch"]["nearer_to_z"]["mean"] <= 1
+        # Dark and light images: what the pixels tell at once.
+        assert values["statistics"]["brightness"]["r2"]["pixels, PCA"]["mean"] > 0.9
+        with Image.open(out / "image_statistics-validation.png") as picture:
+            assert picture.size[0] > 800
             picture.load()
 
     def test_distance_is_the_formula_s(self, out, run, labelled):
@@ -175,8 +192,6 @@ class TestInterrupted:
         assert read(tmp_path, "probe") == {"earlier": True} and (tmp_path / "probe.png").read_bytes() == b"earlier"
         assert {path.name for path in tmp_path.iterdir()} == {
             "bits_per_dim-test.json",
-            "looks.json",
-            ".looks.lock",
             "probe.json",
             "probe.png",
         }
@@ -206,5 +221,5 @@ class TestInterrupted:
         assert err.splitlines()[-1] == f"error: interrupted; kept in {tmp_path}: bits_per_dim-test.json"
         assert "Traceback" not in err
         names = {path.name for path in tmp_path.iterdir()}
-        assert names == {"bits_per_dim-test.json", "looks.json", ".looks.lock"}
+        assert names == {"bits_per_dim-test.json"}
         assert read(tmp_path, "bits_per_dim-test")["images"] == 4

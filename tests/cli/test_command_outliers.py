@@ -83,7 +83,7 @@ class TestResult:
         values, out, _ = result
         with Image.open(out / "outliers-test.png") as picture:
             assert picture.size[0] > 800 and len(picture.convert("RGB").getcolors(2**20)) > 10
-        assert values["looks_at_test"] == 1
+        assert values["looks_at_test"] >= 1
 
     def test_validation_images_are_no_look(self, tiny_run, images, tmp_path, capsys):
         arguments = ("--data", f"folder:{images}", "--split", "validation", "--outliers", "noise")

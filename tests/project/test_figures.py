@@ -92,81 +92,6 @@ def half_a_digit_of_it(text: str) -> float:
 NUMBER = r"(\d[\d,]*\.?\d*)"
 
 
-def rows_of_results():
-    """The tables of the results, from the JSON files of the three runs."""
-    for run, row in (("conditional", "ours"), ("base", "baseline of Table 3"), ("glow", "refined Glow")):
-        bits = rf"\| {row} \| {NUMBER} \| \**{NUMBER} \+- {NUMBER}\** \| {NUMBER} \| {NUMBER} \+- {NUMBER} \|"
-        sources = (
-            ("validation bits/dim", result(f"{run}/summary.json", "validation_bits_per_dim")),
-            ("test bits/dim", result(f"{run}/evaluation/bits_per_dim-test.json", "bits_per_dim")),
-            ("their standard error", result(f"{run}/evaluation/bits_per_dim-test.json", "standard_error")),
-            ("of 1,000 images", result(f"{run}/evaluation/importance/bits_per_dim-test.json", "bits_per_dim")),
-            ("importance-weighted", result(f"{run}/evaluation/importance/importance-test.json", "bits_per_dim")),
-            ("its error", result(f"{run}/evaluation/importance/importance-test.json", "standard_error")),
-        )
-        for place, (name, truth) in enumerate(sources):
-            yield Figure(f"{run}: {name}", ((RESULTS, only_group(bits, place)),), truth)
-        distance = rf"\| {row} \| (\d{{3}}\.\d) \|"
-        yield Figure(f"{run}: distance", ((RESULTS, distance),), result(f"{run}/evaluation/frechet.json", "distance"))
-    rows = {"z": "z", "v": "v", "v, PCA": "v, PCA", "raw pixels": "pixels", "raw pixels, PCA": "pixels, PCA"}
-    for row, features in rows.items():
-        pattern = rf"\| {row} \| [\d,]+ \| \**{NUMBER}\** \| \**{NUMBER}\** \|"
-        for place, classifier in enumerate(("linear SVM", "logistic regression")):
-            truth = accuracy(features, classifier)
-            yield Figure(f"probe of {row}, {classifier}", ((RESULTS, only_group(pattern, place)),), truth)
-
-
-def rows_of_outliers():
-    """AUROC with its interval, and per cent of false positives, of each score and each kind of outliers."""
-    kinds = ("photographs", "noise", "constant", "permuted")
-    scores = {
-        "bits/dim": "bits_per_dim",
-        "bits/dim less WebP": "bits_per_dim_minus_codec",
-        "-log p.z.": "prior_nats",
-        "shell of v": "shell",
-        "typicality": "typicality",
-    }
-    file = "conditional/evaluation/outliers/outliers-test.json"
-    areas = r" \| ".join([rf"{NUMBER} \[{NUMBER}, {NUMBER}\]"] * len(kinds))
-    shares = r" \| ".join([NUMBER] * len(kinds))
-    for row, score in scores.items():
-        for place, kind in enumerate(kinds):
-            where = ("outliers", kind, "detection", score)
-            area = rf"\| {row} \| {areas} \|"
-            ends = (("auroc",), ("auroc_interval", 0), ("auroc_interval", 1))
-            for number_of, keys in enumerate(ends):
-                pattern = only_group(area, 3 * place + number_of)
-                yield Figure(f"{kind} by {score}: {keys}", ((RESULTS, pattern),), result(file, *where, *keys))
-            share = result(file, *where, "false_positives")
-            pattern = only_group(rf"\| {row} \| {shares} \|", place)
-            yield Figure(f"{kind} by {score}: passing", ((RESULTS, pattern),), lambda share=share: 100 * share())
-
-
-def accuracy(features: str, classifier: str) -> Callable[[], float]:
-    """Per cent of test images, from the file of the probe."""
-
-    def look() -> float:
-        (found,) = (
-            each["classifiers"][classifier]["accuracy"]
-            for each in result("conditional/evaluation/probe/probe.json", "results")()
-            if each["features"] == features
-        )
-        return 100 * found
-
-    return look
-
-
-def only_group(pattern: str, place: int) -> str:
-    """The pattern with its group of that number alone, the others without a name."""
-    parts = pattern.split("(")
-    kept = -1
-    for position, part in enumerate(parts[1:], 1):
-        if not part.startswith("?"):
-            kept += 1
-            parts[position] = part if kept == place else f"?:{part}"
-    return "(".join(parts)
-
-
 def facts_of_presets():
     """What the notes and descriptions say of the size of a model, beside the model and the tables."""
     sys.path.insert(0, str(ROOT))
@@ -206,8 +131,6 @@ def weights() -> dict:
 
 LOSSLESS = ("photographs/summary.json", "lossless_codecs_bits_per_dim")
 FIGURES = [
-    *rows_of_results(),
-    *rows_of_outliers(),
     *facts_of_presets(),
     Figure(
         "small presets: millions of parameters",
@@ -215,11 +138,6 @@ FIGURES = [
         lambda: count_parameters(load_preset("cifar10_small").model)["total"] / 1e6,
     ),
     # The committed models.
-    Figure(
-        "photographs: test bits/dim after 3,000 updates",
-        ((RESULTS, rf"`python train.py --steps 3000`, test {NUMBER} bits/dim"),),
-        result("photographs/summary.json", "test", "bits_per_dim"),
-    ),
     Figure(
         "photographs: lossless WebP",
         (
@@ -243,27 +161,6 @@ FIGURES = [
         "quickstart64: updates of the weights",
         ((f"{PRESETS}/quickstart64.json", rf"after {NUMBER} updates"),),
         lambda: weights()["best_step"],
-    ),
-    *(
-        Figure(
-            f"CIFAR-10: {name}",
-            ((RESULTS, pattern),),
-            result("conditional/summary.json", "lossless_codecs_bits_per_dim", codec),
-        )
-        for codec, name, pattern in (
-            ("webp", "lossless WebP", rf"lossless WebP, a file an image \(1,000 test images\) \| \| {NUMBER} \|"),
-            ("png", "PNG", rf"PNG, a file an image \(the same\) \| \| {NUMBER} \|"),
-        )
-    ),
-    Figure(
-        "conditional: KL",
-        ((RESULTS, rf"its KL is {NUMBER} nats an image"),),
-        result("conditional/evaluation/latent_use-test.json", "kl", "mean"),
-    ),
-    Figure(
-        "Frechet distance of training images",
-        ((RESULTS, rf"training images \(floor\) \| {NUMBER} \|"),),
-        result("conditional/evaluation/frechet.json", "floor"),
     ),
     # The quickstart, whose run is not committed.
     Figure(
@@ -347,7 +244,3 @@ def test_disagreements_are_seen(monkeypatch):
     assert disagreements(Figure("x", (("a", bits), ("c", bits)))) == ["c says 3.675, it is 3.676"]
     assert disagreements(Figure("x", (("b", bits),), lambda: 3.8)) == ["b says 3.7, it is 3.8"]
     assert disagreements(Figure("x", (("a", "nothing"),))) == ["a does not say it any more: nothing"]
-
-
-def test_one_group_of_a_pattern_is_kept():
-    assert only_group(r"(\d+) x(?:y)? (\d+)", 1) == r"(?:\d+) x(?:y)? (\d+)"

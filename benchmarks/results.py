@@ -1,0 +1,334 @@
+"""The results of docs/RESULTS.md: measured again from the committed runs, and its tables made of the JSON files there.
+
+    python benchmarks/results.py                              # the tables again, from docs/results; seconds
+    python benchmarks/results.py --check                      # whether the page says what the files say
+    python benchmarks/results.py --measure --data-dir DIR --extractor FILE     # everything again; takes long
+    python benchmarks/results.py --measure pictures exactness --data-dir DIR   # some of it: names as --list has them
+
+Every figure of the page stands in a JSON file in docs/results, every such file is written by one of the commands that
+--list shows, and all of them begin with the committed weights. `make results` is the third of the lines above. The
+tables stand between `<!-- NAME -->` and `<!-- end of NAME -->`; what the text says is held against the files by
+`tests/project/test_results.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import table  # noqa: E402
+from benchmarks.scaling import put  # noqa: E402
+from tfdecouple.errors import UserError  # noqa: E402
+from tfdecouple.runtime.process import run_program  # noqa: E402
+
+PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
+# What is compared, as the page calls it, by the folder of its run; and where z enters.
+RUNS = {"conditional": "ours", "base": "baseline of Table 3", "glow": "refined Glow"}
+ENTERS = {
+    "conditional": "every coupling",
+    "base": "mean and scale of the Gaussian of v",
+    "glow": "there is no z",
+}
+# Of the paper, its Tables 1, 3 and 4, on its own images and at its own size.
+PAPER_BITS = {"conditional": "3.27", "base": "3.31", "glow": "3.33"}
+PAPER_FID = {"conditional": "37.52", "base": "43.34", "glow": ""}
+PAPER_PROBE = {"z": "59.5", "v": "17.2", "pixels": "35.3"}
+PAPER_INFOMAX = "49.6"
+EXTRACTOR = "efficientnet_lite0_features.onnx"
+
+_PROGRAM = "python -m tfdecouple"
+_RUN = "docs/results"
+
+
+def _evaluations() -> dict[str, list[str]]:
+    """Returns the commands of `evaluate` by the name of what they measure."""
+    runs = [f"{_RUN}/{run}" for run in RUNS]
+    ours, photographs = runs[0], f"{_RUN}/photographs"
+    labels = "airplane automobile bird cat deer dog frog horse ship truck"
+    outliers = "photographs noise constant permuted " + " ".join(f"label:{label}" for label in labels.split())
+    return {
+        "bits": [f"{_PROGRAM} evaluate --run {run}" for run in (*runs, photographs)],
+        "importance": [
+            f"{_PROGRAM} evaluate --run {run} --importance 16 --images 1000 --out {run}/evaluation/importance"
+            for run in runs
+        ],
+        "latent-use": [f"{_PROGRAM} evaluate --run {run} --latent-use" for run in (*runs[:2], photographs)],
+        "probe": [f"{_PROGRAM} evaluate --run {ours} --probe --probe-images 10000 --out {ours}/evaluation/probe"],
+        "statistics": [
+            f"{_PROGRAM} evaluate --run {run} --image-statistics --images 500 --out {run}/evaluation/statistics"
+            for run in (ours, photographs)
+        ],
+        "frechet": [f"{_PROGRAM} evaluate --run {run} --frechet {EXTRACTOR}" for run in runs],
+        "outliers": [
+            f"{_PROGRAM} evaluate --run {ours} --images 1000 --outliers {outliers} --out {ours}/evaluation/outliers"
+        ],
+    }
+
+
+def commands() -> dict[str, list[str]]:
+    """Returns every command that a file in docs/results comes from, by what it makes, in the order of the page."""
+    runs = [f"{_RUN}/{run}" for run in RUNS]
+    ours, photographs = runs[0], f"{_RUN}/photographs"
+    exactness = "python benchmarks/exactness.py"
+    every = " ".join(f"--run {run}" for run in (photographs, *runs))
+    return {
+        "curves": [
+            f"{_PROGRAM} curves {' '.join(f'--run {run}' for run in runs)} --out {_RUN}",
+            f"{_PROGRAM} curves --run {ours}",
+        ],
+        **_evaluations(),
+        "pictures": [
+            f"{_PROGRAM} sample --run {ours}",
+            f"{_PROGRAM} neighbours --run {ours}",
+            f"{_PROGRAM} project --run {ours}",
+            f"{_PROGRAM} reconstruct --run {ours}",
+            f"{_PROGRAM} switch --run {ours}",
+            f"{_PROGRAM} interpolate --run {ours} --seed 4",
+            f"{_PROGRAM} switch --run {photographs} --seed 1",
+            f"{_PROGRAM} interpolate --run {photographs} --seed 1",
+        ],
+        "exactness": [
+            f"{exactness} --count 256 --data photographs --data cifar10 {every} --json {_RUN}/exactness.json",
+            f"{exactness} --every-image --data cifar10 --run {ours} --run {runs[2]} "
+            f"--json {_RUN}/exactness-every-image.json",
+        ],
+    }
+
+
+def main() -> int:
+    """Measures, makes the tables, or checks them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", nargs="*", metavar="NAME", help="run the commands first (default all of them)")
+    parser.add_argument("--data-dir", help="folder of TFDS, for --measure")
+    parser.add_argument("--extractor", help=f"{EXTRACTOR}, for --measure frechet")
+    parser.add_argument("--check", action="store_true", help="change nothing: say what the page has otherwise")
+    parser.add_argument("--list", action="store_true", help="print the commands, and end")
+    options = parser.parse_args()
+    return run_program(lambda: act(options))
+
+
+def act(options: argparse.Namespace) -> int:
+    """Does what the options ask for."""
+    known = commands()
+    if options.list:
+        for name, lines in known.items():
+            print("\n".join([f"{name}:", *(f"    {line}" for line in lines)]))
+        return 0
+    if options.measure is not None:
+        for name in options.measure:
+            if name not in known:
+                raise UserError(f"--measure: there is no {name!r}; there are {', '.join(known)}")
+        for name in options.measure or known:
+            for line in known[name]:
+                run(line, options)
+    document = PAGE.read_text(encoding="utf-8")
+    made = with_tables(document)
+    if options.check:
+        wrong = differences(document, made)
+        print("\n".join(wrong) if wrong else "the tables of docs/RESULTS.md say what the files say")
+        return 1 if wrong else 0
+    PAGE.write_text(made, encoding="utf-8")
+    return 0
+
+
+def run(line: str, options: argparse.Namespace) -> None:
+    """Runs one of the commands.
+
+    Raises:
+        UserError: where it fails.
+    """
+    words = shlex.split(line)
+    if EXTRACTOR in words:
+        if not options.extractor:
+            raise UserError(f"--extractor is missing: --measure frechet needs {EXTRACTOR}")
+        words[words.index(EXTRACTOR)] = options.extractor
+    if options.data_dir and "curves" not in words and f"{_RUN}/photographs" not in words[:6]:
+        words += ["--data-dir", options.data_dir]
+    print(line, flush=True)
+    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, check=False)
+    if done.returncode:
+        raise UserError(f"{line} ended with status {done.returncode}")
+
+
+def with_tables(document: str) -> str:
+    """Returns the page with all tables as the files have them."""
+    for name, make in TABLES.items():
+        document = put(document, name, make())
+    return document
+
+
+def differences(document: str, made: str) -> list[str]:
+    """Returns the lines of a page that are not as they are made, each with what it should be."""
+    pairs = zip(document.splitlines(), made.splitlines(), strict=False)
+    wrong = [f"the page says {ours!r}, the files say {theirs!r}" for ours, theirs in pairs if ours != theirs]
+    if len(document.splitlines()) != len(made.splitlines()):
+        wrong.append("the page has other numbers of rows than the files")
+    return wrong
+
+
+@functools.cache
+def load(name: str) -> Any:
+    """Returns a JSON file of docs/results, which is read once."""
+    return json.loads((FILES / name).read_text(encoding="utf-8"))
+
+
+# --- the tables, in their order on the page ---
+
+
+def _models() -> str:
+    rows = [
+        [name, f"`{load(f'{run}/config.json')['name']}`", parameters(run), ENTERS[run]] for run, name in RUNS.items()
+    ]
+    return table(["", "preset", "parameters", "z enters"], rows)
+
+
+def parameters(run: str) -> int:
+    """Returns how many a run trained."""
+    return int(load(f"{run}/summary.json")["parameters"]["total"])
+
+
+def _bits() -> str:
+    rows = []
+    for run, name in RUNS.items():
+        whole = load(f"{run}/evaluation/bits_per_dim-test.json")
+        some = load(f"{run}/evaluation/importance/bits_per_dim-test.json")
+        weighted = load(f"{run}/evaluation/importance/importance-test.json")
+        strong = "**" if run == "conditional" else ""
+        rows.append(
+            [
+                name,
+                f"{load(f'{run}/summary.json')['validation_bits_per_dim']:.4f}",
+                f"{strong}{_with_error(whole, 4)}{strong}",
+                f"{some['bits_per_dim']:.4f}",
+                _with_error(weighted, 4),
+                PAPER_BITS[run],
+            ]
+        )
+    codecs = load("conditional/summary.json")
+    images, found = codecs["lossless_codecs_images"], codecs["lossless_codecs_bits_per_dim"]
+    rows.append([f"lossless WebP, a file an image ({images:,} test images)", "", f"{found['webp']:.3f}", "", "", ""])
+    rows.append(["PNG, a file an image (the same)", "", f"{found['png']:.3f}", "", "", ""])
+    some, draws = weighted["images"], weighted["k"]
+    header = ["", "validation, ELBO", "test, ELBO", f"{some:,} test images: ELBO"]
+    return table([*header, f"importance-weighted, {draws} draws", "the paper's, its own images and size"], rows)
+
+
+def _with_error(found: dict[str, Any], digits: int) -> str:
+    return f"{found['bits_per_dim']:.{digits}f} +- {found['standard_error']:.{digits}f}"
+
+
+def accuracies() -> dict[str, dict[str, float]]:
+    """Returns per cent of the test images, by features and classifier; and the number of dimensions."""
+    return {
+        row["features"]: {
+            "dimensions": row["dimensions"],
+            **{name: 100 * each["accuracy"] for name, each in row["classifiers"].items()},
+        }
+        for row in load("conditional/evaluation/probe/probe.json")["results"]
+    }
+
+
+def _probe() -> str:
+    found, rows = accuracies(), []
+    names = {"pixels": "raw pixels", "pixels, PCA": "raw pixels, PCA"}
+    for features in ("z", "v", "v, PCA", "pixels", "pixels, PCA"):
+        each, strong = found[features], "**" if features == "z" else ""
+        shown = [f"{strong}{each[kind]:.1f}{strong}" for kind in ("linear SVM", "logistic regression")]
+        rows.append([names.get(features, features), int(each["dimensions"]), *shown, PAPER_PROBE.get(features, "")])
+    rows.append(["Deep InfoMax, as the paper quotes it", "", "", "", PAPER_INFOMAX])
+    return table(["", "dimensions", "linear SVM", "logistic regression", "the paper's"], rows)
+
+
+def _statistics() -> str:
+    """Of two runs: R2 from z, v and pixels, and what follows z and v in a switch."""
+    rows = []
+    for run in ("conditional", "photographs"):
+        for name, each in load(f"{run}/evaluation/statistics/image_statistics-test.json")["statistics"].items():
+            told = [f"{each['r2'][kind]['mean']:.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]
+            moved = [
+                f"{each['switch'][code]['mean']:.2f} +- {each['switch'][code]['standard_error']:.2f}"
+                for code in ("z", "v")
+            ]
+            nearer = f"{100 * each['switch']['nearer_to_z']['mean']:.0f}"
+            rows.append([run, name, *told, *moved, nearer])
+    header = ["run", "statistic", "R2 from z", "from v, PCA", "from pixels, PCA"]
+    return table([*header, "follows z", "follows v", "nearer to the image of z, %"], rows)
+
+
+def _frechet() -> str:
+    rows = [
+        [name, f"{load(f'{run}/evaluation/frechet.json')['distance']:.1f}", PAPER_FID[run]]
+        for run, name in RUNS.items()
+    ]
+    rows.append(["training images (floor)", f"{load('conditional/evaluation/frechet.json')['floor']:.1f}", ""])
+    return table(["", "distance", "the paper's FID"], rows)
+
+
+def _exactness() -> str:
+    from benchmarks.exactness import HEADER, cells
+
+    return table(HEADER, [cells(row) for row in load("exactness.json")["rows"]])
+
+
+SCORES = {
+    "bits_per_dim": "bits/dim",
+    "bits_per_dim_minus_codec": "bits/dim less WebP",
+    "prior_nats": "-log p(z)",
+    "shell": "shell of v",
+    "typicality": "typicality",
+}
+KINDS = {
+    "photographs": "embedded photographs",
+    "noise": "noise",
+    "constant": "single colours",
+    "permuted": "permuted pixels",
+}
+
+
+def outliers() -> dict[str, Any]:
+    """Returns how each score tells each kind of outliers."""
+    return dict(load("conditional/evaluation/outliers/outliers-test.json")["outliers"])
+
+
+def _areas() -> str:
+    found, rows = outliers(), []
+    for score, name in SCORES.items():
+        each = [found[kind]["detection"][score] for kind in KINDS]
+        ends = [[f"{end:.3f}" for end in area["auroc_interval"]] for area in each]
+        rows.append([name, *(f"{area['auroc']:.3f} [{', '.join(e)}]" for area, e in zip(each, ends, strict=True))])
+    return table(["score", *KINDS.values()], rows)
+
+
+def _passing() -> str:
+    found = outliers()
+    rows = [
+        [name, *(f"{100 * found[kind]['detection'][score]['false_positives']:.1f}" for kind in KINDS)]
+        for score, name in SCORES.items()
+    ]
+    return table(["score", *KINDS.values()], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "models": _models,
+    "bits": _bits,
+    "probe": _probe,
+    "statistics": _statistics,
+    "frechet": _frechet,
+    "exactness": _exactness,
+    "outliers": _areas,
+    "passing outliers": _passing,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,394 @@
+"""docs/RESULTS.md says what the files in docs/results say: every table to the digit, and every number of its text.
+
+The tables are made of the files (`python benchmarks/results.py`). A number in the text stands in a line of `FACTS`:
+measured, with what it is taken from, or word for word where it is no measurement. Whoever writes a number into the page
+adds a line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from helpers.documents import command_lines, split_code
+from helpers.places import ROOT
+
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import results, trials  # noqa: E402
+from tfdecouple.config import Config, load_preset  # noqa: E402
+from tfdecouple.errors import UserError  # noqa: E402
+
+PAGE = results.PAGE.read_text(encoding="utf-8")
+NUMBER = r"(-?\d(?:[\d,]*\d)?(?:\.\d+)?)"
+Truth = Callable[[], float]
+
+
+def config(run: str) -> Config:
+    return Config.from_json(results.FILES / run / "config.json")
+
+
+def value(file: str, *keys: str) -> Truth:
+    """A number of a JSON file of docs/results."""
+
+    def look() -> float:
+        found = results.load(file)
+        for key in keys:
+            found = found[key]
+        return found
+
+    return look
+
+
+def at_update(run: str, step: int) -> Truth:
+    """Bits/dim on the validation images at an evaluation of a run."""
+
+    def look() -> float:
+        text = (results.FILES / run / "metrics.jsonl").read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in text.splitlines()]
+        return next(row["bits_per_dim"] for row in rows if (row["kind"], row["step"]) == ("validation", step))
+
+    return look
+
+
+def epochs(run: str = "conditional") -> float:
+    training = config(run).training
+    return results.load(f"{run}/summary.json")["steps"] * training.batch_size / (50_000 - 1_000)
+
+
+def bits(run: str) -> float:
+    return results.load(f"{run}/evaluation/bits_per_dim-test.json")["bits_per_dim"]
+
+
+def better_than_glow(run: str) -> Truth:
+    return lambda: bits("glow") - bits(run)
+
+
+def points_above(features: str) -> Truth:
+    """By how many points the logistic regression of z is above that of others."""
+    return lambda: results.accuracies()["z"][LOGISTIC] - results.accuracies()[features][LOGISTIC]
+
+
+def of_outliers(kind: str, score: str) -> Truth:
+    """The mean of a score over the images of a kind."""
+    return lambda: float(
+        np.mean(results.load("conditional/evaluation/outliers/outliers-test.json")["per_image"][kind][score])
+    )
+
+
+def area(label: str) -> Truth:
+    return lambda: results.outliers()[f"label:{label}"]["detection"]["bits_per_dim"]["auroc"]
+
+
+def extreme_area(choose: Callable) -> Truth:
+    labels = [kind for kind in results.outliers() if kind.startswith("label:")]
+    areas = [each["auroc"] for label in labels for each in results.outliers()[label]["detection"].values()]
+    return lambda: choose(areas)
+
+
+def followed(run: str, statistic: str, code: str) -> Truth:
+    """How far a statistic of switched images follows that of the image that gave z, or v."""
+    return value(f"{run}/{STATISTICS}", "statistics", statistic, "switch", code, "mean")
+
+
+LOGISTIC = "logistic regression"
+LATENT_USE = "conditional/evaluation/latent_use-test.json"
+PROBE = "conditional/evaluation/probe/probe.json"
+FRECHET = "conditional/evaluation/frechet.json"
+STATISTICS = "evaluation/statistics/image_statistics-test.json"
+PROJECTED = "conditional/pictures/project-pca.json"
+# What the text says, {} for each number that is measured or follows from a config, in their order; other numbers are as
+# they are written here. Links are their words alone.
+FACTS: list[tuple[str, tuple[Truth, ...]]] = [
+    ("the 50,000 + 10,000 images of CIFAR-10, taken from JPEG copies as TFDS `cifar10` 3.0.2", ()),
+    ("of the test split ({} images)", (value("conditional/evaluation/bits_per_dim-test.json", "images"),)),
+    ("the last {} training images", (lambda: config("conditional").data.validation_examples,)),
+    (
+        "{} updates of {} images are {} epochs. The paper trains 50 million parameters for 15,000",
+        (value("conditional/summary.json", "steps"), lambda: config("conditional").training.batch_size, epochs),
+    ),
+    ("with the code of commit `2cba071`", ()),
+    ("which weigh much at {} pixels", (lambda: config("conditional").model.image_size,)),
+    ("is {} bits/dim better than conditioning the Gaussian", (lambda: bits("base") - bits("conditional"),)),
+    ("either is {} to {} better than no z", (better_than_glow("base"), better_than_glow("conditional"))),
+    (
+        "(in the paper {}, and {} and {})",
+        tuple(
+            lambda worse=worse, better=better: float(results.PAPER_BITS[worse]) - float(results.PAPER_BITS[better])
+            for worse, better in (("base", "conditional"), ("glow", "conditional"), ("glow", "base"))
+        ),
+    ),
+    (
+        "at update 1,000 of these very runs the baseline was ahead of ours, {} before {} on the validation images, and "
+        "Glow last with {}",
+        tuple(at_update(run, 1000) for run in ("base", "conditional", "glow")),
+    ),
+    (
+        "(the paper's Table 4), fitted on {} training images, C chosen on {} of them; accuracy on all {} test images "
+        "in per cent, +- {}",
+        (
+            value(PROBE, "train_images"),
+            value(PROBE, "held_out_images"),
+            value(PROBE, "test_images"),
+            lambda: 100 * results.load(PROBE)["results"][0]["classifiers"][LOGISTIC]["standard_error"],
+        ),
+    ),
+    (
+        "in {} numbers in place of {}: {} points above v, {} above as many dimensions of v, {} above pixels. The goal "
+        "was 15 above both",
+        (
+            lambda: results.accuracies()["z"]["dimensions"],
+            lambda: results.accuracies()["v"]["dimensions"],
+            *(points_above(features) for features in ("v", "v, PCA", "pixels")),
+        ),
+    ),
+    ("after {} times as many epochs", (lambda: round(15_000 / epochs(), -2),)),
+    (
+        "its KL is {} nats an image of {} dimensions, {} of them active; {} images are told apart (the estimate of "
+        "I(x; z) is at its limit of {} nats); with the z of another image the bound is {} bits/dim worse",
+        (
+            value(LATENT_USE, "kl", "mean"),
+            lambda: len(results.load(LATENT_USE)["mean_variance"]),
+            value(LATENT_USE, "active_units"),
+            value(LATENT_USE, "information_images"),
+            value(LATENT_USE, "information_limit"),
+            value(LATENT_USE, "shuffling_costs", "mean"),
+        ),
+    ),
+    ("z of {} test images, by its first two principal components", (value(PROJECTED, "count"),)),
+    (
+        "`cifar10_small*` weigh the KL term with {} (`training.kl_weight`, rising from 0 over {} updates)",
+        (
+            lambda: load_preset("cifar10_small").training.kl_weight,
+            lambda: load_preset("cifar10_small").training.kl_warmup_steps,
+        ),
+    ),
+    ("the paper's weight of {}", (lambda: load_preset("cifar10").training.kl_weight,)),
+    ("`kl-1` to `kl-0.01`", ()),
+    ("noise that falls to 0", ()),
+    ("over {} test images that ridge regression tells", (value(f"conditional/{STATISTICS}", "images"),)),
+    ("fitted on {} training images: from z", (value(f"conditional/{STATISTICS}", "train_images"),)),
+    (
+        "({} of `conditional`, on CIFAR-10; {} of `photographs`",
+        tuple(value(f"{run}/{STATISTICS}", "dimensions") for run in ("conditional", "photographs")),
+    ),
+    ("(50 is chance)", ()),
+    (
+        "an image with the z of another follows its mean colour by {} and its brightness by {}",
+        (followed("conditional", "mean colour", "z"), followed("conditional", "brightness", "z")),
+    ),
+    (
+        "stay with v, by {}, {} and {}",
+        tuple(
+            followed("conditional", name, "v")
+            for name in ("dominant orientation", "spectral slope", "brightest quadrant")
+        ),
+    ),
+    (
+        "less of colour and brightness is in z ({} and {})",
+        (followed("photographs", "mean colour", "z"), followed("photographs", "brightness", "z")),
+    ),
+    ("the paper's Figure 1 in numbers", ()),
+    (
+        "in the {} features of EfficientNet-Lite0 (ImageNet weights; sha256 in the JSON files), {} samples at "
+        "temperature {} against the {} test images",
+        tuple(value(FRECHET, name) for name in ("features", "samples", "temperature", "test_images")),
+    ),
+    ("The floor is {} training images", (value(FRECHET, "floor_images"),)),
+    ("the nearest of {} training images", (value("conditional/pictures/neighbours.json", "searched"),)),
+    (
+        "All {} test images come back",
+        (lambda: {row["of"] for row in results.load("exactness-every-image.json")["rows"]}.pop(),),
+    ),
+    ("more than float32 can undo", ()),
+    ("it is near 1 for images like those", ()),
+    ("Above 4 `model.encode` warns", ()),
+    (
+        "from {} test images of CIFAR-10, by the model that is called ours above: AUROC with an interval of 95 %, "
+        "{} images of each kind",
+        (
+            value("conditional/evaluation/outliers/outliers-test.json", "images"),
+            lambda: {results.outliers()[kind]["images"] for kind in results.KINDS}.pop(),
+        ),
+    ),
+    ("that pass where 95 % of the test images do", ()),
+    (
+        "need fewer bits ({} bits/dim on average) than the test images ({})",
+        (of_outliers("constant", "bits_per_dim"), of_outliers("test", "bits_per_dim")),
+    ),
+    (
+        "too short by {} standard deviations on average, photographs one that is too long by {}, and of the test "
+        "images the mean is {}",
+        (
+            lambda: -of_outliers("constant", "shell")(),
+            of_outliers("photographs", "shell"),
+            of_outliers("test", "shell"),
+        ),
+    ),
+    (
+        "with about 100 images each, no score has an AUROC beyond {} and {}",
+        (extreme_area(min), extreme_area(max)),
+    ),
+    (
+        "(bits/dim {} and {}) than trucks ({})",
+        (area("airplane"), area("ship"), area("truck")),
+    ),
+    (
+        "a quickstart model of {} updates (`python train.py --steps 3000`, test {} bits/dim; lossless WebP on the same "
+        "crops {})",
+        (
+            value("photographs/summary.json", "steps"),
+            value("photographs/summary.json", "test", "bits_per_dim"),
+            value("photographs/summary.json", "lossless_codecs_bits_per_dim", "webp"),
+        ),
+    ),
+]
+# Names that have numbers in them.
+NAMES = r"CIFAR-10|EfficientNet-Lite0|Tables? \d|\bR2\b"
+
+
+def prose(page: str) -> str:
+    """The text of the page with single spaces: without tables that are made, blocks of code and where links lead."""
+    for name in results.TABLES:
+        page = results.put(page, name, "")
+    text = re.sub(r"\]\([^)]*\)", "]", split_code(page)[1])
+    return " ".join(re.sub(r"!?\[([^\]]*)\]", r"\1", text).replace("**", "").split())
+
+
+def mistakes(text: str) -> list[str]:
+    """What is wrong with the numbers of a text, a line each."""
+    wrong, covered = [], np.zeros(len(text), bool)
+    for name in re.finditer(NAMES, text):
+        covered[name.start() : name.end()] = True
+    for said, truths in FACTS:
+        pattern = NUMBER.join(re.escape(part) for part in said.split("{}"))
+        found = list(re.finditer(pattern, text))
+        if not found:
+            wrong.append(f"the text does not say any more: {said}")
+        for match in found:
+            covered[match.start() : match.end()] = True
+            for number, truth in zip(match.groups(), truths, strict=True):
+                right, digits = truth(), len(number.partition(".")[2])
+                if abs(float(number.replace(",", "")) - right) > 0.500001 * 10.0**-digits:
+                    wrong.append(f"the text says {number} in {match[0]!r}, it is {right:.6g}")
+    for match in re.finditer(NUMBER, text):
+        if not covered[match.start() : match.end()].all():
+            around = text[max(match.start() - 50, 0) : match.end() + 30]
+            wrong.append(f"no line of FACTS has {match[0]} of {around!r}: add one, with the file that it is from")
+    return wrong
+
+
+class TestPage:
+    def test_tables_are_those_of_the_files(self):
+        assert not results.differences(PAGE, results.with_tables(PAGE))
+
+    def test_every_number_of_the_text_is_that_of_a_file(self):
+        assert not mistakes(prose(PAGE))
+
+    def test_every_image_came_back_of_the_runs_that_it_says(self):
+        rows = results.load("exactness-every-image.json")["rows"]
+        assert [row["run"] for row in rows] == ["conditional", "glow"]
+        assert all(row["lost"] == row["subpixels"] == 0 and row["of"] == 10_000 for row in rows)
+
+    def test_its_commands_are_those_that_make_the_files(self):
+        made = [shlex.split(line) for lines in results.commands().values() for line in lines]
+        lines = [line for block in split_code(PAGE)[0] for line in command_lines(block.text)]
+        shown = [shlex.split(line, comments=True) for line in lines if line.startswith("python ")]
+        assert len(shown) >= 12
+        for words in shown:
+            if words[1] != "train.py":
+                assert sorted(words) in [sorted(each) for each in made], shlex.join(words)
+
+    def test_files_that_the_commands_make_are_there(self):
+        for line in (line for lines in results.commands().values() for line in lines):
+            words = shlex.split(line)
+            run = words[words.index("--run") + 1]
+            out = words[words.index("--out") + 1] if "--out" in words else f"{run}/evaluation"
+            if "--json" in words:
+                assert (ROOT / words[words.index("--json") + 1]).is_file(), line
+            elif words[3] == "evaluate":
+                assert (ROOT / out / "bits_per_dim-test.json").is_file(), line
+            else:
+                assert list((ROOT / (out if "--out" in words else f"{run}/pictures")).glob(f"{words[3]}*.json")), line
+
+    def test_table_of_the_trials_is_that_of_the_rows(self):
+        page = (ROOT / "docs" / "trials.md").read_text(encoding="utf-8")
+        assert results.put(page, "trials", trials.render(trials.read_rows(trials.ROWS))) == page
+
+
+class TestChanges:
+    """A changed digit is found, wherever it is."""
+
+    def test_in_a_table(self):
+        number = re.search(r"\*\*3\.(\d)", PAGE)
+        place = number.start(1)
+        changed = f"{PAGE[:place]}{(int(PAGE[place]) + 1) % 10}{PAGE[place + 1 :]}"
+        (line,) = results.differences(changed, results.with_tables(changed))
+        assert line.startswith("the page says '| ours | 3.1669") and "the files say '| ours" in line
+
+    def test_every_digit_of_the_text(self):
+        text = prose(PAGE)
+        assert not mistakes(text)
+        named = [range(*match.span()) for match in re.finditer(NAMES, text)]
+        places = [m.start() for m in re.finditer(r"\d", text) if not any(m.start() in each for each in named)]
+        assert len(places) > 150
+        # One in seven, which are others in another page.
+        for place in places[len(text) % 7 :: 7]:
+            changed = f"{text[:place]}{(int(text[place]) + 5) % 10}{text[place + 1 :]}"
+            assert mistakes(changed), text[max(place - 40, 0) : place + 20]
+
+    def test_in_a_file(self, monkeypatch):
+        load = results.load
+
+        def changed(name):
+            found = load(name)
+            return found | {"distance": found["distance"] + 0.1} if name == "glow/evaluation/frechet.json" else found
+
+        monkeypatch.setattr(results, "load", changed)
+        assert results.differences(PAGE, results.with_tables(PAGE)) == [
+            "the page says '| refined Glow | 459.7 |  |', the files say '| refined Glow | 459.8 |  |'"
+        ]
+
+
+class TestProgram:
+    def test_checks_and_lists(self, monkeypatch, capsys, tmp_path):
+        monkeypatch.setattr(sys, "argv", ["results.py", "--check"])
+        assert results.main() == 0 and "say what the files say" in capsys.readouterr().out
+        monkeypatch.setattr(results, "PAGE", tmp_path / "page.md")
+        results.PAGE.write_text(PAGE.replace("**3.1825", "**3.1835"))
+        assert results.main() == 1 and "**3.1835" in capsys.readouterr().out
+        monkeypatch.setattr(sys, "argv", ["results.py"])
+        assert results.main() == 0 and results.PAGE.read_text() == PAGE
+        monkeypatch.setattr(sys, "argv", ["results.py", "--list"])
+        assert results.main() == 0 and "frechet:\n" in capsys.readouterr().out
+
+    def test_runs_the_commands_with_the_places_of_this_machine(self, monkeypatch, capsys):
+        ran = []
+        monkeypatch.setattr(results.subprocess, "run", lambda words, **_: ran.append(words) or Done(0))
+        monkeypatch.setattr(results, "with_tables", lambda document: document)
+        arguments = ["--measure", "frechet", "statistics", "--data-dir", "/data", "--extractor", "/x.onnx", "--check"]
+        monkeypatch.setattr(sys, "argv", ["results.py", *arguments])
+        assert results.main() == 0
+        assert [" ".join(words[3:]) for words in ran] == [
+            *(f"evaluate --run docs/results/{run} --frechet /x.onnx --data-dir /data" for run in results.RUNS),
+            "evaluate --run docs/results/conditional --image-statistics --images 500 "
+            "--out docs/results/conditional/evaluation/statistics --data-dir /data",
+            "evaluate --run docs/results/photographs --image-statistics --images 500 "
+            "--out docs/results/photographs/evaluation/statistics",
+        ]
+        monkeypatch.setattr(results.subprocess, "run", lambda words, **_: Done(2))
+        options = type("Options", (), {"data_dir": None, "extractor": None})
+        with pytest.raises(UserError, match="ended with status 2"):
+            results.run("python -m tfdecouple sample --run docs/results/conditional", options)
+        with pytest.raises(UserError, match="--extractor is missing"):
+            results.run(results.commands()["frechet"][0], options)
+
+
+class Done:
+    def __init__(self, returncode):
+        self.returncode = returncode
