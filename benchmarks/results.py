@@ -99,8 +99,6 @@ def commands() -> dict[str, list[str]]:
         ],
         "exactness": [
             f"{exactness} --count 256 --data photographs --data cifar10 {every} --json {_RUN}/exactness.json",
-            f"{exactness} --every-image --data cifar10 --run {ours} --run {runs[2]} "
-            f"--json {_RUN}/exactness-every-image.json",
         ],
     }
 

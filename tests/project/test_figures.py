@@ -220,7 +220,7 @@ FIGURES = [
     Figure(
         "weight of the KL term in the small presets",
         (
-            (RESULTS, rf"presets `cifar10_small\*` take {NUMBER}"),
+            (RESULTS, rf"presets `cifar10_small\*` weigh the KL term with {NUMBER}"),
             (f"{PRESETS}/cifar10_small.json", rf"The KL term weighs {NUMBER}"),
             (f"{PRESETS}/cifar10_small_base_conditioned.json", rf"The KL term weighs {NUMBER}"),
         ),

@@ -135,6 +135,8 @@ class _Command:
                 for number, measure in enumerate(self.measures):
                     result = measure.measure(self.evaluation)
                     if number == 0:
+                        with _writing_to(self.out):
+                            self.out.mkdir(parents=True, exist_ok=True)
                         # Counted when the first figure is there to be seen, and before it is shown.
                         if self.options.split == "test" or not all(each.on_split for each in self.measures):
                             self.looks = self._count_look()

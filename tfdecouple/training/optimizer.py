@@ -201,7 +201,8 @@ class Optimizer:
         if self._encoder_factor is not None:
             # Both the decay and the step are in proportion to the rate.
             factors = [self._encoder_factor if self._is_encoder(name) else 1.0 for name in self.small]
-            off *= np.repeat(np.float32(factors), [math.prod(weight.shape) for weight in weights])
+            sizes = [math.prod(weight.shape) for weight in weights]
+            off *= np.repeat(np.array(factors, np.float32), sizes)
         for weight, value in zip(weights, _pieces(off, weights), strict=True):
             # In place: weights that got a new place in memory in each step would leave gaps everywhere.
             tf.raw_ops.AssignAddVariableOp(resource=weight.handle, value=value)
