@@ -246,7 +246,7 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
     ),
 ]
 # Names that have numbers in them.
-NAMES = r"CIFAR-10|EfficientNet-Lite0|Tables? \d|\bR2\b"
+NAMES = r"CIFAR-10|EfficientNet-Lite0|Tables? \d|\bR2\b|--data cifar10"
 
 
 def prose(page: str) -> str:
