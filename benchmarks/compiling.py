@@ -129,7 +129,7 @@ def kinds_of(config: ModelConfig) -> Iterator[Kind]:
 
     flow, planned = Flow(config), plan(config)
     layers = [
-        Kind(layer, (stage.plan.side, stage.plan.side, stage.plan.channels), planned.condition_size)
+        Kind(layer, (stage.plan.height, stage.plan.width, stage.plan.channels), planned.condition_size)
         for stage in flow.stages
         for layer in stage.layers
     ]

@@ -13,6 +13,7 @@ from export.formats.files import FILE_FORMATS, file_format
 from export.origin import Origin
 from export.signatures import Endpoint
 from tfdecouple.data.opening import rights_in
+from tfdecouple.image_shapes import COLOURS, Shape, facts, from_facts
 
 JSON_NAME = "model_card.json"
 TEXT_NAME = "MODEL_CARD.md"
@@ -58,7 +59,7 @@ def make_card(
         "paper": "Decoupling Global and Local Representations via Invertible Generative Flows, arXiv:2004.11820",
         **origin.metadata(),
         "architecture": {
-            "image_size": model.image_size,
+            **facts(model.image_shape),
             "n_bits": model.n_bits,
             "latent_dim": model.latent_dim if model.has_latent else None,
             "conditioning": model.conditioning,
@@ -159,7 +160,7 @@ def _machine() -> str:
 
 def card_text(card: Mapping[str, Any]) -> str:
     """Returns the card for readers, as Markdown."""
-    architecture, size = card["architecture"], card["architecture"]["image_size"]
+    architecture, shape = card["architecture"], from_facts(card["architecture"])
     with_z = architecture["latent_dim"] is not None
     bits = card["bits_per_dim"]
     lines = [
@@ -167,7 +168,7 @@ def card_text(card: Mapping[str, Any]) -> str:
         "",
         "A model that decouples what an image is globally (z) from its local detail (v), exported by tfdecouple.",
         "",
-        f"- **Architecture:** {size} x {size} RGB, {architecture['n_bits']} bits, "
+        f"- **Architecture:** {_sides(shape)} {_channels(shape)}, {architecture['n_bits']} bits, "
         + (f"z of {architecture['latent_dim']} numbers, " if with_z else "no z (an unconditional flow), ")
         + f"v of the image's size, {architecture['parameters']:,} parameters, alpha {architecture['alpha']}"
         + (
@@ -180,8 +181,8 @@ def card_text(card: Mapping[str, Any]) -> str:
         f"- **Data:** {card['data']['source']}. {card['data']['licence']}",
         f"- **Bits per dimension:** {_bits(bits)}",
         f"- **Exactness:** {card['exact']['meaning']}",
-        "- **Images:** turned upright as their EXIF data say, RGB without transparency, cropped to the "
-        f"{card['crop']}, resized to {size} x {size} {card['resize']}",
+        f"- **Images:** turned upright as their EXIF data say, {_kept(shape)}, cropped to the "
+        f"{card['crop']}, resized to {_sides(shape)} {card['resize']}",
         f"- **Checked** on {card['checked']['real_images']}; {card['checked']['machine']}",
         "",
         "## Endpoints",
@@ -202,6 +203,20 @@ def card_text(card: Mapping[str, Any]) -> str:
     lines += [f"- {line}" for line in _EXACT_RUNTIMES]
     lines += ["", "## Calling it", "", *_calls(card)]
     return "\n".join(lines) + "\n"
+
+
+def _sides(shape: Shape) -> str:
+    return f"{shape[0]} x {shape[1]}"
+
+
+def _channels(shape: Shape) -> str:
+    return {1: "grey", COLOURS: "RGB"}.get(shape[-1], f"with {shape[-1]} channels")
+
+
+def _kept(shape: Shape) -> str:
+    """What becomes of the colours and of the transparency of an image file."""
+    kept = f"with exactly {shape[-1]} channels"
+    return {1: "grey without transparency", COLOURS: "RGB without transparency"}.get(shape[-1], kept)
 
 
 def _labels(architecture: Mapping[str, Any]) -> str:
@@ -293,11 +308,11 @@ def _other_runtime(runtime: str, found: Mapping[str, Any]) -> str:
 
 def _calls(card: Mapping[str, Any]) -> list[str]:
     """How to call the formats that are there, each a block that runs in the export's folder."""
-    size, name, formats = card["architecture"]["image_size"], card["name"], card["formats"]
+    shape, name, formats = from_facts(card["architecture"]), card["name"], card["formats"]
     with_z = card["architecture"]["latent_dim"] is not None
     lines = []
     for one in (file_format(kind) for kind in FILE_FORMATS if kind in formats):
-        lines += one.calls(size, with_z)
+        lines += one.calls(shape, with_z)
     if "savedmodel" in formats:
         signature = formats["savedmodel"].get("signatures", ["encode"])[0]
         values = ", ".join(map(_example, card["endpoints"][signature]["inputs"]))

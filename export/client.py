@@ -5,11 +5,12 @@ python client.py a.jpg b.jpg           ab.png: z of a, v of b; and ba.png, into 
 
 from client import Model               in a program: with client.py and the folder onnx beside it
 model = Model()                        or Model("folder/onnx", providers=[...])
-images = model.fit(picture)[None]      any uint8 [height, width, 3], as MODEL_CARD.md says: cropped and resized
-codes = model.encode(images)           {"z": float32 [n, d_z], "v": float32 [n, size, size, 3]}
+images = model.fit(picture)[None]      any uint8 [height, width, channels], as MODEL_CARD.md says: cropped and resized
+codes = model.encode(images)           {"z": float32 [n, d_z], "v": float32 [n, *model.shape]}
 images = model.decode(**codes)         the very same pixels
 """
 
+import json
 import pathlib
 import re
 import sys
@@ -17,26 +18,29 @@ import sys
 import numpy as np
 import onnxruntime
 
+MODES = {1: "L", 3: "RGB"}  # What Pillow makes of any picture file, by the number of channels.
+
 
 class Model:
-    """Encoder and decoder of an export; `size` is the side of their images in pixels."""
+    """Encoder and decoder of an export, of images of `shape`, (height, width, channels); `size` is the height."""
 
     def __init__(self, folder=pathlib.Path(__file__).parent / "onnx", providers=("CPUExecutionProvider",)):
         paths = [str(pathlib.Path(folder, f"{name}.onnx")) for name in ("encoder", "decoder")]
         self.encoder, self.decoder = (onnxruntime.InferenceSession(path, providers=list(providers)) for path in paths)
         about = self.encoder.get_modelmeta().custom_metadata_map
-        self.size = int(about["image_size"])
+        self.shape = tuple(json.loads(about.get("image_shape") or "[{0}, {0}, 3]".format(about["image_size"])))
+        self.size = self.shape[0]
         self.crop = int((re.search(r"\d+", about["crop"]) or ["0"])[0])
         self.needs_labels = any(given.name == "labels" for given in self.encoder.get_inputs())
 
     def encode(self, images, labels=None):
-        """Returns {"z", "v"} of uint8 `[n, size, size, 3]`; of a model without z only v. Some need labels `[n]`."""
+        """Returns {"z", "v"} of uint8 `[n, *shape]`; of a model without z only v. Some need labels `[n]`."""
         names = [output.name for output in self.encoder.get_outputs()]
         given = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
         return dict(zip(names, self.encoder.run(names, given), strict=True))
 
     def decode(self, **codes):
-        """Returns the images of codes, uint8 `[n, size, size, 3]`."""
+        """Returns the images of codes, uint8 `[n, *shape]`."""
         return self.decoder.run(["images"], codes)[0]
 
     def switch(self, a, b, labels_a=None, labels_b=None):
@@ -45,17 +49,23 @@ class Model:
         return self.decode(z=a["z"], v=b["v"]), self.decode(z=b["z"], v=a["v"])
 
     def fit(self, picture):
-        """Returns the centre square of a picture at the model's size, to the byte as training made it."""
-        height, width, _ = picture.shape
-        side = min(height, width, self.crop or height)
-        top, left = (height - side) // 2, (width - side) // 2
-        square = picture[top : top + side, left : left + side]
-        return square if side == self.size else _resized(_resized(square, self.size, 1), self.size, 0)
+        """Returns the centre of a picture in the model's shape, to the byte as training made it."""
+        (height, width, _), (rows_as, columns_as, _) = picture.shape, self.shape
+        rows = min(height, max(width * rows_as // columns_as, 1))
+        columns = min(width, max(height * columns_as // rows_as, 1))
+        if self.crop:
+            shorter = min(rows_as, columns_as)
+            rows = min(rows, self.crop * rows_as // shorter)
+            columns = min(columns, self.crop * columns_as // shorter)
+        top, left = (height - rows) // 2, (width - columns) // 2
+        return _resized(_resized(picture[top : top + rows, left : left + columns], columns_as, 1), rows_as, 0)
 
 
 def _resized(pixels, size, axis):
     """Resizes uint8 along an axis, bilinearly with antialiasing, in the whole numbers of Pillow's `Image.resize`."""
     scale = pixels.shape[axis] / size
+    if scale == 1:
+        return pixels
     reach = max(scale, 1.0)
     rows = []
     for centre in (np.arange(size) + 0.5) * scale:
@@ -67,10 +77,11 @@ def _resized(pixels, size, axis):
     return np.stack(rows, axis).astype(np.uint8)
 
 
-def known_images(size):
+def known_images(height, width, channels):
     """Returns 16 images of smooth colour waves, 4 of large ones, uint8, the same for every client and machine."""
-    number, y, x, channel = np.ogrid[: 16 if size <= 128 else 4, :size, :size, :3]
-    phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // size + 85 * channel
+    longer = max(height, width)
+    number, y, x, channel = np.ogrid[: 16 if longer <= 128 else 4, :height, :width, :channels]
+    phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // longer + 85 * channel
     return np.minimum(np.abs(phase % 512 - 256), 255).astype(np.uint8)
 
 
@@ -78,7 +89,7 @@ def main(arguments):
     """The command line: --check, or two picture files."""
     if arguments[:1] == ["--check"]:
         model = Model(*arguments[1:2])
-        images = known_images(model.size)
+        images = known_images(*model.shape)
         codes = model.encode(images, np.zeros(len(images)))
         same = int((model.decode(**codes) == images).all((1, 2, 3)).sum())
         print(f"{same} of {len(images)} known images come back exactly")
@@ -92,9 +103,14 @@ def main(arguments):
     if model.needs_labels or "z" not in [output.name for output in model.encoder.get_outputs()]:
         print("error: this model needs labels, or has no z to switch; call Model in a program", file=sys.stderr)
         return 2
-    a, b = (np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")) for path in arguments)
-    for name, (pixels,) in zip(("ab.png", "ba.png"), model.switch(model.fit(a)[None], model.fit(b)[None]), strict=True):
-        Image.fromarray(pixels).save(name)
+    channels = model.shape[-1]
+    if channels not in MODES:
+        print(f"error: files are not read as {channels} channels here; call Model in a program", file=sys.stderr)
+        return 2
+    read = (np.asarray(ImageOps.exif_transpose(Image.open(path)).convert(MODES[channels])) for path in arguments)
+    a, b = (model.fit(pixels.reshape(*pixels.shape[:2], channels))[None] for pixels in read)
+    for name, (pixels,) in zip(("ab.png", "ba.png"), model.switch(a, b), strict=True):
+        Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(name)
         print(f"{name}: z of {arguments[name == 'ba.png']}, v of {arguments[name == 'ab.png']}")
     return 0
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from tfdecouple.config import Config
 from tfdecouple.data import crop_of_own_images
-from tfdecouple.data.fitting import RESIZE
+from tfdecouple.data.fitting import crop_said, resize_said
 from tfdecouple.data.opening import images_at
 from tfdecouple.directions import Directions
 from tfdecouple.errors import RunError
+from tfdecouple.image_shapes import facts
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import Run, is_folder, read_summary, require_own_images, run_name
 
@@ -63,17 +64,17 @@ class Origin:
     def metadata(self) -> dict[str, str]:
         """Returns what each exported file says of itself."""
         model = self.config.model
-        config = json.dumps(dataclasses.asdict(self.config), sort_keys=True)
+        config = json.dumps(self.config.to_dict(), sort_keys=True)
         return {
             "run": self.run,
             "step": str(self.step),
             "averaged": str(self.averaged).lower(),
-            "image_size": str(model.image_size),
+            **{name: json.dumps(value) for name, value in facts(model.image_shape).items()},
             "n_bits": str(model.n_bits),
             "d_z": str(model.latent_dim if model.has_latent else 0),
             "value_range": "uint8 0..255",
-            "crop": f"centre square of {self.crop} pixels, or the largest" if self.crop else "largest centre square",
-            "resize": RESIZE,
+            "crop": crop_said(model.image_shape, self.crop),
+            "resize": resize_said(model.image_shape),
             "precision": "float32",
             "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
             "versions": ", ".join(f"{package} {version_of(package)}" for package in _PACKAGES),

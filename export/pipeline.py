@@ -33,6 +33,7 @@ from export.verification.folder import part_of
 from export.verification.run import RefusedError, further_checks, listed, pass_gate, run_client
 from tfdecouple.directions import MEANS
 from tfdecouple.errors import UserError, one_line
+from tfdecouple.image_shapes import described, square
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime.extras import require
 from tfdecouple.storage.files import write_json, write_text
@@ -142,6 +143,11 @@ class _Export:
         self._parts: dict[str, dict[str, Any]] = {}
         if "web" in request.formats and not self._model.config.has_latent:
             raise UserError("the web page switches z, and this model has none; leave the format web out")
+        if "web" in request.formats and square(self._model.config.image_shape) is None:
+            raise UserError(
+                f"the web page takes squares of RGB, and this model {described(self._model.config.image_shape)}; leave "
+                "the format web out"
+            )
         if "web" in request.formats and self._model.config.has_classes:
             raise UserError("the web page knows no labels, and this model does; leave the format web out")
 

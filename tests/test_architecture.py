@@ -52,6 +52,8 @@ CONFIGS = {
     "odd": dataclasses.replace(
         TINY, image_size=12, n_bits=5, steps=(1, (1,), 1), factors=(3,), latent_dim=5, encoder_channels=(3,)
     ),
+    "grey": dataclasses.replace(TINY, image_size=None, image_shape=(16, 8, 1)),
+    "seven channels": dataclasses.replace(TINY, image_size=None, image_shape=(4, 12, 7), conditioning="base"),
     "same planes": dataclasses.replace(TINY, encoder_channels=(3, 3, 8)),
 }
 LARGE = 30_000_000
@@ -89,7 +91,7 @@ def test_weights_are_those_of_the_large_preset(name):
 
 def test_maps_get_smaller_and_channels_leave():
     stages = list(plan(load_preset("cifar10").model).flow.stages)
-    assert [(s.side, s.channels, s.hidden, s.steps, s.dropped) for s in stages] == [
+    assert [(s.height, s.channels, s.hidden, s.steps, s.dropped) for s in stages] == [
         (32, 3, 24, 2, 0),
         (16, 12, 512, 6, 3),
         (16, 9, 512, 6, 3),

@@ -80,7 +80,7 @@ class TestOfAModel:
         planned = [stage for stage in tiny_model.flow.stages if stage.plan.dropped]
         assert len(parts) == len(planned) + 1
         for part, stage in zip(parts, planned, strict=False):
-            assert part.shape == (1, stage.plan.side, stage.plan.side, stage.plan.dropped)
+            assert part.shape == (1, stage.plan.height, stage.plan.width, stage.plan.dropped)
         every = np.concatenate([part.numpy().ravel() for part in parts])
         np.testing.assert_array_equal(np.sort(every), np.sort(v.numpy().ravel()))
         # What left first does not depend on the layers after it: theirs changed, it comes out the same.

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 def crops():
     """All its crops for test, uint8 `[1000, 32, 32, 3]`: made of the photographs that come with the package."""
     config = load_config(RUN)
-    source = open_source(config.data, config.model.image_size)
+    source = open_source(config.data, config.model.image_shape)
     return np.stack([example["image"] for example in source.examples("test").as_numpy_iterator()])
 
 

@@ -50,7 +50,7 @@ def as_floats(value: Any, name: str) -> tf.Tensor:
 
 
 def as_images(value: Any, image_shape: tuple[int, int, int]) -> tf.Tensor:
-    """Returns a value as a tensor of images, uint8 `[batch, height, width, 3]`.
+    """Returns a value as a tensor of images, uint8 `[batch, height, width, channels]`.
 
     Args:
         value: an array, a tensor, or lists of numbers.
@@ -74,8 +74,12 @@ def require_images(images: Any, image_shape: tuple[int, int, int]) -> None:
     if dtype != tf.uint8:
         raise DataError(f"images are of type {dtype.name}; they must be uint8 with values 0..255{_conversion(dtype)}")
     if shape.rank != 4 or tuple(shape[1:]) != image_shape:
-        size, shown = image_shape[0], "unknown" if shape.rank is None else tuple(shape)
-        raise DataError(f"images are of shape {shown}; this model needs [batch, {size}, {size}, 3]")
+        shown = "unknown" if shape.rank is None else tuple(shape)
+        raise DataError(f"images are of shape {shown}; this model needs {_batch_of(image_shape)}")
+
+
+def _batch_of(image_shape: tuple[int, int, int]) -> str:
+    return f"[batch, {', '.join(map(str, image_shape))}]"
 
 
 def _conversion(dtype: tf.DType) -> str:
@@ -120,15 +124,14 @@ def as_z(value: Any, latent_dim: int) -> tf.Tensor | None:
 
 
 def as_codes(z: Any, v: Any, latent_dim: int, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor | None, tf.Tensor]:
-    """Returns the codes of a batch of images: z as `as_z`, and v, float32 `[batch, height, width, 3]`.
+    """Returns the codes of a batch of images: z as `as_z`, and v, float32 `[batch, height, width, channels]`.
 
     Raises:
         UserError: where one is of another shape, or not for as many images as the other.
     """
     z, v = as_z(z, latent_dim), as_floats(v, "v")
     if v.shape.rank != 4 or tuple(v.shape[1:]) != image_shape:
-        size = image_shape[0]
-        raise UserError(f"v is of shape {tuple(v.shape)}; this model needs [batch, {size}, {size}, 3]")
+        raise UserError(f"v is of shape {tuple(v.shape)}; this model needs {_batch_of(image_shape)}")
     if z is not None and (z.shape.rank != 2 or not v.shape[:1].is_compatible_with(z.shape[:1])):
         raise UserError(
             f"z is of shape {tuple(z.shape)} and v of {v.shape[0]} images; z must be [batch, {latent_dim}] for as many"

@@ -133,7 +133,7 @@ def _all_layers(config: ModelConfig) -> Iterator[LayerSize]:
 
 def _layers(planned: FlowPlan) -> Iterator[LayerSize]:
     for stage in planned.stages:
-        positions, step, factor_out = stage.side**2, planned.step(stage), planned.factor_out(stage)
+        positions, step, factor_out = stage.positions, planned.step(stage), planned.factor_out(stage)
         for _ in range(stage.steps):
             couplings = (CouplingSize(positions, step.coupling),) * 4
             yield LayerSize(positions, step.channels, couplings, maps=3 + len(step.further))
@@ -166,7 +166,7 @@ def activations(config: ModelConfig, *, memory: str = "keep", precision: str = "
     if memory == "invert":
         planned = plan(config)
         flows = [planned.flow, *([] if planned.dequantizer is None else [planned.dequantizer.flow])]
-        kept = sum(2 * FLOAT32 * stage.side**2 * stage.channels for flow in flows for stage in flow.stages)
+        kept = sum(2 * FLOAT32 * stage.positions * stage.channels for flow in flows for stage in flow.stages)
     working = max(layer.working_bytes(net_bytes, memory) for layer in layers)
     return Activations(kept + encoder + FLOAT32 * _IMAGES * math.prod(config.image_shape), working)
 
@@ -201,15 +201,16 @@ def _encoder_blocks(config: ModelConfig) -> Iterator[_Block]:
         encoders.append(planned.dequantizer.encoder)
     for encoder in encoders:
         for block in encoder.blocks:
-            channels, planes, side = block.channels, block.planes, encoder.side(block)
-            out = config.image_size // block.out_reduction
+            channels, planes = block.channels, block.planes
+            sides, out_sides, border = encoder.sides(block), encoder.out_sides(block), 0 if block.transposed else 2
+            out = math.prod(out_sides)
             # A transposed convolution has its kernel at each position of its input.
-            first = channels * planes * (9 + block.shortcut) * min(side, out) ** 2
+            first = channels * planes * (9 + block.shortcut) * min(math.prod(sides), out)
             # The (padded) input of both convolutions, what each batch normalisation sees, and both ELUs' outputs.
-            inner = out if block.transposed else out + 2
-            maps = (2 + block.shortcut + 2) * planes * out**2 + planes * inner**2
-            before = channels * (side if block.transposed else side + 2) ** 2
-            yield _Block(first + 9 * planes**2 * out**2, before + maps)
+            inner = math.prod(side + border for side in out_sides)
+            maps = (2 + block.shortcut + 2) * planes * out + planes * inner
+            before = channels * math.prod(side + border for side in sides)
+            yield _Block(first + 9 * planes**2 * out, before + maps)
 
 
 def fewest_micro_batches(config: Config, devices: int, free: int) -> int | None:

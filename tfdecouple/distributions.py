@@ -95,7 +95,7 @@ class Distributions(Networks):
         """q(z|x), a diagonal Gaussian over z (paper equation 5).
 
         Args:
-            images: uint8 `[batch, height, width, 3]`.
+            images: uint8 `[batch, height, width, channels]`.
 
         Returns:
             A distribution of batch shape `[batch]` and event shape `[d_z]`.
@@ -123,8 +123,8 @@ class Distributions(Networks):
             z: float32 `[..., d_z]`; None for a model without z, whose likelihood is p(x).
 
         Returns:
-            A distribution whose batch shape is that of z and whose event shape is `[height, width, 3]`. Its `log_prob`
-            takes leading sample dimensions.
+            A distribution whose batch shape is that of z and whose event shape is `[height, width, channels]`. Its
+            `log_prob` takes leading sample dimensions.
 
         Raises:
             UserError: where z is missing or superfluous.
@@ -143,7 +143,7 @@ class Distributions(Networks):
         -log p(x, y).
 
         Args:
-            images: uint8 `[batch, height, width, 3]`.
+            images: uint8 `[batch, height, width, channels]`.
             seed: whole number or `[2]` integer tensor; None draws a fresh one.
             training: whether to train on it, in a loop of one's own: the encoder then normalises by the statistics of
                 the batch and moves its averages of them, by which it normalises afterwards.
@@ -168,7 +168,7 @@ class Distributions(Networks):
         """As `elbo`, with given noise and without looking whether the model is initialised.
 
         Args:
-            images: uint8 `[batch, height, width, 3]`.
+            images: uint8 `[batch, height, width, channels]`.
             z_noise: standard normal, float32 `[batch, d_z]`; ignored without z, or where it is a function of the label.
             u_noise: float32 of the shape of images, as for `dequantize`.
             training: whether the encoders normalise by the statistics of the batch.
@@ -208,7 +208,7 @@ class Distributions(Networks):
         noise and the weights.
 
         Args:
-            images: uint8 `[batch, height, width, 3]`.
+            images: uint8 `[batch, height, width, channels]`.
             noise: of the shape of images: standard normal for a learned q(u|x), else uniform in [0, 1).
 
         Returns:

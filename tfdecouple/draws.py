@@ -28,7 +28,7 @@ def z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> 
 def u_noise(
     image_shape: Sequence[int], seed: Any, number: tf.Tensor, index: tf.Tensor, normal_noise: bool = False
 ) -> tf.Tensor:
-    """As `z_noise`, of the pixels: as `randomness.pixel_noise` draws it, float32 `[n, height, width, 3]`."""
+    """As `z_noise`, of the pixels: as `randomness.pixel_noise` draws it, float32 `[n, height, width, channels]`."""
 
     def draw(own: tf.Tensor) -> tf.Tensor:
         return randomness.pixel_noise(image_shape, randomness.fold(own, "u"), normal_noise)

@@ -27,7 +27,7 @@ def far_from_training(v: Any) -> np.ndarray:
     [False, True]
 
     Args:
-        v: local codes, `[batch, height, width, 3]`.
+        v: local codes, `[batch, height, width, channels]`.
     """
     v = np.asarray(v)
     return np.sqrt(np.square(v).mean(tuple(range(1, v.ndim)))) > FAR
@@ -66,7 +66,7 @@ def require_same(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, alpha: flo
     """Refuses images that do not come back.
 
     Args:
-        decoded: what came back, uint8 `[batch, height, width, 3]`.
+        decoded: what came back, uint8 `[batch, height, width, channels]`.
         x: the numbers that it was rounded from, of that shape.
         images: what should have come back.
         alpha: of the model, for the message.

@@ -8,8 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-# Colours of an image.
-COLOURS = 3
+from tfdecouple.image_shapes import COLOURS
+
+# Fewer channels than this are squeezed before the first level: of one a coupling has nothing to split, of two both of
+# its patterns are the same.
+LEAST_CHANNELS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,8 +21,10 @@ class StagePlan:
 
     Attributes:
         name: with which the names of its layers begin, `level_0_part_0`.
-        level: its level, 0 at full resolution.
-        side: height and width of its maps.
+        level: its level, the first is 0.
+        reduction: how many times smaller its maps are than the image, along each side.
+        height: of its maps.
+        width: of its maps.
         channels: of its steps.
         hidden: width of its coupling nets.
         steps: how many steps it has.
@@ -28,7 +33,9 @@ class StagePlan:
 
     name: str
     level: int
-    side: int
+    reduction: int
+    height: int
+    width: int
     channels: int
     hidden: int
     steps: int
@@ -40,9 +47,9 @@ class StagePlan:
         return self.channels - self.dropped
 
     @property
-    def reduction(self) -> int:
-        """How many times smaller its maps are than the image, along each side."""
-        return 2**self.level
+    def positions(self) -> int:
+        """How many places its maps have."""
+        return self.height * self.width
 
     @property
     def step_names(self) -> tuple[str, ...]:
@@ -86,35 +93,53 @@ class BlockPlan:
         return has_shortcut_convolution(self.channels, self.planes, self.strides)
 
 
+def squeezes_first(channels: int) -> bool:
+    """Returns whether a flow over images of so many channels squeezes them before its first level.
+
+    >>> [squeezes_first(channels) for channels in (1, 2, 3, 4)]
+    [True, True, False, False]
+    """
+    return channels < LEAST_CHANNELS
+
+
 def flow_levels(
-    image_size: int,
+    image_shape: tuple[int, int, int],
     steps: Sequence[int | Sequence[int]],
     hidden_channels: Sequence[int],
     inner_factors: Sequence[int],
 ) -> tuple[tuple[StagePlan, ...], ...]:
-    """Returns the stages of each level of the flow, full resolution first (paper Figure 3c).
+    """Returns the stages of each level of the flow, the highest resolution first (paper Figure 3c).
 
-    Before every level but the first a squeeze makes four times the channels of half the side. An inner level has
-    several stages; after each of them the same number of channels leaves, and the others go on.
+    Before every level but the first a squeeze makes four times the channels of half the height and width; of an image
+    of one or two channels before the first level, too. An inner level has several stages; after each of them the same
+    number of channels leaves, and the others go on.
 
     Args:
-        image_size: side of the images in pixels.
+        image_shape: height, width and channels of the images.
         steps: for each level a number of steps, or a list of them, one for each stage, after which channels leave.
         hidden_channels: width of the coupling nets of each level.
         inner_factors: for each level between the first and the last, which fraction of its channels leaves (4: a
             quarter).
 
-    >>> for level in flow_levels(8, (1, (2, 2), 1), (4, 5, 6), (4,)):
-    ...     print([(stage.name, stage.side, stage.channels, stage.dropped) for stage in level])
+    >>> for level in flow_levels((8, 8, 3), (1, (2, 2), 1), (4, 5, 6), (4,)):
+    ...     print([(stage.name, stage.height, stage.channels, stage.dropped) for stage in level])
     [('level_0_part_0', 8, 3, 0)]
     [('level_1_part_0', 4, 12, 3), ('level_1_part_1', 4, 9, 3)]
     [('level_2_part_0', 2, 24, 0)]
+    >>> for level in flow_levels((16, 24, 1), (1, (2, 2), 1), (4, 5, 6), (4,)):
+    ...     print([(stage.height, stage.width, stage.channels, stage.dropped) for stage in level])
+    [(8, 12, 4, 0)]
+    [(4, 6, 16, 4), (4, 6, 12, 4)]
+    [(2, 3, 32, 0)]
     """
     levels = []
-    channels = COLOURS
+    height, width, channels = image_shape
+    first = int(squeezes_first(channels))
+    channels *= 4**first
     for level, (counts, hidden) in enumerate(zip(steps, hidden_channels, strict=True)):
         channels *= 4 if level else 1
         inner = not isinstance(counts, int)
+        reduction = 2 ** (level + first)
         dropped = channels // inner_factors[level - 1] if inner else 0
         stages = []
         for number, count in enumerate(counts if not isinstance(counts, int) else (counts,)):
@@ -122,7 +147,9 @@ def flow_levels(
                 StagePlan(
                     name=f"level_{level}_part_{number}",
                     level=level,
-                    side=image_size // 2**level,
+                    reduction=reduction,
+                    height=height // reduction,
+                    width=width // reduction,
                     channels=channels,
                     hidden=hidden,
                     steps=count,
@@ -134,11 +161,12 @@ def flow_levels(
     return tuple(levels)
 
 
-def encoder_blocks(planes: Sequence[int]) -> tuple[BlockPlan, ...]:
+def encoder_blocks(planes: Sequence[int], channels: int = COLOURS) -> tuple[BlockPlan, ...]:
     """Returns the blocks of the encoder: two a level, of which the second halves height and width.
 
     Args:
         planes: channels of each level.
+        channels: of the images.
 
     >>> for block in encoder_blocks((8, 16)):
     ...     print(block.name, block.reduction, block.channels, block.planes, block.shortcut)
@@ -148,7 +176,6 @@ def encoder_blocks(planes: Sequence[int]) -> tuple[BlockPlan, ...]:
     level_1_block_2 2 16 16 True
     """
     blocks = []
-    channels = COLOURS
     for level, width in enumerate(planes):
         for strides in (1, 2):
             blocks.append(
@@ -164,7 +191,7 @@ def encoder_blocks(planes: Sequence[int]) -> tuple[BlockPlan, ...]:
     return tuple(blocks)
 
 
-def local_blocks(planes: Sequence[int], map_channels: int) -> tuple[BlockPlan, ...]:
+def local_blocks(planes: Sequence[int], map_channels: int, channels: int = COLOURS) -> tuple[BlockPlan, ...]:
     """Returns the blocks of a network from an image to a map of its own size: those of the encoder, and the way back.
 
     Going back, a level has two blocks of transposed convolutions, of which the second doubles height and width and has
@@ -173,6 +200,7 @@ def local_blocks(planes: Sequence[int], map_channels: int) -> tuple[BlockPlan, .
     Args:
         planes: channels of each level.
         map_channels: channels of the map.
+        channels: of the images.
 
     >>> for block in local_blocks((8, 16), 4)[4:]:
     ...     print(block.name, block.reduction, block.channels, block.planes, block.out_reduction)
@@ -181,7 +209,7 @@ def local_blocks(planes: Sequence[int], map_channels: int) -> tuple[BlockPlan, .
     up_0_block_1 2 8 8 2
     up_0_block_2 2 8 4 1
     """
-    blocks = list(encoder_blocks(planes))
+    blocks = list(encoder_blocks(planes, channels))
     narrower = (map_channels, *planes)
     for level in reversed(range(len(planes))):
         for strides, width in ((1, planes[level]), (2, narrower[level])):

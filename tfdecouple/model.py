@@ -45,7 +45,7 @@ _Z_CHUNK = 4096
 class DecoupledModel(KerasTraining):
     """Encoder, prior and flow of the paper, built and ready for weights.
 
-    Images go in and come out as uint8 `[batch, height, width, 3]` with values 0..255, at any `n_bits`.
+    Images go in and come out as uint8 `[batch, height, width, channels]` with values 0..255, at any `n_bits`.
 
     >>> from tfdecouple.config import ModelConfig
     >>> config = ModelConfig(
@@ -101,7 +101,7 @@ class DecoupledModel(KerasTraining):
         """Encodes images, deterministically: z is the posterior mean, v the flow of the pixels' bin centres.
 
         Args:
-            images: uint8 `[batch, height, width, 3]`.
+            images: uint8 `[batch, height, width, channels]`.
             labels: of the images, whole numbers `[batch]`, where z is a function of the label; elsewhere z needs none.
             verify: decode again and compare. Images far from those of the training, such as a checkerboard of two
                 saturated colours, can be lost; without `verify` an `ExactnessWarning` names images that are so far off
@@ -139,10 +139,10 @@ class DecoupledModel(KerasTraining):
 
         Args:
             z: float32 `[batch, d_z]`; None for a model without z.
-            v: float32 `[batch, height, width, 3]`.
+            v: float32 `[batch, height, width, channels]`.
 
         Returns:
-            uint8 `[batch, height, width, 3]`.
+            uint8 `[batch, height, width, channels]`.
 
         Raises:
             UserError: where z is missing or superfluous, or a shape does not fit.
@@ -180,7 +180,7 @@ class DecoupledModel(KerasTraining):
             labels: that the images are to have: whole numbers `[n]`, or one for all; None to draw them.
 
         Returns:
-            uint8 `[n, height, width, 3]`.
+            uint8 `[n, height, width, channels]`.
 
         Raises:
             DataError: for an unknown label, or labels of another number.
@@ -222,7 +222,7 @@ class DecoupledModel(KerasTraining):
         """Switches the global codes of two batches of images (paper section 3.2, Figure 1).
 
         Args:
-            a: uint8 `[batch, height, width, 3]`.
+            a: uint8 `[batch, height, width, channels]`.
             b: the same shape.
             labels: of a and of b, a pair of what `encode` takes; None for none.
 
@@ -250,7 +250,7 @@ class DecoupledModel(KerasTraining):
         """Interpolates between two batches of images in two dimensions (paper section 3.2, Figure 5).
 
         Args:
-            a: uint8 `[batch, height, width, 3]`.
+            a: uint8 `[batch, height, width, channels]`.
             b: the same shape.
             alphas: positions between z of a (0) and z of b (1); a number stands for a list of it. Without z they change
                 nothing.
@@ -260,7 +260,7 @@ class DecoupledModel(KerasTraining):
                 on which v in the middle is as long as at the ends and images keep their contrast. z takes the line.
 
         Returns:
-            uint8 `[batch, len(alphas), len(betas), height, width, 3]`; the corners (0, 0) and (1, 1) are a and b.
+            uint8 `[batch, len(alphas), len(betas), height, width, channels]`; corners (0, 0) and (1, 1) are a and b.
 
         Raises:
             DataError: for images of another shape or type.
@@ -285,7 +285,7 @@ class DecoupledModel(KerasTraining):
         """Moves z of images along a direction, and leaves their v as it is.
 
         Args:
-            images: uint8 `[batch, height, width, 3]`.
+            images: uint8 `[batch, height, width, channels]`.
             direction: of `tfdecouple.load_directions`, or any `[d_z]`, or one for each image, `[batch, d_z]`.
             amount: how far, in multiples of the direction: a number, or one for each image, `[batch]`. At 0 an image
                 comes back to the very same pixels.
@@ -312,7 +312,7 @@ class DecoupledModel(KerasTraining):
         one pass of the flow a label; elsewhere all that depends on the label is p(z|y), taken at the posterior mean.
 
         Args:
-            images: uint8 `[batch, height, width, 3]`.
+            images: uint8 `[batch, height, width, channels]`.
 
         Returns:
             float32 `[batch, classes]`; `tf.argmax(model.classify(images), -1)` are the most probable labels.
@@ -332,7 +332,7 @@ class DecoupledModel(KerasTraining):
     # --- pieces that other modules build graphs from ---
 
     def encode_levels(self, levels: tf.Tensor, labels: tf.Tensor | None = None) -> Codes:
-        """`encode` of pixel levels, float32 `[batch, height, width, 3]` in 0..n_bins - 1, without any check."""
+        """`encode` of pixel levels, float32 `[batch, height, width, channels]` in 0..n_bins - 1, without any check."""
         z = None if self.encoder is None else self.encoder.infer(self.quantizer.edges(levels))[0]
         if self.code_net is not None:
             z = self.code_net(labels)
@@ -350,7 +350,7 @@ class DecoupledModel(KerasTraining):
         """Returns images as the model sees them: unchanged at 8 bits, else with their levels k as k * 256 / n_bins.
 
         Args:
-            images: uint8 `[batch, height, width, 3]`.
+            images: uint8 `[batch, height, width, channels]`.
 
         Raises:
             DataError: for images of another shape or type.

@@ -42,7 +42,7 @@ class Latents(NamedTuple):
             or by the most probable one where there is none.
         log_prior: log p(z) in nats, float32 `[batch]`; 0 for a model without z. With the label y it is log p(z, y), or
             log p(y) where z is a function of it.
-        v: float32 `[batch, height, width, 3]`, standard normal under the model.
+        v: float32 `[batch, height, width, channels]`, standard normal under the model.
     """
 
     prior_noise: tf.Tensor | None
@@ -71,7 +71,7 @@ def negative_elbo(
     With it come the latents that it was taken at, for whoever asks more of them than their density.
 
     Args:
-        levels: of pixels, float32 `[batch, height, width, 3]`.
+        levels: of pixels, float32 `[batch, height, width, channels]`.
         z_noise: standard normal, float32 `[batch, d_z]`; ignored without an encoder.
         u_noise: float32 of the shape of levels, as for `dequantize`.
         quantizer: of these levels.
@@ -111,7 +111,7 @@ def dequantize(
     """Returns u, the place of x within the bins of the pixels, and log q(u|x), `[batch]`, in nats.
 
     Args:
-        levels: of pixels, float32 `[batch, height, width, 3]`.
+        levels: of pixels, float32 `[batch, height, width, channels]`.
         u_noise: float32 of the shape of levels: standard normal for a dequantizer; without one u itself, uniform in
             [0, 1), whose log density is 0.
         quantizer: of these levels.

@@ -49,7 +49,7 @@ def outlier_scores(
 
     Args:
         model: with weights.
-        images: uint8 `[batch, height, width, 3]`.
+        images: uint8 `[batch, height, width, channels]`.
         z_noise: as for `DecoupledModel.elbo_from_noise`.
         u_noise: likewise.
         labels: likewise.

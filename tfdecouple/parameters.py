@@ -42,7 +42,8 @@ def require_memory(config: ModelConfig, copies: int = 1) -> None:
         else f"{shown_bytes(image)} for a single image"
     )
     sizes = {
-        "model.image_size": config.image_size,
+        "model.image_size" if config.image_size else "a side of model.image_shape": max(config.image_shape[:2]),
+        "the channels of model.image_shape": config.image_shape[-1],
         "model.latent_dim": config.latent_dim if config.has_latent else 0,
         "an entry of model.hidden_channels": max(config.hidden_channels),
         "an entry of model.encoder_channels": max(config.encoder_channels) if config.has_encoder else 0,

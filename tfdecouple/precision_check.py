@@ -34,9 +34,9 @@ def check_precision(flow: Flow, dtype: str, memory: str = "keep") -> None:
     """
     if dtype == "float32":
         return
-    for net, side in kinds_of_nets(flow):
+    for net, sides in kinds_of_nets(flow):
         try:
-            wrong = _wrong(net, side, dtype, memory)
+            wrong = _wrong(net, sides, dtype, memory)
         except tf.errors.OpError as error:
             # Without the operation's place in TensorFlow's graph.
             said = re.sub(r"\{\{.*?\}\}", "", error.message).strip() or type(error).__name__
@@ -44,33 +44,33 @@ def check_precision(flow: Flow, dtype: str, memory: str = "keep") -> None:
         if wrong:
             raise ConfigError(
                 f"training in {dtype} does not work on this processor (a coupling net of {net.first.shape[2]}, "
-                f"{net.hidden} and {net.outputs} channels at {side} x {side} pixels: {wrong}); "
+                f"{net.hidden} and {net.outputs} channels at {sides[0]} x {sides[1]} pixels: {wrong}); "
                 "use --set training.precision=float32"
             )
 
 
-def kinds_of_nets(flow: Flow) -> Iterator[tuple[ConvNet, int]]:
+def kinds_of_nets(flow: Flow) -> Iterator[tuple[ConvNet, tuple[int, int]]]:
     """Yields a coupling net of each kind, and the height and width of its maps."""
     seen = set()
     for stage in flow.stages:
-        side = stage.plan.side
+        sides = stage.plan.height, stage.plan.width
         for layer in stage.layers:
             for coupling in layer.sequence if isinstance(layer, FlowStep) else [layer.coupling]:
                 if not isinstance(coupling, Coupling):
                     continue
-                kind = side, coupling.net.first.shape, coupling.net.outputs
+                kind = *sides, *coupling.net.first.shape, coupling.net.outputs
                 if kind not in seen:
                     seen.add(kind)
-                    yield coupling.net, side
+                    yield coupling.net, sides
 
 
-def _wrong(net: ConvNet, side: int, dtype: str, memory: str) -> str:
+def _wrong(net: ConvNet, sides: tuple[int, int], dtype: str, memory: str) -> str:
     """Returns what differs from float32 in a net like this one, with an effect; nothing where all is well."""
     trial = type(net)(net.outputs, net.hidden, net.condition_size)
     generator = tf.random.Generator.from_seed(0)
-    shapes = [[_IMAGES, side, side, channels] for channels in (net.first.shape[2], net.outputs)]
+    shapes = [[_IMAGES, *sides, channels] for channels in (net.first.shape[2], net.outputs)]
     x, upstream = (generator.normal(shape) for shape in shapes)
-    places = [side, side] if isinstance(net, LocalConvNet) else []
+    places = sides if isinstance(net, LocalConvNet) else ()
     condition = generator.normal([_IMAGES, *places, net.condition_size]) if net.condition_size else None
     trial.build(x.shape)
     trial.last.gain.assign(tf.ones([net.outputs]))
@@ -86,7 +86,7 @@ def _wrong(net: ConvNet, side: int, dtype: str, memory: str) -> str:
     with backward_memory("keep" if memory == "invert" else memory):
         exact = run()
         with net_precision(dtype):
-            _spoil_free_memory([*shapes, [_IMAGES, side, side, net.hidden]], dtype)
+            _spoil_free_memory([*shapes, [_IMAGES, *sides, net.hidden]], dtype)
             found = run()
     names = [
         "the output",

@@ -15,6 +15,7 @@ from tfdecouple import pretrained
 from tfdecouple.config import Config
 from tfdecouple.data.opening import images_at, rights_in
 from tfdecouple.errors import UserError
+from tfdecouple.image_shapes import described
 from tfdecouple.pretrained import HUB
 from tfdecouple.pretrained.hub import Address, upload
 from tfdecouple.pretrained.published import CARD, Published
@@ -160,7 +161,6 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
         header["model-index"] = [{"name": name, "results": [result]}]
     known = address or f"path/to/{name}"
     load = f'tfdecouple.load_pretrained("{address}")' if address else f'tfdecouple.load_model("{known}")'
-    size = model.image_size
     counted = opened.model.parameter_count()["total"]
     lines = [
         "---",
@@ -170,10 +170,10 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
         "",
         f"# {name}",
         "",
-        f"A model of images of {size} x {size} pixels that decouples what an image is globally (z, {model.latent_dim} "
+        f"A model of {described(model.image_shape)} that decouples what an image is globally (z, {model.latent_dim} "
         "numbers) from its local detail (v, of the image's size). z and v give the very same pixels back."
         if model.has_latent
-        else f"A flow of images of {size} x {size} pixels, without a global code.",
+        else f"A flow of {described(model.image_shape)}, without a global code.",
         "It was made with tfdecouple, after *Decoupling Global and Local Representations via Invertible Generative "
         "Flows* (Ma, Kong, Zhang and Hovy, [arXiv:2004.11820](https://arxiv.org/abs/2004.11820)).",
         "",

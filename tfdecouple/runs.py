@@ -212,7 +212,7 @@ class Run:
         option, _ = images_at(data) or ("", "")
         if (source if option == "data.source" else data_dir) is None:
             require_own_images(self.path, data)
-        return open_source(data, self.config.model.image_size, download=download)
+        return open_source(data, self.config.model.image_shape, download=download)
 
 
 def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> DecoupledModel:

@@ -216,7 +216,7 @@ class Models {
         decoder_path_((folder / "decoder.onnx").string()),
         encoder_(open(encoder_path_)),
         decoder_(open(decoder_path_)),
-        size_(static_cast<int>(encoder_.GetInputTypeInfo(0).GetTensorTypeAndShapeInfo().GetShape().at(1))) {}
+        size_(side_of_images()) {}
 
   int size() const { return size_; }
   const std::string& encoder_path() const { return encoder_path_; }
@@ -257,6 +257,16 @@ class Models {
     } catch (const Ort::Exception& error) {
       throw Problem("cannot open the model " + path + ": " + one_line(error.what()));
     }
+  }
+
+  // The side of the squares of RGB that the encoder takes.
+  int side_of_images() const {
+    const auto shape = encoder_.GetInputTypeInfo(0).GetTensorTypeAndShapeInfo().GetShape();
+    if (shape.at(1) != shape.at(2) || shape.at(3) != kChannels) {
+      throw Problem(encoder_path_ + " takes images [" + std::to_string(shape[1]) + ", " + std::to_string(shape[2]) + ", " +
+                    std::to_string(shape[3]) + "], and this example squares of RGB alone; client.py of the export takes all");
+    }
+    return static_cast<int>(shape[1]);
   }
 
   Ort::Env environment_{ORT_LOGGING_LEVEL_FATAL, "switch"};

@@ -125,7 +125,14 @@ class Models {
     const options = { executionProviders: EXECUTION_PROVIDERS };
     const open = (path) => attempt(`open the model ${path}`, () => InferenceSession.create(path, options));
     [models.encoder, models.decoder] = [await open(models.paths[0]), await open(models.paths[1])];
-    models.size = models.encoder.inputMetadata[0].shape[1];
+    const [, ...shape] = models.encoder.inputMetadata[0].shape;
+    if (shape[0] !== shape[1] || shape[2] !== CHANNELS) {
+      throw new Problem(
+        `${models.paths[0]} takes images [${shape.join(", ")}], and this example squares of RGB alone; ` +
+          "client.py of the export takes all",
+      );
+    }
+    models.size = shape[0];
     return models;
   }
 

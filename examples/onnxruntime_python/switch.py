@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+MODES = {1: "L", 3: "RGB"}  # What Pillow makes of any image, by the number of channels.
 PROVIDERS = ["CPUExecutionProvider"]  # A GPU's provider goes before it: see README.md.
 # Formats for which Pillow starts no other program, and pixels that a file may have: a small one can claim any number.
 FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**27
@@ -30,11 +31,13 @@ def attempt(what, action, *args, **options):
         fail(f"cannot {what}: {' '.join(str(error).split())}")
 
 
-def read_square(path, size, crop=0):
-    """Returns the centre square of an image, uint8 [size, size, 3], made as the training images were.
+def read_centre(path, shape, crop=0):
+    """Returns the centre of an image, uint8 [height, width, channels], made as the training images were.
 
-    It has `crop` pixels a side; the largest square where that is 0 or does not fit. One of the right size stays.
+    It has the proportions of `shape`, and `crop` pixels along its shorter side; it is the largest such part where that
+    is 0 or does not fit. An image of the right size stays.
     """
+    height, width, channels = shape
     if not stat.S_ISREG(os.stat(path).st_mode):  # A pipe would be waited for without an end.
         raise ValueError("it is no regular file")
     with Image.open(path, formats=FORMATS) as file:
@@ -44,23 +47,27 @@ def read_square(path, size, crop=0):
     if image.mode.startswith("I;16"):  # convert() would clip 16 bits to 8 instead of scaling them.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
-    side = min(*image.size, crop or sys.maxsize)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    # RGB before resizing: palette indices have no averages, and transparent pixels count like others.
-    square = image.convert("RGB").crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+    rows = min(image.height, max(image.width * height // width, 1))
+    columns = min(image.width, max(image.height * width // height, 1))
+    if crop:
+        shorter = min(height, width)
+        rows, columns = min(rows, crop * height // shorter), min(columns, crop * width // shorter)
+    left, top = (image.width - columns) // 2, (image.height - rows) // 2
+    # Colours before resizing: palette indices have no averages, and transparent pixels count like others.
+    centre = image.convert(MODES[channels]).crop((left, top, left + columns, top + rows))
+    return np.asarray(centre.resize((width, height), Image.Resampling.BILINEAR)).reshape(shape)
 
 
-def known_images(size):
-    """Returns 16 images of smooth colour waves, uint8 [16, size, size, 3], the same for every client and machine."""
-    number, y, x, channel = np.ogrid[:16, :size, :size, :3]
-    phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // size + 85 * channel
+def known_images(height, width, channels):
+    """Returns 16 images of smooth colour waves, uint8 [16, height, width, channels], the same on every machine."""
+    number, y, x, channel = np.ogrid[:16, :height, :width, :channels]
+    phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // max(height, width) + 85 * channel
     return np.minimum(np.abs(phase % 512 - 256), 255).astype(np.uint8)
 
 
-def check(encoder, decode, size):
+def check(encoder, decode, shape):
     """Says how many known images come back from their codes; the exit status is 1 unless all do."""
-    images = known_images(size)
+    images = known_images(*shape)
     names = [code.name for code in encoder.get_outputs()]
     codes = dict(zip(names, encoder.run(names, {"images": images}), strict=True))
     (back,) = decode(codes)
@@ -78,7 +85,7 @@ def switch(encoder, decode, images, paths):
 
     (switched,) = decode({"z": z, "v": v[::-1]})
     for name, pixels, (of_z, of_v) in zip(("ab.png", "ba.png"), switched, (paths, paths[::-1]), strict=True):
-        attempt(f"write {name}", Image.fromarray(pixels).save, name)
+        attempt(f"write {name}", Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save, name)
         print(f"{name}: z of {of_z}, v of {of_v}")
     return 0
 
@@ -102,12 +109,14 @@ def main():
         attempt(f"open the model {model}", onnxruntime.InferenceSession, model, providers=PROVIDERS) for model in models
     ]
     decode = functools.partial(attempt, f"decode with {models[1]}", decoder.run, ["images"])
-    size = encoder.get_inputs()[0].shape[1]
+    _, *shape = encoder.get_inputs()[0].shape
     if options.check:
-        return check(encoder, decode, size)
+        return check(encoder, decode, shape)
     if [code.name for code in encoder.get_outputs()] != ["z", "v"]:
         fail(f"{models[0]} does not encode to z and v: without z there is nothing to switch")
-    read = [attempt(f"read the image {path}", read_square, path, size, options.crop) for path in options.images]
+    if shape[-1] not in MODES:
+        fail(f"{models[0]} takes {shape[-1]} channels, and image files are read as 1 or 3 here")
+    read = [attempt(f"read the image {path}", read_centre, path, shape, options.crop) for path in options.images]
     return switch(encoder, decode, np.stack(read), options.images)
 
 

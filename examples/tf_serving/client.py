@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 TIMEOUT = 60  # seconds; the first request of a large model on a CPU may take some
 # Formats for which Pillow starts no other program, and pixels that a file may have: a small one can claim any number.
+MODES = {1: "L", 3: "RGB"}  # what Pillow makes of any picture, by the number of channels
 FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**27
 DTYPES = {"DT_UINT8": np.uint8, "DT_FLOAT": np.float32}
 
@@ -132,16 +133,20 @@ def shape_of(server, signature, name):
 
 
 def read_pictures(server, options):
-    """Pictures as the model takes them, [count, S, S, 3]."""
-    size = shape_of(server, "encode", "images")[0]
-    return np.stack([read_picture(path, size, options.crop) for path in options.pictures])
+    """Pictures as the model takes them, [count, height, width, channels]."""
+    shape = shape_of(server, "encode", "images")
+    if shape[-1] not in MODES:
+        raise Problem(f"model {server.model} takes {shape[-1]} channels, and picture files are read as 1 or 3 here")
+    return np.stack([read_picture(path, shape, options.crop) for path in options.pictures])
 
 
-def read_picture(path, size, crop=0):
-    """The centre square of a picture, made as the training images were; one of the right size passes as it is.
+def read_picture(path, shape, crop=0):
+    """The centre of a picture, made as the training images were; one of the right size passes as it is.
 
-    It has `crop` pixels a side; the largest square where that is 0 or does not fit.
+    It has the proportions of the model's images, and `crop` pixels along its shorter side; it is the largest such
+    part where that is 0 or does not fit.
     """
+    height, width, channels = shape
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without an end
             raise Problem(f"{path}: no regular file")
@@ -156,17 +161,21 @@ def read_picture(path, size, crop=0):
     except (OSError, SyntaxError, ValueError) as error:
         raise Problem(f"{path}: {getattr(error, 'strerror', None) or 'not an image'}") from error
     picture.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
-    side = min(*picture.size, crop or sys.maxsize)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    # RGB before resizing: palette indices have no averages, and transparent pixels count like others.
-    square = picture.convert("RGB").crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+    rows = min(picture.height, max(picture.width * height // width, 1))
+    columns = min(picture.width, max(picture.height * width // height, 1))
+    if crop:
+        shorter = min(height, width)
+        rows, columns = min(rows, crop * height // shorter), min(columns, crop * width // shorter)
+    left, top = (picture.width - columns) // 2, (picture.height - rows) // 2
+    # Colours before resizing: palette indices have no averages, and transparent pixels count like others.
+    centre = picture.convert(MODES[channels]).crop((left, top, left + columns, top + rows))
+    return np.asarray(centre.resize((width, height), Image.Resampling.BILINEAR)).reshape(shape)
 
 
-def known_images(size):
-    """16 images of smooth colour waves, uint8 [16, size, size, 3], the same for every client and machine."""
-    number, y, x, channel = np.ogrid[:16, :size, :size, :3]
-    phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // size + 85 * channel
+def known_images(height, width, channels):
+    """16 images of smooth colour waves, uint8 [16, height, width, channels], the same on every machine."""
+    number, y, x, channel = np.ogrid[:16, :height, :width, :channels]
+    phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // max(height, width) + 85 * channel
     return np.minimum(np.abs(phase % 512 - 256), 255).astype(np.uint8)
 
 
@@ -196,7 +205,7 @@ def labels_for(server, signature, counts, given):
 
 
 def save_picture(pixels, path):
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
     print(path)
 
 
@@ -241,7 +250,7 @@ def score(server, options):
 
 def check(server):
     """Says how many known images come back from their codes; the exit status is 1 unless all do."""
-    images = known_images(shape_of(server, "encode", "images")[0])
+    images = known_images(*shape_of(server, "encode", "images"))
     same, labels = 0, labels_for(server, "encode", [1], [0])
     for image in images:  # one at a time: a batch may be more than the server takes
         back = server.predict("decode", server.predict("encode", {"images": image[None], **labels}))["images"]

@@ -114,11 +114,11 @@ class DeployedEncoder(Deployed):
     layout: Layout
 
     @classmethod
-    def from_layer(cls, encoder: Encoder, layout: Layout, side: int) -> Self:
+    def from_layer(cls, encoder: Encoder, layout: Layout, sides: tuple[int, int]) -> Self:
         """Folds an encoder whose last maps have so many rows and columns."""
         blocks = (DeployedBlock.from_layer(block, f"encoder/{block.name}", layout) for block in encoder.blocks)
         kernel, bias = normalised(encoder.last)
-        order = layout.flattened(side, side, encoder.out_channels)
+        order = layout.flattened(*sides, encoder.out_channels)
         top = encoder.top
         return cls(
             name="encoder",

@@ -152,7 +152,8 @@ class DeployedFlow(Deployed):
     """The flow over images in the layout of the graph.
 
     Attributes:
-        levels: the stages of each level, full resolution first.
+        levels: the stages of each level, the highest resolution first.
+        squeezes_first: whether a squeeze stands before the first level, too.
         condition: what z is multiplied with for all nets at once, or None.
         widths: of these nets.
         local: whether a map conditions the nets instead, which is squeezed beside the image.
@@ -161,6 +162,7 @@ class DeployedFlow(Deployed):
     """
 
     levels: tuple[tuple[DeployedStage, ...], ...]
+    squeezes_first: bool
     condition: DeployedLinear | None
     widths: tuple[int, ...]
     local: bool
@@ -189,6 +191,7 @@ class DeployedFlow(Deployed):
         return cls(
             name=name,
             levels=levels,
+            squeezes_first=flow.plan.squeezes_first,
             condition=conditioning.linear(f"{name}/condition", layout),
             widths=tuple(map(len, conditioning.biases)),
             local=flow.plan.local,
@@ -199,20 +202,29 @@ class DeployedFlow(Deployed):
     def forward(self, x: tf.Tensor, z: tf.Tensor | None, log_dets: LogDets | None = None) -> tf.Tensor:
         """Maps x to v; `log_dets` takes the log-determinants, where they are asked for; z may be a map."""
         with self.scope():
-            v = self._level_forward(0, x, self._conditions(z), log_dets)
+            conditions = self._conditions(z)
+            if self.squeezes_first:
+                below = self._level_forward(0, self.layout.squeezed(x), self._one_level_down(conditions), log_dets)
+                v = self.layout.unsqueezed(below)
+            else:
+                v = self._level_forward(0, x, conditions, log_dets)
             return v if self.whitening is None else self.whitening.forward(v, z, log_dets)
 
     def inverse(self, v: tf.Tensor, z: tf.Tensor | None) -> tf.Tensor:
         """Maps v to x."""
         with self.scope():
             h = v if self.whitening is None else self.whitening.inverse(v, z)
-            return self._level_inverse(0, h, self._conditions(z))
+            conditions = self._conditions(z)
+            if not self.squeezes_first:
+                return self._level_inverse(0, h, conditions)
+            h = self._level_inverse(0, self.layout.squeezed(h), self._one_level_down(conditions))
+            return self.layout.unsqueezed(h)
 
     def parts(self, v: tf.Tensor) -> list[tf.Tensor]:
         """Splits v as `Flow.parts` does."""
         found = []
         for depth, stages in enumerate(self.levels):
-            if depth:
+            if depth or self.squeezes_first:
                 v = self.layout.squeezed(v)
             left = [stage.dropped for stage in stages if stage.dropped]
             v, *dropped = self.layout.split(v, [stages[-1].kept, *left[::-1]])

@@ -71,7 +71,7 @@ class DeployedModel(Deployed):
         if model.encoder is not None:
             planned = plan(config).encoder
             assert planned is not None
-            encoder = DeployedEncoder.from_layer(model.encoder, layout, planned.out_side)
+            encoder = DeployedEncoder.from_layer(model.encoder, layout, planned.out_sides(planned.blocks[-1]))
             prior = DeployedPrior.from_layer(model.prior_flow, layout)
         if model.dequantizer is not None:
             dequantizer = DeployedDequantizer.from_layer(model.dequantizer, layout)
@@ -91,12 +91,12 @@ class DeployedModel(Deployed):
     # --- the pieces of the endpoints ---
 
     def levels_of(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns the levels of uint8 images `[batch, height, width, 3]`, in the order of the graph."""
+        """Returns the levels of uint8 images `[batch, height, width, channels]`, in the order of the graph."""
         with scope("input"):
             return self.quantizer.levels(self.layout.enter(images))
 
     def pixels(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the uint8 images `[batch, height, width, 3]` of x in [-1, 1); what lies outside is clipped."""
+        """Returns the uint8 images `[batch, height, width, channels]` of x in [-1, 1); what lies outside is clipped."""
         with scope("output"):
             return self.layout.leave(self.quantizer.pixels(x))
 
@@ -106,12 +106,12 @@ class DeployedModel(Deployed):
             return self.quantizer.within(levels, u)
 
     def to_inside(self, v: tf.Tensor) -> tf.Tensor:
-        """Brings `[batch, height, width, 3]` into the order of the graph."""
+        """Brings `[batch, height, width, channels]` into the order of the graph."""
         with scope("input"):
             return self.layout.enter(v)
 
     def to_outside(self, v: tf.Tensor) -> tf.Tensor:
-        """Brings an image of the graph into `[batch, height, width, 3]`."""
+        """Brings an image of the graph into `[batch, height, width, channels]`."""
         with scope("output"):
             return self.layout.leave(v)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from export.endpoint import Endpoint
+from tfdecouple.image_shapes import Shape
 
 if TYPE_CHECKING:
     from export.deployed.model import DeployedModel
@@ -90,8 +91,8 @@ class FileFormat(abc.ABC):
         """Returns what the check is told."""
         return {"names": sources.names, "metadata": dict(sources.metadata)}
 
-    def calls(self, size: int, with_z: bool) -> list[str]:
-        """Returns how to call the files, in Markdown, for the card: images of a size; of a model without z only v."""
+    def calls(self, image_shape: Shape, with_z: bool) -> list[str]:
+        """Returns how to call the files, in Markdown, for the card: images of a shape; of a model without z only v."""
         return []
 
 

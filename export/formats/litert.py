@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from export.formats.files import FileFormat, Sources
 from tfdecouple.errors import UserError, one_line
+from tfdecouple.image_shapes import Shape
 
 # Of the entry in a file's metadata that tells its origin, as JSON.
 METADATA = "tfdecouple"
@@ -47,8 +48,9 @@ class LiteRT(FileFormat):
                 said = {**sources.metadata, "endpoint": endpoint.name}
                 (folder / f"{endpoint.onnx}{self.suffix}").write_bytes(_with_metadata(converted, said))
 
-    def calls(self, size: int, with_z: bool) -> list[str]:
+    def calls(self, image_shape: Shape, with_z: bool) -> list[str]:
         """Returns how Python calls the files; Java, Kotlin, Swift and C++ have the same signatures."""
+        sizes = ", ".join(map(str, image_shape))
         codes = 'z=codes["z"], v=codes["v"]' if with_z else 'v=codes["v"]'
         return [
             "Python, with numpy and ai-edge-litert:",
@@ -59,7 +61,7 @@ class LiteRT(FileFormat):
             "",
             'encoder = Interpreter("litert/encoder.tflite").get_signature_runner()',
             'decoder = Interpreter("litert/decoder.tflite").get_signature_runner()',
-            f"codes = encoder(images=np.zeros((1, {size}, {size}, 3), np.uint8))",
+            f"codes = encoder(images=np.zeros((1, {sizes}), np.uint8))",
             f'same = decoder({codes})["images"]',
             "```",
             "",

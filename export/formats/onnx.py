@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import pathlib
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from export.deployed.model import DeployedModel
 from export.endpoint import Endpoint
 from export.formats.files import FileFormat, Sources
 from export.origin import version_of
+from tfdecouple.image_shapes import Shape
 
 # The highest that tf2onnx writes; ONNX Runtime for Python, Node and the browser all read it.
 OPSET = 18
@@ -51,8 +53,9 @@ class Onnx(FileFormat):
         """Returns what the check is told: the precisions, too."""
         return {**super().options(sources), "precisions": list(sources.precisions)}
 
-    def calls(self, size: int, with_z: bool) -> list[str]:
+    def calls(self, image_shape: Shape, with_z: bool) -> list[str]:
         """Returns how Python and JavaScript call the files."""
+        sizes = ", ".join(map(str, image_shape))
         codes = "z, v" if with_z else "(v,)"
         feeds = '{"z": z, "v": v}' if with_z else '{"v": v}'
         js_feeds = "{ z, v }" if with_z else "{ v }"
@@ -66,7 +69,7 @@ class Onnx(FileFormat):
             "",
             'encoder = onnxruntime.InferenceSession("onnx/encoder.onnx")',
             'decoder = onnxruntime.InferenceSession("onnx/decoder.onnx")',
-            f"images = np.zeros((1, {size}, {size}, 3), np.uint8)",
+            f"images = np.zeros((1, {sizes}), np.uint8)",
             f'{codes} = encoder.run(None, {{"images": images}})',
             f"same = decoder.run(None, {feeds})[0]",
             "```",
@@ -78,7 +81,7 @@ class Onnx(FileFormat):
             "",
             'const encoder = await ort.InferenceSession.create("onnx/encoder.onnx");',
             'const decoder = await ort.InferenceSession.create("onnx/decoder.onnx");',
-            f'const images = new ort.Tensor("uint8", new Uint8Array({size * size * 3}), [1, {size}, {size}, 3]);',
+            f'const images = new ort.Tensor("uint8", new Uint8Array({math.prod(image_shape)}), [1, {sizes}]);',
             f"const {js_feeds} = await encoder.run({{ images }});",
             f"const same = (await decoder.run({js_feeds})).images;",
             "```",

@@ -28,13 +28,13 @@ Arrays = dict[str, np.ndarray]
 Call = Callable[[str, Arrays], Arrays]
 
 
-def batches(image_size: int) -> tuple[int, int, int]:
+def batches(side: int) -> tuple[int, int, int]:
     """Returns the sizes of the batches at which parity is tried: fewer of larger images, and never fewer than three.
 
     The model computes their images in other batches, so that it is tested that none depends on its neighbours.
     """
-    for side, largest in ((32, 17), (64, 8), (128, 4)):
-        if image_size <= side:
+    for most, largest in ((32, 17), (64, 8), (128, 4)):
+        if side <= most:
             return (1, 3, largest)
     return (1, 2, 1)
 

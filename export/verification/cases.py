@@ -18,6 +18,7 @@ from export.verification.weights import digests
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data import load_images, open_source
 from tfdecouple.errors import DataError
+from tfdecouple.image_shapes import COLOURS
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime.tf32 import full_float32
 
@@ -42,7 +43,7 @@ def make_cases(
 
     Args:
         model: the model that is exported.
-        images: real images, uint8 `[n, height, width, 3]`, at least as many as `batches` takes.
+        images: real images, uint8 `[n, height, width, channels]`, at least as many as `batches` takes.
         seed: of the noise.
         tell: is told from time to time how far this is.
 
@@ -50,8 +51,9 @@ def make_cases(
         RefusedError: for an endpoint whose outputs are not all answered by the model.
     """
     rng = np.random.default_rng(seed)
-    sizes, offered = batches(model.config.image_size), endpoints(model.config)
-    kinds = {"real": images, **extreme_images(model.config.image_shape, rng, 1 if images.shape[1] > _LARGE else 4)}
+    side = max(model.config.image_shape[:2])
+    sizes, offered = batches(side), endpoints(model.config)
+    kinds = {"real": images, **extreme_images(model.config.image_shape, rng, 1 if side > _LARGE else 4)}
     parity = images[: sum(sizes)]
     answers = KerasReference(model, parity, rng, tell, sum(map(len, kinds.values())), len(offered))
     cases: Arrays = {"batches": np.array(sizes)}
@@ -107,9 +109,9 @@ def weight_digests(model: DecoupledModel, layouts: Sequence[str]) -> Arrays:
 
 
 def extreme_images(shape: tuple[int, int, int], rng: np.random.Generator, noises: int = 4) -> Mapping[str, np.ndarray]:
-    """Returns images that no camera takes, uint8 `[n, height, width, 3]` of each kind."""
-    height, width, _ = shape
-    board = np.indices((height, width)).sum(0)[:, :, None] % 2 * np.ones(3, int) * 255
+    """Returns images that no camera takes, uint8 `[n, height, width, channels]` of each kind."""
+    height, width, channels = shape
+    board = np.indices((height, width)).sum(0)[:, :, None] % 2 * np.ones(channels, int) * 255
     return {
         "black": np.zeros((1, *shape), np.uint8),
         "white": np.full((1, *shape), 255, np.uint8),
@@ -125,19 +127,24 @@ def real_images(config: Config) -> tuple[np.ndarray, str]:
     They are of the run's own test split; where its data are not at hand, of the photographs that come with the
     installation.
     """
-    size = config.model.image_size
-    needed = sum(batches(size))
-    count = max(needed, min(_ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS // size**2))
-    photographs = DataConfig(source="photographs")
-    for data, side in ((config.data, size), (photographs, min(size, _PHOTOGRAPH_SIDE))):
+    shape = height, width, channels = config.model.image_shape
+    longer = max(height, width)
+    needed = sum(batches(longer))
+    count = max(needed, min(_ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS // (height * width)))
+    photographs, side = DataConfig(source="photographs"), min(longer, _PHOTOGRAPH_SIDE)
+    rows, columns = (-(-one * side // longer) for one in (height, width))
+    for data, taken in ((config.data, shape), (photographs, (rows, columns, 1 if channels == 1 else COLOURS))):
         try:
-            source = open_source(data, side)
+            source = open_source(data, taken)
             available = min(count, source.sizes["test"])
             images, _ = load_images(source, "test", available)
         except (DataError, OSError):
             continue
-        if side != size:
-            images = np.stack([np.asarray(Image.fromarray(image).resize((size, size))) for image in images])
+        if taken[:2] != (height, width):
+            pictures = images if taken[-1] == COLOURS else images[..., 0]
+            images = np.stack([np.asarray(Image.fromarray(one).resize((width, height))) for one in pictures])
+        # Of more channels than photographs have, these take turns.
+        images = images.reshape(len(images), height, width, -1)[..., np.arange(channels) % taken[-1]]
         # A small test split is used again and again: parity needs its batches whole.
         wanted = max(available, needed)
         return np.resize(images, (wanted, *images.shape[1:])), f"{available} test images of {source.title}"

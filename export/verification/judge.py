@@ -85,7 +85,7 @@ class Pixels:
     """The model's answer in pixels, and which subpixels float32 can move to a neighbouring level.
 
     Attributes:
-        right: uint8 `[n, height, width, 3]`.
+        right: uint8 `[n, height, width, channels]`.
         bound: how far float32 can move the values behind the pixels, in levels, float32 `[n]`.
         near: bool as `right`: where the model's value is nearer than that to the border of two levels.
         moved: how many subpixels of each image changed in the model where its inputs were moved, int32 `[n]`.
@@ -103,7 +103,7 @@ class Pixels:
         """Measures the bounds.
 
         Args:
-            levels: the model's answer before it is rounded down to a level, `[n, height, width, 3]`.
+            levels: the model's answer before it is rounded down to a level, `[n, height, width, channels]`.
             moved: the same of moved inputs.
             n_bins: number of levels.
         """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ class KerasReference:
 
     Args:
         model: with weights.
-        images: uint8 `[n, height, width, 3]`: those of parity.
+        images: uint8 `[n, height, width, channels]`: those of parity.
         rng: of what moves inputs.
         tell: is told how far this is.
         every: how many images will be encoded and decoded in all.
@@ -53,8 +54,8 @@ class KerasReference:
         model.require_initialized()
         self.images = images
         self._model, self._config, self._rng = model, model.config, rng
-        self._reactions = 1 if self._config.image_size > _LARGE else 2
-        self._at_once = max(2, min(64, _PIXELS_AT_ONCE // self._config.image_size**2))
+        self._reactions = 1 if max(self._config.image_shape[:2]) > _LARGE else 2
+        self._at_once = max(2, min(64, _PIXELS_AT_ONCE // math.prod(self._config.image_shape[:2])))
         answers = 1 + self._reactions
         self._progress = Lines(tell, (1 + answers) * every + answers * asking * len(images))
         self._known: dict[bytes, list[Optional]] = {}

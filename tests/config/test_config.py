@@ -23,7 +23,7 @@ from tfdecouple.errors import ConfigError, UserError
 
 # Every option off its default.
 MODEL = ModelConfig(
-    image_size=16,
+    image_shape=(16, 8, 3),
     n_bits=5,
     latent_dim=6,
     conditioning="base",
@@ -266,6 +266,7 @@ IMPOSSIBLE = [
     ("model.image_size", 0, "at least 1", {}),
     ("model.image_size", 30, "multiple of 8", {}),
     ("model.image_size", 12, "multiple of 8", {"steps": (1, 1), "hidden_channels": (4, 4)}),
+    ("model.image_shape", (8, 8), "[height, width, channels]", {}),
     ("model.n_bits", 0, "1..8", {}),
     ("model.n_bits", 9, "1..8", {}),
     ("model.latent_dim", 0, "at least 1", {}),
@@ -427,7 +428,7 @@ class TestImpossibleValues:
 
 class TestDerived:
     def test_properties(self):
-        assert (MODEL.n_bins, MODEL.image_shape, MODEL.has_latent) == (32, (16, 16, 3), True)
+        assert (MODEL.n_bins, MODEL.image_shape, MODEL.has_latent) == (32, (16, 8, 3), True)
         assert not dataclasses.replace(MODEL, conditioning="none", classes=0, class_probabilities=()).has_latent
 
     @pytest.mark.parametrize(

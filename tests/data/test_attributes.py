@@ -60,7 +60,7 @@ class TestTables:
 
 
 def source(*names):
-    return Source(name="x", title="things", label_names=names, image_size=8, splits={})
+    return Source(name="x", title="things", label_names=names, image_shape=8, splits={})
 
 
 class TestLabels:

@@ -46,7 +46,7 @@ class TestChosenBatches:
 
         records = tf.data.Dataset.range(12).map(lambda number: {"number": number})
         split = RecordSplit(12, "all", records=records, decode=decode, window=4)
-        source = Source(name="x", title="x", label_names=(), image_size=8, splits={"train": split})
+        source = Source(name="x", title="x", label_names=(), image_shape=8, splits={"train": split})
         list(chosen_batches(source, "train", np.array([7, 3]), batch_size=2))
         assert sorted(decoded) == [3, 7]
         self.check(source, 12)

@@ -163,11 +163,11 @@ class TestPythonClients:
     def refuses(self, request):
         """Returns what the example says of a file that it must refuse."""
         module = load_program(ROOT / "examples" / request.param)
-        read = getattr(module, "read_square", None) or module.read_picture
+        read = getattr(module, "read_centre", None) or module.read_picture
 
         def refuse(path: object) -> str:
             with pytest.raises(Exception) as caught:
-                within_a_minute(lambda: read(str(path), 8))
+                within_a_minute(lambda: read(str(path), (8, 8, 3)))
             return str(caught.value)
 
         return refuse

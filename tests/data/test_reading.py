@@ -61,8 +61,12 @@ def test_clients_in_python_read_as_training_does(files, crop) -> None:
     client = load_program(EXAMPLES / "tf_serving" / "client.py")
     for name, path in files.items():
         right = read_image(str(path), SIZE, crop)
-        assert_same(switch.read_square(path, SIZE, crop), right, name)
-        assert_same(client.read_picture(path, SIZE, crop), right, name)
+        assert_same(switch.read_centre(path, (SIZE, SIZE, 3), crop), right, name)
+        assert_same(client.read_picture(path, (SIZE, SIZE, 3), crop), right, name)
+        # Grey rectangles.
+        grey = read_image(str(path), (SIZE, 12, 1), crop)
+        assert_same(switch.read_centre(path, (SIZE, 12, 1), crop), grey, name)
+        assert_same(client.read_picture(path, (SIZE, 12, 1), crop), grey, name)
 
 
 def test_commands_read_as_training_does(files, wanted) -> None:

@@ -95,6 +95,21 @@ VARIANTS = {
         dequantization_encoder_channels=(3, 5),
         dequantization_map_channels=2,
     ),
+    "grey": variant_of_tiny(
+        image_size=None,
+        image_shape=(4, 8, 1),
+        steps=(1, 1),
+        hidden_channels=(4, 6),
+        encoder_channels=(4,),
+        dequantization="flow",
+        dequantization_steps=(1, 1),
+        dequantization_hidden_channels=(3, 4),
+        dequantization_encoder_channels=(3,),
+        dequantization_map_channels=2,
+    ),
+    "five channels": variant_of_tiny(
+        image_size=None, image_shape=(8, 4, 5), conditioning="base", base_hidden=5, encoder_channels=(4,)
+    ),
     "classes": variant_of_tiny(**LABELLED, prior="classes"),
     "prior of classes": variant_of_tiny(**LABELLED, linear="lu"),
 }
@@ -106,7 +121,7 @@ def model_of(name):
     config = VARIANTS[name]
     random.seed(0)
     model = DecoupledModel(config)
-    model.initialize(random_images(16, config.image_size))
+    model.initialize(random_images(16, config.image_shape))
     if model.encoder is not None:
         give_effect(model.encoder.blocks[-1], scale=0.5)
         model.encoder.last.gain.assign_add(np.full(model.encoder.last.gain.shape, 0.5))
@@ -137,7 +152,7 @@ def deployed_of(name, order="NHWC"):
 def inputs_of(config, count=5, seed=1):
     """Every input that an endpoint may take, by name."""
     rng = np.random.default_rng(seed)
-    images = random_images(count, config.image_size, seed)
+    images = random_images(count, config.image_shape, seed)
     draws = {
         "z": rng.standard_normal((count, config.latent_dim)),
         "v": rng.standard_normal((count, *config.image_shape)),

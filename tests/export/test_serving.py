@@ -159,7 +159,7 @@ def test_the_transports_give_the_same(results):
 def test_results_are_the_saved_models_own(results, signatures, client, pictures, transport):
     got = results[transport]
     size = TINY.image_size
-    images = np.stack([client.read_picture(path, size) for path in pictures])
+    images = np.stack([client.read_picture(path, (size, size, 3)) for path in pictures])
     switched = signatures["switch"](images_a=images[:1], images_b=images[1:])
     np.testing.assert_array_equal(got["images_ab.png"], switched["images_ab"][0])
     np.testing.assert_array_equal(got["images_ba.png"], switched["images_ba"][0])
@@ -230,10 +230,10 @@ def test_pictures_are_cropped_to_their_middle(client, tmp_path):
     pixels = np.zeros((10, 30, 3), np.uint8)
     pixels[:, 10:20] = (10, 200, 90)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    middle = client.read_picture(tmp_path / "wide.png", 4)[:, 1:3].astype(int)
+    middle = client.read_picture(tmp_path / "wide.png", (4, 4, 3))[:, 1:3].astype(int)
     assert np.max(np.abs(middle - (10, 200, 90))) <= 5  # resizing looks a little beyond the edge of the square
     Image.fromarray(pixels[:, 10:20]).save(tmp_path / "square.png")
-    np.testing.assert_array_equal(client.read_picture(tmp_path / "square.png", 10), pixels[:, 10:20])
+    np.testing.assert_array_equal(client.read_picture(tmp_path / "square.png", (10, 10, 3)), pixels[:, 10:20])
 
 
 def test_messages_beyond_grpcs_own_limit(client, server, name):

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import ModelConfig
+from tfdecouple.image_shapes import whole
 
 # The smallest config with everything: three levels, both stages of an inner level, odd channel counts (3 and 9).
 TINY = ModelConfig(
@@ -59,8 +60,8 @@ def let_z_show(model):
 
 
 def random_images(count=4, size=8, seed=0):
-    """Uniform noise, uint8 `[count, size, size, 3]`."""
-    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    """Uniform noise, uint8 `[count, size, size, 3]`; size may be a whole shape."""
+    return np.random.default_rng(seed).integers(0, 256, (count, *whole(size)), dtype=np.uint8)
 
 
 def every_weight_has_a_gradient(layer, loss):

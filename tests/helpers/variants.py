@@ -38,6 +38,8 @@ VARIANTS = {
     "lu": dataclasses.replace(STAGES, linear="lu"),
     "normal": dataclasses.replace(SMALLEST, prior="normal"),
     "alpha-1": dataclasses.replace(STAGES, alpha=1.0, prior_alpha=1.0),
+    # Squeezed before the first level; the last has 1 x 2 pixels.
+    "grey": dataclasses.replace(SMALLEST, image_size=None, image_shape=(4, 8, 1)),
     "dequantization": dataclasses.replace(
         SMALLEST,
         dequantization="flow",
@@ -90,7 +92,7 @@ ODD = ModelConfig(
 def fresh(config):
     """A model of its own: initialised, every weight with an effect, z that differs from image to image."""
     model = DecoupledModel(config)
-    model.initialize(random_images(16, config.image_size))
+    model.initialize(random_images(16, config.image_shape))
     if model.encoder is not None:
         give_effect(model.encoder.blocks[-1], scale=0.5)
         model.encoder.last.gain.assign_add(np.full(model.encoder.last.gain.shape, 0.5))
@@ -107,7 +109,7 @@ def variant(name):
 
 def images_of(model, count=3, seed=1):
     """Random images of a model's size."""
-    return random_images(count, model.config.image_size, seed)
+    return random_images(count, model.config.image_shape, seed)
 
 
 def weights(model):

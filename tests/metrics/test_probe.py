@@ -66,7 +66,7 @@ def make_source(train, test, names=NAMES):
         name="colours",
         title="coloured images",
         label_names=names,
-        image_size=8,
+        image_shape=8,
         splits={"train": split(train), "test": split(test)},
     )
 

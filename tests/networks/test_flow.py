@@ -64,6 +64,8 @@ FLOWS = {
         SMALL, conditioning="none", transform="additive", multiscale_transform="additive", linear="lu"
     ),
     "base": dataclasses.replace(SMALL, conditioning="base", base_hidden=5),
+    # One channel: squeezed before the first level, too.
+    "grey": dataclasses.replace(SMALL, image_size=None, image_shape=(4, 8, 1), steps=(1, 1), hidden_channels=(4, 4)),
 }
 
 
@@ -105,7 +107,7 @@ def close(a, b, tolerance=1e-9):
 
 @pytest.mark.usefixtures("eager")
 class TestProperties:
-    @pytest.mark.parametrize("name", [*BLOCKS, "unconditional-additive-lu", "base"])
+    @pytest.mark.parametrize("name", [*BLOCKS, "unconditional-additive-lu", "base", "grey"])
     def test_log_det_is_that_of_the_jacobian(self, name):
         layer, x, condition = made(name)
         y, log_det = layer.forward_and_log_det(x, condition)
@@ -113,7 +115,7 @@ class TestProperties:
         assert y.shape == x.shape and log_det.shape == (BATCH,) and np.abs(y - x).max() > 0.1
         assert np.all(np.abs(log_det) > 1e-3)
 
-    @pytest.mark.parametrize("name", [*BLOCKS, "unconditional-additive-lu", "base"])
+    @pytest.mark.parametrize("name", [*BLOCKS, "unconditional-additive-lu", "base", "grey"])
     def test_inverse_undoes_forward_and_forward_undoes_inverse(self, name):
         layer, x, condition = made(name)
         y, forward = layer.forward_and_log_det(x, condition)

@@ -97,6 +97,17 @@ def test_switches_pictures_of_any_size_read_to_the_byte(switch, exported, tmp_pa
             np.testing.assert_array_equal(np.asarray(made), read_image(str(tmp_path / "a.png"), 8, crop))
 
 
+def test_models_of_other_shapes_are_refused(switch, tmp_path):
+    for name, text in WITHOUT_Z.items():
+        model = onnx.parser.parse_model(
+            f'<ir_version: 8, opset_import: ["": 17]>\n{text.replace("8, 8, 3", "8, 12, 1")}'
+        )
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    done = switch(tmp_path, tmp_path, "--check")
+    assert done.returncode == 2 and "takes images [8, 12, 1], and this example squares of RGB alone" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_what_cannot_be_used_is_a_line(switch, exported, without_z, tmp_path):
     pixels = random_images(1, 8)[0].tobytes()
     (tmp_path / "a.ppm").write_bytes(b"P6 # a comment\n8 8\n255\n" + pixels)

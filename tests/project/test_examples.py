@@ -330,6 +330,11 @@ class TestRefusals:
             "without z there is nothing to switch",
         )
 
+    def test_a_model_of_other_channels(self, switch, picture, tmp_path):
+        texts = (text.replace("3]", "5]") for text in (ENCODER, DECODER.replace("BRIGHTEST", "255")))
+        folder = write_models(tmp_path / "models", *texts)
+        refused(switch(folder, picture, picture), tmp_path, f"{folder / 'encoder.onnx'} takes ", "5")
+
     def test_two_halves_of_different_models(self, switch, models, picture, tmp_path):
         folder = write_models(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "255"))
         shutil.copy(models[0] / "decoder.onnx", folder)

@@ -29,8 +29,9 @@ MAY_IMPORT = {
     "bijectors": {"errors", "runtime"},
     "transforms": {"bijectors"},
     "step_layers": {"bijectors"},
-    "levels": set(),
-    "config": {"errors", "storage", "transforms", "step_layers", "levels"},
+    "image_shapes": set(),
+    "levels": {"image_shapes"},
+    "config": {"errors", "storage", "transforms", "step_layers", "levels", "image_shapes"},
     "architecture": BASE | {"transforms", "step_layers", "levels"},
     "parameters": BASE | {"runtime", "architecture"},
     "costs": BASE | {"architecture"},
@@ -54,7 +55,7 @@ MAY_IMPORT = {
     | {"between", "keras_training", "pretrained", "run_folder"},
     "outliers": {"objective", "model"},
     "directions": {"errors", "storage"},
-    "data": BASE | {"runtime"},
+    "data": BASE | {"runtime", "image_shapes"},
 }
 # The rest, in the order of the arrow: each may import what stands before it.
 ORDER = [

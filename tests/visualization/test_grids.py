@@ -145,7 +145,7 @@ class LargeModel(LossyModel):
 
 class TestPictures:
     def test_of_large_images_are_few_and_small(self, tmp_path):
-        most, told, model = shown_of_size(256), [], LargeModel()
+        most, told, model = shown_of_size((256, 256, 3)), [], LargeModel()
         assert save_pictures(model, random_images(most, size=256), tmp_path, "a-", most=most, tell=told.append) == 4
         assert told == ["reconstructions", "samples", "interpolation", "switch"]
         # Of small images 40, 50, 36 and 40.

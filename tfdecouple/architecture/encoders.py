@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from tfdecouple.architecture.weights import Shape, Weights, batch_norm, under, weight_norm
 from tfdecouple.levels import BlockPlan
@@ -13,21 +14,22 @@ class ResNetPlan:
     """A row of ResNet blocks.
 
     Attributes:
-        image_size: side of the images.
+        image_shape: height, width and channels of the images.
         blocks: in their order.
     """
 
-    image_size: int
+    image_shape: tuple[int, int, int]
     blocks: tuple[BlockPlan, ...]
 
-    def side(self, block: BlockPlan) -> int:
+    def sides(self, block: BlockPlan) -> tuple[int, int]:
         """Returns height and width of a block's input."""
-        return self.image_size // block.reduction
+        height, width, _ = self.image_shape
+        return height // block.reduction, width // block.reduction
 
-    @property
-    def out_side(self) -> int:
-        """Height and width of the last block's output."""
-        return self.image_size // self.blocks[-1].out_reduction
+    def out_sides(self, block: BlockPlan) -> tuple[int, int]:
+        """Returns height and width of a block's output."""
+        height, width, _ = self.image_shape
+        return height // block.out_reduction, width // block.out_reduction
 
     def block_weights(self, block: BlockPlan) -> Weights:
         """Returns `{name: shape}` of a block's weights."""
@@ -71,7 +73,7 @@ class EncoderPlan(ResNetPlan):
     @property
     def features(self) -> int:
         """How many numbers the dense layer reads."""
-        return self.out_side**2 * self.out_channels
+        return math.prod(self.out_sides(self.blocks[-1])) * self.out_channels
 
     def weights(self) -> Weights:
         """Returns `{name: shape}` of its weights."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tfdecouple.architecture.layers import CouplingPlan, FactorOutPlan, StepPlan, WhiteningPlan
 from tfdecouple.architecture.weights import Weights, under
-from tfdecouple.levels import StagePlan, halves, step_names
+from tfdecouple.levels import StagePlan, halves, squeezes_first, step_names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,9 @@ class FlowPlan:
     """A flow over images: the model's own, or that of the dequantisation.
 
     Attributes:
-        levels: the stages of each level, full resolution first.
-        condition_size: size of the vector, or channels of the map, that the couplings take at full resolution; or 0.
+        image_shape: height, width and channels of the images.
+        levels: the stages of each level, the highest resolution first.
+        condition_size: size of the vector, or channels of the map at full resolution, that conditions it; or 0.
         local: whether that is a map, which is squeezed beside the image: four times the channels at half the side.
         transform: name of the transform of the couplings of steps.
         multiscale_transform: name of that of the couplings before channels leave.
@@ -49,6 +50,7 @@ class FlowPlan:
         whitening: of v by z, where z enters nowhere else; else None.
     """
 
+    image_shape: tuple[int, int, int]
     levels: tuple[tuple[StagePlan, ...], ...]
     condition_size: int
     local: bool
@@ -65,16 +67,15 @@ class FlowPlan:
         return (stage for level in self.levels for stage in level)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Shape of one image, `(height, width, 3)`."""
-        first = self.levels[0][0]
-        return (first.side, first.side, first.channels)
+    def squeezes_first(self) -> bool:
+        """Whether a squeeze stands before the first level, too."""
+        return squeezes_first(self.image_shape[-1])
 
     def condition_shape(self, stage: StagePlan) -> tuple[int | None, ...]:
         """Returns the shape of what the couplings of a stage are conditioned on, batch first."""
         if not self.local:
             return (None, self.condition_size)
-        return (None, stage.side, stage.side, self.condition_size * stage.reduction**2)
+        return (None, stage.height, stage.width, self.condition_size * stage.reduction**2)
 
     def step(self, stage: StagePlan) -> StepPlan:
         """Returns what each step of a stage is."""

@@ -11,7 +11,7 @@ from tfdecouple.architecture.flows import FlowPlan, PriorPlan
 from tfdecouple.architecture.layers import CouplingPlan, StepPlan, WhiteningPlan
 from tfdecouple.architecture.weights import Weights, under
 from tfdecouple.config import ModelConfig
-from tfdecouple.levels import COLOURS, encoder_blocks, flow_levels, halves, local_blocks
+from tfdecouple.levels import encoder_blocks, flow_levels, halves, local_blocks
 
 # By the first part of the name of a weight, the network that it is counted with.
 _NETWORKS = {
@@ -83,13 +83,15 @@ class Plan:
 
     def widest_map(self) -> int:
         """Returns how many numbers the largest map of a single image holds."""
-        side = self.config.image_size
-        stages, blocks = list(self.flow.stages), list(self.encoder.blocks if self.encoder is not None else ())
+        stages = list(self.flow.stages)
+        encoders: list[ResNetPlan] = [] if self.encoder is None else [self.encoder]
         if self.dequantizer is not None:
             stages += self.dequantizer.flow.stages
-            blocks += self.dequantizer.encoder.blocks
-        sizes = [side**2 * COLOURS, *(stage.side**2 * stage.hidden for stage in stages)]
-        return max(sizes + [(side // block.out_reduction) ** 2 * block.planes for block in blocks])
+            encoders.append(self.dequantizer.encoder)
+        sizes = [math.prod(self.config.image_shape), *(stage.positions * stage.hidden for stage in stages)]
+        for encoder in encoders:
+            sizes += [math.prod(encoder.out_sides(block)) * block.planes for block in encoder.blocks]
+        return max(sizes)
 
 
 def plan(config: ModelConfig) -> Plan:
@@ -104,8 +106,8 @@ def plan(config: ModelConfig) -> Plan:
     encoder = prior = prior_affine = class_codes = whitening = dequantizer = None
     if config.has_encoder:
         encoder = EncoderPlan(
-            image_size=config.image_size,
-            blocks=encoder_blocks(config.encoder_channels),
+            image_shape=config.image_shape,
+            blocks=encoder_blocks(config.encoder_channels, config.image_shape[-1]),
             out_channels=config.encoder_out_channels,
             latent_dim=config.latent_dim,
         )
@@ -120,7 +122,8 @@ def plan(config: ModelConfig) -> Plan:
             condition_size=config.latent_dim, hidden=config.base_hidden, entries=math.prod(config.image_shape)
         )
     flow = FlowPlan(
-        levels=flow_levels(config.image_size, config.steps, config.hidden_channels, config.inner_factors),
+        image_shape=config.image_shape,
+        levels=flow_levels(config.image_shape, config.steps, config.hidden_channels, config.inner_factors),
         condition_size=config.latent_dim if config.conditioning == "coupling" else 0,
         local=False,
         transform=config.transform,
@@ -162,12 +165,15 @@ def count_by_network(weights: Weights) -> dict[str, int]:
 def _dequantizer(config: ModelConfig) -> DequantizerPlan:
     return DequantizerPlan(
         encoder=ResNetPlan(
-            image_size=config.image_size,
-            blocks=local_blocks(config.dequantization_encoder_channels, config.dequantization_map_channels),
+            image_shape=config.image_shape,
+            blocks=local_blocks(
+                config.dequantization_encoder_channels, config.dequantization_map_channels, config.image_shape[-1]
+            ),
         ),
         flow=FlowPlan(
+            image_shape=config.image_shape,
             levels=flow_levels(
-                config.image_size,
+                config.image_shape,
                 config.dequantization_steps,
                 config.dequantization_hidden_channels,
                 config.inner_dequantization_factors,

@@ -185,6 +185,7 @@ def _manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) ->
     from tfdecouple.dataset_encoding.fields import bytes_of, chosen_fields
     from tfdecouple.dataset_encoding.manifest import Manifest
     from tfdecouple.dataset_encoding.weights import weights_sha256
+    from tfdecouple.image_shapes import facts
 
     fields = chosen_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
     splits = _SPLITS if options.split == "all" else (options.split,)
@@ -200,7 +201,7 @@ def _manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) ->
         },
         data={
             "title": source.title,
-            "image_size": source.image_size,
+            **facts(source.image_shape),
             "centre_crop": opened.config.data.centre_crop,
             "descriptions": {split: source.descriptions[split] for split in splits},
             "keys_sha256": keys_sha256(source, splits),

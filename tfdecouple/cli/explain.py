@@ -30,13 +30,13 @@ def run(options: argparse.Namespace) -> int:
     for name in options.names:
         if not any(name in option for option in option_names()):
             raise unknown(name, option_names())
-    default = Config().to_dict()
+    default = Config().options()
     meanings = option_meanings()
     chosen = [name for name in meanings if not options.names or any(part in name for part in options.names)]
     texts = []
     for name in chosen:
-        section, _, inner = name.partition(".")
-        value = default[section][inner] if inner else default[section]
-        texts.append(f"{name} = {json.dumps(value)}\n{textwrap.indent(textwrap.fill(meanings[name], 96), '    ')}")
+        texts.append(
+            f"{name} = {json.dumps(default[name])}\n{textwrap.indent(textwrap.fill(meanings[name], 96), '    ')}"
+        )
     print("\n\n".join(texts))
     return 0

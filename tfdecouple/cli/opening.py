@@ -37,7 +37,7 @@ class Images:
     """Images that a command works on.
 
     Attributes:
-        pixels: as the model sees them, uint8 `[n, height, width, 3]`.
+        pixels: as the model sees them, uint8 `[n, height, width, channels]`.
         facts: what the JSON file says of them: data set, split, indices and labels, or the files.
         note: what the caption says of where they come from, a sentence.
         labels: of each, int32 `[n]`, for a model that knows labels; else None.
@@ -88,7 +88,7 @@ def load_chosen(source: Source, split: str, indices: np.ndarray) -> tuple[np.nda
         indices: `[n]`, at least one; repetition is allowed.
 
     Returns:
-        uint8 `[n, height, width, 3]` and their labels, int32 `[n]`, in the order of `indices`.
+        uint8 `[n, height, width, channels]` and their labels, int32 `[n]`, in the order of `indices`.
 
     Raises:
         DataError: where an image cannot be read.
@@ -147,7 +147,7 @@ def own_images(run: OpenedRun, paths: list[str], takes: str = "--pairs takes") -
         if not pathlib.Path(path).exists():
             raise DataError(f"there is no image file {path}; {takes} the paths of image files")
         try:
-            images.append(read_image(path, run.config.model.image_size, crop))
+            images.append(read_image(path, run.config.model.image_shape, crop))
         except DataError as error:
             # Its advice is for folders.
             reason = one_line(error.__cause__ or error)

@@ -24,7 +24,8 @@ class DataConfig:
         data_dir: folder that holds prepared TFDS data sets; null for TFDS' own default.
         horizontal_flip: mirror each training image with probability 1/2.
         pad_and_crop: reflect-pad training images by this many pixels and crop at random; 0 for none.
-        centre_crop: side in pixels of the centre square to keep before resizing; 0 for the largest square.
+        centre_crop: side in pixels of the centre square to keep before resizing; 0 for the largest square. Of
+            rectangles it is the shorter side, in the proportions of `model.image_shape`.
         validation_examples: how many training images are held out where a data set has no validation split.
         on_bad_image: "stop" at an image that cannot be read, or "skip" and count it.
         cache_gib: decoded images are kept in memory where they need at most this many GiB.

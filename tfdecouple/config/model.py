@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from tfdecouple.config.checks import at_least, check, one_of
 from tfdecouple.config.values import plain, tuples
-from tfdecouple.levels import COLOURS, encoder_blocks, flow_levels
+from tfdecouple.image_shapes import COLOURS
+from tfdecouple.image_shapes import square as square_of
+from tfdecouple.levels import encoder_blocks, flow_levels, squeezes_first
 from tfdecouple.step_layers import STEP_LAYERS
 from tfdecouple.transforms import TRANSFORMS
 
@@ -16,10 +19,18 @@ LINEAR_FORMS = ("full", "lu")
 PRIORS = ("flow", "normal", "classes")
 DEQUANTIZATIONS = ("uniform", "flow")
 
+# Height and width of the images where nothing is said.
+_SIZE = 32
 # More than any image can be halved.
 MOST_LEVELS = 24
 # TensorFlow needs minutes to build so many; the deepest preset has 92.
 MOST_STEPS = 1000
+
+
+class _Square(tuple[int, int, int]):
+    """A shape that follows from `image_size`: `dataclasses.replace` passes it on beside another size, which counts."""
+
+    __slots__ = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +38,9 @@ class ModelConfig:
     """The architecture: flow, prior and encoder (paper sections 2.1, 2.2 and appendix B).
 
     Attributes:
-        image_size: height and width of the square RGB images, in pixels.
+        image_size: height and width of square RGB images, in pixels; null where `image_shape` says otherwise.
+        image_shape: height, width and channels of the images where they are no squares of RGB, such as [32, 32, 1] for
+            grey or [48, 64, 3]. One or two channels are squeezed before the first level, too.
         n_bits: bits per colour channel, 1 to 8. Below 8, pixels are quantised to `2**n_bits` levels.
         latent_dim: size of the global code z (the paper's d_z). Ignored where `conditioning` is "none".
         conditioning: where z enters. "coupling": every coupling of the flow (the paper's model). "base": only mean and
@@ -71,7 +84,9 @@ class ModelConfig:
         dequantization_map_channels: channels of the map.
     """
 
-    image_size: int = 32
+    # Which of the two is given says the other; without any it is 32. As an attribute the shape is always whole.
+    image_size: int | None = None
+    image_shape: tuple[int, int, int] = ()  # type: ignore[assignment]
     n_bits: int = 8
     latent_dim: int = 64
     conditioning: str = "coupling"
@@ -112,7 +127,7 @@ class ModelConfig:
         for name in ("step_layers", *lists, *(f"dequantization_{name}" for name in lists)):
             object.__setattr__(self, name, tuples(getattr(self, name)))
         object.__setattr__(self, "class_probabilities", tuple(map(float, self.class_probabilities)))
-        at_least("model.image_size", self.image_size, 1)
+        self._settle_shape()
         check(1 <= self.n_bits <= 8, f"model.n_bits is {self.n_bits}; it must lie in 1..8")
         one_of("model.conditioning", self.conditioning, CONDITIONING)
         one_of("model.linear", self.linear, LINEAR_FORMS)
@@ -177,13 +192,10 @@ class ModelConfig:
         check(
             sum(every) <= MOST_STEPS, f"{option('steps')} adds up to {sum(every)} steps; at most {MOST_STEPS} are built"
         )
-        planned = flow_levels(self.image_size, steps, hidden_channels, inner_factors)
+        planned = flow_levels(self.image_shape, steps, hidden_channels, inner_factors)
         scale = planned[-1][0].reduction
-        check(
-            self.image_size % scale == 0,
-            f"model.image_size is {self.image_size}; {levels} levels halve it {levels - 1} times "
-            f"({option('steps')}), so it must be a multiple of {scale}",
-        )
+        first = ", with a squeeze before the first" if squeezes_first(self.image_shape[-1]) else ""
+        self._check_halving(scale, f"{levels} levels", f"{option('steps')}{first}")
         for level, factor in enumerate(inner_factors, start=1):
             channels = planned[level][0].channels
             check(
@@ -200,12 +212,52 @@ class ModelConfig:
         check(levels <= MOST_LEVELS, f"model.{name} has {levels} levels; there can be {MOST_LEVELS} at most")
         for width in planes:
             at_least(f"an entry of model.{name}", width, 1)
-        scale = encoder_blocks(planes)[-1].out_reduction
+        self._check_halving(encoder_blocks(planes)[-1].out_reduction, network, f"model.{name}")
+
+    def _check_halving(self, scale: int, what: str, option: str) -> None:
+        """Checks that height and width can be divided by 2 as often as makes them `scale` times smaller."""
+        halve, times = "halves" if what.startswith("the ") else "halve", scale.bit_length() - 1
+        given, it, needed = f"model.image_size is {self.image_size}", "it", f"it must be a multiple of {scale}"
+        if self.image_size is None:
+            *sides, channels = self.image_shape
+            nearest = [*(-(-side // scale) * scale for side in sides), channels]
+            given, it = f"model.image_shape is {plain(self.image_shape)}", "height and width"
+            needed = f"both must be multiples of {scale}, such as {nearest}, to which images are resized"
         check(
-            self.image_size % scale == 0,
-            f"model.image_size is {self.image_size}; {network} halves it {levels} times "
-            f"(model.{name}), so it must be a multiple of {scale}",
+            all(side % scale == 0 for side in self.image_shape[:2]),
+            f"{given}; {what} {halve} {it} {times} times ({option}), so {needed}",
         )
+
+    def _settle_shape(self) -> None:
+        """Says `image_size` and `image_shape` by each other."""
+        size, shape = self.image_size, self.image_shape
+        if not isinstance(shape, _Square):
+            shape = tuples(shape)
+        if size is None and not shape:
+            size = _SIZE
+        if size is not None:
+            at_least("model.image_size", size, 1)
+            said = _Square((size, size, COLOURS))
+            check(
+                isinstance(shape, _Square) or shape in ((), said),
+                f"model.image_size is {size}, which means images of {plain(said)}, and model.image_shape is "
+                f"{plain(shape)}; give one of them",
+            )
+            shape = said
+        check(
+            len(shape) == 3 and min(shape) >= 1,
+            f"model.image_shape is {plain(shape)}; it must be [height, width, channels], each at least 1",
+        )
+        if size is None and (size := square_of(shape)):
+            shape = _Square(shape)
+        object.__setattr__(self, "image_size", size)
+        object.__setattr__(self, "image_shape", shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the options as plain JSON values; of `image_size` and `image_shape` the one that says the other."""
+        values = plain(dataclasses.asdict(self))
+        del values["image_size" if self.image_size is None else "image_shape"]
+        return values
 
     def _check_classes(self) -> None:
         at_least("model.classes", self.classes, 0)
@@ -276,11 +328,6 @@ class ModelConfig:
     def n_bins(self) -> int:
         """Number of levels of a pixel, `2**n_bits`."""
         return 2**self.n_bits
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Shape of one image, `(height, width, 3)`."""
-        return (self.image_size, self.image_size, COLOURS)
 
     @property
     def inner_factors(self) -> tuple[int, ...]:

@@ -42,7 +42,11 @@ def title(config: Config) -> str:
     if config.name not in preset_names():
         return config.name
     changes = difference(load_preset(config.name), config)
-    told = [f"{name}={json.dumps(plain(ours))}" for name, (_, ours) in changes.items() if name.startswith("model.")]
+    told = [
+        f"{name}={json.dumps(plain(ours))}"
+        for name, (_, ours) in changes.items()
+        if name.startswith("model.") and ours is not None
+    ]
     return f"{config.name} with {', '.join(told)}" if told else config.name
 
 

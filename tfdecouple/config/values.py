@@ -23,6 +23,9 @@ FORMER: dict[str, tuple[str, dict[Any, Any]]] = {
     "training.remat": ("training.memory", {False: "keep", True: "recompute"}),
 }
 
+# Options that say the same in two ways: whoever sets one no longer has the other.
+INSTEAD = {"model.image_size": "model.image_shape", "model.image_shape": "model.image_size"}
+
 
 def renamed(name: str, value: Any) -> tuple[str, Any]:
     """Returns the dotted name that an option has now, and its value; most have never had another.

@@ -63,8 +63,8 @@ def training_batches(
             as R / P batches, one for each of its replicas, in their order. None is the whole batch in one.
 
     Returns:
-        An infinite dataset of dicts: "image" uint8 [B, S, S, 3] and "label" int32 [B] (-1 for none), B being
-        `batch_size`, or `batch_size / R` with a `context`.
+        An infinite dataset of dicts: "image" uint8 [B, height, width, channels] and "label" int32 [B] (-1 for none),
+        B being `batch_size`, or `batch_size / R` with a `context`.
 
     Raises:
         DataError: for a batch that is empty or larger than the training set, a seed or step out of range, or more
@@ -76,10 +76,9 @@ def training_batches(
     _check_at_least("start_step", start_step, 0)
     if not 0 <= seed < 2**63:
         raise DataError(f"the seed is {seed}; it must be at least 0 and below 2**63")
-    if config.pad_and_crop >= source.image_size:
-        raise DataError(
-            f"data.pad_and_crop is {config.pad_and_crop}; it must be below the image size, {source.image_size}"
-        )
+    shorter = min(source.image_shape[:2])
+    if config.pad_and_crop >= shorter:
+        raise DataError(f"data.pad_and_crop is {config.pad_and_crop}; it must be below the image size, {shorter}")
     split = source.split("train")
     first_epoch, first_step = divmod(start_step, steps)
     images_per_epoch = steps * batch_size
@@ -132,8 +131,8 @@ def evaluation_batches(
         indices: these images only, as for `chosen_batches`; None for all.
 
     Returns:
-        A finite dataset of dicts: "image" uint8 [B, S, S, 3], "label" int32 [B] (-1 for none), "index" int64 [B] in
-        the split, and "weight" float32 [B], 1 for images and 0 for the zeros that fill up the last batch.
+        A finite dataset of dicts: "image" uint8 [B, height, width, channels], "label" int32 [B] (-1 for none), "index"
+        int64 [B] in the split, and "weight" float32 [B], 1 for images and 0 for the zeros that fill up the last batch.
 
     Raises:
         DataError: for an unknown split, an empty batch, a negative limit or an index outside the split.
@@ -192,7 +191,7 @@ def load_images(source: Source, split: str, count: int, start: int = 0) -> tuple
         start: index of the first. Unreadable images that are skipped are not counted.
 
     Returns:
-        The images, uint8 [count, S, S, 3], and their labels, int32 [count] (-1 for none).
+        The images, uint8 [count, height, width, channels], and their labels, int32 [count] (-1 for none).
 
     Raises:
         DataError: for an unknown split, more images than there are, or an unreadable image.
@@ -222,8 +221,8 @@ def chosen_batches(
         batch_size: images at a time; the last batch may be smaller.
 
     Yields:
-        Dicts of "image" uint8 [b, S, S, 3], "label" int32 [b] (-1 for none) and "index" int64 [b]. In place of an
-        unreadable image that is skipped comes the next one.
+        Dicts of "image" uint8 [b, height, width, channels], "label" int32 [b] (-1 for none) and "index" int64 [b]. In
+        place of an unreadable image that is skipped comes the next one.
 
     Raises:
         DataError: for an unknown split, an index outside it, an empty batch or an unreadable image.

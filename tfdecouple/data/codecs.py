@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tfdecouple.errors import DataError
+from tfdecouple.image_shapes import COLOURS
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     # `exact` keeps the colour of transparent pixels; there are none, but nothing less is lossless by name.
@@ -27,11 +28,12 @@ def codec_bits_per_dim(images: np.ndarray, codec: str = "webp") -> np.ndarray:
     """Returns how many bits per subpixel a lossless codec needs for each image, in a file of its own, header counted.
 
     Args:
-        images: uint8 [N, H, W, 3], N at least 1.
+        images: uint8 [N, H, W, C], N at least 1. Of one channel PNG is grey, and WebP's three colours are equal; of
+            others than one and three each is coded as a grey picture, one below the other.
         codec: "webp" (slowest, smallest setting) or "png" (optimised).
 
     Returns:
-        Bits per each of the H*W*3 subpixels, float64 [N].
+        Bits per each of the H*W*C subpixels, float64 [N].
 
     Raises:
         DataError: for an unknown codec or images of another shape or dtype.
@@ -39,8 +41,11 @@ def codec_bits_per_dim(images: np.ndarray, codec: str = "webp") -> np.ndarray:
     if codec not in _OPTIONS:
         raise DataError(f"the codec is {codec!r}; it must be one of {', '.join(_OPTIONS)}")
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
-        raise DataError(f"the images are {images.dtype} {list(images.shape)}; a codec needs uint8 [N, H, W, 3]")
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+        raise DataError(f"the images are {images.dtype} {list(images.shape)}; a codec needs uint8 [N, H, W, C]")
+    channels = images.shape[-1]
+    # What the formats know: one channel, or three.
+    pictures = images if channels == COLOURS else np.concatenate(np.split(images, channels, -1), 1)[..., 0]
 
     def coded_bytes(image: np.ndarray) -> int:
         file = io.BytesIO()
@@ -48,4 +53,4 @@ def codec_bits_per_dim(images: np.ndarray, codec: str = "webp") -> np.ndarray:
         return len(file.getvalue())
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        return 8 * np.array(list(pool.map(coded_bytes, images))) / images[0].size
+        return 8 * np.array(list(pool.map(coded_bytes, pictures))) / images[0].size

@@ -11,6 +11,7 @@ from tfdecouple.data.image_file import read_image
 from tfdecouple.data.source import BadImages
 from tfdecouple.data.split import Split, Tensors
 from tfdecouple.errors import DataError
+from tfdecouple.image_shapes import Shape
 
 # An image, its label and whether the file was readable.
 Read = tuple[np.ndarray, np.int32, np.bool_]
@@ -25,7 +26,7 @@ class FileSplit(Split):
         labels: Sequence[int],
         description: str,
         *,
-        image_size: int,
+        image_shape: Shape,
         centre_crop: int,
         bad_images: BadImages,
         keys: Sequence[str] | None = None,
@@ -36,7 +37,7 @@ class FileSplit(Split):
             paths: of the images.
             labels: one for each path; -1 for none.
             description: for people.
-            image_size: side S of the decoded images in pixels.
+            image_shape: height, width and channels of the decoded images.
             centre_crop: see `read_image`.
             bad_images: is told of files that cannot be read.
             keys: see `Split`.
@@ -44,7 +45,7 @@ class FileSplit(Split):
         super().__init__(len(paths), description, keys)
         self._paths = list(paths)
         self._labels = np.asarray(labels, np.int32)
-        self._image_size = image_size
+        self._image_shape = image_shape
         self._centre_crop = centre_crop
         self._bad_images = bad_images
 
@@ -69,14 +70,14 @@ class FileSplit(Split):
 
     def _called(self, function: Callable[[int], Read], index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         image, label, readable = tf.numpy_function(function, [index], [tf.uint8, tf.int32, tf.bool])
-        return tf.ensure_shape(image, [self._image_size, self._image_size, 3]), tf.ensure_shape(label, []), readable
+        return tf.ensure_shape(image, self._image_shape), tf.ensure_shape(label, []), readable
 
     def _read(self, index: int) -> np.ndarray | None:
         path = self._paths[index]
         if self._bad_images.is_skipped(path):
             return None
         try:
-            return read_image(path, self._image_size, self._centre_crop)
+            return read_image(path, self._image_shape, self._centre_crop)
         except DataError as error:
             self._bad_images.meet(path, error)
             return None
@@ -84,7 +85,7 @@ class FileSplit(Split):
     def _read_or_zeros(self, index: int) -> Read:
         image = self._read(index)
         if image is None:
-            zeros = np.zeros((self._image_size, self._image_size, 3), np.uint8)
+            zeros = np.zeros(self._image_shape, np.uint8)
             return zeros, self._labels[index], np.bool_(False)
         return image, self._labels[index], np.bool_(True)
 

@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import math
 import os
 import pathlib
 import unicodedata
@@ -19,6 +20,7 @@ from tfdecouple.data.image_file import SUFFIXES, UNREAD_SUFFIXES, read_image
 from tfdecouple.data.source import BadImages, Source
 from tfdecouple.data.split import MemorySplit, Split
 from tfdecouple.errors import DataError
+from tfdecouple.image_shapes import Shape
 
 # Shares of the images that the hash gives to test and to validation.
 TEST_SHARE, VALIDATION_SHARE = 0.05, 0.05
@@ -44,7 +46,7 @@ class ImageFile:
     label_name: str
 
 
-def open_folder(config: DataConfig, image_size: int) -> Source:
+def open_folder(config: DataConfig, image_shape: Shape) -> Source:
     """Opens a folder of images; sub-folders are labels.
 
     Folders that decoded take at most `cache_gib` are read at once, so that a bad image shows now; of larger ones
@@ -53,7 +55,7 @@ def open_folder(config: DataConfig, image_size: int) -> Source:
 
     Args:
         config: whose `source` is "folder:PATH", `centre_crop`, `on_bad_image` and `cache_gib`.
-        image_size: side S of the images in pixels.
+        image_shape: height, width and channels of the images.
 
     Raises:
         DataError: where the folder is missing, holds too few images for three splits or contradictory sub-folders, or
@@ -69,19 +71,19 @@ def open_folder(config: DataConfig, image_size: int) -> Source:
     names = sorted({file.label_name for chosen, _ in files.values() for file in chosen} - {""})
     number = {name: label for label, name in enumerate(names)}
     bad_images = BadImages(config.on_bad_image)
-    decoded_bytes = sum(len(chosen) for chosen, _ in files.values()) * image_size**2 * 3
+    decoded_bytes = sum(len(chosen) for chosen, _ in files.values()) * math.prod(image_shape)
     make: Callable[..., Split] = _memory_split if decoded_bytes <= config.cache_gib * 2**30 else FileSplit
     return Source(
         name=config.source,
         title=f"images in {folder}",
         label_names=tuple(names),
-        image_size=image_size,
+        image_shape=image_shape,
         splits={
             name: make(
                 [file.path for file in chosen],
                 [number.get(file.label_name, -1) for file in chosen],
                 description,
-                image_size=image_size,
+                image_shape=image_shape,
                 centre_crop=config.centre_crop,
                 bad_images=bad_images,
                 keys=[pathlib.Path(file.path).relative_to(folder).as_posix() for file in chosen],
@@ -195,17 +197,17 @@ def _memory_split(
     labels: Sequence[int],
     description: str,
     *,
-    image_size: int,
+    image_shape: Shape,
     centre_crop: int,
     bad_images: BadImages,
     keys: Sequence[str],
 ) -> Split:
     """Returns what `FileSplit` is, of images that are read now."""
-    images = np.empty((len(paths), image_size, image_size, 3), np.uint8)
+    images = np.empty((len(paths), *image_shape), np.uint8)
 
     def read(index: int) -> bool:
         try:
-            images[index] = read_image(paths[index], image_size, centre_crop)
+            images[index] = read_image(paths[index], image_shape, centre_crop)
         except DataError as error:
             bad_images.meet(paths[index], error)
             return False

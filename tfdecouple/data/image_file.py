@@ -10,8 +10,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tfdecouple.data.fitting import fit_image
+from tfdecouple.data.fitting import fit_image, fit_pixels
 from tfdecouple.errors import DataError, one_line
+from tfdecouple.image_shapes import COLOURS, Shape, whole
 
 # Pixels that a file may have, 400 MB as RGB: few cameras take more, and a small file can claim any number.
 MOST_PIXELS = 2**27
@@ -24,7 +25,9 @@ _FORMATS = {
     **dict.fromkeys((".pgm", ".ppm"), ("PPM",)),
     **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
 }
-SUFFIXES = tuple(sorted(_FORMATS))
+# Pixels as NumPy saves them, for images of more channels than the others take.
+ARRAY_SUFFIX = ".npy"
+SUFFIXES = tuple(sorted((*_FORMATS, ARRAY_SUFFIX)))
 # Of images, too, but not read: whoever has such files is told.
 UNREAD_SUFFIXES = (
     *(".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"),
@@ -32,30 +35,36 @@ UNREAD_SUFFIXES = (
     *(".exr", ".pbm", ".pnm", ".psd", ".tga"),
 )
 
+# By the number of channels, what every image can be made, whatever it is.
+_CONVERTED = {1: "L", COLOURS: "RGB"}
 # Pillow would clip these to 8 bits instead of scaling them.
 _WIDE_MODES = ("I", "F")
 
 
-def read_image(path: str, image_size: int, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
-    """Reads an image file, turned upright as its EXIF data say, and returns its centre at the model's size.
+def read_image(path: str, image_shape: int | Shape, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
+    """Reads an image file, turned upright as its EXIF data say, and returns its centre in the model's shape.
 
-    Grey, palette and CMYK images become RGB, transparency is dropped. `fit_image` says how images of another
-    size are resized.
+    Of three channels: grey, palette and CMYK images become RGB, transparency is dropped. Of one: all become grey, as
+    Pillow makes them ("L"). Of another number the file must have as many: LA, RGBA, CMYK, or an array of NumPy (.npy),
+    uint8 [H, W, channels], which may have any number. `fit_image` says how images of another size are resized.
 
     Args:
         path: of the file.
-        image_size: side S of the result in pixels.
-        centre_crop: side in pixels of the centre square to keep; the largest square where it is 0 or does not fit.
+        image_shape: height, width and channels of the result; a number for a square of RGB.
+        centre_crop: pixels along the shorter side to keep; all that fits where it is 0 or there are not so many.
         file: its content, where it lies on no disk; `path` then only names it.
 
     Returns:
-        uint8 [S, S, 3].
+        uint8 [height, width, channels].
 
     Raises:
         DataError: where the file cannot be read, with its path: it is no regular file, no image of the formats that its
-            ending allows, or has more than `MOST_PIXELS`.
+            ending allows, has more than `MOST_PIXELS`, or not the channels of the model.
     """
+    shape = whole(image_shape)
     try:
+        if pathlib.PurePath(path).suffix.lower() == ARRAY_SUFFIX:
+            return fit_pixels(_array(path, file, shape[-1]), shape, centre_crop)
         with _opened(path, file) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I;16"):
@@ -63,14 +72,61 @@ def read_image(path: str, image_size: int, centre_crop: int, file: BinaryIO | No
             if image.mode in _WIDE_MODES:
                 raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
             image.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
-            image = image.convert("RGB")
+            image = _with_channels(image, shape[-1])
     # Pillow's readers raise nearly anything at a damaged file: OSError, SyntaxError, ValueError, struct.error ...
     except Exception as error:
         raise DataError(
             f"cannot read the image {path}: {one_line(error)}; mend or remove it, "
             "or data.on_bad_image=skip skips such files"
         ) from error
-    return fit_image(image, image_size, centre_crop)
+    return fit_image(image, shape, centre_crop)
+
+
+def _with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Returns an image with so many channels.
+
+    Raises:
+        ValueError: where it has others than the model, and they are no colours to be converted.
+    """
+    if channels in _CONVERTED:
+        return image.convert(_CONVERTED[channels])
+    bands = image.getbands()
+    if len(bands) != channels:
+        raise ValueError(
+            f"it has {len(bands)} channels ({', '.join(bands)}), and the model's images have {channels} "
+            "(model.image_shape)"
+        )
+    return image
+
+
+def _array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
+    """Returns the pixels of a file of NumPy, uint8 [H, W, channels].
+
+    Raises:
+        ValueError: where it holds something else.
+    """
+    if file is None:
+        _require_regular(path)
+    # An array that is mapped claims no memory: its header may say any size.
+    pixels = np.load(path if file is None else file, mmap_mode="r" if file is None else None, allow_pickle=False)
+    if not isinstance(pixels, np.ndarray):
+        raise ValueError("it is an archive of several arrays; save one")
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != channels or not pixels.size:
+        raise ValueError(
+            f"it holds {pixels.dtype} {list(pixels.shape)}, and the model takes uint8 [height, width, {channels}] "
+            "(model.image_shape)"
+        )
+    if pixels.shape[0] * pixels.shape[1] > MOST_PIXELS:
+        raise ValueError(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels, more than {MOST_PIXELS:,}")
+    return pixels
+
+
+def _require_regular(path: str) -> None:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        # A pipe would be waited for without an end.
+        raise ValueError("it is no regular file")
 
 
 def _opened(path: str, file: BinaryIO | None) -> Image.Image:
@@ -79,9 +135,8 @@ def _opened(path: str, file: BinaryIO | None) -> Image.Image:
     Raises:
         ValueError: where it is refused. Pillow raises other errors.
     """
-    if file is None and not stat.S_ISREG(os.stat(path).st_mode):
-        # A pipe would be waited for without an end.
-        raise ValueError("it is no regular file")
+    if file is None:
+        _require_regular(path)
     formats = _FORMATS.get(pathlib.PurePath(path).suffix.lower(), (*_COMMON, "PPM", "TIFF"))
     try:
         image = Image.open(path if file is None else file, formats=formats)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tfdecouple.config import DataConfig
 from tfdecouple.errors import DataError, nearest
+from tfdecouple.image_shapes import Shape, square, whole
 
 if TYPE_CHECKING:
     from tfdecouple.data.source import Source
@@ -71,7 +72,7 @@ class SourceKind(abc.ABC):
         return self.rights.get(name, self.rights[""]).format(name=name)
 
     @abc.abstractmethod
-    def open(self, config: DataConfig, image_size: int, download: bool) -> Source:
+    def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
         """Opens the data set; see `open_source`."""
 
 
@@ -90,11 +91,11 @@ class Photographs(SourceKind):
 
         return f"Photographs that come with scikit-image and scikit-learn: {rights(config)}."
 
-    def open(self, config: DataConfig, image_size: int, download: bool) -> Source:
+    def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
         """See `open_photographs`."""
         from tfdecouple.data.photographs import open_photographs
 
-        return open_photographs(config, image_size)
+        return open_photographs(config, image_shape)
 
 
 class TensorFlowDatasets(SourceKind):
@@ -113,11 +114,11 @@ class TensorFlowDatasets(SourceKind):
         "": "Images of the TFDS data set {name}: see its own page for their licence.",
     }
 
-    def open(self, config: DataConfig, image_size: int, download: bool) -> Source:
+    def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
         """See `open_tfds`."""
         from tfdecouple.data.tfds import open_tfds
 
-        return open_tfds(config, image_size, download)
+        return open_tfds(config, image_shape, download)
 
     def meant(self, source: str) -> str | None:
         """Returns tfds:NAME for the name of a data set that TFDS knows."""
@@ -155,11 +156,11 @@ class ImageFolder(SourceKind):
         is_path = os.path.isdir(os.path.expanduser(source)) or source.startswith(("/", "./", "../", "~/"))
         return self.prefix + source if is_path else None
 
-    def open(self, config: DataConfig, image_size: int, download: bool) -> Source:
+    def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
         """See `open_folder`."""
         from tfdecouple.data.folder import open_folder
 
-        return open_folder(config, image_size)
+        return open_folder(config, image_shape)
 
 
 # In the order in which they are listed to users; the first that takes a name opens it.
@@ -219,22 +220,24 @@ def rights_in(config: DataConfig) -> str:
     return SourceKind.rights[""].format(name=config.source) if kind is None else kind.rights_in(config)
 
 
-def open_source(config: DataConfig, image_size: int, download: bool = False) -> Source:
+def open_source(config: DataConfig, image_shape: int | Shape, download: bool = False) -> Source:
     """Opens a data set; fails at once where its data are missing (paper appendix C.1).
 
     Args:
         config: which data set, where it lies and how it is split.
-        image_size: side of the square images in pixels.
+        image_shape: height, width and channels of the images; a number for squares of RGB.
         download: whether TFDS may download and prepare what is missing.
 
     Returns:
-        The source, whose images are uint8 [image_size, image_size, 3].
+        The source, whose images are uint8 [height, width, channels].
 
     Raises:
         DataError: for an unknown name, missing or unusable data.
     """
-    if image_size < 1:
-        raise DataError(f"the image size is {image_size}; it must be at least 1")
+    shape = whole(image_shape)
+    if min(shape) < 1:
+        given = f"image size is {shape[0]}" if square(shape) is not None else f"image shape is {list(shape)}"
+        raise DataError(f"the {given}; it must be at least 1")
     kind = find_kind(config.source)
     if kind is None:
         names = [name for kind in KINDS for name in kind.names]
@@ -242,4 +245,4 @@ def open_source(config: DataConfig, image_size: int, download: bool = False) -> 
         meant = next((name for kind in reversed(KINDS) if (name := kind.meant(config.source))), None)
         hint = f"; did you mean {meant}?" if meant else nearest(config.source, names)
         raise DataError(f"there is no data.source {config.source!r}{hint}; there are {', '.join(others)} and {last}")
-    return kind.open(config, image_size, download)
+    return kind.open(config, shape, download)

@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import importlib.metadata
+import math
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import Arrays, MemorySplit
 from tfdecouple.errors import DataError, nearest
+from tfdecouple.image_shapes import COLOURS, Shape
 from tfdecouple.runtime.memory import machine_memory, shown_bytes
 
 
@@ -73,30 +75,37 @@ _SEEDS = {"train": 1, "validation": 2, "test": 3}
 Box = tuple[int, int, int, int]
 
 
-def open_photographs(config: DataConfig, image_size: int) -> Source:
+def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
     """Opens the embedded photographs; needs no download.
 
     Args:
         config: whose `photographs` are taken, and whose `photograph_crops` is the number of training crops.
-        image_size: side of the crops in pixels.
+        image_shape: height, width and channels of the crops: of one channel they are grey.
 
     Raises:
         DataError: for a photograph that there is not, where an installed package lacks one, or they are too small for
-            `image_size`.
+            `image_shape`, or of other channels.
     """
+    height, width, channels = image_shape
+    if channels not in (1, COLOURS):
+        raise DataError(
+            f"the embedded photographs have {COLOURS} channels, or 1 where they are made grey, and the model's images "
+            f"{channels}; use another data.source"
+        )
+    longer = max(height, width)
     photographs = chosen(config)
     pictures = tuple(_read(photograph) for photograph in photographs)
     for photograph, picture in zip(photographs, pictures, strict=True):
         largest = largest_side(picture.size)
-        if image_size > largest:
+        if longer > largest:
             raise DataError(
-                f"the image size is {image_size}, but the photograph {photograph.name} has room for crops of {largest} "
+                f"the image size is {longer}, but the photograph {photograph.name} has room for crops of {largest} "
                 "pixels; use at most that, or another data.source"
             )
-    needed = config.photograph_crops * image_size**2 * 3
+    needed = config.photograph_crops * math.prod(image_shape)
     if needed > machine_memory():
         raise DataError(
-            f"data.photograph_crops is {config.photograph_crops}: crops of {image_size} pixels would take "
+            f"data.photograph_crops is {config.photograph_crops}: crops of {longer} pixels would take "
             f"{shown_bytes(needed)}, and this machine has {shown_bytes(machine_memory())} of memory; use fewer"
         )
     counts = {"train": config.photograph_crops, **_HELD_OUT_CROPS}
@@ -104,7 +113,7 @@ def open_photographs(config: DataConfig, image_size: int) -> Source:
         name: MemorySplit(
             count,
             f"{count} random crops of each photograph's {name} band",
-            functools.partial(_crops, pictures, name, count, image_size),
+            functools.partial(_crops, pictures, name, count, image_shape),
         )
         for name, count in counts.items()
     }
@@ -112,7 +121,7 @@ def open_photographs(config: DataConfig, image_size: int) -> Source:
         name="photographs",
         title="embedded photographs",
         label_names=config.photographs,
-        image_size=image_size,
+        image_shape=image_shape,
         splits=splits,
     )
 
@@ -171,43 +180,47 @@ def largest_side(size: tuple[int, int]) -> int:
     return min(min(right - left, bottom - top) for left, top, right, bottom in boxes)
 
 
-def crop_boxes(size: tuple[int, int], split: str, image_size: int, draws: np.ndarray) -> np.ndarray:
-    """Returns random squares inside a split's region of a photograph.
+def crop_boxes(size: tuple[int, int], split: str, sides: int | tuple[int, int], draws: np.ndarray) -> np.ndarray:
+    """Returns random rectangles inside a split's region of a photograph, in the proportions of the crops.
 
-    The sides are log-uniform between `image_size` and `largest_side`, so that every scale has its share.
+    Their longer sides are log-uniform between that of the crops and `largest_side`, so that every scale has its share.
 
     Args:
         size: width and height of the photograph in pixels.
         split: "train", "validation" or "test".
-        image_size: the smallest side in pixels.
+        sides: the least height and width in pixels; a number for squares.
         draws: float64 [N, 3], uniform in [0, 1): for side, column and row.
 
     Returns:
         int64 [N, 4]: left, top, right and bottom in pixels of the photograph; right and bottom are exclusive.
     """
     left, top, right, bottom = region(size, split)
-    ratio = largest_side(size) / image_size
-    sides = np.rint(image_size * ratio ** draws[:, 0]).astype(np.int64)
-    lefts = left + (draws[:, 1] * (right - left - sides + 1)).astype(np.int64)
-    tops = top + (draws[:, 2] * (bottom - top - sides + 1)).astype(np.int64)
-    return np.stack([lefts, tops, lefts + sides, tops + sides], axis=1)
+    least = np.array((sides, sides) if isinstance(sides, int) else sides)
+    ratio = largest_side(size) / least.max()
+    heights, widths = np.rint(least[:, None] * ratio ** draws[:, 0]).astype(np.int64)
+    lefts = left + (draws[:, 1] * (right - left - widths + 1)).astype(np.int64)
+    tops = top + (draws[:, 2] * (bottom - top - heights + 1)).astype(np.int64)
+    return np.stack([lefts, tops, lefts + widths, tops + heights], axis=1)
 
 
-def _crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_size: int) -> Arrays:
+def _crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: Shape) -> Arrays:
+    height, width, channels = image_shape
+    if channels == 1:
+        pictures = tuple(picture.convert("L") for picture in pictures)
     # Cut out first: a filter on the whole photograph would reach over the region's border.
     bands = [picture.crop(region(picture.size, split)) for picture in pictures]
     labels = np.arange(count, dtype=np.int32) % len(pictures)
     # The seed is the split's own, not the run's: the sets are the same for every run on every machine.
     draws = np.random.default_rng(_SEEDS[split]).random((count, 3))
-    images = np.empty((count, image_size, image_size, 3), np.uint8)
+    images = np.empty((count, *image_shape), np.uint8)
 
     def fill(label: int) -> None:
         numbers = np.flatnonzero(labels == label)
         left, top, _, _ = region(pictures[label].size, split)
-        boxes = crop_boxes(pictures[label].size, split, image_size, draws[numbers]) - (left, top, left, top)
+        boxes = crop_boxes(pictures[label].size, split, (height, width), draws[numbers]) - (left, top, left, top)
         for number, box in zip(numbers, boxes.tolist(), strict=True):
-            crop = bands[label].resize((image_size, image_size), Image.Resampling.LANCZOS, box=box)
-            images[number] = np.asarray(crop)
+            crop = bands[label].resize((width, height), Image.Resampling.LANCZOS, box=box)
+            images[number] = np.asarray(crop).reshape(image_shape)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(fill, range(len(pictures))))

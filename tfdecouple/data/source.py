@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.data.split import Split
 from tfdecouple.errors import DataError
+from tfdecouple.image_shapes import Shape, whole
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Source:
         name: what `data.source` named, such as "cifar10".
         title: for people, such as "embedded photographs".
         label_names: one name per label; empty where there are no labels.
-        image_size: side S of the images in pixels.
+        image_shape: height, width and channels of the images.
         splits: the splits "train", "validation" and "test".
         notes: what whoever trains on it should know, a line each.
     """
@@ -80,7 +81,7 @@ class Source:
         name: str,
         title: str,
         label_names: tuple[str, ...],
-        image_size: int,
+        image_shape: int | Shape,
         splits: Mapping[str, Split],
         bad_images: BadImages | None = None,
         notes: Sequence[str] = (),
@@ -88,7 +89,7 @@ class Source:
         self.name = name
         self.title = title
         self.label_names = label_names
-        self.image_size = image_size
+        self.image_shape = whole(image_shape)
         self.splits = dict(splits)
         self.notes = tuple(notes)
         self._bad_images = bad_images or BadImages("stop")
@@ -134,8 +135,8 @@ class Source:
             split: "train", "validation" or "test".
 
         Returns:
-            A finite dataset of dicts: "image" uint8 [S, S, 3], "label" int32 [] (-1 for none) and "index" int64 [],
-            counting from 0. An image that is skipped as unreadable leaves its index out.
+            A finite dataset of dicts: "image" uint8 [height, width, channels], "label" int32 [] (-1 for none) and
+            "index" int64 [], counting from 0. An image that is skipped as unreadable leaves its index out.
 
         Raises:
             DataError: where there is no such split, or its images cannot be loaded.

@@ -60,7 +60,7 @@ class Split(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, record: Any) -> Tensors:
-        """Returns the image, uint8 [S, S, 3], and the label, int32 [] (-1 for none), of a record. Runs in tf.data."""
+        """Returns image and label of a record: uint8 [height, width, channels], int32 [] (-1 for none). In tf.data."""
 
     def examples(self, start: int = 0, stop: int | None = None) -> tf.data.Dataset:
         """Returns the images in order, as dicts of "image", "label" and "index" (int64 []).
@@ -89,7 +89,7 @@ class MemorySplit(Split):
         Args:
             size: number of images N.
             description: for people.
-            load: returns the images, uint8 [N, S, S, 3], and the labels, int32 [N].
+            load: returns the images, uint8 [N, height, width, channels], and the labels, int32 [N].
             keys: see `Split`.
         """
         super().__init__(size, description, keys)

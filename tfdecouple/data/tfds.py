@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from tfdecouple.data.records import RecordSplit
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import Arrays, MemorySplit, Split, Tensors
 from tfdecouple.errors import DataError, UserError, nearest, one_line
+from tfdecouple.image_shapes import COLOURS, Shape
 from tfdecouple.runtime.extras import missing
 
 # Encoded bytes that a shuffle holds at a time. TFDS stores records in random order, so windows of this size, some
@@ -26,14 +28,14 @@ _WINDOW_BYTES = 2**27
 _LEAST_WINDOW = 1024
 
 
-def open_tfds(config: DataConfig, image_size: int, download: bool) -> Source:
+def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
     """Opens a prepared TFDS data set.
 
     Args:
         config: whose `source` is NAME or "tfds:NAME", `data_dir`, `validation_examples`,
             `centre_crop` and `cache_gib`. Where the decoded images take at most `cache_gib`, each split is decoded
             once; else its records stay encoded on disk.
-        image_size: side S of the images in pixels.
+        image_shape: height, width and channels of the images.
         download: whether to download and prepare what is missing.
 
     Raises:
@@ -45,21 +47,21 @@ def open_tfds(config: DataConfig, image_size: int, download: bool) -> Source:
     _require_prepared(builder, config, download)
     sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
     chosen = choose_splits(config.source, sizes, config.validation_examples)
-    image_key, label_key = _keys(config.source, builder.info.features)
+    image_key, label_key = _keys(config.source, builder.info.features, image_shape[-1])
     total = sum(builder.info.splits[notation].num_examples for notation in chosen.values())
-    in_memory = total * image_size**2 * 3 <= config.cache_gib * 2**30
+    in_memory = total * math.prod(image_shape) <= config.cache_gib * 2**30
     splits: dict[str, Split] = {}
     for name, notation in chosen.items():
-        split = _record_split(builder, notation, image_key, label_key, image_size, config.centre_crop)
+        split = _record_split(builder, notation, image_key, label_key, image_shape, config.centre_crop)
         if in_memory:
-            load = functools.partial(_decoded, split, f"{notation} of {builder.info.full_name}", image_size)
+            load = functools.partial(_decoded, split, f"{notation} of {builder.info.full_name}", image_shape)
             splits[name] = MemorySplit(split.size, split.description, load)
         else:
             splits[name] = split
     return Source(
         name=config.source,
         title=f"TFDS {builder.info.full_name}",
-        image_size=image_size,
+        image_shape=image_shape,
         label_names=tuple(builder.info.features[label_key].names) if label_key else (),
         splits=splits,
     )
@@ -170,7 +172,7 @@ def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
         raise DataError(f"cannot prepare the data set {config.source}: {one_line(error)}") from error
 
 
-def _keys(source: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
+def _keys(source: str, features: Mapping[str, Any], channels: int = COLOURS) -> tuple[str, str | None]:
     """Returns the names of the image feature and of the label feature, None where there is none, or several."""
     import tensorflow_datasets as tfds
 
@@ -180,10 +182,12 @@ def _keys(source: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
     if len(images) != 1:
         raise DataError(f"the data set {source} has the features {', '.join(features)}; exactly one must be an image")
     shape, dtype = features[images[0]].shape, np.dtype(features[images[0]].np_dtype)
-    if shape[-1] not in (1, 3) or dtype != np.uint8:
+    # Of grey and colours each can be made of the other.
+    taken = (1, COLOURS) if channels in (1, COLOURS) else (channels,)
+    if shape[-1] not in taken or dtype != np.uint8:
         raise DataError(
             f"the data set {source} has images of shape {tuple(shape)} and type {dtype.name}; "
-            "they must be uint8 with 1 or 3 channels"
+            f"they must be uint8 with {' or '.join(map(str, taken))} channels"
         )
     classes = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     if "label" in classes:
@@ -193,7 +197,7 @@ def _keys(source: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def _record_split(
-    builder: Any, notation: str, image_key: str, label_key: str | None, image_size: int, centre_crop: int
+    builder: Any, notation: str, image_key: str, label_key: str | None, image_shape: Shape, centre_crop: int
 ) -> RecordSplit:
     import tensorflow_datasets as tfds
 
@@ -212,7 +216,7 @@ def _record_split(
     feature = features[image_key]
 
     def decode(record: Mapping[str, tf.Tensor]) -> Tensors:
-        image = fit(decode_pixels(record[image_key], feature), image_size, centre_crop)
+        image = fit(decode_pixels(record[image_key], feature), image_shape, centre_crop)
         return image, tf.cast(record[label_key], tf.int32) if label_key else tf.constant(-1, tf.int32)
 
     size = builder.info.splits[notation].num_examples
@@ -223,7 +227,7 @@ def _record_split(
 
 
 def decode_pixels(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
-    """Returns the pixels of an encoded image as Pillow decodes them, uint8 [H, W, 1 or 3].
+    """Returns the pixels of an encoded image as Pillow decodes them, uint8 [H, W, channels].
 
     Args:
         encoded: bytes of the file, a string [].
@@ -239,8 +243,8 @@ def decode_pixels(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
     return tf.ensure_shape(pixels, feature.shape)
 
 
-def _decoded(split: RecordSplit, title: str, image_size: int) -> Arrays:
-    images = np.empty((split.size, image_size, image_size, 3), np.uint8)
+def _decoded(split: RecordSplit, title: str, image_shape: Shape) -> Arrays:
+    images = np.empty((split.size, *image_shape), np.uint8)
     labels = np.empty(split.size, np.int32)
     try:
         for batch in split.examples().batch(256).prefetch(4).as_numpy_iterator():

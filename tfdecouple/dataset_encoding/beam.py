@@ -20,6 +20,8 @@ from tfdecouple.dataset_encoding.parquet import schema, to_table
 from tfdecouple.dataset_encoding.tfrecord import to_example
 from tfdecouple.dataset_encoding.worker import UNREADABLE, Encoder, Images, Reader, numbered, open_session
 from tfdecouple.errors import DataError, UserError
+from tfdecouple.image_shapes import Shape
+from tfdecouple.image_shapes import facts as shape_facts
 
 # All images come in one split: which of them train a model is no matter of their codes.
 SPLIT = "all"
@@ -73,7 +75,7 @@ def encode_with_beam(job: Job, arguments: Sequence[str]) -> Manifest:
 
     model = _model_file(job.model)
     session = open_session(model, job.threads)
-    fields, image_size = _offered(session, job)
+    fields, image_shape = _offered(session, job)
     out = _absolute(job.out)
     _clear(out)
     if _matched(f"{out}/*", 1):
@@ -89,7 +91,7 @@ def encode_with_beam(job: Job, arguments: Sequence[str]) -> Manifest:
         # The last of an option counts: a user who wants to hear more can say so.
         quiet = ["--default_sdk_harness_log_level=ERROR"]
         pipeline = Pipeline(options=PipelineOptions([*quiet, *arguments]))
-        _add_steps(pipeline, job, images, Encoder(model, fields, job.threads), image_size, out)
+        _add_steps(pipeline, job, images, Encoder(model, fields, job.threads), image_shape, out)
         result = pipeline.run()
         result.wait_until_finish()
     # A runner hands on whatever went wrong anywhere, as an error of its own with many traces.
@@ -98,12 +100,12 @@ def encode_with_beam(job: Job, arguments: Sequence[str]) -> Manifest:
         # The cause comes last, after the traces.
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"the pipeline failed: {text[-1][:400]}") from error
-    manifest = _manifest(job, session, model, fields, image_size, out, _counted(result))
+    manifest = _manifest(job, session, model, fields, image_shape, out, _counted(result))
     _write_manifest(manifest, out)
     return manifest
 
 
-def _add_steps(pipeline: Any, job: Job, images: Images, encoder: Encoder, image_size: int, out: str) -> None:
+def _add_steps(pipeline: Any, job: Job, images: Images, encoder: Encoder, image_shape: Shape, out: str) -> None:
     import apache_beam as beam
     from apache_beam.io import fileio
 
@@ -132,7 +134,7 @@ def _add_steps(pipeline: Any, job: Job, images: Images, encoder: Encoder, image_
         | "Spread" >> beam.Reshuffle()
         | "Read"
         >> beam.FlatMap(
-            Reader(images, image_size, job.centre_crop).read, labels=beam.pvalue.AsSingleton(labels)
+            Reader(images, image_shape, job.centre_crop).read, labels=beam.pvalue.AsSingleton(labels)
         ).with_outputs(UNREADABLE, main="images")
     )
     codes = (
@@ -199,8 +201,8 @@ def _model_file(model: str) -> str:
     raise UserError(f"there is no encoder.onnx in {model}; python -m export --run RUN --to {model} makes one")
 
 
-def _offered(session: Any, job: Job) -> tuple[tuple[Field, ...], int]:
-    """Returns the fields that a model gives, of those that are asked for, and the side of its images."""
+def _offered(session: Any, job: Job) -> tuple[tuple[Field, ...], Shape]:
+    """Returns the fields that a model gives, of those that are asked for, and the shape of its images."""
     outputs = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
     inputs = session.get_inputs()
     if [array.name for array in inputs] == ["images", "labels"]:
@@ -213,7 +215,7 @@ def _offered(session: Any, job: Job) -> tuple[tuple[Field, ...], int]:
     if "z" not in outputs and not job.v:
         raise UserError(f"the model {job.model} has no z; its code is v: add --v")
     wanted = ("z", "v") if job.v else ("z",)
-    return tuple(Field(name, outputs[name]) for name in wanted if name in outputs), inputs[0].shape[1]
+    return tuple(Field(name, outputs[name]) for name in wanted if name in outputs), tuple(inputs[0].shape[1:])
 
 
 def _counted(result: Any) -> dict[str, int]:
@@ -224,7 +226,7 @@ def _counted(result: Any) -> dict[str, int]:
 
 
 def _manifest(
-    job: Job, session: Any, model: str, fields: tuple[Field, ...], image_size: int, out: str, counted: dict[str, int]
+    job: Job, session: Any, model: str, fields: tuple[Field, ...], image_shape: Shape, out: str, counted: dict[str, int]
 ) -> Manifest:
     from apache_beam.io.filesystems import FileSystems
 
@@ -240,7 +242,7 @@ def _manifest(
         format=job.format,
         fields=fields,
         model={"run": facts.get("run"), "step": int(facts.get("step", 0)), "onnx_sha256": onnx_sha256},
-        data={"title": f"images in {job.images}", "image_size": image_size, "centre_crop": job.centre_crop},
+        data={"title": f"images in {job.images}", **shape_facts(image_shape), "centre_crop": job.centre_crop},
         label_names=label_names,
         splits={SPLIT: images + skipped},
         images_per_shard=0,

@@ -33,7 +33,7 @@ def manifest_values(values: Any) -> dict[str, Any]:
     complete = _value(values, "complete")
     if not isinstance(complete, bool):
         raise ValueError("complete is neither true nor false")
-    for name in ("title", "image_size", "centre_crop"):
+    for name in ("title", "image_shape" if "image_shape" in data else "image_size", "centre_crop"):
         _value(data, name, "data.")
     # What `encode` needs to go on; a pipeline neither writes nor needs it.
     if "weights_sha256" in model:

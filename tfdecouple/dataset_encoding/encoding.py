@@ -28,7 +28,7 @@ Rows = dict[str, np.ndarray]
 
 
 def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int) -> Encoder:
-    """Returns a function from images, uint8 `[n, S, S, 3]` with n at most `batch_size`, to their codes by field.
+    """Returns a function from at most `batch_size` images, uint8 `[n, height, width, channels]`, to their codes.
 
     It is traced once, for batches of one size: a smaller one is filled up. Without v or scores the flow does not run.
     Scores are at one draw of the noise, which depends on the second argument, the number of each image in its split.

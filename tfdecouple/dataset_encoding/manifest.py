@@ -14,6 +14,8 @@ from tfdecouple.storage.files import parse_json, write_json
 # Readers of Parquet folders, Arrow's and Spark's alike, pass over names that begin like this.
 MANIFEST = "_manifest.json"
 VERSION = 1
+# What of the data stays as it was begun with.
+_SAME_DATA = ("image_size", "image_shape", "centre_crop", "descriptions")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,8 @@ class Manifest:
         fields: what is written of each image beside key and label.
         model: whose codes they are: {"run", "step", "averaged", "weights_sha256"}; of a pipeline {"run", "step",
             "onnx_sha256"}.
-        data: what they are codes of: {"title", "image_size", "centre_crop", "descriptions", "keys_sha256"}; of a
-            pipeline the first three.
+        data: what they are codes of: {"title", "image_size", "centre_crop", "descriptions", "keys_sha256"}, with
+            "image_shape" in the place of the second where they are no squares of RGB; of a pipeline the first three.
         label_names: by label; empty where there are none.
         splits: number of images by split, in the order of encoding.
         images_per_shard: how many images belong into a file; 0 where a pipeline spread them at will.
@@ -96,7 +98,7 @@ class Manifest:
             ("the images per shard", self.images_per_shard, asked.images_per_shard),
             *([] if named else [("the data", self.data["title"], asked.data["title"])]),
             ("the splits", _counts(self.splits), _counts(asked.splits)),
-            *((what, self.data[what], asked.data[what]) for what in ("image_size", "centre_crop", "descriptions")),
+            *((what, self.data.get(what), asked.data.get(what)) for what in _SAME_DATA),
         ):
             if begun != now:
                 raise DataError(

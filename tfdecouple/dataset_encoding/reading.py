@@ -21,7 +21,7 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
 
     Returns:
         A finite dataset of dicts: "key" string [], "label" int32 [] (-1 for none), and float32 arrays, those of "z"
-        [d_z], "z_std" [d_z] and "v" [S, S, 3] that were written.
+        [d_z], "z_std" [d_z] and "v" [height, width, channels] that were written.
 
     Raises:
         DataError: where the folder holds no codes, lacks some, or has no such split.

@@ -18,6 +18,7 @@ from tfdecouple.data.folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.data.image_file import read_image
 from tfdecouple.dataset_encoding.fields import NO_LABEL, Field
 from tfdecouple.errors import DataError, one_line
+from tfdecouple.image_shapes import Shape
 
 UNREADABLE = "unreadable"
 
@@ -60,16 +61,16 @@ class Reader:
 
     Attributes:
         images: which files.
-        image_size: side S of the images in pixels.
+        image_shape: height, width and channels of the images.
         centre_crop: see `read_image`.
     """
 
     images: Images
-    image_size: int
+    image_shape: Shape
     centre_crop: int
 
     def read(self, path: str, labels: dict[str, int]) -> Iterator[Any]:
-        """Yields the key, the label and the pixels, uint8 [S, S, 3], of a file; or why it cannot be read."""
+        """Yields key, label and pixels, uint8 [height, width, channels], of a file; or why it cannot be read."""
         from apache_beam.io.filesystems import FileSystems
         from apache_beam.metrics import Metrics
         from apache_beam.pvalue import TaggedOutput
@@ -81,7 +82,7 @@ class Reader:
                 raise DataError("it is no regular file")
             with FileSystems.open(path) as file:
                 content = file.read()
-            pixels = read_image(key, self.image_size, self.centre_crop, io.BytesIO(content))
+            pixels = read_image(key, self.image_shape, self.centre_crop, io.BytesIO(content))
         except DataError as error:
             Metrics.counter("tfdecouple", UNREADABLE).inc()
             yield TaggedOutput(UNREADABLE, f"{key}: {one_line(error.__cause__ or error)}")

@@ -41,7 +41,7 @@ class RoundTrip:
 
 
 def come_back(model: Any, images: np.ndarray) -> RoundTrip:
-    """Encodes and decodes images, uint8 `[n, height, width, 3]`."""
+    """Encodes and decodes images, uint8 `[n, height, width, channels]`."""
     z, v = model.encode(images)
     differing = (np.asarray(model.decode(z, v)) != images).reshape(len(images), -1).sum(1)
     rms = np.sqrt(np.square(np.asarray(v)).mean((1, 2, 3)))
@@ -76,7 +76,7 @@ def extreme_images(side: int, count: int, seed: int = 0) -> dict[str, np.ndarray
 
 def every_kind(count: int) -> dict[str, np.ndarray]:
     """Returns so many photographs, and of each kind of noise so many, of the size of the small model, by kind."""
-    return {"photographs": trained.load_images(count), **extreme_images(trained.CONFIG.model.image_size, count)}
+    return {"photographs": trained.load_images(count), **extreme_images(trained.CONFIG.model.image_shape[0], count)}
 
 
 def count_of(examination: Examination) -> int:

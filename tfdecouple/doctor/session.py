@@ -185,7 +185,7 @@ def open_images(config: Config, images: str | None) -> tuple[Any, str]:
 
     if images != "random":
         try:
-            return open_source(config.data, config.model.image_size), f"crops of photographs ({config.data.source})"
+            return open_source(config.data, config.model.image_shape), f"crops of photographs ({config.data.source})"
         except DataError:
             if images == "photographs" or config.data.source != "photographs":
                 raise
@@ -198,17 +198,17 @@ def _random_source(config: Config) -> Any:
     from tfdecouple.data.source import Source
     from tfdecouple.data.split import MemorySplit
 
-    size, batch = config.model.image_size, config.training.batch_size
+    shape, batch = config.model.image_shape, config.training.batch_size
     counts = {"train": max(config.training.init_images, 4 * batch), "validation": 4 * batch, "test": 4 * batch}
 
     def load(count: int) -> tuple[Any, Any]:
         rng = np.random.default_rng(0)
         # Of a model that knows no labels nobody asks for them.
         labels = np.arange(count, dtype=np.int32) % max(config.model.classes, 1)
-        return rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8), labels
+        return rng.integers(0, 256, (count, *shape), dtype=np.uint8), labels
 
     splits = {name: MemorySplit(count, "random", functools.partial(load, count)) for name, count in counts.items()}
-    return Source(name="random", title="random images", label_names=(), image_size=size, splits=splits)
+    return Source(name="random", title="random images", label_names=(), image_shape=shape, splits=splits)
 
 
 def timed(

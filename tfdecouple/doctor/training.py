@@ -64,7 +64,7 @@ def _write_free_crops(folder: pathlib.Path) -> np.ndarray:
 
     from tfdecouple.data import load_images, open_source
 
-    source = open_source(trained.CONFIG.data, trained.CONFIG.model.image_size)
+    source = open_source(trained.CONFIG.data, trained.CONFIG.model.image_shape)
     for split in ("train", "validation", "test"):
         images, labels = map(np.asarray, load_images(source, split, source.sizes[split]))
         is_free = np.isin(labels, [source.label_names.index(name) for name in FREE])

@@ -150,11 +150,11 @@ def _blocks(root: str, ours: str, encoder: ResNetPlan) -> Iterator[Row]:
 def _encoder(encoder: EncoderPlan) -> Iterator[Row]:
     root = "discriminator.encoder.net"
     yield from _blocks(root, "encoder", encoder)
-    planes, side = encoder.out_channels, encoder.out_side
+    planes, sides = encoder.out_channels, encoder.out_sides(encoder.blocks[-1])
 
     def dense(array: np.ndarray) -> np.ndarray:
         """The reference flattens channels first, this project channels last."""
-        maps = array.reshape(len(array), planes, side, side).transpose(2, 3, 1, 0)
+        maps = array.reshape(len(array), planes, *sides).transpose(2, 3, 1, 0)
         return maps.reshape(encoder.features, len(array))
 
     yield f"{root}.top.weight", "encoder/top/kernel", _kernel

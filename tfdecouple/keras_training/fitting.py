@@ -41,8 +41,8 @@ class KerasTraining(Steps):
         A model without weights is started from training images first. A step that is not finite changes nothing.
 
         Args:
-            x: uint8 images `[n, height, width, 3]`, or a data set (or another iterable) of batches of them; with labels
-                beside them, or as dicts with `image` and `label`.
+            x: uint8 images `[n, height, width, channels]`, or a data set (or another iterable) of batches of them; with
+                labels beside them, or as dicts with `image` and `label`.
             y: labels, for a model that knows labels; others ignore them.
             batch_size: of arrays; Keras' 32 by default.
             epochs: see Keras, as for all else.

@@ -81,7 +81,7 @@ def first_images(x: Any, count: int, seed: int) -> tuple[Any, Any]:
         seed: of that draw.
 
     Returns:
-        The images, uint8 `[n, height, width, 3]`, and x, for a generator one that gives all of it again.
+        The images, uint8 `[n, height, width, channels]`, and x, for a generator one that gives all of it again.
     """
     if isinstance(x, keras.utils.PyDataset):
         return _gathered((x[number] for number in range(x.num_batches)), count)[0], x

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfdecouple.image_shapes import COLOURS
 from tfdecouple.metrics.bounds import BoundEvaluator
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.model import DecoupledModel
@@ -46,10 +47,14 @@ def note_on_grey(images: np.ndarray) -> str:
     (True, '')
 
     Args:
-        images: uint8 `[n, height, width, 3]`.
+        images: uint8 `[n, height, width, channels]`.
     """
-    if len(images) and (images == images[..., :1]).all():
-        return "the images are grey, in three equal channels: in bits per grey pixel the figure is three times as large"
+    if images.shape[-1] == COLOURS and len(images) and (images == images[..., :1]).all():
+        height, width = images.shape[1:3]
+        return (
+            "the images are grey, in three equal channels: in bits per grey pixel the figure is three times as large "
+            f"(--set 'model.image_shape=[{height},{width},1]' trains on one channel)"
+        )
     return ""
 
 
@@ -78,7 +83,7 @@ class Evaluator:
         """Evaluates.
 
         Args:
-            batches: dicts of `image` (uint8 `[batch, height, width, 3]`), `index` (`[batch]`) and `weight` (`[batch]`,
+            batches: dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`,
                 0 for padding), all of one batch size that the number of devices divides.
             samples: draws of (z, u) per image.
             seed: of these draws.

@@ -150,7 +150,7 @@ class BoundEvaluator:
         """Measures a bound.
 
         Args:
-            batches: dicts of `image` (uint8 `[batch, height, width, 3]`), `index` (`[batch]`) and `weight` (`[batch]`,
+            batches: dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`,
                 0 for padding), all of one batch size that the number of devices divides; and `label` (`[batch]`) for a
                 model that knows labels.
             bound: `ELBO` or `IMPORTANCE_WEIGHTED`.

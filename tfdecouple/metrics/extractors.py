@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.errors import ExtractorError, UntrustedError, one_line
+from tfdecouple.image_shapes import COLOURS, Shape, whole
 from tfdecouple.metrics import inception
 from tfdecouple.runtime.tf32 import full_float32
 from tfdecouple.storage.files import sha256_of
@@ -40,7 +41,7 @@ class Extractor:
         """Returns the features of images.
 
         Args:
-            images: uint8 `[n, height, width, 3]`.
+            images: uint8 `[n, height, width, 3]`, or of one channel, which is repeated.
 
         Returns:
             float `[n, features]`.
@@ -48,6 +49,8 @@ class Extractor:
         Raises:
             ExtractorError: where the extractor fails, or gives features of another rank or that are not finite.
         """
+        if images.shape[-1] == 1:
+            images = np.repeat(images, COLOURS, -1)
         try:
             features = np.asarray(self._run(images))
         # Whatever a runtime raises; images that are too small for a network are the usual cause.
@@ -65,7 +68,7 @@ class Extractor:
         return features
 
 
-def open_extractor(path: pathlib.Path, image_size: int, trust: bool = False) -> Extractor:
+def open_extractor(path: pathlib.Path, image_shape: int | Shape, trust: bool = False) -> Extractor:
     """Opens a feature extractor: the Inception network of FID, a file named `.keras`, or else an ONNX file.
 
     The network of FID is known by its checksum alone (see `inception`), whatever the file's name. Another file must
@@ -74,7 +77,7 @@ def open_extractor(path: pathlib.Path, image_size: int, trust: bool = False) -> 
 
     Args:
         path: of the file. Code in a Keras file (Lambda layers) is not run as far as Keras knows.
-        image_size: side of the images in pixels.
+        image_shape: height, width and channels of the images; a number for squares of RGB.
         trust: whether to open a Keras file, which may run code all the same.
 
     Raises:
@@ -89,6 +92,12 @@ def open_extractor(path: pathlib.Path, image_size: int, trust: bool = False) -> 
         sha256 = sha256_of(path)
     except OSError as error:
         raise ExtractorError(f"{path} cannot be read: {error.strerror or error}") from error
+    height, width, channels = whole(image_shape)
+    if channels not in (1, COLOURS):
+        raise ExtractorError(
+            f"the images have {channels} channels, and the extractor {path.name} takes {COLOURS}; only grey images and "
+            "those of three channels can be compared by it"
+        )
     if sha256 == inception.SHA256:
         return Extractor(path, inception.open_inception(path), sha256, is_fid=True)
     if path.suffix in (".pt", ".pth"):
@@ -101,10 +110,10 @@ def open_extractor(path: pathlib.Path, image_size: int, trust: bool = False) -> 
             f"{path} is a Keras file, which can run code where Keras does not notice; give --trust where you know "
             "where it comes from, or name an ONNX file"
         )
-    return Extractor(path, (_open_keras if path.suffix == ".keras" else _open_onnx)(path, image_size), sha256)
+    return Extractor(path, (_open_keras if path.suffix == ".keras" else _open_onnx)(path, (height, width)), sha256)
 
 
-def _open_onnx(path: pathlib.Path, image_size: int) -> Callable[[np.ndarray], Any]:
+def _open_onnx(path: pathlib.Path, sides: tuple[int, int]) -> Callable[[np.ndarray], Any]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -124,12 +133,12 @@ def _open_onnx(path: pathlib.Path, image_size: int) -> Callable[[np.ndarray], An
     inputs, outputs = session.get_inputs(), session.get_outputs()
     _require_one(path, len(inputs), len(outputs))
     dtype = inputs[0].type.removeprefix("tensor(").removesuffix(")")
-    _check(path, dtype, list(inputs[0].shape), list(outputs[0].shape), image_size)
+    _check(path, dtype, list(inputs[0].shape), list(outputs[0].shape), sides)
     name = inputs[0].name
     return lambda images: session.run(None, {name: images})[0]
 
 
-def _open_keras(path: pathlib.Path, image_size: int) -> Callable[[np.ndarray], Any]:
+def _open_keras(path: pathlib.Path, sides: tuple[int, int]) -> Callable[[np.ndarray], Any]:
     import keras
 
     try:
@@ -144,7 +153,7 @@ def _open_keras(path: pathlib.Path, image_size: int) -> Callable[[np.ndarray], A
         keras.backend.standardize_dtype(inputs[0].dtype),
         list(inputs[0].shape),
         list(outputs[0].shape),
-        image_size,
+        sides,
     )
     return model.predict_on_batch
 
@@ -157,21 +166,21 @@ def _require_one(path: pathlib.Path, inputs: int, outputs: int) -> None:
         )
 
 
-def _check(path: pathlib.Path, dtype: str, input_shape: list, output_shape: list, image_size: int) -> None:
+def _check(path: pathlib.Path, dtype: str, input_shape: list, output_shape: list, sides: tuple[int, int]) -> None:
     """Compares what a file declares, whose sizes are whole numbers where they are fixed, with what is needed."""
     if dtype != "uint8":
         raise ExtractorError(
             f"the extractor {path.name} takes {dtype} images; it must take uint8 with values 0..255 "
             "and scale them itself"
         )
-    needed = (None, image_size, image_size, 3)
+    needed = (None, *sides, COLOURS)
     fits = len(input_shape) == 4 and all(
         not isinstance(size, int) or size == wanted for size, wanted in zip(input_shape, needed, strict=True)
     )
     if not fits:
         raise ExtractorError(
             f"the extractor {path.name} takes images of shape {_shown(input_shape)}; these are "
-            f"[n, {image_size}, {image_size}, 3] with any n, so it must take them and resize them itself"
+            f"[n, {sides[0]}, {sides[1]}, {COLOURS}] with any n, so it must take them and resize them itself"
         )
     if len(output_shape) != 2:
         raise ExtractorError(

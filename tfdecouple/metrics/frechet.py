@@ -149,7 +149,7 @@ def frechet_report(
             raise DataError(f"the number of {name} is {value}; a covariance needs at least 2")
     if not 0 <= temperature < float("inf"):
         raise UserError(f"the temperature is {temperature}; it must be a number, at least 0")
-    network = open_extractor(extractor, model.config.image_size, trust)
+    network = open_extractor(extractor, model.config.image_shape, trust)
     floor_count = min(count, source.split("train").size)
 
     def real(split: str, number: int) -> Iterator[np.ndarray]:
@@ -157,6 +157,8 @@ def frechet_report(
         for batch in subset_batches(source, split, indices, batch_size=batch_size, say=say):
             yield model.quantize_images(batch["image"]).numpy()
 
+    if model.config.image_shape[-1] == 1:
+        say("grey images go to the extractor as three equal channels")
     say(f"features of {reference:,} test images")
     of_test = _moments(network, real("test", reference))
     say(f"features of {floor_count:,} training images")
@@ -236,7 +238,7 @@ def _moments(extractor: Extractor, batches: Iterable[np.ndarray]) -> Moments:
 def _samples(
     model: DecoupledModel, count: int, temperature: float, seed: int, batch_size: int, say: Callable[[str], None]
 ) -> Iterator[np.ndarray]:
-    """Yields samples, uint8 `[batch, height, width, 3]`; number k depends on the seed and k alone."""
+    """Yields samples, uint8 `[batch, height, width, channels]`; number k depends on the seed and k alone."""
     config = model.config
     own_seed = randomness.fold(seed, "frechet")
 

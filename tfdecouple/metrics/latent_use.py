@@ -129,7 +129,7 @@ def measure_latent_use(
     Args:
         model: the model, or whatever has its `config`, `prior`, `posterior`, `likelihood`, `quantizer`,
             `nats_to_bits_per_dim` and `require_initialized`, and where q(u|x) is learned its `dequantize`.
-        batches: dicts of `image` (uint8 `[batch, height, width, 3]`), `index` (`[batch]`) and `weight` (`[batch]`, 0
+        batches: dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`, 0
             for padding); read 1 + `samples` times.
         split: name of the split that the images are of, to be stated.
         averaged_weights: whether the weights of the model are averages over training, to be stated.

@@ -50,7 +50,7 @@ class Scorer:
         """Scores images.
 
         Args:
-            images: uint8 `[n, height, width, 3]`; the same number each time, or each number is traced anew.
+            images: uint8 `[n, height, width, channels]`; the same number each time, or each number is traced anew.
             index: of each in its split.
 
         Returns:
@@ -130,7 +130,7 @@ def unusual(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def noise_images(shape: tuple[int, int, int], count: int, seed: int) -> np.ndarray:
-    """Returns images of uniform noise, uint8 `[count, height, width, 3]`."""
+    """Returns images of uniform noise, uint8 `[count, height, width, channels]`."""
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), np.uint8)
 
 
@@ -144,7 +144,7 @@ def permuted(images: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
     """Returns images with their pixels in another order, of each image its own: the colours stay, nothing else does.
 
     Args:
-        images: uint8 `[n, height, width, 3]`.
+        images: uint8 `[n, height, width, channels]`.
         index: of each, by which it is permuted.
         seed: likewise.
     """

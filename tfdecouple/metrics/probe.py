@@ -37,7 +37,7 @@ class Labelled:
     """The images of one split, in random order.
 
     Attributes:
-        images: uint8 `[n, S, S, 3]`.
+        images: uint8 `[n, height, width, channels]`.
         labels: int32 `[n]`.
     """
 
@@ -66,8 +66,9 @@ def linear_probe(
     uses `SVC(kernel="linear", C=1)`, whose time grows with the square of the number of images.
 
     Memory: float32 features of one kind at a time for pixels, of z and v together otherwise: 4 * (train_images +
-    test_images) * S * S * 3 bytes, 0.7 GB for 60,000 images of 32 x 32, beside the images, a quarter of that. Time: on
-    10,000 x 3,072 features each classifier took about a minute on one core of a busy machine, its choice of C included.
+    test_images) * height * width * channels bytes, 0.7 GB for 60,000 images of 32 x 32 RGB, beside the images, a
+    quarter of that. Time: on 10,000 x 3,072 features each classifier took about a minute on one core of a busy
+    machine, its choice of C included.
     While it lasts, lines say how long it will take, by the sizes of what was fitted and what is to come.
 
     Args:
@@ -254,7 +255,7 @@ def _pixels(images: np.ndarray) -> np.ndarray:
 def _encode(
     model: DecoupledModel, images: np.ndarray, batch_size: int, say: Callable[[str], None]
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """Returns z, float32 `[n, d_z]` (None without z), and v, float32 `[n, S * S * 3]`."""
+    """Returns z, float32 `[n, d_z]` (None without z), and v, float32 `[n, height * width * channels]`."""
     z = np.empty((len(images), model.config.latent_dim), np.float32) if model.config.has_latent else None
     v = np.empty((len(images), math.prod(images.shape[1:])), np.float32)
     progress = Lines(say, len(images), "images encoded")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import keras
@@ -30,7 +29,7 @@ class Codes(NamedTuple):
 
     Attributes:
         z: the global code, float32 `[batch, d_z]`; None for a model without z.
-        v: the local code, float32 `[batch, height, width, 3]`.
+        v: the local code, float32 `[batch, height, width, channels]`.
     """
 
     z: tf.Tensor | None
@@ -115,7 +114,7 @@ class Networks(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as plain values."""
-        return {"name": self.name, "config": dataclasses.asdict(self.config)}
+        return {"name": self.name, "config": self.config.to_dict()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Networks:
@@ -124,7 +123,7 @@ class Networks(keras.Model):
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
-        """The shape of images, `(None, height, width, 3)`."""
+        """The shape of images, `(None, height, width, channels)`."""
         return (None, *self.config.image_shape)
 
     @property
@@ -210,7 +209,7 @@ class Networks(keras.Model):
         where it is learned, as nearly uniform.
 
         Args:
-            images: uint8 `[batch, height, width, 3]`, a few hundred or more training images.
+            images: uint8 `[batch, height, width, channels]`, a few hundred or more training images.
             seed: of the draws with which the flows of the prior and of the dequantisation are started.
             force: whether to start anew a model that has weights already, which are lost.
 
@@ -251,7 +250,7 @@ class Networks(keras.Model):
         """Returns the signs that a run is about to diverge, measured on some images.
 
         Args:
-            images: uint8 `[batch, height, width, 3]`, one at least.
+            images: uint8 `[batch, height, width, channels]`, one at least.
             labels: of them, `[batch]`, for a model that knows labels; None for its labels in turn.
 
         Returns:

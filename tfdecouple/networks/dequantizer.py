@@ -6,7 +6,6 @@ layers and bijectors as the decoder's; its couplings take the map where those of
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -47,18 +46,19 @@ class LocalResNet(Nested, TracedNetwork, keras.layers.Layer):
         super().__init__(dtype="float32", **kwargs)
         self.channels = tuple(channels)
         self.map_channels = map_channels
-        self._blocks = local_blocks(self.channels, map_channels)
+        # Which blocks there are does not depend on the channels of the images.
         self.blocks = [
             (TransposedResNetBlock if block.transposed else ResNetBlock)(block.planes, block.strides, name=block.name)
-            for block in self._blocks
+            for block in local_blocks(self.channels, map_channels)
         ]
 
     def build(self, x_shape: Any) -> None:
-        """Builds the blocks for square images `[batch, height, width, 3]`."""
-        sizes = ResNetPlan(image_size=x_shape[1], blocks=self._blocks)
-        for block, planned in zip(self.blocks, sizes.blocks, strict=True):
-            side = sizes.side(planned)
-            block.build((None, side, side, planned.channels))
+        """Builds the blocks for images `[batch, height, width, channels]`."""
+        height, width, channels = x_shape[1:]
+        blocks = local_blocks(self.channels, self.map_channels, channels)
+        sizes = ResNetPlan(image_shape=(height, width, channels), blocks=blocks)
+        for block, planned in zip(self.blocks, blocks, strict=True):
+            block.build((None, *sizes.sides(planned), planned.channels))
         self.built = True
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
@@ -70,7 +70,7 @@ class LocalResNet(Nested, TracedNetwork, keras.layers.Layer):
         """Returns the maps, `[batch, height, width, map_channels]`.
 
         Args:
-            x: `[batch, height, width, 3]` in [-1, 1), without noise.
+            x: `[batch, height, width, channels]` in [-1, 1), without noise.
             training: whether batch statistics normalise, and update the moving ones.
         """
         # As in the encoder of z: without training each image is by itself, and the caller has divided the batch.
@@ -101,7 +101,7 @@ class LocalResNet(Nested, TracedNetwork, keras.layers.Layer):
 class DequantizingFlow(Flow):
     """The flow from standard normal noise to u in (0, 1), the places in the bins; its condition is the map.
 
-    Both are images, `[batch, height, width, 3]`. The sigmoid stands at its end.
+    Both are images, `[batch, height, width, channels]`. The sigmoid stands at its end.
     """
 
     def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
@@ -127,7 +127,7 @@ class DequantizingFlow(Flow):
         Args:
             seed: of the noise.
         """
-        places = self.plan.levels[-1][0].side ** 2
+        places = self.plan.levels[-1][0].positions
         noise = randomness.normal([-(-_PLACES // places), *self.config.image_shape], seed)
 
         def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
@@ -186,7 +186,7 @@ class Dequantizer(Nested, keras.layers.Layer):
         """Turns noise into u.
 
         Args:
-            x: `[batch, height, width, 3]` in [-1, 1), without noise.
+            x: `[batch, height, width, channels]` in [-1, 1), without noise.
             noise: standard normal, of the same shape.
             training: as for `LocalResNet`.
 
@@ -200,4 +200,4 @@ class Dequantizer(Nested, keras.layers.Layer):
         """Returns the constructor's arguments."""
         config = super().get_config()
         config.pop("dtype")
-        return {**config, "config": dataclasses.asdict(self.config)}
+        return {**config, "config": self.config.to_dict()}

@@ -207,16 +207,22 @@ class Encoder(Nested, TracedNetwork, keras.layers.Layer):
         self.latent_dim = latent_dim
         self.channels = tuple(channels)
         self.out_channels = out_channels
-        self._blocks = encoder_blocks(self.channels)
-        self.blocks = [ResNetBlock(block.planes, block.strides, name=block.name) for block in self._blocks]
+        # Which blocks there are does not depend on the channels of the images.
+        self.blocks = [
+            ResNetBlock(block.planes, block.strides, name=block.name) for block in encoder_blocks(self.channels)
+        ]
 
     def build(self, x_shape: Any) -> None:
-        """Builds the layers for square images `[batch, height, width, 3]`."""
+        """Builds the layers for images `[batch, height, width, channels]`."""
+        height, width, channels = x_shape[1:]
         plan = EncoderPlan(
-            image_size=x_shape[1], blocks=self._blocks, out_channels=self.out_channels, latent_dim=self.latent_dim
+            image_shape=(height, width, channels),
+            blocks=encoder_blocks(self.channels, channels),
+            out_channels=self.out_channels,
+            latent_dim=self.latent_dim,
         )
         for block, planned in zip(self.blocks, plan.blocks, strict=True):
-            block.build((None, plan.side(planned), plan.side(planned), planned.channels))
+            block.build((None, *plan.sides(planned), planned.channels))
         channels = plan.blocks[-1].planes
         self.top = keras.layers.Conv2D(
             self.out_channels,
@@ -226,7 +232,7 @@ class Encoder(Nested, TracedNetwork, keras.layers.Layer):
             dtype="float32",
             name="top",
         )
-        self.top.build((None, plan.out_side, plan.out_side, channels))
+        self.top.build((None, *plan.out_sides(plan.blocks[-1]), channels))
         self.last = WeightNorm(self, plan.weights())
         self.built = True
 
@@ -239,7 +245,7 @@ class Encoder(Nested, TracedNetwork, keras.layers.Layer):
         """Encodes images.
 
         Args:
-            x: `[batch, height, width, 3]` in [-1, 1), without noise.
+            x: `[batch, height, width, channels]` in [-1, 1), without noise.
             training: whether batch statistics normalise, and update the moving ones.
 
         Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -187,7 +187,8 @@ class Stage:
 class Flow(TracedFlow, InvertibleComposite):
     """The whole flow f(x; z), with the fine-grained multi-scale structure (paper Figure 3c).
 
-    The first level works on the three colour channels at full resolution; a squeeze stands before every further level.
+    The first level works on the colour channels at full resolution; a squeeze stands before every further level, and
+    before the first, too, where an image has but one or two channels, which leave nothing to split.
     Each inner level has stages: some steps, after which a quarter of the level's channels leave as finished entries of
     v. v has the shape of the image: what left is put back beside what went on, and unsqueezed, level by level.
 
@@ -197,7 +198,7 @@ class Flow(TracedFlow, InvertibleComposite):
 
     Attributes:
         plan: the architecture.
-        levels: the stages of each level, full resolution first.
+        levels: the stages of each level, the highest resolution first.
 
     >>> from tfdecouple.config import ModelConfig
     >>> config = ModelConfig(image_size=8, steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4), encoder_channels=(4,))
@@ -228,11 +229,11 @@ class Flow(TracedFlow, InvertibleComposite):
         return (stage for level in self.levels for stage in level)
 
     def build(self, x_shape: Any = None, condition_shape: Any = None) -> None:
-        """Builds every layer for images `[batch, image_size, image_size, 3]`."""
+        """Builds every layer for images `[batch, height, width, channels]` of the config's shape."""
         for stage in self.stages:
             sizes = stage.plan
             for layer in stage.layers:
-                layer.build((None, sizes.side, sizes.side, sizes.channels), self.plan.condition_shape(sizes))
+                layer.build((None, sizes.height, sizes.width, sizes.channels), self.plan.condition_shape(sizes))
         self.squeeze.build((None, *self.config.image_shape))
         if self.whitening is not None:
             self.whitening.build((None, *self.config.image_shape))
@@ -241,7 +242,7 @@ class Flow(TracedFlow, InvertibleComposite):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "config": dataclasses.asdict(self.config)}
+        return {**super().get_config(), "config": self.config.to_dict()}
 
     def prepare(self) -> list[Prepared]:
         """Lets the layers of each stage compute together what the forward direction of all of them needs.
@@ -274,14 +275,14 @@ class Flow(TracedFlow, InvertibleComposite):
         """Splits v into what left the flow at each stage, and what went through all of it.
 
         Args:
-            v: `[batch, height, width, 3]`.
+            v: `[batch, height, width, channels]`.
 
         Returns:
             Each `[batch, height, width, channels]` at the resolution of its level, what left first, first.
         """
         found = []
         for depth, level in enumerate(self.levels):
-            if depth:
+            if depth or self.plan.squeezes_first:
                 v, _ = self.squeeze.forward_and_log_det(v)
             left = [stage.plan.dropped for stage in level if stage.plan.dropped]
             # The later channels leave, the nearer they are to those that go on.
@@ -298,11 +299,25 @@ class Flow(TracedFlow, InvertibleComposite):
         return super()._prepare(x, condition)
 
     def _run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        v, log_det = self._level_forward(0, x, condition, call)
+        v, log_det = self._squeezed_first(self._level_forward, x, condition, call)
         if self.whitening is not None:
             v, change = call(self.whitening, v, condition)
             log_det += change
         return v, log_det
+
+    def _squeezed_first(
+        self,
+        run: Callable[..., tuple[tf.Tensor, tf.Tensor]],
+        h: tf.Tensor,
+        condition: tf.Tensor | None,
+        call: ChildCall,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Runs all levels; where a squeeze stands before the first, within it."""
+        if not self.plan.squeezes_first:
+            return run(0, h, condition, call)
+        h, _ = self.squeeze.forward_and_log_det(h)
+        h, log_det = run(0, h, self._one_level_down(condition), call)
+        return self.squeeze.inverse_and_log_det(h)[0], log_det
 
     def _level_forward(
         self, depth: int, h: tf.Tensor, condition: tf.Tensor | None, call: ChildCall
@@ -327,7 +342,7 @@ class Flow(TracedFlow, InvertibleComposite):
         log_det = zero_per_image(y)
         if self.whitening is not None:
             y, log_det = call(self.whitening, y, condition)
-        x, change = self._level_inverse(0, y, condition, call)
+        x, change = self._squeezed_first(self._level_inverse, y, condition, call)
         return x, log_det + change
 
     def _level_inverse(

@@ -132,7 +132,7 @@ class Reports:
     def _shown(self, step: int) -> int:
         """Returns how many held-out images are encoded, decoded and shown after a step."""
         seen = step * self._config.training.batch_size
-        return max(min(self._config.training.pictures, shown_of_size(self._config.model.image_size), seen), _LEAST)
+        return max(min(self._config.training.pictures, shown_of_size(self._config.model.image_shape), seen), _LEAST)
 
     def _draw(self, step: int, images: np.ndarray, labels: np.ndarray | None) -> tuple[str, dict[str, pathlib.Path]]:
         """Draws the pictures of a step; returns how exact the reconstructions are, and the pictures by name."""

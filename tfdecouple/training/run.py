@@ -106,7 +106,7 @@ def train(
         check_batch(config.training, strategy.num_replicas_in_sync)
         _check_memory(config)
         workers.on_chief(folder.check)
-        source = workers.on_all(lambda: open_source(config.data, config.model.image_size, download))
+        source = workers.on_all(lambda: open_source(config.data, config.model.image_shape, download))
         workers.on_all(lambda: require_classes(source, config.model))
         workers.on_chief(lambda: folder.require_label_names(source.label_names))
         workers.same("the images", json.dumps(source.sizes))

@@ -324,7 +324,7 @@ class Trainer:
         not take hours.
         """
         size = min(limit or self.source.sizes[split], self.source.sizes[split])
-        least = max(_LEAST_EVALUATED * 64**2 // max(self.config.model.image_size, 64) ** 2, 8)
+        least = max(_LEAST_EVALUATED * 64**2 // max(math.prod(self.config.model.image_shape[:2]), 64**2), 8)
         return min(size, max(self.step * self.training.batch_size, least))
 
     def _first(self, split: str, count: int) -> tf.data.Dataset:

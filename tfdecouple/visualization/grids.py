@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tfdecouple.image_shapes import COLOURS
 from tfdecouple.model import DecoupledModel
 
 # Most grids are about this wide, in pixels.
@@ -45,7 +46,8 @@ def grid(
     """Arranges images in rows and columns.
 
     Args:
-        images: uint8 `[rows, columns, height, width, 3]`.
+        images: uint8 `[rows, columns, height, width, channels]`. Of more than three channels the first three are
+            shown as RGB, of two the first alone.
         caption: what stands below the grid, wrapped to its width; every line begins a new one.
         group: a wider gap after every so many rows, and after every so many columns; 0 for none.
         row_labels: what stands to the left of each row; empty for nothing.
@@ -56,6 +58,7 @@ def grid(
     Returns:
         The picture, every pixel of an image enlarged by the same whole factor, or the mean of some.
     """
+    images = _in_colour(images)
     if side and (shrink := math.ceil(images.shape[3] / side)) > 1:
         images, about = _shrunk(images, shrink), 0
     rows, columns, height, width, _ = images.shape
@@ -89,6 +92,13 @@ def grid(
     for number, line in enumerate(lines):
         draw.text((_GAP, bottom + _LINE * number), line, fill=_INK, font=font)
     return picture
+
+
+def _in_colour(images: np.ndarray) -> np.ndarray:
+    """Returns images of any number of channels in three, as they are shown."""
+    if images.shape[-1] >= COLOURS:
+        return images[..., :COLOURS]
+    return np.repeat(images[..., :1], COLOURS, -1)
 
 
 def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:
@@ -202,7 +212,7 @@ def reconstruct(
 
     Args:
         model: the model.
-        images: uint8 `[n, height, width, 3]`.
+        images: uint8 `[n, height, width, channels]`.
         on_images: called with the number of images done.
         labels: of the images, `[n]`, for a model that knows labels.
     """
@@ -224,7 +234,7 @@ def reconstruction_grid(
 
     Args:
         model: the model.
-        images: uint8 `[n, height, width, 3]`.
+        images: uint8 `[n, height, width, channels]`.
         note: ends the caption.
         on_images: called with the number of images done.
         labels: as for `reconstruct`.
@@ -259,7 +269,7 @@ def switch_grid(
 
     Args:
         model: a model with z.
-        a: uint8 `[n, height, width, 3]`.
+        a: uint8 `[n, height, width, channels]`.
         b: the same shape.
         columns: tiles in a row.
         what: begins the caption.
@@ -337,7 +347,7 @@ def interpolation_grid(
 
     Args:
         model: the model.
-        a: uint8 `[height, width, 3]`, the upper left corner; or several, `[n, height, width, 3]`, one below another.
+        a: uint8 `[height, width, channels]`, the upper left corner; or several, `[n, ...]`, one below another.
         b: the lower right corner; the same shape.
         places: of alpha and of beta.
         note: ends the caption.
@@ -418,7 +428,7 @@ def edit_grid(
 
     Args:
         model: a model with z.
-        images: uint8 `[n, height, width, 3]`.
+        images: uint8 `[n, height, width, channels]`.
         directions: by the label of their rows, float32 `[d_z]`.
         amounts: of each column.
         name: of the direction.
@@ -453,8 +463,8 @@ def neighbour_grid(
     """Images beside those nearest to them.
 
     Args:
-        queries: uint8 `[n, height, width, 3]`.
-        neighbours: by the name of the distance: uint8 `[n, k, height, width, 3]`, the nearest first.
+        queries: uint8 `[n, height, width, channels]`.
+        neighbours: by the name of the distance: uint8 `[n, k, height, width, channels]`, the nearest first.
         first: what the queries are.
         caption: of the picture.
     """

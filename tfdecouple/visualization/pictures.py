@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -25,7 +26,7 @@ class Shown:
 
     Attributes:
         model: the model.
-        images: uint8 `[n, height, width, 3]`, at least 1, that the model was not trained on.
+        images: uint8 `[n, height, width, channels]`, at least 1, that the model was not trained on.
         half: half their number, rounded down: pictures of two images take one of each half.
         seed: of what is drawn at random.
         most: how many images a picture is to show, about.
@@ -62,13 +63,13 @@ USUAL = 40
 _SIDE = 128
 
 
-def shown_of_size(image_size: int) -> int:
-    """Returns how many images of a size are shown at most: the usual number up to 64 pixels, fewer of larger ones.
+def shown_of_size(image_shape: tuple[int, int, int]) -> int:
+    """Returns how many images of a shape are shown at most: the usual number up to 64 x 64, fewer of larger ones.
 
-    >>> [shown_of_size(size) for size in (32, 64, 128, 256, 1024)]
+    >>> [shown_of_size((size, size, 3)) for size in (32, 64, 128, 256, 1024)]
     [40, 40, 10, 4, 4]
     """
-    return min(USUAL, max(4, USUAL * 64**2 // image_size**2))
+    return min(USUAL, max(4, USUAL * 64**2 // math.prod(image_shape[:2])))
 
 
 # Draws a picture with its caption; None where the model or the images are not such as it needs.
@@ -142,7 +143,7 @@ def save_pictures(
 
     Args:
         model: the model.
-        images: uint8 `[n, height, width, 3]`, images that it was not trained on, at least 1; a switch takes 2.
+        images: uint8 `[n, height, width, channels]`, images that it was not trained on, at least 1; a switch takes 2.
         folder: where to; made if absent.
         prefix: begins the files' names.
         seed: of the samples.

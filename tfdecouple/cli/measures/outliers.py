@@ -71,7 +71,7 @@ class Outliers(Measure):
                 data = dataclasses.replace(data, data_dir=options.data_dir)
             elif not name.startswith("folder:"):
                 require_own_images(options.run, data)
-            source = open_source(data, config.model.image_size, download=options.download)
+            source = open_source(data, config.model.image_shape, download=options.download)
             source.split(options.split)
             self._opened[name] = source
 

@@ -1,0 +1,154 @@
+"""A model of grey rectangles from a folder of files to its exports: what each part makes of one channel."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers.forked import forked_programs
+from helpers.models import SMALL, random_images
+from helpers.once import copied_once
+from helpers.runs import run_config
+from PIL import Image
+
+from tfdecouple.config import ModelConfig, load_preset
+from tfdecouple.errors import DataError, UserError
+from tfdecouple.runs import load_model
+
+SHAPE = (8, 12, 1)
+GREY = ModelConfig(**{**SMALL.to_dict(), "image_size": None, "image_shape": SHAPE})
+
+
+def smooth(count, height, width):
+    """Grey images in which neighbours are alike, uint8 `[count, height, width]`."""
+    rng = np.random.default_rng(count)
+    waves = rng.uniform(0, 1, (3, count, 1, 1))
+    y, x = np.mgrid[:height, :width]
+    return (
+        127 + 90 * np.sin(waves[0] * x + waves[1] * y + 6 * waves[2]) + rng.uniform(0, 9, (count, height, width))
+    ).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run on grey PNG files larger than the model's images, with labels."""
+
+    def make(folder):
+        from tfdecouple.training import train
+
+        for number, image in enumerate(smooth(40, 16, 24)):
+            (folder / "images" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / "images" / "ab"[number % 2] / f"{number}.png")
+        train(
+            run_config(folder / "images", model=GREY, steps=10, evaluate_every=10, learning_rate=0.03), folder / "run"
+        )
+
+    return copied_once(tmp_path_factory, "grey", make) / "run"
+
+
+def test_training_learns_and_says_nothing_of_three_channels(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    bits = [row["bits_per_dim"] for row in rows if row["kind"] == "train"]
+    assert bits[-1] < bits[0] - 0.2
+    summary = json.loads((run / "summary.json").read_text())
+    assert np.isfinite(summary["test"]["bits_per_dim"])
+    # A file of a grey image has one value a pixel, not three.
+    assert summary["lossless_codecs_bits_per_dim"]["png"] > 5
+    assert json.loads((run / "config.json").read_text())["model"]["image_shape"] == [8, 12, 1]
+    with Image.open(run / "images" / "step-000000010-switch.png") as picture:
+        assert picture.mode == "RGB"
+
+
+def test_every_image_comes_back_and_others_are_refused(run):
+    model = load_model(run)
+    images = np.concatenate(
+        [random_images(4, SHAPE), np.zeros((1, *SHAPE), np.uint8), np.full((1, *SHAPE), 255, np.uint8)]
+    )
+    codes = model.encode(images)
+    assert codes.v.shape == images.shape
+    np.testing.assert_array_equal(model.decode(*codes), images)
+    assert [part.shape[1:] for part in model.flow.parts(codes.v)] == [(2, 3, 16)]
+    assert model.sample(2, seed=1).shape == (2, *SHAPE)
+    with pytest.raises(DataError, match=r"images are of shape \(1, 8, 12, 3\); this model needs \[batch, 8, 12, 1\]"):
+        model.encode(np.zeros((1, 8, 12, 3), np.uint8))
+
+
+def test_commands_draw_its_pictures_and_write_its_codes(run, tmp_path):
+    from tfdecouple.cli.programs import main
+
+    for number in range(2):
+        Image.fromarray(random_images(1, (20, 20, 3), number)[0]).save(tmp_path / f"{number}.png")
+    files = [str(tmp_path / f"{number}.png") for number in range(2)]
+    assert main(["switch", "--run", str(run), "--out", str(tmp_path), *files]) == 0
+    with Image.open(tmp_path / "switch-pairs.png") as picture:
+        pixels = np.asarray(picture)[:60].astype(int)
+    assert np.ptp(pixels, -1).max() == 0 and np.ptp(pixels) > 50
+    assert main(["encode", "--run", str(run), "--split", "test", "--v", "--out", str(tmp_path / "codes")]) == 0
+    manifest = json.loads((tmp_path / "codes" / "_manifest.json").read_text())
+    assert manifest["data"]["image_shape"] == [8, 12, 1] and "image_size" not in manifest["data"]
+    assert [field["shape"] for field in manifest["fields"] if field["name"] == "v"] == [[8, 12, 1]]
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    from export.pipeline import Request, export
+
+    def make(folder):
+        with forked_programs():
+            export(Request(run=run, to=folder / "grey"), say=lambda text: None)
+
+    return copied_once(tmp_path_factory, "grey-exported", make) / "grey"
+
+
+def test_export_passes_the_gate_and_its_card_says_what_images_are(exported):
+    card = json.loads((exported / "model_card.json").read_text())
+    for name in ("savedmodel", "onnx"):
+        trips = card["formats"][name]["round_trip"]
+        assert trips.keys() == {"real", "black", "white", "noise", "0/255 noise", "checkerboard"}
+        assert all(trip["identical"] == trip["images"] for trip in trips.values())
+    assert card["architecture"]["image_shape"] == [8, 12, 1] and "image_size" not in card["architecture"]
+    text = (exported / "MODEL_CARD.md").read_text()
+    assert "- **Architecture:** 8 x 12 grey, 8 bits" in text and "np.zeros((1, 8, 12, 1), np.uint8)" in text
+    assert "grey without transparency, cropped to the largest centre in the proportions of the model's images" in text
+
+
+def test_client_crops_resizes_encodes_and_switches(exported, run, tmp_path):
+    command = [sys.executable, "-I", str(exported / "client.py")]
+    done = subprocess.run([*command, "--check"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("16 of 16 known images come back exactly\n", 0), done.stderr
+    for name, shape in {"a.png": (30, 20, 3), "b.png": (8, 12, 1)}.items():
+        pixels = random_images(1, shape)[0]
+        Image.fromarray(pixels[..., 0] if shape[-1] == 1 else pixels).save(tmp_path / name)
+    done = subprocess.run([*command, "a.png", "b.png"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    from tfdecouple.data.image_file import read_image
+
+    a, b = (read_image(str(tmp_path / name), SHAPE, 0)[None] for name in ("a.png", "b.png"))
+    with Image.open(tmp_path / "ab.png") as picture:
+        assert picture.mode == "L"
+        difference = np.abs(np.asarray(picture, int) - np.asarray(load_model(run).switch(a, b)[0])[0, ..., 0])
+    assert np.mean(difference > 0) < 0.02
+
+
+def test_page_refuses_it_in_a_line_and_the_example_takes_it(run, exported, tmp_path):
+    from export.pipeline import Request, export
+
+    with pytest.raises(UserError) as refused:
+        export(Request(run=run, to=tmp_path / "page", formats=("web",)), say=lambda text: None)
+    assert str(refused.value) == (
+        "the web page takes squares of RGB, and this model grey images of 8 x 12 pixels; leave the format web out"
+    )
+    script = pathlib.Path(__file__).parents[1] / "examples" / "onnxruntime_python" / "switch.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(exported / "onnx"), "--check"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout == "16 of 16 known images come back exactly\n", done.stderr
+
+
+def test_presets_take_grey_and_rectangles():
+    for preset, shape in {"quickstart": (32, 32, 1), "quickstart64": (48, 64, 3), "cifar10": (32, 64, 4)}.items():
+        config = load_preset(preset).model.to_dict()
+        del config["image_size"]
+        assert ModelConfig(**config, image_shape=shape).image_shape == shape
