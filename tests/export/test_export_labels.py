@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,7 +15,20 @@ from export.signatures import endpoints
 from tfdecouple.errors import UserError
 from tfdecouple.runs import write_label_names
 
-NAMES = ["cat", "dog", "owl"]
+NAMES = ["cat", "dog", "owl", "fox", "hen", "cow", "elk"]
+# Of no sizes that the models of other tests have.
+MODELS = {
+    name: dataclasses.replace(
+        config,
+        classes=7,
+        class_probabilities=(1, 2, 5, 0.5, 3, 0.25, 4),
+        steps=(2, (1,), 1),
+        hidden_channels=(5, 7, 6),
+        latent_dim=6,
+        alpha=0.65,
+    )
+    for name, config in OF_CLASSES.items()
+}
 LABELLED = {
     "classes": {"encode", "sample", "switch", "interpolate", "edit", "score"},
     "prior-classes": {"sample", "score"},
@@ -23,7 +37,7 @@ LABELLED = {
 
 @pytest.fixture
 def run(request, tmp_path):
-    folder = write_run(tmp_path / "run", fresh(OF_CLASSES[request.param]))
+    folder = write_run(tmp_path / "run", fresh(MODELS[request.param]))
     write_label_names(folder, NAMES)
     return folder
 
@@ -47,7 +61,7 @@ def test_passes_the_gate(run, tmp_path):
     assert card["architecture"]["labels"] == NAMES
     assert "classify" in card["formats"]["savedmodel"]["parity"]
     text = (tmp_path / "to" / "MODEL_CARD.md").read_text()
-    assert "3 labels" in text and "0 cat, 1 dog, 2 owl" in text
+    assert "7 labels" in text and "0 cat, 1 dog, 2 owl" in text
 
 
 @pytest.mark.parametrize("run", ["classes"], indirect=True)
