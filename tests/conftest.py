@@ -48,9 +48,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """Whoever collects garbage from now on need not look at all that has been imported, which stays."""
+    """Garbage is collected seldom, and without a look at all that has been imported, which stays."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture
