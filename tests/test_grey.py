@@ -75,7 +75,7 @@ def test_every_image_comes_back_and_others_are_refused(run):
         model.encode(np.zeros((1, 8, 12, 3), np.uint8))
 
 
-def test_commands_draw_its_pictures_and_write_its_codes(run, tmp_path):
+def test_commands_draw_its_pictures_and_write_its_codes(run, tmp_path, capsys):
     from tfdecouple.cli.programs import main
 
     for number in range(2):
@@ -85,6 +85,9 @@ def test_commands_draw_its_pictures_and_write_its_codes(run, tmp_path):
     with Image.open(tmp_path / "switch-pairs.png") as picture:
         pixels = np.asarray(picture)[:60].astype(int)
     assert np.ptp(pixels, -1).max() == 0 and np.ptp(pixels) > 50
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(run), "--image-statistics"]) == 2
+    assert "those of this model are grey images of 8 x 12 pixels; leave it out" in capsys.readouterr().err
     assert main(["encode", "--run", str(run), "--split", "test", "--v", "--out", str(tmp_path / "codes")]) == 0
     manifest = json.loads((tmp_path / "codes" / "_manifest.json").read_text())
     assert manifest["data"]["image_shape"] == [8, 12, 1] and "image_size" not in manifest["data"]

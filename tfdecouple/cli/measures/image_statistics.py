@@ -7,6 +7,8 @@ import math
 from typing import Any
 
 from tfdecouple.cli.measures.base import Evaluation, Measure, Result, say
+from tfdecouple.errors import UserError
+from tfdecouple.image_shapes import described, square
 
 # Training images that the regressions are fitted on, and colour values of them, at most.
 _FITTED, _VALUES = 2_000, 2**25
@@ -28,6 +30,16 @@ class ImageStatistics(Measure):
             help="also which of colour, brightness, contrast, spectrum, orientation and light z and v know, and which "
             "follow z in a switch",
         )
+
+    def prepare(self) -> None:
+        """Refuses images whose colours and spectrum are not those of squares of RGB."""
+        from tfdecouple.runs import load_config
+
+        shape = load_config(self.options.run).model.image_shape
+        if square(shape) is None:
+            raise UserError(
+                f"--image-statistics takes squares of RGB, and those of this model are {described(shape)}; leave it out"
+            )
 
     def measure(self, evaluation: Evaluation) -> Result:
         """Regresses on training images, and judges by those of --split."""
