@@ -32,7 +32,8 @@ test-slow: $(VENV)/.stamp-test-all tools ## run the long tests alone: kills, ful
 	$(PYTEST_SLOW) -o strict_skips=true $(ARGS)
 
 test-all: $(VENV)/.stamp-test-all tools ## run all tests; a skip fails unless tests/expected_skips.txt has it
-	$(PYTEST) -o strict_skips=true $(ARGS)
+	export TFDECOUPLE_MADE_ONCE=$$(mktemp -d) && trap 'rm -rf "$$TFDECOUPLE_MADE_ONCE"' EXIT && \
+	$(PYTEST) -o strict_skips=true $(ARGS) && \
 	$(PYTEST_SLOW) -o strict_skips=true $(ARGS)
 
 test-versions: test-lowest test-newest ## run the short suite with both

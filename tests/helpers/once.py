@@ -10,6 +10,9 @@ from collections.abc import Callable
 
 import pytest
 
+# Names a folder for them in the environment: the quick tests and the long ones then share them, too (`make test-all`).
+SHARED = "TFDECOUPLE_MADE_ONCE"
+
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
     """Returns a folder that `make(folder)` fills where no process of this run has done so; others wait for it.
@@ -23,7 +26,9 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathli
         The folder itself, which processes share: nothing may change it, nor lock a file in it.
     """
     base = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if SHARED in os.environ:
+        base = pathlib.Path(os.environ[SHARED])
+    elif "PYTEST_XDIST_WORKER" in os.environ:
         # Each process has its own folder within the run's.
         base = base.parent
     folder, done = base / name, base / f"{name}.done"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import random_images
+from helpers.once import copied_once, made_once
 from helpers.runs import assert_same_checkpoint, figures, log_rows, run_config, write_run
 from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh, message_of
 from PIL import Image
@@ -33,14 +34,16 @@ CODED, PRIOR = OF_CLASSES["classes"], OF_CLASSES["prior-classes"]
 @pytest.fixture(scope="module")
 def labelled_folder(tmp_path_factory):
     """A folder of 21 images for training, 6 for validation and 6 for test, of three labels in turn."""
-    folder = tmp_path_factory.mktemp("labelled")
-    images = iter(random_images(33, 4))
-    for split, count in {"train": 21, "validation": 6, "test": 6}.items():
-        for number in range(count):
-            place = folder / split / NAMES[number % 3]
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(next(images)).save(place / f"{number}.png")
-    return folder
+
+    def make(folder):
+        images = iter(random_images(33, 4))
+        for split, count in {"train": 21, "validation": 6, "test": 6}.items():
+            for number in range(count):
+                place = folder / split / NAMES[number % 3]
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(next(images)).save(place / f"{number}.png")
+
+    return made_once(tmp_path_factory, "labelled", make)
 
 
 def config_of(folder, model=CODED, **training):
@@ -50,9 +53,11 @@ def config_of(folder, model=CODED, **training):
 @pytest.fixture(scope="module")
 def labelled_run(labelled_folder, tmp_path_factory):
     """The run folder of a finished run. Do not change it."""
-    folder = tmp_path_factory.mktemp("labelled-run") / "run"
-    train(config_of(labelled_folder, micro_batches=2), folder)
-    return folder
+
+    def make(folder):
+        train(config_of(labelled_folder, micro_batches=2), folder / "run")
+
+    return copied_once(tmp_path_factory, "labelled-run", make) / "run"
 
 
 class TestRun:
