@@ -101,36 +101,54 @@ class Program:
 
 
 @pytest.fixture(scope="module")
-def unbroken_run(image_folder, tmp_path_factory):
+def config(image_folder):
+    """Of a short run with every kind of layer."""
+    return run_config(image_folder)
+
+
+@pytest.fixture(scope="module")
+def unbroken_run(config, tmp_path_factory):
     """A run that nothing interrupts, by Python as a user starts it.
 
     In the process of the tests an operation has other threads, so that the last digits may differ, and do on a busy
     machine.
     """
     run = tmp_path_factory.mktemp("unbroken") / "run"
-    arguments = command(run_config(image_folder), run)
+    arguments = command(config, run)
     done = subprocess.run(arguments, cwd=ROOT, env=user_environment(), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     return run
 
 
-def killed_after_step_5(image_folder, run):
-    """Makes a run that was killed between its steps 5 and 10: again, where it was over before the signal came."""
-    for _ in range(20):
-        program = Program(run_config(image_folder), run)
-        assert program.wait_for_step(5)
-        status, *_ = program.end(signal.SIGKILL)
-        if status == -signal.SIGKILL and program.newest() == 5 and not (run / "summary.json").exists():
-            return run
-        assert status in (0, -signal.SIGKILL)
-        shutil.rmtree(run)
-    raise AssertionError("the run is always over before it is killed")
+# A run that is killed between its steps 5 and 10, from within: from outside it may be over before the signal comes.
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, "tests")
+import pytest
+from helpers.runs import before_steps
+from tfdecouple.cli import train_main
+
+before_steps(pytest.MonkeyPatch(), lambda _, step: step == 8 and os.kill(os.getpid(), signal.SIGKILL))
+sys.exit(train_main(sys.argv[1:]))
+"""
+
+
+def killed_after_step_5(config, run):
+    """Makes a run that was killed after step 5 of 10."""
+    _, _, *arguments = command(config, run)
+    with forked_programs():
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, *arguments], cwd=ROOT, env=user_environment(), capture_output=True, text=True
+        )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert CheckpointFolder(run / "checkpoints").steps() == [5] and not (run / "summary.json").exists()
+    return run
 
 
 class TestKill:
-    def test_killed_run_ends_as_an_unbroken_one_bit_for_bit(self, image_folder, unbroken_run, tmp_path):
-        run = killed_after_step_5(image_folder, tmp_path / "run")
-        status, out, err = Program(run_config(image_folder), run).end()
+    def test_killed_run_ends_as_an_unbroken_one_bit_for_bit(self, config, unbroken_run, tmp_path):
+        run = killed_after_step_5(config, tmp_path / "run")
+        status, out, err = Program(config, run).end()
         assert (status, err) == (0, "")
         assert "goes on from step 5" in out
         assert_same_checkpoint(run, unbroken_run, "step-000000010")
@@ -227,17 +245,27 @@ def fill(folder, leave=0):
     os.truncate(folder / "filler", max(0, size - leave))
 
 
-@pytest.fixture(scope="module")
-def stopped_run(image_folder, tmp_path_factory):
-    """A run that was killed after step 5 of 10."""
-    return killed_after_step_5(image_folder, tmp_path_factory.mktemp("stopped") / "run")
-
-
 class TestFullDisk:
-    # Nothing fits; the log fits but no checkpoint; a checkpoint and no picture; and so on.
-    @pytest.mark.parametrize("room", [0, 40, 120, 400])
+    @pytest.fixture(scope="class")
+    def config(self, image_folder):
+        return run_config(image_folder, model=LEAST)
+
+    @pytest.fixture(scope="class")
+    def stopped_run(self, config, tmp_path_factory):
+        """A run that was killed after step 5 of 10."""
+        return killed_after_step_5(config, tmp_path_factory.mktemp("stopped") / "run")
+
+    @pytest.fixture(scope="class")
+    def whole_run(self, config, tmp_path_factory):
+        """The run as it is where there is room."""
+        run = tmp_path_factory.mktemp("whole") / "run"
+        assert Program(config, run).end()[0] == 0
+        return run
+
+    # Nothing fits; the log and some of the pictures; all of these and no checkpoint.
+    @pytest.mark.parametrize("room", [0, 40, 120])
     def test_is_one_line_and_the_same_command_goes_on_once_there_is_room(
-        self, stopped_run, unbroken_run, image_folder, small_disk, tmp_path, room
+        self, config, stopped_run, whole_run, small_disk, tmp_path, room
     ):
         run = small_disk / "run"
         shutil.copytree(stopped_run, run)
@@ -245,7 +273,7 @@ class TestFullDisk:
         before = checkpoints.steps()
         assert before == [5]
         fill(small_disk, leave=room * 1024)
-        status, _, err = Program(run_config(image_folder), run, tmp_path).end()
+        status, _, err = Program(config, run, tmp_path).end()
         assert status == 2
         assert err.count("\n") == 1 and err.startswith("error: cannot write")
         assert "No space left on device" in err
@@ -253,11 +281,11 @@ class TestFullDisk:
         assert set(before) <= set(checkpoints.steps())
         assert not list(run.glob(".*.tmp"))
         (small_disk / "filler").unlink()
-        status, out, err = Program(run_config(image_folder), run, tmp_path).end()
+        status, out, err = Program(config, run, tmp_path).end()
         assert (status, err) == (0, "")
         assert f"goes on from step {checkpoints.steps()[-1]}" in out
-        assert_same_checkpoint(run, unbroken_run, "step-000000010")
-        assert figures(run) == figures(unbroken_run)
+        assert_same_checkpoint(run, whole_run, "step-000000010")
+        assert figures(run) == figures(whole_run)
 
     def test_as_a_run_begins_is_one_line(self, image_folder, small_disk, tmp_path):
         fill(small_disk)
