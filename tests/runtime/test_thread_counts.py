@@ -62,7 +62,7 @@ def computed(threads, shards=""):
 
 
 @pytest.mark.slow
-def test_any_number_of_threads_computes_the_same():
+def test_any_number_of_threads_computes_the_same(forked):
     one = computed(1)
     assert one["shards"] == 1
     for threads, shards, expected in ((2, "", 2), (4, "", 1), (4, "4", 4), (16, "", 1)):
