@@ -295,10 +295,8 @@ class TestTrainedRuns:
             back = np.asarray(model.decode(*model.encode(crops)))
             return int((back != crops).any((1, 2, 3)).sum())
 
-        assert lost() == 0
-        with emulated_accelerator():
-            assert lost() == 0 and enabled()
-            with unmended():
-                assert lost() > 0
+        with emulated_accelerator(), unmended():
+            assert lost() > 0
+        # With what other kernels do beside the rounding.
         with emulated_accelerator(noise=1e-6):
-            assert lost() == 0
+            assert lost() == 0 and enabled()
