@@ -55,7 +55,7 @@ def test_endpoints_take_labels_where_they_matter(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", LABELLED, indirect=True)
-def test_passes_the_gate(run, tmp_path):
+def test_passes_the_gate(run, tmp_path, forked):
     export(Request(run=run, to=tmp_path / "to", precisions=("int8",)), say=str)
     card = json.loads((tmp_path / "to" / "model_card.json").read_text())
     assert card["architecture"]["labels"] == NAMES
