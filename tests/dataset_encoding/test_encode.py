@@ -539,7 +539,7 @@ class TestMemory:
 
 @pytest.mark.slow
 class TestKill:
-    def test_every_key_comes_once(self, tiny_run, tmp_path):
+    def test_every_key_comes_once(self, tiny_run, tmp_path, forked):
         out = tmp_path / "codes"
         command = [sys.executable, "-m", "tfdecouple", "encode", "--run", tiny_run, "--out", out, "--v"]
         command += ["--split", "test", "--images-per-shard", 3, "--batch-size", 8, "--format", "parquet"]
