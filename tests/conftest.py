@@ -48,10 +48,9 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """Garbage is collected seldom, and without a look at all that has been imported, which stays."""
+    """Whoever collects garbage from now on need not look at all that has been imported, which stays."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture

@@ -108,8 +108,9 @@ def page_config(
 def _project() -> str | None:
     """Returns the address of this project, where the installed package states one."""
     stated = importlib.metadata.metadata("tfdecouple")
+    links = [entry.partition(",") for entry in stated.get_all("Project-URL") or ()]
     pages = stated.get_all("Home-page") or [
-        entry.partition(",")[2].strip() for entry in stated.get_all("Project-URL") or ()
+        address.strip() for label, _, address in links if label.lower() in ("homepage", "source", "repository")
     ]
     return pages[0] if pages else None
 

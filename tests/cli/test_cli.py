@@ -123,9 +123,8 @@ class TestExplain:
             head, meaning = text.split("\n", 1)
             assert len(meaning.split()) >= 2, text
             if "." in head:
-                section, name = head.split()[0].split(".")
-                default = Config().to_dict()[section][name]
-                assert head == f"{section}.{name} = {json.dumps(default)}"
+                name = head.split()[0]
+                assert head == f"{name} = {json.dumps(Config().options()[name])}"
         # Where a line of a docstring is about several.
         assert "of Adam" in told[option_names().index("training.beta_2")]
 

@@ -70,6 +70,17 @@ class TestImages:
             np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-6, err_msg=kind)
 
     @says(
+        "They have the shape of the model, which need be [no square of RGB](data.md#shape): "
+        "`ModelConfig(image_shape=(28, 28, 1), ...)`."
+    )
+    def test_grey_images(self, make, images):
+        config = dataclasses.replace(SMALLEST, image_size=None, image_shape=(4, 4, 1), conditioning="none")
+        model = make(config=config, start=False)
+        history = model.fit(images[..., :1], batch_size=10, verbose=0).history
+        assert np.isfinite(history["loss"]).all()
+        np.testing.assert_array_equal(model.decode(*model.encode(images[:2, ..., :1])), images[:2, ..., :1])
+
+    @says(
         "A model with `model.classes` takes them as the labels that it knows, and another ignores them and says so in "
         "one line.",
     )
