@@ -386,16 +386,6 @@ class TestSample:
             equal(small_model.sample(4, temperature, seed=7), small_model.decode(z, temperature * v))
         assert np.any(small_model.sample(4, 0.7, seed=7) != small_model.sample(4, 1.0, seed=7))
 
-    def test_on_the_arc_both_ends_are_exact_and_the_middle_is_that_of_the_codes(self, small_model):
-        a, b = images_of(small_model, 2, 1), images_of(small_model, 2, 2)
-        (z_a, v_a), (z_b, v_b) = small_model.encode(a), small_model.encode(b)
-        grid = small_model.interpolate(a, b, [0, 0.5, 1], [0, 0.5, 1], path="slerp")
-        equal(grid[:, 0, 0], a)
-        equal(grid[:, 2, 2], b)
-        middle = between(v_a, v_b, [0.5], "slerp")[:, 0]
-        equal(grid[:, 1, 1], small_model.decode(0.5 * z_a + 0.5 * z_b, middle))
-        assert "path is 'arc'" in message_of(UserError, lambda: small_model.interpolate(a, b, [0], [0], path="arc"))
-
     def test_result_does_not_depend_on_the_size_of_chunks(self, small_model, monkeypatch):
         whole = small_model.sample(10, seed=1)
         monkeypatch.setattr("tfdecouple.model._CHUNK", 3)
