@@ -66,7 +66,8 @@ def test_the_commands_of_the_readme_run_one_after_the_other(checkout):
     """All but those that need a data set; each in its turn finds what those before it have made."""
     said = {}
     for _, *arguments in commands(README):
-        if {"cifar10", "folder:/my/images"} & set(arguments) and "presets" not in arguments:
+        own = any(argument.startswith("folder:/my/") for argument in arguments)
+        if own or ("cifar10" in arguments and "presets" not in arguments):
             continue
         key = " ".join(arguments)
         if key == "train.py":
