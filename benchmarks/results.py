@@ -263,6 +263,16 @@ def _statistics() -> str:
     return table([*header, "follows z", "follows v", "nearer to the image of z, %"], rows)
 
 
+def _dequantization() -> str:
+    rows = []
+    for name, run in load("dequantization.json").items():
+        ended = run["summary"]
+        kl, term = (f"{ended['test'][one]:.2f}" for one in ("kl", "dequantization"))
+        validation = f"{ended['validation_bits_per_dim']:.3f}"
+        rows.append([name, f"{ended['steps']:,}", validation, _with_error(ended["test"], 3), kl, term])
+    return table(["u", "updates", "validation", "test", "KL, nats", "log q(u given x), nats"], rows)
+
+
 def _frechet() -> str:
     rows = [
         [name, f"{load(f'{run}/evaluation/frechet.json')['distance']:.1f}", PAPER_FID[run]]
@@ -325,6 +335,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "exactness": _exactness,
     "outliers": _areas,
     "passing outliers": _passing,
+    "dequantization": _dequantization,
 }
 
 

@@ -27,6 +27,7 @@ from tfdecouple.errors import UserError  # noqa: E402
 PAGE = results.PAGE.read_text(encoding="utf-8")
 NUMBER = r"(-?\d(?:[\d,]*\d)?(?:\.\d+)?)"
 Truth = Callable[[], float]
+DRAWN = "drawn from q(u given x)"
 
 
 def config(run: str) -> Config:
@@ -242,6 +243,20 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
             value("photographs/summary.json", "steps"),
             value("photographs/summary.json", "test", "bits_per_dim"),
             value("photographs/summary.json", "lossless_codecs_bits_per_dim", "webp"),
+        ),
+    ),
+    (
+        "An update of 32 images took {} CPU seconds with the one and {} with the other",
+        tuple(value("dequantization.json", name, "cpu_seconds_an_update") for name in (DRAWN, "uniform")),
+    ),
+    ("`benchmarks/throughput.py --phase train32 --preset quickstart`", ()),
+    (
+        "At equal time the learned noise is {} bits/dim behind on the test images",
+        (
+            lambda: (
+                value("dequantization.json", DRAWN, "summary", "test", "bits_per_dim")()
+                - value("dequantization.json", "uniform", "summary", "test", "bits_per_dim")()
+            ),
         ),
     ),
 ]
