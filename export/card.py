@@ -13,7 +13,7 @@ from export.formats.files import FILE_FORMATS, file_format
 from export.origin import Origin
 from export.signatures import Endpoint
 from tfdecouple.data.opening import rights_in
-from tfdecouple.image_shapes import COLOURS, Shape, facts, from_facts
+from tfdecouple.image_shapes import CONVERTED, Shape, colours, facts, from_facts
 
 JSON_NAME = "model_card.json"
 TEXT_NAME = "MODEL_CARD.md"
@@ -210,13 +210,13 @@ def _sides(shape: Shape) -> str:
 
 
 def _channels(shape: Shape) -> str:
-    return {1: "grey", COLOURS: "RGB"}.get(shape[-1], f"with {shape[-1]} channels")
+    return colours(shape[-1]) if shape[-1] in CONVERTED else f"with {colours(shape[-1])}"
 
 
 def _kept(shape: Shape) -> str:
     """What becomes of the colours and of the transparency of an image file."""
-    kept = f"with exactly {shape[-1]} channels"
-    return {1: "grey without transparency", COLOURS: "RGB without transparency"}.get(shape[-1], kept)
+    said = colours(shape[-1])
+    return f"{said} without transparency" if shape[-1] in CONVERTED else f"with exactly {said}"
 
 
 def _labels(architecture: Mapping[str, Any]) -> str:

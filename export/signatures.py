@@ -27,7 +27,7 @@ from export.endpoint import (
     Tensors,
 )
 from tfdecouple.config import ModelConfig
-from tfdecouple.image_shapes import COLOURS
+from tfdecouple.image_shapes import colours
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -61,10 +61,10 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
     # z is coded by the label, or only its prior knows the label, or nothing does.
     coded, known = config.has_class_codes, config.has_classes
     labels = (label("labels"),) if coded else ()
-    colours = {1: "grey", COLOURS: "RGB"}.get(image[-1], f"{image[-1]} channels")
-    images = picture("images", f"{colours}, 0..255")
+    values = f"{colours(image[-1])}, 0..255"
+    images = picture("images", values)
     labels_a, labels_b = ((label(f"labels_{one}"),) if coded else () for one in "ab")
-    images_a, images_b = picture("images_a", f"{colours}, 0..255"), picture("images_b", f"{colours}, 0..255")
+    images_a, images_b = picture("images_a", values), picture("images_b", values)
     v_noise = Array("v_noise", "float32", image, "standard normal noise", NORMAL)
     u_noise = Array("u_noise", "float32", image, "uniform noise in [0, 1)", UNIFORM)
     if config.has_dequantizer:

@@ -9,6 +9,8 @@ Shape = tuple[int, int, int]
 
 # Channels of an image of which nothing else is said: its colours.
 COLOURS = 3
+# By the number of channels, what every picture can be made, whatever it is: Pillow's modes.
+CONVERTED = {1: "L", COLOURS: "RGB"}
 _KINDS = {1: "grey images", COLOURS: "images"}
 
 
@@ -42,6 +44,15 @@ def from_facts(values: Mapping[str, Any]) -> Shape:
         height, width, channels = values["image_shape"]
         return height, width, channels
     return (values["image_size"], values["image_size"], COLOURS)
+
+
+def colours(channels: int) -> str:
+    """Returns what so many channels are, for people: "grey", "RGB" or their number.
+
+    >>> [colours(channels) for channels in (1, 3, 5)]
+    ['grey', 'RGB', '5 channels']
+    """
+    return {1: "grey", COLOURS: "RGB"}.get(channels, f"{channels} channels")
 
 
 def whole(image_shape: int | Shape) -> Shape:

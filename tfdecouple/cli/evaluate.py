@@ -92,14 +92,13 @@ def run(options: argparse.Namespace) -> int:
     try:
         for measure in wanted:
             measure.prepare()
-        needing = [f"--{measure.name.replace('_', '-')}" for measure in wanted if measure.needs_z]
+        needing = [measure.option for measure in wanted if measure.needs_z]
         evaluation = Evaluation(options, needing[0] if needing else "")
         # Before the first measure: a look at the test images is counted and takes its time.
         for measure in wanted:
             if measure.needs_classes and not evaluation.opened.config.model.has_classes:
                 raise UserError(
-                    f"--{measure.name.replace('_', '-')} needs a model that knows labels, and that of "
-                    f"{evaluation.opened.path} knows none"
+                    f"{measure.option} needs a model that knows labels, and that of {evaluation.opened.path} knows none"
                 )
         return _Command(evaluation, wanted).run()
     except tf.errors.ResourceExhaustedError as error:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tfdecouple.data.fitting import fit_image, fit_pixels
 from tfdecouple.errors import DataError, one_line
-from tfdecouple.image_shapes import COLOURS, Shape, whole
+from tfdecouple.image_shapes import CONVERTED, Shape, whole
 
 # Pixels that a file may have, 400 MB as RGB: few cameras take more, and a small file can claim any number.
 MOST_PIXELS = 2**27
@@ -35,8 +35,6 @@ UNREAD_SUFFIXES = (
     *(".exr", ".pbm", ".pnm", ".psd", ".tga"),
 )
 
-# By the number of channels, what every image can be made, whatever it is.
-_CONVERTED = {1: "L", COLOURS: "RGB"}
 # Pillow would clip these to 8 bits instead of scaling them.
 _WIDE_MODES = ("I", "F")
 
@@ -88,8 +86,8 @@ def _with_channels(image: Image.Image, channels: int) -> Image.Image:
     Raises:
         ValueError: where it has others than the model, and they are no colours to be converted.
     """
-    if channels in _CONVERTED:
-        return image.convert(_CONVERTED[channels])
+    if channels in CONVERTED:
+        return image.convert(CONVERTED[channels])
     bands = image.getbands()
     if len(bands) != channels:
         raise ValueError(

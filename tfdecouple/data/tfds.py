@@ -19,7 +19,7 @@ from tfdecouple.data.records import RecordSplit
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import Arrays, MemorySplit, Split, Tensors
 from tfdecouple.errors import DataError, UserError, nearest, one_line
-from tfdecouple.image_shapes import COLOURS, Shape
+from tfdecouple.image_shapes import COLOURS, CONVERTED, Shape
 from tfdecouple.runtime.extras import missing
 
 # Encoded bytes that a shuffle holds at a time. TFDS stores records in random order, so windows of this size, some
@@ -183,7 +183,7 @@ def _keys(source: str, features: Mapping[str, Any], channels: int = COLOURS) -> 
         raise DataError(f"the data set {source} has the features {', '.join(features)}; exactly one must be an image")
     shape, dtype = features[images[0]].shape, np.dtype(features[images[0]].np_dtype)
     # Of grey and colours each can be made of the other.
-    taken = (1, COLOURS) if channels in (1, COLOURS) else (channels,)
+    taken = tuple(CONVERTED) if channels in CONVERTED else (channels,)
     if shape[-1] not in taken or dtype != np.uint8:
         raise DataError(
             f"the data set {source} has images of shape {tuple(shape)} and type {dtype.name}; "

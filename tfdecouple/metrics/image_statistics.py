@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from tfdecouple import randomness
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.drawn_images import subset_batches
+from tfdecouple.metrics.encoded import encode_images
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.metrics.latent_use import derangement, require_latent
 from tfdecouple.metrics.linear_classifier import Standardizer, fit_pca
@@ -138,7 +139,8 @@ def measure_image_statistics(
     for what, count in (("training images", len(train)), ("images", len(images))):
         if count < LEAST:
             raise DataError(f"{count} {what} are too few for a regression of their statistics; at least {LEAST}")
-    (z_train, v_train), (z, v) = (_encode(model, each, batch_size, say) for each in (train, images))
+    (z_train, v_train), (z, v) = (encode_images(model, each, batch_size, say) for each in (train, images))
+    assert z_train is not None and z is not None
     partner = derangement(len(images), randomness.fold(seed, "switch"))
     switched = _decode(model, z[partner], v, batch_size, say)
     known, own, moved = (
@@ -198,19 +200,6 @@ def _luminance(images: np.ndarray) -> np.ndarray:
     return images @ np.array([0.299, 0.587, 0.114])
 
 
-def _encode(
-    model: Any, images: np.ndarray, batch_size: int, say: Callable[[str], None]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns z `[n, d_z]` and v `[n, S, S, 3]`, float32."""
-    z, v, progress = [], [], Lines(say, len(images), "images encoded")
-    for batch, count in _batches(images, batch_size):
-        codes = model.encode(batch)
-        z.append(codes.z.numpy()[:count])
-        v.append(codes.v.numpy()[:count])
-        progress.advance(count)
-    return np.concatenate(z), np.concatenate(v)
-
-
 def _decode(model: Any, z: np.ndarray, v: np.ndarray, batch_size: int, say: Callable[[str], None]) -> np.ndarray:
     """Returns images, uint8 `[n, S, S, 3]`."""
     images, progress = [], Lines(say, len(z), "images switched")
@@ -264,8 +253,9 @@ def _followed(moved: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, rows: np.nd
     # Where both images have the same, as of quadrants, there is nothing to tell.
     nearer = (to_z < to_v)[to_z != to_v]
     share = float(nearer.mean()) if len(nearer) else 0.5
-    return {
-        "z": {"mean": float(whole[0]), "standard_error": float(samples[0])},
-        "v": {"mean": float(whole[1]), "standard_error": float(samples[1])},
-        "nearer_to_z": {"mean": share, "standard_error": math.sqrt(share * (1 - share) / max(len(nearer), 1))},
+    followed = {
+        "z": Estimate(float(whole[0]), float(samples[0])),
+        "v": Estimate(float(whole[1]), float(samples[1])),
+        "nearer_to_z": Estimate(share, math.sqrt(share * (1 - share) / max(len(nearer), 1))),
     }
+    return {name: dataclasses.asdict(estimate) for name, estimate in followed.items()}

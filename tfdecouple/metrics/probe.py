@@ -16,6 +16,7 @@ from tfdecouple.data.labels import require_labels
 from tfdecouple.data.source import Source
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.metrics.drawn_images import drawn_indices, subset_batches
+from tfdecouple.metrics.encoded import encode_images
 from tfdecouple.metrics.linear_classifier import (
     KINDS,
     STRENGTHS,
@@ -26,7 +27,7 @@ from tfdecouple.metrics.linear_classifier import (
     held_out_count,
 )
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runtime.progress import Lines, TimeLeft
+from tfdecouple.runtime.progress import TimeLeft
 from tfdecouple.visualization.confusion import confusion_picture
 
 __all__ = ["confusion_picture", "linear_probe"]
@@ -141,11 +142,12 @@ def linear_probe(
     classify_image_like("pixels", _pixels(train.images), _pixels(test.images))
     say("encoding")
     with fits.paused():
-        (z, v), (z_test, v_test) = (_encode(model, images.images, batch_size, say) for images in (train, test))
+        (z, v), (z_test, v_test) = (encode_images(model, each.images, batch_size, say) for each in (train, test))
     if z is not None and z_test is not None:
         _standardize(z, z_test)
         classify("z", z, z_test)
-    classify_image_like("v", v, v_test)
+    # No copies: what is standardised in place is no longer needed otherwise.
+    classify_image_like("v", v.reshape(len(v), -1), v_test.reshape(len(v_test), -1))
 
     confused = "z" if z is not None else "v"
     return {
@@ -250,26 +252,6 @@ def _require_classes(source: Source, labels: np.ndarray) -> None:
 
 def _pixels(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1).astype(np.float32)
-
-
-def _encode(
-    model: DecoupledModel, images: np.ndarray, batch_size: int, say: Callable[[str], None]
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """Returns z, float32 `[n, d_z]` (None without z), and v, float32 `[n, height * width * channels]`."""
-    z = np.empty((len(images), model.config.latent_dim), np.float32) if model.config.has_latent else None
-    v = np.empty((len(images), math.prod(images.shape[1:])), np.float32)
-    progress = Lines(say, len(images), "images encoded")
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        # Batches of one size, or TensorFlow would trace everything once more for the last.
-        filled = np.concatenate([batch, np.zeros((batch_size - len(batch), *batch.shape[1:]), np.uint8)])
-        codes = model.encode(filled)
-        rows = slice(start, start + len(batch))
-        if z is not None and codes.z is not None:
-            z[rows] = codes.z[: len(batch)]
-        v[rows] = codes.v.numpy().reshape(batch_size, -1)[: len(batch)]
-        progress.advance(len(batch))
-    return z, v
 
 
 def _standardize(train: np.ndarray, test: np.ndarray) -> None:

@@ -312,7 +312,7 @@ def interpolations(
 
     Args:
         model: the model. Without z there is nothing to go down, and one row is left.
-        a: uint8 `[n, height, width, 3]`.
+        a: uint8 `[n, height, width, channels]`.
         b: the same shape.
         places: of alpha and of beta.
         paths: of v, as `DecoupledModel.interpolate` takes them.
@@ -320,7 +320,7 @@ def interpolations(
         labels: of a and of b, for a model that knows labels.
 
     Returns:
-        uint8 `[n, paths, rows, places, height, width, 3]`: z goes down, v across.
+        uint8 `[n, paths, rows, places, height, width, channels]`: z goes down, v across.
     """
     alphas = places if model.config.has_latent else places[:1]
     made: list[np.ndarray] = []
@@ -404,7 +404,7 @@ def contrast(images: np.ndarray) -> np.ndarray:
     """Returns by how much neighbouring pixels of images differ, in levels: the mean over channels, rows and columns.
 
     Args:
-        images: uint8 `[..., height, width, 3]`.
+        images: uint8 `[..., height, width, channels]`.
 
     Returns:
         float64 of the leading axes.

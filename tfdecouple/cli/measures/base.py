@@ -67,6 +67,11 @@ class Measure:
             UserError: naming the option and its value.
         """
 
+    @property
+    def option(self) -> str:
+        """The option that asks for it, such as "--latent-use"."""
+        return f"--{self.name.replace('_', '-')}"
+
     def is_wanted(self) -> bool:
         """Returns whether the options ask for it."""
         return bool(getattr(self.options, self.name))
