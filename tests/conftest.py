@@ -31,6 +31,8 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 
 # A program, which finds `forked` beside itself; there are no examples in it.
 collect_ignore = ["helpers/fork_server.py"]
+# Looked through for examples, of which they have none, one folder's would be taken for another's.
+collect_ignore_glob = ["*/conftest.py"]
 
 
 def pytest_configure(config):

@@ -1,12 +1,12 @@
-"""Tests of tfdecouple.config: options to JSON and back, and one clear line for everything that does not hold."""
+"""Tests of tfdecouple.config: options to JSON and back, differences, changes, files and presets."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 
 import pytest
+from helpers.refusals import refusal
 
 from tfdecouple.config import (
     Config,
@@ -19,7 +19,6 @@ from tfdecouple.config import (
     override,
     preset_names,
 )
-from tfdecouple.errors import ConfigError, UserError
 
 # Every option off its default.
 MODEL = ModelConfig(
@@ -108,15 +107,6 @@ TRAINING = TrainingConfig(
 EVERYTHING = Config(name="mine", description="a line", notes="more", model=MODEL, data=DATA, training=TRAINING)
 
 
-def refusal(call):
-    """The message of the ConfigError that `call` raises; it is one line."""
-    with pytest.raises(ConfigError) as caught:
-        call()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
-
-
 class TestRoundTrip:
     @pytest.mark.parametrize("config", [MODEL, DATA, TRAINING, EVERYTHING], ids=lambda config: type(config).__name__)
     def test_config_below_has_every_option_off_its_default(self, config):
@@ -192,238 +182,6 @@ class TestFormerNames:
     def test_both_names_are_refused(self):
         values = {"training": {"remat": True, "memory": "invert"}}
         assert "training.remat and training.memory are one option" in refusal(lambda: Config.from_dict(values))
-
-
-class TestUnknownNames:
-    @pytest.mark.parametrize(
-        ("values", "nearest"),
-        [
-            ({"modle": {}}, "model"),
-            ({"model": {"latent_dims": 3}}, "model.latent_dim"),
-            ({"model": {"hiden_channels": [1]}}, "model.hidden_channels"),
-            ({"training": {"learningrate": 1}}, "training.learning_rate"),
-            ({"data": {"flip_horizontal": True}}, "data.horizontal_flip"),
-            # Misplaced: it is there, in another section.
-            ({"batch_size": 3}, "training.batch_size"),
-        ],
-    )
-    def test_unknown_name_is_refused_with_the_nearest_one(self, values, nearest):
-        message = refusal(lambda: Config.from_dict(values))
-        wrong = next(iter(values))
-        inner = values[wrong]
-        name = f"{wrong}.{next(iter(inner))}" if isinstance(inner, dict) and inner else wrong
-        assert f"'{name}'" in message and f"{nearest}" in message
-
-    def test_a_name_near_to_none_is_refused_with_the_way_to_find_it(self):
-        assert "tfdecouple explain" in refusal(lambda: Config.from_dict({"zzzzzz": 1}))
-
-    def test_constructor_knows_no_other_names(self):
-        with pytest.raises(TypeError):
-            ModelConfig(latent_dims=3)
-
-
-class TestWrongTypes:
-    @pytest.mark.parametrize(
-        ("name", "value", "expected"),
-        [
-            ("model.latent_dim", "64", "a whole number"),
-            ("model.latent_dim", 1.5, "a whole number"),
-            ("model.latent_dim", True, "a whole number"),
-            ("model.latent_dim", None, "a whole number"),
-            ("model.alpha", "1", "a number"),
-            ("model.alpha", False, "a number"),
-            ("model.steps", 3, "a list of a whole number or a list of a whole number"),
-            ("model.steps", "22", "a list of"),
-            ("model.steps", [1, "2", 1], "a whole number or a list"),
-            ("model.steps", [1, [[2]], 1], "a whole number or a list"),
-            ("model.hidden_channels", [4, [4]], "a whole number"),
-            ("model.conditioning", 1, "text"),
-            ("data.horizontal_flip", 1, "true or false"),
-            ("data.horizontal_flip", "true", "true or false"),
-            ("data.data_dir", 3, "text or null"),
-            ("data.source", None, "text"),
-            ("training.learning_rate", [1], "a number"),
-            ("training.seed", {}, "a whole number"),
-            ("model", [], "a JSON object"),
-            ("training", 3, "a JSON object"),
-        ],
-    )
-    def test_wrong_type_is_refused_with_name_value_and_what_it_must_be(self, name, value, expected):
-        section, _, option = name.partition(".")
-        message = refusal(lambda: Config.from_dict({section: {option: value} if option else value}))
-        assert message.startswith(name) and expected in message
-        if not isinstance(value, list):
-            assert repr(value) in message
-
-    @pytest.mark.parametrize("values", [[], "text", 3, None])
-    def test_config_must_be_an_object(self, values):
-        assert "JSON object" in refusal(lambda: Config.from_dict(values))
-
-
-LEARNED = {"dequantization": "flow"}
-IMPOSSIBLE = [
-    # name, value, part of the message, other options
-    ("model.image_size", 0, "at least 1", {}),
-    ("model.image_size", 30, "multiple of 8", {}),
-    ("model.image_size", 12, "multiple of 8", {"steps": (1, 1), "hidden_channels": (4, 4)}),
-    ("model.image_shape", (8, 8), "[height, width, channels]", {}),
-    ("model.n_bits", 0, "1..8", {}),
-    ("model.n_bits", 9, "1..8", {}),
-    ("model.latent_dim", 0, "at least 1", {}),
-    ("model.latent_dim", 1, "at least 2", {}),
-    ("model.conditioning", "all", "'coupling', 'base', 'none'", {}),
-    ("model.transform", "cubic", "'affine', 'additive'", {}),
-    ("model.multiscale_transform", "cubic", "'affine', 'additive'", {}),
-    ("model.prior_transform", "cubic", "'affine', 'additive'", {}),
-    ("model.linear", "qr", "'full', 'lu'", {}),
-    ("model.step_layers", ("cubic",), "'sinh_arcsinh'", {}),
-    ("model.step_layers", ("sinh_arcsinh",) * 2, "sinh_arcsinh more than once", {}),
-    ("model.prior", "vamp", "'flow', 'normal'", {}),
-    ("model.prior", "classes", "model.classes is 0", {}),
-    ("model.classes", -1, "at least 0", {}),
-    ("model.classes", 2, "labels enter by z", {"conditioning": "none"}),
-    ("model.class_probabilities", (0.5,), "1 entries and model.classes is 2", {"classes": 2}),
-    ("model.class_probabilities", (1.0, 0.0), "above 0", {"classes": 2}),
-    ("training.loggers", ("paper",), "'tensorboard', 'csv'", {}),
-    ("training.loggers", ("csv", "csv"), "each only once", {}),
-    ("model.alpha", 0.0, "(0, 1]", {}),
-    ("model.alpha", 1.1, "(0, 1]", {}),
-    ("model.alpha", math.nan, "(0, 1]", {}),
-    ("model.prior_alpha", -0.1, "(0, 1]", {}),
-    ("model.steps", (4,), "at least 2", {"hidden_channels": (4,)}),
-    ("model.steps", (), "at least 2", {"hidden_channels": ()}),
-    ("model.steps", (2, (6, 6), 4), "hidden_channels has 4 entries", {}),
-    ("model.steps", ((1,), (6, 6), (6, 6), 4), "first and last", {}),
-    ("model.steps", (1, (6, 6), (6, 6), (4,)), "first and last", {}),
-    ("model.steps", (1, 6, (6, 6), 4), "needs a list of 1 to 3", {}),
-    ("model.steps", (1, (), (6, 6), 4), "needs a list of 1 to 3", {}),
-    ("model.steps", (1, (1, 1, 1, 1), (6, 6), 4), "needs a list of 1 to 3", {}),
-    ("model.steps", (0, (6, 6), (6, 6), 4), "at least 1", {}),
-    ("model.steps", (1, (6, 0), (6, 6), 4), "at least 1", {}),
-    ("model.hidden_channels", (4, 4, 4), "one entry per level", {}),
-    ("model.hidden_channels", (4, 4, 0, 4), "at least 1", {}),
-    ("model.factors", (4, 4, 4), "factors has 3 entries", {}),
-    ("model.factors", (5,), "must divide", {}),
-    ("model.factors", (0,), "its factor is 0", {}),
-    ("model.encoder_channels", (), "empty", {}),
-    ("model.encoder_channels", (4, 0), "at least 1", {}),
-    ("model.encoder_channels", (4,) * 6, "multiple of 64", {}),
-    ("model.encoder_out_channels", 0, "at least 1", {}),
-    ("model.prior_steps", 0, "at least 1", {}),
-    ("model.prior_hidden", 0, "at least 1", {}),
-    ("model.base_hidden", 0, "at least 1", {"conditioning": "base"}),
-    ("model.dequantization", "normal", "'uniform', 'flow'", {}),
-    ("model.dequantization_transform", "cubic", "'affine', 'additive'", {}),
-    ("model.dequantization_alpha", 1.5, "(0, 1]", {}),
-    ("model.dequantization_steps", (4,), "at least 2", LEARNED | {"dequantization_hidden_channels": (4,)}),
-    ("model.dequantization_steps", (1, 2, 3), "needs a list", LEARNED | {"dequantization_hidden_channels": (4, 4, 4)}),
-    ("model.dequantization_hidden_channels", (4, 4, 4), "dequantization_steps 2", LEARNED),
-    ("model.dequantization_hidden_channels", (4, 0), "at least 1", LEARNED),
-    ("model.dequantization_factors", (2, 2), "has 2 entries", LEARNED),
-    ("model.dequantization_encoder_channels", (), "empty", LEARNED),
-    ("model.dequantization_encoder_channels", (4,) * 6, "multiple of 64", LEARNED),
-    ("model.dequantization_map_channels", 0, "at least 1", LEARNED),
-    ("data.source", "", "empty", {}),
-    ("data.on_bad_image", "ignore", "'stop', 'skip'", {}),
-    ("data.photographs", (), "leave it out", {}),
-    ("data.pad_and_crop", -1, "at least 0", {}),
-    ("data.centre_crop", -1, "at least 0", {}),
-    ("data.validation_examples", 0, "at least 1", {}),
-    ("data.cache_gib", -0.5, "at least 0", {}),
-    ("data.photograph_crops", 0, "at least 1", {}),
-    *(
-        (f"training.{name}", 0, "at least 1", {})
-        for name in (
-            "steps",
-            "batch_size",
-            "micro_batches",
-            "init_images",
-            "max_skipped_steps",
-            "log_every",
-            "evaluate_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "evaluation_batch_size",
-        )
-    ),
-    *(
-        (f"training.{name}", -1, "at least 0", {})
-        for name in (
-            "learning_rate",
-            "warmup_steps",
-            "weight_decay",
-            "clip_norm",
-            "epsilon",
-            "kl_weight",
-            "kl_delay_steps",
-            "kl_warmup_steps",
-            "free_bits",
-            "noise",
-            "noise_steps",
-            "encoder_learning_rate",
-            "evaluation_images",
-            "evaluation_samples",
-            "pictures",
-            "bytes_per_pack",
-            "seed",
-        )
-    ),
-    ("training.learning_rate", 1e30, "it must be at most 1: Adam", {}),
-    ("training.learning_rate", math.nan, "at least 0", {}),
-    ("training.optimizer", "sgd", "'adam', 'adamax'", {}),
-    ("training.epsilon", 0.0, "above 0 with training.optimizer=adamax", {"optimizer": "adamax"}),
-    ("training.encoder_learning_rate", 2.0, "it must be at most 1", {}),
-    ("training.encoder_learning_rate", 0.1, "the second must be above 0", {"learning_rate": 0.0}),
-    ("training.noise", 8.0, "say when the noise is gone", {}),
-    ("training.decay_rate", 0.0, "(0, 1]", {}),
-    ("training.decay_rate", 1.5, "(0, 1]", {}),
-    ("training.beta_1", 1.0, "[0, 1)", {}),
-    ("training.beta_2", -0.1, "[0, 1)", {}),
-    ("training.ema_decay", 1.0, "[0, 1)", {}),
-    ("training.precision", "float16", "'float32', 'tf32', 'mixed_bfloat16'", {}),
-    ("training.memory", "remat", "'keep', 'recompute', 'invert'", {}),
-    ("training.micro_batches", 3, "must be a multiple", {"batch_size": 64}),
-]
-SECTIONS = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
-
-
-class TestImpossibleValues:
-    @pytest.mark.parametrize(("name", "value", "expected", "others"), IMPOSSIBLE)
-    def test_impossible_value_is_refused_in_one_line(self, name, value, expected, others):
-        section, _, option = name.partition(".")
-        message = refusal(lambda: SECTIONS[section](**{option: value, **others}))
-        assert expected in message and f"{section}." in message
-
-    def test_every_option_that_can_be_wrong_is_tried(self):
-        free = {
-            "data.data_dir",
-            "data.horizontal_flip",
-            "training.jit_compile",
-            "training.init_from",
-            "name",
-            "description",
-            "notes",
-        }
-        assert {name for name, *_ in IMPOSSIBLE} == set(option_names()) - free
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            # Without z nobody reads these.
-            {"conditioning": "none", "latent_dim": 0, "encoder_channels": ()},
-            {"prior": "normal", "latent_dim": 1, "prior_steps": 0},
-            {"base_hidden": 0},
-            {"dequantization_steps": (), "dequantization_encoder_channels": (), "dequantization_map_channels": 0},
-            {"steps": (1, 1), "hidden_channels": (4, 4), "factors": ()},
-            {"steps": (1, (1,), (1,), 1), "hidden_channels": (4,) * 4, "factors": (4, 3)},
-        ],
-    )
-    def test_options_that_play_no_part_are_not_checked(self, options):
-        config = ModelConfig(**options)
-        assert {name: getattr(config, name) for name in options} == options
-
-    def test_a_config_error_is_a_user_error_and_a_value_error(self):
-        assert issubclass(ConfigError, UserError) and issubclass(ConfigError, ValueError)
 
 
 class TestDerived:

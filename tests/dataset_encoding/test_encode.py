@@ -1,111 +1,38 @@
-"""`python -m tfdecouple encode`: what is in the files, and that each image comes once however often it is stopped."""
+"""`python -m tfdecouple encode`: what is in the files, and what is refused."""
 
 import collections
 import dataclasses
 import errno
 import fcntl
 import hashlib
-import json
 import os
-import pathlib
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from helpers.codes import FILES, contents, every_key, manifest, pixels_of, read
 from helpers.models import SMALL, TINY, give_effect, random_images
-from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.refusals import refused
 from helpers.runs import write_run
-from PIL import Image
 
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig
-from tfdecouple.data import Source, file_split
+from tfdecouple.data import Source
 from tfdecouple.data.split import MemorySplit
 from tfdecouple.dataset_encoding import encoding, read_codes, tfrecord
 from tfdecouple.dataset_encoding.fields import SCORES, Field
-from tfdecouple.dataset_encoding.tfrecord import TFRecordShard, to_example
+from tfdecouple.dataset_encoding.tfrecord import to_example
 from tfdecouple.errors import DataError
 from tfdecouple.metrics import outliers
 from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
-from tfdecouple.runtime import progress
-from tfdecouple.storage.checkpoints import CheckpointFolder
 
 # One test encodes as the command does, which traces.
-pytestmark = pytest.mark.usefixtures("eager_file")
-
-COUNTS = {"train": 20, "validation": 6, "test": 5}
-# Files of the folder in `encode`'s order: 20 + 6 + 5 images, 7 to a file.
-FILES = ["train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003"]
-FILES += ["validation-00000-of-00001", "test-00000-of-00001"]
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder of 31 images, those for training under two labels."""
-    folder = tmp_path_factory.mktemp("pictures")
-    images = iter(random_images(31, seed=5))
-    for split, count in COUNTS.items():
-        for number in range(count):
-            place = folder / split / ("even", "odd")[number % 2] if split == "train" else folder / split
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(next(images)).save(place / f"{number}.png")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    """However slow the machine, nothing is said of progress."""
-    monkeypatch.setattr(progress, "_FIRST", 1e6)
-
-
-@pytest.fixture
-def encode(tiny_run, pictures, tmp_path):
-    """Returns a function that runs the command and gives its status."""
-
-    def run(*more, run=tiny_run, data=pictures, out=tmp_path / "codes"):
-        arguments = ["--run", run, "--data", f"folder:{data}", "--out", out, "--images-per-shard", 7]
-        return main(["encode", *map(str, [*arguments, "--batch-size", 4, *more])])
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def model(tiny_run):
-    return load_model(tiny_run)
-
-
-def read(folder, **options):
-    """The codes of a folder by key, each of which must be there once."""
-    rows = list(read_codes(folder, **options).as_numpy_iterator())
-    by_key = {row["key"].decode(): row for row in rows}
-    assert len(by_key) == len(rows)
-    return by_key
-
-
-def pixels_of(folder, keys):
-    return np.stack([np.asarray(Image.open(folder / key)) for key in keys])
-
-
-def every_key(folder):
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
-
-
-def manifest(folder):
-    return json.loads((folder / "_manifest.json").read_text())
-
-
-def contents(folder, pattern="*.*"):
-    return {path.name: path.read_bytes() for path in folder.glob(pattern) if path.is_file()}
+pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
 
 
 class TestCodes:
@@ -241,151 +168,6 @@ class TestCodes:
         assert sorted(path.name for path in (tmp_path / "codes").glob("*.tfrecord")) == [
             f"{name}.tfrecord" for name in FILES[:3]
         ]
-
-
-class Stop(BaseException):
-    """As sudden as a signal."""
-
-
-@pytest.fixture
-def reads(monkeypatch):
-    """Keys of the files that are read, from now on."""
-    found = []
-    read_image = file_split.read_image
-
-    def noted(path, *rest):
-        found.append(pathlib.Path(path).name)
-        return read_image(path, *rest)
-
-    monkeypatch.setattr(file_split, "read_image", noted)
-    return found
-
-
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Returns a function that makes the program stop when it has written so many times; 0 for never."""
-    write = TFRecordShard.write
-    left = [0]
-
-    def stopping(self, *rest):
-        write(self, *rest)
-        left[0] -= 1
-        if left[0] == 0:
-            raise Stop
-
-    monkeypatch.setattr(TFRecordShard, "write", stopping)
-
-    def set_left(count):
-        left[0] = count
-
-    return set_left
-
-
-class TestRestart:
-    def test_same_files_as_without_a_stop(self, encode, tmp_path, stop_after, reads, pictures, capsys):
-        assert encode("--v", out=tmp_path / "unbroken") == 0
-        out = tmp_path / "codes"
-        for stop in (3, 1, 4):
-            before = set(out.glob("*.tfrecord"))
-            stop_after(stop)
-            with pytest.raises(Stop):
-                encode("--v")
-            assert not list(out.glob(".*.tmp"))
-            assert before <= set(out.glob("*.tfrecord"))
-            assert not manifest(out)["complete"]
-        whole = len(list(out.glob("*.tfrecord")))
-        assert 2 <= whole < 5
-        with pytest.raises(DataError, match=f"has {whole} of 5 files; .*partial=True"):
-            read_codes(out)
-        assert len(read(out, partial=True)) == [0, 7, 14, 20, 26][whole]
-        stop_after(0)
-        reads.clear()
-        capsys.readouterr()
-        assert encode("--v") == 0
-        assert f"{whole} of 5 files are there already" in capsys.readouterr().out
-        # Images of whole files are not even read.
-        assert len(reads) == 31 - [0, 7, 14, 20, 26][whole]
-        assert contents(out) == contents(tmp_path / "unbroken")
-        assert read(out).keys() == every_key(pictures)
-
-    def test_nothing_is_done_again_in_a_complete_folder(self, encode, tmp_path, reads, capsys):
-        assert encode() == 0
-        before = contents(tmp_path / "codes")
-        reads.clear()
-        assert encode() == 0
-        assert not reads and contents(tmp_path / "codes") == before
-
-    def test_lost_and_cut_files_and_a_lost_line_are_made_good(self, encode, tmp_path, stop_after):
-        assert encode() == 0
-        out = tmp_path / "codes"
-        before = contents(out)
-        (out / f"{FILES[1]}.tfrecord").unlink()
-        cut = out / f"{FILES[3]}.tfrecord"
-        cut.write_bytes(cut.read_bytes()[:-40])
-        (out / ".train-00001-of-00003.tfrecord.1.tmp").write_text("what a killed program left")
-        assert encode() == 0
-        assert contents(out) == before and not list(out.glob(".*.tmp"))
-        # Killed after a file got its name and before it was noted.
-        shutil.rmtree(out)
-        stop_after(5)
-        with pytest.raises(Stop):
-            encode()
-        (out / "_shards.jsonl").write_text('{"name": "train-000')
-        stop_after(0)
-        assert encode() == 0
-        assert contents(out) == before
-
-    def test_folder_of_a_program_that_was_killed_as_it_began(self, encode, tmp_path):
-        out = tmp_path / "codes"
-        (out / "_run" / "checkpoints").mkdir(parents=True)
-        (out / "_run" / "config.json").write_text("{")
-        (out / ".lock").touch()
-        (out / "._manifest.json.7.tmp").write_text("{")
-        assert encode() == 0
-        assert load_model(out / "_run").config == TINY
-
-    def test_goes_on_with_the_old_weights_when_the_run_trained_on(self, encode, tiny_run, tmp_path, stop_after, capsys):
-        assert encode(out=tmp_path / "unbroken") == 0
-        run = tmp_path / "tiny"
-        shutil.copytree(tiny_run, run)
-        stop_after(3)
-        with pytest.raises(Stop):
-            encode(run=run)
-        stop_after(0)
-        trained = load_model(run)
-        give_effect(trained, seed=1)
-        CheckpointFolder(run / "checkpoints").write("best", 20, {"model": trained.named_variables()})
-        capsys.readouterr()
-        assert encode(run=run) == 0
-        assert (
-            "tiny has trained on to update 20; the codes go on with the weights of update 1" in capsys.readouterr().out
-        )
-        assert contents(tmp_path / "codes", "*.tfrecord") == contents(tmp_path / "unbroken", "*.tfrecord")
-
-    def test_unreadable_file_stops_and_then_is_skipped(self, encode, pictures, tmp_path, capsys):
-        data = tmp_path / "pictures"
-        shutil.copytree(pictures, data)
-        (data / "validation" / "2.png").write_text("no image")
-        line = refused(capsys, lambda: encode(data=data))
-        assert "cannot read the image" in line and "validation/2.png" in line
-        whole = contents(tmp_path / "codes", "*.tfrecord")
-        assert len(whole) == 3
-        assert encode("--on-bad-image", "skip", data=data) == 0
-        assert "1 unreadable skipped" in capsys.readouterr().out
-        out = tmp_path / "codes"
-        assert whole.items() <= contents(out).items()
-        assert read(out).keys() == every_key(data) - {"validation/2.png"}
-        assert [shard["images"] for shard in manifest(out)["shards"]] == [7, 7, 6, 5, 5]
-        assert manifest(out)["totals"]["skipped"] == 1
-
-    def test_a_whole_file_of_unreadable_images(self, encode, pictures, tmp_path):
-        data = tmp_path / "pictures"
-        shutil.copytree(pictures, data)
-        for path in (data / "train" / "even").iterdir():
-            path.write_text("no image")
-        assert encode("--on-bad-image", "skip", data=data) == 0
-        assert [shard["images"] for shard in manifest(tmp_path / "codes")["shards"]] == [0, 4, 6, 6, 5]
-        assert read(tmp_path / "codes").keys() == {key for key in every_key(data) if "even" not in key}
 
 
 class TestRefusals:
@@ -535,60 +317,6 @@ class TestMemory:
 
     def test_fields_know_their_size(self):
         assert Field("v", (8, 8, 3)).size == 192
-
-
-@pytest.mark.slow
-class TestKill:
-    def test_every_key_comes_once(self, tiny_run, tmp_path, forked):
-        out = tmp_path / "codes"
-        command = [sys.executable, "-m", "tfdecouple", "encode", "--run", tiny_run, "--out", out, "--v"]
-        command += ["--split", "test", "--images-per-shard", 3, "--batch-size", 8, "--format", "parquet"]
-        command = list(map(str, command))
-        whole, kills = 0, 0
-        while not (out / "_manifest.json").exists() or not manifest(out)["complete"]:
-            with subprocess.Popen(command, cwd=ROOT, env=user_environment(), stdout=subprocess.DEVNULL) as process:
-                end = time.monotonic() + PATIENCE
-                # Early among its 334 files, so that it is not over before the signal comes.
-                while process.poll() is None and len(list(out.glob("*.parquet"))) < whole + 30:
-                    assert time.monotonic() < end
-                    time.sleep(0.002)
-                if process.poll() is None and kills < 3:
-                    process.send_signal(signal.SIGKILL)
-                    kills += 1
-                assert process.wait(PATIENCE) == (-signal.SIGKILL if not manifest(out)["complete"] else 0)
-            found = {path.stem: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
-            assert len(found) >= whole
-            whole = len(found)
-        assert kills == 3
-        assert not list(out.glob(".*.tmp"))
-        keys = [row["key"].decode() for row in read_codes(out).as_numpy_iterator()]
-        assert keys == [f"test/{number}" for number in range(1000)]
-
-
-@pytest.mark.slow
-class TestFullDisk:
-    @pytest.fixture
-    def small_disk(self, disk):
-        return disk(4096)
-
-    @pytest.mark.parametrize("kind", ["tfrecord", "parquet"])
-    @pytest.mark.parametrize("room", [0, 40, 350, 700])
-    def test_is_one_line_and_the_same_command_goes_on(self, tiny_run, small_disk, capsys, kind, room):
-        filler = small_disk / "filler"
-        filler.write_bytes(bytes(1024 * (4072 - room)))
-        arguments = ["--run", tiny_run, "--out", small_disk / "codes", "--v", "--split", "test", "--format", kind]
-        arguments = list(map(str, ["encode", *arguments, "--images-per-shard", 50]))
-        assert main(arguments) == 2
-        out, err = capsys.readouterr()
-        assert err.startswith("error: cannot write") and err.count("\n") == 1
-        assert "No space left on device" in err
-        filler.unlink()
-        before = contents(small_disk / "codes", f"*.{kind}")
-        assert main(arguments) == 0
-        # What was whole is kept as it was, and the rest comes, each image once.
-        assert before.items() <= contents(small_disk / "codes", f"*.{kind}").items()
-        assert list(read(small_disk / "codes")) == [f"test/{number}" for number in range(1000)]
-        assert main(["encode", "--verify", "--out", str(small_disk / "codes")]) == 0
 
 
 def test_the_config_of_a_run_decides_how_images_are_cropped(tiny_run, pictures, tmp_path, capsys):

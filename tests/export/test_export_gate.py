@@ -11,110 +11,19 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-import tensorflow as tf
-from helpers.deployed import NoDeployedModel
 from onnx import helper, numpy_helper
-from tensorflow.core.protobuf import saved_model_pb2
 
 from export import pipeline
-from export.cli import EXIT_REFUSED, main
 from export.deployed.model import DeployedModel
 from export.endpoint import Endpoint
 from export.formats import onnx as onnx_format
 from export.formats.onnx import OPSET
 from export.formats.precision import with_smaller_weights
-from export.formats.saved_model import save_saved_model
-from export.formats.serving import WARMUP_FILE, write_warmup
-from export.manifest import CASES
-from export.origin import open_run
 from export.signatures import endpoints, onnx_names
-from export.verification import check_onnx, check_saved_model, variants
-from export.verification.arrays import load_cases
+from export.verification import check_onnx, variants
 from export.verification.cases import make_cases, real_images
-from export.verification.run import RefusedError, pass_gate
+from export.verification.run import RefusedError
 from tfdecouple.config import Config, DataConfig
-
-SIGNATURES = ("encode", "decode")
-
-
-@pytest.fixture(scope="module")
-def opened(tiny_run):
-    return open_run(tiny_run)
-
-
-@pytest.fixture(scope="module")
-def model(opened):
-    return opened[0]
-
-
-@pytest.fixture(scope="module")
-def origin(opened):
-    return opened[1]
-
-
-@pytest.fixture(scope="module")
-def cases(exported):
-    """The real cases of the gate, as an export keeps them; to compute them anew would take most of the time."""
-    (kept,) = (exported / CASES).iterdir()
-    return load_cases(kept)
-
-
-@pytest.fixture(scope="module")
-def small_saved_model(model, tmp_path_factory):
-    """A right SavedModel of two signatures: fewer are loaded faster."""
-    folder = tmp_path_factory.mktemp("small") / "savedmodel"
-    chosen = [endpoint for endpoint in endpoints(model.config) if endpoint.name in SIGNATURES]
-    save_saved_model(DeployedModel.from_model(model), chosen, folder)
-    write_warmup(folder, "tiny", chosen)
-    return folder
-
-
-def contents(folder):
-    """Everything in a folder, hidden or not: files with their bytes."""
-    return {path.relative_to(folder): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-@pytest.fixture
-def earlier(exported, tmp_path):
-    """A folder that an earlier export filled."""
-    return shutil.copytree(exported, tmp_path / "to")
-
-
-@pytest.fixture
-def built(model, origin, cases, exported, small_saved_model, monkeypatch):
-    """Replaces what takes long by its results, so that only the sabotage and the gate are left."""
-
-    def build_onnx(deployed, endpoint, metadata):
-        return onnx.load(exported / "onnx" / f"{endpoint.onnx}.onnx")
-
-    def save_saved_model(deployed, chosen, folder, progress):
-        shutil.copytree(small_saved_model, folder)
-
-    monkeypatch.setattr(pipeline, "open_run", lambda run, name: (model, origin))
-    monkeypatch.setattr(pipeline, "real_images", lambda config: (None, "test images"))
-    monkeypatch.setattr(pipeline, "make_cases", lambda model, images, tell: cases)
-    monkeypatch.setattr(pipeline, "weight_digests", lambda model, layouts: {})
-    monkeypatch.setattr(pipeline, "write_warmup", lambda folder, name, chosen: None)
-    monkeypatch.setattr(pipeline, "DeployedModel", NoDeployedModel)
-    monkeypatch.setattr("export.deployed.model.DeployedModel", NoDeployedModel)
-    monkeypatch.setattr(onnx_format, "build_onnx", build_onnx)
-    monkeypatch.setattr(pipeline, "save_saved_model", save_saved_model)
-
-
-@pytest.fixture
-def refusal(built, earlier, tiny_run, capsys):
-    """Runs an export that must be refused, and returns what it says; what was published before must stay as it was."""
-
-    def run(*arguments):
-        before = contents(earlier)
-        assert main(["--run", str(tiny_run), "--to", str(earlier), *arguments]) == EXIT_REFUSED == 4
-        assert contents(earlier) == before
-        err = capsys.readouterr().err
-        assert err.startswith("error: not published: ") and err.endswith("\n") and err.count("\n") == 1, err
-        assert "Traceback" not in err
-        return err
-
-    return run
 
 
 @pytest.fixture
@@ -132,23 +41,6 @@ def sabotage_onnx(monkeypatch, refusal):
 
         monkeypatch.setattr(onnx_format, "build_onnx", sabotaged)
         return refusal("--format", "onnx", *arguments)
-
-    return run
-
-
-@pytest.fixture
-def sabotage_saved_model(monkeypatch, refusal):
-    """Changes a SavedModel after it was written, and returns what the refused export says."""
-
-    def run(change):
-        save = pipeline.save_saved_model
-
-        def sabotaged(deployed, chosen, folder, progress):
-            save(deployed, chosen, folder, progress)
-            change(folder)
-
-        monkeypatch.setattr(pipeline, "save_saved_model", sabotaged)
-        return refusal("--format", "savedmodel", "--endpoints", *SIGNATURES)
 
     return run
 
@@ -531,174 +423,6 @@ class TestSmallerFiles:
         monkeypatch.setattr(variants, "weights", lambda model, whole, precision: [])
         change = change_weight(f"{MIX}/mix/bias", one_entry_not_a_number)
         assert onnx_problems(edit("encoder.int8", change)) == ["the int8 encoder returns codes that are not finite"]
-
-
-def rewrite_variables(folder, change):
-    """Rewrites the variables of a SavedModel: `change` is given {key: array} to edit."""
-    prefix = str(folder / "variables" / "variables")
-    reader = tf.train.load_checkpoint(prefix)
-    arrays = {key: reader.get_tensor(key) for key in sorted(reader.get_variable_to_dtype_map())}
-    change(arrays)
-    tf.raw_ops.SaveV2(
-        prefix=prefix,
-        tensor_names=list(arrays),
-        shape_and_slices=[""] * len(arrays),
-        tensors=[tf.convert_to_tensor(array) for array in arrays.values()],
-    )
-
-
-def rewrite_signatures(folder, change):
-    """Rewrites the graph file of a SavedModel: `change` is given its signatures to edit."""
-    message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-    change(message.meta_graphs[0].signature_def)
-    (folder / "saved_model.pb").write_bytes(message.SerializeToString())
-
-
-@pytest.mark.usefixtures("forked")
-class TestSavedModel:
-    def test_right_one_passes_and_a_deployed_array_that_is_altered_is_found(
-        self, monkeypatch, refusal, model, small_saved_model, cases, tmp_path
-    ):
-        # The same rewriting without a change passes: what is found below is the change and not the way it was made.
-        right = shutil.copytree(small_saved_model, tmp_path / "right")
-        rewrite_variables(right, lambda arrays: None)
-        pipeline.save_cases(cases, tmp_path / "cases.npz")
-        options = {"endpoints": list(SIGNATURES), "name": "tiny"}
-        report = pass_gate("check_saved_model", right, tmp_path / "cases.npz", **options)
-        assert report.parity["encode"]["v"]["max"] < 1e-5
-
-        # By so little that every image still comes back.
-        def altered(deployed, chosen, folder, progress):
-            shutil.copytree(small_saved_model, folder)
-            rewrite_variables(folder, alter)
-
-        def alter(arrays):
-            target = DeployedModel.from_model(model).arrays()["flow/level_0_part_0_step_0/mix/kernel"]
-            keys = [key for key, array in arrays.items() if np.array_equal(array, target)]
-            assert keys
-            arrays.update({key: arrays[key] * np.float32(1.001) for key in keys})
-
-        monkeypatch.setattr(pipeline, "save_saved_model", altered)
-        line = refusal("--format", "savedmodel", "--endpoints", *SIGNATURES)
-        assert "the SavedModel has other numbers in weight flow/level_0_part_0_step_0/mix/kernel than the run" in line
-        assert "encode: v: image " in line and "; allowed " in line
-
-    def test_missing_variables_are_found(self, sabotage_saved_model):
-        line = sabotage_saved_model(lambda folder: shutil.rmtree(folder / "variables"))
-        assert "the SavedModel cannot be loaded: " in line and "variables/variables" in line
-
-    def test_signatures_that_are_others_are_found(self, sabotage_saved_model):
-        def lose(signatures):
-            signatures["decoder"].CopyFrom(signatures["decode"])
-            del signatures["decode"]
-
-        line = sabotage_saved_model(lambda folder: rewrite_signatures(folder, lose))
-        assert "the signatures are ['decoder', 'encode', 'serving_default']; expected ['decode', 'encode']" in line
-
-    def test_graph_that_needs_the_python_it_was_made_by_is_found(self, cases, tmp_path):
-        @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.uint8, "images")])
-        def encode(images):
-            v = tf.numpy_function(lambda images: images.astype(np.float32), [images], tf.float32)
-            return {"z": tf.zeros([tf.shape(images)[0], 4]), "v": tf.ensure_shape(v, [None, 8, 8, 3])}
-
-        signatures = {"encode": encode, "serving_default": encode}
-        tf.saved_model.save(tf.Module(), str(tmp_path / "savedmodel"), signatures=signatures)
-        pipeline.save_cases(cases, tmp_path / "cases.npz")
-        with pytest.raises(RefusedError, match="encode fails at batch 1: .*pyfunc"):
-            pass_gate(
-                "check_saved_model", tmp_path / "savedmodel", tmp_path / "cases.npz", endpoints=["encode"], name="tiny"
-            )
-
-
-class TestSavedModelInThisProcess:
-    """What the check finds, without the seconds that a process takes to import TensorFlow."""
-
-    @pytest.fixture
-    def problems(self, small_saved_model, cases, tmp_path):
-        def check(change):
-            folder = shutil.copytree(small_saved_model, tmp_path / "savedmodel")
-            change(folder)
-            return check_saved_model.check(folder, cases, endpoints=list(SIGNATURES), name="tiny", tell=str).problems
-
-        return check
-
-    def test_variable_that_the_loader_cannot_find(self, problems):
-        def lose(arrays):
-            del arrays[next(key for key in arrays if key.endswith("VARIABLE_VALUE"))]
-
-        (problem,) = problems(lambda folder: rewrite_variables(folder, lose))
-        assert problem.startswith("the SavedModel cannot be loaded: NotFoundError: ")
-        assert "not found in checkpoint" in problem and "\n" not in problem
-
-    def test_missing_output_and_fixed_batch_axis(self, problems):
-        def change(signatures):
-            del signatures["encode"].outputs["z"]
-            signatures["decode"].inputs["v"].tensor_shape.dim[0].size = 1
-
-        assert problems(lambda folder: rewrite_signatures(folder, change))[:2] == [
-            "encode returns ['v'] where the model has ['v', 'z']",
-            "decode has v as float32 [1, 8, 8, 3]; expected float32 [-1, 8, 8, 3], only the first axis free",
-        ]
-
-    def test_method_that_no_server_asks_for_and_file_that_is_strange(self, problems):
-        def change(folder):
-            (folder / "assets").mkdir(exist_ok=True)
-            (folder / "assets" / "words.txt").touch()
-            rewrite_signatures(folder, lambda signatures: setattr(signatures["decode"], "method_name", "x"))
-
-        assert problems(change)[:2] == [
-            "the SavedModel holds assets/words.txt, which is compared with nothing",
-            "decode is of method 'x'; servers ask for 'tensorflow/serving/predict'",
-        ]
-
-    @pytest.mark.parametrize("other", ["decode", "encode with z for v"])
-    def test_default_signature_that_is_another(self, problems, other):
-        def change(signatures):
-            if other == "decode":
-                signatures["serving_default"].CopyFrom(signatures["decode"])
-            else:
-                del signatures["serving_default"].outputs["z"]
-
-        found = problems(lambda folder: rewrite_signatures(folder, change))
-        if other == "decode":
-            assert found[0] == "serving_default takes ['v', 'z']; it should be encode"
-        else:
-            assert found == ["serving_default does not answer as encode does"]
-
-    def test_one_number_of_one_weight(self, problems):
-        # The last bias of the sampler's prior has no part in encode and decode.
-        def change(arrays):
-            key = next(key for key in sorted(arrays) if key.endswith("VARIABLE_VALUE"))
-            arrays[key].flat[0] = np.nextafter(arrays[key].flat[0], np.float32(9))
-
-        found = problems(lambda folder: rewrite_variables(folder, change))
-        assert [one for one in found if one.startswith("the SavedModel has other numbers in weight ")]
-
-    @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-    def test_warm_up_file_that_is_cut_off(self, problems, share):
-        def cut(folder):
-            os.truncate(folder / WARMUP_FILE, int(share * (folder / WARMUP_FILE).stat().st_size))
-
-        (problem,) = problems(cut)
-        assert problem.startswith("assets.extra/tf_serving_warmup_requests ")
-        assert "is damaged after" in problem or "has requests for " in problem
-
-    def test_warm_up_file_without_a_signature_of_another_model_or_none(self, problems, model):
-        chosen = [endpoint for endpoint in endpoints(model.config) if endpoint.name in SIGNATURES]
-        found = problems(lambda folder: write_warmup(folder, "tiny", chosen[:1]))
-        assert "has requests for serving_default, encode; expected one for each of" in found[0]
-
-    @pytest.mark.parametrize("how", ["missing", "another model"])
-    def test_warm_up_file_that_is_missing_or_another_models(self, problems, model, how):
-        chosen = [endpoint for endpoint in endpoints(model.config) if endpoint.name in SIGNATURES]
-
-        def change(folder):
-            (folder / WARMUP_FILE).unlink()
-            if how != "missing":
-                write_warmup(folder, "other", chosen)
-
-        (problem,) = problems(change)
-        assert "is missing" in problem or "is for the model 'other'; this one is 'tiny'" in problem
 
 
 class TestProcess:

@@ -1,376 +1,37 @@
-"""The exported arithmetic: the folded graph and the ONNX files compute what the Keras model computes."""
+"""The exported ONNX files: they compute what the Keras model computes, whatever their weights are held as."""
 
 import collections
-import dataclasses
-import functools
 import importlib.metadata
 import os
-import random
 import re
 import subprocess
 import sys
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-import tensorflow as tf
-from helpers.models import TINY, give_effect, random_images
+from helpers.graphs import (
+    IN_FILES,
+    VARIANTS,
+    arrays_of,
+    assert_same,
+    expected,
+    inputs_of,
+    model_of,
+    onnx_of,
+    run,
+    session_of,
+    smaller_of,
+    weights_in,
+)
+from helpers.models import TINY, random_images
 
-from export.deployed.coupling import DeployedSplit
-from export.deployed.layout import Layout
-from export.deployed.model import DeployedModel
-from export.formats.onnx import OPSET, build_onnx, save_onnx
-from export.formats.precision import PRECISIONS, with_smaller_weights
+from export.formats.onnx import OPSET, save_onnx
+from export.formats.precision import PRECISIONS
 from export.signatures import endpoint, endpoints
 from export.verification import check_onnx, variants
 from export.verification.weights import by_name, digests
-from tfdecouple.errors import InversionError, NotInitializedError
-from tfdecouple.model import DecoupledModel
-from tfdecouple.outliers import outlier_scores
-from tfdecouple.step_layers import STEP_LAYERS
 
-# Of the largest value. About 5e-7 is what was measured.
-TOLERANCE = 1e-5
-
-
-def variant_of_tiny(**options):
-    return dataclasses.replace(TINY, **options)
-
-
-ADDITIVE = {"transform": "additive", "multiscale_transform": "additive", "prior_transform": "additive"}
-LABELLED = {
-    "image_size": 4,
-    "steps": (1, 1),
-    "hidden_channels": (4, 6),
-    "encoder_channels": (4,),
-    "classes": 3,
-    "class_probabilities": (1, 2, 5),
-}
-# TINY has odd channel counts (3, 9) and even ones (12, 24); the prior's splits go by d_z.
-VARIANTS = {
-    "alpha-0.8": TINY,
-    "alpha-1": variant_of_tiny(alpha=1.0, prior_alpha=1.0),
-    "additive": variant_of_tiny(**ADDITIVE),
-    "additive flow": variant_of_tiny(transform="additive"),
-    "additive multiscale": variant_of_tiny(multiscale_transform="additive"),
-    "additive prior": variant_of_tiny(prior_transform="additive"),
-    "lu": variant_of_tiny(linear="lu"),
-    "base": variant_of_tiny(conditioning="base", base_hidden=5),
-    "base additive": variant_of_tiny(conditioning="base", base_hidden=5, **ADDITIVE),
-    "none": variant_of_tiny(conditioning="none"),
-    "none additive": variant_of_tiny(conditioning="none", **ADDITIVE),
-    "normal prior": variant_of_tiny(prior="normal"),
-    "5 bits": variant_of_tiny(n_bits=5),
-    "3 bits": variant_of_tiny(n_bits=3),
-    "1 bit": variant_of_tiny(n_bits=1),
-    "d_z 2": variant_of_tiny(latent_dim=2),
-    "d_z 3": variant_of_tiny(latent_dim=3, prior_steps=2),
-    "d_z 5": variant_of_tiny(latent_dim=5, prior_steps=2),
-    "d_z 6": variant_of_tiny(latent_dim=6, prior_steps=3),
-    # 12, 9 and 6 channels: halves of even and of odd length.
-    "three parts": variant_of_tiny(steps=(1, (1, 2, 1), 1)),
-    "several factors": variant_of_tiny(
-        image_size=16, steps=(2, (1, 1, 2, 1), (2,), 2), hidden_channels=(4, 6, 5, 6), factors=(6, 2)
-    ),
-    "combined": variant_of_tiny(
-        steps=(1, (1, 1, 1), 2),
-        latent_dim=5,
-        n_bits=5,
-        alpha=1.0,
-        prior_alpha=1.0,
-        linear="lu",
-        multiscale_transform="additive",
-        step_layers=tuple(STEP_LAYERS),
-    ),
-    "two levels": variant_of_tiny(image_size=4, steps=(2, 3), hidden_channels=(4, 6), encoder_channels=(4,)),
-    "dequantization": variant_of_tiny(
-        image_size=4,
-        steps=(1, 1),
-        hidden_channels=(4, 6),
-        encoder_channels=(4,),
-        dequantization="flow",
-        dequantization_steps=(1, (1,), 1),
-        dequantization_hidden_channels=(3, 4, 5),
-        dequantization_encoder_channels=(3, 5),
-        dequantization_map_channels=2,
-    ),
-    "grey": variant_of_tiny(
-        image_size=None,
-        image_shape=(4, 8, 1),
-        steps=(1, 1),
-        hidden_channels=(4, 6),
-        encoder_channels=(4,),
-        dequantization="flow",
-        dequantization_steps=(1, 1),
-        dequantization_hidden_channels=(3, 4),
-        dequantization_encoder_channels=(3,),
-        dequantization_map_channels=2,
-    ),
-    "five channels": variant_of_tiny(
-        image_size=None, image_shape=(8, 4, 5), conditioning="base", base_hidden=5, encoder_channels=(4,)
-    ),
-    "classes": variant_of_tiny(**LABELLED, prior="classes"),
-    "prior of classes": variant_of_tiny(**LABELLED, linear="lu"),
-}
-
-
-@functools.cache
-def model_of(name):
-    """A model whose every weight has an effect, z differing from image to image. Do not change it."""
-    config = VARIANTS[name]
-    random.seed(0)
-    model = DecoupledModel(config)
-    model.initialize(random_images(16, config.image_shape))
-    if model.encoder is not None:
-        give_effect(model.encoder.blocks[-1], scale=0.5)
-        model.encoder.last.gain.assign_add(np.full(model.encoder.last.gain.shape, 0.5))
-        # Training moves them; at 0 and 1 their folding would be a step that changes nothing.
-        move_statistics(model.encoder)
-    if model.dequantizer is not None:
-        give_effect(model.dequantizer, scale=0.3)
-        move_statistics(model.dequantizer.encoder)
-    if model.code_net is not None:
-        # At their start all codes are nearly 0.
-        model.code_net.embedding.assign(20 * model.code_net.embedding)
-    return give_effect(model)
-
-
-def move_statistics(encoder):
-    for block in encoder.blocks:
-        for norm in (block.norm_1, block.norm_2, *block.shortcut[1:]):
-            norm.moving_mean.assign(np.linspace(-0.3, 0.4, norm.moving_mean.shape[0]))
-            norm.moving_variance.assign(np.linspace(0.5, 2.0, norm.moving_variance.shape[0]))
-
-
-@functools.cache
-def deployed_of(name, order="NHWC"):
-    """A variant as it is deployed, whose arithmetic can be run eagerly."""
-    return DeployedModel.from_model(model_of(name), order)
-
-
-def inputs_of(config, count=5, seed=1):
-    """Every input that an endpoint may take, by name."""
-    rng = np.random.default_rng(seed)
-    images = random_images(count, config.image_shape, seed)
-    draws = {
-        "z": rng.standard_normal((count, config.latent_dim)),
-        "v": rng.standard_normal((count, *config.image_shape)),
-        "z_noise": rng.standard_normal((count, config.latent_dim)),
-        "v_noise": rng.standard_normal((count, *config.image_shape)),
-        "u_noise": (rng.standard_normal if config.has_dequantizer else rng.random)((count, *config.image_shape)),
-        "direction": rng.standard_normal((count, config.latent_dim)),
-        "temperature": np.linspace(0.3, 1.0, count),
-        "amount": np.linspace(0.0, 2.0, count),
-        "alpha": np.linspace(0.0, 1.0, count),
-        "beta": np.linspace(0.9, 0.2, count),
-    }
-    pictures = {"images": images, "images_a": images, "images_b": images[::-1].copy()}
-    labels = np.arange(count, dtype=np.int32) % max(config.classes, 1)
-    labelled = {"labels": labels, "labels_a": labels, "labels_b": labels[::-1].copy()}
-    return {**pictures, **labelled, **{name: values.astype("float32") for name, values in draws.items()}}
-
-
-def call(name, endpoint_name, **given):
-    """Runs an endpoint of the folded graph in the layout NHWC."""
-    config = VARIANTS[name]
-    one = endpoint(config, endpoint_name)
-    everything = {**inputs_of(config), **given}
-    made = one.build(deployed_of(name), {array.name: tf.constant(everything[array.name]) for array in one.inputs})
-    assert list(made) == [array.name for array in one.outputs]
-    for array in one.outputs:
-        assert made[array.name].dtype == array.dtype and made[array.name].shape[1:] == array.shape
-    return {output: array.numpy() for output, array in made.items()}
-
-
-def expected(name, endpoint_name):
-    """What the Keras model answers to `inputs_of`."""
-    model, given = model_of(name), inputs_of(VARIANTS[name])
-    a, b = given["images_a"], given["images_b"]
-    labels = model.wanted_labels(given["labels"])
-    coded = labels if model.config.has_class_codes else None
-    both = None if coded is None else (given["labels_a"], given["labels_b"])
-    if endpoint_name == "classify":
-        return {"log_probabilities": model.classify(a)}
-    if endpoint_name == "encode":
-        codes = model.encode(a, coded)
-        return {"v": codes.v} if codes.z is None else codes._asdict()
-    if endpoint_name == "encode_global":
-        posterior = model.posterior(a)
-        return {"z_mean": posterior.mean(), "z_log_variance": 2 * np.log(posterior.stddev())}
-    if endpoint_name == "decode":
-        return {"images": model.decode(given["z"] if model.config.has_latent else None, given["v"])}
-    if endpoint_name == "sample":
-        z = model.z_from_noise(given["z_noise"], labels) if model.config.has_latent else None
-        return {"images": model.decode(z, given["temperature"][:, None, None, None] * given["v_noise"])}
-    if endpoint_name == "score":
-        return outlier_scores(model, a, given["z_noise"], given["u_noise"], labels).named()
-    if endpoint_name == "edit":
-        edited = model.edit(a, given["direction"], given["amount"], coded)
-        np.testing.assert_array_equal(edited[0], model.quantize_images(a)[0])
-        return {"edited": edited}
-    if endpoint_name == "switch":
-        return dict(zip(("images_ab", "images_ba"), model.switch(a, b, both), strict=True))
-    every = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]), both)
-    return {"images": np.stack([every[k, k, k] for k in range(len(a))])}
-
-
-def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
-    """Floats agree; pixels agree but for a few values on the border of two levels, which may fall to either side."""
-    assert set(found) == set(right)
-    for output, values in right.items():
-        ours, theirs = np.asarray(found[output], "float64"), np.asarray(values, "float64")
-        assert ours.shape == theirs.shape, output
-        assert np.ptp(theirs) > 0, f"{output} is the same everywhere, which shows nothing"
-        difference = np.abs(ours - theirs)
-        if np.asarray(values).dtype == np.uint8:
-            assert difference.max() <= 256 // 2**n_bits and np.mean(difference > 0) < 0.01, output
-        else:
-            assert difference.max() < tolerance * np.abs(theirs).max(), output
-
-
-# The others are made of the same parts, and differ from model to model no more than these do.
-EVERY_ENDPOINT = ("alpha-0.8", "base", "none", "5 bits", "classes", "prior of classes")
-ENDPOINTS = [
-    (name, one.name)
-    for name, config in VARIANTS.items()
-    for one in endpoints(config)
-    if name in EVERY_ENDPOINT or one.name in ("encode", "score")
-]
-
-
-PRIORS = ("alpha-0.8", "alpha-1", "additive prior", "lu", "normal prior", "d_z 2", "d_z 3", "d_z 5", "d_z 6")
-
-
-@pytest.mark.usefixtures("eager")
-class TestDeployedGraph:
-    @pytest.mark.parametrize(("name", "of"), ENDPOINTS, ids=[f"{name}-{of}" for name, of in ENDPOINTS])
-    def test_endpoint_is_the_model(self, name, of):
-        assert_same(call(name, of), expected(name, of), VARIANTS[name].n_bits)
-
-    @pytest.mark.parametrize("name", VARIANTS)
-    def test_images_come_back(self, name):
-        codes = call(name, "encode")
-        right = model_of(name).quantize_images(inputs_of(VARIANTS[name])["images"])
-        np.testing.assert_array_equal(call(name, "decode", **codes)["images"], right)
-
-    @pytest.mark.parametrize("name", VARIANTS)
-    def test_inverse_is_the_models_before_it_is_rounded_to_pixels(self, name):
-        given, has_z = inputs_of(VARIANTS[name]), VARIANTS[name].has_latent
-        z = tf.constant(given["z"]) if has_z else None
-        ours = deployed_of(name).flow.inverse(tf.constant(given["v"]), z)
-        theirs = model_of(name).flow.inverse_and_log_det(given["v"], z)[0]
-        assert_same({"x": ours}, {"x": theirs})
-
-    @pytest.mark.parametrize("name", PRIORS)
-    def test_prior_is_the_models_in_both_directions(self, name):
-        deployed, model, noise = deployed_of(name), model_of(name), tf.constant(inputs_of(VARIANTS[name])["z_noise"])
-        z = deployed.prior.inverse(noise)
-        assert_same({"z": z}, {"z": model.z_from_noise(noise)})
-        back, log_det = deployed.prior_forward_and_log_det(z)
-        assert_same({"noise": back}, {"noise": noise})
-        # log p(z) is that of the noise and the log-determinant, up to the Gaussian's constant.
-        ours = log_det - 0.5 * tf.reduce_sum(tf.square(back), -1) - 0.5 * back.shape[1] * np.log(2 * np.pi)
-        assert_same({"log_prob": ours}, {"log_prob": model.prior.log_prob(z)})
-
-    @pytest.mark.parametrize("name", ["alpha-0.8", "alpha-1", "additive", "none", "three parts"])
-    def test_log_det_of_the_flow_is_the_models(self, name):
-        given = inputs_of(VARIANTS[name])
-        z = tf.constant(given["z"]) if VARIANTS[name].has_latent else None
-        ours = deployed_of(name).flow_forward_and_log_det(tf.constant(given["v"]), z)[1]
-        theirs = model_of(name).flow.forward_and_log_det(given["v"], z)[1]
-        np.testing.assert_allclose(np.broadcast_to(ours, theirs.shape), theirs, rtol=TOLERANCE)
-        assert np.all(np.abs(theirs) > 1)
-
-    def test_images_without_a_label_are_scored_by_the_mixture(self):
-        labels = np.array([-1, 1, -1, 2, 0], np.int32)
-        model, given = model_of("prior of classes"), inputs_of(VARIANTS["prior of classes"])
-        right = outlier_scores(model, given["images"], given["z_noise"], given["u_noise"], labels).named()
-        assert_same(call("prior of classes", "score", labels=labels), right)
-
-    @pytest.mark.parametrize("place", [0.0, 1.0])
-    def test_ends_of_an_interpolation_are_the_images(self, place):
-        given = inputs_of(TINY)
-        ends = np.full(5, place, "float32")
-        found = call("alpha-0.8", "interpolate", alpha=ends, beta=ends)["images"]
-        np.testing.assert_array_equal(found, given["images_b" if place else "images_a"])
-
-    def test_switch_of_an_image_with_itself_is_the_image(self):
-        images = inputs_of(TINY)["images"]
-        found = call("alpha-0.8", "switch", images_b=images)
-        np.testing.assert_array_equal(found["images_ab"], images)
-        np.testing.assert_array_equal(found["images_ba"], images)
-
-    @pytest.mark.parametrize("count", [1, 3, 17, 64])
-    def test_batches_of_any_size_give_the_same_codes(self, count):
-        images = random_images(64, seed=7)
-        every, part = call("alpha-0.8", "encode", images=images), call("alpha-0.8", "encode", images=images[:count])
-        assert_same(part, {output: array[:count] for output, array in every.items()})
-        np.testing.assert_array_equal(call("alpha-0.8", "decode", **part)["images"], images[:count])
-
-    @pytest.mark.parametrize(
-        "image", [np.zeros((2, 8, 8, 3)), np.full((2, 8, 8, 3), 255), np.indices((2, 8, 8, 3)).sum(0) % 2 * 255]
-    )
-    def test_extreme_images_come_back(self, image):
-        images = image.astype("uint8")
-        codes = call("alpha-0.8", "encode", images=images)
-        np.testing.assert_array_equal(call("alpha-0.8", "decode", **codes)["images"], images)
-
-
-class TestDeployedWeights:
-    def test_a_model_without_weights_is_refused(self):
-        with pytest.raises(NotInitializedError):
-            DeployedModel.from_model(DecoupledModel(VARIANTS["two levels"]))
-
-    @pytest.mark.usefixtures("eager")
-    @pytest.mark.parametrize("value", [0.0, np.nan])
-    def test_what_cannot_be_inverted_is_refused_by_name(self, value):
-        model = DecoupledModel(VARIANTS["two levels"])
-        model.initialize(random_images(16, 4))
-        model.flow.levels[1][0].steps[0].sequence[1].kernel.assign(np.full((12, 12), value))
-        with pytest.raises(InversionError, match="level_1_part_0_step_0"):
-            DeployedModel.from_model(model)
-
-    def test_an_endpoint_has_no_part_in_what_it_does_not_use(self):
-        """A folded weight that no endpoint reads would be dead weight in every SavedModel."""
-        for name in ("alpha-0.8", "base", "none", "several factors", "classes", "prior of classes"):
-            given, deployed = inputs_of(VARIANTS[name], 1), deployed_of(name)
-            with tf.Graph().as_default():
-                made = {}
-                placed = deployed.replaced(
-                    lambda key, array, made=made: made.setdefault(key, tf.compat.v1.placeholder("float32", array.shape))
-                )
-                for one in endpoints(VARIANTS[name]):
-                    one.build(placed, {array.name: tf.constant(given[array.name]) for array in one.inputs})
-                assert [key for key, tensor in made.items() if not tensor.consumers()] == []
-
-    @pytest.mark.parametrize("order", ["NHWC", "NCHW"])
-    @pytest.mark.parametrize("kept", [[0, 1], [3, 4], [0, 2], [1, 3], [0, 2, 4], [1, 3, 5], [4, 1, 0], [2]])
-    def test_any_split_takes_and_puts_back_the_channels_of_the_models(self, order, kept):
-        channels = 6
-        others = [number for number in range(channels) if number not in kept]
-        layout = Layout(order)
-        split = DeployedSplit.from_split(
-            lambda x: (tf.gather(x, kept, axis=-1), tf.gather(x, others, axis=-1)), channels, layout
-        )
-        images = tf.constant(np.random.default_rng(0).standard_normal((2, 2, 3, channels)))
-        x_a, x_b = split(layout.enter(images))
-        np.testing.assert_array_equal(layout.leave(x_a), images.numpy()[..., kept])
-        np.testing.assert_array_equal(layout.leave(x_b), images.numpy()[..., others])
-        np.testing.assert_array_equal(layout.leave(split.merge(x_a, x_b)), images)
-
-    def test_layouts_share_all_weights_but_flattened_ones(self):
-        one, two = deployed_of("base").arrays(), deployed_of("base", "NCHW").arrays()
-        other = [name for name in one if one[name].shape != two[name].shape or not np.array_equal(one[name], two[name])]
-        assert [name for name in other if "actnorm" not in name] == [
-            "flow/whitening/last/kernel",
-            "flow/whitening/last/bias",
-            "encoder/last/kernel",
-        ]
-
-
-# The layout NCHW, in files: one model of each kind of part.
-IN_FILES = ["alpha-0.8", "base", "none", "combined", "classes"]
 # Converted but in no file of an export: the score has the log-determinants, in whose layout sums run over other axes.
 CONVERTED = [(name, one.name) for name in IN_FILES for one in endpoints(VARIANTS[name]) if one.onnx] + [
     ("alpha-0.8", "score"),
@@ -378,41 +39,6 @@ CONVERTED = [(name, one.name) for name in IN_FILES for one in endpoints(VARIANTS
     ("dequantization", "score"),
     ("prior of classes", "sample"),
 ]
-
-
-@functools.cache
-def onnx_of(name, of):
-    """The ONNX model of an endpoint. Do not change it."""
-    return build_onnx(deployed_of(name, "NCHW"), endpoint(VARIANTS[name], of), {"run": name})
-
-
-def arrays_of(name):
-    """The weights of a variant's ONNX files."""
-    return deployed_of(name, "NCHW").arrays()
-
-
-def smaller_of(name, model, precision):
-    """An ONNX model of a variant with smaller weights."""
-    return with_smaller_weights(model, precision, deployed_of(name, "NCHW").may_be_rounded())
-
-
-def session_of(model):
-    return onnxruntime.InferenceSession(
-        model if isinstance(model, str) else model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-
-
-@functools.cache
-def session(name, of, precision=None):
-    model = onnx_of(name, of)
-    return session_of(smaller_of(name, model, precision) if precision else model)
-
-
-def run(name, of, precision=None, **given):
-    """Runs an endpoint as ONNX."""
-    opened, everything = session(name, of, precision), {**inputs_of(VARIANTS[name]), **given}
-    names = [output.name for output in opened.get_outputs()]
-    return dict(zip(names, opened.run(None, {i.name: everything[i.name] for i in opened.get_inputs()}), strict=True))
 
 
 @pytest.mark.usefixtures("eager")
@@ -436,7 +62,6 @@ class TestOnnxNumbers:
 
 
 # The other variants have weights of the same kinds, in other numbers and with other values.
-VARIANTS["additive, normal prior"] = variant_of_tiny(prior="normal", **ADDITIVE)
 KINDS_OF_WEIGHTS = (*IN_FILES, "additive, normal prior")
 
 FILES = [("alpha-0.8", "encode"), ("alpha-0.8", "decode"), ("alpha-0.8", "sample"), ("base", "encode")]
@@ -447,10 +72,6 @@ def file(request):
     """(endpoint, ONNX model)."""
     name, of = request.param
     return endpoint(VARIANTS[name], of), onnx_of(name, of)
-
-
-def weights_in(model):
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
 @pytest.mark.usefixtures("eager")
@@ -662,10 +283,6 @@ class TestFilesOfWeights:
         names = ("z", "v")
         found = dict(zip(names, session_of(str(path)).run(names, {"images": images}), strict=True))
         assert_same(found, run("alpha-0.8", "encode", "int8", images=images), tolerance=1e-6)
-
-
-# Nets wide enough for weights, not the graph, to be most of a file.
-VARIANTS["wide"] = variant_of_tiny(hidden_channels=(32, 48, 48), encoder_channels=(16, 32), prior_hidden=48)
 
 
 @pytest.mark.usefixtures("eager")

@@ -1,4 +1,4 @@
-"""The export behind TensorFlow Serving: its files, and the example client against a server with the same rules.
+"""The export behind TensorFlow Serving: the example client against a server with the same rules, and its warm-up.
 
 The server is `serving_server.Server`, because TensorFlow Serving itself is not a Python package.
 """
@@ -6,50 +6,26 @@ The server is `serving_server.Server`, because TensorFlow Serving itself is not 
 import contextlib
 import importlib.util
 import io
-import os
-import re
-import shutil
 import socket
 import subprocess
 import sys
-import time
 import types
 
 import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from helpers.models import TINY, random_images
-from helpers.places import PATIENCE, ROOT
+from helpers.places import ROOT
 from helpers.serving_server import Server, to_proto
 from PIL import Image
-from tensorflow_serving.apis import (
-    get_model_status_pb2,
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_log_pb2,
-    prediction_service_pb2_grpc,
-)
-from tensorflow_serving.config import model_server_config_pb2
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_service_pb2_grpc
 
-from export.formats.serving import WARMUP_FILE, write_serving_files, write_warmup
-from export.origin import safe_name
+from export.formats.serving import WARMUP_FILE, write_warmup
 from export.signatures import endpoints
 
 CLIENT = ROOT / "examples" / "tf_serving" / "client.py"
 TRANSPORTS = ("rest-row", "rest-column", "grpc")
-
-
-def read_models(folder):
-    models = text_format.Parse((folder / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
-    return list(models.model_config_list.config)
-
-
-@pytest.fixture(scope="module")
-def name(exported):
-    (model,) = read_models(exported)
-    return model.name
 
 
 @pytest.fixture(scope="module")
@@ -454,196 +430,3 @@ def test_the_warm_up_is_the_same_every_time(tmp_path):
         folder.mkdir()
         write_warmup(folder, "tiny", endpoints(TINY))
     assert (tmp_path / "1" / WARMUP_FILE).read_bytes() == (tmp_path / "2" / WARMUP_FILE).read_bytes()
-
-
-def test_models_config(exported, name):
-    (model,) = read_models(exported)
-    assert (model.base_path, model.model_platform) == (f"/models/{name}", "tensorflow")
-    assert not model.HasField("model_version_policy")
-    # What the comment tells to add must be right as well.
-    (advice,) = re.findall(r"# +(model_version_policy .*)", (exported / "models.config").read_text())
-    policy = text_format.Parse(advice, model_server_config_pb2.ModelConfig()).model_version_policy
-    assert list(policy.specific.versions) == [1, 2]
-
-
-@pytest.mark.parametrize("run_name", ["faces, 2nd try/ema", "../../etc", "Größe 3", 'a"b', "---", ""])
-def test_any_run_name_makes_a_model_that_can_be_served(run_name, tmp_path):
-    name = safe_name(run_name)
-    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name)
-    write_serving_files(tmp_path, name)
-    (model,) = read_models(tmp_path)
-    assert model.name == name
-
-
-# The fields of session_bundle_config.proto and monitoring_config.proto, which tensorflow-serving-api leaves out.
-INT64, BOOL, STRING, MESSAGE = 3, 8, 9, 11  # descriptor_pb2.FieldDescriptorProto.Type
-MESSAGES = {
-    "BatchingParameters": [
-        ("max_batch_size", MESSAGE, ".google.protobuf.Int64Value"),
-        ("batch_timeout_micros", MESSAGE, ".google.protobuf.Int64Value"),
-        ("max_enqueued_batches", MESSAGE, ".google.protobuf.Int64Value"),
-        ("num_batch_threads", MESSAGE, ".google.protobuf.Int64Value"),
-        ("thread_pool_name", MESSAGE, ".google.protobuf.StringValue"),
-        ("allowed_batch_sizes", INT64, "repeated"),
-        ("pad_variable_length_inputs", BOOL, None),
-    ],
-    "PrometheusConfig": [("enable", BOOL, None), ("path", STRING, None)],
-    "MonitoringConfig": [("prometheus_config", MESSAGE, ".tensorflow.serving.PrometheusConfig")],
-}
-
-
-@pytest.fixture(scope="module")
-def messages():
-    """{name: class} of MESSAGES, in a pool of their own."""
-    file = descriptor_pb2.FileDescriptorProto(name="rebuilt.proto", package="tensorflow.serving", syntax="proto3")
-    file.dependency.append("google/protobuf/wrappers.proto")
-    for message, fields in MESSAGES.items():
-        described = file.message_type.add(name=message)
-        for number, (field, kind, detail) in enumerate(fields, 1):
-            added = described.field.add(name=field, number=number, type=kind, label=3 if detail == "repeated" else 1)
-            if kind == MESSAGE:
-                added.type_name = detail
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    pool.Add(file)
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.serving.{name}"))
-        for name in MESSAGES
-    }
-
-
-def test_batching_config(exported, messages):
-    text = (exported / "batching.config").read_text()
-    batching = text_format.Parse(text, messages["BatchingParameters"]())
-    sizes = list(batching.allowed_batch_sizes)
-    assert sizes == sorted(set(sizes)) and sizes[0] == 1 and sizes[-1] == batching.max_batch_size.value
-    assert batching.num_batch_threads.value >= 1 and batching.max_enqueued_batches.value >= 1
-    assert 0 < batching.batch_timeout_micros.value <= 100_000
-    for wrong in (text.replace("max_batch_size", "max_batchsize"), text.replace("{ value: 16 }", ": 16")):
-        assert wrong != text
-        with pytest.raises(text_format.ParseError):
-            text_format.Parse(wrong, messages["BatchingParameters"]())
-
-
-def test_monitoring_config(exported, messages):
-    text = (exported / "monitoring.config").read_text()
-    prometheus = text_format.Parse(text, messages["MonitoringConfig"]()).prometheus_config
-    assert prometheus.enable and prometheus.path.startswith("/")
-    with pytest.raises(text_format.ParseError):
-        text_format.Parse(text.replace("enable:", "enabled:"), messages["MonitoringConfig"]())
-
-
-def read_yaml(text):
-    """Reads the part of YAML that docker-compose.yml uses: mappings and lists by indentation, quoted strings."""
-    with contextlib.suppress(ImportError):
-        import yaml  # not a dependency, but better where it is there
-
-        return yaml.safe_load(text)
-    lines = [re.sub(r"(^|\s)#.*", "", line).rstrip() for line in text.splitlines()]
-    return read_block([line for line in lines if line])
-
-
-def read_block(lines):
-    indent = len(lines[0]) - len(lines[0].lstrip())
-    starts = [number for number, line in enumerate(lines) if len(line) - len(line.lstrip()) == indent]
-    assert indent % 2 == 0 and all(line.startswith(" " * indent) for line in lines)
-    block = {}
-    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
-        line, inner = lines[start].strip(), lines[start + 1 : end]
-        if match := re.fullmatch(r'- "([^"\\]*)"', line):
-            block[len(block)] = match[1]
-        elif line.startswith("- "):
-            block[len(block)] = read_block([" " * (indent + 2) + line[2:], *inner])
-            continue
-        elif match := re.fullmatch(r'([\w-]+): "([^"\\]*)"', line):
-            block[match[1]] = match[2]
-        else:
-            block[re.fullmatch(r"([\w-]+):", line)[1]] = read_block(inner)
-            continue
-        assert not inner
-    return list(block.values()) if lines[starts[0]].lstrip().startswith("- ") else block
-
-
-def test_docker_compose(exported, name):
-    compose = read_yaml((exported / "docker-compose.yml").read_text())
-    assert set(compose) == {"services"} and set(compose["services"]) == {"tf-serving", "tf-serving-gpu"}
-    service = compose["services"]["tf-serving"]
-    assert set(service) == {"image", "ports", "volumes", "command"}
-    assert re.fullmatch(r"tensorflow/serving:\$\{[A-Z_]+:-[\w.-]+\}", service["image"])
-    assert [port.split(":")[-2:] for port in service["ports"]] == [["8500", "8500"], ["8501", "8501"]]
-    mounts = {}
-    for volume in service["volumes"]:
-        here, there, mode = volume.split(":")
-        assert here.startswith("./") and (exported / here).exists() and mode == "ro"
-        mounts[there] = exported / here
-    assert mounts[read_models(exported)[0].base_path] == exported / "savedmodel"
-    flags = dict(flag.removeprefix("--").split("=") for flag in service["command"])
-    assert flags.pop("enable_batching") == "true"
-    files = {"model_config_file": "models", "monitoring_config_file": "monitoring"}
-    files["batching_parameters_file"] = "batching"
-    assert {flag: mounts[path].name for flag, path in flags.items()} == {
-        flag: f"{file}.config" for flag, file in files.items()
-    }
-
-
-def test_docker_compose_on_a_gpu_computes_in_full_float32(exported):
-    """By environment: the official image reads no other switch of TF32."""
-    services = read_yaml((exported / "docker-compose.yml").read_text())["services"]
-    assert services["tf-serving-gpu"] == {
-        "extends": {"service": "tf-serving"},
-        "profiles": ["gpu"],
-        "image": services["tf-serving"]["image"] + "-gpu",
-        "environment": {"NVIDIA_TF32_OVERRIDE": "0"},
-        "deploy": {
-            "resources": {"reservations": {"devices": [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]}}
-        },
-    }
-
-
-def wait_until(condition, seconds=PATIENCE):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "in vain"
-        time.sleep(0.02)
-
-
-def states(server, name):
-    """{version: state} as the model service gives them."""
-    with grpc.insecure_channel(f"localhost:{server.grpc_port}") as channel:
-        request = get_model_status_pb2.GetModelStatusRequest()
-        request.model_spec.name = name
-        reply = model_service_pb2_grpc.ModelServiceStub(channel).GetModelStatus(request)
-    state = get_model_status_pb2.ModelVersionStatus.State
-    return {status.version: state.Name(status.state) for status in reply.model_version_status}
-
-
-def test_a_new_version_that_is_renamed_in_is_never_seen_half_written(exported, name, tmp_path):
-    base = tmp_path / "savedmodel"
-    shutil.copytree(exported / "savedmodel" / "1", base / "1")
-    with Server(base, name, poll_seconds=0.01) as server:
-        assert states(server, name) == {1: "AVAILABLE"}
-        # Slowly, so that the server looks many times while files are missing.
-        shutil.copytree(base / "1", base / ".2.partial", copy_function=lambda *a: (time.sleep(0.03), shutil.copy2(*a)))
-        assert states(server, name) == {1: "AVAILABLE"}
-        os.rename(base / ".2.partial", base / "2")
-        wait_until(lambda: server.loaded.version == 2 or server.failures)
-        assert states(server, name) == {2: "AVAILABLE"} and not server.failures
-
-
-def test_a_half_written_version_would_be_noticed(exported, name, tmp_path):
-    """That the test above could fail: the same files, without the renaming, and a warm-up that does not fit."""
-    base = tmp_path / "savedmodel"
-    shutil.copytree(exported / "savedmodel" / "1", base / "1")
-    with Server(base, name, poll_seconds=0.01) as server:
-        (base / "2").mkdir()
-        shutil.copy2(base / "1" / "saved_model.pb", base / "2")
-        wait_until(lambda: server.failures)
-        assert states(server, name) == {1: "AVAILABLE", 2: "END"}
-        shutil.copytree(base / "1", tmp_path / "3")
-        record = prediction_log_pb2.PredictionLog()
-        record.predict_log.request.model_spec.signature_name = "switch"
-        with tf.io.TFRecordWriter(str(tmp_path / "3" / WARMUP_FILE)) as writer:
-            writer.write(record.SerializeToString())
-        os.rename(tmp_path / "3", base / "3")
-        wait_until(lambda: 3 in server.failures)
-        assert "input size does not match signature" in server.failures[3] and server.loaded.version == 1

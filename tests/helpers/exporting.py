@@ -1,15 +1,25 @@
-"""Exports of files that hold nothing and pass: where what is tested is where they go."""
+"""Exports of files that hold nothing and pass, where what is tested is where they go; and what stands in a folder."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 
 import onnx
 
 import export.formats.precision  # noqa: F401 - looked for by its name
 import export.pipeline  # noqa: F401 - likewise
+from export.card import JSON_NAME
 from export.verification.arrays import Report
 from helpers.deployed import NoDeployedModel
+
+PARTS = ("encoder.onnx", "decoder.onnx", "sampler.onnx")
+# By which an export is verified later.
+RECORDS = ("manifest.json", "cases")
+SERVING = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
+# Of a SavedModel that is loaded fast.
+SIGNATURES = ("encode", "decode")
 
 
 def _save_saved_model(deployed, chosen, folder, progress):
@@ -41,3 +51,34 @@ def hold_nothing(patch, opened):
         "export.pipeline.pass_gate": lambda check, folder, cases, **options: Report(),
     }.items():
         patch.setattr(name, value)
+
+
+def silent(text):
+    """Says nothing."""
+
+
+def contents(folder):
+    """Everything in a folder, hidden or not: files with their bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def read_card(folder):
+    return json.loads((folder / JSON_NAME).read_text())
+
+
+def half_written(folder):
+    """Returns what is visible in an export folder and not whole."""
+    half = []
+    versions = folder / "savedmodel"
+    for version in versions.iterdir() if versions.exists() else ():
+        files = ("saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001")
+        half += [f"{version.name} without {name}" for name in files if not (version / name).is_file()]
+        if not (version / "assets.extra" / JSON_NAME).exists():
+            half.append(f"{version.name} without a card")
+    for name in (JSON_NAME, *SERVING):
+        # A file that is there has its end.
+        with contextlib.suppress(FileNotFoundError):
+            text = (folder / name).read_text()
+            if not text.endswith("\n") or (name == JSON_NAME and not json.loads(text)):
+                half.append(name)
+    return half

@@ -13,10 +13,11 @@ from concurrent import futures
 import grpc
 import numpy as np
 import tensorflow as tf
-from google.protobuf import json_format
+from google.protobuf import json_format, text_format
 from tensorflow_serving.apis import get_model_metadata_pb2 as metadata_pb2
 from tensorflow_serving.apis import get_model_status_pb2 as status_pb2
 from tensorflow_serving.apis import model_service_pb2_grpc, predict_pb2, prediction_log_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.config import model_server_config_pb2
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 # As in http_rest_api_util.cc.
@@ -248,3 +249,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):  # the REST API
 
     def log_message(self, *arguments):
         pass
+
+
+def read_models(folder):
+    """The models of an export's configuration for the server."""
+    models = text_format.Parse((folder / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
+    return list(models.model_config_list.config)

@@ -1,20 +1,18 @@
-"""Tests of the flow and of the prior's: steps, factor-outs and the whole multi-scale map, in float64."""
+"""Tests of the flow, and of the prior's: steps, factor-outs and the whole multi-scale map, in float64."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import inspect
 import itertools
-import math
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.flows import BATCH, BLOCKS, CONDITION, F64, FLOWS, SMALL, block, close, flow
 from helpers.models import (
-    TINY,
     every_weight_has_a_gradient,
     give_effect,
     jacobian_log_det,
@@ -24,71 +22,15 @@ from helpers.models import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tensorflow_probability import bijectors as tfb
-from tensorflow_probability import distributions as tfd
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import ConfigError, UserError
-from tfdecouple.layers import (
-    ActNorm,
-    Coupling,
-    InvertibleConv1x1,
-    InvertibleLinear,
-    backward_memory,
-    convolution,
-)
+from tfdecouple.layers import ActNorm, Coupling, InvertibleConv1x1, InvertibleLinear
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
 from tfdecouple.networks.prior import PriorFlow, PriorStep
 
-BATCH = 2
-CONDITION = 3
 # Others in each run; one that fails is printed with the decorator that repeats it.
 SOME = settings(max_examples=12, deadline=None, print_blob=True)
-F64 = {"dtype": "float64"}
-
-# name: constructor, shape of one input, size of the condition
-BLOCKS = {
-    "step": (functools.partial(FlowStep, 4, CONDITION), (2, 2, 4), CONDITION),
-    "step-odd": (functools.partial(FlowStep, 4, CONDITION, alpha=0.6), (2, 2, 3), CONDITION),
-    "step-additive-lu": (functools.partial(FlowStep, 4, transform="additive", linear="lu"), (2, 2, 4), 0),
-    "factor-out": (functools.partial(FactorOut, 2, 4, CONDITION), (2, 2, 6), CONDITION),
-    "factor-out-additive-lu": (functools.partial(FactorOut, 1, 4, transform="additive", linear="lu"), (2, 2, 3), 0),
-    "prior-step-additive-lu": (functools.partial(PriorStep, 5, transform="additive", linear="lu"), (5,), 0),
-    "prior-flow": (functools.partial(PriorFlow, 2, 5, alpha=0.6), (6,), 0),
-}
-
-# Few steps, but every kind of conditioning, linear map and coupling.
-SMALL = dataclasses.replace(TINY, image_size=4, steps=(1, (1,), 1), encoder_channels=(4,))
-FLOWS = {
-    "tiny": TINY,
-    "unconditional-additive-lu": dataclasses.replace(
-        SMALL, conditioning="none", transform="additive", multiscale_transform="additive", linear="lu"
-    ),
-    "base": dataclasses.replace(SMALL, conditioning="base", base_hidden=5),
-    # One channel: squeezed before the first level, too.
-    "grey": dataclasses.replace(SMALL, image_size=None, image_shape=(4, 8, 1), steps=(1, 1), hidden_channels=(4, 4)),
-}
-
-
-@functools.cache
-def block(name):
-    make, shape, condition_size = BLOCKS[name]
-    rng = np.random.default_rng(1)
-    layer = make(name=name.replace("-", "_"), **F64)
-    layer.build((None, *shape))
-    give_effect(layer, scale=0.3)
-    x = tf.constant(rng.standard_normal((BATCH, *shape)))
-    return layer, x, tf.constant(rng.standard_normal((BATCH, condition_size))) if condition_size else None
-
-
-@functools.cache
-def flow(name):
-    config = FLOWS[name]
-    rng = np.random.default_rng(1)
-    layer = Flow(config, **F64)
-    layer.build()
-    give_effect(layer)
-    x = tf.constant(rng.uniform(-1, 1, (BATCH, *config.image_shape)))
-    return layer, x, tf.constant(rng.standard_normal((BATCH, config.latent_dim))) if config.has_latent else None
 
 
 @functools.cache
@@ -99,10 +41,6 @@ def code_of_tiny():
 
 def made(name):
     return block(name) if name in BLOCKS else flow(name)
-
-
-def close(a, b, tolerance=1e-9):
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.usefixtures("eager")
@@ -372,172 +310,6 @@ class TestConditioning:
         layer, _, z = flow("tiny")
         with pytest.raises(UserError, match="it needs"):
             getattr(layer, direction)(np.zeros(shape), z)
-
-
-class TestPrograms:
-    """The whole flow as it is used: every layer through a traced function."""
-
-    def test_whole_flow_has_the_log_det_of_its_jacobian_and_inverts(self):
-        layer, x, condition = flow("tiny")
-        v, log_det = layer.forward_and_log_det(x, condition)
-        close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition))
-        back, inverse = layer.inverse_and_log_det(v, condition)
-        close(back, x)
-        close(inverse, -log_det)
-        # Walking runs the layers themselves, one by one.
-        close(v, walk_with(layer, x, condition, lambda *_: None), 1e-12)
-
-    def test_a_deeper_flow_needs_no_more_traces(self, monkeypatch):
-        traces = []
-        original = FlowStep._forward
-
-        def counted(self, x, condition):
-            traces.append(self.name)
-            return original(self, x, condition)
-
-        monkeypatch.setattr(FlowStep, "_forward", counted)
-        layer = Flow(dataclasses.replace(SMALL, steps=(2, 3), hidden_channels=(4, 4)))
-        layer.forward_and_log_det(np.zeros((1, 4, 4, 3)), np.zeros((1, 4)))
-        assert len(traces) == 2
-
-    @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
-    def test_values_that_stand_for_weights_stand_for_them_in_programs_too(self, method):
-        layer = Flow(dataclasses.replace(SMALL, steps=(1, 1), hidden_channels=(4, 4)))
-        x, z = np.ones((1, 4, 4, 3), "float32"), np.ones((1, 4), "float32")
-        layer.build()
-        give_effect(layer)
-        run = getattr(layer, method)
-        before = run(x, z)
-        bias = layer.levels[0][0].steps[0].sequence[0].bias
-        others = [(bias, bias + 0.5)]
-        with keras.StatelessScope(state_mapping=others):
-            replaced = run(x, z)
-        np.testing.assert_array_equal(run(x, z)[0], before[0])
-        bias.assign(bias + 0.5)
-        expected = run(x, z)
-        assert np.abs(expected[0] - before[0]).max() > 1e-3
-        for ours, theirs in zip(replaced, expected, strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
-
-    @pytest.mark.parametrize("condition", [True, False])
-    def test_computing_maps_again_gives_the_same_gradients_to_the_bit(self, condition):
-        gradients = self.gradients("coupling" if condition else "none")
-        plain, again = (tf.function(gradients, autograph=False)(on) for on in ("keep", "recompute"))
-        for ours, theirs in zip(again, plain, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-
-    @pytest.mark.parametrize("condition", [True, False])
-    def test_recompute_computes_the_maps_again_but_not_the_convolution_that_narrows_them(self, condition, monkeypatch):
-        without_packing(monkeypatch)
-        gradients = self.gradients("coupling" if condition else "none")
-        kept, computed = (
-            collections.Counter(node.op for body in going_back(gradients, mode) for node in body)
-            for mode in ("keep", "recompute")
-        )
-        assert kept["Elu"] == kept["Conv2D"] == 0
-        assert computed["Elu"] == 2 * computed["Conv2D"] > 0
-
-    @staticmethod
-    def gradients(conditioning):
-        """Returns a function of the mode, which returns a loss and its gradients for all weights."""
-        layer = Flow(dataclasses.replace(SMALL, steps=(2, 3), hidden_channels=(4, 4), conditioning=conditioning))
-        x = tf.random.stateless_normal((2, 4, 4, 3), [0, 1])
-        z = None if conditioning == "none" else tf.random.stateless_normal((2, 4), [0, 2])
-        layer.build()
-        give_effect(layer)
-        weights = [variable.value for variable in layer.trainable_variables]
-
-        def gradients(mode):
-            with backward_memory(mode), tf.GradientTape() as tape:
-                v, log_det = layer.forward_and_log_det(x, z)
-                loss = tf.reduce_sum(v**2) - tf.reduce_sum(log_det)
-            return [loss, *tape.gradient(loss, weights)]
-
-        return gradients
-
-    @pytest.mark.parametrize("mode", ["keep", "recompute"])
-    def test_backward_pass_keeps_no_normalised_kernels(self, mode, monkeypatch):
-        without_packing(monkeypatch)
-        gradients = self.gradients("coupling")
-        computed = []
-        for body in going_back(gradients, mode):
-            products = {node.name for node in body if node.op == "Mul"}
-            kernels = (node.input[1].partition(":")[0] for node in body if node.op == "Conv2DBackpropInput")
-            computed += [kernel in products for kernel in kernels]
-        # Of the two convolutions of a net the first one's kernel is a weight, the other one's is computed again.
-        assert sum(computed) == len(computed) / 2 > 0
-
-
-def without_packing(monkeypatch):
-    """Leaves forward convolutions out of the backward pass, so that it is seen which are computed again."""
-    monkeypatch.setattr(convolution, "vector_size", lambda: 1)
-
-
-def going_back(gradients, mode):
-    """Returns the operations of each function that run in each function of the backward pass of `gradients(mode)`."""
-    graph = tf.function(gradients, autograph=False).get_concrete_function(mode).graph.as_graph_def()
-    functions = [each for each in graph.library.function if "__backward" in each.signature.name]
-    assert functions
-    return [list(needed(each)) for each in functions]
-
-
-def needed(function):
-    """The operations of a function on which its results depend."""
-    nodes = {node.name: node for node in function.node_def}
-    waiting, found = list(function.ret.values()), {}
-    while waiting:
-        name = waiting.pop().removeprefix("^").partition(":")[0]
-        if name in nodes and name not in found:
-            found[name] = nodes[name]
-            waiting += nodes[name].input
-    return found.values()
-
-
-class TestDensity:
-    """exp(log p) integrates to 1: a wrong sign or a forgotten term of a log-determinant would show."""
-
-    @pytest.mark.parametrize("options", [{}, {"transform": "additive"}, {"linear": "lu"}, {"alpha": 0.5}])
-    def test_prior_flow_over_two_dimensions(self, options):
-        layer = PriorFlow(2, 5, **options, **F64)
-        layer.build((None, 2))
-        give_effect(layer, scale=0.15)
-        assert abs(integral(lambda z: standard_normal(*layer.forward_and_log_det(z))) - 1) < 1e-6
-
-    @pytest.mark.parametrize("log_scale", [-0.5, 0.5])
-    def test_the_check_notices_a_wrong_log_determinant(self, log_scale):
-        layer = ActNorm(**F64)
-        layer.build((None, 2))
-        layer.log_scale.assign([log_scale, 0.0])
-        wrong = integral(lambda z: standard_normal(layer.forward_and_log_det(z)[0], tf.zeros(len(z), tf.float64)))
-        assert wrong == pytest.approx(math.exp(-log_scale), rel=1e-3)
-
-    def test_inverse_of_the_prior_flow_draws_from_its_density(self):
-        layer = give_effect(built(PriorFlow(1, 5, **F64), (None, 2)), scale=0.15)
-        noise = tf.random.stateless_normal([100_000, 2], [0, 1], dtype=tf.float64)
-        z = layer.inverse_and_log_det(noise)[0].numpy()
-        grid, area = lattice()
-        density = np.exp(standard_normal(*layer.forward_and_log_det(grid)))
-        for moment in (lambda z: z, np.square):
-            np.testing.assert_allclose((moment(grid) * density[:, None]).sum(0) * area, moment(z).mean(0), atol=0.05)
-
-
-def built(layer, shape):
-    layer.build(shape)
-    return layer
-
-
-def lattice(half=20.0, count=401):
-    side = np.linspace(-half, half, count)
-    return np.stack(np.meshgrid(side, side), -1).reshape(-1, 2), (side[1] - side[0]) ** 2
-
-
-def integral(log_density):
-    grid, area = lattice()
-    return float(np.exp(log_density(grid)).sum() * area)
-
-
-def standard_normal(y, log_det):
-    return tf.reduce_sum(tfd.Normal(tf.zeros([], tf.float64), 1.0).log_prob(y), -1) + log_det
 
 
 # A layer of each class with every option off its default, and the shape of an input.

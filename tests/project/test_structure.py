@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers.places import PATIENCE, ROOT
+from helpers.places import PATIENCE, ROOT, TESTS
 
 import tfdecouple
 from tfdecouple.moved import MOVED
@@ -349,3 +349,8 @@ class TestFiles:
         outside = (os.pardir + "/" + "shared").encode()
         files = [ROOT / name for name in listing.stdout.decode().split("\0") if name]
         assert [str(file) for file in files if file.is_file() and outside in file.read_bytes()] == []
+
+    def test_no_file_of_tests_is_long(self):
+        lines = {file: file.read_text(encoding="utf-8").count("\n") for file in TESTS.rglob("*.py")}
+        assert len(lines) > 150
+        assert {str(file): count for file, count in lines.items() if count > 500} == {}

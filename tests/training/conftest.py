@@ -3,6 +3,7 @@
 import pytest
 from helpers.runs import FakeStep
 
+from tfdecouple import gradient
 from tfdecouple.metrics import BitsPerDim
 from tfdecouple.training import reports, trainer
 
@@ -32,3 +33,11 @@ def fake_step(eager, monkeypatch):
     """Replaces the step, whose tracing takes time, and traces nothing else; returns the stand-in."""
     monkeypatch.setattr(trainer, "TrainStep", FakeStep)
     return FakeStep
+
+
+@pytest.fixture(scope="module")
+def weights_of_both_sizes():
+    """Lets some of the weights be large: they are updated by themselves, the small ones together."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradient, "_SMALL", 64)
+        yield

@@ -1,18 +1,15 @@
 """A step that is the same on any number of devices and all or nothing."""
 
 import collections
-import dataclasses
 import math
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import SMALL, give_effect, random_images
+from helpers.models import give_effect, random_images
 from helpers.runs import run_config
+from helpers.trainers import BATCH, GLOW, Trainer, assert_close, assert_equal
 
-from tfdecouple import gradient
-from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.data import evaluation_batches
 from tfdecouple.layers import ActNorm, InvertibleConv1x1, net_precision
 from tfdecouple.metrics import Evaluator
@@ -21,71 +18,8 @@ from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.runtime.emulation import emulated_accelerator
 from tfdecouple.runtime.tf32 import full_float32
 from tfdecouple.training import train, trainer
-from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import TrainStep
-from tfdecouple.training.strategy import make_strategy
-from tfdecouple.training.vector import Piece
 
-BATCH = 8
-GLOW = dataclasses.replace(SMALL, conditioning="none")
-
-
-class Trainer:
-    """State and step on one or more logical CPU devices, started the same way on any number of them."""
-
-    def __init__(self, devices=1, model=SMALL, effect=True, **training):
-        options = {
-            "batch_size": BATCH,
-            "learning_rate": 0.01,
-            "warmup_steps": 2,
-            "ema_decay": 0.9,
-            "weight_decay": 0.01,
-        }
-        self.config = Config(model=model, training=TrainingConfig(**{**options, **training}))
-        self.strategy = make_strategy(devices)
-        keras.utils.set_random_seed(1)
-        with self.strategy.scope():
-            self.state = TrainingState(self.config)
-        self.state.model.initialize(random_images(16, seed=9), seed=0)
-        if effect:
-            give_effect(self.state.model)
-        self.state.optimizer.start_averages()
-        self.step_function = TrainStep(self.config, self.state, self.strategy)
-        self.steps = 0
-
-    def take(self, count=1):
-        """Takes steps, each on images of its own, and returns the last result as numbers."""
-        for _ in range(count):
-            images = random_images(BATCH, seed=100 + self.steps)
-            size = BATCH // self.config.training.micro_batches
-            micro_batches = self.strategy.experimental_distribute_dataset(
-                tf.data.Dataset.from_tensor_slices(images).batch(size)
-            )
-            result = self.step_function(list(micro_batches), self.steps)
-            self.steps += 1
-        return result.read()
-
-    def values(self, device=None):
-        """Everything that checkpoints hold, by name: as read, or the copy of one device."""
-
-        def read(variable):
-            if device is not None:
-                is_piece = isinstance(variable, Piece)
-                copies = variable.copies() if is_piece else self.strategy.experimental_local_results(variable)
-                variable = copies[device]
-            return variable.numpy()
-
-        return {
-            f"{group}/{name}": read(variable)
-            for group, variables in self.state.groups().items()
-            for name, variable in variables.items()
-        }
-
-    def put(self, values):
-        """Puts what `values` has returned back."""
-        for group, variables in self.state.groups().items():
-            for name, variable in variables.items():
-                variable.assign(values[f"{group}/{name}"])
+pytestmark = pytest.mark.usefixtures("weights_of_both_sizes")
 
 
 def operations(step):
@@ -95,27 +29,6 @@ def operations(step):
     inner = collections.Counter(node.op for function in graph.library.function for node in function.node_def)
     outer = collections.Counter(node.op for node in graph.node)
     return inner + outer, outer
-
-
-def assert_close(ours, theirs, tolerance=1e-5):
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        np.testing.assert_allclose(value, theirs[name], rtol=tolerance, atol=tolerance, err_msg=name)
-
-
-def assert_equal(ours, theirs, but=()):
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        if name not in but:
-            np.testing.assert_array_equal(value, theirs[name], err_msg=name)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def weights_of_both_sizes():
-    """Lets some of the weights be large: they are updated by themselves, the small ones together."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradient, "_SMALL", 64)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -430,50 +343,6 @@ def test_kinds_compiled_by_xla_take_the_same_step(one_device):
         # Adam makes much of what a gradient near 0 is rounded to: its first moments are a share of the gradient.
         if name.startswith("means/") or "/moving_" in name:
             np.testing.assert_allclose(trainer.values()[name], value, atol=1e-5 * np.abs(value).max(), err_msg=name)
-
-
-DEQUANTIZING = dataclasses.replace(
-    GLOW,
-    dequantization="flow",
-    dequantization_steps=(1, 1),
-    dequantization_hidden_channels=(3, 4),
-    dequantization_encoder_channels=(3,),
-    dequantization_map_channels=2,
-)
-
-
-class TestLearnedDequantization:
-    @pytest.fixture(scope="class")
-    def alone(self):
-        """A trainer that has taken two steps, its states after each, and the results."""
-        trainer = Trainer(model=DEQUANTIZING)
-        steps = [(trainer.take(), trainer.values()) for _ in range(2)]
-        return tuple(zip(*steps, strict=True))
-
-    def test_its_term_is_in_the_loss_and_moves_its_weights(self, alone):
-        (first, _), (state, after) = alone
-        assert first.dequantization != 0 and first.kl == 0 and first.applied
-        nats = first.reconstruction + first.dequantization
-        bits = DecoupledModel(DEQUANTIZING).nats_to_bits_per_dim(nats)
-        assert first.bits_per_dim == pytest.approx(bits, rel=1e-5)
-        moved = {name for name, value in after.items() if not np.array_equal(value, state[name])}
-        dequantizer = {name for name in state if name.startswith("model/dequantizer/")}
-        assert len(dequantizer) > 60 and dequantizer <= moved
-
-    def test_two_devices_take_the_same_steps(self, alone):
-        trainer = Trainer(devices=2, model=DEQUANTIZING)
-        trainer.take(2)
-        assert_close(trainer.values(), alone[1][-1], 2e-4)
-
-    def test_a_restored_state_goes_on_bit_for_bit_and_so_does_rematerialisation(self, alone):
-        results, states = alone
-        trainer = Trainer(model=DEQUANTIZING, memory="recompute")
-        trainer.take()
-        assert_equal(trainer.values(), states[0])
-        give_effect(trainer.state.model)
-        trainer.put(states[0])
-        assert trainer.take().bits_per_dim == results[1].bits_per_dim
-        assert_equal(trainer.values(), states[1])
 
 
 class TestDivision:

@@ -1,0 +1,192 @@
+"""What a published export says and holds: its card in all places, and the files of its page."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import tensorflow as tf
+from helpers.exporting import PARTS, RECORDS, contents, read_card
+from PIL import Image
+from tensorflow.core.protobuf import saved_model_pb2
+
+from export import pipeline
+from export.card import JSON_NAME, TEXT_NAME, card_text
+from export.formats import web
+from export.origin import open_run
+from export.signatures import endpoints
+from tfdecouple.model import DecoupledModel
+from tfdecouple.runs import averaged_names
+from tfdecouple.storage.checkpoints import CheckpointFolder
+
+
+class TestCard:
+    def test_agrees_with_the_files(self, exported, tiny_run):
+        card = read_card(exported)
+        files = {path.name: path.stat().st_size for path in (exported / "onnx").iterdir()}
+        assert card["formats"]["onnx"]["bytes"] == files
+        assert card["formats"]["onnx"]["files"] == sorted(f"onnx/{name}" for name in files)
+        assert card["formats"]["savedmodel"]["files"] == ["savedmodel/1"]
+        for name, endpoint in card["endpoints"].items():
+            assert endpoint["onnx"] is None or (exported / endpoint["onnx"]).is_file(), name
+        assert (exported / TEXT_NAME).read_text() == card_text(card)
+        inner = json.loads((exported / "savedmodel" / "1" / "assets.extra" / JSON_NAME).read_text())
+        assert inner == card
+
+    def test_states_parity_round_trip_and_time_of_every_endpoint(self, exported, opened):
+        card = read_card(exported)
+        every = {one.name: {output.name for output in one.outputs} for one in endpoints(opened[0].config)}
+        with_onnx = {one.name for one in endpoints(opened[0].config) if one.onnx}
+        for name, expected in {"savedmodel": set(every), "onnx": with_onnx}.items():
+            entry = card["formats"][name]
+            compared = {key: every[key] for key in expected} | {"decode of drawn codes": every["decode"]}
+            assert {key: set(outputs) for key, outputs in entry["parity"].items()} == compared
+            assert set(entry["latency_ms"]) == {"encode", "decode", "sample"}
+            assert all(trip["identical"] == trip["images"] > 0 for trip in entry["round_trip"].values())
+            assert set(entry["round_trip"]) == {"real", "black", "white", "noise", "0/255 noise", "checkerboard"}
+        text = (exported / TEXT_NAME).read_text()
+        assert all(f"| `{key}` |" in text and f"| {key} |" in text for key in every)
+        assert "nan" not in text.lower().split()
+
+    def test_states_the_error_and_size_of_the_smaller_files(self, exported):
+        entry = read_card(exported)["formats"]["onnx"]
+        variant = entry["variants"]["int8"]
+        for name, size in variant["bytes"].items():
+            assert (exported / "onnx" / name).stat().st_size == size
+        assert len(variant["bytes"]) == 3
+        megabytes = sum(variant["bytes"].values()) / 1e6
+        wrong, images = variant["round_trip"]["differing"], variant["images"]
+        stated = f"The int8 files ({megabytes:.1f} MB in all) encode and decode {images} images with {wrong:.4%} of the"
+        assert stated in (exported / TEXT_NAME).read_text()
+
+    def test_signatures_are_those_of_the_saved_model(self, exported):
+        message = saved_model_pb2.SavedModel.FromString((exported / "savedmodel" / "1" / "saved_model.pb").read_bytes())
+        signatures = dict(message.meta_graphs[0].signature_def)
+        card = read_card(exported)
+        assert {name for name in signatures if not name.startswith("__")} == {*card["endpoints"], "serving_default"}
+        for name, endpoint in card["endpoints"].items():
+            for kind, infos in (("inputs", signatures[name].inputs), ("outputs", signatures[name].outputs)):
+                found = {
+                    key: [tf.as_dtype(info.dtype).name, *(dimension.size for dimension in info.tensor_shape.dim)]
+                    for key, info in infos.items()
+                }
+                stated = {array["name"]: [array["dtype"], -1, *array["shape"][1:]] for array in endpoint[kind]}
+                assert found == stated, name
+
+    def test_onnx_files_say_the_same_of_themselves(self, exported):
+        card = read_card(exported)
+        for name, endpoint in {"encoder": "encode", "decoder": "decode", "sampler": "sample"}.items():
+            for suffix, precision in {"": "float32", ".int8": "int8"}.items():
+                model = onnx.load(exported / "onnx" / f"{name}{suffix}.onnx")
+                says = {entry.key: entry.value for entry in model.metadata_props}
+                assert says.pop("endpoint") == endpoint
+                assert says.pop("precision") == precision
+                assert says == {key: card[key] for key in says}
+                assert {"run", "step", "averaged", "config_sha256", "image_size", "n_bits", "d_z", "name"} <= set(says)
+
+    def test_of_a_run_that_averages_says_so_with_its_figures(self, finished_run):
+        model, origin = open_run(finished_run)
+        summary = json.loads((finished_run / "summary.json").read_text())
+        assert (origin.run, origin.step, origin.averaged) == ("run", summary["best_step"], True)
+        assert origin.bits_per_dim == {
+            "validation": summary["validation_bits_per_dim"],
+            "test": summary["test"]["bits_per_dim"],
+            "test_images": 5,
+        }
+        assert origin.metadata()["averaged"] == "true" and origin.metadata()["step"] == str(origin.step)
+        # These are the averages at that step, and not what training had there.
+        kept = CheckpointFolder(finished_run / "checkpoints")
+        trained, averaged = DecoupledModel(model.config), DecoupledModel(model.config)
+        covered = averaged_names(model)
+        kept.read("step", origin.step, {"model": trained.named_variables()})
+        averages = {name: variable for name, variable in averaged.named_variables().items() if name in covered}
+        kept.read("step", origin.step, {"averages": averages})
+        found = {name: variable.numpy() for name, variable in model.named_variables().items() if name in covered}
+        assert all(np.array_equal(found[name], averages[name].numpy()) for name in covered)
+        raw = trained.named_variables()
+        assert not all(np.array_equal(found[name], raw[name].numpy()) for name in covered)
+
+    def test_of_a_run_that_averages_reaches_its_readers(self, quick, monkeypatch, finished_run, command, tmp_path):
+        monkeypatch.setattr(pipeline, "open_run", open_run)
+        status, _, err = command("--format", "savedmodel", "--name", "my faces/2", run=finished_run)
+        assert (status, err) == (0, "")
+        card = read_card(tmp_path / "to")
+        assert (card["name"], card["run"], card["averaged"]) == ("my-faces-2", "run", "true")
+        entry = card["formats"]["savedmodel"]
+        assert (entry["run"], str(entry["step"])) == ("run", card["step"])
+        text = (tmp_path / "to" / TEXT_NAME).read_text()
+        assert f"run run, step {card['step']}, averaged" in text
+        assert f"{card['bits_per_dim']['test']:.3f} on 5 test images" in text
+        assert "my-faces-2" in (tmp_path / "to" / "models.config").read_text()
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    """The three files of onnxruntime-web, as the npm package has them."""
+    folder = tmp_path / "package"
+    (folder / "dist").mkdir(parents=True)
+    for number, name in enumerate(web.RUNTIME_FILES):
+        (folder / "dist" / name).write_bytes(bytes(100 + number))
+    return folder
+
+
+class TestWeb:
+    def test_page_is_complete(self, quick, command, runtime, tmp_path, opened):
+        status, out, err = command("--format", "web", "--web-runtime", runtime)
+        assert (status, err) == (0, "")
+        page = tmp_path / "to" / "web"
+        assert str(page) in out.splitlines()
+        assert {path.name for path in page.iterdir()} == {
+            *(path.name for path in web.PAGE.iterdir()),
+            "model",
+            "runtime",
+        }
+        for path in web.PAGE.iterdir():
+            assert (page / path.name).read_bytes() == path.read_bytes()
+        assert contents(page / "runtime") == contents(runtime / "dist")
+        config = json.loads((page / "model" / "config.json").read_text())
+        examples = config.pop("examples")
+        pictures = [example["file"] for example in examples]
+        # The run's data are the embedded photographs.
+        assert {example["seen"] for example in examples} == {True, False}
+        assert {path.name for path in (page / "model").iterdir()} == {
+            *PARTS,
+            "config.json",
+            *(name.removeprefix("model/") for name in pictures),
+        }
+        sizes = {name.removesuffix(".onnx"): (page / "model" / name).stat().st_size for name in PARTS}
+        assert config == {
+            "name": "tiny",
+            "image_size": 8,
+            "centre_crop": 0,
+            "latent_dim": 4,
+            "bits_per_dim": None,
+            "data": opened[1].data,
+            "sizes": {**sizes, "runtime": 303},
+            "project": None,
+        }
+        assert len(pictures) >= 2
+        for name in pictures:
+            with Image.open(page / name) as picture:
+                assert (picture.size, picture.mode) == ((8, 8), "RGB")
+
+    def test_is_alone_where_nothing_else_was_asked_for(self, quick, command, runtime, tmp_path):
+        assert command("--format", "web", "--web-runtime", runtime / "dist")[0] == 0
+        assert {path.name for path in (tmp_path / "to").iterdir()} == {"web", JSON_NAME, TEXT_NAME, *RECORDS}
+        assert set(read_card(tmp_path / "to")["formats"]) == {"web"}
+
+    def test_runtime_that_is_not_there_is_refused_before_anything_takes_time(
+        self, quick, refused, monkeypatch, runtime
+    ):
+        def slow(*_, **__):
+            raise AssertionError
+
+        monkeypatch.setattr(pipeline, "make_cases", slow)
+        (runtime / "dist" / web.RUNTIME_FILES[2]).unlink()
+        line = refused("--format", "web", "--web-runtime", runtime)
+        assert str(runtime) in line and web.RUNTIME_FILES[2] in line
+
+    def test_without_npm_says_how_to_get_the_runtime(self, quick, refused, monkeypatch, tmp_path):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        line = refused("--format", "web")
+        assert "there is no npm here" in line and "--web-runtime" in line

@@ -1,0 +1,127 @@
+"""What an export refuses in one line, before anything stands anywhere; and a model without z, which has no page."""
+
+import dataclasses
+import errno
+import os
+import random
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from helpers.exporting import read_card, silent
+from helpers.models import SMALL, TINY, give_effect, random_images
+from helpers.runs import write_run
+
+from export import pipeline
+from export.card import TEXT_NAME
+from export.pipeline import Request, export
+from tfdecouple.errors import UserError
+from tfdecouple.model import DecoupledModel
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--format", "onxx"], "there is no format 'onxx'; there are savedmodel, onnx, ort, litert, web"),
+            (["--precision", "int4"], "there is no precision 'int4'; there are float16, int8"),
+            (["--endpoints", "decode", "score_all"], "this model has no endpoint 'score_all'; it has encode, "),
+        ],
+    )
+    def test_mistake_in_the_command(self, refused, arguments, message):
+        assert message in refused(*arguments)
+
+    def test_no_format(self, tiny_run, tmp_path):
+        with pytest.raises(UserError, match="no format is given"):
+            Request(run=tiny_run, to=tmp_path, formats=())
+
+    def test_run_that_there_is_not(self, refused, tmp_path):
+        assert "there is no run folder" in refused(run=tmp_path / "none")
+
+    def test_folder_that_is_no_run(self, refused, tmp_path):
+        (tmp_path / "run").mkdir()
+        assert "it has no config.json" in refused(run=tmp_path / "run")
+
+    def test_run_without_a_checkpoint(self, refused, tiny_run, tmp_path):
+        (tmp_path / "run").mkdir()
+        shutil.copy(tiny_run / "config.json", tmp_path / "run")
+        assert "holds no checkpoint yet" in refused(run=tmp_path / "run")
+
+    def test_run_whose_checkpoint_is_cut_off(self, refused, tiny_run, tmp_path):
+        run = shutil.copytree(tiny_run, tmp_path / "run")
+        (data,) = (run / "checkpoints").glob("*.data-*")
+        os.truncate(data, 1000)
+        assert data.name.partition(".")[0] in refused(run=run)
+
+    def test_run_of_a_model_that_was_never_initialised(self, refused, tmp_path):
+        run = write_run(tmp_path / "run", DecoupledModel(TINY))
+        assert "not initialised" in refused(run=run)
+
+    def test_run_that_diverged(self, refused, tmp_path):
+        model = DecoupledModel(TINY)
+        model.initialize(random_images(16))
+        kernel = next(v for v in model.trainable_variables if len(v.shape) == 4)
+        kernel.assign(kernel * np.nan)
+        run = write_run(tmp_path / "run", model)
+        assert "not finite" in refused(run=run)
+
+    def test_folder_that_is_a_file(self, refused, tmp_path):
+        (tmp_path / "file").touch()
+        assert f"cannot write to {tmp_path / 'file'}" in refused(to=tmp_path / "file")
+        assert f"cannot write to {tmp_path / 'file' / 'to'}" in refused(to=tmp_path / "file" / "to")
+
+    def test_disk_that_is_full_as_the_last_file_is_written(self, quick, command, refused, monkeypatch):
+        # By then everything else is ready; none of it may be visible, nor anything of before be gone.
+        def full(path, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        assert command()[0] == 0
+        monkeypatch.setattr(pipeline, "write_text", full)
+        assert "No space left on device" in refused()
+
+    def test_reader_of_the_output_that_goes_away_is_no_full_disk(self, quick, tiny_run, tmp_path):
+        def gone(text):
+            if "checking" in text:
+                raise BrokenPipeError
+
+        with pytest.raises(BrokenPipeError):
+            export(Request(run=tiny_run, to=tmp_path / "to"), gone)
+        assert not (tmp_path / "to").exists()
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory):
+    """A run of a model without z."""
+    random.seed(0)
+    model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none"))
+    model.initialize(random_images(16))
+    return write_run(tmp_path_factory.mktemp("runs") / "plain", give_effect(model))
+
+
+@pytest.mark.usefixtures("forked")
+class TestModelWithoutZ:
+    def test_is_exported_with_the_endpoints_that_it_has(self, plain_run, tmp_path):
+        export(Request(run=plain_run, to=tmp_path / "to"), silent)
+        card = read_card(tmp_path / "to")
+        arrays = {
+            name: ([array["name"] for array in one["inputs"]], [array["name"] for array in one["outputs"]])
+            for name, one in card["endpoints"].items()
+        }
+        assert arrays == {
+            "encode": (["images"], ["v"]),
+            "decode": (["v"], ["images"]),
+            "sample": (["v_noise", "temperature"], ["images"]),
+            "score": (["images", "u_noise"], ["bits_per_dim", "shell", "typicality"]),
+        }
+        assert set(card["formats"]["savedmodel"]["parity"]) == {*arrays, "decode of drawn codes"}
+        assert card["architecture"]["latent_dim"] is None and card["d_z"] == "0"
+        for endpoint in ("encode", "decode", "sample"):
+            model = onnx.load(tmp_path / "to" / card["endpoints"][endpoint]["onnx"])
+            assert [value.name for value in model.graph.input] == arrays[endpoint][0]
+            assert [value.name for value in model.graph.output] == arrays[endpoint][1]
+        text = (tmp_path / "to" / TEXT_NAME).read_text()
+        assert "no z (an unconditional flow)" in text and '"z"' not in text
+
+    def test_has_no_page(self, refused, plain_run):
+        assert "this model has none; leave the format web out" in refused("--format", "web", run=plain_run)

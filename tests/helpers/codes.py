@@ -1,0 +1,37 @@
+"""Reading folders of codes and of the images that they were made of."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from tfdecouple.dataset_encoding import read_codes
+
+COUNTS = {"train": 20, "validation": 6, "test": 5}
+# Files of the folder in `encode`'s order: 20 + 6 + 5 images, 7 to a file.
+FILES = ["train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003"]
+FILES += ["validation-00000-of-00001", "test-00000-of-00001"]
+
+
+def read(folder, **options):
+    """The codes of a folder by key, each of which must be there once."""
+    rows = list(read_codes(folder, **options).as_numpy_iterator())
+    by_key = {row["key"].decode(): row for row in rows}
+    assert len(by_key) == len(rows)
+    return by_key
+
+
+def pixels_of(folder, keys):
+    return np.stack([np.asarray(Image.open(folder / key)) for key in keys])
+
+
+def every_key(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+
+
+def manifest(folder):
+    return json.loads((folder / "_manifest.json").read_text())
+
+
+def contents(folder, pattern="*.*"):
+    return {path.name: path.read_bytes() for path in folder.glob(pattern) if path.is_file()}

@@ -1,0 +1,254 @@
+"""Models of all kinds by name, as Keras computes them, as they are deployed, and as ONNX."""
+
+import dataclasses
+import functools
+import random
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from export.deployed.model import DeployedModel
+from export.formats.onnx import build_onnx
+from export.formats.precision import with_smaller_weights
+from export.signatures import endpoint
+from helpers.models import TINY, give_effect, random_images
+from tfdecouple.model import DecoupledModel
+from tfdecouple.outliers import outlier_scores
+from tfdecouple.step_layers import STEP_LAYERS
+
+# Of the largest value. About 5e-7 is what was measured.
+TOLERANCE = 1e-5
+
+
+def variant_of_tiny(**options):
+    return dataclasses.replace(TINY, **options)
+
+
+ADDITIVE = {"transform": "additive", "multiscale_transform": "additive", "prior_transform": "additive"}
+LABELLED = {
+    "image_size": 4,
+    "steps": (1, 1),
+    "hidden_channels": (4, 6),
+    "encoder_channels": (4,),
+    "classes": 3,
+    "class_probabilities": (1, 2, 5),
+}
+# TINY has odd channel counts (3, 9) and even ones (12, 24); the prior's splits go by d_z.
+VARIANTS = {
+    "alpha-0.8": TINY,
+    "alpha-1": variant_of_tiny(alpha=1.0, prior_alpha=1.0),
+    "additive": variant_of_tiny(**ADDITIVE),
+    "additive flow": variant_of_tiny(transform="additive"),
+    "additive multiscale": variant_of_tiny(multiscale_transform="additive"),
+    "additive prior": variant_of_tiny(prior_transform="additive"),
+    "lu": variant_of_tiny(linear="lu"),
+    "base": variant_of_tiny(conditioning="base", base_hidden=5),
+    "base additive": variant_of_tiny(conditioning="base", base_hidden=5, **ADDITIVE),
+    "none": variant_of_tiny(conditioning="none"),
+    "none additive": variant_of_tiny(conditioning="none", **ADDITIVE),
+    "normal prior": variant_of_tiny(prior="normal"),
+    "5 bits": variant_of_tiny(n_bits=5),
+    "3 bits": variant_of_tiny(n_bits=3),
+    "1 bit": variant_of_tiny(n_bits=1),
+    "d_z 2": variant_of_tiny(latent_dim=2),
+    "d_z 3": variant_of_tiny(latent_dim=3, prior_steps=2),
+    "d_z 5": variant_of_tiny(latent_dim=5, prior_steps=2),
+    "d_z 6": variant_of_tiny(latent_dim=6, prior_steps=3),
+    # 12, 9 and 6 channels: halves of even and of odd length.
+    "three parts": variant_of_tiny(steps=(1, (1, 2, 1), 1)),
+    "several factors": variant_of_tiny(
+        image_size=16, steps=(2, (1, 1, 2, 1), (2,), 2), hidden_channels=(4, 6, 5, 6), factors=(6, 2)
+    ),
+    "combined": variant_of_tiny(
+        steps=(1, (1, 1, 1), 2),
+        latent_dim=5,
+        n_bits=5,
+        alpha=1.0,
+        prior_alpha=1.0,
+        linear="lu",
+        multiscale_transform="additive",
+        step_layers=tuple(STEP_LAYERS),
+    ),
+    "two levels": variant_of_tiny(image_size=4, steps=(2, 3), hidden_channels=(4, 6), encoder_channels=(4,)),
+    "dequantization": variant_of_tiny(
+        image_size=4,
+        steps=(1, 1),
+        hidden_channels=(4, 6),
+        encoder_channels=(4,),
+        dequantization="flow",
+        dequantization_steps=(1, (1,), 1),
+        dequantization_hidden_channels=(3, 4, 5),
+        dequantization_encoder_channels=(3, 5),
+        dequantization_map_channels=2,
+    ),
+    "grey": variant_of_tiny(
+        image_size=None,
+        image_shape=(4, 8, 1),
+        steps=(1, 1),
+        hidden_channels=(4, 6),
+        encoder_channels=(4,),
+        dequantization="flow",
+        dequantization_steps=(1, 1),
+        dequantization_hidden_channels=(3, 4),
+        dequantization_encoder_channels=(3,),
+        dequantization_map_channels=2,
+    ),
+    "five channels": variant_of_tiny(
+        image_size=None, image_shape=(8, 4, 5), conditioning="base", base_hidden=5, encoder_channels=(4,)
+    ),
+    "classes": variant_of_tiny(**LABELLED, prior="classes"),
+    "prior of classes": variant_of_tiny(**LABELLED, linear="lu"),
+}
+
+# For files alone: a prior that no other variant has, and nets so wide that weights, not the graph, are most of one.
+FURTHER = {
+    "additive, normal prior": variant_of_tiny(prior="normal", **ADDITIVE),
+    "wide": variant_of_tiny(hidden_channels=(32, 48, 48), encoder_channels=(16, 32), prior_hidden=48),
+}
+VARIANTS |= FURTHER
+
+
+@functools.cache
+def model_of(name):
+    """A model whose every weight has an effect, z differing from image to image. Do not change it."""
+    config = VARIANTS[name]
+    random.seed(0)
+    model = DecoupledModel(config)
+    model.initialize(random_images(16, config.image_shape))
+    if model.encoder is not None:
+        give_effect(model.encoder.blocks[-1], scale=0.5)
+        model.encoder.last.gain.assign_add(np.full(model.encoder.last.gain.shape, 0.5))
+        # Training moves them; at 0 and 1 their folding would be a step that changes nothing.
+        move_statistics(model.encoder)
+    if model.dequantizer is not None:
+        give_effect(model.dequantizer, scale=0.3)
+        move_statistics(model.dequantizer.encoder)
+    if model.code_net is not None:
+        # At their start all codes are nearly 0.
+        model.code_net.embedding.assign(20 * model.code_net.embedding)
+    return give_effect(model)
+
+
+def move_statistics(encoder):
+    for block in encoder.blocks:
+        for norm in (block.norm_1, block.norm_2, *block.shortcut[1:]):
+            norm.moving_mean.assign(np.linspace(-0.3, 0.4, norm.moving_mean.shape[0]))
+            norm.moving_variance.assign(np.linspace(0.5, 2.0, norm.moving_variance.shape[0]))
+
+
+@functools.cache
+def deployed_of(name, order="NHWC"):
+    """A variant as it is deployed, whose arithmetic can be run eagerly."""
+    return DeployedModel.from_model(model_of(name), order)
+
+
+def inputs_of(config, count=5, seed=1):
+    """Every input that an endpoint may take, by name."""
+    rng = np.random.default_rng(seed)
+    images = random_images(count, config.image_shape, seed)
+    draws = {
+        "z": rng.standard_normal((count, config.latent_dim)),
+        "v": rng.standard_normal((count, *config.image_shape)),
+        "z_noise": rng.standard_normal((count, config.latent_dim)),
+        "v_noise": rng.standard_normal((count, *config.image_shape)),
+        "u_noise": (rng.standard_normal if config.has_dequantizer else rng.random)((count, *config.image_shape)),
+        "direction": rng.standard_normal((count, config.latent_dim)),
+        "temperature": np.linspace(0.3, 1.0, count),
+        "amount": np.linspace(0.0, 2.0, count),
+        "alpha": np.linspace(0.0, 1.0, count),
+        "beta": np.linspace(0.9, 0.2, count),
+    }
+    pictures = {"images": images, "images_a": images, "images_b": images[::-1].copy()}
+    labels = np.arange(count, dtype=np.int32) % max(config.classes, 1)
+    labelled = {"labels": labels, "labels_a": labels, "labels_b": labels[::-1].copy()}
+    return {**pictures, **labelled, **{name: values.astype("float32") for name, values in draws.items()}}
+
+
+def expected(name, endpoint_name):
+    """What the Keras model answers to `inputs_of`."""
+    model, given = model_of(name), inputs_of(VARIANTS[name])
+    a, b = given["images_a"], given["images_b"]
+    labels = model.wanted_labels(given["labels"])
+    coded = labels if model.config.has_class_codes else None
+    both = None if coded is None else (given["labels_a"], given["labels_b"])
+    if endpoint_name == "classify":
+        return {"log_probabilities": model.classify(a)}
+    if endpoint_name == "encode":
+        codes = model.encode(a, coded)
+        return {"v": codes.v} if codes.z is None else codes._asdict()
+    if endpoint_name == "encode_global":
+        posterior = model.posterior(a)
+        return {"z_mean": posterior.mean(), "z_log_variance": 2 * np.log(posterior.stddev())}
+    if endpoint_name == "decode":
+        return {"images": model.decode(given["z"] if model.config.has_latent else None, given["v"])}
+    if endpoint_name == "sample":
+        z = model.z_from_noise(given["z_noise"], labels) if model.config.has_latent else None
+        return {"images": model.decode(z, given["temperature"][:, None, None, None] * given["v_noise"])}
+    if endpoint_name == "score":
+        return outlier_scores(model, a, given["z_noise"], given["u_noise"], labels).named()
+    if endpoint_name == "edit":
+        edited = model.edit(a, given["direction"], given["amount"], coded)
+        np.testing.assert_array_equal(edited[0], model.quantize_images(a)[0])
+        return {"edited": edited}
+    if endpoint_name == "switch":
+        return dict(zip(("images_ab", "images_ba"), model.switch(a, b, both), strict=True))
+    every = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]), both)
+    return {"images": np.stack([every[k, k, k] for k in range(len(a))])}
+
+
+def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
+    """Floats agree; pixels agree but for a few values on the border of two levels, which may fall to either side."""
+    assert set(found) == set(right)
+    for output, values in right.items():
+        ours, theirs = np.asarray(found[output], "float64"), np.asarray(values, "float64")
+        assert ours.shape == theirs.shape, output
+        assert np.ptp(theirs) > 0, f"{output} is the same everywhere, which shows nothing"
+        difference = np.abs(ours - theirs)
+        if np.asarray(values).dtype == np.uint8:
+            assert difference.max() <= 256 // 2**n_bits and np.mean(difference > 0) < 0.01, output
+        else:
+            assert difference.max() < tolerance * np.abs(theirs).max(), output
+
+
+# The layout NCHW, in files: one model of each kind of part.
+IN_FILES = ["alpha-0.8", "base", "none", "combined", "classes"]
+
+
+@functools.cache
+def onnx_of(name, of):
+    """The ONNX model of an endpoint. Do not change it."""
+    return build_onnx(deployed_of(name, "NCHW"), endpoint(VARIANTS[name], of), {"run": name})
+
+
+def arrays_of(name):
+    """The weights of a variant's ONNX files."""
+    return deployed_of(name, "NCHW").arrays()
+
+
+def smaller_of(name, model, precision):
+    """An ONNX model of a variant with smaller weights."""
+    return with_smaller_weights(model, precision, deployed_of(name, "NCHW").may_be_rounded())
+
+
+def session_of(model):
+    return onnxruntime.InferenceSession(
+        model if isinstance(model, str) else model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+
+
+@functools.cache
+def session(name, of, precision=None):
+    model = onnx_of(name, of)
+    return session_of(smaller_of(name, model, precision) if precision else model)
+
+
+def run(name, of, precision=None, **given):
+    """Runs an endpoint as ONNX."""
+    opened, everything = session(name, of, precision), {**inputs_of(VARIANTS[name]), **given}
+    names = [output.name for output in opened.get_outputs()]
+    return dict(zip(names, opened.run(None, {i.name: everything[i.name] for i in opened.get_inputs()}), strict=True))
+
+
+def weights_in(model):
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}

@@ -1,0 +1,108 @@
+"""Layers by name, built, with effect and an input, and what holds for all of them."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import numpy as np
+import tensorflow as tf
+
+from helpers.models import give_effect, jacobian_log_det
+from tfdecouple.layers import (
+    ActNorm,
+    ConditionalWhitening,
+    Coupling,
+    InvertibleConv1x1,
+    InvertibleLinear,
+    RegisteredLayer,
+    Squeeze,
+)
+from tfdecouple.step_layers import STEP_LAYERS
+from tfdecouple.transforms import TRANSFORMS
+
+BATCH = 2
+CONDITION = 3
+PATTERNS = list(itertools.product(("continuous", "alternate"), ("last", "first")))
+# Of every transform that is registered, whose bound matters for all but the additive one.
+SCALES = {
+    f"{name}-{alpha}": {"transform": name, "alpha": alpha}
+    for name in TRANSFORMS
+    for alpha in ((1.0,) if name == "additive" else (1.0, 0.6))
+}
+
+
+def coupling_cases():
+    for (pattern, part), scale in itertools.product(PATTERNS, SCALES):
+        options = {"pattern": pattern, "part": part, "dtype": "float64", **SCALES[scale]}
+        name = f"coupling-{pattern}-{part}-{scale}"
+        yield f"{name}-image", functools.partial(Coupling, 4, **options), (2, 2, 6), 0
+        yield f"{name}-image-conditional", functools.partial(Coupling, 4, CONDITION, **options), (2, 2, 6), CONDITION
+        yield f"{name}-vector", functools.partial(Coupling, 4, **options), (6,), 0
+    for pattern, part in PATTERNS:
+        options = {"pattern": pattern, "part": part, "dtype": "float64"}
+        name = f"coupling-{pattern}-{part}-odd"
+        yield name, functools.partial(Coupling, 4, CONDITION, **options), (2, 2, 5), CONDITION
+    options = {"transformed": 1, "dtype": "float64"}
+    yield "coupling-one-of-four", functools.partial(Coupling, 4, CONDITION, **options), (2, 2, 4), CONDITION
+
+
+whitening = functools.partial(ConditionalWhitening, 5, CONDITION, dtype="float64")
+
+# name: constructor, shape of one input, size of the condition
+CASES = {
+    "actnorm-image": (functools.partial(ActNorm, dtype="float64"), (3, 2, 3), 0),
+    "actnorm-vector": (functools.partial(ActNorm, dtype="float64"), (5,), 0),
+    "conv1x1-full": (functools.partial(InvertibleConv1x1, "full", dtype="float64"), (3, 2, 4), 0),
+    "conv1x1-lu": (functools.partial(InvertibleConv1x1, "lu", dtype="float64"), (3, 2, 4), 0),
+    "linear-full": (functools.partial(InvertibleLinear, "full", dtype="float64"), (5,), 0),
+    "linear-lu": (functools.partial(InvertibleLinear, "lu", dtype="float64"), (5,), 0),
+    "squeeze": (functools.partial(Squeeze, dtype="float64"), (4, 2, 3), 0),
+    "whitening-image": (whitening, (2, 2, 3), CONDITION),
+    "whitening-vector": (whitening, (5,), CONDITION),
+    **{
+        f"registered-{name}": (functools.partial(RegisteredLayer, name, dtype="float64"), (3, 2, 3), 0)
+        for name in STEP_LAYERS
+    },
+    **{name: (make, shape, condition) for name, make, shape, condition in coupling_cases()},
+}
+# One of each kind, for what does not depend on the options.
+KINDS = [name for name in CASES if not name.startswith("coupling")] + [
+    "coupling-alternate-first-affine-1.0-image-conditional",
+    "coupling-continuous-first-additive-1.0-vector",
+]
+# And one of each split pattern of a coupling.
+SPLITS = [f"coupling-{pattern}-{part}-affine-0.6-image-conditional" for pattern, part in PATTERNS]
+CONDITIONAL = [name for name in KINDS if CASES[name][2]]
+
+
+@functools.cache
+def case(name):
+    """A built layer whose weights all have an effect, with inputs and conditions."""
+    make, shape, condition_size = CASES[name]
+    rng = np.random.default_rng(1)
+    layer = make(name=name.replace(".", "_"))
+    layer.build((None, *shape))
+    give_effect(layer, scale=0.3)
+    x = tf.constant(rng.standard_normal((BATCH, *shape)))
+    condition = tf.constant(rng.standard_normal((BATCH, condition_size))) if condition_size else None
+    return layer, x, condition
+
+
+def close(a, b, tolerance=1e-9):
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)
+
+
+def built(layer, shape):
+    layer.build(shape)
+    return layer
+
+
+def check(layer, shape):
+    """A freshly built layer inverts exactly and tells the log-determinant of its Jacobian, on inputs of this shape."""
+    give_effect(built(layer, (None, *shape[1:])), scale=0.3)
+    rng = np.random.default_rng(0)
+    x, condition = tf.constant(rng.standard_normal(shape)), tf.constant(rng.standard_normal((shape[0], CONDITION)))
+    y, log_det = layer.forward_and_log_det(x, condition)
+    close(layer.inverse_and_log_det(y, condition)[0], x, 1e-8)
+    close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition), 1e-8)

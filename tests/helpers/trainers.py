@@ -1,0 +1,88 @@
+"""State and step of a training, started the same way on any number of devices, and comparisons of states."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from helpers.models import SMALL, give_effect, random_images
+from tfdecouple.config import Config, TrainingConfig
+from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import TrainStep
+from tfdecouple.training.strategy import make_strategy
+from tfdecouple.training.vector import Piece
+
+BATCH = 8
+GLOW = dataclasses.replace(SMALL, conditioning="none")
+
+
+class Trainer:
+    """State and step on one or more logical CPU devices, started the same way on any number of them."""
+
+    def __init__(self, devices=1, model=SMALL, effect=True, **training):
+        options = {
+            "batch_size": BATCH,
+            "learning_rate": 0.01,
+            "warmup_steps": 2,
+            "ema_decay": 0.9,
+            "weight_decay": 0.01,
+        }
+        self.config = Config(model=model, training=TrainingConfig(**{**options, **training}))
+        self.strategy = make_strategy(devices)
+        keras.utils.set_random_seed(1)
+        with self.strategy.scope():
+            self.state = TrainingState(self.config)
+        self.state.model.initialize(random_images(16, seed=9), seed=0)
+        if effect:
+            give_effect(self.state.model)
+        self.state.optimizer.start_averages()
+        self.step_function = TrainStep(self.config, self.state, self.strategy)
+        self.steps = 0
+
+    def take(self, count=1):
+        """Takes steps, each on images of its own, and returns the last result as numbers."""
+        for _ in range(count):
+            images = random_images(BATCH, seed=100 + self.steps)
+            size = BATCH // self.config.training.micro_batches
+            micro_batches = self.strategy.experimental_distribute_dataset(
+                tf.data.Dataset.from_tensor_slices(images).batch(size)
+            )
+            result = self.step_function(list(micro_batches), self.steps)
+            self.steps += 1
+        return result.read()
+
+    def values(self, device=None):
+        """Everything that checkpoints hold, by name: as read, or the copy of one device."""
+
+        def read(variable):
+            if device is not None:
+                is_piece = isinstance(variable, Piece)
+                copies = variable.copies() if is_piece else self.strategy.experimental_local_results(variable)
+                variable = copies[device]
+            return variable.numpy()
+
+        return {
+            f"{group}/{name}": read(variable)
+            for group, variables in self.state.groups().items()
+            for name, variable in variables.items()
+        }
+
+    def put(self, values):
+        """Puts what `values` has returned back."""
+        for group, variables in self.state.groups().items():
+            for name, variable in variables.items():
+                variable.assign(values[f"{group}/{name}"])
+
+
+def assert_close(ours, theirs, tolerance=1e-5):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+def assert_equal(ours, theirs, but=()):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if name not in but:
+            np.testing.assert_array_equal(value, theirs[name], err_msg=name)

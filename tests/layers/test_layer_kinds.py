@@ -1,0 +1,293 @@
+"""Each kind of layer by itself: what it computes, against TFP and by hand, and how it starts."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.layers import BATCH, CASES, CONDITION, SCALES, built, case, check, close
+from helpers.models import give_effect
+from tensorflow_probability import bijectors as tfb
+from tensorflow_probability import distributions as tfd
+
+from tfdecouple.errors import UserError
+from tfdecouple.layers import MLP, ActNorm, ConvNet, Coupling, InvertibleLinear
+from tfdecouple.runtime.products import channel_product
+
+
+class TestAgainstTFP:
+    """Each layer equals the elementary TFP bijector of the same numbers."""
+
+    @pytest.mark.parametrize("name", ["actnorm-image", "actnorm-vector"])
+    def test_actnorm_is_a_scale_and_a_shift(self, name):
+        layer, x, _ = case(name)
+        theirs = tfb.Shift(layer.bias.value)(tfb.Scale(log_scale=layer.log_scale.value))
+        y, log_det = layer.forward_and_log_det(x)
+        close(y, theirs.forward(x))
+        close(log_det, theirs.forward_log_det_jacobian(x, event_ndims=len(x.shape) - 1))
+
+    @pytest.mark.parametrize("name", ["conv1x1-full", "conv1x1-lu", "linear-full", "linear-lu"])
+    def test_linear_map_is_a_matrix_at_every_position(self, name):
+        layer, x, _ = case(name)
+        if layer.form == "full":
+            theirs = tfb.ScaleMatvecLinearOperator(tf.linalg.LinearOperatorFullMatrix(layer.kernel.value))
+        else:
+            theirs = tfb.ScaleMatvecLU(layer.factors.value, layer.permutation.value)
+        y, log_det = layer.forward_and_log_det(x)
+        close(y, theirs.forward(x))
+        close(layer.inverse_and_log_det(y)[0], theirs.inverse(tf.identity(y)))
+        # TFP's is that of one application; the layer applies the matrix at every position.
+        once = theirs.forward_log_det_jacobian(tf.reshape(x, [-1, x.shape[-1]])[0], event_ndims=1)
+        close(log_det, tf.fill([BATCH], math.prod(x.shape[1:-1]) * once))
+
+    @pytest.mark.parametrize("scale", ["affine-1.0", "affine-0.6", "additive-1.0"])
+    def test_coupling_of_vectors_is_a_real_nvp(self, scale):
+        layer, x, _ = case(f"coupling-continuous-last-{scale}-vector")
+
+        def shift_and_log_scale(kept, units, **kwargs):
+            parameters = layer.net(kept)
+            if layer.transform == "additive":
+                return parameters, None
+            shift, raw = tf.split(parameters, 2, -1)
+            return shift, tf.math.log(1 + layer.alpha * tf.tanh(raw / 2))
+
+        theirs = tfb.RealNVP(num_masked=3, shift_and_log_scale_fn=shift_and_log_scale)
+        y, log_det = layer.forward_and_log_det(x)
+        close(y, theirs.forward(x))
+        close(log_det, theirs.forward_log_det_jacobian(x, event_ndims=1))
+
+    def test_squeeze_is_a_reshape_and_a_transpose(self):
+        layer, x, _ = case("squeeze")
+        theirs = tfb.Chain(
+            [
+                tfb.Reshape(event_shape_out=[2, 1, 12], event_shape_in=[2, 1, 2, 2, 3]),
+                tfb.Transpose([0, 2, 1, 3, 4]),
+                tfb.Reshape(event_shape_out=[2, 2, 1, 2, 3], event_shape_in=[4, 2, 3]),
+            ]
+        )
+        np.testing.assert_array_equal(layer.forward_and_log_det(x)[0], theirs.forward(x))
+
+    @pytest.mark.parametrize("name", ["whitening-image", "whitening-vector"])
+    def test_whitening_gives_the_density_of_a_conditional_gaussian(self, name):
+        layer, x, condition = case(name)
+        zero = tf.zeros_like(x)
+        mean = layer.inverse_and_log_det(zero, condition)[0]
+        scale = layer.inverse_and_log_det(zero + 1, condition)[0] - mean
+        v, log_det = layer.forward_and_log_det(x, condition)
+        axes = list(range(1, len(x.shape)))
+        whitened = tf.reduce_sum(tfd.Normal(tf.zeros([], tf.float64), 1.0).log_prob(v), axes) + log_det
+        close(whitened, tf.reduce_sum(tfd.Normal(mean, scale).log_prob(x), axes))
+
+
+class TestActNorm:
+    @pytest.mark.parametrize("shape", [(64, 5, 4, 3), (500, 6)])
+    def test_initialised_output_has_mean_0_and_deviation_1_in_every_channel(self, shape):
+        x = np.random.default_rng(0).standard_normal(shape) * np.arange(1, shape[-1] + 1) + 7
+        layer = ActNorm(dtype="float64")
+        layer.build(shape)
+        layer.initialize(tf.constant(x))
+        y = np.reshape(layer.forward_and_log_det(x)[0], [-1, shape[-1]])
+        close(y.mean(0), np.zeros(shape[-1]))
+        close(y.std(0, ddof=1), np.ones(shape[-1]))
+
+    def test_a_constant_channel_is_shifted_and_not_scaled(self):
+        x = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype("float32")
+        x[..., 1] = -0.75
+        layer = ActNorm()
+        layer.build(x.shape)
+        layer.initialize(tf.constant(x))
+        assert layer.log_scale.numpy()[1] == 0 and layer.log_scale.numpy()[0] != 0
+        np.testing.assert_array_equal(layer.forward_and_log_det(x)[0][..., 1], np.zeros((4, 3, 3)))
+
+    def test_channels_that_vary_by_one_level_of_a_pixel_are_scaled(self):
+        x = np.zeros((2, 4, 4, 1), "float32")
+        x[0, 0, 0, 0] = 2 / 256
+        layer = ActNorm()
+        layer.build(x.shape)
+        layer.initialize(tf.constant(x))
+        assert np.std(layer.forward_and_log_det(x)[0], ddof=1) == pytest.approx(1, rel=1e-4)
+
+
+class TestLinear:
+    @pytest.mark.parametrize("form", ["full", "lu"])
+    def test_matrix_is_orthogonal_at_the_start(self, form):
+        layer = InvertibleLinear(form, dtype="float64")
+        layer.build((None, 7))
+        matrix = layer.matrix().numpy()
+        # Keras draws it in float32.
+        close(matrix @ matrix.T, np.eye(7), 1e-6)
+        close(layer.log_abs_det(), 0, 1e-6)
+        close(layer.condition_number(), 1, 1e-6)
+
+    @pytest.mark.parametrize("form", ["full", "lu"])
+    def test_matrix_and_its_determinant_and_condition_agree_with_numpy(self, form):
+        layer = case(f"linear-{form}")[0]
+        matrix = layer.matrix().numpy()
+        close(layer.log_abs_det(), np.linalg.slogdet(matrix)[1])
+        close(layer.condition_number(), np.linalg.cond(matrix))
+
+    def test_lu_learns_the_factors_and_keeps_the_permutation(self):
+        layer = case("linear-lu")[0]
+        assert [v.name for v in layer.trainable_variables] == ["factors"]
+        assert [v.name for v in layer.non_trainable_variables] == ["permutation"]
+
+    def test_float32_inverse_of_a_badly_conditioned_matrix_keeps_float32_precision(self):
+        layer = InvertibleLinear()
+        layer.build((None, 4))
+        basis = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
+        layer.kernel.assign((basis * [1, 1, 1, 1e-4]).astype("float32"))
+        exact = np.linalg.inv(layer.kernel.numpy().astype("float64"))
+        inverse = layer.inverse_and_log_det(np.eye(4))[0].numpy().T
+        assert np.abs(inverse - exact).max() < 1e-6 * np.abs(exact).max()
+
+
+class TestCoupling:
+    @pytest.mark.parametrize(
+        ("pattern", "part", "channels", "transformed"),
+        [
+            ("continuous", "last", 6, [3, 4, 5]),
+            ("continuous", "first", 6, [0, 1, 2]),
+            ("alternate", "last", 6, [1, 3, 5]),
+            ("alternate", "first", 6, [0, 2, 4]),
+            ("continuous", "last", 5, [3, 4]),
+            ("continuous", "first", 5, [0, 1]),
+            ("alternate", "last", 5, [3, 4]),
+            ("alternate", "first", 5, [0, 1]),
+        ],
+    )
+    @pytest.mark.parametrize("shape", [(2, 3), ()], ids=["image", "vector"])
+    def test_pattern_and_part_choose_the_channels(self, pattern, part, channels, transformed, shape):
+        layer = Coupling(4, pattern=pattern, part=part, dtype="float64")
+        layer.build((None, *shape, channels))
+        give_effect(layer, scale=0.5)
+        x = np.random.default_rng(0).standard_normal((2, *shape, channels))
+        changed = np.abs(layer.forward_and_log_det(x)[0] - x).reshape(-1, channels).max(0) > 1e-6
+        assert np.flatnonzero(changed).tolist() == transformed
+
+    @pytest.mark.parametrize("count", [1, 2, 4])
+    def test_transformed_sets_how_many_channels_change(self, count):
+        layer = give_effect(built(Coupling(4, transformed=count), (None, 2, 2, 5)), scale=0.5)
+        x = np.random.default_rng(0).standard_normal((2, 2, 2, 5)).astype("float32")
+        changed = np.abs(layer.forward_and_log_det(x)[0] - x).max((0, 1, 2)) > 1e-6
+        assert changed.tolist() == [False] * (5 - count) + [True] * count
+
+    @pytest.mark.parametrize("scale", SCALES)
+    @pytest.mark.parametrize("shape", [(2, 2, 4), (4,)], ids=["image", "vector"])
+    def test_coupling_is_the_identity_at_the_start_and_after_initialize(self, scale, shape):
+        layer = built(Coupling(4, **SCALES[scale]), (None, *shape))
+        x = tf.random.stateless_normal([2, *shape], [0, 1])
+        for _ in range(2):
+            y, log_det = layer.forward_and_log_det(x)
+            np.testing.assert_allclose(y, x, atol=1e-6)
+            np.testing.assert_allclose(log_det, np.zeros(2), atol=1e-5)
+            give_effect(layer)
+            assert np.abs(layer.forward_and_log_det(x)[0] - x).max() > 1e-3
+            layer.initialize(x)
+
+    @pytest.mark.parametrize("alpha", [0.3, 0.8, 1.0])
+    def test_scale_stays_within_alpha_of_1(self, alpha):
+        layer = give_effect(built(Coupling(4, alpha=alpha, dtype="float64"), (None, 2, 2, 4)), scale=20)
+        x = 50 * np.random.default_rng(0).standard_normal((20, 2, 2, 4))
+        scale = layer.scale(x).numpy()
+        assert 1 - alpha <= scale.min() < 1 - 0.9 * alpha and 1 + 0.9 * alpha < scale.max() <= 1 + alpha
+
+    @pytest.mark.parametrize("name", [name for name in CASES if "coupling" in name and "conditional" in name])
+    def test_scale_gives_the_log_det(self, name):
+        layer, x, condition = case(name)
+        log_scale = tf.math.log(layer.scale(x, condition))
+        close(layer.forward_and_log_det(x, condition)[1], tf.reduce_sum(log_scale, [1, 2, 3]))
+
+    def test_log_det_of_alpha_1_stays_right_where_the_scale_underflows(self):
+        layer = built(Coupling(4), (None, 1, 1, 2))
+        layer.net.last.bias.assign([0.0, -200.0])
+        assert layer.scale(np.ones((1, 1, 1, 2))).numpy().max() == 0
+        log_det = layer.forward_and_log_det(np.ones((1, 1, 1, 2)))[1]
+        np.testing.assert_allclose(log_det, [math.log(2) - 200], rtol=1e-6)
+
+    def test_split_and_conditioner_may_be_any_with_their_methods(self):
+        class Last:
+            """x_b is the last channel alone."""
+
+            def counts(self, channels):
+                return channels - 1, 1
+
+            def __call__(self, x):
+                return x[..., :-1], x[..., -1:]
+
+            def merge(self, x_a, x_b):
+                return tf.concat([x_a, x_b], -1)
+
+        class Linear(keras.layers.Layer):
+            def build(self, x_shape, condition_shape=None):
+                self.kernel = self.add_weight(shape=(x_shape[-1], 2), initializer="zeros")
+
+            def call(self, x, condition=None):
+                return tf.matmul(x, tf.convert_to_tensor(self.kernel)[None, None])
+
+        layer = Coupling(split=Last(), conditioner=Linear(dtype="float64"), alpha=0.5, dtype="float64")
+        check(layer, (2, 2, 3, 5))
+        x = tf.random.stateless_normal([2, 2, 3, 5], [0, 1], dtype=tf.float64)
+        changed = np.abs(layer.forward_and_log_det(x)[0] - x).max((0, 1, 2)) > 1e-6
+        assert changed.tolist() == [False] * 4 + [True]
+
+    def test_a_conditioner_of_other_outputs_is_refused(self):
+        layer = Coupling(conditioner=ConvNet(3, 4))
+        with pytest.raises(UserError, match="gives 3 channels; it needs 4"):
+            layer.forward_and_log_det(np.ones((1, 2, 2, 4)))
+
+    def test_initialising_leaves_the_direction_of_the_last_layer_alone(self):
+        layer = give_effect(built(Coupling(4), (None, 2, 2, 4)))
+        before = layer.net.last.direction.numpy()
+        layer.initialize(tf.ones([1, 2, 2, 4]))
+        np.testing.assert_array_equal(layer.net.last.direction.numpy(), before)
+
+
+class TestNets:
+    def test_convolutional_net_is_equation_7(self):
+        net = give_effect(built(ConvNet(3, 4, CONDITION, dtype="float64"), (None, 3, 3, 2)))
+        weights = {v.name: v.numpy() for v in net.variables}
+        x, z = np.random.default_rng(0).standard_normal((2, 3, 3, 2)), np.random.default_rng(1).standard_normal((2, 3))
+        elu = lambda h: np.where(h > 0, h, np.expm1(h))  # noqa: E731
+
+        def convolve(h, kernel):
+            padded = np.pad(h, [(0, 0), (1, 1), (1, 1), (0, 0)])
+            return sum(
+                padded[:, i : i + h.shape[1], j : j + h.shape[2]] @ kernel[i, j] for i in range(3) for j in range(3)
+            )
+
+        h = elu(convolve(x, weights["first"])) @ weights["second"][0, 0]
+        h = elu(h + (z @ weights["condition_kernel"] + weights["condition_bias"])[:, None, None])
+        direction = weights["last_direction"]
+        kernel = direction * weights["last_gain"] / np.sqrt((direction**2).sum((0, 1, 2)))
+        close(net(x, z), convolve(h, kernel) + weights["last_bias"], 1e-12)
+
+    def test_perceptron_has_two_hidden_layers(self):
+        net = give_effect(built(MLP(3, 4, dtype="float64"), (None, 2)))
+        weights = {v.name: v.numpy() for v in net.variables}
+        h = np.random.default_rng(0).standard_normal((2, 2))
+        x = h
+        for name in ("first", "second"):
+            h = h @ weights[name] + weights[f"{name}_bias"]
+            h = np.where(h > 0, h, np.expm1(h))
+        direction = weights["last_direction"]
+        kernel = direction * weights["last_gain"] / np.sqrt((direction**2).sum(0))
+        close(net(x), h @ kernel + weights["last_bias"], 1e-12)
+
+
+class TestChannelProduct:
+    @pytest.mark.parametrize("known", [True, False])
+    @pytest.mark.parametrize("transpose", [False, True])
+    @pytest.mark.parametrize("shape", [(2, 3), (2, 5, 3), (2, 4, 5, 3)])
+    def test_every_position_is_multiplied(self, shape, transpose, known):
+        x, matrix = (np.random.default_rng(0).standard_normal(size).astype("float32") for size in (shape, (3, 2)))
+        signature = [tf.TensorSpec(shape if known else [None] * (len(shape) - 1) + [3])]
+
+        @tf.function(input_signature=signature)
+        def run(x):
+            return channel_product(x, matrix.T if transpose else matrix, transpose)
+
+        assert run.get_concrete_function().output_shapes.as_list() == [*signature[0].shape[:-1], 2]
+        np.testing.assert_allclose(run(x), x @ matrix, rtol=1e-5, atol=1e-6)

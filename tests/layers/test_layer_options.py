@@ -1,0 +1,231 @@
+"""How layers are made and run: options, their refusals, configs, precision and traces."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.layers import BATCH, CASES, CONDITION, CONDITIONAL, KINDS, built, case
+from helpers.models import give_effect
+
+from tfdecouple.errors import ConfigError, UserError
+from tfdecouple.layers import (
+    MLP,
+    ActNorm,
+    ConditionalWhitening,
+    ConvNet,
+    Coupling,
+    InvertibleConv1x1,
+    InvertibleLinear,
+    Squeeze,
+    net_precision,
+)
+from tfdecouple.layers.split import ChannelSplit
+from tfdecouple.runtime.tracing import Traces
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("shape", [(None, 4, 4, 6)])
+    def test_bfloat16_reaches_the_net_and_nothing_else(self, shape):
+        layer = give_effect(built(Coupling(8, CONDITION), shape), scale=0.3)
+        x, z = tf.random.stateless_normal([2, 4, 4, 6], [0, 1]), tf.ones([2, CONDITION])
+        exact, exact_log_det = layer.forward_and_log_det(x, z)
+        with net_precision("bfloat16"):
+            rough, rough_log_det = layer.forward_and_log_det(x, z)
+        assert rough.dtype == rough_log_det.dtype == tf.float32
+        assert 0 < np.abs(rough - exact).max() < 0.1
+        assert 0 < np.abs(rough_log_det - exact_log_det).max() < 1
+        np.testing.assert_array_equal(layer.forward_and_log_det(x, z)[0], exact)
+        # The channels that the coupling leaves alone do not pass through the net.
+        np.testing.assert_array_equal(rough[..., :3], exact[..., :3])
+
+    def test_contexts_nest_and_survive_an_error(self):
+        layer = give_effect(built(Coupling(8), (None, 4, 4, 6)), scale=0.3)
+        x = tf.random.stateless_normal([2, 4, 4, 6], [0, 1])
+        exact = layer.forward_and_log_det(x)[0]
+        with pytest.raises(RuntimeError), net_precision("bfloat16"):
+            with net_precision("float32"):
+                np.testing.assert_array_equal(layer.forward_and_log_det(x)[0], exact)
+            assert np.any(layer.forward_and_log_det(x)[0] != exact)
+            raise RuntimeError
+        np.testing.assert_array_equal(layer.forward_and_log_det(x)[0], exact)
+
+    @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+    @pytest.mark.parametrize("name", KINDS)
+    def test_global_policy_does_not_reach_the_layers(self, name, policy):
+        make, shape, condition_size = CASES[name]
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(policy)
+        try:
+            layer = make.func(*make.args, **{k: v for k, v in make.keywords.items() if k != "dtype"})
+            condition = np.ones((BATCH, condition_size), "float32") if condition_size else None
+            results = layer(np.ones((BATCH, *shape), "float32"), condition)
+            assert {v.dtype for v in layer.trainable_variables} <= {"float32"}
+            assert [r.dtype for r in results] == [tf.float32] * 2
+        finally:
+            keras.config.set_dtype_policy(before)
+
+
+class CountingActNorm(ActNorm):
+    """Counts how often its Python code runs."""
+
+    runs = 0
+
+    def _forward(self, x, condition):
+        CountingActNorm.runs += 1
+        return super()._forward(x, condition)
+
+
+class TestTraces:
+    def test_layers_of_one_kind_share_a_trace_and_keep_their_own_weights(self):
+        CountingActNorm.runs = 0
+        traces, x = Traces(), tf.random.stateless_normal([2, 2, 2, 3], [0, 1])
+        layers = [give_effect(built(CountingActNorm(), (None, 2, 2, 3)), seed) for seed in range(3)]
+        outputs = [traces.run_layer(layer.forward_and_log_det, x, None) for layer in layers]
+        assert CountingActNorm.runs == 1
+        for layer, (y, log_det) in zip(layers, outputs, strict=True):
+            expected = layer.forward_and_log_det(x)
+            np.testing.assert_allclose(y, expected[0], rtol=1e-6)
+            np.testing.assert_allclose(log_det, expected[1], rtol=1e-6)
+        assert np.abs(outputs[0][0] - outputs[1][0]).max() > 1e-3
+
+    def test_a_weight_assigned_later_counts(self):
+        traces, x = Traces(), tf.ones([1, 2, 2, 3])
+        layer = built(ActNorm(), (None, 2, 2, 3))
+        before = traces.run_layer(layer.forward_and_log_det, x, None)[0]
+        layer.bias.assign([1.0, 2.0, 3.0])
+        np.testing.assert_allclose(
+            traces.run_layer(layer.forward_and_log_det, x, None)[0] - before, x * [1, 2, 3], rtol=1e-5
+        )
+
+    def test_layers_that_differ_in_an_option_do_not_share(self):
+        traces, x = Traces(), tf.random.stateless_normal([2, 2, 2, 4], [0, 1])
+        for part, alpha in itertools.product(("last", "first"), (1.0, 0.5)):
+            layer = give_effect(built(Coupling(4, part=part, alpha=alpha), (None, 2, 2, 4)))
+            y, _ = traces.run_layer(layer.forward_and_log_det, x, None)
+            np.testing.assert_allclose(y, layer.forward_and_log_det(x)[0], rtol=1e-5, atol=1e-6)
+            back, _ = traces.run_layer(layer.inverse_and_log_det, y, None)
+            np.testing.assert_allclose(back, x, rtol=1e-5, atol=1e-5)
+
+    def test_each_precision_has_a_trace_of_its_own(self):
+        traces, x = Traces(), tf.random.stateless_normal([2, 4, 4, 6], [0, 1])
+        layer = give_effect(built(Coupling(8), (None, 4, 4, 6)), scale=0.3)
+        exact = traces.run_layer(layer.forward_and_log_det, x, None)[0]
+        with net_precision("bfloat16"):
+            rough = traces.run_layer(layer.forward_and_log_det, x, None)[0]
+        assert 0 < np.abs(rough - exact).max() < 0.1
+        np.testing.assert_array_equal(traces.run_layer(layer.forward_and_log_det, x, None)[0], exact)
+
+
+# A layer of each class with every option off its default.
+OFF_DEFAULT = {
+    "ActNorm": (ActNorm(name="other", dtype="float64"), (2, 2, 3)),
+    "Coupling": (
+        Coupling(
+            5, 3, pattern="alternate", part="first", transform="additive", alpha=0.5, name="other", dtype="float64"
+        ),
+        (2, 2, 4),
+    ),
+    "Coupling of some": (Coupling(5, 3, transformed=1, alpha=0.5, name="other", dtype="float64"), (2, 2, 4)),
+    "Coupling composed": (
+        Coupling(
+            split=ChannelSplit("alternate", "first"),
+            conditioner=ConvNet(4, 5, 3, dtype="float64"),
+            name="other",
+            dtype="float64",
+        ),
+        (2, 2, 4),
+    ),
+    "InvertibleLinear": (InvertibleLinear("lu", name="other", dtype="float64"), (4,)),
+    "InvertibleConv1x1": (InvertibleConv1x1("lu", name="other", dtype="float64"), (2, 2, 4)),
+    "Squeeze": (Squeeze(name="other", dtype="float64"), (2, 2, 3)),
+    "ConditionalWhitening": (ConditionalWhitening(5, 3, name="other", dtype="float64"), (2, 2, 3)),
+}
+
+
+class TestConfig:
+    @pytest.mark.parametrize("name", OFF_DEFAULT)
+    def test_config_round_trip_keeps_every_option_and_the_function(self, name):
+        layer, shape = OFF_DEFAULT[name]
+        built(layer, (None, *shape))
+        give_effect(layer)
+        again = keras.layers.deserialize(keras.layers.serialize(layer))
+        assert type(again) is type(layer)
+        assert again.get_config() == layer.get_config()
+        # Keras notes the shapes as well and builds it.
+        assert again.built
+        again.set_weights(layer.get_weights())
+        x, condition = np.random.default_rng(0).standard_normal((2, *shape)), np.ones((2, 3))
+        for ours, theirs in zip(layer(x, condition), again(x, condition), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+    def test_the_round_trips_above_cover_every_option_off_its_default(self):
+        for kind in (ActNorm, Coupling, InvertibleLinear, InvertibleConv1x1, Squeeze, ConditionalWhitening):
+            configs = [layer.get_config() for layer, _ in OFF_DEFAULT.values() if type(layer) is kind]
+            for parameter in inspect.signature(kind).parameters.values():
+                if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+                    assert any(config[parameter.name] != parameter.default for config in configs), parameter
+
+    @pytest.mark.parametrize("net", [ConvNet(3, 5, 2, dtype="float64"), MLP(3, 5, 0, dtype="float64")])
+    def test_nets_too(self, net):
+        again = keras.layers.deserialize(keras.layers.serialize(net))
+        assert type(again) is type(net) and again.get_config() == net.get_config()
+
+
+class TestBadArguments:
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: Coupling(4, pattern="checkerboard"), "pattern is 'checkerboard'; .* continuous, alternate"),
+            (lambda: Coupling(4, part="middle"), "part is 'middle'; .* last, first"),
+            (lambda: Coupling(4, transform="cubic"), "transform is 'cubic'; .* affine, additive"),
+            (lambda: Coupling(4, alpha=0.0), "alpha is 0.0"),
+            (lambda: Coupling(4, alpha=1.5), "alpha is 1.5"),
+            (lambda: Coupling(4, alpha=math.nan), "alpha is nan"),
+            (lambda: Coupling(4, pattern="alternate", transformed=2), "transformed is 2"),
+            (lambda: InvertibleLinear("qr"), "form is 'qr'; .* full, lu"),
+            (lambda: InvertibleConv1x1("qr"), "form is 'qr'"),
+        ],
+    )
+    def test_impossible_option_is_refused_by_name(self, make, message):
+        with pytest.raises(ConfigError, match=message):
+            make()
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (lambda: Coupling(4).forward_and_log_det(np.ones((1, 2, 2, 1))), "0 of 1 channels"),
+            (lambda: Coupling(4, transformed=3).forward_and_log_det(np.ones((1, 2, 2, 3))), "3 of 3 channels"),
+            (lambda: Coupling(4, transformed=0).forward_and_log_det(np.ones((1, 2, 2, 3))), "0 of 3 channels"),
+            (lambda: Squeeze().forward_and_log_det(np.ones((1, 3, 2, 1))), "3 x 2 pixels"),
+            (lambda: Squeeze().forward_and_log_det(np.ones((1, 4))), r"\(1, 4\)"),
+            (lambda: Squeeze().inverse_and_log_det(np.ones((1, 2, 2, 6))), "6 channels"),
+        ],
+    )
+    def test_shape_that_does_not_fit_is_refused(self, call, message):
+        with pytest.raises(UserError, match=message):
+            call()
+
+    @pytest.mark.parametrize("name", CONDITIONAL)
+    @pytest.mark.parametrize("direction", ["forward_and_log_det", "inverse_and_log_det"])
+    def test_missing_or_misshapen_condition_is_refused(self, name, direction):
+        layer, x, _ = case(name)
+        with pytest.raises(UserError, match=r"pass condition=z of shape \[batch, 3\]"):
+            getattr(layer, direction)(x)
+        with pytest.raises(UserError, match=r"condition of shape \(2, 4\); it needs \[batch, 3\]"):
+            getattr(layer, direction)(x, tf.zeros([BATCH, 4]))
+
+    def test_conditional_coupling_of_vectors_is_refused(self):
+        with pytest.raises(UserError):
+            Coupling(4, CONDITION).forward_and_log_det(np.ones((2, 6)), np.ones((2, CONDITION)))
+
+    @pytest.mark.parametrize("name", [n for n in KINDS if not n.startswith("squeeze")])
+    def test_other_channels_than_it_was_built_for_are_refused(self, name):
+        layer, x, condition = case(name)
+        with pytest.raises(UserError):
+            layer.forward_and_log_det(tf.concat([x, x[..., :1]], -1), condition)

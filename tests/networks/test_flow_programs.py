@@ -1,0 +1,135 @@
+"""The whole flow as it is used: layers through traced functions, and what its backward pass keeps."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.flows import SMALL, close, flow
+from helpers.models import give_effect, jacobian_log_det, walk_with
+
+from tfdecouple.layers import backward_memory, convolution
+from tfdecouple.networks.flow import Flow, FlowStep
+
+
+class TestPrograms:
+    """The whole flow as it is used: every layer through a traced function."""
+
+    def test_whole_flow_has_the_log_det_of_its_jacobian_and_inverts(self):
+        layer, x, condition = flow("tiny")
+        v, log_det = layer.forward_and_log_det(x, condition)
+        close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition))
+        back, inverse = layer.inverse_and_log_det(v, condition)
+        close(back, x)
+        close(inverse, -log_det)
+        # Walking runs the layers themselves, one by one.
+        close(v, walk_with(layer, x, condition, lambda *_: None), 1e-12)
+
+    def test_a_deeper_flow_needs_no_more_traces(self, monkeypatch):
+        traces = []
+        original = FlowStep._forward
+
+        def counted(self, x, condition):
+            traces.append(self.name)
+            return original(self, x, condition)
+
+        monkeypatch.setattr(FlowStep, "_forward", counted)
+        layer = Flow(dataclasses.replace(SMALL, steps=(2, 3), hidden_channels=(4, 4)))
+        layer.forward_and_log_det(np.zeros((1, 4, 4, 3)), np.zeros((1, 4)))
+        assert len(traces) == 2
+
+    @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
+    def test_values_that_stand_for_weights_stand_for_them_in_programs_too(self, method):
+        layer = Flow(dataclasses.replace(SMALL, steps=(1, 1), hidden_channels=(4, 4)))
+        x, z = np.ones((1, 4, 4, 3), "float32"), np.ones((1, 4), "float32")
+        layer.build()
+        give_effect(layer)
+        run = getattr(layer, method)
+        before = run(x, z)
+        bias = layer.levels[0][0].steps[0].sequence[0].bias
+        others = [(bias, bias + 0.5)]
+        with keras.StatelessScope(state_mapping=others):
+            replaced = run(x, z)
+        np.testing.assert_array_equal(run(x, z)[0], before[0])
+        bias.assign(bias + 0.5)
+        expected = run(x, z)
+        assert np.abs(expected[0] - before[0]).max() > 1e-3
+        for ours, theirs in zip(replaced, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("condition", [True, False])
+    def test_computing_maps_again_gives_the_same_gradients_to_the_bit(self, condition):
+        gradients = self.gradients("coupling" if condition else "none")
+        plain, again = (tf.function(gradients, autograph=False)(on) for on in ("keep", "recompute"))
+        for ours, theirs in zip(again, plain, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+    @pytest.mark.parametrize("condition", [True, False])
+    def test_recompute_computes_the_maps_again_but_not_the_convolution_that_narrows_them(self, condition, monkeypatch):
+        without_packing(monkeypatch)
+        gradients = self.gradients("coupling" if condition else "none")
+        kept, computed = (
+            collections.Counter(node.op for body in going_back(gradients, mode) for node in body)
+            for mode in ("keep", "recompute")
+        )
+        assert kept["Elu"] == kept["Conv2D"] == 0
+        assert computed["Elu"] == 2 * computed["Conv2D"] > 0
+
+    @staticmethod
+    def gradients(conditioning):
+        """Returns a function of the mode, which returns a loss and its gradients for all weights."""
+        layer = Flow(dataclasses.replace(SMALL, steps=(2, 3), hidden_channels=(4, 4), conditioning=conditioning))
+        x = tf.random.stateless_normal((2, 4, 4, 3), [0, 1])
+        z = None if conditioning == "none" else tf.random.stateless_normal((2, 4), [0, 2])
+        layer.build()
+        give_effect(layer)
+        weights = [variable.value for variable in layer.trainable_variables]
+
+        def gradients(mode):
+            with backward_memory(mode), tf.GradientTape() as tape:
+                v, log_det = layer.forward_and_log_det(x, z)
+                loss = tf.reduce_sum(v**2) - tf.reduce_sum(log_det)
+            return [loss, *tape.gradient(loss, weights)]
+
+        return gradients
+
+    @pytest.mark.parametrize("mode", ["keep", "recompute"])
+    def test_backward_pass_keeps_no_normalised_kernels(self, mode, monkeypatch):
+        without_packing(monkeypatch)
+        gradients = self.gradients("coupling")
+        computed = []
+        for body in going_back(gradients, mode):
+            products = {node.name for node in body if node.op == "Mul"}
+            kernels = (node.input[1].partition(":")[0] for node in body if node.op == "Conv2DBackpropInput")
+            computed += [kernel in products for kernel in kernels]
+        # Of the two convolutions of a net the first one's kernel is a weight, the other one's is computed again.
+        assert sum(computed) == len(computed) / 2 > 0
+
+
+def without_packing(monkeypatch):
+    """Leaves forward convolutions out of the backward pass, so that it is seen which are computed again."""
+    monkeypatch.setattr(convolution, "vector_size", lambda: 1)
+
+
+def going_back(gradients, mode):
+    """Returns the operations of each function that run in each function of the backward pass of `gradients(mode)`."""
+    graph = tf.function(gradients, autograph=False).get_concrete_function(mode).graph.as_graph_def()
+    functions = [each for each in graph.library.function if "__backward" in each.signature.name]
+    assert functions
+    return [list(needed(each)) for each in functions]
+
+
+def needed(function):
+    """The operations of a function on which its results depend."""
+    nodes = {node.name: node for node in function.node_def}
+    waiting, found = list(function.ret.values()), {}
+    while waiting:
+        name = waiting.pop().removeprefix("^").partition(":")[0]
+        if name in nodes and name not in found:
+            found[name] = nodes[name]
+            waiting += nodes[name].input
+    return found.values()
