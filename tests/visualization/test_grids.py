@@ -10,7 +10,14 @@ from PIL import Image
 
 from tfdecouple.model import DecoupledModel
 from tfdecouple.visualization import grids
-from tfdecouple.visualization.grids import grid, in_rows, interpolation_grid, reconstruction_grid, switch_grid
+from tfdecouple.visualization.grids import (
+    grid,
+    in_rows,
+    interpolation_grid,
+    interpolations_drawn,
+    reconstruction_grid,
+    switch_grid,
+)
 from tfdecouple.visualization.pictures import save_pictures, shown_of_size
 
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -189,6 +196,20 @@ class TestPictures:
         left, top = picture.width - 6 * side, 2 + grids._LINE
         np.testing.assert_array_equal(tile(picture, left, top, 8, factor), a)
         np.testing.assert_array_equal(tile(picture, left + 5 * side, top + 5 * side, 8, factor), b)
+
+    @pytest.mark.parametrize(
+        ("rows", "places", "said"),
+        [
+            (2, (0, 1), "Down: z from one image to the other; across: v."),
+            (1, (0, 1), "Interpolation of v, from the image on the left to that on the right; this model has no z."),
+            (1, (0.25,), "Interpolation: what lies at 0.25 of the way from one image, 0, to the other, 1."),
+        ],
+    )
+    def test_interpolation_says_what_it_shows(self, monkeypatch, rows, places, said):
+        captions = []
+        monkeypatch.setattr(grids, "grid", lambda images, caption, **_: captions.append(caption))
+        interpolations_drawn(np.zeros((1, 1, rows, len(places), 8, 8, 3), np.uint8), places)
+        assert said in captions[0]
 
     @pytest.mark.parametrize(("count", "names"), [(1, set()), (3, {"switch"})])
     def test_few_images_are_enough(self, model, tmp_path, count, names):

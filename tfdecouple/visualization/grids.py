@@ -380,8 +380,11 @@ def interpolations_drawn(
             "Interpolation. Down: z from one image to the other; across: v. Upper left and lower right: the two images."
         )
         row_labels = [f"z {number}" for number in numbers] * count
-    else:
+    elif columns > 1:
         caption = "Interpolation of v, from the image on the left to that on the right; this model has no z."
+        row_labels = []
+    else:
+        caption = f"Interpolation: what lies at {numbers[0]} of the way from one image, 0, to the other, 1."
         row_labels = []
     if len(paths) > 1:
         caption += f" v goes along {' (left) or '.join(_ROADS[path] for path in paths)} (right)."
