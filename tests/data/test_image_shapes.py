@@ -16,7 +16,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data import load_images, open_source, training_batches
 from tfdecouple.data.augmentation import augment
 from tfdecouple.data.codecs import codec_bits_per_dim
-from tfdecouple.data.fitting import centre_box, fit, fit_pixels
+from tfdecouple.data.fitting import centre_box, fit, fit_pixels, resize_said
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import MemorySplit
@@ -179,3 +179,10 @@ def test_codecs_count_all_channels(codec: str, channels: int) -> None:
     bits = codec_bits_per_dim(images, codec)
     assert bits.shape == (2,) and np.all((bits > 7.9) & (bits < 14))
     assert np.all(codec_bits_per_dim(np.full_like(images, 7), codec) < 3)
+
+
+@pytest.mark.parametrize(
+    ("channels", "of"), [(1, "8-bit grey;"), (3, "8-bit RGB;"), (5, "8-bit pixels, each channel by itself;")]
+)
+def test_files_say_what_is_resized(channels: int, of: str) -> None:
+    assert f"Pillow's Image.resize(size, BILINEAR) on {of}" in resize_said((8, 12, channels))

@@ -14,12 +14,13 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from tfdecouple.image_shapes import COLOURS, Shape, whole
+from tfdecouple.image_shapes import COLOURS, CONVERTED, Shape, colours, whole
 
 
 def resize_said(image_shape: Shape) -> str:
     """Returns what exported files and cards say of how images are resized."""
-    of = {1: "grey pixels", COLOURS: "RGB"}.get(image_shape[-1], "pixels, each channel by itself")
+    channels = image_shape[-1]
+    of = colours(channels) if channels in CONVERTED else "pixels, each channel by itself"
     return (
         f"bilinear with antialiasing: Pillow's Image.resize(size, BILINEAR) on 8-bit {of}; an image of the right size "
         "passes"
