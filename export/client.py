@@ -78,9 +78,9 @@ def _resized(pixels, size, axis):
 
 
 def known_images(height, width, channels):
-    """Returns 16 images of smooth colour waves, 4 of large ones, uint8, the same for every client and machine."""
+    """Returns 16 images of smooth colour waves, 2 of large ones, uint8, the same for every client and machine."""
     longer = max(height, width)
-    number, y, x, channel = np.ogrid[: 16 if longer <= 128 else 4, :height, :width, :channels]
+    number, y, x, channel = np.ogrid[: 16 if longer <= 128 else 2, :height, :width, :channels]
     phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // longer + 85 * channel
     return np.minimum(np.abs(phase % 512 - 256), 255).astype(np.uint8)
 

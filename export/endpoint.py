@@ -24,6 +24,8 @@ Answers = dict[str, Any]
 # What inputs can hold, beside scalars of a range.
 IMAGE, GLOBAL_CODE, LOCAL_CODE, NORMAL, UNIFORM = "image", "global code", "local code", "normal noise", "uniform noise"
 LABEL = "label"
+# The ends between which the temperatures lie at which samples are compared.
+TEMPERATURES = (0.1, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,17 +114,12 @@ class Reference(Protocol):
     def z_from_noise(self, noise: np.ndarray | None, labels: np.ndarray | None = None) -> np.ndarray | None:
         """Returns the z of noise of the prior, and of labels, where the model knows them."""
 
-    def noise_from_z(self, z: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """Returns the noise of the prior behind z."""
+    def drawn(self, count: int) -> Arrays:
+        """Returns "v_noise" and "temperature" of so many samples, and "z_noise" and "labels" where they have a part.
 
-    def labels(self, count: int) -> np.ndarray | None:
-        """Returns labels in turn, int32; None for a model that knows none."""
-
-    def border_codes(self, count: int) -> tuple[np.ndarray | None, np.ndarray]:
-        """Returns z and v of so many images whose every value lies beside the border of two levels.
-
-        What decodes images hides errors below half a level, since codes of images lie in the middle of their bins; the
-        rounding of these shows an error of a thousandth of a level.
+        Half of them become images whose every value lies beside the border of two levels. What decodes images hides
+        errors below half a level, since codes of images lie in the middle of their bins; the rounding of these shows an
+        error of a thousandth of a level.
         """
 
 

@@ -18,6 +18,7 @@ from export.endpoint import (
     LABEL,
     LOCAL_CODE,
     NORMAL,
+    TEMPERATURES,
     UNIFORM,
     Answers,
     Array,
@@ -72,7 +73,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
     z = (vector("z", "global code", GLOBAL_CODE),) if with_z else ()
     z_noise = (vector("z_noise", "standard normal noise"),) if config.has_encoder else ()
     temperature = scalar(
-        "temperature", "acts on v; 1 is the model's own distribution, lower is smoother", 0.1, 1.0, example=0.7
+        "temperature", "acts on v; 1 is the model's own distribution, lower is smoother", *TEMPERATURES, example=0.7
     )
     encode = Endpoint(
         name="encode",
@@ -371,35 +372,24 @@ def _answer_encode_global(reference: Reference, given: Arrays) -> Answers:
 
 
 def _cases_of_decode(name: str, reference: Reference, given: Arrays) -> dict[str, Arrays]:
-    """Codes of images; and codes beside borders of levels, and of images that nobody took."""
-    half = len(given["v"]) // 2
-    rng = np.random.default_rng(half)
-    z_border, v_border = reference.border_codes(half)
-    drawn = {"v": np.concatenate([v_border, rng.standard_normal(given["v"][half:].shape, np.float32)])}
-    if z_border is not None:
-        labels = reference.labels(len(given["z"]))
-        noise = rng.standard_normal(given["z"][half:].shape, np.float32)
-        z = reference.z_from_noise(noise, None if labels is None else labels[half:])
-        drawn = {"z": np.concatenate([z_border, z]), **drawn}
+    """Codes of images; and the codes of samples, which are asked for once with these."""
+    z, v = _codes_of_sample(reference, reference.drawn(len(given["v"])))
+    drawn = {"v": v} if z is None else {"z": z, "v": v}
     return {name: given, f"{name} of drawn codes": drawn}
 
 
 def _cases_of_sample(name: str, reference: Reference, given: Arrays) -> dict[str, Arrays]:
-    """Half of the noise is such that every value comes to lie beside the border of a level."""
-    noise = {key: array.copy() for key, array in given.items()}
-    half = len(noise["v_noise"]) // 2
-    z, v = reference.border_codes(half)
-    noise["v_noise"][:half] = v / noise["temperature"][:half, None, None, None]
-    if "labels" in noise:
-        noise["labels"][:half] = reference.labels(half)
-    if "z_noise" in noise and z is not None:
-        noise["z_noise"][:half] = reference.noise_from_z(z, noise["labels"][:half] if "labels" in noise else None)
-    return {name: noise}
+    drawn = reference.drawn(len(given["v_noise"]))
+    return {name: {key: drawn[key] for key in given}}
 
 
 def _answer_sample(reference: Reference, given: Arrays) -> Answers:
+    return {"images": reference.decode(*_codes_of_sample(reference, given))}
+
+
+def _codes_of_sample(reference: Reference, given: Arrays) -> tuple[np.ndarray | None, np.ndarray]:
     z = reference.z_from_noise(given.get("z_noise"), given.get("labels"))
-    return {"images": reference.decode(z, given["temperature"][:, None, None, None] * given["v_noise"])}
+    return z, given["temperature"][:, None, None, None] * given["v_noise"]
 
 
 def _answer_switch(reference: Reference, given: Arrays) -> Answers:

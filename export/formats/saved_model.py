@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorflow as tf
 
+from export.deployed.base import Deployed, LogDets
+from export.deployed.encoder import DeployedEncoder
+from export.deployed.flow import DeployedFlow
 from export.deployed.model import DeployedModel
 from export.endpoint import Endpoint
 
 # Of the names of the variables; the rest is the weight's own, with points for slashes.
 PREFIX = "folded/"
 _DEFAULT = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
+
+Kind = TypeVar("Kind", bound=Deployed)
 
 
 def save_saved_model(
@@ -42,20 +48,63 @@ def save_saved_model(
     )
     module = tf.Module()
     module.folded = list(stored.arrays().values())
+    shared = dataclasses.replace(
+        stored,
+        flow=_SharedFlow(stored.flow),  # type: ignore[arg-type]
+        encoder=None if stored.encoder is None else _SharedEncoder(stored.encoder),  # type: ignore[arg-type]
+    )
     # Concrete functions: `keras.export.ExportArchive` tracks what can be traced, and saving then traces it all again.
-    signatures = {endpoint.name: _function(stored, endpoint, progress) for endpoint in endpoints}
+    signatures = {endpoint.name: _function(shared, endpoint, progress) for endpoint in endpoints}
     for name, function in signatures.items():
         setattr(module, name, function)
     tf.saved_model.save(module, str(folder), {**signatures, _DEFAULT: signatures[endpoints[0].name]})
 
 
 def _function(
-    stored: DeployedModel, endpoint: Endpoint, progress: Callable[[str], Any]
+    shared: DeployedModel, endpoint: Endpoint, progress: Callable[[str], Any]
 ) -> tf.types.experimental.ConcreteFunction:
     def call(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         progress(endpoint.name)
         named = {array.name: tensor for array, tensor in zip(endpoint.inputs, inputs, strict=True)}
-        return endpoint.build(stored.replaced(lambda name, variable: tf.convert_to_tensor(variable)), named)
+        return endpoint.build(_read(shared), named)
 
     specs = [array.spec() for array in endpoint.inputs]
     return tf.function(call, input_signature=specs, autograph=False).get_concrete_function()
+
+
+def _read(stored: Kind) -> Kind:
+    """Returns a layer of what its variables hold, to compute with."""
+    return stored.replaced(lambda name, variable: tf.convert_to_tensor(variable))
+
+
+class _SharedFlow:
+    """The flow, each direction a function of the graph that is traced and written once for all signatures.
+
+    Args:
+        flow: of variables.
+    """
+
+    def __init__(self, flow: DeployedFlow):
+        self._flow, self.parts = flow, flow.parts
+        self._forward = tf.function(lambda x, z: _read(flow).forward(x, z), autograph=False)
+        self.inverse = tf.function(lambda v, z: _read(flow).inverse(v, z), autograph=False)
+
+    def forward(self, x: tf.Tensor, z: tf.Tensor | None, log_dets: LogDets | None = None) -> tf.Tensor:
+        """Maps x to v; with log-determinants, which one signature wants, in a graph of its own."""
+        return self._forward(x, z) if log_dets is None else _read(self._flow).forward(x, z, log_dets)
+
+
+class _SharedEncoder:
+    """The encoder, a function of the graph for all signatures.
+
+    Args:
+        encoder: of variables.
+    """
+
+    def __init__(self, encoder: DeployedEncoder):
+        self.scope = encoder.scope
+        self._call = tf.function(lambda x: _read(encoder)(x), autograph=False)
+
+    def __call__(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns mean and log-variance of z."""
+        return self._call(x)

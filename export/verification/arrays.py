@@ -111,16 +111,21 @@ class Report:
         """
         encoded: Arrays = {}
         for endpoint in endpoints:
-            answered = self.check_parity(endpoint, call, cases)
+            answered = self.check_endpoint(endpoint, call, cases)
             encoded = answered if endpoint == "encode" else encoded
-        for endpoint in endpoints:
-            for case in cases_of(cases, endpoint):
-                self.check_parity(endpoint, call, cases, case)
         if not self.problems:
             self.check_round_trip(call, cases, encoded)
         if not self.problems:
             for endpoint in endpoints:
                 self.measure_latency(endpoint, call, cases)
+
+    def check_endpoint(self, endpoint: str, call: Call, cases: Arrays) -> Arrays:
+        """Compares an endpoint in all cases that there are of it; returns what it answered to its plain inputs."""
+        answered = self.check_parity(endpoint, call, cases)
+        if endpoint in self.parity:
+            for case in cases_of(cases, endpoint):
+                self.check_parity(endpoint, call, cases, case)
+        return answered
 
     def check_parity(self, endpoint: str, call: Call, cases: Arrays, case: str | None = None) -> Arrays:
         """Compares an endpoint with the Keras model at every batch.
@@ -174,23 +179,30 @@ class Report:
                 self.problems.append(f"{case}: {name}: {problem}")
         return whole
 
-    def check_round_trip(self, call: Call, cases: Arrays, encoded: Arrays | None = None) -> None:
+    def check_round_trip(
+        self, call: Call, cases: Arrays, encoded: Arrays | None = None, in_order: Callable[..., Iterable[Any]] = map
+    ) -> None:
         """Encodes and decodes with the files alone: what the model itself keeps, the files must keep.
 
         Args:
             call: runs an endpoint.
             cases: of the gate.
             encoded: codes of the first real images, where the file has answered to them already.
+            in_order: calls a function of each of some arguments and gives its results in their order, as `map`.
         """
         kinds = {"real": cases["real"], **group(cases, "extreme/")}
+
+        def same(part: tuple[str, Arrays, Arrays]) -> np.ndarray:
+            _, inputs, codes = part
+            images = inputs["images"]
+            return (call("decode", codes or call("encode", inputs))["images"] == images).reshape(len(images), -1).all(1)
+
+        parts = list(_parts(kinds, cases, encoded or {}))
+        back: dict[str, list[np.ndarray]] = {}
+        for (kind, *_), found in zip(parts, in_order(same, parts), strict=True):
+            back.setdefault(kind, []).append(found)
         for kind, images in kinds.items():
-            kept, back = cases[f"kept/{kind}"], []
-            inputs = {"images": images}
-            if f"labels/{kind}" in cases:
-                inputs["labels"] = cases[f"labels/{kind}"]
-            for part, codes in self._codes(call, inputs, encoded if kind == "real" else None):
-                back.append((call("decode", codes)["images"] == part).reshape(len(part), -1).all(1))
-            identical = np.concatenate(back)
+            kept, identical = cases[f"kept/{kind}"], np.concatenate(back[kind])
             self.round_trip[kind] = {
                 "images": len(images),
                 "identical": int(identical.sum()),
@@ -202,21 +214,6 @@ class Report:
                     f"decode(encode): {len(lost)} of {len(images)} {kind} images differ (number {numbers}) which the "
                     "model itself gives back"
                 )
-
-    def _codes(self, call: Call, inputs: Arrays, encoded: Arrays | None) -> Iterator[tuple[np.ndarray, Arrays]]:
-        """Images, some at a time, and what a file encodes them to."""
-        images = inputs["images"]
-        at_once = max(1, min(16, _PIXELS_AT_ONCE // math.prod(images.shape[1:3])))
-        start = 0
-        while start < len(images):
-            known = 0 if encoded is None else len(next(iter(encoded.values())))
-            stop = min(start + at_once, len(images), known if start < known else len(images))
-            part = images[start:stop]
-            if encoded is not None and start < known:
-                yield part, {name: array[start:stop] for name, array in encoded.items()}
-            else:
-                yield part, call("encode", {name: array[start:stop] for name, array in inputs.items()})
-            start = stop
 
     def measure_latency(self, endpoint: str, call: Call, cases: Arrays) -> None:
         """Times an endpoint; a few calls are enough for a card."""
@@ -231,6 +228,21 @@ class Report:
             self.latency_ms[endpoint][str(batch)] = round(1000 * seconds, 3)
             if _LATENCY_BATCHES[-1] * seconds > _LATENCY_SECONDS:
                 return
+
+
+def _parts(kinds: Mapping[str, np.ndarray], cases: Arrays, encoded: Arrays) -> Iterator[tuple[str, Arrays, Arrays]]:
+    """Yields images, some at a time: their kind, what `encode` takes, and their codes where these are known."""
+    for kind, images in kinds.items():
+        at_once = max(1, min(16, _PIXELS_AT_ONCE // math.prod(images.shape[1:3])))
+        inputs = {"images": images}
+        if f"labels/{kind}" in cases:
+            inputs["labels"] = cases[f"labels/{kind}"]
+        known = len(next(iter(encoded.values()))) if encoded and kind == "real" else 0
+        for first, end, codes in ((0, known, encoded), (known, len(images), {})):
+            for start in range(first, end, at_once):
+                some = slice(start, min(start + at_once, end))
+                given, coded = ({name: array[some] for name, array in one.items()} for one in (inputs, codes))
+                yield kind, given, coded
 
 
 def images_tried(cases: Arrays, endpoints: int) -> int:

@@ -26,8 +26,10 @@ from tfdecouple.runtime.tf32 import full_float32
 _ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 64, 64 * 32 * 32
 # Crops of the embedded photographs can be had up to this size; larger ones are enlarged.
 _PHOTOGRAPH_SIDE = 64
-# Beyond this side an image takes a second and more: then there is one image of each kind of noise.
+# Beyond this side an image takes a second and more: then there is one extreme image of each kind.
 _LARGE = 48
+# Endpoints that ask for little or nothing that others do not ask for, too.
+_ASKED_BY_OTHERS = {"encode", "encode_global", "sample"}
 
 
 @full_float32()
@@ -55,7 +57,8 @@ def make_cases(
     sizes, offered = batches(side), endpoints(model.config)
     kinds = {"real": images, **extreme_images(model.config.image_shape, rng, 1 if side > _LARGE else 4)}
     parity = images[: sum(sizes)]
-    answers = KerasReference(model, parity, rng, tell, sum(map(len, kinds.values())), len(offered))
+    asking = len({one.name for one in offered} - _ASKED_BY_OTHERS)
+    answers = KerasReference(model, parity, rng, tell, sum(map(len, kinds.values())), asking)
     cases: Arrays = {"batches": np.array(sizes)}
     # All images at once: what the endpoints ask of some of them is known then.
     kept = answers.kept(np.concatenate(list(kinds.values())))
@@ -88,13 +91,18 @@ def make_cases(
 def _input(
     array: Array, endpoint: Endpoint, answers: KerasReference, drawn: Arrays, rng: np.random.Generator
 ) -> np.ndarray:
-    """An input for all images of parity; one of the same name is the same for all endpoints."""
+    """An input for all images of parity; one of the same name is the same for all endpoints.
+
+    Of two images the second is the one half of all further on: where their number is even, both ways to switch them
+    are asked for once.
+    """
+    half = len(answers.images) // 2
     if array.holds == IMAGE:
         others = [one.name for one in endpoint.inputs if one.holds == IMAGE]
-        return np.roll(answers.images, others.index(array.name), 0)
+        return np.roll(answers.images, half * others.index(array.name), 0)
     if array.holds == LABEL:
         others = [one.name for one in endpoint.inputs if one.holds == LABEL]
-        return np.roll(array.drawn(rng, len(answers.images)), others.index(array.name), 0)
+        return np.roll(array.drawn(rng, len(answers.images)), half * others.index(array.name), 0)
     if array.holds in (GLOBAL_CODE, LOCAL_CODE):
         z, v = answers.codes(answers.images)
         return v if array.holds == LOCAL_CODE or z is None else z
@@ -108,16 +116,16 @@ def weight_digests(model: DecoupledModel, layouts: Sequence[str]) -> Arrays:
     return {f"weights/{layout}": digests(DeployedModel.from_model(model, layout).arrays()) for layout in layouts}
 
 
-def extreme_images(shape: tuple[int, int, int], rng: np.random.Generator, noises: int = 4) -> Mapping[str, np.ndarray]:
-    """Returns images that no camera takes, uint8 `[n, height, width, channels]` of each kind."""
+def extreme_images(shape: tuple[int, int, int], rng: np.random.Generator, most: int = 4) -> Mapping[str, np.ndarray]:
+    """Returns images that no camera takes, uint8 `[n, height, width, channels]` of each kind, so many at most."""
     height, width, channels = shape
     board = np.indices((height, width)).sum(0)[:, :, None] % 2 * np.ones(channels, int) * 255
     return {
         "black": np.zeros((1, *shape), np.uint8),
         "white": np.full((1, *shape), 255, np.uint8),
-        "noise": rng.integers(0, 256, (noises, *shape), dtype=np.uint8),
-        "0/255 noise": (rng.integers(0, 2, (noises, *shape)) * 255).astype(np.uint8),
-        "checkerboard": np.stack([board, 255 - board]).astype(np.uint8),
+        "noise": rng.integers(0, 256, (most, *shape), dtype=np.uint8),
+        "0/255 noise": (rng.integers(0, 2, (most, *shape)) * 255).astype(np.uint8),
+        "checkerboard": np.stack([board, 255 - board])[:most].astype(np.uint8),
     }
 
 

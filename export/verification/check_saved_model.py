@@ -6,10 +6,12 @@ nothing of Python objects: what only Python can load does not pass.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import pathlib
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +33,8 @@ _STATEFUL = {
     "AssignVariableOp", "DisableCopyOnRead", "MergeV2Checkpoints", "PartitionedCall", "ReadVariableOp", "RestoreV2",
     "SaveV2", "StatefulPartitionedCall", "VarHandleOp", "VarIsInitializedOp",
 }  # fmt: skip
+# Endpoints that are asked side by side on a CPU: each graph is one chain, whose small operations leave cores idle.
+_AT_ONCE = 2
 # Of the names that Keras gives to the variables of `export.formats.saved_model`.
 _PREFIX = "folded/"
 
@@ -58,12 +62,18 @@ def check(
 
     from tfdecouple.runtime.tf32 import full_float32
 
-    if not tf.config.list_physical_devices("GPU"):
-        # The graph is one chain: there is nothing to run side by side. TensorFlow that has started keeps its threads.
+    at_once = 1 if tf.config.list_physical_devices("GPU") else _AT_ONCE
+    if at_once > 1:
+        # Each of all cores, where it is alone as when it is timed. TensorFlow that has started keeps its threads.
         with contextlib.suppress(RuntimeError):
             tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)))
     report = Report(notes={"tensorflow": tf.__version__})
-    with full_float32(), tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    with (
+        full_float32(),
+        tf.Graph().as_default(),
+        tf.compat.v1.Session() as session,
+        concurrent.futures.ThreadPoolExecutor(at_once) as pool,
+    ):
         try:
             meta = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
         except Exception as error:  # noqa: BLE001 - whatever TensorFlow raises, a server cannot load it either
@@ -82,33 +92,33 @@ def check(
         report.problems += _weights(session, by_name(cases["weights/NHWC"]))
         count = int(cases["batches"].sum())
         extra = len(cases["real"]) + sum(map(len, group(cases, "extreme/").values()))
-        further = [(endpoint, case) for endpoint in endpoints for case in cases_of(cases, endpoint)]
         weights = {endpoint: _passes(cases, endpoint) for endpoint in endpoints}
-        work = count * sum(weights[one] for one in [*endpoints, *(one for one, _ in further)]) + 2 * extra - count
-        progress = Lines(tell, work)
+        work = count * sum(weights[one] * (1 + len(cases_of(cases, one))) for one in endpoints) + 2 * extra - count
+        progress, counting = Lines(tell, work), threading.Lock()
 
         def call(signature_name: str, inputs: Arrays) -> Arrays:
             signature = signatures[signature_name]
             feeds = {signature.inputs[key].name: array for key, array in inputs.items()}
             made = session.run({key: info.name for key, info in signature.outputs.items()}, feeds)
-            progress.advance(weights.get(signature_name, 1) * len(next(iter(inputs.values()))))
+            with counting:
+                progress.advance(weights.get(signature_name, 1) * len(next(iter(inputs.values()))))
             return made
 
-        encoded: Arrays = {}
-        for endpoint in endpoints:
-            problems = list(_signature(endpoint, signatures[endpoint], cases))
-            report.problems += problems
-            answered = {} if problems else report.check_parity(endpoint, call, cases)
-            encoded = answered if endpoint == "encode" else encoded
-        for endpoint, case in further:
-            if endpoint in report.parity:
-                report.check_parity(endpoint, call, cases, case)
-        report.problems += _default(signatures[_DEFAULT], endpoints[0], call, cases)
-        report.problems += _warm_up(folder, name, [_DEFAULT, *endpoints], signatures, call)
+        def compared(endpoint: str) -> tuple[Report, Arrays]:
+            part = Report(problems=list(_signature(endpoint, signatures[endpoint], cases)))
+            return part, {} if part.problems else part.check_endpoint(endpoint, call, cases)
+
+        answered: dict[str, Arrays] = {}
+        for endpoint, (part, answers) in zip(endpoints, pool.map(compared, endpoints), strict=True):
+            report.parity |= part.parity
+            report.problems += part.problems
+            answered[endpoint] = answers
+        report.problems += _default(signatures[_DEFAULT], endpoints[0], call, cases, answered[endpoints[0]])
+        report.problems += _warm_up(folder, name, [_DEFAULT, *endpoints], cases)
         if report.problems:
             return report
         if {"encode", "decode"} <= set(endpoints):
-            report.check_round_trip(call, cases, encoded)
+            report.check_round_trip(call, cases, answered["encode"], pool.map)
         for endpoint in [one for one in timed if one in endpoints and not report.problems]:
             report.measure_latency(endpoint, call, cases)
     return report
@@ -183,14 +193,16 @@ def _signature(endpoint: str, signature: Any, cases: Arrays) -> Iterator[str]:
                 )
 
 
-def _default(signature: Any, endpoint: str, call: Callable[[str, Arrays], Arrays], cases: Arrays) -> Iterator[str]:
-    """Yields what keeps `serving_default` from answering one image as its endpoint does."""
+def _default(
+    signature: Any, endpoint: str, call: Callable[[str, Arrays], Arrays], cases: Arrays, answered: Arrays
+) -> Iterator[str]:
+    """Yields what keeps `serving_default` from answering the first image as its endpoint has answered."""
     one = {name: array[:1] for name, array in group(cases, f"in/{endpoint}/").items()}
     try:
         if {*signature.inputs} != {*one}:
             yield f"{_DEFAULT} takes {sorted(signature.inputs)}; it should be {endpoint}"
             return
-        found, right = call(_DEFAULT, one), call(endpoint, one)
+        found, right = call(_DEFAULT, one), {key: array[:1] for key, array in answered.items()}
     except Exception as error:  # noqa: BLE001 - whatever a runtime raises, it does not work
         yield f"{_DEFAULT} fails: {reason(error)}"
         return
@@ -200,14 +212,12 @@ def _default(signature: Any, endpoint: str, call: Callable[[str, Arrays], Arrays
         yield f"{_DEFAULT} does not answer as {endpoint} does"
 
 
-def _warm_up(
-    folder: pathlib.Path,
-    name: str,
-    expected: Sequence[str],
-    signatures: Mapping[str, Any],
-    call: Callable[[str, Arrays], Arrays],
-) -> Iterator[str]:
-    """Yields what is wrong with the requests to warm a server up: there is one of each signature, and it runs."""
+def _warm_up(folder: pathlib.Path, name: str, expected: Sequence[str], cases: Arrays) -> Iterator[str]:
+    """Yields what is wrong with the requests to warm a server up.
+
+    There must be one of each signature, and it must be such as the signature has answered already: one image, arrays of
+    the names, types and shapes of the cases, numbers finite, labels among those that were tried.
+    """
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -224,14 +234,29 @@ def _warm_up(
             if request.model_spec.name != name:
                 yield f"{file} is for the model {request.model_spec.name!r}; this one is {name!r}"
                 return
-            if warmed[-1] in signatures:
-                call(warmed[-1], {key: tf.make_ndarray(value) for key, value in request.inputs.items()})
-    except Exception as error:  # noqa: BLE001 - a file that is cut, a message that is none, a request that fails
+            given = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
+            answered = group(cases, f"in/{expected[1] if warmed[-1] == _DEFAULT else warmed[-1]}/")
+            if answered and not _alike(given, answered):
+                yield f"{file} has a request for {warmed[-1]} that is not such as it takes"
+                return
+    except Exception as error:  # noqa: BLE001 - a file that is cut, a message that is none, arrays that are none
         yield f"{file} is damaged after {len(warmed)} requests: {reason(error)}"
         return
     if sorted(warmed) != sorted(expected):
         found = ", ".join(warmed) or "nothing"
         yield f"{file} has requests for {found}; expected one for each of {', '.join(expected)}"
+
+
+def _alike(given: Arrays, answered: Arrays) -> bool:
+    """Whether a request for one image is such as was answered."""
+
+    def fits(found: np.ndarray, right: np.ndarray) -> bool:
+        if (found.shape, found.dtype) != ((1, *right.shape[1:]), right.dtype):
+            return False
+        # Any pixel is one; what stands beyond the last label is none.
+        return bool(np.isfinite(found).all() and (right.dtype != np.int32 or np.isin(found, right).all()))
+
+    return {*given} == {*answered} and all(fits(found, answered[key]) for key, found in given.items())
 
 
 if __name__ == "__main__":

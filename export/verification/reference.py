@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from export.endpoint import TEMPERATURES
 from export.verification.judge import FLOOR, PERTURBATION, Answer, Floats, Pixels
 from tfdecouple.model import DecoupledModel
 from tfdecouple.objective import Latents
@@ -39,7 +40,7 @@ class KerasReference:
         rng: of what moves inputs.
         tell: is told how far this is.
         every: how many images will be encoded and decoded in all.
-        asking: how many endpoints will ask for answers to the images of parity.
+        asking: how many endpoints will ask for answers to the images of parity that no other asks for.
     """
 
     def __init__(
@@ -61,11 +62,6 @@ class KerasReference:
         self._known: dict[bytes, list[Optional]] = {}
 
     # --- what endpoints ask ---
-
-    def labels(self, count: int) -> Optional:
-        """Returns labels in turn, int32; None for a model that knows none."""
-        classes = self._config.classes
-        return np.arange(count, dtype=np.int32) % classes if classes else None
 
     def codes(self, images: np.ndarray, labels: Optional = None) -> tuple[Optional, np.ndarray]:
         """Returns z and v of images, where z is a function of the label by these labels, or by all in turn."""
@@ -146,23 +142,26 @@ class KerasReference:
             noise = np.zeros((len(labels), self._config.latent_dim), np.float32)
         return self._run(lambda *given: [self._model.z_from_noise(*given)], noise, labels, counts=False)[0]
 
-    def noise_from_z(self, z: np.ndarray, labels: Optional = None) -> np.ndarray:
-        """Returns the noise of the prior behind z, by its labels, where the model knows them."""
-        flow, affine = self._model.prior_flow, self._model.prior_affine
-
-        def ask(part: tf.Tensor, labels: tf.Tensor | None) -> list[tf.Tensor]:
-            if affine is not None:
-                part = tf.gather(affine(part)[0], labels, batch_dims=1)
-            return [part if flow is None else flow.forward_and_log_det(part)[0]]
-
-        return self._run(ask, z, labels, counts=False)[0]
-
-    def border_codes(self, count: int) -> tuple[Optional, np.ndarray]:
-        """Returns z and v of so many images whose every value lies beside the border of two levels.
+    def drawn(self, count: int) -> dict[str, np.ndarray]:
+        """Returns what so many samples are made of, the values of the first half beside borders of levels.
 
         As near as float32 allows, so that the rounding of each shows an error of a thousandth of a level.
         """
-        return tuple(self._rows("border", self._border, self.images[:count]))  # type: ignore[return-value]
+        rng, half = np.random.default_rng(count), count // 2
+        temperature = np.linspace(*TEMPERATURES, count, dtype=np.float32)
+        z, v = self._rows("border", self._border, self.images[:half])
+        assert v is not None
+        v_noise = rng.standard_normal((count, *v.shape[1:]), np.float32)
+        v_noise[:half] = v / temperature[:half, None, None, None]
+        drawn = {"v_noise": v_noise, "temperature": temperature}
+        labels = self._labels(count)
+        if labels is not None:
+            drawn["labels"] = labels
+        if self._config.has_encoder:
+            assert z is not None
+            drawn["z_noise"] = rng.standard_normal((count, *z.shape[1:]), np.float32)
+            drawn["z_noise"][:half] = self._noise_from_z(z, None if labels is None else labels[:half])
+        return drawn
 
     def kept(self, images: np.ndarray) -> np.ndarray:
         """Returns which images the model itself gives back from their codes, whether or not these are moved."""
@@ -175,6 +174,22 @@ class KerasReference:
         return np.all([same(values) for values in self._values(*self.codes(images))], 0)
 
     # --- what it knows, and asks the model ---
+
+    def _labels(self, count: int) -> Optional:
+        """Labels in turn, int32; None for a model that knows none."""
+        classes = self._config.classes
+        return np.arange(count, dtype=np.int32) % classes if classes else None
+
+    def _noise_from_z(self, z: np.ndarray, labels: Optional) -> np.ndarray:
+        """The noise of the prior behind z, by its labels, where the model knows them."""
+        flow, affine = self._model.prior_flow, self._model.prior_affine
+
+        def ask(part: tf.Tensor, labels: tf.Tensor | None) -> list[tf.Tensor]:
+            if affine is not None:
+                part = tf.gather(affine(part)[0], labels, batch_dims=1)
+            return [part if flow is None else flow.forward_and_log_det(part)[0]]
+
+        return self._run(ask, z, labels, counts=False)[0]
 
     def _rows(self, what: str, ask: Callable[..., Sequence[Optional]], *inputs: Optional) -> list[Optional]:
         """Returns the rows of the results of `ask` for each row of the inputs, asking for those not known yet."""
@@ -196,7 +211,7 @@ class KerasReference:
         """The labels where z is a function of them: all in turn, where none are given."""
         if not self._config.has_class_codes:
             return None
-        return self.labels(len(images)) if labels is None else labels
+        return self._labels(len(images)) if labels is None else labels
 
     def _codes(self, images: np.ndarray, labels: Optional = None) -> list[Optional]:
         def ask(images: np.ndarray, labels: Optional) -> list[Optional]:
@@ -223,7 +238,10 @@ class KerasReference:
 
         def ask(z: Optional, v: np.ndarray) -> list[np.ndarray]:
             moved = [(None if z is None else self._moved(z), self._moved(v)) for _ in range(self._reactions)]
-            return [self._decoded(*codes) for codes in [(z, v), *moved]]
+            # One behind the other, so that few images are computed to fill a batch up.
+            every = [(z, v), *moved]
+            whole = None if z is None else np.concatenate([of_z for of_z, _ in every if of_z is not None])
+            return np.split(self._decoded(whole, np.concatenate([of_v for _, of_v in every])), len(every))
 
         places = self._model.quantizer.places
         return [places(x.astype(np.float64)) for x in self._rows("values", ask, z, v) if x is not None]
