@@ -57,7 +57,9 @@ def save_saved_model(
     signatures = {endpoint.name: _function(shared, endpoint, progress) for endpoint in endpoints}
     for name, function in signatures.items():
         setattr(module, name, function)
-    tf.saved_model.save(module, str(folder), {**signatures, _DEFAULT: signatures[endpoints[0].name]})
+    # Pixels have no gradients; those of the bijectors would be traced once for each place that uses them.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, str(folder), {**signatures, _DEFAULT: signatures[endpoints[0].name]}, options)
 
 
 def _function(
