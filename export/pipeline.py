@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import errno
 import json
@@ -9,7 +11,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -30,7 +32,7 @@ from export.verification.arrays import Report, save_cases
 from export.verification.cases import make_cases, real_images, weight_digests
 from export.verification.check_folder import card_problems, page_problems, served_others, serving_problems
 from export.verification.folder import part_of
-from export.verification.run import RefusedError, further_checks, listed, pass_gate, run_client
+from export.verification.run import Process, RefusedError, further_checks, listed, pass_gate, run_client
 from tfdecouple.directions import MEANS
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.image_shapes import described, square
@@ -43,6 +45,9 @@ FORMATS = ("savedmodel", *FILE_FORMATS, "web")
 CLIENT = pathlib.Path(__file__).with_name("client.py")
 # Of the directions, which the page has a slider each for.
 _MOST_SLIDERS = 100
+
+# Seconds until processes that are ended are looked at again.
+_PAUSE = 0.05
 
 Say = Callable[[str], Any]
 
@@ -172,7 +177,6 @@ class _Export:
             save_cases(asked, cases)
             self._kept_cases = manifest.case_file(cases)
             formats: dict[str, Any] = {}
-            version = self._saved_model(staging, cases, formats)
             sources = Sources(
                 model=model,
                 endpoints=tuple(one for one in endpoints(model.config) if one.onnx),
@@ -181,8 +185,12 @@ class _Export:
                 area=staging.area,
                 say=self.say,
             )
+            version = self._build_saved_model(staging)
+            with self._saved_model_checked(staging, cases, version, formats):
+                for one in made:
+                    one.write(sources, _made(staging.area / one.name))
             for one in made:
-                self._files(one, sources, cases, formats)
+                self._check_files(one, sources, cases, formats)
             if runtime is not None:
                 self.say("building the web page")
                 models = page_names(model.config)
@@ -204,29 +212,57 @@ class _Export:
             )
             return self._publish(staging, card, version)
 
-    def _saved_model(self, staging: Staging, cases: pathlib.Path, formats: dict[str, Any]) -> int | None:
-        model, origin, offered = self._model, self._origin, self._offered
+    def _build_saved_model(self, staging: Staging) -> int | None:
+        model, offered = self._model, self._offered
         if "savedmodel" not in self.request.formats:
             return None
-        version = self.request.version or max(staging.versions(), default=0) + 1
         folder = staging.area / "savedmodel"
         self.say("folding the weights")
         save_saved_model(DeployedModel.from_model(model), offered, folder, lambda name: self.say(f"SavedModel: {name}"))
-        write_warmup(folder, origin.name, offered)
-        self.say("checking the SavedModel in a process of its own")
-        signatures = [endpoint.name for endpoint in offered]
-        timed = [name for name in onnx_names(model.config) if name in signatures]
-        options = {"endpoints": signatures, "name": origin.name, "timed": timed}
-        report = self._pass_gate("check_saved_model", folder, cases, **options)
-        part = f"savedmodel/{version}"
-        self._parts[part] = part_of("check_saved_model", part, self._kept_cases, options)
-        formats["savedmodel"] = _entry(origin, report, [f"savedmodel/{version}"])
-        formats["savedmodel"]["signatures"] = signatures
-        return version
+        write_warmup(folder, self._origin.name, offered)
+        return self.request.version or max(staging.versions(), default=0) + 1
 
-    def _files(self, one: FileFormat, sources: Sources, cases: pathlib.Path, formats: dict[str, Any]) -> None:
-        folder = _made(sources.area / one.name)
-        one.write(sources, folder)
+    @contextlib.contextmanager
+    def _saved_model_checked(
+        self, staging: Staging, cases: pathlib.Path, version: int | None, formats: dict[str, Any]
+    ) -> Iterator[None]:
+        """Checks the SavedModel, where there is one, beside what is done within; what fails there ends the check."""
+        if version is None:
+            yield
+            return
+        part, signatures = f"savedmodel/{version}", [endpoint.name for endpoint in self._offered]
+        timed = [name for name in onnx_names(self._model.config) if name in signatures]
+        options: dict[str, Any] = {"endpoints": signatures, "name": self._origin.name, "timed": timed}
+        self.say("checking the SavedModel in a process of its own")
+        processes: list[Process] = []
+
+        def check() -> Report:
+            def tell(text: str) -> None:
+                self.say(f"{text} (SavedModel)")
+
+            folder, started = staging.area / "savedmodel", processes.append
+            return pass_gate("check_saved_model", folder, cases, tell=tell, started=started, **options)
+
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            checked = pool.submit(check)
+            try:
+                yield
+                self.say("waiting for the check of the SavedModel")
+                report = checked.result()
+            except BaseException:
+                checked.cancel()
+                while not checked.done():
+                    for process in processes:
+                        process.kill()
+                    time.sleep(_PAUSE)
+                raise
+        self._tell(report)
+        self._parts[part] = part_of("check_saved_model", part, self._kept_cases, options)
+        formats["savedmodel"] = _entry(self._origin, report, [part])
+        formats["savedmodel"]["signatures"] = signatures
+
+    def _check_files(self, one: FileFormat, sources: Sources, cases: pathlib.Path, formats: dict[str, Any]) -> None:
+        folder = sources.area / one.name
         self.say(f"checking the {one.title} files in a process of its own")
         options = one.options(sources)
         report = self._pass_gate(one.check, folder, cases, **options)
@@ -244,9 +280,13 @@ class _Export:
             formats[one.name]["client"] = run_client(sources.area / "files" / CLIENT.name, folder)
             self.say(f"  {CLIENT.name}: {formats[one.name]['client']}")
 
-    def _pass_gate(self, check: str, folder: pathlib.Path, cases: pathlib.Path, **options: object) -> Report:
+    def _pass_gate(self, check: str, folder: pathlib.Path, cases: pathlib.Path, **options: Any) -> Report:
         """Runs a check, and tells what it measured."""
         report = pass_gate(check, folder, cases, tell=self.say, **options)
+        self._tell(report)
+        return report
+
+    def _tell(self, report: Report) -> None:
         for endpoint, outputs in report.parity.items():
             for output, figures in outputs.items():
                 if "differing" in figures:
@@ -256,7 +296,6 @@ class _Export:
                 self.say(f"  {endpoint}: {output}: {text}")
         trips = ", ".join(f"{kind} {e['identical']}/{e['images']}" for kind, e in report.round_trip.items())
         self.say(f"  identical after encode and decode: {trips}")
-        return report
 
     def _publish(self, staging: Staging, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
         self.say("putting it in place")

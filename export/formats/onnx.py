@@ -24,6 +24,11 @@ from tfdecouple.image_shapes import Shape
 # The highest that tf2onnx writes; ONNX Runtime for Python, Node and the browser all read it.
 OPSET = 18
 BATCH = "batch"
+# Of the passes of tf2onnx those that find something to do in these graphs, in its own order.
+_PASSES = (
+    "TransposeOptimizer", "ConstFoldOptimizer", "MergeDuplicatedNodesOptimizer", "IdentityOptimizer",
+    "BackToBackOptimizer",
+)  # fmt: skip
 # A protobuf message, and so a file without external data, ends at 2 GiB; graph and names need a little of that.
 INLINE_LIMIT = 2**31 - 2**24
 
@@ -108,8 +113,8 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
         The model, its weights inline whatever their size.
     """
     with _quiet():
-        import tf2onnx.optimizer
         import tf2onnx.tfonnx
+        from tf2onnx import optimizer
 
         with tf.Graph().as_default() as graph:
             placeholders: dict[str, tf.Tensor] = {}
@@ -127,8 +132,9 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
             input_names=[tensor.name for tensor in [*inputs.values(), *weights.values()]],
             output_names=[tensor.name for tensor in outputs],
         )
-        # To catch errors it would copy the whole graph before each of its passes.
-        converted = tf2onnx.optimizer.optimize_graph(converted, catch_errors=False)
+        # To catch errors it would copy the whole graph before each of its passes; of these each looks at all nodes.
+        passes = {name: getattr(optimizer, name) for name in _PASSES}
+        converted = optimizer.optimize_graph(converted, catch_errors=False, optimizers=passes)
         model = converted.make_model(endpoint.summary)
     renamed = {tensor.name: array.name for tensor, array in zip(outputs, endpoint.outputs, strict=True)}
     renamed |= {f"{array.name}:0": array.name for array in endpoint.inputs}

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from export.verification.arrays import Report
 from tfdecouple.errors import UserError, one_line
@@ -18,6 +18,8 @@ from tfdecouple.errors import UserError, one_line
 FURTHER = {"check_onnx": {"openvino": "check_openvino"}}
 # More than a report takes.
 _REPORT_BYTES = 2**16
+
+Process: TypeAlias = "subprocess.Popen[str]"
 
 
 class RefusedError(UserError):
@@ -38,6 +40,7 @@ def pass_gate(
     folder: pathlib.Path,
     cases: pathlib.Path,
     tell: Callable[[str], Any] = lambda text: None,
+    started: Callable[[Process], Any] = lambda process: None,
     **options: Any,
 ) -> Report:
     """Runs one check in a fresh process, and refuses what does not pass.
@@ -47,6 +50,7 @@ def pass_gate(
         folder: what is checked.
         cases: file of the cases.
         tell: is told how far the check is.
+        started: is given the process, for whoever must end it from another thread.
         **options: of the check.
 
     Returns:
@@ -55,7 +59,7 @@ def pass_gate(
     Raises:
         RefusedError: naming every endpoint and figure that is wrong.
     """
-    report = run_gate(check, folder, cases, cases.with_name(f"{check}.json"), tell, **options)
+    report = run_gate(check, folder, cases, cases.with_name(f"{check}.json"), tell, started, **options)
     if report.problems:
         raise RefusedError(f"not published: {listed(report.problems)}")
     return report
@@ -96,6 +100,7 @@ def run_gate(
     cases: pathlib.Path,
     result: pathlib.Path,
     tell: Callable[[str], Any] = lambda text: None,
+    started: Callable[[Process], Any] = lambda process: None,
     **options: Any,
 ) -> Report:
     """Runs one check in a fresh process.
@@ -106,6 +111,7 @@ def run_gate(
         cases: file of the cases.
         result: where the process writes its report.
         tell: is told how far the check is.
+        started: is given the process.
         **options: of the check.
 
     Returns:
@@ -131,6 +137,7 @@ def run_gate(
         ) as process,
     ):
         try:
+            started(process)
             assert process.stdout is not None
             for line in process.stdout:
                 tell(line.rstrip("\n"))
