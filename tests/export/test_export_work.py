@@ -1,0 +1,95 @@
+"""What an export of large images takes the time for: nothing is asked, traced or tried twice."""
+
+import random
+
+import numpy as np
+import pytest
+from helpers.models import SMALL, random_images
+from tensorflow.core.protobuf import saved_model_pb2
+
+from export import client
+from export.deployed.model import DeployedModel
+from export.formats.saved_model import save_saved_model
+from export.signatures import endpoint, endpoints
+from export.verification import cases, reference
+from export.verification.cases import make_cases
+from tfdecouple.model import DecoupledModel
+
+
+@pytest.fixture(scope="module")
+def model():
+    random.seed(0)
+    made = DecoupledModel(SMALL)
+    made.initialize(random_images(16))
+    return made
+
+
+class TestAnswers:
+    @pytest.fixture
+    def counted(self, model, monkeypatch, eager):
+        """The cases of the batches of large images, and how many rows the flow has mapped either way, and was to."""
+        monkeypatch.setattr(cases, "batches", lambda side: (1, 2, 1))
+        for module in (cases, reference):
+            monkeypatch.setattr(module, "_LARGE", 4)
+        made, rows = [], []
+
+        class Counted(reference.KerasReference):
+            def __init__(self, *arguments):
+                super().__init__(*arguments)
+                made.append(self)
+
+            def _run(self, function, *arrays, counts=True):
+                if counts:
+                    rows.append(max(len(array) for array in arrays if array is not None))
+                return super()._run(function, *arrays, counts=counts)
+
+        monkeypatch.setattr(cases, "KerasReference", Counted)
+        found = make_cases(model, random_images(4))
+        (one,) = made
+        return found, sum(rows), one._progress
+
+    def test_are_asked_for_once(self, counted):
+        found, rows, progress = counted
+        assert all(len(array) == 1 for name, array in found.items() if name.startswith("extreme/"))
+        # 9 images and their codes; of the 4 of parity their reaction, and what a mixture, an edit and a score ask for
+        # beside that; both ways to switch 2 pairs; 2 images of codes beside borders, and 4 samples.
+        encoded, decoded = 9 + 4 + 2 + 2 * 4, 2 * (9 + 4 + 4 + 2 + 3)
+        assert rows == encoded + decoded
+        # What is told of the time that is left goes by as much.
+        assert progress._done == progress._total == rows
+
+    def test_of_samples_are_those_of_their_codes(self, counted):
+        found, *_ = counted
+        for part in ("right", "near", "bound", "moved"):
+            decoded, sampled = (found[f"out/{case}/images/{part}"] for case in ("decode of drawn codes", "sample"))
+            np.testing.assert_array_equal(decoded, sampled)
+        assert len(np.unique(found["in/sample/temperature"])) == 4
+
+    def test_each_pair_is_of_two_images_of_no_batch_together(self, counted):
+        found, *_ = counted
+        a, b = (found[f"in/switch/images_{one}"] for one in "ab")
+        for start, stop in ((0, 1), (1, 3), (3, 4)):
+            together = np.concatenate([a[start:stop], b[start:stop]])
+            assert len(np.unique(together.reshape(len(together), -1), axis=0)) == len(together)
+
+
+def test_each_direction_of_the_flow_is_in_a_saved_model_once(model, tmp_path):
+    def convolutions(*names):
+        folder = tmp_path / "-".join(names)
+        save_saved_model(DeployedModel.from_model(model), [endpoint(model.config, name) for name in names], folder)
+        message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+        functions = message.meta_graphs[0].graph_def.library.function
+        return sum(node.op == "Conv2D" for function in functions for node in function.node_def)
+
+    both = convolutions("encode", "decode")
+    assert both > 10
+    assert convolutions("encode", "decode", "sample", "switch", "interpolate", "edit", "encode_global") == both
+    assert {one.name for one in endpoints(model.config)} == {
+        *("encode", "decode", "sample", "switch", "interpolate", "edit", "encode_global", "score")
+    }
+
+
+@pytest.mark.parametrize(("side", "count"), [(8, 16), (128, 16), (256, 2)])
+def test_a_client_tries_fewer_large_images(side, count):
+    images = client.known_images(side, side, 3)
+    assert len(images) == len(np.unique(images.reshape(count, -1), axis=0)) == count
