@@ -18,7 +18,7 @@ import numpy as np
 from export.verification.judge import Answer, restored
 
 # A call of 16 is timed where it takes no minutes.
-_LATENCY_BATCHES = (1, 16)
+LATENCY_BATCHES = (1, 16)
 _LATENCY_SECONDS = 10.0
 _PAUSE = 0.02
 # Pixels that a file encodes or decodes at once in the round trip.
@@ -217,14 +217,14 @@ class Report:
         """Times an endpoint; a few calls are enough for a card."""
         inputs = group(cases, f"in/{endpoint}/")
         self.latency_ms[endpoint] = {}
-        for batch in _LATENCY_BATCHES:
+        for batch in LATENCY_BATCHES:
             part = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in inputs.items()}
             begun = time.perf_counter()
             call(endpoint, part)
             first = time.perf_counter() - begun
             seconds = first if first > 1 else median_seconds(functools.partial(call, endpoint, part))
             self.latency_ms[endpoint][str(batch)] = round(1000 * seconds, 3)
-            if _LATENCY_BATCHES[-1] * seconds > _LATENCY_SECONDS:
+            if takes_too_long(seconds):
                 return
 
 
@@ -248,6 +248,11 @@ def images_tried(cases: Arrays, endpoints: int) -> int:
     rounds = len(cases["real"]) + sum(map(len, group(cases, "extreme/").values()))
     count = int(cases["batches"].sum())
     return count * (endpoints + 1) + 2 * rounds - count
+
+
+def takes_too_long(seconds: float) -> bool:
+    """Returns whether the largest batch is not worth timing, where one image takes so long."""
+    return LATENCY_BATCHES[-1] * seconds > _LATENCY_SECONDS
 
 
 def cases_of(cases: Arrays, endpoint: str) -> list[str]:
@@ -292,7 +297,7 @@ def difference(found: np.ndarray, right: np.ndarray) -> dict[str, float]:
 def in_turns(
     calls: Mapping[str, Callable[[], Any]], at_least: int = 3, seconds: float = 2.0, at_most: int = 30
 ) -> dict[str, float]:
-    """Returns the median times of several calls that are made in turns, each once before.
+    """Returns the median times of several calls that are made in turns, each once before, fewer where they take long.
 
     Between two of them is a pause, since threads of a runtime go on waiting actively for a while.
     """
@@ -301,7 +306,7 @@ def in_turns(
         call()
     spent = 0.0
     for round_number in range(at_most):
-        if round_number >= at_least and spent > seconds:
+        if round_number and spent > (seconds if round_number >= at_least else 2 * seconds):
             break
         for name, call in calls.items():
             time.sleep(_PAUSE)

@@ -14,13 +14,22 @@ from typing import Any
 import numpy as np
 import openvino
 
-from export.verification.arrays import Arrays, Report, group, images_tried, in_turns, reason, run_check
+from export.verification.arrays import (
+    LATENCY_BATCHES,
+    Arrays,
+    Report,
+    group,
+    images_tried,
+    in_turns,
+    reason,
+    run_check,
+    takes_too_long,
+)
 from export.verification.check_onnx import OnnxFiles
 from tfdecouple.runtime.progress import Lines
 
 # On a processor with AMX the default is bfloat16, in which images do not come back.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
-_BATCHES = (1, 16)
 
 
 class OpenVinoFiles:
@@ -81,10 +90,13 @@ def _compared(
     for endpoint in names:
         inputs = group(cases, f"in/{endpoint}/")
         found[endpoint] = {}
-        for batch in _BATCHES:
+        for batch in LATENCY_BATCHES:
             part = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in inputs.items()}
             calls = {name: functools.partial(run, endpoint, part) for name, run in runtimes.items()}
-            found[endpoint][str(batch)] = {name: round(1000 * value, 3) for name, value in in_turns(calls).items()}
+            times = in_turns(calls)
+            found[endpoint][str(batch)] = {name: round(1000 * value, 3) for name, value in times.items()}
+            if takes_too_long(max(times.values())):
+                break
     return found
 
 
