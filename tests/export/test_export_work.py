@@ -1,18 +1,25 @@
 """What an export of large images takes the time for: nothing is asked, traced or tried twice."""
 
 import random
+import signal
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
 from helpers.models import SMALL, give_effect, random_images
+from helpers.places import PATIENCE
 from tensorflow.core.protobuf import saved_model_pb2
 
-from export import client
+from export import client, pipeline
 from export.deployed.model import DeployedModel
 from export.formats.saved_model import save_saved_model
 from export.signatures import endpoint, endpoints
 from export.verification import cases, reference
+from export.verification.arrays import Report
 from export.verification.cases import make_cases
+from export.verification.run import RefusedError
 from tfdecouple.model import DecoupledModel
 
 
@@ -93,3 +100,54 @@ def test_each_direction_of_the_flow_is_in_a_saved_model_once(model, tmp_path):
 def test_a_client_tries_fewer_large_images(side, count):
     images = client.known_images(side, side, 3)
     assert len(images) == len(np.unique(images.reshape(count, -1), axis=0)) == count
+
+
+class TestBeside:
+    """ONNX files are made while the SavedModel is checked."""
+
+    @pytest.fixture
+    def checked(self, quick, monkeypatch):
+        """A check of the SavedModel that waits for a process of ten minutes; lets it begin, then gives that process."""
+        begun, processes = threading.Event(), []
+
+        def pass_gate(check, folder, cases, tell, started=lambda process: None, **options):
+            if check == "check_saved_model":
+                process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+                processes.append(process)
+                started(process)
+                begun.set()
+                process.wait()
+            return Report()
+
+        monkeypatch.setattr(pipeline, "pass_gate", pass_gate)
+
+        def wait():
+            assert begun.wait(PATIENCE)
+            return processes[0]
+
+        return wait
+
+    @pytest.mark.parametrize(
+        ("failure", "status"), [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130)], ids=repr
+    )
+    def test_what_fails_ends_the_check(self, checked, command, monkeypatch, tmp_path, failure, status):
+        def fail(deployed, endpoint, metadata):
+            checked()
+            raise failure
+
+        monkeypatch.setattr("export.formats.onnx.build_onnx", fail)
+        found, _, err = command()
+        assert found == status and err.count("\n") == 1, err
+        assert checked().returncode == -signal.SIGKILL
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_check_that_fails_refuses_the_export(self, quick, command, monkeypatch, tmp_path):
+        made = []
+
+        def pass_gate(check, folder, cases, **options):
+            made.append(check)
+            raise RefusedError("not published: the SavedModel is wrong")
+
+        monkeypatch.setattr(pipeline, "pass_gate", pass_gate)
+        assert command()[::2] == (4, "error: not published: the SavedModel is wrong\n")
+        assert made == ["check_saved_model"] and list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from helpers.exporting import SIGNATURES
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from export import pipeline
 from export.deployed.model import DeployedModel
@@ -188,6 +189,41 @@ class TestSavedModelInThisProcess:
         chosen = [endpoint for endpoint in endpoints(model.config) if endpoint.name in SIGNATURES]
         found = problems(lambda folder: write_warmup(folder, "tiny", chosen[:1]))
         assert "has requests for serving_default, encode; expected one for each of" in found[0]
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda z: np.concatenate([z, z]),
+            lambda z: z[:, 1:],
+            lambda z: z.astype(np.float64),
+            lambda z: np.full_like(z, np.nan),
+            lambda z: None,
+        ],
+        ids=["two images", "shape", "type", "not a number", "left out"],
+    )
+    def test_warm_up_request_that_is_not_such_as_was_answered(self, problems, change):
+        def rewrite(folder):
+            path = str(folder / WARMUP_FILE)
+            logs = [PredictionLog.FromString(record) for record in tf.data.TFRecordDataset(path).as_numpy_iterator()]
+            (request,) = (
+                log.predict_log.request for log in logs if log.predict_log.request.model_spec.signature_name == "decode"
+            )
+            z = change(tf.make_ndarray(request.inputs["z"]))
+            del request.inputs["z"]
+            if z is not None:
+                request.inputs["z"].CopyFrom(tf.make_tensor_proto(z))
+            with tf.io.TFRecordWriter(path) as writer:
+                for log in logs:
+                    writer.write(log.SerializeToString())
+
+        assert problems(rewrite) == [
+            "assets.extra/tf_serving_warmup_requests has a request for decode that is not such as it takes"
+        ]
+
+    def test_warm_up_labels_are_those_that_were_tried(self):
+        labels = np.arange(3, dtype=np.int32)
+        assert check_saved_model._alike({"labels": labels[2:]}, {"labels": labels})
+        assert not check_saved_model._alike({"labels": labels[2:] + 1}, {"labels": labels})
 
     @pytest.mark.parametrize("how", ["missing", "another model"])
     def test_warm_up_file_that_is_missing_or_another_models(self, problems, model, how):
