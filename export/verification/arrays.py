@@ -27,6 +27,7 @@ _PIXELS_AT_ONCE = 16 * 64 * 64
 Arrays = dict[str, np.ndarray]
 # Calls an endpoint: its name and its inputs by name give its outputs by name.
 Call = Callable[[str, Arrays], Arrays]
+InOrder = Callable[..., Iterable[Any]]
 
 
 def batches(side: int) -> tuple[int, int, int]:
@@ -99,31 +100,38 @@ class Report:
 
     # --- the checks that all formats pass ---
 
-    def check_files(self, endpoints: Iterable[str], call: Call, cases: Arrays) -> None:
-        """Compares all endpoints, then encodes and decodes, then times; what fails, ends it.
+    def check_files(self, endpoints: Iterable[str], call: Call, cases: Arrays, in_order: InOrder = map) -> None:
+        """Compares all endpoints, then encodes and decodes; what fails, ends it.
 
         Args:
             endpoints: that are there, those that encode and decode among them.
             call: runs one.
             cases: of the gate.
+            in_order: calls a function of each of some arguments and gives its results in their order, as `map`.
         """
-        encoded: Arrays = {}
-        for endpoint in endpoints:
-            answered = self.check_endpoint(endpoint, call, cases)
-            encoded = answered if endpoint == "encode" else encoded
+        answered = self.check_endpoints(endpoints, call, cases, in_order)
         if not self.problems:
-            self.check_round_trip(call, cases, encoded)
-        if not self.problems:
-            for endpoint in endpoints:
-                self.measure_latency(endpoint, call, cases)
+            self.check_round_trip(call, cases, answered["encode"], in_order)
 
-    def check_endpoint(self, endpoint: str, call: Call, cases: Arrays) -> Arrays:
-        """Compares an endpoint in all cases that there are of it; returns what it answered to its plain inputs."""
-        answered = self.check_parity(endpoint, call, cases)
-        if endpoint in self.parity:
-            for case in cases_of(cases, endpoint):
-                self.check_parity(endpoint, call, cases, case)
-        return answered
+    def check_endpoints(
+        self, endpoints: Iterable[str], call: Call, cases: Arrays, in_order: InOrder = map
+    ) -> dict[str, Arrays]:
+        """Compares endpoints in all cases that there are of them; returns what each answered to its plain inputs."""
+
+        def compared(endpoint: str) -> tuple[Report, Arrays]:
+            report = Report()
+            answered = report.check_parity(endpoint, call, cases)
+            if endpoint in report.parity:
+                for case in cases_of(cases, endpoint):
+                    report.check_parity(endpoint, call, cases, case)
+            return report, answered
+
+        every, found = list(endpoints), {}
+        for endpoint, (report, answered) in zip(every, in_order(compared, every), strict=True):
+            self.parity |= report.parity
+            self.problems += report.problems
+            found[endpoint] = answered
+        return found
 
     def check_parity(self, endpoint: str, call: Call, cases: Arrays, case: str | None = None) -> Arrays:
         """Compares an endpoint with the Keras model at every batch.
@@ -178,7 +186,7 @@ class Report:
         return whole
 
     def check_round_trip(
-        self, call: Call, cases: Arrays, encoded: Arrays | None = None, in_order: Callable[..., Iterable[Any]] = map
+        self, call: Call, cases: Arrays, encoded: Arrays | None = None, in_order: InOrder = map
     ) -> None:
         """Encodes and decodes with the files alone: what the model itself keeps, the files must keep.
 
@@ -186,7 +194,7 @@ class Report:
             call: runs an endpoint.
             cases: of the gate.
             encoded: codes of the first real images, where the file has answered to them already.
-            in_order: calls a function of each of some arguments and gives its results in their order, as `map`.
+            in_order: as of `check_files`.
         """
         kinds = {"real": cases["real"], **group(cases, "extreme/")}
 
@@ -213,7 +221,12 @@ class Report:
                     "model itself gives back"
                 )
 
-    def measure_latency(self, endpoint: str, call: Call, cases: Arrays) -> None:
+    def measure_latencies(self, endpoints: Iterable[str], call: Call, cases: Arrays) -> None:
+        """Times endpoints, where nothing is wrong with them."""
+        for endpoint in endpoints if not self.problems else ():
+            self._measure_latency(endpoint, call, cases)
+
+    def _measure_latency(self, endpoint: str, call: Call, cases: Arrays) -> None:
         """Times an endpoint; a few calls are enough for a card."""
         inputs = group(cases, f"in/{endpoint}/")
         self.latency_ms[endpoint] = {}

@@ -89,7 +89,9 @@ def check(
             problems = [f"is not a LiteRT file: {reason(error)}"]
         report.problems += [f"{path.name} {problem}" for problem in problems]
     if not report.problems:
-        report.check_files(names, LiteRTFiles(paths, Lines(tell, images_tried(cases, len(names)))), cases)
+        files = LiteRTFiles(paths, Lines(tell, images_tried(cases, len(names))))
+        report.check_files(names, files, cases)
+        report.measure_latencies(names, files, cases)
     return report
 
 

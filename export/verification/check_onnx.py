@@ -5,8 +5,10 @@ Without TensorFlow: it uses the files as their users will: by the ONNX checker, 
 
 from __future__ import annotations
 
+import concurrent.futures
 import pathlib
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +22,7 @@ from export.verification.arrays import Arrays, Report, answers_in, group, images
 from export.verification.weights import by_name, same
 from tfdecouple.errors import one_line
 from tfdecouple.runtime.progress import Lines
+from tfdecouple.runtime.settings import cores
 
 # What runtimes of all kinds read: `export.formats.onnx` writes no other.
 _OPSET, _IR_VERSION = 18, 8
@@ -46,6 +49,7 @@ class OnnxFiles:
         provider: of ONNX Runtime, which computes.
         progress: is told of each call.
         ending: of the files, ".onnx" or ".ort".
+        threads: of each operation; 0 for as many as ONNX Runtime takes by itself.
     """
 
     def __init__(
@@ -56,16 +60,18 @@ class OnnxFiles:
         provider: str = "CPUExecutionProvider",
         progress: Lines | None = None,
         ending: str = ".onnx",
+        threads: int = 0,
     ):
         self.paths = {endpoint: folder / f"{name}{suffix}{ending}" for endpoint, name in names.items()}
-        self._provider, self._progress = provider, progress
+        self._provider, self._progress, self._threads, self._lock = provider, progress, threads, threading.Lock()
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     def session(self, endpoint: str) -> onnxruntime.InferenceSession:
         """Returns the session of an endpoint, opened when it is first asked for."""
-        if endpoint not in self._sessions:
-            self._sessions[endpoint] = session(str(self.paths[endpoint]), self._provider)
-        return self._sessions[endpoint]
+        with self._lock:
+            if endpoint not in self._sessions:
+                self._sessions[endpoint] = session(str(self.paths[endpoint]), self._provider, self._threads)
+            return self._sessions[endpoint]
 
     def __call__(self, endpoint: str, inputs: Arrays) -> Arrays:
         """Runs an endpoint."""
@@ -73,13 +79,17 @@ class OnnxFiles:
         names = [output.name for output in opened.get_outputs()]
         made = dict(zip(names, opened.run(names, inputs), strict=True))
         if self._progress is not None:
-            self._progress.advance(len(next(iter(inputs.values()))))
+            with self._lock:
+                self._progress.advance(len(next(iter(inputs.values()))))
         return made
 
 
-def session(model: str | bytes, provider: str = "CPUExecutionProvider") -> onnxruntime.InferenceSession:
-    """Opens a model with one provider, in full float32."""
+def session(
+    model: str | bytes, provider: str = "CPUExecutionProvider", threads: int = 0
+) -> onnxruntime.InferenceSession:
+    """Opens a model with one provider, in full float32; 0 threads are as many as ONNX Runtime takes by itself."""
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     providers = [(provider, _PROVIDER_OPTIONS.get(provider, {}))]
     return onnxruntime.InferenceSession(model, options, providers=providers)
@@ -107,7 +117,9 @@ def check(
     """
     report = Report(notes={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__})
     progress = Lines(tell, images_tried(cases, len(names)))
-    files = OnnxFiles(folder, names, provider=provider, progress=progress)
+    # Two calls side by side leave no core waiting; each takes half of the threads.
+    at_once = 2 if provider == "CPUExecutionProvider" and cores() > 1 else 1
+    files = OnnxFiles(folder, names, provider=provider, progress=progress, threads=cores() // 2 if at_once > 1 else 0)
     stems = [f"{name}{suffix}.onnx" for name in names.values() for suffix in ("", *(f".{p}" for p in precisions))]
     strange = {path.name for path in folder.iterdir()} - {*stems, *(f"{stem}.data" for stem in stems)}
     if strange:
@@ -119,9 +131,13 @@ def check(
     if provider not in files.session("encode").get_providers():
         report.notes["unavailable"] = provider
         return report
-    report.check_files(names, files, cases)
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        report.check_files(names, files, cases, pool.map)
     if report.problems:
         return report
+    # As those open them who have nothing else to run; the others make room.
+    files = OnnxFiles(folder, names, provider=provider, progress=progress)
+    report.measure_latencies(names, files, cases)
     report.notes["variants"] = {}
     for precision in precisions:
         small = OnnxFiles(folder, names, f".{precision}", provider)

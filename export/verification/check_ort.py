@@ -54,6 +54,7 @@ def check(
         report.problems += [f"{path.name} {problem}" for problem in _problems(session, endpoint, cases, metadata)]
     if not report.problems:
         report.check_files(names, files, cases)
+        report.measure_latencies(names, files, cases)
     return report
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import os
 import pathlib
 import sys
 import threading
@@ -21,6 +20,7 @@ from export.verification.arrays import Arrays, Report, answers_in, cases_of, gro
 from export.verification.weights import by_name, same
 from tfdecouple.runtime.process import start_tensorflow
 from tfdecouple.runtime.progress import Lines
+from tfdecouple.runtime.settings import cores
 
 _FILES = {
     "saved_model.pb", "fingerprint.pb", "variables/variables.index", "variables/variables.data-00000-of-00001",
@@ -66,7 +66,7 @@ def check(
     if at_once > 1:
         # Each of all cores, where it is alone as when it is timed. TensorFlow that has started keeps its threads.
         with contextlib.suppress(RuntimeError):
-            tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)))
+            tf.config.threading.set_intra_op_parallelism_threads(cores())
     report = Report(notes={"tensorflow": tf.__version__})
     with (
         full_float32(),
@@ -104,23 +104,17 @@ def check(
                 progress.advance(weights.get(signature_name, 1) * len(next(iter(inputs.values()))))
             return made
 
-        def compared(endpoint: str) -> tuple[Report, Arrays]:
-            part = Report(problems=list(_signature(endpoint, signatures[endpoint], cases)))
-            return part, {} if part.problems else part.check_endpoint(endpoint, call, cases)
-
-        answered: dict[str, Arrays] = {}
-        for endpoint, (part, answers) in zip(endpoints, pool.map(compared, endpoints), strict=True):
-            report.parity |= part.parity
-            report.problems += part.problems
-            answered[endpoint] = answers
-        report.problems += _default(signatures[_DEFAULT], endpoints[0], call, cases, answered[endpoints[0]])
+        wrong = {endpoint: list(_signature(endpoint, signatures[endpoint], cases)) for endpoint in endpoints}
+        report.problems += [problem for problems in wrong.values() for problem in problems]
+        right = [endpoint for endpoint, problems in wrong.items() if not problems]
+        answered = report.check_endpoints(right, call, cases, pool.map)
+        report.problems += _default(signatures[_DEFAULT], endpoints[0], call, cases, answered.get(endpoints[0], {}))
         report.problems += _warm_up(folder, name, [_DEFAULT, *endpoints], cases)
         if report.problems:
             return report
         if {"encode", "decode"} <= set(endpoints):
             report.check_round_trip(call, cases, answered["encode"], pool.map)
-        for endpoint in [one for one in timed if one in endpoints and not report.problems]:
-            report.measure_latency(endpoint, call, cases)
+        report.measure_latencies([one for one in timed if one in endpoints], call, cases)
     return report
 
 
