@@ -287,6 +287,7 @@ class _Export:
         return report
 
     def _tell(self, report: Report) -> None:
+        """Tells what a check measured."""
         for endpoint, outputs in report.parity.items():
             for output, figures in outputs.items():
                 if "differing" in figures:

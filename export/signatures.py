@@ -379,6 +379,7 @@ def _cases_of_decode(name: str, reference: Reference, given: Arrays) -> dict[str
 
 
 def _cases_of_sample(name: str, reference: Reference, given: Arrays) -> dict[str, Arrays]:
+    """The noise that the reference draws, in place of any."""
     drawn = reference.drawn(len(given["v_noise"]))
     return {name: {key: drawn[key] for key in given}}
 
