@@ -264,7 +264,7 @@ class TestThreads:
 
 
 @pytest.mark.slow
-def test_the_benchmark_counts_what_an_emulated_gpu_keeps(tiny_run):
+def test_the_benchmark_counts_what_an_emulated_gpu_keeps(tiny_run, forked):
     program = RESULTS.parents[1] / "benchmarks" / "exactness.py"
     command = [sys.executable, str(program), "--run", str(tiny_run), "--count", "2", "--emulate"]
     kept, lost = (

@@ -178,17 +178,6 @@ class TestProgram:
         assert "test: " in ended.stdout
         assert f"tfdecouple.load_model('{tmp_path / 'run'}')" in ended.stdout
 
-    @pytest.mark.slow
-    def test_two_devices_train_as_one(self, image_folder, finished_run, tmp_path):
-        write_json(tmp_path / "config.json", run_config(image_folder).to_dict())
-        arguments = ["train.py", "--config", tmp_path / "config.json", "--workdir", tmp_path / "run"]
-        ended = program(*arguments, "--devices", 2)
-        assert (ended.returncode, ended.stderr) == (0, "")
-        assert "2 CPUs" in ended.stdout
-        ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (tmp_path / "run", finished_run))
-        assert ours["test"]["images"] == theirs["test"]["images"]
-        assert ours["test"]["bits_per_dim"] == pytest.approx(theirs["test"]["bits_per_dim"], abs=1e-3)
-
     def test_devices_that_do_not_divide_the_batch_are_refused_in_one_line(self, image_folder, tmp_path):
         write_json(tmp_path / "config.json", run_config(image_folder).to_dict())
         ended = program("train.py", "--config", tmp_path / "config.json", "--workdir", tmp_path / "run", "--devices", 3)

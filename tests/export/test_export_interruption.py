@@ -129,15 +129,17 @@ class TestInterruption:
         assert contents(to) == before
 
 
-# An export of files that hold nothing, which kills itself before one of the renames that others could see.
+# Exports of files that hold nothing, each in a process of its own, forked by one that has imported all of it. An export
+# kills itself before that of the renames that others could see whose number is read; what is written is how it ended.
 KILLED = """
 import pathlib, pickle, signal, sys
 sys.path.insert(0, "tests")
 import os, pytest
+from export.cli import main
 from helpers.exporting import hold_nothing
 
-run, to, opened, number = sys.argv[1:]
-left = int(number)
+run, to, opened = sys.argv[1:]
+hold_nothing(pytest.MonkeyPatch(), pickle.loads(pathlib.Path(opened).read_bytes()))
 
 def killing(rename):
     def renamed(source, target):
@@ -149,11 +151,35 @@ def killing(rename):
         rename(source, target)
     return renamed
 
-os.rename, os.replace = killing(os.rename), killing(os.replace)
-hold_nothing(pytest.MonkeyPatch(), pickle.loads(pathlib.Path(opened).read_bytes()))
-from export.cli import main
-sys.exit(main(["--run", run, "--to", to]))
+for line in sys.stdin:
+    if not (process := os.fork()):
+        left = int(line)
+        os.rename, os.replace = killing(os.rename), killing(os.replace)
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        sys.exit(main(["--run", run, "--to", to]))
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 """
+
+
+@pytest.fixture
+def killed_before(opened, tiny_run, tmp_path, forked):
+    """Returns a function that exports to tmp_path/"to", killed before a rename, and returns how the export ended."""
+    kept = tmp_path / "opened"
+    kept.write_bytes(pickle.dumps((types.SimpleNamespace(config=opened[0].config), opened[1])))
+    command = [sys.executable, "-c", KILLED, *map(str, (tiny_run, tmp_path / "to", kept))]
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with (
+        (tmp_path / "said").open("w") as said,
+        subprocess.Popen(command, cwd=ROOT, env=user_environment(), stderr=said, **options) as program,
+    ):
+
+        def killed(number):
+            program.stdin.write(f"{number}\n")
+            status = program.stdout.readline()
+            assert status, (tmp_path / "said").read_text()
+            return int(status)
+
+        yield killed
 
 
 @pytest.mark.slow
@@ -165,18 +191,16 @@ class TestKill:
             assert [path for path in to.iterdir() if not path.name.startswith(".")] == []
         publishes_whole(least_run, to)
 
-    def test_before_each_rename_leaves_every_part_whole(self, opened, tiny_run, tmp_path, forked):
+    def test_before_each_rename_leaves_every_part_whole(self, killed_before, tmp_path):
         """One after the other, into one folder: the first export has no part to replace, the others have them all."""
-        to, kept = tmp_path / "to", tmp_path / "opened"
-        kept.write_bytes(pickle.dumps((types.SimpleNamespace(config=opened[0].config), opened[1])))
+        to = tmp_path / "to"
         for before in (False, True):
             for number in range(1, 30):
-                command = [sys.executable, "-c", KILLED, *map(str, (tiny_run, to, kept, number))]
-                ended = subprocess.run(command, cwd=ROOT, env=user_environment(), capture_output=True, text=True)
+                status = killed_before(number)
                 assert half_written(to) == []
-                if ended.returncode == 0:
+                if status == 0:
                     break
-                assert ended.returncode == -signal.SIGKILL, ended.stderr
+                assert status == -signal.SIGKILL, (tmp_path / "said").read_text()
                 # An older folder of ONNX files is there, or was moved aside, from where the next one brings it back.
                 places = [to / "onnx", *to.glob(".export-*/old-onnx")]
                 assert not before or any({path.name for path in place.glob("*")} == {*PARTS} for place in places)

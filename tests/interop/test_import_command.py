@@ -1,13 +1,13 @@
-"""`python -m tfdecouple import-wolf` and what follows it: the imported run is opened, sampled and exported."""
+"""`python -m tfdecouple import-wolf` and what follows it: the imported run is opened and sampled.
+
+`tests/project/test_readme.py` exports it.
+"""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
-import onnxruntime
 import pytest
-from helpers.places import DATA, ROOT, user_environment
+from helpers.places import DATA
 from helpers.refusals import refused
 
 from tfdecouple.cli import main
@@ -73,25 +73,3 @@ def test_a_folder_with_a_run_is_not_overwritten(imported, capsys):
     before = (imported[0] / "config.json").read_bytes()
     assert str(imported[0]) in refused(capsys, lambda: imports("--workdir", imported[0]))
     assert (imported[0] / "config.json").read_bytes() == before
-
-
-@pytest.mark.slow
-def test_it_is_exported_and_the_files_give_the_paper_s_numbers(imported, tmp_path):
-    command = [sys.executable, "-m", "export", "--run", imported[0], "--to", tmp_path / "exported", "--format", "onnx"]
-    ended = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=user_environment(), capture_output=True, text=True, timeout=1800
-    )
-    assert ended.returncode == 0, ended.stderr
-    onnx = tmp_path / "exported" / "onnx"
-    encoder, decoder = (
-        onnxruntime.InferenceSession(onnx / f"{name}.onnx", providers=["CPUExecutionProvider"])
-        for name in ("encoder", "decoder")
-    )
-    names = [output.name for output in encoder.get_outputs()]
-    codes = dict(zip(names, encoder.run(names, {"images": REFERENCE["images"]}), strict=True))
-    theirs = REFERENCE["v_bin_centre"]
-    np.testing.assert_allclose(codes["v"], theirs, atol=1e-4 * np.abs(theirs).max())
-    (images,) = decoder.run(["images"], {"z": codes["z"], "v": codes["v"]})
-    np.testing.assert_array_equal(images, REFERENCE["images"])
-    card = (tmp_path / "exported" / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert "import" in card

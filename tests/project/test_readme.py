@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 from helpers.command_lines import words
 from helpers.documents import command_lines, split_code
@@ -19,6 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ENCODING = (ROOT / "docs" / "encoding.md").read_text(encoding="utf-8")
 COMMITTED = ROOT / "docs" / "results" / "photographs"
+IMPORTED = DATA / "wolf_small"
 # What makes the quickstart's training one of seconds; its images, codes and levels stay.
 SMALL = {
     "model.steps": "[1,[1],[1],1]",
@@ -50,9 +52,8 @@ def checkout(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     for name, image in zip(("a.jpg", "b.jpg"), random_images(2, 48), strict=True):
         Image.fromarray(image).save(folder / name)
-    imported = DATA / "wolf_small"
     for name in ("config.json", "model.npz"):
-        shutil.copy(imported / name, folder)
+        shutil.copy(IMPORTED / name, folder)
     return folder
 
 
@@ -85,6 +86,23 @@ def test_the_commands_of_the_readme_run_one_after_the_other(checkout):
         exported = checkout / "exported" / run_name
         assert (exported / "savedmodel" / "1" / "saved_model.pb").is_file()
         assert (exported / "onnx" / "decoder.onnx").is_file() and (exported / "MODEL_CARD.md").is_file()
+    gives_the_paper_s_numbers(checkout / "exported" / "imported")
+
+
+def gives_the_paper_s_numbers(exported):
+    """Asserts that the ONNX files of the imported model answer as the code that it comes from."""
+    encoder, decoder = (
+        onnxruntime.InferenceSession(exported / "onnx" / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        for name in ("encoder", "decoder")
+    )
+    reference = dict(np.load(IMPORTED / "reference.npz"))
+    names = [output.name for output in encoder.get_outputs()]
+    codes = dict(zip(names, encoder.run(names, {"images": reference["images"]}), strict=True))
+    right = reference["v_bin_centre"]
+    np.testing.assert_allclose(codes["v"], right, atol=1e-4 * np.abs(right).max())
+    (images,) = decoder.run(["images"], {"z": codes["z"], "v": codes["v"]})
+    np.testing.assert_array_equal(images, reference["images"])
+    assert "import" in (exported / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
 def python_blocks(text):

@@ -87,7 +87,7 @@ class Pair:
 @pytest.fixture
 def pair(image_folder, tmp_path):
     """Two workers that would train for a long time and save every 5 steps."""
-    endless = run_config(image_folder, model=LEAST, steps=10**6, evaluate_every=10**6)
+    endless = run_config(image_folder, model=LEAST, steps=10**6, evaluate_every=10**6, pictures=0)
     pair = Pair(tmp_path, endless)
     yield pair
     pair.kill()
@@ -181,15 +181,22 @@ class TestTwoProcesses:
                 if name in row:
                     assert row[name] == pytest.approx(theirs[key][name], rel=1e-4, abs=1e-4), (key, name)
 
-    @pytest.mark.slow
-    def test_weights_are_those_of_two_devices_to_the_bit(self, shared_run, image_folder, tmp_path, forked):
+    def test_two_devices_of_one_process_train_as_one_and_as_two_processes_to_the_bit(
+        self, shared_run, finished_run, image_folder, tmp_path, forked
+    ):
         # A program like the two: the last digits depend on how many threads an operation has.
-        write_json(tmp_path / "config.json", run_config(image_folder).to_dict())
+        write_json(tmp_path / "config.json", run_config(image_folder, pictures=0).to_dict())
         command = [sys.executable, "train.py", "--config", str(tmp_path / "config.json"), "--devices", "2"]
         command += ["--workdir", str(tmp_path / "run")]
-        subprocess.run(command, cwd=ROOT, env=user_environment(), capture_output=True, timeout=PATIENCE, check=True)
+        done = subprocess.run(
+            command, cwd=ROOT, env=user_environment(), capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert (done.returncode, done.stderr) == (0, "") and "2 CPUs" in done.stdout
         for step in (5, 10):
             assert_same_checkpoint(shared_run.folder, tmp_path / "run", f"step-{step:09d}")
+        ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (tmp_path / "run", finished_run))
+        assert ours["test"]["images"] == theirs["test"]["images"]
+        assert ours["test"]["bits_per_dim"] == pytest.approx(theirs["test"]["bits_per_dim"], abs=1e-3)
 
 
 @pytest.mark.slow
@@ -206,7 +213,7 @@ class TestInterruption:
         assert (other_out, other_err) == ("", f"error: stopped by SIGTERM {ending}")
 
         # One process goes on from what two have saved,
-        config = run_config(image_folder, model=LEAST, steps=stopped + 2, evaluate_every=10**6)
+        config = run_config(image_folder, model=LEAST, steps=stopped + 2, evaluate_every=10**6, pictures=0)
         assert train(config, pair.run).summary["steps"] == stopped + 2
         assert f"goes on from step {stopped}\n" in capfd.readouterr().out
         # and two from what one has saved.

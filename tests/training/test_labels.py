@@ -251,7 +251,7 @@ class TestStep:
 def test_two_workers_train_as_one(labelled_folder, labelled_run, tmp_path):
     from test_distributed import Pair
 
-    pair = Pair(tmp_path, config_of(labelled_folder, micro_batches=2))
+    pair = Pair(tmp_path, config_of(labelled_folder, micro_batches=2, pictures=0))
     pair.start()
     ended = pair.end()
     assert [status for status, *_ in ended] == [0, 0], ended

@@ -102,8 +102,8 @@ class Program:
 
 @pytest.fixture(scope="module")
 def config(image_folder):
-    """Of a short run with every kind of layer."""
-    return run_config(image_folder)
+    """Of a short run with every kind of layer; no pictures are looked at."""
+    return run_config(image_folder, pictures=0)
 
 
 @pytest.fixture(scope="module")
