@@ -89,11 +89,12 @@ def measure(options: argparse.Namespace) -> int:
 def figures(model: Any, images: np.ndarray) -> dict[str, Any]:
     """Returns how many images there are and are lost by a round trip, in how many subpixels, and the RMS of v."""
     trips = [come_back(model, images[start : start + _AT_ONCE]) for start in range(0, len(images), _AT_ONCE)]
-    rms, is_lost = (np.concatenate([getattr(trip, name) for trip in trips]) for name in ("rms", "is_lost"))
+    differing, rms = map(np.concatenate, zip(*trips, strict=True))
+    is_lost = differing > 0
     return {
         "of": len(images),
         "lost": int(is_lost.sum()),
-        "subpixels": sum(trip.subpixels for trip in trips),
+        "subpixels": int(differing.sum()),
         "least_rms": float(rms.min()),
         "most_rms": float(rms.max()),
         "least_rms_of_the_lost": float(rms[is_lost].min()) if is_lost.any() else None,
