@@ -50,11 +50,13 @@ def test_bits_per_dim_are_the_published_ones(copied, tmp_path):
     assert found["kl"]["mean"] == pytest.approx(summary["test"]["kl"], rel=1e-3)
 
 
-@pytest.mark.parametrize(("size", "every"), [(1, 16), (3, 8), (64, 1)])
+# Of few sizes, since of each the model is traced: 50 divides 1000, and what 3 leaves of 100 is 1.
+@pytest.mark.parametrize(("size", "every"), [(1, 16), (3, 8), (50, 1)])
 def test_crops_come_back(model, crops, size, every):
     """All of them; of those that take a thousand calls some, each time others."""
     assert crops.shape == (1000, 32, 32, 3) and np.ptp(crops) == 255
     crops = crops[size % every :: every]
+    crops = crops[: len(crops) // size * size]
     for start in range(0, len(crops), size):
         batch = crops[start : start + size]
         codes = model.encode(batch)
@@ -64,10 +66,10 @@ def test_crops_come_back(model, crops, size, every):
 
 
 def test_codes_of_one_batch_decode_in_another(model, crops):
-    z, v = (np.concatenate(parts) for parts in zip(*(model.encode(crops[i : i + 64]) for i in (0, 64)), strict=True))
-    for size in (1, 3, 128):
-        images = [model.decode(z[start : start + size], v[start : start + size]) for start in range(0, 128, size)]
-        np.testing.assert_array_equal(np.concatenate(images), crops[:128])
+    z, v = (np.concatenate(parts) for parts in zip(*(model.encode(crops[i : i + 50]) for i in (0, 50)), strict=True))
+    for size in (1, 3, 100):
+        images = [model.decode(z[start : start + size], v[start : start + size]) for start in range(0, 100, size)]
+        np.testing.assert_array_equal(np.concatenate(images), crops[:100])
 
 
 def test_outliers_that_everybody_knows_are_told(copied, tmp_path):

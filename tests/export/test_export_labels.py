@@ -22,8 +22,8 @@ MODELS = {
         config,
         classes=7,
         class_probabilities=(1, 2, 5, 0.5, 3, 0.25, 4),
-        steps=(2, (1,), 1),
-        hidden_channels=(5, 7, 6),
+        steps=(2, 1),
+        hidden_channels=(5, 7),
         latent_dim=6,
         alpha=0.65,
     )

@@ -192,6 +192,7 @@ class TestInstalled:
             assert "--preset NAME" in run([*command, "train", "--help"], elsewhere)
             assert run([*command, "presets"], elsewhere).startswith("quickstart ")
 
+    @pytest.mark.parametrize("elsewhere", ["folder"], indirect=True)
     def test_a_picture_of_two_images_needs_no_training(self, installed, elsewhere, tmp_path_factory):
         places = [tmp_path_factory.mktemp("own"), tmp_path_factory.mktemp("pictures")]
         paths = [places[0] / name for name in ("a.png", "b.png")]
