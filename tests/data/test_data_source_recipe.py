@@ -10,7 +10,7 @@ from helpers.recipes import copy_of_packages, recipe, run_in
 TINY = (
     '{"description": "tiny", "model": {"image_size": 8, "latent_dim": 4, "steps": [1, 1], "hidden_channels": [4, 6], '
     '"encoder_channels": [4], "prior_steps": 1, "prior_hidden": 6}, "data": {"source": "stripes"}, '
-    '"training": {"batch_size": 8, "init_images": 8, "evaluation_batch_size": 8}}'
+    '"training": {"batch_size": 8, "init_images": 8, "evaluation_batch_size": 8, "pictures": 0}}'
 )
 USE = """
 from tfdecouple.config import DataConfig

@@ -14,6 +14,7 @@ import pytest
 from helpers.exporting import PARTS, RECORDS, SERVING, contents, half_written
 from helpers.forked import forked_programs
 from helpers.models import LEAST, give_effect, random_images
+from helpers.once import made_once
 from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.runs import write_run
 
@@ -105,10 +106,8 @@ def is_whole(to):
 
 @pytest.fixture(scope="module")
 def whole(least_run, tmp_path_factory):
-    """The folder of a whole export."""
-    to = tmp_path_factory.mktemp("whole") / "to"
-    publishes_whole(least_run, to)
-    return to
+    """The folder of a whole export. Do not change it."""
+    return made_once(tmp_path_factory, "whole", lambda folder: publishes_whole(least_run, folder / "to")) / "to"
 
 
 @pytest.mark.slow

@@ -25,9 +25,27 @@ TESTS = [
 ]
 
 
+# What oneDNN says of itself before it first computes.
+PROGRAM = """
+import os
+os.environ["ONEDNN_VERBOSE"] = "1"
+import tensorflow as tf
+tf.nn.conv2d(tf.ones([1, 8, 8, 16]), tf.ones([3, 3, 16, 16]), 1, "SAME")
+"""
+
+
+def run(arguments, instructions):
+    """Runs Python, told to take no newer instructions."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT, env={**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}, capture_output=True, text=True,
+        timeout=PATIENCE,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("instructions", SETS)
-def test_passes_without_newer_instructions(instructions):
+def test_passes_without_newer_instructions(instructions, forked):
     try:
         flags = set(pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
@@ -37,11 +55,12 @@ def test_passes_without_newer_instructions(instructions):
         pytest.skip("the processor has none of these instructions")
     if not newer & flags:
         pytest.skip("the processor has no newer instructions: the quick tests ran with these")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+    isa = re.search("cpu,isa:(.*)", run(["-c", PROGRAM], instructions).stdout)
+    assert isa and isa[1] == SAID[instructions]
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
     if instructions == "AVX2":
         # TensorFlow asks the processor, not oneDNN, whether bfloat16 works, and then finds no kernel.
-        command += ["-k", "not bfloat16 and not precision_check and not dtype1"]
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        arguments += ["-k", "not bfloat16 and not precision_check and not dtype1"]
+    done = run(arguments, instructions)
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout

@@ -28,7 +28,7 @@ def test_figures_of_an_evaluation_and_of_a_step_are_in_the_log(image_folder, tmp
     insert(training / "figures.py", "    learning_rate: Any", f"    {field}\n")
     insert(training / "step.py", "            learning_rate=rate", f"            {value}\n")
 
-    write_json(folder / "config.json", run_config(image_folder, steps=2).to_dict())
+    write_json(folder / "config.json", run_config(image_folder, steps=2, pictures=0).to_dict())
     trained = run_in(folder, "train.py", "--config", "config.json", "--workdir", "run")
     assert trained.returncode == 0, trained.stderr
     rows = log_rows(folder / "run")
