@@ -32,7 +32,7 @@ READ_AT_START = (
     *("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "TF_", "XLA_", "ONEDNN_", "DNNL_", "KERAS", "CUDA"),
     *("OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "GRPC_"),
 )
-# Of these, what the server sees to, what TensorFlow and oneDNN read when they first compute, and what changes no result.
+# Of these, what the server sees to, what TensorFlow and oneDNN read as they first compute, and what changes no result.
 OF_NO_MATTER = (
     *("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "ONEDNN_MAX_CPU_ISA"),
     *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"),
