@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 ENCODING = (ROOT / "docs" / "encoding.md").read_text(encoding="utf-8")
 COMMITTED = ROOT / "docs" / "results" / "photographs"
 IMPORTED = DATA / "wolf_small"
-# What makes the quickstart's training one of seconds, and its export one of half a minute; its images and z stay.
+# What makes the quickstart's training and its export short; its images and z stay.
 SMALL = {
     "model.steps": "[1,1]",
     "model.hidden_channels": "[4,4]",
