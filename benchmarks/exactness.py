@@ -72,10 +72,10 @@ def measure(options: argparse.Namespace) -> int:
     with emulation:
         for run in options.run:
             model = tfdecouple.load_model(run)
-            side = model.config.image_size
-            kinds = {} if options.every_image else extreme_images(side, options.count)
+            shape = model.config.image_shape
+            kinds = {} if options.every_image else extreme_images(shape, options.count)
             for name in options.data or ["photographs"]:
-                source = open_source(DataConfig(source=name, data_dir=options.data_dir), side)
+                source = open_source(DataConfig(source=name, data_dir=options.data_dir), shape)
                 size = source.sizes["test"]
                 count = size if options.every_image else min(options.count, size)
                 kinds[source.title] = load_images(source, "test", count)[0]

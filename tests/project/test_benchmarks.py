@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import random
 import re
 import subprocess
 import sys
 
 import pytest
 import tensorflow as tf
+from helpers.models import LEAST, random_images
 from helpers.places import ROOT
+from helpers.runs import write_run
+from PIL import Image
 
 from tfdecouple import costs
 from tfdecouple.architecture import CouplingPlan
 from tfdecouple.config import MEMORY, load_preset, preset_names
 from tfdecouple.errors import UserError
+from tfdecouple.model import DecoupledModel
 from tfdecouple.parameters import count_parameters
 
 sys.path.insert(0, str(ROOT))
@@ -328,6 +334,23 @@ def test_a_program_that_fails_is_named_with_what_it_said():
         common.run_json([sys.executable, "-c", "import sys; print('oh no', file=sys.stderr); sys.exit(3)"])
     with pytest.raises(UserError, match="no JSON object"):
         common.run_json([sys.executable, "-c", "print('hello')"])
+
+
+@pytest.mark.parametrize(("shape", "kinds"), [((4, 8, 1), 4), ((4, 8, 2), 5)])
+def test_exactness_takes_images_of_any_shape(tmp_path, shape, kinds):
+    random.seed(0)
+    model = DecoupledModel(dataclasses.replace(LEAST, image_size=None, image_shape=shape))
+    model.initialize(random_images(16, shape))
+    folder = write_run(tmp_path / "run", model)
+    for split in ("train", "test"):
+        (tmp_path / "pictures" / split).mkdir(parents=True)
+        for number, image in enumerate(random_images(4, shape)):
+            Image.fromarray(image.squeeze()).save(tmp_path / "pictures" / split / f"{number}.png")
+    data = f"folder:{tmp_path / 'pictures'}"
+    done = program("exactness", "--run", str(folder), "--count", "3", "--data", data, "--json", str(tmp_path / "rows"))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "rows").read_text())["rows"]
+    assert len(rows) == kinds + 1 and rows[-1]["of"] == 3 and all(row["lost"] == 0 for row in rows)
 
 
 def test_throughput_ends_in_one_json_object():

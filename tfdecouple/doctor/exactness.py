@@ -11,12 +11,13 @@ import numpy as np
 from tfdecouple.doctor import trained
 from tfdecouple.doctor.finding import Finding
 from tfdecouple.errors import ExactnessWarning
+from tfdecouple.image_shapes import COLOURS, Shape
 
 if TYPE_CHECKING:
     from tfdecouple.doctor.examination import Examination
 
 # Colours of boards and of plain images.
-_RED, _GREEN, _BLUE, _BLACK, _WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255)
+_RED, _GREEN, _BLUE, _BLACK, _WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), 0, 255
 _CYAN, _MAGENTA, _YELLOW = (0, 255, 255), (255, 0, 255), (255, 255, 0)
 
 
@@ -32,34 +33,40 @@ def come_back(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return differing, np.sqrt(np.square(np.asarray(v)).mean((1, 2, 3)))
 
 
-def extreme_images(side: int, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns images that no camera takes, uint8 `[n, side, side, 3]`, by kind."""
+def extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns images that no camera takes, uint8 `[n, height, width, channels]`, by kind; colours are of RGB alone."""
+    height, width, channels = image_shape
     rng = np.random.default_rng(seed)
-    odd = np.indices((side, side)).sum(0)[..., None] % 2
+    odd = np.indices((height, width)).sum(0)[..., None] % 2
 
     def board(*pairs: Any) -> np.ndarray:
-        return np.stack([np.where(odd == 0, a, b) for pair in pairs for a, b in (pair, pair[::-1])]).astype(np.uint8)
+        both = [np.where(odd == 0, a, b) for pair in pairs for a, b in (pair, pair[::-1])]
+        return np.stack([np.broadcast_to(image, image_shape) for image in both]).astype(np.uint8)
 
     def plain(*colours: Any) -> np.ndarray:
-        return np.stack([np.broadcast_to(np.uint8(colour), (side, side, 3)) for colour in colours])
+        return np.stack([np.broadcast_to(np.uint8(colour), image_shape) for colour in colours])
 
-    shape = (count, side, side)
-    return {
-        "black, white": plain(_BLACK, _WHITE),
-        "plain red, green, blue": plain(_RED, _GREEN, _BLUE),
-        "checkerboard, black and white": board((_BLACK, _WHITE)),
-        "checkerboard, red and blue": board((_RED, _BLUE)),
-        "checkerboard, green and magenta": board((_GREEN, _MAGENTA)),
-        "checkerboard, cyan and yellow": board((_CYAN, _YELLOW)),
-        "noise": rng.integers(0, 256, (*shape, 3), dtype=np.uint8),
-        "noise of 0 and 255": (255 * rng.integers(0, 2, (*shape, 3))).astype(np.uint8),
-        "grey noise of 0 and 255": np.repeat(255 * rng.integers(0, 2, (*shape, 1)), 3, -1).astype(np.uint8),
-    }
+    kinds = {"black, white": plain(_BLACK, _WHITE)}
+    if channels == COLOURS:
+        kinds["plain red, green, blue"] = plain(_RED, _GREEN, _BLUE)
+    kinds["checkerboard, black and white"] = board((_BLACK, _WHITE))
+    if channels == COLOURS:
+        kinds |= {
+            "checkerboard, red and blue": board((_RED, _BLUE)),
+            "checkerboard, green and magenta": board((_GREEN, _MAGENTA)),
+            "checkerboard, cyan and yellow": board((_CYAN, _YELLOW)),
+        }
+    kinds["noise"] = rng.integers(0, 256, (count, *image_shape), dtype=np.uint8)
+    kinds["noise of 0 and 255"] = (255 * rng.integers(0, 2, (count, *image_shape))).astype(np.uint8)
+    if channels > 1:
+        grey = 255 * rng.integers(0, 2, (count, height, width, 1))
+        kinds["grey noise of 0 and 255"] = np.repeat(grey, channels, -1).astype(np.uint8)
+    return kinds
 
 
 def every_kind(count: int) -> dict[str, np.ndarray]:
     """Returns so many photographs, and of each kind of noise so many, of the size of the small model, by kind."""
-    return {"photographs": trained.load_images(count), **extreme_images(trained.CONFIG.model.image_shape[0], count)}
+    return {"photographs": trained.load_images(count), **extreme_images(trained.CONFIG.model.image_shape, count)}
 
 
 def count_of(examination: Examination) -> int:
