@@ -153,8 +153,11 @@ class _Export:
                 f"the web page takes squares of RGB, and this model {described(self._model.config.image_shape)}; leave "
                 "the format web out"
             )
-        if "web" in request.formats and self._model.config.has_classes:
-            raise UserError("the web page knows no labels, and this model does; leave the format web out")
+        if "web" in request.formats and self._model.config.has_class_codes:
+            raise UserError(
+                "the web page knows no labels, and this model encodes an image by its label; leave the format web out, "
+                "or train a model whose prior alone knows labels (model.prior=flow)"
+            )
 
     def say(self, text: str) -> None:
         self._say(f"[{time.monotonic() - self._begun:4.0f} s] {text}")
@@ -386,13 +389,16 @@ def _entry(origin: Origin, report: Report, files: list[str]) -> dict[str, Any]:
 def _about(origin: Origin) -> dict[str, Any]:
     bits = origin.bits_per_dim or {}
     found = [one for one in origin.directions or () if one.method == MEANS][:_MOST_SLIDERS]
+    model = origin.config.model
+    shares = list(model.class_probabilities) or [1.0] * model.classes
     directions = [{"name": one.name, "vector": one.vector.tolist(), "told": one.told()} for one in found]
     return {
         **({"directions": directions} if directions else {}),
+        **({"label_shares": shares} if shares else {}),
         "name": origin.name,
-        "image_size": origin.config.model.image_size,
+        "image_size": model.image_size,
         "centre_crop": origin.crop,
-        "latent_dim": origin.config.model.latent_dim,
+        "latent_dim": model.latent_dim,
         "bits_per_dim": bits.get("test", bits.get("validation")),
         "data": origin.data,
         "examples": examples_for(None if origin.imported or origin.step == 0 else origin.config.data),

@@ -54,8 +54,8 @@ let nextPaste = 0;
  * @property {Promise<void>} ready Settles when the model is loaded, or fails with the reason that the page shows.
  * @property {(images: Uint8Array, count: number) => Promise<{z: Float32Array, v: Float32Array}>} encode
  * @property {(z: Float32Array, v: Float32Array, count: number) => Promise<Uint8Array>} decode
- * @property {(zNoise: Float32Array, vNoise: Float32Array, temperature: number | Float32Array, count: number) =>
- *   Promise<Uint8Array>} sample
+ * @property {(zNoise: Float32Array, vNoise: Float32Array, temperature: number | Float32Array, count: number,
+ *   labels?: Int32Array) => Promise<Uint8Array>} sample Labels where config.json has `label_shares`.
  * @property {() => "wasm" | "webgpu"} provider What computes: the processor, or the graphics card.
  * @property {{firstPicture: number | null, framesPerSecond: () => number | null}} timing Milliseconds from the start of
  *   navigation to the first decoded picture, and the pictures per second of the most recent drag.
@@ -64,7 +64,7 @@ const api = {
   ready,
   encode: (batch, count) => codes.encode(batch, count),
   decode: (z, v, count) => codes.decode(z, v, count),
-  sample: (zNoise, vNoise, temperature, count) => codes.sample(zNoise, vNoise, temperature, count),
+  sample: (zNoise, vNoise, temperature, count, labels) => codes.sample(zNoise, vNoise, temperature, count, labels),
   provider: () => codes.provider,
   timing: { firstPicture: null, framesPerSecond: () => pair.rate.value() },
 };

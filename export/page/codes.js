@@ -13,6 +13,7 @@ import { Runner } from "./runner.js";
  * @property {number} image_size
  * @property {number} [centre_crop] Side in pixels of the middle square of a picture; 0 for the largest.
  * @property {number} latent_dim
+ * @property {number[]} [label_shares] Of a model whose sampler takes labels: how often each is drawn.
  * @property {number | null} bits_per_dim
  * @property {string} data
  * @property {Record<string, number>} sizes Bytes of the encoder, decoder and sampler.
@@ -142,14 +143,16 @@ export class Codes {
    * @param {Float32Array} vNoise Standard normal noise of v's size.
    * @param {number | Float32Array} temperature For all images, or one for each. It acts on v.
    * @param {number} count
+   * @param {Int32Array} [labels] One for each image, where the sampler takes them.
    * @returns {Promise<Uint8Array>} The images, one after the other.
    */
-  async sample(zNoise, vNoise, temperature, count) {
+  async sample(zNoise, vNoise, temperature, count, labels) {
     requireLength("zNoise", zNoise, count * this.#config.latent_dim);
     requireLength("vNoise", vNoise, count * this.#valuesPerImage());
     const each = typeof temperature === "number" ? new Float32Array(count).fill(temperature) : temperature;
     requireLength("temperature", each, count);
-    return (await this.#ask("sample", { zNoise, vNoise, temperature: each, count })).images;
+    if (this.#config.label_shares) requireLength("labels", labels ?? [], count);
+    return (await this.#ask("sample", { zNoise, vNoise, temperature: each, count, labels })).images;
   }
 
   #valuesPerImage() {

@@ -19,6 +19,18 @@ export function normals(seed, stream, count) {
 }
 
 /**
+ * @param {number} seed A whole number.
+ * @param {number} stream Streams of one seed are independent of each other.
+ * @param {number[]} shares How often each number from 0 on is to come, up to a common factor.
+ * @returns {number} One of these numbers.
+ */
+export function oneOf(seed, stream, shares) {
+  let left = uniforms(seed, stream)() * shares.reduce((sum, share) => sum + share, 0);
+  const found = shares.findIndex((share) => (left -= share) < 0);
+  return found < 0 ? shares.length - 1 : found;
+}
+
+/**
  * @param {number} first In [0, 1).
  * @param {number} second In [0, 1).
  * @returns {[number, number]} Two independent standard normal values.

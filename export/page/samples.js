@@ -7,7 +7,7 @@ import { join, split } from "./codes.js";
 import { Picture, byId } from "./elements.js";
 import { latestOnly } from "./live.js";
 import { Meter, progressText } from "./loading.js";
-import { normals } from "./random.js";
+import { normals, oneOf } from "./random.js";
 
 const COUNT = 8;
 const SEEDS = 2 ** 32;
@@ -94,7 +94,10 @@ export class Samples {
     const noise = indices.map((index) => normals(seed, index, latentDim + size * size * 3));
     const zNoise = join(noise.map((values) => values.slice(0, latentDim)));
     const vNoise = join(noise.map((values) => values.slice(latentDim)));
-    const images = split(await this.#codes.sample(zNoise, vNoise, temperature, indices.length), indices.length);
+    // Of a model that knows labels each picture has a label as often as it is one's in the data.
+    const shares = this.#config.label_shares;
+    const labels = shares && Int32Array.from(indices, (index) => oneOf(seed, COUNT + index, shares));
+    const images = split(await this.#codes.sample(zNoise, vNoise, temperature, indices.length, labels), indices.length);
     indices.forEach((index, place) => this.#pictures[index].show(images[place], size));
   }
 }

@@ -156,10 +156,11 @@ async function decode({ z, v, count, imageSize, latentDim }) {
 
 /**
  * @param {{zNoise: Float32Array, vNoise: Float32Array, temperature: Float32Array, count: number, imageSize: number,
- *   latentDim: number}} message
+ *   latentDim: number, labels?: Int32Array}} message
  */
-async function sample({ zNoise, vNoise, temperature, count, imageSize, latentDim }) {
+async function sample({ zNoise, vNoise, temperature, count, imageSize, latentDim, labels }) {
   const outputs = await run("sampler", {
+    ...(labels && { labels: new ort.Tensor("int32", labels, [count]) }),
     z_noise: new ort.Tensor("float32", zNoise, [count, latentDim]),
     v_noise: imageTensor("float32", vNoise, count, imageSize),
     temperature: new ort.Tensor("float32", temperature, [count]),

@@ -10,7 +10,8 @@ import pytest
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh, message_of
 
-from export.pipeline import Request, export
+from export.origin import open_run
+from export.pipeline import Request, _about, export
 from export.signatures import endpoints
 from tfdecouple.errors import UserError
 from tfdecouple.runs import write_label_names
@@ -67,4 +68,11 @@ def test_passes_the_gate(run, tmp_path, forked):
 @pytest.mark.parametrize("run", ["classes"], indirect=True)
 def test_the_web_page_is_refused(run, tmp_path):
     request = Request(run=run, to=tmp_path / "to", formats=("web",))
-    assert "knows no labels" in message_of(UserError, lambda: export(request, say=str))
+    message = message_of(UserError, lambda: export(request, say=str))
+    assert "knows no labels" in message and "leave the format web out, or train" in message
+
+
+@pytest.mark.parametrize("run", ["prior-classes"], indirect=True)
+def test_the_web_page_is_told_how_often_it_samples_which_label(run):
+    _, origin = open_run(run)
+    assert _about(origin)["label_shares"] == [1, 2, 5, 0.5, 3, 0.25, 4]

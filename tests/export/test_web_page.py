@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import re
@@ -15,6 +16,8 @@ import pytest
 from helpers.models import random_images
 from helpers.picture_files import SIZE, claiming, write_files
 from helpers.places import ROOT
+from helpers.runs import write_run
+from helpers.variants import OF_CLASSES, fresh
 from PIL import Image
 
 from export.formats.web import EXAMPLES, RUNTIME_VERSION, example_images, examples_for
@@ -70,6 +73,17 @@ def page(steered_run, tools, tmp_path_factory):
     runtime = tools / "node_modules" / "onnxruntime-web"
     export(Request(run=steered_run, to=folder, formats=("onnx", "web"), web_runtime=runtime), say=lambda text: None)
     return folder
+
+
+@pytest.mark.slow
+def test_the_page_of_a_model_whose_prior_knows_labels_works_in_a_browser(tools, tmp_path):
+    model = fresh(dataclasses.replace(OF_CLASSES["prior-classes"], class_probabilities=(3, 1, 2)))
+    runtime = tools / "node_modules" / "onnxruntime-web"
+    run = write_run(tmp_path / "run", model)
+    export(Request(run=run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), say=lambda text: None)
+    command = ["node", "check.mjs", str(tmp_path / "to" / "web"), "--browser", str(CHROMIUM)]
+    result = subprocess.run(command, cwd=tools, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_directions_of_the_same_weights_alone_come_to_the_page(steered_run, tmp_path):
