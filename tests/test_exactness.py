@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from tfdecouple.config import FORMER_PHOTOGRAPHS, DataConfig
 from tfdecouple.data import load_images, open_source
 from tfdecouple.dataset_encoding.encoding import make_encoder
 from tfdecouple.dataset_encoding.fields import Field
+from tfdecouple.exactness import FAR
 from tfdecouple.layers import Coupling
 from tfdecouple.metrics.bounds import BoundEvaluator
 from tfdecouple.metrics.latent_use import measure_latent_use
@@ -141,6 +143,14 @@ def check(name, run, model):
         with unmended():
             rounded = answers(run, model)
     return same(rounded, full)
+
+
+def test_encode_warns_of_every_kind_that_a_committed_run_lost_and_of_no_real_images():
+    rows = json.loads((RESULTS / "exactness.json").read_text())["rows"]
+    lost = [row["least_rms_of_the_lost"] for row in rows if row["lost"]]
+    real = [row["most_rms"] for row in rows if row["images"] in ("embedded photographs", "TFDS cifar10/3.0.2")]
+    assert len(lost) > 8 and len(real) == 8
+    assert max(real) < FAR < min(lost)
 
 
 class TestModel:

@@ -205,7 +205,7 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
     ("All 10,000 test images came back from ours and from Glow when they were tried, with older code", ()),
     ("more than float32 can undo", ()),
     ("it is near 1 for images like those", ()),
-    ("Above 4 `model.encode` warns", ()),
+    ("Above 3 `model.encode` warns", ()),
     (
         "from {} test images of CIFAR-10, by the model that is called ours above: AUROC with an interval of 95 %, "
         "{} images of each kind",
