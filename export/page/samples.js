@@ -94,7 +94,7 @@ export class Samples {
     const noise = indices.map((index) => normals(seed, index, latentDim + size * size * 3));
     const zNoise = join(noise.map((values) => values.slice(0, latentDim)));
     const vNoise = join(noise.map((values) => values.slice(latentDim)));
-    // Of a model that knows labels each picture has a label as often as it is one's in the data.
+    // A model whose sampler takes labels is given one for each picture, drawn by its share.
     const shares = this.#config.label_shares;
     const labels = shares && Int32Array.from(indices, (index) => oneOf(seed, COUNT + index, shares));
     const images = split(await this.#codes.sample(zNoise, vNoise, temperature, indices.length, labels), indices.length);
