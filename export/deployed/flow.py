@@ -238,7 +238,7 @@ class DeployedFlow(Deployed):
         if self.condition is None:
             return ()
         with self.condition.scope():
-            return self.layout.split(self.layout.as_pixel(self.condition(z)), self.widths)
+            return self.layout.pieces(self.layout.as_pixel(self.condition(z)), self.widths)
 
     def _level_forward(self, depth: int, h: tf.Tensor, conditions: Conditions, log_dets: LogDets | None) -> tf.Tensor:
         with scope(f"{self.name}/level_{depth}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -54,6 +55,17 @@ class Layout:
     def split(self, x: tf.Tensor, sizes: Sequence[int]) -> list[tf.Tensor]:
         """Splits the channels."""
         return tf.split(x, sizes, self.axis) if len(sizes) > 1 else [x]
+
+    def pieces(self, x: tf.Tensor, sizes: Sequence[int]) -> list[tf.Tensor]:
+        """Splits the channels into any number of pieces.
+
+        In ONNX each is a slice: WebGPU computes a Split by one shader with a buffer for each output, of which it has
+        8 to 10.
+        """
+        if self.order != "NCHW":
+            return self.split(x, sizes)
+        ends = itertools.accumulate(sizes)
+        return [x[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     def join(self, maps: Sequence[tf.Tensor]) -> tf.Tensor:
         """Puts the channels of maps beside each other."""
