@@ -77,6 +77,19 @@ def traced_again():
         assert not tensorflow.config.functions_run_eagerly(), "this file has functions run eagerly after its end"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def let_go(request):
+    """Lets go of what a file has traced and keeps in its caches; otherwise a process holds gigabytes in the end."""
+    from tfdecouple.training.release import traces_released
+
+    with traces_released():
+        yield
+        for value in vars(request.module).values():
+            if getattr(value, "__module__", None) == request.module.__name__ and hasattr(value, "cache_clear"):
+                value.cache_clear()
+    gc.collect()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def further_runtimes():
     """What checks ONNX files beside ONNX Runtime, where it is installed: after every export that takes too long."""

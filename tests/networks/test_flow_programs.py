@@ -9,18 +9,19 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.flows import SMALL, close, flow
+from helpers.flows import CONDITION, SMALL, close, flow
 from helpers.models import give_effect, jacobian_log_det, walk_with
 
-from tfdecouple.layers import backward_memory, convolution
+from tfdecouple.layers import Coupling, InvertibleSequence, backward_memory, convolution
 from tfdecouple.networks.flow import Flow, FlowStep
+from tfdecouple.runtime.networks import TracedFlow
 
 
 class TestPrograms:
     """The whole flow as it is used: every layer through a traced function."""
 
     def test_whole_flow_has_the_log_det_of_its_jacobian_and_inverts(self):
-        layer, x, condition = flow("tiny")
+        layer, x, condition = flow("small")
         v, log_det = layer.forward_and_log_det(x, condition)
         close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition))
         back, inverse = layer.inverse_and_log_det(v, condition)
@@ -61,17 +62,19 @@ class TestPrograms:
         for ours, theirs in zip(replaced, expected, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.parametrize("condition", [True, False])
-    def test_computing_maps_again_gives_the_same_gradients_to_the_bit(self, condition):
-        gradients = self.gradients("coupling" if condition else "none")
+    @pytest.mark.parametrize("condition_size", [CONDITION, 0])
+    def test_computing_maps_again_gives_the_same_gradients_to_the_bit(self, condition_size):
+        gradients = gradients_of_couplings(condition_size)
         plain, again = (tf.function(gradients, autograph=False)(on) for on in ("keep", "recompute"))
         for ours, theirs in zip(again, plain, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
-    @pytest.mark.parametrize("condition", [True, False])
-    def test_recompute_computes_the_maps_again_but_not_the_convolution_that_narrows_them(self, condition, monkeypatch):
+    @pytest.mark.parametrize("condition_size", [CONDITION, 0])
+    def test_recompute_computes_the_maps_again_but_not_the_convolution_that_narrows_them(
+        self, condition_size, monkeypatch
+    ):
         without_packing(monkeypatch)
-        gradients = self.gradients("coupling" if condition else "none")
+        gradients = gradients_of_couplings(condition_size)
         kept, computed = (
             collections.Counter(node.op for body in going_back(gradients, mode) for node in body)
             for mode in ("keep", "recompute")
@@ -79,28 +82,10 @@ class TestPrograms:
         assert kept["Elu"] == kept["Conv2D"] == 0
         assert computed["Elu"] == 2 * computed["Conv2D"] > 0
 
-    @staticmethod
-    def gradients(conditioning):
-        """Returns a function of the mode, which returns a loss and its gradients for all weights."""
-        layer = Flow(dataclasses.replace(SMALL, steps=(2, 3), hidden_channels=(4, 4), conditioning=conditioning))
-        x = tf.random.stateless_normal((2, 4, 4, 3), [0, 1])
-        z = None if conditioning == "none" else tf.random.stateless_normal((2, 4), [0, 2])
-        layer.build()
-        give_effect(layer)
-        weights = [variable.value for variable in layer.trainable_variables]
-
-        def gradients(mode):
-            with backward_memory(mode), tf.GradientTape() as tape:
-                v, log_det = layer.forward_and_log_det(x, z)
-                loss = tf.reduce_sum(v**2) - tf.reduce_sum(log_det)
-            return [loss, *tape.gradient(loss, weights)]
-
-        return gradients
-
     @pytest.mark.parametrize("mode", ["keep", "recompute"])
     def test_backward_pass_keeps_no_normalised_kernels(self, mode, monkeypatch):
         without_packing(monkeypatch)
-        gradients = self.gradients("coupling")
+        gradients = gradients_of_couplings(CONDITION)
         computed = []
         for body in going_back(gradients, mode):
             products = {node.name for node in body if node.op == "Mul"}
@@ -108,6 +93,32 @@ class TestPrograms:
             computed += [kernel in products for kernel in kernels]
         # Of the two convolutions of a net the first one's kernel is a weight, the other one's is computed again.
         assert sum(computed) == len(computed) / 2 > 0
+
+
+class Couplings(TracedFlow, InvertibleSequence):
+    """Two couplings of one kind: the least whose layers are traced functions within a step of training."""
+
+    def __init__(self, condition_size):
+        super().__init__()
+        self.sequence = [Coupling(hidden=4, condition_size=condition_size, name=name) for name in ("first", "second")]
+
+
+def gradients_of_couplings(condition_size):
+    """Returns a function of the mode, which returns a loss and its gradients for all weights."""
+    layer = Couplings(condition_size)
+    x = tf.random.stateless_normal((2, 4, 4, 4), [0, 1])
+    z = tf.random.stateless_normal((2, condition_size), [0, 2]) if condition_size else None
+    layer.build(x.shape)
+    give_effect(layer)
+    weights = [variable.value for variable in layer.trainable_variables]
+
+    def gradients(mode):
+        with backward_memory(mode), tf.GradientTape() as tape:
+            v, log_det = layer.forward_and_log_det(x, z)
+            loss = tf.reduce_sum(v**2) - tf.reduce_sum(log_det)
+        return [loss, *tape.gradient(loss, weights)]
+
+    return gradients
 
 
 def without_packing(monkeypatch):
