@@ -189,16 +189,16 @@ def finished_run(watched_run):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """A run folder of a tiny model in which z shows, named "tiny". Do not change it."""
+    """A run folder of a small model in which z shows, named "tiny". Do not change it."""
 
     def make(folder):
-        from helpers.models import TINY, give_effect, let_z_show, random_images
+        from helpers.models import SMALL, give_effect, let_z_show, random_images
         from helpers.runs import write_run
 
         from tfdecouple.model import DecoupledModel
 
         random.seed(0)
-        model = DecoupledModel(TINY)
+        model = DecoupledModel(SMALL)
         model.initialize(random_images(16))
         write_run(folder / "tiny", let_z_show(give_effect(model)))
 

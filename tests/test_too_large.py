@@ -28,14 +28,14 @@ COMMITTED = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/c
 COMMITTED += [ROOT / "tests" / "data" / "golden" / "1" / "run"]
 
 TOO_LARGE = {
-    "wide": (["model.hidden_channels=[4,1000000000,6]"], "an entry of model.hidden_channels, 1000000000"),
+    "wide": (["model.hidden_channels=[4,1000000000]"], "an entry of model.hidden_channels, 1000000000"),
     "wide code": (["model.latent_dim=1000000000"], "model.latent_dim, 1000000000"),
     "wide encoder": (["model.encoder_channels=[4,1000000000]"], "an entry of model.encoder_channels, 1000000000"),
     "wide prior": (["model.prior_hidden=10000000000"], "model.prior_hidden, 10000000000"),
     "large images": (["model.image_size=1073741824"], "model.image_size, 1073741824"),
-    "as large as a number can be": (["model.hidden_channels=[4,9000000000000000000,6]"], "9000000000000000000"),
-    "thousands of steps": (["model.steps=[1,[1,5000],1]"], "model.steps adds up to 5003 steps"),
-    "as many steps as a number can be": (["model.steps=[9000000000000000000,[1,1],1]"], "model.steps adds up to"),
+    "as large as a number can be": (["model.hidden_channels=[4,9000000000000000000]"], "9000000000000000000"),
+    "thousands of steps": (["model.steps=[1,5000]"], "model.steps adds up to 5001 steps"),
+    "as many steps as a number can be": (["model.steps=[9000000000000000000,1]"], "model.steps adds up to"),
     "thousands of steps of the prior": (["model.prior_steps=5000"], "model.prior_steps is 5000"),
 }
 
@@ -92,8 +92,8 @@ def test_every_way_to_open_or_train_it_is_one_line(enlarged, no_model, capsys, k
 @pytest.mark.parametrize(
     ("assignment", "says"),
     [
-        ("model.hidden_channels=[4,8,6]", "the flow has"),
-        ("model.steps=[1,[1,500],1]", "the flow has"),
+        ("model.hidden_channels=[4,8]", "the flow has"),
+        ("model.steps=[1,500]", "the flow has"),
         ("model.encoder_out_channels=3", "the encoder has"),
         ("model.prior_steps=2", "the prior has"),
     ],

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from helpers.codes import FILES, contents, every_key, manifest, pixels_of, read
-from helpers.models import SMALL, TINY, give_effect, random_images
+from helpers.models import SMALL, give_effect, random_images
 from helpers.refusals import refused
 from helpers.runs import write_run
 
@@ -207,7 +207,7 @@ class TestRefusals:
 
     def test_other_run_and_other_weights(self, encode, tiny_run, tmp_path, capsys):
         assert encode() == 0
-        other = DecoupledModel(TINY)
+        other = DecoupledModel(SMALL)
         other.initialize(random_images(16))
         capsys.readouterr()
         for name in ("other", "tiny"):

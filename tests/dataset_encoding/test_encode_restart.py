@@ -9,7 +9,7 @@ import time
 
 import pytest
 from helpers.codes import FILES, contents, every_key, manifest, read
-from helpers.models import TINY, give_effect
+from helpers.models import SMALL, give_effect
 from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.refusals import refused
 
@@ -123,7 +123,7 @@ class TestRestart:
         (out / ".lock").touch()
         (out / "._manifest.json.7.tmp").write_text("{")
         assert encode() == 0
-        assert load_model(out / "_run").config == TINY
+        assert load_model(out / "_run").config == SMALL
 
     def test_goes_on_with_the_old_weights_when_the_run_trained_on(self, encode, tiny_run, tmp_path, stop_after, capsys):
         assert encode(out=tmp_path / "unbroken") == 0

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.models import TINY
+from helpers.models import SMALL
 from PIL import Image
 
 from export import client as source
@@ -54,7 +54,7 @@ def test_card_and_manifest_name_it(exported):
 def test_codes_and_switches_are_the_models(client, exported, tiny_run):
     images = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), np.uint8)
     served, model = client.Model(), load_model(tiny_run)
-    assert served.size == TINY.image_size
+    assert served.size == SMALL.image_size
     codes = served.encode(images)
     for name, right in zip(("z", "v"), model.encode(images), strict=True):
         np.testing.assert_allclose(codes[name], right, rtol=0, atol=1e-5 * np.abs(right).max())

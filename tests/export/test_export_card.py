@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.models import TINY
+from helpers.models import SMALL
 from helpers.places import PATIENCE, user_environment
 from helpers.serving_server import Server
 
@@ -33,7 +33,7 @@ PAGE = {"run": "tiny", "step": 1, "files": ["web/index.html"], "checked": {}}
 
 
 def origin_of(data: DataConfig | None = None, **options: object) -> Origin:
-    config = Config(name="tiny", model=TINY, data=data or DataConfig())
+    config = Config(name="tiny", model=SMALL, data=data or DataConfig())
     values = {"step": 1, "averaged": False, "parameters": 1, "data": "any", "bits_per_dim": None, **options}
     return Origin("tiny", "tiny", config, **values)  # type: ignore[arg-type]
 
@@ -147,7 +147,7 @@ class TestRights:
         # As `import_wolf` leaves it.
         (run / "summary.json").write_text(json.dumps({"imported_from": "some/model.npz", "parameters": {}}))
         _, origin = open_run(run)
-        text = card_text(make_card(origin, endpoints(TINY), "4 test images", {"onnx": entry()}))
+        text = card_text(make_card(origin, endpoints(SMALL), "4 test images", {"onnx": entry()}))
         (line,) = re.findall(r"- \*\*Data:\*\*.*", text)
         assert line.startswith("- **Data:** data unknown (imported from a checkpoint of the reference, model.npz).")
         assert "No licence is claimed" in line
@@ -156,7 +156,7 @@ class TestRights:
     def test_other_runs_say_whose_images_they_are(self) -> None:
         for source, said in {"photographs": "CC0", "cifar10": "Krizhevsky", "folder:faces": "not recorded"}.items():
             origin = dataclasses.replace(origin_of(DataConfig(source=source)), data=source)
-            assert said in make_card(origin, endpoints(TINY), "any", {"onnx": entry()})["data"]["licence"]
+            assert said in make_card(origin, endpoints(SMALL), "any", {"onnx": entry()})["data"]["licence"]
 
 
 def blocks(folder, language: str) -> str:
@@ -182,7 +182,7 @@ class TestCalls:
                 ["sh", "-c", command], env=user_environment(), capture_output=True, text=True, timeout=PATIENCE
             )
         (codes,) = json.loads(done.stdout)["predictions"]
-        assert np.shape(codes["z"]) == (TINY.latent_dim,) and np.shape(codes["v"]) == TINY.image_shape
+        assert np.shape(codes["z"]) == (SMALL.latent_dim,) and np.shape(codes["v"]) == SMALL.image_shape
 
     @pytest.mark.slow
     def test_javascript(self, exported, npm_example) -> None:

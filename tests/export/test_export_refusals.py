@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers.exporting import read_card, silent
-from helpers.models import SMALL, TINY, give_effect, random_images
+from helpers.models import SMALL, give_effect, random_images
 from helpers.runs import write_run
 
 from export import pipeline
@@ -55,11 +55,11 @@ class TestRefusals:
         assert data.name.partition(".")[0] in refused(run=run)
 
     def test_run_of_a_model_that_was_never_initialised(self, refused, tmp_path):
-        run = write_run(tmp_path / "run", DecoupledModel(TINY))
+        run = write_run(tmp_path / "run", DecoupledModel(SMALL))
         assert "not initialised" in refused(run=run)
 
     def test_run_that_diverged(self, refused, tmp_path):
-        model = DecoupledModel(TINY)
+        model = DecoupledModel(SMALL)
         model.initialize(random_images(16))
         kernel = next(v for v in model.trainable_variables if len(v.shape) == 4)
         kernel.assign(kernel * np.nan)

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.models import TINY
+from helpers.models import SMALL
 
 from export import manifest
 from export.card import card_text
@@ -25,7 +25,7 @@ from export.verification.run import further_checks, run_gate
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.extras import MissingPackageError
 
-NAMES = onnx_names(TINY)
+NAMES = onnx_names(SMALL)
 
 
 class TestRegistry:

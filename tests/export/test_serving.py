@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import TINY, random_images
+from helpers.models import SMALL, random_images
 from helpers.places import ROOT
 from helpers.serving_server import Server, to_proto
 from PIL import Image
@@ -134,7 +134,7 @@ def test_the_transports_give_the_same(results):
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_results_are_the_saved_models_own(results, signatures, client, pictures, transport):
     got = results[transport]
-    size = TINY.image_size
+    size = SMALL.image_size
     images = np.stack([client.read_picture(path, (size, size, 3)) for path in pictures])
     switched = signatures["switch"](images_a=images[:1], images_b=images[1:])
     np.testing.assert_array_equal(got["images_ab.png"], switched["images_ab"][0])
@@ -148,14 +148,14 @@ def test_results_are_the_saved_models_own(results, signatures, client, pictures,
 
     rng = np.random.default_rng(5)
     v_noise = rng.standard_normal((3, size, size, 3), np.float32)
-    z_noise = rng.standard_normal((3, TINY.latent_dim), np.float32)
+    z_noise = rng.standard_normal((3, SMALL.latent_dim), np.float32)
     temperature = np.full(3, 0.6, np.float32)
     samples = signatures["sample"](z_noise=z_noise, v_noise=v_noise, temperature=temperature)["images"]
     np.testing.assert_array_equal([got[f"sample_{number}.png"] for number in range(3)], samples)
 
     rng = np.random.default_rng(5)
     u_noise = rng.random((2, size, size, 3), np.float32)
-    z_noise = rng.standard_normal((2, TINY.latent_dim), np.float32)
+    z_noise = rng.standard_normal((2, SMALL.latent_dim), np.float32)
     bits = signatures["score"](images=images, z_noise=z_noise, u_noise=u_noise)["bits_per_dim"]
     printed = [float(line.split(": ")[1].split()[0]) for line in got["score"].splitlines()]
     np.testing.assert_allclose(printed, bits, atol=1e-3)
@@ -428,5 +428,5 @@ def test_the_warm_up_has_one_request_per_signature_and_each_runs(exported, name,
 def test_the_warm_up_is_the_same_every_time(tmp_path):
     for folder in (tmp_path / "1", tmp_path / "2"):
         folder.mkdir()
-        write_warmup(folder, "tiny", endpoints(TINY))
+        write_warmup(folder, "tiny", endpoints(SMALL))
     assert (tmp_path / "1" / WARMUP_FILE).read_bytes() == (tmp_path / "2" / WARMUP_FILE).read_bytes()

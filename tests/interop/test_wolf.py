@@ -73,7 +73,7 @@ class TestNumbers:
         assert REFERENCE.arrays["n_bits"] == 8
         np.testing.assert_array_equal(model.decode(*model.encode(IMAGES, verify=True)), IMAGES)
 
-    def test_parts_of_the_bound_add_up(self, model):
+    def test_parts_of_the_bound_add_up(self, model, eager):
         given = REFERENCE.given
         elbo = model.elbo_from_noise(IMAGES, given["posterior_noise"], given["dequantization_noise"])
         nats = -given["log_likelihood_x_given_z"] + given["kl"]

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from helpers.documents import split_code
-from helpers.models import TINY, random_images
+from helpers.models import SMALL, random_images
 from helpers.places import ROOT
 from helpers.refusals import refused
 from PIL import Image
@@ -128,7 +128,7 @@ def test_from_preset_as_keras_users_expect(others):
     with_weights = tfdecouple.DecoupledModel.from_preset("photographs")
     assert weights_sha256(with_weights) == weights_sha256(tfdecouple.load_pretrained("photographs"))
     without = tfdecouple.DecoupledModel.from_preset("photographs", load_weights=False)
-    assert without.config == with_weights.config == TINY and not without.initialized.numpy()
+    assert without.config == with_weights.config == SMALL and not without.initialized.numpy()
     assert tfdecouple.DecoupledModel.from_preset(str(others), name="mine").name == "mine"
     with pytest.raises(ConfigError, match="the preset cifar10 has no weights; give load_weights=False, or .*photogr"):
         tfdecouple.DecoupledModel.from_preset("cifar10")

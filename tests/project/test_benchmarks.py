@@ -33,13 +33,19 @@ SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 TINY = [
     "model.image_size=8",
-    "model.steps=[1,[1],1]",
-    "model.hidden_channels=[4,4,4]",
+    "model.steps=[1,1]",
+    "model.hidden_channels=[4,4]",
     "model.encoder_channels=[4]",
     "model.latent_dim=4",
     "training.init_images=8",
     "data.photograph_crops=64",
 ]
+
+
+@pytest.fixture(scope="module")
+def memory():
+    """The rows of what training is calculated to need."""
+    return scaling.calculate_memory()
 
 
 def program(name, *arguments):
@@ -183,8 +189,8 @@ def test_the_docs_call_linear_what_is():
         assert (said == "yes") == (max(float(slope), float(last)) <= 1)
 
 
-def test_the_calculated_tables_in_the_docs_are_what_the_programs_print():
-    assert scaling.put(SCALING, "memory", scaling.render_memory(scaling.calculate_memory())) == SCALING
+def test_the_calculated_tables_in_the_docs_are_what_the_programs_print(memory):
+    assert scaling.put(SCALING, "memory", scaling.render_memory(memory)) == SCALING
 
 
 def test_a_table_goes_between_its_lines():
@@ -194,12 +200,12 @@ def test_a_table_goes_between_its_lines():
         scaling.put(document, "y", "new")
 
 
-def test_the_memory_table_in_the_docs_is_the_calculated_one():
-    text = scaling.render("memory", {"memory": scaling.calculate_memory()})
+def test_the_memory_table_in_the_docs_is_the_calculated_one(memory):
+    text = scaling.render("memory", {"memory": memory})
     assert text in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
-def test_measured_rows_become_tables_and_a_plot(tmp_path):
+def test_measured_rows_become_tables_and_a_plot(memory, tmp_path):
     rows = [
         {"kind": "train", "batch": batch, "images_per_s": 10.0, "ms_per_call": 100.0 * batch, "peak_rss_mib": 900.0}
         for batch in (1, 2, 4)
@@ -229,7 +235,7 @@ def test_measured_rows_become_tables_and_a_plot(tmp_path):
         "large", {"large": depths}
     )
     scaling.plot(
-        {"depth": depths, "large": depths, "memory": scaling.calculate_memory()},
+        {"depth": depths, "large": depths, "memory": memory},
         tmp_path / "plot.png",
         scaling.GPUS_GIB,
     )
