@@ -25,36 +25,32 @@ def variant_of_tiny(**options):
     return dataclasses.replace(TINY, **options)
 
 
+# As few layers as show an option: two levels, and one stage more where it concerns what leaves, too.
+LEVELS = {"image_size": 4, "steps": (1, 1), "hidden_channels": (4, 6), "encoder_channels": (4,)}
+STAGE = {"image_size": 4, "steps": (1, (1,), 1), "encoder_channels": (4,)}
 ADDITIVE = {"transform": "additive", "multiscale_transform": "additive", "prior_transform": "additive"}
-LABELLED = {
-    "image_size": 4,
-    "steps": (1, 1),
-    "hidden_channels": (4, 6),
-    "encoder_channels": (4,),
-    "classes": 3,
-    "class_probabilities": (1, 2, 5),
-}
+LABELLED = {**LEVELS, "classes": 3, "class_probabilities": (1, 2, 5)}
 # TINY has odd channel counts (3, 9) and even ones (12, 24); the prior's splits go by d_z.
 VARIANTS = {
     "alpha-0.8": TINY,
-    "alpha-1": variant_of_tiny(alpha=1.0, prior_alpha=1.0),
-    "additive": variant_of_tiny(**ADDITIVE),
-    "additive flow": variant_of_tiny(transform="additive"),
-    "additive multiscale": variant_of_tiny(multiscale_transform="additive"),
-    "additive prior": variant_of_tiny(prior_transform="additive"),
-    "lu": variant_of_tiny(linear="lu"),
+    "alpha-1": variant_of_tiny(**STAGE, alpha=1.0, prior_alpha=1.0),
+    "additive": variant_of_tiny(**STAGE, **ADDITIVE),
+    "additive flow": variant_of_tiny(**STAGE, transform="additive"),
+    "additive multiscale": variant_of_tiny(**STAGE, multiscale_transform="additive"),
+    "additive prior": variant_of_tiny(**LEVELS, prior_transform="additive"),
+    "lu": variant_of_tiny(**STAGE, linear="lu"),
     "base": variant_of_tiny(conditioning="base", base_hidden=5),
-    "base additive": variant_of_tiny(conditioning="base", base_hidden=5, **ADDITIVE),
-    "none": variant_of_tiny(conditioning="none"),
-    "none additive": variant_of_tiny(conditioning="none", **ADDITIVE),
-    "normal prior": variant_of_tiny(prior="normal"),
-    "5 bits": variant_of_tiny(n_bits=5),
-    "3 bits": variant_of_tiny(n_bits=3),
-    "1 bit": variant_of_tiny(n_bits=1),
-    "d_z 2": variant_of_tiny(latent_dim=2),
-    "d_z 3": variant_of_tiny(latent_dim=3, prior_steps=2),
-    "d_z 5": variant_of_tiny(latent_dim=5, prior_steps=2),
-    "d_z 6": variant_of_tiny(latent_dim=6, prior_steps=3),
+    "base additive": variant_of_tiny(**STAGE, conditioning="base", base_hidden=5, **ADDITIVE),
+    "none": variant_of_tiny(**STAGE, conditioning="none"),
+    "none additive": variant_of_tiny(**STAGE, conditioning="none", **ADDITIVE),
+    "normal prior": variant_of_tiny(**LEVELS, prior="normal"),
+    "5 bits": variant_of_tiny(**LEVELS, n_bits=5),
+    "3 bits": variant_of_tiny(**LEVELS, n_bits=3),
+    "1 bit": variant_of_tiny(**LEVELS, n_bits=1),
+    "d_z 2": variant_of_tiny(**LEVELS, latent_dim=2),
+    "d_z 3": variant_of_tiny(**LEVELS, latent_dim=3, prior_steps=2),
+    "d_z 5": variant_of_tiny(**LEVELS, latent_dim=5, prior_steps=2),
+    "d_z 6": variant_of_tiny(**LEVELS, latent_dim=6, prior_steps=3),
     # 12, 9 and 6 channels: halves of even and of odd length.
     "three parts": variant_of_tiny(steps=(1, (1, 2, 1), 1)),
     "several factors": variant_of_tiny(
@@ -70,12 +66,9 @@ VARIANTS = {
         multiscale_transform="additive",
         step_layers=tuple(STEP_LAYERS),
     ),
-    "two levels": variant_of_tiny(image_size=4, steps=(2, 3), hidden_channels=(4, 6), encoder_channels=(4,)),
+    "two levels": variant_of_tiny(**{**LEVELS, "steps": (2, 3)}),
     "dequantization": variant_of_tiny(
-        image_size=4,
-        steps=(1, 1),
-        hidden_channels=(4, 6),
-        encoder_channels=(4,),
+        **LEVELS,
         dequantization="flow",
         dequantization_steps=(1, (1,), 1),
         dequantization_hidden_channels=(3, 4, 5),
@@ -83,11 +76,8 @@ VARIANTS = {
         dequantization_map_channels=2,
     ),
     "grey": variant_of_tiny(
-        image_size=None,
+        **{**LEVELS, "image_size": None},
         image_shape=(4, 8, 1),
-        steps=(1, 1),
-        hidden_channels=(4, 6),
-        encoder_channels=(4,),
         dequantization="flow",
         dequantization_steps=(1, 1),
         dequantization_hidden_channels=(3, 4),
@@ -103,7 +93,7 @@ VARIANTS = {
 
 # For files alone: a prior that no other variant has, and nets so wide that weights, not the graph, are most of one.
 FURTHER = {
-    "additive, normal prior": variant_of_tiny(prior="normal", **ADDITIVE),
+    "additive, normal prior": variant_of_tiny(**STAGE, prior="normal", **ADDITIVE),
     "wide": variant_of_tiny(hidden_channels=(32, 48, 48), encoder_channels=(16, 32), prior_hidden=48),
 }
 VARIANTS |= FURTHER
