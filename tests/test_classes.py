@@ -16,6 +16,8 @@ from tfdecouple.errors import ConfigError, DataError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.classes import ClassAffine, ClassCodes
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 LABELS = np.array([2, 0, 1])
 SHARES = np.log(np.array([1, 2, 5]) / 8)
 NONE = np.full(3, -1)
@@ -55,7 +57,7 @@ class TestCodes:
         density = model.likelihood(model.class_codes.numpy()[LABELS]).log_prob(x)
         np.testing.assert_allclose(elbo.reconstruction, -density, rtol=1e-5)
 
-    def test_classification_is_bayes_rule(self):
+    def test_classification_is_bayes_rule(self, traced):
         model, images = variant("classes"), images_of(variant("classes"))
         x = model.quantizer.centres(model.levels_of(images))
         joint = np.stack([model.likelihood(np.tile(code, (3, 1))).log_prob(x) for code in model.class_codes.numpy()], 1)

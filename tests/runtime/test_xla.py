@@ -20,12 +20,12 @@ from tfdecouple.runtime.tracing import Traces
 from tfdecouple.runtime.xla import jit_compile, jit_compiled
 
 Z = 3
-# Every kind of layer that any preset runs through a shared trace, and the shape of its inputs.
+# Every kind of layer that any preset runs through a shared trace, with all that it may be made of, and the shape of its
+# inputs.
 KINDS = {
-    "affine": (lambda: FlowStep(4, Z, alpha=0.8), (2, 2, 3)),
-    "additive": (lambda: FlowStep(4, Z, transform="additive"), (2, 2, 4)),
-    "lu, alpha 1, without z": (lambda: FlowStep(4, 0, linear="lu"), (2, 2, 4)),
-    "factor-out": (lambda: FactorOut(2, 4, Z, alpha=0.8), (2, 2, 6)),
+    "step": (lambda: FlowStep(4, Z, alpha=0.8), (2, 2, 3)),
+    "factor-out, alpha 1": (lambda: FactorOut(2, 4, Z), (2, 2, 6)),
+    "factor-out, additive, lu, without z": (lambda: FactorOut(2, 4, 0, transform="additive", linear="lu"), (2, 2, 6)),
     "prior": (lambda: PriorStep(4), (4,)),
     "whitening": (lambda: ConditionalWhitening(5, Z), (2, 2, 3)),
 }

@@ -114,7 +114,7 @@ class TestStep:
             moments = np.concatenate([value.ravel() for name, value in values.items() if name.startswith("means/")])
             assert np.linalg.norm(moments) == pytest.approx(0.1 * norm, rel=1e-4)
 
-    def test_weight_of_the_kl_is_that_of_its_gradient_and_not_of_its_report(self, one_device):
+    def test_weight_of_the_kl_is_that_of_its_gradient_and_not_of_its_report(self, eager):
         # The prior's weights have no other gradient than the KL's.
         trainer = Trainer(kl_weight=0.25, kl_warmup_steps=1)
         moments = []
@@ -148,11 +148,11 @@ class TestStep:
         _, outer = operations(trainer.step_function)
         assert 1 <= outer["StatefulPartitionedCall"] <= len(trainer.state.trainable) / 16
 
-    def test_recomputing_changes_no_bit(self, one_device):
-        trainer = Trainer(memory="recompute")
+    def test_recomputing_changes_no_bit(self, clipped):
+        trainer = Trainer(model=GLOW, clip_norm=0.25, memory="recompute")
         result = trainer.take()
-        assert result == one_device[2][0]
-        assert_equal(trainer.values(), one_device[1][1])
+        assert result == clipped[0][0]
+        assert_equal(trainer.values(), clipped[1][0])
 
     def test_inverting_takes_the_same_step_and_one_that_does_not_come_back_is_not_applied(self, one_device):
         trainer = Trainer(memory="invert")
@@ -179,9 +179,9 @@ class TestStep:
         )
         assert trainer.state.take_wrong() == ""
 
-    def test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss(self, one_device):
-        trainer = Trainer(precision="mixed_bfloat16")
-        result, exact = trainer.take(), one_device[2][0]
+    def test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss(self, clipped):
+        trainer = Trainer(model=GLOW, clip_norm=0.25, precision="mixed_bfloat16")
+        result, exact = trainer.take(), clipped[0][0]
         assert result.applied
         assert result.bits_per_dim != exact.bits_per_dim
         assert result.bits_per_dim == pytest.approx(exact.bits_per_dim, abs=0.02)
@@ -210,9 +210,9 @@ class TestPrecision:
         assert trainer.take() == results[0]
         assert_equal(trainer.values(), states[1])
 
-    def test_of_tf32_is_rounded_but_near_whatever_the_switch(self, one_device):
-        ours, states = Trainer(precision="tf32"), []
-        for right, users in zip(one_device[2], (False, True), strict=False):
+    def test_of_tf32_is_rounded_but_near_whatever_the_switch(self, clipped):
+        ours, states = Trainer(model=GLOW, clip_norm=0.25, precision="tf32"), []
+        for right, users in zip(clipped[0], (False, True), strict=True):
             tf.config.experimental.enable_tensor_float_32_execution(users)
             result = ours.take()
             assert tf.config.experimental.tensor_float_32_execution_enabled() is users
@@ -222,7 +222,7 @@ class TestPrecision:
         # Adam's means after one step are a share of the gradient.
         found, full = (
             np.concatenate([value.ravel() for name, value in values.items() if name.startswith("means/")])
-            for values in (states[0], one_device[1][1])
+            for values in (states[0], clipped[1][0])
         )
         assert 1e-6 < np.linalg.norm(found - full) / np.linalg.norm(full) < 1e-2
 
