@@ -39,7 +39,7 @@ class TestLearnedDequantization:
         dequantizer = {name for name in state if name.startswith("model/dequantizer/")}
         assert len(dequantizer) > 60 and dequantizer <= moved
 
-    def test_two_devices_take_the_same_steps(self, alone):
+    def test_two_devices_take_the_same_steps(self, alone, eager):
         trainer = Trainer(devices=2, model=DEQUANTIZING)
         trainer.take(2)
         assert_close(trainer.values(), alone[1][-1], 2e-4)
