@@ -61,7 +61,7 @@ def test_training_learns_and_says_nothing_of_three_channels(run):
         assert picture.mode == "RGB"
 
 
-def test_every_image_comes_back_and_others_are_refused(run):
+def test_every_image_comes_back_and_others_are_refused(run, eager):
     model = load_model(run)
     images = np.concatenate(
         [random_images(4, SHAPE), np.zeros((1, *SHAPE), np.uint8), np.full((1, *SHAPE), 255, np.uint8)]
@@ -75,7 +75,7 @@ def test_every_image_comes_back_and_others_are_refused(run):
         model.encode(np.zeros((1, 8, 12, 3), np.uint8))
 
 
-def test_commands_draw_its_pictures_and_write_its_codes(run, tmp_path, capsys):
+def test_commands_draw_its_pictures_and_write_its_codes(run, eager, tmp_path, capsys):
     from tfdecouple.cli.programs import main
 
     for number in range(2):

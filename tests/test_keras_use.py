@@ -19,6 +19,8 @@ from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.registration import CLASSES
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 IMAGES = random_images(3)
 
 
@@ -137,6 +139,7 @@ class TestModelsAroundIt:
             classifier(initialised(conditioning="none"), "v")
 
 
+@pytest.mark.usefixtures("traced")
 class TestExport:
     def test_before_and_after_a_call(self, model, tmp_path):
         expected = model(tf.constant(IMAGES))
@@ -206,7 +209,7 @@ class TestSettingsOfKeras:
             keras.config.set_image_data_format("channels_last")
 
 
-def test_autograph_rewrites_the_users_function_and_none_of_ours(model, monkeypatch):
+def test_autograph_rewrites_the_users_function_and_none_of_ours(model, traced, monkeypatch):
     convert, rewritten = api._convert_actual, []
 
     def note(entity, context):

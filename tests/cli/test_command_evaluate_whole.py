@@ -25,6 +25,9 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
 from tfdecouple.runtime import progress
 
+# But what the fixture of a class runs is traced, as users' programs are.
+pytestmark = pytest.mark.usefixtures("eager")
+
 COUNTS = {"train": 60, "validation": 6, "test": 24}
 FEATURES = 5
 

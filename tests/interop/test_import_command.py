@@ -13,6 +13,8 @@ from helpers.refusals import refused
 from tfdecouple.cli import main
 from tfdecouple.runs import load_model
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 DATA = DATA / "wolf_small"
 REFERENCE = dict(np.load(DATA / "reference.npz"))
 ARGUMENTS = ["import-wolf", "--config", DATA / "config.json", "--weights", DATA / "model.npz", "--image-size", 32]

@@ -16,6 +16,8 @@ from tfdecouple.metrics import Evaluator
 from tfdecouple.model import DecoupledModel
 from tfdecouple.training.strategy import make_strategy
 
+pytestmark = pytest.mark.usefixtures("eager_file")
+
 COUNT = 10
 
 
@@ -36,7 +38,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def evaluator(model):
+def evaluator(model, eager_file):
     return Evaluator(model)
 
 

@@ -14,6 +14,8 @@ from tensorflow_probability import distributions as tfd
 from tfdecouple.layers import ActNorm
 from tfdecouple.networks.prior import PriorFlow
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 
 class TestDensity:
     """exp(log p) integrates to 1: a wrong sign or a forgotten term of a log-determinant would show."""

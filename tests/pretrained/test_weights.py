@@ -27,6 +27,8 @@ from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.pretrained.published import MANIFEST, Published
 from tfdecouple.runs import find_run, is_folder, load_config, read_summary, weights_sha256
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 HERE = pretrained.folder_of("photographs")
 
 

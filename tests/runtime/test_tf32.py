@@ -136,36 +136,36 @@ class TestWarning:
             tf.function(run, autograph=False).get_concrete_function()
         return [warning for warning in said if "TF32" in str(warning.message)]
 
-    def test_once_a_trace_in_one_line_at_the_users_own(self, tiny_model):
+    def test_once_a_trace_in_one_line_at_the_users_own(self, small_model):
         def run():
-            z, v = tiny_model.encode(random_images(2))
-            return tiny_model.decode(z, v), tiny_model.prior.log_prob(z)
+            z, v = small_model.encode(random_images(2, 4))
+            return small_model.decode(z, v), small_model.prior.log_prob(z)
 
         for _ in range(2):
             said = self.traced(run)
             assert len(said) == 1 and said[0].filename == __file__
             assert "\n" not in str(said[0].message) and "may lose images" in str(said[0].message)
 
-    def test_in_a_function_within_a_function_once(self, tiny_model):
-        inner = tf.function(lambda: tiny_model.encode(random_images(2)).v, autograph=False)
-        assert len(self.traced(lambda: inner() + tiny_model.encode(random_images(2)).v)) == 1
+    def test_in_a_function_within_a_function_once(self, small_model):
+        inner = tf.function(lambda: small_model.encode(random_images(2, 4)).v, autograph=False)
+        assert len(self.traced(lambda: inner() + small_model.encode(random_images(2, 4)).v)) == 1
 
-    def test_not_where_the_model_is_called_from_outside(self, tiny_model):
+    def test_not_where_the_model_is_called_from_outside(self, small_model):
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
-            tiny_model.decode(*tiny_model.encode(random_images(7)))
+            small_model.decode(*small_model.encode(random_images(7, 4)))
 
-    def test_not_with_tf32_off(self, tiny_model):
+    def test_not_with_tf32_off(self, small_model):
         enable(False)
-        assert not self.traced(lambda: tiny_model.encode(random_images(2)).v)
+        assert not self.traced(lambda: small_model.encode(random_images(2, 4)).v)
 
-    def test_not_without_a_gpu(self, tiny_model, monkeypatch):
+    def test_not_without_a_gpu(self, small_model, monkeypatch):
         monkeypatch.setattr(tf32, "gpu_in_sight", lambda: False)
-        assert not self.traced(lambda: tiny_model.encode(random_images(2)).v)
+        assert not self.traced(lambda: small_model.encode(random_images(2, 4)).v)
 
-    def test_not_where_training_chose_tf32(self, tiny_model):
+    def test_not_where_training_chose_tf32(self, small_model):
         with tensor_float_32():
-            assert not self.traced(lambda: tiny_model.encode(random_images(2)).v)
+            assert not self.traced(lambda: small_model.encode(random_images(2, 4)).v)
 
 
 def test_no_gpu_is_in_sight_of_a_process_without_one():

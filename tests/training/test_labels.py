@@ -27,6 +27,9 @@ from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.strategy import make_strategy
 
+# But for steps on several devices: what is trained and measured here would run a few times.
+pytestmark = pytest.mark.usefixtures("eager_file")
+
 NAMES = ["a", "b", "c"]
 CODED, PRIOR = OF_CLASSES["classes"], OF_CLASSES["prior-classes"]
 
@@ -51,7 +54,7 @@ def config_of(folder, model=CODED, **training):
 
 
 @pytest.fixture(scope="module")
-def labelled_run(labelled_folder, tmp_path_factory):
+def labelled_run(labelled_folder, eager_file, tmp_path_factory):
     """The run folder of a finished run. Do not change it."""
 
     def make(folder):
@@ -221,6 +224,7 @@ class TestStart:
         assert "model.prior" in message_of(ConfigError, lambda: train(config, tmp_path / "run"))
 
 
+@pytest.mark.usefixtures("traced")
 class TestStep:
     @pytest.mark.parametrize("model", [CODED, pytest.param(PRIOR, marks=pytest.mark.slow)])
     def test_two_devices_take_the_step_of_one(self, model):
