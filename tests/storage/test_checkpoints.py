@@ -164,7 +164,7 @@ class TestLoadModel:
             expected = newest["averages"].get(name, newest["model"][name])
             np.testing.assert_array_equal(variable, expected, err_msg=name)
 
-    def test_is_ready_to_use(self, finished_run):
+    def test_is_ready_to_use(self, finished_run, eager):
         assert tfdecouple.load_model(str(finished_run)).sample(2, seed=0).shape == (2, 8, 8, 3)
 
     def test_a_damaged_best_checkpoint_is_passed_over(self, finished_run, newest, tmp_path):
