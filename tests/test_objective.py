@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import TINY, every_weight_has_a_gradient, random_images
+from helpers.models import every_weight_has_a_gradient, random_images
 from helpers.variants import (
     SMALLEST,
+    STAGES,
     VARIANTS,
     equal,
     fresh,
@@ -35,7 +36,7 @@ class TestGradients:
         every_weight_learns(fresh(VARIANTS[name]))
 
     def test_every_weight_receives_a_gradient_through_the_traced_functions(self, traced):
-        every_weight_learns(fresh(TINY))
+        every_weight_learns(fresh(STAGES))
 
     def test_noise_of_z_reaches_the_posterior(self):
         """The draw of z is reparametrised: both mean and log-variance learn from the reconstruction alone."""

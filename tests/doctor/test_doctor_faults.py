@@ -6,6 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.forked import forked_programs
 from tensorflow.python.distribute import mirrored_strategy
 
 from export.verification import check_onnx, runtimes
@@ -129,7 +130,7 @@ class TestExports:
     def found(self):
         """What an export finds here, and where its files lie, before they go."""
         examination = Examination(Request(quick=True), lambda text: None, run_here)
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, forked_programs():
             patch.setattr(exactness, "count_of", lambda examination: 4)
             folders = []
             use = runtimes.use_onnx

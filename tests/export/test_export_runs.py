@@ -85,7 +85,8 @@ class TestJustBegun:
         """The card of its export, and the cases of the gate."""
         folder = tmp_path_factory.mktemp("begun")
         with forked_programs():
-            card = exported_card(write_run(folder / "run", just_begun()), folder / "to")
+            chosen = ("encode", "encode_global", "decode", "interpolate")
+            card = exported_card(write_run(folder / "run", just_begun()), folder / "to", endpoints=chosen)
         (cases,) = (folder / "to" / CASES).iterdir()
         return card, load_cases(cases)
 
