@@ -50,9 +50,13 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """Whoever collects garbage from now on need not look at all that has been imported, which stays."""
+    """Whoever collects garbage from now on need not look at all that has been imported, which stays.
+
+    It is collected at the end of each file, and before that seldom: graphs are made of many small objects.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000)
 
 
 @pytest.fixture
