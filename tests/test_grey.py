@@ -100,7 +100,7 @@ def exported(run, tmp_path_factory):
 
     def make(folder):
         with forked_programs():
-            export(Request(run=run, to=folder / "grey"), say=lambda text: None)
+            export(Request(run=run, to=folder / "grey", endpoints=("encode", "decode")), say=lambda text: None)
 
     return copied_once(tmp_path_factory, "grey-exported", make) / "grey"
 
@@ -117,7 +117,7 @@ def test_export_passes_the_gate_and_its_card_says_what_images_are(exported):
     assert "grey without transparency, cropped to the largest centre in the proportions of the model's images" in text
 
 
-def test_client_crops_resizes_encodes_and_switches(exported, run, tmp_path):
+def test_client_crops_resizes_encodes_and_switches(exported, run, eager, tmp_path):
     command = [sys.executable, "-I", str(exported / "client.py")]
     done = subprocess.run([*command, "--check"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("16 of 16 known images come back exactly\n", 0), done.stderr
