@@ -92,6 +92,8 @@ def let_go(request):
             if getattr(value, "__module__", None) == request.module.__name__ and hasattr(value, "cache_clear"):
                 value.cache_clear()
     gc.collect()
+    # What is left is for other files as well: the next need not look at it.
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
