@@ -31,7 +31,6 @@ BLOCKS = {
 SMALL = dataclasses.replace(TINY, image_size=4, steps=(1, (1,), 1), encoder_channels=(4,))
 FLOWS = {
     "tiny": TINY,
-    "small": SMALL,
     "unconditional-additive-lu": dataclasses.replace(
         SMALL, conditioning="none", transform="additive", multiscale_transform="additive", linear="lu"
     ),

@@ -21,7 +21,7 @@ class TestPrograms:
     """The whole flow as it is used: every layer through a traced function."""
 
     def test_whole_flow_has_the_log_det_of_its_jacobian_and_inverts(self):
-        layer, x, condition = flow("small")
+        layer, x, condition = flow("grey")
         v, log_det = layer.forward_and_log_det(x, condition)
         close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition))
         back, inverse = layer.inverse_and_log_det(v, condition)
