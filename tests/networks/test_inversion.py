@@ -11,7 +11,7 @@ from helpers.eager import run_eagerly
 from helpers.models import TINY, give_effect
 from tensorflow_probability import bijectors as tfb
 
-from tfdecouple.layers import ConvNet, Coupling, backward_memory
+from tfdecouple.layers import ActNorm, ConvNet, Coupling, backward_memory
 from tfdecouple.networks.flow import Flow
 from tfdecouple.transforms import TRANSFORMS, Transform
 
@@ -86,16 +86,21 @@ def test_gradients_are_those_of_a_backward_pass_that_keeps_everything(kind):
 def test_layers_of_one_stage_compute_together_and_of_no_other():
     flow, *_ = built()
     stages = [{id(each) for layer in stage.layers for each in layer._flatten_layers()} for stage in flow.stages]
-    gains = [
-        {id(net.last.gain) for layer in stage.layers for net in layer._flatten_layers() if isinstance(net, ConvNet)}
+    replaced = [
+        {
+            id(inner.last.gain if isinstance(inner, ConvNet) else inner.log_scale)
+            for layer in stage.layers
+            for inner in layer._flatten_layers()
+            if isinstance(inner, ConvNet | ActNorm)
+        }
         for stage in flow.stages
     ]
     for found in flow.prepare():
         # The gradients of a stage must not wait for another's.
         values = {id(variable) for variable, _ in found.values}
-        assert sum(bool(values & of_stage) for of_stage in gains) == bool(values)
+        assert sum(bool(values & of_stage) for of_stage in replaced) == bool(values)
         assert sum(any(id(owner) in of_stage for owner in found.owners) for of_stage in stages) <= 1
-    assert sum(len(found.values) for found in flow.prepare()) == sum(map(len, gains)) > 0
+    assert sum(len(found.values) for found in flow.prepare()) == sum(map(len, replaced)) > 0
 
 
 def test_nothing_is_kept_between_the_steps_of_a_stage():

@@ -59,7 +59,9 @@ def _moments(x: Batch) -> tuple[tf.Tensor, tf.Tensor]:
 
     Every device has as many images as another.
     """
-    count = total(lambda images: product(sizes(images)[:-1], images.dtype), x)
+    shards = x if isinstance(x, list) else [x]
+    images = sum(sizes(shard)[0] for shard in shards)
+    count = product([images, *sizes(shards[0])[1:-1]], shards[0].dtype)
 
     def mean_of(function: Callable[..., tf.Tensor], *arguments: tf.Tensor) -> tf.Tensor:
         mean = total(function, x, *arguments) / count

@@ -66,8 +66,9 @@ def convolve_normed(x: tf.Tensor, direction: tf.Tensor, scale: tf.Tensor) -> tup
 
 def input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     """Returns the gradient of a convolution for its input x, given the gradient for its output."""
-    if _neighbours(upstream, x.shape[-1]) > 1:
-        return _convolution(upstream, _reflected(kernel))
+    neighbours = _neighbours(upstream, x.shape[-1])
+    if neighbours > 1:
+        return _packed_convolution(upstream, kernel, neighbours, reflected=True)
     return tf.raw_ops.Conv2DBackpropInput(input_sizes=sizes(x), filter=kernel, out_backprop=upstream, **_OPTIONS)
 
 
@@ -90,16 +91,27 @@ def vector_size() -> int:
 
 def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     neighbours = _neighbours(x, kernel.shape[-1])
-    if neighbours == 1:
-        return tf.nn.conv2d(x, kernel, 1, "SAME")
-    # A wider kernel, which moves by its outputs' number of pixels and sees each of them in its own position: which of
-    # the kernel's columns there is at each place for each of them, where the fourth is one of zeros.
+    return tf.nn.conv2d(x, kernel, 1, "SAME") if neighbours == 1 else _packed_convolution(x, kernel, neighbours)
+
+
+def _packed_convolution(x: tf.Tensor, kernel: tf.Tensor, neighbours: int, reflected: bool = False) -> tf.Tensor:
+    """Returns a convolution of which so many pixels of a row are computed together, by the kernel or its reflection.
+
+    A wider kernel moves by their number of pixels and sees each of them in its own position.
+    """
+    inputs, outputs = kernel.shape[2:]
+    # Which of the kernel's nine places there is at each place for each pixel; the tenth is one of zeros.
     columns = np.arange(neighbours + 2)[:, None] - np.arange(neighbours)
     columns[(columns < 0) | (columns > 2)] = 3
-    wide = tf.gather(tf.pad(kernel, [[0, 0], [0, 1], [0, 0], [0, 0]]), columns, axis=1)
-    wide = tf.reshape(tf.transpose(wide, [0, 1, 3, 2, 4]), [3, neighbours + 2, x.shape[-1], -1])
+    places = np.arange(9).reshape(3, 3)
+    if reflected:
+        places = places[::-1, ::-1]
+    places = np.pad(places, [[0, 0], [0, 1]], constant_values=9)[:, columns]
+    wide = tf.gather(tf.pad(tf.reshape(kernel, [9, inputs, outputs]), [[0, 1], [0, 0], [0, 0]]), places)
+    wide = tf.transpose(wide, [0, 1, 4, 2, 3] if reflected else [0, 1, 3, 2, 4])
+    wide = tf.reshape(wide, [3, neighbours + 2, x.shape[-1], -1])
     y = tf.nn.conv2d(x, wide, [1, neighbours], [[0, 0], [1, 1], [1, 1], [0, 0]])
-    return tf.reshape(y, [*sizes(x)[:-1], kernel.shape[-1]])
+    return tf.reshape(y, [*sizes(x)[:-1], inputs if reflected else outputs])
 
 
 def _reflected(kernel: tf.Tensor) -> tf.Tensor:

@@ -6,7 +6,7 @@ Asking a tensor at run time for what is known costs six operations each time, an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import tensorflow as tf
 
@@ -27,14 +27,19 @@ def product(factors: Iterable[int | tf.Tensor], dtype: tf.DType) -> tf.Tensor:
     return tf.constant(found, dtype) if isinstance(found, int) else tf.cast(found, dtype)
 
 
-@tf.custom_gradient
-def side_by_side(values: list[tf.Tensor]) -> tuple[tf.Tensor, Callable]:
-    """Returns tensors side by side along the last axis.
+def side_by_side(values: Sequence[tf.Tensor], axis: int = -1) -> tf.Tensor:
+    """Returns tensors side by side along an axis.
 
-    Their gradients are one split, where TensorFlow's own asks for the shapes and slices for each of them.
+    Where their sizes are known, their gradients are one split; TensorFlow's own asks for the shapes and slices for
+    each of them.
     """
-    counts = [value.shape[-1] for value in values]
-    return tf.concat(values, -1), lambda upstream: tf.split(upstream, counts, -1)
+    counts = [value.shape[axis] for value in values]
+
+    @tf.custom_gradient
+    def run(*values: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        return tf.concat(values, axis), lambda upstream: tf.split(upstream, counts, axis)
+
+    return tf.concat(values, axis) if None in counts else run(*values)
 
 
 def zero_per_image(x: tf.Tensor) -> tf.Tensor:

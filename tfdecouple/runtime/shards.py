@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from tfdecouple.runtime.shapes import sizes
+from tfdecouple.runtime.shapes import side_by_side, sizes
 
 # What of a map a core's own cache holds beside weights; measured with caches of 1 MiB.
 _CACHE_BYTES = 2**20
@@ -63,7 +63,7 @@ def divided(x: tf.Tensor) -> Batch:
 
 def joined(batch: Batch | tuple[tf.Tensor, ...]) -> tf.Tensor:
     """Returns a batch as one tensor."""
-    return tf.concat(batch, 0) if isinstance(batch, list | tuple) else batch
+    return side_by_side(batch, 0) if isinstance(batch, list | tuple) else batch
 
 
 def image_by_image(function: Callable[..., tf.Tensor]) -> Callable[..., Any]:

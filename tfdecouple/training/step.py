@@ -108,7 +108,9 @@ class TrainStep:
             weights=list(values.values()),
         )
         small = [values[name] for name in state.optimizer.small]
-        return share._replace(moving=[statistic / training.passes for statistic in share.moving]), small
+        if training.passes > 1:
+            share = share._replace(moving=[statistic / training.passes for statistic in share.moving])
+        return share, small
 
     def _kl_weight(self, kl: tf.Tensor) -> tf.Tensor:
         """Returns the weight of the KL term given this device's share of it: 0 where what all have is free.
