@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,10 +24,11 @@ from tfdecouple.layers import (
     Squeeze,
 )
 from tfdecouple.layers.base import ChildCall, InvertibleComposite
+from tfdecouple.layers.coupling import run_together
 from tfdecouple.levels import StagePlan
 from tfdecouple.runtime.networks import TracedFlow
 from tfdecouple.runtime.prepared import Prepared, prepare_together
-from tfdecouple.runtime.shapes import zero_per_image
+from tfdecouple.runtime.shapes import side_by_side, zero_per_image
 
 
 class _Coupled(InvertibleLayer):
@@ -107,8 +109,24 @@ class FlowStep(_Coupled, InvertibleSequence):
         """Returns the constructor's arguments."""
         return {**super().get_config(), "step_layers": self.step_layers}
 
+    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        changes = []
+        for _, group in itertools.groupby(self.sequence, _together):
+            first, *others = layers = list(group)
+            if others:
+                x, found = run_together(layers, x, condition)
+            else:
+                x, *found = first.forward_and_log_det(x, condition)
+            changes += found
+        return x, tf.add_n(changes)
+
     def _linear_layer(self, **options: Any) -> InvertibleLayer:
         return InvertibleConv1x1(self.linear, **options)
+
+
+def _together(layer: InvertibleLayer) -> Any:
+    """Returns what is the same of neighbours that run together."""
+    return (layer.division(),) if isinstance(layer, Coupling) else id(layer)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -153,7 +171,7 @@ class FactorOut(_Coupled, InvertibleComposite):
         h, coupling = call(self.coupling, h, condition)
         kept, dropped = tf.split(h, [self._kept, self.dropped], -1)
         dropped, actnorm = call(self.actnorm, dropped, None)
-        return tf.concat([kept, dropped], -1), mixing + coupling + actnorm
+        return side_by_side([kept, dropped]), mixing + coupling + actnorm
 
     def _run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
         kept, dropped = tf.split(y, [self._kept, self.dropped], -1)
@@ -336,7 +354,7 @@ class Flow(TracedFlow, InvertibleComposite):
             h, change = self._level_forward(depth + 1, h, self._one_level_down(condition), call)
             log_det += change
             h, _ = self.squeeze.inverse_and_log_det(h)
-        return (tf.concat([h, *left], -1) if left else h), log_det
+        return (side_by_side([h, *left]) if left else h), log_det
 
     def _run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
         log_det = zero_per_image(y)
