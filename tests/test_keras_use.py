@@ -226,3 +226,30 @@ def test_autograph_rewrites_the_users_function_and_none_of_ours(model, traced, m
 
     loss.get_concrete_function(tf.TensorSpec([3, 8, 8, 3], tf.uint8))
     assert rewritten and not [name for name in rewritten if name.startswith("tfdecouple")]
+
+
+def test_a_step_of_a_users_loop_is_traced_once_and_so_is_each_kind_of_layer():
+    model = initialised(steps=(2, 2))
+    optimizer = keras.optimizers.Adam(1e-2)
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step(images):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(model.elbo(images, seed=0, training=True).bits_per_dim)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+        return loss
+
+    def traces():
+        networks = (model.encoder, model.prior_flow, model.flow)
+        kinds = [function for network in networks for function in network._traces._shared.values()]
+        return [function.experimental_get_tracing_count() for function in (step, *kinds)]
+
+    images = random_images(8, seed=2)
+    losses = [float(step(images))]
+    first = traces()
+    # The step, the prior's kind of step, and one of each of the two levels.
+    assert first == [1] * 4
+    losses += [float(step(images)) for _ in range(5)]
+    assert traces() == first and losses[-1] < losses[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -22,6 +23,7 @@ from tfdecouple.objective import (
     standard_normal_log_prob,
 )
 from tfdecouple.runtime.autograph import unconverted
+from tfdecouple.runtime.rematerialization import backward_memory, backward_mode
 from tfdecouple.runtime.shapes import sizes
 
 
@@ -185,21 +187,24 @@ class Distributions(Networks):
         if levels.shape[0] == 0:
             noise = tf.zeros([0, self.config.latent_dim]) if self.config.has_encoder else None
             return Elbo(*[tf.zeros([0])] * 4), Latents(noise, tf.zeros([0]), tf.zeros_like(levels))
-        return negative_elbo(
-            levels,
-            z_noise,
-            u_noise,
-            quantizer=self.quantizer,
-            flow=self.flow,
-            encoder=self.encoder,
-            prior_flow=self.prior_flow,
-            dequantizer=self.dequantizer,
-            labels=labels,
-            class_codes=self.code_net,
-            prior_affine=self.prior_affine,
-            class_log_probabilities=self.class_log_probabilities if self.config.has_classes else None,
-            training=training,
-        )
+        # A loop of a user's own announces no backward pass, but will take one.
+        announced = backward_memory("keep") if training and backward_mode() is None else contextlib.nullcontext()
+        with announced:
+            return negative_elbo(
+                levels,
+                z_noise,
+                u_noise,
+                quantizer=self.quantizer,
+                flow=self.flow,
+                encoder=self.encoder,
+                prior_flow=self.prior_flow,
+                dequantizer=self.dequantizer,
+                labels=labels,
+                class_codes=self.code_net,
+                prior_affine=self.prior_affine,
+                class_log_probabilities=self.class_log_probabilities if self.config.has_classes else None,
+                training=training,
+            )
 
     def dequantize(self, images: Any, noise: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """Draws u, the places in the bins of the pixels, from q(u|x): x = 2*(k + u)/n_bins - 1 for level k.
