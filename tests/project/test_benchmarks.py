@@ -20,6 +20,7 @@ from tfdecouple import costs
 from tfdecouple.architecture import CouplingPlan
 from tfdecouple.config import MEMORY, load_preset, preset_names
 from tfdecouple.errors import UserError
+from tfdecouple.gradient import global_norm
 from tfdecouple.model import DecoupledModel
 from tfdecouple.parameters import count_parameters
 
@@ -378,5 +379,14 @@ def test_operations_are_counted_in_functions_as_well():
     inner = tf.function(inner, autograph=False, experimental_attributes={"_noinline": True})
     counts = dispatches.operations(lambda: tf.function(lambda x: inner(inner(x)), autograph=False)(tf.ones([2])))
     assert counts["Tanh"] == counts["Mul"] == 2
+
+    @tf.function(autograph=False)
+    def squares(x):
+        tf.sqrt(x)  # Which nobody needs.
+        return inner(global_norm([inner(x)]))
+
+    lines = dispatches.by_line(squares.get_concrete_function(tf.ones([2])).graph)
+    assert {kind for kind, line in lines if line.startswith("gradient.py:")} >= {"L2Loss", "Sqrt"}
+    assert lines["Tanh", ""] == lines["Mul", ""] == 2 and lines["Sqrt", ""] == 0
     config = dispatches.configured(dispatches.make_parser().parse_args(["--preset", "quickstart", "--batch", "8"]))
     assert config.training.batch_size == 8 and config.training.ema_decay
