@@ -13,8 +13,27 @@ from helpers.flows import CONDITION, SMALL, close, flow
 from helpers.models import give_effect, jacobian_log_det, walk_with
 
 from tfdecouple.layers import Coupling, InvertibleSequence, backward_memory, convolution
+from tfdecouple.layers.split import ChannelSplit
 from tfdecouple.networks.flow import Flow, FlowStep
 from tfdecouple.runtime.networks import TracedFlow
+
+
+@pytest.mark.parametrize(("channels", "divisions"), [(4, 2), (3, 4)])
+def test_couplings_that_divide_the_channels_alike_divide_them_once(channels, divisions, monkeypatch):
+    step = FlowStep(4, dtype="float64")
+    step.build((None, 4, 4, channels))
+    give_effect(step)
+    x = tf.constant(np.random.default_rng(0).standard_normal((2, 4, 4, channels)))
+    calls, original = [], ChannelSplit.__call__
+    monkeypatch.setattr(ChannelSplit, "__call__", lambda split, x: calls.append(split.pattern) or original(split, x))
+    y, log_det = step.forward_and_log_det(x)
+    assert len(calls) == divisions
+    alone = []
+    for layer in step.sequence:
+        x, change = layer.forward_and_log_det(x)
+        alone.append(change)
+    close(y, x, 1e-12)
+    close(log_det, tf.add_n(alone), 1e-12)
 
 
 class TestPrograms:
@@ -42,6 +61,14 @@ class TestPrograms:
         layer = Flow(dataclasses.replace(SMALL, steps=(2, 3), hidden_channels=(4, 4)))
         layer.forward_and_log_det(np.zeros((1, 4, 4, 3)), np.zeros((1, 4)))
         assert len(traces) == 2
+
+    def test_two_traces_do_for_batches_of_all_sizes(self, monkeypatch):
+        traces = []
+        original = FlowStep._forward
+        monkeypatch.setattr(FlowStep, "_forward", lambda *given: traces.append(given[1].shape[0]) or original(*given))
+        layer = Flow(dataclasses.replace(SMALL, steps=(1, 1), hidden_channels=(4, 4)))
+        found = [layer.forward_and_log_det(np.zeros((n, 4, 4, 3)), np.zeros((n, 4)))[0] for n in (1, 3, 2, 5, 1)]
+        assert traces == [1] * 2 + [None] * 2 and [v.shape[0] for v in found] == [1, 3, 2, 5, 1]
 
     @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
     def test_values_that_stand_for_weights_stand_for_them_in_programs_too(self, method):
