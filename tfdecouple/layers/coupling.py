@@ -116,7 +116,9 @@ class Coupling(Nested, InvertibleLayer):
 
     def division(self) -> Any:
         """Returns how it divides its channels, the same of couplings whose x_a and x_b are the same or each other's."""
-        return self.split.division(self._channels) if isinstance(self.split, ChannelSplit) else id(self)
+        if self._channels is None or not isinstance(self.split, ChannelSplit):
+            return id(self)
+        return self.split.division(self._channels)
 
     @full_float32()
     def scale(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
