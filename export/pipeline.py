@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -238,18 +239,31 @@ class _Export:
         options: dict[str, Any] = {"endpoints": signatures, "name": self._origin.name, "timed": timed}
         self.say("checking the SavedModel in a process of its own")
         processes: list[Process] = []
+        over = threading.Event()
+
+        def leave_alone() -> None:
+            over.set()
+            for process in processes:
+                if process.stdin:
+                    process.stdin.close()
+
+        def started(process: Process) -> None:
+            processes.append(process)
+            if over.is_set():
+                leave_alone()
 
         def check() -> Report:
             def tell(text: str) -> None:
                 self.say(f"{text} (SavedModel)")
 
-            folder, started = staging.area / "savedmodel", processes.append
+            folder = staging.area / "savedmodel"
             return pass_gate("check_saved_model", folder, cases, tell=tell, started=started, **options)
 
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             checked = pool.submit(check)
             try:
                 yield
+                leave_alone()
                 self.say("waiting for the check of the SavedModel")
                 report = checked.result()
             except BaseException:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import pathlib
 import sys
 import threading
@@ -46,6 +47,7 @@ def check(
     name: str,
     timed: Sequence[str] = (),
     tell: Callable[[str], Any] = print,
+    alone: Callable[[], Any] = lambda: None,
 ) -> Report:
     """Checks a SavedModel.
 
@@ -56,6 +58,7 @@ def check(
         name: of the model, as requests to a server say it.
         timed: the signatures whose calls are timed.
         tell: is told how far this is.
+        alone: returns when nothing else computes; only then are calls timed.
     """
     start_tensorflow()
     import tensorflow as tf
@@ -114,6 +117,7 @@ def check(
             return report
         if {"encode", "decode"} <= set(endpoints):
             report.check_round_trip(call, cases, answered["encode"], pool.map)
+        alone()
         report.measure_latencies([one for one in timed if one in endpoints], call, cases)
     return report
 
@@ -254,4 +258,5 @@ def _alike(given: Arrays, answered: Arrays) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(run_check(check, sys.argv[1:]))
+    # What computes beside this process closes its stdin when it is done.
+    sys.exit(run_check(functools.partial(check, alone=sys.stdin.read), sys.argv[1:]))

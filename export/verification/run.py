@@ -40,7 +40,7 @@ def pass_gate(
     folder: pathlib.Path,
     cases: pathlib.Path,
     tell: Callable[[str], Any] = lambda text: None,
-    started: Callable[[Process], Any] = lambda process: None,
+    started: Callable[[Process], Any] | None = None,
     **options: Any,
 ) -> Report:
     """Runs one check in a fresh process, and refuses what does not pass.
@@ -50,7 +50,7 @@ def pass_gate(
         folder: what is checked.
         cases: file of the cases.
         tell: is told how far the check is.
-        started: is given the process, for whoever must end it from another thread.
+        started: as of `run_gate`.
         **options: of the check.
 
     Returns:
@@ -100,7 +100,7 @@ def run_gate(
     cases: pathlib.Path,
     result: pathlib.Path,
     tell: Callable[[str], Any] = lambda text: None,
-    started: Callable[[Process], Any] = lambda process: None,
+    started: Callable[[Process], Any] | None = None,
     **options: Any,
 ) -> Report:
     """Runs one check in a fresh process.
@@ -111,7 +111,8 @@ def run_gate(
         cases: file of the cases.
         result: where the process writes its report.
         tell: is told how far the check is.
-        started: is given the process.
+        started: is given the process, for whoever must end it from another thread. It then times no call until its
+            stdin is closed, which whoever computes beside it does when that is over.
         **options: of the check.
 
     Returns:
@@ -133,11 +134,17 @@ def run_gate(
     with (
         tempfile.TemporaryFile("w+", errors="replace") as errors,
         subprocess.Popen(
-            command, cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
+            command,
+            cwd=root,
+            stdin=subprocess.PIPE if started else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
         ) as process,
     ):
         try:
-            started(process)
+            if started:
+                started(process)
             assert process.stdout is not None
             for line in process.stdout:
                 tell(line.rstrip("\n"))

@@ -14,6 +14,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from export import client, pipeline
 from export.deployed.model import DeployedModel
+from export.formats import onnx as onnx_format
 from export.formats.saved_model import save_saved_model
 from export.signatures import endpoint, endpoints
 from export.verification import cases, reference
@@ -151,3 +152,26 @@ class TestBeside:
         monkeypatch.setattr(pipeline, "pass_gate", pass_gate)
         assert command()[::2] == (4, "error: not published: the SavedModel is wrong\n")
         assert made == ["check_saved_model"] and list(tmp_path.iterdir()) == []
+
+    def test_calls_are_timed_when_the_files_are_made(self, quick, command, monkeypatch):
+        """The check's process waits for the end of its stdin before it times calls."""
+        events = []
+        process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+
+        def pass_gate(check, folder, cases, started=None, **options):
+            if check == "check_saved_model":
+                started(process)
+                process.wait(PATIENCE)
+                events.append("timed")
+            return Report()
+
+        def build_onnx(deployed, endpoint, metadata):
+            assert process.poll() is None
+            events.append("made")
+            return original(deployed, endpoint, metadata)
+
+        original = onnx_format.build_onnx
+        monkeypatch.setattr(onnx_format, "build_onnx", build_onnx)
+        monkeypatch.setattr(pipeline, "pass_gate", pass_gate)
+        assert command("--format", "savedmodel", "onnx")[0] == 0
+        assert events[-1] == "timed" and set(events[:-1]) == {"made"}
