@@ -228,6 +228,7 @@ def test_autograph_rewrites_the_users_function_and_none_of_ours(model, traced, m
     assert rewritten and not [name for name in rewritten if name.startswith("tfdecouple")]
 
 
+@pytest.mark.usefixtures("traced")
 def test_a_step_of_a_users_loop_is_traced_once_and_so_is_each_kind_of_layer():
     model = initialised(steps=(2, 2))
     optimizer = keras.optimizers.Adam(1e-2)
