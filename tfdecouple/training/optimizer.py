@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,9 +116,8 @@ class Optimizer:
 
     def start_averages(self) -> None:
         """Sets the averages to the weights and statistics as they are."""
-        for name, average in self.averages.items():
-            # A copy: an average that shared the memory of its weight would move away from it in the first step.
-            average.assign(tf.raw_ops.DeepCopy(x=self._moved[name]))
+        # Copies: an average that shared the memory of its weight would move away from it in the first step.
+        self._set_averages(lambda name: tf.raw_ops.DeepCopy(x=self._moved[name]))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -130,11 +129,22 @@ class Optimizer:
             self._swap()
 
     def _swap(self) -> None:
-        for name, average in self.averages.items():
+        def taken(name: str) -> tf.Tensor:
             variable = self._moved[name]
             value = tf.identity(variable)
-            variable.assign(average.read_value())
-            average.assign(value)
+            variable.assign(self.averages[name].read_value())
+            return value
+
+        self._set_averages(taken)
+
+    def _set_averages(self, value: Callable[[str], tf.Tensor]) -> None:
+        """Sets each average to the value of its name: those of one vector at once, since a piece takes as long."""
+        together = self._averages.pieces
+        for name, average in self.averages.items():
+            if name not in together:
+                average.assign(value(name))
+        if together:
+            self._averages.assign({name: value(name) for name in together})
 
     def apply(
         self,

@@ -34,6 +34,10 @@ class Vector:
             for (name, shape), count, end in zip(shapes.items(), counts, ends, strict=True)
         }
 
+    def assign(self, values: Mapping[str, tf.Tensor]) -> None:
+        """Changes all of it, by name, on all devices."""
+        self.variable.assign(tf.concat([tf.reshape(values[name], [-1]) for name in self.pieces], 0))
+
 
 class Piece(base.Trackable):
     """A part of a vector in the place of a variable: read, assigned, and in checkpoints as a variable of its own.
