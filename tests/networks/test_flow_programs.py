@@ -13,27 +13,8 @@ from helpers.flows import CONDITION, SMALL, close, flow
 from helpers.models import give_effect, jacobian_log_det, walk_with
 
 from tfdecouple.layers import Coupling, InvertibleSequence, backward_memory, convolution
-from tfdecouple.layers.split import ChannelSplit
 from tfdecouple.networks.flow import Flow, FlowStep
 from tfdecouple.runtime.networks import TracedFlow
-
-
-@pytest.mark.parametrize(("channels", "divisions"), [(4, 2), (3, 4)])
-def test_couplings_that_divide_the_channels_alike_divide_them_once(channels, divisions, monkeypatch):
-    step = FlowStep(4, dtype="float64")
-    step.build((None, 4, 4, channels))
-    give_effect(step)
-    x = tf.constant(np.random.default_rng(0).standard_normal((2, 4, 4, channels)))
-    calls, original = [], ChannelSplit.__call__
-    monkeypatch.setattr(ChannelSplit, "__call__", lambda split, x: calls.append(split.pattern) or original(split, x))
-    y, log_det = step.forward_and_log_det(x)
-    assert len(calls) == divisions
-    alone = []
-    for layer in step.sequence:
-        x, change = layer.forward_and_log_det(x)
-        alone.append(change)
-    close(y, x, 1e-12)
-    close(log_det, tf.add_n(alone), 1e-12)
 
 
 class TestPrograms:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -108,18 +107,6 @@ class Coupling(Nested, InvertibleLayer):
         self.net.reset()
         return x
 
-    def transformed_part(
-        self, x_a: tf.Tensor, x_b: tf.Tensor, condition: tf.Tensor | None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns y_b and the log-determinant, given both parts of x."""
-        return forward_and_log_det(self._conditioned(x_a, condition), x_b)
-
-    def division(self) -> Any:
-        """Returns how it divides its channels, the same of couplings whose x_a and x_b are the same or each other's."""
-        if self._channels is None or not isinstance(self.split, ChannelSplit):
-            return id(self)
-        return self.split.division(self._channels)
-
     @full_float32()
     def scale(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Returns the slope dy_b/dx_b of each transformed number of x: s, and 1 where the transform only shifts."""
@@ -159,7 +146,7 @@ class Coupling(Nested, InvertibleLayer):
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         x_a, x_b = self.split(x)
-        y_b, log_det = self.transformed_part(x_a, x_b, condition)
+        y_b, log_det = forward_and_log_det(self._conditioned(x_a, condition), x_b)
         return self.split.merge(x_a, y_b), log_det
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
@@ -209,23 +196,3 @@ class Coupling(Nested, InvertibleLayer):
         # Split once, since the gradient of slices is as many arrays of zeros with something in them, then their sum.
         parameters = tf.split(raw, transform.parameters, -1) if transform.parameters > 1 else [raw]
         return transform.bijector(parameters, self.alpha)
-
-
-def run_together(
-    couplings: Sequence[Coupling], x: tf.Tensor, condition: tf.Tensor | None
-) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Runs couplings of one `division` one after the other, and takes x apart and puts it together once.
-
-    Returns:
-        What the last of them gives, and the log-determinant of each.
-    """
-    first, *_ = couplings
-    parts = first.split(x)
-    changes = []
-    for coupling in couplings:
-        swapped = coupling.split.part != first.split.part
-        x_a, x_b = parts[::-1] if swapped else parts
-        y_b, change = coupling.transformed_part(x_a, x_b, condition)
-        parts = (y_b, x_a) if swapped else (x_a, y_b)
-        changes.append(change)
-    return first.split.merge(*parts), changes

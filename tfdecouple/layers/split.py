@@ -81,13 +81,6 @@ class ChannelSplit:
             return tuple(tf.split(x, [kept, transformed], -1))
         return tuple(tf.split(x, [transformed, kept], -1)[::-1])
 
-    def division(self, channels: int) -> Any:
-        """Returns how so many channels are divided, whichever part is transformed: where, or that they alternate."""
-        kept, transformed = self.counts(channels)
-        if self._alternates(channels):
-            return self.pattern
-        return kept if self.part == "last" else transformed
-
     def merge(self, x_a: tf.Tensor, x_b: tf.Tensor) -> tf.Tensor:
         """Puts x_a and x_b together again."""
         pair = (x_a, x_b) if self.part == "last" else (x_b, x_a)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,6 @@ from tfdecouple.layers import (
     Squeeze,
 )
 from tfdecouple.layers.base import ChildCall, InvertibleComposite
-from tfdecouple.layers.coupling import run_together
 from tfdecouple.levels import StagePlan
 from tfdecouple.runtime.networks import TracedFlow
 from tfdecouple.runtime.prepared import Prepared, prepare_together
@@ -109,24 +107,8 @@ class FlowStep(_Coupled, InvertibleSequence):
         """Returns the constructor's arguments."""
         return {**super().get_config(), "step_layers": self.step_layers}
 
-    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        changes = []
-        for _, group in itertools.groupby(self.sequence, _together):
-            first, *others = layers = list(group)
-            if others:
-                x, found = run_together(layers, x, condition)
-            else:
-                x, *found = first.forward_and_log_det(x, condition)
-            changes += found
-        return x, tf.add_n(changes)
-
     def _linear_layer(self, **options: Any) -> InvertibleLayer:
         return InvertibleConv1x1(self.linear, **options)
-
-
-def _together(layer: InvertibleLayer) -> Any:
-    """Returns what is the same of neighbours that run together."""
-    return (layer.division(),) if isinstance(layer, Coupling) else id(layer)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
