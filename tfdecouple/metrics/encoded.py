@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -26,14 +26,20 @@ def encode_images(
     """
     z: list[np.ndarray] = []
     v = np.empty(images.shape, np.float32)
-    progress = Lines(say, len(images), "images encoded")
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        # Batches of one size, or TensorFlow would trace everything once more for the last.
-        filled = np.concatenate([batch, np.zeros((batch_size - len(batch), *batch.shape[1:]), np.uint8)])
-        codes = model.encode(filled)
+    done, progress = 0, Lines(say, len(images), "images encoded")
+    for batch, count in full_batches(images, batch_size):
+        codes = model.encode(batch)
         if codes.z is not None:
-            z.append(np.asarray(codes.z)[: len(batch)])
-        v[start : start + len(batch)] = codes.v[: len(batch)]
-        progress.advance(len(batch))
+            z.append(np.asarray(codes.z)[:count])
+        v[done : done + count] = codes.v[:count]
+        done += count
+        progress.advance(count)
     return np.concatenate(z) if z else None, v
+
+
+def full_batches(values: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields batches of one size, the last one filled up, and how many of each count: each size is traced anew."""
+    size = min(batch_size, len(values))
+    for start in range(0, len(values), size):
+        batch = values[start : start + size]
+        yield np.concatenate([batch, np.repeat(batch[:1], size - len(batch), 0)]), len(batch)

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from tfdecouple import randomness
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.drawn_images import subset_batches
-from tfdecouple.metrics.encoded import encode_images
+from tfdecouple.metrics.encoded import encode_images, full_batches
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.metrics.latent_use import derangement, require_latent
 from tfdecouple.metrics.linear_classifier import Standardizer, fit_pca
@@ -203,18 +203,10 @@ def _luminance(images: np.ndarray) -> np.ndarray:
 def _decode(model: Any, z: np.ndarray, v: np.ndarray, batch_size: int, say: Callable[[str], None]) -> np.ndarray:
     """Returns images, uint8 `[n, S, S, 3]`."""
     images, progress = [], Lines(say, len(z), "images switched")
-    for (some_z, count), (some_v, _) in zip(_batches(z, batch_size), _batches(v, batch_size), strict=True):
+    for (some_z, count), (some_v, _) in zip(full_batches(z, batch_size), full_batches(v, batch_size), strict=True):
         images.append(np.asarray(model.decode(some_z, some_v))[:count])
         progress.advance(count)
     return np.concatenate(images)
-
-
-def _batches(values: np.ndarray, batch_size: int) -> Any:
-    """Yields batches of one size, the last one filled up, and how many of each count: each size is traced anew."""
-    size = min(batch_size, len(values))
-    for start in range(0, len(values), size):
-        batch = values[start : start + size]
-        yield np.concatenate([batch, np.repeat(batch[:1], size - len(batch), 0)]), len(batch)
 
 
 def _standardized(train: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
