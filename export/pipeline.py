@@ -404,11 +404,10 @@ def _about(origin: Origin) -> dict[str, Any]:
     bits = origin.bits_per_dim or {}
     found = [one for one in origin.directions or () if one.method == MEANS][:_MOST_SLIDERS]
     model = origin.config.model
-    shares = list(model.class_probabilities) or [1.0] * model.classes
     directions = [{"name": one.name, "vector": one.vector.tolist(), "told": one.told()} for one in found]
     return {
         **({"directions": directions} if directions else {}),
-        **({"label_shares": shares} if shares else {}),
+        **({"label_shares": list(model.label_shares)} if model.has_classes else {}),
         "name": origin.name,
         "image_size": model.image_size,
         "centre_crop": origin.crop,

@@ -8,8 +8,9 @@ import threading
 
 import numpy as np
 import pytest
-from helpers.models import SMALL, give_effect, random_images
+from helpers.models import SMALL
 from helpers.places import PATIENCE
+from helpers.variants import fresh
 from tensorflow.core.protobuf import saved_model_pb2
 
 from export import client, pipeline
@@ -21,15 +22,12 @@ from export.verification import cases, reference
 from export.verification.arrays import Report
 from export.verification.cases import make_cases
 from export.verification.run import RefusedError
-from tfdecouple.model import DecoupledModel
 
 
 @pytest.fixture(scope="module")
 def model():
     random.seed(0)
-    made = DecoupledModel(SMALL)
-    made.initialize(random_images(16))
-    return give_effect(made)
+    return fresh(SMALL)
 
 
 class TestAnswers:

@@ -320,6 +320,11 @@ class ModelConfig:
         return self.classes > 0
 
     @property
+    def label_shares(self) -> tuple[float, ...]:
+        """p(y) of each label, up to a common factor."""
+        return self.class_probabilities or (1.0,) * self.classes
+
+    @property
     def has_dequantizer(self) -> bool:
         """Whether u is drawn from a learned q(u|x)."""
         return self.dequantization == "flow"

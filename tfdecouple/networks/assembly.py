@@ -169,7 +169,7 @@ class Networks(keras.Model):
             UserError: for a model that knows no labels.
         """
         self._require_classes()
-        given = np.asarray(self.config.class_probabilities or [1.0] * self.config.classes, np.float64)
+        given = np.asarray(self.config.label_shares, np.float64)
         return tf.constant(np.log(given / given.sum()), tf.float32)
 
     @property

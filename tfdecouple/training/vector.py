@@ -73,7 +73,14 @@ class Piece(base.Trackable):
         if value.shape != self.shape:
             raise ValueError(f"a value of shape {value.shape} does not fit a piece of shape {self.shape}")
         for copy in self.copies():
-            copy._vector[self._part].assign(tf.reshape(value, [-1]))
+            # What `copy._vector[self._part].assign` comes to, but for reading that part first.
+            tf.raw_ops.ResourceStridedSliceAssign(
+                ref=copy._vector.handle,
+                begin=[self._part.start],
+                end=[self._part.stop],
+                strides=[1],
+                value=tf.reshape(value, [-1]),
+            )
 
     def assign_add(self, value: Any) -> None:
         """Adds to it, on all devices."""
