@@ -11,8 +11,9 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # the order of the files: xdist's own begins with the classes of many tests and ends with the single ones, the longest.
 PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow
 
-# What uses each of the packages: a trained model, SavedModel, ONNX and a fresh export; images; TFDS; Parquet.
-SHORT := tests/test_golden.py tests/data/test_image_files.py tests/test_untrusted.py::TestDataSet \
+# What uses each of the packages: a trained model, SavedModel, ONNX and a fresh export; images; TFDS; Parquet. And that
+# pytest collects what needs packages that the extra `test` does not bring.
+SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_untrusted.py::TestDataSet \
 	tests/dataset_encoding/test_encode.py::TestCodes
 
 .DEFAULT_GOAL := help
