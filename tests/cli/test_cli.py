@@ -17,6 +17,25 @@ from tfdecouple.parameters import count_parameters
 from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import write_json
 
+# A program that is interrupted within a block whose end fails.
+LEFT_OPEN = """
+import sys
+from tfdecouple.runtime.process import run_program
+
+def block():
+    try:
+        yield
+    finally:
+        None.end()
+
+def main():
+    left_open = block()
+    next(left_open)
+    raise KeyboardInterrupt
+
+sys.exit(run_program(main))
+"""
+
 
 def program(*arguments):
     """Runs a program of the repository, as a user would."""
@@ -154,12 +173,17 @@ class TestProgram:
             main(["--help"])
         assert re.search(rf"^ +{name} +", capsys.readouterr().out, re.M)
 
-    def test_interrupt_is_one_line(self, capsys):
+    def test_interrupt_is_one_line(self, capsys, monkeypatch):
         def interrupted():
             raise KeyboardInterrupt
 
+        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
         assert run_program(interrupted) == 130
         assert capsys.readouterr().err == "error: interrupted\n"
+
+    def test_interrupt_is_one_line_where_what_it_left_open_fails_to_close(self):
+        ended = program("-c", LEFT_OPEN)
+        assert (ended.returncode, ended.stderr) == (130, "error: interrupted\n")
 
     def test_reader_that_goes_away_is_no_error(self):
         shell = f"set -o pipefail; '{sys.executable}' -m tfdecouple presets | head -n 1"

@@ -142,6 +142,8 @@ def run_program(main: Callable[[], int]) -> int:
     except UserError as error:
         return _say(str(error), 2)
     except KeyboardInterrupt:
+        # TensorFlow's generators that the interruption left half-way fail when Python closes them, and it would say so.
+        sys.unraisablehook = lambda _: None
         return _say("interrupted", 130)
     except BrokenPipeError:
         # The reader of our output went away (`... | head`): nothing to report, and nobody to report it to.
