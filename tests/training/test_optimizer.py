@@ -185,3 +185,17 @@ def test_encoder_has_a_rate_of_its_own(rule):
         np.testing.assert_allclose(found["encoder/w"], factor * alone["encoder/w"], rtol=1e-4, atol=1e-6)
         for name in ("flow/w", "encoders/w"):
             np.testing.assert_array_equal(found[name], alone[name])
+
+
+def test_encoder_moves_alone_between_updates_of_all_at_first():
+    config = TrainingConfig(learning_rate=0.1, encoder_updates=3, encoder_updates_steps=5, weight_decay=0.1)
+    weights = {name: tf.Variable([1.0, -2.0]) for name in ("encoder/w", "flow/w")}
+    ours = Optimizer(config, weights, {})
+    moves = {name: [] for name in weights}
+    for number in range(7):
+        before = {name: weight.numpy() for name, weight in weights.items()}
+        gradients, updates = [tf.constant([0.5, 0.25])] * 2, tf.constant(number, tf.int64)
+        ours.apply(tf.constant(True), gradients, ours.read_small(), [], updates, tf.constant(0.05))
+        for name, weight in weights.items():
+            moves[name].append(bool(np.any(weight.numpy() != before[name])))
+    assert moves == {"encoder/w": [True] * 7, "flow/w": [False, False, True, False, False, True, True]}

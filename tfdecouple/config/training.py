@@ -30,6 +30,9 @@ class TrainingConfig:
         learning_rate: the peak, reached after the warm-up.
         encoder_learning_rate: the peak for the encoder's weights, with the same warm-up and decay; null for
             `learning_rate`, as in the paper.
+        encoder_updates: in the first `encoder_updates_steps` updates all but the encoder moves only in each so-many-th
+            one, so that the encoder keeps up with it (He et al., 2019, of lagging inference networks); 1 in the paper.
+        encoder_updates_steps: updates after which all weights move in each update.
         warmup_steps: updates of linear warm-up from 1e-7.
         decay_rate: factor of the learning rate per update after the warm-up.
         beta_1, beta_2, epsilon: of Adam and Adamax (Kingma and Ba, 2015).
@@ -84,6 +87,8 @@ class TrainingConfig:
     optimizer: str = "adam"
     learning_rate: float = 1e-3
     encoder_learning_rate: float | None = None
+    encoder_updates: int = 1
+    encoder_updates_steps: int = 0
     warmup_steps: int = 50
     decay_rate: float = 0.999997
     beta_1: float = 0.9
@@ -136,6 +141,7 @@ class TrainingConfig:
         for name in (
             "steps",
             "batch_size",
+            "encoder_updates",
             "init_images",
             "max_skipped_steps",
             "log_every",
@@ -147,6 +153,7 @@ class TrainingConfig:
             at_least(f"training.{name}", getattr(self, name), 1)
         for name in (
             "learning_rate",
+            "encoder_updates_steps",
             "warmup_steps",
             "weight_decay",
             "clip_norm",
@@ -181,6 +188,11 @@ class TrainingConfig:
                 f"{name} is {self.encoder_learning_rate:g} and training.learning_rate 0; the second must be above 0, "
                 "since the encoder's rate is a multiple of it",
             )
+        check(
+            self.encoder_updates == 1 or self.encoder_updates_steps >= 1,
+            f"training.encoder_updates is {self.encoder_updates} and training.encoder_updates_steps 0; say after how many "
+            "updates all weights move in each",
+        )
         check(
             self.optimizer != "adamax" or self.epsilon > 0,
             "training.epsilon is 0; it must be above 0 with training.optimizer=adamax, which divides by the largest "

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
 from tfdecouple.gradient import flattened, is_small
+from tfdecouple.training.schedule import rest_factor
 from tfdecouple.training.vector import Vector
 
 # How many variables are updated at a time. Left to itself TensorFlow begins with all of them, and for a moment holds
@@ -21,7 +22,8 @@ _AT_A_TIME = 2
 # How many weights a call of the traced function updates. It is traced for so many, and once more for the rest of them.
 _A_CALL = 32
 
-# The weights whose rate may be another than that of all others (`training.encoder_learning_rate`) are named so.
+# The weights whose rate may be another than that of all others (`training.encoder_learning_rate` and
+# `training.encoder_updates`) are named so.
 _ENCODER = "encoder/"
 
 _Named = Mapping[str, tf.Variable]
@@ -59,7 +61,7 @@ class Optimizer:
 
     Args:
         config: holds `optimizer`, `beta_1`, `beta_2`, `epsilon`, `weight_decay`, `clip_norm`, `ema_decay`, and
-            `encoder_learning_rate` beside `learning_rate`.
+            `encoder_learning_rate` beside `learning_rate`, `encoder_updates` and `encoder_updates_steps`.
         weights: the trainable weights by name.
         statistics: moving statistics by name, which are averaged with the weights that they belong to.
 
@@ -78,7 +80,8 @@ class Optimizer:
         self._moved = {**weights, **statistics}
         small = {name: weight.shape for name, weight in weights.items() if is_small(weight.shape)}
         encoder_rate = config.encoder_learning_rate
-        self._encoder_factor = None if encoder_rate is None else encoder_rate / config.learning_rate
+        self._encoder_factor = 1.0 if encoder_rate is None else encoder_rate / config.learning_rate
+        self._is_apart = encoder_rate is not None or config.encoder_updates > 1
         self.small = list(small)
         self._large: list[list[str]] = []
         for of_encoder in (False, True):
@@ -99,8 +102,12 @@ class Optimizer:
         self._update = {count: self._function(count) for count in {len(names) for names in self._large}}
 
     def _is_encoder(self, name: str) -> bool:
-        """Returns whether a weight has the encoder's rate and not that of the others."""
-        return self._encoder_factor is not None and name.startswith(_ENCODER)
+        """Returns whether a weight has the encoder's rate, where that is another than that of the others."""
+        return self._is_apart and name.startswith(_ENCODER)
+
+    def _factor(self, of_encoder: bool | np.ndarray, updates: tf.Tensor) -> tf.Tensor:
+        """Returns what the rate is multiplied with for weights of the encoder, and for others."""
+        return tf.where(of_encoder, self._encoder_factor, rest_factor(self._config, updates))
 
     def _function(self, count: int) -> Any:
         """Returns the function that updates so many weights, of whatever shapes."""
@@ -167,19 +174,19 @@ class Optimizer:
             rate: learning rate, a float32 scalar; that of the encoder may be a multiple of it.
             gradient_scale: what gradients are multiplied with, a float32 scalar, where `clip_norm` is set.
         """
-        applied = tf.identity(applied)
-        scalars = self._scalars(applied, tf.identity(updates), rate, gradient_scale)
+        applied, updates = tf.identity(applied), tf.identity(updates)
+        scalars = self._scalars(applied, updates, rate, gradient_scale)
         by_name = dict(zip(self._weights, gradients, strict=True))
         done: list[tf.Tensor] = []
         for names in self._large:
             own = scalars
-            if self._encoder_factor is not None and self._is_encoder(names[0]):
-                factor = self._encoder_factor
+            if self._is_apart:
+                factor = self._factor(self._is_encoder(names[0]), updates)
                 own = scalars._replace(rate=scalars.rate * factor, decay=scalars.decay * factor)
             with tf.control_dependencies(done):
                 gradients = [by_name[name] for name in names]
                 done = [self._update[len(names)](own, gradients, [self._handles(name) for name in names])]
-        moved = self._update_small(scalars, by_name, small) if small else []
+        moved = self._update_small(scalars, by_name, small, updates) if small else []
         if self._statistics:
             variables = list(self._statistics.values())
             new = tf.where(
@@ -199,7 +206,11 @@ class Optimizer:
         return [_read(self._weights[name].handle) for name in self.small]
 
     def _update_small(
-        self, scalars: _Scalars, gradients: Mapping[str, tf.Tensor], values: Sequence[tf.Tensor]
+        self,
+        scalars: _Scalars,
+        gradients: Mapping[str, tf.Tensor],
+        values: Sequence[tf.Tensor],
+        updates: tf.Tensor,
     ) -> list[tf.Tensor]:
         """Updates the small weights together; returns their new values as a vector."""
         weights = [self._weights[name] for name in self.small]
@@ -208,11 +219,10 @@ class Optimizer:
         gradient = _scaled(flattened([gradients[name] for name in self.small]), scalars)
         self._apply_rule(scalars, gradient, change, self._means.variable.handle, self._variances.variable.handle)
         off = _read(change)
-        if self._encoder_factor is not None:
+        if self._is_apart:
             # Both the decay and the step are in proportion to the rate.
-            factors = [self._encoder_factor if self._is_encoder(name) else 1.0 for name in self.small]
             sizes = [math.prod(weight.shape) for weight in weights]
-            off *= np.repeat(np.array(factors, np.float32), sizes)
+            off *= self._factor(np.repeat([self._is_encoder(name) for name in self.small], sizes), updates)
         for weight, value in zip(weights, _pieces(off, weights), strict=True):
             # In place: weights that got a new place in memory in each step would leave gaps everywhere.
             tf.raw_ops.AssignAddVariableOp(resource=weight.handle, value=value)

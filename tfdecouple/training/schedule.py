@@ -1,4 +1,4 @@
-"""What changes from update to update: the learning rate (paper appendix C.2), the weight of the KL term, the noise."""
+"""What changes from update to update: learning rate (paper appendix C.2), what moves, weight of the KL term, noise."""
 
 from __future__ import annotations
 
@@ -27,6 +27,20 @@ def learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     rising = WARMUP_START + (peak - WARMUP_START) * update / max(warmup, 1.0)
     falling = peak * tf.pow(tf.constant(config.decay_rate, tf.float64), update - warmup)
     return tf.cast(tf.where(update < warmup, rising, falling), tf.float32)
+
+
+def rest_factor(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
+    """Returns the factor of the learning rate for all weights but the encoder's, float32: 0 or 1.
+
+    In the first `encoder_updates_steps` updates it is 1 in each `encoder_updates`-th and 0 in between, where the encoder
+    moves alone; then 1.
+
+    Args:
+        config: holds `encoder_updates` and `encoder_updates_steps`.
+        update: number of updates applied before this one, an integer scalar.
+    """
+    alone = (update < config.encoder_updates_steps) & ((update + 1) % config.encoder_updates != 0)
+    return tf.where(alone, 0.0, 1.0)
 
 
 def kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
