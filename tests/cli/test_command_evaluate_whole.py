@@ -20,7 +20,7 @@ from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
 from tfdecouple.metrics import linear_classifier, probe
 from tfdecouple.metrics.bounds import BoundEvaluator
-from tfdecouple.metrics.frechet import _samples
+from tfdecouple.metrics.frechet import Drawn
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
 from tfdecouple.runtime import progress
@@ -148,7 +148,7 @@ class TestProbeAndFrechet:
         real = {
             split: next(source.examples(split).batch(60).as_numpy_iterator())["image"] for split in ("train", "test")
         }
-        samples = np.concatenate(list(_samples(load_model(run), 40, 1.0, 3, 8, print)))
+        samples = np.concatenate(list(Drawn(load_model(run), source, 3, 8, print).samples(40, 1.0)))
         assert values["distance"] == pytest.approx(distance(samples, real["test"]), rel=1e-4)
         drawn = np.random.default_rng(3).permutation(60)[:40]
         assert values["floor"] == pytest.approx(distance(real["train"][drawn], real["test"]), rel=1e-4)

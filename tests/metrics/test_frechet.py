@@ -17,9 +17,8 @@ from onnx import TensorProto
 
 from tfdecouple.cli import main
 from tfdecouple.errors import DataError, InversionError, NotInitializedError, UntrustedError, UserError
-from tfdecouple.metrics import frechet
 from tfdecouple.metrics.extractors import ExtractorError, open_extractor
-from tfdecouple.metrics.frechet import Moments, frechet_distance, summary
+from tfdecouple.metrics.frechet import Drawn, Moments, frechet_distance, summary
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime import progress
 
@@ -215,7 +214,7 @@ class TestExtractor:
 
 
 def samples(model, count, temperature=0.7, seed=0, batch_size=16):
-    return np.concatenate(list(frechet._samples(model, count, temperature, seed, batch_size, quiet)))
+    return np.concatenate(list(Drawn(model, None, seed, batch_size, quiet).samples(count, temperature)))
 
 
 def by_numpy(a, b):
@@ -371,6 +370,6 @@ class TestSamples:
     def test_progress_is_told(self, tiny_model, monkeypatch):
         monkeypatch.setattr(progress, "_INTERVAL", 0.0)
         lines = []
-        list(frechet._samples(tiny_model, 10, 0.7, 0, 4, lines.append))
+        list(Drawn(tiny_model, None, 0, 4, lines.append).samples(10, 0.7))
         assert [line.partition(", about ")[0] for line in lines] == ["  4 of 10 samples", "  8 of 10 samples"]
         assert lines[1].endswith(" left")

@@ -190,8 +190,8 @@ class TrainingConfig:
             )
         check(
             self.encoder_updates == 1 or self.encoder_updates_steps >= 1,
-            f"training.encoder_updates is {self.encoder_updates} and training.encoder_updates_steps 0; say after how many "
-            "updates all weights move in each",
+            f"training.encoder_updates is {self.encoder_updates} and training.encoder_updates_steps 0; say after how "
+            "many updates all weights move in each",
         )
         check(
             self.optimizer != "adamax" or self.epsilon > 0,

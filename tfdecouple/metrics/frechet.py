@@ -8,6 +8,7 @@ resize differently, cannot be compared with the paper's.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -151,20 +152,15 @@ def frechet_report(
         raise UserError(f"the temperature is {temperature}; it must be a number, at least 0")
     network = open_extractor(extractor, model.config.image_shape, trust)
     floor_count = min(count, source.split("train").size)
-
-    def real(split: str, number: int) -> Iterator[np.ndarray]:
-        indices = drawn_indices(source, split, number, seed)
-        for batch in subset_batches(source, split, indices, batch_size=batch_size, say=say):
-            yield model.quantize_images(batch["image"]).numpy()
-
+    drawn = Drawn(model, source, seed, batch_size, say)
     if model.config.image_shape[-1] == 1:
         say("grey images go to the extractor as three equal channels")
     say(f"features of {reference:,} test images")
-    of_test = _moments(network, real("test", reference))
+    of_test = moments_of(network, drawn.images("test", reference))
     say(f"features of {floor_count:,} training images")
-    of_train = _moments(network, real("train", floor_count))
+    of_train = moments_of(network, drawn.images("train", floor_count))
     say(f"features of {count:,} samples at temperature {temperature:g}")
-    of_samples = _moments(network, _samples(model, count, temperature, seed, batch_size, say))
+    of_samples = moments_of(network, drawn.samples(count, temperature))
 
     width = len(of_test.mean)
     name = "FID" if network.is_fid else f"Frechet distance ({network.file_name})"
@@ -228,39 +224,63 @@ def summary(report: dict[str, Any], title: str) -> list[str]:
     ]
 
 
-def _moments(extractor: Extractor, batches: Iterable[np.ndarray]) -> Moments:
+def moments_of(extractor: Extractor, batches: Iterable[np.ndarray]) -> Moments:
+    """Returns mean and covariance of the features of images, uint8 `[n, height, width, channels]`, batch by batch."""
     moments = Moments()
     for images in batches:
         moments.add(extractor(images))
     return moments
 
 
-def _samples(
-    model: DecoupledModel, count: int, temperature: float, seed: int, batch_size: int, say: Callable[[str], None]
-) -> Iterator[np.ndarray]:
-    """Yields samples, uint8 `[batch, height, width, channels]`; number k depends on the seed and k alone."""
-    config = model.config
-    own_seed = randomness.fold(seed, "frechet")
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Images to compare, in batches, uint8 `[batch, height, width, channels]`: of a data set, and samples of a model.
 
-    def draw(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        own = randomness.fold(own_seed, number)
-        return (
-            randomness.normal([config.latent_dim], randomness.fold(own, "z")),
-            randomness.normal(config.image_shape, randomness.fold(own, "v")),
-        )
+    Attributes:
+        model: with weights.
+        source: an opened data set with images of the model's size.
+        seed: of the samples and of the draw of images.
+        batch_size: images at once; none depends on it.
+        say: called with lines of progress.
+    """
 
-    @tf.function(autograph=False)
-    def noise(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.map_fn(draw, numbers, fn_output_signature=(tf.float32, tf.float32))
+    model: DecoupledModel
+    source: Source
+    seed: int
+    batch_size: int
+    say: Callable[[str], None]
 
-    progress = Lines(say, count, "samples")
-    for start in range(0, count, batch_size):
-        # Batches of one size, or TensorFlow would trace everything once more for the last.
-        z_noise, v_noise = noise(tf.range(start, start + batch_size))
-        labels = None
-        if config.has_classes:
-            labels = model.drawn_labels(start, start + batch_size, randomness.fold(own_seed, "labels"))
-        z = model.z_from_noise(z_noise, labels) if config.has_latent else None
-        done = min(start + batch_size, count)
-        yield model.decode(z, temperature * v_noise).numpy()[: done - start]
-        progress.advance(done - start)
+    def images(self, split: str, count: int) -> Iterator[np.ndarray]:
+        """Yields drawn images of a split, as the model sees them."""
+        indices = drawn_indices(self.source, split, count, self.seed)
+        for batch in subset_batches(self.source, split, indices, batch_size=self.batch_size, say=self.say):
+            yield self.model.quantize_images(batch["image"]).numpy()
+
+    def samples(self, count: int, temperature: float) -> Iterator[np.ndarray]:
+        """Yields samples at a temperature of v; number k depends on the seed and k alone."""
+        model, size = self.model, self.batch_size
+        config = model.config
+        own_seed = randomness.fold(self.seed, "frechet")
+
+        def draw(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            own = randomness.fold(own_seed, number)
+            return (
+                randomness.normal([config.latent_dim], randomness.fold(own, "z")),
+                randomness.normal(config.image_shape, randomness.fold(own, "v")),
+            )
+
+        @tf.function(autograph=False)
+        def noise(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return tf.map_fn(draw, numbers, fn_output_signature=(tf.float32, tf.float32))
+
+        progress = Lines(self.say, count, "samples")
+        for start in range(0, count, size):
+            # Batches of one size, or TensorFlow would trace everything once more for the last.
+            z_noise, v_noise = noise(tf.range(start, start + size))
+            labels = None
+            if config.has_classes:
+                labels = model.drawn_labels(start, start + size, randomness.fold(own_seed, "labels"))
+            z = model.z_from_noise(z_noise, labels) if config.has_latent else None
+            done = min(start + size, count)
+            yield model.decode(z, temperature * v_noise).numpy()[: done - start]
+            progress.advance(done - start)

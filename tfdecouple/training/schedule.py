@@ -32,8 +32,8 @@ def learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
 def rest_factor(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the factor of the learning rate for all weights but the encoder's, float32: 0 or 1.
 
-    In the first `encoder_updates_steps` updates it is 1 in each `encoder_updates`-th and 0 in between, where the encoder
-    moves alone; then 1.
+    In the first `encoder_updates_steps` updates it is 1 in each `encoder_updates`-th and 0 in between, where the
+    encoder moves alone; then 1.
 
     Args:
         config: holds `encoder_updates` and `encoder_updates_steps`.
