@@ -149,7 +149,7 @@ FIGURES = [
     # The weights that come along.
     Figure(
         "quickstart64: test bits/dim",
-        ((f"{PRESETS}/quickstart64.json", rf"has {NUMBER} bits/dim on the 1,000 test crops"),),
+        ((f"{PRESETS}/quickstart64.json", rf"updates: {NUMBER} bits/dim on the 1,000 test crops"),),
         lambda: weights()["test"]["bits_per_dim"],
     ),
     Figure(
@@ -159,8 +159,13 @@ FIGURES = [
     ),
     Figure(
         "quickstart64: updates of the weights",
-        ((f"{PRESETS}/quickstart64.json", rf"after {NUMBER} updates"),),
+        ((f"{PRESETS}/quickstart64.json", rf"after these {NUMBER} updates"),),
         lambda: weights()["best_step"],
+    ),
+    Figure(
+        "quickstart64: validation bits/dim",
+        ((f"{PRESETS}/quickstart64.json", rf"\(validation {NUMBER}\)"),),
+        lambda: weights()["validation_bits_per_dim"],
     ),
     # The quickstart, whose run is not committed.
     Figure(
