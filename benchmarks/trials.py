@@ -219,7 +219,7 @@ def render(rows: list[dict[str, Any]]) -> str:
     for trial in planned():
         row = by_key.get((trial.name, trial.seed, f"python {shlex.join(trial.command())}"))
         if row:
-            lines.append([trial.name, trial.seed, " ".join(f"`{each}`" for each in trial.own), *_figures(row)])
+            lines.append([trial.name, trial.seed, f"`{' '.join(trial.own)}`" if trial.own else "", *_figures(row)])
     return table(header, lines) if lines else "No trial has been run yet."
 
 
