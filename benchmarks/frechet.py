@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--extractor", required=True, type=pathlib.Path, help="ONNX file")
     parser.add_argument("--data-dir", help="folder of TFDS")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.6, 0.7, 0.8, 0.9, 1.0], metavar="T")
-    parser.add_argument("--sides", type=int, nargs="*", default=[32, 64, 224], metavar="PIXELS", help="beside its own")
+    parser.add_argument("--sides", type=int, nargs="*", default=[32, 64], metavar="PIXELS", help="beside its own")
     parser.add_argument("--images", type=int, default=10_000, help="of each kind (default 10000)")
     parser.add_argument("--seed", type=int, default=0, help="of the samples and of the draw of images")
     parser.add_argument("--json", type=pathlib.Path, help="write the figures there")
@@ -78,7 +78,8 @@ def measure(options: argparse.Namespace) -> int:
 def cells(rows: list[dict[str, Any]]) -> list[list[Any]]:
     """Returns the rows of the table."""
     return [
-        [row["side"], row["temperature"], row["distance"], row["floor"], row["distance"] / row["floor"]] for row in rows
+        [row["side"], f"{row['temperature']:g}", row["distance"], row["floor"], row["distance"] / row["floor"]]
+        for row in rows
     ]
 
 

@@ -51,7 +51,7 @@ _RUN = "docs/results"
 
 
 def _evaluations() -> dict[str, list[str]]:
-    """Returns the commands of `evaluate` by the name of what they measure."""
+    """Returns the commands of `evaluate`, and what goes with them, by the name of what they measure."""
     runs = [f"{_RUN}/{run}" for run in RUNS]
     ours, photographs = runs[0], f"{_RUN}/photographs"
     labels = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -68,7 +68,10 @@ def _evaluations() -> dict[str, list[str]]:
             f"{_PROGRAM} evaluate --run {run} --image-statistics --images 500 --out {run}/evaluation/statistics"
             for run in (ours, photographs)
         ],
-        "frechet": [f"{_PROGRAM} evaluate --run {run} --frechet {EXTRACTOR}" for run in runs],
+        "frechet": [
+            *(f"{_PROGRAM} evaluate --run {run} --frechet {EXTRACTOR}" for run in runs),
+            f"python benchmarks/frechet.py --run {ours} --extractor {EXTRACTOR} --json {_RUN}/frechet.json",
+        ],
         "outliers": [
             f"{_PROGRAM} evaluate --run {ours} --images 1000 --outliers {outliers} --out {ours}/evaluation/outliers"
         ],
@@ -282,6 +285,12 @@ def _frechet() -> str:
     return table(["", "distance", "the paper's FID"], rows)
 
 
+def _frechet_dependence() -> str:
+    from benchmarks.frechet import HEADER, cells
+
+    return table(HEADER, cells(load("frechet.json")["rows"]))
+
+
 def _exactness() -> str:
     from benchmarks.exactness import HEADER, cells
 
@@ -332,6 +341,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "probe": _probe,
     "statistics": _statistics,
     "frechet": _frechet,
+    "frechet dependence": _frechet_dependence,
     "exactness": _exactness,
     "outliers": _areas,
     "passing outliers": _passing,
