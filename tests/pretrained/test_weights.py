@@ -44,6 +44,7 @@ def test_the_card_and_the_config_say_what_they_are():
     assert config.data.photographs == PHOTOGRAPHS
     assert config.model == load_preset("quickstart64").model
     text = (HERE / "README.md").read_text()
+    assert 'tfdecouple.load_pretrained("photographs")' in text
     assert 'license: "apache-2.0"' in text and "danielbuechele (CC BY 2.0)" in text and "motorcycle" not in text
     assert f"| bits per dimension | {summary['test']['bits_per_dim']:.3f} on 1000 test images" in text
     assert summary["reconstruction"] == "40 of 40 images identical to the last pixel"
