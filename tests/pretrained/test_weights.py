@@ -64,6 +64,7 @@ def test_images_come_back_and_another_z_gives_other_pictures():
     # Directions of these weights come along, too.
     directions = tfdecouple.load_directions("photographs")
     assert directions.weights_sha256 == weights_sha256(model) and tuple(directions.names) == PHOTOGRAPHS
+    assert directions.about["run"] == "photographs"
     for method in METHODS:
         moved = model.decode(z + directions.find("coffee", method).vector, v).numpy()
         assert all((ours != image).mean() > 0.1 for ours, image in zip(moved, images, strict=True)), method
