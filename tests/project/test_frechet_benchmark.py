@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 from helpers.extractors import report_of, write_onnx
 from helpers.models import LEAST, random_images
+from helpers.numbered import write_images
 from helpers.places import ROOT
 from helpers.runs import write_run
 from onnx import TensorProto, helper
-from PIL import Image
 
 sys.path.insert(0, str(ROOT))
 
@@ -76,15 +76,10 @@ def test_an_extractor_that_does_not_resize_is_refused(tmp_path):
 def test_rows_are_the_distances_of_evaluate(tmp_path):
     model = DecoupledModel(LEAST)
     model.initialize(random_images(16, LEAST.image_shape))
-    run = write_run(tmp_path / "run", model)
     for split in ("train", "test"):
-        (tmp_path / "pictures" / split).mkdir(parents=True)
-        for number, image in enumerate(random_images(8, LEAST.image_shape)):
-            Image.fromarray(image).save(tmp_path / "pictures" / split / f"{number}.png")
-    data = f"folder:{tmp_path / 'pictures'}"
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    config["data"]["source"] = data
-    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        write_images(tmp_path / "pictures" / split, random_images(8, LEAST.image_shape))
+    data = DataConfig(source=f"folder:{tmp_path / 'pictures'}")
+    run = write_run(tmp_path / "run", model, data=data)
     extractor = write_resizing(tmp_path / "8.onnx", 8)
     arguments = ["--run", run, "--extractor", extractor, "--temperatures", "0.5", "1", "--sides", "16", "--images", "6"]
     command = [sys.executable, ROOT / "benchmarks" / "frechet.py", *arguments, "--json", tmp_path / "found.json"]
@@ -92,7 +87,7 @@ def test_rows_are_the_distances_of_evaluate(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
     assert [(row["side"], row["temperature"]) for row in rows] == [(8, 0.5), (8, 1.0), (16, 1.0)]
-    source = open_source(DataConfig(source=data), LEAST.image_shape)
+    source = open_source(data, LEAST.image_shape)
     report = report_of(model, source, extractor, count=6, reference=6, temperature=0.5)
     assert rows[0]["distance"] == pytest.approx(report["distance"], rel=1e-3)
     assert rows[0]["floor"] == pytest.approx(report["floor"], rel=1e-3, abs=1e-6)

@@ -14,7 +14,7 @@ from typing import Any
 
 from tfdecouple.cli import options as arguments
 from tfdecouple.cli.measures import all_measures
-from tfdecouple.cli.measures.base import Evaluation, Measure, Result, say
+from tfdecouple.cli.measures.base import Evaluation, Measure, Result
 from tfdecouple.errors import RunError, UserError, one_line
 from tfdecouple.runtime.process import start_tensorflow
 
@@ -73,9 +73,10 @@ def run(options: argparse.Namespace) -> int:
         options: what the parser of `add_parser` returns.
 
     Returns:
-        The exit status: 0, or 130 where it was interrupted.
+        The exit status.
 
     Raises:
+        KeyboardInterrupt: saying what is kept, where it was interrupted.
         UserError: in one line, for whatever the user can mend.
     """
     for name, least in {"images": 0, "batch_size": 1, "seed": 0}.items():
@@ -128,6 +129,9 @@ class _Command:
 
         Returns:
             The exit status.
+
+        Raises:
+            KeyboardInterrupt: saying what is kept, where it was interrupted.
         """
         try:
             with self.source.guard():
@@ -141,10 +145,9 @@ class _Command:
                             self.looks = self._count_look()
                         self._introduce()
                     self._keep(measure, result)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             kept = f"kept in {self.out}: {', '.join(self.kept)}" if self.kept else "nothing was measured yet"
-            say(f"error: interrupted; {kept}")
-            return 130
+            raise KeyboardInterrupt(kept) from interrupt
         print(f"\nresults: {self.out}")
         return 0
 

@@ -141,10 +141,10 @@ def run_program(main: Callable[[], int]) -> int:
         return _flushed(main)
     except UserError as error:
         return _say(str(error), 2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         # TensorFlow's generators that the interruption left half-way fail when Python closes them, and it would say so.
         sys.unraisablehook = lambda _: None
-        return _say("interrupted", 130)
+        return _say("; ".join(["interrupted", *map(str, interrupt.args)]), 130)
     except BrokenPipeError:
         # The reader of our output went away (`... | head`): nothing to report, and nobody to report it to.
         drop_output()

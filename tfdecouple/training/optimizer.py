@@ -105,10 +105,6 @@ class Optimizer:
         """Returns whether a weight has the encoder's rate, where that is another than that of the others."""
         return self._is_apart and name.startswith(_ENCODER)
 
-    def _factor(self, of_encoder: bool | np.ndarray, updates: tf.Tensor) -> tf.Tensor:
-        """Returns what the rate is multiplied with for weights of the encoder, and for others."""
-        return tf.where(of_encoder, self._encoder_factor, rest_factor(self._config, updates))
-
     def _function(self, count: int) -> Any:
         """Returns the function that updates so many weights, of whatever shapes."""
         scalar, any_shape = tf.TensorSpec((), tf.float32), tf.TensorSpec(None, tf.float32)
@@ -176,17 +172,19 @@ class Optimizer:
         """
         applied, updates = tf.identity(applied), tf.identity(updates)
         scalars = self._scalars(applied, updates, rate, gradient_scale)
+        rest = rest_factor(self._config, updates) if self._is_apart else None
+        of_encoder, of_rest = (
+            scalars if rest is None else scalars._replace(rate=scalars.rate * factor, decay=scalars.decay * factor)
+            for factor in (self._encoder_factor, rest)
+        )
         by_name = dict(zip(self._weights, gradients, strict=True))
         done: list[tf.Tensor] = []
         for names in self._large:
-            own = scalars
-            if self._is_apart:
-                factor = self._factor(self._is_encoder(names[0]), updates)
-                own = scalars._replace(rate=scalars.rate * factor, decay=scalars.decay * factor)
+            own = of_encoder if self._is_encoder(names[0]) else of_rest
             with tf.control_dependencies(done):
                 gradients = [by_name[name] for name in names]
                 done = [self._update[len(names)](own, gradients, [self._handles(name) for name in names])]
-        moved = self._update_small(scalars, by_name, small, updates) if small else []
+        moved = self._update_small(scalars, by_name, small, rest) if small else []
         if self._statistics:
             variables = list(self._statistics.values())
             new = tf.where(
@@ -210,19 +208,23 @@ class Optimizer:
         scalars: _Scalars,
         gradients: Mapping[str, tf.Tensor],
         values: Sequence[tf.Tensor],
-        updates: tf.Tensor,
+        rest: tf.Tensor | None,
     ) -> list[tf.Tensor]:
-        """Updates the small weights together; returns their new values as a vector."""
+        """Updates the small weights together; returns their new values as a vector.
+
+        `rest` is what the rate of all but the encoder's is multiplied with, where that is another.
+        """
         weights = [self._weights[name] for name in self.small]
         before, change = flattened(values), self._changes.variable.handle
         tf.raw_ops.AssignVariableOp(resource=change, value=before * -scalars.decay)
         gradient = _scaled(flattened([gradients[name] for name in self.small]), scalars)
         self._apply_rule(scalars, gradient, change, self._means.variable.handle, self._variances.variable.handle)
         off = _read(change)
-        if self._is_apart:
+        if rest is not None:
             # Both the decay and the step are in proportion to the rate.
             sizes = [math.prod(weight.shape) for weight in weights]
-            off *= self._factor(np.repeat([self._is_encoder(name) for name in self.small], sizes), updates)
+            of_encoder = np.repeat([self._is_encoder(name) for name in self.small], sizes)
+            off *= tf.where(of_encoder, self._encoder_factor, rest)
         for weight, value in zip(weights, _pieces(off, weights), strict=True):
             # In place: weights that got a new place in memory in each step would leave gaps everywhere.
             tf.raw_ops.AssignAddVariableOp(resource=weight.handle, value=value)
