@@ -8,8 +8,9 @@
 `benchmarks/trials.json` says what is tried: what all have in common, and of each trial a name, its options and its
 seeds. First comes seed 0 of all, then seed 1. Each is `python train.py` with checkpoints in a run folder of its own in
 --workdir; the test images are left alone (`training.evaluation_samples=0`). Then logistic regression of the class from
-z (the posterior mean) is fitted on drawn training images, C chosen on a fifth of them, and judged by all validation
-images. The row with the command goes into --json at once. A trial whose row is there is not run again; one whose run is
+z (the posterior mean) is fitted on 10,000 training images, C chosen on a fifth of them, and judged by 10,000 others: the
+model was trained on them too, but without labels, and 1,000 validation images would be too few to tell trials apart.
+The row with the command goes into --json at once. A trial whose row is there is not run again; one whose run is
 there goes on from its last checkpoint.
 """
 
@@ -35,7 +36,8 @@ from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E4
 from tfdecouple.storage.files import parse_json, write_json  # noqa: E402
 
 PLAN, ROWS = ROOT / "benchmarks" / "trials.json", ROOT / "docs" / "results" / "trials.json"
-PROBED = 5_000
+# Training images that the classifier is fitted on, and as many others that judge it.
+PROBED = 10_000
 # As of train.py: stopped by a signal, and it can go on.
 STOPPED = 75
 
@@ -177,7 +179,7 @@ def take(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
-    """Returns how many of the validation images logistic regression on z tells; nothing for a model without z."""
+    """Returns how many training images logistic regression on z tells of others; nothing for a model without z."""
     start_tensorflow()
     import numpy as np
 
@@ -189,20 +191,19 @@ def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     if not opened.config.model.has_latent:
         return {}
     source, model, size = opened.open_source(data_dir=data_dir), opened.model, 250
-    z, labels = {}, {}
-    for split, count in (("train", min(PROBED, source.sizes["train"])), ("validation", source.sizes["validation"])):
-        read = read_labelled(model, source, split, count, seed=0, batch_size=size, say=lambda text: None)
-        means = [model.posterior(read.images[start : start + size]).mean() for start in range(0, count, size)]
-        z[split], labels[split] = np.concatenate([each.numpy() for each in means]), read.labels
-    standardizer = Standardizer.of(z["train"])
-    known, held_out = (standardizer.apply(z[split]) for split in ("train", "validation"))
-    fitted = fit_classifier("logistic regression", known, labels["train"])
-    accuracy = float(np.mean(fitted.classifier.predict(held_out) == labels["validation"]))
+    half = min(PROBED, source.sizes["train"] // 2)
+    read = read_labelled(model, source, "train", 2 * half, seed=0, batch_size=size, say=lambda text: None)
+    means = [model.posterior(read.images[start : start + size]).mean() for start in range(0, 2 * half, size)]
+    z = np.concatenate([each.numpy() for each in means])
+    standardizer = Standardizer.of(z[:half])
+    known, held_out = standardizer.apply(z[:half]), standardizer.apply(z[half:])
+    fitted = fit_classifier("logistic regression", known, read.labels[:half])
+    accuracy = float(np.mean(fitted.classifier.predict(held_out) == read.labels[half:]))
     return {
-        "probe_train_images": len(known),
+        "probe_images": half,
         "probe_C": fitted.strength,
         "probe_accuracy": accuracy,
-        "probe_standard_error": float(np.sqrt(accuracy * (1 - accuracy) / len(held_out))),
+        "probe_standard_error": float(np.sqrt(accuracy * (1 - accuracy) / half)),
     }
 
 

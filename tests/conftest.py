@@ -113,6 +113,12 @@ def seeded():
     random.seed(0)
 
 
+@pytest.fixture(autouse=True)
+def hooks_restored(monkeypatch):
+    """Gives back what an interrupted program silences for the rest of its process, which here goes on."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+
+
 @pytest.fixture(scope="session")
 def tiny_model():
     """A tiny model, initialised, whose every weight has an effect. Do not change it."""

@@ -173,11 +173,10 @@ class TestProgram:
             main(["--help"])
         assert re.search(rf"^ +{name} +", capsys.readouterr().out, re.M)
 
-    def test_interrupt_is_one_line(self, capsys, monkeypatch):
+    def test_interrupt_is_one_line(self, capsys):
         def interrupted():
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
         assert run_program(interrupted) == 130
         assert capsys.readouterr().err == "error: interrupted\n"
 
