@@ -139,8 +139,9 @@ class TestLostImages:
         model = DecoupledModel(SMALLEST)
         model.initialize(near)
         images = np.concatenate([near[:1], far, near[1:2]])
-        with pytest.warns(ExactnessWarning, match="^image 1 of the batch is far from"):
+        with pytest.warns(ExactnessWarning, match="^image 1 of the batch is far from") as said:
             codes = model.encode(images)
+        assert said[0].filename == __file__
         assert far_from_training(codes.v).tolist() == [False, True, False]
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -1,13 +1,17 @@
-"""The errors that a user can cause, each a single line that says what was wrong, the value and what to do."""
+"""What users are told: errors, each a single line of what was wrong, the value and what to do, and warnings."""
 
 from __future__ import annotations
 
 import difflib
 import re
+import sys
+import warnings
 from collections.abc import Iterable
 
 # What colours text on a terminal, and the like.
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+# Code that stands between a user's own and a warning for it.
+_LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tfdecouple"}
 
 
 class UserError(Exception):
@@ -57,6 +61,19 @@ class ExtractorError(UserError):
 
 class ExactnessWarning(UserWarning):
     """Images that may not come back exactly from their codes; not an error, since most of them do."""
+
+
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns as of the line of the user's own code that led here, past TensorFlow's, Keras' and ours.
+
+    Args:
+        message: what is wrong and what to do.
+        category: of the warning.
+    """
+    frame, level = sys._getframe(0), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def one_line(error: BaseException | str, limit: int = 400, first: bool = False) -> str:

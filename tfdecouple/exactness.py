@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.errors import ExactnessWarning, InversionError
+from tfdecouple.errors import ExactnessWarning, InversionError, warn_user
 
 # The root mean square of v from which on an image is called far from the training: between the 2.3 that no real image
 # had with any committed run and the 3.7 that every image had that one lost (docs/RESULTS.md, "What comes back").
@@ -33,14 +32,13 @@ def far_from_training(v: Any) -> np.ndarray:
 
 
 def warn_of_far_images(v: tf.Tensor) -> None:
-    """Warns, as of the caller's caller, of images by their local codes where they are `far_from_training`."""
+    """Warns of images by their local codes where they are `far_from_training`."""
     far = np.flatnonzero(far_from_training(v))
     if len(far):
-        warnings.warn(
+        warn_user(
             f"image {listed(far)} of the batch is far from what this model was trained on and may not come back "
             "exactly; encode(images, verify=True) decodes again and names what is lost",
             ExactnessWarning,
-            stacklevel=3,
         )
 
 

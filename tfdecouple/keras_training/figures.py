@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.errors import DivergedError
+from tfdecouple.errors import DivergedError, warn_user
 
 TERMS = ("reconstruction", "kl", "dequantization")
 
@@ -152,8 +151,7 @@ class Watch(keras.callbacks.Callback):
         """Looks, and tells."""
         self._figures.require_convergence()
         if count := int(self._figures.not_applied.numpy()):
-            warnings.warn(
+            warn_user(
                 f"epoch {epoch + 1}: {count} step{'s were' if count > 1 else ' was'} not applied, for values that are "
-                "not finite or inversions that came back too far off (docs/divergence.md)",
-                stacklevel=2,
+                "not finite or inversions that came back too far off (docs/divergence.md)"
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import types
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ import tensorflow as tf
 
 from tfdecouple.arguments import as_labels, as_tensor, require_images
 from tfdecouple.config import ModelConfig
-from tfdecouple.errors import DataError, UserError
+from tfdecouple.errors import DataError, UserError, warn_user
 
 
 def unpacked(data: Any) -> tuple[Any, Any]:
@@ -69,7 +68,7 @@ def check(x: Any, y: Any, config: ModelConfig) -> None:
         if config.has_classes:
             as_labels(labels, len(images), config.classes, config.has_class_codes)
     if labels is not None and not config.has_classes:
-        warnings.warn("this model knows no labels: those that are given are ignored", stacklevel=3)
+        warn_user("this model knows no labels: those that are given are ignored")
 
 
 def first_images(x: Any, count: int, seed: int) -> tuple[Any, Any]:

@@ -11,20 +11,18 @@ given back by the last to leave: meanwhile other threads compute in full float32
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
-import warnings
 import weakref
 from collections.abc import Iterator
 
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+from tfdecouple.errors import warn_user
+
 _enabled = tf.config.experimental.tensor_float_32_execution_enabled
 _enable = tf.config.experimental.enable_tensor_float_32_execution
 
-# Code that stands between a user's own and a warning for it.
-_LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tfdecouple"}
 _warned: weakref.WeakSet[tf.Graph] = weakref.WeakSet()
 
 
@@ -121,18 +119,9 @@ def _warn_of_trace() -> None:
     if trace in _warned:
         return
     _warned.add(trace)
-    warnings.warn(
+    warn_user(
         "this function calls tfdecouple and is traced while TF32 is on: on a GPU it computes with 10 bits of mantissa "
         "and may lose images; call tf.config.experimental.enable_tensor_float_32_execution(False) before it, or the "
         "model outside of it",
         RuntimeWarning,
-        stacklevel=_users_level(),
     )
-
-
-def _users_level() -> int:
-    """Returns how many frames up from the caller the first is that is not of a library."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
-        frame, level = frame.f_back, level + 1
-    return level
