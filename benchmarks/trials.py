@@ -8,8 +8,8 @@
 `benchmarks/trials.json` says what is tried: what all have in common, and of each trial a name, its options and its
 seeds. First comes seed 0 of all, then seed 1. Each is `python train.py` with checkpoints in a run folder of its own in
 --workdir; the test images are left alone (`training.evaluation_samples=0`). Then logistic regression of the class from
-z (the posterior mean) is fitted on 10,000 training images, C chosen on a fifth of them, and judged by 10,000 others: the
-model was trained on them too, but without labels, and 1,000 validation images would be too few to tell trials apart.
+z (the posterior mean) is fitted on 10,000 training images, C chosen on a fifth of them, and judged by 10,000 others:
+the model was trained on them too, but without labels, and 1,000 validation images are too few to tell trials apart.
 The row with the command goes into --json at once. A trial whose row is there is not run again; one whose run is
 there goes on from its last checkpoint.
 """
@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import run_json, table  # noqa: E402
 from benchmarks.scaling import put  # noqa: E402
+from tfdecouple.cli.programs import EXIT_DIVERGED, EXIT_INTERRUPTED  # noqa: E402
 from tfdecouple.config import load_preset, override  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
@@ -38,8 +39,6 @@ from tfdecouple.storage.files import parse_json, write_json  # noqa: E402
 PLAN, ROWS = ROOT / "benchmarks" / "trials.json", ROOT / "docs" / "results" / "trials.json"
 # Training images that the classifier is fitted on, and as many others that judge it.
 PROBED = 10_000
-# As of train.py: stopped by a signal, and it can go on.
-STOPPED = 75
 
 
 class Trial(NamedTuple):
@@ -141,7 +140,7 @@ def take(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
     """Trains and measures; returns the row.
 
     Raises:
-        UserError: where the training fails.
+        UserError: where the training fails, but for divergence, which is a result.
         SystemExit: where a signal stops it.
     """
     run = options.workdir.resolve() / trial.key
@@ -156,24 +155,24 @@ def take(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
             process.send_signal(signal.SIGTERM)
             process.wait()
             raise
-    if status == STOPPED:
-        raise SystemExit(STOPPED)
-    if status:
+    if status == EXIT_INTERRUPTED:
+        raise SystemExit(EXIT_INTERRUPTED)
+    if status not in (0, EXIT_DIVERGED):
         raise UserError(f"{trial.key}: train.py ended with status {status}; the run is in {run}")
-    summary = parse_json((run / "summary.json").read_text(encoding="utf-8"))
+    row = {"name": trial.name, "seed": trial.seed, "command": f"python {shlex.join(trial.command())}"}
     metrics = [parse_json(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    (best,) = [row for row in metrics if (row["kind"], row["step"]) == ("validation", summary["best_step"])]
-    probe = run_json([sys.executable, str(ROOT / "benchmarks" / "trials.py"), "--measure", str(run), *data])
-    row = {
-        "name": trial.name,
-        "seed": trial.seed,
-        "command": f"python {shlex.join(trial.command())}",
-        "data": summary["data"],
-        "parameters": summary["parameters"]["total"],
-        "step": summary["best_step"],
-        **{f"validation_{name}": best[name] for name in ("bits_per_dim", "standard_error", "kl", "images")},
-        **probe,
-    }
+    if status == EXIT_DIVERGED:
+        row["diverged_after"] = metrics[-1]["step"]
+    else:
+        summary = parse_json((run / "summary.json").read_text(encoding="utf-8"))
+        (best,) = [each for each in metrics if (each["kind"], each["step"]) == ("validation", summary["best_step"])]
+        row |= {
+            "data": summary["data"],
+            "parameters": summary["parameters"]["total"],
+            "step": summary["best_step"],
+            **{f"validation_{name}": best[name] for name in ("bits_per_dim", "standard_error", "kl", "images")},
+            **run_json([sys.executable, str(ROOT / "benchmarks" / "trials.py"), "--measure", str(run), *data]),
+        }
     print(f"{trial.key}: {json.dumps(row)}", flush=True)
     return row
 
@@ -225,6 +224,8 @@ def render(rows: list[dict[str, Any]]) -> str:
 
 
 def _figures(row: dict[str, Any]) -> list[str]:
+    if "diverged_after" in row:
+        return [f"diverged after {row['diverged_after']} updates", "", ""]
     bits = f"{row['validation_bits_per_dim']:.4f} +- {row['validation_standard_error']:.4f}"
     if "probe_accuracy" not in row:
         return [bits, "", ""]
@@ -247,7 +248,7 @@ def check_plan() -> None:
 
 
 def _stop(number: int, frame: object) -> None:
-    raise SystemExit(STOPPED)
+    raise SystemExit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

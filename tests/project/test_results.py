@@ -113,7 +113,10 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
         "{} updates of {} images are {} epochs. The paper trains 50 million parameters for 15,000",
         (value("conditional/summary.json", "steps"), lambda: config("conditional").training.batch_size, epochs),
     ),
-    ("with the code of commit `2cba071`", ()),
+    (
+        "with the code of commit `2cba071`, whose presets had a learning rate of {}, alpha {} and no noise",
+        (lambda: config("conditional").training.learning_rate, lambda: config("conditional").model.alpha),
+    ),
     ("which weigh much at {} pixels", (lambda: config("conditional").model.image_size,)),
     ("is {} bits/dim better than conditioning the Gaussian", (lambda: bits("base") - bits("conditional"),)),
     ("either is {} to {} better than no z", (better_than_glow("base"), better_than_glow("conditional"))),

@@ -33,12 +33,12 @@ def test_every_option_of_the_plan_holds_and_no_test_image_is_looked_at():
 
 
 def test_table_has_the_rows_of_the_plan_in_its_order():
-    first, second = trials.planned(["preset"])[0], trials.planned(["glow"])[0]
+    first, second = trials.planned(["plain"])[0], trials.planned(["glow"])[0]
     probed = {"probe_accuracy": 0.312, "probe_standard_error": 0.0147}
     stale = row_of(trials.planned(["kl-1"])[0]) | {"command": "python train.py"}
     rows = [row_of(second), stale, row_of(first, **probed)]
     assert trials.render(rows).splitlines()[2:] == [
-        "| preset | 0 |  | 3.5000 +- 0.0100 | 4.0 | 31.2 +- 1.5 |",
+        "| plain | 0 |  | 3.5000 +- 0.0100 | 4.0 | 31.2 +- 1.5 |",
         "| glow | 0 | `--preset cifar10_small_glow` | 3.5000 +- 0.0100 |  |  |",
     ]
     assert trials.is_done(first, rows) and not trials.is_done(trials.planned(["kl-1"])[0], rows)
@@ -94,14 +94,24 @@ def test_a_trial_is_written_down_with_its_command_and_not_run_again(tmp_path, mo
     assert trials.main() == 0 and capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("status", "raised"), [(75, SystemExit), (3, UserError)])
+@pytest.mark.parametrize(("status", "raised"), [(75, SystemExit), (1, UserError)])
 def test_a_training_that_stops_or_fails_leaves_no_row(tmp_path, monkeypatch, status, raised):
     monkeypatch.setattr(Trained, "wait", lambda self: status)
     monkeypatch.setattr(trials.subprocess, "Popen", Trained)
     options = type("Options", (), {"workdir": tmp_path, "data_dir": None})
     with pytest.raises(raised) as caught:
         trials.take(trials.planned(["kl-1"])[0], options)
-    assert "75" in str(caught.value) or "status 3" in str(caught.value)
+    assert "75" in str(caught.value) or "status 1" in str(caught.value)
+
+
+def test_divergence_is_a_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(trials.subprocess, "Popen", Trained)
+    trained = Trained.wait
+    monkeypatch.setattr(Trained, "wait", lambda self: trained(self) or 3)
+    trial = trials.planned(["faster"])[0]
+    row = trials.take(trial, type("Options", (), {"workdir": tmp_path, "data_dir": None}))
+    assert trials.is_done(trial, [row])
+    assert trials.render([row]).endswith("training.learning_rate=0.016` | diverged after 2 updates |  |  |")
 
 
 def test_a_signal_reaches_the_training(tmp_path, monkeypatch):
