@@ -173,12 +173,23 @@ class TestProgram:
             main(["--help"])
         assert re.search(rf"^ +{name} +", capsys.readouterr().out, re.M)
 
-    def test_interrupt_is_one_line(self, capsys):
+    @pytest.mark.parametrize(
+        "became", [KeyboardInterrupt(), RuntimeError("no way out"), "INTERNAL: KeyboardInterrupt: "]
+    )
+    def test_interrupt_is_one_line(self, capsys, became):
+        """Also where cleaning up failed on the way out, and where TensorFlow made an error of its own of it."""
+
         def interrupted():
-            raise KeyboardInterrupt
+            if isinstance(became, str):
+                raise RuntimeError(became)
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise became
 
         assert run_program(interrupted) == 130
         assert capsys.readouterr().err == "error: interrupted\n"
+        assert run_program(lambda: 1 // 0) == 1
 
     def test_interrupt_is_one_line_where_what_it_left_open_fails_to_close(self):
         ended = program("-c", LEFT_OPEN)

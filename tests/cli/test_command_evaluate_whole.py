@@ -199,9 +199,10 @@ class TestInterrupted:
             "probe.png",
         }
 
-    def test_before_anything_was_measured(self, run, tmp_path, monkeypatch, capsys):
+    @pytest.mark.parametrize("became", [KeyboardInterrupt(), RuntimeError("INTERNAL: KeyboardInterrupt: ")])
+    def test_before_anything_was_measured(self, run, tmp_path, monkeypatch, capsys, became):
         def interrupted(*arguments, **options):
-            raise KeyboardInterrupt
+            raise became
 
         monkeypatch.setattr(BoundEvaluator, "__call__", interrupted)
         assert evaluate(run, tmp_path / "out") == 130
@@ -220,7 +221,7 @@ class TestInterrupted:
                     break
             process.send_signal(signal.SIGINT)
             err = process.communicate()[1]
-        assert process.returncode == 130
+        assert process.returncode == 130, err
         assert err.splitlines()[-1] == f"error: interrupted; kept in {tmp_path}: bits_per_dim-test.json"
         assert "Traceback" not in err
         names = {path.name for path in tmp_path.iterdir()}

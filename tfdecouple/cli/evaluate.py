@@ -16,7 +16,7 @@ from tfdecouple.cli import options as arguments
 from tfdecouple.cli.measures import all_measures
 from tfdecouple.cli.measures.base import Evaluation, Measure, Result
 from tfdecouple.errors import RunError, UserError, one_line
-from tfdecouple.runtime.process import start_tensorflow
+from tfdecouple.runtime.process import start_tensorflow, was_interrupted
 
 LOOKS = "looks.json"
 
@@ -145,9 +145,11 @@ class _Command:
                             self.looks = self._count_look()
                         self._introduce()
                     self._keep(measure, result)
-        except KeyboardInterrupt as interrupt:
+        except (KeyboardInterrupt, Exception) as error:
+            if not was_interrupted(error):
+                raise
             kept = f"kept in {self.out}: {', '.join(self.kept)}" if self.kept else "nothing was measured yet"
-            raise KeyboardInterrupt(kept) from interrupt
+            raise KeyboardInterrupt(kept) from error
         print(f"\nresults: {self.out}")
         return 0
 

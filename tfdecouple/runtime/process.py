@@ -142,9 +142,7 @@ def run_program(main: Callable[[], int]) -> int:
     except UserError as error:
         return _say(str(error), 2)
     except KeyboardInterrupt as interrupt:
-        # TensorFlow's generators that the interruption left half-way fail when Python closes them, and it would say so.
-        sys.unraisablehook = lambda _: None
-        return _say("; ".join(["interrupted", *map(str, interrupt.args)]), 130)
+        return _interrupted(*interrupt.args)
     except BrokenPipeError:
         # The reader of our output went away (`... | head`): nothing to report, and nobody to report it to.
         drop_output()
@@ -163,10 +161,33 @@ def run_program(main: Callable[[], int]) -> int:
             return _fault(error)
         return _say(missing(package, "the command"), 2)
     except Exception as error:
+        if was_interrupted(error):
+            return _interrupted()
         # TensorFlow's, which is not imported for the sake of a name; or a library that memory does not hold any more.
         if type(error).__name__ == "ResourceExhaustedError" or "failed to map segment" in str(error):
             return _out_of_memory(error)
         return _fault(error)
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Returns whether an exception is an interruption, or what became of one.
+
+    TensorFlow makes an error of its own of whatever is raised while it calls Python, and what is cleaned up on the way
+    out may fail as well.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt) or "KeyboardInterrupt" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _interrupted(*kept: object) -> int:
+    """Tells of an interruption, and what is kept."""
+    # TensorFlow's generators that the interruption left half-way fail when Python closes them, and it would say so.
+    sys.unraisablehook = lambda _: None
+    return _say("; ".join(["interrupted", *map(str, kept)]), 130)
 
 
 def _fault(error: Exception) -> int:
