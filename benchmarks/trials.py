@@ -6,12 +6,12 @@
     python benchmarks/trials.py --docs docs/trials.md              # the table again, from the rows that there are
 
 `benchmarks/trials.json` says what is tried: what all have in common, and of each trial a name, its options and its
-seeds. First comes seed 0 of all, then seed 1. Each is `python train.py` with checkpoints in a run folder of its own in
---workdir; the test images are left alone (`training.evaluation_samples=0`). Then logistic regression of the class from
-z (the posterior mean) is fitted on 10,000 training images, C chosen on a fifth of them, and judged by 10,000 others:
-the model was trained on them too, but without labels, and 1,000 validation images are too few to tell trials apart.
-The row with the command goes into --json at once. A trial whose row is there is not run again; one whose run is
-there goes on from its last checkpoint.
+seeds; `from` is a trial whose options it has, too. First comes seed 0 of all, then seed 1. Each is `python train.py`
+with checkpoints in a run folder of its own in --workdir; the test images are left alone
+(`training.evaluation_samples=0`). Then logistic regression of the class from z (the posterior mean) is fitted on 10,000
+training images, C chosen on a fifth of them, and judged by 10,000 others: the model was trained on them too, but
+without labels, and 1,000 validation images are too few to tell trials apart. The row with the command goes into --json
+at once. A trial whose row is there is not run again; one whose run is there goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -110,24 +110,24 @@ def planned(only: list[str] | None = None) -> list[Trial]:
     """
     plan = parse_json(PLAN.read_text(encoding="utf-8"))
     trials = plan["trials"]
-    names = [trial["name"] for trial in trials]
+    options = {trial["name"]: trial.get("set", []) for trial in trials}
     for name in only or []:
-        if name not in names:
-            raise UserError(f"--only: there is no trial {name!r}; there are {', '.join(names)}")
+        if name not in options:
+            raise UserError(f"--only: there is no trial {name!r}; there are {', '.join(options)}")
     found = []
     for seed in range(1 + max(max(trial.get("seeds", [0])) for trial in trials)):
         for trial in trials:
             if seed in trial.get("seeds", [0]) and (not only or trial["name"] in only):
-                found.append(_trial(plan, trial, seed))
+                start = options[trial["from"]] if "from" in trial else []
+                found.append(_trial(plan, trial, [*start, *options[trial["name"]]], seed))
     return found
 
 
-def _trial(plan: dict[str, Any], trial: dict[str, Any], seed: int) -> Trial:
+def _trial(plan: dict[str, Any], trial: dict[str, Any], changes: list[str], seed: int) -> Trial:
     own = [f"--{name} {trial[name]}" for name in ("preset", "steps") if name in trial]
-    changes = [*plan["set"], f"training.seed={seed}", *trial.get("set", [])]
     words = [word for name in ("preset", "steps") for word in (f"--{name}", str(trial.get(name, plan[name])))]
-    words += [word for each in changes for word in ("--set", each)]
-    return Trial(trial["name"], seed, tuple(words), (*own, *trial.get("set", [])))
+    words += [word for each in (*plan["set"], f"training.seed={seed}", *changes) for word in ("--set", each)]
+    return Trial(trial["name"], seed, tuple(words), (*own, *changes))
 
 
 def is_done(trial: Trial, rows: list[dict[str, Any]]) -> bool:

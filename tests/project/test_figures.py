@@ -143,6 +143,12 @@ FIGURES = [
         ((RESULTS, rf"lossless WebP on the same crops {NUMBER}\)"),),
         result(*LOSSLESS, "webp"),
     ),
+    # Of the quickstart's test crops, which other runs on the six photographs have as well.
+    Figure(
+        "quickstart: lossless WebP",
+        ((f"{PRESETS}/quickstart.json", rf"lossless WebP: {NUMBER}\)"),),
+        result("dequantization.json", "uniform", "summary", *LOSSLESS[1:], "webp"),
+    ),
     # The weights that come along.
     Figure(
         "quickstart64: test bits/dim",
