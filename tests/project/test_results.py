@@ -194,7 +194,7 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
         ),
     ),
     (
-        "less of colour and brightness is in z ({} and {})",
+        "colour and brightness follow z as well ({} and {})",
         (followed("photographs", "mean colour", "z"), followed("photographs", "brightness", "z")),
     ),
     ("the paper's Figure 1 in numbers", ()),
@@ -246,6 +246,15 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
             value("photographs/summary.json", "steps"),
             value("photographs/summary.json", "test", "bits_per_dim"),
             value("photographs/summary.json", "lossless_codecs_bits_per_dim", "webp"),
+        ),
+    ),
+    (
+        "z is used: its KL is {} nats an image of {} dimensions, and with the z of another image the bound is {} bits/dim "
+        "worse (`--latent-use`)",
+        (
+            value("photographs/evaluation/latent_use-test.json", "kl", "mean"),
+            lambda: config("photographs").model.latent_dim,
+            value("photographs/evaluation/latent_use-test.json", "shuffling_costs", "mean"),
         ),
     ),
     (

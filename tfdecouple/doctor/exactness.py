@@ -28,7 +28,10 @@ def come_back(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         In how many values each image differs afterwards, int `[n]`; and the root mean square of v of each, float `[n]`,
         near 1 for images like those of the training.
     """
-    z, v = model.encode(images)
+    with warnings.catch_warnings():
+        # What does not come back is counted here, which says more than the warning.
+        warnings.simplefilter("ignore", ExactnessWarning)
+        z, v = model.encode(images)
     differing = (np.asarray(model.decode(z, v)) != images).reshape(len(images), -1).sum(1)
     return differing, np.sqrt(np.square(np.asarray(v)).mean((1, 2, 3)))
 
@@ -81,9 +84,7 @@ def measure(device: str, count: int) -> Iterator[dict[str, Any]]:
     from tfdecouple.runs import load_model
 
     yield {"doing": f"encode and decode on {device}"}
-    with tf.device(device), warnings.catch_warnings():
-        # The model warns of images that no camera takes, which these are meant to be.
-        warnings.simplefilter("ignore", ExactnessWarning)
+    with tf.device(device):
         model = load_model(trained.FOLDER)
         every = every_kind(count)
         # All in one batch: of each other size the model would be traced again.
