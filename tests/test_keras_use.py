@@ -90,6 +90,7 @@ assert not any(type(finder).__module__ == "tfdecouple.registration" for finder i
     ],
     ids=["after Keras", "before Keras"],
 )
+@pytest.mark.slow
 def test_files_load_after_a_plain_import(model, saved, imports, file, answer, programs):
     with programs():
         ended = python(LOAD.format(imports=imports, file=file, answer=answer), saved)

@@ -219,6 +219,7 @@ class TestDataSet:
         (["export", "--run", ".", "--to", "exported"], "onnx", forked_programs),
     ],
 )
+@pytest.mark.slow
 def test_programs_import_nothing_from_the_working_folder(tmp_path, arguments, module, programs):
     (tmp_path / f"{module}.py").write_text(PAYLOAD)
     with programs():

@@ -212,6 +212,7 @@ class TestProgram:
         assert "test: " in ended.stdout
         assert f"tfdecouple.load_model('{tmp_path / 'run'}')" in ended.stdout
 
+    @pytest.mark.slow
     def test_devices_that_do_not_divide_the_batch_are_refused_in_one_line(self, image_folder, tmp_path):
         write_json(tmp_path / "config.json", run_config(image_folder).to_dict())
         ended = program("train.py", "--config", tmp_path / "config.json", "--workdir", tmp_path / "run", "--devices", 3)

@@ -280,6 +280,7 @@ class TestCallbacks:
         assert all({f"epoch_{name}" for name in NAMES} <= tags for tags in logged.values()), logged
 
     @says("With `BackupAndRestore` a script that was interrupted goes on with the epoch that it was in.")
+    @pytest.mark.slow
     def test_an_interrupted_script_goes_on(self, make, images, tmp_path, snapshot):
         class Interrupt(keras.callbacks.Callback):
             def on_epoch_begin(self, epoch, logs=None):

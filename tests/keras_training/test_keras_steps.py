@@ -140,6 +140,7 @@ class TestDevices:
         "Under a `tf.distribute.MirroredStrategy` make the model and the optimizer within the scope.",
         "Its steps are then those of one device.",
     )
+    @pytest.mark.slow
     def test_two_take_the_steps_of_one(self, make, images, strategy):
         def train(make_model):
             model = make_model()

@@ -264,6 +264,7 @@ class TestImporting:
 
     # What is imported before the first look has been imported.
     @pytest.mark.usefixtures("forked")
+    @pytest.mark.slow
     def test_importing_every_module_changes_no_setting_of_the_process(self):
         names = [f"tfdecouple.{module}" for module in MODULES if module and module != "__main__"]
         printed = run(
