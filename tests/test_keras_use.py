@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from helpers.forked import forked_programs
 from helpers.models import SMALL, give_effect, random_images
-from helpers.places import ROOT, user_environment
+from helpers.places import PATIENCE, ROOT, user_environment
 from tensorflow.python.autograph.impl import api
 
 from tfdecouple.errors import DataError, NotInitializedError, UserError
@@ -27,7 +27,7 @@ IMAGES = random_images(3)
 def python(code, *arguments, **environment):
     command = [sys.executable, "-c", code, *map(str, arguments)]
     environment = {**user_environment(), "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def initialised(**changes):

@@ -178,9 +178,13 @@ class TestDataSet:
 
     @pytest.mark.parametrize("name", ["../elsewhere", "innocent/..", "innocent/../../elsewhere", "/elsewhere"])
     def test_name_leads_nowhere(self, tmp_path, payload, name):
-        plant(tmp_path / "data", as_proto(NAMED), payload[0], folder="elsewhere/1.0.0")
+        here = tmp_path / "data" / "here"
+        (here / "innocent").mkdir(parents=True)
+        for outside in (tmp_path / "data", here):
+            plant(outside, as_proto(NAMED), payload[0], folder="elsewhere/1.0.0")
+        name = name.replace("/elsewhere", str(tmp_path / "data" / "elsewhere")) if name.startswith("/") else name
         with pytest.raises((DataError, UntrustedError)):
-            open_source(DataConfig(source=f"tfds:{name}", data_dir=str(tmp_path / "data" / "here")), 8)
+            open_source(DataConfig(source=f"tfds:{name}", data_dir=str(here)), 8)
         assert not payload[1].exists()
 
     def test_own_features_are_read(self, tmp_path, monkeypatch):

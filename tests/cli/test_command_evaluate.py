@@ -76,7 +76,7 @@ def known(made_run, image_folder):
 
 class TestBitsPerDim:
     def test_table_and_file_give_the_figure_of_the_evaluator(self, made_run, tmp_path, capsys, known, monkeypatch):
-        monkeypatch.setattr(progress, "_FIRST", 60.0)
+        monkeypatch.setattr(progress, "_FIRST", 1e6)
         assert command("--run", made_run, "--seed", 4, "--batch-size", 2, "--out", tmp_path) == 0
         values = read(tmp_path, "bits_per_dim-test")
         assert values["bits_per_dim"] == pytest.approx(known.bits_per_dim, rel=1e-6)

@@ -62,7 +62,7 @@ def numbered_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-@pytest.fixture(params=["memory", "files", "records"])
+@pytest.fixture(scope="session", params=["memory", "files", "records"])
 def source(request: pytest.FixtureRequest) -> Source:
     """The three ways to hold a split, each with `TRAINING_IMAGES` training images."""
     if request.param == "records":

@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 import pytest
 from helpers.picture_files import claiming, load_program
-from helpers.places import ROOT
+from helpers.places import PATIENCE, ROOT
 from PIL import Image
 
 from tfdecouple.cli.opening import own_images
@@ -109,7 +109,7 @@ def within_a_minute(call):
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(60)
+    thread.join(PATIENCE)
     assert answers, "it is still waiting"
     result, error = answers[0]
     if error is not None:

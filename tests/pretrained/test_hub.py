@@ -7,7 +7,7 @@ import time
 
 import pytest
 from helpers.hub_server import hub_server
-from helpers.places import ROOT
+from helpers.places import PATIENCE, ROOT
 from helpers.refusals import refused
 
 import tfdecouple
@@ -38,10 +38,10 @@ def hub(tmp_path, monkeypatch):
         yield server
 
 
-@pytest.fixture
-def weights(tiny_run, tmp_path):
+@pytest.fixture(scope="module")
+def weights(tiny_run, tmp_path_factory):
     """Files of published weights, by their names."""
-    folder = tmp_path / "weights"
+    folder = tmp_path_factory.mktemp("published") / "weights"
     assert main(["publish", "--run", str(tiny_run), "--to", str(folder), "--licence", "mit"]) == 0
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -163,12 +163,13 @@ def test_the_clients_own_variables_say_where(hub, weights, tmp_path):
     environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PATH": "", "PYTHONPATH": str(ROOT)}
     code = "import sys; from tfdecouple.pretrained import folder_of; print(folder_of(sys.argv[1]))"
     command = [sys.executable, "-c", code, "hf://ada/faces"]
-    found = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": True, "timeout": PATIENCE}
+    found = subprocess.run(command, env=environment, **options).stdout
     assert found.strip() == str(tmp_path / "home" / "hub" / "models--ada--faces" / "snapshots" / commit)
     # Without the server what was fetched is still there.
     gone = {**environment, "HF_ENDPOINT": "http://127.0.0.1:9"}
     command[-1] += f"@{commit}"
-    assert subprocess.run(command, env=gone, cwd=tmp_path, capture_output=True, text=True).stdout == found
+    assert subprocess.run(command, env=gone, **options).stdout == found
 
 
 def test_without_the_client_the_extra_is_named(monkeypatch, capsys):

@@ -201,11 +201,6 @@ def test_a_table_goes_between_its_lines():
         scaling.put(document, "y", "new")
 
 
-def test_the_memory_table_in_the_docs_is_the_calculated_one(memory):
-    text = scaling.render("memory", {"memory": memory})
-    assert text in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-
-
 def test_measured_rows_become_tables_and_a_plot(memory, tmp_path):
     rows = [
         {"kind": "train", "batch": batch, "images_per_s": 10.0, "ms_per_call": 100.0 * batch, "peak_rss_mib": 900.0}

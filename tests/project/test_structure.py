@@ -174,9 +174,10 @@ class TestImportRule:
         for module, file in MODULES.items():
             if section(module) not in ("cli", "__main__"):
                 assert not {"cli", "__main__"} & {section(name) for name in imports(file)}, module
-                tree = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-                names = [n.module for n in tree if isinstance(n, ast.ImportFrom)]
-                assert not any((name or "").split(".")[0] in ("export", "tests", "train") for name in names), module
+                nodes = [*ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+                names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+                names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+                assert not {name.split(".")[0] for name in names} & {"export", "tests", "train"}, module
 
     @pytest.mark.parametrize("package", [PACKAGE, EXPORT], ids=lambda path: path.name)
     def test_no_module_imports_itself_by_way_of_others(self, package):

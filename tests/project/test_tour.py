@@ -7,7 +7,7 @@ import io
 import json
 
 import pytest
-from helpers.places import ROOT
+from helpers.places import PATIENCE, ROOT
 from PIL import Image
 
 TOUR = ROOT / "examples" / "tour.ipynb"
@@ -46,7 +46,8 @@ def test_runs_elsewhere_and_gives_as_much(tmp_path):
     wanted = text_of(committed), sizes_of(committed)
     for cell in committed:
         cell["outputs"], cell["execution_count"] = [], None
-    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    patience = {"timeout": PATIENCE, "startup_timeout": PATIENCE}
+    nbclient.NotebookClient(notebook, **patience, resources={"metadata": {"path": str(tmp_path)}}).execute()
     said, sizes = text_of(code_cells(notebook)), sizes_of(code_cells(notebook))
     assert "; 0 of 49152 values differ" in said and sizes == wanted[1]
     assert not list(tmp_path.iterdir())

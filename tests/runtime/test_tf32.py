@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import random_images
+from helpers.places import PATIENCE
 
 from tfdecouple.metrics import extractors
 from tfdecouple.runtime import tf32
@@ -60,13 +61,13 @@ class TestFullFloat32:
         def stay():
             with full_float32():
                 second_in.set()
-                assert first_left.wait(60)
+                assert first_left.wait(PATIENCE)
                 seen.append(enabled())
 
         thread = threading.Thread(target=stay)
         with full_float32():
             thread.start()
-            assert second_in.wait(60)
+            assert second_in.wait(PATIENCE)
         seen.append(enabled())
         first_left.set()
         thread.join()

@@ -168,8 +168,6 @@ class TestSlurm:
                 assert f"{name} is '{value[:60]}'; it must be a number" in refused()
         environment(**slurm(SLURM_STEP_TASKS_PER_NODE="two"))
         assert "Slurm's variables name no cluster" in refused()
-        environment(**slurm(SLURM_STEP_NODELIST="node[01-"))
-        assert "Slurm's variables name no cluster" in refused()
 
     def test_unknown_choice(self):
         assert "use one of auto, tf-config, slurm, none" in refused("kubernetes")

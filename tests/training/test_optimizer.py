@@ -14,7 +14,7 @@ from tfdecouple.training.optimizer import Optimizer
 from tfdecouple.training.vector import Vector
 
 
-@pytest.fixture(params=["small", "large"], autouse=True)
+@pytest.fixture(params=["small", "large"])
 def size(request, monkeypatch):
     """Lets the weights of a test be small ones, which are taken together, and then large ones."""
     monkeypatch.setattr(gradient, "_SMALL", 2**12 if request.param == "small" else 0)
@@ -41,6 +41,7 @@ class Updated:
         return [variable.numpy() for variable in variables]
 
 
+@pytest.mark.usefixtures("size")
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"epsilon": 0.0}, {"optimizer": "adamax"}])
 def test_changes_nothing_where_the_step_is_not_applied_whatever_the_gradient(options):
     ours = Updated(weight_decay=0.1, ema_decay=0.9, **options)
@@ -50,6 +51,7 @@ def test_changes_nothing_where_the_step_is_not_applied_whatever_the_gradient(opt
     np.testing.assert_array_equal(ours.values(), before)
 
 
+@pytest.mark.usefixtures("size")
 def test_averages_move_towards_the_new_values_quickly_at_first():
     ours = Updated(ema_decay=0.9)
     for updates, decay in ((0, 0.1), (10, 0.55), (1000, 0.9)):
@@ -67,6 +69,7 @@ def test_norm_is_that_of_all_gradients():
     assert float(global_norm(gradients[:2])) == pytest.approx(5)
 
 
+@pytest.mark.usefixtures("size")
 def test_averages_are_lent_and_given_back():
     ours = Updated(ema_decay=0.9)
     ours.update([0.5, -0.5])
@@ -77,6 +80,7 @@ def test_averages_are_lent_and_given_back():
     np.testing.assert_array_equal(ours.values(), before)
 
 
+@pytest.mark.usefixtures("size")
 @pytest.mark.parametrize(("clip_norm", "scale"), [(0.0, 1.0), (1.0, 0.5)])
 def test_scales_the_gradient_only_where_it_is_clipped(clip_norm, scale):
     ours = Updated(clip_norm=clip_norm)
@@ -125,6 +129,7 @@ def test_pieces_of_a_vector_are_variables_to_a_checkpoint(tmp_path):
         folder.read("step", 1, {"means": Vector({"c": tf.TensorShape([2])}).pieces})
 
 
+@pytest.mark.usefixtures("size")
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_moves_as_the_adamw_of_pytorch(decay):
     rng = np.random.default_rng(0)
@@ -144,6 +149,7 @@ def test_moves_as_the_adamw_of_pytorch(decay):
         np.testing.assert_allclose(ours.optimizer.variances["w"], v, rtol=1e-4, atol=1e-10)
 
 
+@pytest.mark.usefixtures("size")
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_moves_as_adamax_is_defined(decay):
     rng = np.random.default_rng(0)
@@ -165,6 +171,7 @@ def test_moves_as_adamax_is_defined(decay):
         np.testing.assert_allclose(ours.optimizer.averages["w"], average, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("size")
 @pytest.mark.parametrize("rule", ["adam", "adamax"])
 def test_encoder_has_a_rate_of_its_own(rule):
     moved = {}
@@ -187,6 +194,7 @@ def test_encoder_has_a_rate_of_its_own(rule):
             np.testing.assert_array_equal(found[name], alone[name])
 
 
+@pytest.mark.usefixtures("size")
 def test_encoder_moves_alone_between_updates_of_all_at_first():
     config = TrainingConfig(learning_rate=0.1, encoder_updates=3, encoder_updates_steps=5, weight_decay=0.1)
     weights = {name: tf.Variable([1.0, -2.0]) for name in ("encoder/w", "flow/w")}

@@ -169,12 +169,15 @@ class TestResumption:
         assert ours == theirs
 
     def test_complete_run_says_so_and_changes_nothing(self, finished_run, image_folder, capsys):
-        files = [path for path in finished_run.rglob("*") if path.is_file() and path.name != ".lock"]
-        before = {path: path.read_bytes() for path in files}
+        def files():
+            paths = (path for path in finished_run.rglob("*") if path.is_file() and path.name != ".lock")
+            return {path: path.read_bytes() for path in paths}
+
+        before = files()
         outcome = train(run_config(image_folder), finished_run)
         assert outcome.summary["steps"] == 10
         assert "is complete at step 10" in capsys.readouterr().out
-        assert before == {path: path.read_bytes() for path in before}
+        assert files() == before
 
     def test_damaged_checkpoint_is_passed_over_for_the_one_before(
         self, finished_run, image_folder, tmp_path, capsys, monkeypatch
