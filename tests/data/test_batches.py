@@ -70,6 +70,23 @@ class TestTrainingOrder:
             seen = numbers(batches[epoch * steps : (epoch + 1) * steps])
             assert len(set(seen)) == len(seen) == 24
 
+    @pytest.mark.parametrize("pipelines", [1, 2])
+    def test_micro_batches_are_parts_of_the_same_batches(self, pipelines: int) -> None:
+        source, options = memory_source(numbered_images(13)), {"batch_size": 8, "seed": 3, "start_step": 1}
+        # One batch an epoch: two of whole epochs of micro-batches would hold an image twice.
+        whole = training_batches(source, AUGMENTED, **options).take(3).as_numpy_iterator()
+        contexts = [tf.distribute.InputContext(pipelines, number, pipelines) for number in range(pipelines)]
+        parts = [
+            training_batches(source, AUGMENTED, **options, micro_batches=2, context=context).take(6).as_numpy_iterator()
+            for context in contexts
+        ]
+        pieces = [piece for together in zip(*parts, strict=True) for piece in together]
+        for step, batch in enumerate(whole):
+            own = pieces[2 * pipelines * step :][: 2 * pipelines]
+            assert_same([{name: np.concatenate([piece[name] for piece in own]) for name in batch}], [batch])
+        with pytest.raises(ValueError, match="a batch of 8 is not 3 equal micro-batches"):
+            training_batches(source, AUGMENTED, **options, micro_batches=3)
+
     def test_whole_epoch_is_the_training_set(self, source: Source) -> None:
         seen = numbers(take(source, PLAIN, 2, batch_size=13))
         wanted = [int(example["image"][0, 0, 0]) for example in source.examples("train").as_numpy_iterator()]

@@ -183,7 +183,9 @@ def check_options(source: str, arguments: list[str]) -> None:
     """Raises CommandError where the source of a program without an argparse parser never names an option."""
     for option in arguments:
         if option.startswith("--") and option != "--":
-            known = re.search(rf"(?<![\w-]){option}(?![\w-])", source) or re.search(rf"\b{option[2:]}\b[\"']?\s*:\s*\{{\s*type", source)
+            known = re.search(rf"(?<![\w-]){option}(?![\w-])", source) or re.search(
+                rf"\b{option[2:]}\b[\"']?\s*:\s*\{{\s*type", source
+            )
             _need(known, f"the program has no option {option}")
 
 

@@ -249,8 +249,8 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
         ),
     ),
     (
-        "z is used: its KL is {} nats an image of {} dimensions, and with the z of another image the bound is {} bits/dim "
-        "worse (`--latent-use`)",
+        "z is used: its KL is {} nats an image of {} dimensions, and with the z of another image the bound is {} "
+        "bits/dim worse (`--latent-use`)",
         (
             value("photographs/evaluation/latent_use-test.json", "kl", "mean"),
             lambda: config("photographs").model.latent_dim,

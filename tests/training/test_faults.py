@@ -95,6 +95,36 @@ def test_signal_while_the_test_images_are_measured_says_what_is_kept(
     )
 
 
+@pytest.mark.usefixtures("fake_step")
+@pytest.mark.parametrize("step", [5, 10])
+def test_run_goes_on_with_the_evaluation_amid_which_it_ended(image_folder, tmp_path, stand_ins, step):
+    best = {5: 8.0, 10: 7.0}
+    seen = []
+
+    def measure(split, stopped=()):
+        seen.append(split)
+        evaluated = 5 * seen.count("validation")
+        if split == "validation" and evaluated in stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("it went on")
+        return best.get(evaluated, 9.0)
+
+    stand_ins(measure)
+    train(run_config(image_folder), tmp_path / "whole")
+    seen.clear()
+    stand_ins(lambda split: measure(split, stopped=[step]))
+    with pytest.raises(
+        InterruptedRunError, match=f"while the validation images were measured at step {step} of 10, sav"
+    ):
+        train(run_config(image_folder), tmp_path / "run")
+    seen[:] = ["validation"] * (step // 5 - 1)
+    stand_ins(measure)
+    train(run_config(image_folder), tmp_path / "run")
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+    assert read_summary(tmp_path / "run") == read_summary(tmp_path / "whole")
+    assert read_summary(tmp_path / "run")["best_step"] == 10
+
+
 def test_nothing_of_a_run_is_left_in_the_process(image_folder, tmp_path, stand_ins):
     """TensorFlow and TFP keep for good the graphs that they once differentiated, unless they are told."""
 

@@ -44,6 +44,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
+    micro_batches: int = 1,
     context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
     """Returns the endless stream of training batches, shuffled anew for each epoch and augmented (appendix C.1).
@@ -58,18 +59,19 @@ def training_batches(
         batch_size: images per batch, over all devices.
         seed: of order and augmentation, at least 0 and below 2**63.
         start_step: number of the first batch. The images before it in its epoch are neither decoded nor augmented.
+        micro_batches: M equal parts that each batch comes in, one after the other; which images it has does not change.
         context: of one of the input pipelines of `tf.distribute.Strategy.distribute_datasets_from_function`. With P
             pipelines and R replicas, pipeline p decodes only the p-th of P equal slices of every batch, and yields it
             as R / P batches, one for each of its replicas, in their order. None is the whole batch in one.
 
     Returns:
         An infinite dataset of dicts: "image" uint8 [B, height, width, channels] and "label" int32 [B] (-1 for none),
-        B being `batch_size`, or `batch_size / R` with a `context`.
+        B being `batch_size / M`, or `batch_size / M / R` with a `context`.
 
     Raises:
         DataError: for a batch that is empty or larger than the training set, a seed or step out of range, or more
             padding than the image can reflect.
-        ValueError: for a batch that the replicas cannot divide.
+        ValueError: for a batch that micro-batches and replicas cannot divide.
     """
     context = context or tf.distribute.InputContext()
     steps = steps_per_epoch(source, batch_size)
@@ -82,6 +84,9 @@ def training_batches(
     split = source.split("train")
     first_epoch, first_step = divmod(start_step, steps)
     images_per_epoch = steps * batch_size
+    if batch_size % micro_batches:
+        raise ValueError(f"a batch of {batch_size} is not {micro_batches} equal micro-batches")
+    micro_batch = batch_size // micro_batches
     order_seed = _fold_in(tf.constant([seed, 0], tf.int64), _ORDER_STREAM)
     augmentation_seed = _fold_in(tf.constant([seed, 0], tf.int64), _AUGMENTATION_STREAM)
 
@@ -91,10 +96,10 @@ def training_batches(
         return order.enumerate(epoch * images_per_epoch).skip(done)
 
     # The index in the batch decides, not that in what is left of the data set: the noise of an image goes by it, too.
-    slice_size = batch_size // context.num_input_pipelines
+    slice_size = micro_batch // context.num_input_pipelines
 
     def is_ours(number: tf.Tensor, record: Any) -> tf.Tensor:
-        return tf.equal(number % batch_size // slice_size, context.input_pipeline_id)
+        return tf.equal(number % micro_batch // slice_size, context.input_pipeline_id)
 
     def example(number: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
         image, label = split.decode(record)
@@ -112,7 +117,7 @@ def training_batches(
         records = records.filter(is_ours)
     batches = (
         records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
+        .batch(context.get_per_replica_batch_size(micro_batch), drop_remainder=True)
         .apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     )
     return _finished(batches)

@@ -139,8 +139,9 @@ class Session:
         batches = training_batches(
             self.source,
             self.config.data,
-            batch_size=training.batch_size // training.passes,
+            batch_size=training.batch_size,
             seed=training.seed,
+            micro_batches=training.passes,
         )
         examples = training_examples(batches, self.source, self.config.model)
         return iter(self.strategy.experimental_distribute_dataset(examples, ready_on_devices()))

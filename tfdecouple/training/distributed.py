@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, cast
 
 from tfdecouple.training.figures import StepResult
@@ -65,6 +66,10 @@ class DistributedTrainer(Trainer):
 
     def _broadcast_model(self) -> None:
         self.workers.broadcast(self.state.model_group()["model"].values())
+
+    def _ended_by(self, stop: StopRequest) -> contextlib.AbstractContextManager[None]:
+        """Lets nothing end it: the others wait for what this worker measures."""
+        return contextlib.nullcontext()
 
     def _stops(self, stop: StopRequest, read: StepResult | None = None) -> bool:
         """Returns whether to stop here: at a step that was read, with which the wish of any has reached all workers."""

@@ -12,6 +12,8 @@ from tfdecouple.errors import one_line
 from tfdecouple.storage.files import parse_json, write_text
 from tfdecouple.training.loggers import Logger
 
+METRICS = "metrics.jsonl"
+
 
 class MetricsLog:
     """Writes rows of figures to `metrics.jsonl`, and hands them and pictures to loggers.
@@ -24,7 +26,7 @@ class MetricsLog:
     """
 
     def __init__(self, folder: pathlib.Path, loggers: Sequence[Logger] = ()):
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS
         self._loggers = list(loggers)
 
     def open(self, step: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -172,6 +173,8 @@ class Trainer:
         training = self.training
         batches, schedule = self._batches(), ReadSchedule(self.step)
         begun = self.step
+        if begun and self._evaluates():
+            self._go_on_with_evaluation(stop)
         since, last = time.monotonic(), begun
         result: StepResult | None = None
         stopping = self._stops(stop)
@@ -179,9 +182,8 @@ class Trainer:
             micro_batches = [next(batches) for _ in range(training.passes)]
             result = self.take_step(micro_batches, self.step, Wishes(bool(stop.reason), schedule.wish))
             self.step += 1
-            is_last = self.step == training.steps
-            logs = is_last or self.step % training.log_every == 0
-            evaluates = is_last or self.step % training.evaluate_every == 0
+            evaluates = self._evaluates()
+            logs = self.step == training.steps or self.step % training.log_every == 0
             saves = evaluates or self.step % training.checkpoint_every == 0
             read = None
             if logs or saves or schedule.is_due(self.step):
@@ -195,10 +197,11 @@ class Trainer:
                 # Tracing says nothing of the speed.
                 since, last = time.monotonic(), self.step
             self.progress.step(self.step)
-            if evaluates:
-                self._evaluate()
             if saves:
+                # Before the evaluation, amid which a signal or a kill may come.
                 self._save()
+                if evaluates:
+                    self._evaluate(stop)
                 since, last = time.monotonic(), self.step
                 schedule.restart(self.step)
             stopping = self._stops(stop, read)
@@ -218,15 +221,15 @@ class Trainer:
 
     def _batches(self) -> Iterator[Any]:
         """Yields the examples of each micro-batch, as `TrainStep` takes them, from the run's place in the data on."""
-        micro_batches = self.training.passes
 
         def images(context: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = training_batches(
                 self.source,
                 self.config.data,
-                batch_size=self.training.batch_size // micro_batches,
+                batch_size=self.training.batch_size,
                 seed=self.training.seed,
-                start_step=self.step * micro_batches,
+                start_step=self.step,
+                micro_batches=self.training.passes,
                 context=context,
             )
             return training_examples(batches, self.source, self.config.model)
@@ -277,14 +280,39 @@ class Trainer:
 
     # --- evaluating ---
 
-    def _evaluate(self) -> None:
-        """Measures the (averaged) weights on the validation split, shows what they do, keeps the best weights."""
+    def _evaluates(self) -> bool:
+        return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
+
+    def _go_on_with_evaluation(self, stop: StopRequest) -> None:
+        """Takes up the best weights from the log, or evaluates where the run ended amid its evaluation."""
+        bits_per_dim = self.record.validated(self.step)
+        if bits_per_dim is None:
+            self._evaluate(stop)
+        else:
+            self.state.note_best(self.step, bits_per_dim)
+
+    def _evaluate(self, stop: StopRequest) -> None:
+        """Measures the (averaged) weights on the validation split, shows what they do, keeps the best weights.
+
+        The state is saved: a signal ends it at once, and the run goes on with it.
+        """
         count = self._evaluated("validation", self.training.evaluation_images)
-        with self.state.optimizer.averaged():
-            told = self.progress.counted("validation", count)
-            measured = self.evaluator(self._first("validation", count), seed=self.training.seed, on_batch=told)
-            is_best = self.state.note_best(self.step, measured.bits_per_dim)
-            self.progress.say(self.reports.validation(self.step, measured, is_best))
+        try:
+            with self._ended_by(stop), self.state.optimizer.averaged():
+                told = self.progress.counted("validation", count)
+                measured = self.evaluator(self._first("validation", count), seed=self.training.seed, on_batch=told)
+                is_best = self.state.note_best(self.step, measured.bits_per_dim)
+                said = self.reports.validation(self.step, measured, is_best)
+        except Stopped as stopped:
+            raise InterruptedRunError(
+                f"stopped by {stopped} while the validation images were measured at step {self.step} of "
+                f"{self.training.steps}, saved; the same command goes on from here"
+            ) from stopped
+        self.progress.say(said)
+
+    def _ended_by(self, stop: StopRequest) -> contextlib.AbstractContextManager[None]:
+        """Lets a signal end what is done inside."""
+        return stop.at_once()
 
     def _end(self, stop: StopRequest) -> dict[str, Any]:
         """Measures the best weights on the test split; a signal ends it at once, for all is saved."""
