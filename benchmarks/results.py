@@ -5,10 +5,10 @@
     python benchmarks/results.py --measure --data-dir DIR --extractor FILE     # everything again; takes long
     python benchmarks/results.py --measure pictures exactness --data-dir DIR   # some of it: names as --list has them
 
-Every figure of the page stands in a JSON file in docs/results, every such file is written by one of the commands that
---list shows, and all of them begin with the committed weights. `make results` is the third of the lines above. The
-tables stand between `<!-- NAME -->` and `<!-- end of NAME -->`; what the text says is held against the files by
-`tests/project/test_results.py`.
+Every figure of the page stands in a JSON file in docs/results. Every such file is written by one of the commands that
+--list shows, which begin with the committed weights; but for dequantization.json and trials.json, which hold the
+commands of their own runs. `make results` is the third of the lines above. The tables stand between `<!-- NAME -->` and
+`<!-- end of NAME -->`; what the text says is held against the files by `tests/project/test_results.py`.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def commands() -> dict[str, list[str]]:
             f"{_PROGRAM} interpolate --run {ours} --seed 4",
             f"{_PROGRAM} switch --run {photographs} --seed 1",
             f"{_PROGRAM} interpolate --run {photographs} --seed 1",
+            f"{_PROGRAM} directions --run {photographs} --images 4000",
         ],
         "exactness": [
             f"{exactness} --count 256 --data photographs --data cifar10 {every} --json {_RUN}/exactness.json",
