@@ -82,6 +82,12 @@ class Reference:
         assert found < MEASURED < PROMISED
 
 
+def test_references_have_what_is_compared_only_where_it_is_there():
+    arrays = [set(np.load(folder / "reference.npz").files) for folder in FOLDERS.values()]
+    for names in ({"posterior_mean", "posterior_log_variance"}, {"prior_noise", "v_input"}, {"z", "v_bin_centre"}):
+        assert any(names <= held for held in arrays), names
+
+
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def reference(request, tmp_path_factory):
     folder, layout = request.param

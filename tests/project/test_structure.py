@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 
@@ -356,3 +357,9 @@ class TestFiles:
         lines = {file: file.read_text(encoding="utf-8").count("\n") for file in TESTS.rglob("*.py")}
         assert len(lines) > 150
         assert {str(file): count for file, count in lines.items() if count > 500} == {}
+
+    def test_no_test_waits_for_less_than_patience(self):
+        """A limit of a minute fails on a busy machine, where nothing is wrong."""
+        limit = re.compile(r"(?:timeout=|\.wait\(|\.join\()\d{2}")
+        found = [file.name for file in TESTS.rglob("*.py") if limit.search(file.read_text(encoding="utf-8"))]
+        assert limit.search("thread.join(60)") and found == ["test_structure.py"]
