@@ -45,6 +45,8 @@ PAPER_FID = {"conditional": "37.52", "base": "43.34", "glow": ""}
 PAPER_PROBE = {"z": "59.5", "v": "17.2", "pixels": "35.3"}
 PAPER_INFOMAX = "49.6"
 EXTRACTOR = "efficientnet_lite0_features.onnx"
+# Commands that read no images, and so are told no folder of them.
+WITHOUT_IMAGES = {"curves", "sample"}
 
 _PROGRAM = "python -m tfdecouple"
 _RUN = "docs/results"
@@ -154,7 +156,7 @@ def run(line: str, options: argparse.Namespace) -> None:
         if not options.extractor:
             raise UserError(f"--extractor is missing: --measure frechet needs {EXTRACTOR}")
         words[words.index(EXTRACTOR)] = options.extractor
-    if options.data_dir and "curves" not in words and f"{_RUN}/photographs" not in words[:6]:
+    if options.data_dir and words[3] not in WITHOUT_IMAGES and f"{_RUN}/photographs" not in words[:6]:
         words += ["--data-dir", options.data_dir]
     print(line, flush=True)
     done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, check=False)

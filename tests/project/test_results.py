@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from helpers.command_lines import check_command
 from helpers.documents import command_lines, split_code
 from helpers.places import ROOT
 
@@ -409,6 +410,18 @@ class TestProgram:
             results.run("python -m tfdecouple sample --run docs/results/conditional", options)
         with pytest.raises(UserError, match="--extractor is missing"):
             results.run(results.commands()["frechet"][0], options)
+
+    def test_every_command_is_understood_with_the_places_of_this_machine(self, monkeypatch):
+        ran = []
+        monkeypatch.setattr(results.subprocess, "run", lambda words, **_: ran.append(words) or Done(0))
+        options = type("Options", (), {"data_dir": "/data", "extractor": "/x.onnx"})
+        for line in (line for lines in results.commands().values() for line in lines):
+            results.run(line, options)
+        for words in ran:
+            check_command(shlex.join(["python", *words[1:]]))
+            # The photographs come along; others are where --data-dir says, for whoever reads them.
+            if words[1] == "-m" and "docs/results/photographs" not in words:
+                assert ("--data-dir" in words) == (words[3] not in results.WITHOUT_IMAGES), words
 
 
 class Done:
