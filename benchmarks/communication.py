@@ -13,9 +13,11 @@ No GPU is needed and nothing is measured: these are calculations, with every ass
                each, at a share of the GPU's peak (--utilisation).
   hidden       gradients are sent while the backward pass goes on, so all but those of the last bucket can hide behind
                it: communication is hidden where all-reduce takes no longer than the backward pass, two thirds of the
-               computing. The batch is the smallest whole number of images for each GPU with that. A batch per GPU in
-               micro-batches counts as a whole, where only the last micro-batch's backward pass hides anything: see
-               --micro-batches.
+               computing. The batch is the smallest whole number of images for each GPU with that. With several
+               micro-batches (--micro-batches) nothing is hidden: their gradients are added up on each GPU first, and
+               the sum, which is sent, is complete only after the last backward pass.
+
+A cell is empty where there is nothing to say: no batch hides anything, or the preset's own is less than an image a GPU.
 
 What is left out: the overhead of starting kernels (small micro-batches of this flow are bound by it, which leaves more
 time to hide behind), batch normalisation's own small all-reduce, and networks shared with others.
@@ -140,16 +142,15 @@ def compute_seconds(forward_multiply_adds: float, peak: float, utilisation: floa
     return 2 * (1 + BACKWARD) * forward_multiply_adds / (peak * utilisation)
 
 
-def hidden_from(communication: float, image: float, micro_batches: int = 1) -> int:
+def hidden_from(communication: float, image: float) -> int:
     """Returns the images per GPU and update from which communication hides behind the backward pass.
 
     Args:
         communication: seconds of the all-reduce.
         image: seconds of one image in training.
-        micro_batches: into which the batch is divided; only the backward pass of the last one has gradients to send.
     """
     backward = image * BACKWARD / (1 + BACKWARD)
-    return max(1, math.ceil(communication / backward)) * micro_batches
+    return max(1, math.ceil(communication / backward))
 
 
 def cost(communication: float, image: float, batch: int, overlap: bool) -> float:
@@ -203,7 +204,7 @@ def communicate(options: argparse.Namespace) -> int:
 
 
 def calculate(size: int, peak: float, utilisation: float, micro_batches: int) -> list[dict[str, Any]]:
-    """Returns every preset on every cluster."""
+    """Returns every preset on every cluster; None where there is no such figure."""
     rows = []
     for name in PRESETS:
         config = load_preset(name)
@@ -211,7 +212,8 @@ def calculate(size: int, peak: float, utilisation: float, micro_batches: int) ->
         image = compute_seconds(multiply_adds(config.model), peak, utilisation)
         for cluster in CLUSTERS:
             seconds = all_reduce_seconds(parameters * size, cluster)
-            own = max(1, config.training.batch_size // cluster.gpus)
+            own = config.training.batch_size // cluster.gpus
+            overlap = micro_batches == 1
             rows.append(
                 {
                     "preset": name,
@@ -220,10 +222,10 @@ def calculate(size: int, peak: float, utilisation: float, micro_batches: int) ->
                     "gpus": cluster.gpus,
                     "all_reduce_ms": 1000 * seconds,
                     "image_ms": 1000 * image,
-                    "hidden_from": hidden_from(seconds, image, micro_batches),
-                    "own_batch": own,
-                    "waiting_without_overlap": cost(seconds, image, own, overlap=False),
-                    "waiting_with_overlap": cost(seconds, image, own, overlap=True),
+                    "hidden_from": hidden_from(seconds, image) if overlap else None,
+                    "own_batch": own or None,
+                    "waiting_without_overlap": cost(seconds, image, own, overlap=False) if own else None,
+                    "waiting_with_overlap": cost(seconds, image, own, overlap) if own else None,
                 }
             )
     return rows
@@ -244,8 +246,10 @@ def render(rows: list[dict[str, Any]]) -> str:
                 row["image_ms"],
                 row["hidden_from"],
                 row["own_batch"],
-                f"{row['waiting_without_overlap']:.0%}",
-                f"{row['waiting_with_overlap']:.0%}",
+                *(
+                    None if share is None else f"{share:.0%}"
+                    for share in (row["waiting_without_overlap"], row["waiting_with_overlap"])
+                ),
             ]
             for row in rows
         ],

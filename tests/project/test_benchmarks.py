@@ -260,9 +260,24 @@ def test_when_communication_is_hidden():
     assert communication.compute_seconds(1e9, peak=1e12, utilisation=0.5) == pytest.approx(0.012)
     # Two thirds of an image's 3 seconds are backward: 10 seconds need 5 images.
     assert communication.hidden_from(10.0, 3.0) == 5
-    assert communication.hidden_from(10.0, 3.0, micro_batches=2) == 10
     assert communication.cost(10.0, 3.0, 5, overlap=True) == 0
     assert communication.cost(10.0, 3.0, 5, overlap=False) == pytest.approx(0.4)
+
+
+def test_micro_batches_hide_no_communication():
+    once, twice = (communication.calculate(4, 156e12, 0.3, micro_batches) for micro_batches in (1, 2))
+    for one, two in zip(once, twice, strict=True):
+        assert one["hidden_from"] >= 1 and two["hidden_from"] is None
+        assert two["waiting_with_overlap"] == two["waiting_without_overlap"] == one["waiting_without_overlap"]
+
+
+def test_a_batch_of_fewer_images_than_gpus_has_no_figures():
+    rows = communication.calculate(4, 156e12, 0.3, 1)
+    (own,) = {row["own_batch"] for row in rows if (row["preset"], row["gpus"]) == ("celeba_hq_256", 64)}
+    assert own is None and {row["own_batch"] for row in rows} == {64, 8, 32, 4, 5, None}
+    text = communication.render(rows)
+    assert text.count("|  |  |  |\n") + text.endswith("|  |  |  |") == 3
+    assert scaling.put(SCALING, "communication", text) == SCALING
 
 
 # --- compare ---
