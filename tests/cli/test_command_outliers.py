@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from helpers.refusals import refused
 from PIL import Image
 
 from tfdecouple.cli import main
+from tfdecouple.cli.measures.outliers import Outliers
 from tfdecouple.config import DataConfig
 from tfdecouple.data import open_source
 from tfdecouple.metrics.detection import detection
@@ -103,10 +105,23 @@ class TestMadeImages:
         np.testing.assert_array_equal(permuted(images[1:], np.array([5, 6]), 0), moved[1:])
 
     def test_noise_and_colours(self):
-        noise, flat = noise_images((8, 8, 3), 50, 1), constant_images((8, 8, 3), 50, 1)
+        noise, flat = (make((8, 8, 3), np.arange(50), 1) for make in (noise_images, constant_images))
         assert noise.shape == flat.shape and noise.dtype == flat.dtype == np.uint8
         assert np.ptp(flat, (1, 2)).max() == 0 and len(np.unique(flat[:, 0, 0], axis=0)) == 50
         assert noise.mean() == pytest.approx(127.5, abs=3)
+
+    @pytest.mark.parametrize("kind", ["noise", "constant"])
+    def test_an_image_does_not_depend_on_its_batch(self, kind):
+        def made(size):
+            shape = SimpleNamespace(model=SimpleNamespace(image_shape=(4, 4, 3)))
+            evaluation = SimpleNamespace(batch_size=size, count=5, opened=SimpleNamespace(config=shape))
+            measure = Outliers(SimpleNamespace(seed=2, outliers=[kind]))
+            measure._opened = {}
+            batches = list(measure._batches(evaluation, kind))
+            return np.concatenate([batch["image"][batch["weight"]] for batch in batches])
+
+        np.testing.assert_array_equal(made(2), made(5))
+        assert made(2).shape == (5, 4, 4, 3) and len(np.unique(made(2), axis=0)) == 5
 
 
 class TestRefusals:

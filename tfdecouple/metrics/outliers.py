@@ -126,18 +126,22 @@ def unusual(name: str, values: np.ndarray) -> np.ndarray:
     return np.abs(values) if name == "shell" else values
 
 
-# --- images that nobody took ---
+# --- images that nobody took; each is drawn by the seed and its index, whatever batch it is in ---
 
 
-def noise_images(shape: tuple[int, int, int], count: int, seed: int) -> np.ndarray:
-    """Returns images of uniform noise, uint8 `[count, height, width, channels]`."""
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape), np.uint8)
+def noise_images(shape: tuple[int, int, int], index: np.ndarray, seed: int) -> np.ndarray:
+    """Returns images of uniform noise, one for each index, uint8 `[n, height, width, channels]`."""
+    return np.stack([_drawn(shape, seed, number) for number in index])
 
 
-def constant_images(shape: tuple[int, int, int], count: int, seed: int) -> np.ndarray:
-    """Returns images of one colour each, drawn uniformly."""
-    colours = np.random.default_rng(seed).integers(0, 256, (count, 1, 1, shape[-1]), np.uint8)
-    return np.broadcast_to(colours, (count, *shape)).copy()
+def constant_images(shape: tuple[int, int, int], index: np.ndarray, seed: int) -> np.ndarray:
+    """Returns images of one colour each, drawn uniformly, one for each index."""
+    colours = np.stack([_drawn((1, 1, shape[-1]), seed, number) for number in index])
+    return np.broadcast_to(colours, (len(index), *shape)).copy()
+
+
+def _drawn(shape: tuple[int, int, int], seed: int, number: int) -> np.ndarray:
+    return np.random.default_rng([seed, int(number)]).integers(0, 256, shape, np.uint8)
 
 
 def permuted(images: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:

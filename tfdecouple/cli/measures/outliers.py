@@ -144,14 +144,11 @@ class Outliers(Measure):
 
             make = noise_images if name == "noise" else constant_images
             shape = evaluation.opened.config.model.image_shape
-            for number, start in enumerate(range(0, evaluation.count, size)):
+            # Batch by batch: all at once would fill the memory.
+            for start in range(0, evaluation.count, size):
                 index = np.arange(start, start + size)
-                # Of each batch its own: all at once would fill the memory.
-                yield {
-                    "image": make(shape, size, options.seed + 1_000_003 * number),
-                    "index": index,
-                    "weight": index < evaluation.count,
-                }
+                image = make(shape, index, options.seed)
+                yield {"image": image, "index": index, "weight": index < evaluation.count}
 
 
 def _plain(batches: Any) -> Iterator[Batch]:
