@@ -282,6 +282,8 @@ class TestWhatIsStated:
 
         images = gaussian_images(6)
         images[3] = 9
-        with pytest.raises(RunError, match=r"for 1 of 6 images of test \(number 3\)") as error:
-            measure(Broken(1), images, size=4)
+        # Drawn from a larger split: the fourth is its image 43.
+        batches = counted_batches(images, 4).map(lambda batch: {**batch, "index": batch["index"] + 40})
+        with pytest.raises(RunError, match=r"for 1 of 6 images of test \(number 43\)") as error:
+            BoundEvaluator(Broken(1))(batches, bound=IMPORTANCE_WEIGHTED, **STATED)
         assert "\n" not in str(error.value)

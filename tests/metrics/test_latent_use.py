@@ -26,6 +26,12 @@ def measure(model, images, size=512, **more):
     return measure_latent_use(model, counted_batches(images, size), **{**STATED, **more})
 
 
+def drawn_batches(count):
+    """Batches of images drawn from a larger split, whose indices begin with 40."""
+    batches = counted_batches(gaussian_images(count), count)
+    return batches.map(lambda batch: {**batch, "index": batch["index"] + 40})
+
+
 def flat(use):
     values = {}
     for name, value in use.to_dict().items():
@@ -224,14 +230,20 @@ class TestWhatIsStated:
         with pytest.raises(DataError, match="samples is 0"):
             measure(LinearGaussian(), gaussian_images(4), samples=0)
 
+    def test_prior_of_a_model_that_knows_labels_is_its_own(self):
+        model = LinearGaussian(2, **KNOWING)
+        model.config.has_classes = True
+        use = measure(model, gaussian_images(5))
+        assert (use.prior, use.kl_method) == ("normal", "Monte Carlo")
+
     def test_posterior_that_is_not_finite_is_refused(self):
-        with pytest.raises(RunError, match="not finite for 4 of 4 images"):
-            measure(LinearGaussian(slopes=[math.nan, 0, 0]), gaussian_images(4))
+        with pytest.raises(RunError, match=r"not finite for 4 of 4 images \(number 40, 41, 42, 43\)"):
+            measure_latent_use(LinearGaussian(slopes=[math.nan, 0, 0]), drawn_batches(4), **STATED)
 
     def test_likelihood_that_is_not_finite_is_refused(self):
         class Broken(LinearGaussian):
             def likelihood(self, z):
                 return super().likelihood(z * math.nan)
 
-        with pytest.raises(RunError, match="not finite for 4 of 4 images of test"):
-            measure(Broken(), gaussian_images(4))
+        with pytest.raises(RunError, match=r"not finite for 4 of 4 images of test \(number 40, 41, 42, 43\)"):
+            measure_latent_use(Broken(), drawn_batches(4), **STATED)

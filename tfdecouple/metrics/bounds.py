@@ -19,6 +19,7 @@ import tensorflow as tf
 from tfdecouple.data import own_share
 from tfdecouple.draws import normal_u_noise, u_noise, z_noise
 from tfdecouple.errors import DataError, RunError
+from tfdecouple.exactness import listed
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.runtime.tf32 import full_float32
 
@@ -62,11 +63,13 @@ class ImageBounds:
         log_mean_weight: float64 `[N]`, the log of the mean over the draws of p(x, z) / q(z, u|x), in nats: the
             importance-weighted bound.
         effective_draws: float64 `[N]`, (sum of weights)**2 / sum of squared weights, from 1 to k.
+        index: of the images in their split, int64 `[N]`.
     """
 
     terms: np.ndarray
     log_mean_weight: np.ndarray
     effective_draws: np.ndarray
+    index: np.ndarray
 
     @property
     def negative_elbo(self) -> np.ndarray:
@@ -212,7 +215,7 @@ class BoundEvaluator:
         """
         self._model.require_initialized()
         step = self._at_once * max(1, _DRAWS_A_CALL // self._at_once)
-        terms, log_sums = [np.zeros([0, 3])], [np.zeros([0, 2])]
+        terms, log_sums, indices = [np.zeros([0, 3])], [np.zeros([0, 2])], [np.zeros(0, np.int64)]
         done = 0
         for batch in self._distributed_batches(batches):
             counted = self._gathered(batch["weight"]) > 0
@@ -232,11 +235,13 @@ class BoundEvaluator:
                     on_batch(done + images * last // samples)
             terms.append(batch_terms)
             log_sums.append(batch_log_sums)
+            indices.append(self._gathered(batch["index"])[counted])
             done += images
         log_sum, log_sum_of_squares = np.concatenate(log_sums).T
         with np.errstate(invalid="ignore", over="ignore"):
             effective = np.exp(2 * log_sum - log_sum_of_squares)
-        return ImageBounds(np.concatenate(terms) / samples, log_sum - math.log(samples), effective)
+        means = np.concatenate(terms) / samples
+        return ImageBounds(means, log_sum - math.log(samples), effective, np.concatenate(indices))
 
     def _distributed_batches(self, batches: tf.data.Dataset) -> Iterable[Any]:
         if self._strategy.num_replicas_in_sync == 1:
@@ -319,8 +324,8 @@ class BoundEvaluator:
 def _require_finite(nats: np.ndarray, images: ImageBounds, split: str) -> None:
     bad = np.flatnonzero(~(np.isfinite(nats) & np.isfinite(images.terms).all(1)))
     if len(bad):
-        listed = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
         raise RunError(
-            f"the bound is not finite for {len(bad)} of {len(nats)} images of {split} (number {listed}); "
+            f"the bound is not finite for {len(bad)} of {len(nats)} images of {split} "
+            f"(number {listed(images.index[bad])}); "
             "the weights are damaged or training diverged: see docs/divergence.md"
         )

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.draws import normal_u_noise, u_noise, z_noise
 from tfdecouple.errors import DataError, RunError, UserError
+from tfdecouple.exactness import listed
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.runtime.tf32 import full_float32
 
@@ -39,10 +40,11 @@ class LatentUse:
         images: how many images were counted, each once.
         samples: draws of (z, u) per image.
         averaged_weights: whether the weights are running averages over training.
-        kl: KL(q(z|x) || p(z)), what z costs. Exact for the normal prior, from the draws for the flow prior.
+        kl: KL(q(z|x) || p(z)), what z costs. Exact for the normal prior of a model without labels, otherwise from the
+            draws.
         kl_method: "exact" or "Monte Carlo".
-        kl_to_normal: for each dimension, KL(q(z_i|x) || N(0, 1)), exact, mean over images. With the normal prior these
-            add up to `kl`; the flow prior has no such terms, and there they only say how far z_i is from N(0, 1).
+        kl_to_normal: for each dimension, KL(q(z_i|x) || N(0, 1)), exact, mean over images. Where `kl` is exact these
+            add up to it; other priors have no such terms, and there they only say how far z_i is from N(0, 1).
         information: for each dimension, KL(q(z_i|x) || q(z_i)) to its aggregated posterior q(z_i), the mean of
             q(z_i|x') over images: an estimate of I(x; z_i), whatever the prior.
         mean_variance: for each dimension, the variance over images of the posterior mean.
@@ -175,11 +177,12 @@ def measure_latent_use(
     if len(bad):
         raise RunError(
             f"the ELBO with its own z or another image's is not finite for {len(bad)} of {count} images of {split} "
-            f"(first number {bad[0]}); the weights are damaged or training diverged: see docs/divergence.md"
+            f"(number {listed(posteriors.index[bad])}); "
+            "the weights are damaged or training diverged: see docs/divergence.md"
         )
     variance = posteriors.mean.var(0, ddof=1)
     return LatentUse(
-        prior="normal" if exact else "flow",
+        prior=model.config.prior,
         split=split,
         images=count,
         samples=samples,
@@ -291,13 +294,14 @@ class _Passes:
         if not means:
             raise DataError("there are no images to measure")
         mean, stddev = (np.concatenate(values).astype(np.float64) for values in (means, stddevs))
+        index = np.concatenate(indices).astype(np.int64)
         bad = np.flatnonzero(~(np.isfinite(mean).all(1) & np.isfinite(stddev).all(1) & (stddev > 0).all(1)))
         if len(bad):
             raise RunError(
-                f"q(z|x) is not finite for {len(bad)} of {len(mean)} images (first number {bad[0]}); "
+                f"q(z|x) is not finite for {len(bad)} of {len(mean)} images (number {listed(index[bad])}); "
                 "the weights are damaged or training diverged: see docs/divergence.md"
             )
-        return Posteriors(mean, stddev, np.concatenate(indices).astype(np.int64))
+        return Posteriors(mean, stddev, index)
 
     @full_float32()
     def log_prior(self, z: np.ndarray, rows: int = 1024) -> np.ndarray:
