@@ -3,7 +3,8 @@
 The density alone misleads: a flow gives smooth images that it never saw more density than those it was trained on
 (Nalisnick et al., "Do Deep Generative Models Know What They Don't Know?", 2019). So there are scores of the latents
 besides. Under the model these are standard normal, and in many dimensions nearly all such vectors have the same length:
-they lie in a thin shell, far from the mode. Each score is in units in which chance alone gives about 1.
+they lie in a thin shell, far from the mode. These scores, of the shell and of typicality, are in units in which chance
+alone gives about 1; those of densities are in bits per dimension and in nats.
 """
 
 from __future__ import annotations

@@ -116,6 +116,12 @@ class TestDirections:
         both = ("--attributes", tmp_path / "others.csv", "--label-pairs")
         assert "excludes" in refused(capsys, lambda: find(run, coloured, *both))
 
+    def test_help_offers_a_run_folder_alone(self, capsys):
+        with pytest.raises(SystemExit):
+            command("directions", "--help")
+        said = capsys.readouterr().out
+        assert "run folder" in said and "hf://" not in said and "already trained" not in said
+
 
 class TestEdit:
     def test_shows_the_images_along_the_direction(self, found, run, coloured, tmp_path, capsys):

@@ -37,7 +37,9 @@ def add_parser(commands: Any) -> None:
         "printed. They are kept in the run folder as directions.json, beside those of other names that are there "
         "already, and a picture shows steps along each. `edit` and the exported page take them from there.",
     )
-    arguments.add_run(parser, required=True)
+    # Not weights that were trained already, as of other commands: nothing could be kept there.
+    parser.add_argument("--run", required=True, metavar="RUN", help="run folder, which keeps the directions")
+    arguments.add_out(parser)
     arguments.add_data(parser, split="validation")
     parser.add_argument("--label-pairs", action="store_true", help="from one label to another, for each pair of labels")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="of these labels only")
