@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import tensorflow as tf
+from helpers.eager import run_eagerly
 from helpers.extractors import colours, quiet, report_of, write_onnx
 from helpers.models import SMALL, random_images
 from onnx import TensorProto
@@ -224,9 +225,11 @@ def by_numpy(a, b):
 
 @pytest.mark.usefixtures("eager")
 class TestReport:
-    @pytest.fixture
+    @pytest.fixture(scope="class")
     def report(self, tiny_model, source, extractor):
-        return report_of(tiny_model, source, extractor, count=60)
+        """Do not change it."""
+        with run_eagerly():
+            return report_of(tiny_model, source, extractor, count=60)
 
     def test_distance_and_floor_are_of_samples_and_training_images(self, report, tiny_model):
         test = random_images(50, seed=2)
