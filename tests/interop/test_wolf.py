@@ -449,6 +449,32 @@ class TestTorch:
         for name, array in state.items():
             np.testing.assert_array_equal(array, STATE[name])
 
+    @pytest.mark.parametrize(
+        ("wrap", "words"),
+        [
+            (lambda state: {**state, "epoch": 3}, ["'epoch'", "of type int, which is no tensor"]),
+            (lambda state: {"optimizer": {"lr": 0.1}, **state}, ["'optimizer'", "of type dict, which is no tensor"]),
+            (lambda state: {"model": state}, ["'model'", "of type dict, which is no tensor"]),
+            (lambda state: {"core": {"flow": state}}, ["'flow'", "of type dict, which is no tensor"]),
+            (lambda state: {0: state["a"]}, ["0"]),
+            (lambda state: {"core": 3}, ["of type int, no mapping"]),
+            (lambda state: [state["a"]], ["of type list, no mapping"]),
+        ],
+        ids=["epoch", "optimizer", "nested", "nested-in-core", "number", "core", "list"],
+    )
+    def test_pt_of_something_else_is_named(self, tmp_path, wrap, words):
+        torch = pytest.importorskip("torch")
+        path = tmp_path / "model.pt"
+        torch.save(wrap({"a": torch.zeros(2)}), path)
+        message = refusal(lambda: read_state(path))
+        assert [word for word in ["model.pt", "state dict", *words] if word not in message] == []
+
+    def test_bfloat16_of_a_pt_becomes_float32(self, tmp_path):
+        torch = pytest.importorskip("torch")
+        torch.save({"a": torch.tensor([0.5, -3.0], dtype=torch.bfloat16)}, tmp_path / "model.pt")
+        (array,) = read_state(tmp_path / "model.pt").values()
+        assert array.dtype == np.float32 and array.tolist() == [0.5, -3.0]
+
     def test_damaged_pt_is_named(self, tmp_path):
         pytest.importorskip("torch")
         path = tmp_path / "model.pt"

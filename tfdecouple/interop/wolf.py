@@ -21,6 +21,7 @@ from tfdecouple.storage.files import parse_json, write_json
 
 Arrays = Mapping[str, np.ndarray]
 
+_SAVE = "save the model's state dict alone: torch.save(model.state_dict(), FILE)"
 # Caches and counters of the reference that carry no information of their own.
 _DERIVED = ("weight_inv", "num_batches_tracked")
 
@@ -73,7 +74,8 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Reads a state dict of the reference, names to arrays.
 
     Raises:
-        WolfError: where the file is missing, of another kind, or needs torch and torch is not installed.
+        WolfError: where the file is missing, of another kind, or needs torch and torch is not installed; where it holds
+            what is no tensor, naming the first.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -95,8 +97,18 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise WolfError(f"torch cannot read {path}: {one_line(error, first=True)}") from error
-    state = state.get("core", state)
-    return {name.removeprefix("module."): tensor.numpy() for name, tensor in state.items()}
+    if isinstance(state, Mapping):
+        state = state.get("core", state)
+    if not isinstance(state, Mapping):
+        raise WolfError(f"{path} is of type {type(state).__name__}, no mapping of names to tensors; {_SAVE}")
+    arrays = {}
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise WolfError(f"{path} holds {name!r}, of type {type(tensor).__name__}, which is no tensor; {_SAVE}")
+        # NumPy has no bfloat16.
+        tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        arrays[name.removeprefix("module.")] = tensor.detach().numpy()
+    return arrays
 
 
 def assign(model: DecoupledModel, state: Arrays) -> None:
