@@ -20,7 +20,7 @@ from helpers.places import PATIENCE, user_environment
 from helpers.runs import write_run
 
 from tfdecouple.cli import evaluate, main
-from tfdecouple.cli.measures import probe
+from tfdecouple.cli.measures import image_statistics, probe
 from tfdecouple.cli.measures.base import say
 from tfdecouple.cli.measures.frechet import FrechetDistance
 from tfdecouple.cli.measures.probe import LinearProbe
@@ -213,6 +213,13 @@ class TestMore:
         assert f"active units         {values['active_units']} of 4" in out
         assert f"{values['shuffling_costs']['mean']:.4f} ± " in out
 
+    def test_statistics_of_fewer_images_than_asked_for_say_so(self, made_run, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(image_statistics, "_VALUES", 4 * 8 * 8 * 3)
+        assert command("--run", made_run, "--image-statistics", "--out", tmp_path) == 0
+        values = read(tmp_path, "image_statistics-test")
+        assert (values["train_images"], values["images"]) == (4, 4)
+        assert "over 4 of 20 images of train and 4 of 5 images of test" in capsys.readouterr().out
+
     def test_single_image_has_no_error_and_its_file_is_json(self, made_run, tmp_path, capsys):
         assert command("--run", made_run, "--images", 1, "--out", tmp_path) == 0
         text = (tmp_path / "bits_per_dim-test.json").read_text()
@@ -302,6 +309,7 @@ class TestRefusals:
             (["--seed", 2**31], "--seed is 2147483648; it must be below 2**31"),
             (["--temperature", "nan"], "--temperature is nan"),
             (["--frechet", "no/such.onnx"], "there is no file no/such.onnx"),
+            (["--image-statistics", "--split", "train"], "--split is 'train', which --image-statistics is fitted on"),
             (["--split", "tset"], "there is no split 'tset'; use one of train, validation, test"),
             (["--data", "cifar11"], "there is no data.source 'cifar11'"),
             (["--data", "folder:no/such"], "no/such"),

@@ -31,6 +31,11 @@ class ImageStatistics(Measure):
             "follow z in a switch",
         )
 
+    def check(self) -> None:
+        """Refuses to judge the regressions by the images that they are fitted on."""
+        if self.is_wanted() and self.options.split == "train":
+            raise UserError("--split is 'train', which --image-statistics is fitted on; take validation or test")
+
     def prepare(self) -> None:
         """Refuses images whose colours and spectrum are not those of squares of RGB."""
         from tfdecouple.runs import load_config
@@ -51,13 +56,18 @@ class ImageStatistics(Measure):
 
         options, source, opened = self.options, evaluation.source, evaluation.opened
         most = max(_VALUES // math.prod(opened.config.model.image_shape), LEAST)
-        read = []
-        for split, count in (("train", _FITTED), (options.split, evaluation.count)):
-            indices = drawn_indices(source, split, min(count, most, source.sizes[split]), options.seed)
+        read, left_out = [], []
+        for split, count in (("train", min(_FITTED, source.sizes["train"])), (options.split, evaluation.count)):
+            indices = drawn_indices(source, split, min(count, most), options.seed)
             read.append(read_images(opened.model, source, split, indices, evaluation.batch_size, say))
+            if count > most:
+                left_out.append(f"{most:,} of {count:,} images of {split}")
         report = measure_image_statistics(
             opened.model, *read, batch_size=evaluation.batch_size, seed=options.seed, say=say
         )
         title = f"Statistics of {source.title}, {options.split}\n{opened.note()}"
         picture = Image.open(io.BytesIO(png(statistics_figure(report["statistics"], title))))
-        return Result(report, table(report), picture)
+        lines = table(report)
+        if left_out:
+            lines.append(f"    over {' and '.join(left_out)}: of images of this size no more are taken")
+        return Result(report, lines, picture)
