@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from helpers.models import SMALL, random_images
+from PIL import ImageDraw
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
@@ -438,6 +439,13 @@ class TestConfusionPicture:
         assert long.width > short.width and long.height > short.height
         # Labels beyond the names, as of a folder that grew, stand as numbers.
         assert confusion_picture(self.report([[1, 0], [0, 1]], (0, 70)), ("a",)).width
+
+    def test_title_claims_no_split(self, monkeypatch):
+        # Whoever classifies validation images draws it, too.
+        said = []
+        monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda draw, place, text, **_: said.append(text))
+        confusion_picture(self.report([[4, 0], [0, 4]]), NAMES)
+        assert said[0] == "z, linear SVM: 50.0 % of 8 images right. Rows: true class; columns: predicted."
 
     def test_many_classes_fit(self):
         counts = np.eye(60, dtype=int).tolist()

@@ -18,7 +18,7 @@ _NUMBERED = 40
 
 
 def confusion_picture(report: Mapping[str, Any], label_names: Sequence[str]) -> Image.Image:
-    """Draws the confusion matrix of a report of `linear_probe`.
+    """Draws the confusion matrix of a report of `linear_probe` or `classification_report`.
 
     Rows are the true classes, columns the predicted ones. A cell is as dark as the share of its class's images that
     fall into it, and holds their number.
@@ -40,7 +40,7 @@ def confusion_picture(report: Mapping[str, Any], label_names: Sequence[str]) -> 
     margin = round(max(font.getlength(name) for name in names)) + 2 * _GAP
     title = (
         f"{confusion['features']}, {confusion['classifier']}: {100 * confusion['accuracy']:.1f} % of "
-        f"{int(counts.sum()):,} test images right. Rows: true class; columns: predicted."
+        f"{int(counts.sum()):,} images right. Rows: true class; columns: predicted."
     )
     top = margin + 2 * _FONT
     side = cell * len(names)
