@@ -22,6 +22,7 @@ from helpers.runs import write_run
 from tfdecouple.cli import evaluate, main
 from tfdecouple.cli.measures import image_statistics, probe
 from tfdecouple.cli.measures.base import say
+from tfdecouple.cli.measures.classification import LabelSamples
 from tfdecouple.cli.measures.frechet import FrechetDistance
 from tfdecouple.cli.measures.probe import LinearProbe
 from tfdecouple.cli.opening import drawn_indices
@@ -230,8 +231,11 @@ class TestMore:
 class TestWhatMeasuresAreGiven:
     """Measures whose mathematics is a stand-in, of a run that is one."""
 
-    def measured(self, monkeypatch, measure, function, *arguments):
-        """Returns what a measure calls a function with, its keyword arguments without `say`."""
+    def measured(self, monkeypatch, measure, function, *arguments, module=""):
+        """Returns what a measure calls a function with, its keyword arguments without `say`.
+
+        The function is in the module of metrics that has the measure's name, unless another is given.
+        """
         calls = []
 
         def called(*positional, **named):
@@ -239,12 +243,13 @@ class TestWhatMeasuresAreGiven:
             calls.append((positional, named))
             return {"figure": 0.5}
 
-        module = SimpleNamespace(**{function: called, "table": lambda *_: [], "summary": lambda *_: []})
-        monkeypatch.setitem(sys.modules, f"tfdecouple.metrics.{measure.name}", module)
+        said = dict.fromkeys(("table", "summary", "sample_summary"), lambda *_: [])
+        stand_in = SimpleNamespace(**{function: called, **said})
+        monkeypatch.setitem(sys.modules, f"tfdecouple.metrics.{module or measure.name}", stand_in)
         monkeypatch.setattr("tfdecouple.visualization.confusion.confusion_picture", lambda *_: None)
         options = parsed("--run", "run", *arguments)
         source = SimpleNamespace(sizes={"train": 20, "test": 5}, title="data", label_names=())
-        opened = SimpleNamespace(model="model", config=SimpleNamespace(model=SMALL))
+        opened = SimpleNamespace(model="model", config=SimpleNamespace(model=SMALL), label_names=())
         taken = measure(options)
         taken.check()
         taken.prepare()
@@ -293,6 +298,14 @@ class TestWhatMeasuresAreGiven:
         monkeypatch.setattr(probe, "VALUES", values)
         more, named = self.measured(monkeypatch, LinearProbe, "linear_probe", *arguments)
         assert (more, named) == ([], {"train_images": train, "test_images": test, "seed": 0, "batch_size": 3})
+
+    @pytest.mark.parametrize(("arguments", "train", "test"), [([], 20, 5), (["--images", 3], 10, 3)])
+    def test_samples_of_labels(self, monkeypatch, arguments, train, test):
+        """However few images are asked for, there are enough to fit the classifiers to."""
+        given = ["--label-samples", 2, "--seed", 9, "--temperature", 0.5, *arguments]
+        more, named = self.measured(monkeypatch, LabelSamples, "sample_report", *given, module="classification")
+        expected = {"per_label": 2, "train_images": train, "test_images": test, "temperature": 0.5, "seed": 9}
+        assert (more, named) == ([], expected)
 
 
 class TestRefusals:

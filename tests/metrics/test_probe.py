@@ -15,6 +15,7 @@ from tfdecouple.data.source import Source
 from tfdecouple.data.split import MemorySplit
 from tfdecouple.errors import DataError, NotInitializedError
 from tfdecouple.metrics import linear_classifier, probe
+from tfdecouple.metrics.classification import sample_report
 from tfdecouple.metrics.drawn_images import drawn_indices, subset_batches
 from tfdecouple.metrics.linear_classifier import (
     KINDS,
@@ -394,6 +395,19 @@ class TestLinearProbe:
     def test_refuses_a_model_without_weights(self, source):
         with pytest.raises(NotInitializedError):
             run(DecoupledModel(dataclasses.replace(SMALL, conditioning="none")), source)
+
+
+@pytest.mark.parametrize(
+    ("train", "count", "parts"),
+    [([0, 1] * 10, 2, ("2", "at least 10")), ([1] * 20, 20, ("the 16", "one class", "two or more"))],
+)
+def test_samples_of_labels_are_refused_as_a_probe_is_before_any_is_drawn(tiny_model, train, count, parts):
+    source = make_source((random_images(20), train), (random_images(9), [0] * 9))
+    with pytest.raises(DataError) as caught:
+        # The tiny model, which knows no labels, would refuse to draw them.
+        sample_report(tiny_model, source, per_label=2, train_images=count, test_images=9)
+    message = str(caught.value)
+    assert "\n" not in message and all(part in message for part in parts), message
 
 
 class TestConfusionPicture:

@@ -13,7 +13,7 @@ from tfdecouple.data import Source
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.metrics.linear_classifier import KINDS, Standardizer, fit_classifier
-from tfdecouple.metrics.probe import read_labelled
+from tfdecouple.metrics.probe import read_labelled, require_classes, require_enough
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime.tf32 import full_float32
 
@@ -104,7 +104,7 @@ def sample_report(
         model: a model that knows labels, with weights.
         source: images with the same labels.
         per_label: samples of each label.
-        train_images: real images of "train" that the classifiers are fitted to, drawn.
+        train_images: real images of "train" that the classifiers are fitted to, drawn, at least 10.
         test_images: real images of "test" that they are tried on, for comparison.
         temperature: of v.
         seed: of all draws.
@@ -117,16 +117,19 @@ def sample_report(
 
     Raises:
         UserError: for a model that knows no labels.
-        DataError: for images without labels, or fewer than asked for.
+        DataError: for images without labels or of a single class, fewer than asked for, or too few.
     """
-    classes = model.config.classes
-    labels = np.repeat(np.arange(classes), per_label)
-    say(f"drawing {len(labels):,} samples of {classes} labels")
-    samples = np.asarray(model.sample(len(labels), temperature, seed=seed, labels=labels))
-    pixels, right = {"samples": samples}, {"samples": labels}
+    require_enough(train_images)
+    pixels, right = {}, {}
     for split, count in (("train", train_images), ("test", test_images)):
         images = read_labelled(model, source, split, count, seed=seed, batch_size=256, say=say)
         pixels[split], right[split] = images.images, images.labels
+    require_classes(source, right["train"])
+    classes = model.config.classes
+    right["samples"] = np.repeat(np.arange(classes), per_label)
+    count = len(right["samples"])
+    say(f"drawing {count:,} samples of {classes} labels")
+    pixels["samples"] = np.asarray(model.sample(count, temperature, seed=seed, labels=right["samples"]))
     flat = {name: images.reshape(len(images), -1).astype(np.float32) for name, images in pixels.items()}
     standardizer = Standardizer.of(flat["train"])
     for features in flat.values():

@@ -17,6 +17,8 @@ from threadpoolctl import threadpool_limits
 
 # Standardised features need a C that is the smaller the more of them there are; larger ones only cost time.
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+# Training images; fewer are too few to fit anything on and to choose C by.
+LEAST = 10
 # Every fifth training image judges C.
 HELD_OUT = 5
 MAX_ITERATIONS = 1000

@@ -19,6 +19,7 @@ from tfdecouple.metrics.drawn_images import drawn_indices, subset_batches
 from tfdecouple.metrics.encoded import encode_images
 from tfdecouple.metrics.linear_classifier import (
     KINDS,
+    LEAST,
     STRENGTHS,
     Fitted,
     Standardizer,
@@ -99,8 +100,7 @@ def linear_probe(
         InversionError: where a code is not finite.
     """
     model.require_initialized()
-    if train_images < 10:
-        raise DataError(f"the number of training images is {train_images}; a linear classifier needs at least 10")
+    require_enough(train_images)
     if model.config.has_class_codes:
         raise UserError(
             "z of this model is a function of the label (model.prior is 'classes'), so a probe would be told what it "
@@ -109,7 +109,7 @@ def linear_probe(
     say(f"reading {train_images:,} training and {test_images:,} test images of {source.title}")
     train = read_labelled(model, source, "train", train_images, seed=seed, batch_size=batch_size, say=say)
     test = read_labelled(model, source, "test", test_images, seed=seed, batch_size=batch_size, say=say)
-    _require_classes(source, train.labels[: -held_out_count(len(train.labels))])
+    require_classes(source, train.labels)
 
     fits = _Fits(_dimensions(model, len(train.labels)), say)
     rows: list[dict[str, Any]] = []
@@ -242,11 +242,27 @@ def read_labelled(
     return Labelled(images, require_labels(source, split, labels, "a linear classifier"))
 
 
-def _require_classes(source: Source, labels: np.ndarray) -> None:
-    if len(np.unique(labels)) < 2:
+def require_enough(train_images: int) -> None:
+    """Refuses fewer training images than a linear classifier can be fitted to.
+
+    Raises:
+        DataError: with the number.
+    """
+    if train_images < LEAST:
+        raise DataError(f"the number of training images is {train_images}; a linear classifier needs at least {LEAST}")
+
+
+def require_classes(source: Source, labels: np.ndarray) -> None:
+    """Refuses training images of which those to fit on, all but the ones that judge C, are of a single class.
+
+    Raises:
+        DataError: with their number.
+    """
+    fitted = labels[: -held_out_count(len(labels))]
+    if len(np.unique(fitted)) < 2:
         raise DataError(
-            f"the {len(labels)} training images of {source.title} to fit on are all of one class; "
-            "a linear probe needs two or more, so take more images or other data"
+            f"the {len(fitted)} training images of {source.title} to fit on are all of one class; "
+            "a linear classifier needs two or more, so take more images or other data"
         )
 
 

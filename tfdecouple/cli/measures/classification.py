@@ -66,14 +66,15 @@ class LabelSamples(Measure):
     def measure(self, evaluation: Evaluation) -> Result:
         """Draws samples, fits the classifiers and counts."""
         from tfdecouple.metrics.classification import sample_report, sample_summary
+        from tfdecouple.metrics.linear_classifier import LEAST
 
-        opened, source = evaluation.opened, evaluation.source
+        opened, source, asked = evaluation.opened, evaluation.source, self.options.images
         report = sample_report(
             opened.model,
             source,
             per_label=self.options.label_samples,
-            train_images=min(self.options.images or _FITTED, source.sizes["train"]),
-            test_images=min(self.options.images or _TRIED, source.sizes["test"]),
+            train_images=min(max(asked, LEAST) if asked else _FITTED, source.sizes["train"]),
+            test_images=min(asked or _TRIED, source.sizes["test"]),
             temperature=self.options.temperature,
             seed=self.options.seed,
             say=say,

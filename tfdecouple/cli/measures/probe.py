@@ -11,8 +11,6 @@ from tfdecouple.cli.options import at_least
 # What is taken unless told otherwise, of training and of test images: so many, and of so many colour values, at most.
 # The time of a fit goes with these.
 IMAGES, VALUES = 10_000, 2**26
-# Fewer are too few to fit anything on.
-_LEAST = 10
 
 
 class LinearProbe(Measure):
@@ -45,13 +43,14 @@ class LinearProbe(Measure):
 
     def measure(self, evaluation: Evaluation) -> Result:
         """Fits the classifiers and counts the test images that they tell."""
+        from tfdecouple.metrics.linear_classifier import LEAST
         from tfdecouple.metrics.probe import linear_probe, table
         from tfdecouple.visualization.confusion import confusion_picture
 
         options, source = self.options, evaluation.source
         sizes, asked = source.sizes, options.images
         fitting = min(IMAGES, VALUES // math.prod(evaluation.opened.config.model.image_shape))
-        of_train = max(asked, _LEAST) if asked else fitting
+        of_train = max(asked, LEAST) if asked else fitting
         report = linear_probe(
             evaluation.opened.model,
             source,
