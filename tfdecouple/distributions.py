@@ -146,7 +146,7 @@ class Distributions(Networks):
 
         Args:
             images: uint8 `[batch, height, width, channels]`.
-            seed: whole number or `[2]` integer tensor; None draws a fresh one.
+            seed: whole number or `[2]` integer tensor; None draws a fresh one, in a `tf.function` at each of its calls.
             training: whether to train on it, in a loop of one's own: the encoder then normalises by the statistics of
                 the batch and moves its averages of them, by which it normalises afterwards.
             labels: of the images, whole numbers `[batch]`, for a model that knows labels. Where z is a function of the

@@ -176,7 +176,7 @@ class DecoupledModel(KerasTraining):
         Args:
             n: how many.
             temperature: acts on v alone.
-            seed: whole number or `[2]` integer tensor; None draws a fresh one.
+            seed: whole number or `[2]` integer tensor; None draws a fresh one, in a `tf.function` at each of its calls.
             labels: that the images are to have: whole numbers `[n]`, or one for all; None to draw them.
 
         Returns:

@@ -19,12 +19,16 @@ def base_seed(seed: Any) -> tf.Tensor:
     """Returns a seed as the `[2]` int32 tensor that TensorFlow's stateless functions take.
 
     Args:
-        seed: a whole number at least 0 and below 2**32, a `[2]` integer tensor, or None for a fresh one.
+        seed: a whole number at least 0 and below 2**32, a `[2]` integer tensor, or None for a fresh one: within a
+            `tf.function` one at each of its calls, on each device, which `tf.random.set_seed` makes repeatable.
 
     Raises:
         UserError: for anything else.
     """
     if seed is None:
+        if not tf.executing_eagerly():
+            # Drawn when the graph runs: what Python draws while it is traced would be a constant of it.
+            return tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
         seed = secrets.randbits(31)
     if not tf.is_tensor(seed):
         seed = _checked_seed(seed)

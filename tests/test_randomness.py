@@ -1,0 +1,75 @@
+"""Tests of tfdecouple.randomness: seeds that nobody gave are fresh wherever they are drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import LEAST, random_images
+from helpers.variants import equal, fresh
+
+from tfdecouple import randomness
+
+
+def as_list(seed):
+    return np.asarray(seed).tolist()
+
+
+class TestFreshSeeds:
+    @pytest.mark.parametrize("jit_compile", [False, True])
+    def test_each_call_of_a_function_draws_its_own(self, jit_compile):
+        draw = tf.function(lambda: (randomness.base_seed(None), randomness.fold(None, "z")), jit_compile=jit_compile)
+        seeds = [as_list(seed) for _ in range(3) for seed in draw()]
+        assert len(set(map(tuple, seeds))) == 6
+        assert all(0 <= number < 2**31 for pair in as_list([draw()[0] for _ in range(9)]) for number in pair)
+        assert draw()[0].dtype == tf.int32 and draw()[0].shape == (2,)
+
+    def test_outside_of_a_function_too(self):
+        assert as_list(randomness.base_seed(None)) != as_list(randomness.base_seed(None))
+
+    def test_each_device_draws_its_own(self):
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        draw = tf.function(lambda: strategy.run(lambda: randomness.base_seed(None)))
+        seeds = [as_list(seed) for _ in range(2) for seed in strategy.experimental_local_results(draw())]
+        assert len(set(map(tuple, seeds))) == 4
+
+    def test_the_users_seed_of_tensorflow_makes_functions_repeat(self):
+        def drawn(seed):
+            tf.random.set_seed(seed)
+            draw = tf.function(lambda: (randomness.base_seed(None), randomness.base_seed(None)))
+            return as_list([draw(), draw()])
+
+        try:
+            assert drawn(1) == drawn(1) != drawn(2)
+            assert len(set(map(tuple, np.reshape(drawn(1), [4, 2]).tolist()))) == 4
+        finally:
+            tf.random.set_seed(None)
+
+    def test_a_seed_that_was_given_leaves_no_random_state_in_a_graph(self):
+        graph = tf.function(lambda: randomness.fold(1, "z")).get_concrete_function().graph
+        assert not any(operation.op_def.is_stateful for operation in graph.get_operations())
+
+
+class TestModel:
+    @pytest.fixture(scope="class")
+    def model(self):
+        return fresh(LEAST)
+
+    def test_a_function_of_the_bound_draws_new_noise_at_each_call(self, model):
+        images = tf.constant(random_images(2))
+        bound = tf.function(lambda images, seed=None: model.elbo(images, seed, training=True).bits_per_dim)
+        assert np.all(bound(images) != bound(images))
+        equal(bound(images, seed=1), bound(images, seed=1))
+
+    def test_a_function_of_samples_draws_new_ones_at_each_call(self, model):
+        sample = tf.function(lambda seed=None: model.sample(2, seed=seed))
+        assert np.any(sample() != sample())
+        equal(sample(seed=1), sample(seed=1))
+
+    @pytest.mark.slow
+    def test_xla_compiles_the_bound_whose_noise_is_that_of_the_seed(self, model):
+        images = tf.constant(random_images(2))
+        bound = tf.function(lambda images: model.elbo(images, seed=1).bits_per_dim, jit_compile=True)
+        first = bound(images)
+        assert np.all(np.isfinite(first))
+        equal(bound(images), first)
