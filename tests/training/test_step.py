@@ -11,7 +11,7 @@ from helpers.runs import run_config
 from helpers.trainers import BATCH, GLOW, Trainer, assert_close, assert_equal
 
 from tfdecouple.data import evaluation_batches
-from tfdecouple.layers import ActNorm, InvertibleConv1x1, net_precision
+from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1, net_precision
 from tfdecouple.metrics import Evaluator
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.prior import PriorFlow
@@ -227,16 +227,19 @@ class TestPrecision:
         assert 1e-6 < np.linalg.norm(found - full) / np.linalg.norm(full) < 1e-2
 
     @pytest.mark.parametrize("form", ["full", "lu"])
-    @pytest.mark.parametrize("kind", ["1x1 convolution", "its inverse", "actnorm", "prior"])
+    @pytest.mark.parametrize("kind", ["1x1 convolution", "its inverse", "actnorm", "prior", "whitening"])
     def test_of_tf32_leaves_what_is_inverted_or_measured_in_full(self, kind, form):
         layer, shape = {
             "1x1 convolution": (InvertibleConv1x1(form), [2, 4, 4, 6]),
             "its inverse": (InvertibleConv1x1(form), [2, 4, 4, 6]),
             "actnorm": (ActNorm(), [2, 4, 4, 6]),
             "prior": (PriorFlow(2, 8, linear=form), [3, 6]),
+            "whitening": (ConditionalWhitening(8, 6), [2, 4, 4, 3]),
         }[kind]
-        x = tf.constant(np.random.default_rng(0).standard_normal(shape), tf.float32)
-        layer.forward_and_log_det(x)
+        rng = np.random.default_rng(0)
+        x = tf.constant(rng.standard_normal(shape), tf.float32)
+        given = [tf.constant(rng.standard_normal([2, 6]), tf.float32)] if kind == "whitening" else []
+        layer.forward_and_log_det(x, *given)
         give_effect(layer, scale=0.3)
         weights = [variable.value for variable in layer.trainable_variables]
         method = layer.inverse_and_log_det if kind == "its inverse" else layer.forward_and_log_det
@@ -246,7 +249,7 @@ class TestPrecision:
             def run():
                 with net_precision(precision), tf.GradientTape() as tape:
                     tape.watch(x)
-                    y, log_det = method(x)
+                    y, log_det = method(x, *given)
                     loss = tf.reduce_sum(tf.sin(y)) + tf.reduce_sum(log_det)
                 return [y, log_det, *tape.gradient(loss, [x, *weights])]
 

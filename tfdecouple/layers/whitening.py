@@ -12,6 +12,7 @@ from tfdecouple.architecture.weights import whitening_net
 from tfdecouple.bijectors import ClosedForm, Whitening
 from tfdecouple.layers.base import InvertibleLayer, need_condition
 from tfdecouple.layers.nets import WeightNorm, fan_in_uniform
+from tfdecouple.runtime.products import full_product
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -44,6 +45,7 @@ class ConditionalWhitening(InvertibleLayer):
 
     def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Makes the layer the identity."""
+        x, _ = self._prepare(x, condition)
         self.last.reset()
         return x
 
@@ -54,7 +56,7 @@ class ConditionalWhitening(InvertibleLayer):
     def _bijector(self, condition: tf.Tensor | None) -> ClosedForm:
         need_condition(self, self.condition_size, condition)
         read = tf.convert_to_tensor
-        h = tf.nn.elu(tf.matmul(condition, read(self.first)) + read(self.first_bias))
-        mean, log_scale = tf.split(tf.matmul(h, self.last.kernel()) + read(self.last.bias), 2, -1)
+        h = tf.nn.elu(full_product(condition, read(self.first)) + read(self.first_bias))
+        mean, log_scale = tf.split(full_product(h, self.last.kernel()) + read(self.last.bias), 2, -1)
         shape = (-1, *self._event)
         return Whitening(tf.reshape(mean, shape), tf.reshape(log_scale, shape))
