@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.models import give_effect
 from helpers.variants import SMALLEST, equal, fresh, images_of, variant
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
@@ -48,6 +49,15 @@ class TestPrior:
         prior = small_model.prior
         equal(prior.sample(3, seed=[1, 2]), prior.sample(3, seed=[1, 2]))
         assert np.any(prior.sample(3, seed=[1, 2]) != prior.sample(3, seed=[1, 3]))
+
+    def test_it_knows_the_weights_of_now(self):
+        model = fresh(SMALLEST)
+        prior = model.prior
+        z = prior.sample(2, seed=1)
+        before = prior.log_prob(z)
+        give_effect(model.prior_flow)
+        assert np.all(model.prior.log_prob(z) != before)
+        np.testing.assert_allclose(model.prior.log_prob(z), model.prior.log_prob(tf.identity(z)), rtol=1e-6)
 
 
 class TestPosterior:

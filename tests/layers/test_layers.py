@@ -28,6 +28,7 @@ from helpers.models import every_weight_has_a_gradient, give_effect, jacobian_lo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfdecouple.errors import UserError
 from tfdecouple.layers import ActNorm, ConditionalWhitening, Coupling, InvertibleConv1x1, Squeeze
 
 FEW = settings(max_examples=12, deadline=None, derandomize=True)
@@ -94,6 +95,12 @@ class TestProperties:
         # Linear maps, registered layers and the squeeze have nothing to set.
         sets_nothing = name.startswith(("linear", "conv1x1", "registered", "squeeze"))
         assert np.allclose(output, before) == sets_nothing
+
+    @pytest.mark.parametrize("name", KINDS)
+    def test_initialize_builds_a_layer_first(self, name):
+        layer, (_, x, condition) = CASES[name][0](), case(name)
+        output = layer.initialize(x, condition)
+        close(output, layer.forward_and_log_det(x, condition)[0])
 
     @pytest.mark.parametrize("name", CONDITIONAL)
     def test_a_conditional_layer_depends_on_the_condition(self, name):
@@ -181,6 +188,35 @@ class TestBijector:
         y = layer.as_bijector(condition).forward(x[0])
         assert y.shape == x.shape
         close(y[1:], layer.forward_and_log_det(x[:1], condition[1:])[0])
+
+    def test_a_new_bijector_knows_the_weights_of_now(self):
+        layer, x = built(ActNorm(dtype="float64"), (None, 2)), tf.ones([3, 2], tf.float64)
+        first = layer.as_bijector()
+        y = first.forward(x)
+        before = first.forward_log_det_jacobian(x, event_ndims=1)
+        give_effect(layer)
+        after, log_det = layer.forward_and_log_det(x)
+        assert np.all(after != y)
+        close(layer.as_bijector().forward(x), after)
+        close(layer.as_bijector().forward_log_det_jacobian(x, event_ndims=1), log_det)
+        close(layer.as_bijector().inverse(y), layer.inverse_and_log_det(y)[0])
+        # As all of TFP's: its own tensors, whatever has become of the weights.
+        close(first.forward(x), y)
+        close(first.forward_log_det_jacobian(x, event_ndims=1), before)
+
+    @pytest.mark.parametrize("name", KINDS)
+    def test_bijector_knows_the_shapes_of_events(self, name):
+        layer, x, condition = case(name)
+        bijector, shape = layer.as_bijector(condition), list(x.shape[1:])
+        expected = layer.forward_and_log_det(x, condition)[0].shape[1:]
+        assert bijector.forward_event_shape(shape) == expected and bijector.inverse_event_shape(expected) == shape
+        assert bijector.forward_event_shape_tensor(shape).numpy().tolist() == expected
+        assert bijector.inverse_event_shape_tensor(expected).numpy().tolist() == shape
+
+    @pytest.mark.parametrize("name", KINDS)
+    def test_a_layer_that_is_not_built_has_none(self, name):
+        with pytest.raises(UserError, match="not built"):
+            CASES[name][0]().as_bijector()
 
 
 def shapes(least_channels=2):

@@ -137,6 +137,21 @@ def check(layer, shape, seed):
     close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition), 1e-8)
 
 
+@pytest.mark.usefixtures("eager")
+class TestStart:
+    @pytest.mark.parametrize("build", [True, False])
+    def test_initialize_sets_the_layers_inside(self, build):
+        step, x = FlowStep(4, dtype="float64"), 1 + 2 * np.random.default_rng(0).standard_normal((32, 4, 4, 3))
+        if build:
+            step.build(x.shape)
+            give_effect(step)
+        y = step.initialize(x)
+        close(y, step.forward_and_log_det(x)[0])
+        # After the second actnorm the couplings are the identity.
+        np.testing.assert_allclose(np.mean(y, (0, 1, 2)), 0, atol=1e-4)
+        np.testing.assert_allclose(np.std(y, (0, 1, 2)), 1, atol=1e-2)
+
+
 class TestStep:
     def test_step_is_actnorm_convolution_two_couplings_actnorm_two_couplings(self):
         layer, x, condition = block("step")

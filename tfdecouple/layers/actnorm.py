@@ -46,6 +46,7 @@ class ActNorm(InvertibleLayer):
 
     def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Sets scale and bias from a batch `[batch, ..., channels]`, and returns the layer's output for it."""
+        x, _ = self._prepare(x, condition)
         flat = tf.reshape(x, [-1, x.shape[-1]])
         mean = tf.reduce_mean(flat, 0)
         count = product(sizes(flat)[:1], x.dtype)

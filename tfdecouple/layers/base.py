@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from tfdecouple.runtime.shapes import zero_per_image
 from tfdecouple.runtime.tf32 import full_float32
 
 Visit = Callable[["InvertibleLayer", tf.Tensor, tf.Tensor | None], tf.Tensor]
+# For each bijector of a layer one.
+_numbers = itertools.count()
 
 
 class Gradients(NamedTuple):
@@ -115,9 +118,20 @@ class InvertibleLayer(keras.layers.Layer):
         `bijector.forward(x, condition=z)`, or `bijector_kwargs={"condition": z}` in a `tfd.TransformedDistribution`.
         TFP asks for value and log-det separately, so each runs the layer once: train on `forward_and_log_det`.
 
+        A bijector, and a distribution that holds it, remembers for each tensor what became of it, as all of TFP's do,
+        whatever the weights are by then: after a change of weights ask for another.
+
         Args:
             condition: z, `[..., d_z]`, or a map, `[..., height, width, c]`, to be used where the call gives none.
+
+        Raises:
+            UserError: for a layer that is not built.
         """
+        if not self.built:
+            raise UserError(
+                f"layer {self.name} is not built, so its bijector cannot know its inputs; call "
+                "layer.build((None, *shape of an input)) or the layer itself before"
+            )
         return _LayerBijector(self, condition)
 
     def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
@@ -151,6 +165,10 @@ class InvertibleLayer(keras.layers.Layer):
 
     def _bijector(self, condition: tf.Tensor | None) -> ClosedForm:
         raise NotImplementedError
+
+    def _shapes(self) -> tfb.Bijector:
+        """Returns a bijector that changes shapes as the layer does."""
+        return tfb.Identity()
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         bijector = self._bijector(condition)
@@ -215,6 +233,10 @@ class InvertibleComposite(Nested, InvertibleLayer):
     Subclasses implement `_run_forward` and `_run_inverse` once; training, inversion, initialisation and diagnostics
     all follow them with another way to call a child.
     """
+
+    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+        """Sets what depends on the data in every layer inside, and returns the outputs."""
+        return self.walk(x, condition, lambda leaf, *inputs: leaf.initialize(*inputs))
 
     @full_float32()
     def walk(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
@@ -370,6 +392,7 @@ class _LayerBijector(tfb.Bijector):
         parameters = dict(locals())
         self._layer = layer
         self._condition = condition
+        self._number = next(_numbers)
         super().__init__(
             forward_min_event_ndims=layer._event_ndims,
             dtype=tf.as_dtype(layer.compute_dtype),
@@ -380,6 +403,22 @@ class _LayerBijector(tfb.Bijector):
     @classmethod
     def _parameter_properties(cls, dtype: Any) -> dict:
         return {}
+
+    def _get_parameterization(self) -> int:
+        # By it TFP tells bijectors apart; equal ones share what they remember, and the layer's weights may be others.
+        return self._number
+
+    def _forward_event_shape(self, shape: tf.TensorShape) -> tf.TensorShape:
+        return self._layer._shapes().forward_event_shape(shape)
+
+    def _inverse_event_shape(self, shape: tf.TensorShape) -> tf.TensorShape:
+        return self._layer._shapes().inverse_event_shape(shape)
+
+    def _forward_event_shape_tensor(self, shape: tf.Tensor) -> tf.Tensor:
+        return self._layer._shapes().forward_event_shape_tensor(shape)
+
+    def _inverse_event_shape_tensor(self, shape: tf.Tensor) -> tf.Tensor:
+        return self._layer._shapes().inverse_event_shape_tensor(shape)
 
     def _forward(self, x: tf.Tensor, condition: Any = None) -> tf.Tensor:
         return self._apply(self._layer.forward_and_log_det, x, condition)[0]

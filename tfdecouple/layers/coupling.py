@@ -104,6 +104,7 @@ class Coupling(Nested, InvertibleLayer):
 
     def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Makes the coupling the identity."""
+        x, _ = self._prepare(x, condition)
         self.net.reset()
         return x
 

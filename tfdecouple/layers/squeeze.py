@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow_probability import bijectors as tfb
 
 from tfdecouple import bijectors
 from tfdecouple.bijectors import ClosedForm
@@ -37,4 +38,7 @@ class Squeeze(InvertibleLayer):
         return (batch, height // 2, width // 2, 4 * channels), (batch,)
 
     def _bijector(self, condition: tf.Tensor | None) -> ClosedForm:
+        return bijectors.Squeeze()
+
+    def _shapes(self) -> tfb.Bijector:
         return bijectors.Squeeze()
