@@ -55,6 +55,11 @@ class TestPrecision:
             raise RuntimeError
         np.testing.assert_array_equal(layer.forward_and_log_det(x)[0], exact)
 
+    @pytest.mark.parametrize("name", ["mixed_bfloat16", "float16", "", None])
+    def test_another_name_is_refused(self, name):
+        with pytest.raises(UserError, match="one of float32, tf32, bfloat16"), net_precision(name):
+            pass
+
     @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
     @pytest.mark.parametrize("name", KINDS)
     def test_global_policy_does_not_reach_the_layers(self, name, policy):

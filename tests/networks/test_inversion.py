@@ -11,6 +11,7 @@ from helpers.eager import run_eagerly
 from helpers.models import TINY, give_effect
 from tensorflow_probability import bijectors as tfb
 
+from tfdecouple.errors import UserError
 from tfdecouple.layers import ActNorm, ConvNet, Coupling, backward_memory
 from tfdecouple.networks.flow import Flow
 from tfdecouple.transforms import TRANSFORMS, Transform
@@ -81,6 +82,23 @@ def test_gradients_are_those_of_a_backward_pass_that_keeps_everything(kind):
             continue
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max(), err_msg=name)
         assert np.any(theirs != 0) or (name == "z" and KINDS[kind].get("conditioning") == "none"), name
+
+
+def test_a_layer_inside_that_is_not_trained_leaves_the_others_their_gradients():
+    flow, x, z = built(conditioning="none", steps=(1, 2), hidden_channels=(4, 4))
+    flow.levels[1][0].steps[0].sequence[0].trainable = False
+    gradients = function_of(flow)
+    with run_eagerly():
+        kept = gradients(None, x, z)[1]
+    inverted = gradients("invert", x, z)[1]
+    for variable, ours, theirs in zip(flow.trainable_variables, inverted[3:], kept[3:], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max(), err_msg=variable.path)
+
+
+@pytest.mark.parametrize("mode", ["recomputed", "", True])
+def test_another_mode_is_refused(mode):
+    with pytest.raises(UserError, match="one of keep, recompute, invert"), backward_memory(mode):
+        pass
 
 
 def test_layers_of_one_stage_compute_together_and_of_no_other():

@@ -6,6 +6,10 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+from tfdecouple.errors import UserError
+
+NET_PRECISIONS = ("float32", "tf32", "bfloat16")
+
 _state = threading.local()
 
 
@@ -23,7 +27,12 @@ def net_precision(dtype: str) -> Iterator[None]:
 
     Args:
         dtype: "float32", "tf32" or "bfloat16".
+
+    Raises:
+        UserError: for another.
     """
+    if dtype not in NET_PRECISIONS:
+        raise UserError(f"the precision of the nets is {dtype!r}; it must be one of {', '.join(NET_PRECISIONS)}")
     before = getattr(_state, "dtype", None)
     _state.dtype = None if dtype == "float32" else dtype
     try:

@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
+from tfdecouple.errors import UserError
 from tfdecouple.runtime.shards import run_in_turn
+
+BACKWARD_MODES = ("keep", "recompute", "invert")
 
 WideNet = Callable[..., tf.Tensor]
 
@@ -35,7 +38,12 @@ def backward_memory(mode: str | None, meter: tf.Tensor | None = None) -> Iterato
         meter: a float32 scalar, for "invert". Its gradient, whatever is differentiated, is how far what was got back
             at the inputs of chains was from what had been there: of each image the largest difference relative to the
             largest number, added up over images and chains. A tape must watch it.
+
+    Raises:
+        UserError: for another mode.
     """
+    if mode not in (None, *BACKWARD_MODES):
+        raise UserError(f"the memory of the backward pass is {mode!r}; it must be one of {', '.join(BACKWARD_MODES)}")
     before = getattr(_state, "now", (None, None))
     _state.now = mode, meter
     try:

@@ -52,7 +52,9 @@ class Traces:
             weights: the values of the layer's variables, where they are read already.
         """
         layer = method.__self__  # type: ignore[attr-defined]
-        key = (_name(method), _kind(layer), x.shape[1:], *_circumstances())
+        # A backward pass within a trace is of the weights that are trained.
+        trained = tuple(variable.trainable for variable in layer.variables)
+        key = (_name(method), _kind(layer), trained, x.shape[1:], *_circumstances())
         if key not in self._shared:
             # A partial, since TensorFlow counts the traces of functions with the same code together and warns of many.
             run = functools.partial(_run_with, method, layer.variables)
