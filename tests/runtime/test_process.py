@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -9,6 +10,9 @@ import sys
 
 import pytest
 from helpers.places import PATIENCE, ROOT
+
+from tfdecouple.runtime import process
+from tfdecouple.runtime.shards import shard_count
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -38,6 +42,20 @@ def threads(asked, **environment):
 @pytest.mark.parametrize(("asked", "expected"), [(1, [1, 1, 1]), (2, [1, 2, 2]), (8, [8, 8, 1])])
 def test_two_threads_take_an_operation_each_and_more_share_them(asked, expected):
     assert threads(asked) == expected
+
+
+@pytest.mark.parametrize(("shards", "expected"), [(2, [4, 8, 2]), (3, [2, 6, 3]), (5, [1, 5, 5])])
+def test_there_are_as_many_shards_as_the_variable_says(monkeypatch, shards, expected):
+    import tensorflow as tf
+
+    settings = tf.config.threading
+    set_to = {}
+    for kind in ("intra", "inter"):
+        monkeypatch.setattr(settings, f"set_{kind}_op_parallelism_threads", functools.partial(set_to.__setitem__, kind))
+        monkeypatch.setattr(settings, f"get_{kind}_op_parallelism_threads", functools.partial(set_to.get, kind))
+        monkeypatch.delenv(f"TF_NUM_{kind.upper()}OP_THREADS", raising=False)
+    process._divide_cores(8, shards)
+    assert [set_to["intra"], set_to["inter"], shard_count()] == expected
 
 
 def test_without_a_number_there_is_a_thread_for_every_core():

@@ -10,7 +10,7 @@ import tensorflow as tf
 from helpers.models import SMALL, give_effect, random_images
 
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runtime import shards
+from tfdecouple.runtime import networks, shards
 
 
 @pytest.fixture
@@ -174,13 +174,28 @@ class TestModel:
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("images", [1, 2, 3, 4, 7])
-    def test_decodes_what_it_encoded_whichever_of_the_two_was_in_shards(self, model, in_shards, images):
-        images = random_images(images, seed=images)
+    def test_decodes_what_it_encoded_whichever_of_the_two_was_in_shards(
+        self, model, in_shards, eager, monkeypatch, images
+    ):
+        # Eagerly, since a trace keeps the shards that it was made with.
+        taken, run_in_shards = [], networks.run_in_shards
+
+        def look(transformation, x, condition):
+            done = []
+            found = run_in_shards(lambda *shard: done.append(shard) or transformation(*shard), x, condition)
+            taken.append(len(done))
+            return found
+
+        monkeypatch.setattr(networks, "run_in_shards", look)
+        count, images = images, random_images(images, seed=images)
         for encoding, decoding in ((2, 2), (1, 2), (3, 1)):
+            taken.clear()
             in_shards(encoding)
             codes = model.encode(images)
             in_shards(decoding)
             np.testing.assert_array_equal(model.decode(*codes), images)
+            # Of the encoder, of the flow, and of the way back.
+            assert taken == [shards for shards in (encoding, encoding, decoding) if 1 < shards <= count]
 
     def test_bound_and_gradients_are_those_of_one(self, model, in_shards):
         images, z_noise = random_images(4), tf.random.stateless_normal([4, SMALL.latent_dim], [0, 1])

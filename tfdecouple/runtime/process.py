@@ -72,7 +72,8 @@ def _divide_cores(threads: int, shards: int) -> None:
     # TensorFlow that has started keeps its threads: this process is not the program's own.
     with contextlib.suppress(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(threads // shards)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
+        # Of which `shard_count` makes the shards again.
+        tf.config.threading.set_inter_op_parallelism_threads(threads // shards * shards)
 
 
 def _keep_memory() -> None:
