@@ -211,7 +211,8 @@ class Networks(keras.Model):
         Args:
             images: uint8 `[batch, height, width, channels]`, a few hundred or more training images.
             seed: of the draws with which the flows of the prior and of the dequantisation are started.
-            force: whether to start anew a model that has weights already, which are lost.
+            force: whether to start anew a model that has weights already, which are lost: all are drawn again, as those
+                of a new model, and then set from the images.
 
         Raises:
             DataError: for images of another shape or type, or none at all.
@@ -222,11 +223,15 @@ class Networks(keras.Model):
             raise DataError("initialize got no images; it needs one at least, and some hundreds for a good start")
         if not tf.executing_eagerly():
             raise UserError("initialize was called within a tf.function; call it outside, once, before training")
-        if self._has_weights() and not force:
-            raise UserError(
-                "this model has weights already, initialised or loaded, and initialize would overwrite them; pass "
-                "force=True to start anew"
-            )
+        if self._has_weights():
+            if not force:
+                raise UserError(
+                    "this model has weights already, initialised or loaded, and initialize would overwrite them; pass "
+                    "force=True to start anew"
+                )
+            new = type(self).from_config(self.get_config()).named_variables()
+            for name, variable in self.named_variables().items():
+                variable.assign(new[name])
 
         def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
             return layer.initialize(x, condition)
@@ -246,12 +251,12 @@ class Networks(keras.Model):
             self.dequantizer.flow.start(randomness.fold(seed, "dequantize"))
         self.initialized.assign(True)
 
-    def diagnose(self, images: Any, labels: Any = None) -> dict[str, float]:
+    def diagnose(self, images: Any) -> dict[str, float]:
         """Returns the signs that a run is about to diverge, measured on some images.
 
         Args:
-            images: uint8 `[batch, height, width, channels]`, one at least.
-            labels: of them, `[batch]`, for a model that knows labels; None for its labels in turn.
+            images: uint8 `[batch, height, width, channels]`, one at least. A model that knows labels takes its labels
+                in turn for theirs.
 
         Returns:
             `smallest_scale`: the smallest coupling scale s at any place of these images (inverting divides by it), and
@@ -271,7 +276,7 @@ class Networks(keras.Model):
 
         inputs = self.quantizer.edges(levels)
         z = None if self.encoder is None else self.encoder.infer(inputs)[0]
-        labels = self._labels_in_turn(levels.shape[0]) if labels is None else tf.convert_to_tensor(labels)
+        labels = self._labels_in_turn(levels.shape[0])
         if self.code_net is not None:
             z = self.code_net(labels)
         self._walk(self.quantizer.centres(levels), z, labels, visit)
