@@ -236,6 +236,14 @@ class TestRefusals:
             run()
 
 
+def test_alpha_that_rounds_to_1_is_1():
+    unbounded = tf.constant([-100.0, 0.0, 3.0])
+    almost, whole = (BoundedAffine(tf.zeros([3]), unbounded, alpha) for alpha in (1 - 1e-8, 1.0))
+    for ours, theirs in zip(*(forward_and_log_det(each, tf.ones([1, 3])) for each in (almost, whole)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert np.all(np.isfinite(almost.inverse_and_log_det(tf.ones([1, 3]))[1]))
+
+
 def test_maps_are_not_kept():
     bijector = BoundedAffine(tf.zeros([3]), tf.ones([3]))
     x = tf.ones([2, 4, 4, 3])

@@ -96,6 +96,12 @@ class TestCodes:
         equal(between[:, 0, 0], a)
         equal(between[:, 1, 1], b)
 
+    @pytest.mark.parametrize("labels", [3, [LABELS], (LABELS, LABELS, LABELS), None])
+    def test_what_is_no_pair_of_labels_is_one_line(self, labels):
+        model = variant("classes")
+        message = message_of(DataError, lambda: model.switch(images_of(model), images_of(model), labels))
+        assert labels is None or "must be a pair" in message
+
     def test_gradients_reach_every_weight(self):
         model, images = variant("classes"), images_of(variant("classes"))
         z_noise, u = noise(model)

@@ -93,6 +93,11 @@ class TestEmptyBatches:
         assert tiny_model.quantize_images(NONE).shape == (0, 8, 8, 3)
         assert [part.shape for part in tiny_model.dequantize(NONE, NONE)] == [(0, 8, 8, 3), (0,)]
         assert tiny_model.sample(0).shape == (0, 8, 8, 3)
+        likelihood = tiny_model.likelihood(np.zeros((3, 4), np.float32))
+        assert likelihood.sample(0).shape == (0, 3, 8, 8, 3) and tiny_model.likelihood(z).log_prob(v).shape == (0,)
+        assert tiny_model.prior.log_prob(tiny_model.prior.sample(0)).shape == (0,)
+        for direction in (tiny_model.flow.forward_and_log_det, tiny_model.flow.inverse_and_log_det):
+            assert [part.shape for part in direction(v, z)] == [(0, 8, 8, 3), (0,)]
         assert "no images" in refused(lambda: tiny_model.diagnose(NONE), DataError)
 
     def test_of_a_model_without_z(self, without_z):

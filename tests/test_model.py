@@ -149,6 +149,13 @@ class TestLostImages:
             # What was decoded again and came back needs no warning.
             model.encode(images, verify=True)
 
+    def test_what_is_no_number_is_far_from_the_training(self):
+        assert far_from_training(np.stack([np.zeros((2, 2, 3)), np.full((2, 2, 3), np.nan)])).tolist() == [False, True]
+
+    def test_within_a_function_verify_is_refused(self, small_model):
+        encode = tf.function(lambda images: small_model.encode(images, verify=True))
+        assert "tf.function" in message_of(UserError, lambda: encode(tf.constant(images_of(small_model))))
+
     def test_many_lost_images_are_counted(self):
         images = np.full((12, 4, 4, 3), 255, "uint8")
         message = message_of(InversionError, lambda: lossy(1000.0, 0.0).encode(images, verify=True))

@@ -109,13 +109,8 @@ class Distributions(Networks):
         """
         self._require_latent("a posterior over z", density=True)
         self.require_initialized()
-        levels = self._checked_levels(images)
-        if levels.shape[0] == 0:
-            # A convolution has no answer to an empty batch.
-            mean = log_variance = tf.zeros([0, self.config.latent_dim])
-        else:
-            assert self.encoder is not None
-            mean, log_variance = self.encoder.infer(self.quantizer.edges(levels))
+        assert self.encoder is not None
+        mean, log_variance = self.encoder.infer(self.quantizer.edges(self._checked_levels(images)))
         return tfd.MultivariateNormalDiag(mean, tf.exp(log_variance / 2))
 
     def likelihood(self, z: Any = None) -> tfd.Distribution:
@@ -228,8 +223,6 @@ class Distributions(Networks):
         self.require_initialized()
         levels = self._checked_levels(images)
         noise = as_pixel_noise(noise, levels)
-        if levels.shape[0] == 0:
-            return noise, tf.zeros([0])
         return dequantize(levels, noise, quantizer=self.quantizer, dequantizer=self.dequantizer, training=False)
 
     def log_joint(self, levels: tf.Tensor) -> tf.Tensor:

@@ -28,7 +28,8 @@ def far_from_training(v: Any) -> np.ndarray:
         v: local codes, `[batch, height, width, channels]`.
     """
     v = np.asarray(v)
-    return np.sqrt(np.square(v).mean(tuple(range(1, v.ndim)))) > FAR
+    # What is no number is far, too.
+    return ~(np.sqrt(np.square(v).mean(tuple(range(1, v.ndim)))) <= FAR)
 
 
 def warn_of_far_images(v: tf.Tensor) -> None:
@@ -54,7 +55,7 @@ def require_finite(what: str, *arrays: tf.Tensor) -> None:
     """
     finite = np.ones(arrays[0].shape[0], bool)
     for array in arrays:
-        finite &= np.isfinite(np.asarray(array)).reshape(len(finite), -1).all(1)
+        finite &= np.isfinite(np.asarray(array)).all(tuple(range(1, len(array.shape))))
     if not finite.all():
         raise InversionError(f"{what}, for image {listed(np.flatnonzero(~finite))} of the batch")
 
@@ -72,7 +73,7 @@ def require_same(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, alpha: flo
         InversionError: naming the images that differ or are not finite.
     """
     same = (np.asarray(decoded) == np.asarray(images)) & np.isfinite(np.asarray(x))
-    lost = np.flatnonzero(~same.reshape(len(same), -1).all(1))
+    lost = np.flatnonzero(~same.all(tuple(range(1, same.ndim))))
     if len(lost):
         raise InversionError(
             f"image {listed(lost)} of the batch does not come back from its codes; a model with a smaller alpha "

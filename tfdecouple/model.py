@@ -59,7 +59,7 @@ class DecoupledModel(KerasTraining):
 
     Args:
         config: the architecture, or its plain dict.
-        **kwargs: of `keras.Model`.
+        **kwargs: of `Networks`, such as `jit_compile`.
     """
 
     @classmethod
@@ -103,9 +103,10 @@ class DecoupledModel(KerasTraining):
         Args:
             images: uint8 `[batch, height, width, channels]`.
             labels: of the images, whole numbers `[batch]`, where z is a function of the label; elsewhere z needs none.
-            verify: decode again and compare. Images far from those of the training, such as a checkerboard of two
-                saturated colours, can be lost; without `verify` an `ExactnessWarning` names images that are so far off
-                (see `far_from_training`).
+            verify: decode again and compare, outside of any `tf.function`. Images far from those of the training, such
+                as a checkerboard of two saturated colours, can be lost; without `verify` an `ExactnessWarning` names
+                images that are so far off (see `far_from_training`). Within a `tf.function` nothing is looked at: codes
+                that are not finite are neither refused nor warned of.
 
         Returns:
             `Codes(z, v)`.
@@ -113,16 +114,18 @@ class DecoupledModel(KerasTraining):
         Raises:
             InversionError: with `verify`, where an image does not come back, naming it; in any case where a code is
                 not finite.
+            UserError: for `verify` within a `tf.function`.
             DataError: for images of another shape or type, or for missing or unknown labels.
             NotInitializedError: for a model without weights.
         """
+        if verify and not tf.executing_eagerly():
+            raise UserError(
+                "encode(images, verify=True) was called within a tf.function, which cannot look at its values; call it "
+                "outside, or leave verify out"
+            )
         self.require_initialized()
         levels = self._checked_levels(images)
         labels = self._labels_of(labels, levels)
-        if levels.shape[0] == 0:
-            # A convolution has no answer to an empty batch.
-            z = tf.zeros([0, self.config.latent_dim]) if self.config.has_latent else None
-            return Codes(z, tf.zeros_like(levels))
         codes = self.encode_levels(levels, labels)
         if tf.executing_eagerly():
             require_finite("encode gave codes that are not finite", codes.v, *([] if codes.z is None else [codes.z]))
@@ -136,6 +139,8 @@ class DecoupledModel(KerasTraining):
 
     def decode(self, z: Any, v: Any) -> tf.Tensor:
         """Turns codes into images: `decode(*encode(images))` returns the very same pixels.
+
+        Within a `tf.function` it is not looked at whether images are finite.
 
         Args:
             z: float32 `[batch, d_z]`; None for a model without z.
@@ -151,8 +156,6 @@ class DecoupledModel(KerasTraining):
         """
         self.require_initialized()
         z, v = as_codes(z, v, self._d_z, self.config.image_shape)
-        if v.shape[0] == 0:
-            return tf.zeros(v.shape, tf.uint8)
         try:
             x = self.flow.inverse_and_log_det(v, z)[0]
         except tf.errors.InvalidArgumentError as error:
@@ -325,8 +328,6 @@ class DecoupledModel(KerasTraining):
         self.require_initialized()
         self._require_classes()
         levels = self._checked_levels(images)
-        if levels.shape[0] == 0:
-            return tf.zeros([0, self.config.classes])
         return tf.math.log_softmax(self.log_joint(levels))
 
     # --- pieces that other modules build graphs from ---
@@ -362,10 +363,12 @@ class DecoupledModel(KerasTraining):
             self.decode(None if z is None else z[start : start + _CHUNK], v[start : start + _CHUNK])
             for start in range(0, v.shape[0], _CHUNK)
         ]
-        return tf.concat(images, 0) if images else tf.zeros([0, *self.config.image_shape], tf.uint8)
+        return tf.concat(images, 0)
 
     def _encoded_pair(self, a: tf.Tensor, b: tf.Tensor, labels: Any) -> tuple[Codes, Codes]:
-        if labels is not None and len(labels) != 2:
-            raise DataError(f"labels are {len(labels)}; they must be a pair, those of a and those of b")
-        of_a, of_b = (None, None) if labels is None else labels
+        try:
+            of_a, of_b = (None, None) if labels is None else labels
+        except (TypeError, ValueError):
+            given = " ".join(repr(labels).split())[:60]
+            raise DataError(f"labels are {given}; they must be a pair, those of a and those of b") from None
         return self.encode(a, of_a), self.encode(b, of_b)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfdecouple.bijectors.closed_form import ClosedForm, parameter, tensor
@@ -26,9 +27,11 @@ class BoundedAffine(ClosedForm):
 
     def __init__(self, shift: Any, unbounded: Any, alpha: float = 1.0, name: str = ""):
         parameters = dict(locals())
-        self.shift, self.unbounded, self.alpha = tensor(shift), tensor(unbounded), alpha
+        self.shift, self.unbounded = tensor(shift), tensor(unbounded)
+        # What rounds to 1 would make of s a difference that can be 0.
+        self.alpha = 1.0 if np.float32(alpha) == 1 else alpha
         # Here, since value, log-determinant and gradient share it: log s for alpha = 1, else s.
-        if alpha == 1:
+        if self.alpha == 1:
             # 1 + tanh(u/2) = 2*sigmoid(u), whose logarithm stays finite where the scale itself underflows.
             self._inner = -self.unbounded
             self._shared = math.log(2) - tf.math.softplus(self._inner)

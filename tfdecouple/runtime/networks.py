@@ -41,6 +41,10 @@ class TracedNetwork:
             x: `[batch, ...]`.
             condition: z, or None.
         """
+        if x.shape[0] == 0:
+            # A convolution has no answer to no images. One image shows what there is none of.
+            one = [None if given is None else tf.zeros([1, *given.shape[1:]], given.dtype) for given in (x, condition)]
+            return tf.nest.map_structure(lambda found: found[:0], self.run_fast(method, *one))
 
         def by_shards(x: tf.Tensor, condition: tf.Tensor | None) -> Any:
             return run_in_shards(method, x, condition)
