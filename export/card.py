@@ -31,6 +31,9 @@ _EXACT_RUNTIMES = (
 # How many times as fast a runtime must have been, of each endpoint, to be recommended.
 _CLEARLY = 1.05
 
+# By which the files of an earlier export are known to be of the same model.
+_SAME = ("name", "config_sha256")
+
 # How a page can be checked, by the keys of its entry's `checked`.
 _PAGE_CHECKS = {"digest": "by digest", "node": "in Node", "browser": "in a browser"}
 
@@ -97,7 +100,7 @@ def exactness(alpha: float, n_bits: int, formats: Mapping[str, Any]) -> dict[str
         n_bits: of the model.
         formats: as in the card.
     """
-    tried = {name: entry["round_trip"] for name, entry in formats.items() if "round_trip" in entry}
+    tried = {name: entry["round_trip"] for name, entry in formats.items() if entry.get("round_trip")}
     lost = sorted({kind for trips in tried.values() for kind, e in trips.items() if e["identical"] < e["images"]})
     promised = bool(tried) and not lost and alpha < 1
     if not tried:
@@ -127,6 +130,8 @@ def exactness(alpha: float, n_bits: int, formats: Mapping[str, Any]) -> dict[str
             text += f" {name} in {precision}: {variant['images']} images, {outcome}; not promised."
         if "round_trip" not in entry:
             text += f" {name}: {_page_checks(entry)}."
+        elif tried and not entry["round_trip"]:
+            text += f" {name}: not tried, since its endpoints do not both encode and decode."
     return {"promised": promised, "meaning": text}
 
 
@@ -141,17 +146,27 @@ def _page_checks(entry: Mapping[str, Any]) -> str:
 
 
 def merged(card: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """Returns a card of all that lies in the folder: also of what earlier exports put there and this one does not."""
+    """Returns a card of all that lies in the folder: also of what earlier exports put there and this one does not.
+
+    What was exported under another name or of another config is no format of this model: it is under "others".
+    """
     try:
-        before = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))["formats"]
-        kept = {
-            name: entry for name, entry in before.items() if all((folder / file).exists() for file in entry["files"])
+        before = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
+        there = {
+            name: entry
+            for name, entry in {**before.get("others", {}), **before["formats"]}.items()
+            if name not in card["formats"] and all((folder / file).exists() for file in entry["files"])
         }
+        kept = {name: entry for name, entry in there.items() if all(entry.get(key) == card[key] for key in _SAME)}
+        others = {name: entry for name, entry in there.items() if name not in kept}
         formats = {**kept, **card["formats"]}
         exact = exactness(card["architecture"]["alpha"], card["architecture"]["n_bits"], formats)
+        whole = {**card, "formats": formats, "exact": exact, **({"others": others} if others else {})}
+        # What cannot be told was damaged.
+        card_text(whole)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return dict(card)
-    return {**card, "formats": formats, "exact": exact}
+    return whole
 
 
 def _machine() -> str:
@@ -199,6 +214,14 @@ def card_text(card: Mapping[str, Any]) -> str:
     lines += ["", "## Measured before publication", ""]
     for name, entry in card["formats"].items():
         lines += _measured(name, entry)
+    for name, entry in card.get("others", {}).items():
+        lines += [
+            f"### {name}, of another model",
+            "",
+            f"From run {entry['run']}, step {entry['step']}, exported as {entry.get('name', 'what is not known')}: "
+            f"{', '.join(entry['files'])}. What this card promises and calls is not of these files.",
+            "",
+        ]
     lines += ["## To be exact", "", "Each runtime must compute in float32:", ""]
     lines += [f"- {line}" for line in _EXACT_RUNTIMES]
     lines += ["", "## Calling it", "", *_calls(card)]
@@ -262,7 +285,8 @@ def _measured(name: str, entry: Mapping[str, Any]) -> list[str]:
     trips = ", ".join(
         f"{kind} {e['identical']} of {e['images']}{_of_the_model(e)}" for kind, e in entry["round_trip"].items()
     )
-    lines += ["", f"Images identical after encode and decode through these files alone: {trips}.", ""]
+    said = f"Images identical after encode and decode through these files alone: {trips}."
+    lines += ["", *([said, ""] if trips else [])]
     if "client" in entry:
         lines += [f"`python client.py --check`, in a process without TensorFlow: {entry['client']}.", ""]
     times = [

@@ -209,8 +209,7 @@ class _Export:
                 kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
                 python = f"ONNX Runtime for Python gave {kept} of {tried} images back with those of the model"
                 checked = {"digest": f"all files; {python}"}
-                entry = {"run": origin.run, "step": origin.step, "files": ["web/index.html"]}
-                formats["web"] = {**entry, "checked": checked}
+                formats["web"] = {**_about_files(origin, ["web/index.html"]), "checked": checked}
             card = make_card(
                 origin, endpoints(model.config), checked_on, {name: formats[name] for name in request.formats}
             )
@@ -313,7 +312,8 @@ class _Export:
                     text = f"max {figures['max']:.1e}, mean {figures['mean']:.1e} of the largest value"
                 self.say(f"  {endpoint}: {output}: {text}")
         trips = ", ".join(f"{kind} {e['identical']}/{e['images']}" for kind, e in report.round_trip.items())
-        self.say(f"  identical after encode and decode: {trips}")
+        if trips:
+            self.say(f"  identical after encode and decode: {trips}")
 
     def _publish(self, staging: Staging, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
         self.say("putting it in place")
@@ -390,14 +390,18 @@ def _chosen(model: DecoupledModel, names: Sequence[str]) -> tuple[Endpoint, ...]
 
 def _entry(origin: Origin, report: Report, files: list[str]) -> dict[str, Any]:
     return {
-        "run": origin.run,
-        "step": origin.step,
-        "files": files,
+        **_about_files(origin, files),
         "parity": report.parity,
         "round_trip": report.round_trip,
         "latency_ms": report.latency_ms,
         **report.notes,
     }
+
+
+def _about_files(origin: Origin, files: list[str]) -> dict[str, Any]:
+    """Whose files they are; by name and config a later export knows them again."""
+    said = {"name": origin.name, "run": origin.run, "step": origin.step}
+    return {**said, "config_sha256": origin.metadata()["config_sha256"], "files": files}
 
 
 def _about(origin: Origin) -> dict[str, Any]:

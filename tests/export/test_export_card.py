@@ -22,20 +22,25 @@ from tfdecouple.config import Config, DataConfig
 LATENCY = {"encode": {"1": 1.0}}
 
 
+def of_tiny() -> dict:
+    """By what an entry is known to be of the model of `origin_of`."""
+    return {"name": "tiny", "config_sha256": origin_of().metadata()["config_sha256"], "run": "tiny", "step": 1}
+
+
 def entry(lost: int = 0, kind: str = "noise", **more: object) -> dict:
     trips = {"real": {"images": 21, "identical": 21}, kind: {"images": 4, "identical": 4 - lost}}
     parity = {"encode": {"v": {"max": 1e-6, "mean": 1e-8}}}
-    files = {"run": "tiny", "step": 1, "files": ["onnx/encoder.onnx"], "latency_ms": LATENCY}
+    files = {**of_tiny(), "files": ["onnx/encoder.onnx"], "latency_ms": LATENCY}
     return {**files, "parity": parity, "round_trip": trips, **more}
-
-
-PAGE = {"run": "tiny", "step": 1, "files": ["web/index.html"], "checked": {}}
 
 
 def origin_of(data: DataConfig | None = None, **options: object) -> Origin:
     config = Config(name="tiny", model=SMALL, data=data or DataConfig())
     values = {"step": 1, "averaged": False, "parameters": 1, "data": "any", "bits_per_dim": None, **options}
     return Origin("tiny", "tiny", config, **values)  # type: ignore[arg-type]
+
+
+PAGE = {**of_tiny(), "files": ["web/index.html"], "checked": {}}
 
 
 def card_of(formats: dict, **options: object) -> dict:
@@ -96,6 +101,16 @@ class TestExactness:
         assert found["promised"] is True
         assert re.search(rf"onnx in int8: 64 images, {said}.*; not promised\.", found["meaning"])
 
+    def test_is_not_promised_where_nothing_was_tried_and_says_what_was_left_out(self) -> None:
+        score = {**entry(), "round_trip": {}}
+        text = card_text(card_of({"savedmodel": score}))
+        assert "not measured: decode(encode(image)) was tried with none of these files." in text
+        assert "Promised for" not in text and "0 by savedmodel" not in text and "Images identical" not in text
+        assert exactness(0.8, 8, {"savedmodel": score})["promised"] is False
+        both = exactness(0.8, 8, {"onnx": entry(), "savedmodel": score})
+        assert both["promised"] is True and "(25 by onnx)." in both["meaning"]
+        assert both["meaning"].endswith("savedmodel: not tried, since its endpoints do not both encode and decode.")
+
     def test_with_fewer_bits_names_the_images(self) -> None:
         assert "multiples of 8." in exactness(0.8, 5, {"onnx": entry()})["meaning"]
 
@@ -127,6 +142,30 @@ class TestMerged:
         (folder / "onnx" / "encoder.onnx").unlink()
         whole = merged(card_of({"savedmodel": entry()}), folder)
         assert set(whole["formats"]) == {"savedmodel"} and whole["exact"]["promised"] is True
+
+    def test_files_of_another_model_are_named_and_nothing_is_said_for_them(self, folder) -> None:
+        other = entry(lost=1, name="other", run="else", signatures=["interpolate"], files=["savedmodel/1"])
+        (folder / "savedmodel" / "1").mkdir(parents=True)
+        older = {key: value for key, value in entry().items() if key not in ("name", "config_sha256")}
+        (folder / JSON_NAME).write_text(json.dumps(card_of({"savedmodel": other, "onnx": older})))
+        page = {**PAGE, "files": ["onnx"]}
+        whole = merged(card_of({"web": page}), folder)
+        assert {*whole["formats"]} == {"web"} and {*whole["others"]} == {"savedmodel", "onnx"}
+        assert whole["exact"]["promised"] is False and "25" not in whole["exact"]["meaning"]
+        text = card_text(whole)
+        assert "### savedmodel, of another model\n\nFrom run else, step 1, exported as other: savedmodel/1." in text
+        assert "curl" not in text and "exported as what is not known: onnx/encoder.onnx." in text
+        # They are kept until they are replaced, and are formats again of a card of their own model.
+        (folder / JSON_NAME).write_text(json.dumps(whole))
+        again = merged({**card_of({"web": page}), "name": "other"}, folder)
+        assert {*again["formats"]} == {"savedmodel", "web"} and {*again["others"]} == {"onnx"}
+        assert "others" not in merged(card_of({"savedmodel": entry(), "onnx": entry()}), folder)
+
+    def test_an_earlier_entry_that_cannot_be_told_counts_for_nothing(self, folder) -> None:
+        half = {**entry(), "parity": 3}
+        (folder / JSON_NAME).write_text(json.dumps(card_of({"onnx": half})))
+        card = card_of({"web": PAGE})
+        assert merged(card, folder) == card
 
     @pytest.mark.parametrize("text", ["[]", "{", '{"formats": [1]}', '{"formats": {"onnx": {}}}', '{"formats": null}'])
     def test_an_earlier_card_that_is_damaged_counts_for_nothing(self, folder, text) -> None:
