@@ -40,8 +40,8 @@ _PAGE_CHECKS = {"digest": "by digest", "node": "in Node", "browser": "in a brows
 
 def licence_of(origin: Origin) -> str:
     """Returns what is known of the rights in a run's images."""
-    if origin.imported:
-        return "No licence is claimed: the checkpoint does not say what images it was trained on."
+    if not origin.images_known:
+        return "No licence is claimed: the weights do not say what images they were trained on."
     return rights_in(origin.config.data)
 
 

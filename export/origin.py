@@ -19,7 +19,7 @@ from tfdecouple.directions import Directions
 from tfdecouple.errors import RunError
 from tfdecouple.image_shapes import facts
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import Run, is_folder, read_summary, require_own_images, run_name
+from tfdecouple.runs import Run, images_known, is_folder, read_summary, require_own_images, run_name, unknown_data
 
 _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
 
@@ -36,7 +36,7 @@ class Origin:
         averaged: whether they are the averaged ones.
         parameters: number of trainable parameters.
         data: what the run was trained on, for people.
-        imported: whether the weights come from a checkpoint of the paper's code, which says nothing of its data.
+        images_known: whether it is known what the weights were trained on; not of an import, for example.
         directions: in z, found for these weights; None where there are none.
         label_names: of the labels that the model knows, in their order; () where it knows none.
         without_directions: why those that lie there are left out; "" where they are not.
@@ -51,7 +51,7 @@ class Origin:
     parameters: int
     data: str
     bits_per_dim: Mapping[str, Any] | None
-    imported: bool = False
+    images_known: bool = True
     directions: Directions | None = None
     without_directions: str = ""
     label_names: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
         directions = opened.directions() if config.model.has_latent else None
     except RunError as error:
         problem = str(error)
-    imported = "imported_from" in summary
+    known = images_known(summary, step)
     best = summary.get("best_step") == step
     bits: dict[str, Any] = {}
     if best and isinstance(summary.get("validation_bits_per_dim"), float):
@@ -123,9 +123,9 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
         step=step,
         averaged=opened.averaged,
         parameters=model.parameter_count()["total"],
-        data=f"data unknown ({config.description})" if imported else without_path(trained_on, config),
+        data=without_path(trained_on, config) if known else unknown_data(config),
         bits_per_dim=bits or None,
-        imported=imported,
+        images_known=known,
         directions=directions,
         without_directions=problem,
         label_names=opened.label_names,

@@ -418,7 +418,7 @@ def _about(origin: Origin) -> dict[str, Any]:
         "latent_dim": model.latent_dim,
         "bits_per_dim": bits.get("test", bits.get("validation")),
         "data": origin.data,
-        "examples": examples_for(None if origin.imported or origin.step == 0 else origin.config.data),
+        "examples": examples_for(origin.config.data if origin.images_known else None),
     }
 
 

@@ -19,7 +19,18 @@ from tfdecouple.image_shapes import described
 from tfdecouple.pretrained import HUB
 from tfdecouple.pretrained.hub import Address, upload
 from tfdecouple.pretrained.published import CARD, Published
-from tfdecouple.runs import CHECKPOINTS, CONFIG, LABELS, SUMMARY, Run, find_run, read_summary, write_label_names
+from tfdecouple.runs import (
+    CHECKPOINTS,
+    CONFIG,
+    LABELS,
+    SUMMARY,
+    Run,
+    find_run,
+    images_known,
+    read_summary,
+    unknown_data,
+    write_label_names,
+)
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json, write_text
 
@@ -117,7 +128,9 @@ def _public(config: Config) -> Config:
 
 
 def _without_path(values: Any, opened: Run) -> Any:
-    """Returns plain values without the path of the folder of images."""
+    """Returns plain values without the path of the folder of images, and without that of what was imported."""
+    if isinstance(values, dict) and "imported_from" in values:
+        values = {**values, "imported_from": re.split(r"[/\\]", values["imported_from"])[-1]}
     option, folder = images_at(opened.config.data) or ("", "")
     if option != "data.source":
         return values
@@ -140,10 +153,10 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
         address: by which it is loaded, on the Hub or in the installation; None for a folder.
     """
     config, model = opened.config, opened.config.model
-    imported = "imported_from" in summary
-    data = str(_without_path(summary.get("data") or config.data.source, opened))
-    rights = "nobody stated what images they are" if imported else rights_in(_public(config).data)
-    test = summary.get("test") if summary.get("best_step") == opened.step else None
+    known = images_known(summary, opened.step)
+    data = _without_path(summary.get("data") or config.data.source, opened) if known else unknown_data(config)
+    rights = rights_in(_public(config).data) if known else "nobody stated what images they are"
+    test = summary.get("test") if known and summary.get("best_step") == opened.step else None
     header: dict[str, Any] = {
         "license": licence,
         "library_name": "tfdecouple",
@@ -180,7 +193,7 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
         "| | |",
         "| --- | --- |",
         f"| licence of the weights | {licence} |",
-        f"| trained on | {data}, {opened.step:,} updates |",
+        f"| trained on | {data}{f', {opened.step:,} updates' if opened.step else ''} |",
         f"| rights in the images | {rights} |",
         f"| weights | {counted:,} float32{', averaged over the training' if opened.averaged else ''} |",
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfdecouple.architecture import count_by_network
@@ -177,8 +177,33 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     summary = parse_json(path.read_text(encoding="utf-8"))
-    if not isinstance(summary, dict) or not (
-        "imported_from" in summary or isinstance(summary.get("test", ""), dict | None)
-    ):
+    if not isinstance(summary, dict) or not ("imported_from" in summary or "test" in summary):
         raise ValueError(f"it has no figures of a test: {json.dumps(summary)[:60]}")
+    test = summary.get("test")
+    figures = test if isinstance(test, dict) else {}
+    if test is not None and not (
+        type(figures.get("bits_per_dim")) in (int, float) and type(figures.get("images")) is int
+    ):
+        raise ValueError(f"its figures of a test are none: {json.dumps(test)[:60]}")
+    for name in ("imported_from", "data", "reconstruction"):
+        if not isinstance(summary.get(name), str | None):
+            raise ValueError(f"its {name} is no text: {json.dumps(summary[name])[:60]}")
     return summary
+
+
+def unknown_data(config: Config) -> str:
+    """Returns what is said of the images of a run that are not known."""
+    return f"data unknown ({config.description})" if config.description else "data unknown"
+
+
+def images_known(summary: Mapping[str, Any] | None, step: int) -> bool:
+    """Whether it is known what images weights were trained on.
+
+    It is not of imports, nor of a model that `save_run` was given alone: their configs have the default in its place.
+
+    Args:
+        summary: what `read_summary` returns.
+        step: in updates, at which the weights were saved.
+    """
+    said = summary or {}
+    return "imported_from" not in said and (step > 0 or said.get("data") is not None)

@@ -26,6 +26,7 @@ from tfdecouple.run_folder import (
     SUMMARY,
     averaged_names,
     find_run,
+    images_known,
     is_folder,
     load_config,
     load_weights,
@@ -33,10 +34,11 @@ from tfdecouple.run_folder import (
     read_summary,
     require_fitting,
     run_name,
+    unknown_data,
     write_label_names,
 )
 from tfdecouple.storage.checkpoints import CheckpointFolder
-from tfdecouple.storage.files import write_text
+from tfdecouple.storage.files import write_json, write_text
 
 __all__ = [
     "CHECKPOINTS",
@@ -46,6 +48,7 @@ __all__ = [
     "Run",
     "averaged_names",
     "find_run",
+    "images_known",
     "is_folder",
     "load_config",
     "load_directions",
@@ -58,6 +61,7 @@ __all__ = [
     "require_own_images",
     "run_name",
     "save_run",
+    "unknown_data",
     "weights_sha256",
     "write_label_names",
     "write_run",
@@ -259,7 +263,8 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     Args:
         model: initialised or trained.
         run: the folder to make.
-        config: of a run with this model, where more is known of it, such as its data; of the model alone by default.
+        config: of a run with this model, where more is known of it, such as its data; of the model alone by default,
+            which says of the images that nobody knows them, and claims no licence.
 
     Raises:
         RunError: where the folder is not empty or cannot be written.
@@ -270,12 +275,14 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     folder = pathlib.Path(run)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{run} exists and is not empty; name a new folder")
+    data = config.data.source if config else None
     config = config or Config(name=run_name(folder), model=model.config)
     if config.model != model.config:
         raise ConfigError("the config that save_run was given is of another model")
     # The weights are what they are: no averages of theirs are beside them.
     training = dataclasses.replace(config.training, ema_decay=0.0)
     write_run(folder, model, dataclasses.replace(config, training=training), 0)
+    write_json(folder / SUMMARY, {"data": data, "test": None, "parameters": model.parameter_count()})
 
 
 def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step: int) -> None:

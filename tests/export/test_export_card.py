@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -14,10 +15,11 @@ from helpers.models import SMALL
 from helpers.places import PATIENCE, user_environment
 from helpers.serving_server import Server
 
-from export.card import JSON_NAME, TEXT_NAME, card_text, exactness, make_card, merged
+from export.card import JSON_NAME, TEXT_NAME, card_text, exactness, licence_of, make_card, merged
 from export.origin import Origin, open_run, without_path
 from export.signatures import endpoints
 from tfdecouple.config import Config, DataConfig
+from tfdecouple.runs import load_model, save_run
 
 LATENCY = {"encode": {"1": 1.0}}
 
@@ -191,6 +193,20 @@ class TestRights:
         assert line.startswith("- **Data:** data unknown (imported from a checkpoint of the reference, model.npz).")
         assert "No licence is claimed" in line
         assert not re.search("CC0|CC BY|public domain|photograph", line)
+
+    def test_a_model_that_was_saved_alone_claims_none_unless_its_config_says_more(self, tiny_run, tmp_path) -> None:
+        model = load_model(tiny_run)
+        save_run(model, tmp_path / "mine")
+        save_run(model, tmp_path / "told", Config(model=SMALL, data=DataConfig(source="folder:/home/ada/faces")))
+        # As it was left before there was a summary beside it.
+        old = shutil.copytree(tmp_path / "mine", tmp_path / "old")
+        (old / "summary.json").unlink()
+        for run in ("mine", "old"):
+            _, origin = open_run(tmp_path / run)
+            card = make_card(origin, endpoints(SMALL), "any", {"onnx": entry()})
+            assert card["data"]["source"] == "data unknown" and "No licence is claimed" in card["data"]["licence"]
+        _, origin = open_run(tmp_path / "told")
+        assert origin.images_known and origin.data == "folder:faces" and "No licence" not in licence_of(origin)
 
     def test_other_runs_say_whose_images_they_are(self) -> None:
         for source, said in {"photographs": "CC0", "cifar10": "Krizhevsky", "folder:faces": "not recorded"}.items():

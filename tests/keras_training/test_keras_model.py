@@ -93,6 +93,8 @@ class TestFiles:
     @says(
         '`tfdecouple.save_run(model, "runs/mine")` makes a run folder of a model, which every command takes, and '
         "`python -m export` for checked files of all that the model does.",
+        "What images it was fitted on, a model does not know: cards say so and claim no licence, unless you name them, as "
+        'in `save_run(model, run, Config(name="mine", model=model.config, data=DataConfig(source="folder:faces")))`.',
     )
     def test_a_run_folder(self, images, tmp_path):
         from export.origin import open_run
@@ -100,7 +102,11 @@ class TestFiles:
         model = variant("coupling")
         tfdecouple.save_run(model, tmp_path / "mine")
         assert np.array_equal(tfdecouple.load_model(tmp_path / "mine").encode(images).v, model.encode(images).v)
-        assert open_run(tmp_path / "mine")[0].config == model.config
+        found, origin = open_run(tmp_path / "mine")
+        assert found.config == model.config and origin.data == "data unknown"
+        data = tfdecouple.DataConfig(source="folder:faces")
+        tfdecouple.save_run(model, tmp_path / "told", tfdecouple.Config(name="mine", model=model.config, data=data))
+        assert open_run(tmp_path / "told")[1].data == "folder:faces"
         with pytest.raises(RunError, match="is not empty"):
             tfdecouple.save_run(model, tmp_path / "mine")
         other = tfdecouple.Config(model=dataclasses.replace(SMALLEST, alpha=0.5))

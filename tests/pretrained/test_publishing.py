@@ -13,7 +13,7 @@ from tfdecouple.cli import main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.pretrained.published import MANIFEST, Published
-from tfdecouple.runs import load_config, load_model, weights_sha256
+from tfdecouple.runs import load_config, load_model, save_run, weights_sha256
 
 SUMMARY = {
     "steps": 9,
@@ -147,3 +147,24 @@ def test_it_is_published_again_under_its_licence(published, tmp_path, capsys):
     assert main(["publish", "--run", str(published), "--to", str(tmp_path / "again")]) == 0
     assert header(tmp_path / "again")[0]["license"] == "cc-by-4.0"
     assert f"load_model('{tmp_path / 'again'}')" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["saved alone", "imported", "imported before"])
+def test_of_images_that_nobody_stated_nothing_is_claimed(kind, tiny_run, tmp_path):
+    save_run(load_model(tiny_run), tmp_path / "run")
+    if kind != "saved alone":
+        path = "/home/ada/secret/model.npz" if kind == "imported before" else "model.npz"
+        (tmp_path / "run" / "summary.json").write_text(json.dumps({"imported_from": path, "parameters": {}}))
+    assert main(["publish", "--run", str(tmp_path / "run"), "--to", str(tmp_path / "to"), "--licence", "mit"]) == 0
+    found, body = header(tmp_path / "to")
+    assert "model-index" not in found
+    assert "| trained on | data unknown |\n| rights in the images | nobody stated what images they are |" in body
+    assert "photograph" not in body and "CC0" not in body
+    assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "to").rglob("*") if path.is_file())
+
+
+def test_a_summary_of_a_stranger_fails_nothing(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "summary.json").write_text(json.dumps({**SUMMARY, "test": {}}))
+    assert main(["publish", "--run", str(copy), "--to", str(tmp_path / "to"), "--licence", "mit"]) == 0
+    assert "model-index" not in header(tmp_path / "to")[0]

@@ -51,7 +51,14 @@ class TestMistakeBeforeTheFirstStep:
 
 
 class TestDamagedSummary:
-    @pytest.mark.parametrize("content", [b"", b'{"steps": 10, "te', b"[1]", b"\xff", b'{"steps": 10}', b'{"test": 3}'])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"", b'{"steps": 10, "te', b"[1]", b"\xff", b'{"steps": 10}', b'{"test": 3}', b'{"test": {}}',
+            b'{"test": {"bits_per_dim": "3.5", "images": 4}}', b'{"test": {"bits_per_dim": 3.5, "images": "four"}}',
+            b'{"test": null, "data": ["faces"]}', b'{"imported_from": 3}', b'{"imported_from": "x", "test": {}}',
+        ],
+    )  # fmt: skip
     def test_is_told_from_a_whole_one(self, tmp_path, content):
         (tmp_path / "summary.json").write_bytes(content)
         with pytest.raises(ValueError):

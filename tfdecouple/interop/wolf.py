@@ -65,7 +65,9 @@ def import_wolf(
         training=TrainingConfig(init_images=1),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / SUMMARY, {"imported_from": str(weights_path), "parameters": model.parameter_count()})
+    write_json(
+        folder / SUMMARY, {"imported_from": pathlib.Path(weights_path).name, "parameters": model.parameter_count()}
+    )
     write_run(folder, model, config, 0)
     return model
 
