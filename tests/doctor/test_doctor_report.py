@@ -75,7 +75,11 @@ def timed(variant, rate, batch=16, devices=1):
     return Finding(f"train, {variant}", None, f"{rate} images/s", figures=figures)
 
 
-def recommended(*rows, numerics=(), request=None, facts=FACTS):
+# All variants compared, and right.
+RIGHT = tuple(Finding(f"CPU:0, {each.name}", True, "", figures={"variant": each.name}) for each in VARIANTS)
+
+
+def recommended(*rows, numerics=RIGHT, request=None, facts=FACTS):
     found = {"build": [Finding("versions", True, "", figures=facts)], "numerics": numerics, "speed": rows}
     return recommend(request or Request(), found)
 
@@ -102,11 +106,20 @@ class TestRecommendation:
     def test_takes_no_precision_whose_numbers_are_wrong(self):
         rows = [timed("float32", 100.0), timed("tf32", 150.0), timed("bfloat16 nets", 160.0)]
         wrong = Finding("GPU:0", False, "", "do not", {"variant": "bfloat16 nets"})
-        found = recommended(*rows, numerics=[wrong])
+        found = recommended(*rows, numerics=[*RIGHT, wrong])
         assert found.settings == ("training.precision=tf32",)
         assert any("numbers are wrong" in line for line in found.why)
         # Where numbers were not measured at all, nothing but the default is safe.
-        assert recommended(*rows, numerics=[Finding("GPU:0", False, "", "see")]).settings == ()
+        assert recommended(*rows, numerics=[*RIGHT, Finding("GPU:0", False, "", "see")]).settings == ()
+
+    def test_takes_nothing_whose_numbers_nobody_compared(self):
+        rows = [timed("float32", 100.0), timed("tf32", 150.0), timed("bfloat16 nets", 160.0)]
+        found = recommended(*rows, numerics=())
+        assert found.settings == () and any(
+            "1.60 times as fast, but its numbers were not" in line for line in found.why
+        )
+        # Of two, the one that was compared.
+        assert recommended(*rows, numerics=RIGHT[1:2]).settings == ("training.precision=tf32",)
 
     def test_says_so_where_nothing_was_timed(self):
         assert recommended().settings == () and "not timed" in recommended().why[0]

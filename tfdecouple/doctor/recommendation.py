@@ -52,8 +52,8 @@ def recommend(request: Request, found: Found) -> Recommendation:
     gains = _gains(found.get("speed", ()))
     if DEFAULT.name not in gains:
         return Recommendation(why=("training was not timed: nothing to choose from",))
-    wrong = _wrong_variants(found)
-    chosen = _chosen(gains, wrong)
+    right, wrong = _judged_variants(found)
+    chosen = _chosen(gains, right)
     settings: list[str] = []
     environment: list[str] = []
     why: list[str] = []
@@ -65,7 +65,11 @@ def recommend(request: Request, found: Found) -> Recommendation:
             environment += [f"{name}={value}" for name, value in variant.environment.items()]
             verdict = ", taken"
         else:
-            verdict = ", but its numbers are wrong here" if variant.name in wrong else ", not taken"
+            verdict = ", not taken"
+            if variant.name in wrong:
+                verdict = ", but its numbers are wrong here"
+            elif variant.name not in right:
+                verdict = ", but its numbers were not compared"
         why.append(f"{variant.name}: {gains[variant.name]:.2f} times as fast{verdict}")
     micro_batches, reason = _micro_batches(request, settings, found)
     return Recommendation((*settings, *micro_batches), tuple(environment), (*why, *reason))
@@ -80,20 +84,22 @@ def _gains(findings: Iterable[Finding]) -> dict[str, float]:
     return {row["variant"]: row["images_per_s"] / rate for row, rate in places if rate}
 
 
-def _wrong_variants(found: Found) -> set[str]:
-    """Returns the variants in which a device computes something else; all, where that was not measured."""
-    failed = [one.figures for one in found.get("numerics", ()) if one.holds is False]
-    if all("variant" in figures for figures in failed):
-        return {figures["variant"] for figures in failed}
-    return {variant.name for variant in VARIANTS}
+def _judged_variants(found: Found) -> tuple[set[str], set[str]]:
+    """Returns the variants in which all devices compute the same, and those in which one computes something else.
+
+    What was not compared is in neither; where the comparison of a device failed, nothing is known to be right.
+    """
+    judged = [(one.holds, one.figures.get("variant")) for one in found.get("numerics", ())]
+    right, wrong = ({name for holds, name in judged if name and holds is said} for said in (True, False))
+    return (set() if (False, None) in judged else right - wrong), wrong
 
 
-def _chosen(gains: Mapping[str, float], wrong: set[str]) -> set[str]:
-    """Returns the variants that are worth it: of those that set the same options the fastest."""
+def _chosen(gains: Mapping[str, float], right: set[str]) -> set[str]:
+    """Returns the variants that are worth it: of those that are right and set the same options the fastest."""
     best: dict[tuple[str, ...], tuple[float, str]] = {}
     for variant in VARIANTS[1:]:
         gain = gains.get(variant.name, 0.0)
-        if gain >= GAIN and variant.name not in wrong:
+        if gain >= GAIN and variant.name in right:
             options = tuple(sorted({*(each.partition("=")[0] for each in variant.settings), *variant.environment}))
             best[options] = max(best.get(options, (0.0, "")), (gain, variant.name))
     return {name for _, name in best.values()}
