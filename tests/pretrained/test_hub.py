@@ -1,9 +1,11 @@
 """Weights on the Hub, through its own client, against a server on this machine."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from helpers.hub_server import hub_server
@@ -133,6 +135,36 @@ def test_a_strangers_repository(hub, weights, made, error, said):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_manifest_is_fetched_once_its_size_is_known(hub, weights):
+    hub.commit("ada/faces", {**weights, "manifest.json": weights["manifest.json"] + b" " * 2**20})
+    with pytest.raises(RunError, match="the manifest of hf://ada/faces has .* bytes; one has 1,048,576 at most"):
+        folder_of("hf://ada/faces")
+    assert {method for method, _ in hub.asked} == {"HEAD"}
+
+
+def test_room_is_asked_for_what_is_missing_alone(hub, weights, monkeypatch):
+    hub.commit("ada/faces", weights)
+    folder = folder_of("hf://ada/faces")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=0))
+    fetch.cache_clear()
+    assert folder_of("hf://ada/faces") == folder
+    fetch.cache_clear()
+    (folder / "config.json").unlink()
+    with pytest.raises(RunError, match=f"has {len(weights['config.json']):,} bytes, and .* not as much room"):
+        folder_of("hf://ada/faces")
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json"])
+def test_a_file_that_is_damaged_here_is_fetched_again(hub, weights, name):
+    hub.commit("ada/faces", weights)
+    folder = folder_of("hf://ada/faces")
+    (folder / name).write_bytes(b"#" + weights[name][1:])
+    fetch.cache_clear()
+    with pytest.raises(RunError, match="of hf://ada/faces is "):
+        folder_of("hf://ada/faces")
+    assert (folder_of("hf://ada/faces") / name).read_bytes() == weights[name]
+
+
 def test_what_is_not_there(hub, weights, capsys):
     hub.commit("ada/faces", weights)
     for address, said in (
@@ -149,10 +181,15 @@ def test_what_is_not_there(hub, weights, capsys):
 def test_a_hub_that_is_away(hub, weights, monkeypatch):
     from huggingface_hub import constants
 
+    commit = hub.commit("ada/known", weights)
+    folder_of("hf://ada/known")
     nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
     # The client tries again and again.
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    fetch.cache_clear()
+    # What was fetched of a branch has to do.
+    assert folder_of("hf://ada/known").name == commit
     with pytest.raises(RunError, match="hf://ada/faces: ") as refusal:
         folder_of("hf://ada/faces")
     assert "\n" not in str(refusal.value)

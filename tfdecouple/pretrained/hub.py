@@ -13,14 +13,15 @@ import pathlib
 import re
 import shutil
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 from tfdecouple.errors import RunError, UserError, one_line
-from tfdecouple.pretrained.published import MANIFEST, Published
+from tfdecouple.pretrained.published import MANIFEST, MANIFEST_BYTES, Published
 from tfdecouple.runtime.extras import require
 
 # What requests say that they come from.
 _LIBRARY = "tfdecouple"
+_COMMIT = re.compile("[0-9a-f]{40}", re.ASCII)
 _ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/(?P<name>[\w.-]+))(@(?P<revision>[\w.-]+(/[\w.-]+)*))?", re.ASCII)
 
 
@@ -71,22 +72,69 @@ def fetch(text: str) -> pathlib.Path:
 
     hub = huggingface_hub.HfApi(library_name=_LIBRARY)
     with _errors(text):
-        path = pathlib.Path(hub.hf_hub_download(address.repository, MANIFEST, revision=address.revision))
-        published = Published.read(path, text)
+        path = _manifest(hub, address, text)
+        try:
+            published = Published.read(path, text)
+        except RunError:
+            _forget(path)
+            raise
         # The other files are of the commit that the manifest is of, whatever becomes of the branch meanwhile.
         commit = path.parent.name
-        total = sum(size for size, _ in published.needed.values())
+        missing = {name: size for name, (size, _) in published.needed.items() if not (path.parent / name).exists()}
+        total = sum(missing.values())
         if total > shutil.disk_usage(path.parent).free:
             raise RunError(f"{text} has {total:,} bytes, and {path.parent} has not as much room; set HF_HOME")
-        for name, (size, _) in published.needed.items():
-            if (path.parent / name).exists():
-                continue
+        for name, size in missing.items():
             url = huggingface_hub.hf_hub_url(address.repository, name, revision=commit, endpoint=hub.endpoint)
             if hub.get_hf_file_metadata(url=url).size != size:
                 raise RunError(f"{name} of {text} has not the {size:,} bytes that its manifest says")
             hub.hf_hub_download(address.repository, name, revision=commit)
-    published.require_same(path.parent, text)
+    try:
+        published.require_same(path.parent, text)
+    except RunError:
+        for name in published.needed:
+            if (path.parent / name).is_file() and not published.is_same(path.parent, name):
+                _forget(path.parent / name)
+        raise
     return path.parent
+
+
+def _manifest(hub: Any, address: Address, text: str) -> pathlib.Path:
+    """Returns the place of the manifest in the client's store; it is fetched once its size is known.
+
+    Raises:
+        RunError: where it is too large for one.
+        Exception: of the client, where the Hub has none; or where it cannot be reached and none was fetched before.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    place, revision = address.repository, address.revision
+    known = huggingface_hub.try_to_load_from_cache(place, MANIFEST, revision=revision)
+    if isinstance(known, str) and _COMMIT.fullmatch(revision or ""):
+        return pathlib.Path(known)
+    url = huggingface_hub.hf_hub_url(place, MANIFEST, revision=revision, endpoint=hub.endpoint)
+    try:
+        size = hub.get_hf_file_metadata(url=url).size
+    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except Exception:
+        # The Hub is away: what a branch or tag was when it was last fetched has to do.
+        if isinstance(known, str):
+            return pathlib.Path(known)
+        raise
+    if size is None or size > MANIFEST_BYTES:
+        raise RunError(f"the manifest of {text} has {size or 'untold'} bytes; one has {MANIFEST_BYTES:,} at most")
+    return pathlib.Path(hub.hf_hub_download(place, MANIFEST, revision=revision))
+
+
+def _forget(path: pathlib.Path) -> None:
+    """Removes a file from the client's store, which would not fetch it again while it is there."""
+    # What lies in the folder of a commit is a link to the content.
+    content = path.resolve()
+    for each in (path, content):
+        with contextlib.suppress(OSError):
+            each.unlink()
 
 
 def upload(folder: pathlib.Path, text: str, *, private: bool, message: str) -> str:

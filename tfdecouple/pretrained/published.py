@@ -32,7 +32,8 @@ NEEDED = re.compile(
 )
 # Published for people.
 BESIDE = (CARD, "metrics.jsonl")
-_MOST_FILES, _MANIFEST_BYTES = 100, 2**20
+MANIFEST_BYTES = 2**20
+_MOST_FILES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Published:
             UntrustedError: where it names files that are none of a run's weights.
         """
         try:
-            if path.stat().st_size > _MANIFEST_BYTES:
+            if path.stat().st_size > MANIFEST_BYTES:
                 raise ValueError(f"it has {path.stat().st_size:,} bytes")
             values = parse_json(path.read_bytes())
             if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -96,15 +97,19 @@ class Published:
         """The files that a model needs."""
         return {name: entry for name, entry in self.files.items() if name not in BESIDE}
 
+    def is_same(self, folder: pathlib.Path, name: str) -> bool:
+        """Whether a file of a folder is what the manifest says."""
+        size, digest = self.files[name]
+        return (folder / name).stat().st_size == size and sha256_of(folder / name) == digest
+
     def require_same(self, folder: pathlib.Path, where: str) -> None:
         """Refuses a folder whose files are not those of the manifest.
 
         Raises:
             RunError: naming the first file that is missing or changed.
         """
-        for name, (size, digest) in self.needed.items():
-            path = folder / name
-            if not path.is_file():
+        for name in self.needed:
+            if not (folder / name).is_file():
                 raise RunError(f"{where} lacks {name}, which its manifest names; fetch or publish it again")
-            if path.stat().st_size != size or sha256_of(path) != digest:
+            if not self.is_same(folder, name):
                 raise RunError(f"{name} of {where} is not what its manifest says; fetch or publish it again")
