@@ -93,8 +93,9 @@ class TestFiles:
     @says(
         '`tfdecouple.save_run(model, "runs/mine")` makes a run folder of a model, which every command takes, and '
         "`python -m export` for checked files of all that the model does.",
-        "What images it was fitted on, a model does not know: cards say so and claim no licence, unless you name them, as "
-        'in `save_run(model, run, Config(name="mine", model=model.config, data=DataConfig(source="folder:faces")))`.',
+        "What images it was fitted on, a model does not know: cards say so and claim no licence, unless you name "
+        'them, as in `save_run(model, run, Config(name="mine", model=model.config, '
+        'data=DataConfig(source="folder:faces")))`.',
     )
     def test_a_run_folder(self, images, tmp_path):
         from export.origin import open_run
