@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from export.verification.arrays import Arrays, Report, answers_in, cases_of, group, reason, run_check
 from export.verification.weights import by_name, same
@@ -34,6 +35,8 @@ _STATEFUL = {
     "AssignVariableOp", "DisableCopyOnRead", "MergeV2Checkpoints", "PartitionedCall", "ReadVariableOp", "RestoreV2",
     "SaveV2", "StatefulPartitionedCall", "VarHandleOp", "VarIsInitializedOp",
 }  # fmt: skip
+# They have no state of their own, and yet answer by what lies on the disk.
+_READS_FILES = {"MatchingFiles", "ReadFile"}
 # Endpoints that are asked side by side on a CPU: each graph is one chain, whose small operations leave cores idle.
 _AT_ONCE = 2
 # Of the names that Keras gives to the variables of `export.formats.saved_model`.
@@ -71,6 +74,13 @@ def check(
         with contextlib.suppress(RuntimeError):
             tf.config.threading.set_intra_op_parallelism_threads(cores())
     report = Report(notes={"tensorflow": tf.__version__})
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    if strange := sorted(there - _FILES):
+        report.problems.append(f"the SavedModel holds {', '.join(strange)}, which is compared with nothing")
+    # Before anything of it runs.
+    if wrong := list(_operations(folder)):
+        report.problems += wrong
+        return report
     with (
         full_float32(),
         tf.Graph().as_default(),
@@ -82,10 +92,7 @@ def check(
         except Exception as error:  # noqa: BLE001 - whatever TensorFlow raises, a server cannot load it either
             report.problems.append(f"the SavedModel cannot be loaded: {reason(error)}")
             return report
-        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-        if strange := sorted(there - _FILES):
-            report.problems.append(f"the SavedModel holds {', '.join(strange)}, which is compared with nothing")
-        report.problems += _operations(folder)
+        report.problems += _fingerprint(folder)
         signatures = meta.signature_def
         # `__saved_model_init_op` names an operation for the loader; it is no signature that anybody calls.
         found = {signature for signature in signatures if not signature.startswith("__")}
@@ -107,9 +114,9 @@ def check(
                 progress.advance(weights.get(signature_name, 1) * len(next(iter(inputs.values()))))
             return made
 
-        wrong = {endpoint: list(_signature(endpoint, signatures[endpoint], cases)) for endpoint in endpoints}
-        report.problems += [problem for problems in wrong.values() for problem in problems]
-        right = [endpoint for endpoint, problems in wrong.items() if not problems]
+        unfit = {endpoint: list(_signature(endpoint, signatures[endpoint], cases)) for endpoint in endpoints}
+        report.problems += [problem for problems in unfit.values() for problem in problems]
+        right = [endpoint for endpoint, problems in unfit.items() if not problems]
         answered = report.check_endpoints(right, call, cases, pool.map)
         report.problems += _default(signatures[_DEFAULT], endpoints[0], call, cases, answered.get(endpoints[0], {}))
         report.problems += _warm_up(folder, name, [_DEFAULT, *endpoints], cases)
@@ -134,7 +141,11 @@ def _operations(folder: pathlib.Path) -> Iterator[str]:
     from tensorflow.core.protobuf import saved_model_pb2
     from tensorflow.python.framework import op_def_registry
 
-    message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    try:
+        message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    except (OSError, DecodeError) as error:
+        yield f"the SavedModel cannot be loaded: {reason(error)}"
+        return
     if len(message.meta_graphs) != 1:
         yield f"the SavedModel holds {len(message.meta_graphs)} graphs; expected one, tagged serve"
         return
@@ -143,8 +154,26 @@ def _operations(folder: pathlib.Path) -> Iterator[str]:
     every |= {node.op for function in graph.library.function for node in function.node_def}
     for operation in sorted(every - _STATEFUL):
         definition = op_def_registry.get(operation)
-        if definition is None or definition.is_stateful:
+        if definition is None or definition.is_stateful or operation in _READS_FILES:
             yield f"the SavedModel has the operation {operation}, whose answers need not be the same every time"
+
+
+def _fingerprint(folder: pathlib.Path) -> Iterator[str]:
+    """Yields what is wrong with the digests that TensorFlow keeps beside the graph."""
+    from tensorflow.core.protobuf.fingerprint_pb2 import FingerprintDef
+    from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
+
+    try:
+        found = FingerprintDef.FromString((folder / "fingerprint.pb").read_bytes())
+    except (OSError, DecodeError) as error:
+        yield f"fingerprint.pb is missing or damaged: {reason(error)}"
+        return
+    right = FingerprintDef.FromString(fingerprinting.CreateFingerprintDef(str(folder)))
+    # A number of its own each has anyway; and another version of TensorFlow may calculate otherwise.
+    for message in (found, right):
+        message.ClearField("uuid")
+    if found.version.producer == right.version.producer and found != right:
+        yield "fingerprint.pb is of another SavedModel"
 
 
 def _weights(session: Any, expected: Mapping[str, str]) -> Iterator[str]:

@@ -8,6 +8,8 @@ import pytest
 import tensorflow as tf
 from helpers.exporting import SIGNATURES
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.protobuf.fingerprint_pb2 import FingerprintDef
+from tensorflow.python.saved_model.fingerprinting_utils import write_fingerprint
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from export import pipeline
@@ -47,6 +49,7 @@ def rewrite_variables(folder, change):
         shape_and_slices=[""] * len(arrays),
         tensors=[tf.convert_to_tensor(array) for array in arrays.values()],
     )
+    write_fingerprint(str(folder))
 
 
 def rewrite_signatures(folder, change):
@@ -54,6 +57,7 @@ def rewrite_signatures(folder, change):
     message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     change(message.meta_graphs[0].signature_def)
     (folder / "saved_model.pb").write_bytes(message.SerializeToString())
+    write_fingerprint(str(folder))
 
 
 @pytest.mark.usefixtures("forked")
@@ -106,7 +110,7 @@ class TestSavedModel:
         signatures = {"encode": encode, "serving_default": encode}
         tf.saved_model.save(tf.Module(), str(tmp_path / "savedmodel"), signatures=signatures)
         pipeline.save_cases(cases, tmp_path / "cases.npz")
-        with pytest.raises(RefusedError, match="encode fails at batch 1: .*pyfunc"):
+        with pytest.raises(RefusedError, match="has the operation .*PyFunc, whose answers need not be the same"):
             pass_gate(
                 "check_saved_model", tmp_path / "savedmodel", tmp_path / "cases.npz", endpoints=["encode"], name="tiny"
             )
@@ -131,6 +135,47 @@ class TestSavedModelInThisProcess:
         (problem,) = problems(lambda folder: rewrite_variables(folder, lose))
         assert problem.startswith("the SavedModel cannot be loaded: NotFoundError: ")
         assert "not found in checkpoint" in problem and "\n" not in problem
+
+    @pytest.mark.parametrize("when", ["called", "loaded"])
+    def test_operation_that_writes_a_file_is_found_before_it_runs(self, cases, tmp_path, when):
+        written = tmp_path / "written"
+
+        class Writer(tf.Module):
+            @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.uint8, "images")])
+            def encode(self, images):
+                tf.io.write_file(str(written), "here")
+                return {"v": tf.cast(images, tf.float32)}
+
+        writer, folder = Writer(), tmp_path / "savedmodel"
+        tf.saved_model.save(writer, str(folder), signatures={"encode": writer.encode, "serving_default": writer.encode})
+        if when == "loaded":
+            message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+            collection = message.meta_graphs[0].signature_def["__saved_model_init_op"].outputs["__saved_model_init_op"]
+            collection.name = message.meta_graphs[0].signature_def["encode"].outputs["v"].name
+            (folder / "saved_model.pb").write_bytes(message.SerializeToString())
+        report = check_saved_model.check(folder, cases, endpoints=["encode"], name="tiny", tell=str)
+        assert report.problems == [
+            "the SavedModel has the operation WriteFile, whose answers need not be the same every time"
+        ]
+        assert not written.exists()
+
+    @pytest.mark.parametrize("how", ["missing", "cut off", "of another"])
+    def test_fingerprint_that_is_not_of_the_graph(self, problems, how):
+        def change(folder):
+            path = folder / "fingerprint.pb"
+            if how == "missing":
+                path.unlink()
+            elif how == "cut off":
+                os.truncate(path, path.stat().st_size - 3)
+            else:
+                message = FingerprintDef.FromString(path.read_bytes())
+                message.saved_model_checksum += 1
+                path.write_bytes(message.SerializeToString())
+
+        (problem,) = problems(change)
+        assert problem.startswith(
+            "fingerprint.pb is of another" if how == "of another" else "fingerprint.pb is missing"
+        )
 
     def test_missing_output_and_fixed_batch_axis(self, problems):
         def change(signatures):
