@@ -5,6 +5,8 @@ from __future__ import annotations
 import pathlib
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterable
 
 from export.formats.files import FileFormat, Sources
 from tfdecouple.errors import UserError
@@ -57,14 +59,32 @@ class Ort(FileFormat):
 FORMAT = Ort()
 
 
+def operators_in(models: Iterable[pathlib.Path]) -> str:
+    """Returns the list of operations that a build for files of this format needs, as the files themselves have them."""
+    from onnxruntime.tools.ort_format_model import create_config_from_models
+
+    with tempfile.TemporaryDirectory() as scratch:
+        listed = pathlib.Path(scratch, OPERATORS)
+        create_config_from_models(list(models), listed, False)
+        return _merged([listed])
+
+
 def _merge(folder: pathlib.Path) -> None:
     """Makes one list of operations of those that the tool wrote for each file."""
+    paths = sorted(folder.glob(f"*{OPERATORS}"))
+    text = _merged(paths)
+    for path in paths:
+        path.unlink()
+    (folder / OPERATORS).write_text(text, encoding="utf-8")
+
+
+def _merged(paths: Iterable[pathlib.Path]) -> str:
+    """Returns one list of operations of several."""
     found: dict[tuple[str, str], set[str]] = {}
-    for path in sorted(folder.glob(f"*{OPERATORS}")):
+    for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines():
             if line.strip() and not line.startswith("#"):
                 domain, opset, operations = line.strip().split(";")
                 found.setdefault((domain, opset), set()).update(operations.split(","))
-        path.unlink()
     lines = [f"{domain};{opset};{','.join(sorted(names))}" for (domain, opset), names in sorted(found.items())]
-    (folder / OPERATORS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"

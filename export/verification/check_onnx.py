@@ -31,6 +31,12 @@ _NOT_OF_A_FUNCTION = {
     "Bernoulli", "Dropout", "If", "Loop", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
     "RandomUniformLike", "Scan", "SequenceMap",
 }  # fmt: skip
+# Operations that take shapes, places or axes beside what they compute with.
+_OF_SHAPES = {
+    "ConstantOfShape", "Expand", "Gather", "GatherElements", "GatherND", "Pad", "ReduceL2", "ReduceLogSumExp",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Reshape", "Resize", "Slice",
+    "Split", "Squeeze", "Tile", "TopK", "Unsqueeze",
+}  # fmt: skip
 # What lets a provider compute in full float32; without it images do not come back.
 _PROVIDER_OPTIONS = {
     "CUDAExecutionProvider": {"use_tf32": "0"},
@@ -201,6 +207,9 @@ def _operations(model: onnx.ModelProto) -> Iterator[str]:
         yield (
             f"is of opset {versions}, format {model.ir_version}; expected opset {_OPSET}, format {_IR_VERSION} at most"
         )
+    attributes = [attribute for node in model.graph.node for attribute in node.attribute]
+    if model.graph.sparse_initializer or any(one.sparse_tensors or one.HasField("sparse_tensor") for one in attributes):
+        yield "has sparse weights, which are compared with nothing"
     if model.functions:
         yield f"defines functions of its own: {', '.join(sorted({function.name for function in model.functions}))}"
     if found := sorted({node.op_type for node in model.graph.node} & _NOT_OF_A_FUNCTION):
@@ -208,27 +217,48 @@ def _operations(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _weights(model: onnx.ModelProto, expected: Mapping[str, str]) -> Iterator[str]:
-    """Compares every array of the file with the folded one of its name; single numbers belong to the arithmetic."""
-    for name, array in arrays_of(model):
+    """Compares every array of the file with the folded one of its name.
+
+    Single numbers belong to the arithmetic, and so do integers that say shapes, places and axes.
+    """
+    readers: dict[str, list[tuple[str, int]]] = {}
+    for node in model.graph.node:
+        for place, given in enumerate(node.input):
+            readers.setdefault(given, []).append((node.op_type, place))
+    for name, array, output in _arrays_of(model):
         # A weight that is read in two orders of axes goes by its name and the order in one of them.
         known = expected.get(name) or expected.get(name.rpartition("/")[0])
         if known is None:
-            yield f"has a weight {name} that the run does not have"
-        elif not same(array, known):
+            of_shapes = array.size == 1 or all(map(_is_of_shapes, readers.get(output, ())))
+            if array.dtype not in (np.int32, np.int64) or not of_shapes:
+                yield f"has a weight {name} that the run does not have"
+        elif array.dtype != np.float32 or not same(array, known):
             yield f"has other numbers in weight {name} than the run"
         elif not np.isfinite(array).all():
             yield f"has numbers in weight {name} that are not finite"
 
 
-def arrays_of(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
-    """Returns names and values of all weights, in initializers and in nodes."""
+def _is_of_shapes(reader: tuple[str, int]) -> bool:
+    """Whether an operation takes, in this place among its inputs, shapes, places or axes."""
+    operation, place = reader
+    return operation in _OF_SHAPES and (place > 0 or operation == "ConstantOfShape")
+
+
+def _arrays_of(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray, str]]:
+    """Returns names and values of all constants that are no single numbers, and the names under which they are read."""
     for tensor in model.graph.initializer:
-        if tensor.dims and onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).kind == "f":
-            yield tensor.name, numpy_helper.to_array(tensor)
+        if tensor.dims:
+            yield tensor.name, numpy_helper.to_array(tensor), tensor.name
     for node in model.graph.node:
         for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.dims:
-                yield f"{node.output[0]} of a {node.op_type}", numpy_helper.to_array(attribute.t)
+            tensors = [*attribute.tensors, *([attribute.t] if attribute.type == onnx.AttributeProto.TENSOR else [])]
+            arrays = [numpy_helper.to_array(tensor) for tensor in tensors if tensor.dims]
+            if attribute.floats:
+                arrays.append(np.array(attribute.floats, np.float32))
+            if attribute.ints and node.op_type == "Constant":
+                arrays.append(np.array(attribute.ints, np.int64))
+            for array in arrays:
+                yield f"{node.output[0]} of a {node.op_type}", array, node.output[0]
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import onnxruntime
 
-from export.formats.ort import OPERATORS
+from export.formats.ort import OPERATORS, operators_in
 from export.verification.arrays import Arrays, Report, answers_in, group, images_tried, reason, run_check
 from export.verification.check_onnx import OnnxFiles
 from tfdecouple.runtime.progress import Lines
@@ -43,8 +43,7 @@ def check(
         {path.name for path in folder.iterdir()} - {OPERATORS, *(path.name for path in files.paths.values())}
     ):
         report.problems.append(f"{', '.join(strange)} is compared with nothing")
-    if not (folder / OPERATORS).is_file():
-        report.problems.append(f"{OPERATORS} is missing")
+    report.problems += _operators(folder / OPERATORS, files.paths.values())
     for endpoint, path in files.paths.items():
         try:
             session = files.session(endpoint)
@@ -56,6 +55,20 @@ def check(
         report.check_files(names, files, cases)
         report.measure_latencies(names, files, cases)
     return report
+
+
+def _operators(path: pathlib.Path, models: Iterable[pathlib.Path]) -> Iterator[str]:
+    """Yields what is wrong with the list of operations that a build for the files needs."""
+    if not path.is_file():
+        yield f"{OPERATORS} is missing"
+        return
+    try:
+        right = operators_in(models)
+    except Exception as error:  # noqa: BLE001 - of a file that is none the reader raises what it likes
+        yield f"{OPERATORS} cannot be compared with the files: {reason(error)}"
+        return
+    if path.read_text(encoding="utf-8", errors="replace") != right:
+        yield f"{OPERATORS} does not list the operations of the files"
 
 
 def _problems(

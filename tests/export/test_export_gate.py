@@ -234,6 +234,35 @@ class TestOnnx:
         (problem,) = onnx_problems(edit("encoder", plant))
         assert problem.startswith("encoder.onnx has RandomNormalLike, so that its answers need not be the same")
 
+    @pytest.mark.parametrize(
+        ("kind", "said"),
+        [
+            ("value_floats", "has a weight more of a Constant that the run does not have"),
+            ("int8", "has a weight more that the run does not have"),
+            ("bfloat16", "has a weight more that the run does not have"),
+            ("int64", "has a weight more that the run does not have"),
+            ("sparse", "has sparse weights, which are compared with nothing"),
+        ],
+    )
+    def test_weight_that_is_kept_as_something_else_is_found(self, onnx_problems, kind, said):
+        def plant(model):
+            types = {"int8": onnx.TensorProto.INT8, "bfloat16": onnx.TensorProto.BFLOAT16, "int64": 7}
+            if kind == "value_floats":
+                model.graph.node.append(helper.make_node("Constant", [], ["more"], value_floats=[1.0, 2.0]))
+            elif kind == "sparse":
+                values = helper.make_tensor("more", onnx.TensorProto.FLOAT, [1], [1.0])
+                places = helper.make_tensor("places", onnx.TensorProto.INT64, [1], [1])
+                model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [2]))
+            else:
+                model.graph.initializer.append(helper.make_tensor("more", types[kind], [2], [1, 2]))
+            if kind == "int8":
+                model.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "scale"))
+                model.graph.node.append(helper.make_node("DequantizeLinear", ["more", "scale"], ["wide"]))
+            elif kind != "sparse":
+                model.graph.node.append(helper.make_node("Cast", ["more"], ["wide"], to=onnx.TensorProto.FLOAT))
+
+        assert onnx_problems(edit("encoder", plant)) == [f"encoder.onnx {said}"]
+
     def test_newer_opset_and_format_are_found(self, onnx_problems):
         def newer(model):
             model.opset_import[0].version, model.ir_version = 19, 10

@@ -7,19 +7,21 @@ import json
 import re
 import shutil
 import sys
+import types
 
 import numpy as np
 import pytest
 from helpers.models import SMALL
+from helpers.places import DATA
 
 from export import manifest
 from export.card import card_text
-from export.formats.files import FILE_FORMATS, file_format, with_sources
+from export.formats.files import FILE_FORMATS, Sources, file_format, with_sources
 from export.formats.litert import METADATA
 from export.formats.ort import OPERATORS
 from export.pipeline import FORMATS, Request, export
 from export.signatures import onnx_names
-from export.verification import run
+from export.verification import check_ort, run
 from export.verification.folder import verify
 from export.verification.run import further_checks, run_gate
 from tfdecouple.errors import UserError
@@ -73,6 +75,27 @@ def options_in(folder, part):
     return manifest.load(folder)["parts"][part]["options"]
 
 
+def test_list_of_operations_is_held_against_the_files(tmp_path):
+    sources = Sources(
+        model=None,
+        endpoints=(types.SimpleNamespace(name="encode", onnx="encoder"),),
+        metadata={},
+        precisions=(),
+        area=tmp_path,
+        say=str,
+    )
+    shutil.copytree(DATA / "golden" / "1" / "export" / "onnx", tmp_path / "onnx")
+    (tmp_path / "ort").mkdir()
+    file_format("ort").write(sources, tmp_path / "ort")
+    listed, models = tmp_path / "ort" / OPERATORS, [tmp_path / "ort" / "encoder.ort"]
+    assert list(check_ort._operators(listed, models)) == []
+    listed.write_text(listed.read_text().replace("Split", "Slice"))
+    assert list(check_ort._operators(listed, models)) == [f"{OPERATORS} does not list the operations of the files"]
+    models[0].write_bytes(b"nothing")
+    (problem,) = check_ort._operators(listed, models)
+    assert problem.startswith(f"{OPERATORS} cannot be compared with the files: ") and "\n" not in problem
+
+
 @pytest.fixture
 def copy(phone, tmp_path):
     return shutil.copytree(phone, tmp_path / "copy")
@@ -102,7 +125,7 @@ class TestForPhones:
 
     def test_they_are_verified_where_they_lie(self, phone):
         said = []
-        assert verify(phone, said.append) == []
+        assert verify(phone, said.append) == ([], [])
         assert {"litert: LiteRT", "ort: ONNX Runtime"} <= set(said)
 
     def test_faults_of_litert_files_are_named(self, copy, tmp_path):
