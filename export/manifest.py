@@ -69,6 +69,11 @@ def merged(before: Mapping[str, Any] | None, parts: Mapping[str, Any], files: Fi
     return {"format": _FORMAT, "parts": every, "files": dict(sorted({**old, **files}.items()))}
 
 
+def cases_in(manifest: Mapping[str, Any] | None) -> set[str]:
+    """Returns the names of the files of cases that a manifest lists; of no manifest none."""
+    return {name for name in (manifest or {"files": {}})["files"] if _CASES.fullmatch(name)}
+
+
 def load(folder: pathlib.Path) -> dict[str, Any]:
     """Reads the manifest of an export folder.
 
@@ -132,6 +137,8 @@ def changes(folder: pathlib.Path, manifest: Mapping[str, Any]) -> Iterator[tuple
             yield "changed", name
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        hidden = any(part.startswith(".export") for part in path.relative_to(folder).parts)
-        if name not in files and name != NAME and path.is_file() and not hidden:
+        # What an export that is going on, or was killed, has of its own.
+        hidden = path.relative_to(folder).parts[0].startswith(".export")
+        # A link may lead to a whole folder, which a server would read.
+        if name not in files and name != NAME and (path.is_file() or path.is_symlink()) and not hidden:
             yield "unknown", name

@@ -19,7 +19,7 @@ REMOTE = "AzureExecutionProvider"
 _ALONE = {"check_saved_model": "TensorFlow", "check_ort": "ONNX Runtime", "check_litert": "LiteRT"}
 
 
-def verify(folder: pathlib.Path, say: Callable[[str], Any] = print) -> list[str]:
+def verify(folder: pathlib.Path, say: Callable[[str], Any] = print) -> tuple[list[str], list[str]]:
     """Compares an export folder with its manifest and runs the gate on each of its parts.
 
     ONNX files are tried with every execution provider of ONNX Runtime that is installed here.
@@ -30,29 +30,32 @@ def verify(folder: pathlib.Path, say: Callable[[str], Any] = print) -> list[str]
 
     Returns:
         What is wrong, a line each: one for each file that is changed, missing or unknown, and one for each part that
-        does not pass.
+        does not pass. And whose answers were not checked: a part, or a part and a runtime.
 
     Raises:
         UserError: where the folder has no manifest, or a damaged one.
     """
     known = manifest.load(folder)
-    problems = []
+    problems, unchecked, edited = [], [], 0
     for what, name in manifest.changes(folder, known):
         if what == "changed" and name in manifest.EDITABLE:
             say(f"changed: {name} (settings of a server, which are yours to edit)")
+            edited += 1
         else:
             problems.append(f"{what}: {name}")
-    same = len(known["files"]) - sum(not line.startswith("unknown") for line in problems)
+    same = len(known["files"]) - edited - sum(not line.startswith("unknown") for line in problems)
     say(f"{same} of {len(known['files'])} files are as they were exported")
     if not known["parts"]:
         problems.append("the manifest names nothing that could be checked")
     for name, part in known["parts"].items():
-        problems += [f"{name}: {problem}" for problem in _check(folder, name, part, say)]
-    return problems
+        problems += [f"{name}: {problem}" for problem in _check(folder, name, part, say, unchecked)]
+    return problems, unchecked
 
 
-def _check(folder: pathlib.Path, name: str, part: dict[str, Any], say: Callable[[str], Any]) -> Iterator[str]:
-    """Runs the gate on one part; yields what is wrong."""
+def _check(
+    folder: pathlib.Path, name: str, part: dict[str, Any], say: Callable[[str], Any], unchecked: list[str]
+) -> Iterator[str]:
+    """Runs the gate on one part; yields what is wrong, and notes what was not checked."""
     cases = folder / part["cases"]
     if not cases.is_file() or not (folder / part["folder"]).is_dir():
         yield "cannot be checked, since files of it are missing"
@@ -66,12 +69,18 @@ def _check(folder: pathlib.Path, name: str, part: dict[str, Any], say: Callable[
             for path in checked.glob("*.onnx*"):
                 shutil.copyfile(path, models / path.name)
             checked = models
+        ran = 0
         for who, prefix, check, options in _gates(part["check"], name, say):
             say(f"{name}: {who}")
             report = run_gate(check, checked, cases.resolve(), result, say, **{**part["options"], **options})
             if report.notes.get("unavailable"):
                 say(f"{name}: {report.notes['unavailable']} is installed but cannot be started here: not checked")
+                unchecked.append(f"{name} by {report.notes['unavailable']}")
+            else:
+                ran += 1
             yield from (f"{prefix}{problem}" for problem in report.problems)
+        if not ran:
+            unchecked[:] = [one for one in unchecked if not one.startswith(f"{name} by ")] + [name]
 
 
 def _gates(check: str, name: str, say: Callable[[str], Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:

@@ -1,5 +1,6 @@
 """Export folders as they lie: the manifest, `--verify`, and what is checked of files that are no models."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -41,7 +42,7 @@ def files_alone(monkeypatch):
 
 def problems_of(folder):
     said = []
-    return verify.verify(folder, said.append), said
+    return verify.verify(folder, said.append)[0], said
 
 
 class TestManifest:
@@ -146,6 +147,43 @@ class TestVerify:
         problems, said = problems_of(copy)
         assert problems == []
         assert "changed: batching.config (settings of a server, which are yours to edit)" in said
+        count = len(manifest.load(copy)["files"])
+        assert f"{count - 1} of {count} files are as they were exported" in said
+
+    def test_links_and_hidden_files_deeper_down_are_unknown(self, copy, files_alone, tmp_path):
+        (tmp_path / "elsewhere").mkdir()
+        (copy / "savedmodel" / "2").symlink_to(tmp_path / "elsewhere")
+        (copy / "onnx" / "gone").symlink_to(tmp_path / "nowhere")
+        for name in (".export-killed", "savedmodel/.export"):
+            (copy / name).mkdir()
+            (copy / name / "more").touch()
+        assert problems_of(copy)[0] == [
+            "unknown: onnx/gone",
+            "unknown: savedmodel/.export/more",
+            "unknown: savedmodel/2",
+        ]
+
+    @pytest.mark.parametrize("started", [True, False])
+    def test_what_did_not_run_is_not_said_to_answer(self, copy, capsys, monkeypatch, started):
+        # Nobody here can open the files of one part, and one of two runtimes of the other does not start.
+        whole = manifest.load(copy)
+        whole["parts"] = {"litert": {**whole["parts"].pop("savedmodel/1"), "check": "check_litert"}, **whole["parts"]}
+        (copy / manifest.NAME).write_text(json.dumps(whole))
+        find = importlib.util.find_spec
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None if "litert" in name else find(name))
+        providers = ["CUDAExecutionProvider", *(["CPUExecutionProvider"] if started else [])]
+        monkeypatch.setattr(verify, "_providers", lambda: providers)
+        monkeypatch.setattr(verify, "further_checks", lambda check: {})
+
+        def run(*_, provider, **__):
+            return Report(notes={"unavailable": provider} if "CUDA" in provider else {})
+
+        monkeypatch.setattr(verify, "run_gate", run)
+        assert main(["--verify", str(copy)]) == 0
+        out = capsys.readouterr().out
+        onnx_part = "onnx by CUDAExecutionProvider" if started else "onnx"
+        assert out.endswith(f"{copy} is as it was exported; answers were not checked of litert, {onnx_part}\n")
+        assert "litert: ai-edge-litert is not installed here: not checked" in out
 
     def test_missing_parts_and_cases_are_said(self, copy, files_alone):
         shutil.rmtree(copy / "onnx")
