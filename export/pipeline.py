@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 import threading
 import time
@@ -46,6 +47,11 @@ FORMATS = ("savedmodel", *FILE_FORMATS, "web")
 CLIENT = pathlib.Path(__file__).with_name("client.py")
 # Of the directions, which the page has a slider each for.
 _MOST_SLIDERS = 100
+
+# A disk, or the share of it that one may have.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# TensorFlow has one error for a full disk and for memory that is used up.
+_OUT_OF_MEMORY = re.compile("OOM|allocat|out of memory", re.IGNORECASE)
 
 # Seconds until processes that are ended are looked at again.
 _PAUSE = 0.05
@@ -115,6 +121,7 @@ def export(request: Request, say: Say = print) -> list[pathlib.Path]:
     Raises:
         UserError: where the run cannot be opened, the disk is full, or the files do not pass the gate. Nothing of this
             export is visible then, and what was there before is untouched.
+        MemoryError, ResourceExhaustedError: where memory is used up, likewise.
     """
     with interruptible():
         work = _Export(request, say)
@@ -124,13 +131,17 @@ def export(request: Request, say: Say = print) -> list[pathlib.Path]:
             # What `say` writes to went away; the program knows what to do then.
             raise
         except OSError as error:
-            raise UserError(
-                f"cannot write to {request.to}: {error.strerror or error}; free some space there"
-            ) from error
+            if error.errno == errno.ENOMEM:
+                raise MemoryError(f"{error.strerror or error}") from error
+            advice = "; free some space there" if error.errno in _FULL else ""
+            raise UserError(f"cannot write to {request.to}: {error.strerror or error}{advice}") from error
         except tf.errors.OpError as error:
-            full = isinstance(error, tf.errors.ResourceExhaustedError)
-            reason = os.strerror(errno.ENOSPC) if full else one_line(error, first=True)
-            raise UserError(f"cannot write to {request.to}: {reason}; free some space there") from error
+            reason, advice = one_line(error, first=True), ""
+            if isinstance(error, tf.errors.ResourceExhaustedError):
+                if _OUT_OF_MEMORY.search(str(error)):
+                    raise
+                reason, advice = os.strerror(errno.ENOSPC), "; free some space there"
+            raise UserError(f"cannot write to {request.to}: {reason}{advice}") from error
 
 
 class _Export:
@@ -351,9 +362,8 @@ class _Export:
             for file in sorted(files.iterdir()):
                 staging.put_file(file)
             staging.put_file(staging.area / manifest.NAME)
-            for old in sorted((staging.folder / manifest.CASES).glob("*.npz")):
-                if f"{manifest.CASES}/{old.name}" not in self._wanted_cases:
-                    old.unlink()
+            for name in self._old_cases:
+                (staging.folder / name).unlink(missing_ok=True)
         return [*published, staging.folder / TEXT_NAME]
 
     def _manifest(self, staging: Staging, parts: dict[str, Any]) -> dict[str, Any]:
@@ -362,16 +372,18 @@ class _Export:
         files[self._kept_cases] = manifest.file_digest(staging.area / "cases.npz")
         for name in parts:
             files |= manifest.digests_in(staging.area / name.partition("/")[0], name)
-        try:
-            before = manifest.load(staging.folder)
-        except UserError:
-            before = None
+        before = None
+        if (staging.folder / manifest.NAME).exists():
+            try:
+                before = manifest.load(staging.folder)
+            except UserError as error:
+                self.say(f"the manifest is written anew, of this export alone, and nothing is removed: {error}")
         whole = manifest.merged(before, parts, files)
         # What an earlier export left without a manifest, and is still there to be edited.
         for name in manifest.EDITABLE:
             if name not in whole["files"] and (staging.folder / name).is_file():
                 whole["files"][name] = manifest.file_digest(staging.folder / name)
-        self._wanted_cases = {part["cases"] for part in whole["parts"].values()}
+        self._old_cases = manifest.cases_in(before) - manifest.cases_in(whole)
         return whole
 
 

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+import tensorflow as tf
 from helpers.exporting import read_card, silent
 from helpers.models import SMALL, give_effect, random_images
 from helpers.runs import write_run
@@ -79,6 +80,23 @@ class TestRefusals:
         assert command()[0] == 0
         monkeypatch.setattr(pipeline, "write_text", full)
         assert "No space left on device" in refused()
+
+    @pytest.mark.parametrize(
+        ("error", "said"),
+        [
+            (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating a tensor"), "out of memory (OOM when "),
+            (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "out of memory (Cannot allocate memory); take fewer"),
+            (tf.errors.ResourceExhaustedError(None, None, "a/b; No space left on device"), "device; free some space"),
+            (OSError(errno.EDQUOT, "Disk quota exceeded"), "/to: Disk quota exceeded; free some space there\n"),
+            (OSError(errno.EACCES, "Permission denied"), "/to: Permission denied\n"),
+        ],
+    )
+    def test_says_what_there_is_too_little_of(self, quick, refused, monkeypatch, error, said):
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr(pipeline, "pass_gate", fail)
+        assert said in refused()
 
     def test_reader_of_the_output_that_goes_away_is_no_full_disk(self, quick, tiny_run, tmp_path):
         def gone(text):

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 from helpers.exporting import PARTS, RECORDS, SERVING, contents, half_written, read_card, silent
 
@@ -304,3 +305,25 @@ class TestOnnxFolder:
         (tmp_path / "to" / JSON_NAME).write_text("{")
         assert command("--format", "savedmodel")[0] == 0
         assert set(read_card(tmp_path / "to")["formats"]) == {"savedmodel"}
+
+
+class TestCases:
+    """What the model answered, of exports that are there no more."""
+
+    def test_only_what_the_manifest_listed_is_removed(self, quick, command, monkeypatch, tmp_path):
+        cases = tmp_path / "to" / "cases"
+        assert command("--format", "onnx")[0] == 0
+        (first,) = cases.iterdir()
+        own = {"mine.npz", f"{'0' * 16}.npz"}
+        for name in own:
+            (cases / name).write_text("mine")
+        monkeypatch.setattr(pipeline, "make_cases", lambda model, images, tell: {"more": np.zeros(3)})
+        assert command("--format", "onnx")[0] == 0
+        left = {path.name for path in cases.iterdir()}
+        assert own < left and len(left) == 3 and first.name not in left
+        # Of a manifest that cannot be read nobody knows what it listed.
+        (tmp_path / "to" / "manifest.json").write_text("{")
+        monkeypatch.setattr(pipeline, "make_cases", lambda model, images, tell: {"more": np.zeros(4)})
+        status, out, err = command("--format", "onnx")
+        assert (status, err) == (0, "") and left < {path.name for path in cases.iterdir()}
+        assert "the manifest is written anew, of this export alone, and nothing is removed: " in out
