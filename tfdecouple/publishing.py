@@ -153,10 +153,10 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
         address: by which it is loaded, on the Hub or in the installation; None for a folder.
     """
     config, model = opened.config, opened.config.model
-    known = images_known(summary, opened.step)
-    data = _without_path(summary.get("data") or config.data.source, opened) if known else unknown_data(config)
-    rights = rights_in(_public(config).data) if known else "nobody stated what images they are"
-    test = summary.get("test") if known and summary.get("best_step") == opened.step else None
+    stated = images_known(summary, opened.step)
+    data = _without_path(summary.get("data") or config.data.source, opened) if stated else unknown_data(config)
+    rights = rights_in(_public(config).data) if stated else "nobody stated what images they are"
+    test = summary.get("test") if stated and summary.get("best_step") == opened.step else None
     header: dict[str, Any] = {
         "license": licence,
         "library_name": "tfdecouple",

@@ -36,7 +36,9 @@ def verify(folder: pathlib.Path, say: Callable[[str], Any] = print) -> tuple[lis
         UserError: where the folder has no manifest, or a damaged one.
     """
     known = manifest.load(folder)
-    problems, unchecked, edited = [], [], 0
+    problems: list[str] = []
+    unchecked: list[str] = []
+    edited = 0
     for what, name in manifest.changes(folder, known):
         if what == "changed" and name in manifest.EDITABLE:
             say(f"changed: {name} (settings of a server, which are yours to edit)")
