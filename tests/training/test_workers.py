@@ -8,6 +8,7 @@ import tensorflow as tf
 from helpers.threads import Together
 
 from tfdecouple.errors import ConfigError, RunError
+from tfdecouple.training import workers as workers_module
 from tfdecouple.training.workers import LostWorkerError, Workers, lost_worker_errors
 
 
@@ -55,6 +56,16 @@ class TestWorkers:
             return [variable.numpy().tobytes() for variable in variables]
 
         assert Together().run(act) == [[value.tobytes() for value in values]] * 2
+
+    def test_last_variable_may_fill_up_what_is_broadcast_at_a_time(self, monkeypatch):
+        monkeypatch.setattr(workers_module, "_BROADCAST_BYTES", 8)
+
+        def act(workers):
+            variables = [tf.Variable([float(workers.is_chief)] * 2) for _ in range(2)]
+            workers.broadcast(variables)
+            return [variable.numpy().tolist() for variable in variables]
+
+        assert Together().run(act) == [[[1.0, 1.0]] * 2] * 2
 
     def test_alone_there_is_nobody_to_ask(self):
         workers = Workers()

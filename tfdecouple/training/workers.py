@@ -132,7 +132,8 @@ class Workers:
             if sum(each.shape.num_elements() * each.dtype.size for each in batch) >= _BROADCAST_BYTES:
                 self._broadcast(batch)
                 batch = []
-        self._broadcast(batch)
+        if batch:
+            self._broadcast(batch)
 
     def _broadcast(self, variables: list[tf.Variable]) -> None:
         # Sums of bytes are exact for every type, and for values that are not finite.
