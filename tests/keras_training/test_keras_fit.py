@@ -156,6 +156,17 @@ class TestStart:
         model.fit(images, batch_size=5, validation_split=0.5, verbose=0)
         assert len(started) == 1
 
+    @pytest.mark.parametrize("start", [False, True])
+    @pytest.mark.parametrize(
+        "given",
+        [Batches, lambda images: iter([images]), lambda images: tf.data.Dataset.from_tensors(images)],
+        ids=["PyDataset", "generator", "data set"],
+    )
+    def test_there_is_no_split_of_what_comes_batch_by_batch(self, make, images, given, start):
+        with pytest.raises(DataError, match=r"validation_split is 0\.5, .* validation_data$") as error:
+            make(start=start).fit(given(images), validation_split=0.5, verbose=0)
+        assert "\n" not in str(error.value)
+
     def test_a_generator_gives_its_first_batches_again(self, make, images, monkeypatch):
         from tfdecouple.keras_training.images import first_images
 

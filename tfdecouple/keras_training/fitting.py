@@ -15,7 +15,7 @@ from tfdecouple.errors import DataError, UserError
 from tfdecouple.exactness import require_finite, warn_of_far_images
 from tfdecouple.gradient import NETS
 from tfdecouple.keras_training.figures import Watch
-from tfdecouple.keras_training.images import as_keras_takes, check, first_images, unpacked
+from tfdecouple.keras_training.images import as_keras_takes, check, first_images, is_lazy, unpacked
 from tfdecouple.keras_training.steps import Steps
 from tfdecouple.networks.assembly import Codes
 from tfdecouple.precision_check import check_precision
@@ -48,7 +48,7 @@ class KerasTraining(Steps):
             epochs: see Keras, as for all else.
             verbose: as there.
             callbacks: as there.
-            validation_split: as there.
+            validation_split: as there, of arrays.
             validation_data: as x, or a tuple of images and labels.
             **options: as there.
 
@@ -64,6 +64,11 @@ class KerasTraining(Steps):
         training, figures = self._compiled("fit")
         if options.get("sample_weight") is not None or options.get("class_weight") is not None:
             raise UserError("every image counts alike in the bound: leave out sample_weight and class_weight")
+        if validation_split and validation_data is None and is_lazy(x):
+            raise DataError(
+                f"validation_split is {validation_split}, which takes the last images of arrays; of a data set or "
+                "another iterable give those of the validation as validation_data"
+            )
         check(x, y, self.config)
         if validation_data is not None:
             with warnings.catch_warnings():
@@ -150,7 +155,7 @@ class KerasTraining(Steps):
     def _start(self, x: Any, validation_split: float, tells: bool) -> Any:
         """Starts the weights from training images; returns x, for the training to read."""
         assert self._options is not None
-        if validation_split and not isinstance(x, tf.data.Dataset):
+        if validation_split:
             # Keras takes the last images for the validation.
             images = unpacked(x)[0]
             first = images[: math.floor(len(images) * (1 - validation_split))]

@@ -58,7 +58,7 @@ def check(x: Any, y: Any, config: ModelConfig) -> None:
         if tf.TensorShape(images.shape).rank == 3:
             raise DataError("the data set gives single images; call dataset.batch(64), or of another size, before")
         require_images(images, config.image_shape)
-    elif _is_lazy(x):
+    elif is_lazy(x):
         labels = y
     else:
         images, labels = unpacked(x if y is None else (x, y))
@@ -84,7 +84,7 @@ def first_images(x: Any, count: int, seed: int) -> tuple[Any, Any]:
     """
     if isinstance(x, keras.utils.PyDataset):
         return _gathered((x[number] for number in range(x.num_batches)), count)[0], x
-    if _is_lazy(x) or isinstance(x, tf.data.Dataset):
+    if is_lazy(x) or isinstance(x, tf.data.Dataset):
         images, read = _gathered(x, count)
         return images, (_again(read, x) if isinstance(x, Iterator) else x)
     images = np.asarray(unpacked(x)[0])
@@ -118,7 +118,7 @@ def as_keras_takes(x: Any) -> Any:
     return (batch if isinstance(batch, tuple) else (batch,) for batch in x)
 
 
-def _is_lazy(x: Any) -> bool:
+def is_lazy(x: Any) -> bool:
     """Whether data come batch by batch, and show what they are only then."""
     is_array = isinstance(x, tuple | list | dict) or tf.is_tensor(x) or hasattr(x, "__array__")
     return isinstance(x, keras.utils.PyDataset) or not is_array
