@@ -42,7 +42,7 @@ class Updated:
 
 
 @pytest.mark.usefixtures("size")
-@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"epsilon": 0.0}, {"optimizer": "adamax"}])
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"optimizer": "adamax"}])
 def test_changes_nothing_where_the_step_is_not_applied_whatever_the_gradient(options):
     ours = Updated(weight_decay=0.1, ema_decay=0.9, **options)
     ours.update([0.5, 0.0])

@@ -157,7 +157,6 @@ class TrainingConfig:
             "warmup_steps",
             "weight_decay",
             "clip_norm",
-            "epsilon",
             "kl_weight",
             "kl_delay_steps",
             "kl_warmup_steps",
@@ -194,9 +193,9 @@ class TrainingConfig:
             "many updates all weights move in each",
         )
         check(
-            self.optimizer != "adamax" or self.epsilon > 0,
-            "training.epsilon is 0; it must be above 0 with training.optimizer=adamax, which divides by the largest "
-            "gradient so far, and some are 0",
+            self.epsilon > 0,
+            f"training.epsilon is {self.epsilon:g}; it must be above 0: the optimizer divides by the size of the "
+            "gradients so far, and some are 0",
         )
         check(
             not self.noise or self.noise_steps >= 1,
