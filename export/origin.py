@@ -113,7 +113,7 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
     bits: dict[str, Any] = {}
     if best and isinstance(summary.get("validation_bits_per_dim"), float):
         bits["validation"] = summary["validation_bits_per_dim"]
-    if best and isinstance(summary.get("test"), dict):
+    if best and isinstance(summary.get("test"), dict) and summary["test"]["bits_per_dim"] is not None:
         bits |= {"test": summary["test"]["bits_per_dim"], "test_images": summary["test"]["images"]}
     trained_on = str(summary.get("data") or config.data.source)
     origin = Origin(

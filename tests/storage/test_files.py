@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import pytest
 from helpers.places import PATIENCE, ROOT
 
-from tfdecouple.storage.files import TEMPORARY, beside, put_in_place, write_bytes, write_json
+from tfdecouple.storage.files import TEMPORARY, beside, parse_json, put_in_place, write_bytes, write_json
 from tfdecouple.storage.locks import locked
 
 # Holds a lock until its input ends, and says so.
@@ -36,6 +37,10 @@ class TestWriting:
         text = (tmp_path / "file.json").read_text(encoding="utf-8")
         assert json.loads(text) == values
         assert '  "numbers": [1, -3e-07, null, true],\n' in text and "\n    [1, 2],\n" in text
+
+    def test_json_has_null_for_what_is_no_number(self, tmp_path):
+        write_json(tmp_path / "file.json", {"a": [math.nan, 1.5], "b": {"c": math.inf, "d": (-math.inf, 2)}})
+        assert parse_json((tmp_path / "file.json").read_bytes()) == {"a": [None, 1.5], "b": {"c": None, "d": [None, 2]}}
 
     def test_replaces_a_file_and_leaves_nothing_else(self, tmp_path):
         path = tmp_path / "new folder" / "file.json"

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import io
 import json
-import math
 import os
 import pathlib
 from collections.abc import Iterator
@@ -201,7 +200,7 @@ class _Command:
                 write_bytes(self.out / f"{name}.png", picture.getvalue())
         print("\n" + "\n".join(result.lines), flush=True)
         with _writing_to(self.out):
-            write_json(self.out / f"{name}.json", _plain({**stated, **result.values}))
+            write_json(self.out / f"{name}.json", {**stated, **result.values})
         self.kept.append(f"{name}.json")
 
     def _count_look(self) -> int:
@@ -243,12 +242,3 @@ def _writing_to(folder: pathlib.Path) -> Iterator[None]:
         raise RunError(
             f"cannot write to the folder {folder}: {error.strerror or error}; choose another --out"
         ) from error
-
-
-def _plain(value: Any) -> Any:
-    """Returns a value without NaN and infinities, which JSON does not know: null stands for them."""
-    if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

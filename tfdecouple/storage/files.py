@@ -128,8 +128,19 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_json(path: pathlib.Path, values: Any) -> None:
     """Writes plain values as indented JSON, whole; a list of numbers takes one line.
 
+    Null stands for NaN and infinities, which JSON does not know and `parse_json` refuses.
+
     Raises:
         OSError: as `write_text`.
     """
-    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", json.dumps(values, indent=2))
+    written = json.dumps(_with_nulls(values), indent=2, allow_nan=False)
+    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", written)
     write_text(path, text + "\n")
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_nulls(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
