@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, ClassVar
 
 from tfdecouple.config import DataConfig
-from tfdecouple.errors import DataError, nearest
+from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.image_shapes import Shape, square, whole
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def open_source(config: DataConfig, image_shape: int | Shape, download: bool = F
         The source, whose images are uint8 [height, width, channels].
 
     Raises:
-        DataError: for an unknown name, missing or unusable data.
+        DataError: for an unknown name, missing, unreadable or unusable data.
     """
     shape = whole(image_shape)
     if min(shape) < 1:
@@ -245,4 +245,12 @@ def open_source(config: DataConfig, image_shape: int | Shape, download: bool = F
         meant = next((name for kind in reversed(KINDS) if (name := kind.meant(config.source))), None)
         hint = f"; did you mean {meant}?" if meant else nearest(config.source, names)
         raise DataError(f"there is no data.source {config.source!r}{hint}; there are {', '.join(others)} and {last}")
-    return kind.open(config, shape, download)
+    try:
+        return kind.open(config, shape, download)
+    except OSError as error:
+        _, folder = kind.images_at(config) or ("", "")
+        where = error.filename if isinstance(error.filename, str) else folder
+        raise DataError(
+            f"cannot open data.source={config.source}: {error.strerror or one_line(error)}"
+            f"{f' ({where})' if where and where not in config.source else ''}; mend that or name other images"
+        ) from error
