@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +18,7 @@ from tfdecouple.data import Source, open_source
 from tfdecouple.data.labels import require_classes
 from tfdecouple.data.opening import images_at
 from tfdecouple.directions import Directions
-from tfdecouple.errors import ConfigError, DataError, RunError, UntrustedError, UserError, nearest
+from tfdecouple.errors import ConfigError, DataError, RunError, UntrustedError, UserError, nearest, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.pretrained import folder_of, pretrained_names
 from tfdecouple.run_folder import (
@@ -273,16 +275,28 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     """
     model.require_initialized()
     folder = pathlib.Path(run)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{run} exists and is not empty; name a new folder")
+    with _writing_errors(run):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(f"{run} exists and is not empty; name a new folder")
     data = config.data.source if config else None
     config = config or Config(name=run_name(folder), model=model.config)
     if config.model != model.config:
         raise ConfigError("the config that save_run was given is of another model")
     # The weights are what they are: no averages of theirs are beside them.
     training = dataclasses.replace(config.training, ema_decay=0.0)
-    write_run(folder, model, dataclasses.replace(config, training=training), 0)
-    write_json(folder / SUMMARY, {"data": data, "test": None, "parameters": model.parameter_count()})
+    with _writing_errors(run):
+        write_run(folder, model, dataclasses.replace(config, training=training), 0)
+        write_json(folder / SUMMARY, {"data": data, "test": None, "parameters": model.parameter_count()})
+
+
+@contextlib.contextmanager
+def _writing_errors(run: str | pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write the run {run}: {error.strerror or one_line(error)}; name another folder"
+        ) from error
 
 
 def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step: int) -> None:
@@ -290,8 +304,9 @@ def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step:
 
     Raises:
         RunError: where the weights cannot be written.
-        OSError: where the config cannot.
+        OSError: where the folder cannot be made, or the config not be written.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     CheckpointFolder(folder / CHECKPOINTS).write("best", step, {"model": model.named_variables()})
     write_text(folder / CONFIG, config.to_json())
 

@@ -115,6 +115,11 @@ class TestFiles:
             tfdecouple.save_run(model, tmp_path / "other", other)
         with pytest.raises(NotInitializedError):
             tfdecouple.save_run(DecoupledModel(SMALLEST), tmp_path / "other")
+        for name, said in (("x" * 300, "File name too long"), ("file/x", "Not a directory")):
+            (tmp_path / "file").touch()
+            with pytest.raises(RunError, match=f"cannot write the run .*: {said}; name another") as error:
+                tfdecouple.save_run(model, tmp_path / name)
+            assert "\n" not in str(error.value)
 
     @says("Other formats of it are refused with a line that says what to use.")
     @pytest.mark.parametrize("kind", ["onnx", "litert", "openvino"])
