@@ -1,6 +1,7 @@
 """What a published export says and holds: its card in all places, and the files of its page."""
 
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -105,6 +106,12 @@ class TestCard:
         assert all(np.array_equal(found[name], averages[name].numpy()) for name in covered)
         raw = trained.named_variables()
         assert not all(np.array_equal(found[name], raw[name].numpy()) for name in covered)
+
+    def test_says_nothing_of_figures_that_were_not_finite(self, tiny_run, tmp_path):
+        run = shutil.copytree(tiny_run, tmp_path / "tiny")
+        summary = {"best_step": 1, "validation_bits_per_dim": None, "test": {"bits_per_dim": None, "images": 5}}
+        (run / "summary.json").write_text(json.dumps(summary))
+        assert open_run(run)[1].bits_per_dim is None
 
     def test_of_a_run_that_averages_reaches_its_readers(self, quick, monkeypatch, finished_run, command, tmp_path):
         monkeypatch.setattr(pipeline, "open_run", open_run)

@@ -13,7 +13,8 @@ from tfdecouple.cli import main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.pretrained.published import MANIFEST, Published
-from tfdecouple.runs import load_config, load_model, save_run, weights_sha256
+from tfdecouple.publishing import card
+from tfdecouple.runs import Run, load_config, load_model, save_run, weights_sha256
 
 SUMMARY = {
     "steps": 9,
@@ -67,6 +68,12 @@ def test_nothing_tells_where_it_was_made(run, published):
         assert b"/home/" not in content and b"secret" not in content and str(run.parent).encode() not in content, path
     data = load_config(published).data
     assert (data.source, data.data_dir) == ("folder:faces", None)
+
+
+def test_the_card_says_nothing_of_a_figure_that_was_not_finite(run):
+    summary = {**SUMMARY, "test": {**SUMMARY["test"], "bits_per_dim": None}}
+    text = card(Run.open(run), "faces", "cc-by-4.0", summary)
+    assert "model-index" not in text and "bits per dimension" not in text and "4 of 4 images" in text
 
 
 def test_the_card_has_the_header_of_the_hub_and_says_what_is_known(published):
