@@ -77,6 +77,18 @@ class TestCheckpointFolder:
         assert (folder.steps(), folder.steps("best")) == ([4, 3], [4])
         assert len(list(tmp_path.iterdir())) == 2 * 3
 
+    @pytest.mark.parametrize("kind", ["step", "best"])
+    def test_what_was_written_stays_though_newer_ones_are_there(self, tmp_path, kind):
+        folder = CheckpointFolder(tmp_path, keep=1)
+        for step in (1000, 700):
+            folder.write(kind, step, variables(step))
+        assert 700 in folder.steps(kind)
+        groups = variables(0)
+        folder.read(kind, 700, groups)
+        assert values(groups) == values(variables(700))
+        if kind == "best":
+            assert folder.steps("best") == [700]
+
     @pytest.mark.parametrize("kind", DAMAGE)
     def test_damage_is_found_before_anything_is_read(self, folder, kind):
         DAMAGE[kind](folder)
@@ -93,13 +105,20 @@ class TestCheckpointFolder:
         assert "\n" not in str(error.value)
 
     def test_cleaning_removes_what_an_interrupted_write_left_and_nothing_else(self, folder):
-        whole = sorted(folder.path.iterdir())
-        unfinished = folder.path / "step-000000003_temp"
-        unfinished.mkdir()
-        (unfinished / "part-00000-of-00001.data-00000-of-00001").write_bytes(b"half")
+        # What somebody has put there is theirs.
+        (folder.path / "backup").mkdir()
+        (folder.path / "backup" / "step-000000001.index").touch()
+        for name in ("notes.txt", ".hidden", "step-5.index", "step-000000003", "best-000000003.index.txt"):
+            (folder.path / name).touch()
+        whole = sorted(folder.path.rglob("*"))
+        for unfinished in (folder.path / "step-000000003_temp", folder.path / ".best-000000003_temp"):
+            unfinished.mkdir()
+            (unfinished / "part-00000-of-00001.data-00000-of-00001").write_bytes(b"half")
         (folder.path / "step-000000003.data-00000-of-00001").write_bytes(b"whole, but without an index")
+        (folder.path / ".step-000000003.index").touch()
+        (folder.path / ".step-000000003.index.tempstate123").touch()
         folder.clean()
-        assert sorted(folder.path.iterdir()) == whole
+        assert sorted(folder.path.rglob("*")) == whole
 
     def test_no_file_is_listed_before_it_is_whole(self, folder, monkeypatch):
         class Killed(BaseException):
@@ -125,6 +144,12 @@ class TestCheckpointFolder:
             folder.write("step", 3, variables(3))
         assert "\n" not in str(error.value)
         assert sorted(folder.path.iterdir()) == whole
+
+    def test_folder_that_cannot_be_made_is_one_line(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(RunError, match="cannot write the checkpoint .*: Not a directory; start again") as error:
+            CheckpointFolder(tmp_path / "file" / "checkpoints").write("best", 1, variables(1))
+        assert "\n" not in str(error.value)
 
 
 def averages_of(prefix):

@@ -22,6 +22,8 @@ Variables = Mapping[str, Any]
 _BEFORE, _AFTER = "model/", "/.ATTRIBUTES/VARIABLE_VALUE"
 
 _NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{9})\.index")
+# What a write makes on its way, TensorFlow's own temporary names among it. Anything else there is the user's.
+_OURS = re.compile(r"\.?(step|best)-\d{9}(_temp.*|\.data-.*|\.index(\.tempstate.*)?)")
 
 
 class CheckpointFolder:
@@ -51,7 +53,7 @@ class CheckpointFolder:
         return str(self.path / f"{kind}-{step:09d}")
 
     def write(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
-        """Writes a checkpoint, then removes those that are no longer kept.
+        """Writes a checkpoint, then removes those that are no longer kept: of the best all others.
 
         It is written under another name and renamed when it is whole, its index last: what is listed can be read,
         whenever the program is killed.
@@ -62,11 +64,11 @@ class CheckpointFolder:
             groups: variables by group and name.
 
         Raises:
-            RunError: where it cannot be written (a full disk); what was saved before is still there.
+            RunError: where it cannot be written (a full disk, no permission); what was saved before is still there.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         unfinished = f".{kind}-{step:09d}"
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             _checkpoint(groups).write(str(self.path / unfinished))
             # TensorFlow copies the index to its place piece by piece: killed amid that, it is cut short.
             for file in (*self.path.glob(f"{unfinished}.data-*"), self.path / f"{unfinished}.index"):
@@ -74,13 +76,18 @@ class CheckpointFolder:
         except (tf.errors.OpError, OSError) as error:
             self._remove_remains()
             full = isinstance(error, tf.errors.ResourceExhaustedError)
+            code = errno.ENOSPC if full else getattr(error, "errno", None)
             raise RunError(
                 f"cannot write the checkpoint {self.prefix(kind, step)}: "
-                f"{os.strerror(errno.ENOSPC) if full else one_line(error, first=True)}; "
-                f"free some space and start again, the run goes on from {self._newest_name()}"
+                f"{os.strerror(code) if code else one_line(error, first=True)}; "
+                f"{'free some space and ' if code == errno.ENOSPC else ''}start again, the run goes on from "
+                f"{self._newest_name()}"
             ) from error
-        for old in self.steps(kind)[self.keep if kind == "step" else 1 :]:
-            self.remove(kind, old)
+        newest = self.steps(kind)[: self.keep] if kind == "step" else []
+        for other in self.steps(kind):
+            # One that is newer may be left of a run that got further.
+            if other not in (step, *newest):
+                self.remove(kind, other)
 
     def read(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
         """Reads variables from a checkpoint.
@@ -154,6 +161,8 @@ class CheckpointFolder:
         """Removes what an interrupted write left behind: temporary folders, and data without an index."""
         whole = {f"{kind}-{step:09d}" for kind in ("step", "best") for step in self.steps(kind)}
         for entry in self.path.iterdir() if self.path.is_dir() else ():
+            if not _OURS.fullmatch(entry.name):
+                continue
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
             elif not _NAME.fullmatch(entry.name) and entry.name.partition(".")[0] not in whole:
