@@ -144,8 +144,9 @@ def real_images(config: Config) -> tuple[np.ndarray, str]:
     for data, taken in ((config.data, shape), (photographs, (rows, columns, 1 if channels == 1 else COLOURS))):
         try:
             source = open_source(data, taken)
-            available = min(count, source.sizes["test"])
-            images, _ = load_images(source, "test", available)
+            # Of a large folder, whose unreadable images are left out, there may be fewer than its size says.
+            images, _ = load_images(source, "test", min(count, source.sizes["test"]), at_most=True)
+            available = len(images)
         except (DataError, OSError):
             continue
         if taken[:2] != (height, width):

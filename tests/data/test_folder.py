@@ -183,6 +183,8 @@ class TestFolder:
         indices = [int(i) for batch in weighed for i, w in zip(batch["index"], batch["weight"], strict=True) if w]
         assert indices == [0, 1, 2, 4, 5, 6, 8, 9] and source.skipped == 2
         assert load_images(source, "train", 8)[0][:, 0, 0, 0].tolist() == indices
+        assert load_images(source, "train", 10, at_most=True)[0][:, 0, 0, 0].tolist() == indices
+        assert "has 8 of them" in one_line_error(lambda: load_images(source, "train", 10))
 
     def test_no_readable_image(self, damaged: pathlib.Path) -> None:
         for path in (damaged / "train").iterdir():

@@ -186,7 +186,9 @@ def own_share(batches: tf.data.Dataset, context: tf.distribute.InputContext) -> 
     return batches if replicas == 1 else batches.map(slices).unbatch()
 
 
-def load_images(source: Source, split: str, count: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def load_images(
+    source: Source, split: str, count: int, start: int = 0, at_most: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns some images of a split in its own order, for pictures and other small uses.
 
     Args:
@@ -194,6 +196,7 @@ def load_images(source: Source, split: str, count: int, start: int = 0) -> tuple
         split: "train", "validation" or "test".
         count: number of images.
         start: index of the first. Unreadable images that are skipped are not counted.
+        at_most: whether fewer will do, of which there must be one.
 
     Returns:
         The images, uint8 [count, height, width, channels], and their labels, int32 [count] (-1 for none).
@@ -207,7 +210,7 @@ def load_images(source: Source, split: str, count: int, start: int = 0) -> tuple
     with source.guard():
         loaded = next(examples.as_numpy_iterator(), None)
     found = 0 if loaded is None else len(loaded["label"])
-    if loaded is None or found < count:
+    if loaded is None or (found < count and not at_most):
         raise DataError(
             f"{count} images from number {start} on were asked for, but {source.name} has {found} of them in {split}"
         )

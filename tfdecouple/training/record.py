@@ -35,6 +35,7 @@ class RunRecord:
     Attributes:
         path: of the run folder.
         checkpoints: those of the run.
+        loaded: the step, in updates, of the weights that `load_best` has loaded; 0 before.
     """
 
     def __init__(self, config: Config, folder: RunFolder, state: TrainingState):
@@ -45,7 +46,7 @@ class RunRecord:
         self._state = state
         loggers = [LOGGERS[name](folder.path, config) for name in config.training.loggers]
         self._log = MetricsLog(folder.path, loggers)
-        self._begun = 0
+        self._begun = self.loaded = 0
 
     def restore(self) -> tuple[list[str], bool]:
         """Restores the newest whole checkpoint, if any; returns lines to say about it, and whether the run is new.
@@ -70,8 +71,10 @@ class RunRecord:
                 messages.append(f"passed over: {error}")
                 continue
             messages.append(f"goes on from step {int(self._state.step.numpy())}")
-            for newer in (s for s in self.checkpoints.steps() if s > step):
-                self.checkpoints.remove("step", newer)
+            # What this run has not reached yet, the state knows nothing of: the best weights neither.
+            for kind in ("step", "best"):
+                for newer in (s for s in self.checkpoints.steps(kind) if s > step):
+                    self.checkpoints.remove(kind, newer)
             return messages
         if messages:
             raise RunError(
@@ -161,8 +164,8 @@ class RunRecord:
         self.checkpoints.write("best", step, self._state.model_group())
 
     def load_best(self) -> None:
-        """Loads the best weights into the model."""
-        load_weights(self.path, self._state.model, averaged=self._config.training.ema_decay > 0)
+        """Loads the best weights into the model; of the newest checkpoint, where they cannot be read."""
+        self.loaded = load_weights(self.path, self._state.model, averaged=self._config.training.ema_decay > 0)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes how the run ended: its row of the test, where there was one, and the summary."""

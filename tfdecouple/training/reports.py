@@ -61,7 +61,8 @@ class Reports:
         """Keeps the best weights, draws pictures, logs what was measured, and returns a line to say about it."""
         model = self._state.model
         count = min(self._shown(step), self._source.sizes["validation"])
-        images, labels = load_images(self._source, "validation", count)
+        # A large folder does not know of its unreadable images, which are left out.
+        images, labels = load_images(self._source, "validation", count, at_most=True)
         images = np.asarray(model.quantize_images(images))
         signs = {name: value for measure in SIGNS for name, value in measure(model, images).items()}
         if is_best:
@@ -91,8 +92,8 @@ class Reports:
         if test is None:
             summary = self._without_codecs(step, averages)
             self._record.write_summary(summary)
-            return summary, ["test: left alone (training.evaluation_samples=0)"]
-        images, labels = load_images(self._source, "test", min(_CODED, count))
+            return summary, [*self._other_weights(), "test: left alone (training.evaluation_samples=0)"]
+        images, labels = load_images(self._source, "test", min(_CODED, count), at_most=True)
         self._tell("lossless codecs")
         # A codec keeps all 8 bits: beside a model of fewer there is nothing to compare.
         codecs = _CODECS if self._config.model.n_bits == 8 else ()
@@ -106,8 +107,9 @@ class Reports:
         }
         self._record.write_summary(summary)
         lines = [
+            *self._other_weights(),
             f"test: {test.bits_per_dim:.4f} bits/dim (ELBO, {test.samples} sample{'s' if test.samples > 1 else ''}, "
-            f"{test.images} images, {'averaged weights' if averages else 'weights'} of step {summary['best_step']})"
+            f"{test.images} images, {'averaged weights' if averages else 'weights'} of step {summary['best_step']})",
         ]
         if grey := note_on_grey(images):
             lines.append(f"      {grey}")
@@ -119,15 +121,25 @@ class Reports:
 
     def _without_codecs(self, step: int, averages: bool) -> dict[str, Any]:
         """Returns the part of the summary for which no image of the test is needed."""
+        best = float(self._state.best_bits_per_dim.numpy())
         return {
             "steps": step,
-            "best_step": int(self._state.best_step.numpy()),
-            "validation_bits_per_dim": float(self._state.best_bits_per_dim.numpy()),
+            # Those that were loaded, which are the ones that whoever opens the run gets.
+            "best_step": self._record.loaded,
+            "validation_bits_per_dim": None if self._other_weights() else best,
             "test": None,
             "averaged_weights": averages,
             "data": self._source.title,
             "parameters": self._state.model.parameter_count(),
         }
+
+    def _other_weights(self) -> list[str]:
+        """Returns a line where other weights were loaded than those that were the best of the validation."""
+        best, loaded = int(self._state.best_step.numpy()), self._record.loaded
+        if loaded == best:
+            return []
+        why = f"the best weights, of step {best}, cannot be read" if best else "no validation gave a finite figure"
+        return [f"{why}: those of step {loaded} are measured instead"]
 
     def _shown(self, step: int) -> int:
         """Returns how many held-out images are encoded, decoded and shown after a step."""

@@ -1,0 +1,77 @@
+"""How a run says that it ended: with images that cannot be read, figures that are no numbers, weights that are lost."""
+
+import dataclasses
+import math
+import os
+
+import pytest
+from helpers.models import LEAST, random_images
+from helpers.runs import run_config
+from PIL import Image
+
+from tfdecouple.errors import DataError
+from tfdecouple.runs import Run, read_summary
+from tfdecouple.storage.checkpoints import CheckpointFolder
+from tfdecouple.training import train
+
+pytestmark = pytest.mark.usefixtures("fake_step")
+
+
+class TestUnreadableImages:
+    """Of a folder that is larger than the memory for it, and does not know what can be read."""
+
+    @pytest.fixture
+    def config(self, tmp_path):
+        """A run on a folder of which number 0 of each split cannot be read."""
+        for split, count in {"train": 8, "validation": 3, "test": 4}.items():
+            (tmp_path / split).mkdir()
+            for number, image in enumerate(random_images(count)):
+                Image.fromarray(image).save(tmp_path / split / f"{number}.png")
+            (tmp_path / split / "0.png").write_text("no image")
+        config = run_config(tmp_path, model=LEAST, steps=1, pictures=0, init_images=4)
+        data = dataclasses.replace(config.data, on_bad_image="skip", cache_gib=0.0)
+        return dataclasses.replace(config, data=data)
+
+    def test_are_left_out_of_the_summary(self, config, tmp_path, stand_ins):
+        summary = train(config, tmp_path / "run").summary
+        assert summary["lossless_codecs_images"] == 3
+        assert summary["reconstruction"] == "3 of 3 images identical to the last pixel"
+
+    def test_where_there_is_no_other_it_is_one_line(self, config, tmp_path, stand_ins):
+        for file in (tmp_path / "test").iterdir():
+            file.write_text("no image")
+        with pytest.raises(DataError, match="has 0 of them in test") as error:
+            train(config, tmp_path / "run")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("samples", [0, 1])
+def test_figures_that_are_no_numbers_leave_a_whole_summary(image_folder, tmp_path, stand_ins, samples, capsys):
+    stand_ins(lambda split: math.nan)
+    config = run_config(image_folder, model=LEAST, steps=1, evaluation_samples=samples)
+    train(config, tmp_path / "run")
+    summary = read_summary(tmp_path / "run")
+    assert summary["validation_bits_per_dim"] is None and summary["best_step"] == 1
+    assert summary["test"] is None if not samples else summary["test"]["bits_per_dim"] is None
+    assert "no validation gave a finite figure: those of step 1 are measured instead\n" in capsys.readouterr().out
+    assert train(config, tmp_path / "run").summary == summary
+    assert "is complete at step 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("samples", [0, 1])
+def test_step_that_was_measured_is_named_where_the_best_is_lost(image_folder, tmp_path, stand_ins, samples, capsys):
+    measured = iter([2.0, 3.0])
+    stand_ins(lambda split: next(measured) if split == "validation" else 1.0)
+    config = run_config(image_folder, model=LEAST, evaluation_samples=samples)
+    summary = train(config, tmp_path / "run").summary
+    assert (summary["best_step"], summary["validation_bits_per_dim"]) == (5, 2.0)
+    assert "measured instead" not in capsys.readouterr().out
+    (data,) = CheckpointFolder(tmp_path / "run" / "checkpoints").path.glob("best-*.data*")
+    os.truncate(data, 20)
+    (tmp_path / "run" / "summary.json").unlink()
+    summary = train(config, tmp_path / "run").summary
+    assert (summary["best_step"], summary["validation_bits_per_dim"]) == (10, None)
+    said = "the best weights, of step 5, cannot be read: those of step 10 are measured instead\n"
+    assert said in capsys.readouterr().out
+    # That is what whoever opens the run gets.
+    assert Run.open(tmp_path / "run").step == 10
