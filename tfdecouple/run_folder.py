@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfdecouple.architecture import count_by_network
-from tfdecouple.config import FORMER_PHOTOGRAPHS, Config
+from tfdecouple.config import Config
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.networks.assembly import Networks
 from tfdecouple.parameters import count_parameters, require_memory
@@ -66,8 +66,7 @@ def load_config(run: str | pathlib.Path) -> Config:
         )
     if not (folder / CONFIG).is_file():
         raise RunError(f"{run} is no run folder: it has no {CONFIG}")
-    # A run's config names every option there was: one that names no photographs is older than their choice.
-    return Config.from_json(folder / CONFIG, absent={"data.photographs": FORMER_PHOTOGRAPHS})
+    return Config.from_json(folder / CONFIG)
 
 
 def require_fitting(run: str | pathlib.Path, config: Config) -> None:

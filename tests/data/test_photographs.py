@@ -14,7 +14,7 @@ from helpers.numbered import (
 from helpers.places import ROOT
 from PIL import Image
 
-from tfdecouple.config import FORMER_PHOTOGRAPHS, PHOTOGRAPHS, Config, DataConfig
+from tfdecouple.config import FORMER_PHOTOGRAPHS, PHOTOGRAPHS, Config, DataConfig, load_preset
 from tfdecouple.data import (
     Source,
     load_images,
@@ -74,13 +74,16 @@ class TestPhotographs:
         assert said in str(refused.value) and "\n" not in str(refused.value)
 
     def test_a_run_of_before_has_its_own(self) -> None:
-        run = ROOT / "docs" / "results" / "photographs"
+        run = ROOT / "tests" / "data" / "golden" / "1" / "run"
         assert "photographs" not in json.loads((run / "config.json").read_text())["data"]
         config = load_config(run)
         assert config.data.photographs == FORMER_PHOTOGRAPHS
         assert Config.from_dict(config.to_dict()) == config
-        # A config alone, as for a new run, takes what there is today.
-        assert Config.from_json(run / "config.json").data.photographs == PHOTOGRAPHS
+        # Its config repeats it; one that is written by hand takes what there is today.
+        assert Config.from_json(run / "config.json") == config
+        for preset in ("quickstart", "quickstart64"):
+            path = ROOT / "tfdecouple" / "presets" / f"{preset}.json"
+            assert Config.from_json(path).data.photographs == load_preset(preset).data.photographs == PHOTOGRAPHS
         assert "motorcycle_left by the Middlebury 2014 stereo benchmark (no stated licence)" in rights_in(config.data)
         assert "motorcycle" not in rights_in(DataConfig())
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tfdecouple.config.checks import check, shown
-from tfdecouple.config.data import DataConfig
+from tfdecouple.config.data import FORMER_PHOTOGRAPHS, DataConfig
 from tfdecouple.config.model import ModelConfig
 from tfdecouple.config.training import TrainingConfig
 from tfdecouple.config.values import FORMER, INSTEAD, build, plain, renamed, unknown
@@ -53,10 +53,12 @@ class Config:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        """Refuses names that are no name of a folder: a run lies in runs/NAME unless the user says where.
+        """Refuses impossible names and combinations.
+
+        A name is that of a folder: a run lies in runs/NAME unless the user says where.
 
         Raises:
-            ConfigError: showing the name.
+            ConfigError: naming the option and its value.
         """
         name = self.name
         plain = name.isprintable() and name.strip(" .") == name and not set(name) & set('/\\:*?"<>|')
@@ -69,6 +71,13 @@ class Config:
             name.partition(".")[0].lower() not in _DEVICES,
             f"name is {shown(name)}, which Windows keeps for a device; choose another",
         )
+        for option, unset in (("encoder_updates", 1), ("encoder_learning_rate", None)):
+            value = getattr(self.training, option)
+            check(
+                self.model.has_encoder or value == unset,
+                f"training.{option} is {shown(value)}, and this model has no encoder (model.conditioning is "
+                f"{shown(self.model.conditioning)}, model.prior {shown(self.model.prior)}); leave it out",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the config as plain JSON values."""
@@ -93,12 +102,10 @@ class Config:
         return from_plain(cls, values)
 
     @classmethod
-    def from_json(cls, path: str | pathlib.Path, absent: Mapping[str, Any] = {}) -> Config:
-        """Reads a config from a JSON file.
+    def from_json(cls, path: str | pathlib.Path) -> Config:
+        """Reads a config from a JSON file; what is absent takes its default.
 
-        Args:
-            path: of the file.
-            absent: by dotted names, values of options that are none of the defaults where the file leaves them out.
+        The config of a run that is older than the choice of photographs has those that there were.
 
         Raises:
             ConfigError: where the file is missing, is no JSON, or holds a bad value.
@@ -109,11 +116,11 @@ class Config:
             raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
         except ValueError as error:
             raise ConfigError(f"the config {path} is not valid JSON: {error}") from error
-        for name, value in absent.items():
-            section, _, option = name.rpartition(".")
-            held = values.get(section) if isinstance(values, dict) else None
-            if isinstance(held, dict):
-                held.setdefault(option, value)
+        data = values.get("data") if isinstance(values, dict) else None
+        # A run's config names every option there was, even this one, which is nothing to photographs. What was written
+        # by hand, as the presets are, does not.
+        if isinstance(data, dict) and "data_dir" in data:
+            data.setdefault("photographs", list(FORMER_PHOTOGRAPHS))
         return cls.from_dict(values)
 
 
