@@ -16,12 +16,15 @@ from helpers.models import LEAST, SMALL
 from helpers.runs import TIMING, assert_same_checkpoint, before_steps, checkpoint_values, figures, log_rows, run_config
 from PIL import Image
 
+from tfdecouple import training
 from tfdecouple.cli import train_main
-from tfdecouple.config import Config
-from tfdecouple.errors import ConfigError, RunError
+from tfdecouple.config import FORMER_PHOTOGRAPHS, PHOTOGRAPHS, Config, DataConfig
+from tfdecouple.errors import ConfigError, DataError, RunError
 from tfdecouple.runs import load_config, load_model
+from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json
-from tfdecouple.training import DivergedError, reading, train
+from tfdecouple.training import DivergedError, reading, reports, train
+from tfdecouple.training import run as run_module
 from tfdecouple.training.folder import RunFolder, with_whole_paths
 
 # But what the fixtures of classes run is traced, as `finished_run` was.
@@ -194,6 +197,20 @@ class TestResumption:
         assert not data.exists()
         assert max(step for _, step in figures(tmp_path / "run")) == 5
 
+    def test_best_weights_of_a_step_that_the_run_has_not_reached_are_no_part_of_it(
+        self, finished_run, image_folder, tmp_path, monkeypatch
+    ):
+        run = shutil.copytree(finished_run, tmp_path / "run")
+        checkpoints = CheckpointFolder(run / "checkpoints")
+        # As it is where it was killed before the state that knows them was saved.
+        checkpoints.remove("step", 10)
+        for file in checkpoints.path.glob("best-*"):
+            file.rename(file.with_name(f"best-000000010.{file.name.partition('.')[2]}"))
+        stop_before_step(monkeypatch, 5)
+        with pytest.raises(FirstStepError):
+            train(run_config(image_folder), run)
+        assert (checkpoints.steps(), checkpoints.steps("best")) == ([5], [])
+
     def test_run_without_any_whole_checkpoint_is_refused_in_one_line(self, finished_run, image_folder, tmp_path):
         shutil.copytree(finished_run, tmp_path / "run")
         for data in (tmp_path / "run" / "checkpoints").glob("step-*.data*"):
@@ -233,6 +250,61 @@ class TestPlaceOfImages:
             train(run_config(tmp_path / "other"), finished_run)
 
 
+class TestPhotographs:
+    """A run that is older than their choice keeps those that there were."""
+
+    @pytest.fixture
+    def older(self, tmp_path):
+        """The config of such a run, whose folder is `tmp_path / "run"`, as its preset would be today."""
+        config = Config(model=LEAST, data=DataConfig(photograph_crops=8))
+        values = config.to_dict()
+        del values["data"]["photographs"]
+        write_json(tmp_path / "run" / "config.json", values)
+        return config
+
+    def test_it_goes_on_where_none_are_named(self, older, tmp_path, monkeypatch):
+        opened = []
+
+        def opening(data, *_):
+            opened.append(data.photographs)
+            raise FirstStepError
+
+        monkeypatch.setattr(run_module, "open_source", opening)
+        repeated = Config.from_json(tmp_path / "run" / "config.json")
+        for config in (older, repeated):
+            with pytest.raises(FirstStepError):
+                train(config, tmp_path / "run")
+        # As a program that goes on writes it.
+        write_json(tmp_path / "run" / "config.json", repeated.to_dict())
+        with pytest.raises(FirstStepError):
+            train(older, tmp_path / "run")
+        with pytest.raises(FirstStepError):
+            train(older, tmp_path / "new")
+        assert opened == [FORMER_PHOTOGRAPHS] * 3 + [PHOTOGRAPHS]
+
+    def test_others_that_are_named_are_refused(self, older, tmp_path):
+        config = dataclasses.replace(older, data=dataclasses.replace(older.data, photographs=("coffee",)))
+        with pytest.raises(RunError, match=r"data.photographs was \['astronaut', .* and is now \['coffee'\]"):
+            train(config, tmp_path / "run")
+
+    def test_config_of_one_repeats_it(self, older, tmp_path, monkeypatch):
+        configs = []
+
+        def stop(config, *_, **__):
+            configs.append(config)
+            raise RunError("stopped")
+
+        monkeypatch.setattr(training, "train", stop)
+        assert train_main(["--config", str(tmp_path / "run" / "config.json")]) == 2
+        assert configs[0].data.photographs == FORMER_PHOTOGRAPHS
+
+
+def test_images_that_cannot_be_opened_are_no_fault_of_the_run_folder(tmp_path):
+    with pytest.raises(DataError, match="cannot open data.source=folder:/x.*: File name too long") as error:
+        train(run_config(f"/{'x' * 300}", model=LEAST), tmp_path / "run")
+    one_line(error)
+
+
 class TestSaid:
     def test_of_grey_images_of_no_pictures_and_of_a_precision_that_changes_nothing(
         self, tmp_path, stand_ins, fake_step, capsys
@@ -247,6 +319,17 @@ class TestSaid:
         assert re.search(r"reconstruction: \d of \d images identical", validation)
         assert not (tmp_path / "run" / "images").exists()
         assert "training.precision=tf32 changes nothing here: no GPU has it" in out
+
+    def test_at_its_end_of_what_there_is_alone(self, image_folder, tmp_path, stand_ins, fake_step, monkeypatch, capsys):
+        monkeypatch.setattr(reports, "save_pictures", lambda model, images, folder, *_, **__: folder.mkdir() or 6)
+        for run, options in ((tmp_path / "bare", {"pictures": 0, "loggers": ()}), (tmp_path / "run", {})):
+            config = run_config(image_folder, model=LEAST, steps=1, **options)
+            write_json(tmp_path / "config.json", config.to_dict())
+            assert train_main(["--config", str(tmp_path / "config.json"), "--workdir", str(run)]) == 0
+            last = capsys.readouterr().out.rpartition("\n\n")[2]
+            shown = [f"Pictures:  {run}/images", f"Curves:    tensorboard --logdir {run}/tensorboard"]
+            assert last.splitlines()[:-1] == ([] if options else shown)
+            assert last.splitlines()[-1].startswith("In Python: import tfdecouple;")
 
 
 class TestRefusals:

@@ -189,11 +189,12 @@ def _train(arguments: Sequence[str] | None) -> int:
         os._exit(EXIT_LOST)
     if not outcome.is_chief:
         return 0
-    print(
-        f"\nPictures:  {workdir / 'images'}\n"
-        f"Curves:    tensorboard --logdir {workdir / 'tensorboard'}\n"
-        f"In Python: import tfdecouple; model = tfdecouple.load_model({str(workdir)!r}); model.sample(16)"
-    )
+    print()
+    # Neither need be there: training.pictures=0, training.loggers=[].
+    for what, command, folder in (("Pictures:", "", "images"), ("Curves:", "tensorboard --logdir ", "tensorboard")):
+        if (workdir / folder).is_dir():
+            print(f"{what:10} {command}{workdir / folder}")
+    print(f"In Python: import tfdecouple; model = tfdecouple.load_model({str(workdir)!r}); model.sample(16)")
     return 0
 
 
