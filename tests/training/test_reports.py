@@ -62,16 +62,16 @@ def test_figures_that_are_no_numbers_leave_a_whole_summary(image_folder, tmp_pat
 def test_step_that_was_measured_is_named_where_the_best_is_lost(image_folder, tmp_path, stand_ins, samples, capsys):
     measured = iter([2.0, 3.0])
     stand_ins(lambda split: next(measured) if split == "validation" else 1.0)
-    config = run_config(image_folder, model=LEAST, evaluation_samples=samples)
+    config = run_config(image_folder, model=LEAST, steps=2, evaluate_every=1, evaluation_samples=samples)
     summary = train(config, tmp_path / "run").summary
-    assert (summary["best_step"], summary["validation_bits_per_dim"]) == (5, 2.0)
+    assert (summary["best_step"], summary["validation_bits_per_dim"]) == (1, 2.0)
     assert "measured instead" not in capsys.readouterr().out
     (data,) = CheckpointFolder(tmp_path / "run" / "checkpoints").path.glob("best-*.data*")
     os.truncate(data, 20)
     (tmp_path / "run" / "summary.json").unlink()
     summary = train(config, tmp_path / "run").summary
-    assert (summary["best_step"], summary["validation_bits_per_dim"]) == (10, None)
-    said = "the best weights, of step 5, cannot be read: those of step 10 are measured instead\n"
+    assert (summary["best_step"], summary["validation_bits_per_dim"]) == (2, None)
+    said = "the best weights, of step 1, cannot be read: those of step 2 are measured instead\n"
     assert said in capsys.readouterr().out
     # That is what whoever opens the run gets.
-    assert Run.open(tmp_path / "run").step == 10
+    assert Run.open(tmp_path / "run").step == 2
