@@ -194,6 +194,11 @@ Bytes known_images(int size) {
   return images;
 }
 
+// Rounds pixels down to multiples of the step between levels.
+void to_levels(Bytes& pixels, int step) {
+  for (auto& value : pixels) value = static_cast<std::uint8_t>(value - value % step);
+}
+
 // How many values of each image differ.
 std::vector<int> lost_values(const Bytes& images, const Bytes& back, int count) {
   std::vector<int> lost(count);
@@ -216,9 +221,11 @@ class Models {
         decoder_path_((folder / "decoder.onnx").string()),
         encoder_(open(encoder_path_)),
         decoder_(open(decoder_path_)),
-        size_(side_of_images()) {}
+        size_(side_of_images()),
+        step_(step_of_levels()) {}
 
   int size() const { return size_; }
+  int step() const { return step_; }
   const std::string& encoder_path() const { return encoder_path_; }
 
   Codes encode(Bytes& images, int count) {
@@ -261,6 +268,14 @@ class Models {
 
   // The side of the squares of RGB that the encoder takes.
   int side_of_images() const {
+    Ort::AllocatorWithDefaultOptions allocator;
+    std::string inputs = encoder_.GetInputNameAllocated(0, allocator).get();
+    for (std::size_t i = 1; i < encoder_.GetInputCount(); ++i) {
+      inputs += std::string(", ") + encoder_.GetInputNameAllocated(i, allocator).get();
+    }
+    if (inputs != "images") {
+      throw Problem(encoder_path_ + " takes " + inputs + ", and this example gives images alone; client.py takes all");
+    }
     const auto shape = encoder_.GetInputTypeInfo(0).GetTensorTypeAndShapeInfo().GetShape();
     if (shape.at(1) != shape.at(2) || shape.at(3) != kChannels) {
       throw Problem(encoder_path_ + " takes images [" + std::to_string(shape[1]) + ", " + std::to_string(shape[2]) + ", " +
@@ -269,11 +284,18 @@ class Models {
     return static_cast<int>(shape[1]);
   }
 
+  // What neighbouring levels differ by as pixels: a model of fewer than 8 bits knows multiples of it alone.
+  int step_of_levels() const {
+    Ort::AllocatorWithDefaultOptions allocator;
+    const auto bits = encoder_.GetModelMetadata().LookupCustomMetadataMapAllocated("n_bits", allocator);
+    return bits ? 256 >> std::atoi(bits.get()) : 1;
+  }
+
   Ort::Env environment_{ORT_LOGGING_LEVEL_FATAL, "switch"};
   Ort::MemoryInfo memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   std::string encoder_path_, decoder_path_;
   Ort::Session encoder_, decoder_;
-  int size_;
+  int size_, step_;
 };
 
 // Exchanges the two entries along the batch axis of v, which is last among the codes.
@@ -287,6 +309,7 @@ void swap_v(Codes& codes) {
 
 int check(Models& models) {
   Bytes images = known_images(models.size());
+  to_levels(images, models.step());
   const auto lost = lost_values(images, models.decode(models.encode(images, kKnownImages)), kKnownImages);
   const auto same = std::count(lost.begin(), lost.end(), 0);
   std::cout << same << " of " << kKnownImages << " known images come back exactly\n";
@@ -299,6 +322,7 @@ int switch_images(Models& models, const std::array<std::string, 2>& paths, int c
     const Bytes square = read_square(path, models.size(), crop);
     pixels.insert(pixels.end(), square.begin(), square.end());
   }
+  to_levels(pixels, models.step());
   Codes codes = models.encode(pixels, 2);
   if (codes.names != std::vector<std::string>{"z", "v"}) {
     throw Problem(models.encoder_path() + " does not encode to z and v: without z there is nothing to switch");

@@ -65,20 +65,24 @@ def known_images(height, width, channels):
     return np.minimum(np.abs(phase % 512 - 256), 255).astype(np.uint8)
 
 
-def check(encoder, decode, shape):
+def level_step(encoder):
+    """What neighbouring levels differ by as pixels: a model of fewer than 8 bits knows multiples of it alone."""
+    return 256 >> int(encoder.get_modelmeta().custom_metadata_map.get("n_bits", 8))
+
+
+def check(encode, decode, names, shape, step):
     """Says how many known images come back from their codes; the exit status is 1 unless all do."""
-    images = known_images(*shape)
-    names = [code.name for code in encoder.get_outputs()]
-    codes = dict(zip(names, encoder.run(names, {"images": images}), strict=True))
+    images = known_images(*shape) // step * step
+    codes = dict(zip(names, encode(names, {"images": images}), strict=True))
     (back,) = decode(codes)
     same = int(np.all(back == images, axis=(1, 2, 3)).sum())
     print(f"{same} of {len(images)} known images come back exactly")
     return 0 if same == len(images) else 1
 
 
-def switch(encoder, decode, images, paths):
+def switch(encode, decode, images, paths):
     """Writes ab.png (z of the first image, v of the second) and ba.png, and says whether the images come back."""
-    z, v = encoder.run(["z", "v"], {"images": images})
+    z, v = encode(["z", "v"], {"images": images})
     (back,) = decode({"z": z, "v": v})
     for path, lost in zip(paths, np.sum(back != images, axis=(1, 2, 3)), strict=True):
         print(f"{path}: {f'{lost} of {back[0].size} values differ' if lost else 'exactly the same'} after decoding")
@@ -108,16 +112,20 @@ def main():
     encoder, decoder = [
         attempt(f"open the model {model}", onnxruntime.InferenceSession, model, providers=PROVIDERS) for model in models
     ]
+    encode = functools.partial(attempt, f"encode with {models[0]}", encoder.run)
     decode = functools.partial(attempt, f"decode with {models[1]}", decoder.run, ["images"])
-    _, *shape = encoder.get_inputs()[0].shape
+    inputs, names = [given.name for given in encoder.get_inputs()], [code.name for code in encoder.get_outputs()]
+    if inputs != ["images"]:
+        fail(f"{models[0]} takes {', '.join(inputs)}, and this example gives images alone; client.py takes all")
+    (_, *shape), step = encoder.get_inputs()[0].shape, level_step(encoder)
     if options.check:
-        return check(encoder, decode, shape)
-    if [code.name for code in encoder.get_outputs()] != ["z", "v"]:
+        return check(encode, decode, names, shape, step)
+    if names != ["z", "v"]:
         fail(f"{models[0]} does not encode to z and v: without z there is nothing to switch")
     if shape[-1] not in MODES:
         fail(f"{models[0]} takes {shape[-1]} channels, and image files are read as 1 or 3 here")
     read = [attempt(f"read the image {path}", read_centre, path, shape, options.crop) for path in options.images]
-    return switch(encoder, decode, np.stack(read), options.images)
+    return switch(encode, decode, np.stack(read) // step * step, options.images)
 
 
 if __name__ == "__main__":

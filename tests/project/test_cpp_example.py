@@ -77,6 +77,33 @@ def test_known_images_come_back(switch, exported, without_z, tmp_path):
     assert (lossy.returncode, lossy.stdout) == (1, f"{kept} of 16 known images come back exactly\n")
 
 
+def test_a_model_of_5_bits_gives_multiples_of_8_back(switch, tmp_path):
+    encoder = WITHOUT_Z["encoder"].replace(
+        "v = Cast <to = 1> (images)",
+        """pixels = Cast <to = 1> (images)
+        step = Constant <value = float {8.0}> ()
+        levels = Div (pixels, step)
+        whole = Floor (levels)
+        v = Mul (whole, step)""",
+    )
+    for name, text in {**WITHOUT_Z, "encoder": encoder}.items():
+        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{text}')
+        onnx.helper.set_model_props(model, {"n_bits": "5"})
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    done = switch(tmp_path, tmp_path, "--check")
+    assert (done.returncode, done.stdout) == (0, "16 of 16 known images come back exactly\n"), done.stderr
+
+
+def test_a_model_that_encodes_by_labels_is_refused(switch, tmp_path):
+    encoder = WITHOUT_Z["encoder"].replace("images) =>", "images, int32[batch] labels) =>")
+    for name, text in {**WITHOUT_Z, "encoder": encoder}.items():
+        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{text}')
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    done = switch(tmp_path, tmp_path, "--check")
+    assert done.returncode == 2 and "encoder.onnx takes images, labels, and this example" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_switches_pictures_of_any_size_read_to_the_byte(switch, exported, tmp_path):
     wide = random_images(2, 61)[0][:37]
     for name, pixels in {"a": wide, "b": random_images(1, 8, seed=3)[0]}.items():

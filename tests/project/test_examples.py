@@ -45,6 +45,16 @@ DECODER = """
         images = Cast <to = 2> (pixels)
     }
 """
+# Of 5 bits: pixels become multiples of 8.
+ENCODER_OF_5_BITS = ENCODER.replace(
+    "pixels = Cast <to = 1> (images)",
+    """every = Cast <to = 1> (images)
+        step = Constant <value = float {8.0}> ()
+        levels = Div (every, step)
+        whole = Floor (levels)
+        pixels = Mul (whole, step)""",
+)
+ENCODER_WITH_LABELS = ENCODER.replace("images) =>", "images, int32[batch] labels) =>")
 ENCODER_WITHOUT_Z = """
     <ir_version: 8, opset_import: ["": 17]>
     encoder (uint8[batch, 8, 8, 3] images) => (float[batch, 8, 8, 3] v) { v = Cast <to = 1> (images) }
@@ -113,10 +123,12 @@ def known_images(size):
     return np.minimum(abs(wave % 512 - 256), 255)
 
 
-def write_models(folder, encoder, decoder):
+def write_models(folder, encoder, decoder, **metadata):
     folder.mkdir()
     for name, text in {"encoder": encoder, "decoder": decoder}.items():
-        onnx.save(onnx.parser.parse_model(text), folder / f"{name}.onnx")
+        model = onnx.parser.parse_model(text)
+        onnx.helper.set_model_props(model, metadata)
+        onnx.save(model, folder / f"{name}.onnx")
     return folder
 
 
@@ -166,6 +178,19 @@ class TestSwitch:
             differing = np.count_nonzero(pixels_of(tmp_path / name) != wanted)
             assert differing == 0, f"{differing} of {wanted.size} values of {name} differ"
 
+    def test_below_8_bits_the_levels_of_a_picture_come_back(self, switch, tmp_path):
+        decoder = DECODER.replace("BRIGHTEST", "240")
+        folder = write_models(tmp_path / "models", ENCODER_OF_5_BITS, decoder, n_bits="5", run="tiny")
+        pixels = random_images(1)[0]
+        for name, image in {"p.png": pixels // 2, "q.png": pixels}.items():
+            Image.fromarray(image).save(tmp_path / name)
+        lost = np.count_nonzero(pixels >= 248)
+        assert lost > 0
+        assert succeeded(switch(folder, "p.png", "q.png"))[:2] == [
+            "p.png: exactly the same after decoding",
+            f"q.png: {lost} of {pixels.size} values differ after decoding",
+        ]
+
     def test_says_what_is_lost(self, switch, tmp_path):
         folder = write_models(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "200"))
         bright, dark = random_images(1)[0], random_images(1)[0] // 2
@@ -188,6 +213,16 @@ class TestCheck:
     def test_a_model_without_z(self, switch, tmp_path):
         folder = write_models(tmp_path / "models", ENCODER_WITHOUT_Z, DECODER_WITHOUT_Z)
         assert succeeded(switch(folder, "--check")) == ["16 of 16 known images come back exactly"]
+
+    @pytest.mark.parametrize("brightest", [255, 240])
+    def test_a_model_of_5_bits(self, switch, tmp_path, brightest):
+        decoder = DECODER.replace("BRIGHTEST", str(brightest))
+        folder = write_models(tmp_path / "models", ENCODER_OF_5_BITS, decoder, run="tiny", n_bits="5", step="9")
+        kept = np.sum(known_images(8).max((1, 2, 3)) < brightest + 8)
+        assert (kept == 16) == (brightest == 255)
+        ended = switch(folder, "--check")
+        assert ended.stdout == f"{kept} of 16 known images come back exactly\n", ended.stderr
+        assert (ended.returncode, ended.stderr) == (int(kept < 16), "")
 
     def test_what_is_lost_is_counted_and_ends_with_status_1(self, switch, tmp_path):
         # Only the images whose colours do not reach the brightest levels come back.
@@ -329,6 +364,17 @@ class TestRefusals:
             str(folder / "encoder.onnx"),
             "without z there is nothing to switch",
         )
+
+    def test_a_model_that_encodes_by_labels(self, switch, picture, tmp_path):
+        folder = write_models(tmp_path / "models", ENCODER_WITH_LABELS, DECODER.replace("BRIGHTEST", "255"))
+        for arguments in (["--check"], [picture, picture]):
+            ended = switch(folder, *arguments)
+            refused(ended, tmp_path, f"{folder / 'encoder.onnx'} takes images, labels, ", "client.py")
+
+    def test_a_model_that_takes_other_numbers(self, switch, tmp_path):
+        encoder = ENCODER_WITHOUT_Z.replace("uint8", "float").replace("Cast <to = 1>", "Identity")
+        folder = write_models(tmp_path / "models", encoder, DECODER_WITHOUT_Z)
+        refused(switch(folder, "--check"), tmp_path, f"cannot encode with {folder / 'encoder.onnx'}: ")
 
     def test_a_model_of_other_channels(self, switch, picture, tmp_path):
         texts = (text.replace("3]", "5]") for text in (ENCODER, DECODER.replace("BRIGHTEST", "255")))
