@@ -11,14 +11,18 @@ images = model.decode(**codes)         the very same pixels
 """
 
 import json
+import os
 import pathlib
 import re
 import sys
+import warnings
 
 import numpy as np
 import onnxruntime
 
 MODES = {1: "L", 3: "RGB"}  # What Pillow makes of any picture file, by the number of channels.
+# Formats for which Pillow starts no other program, and pixels that a file may have: a small one can claim any number.
+FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**27
 
 
 class Model:
@@ -30,6 +34,7 @@ class Model:
         about = self.encoder.get_modelmeta().custom_metadata_map
         self.shape = tuple(json.loads(about.get("image_shape") or "[{0}, {0}, 3]".format(about["image_size"])))
         self.size = self.shape[0]
+        self.step = 256 >> int(about.get("n_bits") or 8)  # Below 8 bits images come back as images // step * step.
         self.crop = int((re.search(r"\d+", about["crop"]) or ["0"])[0])
         self.needs_labels = any(given.name == "labels" for given in self.encoder.get_inputs())
 
@@ -77,19 +82,37 @@ def _resized(pixels, size, axis):
     return np.stack(rows, axis).astype(np.uint8)
 
 
-def known_images(height, width, channels):
-    """Returns 16 images of smooth colour waves, 2 of large ones, uint8, the same for every client and machine."""
+def known_images(height, width, channels, step=1):
+    """Returns 16 images of smooth colour waves, 2 of large ones, uint8, in multiples of `step`, everywhere the same."""
     longer = max(height, width)
     number, y, x, channel = np.ogrid[: 16 if longer <= 128 else 2, :height, :width, :channels]
     phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // longer + 85 * channel
-    return np.minimum(np.abs(phase % 512 - 256), 255).astype(np.uint8)
+    return np.minimum(np.abs(phase % 512 - 256), 255).astype(np.uint8) // step * step
+
+
+def read_picture(path, channels):
+    """Returns the pixels of a file as training reads them, upright, uint8 [height, width, channels]."""
+    from PIL import Image, ImageOps
+
+    if not os.path.isfile(path):  # A pipe would be waited for without an end.
+        raise ValueError("it is no regular file")
+    with Image.open(path, formats=FORMATS) as file:
+        if file.width * file.height > MOST_PIXELS:
+            raise ValueError(f"it has {file.width} x {file.height} pixels, more than {MOST_PIXELS:,}")
+        image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I;16"):  # convert() would clip 16 bits to 8 instead of scaling them.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
+    image.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
+    return np.asarray(image.convert(MODES[channels])).reshape(image.height, image.width, channels)
 
 
 def main(arguments):
     """The command line: --check, or two picture files."""
     if arguments[:1] == ["--check"]:
         model = Model(*arguments[1:2])
-        images = known_images(*model.shape)
+        images = known_images(*model.shape, model.step)
         codes = model.encode(images, np.zeros(len(images)))
         same = int((model.decode(**codes) == images).all((1, 2, 3)).sum())
         print(f"{same} of {len(images)} known images come back exactly")
@@ -97,8 +120,9 @@ def main(arguments):
     if len(arguments) != 2 or arguments[0].startswith("-"):
         print("error: give two picture files, or --check", file=sys.stderr)
         return 2
-    from PIL import Image, ImageOps
+    from PIL import Image
 
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # FORMATS and MOST_PIXELS say what is read.
     model = Model()
     if model.needs_labels or "z" not in [output.name for output in model.encoder.get_outputs()]:
         print("error: this model needs labels, or has no z to switch; call Model in a program", file=sys.stderr)
@@ -107,8 +131,14 @@ def main(arguments):
     if channels not in MODES:
         print(f"error: files are not read as {channels} channels here; call Model in a program", file=sys.stderr)
         return 2
-    read = (np.asarray(ImageOps.exif_transpose(Image.open(path)).convert(MODES[channels])) for path in arguments)
-    a, b = (model.fit(pixels.reshape(*pixels.shape[:2], channels))[None] for pixels in read)
+    pictures = []
+    for path in arguments:
+        try:
+            pictures.append(model.fit(read_picture(path, channels))[None])
+        except Exception as error:  # Pillow raises nearly anything at a damaged file.
+            print(f"error: cannot read {path}: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+    a, b = pictures
     for name, (pixels,) in zip(("ab.png", "ba.png"), model.switch(a, b), strict=True):
         Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(name)
         print(f"{name}: z of {arguments[name == 'ba.png']}, v of {arguments[name == 'ab.png']}")

@@ -31,7 +31,7 @@ from export.origin import Origin, open_run, without_path
 from export.signatures import endpoints, onnx_names, page_names
 from export.staging import Staging, interruptible, taken, uninterrupted
 from export.verification.arrays import Report, save_cases
-from export.verification.cases import make_cases, real_images, weight_digests
+from export.verification.cases import known_kept, make_cases, real_images, weight_digests
 from export.verification.check_folder import card_problems, page_problems, served_others, serving_problems
 from export.verification.folder import part_of
 from export.verification.run import Process, RefusedError, further_checks, listed, pass_gate, run_client
@@ -304,7 +304,8 @@ class _Export:
             formats[one.name].setdefault("runtimes", {})[package] = entry
         if one.name == "onnx" and one.name in self.request.formats:
             shutil.copyfile(CLIENT, _made(sources.area / "files") / CLIENT.name)
-            formats[one.name]["client"] = run_client(sources.area / "files" / CLIENT.name, folder)
+            client = sources.area / "files" / CLIENT.name
+            formats[one.name]["client"] = run_client(client, folder, lambda: known_kept(self._model))
             self.say(f"  {CLIENT.name}: {formats[one.name]['client']}")
 
     def _pass_gate(self, check: str, folder: pathlib.Path, cases: pathlib.Path, **options: Any) -> Report:
@@ -426,6 +427,7 @@ def _about(origin: Origin) -> dict[str, Any]:
         **({"label_shares": list(model.label_shares)} if model.has_classes else {}),
         "name": origin.name,
         "image_size": model.image_size,
+        "n_bits": model.n_bits,
         "centre_crop": origin.crop,
         "latent_dim": model.latent_dim,
         "bits_per_dim": bits.get("test", bits.get("validation")),

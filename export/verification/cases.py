@@ -111,6 +111,16 @@ def _input(
     return drawn[array.name]
 
 
+@full_float32()
+def known_kept(model: DecoupledModel) -> int:
+    """Returns how many of the known images that clients send the model itself surely keeps, all with the label 0."""
+    from export.client import known_images
+
+    images = known_images(*model.config.image_shape, model.quantizer.step)
+    answers = KerasReference(model, images, np.random.default_rng(0), lambda text: None, len(images), 0)
+    return int(answers.kept(images, np.zeros(len(images), np.int32)).sum())
+
+
 def weight_digests(model: DecoupledModel, layouts: Sequence[str]) -> Arrays:
     """Returns `weights/LAYOUT` of the cases: the digests of all deployed weights, in each order of axes."""
     return {f"weights/{layout}": digests(DeployedModel.from_model(model, layout).arrays()) for layout in layouts}

@@ -163,7 +163,7 @@ class KerasReference:
             drawn["z_noise"][:half] = self._noise_from_z(z, None if labels is None else labels[:half])
         return drawn
 
-    def kept(self, images: np.ndarray) -> np.ndarray:
+    def kept(self, images: np.ndarray, labels: Optional = None) -> np.ndarray:
         """Returns which images the model itself gives back from their codes, whether or not these are moved."""
         right, quantizer = np.asarray(self._model.quantize_images(images)), self._model.quantizer
 
@@ -171,7 +171,7 @@ class KerasReference:
             levels = np.clip(np.floor(np.nan_to_num(values, nan=-1)), 0, quantizer.n_bins - 1)
             return (levels * quantizer.step == right).reshape(len(right), -1).all(1)
 
-        return np.all([same(values) for values in self._values(*self.codes(images))], 0)
+        return np.all([same(values) for values in self._values(*self.codes(images, labels))], 0)
 
     # --- what it knows, and asks the model ---
 

@@ -72,18 +72,19 @@ def listed(problems: list[str]) -> str:
     return f"{len(problems)} problems: " + "; ".join(f"({number}) {text}" for number, text in enumerate(problems, 1))
 
 
-def run_client(client: pathlib.Path, onnx: pathlib.Path) -> str:
+def run_client(client: pathlib.Path, onnx: pathlib.Path, kept: Callable[[], int]) -> str:
     """Runs the client that is published beside ONNX files on known images, as whoever has it would.
 
     Args:
         client: the program.
         onnx: folder of the files.
+        kept: returns how many of these images the model itself surely keeps; asked only where the client loses some.
 
     Returns:
         What it says: how many of the images come back. What the model itself loses is no fault of the client.
 
     Raises:
-        RefusedError: where it fails.
+        RefusedError: where it fails, or brings fewer back than the model keeps.
     """
     command = [sys.executable, "-I", str(client), "--check", str(onnx)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
@@ -91,6 +92,10 @@ def run_client(client: pathlib.Path, onnx: pathlib.Path) -> str:
     # 1 is also the status of a program that Python ends.
     if done.returncode not in (0, 1) or len(lines) != 1:
         raise RefusedError(f"not published: {client.name} fails: {one_line(done.stderr or 'it says nothing')}")
+    if done.returncode:
+        back, right = int(lines[0].split()[0]), kept()
+        if back < right:
+            raise RefusedError(f"not published: {client.name}: {lines[0]}, and the model itself keeps {right} of them")
     return lines[0]
 
 

@@ -157,17 +157,20 @@ class TestPipes:
 
 
 class TestPythonClients:
-    """The examples that clients of an export start from."""
+    """The client of an export, and the examples that others start from."""
 
-    @pytest.fixture(params=["onnxruntime_python/switch.py", "tf_serving/client.py"])
+    @pytest.fixture(
+        params=["export/client.py", "examples/onnxruntime_python/switch.py", "examples/tf_serving/client.py"]
+    )
     def refuses(self, request):
         """Returns what the example says of a file that it must refuse."""
-        module = load_program(ROOT / "examples" / request.param)
+        module = load_program(ROOT / request.param)
         read = getattr(module, "read_centre", None) or module.read_picture
+        taken = 3 if request.param == "export/client.py" else (8, 8, 3)
 
         def refuse(path: object) -> str:
             with pytest.raises(Exception) as caught:
-                within_a_minute(lambda: read(str(path), (8, 8, 3)))
+                within_a_minute(lambda: read(str(path), taken))
             return str(caught.value)
 
         return refuse

@@ -1,17 +1,24 @@
 """The client that is published beside ONNX files: one file that needs ONNX Runtime and NumPy alone."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
 import sys
 
 import numpy as np
+import onnx.parser
 import pytest
 from helpers.models import SMALL
+from helpers.picture_files import claiming, write_files
+from helpers.variants import OF_CLASSES, SMALLEST, fresh
 from PIL import Image
 
 from export import client as source
+from export import pipeline
+from export.cli import EXIT_REFUSED
 from export.pipeline import CLIENT
+from export.verification.cases import known_kept
 from export.verification.run import RefusedError, run_client
 from tfdecouple.data.image_file import read_image
 from tfdecouple.runs import load_model
@@ -101,7 +108,71 @@ def test_the_crop_of_the_card_is_taken(monkeypatch):
     assert (source.Model().crop, source.Model().size) == (140, 8)
 
 
+# A model without z, of 5 bits: pixels become multiples of 8.
+OF_5_BITS = {
+    "encoder": """encoder (uint8[batch, 8, 8, 3] images) => (float[batch, 8, 8, 3] v) {
+        pixels = Cast <to = 1> (images)
+        step = Constant <value = float {8.0}> ()
+        levels = Div (pixels, step)
+        whole = Floor (levels)
+        v = Mul (whole, step)
+    }""",
+    "decoder": "decoder (float[batch, 8, 8, 3] v) => (uint8[batch, 8, 8, 3] images) { images = Cast <to = 2> (v) }",
+}
+
+
+def test_of_fewer_bits_known_images_are_multiples_of_the_step(exported, tmp_path):
+    for name, text in OF_5_BITS.items():
+        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{text}')
+        onnx.helper.set_model_props(model, {"image_size": "8", "n_bits": "5", "crop": "largest centre square"})
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    done = run(exported, "--check", tmp_path, cwd=tmp_path)
+    assert (done.stdout, done.returncode) == ("16 of 16 known images come back exactly\n", 0), done.stderr
+
+
+def test_of_8_bits_known_images_are_what_they_were():
+    images = source.known_images(12, 20, 3)
+    number, y, x, channel = np.indices(images.shape)
+    wave = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // 20 + 85 * channel
+    np.testing.assert_array_equal(images, np.minimum(abs(wave % 512 - 256), 255))
+    assert images.dtype == source.known_images(12, 20, 3, 8).dtype == np.uint8
+    np.testing.assert_array_equal(source.known_images(12, 20, 3, 8), images // 8 * 8)
+
+
+@pytest.mark.parametrize("config", [dataclasses.replace(SMALLEST, n_bits=5), OF_CLASSES["classes"]])
+def test_what_the_model_keeps_of_known_images(config, eager):
+    assert known_kept(fresh(config)) == 16
+
+
+def test_pictures_are_read_as_in_training(client, tmp_path):
+    served = client.Model()
+    for name, path in write_files(tmp_path).items():
+        found = served.fit(client.read_picture(path, 3))
+        np.testing.assert_array_equal(found, read_image(str(path), 8, 0), name)
+
+
+def test_a_picture_that_cannot_be_read_is_a_line(exported, tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.int32)).save(tmp_path / "deep.tif")
+    (tmp_path / "claims.png").write_bytes(claiming(12_000, 12_000))
+    said = {"deep.tif": "the mode I", "claims.png": "more than 134,217,728", "absent.png": "no regular file"}
+    for name, words in said.items():
+        done = run(exported, name, name, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith(f"error: cannot read {name}: ") and words in done.stderr
+
+
 def test_one_that_fails_is_not_published(exported, tmp_path):
     (tmp_path / "client.py").write_text("import nothing_of_the_kind\n")
     with pytest.raises(RefusedError, match="not published: client.py fails: .*nothing_of_the_kind"):
-        run_client(tmp_path / "client.py", exported / "onnx")
+        run_client(tmp_path / "client.py", exported / "onnx", lambda: 16)
+
+
+def test_one_that_loses_what_the_model_keeps_is_not_published(quick, command, monkeypatch, eager, tmp_path):
+    lossy = tmp_path / "client.py"
+    lossy.write_text("print('15 of 16 known images come back exactly')\nraise SystemExit(1)\n")
+    assert run_client(lossy, tmp_path, lambda: 15) == "15 of 16 known images come back exactly"
+    monkeypatch.setattr(pipeline, "CLIENT", lossy)
+    monkeypatch.setattr(pipeline, "run_client", run_client)
+    status, _, err = command("--format", "onnx")
+    said = "client.py: 15 of 16 known images come back exactly, and the model itself keeps 16 of them"
+    assert (status, err) == (EXIT_REFUSED, f"error: not published: {said}\n")

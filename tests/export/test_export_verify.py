@@ -325,7 +325,7 @@ def quick(exported, tiny_run, monkeypatch):
     )
     monkeypatch.setattr(pipeline, "save_saved_model", copied)
     monkeypatch.setattr(pipeline, "pass_gate", lambda check, folder, cases, **options: Report())
-    monkeypatch.setattr(pipeline, "run_client", lambda client, onnx: "16 of 16 known images come back exactly")
+    monkeypatch.setattr(pipeline, "run_client", lambda client, onnx, kept: "16 of 16 known images come back exactly")
 
 
 @pytest.mark.usefixtures("quick")
