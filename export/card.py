@@ -332,11 +332,10 @@ def _other_runtime(runtime: str, found: Mapping[str, Any]) -> str:
 
 def _calls(card: Mapping[str, Any]) -> list[str]:
     """How to call the formats that are there, each a block that runs in the export's folder."""
-    shape, name, formats = from_facts(card["architecture"]), card["name"], card["formats"]
-    with_z = card["architecture"]["latent_dim"] is not None
+    name, formats = card["name"], card["formats"]
     lines = []
     for one in (file_format(kind) for kind in FILE_FORMATS if kind in formats):
-        lines += one.calls(shape, with_z)
+        lines += one.calls(card["endpoints"])
     if "savedmodel" in formats:
         signature = formats["savedmodel"].get("signatures", ["encode"])[0]
         values = ", ".join(map(_example, card["endpoints"][signature]["inputs"]))
@@ -357,7 +356,7 @@ def _calls(card: Mapping[str, Any]) -> list[str]:
 
 def _example(array: Mapping[str, Any]) -> str:
     """A value of an input in Python, without the batch: black, or zero."""
-    value = "0" if array["dtype"] == "uint8" else "0.0"
+    value = "0.0" if array["dtype"] == "float32" else "0"
     for size in reversed(array["shape"][1:]):
         value = f"[{value}] * {size}"
     return f'"{array["name"]}": {value}'

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from export.endpoint import Endpoint
-from tfdecouple.image_shapes import Shape
 
 if TYPE_CHECKING:
     from export.deployed.model import DeployedModel
@@ -91,9 +90,15 @@ class FileFormat(abc.ABC):
         """Returns what the check is told."""
         return {"names": sources.names, "metadata": dict(sources.metadata)}
 
-    def calls(self, image_shape: Shape, with_z: bool) -> list[str]:
-        """Returns how to call the files, in Markdown, for the card: images of a shape; of a model without z only v."""
+    def calls(self, endpoints: Mapping[str, Any]) -> list[str]:
+        """Returns how to call the files, in Markdown, for the card, which describes its `endpoints`."""
         return []
+
+
+def zeros(array: Mapping[str, Any]) -> str:
+    """Returns an input of the card, of one image, in Python: zeros."""
+    sizes = ", ".join(map(str, [1, *array["shape"][1:]]))
+    return f"np.zeros(({sizes}{',' if len(array['shape']) == 1 else ''}), np.{array['dtype']})"
 
 
 def file_format(name: str) -> FileFormat:

@@ -6,10 +6,10 @@ import json
 import pathlib
 import tempfile
 from collections.abc import Mapping
+from typing import Any
 
-from export.formats.files import FileFormat, Sources
+from export.formats.files import FileFormat, Sources, zeros
 from tfdecouple.errors import UserError, one_line
-from tfdecouple.image_shapes import Shape
 
 # Of the entry in a file's metadata that tells its origin, as JSON.
 METADATA = "tfdecouple"
@@ -48,10 +48,10 @@ class LiteRT(FileFormat):
                 said = {**sources.metadata, "endpoint": endpoint.name}
                 (folder / f"{endpoint.onnx}{self.suffix}").write_bytes(_with_metadata(converted, said))
 
-    def calls(self, image_shape: Shape, with_z: bool) -> list[str]:
+    def calls(self, endpoints: Mapping[str, Any]) -> list[str]:
         """Returns how Python calls the files; Java, Kotlin, Swift and C++ have the same signatures."""
-        sizes = ", ".join(map(str, image_shape))
-        codes = 'z=codes["z"], v=codes["v"]' if with_z else 'v=codes["v"]'
+        given = ", ".join(f"{one['name']}={zeros(one)}" for one in endpoints["encode"]["inputs"])
+        codes = ", ".join(f'{one["name"]}=codes["{one["name"]}"]' for one in endpoints["decode"]["inputs"])
         return [
             "Python, with numpy and ai-edge-litert:",
             "",
@@ -61,7 +61,7 @@ class LiteRT(FileFormat):
             "",
             'encoder = Interpreter("litert/encoder.tflite").get_signature_runner()',
             'decoder = Interpreter("litert/decoder.tflite").get_signature_runner()',
-            f"codes = encoder(images=np.zeros((1, {sizes}), np.uint8))",
+            f"codes = encoder({given})",
             f'same = decoder({codes})["images"]',
             "```",
             "",

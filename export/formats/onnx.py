@@ -17,9 +17,8 @@ import tensorflow as tf
 
 from export.deployed.model import DeployedModel
 from export.endpoint import Endpoint
-from export.formats.files import FileFormat, Sources
+from export.formats.files import FileFormat, Sources, zeros
 from export.origin import version_of
-from tfdecouple.image_shapes import Shape
 
 # The highest that tf2onnx writes; ONNX Runtime for Python, Node and the browser all read it.
 OPSET = 18
@@ -58,12 +57,19 @@ class Onnx(FileFormat):
         """Returns what the check is told: the precisions, too."""
         return {**super().options(sources), "precisions": list(sources.precisions)}
 
-    def calls(self, image_shape: Shape, with_z: bool) -> list[str]:
+    def calls(self, endpoints: Mapping[str, Any]) -> list[str]:
         """Returns how Python and JavaScript call the files."""
-        sizes = ", ".join(map(str, image_shape))
-        codes = "z, v" if with_z else "(v,)"
-        feeds = '{"z": z, "v": v}' if with_z else '{"v": v}'
-        js_feeds = "{ z, v }" if with_z else "{ v }"
+        inputs = endpoints["encode"]["inputs"]
+        given, codes = ([one["name"] for one in endpoints[name]["inputs"]] for name in ("encode", "decode"))
+
+        def feeds(names: list[str]) -> str:
+            return "{" + ", ".join(f'"{name}": {name}' for name in names) + "}"
+
+        def js_tensor(array: Mapping[str, Any]) -> str:
+            sizes, kind = [1, *array["shape"][1:]], array["dtype"]
+            return f'new ort.Tensor("{kind}", new {kind.capitalize()}Array({math.prod(sizes)}), {sizes})'
+
+        js_codes = f"{{ {', '.join(codes)} }}"
         return [
             "Python, with numpy and onnxruntime. `client.py` in this folder does this and more: it crops and resizes "
             "pictures as above, encodes, decodes and switches; `python client.py --check` tries it.",
@@ -74,9 +80,9 @@ class Onnx(FileFormat):
             "",
             'encoder = onnxruntime.InferenceSession("onnx/encoder.onnx")',
             'decoder = onnxruntime.InferenceSession("onnx/decoder.onnx")',
-            f"images = np.zeros((1, {sizes}), np.uint8)",
-            f'{codes} = encoder.run(None, {{"images": images}})',
-            f"same = decoder.run(None, {feeds})[0]",
+            *(f"{one['name']} = {zeros(one)}" for one in inputs),
+            f"{', '.join(codes) if len(codes) > 1 else f'({codes[0]},)'} = encoder.run(None, {feeds(given)})",
+            f"same = decoder.run(None, {feeds(codes)})[0]",
             "```",
             "",
             "JavaScript, with onnxruntime-node, or onnxruntime-web in a browser:",
@@ -86,9 +92,9 @@ class Onnx(FileFormat):
             "",
             'const encoder = await ort.InferenceSession.create("onnx/encoder.onnx");',
             'const decoder = await ort.InferenceSession.create("onnx/decoder.onnx");',
-            f'const images = new ort.Tensor("uint8", new Uint8Array({math.prod(image_shape)}), [1, {sizes}]);',
-            f"const {js_feeds} = await encoder.run({{ images }});",
-            f"const same = (await decoder.run({js_feeds})).images;",
+            *(f"const {one['name']} = {js_tensor(one)};" for one in inputs),
+            f"const {js_codes} = await encoder.run({{ {', '.join(given)} }});",
+            f"const same = (await decoder.run({js_codes})).images;",
             "```",
             "",
         ]

@@ -6,11 +6,11 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from export.formats.files import FileFormat, Sources
 from tfdecouple.errors import UserError
-from tfdecouple.image_shapes import Shape
 
 # What a build for these files alone needs to have, beside them.
 OPERATORS = "required_operators.config"
@@ -47,7 +47,7 @@ class Ort(FileFormat):
                 raise UserError(f"ONNX Runtime's tool cannot convert {model.name}: {said}")
         _merge(folder)
 
-    def calls(self, image_shape: Shape, with_z: bool) -> list[str]:
+    def calls(self, endpoints: Mapping[str, Any]) -> list[str]:
         """Returns what differs from the calls of ONNX files."""
         return [
             "The files of `ort/` are opened and called as those of `onnx/`, by any build of ONNX Runtime that has the "

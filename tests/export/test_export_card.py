@@ -14,6 +14,7 @@ import pytest
 from helpers.models import SMALL
 from helpers.places import PATIENCE, user_environment
 from helpers.serving_server import Server
+from helpers.variants import OF_CLASSES
 
 from export.card import JSON_NAME, TEXT_NAME, card_text, exactness, licence_of, make_card, merged
 from export.origin import Origin, open_run, without_path
@@ -246,6 +247,21 @@ class TestCalls:
         program.write_text(blocks(exported, "js") + check + "if (same.data.some((value) => value !== 0)) throw same;\n")
         done = subprocess.run(["node", program], cwd=exported, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
+
+    def test_of_a_model_that_encodes_by_labels_name_them(self) -> None:
+        origin = dataclasses.replace(origin_of(), config=Config(name="tiny", model=OF_CLASSES["classes"]))
+        formats = {name: entry() for name in ("savedmodel", "onnx", "litert")}
+        text = card_text(make_card(origin, endpoints(origin.config.model), "4 test images", formats))
+        for line in (
+            "labels = np.zeros((1,), np.int32)",
+            'z, v = encoder.run(None, {"images": images, "labels": labels})',
+            'same = decoder.run(None, {"z": z, "v": v})[0]',
+            'const labels = new ort.Tensor("int32", new Int32Array(1), [1]);',
+            "const { z, v } = await encoder.run({ images, labels });",
+            "codes = encoder(images=np.zeros((1, 4, 4, 3), np.uint8), labels=np.zeros((1,), np.int32))",
+        ):
+            assert f"\n{line}\n" in text, line
+        assert '"instances": [{"images": [[[0] * 3] * 4] * 4, "labels": 0}]' in text
 
     def test_of_formats_that_are_not_there_nothing_is_told(self) -> None:
         text = card_text(card_of({"web": PAGE}))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -63,6 +66,10 @@ def test_passes_the_gate(run, tmp_path, forked):
     assert "classify" in card["formats"]["savedmodel"]["parity"]
     text = (tmp_path / "to" / "MODEL_CARD.md").read_text()
     assert "7 labels" in text and "0 cat, 1 dog, 2 owl" in text
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    program += "assert same.shape == images.shape and (same == images).all()\n"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path / "to", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("run", ["classes"], indirect=True)
