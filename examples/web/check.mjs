@@ -58,9 +58,15 @@ class Watch {
   }
 }
 
-/** Functions that every page gets: the checks run them inside the browser. */
+/** Functions that every page gets: the checks run them inside the browser. And what it said while it was loading. */
 function pageTools() {
+  const saidOfLoading = [];
+  new MutationObserver((changes) => {
+    const said = changes.filter(({ target }) => target.id === "load-text").flatMap(({ addedNodes }) => [...addedNodes]);
+    saidOfLoading.push(...said.map((node) => node.textContent));
+  }).observe(document, { childList: true, subtree: true });
   window.check = {
+    saidOfLoading,
     base64: (bytes) => {
       let text = "";
       for (const byte of bytes) text += String.fromCharCode(byte);
@@ -74,6 +80,9 @@ function pageTools() {
     },
     all: (selector) => [...document.querySelectorAll(selector)].map((canvas) => window.check.pixels(canvas)),
     config: async () => (await fetch("model/config.json")).json(),
+    // What neighbouring levels differ by: a model of fewer than 8 bits knows multiples of it alone.
+    levelStep: async () => 256 >> ((await window.check.config()).n_bits ?? 8),
+    toLevels: (pixels, step) => pixels.map((value) => value - (value % step)),
     runsOn: () => {
       const rows = [...document.querySelectorAll("#facts div")];
       return rows.find((row) => row.textContent.startsWith("Runs on"))?.textContent ?? "";
@@ -111,6 +120,8 @@ function findBrowser(given) {
 async function checkFirstPicture(page, report) {
   await waitForPicture(page);
   report.measured.firstPictureMs = await page.evaluate(() => window.tfdecouple.timing.firstPicture);
+  const said = await page.evaluate(() => window.check.saidOfLoading);
+  expect(said.at(-1)?.startsWith("Starting the model"), `the page ends loading with “${said.at(-1)}”`);
   return `after ${Math.round(report.measured.firstPictureMs)} ms`;
 }
 
@@ -158,8 +169,9 @@ async function checkBetween(page) {
 /** @param {Page} page @param {Report} report */
 async function checkRoundTrip(page, report) {
   const outcome = await page.evaluate(async (count) => {
-    const { noise, pixels, config } = window.check;
+    const { noise, pixels, config, levelStep, toLevels } = window.check;
     const { image_size: size, examples } = await config();
+    const step = await levelStep();
     const length = size * size * 3;
     const images = new Uint8Array((count + examples.length) * length);
     images.set(noise(count * length));
@@ -171,7 +183,7 @@ async function checkRoundTrip(page, report) {
     }
     let different = 0;
     for (let start = 0; start < images.length; start += length) {
-      const image = images.slice(start, start + length);
+      const image = toLevels(images.slice(start, start + length), step);
       const { z, v } = await window.tfdecouple.encode(image, 1);
       const back = await window.tfdecouple.decode(z, v, 1);
       different += image.reduce((sum, value, index) => sum + (value !== back[index]), 0);
@@ -319,15 +331,16 @@ async function waitForSteered(page, amounts) {
   }, amounts);
   const arrived = await page
     .waitForFunction(
-      (wanted) => {
+      ([wanted, step]) => {
         const { all, bytes } = window.check;
         const [[shown], [before], right] = [all("#steer-picture canvas"), all(".slot .picture canvas"), bytes(wanted)];
         const distances = right.map((value, place) => Math.abs(value - shown[place]));
         // A value on the border of two levels may fall either way: the page encodes A and B together.
-        const near = distances.every((distance) => distance <= 1) && distances.filter(Boolean).length < right.length / 100;
+        const near =
+          distances.every((distance) => distance <= step) && distances.filter(Boolean).length < right.length / 100;
         return near && !window.check.same(shown, before);
       },
-      wanted,
+      [wanted, await page.evaluate(() => window.check.levelStep())],
       { timeout: 10_000 },
     )
     .catch(() => null);

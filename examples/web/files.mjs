@@ -46,7 +46,8 @@ export async function checkExactFile(page) {
     values.forEach((value, index) => (data.data[index + Math.floor(index / 3)] = value));
     for (let index = 3; index < data.data.length; index += 4) data.data[index] = 255;
     const png = await window.check.png(size, size, (context) => context.putImageData(data, 0, 0));
-    return { png: window.check.base64(png), values: window.check.base64(values) };
+    const shown = window.check.toLevels(values, await window.check.levelStep());
+    return { png: window.check.base64(png), values: window.check.base64(shown) };
   });
   await page
     .locator(".slot input")
@@ -72,11 +73,12 @@ export async function checkDropAndPaste(page) {
       transfer.items.add(new File([bytes], "wide.png", { type: "image/png" }));
       return transfer;
     };
+    const step = await window.check.levelStep();
     const uniform = async (index, colour) => {
       const end = Date.now() + 5000;
       while (Date.now() < end) {
         const pixels = window.check.all(".slot .picture canvas")[index];
-        if (pixels.every((value, place) => value === colour[place % 3])) return true;
+        if (pixels.every((value, place) => value === colour[place % 3] - (colour[place % 3] % step))) return true;
         await new Promise((resolve) => setTimeout(resolve, 20));
       }
       return false;
@@ -110,9 +112,10 @@ export async function switchPairs(page, folder) {
   const { a, b } = JSON.parse(await readFile(join(folder, "inputs.json"), "utf8"));
   return page.evaluate(
     async (inputs) => {
-      const { base64, bytes, same, config } = window.check;
+      const { base64, bytes, same, config, levelStep, toLevels } = window.check;
       const { image_size: size } = await config();
-      const [imagesA, imagesB] = [bytes(inputs.a), bytes(inputs.b)];
+      const step = await levelStep();
+      const [imagesA, imagesB] = [inputs.a, inputs.b].map((images) => toLevels(bytes(images), step));
       const count = imagesA.length / (size * size * 3);
       const { encode, decode } = window.tfdecouple;
       const [codeA, codeB] = [await encode(imagesA, count), await encode(imagesB, count)];

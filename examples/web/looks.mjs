@@ -75,7 +75,7 @@ function percent(share) {
 }
 
 /**
- * That axe finds nothing to object to, in light and in dark.
+ * That axe finds nothing to object to, in light and in dark, and that who speaks to the device may say what can be seen.
  * @param {Page} page
  * @returns {Promise<string>}
  */
@@ -94,6 +94,14 @@ export async function checkAccessibility(page) {
     expect(found.said.length === 0, `${colorScheme}: ${found.said.join("; ")}`);
     passed = found.passed;
   }
+  // Axe does not look at fields within their labels.
+  const unlike = await page.evaluate(() =>
+    [...document.querySelectorAll("input[aria-label], button[aria-label]")]
+      .map((node) => [node.ariaLabel, (node.closest("label") ?? node).innerText.trim()])
+      .filter(([name, text]) => !name.toLowerCase().includes(text.toLowerCase()))
+      .map(([name, text]) => `“${text}” is called “${name}”`),
+  );
+  expect(unlike.length === 0, unlike.join("; "));
   return `no violation, in dark and light; ${passed} rules passed`;
 }
 

@@ -37,13 +37,13 @@ export async function waitForShown(page, index, values, selector = ".slot .pictu
 export async function waitForNear(page, selector, wanted, complaint) {
   const arrived = await page
     .waitForFunction(
-      ([selector, wanted]) => {
+      ([selector, wanted, step]) => {
         const [[shown], right] = [window.check.all(selector), window.check.bytes(wanted)];
         if (shown.length !== right.length) return false;
         const distances = right.map((value, place) => Math.abs(value - shown[place]));
-        return distances.every((distance) => distance <= 1) && distances.filter(Boolean).length < right.length / 100;
+        return distances.every((distance) => distance <= step) && distances.filter(Boolean).length < right.length / 100;
       },
-      [selector, wanted],
+      [selector, wanted, await page.evaluate(() => window.check.levelStep())],
       { timeout: 10_000 },
     )
     .catch(() => null);

@@ -64,9 +64,14 @@ EXAMPLES = (
 )
 # What the page loads of the package onnxruntime-web: the build for the processor; and that for graphics cards, too,
 # where there is one and the processor is slow.
-_PROCESSOR = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+# The names of the first are those under which the page's worker tells of their progress.
+_PROCESSOR = {
+    "runtimeEntry": "ort.wasm.min.mjs",
+    "runtimeGlue": "ort-wasm-simd-threaded.mjs",
+    "runtime": "ort-wasm-simd-threaded.wasm",
+}
 _CARD = ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
-RUNTIME_FILES = (*_PROCESSOR, *_CARD)
+RUNTIME_FILES = (*_PROCESSOR.values(), *_CARD)
 
 
 def build_page(
@@ -101,7 +106,7 @@ def page_config(
 ) -> dict[str, Any]:
     """Returns what the page is told: what the model is, the sizes of its files, where the project is."""
     sizes = {name: (onnx / f"{name}.onnx").stat().st_size for name in models}
-    sizes["runtime"] = sum((runtime / name).stat().st_size for name in _PROCESSOR)
+    sizes |= {part: (runtime / name).stat().st_size for part, name in _PROCESSOR.items()}
     return {**about, "sizes": sizes, "project": _project()}
 
 

@@ -5,7 +5,7 @@
 
 import { Codes, loadConfig } from "./codes.js";
 import { Slot, byId, element } from "./elements.js";
-import { canvasKeepsPixels, readImage } from "./images.js";
+import { canvasKeepsPixels, readImage, toLevels } from "./images.js";
 import { Meter, megabytes, progressText, showProgress } from "./loading.js";
 import { Pair } from "./pair.js";
 import { Samples } from "./samples.js";
@@ -17,7 +17,7 @@ import { Steering } from "./steer.js";
 
 const LETTERS = /** @type {const} */ (["A", "B"]);
 
-const meter = new Meter(["runtime", "encoder", "decoder"]);
+const meter = new Meter(["runtimeEntry", "runtimeGlue", "runtime", "encoder", "decoder"]);
 const codes = new Codes(noteProgress);
 const samples = new Samples(codes);
 const steering = new Steering(codes);
@@ -150,8 +150,9 @@ async function open(index, blob, name) {
 
 /** @param {number} index @param {number} turn @param {Blob} blob @param {string} name @param {Example | null} example */
 async function read(index, turn, blob, name, example) {
-  const { image_size: size, centre_crop: crop } = await config;
-  const pixels = await readImage(blob, name, size, crop);
+  const { image_size: size, centre_crop: crop, n_bits: bits } = await config;
+  // As the model sees it: so it comes back.
+  const pixels = toLevels(await readImage(blob, name, size, crop), bits);
   if (turn !== turns[index]) return;
   images[index] = pixels;
   slots[index].complain("");
@@ -221,12 +222,12 @@ function showCredits(examples) {
 /** @param {Config} known */
 function showFacts(known) {
   const { name, image_size: size, latent_dim: latentDim, bits_per_dim: bits, data } = known;
-  const values = (size * size * 3).toLocaleString("en");
+  const [values, levels] = [(size * size * 3).toLocaleString("en"), 2 ** (known.n_bits ?? 8)];
   byId("z-length").textContent = ` of ${latentDim} numbers`;
   for (const place of document.querySelectorAll(".side")) place.textContent = `${size} × ${size} pixels`;
   const facts = [
     ["Model", name],
-    ["Pictures", `${size} × ${size} pixels`],
+    ["Pictures", `${size} × ${size} pixels${levels < 256 ? `, ${levels} levels of each colour` : ""}`],
     ["Codes", `z ${latentDim}, v ${values} numbers`],
   ];
   if (bits != null) facts.push(["Bits per dimension", bits.toFixed(2)]);

@@ -16,7 +16,8 @@ import { Runner } from "./runner.js";
  * @property {number[]} [label_shares] Of a model whose sampler takes labels: how often each is drawn.
  * @property {number | null} bits_per_dim
  * @property {string} data
- * @property {Record<string, number>} sizes Bytes of the encoder, decoder and sampler.
+ * @property {number} [n_bits] Of a colour value as the model sees it; 8 where it is missing.
+ * @property {Record<string, number>} sizes Bytes of the encoder, decoder and sampler, and of the runtime's files.
  * @property {Example[]} examples Pictures to begin with.
  * @property {string | null} [project] Address of the project that made the page.
  * @property {Direction[]} [directions] In z, that change one thing about a picture.

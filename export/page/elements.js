@@ -108,7 +108,9 @@ export class Slot {
    */
   constructor(letter, onFile, onExample) {
     this.picture = new Picture(`Picture ${letter}`, `picture-${letter.toLowerCase()}`);
-    this.#input = element("input", { type: "file", accept: "image/*", "aria-label": `Choose picture ${letter}` });
+    // The name begins with the words that can be seen: whoever speaks to the device says them.
+    const name = `Choose a file for picture ${letter}`;
+    this.#input = element("input", { type: "file", accept: "image/*", "aria-label": name });
     this.#message = element("p", { class: "problem", role: "alert" });
     this.#examples = element("div", {
       class: "examples",

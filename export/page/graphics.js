@@ -6,6 +6,7 @@
  * @module
  */
 
+import { toLevels } from "./images.js";
 import { Runner } from "./runner.js";
 
 const KNOWN_IMAGES = 16;
@@ -22,13 +23,13 @@ const QUICK_MS = 100;
  * Tries the card. The page's address can say otherwise: `?runtime=wasm` never asks it, `?runtime=webgpu` takes it
  * whatever the time, but for pictures that are lost.
  * @param {Runner} processor
- * @param {{image_size: number, latent_dim: number}} config
+ * @param {{image_size: number, latent_dim: number, n_bits?: number}} config
  * @returns {Promise<Trial>}
  */
 export async function tryCard(processor, config) {
   const wish = new URLSearchParams(location.search).get("runtime");
   if (wish === "wasm" || !(await hasCard())) return { runner: null, told: "" };
-  const images = knownImages(config.image_size);
+  const images = toLevels(knownImages(config.image_size), config.n_bits);
   /** @type {Runner | undefined} */
   let card;
   try {

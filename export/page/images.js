@@ -49,6 +49,17 @@ export async function readImage(blob, name, size, crop = 0) {
 }
 
 /**
+ * Pixels as a model of so many bits sees them and gives them back: rounded down to its levels.
+ * @param {Uint8Array} pixels
+ * @param {number} [bits]
+ * @returns {Uint8Array}
+ */
+export function toLevels(pixels, bits = 8) {
+  const step = 256 >> bits;
+  return pixels.map((value) => value - (value % step));
+}
+
+/**
  * @param {Blob} blob
  * @param {string} name
  * @returns {Promise<ImageBitmap>}

@@ -12,7 +12,7 @@ export class Meter {
   /** @type {Record<string, number>} */
   #sizes = {};
 
-  /** @param {string[]} names What will be downloaded; smaller files beside it do not count. */
+  /** @param {string[]} names What will be downloaded. */
   constructor(names) {
     this.#files = new Map(names.map((name) => [name, { loaded: 0, total: 0 }]));
   }

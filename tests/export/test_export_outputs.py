@@ -165,11 +165,13 @@ class TestWeb:
         assert config == {
             "name": "tiny",
             "image_size": 8,
+            "n_bits": 8,
             "centre_crop": 0,
             "latent_dim": 4,
             "bits_per_dim": None,
             "data": opened[1].data,
-            "sizes": {**sizes, "runtime": 303},
+            # What the page's worker tells the progress of.
+            "sizes": {**sizes, "runtimeEntry": 100, "runtimeGlue": 101, "runtime": 102},
             "project": None,
         }
         assert len(pictures) >= 2

@@ -76,8 +76,8 @@ def page(steered_run, tools, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_page_of_a_model_whose_prior_knows_labels_works_in_a_browser(tools, tmp_path):
-    model = fresh(dataclasses.replace(OF_CLASSES["prior-classes"], class_probabilities=(3, 1, 2)))
+def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_browser(tools, tmp_path):
+    model = fresh(dataclasses.replace(OF_CLASSES["prior-classes"], class_probabilities=(3, 1, 2), n_bits=7))
     runtime = tools / "node_modules" / "onnxruntime-web"
     run = write_run(tmp_path / "run", model)
     export(Request(run=run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), say=lambda text: None)
