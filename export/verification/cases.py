@@ -113,10 +113,10 @@ def _input(
 
 @full_float32()
 def known_kept(model: DecoupledModel) -> int:
-    """Returns how many of the known images that clients send the model itself surely keeps, all with the label 0."""
+    """Returns how many of the known images, in its levels, the model itself surely keeps, all with the label 0."""
     from export.client import known_images
 
-    images = known_images(*model.config.image_shape, model.quantizer.step)
+    images = known_images(*model.config.image_shape)
     answers = KerasReference(model, images, np.random.default_rng(0), lambda text: None, len(images), 0)
     return int(answers.kept(images, np.zeros(len(images), np.int32)).sum())
 

@@ -135,8 +135,7 @@ def test_of_8_bits_known_images_are_what_they_were():
     number, y, x, channel = np.indices(images.shape)
     wave = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // 20 + 85 * channel
     np.testing.assert_array_equal(images, np.minimum(abs(wave % 512 - 256), 255))
-    assert images.dtype == source.known_images(12, 20, 3, 8).dtype == np.uint8
-    np.testing.assert_array_equal(source.known_images(12, 20, 3, 8), images // 8 * 8)
+    assert images.dtype == np.uint8
 
 
 @pytest.mark.parametrize("config", [dataclasses.replace(SMALLEST, n_bits=5), OF_CLASSES["classes"]])
