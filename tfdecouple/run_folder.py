@@ -180,9 +180,9 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
         raise ValueError(f"it has no figures of a test: {json.dumps(summary)[:60]}")
     test = summary.get("test")
     figures = test if isinstance(test, dict) else {}
-    if test is not None and not (
-        type(figures.get("bits_per_dim")) in (int, float) and type(figures.get("images")) is int
-    ):
+    # Null stands for a figure that is not finite.
+    is_number = isinstance(figures.get("bits_per_dim", ""), int | float | None)
+    if test is not None and not (is_number and type(figures.get("images")) is int):
         raise ValueError(f"its figures of a test are none: {json.dumps(test)[:60]}")
     for name in ("imported_from", "data", "reconstruction"):
         if not isinstance(summary.get(name), str | None):
