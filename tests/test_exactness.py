@@ -14,6 +14,8 @@ import pytest
 import tensorflow as tf
 from helpers.models import SMALL, TINY, give_effect, random_images
 from helpers.places import PATIENCE, ROOT, user_environment
+from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 import tfdecouple
 from export.deployed.model import DeployedModel
@@ -235,6 +237,8 @@ def test_a_saved_model_is_checked_with_the_switch_off(monkeypatch, tmp_path):
         seen.append(enabled())
         raise ValueError("no file")
 
+    # Of a graph without a wrong operation, or it would not be loaded.
+    (tmp_path / "saved_model.pb").write_bytes(SavedModel(meta_graphs=[MetaGraphDef()]).SerializeToString())
     monkeypatch.setattr(tf.compat.v1.saved_model, "load", load)
     report = check_saved_model.check(tmp_path, {}, endpoints=["encode"], name="tiny")
     assert seen == [False] and "no file" in report.problems[0]

@@ -477,4 +477,4 @@ class TestHelp:
         with pytest.raises(SystemExit):
             main(["--help"])
         out = capsys.readouterr().out
-        assert all(re.search(rf"^ +{name} ", out, re.MULTILINE) for name in COMMANDS)
+        assert all(re.search(rf"^ +{name}( |$)", out, re.MULTILINE) for name in COMMANDS)
