@@ -19,7 +19,16 @@ from tfdecouple.directions import Directions
 from tfdecouple.errors import RunError
 from tfdecouple.image_shapes import facts
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import Run, images_known, is_folder, read_summary, require_own_images, run_name, unknown_data
+from tfdecouple.runs import (
+    Run,
+    figures_of_test,
+    images_known,
+    is_folder,
+    read_summary,
+    require_own_images,
+    run_name,
+    unknown_data,
+)
 
 _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
 
@@ -109,12 +118,11 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
     except RunError as error:
         problem = str(error)
     known = images_known(summary, step)
-    best = summary.get("best_step") == step
     bits: dict[str, Any] = {}
-    if best and isinstance(summary.get("validation_bits_per_dim"), float):
+    if summary.get("best_step") == step and isinstance(summary.get("validation_bits_per_dim"), float):
         bits["validation"] = summary["validation_bits_per_dim"]
-    if best and isinstance(summary.get("test"), dict) and summary["test"]["bits_per_dim"] is not None:
-        bits |= {"test": summary["test"]["bits_per_dim"], "test_images": summary["test"]["images"]}
+    if test := figures_of_test(summary, step):
+        bits |= {"test": test["bits_per_dim"], "test_images": test["images"]}
     trained_on = str(summary.get("data") or config.data.source)
     origin = Origin(
         name=safe_name(name or _name(run)),

@@ -25,6 +25,7 @@ from tfdecouple.runs import (
     LABELS,
     SUMMARY,
     Run,
+    figures_of_test,
     find_run,
     images_known,
     read_summary,
@@ -156,9 +157,7 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
     stated = images_known(summary, opened.step)
     data = _without_path(summary.get("data") or config.data.source, opened) if stated else unknown_data(config)
     rights = rights_in(_public(config).data) if stated else "nobody stated what images they are"
-    test = summary.get("test") if stated and summary.get("best_step") == opened.step else None
-    # Null where the figure was not finite.
-    test = test if test and test["bits_per_dim"] is not None else None
+    test = figures_of_test(summary, opened.step) if stated else None
     header: dict[str, Any] = {
         "license": licence,
         "library_name": "tfdecouple",

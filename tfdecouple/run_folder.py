@@ -190,6 +190,12 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
     return summary
 
 
+def figures_of_test(summary: Mapping[str, Any], step: int) -> Mapping[str, Any] | None:
+    """Returns the figures of the test of a summary, where they are of the weights of a step and finite; else None."""
+    test = summary.get("test") if summary.get("best_step") == step else None
+    return test if test and test["bits_per_dim"] is not None else None
+
+
 def unknown_data(config: Config) -> str:
     """Returns what is said of the images of a run that are not known."""
     return f"data unknown ({config.description})" if config.description else "data unknown"

@@ -50,18 +50,22 @@ def verify(folder: pathlib.Path, say: Callable[[str], Any] = print) -> tuple[lis
     if not known["parts"]:
         problems.append("the manifest names nothing that could be checked")
     for name, part in known["parts"].items():
-        problems += [f"{name}: {problem}" for problem in _check(folder, name, part, say, unchecked)]
+        wrong, left = _check(folder, name, part, say)
+        problems += [f"{name}: {problem}" for problem in wrong]
+        unchecked += left
     return problems, unchecked
 
 
 def _check(
-    folder: pathlib.Path, name: str, part: dict[str, Any], say: Callable[[str], Any], unchecked: list[str]
-) -> Iterator[str]:
-    """Runs the gate on one part; yields what is wrong, and notes what was not checked."""
+    folder: pathlib.Path, name: str, part: dict[str, Any], say: Callable[[str], Any]
+) -> tuple[list[str], list[str]]:
+    """Runs the gate on one part; returns what is wrong, and whose answers were not checked."""
     cases = folder / part["cases"]
     if not cases.is_file() or not (folder / part["folder"]).is_dir():
-        yield "cannot be checked, since files of it are missing"
-        return
+        return ["cannot be checked, since files of it are missing"], []
+    problems: list[str] = []
+    unavailable: list[str] = []
+    ran = 0
     with tempfile.TemporaryDirectory() as scratch:
         checked, result = (folder / part["folder"]).resolve(), pathlib.Path(scratch, "report.json")
         if part["folder"] != name:
@@ -71,18 +75,16 @@ def _check(
             for path in checked.glob("*.onnx*"):
                 shutil.copyfile(path, models / path.name)
             checked = models
-        ran = 0
         for who, prefix, check, options in _gates(part["check"], name, say):
             say(f"{name}: {who}")
             report = run_gate(check, checked, cases.resolve(), result, say, **{**part["options"], **options})
             if report.notes.get("unavailable"):
                 say(f"{name}: {report.notes['unavailable']} is installed but cannot be started here: not checked")
-                unchecked.append(f"{name} by {report.notes['unavailable']}")
+                unavailable.append(f"{name} by {report.notes['unavailable']}")
             else:
                 ran += 1
-            yield from (f"{prefix}{problem}" for problem in report.problems)
-        if not ran:
-            unchecked[:] = [one for one in unchecked if not one.startswith(f"{name} by ")] + [name]
+            problems += [f"{prefix}{problem}" for problem in report.problems]
+    return problems, unavailable if ran else [name]
 
 
 def _gates(check: str, name: str, say: Callable[[str], Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:

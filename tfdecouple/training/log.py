@@ -12,8 +12,6 @@ from tfdecouple.errors import one_line
 from tfdecouple.storage.files import parse_json, write_text
 from tfdecouple.training.loggers import Logger
 
-METRICS = "metrics.jsonl"
-
 
 class MetricsLog:
     """Writes rows of figures to `metrics.jsonl`, and hands them and pictures to loggers.
@@ -26,7 +24,7 @@ class MetricsLog:
     """
 
     def __init__(self, folder: pathlib.Path, loggers: Sequence[Logger] = ()):
-        self._path = folder / METRICS
+        self._path = folder / "metrics.jsonl"
         self._loggers = list(loggers)
 
     def open(self, step: int) -> int:
@@ -64,6 +62,11 @@ class MetricsLog:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line({"step": step, "kind": kind, **values}))
         self._tell(lambda logger: logger.write(kind, step, values))
+
+    def validated(self, step: int) -> float | None:
+        """Returns the bits/dim of the validation images at a step; None where there is no row of it."""
+        found = [row for row in read_metrics(self._path) if (row["kind"], row["step"]) == ("validation", step)]
+        return float(found[-1]["bits_per_dim"]) if found else None
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
         """Shows a PNG file.

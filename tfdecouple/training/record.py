@@ -19,7 +19,7 @@ from tfdecouple.runs import (
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.storage.files import TEMPORARY, write_json
 from tfdecouple.training.folder import RunFolder
-from tfdecouple.training.log import METRICS, MetricsLog, read_metrics
+from tfdecouple.training.log import MetricsLog
 from tfdecouple.training.loggers import LOGGERS
 from tfdecouple.training.state import TrainingState
 
@@ -136,9 +136,7 @@ class RunRecord:
 
     def validated(self, step: int) -> float | None:
         """Returns the bits/dim of the validation images at a step, as the log has them; None where it has none."""
-        rows = read_metrics(self.path / METRICS)
-        found = [row for row in rows if (row["kind"], row["step"]) == ("validation", step)]
-        return float(found[-1]["bits_per_dim"]) if found else None
+        return self._log.validated(step)
 
     def log(self, kind: str, step: int, figures: Mapping[str, Any], pictures: Mapping[str, pathlib.Path] = {}) -> None:
         """Adds a row to the log, and pictures by name.
