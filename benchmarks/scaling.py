@@ -6,7 +6,8 @@
 
 Each point is a process of its own (`throughput.py`).
 
-  batch   time of a call, images/s and memory over the images in it; several kinds of phase
+  batch   time of a call, images/s and memory over the images in it; several kinds of phase, training with each
+          training.memory
   depth   time of a training step, of tracing and of everything up to the end of the first step, and memory, over the
           steps in each stage of each level, with each training.memory
   large   the same of training.memory for presets of 64 and of 256 pixels, 2 images a batch
@@ -28,6 +29,7 @@ written after each table, so that a run that ends early has not been for nothing
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
 import math
 import pathlib
@@ -137,12 +139,15 @@ def read_figures(path: pathlib.Path) -> dict[str, Any]:
 
 
 def measure_batches(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures each kind over the batches."""
-    rows = []
-    for kind in options.kinds.split(","):
-        for batch in options.batches:
-            rows.append(run(options, f"{kind}{batch}", []) | {"kind": kind})
-    return rows
+    """Measures each kind over the batches, training with each training.memory."""
+    ways = [
+        (kind, f"{kind}, {memory}" if memory else kind, ["--memory", memory] if memory else [])
+        for kind in options.kinds.split(",")
+        for memory in (options.memory if kind == "train" else [""])
+    ]
+    return [
+        run(options, f"{kind}{batch}", extra) | {"kind": name} for kind, name, extra in ways for batch in options.batches
+    ]
 
 
 def measure_depths(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -176,7 +181,10 @@ def measure_depth(
     extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", "training.init_images=8"]
     extra += ["--memory", memory]
     row = run(options, f"train{batch}", extra, preset)
-    live = [run(options, f"first_step{b}", [*extra, "--live"], preset)["peak_live_mib"] for b in (small, 2 * small)]
+    # Memory is not time: both at once.
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        steps = [pool.submit(run, options, f"first_step{b}", [*extra, "--live"], preset) for b in (small, 2 * small)]
+        live = [step.result()["peak_live_mib"] for step in steps]
     training = override(deep, [f"training.memory={memory}"]).training
     expected = activations(deep.model, memory=memory, precision=training.precision).total / MIB
     return row | {

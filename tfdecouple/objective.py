@@ -19,6 +19,14 @@ from tfdecouple.runtime.shapes import product, sizes, zero_per_image
 class Elbo(NamedTuple):
     """The negative evidence lower bound, an upper bound of -log p(x), by its terms: each float32 `[batch]`.
 
+    >>> from tfdecouple import DecoupledModel, ModelConfig
+    >>> model = DecoupledModel(ModelConfig(image_size=4, conditioning="none", steps=(1, 1), hidden_channels=(4, 4)))
+    >>> images = tf.zeros([2, 4, 4, 3], tf.uint8)
+    >>> model.initialize(images)
+    >>> elbo = model.elbo(images, seed=0)
+    >>> elbo.bits_per_dim.shape.as_list(), elbo.kl.numpy().tolist()
+    ([2], [0.0, 0.0])
+
     Attributes:
         reconstruction: -log p(x|z) in nats.
         kl: log q(z|x) - log p(z) in nats, at one draw of z; 0 for a model without z. With the label y of an image it is

@@ -226,6 +226,9 @@ class Run:
 def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> DecoupledModel:
     """Returns the model of a run with its best weights so far (averaged ones, where the run averages).
 
+    >>> load_model("docs/results/photographs").config.latent_dim
+    16
+
     Args:
         run: a run folder, of a training that has ended or still goes on, or of an import.
         jit_compile: whether XLA compiles what the model computes, at its first use for each batch size.
@@ -239,6 +242,9 @@ def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> Decoupl
 
 def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
     """Returns a model with weights that were trained already.
+
+    >>> load_pretrained("photographs").config.image_shape
+    (64, 64, 3)
 
     Args:
         name: of weights that come along with the installation: "photographs", of images of 64 x 64 pixels; or
@@ -263,6 +269,15 @@ def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
 
 def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | None = None) -> None:
     """Writes a model, however it was trained, as a run folder, which all commands and `python -m export` take.
+
+    >>> import tempfile
+    >>> from tfdecouple import ModelConfig
+    >>> model = DecoupledModel(ModelConfig(image_size=4, conditioning="none", steps=(1, 1), hidden_channels=(4, 4)))
+    >>> model.initialize(np.zeros([2, 4, 4, 3], np.uint8))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_run(model, f"{folder}/mine")
+    ...     load_model(f"{folder}/mine").config == model.config
+    True
 
     Args:
         model: initialised or trained.
@@ -317,6 +332,9 @@ def load_directions(run: str | pathlib.Path) -> Directions:
     """Returns the directions in z that `python -m tfdecouple directions` found for a run, by name.
 
     Whether they were found with the weights that the run has now is known to `Run.directions`.
+
+    >>> sorted({direction.name for direction in load_directions("docs/results/photographs")})[:2]
+    ['astronaut', 'chelsea']
 
     Raises:
         RunError: where the folder is none of ours, or has no directions yet, or damaged ones.

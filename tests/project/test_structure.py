@@ -313,6 +313,11 @@ class TestPublicNames:
         value = getattr(tfdecouple, name)
         assert value.__name__ == name and value.__module__.startswith("tfdecouple.")
 
+    @pytest.mark.parametrize("name", tfdecouple.__all__)
+    def test_public_name_shows_an_example_that_runs(self, name):
+        value = getattr(tfdecouple, name)
+        assert isinstance(value, type) and issubclass(value, Exception) or ">>> " in value.__doc__
+
     def test_names_are_sorted_and_each_has_its_home(self):
         assert list(tfdecouple.__all__) == sorted(set(tfdecouple.__all__))
         assert set(tfdecouple.__all__) == set(tfdecouple._HOMES)

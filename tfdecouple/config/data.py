@@ -19,6 +19,9 @@ FORMER_PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "moto
 class DataConfig:
     """Where images come from and what is done to them (paper appendix C.1).
 
+    >>> DataConfig(source="folder:holiday", horizontal_flip=True).validation_examples
+    1000
+
     Attributes:
         source: "photographs" (embedded), the name of a TFDS data set ("cifar10", "tfds:NAME") or "folder:PATH".
         data_dir: folder that holds prepared TFDS data sets; null for TFDS' own default.

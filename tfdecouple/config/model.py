@@ -37,6 +37,9 @@ class _Square(tuple[int, int, int]):
 class ModelConfig:
     """The architecture: flow, prior and encoder (paper sections 2.1, 2.2 and appendix B).
 
+    >>> ModelConfig(image_size=16, steps=(2, (1, 1), 2), hidden_channels=(16, 32, 32)).image_shape
+    (16, 16, 3)
+
     Attributes:
         image_size: height and width of square RGB images, in pixels; null where `image_shape` says otherwise.
         image_shape: height, width and channels of the images where they are no squares of RGB, such as [32, 32, 1] for

@@ -13,13 +13,20 @@ from tfdecouple.errors import ConfigError
 
 
 def preset_names() -> tuple[str, ...]:
-    """Returns the names of all presets, the quickstart first."""
+    """Returns the names of all presets, the quickstart first.
+
+    >>> preset_names()[0], "cifar10" in preset_names()
+    ('quickstart', True)
+    """
     names = sorted(p.name.removesuffix(".json") for p in _preset_folder().iterdir() if p.name.endswith(".json"))
     return tuple(sorted(names, key=lambda name: name != "quickstart"))
 
 
 def load_preset(name: str) -> Config:
     """Returns the preset of that name.
+
+    >>> load_preset("cifar10").model.latent_dim
+    64
 
     Raises:
         ConfigError: where there is none, with the nearest name.

@@ -136,6 +136,11 @@ def from_plain(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
 def override(config: Config, assignments: Iterable[str]) -> Config:
     """Returns `config` with single values changed.
 
+    >>> from tfdecouple.config import load_preset
+    >>> changed = override(load_preset("cifar10"), ["model.latent_dim=32", "training.optimizer=adamax"])
+    >>> changed.model.latent_dim, changed.training.optimizer
+    (32, 'adamax')
+
     Args:
         config: the config to start from.
         assignments: texts such as `"model.latent_dim=32"`; the right side is JSON, or else taken as text.

@@ -20,6 +20,9 @@ SEEDS = 2**32
 class TrainingConfig:
     """Optimisation and the rhythm of a run (paper appendix C.2 and Table 5).
 
+    >>> TrainingConfig(batch_size=64, micro_batches=2).optimizer
+    'adam'
+
     Attributes:
         steps: number of optimiser updates of the whole run.
         batch_size: images per update, over all devices.

@@ -27,6 +27,14 @@ from tfdecouple.runtime.backend import require_backend
 class Codes(NamedTuple):
     """What an image is encoded to.
 
+    >>> from tfdecouple import DecoupledModel, ModelConfig
+    >>> model = DecoupledModel(ModelConfig(image_size=4, conditioning="none", steps=(1, 1), hidden_channels=(4, 4)))
+    >>> images = tf.zeros([2, 4, 4, 3], tf.uint8)
+    >>> model.initialize(images)
+    >>> codes = model.encode(images)
+    >>> codes.z is None, codes.v.shape.as_list()
+    (True, [2, 4, 4, 3])
+
     Attributes:
         z: the global code, float32 `[batch, d_z]`; None for a model without z.
         v: the local code, float32 `[batch, height, width, channels]`.
