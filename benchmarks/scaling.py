@@ -146,7 +146,9 @@ def measure_batches(options: argparse.Namespace) -> list[dict[str, Any]]:
         for memory in (options.memory if kind == "train" else [""])
     ]
     return [
-        run(options, f"{kind}{batch}", extra) | {"kind": name} for kind, name, extra in ways for batch in options.batches
+        run(options, f"{kind}{batch}", extra) | {"kind": name}
+        for kind, name, extra in ways
+        for batch in options.batches
     ]
 
 
