@@ -25,7 +25,11 @@ class LiteRT(FileFormat):
     packages = ("ai_edge_litert",)
 
     def write(self, sources: Sources, folder: pathlib.Path) -> None:
-        """Converts each endpoint, by way of a SavedModel of them that is not kept."""
+        """Converts each endpoint, by way of a SavedModel of them that is not kept.
+
+        Raises:
+            UserError: where one needs more than LiteRT's built-in operations.
+        """
         import tensorflow as tf
 
         from export.formats.saved_model import save_saved_model

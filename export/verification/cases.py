@@ -144,6 +144,9 @@ def real_images(config: Config) -> tuple[np.ndarray, str]:
 
     They are of the run's own test split; where its data are not at hand, of the photographs that come with the
     installation.
+
+    Raises:
+        DataError: where neither can be read.
     """
     shape = height, width, channels = config.model.image_shape
     longer = max(height, width)

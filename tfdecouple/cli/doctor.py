@@ -58,7 +58,11 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Examines this machine."""
+    """Examines this machine.
+
+    Raises:
+        UserError: for an option of an impossible value.
+    """
     from tfdecouple.doctor.checks import CHECKS
     from tfdecouple.doctor.examination import Examination, Request
     from tfdecouple.doctor.recommendation import recommend

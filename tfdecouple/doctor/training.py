@@ -30,7 +30,11 @@ FREE = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def make(folder: pathlib.Path) -> None:
-    """Trains the model and writes its run folder, as small as it can be, with its numbers."""
+    """Trains the model and writes its run folder, as small as it can be, with its numbers.
+
+    Raises:
+        UserError: where the folder exists.
+    """
     from tfdecouple.storage.files import write_json, write_text
     from tfdecouple.training import train
 

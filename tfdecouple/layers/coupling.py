@@ -84,7 +84,11 @@ class Coupling(Nested, InvertibleLayer):
         self._split_given, self._conditioner_given = split is not None, conditioner is not None
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Builds the conditioner for `[batch, height, width, channels]` or `[batch, channels]`."""
+        """Builds the conditioner for `[batch, height, width, channels]` or `[batch, channels]`.
+
+        Raises:
+            UserError: for vectors where it has a condition.
+        """
         self._remember_shape(x_shape, condition_shape)
         kept, transformed = self.split.counts(x_shape[-1])
         self._outputs = TRANSFORMS[self.transform].parameters * transformed

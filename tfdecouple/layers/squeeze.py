@@ -27,7 +27,11 @@ class Squeeze(InvertibleLayer):
     """
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Checks the shape; there are no weights."""
+        """Checks the shape; there are no weights.
+
+        Raises:
+            UserError: for what are no images.
+        """
         if len(x_shape) != 4:
             raise UserError(f"squeeze got a shape {tuple(x_shape)}; it needs [batch, height, width, channels]")
         self.built = True

@@ -269,6 +269,9 @@ class Networks(keras.Model):
         Returns:
             `smallest_scale`: the smallest coupling scale s at any place of these images (inverting divides by it), and
             `worst_condition`: the largest condition number of an invertible linear map.
+
+        Raises:
+            DataError: for no images.
         """
         levels = self.quantizer.levels(as_images(images, self.config.image_shape))
         if levels.shape[0] == 0:

@@ -48,7 +48,11 @@ class FrechetDistance(Measure):
         )
 
     def check(self) -> None:
-        """Refuses numbers out of range, a missing file, and a Keras file without --trust."""
+        """Refuses numbers out of range, a missing file, and a Keras file without --trust.
+
+        Raises:
+            ConfigError: naming the option.
+        """
         options = self.options
         at_least(options, "frechet_images", 2)
         if not (math.isfinite(options.temperature) and options.temperature >= 0):

@@ -32,12 +32,20 @@ class ImageStatistics(Measure):
         )
 
     def check(self) -> None:
-        """Refuses to judge the regressions by the images that they are fitted on."""
+        """Refuses to judge the regressions by the images that they are fitted on.
+
+        Raises:
+            UserError: for the training images.
+        """
         if self.is_wanted() and self.options.split == "train":
             raise UserError("--split is 'train', which --image-statistics is fitted on; take validation or test")
 
     def prepare(self) -> None:
-        """Refuses images whose colours and spectrum are not those of squares of RGB."""
+        """Refuses images whose colours and spectrum are not those of squares of RGB.
+
+        Raises:
+            UserError: for other images.
+        """
         from tfdecouple.runs import load_config
 
         shape = load_config(self.options.run).model.image_shape

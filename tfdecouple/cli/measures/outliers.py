@@ -45,7 +45,11 @@ class Outliers(Measure):
         )
 
     def check(self) -> None:
-        """Refuses what is no source of images."""
+        """Refuses what is no source of images.
+
+        Raises:
+            UserError: with the nearest name.
+        """
         for source in self.options.outliers:
             if source in MADE or source.startswith(_LABEL) or find_kind(source):
                 continue
@@ -76,7 +80,11 @@ class Outliers(Measure):
             self._opened[name] = source
 
     def measure(self, evaluation: Evaluation) -> Result:
-        """Scores all images once, and judges each score by each kind of outliers."""
+        """Scores all images once, and judges each score by each kind of outliers.
+
+        Raises:
+            DataError: for a label that all images have, or none.
+        """
         from tfdecouple.metrics.outliers import CODEC, SCORES, Scorer, detections
         from tfdecouple.runtime.progress import Counter
 
