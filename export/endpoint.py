@@ -141,6 +141,8 @@ class Endpoint:
         onnx: name of the ONNX file that offers the same, or None.
         on_page: whether the web page runs that file.
         needs_z: whether a model without z lacks it.
+        asked_by_others: whether other endpoints ask the Keras model nearly all that `answer` asks: what is asked again
+            takes the gate no time.
         cases: given the name, the reference and plain inputs, returns the inputs of each case that is tried, by the
             name of the endpoint or "NAME of ..."; by default the plain ones alone.
     """
@@ -154,6 +156,7 @@ class Endpoint:
     onnx: str | None = None
     on_page: bool = False
     needs_z: bool = False
+    asked_by_others: bool = False
     cases: Callable[[str, Reference, Arrays], dict[str, Arrays]] = _as_given
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
     """Returns the endpoints of a model, the default one first; a model without z has fewer.
 
-    >>> [one.name for one in endpoints(ModelConfig(conditioning="none"))]
+    >>> [one.name for one in endpoints(ModelConfig(conditioning="none"))][:4]
     ['encode', 'decode', 'sample', 'score']
     """
     image, with_z = config.image_shape, config.has_latent
@@ -83,6 +83,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         build=_encode,
         answer=lambda reference, given: _only(reference.encode(given["images"], given.get("labels")), *z, v),
         onnx="encoder",
+        asked_by_others=True,
         on_page=True,
     )
     encode_global = Endpoint(
@@ -92,6 +93,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         outputs=(vector("z_mean", "the z of encode"), vector("z_log_variance", "natural logarithm of the variance")),
         build=_encode_global,
         answer=_answer_encode_global,
+        asked_by_others=True,
         needs_z=True,
     )
     decode = Endpoint(
@@ -113,6 +115,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         build=_sample,
         answer=_answer_sample,
         onnx="sampler",
+        asked_by_others=True,
         on_page=True,
         cases=_cases_of_sample,
     )

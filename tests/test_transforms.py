@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from helpers.places import ROOT
-from helpers.recipes import copy_of_packages, recipe, run_in
+from helpers.recipes import copy_of_packages, recipe, replace_line, run_in
 
 USE = """
 import dataclasses
@@ -72,9 +72,7 @@ def with_transform(tmp_path_factory):
     """A copy of the packages with the transform of the recipe, and its name."""
     folder = copy_of_packages(tmp_path_factory.mktemp("transform"))
     file = folder / "tfdecouple" / "transforms.py"
-    before, line, _ = file.read_text(encoding="utf-8").partition("\nTRANSFORMS: ")
-    assert line
-    file.write_text(f"{before}\n{recipe('coupling transform')}\n", encoding="utf-8")
+    replace_line(file, "TRANSFORMS: ", recipe("coupling transform"))
     (name,) = (
         line.split('"')[1] for line in recipe("coupling transform").splitlines() if line.startswith("    name =")
     )

@@ -28,8 +28,6 @@ _ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 64, 64 * 32 * 32
 _PHOTOGRAPH_SIDE = 64
 # Beyond this side an image takes a second and more: then there is one extreme image of each kind.
 _LARGE = 48
-# Endpoints that ask for little or nothing that others do not ask for, too.
-_ASKED_BY_OTHERS = {"encode", "encode_global", "sample"}
 
 
 @full_float32()
@@ -57,7 +55,7 @@ def make_cases(
     sizes, offered = batches(side), endpoints(model.config)
     kinds = {"real": images, **extreme_images(model.config.image_shape, rng, 1 if side > _LARGE else 4)}
     parity = images[: sum(sizes)]
-    asking = len({one.name for one in offered} - _ASKED_BY_OTHERS)
+    asking = sum(not one.asked_by_others for one in offered)
     answers = KerasReference(model, parity, rng, tell, sum(map(len, kinds.values())), asking)
     cases: Arrays = {"batches": np.array(sizes)}
     # All images at once: what the endpoints ask of some of them is known then.

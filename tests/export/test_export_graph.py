@@ -397,8 +397,6 @@ class TestPrecision:
 
 
 def test_names_of_files_are_those_of_the_endpoints():
-    assert {one.name: one.onnx for one in endpoints(TINY) if one.onnx} == {
-        "encode": "encoder",
-        "decode": "decoder",
-        "sample": "sampler",
-    }
+    """By which clients find them; others may join them."""
+    known = {"encode": "encoder", "decode": "decoder", "sample": "sampler"}
+    assert known.items() <= {one.name: one.onnx for one in endpoints(TINY) if one.onnx}.items()

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 from helpers.models import TINY, give_effect, let_z_show, random_images
 from helpers.places import ROOT
-from helpers.recipes import copy_of_packages, insert, recipe, run_in
+from helpers.recipes import copy_of_packages, insert, recipe, replace_line, run_in
 from helpers.runs import write_run
+from helpers.variants import OF_CLASSES, fresh
 from tensorflow_serving.apis import prediction_log_pb2
 
 from export.pipeline import Request, export
@@ -30,16 +31,37 @@ def copy(tmp_path):
     file = copy_of_packages(tmp_path / "copy") / "export" / "signatures.py"
     insert(file, "# --- what the Keras model answers ---", functions + "\n\n\n")
     insert(file, "    every = (", "".join(endpoint))
-    text = file.read_text(encoding="utf-8")
-    changed = re.sub(r"^    every = \(.*\)$", every.rstrip("\n"), text, flags=re.MULTILINE)
-    assert changed != text
-    file.write_text(changed, encoding="utf-8")
+    replace_line(file, "    every = ", every)
     return file.parents[1]
 
 
 def run_export(copy, run, to):
     """Runs the command in the copy: one signature, all ONNX files."""
     return run_in(copy, "-m", "export", "--run", str(run), "--to", str(to), "--endpoints", "reconstruct")
+
+
+# Of a run whose z is a function of the label: the endpoints that it has, and whether the graph answers as the model.
+USE = """
+import doctest, sys
+import numpy as np, tensorflow as tf
+tf.config.run_functions_eagerly(True)
+from export import signatures
+from export.deployed.model import DeployedModel
+from export.endpoint import IMAGE
+from export.origin import open_run
+from export.signatures import endpoint, endpoints
+from export.verification.reference import KerasReference
+
+model, _ = open_run(sys.argv[1])
+one, rng = endpoint(model.config, "reconstruct"), np.random.default_rng(0)
+images = rng.integers(0, 256, (3, *model.config.image_shape), dtype=np.uint8)
+given = {array.name: images if array.holds == IMAGE else array.drawn(rng, 3) for array in one.inputs}
+made = one.build(DeployedModel.from_model(model), {name: tf.constant(value) for name, value in given.items()})
+right = one.answer(KerasReference(model, images, rng, str, 3, 1), given)
+assert {name: right[name].judge(made[name].numpy())[1] for name in right} == {"decoded": None}
+assert doctest.testmod(signatures).failed == 0
+print(*given, "of", *(one.name for one in endpoints(model.config)))
+"""
 
 
 @pytest.mark.slow
@@ -60,6 +82,14 @@ class TestEndpoint:
         assert card["endpoints"]["reconstruct"]["onnx"] == "onnx/reconstructor.onnx"
         assert all("reconstruct" in entry["parity"] for entry in card["formats"].values())
         assert "reconstruct" in card["formats"]["onnx"]["latency_ms"]
+
+    def test_joins_those_of_a_model_of_classes_and_takes_its_labels(self, copy, tmp_path):
+        config = OF_CLASSES["classes"]
+        used = run_in(copy, "-c", USE, str(write_run(tmp_path / "run", fresh(config))))
+        assert used.returncode == 0, used.stderr
+        inputs, _, names = used.stdout.rstrip("\n").partition(" of ")
+        assert inputs == "images labels"
+        assert names.split() == [*(one.name for one in endpoints(config)), "reconstruct"]
 
     def test_with_another_graph_than_the_model_is_refused(self, copy, tiny_run, tmp_path):
         file = copy / "export" / "signatures.py"
@@ -123,7 +153,8 @@ def test_export_of_a_transform_that_was_registered_passes_the_gate(registered, t
     assert (tmp_path / "to" / "onnx" / "decoder.int8.onnx").is_file()
 
 
-def test_documentation_lists_the_registered_endpoints():
+def test_documentation_tells_endpoints_as_they_are_registered():
+    """Each that it tells; the card of an export tells all of them."""
     table = (
         (ROOT / "docs" / "export.md").read_text(encoding="utf-8").partition("## Endpoints")[2].partition("\nimages ")[0]
     )
@@ -132,7 +163,7 @@ def test_documentation_lists_the_registered_endpoints():
     for name, takes, returns, file in rows:
         plain = [re.sub(r" \([^)]*\)", "", cell).split(", ") for cell in (takes, returns)]
         told[re.findall("`(.*?)`", name)[0]] = (*plain, file.strip("`"))
-    assert told == {
+    registered = {
         one.name: (
             [array.name for array in one.inputs],
             [array.name for array in one.outputs],
@@ -140,3 +171,4 @@ def test_documentation_lists_the_registered_endpoints():
         )
         for one in endpoints(TINY)
     }
+    assert len(told) >= 8 and told.items() <= registered.items()

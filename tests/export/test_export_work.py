@@ -23,6 +23,9 @@ from export.verification.arrays import Report
 from export.verification.cases import make_cases
 from export.verification.run import RefusedError
 
+# What the counts of this file are of; an endpoint that joins them may ask for more.
+KNOWN = {"encode", "encode_global", "decode", "sample", "switch", "interpolate", "edit", "score"}
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -35,6 +38,9 @@ class TestAnswers:
     def counted(self, model, monkeypatch, eager):
         """The cases of the batches of large images, and how many rows the flow has mapped either way, and was to."""
         monkeypatch.setattr(cases, "batches", lambda side: (1, 2, 1))
+        known = tuple(one for one in endpoints(model.config) if one.name in KNOWN)
+        assert len(known) == len(KNOWN)
+        monkeypatch.setattr(cases, "endpoints", lambda config: known)
         for module in (cases, reference):
             monkeypatch.setattr(module, "_LARGE", 4)
         made, rows = [], []
@@ -89,10 +95,7 @@ def test_each_direction_of_the_flow_is_in_a_saved_model_once(model, tmp_path):
 
     both = convolutions("encode", "decode")
     assert both > 10
-    assert convolutions("encode", "decode", "sample", "switch", "interpolate", "edit", "encode_global") == both
-    assert {one.name for one in endpoints(model.config)} == {
-        *("encode", "decode", "sample", "switch", "interpolate", "edit", "encode_global", "score")
-    }
+    assert convolutions(*KNOWN - {"score"}) == both
 
 
 @pytest.mark.parametrize(("side", "count"), [(8, 16), (128, 16), (256, 2)])

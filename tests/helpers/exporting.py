@@ -11,10 +11,14 @@ import onnx
 import export.formats.precision  # noqa: F401 - looked for by its name
 import export.pipeline  # noqa: F401 - likewise
 from export.card import JSON_NAME
+from export.signatures import onnx_names, page_names
 from export.verification.arrays import Report
 from helpers.deployed import NoDeployedModel
+from helpers.models import TINY
 
-PARTS = ("encoder.onnx", "decoder.onnx", "sampler.onnx")
+# The ONNX files of an export of TINY, and those of its web page.
+PARTS = tuple(f"{name}.onnx" for name in onnx_names(TINY).values())
+ON_PAGE = tuple(f"{name}.onnx" for name in page_names(TINY).values())
 # By which an export is verified later.
 RECORDS = ("manifest.json", "cases")
 SERVING = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")

@@ -9,9 +9,11 @@ import onnx
 import onnxruntime
 
 from export.deployed.model import DeployedModel
+from export.endpoint import IMAGE
 from export.formats.onnx import build_onnx
 from export.formats.precision import with_smaller_weights
-from export.signatures import endpoint
+from export.signatures import endpoint, endpoints
+from export.verification.reference import KerasReference
 from helpers.models import TINY, give_effect, random_images
 from tfdecouple.model import DecoupledModel
 from tfdecouple.outliers import outlier_scores
@@ -148,7 +150,11 @@ def inputs_of(config, count=5, seed=1):
     pictures = {"images": images, "images_a": images, "images_b": images[::-1].copy()}
     labels = np.arange(count, dtype=np.int32) % max(config.classes, 1)
     labelled = {"labels": labels, "labels_a": labels, "labels_b": labels[::-1].copy()}
-    return {**pictures, **labelled, **{name: values.astype("float32") for name, values in draws.items()}}
+    given = {**pictures, **labelled, **{name: values.astype("float32") for name, values in draws.items()}}
+    # Of an endpoint that is new.
+    for array in (array for one in endpoints(config) for array in one.inputs if array.name not in given):
+        given[array.name] = images if array.holds == IMAGE else array.drawn(rng, count)
+    return given
 
 
 def expected(name, endpoint_name):
@@ -179,8 +185,14 @@ def expected(name, endpoint_name):
         return {"edited": edited}
     if endpoint_name == "switch":
         return dict(zip(("images_ab", "images_ba"), model.switch(a, b, both), strict=True))
-    every = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]), both)
-    return {"images": np.stack([every[k, k, k] for k in range(len(a))])}
+    if endpoint_name == "interpolate":
+        every = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]), both)
+        return {"images": np.stack([every[k, k, k] for k in range(len(a))])}
+    # Of an endpoint that is new: what the gate would compare it with.
+    one = endpoint(model.config, endpoint_name)
+    reference = KerasReference(model, a, np.random.default_rng(0), lambda text: None, len(a), 1)
+    answers = one.answer(reference, given)
+    return {array.name: answers[array.name].right for array in one.outputs}
 
 
 def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):

@@ -41,6 +41,16 @@ def insert(file: pathlib.Path, before: str, text: str, after: str = "") -> None:
     file.write_text(content[:place] + text + content[place:], encoding="utf-8")
 
 
+def replace_line(file: pathlib.Path, begins: str, text: str) -> None:
+    """Puts text in the place of the one line of a file that begins so; every word of it must be there, in order."""
+    content = file.read_text(encoding="utf-8")
+    (line,) = [line for line in content.splitlines(keepends=True) if line.startswith(begins)]
+    words = iter(re.findall(r"\w+", text))
+    lost = [word for word in re.findall(r"\w+", line) if word not in words]
+    assert not lost, f"{file.name} would lose {', '.join(lost)} of {line}"
+    file.write_text(content.replace(line, text.rstrip("\n") + "\n"), encoding="utf-8")
+
+
 def run_in(folder: pathlib.Path, *arguments: str, anew: bool = False) -> subprocess.CompletedProcess:
     """Runs Python with these arguments in a copy, whose packages it imports; forked (`forked.py`), or anew."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}

@@ -1,19 +1,10 @@
 """The recipes of docs/design.md for figures of training, carried out literally in a copy of the package."""
 
-import re
-
 import pytest
-from helpers.recipes import copy_of_packages, insert, recipe, run_in
+from helpers.recipes import copy_of_packages, insert, recipe, replace_line, run_in
 from helpers.runs import log_rows, run_config
 
 from tfdecouple.storage.files import write_json
-
-
-def replace_line(file, begins, line):
-    """Replaces the one line of a file that begins so."""
-    text, count = re.subn(rf"^{re.escape(begins)}.*$", line, file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert count == 1, begins
-    file.write_text(text, encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -21,8 +12,7 @@ def test_figures_of_an_evaluation_and_of_a_step_are_in_the_log(image_folder, tmp
     folder = copy_of_packages(tmp_path)
     training = folder / "tfdecouple" / "training"
     function, line = recipe("figure of an evaluation").split("\n\n")
-    insert(training / "reports.py", "class Reports:", f"{function}\n\n\n{line}\n\n\n")
-    replace_line(training / "reports.py", "SIGNS = (DecoupledModel.diagnose,)", "")
+    replace_line(training / "reports.py", "SIGNS = ", f"{function}\n\n\n{line}")
     window, field, value = recipe("figure of a step").splitlines()
     replace_line(training / "figures.py", "WINDOW = ", window)
     insert(training / "figures.py", "    learning_rate: Any", f"    {field}\n")
