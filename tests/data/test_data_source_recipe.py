@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers.recipes import copy_of_packages, recipe, run_in
+from helpers.recipes import copy_of_packages, insert, recipe, replace_line, run_in
 
 TINY = (
     '{"description": "tiny", "model": {"image_size": 8, "latent_dim": 4, "steps": [1, 1], "hidden_channels": [4, 6], '
@@ -13,13 +13,15 @@ TINY = (
     '"training": {"batch_size": 8, "init_images": 8, "evaluation_batch_size": 8, "pictures": 0}}'
 )
 USE = """
+import doctest
 from tfdecouple.config import DataConfig
-from tfdecouple.data import load_images, open_source, training_batches
+from tfdecouple.data import load_images, open_source, opening, training_batches
 source = open_source(DataConfig(source="stripes"), 8)
 batch = next(iter(training_batches(source, DataConfig(), batch_size=4, seed=0)))["image"].numpy()
 assert batch.shape == (4, 8, 8, 3) and (batch == batch[:, :, :1, :1]).all() and batch.std() > 0
 ours, theirs = (load_images(source, split, 64)[0] for split in ("train", "test"))
 assert (ours != theirs).any()
+assert doctest.testmod(opening, optionflags=doctest.ELLIPSIS).failed == 0
 try:
     open_source(DataConfig(source="strips"), 8)
 except Exception as error:
@@ -32,12 +34,9 @@ def with_source(tmp_path_factory):
     """A copy of the packages with the data source of the recipe."""
     folder = copy_of_packages(tmp_path_factory.mktemp("source"))
     file = folder / "tfdecouple" / "data" / "opening.py"
-    content = file.read_text(encoding="utf-8")
     kind, _, line = recipe("data source").rpartition("\n\n")
-    (registered,) = [old for old in content.splitlines() if old.startswith("KINDS")]
-    content = content.replace(registered, line)
-    place = content.index("# In the order in which they are listed")
-    file.write_text(f"{content[:place]}{kind}\n\n\n{content[place:]}", encoding="utf-8")
+    replace_line(file, "KINDS", line)
+    insert(file, "# In the order in which they are listed", f"{kind}\n\n\n")
     (folder / "tfdecouple" / "presets" / "tiny.json").write_text(TINY, encoding="utf-8")
     return folder
 

@@ -180,9 +180,9 @@ def kinds_listed(at_length: bool = False) -> str:
     """Returns what `data.source` may be.
 
     >>> kinds_listed()
-    'photographs, a TFDS name or folder:PATH'
+    'photographs, a TFDS name...folder:PATH...'
     >>> kinds_listed(at_length=True)
-    'photographs, the name of a TFDS data set such as cifar10, tfds:NAME, or folder:PATH'
+    'photographs, the name of a TFDS data set such as cifar10, tfds:NAME,...folder:PATH...'
     """
     *others, last = ((at_length and kind.help) or kind.title for kind in KINDS)
     return f"{', '.join(others)}{',' if at_length else ''} or {last}"
