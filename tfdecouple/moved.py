@@ -45,6 +45,7 @@ MOVED = {
     "process": "runtime.process",
     "tf32": "runtime.tf32",
     "training.adam": "training.optimizer",
+    "training.loggers": "loggers",
     "training.loop": "training.run",
     "training.metrics": "training.log",
     "training.precision_check": "precision_check",

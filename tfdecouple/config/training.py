@@ -7,11 +7,11 @@ from typing import Literal
 
 from tfdecouple.config.checks import at_least, check, one_of, shown
 from tfdecouple.errors import ConfigError
+from tfdecouple.loggers import LOGGERS
 
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
 MEMORY = ("keep", "recompute", "invert")
 OPTIMIZERS = ("adam", "adamax")
-LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 # What keras.utils.set_random_seed takes.
 SEEDS = 2**32
 

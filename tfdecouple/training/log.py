@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tfdecouple.errors import one_line
+from tfdecouple.loggers import Logger
 from tfdecouple.storage.files import parse_json, write_text
-from tfdecouple.training.loggers import Logger
 
 
 class MetricsLog:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tfdecouple.config import Config, difference
 from tfdecouple.errors import ConfigError, RunError
+from tfdecouple.loggers import LOGGERS
 from tfdecouple.runs import (
     CHECKPOINTS,
     SUMMARY,
@@ -20,7 +21,6 @@ from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointEr
 from tfdecouple.storage.files import TEMPORARY, write_json
 from tfdecouple.training.folder import RunFolder
 from tfdecouple.training.log import MetricsLog
-from tfdecouple.training.loggers import LOGGERS
 from tfdecouple.training.state import TrainingState
 
 

@@ -17,6 +17,7 @@ from tfdecouple.config import Config, difference
 from tfdecouple.data import Source, open_source
 from tfdecouple.data.labels import require_classes
 from tfdecouple.errors import RunError, one_line
+from tfdecouple.loggers import require_loggers
 from tfdecouple.parameters import require_memory
 from tfdecouple.runs import CONFIG
 from tfdecouple.runtime.memory import address_space, shown_bytes
@@ -24,7 +25,6 @@ from tfdecouple.training.cluster import find_cluster
 from tfdecouple.training.distributed import DistributedTrainer
 from tfdecouple.training.division import settled
 from tfdecouple.training.folder import RunFolder, photographs_of, with_whole_paths
-from tfdecouple.training.loggers import require_loggers
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.record import RunRecord
 from tfdecouple.training.release import traces_released

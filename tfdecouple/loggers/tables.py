@@ -7,8 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from tfdecouple.config import Config
-from tfdecouple.training.loggers.base import Logger, Row
+from tfdecouple.loggers.base import Logger, Options, Row
 
 
 class Tables(Logger):
@@ -16,7 +15,7 @@ class Tables(Logger):
 
     name = "csv"
 
-    def __init__(self, folder: pathlib.Path, config: Config):
+    def __init__(self, folder: pathlib.Path, config: Options):
         super().__init__(folder, config)
         self._columns: dict[str, list[str]] = {}
 

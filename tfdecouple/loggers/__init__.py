@@ -1,19 +1,21 @@
-"""Where a run's figures and pictures go beside `metrics.jsonl`, by the names of `training.loggers`."""
+"""Where a run's figures and pictures go beside `metrics.jsonl`: the loggers, and the registry of their names.
+
+What is heavy is imported in their methods: the config knows their names (`training.loggers`) without TensorFlow.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tfdecouple.config.training import LOGGERS as NAMES
+from tfdecouple.loggers.base import Logger
+from tfdecouple.loggers.ml_flow import MLflow
+from tfdecouple.loggers.tables import Tables
+from tfdecouple.loggers.tensorboard import TensorBoard
+from tfdecouple.loggers.weights_and_biases import WeightsAndBiases
 from tfdecouple.runtime.extras import require
-from tfdecouple.training.loggers.base import Logger
-from tfdecouple.training.loggers.ml_flow import MLflow
-from tfdecouple.training.loggers.tables import Tables
-from tfdecouple.training.loggers.tensorboard import TensorBoard
-from tfdecouple.training.loggers.weights_and_biases import WeightsAndBiases
 
+# By name, in the order in which they are listed to users.
 LOGGERS: dict[str, type[Logger]] = {logger.name: logger for logger in (TensorBoard, Tables, WeightsAndBiases, MLflow)}
-assert tuple(LOGGERS) == NAMES
 
 
 def require_loggers(names: Sequence[str]) -> None:

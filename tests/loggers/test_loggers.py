@@ -16,9 +16,9 @@ from PIL import Image
 
 from tfdecouple.config import Config, TrainingConfig, override
 from tfdecouple.errors import ConfigError
+from tfdecouple.loggers import LOGGERS, require_loggers
 from tfdecouple.runtime.extras import MissingPackageError
 from tfdecouple.training.log import MetricsLog, read_metrics
-from tfdecouple.training.loggers import LOGGERS, require_loggers
 
 CONFIG = Config(name="tiny", model=SMALL, training=TrainingConfig(learning_rate=0.5))
 

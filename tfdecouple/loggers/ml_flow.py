@@ -7,8 +7,9 @@ import os
 import pathlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
-from tfdecouple.training.loggers.base import Logger, Row, numbers, parameters, remembered
+from tfdecouple.loggers.base import Logger, Options, Row, numbers, parameters, remembered
 
 
 class MLflow(Logger):
@@ -20,6 +21,13 @@ class MLflow(Logger):
     name = "mlflow"
     package = "mlflow"
     is_foreign = True
+
+    def __init__(self, folder: pathlib.Path, config: Options):
+        super().__init__(folder, config)
+        # Their module, client and the id of their run; None until `open`, as far as that got.
+        self._mlflow: Any = None
+        self._client: Any = None
+        self._id: str | None = None
 
     def open(self, step: int, rows: Sequence[Row]) -> None:
         """Begins their run, or goes on with it."""
@@ -52,5 +60,5 @@ class MLflow(Logger):
 
     def close(self) -> None:
         """Ends it."""
-        if hasattr(self, "_id"):
+        if self._id is not None:
             self._client.set_terminated(self._id)

@@ -5,12 +5,25 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from tfdecouple.config import Config
 from tfdecouple.storage.files import write_text
 
 Row = Mapping[str, Any]
+
+
+class Options(Protocol):
+    """What a logger may ask of a run's `Config`."""
+
+    @property
+    def name(self) -> str:
+        """The name of the run."""
+
+    def options(self) -> Mapping[str, Any]:
+        """Returns the values of all options by their dotted names."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all options as plain values for JSON."""
 
 
 class Logger:
@@ -32,7 +45,7 @@ class Logger:
     package = ""
     is_foreign = False
 
-    def __init__(self, folder: pathlib.Path, config: Config):
+    def __init__(self, folder: pathlib.Path, config: Options):
         self.folder = folder
         self.config = config
 
@@ -62,7 +75,7 @@ def numbers(kind: str, values: Row) -> dict[str, float]:
     return {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
 
 
-def parameters(config: Config) -> dict[str, Any]:
+def parameters(config: Options) -> dict[str, Any]:
     """Returns all options by their dotted names, as text where a value is no single one."""
     single = bool | int | float | str
     options = config.options().items()

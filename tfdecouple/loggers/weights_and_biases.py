@@ -7,8 +7,9 @@ import os
 import pathlib
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
-from tfdecouple.training.loggers.base import Logger, Row, numbers, remembered
+from tfdecouple.loggers.base import Logger, Options, Row, numbers, remembered
 
 
 class WeightsAndBiases(Logger):
@@ -20,6 +21,12 @@ class WeightsAndBiases(Logger):
     name = "wandb"
     package = "wandb"
     is_foreign = True
+
+    def __init__(self, folder: pathlib.Path, config: Options):
+        super().__init__(folder, config)
+        # Their run and their class of pictures; None until `open`.
+        self._run: Any = None
+        self._image: Any = None
 
     def open(self, step: int, rows: Sequence[Row]) -> None:
         """Begins their run, or goes on with it."""
@@ -47,5 +54,5 @@ class WeightsAndBiases(Logger):
 
     def close(self) -> None:
         """Ends it."""
-        if hasattr(self, "_run"):
+        if self._run is not None:
             self._run.finish()
