@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from tfdecouple.architecture import CouplingPlan, FlowPlan, ResNetPlan, plan
 from tfdecouple.config import Config, ModelConfig, override
+from tfdecouple.transforms import TRANSFORMS
 
 FLOAT32, BFLOAT16 = 4, 2
 
@@ -48,15 +49,13 @@ class CouplingSize:
         """Returns what the backward pass needs of the forward pass, per image.
 
         The inputs of the convolutions (the gradients of their kernels are made of them; that of an ELU is made of its
-        output, which the next convolution keeps anyway), of which "recompute" keeps the narrow ones alone; and for the
-        affine transform the raw scale or its tanh, the scale, what it scales, and with alpha below 1 what its
-        logarithm needs.
+        output, which the next convolution keeps anyway), of which "recompute" keeps the narrow ones alone; and what
+        the transform says that it needs.
         """
         inputs = self.plan.kept + (self.plan.condition_size if self.plan.local else 0)
         net = net_bytes * (inputs + (2 * self.plan.hidden if memory == "keep" else 0))
-        scales = self.plan.outputs > self.plan.transformed
-        scaling = FLOAT32 * self.plan.transformed * ((3 if alpha == 1 else 4) if scales else 0)
-        return self.positions * (net + scaling)
+        transform = FLOAT32 * self.plan.transformed * TRANSFORMS[self.plan.transform].kept(alpha)
+        return self.positions * (net + transform)
 
     def working_bytes(self, net_bytes: int, memory: str) -> int:
         """Returns what the backward pass of this coupling holds for a moment: the gradients of the hidden layers.

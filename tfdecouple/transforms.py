@@ -34,12 +34,20 @@ class Transform(abc.ABC):
         Raw parameters that are all 0 must give the identity: every coupling starts there. The bijector is elementwise
         (`forward_min_event_ndims=0`), either a `ClosedForm` of `tfdecouple/bijectors/` or one of TFP's. Its forward
         and inverse should consist of operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products,
-        sums, quotients; not expm1 and log1p).
+        sums, quotients; not expm1 and log1p), and of no arrays of constants, only of numbers: the gate of exports
+        knows every array of a file.
 
         Args:
             raw: `parameters` tensors of the shape of x_b, `[batch, ..., transformed channels]`, of any values.
             alpha: in (0, 1], the config's bound of how far a scale may be from 1.
         """
+
+    def kept(self, alpha: float) -> int:
+        """Returns how many numbers the backward pass needs of it for each number of x_b (`costs.py` counts them).
+
+        Unless a transform says it itself, a guess: x_b, and each parameter as the network gave it and constrained.
+        """
+        return 1 + 2 * self.parameters
 
 
 class Affine(Transform):
@@ -55,6 +63,10 @@ class Affine(Transform):
         shift, unbounded = raw
         return BoundedAffine(shift, unbounded, alpha)
 
+    def kept(self, alpha: float) -> int:
+        """Returns it: the raw scale or its tanh, the scale, x_b, and with alpha below 1 what its logarithm needs."""
+        return 3 if alpha == 1 else 4
+
 
 class Additive(Transform):
     """y = x + b; raw is (b,)."""
@@ -67,6 +79,10 @@ class Additive(Transform):
         from tfdecouple.bijectors import Shift
 
         return Shift(*raw)
+
+    def kept(self, alpha: float) -> int:
+        """Returns 0: the gradients are those of the output."""
+        return 0
 
 
 # By name, in the order in which they are listed to users.

@@ -16,7 +16,7 @@ from helpers.places import ROOT
 from helpers.runs import write_run
 from PIL import Image
 
-from tfdecouple import costs
+from tfdecouple import costs, transforms
 from tfdecouple.architecture import CouplingPlan
 from tfdecouple.config import MEMORY, load_preset, preset_names
 from tfdecouple.errors import UserError
@@ -56,6 +56,29 @@ def program(name, *arguments):
 
 
 # --- costs ---
+
+
+def test_a_transform_says_itself_what_it_keeps(monkeypatch):
+    class Doubled(transforms.Additive):
+        """Two parameters, and no scale."""
+
+        name = "doubled"
+        parameters = 2
+
+    monkeypatch.setitem(transforms.TRANSFORMS, Doubled.name, Doubled())
+
+    def kept(transform):
+        plan = CouplingPlan(kept=2, transformed=1, hidden=8, condition_size=0, transform=transform)
+        return costs.CouplingSize(positions=1, plan=plan).kept_bytes(alpha=0.5, net_bytes=4, memory="recompute") / 4
+
+    assert {name: kept(name) for name in ("affine", "additive", "doubled")} == {
+        "affine": 2 + 4,
+        "additive": 2,
+        "doubled": 2,
+    }
+    # Of one that says nothing: x_b, and each parameter twice.
+    monkeypatch.setattr(Doubled, "kept", transforms.Transform.kept)
+    assert kept("doubled") == 2 + 5
 
 
 def test_costs_of_a_coupling_by_hand():

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "config": {"errors", "storage", "transforms", "step_layers", "levels", "image_shapes", "loggers"},
     "architecture": BASE | {"transforms", "step_layers", "levels"},
     "parameters": BASE | {"runtime", "architecture"},
-    "costs": BASE | {"architecture"},
+    "costs": BASE | {"architecture", "transforms"},
     "layers": BASE | {"runtime", "bijectors", "transforms", "step_layers", "levels", "architecture"},
     "pixels": set(),
     "networks": BASE | {"runtime", "layers", "levels", "architecture", "pixels", "randomness", "arguments"},
