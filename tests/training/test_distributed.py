@@ -1,22 +1,19 @@
 """Runs of several workers: as threads of this process, and as two processes on this machine."""
 
-import contextlib
 import io
 import json
 import signal
-import socket
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.forked import forked_programs
 from helpers.models import LEAST
 from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.runs import assert_same_checkpoint, checkpoint_values, log_rows, run_config
 from helpers.threads import Together
+from helpers.workers import Pair
 
 from tfdecouple.data import open_source
 from tfdecouple.storage.files import write_json
@@ -27,61 +24,6 @@ from tfdecouple.training.progress import Progress
 from tfdecouple.training.record import RunRecord
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.strategy import make_strategy
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-class Pair:
-    """Two workers that run `train.py` on one config and one run folder."""
-
-    def __init__(self, folder, config):
-        self.run = folder / "run"
-        self.folder = folder
-        write_json(folder / "config.json", config.to_dict())
-        self.processes = []
-
-    def start(self, *arguments):
-        addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
-        command = [sys.executable, "train.py", "--config", str(self.folder / "config.json"), "--workdir", str(self.run)]
-        for index in (0, 1):
-            task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-            environment = {**user_environment(), "TF_CONFIG": json.dumps(task)}
-            options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            with forked_programs():
-                process = subprocess.Popen([*command, *map(str, arguments)], cwd=ROOT, env=environment, **options)
-            self.processes.append(process)
-
-    def end(self):
-        """Waits for both; returns status, standard output and standard error of each."""
-        try:
-            said = [process.communicate(timeout=PATIENCE) for process in self.processes]
-            return [(process.returncode, *texts) for process, texts in zip(self.processes, said, strict=True)]
-        finally:
-            self.kill()
-
-    def kill(self):
-        for process in self.processes:
-            process.kill()
-            process.wait()
-        self.processes = []
-
-    def saved(self):
-        return sorted(int(path.stem[5:]) for path in self.run.glob("checkpoints/step-*.index"))
-
-    def wait_for_checkpoint(self, beyond=0):
-        """Waits until a step beyond this one is saved, and returns it."""
-        begun = time.monotonic()
-        while max(self.saved(), default=0) <= beyond:
-            assert all(process.poll() is None for process in self.processes), [p.communicate() for p in self.processes]
-            assert time.monotonic() < begun + PATIENCE
-            time.sleep(0.1)
-        return max(self.saved())
 
 
 @pytest.fixture

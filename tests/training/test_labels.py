@@ -13,8 +13,10 @@ import pytest
 import tensorflow as tf
 from helpers.models import random_images
 from helpers.once import copied_once, made_once
+from helpers.refusals import message_of
 from helpers.runs import assert_same_checkpoint, figures, log_rows, run_config, write_run
-from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh, message_of
+from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh
+from helpers.workers import Pair
 from PIL import Image
 
 from tfdecouple.cli import main
@@ -253,8 +255,6 @@ class TestStep:
 
 @pytest.mark.slow
 def test_two_workers_train_as_one(labelled_folder, labelled_run, tmp_path):
-    from test_distributed import Pair
-
     pair = Pair(tmp_path, config_of(labelled_folder, micro_batches=2, pictures=0))
     pair.start()
     ended = pair.end()
