@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from helpers.places import PATIENCE, ROOT
+from helpers.refusals import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,15 +79,6 @@ OPTIONS = {
     "config that is a folder": ["--config", "."],
     "NUL": ["--set", "data.source=folder:\0"],
 }
-
-
-def refused(capsys, call) -> str:
-    """Runs a program that must refuse, and returns its only line."""
-    assert call() == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and err.rstrip("\n").isprintable(), err
-    assert len(err) < 1000
-    return err
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import every_weight_has_a_gradient, random_images
-from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh, images_of, message_of, variant, weights
+from helpers.refusals import message_of
+from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh, images_of, variant, weights
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import ConfigError, DataError, UserError

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import random_images
-from helpers.variants import SMALLEST, VARIANTS, equal, fresh, images_of, message_of, quantised, variant, weights
+from helpers.refusals import message_of
+from helpers.variants import SMALLEST, VARIANTS, equal, fresh, images_of, quantised, variant, weights
 from tensorflow_probability import distributions as tfd
 
 from tfdecouple import randomness

@@ -10,8 +10,9 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.refusals import message_of
 from helpers.runs import write_run
-from helpers.variants import OF_CLASSES, fresh, message_of
+from helpers.variants import OF_CLASSES, fresh
 
 from export.origin import open_run
 from export.pipeline import Request, _about, export
@@ -33,9 +34,9 @@ MODELS = {
     )
     for name, config in OF_CLASSES.items()
 }
-LABELLED = {
 # Which endpoints take labels, of those that are known here.
 KNOWN = {"encode", "encode_global", "decode", "sample", "switch", "interpolate", "edit", "score", "classify"}
+LABELLED = {
     "classes": {"encode", "sample", "switch", "interpolate", "edit", "score"},
     "prior-classes": {"sample", "score"},
 }

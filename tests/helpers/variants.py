@@ -6,7 +6,6 @@ import dataclasses
 import functools
 
 import numpy as np
-import pytest
 
 from helpers.models import give_effect, random_images
 from tfdecouple.config import ModelConfig
@@ -120,15 +119,6 @@ def weights(model):
 def same_weights(model, before):
     """Whether all weights are what `weights` returned."""
     return all(np.array_equal(value, before[name]) for name, value in weights(model).items())
-
-
-def message_of(error, call):
-    """The message of an error that a call must raise, in one line."""
-    with pytest.raises(error) as caught:
-        call()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 def equal(a, b):

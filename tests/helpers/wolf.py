@@ -8,7 +8,7 @@ import json
 import numpy as np
 
 from helpers.places import DATA
-from helpers.variants import message_of
+from helpers.refusals import message_of
 from tfdecouple.errors import WolfError
 from tfdecouple.interop.wolf import import_wolf, model_config_of
 

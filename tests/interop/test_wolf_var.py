@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.eager import run_eagerly
-from helpers.variants import message_of
+from helpers.refusals import message_of
 from helpers.wolf import Reference, assert_refused
 
 from tfdecouple.config import ModelConfig

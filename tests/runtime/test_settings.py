@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tensorflow as tf
-from helpers.variants import message_of
+from helpers.refusals import message_of
 
 from tfdecouple.data import batches
 from tfdecouple.errors import ConfigError
