@@ -104,6 +104,8 @@ class Request:
             if not 1 <= self.version < 2**63:
                 raise UserError(f"the version is {self.version}; it must be at least 1 and below 2**63")
             target = self.to / "savedmodel" / str(self.version)
+        # Where the cases that it is checked by are kept in the export folder; named when they are made.
+        self._kept_cases = ""
             if "savedmodel" in self.formats and target.exists():
                 raise UserError(taken(target))
 
@@ -349,7 +351,8 @@ class _Export:
                 if file.name == "models.config" and (others := served_others(staging.folder, card["name"])):
                     self.say(f"models.config is left as it is: it serves {others}, and not this model, {card['name']}")
         parts = {name: part for name, part in self._parts.items() if name.partition("/")[0] in self.request.formats}
-        write_json(staging.area / manifest.NAME, self._manifest(staging, parts))
+        record, old_cases = self._manifest(staging, parts)
+        write_json(staging.area / manifest.NAME, record)
         published = []
         with uninterrupted():
             staging.put_file(staging.area / "cases.npz", self._kept_cases)
@@ -363,12 +366,12 @@ class _Export:
             for file in sorted(files.iterdir()):
                 staging.put_file(file)
             staging.put_file(staging.area / manifest.NAME)
-            for name in self._old_cases:
+            for name in old_cases:
                 (staging.folder / name).unlink(missing_ok=True)
         return [*published, staging.folder / TEXT_NAME]
 
-    def _manifest(self, staging: Staging, parts: dict[str, Any]) -> dict[str, Any]:
-        """What the export folder will hold when all is put in place."""
+    def _manifest(self, staging: Staging, parts: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+        """What the export folder will hold when all is put in place, and the cases of which it has no more need."""
         files = manifest.digests_in(staging.area / "files")
         files[self._kept_cases] = manifest.file_digest(staging.area / "cases.npz")
         for name in parts:
@@ -384,8 +387,7 @@ class _Export:
         for name in manifest.EDITABLE:
             if name not in whole["files"] and (staging.folder / name).is_file():
                 whole["files"][name] = manifest.file_digest(staging.folder / name)
-        self._old_cases = manifest.cases_in(before) - manifest.cases_in(whole)
-        return whole
+        return whole, manifest.cases_in(before) - manifest.cases_in(whole)
 
 
 def _refuse(problems: Iterable[str]) -> None:

@@ -58,6 +58,7 @@ class InvertibleLayer(keras.layers.Layer):
     def __init__(self, *, dtype: Any = "float32", **kwargs: Any):
         super().__init__(dtype=dtype, **kwargs)
         self._event_ndims = 3
+        self._places: tuple[int, ...] = ()
         self._condition_ndims = 1
         self._channels: int | None = None
 

@@ -44,16 +44,16 @@ class Progress:
         self._batch_size = batch_size
         self._figures = ""
         self._said = time.monotonic()
-        self._start(0)
+        self._left = self._time_left(0)
         self._bar: tqdm | None = None
 
-    def _start(self, step: int) -> None:
+    def _time_left(self, step: int) -> TimeLeft:
         # The clock starts with the first step that was taken: what comes before it says nothing of the others.
-        self._left = TimeLeft(self._total, step, first=0.0, warm_up=True)
+        return TimeLeft(self._total, step, first=0.0, warm_up=True)
 
     def begin(self, step: int) -> None:
         """Begins to count from a step of the run on."""
-        self._start(step)
+        self._left = self._time_left(step)
         if self._file.isatty():
             self._bar = tqdm(
                 total=self._total,

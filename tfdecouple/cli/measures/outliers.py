@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import io
 from collections.abc import Iterator
@@ -31,6 +32,11 @@ class Outliers(Measure):
 
     name = "outliers"
     order = 35
+
+    def __init__(self, options: argparse.Namespace):
+        super().__init__(options)
+        # The other data sets by what --outliers calls them; opened in `prepare`.
+        self._opened: dict[str, Source] = {}
 
     @classmethod
     def add_options(cls, group: Any) -> None:
@@ -64,7 +70,6 @@ class Outliers(Measure):
         from tfdecouple.runs import load_config, require_own_images
 
         options, config = self.options, load_config(self.options.run)
-        self._opened: dict[str, Source] = {}
         for name in options.outliers:
             if name in MADE or name.startswith(_LABEL):
                 continue
