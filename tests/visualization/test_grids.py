@@ -9,16 +9,15 @@ from helpers.models import SMALL, give_effect, random_images
 from PIL import Image
 
 from tfdecouple.model import DecoupledModel
-from tfdecouple.visualization import grids
+from tfdecouple.visualization import grids, tiles
 from tfdecouple.visualization.grids import (
-    grid,
-    in_rows,
     interpolation_grid,
     interpolations_drawn,
     reconstruction_grid,
     switch_grid,
 )
 from tfdecouple.visualization.pictures import save_pictures, shown_of_size
+from tfdecouple.visualization.tiles import grid, in_rows
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 
@@ -33,7 +32,7 @@ def model():
 
 def factor_of(columns):
     """The whole factor that makes so many images of 8 pixels, and a gap of 2 each, about as wide as all grids."""
-    return grids._WIDTH // (columns * 10)
+    return tiles.WIDTH // (columns * 10)
 
 
 def tile(picture, left, top, size, factor):
@@ -98,7 +97,7 @@ class TestGrid:
         plain = np.asarray(grid(images))
         labelled = np.asarray(grid(images, row_labels=["0.5", "wide label"], column_labels=["a", "b", "c"]))
         margin, header = labelled.shape[1] - plain.shape[1], labelled.shape[0] - plain.shape[0]
-        assert margin > 40 and header == grids._LINE
+        assert margin > 40 and header == tiles.LINE
         np.testing.assert_array_equal(labelled[header:, margin:], plain)
         assert (labelled[:header, margin:] < 100).any() and (labelled[header:, :margin] < 100).any()
         assert (labelled[:header, :margin] == 255).all()
@@ -193,7 +192,7 @@ class TestPictures:
         factor = factor_of(6)
         side = 8 * factor + 2
         # Beside the images stand the labels of the rows, and above them a line of labels of the columns.
-        left, top = picture.width - 6 * side, 2 + grids._LINE
+        left, top = picture.width - 6 * side, 2 + tiles.LINE
         np.testing.assert_array_equal(tile(picture, left, top, 8, factor), a)
         np.testing.assert_array_equal(tile(picture, left + 5 * side, top + 5 * side, 8, factor), b)
 
