@@ -1,8 +1,7 @@
-"""The contract of every invertible layer, and its face as a TFP bijector."""
+"""The contract of every invertible layer."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.bijectors import ClosedForm
 from tfdecouple.errors import UserError
+from tfdecouple.layers.bijector import LayerBijector
 from tfdecouple.layers.nested import Nested
 from tfdecouple.runtime.autograph import unconverted
 from tfdecouple.runtime.prepared import Prepared, in_place, is_prepared, prepare_together
@@ -19,8 +19,6 @@ from tfdecouple.runtime.shapes import zero_per_image
 from tfdecouple.runtime.tf32 import full_float32
 
 Visit = Callable[["InvertibleLayer", tf.Tensor, tf.Tensor | None], tf.Tensor]
-# For each bijector of a layer one.
-_numbers = itertools.count()
 
 
 class Gradients(NamedTuple):
@@ -57,9 +55,10 @@ class InvertibleLayer(keras.layers.Layer):
 
     def __init__(self, *, dtype: Any = "float32", **kwargs: Any):
         super().__init__(dtype=dtype, **kwargs)
+        # Of the inputs that it is built for, see `_remember_shape`.
         self._event_ndims = 3
-        self._places: tuple[int, ...] = ()
         self._condition_ndims = 1
+        self._places: tuple[int, ...] = ()
         self._channels: int | None = None
 
     @full_float32()
@@ -133,7 +132,7 @@ class InvertibleLayer(keras.layers.Layer):
                 f"layer {self.name} is not built, so its bijector cannot know its inputs; call "
                 "layer.build((None, *shape of an input)) or the layer itself before"
             )
-        return _LayerBijector(self, condition)
+        return LayerBijector(self, condition)
 
     def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """Keras' entry: the same as `forward_and_log_det`."""
@@ -384,65 +383,3 @@ def need_condition(layer: keras.layers.Layer, size: int, condition: Any, local: 
         raise UserError(f"layer {layer.name} is conditional: pass condition={what} of shape {expected}")
     if condition.shape[-1] != size:
         raise UserError(f"layer {layer.name} got a condition of shape {condition.shape}; it needs {expected}")
-
-
-class _LayerBijector(tfb.Bijector):
-    """An `InvertibleLayer` under TFP's interface: any leading dimensions, condition as a keyword."""
-
-    def __init__(self, layer: InvertibleLayer, condition: Any):
-        parameters = dict(locals())
-        self._layer = layer
-        self._condition = condition
-        self._number = next(_numbers)
-        super().__init__(
-            forward_min_event_ndims=layer._event_ndims,
-            dtype=tf.as_dtype(layer.compute_dtype),
-            parameters=parameters,
-            name=layer.name,
-        )
-
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict:
-        return {}
-
-    def _get_parameterization(self) -> int:
-        # By it TFP tells bijectors apart; equal ones share what they remember, and the layer's weights may be others.
-        return self._number
-
-    def _forward_event_shape(self, shape: tf.TensorShape) -> tf.TensorShape:
-        return self._layer._shapes().forward_event_shape(shape)
-
-    def _inverse_event_shape(self, shape: tf.TensorShape) -> tf.TensorShape:
-        return self._layer._shapes().inverse_event_shape(shape)
-
-    def _forward_event_shape_tensor(self, shape: tf.Tensor) -> tf.Tensor:
-        return self._layer._shapes().forward_event_shape_tensor(shape)
-
-    def _inverse_event_shape_tensor(self, shape: tf.Tensor) -> tf.Tensor:
-        return self._layer._shapes().inverse_event_shape_tensor(shape)
-
-    def _forward(self, x: tf.Tensor, condition: Any = None) -> tf.Tensor:
-        return self._apply(self._layer.forward_and_log_det, x, condition)[0]
-
-    def _inverse(self, y: tf.Tensor, condition: Any = None) -> tf.Tensor:
-        return self._apply(self._layer.inverse_and_log_det, y, condition)[0]
-
-    def _forward_log_det_jacobian(self, x: tf.Tensor, condition: Any = None) -> tf.Tensor:
-        return self._apply(self._layer.forward_and_log_det, x, condition)[1]
-
-    def _inverse_log_det_jacobian(self, y: tf.Tensor, condition: Any = None) -> tf.Tensor:
-        return self._apply(self._layer.inverse_and_log_det, y, condition)[1]
-
-    def _apply(self, method: Callable, x: tf.Tensor, condition: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs a method of the layer, which knows one batch axis, over any number of leading axes."""
-        condition = self._condition if condition is None else condition
-        event_ndims, condition_ndims = self._layer._event_ndims, self._layer._condition_ndims
-        batch, event = tf.shape(x)[:-event_ndims], x.shape[-event_ndims:]
-        if condition is not None:
-            condition = as_tensor(condition, x.dtype)
-            batch = tf.broadcast_dynamic_shape(batch, tf.shape(condition)[:-condition_ndims])
-            x = tf.broadcast_to(x, tf.concat([batch, tf.shape(x)[-event_ndims:]], 0))
-            condition = tf.broadcast_to(condition, tf.concat([batch, tf.shape(condition)[-condition_ndims:]], 0))
-            condition = tf.reshape(condition, [-1, *condition.shape[-condition_ndims:]])
-        y, log_det = method(tf.reshape(x, [-1, *event]), condition)
-        return tf.reshape(y, tf.concat([batch, tf.shape(y)[1:]], 0)), tf.reshape(log_det, batch)

@@ -1,0 +1,80 @@
+"""An invertible layer as a TFP bijector, for distributions of TFP's."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from tensorflow_probability import bijectors as tfb
+
+# For each bijector of a layer one.
+_numbers = itertools.count()
+
+
+class LayerBijector(tfb.Bijector):
+    """An `InvertibleLayer` under TFP's interface: any leading dimensions, condition as a keyword.
+
+    Args:
+        layer: the layer, built.
+        condition: is used where a call gives none.
+    """
+
+    def __init__(self, layer: Any, condition: Any):
+        parameters = dict(locals())
+        self._layer = layer
+        self._condition = condition
+        self._number = next(_numbers)
+        super().__init__(
+            forward_min_event_ndims=layer._event_ndims,
+            dtype=tf.as_dtype(layer.compute_dtype),
+            parameters=parameters,
+            name=layer.name,
+        )
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any) -> dict:
+        return {}
+
+    def _get_parameterization(self) -> int:
+        # By it TFP tells bijectors apart; equal ones share what they remember, and the layer's weights may be others.
+        return self._number
+
+    def _forward_event_shape(self, shape: tf.TensorShape) -> tf.TensorShape:
+        return self._layer._shapes().forward_event_shape(shape)
+
+    def _inverse_event_shape(self, shape: tf.TensorShape) -> tf.TensorShape:
+        return self._layer._shapes().inverse_event_shape(shape)
+
+    def _forward_event_shape_tensor(self, shape: tf.Tensor) -> tf.Tensor:
+        return self._layer._shapes().forward_event_shape_tensor(shape)
+
+    def _inverse_event_shape_tensor(self, shape: tf.Tensor) -> tf.Tensor:
+        return self._layer._shapes().inverse_event_shape_tensor(shape)
+
+    def _forward(self, x: tf.Tensor, condition: Any = None) -> tf.Tensor:
+        return self._apply(self._layer.forward_and_log_det, x, condition)[0]
+
+    def _inverse(self, y: tf.Tensor, condition: Any = None) -> tf.Tensor:
+        return self._apply(self._layer.inverse_and_log_det, y, condition)[0]
+
+    def _forward_log_det_jacobian(self, x: tf.Tensor, condition: Any = None) -> tf.Tensor:
+        return self._apply(self._layer.forward_and_log_det, x, condition)[1]
+
+    def _inverse_log_det_jacobian(self, y: tf.Tensor, condition: Any = None) -> tf.Tensor:
+        return self._apply(self._layer.inverse_and_log_det, y, condition)[1]
+
+    def _apply(self, method: Callable, x: tf.Tensor, condition: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Runs a method of the layer, which knows one batch axis, over any number of leading axes."""
+        condition = self._condition if condition is None else condition
+        event_ndims, condition_ndims = self._layer._event_ndims, self._layer._condition_ndims
+        batch, event = tf.shape(x)[:-event_ndims], x.shape[-event_ndims:]
+        if condition is not None:
+            condition = tf.cast(tf.convert_to_tensor(condition), x.dtype)
+            batch = tf.broadcast_dynamic_shape(batch, tf.shape(condition)[:-condition_ndims])
+            x = tf.broadcast_to(x, tf.concat([batch, tf.shape(x)[-event_ndims:]], 0))
+            condition = tf.broadcast_to(condition, tf.concat([batch, tf.shape(condition)[-condition_ndims:]], 0))
+            condition = tf.reshape(condition, [-1, *condition.shape[-condition_ndims:]])
+        y, log_det = method(tf.reshape(x, [-1, *event]), condition)
+        return tf.reshape(y, tf.concat([batch, tf.shape(y)[1:]], 0)), tf.reshape(log_det, batch)
