@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -23,13 +22,13 @@ from export.card import JSON_NAME, TEXT_NAME, card_text, make_card, merged
 from export.deployed.model import DeployedModel
 from export.endpoint import Endpoint
 from export.formats.files import FILE_FORMATS, FileFormat, Sources, with_sources
-from export.formats.precision import PRECISIONS
 from export.formats.saved_model import save_saved_model
 from export.formats.serving import write_serving_files, write_warmup
 from export.formats.web import build_page, examples_for, find_runtime
 from export.origin import Origin, open_run, without_path
+from export.request import Request
 from export.signatures import endpoints, onnx_names, page_names
-from export.staging import Staging, interruptible, taken, uninterrupted
+from export.staging import Staging, interruptible, uninterrupted
 from export.verification.arrays import Report, save_cases
 from export.verification.cases import known_kept, make_cases, real_images, weight_digests
 from export.verification.check_folder import card_problems, page_problems, served_others, serving_problems
@@ -39,10 +38,8 @@ from tfdecouple.directions import MEANS
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.image_shapes import described, square
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runtime.extras import require
 from tfdecouple.storage.files import write_json, write_text
 
-FORMATS = ("savedmodel", *FILE_FORMATS, "web")
 # Published beside ONNX files: it runs them, with ONNX Runtime and NumPy alone.
 CLIENT = pathlib.Path(__file__).with_name("client.py")
 # Of the directions, which the page has a slider each for.
@@ -57,57 +54,6 @@ _OUT_OF_MEMORY = re.compile("OOM|allocat|out of memory", re.IGNORECASE)
 _PAUSE = 0.05
 
 Say = Callable[[str], Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to export.
-
-    Attributes:
-        run: run folder, or the name or address of weights that were trained already.
-        to: export folder.
-        formats: some of `FORMATS`.
-        precisions: some of `PRECISIONS`: smaller ONNX files beside those of float32.
-        endpoints: names of the SavedModel's signatures; () for all.
-        version: number of the SavedModel's version; None for the next free one.
-        name: of the model; None for the run folder's.
-        web_runtime: folder of onnxruntime-web; None lets npm fetch it.
-    """
-
-    run: str | pathlib.Path
-    to: pathlib.Path
-    formats: tuple[str, ...] = ("savedmodel", "onnx")
-    precisions: tuple[str, ...] = ()
-    endpoints: tuple[str, ...] = ()
-    version: int | None = None
-    name: str | None = None
-    web_runtime: pathlib.Path | None = None
-
-    def __post_init__(self) -> None:
-        """Refuses what is known to be wrong before anything is opened.
-
-        Raises:
-            UserError: naming the value.
-        """
-        for what, values, choices in (
-            ("format", self.formats, FORMATS),
-            ("precision", self.precisions, PRECISIONS),
-        ):
-            for value in values:
-                if value not in choices:
-                    raise UserError(f"there is no {what} {value!r}; there are {', '.join(choices)}")
-        if not self.formats:
-            raise UserError(f"no format is given; there are {', '.join(FORMATS)}")
-        for one in with_sources(self.formats):
-            require(*one.packages, what=f"the format {one.name}")
-        if self.version is not None:
-            if not 1 <= self.version < 2**63:
-                raise UserError(f"the version is {self.version}; it must be at least 1 and below 2**63")
-            target = self.to / "savedmodel" / str(self.version)
-        # Where the cases that it is checked by are kept in the export folder; named when they are made.
-        self._kept_cases = ""
-            if "savedmodel" in self.formats and target.exists():
-                raise UserError(taken(target))
 
 
 def export(request: Request, say: Say = print) -> list[pathlib.Path]:
@@ -158,6 +104,8 @@ class _Export:
         if self._origin.without_directions:
             self.say(f"directions are left out: {self._origin.without_directions}")
         self._offered = _chosen(self._model, request.endpoints)
+        # Where the cases that it is checked by are kept in the export folder; named when they are made.
+        self._kept_cases = ""
         # How each part that is put in place is checked again.
         self._parts: dict[str, dict[str, Any]] = {}
         if "web" in request.formats and not self._model.config.has_latent:

@@ -19,7 +19,8 @@ from export.card import card_text
 from export.formats.files import FILE_FORMATS, Sources, file_format, with_sources
 from export.formats.litert import METADATA
 from export.formats.ort import OPERATORS
-from export.pipeline import FORMATS, Request, export
+from export.pipeline import Request, export
+from export.request import FORMATS
 from export.signatures import onnx_names
 from export.verification import check_ort, run
 from export.verification.folder import verify

@@ -110,7 +110,7 @@ def _tfdecouple(arguments: list[str], folder: pathlib.Path) -> None:
 
 def _export(arguments: list[str], folder: pathlib.Path) -> None:
     from export.cli import main
-    from export.pipeline import FORMATS
+    from export.request import FORMATS
 
     options = parse(main, arguments, ("export.cli.start_tensorflow", "export.cli._verify"))
     unknown = set(getattr(options, "format", [])) - set(FORMATS)

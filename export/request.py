@@ -1,0 +1,63 @@
+"""What to export, refused before anything is opened where it is known to be wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from export.formats.files import FILE_FORMATS, with_sources
+from export.formats.precision import PRECISIONS
+from export.staging import taken
+from tfdecouple.errors import UserError
+from tfdecouple.runtime.extras import require
+
+FORMATS = ("savedmodel", *FILE_FORMATS, "web")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to export.
+
+    Attributes:
+        run: run folder, or the name or address of weights that were trained already.
+        to: export folder.
+        formats: some of `FORMATS`.
+        precisions: some of `PRECISIONS`: smaller ONNX files beside those of float32.
+        endpoints: names of the SavedModel's signatures; () for all.
+        version: number of the SavedModel's version; None for the next free one.
+        name: of the model; None for the run folder's.
+        web_runtime: folder of onnxruntime-web; None lets npm fetch it.
+    """
+
+    run: str | pathlib.Path
+    to: pathlib.Path
+    formats: tuple[str, ...] = ("savedmodel", "onnx")
+    precisions: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    version: int | None = None
+    name: str | None = None
+    web_runtime: pathlib.Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what is known to be wrong before anything is opened.
+
+        Raises:
+            UserError: naming the value.
+        """
+        for what, values, choices in (
+            ("format", self.formats, FORMATS),
+            ("precision", self.precisions, PRECISIONS),
+        ):
+            for value in values:
+                if value not in choices:
+                    raise UserError(f"there is no {what} {value!r}; there are {', '.join(choices)}")
+        if not self.formats:
+            raise UserError(f"no format is given; there are {', '.join(FORMATS)}")
+        for one in with_sources(self.formats):
+            require(*one.packages, what=f"the format {one.name}")
+        if self.version is not None:
+            if not 1 <= self.version < 2**63:
+                raise UserError(f"the version is {self.version}; it must be at least 1 and below 2**63")
+            target = self.to / "savedmodel" / str(self.version)
+            if "savedmodel" in self.formats and target.exists():
+                raise UserError(taken(target))
