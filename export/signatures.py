@@ -7,7 +7,6 @@ walk these. Nothing here needs TensorFlow before a graph is built.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,8 +82,8 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         build=_encode,
         answer=lambda reference, given: _only(reference.encode(given["images"], given.get("labels")), *z, v),
         onnx="encoder",
-        asked_by_others=True,
         on_page=True,
+        asked_by_others=True,
     )
     encode_global = Endpoint(
         name="encode_global",
@@ -93,8 +92,8 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         outputs=(vector("z_mean", "the z of encode"), vector("z_log_variance", "natural logarithm of the variance")),
         build=_encode_global,
         answer=_answer_encode_global,
-        asked_by_others=True,
         needs_z=True,
+        asked_by_others=True,
     )
     decode = Endpoint(
         name="decode",
@@ -115,8 +114,8 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         build=_sample,
         answer=_answer_sample,
         onnx="sampler",
-        asked_by_others=True,
         on_page=True,
+        asked_by_others=True,
         cases=_cases_of_sample,
     )
     switch = Endpoint(
@@ -281,85 +280,15 @@ def _edit(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
 
 
 def _score(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    import tensorflow as tf
+    from export.deployed.scores import score
 
-    from tfdecouple.outliers import shell, typicality
-
-    levels, labels = deployed.levels_of(inputs["images"]), inputs.get("labels")
-    z, kl = None, None
-    of_z, latents = {}, []
-    if deployed.config.has_class_codes:
-        z, classes = deployed.code(levels, labels), deployed.classes
-        assert classes is not None
-        kl = -classes.of(classes.log_probabilities, labels)
-    if deployed.config.has_encoder:
-        mean, log_variance = deployed.posterior(levels)
-        noise = inputs["z_noise"]
-        z = mean + tf.exp(log_variance / 2) * noise
-        constant = deployed.config.latent_dim * math.log(2 * math.pi)
-        if deployed.classes is None:
-            prior_noise, log_det = deployed.prior_forward_and_log_det(z)
-            # log q(z|x) - log p(z); the constants of the two Gaussians cancel.
-            kl = 0.5 * tf.reduce_sum(tf.square(prior_noise) - tf.square(noise) - log_variance, -1) - log_det
-            of_z["prior_nats"] = 0.5 * (tf.reduce_sum(tf.square(prior_noise), -1) + constant) - log_det
-        else:
-            prior_noise, log_prior = _prior_by_label(deployed, z, labels)
-            kl = -0.5 * (tf.reduce_sum(tf.square(noise) + log_variance, -1) + constant) - log_prior
-            of_z["prior_nats"] = -log_prior
-        latents.append(prior_noise)
-    u, log_q = deployed.to_inside(inputs["u_noise"]), None
-    if deployed.dequantizer is not None:
-        noise = u
-        u, log_det = deployed.dequantize_and_log_det(levels, noise)
-        log_q = _normal_log_density(noise) - log_det
-    v, log_det = deployed.flow_forward_and_log_det(deployed.flow_input(levels, u), z)
-    nats = -_normal_log_density(v) - log_det
-    for term in (kl, log_q):
-        if term is not None:
-            nats += term
-    return {
-        "bits_per_dim": deployed.quantizer.bits_per_dim(nats, math.prod(deployed.config.image_shape)),
-        **of_z,
-        "shell": shell(v),
-        "typicality": typicality([*latents, *deployed.flow.parts(v)]),
-    }
-
-
-def _prior_by_label(deployed: DeployedModel, z: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the noise of the prior behind z by its label, and log p(z, y); by the mixture where the label is -1."""
-    import tensorflow as tf
-
-    noise, log_joint = deployed.prior_of_each_class(z)
-    known = labels >= 0
-    chosen = tf.where(known, labels, tf.argmax(log_joint, -1, tf.int32))
-    log_prior = tf.where(known, tf.gather(log_joint, chosen, batch_dims=1), tf.reduce_logsumexp(log_joint, -1))
-    return tf.gather(noise, chosen, batch_dims=1), log_prior
+    return score(deployed, inputs)
 
 
 def _classify(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    import tensorflow as tf
+    from export.deployed.scores import label_log_probabilities
 
-    levels = deployed.levels_of(inputs["images"])
-    if not deployed.config.has_class_codes:
-        log_joint = deployed.prior_of_each_class(deployed.code(levels, None))[1]
-        return {"log_probabilities": tf.math.log_softmax(log_joint)}
-    classes = deployed.classes
-    assert classes is not None
-    # All labels in one pass, or the graph would grow with their number.
-    count, batch = deployed.config.classes, tf.shape(levels)[0]
-    x = tf.tile(deployed.flow_input(levels), [count, 1, 1, 1])
-    z = tf.repeat(tf.convert_to_tensor(classes.codes), tf.fill([count], batch), 0)
-    v, log_det = deployed.flow_forward_and_log_det(x, tf.ensure_shape(z, [None, deployed.config.latent_dim]))
-    log_density = _normal_log_density(v) + log_det
-    log_joint = tf.transpose(tf.reshape(log_density, [count, batch])) + classes.log_probabilities
-    return {"log_probabilities": tf.math.log_softmax(tf.ensure_shape(log_joint, [None, count]))}
-
-
-def _normal_log_density(x: tf.Tensor) -> tf.Tensor:
-    """Returns log N(x; 0, I) of images, `[batch]`."""
-    import tensorflow as tf
-
-    return -0.5 * (tf.reduce_sum(tf.square(x), [1, 2, 3]) + math.prod(x.shape[1:]) * math.log(2 * math.pi))
+    return {"log_probabilities": label_log_probabilities(deployed, inputs["images"])}
 
 
 # --- what the Keras model answers ---

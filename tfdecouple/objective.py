@@ -154,6 +154,26 @@ def prior_of_each_class(
     return tf.reshape(noise, [-1, classes, latent_dim]), log_joint
 
 
+def by_label(noise: tf.Tensor, log_joint: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the noise of the prior behind z by its label, and log p(z, y); without a label those of the mixture.
+
+    Args:
+        noise: by each label, `[batch, classes, d_z]`, as `prior_of_each_class` returns it.
+        log_joint: log p(z, y), `[batch, classes]`, likewise.
+        labels: int32 `[batch]`, -1 for none; None where none is known.
+
+    Returns:
+        The noise, `[batch, d_z]`, by the most probable label where there is none, and log p(z, y) or log p(z).
+    """
+    if labels is None:
+        chosen, log_prior = tf.argmax(log_joint, -1, tf.int32), tf.reduce_logsumexp(log_joint, -1)
+        return tf.gather(noise, chosen, batch_dims=1), log_prior
+    known = labels >= 0
+    chosen = tf.where(known, labels, tf.argmax(log_joint, -1, tf.int32))
+    log_prior = tf.where(known, tf.gather(log_joint, chosen, batch_dims=1), tf.reduce_logsumexp(log_joint, -1))
+    return tf.gather(noise, chosen, batch_dims=1), log_prior
+
+
 def _prior(
     prior_flow: PriorFlow | None,
     prior_affine: ClassAffine | None,
@@ -163,13 +183,7 @@ def _prior(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the standard normal noise behind z, and log p(z), or log p(z, y) of those with a label."""
     if prior_affine is not None:
-        noise, log_joint = prior_of_each_class(prior_flow, prior_affine, class_log_probabilities, z)
-        chosen, log_prior = tf.argmax(log_joint, -1, output_type=tf.int32), tf.reduce_logsumexp(log_joint, -1)
-        if labels is not None:
-            known = labels >= 0
-            chosen = tf.where(known, labels, chosen)
-            log_prior = tf.where(known, tf.gather(log_joint, chosen, batch_dims=1), log_prior)
-        return tf.gather(noise, chosen, batch_dims=1), log_prior
+        return by_label(*prior_of_each_class(prior_flow, prior_affine, class_log_probabilities, z), labels)
     if prior_flow is None:
         return z, standard_normal_log_prob(z)
     noise, log_det = prior_flow.forward_and_log_det(z)
