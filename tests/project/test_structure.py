@@ -21,10 +21,10 @@ BASE = {"config", "errors"}
 # What each module, or each sub-package as a whole, may import of the package beside itself.
 MAY_IMPORT = {
     "errors": set(),
-    "moved": set(),
-    "registration": set(),
     "arguments": {"errors"},
     "randomness": {"errors"},
+    "moved": set(),
+    "registration": set(),
     "runtime": {"errors"},
     "storage": {"errors"},
     "bijectors": {"errors", "runtime"},
@@ -42,8 +42,8 @@ MAY_IMPORT = {
     "networks": BASE | {"runtime", "layers", "levels", "architecture", "pixels", "randomness", "arguments"},
     "objective": {"pixels", "networks", "runtime"},
     "gradient": {"objective", "layers", "runtime"},
-    "draws": {"randomness"},
     "between": {"errors"},
+    "draws": {"randomness"},
     "precision_check": {"errors", "layers", "networks"},
     "exactness": {"errors"},
     "distributions": BASE | {"runtime", "networks", "objective", "randomness", "arguments"},
@@ -111,6 +111,21 @@ def imports(file):
     return {name for name in inside if section(name) in {section(module) for module in MODULES}}
 
 
+def modules_in_strings(file):
+    """Dotted names of modules of ours that stand in strings of a file, from which they could be imported."""
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    strings = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return {text for text in strings if re.fullmatch(r"(export|tfdecouple)\.\w[\w.]*(:\w+)?", text)}
+
+
+def listed_in_design(indent):
+    """The names at an indent of the list of docs/design.md that says where things are, in its order."""
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    block = text.partition("## Where things are")[2].partition("\nImports point one way")[0]
+    rows = re.findall(rf"^ {{{indent}}}(\S.*?)  +\S", block, re.MULTILINE)
+    return [name.strip("/") for row in rows for name in row.split(", ")]
+
+
 def module_graph(package):
     """{module: those that it imports, anywhere in it} of all modules of a package; a folder's `__init__` is one."""
     names = {}
@@ -169,6 +184,24 @@ class TestImportRule:
         found = {name for module, file in MODULES.items() if section(module) == folder for name in imports(file)}
         assert {name.split(".")[1] for name in found if section(name) == "runtime"} == allowed
 
+    def test_the_page_lists_them_in_the_same_order(self):
+        assert [*listed_in_design(4), "__main__"] == [*ORDER[:-1], "export", "__main__"]
+        assert [*listed_in_design(6), "__main__"] == TestExportPackage.ORDER
+
+    def test_strings_name_nothing_to_the_right_but_the_export(self):
+        """As the page says: `doctor` has its files made, and the command line starts it."""
+        upward = set()
+        for module, file in MODULES.items():
+            own = section(module)
+            for name in modules_in_strings(file):
+                package, _, inside = name.partition(":")[0].partition(".")
+                if package == "export" or (own and ORDER.index(section(inside)) > ORDER.index(own)):
+                    upward.add((module, name))
+        assert upward == {("cli.programs", "export.cli"), ("doctor.exports", "export.verification.runtimes")}
+        page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+        assert "Upwards point only strings" in page
+        assert all(f"`{module.replace('.', '/')}.py`" in page for module, _ in upward)
+
     def test_the_rule_sees_imports(self):
         assert {"networks", "objective", "randomness"} <= {section(name) for name in imports(MODULES["model"])}
 
@@ -205,6 +238,7 @@ class TestExportPackage:
         "manifest",
         "card",
         "verification",
+        "request",
         "pipeline",
         "cli",
         "__main__",
@@ -238,7 +272,6 @@ class TestExportPackage:
     @pytest.mark.parametrize("module", ["export.cli", "export.signatures"])
     def test_help_and_the_registry_of_endpoints_need_no_tensorflow(self, module):
         printed = run(f"import sys, {module}; print('tensorflow' in sys.modules)")
-        "request",
         assert printed.strip() == "False"
 
 
@@ -360,10 +393,23 @@ class TestFiles:
         files = [ROOT / name for name in listing.stdout.decode().split("\0") if name]
         assert [str(file) for file in files if file.is_file() and outside in file.read_bytes()] == []
 
-    def test_no_file_of_tests_is_long(self):
-        lines = {file: file.read_text(encoding="utf-8").count("\n") for file in TESTS.rglob("*.py")}
+    @pytest.mark.parametrize(("folders", "most"), [((PACKAGE, EXPORT), 420), ((TESTS,), 500)], ids=["code", "tests"])
+    def test_no_file_is_long(self, folders, most):
+        lines = {
+            file: file.read_text(encoding="utf-8").count("\n") for folder in folders for file in folder.rglob("*.py")
+        }
         assert len(lines) > 150
-        assert {str(file): count for file, count in lines.items() if count > 500} == {}
+        assert {str(file): count for file, count in lines.items() if count > most} == {}
+        page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+        assert f"{most} lines" in page
+
+    def test_no_file_of_tests_imports_another(self):
+        """What several need is in `tests/helpers` or a conftest.py: each file can be run and moved alone."""
+        names = {file.stem for file in TESTS.rglob("test_*.py")} | {"conftest", "tests"}
+        assert len(names) > 150
+        for file in TESTS.rglob("*.py"):
+            parts = {part for name in imported_names(file) for part in name.split(".")}
+            assert not parts & names, file
 
     def test_no_test_waits_for_less_than_patience(self):
         """A limit of a minute fails on a busy machine, where nothing is wrong."""
