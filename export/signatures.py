@@ -183,7 +183,17 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         build=_classify,
         answer=lambda reference, given: {"log_probabilities": reference.classify(given["images"])},
     )
-    every = (encode, encode_global, decode, sample, switch, interpolate, edit, score, classify)
+    every = (
+        encode,
+        encode_global,
+        decode,
+        sample,
+        switch,
+        interpolate,
+        edit,
+        score,
+        classify,
+    )
     lacking = {"encode_global"} if coded else set()
     lacking |= set() if known else {"classify"}
     return tuple(one for one in every if (with_z or not one.needs_z) and one.name not in lacking)

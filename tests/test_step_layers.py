@@ -30,12 +30,13 @@ def name():
     """The name of the layer of the recipe, which follows `step_layers.py` as a part of it would."""
     before = dict(step_layers.STEP_LAYERS)
     written = dict(vars(step_layers))
-    exec(compile(recipe("layer"), "recipe", "exec", dont_inherit=True, flags=annotations.compiler_flag), written)
-    assert list(written["STEP_LAYERS"])[:-1] == list(before)
-    (new,) = written["STEP_LAYERS"].keys() - before.keys()
-    step_layers.STEP_LAYERS[new] = written["STEP_LAYERS"][new]
-    yield new
-    del step_layers.STEP_LAYERS[new]
+    layer, _, line = recipe("layer").partition("# in `STEP_LAYERS`\n")
+    exec(compile(layer, "recipe", "exec", dont_inherit=True, flags=annotations.compiler_flag), written)
+    (new,) = eval(line, written)
+    assert new.name not in before
+    step_layers.STEP_LAYERS[new.name] = new
+    yield new.name
+    del step_layers.STEP_LAYERS[new.name]
 
 
 @pytest.fixture(scope="module")

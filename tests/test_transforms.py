@@ -6,7 +6,9 @@ import shutil
 
 import pytest
 from helpers.places import ROOT
-from helpers.recipes import copy_of_packages, recipe, replace_line, run_in
+from helpers.recipes import copy_of_packages, insert, recipe, register, run_in
+
+from tfdecouple.transforms import TRANSFORMS
 
 USE = """
 import dataclasses
@@ -72,7 +74,9 @@ def with_transform(tmp_path_factory):
     """A copy of the packages with the transform of the recipe, and its name."""
     folder = copy_of_packages(tmp_path_factory.mktemp("transform"))
     file = folder / "tfdecouple" / "transforms.py"
-    replace_line(file, "TRANSFORMS: ", recipe("coupling transform"))
+    transform, _, line = recipe("coupling transform").partition("# in `TRANSFORMS`\n")
+    insert(file, "# By name, in the order", transform + "\n")
+    register(file, "TRANSFORMS", line)
     (name,) = (
         line.split('"')[1] for line in recipe("coupling transform").splitlines() if line.startswith("    name =")
     )
@@ -84,7 +88,7 @@ def test_a_transform_is_a_class_and_its_place_in_the_registry(with_transform):
     used = run_in(folder, "-c", f"NAME = {name!r}\n{USE}")
     assert used.returncode == 0, used.stderr
     shown = run_in(folder, "train.py", "--set", "model.transform=else", "--workdir", "run")
-    assert shown.returncode == 2 and f"'affine', 'additive', {name!r}" in shown.stderr
+    assert shown.returncode == 2 and all(repr(one) in shown.stderr for one in (*TRANSFORMS, name))
 
 
 @pytest.mark.slow

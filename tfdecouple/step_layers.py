@@ -1,6 +1,6 @@
 """Layers that may end a step of the flow beside the paper's, and the registry in which they are found by name.
 
-The one file to edit for a new layer: a subclass of `StepLayer`, and its place in the tuple of `STEP_LAYERS`. The
+The one file to edit for a new layer: a subclass of `StepLayer`, and its place in `STEP_LAYERS`. The
 choices of the config, names and counts of weights, training, inversion, the tests of layers and the exports follow
 from there.
 """
@@ -67,4 +67,9 @@ class SinhArcsinh(StepLayer):
 
 
 # By name, in the order in which they are listed to users.
-STEP_LAYERS: dict[str, StepLayer] = {layer.name: layer for layer in (SinhArcsinh(),)}
+STEP_LAYERS: dict[str, StepLayer] = {
+    layer.name: layer
+    for layer in [
+        SinhArcsinh(),
+    ]
+}

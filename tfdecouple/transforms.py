@@ -1,6 +1,6 @@
 """Coupling transforms: what a coupling does to the channels x_b, and the registry in which it is found by its name.
 
-The one file to edit for a new transform: a subclass of `Transform`, and its place in the tuple of `TRANSFORMS`. The
+The one file to edit for a new transform: a subclass of `Transform`, and its place in `TRANSFORMS`. The
 choices of the config, the counts of parameters, training, inversion, the tests of every transform and the exports
 follow from there.
 """
@@ -86,4 +86,10 @@ class Additive(Transform):
 
 
 # By name, in the order in which they are listed to users.
-TRANSFORMS: dict[str, Transform] = {transform.name: transform for transform in (Affine(), Additive())}
+TRANSFORMS: dict[str, Transform] = {
+    transform.name: transform
+    for transform in (
+        Affine(),
+        Additive(),
+    )
+}

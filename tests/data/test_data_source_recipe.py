@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers.recipes import copy_of_packages, insert, recipe, replace_line, run_in
+from helpers.recipes import copy_of_packages, insert, recipe, register, run_in
 
 TINY = (
     '{"description": "tiny", "model": {"image_size": 8, "latent_dim": 4, "steps": [1, 1], "hidden_channels": [4, 6], '
@@ -34,9 +34,9 @@ def with_source(tmp_path_factory):
     """A copy of the packages with the data source of the recipe."""
     folder = copy_of_packages(tmp_path_factory.mktemp("source"))
     file = folder / "tfdecouple" / "data" / "opening.py"
-    kind, _, line = recipe("data source").rpartition("\n\n")
-    replace_line(file, "KINDS", line)
-    insert(file, "# In the order in which they are listed", f"{kind}\n\n\n")
+    kind, _, line = recipe("data source").partition("# in `KINDS`\n")
+    insert(file, "# In the order in which they are listed", f"{kind}\n")
+    register(file, "KINDS", line)
     (folder / "tfdecouple" / "presets" / "tiny.json").write_text(TINY, encoding="utf-8")
     return folder
 

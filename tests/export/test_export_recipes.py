@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import TINY, give_effect, let_z_show, random_images
 from helpers.places import ROOT
-from helpers.recipes import copy_of_packages, insert, recipe, replace_line, run_in
+from helpers.recipes import copy_of_packages, insert, recipe, register, run_in
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 from tensorflow_serving.apis import prediction_log_pb2
@@ -26,12 +26,12 @@ EXIT_REFUSED = 4
 @pytest.fixture
 def copy(tmp_path):
     """A copy of the packages in which the recipe has been followed, in its one file."""
-    functions, _, registered = recipe("endpoint").partition("\n# in `endpoints`\n")
-    *endpoint, every = registered.splitlines(keepends=True)
+    functions, _, rest = recipe("endpoint").partition("\n# in `endpoints`\n")
+    endpoint, _, line = rest.partition("\n# in `every`\n")
     file = copy_of_packages(tmp_path / "copy") / "export" / "signatures.py"
     insert(file, "# --- what the Keras model answers ---", functions + "\n\n\n")
-    insert(file, "    every = (", "".join(endpoint))
-    replace_line(file, "    every = ", every)
+    insert(file, "    every = (", endpoint)
+    register(file, "every", line)
     return file.parents[1]
 
 

@@ -41,14 +41,14 @@ def insert(file: pathlib.Path, before: str, text: str, after: str = "") -> None:
     file.write_text(content[:place] + text + content[place:], encoding="utf-8")
 
 
-def replace_line(file: pathlib.Path, begins: str, text: str) -> None:
-    """Puts text in the place of the one line of a file that begins so; every word of it must be there, in order."""
-    content = file.read_text(encoding="utf-8")
-    (line,) = [line for line in content.splitlines(keepends=True) if line.startswith(begins)]
-    words = iter(re.findall(r"\w+", text))
-    lost = [word for word in re.findall(r"\w+", line) if word not in words]
-    assert not lost, f"{file.name} would lose {', '.join(lost)} of {line}"
-    file.write_text(content.replace(line, text.rstrip("\n") + "\n"), encoding="utf-8")
+def register(file: pathlib.Path, name: str, lines: str) -> None:
+    """Puts lines at the end of what a file registers under a name, before the first bracket that closes it."""
+    rows = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    begin = next(number for number, row in enumerate(rows) if re.match(rf"\s*{name}(:.*)? = .*[([{{]$", row))
+    end = next(number for number in range(begin, len(rows)) if rows[number].strip()[0] in ")]}")
+    indent = rows[end - 1][: -len(rows[end - 1].lstrip())]
+    rows[end:end] = [f"{indent}{line.strip()}\n" for line in lines.strip().splitlines()]
+    file.write_text("".join(rows), encoding="utf-8")
 
 
 def run_in(folder: pathlib.Path, *arguments: str, anew: bool = False) -> subprocess.CompletedProcess:

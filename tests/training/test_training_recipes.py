@@ -1,7 +1,7 @@
 """The recipes of docs/design.md for figures of training, carried out literally in a copy of the package."""
 
 import pytest
-from helpers.recipes import copy_of_packages, insert, recipe, replace_line, run_in
+from helpers.recipes import copy_of_packages, insert, recipe, register, run_in
 from helpers.runs import log_rows, run_config
 
 from tfdecouple.storage.files import write_json
@@ -11,10 +11,11 @@ from tfdecouple.storage.files import write_json
 def test_figures_of_an_evaluation_and_of_a_step_are_in_the_log(image_folder, tmp_path):
     folder = copy_of_packages(tmp_path)
     training = folder / "tfdecouple" / "training"
-    function, line = recipe("figure of an evaluation").split("\n\n")
-    replace_line(training / "reports.py", "SIGNS = ", f"{function}\n\n\n{line}")
+    function, _, line = recipe("figure of an evaluation").partition("# in `SIGNS`\n")
+    insert(training / "reports.py", "# Figures of an evaluation beside the bound", f"{function}\n")
+    register(training / "reports.py", "SIGNS", line)
     window, field, value = recipe("figure of a step").splitlines()
-    replace_line(training / "figures.py", "WINDOW = ", window)
+    register(training / "figures.py", "WINDOW", window)
     insert(training / "figures.py", "    learning_rate: Any", f"    {field}\n")
     insert(training / "step.py", "            learning_rate=rate", f"            {value}\n")
 

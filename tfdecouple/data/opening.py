@@ -164,7 +164,11 @@ class ImageFolder(SourceKind):
 
 
 # In the order in which they are listed to users; the first that takes a name opens it.
-KINDS: tuple[SourceKind, ...] = (Photographs(), TensorFlowDatasets(), ImageFolder())
+KINDS: tuple[SourceKind, ...] = (
+    Photographs(),
+    TensorFlowDatasets(),
+    ImageFolder(),
+)
 
 
 def find_kind(source: str) -> SourceKind | None:

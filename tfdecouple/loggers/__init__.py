@@ -15,7 +15,15 @@ from tfdecouple.loggers.weights_and_biases import WeightsAndBiases
 from tfdecouple.runtime.extras import require
 
 # By name, in the order in which they are listed to users.
-LOGGERS: dict[str, type[Logger]] = {logger.name: logger for logger in (TensorBoard, Tables, WeightsAndBiases, MLflow)}
+LOGGERS: dict[str, type[Logger]] = {
+    logger.name: logger
+    for logger in (
+        TensorBoard,
+        Tables,
+        WeightsAndBiases,
+        MLflow,
+    )
+}
 
 
 def require_loggers(names: Sequence[str]) -> None:

@@ -9,7 +9,13 @@ import numpy as np
 import tensorflow as tf
 
 # What is averaged over the steps between two rows of the log; checkpoints hold the sums.
-WINDOW = ("bits_per_dim", "reconstruction", "kl", "dequantization", "gradient_norm")
+WINDOW = (
+    "bits_per_dim",
+    "reconstruction",
+    "kl",
+    "dequantization",
+    "gradient_norm",
+)
 
 
 class Wishes(NamedTuple):

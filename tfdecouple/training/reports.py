@@ -26,7 +26,9 @@ _LEAST = 4
 
 # Figures of an evaluation beside the bound: functions of the model and some validation images, uint8, that return
 # numbers by name.
-SIGNS = (DecoupledModel.diagnose,)
+SIGNS = [
+    DecoupledModel.diagnose,
+]
 
 # How the lines call lossless codecs.
 _CODECS = {"webp": "lossless WebP", "png": "PNG"}
