@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -18,7 +19,9 @@ from export.cli import main as export_main
 from tfdecouple.cli import main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data import load_images, open_source
-from tfdecouple.errors import DataError, UntrustedError
+from tfdecouple.errors import DataError, UntrustedError, UserError
+from tfdecouple.interop import wolf
+from tfdecouple.metrics import inception
 from tfdecouple.runs import require_own_images
 
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -230,3 +233,27 @@ def test_programs_import_nothing_from_the_working_folder(tmp_path, arguments, mo
         ended = subprocess.run([sys.executable, "-m", *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 2 and "is no run folder" in ended.stderr
     assert not (tmp_path / "ran").exists()
+
+
+class Runs:
+    """Makes a folder when it is unpickled, by whatever reads a file with this in it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("read", [wolf.read_state, inception.read_state], ids=["wolf", "inception"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_file_of_torch_that_would_run_code_is_refused_and_runs_nothing(tmp_path, read, zipped):
+    torch = pytest.importorskip("torch")
+    path, folder = tmp_path / "model.pt", tmp_path / "made"
+    torch.save({"a": torch.zeros(2), "b": Runs(folder)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=r"model\.pt: it is damaged, or holds more than tensors") as caught:
+        read(path)
+    assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
+    assert not folder.exists()
+    torch.load(path, weights_only=False)
+    assert folder.is_dir()

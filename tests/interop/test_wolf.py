@@ -481,6 +481,15 @@ class TestTorch:
         path.write_bytes(b"no pickle")
         assert "model.pt" in refusal(lambda: read_state(path))
 
+    @pytest.mark.parametrize("version", ["1.13.1", "2.5.1+cu124"])
+    def test_torch_with_which_a_pt_can_run_code_is_not_used(self, tmp_path, monkeypatch, version):
+        torch = pytest.importorskip("torch")
+        torch.save({"a": torch.zeros(2)}, tmp_path / "model.pt")
+        assert read_state(tmp_path / "model.pt")
+        monkeypatch.setattr(torch, "__version__", version)
+        message = refusal(lambda: read_state(tmp_path / "model.pt"))
+        assert f"needs torch 2.6 or later, and {version} is installed" in message and "pip install -U" in message
+
 
 def test_fixture_is_small():
     assert sum(file.stat().st_size for file in DATA.iterdir()) < 1_000_000

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pathlib
+import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +24,8 @@ from tfdecouple.storage.files import parse_json, write_json
 Arrays = Mapping[str, np.ndarray]
 
 _SAVE = "save the model's state dict alone: torch.save(model.state_dict(), FILE)"
+# The first of torch with which weights_only=True keeps a file from running code: CVE-2025-32434.
+_SAFE_TORCH = (2, 6)
 # Caches and counters of the reference that carry no information of their own.
 _DERIVED = ("weight_inv", "num_batches_tracked")
 
@@ -76,8 +80,8 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Reads a state dict of the reference, names to arrays.
 
     Raises:
-        WolfError: where the file is missing, of another kind, or needs torch and torch is not installed; where it holds
-            what is no tensor, naming the first.
+        WolfError: where the file is missing, of another kind, or needs torch and torch is not installed or too old;
+            where it holds what is no tensor, naming the first, or what would have to be run.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -94,9 +98,19 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError as error:
         raise WolfError(f"reading {path.name} needs torch, which is missing: pip install 'tfdecouple[wolf]'") from error
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < _SAFE_TORCH:
+        raise WolfError(
+            f"reading {path.name} needs torch 2.6 or later, and {torch.__version__} is installed, with which such a "
+            "file can run code: pip install -U 'tfdecouple[wolf]'"
+        )
     try:
         # Only weights: a pickle could run any code.
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Torch would advise to run it.
+        raise WolfError(
+            f"torch cannot read {path}: it is damaged, or holds more than tensors, and nothing of that is run; {_SAVE}"
+        ) from error
     except Exception as error:
         raise WolfError(f"torch cannot read {path}: {one_line(error, first=True)}") from error
     if isinstance(state, Mapping):

@@ -17,6 +17,7 @@ import importlib.util
 import itertools
 import os
 import pathlib
+import pickle
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -308,6 +309,11 @@ def read_state(path: pathlib.Path) -> dict[str, np.ndarray]:
         # Only weights: a pickle could run any code.
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {name: tensor.numpy() for name, tensor in state.items()}
+    except pickle.UnpicklingError as error:
+        # Torch would advise to run it.
+        raise ExtractorError(
+            f"torch cannot read {path}: it is damaged, or holds more than tensors, and nothing of that is run"
+        ) from error
     # Whatever torch raises of a damaged file, or of an installation that is.
     except Exception as error:
         raise ExtractorError(f"torch cannot read {path}: {one_line(error)}") from error
