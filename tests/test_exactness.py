@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import SMALL, TINY, give_effect, random_images
 from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.variants import images_of, variant
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
@@ -29,7 +30,9 @@ from tfdecouple.dataset_encoding.fields import Field
 from tfdecouple.exactness import FAR
 from tfdecouple.layers import Coupling
 from tfdecouple.metrics.bounds import BoundEvaluator
+from tfdecouple.metrics.classification import classification_report
 from tfdecouple.metrics.latent_use import measure_latent_use
+from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime import tf32
 from tfdecouple.runtime.emulation import emulated_accelerator
@@ -49,6 +52,7 @@ KINDS = {
 }
 QUICK = ("coupling", "base-lu", "none-additive")
 IMAGES, OTHERS = random_images(3), random_images(3, seed=1)
+LABELS = tf.constant([0, 2, 1])
 NOISE = tf.constant(np.random.default_rng(0).standard_normal([3, 4]), tf.float32)
 X = tf.constant(np.random.default_rng(1).uniform(-1, 1, [3, 8, 8, 3]), tf.float32)
 PART = tf.constant(np.random.default_rng(2).standard_normal([3, 4, 4, 12]), tf.float32)
@@ -87,6 +91,14 @@ def z_of(model):
 
 def batches():
     return tf.data.Dataset.from_tensors({"image": IMAGES, "index": tf.range(3), "weight": tf.ones([3])})
+
+
+def labelled(model):
+    return [{"image": images_of(model), "label": LABELS.numpy(), "weight": np.ones(3, np.float32)}]
+
+
+def centres(model):
+    return model.quantizer.centres(model.levels_of(tf.constant(images_of(model))))
 
 
 # What has an answer for every model, and what only where there is a z.
@@ -228,6 +240,22 @@ class TestPrograms:
     @pytest.mark.parametrize("name", PROGRAMS)
     def test_compute_in_full_float32(self, name):
         assert not check(name, self.PROGRAMS[name], built("coupling"))
+
+    # Of models that know labels or learn u, and what each enters by itself: by name, the model and what is run.
+    OTHERS = {
+        "classification": ("classes", lambda m: classification_report(m, labelled(m))["log_probability"]),
+        "outliers": ("none", lambda m: list(Scorer(m)(images_of(m), np.arange(3)).values())),
+        "code of each label": ("classes", lambda m: m.code_net.codes()),
+        "codes of labels": ("classes", lambda m: m.code_net(LABELS)),
+        "z by its label": ("prior-classes", lambda m: m.prior_affine.inverse(NOISE, LABELS)),
+        "map of u": ("dequantization", lambda m: m.dequantizer.encoder(centres(m))),
+        "map of u, fast": ("dequantization", lambda m: m.dequantizer.encoder.infer(centres(m))),
+    }
+
+    @pytest.mark.parametrize("name", OTHERS)
+    def test_of_labels_and_of_u_compute_in_full_float32(self, name):
+        kind, run = self.OTHERS[name]
+        assert not check(name, run, variant(kind))
 
 
 def test_a_saved_model_is_checked_with_the_switch_off(monkeypatch, tmp_path):

@@ -65,7 +65,6 @@ class LocalResNet(Nested, TracedNetwork, keras.layers.Layer):
         """Returns the shape of what `call` gives."""
         return (*x_shape[:-1], self.map_channels)
 
-    @full_float32()
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns the maps, `[batch, height, width, map_channels]`.
 
@@ -73,7 +72,8 @@ class LocalResNet(Nested, TracedNetwork, keras.layers.Layer):
             x: `[batch, height, width, channels]` in [-1, 1), without noise.
             training: whether batch statistics normalise, and update the moving ones.
         """
-        # As in the encoder of z: without training each image is by itself, and the caller has divided the batch.
+        # As in the encoder of z: without training each image is by itself, and the caller has divided the batch. Each
+        # block sees to full float32.
         batch: Batch = divided(x) if training else x
         for block in self.blocks:
             batch = block(batch, training=training)
