@@ -114,9 +114,10 @@ def main(arguments):
         model = Model(*arguments[1:2])
         images = known_images(*model.shape) // model.step * model.step
         codes = model.encode(images, np.zeros(len(images)))
-        same = int((model.decode(**codes) == images).all((1, 2, 3)).sum())
-        print(f"{same} of {len(images)} known images come back exactly")
-        return int(same < len(images))
+        lost = np.flatnonzero((model.decode(**codes) != images).any((1, 2, 3))).tolist()
+        said = f"; lost: {', '.join(map(str, lost))}" if lost else ""
+        print(f"{len(images) - len(lost)} of {len(images)} known images come back exactly{said}")
+        return int(bool(lost))
     if len(arguments) != 2 or arguments[0].startswith("-"):
         print("error: give two picture files, or --check", file=sys.stderr)
         return 2

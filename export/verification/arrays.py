@@ -76,8 +76,8 @@ class Report:
         parity: {endpoint: {output: {"max": ..., "mean": ..., "unstable": n}}} against the Keras model, over all
             images on which the model itself is stable; it is not on n of them. Of floats the differences are relative
             to the largest value, of pixels in levels, and "differing" is the fraction of subpixels.
-        round_trip: {kind of image: {"images": n, "identical": n, "model": n}} of encode, then decode; the model itself
-            keeps as many as "model" says, whether or not their codes are moved a little.
+        round_trip: {kind of image: {"images": n, "identical": n, "model": n, "model_gives_back": n}} of encode, then
+            decode; the model itself gives back so many, and as many as "model" says also from codes that are moved.
         latency_ms: {endpoint: {batch: milliseconds}}, medians.
         problems: why the export must not be published, a line each.
         notes: other facts for the card.
@@ -188,7 +188,7 @@ class Report:
     def check_round_trip(
         self, call: Call, cases: Arrays, encoded: Arrays | None = None, in_order: InOrder = map
     ) -> None:
-        """Encodes and decodes with the files alone: what the model itself keeps, the files must keep.
+        """Encodes and decodes with the files alone: what the model itself surely keeps, the files must keep.
 
         Args:
             call: runs an endpoint.
@@ -214,6 +214,9 @@ class Report:
                 "identical": int(identical.sum()),
                 "model": int(kept.sum()),
             }
+            # Cases of an older export lack it.
+            if (given_back := cases.get(f"given_back/{kind}")) is not None:
+                self.round_trip[kind]["model_gives_back"] = int(given_back.sum())
             if len(lost := np.flatnonzero(kept & ~identical)):
                 numbers = ", ".join(map(str, lost[:8])) + (", ..." if len(lost) > 8 else "")
                 self.problems.append(

@@ -37,9 +37,10 @@ def make_cases(
     """Returns the arrays of the gate, by names that say what they are.
 
     `in/CASE/INPUT` and `out/CASE/OUTPUT/...` (see `judge.restored`) belong to the parity of each endpoint; `real` and
-    `extreme/KIND` are the images of the round trip, with their levels as the model has them, and `kept/KIND` says
-    which of them the model itself gives back, whether or not its codes are moved. `labels/KIND` are the labels that
-    they are encoded with, where z is a function of the label.
+    `extreme/KIND` are the images of the round trip, with their levels as the model has them. `given_back/KIND` says
+    which of them the model itself gives back, `kept/KIND` which of these it gives back also where its codes are moved:
+    those the files must keep. `labels/KIND` are the labels that they are encoded with, where z is a function of the
+    label.
 
     Args:
         model: the model that is exported.
@@ -59,11 +60,12 @@ def make_cases(
     answers = KerasReference(model, parity, rng, tell, sum(map(len, kinds.values())), asking)
     cases: Arrays = {"batches": np.array(sizes)}
     # All images at once: what the endpoints ask of some of them is known then.
-    kept = answers.kept(np.concatenate(list(kinds.values())))
+    back, kept = answers.kept(np.concatenate(list(kinds.values())))
     start = 0
     for kind, array in kinds.items():
         name = kind if kind == "real" else f"extreme/{kind}"
         cases[name] = np.asarray(model.quantize_images(array))
+        cases[f"given_back/{kind}"] = back[start : start + len(array)]
         cases[f"kept/{kind}"] = kept[start : start + len(array)]
         if model.config.has_class_codes:
             # As `kept` took them: in turn, over the images of all kinds.
@@ -110,13 +112,13 @@ def _input(
 
 
 @full_float32()
-def known_kept(model: DecoupledModel) -> int:
-    """Returns how many of the known images, in its levels, the model itself surely keeps, all with the label 0."""
+def known_kept(model: DecoupledModel) -> np.ndarray:
+    """Returns which of the known images, in its levels, the model itself surely keeps, all with the label 0."""
     from export.client import known_images
 
     images = known_images(*model.config.image_shape)
     answers = KerasReference(model, images, np.random.default_rng(0), lambda text: None, len(images), 0)
-    return int(answers.kept(images, np.zeros(len(images), np.int32)).sum())
+    return answers.kept(images, np.zeros(len(images), np.int32))[1]
 
 
 def weight_digests(model: DecoupledModel, layouts: Sequence[str]) -> Arrays:

@@ -163,15 +163,16 @@ class KerasReference:
             drawn["z_noise"][:half] = self._noise_from_z(z, None if labels is None else labels[:half])
         return drawn
 
-    def kept(self, images: np.ndarray, labels: Optional = None) -> np.ndarray:
-        """Returns which images the model itself gives back from their codes, whether or not these are moved."""
+    def kept(self, images: np.ndarray, labels: Optional = None) -> tuple[np.ndarray, np.ndarray]:
+        """Returns which images the model itself gives back from their codes, and which also from codes moved a bit."""
         right, quantizer = np.asarray(self._model.quantize_images(images)), self._model.quantizer
 
         def same(values: np.ndarray) -> np.ndarray:
             levels = np.clip(np.floor(np.nan_to_num(values, nan=-1)), 0, quantizer.n_bins - 1)
             return (levels * quantizer.step == right).reshape(len(right), -1).all(1)
 
-        return np.all([same(values) for values in self._values(*self.codes(images, labels))], 0)
+        back, *moved = (same(values) for values in self._values(*self.codes(images, labels)))
+        return back, np.all([back, *moved], 0)
 
     # --- what it knows, and asks the model ---
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 from export.verification.arrays import Report
@@ -72,19 +73,19 @@ def listed(problems: list[str]) -> str:
     return f"{len(problems)} problems: " + "; ".join(f"({number}) {text}" for number, text in enumerate(problems, 1))
 
 
-def run_client(client: pathlib.Path, onnx: pathlib.Path, kept: Callable[[], int]) -> str:
+def run_client(client: pathlib.Path, onnx: pathlib.Path, kept: Callable[[], Iterable[bool]]) -> str:
     """Runs the client that is published beside ONNX files on known images, as whoever has it would.
 
     Args:
         client: the program.
         onnx: folder of the files.
-        kept: returns how many of these images the model itself surely keeps; asked only where the client loses some.
+        kept: returns which of these images the model itself surely keeps; asked only where the client loses some.
 
     Returns:
         What it says: how many of the images come back. What the model itself loses is no fault of the client.
 
     Raises:
-        RefusedError: where it fails, or brings fewer back than the model keeps.
+        RefusedError: where it fails, or loses an image that the model keeps.
     """
     command = [sys.executable, "-I", str(client), "--check", str(onnx)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
@@ -93,9 +94,11 @@ def run_client(client: pathlib.Path, onnx: pathlib.Path, kept: Callable[[], int]
     if done.returncode not in (0, 1) or len(lines) != 1:
         raise RefusedError(f"not published: {client.name} fails: {one_line(done.stderr or 'it says nothing')}")
     if done.returncode:
-        back, right = int(lines[0].split()[0]), kept()
-        if back < right:
-            raise RefusedError(f"not published: {client.name}: {lines[0]}, and the model itself keeps {right} of them")
+        lost = {int(number) for number in re.findall(r"\d+", lines[0].partition("; lost: ")[2])}
+        wrong = [number for number, keeps in enumerate(kept()) if keeps and number in lost]
+        if wrong or not lost:
+            which = f"number {', '.join(map(str, wrong))}, which the model itself keeps" if wrong else "it names none"
+            raise RefusedError(f"not published: {client.name}: {lines[0]}; {which}")
     return lines[0]
 
 

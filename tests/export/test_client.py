@@ -140,7 +140,7 @@ def test_of_8_bits_known_images_are_what_they_were():
 
 @pytest.mark.parametrize("config", [dataclasses.replace(SMALLEST, n_bits=5), OF_CLASSES["classes"]])
 def test_what_the_model_keeps_of_known_images(config, eager):
-    assert known_kept(fresh(config)) == 16
+    assert known_kept(fresh(config)).tolist() == [True] * 16
 
 
 def test_pictures_are_read_as_in_training(client, tmp_path):
@@ -163,15 +163,32 @@ def test_a_picture_that_cannot_be_read_is_a_line(exported, tmp_path):
 def test_one_that_fails_is_not_published(exported, tmp_path):
     (tmp_path / "client.py").write_text("import nothing_of_the_kind\n")
     with pytest.raises(RefusedError, match="not published: client.py fails: .*nothing_of_the_kind"):
-        run_client(tmp_path / "client.py", exported / "onnx", lambda: 16)
+        run_client(tmp_path / "client.py", exported / "onnx", lambda: [True] * 16)
 
 
 def test_one_that_loses_what_the_model_keeps_is_not_published(quick, command, monkeypatch, eager, tmp_path):
-    lossy = tmp_path / "client.py"
-    lossy.write_text("print('15 of 16 known images come back exactly')\nraise SystemExit(1)\n")
-    assert run_client(lossy, tmp_path, lambda: 15) == "15 of 16 known images come back exactly"
+    lossy, line = tmp_path / "client.py", "14 of 16 known images come back exactly; lost: 3, 12"
+    lossy.write_text(f"print({line!r})\nraise SystemExit(1)\n")
+    # Image by image: as many as the model loses, but others, are too many.
+    assert run_client(lossy, tmp_path, lambda: [number not in (3, 12) for number in range(16)]) == line
+    with pytest.raises(RefusedError, match=f"client.py: {line}; number 12, which the model itself keeps$"):
+        run_client(lossy, tmp_path, lambda: [number not in (3, 11) for number in range(16)])
     monkeypatch.setattr(pipeline, "CLIENT", lossy)
     monkeypatch.setattr(pipeline, "run_client", run_client)
     status, _, err = command("--format", "onnx")
-    said = "client.py: 15 of 16 known images come back exactly, and the model itself keeps 16 of them"
+    said = f"client.py: {line}; number 3, 12, which the model itself keeps"
     assert (status, err) == (EXIT_REFUSED, f"error: not published: {said}\n")
+
+
+def test_one_that_loses_images_names_them(exported, tmp_path):
+    lossy = tmp_path / "client.py"
+    # Its decoder turns the first two images of a batch over.
+    turned = 'self.decoder.run(["images"], codes)[0]'
+    text = CLIENT.read_text()
+    assert turned in text
+    lossy.write_text(text.replace(turned, f"np.concatenate([~{turned}[:2], {turned}[2:]])"))
+    done = run(tmp_path, "--check", exported / "onnx", cwd=tmp_path)
+    assert (done.stdout, done.returncode) == ("14 of 16 known images come back exactly; lost: 0, 1\n", 1), done.stderr
+    lossy.write_text("print('14 of 16 known images come back exactly')\nraise SystemExit(1)\n")
+    with pytest.raises(RefusedError, match="come back exactly; it names none$"):
+        run_client(lossy, tmp_path, lambda: [True] * 16)

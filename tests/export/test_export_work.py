@@ -77,6 +77,17 @@ class TestAnswers:
             np.testing.assert_array_equal(decoded, sampled)
         assert len(np.unique(found["in/sample/temperature"])) == 4
 
+    def test_of_images_say_which_come_back_and_which_also_from_codes_that_are_moved(self, model, monkeypatch, eager):
+        images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3), np.uint8)
+        asked = reference.KerasReference(model, images, np.random.default_rng(0), str, 3, 0)
+        plain, *moved = asked._values(*asked.codes(images))
+        assert [each.tolist() for each in asked.kept(images)] == [[True] * 3] * 2
+        # The first image is lost, and the second where its codes are moved.
+        lost = np.arange(3) == [[0], [1], [0]]
+        shifted = [each + one[:, None, None, None] for each, one in zip([plain, *moved], lost, strict=True)]
+        monkeypatch.setattr(asked, "_values", lambda z, v: shifted)
+        assert [each.tolist() for each in asked.kept(images)] == [[False, True, True], [False, False, True]]
+
     def test_each_pair_is_of_two_images_of_no_batch_together(self, counted):
         found, *_ = counted
         a, b = (found[f"in/switch/images_{one}"] for one in "ab")
