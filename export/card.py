@@ -95,8 +95,11 @@ def make_card(
 def exactness(alpha: float, n_bits: int, formats: Mapping[str, Any]) -> dict[str, Any]:
     """Returns whether the very same pixels are promised, and in words what was tried, by the figures of all formats.
 
+    Promised is no more than images like the real ones that were tried, and that only where all came back: of those that
+    no camera takes a few kinds are tried, and whatever alpha is there may be others that are lost.
+
     Args:
-        alpha: of the model; at 1 its scales have no lower bound, so what was tried says nothing of other images.
+        alpha: of the model; at 1 its scales have no lower bound, and nothing is promised.
         n_bits: of the model.
         formats: as in the card.
     """
@@ -108,18 +111,21 @@ def exactness(alpha: float, n_bits: int, formats: Mapping[str, Any]) -> dict[str
     elif lost:
         kept = "; ".join(f"{name} {sum(e['identical'] for e in trips.values())}" for name, trips in tried.items())
         count = max(sum(e["images"] for e in trips.values()) for trips in tried.values())
+        real = "" if "real" in lost else "; all real ones came back"
         text = (
             f"an image can be lost, here of the kinds {', '.join(lost)}: of {count} images decode(encode(image)) "
-            f"returned the very same pixels of so many: {kept} (each kind below). Not promised."
+            f"returned the very same pixels of so many: {kept} (each kind below){real}. Not promised."
         )
     else:
-        images = {name: sum(trip["images"] for trip in trips.values()) for name, trips in tried.items()}
-        counts = " and ".join(f"{count} by {name}" for name, count in images.items())
-        text = f"decode(encode(image)) returned the very same pixels of every image that was tried ({counts})."
+        text = (
+            "decode(encode(image)) returned the very same pixels of every image that was tried: "
+            f"{'; '.join(_counts(tried))}. "
+        )
         text += (
-            " Promised for float32 files, within one runtime that computes in float32."
+            "Promised for images like the real ones, of float32 files, within one runtime that computes in float32; an "
+            "image that no camera takes can be lost."
             if promised
-            else f" Not promised for others: alpha is {alpha:g}, and an extreme image can be lost."
+            else f"Not promised for others: alpha is {alpha:g}, with which scales have no lower bound."
         )
     if n_bits < 8:
         text += f" Images are those whose pixels are multiples of {256 // 2**n_bits}."
@@ -135,9 +141,22 @@ def exactness(alpha: float, n_bits: int, formats: Mapping[str, Any]) -> dict[str
     return {"promised": promised, "meaning": text}
 
 
+def _counts(tried: Mapping[str, Any]) -> list[str]:
+    """How many images of each kind were tried, and by which formats, those together that tried as many."""
+    formats: dict[str, list[str]] = {}
+    for name, trips in tried.items():
+        said = ", ".join(f"{trip['images']} {kind}" for kind, trip in trips.items())
+        formats.setdefault(said, []).append(name)
+    return [f"{said} by {', '.join(names)}" for said, names in formats.items()]
+
+
 def _of_the_model(trip: Mapping[str, int]) -> str:
-    """What the model itself does with images that files lose, where the gate asked it."""
-    return f" (the model itself surely keeps {trip['model']})" if "model" in trip else ""
+    """What the model itself does with images of which it loses some, or might, where the gate asked it."""
+    if trip.get("model", trip["images"]) == trip["images"]:
+        return ""
+    # Older cards have one count alone.
+    back = f"gives back {trip['model_gives_back']}, " if "model_gives_back" in trip else ""
+    return f" (the model itself {back}surely keeps {trip['model']})"
 
 
 def _page_checks(entry: Mapping[str, Any]) -> str:
@@ -286,6 +305,8 @@ def _measured(name: str, entry: Mapping[str, Any]) -> list[str]:
         f"{kind} {e['identical']} of {e['images']}{_of_the_model(e)}" for kind, e in entry["round_trip"].items()
     )
     said = f"Images identical after encode and decode through these files alone: {trips}."
+    if "surely" in trips:
+        said += " It surely keeps what it gives back also from codes moved by a millionth; the rest the files may lose."
     lines += ["", *([said, ""] if trips else [])]
     if "client" in entry:
         lines += [f"`python client.py --check`, in a process without TensorFlow: {entry['client']}.", ""]

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 from helpers.models import SMALL
-from helpers.places import PATIENCE, user_environment
+from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.serving_server import Server
 from helpers.variants import OF_CLASSES
 
@@ -55,7 +55,24 @@ class TestExactness:
     def test_is_promised_where_all_formats_returned_all_images(self) -> None:
         found = exactness(0.8, 8, {"onnx": entry(), "savedmodel": entry()})
         assert found["promised"] is True
-        assert "every image that was tried (25 by onnx and 25 by savedmodel). Promised for float32" in found["meaning"]
+        assert "every image that was tried: 21 real, 4 noise by onnx, savedmodel. Promised for" in found["meaning"]
+        # Formats of an earlier export may have tried others.
+        found = exactness(0.8, 8, {"onnx": entry(), "savedmodel": entry(kind="black")})
+        assert "tried: 21 real, 4 noise by onnx; 21 real, 4 black by savedmodel. Promised for" in found["meaning"]
+
+    @pytest.mark.parametrize("alpha", [0.1, 0.5, 0.8, 0.99])
+    def test_is_promised_for_no_more_than_images_like_the_real_ones(self, alpha) -> None:
+        # No alpha keeps all: of a model of alpha 0.8, docs/results/base, 254 of 256 images of one kind came back.
+        (row,) = [
+            row
+            for row in json.loads((ROOT / "docs" / "results" / "exactness.json").read_text())["rows"]
+            if (row["run"], row["images"]) == ("base", "noise of 0 and 255")
+        ]
+        assert row["alpha"] == 0.8 and 0 < row["lost"] < row["of"] / 4
+        meaning = exactness(alpha, 8, {"onnx": entry()})["meaning"]
+        (promise,) = [sentence for sentence in re.split(r"(?<=\.) ", meaning) if "Promised" in sentence]
+        assert promise.startswith("Promised for images like the real ones, of float32 files, within one runtime")
+        assert promise.endswith("; an image that no camera takes can be lost.") and "any image" not in meaning
 
     @pytest.mark.parametrize("name", ["onnx", "savedmodel"])
     def test_is_not_promised_where_one_format_lost_one_image(self, name) -> None:
@@ -64,7 +81,8 @@ class TestExactness:
         assert found["promised"] is False and "Promised for" not in found["meaning"]
         counts = "; ".join(f"{each} {24 if each == name else 25}" for each in ("onnx", "savedmodel"))
         assert "here of the kinds noise: of 25 images decode(encode(image))" in found["meaning"]
-        assert f"the very same pixels of so many: {counts} (each kind below). Not promised." in found["meaning"]
+        assert f"the very same pixels of so many: {counts} (each kind below); all real" in found["meaning"]
+        assert found["meaning"].endswith("; all real ones came back. Not promised.")
 
     def test_stays_short_however_many_kinds_are_lost(self) -> None:
         kinds = ("black", "white", "noise", "0/255 noise", "checkerboard", "real")
@@ -79,12 +97,19 @@ class TestExactness:
     def test_says_how_many_the_model_itself_keeps(self) -> None:
         lossy = entry(lost=3)
         lossy["round_trip"]["noise"]["model"] = 1
-        assert "noise 1 of 4 (the model itself surely keeps 1)" in card_text(card_of({"onnx": lossy}))
+        # As older cards have it, and with what it gives back besides.
+        text = card_text(card_of({"onnx": lossy}))
+        assert "real 21 of 21, noise 1 of 4 (the model itself surely keeps 1). It surely keeps what" in text
+        lossy["round_trip"]["noise"]["model_gives_back"] = 3
+        text = card_text(card_of({"onnx": lossy}))
+        assert "noise 1 of 4 (the model itself gives back 3, surely keeps 1)." in text
+        lossy["round_trip"]["noise"] = {"images": 4, "identical": 4, "model": 4, "model_gives_back": 4}
+        assert "noise 4 of 4.\n" in card_text(card_of({"onnx": lossy}))
 
     def test_is_not_promised_at_alpha_1_whatever_came_back(self) -> None:
         found = exactness(1.0, 8, {"onnx": entry()})
         assert found["promised"] is False
-        assert "every image that was tried (25 by onnx). Not promised for others: alpha is 1" in found["meaning"]
+        assert "was tried: 21 real, 4 noise by onnx. Not promised for others: alpha is 1," in found["meaning"]
 
     def test_of_the_page_says_what_was_checked_there_and_borrows_nothing(self) -> None:
         found = exactness(0.8, 8, {"web": PAGE})
@@ -111,7 +136,7 @@ class TestExactness:
         assert "Promised for" not in text and "0 by savedmodel" not in text and "Images identical" not in text
         assert exactness(0.8, 8, {"savedmodel": score})["promised"] is False
         both = exactness(0.8, 8, {"onnx": entry(), "savedmodel": score})
-        assert both["promised"] is True and "(25 by onnx)." in both["meaning"]
+        assert both["promised"] is True and "21 real, 4 noise by onnx." in both["meaning"]
         assert both["meaning"].endswith("savedmodel: not tried, since its endpoints do not both encode and decode.")
 
     def test_with_fewer_bits_names_the_images(self) -> None:
