@@ -51,7 +51,7 @@ def test_bits_per_dim_are_the_published_ones(copied, tmp_path):
 
 
 # Of few sizes, since of each the model is traced: 50 divides 1000, and what 3 leaves of 100 is 1.
-@pytest.mark.parametrize(("size", "every"), [(1, 16), (3, 8), (50, 1)])
+@pytest.mark.parametrize(("size", "every"), [(1, 16), (3, 8), (50, 1), (64, 4)])
 def test_crops_come_back(model, crops, size, every):
     """All of them; of those that take a thousand calls some, each time others."""
     assert crops.shape == (1000, 32, 32, 3) and np.ptp(crops) == 255
