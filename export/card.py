@@ -306,7 +306,7 @@ def _measured(name: str, entry: Mapping[str, Any]) -> list[str]:
     )
     said = f"Images identical after encode and decode through these files alone: {trips}."
     if "surely" in trips:
-        said += " It surely keeps what it gives back also from codes moved by a millionth; the rest the files may lose."
+        said += " Surely kept is what comes back also from codes moved by a millionth; the rest the files may lose."
     lines += ["", *([said, ""] if trips else [])]
     if "client" in entry:
         lines += [f"`python client.py --check`, in a process without TensorFlow: {entry['client']}.", ""]

@@ -99,7 +99,7 @@ class TestExactness:
         lossy["round_trip"]["noise"]["model"] = 1
         # As older cards have it, and with what it gives back besides.
         text = card_text(card_of({"onnx": lossy}))
-        assert "real 21 of 21, noise 1 of 4 (the model itself surely keeps 1). It surely keeps what" in text
+        assert "real 21 of 21, noise 1 of 4 (the model itself surely keeps 1). Surely kept is" in text
         lossy["round_trip"]["noise"]["model_gives_back"] = 3
         text = card_text(card_of({"onnx": lossy}))
         assert "noise 1 of 4 (the model itself gives back 3, surely keeps 1)." in text

@@ -1,8 +1,10 @@
 """Runs that must export: every committed one without the data it was trained on, and such as have hardly begun."""
 
 import dataclasses
+import hashlib
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from helpers.models import SMALL, random_images
 from helpers.places import ROOT
 from helpers.runs import run_config, write_run
 
-from export.card import JSON_NAME
+from export.card import JSON_NAME, TEXT_NAME, card_text, exactness
 from export.manifest import CASES
 from export.origin import open_run
 from export.pipeline import Request, export
@@ -56,6 +58,26 @@ def passed(card):
 def test_there_are_committed_runs():
     assert {"base", "conditional", "glow", "photographs"} <= {run.name for run in COMMITTED}
     assert ROOT / "tests/data/golden/1/run" in COMMITTED
+
+
+def test_committed_card_is_made_of_its_figures_and_these_are_of_its_run():
+    """Where its words change: `card_text` of the JSON is the new one; where the figures do, export the run again."""
+    run = ROOT / "docs" / "results" / "conditional"
+    card, text = json.loads((run / JSON_NAME).read_text("utf-8")), (run / TEXT_NAME).read_text("utf-8")
+    assert text == card_text(card)
+    architecture = card["architecture"]
+    assert card["exact"] == exactness(architecture["alpha"], architecture["n_bits"], card["formats"])
+    config, summary = load_config(run), json.loads((run / "summary.json").read_text())
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
+    assert {entry["config_sha256"] for entry in (card, *card["formats"].values())} == {digest}
+    assert card["run"] == run.name and int(card["step"]) == summary["best_step"]
+    assert card["bits_per_dim"]["test"] == summary["test"]["bits_per_dim"]
+    offered = [one.name for one in endpoints(config.model)]
+    assert offered == list(card["endpoints"]) == card["formats"]["savedmodel"]["signatures"]
+    passed(card)
+    assert all(trip["model_gives_back"] >= trip["model"] for trip in card["formats"]["onnx"]["round_trip"].values())
+    # No path of the machine that made it.
+    assert not re.search(r"(?<![\w:/.])/\w", text + json.dumps(card))
 
 
 @pytest.mark.slow
