@@ -1,6 +1,7 @@
 """What goes wrong around a run: mistakes that are corrected, damaged files, signals at its end, output that is gone."""
 
 import gc
+import json
 import os
 import shutil
 import signal
@@ -130,6 +131,21 @@ def test_run_goes_on_with_the_evaluation_amid_which_it_ended(image_folder, tmp_p
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
     assert read_summary(tmp_path / "run") == read_summary(tmp_path / "whole")
     assert read_summary(tmp_path / "run")["best_step"] == 10
+
+
+@pytest.mark.usefixtures("fake_step")
+def test_evaluation_of_which_the_log_lost_the_figure_is_done_again(image_folder, tmp_path, stand_ins, capsys):
+    seen, run = [], tmp_path / "run"
+    stand_ins(lambda split: seen.append(split) or 8.0)
+    config = run_config(image_folder, model=LEAST, steps=2, evaluate_every=2)
+    train(config, run)
+    whole = figures(run)
+    (run / "summary.json").unlink()
+    lost = {**whole, ("validation", 2): {"step": 2, "kind": "validation", "bits_per_dim": None}}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lost.values()))
+    train(config, run)
+    assert seen == ["validation", "test"] * 2 and figures(run) == whole
+    assert "metrics.jsonl: 1 damaged rows are left out" in capsys.readouterr().out
 
 
 def test_nothing_of_a_run_is_left_in_the_process(image_folder, tmp_path, stand_ins):

@@ -12,6 +12,11 @@ from tfdecouple.errors import one_line
 from tfdecouple.loggers import Logger
 from tfdecouple.storage.files import parse_json, write_text
 
+# What the best weights are chosen by, which every row of an evaluation has.
+_MEASURED = "bits_per_dim"
+# As which figures that are not finite are written: JSON has no NaN.
+_NOT_FINITE = ("nan", "inf", "-inf")
+
 
 class MetricsLog:
     """Writes rows of figures to `metrics.jsonl`, and hands them and pictures to loggers.
@@ -66,7 +71,7 @@ class MetricsLog:
     def validated(self, step: int) -> float | None:
         """Returns the bits/dim of the validation images at a step; None where there is no row of it."""
         found = [row for row in read_metrics(self._path) if (row["kind"], row["step"]) == ("validation", step)]
-        return float(found[-1]["bits_per_dim"]) if found else None
+        return float(found[-1][_MEASURED]) if found else None
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
         """Shows a PNG file.
@@ -122,10 +127,11 @@ def _row(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     is_row = isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("kind"), str)
+    if is_row and row["kind"] == "validation":
+        is_row = type(row.get(_MEASURED)) in (int, float) or row.get(_MEASURED) in _NOT_FINITE
     return row if is_row else None
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    # JSON has no NaN: a figure that is not finite is written as text.
     safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     return json.dumps(safe) + "\n"
