@@ -16,7 +16,7 @@ from tfdecouple.data import crop_of_own_images
 from tfdecouple.data.fitting import crop_said, resize_said
 from tfdecouple.data.opening import images_at
 from tfdecouple.directions import Directions
-from tfdecouple.errors import RunError
+from tfdecouple.errors import RunError, one_line
 from tfdecouple.image_shapes import facts
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import (
@@ -49,6 +49,7 @@ class Origin:
         directions: in z, found for these weights; None where there are none.
         label_names: of the labels that the model knows, in their order; () where it knows none.
         without_directions: why those that lie there are left out; "" where they are not.
+        without_summary: why what lies there of how the run ended is left out; "" where it is not.
         bits_per_dim: {"validation", "test", "test_images"} where the run recorded them for these weights, or None.
     """
 
@@ -63,6 +64,7 @@ class Origin:
     images_known: bool = True
     directions: Directions | None = None
     without_directions: str = ""
+    without_summary: str = ""
     label_names: tuple[str, ...] = ()
 
     @property
@@ -108,10 +110,11 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
     require_own_images(run, opened.config.data)
     model, config, step = opened.model, opened.config, opened.step
     model.require_initialized()
+    summary, damage = {}, ""
     try:
         summary = read_summary(run) or {}
-    except (OSError, ValueError):
-        summary = {}
+    except (OSError, ValueError) as error:
+        damage = one_line(error)
     directions, problem = None, ""
     try:
         directions = opened.directions() if config.model.has_latent else None
@@ -136,6 +139,7 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
         images_known=known,
         directions=directions,
         without_directions=problem,
+        without_summary=damage,
         label_names=opened.label_names,
     )
     return model, origin

@@ -38,6 +38,7 @@ from tfdecouple.directions import MEANS
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.image_shapes import described, square
 from tfdecouple.model import DecoupledModel
+from tfdecouple.runs import SUMMARY
 from tfdecouple.storage.files import write_json, write_text
 
 # Published beside ONNX files: it runs them, with ONNX Runtime and NumPy alone.
@@ -103,6 +104,8 @@ class _Export:
         self._model, self._origin = open_run(request.run, request.name)
         if self._origin.without_directions:
             self.say(f"directions are left out: {self._origin.without_directions}")
+        if self._origin.without_summary:
+            self.say(f"{SUMMARY} cannot be read and is left out: {self._origin.without_summary}")
         self._offered = _chosen(self._model, request.endpoints)
         # Where the cases that it is checked by are kept in the export folder; named when they are made.
         self._kept_cases = ""

@@ -9,12 +9,13 @@ import pathlib
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from tfdecouple import pretrained
 from tfdecouple.config import Config
 from tfdecouple.data.opening import images_at, rights_in
-from tfdecouple.errors import UserError
+from tfdecouple.errors import UserError, one_line
 from tfdecouple.image_shapes import described
 from tfdecouple.pretrained import HUB
 from tfdecouple.pretrained.hub import Address, upload
@@ -40,7 +41,15 @@ _TAGS = ["tfdecouple", "tensorflow", "keras", "normalizing-flow", "vae", "repres
 _TASK = "unconditional-image-generation"
 
 
-def publish(run: str, to: str, *, licence: str | None = None, name: str | None = None, private: bool = False) -> str:
+def publish(
+    run: str,
+    to: str,
+    *,
+    licence: str | None = None,
+    name: str | None = None,
+    private: bool = False,
+    say: Callable[[str], Any] = print,
+) -> str:
     """Publishes the best weights of a run, without what is of the machine alone: paths, and the state of training.
 
     Args:
@@ -49,6 +58,7 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
         licence: of the weights, as the Hub names it ("apache-2.0"); None for that of weights that have one.
         name: of the model; None for the last part of `to`.
         private: whether a new repository is.
+        say: is told what is left out.
 
     Returns:
         Where they lie: the folder, or the address of the commit.
@@ -73,7 +83,7 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
             folder = pathlib.Path(scratch) / "model"
             folder.mkdir()
             comes_along = target.parent == pathlib.Path(pretrained.__file__).parent
-            _write(opened, folder, called, licence, to if on_hub else called if comes_along else None)
+            _write(opened, folder, called, licence, to if on_hub else called if comes_along else None, say)
             if on_hub:
                 return upload(folder, to, private=private, message=f"{called}, update {opened.step}")
             os.replace(folder, target)
@@ -96,15 +106,18 @@ def _licence_of(run: str) -> str:
     return found[1]
 
 
-def _write(opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None) -> None:
+def _write(
+    opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None, say: Callable[[str], Any]
+) -> None:
     """Writes all files of a folder of published weights."""
     config = _public(opened.config)
     write_text(folder / CONFIG, config.to_json())
     CheckpointFolder(folder / CHECKPOINTS).write("best", opened.step, {"model": opened.model.named_variables()})
     try:
         summary = read_summary(opened.path)
-    except ValueError:
+    except ValueError as error:
         summary = None
+        say(f"{SUMMARY} cannot be read and is left out: {one_line(error)}")
     if summary is not None:
         write_json(folder / SUMMARY, _without_path(summary, opened))
     if config.model.classes and (opened.folder / LABELS).is_file():

@@ -113,6 +113,15 @@ class TestCard:
         (run / "summary.json").write_text(json.dumps(summary))
         assert open_run(run)[1].bits_per_dim is None
 
+    def test_says_that_a_damaged_summary_is_left_out(self, quick, monkeypatch, tiny_run, command, tmp_path):
+        run = shutil.copytree(tiny_run, tmp_path / "tiny")
+        (run / "summary.json").write_text('{"best_step": 1, "te')
+        monkeypatch.setattr(pipeline, "open_run", open_run)
+        status, out, err = command("--format", "savedmodel", run=run)
+        assert (status, err) == (0, "")
+        assert out.count("summary.json cannot be read and is left out: Unterminated string") == 1
+        assert read_card(tmp_path / "to")["bits_per_dim"] is None
+
     def test_of_a_run_that_averages_reaches_its_readers(self, quick, monkeypatch, finished_run, command, tmp_path):
         monkeypatch.setattr(pipeline, "open_run", open_run)
         status, _, err = command("--format", "savedmodel", "--name", "my faces/2", run=finished_run)

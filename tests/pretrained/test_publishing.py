@@ -90,6 +90,16 @@ def test_the_card_has_the_header_of_the_hub_and_says_what_is_known(published):
     assert read.license == "cc-by-4.0" and read.eval_results[0].metric_value == 6.5432
 
 
+def test_a_damaged_summary_is_left_out_with_a_line(run, tmp_path, capsys):
+    damaged = shutil.copytree(run, tmp_path / "run")
+    (damaged / "summary.json").write_text('{"steps": 9}')
+    to = tmp_path / "faces"
+    assert main(["publish", "--run", str(damaged), "--to", str(to), "--licence", "mit"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("summary.json cannot be read and is left out: it has no figures of a test: ") == 1
+    assert not (to / "summary.json").exists() and "model-index" not in (to / "README.md").read_text()
+
+
 def test_the_manifest_has_every_file_and_sees_a_change(published, tmp_path):
     manifest = Published.read(published / MANIFEST, "x")
     assert set(manifest.files) | {MANIFEST} == {
