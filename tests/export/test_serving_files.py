@@ -38,20 +38,26 @@ def test_any_run_name_makes_a_model_that_can_be_served(run_name, tmp_path):
     assert model.name == name
 
 
-# The fields of session_bundle_config.proto and monitoring_config.proto, which tensorflow-serving-api leaves out.
+# tensorflow-serving-api leaves out the messages of these two files. Names, numbers and types of all their fields are
+# those of tensorflow/serving, tensorflow_serving/servables/tensorflow/session_bundle_config.proto (commit 03f8b6b5fc,
+# 1 to 7) and tensorflow_serving/config/monitoring_config.proto (commit 021efbd328), and those that protoc compiled both
+# files to in pythie-serving 3.4.3 of PyPI (1 to 9).
 INT64, BOOL, STRING, MESSAGE = 3, 8, 9, 11  # descriptor_pb2.FieldDescriptorProto.Type
+INT64_VALUE, REPEATED = ".google.protobuf.Int64Value", "repeated"
 MESSAGES = {
-    "BatchingParameters": [
-        ("max_batch_size", MESSAGE, ".google.protobuf.Int64Value"),
-        ("batch_timeout_micros", MESSAGE, ".google.protobuf.Int64Value"),
-        ("max_enqueued_batches", MESSAGE, ".google.protobuf.Int64Value"),
-        ("num_batch_threads", MESSAGE, ".google.protobuf.Int64Value"),
-        ("thread_pool_name", MESSAGE, ".google.protobuf.StringValue"),
-        ("allowed_batch_sizes", INT64, "repeated"),
-        ("pad_variable_length_inputs", BOOL, None),
-    ],
-    "PrometheusConfig": [("enable", BOOL, None), ("path", STRING, None)],
-    "MonitoringConfig": [("prometheus_config", MESSAGE, ".tensorflow.serving.PrometheusConfig")],
+    "BatchingParameters": {
+        "max_batch_size": (1, MESSAGE, INT64_VALUE),
+        "batch_timeout_micros": (2, MESSAGE, INT64_VALUE),
+        "max_enqueued_batches": (3, MESSAGE, INT64_VALUE),
+        "num_batch_threads": (4, MESSAGE, INT64_VALUE),
+        "thread_pool_name": (5, MESSAGE, ".google.protobuf.StringValue"),
+        "allowed_batch_sizes": (6, INT64, REPEATED),
+        "pad_variable_length_inputs": (7, BOOL, ""),
+        "enable_large_batch_splitting": (8, MESSAGE, ".google.protobuf.BoolValue"),
+        "max_execution_batch_size": (9, MESSAGE, INT64_VALUE),
+    },
+    "PrometheusConfig": {"enable": (1, BOOL, ""), "path": (2, STRING, "")},
+    "MonitoringConfig": {"prometheus_config": (1, MESSAGE, ".tensorflow.serving.PrometheusConfig")},
 }
 
 
@@ -62,8 +68,8 @@ def messages():
     file.dependency.append("google/protobuf/wrappers.proto")
     for message, fields in MESSAGES.items():
         described = file.message_type.add(name=message)
-        for number, (field, kind, detail) in enumerate(fields, 1):
-            added = described.field.add(name=field, number=number, type=kind, label=3 if detail == "repeated" else 1)
+        for field, (number, kind, detail) in fields.items():
+            added = described.field.add(name=field, number=number, type=kind, label=3 if detail == REPEATED else 1)
             if kind == MESSAGE:
                 added.type_name = detail
     pool = descriptor_pool.DescriptorPool()
