@@ -8,6 +8,7 @@ import pathlib
 import shutil
 
 import pytest
+import tensorflow as tf
 from helpers.models import TINY
 from helpers.places import ROOT
 from helpers.refusals import refused
@@ -26,7 +27,7 @@ from tfdecouple.runs import load_config
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 
 COMMITTED = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/config.json"))
-COMMITTED += [ROOT / "tests" / "data" / "golden" / "1" / "run"]
+COMMITTED += [ROOT / "tests" / "data" / "golden" / "1" / "run", ROOT / "tfdecouple" / "pretrained" / "photographs"]
 
 TOO_LARGE = {
     "wide": (["model.hidden_channels=[4,1000000000]"], "an entry of model.hidden_channels, 1000000000"),
@@ -99,6 +100,31 @@ def test_every_way_to_open_or_train_it_is_one_line(enlarged, no_model, capsys, k
 def test_config_that_does_not_fit_its_weights_is_refused_before_the_model(enlarged, no_model, assignment, says):
     with pytest.raises(RunError, match=f"does not fit the config beside it: {says}"):
         tfdecouple.load_model(enlarged([assignment]))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda name, shape: {name: shape[::-1]}, "{other} in the checkpoint"),
+        (lambda name, shape: {name + "s": shape}, "is not in the checkpoint"),
+    ],
+    ids=["turned", "renamed"],
+)
+def test_checkpoint_of_as_many_parameters_is_refused_by_its_first_other_weight(
+    enlarged, no_model, tmp_path, change, says
+):
+    run = enlarged([])
+    kept = CheckpointFolder(run / "checkpoints")
+    shapes = kept.weights("best", 1)
+    name = min(name for name, shape in shapes.items() if shape != shape[::-1])
+    shape = shapes.pop(name)
+    shapes |= change(name, shape)
+    kept.write("best", 1, {"model": {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}})
+    with pytest.raises(RunError) as refused:
+        tfdecouple.load_model(run)
+    fits = f"the checkpoint {kept.prefix('best', 1)} does not fit the config beside it"
+    says = says.format(other=shape[::-1])
+    assert str(refused.value) == f"{fits}: the weight {name} has the shape {shape} by the config, and {says}"
 
 
 @pytest.mark.parametrize("run", COMMITTED, ids=lambda run: f"{run.parent.name}/{run.name}")

@@ -7,11 +7,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfdecouple.architecture import count_by_network
+from tfdecouple.architecture import count_by_network, plan
 from tfdecouple.config import Config
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.networks.assembly import Networks
-from tfdecouple.parameters import count_parameters, require_memory
+from tfdecouple.parameters import require_memory
 from tfdecouple.pretrained import HUB, folder_of, pretrained_names
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.storage.files import parse_json, write_json
@@ -70,27 +70,34 @@ def load_config(run: str | pathlib.Path) -> Config:
 
 
 def require_fitting(run: str | pathlib.Path, config: Config) -> None:
-    """Refuses a config whose model is not of the size of the run's weights, or is larger than this machine holds.
+    """Refuses a config whose model has not the run's weights, by name and shape, or is larger than this machine holds.
 
     Neither config nor checkpoints need be right: a config can ask for any size in a few characters.
 
     Raises:
         ConfigError: where this machine has too little memory for the model.
-        RunError: where the newest of the whole checkpoints has other numbers of parameters.
+        RunError: where the newest of the whole checkpoints has other numbers of parameters, or lacks a weight.
     """
     require_memory(config.model)
     folder = CheckpointFolder(find_run(run) / CHECKPOINTS)
-    planned = count_parameters(config.model)
+    planned = plan(config.model)
     for kind, step in [(name, number) for name in ("best", "step") for number in folder.steps(name)]:
         try:
-            held = count_by_network(folder.weights(kind, step))
+            held = folder.weights(kind, step)
         except DamagedCheckpointError:
             continue
-        for network, count in planned.items():
-            if (found := held.get(network, 0)) != count:
+        misfit = f"the checkpoint {folder.prefix(kind, step)} does not fit the config beside it"
+        counts = count_by_network(held)
+        for network, count in planned.parameters().items():
+            if (found := counts.get(network, 0)) != count:
                 raise RunError(
-                    f"the checkpoint {folder.prefix(kind, step)} does not fit the config beside it: the {network} has "
-                    f"{count:,} parameters by the config, and {found:,} in the checkpoint"
+                    f"{misfit}: the {network} has {count:,} parameters by the config, and {found:,} in the checkpoint"
+                )
+        for name, shape in planned.weights().items():
+            if held.get(name) != shape:
+                raise RunError(
+                    f"{misfit}: the weight {name} has the shape {shape} by the config, "
+                    f"and {held.get(name, 'is not')} in the checkpoint"
                 )
         break
 
