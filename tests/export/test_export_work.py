@@ -1,6 +1,8 @@
 """What an export of large images takes the time for: nothing is asked, traced or tried twice."""
 
+import itertools
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from export.verification import cases, reference
 from export.verification.arrays import Report
 from export.verification.cases import make_cases
 from export.verification.run import RefusedError
+from tfdecouple.runtime import progress
 
 # What the counts of this file are of; an endpoint that joins them may ask for more.
 KNOWN = {"encode", "encode_global", "decode", "sample", "switch", "interpolate", "edit", "score"}
@@ -36,39 +39,37 @@ def model():
 class TestAnswers:
     @pytest.fixture
     def counted(self, model, monkeypatch, eager):
-        """The cases of the batches of large images, and how many rows the flow has mapped either way, and was to."""
+        """The cases of the batches of large images, the rows that the flow maps each time, and what is told."""
         monkeypatch.setattr(cases, "batches", lambda side: (1, 2, 1))
         known = tuple(one for one in endpoints(model.config) if one.name in KNOWN)
         assert len(known) == len(KNOWN)
         monkeypatch.setattr(cases, "endpoints", lambda config: known)
+        monkeypatch.setattr(progress, "_INTERVAL", 0)
         for module in (cases, reference):
             monkeypatch.setattr(module, "_LARGE", 4)
-        made, rows = [], []
+        rows, told = [], []
 
         class Counted(reference.KerasReference):
-            def __init__(self, *arguments):
-                super().__init__(*arguments)
-                made.append(self)
-
             def _run(self, function, *arrays, counts=True):
                 if counts:
                     rows.append(max(len(array) for array in arrays if array is not None))
                 return super()._run(function, *arrays, counts=counts)
 
         monkeypatch.setattr(cases, "KerasReference", Counted)
-        found = make_cases(model, np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), np.uint8))
-        (one,) = made
-        return found, sum(rows), one._progress
+        images = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), np.uint8)
+        return make_cases(model, images, tell=told.append), rows, told
 
     def test_are_asked_for_once(self, counted):
-        found, rows, progress = counted
+        found, rows, told = counted
         assert all(len(array) == 1 for name, array in found.items() if name.startswith("extreme/"))
         # 9 images and their codes; of the 4 of parity their reaction, and what a mixture, an edit and a score ask for
         # beside that; both ways to switch 2 pairs; 2 images of codes beside borders, and 4 samples.
         encoded, decoded = 9 + 4 + 2 + 2 * 4, 2 * (9 + 4 + 4 + 2 + 3)
-        assert rows == encoded + decoded
-        # What is told of the time that is left goes by as much.
-        assert progress._done == progress._total == rows
+        assert sum(rows) == encoded + decoded
+        # The time that is left is told each time but the first, whose speed nobody knows, and the last.
+        lines = [re.fullmatch(rf"  (\d+) of {sum(rows)} images(, about \d+ (?:s|min) left)?", line) for line in told]
+        assert [int(line[1]) for line in lines] == list(itertools.accumulate(rows))[:-1]
+        assert [line[2] is not None for line in lines] == [False] + [True] * (len(rows) - 2)
 
     def test_of_samples_are_those_of_their_codes(self, counted):
         found, *_ = counted
