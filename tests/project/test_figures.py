@@ -2,7 +2,7 @@
 
 A figure is listed with the places where it stands, each a file and a pattern whose group is the number, and with what
 it is taken from, where that is in the repository. All places must agree to the digits that they show. Whoever writes a
-figure into a second place adds the place here.
+figure into a second place adds the place here. Caveats are listed likewise.
 """
 
 from __future__ import annotations
@@ -112,6 +112,9 @@ def facts_of_presets():
         if "multiply-adds" in text:
             pattern = rf"{NUMBER} G multiply-adds per image forward"
             yield Figure(f"{name}: G multiply-adds", ((file, pattern),), lambda model=model: multiply_adds(model) / 1e9)
+        pattern = rf"alpha (?:is |to )?{NUMBER}"
+        if re.search(pattern, text):
+            yield Figure(f"{name}: alpha", ((file, pattern),), lambda model=model: model.alpha)
         updates = re.search(rf"the whole run of {NUMBER} updates", text)
         if updates:
             steps = load_preset(name).training.steps
@@ -142,6 +145,14 @@ FIGURES = [
         "photographs: lossless WebP",
         ((RESULTS, rf"lossless WebP on the same crops {NUMBER}\)"),),
         result(*LOSSLESS, "webp"),
+    ),
+    *(
+        Figure(
+            f"{run}: alpha",
+            (("docs/exactness.md", rf"\| {run} \| {NUMBER} \|"),),
+            result(f"{run}/config.json", "model", "alpha"),
+        )
+        for run in ("photographs", "conditional", "glow", "base")
     ),
     # Of the quickstart's test crops, which other runs on the six photographs have as well.
     Figure(
@@ -183,6 +194,22 @@ FIGURES = [
         (("README.md", r"took 3 min (\d+) s"), (f"{PRESETS}/quickstart.json", r"took 3 min (\d+) s")),
     ),
     # The paper's figures.
+    Figure(
+        "alpha for ImageNet: the paper's",
+        (
+            ("docs/training.md", rf"\| alpha for ImageNet \| [\d.]+ \| {NUMBER}, as the paper says"),
+            ("docs/divergence.md", rf"\({NUMBER} is the paper's choice for ImageNet\)"),
+        ),
+        lambda: load_preset("imagenet64").model.alpha,
+    ),
+    Figure(
+        "alpha for ImageNet: that of the authors' code",
+        (
+            ("docs/training.md", rf"\| alpha for ImageNet \| {NUMBER} \|"),
+            (f"{PRESETS}/imagenet64.json", rf"\({NUMBER} in the authors' code\)"),
+            (f"{PRESETS}/imagenet64.json", rf"model\.prior_alpha keeps {NUMBER}, which the authors' code has for both"),
+        ),
+    ),
     *(
         Figure(
             f"{preset}: the paper's bits/dim",
@@ -235,6 +262,33 @@ FIGURES = [
         lambda: load_preset("cifar10_small").training.kl_weight,
     ),
 ]
+
+
+# What was not tried, by places that say so.
+CAVEATS = {
+    "GPUs": {
+        "README.md": r"no GPU has run it yet",
+        "docs/gpu.md": r"No GPU has run it",
+        "docs/scaling.md": r"no GPU has run this code yet",
+        "docs/training.md": r"No GPU has run any of it yet",
+        "examples/cluster/README.md": r"GPUs and NCCL were not run",
+    },
+    "clusters of Beam": {
+        "README.md": r"tested with Beam's own runner on one machine, not on a cluster",
+        "docs/encoding.md": r"Not run:\*\* Dataflow, Flink and Spark runners",
+    },
+    "TensorFlow Serving": {
+        "README.md": r"The server itself was not at hand",
+        "examples/tf_serving/README.md": r"The images `tensorflow/serving` and [^.]+ were not run",
+    },
+}
+
+
+@pytest.mark.parametrize("untried", CAVEATS)
+def test_what_was_not_tried_is_said_everywhere_or_nowhere(untried):
+    """Who tries it, or words it otherwise, looks at all places."""
+    said = {file: bool(re.search(pattern, read(file))) for file, pattern in CAVEATS[untried].items()}
+    assert len(set(said.values())) == 1, said
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
