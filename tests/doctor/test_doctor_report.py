@@ -1,5 +1,6 @@
 """What doctor says: judgements of a machine, the recommendation, the report, and the command's mistakes."""
 
+import dataclasses
 import json
 
 import pytest
@@ -13,6 +14,8 @@ from tfdecouple.doctor.finding import Finding
 from tfdecouple.doctor.options import VARIANTS, by_name, tried
 from tfdecouple.doctor.recommendation import Recommendation, fewest_micro_batches, recommend
 from tfdecouple.doctor.report import Report
+from tfdecouple.runtime import settings
+from tfdecouple.runtime.settings import Settings
 
 FACTS = {
     "versions": {"tensorflow": "2.21.0"},
@@ -149,6 +152,25 @@ class TestVariants:
         assert len(set(names)) == len(names) and not VARIANTS[0].settings
         for variant in VARIANTS:
             override(load_preset("quickstart"), list(variant.settings))
+
+    # Variables that no variant changes, and why.
+    NOT_TRIED = {
+        settings.THREAD_COUNT: "counts in one mode alone, and that one is tried",
+        settings.SHARDS: "of CPUs, where the number follows from the threads that were measured",
+    }
+
+    def test_every_variable_of_the_machine_is_tried_or_is_not_for_a_reason(self):
+        variables = {value for name, value in vars(settings).items() if name.isupper() and isinstance(value, str)}
+        assert len(variables) >= len(dataclasses.fields(Settings))
+        tried = [variant.environment for variant in VARIANTS if variant.environment]
+        assert {*self.NOT_TRIED, *(name for each in tried for name in each)} == variables
+        for environment in tried:
+            assert not self.NOT_TRIED.keys() & environment
+            assert Settings.chosen(1, 32, environment) != Settings.chosen(1, 32, {}), environment
+
+    def test_every_option_of_training_that_is_for_gpus_is_tried(self):
+        options = {setting.partition("=")[0] for variant in VARIANTS for setting in variant.settings}
+        assert options == {f"training.{name}" for name in ("precision", "memory", "jit_compile", "bytes_per_pack")}
 
     def test_quick_and_cpu_try_fewer(self):
         assert {each.name for each in tried(False, False)} < {each.name for each in tried(True, False)}

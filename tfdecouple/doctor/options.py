@@ -45,6 +45,8 @@ VARIANTS = (
     Variant("one pack", ("training.bytes_per_pack=0",), together=True, gpu_only=True),
     Variant("Grappler off", environment={settings.GRAPPLER: "0"}, phases=PHASES[:4], gpu_only=True),
     Variant("NHWC", environment={settings.LAYOUT: "nhwc"}, phases=PHASES[:4], gpu_only=True),
+    # In TensorFlow's own word: it takes "false" here, and no 0.
+    Variant("all GPU memory at once", environment={settings.ALLOW_GROWTH: "false"}, gpu_only=True),
     Variant("shared launching threads", environment={settings.THREAD_MODE: "global"}, gpu_only=True),
     Variant("shared data threads", environment={settings.DATA_THREADS: "0"}, gpu_only=True),
     Variant("no batch ahead", environment={settings.DEVICE_BATCHES: "0"}, gpu_only=True),
