@@ -14,7 +14,9 @@ more: the table has the ratio of each round and the ratio of the medians.
 The yardstick has neither encoder nor prior and neither averages weights nor draws noise. Its eval is the forward
 direction, so our eval and encode are compared with it, and our decode and sample with its decode.
 `PHASE:mixed_bfloat16`, `PHASE:recompute` and `PHASE:invert` (`training.memory`) compare this project with itself: that
-training against training in float32 that keeps all it needs. `PHASE@PRESET` is another preset than `cifar10`, which has
+training against training in float32 that keeps all it needs; `PHASE:invert/recompute` the one against the other.
+`mixed_bfloat16` should be 1.6 times as fast where the processor has instructions for its products (amx_bf16), elsewhere
+1.25 times. `PHASE@PRESET` is another preset than `cifar10`, which has
 no counterpart, beside the limit alone.
 
 The limit is that of a matrix product of 2048 by 2048 in float32, in images of the CIFAR-10 preset as the yardstick
@@ -41,7 +43,7 @@ from benchmarks.common import run_json, run_throughput, table, write_json  # noq
 from benchmarks.throughput import parse_phase  # noqa: E402
 from tfdecouple.config import PRECISIONS, load_preset  # noqa: E402
 from tfdecouple.costs import BACKWARD, multiply_adds  # noqa: E402
-from tfdecouple.doctor.machine import machine  # noqa: E402
+from tfdecouple.doctor.machine import instructions, machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
@@ -53,12 +55,17 @@ COUNTERPARTS = {
     "decode": ("decode", 1.75, 0.85),
     "sample": ("decode", 1.75, 0.85),
 }
-# Variants of our own training, and how many times as fast as float32 without them they should be.
-VARIANTS: dict[str, tuple[tuple[str, ...], float | None]] = {
-    "mixed_bfloat16": (("--precision", "mixed_bfloat16"), 1.25),
-    "recompute": (("--memory", "recompute"), None),
-    "invert": (("--memory", "invert"), None),
+# Variants of our own training by the arguments for them; A/B is A against B, others are against neither.
+VARIANTS = {
+    "mixed_bfloat16": ("--precision", "mixed_bfloat16"),
+    "recompute": ("--memory", "recompute"),
+    "invert": ("--memory", "invert"),
 }
+VARIANTS_AGAINST = (*VARIANTS, "invert/recompute")
+# How many times as fast it should be; to invert may take a tenth longer than to compute again.
+GOALS = {"mixed_bfloat16": 1.25, "invert/recompute": 1 / 1.1}
+# The same where the processor has this instruction.
+AMX, GOAL_WITH_AMX = "amx_bf16", 1.6
 # Of the limit, for training a preset that has no counterpart: small models are mostly element-wise operations.
 ENOUGH_OF_A_PRESET = 0.3
 PHASES = "train16,eval16,encode16,decode16,sample16"
@@ -75,10 +82,11 @@ class Comparison:
         name: of the phase, as it was asked for.
         phase: ours.
         arguments: of our program.
-        counterpart: the yardstick's phase; None for our own without `arguments`, or for nothing but the limit.
+        counterpart: the yardstick's phase; None for our own with `others`, or for nothing but the limit.
         goal: ratio to reach; None for none.
         enough: part of the limit that is as good as the goal.
         preset: of ours where it is not the one that the yardstick computes.
+        others: arguments of our program where it is compared with itself.
     """
 
     name: str
@@ -88,6 +96,7 @@ class Comparison:
     goal: float | None
     enough: float | None
     preset: str | None = None
+    others: tuple[str, ...] = ()
 
     def limit(self, gemm: dict[str, Any]) -> float:
         """Returns the images/s that one of the yardstick's measurements of a matrix product allows."""
@@ -126,10 +135,11 @@ def parse_comparison(text: str, precision: str = "float32") -> Comparison:
     if kind not in COUNTERPARTS:
         raise UserError(f"the phase {phase!r} has no counterpart; there are {', '.join(COUNTERPARTS)}")
     if variant:
-        if variant not in VARIANTS or kind != "train" or preset:
-            raise UserError(f"{text!r} cannot be compared; there are trainN:{' and trainN:'.join(VARIANTS)}")
-        arguments, goal = VARIANTS[variant]
-        return Comparison(text, phase, arguments, None, goal, None)
+        if variant not in VARIANTS_AGAINST or kind != "train" or preset:
+            raise UserError(f"{text!r} cannot be compared; there are trainN:{' and trainN:'.join(VARIANTS_AGAINST)}")
+        ours, _, theirs = variant.partition("/")
+        goal = GOAL_WITH_AMX if variant == "mixed_bfloat16" and AMX in instructions() else GOALS.get(variant)
+        return Comparison(text, phase, VARIANTS[ours], None, goal, None, others=VARIANTS.get(theirs, ()))
     counterpart, goal, enough = COUNTERPARTS[kind]
     arguments = ("--precision", precision) if kind == "train" else ()
     if preset:
@@ -150,7 +160,7 @@ def compare(options: argparse.Namespace) -> int:
     if options.yardstick and not options.yardstick.is_file():
         raise UserError(f"--yardstick: there is no file {options.yardstick}")
     common = ("--threads", str(options.threads), "--reps", str(options.reps))
-    described = machine()
+    described = {**machine(), "instructions": instructions()}
     print(json.dumps(described), flush=True)
 
     forms = options.form or [""]
@@ -170,7 +180,8 @@ def compare(options: argparse.Namespace) -> int:
             if each.counterpart:
                 theirs = {f"{each.counterpart} {form}".strip(): yardstick(each.counterpart, form) for form in forms}
             else:
-                theirs = {} if each.preset else {"float32": run_throughput(each.phase, *common)}
+                name = each.name.partition("/")[2] or "float32"
+                theirs = {} if each.preset else {name: run_throughput(each.phase, *common, *each.others)}
             runs[each.name].append((ours, theirs))
             rates = {name: round(run["images_per_s"], 2) for name, run in {"ours": ours, **theirs}.items()}
             print(f"round {number}, {each.name}, images/s: {rates}", file=sys.stderr)
@@ -230,7 +241,7 @@ def report(results: list[dict[str, Any]]) -> str:
     rows = []
     for each in results:
         enough, part = each["enough_of_limit"], each["part_of_limit"]
-        goals = [f"{each['goal']}" if each["goal"] else None, f"{enough:.0%} of the limit" if enough else None]
+        goals = [f"{each['goal']:.3g}" if each["goal"] else None, f"{enough:.0%} of the limit" if enough else None]
         compared = "ratio" in each
         rows.append(
             [

@@ -311,8 +311,50 @@ def test_what_is_compared_with_what():
     assert (train.counterpart, train.goal, train.limit({"limit_train_images_per_s": 5})) == ("train16", 1.75, 5)
     sample = compare.parse_comparison("sample8")
     assert (sample.counterpart, sample.goal, sample.enough) == ("decode8", 1.75, 0.85)
+    own = compare.parse_comparison("train16:invert")
+    assert (own.counterpart, own.goal, own.arguments, own.others) == (None, None, ("--memory", "invert"), ())
+
+
+@pytest.mark.parametrize(("found", "goal"), [(["avx2", "avx512_bf16"], 1.25), (["avx2", "amx_bf16"], 1.6)])
+def test_bfloat16_should_gain_more_where_the_processor_has_instructions_for_it(found, goal, monkeypatch):
+    monkeypatch.setattr(compare, "instructions", lambda: found)
     own = compare.parse_comparison("train16:mixed_bfloat16")
-    assert (own.counterpart, own.goal, own.arguments) == (None, 1.25, ("--precision", "mixed_bfloat16"))
+    assert (own.counterpart, own.goal, own.arguments) == (None, goal, ("--precision", "mixed_bfloat16"))
+
+
+# As fast as it is given many words, which it keeps.
+YARDSTICK = """
+import json, pathlib, sys
+given = sys.argv[1:]
+with (pathlib.Path(__file__).parent / "given").open("a") as file:
+    print(*given, file=file)
+rates = dict.fromkeys(["images_per_s", "best_images_per_s", "cpu_s_per_image", "peak_rss_mib"], float(len(given)))
+print(json.dumps({**rates, "limit_train_images_per_s": 100.0}))
+"""
+
+
+def test_rounds_are_in_turns_and_flags_reach_the_yardstick(tmp_path, monkeypatch, capsys):
+    calls, yardstick, out = [], tmp_path / "yardstick.py", tmp_path / "out.json"
+    yardstick.write_text(YARDSTICK)
+    monkeypatch.setattr(compare, "run_throughput", lambda *given: calls.append(given) or row(10.0 + len(given)))
+    arguments = ["--yardstick", str(yardstick), "--phases", "train4,train4:invert/recompute", "--rounds", "2"]
+    forms = ["--form=", "--form=--channels-last --compile"]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *arguments, *forms, "--reps", "5", "--json", str(out)])
+    assert compare.main() == 0
+    common = "--threads 2 --reps 5"
+    plain, form = f"--phase train4 {common}", f"--phase train4 {common} --channels-last --compile"
+    gemm = f"--phase gemm {common}"
+    assert (tmp_path / "given").read_text().splitlines() == [gemm, plain, form, gemm] * 2
+    ours = [*common.split(), "--precision", "float32"]
+    modes = [(*common.split(), "--memory", mode) for mode in ("invert", "recompute")]
+    assert calls == [("train4", *given) for given in (ours, *modes)] * 2
+    against, own = json.loads(out.read_text())["results"]
+    assert against["against"] == "train4 --channels-last --compile" and set(against["forms_images_per_s"]) == {
+        "train4",
+        "train4 --channels-last --compile",
+    }
+    assert own["against"] == "recompute" and own["goal"] == pytest.approx(1 / 1.1) and own["met"] is True
+    assert "| train4:invert/recompute | recompute |" in capsys.readouterr().out
 
 
 def row(rate):
@@ -359,6 +401,7 @@ def test_unknown_phases_are_refused(phase):
         ("compare", ["--phases", "train16"], "--yardstick is missing"),
         ("compare", ["--phases", "first_step"], "has no counterpart"),
         ("compare", ["--phases", "train16@quick"], "quick"),
+        ("compare", ["--phases", "train16:keep/invert"], "trainN:invert/recompute"),
         ("scaling", ["--tables", "nothing"], "there is no table 'nothing'"),
         ("communication", ["--utilisation", "2"], "--utilisation is 2.0"),
     ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tfdecouple.doctor.finding import Finding
-from tfdecouple.doctor.machine import machine
+from tfdecouple.doctor.machine import instructions, machine
 from tfdecouple.runtime.memory import machine_memory, shown_bytes
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def look() -> Iterator[dict[str, Any]]:
         "unfitting": list(unfitting()),
         "cuda": built.get("cuda_version"),
         "cudnn": built.get("cudnn_version"),
-        "instructions": _instructions(),
+        "instructions": instructions(),
         "threads": [
             tf.config.threading.get_intra_op_parallelism_threads(),
             tf.config.threading.get_inter_op_parallelism_threads(),
@@ -79,8 +78,8 @@ def judge_versions(facts: dict[str, Any]) -> Finding:
 
 def judge_machine(facts: dict[str, Any]) -> Iterator[Finding]:
     """Yields what is to be said of the machine."""
-    instructions = f" ({', '.join(facts['instructions'])})" if facts["instructions"] else ""
-    yield Finding("processor", None, f"{facts['processor']}, {facts['cores']} cores{instructions}")
+    named = f" ({', '.join(facts['instructions'])})" if facts["instructions"] else ""
+    yield Finding("processor", None, f"{facts['processor']}, {facts['cores']} cores{named}")
     yield Finding("memory", None, shown_bytes(facts["memory_bytes"]))
     present, seen = facts["nvidia_smi"], facts["gpus"]
     for line in present:
@@ -131,16 +130,6 @@ def unfitting() -> Iterator[str]:
             continue
         if not requirement.specifier.contains(version, prereleases=True):
             yield f"{requirement.name} is {version}, and must be {requirement.specifier}"
-
-
-def _instructions() -> list[str]:
-    """Returns which of the instructions that matter the processor has, as Linux tells them."""
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return []
-    flags = set(next((line.partition(":")[2] for line in text.splitlines() if line.startswith("flags")), "").split())
-    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
 
 
 def _plain(details: dict[str, Any]) -> dict[str, Any]:
