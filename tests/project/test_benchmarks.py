@@ -19,6 +19,7 @@ from PIL import Image
 from tfdecouple import costs, transforms
 from tfdecouple.architecture import CouplingPlan
 from tfdecouple.config import MEMORY, load_preset, preset_names
+from tfdecouple.doctor.memory import WITHIN
 from tfdecouple.errors import UserError
 from tfdecouple.gradient import global_norm
 from tfdecouple.model import DecoupledModel
@@ -213,6 +214,59 @@ def test_the_docs_call_linear_what_is():
         assert (said == "yes") == (max(float(slope), float(last)) <= 1)
 
 
+def memory_apart(document):
+    """Rows of the tables of training over depths whose memory an image is more than a third off the calculation.
+
+    With them the number of rows that were compared.
+    """
+    columns, compared, apart = {}, 0, []
+    for line in document.splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if "live MiB" in cells:
+            columns = {name: number for number, name in enumerate(cells)}
+        elif not line.startswith("|"):
+            columns = {}
+        elif columns and not line.startswith("| --- "):
+            texts = [cells[columns[name]] for name in ("MiB an image", "calculated")]
+            measured, calculated = (float(text.replace(",", "")) for text in texts)
+            compared += 1
+            if not 1 / WITHIN <= measured / calculated <= WITHIN:
+                apart.append(line)
+    return apart, compared
+
+
+def test_memory_that_the_docs_calculate_is_what_was_measured_but_for_a_third():
+    assert memory_apart(SCALING)[0] == []
+
+
+@pytest.mark.parametrize(("measured", "holds"), [(4000.0, True), (5300.0, True), (5400.0, False), (2900.0, False)])
+def test_memory_off_by_more_than_a_third_is_seen_in_a_table(measured, holds):
+    rows = [trained_row(1, "keep", mib_per_image=3.0), trained_row(2, "keep", mib_per_image=measured)]
+    rows[1]["calculated_mib_per_image"] = 4000.0
+    for name in ("depth", "large"):
+        apart, compared = memory_apart(f"Before.\n\n{scaling.render(name, {name: rows})}\n\nAfter.\n")
+        assert compared == 2 and len(apart) == (not holds) and all("| 4,000 |" in line for line in apart)
+
+
+def trained_row(depth, memory, **changes):
+    """What is measured of training at a depth, linear in it but for the time of a step."""
+    return {
+        "depth": depth,
+        "preset": "imagenet64",
+        "memory": memory,
+        "live_mib": [500.0, 800.0],
+        "params": 1000 * depth,
+        "ms_per_call": 10.0 * depth**2,
+        "first_call_s": 5.0 * depth,
+        "second_step_s": 0.1,
+        "first_step_s": 5.0 + 5.0 * depth,
+        "peak_rss_mib": 900.0,
+        "mib_per_image": 3.0 * depth,
+        "calculated_mib_per_image": 3.1 * depth,
+        **changes,
+    }
+
+
 def test_the_calculated_tables_in_the_docs_are_what_the_programs_print(memory):
     assert scaling.put(SCALING, "memory", scaling.render_memory(memory)) == SCALING
 
@@ -230,24 +284,7 @@ def test_measured_rows_become_tables_and_a_plot(memory, tmp_path):
         for batch in (1, 2, 4)
     ]
     assert "| time of train over images | 1.00 | 1.00 | yes |" in scaling.render("batch", {"batch": rows})
-    depths = [
-        {
-            "depth": depth,
-            "preset": "imagenet64",
-            "memory": memory,
-            "live_mib": [500.0, 800.0],
-            "params": 1000 * depth,
-            "ms_per_call": 10.0 * depth**2,
-            "first_call_s": 5.0 * depth,
-            "second_step_s": 0.1,
-            "first_step_s": 5.0 + 5.0 * depth,
-            "peak_rss_mib": 900.0,
-            "mib_per_image": 3.0 * depth,
-            "calculated_mib_per_image": 3.1 * depth,
-        }
-        for memory in MEMORY
-        for depth in (1, 2, 4)
-    ]
+    depths = [trained_row(depth, memory) for memory in MEMORY for depth in (1, 2, 4)]
     text = scaling.render("depth", {"depth": depths})
     assert "| time of a step over steps, invert | 2.00 | 2.00 | no |" in text
     assert "| memory an image over steps, imagenet64, keep | 1.00 | 1.00 | yes |" in scaling.render(
