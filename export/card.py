@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from export.formats.files import FILE_FORMATS, file_format
@@ -28,7 +28,7 @@ _EXACT_RUNTIMES = (
     "All: decode with the runtime, the device and the precision that encoded.",
 )
 
-# How many times as fast a runtime must have been, of each endpoint, to be recommended.
+# How many times as fast a runtime must have been to be recommended for an endpoint and a batch.
 _CLEARLY = 1.05
 
 # By which the files of an earlier export are known to be of the same model.
@@ -341,14 +341,22 @@ def _other_runtime(runtime: str, found: Mapping[str, Any]) -> str:
             if batch in times
         }
         told = ", ".join(f"{endpoint} {own:.3g} and {other:.3g} ms" for endpoint, (own, other) in pairs.items())
-        ratios = [other / own for own, other in pairs.values()]
-        advice = "neither is faster throughout"
-        if ratios and min(ratios) > _CLEARLY:
-            advice = f"{runtime} is the faster"
-        elif ratios and max(ratios) < 1 / _CLEARLY:
-            advice = "ONNX Runtime is the faster"
+        advice = _faster(runtime, pairs)
         text += f" At batch {batch}, in turns with ONNX Runtime on this machine: {told}; {advice}." if pairs else ""
     return text
+
+
+def _faster(runtime: str, pairs: Mapping[str, Sequence[float]]) -> str:
+    """Says for which endpoints a runtime was clearly faster than ONNX Runtime, or slower, by the times of both."""
+    verdicts: dict[str, list[str]] = {}
+    for endpoint, (own, other) in pairs.items():
+        verdict = f"neither is faster by {_CLEARLY - 1:.0%}"
+        if max(own, other) >= _CLEARLY * min(own, other):
+            verdict = f"{runtime if own < other else 'ONNX Runtime'} is the faster"
+        verdicts.setdefault(verdict, []).append(endpoint)
+    if len(verdicts) == 1:
+        return next(iter(verdicts))
+    return "; ".join(f"{verdict} for {' and '.join(of)}" for verdict, of in verdicts.items())
 
 
 def _calls(card: Mapping[str, Any]) -> list[str]:

@@ -194,15 +194,23 @@ class TestOpenVino:
         assert any(line.startswith("sample fails at batch ") for line in report.problems), report.problems
 
 
-def test_the_card_recommends_a_runtime_only_where_one_was_faster_throughout():
+def test_the_card_recommends_for_each_endpoint_and_batch_the_runtime_that_was_clearly_faster():
     from export.card import _other_runtime
 
     trip = {"real": {"images": 4, "identical": 4, "model": 4}}
     times = {
         "encode": {"1": {"openvino": 2.0, "onnxruntime": 1.0}, "16": {"openvino": 8.0, "onnxruntime": 10.0}},
-        "decode": {"1": {"openvino": 2.0, "onnxruntime": 1.5}, "16": {"openvino": 9.0, "onnxruntime": 9.1}},
+        "decode": {"1": {"openvino": 2.0, "onnxruntime": 1.5}, "16": {"openvino": 9.0, "onnxruntime": 8.5}},
+        "sample": {"1": {"openvino": 2.0, "onnxruntime": 1.8}, "16": {"openvino": 9.0, "onnxruntime": 9.1}},
+        "switch": {"1": {"openvino": 4.0, "onnxruntime": 3.0}, "16": {"openvino": 16.0, "onnxruntime": 20.0}},
     }
     text = _other_runtime("openvino", {"openvino": "2026.4", "round_trip": trip, "in_turns": times})
     assert text.startswith("In openvino 2026.4, in float32, 4 of 4 images came back.")
-    assert "encode 2 and 1 ms, decode 2 and 1.5 ms; ONNX Runtime is the faster." in text
-    assert "encode 8 and 10 ms, decode 9 and 9.1 ms; neither is faster throughout." in text
+    assert "encode 2 and 1 ms, decode 2 and 1.5 ms, sample 2 and 1.8 ms, switch 4 and 3 ms; ONNX Runtime is the" in text
+    assert "; ONNX Runtime is the faster. At batch 16" in text
+    advice = "openvino is the faster for encode and switch; ONNX Runtime is the faster for decode"
+    assert text.endswith(f"; {advice}; neither is faster by 5% for sample.")
+    # Of large images only one was timed.
+    even = {"encode": {"1": {"openvino": 2.0, "onnxruntime": 1.95}}}
+    text = _other_runtime("openvino", {"openvino": "2026.4", "round_trip": trip, "in_turns": even})
+    assert text.endswith("encode 2 and 1.95 ms; neither is faster by 5%.")
