@@ -1,6 +1,7 @@
-"""`doctor --quick` from end to end, as a user runs it, with two logical CPU devices."""
+"""`doctor --quick` from end to end, as a user runs it: with two logical CPU devices, and where nothing is to be had."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -39,3 +40,32 @@ def test_all_promises_hold_here(tmp_path, forked):
     assert re.search(r"\[ *\d+ s\] +the SavedModel on CPU:1", done.stdout)
     assert f"All {holds.count(True)} promises that were tried hold here." in done.stdout
     assert "python train.py" in done.stdout
+
+
+# What Python runs as it starts, in each process: there is no network.
+NO_NETWORK = """
+import socket, sys
+
+def refuse(*arguments, **options):
+    raise OSError("there is no network")
+
+socket.socket.__init__ = socket.getaddrinfo = refuse
+print("sockets are refused", file=sys.stderr)
+"""
+
+
+def test_tf32_left_on_is_found_without_network_and_where_nobody_may_write(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
+    nowhere = {"HOME": "/proc/nothing", "TMPDIR": "/proc/nothing", "KERAS_HOME": "/proc/nothing"}
+    here = {**user_environment(), **nowhere, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    options = ["--quick", "--only", "numerics", "--emulate", "0", "--left-alone", "--timeout", str(PATIENCE)]
+    command = [sys.executable, "-m", "tfdecouple", "doctor", *options]
+    # Nobody may write to this folder, not even root.
+    done = subprocess.run(command, cwd="/proc", env=here, capture_output=True, text=True)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 5, said + done.stderr
+    assert "sockets are refused" in done.stderr and "not measured" not in said
+    assert re.search(
+        r"numerics, CPU:0, float32: off .*; too far: .*gradient\. What to do: CPU:0 does not compute in", said
+    )
+    assert "promises do not hold here" in said and "FAILS versions" not in said
