@@ -12,6 +12,7 @@ from helpers.models import give_effect
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfdecouple.networks import encoder
 from tfdecouple.networks.encoder import BatchNorm, Encoder, ResNetBlock
 from tfdecouple.runtime.shards import joined
 
@@ -258,3 +259,30 @@ class TestConfig:
     def test_channels_come_back_as_a_tuple(self):
         encoder = Encoder(3, [4, 5], 2)
         assert Encoder.from_config(encoder.get_config()).channels == (4, 5)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_shortcuts_of_few_channels_on_large_maps_have_gradients(transposed):
+    # By strides oneDNN writes beyond its memory for the gradient of the kernel, and ends the process.
+    convolution = encoder._convolution(4, 1, 2, transposed, use_bias=False)
+    x = tf.constant(noise(16, 32, 32, 5) if transposed else noise(16, 64, 64, 5))
+    convolution.build(x.shape)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = encoder._convolved(x, convolution)
+        upstream = noise(*y.shape, seed=1)
+        loss = tf.reduce_sum(y * upstream)
+    gradients = tape.gradient(loss, [x, convolution.kernel.value])
+    kernel = convolution.kernel.numpy()[0, 0]
+    if transposed:
+        expected = np.zeros(y.shape)
+        expected[:, ::2, ::2] = x.numpy() @ kernel.T
+        of_kernel = np.einsum("bhwo,bhwi->oi", upstream[:, ::2, ::2], x.numpy())
+        of_x = upstream[:, ::2, ::2] @ kernel
+    else:
+        expected = x.numpy()[:, ::2, ::2] @ kernel
+        of_kernel = np.einsum("bhwi,bhwo->io", x.numpy()[:, ::2, ::2], upstream)
+        of_x = np.zeros(x.shape)
+        of_x[:, ::2, ::2] = upstream @ kernel.T
+    for found, right in ((y, expected), (gradients[0], of_x), (gradients[1][0, 0], of_kernel)):
+        np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-3)
