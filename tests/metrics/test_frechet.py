@@ -160,6 +160,15 @@ class TestExtractor:
         message = str(caught.value)
         assert "\n" not in message and all(part in message for part in parts), message
 
+    @pytest.mark.parametrize("channels", [2, 5])
+    def test_refuses_images_that_are_neither_grey_nor_rgb(self, extractor, channels):
+        with pytest.raises(ExtractorError) as caught:
+            open_extractor(extractor, (8, 12, channels))
+        assert str(caught.value) == (
+            f"the images have {channels} channels, and the extractor {extractor.name} takes 3; only grey images and "
+            "those of three channels can be compared by it"
+        )
+
     @pytest.mark.parametrize(
         ("name", "part"), [("text.onnx", "as ONNX"), ("text.pt", "of PyTorch files"), ("a.keras", "Keras")]
     )

@@ -62,6 +62,12 @@ class TestGrid:
                 covered[top : top + 8 * factor, left : left + 8 * factor] = True
         assert (pixels[~covered] == 255).all()
 
+    @pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (4, [0, 1, 2]), (5, [0, 1, 2])])
+    def test_of_other_channels_the_first_are_shown(self, channels, shown):
+        images = random_images(2, (8, 8, channels)).reshape(1, 2, 8, 8, channels)
+        picture = grid(images)
+        np.testing.assert_array_equal(tile(picture, 2, 2, 8, factor_of(2)), images[0, 0][..., shown])
+
     def test_large_images_keep_their_size(self):
         images = random_images(2, size=400).reshape(1, 2, 400, 400, 3)
         picture = grid(images)
