@@ -20,6 +20,7 @@ import warnings
 import numpy as np
 import onnxruntime
 
+FOLDER = pathlib.Path(__file__).parent / "onnx"
 MODES = {1: "L", 3: "RGB"}  # What Pillow makes of any picture file, by the number of channels.
 # Formats for which Pillow starts no other program, and pixels that a file may have: a small one can claim any number.
 FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**27
@@ -28,7 +29,7 @@ FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**
 class Model:
     """Encoder and decoder of an export, of images of `shape`, (height, width, channels); `size` is the height."""
 
-    def __init__(self, folder=pathlib.Path(__file__).parent / "onnx", providers=("CPUExecutionProvider",)):
+    def __init__(self, folder=FOLDER, providers=("CPUExecutionProvider",)):
         paths = [str(pathlib.Path(folder, f"{name}.onnx")) for name in ("encoder", "decoder")]
         self.encoder, self.decoder = (onnxruntime.InferenceSession(path, providers=list(providers)) for path in paths)
         about = self.encoder.get_modelmeta().custom_metadata_map
@@ -108,37 +109,46 @@ def read_picture(path, channels):
     return np.asarray(image.convert(MODES[channels])).reshape(image.height, image.width, channels)
 
 
+def _refused(text):
+    print(f"error: {text}", file=sys.stderr)
+    return 2  # 1 says that images are lost.
+
+
+def _line(error):
+    return " ".join(str(error).split())
+
+
 def main(arguments):
     """The command line: --check, or two picture files."""
-    if arguments[:1] == ["--check"]:
-        model = Model(*arguments[1:2])
+    check = arguments[:1] == ["--check"]
+    if not check and (len(arguments) != 2 or arguments[0].startswith("-")):
+        return _refused("give two picture files, or --check")
+    folder = arguments[1] if check and arguments[1:] else FOLDER
+    try:
+        model = Model(folder)
+    except Exception as error:  # ONNX Runtime raises nearly anything where a file is missing or damaged.
+        return _refused(f"cannot open encoder.onnx and decoder.onnx of an export in {folder}: {_line(error)}")
+    if check:
         images = known_images(*model.shape) // model.step * model.step
         codes = model.encode(images, np.zeros(len(images)))
         lost = np.flatnonzero((model.decode(**codes) != images).any((1, 2, 3))).tolist()
         said = f"; lost: {', '.join(map(str, lost))}" if lost else ""
         print(f"{len(images) - len(lost)} of {len(images)} known images come back exactly{said}")
         return int(bool(lost))
-    if len(arguments) != 2 or arguments[0].startswith("-"):
-        print("error: give two picture files, or --check", file=sys.stderr)
-        return 2
     from PIL import Image
 
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # FORMATS and MOST_PIXELS say what is read.
-    model = Model()
     if model.needs_labels or "z" not in [output.name for output in model.encoder.get_outputs()]:
-        print("error: this model needs labels, or has no z to switch; call Model in a program", file=sys.stderr)
-        return 2
+        return _refused("this model needs labels, or has no z to switch; call Model in a program")
     channels = model.shape[-1]
     if channels not in MODES:
-        print(f"error: files are not read as {channels} channels here; call Model in a program", file=sys.stderr)
-        return 2
+        return _refused(f"files are not read as {channels} channels here; call Model in a program")
     pictures = []
     for path in arguments:
         try:
             pictures.append(model.fit(read_picture(path, channels))[None])
         except Exception as error:  # Pillow raises nearly anything at a damaged file.
-            print(f"error: cannot read {path}: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
+            return _refused(f"cannot read {path}: {_line(error)}")
     a, b = pictures
     for name, (pixels,) in zip(("ab.png", "ba.png"), model.switch(a, b), strict=True):
         Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(name)

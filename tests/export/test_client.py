@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 
@@ -121,11 +122,18 @@ OF_5_BITS = {
 }
 
 
-def test_of_fewer_bits_known_images_are_multiples_of_the_step(exported, tmp_path):
-    for name, text in OF_5_BITS.items():
+def write_models(folder, texts=OF_5_BITS, **metadata):
+    """Writes models of these texts as files that say of themselves what the client asks."""
+    folder.mkdir(exist_ok=True)
+    said = {"image_size": "8", "n_bits": "5", "crop": "largest centre square", **metadata}
+    for name, text in texts.items():
         model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{text}')
-        onnx.helper.set_model_props(model, {"image_size": "8", "n_bits": "5", "crop": "largest centre square"})
-        onnx.save(model, tmp_path / f"{name}.onnx")
+        onnx.helper.set_model_props(model, said)
+        onnx.save(model, folder / f"{name}.onnx")
+
+
+def test_of_fewer_bits_known_images_are_multiples_of_the_step(exported, tmp_path):
+    write_models(tmp_path)
     done = run(exported, "--check", tmp_path, cwd=tmp_path)
     assert (done.stdout, done.returncode) == ("16 of 16 known images come back exactly\n", 0), done.stderr
 
@@ -158,6 +166,49 @@ def test_a_picture_that_cannot_be_read_is_a_line(exported, tmp_path):
         done = run(exported, name, name, cwd=tmp_path)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.startswith(f"error: cannot read {name}: ") and words in done.stderr
+
+
+# The same with a z, which is v once more; and such as need labels as well.
+WITH_Z = {
+    "encoder": OF_5_BITS["encoder"]
+    .replace("3] v)", "3] v, float[batch, 8, 8, 3] z)")
+    .replace("v = Mul (whole, step)", "v = Mul (whole, step)\n        z = Identity (v)"),
+    "decoder": OF_5_BITS["decoder"].replace("3] v)", "3] v, float[batch, 8, 8, 3] z)"),
+}
+LABELLED = {**WITH_Z, "encoder": WITH_Z["encoder"].replace("images) =>", "images, int32[batch] labels) =>")}
+NOT_SWITCHED = "this model needs labels, or has no z to switch; call Model in a program"
+
+
+@pytest.mark.parametrize(
+    ("texts", "shape", "said"),
+    [
+        pytest.param(OF_5_BITS, [8, 8, 3], NOT_SWITCHED, id="without z"),
+        pytest.param(LABELLED, [8, 8, 3], NOT_SWITCHED, id="labels"),
+        pytest.param(
+            WITH_Z, [8, 8, 5], "files are not read as 5 channels here; call Model in a program", id="channels"
+        ),
+        pytest.param(WITH_Z, [8, 8, 3], "cannot read a.png: it is no regular file", id="none of these"),
+    ],
+)
+def test_a_model_whose_pictures_are_not_switched_is_refused_in_a_line(tmp_path, texts, shape, said):
+    shutil.copy(CLIENT, tmp_path)
+    write_models(tmp_path / "onnx", texts, image_shape=json.dumps(shape))
+    done = run(tmp_path, "a.png", "b.png", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {said}\n")
+
+
+@pytest.mark.parametrize("arguments", [("a.png", "b.png"), ("--check",), ("--check", "elsewhere")], ids=" ".join)
+def test_files_that_are_missing_or_damaged_are_a_line(tmp_path, arguments):
+    shutil.copy(CLIENT, tmp_path)
+    folder = tmp_path / ("elsewhere" if "elsewhere" in arguments else "onnx")
+    for state in ("missing", "damaged"):
+        if state == "damaged":
+            write_models(folder)
+            (folder / "decoder.onnx").write_bytes(b"no model")
+        done = run(tmp_path, *arguments, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        said = "elsewhere" if "elsewhere" in arguments else folder
+        assert done.stderr.startswith(f"error: cannot open encoder.onnx and decoder.onnx of an export in {said}: ")
 
 
 def test_one_that_fails_is_not_published(exported, tmp_path):
