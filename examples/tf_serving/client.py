@@ -205,6 +205,8 @@ def labels_for(server, signature, counts, given):
 
 
 def save_picture(pixels, path):
+    if pixels.shape[-1] not in MODES:
+        raise Problem(f"{path}: images of {pixels.shape[-1]} channels are no pictures, which have 1 or 3 here")
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
     print(path)
 

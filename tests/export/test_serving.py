@@ -23,6 +23,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_
 
 from export.formats.serving import WARMUP_FILE, write_warmup
 from export.signatures import endpoints
+from tfdecouple.data.image_file import read_image
 
 CLIENT = ROOT / "examples" / "tf_serving" / "client.py"
 TRANSPORTS = ("rest-row", "rest-column", "grpc")
@@ -318,31 +319,67 @@ def test_the_check_says_what_comes_back(client, server, name, capsys):
     assert capsys.readouterr().out == "15 of 16 known images come back exactly\n"
 
 
-class OfFewerBits:
-    """A server whose model knows multiples of a step alone, and images up to a brightness."""
+class CodesAreImages:
+    """A server whose model knows multiples of a step alone, and images up to a brightness; a switch changes nothing."""
 
-    def __init__(self, step, brightest=255):
-        dimensions = [{"size": str(size)} for size in (-1, 8, 8, 1)]
-        self.signatures = {"encode": {"inputs": {"images": {"tensor_shape": {"dim": dimensions}}}}}
-        self.step, self.brightest = step, brightest
+    def __init__(self, step=1, brightest=255, shape=(8, 8, 1)):
+        info = {"tensor_shape": {"dim": [{"size": str(size)} for size in (-1, *shape)]}}
+        asked = {"encode": ["images"], "switch": ["images_a", "images_b"], "sample": ["v_noise"]}
+        self.signatures = {name: {"inputs": dict.fromkeys(inputs, info)} for name, inputs in asked.items()}
+        self.step, self.brightest, self.shape, self.model = step, brightest, shape, "tiny"
 
     def predict(self, signature, inputs):
+        assert all(array.shape[1:] == self.shape for name, array in inputs.items() if name != "temperature")
         if signature == "encode":
             return {"v": (inputs["images"] // self.step * self.step).astype(np.float32)}
-        return {"images": np.minimum(inputs["v"], self.brightest).astype(np.uint8)}
+        if signature == "switch":
+            return {"images_ab": inputs["images_a"], "images_ba": inputs["images_b"]}
+        shown = inputs["v" if signature == "decode" else "v_noise"]
+        return {"images": np.clip(shown, 0, self.brightest).astype(np.uint8)}
 
 
 @pytest.mark.parametrize("n_bits", range(1, 9))
 def test_of_fewer_bits_levels_are_compared(client, n_bits, tmp_path, capsys):
     step = 256 >> n_bits
-    assert client.check(OfFewerBits(step)) == 0
+    assert client.check(CodesAreImages(step)) == 0
     assert capsys.readouterr().out == "16 of 16 known images come back exactly\n"
-    assert client.check(OfFewerBits(step, 256 - 2 * step)) == 1
+    assert client.check(CodesAreImages(step, 256 - 2 * step)) == 1
     # A dark picture, whose own values tell nothing of the step.
     Image.fromarray(np.full((8, 8), 1, np.uint8)).save(tmp_path / "dark.png")
     options = types.SimpleNamespace(pictures=[tmp_path / "dark.png"], crop=0, to=tmp_path, labels=[])
-    client.encode(OfFewerBits(step), options)
+    client.encode(CodesAreImages(step), options)
     assert "dark.png)) is identical" in capsys.readouterr().out
+
+
+def test_rectangles_are_switched_checked_and_sampled(client, pictures, tmp_path, capsys):
+    server = CodesAreImages(shape=(4, 6, 3))
+    options = types.SimpleNamespace(pictures=pictures, crop=0, to=tmp_path, labels=[], seed=0, count=1, temperature=1.0)
+    client.switch(server, options)
+    for name, path in zip(("images_ab", "images_ba"), pictures, strict=True):
+        with Image.open(tmp_path / f"{name}.png") as made:
+            np.testing.assert_array_equal(np.asarray(made), read_image(path, (4, 6, 3), 0))
+    client.sample(server, options)
+    with Image.open(tmp_path / "sample_0.png") as made:
+        assert made.size == (6, 4)
+    capsys.readouterr()
+    assert client.check(server) == 0
+    assert capsys.readouterr().out == "16 of 16 known images come back exactly\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("sample", "sample_0.png: images of 5 channels are no pictures, which have 1 or 3 here"),
+        ("switch", "takes 5 channels, and picture files are read as 1 or 3 here"),
+    ],
+)
+def test_other_channels_are_refused_in_a_line(client, pictures, command, said, tmp_path, monkeypatch):
+    monkeypatch.setitem(client.TRANSPORTS, "rest-column", lambda options: CodesAreImages(shape=(4, 6, 5)))
+    nobody = types.SimpleNamespace(rest_port=1, grpc_port=1)
+    given = pictures if command == "switch" else []
+    text = complaint(client, nobody, "rest-column", command, *given, "--to", str(tmp_path), model="tiny")
+    assert text.endswith(said)
+    assert client.check(CodesAreImages(shape=(4, 6, 5))) == 0
 
 
 def test_an_error_that_is_not_json_is_told_as_it_is(client):
