@@ -210,7 +210,7 @@ def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
 
 
 # The layout NCHW, in files: one model of each kind of part.
-IN_FILES = ["alpha-0.8", "base", "none", "combined", "classes"]
+IN_FILES = ["alpha-0.8", "base", "none", "combined", "classes", "grey", "five channels"]
 
 
 @functools.cache
