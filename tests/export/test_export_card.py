@@ -6,14 +6,13 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
+import onnx.parser
 import pytest
+from helpers import cards
 from helpers.models import SMALL
-from helpers.places import PATIENCE, ROOT, user_environment
-from helpers.serving_server import Server
+from helpers.places import ROOT
 from helpers.variants import OF_CLASSES
 
 from export.card import JSON_NAME, TEXT_NAME, card_text, exactness, licence_of, make_card, merged
@@ -240,38 +239,43 @@ class TestRights:
             assert said in make_card(origin, endpoints(SMALL), "any", {"onnx": entry()})["data"]["licence"]
 
 
-def blocks(folder, language: str) -> str:
-    """The only code block of a language in the card of an export."""
-    (block,) = re.findall(rf"```{language}\n(.*?)```", (folder / TEXT_NAME).read_text(), re.DOTALL)
-    return block
+# Files of a model without z.
+WITHOUT_Z = {
+    "encoder": "encoder (uint8[batch, 8, 8, 3] images) => (float[batch, 8, 8, 3] v) { v = Cast <to = 1> (images) }",
+    "decoder": "decoder (float[batch, 8, 8, 3] v) => (uint8[batch, 8, 8, 3] images) { images = Cast <to = 2> (v) }",
+}
+
+
+@pytest.fixture(scope="module")
+def without_z(tmp_path_factory):
+    """A folder of such files and their card."""
+    folder = tmp_path_factory.mktemp("without_z")
+    origin = dataclasses.replace(origin_of(), config=Config(model=dataclasses.replace(SMALL, conditioning="none")))
+    card = make_card(origin, endpoints(origin.config.model), "4 test images", {"onnx": entry()})
+    (folder / JSON_NAME).write_text(json.dumps(card))
+    (folder / TEXT_NAME).write_text(card_text(card))
+    (folder / "onnx").mkdir()
+    for name, text in WITHOUT_Z.items():
+        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{text}')
+        onnx.save(model, folder / "onnx" / f"{name}.onnx")
+    return folder
 
 
 class TestCalls:
-    """The blocks of the card, run in the folder of the export as a reader would."""
+    """The blocks of the card; those of grey models, of labels and of LiteRT run where such are exported."""
 
-    def test_python(self, exported) -> None:
-        program = blocks(exported, "python") + "assert same.shape == images.shape and (same == images).all()\n"
-        done = subprocess.run([sys.executable, "-c", program], cwd=exported, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    @pytest.mark.parametrize("folder", ["exported", "without_z"])
+    def test_python(self, folder, request) -> None:
+        cards.run_python(request.getfixturevalue(folder))
 
     def test_curl(self, exported) -> None:
-        name = json.loads((exported / JSON_NAME).read_text())["name"]
-        with Server(exported / "savedmodel", name) as server:
-            command = blocks(exported, "sh").replace("localhost:8501", f"localhost:{server.rest_port}")
-            assert str(server.rest_port) in command
-            done = subprocess.run(
-                ["sh", "-c", command], env=user_environment(), capture_output=True, text=True, timeout=PATIENCE
-            )
-        (codes,) = json.loads(done.stdout)["predictions"]
+        codes = cards.run_curl(exported)
         assert np.shape(codes["z"]) == (SMALL.latent_dim,) and np.shape(codes["v"]) == SMALL.image_shape
 
     @pytest.mark.slow
-    def test_javascript(self, exported, npm_example) -> None:
-        program = npm_example("onnxruntime_node") / "card.mjs"
-        check = 'if (same.data.length !== images.data.length) throw new Error("another size");\n'
-        program.write_text(blocks(exported, "js") + check + "if (same.data.some((value) => value !== 0)) throw same;\n")
-        done = subprocess.run(["node", program], cwd=exported, capture_output=True, text=True, timeout=PATIENCE)
-        assert done.returncode == 0, done.stderr
+    @pytest.mark.parametrize("folder", ["exported", "without_z"])
+    def test_javascript(self, folder, request, npm_example) -> None:
+        cards.run_javascript(request.getfixturevalue(folder), npm_example("onnxruntime_node"))
 
     def test_of_a_model_that_encodes_by_labels_name_them(self) -> None:
         origin = dataclasses.replace(origin_of(), config=Config(name="tiny", model=OF_CLASSES["classes"]))
@@ -291,6 +295,15 @@ class TestCalls:
     def test_of_formats_that_are_not_there_nothing_is_told(self) -> None:
         text = card_text(card_of({"web": PAGE}))
         assert "python3 -m http.server -d web" in text and "onnxruntime" not in text.partition("## Calling it")[2]
+
+
+def test_says_of_other_channels_that_a_file_has_exactly_so_many() -> None:
+    config = Config(model=dataclasses.replace(SMALL, image_size=None, image_shape=(8, 4, 5)))
+    card = make_card(dataclasses.replace(origin_of(), config=config), endpoints(config.model), "", {"onnx": entry()})
+    text = card_text(card)
+    assert "- **Architecture:** 8 x 4 with 5 channels, 8 bits" in text
+    assert "turned upright as their EXIF data say, with exactly 5 channels, cropped to the largest centre" in text
+    assert "images = np.zeros((1, 8, 4, 5), np.uint8)" in text
 
 
 def test_says_how_an_image_is_made_and_what_a_runtime_needs() -> None:
