@@ -124,14 +124,13 @@ def test_switches_pictures_of_any_size_read_to_the_byte(switch, exported, tmp_pa
             np.testing.assert_array_equal(np.asarray(made), read_image(str(tmp_path / "a.png"), 8, crop))
 
 
-def test_models_of_other_shapes_are_refused(switch, tmp_path):
+@pytest.mark.parametrize("shape", ["8, 12, 1", "8, 12, 3", "8, 8, 1", "8, 8, 5"])
+def test_models_of_other_shapes_are_refused(switch, tmp_path, shape):
     for name, text in WITHOUT_Z.items():
-        model = onnx.parser.parse_model(
-            f'<ir_version: 8, opset_import: ["": 17]>\n{text.replace("8, 8, 3", "8, 12, 1")}'
-        )
+        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{text.replace("8, 8, 3", shape)}')
         onnx.save(model, tmp_path / f"{name}.onnx")
     done = switch(tmp_path, tmp_path, "--check")
-    assert done.returncode == 2 and "takes images [8, 12, 1], and this example squares of RGB alone" in done.stderr
+    assert done.returncode == 2 and f"takes images [{shape}], and this example squares of RGB alone" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

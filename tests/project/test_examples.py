@@ -123,6 +123,12 @@ def known_images(size):
     return np.minimum(abs(wave % 512 - 256), 255)
 
 
+def of_shape(text, shape):
+    """A model of mean colours for images of another shape, "height, width, channels", and of any brightness."""
+    text = text.replace("8, 8, 3]", f"{shape}]").replace("batch, 3]", f"batch, {shape[-1]}]")
+    return text.replace("BRIGHTEST", "255")
+
+
 def write_models(folder, encoder, decoder, **metadata):
     folder.mkdir()
     for name, text in {"encoder": encoder, "decoder": decoder}.items():
@@ -376,10 +382,31 @@ class TestRefusals:
         folder = write_models(tmp_path / "models", encoder, DECODER_WITHOUT_Z)
         refused(switch(folder, "--check"), tmp_path, f"cannot encode with {folder / 'encoder.onnx'}: ")
 
-    def test_a_model_of_other_channels(self, switch, picture, tmp_path):
-        texts = (text.replace("3]", "5]") for text in (ENCODER, DECODER.replace("BRIGHTEST", "255")))
-        folder = write_models(tmp_path / "models", *texts)
+    def test_a_model_of_other_channels(self, switch, request, picture, tmp_path):
+        folder = write_models(tmp_path / "models", *(of_shape(text, "8, 8, 5") for text in (ENCODER, DECODER)))
         refused(switch(folder, picture, picture), tmp_path, f"{folder / 'encoder.onnx'} takes ", "5")
+        if request.node.callspec.params["switch"] == "python":
+            assert succeeded(switch(folder, "--check")) == ["16 of 16 known images come back exactly"]
+
+    @pytest.mark.parametrize("shape", ["8, 8, 1", "8, 12, 3"])
+    def test_grey_and_rectangles_are_switched_in_python_and_refused_in_node(self, switch, request, tmp_path, shape):
+        texts = {name: of_shape(text, shape) for name, text in {"encoder": ENCODER, "decoder": DECODER}.items()}
+        folder, encoder, decoder = open_models(write_models(tmp_path / "models", **texts))
+        height, width, channels = map(int, shape.split(", "))
+        pixels = random_images(2, (height, width, channels)) // np.array([1, 3], np.uint8)[:, None, None, None]
+        for name, image in zip("pq", pixels, strict=True):
+            Image.fromarray(image[..., 0] if channels == 1 else image).save(tmp_path / f"{name}.png")
+        if request.node.callspec.params["switch"] == "node":
+            for arguments in (["--check"], ["p.png", "q.png"]):
+                said = f"{folder / 'encoder.onnx'} takes images [{shape}], and this example squares of RGB alone; "
+                refused(switch(folder, *arguments), tmp_path, said, "client.py")
+            return
+        assert succeeded(switch(folder, "--check")) == ["16 of 16 known images come back exactly"]
+        succeeded(switch(folder, "p.png", "q.png"))
+        z, v = encoder.run(["z", "v"], {"images": pixels})
+        for name, right in zip(("ab", "ba"), decoder.run(["images"], {"z": z, "v": v[::-1]})[0], strict=True):
+            with Image.open(tmp_path / f"{name}.png") as made:
+                np.testing.assert_array_equal(np.asarray(made).reshape(right.shape), right)
 
     def test_two_halves_of_different_models(self, switch, models, picture, tmp_path):
         folder = write_models(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "255"))
