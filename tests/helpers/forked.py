@@ -24,7 +24,8 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 MODULES = ("tensorflow", "keras", "tensorflow_probability")
 # Beginnings of variables that Python, the C library or libraries read as they start.
@@ -101,10 +102,22 @@ class Server:
         return NUMBER.unpack(receive(ours, NUMBER.size))[0], ours
 
 
+def _once(make: Callable[[], Any]) -> Callable[[], Any]:
+    """Returns a function that makes something the first time; threads that ask meanwhile wait for the same one."""
+    lock, made = threading.Lock(), functools.cache(make)
+
+    def get() -> Any:
+        with lock:
+            return made()
+
+    return get
+
+
 class ForkedPopen(subprocess.Popen):
     """`subprocess.Popen`, which asks the server to fork where it can."""
 
-    server = staticmethod(functools.cache(Server.started))
+    # Of two, one would be forgotten, and end: nobody would be told how what it forked ended.
+    server = staticmethod(_once(Server.started))
     _told: socket.socket | None = None
 
     def _execute_child(

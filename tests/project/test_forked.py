@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from helpers import forked
@@ -19,6 +21,17 @@ pytestmark = pytest.mark.usefixtures("forked")
 def _can():
     if forked.ForkedPopen.server() is None:
         pytest.skip("a library starts threads as it is imported")
+
+
+def test_threads_that_start_programs_at_once_have_one_server():
+    def make():
+        time.sleep(0.1)
+        return object()
+
+    one = forked._once(make)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: one(), range(2))
+    assert first is second
 
 
 # What a program is given, as it sees it.
