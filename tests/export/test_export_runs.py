@@ -5,6 +5,7 @@ import hashlib
 import json
 import random
 import re
+import types
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from helpers.forked import forked_programs
 from helpers.models import SMALL, random_images
 from helpers.places import ROOT
 from helpers.runs import run_config, write_run
+from PIL import Image
 
 from export.card import JSON_NAME, TEXT_NAME, card_text, exactness
 from export.manifest import CASES
@@ -43,9 +45,9 @@ def exported_card(run, to, **options):
     return json.loads((to / JSON_NAME).read_text())
 
 
-def passed(card):
-    """Asserts that the figures of a card are what the gate lets pass."""
-    assert {*card["formats"]} == {"savedmodel", "onnx"}
+def passed(card, *formats):
+    """Asserts that the figures of a card are what the gate lets pass, of the default formats or of others."""
+    assert {*card["formats"]} == {*(formats or ("savedmodel", "onnx"))}
     for entry in card["formats"].values():
         for trip in entry["round_trip"].values():
             assert trip["identical"] >= trip["model"]
@@ -91,6 +93,18 @@ def test_committed_run_exports_without_its_data(run, tmp_path, monkeypatch):
     assert card["formats"]["savedmodel"]["signatures"] == [one.name for one in endpoints(load_config(run).model)]
     assert "photographs" in card["checked"]["real_images"]
     assert all(entry["round_trip"]["real"]["identical"] >= 60 for entry in card["formats"].values())
+
+
+@pytest.mark.slow
+def test_weights_that_come_along_export(tmp_path):
+    """As the ONNX files that the page is made of."""
+    card = exported_card("photographs", tmp_path / "to", formats=("onnx",))
+    passed(card, "onnx")
+    assert (card["run"], card["image_size"]) == ("photographs", "64")
+    assert "photographs" in card["checked"]["real_images"]
+    real = card["formats"]["onnx"]["round_trip"]["real"]
+    assert real["identical"] == real["images"] >= 16
+    assert card["formats"]["onnx"]["client"] == "16 of 16 known images come back exactly"
 
 
 def just_begun():
@@ -177,3 +191,18 @@ def test_data_of_a_run_are_used_where_they_are_at_hand(finished_run):
     _, origin = open_run(finished_run)
     images, where = real_images(origin.config)
     assert where.startswith("5 test images of ") and len(images) == 21
+
+
+@pytest.mark.parametrize(
+    ("shape", "taken"), [((8, 12, 1), (8, 12, 1)), ((72, 96, 1), (48, 64, 1)), ((8, 12, 5), (8, 12, 3))], ids=str
+)
+def test_without_data_photographs_are_made_images_of_any_shape(shape, taken):
+    """Grey, larger than they are, and of more channels than they have, which then take turns."""
+    model, elsewhere = types.SimpleNamespace(image_shape=shape), DataConfig(source="folder:none")
+    images, where = real_images(types.SimpleNamespace(model=model, data=elsewhere))
+    assert where.startswith(f"{len(images)} test images of ") and images.shape[1:] == shape
+    crops, _ = load_images(open_source(DataConfig(source="photographs"), taken), "test", len(images))
+    for channel in range(shape[-1]):
+        for image, crop in zip(images, crops[..., channel % taken[-1]], strict=True):
+            right = np.asarray(Image.fromarray(crop).resize((shape[1], shape[0])))
+            np.testing.assert_array_equal(image[..., channel], right)
