@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfdecouple.networks import encoder
-from tfdecouple.networks.encoder import BatchNorm, Encoder, ResNetBlock
+from tfdecouple.networks.encoder import BatchNorm, Encoder, ResNetBlock, TransposedResNetBlock
 from tfdecouple.runtime.shards import joined
 
 
@@ -95,6 +95,26 @@ class TestBlock:
         block.norm_1.call = lambda x, training: seen.append(x) or x
         block(x)
         np.testing.assert_array_equal(seen[0][0, :, :, 0], by_hand)
+
+    @pytest.mark.parametrize("kind", [ResNetBlock, TransposedResNetBlock])
+    def test_no_gradient_for_a_kernel_of_one_pixel_has_a_stride(self, kind):
+        """Which oneDNN computes beyond its memory where the images are an odd number."""
+        block = built(kind(4, 2), (None, 4, 4, 3))
+
+        @tf.function
+        def gradients(x):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(block(x))
+            return tape.gradient(loss, [weight.value for weight in block.trainable_weights])
+
+        graph = gradients.get_concrete_function(tf.TensorSpec([3, 4, 4, 3])).graph
+        found = [operation for operation in graph.get_operations() if operation.type == "Conv2DBackpropFilter"]
+        strides = {tuple(op.outputs[0].shape[:2]): set() for op in found}
+        for operation in found:
+            strides[tuple(operation.outputs[0].shape[:2])].add(tuple(operation.get_attr("strides")))
+        assert strides[1, 1] == {(1, 1, 1, 1)} and len(strides[3, 3]) == 2
+        convolution, x = block.shortcut[0], tf.constant(noise(2, 4, 4, 3))
+        np.testing.assert_array_equal(encoder._convolved(x, convolution), convolution(x))
 
 
 class TestBatchNormalisation:

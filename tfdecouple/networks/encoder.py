@@ -17,9 +17,6 @@ from tfdecouple.runtime.shapes import product, sizes
 from tfdecouple.runtime.shards import Batch, divided, image_by_image, joined, total
 from tfdecouple.runtime.tf32 import full_float32
 
-# See `_strides_are_safe`; 32 rows are well below what was seen to fail.
-_SAFE_CHANNELS, _SAFE_SIDE = 16, 32
-
 
 def _convolution(planes: int, size: int, strides: int, transposed: bool, **options: Any) -> keras.layers.Layer:
     kind = keras.layers.Conv2DTranspose if transposed else keras.layers.Conv2D
@@ -95,8 +92,8 @@ def _convolved(x: tf.Tensor, convolution: keras.layers.Layer) -> tf.Tensor:
     Of a transposed one, the gradient of such a convolution, the same rows and columns are cut off.
     """
     width = convolution.kernel_size[0] // 2
-    if not width and convolution.strides == (2, 2) and not _strides_are_safe(x, convolution):
-        return _convolved_at_every_other(x, convolution)
+    if not width and convolution.strides != (1, 1):
+        return _single(x, tf.convert_to_tensor(convolution.kernel), convolution)
     if isinstance(convolution, keras.layers.Conv2DTranspose):
         rows, columns = (size * convolution.strides[0] for size in sizes(x)[1:3])
         return convolution(x)[:, width : width + rows, width : width + columns]
@@ -105,27 +102,21 @@ def _convolved(x: tf.Tensor, convolution: keras.layers.Layer) -> tf.Tensor:
     return convolution(tf.pad(x, [[0, 0], [width, width], [width, width], [0, 0]]) if width else x)
 
 
-def _strides_are_safe(x: tf.Tensor, convolution: keras.layers.Layer) -> bool:
-    """Returns whether the gradient for the kernel of a 1x1 convolution with strides of 2 may be left to oneDNN.
+def _single(x: tf.Tensor, kernel: tf.Tensor, convolution: keras.layers.Layer) -> tf.Tensor:
+    """Returns a 1x1 convolution with a stride, by one without: pixels are left out before it, or zeros put in after it.
 
-    On processors with AVX-512 it writes beyond its memory where the larger map has fewer than 16 channels and more than
-    40 rows (oneDNN 3.7.3); the process ends of that, then or later.
+    For the gradient of a kernel with a stride oneDNN writes beyond its memory where the images are an odd number, and on
+    processors with AVX-512 where maps of fewer than 16 channels have more than 40 rows (seen in 3.7.3; the process ends
+    sooner or later). The numbers are the same.
     """
-    transposed = isinstance(convolution, keras.layers.Conv2DTranspose)
-    channels = convolution.filters if transposed else x.shape[-1]
-    sides = [(side or _SAFE_SIDE) * (2 if transposed else 1) for side in x.shape[1:3]]
-    return channels >= _SAFE_CHANNELS or max(sides) <= _SAFE_SIDE
-
-
-def _convolved_at_every_other(x: tf.Tensor, convolution: keras.layers.Layer) -> tf.Tensor:
-    """Returns a 1x1 convolution with strides of 2, computed without them."""
-    kernel = tf.convert_to_tensor(convolution.kernel)
+    step = convolution.strides[0]
     if not isinstance(convolution, keras.layers.Conv2DTranspose):
-        return tf.nn.conv2d(x[:, ::2, ::2], kernel, 1, "VALID")
-    batch, rows, columns = sizes(x)[:3]
-    y = tf.nn.conv2d(x, tf.transpose(kernel, [0, 1, 3, 2]), 1, "VALID")
-    apart = tf.pad(tf.reshape(y, [batch, rows, 1, columns, 1, -1]), [[0, 0], [0, 0], [0, 1], [0, 0], [0, 1], [0, 0]])
-    return tf.reshape(apart, [batch, 2 * rows, 2 * columns, convolution.filters])
+        return tf.nn.conv2d(x[:, ::step, ::step], kernel, 1, "VALID")
+    images, rows, columns, _ = sizes(x)
+    planes = kernel.shape[2]
+    y = tf.nn.conv2d_transpose(x, kernel, [images, rows, columns, planes], 1, "VALID")
+    gaps = [[0, 0], [0, 0], [0, step - 1], [0, 0], [0, step - 1], [0, 0]]
+    return tf.reshape(tf.pad(y[:, :, None, :, None], gaps), [images, rows * step, columns * step, planes])
 
 
 @image_by_image
