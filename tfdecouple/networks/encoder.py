@@ -105,9 +105,9 @@ def _convolved(x: tf.Tensor, convolution: keras.layers.Layer) -> tf.Tensor:
 def _single(x: tf.Tensor, kernel: tf.Tensor, convolution: keras.layers.Layer) -> tf.Tensor:
     """Returns a 1x1 convolution with a stride, by one without: pixels are left out before it, or zeros put in after it.
 
-    For the gradient of a kernel with a stride oneDNN writes beyond its memory where the images are an odd number, and on
-    processors with AVX-512 where maps of fewer than 16 channels have more than 40 rows (seen in 3.7.3; the process ends
-    sooner or later). The numbers are the same.
+    For the gradient of a kernel with a stride oneDNN writes beyond its memory where the images are an odd number, and
+    with AVX-512 where maps of fewer than 16 channels have more than 40 rows (seen in 3.7.3; the process ends sooner or
+    later). The numbers are the same.
     """
     step = convolution.strides[0]
     if not isinstance(convolution, keras.layers.Conv2DTranspose):
