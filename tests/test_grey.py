@@ -1,5 +1,6 @@
-"""A model of grey rectangles from a folder of files to its exports: what each part makes of one channel."""
+"""A model of grey rectangles from a folder of files to its exports, and the exports of one of five channels."""
 
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -7,10 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import cards
 from helpers.forked import forked_programs
 from helpers.models import SMALL, random_images
 from helpers.once import copied_once
-from helpers.runs import run_config
+from helpers.runs import run_config, write_run
+from helpers.variants import fresh
 from PIL import Image
 
 from tfdecouple.config import ModelConfig, load_preset
@@ -115,6 +118,22 @@ def test_export_passes_the_gate_and_its_card_says_what_images_are(exported):
     text = (exported / "MODEL_CARD.md").read_text()
     assert "- **Architecture:** 8 x 12 grey, 8 bits" in text and "np.zeros((1, 8, 12, 1), np.uint8)" in text
     assert "grey without transparency, cropped to the largest centre in the proportions of the model's images" in text
+    cards.run_python(exported)
+
+
+@pytest.mark.slow
+def test_every_endpoint_and_format_passes_the_gate(run, tmp_path, forked):
+    from export.pipeline import Request, export
+
+    formats = ("savedmodel", "onnx", "ort", "litert")
+    export(Request(run=run, to=tmp_path / "to", formats=formats), say=str)
+    card = json.loads((tmp_path / "to" / "model_card.json").read_text())
+    assert {*card["formats"]} == {*formats}
+    assert {"sample", "switch", "interpolate", "edit", "score"} < {*card["formats"]["savedmodel"]["signatures"]}
+    for entry in card["formats"].values():
+        assert {"encode", "decode", "sample"} <= {*entry["parity"]}
+        assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
+    cards.run_python(tmp_path / "to", 2)
 
 
 def test_client_crops_resizes_encodes_and_switches(exported, run, eager, tmp_path):
@@ -148,6 +167,30 @@ def test_page_refuses_it_in_a_line_and_the_example_takes_it(run, exported, tmp_p
         [sys.executable, str(script), str(exported / "onnx"), "--check"], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.stdout == "16 of 16 known images come back exactly\n", done.stderr
+
+
+@pytest.mark.slow
+def test_five_channels_pass_the_gate(tmp_path, forked, monkeypatch, further_runtimes):
+    """In OpenVINO, too, where it is installed, as in any export; on photographs, whose channels take turns."""
+    from export.pipeline import Request, export
+    from export.verification import run as gate
+
+    monkeypatch.setattr(gate, "FURTHER", further_runtimes)
+    config = ModelConfig(**{**SMALL.to_dict(), "image_size": None, "image_shape": (8, 8, 5)})
+    run, to = write_run(tmp_path / "run", fresh(config)), tmp_path / "to"
+    with pytest.raises(UserError, match="takes squares of RGB, and this model images of 8 x 8 pixels and 5 channels"):
+        export(Request(run=run, to=to, formats=("web",)), say=str)
+    export(Request(run=run, to=to, endpoints=("encode", "decode")), say=str)
+    card = json.loads((to / "model_card.json").read_text())
+    assert "photographs" in card["checked"]["real_images"]
+    runtimes = card["formats"]["onnx"].get("runtimes", {})
+    assert {*runtimes} == {name for name in ("openvino",) if importlib.util.find_spec(name)}
+    for entry in (*card["formats"].values(), *runtimes.values()):
+        assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
+    assert card["formats"]["onnx"]["client"] == "16 of 16 known images come back exactly"
+    text = (to / "MODEL_CARD.md").read_text()
+    assert "with exactly 5 channels" in text and text.count("\nIn openvino ") == len(runtimes)
+    cards.run_python(to)
 
 
 def test_presets_take_grey_and_rectangles():
