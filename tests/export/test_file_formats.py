@@ -11,6 +11,7 @@ import types
 
 import numpy as np
 import pytest
+from helpers import cards
 from helpers.models import SMALL
 from helpers.places import DATA
 
@@ -118,6 +119,9 @@ class TestForPhones:
         assert "ai-edge-litert" in card["formats"]["litert"] and card["exact"]["promised"]
         text = (phone / "MODEL_CARD.md").read_text()
         assert "ai_edge_litert.interpreter" in text and f"ort/{OPERATORS}" in text and text == card_text(card)
+
+    def test_what_the_card_calls_runs(self, phone):
+        cards.run_python(phone)
 
     def test_operations_of_a_build_are_listed_once(self, phone):
         lines = (phone / "ort" / OPERATORS).read_text().splitlines()
