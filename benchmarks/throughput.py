@@ -40,7 +40,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
-from tfdecouple.doctor.session import EMA_DECAY, PHASES, Session, as_timed, peak_rss_mib, timed  # noqa: E402
+from tfdecouple.doctor.session import (  # noqa: E402
+    COUNTING,
+    EMA_DECAY,
+    PHASES,
+    Session,
+    as_timed,
+    peak_live_bytes,
+    peak_rss_mib,
+    timed,
+)
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -83,7 +92,7 @@ def measure(options: argparse.Namespace) -> int:
         marks[name] = time.monotonic() - process_start() - sum(marks.values())
 
     if options.live:
-        os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "1"
+        os.environ.update(COUNTING)
     start_tensorflow(options.threads)
     import tfdecouple.training  # noqa: F401 - all that train.py imports
 
@@ -116,7 +125,7 @@ def measure(options: argparse.Namespace) -> int:
         "peak_rss_mib": round(peak_rss_mib(), 1),
     }
     if options.live:
-        row["peak_live_mib"] = round(peak_live_mib(), 2)
+        row["peak_live_mib"] = round(peak_live_bytes("CPU:0") / 2**20, 2)
     if walls:
         images = work.images * calls
         row |= {
@@ -168,13 +177,6 @@ def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
     if config.training.batch_size != batch:
         raise UserError(f"the phase says {batch} images and --set training.batch_size={config.training.batch_size}")
     return config
-
-
-def peak_live_mib() -> float:
-    """Returns the most memory that TensorFlow's tensors ever had at once, where its allocator counts."""
-    import tensorflow as tf
-
-    return tf.config.experimental.get_memory_info("CPU:0")["peak"] / 2**20
 
 
 def process_start() -> float:

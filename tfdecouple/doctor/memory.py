@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tfdecouple.costs import activations, state_bytes
 from tfdecouple.doctor.finding import Finding
 from tfdecouple.doctor.options import Variant
-from tfdecouple.doctor.session import Session, peak_rss_mib
+from tfdecouple.doctor.session import COUNTING, Session, peak_live_bytes
 from tfdecouple.doctor.speed import config_of, timed_config
 from tfdecouple.parameters import count_parameters
 from tfdecouple.runtime.memory import shown_bytes
@@ -17,27 +17,26 @@ if TYPE_CHECKING:
     from tfdecouple.doctor.examination import Examination
 
 MIB = 2**20
-# What the larger of two batches needs beyond the smaller, about: enough to see above all else that a process holds.
-_DIFFERENCE_MIB = {"CPU": 512, "GPU": 2048}
+# What the larger of two batches needs beyond the smaller, about: enough to see above all else that is held.
+_DIFFERENCE_MIB = {"CPU": 256, "GPU": 2048}
 # Measured over calculated: by how much calculation may be off without a warning.
 WITHIN = 4 / 3
 
 
 def measure(preset: str | None, settings: list[str], batch: int) -> Iterator[dict[str, Any]]:
-    """Yields the most memory that two steps of training held, in bytes: of the GPU, or of this whole process."""
+    """Yields the most memory that TensorFlow's tensors had in two steps of training, in bytes, on GPU or CPU."""
     import tensorflow as tf
 
     yield {"doing": f"memory of {batch} images"}
     # Few to start from: what the start holds must not hide what a step holds.
     session = Session(timed_config(preset, settings, batch, "training.init_images=16"))
-    gpu = tf.config.list_physical_devices("GPU")
-    if gpu:
-        tf.config.experimental.reset_memory_stats("GPU:0")
+    device = "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
+    if device == "GPU:0":
+        tf.config.experimental.reset_memory_stats(device)
     work = session.work("train", batch)
     for _ in range(2):
         work.call()
-    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpu else int(peak_rss_mib() * MIB)
-    yield {"batch": batch, "peak_bytes": peak}
+    yield {"batch": batch, "peak_bytes": peak_live_bytes(device)}
 
 
 def check(examination: Examination) -> Iterator[Finding]:
@@ -70,7 +69,7 @@ def _compare(examination: Examination, variant: Variant) -> Iterator[Finding]:
         what = f"{variant.name}, {batch} images"
         target = "tfdecouple.doctor.memory:measure"
         yield from examination.findings(
-            target, told, what, arguments, promise=False, environment=variant.environment, alone=True
+            target, told, what, arguments, promise=False, environment={**COUNTING, **variant.environment}, alone=True
         )
     if len(peaks) == 2:
         measured = (peaks[2 * small] - peaks[small]) / small
@@ -80,9 +79,13 @@ def _compare(examination: Examination, variant: Variant) -> Iterator[Finding]:
 
 
 def judge(variant: Variant, measured: float, calculated: float, state: int) -> Finding:
-    """Says how the memory of an image that was measured stands to that which is calculated, both in bytes."""
+    """Says how the memory of an image that was measured stands to that which is calculated, both in bytes.
+
+    Of a variant that the calculation knows nothing of nothing is promised.
+    """
     ratio = measured / calculated
-    said = f"{measured / MIB:.1f} MiB an image, calculated {calculated / MIB:.1f}, beside {shown_bytes(state)}"
+    without = "" if variant.is_calculated else " without it"
+    said = f"{measured / MIB:.1f} MiB an image, calculated{without} {calculated / MIB:.1f}, beside {shown_bytes(state)}"
     figures = {
         "variant": variant.name,
         "settings": list(variant.settings),
@@ -90,7 +93,7 @@ def judge(variant: Variant, measured: float, calculated: float, state: int) -> F
         "calculated_bytes": calculated,
         "state_bytes": state,
     }
-    if 1 / WITHIN <= ratio <= WITHIN:
-        return Finding(f"{variant.name}, an image", True, said, figures=figures)
+    if not variant.is_calculated or 1 / WITHIN <= ratio <= WITHIN:
+        return Finding(f"{variant.name}, an image", variant.is_calculated or None, said, figures=figures)
     advice = "the calculation does not hold here: find the largest training.micro_batches by trying, and report this"
     return Finding(f"{variant.name}, an image", False, said, advice, figures)

@@ -22,6 +22,7 @@ class Variant:
         together: whether it concerns several devices together, and is timed on all of them instead of one.
         gpu_only: whether it changes nothing on CPUs.
         in_quick: whether a quick examination tries it.
+        is_calculated: whether `costs.py` knows what memory it takes.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Variant:
     together: bool = False
     gpu_only: bool = False
     in_quick: bool = False
+    is_calculated: bool = True
 
 
 # The one list to add to: numbers, times, memory and recommendation follow. The first is how everything is by default.
@@ -41,7 +43,7 @@ VARIANTS = (
     Variant("bfloat16 nets", ("training.precision=mixed_bfloat16",), gradient=0.1, in_quick=True),
     Variant("recompute", ("training.memory=recompute",)),
     Variant("invert", ("training.memory=invert",)),
-    Variant("XLA", ("training.jit_compile=true",), phases=PHASES[:4]),
+    Variant("XLA", ("training.jit_compile=true",), phases=PHASES[:4], is_calculated=False),
     Variant("one pack", ("training.bytes_per_pack=0",), together=True, gpu_only=True),
     Variant("Grappler off", environment={settings.GRAPPLER: "0"}, phases=PHASES[:4], gpu_only=True),
     Variant("NHWC", environment={settings.LAYOUT: "nhwc"}, phases=PHASES[:4], gpu_only=True),
