@@ -141,7 +141,7 @@ class TestDevices:
         "Its steps are then those of one device.",
     )
     @pytest.mark.slow
-    def test_two_take_the_steps_of_one(self, make, images, strategy):
+    def test_two_take_the_steps_of_one(self, make, images, strategy, memory="keep"):
         def train(make_model):
             model = make_model()
             # 7 images are 4 and 3, and in the last batch one device has none.
@@ -154,9 +154,9 @@ class TestDevices:
             return keras.optimizers.Adam(1e-3, global_clipnorm=1.0)
 
         with strategy.scope():
-            model = make(clipped())
+            model = make(clipped(), memory=memory)
         ours, history = train(lambda: model)
-        alone, right = train(lambda: make(clipped()))
+        alone, right = train(lambda: make(clipped(), memory=memory))
         for name, value in right.items():
             np.testing.assert_allclose(history[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
         for variable, theirs in zip(ours.weights, alone.weights, strict=True):
@@ -168,7 +168,8 @@ class TestDevices:
 
     @pytest.mark.slow
     def test_so_they_do_traced(self, make, images, strategy, traced):
-        self.test_two_take_the_steps_of_one(make, images, strategy)
+        # What inverting tells is put together over the devices, too.
+        self.test_two_take_the_steps_of_one(make, images, strategy, "invert")
 
     @says(
         "All batches of `fit` must be of one size that the devices divide, which one line says where they are not.",

@@ -180,9 +180,9 @@ class TestModel:
         # Eagerly, since a trace keeps the shards that it was made with.
         taken, run_in_shards = [], networks.run_in_shards
 
-        def look(transformation, x, condition):
+        def look(transformation, *given):
             done = []
-            found = run_in_shards(lambda *shard: done.append(shard) or transformation(*shard), x, condition)
+            found = run_in_shards(lambda *shard: done.append(shard) or transformation(*shard), *given)
             taken.append(len(done))
             return found
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.arguments import require_images
 from tfdecouple.draws import u_noise, z_noise
-from tfdecouple.gradient import INVERSION_BOUND, Share, differentiate, global_norm
+from tfdecouple.gradient import INVERSION_BOUND, Share, differentiate, global_norm, in_slot
 from tfdecouple.keras_training.compiling import CompiledModel
 from tfdecouple.keras_training.images import unpacked
 from tfdecouple.networks.assembly import Codes
@@ -171,14 +171,16 @@ def _one(strategy: Any, value: Any) -> tf.Tensor:
 
 def _reduced(share: Share, replica: Any) -> Share:
     """Adds up the devices' shares (of the statistics the mean), for all devices."""
-    if replica.num_replicas_in_sync == 1:
+    count = replica.num_replicas_in_sync
+    if count == 1:
         return share
     add, mean = tf.distribute.ReduceOp.SUM, tf.distribute.ReduceOp.MEAN
+    error = in_slot(share.inversion_error, tf.cast(replica.replica_id_in_sync_group, tf.int32), count)
     return Share(
         replica.all_reduce(add, share.gradients),
         replica.all_reduce(mean, share.moving) if share.moving else [],
         replica.all_reduce(add, share.terms),
-        replica.all_reduce(add, share.inversion_error),
+        tf.reduce_max(replica.all_reduce(add, error)),
     )
 
 

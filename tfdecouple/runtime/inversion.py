@@ -17,7 +17,7 @@ from tensorflow.python.eager import record
 
 from tfdecouple.runtime.precision import current_net_precision, net_precision
 from tfdecouple.runtime.prepared import currently_prepared, prepared
-from tfdecouple.runtime.rematerialization import backward_memory, backward_meter
+from tfdecouple.runtime.rematerialization import backward_memory, meter_by_image
 from tfdecouple.runtime.tracing import Traces
 from tfdecouple.runtime.xla import jit_compile, jit_compiled
 
@@ -37,7 +37,7 @@ def run_inverting(
         The output of the last, and the sum of the log-determinants `[batch]`.
     """
     weights = [[tf.convert_to_tensor(variable) for variable in layer.variables] for layer in layers]
-    meter, precision, compiled = backward_meter(), current_net_precision() or "float32", bool(jit_compile())
+    meter, precision, compiled = meter_by_image(x), current_net_precision() or "float32", bool(jit_compile())
     owners = currently_prepared()
 
     @tf.custom_gradient
@@ -51,7 +51,8 @@ def run_inverting(
         def gradient(of_y: tf.Tensor, of_log_det: tf.Tensor) -> list[Any]:
             with net_precision(precision), jit_compiled(compiled), prepared(owners):
                 back, of_x, of_z, of_weights = _backward(traces, layers, given, y, z, of_y, of_log_det)
-            return [of_x, of_z, _difference(back, x), *tf.nest.flatten(of_weights)]
+            off = None if meter is None else _difference(back, x)
+            return [of_x, of_z, off, *tf.nest.flatten(of_weights)]
 
         return (y, log_det), gradient
 
@@ -96,8 +97,8 @@ def _backward(
 
 
 def _difference(back: tf.Tensor, there: tf.Tensor) -> tf.Tensor:
-    """Returns the largest difference of each image relative to its largest number, summed over images, float32."""
+    """Returns the largest difference of each image relative to its largest number, float32 `[batch]`."""
     axes = list(range(1, len(there.shape)))
     largest = tf.reduce_max(tf.abs(there), axes)
     off = tf.reduce_max(tf.abs(back - there), axes)
-    return tf.cast(tf.reduce_sum(tf.math.divide_no_nan(off, largest)), tf.float32)
+    return tf.cast(tf.math.divide_no_nan(off, largest), tf.float32)

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfdecouple.runtime.inversion import run_inverting
 from tfdecouple.runtime.prepared import Prepared, in_place, prepared
-from tfdecouple.runtime.rematerialization import backward_mode
+from tfdecouple.runtime.rematerialization import backward_memory, backward_mode, meter_by_image
 from tfdecouple.runtime.shards import divides, run_in_shards
 from tfdecouple.runtime.tracing import Method, Traces
 from tfdecouple.runtime.xla import jit_compile, jit_compiled
@@ -33,28 +33,28 @@ class TracedNetwork:
         self._traces = Traces()
         self.jit_compile = False
 
-    def run_fast(self, method: Method, x: tf.Tensor, condition: tf.Tensor | None = None) -> Any:
+    def run_fast(self, method: Method, x: tf.Tensor, *others: tf.Tensor | None) -> Any:
         """Runs a method of this network as one function, where it is called eagerly, and by shards, where that pays.
 
         Args:
-            method: bound to this network; from x and a condition (or None) to tensors, image by image.
+            method: bound to this network; from x and the others to tensors, image by image.
             x: `[batch, ...]`.
-            condition: z, or None.
+            *others: z or whatever else there is of each image; None where there is none.
         """
         if x.shape[0] == 0:
             # A convolution has no answer to no images. One image shows what there is none of.
-            one = [None if given is None else tf.zeros([1, *given.shape[1:]], given.dtype) for given in (x, condition)]
+            one = [None if given is None else tf.zeros([1, *given.shape[1:]], given.dtype) for given in (x, *others)]
             return tf.nest.map_structure(lambda found: found[:0], self.run_fast(method, *one))
 
-        def by_shards(x: tf.Tensor, condition: tf.Tensor | None) -> Any:
-            return run_in_shards(method, x, condition)
+        def by_shards(x: tf.Tensor, *others: tf.Tensor | None) -> Any:
+            return run_in_shards(method, x, *others)
 
         run = by_shards if divides(x) else method
         told = jit_compile()
         with jit_compiled(self.jit_compile if told is None else told):
             if tf.executing_eagerly():
-                return self._traces.run_network(method, x, condition, run)
-            return run(x, condition)
+                return self._traces.run_network(method, x, others, run)
+            return run(x, *others)
 
     def run_whole(self, method: Method, x: tf.Tensor) -> Any:
         """Runs a method of a network that repeats no kind of layer: where XLA compiles, all of it as one program."""
@@ -93,13 +93,13 @@ class TracedFlow(TracedNetwork):
         values = {id(variable): (variable, tf.convert_to_tensor(variable)) for variable in own}
         values |= {id(variable): (variable, value) for each in found for variable, value in each.values}
 
-        def forward(x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        def forward(x: tf.Tensor, condition: tf.Tensor | None, meter: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
             made = [each.of_condition(condition) for each in found if each.of_condition]
-            with in_place([*values.values(), *itertools.chain(*made)]):
+            with in_place([*values.values(), *itertools.chain(*made)]), backward_memory(backward_mode(), meter):
                 return self._forward_by_layer(x, None if made else condition)
 
         with prepared(frozenset(id(owner) for each in found for owner in each.owners)):
-            y, log_det = self.run_fast(forward, x, condition)
+            y, log_det = self.run_fast(forward, x, condition, meter_by_image(x))
         return y, log_det + sum(each.log_det for each in found)
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from tfdecouple.errors import UserError
+from tfdecouple.runtime.shapes import sizes
 from tfdecouple.runtime.shards import run_in_turn
 
 BACKWARD_MODES = ("keep", "recompute", "invert")
@@ -37,7 +38,7 @@ def backward_memory(mode: str | None, meter: tf.Tensor | None = None) -> Iterato
         mode: "keep", "recompute" or "invert"; None as outside.
         meter: a float32 scalar, for "invert". Its gradient, whatever is differentiated, is how far what was got back
             at the inputs of chains was from what had been there: of each image the largest difference relative to the
-            largest number, added up over images and chains. A tape must watch it.
+            largest number, added up over the chains of a flow; of all images the largest. A tape must watch it.
 
     Raises:
         UserError: for another mode.
@@ -60,6 +61,26 @@ def backward_mode() -> str | None:
 def backward_meter() -> tf.Tensor | None:
     """Returns the meter that was given to `backward_memory`, if any."""
     return getattr(_state, "now", (None, None))[1]
+
+
+def meter_by_image(x: tf.Tensor) -> tf.Tensor | None:
+    """Returns meters `[batch]` in the place of that of `backward_memory`, which is told the largest of theirs.
+
+    Args:
+        x: the batch.
+
+    Returns:
+        The meters; those in force where there is one of each image already; None where nothing is to be got back.
+    """
+    meter = backward_meter() if backward_mode() == "invert" else None
+    if meter is None or meter.shape.rank:
+        return meter
+
+    @tf.custom_gradient
+    def of_each(meter: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        return tf.fill(sizes(x)[:1], meter), tf.reduce_max
+
+    return of_each(meter)
 
 
 def wide(net: WideNet) -> WideNet:

@@ -15,7 +15,7 @@ from tfdecouple.runtime.shapes import side_by_side, sizes
 # What of a map a core's own cache holds beside weights; measured with caches of 1 MiB.
 _CACHE_BYTES = 2**20
 
-Transformation = Callable[[tf.Tensor, tf.Tensor | None], tuple[tf.Tensor, ...]]
+Transformation = Callable[..., tuple[tf.Tensor, ...]]
 # A batch: one tensor, or the tensors of its shards.
 Batch: TypeAlias = "tf.Tensor | list[tf.Tensor]"
 
@@ -40,19 +40,19 @@ def divides(x: tf.Tensor) -> bool:
     return len(x.shape) == 4 and x.shape[0] is not None and x.shape[0] >= shard_count() > 1
 
 
-def run_in_shards(transformation: Transformation, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
+def run_in_shards(transformation: Transformation, x: tf.Tensor, *others: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
     """Runs a transformation on shards of a batch.
 
     A deep chain of small operations leaves threads idle: each operation waits for the one before it and divides its
     work among them. Two chains, each on a thread of its own, have nobody to wait for.
 
     Args:
-        transformation: from x `[batch, ...]` and a condition `[batch, ...]` (or None) to tensors, image by image.
+        transformation: from x `[batch, ...]` and what else there is of each image to tensors, image by image.
         x: the batch, with an image or more for each shard.
-        condition: z, a map, or None.
+        *others: z, a map or other tensors `[batch, ...]`; None where there is none.
     """
-    conditions = [None] * shard_count() if condition is None else _shards(condition)
-    done = [transformation(*shard) for shard in zip(_shards(x), conditions, strict=True)]
+    divided = [[None] * shard_count() if other is None else _shards(other) for other in others]
+    done = [transformation(*shard) for shard in zip(_shards(x), *divided, strict=True)]
     return tuple(map(joined, zip(*done, strict=True)))
 
 

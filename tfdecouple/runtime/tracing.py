@@ -64,7 +64,7 @@ class Traces:
             weights = [tf.convert_to_tensor(variable) for variable in layer.variables]
         return self._shared[key](weights, x, condition, *rest)
 
-    def run_network(self, method: Method, x: tf.Tensor, condition: tf.Tensor | None, run: Method) -> Any:
+    def run_network(self, method: Method, x: tf.Tensor, others: tuple[tf.Tensor | None, ...], run: Method) -> Any:
         """Runs a method of a network of many layers for a caller outside of any graph.
 
         One trace reads all weights itself: to hand a thousand of them over took 45 ms a call.
@@ -72,7 +72,7 @@ class Traces:
         Args:
             method: bound to the network.
             x: its input.
-            condition: z, or None.
+            others: what else it takes: z, or None.
             run: what is traced: the method, or something around it.
         """
         network: keras.layers.Layer = method.__self__  # type: ignore[attr-defined]
@@ -82,8 +82,8 @@ class Traces:
         variables, function = self._networks[key]
         # Within a `keras.StatelessScope` other values stand for the weights.
         if all(isinstance(variable.value, tf.Variable) for variable in variables):
-            return function(x, condition)
-        return run(x, condition)
+            return function(x, *others)
+        return run(x, *others)
 
 
 def _function(run: Callable[..., Any], compiled: bool = False) -> Any:

@@ -45,8 +45,8 @@ class StepResult(NamedTuple):
         stop: above 0 where a worker was asked to stop; the same on all of them.
         read_after: the mean of what the workers wished for; the same on all of them.
         inversion_error: with `training.memory=invert` how far the backward pass was from what it should get back: the
-            largest difference at the input of each stage relative to the largest number there, added up over the
-            stages, mean over the images. Else 0.
+            largest difference of an image at the input of each stage relative to the largest number there, added up
+            over the stages; of all images of the batch the largest. Else 0.
     """
 
     bits_per_dim: Any

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import Config
-from tfdecouple.gradient import INVERSION_BOUND, Share, differentiate, global_norm
+from tfdecouple.gradient import INVERSION_BOUND, Share, differentiate, global_norm, in_slot
 from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
 from tfdecouple.training.accumulation import Accumulator
 from tfdecouple.training.figures import NO_WISHES, StepResult, Wishes
@@ -40,6 +40,8 @@ class TrainStep:
         self.state = state
         self._training = config.training
         self._strategy = strategy
+        # Of a device and a micro-batch each.
+        self._slots = config.training.passes * strategy.num_replicas_in_sync
         with strategy.scope():
             self._accumulator: Any = Accumulator(self._shapes()) if config.training.passes > 1 else None
         # One trace each: the shapes never change. There is no Python control flow on tensors for AutoGraph to turn
@@ -107,6 +109,9 @@ class TrainStep:
             jit_compile=training.jit_compile,
             weights=list(values.values()),
         )
+        replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
+        slot = number * self._strategy.num_replicas_in_sync + replica
+        share = share._replace(inversion_error=in_slot(share.inversion_error, slot, self._slots))
         small = [values[name] for name in state.optimizer.small]
         if training.passes > 1:
             share = share._replace(moving=[statistic / training.passes for statistic in share.moving])
@@ -152,7 +157,7 @@ class TrainStep:
             [tf.TensorShape(variable.shape) for variable in self.state.trainable.values()],
             [tf.TensorShape(variable.shape) for variable in self.state.moving.values()],
             [tf.TensorShape(())] * 3,
-            tf.TensorShape(()),
+            tf.TensorShape([self._slots]),
         )
 
     # --- for all devices ---
@@ -170,8 +175,9 @@ class TrainStep:
         reconstruction, kl, dequantization = found.terms
         loss = reconstruction + kl + dequantization
         finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
+        error = tf.reduce_max(found.inversion_error)
         # Written so that NaN is too large.
-        inverted = found.inversion_error <= INVERSION_BOUND[training.precision]
+        inverted = error <= INVERSION_BOUND[training.precision]
         applied = finite & inverted & tf.equal(state.halted, 0)
 
         rate = learning_rate(training, state.updates)
@@ -189,9 +195,9 @@ class TrainStep:
             applied=applied,
             stop=wished[0],
             read_after=wished[1] / self._strategy.num_replicas_in_sync,
-            inversion_error=found.inversion_error,
+            inversion_error=error,
         )
-        lost = tf.where(finite & ~inverted, found.inversion_error, 0.0)
+        lost = tf.where(finite & ~inverted, error, 0.0)
         state.count_step(result.figures(), applied, lost)
         return result
 
