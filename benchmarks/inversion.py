@@ -1,20 +1,25 @@
 """How exact the backward pass by inversion is: its gradients beside those of one that keeps everything.
 
     python benchmarks/inversion.py --alphas 0.5 0.8 1 --updates 0 500
-    python benchmarks/inversion.py --alphas 1 --updates 500 --break
+    python benchmarks/inversion.py --alphas 1 --updates 500 --precisions float32 tf32 mixed_bfloat16 --break
+    python benchmarks/inversion.py --run docs/results/glow --batch 64
 
 A model is trained with `training.memory=keep`, and at each of --updates the gradient of a batch is computed both ways,
-in each precision. A row has the error that a step would compare with its bound (`StepResult.inversion_error`); of all
-weights the largest difference of a gradient relative to the largest number of that weight's gradient, and the median;
-the whole difference relative to the whole gradient; and what the precision itself changes, against float32.
+in each precision. A row has the error that a step would compare with its bound (`StepResult.inversion_error`, that of
+the worst image); of all weights the largest difference of a gradient relative to the largest number of that weight's
+gradient, and the median; the whole difference relative to the whole gradient; and what the precision itself changes,
+against float32. Without a GPU TF32 is that of `emulated_accelerator`.
 
 --break then spoils the trained model: the smallest singular value of a 1x1 convolution becomes ever smaller, and its
-inverse makes ever more of rounding.
+inverse makes ever more of rounding. --run takes the weights of a trained run as they are, and trains nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import itertools
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -43,6 +48,7 @@ def main() -> int:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32", "mixed_bfloat16"])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--break", dest="spoils", action="store_true", help="spoil the trained model, too")
+    parser.add_argument("--run", type=pathlib.Path, help="a trained run in the place of a model in training")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=pathlib.Path, help="write all figures there")
     options = parser.parse_args()
@@ -53,13 +59,26 @@ def inversion(options: argparse.Namespace) -> int:
     """Trains a model with each alpha and compares its gradients."""
     start_tensorflow(options.threads)
     rows: list[list[Any]] = []
-    for alpha in options.alphas:
-        for row in compared(options, alpha):
-            rows.append(row)
-            print(table(HEADER, [row]).splitlines()[-1], file=sys.stderr, flush=True)
+    models = [trained(options)] if options.run else [compared(options, alpha) for alpha in options.alphas]
+    for row in itertools.chain(*models):
+        rows.append(row)
+        print(table(HEADER, [row]).splitlines()[-1], file=sys.stderr, flush=True)
     print(table(HEADER, rows))
     write_json(options.json, {"machine": machine(), "rows": [dict(zip(HEADER, row, strict=True)) for row in rows]})
     return 0
+
+
+def trained(options: argparse.Namespace) -> Iterator[list[Any]]:
+    """Yields the rows of a run's model."""
+    from tfdecouple import load_model
+
+    model = load_model(options.run)
+    config = as_timed(load_preset(options.preset), options.batch)
+    session = Session(dataclasses.replace(config, model=model.config))
+    session.model.set_weights(model.get_weights())
+    both = Gradients(session, options.batch)
+    for precision in options.precisions:
+        yield [model.config.alpha, "trained", precision, *both.compared(precision)]
 
 
 def compared(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
@@ -82,7 +101,8 @@ def compared(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
     u, values, v = np.linalg.svd(right)
     for smallest in SPOILED:
         kernel.assign(u * [*values[:-1], smallest] @ v)
-        yield [alpha, taken, f"float32, singular value {smallest:.0e}", *both.compared("float32")]
+        for precision in options.precisions:
+            yield [alpha, taken, f"{precision}, singular value {smallest:.0e}", *both.compared(precision)]
     kernel.assign(right)
 
 
@@ -95,7 +115,6 @@ class Gradients:
 
         self.variables = session.model.trainable_variables
         self._model = session.model
-        self._batch = batch
         images = load_images(session.source, "train", batch)[0]
         noise = randomness.normal([batch, self._model.config.latent_dim], randomness.fold(0, "z"))
         self._inputs = images, noise, randomness.uniform(images.shape, randomness.fold(0, "u"))
@@ -111,7 +130,7 @@ class Gradients:
         off = [float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)) for a, b in zip(kept, found, strict=True)]
         worst = int(np.argmax(off))
         return [
-            f"{error / self._batch:.1e}",
+            f"{error:.1e}",
             f"{off[worst]:.1e}",
             self.variables[worst].path.partition("/")[2],
             f"{np.median(off):.1e}",
@@ -120,10 +139,11 @@ class Gradients:
         ]
 
     def _of(self, mode: str, precision: str) -> tuple[list[Any], float]:
-        """Returns the gradients for the weights, and the error of inversion summed over the images."""
+        """Returns the gradients for the weights, and the error of inversion of the worst image."""
         if (mode, precision) not in self._functions:
             self._functions[mode, precision] = self._traced(mode, precision)
-        *gradients, error = self._functions[mode, precision]()
+        with _rounding(precision):
+            *gradients, error = self._functions[mode, precision]()
         return [gradient.numpy() for gradient in gradients], float(error)
 
     def _traced(self, mode: str, precision: str) -> Any:
@@ -145,6 +165,19 @@ class Gradients:
                 return tape.gradient(loss, [*weights, meter], unconnected_gradients="zero")
 
         return run
+
+
+@contextlib.contextmanager
+def _rounding(precision: str) -> Iterator[None]:
+    """Rounds the products of nets to TF32 where that is asked for, as a GPU would."""
+    from tfdecouple.runtime.emulation import emulated_accelerator
+    from tfdecouple.runtime.tf32 import full_float32, has_tf32, tensor_float_32
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(tensor_float_32() if precision == "tf32" else full_float32())
+        if precision == "tf32" and not has_tf32():
+            stack.enter_context(emulated_accelerator())
+        yield
 
 
 def _distance(right: Sequence[Any], found: Sequence[Any]) -> float:
