@@ -7,7 +7,8 @@ Each kind of step of flow and prior is made once, with weights off their start, 
 maps: as TensorFlow runs it, and as a program of XLA (`jit_compiled`). A kind that several presets have is measured
 once.
 
-  kinds     kinds of step, of the layers before channels leave, and of the map of z in the base-conditioned model
+  kinds     kinds of step, of the layers before channels leave, of the map of z in the base-conditioned model, and of
+            those and the sigmoid of the flow that dequantises
   compiled  seconds of CPU of the first call less those of a later one, forward and gradient, of all kinds; that of the
             slowest beside it
   step      seconds of CPU of a later call of all kinds, the least of three, compiled over as TensorFlow runs it
@@ -107,37 +108,42 @@ class Kind:
     Attributes:
         layer: one of them.
         shape: of its input, without the batch.
-        condition_size: size of z, or 0.
+        condition: shape of z or of the map beside the input, without the batch; None for neither.
     """
 
     layer: Any
     shape: tuple[int, ...]
-    condition_size: int
+    condition: tuple[int, ...] | None = None
 
     @property
     def key(self) -> str:
         """What all layers of the kind have in common."""
         config = {name: value for name, value in self.layer.get_config().items() if name != "name"}
-        return f"{type(self.layer).__name__} {json.dumps(config, sort_keys=True)} {list(self.shape)}"
+        return f"{type(self.layer).__name__} {json.dumps(config, sort_keys=True)} {list(self.shape)} {self.condition}"
 
 
 def kinds_of(config: ModelConfig) -> Iterator[Kind]:
     """Yields the kinds of layer that run through shared traces, each once."""
     from tfdecouple.architecture import plan
+    from tfdecouple.networks.dequantizer import DequantizingFlow
     from tfdecouple.networks.flow import Flow
     from tfdecouple.networks.prior import PriorFlow
 
-    flow, planned = Flow(config), plan(config)
-    layers = [
-        Kind(layer, (stage.plan.height, stage.plan.width, stage.plan.channels), planned.condition_size)
-        for stage in flow.stages
-        for layer in stage.layers
-    ]
-    if flow.whitening is not None:
-        layers.append(Kind(flow.whitening, config.image_shape, config.latent_dim))
+    planned = plan(config)
+    flows = [Flow(config), *([] if planned.dequantizer is None else [DequantizingFlow(config)])]
+    layers = []
+    for flow in flows:
+        for stage in flow.stages:
+            shape = stage.plan.height, stage.plan.width, stage.plan.channels
+            condition = flow.plan.condition_shape(stage.plan)[1:] if flow.plan.condition_size else None
+            layers += [Kind(layer, shape, condition) for layer in stage.layers]
+        if flow.whitening is not None:
+            layers.append(Kind(flow.whitening, config.image_shape, (config.latent_dim,)))
+        if isinstance(flow, DequantizingFlow):
+            layers.append(Kind(flow.sigmoid, config.image_shape))
     if planned.prior is not None:
         options = {"transform": config.prior_transform, "alpha": config.prior_alpha, "linear": config.linear}
-        layers.append(Kind(PriorFlow(1, config.prior_hidden, **options).sequence[0], (config.latent_dim,), 0))
+        layers.append(Kind(PriorFlow(1, config.prior_hidden, **options).sequence[0], (config.latent_dim,)))
     yield from {kind.key: kind for kind in reversed(layers)}.values()
 
 
@@ -147,7 +153,7 @@ def measure(kind: Kind, images: int) -> dict[str, float]:
     import tensorflow as tf
 
     layer = kind.layer
-    layer.build((None, *kind.shape), (None, kind.condition_size))
+    layer.build((None, *kind.shape), None if kind.condition is None else (None, *kind.condition))
     generator = np.random.default_rng(0)
     for variable in layer.trainable_variables:
         variable.assign_add((OFF_START * generator.standard_normal(tuple(variable.shape))).astype("float32"))
@@ -155,7 +161,7 @@ def measure(kind: Kind, images: int) -> dict[str, float]:
     def draw(*shape: int) -> Any:
         return tf.constant(generator.standard_normal((images, *shape)), tf.float32)
 
-    given = draw(*kind.shape), draw(kind.condition_size) if kind.condition_size else None
+    given = draw(*kind.shape), None if kind.condition is None else draw(*kind.condition)
     expected, _, tensorflow = timed_calls(layer, given, compiled=False)
     found, first, xla = timed_calls(layer, given, compiled=True)
     return {
