@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.models import LEAST
 from helpers.reads import Reads, Watched
+from helpers.runs import run_config
 
-from tfdecouple.training import reading
+from tfdecouple.training import reading, train
 from tfdecouple.training.reading import ReadSchedule
 
 
@@ -16,6 +18,12 @@ class TestLoop:
         # Rows of the log at every second step, an evaluation at 5 and 10; the first step of a process is waited for.
         _, reads = watched_run
         assert {step for step, count in reads.items() if count} - {0} == {1, 2, 4, 5, 6, 8, 10}
+
+    def test_reads_its_first_steps_ever_more_rarely_and_then_its_rows_alone(self, image_folder, tmp_path, stand_ins):
+        often = {"log_every": 10, "evaluate_every": 30, "checkpoint_every": 30}
+        with Reads().counted() as reads:
+            train(run_config(image_folder, model=LEAST, steps=30, **often), tmp_path / "run")
+        assert {step for step, count in reads.after.items() if count} - {0} == {1, 2, 4, 8, 10, 20, 30}
 
     @pytest.mark.parametrize(
         "look",
