@@ -8,10 +8,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.models import random_images
 from helpers.sentences import says
 from helpers.variants import OF_CLASSES, SMALLEST
 
 from tfdecouple.errors import DataError, UserError
+from tfdecouple.gradient import differentiate
 
 NAMES = {"loss", "bits_per_dim", "reconstruction", "kl", "dequantization"}
 
@@ -73,12 +75,20 @@ class TestImages:
         "They have the shape of the model, which need be [no square of RGB](data.md#shape): "
         "`ModelConfig(image_shape=(28, 28, 1), ...)`."
     )
-    def test_grey_images(self, make, images):
-        config = dataclasses.replace(SMALLEST, image_size=None, image_shape=(4, 4, 1), conditioning="none")
-        model = make(config=config, start=False)
-        history = model.fit(images[..., :1], batch_size=10, verbose=0).history
-        assert np.isfinite(history["loss"]).all()
-        np.testing.assert_array_equal(model.decode(*model.encode(images[:2, ..., :1])), images[:2, ..., :1])
+    @pytest.mark.parametrize("shape", [(28, 28, 1), (4, 8, 3)], ids=str)
+    def test_grey_and_rectangles(self, make, tmp_path, shape, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "240")
+        images = random_images(10, shape)
+        model = make(config=dataclasses.replace(SMALLEST, image_size=None, image_shape=shape), start=False)
+        keeping = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_bits_per_dim", save_best_only=True)
+        model.fit(images, batch_size=5, verbose=0, validation_data=images[:5], callbacks=[keeping])
+        loaded = keras.saving.load_model(tmp_path / "best.keras")
+        assert np.isfinite(loaded.fit(images, batch_size=5, verbose=0).history["loss"]).all()
+        np.testing.assert_array_equal(loaded.decode(*loaded.encode(images)), images)
+        printed = []
+        loaded.summary(expand_nested=True, line_length=200, print_fn=printed.append)
+        flow = str(((None, *shape), (None,))).replace("(None,)", "(None)")
+        assert flow in printed[0] and "?" not in printed[0]
 
     @says(
         "A model with `model.classes` takes them as the labels that it knows, and another ignores them and says so in "
@@ -144,13 +154,19 @@ class TestStart:
         "says otherwise; one that has weights goes on from them.",
     )
     def test_is_of_training_images_alone_and_once(self, make, images, monkeypatch, capsys):
-        model = make(start=False, init_images=16)
+        model = make(start=False, init_images=16, seed=3)
         assert make(start=False)._options.init_images == 512
         started = []
         original = model.initialize
-        monkeypatch.setattr(model, "initialize", lambda images, seed: started.append(images) or original(images, seed))
+
+        def start(images, seed):
+            started.append((images, seed))
+            original(images, seed)
+
+        monkeypatch.setattr(model, "initialize", start)
         model.fit(images, batch_size=5, validation_split=0.5, verbose=2)
-        (taken,) = started
+        ((taken, seed),) = started
+        assert seed == 3
         assert "starting the weights from 10 training images" in capsys.readouterr().out
         np.testing.assert_array_equal(taken, images[:10])
         model.fit(images, batch_size=5, validation_split=0.5, verbose=0)
@@ -192,7 +208,7 @@ class TestCompile:
         "It also takes `kl_weight`, `precision`, `memory`, `jit_compile`, `seed` and `max_skipped_steps`, which mean "
         "what they mean in `training.*` of a run.",
     )
-    def test_options_are_those_of_a_run_and_checked_as_they_are(self, make):
+    def test_options_are_those_of_a_run_and_checked_as_they_are(self, make, images, monkeypatch):
         options = {
             "kl_weight": 0.5,
             "precision": "tf32",
@@ -203,10 +219,22 @@ class TestCompile:
         }
         schedule = keras.optimizers.schedules.CosineDecay(1e-3, 10)
         optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-6, global_clipnorm=1.0)
-        model = make(optimizer, start=False, **options)
+        model = make(optimizer, **options)
         assert model.optimizer is optimizer and not model.jit_compile
         for name, value in options.items():
             assert getattr(model._options, name) == value
+        # What the trainer hands on as well; that noise is of the seed test_keras_steps.py shows.
+        told = {}
+
+        def note(*arguments, jit_compile, **rest):
+            told.update(rest, jit_compile=jit_compile)
+            return differentiate(*arguments, **rest)
+
+        monkeypatch.setattr("tfdecouple.keras_training.steps.differentiate", note)
+        model.train_on_batch(images)
+        assert {name: told[name] for name in options if name in told} == {
+            name: options[name] for name in ("kl_weight", "precision", "memory", "jit_compile")
+        }
         for name, value in {"kl_weight": -1, "memory": "all", "precision": "half", "seed": 2.5}.items():
             with pytest.raises(UserError, match=f"training.{name} is"):
                 model.compile("adam", **{name: value})
@@ -299,7 +327,7 @@ class TestCallbacks:
                     raise KeyboardInterrupt
 
         def train(*more):
-            model = make(keras.optimizers.Adam(1e-3))
+            model = make(keras.optimizers.Adam(1e-3), start=False)
             backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
             history = model.fit(images, batch_size=10, epochs=2, shuffle=False, verbose=0, callbacks=[backup, *more])
             return model, history
@@ -309,7 +337,7 @@ class TestCallbacks:
         assert json.loads((tmp_path / "backup" / "training_metadata.json").read_text())["epoch"] == 1
         model, history = train()
         assert history.epoch == [1]
-        whole = make(keras.optimizers.Adam(1e-3))
+        whole = make(keras.optimizers.Adam(1e-3), start=False)
         whole.fit(images, batch_size=10, epochs=2, shuffle=False, verbose=0)
         for ours, theirs in zip(snapshot(model), snapshot(whole), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -317,13 +345,22 @@ class TestCallbacks:
 
 class TestOwnLoops:
     @says("`train_on_batch`, `test_on_batch`, `steps_per_execution` and `run_eagerly` do what they do elsewhere.")
-    def test_on_batches(self, make, images):
-        model, many = make(), make(steps_per_execution=2)
+    def test_on_batches(self, make, images, monkeypatch):
+        model, many, plain = make(), make(steps_per_execution=2), make(run_eagerly=True)
+        eagerly = []
+
+        def watch(model, step):
+            monkeypatch.setattr(model, "train_step", lambda data: eagerly.append(tf.executing_eagerly()) or step(data))
+
+        watch(many, many.train_step)
+        watch(plain, lambda data: {})
         logs = [model.train_on_batch(batch, return_dict=True) for batch in np.split(images, 2)]
         assert set(logs[0]) == {*NAMES, "skipped_steps"} and int(model.optimizer.iterations) == 2
         # Traced, as the others are not here.
         tf.config.run_functions_eagerly(False)
         history = many.fit(images, batch_size=10, shuffle=False, verbose=0).history
+        plain.train_on_batch(images[:10], return_dict=True)
+        assert len(eagerly) > 1 and eagerly.pop() and not any(eagerly)
         tf.config.run_functions_eagerly(True)
         assert int(many.optimizer.iterations) == 2
         assert history["loss"][0] == pytest.approx(np.mean([each["loss"] for each in logs]), rel=1e-5)
@@ -331,4 +368,3 @@ class TestOwnLoops:
             np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=1e-4, err_msg=ours.path)
         measured = model.test_on_batch(images, return_dict=True)
         assert measured == pytest.approx(model.evaluate(images, batch_size=20, verbose=0, return_dict=True))
-        assert make(run_eagerly=True).run_eagerly

@@ -10,8 +10,10 @@ import pytest
 import tensorflow as tf
 from helpers.sentences import says
 from helpers.variants import OF_CLASSES, SMALLEST, VARIANTS, variant
+from PIL import Image
 
 import tfdecouple
+from tfdecouple.cli import main
 from tfdecouple.errors import ConfigError, DataError, NotInitializedError, RunError, UserError
 from tfdecouple.model import Codes, DecoupledModel
 
@@ -42,7 +44,8 @@ class TestLooking:
 
     @says(
         "`keras.Model(model.input, model.output.z)` is a model that gives z, and "
-        "`keras.utils.plot_model(model, show_shapes=True)` draws the model with the shapes of images and codes.",
+        "`keras.utils.plot_model(model, show_shapes=True)` draws the model with the shapes of images and codes, where "
+        "pydot and Graphviz are installed.",
         "A model without z has no `output`: Keras takes no None among the outputs of a model.",
     )
     def test_input_and_output(self, images, monkeypatch):
@@ -54,9 +57,15 @@ class TestLooking:
             _ = without.output
         assert without.output_shape == Codes(None, (None, 4, 4, 3))
         pytest.importorskip("pydot", reason="pydot is not installed")
-        for each, shape in ((model, "(None, 4, 4, 3)"), (without, "?")):
+        for each, shapes in ((model, ["(None, 4, 4, 3)", "(None, 4)"]), (without, ["?"])):
             drawn = keras.utils.model_to_dot(each, show_shapes=True).to_string()
-            assert "DecoupledModel" in drawn and shape in drawn
+            assert "DecoupledModel" in drawn and all(shape in drawn for shape in shapes)
+
+    @pytest.mark.slow
+    def test_it_is_drawn(self, tmp_path):
+        keras.utils.plot_model(variant("coupling"), tmp_path / "model.png", show_shapes=True)
+        with Image.open(tmp_path / "model.png") as picture:
+            assert min(picture.size) > 50 and len(picture.convert("L").getcolors()) > 2
 
 
 class TestFiles:
@@ -102,6 +111,9 @@ class TestFiles:
 
         model = variant("coupling")
         tfdecouple.save_run(model, tmp_path / "mine")
+        # tests/project/test_package.py exports one.
+        assert main(["sample", "--run", str(tmp_path / "mine"), "--count", "2"]) == 0
+        assert (tmp_path / "mine" / "pictures" / "sample.png").is_file()
         assert np.array_equal(tfdecouple.load_model(tmp_path / "mine").encode(images).v, model.encode(images).v)
         found, origin = open_run(tmp_path / "mine")
         assert found.config == model.config and origin.data == "data unknown"

@@ -27,9 +27,18 @@ class TestTraining:
         "noise, and with the same optimizer its steps are the same.",
     )
     def test_a_step_is_one_of_the_trainer(self, make, images):
-        keras_model = make(keras.optimizers.AdamW(0.01, weight_decay=0.01, epsilon=1e-8))
+        optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.01, epsilon=1e-8)
+        # Neither is what it is by default.
+        options = {"kl_weight": 3.0, "seed": 5}
+        keras_model = make(optimizer, **options)
         training = TrainingConfig(
-            batch_size=10, learning_rate=0.01, warmup_steps=0, decay_rate=1.0, weight_decay=0.01, clip_norm=0.0
+            batch_size=10,
+            learning_rate=0.01,
+            warmup_steps=0,
+            decay_rate=1.0,
+            weight_decay=0.01,
+            clip_norm=0.0,
+            **options,
         )
         config, strategy = Config(model=SMALLEST, training=training), make_strategy()
         with strategy.scope():
@@ -97,12 +106,13 @@ class TestMeasuring:
         "The noise of an image depends on its place among them alone, so that the figures do not depend on the size of "
         "the batches, and are those of an evaluation by `train.py` of the same images.",
     )
-    def test_is_that_of_the_trainer_whatever_the_batches(self, model, images):
+    def test_is_that_of_the_trainer_whatever_the_batches(self, make, images):
+        model = make(seed=5)
         found = [model.evaluate(images, batch_size=size, verbose=0, return_dict=True) for size in (20, 7)]
         batches = tf.data.Dataset.from_tensor_slices(
             {"image": images, "index": np.arange(20), "weight": np.ones(20)}
         ).batch(5)
-        right = Evaluator(model)(batches)
+        right = Evaluator(model)(batches, seed=5)
         for name in ("bits_per_dim", "reconstruction", "kl", "dequantization"):
             assert found[0][name] == pytest.approx(found[1][name], rel=1e-6, abs=1e-6)
             assert found[0][name] == pytest.approx(getattr(right, name), rel=1e-6, abs=1e-6)
