@@ -18,7 +18,7 @@ SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_u
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test test-slow test-all test-versions test-lowest test-newest results tools docs lint clean
+.PHONY: help train test test-slow test-all test-versions test-lowest test-newest test-wheel results tools docs lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -42,13 +42,17 @@ test-versions: test-lowest test-newest ## run the short suite with both
 test-lowest: $(VENV)/lowest/.stamp ## run a short suite with the lowest versions that setup.cfg admits
 	$(VENV)/lowest/bin/python -m pytest $(SHORT) $(ARGS)
 
+# For whoever doubts a release: test-all itself runs with what is newest on the day.
 test-newest: $(VENV)/newest/.stamp ## run a short suite with the newest versions of constraints/newest.txt
 	$(VENV)/newest/bin/python -m pytest $(SHORT) $(ARGS)
+
+test-wheel: ## install the wheel without extras, with another Python where there is one, and draw a picture with it
+	@PYTHON="$(PYTHON)" .ci/test-wheel
 
 results: $(VENV)/.stamp-all ## measure docs/results again and make the tables of docs/RESULTS.md of it
 	$(BIN)/python benchmarks/results.py --measure $(ARGS)
 
-tools: | $(VENV)/.stamp-venv ## install what the long tests need: compilers, ONNX Runtime for C++, Node.js, Chromium, npm packages
+tools: | $(VENV)/.stamp-venv ## install what the long tests need: compilers, ONNX Runtime for C++, Node.js, Chromium, Graphviz, npm packages
 	@.ci/install-tools
 
 docs: $(VENV)/.stamp-docs ## build the documentation as a site, in build/site; a broken link ends it

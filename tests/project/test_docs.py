@@ -159,11 +159,13 @@ def test_make_help_lists_every_target():
 
 
 def test_continuous_integration_lints_and_runs_all_tests():
-    """Quick and long ones, and neither twice; what is skipped is compared with the list; then the lowest versions."""
+    """Quick and long ones, neither twice; what is skipped is compared with the list; the wheel; the lowest versions."""
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     made = [line for line in script if line.startswith("make")]
-    assert made[:2] == ["make .venv/.stamp-lint", "make .venv/lowest/.stamp &"]
-    assert made[2:] == ["make lint", "make test-all", "make test-lowest"]
+    assert made[:3] == ["make test-wheel &", "make .venv/.stamp-lint", "make .venv/lowest/.stamp &"]
+    assert made[3:] == ["make lint", "make test-all", "make test-lowest"]
+    # What goes on meanwhile is waited for, and fails it.
+    assert {'wait "$wheel"', 'wait "$lowest"'} <= set(script)
     said = subprocess.run(
         ["make", "--dry-run", "test-all"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
