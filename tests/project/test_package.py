@@ -131,6 +131,8 @@ class TestContents:
             metadata = Metadata.from_email(text, validate=True)
             assert metadata.description_content_type == "text/markdown" and metadata.license_files == ["LICENSE"]
         assert len(texts) == 2
+        said = run([sys.executable, "-m", "twine", "check", "--strict", source, wheel], ROOT)
+        assert said.count("PASSED") == 2
 
 
 class TestInstalled:
