@@ -35,9 +35,9 @@ export async function checkCaptions(page) {
   return `“${ofA}”, “${ofB}”`;
 }
 
-/** That examples have names, authors and licences, and that paper and project are named. @param {Page} page */
+/** That examples have names, authors and licences, and that paper and project are named, and linked to. @param {Page} page */
 export async function checkCredits(page) {
-  const { examples } = await page.evaluate(() => window.check.config());
+  const { examples, project } = await page.evaluate(() => window.check.config());
   const rows = await page.locator("#credits-list li").allTextContents();
   const knows = { true: "was trained on crops of it", false: "was not trained on it", null: "is not known" };
   expect(rows.length === examples.length && rows.length > 1, `${rows.length} of ${examples.length} are credited`);
@@ -53,5 +53,7 @@ export async function checkCredits(page) {
   const links = await page.locator("footer a").evaluateAll((found) => found.map((link) => link.href));
   expect(links.includes("https://arxiv.org/abs/2004.11820"), `the page links to ${links.join(", ") || "nothing"}`);
   expect((await page.textContent("#project")) === "tfdecouple", "the page does not say what made it");
+  const made = await page.locator("#project a").evaluateAll((found) => found.map((link) => link.getAttribute("href")));
+  expect(String(made) === (project ?? ""), `what made the page is linked to ${made || "nothing"}, not to ${project}`);
   return `${rows.length} examples; “${rows[0]}”`;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import email.message
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 from PIL import Image
 
-from export.formats.web import EXAMPLES, RUNTIME_VERSION, example_images, examples_for
+from export.formats.web import EXAMPLES, RUNTIME_VERSION, _project, example_images, examples_for
 from export.origin import open_run
 from export.pipeline import Request, _about, export
 from tfdecouple.config import DataConfig
@@ -76,7 +77,9 @@ def page(steered_run, tools, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_browser(tools, tmp_path):
+def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_browser(tools, tmp_path, monkeypatch):
+    # The other pages have no address of the project, as there is none yet.
+    monkeypatch.setattr("export.formats.web._project", lambda: "https://example.org/tfdecouple")
     model = fresh(dataclasses.replace(OF_CLASSES["prior-classes"], class_probabilities=(3, 1, 2), n_bits=7))
     runtime = tools / "node_modules" / "onnxruntime-web"
     run = write_run(tmp_path / "run", model)
@@ -109,6 +112,23 @@ def test_examples_are_credited_and_the_page_knows_which_the_model_has_seen():
     # Of other data, and of a model that came without any, nobody knows.
     for data in (DataConfig(source="folder:."), DataConfig(source="tfds:mnist"), None):
         assert {one["seen"] for one in examples_for(data)} == {None}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "address"),
+    [
+        ("Project-URL", "Source, https://example.org/a", "https://example.org/a"),
+        ("Project-URL", "Homepage, https://example.org/b", "https://example.org/b"),
+        ("Home-page", "https://example.org/c", "https://example.org/c"),
+        ("Project-URL", "Documentation, https://example.org/d", None),
+    ],
+)
+def test_the_project_is_where_the_metadata_say(monkeypatch, field, value, address):
+    stated = email.message.Message()
+    stated["Project-URL"] = "Paper, https://arxiv.org/abs/2004.11820"
+    stated[field] = value
+    monkeypatch.setattr("importlib.metadata.metadata", lambda name: stated)
+    assert _project() == address
 
 
 def size_of(path):
