@@ -39,6 +39,14 @@ from tfdecouple.storage.files import write_json, write_text
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 _TAGS = ["tfdecouple", "tensorflow", "keras", "normalizing-flow", "vae", "representation-learning"]
 _TASK = "unconditional-image-generation"
+# What data sets of TFDS are called on the Hub. The others that are known here do not lie there.
+_ON_HUB = {
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "mnist": "ylecun/mnist",
+    "fashion_mnist": "zalando-datasets/fashion_mnist",
+    "svhn_cropped": "ufldl-stanford/svhn",
+}
 
 
 def publish(
@@ -156,6 +164,15 @@ def _rewrite(path: pathlib.Path, opened: Run) -> None:
     write_json(path, _without_path(json.loads(path.read_text(encoding="utf-8")), opened))
 
 
+def _on_hub(source: str) -> str | None:
+    """Returns what a data set is called on the Hub; None for images that do not lie there.
+
+    >>> [_on_hub(source) for source in ("cifar10", "tfds:mnist:3.0.1", "folder:mnist")]
+    ['uoft-cs/cifar10', 'ylecun/mnist', None]
+    """
+    return _ON_HUB.get(re.split("[:/]", source.removeprefix("tfds:"))[0])
+
+
 def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
     """Returns the card of a model: the Hub's header in YAML, and what a reader wants to know.
 
@@ -178,11 +195,14 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
         "tags": _TAGS,
         "metrics": ["bits_per_dim"],
     }
+    on_hub = _on_hub(config.data.source) if stated else None
+    if on_hub:
+        header["datasets"] = [on_hub]
     if test:
         metric = {"type": "bits_per_dim", "name": "bits per dimension, ELBO", "value": round(test["bits_per_dim"], 4)}
         result = {
             "task": {"type": _TASK},
-            "dataset": {"type": config.data.source.partition(":")[0], "name": data, "split": "test"},
+            "dataset": {"type": on_hub or config.data.source.partition(":")[0], "name": data, "split": "test"},
             "metrics": [metric],
         }
         header["model-index"] = [{"name": name, "results": [result]}]

@@ -76,10 +76,30 @@ def test_the_card_says_nothing_of_a_figure_that_was_not_finite(run):
     assert "model-index" not in text and "bits per dimension" not in text and "4 of 4 images" in text
 
 
+def test_the_header_has_the_data_set_that_lies_on_the_hub(run, tmp_path):
+    opened = Run.open(run)
+    for source, on_hub, kind in (
+        ("cifar10", ["uoft-cs/cifar10"], "uoft-cs/cifar10"),
+        ("tfds:mnist:3.0.1", ["ylecun/mnist"], "ylecun/mnist"),
+        ("downsampled_imagenet/64x64", None, "downsampled_imagenet/64x64"),
+    ):
+        config = dataclasses.replace(opened.config, data=DataConfig(source=source))
+        for summary in (SUMMARY, {**SUMMARY, "test": None}):
+            (tmp_path / "README.md").write_text(
+                card(dataclasses.replace(opened, config=config), "faces", "mit", summary)
+            )
+            found, _ = header(tmp_path)
+            assert found.get("datasets") == on_hub
+            results = [result for index in found.get("model-index", ()) for result in index["results"]]
+            assert [result["dataset"]["type"] for result in results] == ([kind] if summary["test"] else [])
+    # Of an imported model nobody knows.
+    assert "datasets" not in card(dataclasses.replace(opened, config=config), "x", "mit", {"imported_from": "x.npz"})
+
+
 def test_the_card_has_the_header_of_the_hub_and_says_what_is_known(published):
     found, body = header(published)
     assert found["license"] == "cc-by-4.0" and found["library_name"] == "tfdecouple" and "keras" in found["tags"]
-    assert found["metrics"] == ["bits_per_dim"]
+    assert found["metrics"] == ["bits_per_dim"] and "datasets" not in found
     ((result,),) = [index["results"] for index in found["model-index"]]
     assert result["dataset"] == {"type": "folder", "name": "folder faces", "split": "test"}
     assert result["metrics"][0]["value"] == 6.5432
