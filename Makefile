@@ -7,9 +7,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 # Two processes; a file's tests, and so its fixtures, stay in one.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# By `make test-loggers`.
+LOGGERS := tests/training/test_loggers_real.py
 # Of the long tests a class stays in one process: whole files would leave the other process without work at the end. In
 # the order of the files: xdist's own begins with the classes of many tests and ends with the single ones, the longest.
-PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow
+PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow --deselect $(LOGGERS)
 
 # What uses each of the packages: a trained model, SavedModel, ONNX and a fresh export; images; TFDS; Parquet. And that
 # pytest collects what needs packages that the extra `test` does not bring.
@@ -18,7 +20,7 @@ SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_u
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test test-slow test-all test-versions test-lowest test-newest test-wheel results tools docs lint clean
+.PHONY: help train test test-slow test-all test-versions test-lowest test-newest test-wheel test-loggers results tools docs lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,6 +50,9 @@ test-newest: $(VENV)/newest/.stamp ## run a short suite with the newest versions
 
 test-wheel: ## install the wheel without extras, with another Python where there is one, and draw a picture with it
 	@PYTHON="$(PYTHON)" .ci/test-wheel
+
+test-loggers: $(VENV)/loggers/.stamp ## run the tests with the clients of Weights & Biases and MLflow, on local files
+	$(VENV)/loggers/bin/python -m pytest -m slow -o strict_skips=true $(LOGGERS) $(ARGS)
 
 results: $(VENV)/.stamp-all ## measure docs/results again and make the tables of docs/RESULTS.md of it
 	$(BIN)/python benchmarks/results.py --measure $(ARGS)
@@ -79,6 +84,15 @@ $(VENV)/.stamp-base: setup.cfg pyproject.toml | $(VENV)/.stamp-venv
 $(VENV)/.stamp-%: setup.cfg pyproject.toml | $(VENV)/.stamp-venv
 	@echo "Installing tfdecouple[$*] into $(VENV): about a minute the first time"
 	$(PIP) install -e '.[$*]'
+	@touch $@
+
+# Beside the packages of test-all, which it sees: these would bring pandas into every process of the other tests.
+$(VENV)/loggers/.stamp: $(VENV)/.stamp-test-all
+	@echo "Installing the extra loggers into $(VENV)/loggers"
+	$(BIN)/python -m venv $(VENV)/loggers
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$(ls -d $(VENV)/loggers/lib/python3*/site-packages)/shared.pth"
+	$(VENV)/loggers/bin/python -m pip --disable-pip-version-check --quiet install 'tfdecouple[loggers]'
 	@touch $@
 
 $(VENV)/%/.stamp: setup.cfg pyproject.toml constraints/%.txt

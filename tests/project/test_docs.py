@@ -163,9 +163,9 @@ def test_continuous_integration_lints_and_runs_all_tests():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     made = [line for line in script if line.startswith("make")]
     assert made[:3] == ["make test-wheel &", "make .venv/.stamp-lint", "make .venv/lowest/.stamp &"]
-    assert made[3:] == ["make lint", "make test-all", "make test-lowest"]
+    assert made[3:] == ["make lint", "make test-all", "make test-loggers &", "make test-lowest"]
     # What goes on meanwhile is waited for, and fails it.
-    assert {'wait "$wheel"', 'wait "$lowest"'} <= set(script)
+    assert {'wait "$wheel"', 'wait "$lowest"', 'wait "$loggers"'} <= set(script)
     said = subprocess.run(
         ["make", "--dry-run", "test-all"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
