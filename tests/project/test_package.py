@@ -77,7 +77,10 @@ def wheel(source, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """A new environment with the wheel, which sees the packages of this one but not the repository: its Python."""
+    """A new environment with the wheel, which sees the packages of this one but not the repository: its Python.
+
+    (One with what the wheel declares and nothing else is made by `make test-wheel`.)
+    """
     folder = tmp_path_factory.mktemp("installed") / "venv"
     run([sys.executable, "-m", "venv", "--without-pip", folder], ROOT)
     scheme = {"base": str(folder), "platbase": str(folder)}
