@@ -8,7 +8,7 @@ ARGS ?=
 # Two processes; a file's tests, and so its fixtures, stay in one.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # By `make test-loggers`.
-LOGGERS := tests/training/test_loggers_real.py
+LOGGERS := tests/loggers/test_loggers_real.py
 # Of the long tests a class stays in one process: whole files would leave the other process without work at the end. In
 # the order of the files: xdist's own begins with the classes of many tests and ends with the single ones, the longest.
 PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow --deselect $(LOGGERS)
