@@ -8,7 +8,7 @@ from helpers.places import ROOT
 
 # What the script itself runs; nothing else of this machine can be found.
 BORROWED = ("bash", "cat", "cmp", "cp", "dirname", "mkdir", "mktemp", "mv", "rm", "tail")
-TOOLS = ("cc", "g++", "make", "node", "npm", "chromium")
+TOOLS = ("cc", "g++", "make", "dot", "node", "npm", "chromium")
 EXAMPLES = ("onnxruntime_node", "web")
 UNREACHABLE = "echo 'E: the registry cannot be reached' >&2; exit 100"
 
@@ -76,7 +76,7 @@ def test_package_mirror_that_is_missing_fails_it(install):
     ("missing", "scripts", "says"),
     [
         (["cc", "npm"], {"id": "echo 1000"}, "please run: sudo apt-get update && sudo apt-get install gcc libc6-dev "),
-        (["g++", "apt-get"], {}, "and Chromium; please install them (in Debian's names: g++"),
+        (["g++", "apt-get"], {}, "and Graphviz; please install them (in Debian's names: g++)"),
     ],
     ids=["not root", "no Debian"],
 )

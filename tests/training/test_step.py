@@ -69,6 +69,17 @@ def clipped():
     return tuple(zip(*steps, strict=True))
 
 
+def assert_inverts(trainer, kept):
+    """Takes the first of the steps that were taken with `training.memory=keep`, by inversion."""
+    result = trainer.take()
+    assert 0 < result.inversion_error < 1e-5
+    np.testing.assert_allclose(result._replace(inversion_error=0.0), kept[0][0], rtol=1e-5)
+    for name, value in kept[1][0].items():
+        if name.startswith("means/"):
+            # Of a share of the gradient.
+            np.testing.assert_allclose(trainer.values()[name], value, atol=1e-4 * np.abs(value).max(), err_msg=name)
+
+
 class TestStep:
     def test_moves_every_trainable_weight(self, one_device):
         trainer, states, _ = one_device
@@ -162,13 +173,7 @@ class TestStep:
 
     def test_inverting_takes_the_same_step_and_one_that_does_not_come_back_is_not_applied(self, clipped):
         trainer = Trainer(model=GLOW, clip_norm=0.25, memory="invert")
-        result = trainer.take()
-        assert 0 < result.inversion_error < 1e-5
-        np.testing.assert_allclose(result._replace(inversion_error=0.0), clipped[0][0], rtol=1e-5)
-        for name, value in clipped[1][0].items():
-            if name.startswith("means/"):
-                # Of a share of the gradient.
-                np.testing.assert_allclose(trainer.values()[name], value, atol=1e-4 * np.abs(value).max(), err_msg=name)
+        assert_inverts(trainer, clipped)
         # A matrix near to a singular one: the loss is finite, but the step's input is lost in rounding.
         kernel = trainer.state.trainable["flow/level_1_part_0_step_0/linear/kernel"]
         u, values, v = np.linalg.svd(kernel.numpy())
@@ -349,12 +354,7 @@ class TestTwoDevices:
 @pytest.mark.slow
 def test_kinds_compiled_by_xla_take_the_same_step_by_inversion(clipped):
     trainer = Trainer(model=GLOW, clip_norm=0.25, memory="invert", jit_compile=True)
-    result = trainer.take()
-    assert 0 < result.inversion_error < 1e-5
-    np.testing.assert_allclose(result._replace(inversion_error=0.0), clipped[0][0], rtol=1e-5)
-    for name, value in clipped[1][0].items():
-        if name.startswith("means/"):
-            np.testing.assert_allclose(trainer.values()[name], value, atol=1e-4 * np.abs(value).max(), err_msg=name)
+    assert_inverts(trainer, clipped)
 
 
 @pytest.mark.slow

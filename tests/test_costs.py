@@ -1,0 +1,132 @@
+"""What training costs, by calculation: against numbers worked out by hand, the flow itself, and what presets state."""
+
+import re
+
+import pytest
+
+from tfdecouple import costs, transforms
+from tfdecouple.architecture import CouplingPlan
+from tfdecouple.config import MEMORY, load_preset, preset_names
+
+
+def test_a_transform_says_itself_what_it_keeps(monkeypatch):
+    class Doubled(transforms.Additive):
+        """Two parameters, and no scale."""
+
+        name = "doubled"
+        parameters = 2
+
+    monkeypatch.setitem(transforms.TRANSFORMS, Doubled.name, Doubled())
+
+    def kept(transform):
+        plan = CouplingPlan(kept=2, transformed=1, hidden=8, condition_size=0, transform=transform)
+        return costs.CouplingSize(positions=1, plan=plan).kept_bytes(alpha=0.5, net_bytes=4, memory="recompute") / 4
+
+    assert {name: kept(name) for name in ("affine", "additive", "doubled")} == {
+        "affine": 2 + 4,
+        "additive": 2,
+        "doubled": 2,
+    }
+    # Of one that says nothing: x_b, and each parameter twice.
+    monkeypatch.setattr(Doubled, "kept", transforms.Transform.kept)
+    assert kept("doubled") == 2 + 5
+
+
+def test_costs_of_a_coupling_by_hand():
+    plan = CouplingPlan(kept=2, transformed=1, hidden=8, condition_size=3, transform="affine")
+    coupling = costs.CouplingSize(positions=4, plan=plan)
+    # At each of 4 positions 9*2*8 + 8*8 + 9*8*2, and 3*8 once.
+    assert coupling.multiply_adds() == 4 * (144 + 64 + 144) + 24
+    # The net's inputs of 2 + 8 + 8 numbers, and three numbers for the scaled channel.
+    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, memory="keep") == 4 * 4 * (18 + 3)
+    assert coupling.kept_bytes(alpha=0.5, net_bytes=2, memory="keep") == 4 * (2 * 18 + 4 * 4)
+    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, memory="recompute") == 4 * 4 * (2 + 3)
+    assert coupling.working_bytes(net_bytes=4, memory="keep") == 4 * 4 * 3 * 8
+    assert coupling.working_bytes(net_bytes=4, memory="recompute") == 4 * 4 * 5 * 8
+
+
+@pytest.mark.parametrize(
+    ("preset", "billions"),
+    [("cifar10", 5.83), ("imagenet64", 31.9), ("lsun_bedroom_128", 78.7), ("celeba_hq_256", 234.7)],
+)
+def test_multiply_adds_are_those_that_the_presets_state(preset, billions):
+    found = costs.multiply_adds(load_preset(preset).model) / 1e9
+    assert found == pytest.approx(billions, rel=2e-3)
+
+
+def figures(notes):
+    """Returns the calculated figures that a preset's notes state, by what they are of."""
+    patterns = {
+        "training": r"([\d.]+) G per training image",
+        "batch": r"updates of ([\d,]+) images",
+        "operations": r"images is ([\d.]+e\d+) floating-point",
+        "days": r"about (\d+) days of one A100 in float32",
+        "days in TF32": r"or (\d+) with TF32",
+        "gigabytes": r"need about ([\d.]+) GB per image",
+        "micro-batches": r"training.micro_batches=(\d+) means",
+        "gigabytes a GPU": r"means about ([\d.]+) GB on each of 8 GPUs",
+    }
+    found = {name: re.search(pattern, notes) for name, pattern in patterns.items()}
+    return {name: float(match[1].replace(",", "")) for name, match in found.items() if match}
+
+
+PAPER = [name for name in preset_names() if "Estimate, not measured" in load_preset(name).notes]
+
+
+def test_the_presets_of_the_paper_state_estimates():
+    assert len(PAPER) >= 10
+
+
+@pytest.mark.parametrize("preset", PAPER)
+def test_what_a_preset_states_is_what_is_calculated(preset):
+    config = load_preset(preset)
+    stated = figures(config.notes)
+    training = config.training
+    multiply_adds = costs.multiply_adds(config.model)
+    assert stated["training"] == pytest.approx(3 * multiply_adds / 1e9, rel=3e-3)
+    assert stated["batch"] == training.batch_size
+    operations = 2 * 3 * multiply_adds * training.steps * training.batch_size
+    assert stated["operations"] == pytest.approx(operations, rel=0.02)
+    assert stated["days"] == pytest.approx(operations / (0.3 * 19.5e12) / 86400, abs=1)
+    assert stated["days in TF32"] == pytest.approx(operations / (0.3 * 156e12) / 86400, abs=1)
+    gigabytes = costs.activations(config.model, memory=training.memory).total / 1e9
+    assert stated["gigabytes"] == pytest.approx(gigabytes, rel=0.05)
+    assert stated["micro-batches"] == training.micro_batches
+    on_each = training.batch_size // training.micro_batches // 8
+    assert stated["gigabytes a GPU"] == pytest.approx(on_each * gigabytes, rel=0.05)
+
+
+def test_the_layers_counted_are_the_layers_of_the_flow():
+    from tfdecouple.networks.flow import Flow
+
+    config = costs.with_depth(load_preset("quickstart"), 2).model
+    flow = Flow(config)
+    flow.build()
+    layers = [(stage.plan.channels, layer) for stage in flow.stages for layer in stage.layers]
+    counted = list(costs.flow_layers(config))
+    assert [channels for channels, _ in layers] == [each.channels for each in counted]
+    for (_, layer), each in zip(layers, counted, strict=True):
+        nets = [inner for inner in layer._flatten_layers() if type(inner).__name__ == "ConvNet"]
+        assert [net.outputs for net in nets] == [coupling.plan.outputs for coupling in each.couplings]
+        assert [net.first.shape[2] for net in nets] == [coupling.plan.kept for coupling in each.couplings]
+
+
+def test_recomputing_keeps_no_hidden_maps():
+    config = load_preset("imagenet64").model
+    plain, remat, inverted = (costs.activations(config, memory=memory) for memory in MEMORY)
+    half = costs.activations(config, precision="mixed_bfloat16")
+    assert inverted.kept < remat.kept < plain.kept / 5 and remat.working > plain.working
+    assert plain.total / 2 < half.total < 0.6 * plain.total
+    deep = costs.with_depth(load_preset("imagenet64"), 16).model
+    assert costs.activations(deep, memory="invert") == costs.activations(
+        costs.with_depth(load_preset("imagenet64"), 1).model, memory="invert"
+    )
+
+
+def test_the_state_counts_weights_gradients_moments_and_what_else_there_is():
+    assert costs.state_bytes(10, averages=False) == 160
+    assert costs.state_bytes(10, averages=True, micro_batches=2) == 280
+
+
+def test_with_depth_sets_every_stage():
+    assert costs.with_depth(load_preset("quickstart"), 3).model.steps == (3, (3, 3), (3, 3), 3)
