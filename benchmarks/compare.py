@@ -185,10 +185,11 @@ def compare(options: argparse.Namespace) -> int:
             runs[each.name].append((ours, theirs))
             rates = {name: round(run["images_per_s"], 2) for name, run in {"ours": ours, **theirs}.items()}
             print(f"round {number}, {each.name}, images/s: {rates}", file=sys.stderr)
-    results = [judge(each, runs[each.name], gemm) for each in comparisons]
-    print(report(results))
-    figures = {"machine": described, "threads": options.threads, "gemm": gemm, "results": results, "runs": runs}
-    write_json(options.json, figures)
+        # After each round: one that is stopped has not been for nothing.
+        results = [judge(each, runs[each.name], gemm) for each in comparisons]
+        figures = {"machine": described, "threads": options.threads, "gemm": gemm, "results": results, "runs": runs}
+        write_json(options.json, figures)
+        print(report(results), flush=True)
     return 0
 
 
