@@ -23,18 +23,18 @@ def machine() -> dict[str, Any]:
 
 def instructions() -> list[str]:
     """Returns which of the instructions that matter the processor has, as Linux tells them."""
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return []
-    flags = set(next((line.partition(":")[2] for line in text.splitlines() if line.startswith("flags")), "").split())
+    flags = _cpuinfo("flags").split()
     return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
 
 
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor()
+
+
+def _cpuinfo(field: str) -> str:
+    """Returns what Linux says first of a field of the processors; "" where it says nothing."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")

@@ -11,7 +11,7 @@ from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.bijectors import ClosedForm
 from tfdecouple.errors import UserError
-from tfdecouple.layers.bijector import LayerBijector
+from tfdecouple.layers.bijector import LayerBijector, as_tensor
 from tfdecouple.layers.nested import Nested
 from tfdecouple.runtime.autograph import unconverted
 from tfdecouple.runtime.prepared import Prepared, in_place, is_prepared, prepare_together
@@ -358,11 +358,6 @@ def trained(layer: keras.layers.Layer) -> list[tf.Tensor]:
 
 def _trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
     return [variable for variable in layer.variables if variable.trainable]
-
-
-def as_tensor(value: Any, dtype: Any) -> tf.Tensor:
-    """Returns `value` as a tensor of `dtype`, whatever it was."""
-    return tf.cast(tf.convert_to_tensor(value), dtype)
 
 
 def need_condition(layer: keras.layers.Layer, size: int, condition: Any, local: bool = False) -> None:

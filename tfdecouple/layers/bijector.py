@@ -71,10 +71,15 @@ class LayerBijector(tfb.Bijector):
         event_ndims, condition_ndims = self._layer._event_ndims, self._layer._condition_ndims
         batch, event = tf.shape(x)[:-event_ndims], x.shape[-event_ndims:]
         if condition is not None:
-            condition = tf.cast(tf.convert_to_tensor(condition), x.dtype)
+            condition = as_tensor(condition, x.dtype)
             batch = tf.broadcast_dynamic_shape(batch, tf.shape(condition)[:-condition_ndims])
             x = tf.broadcast_to(x, tf.concat([batch, tf.shape(x)[-event_ndims:]], 0))
             condition = tf.broadcast_to(condition, tf.concat([batch, tf.shape(condition)[-condition_ndims:]], 0))
             condition = tf.reshape(condition, [-1, *condition.shape[-condition_ndims:]])
         y, log_det = method(tf.reshape(x, [-1, *event]), condition)
         return tf.reshape(y, tf.concat([batch, tf.shape(y)[1:]], 0)), tf.reshape(log_det, batch)
+
+
+def as_tensor(value: Any, dtype: Any) -> tf.Tensor:
+    """Returns `value` as a tensor of `dtype`, whatever it was."""
+    return tf.cast(tf.convert_to_tensor(value), dtype)
