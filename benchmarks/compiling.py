@@ -5,7 +5,7 @@
 
 Each kind of step of flow and prior is made once, with weights off their start, and run forward and backward on random
 maps: as TensorFlow runs it, and as a program of XLA (`jit_compiled`). A kind that several presets have is measured
-once.
+once. Each preset has a process of its own: after some two hundred programs XLA finds no room for another.
 
   kinds     kinds of step, of the layers before channels leave, of the map of z in the base-conditioned model, and of
             those and the sigmoid of the flow that dequantises
@@ -13,6 +13,8 @@ once.
             slowest beside it
   step      seconds of CPU of a later call of all kinds, the least of three, compiled over as TensorFlow runs it
   off       largest difference of any value, gradient for inputs, z or weight, over the largest of that value
+  rounding  where that is above 1e-5, how far TensorFlow's own float32 is from its float64: the same of each such kind,
+            of the value that is off
 
 The mean over the batch of what a flow minimises (half the squares less the log-determinant) stands for the loss.
 --docs puts the table between the lines `<!-- compiling -->` and `<!-- end of compiling -->` of a file.
@@ -21,12 +23,14 @@ The mean over the batch of what a flow minimises (half the squares less the log-
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
+import multiprocessing
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -41,6 +45,8 @@ from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E4
 
 # Weights off their start, where couplings are the identity.
 OFF_START = 0.02
+# How far XLA and TensorFlow may be apart before float64 is asked which of them is off.
+AGREES = 1e-5
 CALLS = 3
 
 
@@ -66,25 +72,25 @@ def compiling(options: argparse.Namespace) -> int:
             raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
     if options.docs and not options.docs.is_file():
         raise UserError(f"--docs: there is no file {options.docs}")
-    models = {name: load_preset(name).model for name in options.presets or preset_names()}
-    start_tensorflow(options.threads)
+    presets = {name: load_preset(name) for name in options.presets or preset_names()}
     measured: dict[str, dict[str, Any]] = {}
     figures: dict[str, Any] = {"machine": machine(), "images": options.images, "kinds": measured, "presets": {}}
-    for preset, config in models.items():
-        kinds = list(kinds_of(config))
-        for kind in kinds:
-            if kind.key not in measured:
-                measured[kind.key] = measure(kind, options.images)
-        rows = [measured[kind.key] for kind in kinds]
-        figures["presets"][preset] = {
-            "kinds": len(rows),
-            "compiled_s": sum(row["compiled_s"] for row in rows),
-            "slowest_s": max(row["compiled_s"] for row in rows),
-            "step": sum(row["xla_s"] for row in rows) / sum(row["tensorflow_s"] for row in rows),
-            "off": max(row["off"] for row in rows),
-        }
-        print(f"{preset}: {json.dumps(figures['presets'][preset])}", flush=True)
-        write_json(options.json, figures)
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
+        for preset in presets:
+            keys, new = pool.submit(measure_preset, preset, options.images, options.threads, [*measured]).result()
+            measured |= new
+            rows = [measured[key] for key in keys]
+            figures["presets"][preset] = {
+                "kinds": len(rows),
+                "compiled_s": sum(row["compiled_s"] for row in rows),
+                "slowest_s": max(row["compiled_s"] for row in rows),
+                "step": sum(row["xla_s"] for row in rows) / sum(row["tensorflow_s"] for row in rows),
+                "off": max(row["off"] for row in rows),
+                "rounding": max((row["rounding"] for row in rows if "rounding" in row), default=None),
+            }
+            print(f"{preset}: {json.dumps(figures['presets'][preset])}", flush=True)
+            write_json(options.json, figures)
     text = render(figures["presets"])
     print(text)
     if options.docs:
@@ -95,10 +101,14 @@ def compiling(options: argparse.Namespace) -> int:
 def render(presets: dict[str, dict[str, Any]]) -> str:
     """Returns the table."""
     rows = [
-        [name, row["kinds"], row["compiled_s"], row["slowest_s"], row["step"], f"{row['off']:.1e}"]
+        [name, row["kinds"], row["compiled_s"], row["slowest_s"], row["step"], f"{row['off']:.1e}", _rounding(row)]
         for name, row in presets.items()
     ]
-    return table(["preset", "kinds", "compiled, s", "the slowest, s", "step", "off"], rows)
+    return table(["preset", "kinds", "compiled, s", "the slowest, s", "step", "off", "rounding"], rows)
+
+
+def _rounding(row: dict[str, Any]) -> str:
+    return "" if row["rounding"] is None else f"{row['rounding']:.1e}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +157,15 @@ def kinds_of(config: ModelConfig) -> Iterator[Kind]:
     yield from {kind.key: kind for kind in reversed(layers)}.values()
 
 
+def measure_preset(
+    preset: str, images: int, threads: int, known: Collection[str]
+) -> tuple[list[str], dict[str, dict[str, float]]]:
+    """Returns the kinds of a preset by their keys, and the figures of those that are not known yet."""
+    start_tensorflow(threads)
+    kinds = {kind.key: kind for kind in kinds_of(load_preset(preset).model)}
+    return list(kinds), {key: measure(kind, images) for key, kind in kinds.items() if key not in known}
+
+
 def measure(kind: Kind, images: int) -> dict[str, float]:
     """Returns how long a kind compiles, and how far off it is from what TensorFlow computes."""
     import numpy as np
@@ -164,15 +183,37 @@ def measure(kind: Kind, images: int) -> dict[str, float]:
     given = draw(*kind.shape), None if kind.condition is None else draw(*kind.condition)
     expected, _, tensorflow = timed_calls(layer, given, compiled=False)
     found, first, xla = timed_calls(layer, given, compiled=True)
-    return {
+    off = _relative(found, expected)
+    figures = {
         "compiled_s": max(0.0, first - xla),
         "xla_s": xla,
         "tensorflow_s": tensorflow,
-        "off": max(
-            float(tf.reduce_max(tf.abs(ours - theirs)) / tf.maximum(tf.reduce_max(tf.abs(theirs)), 1e-30))
-            for ours, theirs in zip(found, expected, strict=True)
-        ),
+        "off": max(off),
     }
+    if max(off) > AGREES:
+        rounding = _relative(expected, _in_float64(layer, kind, given))
+        figures["rounding"] = max(own for own, apart in zip(rounding, off, strict=True) if apart > AGREES)
+    return figures
+
+
+def _relative(found: list[Any], expected: list[Any]) -> list[float]:
+    """Returns the largest difference of each value over the largest of that value."""
+    import numpy as np
+
+    pairs = [[np.asarray(value, np.float64) for value in pair] for pair in zip(found, expected, strict=True)]
+    return [float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30)) for ours, theirs in pairs]
+
+
+def _in_float64(layer: Any, kind: Kind, given: tuple[Any, Any]) -> list[Any]:
+    """Returns loss and gradients of a layer as TensorFlow computes them in float64."""
+    import tensorflow as tf
+
+    exact = type(layer).from_config({**layer.get_config(), "dtype": "float64"})
+    exact.build((None, *kind.shape), None if kind.condition is None else (None, *kind.condition))
+    for ours, theirs in zip(exact.trainable_variables, layer.trainable_variables, strict=True):
+        ours.assign(tf.cast(tf.convert_to_tensor(theirs), tf.float64))
+    x, z = (None if value is None else tf.cast(value, tf.float64) for value in given)
+    return timed_calls(exact, (x, z), compiled=False)[0]
 
 
 def timed_calls(layer: Any, given: tuple[Any, Any], compiled: bool) -> tuple[list[Any], float, float]:

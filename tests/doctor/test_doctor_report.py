@@ -185,6 +185,20 @@ class TestVariants:
         found = speed.judge_limits({"device": "GPU:0", "flops": {"float32": 5e13}})
         assert found.what == "GPU:0, matrix products" and "50,000 GFLOP/s" in found.said and found.holds is None
 
+    def test_limit_counts_the_products_of_all_shards(self, monkeypatch):
+        monkeypatch.setattr("tfdecouple.runtime.shards.shard_count", lambda: 3)
+        monkeypatch.setattr(speed, "_SIDE", {"CPU": 8})
+        called = []
+
+        def one_second(call):
+            called.append(call())
+            return 1.0
+
+        monkeypatch.setattr(speed, "_best_seconds", one_second)
+        found = next(row for row in speed.limits("CPU:0") if "flops" in row)
+        assert found["flops"] == {"float32": 3 * 2 * 8**3, "bfloat16": 3 * 2 * 8**3}
+        assert all(isinstance(value, float) for value in called[:2])
+
 
 class TestReport:
     @staticmethod

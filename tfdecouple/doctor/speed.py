@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 import time
@@ -52,8 +51,12 @@ def limits(device: str) -> Iterator[dict[str, Any]]:
     """Yields how much arithmetic a device does in a second, by type, and how many operations it can be given."""
     import tensorflow as tf
 
+    from tfdecouple.runtime.shards import shard_count
     from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
 
+    # An operation may have one thread: as many products side by side as a batch has shards keep all cores busy.
+    count = shard_count()
+    products = tf.function(lambda *matrices: tf.add_n([tf.matmul(a, a)[0, 0] for a in matrices]), autograph=False)
     side = _SIDE[device[:3]]
     kinds = {"float32": (tf.float32, full_float32), "bfloat16": (tf.bfloat16, full_float32)}
     if device.startswith("GPU"):
@@ -62,8 +65,11 @@ def limits(device: str) -> Iterator[dict[str, Any]]:
     rates = {}
     for name, (dtype, precision) in kinds.items():
         with tf.device(device), precision():
-            a = tf.cast(tf.random.stateless_normal([side, side], [1, 2]), dtype)
-            rates[name] = 2 * side**3 / _best_seconds(functools.partial(_product, a))
+            drawn = [tf.random.stateless_normal([side, side], [1, number]) for number in range(count)]
+            matrices = [tf.cast(a, dtype) for a in drawn]
+            # Read back, or a GPU would only be told of it.
+            seconds = _best_seconds(lambda matrices=matrices: float(products(*matrices)))
+            rates[name] = count * 2 * side**3 / seconds
     yield {"device": device, "flops": rates}
     yield {"doing": f"operations a second on {device}"}
     with tf.device(device):
@@ -83,13 +89,6 @@ def limits(device: str) -> Iterator[dict[str, Any]]:
 
         calls: dict[str, Callable[[], Any]] = {"in_graph": lambda: chain(x).numpy(), "eager": singly}
         yield {"device": device, "dispatch": {name: _CHAIN / _best_seconds(call) for name, call in calls.items()}}
-
-
-def _product(a: Any) -> Any:
-    import tensorflow as tf
-
-    # Read back, or a GPU would only be told of it.
-    return float(tf.matmul(a, a)[0, 0])
 
 
 def _best_seconds(call: Callable[[], Any]) -> float:
