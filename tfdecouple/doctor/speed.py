@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -57,6 +58,10 @@ def limits(device: str) -> Iterator[dict[str, Any]]:
     # An operation may have one thread: as many products side by side as a batch has shards keep all cores busy.
     count = shard_count()
     products = tf.function(lambda *matrices: tf.add_n([tf.matmul(a, a)[0, 0] for a in matrices]), autograph=False)
+    def multiply(matrices: list[tf.Tensor]) -> float:
+        # Read back, or a GPU would only be told of it.
+        return float(products(*matrices))
+
     side = _SIDE[device[:3]]
     kinds = {"float32": (tf.float32, full_float32), "bfloat16": (tf.bfloat16, full_float32)}
     if device.startswith("GPU"):
@@ -67,9 +72,7 @@ def limits(device: str) -> Iterator[dict[str, Any]]:
         with tf.device(device), precision():
             drawn = [tf.random.stateless_normal([side, side], [1, number]) for number in range(count)]
             matrices = [tf.cast(a, dtype) for a in drawn]
-            # Read back, or a GPU would only be told of it.
-            seconds = _best_seconds(lambda matrices=matrices: float(products(*matrices)))
-            rates[name] = count * 2 * side**3 / seconds
+            rates[name] = count * 2 * side**3 / _best_seconds(functools.partial(multiply, matrices))
     yield {"device": device, "flops": rates}
     yield {"doing": f"operations a second on {device}"}
     with tf.device(device):
