@@ -58,6 +58,7 @@ def limits(device: str) -> Iterator[dict[str, Any]]:
     # An operation may have one thread: as many products side by side as a batch has shards keep all cores busy.
     count = shard_count()
     products = tf.function(lambda *matrices: tf.add_n([tf.matmul(a, a)[0, 0] for a in matrices]), autograph=False)
+
     def multiply(matrices: list[tf.Tensor]) -> float:
         # Read back, or a GPU would only be told of it.
         return float(products(*matrices))
