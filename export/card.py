@@ -316,7 +316,7 @@ def _measured(name: str, entry: Mapping[str, Any]) -> list[str]:
     ]
     lines += [f"Median time of a call: {'; '.join(times)}.", ""] if times else []
     for runtime, found in entry.get("runtimes", {}).items():
-        lines += [_other_runtime(runtime, found), ""]
+        lines += [other_runtime(runtime, found), ""]
     for precision, variant in entry.get("variants", {}).items():
         own, foreign = variant["round_trip"], variant["decoding_float32_codes"]
         lines += [
@@ -329,7 +329,7 @@ def _measured(name: str, entry: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _other_runtime(runtime: str, found: Mapping[str, Any]) -> str:
+def other_runtime(runtime: str, found: Mapping[str, Any]) -> str:
     """What another runtime made of the files: whether images came back, and how fast it was beside ONNX Runtime."""
     trips = found["round_trip"].values()
     kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))

@@ -162,7 +162,7 @@ class _Export:
             if runtime is not None:
                 self.say("building the web page")
                 models = page_names(model.config)
-                page = (staging.area / "web", staging.area / "onnx", runtime, _about(origin), models.values())
+                page = (staging.area / "web", staging.area / "onnx", runtime, describe(origin), models.values())
                 build_page(*page)
                 _refuse(page_problems(*page))
                 # Without the smaller files: the page has none.
@@ -370,7 +370,8 @@ def _about_files(origin: Origin, files: list[str]) -> dict[str, Any]:
     return {**said, "config_sha256": origin.metadata()["config_sha256"], "files": files}
 
 
-def _about(origin: Origin) -> dict[str, Any]:
+def describe(origin: Origin) -> dict[str, Any]:
+    """Returns what the page is told of the model: figures, labels and directions."""
     bits = origin.bits_per_dim or {}
     found = [one for one in origin.directions or () if one.method == MEANS][:_MOST_SLIDERS]
     model = origin.config.model

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from helpers.layers import all_layers
 
 from tfdecouple import costs, transforms
 from tfdecouple.architecture import CouplingPlan
@@ -106,7 +107,7 @@ def test_the_layers_counted_are_the_layers_of_the_flow():
     counted = list(costs.flow_layers(config))
     assert [channels for channels, _ in layers] == [each.channels for each in counted]
     for (_, layer), each in zip(layers, counted, strict=True):
-        nets = [inner for inner in layer._flatten_layers() if type(inner).__name__ == "ConvNet"]
+        nets = [inner for inner in all_layers(layer) if type(inner).__name__ == "ConvNet"]
         assert [net.outputs for net in nets] == [coupling.plan.outputs for coupling in each.couplings]
         assert [net.first.shape[2] for net in nets] == [coupling.plan.kept for coupling in each.couplings]
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.layers import all_layers
 from helpers.models import SMALL, TINY, give_effect, random_images
 from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.variants import images_of, variant
@@ -133,7 +134,7 @@ COARSE = {"sample", "interpolate", "folding"}
 
 
 def scales(model):
-    layer = next(layer for layer in model.flow._flatten_layers() if isinstance(layer, Coupling))
+    layer = next(layer for layer in all_layers(model.flow) if isinstance(layer, Coupling))
     x = tf.ones([3, 8, 8, layer._channels])
     return [
         layer.scale(x, z_of(model) if layer.condition_size else None),

@@ -234,7 +234,7 @@ class TestSample:
     def test_noise_is_that_of_one_draw_however_it_is_cut(
         self, without_z, tiny_model, monkeypatch, n, at_once, z_at_once
     ):
-        monkeypatch.setattr(model_module, "_CHUNK", at_once)
+        monkeypatch.setattr(model_module, "CHUNK", at_once)
         monkeypatch.setattr(model_module, "_Z_CHUNK", z_at_once)
         for model in (tiny_model, without_z):
             seed = randomness.base_seed(5)

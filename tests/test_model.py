@@ -327,7 +327,7 @@ class TestSwitchAndInterpolate:
     def test_result_does_not_depend_on_the_size_of_chunks(self, small_model, monkeypatch):
         a, b = images_of(small_model, 2, 1), images_of(small_model, 2, 2)
         whole = small_model.interpolate(a, b, [0, 0.3, 1], [0, 0.6, 1])
-        monkeypatch.setattr("tfdecouple.model._CHUNK", 5)
+        monkeypatch.setattr("tfdecouple.model.CHUNK", 5)
         equal(small_model.interpolate(a, b, [0, 0.3, 1], [0, 0.6, 1]), whole)
 
     def test_unequal_numbers_of_images_are_refused(self, small_model):

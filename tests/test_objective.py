@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.layers import all_layers
 from helpers.models import every_weight_has_a_gradient, random_images
 from helpers.variants import (
     SMALLEST,
@@ -142,7 +143,7 @@ class TestDequantization:
         dequantizer = DecoupledModel(VARIANTS["dequantization"]).dequantizer
         rng = np.random.default_rng(0)
         dequantizer.flow.start(randomness.base_seed(0))
-        for layer in (layer for layer in dequantizer.flow._flatten_layers() if isinstance(layer, ActNorm)):
+        for layer in (layer for layer in all_layers(dequantizer.flow) if isinstance(layer, ActNorm)):
             layer.bias.assign(tf.zeros_like(layer.bias))
         first = dequantizer.flow.levels[0][0].steps[0].sequence[0]
         first.log_scale.assign(first.log_scale + math.log(1.12 / 1.75))

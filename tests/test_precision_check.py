@@ -2,6 +2,7 @@
 
 import pytest
 import tensorflow as tf
+from helpers.layers import all_layers
 from helpers.models import TINY
 
 from tfdecouple.errors import ConfigError
@@ -26,7 +27,7 @@ def test_bfloat16_works_here(flow, memory):
 def test_every_kind_of_net_is_tried_once(flow):
     tried = [(sides, net.first.shape[2], net.hidden, net.outputs) for net, sides in kinds_of_nets(flow)]
     assert len(set(tried)) == len(tried)
-    couplings = [layer for layer in flow._flatten_layers() if isinstance(layer, nets.ConvNet)]
+    couplings = [layer for layer in all_layers(flow) if isinstance(layer, nets.ConvNet)]
     assert {kind[1:] for kind in tried} == {(net.first.shape[2], net.hidden, net.outputs) for net in couplings}
     assert {kind[0] for kind in tried} == {(8, 8), (4, 4), (2, 2)}
 

@@ -35,7 +35,7 @@ from tfdecouple.runtime.autograph import unconverted
 __all__ = ["Codes", "DecoupledModel", "Elbo", "far_from_training"]
 
 # How many images `sample`, `interpolate` and the like decode at once: memory, not a result, depends on it.
-_CHUNK = 64
+CHUNK = 64
 # And of how many `sample` draws z at once.
 _Z_CHUNK = 4096
 
@@ -209,8 +209,8 @@ class DecoupledModel(KerasTraining):
                     if own is None and self.config.has_classes:
                         own = self.drawn_labels(first, last, randomness.fold(seed, "labels"))
                     z = self.z_from_noise(tf.reshape(noise, [-1, d_z]), own)
-                for start in range(first, last, _CHUNK):
-                    count = min(_CHUNK, last - start)
+                for start in range(first, last, CHUNK):
+                    count = min(CHUNK, last - start)
                     v = randomness.normal_part(count * values, start * values, v_seed)
                     v = temperature * tf.reshape(v, [count, *self.config.image_shape])
                     images.append(self.decode(None if z is None else z[start - first : start - first + count], v))
@@ -360,8 +360,8 @@ class DecoupledModel(KerasTraining):
 
     def _decode_in_chunks(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
         images = [
-            self.decode(None if z is None else z[start : start + _CHUNK], v[start : start + _CHUNK])
-            for start in range(0, v.shape[0], _CHUNK)
+            self.decode(None if z is None else z[start : start + CHUNK], v[start : start + CHUNK])
+            for start in range(0, v.shape[0], CHUNK)
         ]
         return tf.concat(images, 0)
 

@@ -107,10 +107,10 @@ def page_config(
     """Returns what the page is told: what the model is, the sizes of its files, where the project is."""
     sizes = {name: (onnx / f"{name}.onnx").stat().st_size for name in models}
     sizes |= {part: (runtime / name).stat().st_size for part, name in _PROCESSOR.items()}
-    return {**about, "sizes": sizes, "project": _project()}
+    return {**about, "sizes": sizes, "project": project_url()}
 
 
-def _project() -> str | None:
+def project_url() -> str | None:
     """Returns the address of this project, where the installed package states one."""
     stated = importlib.metadata.metadata("tfdecouple")
     links = [entry.partition(",") for entry in stated.get_all("Project-URL") or ()]

@@ -178,7 +178,7 @@ def _check_file(
         if said.get(key) != value:
             problems.append(f"says {key} {said.get(key)!r} where the run has {value!r}")
     if precision is None:
-        problems += _weights(model, by_name(cases["weights/NCHW"]))
+        problems += wrong_weights(model, by_name(cases["weights/NCHW"]))
     elif whole is not None:
         problems += variants.weights(model, onnx.load(str(whole)), precision)
     report.problems += [f"{path.name} {problem}" for problem in problems]
@@ -216,7 +216,7 @@ def _operations(model: onnx.ModelProto) -> Iterator[str]:
         yield f"has {', '.join(found)}, so that its answers need not be the same every time"
 
 
-def _weights(model: onnx.ModelProto, expected: Mapping[str, str]) -> Iterator[str]:
+def wrong_weights(model: onnx.ModelProto, expected: Mapping[str, str]) -> Iterator[str]:
     """Compares every array of the file with the folded one of its name.
 
     Single numbers belong to the arithmetic, and so do integers that say shapes, places and axes.

@@ -43,7 +43,7 @@ def check(
         {path.name for path in folder.iterdir()} - {OPERATORS, *(path.name for path in files.paths.values())}
     ):
         report.problems.append(f"{', '.join(strange)} is compared with nothing")
-    report.problems += _operators(folder / OPERATORS, files.paths.values())
+    report.problems += wrong_operators(folder / OPERATORS, files.paths.values())
     for endpoint, path in files.paths.items():
         try:
             session = files.session(endpoint)
@@ -57,7 +57,7 @@ def check(
     return report
 
 
-def _operators(path: pathlib.Path, models: Iterable[pathlib.Path]) -> Iterator[str]:
+def wrong_operators(path: pathlib.Path, models: Iterable[pathlib.Path]) -> Iterator[str]:
     """Yields what is wrong with the list of operations that a build for the files needs."""
     if not path.is_file():
         yield f"{OPERATORS} is missing"

@@ -263,7 +263,7 @@ def _warm_up(folder: pathlib.Path, name: str, expected: Sequence[str], cases: Ar
                 return
             given = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
             answered = group(cases, f"in/{expected[1] if warmed[-1] == _DEFAULT else warmed[-1]}/")
-            if answered and not _alike(given, answered):
+            if answered and not alike(given, answered):
                 yield f"{file} has a request for {warmed[-1]} that is not such as it takes"
                 return
     except Exception as error:  # noqa: BLE001 - a file that is cut, a message that is none, arrays that are none
@@ -274,7 +274,7 @@ def _warm_up(folder: pathlib.Path, name: str, expected: Sequence[str], cases: Ar
         yield f"{file} has requests for {found}; expected one for each of {', '.join(expected)}"
 
 
-def _alike(given: Arrays, answered: Arrays) -> bool:
+def alike(given: Arrays, answered: Arrays) -> bool:
     """Whether a request for one image is such as was answered."""
 
     def fits(found: np.ndarray, right: np.ndarray) -> bool:

@@ -95,7 +95,7 @@ def _gates(check: str, name: str, say: Callable[[str], Any]) -> Iterator[tuple[s
         else:
             yield _ALONE[check], "", check, {}
         return
-    for provider in _providers():
+    for provider in installed_providers():
         if provider == REMOTE:
             say(f"{name}: {provider} computes on a server elsewhere: not checked")
         else:
@@ -104,7 +104,8 @@ def _gates(check: str, name: str, say: Callable[[str], Any]) -> Iterator[tuple[s
         yield package, f"{package}: ", further, {}
 
 
-def _providers() -> list[str]:
+def installed_providers() -> list[str]:
+    """Returns the execution providers of the installed ONNX Runtime."""
     import onnxruntime
 
     return list(onnxruntime.get_available_providers())

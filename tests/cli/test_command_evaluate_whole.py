@@ -163,7 +163,7 @@ class TestProbeAndFrechet:
 
 class TestTimeLeft:
     def test_probe_says_how_long_it_will_take(self, run, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr(progress, "_INTERVAL", 0.0)
+        monkeypatch.setattr(progress, "INTERVAL", 0.0)
         monkeypatch.setattr(linear_classifier, "STRENGTHS", (1e-4, 1e-2))
         monkeypatch.setattr(probe, "STRENGTHS", (1e-4, 1e-2))
         assert evaluate(run, tmp_path, "--images", 20, "--probe") == 0

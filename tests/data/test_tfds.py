@@ -24,7 +24,7 @@ from tfdecouple.data import (
     load_images,
     open_source,
 )
-from tfdecouple.data.tfds import _keys, choose_splits
+from tfdecouple.data.tfds import choose_splits, feature_keys
 
 REAL_DATA = os.environ.get("TFDECOUPLE_DATA_DIR")
 
@@ -44,7 +44,7 @@ class TestLabels:
         tfds = pytest.importorskip("tensorflow_datasets")
         features = {"image": tfds.features.Image(shape=(8, 8, 3)), "number": tfds.features.Scalar(np.int64)}
         features |= {name: tfds.features.ClassLabel(names=["x", "y"]) for name in names}
-        assert _keys("tfds:things", features) == ("image", label)
+        assert feature_keys("tfds:things", features) == ("image", label)
 
 
 class TestTfds:

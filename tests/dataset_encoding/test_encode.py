@@ -304,7 +304,7 @@ class TestMemory:
         def encoder(images, index, *_):
             return {"z": np.zeros((len(images), 2), np.float32)}
 
-        rows = encoding._encoded(source, "train", 500_000, 1_000_000, encoder, 4)
+        rows = encoding.encoded(source, "train", 500_000, 1_000_000, encoder, 4)
         assert [next(rows)["index"].tolist() for _ in range(3)][2] == [500_008, 500_009, 500_010, 500_011]
         assert len(decoded) < 1000 and min(decoded) == 500_000
 
@@ -312,7 +312,7 @@ class TestMemory:
         images = random_images(25)
         split = MemorySplit(25, "all", lambda: (images, np.full(25, -1, np.int32)))
         source = Source(name="x", title="x", label_names=(), image_shape=8, splits={"train": split})
-        rows = encoding._encoded(source, "train", 2, 20, lambda images, index, *_: {}, 8)
+        rows = encoding.encoded(source, "train", 2, 20, lambda images, index, *_: {}, 8)
         assert [len(batch["index"]) for batch in rows] == [8, 8, 2]
 
     def test_fields_know_their_size(self):

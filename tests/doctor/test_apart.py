@@ -32,7 +32,7 @@ def run():
 
     yield run
     processes.end()
-    assert not apart._running
+    assert not apart.running
 
 
 def test_a_process_takes_the_next_measurement_of_its_setting_until_one_fails(run):
@@ -175,7 +175,7 @@ class TestExamination:
 
         with pytest.raises(KeyboardInterrupt):
             examination.examine([Check("one", "is interrupted", interrupts), Check("two", "hangs", hangs)])
-        assert not apart._running
+        assert not apart.running
 
     def test_a_failure_without_advice_is_refused(self):
         with pytest.raises(ValueError, match="no advice"):

@@ -165,7 +165,7 @@ class TestExports:
         assert finding.holds is None and "pip install 'tfdecouple[export]'" in finding.said
 
     def test_a_provider_that_cannot_start_breaks_nothing(self):
-        finding = exports._judge({"where": "ONNX, CUDAExecutionProvider", "unavailable": "no CUDA"})
+        finding = exports.judge({"where": "ONNX, CUDAExecutionProvider", "unavailable": "no CUDA"})
         assert finding.holds is None and "no CUDA" in finding.said
 
 

@@ -136,7 +136,7 @@ class TestRecommendation:
         assert config.training.batch_size % count == 0
         assert config.training.batch_size / count * each < 8 * 2**30
         gpu = {**FACTS, "gpus": [{}], "devices": ["GPU:0"], "nvidia_smi": [{"memory.total": "81559 MiB"}]}
-        assert fewest_micro_batches(config, 1, recommendation._device_memory(gpu)) < count
+        assert fewest_micro_batches(config, 1, recommendation.device_memory(gpu)) < count
 
     def test_saves_memory_where_not_even_one_image_fits(self):
         request = Request(preset="celeba_hq_256")
@@ -194,7 +194,7 @@ class TestVariants:
             called.append(call())
             return 1.0
 
-        monkeypatch.setattr(speed, "_best_seconds", one_second)
+        monkeypatch.setattr(speed, "best_seconds", one_second)
         found = next(row for row in speed.limits("CPU:0") if "flops" in row)
         assert found["flops"] == {"float32": 3 * 2 * 8**3, "bfloat16": 3 * 2 * 8**3}
         assert all(isinstance(value, float) for value in called[:2])

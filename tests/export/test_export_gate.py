@@ -153,7 +153,7 @@ class TestOnnx:
     def test_effect_of_a_change_is_found_without_knowing_the_weights(
         self, onnx_problems, monkeypatch, file, weight, change, message
     ):
-        monkeypatch.setattr(check_onnx, "_weights", lambda model, expected: [])
+        monkeypatch.setattr(check_onnx, "wrong_weights", lambda model, expected: [])
         problems = onnx_problems(edit(file, change_weight(weight, change)))
         assert any(message in problem for problem in problems), problems
         assert any("; allowed " in problem for problem in problems), problems

@@ -13,7 +13,7 @@ from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 
 from export.origin import open_run
-from export.pipeline import Request, _about, export
+from export.pipeline import Request, describe, export
 from export.signatures import endpoints
 from tfdecouple.errors import UserError
 from tfdecouple.runs import load_config, write_label_names
@@ -86,4 +86,4 @@ def test_the_web_page_is_refused(run, tmp_path):
 @pytest.mark.parametrize("run", ["prior-classes"], indirect=True)
 def test_the_web_page_is_told_how_often_it_samples_which_label(run):
     _, origin = open_run(run)
-    assert _about(origin)["label_shares"] == [1, 2, 5, 0.5, 3, 0.25, 4]
+    assert describe(origin)["label_shares"] == [1, 2, 5, 0.5, 3, 0.25, 4]

@@ -173,7 +173,7 @@ class TestVerify:
         find = importlib.util.find_spec
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None if "litert" in name else find(name))
         providers = ["CUDAExecutionProvider", *(["CPUExecutionProvider"] if started else [])]
-        monkeypatch.setattr(verify, "_providers", lambda: providers)
+        monkeypatch.setattr(verify, "installed_providers", lambda: providers)
         monkeypatch.setattr(verify, "further_checks", lambda check: {})
 
         def run(*_, provider, **__):
@@ -218,7 +218,7 @@ class TestVerify:
 
         monkeypatch.setattr(verify, "run_gate", run)
         providers = ["CUDAExecutionProvider", "AzureExecutionProvider", "CPUExecutionProvider"]
-        monkeypatch.setattr(verify, "_providers", lambda: providers)
+        monkeypatch.setattr(verify, "installed_providers", lambda: providers)
         monkeypatch.setattr(verify, "further_checks", lambda check: {"openvino": "check_openvino"})
         problems, said = problems_of(copy)
         assert problems == []

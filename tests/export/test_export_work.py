@@ -44,7 +44,7 @@ class TestAnswers:
         known = tuple(one for one in endpoints(model.config) if one.name in KNOWN)
         assert len(known) == len(KNOWN)
         monkeypatch.setattr(cases, "endpoints", lambda config: known)
-        monkeypatch.setattr(progress, "_INTERVAL", 0)
+        monkeypatch.setattr(progress, "INTERVAL", 0)
         for module in (cases, reference):
             monkeypatch.setattr(module, "_LARGE", 4)
         rows, told = [], []

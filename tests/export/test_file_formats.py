@@ -90,11 +90,11 @@ def test_list_of_operations_is_held_against_the_files(tmp_path):
     (tmp_path / "ort").mkdir()
     file_format("ort").write(sources, tmp_path / "ort")
     listed, models = tmp_path / "ort" / OPERATORS, [tmp_path / "ort" / "encoder.ort"]
-    assert list(check_ort._operators(listed, models)) == []
+    assert list(check_ort.wrong_operators(listed, models)) == []
     listed.write_text(listed.read_text().replace("Split", "Slice"))
-    assert list(check_ort._operators(listed, models)) == [f"{OPERATORS} does not list the operations of the files"]
+    assert list(check_ort.wrong_operators(listed, models)) == [f"{OPERATORS} does not list the operations of the files"]
     models[0].write_bytes(b"nothing")
-    (problem,) = check_ort._operators(listed, models)
+    (problem,) = check_ort.wrong_operators(listed, models)
     assert problem.startswith(f"{OPERATORS} cannot be compared with the files: ") and "\n" not in problem
 
 
@@ -199,7 +199,7 @@ class TestOpenVino:
 
 
 def test_the_card_recommends_for_each_endpoint_and_batch_the_runtime_that_was_clearly_faster():
-    from export.card import _other_runtime
+    from export.card import other_runtime
 
     trip = {"real": {"images": 4, "identical": 4, "model": 4}}
     times = {
@@ -208,7 +208,7 @@ def test_the_card_recommends_for_each_endpoint_and_batch_the_runtime_that_was_cl
         "sample": {"1": {"openvino": 2.0, "onnxruntime": 1.8}, "16": {"openvino": 9.0, "onnxruntime": 9.1}},
         "switch": {"1": {"openvino": 4.0, "onnxruntime": 3.0}, "16": {"openvino": 16.0, "onnxruntime": 20.0}},
     }
-    text = _other_runtime("openvino", {"openvino": "2026.4", "round_trip": trip, "in_turns": times})
+    text = other_runtime("openvino", {"openvino": "2026.4", "round_trip": trip, "in_turns": times})
     assert text.startswith("In openvino 2026.4, in float32, 4 of 4 images came back.")
     assert "encode 2 and 1 ms, decode 2 and 1.5 ms, sample 2 and 1.8 ms, switch 4 and 3 ms; ONNX Runtime is the" in text
     assert "; ONNX Runtime is the faster. At batch 16" in text
@@ -216,5 +216,5 @@ def test_the_card_recommends_for_each_endpoint_and_batch_the_runtime_that_was_cl
     assert text.endswith(f"; {advice}; neither is faster by 5% for sample.")
     # Of large images only one was timed.
     even = {"encode": {"1": {"openvino": 2.0, "onnxruntime": 1.95}}}
-    text = _other_runtime("openvino", {"openvino": "2026.4", "round_trip": trip, "in_turns": even})
+    text = other_runtime("openvino", {"openvino": "2026.4", "round_trip": trip, "in_turns": even})
     assert text.endswith("encode 2 and 1.95 ms; neither is faster by 5%.")

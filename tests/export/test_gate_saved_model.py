@@ -267,8 +267,8 @@ class TestSavedModelInThisProcess:
 
     def test_warm_up_labels_are_those_that_were_tried(self):
         labels = np.arange(3, dtype=np.int32)
-        assert check_saved_model._alike({"labels": labels[2:]}, {"labels": labels})
-        assert not check_saved_model._alike({"labels": labels[2:] + 1}, {"labels": labels})
+        assert check_saved_model.alike({"labels": labels[2:]}, {"labels": labels})
+        assert not check_saved_model.alike({"labels": labels[2:] + 1}, {"labels": labels})
 
     @pytest.mark.parametrize("how", ["missing", "another model"])
     def test_warm_up_file_that_is_missing_or_another_models(self, problems, model, how):

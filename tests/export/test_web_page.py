@@ -21,9 +21,9 @@ from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 from PIL import Image
 
-from export.formats.web import EXAMPLES, RUNTIME_VERSION, _project, example_images, examples_for
+from export.formats.web import EXAMPLES, RUNTIME_VERSION, example_images, examples_for, project_url
 from export.origin import open_run
-from export.pipeline import Request, _about, export
+from export.pipeline import Request, describe, export
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.photographs import PHOTOGRAPHS
@@ -79,7 +79,7 @@ def page(steered_run, tools, tmp_path_factory):
 @pytest.mark.slow
 def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_browser(tools, tmp_path, monkeypatch):
     # The other pages have no address of the project, as there is none yet.
-    monkeypatch.setattr("export.formats.web._project", lambda: "https://example.org/tfdecouple")
+    monkeypatch.setattr("export.formats.web.project_url", lambda: "https://example.org/tfdecouple")
     model = fresh(dataclasses.replace(OF_CLASSES["prior-classes"], class_probabilities=(3, 1, 2), n_bits=7))
     runtime = tools / "node_modules" / "onnxruntime-web"
     run = write_run(tmp_path / "run", model)
@@ -91,14 +91,14 @@ def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_brows
 
 def test_directions_of_the_same_weights_alone_come_to_the_page(steered_run, tmp_path):
     _, origin = open_run(steered_run)
-    found = _about(origin)["directions"]
+    found = describe(origin)["directions"]
     assert [one["name"] for one in found] == ["<b>bright", "dark"] and found[0]["told"].startswith("tells 75.0%")
     kept = Directions.read(steered_run, 4)
     assert found[1]["vector"] == kept["dark"].vector.tolist()
     other = shutil.copytree(steered_run, tmp_path / "other")
     Directions("0" * 64, {}, tuple(kept)).write(other)
     _, origin = open_run(other)
-    assert "directions" not in _about(origin) and "other weights" in origin.without_directions
+    assert "directions" not in describe(origin) and "other weights" in origin.without_directions
 
 
 def test_examples_are_credited_and_the_page_knows_which_the_model_has_seen():
@@ -128,7 +128,7 @@ def test_the_project_is_where_the_metadata_say(monkeypatch, field, value, addres
     stated["Project-URL"] = "Paper, https://arxiv.org/abs/2004.11820"
     stated[field] = value
     monkeypatch.setattr("importlib.metadata.metadata", lambda name: stated)
-    assert _project() == address
+    assert project_url() == address
 
 
 def size_of(path):

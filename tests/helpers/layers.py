@@ -32,6 +32,11 @@ SCALES = {
 }
 
 
+def all_layers(layer):
+    """A layer and all that it is made of; Keras has no public name for that."""
+    return layer._flatten_layers()
+
+
 def coupling_cases():
     for (pattern, part), scale in itertools.product(PATTERNS, SCALES):
         options = {"pattern": pattern, "part": part, "dtype": "float64", **SCALES[scale]}

@@ -380,7 +380,7 @@ class TestSamples:
             samples(tiny_model, 2, temperature=1e38)
 
     def test_progress_is_told(self, tiny_model, monkeypatch):
-        monkeypatch.setattr(progress, "_INTERVAL", 0.0)
+        monkeypatch.setattr(progress, "INTERVAL", 0.0)
         lines = []
         list(Drawn(tiny_model, None, 0, 4, lines.append).samples(10, 0.7))
         assert [line.partition(", about ")[0] for line in lines] == ["  4 of 10 samples", "  8 of 10 samples"]

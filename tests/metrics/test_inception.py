@@ -261,7 +261,7 @@ def small_file(monkeypatch):
     """Makes a small file the expected one, which needs no torch and gives mean colours."""
     monkeypatch.setattr(inception, "SIZE", len(CONTENT))
     monkeypatch.setattr(inception, "SHA256", hashlib.sha256(CONTENT).hexdigest())
-    monkeypatch.setattr(inception, "_require_torch", lambda file_name: None)
+    monkeypatch.setattr(inception, "require_torch", lambda file_name: None)
     monkeypatch.setattr(inception, "open_inception", lambda path: colours)
 
 

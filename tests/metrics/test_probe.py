@@ -259,7 +259,7 @@ class TestSubset:
         np.testing.assert_array_equal(np.concatenate([b["label"] for b in batches]), labels[np.sort(indices)])
 
     def test_progress_is_told(self, source, monkeypatch):
-        monkeypatch.setattr("tfdecouple.runtime.progress._INTERVAL", 0.0)
+        monkeypatch.setattr("tfdecouple.runtime.progress.INTERVAL", 0.0)
         lines = []
         list(subset_batches(source, "test", np.arange(20), batch_size=8, say=lines.append))
         assert [line.partition(", about ")[0] for line in lines] == ["  8 of 20 test images", "  16 of 20 test images"]
@@ -287,7 +287,7 @@ class TestLinearProbe:
     def test_features_are_the_models_codes(self, tiny_model, source, no_fits, monkeypatch):
         # What is classified, before it is standardised, is what encode gives, whatever the batches.
         seen = []
-        monkeypatch.setattr(probe, "_standardize", lambda train, test: seen.append((train.copy(), test.copy())))
+        monkeypatch.setattr(probe, "standardize", lambda train, test: seen.append((train.copy(), test.copy())))
         run(tiny_model, source, 30, 10, batch_size=20)
         by_width = {}
         for train, test in seen:
@@ -341,7 +341,7 @@ class TestLinearProbe:
     def test_confusion_has_the_class_that_was_mistaken(self):
         rows = [{"features": "z", "classifiers": {"a": {"held_out_accuracy": 0.1, "accuracy": 0.5}}}]
         labels, predicted = np.array([2, 2, 7, 9]), np.array([2, 9, 7, 2])
-        confusion = probe._confusion(rows, "z", {("z", "a"): predicted}, labels)
+        confusion = probe.confusion_of(rows, "z", {("z", "a"): predicted}, labels)
         assert confusion["labels"] == [2, 7, 9]
         assert confusion["counts"] == [[1, 0, 1], [0, 1, 0], [1, 0, 0]]
 
@@ -367,7 +367,7 @@ class TestLinearProbe:
         model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none", n_bits=3))
         model.initialize(random_images(16))
         seen = []
-        monkeypatch.setattr(probe, "_standardize", lambda train, test: seen.append(train.copy()))
+        monkeypatch.setattr(probe, "standardize", lambda train, test: seen.append(train.copy()))
         report = run(model, source, 40, 20)
         assert [row["features"] for row in report["results"]] == ["pixels", "v"]
         assert report["confusion"]["features"] == "v"

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.layers import all_layers
 from helpers.models import TINY, every_weight_has_a_gradient, give_effect, jacobian_log_det, walk_with
 from helpers.variants import VARIANTS, equal, images_of, variant
 from tensorflow_probability import distributions as tfd
@@ -67,8 +68,8 @@ class TestFlow:
 
     def test_the_map_conditions_each_coupling_and_reaches_each_place(self):
         layer, noise, local = flow_of(THREE_LEVELS)
-        nets = [one for one in layer._flatten_layers() if isinstance(one, LocalConvNet)]
-        assert len(nets) == sum(isinstance(one, Coupling) for one in layer._flatten_layers()) == 13
+        nets = [one for one in all_layers(layer) if isinstance(one, LocalConvNet)]
+        assert len(nets) == sum(isinstance(one, Coupling) for one in all_layers(layer)) == 13
         # Squeezed beside the image: four times the channels a level.
         assert sorted({net.condition_size for net in nets}) == [3, 12, 48]
         u = layer.forward_and_log_det(noise, local)[0]

@@ -114,7 +114,7 @@ class TestBlock:
             strides[tuple(operation.outputs[0].shape[:2])].add(tuple(operation.get_attr("strides")))
         assert strides[1, 1] == {(1, 1, 1, 1)} and len(strides[3, 3]) == 2
         convolution, x = block.shortcut[0], tf.constant(noise(2, 4, 4, 3))
-        np.testing.assert_array_equal(encoder._convolved(x, convolution), convolution(x))
+        np.testing.assert_array_equal(encoder.convolved(x, convolution), convolution(x))
 
 
 class TestBatchNormalisation:
@@ -284,12 +284,12 @@ class TestConfig:
 @pytest.mark.parametrize("transposed", [False, True])
 def test_shortcuts_of_few_channels_on_large_maps_have_gradients(transposed):
     # By strides oneDNN writes beyond its memory for the gradient of the kernel, and ends the process.
-    convolution = encoder._convolution(4, 1, 2, transposed, use_bias=False)
+    convolution = encoder.make_convolution(4, 1, 2, transposed, use_bias=False)
     x = tf.constant(noise(16, 32, 32, 5) if transposed else noise(16, 64, 64, 5))
     convolution.build(x.shape)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = encoder._convolved(x, convolution)
+        y = encoder.convolved(x, convolution)
         upstream = noise(*y.shape, seed=1)
         loss = tf.reduce_sum(y * upstream)
     gradients = tape.gradient(loss, [x, convolution.kernel.value])

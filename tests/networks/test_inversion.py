@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.eager import run_eagerly
+from helpers.layers import all_layers
 from helpers.models import TINY, give_effect
 from tensorflow_probability import bijectors as tfb
 
@@ -121,12 +122,12 @@ def test_another_mode_is_refused(mode):
 
 def test_layers_of_one_stage_compute_together_and_of_no_other():
     flow, *_ = built()
-    stages = [{id(each) for layer in stage.layers for each in layer._flatten_layers()} for stage in flow.stages]
+    stages = [{id(each) for layer in stage.layers for each in all_layers(layer)} for stage in flow.stages]
     replaced = [
         {
             id(inner.last.gain if isinstance(inner, ConvNet) else inner.log_scale)
             for layer in stage.layers
-            for inner in layer._flatten_layers()
+            for inner in all_layers(layer)
             if isinstance(inner, ConvNet | ActNorm)
         }
         for stage in flow.stages
@@ -165,7 +166,7 @@ def test_meter_tells_what_did_not_come_back():
 def test_meter_tells_the_worst_image_of_all_shards(monkeypatch):
     monkeypatch.setattr(shards, "shard_count", lambda: 2)
     # Something of each image and stage that does not depend on rounding.
-    monkeypatch.setattr(inversion, "_difference", lambda back, there: tf.cast(there[:, 0, 0, 0] ** 2, tf.float32))
+    monkeypatch.setattr(inversion, "difference_of", lambda back, there: tf.cast(there[:, 0, 0, 0] ** 2, tf.float32))
     flow, x, z = built(steps=(1, 1), hidden_channels=(4, 4))
     gradients = function_of(flow)
     of_each = [float(gradients("invert", x[n : n + 1], z[n : n + 1])[1][2]) for n in range(len(x))]

@@ -186,6 +186,6 @@ def test_vectors_and_matrix_units_are_those_of_the_processor(described, lanes, p
     file = tmp_path / "cpuinfo"
     if described is not None:
         file.write_text(described, encoding="utf-8")
-    text = convolution._described(file)
-    monkeypatch.setattr(convolution, "_processor", lambda: text)
-    assert (LANES(), convolution._packs_bfloat16()) == (lanes, packs_bfloat16)
+    text = convolution.described(file)
+    monkeypatch.setattr(convolution, "processor_text", lambda: text)
+    assert (LANES(), convolution.packs_bfloat16()) == (lanes, packs_bfloat16)

@@ -54,7 +54,7 @@ def test_there_are_as_many_shards_as_the_variable_says(monkeypatch, shards, expe
         monkeypatch.setattr(settings, f"set_{kind}_op_parallelism_threads", functools.partial(set_to.__setitem__, kind))
         monkeypatch.setattr(settings, f"get_{kind}_op_parallelism_threads", functools.partial(set_to.get, kind))
         monkeypatch.delenv(f"TF_NUM_{kind.upper()}OP_THREADS", raising=False)
-    process._divide_cores(8, shards)
+    process.divide_cores(8, shards)
     assert [set_to["intra"], set_to["inter"], shard_count()] == expected
 
 

@@ -37,7 +37,7 @@ class TestRun:
     @pytest.fixture
     def free(self, monkeypatch):
         """Returns a function that lets so many bytes be free."""
-        return lambda count: monkeypatch.setattr(division, "_free", lambda strategy: count)
+        return lambda count: monkeypatch.setattr(division, "usable_memory", lambda strategy: count)
 
     def test_takes_the_number_of_its_beginning(self, image_folder, tmp_path, stand_ins, fake_step, free, capsys):
         config = run_config(image_folder, model=LEAST, micro_batches="auto", steps=2)
@@ -70,7 +70,7 @@ class TestFree:
 
     def test_of_logical_cpus_is_shared(self, monkeypatch):
         monkeypatch.setattr(division, "free_memory", lambda: 10 * 2**30)
-        one, two = (division._free(self.strategy(*names)) for names in (["/device:CPU:0"], ["CPU:0", "CPU:1"]))
+        one, two = (division.usable_memory(self.strategy(*names)) for names in (["/device:CPU:0"], ["CPU:0", "CPU:1"]))
         assert one == int(0.9 * 10 * 2**30) - 2**29 and two == one // 2
 
     def test_of_gpus_is_that_of_the_fullest(self, monkeypatch):
@@ -80,4 +80,4 @@ class TestFree:
         monkeypatch.setattr(device_lib, "list_local_devices", lambda: described)
         monkeypatch.setattr(tf.config.experimental, "get_memory_info", lambda name: {"current": used[name]})
         devices = [f"/job:localhost/replica:0/task:0/device:GPU:{n}" for n in range(2)]
-        assert division._free(self.strategy(*devices)) == int(0.9 * 600 * 2**20)
+        assert division.usable_memory(self.strategy(*devices)) == int(0.9 * 600 * 2**20)

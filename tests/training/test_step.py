@@ -381,7 +381,7 @@ class TestDivision:
     )
     def test_changes_nothing(self, clipped, devices, micro_batches, memory, monkeypatch):
         # Of each of the two stages.
-        monkeypatch.setattr(inversion, "_difference", lambda back, there: tf.fill(there.shape[:1], 1e-6))
+        monkeypatch.setattr(inversion, "difference_of", lambda back, there: tf.fill(there.shape[:1], 1e-6))
         trainer = Trainer(devices=devices, model=GLOW, clip_norm=0.25, micro_batches=micro_batches, memory=memory)
         for result in clipped[0]:
             assert result.gradient_norm > 1

@@ -108,7 +108,7 @@ def hash_split(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
     Returns:
         The files of "train", "validation" and "test", each in the order of `files` and none empty.
     """
-    hashes = [_hash_of(file.key) for file in files]
+    hashes = [hash_of(file.key) for file in files]
     order = sorted(range(len(files)), key=hashes.__getitem__)
     count = len(files)
     least = min(max(count // 10, 1), LEAST_HELD_OUT)
@@ -120,7 +120,8 @@ def hash_split(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
     return {name: [files[index] for index in sorted(indices)] for name, indices in splits.items()}
 
 
-def _hash_of(key: str) -> float:
+def hash_of(key: str) -> float:
+    """Returns the place of a file between 0 and 1 by which it falls to a split."""
     # File systems spell accented letters in different ways; the normal form is the same for all.
     digest = hashlib.sha256(unicodedata.normalize("NFC", key).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -113,7 +113,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
         name: MemorySplit(
             count,
             f"{count} random crops of each photograph's {name} band",
-            functools.partial(_crops, pictures, name, count, image_shape),
+            functools.partial(cut_crops, pictures, name, count, image_shape),
         )
         for name, count in counts.items()
     }
@@ -203,7 +203,8 @@ def crop_boxes(size: tuple[int, int], split: str, sides: int | tuple[int, int], 
     return np.stack([lefts, tops, lefts + widths, tops + heights], axis=1)
 
 
-def _crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: Shape) -> Arrays:
+def cut_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: Shape) -> Arrays:
+    """Returns crops of the pictures, always the same ones of a split, and which picture each is of."""
     height, width, channels = image_shape
     if channels == 1:
         pictures = tuple(picture.convert("L") for picture in pictures)

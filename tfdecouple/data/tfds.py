@@ -47,7 +47,7 @@ def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
     _require_prepared(builder, config, download)
     sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
     chosen = choose_splits(config.source, sizes, config.validation_examples)
-    image_key, label_key = _keys(config.source, builder.info.features, image_shape[-1])
+    image_key, label_key = feature_keys(config.source, builder.info.features, image_shape[-1])
     total = sum(builder.info.splits[notation].num_examples for notation in chosen.values())
     in_memory = total * math.prod(image_shape) <= config.cache_gib * 2**30
     splits: dict[str, Split] = {}
@@ -172,7 +172,7 @@ def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
         raise DataError(f"cannot prepare the data set {config.source}: {one_line(error)}") from error
 
 
-def _keys(source: str, features: Mapping[str, Any], channels: int = COLOURS) -> tuple[str, str | None]:
+def feature_keys(source: str, features: Mapping[str, Any], channels: int = COLOURS) -> tuple[str, str | None]:
     """Returns the names of the image feature and of the label feature, None where there is none, or several."""
     import tensorflow_datasets as tfds
 

@@ -113,7 +113,7 @@ def encode_shards(
     for together in _neighbours(shards):
         split, start, stop = together[0].split, together[0].start, together[-1].stop
         # Read ahead, so that no batch ends at the end of a file.
-        rows = _encoded(source, split, start, stop, encoder, batch_size)
+        rows = encoded(source, split, start, stop, encoder, batch_size)
         left: Rows | None = None
         for shard in together:
             at = shard.start
@@ -168,7 +168,7 @@ def _neighbours(shards: Sequence[ShardRange]) -> Iterator[list[ShardRange]]:
         yield group
 
 
-def _encoded(source: Source, split: str, start: int, stop: int, encoder: Encoder, batch_size: int) -> Iterator[Rows]:
+def encoded(source: Source, split: str, start: int, stop: int, encoder: Encoder, batch_size: int) -> Iterator[Rows]:
     """Yields the codes of images with their "index" and "label", in order."""
     options = tf.data.Options()
     options.deterministic = True

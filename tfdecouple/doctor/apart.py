@@ -31,7 +31,7 @@ from tfdecouple.runtime.process import start_tensorflow
 # Threads that have nothing to do sleep, instead of taking a core from the others while they look for work.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
-_running: set[subprocess.Popen] = set()
+running: set[subprocess.Popen] = set()
 
 # Status of a measurement that ran out of memory and could say so.
 _OUT_OF_MEMORY = 75
@@ -77,7 +77,7 @@ class Process:
                 )
             finally:
                 os.close(writer)
-            _running.add(self._process)
+            running.add(self._process)
             stack.callback(_end, self._process)
             assert self._process.stdin is not None
             self._input = stack.enter_context(self._process.stdin)
@@ -199,12 +199,12 @@ def _end(process: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    _running.discard(process)
+    running.discard(process)
 
 
 def end_all() -> None:
     """Ends all that runs, in whatever thread somebody waits for it."""
-    for process in list(_running):
+    for process in list(running):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
 

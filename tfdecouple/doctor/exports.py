@@ -54,7 +54,7 @@ def check(examination: Examination) -> Iterator[Finding]:
         for provider in providers:
             arguments = {"folder": name, "provider": provider}
             what = f"ONNX, {provider}"
-            yield from examination.findings(f"{_RUNTIMES}:use_onnx", _judge, what, arguments, tensorflow=False)
+            yield from examination.findings(f"{_RUNTIMES}:use_onnx", judge, what, arguments, tensorflow=False)
 
 
 def _made(found: dict) -> Finding:
@@ -62,7 +62,8 @@ def _made(found: dict) -> Finding:
     return Finding("the export", True, said, figures=found)
 
 
-def _judge(found: dict) -> Finding:
+def judge(found: dict) -> Finding:
+    """Returns the finding of what a runtime gave back."""
     if reason := found.get("unavailable"):
         return Finding(found["where"], None, f"installed, but not usable here: {reason}", figures=found)
     return exactness.judge(found)

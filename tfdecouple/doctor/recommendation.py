@@ -110,7 +110,7 @@ def _micro_batches(request: Request, settings: Sequence[str], found: Found) -> t
     facts = next((one.figures for one in found.get("build", ()) if "devices" in one.figures), None)
     if request.preset is None or facts is None:
         return [], []
-    memory, devices = _device_memory(facts), len(facts["devices"][: request.devices or (None if facts["gpus"] else 1)])
+    memory, devices = device_memory(facts), len(facts["devices"][: request.devices or (None if facts["gpus"] else 1)])
     for saving in ([], *SAVING):
         config = config_of(request.preset, [*request.settings, *settings, *saving])
         if count := fewest_micro_batches(config, devices, int(USABLE * memory)):
@@ -121,7 +121,7 @@ def _micro_batches(request: Request, settings: Sequence[str], found: Found) -> t
     return [], [f"not even one image at a time fits into {shown_bytes(memory)}, by calculation"]
 
 
-def _device_memory(facts: Mapping[str, Any]) -> int:
+def device_memory(facts: Mapping[str, Any]) -> int:
     """Returns the bytes of the smallest GPU, or of this machine where there is none."""
     sizes = [line["memory.total"].split()[0] for line in facts["nvidia_smi"] if "memory.total" in line]
     if facts["gpus"] and sizes and all(size.isdigit() for size in sizes):

@@ -73,7 +73,7 @@ def limits(device: str) -> Iterator[dict[str, Any]]:
         with tf.device(device), precision():
             drawn = [tf.random.stateless_normal([side, side], [1, number]) for number in range(count)]
             matrices = [tf.cast(a, dtype) for a in drawn]
-            rates[name] = count * 2 * side**3 / _best_seconds(functools.partial(multiply, matrices))
+            rates[name] = count * 2 * side**3 / best_seconds(functools.partial(multiply, matrices))
     yield {"device": device, "flops": rates}
     yield {"doing": f"operations a second on {device}"}
     with tf.device(device):
@@ -92,10 +92,10 @@ def limits(device: str) -> Iterator[dict[str, Any]]:
             return y.numpy()
 
         calls: dict[str, Callable[[], Any]] = {"in_graph": lambda: chain(x).numpy(), "eager": singly}
-        yield {"device": device, "dispatch": {name: _CHAIN / _best_seconds(call) for name, call in calls.items()}}
+        yield {"device": device, "dispatch": {name: _CHAIN / best_seconds(call) for name, call in calls.items()}}
 
 
-def _best_seconds(call: Callable[[], Any]) -> float:
+def best_seconds(call: Callable[[], Any]) -> float:
     """Returns the least time of some calls, of fewer where each takes long."""
     call()
     walls = timed(call, 1, 1)[0]

@@ -302,7 +302,7 @@ def read_state(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
         ExtractorError: where torch is missing or cannot read the file.
     """
-    _require_torch(path.name)
+    require_torch(path.name)
     try:
         import torch
 
@@ -319,7 +319,12 @@ def read_state(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ExtractorError(f"torch cannot read {path}: {one_line(error)}") from error
 
 
-def _require_torch(file_name: str) -> None:
+def require_torch(file_name: str) -> None:
+    """Refuses to read a file of PyTorch where PyTorch is missing.
+
+    Raises:
+        ExtractorError: saying what to install.
+    """
     if importlib.util.find_spec("torch") is None:
         raise ExtractorError(f"reading {file_name} needs torch, which is missing: pip install 'tfdecouple[fid]'")
 
@@ -342,7 +347,7 @@ def find_inception(download: bool, say: Callable[[str], None]) -> pathlib.Path:
         ExtractorError: where the file is missing or another and may not be fetched, cannot be fetched, or torch, which
             reads it, is missing.
     """
-    _require_torch(FILE_NAME)
+    require_torch(FILE_NAME)
     path = cached_path()
     fault = _fault(path)
     if not fault:

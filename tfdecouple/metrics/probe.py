@@ -130,13 +130,13 @@ def linear_probe(
         rows.append(row)
 
     def classify_image_like(name: str, of_train: np.ndarray, of_test: np.ndarray) -> None:
-        _standardize(of_train, of_test)
+        standardize(of_train, of_test)
         classify(name, of_train, of_test)
         if model.config.has_latent:
             # Fewer images than d_z have no d_z components.
             pca = fit_pca(of_train, min(model.config.latent_dim, *of_train.shape), seed)
             reduced, reduced_test = _reduced(pca, of_train), _reduced(pca, of_test)
-            _standardize(reduced, reduced_test)
+            standardize(reduced, reduced_test)
             classify(f"{name}, PCA", reduced, reduced_test)
 
     classify_image_like("pixels", _pixels(train.images), _pixels(test.images))
@@ -144,7 +144,7 @@ def linear_probe(
     with fits.paused():
         (z, v), (z_test, v_test) = (encode_images(model, each.images, batch_size, say) for each in (train, test))
     if z is not None and z_test is not None:
-        _standardize(z, z_test)
+        standardize(z, z_test)
         classify("z", z, z_test)
     # No copies: what is standardised in place is no longer needed otherwise.
     classify_image_like("v", v.reshape(len(v), -1), v_test.reshape(len(v_test), -1))
@@ -152,7 +152,7 @@ def linear_probe(
     confused = "z" if z is not None else "v"
     return {
         "results": rows,
-        "confusion": _confusion(rows, confused, predictions, test.labels),
+        "confusion": confusion_of(rows, confused, predictions, test.labels),
         "chance": float(np.unique(test.labels, return_counts=True)[1].max() / len(test.labels)),
         "train_images": len(train.labels),
         "test_images": len(test.labels),
@@ -270,7 +270,7 @@ def _pixels(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1).astype(np.float32)
 
 
-def _standardize(train: np.ndarray, test: np.ndarray) -> None:
+def standardize(train: np.ndarray, test: np.ndarray) -> None:
     """Standardises both in place, by the statistics of the first."""
     standardizer = Standardizer.of(train)
     standardizer.apply(train)
@@ -294,7 +294,7 @@ def _result(fitted: Fitted, right: np.ndarray, seconds: float) -> dict[str, Any]
     }
 
 
-def _confusion(
+def confusion_of(
     rows: list[dict[str, Any]], features: str, predictions: dict[tuple[str, str], np.ndarray], labels: np.ndarray
 ) -> dict[str, Any]:
     classifiers = next(row["classifiers"] for row in rows if row["features"] == features)

@@ -18,7 +18,8 @@ from tfdecouple.runtime.shards import Batch, divided, image_by_image, joined, to
 from tfdecouple.runtime.tf32 import full_float32
 
 
-def _convolution(planes: int, size: int, strides: int, transposed: bool, **options: Any) -> keras.layers.Layer:
+def make_convolution(planes: int, size: int, strides: int, transposed: bool, **options: Any) -> keras.layers.Layer:
+    """Returns a convolution of the encoder, or a transposed one, without padding."""
     kind = keras.layers.Conv2DTranspose if transposed else keras.layers.Conv2D
     return kind(planes, size, strides, padding="valid", kernel_initializer=fan_in_uniform(), dtype="float32", **options)
 
@@ -86,7 +87,7 @@ def _sum_of_squares(x: tf.Tensor, mean: tf.Tensor) -> tuple[tf.Tensor, Callable]
 
 
 @image_by_image
-def _convolved(x: tf.Tensor, convolution: keras.layers.Layer) -> tf.Tensor:
+def convolved(x: tf.Tensor, convolution: keras.layers.Layer) -> tf.Tensor:
     """Returns a convolution padded alike on both sides: "same" pads an even image on one side only at stride 2.
 
     Of a transposed one, the gradient of such a convolution, the same rows and columns are cut off.
@@ -148,9 +149,9 @@ class ResNetBlock(Nested, keras.layers.Layer):
         super().__init__(dtype="float32", **kwargs)
         self.planes = planes
         self.strides = strides
-        self.convolution_1 = _convolution(planes, 3, strides, self.transposed, use_bias=False, name="convolution_1")
+        self.convolution_1 = make_convolution(planes, 3, strides, self.transposed, use_bias=False, name="convolution_1")
         self.norm_1 = _batch_norm("norm_1")
-        self.convolution_2 = _convolution(planes, 3, 1, self.transposed, use_bias=False, name="convolution_2")
+        self.convolution_2 = make_convolution(planes, 3, 1, self.transposed, use_bias=False, name="convolution_2")
         self.norm_2 = _batch_norm("norm_2")
         self.shortcut: list[keras.layers.Layer] = []
 
@@ -162,7 +163,7 @@ class ResNetBlock(Nested, keras.layers.Layer):
         self.convolution_2.build((batch, inner[1] + 2, inner[2] + 2, self.planes))
         if has_shortcut_convolution(channels, self.planes, self.strides):
             self.shortcut = [
-                _convolution(
+                make_convolution(
                     self.planes, 1, self.strides, self.transposed, use_bias=False, name="shortcut_convolution"
                 ),
                 _batch_norm("shortcut_norm"),
@@ -188,11 +189,11 @@ class ResNetBlock(Nested, keras.layers.Layer):
             training: as for `Encoder`.
         """
         # By `call`, since Keras would take a batch in shards for several inputs.
-        h = self.norm_1.call(_convolved(x, self.convolution_1), training)
-        h = self.norm_2.call(_convolved(_elu(h), self.convolution_2), training)
+        h = self.norm_1.call(convolved(x, self.convolution_1), training)
+        h = self.norm_2.call(convolved(_elu(h), self.convolution_2), training)
         if self.shortcut:
             convolution, norm = self.shortcut
-            x = norm.call(_convolved(x, convolution), training)
+            x = norm.call(convolved(x, convolution), training)
         return _elu_of_sum(h, x)
 
     def get_config(self) -> dict[str, Any]:
@@ -276,7 +277,7 @@ class Encoder(Nested, TracedNetwork, keras.layers.Layer):
         batch: Batch = divided(x) if training else x
         for block in self.blocks:
             batch = block(batch, training=training)
-        h = joined(_elu(_convolved(batch, self.top)))
+        h = joined(_elu(convolved(batch, self.top)))
         h = tf.reshape(h, [-1, self.last.direction.shape[0]])
         h = tf.matmul(h, self.last.kernel()) + tf.convert_to_tensor(self.last.bias)
         mean, log_variance = tf.split(h, 2, -1)

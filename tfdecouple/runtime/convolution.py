@@ -86,7 +86,7 @@ def kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
 
 def vector_size() -> int:
     """Returns how many channels the kernels take at a time: as many as a vector register has float32 numbers."""
-    return 16 if "avx512f" in _processor() else 8  # AVX2's registers
+    return 16 if "avx512f" in processor_text() else 8  # AVX2's registers
 
 
 def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -126,7 +126,7 @@ def _applies(x: tf.Tensor) -> bool:
 
 def _neighbours(x: tf.Tensor, outputs: int) -> int:
     """Returns how many pixels of a row share a vector."""
-    if not _applies(x) or (x.dtype == tf.bfloat16 and not _packs_bfloat16()):
+    if not _applies(x) or (x.dtype == tf.bfloat16 and not packs_bfloat16()):
         return 1
     most = min(vector_size() // outputs, x.shape[2] // 2)
     return max((count for count in range(1, most + 1) if x.shape[2] % count == 0), default=1)
@@ -137,17 +137,18 @@ def _filling(channels: int) -> float:
     return channels / (-(-channels // vector_size()) * vector_size())
 
 
-def _packs_bfloat16() -> bool:
+def packs_bfloat16() -> bool:
     """Returns whether pixels may share a vector in bfloat16: never where there may be AMX."""
-    return bool(_processor()) and "amx" not in _processor()
+    return bool(processor_text()) and "amx" not in processor_text()
 
 
 @functools.cache
-def _processor() -> str:
-    return _described(pathlib.Path("/proc/cpuinfo"))
+def processor_text() -> str:
+    """Returns what Linux says of this machine's processor."""
+    return described(pathlib.Path("/proc/cpuinfo"))
 
 
-def _described(file: pathlib.Path) -> str:
+def described(file: pathlib.Path) -> str:
     """Returns what Linux says of the processor; nothing where there is no such file."""
     try:
         return file.read_text(encoding="utf-8")

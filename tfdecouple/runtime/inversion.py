@@ -51,7 +51,7 @@ def run_inverting(
         def gradient(of_y: tf.Tensor, of_log_det: tf.Tensor) -> list[Any]:
             with net_precision(precision), jit_compiled(compiled), prepared(owners):
                 back, of_x, of_z, of_weights = _backward(traces, layers, given, y, z, of_y, of_log_det)
-            off = None if meter is None else _difference(back, x)
+            off = None if meter is None else difference_of(back, x)
             return [of_x, of_z, off, *tf.nest.flatten(of_weights)]
 
         return (y, log_det), gradient
@@ -96,7 +96,7 @@ def _backward(
     return y, of_y, of_z, of_weights
 
 
-def _difference(back: tf.Tensor, there: tf.Tensor) -> tf.Tensor:
+def difference_of(back: tf.Tensor, there: tf.Tensor) -> tf.Tensor:
     """Returns the largest difference of each image relative to its largest number, float32 `[batch]`."""
     axes = list(range(1, len(there.shape)))
     largest = tf.reduce_max(tf.abs(there), axes)

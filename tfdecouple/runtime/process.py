@@ -54,10 +54,10 @@ def start_tensorflow(threads: int | None = None) -> None:
     settings = Settings.chosen(gpus, threads or cores())
     settings.apply()
     if threads or not gpus:
-        _divide_cores(threads or cores(), settings.shards)
+        divide_cores(threads or cores(), settings.shards)
 
 
-def _divide_cores(threads: int, shards: int) -> None:
+def divide_cores(threads: int, shards: int) -> None:
     """Sets how many threads an operation takes and how many operations run side by side.
 
     On two cores each operation takes one, and the flow runs on the two halves of a batch side by side

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 # Seconds before the first line where there is no terminal, and between two lines.
-_FIRST, _INTERVAL = 5.0, 15.0
+_FIRST, INTERVAL = 5.0, 15.0
 
 
 def duration(seconds: float) -> str:
@@ -41,7 +41,7 @@ class TimeLeft:
         self._total = total
         now = time.monotonic()
         self._start = None if warm_up else (now, before)
-        self._next = now + (_INTERVAL if first is None else first)
+        self._next = now + (INTERVAL if first is None else first)
 
     def shift(self, seconds: float) -> None:
         """Leaves out of the reckoning so long that something else took."""
@@ -54,7 +54,7 @@ class TimeLeft:
         self._start = self._start or (now, done)
         if now < self._next:
             return False
-        self._next = now + _INTERVAL
+        self._next = now + INTERVAL
         return True
 
     def rate(self, done: float) -> float:

@@ -47,7 +47,7 @@ def _count(config: Config, folder: pathlib.Path, strategy: tf.distribute.Strateg
         count = load_config(folder).training.passes
         print(f"training.micro_batches=auto: {count}, as this run began", flush=True)
         return count
-    devices, free = strategy.num_replicas_in_sync, _free(strategy)
+    devices, free = strategy.num_replicas_in_sync, usable_memory(strategy)
     if config.training.batch_size % devices:
         return 1  # Which is refused in a line of its own.
     fewest = fewest_micro_batches(config, devices, free)
@@ -67,7 +67,7 @@ def _count(config: Config, folder: pathlib.Path, strategy: tf.distribute.Strateg
     return fewest
 
 
-def _free(strategy: tf.distribute.Strategy) -> int:
+def usable_memory(strategy: tf.distribute.Strategy) -> int:
     """Returns how many bytes of a device a step may take."""
     local = strategy.extended.worker_devices
     gpus = [device for device in local if "GPU" in device]
