@@ -7,7 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tfdecouple.doctor.apart import PASSIVE
@@ -62,6 +62,14 @@ def cell(value: Any) -> str:
         digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
         return f"{value:,.{digits}f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def relative_differences(found: Iterable[Any], expected: Iterable[Any]) -> list[float]:
+    """Returns the largest difference of each pair of arrays over the largest number of the expected one."""
+    import numpy as np
+
+    pairs = [[np.asarray(value, np.float64) for value in pair] for pair in zip(found, expected, strict=True)]
+    return [float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30)) for ours, theirs in pairs]
 
 
 def write_json(path: str | pathlib.Path | None, value: Mapping[str, Any]) -> None:

@@ -36,7 +36,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import table, write_json  # noqa: E402
+from benchmarks.common import relative_differences, table, write_json  # noqa: E402
 from benchmarks.scaling import put  # noqa: E402
 from tfdecouple.config import ModelConfig, load_preset, preset_names  # noqa: E402
 from tfdecouple.doctor.machine import machine  # noqa: E402
@@ -72,7 +72,9 @@ def compiling(options: argparse.Namespace) -> int:
             raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
     if options.docs and not options.docs.is_file():
         raise UserError(f"--docs: there is no file {options.docs}")
-    presets = {name: load_preset(name) for name in options.presets or preset_names()}
+    presets = options.presets or preset_names()
+    for preset in presets:
+        load_preset(preset)  # Refuses what is none, before the first is measured.
     measured: dict[str, dict[str, Any]] = {}
     figures: dict[str, Any] = {"machine": machine(), "images": options.images, "kinds": measured, "presets": {}}
     spawn = multiprocessing.get_context("spawn")
@@ -183,7 +185,7 @@ def measure(kind: Kind, images: int) -> dict[str, float]:
     given = draw(*kind.shape), None if kind.condition is None else draw(*kind.condition)
     expected, _, tensorflow = timed_calls(layer, given, compiled=False)
     found, first, xla = timed_calls(layer, given, compiled=True)
-    off = _relative(found, expected)
+    off = relative_differences(found, expected)
     figures = {
         "compiled_s": max(0.0, first - xla),
         "xla_s": xla,
@@ -191,17 +193,9 @@ def measure(kind: Kind, images: int) -> dict[str, float]:
         "off": max(off),
     }
     if max(off) > AGREES:
-        rounding = _relative(expected, _in_float64(layer, kind, given))
+        rounding = relative_differences(expected, _in_float64(layer, kind, given))
         figures["rounding"] = max(own for own, apart in zip(rounding, off, strict=True) if apart > AGREES)
     return figures
-
-
-def _relative(found: list[Any], expected: list[Any]) -> list[float]:
-    """Returns the largest difference of each value over the largest of that value."""
-    import numpy as np
-
-    pairs = [[np.asarray(value, np.float64) for value in pair] for pair in zip(found, expected, strict=True)]
-    return [float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30)) for ours, theirs in pairs]
 
 
 def _in_float64(layer: Any, kind: Kind, given: tuple[Any, Any]) -> list[Any]:

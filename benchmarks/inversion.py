@@ -28,7 +28,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import table, write_json  # noqa: E402
+from benchmarks.common import relative_differences, table, write_json  # noqa: E402
 from tfdecouple.config import PRECISIONS, load_preset, override  # noqa: E402
 from tfdecouple.doctor.machine import machine  # noqa: E402
 from tfdecouple.doctor.session import Session, as_timed  # noqa: E402
@@ -127,7 +127,7 @@ class Gradients:
         full, *_ = self._of("keep", "float32")
         kept, _ = self._of("keep", precision)
         found, error = self._of("invert", precision)
-        off = [float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)) for a, b in zip(kept, found, strict=True)]
+        off = relative_differences(found, kept)
         worst = int(np.argmax(off))
         return [
             f"{error:.1e}",

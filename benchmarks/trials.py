@@ -95,7 +95,7 @@ def act(options: argparse.Namespace) -> int:
         for trial in waiting:
             print(f"{trial.key}: python {shlex.join(trial.command())}")
         return 0
-    signal.signal(signal.SIGTERM, stop_at)
+    signal.signal(signal.SIGTERM, stop_on_signal)
     for trial in waiting:
         rows = [*(row for row in rows if (row["name"], row["seed"]) != (trial.name, trial.seed)), take(trial, options)]
         write_json(options.json, {"rows": rows})
@@ -247,7 +247,7 @@ def check_plan() -> None:
             raise UserError(f"trial {trial.key}: {error}") from error
 
 
-def stop_at(number: int, frame: object) -> None:
+def stop_on_signal(number: int, frame: object) -> None:
     raise SystemExit(EXIT_INTERRUPTED)
 
 

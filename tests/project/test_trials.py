@@ -121,7 +121,7 @@ def test_a_signal_reaches_the_training(tmp_path, monkeypatch):
         def wait(self):
             made.append(self)
             if len(made) == 1:
-                trials.stop_at(signal.SIGTERM, None)
+                trials.stop_on_signal(signal.SIGTERM, None)
             return 75
 
     monkeypatch.setattr(subprocess, "Popen", Waiting)
