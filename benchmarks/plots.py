@@ -24,12 +24,12 @@ def plot(figures: dict[str, Any], path: pathlib.Path, gpus: Sequence[int]) -> No
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     panels = [*_measured(figures), *(_calculated(figures["memory"], gib) for gib in gpus)]
-    columns = min(len(panels), 3)
+    columns = min(len(panels), 2)
     height = -(-len(panels) // columns)
-    figure, grid = pyplot.subplots(height, columns, figsize=(4.5 * columns, 4 * height), squeeze=False)
+    figure, grid = pyplot.subplots(height, columns, figsize=(6.5 * columns, 4.5 * height), squeeze=False)
     axes = list(grid.flat)
     for unused in axes[len(panels) :]:
         unused.remove()
@@ -41,7 +41,10 @@ def plot(figures: dict[str, Any], path: pathlib.Path, gpus: Sequence[int]) -> No
         axis.set_yscale("log")
         axis.set_xticks(depths, [str(depth) for depth in depths])
         axis.set_xlabel("steps in each stage of each level")
-        axis.legend(fontsize=7)
+        axis.yaxis.set_major_formatter(ticker.LogFormatter())
+        axis.yaxis.set_minor_formatter(ticker.LogFormatter())
+        # Where it hides no line.
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
         axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
