@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from tfdecouple.architecture import CouplingPlan, FlowPlan, ResNetPlan, plan
+from tfdecouple.architecture import CouplingPlan, FactorOutPlan, FlowPlan, ResNetPlan, StepPlan, plan
 from tfdecouple.config import Config, ModelConfig, override
 from tfdecouple.transforms import TRANSFORMS
 
@@ -132,12 +132,16 @@ def _all_layers(config: ModelConfig) -> Iterator[LayerSize]:
 
 def _layers(planned: FlowPlan) -> Iterator[LayerSize]:
     for stage in planned.stages:
-        positions, step, factor_out = stage.positions, planned.step(stage), planned.factor_out(stage)
-        for _ in range(stage.steps):
-            couplings = (CouplingSize(positions, step.coupling),) * 4
-            yield LayerSize(positions, step.channels, couplings, maps=3 + len(step.further))
+        yield from [_size(planned.step(stage), stage.positions)] * stage.steps
+        factor_out = planned.factor_out(stage)
         if factor_out is not None:
-            yield LayerSize(positions, factor_out.channels, (CouplingSize(positions, factor_out.coupling),), maps=2)
+            yield _size(factor_out, stage.positions)
+
+
+def _size(planned: StepPlan | FactorOutPlan, positions: int) -> LayerSize:
+    layers = planned.layers().values()
+    couplings = tuple(CouplingSize(positions, layer) for layer in layers if isinstance(layer, CouplingPlan))
+    return LayerSize(positions, planned.channels, couplings, maps=len(layers) - len(couplings))
 
 
 def multiply_adds(config: ModelConfig) -> int:

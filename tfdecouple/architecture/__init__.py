@@ -8,8 +8,7 @@ from tfdecouple.architecture.classes import ClassAffinePlan, ClassCodesPlan
 from tfdecouple.architecture.encoders import EncoderPlan, ResNetPlan
 from tfdecouple.architecture.flows import FlowPlan, PriorPlan
 from tfdecouple.architecture.layers import (
-    FIRST_PAIR,
-    SECOND_PAIR,
+    STEP,
     CouplingPlan,
     FactorOutPlan,
     StepPlan,
@@ -19,8 +18,7 @@ from tfdecouple.architecture.model import DequantizerPlan, Plan, count_by_networ
 from tfdecouple.architecture.weights import Shape, Weights
 
 __all__ = [
-    "FIRST_PAIR",
-    "SECOND_PAIR",
+    "STEP",
     "ClassAffinePlan",
     "ClassCodesPlan",
     "CouplingPlan",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from tfdecouple.architecture.weights import (
     Weights,
@@ -16,9 +17,52 @@ from tfdecouple.architecture.weights import (
 from tfdecouple.step_layers import STEP_LAYERS
 from tfdecouple.transforms import TRANSFORMS
 
-# The couplings of a step by name, in the forward direction: pattern of the split, and which side is transformed.
-FIRST_PAIR = {"coupling_continuous_last": ("continuous", "last"), "coupling_continuous_first": ("continuous", "first")}
-SECOND_PAIR = {"coupling_alternate_last": ("alternate", "last"), "coupling_alternate_first": ("alternate", "first")}
+# The layers of a step by name, in the forward direction: an actnorm, the linear map of the channels, or a coupling, as
+# the pattern of its split and the side that is transformed (paper Figure 3a).
+STEP: dict[str, Literal["actnorm", "linear"] | tuple[str, str]] = {
+    "actnorm_1": "actnorm",
+    "linear": "linear",
+    "coupling_continuous_last": ("continuous", "last"),
+    "coupling_continuous_first": ("continuous", "first"),
+    "actnorm_2": "actnorm",
+    "coupling_alternate_last": ("alternate", "last"),
+    "coupling_alternate_first": ("alternate", "first"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ActNormPlan:
+    """An actnorm of so many channels."""
+
+    channels: int
+
+    def weights(self) -> Weights:
+        """Returns `{name: shape}` of its weights."""
+        return actnorm(self.channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearPlan:
+    """An invertible linear map of so many channels, in the form "full" or "lu"."""
+
+    channels: int
+    form: str
+
+    def weights(self) -> Weights:
+        """Returns `{name: shape}` of its weights."""
+        return linear(self.channels, self.form)
+
+
+@dataclasses.dataclass(frozen=True)
+class RegisteredPlan:
+    """A layer of `step_layers.STEP_LAYERS`, by name, for so many channels."""
+
+    name: str
+    channels: int
+
+    def weights(self) -> Weights:
+        """Returns `{name: shape}` of its weights."""
+        return STEP_LAYERS[self.name].weights(self.channels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,9 +100,12 @@ class CouplingPlan:
         return under("net", convolutional_net(*sizes, self.condition_size, local=self.local))
 
 
+LayerPlan = ActNormPlan | LinearPlan | CouplingPlan | RegisteredPlan
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """A step of flow: actnorm, linear map of the channels, two couplings, actnorm, two couplings (paper Figure 3a).
+    """A step of flow, the layers of `STEP`, and what is registered to stand behind them.
 
     Attributes:
         channels: of its input and output.
@@ -72,18 +119,22 @@ class StepPlan:
     coupling: CouplingPlan
     further: tuple[str, ...] = ()
 
+    def layers(self) -> dict[str, LayerPlan]:
+        """Returns its layers by name, in the forward direction."""
+        layers: dict[str, LayerPlan] = {}
+        for name, layer in STEP.items():
+            match layer:
+                case "actnorm":
+                    layers[name] = ActNormPlan(self.channels)
+                case "linear":
+                    layers[name] = LinearPlan(self.channels, self.linear)
+                case _:
+                    layers[name] = self.coupling
+        return layers | {name: RegisteredPlan(name, self.channels) for name in self.further}
+
     def weights(self) -> Weights:
         """Returns `{name: shape}` of its weights."""
-        weights = {
-            **under("actnorm_1", actnorm(self.channels)),
-            **under("linear", linear(self.channels, self.linear)),
-            **under("actnorm_2", actnorm(self.channels)),
-        }
-        for name in (*FIRST_PAIR, *SECOND_PAIR):
-            weights |= under(name, self.coupling.weights())
-        for name in self.further:
-            weights |= under(name, STEP_LAYERS[name].weights(self.channels))
-        return weights
+        return _weights(self.layers())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,13 +151,17 @@ class FactorOutPlan:
     linear: str
     coupling: CouplingPlan
 
+    def layers(self) -> dict[str, LayerPlan]:
+        """Returns its layers by name, in the forward direction."""
+        return {
+            "linear": LinearPlan(self.channels, self.linear),
+            "coupling": self.coupling,
+            "actnorm": ActNormPlan(self.coupling.transformed),
+        }
+
     def weights(self) -> Weights:
         """Returns `{name: shape}` of its weights."""
-        return {
-            **under("linear", linear(self.channels, self.linear)),
-            **under("coupling", self.coupling.weights()),
-            **under("actnorm", actnorm(self.coupling.transformed)),
-        }
+        return _weights(self.layers())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,3 +181,7 @@ class WhiteningPlan:
     def weights(self) -> Weights:
         """Returns `{name: shape}` of its weights."""
         return whitening_net(self.condition_size, self.hidden, self.entries)
+
+
+def _weights(layers: dict[str, LayerPlan]) -> Weights:
+    return {path: shape for name, layer in layers.items() for path, shape in under(name, layer.weights()).items()}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfdecouple.architecture import FIRST_PAIR, SECOND_PAIR, FlowPlan, plan
+from tfdecouple.architecture import STEP, FlowPlan, plan
 from tfdecouple.config import ModelConfig, from_plain
 from tfdecouple.errors import UserError
 from tfdecouple.layers import (
@@ -90,22 +90,22 @@ class FlowStep(_Coupled, InvertibleSequence):
         super().__init__(hidden, condition_size, **kwargs)
         self.step_layers = tuple(step_layers)
 
-        def pair(splits: Mapping[str, tuple[str, str]]) -> list[InvertibleLayer]:
-            return [self._coupling(name, pattern=pattern, part=side) for name, (pattern, side) in splits.items()]
-
-        # Explicit names: the paths of the weights in a checkpoint are made of them.
-        self.sequence = [
-            ActNorm(name="actnorm_1", dtype=self.dtype_policy),
-            self._linear_layer(name="linear", dtype=self.dtype_policy),
-            *pair(FIRST_PAIR),
-            ActNorm(name="actnorm_2", dtype=self.dtype_policy),
-            *pair(SECOND_PAIR),
-            *(RegisteredLayer(name, name=name, dtype=self.dtype_policy) for name in self.step_layers),
-        ]
+        registered = [RegisteredLayer(name, name=name, dtype=self.dtype_policy) for name in self.step_layers]
+        self.sequence = [*map(self._planned, STEP), *registered]
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "step_layers": self.step_layers}
+
+    def _planned(self, name: str) -> InvertibleLayer:
+        """A layer of the paper's; the paths of weights in checkpoints are made of its name."""
+        match STEP[name]:
+            case "actnorm":
+                return ActNorm(name=name, dtype=self.dtype_policy)
+            case "linear":
+                return self._linear_layer(name=name, dtype=self.dtype_policy)
+            case pattern, side:
+                return self._coupling(name, pattern=pattern, part=side)
 
     def _linear_layer(self, **options: Any) -> InvertibleLayer:
         return InvertibleConv1x1(self.linear, **options)
