@@ -245,7 +245,11 @@ class Runs:
         return os.mkdir, (str(self.folder),)
 
 
-@pytest.mark.parametrize("read", [wolf.read_state, inception.read_state], ids=["wolf", "inception"])
+# What reads a file of torch.
+reads_torch = pytest.mark.parametrize("read", [wolf.read_state, inception.read_state], ids=["wolf", "inception"])
+
+
+@reads_torch
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_file_of_torch_that_would_run_code_is_refused_and_runs_nothing(tmp_path, read, zipped):
     torch = pytest.importorskip("torch")
@@ -257,3 +261,17 @@ def test_file_of_torch_that_would_run_code_is_refused_and_runs_nothing(tmp_path,
     assert not folder.exists()
     torch.load(path, weights_only=False)
     assert folder.is_dir()
+
+
+@reads_torch
+@pytest.mark.parametrize("version", ["1.13.1", "2.5.1+cu124"])
+def test_torch_with_which_a_file_can_run_code_is_not_used(tmp_path, monkeypatch, read, version):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "model.pt"
+    torch.save({"a": torch.zeros(2)}, path)
+    assert list(read(path)) == ["a"]
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(UserError, match="needs torch 2.6 or later") as caught:
+        read(path)
+    assert f"and {version} is installed" in str(caught.value) and "pip install -U" in str(caught.value)
+    assert "\n" not in str(caught.value)

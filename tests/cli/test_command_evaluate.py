@@ -333,7 +333,7 @@ class TestRefusals:
 
     def test_missing_network_of_fid_is_told_before_anything_is_measured(self, made_run, capsys, tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setattr(inception, "require_torch", lambda file_name: None)
+        monkeypatch.setattr(inception, "require_torch", lambda *_: None)
         message = refused(capsys, "--run", made_run, "--out", tmp_path / "out", "--frechet", "inception")
         for part in (str(tmp_path / "cache"), "--download", inception.URL, inception.SHA256):
             assert part in message

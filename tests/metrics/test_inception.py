@@ -17,6 +17,7 @@ from tfdecouple.metrics import inception
 from tfdecouple.metrics.extractors import ExtractorError, open_extractor
 from tfdecouple.metrics.frechet import summary
 from tfdecouple.metrics.inception import Inception, cached_path, find_inception
+from tfdecouple.storage import torch_state
 
 
 @functools.cache
@@ -247,7 +248,7 @@ class TestReading:
         assert "\n" not in str(caught.value)
 
     def test_without_torch_says_what_to_install(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(inception.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(torch_state.importlib.util, "find_spec", lambda name: None)
         for call in (lambda: inception.read_state(tmp_path / "a.pth"), lambda: find_inception(True, print)):
             with pytest.raises(ExtractorError, match=r"\.pth needs torch, .* pip install 'tfdecouple\[fid\]'$"):
                 call()
@@ -261,7 +262,7 @@ def small_file(monkeypatch):
     """Makes a small file the expected one, which needs no torch and gives mean colours."""
     monkeypatch.setattr(inception, "SIZE", len(CONTENT))
     monkeypatch.setattr(inception, "SHA256", hashlib.sha256(CONTENT).hexdigest())
-    monkeypatch.setattr(inception, "require_torch", lambda file_name: None)
+    monkeypatch.setattr(inception, "require_torch", lambda *_: None)
     monkeypatch.setattr(inception, "open_inception", lambda path: colours)
 
 

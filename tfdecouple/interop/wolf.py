@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import pickle
-import re
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -13,19 +11,18 @@ import numpy as np
 
 from tfdecouple.architecture import plan
 from tfdecouple.config import Config, DataConfig, TrainingConfig
-from tfdecouple.errors import WolfError, one_line
+from tfdecouple.errors import WolfError
 from tfdecouple.interop.wolf_config import model_config_of
 from tfdecouple.interop.wolf_names import correspondence
 from tfdecouple.model import DecoupledModel
 from tfdecouple.parameters import require_memory
 from tfdecouple.runs import SUMMARY, write_run
 from tfdecouple.storage.files import parse_json, write_json
+from tfdecouple.storage.torch_state import read_torch
 
 Arrays = Mapping[str, np.ndarray]
 
 _SAVE = "save the model's state dict alone: torch.save(model.state_dict(), FILE)"
-# The first of torch with which weights_only=True keeps a file from running code: CVE-2025-32434.
-_SAFE_TORCH = (2, 6)
 # Caches and counters of the reference that carry no information of their own.
 _DERIVED = ("weight_inv", "num_batches_tracked")
 
@@ -94,29 +91,13 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
             raise WolfError(f"{path} is no readable .npz file: {error}") from error
     if path.suffix not in (".pt", ".pth"):
         raise WolfError(f"{path} is neither .npz nor .pt; these two can be read")
-    try:
-        import torch
-    except ImportError as error:
-        raise WolfError(f"reading {path.name} needs torch, which is missing: pip install 'tfdecouple[wolf]'") from error
-    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < _SAFE_TORCH:
-        raise WolfError(
-            f"reading {path.name} needs torch 2.6 or later, and {torch.__version__} is installed, with which such a "
-            "file can run code: pip install -U 'tfdecouple[wolf]'"
-        )
-    try:
-        # Only weights: a pickle could run any code.
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Torch would advise to run it.
-        raise WolfError(
-            f"torch cannot read {path}: it is damaged, or holds more than tensors, and nothing of that is run; {_SAVE}"
-        ) from error
-    except Exception as error:
-        raise WolfError(f"torch cannot read {path}: {one_line(error, first=True)}") from error
+    state = read_torch(path, "wolf", WolfError, _SAVE)
     if isinstance(state, Mapping):
         state = state.get("core", state)
     if not isinstance(state, Mapping):
         raise WolfError(f"{path} is of type {type(state).__name__}, no mapping of names to tensors; {_SAVE}")
+    import torch
+
     arrays = {}
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):

@@ -13,11 +13,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.client
-import importlib.util
 import itertools
 import os
 import pathlib
-import pickle
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -27,11 +25,14 @@ import tensorflow as tf
 
 from tfdecouple.errors import ExtractorError, one_line
 from tfdecouple.storage.files import beside, put_in_place, sha256_of
+from tfdecouple.storage.torch_state import read_torch, require_torch
 
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE_NAME}"
 SIZE = 95_628_359
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+# That brings torch, which reads it.
+_EXTRA = "fid"
 
 FEATURES = 2048
 
@@ -302,31 +303,8 @@ def read_state(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
         ExtractorError: where torch is missing or cannot read the file.
     """
-    require_torch(path.name)
-    try:
-        import torch
-
-        # Only weights: a pickle could run any code.
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: tensor.numpy() for name, tensor in state.items()}
-    except pickle.UnpicklingError as error:
-        # Torch would advise to run it.
-        raise ExtractorError(
-            f"torch cannot read {path}: it is damaged, or holds more than tensors, and nothing of that is run"
-        ) from error
-    # Whatever torch raises of a damaged file, or of an installation that is.
-    except Exception as error:
-        raise ExtractorError(f"torch cannot read {path}: {one_line(error)}") from error
-
-
-def require_torch(file_name: str) -> None:
-    """Refuses to read a file of PyTorch where PyTorch is missing.
-
-    Raises:
-        ExtractorError: saying what to install.
-    """
-    if importlib.util.find_spec("torch") is None:
-        raise ExtractorError(f"reading {file_name} needs torch, which is missing: pip install 'tfdecouple[fid]'")
+    state = read_torch(path, _EXTRA, ExtractorError)
+    return {name: tensor.numpy() for name, tensor in state.items()}
 
 
 def cached_path() -> pathlib.Path:
@@ -347,7 +325,7 @@ def find_inception(download: bool, say: Callable[[str], None]) -> pathlib.Path:
         ExtractorError: where the file is missing or another and may not be fetched, cannot be fetched, or torch, which
             reads it, is missing.
     """
-    require_torch(FILE_NAME)
+    require_torch(FILE_NAME, _EXTRA, ExtractorError)
     path = cached_path()
     fault = _fault(path)
     if not fault:
