@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import numpy as np
-import onnx.parser
 import pytest
 from helpers.models import SMALL
+from helpers.onnx_texts import WITHOUT_Z, in_5_bits, write_models
 from helpers.picture_files import claiming, write_files
 from helpers.variants import OF_CLASSES, SMALLEST, fresh
 from PIL import Image
@@ -109,31 +109,13 @@ def test_the_crop_of_the_card_is_taken(monkeypatch):
     assert (source.Model().crop, source.Model().size) == (140, 8)
 
 
-# A model without z, of 5 bits: pixels become multiples of 8.
-OF_5_BITS = {
-    "encoder": """encoder (uint8[batch, 8, 8, 3] images) => (float[batch, 8, 8, 3] v) {
-        pixels = Cast <to = 1> (images)
-        step = Constant <value = float {8.0}> ()
-        levels = Div (pixels, step)
-        whole = Floor (levels)
-        v = Mul (whole, step)
-    }""",
-    "decoder": "decoder (float[batch, 8, 8, 3] v) => (uint8[batch, 8, 8, 3] images) { images = Cast <to = 2> (v) }",
-}
-
-
-def write_models(folder, texts=OF_5_BITS, **metadata):
-    """Writes models of these texts as files that say of themselves what the client asks."""
-    folder.mkdir(exist_ok=True)
-    said = {"image_size": "8", "n_bits": "5", "crop": "largest centre square", **metadata}
-    for name, text in texts.items():
-        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{text}')
-        onnx.helper.set_model_props(model, said)
-        onnx.save(model, folder / f"{name}.onnx")
+# Of 5 bits, and what the client asks a file of itself.
+OF_5_BITS = {**WITHOUT_Z, "encoder": in_5_bits(WITHOUT_Z["encoder"])}
+SAID = {"image_size": "8", "n_bits": "5", "crop": "largest centre square"}
 
 
 def test_of_fewer_bits_known_images_are_multiples_of_the_step(exported, tmp_path):
-    write_models(tmp_path)
+    write_models(tmp_path, OF_5_BITS, **SAID)
     done = run(exported, "--check", tmp_path, cwd=tmp_path)
     assert (done.stdout, done.returncode) == ("16 of 16 known images come back exactly\n", 0), done.stderr
 
@@ -192,7 +174,7 @@ NOT_SWITCHED = "this model needs labels, or has no z to switch; call Model in a 
 )
 def test_a_model_whose_pictures_are_not_switched_is_refused_in_a_line(tmp_path, texts, shape, said):
     shutil.copy(CLIENT, tmp_path)
-    write_models(tmp_path / "onnx", texts, image_shape=json.dumps(shape))
+    write_models(tmp_path / "onnx", texts, **SAID, image_shape=json.dumps(shape))
     done = run(tmp_path, "a.png", "b.png", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {said}\n")
 
@@ -203,7 +185,7 @@ def test_files_that_are_missing_or_damaged_are_a_line(tmp_path, arguments):
     folder = tmp_path / ("elsewhere" if "elsewhere" in arguments else "onnx")
     for state in ("missing", "damaged"):
         if state == "damaged":
-            write_models(folder)
+            write_models(folder, OF_5_BITS, **SAID)
             (folder / "decoder.onnx").write_bytes(b"no model")
         done = run(tmp_path, *arguments, cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr

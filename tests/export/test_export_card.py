@@ -8,10 +8,10 @@ import re
 import shutil
 
 import numpy as np
-import onnx.parser
 import pytest
 from helpers import cards
 from helpers.models import SMALL
+from helpers.onnx_texts import WITHOUT_Z, write_models
 from helpers.places import ROOT
 from helpers.variants import OF_CLASSES
 
@@ -239,25 +239,15 @@ class TestRights:
             assert said in make_card(origin, endpoints(SMALL), "any", {"onnx": entry()})["data"]["licence"]
 
 
-# Files of a model without z.
-WITHOUT_Z = {
-    "encoder": "encoder (uint8[batch, 8, 8, 3] images) => (float[batch, 8, 8, 3] v) { v = Cast <to = 1> (images) }",
-    "decoder": "decoder (float[batch, 8, 8, 3] v) => (uint8[batch, 8, 8, 3] images) { images = Cast <to = 2> (v) }",
-}
-
-
 @pytest.fixture(scope="module")
 def without_z(tmp_path_factory):
-    """A folder of such files and their card."""
+    """A folder of files of a model without z, and their card."""
     folder = tmp_path_factory.mktemp("without_z")
     origin = dataclasses.replace(origin_of(), config=Config(model=dataclasses.replace(SMALL, conditioning="none")))
     card = make_card(origin, endpoints(origin.config.model), "4 test images", {"onnx": entry()})
     (folder / JSON_NAME).write_text(json.dumps(card))
     (folder / TEXT_NAME).write_text(card_text(card))
-    (folder / "onnx").mkdir()
-    for name, text in WITHOUT_Z.items():
-        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{text}')
-        onnx.save(model, folder / "onnx" / f"{name}.onnx")
+    write_models(folder / "onnx", WITHOUT_Z)
     return folder
 
 

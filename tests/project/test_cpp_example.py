@@ -7,9 +7,9 @@ import shutil
 import subprocess
 
 import numpy as np
-import onnx.parser
 import pytest
 from helpers.models import random_images
+from helpers.onnx_texts import WITHOUT_Z, in_5_bits, write_models
 from helpers.places import PATIENCE, ROOT
 from PIL import Image
 
@@ -24,15 +24,18 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} not installed"),
 ]
 
-WITHOUT_Z = {
-    "encoder": "encoder (uint8[batch, 8, 8, 3] images) => (float[batch, 8, 8, 3] v) { v = Cast <to = 1> (images) }",
-    # What is brighter than 253 is lost.
-    "decoder": """decoder (float[batch, 8, 8, 3] v) => (uint8[batch, 8, 8, 3] images) {
+# What is brighter than 253 is lost.
+LOSSY = {
+    **WITHOUT_Z,
+    "decoder": WITHOUT_Z["decoder"].replace(
+        "images = Cast <to = 2> (v)",
+        """
         lowest = Constant <value = float {0.0}> ()
         highest = Constant <value = float {253.0}> ()
         clipped = Clip (v, lowest, highest)
         images = Cast <to = 2> (clipped)
-    }""",
+        """,
+    ),
 }
 
 
@@ -58,12 +61,8 @@ def switch(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def without_z(tmp_path_factory):
-    """Models without z that lose the brightest values."""
-    folder = tmp_path_factory.mktemp("models")
-    for name, text in WITHOUT_Z.items():
-        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{text}')
-        onnx.save(model, folder / f"{name}.onnx")
-    return folder
+    """Files of the models that lose the brightest values."""
+    return write_models(tmp_path_factory.mktemp("models"), LOSSY)
 
 
 def test_known_images_come_back(switch, exported, without_z, tmp_path):
@@ -78,27 +77,15 @@ def test_known_images_come_back(switch, exported, without_z, tmp_path):
 
 
 def test_a_model_of_5_bits_gives_multiples_of_8_back(switch, tmp_path):
-    encoder = WITHOUT_Z["encoder"].replace(
-        "v = Cast <to = 1> (images)",
-        """pixels = Cast <to = 1> (images)
-        step = Constant <value = float {8.0}> ()
-        levels = Div (pixels, step)
-        whole = Floor (levels)
-        v = Mul (whole, step)""",
-    )
-    for name, text in {**WITHOUT_Z, "encoder": encoder}.items():
-        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{text}')
-        onnx.helper.set_model_props(model, {"n_bits": "5"})
-        onnx.save(model, tmp_path / f"{name}.onnx")
+    texts = {**LOSSY, "encoder": in_5_bits(LOSSY["encoder"])}
+    write_models(tmp_path, texts, n_bits="5")
     done = switch(tmp_path, tmp_path, "--check")
     assert (done.returncode, done.stdout) == (0, "16 of 16 known images come back exactly\n"), done.stderr
 
 
 def test_a_model_that_encodes_by_labels_is_refused(switch, tmp_path):
     encoder = WITHOUT_Z["encoder"].replace("images) =>", "images, int32[batch] labels) =>")
-    for name, text in {**WITHOUT_Z, "encoder": encoder}.items():
-        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{text}')
-        onnx.save(model, tmp_path / f"{name}.onnx")
+    write_models(tmp_path, {**WITHOUT_Z, "encoder": encoder})
     done = switch(tmp_path, tmp_path, "--check")
     assert done.returncode == 2 and "encoder.onnx takes images, labels, and this example" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -126,9 +113,7 @@ def test_switches_pictures_of_any_size_read_to_the_byte(switch, exported, tmp_pa
 
 @pytest.mark.parametrize("shape", ["8, 12, 1", "8, 12, 3", "8, 8, 1", "8, 8, 5"])
 def test_models_of_other_shapes_are_refused(switch, tmp_path, shape):
-    for name, text in WITHOUT_Z.items():
-        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{text.replace("8, 8, 3", shape)}')
-        onnx.save(model, tmp_path / f"{name}.onnx")
+    write_models(tmp_path, {name: text.replace("8, 8, 3", shape) for name, text in WITHOUT_Z.items()})
     done = switch(tmp_path, tmp_path, "--check")
     assert done.returncode == 2 and f"takes images [{shape}], and this example squares of RGB alone" in done.stderr
     assert done.stderr.count("\n") == 1

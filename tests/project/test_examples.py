@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import numpy as np
-import onnx.parser
 import onnxruntime
 import pytest
 from helpers.models import random_images
+from helpers.onnx_texts import WITHOUT_Z, in_5_bits, write_models
 from helpers.picture_files import claiming
 from helpers.places import PATIENCE, ROOT, user_environment
 from PIL import Image
@@ -23,7 +23,6 @@ MISSING = [name for name in ("node", "npm") if shutil.which(name) is None]
 
 # Models of 8 x 8 images with codes of known values: z is the mean colour, v what is left of the image.
 ENCODER = """
-    <ir_version: 8, opset_import: ["": 17]>
     encoder (uint8[batch, 8, 8, 3] images) => (float[batch, 3] z, float[batch, 8, 8, 3] v) {
         pixels = Cast <to = 1> (images)
         z = ReduceMean <axes = [1, 2], keepdims = 0> (pixels)
@@ -33,7 +32,6 @@ ENCODER = """
 """
 # Up to a brightness: with 200 it loses what is brighter.
 DECODER = """
-    <ir_version: 8, opset_import: ["": 17]>
     decoder (float[batch, 3] z, float[batch, 8, 8, 3] v) => (uint8[batch, 8, 8, 3] images) {
         axes = Constant <value = int64[2] {1, 2}> ()
         mean = Unsqueeze (z, axes)
@@ -45,24 +43,8 @@ DECODER = """
         images = Cast <to = 2> (pixels)
     }
 """
-# Of 5 bits: pixels become multiples of 8.
-ENCODER_OF_5_BITS = ENCODER.replace(
-    "pixels = Cast <to = 1> (images)",
-    """every = Cast <to = 1> (images)
-        step = Constant <value = float {8.0}> ()
-        levels = Div (every, step)
-        whole = Floor (levels)
-        pixels = Mul (whole, step)""",
-)
+ENCODER_OF_5_BITS = in_5_bits(ENCODER)
 ENCODER_WITH_LABELS = ENCODER.replace("images) =>", "images, int32[batch] labels) =>")
-ENCODER_WITHOUT_Z = """
-    <ir_version: 8, opset_import: ["": 17]>
-    encoder (uint8[batch, 8, 8, 3] images) => (float[batch, 8, 8, 3] v) { v = Cast <to = 1> (images) }
-"""
-DECODER_WITHOUT_Z = """
-    <ir_version: 8, opset_import: ["": 17]>
-    decoder (float[batch, 8, 8, 3] v) => (uint8[batch, 8, 8, 3] images) { images = Cast <to = 2> (v) }
-"""
 
 
 @pytest.fixture(
@@ -129,13 +111,8 @@ def of_shape(text, shape):
     return text.replace("BRIGHTEST", "255")
 
 
-def write_models(folder, encoder, decoder, **metadata):
-    folder.mkdir()
-    for name, text in {"encoder": encoder, "decoder": decoder}.items():
-        model = onnx.parser.parse_model(text)
-        onnx.helper.set_model_props(model, metadata)
-        onnx.save(model, folder / f"{name}.onnx")
-    return folder
+def write_pair(folder, encoder, decoder, **metadata):
+    return write_models(folder, {"encoder": encoder, "decoder": decoder}, **metadata)
 
 
 def pixels_of(path):
@@ -164,7 +141,7 @@ class TestSwitch:
     @pytest.mark.parametrize("of", ["exported", "mean colours"])
     def test_gives_what_the_models_give(self, switch, models, tmp_path, of):
         if of == "mean colours":
-            models = open_models(write_models(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "255")))
+            models = open_models(write_pair(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "255")))
         folder, encoder, decoder = models
         images = random_images(2, encoder.get_inputs()[0].shape[1]) // np.array([1, 3], np.uint8)[:, None, None, None]
         for name, image in zip("pq", images, strict=True):
@@ -186,7 +163,7 @@ class TestSwitch:
 
     def test_below_8_bits_the_levels_of_a_picture_come_back(self, switch, tmp_path):
         decoder = DECODER.replace("BRIGHTEST", "240")
-        folder = write_models(tmp_path / "models", ENCODER_OF_5_BITS, decoder, n_bits="5", run="tiny")
+        folder = write_pair(tmp_path / "models", ENCODER_OF_5_BITS, decoder, n_bits="5", run="tiny")
         pixels = random_images(1)[0]
         for name, image in {"p.png": pixels // 2, "q.png": pixels}.items():
             Image.fromarray(image).save(tmp_path / name)
@@ -198,7 +175,7 @@ class TestSwitch:
         ]
 
     def test_says_what_is_lost(self, switch, tmp_path):
-        folder = write_models(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "200"))
+        folder = write_pair(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "200"))
         bright, dark = random_images(1)[0], random_images(1)[0] // 2
         Image.fromarray(bright).save(tmp_path / "p.png")
         Image.fromarray(dark).save(tmp_path / "q.png")
@@ -217,13 +194,13 @@ class TestCheck:
         assert succeeded(switch(models[0], "--check")) == ["16 of 16 known images come back exactly"]
 
     def test_a_model_without_z(self, switch, tmp_path):
-        folder = write_models(tmp_path / "models", ENCODER_WITHOUT_Z, DECODER_WITHOUT_Z)
+        folder = write_models(tmp_path / "models", WITHOUT_Z)
         assert succeeded(switch(folder, "--check")) == ["16 of 16 known images come back exactly"]
 
     @pytest.mark.parametrize("brightest", [255, 240])
     def test_a_model_of_5_bits(self, switch, tmp_path, brightest):
         decoder = DECODER.replace("BRIGHTEST", str(brightest))
-        folder = write_models(tmp_path / "models", ENCODER_OF_5_BITS, decoder, run="tiny", n_bits="5", step="9")
+        folder = write_pair(tmp_path / "models", ENCODER_OF_5_BITS, decoder, run="tiny", n_bits="5", step="9")
         kept = np.sum(known_images(8).max((1, 2, 3)) < brightest + 8)
         assert (kept == 16) == (brightest == 255)
         ended = switch(folder, "--check")
@@ -232,7 +209,7 @@ class TestCheck:
 
     def test_what_is_lost_is_counted_and_ends_with_status_1(self, switch, tmp_path):
         # Only the images whose colours do not reach the brightest levels come back.
-        folder = write_models(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "253"))
+        folder = write_pair(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "253"))
         ended = switch(folder, "--check")
         said = re.fullmatch(r"(\d+) of 16 known images come back exactly\n", ended.stdout)
         assert said and int(said[1]) == np.sum(known_images(8).max((1, 2, 3)) <= 253) < 16, ended.stdout
@@ -363,7 +340,7 @@ class TestRefusals:
         refused(switch(folder, picture, picture), tmp_path, f"cannot open the model {folder / 'decoder.onnx'}")
 
     def test_a_model_without_z(self, switch, picture, tmp_path):
-        folder = write_models(tmp_path / "models", ENCODER_WITHOUT_Z, DECODER_WITHOUT_Z)
+        folder = write_models(tmp_path / "models", WITHOUT_Z)
         refused(
             switch(folder, picture, picture),
             tmp_path,
@@ -372,18 +349,18 @@ class TestRefusals:
         )
 
     def test_a_model_that_encodes_by_labels(self, switch, picture, tmp_path):
-        folder = write_models(tmp_path / "models", ENCODER_WITH_LABELS, DECODER.replace("BRIGHTEST", "255"))
+        folder = write_pair(tmp_path / "models", ENCODER_WITH_LABELS, DECODER.replace("BRIGHTEST", "255"))
         for arguments in (["--check"], [picture, picture]):
             ended = switch(folder, *arguments)
             refused(ended, tmp_path, f"{folder / 'encoder.onnx'} takes images, labels, ", "client.py")
 
     def test_a_model_that_takes_other_numbers(self, switch, tmp_path):
-        encoder = ENCODER_WITHOUT_Z.replace("uint8", "float").replace("Cast <to = 1>", "Identity")
-        folder = write_models(tmp_path / "models", encoder, DECODER_WITHOUT_Z)
+        encoder = WITHOUT_Z["encoder"].replace("uint8", "float").replace("Cast <to = 1>", "Identity")
+        folder = write_models(tmp_path / "models", {**WITHOUT_Z, "encoder": encoder})
         refused(switch(folder, "--check"), tmp_path, f"cannot encode with {folder / 'encoder.onnx'}: ")
 
     def test_a_model_of_other_channels(self, switch, request, picture, tmp_path):
-        folder = write_models(tmp_path / "models", *(of_shape(text, "8, 8, 5") for text in (ENCODER, DECODER)))
+        folder = write_pair(tmp_path / "models", *(of_shape(text, "8, 8, 5") for text in (ENCODER, DECODER)))
         refused(switch(folder, picture, picture), tmp_path, f"{folder / 'encoder.onnx'} takes ", "5")
         if request.node.callspec.params["switch"] == "python":
             assert succeeded(switch(folder, "--check")) == ["16 of 16 known images come back exactly"]
@@ -391,7 +368,7 @@ class TestRefusals:
     @pytest.mark.parametrize("shape", ["8, 8, 1", "8, 12, 3"])
     def test_grey_and_rectangles_are_switched_in_python_and_refused_in_node(self, switch, request, tmp_path, shape):
         texts = {name: of_shape(text, shape) for name, text in {"encoder": ENCODER, "decoder": DECODER}.items()}
-        folder, encoder, decoder = open_models(write_models(tmp_path / "models", **texts))
+        folder, encoder, decoder = open_models(write_models(tmp_path / "models", texts))
         height, width, channels = map(int, shape.split(", "))
         pixels = random_images(2, (height, width, channels)) // np.array([1, 3], np.uint8)[:, None, None, None]
         for name, image in zip("pq", pixels, strict=True):
@@ -409,7 +386,7 @@ class TestRefusals:
                 np.testing.assert_array_equal(np.asarray(made).reshape(right.shape), right)
 
     def test_two_halves_of_different_models(self, switch, models, picture, tmp_path):
-        folder = write_models(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "255"))
+        folder = write_pair(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "255"))
         shutil.copy(models[0] / "decoder.onnx", folder)
         refused(switch(folder, picture, picture), tmp_path, f"cannot decode with {folder / 'decoder.onnx'}")
 
