@@ -10,7 +10,7 @@ Each point is a process of its own (`throughput.py`).
           training.memory
   depth   time of a training step, of tracing and of everything up to the end of the first step, and memory, over the
           steps in each stage of each level, with each training.memory
-  large   the same of training.memory for presets of 64 and of 256 pixels, 2 images a batch
+  large   the same for presets of 64 and of 256 pixels, 2 images a batch
   memory  calculated: what a training step of the presets for large images holds, and the largest micro-batch on a GPU
 
 An exponent is the slope of a straight line through the points of a table, both axes logarithmic, by least squares; 1 is
@@ -60,8 +60,10 @@ GPUS_GIB = (24, 80)
 # The rest of a GPU's memory: the CUDA context, the workspaces of convolutions, gaps between buffers.
 USABLE = 0.9
 GIB, MIB = 2**30, 2**20
-# What the maps of the smaller batch of a measurement of memory take, of the 32-pixel model: more than its weights.
-MEMORY_MIB = 256
+# What the maps of the smaller batch of a measurement of memory take, and bounds of its images that a CPU gets through.
+# Against the larger batch that must stand out from workspaces, and of the small model from its weights.
+MEMORY_MIB, MEMORY_IMAGES = 256, (4, 128)
+LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES = 1536, (LARGE_BATCH, 12)
 # A line through noisy points of linear growth comes out a little steeper now and then.
 LINEAR = 1.05
 
@@ -154,20 +156,17 @@ def measure_batches(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def measure_depths(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures training over the depths, with each training.memory."""
-    config = override(load_preset(options.preset), options.set)
-    rows = []
-    for memory in options.memory:
-        for depth in options.depths:
-            expected = activations(with_depth(config, depth).model, memory=memory, precision=config.training.precision)
-            small = memory_batch(expected.total / MIB)
-            rows.append(measure_depth(options, options.preset, memory, depth, options.depth_batch, small))
-    return rows
+    return [
+        measure_depth(options, options.preset, memory, depth, options.depth_batch, MEMORY_MIB, MEMORY_IMAGES)
+        for memory in options.memory
+        for depth in options.depths
+    ]
 
 
 def measure_large(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures training of the presets for large images, with each training.memory."""
     return [
-        measure_depth(options, preset, memory, depth, LARGE_BATCH, LARGE_BATCH)
+        measure_depth(options, preset, memory, depth, LARGE_BATCH, LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES)
         for preset, depths in MEASURED.items()
         for memory in options.memory
         for depth in depths
@@ -175,10 +174,16 @@ def measure_large(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def measure_depth(
-    options: argparse.Namespace, preset: str, memory: str, depth: int, batch: int, small: int
+    options: argparse.Namespace, preset: str, memory: str, depth: int, batch: int, mib: int, images: tuple[int, int]
 ) -> dict[str, Any]:
-    """Measures training at a depth: its times with so many images a batch, and its memory with `small` and twice it."""
+    """Measures training at a depth: its times with so many images a batch, and its memory.
+
+    That is of a batch whose maps need about `mib`, between so many images, and of one twice as large.
+    """
     deep = with_depth(override(load_preset(preset), options.set), depth)
+    training = override(deep, [f"training.memory={memory}"]).training
+    expected = activations(deep.model, memory=memory, precision=training.precision).total / MIB
+    small = memory_batch(expected, mib, images)
     # Few images to start from: what the start holds must not hide what a step holds.
     extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", "training.init_images=8"]
     extra += ["--memory", memory]
@@ -187,8 +192,6 @@ def measure_depth(
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         steps = [pool.submit(run, options, f"first_step{b}", [*extra, "--live"], preset) for b in (small, 2 * small)]
         live = [step.result()["peak_live_mib"] for step in steps]
-    training = override(deep, [f"training.memory={memory}"]).training
-    expected = activations(deep.model, memory=memory, precision=training.precision).total / MIB
     return row | {
         "depth": depth,
         "live_mib": live,
@@ -198,9 +201,10 @@ def measure_depth(
     }
 
 
-def memory_batch(mib_per_image: float) -> int:
-    """Returns a batch whose maps need about MEMORY_MIB, within what a CPU gets through."""
-    return min(128, max(4, round(MEMORY_MIB / mib_per_image)))
+def memory_batch(mib_per_image: float, mib: int, images: tuple[int, int]) -> int:
+    """Returns a batch whose maps need about so many MiB, within bounds."""
+    least, most = images
+    return min(most, max(least, round(mib / mib_per_image)))
 
 
 def run(options: argparse.Namespace, phase: str, extra: Sequence[str], preset: str = "") -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """What training costs, by calculation: against numbers worked out by hand, the flow itself, and what presets state."""
 
+import dataclasses
+import math
 import re
 
 import pytest
 from helpers.layers import all_layers
 
 from tfdecouple import costs, transforms
-from tfdecouple.architecture import CouplingPlan
+from tfdecouple.architecture import CouplingPlan, plan
 from tfdecouple.config import MEMORY, load_preset, preset_names
 
 
@@ -24,7 +26,7 @@ def test_a_transform_says_itself_what_it_keeps(monkeypatch):
         return costs.CouplingSize(positions=1, plan=plan).kept_bytes(alpha=0.5, net_bytes=4, memory="recompute") / 4
 
     assert {name: kept(name) for name in ("affine", "additive", "doubled")} == {
-        "affine": 2 + 4,
+        "affine": 2 + 5,
         "additive": 2,
         "doubled": 2,
     }
@@ -38,10 +40,10 @@ def test_costs_of_a_coupling_by_hand():
     coupling = costs.CouplingSize(positions=4, plan=plan)
     # At each of 4 positions 9*2*8 + 8*8 + 9*8*2, and 3*8 once.
     assert coupling.multiply_adds() == 4 * (144 + 64 + 144) + 24
-    # The net's inputs of 2 + 8 + 8 numbers, and three numbers for the scaled channel.
-    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, memory="keep") == 4 * 4 * (18 + 3)
-    assert coupling.kept_bytes(alpha=0.5, net_bytes=2, memory="keep") == 4 * (2 * 18 + 4 * 4)
-    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, memory="recompute") == 4 * 4 * (2 + 3)
+    # The net's inputs of 2 + 8 + 8 numbers, and four or five numbers for the scaled channel.
+    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, memory="keep") == 4 * 4 * (18 + 4)
+    assert coupling.kept_bytes(alpha=0.5, net_bytes=2, memory="keep") == 4 * (2 * 18 + 4 * 5)
+    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, memory="recompute") == 4 * 4 * (2 + 4)
     assert coupling.working_bytes(net_bytes=4, memory="keep") == 4 * 4 * 3 * 8
     assert coupling.working_bytes(net_bytes=4, memory="recompute") == 4 * 4 * 5 * 8
 
@@ -131,3 +133,46 @@ def test_the_state_counts_weights_gradients_moments_and_what_else_there_is():
 
 def test_with_depth_sets_every_stage():
     assert costs.with_depth(load_preset("quickstart"), 3).model.steps == (3, (3, 3), (3, 3), 3)
+
+
+def kept_maps(layer, x_shape, condition_size, memory):
+    """Numbers an image that TensorFlow keeps of a layer until its backward pass, without weights and copies."""
+    import tensorflow as tf
+
+    from tfdecouple.layers import backward_memory
+    from tfdecouple.runtime.prepared import in_place
+
+    def run(weights, x, condition):
+        with in_place(zip(layer.variables, weights, strict=True)), backward_memory(memory):
+            return layer.forward_and_log_det(x, condition)
+
+    given = [tf.TensorSpec(weight.shape) for weight in layer.variables], tf.TensorSpec(x_shape)
+    program = tf.function(run, autograph=False)
+    traced = program.get_concrete_function(*given, tf.TensorSpec([x_shape[0], condition_size]))
+    forward, _ = traced._delayed_rewrite_functions.forward_backward()
+
+    def made_by(tensor):
+        while tensor.op.type in ("Identity", "IdentityN", "Reshape"):
+            tensor = tensor.op.inputs[tensor.value_index if tensor.op.type == "IdentityN" else 0]
+        return tensor
+
+    kept = {made.ref() for made in map(made_by, forward.graph.outputs[2:])}
+    maps = [made.deref() for made in kept if made.deref().shape[:3] == x_shape[:3]]
+    return sum(each.shape[-1] for each in maps) * math.prod(x_shape[1:3])
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
+def test_what_is_calculated_of_a_step_is_what_is_kept_of_it(memory, alpha):
+    """At most that is held, and little less: of a transform whole numbers are counted."""
+    from tfdecouple.networks.flow import FlowStep
+
+    config = dataclasses.replace(load_preset("quickstart").model, alpha=alpha)
+    flow = plan(config).flow
+    stage = next(stage for stage in flow.stages if stage.channels % 2 == 0)
+    layer = FlowStep(stage.hidden, flow.condition_size, transform=flow.transform, alpha=alpha)
+    shape = [2, stage.height, stage.width, stage.channels]
+    layer.build(shape, (None, flow.condition_size))
+    (calculated, *_) = [each for each in costs.flow_layers(config) if each.channels == stage.channels]
+    found = costs.FLOAT32 * kept_maps(layer, shape, flow.condition_size, memory)
+    assert 0.9 <= found / calculated.kept_bytes(alpha, costs.FLOAT32, memory) <= 1

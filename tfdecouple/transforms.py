@@ -64,8 +64,8 @@ class Affine(Transform):
         return BoundedAffine(shift, unbounded, alpha)
 
     def kept(self, alpha: float) -> int:
-        """Returns it: the raw scale or its tanh, the scale, x_b, and with alpha below 1 what its logarithm needs."""
-        return 3 if alpha == 1 else 4
+        """Returns it: x_b, u, the scale, with alpha below 1 a tanh, and y, which alternating splits keep."""
+        return 4 if alpha == 1 else 5
 
 
 class Additive(Transform):

@@ -53,7 +53,8 @@ class BoundedAffine(ClosedForm):
         """Returns y, and log |det dy/dx| of each image `[batch]`, with their gradient in closed form."""
         if any(x.shape.as_list() != parameter.shape.as_list() for parameter in (self.shift, self.unbounded)):
             return super().forward_and_log_det(x)
-        return _affine(self.alpha, x, self.shift, self.unbounded, self._inner, self._shared)
+        scaled, log_det = _scaled(self.alpha, x, self.unbounded, self._inner, self._shared)
+        return scaled + self.shift, log_det
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
         return x * self.scale + self.shift
@@ -66,42 +67,38 @@ class BoundedAffine(ClosedForm):
         return self._shared if self.alpha == 1 else tf.math.log(self._shared)
 
 
-def _affine(
-    alpha: float, x: tf.Tensor, shift: tf.Tensor, unbounded: tf.Tensor, inner: tf.Tensor, outer: tf.Tensor
+def _scaled(
+    alpha: float, x: tf.Tensor, unbounded: tf.Tensor, inner: tf.Tensor, outer: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns y and log-determinants of a `BoundedAffine` of the shape of x, with their gradient in closed form.
+    """Returns s x and log-determinants of a `BoundedAffine` of the shape of x, with their gradient in closed form.
 
-    TensorFlow's own takes twice as many operations.
+    TensorFlow's own takes twice as many operations. Until the backward pass it keeps each argument of what has a
+    gradient here, so that there are no more of them.
 
     Args:
         alpha: as the bijector's.
         x: `[batch, ...]`.
-        shift: of the shape of x.
         unbounded: u, of the shape of x.
         inner: what is known of u: -u for alpha = 1, else tanh(u/2).
         outer: what is known of s: log s for alpha = 1, else s.
     """
+    scale, log_scale = (tf.exp(outer), outer) if alpha == 1 else (outer, tf.math.log(outer))
 
     @tf.custom_gradient
-    def run(
-        x: tf.Tensor, shift: tf.Tensor, unbounded: tf.Tensor, inner: tf.Tensor, outer: tf.Tensor
-    ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
-        scale, log_scale = (tf.exp(outer), outer) if alpha == 1 else (outer, tf.math.log(outer))
+    def run(x: tf.Tensor, unbounded: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
         axes = list(range(1, len(x.shape)))
 
-        def gradient(of_y: tf.Tensor, of_log_det: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+        def gradient(of_y: tf.Tensor, of_log_det: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             of_x = of_y * scale
             of_each = tf.reshape(of_log_det, [-1, *[1] * len(axes)])
             if alpha == 1:
                 # The gradient for log s = log 2 - softplus(-u).
-                of_unbounded = tf.raw_ops.SoftplusGrad(gradients=of_x * x + of_each, features=inner)
-            else:
-                of_unbounded = tf.raw_ops.TanhGrad(y=inner, dy=of_y * x + of_each / scale) * (alpha / 2)
-            return of_x, of_y, of_unbounded, None, None
+                return of_x, tf.raw_ops.SoftplusGrad(gradients=of_x * x + of_each, features=-unbounded)
+            return of_x, tf.raw_ops.TanhGrad(y=inner, dy=of_y * x + of_each / scale) * (alpha / 2)
 
-        return (x * scale + shift, tf.reduce_sum(log_scale, axes)), gradient
+        return (x * scale, tf.reduce_sum(log_scale, axes)), gradient
 
-    return run(x, shift, unbounded, inner, outer)
+    return run(x, unbounded)
 
 
 class Shift(ClosedForm):

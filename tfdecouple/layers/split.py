@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.levels import halves
-from tfdecouple.runtime.shapes import side_by_side, sizes
+from tfdecouple.runtime.gradients import gradient_of, join_channels
+from tfdecouple.runtime.shapes import sizes
 
 PATTERNS = ("continuous", "alternate")
 PARTS = ("last", "first")
@@ -86,7 +87,7 @@ class ChannelSplit:
         pair = (x_a, x_b) if self.part == "last" else (x_b, x_a)
         if self._alternates(x_a.shape[-1] + x_b.shape[-1]):
             return _interleaved(*pair)
-        return side_by_side(pair)
+        return join_channels(pair)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -101,7 +102,6 @@ class ChannelSplit:
         return self.pattern == "alternate" and channels % 2 == 0
 
 
-# Each undoes the other, so that each is the other's gradient.
 @tf.custom_gradient
 def _interleaved(even: tf.Tensor, odd: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Returns `[..., 2n]`, the channels of two maps `[..., n]` in turn."""
@@ -110,8 +110,13 @@ def _interleaved(even: tf.Tensor, odd: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     return tf.reshape(pairs, [*sizes(even)[:-1], 2 * even.shape[-1]]), _even_and_odd
 
 
-@tf.custom_gradient
-def _even_and_odd(x: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
+def _even_and_odd(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns channels 0, 2, 4, ... and channels 1, 3, 5, ... of `[..., 2n]`, each `[..., n]`."""
     pairs = tf.reshape(x, [*sizes(x)[:-1], x.shape[-1] // 2, 2])
-    return tuple(tf.unstack(pairs, num=2, axis=-1)), _interleaved
+    with gradient_of("Unpack", "tfdecouple.even_and_odd"):
+        return tuple(tf.unstack(pairs, num=2, axis=-1))
+
+
+@tf.RegisterGradient("tfdecouple.even_and_odd")
+def _pairs(operation: tf.Operation, even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(_interleaved(even, odd), [*sizes(even), 2])

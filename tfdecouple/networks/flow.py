@@ -24,6 +24,7 @@ from tfdecouple.layers import (
 )
 from tfdecouple.layers.base import ChildCall, InvertibleComposite
 from tfdecouple.levels import StagePlan
+from tfdecouple.runtime.gradients import join_channels
 from tfdecouple.runtime.networks import TracedFlow
 from tfdecouple.runtime.prepared import Prepared, prepare_together
 from tfdecouple.runtime.shapes import side_by_side, zero_per_image
@@ -153,7 +154,7 @@ class FactorOut(_Coupled, InvertibleComposite):
         h, coupling = call(self.coupling, h, condition)
         kept, dropped = tf.split(h, [self._kept, self.dropped], -1)
         dropped, actnorm = call(self.actnorm, dropped, None)
-        return side_by_side([kept, dropped]), mixing + coupling + actnorm
+        return join_channels([kept, dropped]), mixing + coupling + actnorm
 
     def _run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
         kept, dropped = tf.split(y, [self._kept, self.dropped], -1)
