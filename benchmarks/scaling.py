@@ -19,8 +19,9 @@ last two points have a column of their own. Growth is called at most linear wher
 for noise" where the larger is no more than 1.05.
 
 "MiB in all" is the largest resident memory of the process. "Live" are TensorFlow's tensors alone, weights and moments
-among them, counted by its own allocator (`throughput.py --live`); of an image, the difference between a batch and one
-twice as large. The calculation beside it is that of the table of the presets (`tfdecouple/costs.py`).
+among them, counted by its own allocator (`throughput.py --live`) with the batch in one piece, as a GPU takes it; of an
+image, the difference between a batch and one twice as large. The calculation beside it is that of the table of the
+presets (`tfdecouple/costs.py`).
 
 --docs puts each table that was made between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a file. --json is
 written after each table, so that a run that ends early has not been for nothing.
@@ -188,9 +189,11 @@ def measure_depth(
     extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", "training.init_images=8"]
     extra += ["--memory", memory]
     row = run(options, f"train{batch}", extra, preset)
-    # Memory is not time: both at once.
+    # Memory is not time: both at once. With one thread a batch is in one piece, as a GPU takes it; of two shards, one
+    # may have let go of its maps while the other has not come so far.
+    extra += ["--live", "--threads", "1"]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        steps = [pool.submit(run, options, f"first_step{b}", [*extra, "--live"], preset) for b in (small, 2 * small)]
+        steps = [pool.submit(run, options, f"first_step{b}", extra, preset) for b in (small, 2 * small)]
         live = [step.result()["peak_live_mib"] for step in steps]
     return row | {
         "depth": depth,
