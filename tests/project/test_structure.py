@@ -166,6 +166,7 @@ class TestImportRule:
                 "layers",
                 {
                     "convolution",
+                    "gradients",
                     "products",
                     "shapes",
                     "precision",
@@ -176,7 +177,7 @@ class TestImportRule:
                 },
             ),
             # Operations, the bases that run a network, batches in shards, and what Keras must be set to.
-            ("networks", {"backend", "products", "shapes", "shards", "tf32", "prepared", "networks"}),
+            ("networks", {"backend", "gradients", "products", "shapes", "shards", "tf32", "prepared", "networks"}),
             ("bijectors", {"products", "shapes"}),
         ],
     )

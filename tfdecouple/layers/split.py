@@ -113,10 +113,10 @@ def _interleaved(even: tf.Tensor, odd: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 def _even_and_odd(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns channels 0, 2, 4, ... and channels 1, 3, 5, ... of `[..., 2n]`, each `[..., n]`."""
     pairs = tf.reshape(x, [*sizes(x)[:-1], x.shape[-1] // 2, 2])
-    with gradient_of("Unpack", "tfdecouple.even_and_odd"):
+    with gradient_of("Unpack", "TfdecoupleEvenAndOdd"):
         return tuple(tf.unstack(pairs, num=2, axis=-1))
 
 
-@tf.RegisterGradient("tfdecouple.even_and_odd")
+@tf.RegisterGradient("TfdecoupleEvenAndOdd")
 def _pairs(operation: tf.Operation, even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
     return tf.reshape(_interleaved(even, odd), [*sizes(even), 2])
