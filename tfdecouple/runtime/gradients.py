@@ -1,4 +1,4 @@
-"""Operations whose gradients keep less of the forward pass than TensorFlow's own, in what layers of a kind share.
+"""Operations whose gradients keep less of the forward pass than a `tf.custom_gradient`, in what layers of a kind share.
 
 In a graph a `tf.custom_gradient` keeps all of its arguments until the backward pass. What is traced once and called
 (`runtime/tracing.py`) for a backward pass that was announced is differentiated by the gradients here; elsewhere, in the
@@ -32,7 +32,10 @@ def gradient_of(operation: str, name: str) -> Iterator[None]:
 
 
 def join_channels(values: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns maps `[..., channels]`, of channels that are known, side by side."""
+    """Returns maps `[..., channels]`, of channels that are known, side by side.
+
+    As `shapes.side_by_side`, which is for what a tape records: in what is traced and called it would keep the maps.
+    """
     with gradient_of("ConcatV2", "TfdecoupleJoinChannels"):
         return tf.concat(values, -1)
 
