@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import codecs
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import pathlib
@@ -138,6 +140,8 @@ def run_program(main: Callable[[], int]) -> int:
         the reader of our output went away; 1 for a fault of our own, whose traceback TFDECOUPLE_TRACEBACK=1 shows.
     """
     _prepare_output()
+    # Python looks through everything for garbage once more as it ends: seconds with TensorFlow's graphs, for nothing.
+    atexit.register(gc.freeze)
     try:
         return _flushed(main)
     except UserError as error:
