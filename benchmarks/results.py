@@ -16,8 +16,10 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import pathlib
 import shlex
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -85,10 +87,11 @@ def commands() -> dict[str, list[str]]:
     runs = [f"{_RUN}/{run}" for run in RUNS]
     ours, photographs = runs[0], f"{_RUN}/photographs"
     exactness = "python benchmarks/exactness.py"
-    every = " ".join(f"--run {run}" for run in (photographs, *runs))
+    every_of_three = " ".join(f"--run {run}" for run in runs)
+    every = f"--run {photographs} {every_of_three}"
     return {
         "curves": [
-            f"{_PROGRAM} curves {' '.join(f'--run {run}' for run in runs)} --out {_RUN}",
+            f"{_PROGRAM} curves {every_of_three} --out {_RUN}",
             f"{_PROGRAM} curves --run {ours}",
         ],
         **_evaluations(),
@@ -105,6 +108,7 @@ def commands() -> dict[str, list[str]]:
         ],
         "exactness": [
             f"{exactness} --count 256 --data photographs --data cifar10 {every} --json {_RUN}/exactness.json",
+            f"{exactness} --every-image --data cifar10 {every_of_three} --json {_RUN}/every_image.json",
         ],
     }
 
@@ -231,6 +235,48 @@ def _with_error(found: dict[str, Any], digits: int) -> str:
     return f"{found['bits_per_dim']:.{digits}f} +- {found['standard_error']:.{digits}f}"
 
 
+def seeds() -> tuple[int, dict[str, list[float]]]:
+    """Returns the last update at which all seeds were measured, and bits/dim on the validation images there.
+
+    Seed 0 of a run is the run itself; of the others there are config and log in docs/results/seeds/RUN-SEED. A run
+    without others is left out.
+    """
+    others = {run: sorted((FILES / "seeds").glob(f"{run}-*")) for run in RUNS}
+    found = {run: [_validated(folder) for folder in (FILES / run, *more)] for run, more in others.items() if more}
+    step = max(set.intersection(*(set(each) for run in found.values() for each in run)))
+    return step, {run: [each[step] for each in of_run] for run, of_run in found.items()}
+
+
+def _validated(run: pathlib.Path) -> dict[int, float]:
+    """Returns bits/dim of the validation images by update."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return {int(row["step"]): float(row["bits_per_dim"]) for row in rows if row["kind"] == "validation"}
+
+
+def mean_of_seeds(run: str) -> tuple[float, float]:
+    """Returns the mean over the seeds of a run, and its standard error."""
+    values = seeds()[1][run]
+    return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
+
+
+def behind(run: str) -> tuple[float, float]:
+    """Returns by how many bits/dim a run is behind ours, over seeds, and the standard error of that."""
+    (ours, error), (others, other_error) = mean_of_seeds("conditional"), mean_of_seeds(run)
+    return others - ours, math.hypot(error, other_error)
+
+
+def _seeds() -> str:
+    step, found = seeds()
+    rows = []
+    for run, values in found.items():
+        mean, error = mean_of_seeds(run)
+        difference, its_error = behind(run)
+        each = ", ".join(f"{value:.4f}" for value in values)
+        worse = f"{difference:.4f} +- {its_error:.4f}" if run != "conditional" else ""
+        rows.append([RUNS[run], each, f"{mean:.4f} +- {error:.4f}", worse])
+    return table(["", f"validation at update {step:,}, seed 0, 1, ...", "mean", "behind ours"], rows)
+
+
 def accuracies() -> dict[str, dict[str, float]]:
     """Returns per cent of the test images, by features and classifier; and the number of dimensions."""
     return {
@@ -341,6 +387,7 @@ def _passing() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "models": _models,
     "bits": _bits,
+    "seeds": _seeds,
     "probe": _probe,
     "statistics": _statistics,
     "frechet": _frechet,

@@ -7,6 +7,7 @@ adds a line.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -35,7 +36,7 @@ def config(run: str) -> Config:
     return Config.from_json(results.FILES / run / "config.json")
 
 
-def value(file: str, *keys: str) -> Truth:
+def value(file: str, *keys: str | int) -> Truth:
     """A number of a JSON file of docs/results."""
 
     def look() -> float:
@@ -47,17 +48,6 @@ def value(file: str, *keys: str) -> Truth:
     return look
 
 
-def at_update(run: str, step: int) -> Truth:
-    """Bits/dim on the validation images at an evaluation of a run."""
-
-    def look() -> float:
-        text = (results.FILES / run / "metrics.jsonl").read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text.splitlines()]
-        return next(row["bits_per_dim"] for row in rows if (row["kind"], row["step"]) == ("validation", step))
-
-    return look
-
-
 def epochs(run: str = "conditional") -> float:
     training = config(run).training
     return results.load(f"{run}/summary.json")["steps"] * training.batch_size / (50_000 - 1_000)
@@ -65,10 +55,6 @@ def epochs(run: str = "conditional") -> float:
 
 def bits(run: str) -> float:
     return results.load(f"{run}/evaluation/bits_per_dim-test.json")["bits_per_dim"]
-
-
-def better_than_glow(run: str) -> Truth:
-    return lambda: bits("glow") - bits(run)
 
 
 def points_above(features: str) -> Truth:
@@ -98,6 +84,13 @@ def followed(run: str, statistic: str, code: str) -> Truth:
     return value(f"{run}/{STATISTICS}", "statistics", statistic, "switch", code, "mean")
 
 
+def as_near() -> float:
+    """The lowest temperature at which the distance is that of temperature 1, to a hundredth of it."""
+    rows = [row for row in results.load("frechet.json")["rows"] if row["side"] == 128]
+    (usual,) = [row["distance"] for row in rows if row["temperature"] == 1]
+    return min(row["temperature"] for row in rows if row["distance"] <= 1.01 * usual)
+
+
 LOGISTIC = "logistic regression"
 LATENT_USE = "conditional/evaluation/latent_use-test.json"
 PROBE = "conditional/evaluation/probe/probe.json"
@@ -111,27 +104,21 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
     ("of the test split ({} images)", (value("conditional/evaluation/bits_per_dim-test.json", "images"),)),
     ("the last {} training images", (lambda: config("conditional").data.validation_examples,)),
     (
-        "{} updates of {} images are {} epochs. The paper trains 50 million parameters for 15,000",
+        "{} updates of {} images are {} epochs, of one seed each. The paper trains 50 million parameters for 15,000",
         (value("conditional/summary.json", "steps"), lambda: config("conditional").training.batch_size, epochs),
     ),
-    (
-        "with the code of commit `2cba071`, whose presets had a learning rate of {}, alpha {} and no noise",
-        (lambda: config("conditional").training.learning_rate, lambda: config("conditional").model.alpha),
-    ),
+    ("Thirty epochs are {} updates", (lambda: round(30 * 49_000 / config("conditional").training.batch_size, -3),)),
     ("which weigh much at {} pixels", (lambda: config("conditional").model.image_size,)),
-    ("is {} bits/dim better than conditioning the Gaussian", (lambda: bits("base") - bits("conditional"),)),
-    ("either is {} to {} better than no z", (better_than_glow("base"), better_than_glow("conditional"))),
     (
-        "(in the paper {}, and {} and {})",
+        "is {} bits/dim better than conditioning the Gaussian alone, and {} better than no z",
+        (lambda: bits("base") - bits("conditional"), lambda: bits("glow") - bits("conditional")),
+    ),
+    (
+        "the baseline is in the middle, {} and {} away",
         tuple(
             lambda worse=worse, better=better: float(results.PAPER_BITS[worse]) - float(results.PAPER_BITS[better])
-            for worse, better in (("base", "conditional"), ("glow", "conditional"), ("glow", "base"))
+            for worse, better in (("base", "conditional"), ("glow", "base"))
         ),
-    ),
-    (
-        "at update 1,000 of these very runs the baseline was ahead of ours, {} before {} on the validation images, and "
-        "Glow last with {}",
-        tuple(at_update(run, 1000) for run in ("base", "conditional", "glow")),
     ),
     (
         "(the paper's Table 4), fitted on {} training images, C chosen on {} of them; accuracy on all {} test images "
@@ -201,9 +188,13 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
         "temperature {} against the {} test images",
         tuple(value(FRECHET, name) for name in ("features", "samples", "temperature", "test_images")),
     ),
+    ("At {} samples are as near as at {}", (as_near, value(FRECHET, "temperature"))),
     ("The floor is {} training images", (value(FRECHET, "floor_images"),)),
     ("the nearest of {} training images", (value("conditional/pictures/neighbours.json", "searched"),)),
-    ("All 10,000 test images came back from ours and from Glow when they were tried, with older code", ()),
+    (
+        "Of all {} test images {} do not come back from ours, {} from the baseline and {} from Glow",
+        (value("every_image.json", "rows", 0, "of"), *(value("every_image.json", "rows", k, "lost") for k in range(3))),
+    ),
     ("more than float32 can undo", ()),
     ("it is near 1 for images like those", ()),
     ("Above 3 `model.encode` warns", ()),
@@ -346,11 +337,10 @@ class TestChanges:
     """A changed digit is found, wherever it is."""
 
     def test_in_a_table(self):
-        number = re.search(r"\*\*3\.(\d)", PAGE)
-        place = number.start(1)
+        place = PAGE.index("**", PAGE.index("<!-- bits -->")) + 4
         changed = f"{PAGE[:place]}{(int(PAGE[place]) + 1) % 10}{PAGE[place + 1 :]}"
         (line,) = results.differences(changed, results.with_tables(changed))
-        assert line.startswith("the page says '| ours | 3.1669") and "the files say '| ours" in line
+        assert line.startswith("the page says '| ours | ") and "the files say '| ours | " in line
 
     def test_every_digit_of_the_text(self):
         text = prose(PAGE)
@@ -371,9 +361,44 @@ class TestChanges:
             return found | {"distance": found["distance"] + 0.1} if name == "glow/evaluation/frechet.json" else found
 
         monkeypatch.setattr(results, "load", changed)
+        distance = load("glow/evaluation/frechet.json")["distance"]
+        before, after = (f"| refined Glow | {number:.1f} |  |" for number in (distance, distance + 0.1))
         assert results.differences(PAGE, results.with_tables(PAGE)) == [
-            "the page says '| refined Glow | 457.7 |  |', the files say '| refined Glow | 457.8 |  |'"
+            f"the page says '{before}', the files say '{after}'"
         ]
+
+
+class TestSeeds:
+    def test_are_compared_at_the_last_update_that_all_have(self, monkeypatch, tmp_path):
+        measured = {
+            "conditional": {1000: 3.3, 2000: 3.1, 6000: 2.9},
+            "seeds/conditional-1": {1000: 3.4, 2000: 3.0},
+            "base": {1000: 3.2, 2000: 3.2},
+            "seeds/base-1": {1000: 3.2, 2000: 3.2, 3000: 1.0},
+            "glow": {2000: 3.4},
+            "seeds/glow-1": {2000: 3.5},
+        }
+        for run, figures in measured.items():
+            (tmp_path / run).mkdir(parents=True)
+            rows = [{"kind": "validation", "step": step, "bits_per_dim": value} for step, value in figures.items()]
+            lines = map(json.dumps, [{"kind": "train", "step": 5000, "bits_per_dim": 9.0}, *rows])
+            (tmp_path / run / "metrics.jsonl").write_text("\n".join(lines))
+        monkeypatch.setattr(results, "FILES", tmp_path)
+        assert results.seeds() == (2000, {"conditional": [3.1, 3.0], "base": [3.2, 3.2], "glow": [3.4, 3.5]})
+        assert results.mean_of_seeds("conditional") == (pytest.approx(3.05), pytest.approx(0.05))
+        assert results.behind("glow") == (pytest.approx(0.4), pytest.approx(0.05 * 2**0.5))
+        assert (
+            "| baseline of Table 3 | 3.2000, 3.2000 | 3.2000 +- 0.0000 | 0.1500 +- 0.0500 |"
+            in results.TABLES["seeds"]()
+        )
+
+    def test_are_runs_of_the_same_config(self):
+        for run in results.RUNS:
+            for other in sorted((results.FILES / "seeds").glob(f"{run}-*")):
+                ours, theirs = (Config.from_json(each / "config.json") for each in (results.FILES / run, other))
+                assert (ours.model, ours.data) == (theirs.model, theirs.data)
+                training = dataclasses.replace(theirs.training, seed=0, steps=ours.training.steps, evaluation_samples=1)
+                assert training == ours.training and other.name == f"{run}-{theirs.training.seed}"
 
 
 class TestProgram:
@@ -381,8 +406,9 @@ class TestProgram:
         monkeypatch.setattr(sys, "argv", ["results.py", "--check"])
         assert results.main() == 0 and "say what the files say" in capsys.readouterr().out
         monkeypatch.setattr(results, "PAGE", tmp_path / "page.md")
-        results.PAGE.write_text(PAGE.replace("**3.1818", "**3.1828"))
-        assert results.main() == 1 and "**3.1828" in capsys.readouterr().out
+        changed = f"**{bits('conditional') + 0.001:.4f}"
+        results.PAGE.write_text(PAGE.replace(f"**{bits('conditional'):.4f}", changed))
+        assert results.main() == 1 and changed in capsys.readouterr().out
         monkeypatch.setattr(sys, "argv", ["results.py"])
         assert results.main() == 0 and results.PAGE.read_text() == PAGE
         monkeypatch.setattr(sys, "argv", ["results.py", "--list"])
