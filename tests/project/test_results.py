@@ -84,6 +84,13 @@ def followed(run: str, statistic: str, code: str) -> Truth:
     return value(f"{run}/{STATISTICS}", "statistics", statistic, "switch", code, "mean")
 
 
+def all_noise_comes_back() -> float:
+    """Alpha of the runs, of which nothing but boards of two colours is lost."""
+    rows = results.load("exactness.json")["rows"]
+    assert {row["images"].partition(",")[0] for row in rows if row["lost"]} == {"checkerboard"}
+    return {row["alpha"] for row in rows}.pop()
+
+
 def as_near() -> float:
     """The lowest temperature at which the distance is that of temperature 1, to a hundredth of it."""
     rows = [row for row in results.load("frechet.json")["rows"] if row["side"] == 128]
@@ -196,6 +203,7 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
         (value("every_image.json", "rows", 0, "of"), *(value("every_image.json", "rows", k, "lost") for k in range(3))),
     ),
     ("more than float32 can undo", ()),
+    ("at {} all noise comes back, and boards of two colours", (all_noise_comes_back,)),
     ("it is near 1 for images like those", ()),
     ("Above 3 `model.encode` warns", ()),
     (
