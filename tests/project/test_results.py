@@ -121,6 +121,10 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
         (lambda: bits("base") - bits("conditional"), lambda: bits("glow") - bits("conditional")),
     ),
     (
+        "The baseline is {} errors behind ours, Glow {}: ours",
+        tuple(lambda run=run: results.behind(run)[0] / results.behind(run)[1] for run in ("base", "glow")),
+    ),
+    (
         "the baseline is in the middle, {} and {} away",
         tuple(
             lambda worse=worse, better=better: float(results.PAPER_BITS[worse]) - float(results.PAPER_BITS[better])
