@@ -20,6 +20,8 @@ Tensors = Mapping[str, "tf.Tensor"]
 Arrays = dict[str, np.ndarray]
 # By outputs: `Floats` or `Pixels` of `export.verification.judge`, as `Reference` returns them.
 Answers = dict[str, Any]
+# z, None without it, and v.
+Codes = tuple[np.ndarray | None, np.ndarray]
 
 # What inputs can hold, beside scalars of a range.
 IMAGE, GLOBAL_CODE, LOCAL_CODE, NORMAL, UNIFORM = "image", "global code", "local code", "normal noise", "uniform noise"
@@ -90,14 +92,17 @@ class Reference(Protocol):
     measure of what a file may differ by. What was asked before is not asked again.
     """
 
-    def codes(self, images: np.ndarray, labels: np.ndarray | None = None) -> tuple[np.ndarray | None, np.ndarray]:
-        """Returns z and v of images, no answers themselves; where z is a function of the label, of labels in turn."""
+    def codes(self, images: np.ndarray, labels: np.ndarray | None = None) -> list[Codes]:
+        """Returns z and v of images, and after them those of the images moved, in all what `decode` takes.
+
+        They are no answers themselves. Where z is a function of the label, labels that are not given are all in turn.
+        """
 
     def encode(self, images: np.ndarray, labels: np.ndarray | None = None) -> dict[str, Any]:
         """Returns the answers "z", "z_log_variance" (both only with z, the second with an encoder) and "v"."""
 
-    def decode(self, z: np.ndarray | None, v: np.ndarray) -> Any:
-        """Returns the answer in pixels to codes."""
+    def decode(self, codes: Codes, *moved: Codes) -> Any:
+        """Returns the answer in pixels to codes; where they are computed from images, with those of moved images."""
 
     def score(
         self,

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from export.endpoint import (
     GLOBAL_CODE,
     IMAGE,
@@ -22,6 +20,7 @@ from export.endpoint import (
     Answers,
     Array,
     Arrays,
+    Codes,
     Endpoint,
     Reference,
     Tensors,
@@ -101,7 +100,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         inputs=(*z, v),
         outputs=(images,),
         build=_decode,
-        answer=lambda reference, given: {"images": reference.decode(given.get("z"), given["v"])},
+        answer=lambda reference, given: {"images": reference.decode((given.get("z"), given["v"]))},
         onnx="decoder",
         on_page=True,
         cases=_cases_of_decode,
@@ -327,25 +326,39 @@ def _cases_of_sample(name: str, reference: Reference, given: Arrays) -> dict[str
 
 
 def _answer_sample(reference: Reference, given: Arrays) -> Answers:
-    return {"images": reference.decode(*_codes_of_sample(reference, given))}
+    return {"images": reference.decode(_codes_of_sample(reference, given))}
 
 
-def _codes_of_sample(reference: Reference, given: Arrays) -> tuple[np.ndarray | None, np.ndarray]:
+def _codes_of_sample(reference: Reference, given: Arrays) -> Codes:
     z = reference.z_from_noise(given.get("z_noise"), given.get("labels"))
     return z, given["temperature"][:, None, None, None] * given["v_noise"]
 
 
+def _pairs_of_codes(reference: Reference, given: Arrays) -> list[tuple[Codes, Codes]]:
+    """The codes of images_a and of images_b, then those of both moved."""
+    a, b = (reference.codes(given[f"images_{one}"], given.get(f"labels_{one}")) for one in "ab")
+    return list(zip(a, b, strict=True))
+
+
 def _answer_switch(reference: Reference, given: Arrays) -> Answers:
-    (z_a, v_a), (z_b, v_b) = (reference.codes(given[f"images_{one}"], given.get(f"labels_{one}")) for one in "ab")
-    return {"images_ab": reference.decode(z_a, v_b), "images_ba": reference.decode(z_b, v_a)}
+    pairs = _pairs_of_codes(reference, given)
+    return {
+        "images_ab": reference.decode(*((z_a, v_b) for (z_a, _), (_, v_b) in pairs)),
+        "images_ba": reference.decode(*((z_b, v_a) for (_, v_a), (z_b, _) in pairs)),
+    }
 
 
 def _answer_edit(reference: Reference, given: Arrays) -> Answers:
-    z, v = reference.codes(given["images"], given.get("labels"))
-    return {"edited": reference.decode(z + given["amount"][:, None] * given["direction"], v)}
+    change = given["amount"][:, None] * given["direction"]
+    codes = reference.codes(given["images"], given.get("labels"))
+    return {"edited": reference.decode(*((z + change, v) for z, v in codes))}
 
 
 def _answer_interpolate(reference: Reference, given: Arrays) -> Answers:
-    (z_a, v_a), (z_b, v_b) = (reference.codes(given[f"images_{one}"], given.get(f"labels_{one}")) for one in "ab")
     alpha, beta = given["alpha"][:, None], given["beta"][:, None, None, None]
-    return {"images": reference.decode((1 - alpha) * z_a + alpha * z_b, (1 - beta) * v_a + beta * v_b)}
+
+    def between(a: Codes, b: Codes) -> Codes:
+        (z_a, v_a), (z_b, v_b) = a, b
+        return (1 - alpha) * z_a + alpha * z_b, (1 - beta) * v_a + beta * v_b
+
+    return {"images": reference.decode(*(between(*pair) for pair in _pairs_of_codes(reference, given)))}

@@ -104,7 +104,7 @@ def _input(
         others = [one.name for one in endpoint.inputs if one.holds == LABEL]
         return np.roll(array.drawn(rng, len(answers.images)), half * others.index(array.name), 0)
     if array.holds in (GLOBAL_CODE, LOCAL_CODE):
-        z, v = answers.codes(answers.images)
+        z, v = answers.codes(answers.images)[0]
         return v if array.holds == LOCAL_CODE or z is None else z
     if array.name not in drawn:
         drawn[array.name] = array.drawn(rng, len(answers.images))

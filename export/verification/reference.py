@@ -1,6 +1,8 @@
 """The Keras model as the reference of the gate: its answers, and how stable it is on each image.
 
 Of every image and every code the model is asked once, and once or twice more with them moved by `judge.PERTURBATION`.
+Where codes of images are decoded to other images, the images are moved and not only their codes: what encoding rounds
+can be made a hundred times larger by the z of another image.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from export.endpoint import TEMPERATURES
+from export.endpoint import TEMPERATURES, Codes
 from export.verification.judge import FLOOR, PERTURBATION, Answer, Floats, Pixels
 from tfdecouple.model import DecoupledModel
 from tfdecouple.objective import Latents
@@ -63,16 +65,13 @@ class KerasReference:
 
     # --- what endpoints ask ---
 
-    def codes(self, images: np.ndarray, labels: Optional = None) -> tuple[Optional, np.ndarray]:
-        """Returns z and v of images, where z is a function of the label by these labels, or by all in turn."""
-        z, _, v = self._codes(images, labels)
-        assert v is not None
-        return z, v
+    def codes(self, images: np.ndarray, labels: Optional = None) -> list[Codes]:
+        """Returns z and v of images, by these labels or by all in turn; after them those of the images moved."""
+        return [_z_and_v(one) for one in (self._codes(images, labels), *self._moved_codes(images, labels))]
 
     def encode(self, images: np.ndarray, labels: Optional = None) -> dict[str, Answer]:
         """Returns the answers "z", "z_log_variance" (both only with z, the second with an encoder) and "v"."""
-        right, labels = self._codes(images, labels), self._wanted(images, labels)
-        moved = [self._rows(f"reaction {number}", self._react, images, labels) for number in range(self._reactions)]
+        right, moved = self._codes(images, labels), self._moved_codes(images, labels)
         names = ("z", "z_log_variance", "v")
         return {
             name: Floats.measured(value, [other[index] for other in moved])  # type: ignore[misc]
@@ -80,10 +79,10 @@ class KerasReference:
             if value is not None
         }
 
-    def decode(self, z: Optional, v: np.ndarray) -> Pixels:
-        """Returns the answer in pixels to codes."""
-        right, *moved = self._values(z, v)
-        return Pixels.measured(right, moved, self._config.n_bins)
+    def decode(self, codes: Codes, *moved: Codes) -> Pixels:
+        """Returns the answer in pixels to codes; given those of moved images, its reaction to the images."""
+        right, *others = self._values(codes, *moved)
+        return Pixels.measured(right, others, self._config.n_bins)
 
     def score(
         self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray, labels: Optional = None
@@ -171,7 +170,7 @@ class KerasReference:
             levels = np.clip(np.floor(np.nan_to_num(values, nan=-1)), 0, quantizer.n_bins - 1)
             return (levels * quantizer.step == right).reshape(len(right), -1).all(1)
 
-        back, *moved = (same(values) for values in self._values(*self.codes(images, labels)))
+        back, *moved = (same(values) for values in self._values(_z_and_v(self._codes(images, labels))))
         return back, np.all([back, *moved], 0)
 
     # --- what it knows, and asks the model ---
@@ -220,6 +219,10 @@ class KerasReference:
 
         return self._rows("codes", ask, images, self._wanted(images, labels))
 
+    def _moved_codes(self, images: np.ndarray, labels: Optional) -> list[list[Optional]]:
+        labels = self._wanted(images, labels)
+        return [self._rows(f"reaction {number}", self._react, images, labels) for number in range(self._reactions)]
+
     def _react(self, images: np.ndarray, labels: Optional) -> list[Optional]:
         return self._encoded(self._moved(self._levels(images), self._config.n_bins / 2), labels)
 
@@ -234,25 +237,32 @@ class KerasReference:
             mean, log_variance = self._run(lambda part: encoder.infer(edges(part)), levels, counts=False)
         return [mean, log_variance, self._local_codes(levels + np.float32(0.5), mean)]
 
-    def _values(self, z: Optional, v: np.ndarray) -> list[np.ndarray]:
-        """The values behind the pixels of codes, level k from k to k + 1, float64; then those of moved codes."""
+    def _values(self, codes: Codes, *others: Codes) -> list[np.ndarray]:
+        """The values behind the pixels of codes, level k from k to k + 1, float64; then those of moved codes.
 
-        def ask(z: Optional, v: np.ndarray) -> list[np.ndarray]:
-            moved = [(None if z is None else self._moved(z), self._moved(v)) for _ in range(self._reactions)]
+        What is moved are the other codes, or the codes themselves.
+        """
+
+        def ask(*arrays: Optional) -> list[np.ndarray]:
+            first, *rest = [(z, v) for z, v in zip(arrays[::2], arrays[1::2], strict=True) if v is not None]
+            moved = [
+                (None if z is None else self._moved(z), self._moved(v)) for z, v in rest or [first] * self._reactions
+            ]
             # One behind the other, so that few images are computed to fill a batch up.
-            every = [(z, v), *moved]
-            whole = None if z is None else np.concatenate([of_z for of_z, _ in every if of_z is not None])
-            return np.split(self._decoded(whole, np.concatenate([of_v for _, of_v in every])), len(every))
+            every = [first, *moved]
+            whole = None if first[0] is None else np.concatenate([z for z, _ in every if z is not None])
+            return np.split(self._decoded(whole, np.concatenate([v for _, v in every])), len(every))
 
         places = self._model.quantizer.places
-        return [places(x.astype(np.float64)) for x in self._rows("values", ask, z, v) if x is not None]
+        values = self._rows("values", ask, *(array for pair in (codes, *others) for array in pair))
+        return [places(x.astype(np.float64)) for x in values if x is not None]
 
     def _border(self, images: np.ndarray) -> list[Optional]:
-        levels, z = self._levels(images), self.codes(images)[0]
-        margin = np.minimum(_MARGIN * self.decode(*self.codes(images)).bound, 0.25).reshape(-1, 1, 1, 1)
+        levels, codes = self._levels(images), _z_and_v(self._codes(images))
+        margin = np.minimum(_MARGIN * self.decode(codes).bound, 0.25).reshape(-1, 1, 1, 1)
         low = self._rng.integers(0, 2, levels.shape).astype(bool)
         values = levels + np.where(low, margin, 1 - margin)
-        return [z, self._local_codes(values.astype(np.float32), z)]
+        return [codes[0], self._local_codes(values.astype(np.float32), codes[0])]
 
     def _levels(self, images: np.ndarray) -> np.ndarray:
         return np.asarray(self._model.levels_of(tf.constant(images)))
@@ -282,6 +292,13 @@ class KerasReference:
             if counts:
                 self._progress.advance(min(self._at_once, length - start))
         return [np.concatenate(values) for values in zip(*made, strict=True)]
+
+
+def _z_and_v(encoded: list[Optional]) -> Codes:
+    """Of a mean, a log-variance and v."""
+    z, _, v = encoded
+    assert v is not None
+    return z, v
 
 
 def _longer(latents: Latents) -> Latents:
