@@ -58,3 +58,9 @@ class TestCurves:
         # One value far above all others does not press them together.
         low, high = curves_figure([a]).axes[0].get_ylim()
         assert low < 3.01 and 4 < high < 6
+
+    def test_what_is_of_images_with_noise_does_not_press_the_rest_together(self):
+        steps = list(range(1, 101))
+        lines = {"bits_per_dim": (steps, [7.0 if step <= 30 else 3 - step / 1000 for step in steps])}
+        high = {noise: curves_figure([Curves("a", lines, {}, noise)]).axes[0].get_ylim()[1] for noise in (0, 30, 100)}
+        assert high[30] < 3.1 and high[0] > 7 and high[100] > 7

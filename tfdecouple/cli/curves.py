@@ -50,14 +50,15 @@ def run(options: argparse.Namespace) -> int:
         shown = name if names.count(name) == 1 else path
         # The log has every term; of a model that lacks one it is 0 all along.
         absent = {"kl": not config.model.has_latent, "dequantization": not config.model.has_dequantizer}
-        logs.append(_read(path, shown, [figure for figure in _FIGURES if not absent.get(figure)]))
+        figures = [figure for figure in _FIGURES if not absent.get(figure)]
+        logs.append(_read(path, shown, figures, config.training.noise_steps))
     facts = {"command": "curves", "runs": [_summary(path, log) for path, log in zip(options.run, logs, strict=True)]}
     says = "; ".join(f"{log.name} to update {_last(log):,}" for log in logs)
     save(options.run[0], options.out, "curves", png(curves_figure(logs)), facts, says)
     return 0
 
 
-def _read(path: str, name: str, figures: Sequence[str]) -> Any:
+def _read(path: str, name: str, figures: Sequence[str], noise_steps: int) -> Any:
     from tfdecouple.runs import find_run
     from tfdecouple.training.log import read_metrics
     from tfdecouple.visualization.plots import Curves
@@ -74,7 +75,7 @@ def _read(path: str, name: str, figures: Sequence[str]) -> Any:
                 values.append(value)
     if not any("bits_per_dim" in of_kind for of_kind in lines.values()):
         raise RunError(f"{path} has no figures in metrics.jsonl yet; wait for its first ones or train it")
-    return Curves(name, lines["train"], lines["validation"])
+    return Curves(name, lines["train"], lines["validation"], noise_steps)
 
 
 def _summary(path: str, log: Any) -> dict[str, Any]:

@@ -37,18 +37,21 @@ class Curves:
         name: of the run, for the legend.
         train: by the name of the figure, a line.
         validation: the same.
+        noise_steps: updates in which the training images had noise (`training.noise_steps`).
     """
 
     name: str
     train: Mapping[str, Line]
     validation: Mapping[str, Line]
+    noise_steps: int = 0
 
 
 def curves_figure(runs: Sequence[Curves]) -> Figure:
     """Draws bits/dim, KL, log q(u|x) and learning rate over the updates of one or several runs.
 
     Training is thin, validation thick with a point at each evaluation. A figure that no run has gets no panel. The axis
-    of bits/dim leaves out the first steep fall, where it would press the rest together.
+    of bits/dim leaves out the first steep fall, and what is of images with noise, where they would press the rest
+    together.
 
     Args:
         runs: at least one, with a row of training or validation among them.
@@ -91,7 +94,7 @@ def curves_figure(runs: Sequence[Curves]) -> Figure:
     if "learning_rate" in panels:
         panels["learning_rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     bits = panels["bits_per_dim"]
-    _leave_out_the_fall(bits, [line for run in runs for line in _of(run, "bits_per_dim")])
+    _leave_out_the_fall(bits, [_after(run.noise_steps, line) for run in runs for line in _of(run, "bits_per_dim")])
     bits.legend(fontsize=_SMALL, frameon=False)
     bits.set_title(runs[0].name if len(runs) == 1 else f"{len(runs)} runs", fontsize=_TEXT + 2, loc="left")
     return figure
@@ -257,6 +260,13 @@ def _plain(axes: Axes) -> None:
 
 def _of(run: Curves, name: str) -> list[Line]:
     return [lines[name] for lines in (run.train, run.validation) if name in lines]
+
+
+def _after(update: int, line: Line) -> Line:
+    """A line from an update on; whole where it does not go so far."""
+    steps, values = line
+    first = next((number for number, step in enumerate(steps) if step > update), 0)
+    return steps[first:], values[first:]
 
 
 def _leave_out_the_fall(axes: Axes, lines: Sequence[Line]) -> None:
