@@ -16,13 +16,12 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import math
 import pathlib
 import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -253,23 +252,26 @@ def _validated(run: pathlib.Path) -> dict[int, float]:
     return {int(row["step"]): float(row["bits_per_dim"]) for row in rows if row["kind"] == "validation"}
 
 
-def mean_of_seeds(run: str) -> tuple[float, float]:
-    """Returns the mean over the seeds of a run, and its standard error."""
-    values = seeds()[1][run]
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the mean of what was measured, and its standard error."""
     return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
 
 
 def behind(run: str) -> tuple[float, float]:
-    """Returns by how many bits/dim a run is behind ours, over seeds, and the standard error of that."""
-    (ours, error), (others, other_error) = mean_of_seeds("conditional"), mean_of_seeds(run)
-    return others - ours, math.hypot(error, other_error)
+    """Returns by how many bits/dim a run is behind ours, and the standard error of that.
+
+    Over the seeds that both have: runs of one seed are given the same images in the same order.
+    """
+    _, found = seeds()
+    pairs = zip(found["conditional"], found[run], strict=False)
+    return mean_and_error([theirs - ours for ours, theirs in pairs])
 
 
 def _seeds() -> str:
     step, found = seeds()
     rows = []
     for run, values in found.items():
-        mean, error = mean_of_seeds(run)
+        mean, error = mean_and_error(values)
         difference, its_error = behind(run)
         each = ", ".join(f"{value:.4f}" for value in values)
         worse = f"{difference:.4f} +- {its_error:.4f}" if run != "conditional" else ""
