@@ -40,6 +40,8 @@ ENTERS = {
     "base": "mean and scale of the Gaussian of v",
     "glow": "there is no z",
 }
+# Ours with more numbers in z, trained for what z knows and compared with no other.
+LATENT_256, WIDE = "latent256", "ours, z of 256 numbers"
 # Of the paper, its Tables 1, 3 and 4, on its own images and at its own size.
 PAPER_BITS = {"conditional": "3.27", "base": "3.31", "glow": "3.33"}
 PAPER_FID = {"conditional": "37.52", "base": "43.34", "glow": ""}
@@ -56,17 +58,20 @@ _RUN = "docs/results"
 def _evaluations() -> dict[str, list[str]]:
     """Returns the commands of `evaluate`, and what goes with them, by the name of what they measure."""
     runs = [f"{_RUN}/{run}" for run in RUNS]
-    ours, photographs = runs[0], f"{_RUN}/photographs"
+    ours, wide, photographs = runs[0], f"{_RUN}/{LATENT_256}", f"{_RUN}/photographs"
     labels = "airplane automobile bird cat deer dog frog horse ship truck"
     outliers = "photographs noise constant permuted " + " ".join(f"label:{label}" for label in labels.split())
     return {
-        "bits": [f"{_PROGRAM} evaluate --run {run}" for run in (*runs, photographs)],
+        "bits": [f"{_PROGRAM} evaluate --run {run}" for run in (*runs, wide, photographs)],
         "importance": [
             f"{_PROGRAM} evaluate --run {run} --importance 16 --images 1000 --out {run}/evaluation/importance"
             for run in runs
         ],
-        "latent-use": [f"{_PROGRAM} evaluate --run {run} --latent-use" for run in (*runs[:2], photographs)],
-        "probe": [f"{_PROGRAM} evaluate --run {ours} --probe --probe-images 10000 --out {ours}/evaluation/probe"],
+        "latent-use": [f"{_PROGRAM} evaluate --run {run} --latent-use" for run in (*runs[:2], wide, photographs)],
+        "probe": [
+            f"{_PROGRAM} evaluate --run {run} --probe --probe-images 10000 --out {run}/evaluation/probe"
+            for run in (ours, wide)
+        ],
         "statistics": [
             f"{_PROGRAM} evaluate --run {run} --image-statistics --images 500 --out {run}/evaluation/statistics"
             for run in (ours, photographs)
@@ -196,6 +201,9 @@ def _models() -> str:
     rows = [
         [name, f"`{load(f'{run}/config.json')['name']}`", parameters(run), ENTERS[run]] for run, name in RUNS.items()
     ]
+    more = load(f"{LATENT_256}/config.json")["model"]
+    options = [f"{name}={more[name]}" for name in ("latent_dim", "encoder_out_channels")]
+    rows.append([WIDE, f"`cifar10_small` with `{' '.join(options)}`", parameters(LATENT_256), ENTERS["conditional"]])
     return table(["", "preset", "parameters", "z enters"], rows)
 
 
@@ -279,26 +287,35 @@ def _seeds() -> str:
     return table(["", f"validation at update {step:,}, seed 0, 1, ...", "mean", "behind ours"], rows)
 
 
-def accuracies() -> dict[str, dict[str, float]]:
+def accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
     """Returns per cent of the test images, by features and classifier; and the number of dimensions."""
     return {
         row["features"]: {
             "dimensions": row["dimensions"],
             **{name: 100 * each["accuracy"] for name, each in row["classifiers"].items()},
         }
-        for row in load("conditional/evaluation/probe/probe.json")["results"]
+        for row in load(f"{run}/evaluation/probe/probe.json")["results"]
     }
 
 
 def _probe() -> str:
-    found, rows = accuracies(), []
+    rows: list[list[object]] = []
     names = {"pixels": "raw pixels", "pixels, PCA": "raw pixels, PCA"}
-    for features in ("z", "v", "v, PCA", "pixels", "pixels, PCA"):
-        each, strong = found[features], "**" if features == "z" else ""
-        shown = [f"{strong}{each[kind]:.1f}{strong}" for kind in ("linear SVM", "logistic regression")]
-        rows.append([names.get(features, features), int(each["dimensions"]), *shown, PAPER_PROBE.get(features, "")])
-    rows.append(["Deep InfoMax, as the paper quotes it", "", "", "", PAPER_INFOMAX])
-    return table(["", "dimensions", "linear SVM", "logistic regression", "the paper's"], rows)
+    # Raw pixels are the same for both.
+    shown_of = {
+        "conditional": ("z", "v", "v, PCA", "pixels", "pixels, PCA"),
+        LATENT_256: ("z", "v", "v, PCA", "pixels, PCA"),
+    }
+    for run, shown in shown_of.items():
+        found = accuracies(run)
+        for features in shown:
+            each, strong = found[features], "**" if features == "z" else ""
+            per_cent = [f"{strong}{each[kind]:.1f}{strong}" for kind in ("linear SVM", "logistic regression")]
+            paper = PAPER_PROBE.get(features, "") if run == "conditional" else ""
+            of = "" if features in names else RUNS.get(run, WIDE)
+            rows.append([names.get(features, features), of, int(each["dimensions"]), *per_cent, paper])
+    rows.append(["Deep InfoMax, as the paper quotes it", "", "", "", "", PAPER_INFOMAX])
+    return table(["", "of", "dimensions", "linear SVM", "logistic regression", "the paper's"], rows)
 
 
 def _statistics() -> str:

@@ -57,9 +57,9 @@ def bits(run: str) -> float:
     return results.load(f"{run}/evaluation/bits_per_dim-test.json")["bits_per_dim"]
 
 
-def points_above(features: str) -> Truth:
+def points_above(features: str, run: str = "conditional") -> Truth:
     """By how many points the logistic regression of z is above that of others."""
-    return lambda: results.accuracies()["z"][LOGISTIC] - results.accuracies()[features][LOGISTIC]
+    return lambda: results.accuracies(run)["z"][LOGISTIC] - results.accuracies(run)[features][LOGISTIC]
 
 
 def of_outliers(kind: str, score: str) -> Truth:
@@ -111,9 +111,12 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
     ("of the test split ({} images)", (value("conditional/evaluation/bits_per_dim-test.json", "images"),)),
     ("the last {} training images", (lambda: config("conditional").data.validation_examples,)),
     (
-        "{} updates of {} images are {} epochs, of one seed each. The paper trains 50 million parameters for 15,000",
+        "{} updates of {} images are {} epochs, of one seed each;",
         (value("conditional/summary.json", "steps"), lambda: config("conditional").training.batch_size, epochs),
     ),
+    ("The paper trains 50 million parameters for 15,000", ()),
+    ("The run was to end 2,000 updates earlier", ()),
+    ("`docs/results/{conditional,base,glow,latent256}` hold config", ()),
     ("Thirty epochs are {} updates", (lambda: round(30 * 49_000 / config("conditional").training.batch_size, -3),)),
     ("which weigh much at {} pixels", (lambda: config("conditional").model.image_size,)),
     (
@@ -150,6 +153,26 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
         ),
     ),
     ("after {} times as many epochs", (lambda: round(15_000 / epochs(), -2),)),
+    (
+        "With {} numbers in z and {} updates, {} epochs, z tells {} % of the classes, {} points above pixels, {} above "
+        "as many dimensions of them, {} above v",
+        (
+            lambda: config(results.LATENT_256).model.latent_dim,
+            value(f"{results.LATENT_256}/summary.json", "steps"),
+            lambda: epochs(results.LATENT_256),
+            lambda: results.accuracies(results.LATENT_256)["z"][LOGISTIC],
+            *(points_above(features, results.LATENT_256) for features in ("pixels", "pixels, PCA", "v")),
+        ),
+    ),
+    (
+        "Test bits/dim are {} then, of a longer run; the KL term is {} nats, {} of the {} dimensions are active",
+        (
+            lambda: bits(results.LATENT_256),
+            value(f"{results.LATENT_256}/evaluation/latent_use-test.json", "kl", "mean"),
+            value(f"{results.LATENT_256}/evaluation/latent_use-test.json", "active_units"),
+            lambda: config(results.LATENT_256).model.latent_dim,
+        ),
+    ),
     (
         "its KL is {} nats an image of {} dimensions, {} of them active; {} images are told apart (the estimate of "
         "I(x; z) is at its limit of {} nats); with the z of another image the bound is {} bits/dim worse",
