@@ -41,7 +41,8 @@ ENTERS = {
     "glow": "there is no z",
 }
 # Ours with more numbers in z, trained for what z knows and compared with no other.
-LATENT_256, WIDE = "latent256", "ours, z of 256 numbers"
+LATENT_256 = "latent256"
+TITLES = RUNS | {LATENT_256: "ours, z of 256 numbers"}
 # Of the paper, its Tables 1, 3 and 4, on its own images and at its own size.
 PAPER_BITS = {"conditional": "3.27", "base": "3.31", "glow": "3.33"}
 PAPER_FID = {"conditional": "37.52", "base": "43.34", "glow": ""}
@@ -58,19 +59,19 @@ _RUN = "docs/results"
 def _evaluations() -> dict[str, list[str]]:
     """Returns the commands of `evaluate`, and what goes with them, by the name of what they measure."""
     runs = [f"{_RUN}/{run}" for run in RUNS]
-    ours, wide, photographs = runs[0], f"{_RUN}/{LATENT_256}", f"{_RUN}/photographs"
+    ours, latent256, photographs = runs[0], f"{_RUN}/{LATENT_256}", f"{_RUN}/photographs"
     labels = "airplane automobile bird cat deer dog frog horse ship truck"
     outliers = "photographs noise constant permuted " + " ".join(f"label:{label}" for label in labels.split())
     return {
-        "bits": [f"{_PROGRAM} evaluate --run {run}" for run in (*runs, wide, photographs)],
+        "bits": [f"{_PROGRAM} evaluate --run {run}" for run in (*runs, latent256, photographs)],
         "importance": [
             f"{_PROGRAM} evaluate --run {run} --importance 16 --images 1000 --out {run}/evaluation/importance"
             for run in runs
         ],
-        "latent-use": [f"{_PROGRAM} evaluate --run {run} --latent-use" for run in (*runs[:2], wide, photographs)],
+        "latent-use": [f"{_PROGRAM} evaluate --run {run} --latent-use" for run in (*runs[:2], latent256, photographs)],
         "probe": [
             f"{_PROGRAM} evaluate --run {run} --probe --probe-images 10000 --out {run}/evaluation/probe"
-            for run in (ours, wide)
+            for run in (ours, latent256)
         ],
         "statistics": [
             f"{_PROGRAM} evaluate --run {run} --image-statistics --images 500 --out {run}/evaluation/statistics"
@@ -203,7 +204,8 @@ def _models() -> str:
     ]
     more = load(f"{LATENT_256}/config.json")["model"]
     options = [f"{name}={more[name]}" for name in ("latent_dim", "encoder_out_channels")]
-    rows.append([WIDE, f"`cifar10_small` with `{' '.join(options)}`", parameters(LATENT_256), ENTERS["conditional"]])
+    preset = f"`cifar10_small` with `{' '.join(options)}`"
+    rows.append([TITLES[LATENT_256], preset, parameters(LATENT_256), ENTERS["conditional"]])
     return table(["", "preset", "parameters", "z enters"], rows)
 
 
@@ -312,7 +314,7 @@ def _probe() -> str:
             each, strong = found[features], "**" if features == "z" else ""
             per_cent = [f"{strong}{each[kind]:.1f}{strong}" for kind in ("linear SVM", "logistic regression")]
             paper = PAPER_PROBE.get(features, "") if run == "conditional" else ""
-            of = "" if features in names else RUNS.get(run, WIDE)
+            of = "" if features in names else TITLES[run]
             rows.append([names.get(features, features), of, int(each["dimensions"]), *per_cent, paper])
     rows.append(["Deep InfoMax, as the paper quotes it", "", "", "", "", PAPER_INFOMAX])
     return table(["", "of", "dimensions", "linear SVM", "logistic regression", "the paper's"], rows)

@@ -34,8 +34,6 @@ from tfdecouple.training.schedule import learning_rate
 pytestmark = pytest.mark.usefixtures("forked")
 
 COMMITTED = sorted(path.parent for path in ROOT.glob("docs/results/*/config.json"))
-# Its layers are those of `conditional`.
-COMMITTED.remove(ROOT / "docs" / "results" / "latent256")
 COMMITTED += sorted(ROOT.glob("tests/data/golden/*/run"))
 
 
