@@ -185,8 +185,8 @@ def measure_depth(
     training = override(deep, [f"training.memory={memory}"]).training
     expected = activations(deep.model, memory=memory, precision=training.precision).total / MIB
     small = memory_batch(expected, mib, images)
-    # Few images to start from: what the start holds must not hide what a step holds.
-    extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", "training.init_images=8"]
+    # As few images to start from as a step has at least: what the start holds must not hide what a step holds.
+    extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", f"training.init_images={LARGE_BATCH}"]
     extra += ["--memory", memory]
     row = run(options, f"train{batch}", extra, preset)
     # Memory is not time: both at once. With one thread a batch is in one piece, as a GPU takes it; of two shards, one
