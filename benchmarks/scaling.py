@@ -65,6 +65,8 @@ GIB, MIB = 2**30, 2**20
 # Against the larger batch that must stand out from workspaces, and of the small model from its weights.
 MEMORY_MIB, MEMORY_IMAGES = 256, (4, 128)
 LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES = 1536, (LARGE_BATCH, 12)
+# Of the start where memory is measured: what it holds must not hide what a step of as many images or more holds.
+START_IMAGES = 2
 # A line through noisy points of linear growth comes out a little steeper now and then.
 LINEAR = 1.05
 
@@ -185,8 +187,7 @@ def measure_depth(
     training = override(deep, [f"training.memory={memory}"]).training
     expected = activations(deep.model, memory=memory, precision=training.precision).total / MIB
     small = memory_batch(expected, mib, images)
-    # As few images to start from as a step has at least: what the start holds must not hide what a step holds.
-    extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", f"training.init_images={LARGE_BATCH}"]
+    extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", f"training.init_images={START_IMAGES}"]
     extra += ["--memory", memory]
     row = run(options, f"train{batch}", extra, preset)
     # Memory is not time: both at once. With one thread a batch is in one piece, as a GPU takes it; of two shards, one
