@@ -86,22 +86,26 @@ def numbers_at_as_many_updates() -> float:
     return config(results.LATENT_256).model.latent_dim
 
 
+def lost_kinds(*runs: str) -> set[str]:
+    """The kinds of images of which runs lose some, boards of two colours as one kind."""
+    rows = [row for row in results.load("exactness.json")["rows"] if row["run"] in runs and row["lost"]]
+    return {row["images"].partition(",")[0] for row in rows}
+
+
 def alpha_of_all_runs() -> float:
-    """Alpha of the runs, all of one, of which ours loses nothing but boards of two colours."""
-    rows = results.load("exactness.json")["rows"]
-    lost = {row["images"].partition(",")[0] for row in rows if row["lost"] and row["run"] == "conditional"}
-    assert lost == {"checkerboard"}
-    return {row["alpha"] for row in rows}.pop()
+    """Alpha of the runs, all of one, of which ours and that of photographs lose nothing but boards of two colours."""
+    assert lost_kinds("conditional", "photographs") == {"checkerboard"}
+    (alpha,) = {row["alpha"] for row in results.load("exactness.json")["rows"]}
+    return alpha
 
 
 def of_noise(run: str, column: str = "lost") -> Truth:
-    """How many images of noise of 0 and 255 a run loses, which loses no other noise nor photograph; or of how many."""
+    """How many images of noise of 0 and 255 a run loses, which loses nothing else but boards; or of how many."""
 
     def look() -> float:
-        rows = [row for row in results.load("exactness.json")["rows"] if row["run"] == run]
-        losing = {row["images"] for row in rows if row["lost"] and not row["images"].startswith("checkerboard")}
-        assert losing == {NOISE}
-        return next(row[column] for row in rows if row["images"] == NOISE)
+        assert lost_kinds(run) == {"checkerboard", NOISE}
+        rows = results.load("exactness.json")["rows"]
+        return next(row[column] for row in rows if (row["run"], row["images"]) == (run, NOISE))
 
     return look
 
