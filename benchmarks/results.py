@@ -7,8 +7,9 @@
 
 Every figure of the page stands in a JSON file in docs/results. Every such file is written by one of the commands that
 --list shows, which begin with the committed weights; but for dequantization.json and trials.json, which hold the
-commands of their own runs. `make results` is the third of the lines above. The tables stand between `<!-- NAME -->` and
-`<!-- end of NAME -->`; what the text says is held against the files by `tests/project/test_results.py`.
+commands of their own runs, and noise_by_length.json, which has what earlier weights of the same runs lost. `make
+results` is the third of the lines above. The tables stand between `<!-- NAME -->` and `<!-- end of NAME -->`; what the
+text says is held against the files by `tests/project/test_results.py`.
 """
 
 from __future__ import annotations
@@ -367,6 +368,21 @@ def _exactness() -> str:
     return table(HEADER, [cells(row) for row in load("exactness.json")["rows"]])
 
 
+NOISE = "noise of 0 and 255"
+
+
+def lost_noise(run: str) -> dict[int, int]:
+    """Returns how many of 256 images of noise of 0 and 255 a run loses, by its updates, the last those of now."""
+    now = {"updates": load(f"{run}/summary.json")["steps"]}
+    rows = [*load("noise_by_length.json")["rows"], *(row | now for row in load("exactness.json")["rows"])]
+    return {row["updates"]: row["lost"] for row in rows if (row["run"], row["images"], row["of"]) == (run, NOISE, 256)}
+
+
+def _noise_by_length() -> str:
+    rows = [[name, *lost_noise(run).values()] for run, name in RUNS.items()]
+    return table(["", *(f"{updates:,} updates" for updates in lost_noise("conditional"))], rows)
+
+
 SCORES = {
     "bits_per_dim": "bits/dim",
     "bits_per_dim_minus_codec": "bits/dim less WebP",
@@ -414,6 +430,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "frechet": _frechet,
     "frechet dependence": _frechet_dependence,
     "exactness": _exactness,
+    "noise by length": _noise_by_length,
     "outliers": _areas,
     "passing outliers": _passing,
     "dequantization": _dequantization,
