@@ -95,11 +95,23 @@ def main_of(path: pathlib.Path) -> object:
     return module.main
 
 
-def _train(arguments: list[str], folder: pathlib.Path) -> None:
+def trained_config(arguments: list[str]) -> Config:
+    """The config that `train.py` makes of `--preset`, `--set` and `--steps`; of `--help` the default one.
+
+    Raises:
+        CommandError: where its parser refuses the arguments.
+        UserError: where there is no such preset or option, or a value is none of its.
+    """
     options = parse(cli.train_main, arguments)
-    if hasattr(options, "preset"):
-        config = Config() if options.config else load_preset(options.preset)
-        override(config, options.set)
+    if not hasattr(options, "preset"):
+        return Config()
+    config = Config() if options.config else load_preset(options.preset)
+    steps = [] if options.steps is None else [f"training.steps={options.steps}"]
+    return override(config, [*options.set, *steps])
+
+
+def _train(arguments: list[str], folder: pathlib.Path) -> None:
+    trained_config(arguments)
 
 
 def _tfdecouple(arguments: list[str], folder: pathlib.Path) -> None:

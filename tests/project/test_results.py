@@ -7,22 +7,21 @@ adds a line.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
 from collections.abc import Callable
 
 import numpy as np
-from helpers.command_lines import parse
+from helpers.command_lines import trained_config
 from helpers.documents import command_lines, split_code
 from helpers.places import ROOT
+from helpers.runs import log_rows
 
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import results, trials  # noqa: E402
-from tfdecouple.cli import train_main  # noqa: E402
-from tfdecouple.config import Config, load_preset, override  # noqa: E402
+from tfdecouple.config import Config, load_preset  # noqa: E402
 
 PAGE = results.PAGE.read_text(encoding="utf-8")
 NUMBER = r"(-?\d(?:[\d,]*\d)?(?:\.\d+)?)"
@@ -61,10 +60,14 @@ def points_above(features: str, run: str = "conditional") -> Truth:
 
 
 def jump(key: str) -> Truth:
-    """Of the row of the log, after the first 5,000 updates, whose bits/dim in training are the highest."""
-    rows = map(json.loads, (results.FILES / "conditional/metrics.jsonl").read_text("utf-8").splitlines())
-    trained = [row for row in rows if row["kind"] == "train" and row["step"] > 5000]
-    return lambda: float(max(trained, key=lambda row: row["bits_per_dim"])[key])
+    """A number of the log's row with the highest bits/dim in training after the first 5,000 updates."""
+
+    def look() -> float:
+        rows = log_rows(results.FILES / "conditional")
+        trained = [row for (kind, step), row in rows.items() if kind == "train" and step > 5000]
+        return max(trained, key=lambda row: row["bits_per_dim"])[key]
+
+    return look
 
 
 def of_outliers(kind: str, score: str) -> Truth:
@@ -96,26 +99,28 @@ def more_by_numbers() -> float:
     return results.accuracies(results.LATENT_256)["z"][LOGISTIC] - results.accuracies()["z"][LOGISTIC]
 
 
-def lost_kinds(*runs: str) -> set[str]:
-    """The kinds of images of which runs lose some, boards of two colours as one kind."""
-    rows = [row for row in results.load("exactness.json")["rows"] if row["run"] in runs and row["lost"]]
-    return {row["images"].partition(",")[0] for row in rows}
+def is_of_boards(kind: str) -> bool:
+    """Whether images are boards of two colours; those of black and white are grey."""
+    return kind.startswith("checkerboard") and kind != "checkerboard, black and white"
 
 
-def lost_of(run: str, kind: str) -> int:
-    """How many images of a kind a run loses."""
-    return next(
-        row["lost"] for row in results.load("exactness.json")["rows"] if (row["run"], row["images"]) == (run, kind)
+def lost_kinds(run: str) -> set[str]:
+    """The kinds of images of which a run loses some, boards of two colours as one kind."""
+    lost = [row["images"] for row in results.load("exactness.json")["rows"] if row["run"] == run and row["lost"]]
+    return {"boards" if is_of_boards(kind) else kind for kind in lost}
+
+
+def in_all(run: str, column: str, is_meant: Callable[[str], bool]) -> Truth:
+    """A column of the table of what comes back, over all kinds of images of a run that are meant."""
+    return lambda: sum(
+        row[column] for row in results.load("exactness.json")["rows"] if row["run"] == run and is_meant(row["images"])
     )
 
 
 def alpha_of_all_runs() -> float:
     """Alpha of the runs, all of one. Two lose noise of 0 and 255 and boards of two colours, Glow other noise, too."""
-    assert lost_kinds("conditional") == lost_kinds("base") == {"checkerboard", results.NOISE}
-    assert lost_kinds("glow") == {"checkerboard", results.NOISE, "noise"} and not lost_kinds("photographs")
-    for run in results.RUNS:
-        lost = list(results.lost_noise(run).values())
-        assert lost == sorted(lost) and lost[-1] > lost[0]
+    assert lost_kinds("conditional") == lost_kinds("base") == {"boards", results.NOISE}
+    assert lost_kinds("glow") == {"boards", results.NOISE, "noise"} and not lost_kinds("photographs")
     (alpha,) = {row["alpha"] for row in results.load("exactness.json")["rows"]}
     return alpha
 
@@ -271,10 +276,17 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
     ("more than float32 can undo", ()),
     (
         "at {} ours and the baseline lose none of {} images of noise, Glow {}, and",
-        (alpha_of_all_runs, lambda: 256, lambda: lost_of("glow", "noise")),
+        (alpha_of_all_runs, *(in_all("glow", column, "noise".__eq__) for column in ("of", "lost"))),
     ),
-    ("all three lose noise of 0 and 255 and boards", ()),
-    ("Of 256 images of noise of 0 and 255 so many", ()),
+    ("all three some of the noise of 0 and 255:", ()),
+    (
+        "of {} boards of two colours ours loses {}, the baseline {}, Glow {}",
+        (
+            in_all("glow", "of", is_of_boards),
+            *(in_all(run, "lost", is_of_boards) for run in results.RUNS),
+        ),
+    ),
+    ("Of {} images of noise of 0 and 255 so many", (in_all("glow", "of", results.NOISE.__eq__),)),
     ("it is near 1 for images like those", ()),
     ("Above 3 `model.encode` warns", ()),
     (
@@ -375,6 +387,12 @@ def mistakes(text: str) -> list[str]:
     return wrong
 
 
+def shown(program: str) -> list[list[str]]:
+    """The words of the commands on the page that begin with a program."""
+    lines = [line for block in split_code(PAGE)[0] for line in command_lines(block.text)]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(f"{program} ")]
+
+
 class TestPage:
     def test_tables_are_those_of_the_files(self):
         assert not results.differences(PAGE, results.with_tables(PAGE))
@@ -384,23 +402,26 @@ class TestPage:
 
     def test_its_commands_are_those_that_make_the_files(self):
         made = [shlex.split(line) for lines in results.commands().values() for line in lines]
-        lines = [line for block in split_code(PAGE)[0] for line in command_lines(block.text)]
-        shown = [shlex.split(line, comments=True) for line in lines if line.startswith("python ")]
-        assert len(shown) >= 12
-        for words in shown:
+        commands = shown("python")
+        assert len(commands) >= 12
+        for words in commands:
             if words[1] != "train.py":
                 assert sorted(words) in [sorted(each) for each in made], shlex.join(words)
 
     def test_its_training_commands_are_those_of_the_committed_runs(self):
-        lines = [line for block in split_code(PAGE)[0] for line in command_lines(block.text)]
-        trained = [shlex.split(line) for line in lines if line.startswith("python train.py") and "--workdir" in line]
-        assert len(trained) == 5
-        for words in trained:
-            options = parse(train_main, words[2:])
-            name = options.workdir.removeprefix("runs/")
+        # The others, of the dequantisation, name no folder.
+        commands = [words for words in shown("python train.py") if "--workdir" in words]
+        assert len(commands) == 5
+        for words in commands:
+            name = words[words.index("--workdir") + 1].removeprefix("runs/")
             committed = config(name if (results.FILES / name).is_dir() else f"seeds/{name}")
-            said = override(load_preset(options.preset), [*options.set, f"training.steps={options.steps}"])
+            said = trained_config(words[2:])
             assert (said.model, said.data, said.training) == (committed.model, committed.data, committed.training)
+
+    def test_the_longer_a_run_was_trained_the_more_noise_is_lost(self):
+        for run in results.RUNS:
+            updates, lost = zip(*results.lost_noise(run).items(), strict=True)
+            assert list(updates) == sorted(updates) and list(lost) == sorted(lost) and lost[-1] > lost[0]
 
     def test_files_that_the_commands_make_are_there(self):
         for line in (line for lines in results.commands().values() for line in lines):
