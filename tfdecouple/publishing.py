@@ -9,12 +9,12 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfdecouple import pretrained
-from tfdecouple.config import Config
-from tfdecouple.data.opening import images_at, rights_in
+from tfdecouple.config import Config, DataConfig
+from tfdecouple.data.opening import find_kind, images_at, rights_in
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.image_shapes import described
 from tfdecouple.pretrained import HUB
@@ -119,6 +119,9 @@ def _write(
 ) -> None:
     """Writes all files of a folder of published weights."""
     config = _public(opened.config)
+    directions = opened.directions() if config.model.has_latent else None
+    found_in = (one.figures.get("source") for one in directions or ())
+    folders = _folders(opened.config.data.source, *found_in)
     write_text(folder / CONFIG, config.to_json())
     CheckpointFolder(folder / CHECKPOINTS).write("best", opened.step, {"model": opened.model.named_variables()})
     try:
@@ -127,13 +130,12 @@ def _write(
         summary = None
         say(f"{SUMMARY} cannot be read and is left out: {one_line(error)}")
     if summary is not None:
-        write_json(folder / SUMMARY, _without_path(summary, opened))
+        write_json(folder / SUMMARY, _without_paths(summary, folders))
     if config.model.classes and (opened.folder / LABELS).is_file():
         write_label_names(folder, opened.label_names)
-    directions = opened.directions() if config.model.has_latent else None
     if directions is not None:
-        dataclasses.replace(directions, about={**_without_path(directions.about, opened), "run": name}).write(folder)
-        _rewrite(folder / "directions.json", opened)
+        file = dataclasses.replace(directions, about={**directions.about, "run": name}).write(folder)
+        write_json(file, _without_paths(json.loads(file.read_text(encoding="utf-8")), folders))
     metrics = opened.folder / "metrics.jsonl"
     if metrics.is_file():
         shutil.copyfile(metrics, folder / metrics.name)
@@ -149,19 +151,25 @@ def _public(config: Config) -> Config:
     return dataclasses.replace(config, data=data, training=dataclasses.replace(config.training, init_from=None))
 
 
-def _without_path(values: Any, opened: Run) -> Any:
-    """Returns plain values without the path of the folder of images, and without that of what was imported."""
+def _folders(*sources: Any) -> list[str]:
+    """Returns the folders that sources of images name, the longest first: one may lie in another.
+
+    >>> _folders("folder:/faces", "cifar10", None, "folder:/faces/young")
+    ['/faces/young', '/faces']
+    """
+    known = (source for source in sources if isinstance(source, str) and find_kind(source))
+    places = (images_at(DataConfig(source=source)) for source in known)
+    return sorted({folder for _, folder in filter(None, places) if folder}, key=len, reverse=True)
+
+
+def _without_paths(values: Any, folders: Sequence[str]) -> Any:
+    """Returns plain values with folders of images by their last part, and likewise the file that was imported."""
     if isinstance(values, dict) and "imported_from" in values:
         values = {**values, "imported_from": re.split(r"[/\\]", values["imported_from"])[-1]}
-    option, folder = images_at(opened.config.data) or ("", "")
-    if option != "data.source":
-        return values
-    quoted = json.dumps(folder)[1:-1]
-    return json.loads(json.dumps(values).replace(quoted, json.dumps(pathlib.Path(folder).name)[1:-1]))
-
-
-def _rewrite(path: pathlib.Path, opened: Run) -> None:
-    write_json(path, _without_path(json.loads(path.read_text(encoding="utf-8")), opened))
+    text = json.dumps(values)
+    for folder in folders:
+        text = text.replace(json.dumps(folder)[1:-1], json.dumps(pathlib.Path(folder).name)[1:-1])
+    return json.loads(text)
 
 
 def _on_hub(source: str) -> str | None:
@@ -185,7 +193,8 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
     """
     config, model = opened.config, opened.config.model
     stated = images_known(summary, opened.step)
-    data = _without_path(summary.get("data") or config.data.source, opened) if stated else unknown_data(config)
+    told = summary.get("data") or config.data.source if stated else unknown_data(config)
+    data = _without_paths(told, _folders(config.data.source))
     rights = rights_in(_public(config).data) if stated else "nobody stated what images they are"
     test = figures_of_test(summary, opened.step) if stated else None
     header: dict[str, Any] = {
@@ -244,8 +253,8 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
         "new = model.sample(16, temperature=0.8, seed=0)  # uint8",
         "```",
         "",
-        f"    tfdecouple switch --run {known} a.jpg b.jpg",
-        "",
+        # Pictures have no labels, by which some models have their z.
+        *([f"    tfdecouple switch --run {known} a.jpg b.jpg", ""] if model.has_encoder else []),
         "`manifest.json` has the SHA-256 of every file. `load_pretrained` compares them, fetches config and weights "
         "alone (JSON and numbers), and runs nothing that lies beside them.",
     ]

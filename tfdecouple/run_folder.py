@@ -45,11 +45,13 @@ def find_run(run: str | pathlib.Path) -> pathlib.Path:
 def run_name(run: str | pathlib.Path) -> str:
     """Returns the name of a run, however its path was written; on the Hub, of its repository.
 
-    >>> run_name("runs/faces/"), run_name("hf://ada/faces@v1")
-    ('faces', 'faces')
+    >>> run_name("runs/faces/"), run_name("hf://ada/faces@v1"), run_name("hf://ada/faces@refs/pr/1")
+    ('faces', 'faces', 'faces')
     """
     text = str(run)
-    return text.rpartition("/")[2].partition("@")[0] if text.startswith(HUB) else pathlib.Path(run).resolve().name
+    if not text.startswith(HUB):
+        return pathlib.Path(run).resolve().name
+    return text.partition("@")[0].rpartition("/")[2]
 
 
 def load_config(run: str | pathlib.Path) -> Config:

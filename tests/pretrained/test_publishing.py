@@ -38,7 +38,12 @@ def run(tiny_run, tmp_path_factory):
     (folder / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "bits_per_dim": 7.0}\n')
     directions = {"version": 1, "weights_sha256": weights_sha256(load_model(folder)), "run": str(folder)}
     one = {"name": "smile", "method": "means", "data": "folder /home/ada/secret place/faces", "vector": [1.0, 0, 0, 0]}
-    (folder / "directions.json").write_text(json.dumps({**directions, "directions": [one]}))
+    # Found in other images, of which one lies in the other.
+    others = [
+        {**one, "name": name, "source": f"folder:{place}", "data": f"images in {place}"}
+        for name, place in (("age", "/home/ada/clients"), ("hat", "/home/ada/clients/acme"))
+    ]
+    (folder / "directions.json").write_text(json.dumps({**directions, "directions": [one, *others]}))
     return folder
 
 
@@ -68,6 +73,20 @@ def test_nothing_tells_where_it_was_made(run, published):
         assert b"/home/" not in content and b"secret" not in content and str(run.parent).encode() not in content, path
     data = load_config(published).data
     assert (data.source, data.data_dir) == ("folder:faces", None)
+    assert tfdecouple.load_directions(published)["hat"].figures["data"] == "images in acme"
+
+
+def test_the_card_switches_only_where_pictures_alone_can_be_switched(run):
+    opened = Run.open(run)
+    for options, switches in (
+        ({}, True),
+        ({"conditioning": "none"}, False),
+        ({"prior": "classes", "classes": 3}, False),
+    ):
+        model = dataclasses.replace(opened.config.model, **options)
+        config = dataclasses.replace(opened.config, model=model)
+        text = card(dataclasses.replace(opened, config=config), "faces", "mit", SUMMARY)
+        assert ("tfdecouple switch" in text) == switches
 
 
 def test_the_card_says_nothing_of_a_figure_that_was_not_finite(run):
