@@ -18,7 +18,7 @@ VERSION = 1
 MEANS, CLASSIFIER = "means", "classifier"
 METHODS = (MEANS, CLASSIFIER)
 # What a file may hold, which may be a stranger's.
-_MOST, _NAME = 10_000, 200
+MOST, LONGEST_NAME = 10_000, 200
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,14 +166,14 @@ def _checked(values: Any, latent_dim: int) -> Directions:
     if not isinstance(values, dict) or values.get("version") != VERSION:
         raise ValueError(f"it is not of version {VERSION}")
     weights, entries = values.get("weights_sha256"), values.get("directions")
-    if not isinstance(weights, str) or not isinstance(entries, list) or len(entries) > _MOST:
+    if not isinstance(weights, str) or not isinstance(entries, list) or len(entries) > MOST:
         raise ValueError("weights_sha256 is no text, or directions no list")
     directions = []
     for entry in entries:
         if not isinstance(entry, dict):
             raise ValueError("an entry of directions is no object")
         name, method, vector = (entry.get(key) for key in ("name", "method", "vector"))
-        if not isinstance(name, str) or not 0 < len(name) <= _NAME or method not in METHODS:
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or method not in METHODS:
             raise ValueError(f"a direction has no name or no method of {' and '.join(METHODS)}")
         if not isinstance(vector, list) or not all(map(_is_finite, vector)) or len(vector) != latent_dim:
             raise ValueError(f"the vector of {name!r} is no list of {latent_dim} numbers")

@@ -115,6 +115,16 @@ class TestDirections:
         assert "no row for any of 24 images of train" in said
         both = ("--attributes", tmp_path / "others.csv", "--label-pairs")
         assert "excludes" in refused(capsys, lambda: find(run, coloured, *both))
+        (tmp_path / "long.csv").write_text(f"file,{'n' * 201}\nx.png,1\n")
+        said = refused(capsys, lambda: find(run, coloured, "--attributes", tmp_path / "long.csv"))
+        assert "a name of 201 characters, and 200 are the most" in said
+
+    def test_what_could_not_be_read_again_is_not_written(self, found, run, coloured, capsys, monkeypatch):
+        before = load_directions(run)
+        monkeypatch.setattr("tfdecouple.directions.MOST", len(before))
+        said = refused(capsys, lambda: find(run, coloured, "--label-pairs", "--labels", "green", "blue"))
+        assert f"directions of other names already, and may have {len(before)} in all" in said
+        assert load_directions(run).names == before.names
 
     def test_help_offers_a_run_folder_alone(self, capsys):
         with pytest.raises(SystemExit):

@@ -21,16 +21,24 @@ class TestTables:
             table(tmp_path, "file, age,smiling\na/1.png,20,1\n\n2.png, 3.5e1 ,\n", "utf-8-sig")
         )
         assert attributes.names == ("age", "smiling")
-        found = attributes.of(["a/1.png", "train/b/2.png", "3.png"])
+        keys = ["a/1.png", "train/b/2.png", "3.png"]
+        found = attributes.of(keys, [*keys, "b/4.png"])
         np.testing.assert_array_equal(found, [[20, 1], [35, np.nan], [np.nan, np.nan]])
 
     def test_a_whole_path_goes_before_a_last_part(self, tmp_path):
         attributes = read_attributes(table(tmp_path, '"x","n"\n1.png,1\nb/1.png,2\n'))
-        assert attributes.of(["a/1.png", "b/1.png"]).tolist() == [[1], [2]]
+        keys = ["a/1.png", "b/1.png"]
+        assert attributes.of(keys, keys).tolist() == [[1], [2]]
 
     def test_one_row_for_two_images_is_refused(self, tmp_path):
         attributes = read_attributes(table(tmp_path, "x,n\n1.png,1\n"))
-        assert "a/1.png and b/1.png" in one_line_error(lambda: attributes.of(["a/1.png", "b/1.png"]))
+        # Also where the other image is of a split that is read another time, or lies in the folder itself.
+        for keys, every, said in (
+            (["a/1.png", "b/1.png"], ["a/1.png", "b/1.png"], "a/1.png and b/1.png"),
+            (["train/1.png"], ["train/1.png", "validation/1.png"], "train/1.png and validation/1.png"),
+            (["b/1.png"], ["1.png", "b/1.png"], "1.png and b/1.png"),
+        ):
+            assert said in one_line_error(lambda keys=keys, every=every: attributes.of(keys, every))
 
     @pytest.mark.parametrize(
         ("text", "parts"),

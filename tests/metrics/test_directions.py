@@ -102,7 +102,8 @@ class TestOfANumber:
         along = (SHIFT @ SHIFT) ** 2 / (SHIFT @ COVARIANCE @ SHIFT)
         assert slope.figures["r2"] == pytest.approx(along / (1 + along), abs=0.03)
 
-    def test_held_out_images_of_one_number_have_no_r2(self, numbers):
+    @pytest.mark.parametrize("count", [9, 0])
+    def test_held_out_images_of_one_number_or_of_none_have_no_r2(self, numbers, count):
         z, values, held_z, _ = numbers
-        for one in direction_of_a_number("age", z, values, held_z[:9], np.full(9, 50.0)):
-            assert one.figures["r2"] is None
+        for one in direction_of_a_number("age", z, values, held_z[:count], np.full(count, 50.0)):
+            assert one.figures["r2"] is None and one.figures["held_out"] == count

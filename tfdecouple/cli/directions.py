@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     from tfdecouple.cli.opening import open_data, open_run
     from tfdecouple.data.attributes import read_attributes
-    from tfdecouple.directions import Directions
+    from tfdecouple.directions import LONGEST_NAME, Directions
     from tfdecouple.runs import is_folder, weights_sha256
 
     if not is_folder(options.run):
@@ -87,9 +87,15 @@ def run(options: argparse.Namespace) -> int:
     source = open_data(opened, options)
     if options.split == "train":
         raise UserError("--split is 'train', which directions are found in; take validation or test")
+    wanted = _of_numbers(attributes) if attributes else _of_labels(source, options)
+    for name in wanted:
+        if len(name) > LONGEST_NAME:
+            raise UserError(
+                f"the direction {name[:40]!r}... would have a name of {len(name)} characters, and {LONGEST_NAME} are "
+                "the most; shorten that of the label or of the column"
+            )
     training = _read(opened, source, "train", options, attributes)
     held_out = _read(opened, source, options.split, options, attributes)
-    wanted = _of_numbers(attributes) if attributes else _of_labels(source, options)
     about = {"data": source.title, "source": source.name, "split": options.split, "seed": options.seed}
     found = _found(wanted, training, held_out, options.seed, about)
     weights = weights_sha256(opened.model)
@@ -120,17 +126,10 @@ def _read(
     import numpy as np
 
     from tfdecouple.cli.opening import drawn_indices
-    from tfdecouple.data import chosen_batches
     from tfdecouple.data.labels import checked_labels
-    from tfdecouple.runtime.progress import Counter
 
     indices = np.sort(drawn_indices(source, split, options.images or _IMAGES, options.seed))
-    codes, labels, done = [], [], 0
-    with Counter(f"encoding images of {split}", len(indices)) as counter:
-        for batch in chosen_batches(source, split, indices, batch_size=128):
-            codes.append(opened.z_of(batch["image"]))
-            labels.append(batch["label"])
-            counter(done := done + len(batch["label"]))
+    z, labels = opened.z_and_labels(source, split, indices, f"encoding images of {split}")
     numbers = np.zeros((len(indices), 0))
     if attributes is not None:
         if source.skipped:
@@ -138,14 +137,14 @@ def _read(
                 f"{source.skipped} images of {source.title} cannot be read, and which number is whose is not known "
                 "then; mend or remove them"
             )
-        numbers = attributes.of([source.key(split, index) for index in indices.tolist()])
+        numbers = attributes.of([source.key(split, index) for index in indices.tolist()], source.keys())
         if np.isnan(numbers).all():
             example = source.key(split, int(indices[0]))
             raise DataError(
                 f"{attributes.path} has no row for any of {len(indices)} images of {split}, such as {example}; "
                 "its first column must name the files"
             )
-    return _Read(np.concatenate(codes), checked_labels(source, np.concatenate(labels)), numbers)
+    return _Read(z, checked_labels(source, labels), numbers)
 
 
 def _of_labels(source: Source, options: argparse.Namespace) -> dict[str, _Values]:
@@ -195,7 +194,7 @@ def _of_numbers(attributes: Attributes) -> dict[str, _Values]:
 def _few(things: Any, count: int) -> list[Any]:
     if count > _MOST_DIRECTIONS:
         raise UserError(
-            f"these are {count:,} directions, and a run keeps at most {_MOST_DIRECTIONS:,}; name fewer labels"
+            f"these are {count:,} directions, and at most {_MOST_DIRECTIONS:,} are found at once; name fewer labels"
         )
     return list(things)
 
@@ -238,10 +237,15 @@ def _found(
 
 
 def _merged(found: Any, opened: OpenedRun) -> Any:
-    """Returns the directions with those of other names that the run has of the same weights."""
+    """Returns the directions with those of other names that the run has of the same weights.
+
+    Raises:
+        UserError: where these are too many for one file.
+    """
     import dataclasses
 
     from tfdecouple.cli.measures.base import say
+    from tfdecouple.directions import MOST
     from tfdecouple.errors import RunError
 
     try:
@@ -251,6 +255,11 @@ def _merged(found: Any, opened: OpenedRun) -> Any:
         say(f"directions.json is written anew: {error}")
         before = None
     kept = () if before is None else tuple(one for one in before if one.name not in found.names)
+    if len(kept) + len(found) > MOST:
+        raise UserError(
+            f"directions.json of {opened.path} has {len(kept):,} directions of other names already, and may have "
+            f"{MOST:,} in all; move it away to begin anew"
+        )
     return dataclasses.replace(found, directions=(*kept, *found.directions))
 
 

@@ -14,6 +14,7 @@ from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import DataError, UserError, one_line
 from tfdecouple.metrics.drawn_images import drawn_indices as drawn_exactly
 from tfdecouple.runs import Run
+from tfdecouple.runtime.progress import Counter
 
 
 class OpenedRun(Run):
@@ -22,6 +23,23 @@ class OpenedRun(Run):
     def z_of(self, images: np.ndarray) -> np.ndarray:
         """Returns the posterior means of images, float32 `[n, d_z]`, without the work for v."""
         return np.asarray(self.model.posterior(images).mean())
+
+    def z_and_labels(self, source: Source, split: str, indices: np.ndarray, said: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the posterior means of images of a split, float32 `[n, d_z]`, and their labels, int32 `[n]`.
+
+        Args:
+            source: the data set.
+            split: its split.
+            indices: in ascending order, `[n]`, at least one.
+            said: beside the progress, on standard error.
+        """
+        codes, labels, done = [], [], 0
+        with Counter(said, len(indices)) as counter:
+            for batch in chosen_batches(source, split, indices, batch_size=128):
+                codes.append(self.z_of(batch["image"]))
+                labels.append(batch["label"])
+                counter(done := done + len(batch["label"]))
+        return np.concatenate(codes), np.concatenate(labels)
 
     def facts(self) -> dict[str, Any]:
         """Returns what every JSON file says of the run."""

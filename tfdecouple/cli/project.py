@@ -43,8 +43,6 @@ def run(options: argparse.Namespace) -> int:
 
     from tfdecouple.cli.opening import drawn_indices, label_names, open_data, open_run
     from tfdecouple.cli.output import save_picture
-    from tfdecouple.data import chosen_batches
-    from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.plots import png, projection_figure
     from tfdecouple.visualization.projection import principal_components, t_sne
 
@@ -55,15 +53,7 @@ def run(options: argparse.Namespace) -> int:
         raise DataError(
             f"project got {len(indices)} images; it needs at least {_LEAST}: raise --count or take more data"
         )
-    batches = chosen_batches(source, options.split, indices, batch_size=128)
-    codes = np.empty((len(indices), opened.config.model.latent_dim), np.float32)
-    labels = np.empty(len(indices), np.int32)
-    done = 0
-    with Counter("encoding", len(indices)) as counter:
-        for batch in batches:
-            rows = slice(done, done + len(batch["index"]))
-            codes[rows], labels[rows] = opened.z_of(batch["image"]), batch["label"]
-            counter(done := rows.stop)
+    codes, labels = opened.z_and_labels(source, options.split, indices, "encoding")
 
     facts: dict[str, Any] = {
         "data": source.title,

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -32,30 +32,27 @@ class Attributes:
     names: tuple[str, ...]
     rows: dict[str, np.ndarray]
 
-    def of(self, keys: Sequence[str]) -> np.ndarray:
+    def of(self, keys: Iterable[str], every: Iterable[str]) -> np.ndarray:
         """Returns the numbers of images, float64 `[n, columns]`; NaN where the table says nothing.
 
         Args:
             keys: of the images, as `Source.key`: a path below the folder. A row may name it whole, or its last part.
+            every: of all images of the source, whatever split they are of.
 
         Raises:
-            DataError: where a row names only the last part, and two of the images share that.
+            DataError: where a row names only the last part, and two images of the source share that.
         """
-        found = np.full((len(keys), len(self.names)), math.nan)
-        by_last_part: dict[str, str] = {}
-        for number, key in enumerate(keys):
-            row = self.rows.get(key)
-            if row is None:
-                last = key.rpartition("/")[2]
-                row = self.rows.get(last)
-                if row is not None and by_last_part.setdefault(last, key) != key:
-                    raise DataError(
-                        f"{self.path} has a row {last!r}, but there are two such images, {by_last_part[last]} and "
-                        f"{key}; name them by their paths"
-                    )
-            if row is not None:
-                found[number] = row
-        return found
+        whose: dict[str, str] = {}
+        for key in every:
+            last = key.rpartition("/")[2]
+            if last in self.rows and (key == last or key not in self.rows) and whose.setdefault(last, key) != key:
+                raise DataError(
+                    f"{self.path} has a row {last!r}, but there are two such images, {whose[last]} and {key}; name "
+                    "them by their paths"
+                )
+        unknown = np.full(len(self.names), math.nan)
+        found = [self.rows.get(key, self.rows.get(key.rpartition("/")[2], unknown)) for key in keys]
+        return np.array(found).reshape(len(found), len(self.names))
 
 
 def read_attributes(path: str | pathlib.Path) -> Attributes:

@@ -128,6 +128,11 @@ class Source:
         keys = self.splits[split].keys
         return f"{split}/{index}" if keys is None else keys[index]
 
+    def keys(self) -> Iterator[str]:
+        """Yields the names of all images, split by split; see `key`."""
+        for split, size in self.sizes.items():
+            yield from (self.key(split, index) for index in range(size))
+
     def examples(self, split: str) -> tf.data.Dataset:
         """Returns a split's images as they are: not shuffled, not augmented, in the same order each time.
 

@@ -100,7 +100,8 @@ def direction_of_a_number(
     centre = z.mean(0, dtype=np.float64)
     with threadpool_limits(1):
         ridge = RidgeCV(alphas=[1 / strength for strength in STRENGTHS]).fit(_centred(z, centre), standard)
-    foretold = ridge.predict(_centred(held_z, centre))
+    # scikit-learn refuses to foretell nothing.
+    foretold = ridge.predict(_centred(held_z, centre)) if len(held_z) else np.zeros(0)
     by_ridge = counts | {"r2": _r2(foretold, (held_values - mean) / deviation), "alpha": float(ridge.alpha_)}
     return [
         Direction(name, MEANS, slope.astype(np.float32), by_slope),
