@@ -16,7 +16,7 @@ import numpy as np
 from tfdecouple.config import Config, DataConfig, override
 from tfdecouple.data import Source, open_source
 from tfdecouple.data.labels import require_classes
-from tfdecouple.data.opening import images_at
+from tfdecouple.data.opening import images_at, with_source
 from tfdecouple.directions import Directions
 from tfdecouple.errors import ConfigError, DataError, RunError, UntrustedError, UserError, nearest, one_line
 from tfdecouple.model import DecoupledModel
@@ -214,13 +214,19 @@ class Run:
             UntrustedError: where the run's config, not the user, names images within the run folder.
             ConfigError: for an option of a wrong value.
         """
-        given = {"source": source, "data_dir": data_dir, **others}
-        changes = [f"data.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
-        data = override(self.config, changes).data
+        data = self.data_of(source, data_dir=data_dir, **others)
         option, _ = images_at(data) or ("", "")
         if (source if option == "data.source" else data_dir) is None:
             require_own_images(self.path, data)
         return open_source(data, self.config.model.image_shape, download=download)
+
+    def data_of(self, source: str | None, **others: Any) -> DataConfig:
+        """Returns how the run's data are read, or those of another source; see `open_source`."""
+        config = self.config
+        if source is not None:
+            config = dataclasses.replace(config, data=with_source(config.data, source))
+        changes = [f"data.{name}={json.dumps(value)}" for name, value in others.items() if value is not None]
+        return override(config, changes).data
 
 
 def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> DecoupledModel:

@@ -29,7 +29,7 @@ from tfdecouple.errors import DataError
 from tfdecouple.metrics import outliers
 from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import load_model
+from tfdecouple.runs import Run, load_model
 
 # One test encodes as the command does, which traces.
 pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
@@ -319,8 +319,12 @@ class TestMemory:
         assert Field("v", (8, 8, 3)).size == 192
 
 
-def test_the_config_of_a_run_decides_how_images_are_cropped(tiny_run, pictures, tmp_path, capsys):
-    run = write_run(tmp_path / "cropped", load_model(tiny_run), data=DataConfig(centre_crop=4))
+def test_the_config_of_a_run_on_a_folder_decides_how_images_are_cropped(tiny_run, pictures, tmp_path, capsys):
+    model = load_model(tiny_run)
+    # Where the subjects of a data set are says nothing of a user's own images.
+    other = write_run(tmp_path / "other", model, data=DataConfig(source="cifar10", centre_crop=4))
+    assert Run.open(other).data_of(f"folder:{pictures}").centre_crop == 0
+    run = write_run(tmp_path / "cropped", model, data=DataConfig(source="folder:/faces", centre_crop=4))
     arguments = ["encode", "--run", tiny_run, "--data", f"folder:{pictures}", "--out", tmp_path / "codes"]
     assert main(list(map(str, arguments))) == 0
     arguments[2] = run

@@ -202,7 +202,7 @@ def _manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) ->
         data={
             "title": source.title,
             **facts(source.image_shape),
-            "centre_crop": opened.config.data.centre_crop,
+            "centre_crop": opened.data_of(options.data).centre_crop,
             "descriptions": {split: source.descriptions[split] for split in splits},
             "keys_sha256": keys_sha256(source, splits),
         },

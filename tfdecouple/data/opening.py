@@ -214,6 +214,17 @@ def crop_of_own_images(config: DataConfig) -> int:
     return config.centre_crop if kind is not None and kind.like_own else 0
 
 
+def with_source(config: DataConfig, source: str) -> DataConfig:
+    """Returns the config for images of another source: where the subjects of a data set are says nothing of others'.
+
+    >>> celeba = DataConfig(source="lsun/bedroom", centre_crop=256)
+    >>> with_source(celeba, "folder:mine").centre_crop, with_source(celeba, "lsun/bedroom").centre_crop
+    (0, 256)
+    """
+    crop = config.centre_crop if source == config.source else crop_of_own_images(config)
+    return dataclasses.replace(config, source=source, centre_crop=crop)
+
+
 def rights_in(config: DataConfig) -> str:
     """Returns what is known of the rights in the images of a config.
 

@@ -66,16 +66,15 @@ class Outliers(Measure):
 
     def prepare(self) -> None:
         """Opens the other data sets."""
-        from tfdecouple.data import crop_of_own_images, open_source
+        from tfdecouple.data import open_source
+        from tfdecouple.data.opening import with_source
         from tfdecouple.runs import load_config, require_own_images
 
         options, config = self.options, load_config(self.options.run)
         for name in options.outliers:
             if name in MADE or name.startswith(_LABEL):
                 continue
-            # Where the subjects of the run's data set are says nothing of another's.
-            crop = crop_of_own_images(config.data)
-            data = dataclasses.replace(config.data, source=name, centre_crop=crop)
+            data = with_source(config.data, name)
             if options.data_dir:
                 data = dataclasses.replace(data, data_dir=options.data_dir)
             elif not name.startswith("folder:"):
