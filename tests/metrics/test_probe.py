@@ -242,6 +242,11 @@ class TestPca:
         np.testing.assert_allclose(overlap, np.eye(3), atol=1e-2)
         assert pca.transform(features).dtype == np.float32
 
+    def test_components_of_few_images_hold_more_than_rounding(self):
+        features = np.random.default_rng(0).standard_normal((20, 30)).astype(np.float32)
+        pca = fit_pca(features, 64, seed=0)
+        assert len(pca.components_) == 19 and pca.explained_variance_.min() > 1e-3
+
 
 class TestSubset:
     def test_indices_are_drawn_from_the_whole_split(self, source):

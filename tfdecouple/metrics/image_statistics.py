@@ -128,7 +128,7 @@ def measure_image_statistics(
     Returns:
         Plain values for JSON: `train_images`, `images`, `dimensions` (d_z), and `statistics`: for each by name `r2` of
         each kind of features, and `switch` with `z`, `v` and `nearer_to_z`; figures with their standard errors, from
-        `_RESAMPLES` bootstrap samples of the images.
+        `_RESAMPLES` bootstrap samples of the images, of `nearer_to_z` binomial.
 
     Raises:
         UserError: for a model without z, or whose z is a function of the label.
@@ -146,12 +146,11 @@ def measure_image_statistics(
     known, own, moved = (
         {name: function(each / 255.0) for name, function in STATISTICS.items()} for each in (train, images, switched)
     )
-    dimensions = min(z.shape[1], len(train))
     features = {"z": _standardized(z_train, z)}
     for name, (of_train, of_images) in {"v, PCA": (v_train, v), "pixels, PCA": (train, images)}.items():
         flat = [each.reshape(len(each), -1).astype(np.float32) for each in (of_train, of_images)]
         of_train, of_images = _standardized(*flat)
-        pca = fit_pca(of_train, dimensions, seed)
+        pca = fit_pca(of_train, z.shape[1], seed)
         features[name] = _standardized(*(pca.transform(each).astype(np.float32) for each in (of_train, of_images)))
     rows = np.random.default_rng(seed).integers(0, len(images), (_RESAMPLES, len(images)))
     found = {}
@@ -164,7 +163,7 @@ def measure_image_statistics(
     return {
         "train_images": len(train),
         "images": len(images),
-        "dimensions": dimensions,
+        "dimensions": z.shape[1],
         "statistics": found,
     }
 

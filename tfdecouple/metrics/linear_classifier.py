@@ -142,15 +142,27 @@ class Standardizer:
         return features
 
 
-def fit_pca(features: np.ndarray, components: int, seed: int) -> PCA:
+def components_of(wanted: int, images: int, features: int) -> int:
+    """Returns how many principal components there are to take, of so many as are wanted.
+
+    n images around their mean span n - 1 dimensions; one more would be rounding, standardised.
+
+    >>> components_of(64, 10_000, 3072), components_of(64, 50, 3072), components_of(256, 1000, 192)
+    (64, 49, 192)
+    """
+    return min(wanted, images - 1, features)
+
+
+def fit_pca(features: np.ndarray, wanted: int, seed: int) -> PCA:
     """Returns the principal components of training features, for comparison at equal numbers of dimensions.
 
     Args:
-        features: standardised, float32 `[n, features]`.
-        components: how many, at most n and the number of features.
+        features: standardised, float32 `[n, features]`, of two images or more.
+        wanted: how many, where there are so many: see `components_of`.
         seed: of the randomised decomposition, which more than 4,096 features get.
     """
     exact = features.shape[1] <= _EXACT_PCA
+    components = components_of(wanted, *features.shape)
     pca = PCA(components, svd_solver="covariance_eigh" if exact else "randomized", random_state=seed)
     # See fit_classifier.
     with threadpool_limits(1):

@@ -23,6 +23,7 @@ from tfdecouple.metrics.linear_classifier import (
     STRENGTHS,
     Fitted,
     Standardizer,
+    components_of,
     fit_classifier,
     fit_pca,
     held_out_count,
@@ -133,8 +134,7 @@ def linear_probe(
         standardize(of_train, of_test)
         classify(name, of_train, of_test)
         if model.config.has_latent:
-            # Fewer images than d_z have no d_z components.
-            pca = fit_pca(of_train, min(model.config.latent_dim, *of_train.shape), seed)
+            pca = fit_pca(of_train, model.config.latent_dim, seed)
             reduced, reduced_test = _reduced(pca, of_train), _reduced(pca, of_test)
             standardize(reduced, reduced_test)
             classify(f"{name}, PCA", reduced, reduced_test)
@@ -204,7 +204,8 @@ class _Fits:
 def _dimensions(model: DecoupledModel, train_images: int) -> list[int]:
     """Returns the numbers of dimensions of all features, in any order."""
     size, latent = math.prod(model.config.image_shape), model.config.latent_dim
-    return [size, size, latent, *2 * [min(latent, size, train_images)]] if model.config.has_latent else [size, size]
+    of_codes = [latent, *2 * [components_of(latent, train_images, size)]] if model.config.has_latent else []
+    return [size, size, *of_codes]
 
 
 def read_labelled(
