@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -27,13 +28,14 @@ TWO_WORKERS = ["--", "--runner=DirectRunner", "--direct_num_workers=2", "--direc
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of 24 images of two sizes under two labels and of none, one of them damaged, and other files."""
+    """A folder of 24 images of two sizes under two labels and of none, one damaged, one of an odd name, and others."""
     folder = tmp_path_factory.mktemp("pictures")
     small, large = iter(random_images(16)), iter(random_images(8, size=13))
     for number in range(24):
         place = folder / ("", "a", "b/deep")[number % 3]
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(next(large if number % 3 == 2 else small)).save(place / f"{number}.png")
+        name = f"{number}.png" if number != 4 else os.fsdecode(b"caf\xe9.png")
+        Image.fromarray(next(large if number % 3 == 2 else small)).save(place / name)
     (folder / "b" / "damaged.png").write_bytes((folder / "a" / "1.png").read_bytes()[:60])
     (folder / "a" / "notes.txt").write_text("no image")
     (folder / ".hidden").mkdir()
@@ -84,6 +86,7 @@ class TestPipeline:
         assert "24 images in 3" in capsys.readouterr().out
         out = tmp_path / "codes"
         assert_same(read(out), single, "z", "v")
+        assert r"a/caf\xe9.png" in single
         assert (out / "_unreadable.txt").read_text().startswith("b/damaged.png: ")
         assert (out / "_unreadable.txt").read_text().count("\n") == 1
         manifest = json.loads((out / "_manifest.json").read_text())

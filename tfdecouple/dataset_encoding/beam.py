@@ -112,12 +112,13 @@ def _add_steps(pipeline: Any, job: Job, images: Images, encoder: Encoder, image_
     paths = (
         pipeline
         | "List files" >> fileio.MatchFiles(f"{images.root}**")
-        | "Take paths" >> beam.Map(lambda metadata: metadata.path)
-        | "Keep images" >> beam.Filter(lambda path: path in images)
+        | "Keep images" >> beam.Filter(lambda metadata: metadata.path in images)
+        # As bytes: Beam hands on no text that is not UTF-8, and the name of a file may be none.
+        | "Take paths" >> beam.Map(lambda metadata: os.fsencode(metadata.path))
     )
     labels = (
         paths
-        | "Label names" >> beam.Map(images.label_name)
+        | "Label names" >> beam.Map(lambda path: images.label_name(os.fsdecode(path)))
         | "Distinct names" >> beam.Distinct()
         | "All names" >> beam.combiners.ToList()
         | "Number labels" >> beam.Map(numbered)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ import tensorflow as tf
 from tfdecouple.arguments import as_labels
 from tfdecouple.data import Source
 from tfdecouple.data.labels import checked_labels
-from tfdecouple.dataset_encoding.fields import SCORES, Field
+from tfdecouple.dataset_encoding.fields import SCORES, Field, key_bytes
 from tfdecouple.dataset_encoding.folder import CodesFolder
 from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
 from tfdecouple.errors import DataError, InversionError, UserError, one_line
@@ -122,7 +121,7 @@ def encode_shards(
                     inside = int(np.searchsorted(left["index"], shard.stop))
                     inner, left = _cut(left, inside)
                     if inside:
-                        keys = [_key(source, split, index) for index in inner["index"]]
+                        keys = [key_bytes(source.key(split, int(index))) for index in inner["index"]]
                         _require_finite(inner, manifest.fields, keys)
                         if "v" in inner:
                             far += itertools.compress(keys, far_from_training(inner["v"]))
@@ -143,17 +142,8 @@ def keys_sha256(source: Source, splits: Sequence[str]) -> str:
     named = [split for split in splits if source.splits[split].keys is not None]
     for split in named:
         for index in range(source.splits[split].size):
-            digest.update(_key(source, split, index) + b"\n")
+            digest.update(key_bytes(source.key(split, int(index))) + b"\n")
     return digest.hexdigest() if named else ""
-
-
-def _key(source: Source, split: str, index: int) -> bytes:
-    key = source.key(split, int(index))
-    try:
-        return key.encode()
-    except UnicodeEncodeError:
-        # A file's name that is no UTF-8, which Parquet cannot hold.
-        return os.fsencode(key).decode("utf-8", "backslashreplace").encode()
 
 
 def _neighbours(shards: Sequence[ShardRange]) -> Iterator[list[ShardRange]]:

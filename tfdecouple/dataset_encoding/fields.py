@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,18 @@ class Field:
     def from_plain(cls, values: dict[str, Any]) -> Field:
         """Builds a field from `plain()`'s values."""
         return cls(values["name"], tuple(values["shape"]))
+
+
+def key_bytes(key: str) -> bytes:
+    r"""Returns what is written of an image's name: UTF-8, which Parquet wants.
+
+    >>> key_bytes("cats/7.png"), key_bytes("caf\udce9.png")
+    (b'cats/7.png', b'caf\\xe9.png')
+    """
+    try:
+        return key.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(key).decode("utf-8", "backslashreplace").encode()
 
 
 def chosen_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = False) -> tuple[Field, ...]:

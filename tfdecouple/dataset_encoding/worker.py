@@ -16,7 +16,7 @@ import numpy as np
 
 from tfdecouple.data.folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.data.image_file import read_image
-from tfdecouple.dataset_encoding.fields import NO_LABEL, Field
+from tfdecouple.dataset_encoding.fields import NO_LABEL, Field, key_bytes
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.image_shapes import Shape
 
@@ -45,9 +45,9 @@ class Images:
         return image and (not self.has_splits or (len(names) > 1 and names[0] in SPLIT_FOLDERS))
 
     def label_name(self, path: str) -> str:
-        """Returns the sub-folder that labels a file, "" where it lies in none."""
+        """Returns the sub-folder that labels a file, as text in UTF-8; "" where it lies in none."""
         folders = self.key(path).split("/")[:-1]
-        return next(iter(folders[self.has_splits :]), "")
+        return key_bytes(next(iter(folders[self.has_splits :]), "")).decode()
 
 
 def numbered(names: Sequence[str]) -> dict[str, int]:
@@ -69,25 +69,26 @@ class Reader:
     image_shape: Shape
     centre_crop: int
 
-    def read(self, path: str, labels: dict[str, int]) -> Iterator[Any]:
+    def read(self, name: bytes, labels: dict[str, int]) -> Iterator[Any]:
         """Yields key, label and pixels, uint8 [height, width, channels], of a file; or why it cannot be read."""
         from apache_beam.io.filesystems import FileSystems
         from apache_beam.metrics import Metrics
         from apache_beam.pvalue import TaggedOutput
 
-        key = self.images.key(path)
+        path = os.fsdecode(name)
+        key = key_bytes(self.images.key(path))
         try:
             if "://" not in path and not os.path.isfile(path):
                 # A pipe would be waited for without an end.
                 raise DataError("it is no regular file")
             with FileSystems.open(path) as file:
                 content = file.read()
-            pixels = read_image(key, self.image_shape, self.centre_crop, io.BytesIO(content))
+            pixels = read_image(path, self.image_shape, self.centre_crop, io.BytesIO(content))
         except DataError as error:
             Metrics.counter("tfdecouple", UNREADABLE).inc()
-            yield TaggedOutput(UNREADABLE, f"{key}: {one_line(error.__cause__ or error)}")
+            yield TaggedOutput(UNREADABLE, f"{key.decode()}: {one_line(error.__cause__ or error)}")
         else:
-            yield key.encode("utf-8", "backslashreplace"), labels.get(self.images.label_name(path), NO_LABEL), pixels
+            yield key, labels.get(self.images.label_name(path), NO_LABEL), pixels
 
 
 @dataclasses.dataclass(frozen=True)
