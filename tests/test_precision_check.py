@@ -1,10 +1,13 @@
 """The trial of a precision before a run: it takes what works here, and refuses what does not."""
 
+from types import SimpleNamespace
+
 import pytest
 import tensorflow as tf
 from helpers.layers import all_layers
 from helpers.models import TINY
 
+from tfdecouple import precision_check
 from tfdecouple.errors import ConfigError
 from tfdecouple.layers import nets
 from tfdecouple.networks.flow import Flow
@@ -17,6 +20,18 @@ def flow():
     flow = Flow(TINY)
     flow.build()
     return flow
+
+
+def test_of_a_model_every_flow_is_tried_in_the_type_that_its_training_has(monkeypatch):
+    tried = []
+    monkeypatch.setattr(precision_check, "check_precision", lambda *given: tried.append(given))
+    models = [SimpleNamespace(flow="v", dequantizer=each) for each in (None, SimpleNamespace(flow="u"))]
+    for precision in ("float32", "tf32", "mixed_bfloat16"):
+        precision_check.check_precision_of(models[1], precision, "invert")
+    precision_check.check_precision_of(models[0], "mixed_bfloat16", "keep")
+    types = ("float32", "float32", "bfloat16")
+    assert tried[:6] == [(flow, dtype, "invert") for dtype in types for flow in "vu"]
+    assert tried[6:] == [("v", "bfloat16", "keep")]
 
 
 @pytest.mark.parametrize("memory", ["keep", "recompute", "invert"])

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfdecouple.errors import ConfigError, one_line
 from tfdecouple.layers import ConvNet, Coupling, LocalConvNet, backward_memory, net_precision
+from tfdecouple.networks.assembly import Networks
 from tfdecouple.networks.flow import Flow, FlowStep
 
 # What works for two images works for more.
@@ -17,6 +18,22 @@ _IMAGES = 2
 
 # How far values and gradients may be from those of float32, relative to their norm. Rounding to bfloat16 gives 0.01.
 _TOLERANCE = 0.1
+
+
+def check_precision_of(model: Networks, precision: str, memory: str) -> None:
+    """Refuses a precision of training in which this processor computes something else than in float32.
+
+    Args:
+        model: that is to be trained.
+        precision: of training, in the words of its config.
+        memory: of training.
+
+    Raises:
+        ConfigError: naming the precision that works.
+    """
+    dtype = "bfloat16" if precision == "mixed_bfloat16" else "float32"
+    for flow in (model.flow, *([] if model.dequantizer is None else [model.dequantizer.flow])):
+        check_precision(flow, dtype, memory)
 
 
 def check_precision(flow: Flow, dtype: str, memory: str = "keep") -> None:

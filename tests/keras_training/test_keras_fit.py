@@ -193,6 +193,14 @@ class TestStart:
         assert same is images and len(taken) == 8
         assert len(first_images(Batches(images), 15, 0)[0]) == 15
 
+        class Endless(Batches):
+            num_batches = None
+
+            def __getitem__(self, number):
+                return super().__getitem__(number % 2)
+
+        assert len(first_images(Endless(images), 25, 0)[0]) == 25
+
     def test_without_compile_is_one_line(self, images):
         from tfdecouple.model import DecoupledModel
 
@@ -238,6 +246,14 @@ class TestCompile:
         for name, value in {"kl_weight": -1, "memory": "all", "precision": "half", "seed": 2.5}.items():
             with pytest.raises(UserError, match=f"training.{name} is"):
                 model.compile("adam", **{name: value})
+
+    def test_one_that_keras_refuses_leaves_the_model_as_it_was(self, make):
+        model = make(start=False, kl_weight=0.5, max_skipped_steps=4)
+        before = model.optimizer, model.metrics, model.get_compile_config()
+        with pytest.raises(ValueError, match="nonesuch"):
+            model.compile("nonesuch", kl_weight=2.0, max_skipped_steps=7)
+        assert (model.optimizer, model.metrics, model.get_compile_config()) == before
+        assert before[2]["kl_weight"] == 0.5
 
     def test_loss_and_metrics_are_refused(self, make):
         model = make(start=False)

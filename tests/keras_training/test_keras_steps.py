@@ -182,7 +182,8 @@ class TestDevices:
         self.test_two_take_the_steps_of_one(make, images, strategy, "invert")
 
     @says(
-        "All batches of `fit` must be of one size that the devices divide, which one line says where they are not.",
+        "All batches of `fit` must be of one size that the devices divide; of arrays and data sets one line says where "
+        "they are not.",
         "Other strategies are refused in one line: several machines train by `train.py`.",
     )
     def test_what_does_not_work_is_one_line(self, make, images, strategy):
@@ -190,6 +191,11 @@ class TestDevices:
             model = make()
         for refused, message in (
             (lambda: model.fit(images, batch_size=8), "20 images are no multiple of batch_size=8"),
+            # Keras trains on what the split leaves.
+            (
+                lambda: model.fit(images, batch_size=10, validation_split=0.25),
+                "15 images are no multiple of batch_size=10",
+            ),
             (lambda: model.fit(images[:15], batch_size=5), "cannot be divided evenly among 2 devices"),
             (
                 lambda: model.fit(tf.data.Dataset.from_tensor_slices(images).batch(10)),
@@ -214,6 +220,27 @@ class TestDevices:
         gathering._distribute_strategy = Other()
         with pytest.raises(UserError, match="not under a Other: train by python train.py"):
             gathering.fit(images, batch_size=10)
+
+    def test_what_keras_cuts_into_batches_is_judged_by_what_it_trains_on(self, make, images, strategy, monkeypatch):
+        class Batches(keras.utils.PyDataset):
+            def __len__(self):
+                return 3
+
+            def __getitem__(self, number):
+                return images[:10]
+
+        with strategy.scope():
+            model = make()
+        fitted = []
+        monkeypatch.setattr(keras.Model, "fit", lambda self, x, *_, **options: fitted.append(x))
+        more = np.concatenate([images, images[:5]])
+        model.fit(more, batch_size=10, validation_split=0.2)
+        model.fit(images, batch_size=10, validation_split=0.25, validation_data=images)
+        # Of what comes batch by batch its length is no number of images, and the default size not its own.
+        monkeypatch.setattr(type(strategy), "num_replicas_in_sync", 5)
+        for given in (Batches(), (images[:10] for _ in range(3))):
+            model.fit(given)
+        assert len(fitted) == 4
 
 
 class TestPrecision:

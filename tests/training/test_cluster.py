@@ -5,11 +5,15 @@ import os
 import subprocess
 
 import pytest
+import tensorflow as tf
 from helpers.places import ROOT
 from helpers.refusals import refusal
+from helpers.runs import run_config
 
-from tfdecouple.cli import train_main
+from tfdecouple.cli import opening, train_main
+from tfdecouple.cli.measures.base import Evaluation
 from tfdecouple.errors import ConfigError
+from tfdecouple.training import run, strategy, train
 from tfdecouple.training.cluster import find_cluster
 from tfdecouple.training.strategy import make_strategy
 
@@ -87,6 +91,7 @@ class TestTfConfig:
             (tf_config({"chief": ["a:1", "b:1"]}), "has more than one chief"),
             ({"cluster": {"worker": ["a:1", "b:1"]}}, "must say in task.type which of worker this process is"),
             (tf_config(type="evaluator"), "must say in task.type"),
+            (tf_config(type=["worker"]), "must say in task.type"),
             (tf_config(index=2), "has task.index 2; it must be from 0 to 1"),
             (tf_config(index=-1), "has task.index -1"),
             (tf_config(index=None), "has task.index None"),
@@ -168,6 +173,52 @@ class TestSlurm:
 
     def test_unknown_choice(self):
         assert "use one of auto, tf-config, slurm, none" in refused("kubernetes")
+
+
+@pytest.mark.parametrize("given", ["", " ", "{"])
+def test_strategy_of_one_process_does_without_tf_config(environment, given):
+    environment(TF_CONFIG=given)
+    # Not the one that this process may have made before.
+    assert strategy.strategy_over.__wrapped__(("CPU:0",)).num_replicas_in_sync == 1
+    assert os.environ["TF_CONFIG"] == given
+
+
+def test_evaluation_on_several_gpus_has_that_strategy(monkeypatch):
+    def refuse(*_):
+        raise ConfigError("no run")
+
+    asked, devices = [], tf.config.list_logical_devices("CPU")
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices)
+    monkeypatch.setattr(strategy, "strategy_over", lambda names: asked.append(names) or tf.distribute.get_strategy())
+    monkeypatch.setattr(opening, "open_run", refuse)
+    with pytest.raises(ConfigError, match="no run"):
+        Evaluation(None)
+    assert asked == [("CPU:0", "CPU:1")]
+
+
+@pytest.fixture
+def hidden_gpu(monkeypatch):
+    """Lets there be a GPU that this process does not see."""
+    gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
+    listed = tf.config.list_physical_devices
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [gpu] if kind == "GPU" else listed(kind))
+
+
+def test_gpu_that_is_hidden_is_none(hidden_gpu, environment):
+    assert "CPU" in make_strategy(1).extended.worker_devices[0]
+    environment(TF_CONFIG=tf_config())
+    with pytest.raises(ConfigError, match="a worker of this cluster has only one CPU device"):
+        make_strategy(2, find_cluster())
+
+
+def test_memory_is_asked_of_the_machine_where_its_gpu_is_hidden(hidden_gpu, image_folder, tmp_path, monkeypatch):
+    def refuse(model, copies):
+        raise ConfigError(f"{copies} copies")
+
+    monkeypatch.setattr(run, "require_memory", refuse)
+    # Weights, gradients, two moments and averages.
+    with pytest.raises(ConfigError, match="5 copies"):
+        train(run_config(image_folder), tmp_path / "run")
 
 
 def test_cluster_has_one_cpu_device_a_worker(environment):

@@ -17,11 +17,12 @@ from helpers.workers import Pair
 
 from tfdecouple.data import open_source
 from tfdecouple.storage.files import write_json
-from tfdecouple.training import InterruptedRunError, train
+from tfdecouple.training import InterruptedRunError, train, trainer
 from tfdecouple.training.distributed import DistributedTrainer
 from tfdecouple.training.folder import RunFolder
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.record import RunRecord
+from tfdecouple.training.signals import StopRequest
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.strategy import make_strategy
 
@@ -81,6 +82,25 @@ class TestTwoRanks:
         for error in ended:
             assert isinstance(error, InterruptedRunError)
             assert "stopped by a signal to another worker at step 4 of 10, saved" in str(error)
+
+    def test_no_signal_ends_them_while_the_test_images_are_measured(self, ranks, stand_ins, monkeypatch):
+        asked = []
+
+        class Noted(StopRequest):
+            def __enter__(self):
+                asked.append(self)
+                return super().__enter__()
+
+        def measure(split):
+            # All steps are taken by then. Threads get no signals.
+            for stop in asked:
+                stop.reason = "SIGTERM"
+            return 8.0
+
+        monkeypatch.setattr(trainer, "StopRequest", Noted)
+        stand_ins(measure)
+        _, (chiefs, others) = ranks(steps=5)
+        assert chiefs == others and chiefs["test"]["bits_per_dim"] == 8.0
 
     def test_what_the_chief_restores_is_what_both_have(self, ranks, fake_step, monkeypatch):
         monkeypatch.setattr(fake_step, "told_to_stop", 3)

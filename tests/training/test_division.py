@@ -1,5 +1,8 @@
 """`training.micro_batches=auto`: a number by calculation and by the memory that is free, which a run then keeps."""
 
+import errno
+import io
+import sys
 import types
 
 import pytest
@@ -7,10 +10,13 @@ import tensorflow as tf
 from helpers.models import LEAST, SMALL
 from helpers.runs import run_config
 from tensorflow.python.client import device_lib
+from tensorflow.python.eager import context
 
 from tfdecouple import costs
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.errors import ConfigError
+from tfdecouple.loggers import LOGGERS
+from tfdecouple.loggers.base import Logger
 from tfdecouple.runs import load_config
 from tfdecouple.training import division, train
 
@@ -51,6 +57,31 @@ class TestRun:
         assert "training.micro_batches=auto: 2, as this run began" in capsys.readouterr().out
         assert load_config(tmp_path / "run").training.micro_batches == 2
 
+    def test_goes_on_where_nobody_reads_what_it_says(
+        self, image_folder, tmp_path, stand_ins, fake_step, free, monkeypatch, capsys
+    ):
+        class Gone(io.StringIO):
+            def write(self, text):
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+        class Failing(Logger):
+            is_foreign = True
+
+            def open(self, step, rows):
+                raise ConnectionError("no route to host")
+
+        monkeypatch.setitem(LOGGERS, "csv", Failing)
+        config = run_config(image_folder, model=LEAST, micro_batches="auto", steps=1, loggers=("csv",))
+        free(2**40)
+        # As it begins, as it measures again, and with nothing left to do.
+        for summary in (None, "{", None):
+            if summary:
+                (tmp_path / "run" / "summary.json").write_text(summary)
+            monkeypatch.setattr(sys, "stdout", Gone())
+            assert train(config, tmp_path / "run").summary["steps"] == 1
+            err = capsys.readouterr().err
+            assert err.count("\n") == 1 and "cannot write to standard output (Broken pipe); training goes on" in err
+
     def test_is_refused_where_no_image_fits(self, image_folder, tmp_path, free):
         config = run_config(image_folder, model=LEAST, micro_batches="auto")
         free(costs.step_bytes(config, 1, 8) - 1)
@@ -77,7 +108,14 @@ class TestFree:
         # As TensorFlow describes devices; there is none here.
         described = [types.SimpleNamespace(name=f"/device:GPU:{n}", memory_limit=1000 * 2**20) for n in range(2)]
         used = {"GPU:0": 100 * 2**20, "GPU:1": 400 * 2**20}
-        monkeypatch.setattr(device_lib, "list_local_devices", lambda: described)
+        visible = context.context().config
+
+        def describe(config):
+            # Another one would number devices that this process has hidden, and take their memory.
+            assert config == visible
+            return described
+
+        monkeypatch.setattr(device_lib, "list_local_devices", describe)
         monkeypatch.setattr(tf.config.experimental, "get_memory_info", lambda name: {"current": used[name]})
         devices = [f"/job:localhost/replica:0/task:0/device:GPU:{n}" for n in range(2)]
         assert division.usable_memory(self.strategy(*devices)) == int(0.9 * 600 * 2**20)

@@ -12,9 +12,10 @@ from helpers.models import LEAST
 from helpers.runs import before_steps, figures, run_config
 from tensorflow.python.framework.func_graph import FuncGraph
 
+from tfdecouple import precision_check
 from tfdecouple.errors import ConfigError, RunError, UserError
 from tfdecouple.runs import read_summary
-from tfdecouple.training import InterruptedRunError, run, train, trainer
+from tfdecouple.training import InterruptedRunError, run, train
 from tfdecouple.training.release import traces_released
 
 
@@ -45,7 +46,7 @@ class TestMistakeBeforeTheFirstStep:
         def refuse(flow, dtype, memory):
             raise ConfigError(f"{dtype} does not work")
 
-        monkeypatch.setattr(trainer, "check_precision", refuse)
+        monkeypatch.setattr(precision_check, "check_precision", refuse)
         with pytest.raises(ConfigError, match="bfloat16 does not work"):
             train(run_config(image_folder, precision="mixed_bfloat16"), tmp_path / "run")
         assert not (tmp_path / "run").exists()

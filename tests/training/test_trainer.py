@@ -257,7 +257,7 @@ class TestSaid:
             Image.fromarray(image).save(tmp_path / f"{number}.png")
         train(run_config(tmp_path, model=LEAST, steps=2, pictures=0, precision="tf32"), tmp_path / "run")
         out = capsys.readouterr().out
-        validation, test = (line for line in out.splitlines() if "the images are grey" in line)
+        validation, test = (line for line in out.splitlines() if "images are grey" in line)
         assert "bits/dim on" in validation and "three times as large" in test
         assert re.search(r"reconstruction: \d of \d images identical", validation)
         assert not (tmp_path / "run" / "images").exists()
@@ -370,6 +370,20 @@ class TestSelection:
         assert {kind for kind, _ in log_rows(tmp_path / "run")} == {"train", "validation"}
         # Such a run is complete all the same.
         assert train(config, tmp_path / "run").summary == summary and seen == ["validation"]
+
+    @pytest.mark.parametrize("last", [2.5, 3.5])
+    def test_evaluation_at_the_end_counts_where_the_number_of_steps_grows(
+        self, image_folder, tmp_path, stand_ins, fake_step, capsys, last
+    ):
+        # Of the steps 2, 3 and 4.
+        measured = iter([3.0, 2.0, last])
+        stand_ins(lambda split: next(measured) if split == "validation" else 1.0)
+        for steps in (3, 4):
+            config = run_config(image_folder, model=LEAST, steps=steps, evaluate_every=2, evaluation_samples=0)
+            summary = train(config, tmp_path / "run").summary
+        assert (summary["steps"], summary["best_step"], summary["validation_bits_per_dim"]) == (4, 3, 2.0)
+        assert CheckpointFolder(tmp_path / "run" / "checkpoints").steps("best") == [3]
+        assert "measured instead" not in capsys.readouterr().out
 
     def test_best_checkpoint_is_chosen_by_validation_and_test_is_seen_once(
         self, image_folder, tmp_path, stand_ins, fake_step

@@ -69,7 +69,8 @@ class TrainingConfig:
             backward pass has its last one; 0 for all of them in one, after it.
         seed: of everything drawn at random.
         init_images: training images for the data-dependent initialisation.
-        max_skipped_steps: updates in a row that may be skipped for values that are not finite.
+        max_skipped_steps: updates in a row that may be skipped, for values that are not finite or, with
+            `memory="invert"`, an inversion that came back too far off.
         log_every, evaluate_every, checkpoint_every: in updates.
         keep_checkpoints: how many of the latest checkpoints are kept, beside the best.
         evaluation_batch_size: images per batch in evaluations, over all devices.

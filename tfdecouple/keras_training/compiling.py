@@ -50,7 +50,8 @@ class CompiledModel(Distributions):
             jit_compile: whether XLA compiles each kind of layer; "auto" for no.
             seed: of all noise, in steps and in evaluations.
             init_images: of how many training images `fit` starts a model without weights.
-            max_skipped_steps: steps in a row that may be skipped for values that are not finite.
+            max_skipped_steps: steps in a row that may be skipped, for values that are not finite or, with
+                `memory="invert"`, an inversion that came back too far off.
             **options: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` of Keras.
 
         Raises:
@@ -78,11 +79,13 @@ class CompiledModel(Distributions):
                 strict=True,
             )
         )
-        self._options = from_plain(TrainingConfig, given, "training.")
+        training = from_plain(TrainingConfig, given, "training.")
         with self.distribute_strategy.scope():
-            self._figures = Figures(self.nats_to_bits_per_dim, self._options.kl_weight, max_skipped_steps)
+            figures = Figures(self.nats_to_bits_per_dim, training.kl_weight, max_skipped_steps)
             # Keras would hand all of a step to XLA.
             super().compile(optimizer, jit_compile=False, **options)
+        # Where Keras has refused something, the model is compiled as it was.
+        self._options, self._figures = training, figures
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns what `compile` was given, as plain values."""

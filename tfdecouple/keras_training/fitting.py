@@ -13,12 +13,11 @@ import tensorflow as tf
 from tfdecouple.arguments import require_images
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.exactness import require_finite, warn_of_far_images
-from tfdecouple.gradient import NETS
 from tfdecouple.keras_training.figures import Watch
 from tfdecouple.keras_training.images import as_keras_takes, check, first_images, is_lazy, unpacked
 from tfdecouple.keras_training.steps import Steps
 from tfdecouple.networks.assembly import Codes
-from tfdecouple.precision_check import check_precision
+from tfdecouple.precision_check import check_precision_of
 
 
 class KerasTraining(Steps):
@@ -38,7 +37,8 @@ class KerasTraining(Steps):
     ) -> keras.callbacks.History:
         """Trains as `keras.Model.fit`, on images.
 
-        A model without weights is started from training images first. A step that is not finite changes nothing.
+        A model without weights is started from training images first. A step that is not finite, or whose inversion
+        comes back too far off, changes nothing.
 
         Args:
             x: uint8 images `[n, height, width, channels]`, or a data set (or another iterable) of batches of them; with
@@ -75,12 +75,11 @@ class KerasTraining(Steps):
                 # Said of the training images already.
                 warnings.filterwarnings("ignore", "this model knows no labels")
                 check(*_parts(validation_data), self.config)
-        self._check_devices(x, batch_size)
+        split = validation_split if validation_data is None else 0.0
+        self._check_devices(x, batch_size, split)
         if not self._has_weights():
-            x = self._start(x, validation_split if validation_data is None else 0.0, bool(verbose))
-        dtype = "bfloat16" if NETS[training.precision] == "bfloat16" else "float32"
-        for flow in (self.flow, *([] if self.dequantizer is None else [self.dequantizer.flow])):
-            check_precision(flow, dtype, training.memory)
+            x = self._start(x, split, bool(verbose))
+        check_precision_of(self, training.precision, training.memory)
         if isinstance(x, tf.data.Dataset):
             # Keras warns that it does not shuffle one, unless it is told not to.
             options.setdefault("shuffle", False)
@@ -156,9 +155,8 @@ class KerasTraining(Steps):
         """Starts the weights from training images; returns x, for the training to read."""
         assert self._options is not None
         if validation_split:
-            # Keras takes the last images for the validation.
             images = unpacked(x)[0]
-            first = images[: math.floor(len(images) * (1 - validation_split))]
+            first = images[: _trained_on(images, validation_split)]
             images, _ = first_images(first, self._options.init_images, self._options.seed)
         else:
             images, x = first_images(x, self._options.init_images, self._options.seed)
@@ -168,7 +166,7 @@ class KerasTraining(Steps):
         self.initialize(images, seed=self._options.seed)
         return x
 
-    def _check_devices(self, x: Any, batch_size: int | None) -> None:
+    def _check_devices(self, x: Any, batch_size: int | None, validation_split: float) -> None:
         """Refuses what several devices do not allow."""
         strategy = self.distribute_strategy
         count = strategy.num_replicas_in_sync
@@ -192,16 +190,23 @@ class KerasTraining(Steps):
                 raise DataError(
                     f"on {count} devices all batches must be of one size: dataset.batch(size, drop_remainder=True)"
                 )
+        elif is_lazy(x):
+            # Its batches alone show how large they are, and Keras passes batch_size over.
+            return
         else:
-            size = batch_size or 32
-            images = unpacked(x)[0]
-            if hasattr(images, "__len__") and len(images) % size:
+            size, images = batch_size or 32, _trained_on(unpacked(x)[0], validation_split)
+            if images % size:
                 raise DataError(
-                    f"on {count} devices all batches must be of one size: {len(images)} images are no multiple of "
+                    f"on {count} devices all batches must be of one size: {images} images are no multiple of "
                     f"batch_size={size}"
                 )
         if size % count:
             raise DataError(f"batches of {size} images cannot be divided evenly among {count} devices")
+
+
+def _trained_on(images: Any, validation_split: float) -> int:
+    """Returns on how many images of an array Keras trains: it takes the last ones for the validation."""
+    return math.floor(len(images) * (1 - validation_split))
 
 
 def _tell_that_less_is_better(callbacks: Iterable[Any], names: set[str]) -> None:

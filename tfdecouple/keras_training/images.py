@@ -83,7 +83,9 @@ def first_images(x: Any, count: int, seed: int) -> tuple[Any, Any]:
         The images, uint8 `[n, height, width, channels]`, and x, for a generator one that gives all of it again.
     """
     if isinstance(x, keras.utils.PyDataset):
-        return _gathered((x[number] for number in range(x.num_batches)), count)[0], x
+        # None of one without an end.
+        numbers = itertools.count() if x.num_batches is None else range(x.num_batches)
+        return _gathered((x[number] for number in numbers), count)[0], x
     if is_lazy(x) or isinstance(x, tf.data.Dataset):
         images, read = _gathered(x, count)
         return images, (_again(read, x) if isinstance(x, Iterator) else x)

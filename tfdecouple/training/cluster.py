@@ -99,7 +99,8 @@ def _from_tf_config(text: str) -> Cluster | None:
     if len(jobs.get("chief", [])) > 1:
         raise _malformed("has more than one chief")
     task = given.get("task")
-    if not isinstance(task, dict) or task.get("type") not in jobs:
+    # Within a list: what was given need not have a hash.
+    if not isinstance(task, dict) or task.get("type") not in list(jobs):
         raise _malformed(f"must say in task.type which of {', '.join(jobs)} this process is")
     index = task.get("index")
     # Some launchers write numbers as text.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -20,7 +21,13 @@ _USABLE = 0.9
 _GRAPH = 2**29
 
 
-def settled(config: Config, folder: pathlib.Path, strategy: tf.distribute.Strategy, workers: Workers) -> Config:
+def settled(
+    config: Config,
+    folder: pathlib.Path,
+    strategy: tf.distribute.Strategy,
+    workers: Workers,
+    say: Callable[[str], None],
+) -> Config:
     """Returns the config with a number in the place of `training.micro_batches=auto`, and says which.
 
     It is the number of the run that the folder holds, if any: with another one nothing would go on bit for bit. Else it
@@ -32,20 +39,21 @@ def settled(config: Config, folder: pathlib.Path, strategy: tf.distribute.Strate
         folder: the run folder, there or not.
         strategy: the devices.
         workers: all of them.
+        say: prints a line.
 
     Raises:
         ConfigError: where not even one image at a time fits.
     """
     if config.training.micro_batches != "auto":
         return config
-    count = workers.on_chief(lambda: _count(config, folder, strategy))
+    count = workers.on_chief(lambda: _count(config, folder, strategy, say))
     return dataclasses.replace(config, training=dataclasses.replace(config.training, micro_batches=count))
 
 
-def _count(config: Config, folder: pathlib.Path, strategy: tf.distribute.Strategy) -> int:
+def _count(config: Config, folder: pathlib.Path, strategy: tf.distribute.Strategy, say: Callable[[str], None]) -> int:
     if (folder / CONFIG).is_file():
         count = load_config(folder).training.passes
-        print(f"training.micro_batches=auto: {count}, as this run began", flush=True)
+        say(f"training.micro_batches=auto: {count}, as this run began")
         return count
     devices, free = strategy.num_replicas_in_sync, usable_memory(strategy)
     if config.training.batch_size % devices:
@@ -59,10 +67,9 @@ def _count(config: Config, folder: pathlib.Path, strategy: tf.distribute.Strateg
             f"{shown_bytes(free)} are free; take {help_}a smaller model or a device with more memory"
         )
     images = config.training.batch_size // devices // fewest
-    print(
+    say(
         f"training.micro_batches=auto: {fewest}, {images} images at a time on each device, "
-        f"{shown_bytes(step_bytes(config, images, fewest))} of {shown_bytes(free)} by calculation",
-        flush=True,
+        f"{shown_bytes(step_bytes(config, images, fewest))} of {shown_bytes(free)} by calculation"
     )
     return fewest
 
@@ -79,7 +86,10 @@ def usable_memory(strategy: tf.distribute.Strategy) -> int:
 
 def _free_on_gpu(device: str) -> int:
     from tensorflow.python.client import device_lib
+    from tensorflow.python.eager import context
 
     name = device.rpartition("device:")[2]
-    limits = {each.name.rpartition("device:")[2]: each.memory_limit for each in device_lib.list_local_devices()}
+    # By the config of this process, or they would be numbered and reserved as if it had hidden none.
+    described = device_lib.list_local_devices(context.context().config)
+    limits = {each.name.rpartition("device:")[2]: each.memory_limit for each in described}
     return limits[name] - tf.config.experimental.get_memory_info(name)["current"]

@@ -41,7 +41,8 @@ class StepResult(NamedTuple):
         reconstruction, kl, dequantization: the terms of the bound, mean nats per image.
         gradient_norm: global norm of the gradient, before any clipping.
         learning_rate: of this update.
-        applied: False where nothing was changed: loss or gradient norm were not finite, or training has halted.
+        applied: False where nothing was changed: loss or gradient norm were not finite, `inversion_error` was above
+            its bound, or training has halted.
         stop: above 0 where a worker was asked to stop; the same on all of them.
         read_after: the mean of what the workers wished for; the same on all of them.
         inversion_error: with `training.memory=invert` how far the backward pass was from what it should get back: the

@@ -26,11 +26,13 @@ class MetricsLog:
     Args:
         folder: the run folder; nothing is touched before `open`.
         loggers: where else they go.
+        say: prints a line.
     """
 
-    def __init__(self, folder: pathlib.Path, loggers: Sequence[Logger] = ()):
+    def __init__(self, folder: pathlib.Path, loggers: Sequence[Logger] = (), say: Callable[[str], None] = print):
         self._path = folder / "metrics.jsonl"
         self._loggers = list(loggers)
+        self._say = say
 
     def open(self, step: int) -> int:
         """Goes on with the log from a step of the run, or begins it.
@@ -106,7 +108,7 @@ class MetricsLog:
                 if not logger.is_foreign:
                     raise
                 self._loggers.remove(logger)
-                print(f"{logger.name} failed and gets no more rows: {one_line(error)}", flush=True)
+                self._say(f"{logger.name} failed and gets no more rows: {one_line(error)}")
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tfdecouple.config import Config, difference
@@ -31,21 +31,23 @@ class RunRecord:
         config: the run.
         folder: checked.
         state: what is saved and restored.
+        say: prints a line.
 
     Attributes:
         path: of the run folder.
         checkpoints: those of the run.
-        loaded: the step, in updates, of the weights that `load_best` has loaded; 0 before.
+        loaded: the step, skipped ones included, of the weights that `load_best` has loaded; 0 before.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, state: TrainingState):
+    def __init__(self, config: Config, folder: RunFolder, state: TrainingState, say: Callable[[str], None] = print):
         self.path = folder.path
         self.checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, config.training.keep_checkpoints)
         self._config = config
         self._folder = folder
         self._state = state
         loggers = [LOGGERS[name](folder.path, config) for name in config.training.loggers]
-        self._log = MetricsLog(folder.path, loggers)
+        self._log = MetricsLog(folder.path, loggers, say)
+        self._say = say
         self._begun = self.loaded = 0
 
     def restore(self) -> tuple[list[str], bool]:
@@ -91,11 +93,11 @@ class RunRecord:
         try:
             summary = read_summary(self.path)
         except ValueError:
-            print(f"{SUMMARY} is damaged; the best weights are measured on the test images again", flush=True)
+            self._say(f"{SUMMARY} is damaged; the best weights are measured on the test images again")
             return None
         if summary is None or summary.get("steps") != step:
             return None
-        print(f"{self.path} is complete at step {step}; a larger --steps lets it go on")
+        self._say(f"{self.path} is complete at step {step}; a larger --steps lets it go on")
         return summary
 
     def start_from(self, run: str) -> None:

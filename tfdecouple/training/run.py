@@ -89,9 +89,12 @@ def train(
     config = with_whole_paths(config)
     found = find_cluster(cluster)
     with contextlib.ExitStack() as stack:
+        is_chief = found is None or found.rank == 0
+        quiet = None if is_chief else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        progress = Progress(config.training.steps, quiet, config.training.batch_size)
+        stack.callback(progress.close)
         if found is not None:
-            if found.rank == 0:
-                print(f"waiting for all of {len(found.workers)} workers: {', '.join(found.workers)}", flush=True)
+            progress.say(f"waiting for all of {len(found.workers)} workers: {', '.join(found.workers)}")
             stack.enter_context(lost_worker_errors(found.rank))
         stack.enter_context(traces_released())
         strategy, workers = make_strategy(devices, found), Workers()
@@ -103,7 +106,7 @@ def train(
         workers.on_chief(lambda: require_loggers(config.training.loggers))
         photographs = tuple(workers.on_chief(lambda: photographs_of(path, config)))
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, photographs=photographs))
-        config = settled(config, path, strategy, workers)
+        config = settled(config, path, strategy, workers, progress.say)
         folder = stack.enter_context(RunFolder(path, config))
         check_batch(config.training, strategy.num_replicas_in_sync)
         _check_memory(config)
@@ -113,20 +116,21 @@ def train(
         workers.on_chief(lambda: folder.require_label_names(source.label_names))
         workers.same("the images", json.dumps(source.sizes))
         stack.enter_context(source.guard())
-        return Outcome(path, _run(config, folder, source, strategy, workers), workers.is_chief)
+        return Outcome(path, _run(config, folder, source, strategy, workers, progress), is_chief)
 
 
 def _run(
-    config: Config, folder: RunFolder, source: Source, strategy: tf.distribute.Strategy, workers: Workers
+    config: Config,
+    folder: RunFolder,
+    source: Source,
+    strategy: tf.distribute.Strategy,
+    workers: Workers,
+    progress: Progress,
 ) -> dict[str, Any]:
     keras.utils.set_random_seed(config.training.seed)
     with strategy.scope():
         state = TrainingState(config)
-    with contextlib.ExitStack() as stack:
-        quiet = None if workers.is_chief else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-        progress = Progress(config.training.steps, quiet, config.training.batch_size)
-        stack.callback(progress.close)
-        record = stack.enter_context(contextlib.closing(RunRecord(config, folder, state)))
+    with contextlib.closing(RunRecord(config, folder, state, progress.say)) as record:
         if workers.count == 1:
             return Trainer(config, state, source, strategy, record, progress).run()
         return DistributedTrainer(workers, config, state, source, strategy, record, progress).run()
@@ -145,7 +149,7 @@ def _check_memory(config: Config) -> None:
             f"programs may use {shown_bytes(limit)} of addresses here (ulimit -v), and training needs "
             f"{shown_bytes(_ADDRESSES)} or more, whatever the model; lift the limit with ulimit -v unlimited"
         )
-    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    has_gpu = bool(tf.config.get_visible_devices("GPU"))
     require_memory(config.model, copies=1 if has_gpu else 4 + bool(config.training.ema_decay))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
         raise ConfigError(f"--devices is {devices}; it must be at least 1")
     if cluster is not None:
         return _strategy_of(cluster, devices)
-    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
     if kind == "CPU" and devices is not None and devices > 1:
         _split_cpu(devices)
     present = [device.name.partition("device:")[2] for device in tf.config.list_logical_devices(kind)]
@@ -54,11 +55,17 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
 @functools.cache
 def strategy_over(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
     """Makes one strategy a process for the same devices: two would number their collective operations alike."""
-    return tf.distribute.MirroredStrategy(list(devices))
+    # It reads TF_CONFIG only to say that it passes it over, and fails where that is no JSON.
+    given = os.environ.pop("TF_CONFIG", None)
+    try:
+        return tf.distribute.MirroredStrategy(list(devices))
+    finally:
+        if given is not None:
+            os.environ["TF_CONFIG"] = given
 
 
 def _strategy_of(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWorkerMirroredStrategy:
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.get_visible_devices("GPU")
     if cluster.sharing_host > 1 and len(gpus) >= cluster.sharing_host:
         share = len(gpus) // cluster.sharing_host
         gpus = gpus[cluster.rank_on_host * share :][:share]

@@ -16,7 +16,7 @@ from tfdecouple.data import Source, evaluation_batches, training_batches
 from tfdecouple.data.labels import training_examples, with_known_labels
 from tfdecouple.errors import DivergedError, RunError
 from tfdecouple.metrics import BitsPerDim, Evaluator
-from tfdecouple.precision_check import check_precision
+from tfdecouple.precision_check import check_precision_of
 from tfdecouple.runtime.tf32 import has_tf32
 from tfdecouple.training.figures import StepResult, Wishes
 from tfdecouple.training.progress import Progress
@@ -132,10 +132,7 @@ class Trainer:
     def _check_precision(self) -> None:
         if self.training.precision == "tf32" and not has_tf32():
             self.progress.say("training.precision=tf32 changes nothing here: no GPU has it; NVIDIA's since Ampere do")
-        dtype = "bfloat16" if self.training.precision == "mixed_bfloat16" else "float32"
-        model = self.state.model
-        for flow in (model.flow, *([] if model.dequantizer is None else [model.dequantizer.flow])):
-            check_precision(flow, dtype, self.training.memory)
+        check_precision_of(self.state.model, self.training.precision, self.training.memory)
 
     def _start_weights(self) -> None:
         """Starts the weights, from data or from another run."""
@@ -173,7 +170,7 @@ class Trainer:
         training = self.training
         batches, schedule = self._batches(), ReadSchedule(self.step)
         begun = self.step
-        if begun and self._evaluates():
+        if begun:
             self._go_on_with_evaluation(stop)
         since, last = time.monotonic(), begun
         result: StepResult | None = None
@@ -284,12 +281,15 @@ class Trainer:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
 
     def _go_on_with_evaluation(self, stop: StopRequest) -> None:
-        """Takes up the best weights from the log, or evaluates where the run ended amid its evaluation."""
+        """Takes up the best weights from the log, or evaluates where the run ended amid its evaluation.
+
+        The log has a row of any step that was the last one once, whatever `evaluate_every` says.
+        """
         bits_per_dim = self.record.validated(self.step)
-        if bits_per_dim is None:
-            self._evaluate(stop)
-        else:
+        if bits_per_dim is not None:
             self.state.note_best(self.step, bits_per_dim)
+        elif self._evaluates():
+            self._evaluate(stop)
 
     def _evaluate(self, stop: StopRequest) -> None:
         """Measures the (averaged) weights on the validation split, shows what they do, keeps the best weights.
@@ -315,9 +315,9 @@ class Trainer:
         return stop.at_once()
 
     def _end(self, stop: StopRequest) -> dict[str, Any]:
-        """Measures the best weights on the test split; a signal ends it at once, for all is saved."""
+        """Measures the best weights on the test split; all is saved, as before an evaluation."""
         try:
-            with stop.at_once():
+            with self._ended_by(stop):
                 return self._measure_best()
         except Stopped as stopped:
             raise InterruptedRunError(

@@ -116,10 +116,11 @@ class Evaluation:
         import tensorflow as tf
 
         from tfdecouple.cli.opening import open_data, open_run
+        from tfdecouple.training.strategy import strategy_over
 
         self.options = options
-        gpus = tf.config.list_logical_devices("GPU")
-        self.strategy = tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+        gpus = tuple(gpu.name.partition("device:")[2] for gpu in tf.config.list_logical_devices("GPU"))
+        self.strategy = strategy_over(gpus) if len(gpus) > 1 else tf.distribute.get_strategy()
         with self.strategy.scope():
             self.opened: OpenedRun = open_run(options, needs_z)
         self.source: Source = open_data(self.opened, options)
