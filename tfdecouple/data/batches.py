@@ -133,7 +133,8 @@ def evaluation_batches(
         split: "train", "validation" or "test".
         batch_size: images per batch B, over all devices.
         limit: number of images from the beginning of the split; 0 for all.
-        indices: these images only, as for `chosen_batches`; None for all.
+        indices: these images only, as for `chosen_batches`, which says what takes the place of an unreadable one; None
+            for all.
 
     Returns:
         A finite dataset of dicts: "image" uint8 [B, height, width, channels], "label" int32 [B] (-1 for none), "index"

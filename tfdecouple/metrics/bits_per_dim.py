@@ -52,8 +52,8 @@ def note_on_grey(images: np.ndarray) -> str:
     if images.shape[-1] == COLOURS and len(images) and (images == images[..., :1]).all():
         height, width = images.shape[1:3]
         return (
-            "the images are grey, in three equal channels: in bits per grey pixel the figure is three times as large "
-            f"(--set 'model.image_shape=[{height},{width},1]' trains on one channel)"
+            f"the first {len(images):,} images are grey, in three equal channels: in bits per grey pixel the figure is "
+            f"three times as large (--set 'model.image_shape=[{height},{width},1]' trains on one channel)"
         )
     return ""
 

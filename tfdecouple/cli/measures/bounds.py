@@ -21,7 +21,11 @@ class BitsPerDim(Measure):
     def add_options(cls, group: Any) -> None:
         """Adds --samples."""
         group.add_argument(
-            "--samples", type=int, default=1, metavar="K", help="draws per image for ELBO and use of z (default 1)"
+            "--samples",
+            type=int,
+            default=1,
+            metavar="K",
+            help="draws per image for ELBO, use of z and outliers (default 1)",
         )
 
     def check(self) -> None:
