@@ -78,17 +78,29 @@ def make_card(
         "data": {"source": origin.data, "licence": licence_of(origin)},
         "bits_per_dim": origin.bits_per_dim,
         "exact": exactness(model.alpha, model.n_bits, formats),
-        "endpoints": {
-            endpoint.name: {
-                "summary": endpoint.summary,
-                "inputs": [array.plain() for array in endpoint.inputs],
-                "outputs": [array.plain() for array in endpoint.outputs],
-                "onnx": f"onnx/{endpoint.onnx}.onnx" if endpoint.onnx else None,
-            }
-            for endpoint in endpoints
-        },
+        "endpoints": _with_onnx(
+            {
+                endpoint.name: {
+                    "summary": endpoint.summary,
+                    "inputs": [array.plain() for array in endpoint.inputs],
+                    "outputs": [array.plain() for array in endpoint.outputs],
+                    "file": endpoint.onnx,
+                }
+                for endpoint in endpoints
+            },
+            formats,
+        ),
         "checked": {"real_images": checked_on, "machine": _machine()},
         "formats": dict(formats),
+    }
+
+
+def _with_onnx(endpoints: Mapping[str, Any], formats: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns endpoints that name their ONNX files where there are such; `file` is the name without suffix."""
+    there = "onnx" in formats
+    return {
+        name: {**one, "onnx": f"onnx/{one['file']}.onnx" if there and one["file"] else None}
+        for name, one in endpoints.items()
     }
 
 
@@ -180,7 +192,9 @@ def merged(card: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
         others = {name: entry for name, entry in there.items() if name not in kept}
         formats = {**kept, **card["formats"]}
         exact = exactness(card["architecture"]["alpha"], card["architecture"]["n_bits"], formats)
-        whole = {**card, "formats": formats, "exact": exact, **({"others": others} if others else {})}
+        named = _with_onnx(card["endpoints"], formats)
+        whole = {**card, "endpoints": named, "formats": formats, "exact": exact}
+        whole |= {"others": others} if others else {}
         # What cannot be told was damaged.
         card_text(whole)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

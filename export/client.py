@@ -130,13 +130,18 @@ def main(arguments):
         return _refused(f"cannot open encoder.onnx and decoder.onnx of an export in {folder}: {_line(error)}")
     if check:
         images = known_images(*model.shape) // model.step * model.step
-        codes = model.encode(images, np.zeros(len(images)))
-        lost = np.flatnonzero((model.decode(**codes) != images).any((1, 2, 3))).tolist()
+        try:
+            codes = model.encode(images, np.zeros(len(images)))
+            lost = np.flatnonzero((model.decode(**codes) != images).any((1, 2, 3))).tolist()
+        except Exception as error:  # Such as at an encoder and a decoder of different exports.
+            return _refused(f"cannot encode and decode with the files in {folder}: {_line(error)}")
         said = f"; lost: {', '.join(map(str, lost))}" if lost else ""
         print(f"{len(images) - len(lost)} of {len(images)} known images come back exactly{said}")
         return int(bool(lost))
-    from PIL import Image
-
+    try:
+        from PIL import Image
+    except ImportError as error:
+        return _refused(f"picture files need Pillow (pip install pillow): {_line(error)}")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # FORMATS and MOST_PIXELS say what is read.
     if model.needs_labels or "z" not in [output.name for output in model.encoder.get_outputs()]:
         return _refused("this model needs labels, or has no z to switch; call Model in a program")
@@ -149,9 +154,15 @@ def main(arguments):
             pictures.append(model.fit(read_picture(path, channels))[None])
         except Exception as error:  # Pillow raises nearly anything at a damaged file.
             return _refused(f"cannot read {path}: {_line(error)}")
-    a, b = pictures
-    for name, (pixels,) in zip(("ab.png", "ba.png"), model.switch(a, b), strict=True):
-        Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(name)
+    try:
+        switched = model.switch(*pictures)
+    except Exception as error:  # Likewise.
+        return _refused(f"cannot encode and decode with the files in {folder}: {_line(error)}")
+    for name, (pixels,) in zip(("ab.png", "ba.png"), switched, strict=True):
+        try:
+            Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(name)
+        except OSError as error:
+            return _refused(f"cannot write {name}: {_line(error)}")
         print(f"{name}: z of {arguments[name == 'ba.png']}, v of {arguments[name == 'ab.png']}")
     return 0
 

@@ -69,6 +69,18 @@ def merged(before: Mapping[str, Any] | None, parts: Mapping[str, Any], files: Fi
     return {"format": _FORMAT, "parts": every, "files": dict(sorted({**old, **files}.items()))}
 
 
+def without_removed(manifest: Mapping[str, Any], folder: pathlib.Path) -> tuple[dict[str, Any], list[str]]:
+    """Returns a manifest without the parts, and the files beside them, that somebody has removed; and their names."""
+    beside = (name for name in manifest["files"] if "/" not in name)
+    gone = [name for name in (*manifest["parts"], *beside) if not (folder / name).exists()]
+    within = tuple(f"{name}/" for name in gone)
+    parts = {name: part for name, part in manifest["parts"].items() if name not in gone}
+    files = {
+        name: digest for name, digest in manifest["files"].items() if name not in gone and not name.startswith(within)
+    }
+    return {**manifest, "parts": parts, "files": files}, gone
+
+
 def cases_in(manifest: Mapping[str, Any] | None) -> set[str]:
     """Returns the names of the files of cases that a manifest lists; of no manifest none."""
     return {name for name in (manifest or {"files": {}})["files"] if _CASES.fullmatch(name)}

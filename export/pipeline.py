@@ -333,7 +333,12 @@ class _Export:
                 before = manifest.load(staging.folder)
             except UserError as error:
                 self.say(f"the manifest is written anew, of this export alone, and nothing is removed: {error}")
-        whole = manifest.merged(before, parts, files)
+        left = before
+        if before is not None:
+            left, gone = manifest.without_removed(before, staging.folder)
+            for name in sorted({*gone} - {*parts, *files}):
+                self.say(f"{name} lies there no more and is left out of the manifest")
+        whole = manifest.merged(left, parts, files)
         # What an earlier export left without a manifest, and is still there to be edited.
         for name in manifest.EDITABLE:
             if name not in whole["files"] and (staging.folder / name).is_file():

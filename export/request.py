@@ -53,11 +53,22 @@ class Request:
                     raise UserError(f"there is no {what} {value!r}; there are {', '.join(choices)}")
         if not self.formats:
             raise UserError(f"no format is given; there are {', '.join(FORMATS)}")
+        for option, given, of in (
+            ("--precision", " ".join(self.precisions), "onnx"),
+            ("--endpoints", " ".join(self.endpoints), "savedmodel"),
+            ("--version", self.version, "savedmodel"),
+            ("--web-runtime", self.web_runtime, "web"),
+        ):
+            if given and of not in self.formats:
+                raise UserError(
+                    f"{option} {given} is for the format {of} alone, and the formats are {', '.join(self.formats)}; "
+                    f"leave it out, or add {of} to --format"
+                )
         for one in with_sources(self.formats):
             require(*one.packages, what=f"the format {one.name}")
         if self.version is not None:
             if not 1 <= self.version < 2**63:
                 raise UserError(f"the version is {self.version}; it must be at least 1 and below 2**63")
             target = self.to / "savedmodel" / str(self.version)
-            if "savedmodel" in self.formats and target.exists():
+            if target.exists():
                 raise UserError(taken(target))

@@ -46,6 +46,8 @@ def read_centre(path, shape, crop=0):
         image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I;16"):  # convert() would clip 16 bits to 8 instead of scaling them.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
     image.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
     rows = min(image.height, max(image.width * height // width, 1))
     columns = min(image.width, max(image.height * width // height, 1))

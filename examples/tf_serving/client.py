@@ -156,9 +156,13 @@ def read_picture(path, shape, crop=0):
             picture = ImageOps.exif_transpose(file)
         if picture.mode.startswith("I;16"):  # convert() would clip 16 bits to 8 instead of scaling them.
             picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        if picture.mode in ("I", "F"):
+            raise Problem(f"{path}: its pixels have the mode {picture.mode}, not 8 or 16 bits")
+    except Problem:
+        raise
     except Image.DecompressionBombError as error:
         raise Problem(f"{path}: more than {MOST_PIXELS:,} pixels") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow raises nearly anything at a damaged file
         raise Problem(f"{path}: {getattr(error, 'strerror', None) or 'not an image'}") from error
     picture.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
     rows = min(picture.height, max(picture.width * height // width, 1))

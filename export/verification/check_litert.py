@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from export.formats.litert import METADATA
 from export.verification.arrays import Arrays, Report, answers_in, group, images_tried, reason, run_check
 from export.verification.weights import by_name, digest
 from tfdecouple.runtime.progress import Lines
+from tfdecouple.runtime.settings import cores
 
 # Operations that answer otherwise each time, or compute one thing for some inputs and another for others; and those
 # that are not the interpreter's own.
@@ -53,8 +53,7 @@ class LiteRTFiles:
     def __call__(self, endpoint: str, inputs: Arrays) -> Arrays:
         """Runs an endpoint."""
         if endpoint not in self._runners:
-            threads = len(os.sched_getaffinity(0))
-            interpreter = Interpreter(model_path=str(self._paths[endpoint]), num_threads=threads)
+            interpreter = Interpreter(model_path=str(self._paths[endpoint]), num_threads=cores())
             self._runners[endpoint] = interpreter.get_signature_runner(endpoint)
         made = self._runners[endpoint](**inputs)
         if self._progress is not None:

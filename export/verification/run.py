@@ -109,6 +109,8 @@ def run_gate(
     result: pathlib.Path,
     tell: Callable[[str], Any] = lambda text: None,
     started: Callable[[Process], Any] | None = None,
+    # A manifest may name its options as it likes.
+    /,
     **options: Any,
 ) -> Report:
     """Runs one check in a fresh process.

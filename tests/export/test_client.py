@@ -193,6 +193,41 @@ def test_files_that_are_missing_or_damaged_are_a_line(tmp_path, arguments):
         assert done.stderr.startswith(f"error: cannot open encoder.onnx and decoder.onnx of an export in {said}: ")
 
 
+class TestWhatCannotBeDone:
+    """One line and status 2: 1 says that images are lost."""
+
+    @pytest.fixture
+    def refuses(self, tmp_path, monkeypatch, capsys):
+        """Returns what the client says of two pictures, or of other arguments."""
+        write_models(tmp_path / "onnx", WITH_Z, **SAID)
+        for name in ("a.png", "b.png"):
+            Image.new("RGB", (8, 8)).save(tmp_path / name)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(source, "FOLDER", tmp_path / "onnx")
+
+        def run(*arguments):
+            assert source.main(list(arguments or ("a.png", "b.png"))) == 2
+            out, err = capsys.readouterr()
+            assert (out, err.count("\n")) == ("", 1)
+            return err
+
+        return run
+
+    def test_without_pillow(self, refuses, monkeypatch):
+        monkeypatch.setitem(sys.modules, "PIL", None)
+        assert refuses().startswith("error: picture files need Pillow (pip install pillow): ")
+
+    def test_where_nothing_can_be_written(self, refuses, tmp_path):
+        (tmp_path / "ab.png").mkdir()
+        assert refuses().startswith("error: cannot write ab.png: ")
+
+    @pytest.mark.parametrize("arguments", [(), ("--check",)])
+    def test_with_an_encoder_and_a_decoder_of_different_exports(self, refuses, tmp_path, arguments):
+        write_models(tmp_path / "onnx", {"decoder": WITHOUT_Z["decoder"]})
+        said = f"error: cannot encode and decode with the files in {tmp_path / 'onnx'}: "
+        assert refuses(*arguments).startswith(said)
+
+
 def test_one_that_fails_is_not_published(exported, tmp_path):
     (tmp_path / "client.py").write_text("import nothing_of_the_kind\n")
     with pytest.raises(RefusedError, match="not published: client.py fails: .*nothing_of_the_kind"):

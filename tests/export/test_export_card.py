@@ -188,6 +188,23 @@ class TestMerged:
         assert {*again["formats"]} == {"savedmodel", "web"} and {*again["others"]} == {"onnx"}
         assert "others" not in merged(card_of({"savedmodel": entry(), "onnx": entry()}), folder)
 
+    def test_onnx_files_are_named_where_they_lie(self, folder) -> None:
+        def named(card):
+            of_json = {one["onnx"] for one in card["endpoints"].values()} - {None}
+            assert of_json == set(re.findall(r"onnx/\w+\.onnx(?= \|)", card_text(card)))
+            return of_json
+
+        every = card_of({"onnx": entry()})
+        alone = card_of({"savedmodel": entry(files=["savedmodel/1"])})
+        assert named(every) >= {"onnx/encoder.onnx", "onnx/decoder.onnx"} and named(alone) == set()
+        # What an earlier export of the same model put there counts, also where another came in between.
+        for name, right in {"tiny": named(every), "other": set(), "tiny once more": named(every)}.items():
+            if name == "tiny":
+                (folder / JSON_NAME).write_text(json.dumps(every))
+            whole = merged({**alone, "name": name.split()[0]}, folder)
+            assert named(whole) == right, name
+            (folder / JSON_NAME).write_text(json.dumps(whole))
+
     def test_an_earlier_entry_that_cannot_be_told_counts_for_nothing(self, folder) -> None:
         half = {**entry(), "parity": 3}
         (folder / JSON_NAME).write_text(json.dumps(card_of({"onnx": half})))

@@ -208,6 +208,13 @@ class TestVerify:
         assert err[0].startswith("onnx: CPUExecutionProvider: decoder.onnx has other numbers in weight "), err
         assert err[-1] == f"error: {copy} is not as it was exported: {len(err) - 1} lines above"
 
+    def test_options_that_are_named_as_arguments_of_the_gate_are_a_line(self, copy):
+        whole = manifest.load(copy)
+        whole["parts"] = {"savedmodel/1": {**whole["parts"]["savedmodel/1"], "options": {"folder": "x", "tell": 1}}}
+        (copy / manifest.NAME).write_text(json.dumps(whole))
+        (problem,) = problems_of(copy)[0]
+        assert problem.startswith("savedmodel/1: check_saved_model ended with status 1: TypeError: ")
+
     def test_every_runtime_that_is_installed_is_tried_or_named(self, copy, monkeypatch):
         asked = []
 
@@ -334,8 +341,9 @@ class TestWhatIsPublished:
     @pytest.fixture
     def refusal(self, tiny_run, tmp_path, runtime, capsys):
         def run(*formats):
-            arguments = ["--run", str(tiny_run), "--to", str(tmp_path / "to"), "--web-runtime", str(runtime)]
-            assert main([*arguments, "--format", *formats]) == EXIT_REFUSED
+            arguments = ["--run", str(tiny_run), "--to", str(tmp_path / "to"), "--format", *formats]
+            page = ["--web-runtime", str(runtime)] if "web" in formats else []
+            assert main([*arguments, *page]) == EXIT_REFUSED
             err = capsys.readouterr().err
             assert err.startswith("error: not published: ") and err.count("\n") == 1
             assert not (tmp_path / "to").exists()
@@ -405,3 +413,17 @@ class TestWhatIsPublished:
             assert problems_of(to)[0] == []
         assert {*json.loads((to / manifest.NAME).read_text())["parts"]} == {"savedmodel/1", "savedmodel/2", "onnx"}
         assert len(list((to / manifest.CASES).iterdir())) == 1
+
+    def test_what_was_removed_is_left_out_of_the_next_manifest_and_named(self, tiny_run, tmp_path, files_alone):
+        to, said = tmp_path / "to", []
+        export(Request(run=tiny_run, to=to), lambda text: None)
+        for name in ("savedmodel/1", "onnx"):
+            shutil.rmtree(to / name)
+        (to / "client.py").unlink()
+        (to / TEXT_NAME).unlink()
+        export(Request(run=tiny_run, to=to, formats=("savedmodel",), version=2), said.append)
+        assert problems_of(to)[0] == []
+        assert {*manifest.load(to)["parts"]} == {"savedmodel/2"}
+        told = [line.partition("] ")[2] for line in said if "no more" in line]
+        gone = ("client.py", "onnx", "savedmodel/1")
+        assert told == [f"{name} lies there no more and is left out of the manifest" for name in gone]

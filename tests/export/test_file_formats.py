@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import sys
@@ -96,6 +97,25 @@ def test_list_of_operations_is_held_against_the_files(tmp_path):
     models[0].write_bytes(b"nothing")
     (problem,) = check_ort.wrong_operators(listed, models)
     assert problem.startswith(f"{OPERATORS} cannot be compared with the files: ") and "\n" not in problem
+
+
+def test_litert_takes_as_many_threads_as_there_are_cores_where_none_are_assigned(monkeypatch, tmp_path):
+    check_litert = pytest.importorskip("export.verification.check_litert", exc_type=ImportError)
+    # As on macOS.
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    given = {}
+
+    class Interpreter:
+        def __init__(self, **options):
+            given.update(options)
+
+        def get_signature_runner(self, endpoint):
+            return lambda **inputs: inputs
+
+    monkeypatch.setattr(check_litert, "Interpreter", Interpreter)
+    files = check_litert.LiteRTFiles({"encode": tmp_path / "encoder.tflite"})
+    assert files("encode", {"images": 1}) == {"images": 1}
+    assert given == {"model_path": str(tmp_path / "encoder.tflite"), "num_threads": os.cpu_count()}
 
 
 @pytest.fixture

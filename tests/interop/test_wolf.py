@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -108,9 +109,10 @@ class TestRunFolder:
         assert [n for n, variable in fresh.named_variables().items() if np.all(variable.numpy() == before[n])] == []
         fresh.require_initialized()
 
-    def test_an_existing_empty_folder_is_used(self, tmp_path, eager):
-        import_wolf(DATA / "config.json", DATA / "model.npz", image_size=32, workdir=tmp_path)
-        assert (tmp_path / "config.json").is_file()
+    def test_an_existing_empty_folder_is_used_and_names_the_run(self, tmp_path, eager, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        import_wolf(DATA / "config.json", DATA / "model.npz", image_size=32, workdir=".")
+        assert tfdecouple.runs.load_config(tmp_path).name == tmp_path.name
 
 
 def write(folder, config, state):
@@ -281,6 +283,7 @@ class TestUnsupported:
             ({"dequantizer": ...}, ["lacks", "dequantizer"]),
             ({"discriminator.dim": ...}, ["lacks", "discriminator.dim"]),
             ({"generator.flow.num_steps": ...}, ["lacks", "generator.flow.num_steps"]),
+            ({"generator.flow.num_steps": []}, ["generator.flow.num_steps []", "an entry for each level"]),
         ],
     )
     def test_what_this_project_does_not_have_is_named(self, changes, words):
@@ -373,6 +376,18 @@ class TestWeights:
             np.testing.assert_array_equal(variable.numpy(), model.named_variables()[name].numpy())
 
 
+def archived(first=b"", flag=0):
+    """A compressed .npz file with other bytes at the start of its data, or with a flag: 1 says that it is encrypted."""
+    np.savez_compressed(file := io.BytesIO(), a=np.zeros(99))
+    content = bytearray(file.getvalue())
+    # ZIP: 30 bytes, a name and more, of lengths that these tell, come before the data.
+    start = 30 + content[26] + content[28]
+    content[start : start + len(first)] = first
+    for flags in (6, content.rindex(b"PK\1\2") + 8):
+        content[flags] |= flag
+    return bytes(content)
+
+
 class TestFiles:
     def importing(self, tmp_path, config=DATA / "config.json", weights=DATA / "model.npz"):
         return lambda: import_wolf(config, weights, image_size=32, workdir=tmp_path / "run")
@@ -406,6 +421,8 @@ class TestFiles:
             ("weights.npz", b"no archive", "no readable .npz"),
             ("weights.npz", b"", "no readable .npz"),
             ("weights.npz", (DATA / "model.npz").read_bytes()[:1000], "no readable .npz"),
+            ("weights.npz", archived(first=b"damaged"), "no readable .npz"),
+            ("weights.npz", archived(flag=1), "no readable .npz"),
         ],
     )
     def test_file_of_another_kind_or_a_damaged_one_is_named(self, tmp_path, name, content, word):
@@ -414,10 +431,13 @@ class TestFiles:
         message = refusal(lambda: read_state(path))
         assert name in message and word in message
 
-    def test_pickled_objects_are_not_loaded(self, tmp_path):
+    def test_pickled_objects_and_single_arrays_are_not_loaded(self, tmp_path):
         path = tmp_path / "weights.npz"
         np.savez(path, evil=np.array([{"a": 1}], dtype=object))
         assert "no readable .npz" in refusal(lambda: read_state(path))
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+        assert "save it with np.savez" in refusal(lambda: read_state(path))
 
 
 class TestTorch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +10,12 @@ import numpy as np
 
 from tfdecouple.architecture import plan
 from tfdecouple.config import Config, DataConfig, TrainingConfig
-from tfdecouple.errors import WolfError
+from tfdecouple.errors import WolfError, one_line
 from tfdecouple.interop.wolf_config import model_config_of
 from tfdecouple.interop.wolf_names import correspondence
 from tfdecouple.model import DecoupledModel
 from tfdecouple.parameters import require_memory
-from tfdecouple.runs import SUMMARY, write_run
+from tfdecouple.runs import SUMMARY, run_name, write_run
 from tfdecouple.storage.files import parse_json, write_json
 from tfdecouple.storage.torch_state import read_torch
 
@@ -50,21 +49,23 @@ def import_wolf(
     Raises:
         WolfError: for something that this project does not have (MaCow flows and others), naming it; for
             weights that do not fit the config; for a folder that is already in use.
+        ConfigError: for a folder whose name is none of a run.
     """
     folder = pathlib.Path(workdir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WolfError(f"--workdir {workdir} exists and is not empty; name a new folder")
     model_config = model_config_of(_read_json(config_path), image_size=image_size, n_bits=n_bits)
-    require_memory(model_config)
-    model = DecoupledModel(model_config)
-    assign(model, read_state(weights_path))
+    # Before the weights are read: the folder may have the name of no run.
     config = Config(
-        name=folder.name,
+        name=run_name(folder),
         description=f"imported from a checkpoint of the reference, {pathlib.Path(weights_path).name}",
         model=model_config,
         data=DataConfig(),
         training=TrainingConfig(init_images=1),
     )
+    require_memory(model_config)
+    model = DecoupledModel(model_config)
+    assign(model, read_state(weights_path))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(
         folder / SUMMARY, {"imported_from": pathlib.Path(weights_path).name, "parameters": model.parameter_count()}
@@ -85,10 +86,14 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         raise WolfError(f"there is no file {path}")
     if path.suffix == ".npz":
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise WolfError(f"{path} is no readable .npz file: {error}") from error
+            loaded = np.load(path, allow_pickle=False)
+            if not isinstance(loaded, np.ndarray):
+                with loaded:
+                    return {name: loaded[name] for name in loaded.files}
+        # A damaged or encrypted archive raises nearly anything: zlib.error, RuntimeError, BadZipFile ...
+        except Exception as error:
+            raise WolfError(f"{path} is no readable .npz file: {one_line(error)}") from error
+        raise WolfError(f"{path} is a single array without a name, as .npy files are; save it with np.savez")
     if path.suffix not in (".pt", ".pth"):
         raise WolfError(f"{path} is neither .npz nor .pt; these two can be read")
     state = read_torch(path, "wolf", WolfError, _SAVE)

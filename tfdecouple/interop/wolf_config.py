@@ -52,6 +52,8 @@ def _flow_options(values: Mapping[str, Any], name: str, inverse: bool) -> dict[s
     _supported(f"{name}.in_channels", flow.get("in_channels", 3), (3,))
     _supported(f"{name}.inverse", flow.get("inverse", True), (inverse,))
     steps = _whole_numbers(values, f"{name}.num_steps")
+    if not steps:
+        raise WolfError(f"the reference's config has {name}.num_steps []; it must have an entry for each level")
     hidden: tuple = (flow.get("hidden_channels"),) * len(steps)
     if not isinstance(hidden[0], int):
         hidden = _whole_numbers(values, f"{name}.hidden_channels")
