@@ -122,12 +122,10 @@ def flow_layers(config: ModelConfig) -> Iterator[LayerSize]:
     return _layers(plan(config).flow)
 
 
-def _all_layers(config: ModelConfig) -> Iterator[LayerSize]:
-    """Yields the layers of the flow, and of that of the dequantisation."""
-    yield from flow_layers(config)
-    dequantizer = plan(config).dequantizer
-    if dequantizer is not None:
-        yield from _layers(dequantizer.flow)
+def _flows(config: ModelConfig) -> list[FlowPlan]:
+    """Returns the flow, and that of the dequantisation where there is one."""
+    planned = plan(config)
+    return [planned.flow, *([] if planned.dequantizer is None else [planned.dequantizer.flow])]
 
 
 def _layers(planned: FlowPlan) -> Iterator[LayerSize]:
@@ -147,7 +145,7 @@ def _size(planned: StepPlan | FactorOutPlan, positions: int) -> LayerSize:
 def multiply_adds(config: ModelConfig) -> int:
     """Returns the multiply-adds of the forward pass, per image: flows and encoders."""
     encoder = sum(block.multiply_adds for block in _encoder_blocks(config))
-    return encoder + sum(layer.multiply_adds() for layer in _all_layers(config))
+    return encoder + sum(layer.multiply_adds() for flow in _flows(config) for layer in _layers(flow))
 
 
 def activations(config: ModelConfig, *, memory: str = "keep", precision: str = "float32") -> Activations:
@@ -163,14 +161,12 @@ def activations(config: ModelConfig, *, memory: str = "keep", precision: str = "
         precision: as `training.precision`.
     """
     net_bytes = BFLOAT16 if precision == "mixed_bfloat16" else FLOAT32
-    layers = list(_all_layers(config))
+    flows = _flows(config)
     encoder = sum(FLOAT32 * block.kept for block in _encoder_blocks(config))
-    kept = sum(layer.kept_bytes(config.alpha, net_bytes, memory) for layer in layers)
+    kept = sum(layer.kept_bytes(flow.alpha, net_bytes, memory) for flow in flows for layer in _layers(flow))
     if memory == "invert":
-        planned = plan(config)
-        flows = [planned.flow, *([] if planned.dequantizer is None else [planned.dequantizer.flow])]
         kept = sum(2 * FLOAT32 * stage.positions * stage.channels for flow in flows for stage in flow.stages)
-    working = max(layer.working_bytes(net_bytes, memory) for layer in layers)
+    working = max(layer.working_bytes(net_bytes, memory) for flow in flows for layer in _layers(flow))
     return Activations(kept + encoder + FLOAT32 * _IMAGES * math.prod(config.image_shape), working)
 
 

@@ -88,6 +88,7 @@ IMPOSSIBLE = [
     ("model.n_bits", 9, "1..8", {}),
     ("model.latent_dim", 0, "at least 1", {}),
     ("model.latent_dim", 1, "at least 2", {}),
+    ("model.latent_dim", -1, "at least 0", {"conditioning": "none"}),
     ("model.conditioning", "all", "'coupling', 'base', 'none'", {}),
     ("model.transform", "cubic", "'affine', 'additive'", {}),
     ("model.multiscale_transform", "cubic", "'affine', 'additive'", {}),

@@ -45,7 +45,7 @@ class ModelConfig:
         image_shape: height, width and channels of the images where they are no squares of RGB, such as [32, 32, 1] for
             grey or [48, 64, 3]. One or two channels are squeezed before the first level, too.
         n_bits: bits per colour channel, 1 to 8. Below 8, pixels are quantised to `2**n_bits` levels.
-        latent_dim: size of the global code z (the paper's d_z). Ignored where `conditioning` is "none".
+        latent_dim: size of the global code z (the paper's d_z). Of no effect where `conditioning` is "none".
         conditioning: where z enters. "coupling": every coupling of the flow (the paper's model). "base": only mean and
             scale of the Gaussian of v (the paper's Table 3 baseline). "none": no z, no encoder (refined Glow).
         steps: steps of flow per level. The first and the last level hold a number; each level between them holds a
@@ -149,6 +149,8 @@ class ModelConfig:
         self._check_flow()
         if self.has_latent:
             self._check_latent()
+        # Noise of this size is drawn in any case.
+        at_least("model.latent_dim", self.latent_dim, 0)
         if self.has_dequantizer:
             self._check_flow("dequantization_")
             self._check_encoder("dequantization_encoder_channels", "the encoder of the dequantisation")
