@@ -16,6 +16,7 @@ alone. `litert` takes a folder that was exported with that format.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import pathlib
 import statistics
@@ -26,12 +27,19 @@ import time
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parents[1]
-RUNTIMES = ("keras", "savedmodel", "onnx")
-OTHERS = ("openvino", "litert")
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.export_worker import OTHERS, RUNTIMES  # noqa: E402
+from tfdecouple.config import Config, load_preset  # noqa: E402
+from tfdecouple.errors import UserError  # noqa: E402
+from tfdecouple.run_folder import load_config  # noqa: E402
+from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
+
+WORKER = ROOT / "benchmarks" / "export_worker.py"
 
 
-def main() -> None:
+def main() -> int:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
@@ -43,25 +51,40 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of each runtime (default 2)")
     parser.add_argument("--rounds", type=int, default=7, help="calls of each kind (default 7)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
-        work(options.worker[0], *map(pathlib.Path, options.worker[1:]), threads=options.threads)
-        return
+    return run_program(lambda: benchmark(options))
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """Exports, where that is asked for, and measures.
+
+    Raises:
+        UserError: for impossible arguments, a run or export that is not there, or whose codes are of a label.
+    """
+    for name in ("threads", "rounds", "batches"):
+        if min(np.atleast_1d(getattr(options, name))) < 1:
+            raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
         if options.exported:
             runtimes = options.runtimes or [name for name in RUNTIMES if name != "keras"]
             if "keras" in runtimes:
-                parser.error("--exported has no run, so that there is no Keras model to measure")
-            measure(options.exported, options.exported, runtimes, options)
-            return
-        run = options.run or random_run(options.preset, scratch / options.preset)
+                raise UserError("--exported has no run, so that there is no Keras model to measure")
+            exported = options.exported.resolve()
+            if not exported.is_dir():
+                raise UserError(f"there is no export folder {options.exported}")
+            measure(exported, exported, runtimes, options)
+            return 0
+        config = load_config(options.run) if options.run else load_preset(options.preset)
+        if config.model.has_class_codes:
+            raise UserError("z of this model is a function of the label, which these calls have not; take another")
+        run = options.run.resolve() if options.run else random_run(config, scratch / options.preset)
         exported = scratch / "exported"
         runtimes = options.runtimes or list(RUNTIMES)
         extra = ["litert"] if "litert" in runtimes else []
         print(json.dumps(export(run, exported, extra)), flush=True)
         measure(run, exported, runtimes, options)
+    return 0
 
 
 def export(run: pathlib.Path, to: pathlib.Path, extra: list[str]) -> dict[str, object]:
@@ -77,7 +100,7 @@ def export(run: pathlib.Path, to: pathlib.Path, extra: list[str]) -> dict[str, o
     for line in process.stdout:
         marks.append((time.monotonic() - begun, line.strip()))
     if process.wait():
-        sys.exit("the export failed")
+        raise UserError("the export failed, as it says above")
     total = time.monotonic() - begun
 
     def first(text: str) -> float:
@@ -96,17 +119,13 @@ def export(run: pathlib.Path, to: pathlib.Path, extra: list[str]) -> dict[str, o
     }
 
 
-def random_run(preset: str, folder: pathlib.Path) -> pathlib.Path:
+def random_run(config: Config, folder: pathlib.Path) -> pathlib.Path:
     """Makes a run folder of a preset whose every weight has an effect."""
-    from tfdecouple.runtime.process import start_tensorflow
-
     start_tensorflow()
-    from tfdecouple.config import load_preset
     from tfdecouple.model import DecoupledModel
     from tfdecouple.storage.checkpoints import CheckpointFolder
     from tfdecouple.storage.files import write_text
 
-    config = load_preset(preset)
     model = DecoupledModel(config.model)
     rng = np.random.default_rng(0)
     model.initialize(rng.integers(0, 256, (32, *config.model.image_shape), dtype=np.uint8))
@@ -124,8 +143,8 @@ def measure(run: pathlib.Path, exported: pathlib.Path, runtimes: list[str], opti
     pythons = {"openvino": options.openvino_python}
     workers = {
         runtime: subprocess.Popen(
-            [pythons.get(runtime, sys.executable), __file__, "--run", str(run), "--threads", str(options.threads)]
-            + ["--worker", runtime, str(run), str(exported)],
+            [pythons.get(runtime, sys.executable), str(WORKER), runtime, str(run), str(exported)]
+            + [str(options.threads), str(max(options.batches))],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -136,9 +155,12 @@ def measure(run: pathlib.Path, exported: pathlib.Path, runtimes: list[str], opti
 
     def ask(runtime: str, endpoint: str, batch: int) -> tuple[float, float]:
         worker = workers[runtime]
-        worker.stdin.write(f"{endpoint} {batch}\n")
-        worker.stdin.flush()
-        wall, cpu = map(float, worker.stdout.readline().split())
+        with contextlib.suppress(BrokenPipeError):  # It has ended, and said why.
+            worker.stdin.write(f"{endpoint} {batch}\n")
+            worker.stdin.flush()
+        if not (answer := worker.stdout.readline()):
+            raise UserError(f"{runtime} cannot {endpoint} {batch} images of {exported}, as it says above")
+        wall, cpu = map(float, answer.split())
         return wall, cpu
 
     for endpoint in ("encode", "decode"):
@@ -169,123 +191,5 @@ def measure(run: pathlib.Path, exported: pathlib.Path, runtimes: list[str], opti
         worker.wait()
 
 
-def work(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads: int) -> None:
-    """A worker: reads "ENDPOINT BATCH" and answers with the seconds of one call, on the clock and of all cores."""
-    opened = {"keras": keras, "savedmodel": saved_model, "onnx": onnx, "openvino": openvino, "litert": litert}[runtime]
-    encode, decode, shape, d_z = opened(run, exported, threads)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (64, *shape), dtype=np.uint8)
-    z, v = (0.5 * rng.standard_normal((64, *each)).astype(np.float32) for each in ((d_z,), shape))
-    for line in sys.stdin:
-        endpoint, batch = line.split()[0], int(line.split()[1])
-        begun, before = time.perf_counter(), time.process_time()
-        if endpoint == "encode":
-            encode(images[:batch])
-        else:
-            decode(z[:batch], v[:batch])
-        print(time.perf_counter() - begun, time.process_time() - before, flush=True)
-
-
-def tensorflow_with(threads: int):
-    """TensorFlow with so many threads."""
-    from tfdecouple.runtime.process import start_tensorflow
-
-    start_tensorflow()
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    return tf
-
-
-def keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """The model as `load_model` gives it."""
-    tensorflow_with(threads)
-    import tfdecouple
-
-    model = tfdecouple.load_model(run)
-    config = model.config
-    if config.has_latent:
-        return model.encode, model.decode, config.image_shape, config.latent_dim
-    return model.encode, lambda z, v: model.decode(None, v), config.image_shape, 1
-
-
-def saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """The SavedModel in a session, as TensorFlow Serving runs it: with Grappler, which a server does not turn off."""
-    tf = tensorflow_with(threads)
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
-    options = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
-    graph = tf.Graph()
-    with graph.as_default():
-        session = tf.compat.v1.Session(graph=graph, config=options)
-        signatures = tf.compat.v1.saved_model.load(session, ["serve"], str(exported / "savedmodel" / "1")).signature_def
-
-    def call(name: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        signature = signatures[name]
-        feeds = {info.name: inputs[key] for key, info in signature.inputs.items()}
-        return session.run({key: info.name for key, info in signature.outputs.items()}, feeds)
-
-    shape = tuple(size.size for size in signatures["encode"].inputs["images"].tensor_shape.dim[1:])
-    z = signatures["decode"].inputs.get("z")
-    d_z = z.tensor_shape.dim[1].size if z else 1
-    return lambda images: call("encode", images=images), lambda z, v: call("decode", z=z, v=v), shape, d_z
-
-
-def onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """The ONNX files in ONNX Runtime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    encoder, decoder = (
-        onnxruntime.InferenceSession(str(exported / "onnx" / f"{name}.onnx"), options)
-        for name in ("encoder", "decoder")
-    )
-    shape = tuple(encoder.get_inputs()[0].shape[1:])
-    names = [value.name for value in decoder.get_inputs()]
-    d_z = decoder.get_inputs()[0].shape[1] if "z" in names else 1
-
-    def decode(z: np.ndarray, v: np.ndarray) -> object:
-        return decoder.run(None, {name: {"z": z, "v": v}[name] for name in names})
-
-    return lambda images: encoder.run(None, {"images": images}), decode, shape, d_z
-
-
-def openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """The ONNX files in OpenVINO, in float32."""
-    import openvino as ov
-
-    core, options = ov.Core(), {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    encoder, decoder = (
-        core.compile_model(str(exported / "onnx" / f"{name}.onnx"), "CPU", options) for name in ("encoder", "decoder")
-    )
-    shape = tuple(size.get_length() for size in list(encoder.input("images").partial_shape)[1:])
-    sizes = {port.get_any_name(): port.partial_shape for port in decoder.inputs}
-    d_z = sizes["z"][1].get_length() if "z" in sizes else 1
-
-    def decode(z: np.ndarray, v: np.ndarray) -> object:
-        return decoder({name: {"z": z, "v": v}[name] for name in sizes})
-
-    return lambda images: encoder({"images": images}), decode, shape, d_z
-
-
-def litert(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """The LiteRT files."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    encoder, decoder = (
-        Interpreter(str(exported / "litert" / f"{name}.tflite"), num_threads=threads).get_signature_runner()
-        for name in ("encoder", "decoder")
-    )
-    shape = tuple(int(side) for side in encoder.get_input_details()["images"]["shape"][1:])
-    inputs = decoder.get_input_details()
-    d_z = int(inputs["z"]["shape"][1]) if "z" in inputs else 1
-
-    def decode(z: np.ndarray, v: np.ndarray) -> object:
-        return decoder(**{name: {"z": z, "v": v}[name] for name in inputs})
-
-    return lambda images: encoder(images=images), decode, shape, d_z
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -117,7 +117,11 @@ class Gradients:
         self._model = session.model
         images = load_images(session.source, "train", batch)[0]
         noise = randomness.normal([batch, self._model.config.latent_dim], randomness.fold(0, "z"))
-        self._inputs = images, noise, randomness.uniform(images.shape, randomness.fold(0, "u"))
+        self._inputs = (
+            images,
+            noise,
+            randomness.pixel_noise(images.shape, randomness.fold(0, "u"), self._model.config.has_dequantizer),
+        )
         self._functions: dict[tuple[str, str], Any] = {}
 
     def compared(self, precision: str) -> list[Any]:
@@ -161,7 +165,7 @@ class Gradients:
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch([*weights, meter])
                     elbo = self._model.elbo_from_noise(*self._inputs, training=True)
-                    loss = tf.reduce_sum(elbo.reconstruction + elbo.kl)
+                    loss = tf.reduce_sum(elbo.reconstruction + elbo.kl + elbo.dequantization)
                 return tape.gradient(loss, [*weights, meter], unconnected_gradients="zero")
 
         return run
