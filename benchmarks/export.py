@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.export_worker import OTHERS, RUNTIMES  # noqa: E402
 from tfdecouple.config import Config, load_preset  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.run_folder import load_config  # noqa: E402
+from tfdecouple.run_folder import find_run, load_config  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 WORKER = ROOT / "benchmarks" / "export_worker.py"
@@ -78,7 +78,7 @@ def benchmark(options: argparse.Namespace) -> int:
         config = load_config(options.run) if options.run else load_preset(options.preset)
         if config.model.has_class_codes:
             raise UserError("z of this model is a function of the label, which these calls have not; take another")
-        run = options.run.resolve() if options.run else random_run(config, scratch / options.preset)
+        run = find_run(options.run).resolve() if options.run else random_run(config, scratch / options.preset)
         exported = scratch / "exported"
         runtimes = options.runtimes or list(RUNTIMES)
         extra = ["litert"] if "litert" in runtimes else []

@@ -2,7 +2,8 @@
 
     python benchmarks/export_worker.py RUNTIME RUN EXPORTED THREADS MOST
 
-Of the project it imports nothing but for Keras' model: an interpreter that has numpy and OpenVINO alone will do.
+For ONNX Runtime, OpenVINO and LiteRT it imports nothing of the project: an interpreter that has numpy and one of these
+will do.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def work(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads: int, 
 
 def tensorflow_with(threads: int):
     """TensorFlow with so many threads."""
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from tfdecouple.runtime.process import start_tensorflow
 
     start_tensorflow()
