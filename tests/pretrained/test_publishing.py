@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import pytest
@@ -16,6 +17,7 @@ from tfdecouple.pretrained.published import MANIFEST, Published
 from tfdecouple.publishing import card
 from tfdecouple.runs import Run, load_config, load_model, save_run, weights_sha256
 
+HOME = os.path.expanduser("~/noses of clients")
 SUMMARY = {
     "steps": 9,
     "best_step": 1,
@@ -41,8 +43,10 @@ def run(tiny_run, tmp_path_factory):
     # Found in other images, of which one lies in the other.
     others = [
         {**one, "name": name, "source": f"folder:{place}", "data": f"images in {place}"}
-        for name, place in (("age", "/home/ada/clients"), ("hat", "/home/ada/clients/acme"))
+        for name, place in (("age", "/home/ada/clients/"), ("hat", "/home/ada/clients/acme"), ("wig", "."))
     ]
+    others[0]["data"] = "images in /home/ada/clients"
+    others.append({**one, "name": "nose", "source": "folder:~/noses of clients", "data": f"images in {HOME}"})
     (folder / "directions.json").write_text(json.dumps({**directions, "directions": [one, *others]}))
     return folder
 
@@ -70,10 +74,22 @@ def test_nothing_tells_where_it_was_made(run, published):
     assert len(files) == 8
     for path in files:
         content = path.read_bytes()
-        assert b"/home/" not in content and b"secret" not in content and str(run.parent).encode() not in content, path
+        assert (
+            b"/home/" not in content
+            and b"secret" not in content
+            and HOME.encode() not in content
+            and str(run.parent).encode() not in content
+        ), path
     data = load_config(published).data
     assert (data.source, data.data_dir) == ("folder:faces", None)
-    assert tfdecouple.load_directions(published)["hat"].figures["data"] == "images in acme"
+    kept = tfdecouple.load_directions(published)
+    assert {one.name: (one.figures["source"], one.figures["data"]) for one in list(kept)[1:]} == {
+        "age": ("folder:clients/", "images in clients"),
+        "hat": ("folder:acme", "images in acme"),
+        "wig": ("folder:.", "images in ."),
+        "nose": ("folder:noses of clients", "images in noses of clients"),
+    }
+    assert json.loads((published / "summary.json").read_text())["test"] == SUMMARY["test"]
 
 
 def test_the_card_switches_only_where_pictures_alone_can_be_switched(run):
