@@ -23,19 +23,21 @@ from tfdecouple.dataset_encoding.worker import Images, numbered
 from tfdecouple.errors import DataError
 
 IN_MEMORY = ["--", "--runner=DirectRunner", "--direct_running_mode=in_memory"]
+# What a file system gives of a name that is not UTF-8.
+ODD = os.fsdecode(b"\xe9")
 TWO_WORKERS = ["--", "--runner=DirectRunner", "--direct_num_workers=2", "--direct_running_mode=multi_processing"]
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of 24 images of two sizes under two labels and of none, one damaged, one of an odd name, and others."""
+    """A folder of 24 images of two sizes under labels and of none, one of an odd name; one damaged; and other files."""
     folder = tmp_path_factory.mktemp("pictures")
     small, large = iter(random_images(16)), iter(random_images(8, size=13))
     for number in range(24):
         place = folder / ("", "a", "b/deep")[number % 3]
-        place.mkdir(parents=True, exist_ok=True)
-        name = f"{number}.png" if number != 4 else os.fsdecode(b"caf\xe9.png")
-        Image.fromarray(next(large if number % 3 == 2 else small)).save(place / name)
+        file = place / f"{number}.png" if number != 4 else folder / ODD / f"{ODD}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(next(large if number % 3 == 2 else small)).save(file)
     (folder / "b" / "damaged.png").write_bytes((folder / "a" / "1.png").read_bytes()[:60])
     (folder / "a" / "notes.txt").write_text("no image")
     (folder / ".hidden").mkdir()
@@ -86,11 +88,11 @@ class TestPipeline:
         assert "24 images in 3" in capsys.readouterr().out
         out = tmp_path / "codes"
         assert_same(read(out), single, "z", "v")
-        assert r"a/caf\xe9.png" in single
+        assert single[r"\xe9/\xe9.png"]["label"] == 2
         assert (out / "_unreadable.txt").read_text().startswith("b/damaged.png: ")
         assert (out / "_unreadable.txt").read_text().count("\n") == 1
         manifest = json.loads((out / "_manifest.json").read_text())
-        assert manifest["label_names"] == ["a", "b"] and manifest["complete"]
+        assert manifest["label_names"] == ["a", "b", ODD] and manifest["complete"]
         assert (manifest["totals"]["images"], manifest["totals"]["skipped"]) == (24, 1)
         assert {"run": "tiny", "step": 1}.items() <= manifest["model"].items()
         for shard in manifest["shards"]:
@@ -173,7 +175,7 @@ class TestFiles:
         assert "/data/other/1.png" not in images and "/data/1.png" not in images and "/data/val/1.png" in images
 
     def test_labels_are_numbered_by_their_names(self):
-        assert numbered(["b", "", "a", "b"]) == {"a": 0, "b": 1}
+        assert numbered([b"b", b"", b"\xe9", b"a", b"b"]) == {b"a": 0, b"b": 1, b"\xe9": 2}
 
 
 def test_error_of_a_step_is_one_line_and_leaves_nothing(encode, tmp_path, monkeypatch, capsys):

@@ -118,14 +118,14 @@ def _add_steps(pipeline: Any, job: Job, images: Images, encoder: Encoder, image_
     )
     labels = (
         paths
-        | "Label names" >> beam.Map(lambda path: images.label_name(os.fsdecode(path)))
+        | "Label names" >> beam.Map(lambda path: os.fsencode(images.label_name(os.fsdecode(path))))
         | "Distinct names" >> beam.Distinct()
         | "All names" >> beam.combiners.ToList()
         | "Number labels" >> beam.Map(numbered)
     )
     _ = (
         labels
-        | "Label names as text" >> beam.Map(lambda numbers: json.dumps(list(numbers)))
+        | "Label names as text" >> beam.Map(lambda numbers: json.dumps([os.fsdecode(name) for name in numbers]))
         | "Write label names"
         >> beam.io.WriteToText(f"{out}/{_LABELS}", shard_name_template="", num_shards=1, append_trailing_newlines=False)
     )

@@ -45,14 +45,14 @@ class Images:
         return image and (not self.has_splits or (len(names) > 1 and names[0] in SPLIT_FOLDERS))
 
     def label_name(self, path: str) -> str:
-        """Returns the sub-folder that labels a file, as text in UTF-8; "" where it lies in none."""
+        """Returns the sub-folder that labels a file, "" where it lies in none."""
         folders = self.key(path).split("/")[:-1]
-        return key_bytes(next(iter(folders[self.has_splits :]), "")).decode()
+        return next(iter(folders[self.has_splits :]), "")
 
 
-def numbered(names: Sequence[str]) -> dict[str, int]:
-    """Returns the labels by their names, in the order of these; "" is the name of none."""
-    return {name: number for number, name in enumerate(sorted(set(names) - {""}))}
+def numbered(names: Sequence[bytes]) -> dict[bytes, int]:
+    """Returns the labels by their names, in the order of these as text; an empty one is that of none."""
+    return {name: number for number, name in enumerate(sorted(set(names) - {b""}, key=os.fsdecode))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Reader:
     image_shape: Shape
     centre_crop: int
 
-    def read(self, name: bytes, labels: dict[str, int]) -> Iterator[Any]:
+    def read(self, name: bytes, labels: dict[bytes, int]) -> Iterator[Any]:
         """Yields key, label and pixels, uint8 [height, width, channels], of a file; or why it cannot be read."""
         from apache_beam.io.filesystems import FileSystems
         from apache_beam.metrics import Metrics
@@ -88,7 +88,7 @@ class Reader:
             Metrics.counter("tfdecouple", UNREADABLE).inc()
             yield TaggedOutput(UNREADABLE, f"{key.decode()}: {one_line(error.__cause__ or error)}")
         else:
-            yield key, labels.get(self.images.label_name(path), NO_LABEL), pixels
+            yield key, labels.get(os.fsencode(self.images.label_name(path)), NO_LABEL), pixels
 
 
 @dataclasses.dataclass(frozen=True)
