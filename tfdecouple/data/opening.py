@@ -217,12 +217,17 @@ def crop_of_own_images(config: DataConfig) -> int:
 def with_source(config: DataConfig, source: str) -> DataConfig:
     """Returns the config for images of another source: where the subjects of a data set are says nothing of others'.
 
-    >>> celeba = DataConfig(source="lsun/bedroom", centre_crop=256)
-    >>> with_source(celeba, "folder:mine").centre_crop, with_source(celeba, "lsun/bedroom").centre_crop
-    (0, 256)
+    >>> bedrooms = DataConfig(source="lsun/bedroom", centre_crop=256)
+    >>> [with_source(bedrooms, name).centre_crop for name in ("folder:mine", "cifar10", "tfds:lsun/bedroom:3.0.0")]
+    [0, 0, 256]
     """
-    crop = config.centre_crop if source == config.source else crop_of_own_images(config)
+    crop = config.centre_crop if _data_set(source) == _data_set(config.source) else crop_of_own_images(config)
     return dataclasses.replace(config, source=source, centre_crop=crop)
+
+
+def _data_set(source: str) -> str:
+    """Returns one name of a data set for all that TFDS knows it by."""
+    return source if source.startswith(ImageFolder().prefix) else source.removeprefix("tfds:").partition(":")[0]
 
 
 def rights_in(config: DataConfig) -> str:

@@ -15,7 +15,7 @@ from tfdecouple.interop.wolf_config import model_config_of
 from tfdecouple.interop.wolf_names import correspondence
 from tfdecouple.model import DecoupledModel
 from tfdecouple.parameters import require_memory
-from tfdecouple.runs import SUMMARY, run_name, write_run
+from tfdecouple.runs import SUMMARY, write_run
 from tfdecouple.storage.files import parse_json, write_json
 from tfdecouple.storage.torch_state import read_torch
 
@@ -57,7 +57,7 @@ def import_wolf(
     model_config = model_config_of(_read_json(config_path), image_size=image_size, n_bits=n_bits)
     # Before the weights are read: the folder may have the name of no run.
     config = Config(
-        name=run_name(folder),
+        name=folder.absolute().name,
         description=f"imported from a checkpoint of the reference, {pathlib.Path(weights_path).name}",
         model=model_config,
         data=DataConfig(),

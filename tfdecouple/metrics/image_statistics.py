@@ -108,9 +108,9 @@ def measure_image_statistics(
 ) -> dict[str, Any]:
     """Measures what z and v know of an image's statistics, and what follows either when z is switched.
 
-    Regression: ridge regression from z (the posterior mean), from v and from the pixels, the latter two reduced to d_z
-    dimensions by PCA, fitted on training images. R2 is of `images`, over all numbers of a statistic; 0 is what the mean
-    of the training images gets.
+    Regression: ridge regression from z (the posterior mean), from v and from the pixels, the latter two reduced by PCA
+    to d_z dimensions, or to as many as there are, fitted on training images. R2 is of `images`, over all numbers of a
+    statistic; 0 is what the mean of the training images gets.
 
     Switch: image n gets the z of another image p, so that it is decode(z of p, v of n). Its statistic is regressed on
     those of p and of n by least squares, each in units of its standard deviation: the two coefficients say how far it
@@ -180,7 +180,7 @@ def table(report: dict[str, Any]) -> list[str]:
     """Returns lines for people of what `measure_image_statistics` returned."""
     dimensions = report["dimensions"]
     lines = [
-        f"statistics of images: R2 of a linear regression from {dimensions} numbers, fitted on "
+        f"statistics of images: R2 of a linear regression from {dimensions} numbers at most, fitted on "
         f"{report['train_images']:,} training images, on {report['images']:,} images; and after a switch of z",
         f"    {'':22}{'from z':>15}{'from v, PCA':>15}{'pixels, PCA':>15}"
         f"{'follows z':>15}{'follows v':>15}{'nearer to z':>15}",
