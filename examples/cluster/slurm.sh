@@ -1,5 +1,5 @@
 #!/bin/bash
-# Trains on two nodes: sbatch slurm.sh [options of train.py]. README.md beside this file explains it.
+# Trains on two nodes: sbatch examples/cluster/slurm.sh [options of train.py]. README.md beside this file explains it.
 #SBATCH --job-name=tfdecouple
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -17,7 +17,8 @@ srun python train.py "$@"
 status=$?
 
 # srun reports the highest status. 75: stopped and saved; 4, or above 128 for the lost one itself: a worker has died. The
-# same job goes on from the last checkpoint. Other failures would only repeat themselves.
+# same job goes on from the last checkpoint. Other failures would only repeat themselves; so would what one worker alone
+# finds after the start, such as an image that it cannot read, but that ends the others with 4, too.
 if [ "$status" -eq 75 ] || [ "$status" -eq 4 ] || [ "$status" -gt 128 ]; then
     # A job that cannot run must not go round for ever.
     if [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]; then

@@ -3,16 +3,18 @@
 import json
 import os
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
 from helpers.places import ROOT
 from helpers.refusals import refusal
 from helpers.runs import run_config
+from helpers.threads import Together
 
 from tfdecouple.cli import opening, train_main
 from tfdecouple.cli.measures.base import Evaluation
-from tfdecouple.errors import ConfigError
+from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.training import run, strategy, train
 from tfdecouple.training.cluster import find_cluster
 from tfdecouple.training.strategy import make_strategy
@@ -221,6 +223,28 @@ def test_memory_is_asked_of_the_machine_where_its_gpu_is_hidden(hidden_gpu, imag
         train(run_config(image_folder), tmp_path / "run")
 
 
+def test_too_little_memory_of_one_worker_is_refused_by_all(image_folder, tmp_path, monkeypatch):
+    together, devices = Together(), make_strategy(1)
+    monkeypatch.setattr(run, "find_cluster", lambda rank: SimpleNamespace(rank=int(rank), workers=["a:1", "b:1"]))
+    monkeypatch.setattr(run, "make_strategy", lambda *_: devices)
+    monkeypatch.setattr(run, "collective_sum", lambda *_: None)
+    monkeypatch.setattr(run, "Workers", lambda count=1, rank=0, add=None: together.workers[rank])
+    # Whichever comes first has too few.
+    addresses = iter([3 * 2**30, 2**50])
+    monkeypatch.setattr(run, "address_space", lambda: next(addresses))
+
+    def act(workers):
+        return train(run_config(image_folder), tmp_path / "run", cluster=str(workers.rank))
+
+    ends = together.run(act)
+    assert [type(end) for end in ends] == [RunError, RunError]
+    first, second = sorted(map(str, ends), key=len)
+    assert first.startswith("programs may use 3.2 GB of addresses here") and second in {
+        f"worker {rank}: {first}" for rank in (0, 1)
+    }
+    assert not (tmp_path / "run").exists()
+
+
 def test_cluster_has_one_cpu_device_a_worker(environment):
     environment(TF_CONFIG=tf_config())
     with pytest.raises(ConfigError, match="--devices is 2; a worker of this cluster has only one CPU device"):
@@ -257,7 +281,7 @@ class TestExamples:
         lines = (CLUSTER_EXAMPLES / "kubernetes.yaml").read_text().splitlines()
         first = next(number for number, line in enumerate(lines) if line.strip() == "- |") + 1
         script = "\n".join(lines[first : next(n for n, line in enumerate(lines) if "ports:" in line)])
-        variables = stand_in(tmp_path, "python", 'echo "$TF_CONFIG"') | {
+        variables = stand_in(tmp_path, "tfdecouple", 'echo "$TF_CONFIG"') | {
             "WORKERS": "2",
             "JOB_COMPLETION_INDEX": str(index),
         }

@@ -34,8 +34,14 @@ def run(options: argparse.Namespace) -> int:
     """Writes curves.png and curves.json, for several runs into the folder of the first.
 
     Raises:
-        UserError: for a run that does not exist or has no figures yet.
+        UserError: for a run that does not exist or has no figures yet, or weights on the Hub.
     """
+    for path in options.run:
+        if path.startswith(arguments.HUB):
+            raise RunError(
+                f"the figures of {path} are not fetched with its weights; fetch all of the repository, such as with "
+                "hf download OWNER/NAME --local-dir DIR, and take --run DIR"
+            )
     # Only metrics are read, but what reads them lies in modules that need TensorFlow.
     start_tensorflow()
     from tfdecouple.cli.output import save

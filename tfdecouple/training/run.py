@@ -109,7 +109,7 @@ def train(
         config = settled(config, path, strategy, workers, progress.say)
         folder = stack.enter_context(RunFolder(path, config))
         check_batch(config.training, strategy.num_replicas_in_sync)
-        _check_memory(config)
+        workers.on_all(lambda: _check_memory(config))
         workers.on_chief(folder.check)
         source = workers.on_all(lambda: open_source(config.data, config.model.image_shape, download))
         workers.on_all(lambda: require_classes(source, config.model))
