@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pyarrow.parquet as pq
 import pytest
 from helpers.models import random_images
@@ -18,6 +19,7 @@ from PIL import Image
 pytest.importorskip("apache_beam")
 
 from tfdecouple.cli import main
+from tfdecouple.data.fitting import crop_said
 from tfdecouple.dataset_encoding import read_codes
 from tfdecouple.dataset_encoding.worker import Images, numbered
 from tfdecouple.errors import DataError
@@ -114,6 +116,20 @@ class TestPipeline:
         assert encode(*IN_MEMORY) == 0
         assert_same(read(tmp_path / "codes"), single, "z")
 
+    def test_images_are_cropped_as_the_export_says_or_the_command(self, encode, exported, tmp_path):
+        model = onnx.load(exported / "onnx" / "encoder.onnx")
+        next(entry for entry in model.metadata_props if entry.key == "crop").value = crop_said((8, 8, 3), 9)
+        onnx.save(model, tmp_path / "encoder.onnx")
+        z = {}
+        for crop, more in ((9, ()), (0, ("--centre-crop", 0))):
+            out = tmp_path / str(crop)
+            assert encode(*more, *IN_MEMORY, model=tmp_path / "encoder.onnx", out=out) == 0
+            assert json.loads((out / "_manifest.json").read_text())["data"]["centre_crop"] == crop
+            z[crop] = {key: row["z"] for key, row in read(out).items()}
+        # Images of 13 pixels lose some, those of 8 none.
+        others = {key for key, row in z[9].items() if np.abs(row - z[0][key]).max() > 1e-4}
+        assert others == {key for key in z[9] if key.startswith("b/")}
+
     @pytest.mark.slow
     def test_two_worker_processes(self, exported, pictures, single, tmp_path):
         out = tmp_path / "codes"
@@ -189,3 +205,19 @@ def test_error_of_a_step_is_one_line_and_leaves_nothing(encode, tmp_path, monkey
     line = capsys.readouterr() and refused(capsys, lambda: encode(*IN_MEMORY))
     assert "the pipeline failed" in line and "the encoder went away" in line
     assert not list((tmp_path / "codes").glob("beam-temp*"))
+
+
+def test_a_pipeline_that_failed_late_is_run_again_by_the_same_command(encode, single, tmp_path, monkeypatch, capsys):
+    from tfdecouple.dataset_encoding import beam
+
+    def fails(path):
+        # The runner has a copy of it, which can only say what it sees.
+        raise DataError(f"no more after {sorted(file.name[:8] for file in (tmp_path / 'codes').iterdir())}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(beam, "digest_line", fails)
+        line = capsys.readouterr() and refused(capsys, lambda: encode(*IN_MEMORY))
+    assert "_label_n" in line and "all-0000" in line
+    assert not list((tmp_path / "codes").iterdir())
+    assert encode(*IN_MEMORY) == 0
+    assert_same(read(tmp_path / "codes"), single, "z")

@@ -25,7 +25,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the codes, new or empty")
     parser.add_argument("--format", default="tfrecord", metavar="NAME", help="tfrecord (default) or parquet")
     parser.add_argument("--v", action="store_true", help="write v beside z: as many numbers as the image has")
-    parser.add_argument("--centre-crop", type=int, default=0, metavar="N", help="data.centre_crop (default 0)")
+    parser.add_argument(
+        "--centre-crop", type=int, metavar="N", help="as data.centre_crop (default: as the export crops pictures)"
+    )
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default 32)")
     parser.add_argument(
         "--shards", type=int, default=0, metavar="N", help="number of files; default the runner's choice"

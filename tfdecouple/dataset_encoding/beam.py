@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -39,7 +41,7 @@ class Job:
         out: folder for the codes.
         format: "tfrecord" or "parquet".
         v: whether to write v beside z.
-        centre_crop: see `read_image`.
+        centre_crop: see `read_image`; None for that of the model's own pictures, which its file says.
         batch_size: images at a time.
         shards: number of files; 0 lets the runner choose.
         threads: of ONNX Runtime in each worker.
@@ -50,7 +52,7 @@ class Job:
     out: str
     format: str = "tfrecord"
     v: bool = False
-    centre_crop: int = 0
+    centre_crop: int | None = None
     batch_size: int = 32
     shards: int = 0
     threads: int = 1
@@ -76,6 +78,8 @@ def encode_with_beam(job: Job, arguments: Sequence[str]) -> Manifest:
     model = _model_file(job.model)
     session = open_session(model, job.threads)
     fields, image_shape = _offered(session, job)
+    if job.centre_crop is None:
+        job = dataclasses.replace(job, centre_crop=_crop_of(session))
     out = _absolute(job.out)
     _clear(out)
     if _matched(f"{out}/*", 1):
@@ -96,7 +100,7 @@ def encode_with_beam(job: Job, arguments: Sequence[str]) -> Manifest:
         result.wait_until_finish()
     # A runner hands on whatever went wrong anywhere, as an error of its own with many traces.
     except Exception as error:
-        _clear(out)
+        _clear(out, _LABELS, _DIGESTS, f"_{UNREADABLE}.txt", f"{SPLIT}-*")
         # The cause comes last, after the traces.
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"the pipeline failed: {text[-1][:400]}") from error
@@ -135,7 +139,7 @@ def _add_steps(pipeline: Any, job: Job, images: Images, encoder: Encoder, image_
         | "Spread" >> beam.Reshuffle()
         | "Read"
         >> beam.FlatMap(
-            Reader(images, image_shape, job.centre_crop).read, labels=beam.pvalue.AsSingleton(labels)
+            Reader(images, image_shape, job.centre_crop or 0).read, labels=beam.pvalue.AsSingleton(labels)
         ).with_outputs(UNREADABLE, main="images")
     )
     codes = (
@@ -184,11 +188,19 @@ def digest_line(path: str) -> str:
     return json.dumps({"name": path.rpartition("/")[2], "bytes": size, "sha256": digest.hexdigest()})
 
 
-def _clear(out: str) -> None:
-    """Removes what a pipeline that failed left half written; other storage than disks has rules for that."""
+def _clear(out: str, *written: str) -> None:
+    """Removes what a pipeline that failed left half written; other storage than disks has rules for that.
+
+    Args:
+        out: the folder.
+        written: patterns of the files that it wrote itself, which go, too.
+    """
     if "://" not in out:
         for remains in pathlib.Path(out).glob("beam-temp-*"):
             shutil.rmtree(remains, ignore_errors=True)
+        for file in (file for pattern in written for file in pathlib.Path(out).glob(pattern)):
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def _model_file(model: str) -> str:
@@ -217,6 +229,12 @@ def _offered(session: Any, job: Job) -> tuple[tuple[Field, ...], Shape]:
         raise UserError(f"the model {job.model} has no z; its code is v: add --v")
     wanted = ("z", "v") if job.v else ("z",)
     return tuple(Field(name, outputs[name]) for name in wanted if name in outputs), tuple(inputs[0].shape[1:])
+
+
+def _crop_of(session: Any) -> int:
+    """Returns how many pixels a model's pictures keep of their centre, 0 for the largest that fits."""
+    found = re.search(r"\d+", session.get_modelmeta().custom_metadata_map.get("crop", ""))
+    return int(found[0]) if found else 0
 
 
 def _counted(result: Any) -> dict[str, int]:
