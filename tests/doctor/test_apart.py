@@ -3,6 +3,7 @@
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -52,6 +53,21 @@ def test_a_process_takes_the_next_measurement_of_its_setting_until_one_fails(run
 
 def test_what_is_yielded_arrives_whatever_is_printed(run):
     assert list(run("well", number=21)) == [{"doing": "the double"}, {"number": 21}, {"number": 42}]
+
+
+@pytest.mark.parametrize("limit", [1e9, float("inf")])
+def test_a_limit_may_be_longer_than_the_system_waits_at_once(run, limit, monkeypatch):
+    assert list(run("well", limit, number=21))[-1] == {"number": 42}
+    # And it is waited for again, as often as that takes.
+    monkeypatch.setattr(apart, "_MOST_SECONDS", 0.001)
+    assert list(run("well", limit, number=21))[-1] == {"number": 42}
+
+
+def test_what_is_asked_for_and_not_there_is_a_mistake(run, forked):
+    setting = {**SETTING, "tensorflow": True, "devices": 0, "emulate": None, "left_alone": False}
+    with pytest.raises(MeasurementError, match="^--devices is 0; it must be at least 1$") as error:
+        list(run("well", setting=setting, number=21))
+    assert error.value.kind == "mistake"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +173,42 @@ class TestExamination:
         assert [one.holds for one in examination.found["bad"]] == [True, False]
         assert "KeyError" in examination.found["bad"][1].said
         assert [one.holds for one in examination.found["good"]] == [True]
+
+    def test_a_mistake_ends_it(self):
+        from tfdecouple.doctor.checks import CHECKS
+
+        def mistaken(*arguments):
+            raise MeasurementError("mistake", "--devices is 8; there are 1 (GPU:0)")
+            yield
+
+        examination = Examination(Request(devices=8), lambda text: None, mistaken)
+        with pytest.raises(MeasurementError, match="--devices is 8"):
+            examination.examine(CHECKS)
+
+    def test_nothing_runs_beside_what_runs_alone(self):
+        from tfdecouple.doctor.checks import Check
+
+        running, seen, both = [], [], threading.Barrier(2)
+
+        def runner(target, setting, limit, arguments):
+            running.append(target)
+            if not setting["alone"]:
+                both.wait(PATIENCE)
+            seen.append((target, len(running)))
+            time.sleep(0.05)
+            running.remove(target)
+            yield {}
+
+        def measure(examination):
+            for alone in (False, True):
+                yield from examination.findings(f"alone {alone}", judged, "numbers", {}, alone=alone)
+
+        def judged(found):
+            return Finding("a number", None, "well")
+
+        examination = Examination(Request(), lambda text: None, runner)
+        examination.examine([Check(name, "measures", measure) for name in ("one", "two")])
+        assert sorted(seen) == [("alone False", 2), ("alone False", 2), ("alone True", 1), ("alone True", 1)]
 
     def test_an_interrupt_ends_what_runs(self, tmp_path):
         from tfdecouple.doctor.checks import Check

@@ -101,6 +101,14 @@ class TestNumerics:
         assert first.what.startswith("CPU:0") and first.holds
         assert second.what.startswith("CPU:1") and second.holds is False and "the CPU's" in second.said
 
+    def test_what_changes_its_process_is_compared_alone(self):
+        settings = []
+        examination = Examination(Request(), lambda text: None, lambda *given: settings.append(given[1]) or iter(()))
+        examination.devices = ["GPU:0"]
+        assert list(numerics.check(examination)) == []
+        assert [one["alone"] for one in settings] == [bool(one["environment"]) for one in settings]
+        assert by_name("all GPU memory at once").environment in [one["environment"] for one in settings]
+
     def test_no_number_is_too_far(self):
         off = numerics.off_by({"z": np.array([np.nan])}, {"z": np.array([1.0])})
         assert numerics.too_far(off, DEFAULT) == ["z"]

@@ -9,8 +9,8 @@ from tfdecouple.doctor import memory
 from tfdecouple.doctor.apart import MeasurementError
 from tfdecouple.doctor.examination import Examination, Request
 from tfdecouple.doctor.options import by_name, tried
-from tfdecouple.doctor.session import COUNTING
-from tfdecouple.doctor.speed import config_of
+from tfdecouple.doctor.session import COUNTING, CROPS
+from tfdecouple.doctor.speed import config_of, timed_config
 
 # Of the quickstart, so few layers that an image is most of what is computed.
 SMALL = (
@@ -77,6 +77,15 @@ def test_each_way_to_train_is_measured_at_two_batches_in_new_processes(device):
         difference = memory._DIFFERENCE_MIB[device[:3]]
         smaller = arguments["batch"] / (1 + number % 2)
         assert smaller * of_an_image(arguments) / 2**20 == pytest.approx(difference, rel=0.05)
+
+
+def test_there_are_images_for_every_batch():
+    machine = Machine(1.0)
+    check(machine, "GPU:0", preset="quickstart")
+    batches = [arguments["batch"] for _, _, arguments in machine.calls]
+    assert max(batches) > CROPS
+    for batch in batches:
+        assert timed_config("quickstart", [], batch).data.photograph_crops >= batch
 
 
 def test_too_little_memory_breaks_no_promise():

@@ -9,6 +9,7 @@ from tfdecouple.cli import main
 from tfdecouple.config import load_preset, override
 from tfdecouple.costs import activations
 from tfdecouple.doctor import build, memory, recommendation, speed
+from tfdecouple.doctor.apart import MeasurementError, Processes
 from tfdecouple.doctor.examination import Examination, Request
 from tfdecouple.doctor.finding import Finding
 from tfdecouple.doctor.options import VARIANTS, by_name, tried
@@ -55,6 +56,27 @@ class TestBuild:
         assert unseen["GPUs in use"].holds is False and ".[gpu]" in unseen["GPUs in use"].advice
         assert "driver_version 570.1" in unseen["GPU"].said
         assert of_machine(nvidia_smi=[GPU], environment={"CUDA_VISIBLE_DEVICES": ""})["GPUs in use"].holds is not False
+
+    @pytest.mark.parametrize(
+        ("visible", "seen", "holds"),
+        [
+            ("0", 0, False),
+            ("0", 1, True),
+            ("0,1", 1, False),
+            ("1, 0", 2, True),
+            ("0,1,2,3", 2, True),
+            ("0,-1,1", 1, True),
+            ("GPU-1,MIG-2", 1, False),
+            ("", 0, None),
+            ("-1", 0, None),
+            ("NoDevFiles", 0, None),
+        ],
+    )
+    def test_gpus_that_the_user_leaves_visible_are_to_be_seen(self, visible, seen, holds):
+        environment = {"CUDA_VISIBLE_DEVICES": visible}
+        found = of_machine(nvidia_smi=[GPU, GPU], gpus=[{}] * seen, environment=environment)["GPUs in use"]
+        assert found.holds is holds and f"CUDA_VISIBLE_DEVICES={visible} leaves" in found.said
+        assert holds is not False or "CUDA_VISIBLE_DEVICES" in found.advice
 
     def test_a_variable_that_rounds_on_the_cpu_is_a_failure(self):
         assert "float32 of the CPU" not in of_machine(environment={"ONEDNN_DEFAULT_FPMATH_MODE": "STRICT"})
@@ -210,6 +232,11 @@ class TestReport:
         assert report.holds and "All 1 promises that were tried hold here." in report.text()
         assert "python train.py --preset cifar10 --set a.b=1" in report.text()
 
+    def test_its_command_has_the_users_own_settings(self):
+        request = Request(preset="cifar10", settings=("model.steps=[1,1]", "a.c=1"))
+        report = Report(request, {}, Recommendation(("a.b=1",), (), ()))
+        assert "train.py --preset cifar10 --set 'model.steps=[1,1]' --set a.c=1 --set a.b=1\n" in report.text()
+
     def test_says_of_each_failure_what_to_do(self):
         report = self.report(Finding("one", False, "off by much", "take another"), Finding("two", True, "well"))
         assert not report.holds
@@ -240,6 +267,15 @@ class TestCommand:
         assert main(["doctor", *arguments]) == 2
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
+
+    def test_more_devices_than_there_are_are_one_line(self, monkeypatch, capsys):
+        def mistaken(*arguments):
+            raise MeasurementError("mistake", "--devices is 8; there are 1 (GPU:0)")
+            yield
+
+        monkeypatch.setattr(Processes, "__call__", mistaken)
+        assert main(["doctor", "--devices", "8", "--only", "speed"]) == 2
+        assert capsys.readouterr().err == "error: --devices is 8; there are 1 (GPU:0)\n"
 
     @pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 5)])
     def test_the_status_says_whether_all_holds(self, holds, status, monkeypatch, tmp_path, capsys):

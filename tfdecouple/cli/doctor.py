@@ -19,8 +19,9 @@ def add_parser(commands: Any) -> None:
         commands,
         "doctor",
         "say whether every promise holds on this machine, and how fast it is",
-        "Each measurement runs in a process of its own; nothing is written but with --out. The exit status is 0 where "
-        f"all promises hold, and {EXIT_FAILS} where one does not; the report says what to do. docs/gpu.md explains it.",
+        "Measurements run in processes beside the program; nothing is written but with --out, and temporary files. The "
+        f"exit status is 0 where all promises hold, and {EXIT_FAILS} where one does not; the report says what to do. "
+        "docs/gpu.md explains it.",
     )
     parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="write doctor.json and doctor.txt there")
     parser.add_argument("--quick", action="store_true", help="only what takes minutes on two CPU cores")
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     """Examines this machine.
 
     Raises:
-        UserError: for an option of an impossible value.
+        UserError: for an option of an impossible value, or more devices than there are.
     """
     from tfdecouple.doctor.checks import CHECKS
     from tfdecouple.doctor.examination import Examination, Request

@@ -33,8 +33,10 @@ PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME":
 
 running: set[subprocess.Popen] = set()
 
-# Status of a measurement that ran out of memory and could say so.
-_OUT_OF_MEMORY = 75
+# Status of a measurement that ran out of memory and could say so, and of a process that cannot be set up as asked for.
+_OUT_OF_MEMORY, _MISTAKE = 75, 64
+# At once: of more milliseconds than fit into 32 bits the system makes an error.
+_MOST_SECONDS = 3600.0
 # What a process says after the last that a measurement yields.
 _DONE = {"done": True}
 
@@ -43,7 +45,7 @@ class MeasurementError(UserError):
     """A measurement that did not come to its end.
 
     Attributes:
-        kind: "time", "memory" or "error".
+        kind: "time", "memory", "error", or "mistake", of the user's: no process can be set up as asked for.
     """
 
     def __init__(self, kind: str, said: str):
@@ -184,9 +186,11 @@ def _lines(descriptor: int, deadline: float) -> Iterator[bytes | None]:
         selector.register(descriptor, selectors.EVENT_READ)
         while True:
             left = deadline - time.monotonic()
-            if left <= 0 or not selector.select(left):
+            if left <= 0:
                 yield None
                 return
+            if not selector.select(min(left, _MOST_SECONDS)):
+                continue
             part = os.read(descriptor, 2**16)
             if not part:
                 return
@@ -212,8 +216,8 @@ def end_all() -> None:
 def _failure(status: int, said: str) -> MeasurementError:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     last = one_line(lines[-1]) if lines else "it said nothing"
-    if status == _OUT_OF_MEMORY:
-        return MeasurementError("memory", last)
+    if status in (_OUT_OF_MEMORY, _MISTAKE):
+        return MeasurementError("memory" if status == _OUT_OF_MEMORY else "mistake", last)
     if status == -signal.SIGKILL:
         return MeasurementError("memory", "it was killed, most likely for want of memory")
     if status < 0:
@@ -251,6 +255,9 @@ def set_up(setting: dict[str, Any]) -> Iterator[None]:
         setting: `tensorflow`, whether it is needed; `devices`, the number of devices that train, of which there are as
             many logical CPUs where there is no GPU; `emulate`, the noise of an emulated accelerator, or None;
             `left_alone`, whether TensorFlow's switch for TF32 is.
+
+    Raises:
+        UserError: for what a user asks for and this machine has not.
     """
     if not setting["tensorflow"]:
         yield
@@ -282,7 +289,12 @@ def main() -> int:
     tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_asked, args=(tasks,), daemon=True).start()
     try:
-        with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as results, set_up(setting):
+        with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as results, contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(set_up(setting))
+            except UserError as error:
+                print(one_line(error), file=sys.stderr)
+                return _MISTAKE
             while True:
                 task = json.loads(tasks.get())
                 for found in itertools.chain(_found(task["target"], task["arguments"]), [_DONE]):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tfdecouple.doctor.finding import Finding
@@ -28,6 +29,8 @@ _STRICT = ("", "STRICT", "strict")
 _TOLD = re.compile(r"(TF_|XLA_|NVIDIA_|CUDA_|NCCL_|ONEDNN_|DNNL_|MALLOC_|OMP_|KERAS_|TFDECOUPLE_).*")
 _SMI = ("driver_version", "name", "memory.total", "memory.used", "compute_cap", "mig.mode.current")
 _SMI_SECONDS = 30
+# Says which GPUs a program may use; Slurm sets it in each job.
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def look() -> Iterator[dict[str, Any]]:
@@ -84,14 +87,15 @@ def judge_machine(facts: dict[str, Any]) -> Iterator[Finding]:
     present, seen = facts["nvidia_smi"], facts["gpus"]
     for line in present:
         yield Finding("GPU", None, ", ".join(f"{name} {value}" for name, value in line.items()))
-    hidden = "CUDA_VISIBLE_DEVICES" in facts["environment"]
+    visible, wanted = facts["environment"].get(_VISIBLE), _wanted(len(present), facts["environment"])
     cuda = f"CUDA {facts['cuda']}, cuDNN {facts['cudnn']}" if facts["cuda"] else "no CUDA"
     said = f"TensorFlow was built with {cuda} and sees {len(seen)} GPUs, the driver {len(present)}"
-    if len(seen) < len(present) and not hidden:
-        advice = "pip install -e '.[gpu]' brings the CUDA libraries that TensorFlow looks for; then a new shell"
-        yield Finding("GPUs in use", False, said, advice)
-    else:
-        yield Finding("GPUs in use", True if present else None, said)
+    advice = "pip install -e '.[gpu]' brings the CUDA libraries that TensorFlow looks for; then a new shell"
+    if visible is not None:
+        said += f", of which {_VISIBLE}={visible} leaves {wanted}"
+        advice += f"; and see whether {_VISIBLE} names GPUs that are there"
+    holds = len(seen) >= wanted if wanted else None
+    yield Finding("GPUs in use", holds, said, advice if holds is False else "")
     rounding = {name: facts["environment"][name] for name in _ROUNDING if name in facts["environment"]}
     if wrong := [f"{name}={value}" for name, value in rounding.items() if value not in _STRICT]:
         yield Finding(
@@ -99,6 +103,14 @@ def judge_machine(facts: dict[str, Any]) -> Iterator[Finding]:
         )
     switch = "on" if facts["tf32_by_default"] else "off"
     yield Finding("TF32", None, f"TensorFlow's switch is {switch} by default; the model turns it off while it computes")
+
+
+def _wanted(present: int, environment: Mapping[str, str]) -> int:
+    """Returns how many of the driver's GPUs CUDA is to show: those that are named before anything that is no name."""
+    if _VISIBLE not in environment:
+        return present
+    entries = map(str.strip, environment[_VISIBLE].split(","))
+    return min(present, len(list(itertools.takewhile(re.compile(r"\d+|(GPU|MIG)-.+").fullmatch, entries))))
 
 
 def _versions() -> dict[str, str]:

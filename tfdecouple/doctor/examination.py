@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -79,6 +81,9 @@ class Examination:
         self._say, self._runner = say, runner or self._processes
         self._begun = time.monotonic()
         self._ended = False
+        # Of each measurement that runs, whether it does so alone.
+        self._running: list[bool] = []
+        self._turns = threading.Condition()
 
     def say(self, text: str) -> None:
         """Tells how far the examination is."""
@@ -108,7 +113,11 @@ class Examination:
         self._processes.end()
 
     def take(self, check: Any) -> None:
-        """Runs a check to its end, whatever happens on the way, and keeps what it finds."""
+        """Runs a check to its end, whatever happens on the way, and keeps what it finds.
+
+        Raises:
+            MeasurementError: for a mistake of the user's, which concerns all checks.
+        """
         self.say(f"{check.name}: {check.title}")
         kept = self.found.setdefault(check.name, [])
         try:
@@ -116,6 +125,8 @@ class Examination:
                 kept.append(finding)
                 if finding.holds is False:
                     self.say(f"  {finding.what}: does NOT hold: {finding.said}")
+        except MeasurementError:
+            raise
         except Exception as error:  # noqa: BLE001 - a check that fails is a line of the report, and the next one follows
             kept.append(Finding(check.title, False, f"{type(error).__name__}: {error}", _ADVICE["error"]))
 
@@ -144,21 +155,40 @@ class Examination:
             promise: whether it is of something that is promised; otherwise too little time or memory breaks nothing.
             tensorflow: whether it needs TensorFlow, set up as the programs do.
             environment: variables that its process has besides.
-            alone: whether its process must be a new one, which nothing else has used.
+            alone: whether its process must be a new one, which nothing else has used and beside which no other runs.
+
+        Raises:
+            MeasurementError: for a mistake of the user's.
         """
-        if self._ended:
-            return
         setting: dict[str, Any] = {"tensorflow": tensorflow, "environment": dict(environment or {}), "alone": alone}
         setting |= {name: getattr(self.request, name) for name in ("devices", "emulate", "left_alone")}
         doing = ""
         try:
-            for found in self._runner(target, setting, self.request.timeout, arguments):
-                if "doing" in found:
-                    doing = found["doing"]
-                    self.say(f"  {doing}")
-                else:
-                    yield judge(found)
+            with self._turn(alone):
+                if self._ended:
+                    return
+                for found in self._runner(target, setting, self.request.timeout, arguments):
+                    if "doing" in found:
+                        doing = found["doing"]
+                        self.say(f"  {doing}")
+                    else:
+                        yield judge(found)
         except MeasurementError as error:
+            if error.kind == "mistake":
+                raise
             holds = False if promise or error.kind == "error" else None
             where = f", at {doing}" if doing and doing != what else ""
             yield Finding(what, holds, f"not measured{where}: {error}", _ADVICE[error.kind], {"failed": error.kind})
+
+    @contextlib.contextmanager
+    def _turn(self, alone: bool) -> Iterator[None]:
+        """Waits until a measurement may run: where it or one that runs is alone, until none does."""
+        with self._turns:
+            self._turns.wait_for(lambda: not (self._running and (alone or any(self._running))))
+            self._running.append(alone)
+        try:
+            yield
+        finally:
+            with self._turns:
+                self._running.remove(alone)
+                self._turns.notify_all()

@@ -160,4 +160,6 @@ def check(examination: Examination) -> Iterator[Finding]:
         together = [each.name for each in variants if not each.environment]
         for names in [together, *([each.name] for each in variants if each.environment)]:
             arguments, environment = {"device": device, "variants": names}, by_name(names[0]).environment
-            yield from examination.findings(_MEASURE, judge, device, arguments, environment=environment)
+            # One of them takes all memory of a GPU, of which nothing else may need any meanwhile, or later.
+            alone = bool(environment)
+            yield from examination.findings(_MEASURE, judge, device, arguments, environment=environment, alone=alone)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -73,7 +74,8 @@ class Report:
         for line in self.recommendation.environment:
             yield f"  in the environment: {line}"
         preset = f" --preset {self.request.preset}" if self.request.preset else ""
-        yield f"  python train.py{preset} {self.recommendation.options() or '(the defaults)'}"
+        own = "".join(f" --set {shlex.quote(setting)}" for setting in self.request.settings)
+        yield f"  python train.py{preset}{own} {self.recommendation.options() or '(the defaults)'}"
         count = sum(one.holds is not None for every in self.found.values() for one in every)
         if self.holds:
             yield f"\nAll {count} promises that were tried hold here."

@@ -115,7 +115,8 @@ class Session:
             "sample": self._sample,
         }[kind](batch)
         # Inference, too, as `load_model(run, jit_compile=True)` has it.
-        return Work(jit_compiled(self.config.training.jit_compile)(work.call), work.images)
+        compiled = jit_compiled(self.config.training.jit_compile)
+        return Work(compiled(work.call), work.images, work.begin and compiled(work.begin))
 
     def _train(self, batch: int) -> Work:
         batches = self._batches()
@@ -159,11 +160,13 @@ class Session:
         return Work(lambda: evaluator(batches, seed=0), count)
 
     def _some_images(self, batch: int) -> tuple[Any, Any]:
-        """Returns images and what the model wants to know of their labels."""
+        """Returns images, some again where there are fewer, and what the model wants to know of their labels."""
+        import numpy as np
+
         from tfdecouple.data import load_images
 
-        images, labels = load_images(self.source, "test", batch)
-        return images, self.model.wanted_labels(labels)
+        images, labels = load_images(self.source, "test", batch, at_most=True)
+        return np.resize(images, (batch, *images.shape[1:])), self.model.wanted_labels(np.resize(labels, batch))
 
     def _encode(self, batch: int) -> Work:
         images, labels = self._some_images(batch)

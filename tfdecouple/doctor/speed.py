@@ -44,7 +44,7 @@ def config_of(preset: str | None, settings: list[str]) -> Config:
 
 def timed_config(preset: str | None, settings: list[str], batch: int, *more: str) -> Config:
     """Returns the config of a measurement: as `config_of`, with so many images a batch, soon begun."""
-    few = [f"data.photograph_crops={CROPS}", "training.init_images=64"]
+    few = [f"data.photograph_crops={max(CROPS, batch)}", "training.init_images=64"]
     return override(as_timed(config_of(preset, []), batch), [*few, *settings, *more])
 
 

@@ -1,0 +1,38 @@
+"""What doctor and the benchmarks repeat under a clock."""
+
+import pytest
+
+from tfdecouple.config import load_preset, override
+from tfdecouple.doctor.session import Session, as_timed, timed
+
+BATCH = 2
+LEAST = (
+    "model.image_size=8",
+    "model.steps=[1,1]",
+    "model.hidden_channels=[4,4]",
+    "model.encoder_channels=[4]",
+    "model.latent_dim=4",
+    "training.init_images=8",
+)
+
+
+@pytest.fixture(scope="module")
+def session(eager_file):
+    """A tiny model and random images, of which it holds out four batches."""
+    return Session(override(as_timed(load_preset("quickstart"), BATCH), list(LEAST)), "random")
+
+
+def test_steps_of_training_are_begun_without_waiting_for_them(session):
+    work = session.work("train", BATCH)
+    assert work.begin is not None
+    before = int(session.state.updates.numpy())
+    assert work.begin().read().applied
+    timed(work.call, 1, 3, work.begin)
+    assert int(session.state.updates.numpy()) == before + 4
+
+
+def test_a_batch_may_be_larger_than_what_is_held_out(session):
+    count = session.source.sizes["test"] + 1
+    assert session.work("encode", count).call().shape == (count, 8, 8, 3)
+    images, _ = session._some_images(count)
+    assert (images[-1] == images[0]).all()
