@@ -3,7 +3,7 @@
  * @module
  */
 
-import { LoadError, download } from "./download.js";
+import { DownloadError, LoadError, download } from "./download.js";
 import { tryCard } from "./graphics.js";
 import { Runner } from "./runner.js";
 
@@ -168,6 +168,7 @@ export class Codes {
     try {
       if (card) return await card.ask(task, { ...sizes, ...copied(content) });
     } catch (error) {
+      if (error instanceof DownloadError) throw error;
       // A driver that crashes, a card that is taken away: once is enough.
       if (this.#card === card) this.#told = `the graphics card failed: ${error.message}`;
       this.#card = null;

@@ -6,6 +6,9 @@
 /** A file that the page needs could not be had. The message is written for the reader of the page. */
 export class LoadError extends Error {}
 
+/** It could not be fetched: what computes is not to blame. */
+export class DownloadError extends LoadError {}
+
 /**
  * @callback OnBytes
  * @param {number} loaded Bytes so far.
@@ -24,7 +27,7 @@ export async function download(url, name, onBytes = () => {}) {
   const response = await request(url, name);
   const pieces = await readPieces(response, name, onBytes);
   const bytes = joined(pieces);
-  if (bytes.length === 0) throw new LoadError(`${name} arrived empty.`);
+  if (bytes.length === 0) throw new DownloadError(`${name} arrived empty.`);
   return { bytes, type: response.headers.get("content-type") ?? "" };
 }
 
@@ -34,10 +37,11 @@ async function request(url, name) {
   try {
     response = await fetch(url);
   } catch (error) {
-    throw new LoadError(`${name} could not be fetched: the server did not answer (${error.message}).`);
+    throw new DownloadError(`${name} could not be fetched: the server did not answer (${error.message}).`);
   }
   if (!response.ok) {
-    throw new LoadError(`${name} could not be fetched: HTTP ${response.status} ${response.statusText}`.trim() + ".");
+    const status = `HTTP ${response.status} ${response.statusText}`.trim();
+    throw new DownloadError(`${name} could not be fetched: ${status}.`);
   }
   return response;
 }
@@ -55,7 +59,7 @@ async function readPieces(response, name, onBytes) {
       onBytes(loaded, total);
     }
   } catch (error) {
-    throw new LoadError(`${name} broke off after ${loaded} bytes (${error.message}).`);
+    throw new DownloadError(`${name} broke off after ${loaded} bytes (${error.message}).`);
   }
   return pieces;
 }

@@ -51,7 +51,7 @@ export class Picture {
     this.#save.append(downloadIcon());
     this.#save.hidden = true;
     this.#save.addEventListener("click", () => savePng(this.#pixels, this.#size, `${fileName}.png`));
-    this.element = element("div", { class: "picture empty" }, [this.#canvas, this.#save]);
+    this.element = element("div", { class: "picture" }, [this.#canvas, this.#save]);
   }
 
   /** @param {Uint8Array} pixels @param {number} size */
@@ -60,7 +60,6 @@ export class Picture {
     this.#size = size;
     draw(this.#canvas, pixels, size);
     this.#save.hidden = false;
-    this.element.classList.remove("empty");
   }
 
   /** @param {string} label Says what it shows now. */
@@ -74,7 +73,6 @@ export class Picture {
     this.#pixels = null;
     this.#canvas.getContext("2d").clearRect(0, 0, this.#size, this.#size);
     this.#save.hidden = true;
-    this.element.classList.add("empty");
   }
 }
 

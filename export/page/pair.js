@@ -97,8 +97,11 @@ export class Pair {
   }
 
   /** @param {Images} images */
-  async #switch({ a, b }) {
+  async #switch(images) {
+    const { a, b } = images;
     const encoded = await this.#codes.encode(join([a, b]), 2);
+    // Newer ones wait: of these nobody wants to hear any more.
+    if (images !== this.#images) return;
     const [zs, vs] = [split(encoded.z, 2), split(encoded.v, 2)];
     this.#pair = [0, 1].map((index) => ({ z: zs[index], v: vs[index] }));
     if (!this.#allFinite()) return this.#clear();

@@ -3,7 +3,7 @@
  * @module
  */
 
-import { LoadError } from "./download.js";
+import { DownloadError, LoadError } from "./download.js";
 
 /** @typedef {import("./codes.js").Progress} Progress */
 /** @typedef {"wasm" | "webgpu"} Provider What computes: the processor, or the graphics card. */
@@ -48,13 +48,13 @@ export class Runner {
     if (this.#waiting.size === 0) this.#worker.terminate();
   }
 
-  /** @param {{id?: number, result?: object, error?: string, progress?: Progress}} message */
-  #receive({ id, result, error, progress }) {
+  /** @param {{id?: number, result?: object, error?: string, download?: boolean, progress?: Progress}} message */
+  #receive({ id, result, error, download, progress }) {
     if (progress) return this.onProgress(progress);
     const { resolve, reject } = this.#waiting.get(id);
     this.#waiting.delete(id);
     if (error === undefined) resolve(result);
-    else reject(new LoadError(error));
+    else reject(new (download ? DownloadError : LoadError)(error));
     if (this.#leaving) this.leave();
   }
 

@@ -20,7 +20,6 @@ const REACH = 2;
 export class Steering {
   #codes;
   #size = 0;
-  #chosen = 0;
   /** @type {Uint8Array[]} The pixels of A and B. */
   #images = [];
   /** @type {Code[]} The codes of A and B; empty where there are none. */
@@ -35,8 +34,8 @@ export class Steering {
     this.#codes = codes;
     byId("steer-picture").append(this.#picture.element);
     byId("steer-reset").addEventListener("click", () => this.#reset());
-    for (const [index, letter] of LETTERS.entries()) {
-      byId(`steer-${letter.toLowerCase()}`).addEventListener("change", () => this.#choose(index));
+    for (const letter of LETTERS) {
+      byId(`steer-${letter.toLowerCase()}`).addEventListener("change", () => this.#show(null));
     }
   }
 
@@ -84,10 +83,9 @@ export class Steering {
     return slider;
   }
 
-  /** @param {number} index */
-  #choose(index) {
-    this.#chosen = index;
-    this.#show(null);
+  /** Which picture is changed. Browsers may keep the choice when the page is loaded anew. */
+  get #chosen() {
+    return Number(byId("steer-b").checked);
   }
 
   #reset() {

@@ -2,11 +2,12 @@
  * Runs the model, in a module worker so that the page stays responsive.
  *
  * Messages in: `{id, task: "load" | "encode" | "decode" | "sample", ...}`; "load" comes first and says what computes.
- * Messages out: `{id, result}`, `{id, error}`, and `{progress: {file, loaded, total}}` during downloads.
+ * Messages out: `{id, result}`, `{id, error, download}`, where `download` says whether one failed, and
+ * `{progress: {file, loaded, total}}` during downloads.
  * @module
  */
 
-import { LoadError, download } from "./download.js";
+import { DownloadError, LoadError, download } from "./download.js";
 
 const RUNTIME = new URL("runtime/", import.meta.url);
 const MODEL = new URL("model/", import.meta.url);
@@ -40,7 +41,8 @@ async function answer(message) {
     const result = await TASKS[message.task](message);
     postMessage({ id: message.id, result }, buffersOf(result));
   } catch (error) {
-    postMessage({ id: message.id, error: error.message || String(error) });
+    const failed = error instanceof DownloadError;
+    postMessage({ id: message.id, error: error.message || String(error), download: failed });
   }
 }
 
@@ -147,11 +149,13 @@ async function encode({ images, count, imageSize }) {
 
 /** @param {{z: Float32Array, v: Float32Array, count: number, imageSize: number, latentDim: number}} message */
 async function decode({ z, v, count, imageSize, latentDim }) {
+  // Taken here: on its way a question may wait for others.
+  const begun = performance.now();
   const outputs = await run("decoder", {
     z: new ort.Tensor("float32", z, [count, latentDim]),
     v: imageTensor("float32", v, count, imageSize),
   });
-  return { images: outputs.images.data };
+  return { images: outputs.images.data, milliseconds: performance.now() - begun };
 }
 
 /**

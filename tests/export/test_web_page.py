@@ -1,4 +1,4 @@
-"""The web page of an export in a real browser: needs Node, npm and Chromium."""
+"""The web page of an export: its modules in Node, and all of it in a real browser, which needs npm and Chromium."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from helpers.models import random_images
 from helpers.picture_files import SIZE, claiming, write_files
-from helpers.places import ROOT
+from helpers.places import PATIENCE, ROOT, TESTS
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 from PIL import Image
@@ -40,6 +40,24 @@ def test_the_example_and_the_exporter_name_the_same_runtime():
     package = json.loads((EXAMPLE / "package.json").read_text(encoding="utf-8"))
     pinned = {**package.get("dependencies", {}), **package.get("devDependencies", {})}
     assert pinned["onnxruntime-web"] == RUNTIME_VERSION
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
+@pytest.mark.parametrize(
+    "check",
+    [
+        "trial_times_the_processor_and_not_who_waits_before_it",
+        "failed_download_is_no_failed_card",
+        "codes_of_pictures_that_were_replaced_are_not_complained_of",
+        "picture_that_the_browser_has_kept_chosen_is_changed",
+    ],
+)
+def test_the_modules_of_the_page_do_without_a_browser_what_they_should(check, tmp_path):
+    folder = shutil.copytree(ROOT / "export" / "page", tmp_path / "page")
+    (folder / "package.json").write_text('{"type": "module"}')
+    command = ["node", TESTS / "helpers" / "page.mjs", folder, check]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
