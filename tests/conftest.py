@@ -218,6 +218,12 @@ def tiny_run(tmp_path_factory):
 
 
 @pytest.fixture
+def quiet(monkeypatch):
+    """However slow the machine, nothing is said of progress."""
+    monkeypatch.setattr("tfdecouple.runtime.progress._FIRST", 1e6)
+
+
+@pytest.fixture
 def forked():
     """Programs are forked from a process that has imported TensorFlow (`helpers/forked.py`)."""
     with forked_programs():

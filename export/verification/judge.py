@@ -86,7 +86,8 @@ class Pixels:
 
     Attributes:
         right: uint8 `[n, height, width, channels]`.
-        bound: how far float32 can move the values behind the pixels, in levels, float32 `[n]`.
+        bound: how far float32 can move the values behind the pixels, in levels, float32 `[n]`; infinite where the
+            model's own answer is not finite.
         near: bool as `right`: where the model's value is nearer than that to the border of two levels.
         moved: how many subpixels of each image changed in the model where its inputs were moved, int32 `[n]`.
         step: what neighbouring levels differ by as pixels: 1 with 8 bits.
@@ -172,7 +173,7 @@ class Pixels:
                 f"{self.step}, of values on the border of two" + _more(wrong)
             )
         allowed = (FACTOR * self.moved + _CHANCE).astype(np.int64)
-        if (wrong := differing > allowed).any():
+        if (wrong := np.isfinite(self.bound) & (differing > allowed)).any():
             worst = int(np.argmax(np.where(wrong, differing - allowed, 0)))
             return figures, (
                 f"{differing[worst]} subpixels of image {worst} differ from the model; allowed {allowed[worst]}, since "

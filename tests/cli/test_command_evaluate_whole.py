@@ -1,6 +1,7 @@
 """`evaluate` with all that it measures, none of it replaced; and interrupted."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def labelled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(labelled, tmp_path_factory):
+    random.seed(0)
     model = DecoupledModel(SMALL)
     model.initialize(random_images(32))
     model = let_z_show(give_effect(model))

@@ -15,7 +15,7 @@ from tfdecouple.directions import METHODS, Direction, Directions
 from tfdecouple.errors import RunError, UserError
 from tfdecouple.runs import Run, load_model, weights_sha256
 
-pytestmark = pytest.mark.usefixtures("eager_file")
+pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
 
 
 @pytest.fixture(scope="module")

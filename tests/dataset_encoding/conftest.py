@@ -7,7 +7,6 @@ from PIL import Image
 
 from tfdecouple.cli import main
 from tfdecouple.runs import load_model
-from tfdecouple.runtime import progress
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +20,6 @@ def pictures(tmp_path_factory):
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(next(images)).save(place / f"{number}.png")
     return folder
-
-
-@pytest.fixture
-def quiet(monkeypatch):
-    """However slow the machine, nothing is said of progress."""
-    monkeypatch.setattr(progress, "_FIRST", 1e6)
 
 
 @pytest.fixture

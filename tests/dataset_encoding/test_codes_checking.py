@@ -17,7 +17,7 @@ from tfdecouple.errors import DataError
 from tfdecouple.runs import load_model
 from tfdecouple.storage.checkpoints import CheckpointFolder
 
-pytestmark = pytest.mark.usefixtures("eager_file")
+pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
 
 MANIFEST, JOURNAL = "_manifest.json", "_shards.jsonl"
 KINDS = ("tfrecord", "parquet")

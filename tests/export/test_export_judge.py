@@ -151,7 +151,11 @@ class TestPixels:
         answer = pixels(values)
         found = answer.right.copy()
         found[1] = 7
-        assert answer.judge(found)[0]["unstable"] == 1
+        figures, problem = answer.judge(found)
+        assert (figures["unstable"], figures["max"], problem) == (1, 0, None)
+        # The others are.
+        found[2, 0, 0, 0] ^= 1
+        assert "1 subpixels of image 2" in answer.judge(found)[1]
 
     def test_model_that_is_unstable_everywhere_says_nothing_of_a_file(self):
         answer = pixels(levels(), reaction=0.3)

@@ -121,11 +121,17 @@ class TestVerify:
         assert main(["--verify", str(tmp_path / "none")]) == 2
         assert capsys.readouterr().err == f"error: there is no export folder {tmp_path / 'none'}\n"
 
-    @pytest.mark.parametrize("arguments", [["--verify", "a", "--run", "b"], [], ["--run", "a"], ["--to", "a"]])
-    def test_arguments_that_do_not_go_together(self, arguments, capsys):
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--verify", "a", "--run", "b"], "--verify takes an export folder and neither --run nor --to"),
+            *((given, "--run and --to are needed, or --verify") for given in ([], ["--run", "a"], ["--to", "a"])),
+        ],
+    )
+    def test_arguments_that_do_not_go_together(self, arguments, said, capsys):
         with pytest.raises(SystemExit) as error:
             main(arguments)
-        assert error.value.code == 2 and "--verify" in capsys.readouterr().err
+        assert error.value.code == 2 and capsys.readouterr().err.endswith(f"error: {said}\n")
 
     def test_each_file_that_changed_is_a_line(self, copy, files_alone):
         os.truncate(copy / "onnx" / "encoder.onnx", 1000)

@@ -207,7 +207,9 @@ class TestOpenVino:
         report = gate("check_openvino", exported / "onnx", cases_in(exported), tmp_path, **options)
         assert report.problems == []
         assert all(trip["identical"] == trip["images"] for trip in report.round_trip.values())
+        assert report.round_trip and report.notes["in_turns"].keys() == NAMES.keys()
         for batches in report.notes["in_turns"].values():
+            assert "1" in batches
             for times in batches.values():
                 assert set(times) == {"openvino", "onnxruntime"} and min(times.values()) > 0
 

@@ -153,8 +153,11 @@ def _python(arguments: list[str], folder: pathlib.Path) -> None:
         places = (ROOT, folder, ROOT / "benchmarks", ROOT / "export")
         path = next((place / first for place in places if (place / first).is_file()), None)
         _need(path is not None, f"there is no {first}")
-        if "ArgumentParser" in path.read_text(encoding="utf-8"):
+        source = path.read_text(encoding="utf-8")
+        if "ArgumentParser" in source:
             parse(main_of(path), rest)
+        else:
+            check_options(source, rest)
 
 
 def _make(arguments: list[str], folder: pathlib.Path) -> None:
@@ -218,6 +221,15 @@ def _installed(arguments: list[str], folder: pathlib.Path) -> None:
         command(arguments[1:], folder) if command else _tfdecouple(arguments, folder)
 
 
+def _docker(arguments: list[str], folder: pathlib.Path) -> None:
+    """A file that an image is built of must be there; what the project's image runs is its installed command."""
+    for before, argument in itertools.pairwise(arguments):
+        if before == "-f":
+            _need((ROOT / argument).is_file(), f"there is no {argument}")
+    if arguments[:1] == ["run"] and "tfdecouple" in arguments:
+        _installed(arguments[arguments.index("tfdecouple") + 1 :], folder)
+
+
 PROGRAMS = {
     "tfdecouple": _installed,
     "python": _python,
@@ -230,7 +242,7 @@ PROGRAMS = {
     "sbatch": _file,
     "kubectl": _file,
     "bash": _file,
-    "docker": lambda arguments, folder: None,
+    "docker": _docker,
     "curl": lambda arguments, folder: None,
     "export": lambda arguments, folder: None,
     "sudo": lambda arguments, folder: None,

@@ -77,7 +77,7 @@ def figures(run):
 
 
 class FakeStep:
-    """Stands in for TrainStep: moves the averages a little, or skips the steps `bad`."""
+    """Stands in for TrainStep: moves the averages and the first moments a little, or skips the steps `bad`."""
 
     bad = ()
     # The step that the wish to stop of some other worker reaches all of them with.
@@ -94,8 +94,9 @@ class FakeStep:
         applied = step not in self.bad and not self.state.halted.numpy()
         kl = self.kl(step) if step not in self.bad else math.nan
         if applied:
-            for average in self.state.optimizer.averages.values():
-                average.assign_add(tf.fill(average.shape, 1e-3))
+            optimizer = self.state.optimizer
+            for moved in (*optimizer.averages.values(), *optimizer.means.values()):
+                moved.assign_add(tf.fill(moved.shape, 1e-3))
         stopping = wishes.stop or step == self.told_to_stop
         figures = map(tf.constant, (kl + 1, 1.0, kl, 0.0, kl + 2, 0.1))
         told = (tf.constant(applied), tf.constant(float(stopping)), tf.constant(float(wishes.read_after)))

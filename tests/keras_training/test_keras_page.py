@@ -9,12 +9,7 @@ from helpers.places import ROOT
 from helpers.sentences import held, sentences
 
 PAGE = (ROOT / "docs" / "keras.md").read_text(encoding="utf-8")
-MODULES = ("test_keras_fit", "test_keras_steps", "test_keras_model")
-# What is held by a test that stands elsewhere.
-ELSEWHERE = {
-    "Keras' other backends are refused in one line.": "test_keras_use.py",
-    "Keras' own `model.export(path)` writes a SavedModel of `encode` alone.": "test_keras_use.py",
-}
+MODULES = ("test_keras_fit", "test_keras_steps", "test_keras_model", "test_keras_use")
 # What is no promise.
 POINTERS = ("`python train.py` is the other way to train",)
 
@@ -22,10 +17,8 @@ POINTERS = ("`python train.py` is the other way to train",)
 def test_every_sentence_has_a_test():
     for module in MODULES:
         importlib.import_module(module)
-    for name in ELSEWHERE.values():
-        assert (ROOT / "tests" / name).is_file()
     written = {each for each in sentences(PAGE) if not each.startswith(POINTERS)}
-    assert written - held() - set(ELSEWHERE) == set(), "sentences without a test"
+    assert written - held() == set(), "sentences without a test"
     assert held() - written == set(), "sentences that the page has no more"
 
 

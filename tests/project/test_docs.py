@@ -125,6 +125,9 @@ def test_commands_are_found():
         ("echo x | python train.py --nonsense", "echo is a program that this test does not know"),
         ("curl x | python train.py --nonsense", "unrecognized arguments: --nonsense"),
         ("bash examples/cluster/nonsense.sh", "there is no examples/cluster/nonsense.sh"),
+        ("python export/client.py --chek", "the program has no option --chek"),
+        ("docker build -f docker/nonsense.Dockerfile .", "there is no docker/nonsense.Dockerfile"),
+        ("docker run --rm tfdecouple evaluates --run r", "invalid choice: 'evaluates'"),
     ],
 )
 def test_mistakes_in_commands_are_seen(line, error):

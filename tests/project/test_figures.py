@@ -133,8 +133,9 @@ def weights() -> dict:
 
 
 LOSSLESS = ("photographs/summary.json", "lossless_codecs_bits_per_dim")
+FACTS = list(facts_of_presets())
 FIGURES = [
-    *facts_of_presets(),
+    *FACTS,
     Figure(
         "small presets: millions of parameters",
         (("README.md", rf"comparison at {NUMBER} million parameters"),),
@@ -286,6 +287,26 @@ def test_what_was_not_tried_is_said_everywhere_or_nowhere(untried):
     """Who tries it, or words it otherwise, looks at all places."""
     said = {file: bool(re.search(pattern, read(file))) for file, pattern in CAVEATS[untried].items()}
     assert len(set(said.values())) == 1, said
+
+
+def test_presets_say_what_they_said():
+    """A note that is worded otherwise would be compared with nothing."""
+    said = {}
+    for fact in FACTS:
+        preset, _, kind = fact.name.partition(": ")
+        said.setdefault(kind, set()).add(preset)
+    large = {name for name in preset_names() if not name.startswith(("quickstart", "cifar10_small"))}
+    measured = {"cifar10_small", "cifar10_small_base_conditioned", "cifar10_small_glow"}
+    assert len(large) >= 15
+    assert said == {
+        "millions of parameters": large | {"cifar10_small", "cifar10_small_var", "quickstart64"},
+        "parameters": measured,
+        "G multiply-adds": large,
+        "alpha": measured | {"imagenet64", "imagenet64_glow", "quickstart"},
+        "updates": large,
+    }
+    scaled = {fact.name.partition(": ")[0] for fact in FACTS if "docs/scaling.md" in dict(fact.places)}
+    assert scaled == {"celeba_hq_256", "imagenet64", "lsun_bedroom_128"}
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)

@@ -204,14 +204,22 @@ class TestInstalled:
         for path, image in zip(paths, random_images(2, 80), strict=True):
             Image.fromarray(image).save(path)
         program, arguments = installed.parent / "tfdecouple", [*paths, "--out", places[1]]
-        before = {path: path.stat().st_mode for path in elsewhere.iterdir()}
-        # Nobody may write where it is called, nor to where it is installed.
+        (site,) = installed.parents[1].glob("lib/python*/site-packages")
+
+        def contents():
+            parts = [path for name in PACKAGES for path in (site / name).rglob("*") if "__pycache__" not in path.parts]
+            paths = (*parts, *elsewhere.rglob("*"))
+            return {path: (path.stat().st_mode, path.is_file() and path.read_bytes()) for path in paths}
+
+        before = contents()
+        assert {site / "tfdecouple" / "model.py", site / "export" / "client.py"} <= before.keys()
+        # Nobody may write where it is called, nor to where it is installed; a superuser does all the same.
         os.chmod(elsewhere, 0o555)
         said = run([program, "switch", *arguments], elsewhere)
         os.chmod(elsewhere, 0o755)
         assert f"{places[1] / 'switch-pairs.png'}: switch, 1 pair" in said
         assert Image.open(places[1] / "switch-pairs.png").size[0] > 128
-        assert {path: path.stat().st_mode for path in elsewhere.iterdir()} == before
+        assert contents() == before
 
     def test_the_gate_does_too(self, installed, tiny_run, tmp_path):
         # As whoever trained with Keras does: docs/keras.md.

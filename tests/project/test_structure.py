@@ -414,6 +414,7 @@ class TestFiles:
 
     def test_no_test_waits_for_less_than_patience(self):
         """A limit of a minute fails on a busy machine, where nothing is wrong."""
-        limit = re.compile(r"(?:timeout=|\.wait\(|\.join\()\d{2}")
-        found = [file.name for file in TESTS.rglob("*.py") if limit.search(file.read_text(encoding="utf-8"))]
-        assert limit.search("thread.join(60)") and found == ["test_structure.py"]
+        limit = re.compile(r"(?:timeout=|\.wait\(|\.join\()\d")
+        found = {file.name for file in TESTS.rglob("*.py") if limit.search(file.read_text(encoding="utf-8"))}
+        # One that is to run out, and this file.
+        assert limit.search("thread.join(60)") and found == {"test_forked.py", "test_structure.py"}

@@ -94,14 +94,20 @@ def test_a_trial_is_written_down_with_its_command_and_not_run_again(tmp_path, mo
     assert trials.main() == 0 and capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("status", "raised"), [(75, SystemExit), (1, UserError)])
-def test_a_training_that_stops_or_fails_leaves_no_row(tmp_path, monkeypatch, status, raised):
+@pytest.mark.parametrize(
+    ("status", "ended", "said"), [(75, 75, ""), (1, 2, "error: kl-1-0: train.py ended with status 1; the run is in ")]
+)
+def test_a_training_that_stops_or_fails_leaves_no_row(tmp_path, monkeypatch, capsys, status, ended, said):
     monkeypatch.setattr(Trained, "wait", lambda self: status)
     monkeypatch.setattr(trials.subprocess, "Popen", Trained)
-    options = type("Options", (), {"workdir": tmp_path, "data_dir": None})
-    with pytest.raises(raised) as caught:
-        trials.take(trials.planned(["kl-1"])[0], options)
-    assert "75" in str(caught.value) or "status 1" in str(caught.value)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    arguments = ["trials.py", "--only", "kl-1", "--workdir", str(tmp_path / "runs"), "--json", str(tmp_path / "rows")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as caught:
+        sys.exit(trials.main())
+    err = capsys.readouterr().err
+    assert (caught.value.code, err.count("\n")) == (ended, bool(said)) and err.startswith(said)
+    assert not (tmp_path / "rows").exists()
 
 
 def test_divergence_is_a_result(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ def in_shards(monkeypatch):
 
 @pytest.fixture(scope="module")
 def model():
+    random.seed(0)
     model = give_effect(DecoupledModel(SMALL), scale=0.05)
     model.initialized.assign(True)
     return model

@@ -104,11 +104,16 @@ class TestTwoRanks:
 
     def test_what_the_chief_restores_is_what_both_have(self, ranks, fake_step, monkeypatch):
         monkeypatch.setattr(fake_step, "told_to_stop", 3)
-        ranks()
+        _, ended = ranks()
+        assert all(isinstance(error, InterruptedRunError) for error in ended), ended
         monkeypatch.setattr(fake_step, "told_to_stop", None)
         states, (chiefs, others) = ranks()
         assert chiefs == others and chiefs["steps"] == 10
         assert [int(state.updates.numpy()) for state in states] == [10, 10]
+        ours, theirs = (state.groups() for state in states)
+        for group, values in ours.items():
+            for name, value in values.items():
+                np.testing.assert_array_equal(value, theirs[group][name], err_msg=f"{group}: {name}")
 
 
 @pytest.mark.slow
