@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import TINY, random_images
+from helpers.models import LEAST, TINY, random_images
 from scipy import stats
 
+from tfdecouple.metrics.outliers import Scorer
+from tfdecouple.model import DecoupledModel
 from tfdecouple.outliers import chi_moments, outlier_scores, shell, typicality
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -100,3 +102,13 @@ class TestOfAModel:
         empty = np.zeros((0, 8, 8, 3), np.uint8)
         scores = outlier_scores(tiny_model, empty, np.zeros((0, 4), "f4"), np.zeros((0, 8, 8, 3), "f4"))
         assert all(value.shape == (0,) for value in scores)
+
+
+@pytest.mark.usefixtures("traced")
+def test_batches_may_be_of_several_sizes():
+    images = random_images(4, LEAST.image_size)
+    model = DecoupledModel(LEAST)
+    model.initialize(images)
+    scorer, index = Scorer(model), np.arange(4)
+    whole, few = scorer(images, index), scorer(images[:3], index[:3])
+    np.testing.assert_allclose(few["bits_per_dim"], whole["bits_per_dim"][:3], rtol=1e-5)

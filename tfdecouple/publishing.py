@@ -224,6 +224,9 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
     known = address or f"path/to/{name}"
     load = f'tfdecouple.load_pretrained("{address}")' if address else f'tfdecouple.load_model("{known}")'
     counted = opened.model.parameter_count()["total"]
+    levels, back = "", "pixels"
+    if model.n_bits < 8:
+        levels, back = f" in {2**model.n_bits} levels of each channel", "levels"
     lines = [
         "---",
         # JSON is YAML.
@@ -232,10 +235,11 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
         "",
         f"# {name}",
         "",
-        f"A model of {described(model.image_shape)} that decouples what an image is globally (z, {model.latent_dim} "
-        "numbers) from its local detail (v, of the image's size). z and v give the very same pixels back."
+        f"A model of {described(model.image_shape)}{levels} that decouples what an image is globally (z, "
+        f"{model.latent_dim} numbers) from its local detail (v, of the image's size). z and v give the very same "
+        f"{back} back."
         if model.has_latent
-        else f"A flow of {described(model.image_shape)}, without a global code.",
+        else f"A flow of {described(model.image_shape)}{levels}, without a global code.",
         "It was made with tfdecouple, after *Decoupling Global and Local Representations via Invertible Generative "
         "Flows* (Ma, Kong, Zhang and Hovy, [arXiv:2004.11820](https://arxiv.org/abs/2004.11820)).",
         "",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data import open_source
 from tfdecouple.data.image_file import read_image
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import load_model
+from tfdecouple.runs import load_config, load_model
 from tfdecouple.storage.files import write_text
 from tfdecouple.visualization.projection import principal_components
 
@@ -55,6 +56,7 @@ def model(finished_run):
 @pytest.fixture(scope="module")
 def run_without_z(image_folder, tmp_path_factory):
     """A run folder of a model without z, which sees 5 bits of each colour."""
+    random.seed(0)
     model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none", n_bits=5))
     model.initialize(random_images(16))
     folder = tmp_path_factory.mktemp("without") / "z"
@@ -378,6 +380,22 @@ class TestCurves:
             "kl": {"points": 1, "last": 1.0, "lowest": 1.0},
         }
         assert facts[0]["validation"] == {}
+
+    def test_where_z_is_a_function_of_the_label_there_is_no_kl(self, finished_run, tmp_path):
+        run = tmp_path / "labelled"
+        run.mkdir()
+        config = load_config(finished_run)
+        model = dataclasses.replace(config.model, classes=3, prior="classes")
+        write_text(run / "config.json", dataclasses.replace(config, model=model).to_json())
+        shutil.copy(finished_run / "metrics.jsonl", run)
+        command("curves", "--run", run)
+        (facts,) = json.loads((run / "pictures" / "curves.json").read_text())["runs"]
+        assert "bits_per_dim" in facts["train"] and "kl" not in facts["train"]
+
+    def test_weights_of_the_hub_come_without_figures(self, finished_run, capsys):
+        arguments = ["curves", "--run", str(finished_run), "--run", "hf://ada/faces"]
+        line = refused(capsys, lambda: main(arguments))
+        assert "the figures of hf://ada/faces are not fetched" in line and "hf download" in line
 
 
 @pytest.fixture(scope="module")

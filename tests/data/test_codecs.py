@@ -31,6 +31,13 @@ class TestCodecs:
             sizes.append(len(file.getvalue()))
         assert lossless_bits_per_dim(images, codec) == pytest.approx(8 * sum(sizes) / images.size)
 
+    @pytest.mark.parametrize("codec", ["webp", "png"])
+    def test_counts_more_channels_than_one_file_holds(self, codec: str) -> None:
+        image = np.random.default_rng(0).integers(0, 256, (1, 64, 4, 300), np.uint8)
+        parts = [image[..., :255], image[..., 255:]]
+        bits = [part.size * lossless_bits_per_dim(part, codec) for part in parts]
+        assert lossless_bits_per_dim(image, codec) == pytest.approx(sum(bits) / image.size)
+
     def test_noise_and_flat_images(self) -> None:
         assert lossless_bits_per_dim(numbered_images(4, 32)) > 8
         assert lossless_bits_per_dim(np.full((4, 32, 32, 3), 7, np.uint8)) < 0.5

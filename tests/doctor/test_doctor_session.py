@@ -3,7 +3,7 @@
 import pytest
 
 from tfdecouple.config import load_preset, override
-from tfdecouple.doctor.session import Session, as_timed, timed
+from tfdecouple.doctor.session import Session, as_timed, open_images, timed
 
 BATCH = 2
 LEAST = (
@@ -29,6 +29,12 @@ def test_steps_of_training_are_begun_without_waiting_for_them(session):
     assert work.begin().read().applied
     timed(work.call, 1, 3, work.begin)
     assert int(session.state.updates.numpy()) == before + 4
+
+
+def test_a_model_of_other_labels_than_the_photographs_gets_random_images():
+    for classes, images in ((6, "crops of photographs (photographs)"), (3, "random uint8")):
+        settings = [*LEAST, f"model.classes={classes}", "data.photograph_crops=8"]
+        assert open_images(override(as_timed(load_preset("quickstart"), BATCH), settings), None)[1] == images
 
 
 def test_a_batch_may_be_larger_than_what_is_held_out(session):

@@ -92,6 +92,17 @@ def test_nothing_tells_where_it_was_made(run, published):
     assert json.loads((published / "summary.json").read_text())["test"] == SUMMARY["test"]
 
 
+def test_the_card_says_in_how_many_levels(run):
+    opened = Run.open(run)
+    for n_bits, said in (
+        (8, "z and v give the very same pixels back"),
+        (5, "of 8 x 8 pixels in 32 levels of each channel"),
+    ):
+        config = dataclasses.replace(opened.config, model=dataclasses.replace(opened.config.model, n_bits=n_bits))
+        text = card(dataclasses.replace(opened, config=config), "faces", "mit", SUMMARY)
+        assert said in text and ("levels" in text) == (n_bits == 5)
+
+
 def test_the_card_switches_only_where_pictures_alone_can_be_switched(run):
     opened = Run.open(run)
     for options, switches in (

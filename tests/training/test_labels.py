@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import random
 import shutil
 
 import keras
@@ -203,6 +204,7 @@ class TestStart:
 
     @pytest.fixture(scope="class")
     def plain_run(self, tmp_path_factory):
+        random.seed(0)
         return write_run(tmp_path_factory.mktemp("plain") / "run", fresh(SMALLEST))
 
     @pytest.mark.parametrize("model", [PRIOR, CODED])
@@ -213,12 +215,26 @@ class TestStart:
         config = config_of(labelled_folder, model)
         state = TrainingState(config)
         before = {name: variable.numpy() for name, variable in state.model.named_variables().items()}
-        RunRecord(config, RunFolder(tmp_path / "run", config), state).start_from(str(plain_run))
+        RunRecord(config, RunFolder(tmp_path / "run", config), state).start_from(str(plain_run), ())
         theirs = load_model(plain_run).named_variables()
         for name, variable in state.model.named_variables().items():
             equal(variable, theirs[name] if name in theirs else before[name])
         new = {name.partition("/")[0] for name in state.model.named_variables() if name not in theirs}
         assert new == {"prior_affine" if model is PRIOR else "class_codes"}
+
+    def test_not_from_a_run_of_other_labels(self, labelled_folder, tmp_path):
+        from tfdecouple.training.folder import RunFolder
+        from tfdecouple.training.record import RunRecord
+
+        run = write_run(tmp_path / "theirs", fresh(PRIOR))
+        config = config_of(labelled_folder, PRIOR)
+        record = RunRecord(config, RunFolder(tmp_path / "run", config), TrainingState(config))
+        # Of an import nobody knows the names.
+        record.start_from(str(run), ("a", "b", "c"))
+        (run / "labels.json").write_text(json.dumps(["b", "a", "c"]))
+        record.start_from(str(run), ("b", "a", "c"))
+        message = message_of(ConfigError, lambda: record.start_from(str(run), ("a", "b", "c")))
+        assert "the label 'b' where the images have 'a'" in message
 
     def test_not_from_another_architecture(self, plain_run, labelled_folder, tmp_path):
         model = dataclasses.replace(PRIOR, prior="normal")

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         # Runs of one name are told apart by what the user wrote.
         shown = name if names.count(name) == 1 else path
         # The log has every term; of a model that lacks one it is 0 all along.
-        absent = {"kl": not config.model.has_latent, "dequantization": not config.model.has_dequantizer}
+        absent = {"kl": not config.model.has_encoder, "dequantization": not config.model.has_dequantizer}
         figures = [figure for figure in _FIGURES if not absent.get(figure)]
         logs.append(_read(path, shown, figures, config.training.noise_steps))
     facts = {"command": "curves", "runs": [_summary(path, log) for path, log in zip(options.run, logs, strict=True)]}

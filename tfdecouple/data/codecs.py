@@ -17,6 +17,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "webp": {"format": "WEBP", "lossless": True, "quality": 100, "method": 6, "exact": True},
     "png": {"format": "PNG", "optimize": True},
 }
+# The most that WebP takes.
+_MOST_ROWS = 16383
 
 
 def lossless_bits_per_dim(images: np.ndarray, codec: str = "webp") -> float:
@@ -29,7 +31,8 @@ def codec_bits_per_dim(images: np.ndarray, codec: str = "webp") -> np.ndarray:
 
     Args:
         images: uint8 [N, H, W, C], N at least 1. Of one channel PNG is grey, and WebP's three colours are equal; of
-            others than one and three each is coded as a grey picture, one below the other.
+            others than one and three each is coded as a grey picture, one below the other, in as few files as hold
+            them.
         codec: "webp" (slowest, smallest setting) or "png" (optimised).
 
     Returns:
@@ -43,14 +46,24 @@ def codec_bits_per_dim(images: np.ndarray, codec: str = "webp") -> np.ndarray:
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
         raise DataError(f"the images are {images.dtype} {list(images.shape)}; a codec needs uint8 [N, H, W, C]")
-    channels = images.shape[-1]
-    # What the formats know: one channel, or three.
-    pictures = images if channels == COLOURS else np.concatenate(np.split(images, channels, -1), 1)[..., 0]
 
     def coded_bytes(image: np.ndarray) -> int:
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, **_OPTIONS[codec])
-        return len(file.getvalue())
+        total = 0
+        for picture in _pictures(image):
+            file = io.BytesIO()
+            Image.fromarray(picture).save(file, **_OPTIONS[codec])
+            total += len(file.getvalue())
+        return total
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        return 8 * np.array(list(pool.map(coded_bytes, pictures))) / images[0].size
+        return 8 * np.array(list(pool.map(coded_bytes, images))) / images[0].size
+
+
+def _pictures(image: np.ndarray) -> list[np.ndarray]:
+    """Returns an image as what the formats know: of three channels itself, of others grey pictures."""
+    height, _, channels = image.shape
+    if channels == COLOURS:
+        return [image]
+    most = max(_MOST_ROWS // height, 1)
+    parts = np.split(image, range(most, channels, most), -1)
+    return [np.concatenate(np.split(part, part.shape[-1], -1))[..., 0] for part in parts]

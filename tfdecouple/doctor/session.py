@@ -185,13 +185,17 @@ def open_images(config: Config, images: str | None) -> tuple[Any, str]:
     """Opens the source of images and says what they are.
 
     Raises:
-        DataError: where photographs are asked for and smaller than the images of the model.
+        DataError: where photographs are asked for and smaller than the images of the model, or their labels are others
+            than it knows.
     """
     from tfdecouple.data import open_source
+    from tfdecouple.data.labels import require_classes
 
     if images != "random":
         try:
-            return open_source(config.data, config.model.image_shape), f"crops of photographs ({config.data.source})"
+            source = open_source(config.data, config.model.image_shape)
+            require_classes(source, config.model)
+            return source, f"crops of photographs ({config.data.source})"
         except DataError:
             if images == "photographs" or config.data.source != "photographs":
                 raise

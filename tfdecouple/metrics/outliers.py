@@ -43,7 +43,7 @@ class Scorer:
     def __init__(self, model: Any, samples: int = 1, seed: int = 0):
         model.require_initialized()
         self._model, self._samples, self._seed = model, samples, seed
-        self._draw = tf.function(self._of_a_draw, autograph=False, reduce_retracing=True)
+        self._draw = tf.function(self._of_a_draw, autograph=False)
 
     @full_float32()
     def __call__(self, images: np.ndarray, index: np.ndarray) -> Scored:

@@ -11,9 +11,12 @@ from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.loggers import LOGGERS
 from tfdecouple.runs import (
     CHECKPOINTS,
+    LABELS,
     SUMMARY,
+    find_run,
     load_config,
     load_weights,
+    read_label_names,
     read_summary,
     write_label_names,
 )
@@ -100,14 +103,18 @@ class RunRecord:
         self._say(f"{self.path} is complete at step {step}; a larger --steps lets it go on")
         return summary
 
-    def start_from(self, run: str) -> None:
+    def start_from(self, run: str, label_names: Sequence[str]) -> None:
         """Takes over the best weights of another run or import.
 
         A model that knows labels may begin with a run that knows none: what is learned of each label starts as it
         does in a run of its own, and where z is a function of the label encoder and prior are left behind.
 
+        Args:
+            run: the other.
+            label_names: of the images; a model that knows labels takes over what is learned of those of the same names.
+
         Raises:
-            ConfigError: where its architecture differs otherwise.
+            ConfigError: where its architecture, or its labels differ otherwise.
             RunError: where it holds none.
         """
         theirs = load_config(run)
@@ -123,6 +130,13 @@ class RunRecord:
                 f"{name} is {other!r} there and {ours!r} here" for name, (other, ours) in changed.items()
             )
             raise ConfigError(f"--init-from {run} has another architecture: {listed}")
+        if model.has_classes and theirs.model.has_classes and (find_run(run) / LABELS).is_file():
+            names = read_label_names(run, theirs.model.classes)
+            if other := [pair for pair in zip(names, label_names, strict=True) if pair[0] != pair[1]]:
+                raise ConfigError(
+                    f"--init-from {run} has the label {other[0][0]!r} where the images have {other[0][1]!r}; they must "
+                    "have the same labels, in the same order"
+                )
         load_weights(run, self._state.model, averaged=theirs.training.ema_decay > 0, missing=missing)
 
     def claim(self, label_names: Sequence[str] = ()) -> int:

@@ -137,7 +137,7 @@ class Trainer:
     def _start_weights(self) -> None:
         """Starts the weights, from data or from another run."""
         if run := self.training.init_from:
-            self.record.start_from(run)
+            self.record.start_from(run, self.source.label_names)
             return
         batch = min(self.training.init_images, self.source.sizes["train"])
         self.progress.note(
