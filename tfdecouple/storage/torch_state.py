@@ -45,7 +45,7 @@ def read_torch(path: pathlib.Path, extra: str, error: type[UserError], advice: s
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < _SAFE_TORCH:
         raise error(
             f"reading {path.name} needs torch 2.6 or later, and {torch.__version__} is installed, with which such a "
-            f"file can run code: pip install -U 'tfdecouple[{extra}]'"
+            f"file can run code: pip install -U torch"
         )
     try:
         # Only weights: a pickle could run any code.

@@ -9,6 +9,7 @@ from typing import Any
 from tfdecouple.cli.measures.base import Evaluation, Measure, Result, say
 from tfdecouple.errors import UserError
 from tfdecouple.image_shapes import described, square
+from tfdecouple.runtime.extras import require
 
 # Training images that the regressions are fitted on, and colour values of them, at most.
 _FITTED, _VALUES = 2_000, 2**25
@@ -44,9 +45,11 @@ class ImageStatistics(Measure):
         """Refuses images whose colours and spectrum are not those of squares of RGB.
 
         Raises:
-            UserError: for other images.
+            UserError: for other images, or without what draws the plot.
         """
         from tfdecouple.runs import load_config
+
+        require("matplotlib", what="--image-statistics")
 
         shape = load_config(self.options.run).model.image_shape
         if square(shape) is None:

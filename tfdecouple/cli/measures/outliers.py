@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tfdecouple.cli.measures.base import Evaluation, Measure, Result, draws
 from tfdecouple.data.opening import find_kind, kinds_listed
 from tfdecouple.errors import DataError, UserError, nearest
+from tfdecouple.runtime.extras import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +66,12 @@ class Outliers(Measure):
             )
 
     def prepare(self) -> None:
-        """Opens the other data sets."""
+        """Opens the other data sets.
+
+        Raises:
+            UserError: without what draws the plot.
+        """
+        require("matplotlib", what="--outliers")
         from tfdecouple.data import open_source
         from tfdecouple.data.opening import with_source
         from tfdecouple.runs import load_config, require_own_images
