@@ -72,12 +72,12 @@ def make_card(
             "steps": model.steps,
             "hidden_channels": model.hidden_channels,
             "transform": model.transform,
-            "alpha": model.alpha,
+            "alpha": model.alpha if model.has_scales else None,
             "parameters": origin.parameters,
         },
         "data": {"source": origin.data, "licence": licence_of(origin)},
         "bits_per_dim": origin.bits_per_dim,
-        "exact": exactness(model.alpha, model.n_bits, formats),
+        "exact": exactness(model.alpha if model.has_scales else None, model.n_bits, formats),
         "endpoints": _with_onnx(
             {
                 endpoint.name: {
@@ -104,20 +104,20 @@ def _with_onnx(endpoints: Mapping[str, Any], formats: Mapping[str, Any]) -> dict
     }
 
 
-def exactness(alpha: float, n_bits: int, formats: Mapping[str, Any]) -> dict[str, Any]:
+def exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]) -> dict[str, Any]:
     """Returns whether the very same pixels are promised, and in words what was tried, by the figures of all formats.
 
     Promised is no more than images like the real ones that were tried, and that only where all came back: of those that
     no camera takes a few kinds are tried, and whatever alpha is there may be others that are lost.
 
     Args:
-        alpha: of the model; at 1 its scales have no lower bound, and nothing is promised.
+        alpha: of the model; at 1 its scales have no lower bound, and nothing is promised. None where it has none.
         n_bits: of the model.
         formats: as in the card.
     """
     tried = {name: entry["round_trip"] for name, entry in formats.items() if entry.get("round_trip")}
     lost = sorted({kind for trips in tried.values() for kind, e in trips.items() if e["identical"] < e["images"]})
-    promised = bool(tried) and not lost and alpha < 1
+    promised = bool(tried) and not lost and (alpha is None or alpha < 1)
     if not tried:
         text = "not measured: decode(encode(image)) was tried with none of these files."
     elif lost:
@@ -214,11 +214,14 @@ def card_text(card: Mapping[str, Any]) -> str:
     lines = [
         f"# {card['name']}",
         "",
-        "A model that decouples what an image is globally (z) from its local detail (v), exported by tfdecouple.",
+        "A model that decouples what an image is globally (z) from its local detail (v), exported by tfdecouple."
+        if with_z
+        else "A flow of images without a global code, exported by tfdecouple.",
         "",
         f"- **Architecture:** {_sides(shape)} {_channels(shape)}, {architecture['n_bits']} bits, "
         + (f"z of {architecture['latent_dim']} numbers, " if with_z else "no z (an unconditional flow), ")
-        + f"v of the image's size, {architecture['parameters']:,} parameters, alpha {architecture['alpha']}"
+        + f"v of the image's size, {architecture['parameters']:,} parameters, "
+        + ("additive couplings" if architecture["alpha"] is None else f"alpha {architecture['alpha']}")
         + (
             ", u in the bins of pixels drawn from a learned q(u|x) (u_noise of `score` is standard normal)"
             if architecture.get("dequantization") == "flow"

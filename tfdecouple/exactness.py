@@ -60,14 +60,14 @@ def require_finite(what: str, *arrays: tf.Tensor) -> None:
         raise InversionError(f"{what}, for image {listed(np.flatnonzero(~finite))} of the batch")
 
 
-def require_same(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, alpha: float) -> None:
+def require_same(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, alpha: float | None) -> None:
     """Refuses images that do not come back.
 
     Args:
         decoded: what came back, uint8 `[batch, height, width, channels]`.
         x: the numbers that it was rounded from, of that shape.
         images: what should have come back.
-        alpha: of the model, for the message.
+        alpha: of the model, for the message; None where its couplings do not scale.
 
     Raises:
         InversionError: naming the images that differ or are not finite.
@@ -75,10 +75,8 @@ def require_same(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, alpha: flo
     same = (np.asarray(decoded) == np.asarray(images)) & np.isfinite(np.asarray(x))
     lost = np.flatnonzero(~same.all(tuple(range(1, same.ndim))))
     if len(lost):
-        raise InversionError(
-            f"image {listed(lost)} of the batch does not come back from its codes; a model with a smaller alpha "
-            f"keeps more images (this one has {alpha})"
-        )
+        advice = "" if alpha is None else f"; a model with a smaller alpha keeps more images (this one has {alpha})"
+        raise InversionError(f"image {listed(lost)} of the batch does not come back from its codes{advice}")
 
 
 def listed(indices: Any, most: int = 8) -> str:

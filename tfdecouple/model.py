@@ -31,6 +31,7 @@ from tfdecouple.pretrained import pretrained_names
 from tfdecouple.run_folder import CONFIG, find_run, load_config, require_fitting
 from tfdecouple.run_folder import load_weights as read_weights
 from tfdecouple.runtime.autograph import unconverted
+from tfdecouple.runtime.shapes import sizes
 
 __all__ = ["Codes", "DecoupledModel", "Elbo", "far_from_training"]
 
@@ -132,7 +133,8 @@ class DecoupledModel(KerasTraining):
             if verify:
                 # Not through decode(), whose own complaint about NaN would not say which images are lost altogether.
                 x = self.flow.inverse_and_log_det(codes.v, codes.z)[0]
-                require_same(self.pixels(x), x, self.quantize_images(images), self.config.alpha)
+                alpha = self.config.alpha if self.config.has_scales else None
+                require_same(self.pixels(x), x, self.quantize_images(images), alpha)
             else:
                 warn_of_far_images(codes.v)
         return codes
@@ -275,14 +277,14 @@ class DecoupledModel(KerasTraining):
         (z_a, v_a), (z_b, v_b) = self._encoded_pair(a, b, labels)
         count, rows, columns = v_a.shape[0], len(of_z), len(of_v)
         if 0 in (count, rows, columns):
-            return tf.zeros([count, rows, columns, *self.config.image_shape], tf.uint8)
+            return tf.zeros([sizes(v_a)[0], rows, columns, *self.config.image_shape], tf.uint8)
         v = between(v_a, v_b, of_v, path)
         v = tf.reshape(tf.repeat(v[:, None], rows, 1), [-1, *self.config.image_shape])
         z = None
         if z_a is not None and z_b is not None:
             z = tf.repeat(between(z_a, z_b, of_z)[:, :, None], columns, 2)
             z = tf.reshape(z, [-1, self.config.latent_dim])
-        return tf.reshape(self._decode_in_chunks(z, v), [count, rows, columns, *self.config.image_shape])
+        return tf.reshape(self._decode_in_chunks(z, v), [-1, rows, columns, *self.config.image_shape])
 
     def edit(self, images: Any, direction: Any, amount: Any, labels: Any = None) -> tf.Tensor:
         """Moves z of images along a direction, and leaves their v as it is.
@@ -359,6 +361,8 @@ class DecoupledModel(KerasTraining):
         return self.quantizer.quantize(as_images(images, self.config.image_shape))
 
     def _decode_in_chunks(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
+        if v.shape[0] is None:  # In a function of a user's, for batches of any size.
+            return self.decode(z, v)
         images = [
             self.decode(None if z is None else z[start : start + CHUNK], v[start : start + CHUNK])
             for start in range(0, v.shape[0], CHUNK)

@@ -110,6 +110,14 @@ class TestExactness:
         assert found["promised"] is False
         assert "was tried: 21 real, 4 noise by onnx. Not promised for others: alpha is 1," in found["meaning"]
 
+    def test_of_additive_couplings_alpha_says_nothing(self) -> None:
+        additive = dataclasses.replace(SMALL, transform="additive", multiscale_transform="additive")
+        origin = dataclasses.replace(origin_of(), config=Config(model=additive))
+        card = make_card(origin, endpoints(additive), "", {"onnx": entry()})
+        assert card["exact"]["promised"] and card["architecture"]["alpha"] is None
+        text = card_text(card)
+        assert "parameters, additive couplings" in text and "alpha is" not in text
+
     def test_of_the_page_says_what_was_checked_there_and_borrows_nothing(self) -> None:
         found = exactness(0.8, 8, {"web": PAGE})
         assert found["promised"] is False and "was tried with none of these files" in found["meaning"]
@@ -302,6 +310,13 @@ class TestCalls:
     def test_of_formats_that_are_not_there_nothing_is_told(self) -> None:
         text = card_text(card_of({"web": PAGE}))
         assert "python3 -m http.server -d web" in text and "onnxruntime" not in text.partition("## Calling it")[2]
+
+
+def test_says_of_a_flow_without_z_what_it_is() -> None:
+    model = dataclasses.replace(SMALL, conditioning="none")
+    origin = dataclasses.replace(origin_of(), config=Config(model=model))
+    text = card_text(make_card(origin, endpoints(model), "", {"onnx": entry()}))
+    assert "A flow of images without a global code" in text and "decouples" not in text
 
 
 def test_says_of_other_channels_that_a_file_has_exactly_so_many() -> None:

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from tfdecouple.config.checks import at_least, check, one_of
-from tfdecouple.config.values import plain, tuples
+from tfdecouple.config.values import plain, settle_types
 from tfdecouple.image_shapes import COLOURS
 from tfdecouple.image_shapes import square as square_of
 from tfdecouple.levels import encoder_blocks, flow_levels, squeezes_first
@@ -126,10 +126,7 @@ class ModelConfig:
         Raises:
             ConfigError: naming the option and its value.
         """
-        lists = ("steps", "hidden_channels", "factors", "encoder_channels")
-        for name in ("step_layers", *lists, *(f"dequantization_{name}" for name in lists)):
-            object.__setattr__(self, name, tuples(getattr(self, name)))
-        object.__setattr__(self, "class_probabilities", tuple(map(float, self.class_probabilities)))
+        settle_types(self, "model.")
         self._settle_shape()
         check(1 <= self.n_bits <= 8, f"model.n_bits is {self.n_bits}; it must lie in 1..8")
         one_of("model.conditioning", self.conditioning, CONDITIONING)
@@ -236,8 +233,6 @@ class ModelConfig:
     def _settle_shape(self) -> None:
         """Says `image_size` and `image_shape` by each other."""
         size, shape = self.image_size, self.image_shape
-        if not isinstance(shape, _Square):
-            shape = tuples(shape)
         if size is None and not shape:
             size = _SIZE
         if size is not None:
@@ -308,6 +303,11 @@ class ModelConfig:
     def has_latent(self) -> bool:
         """Whether the model has a global code z."""
         return self.conditioning != "none"
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether couplings of the decoder's flow scale, within what `alpha` allows."""
+        return {self.transform, self.multiscale_transform} != {"additive"}
 
     @property
     def has_encoder(self) -> bool:
