@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -109,6 +110,22 @@ class TestCodes:
         every_weight_has_a_gradient(
             model, lambda: tf.reduce_sum(model.elbo_from_noise(images, z_noise, u, True, LABELS).bits_per_dim)
         )
+
+    @pytest.mark.parametrize("name", OF_CLASSES)
+    def test_within_a_layer_of_a_users_in_mixed_precision_it_is_the_same(self, name):
+        model, images = variant(name), images_of(variant(name))
+
+        def found():
+            codes = model.encode(images, LABELS)
+            of_labels = model.class_codes if name == "classes" else model.prior_of(LABELS).log_prob(codes.z)
+            return (*codes, of_labels, model.elbo(images, seed=1, labels=LABELS).bits_per_dim)
+
+        class OfAUser(keras.layers.Layer):
+            def call(self, given):
+                return found()
+
+        for ours, theirs in zip(OfAUser(dtype="mixed_bfloat16")(tf.zeros([1])), found(), strict=True):
+            equal(ours, theirs)
 
     def test_there_is_no_encoder_and_no_density_of_z(self):
         model = variant("classes")

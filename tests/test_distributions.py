@@ -106,6 +106,15 @@ class TestLikelihood:
         together = likelihood.log_prob(x[0])
         np.testing.assert_allclose(together[2], small_model.likelihood(z[2]).log_prob(x[0]), rtol=1e-5)
 
+    def test_a_part_of_it_is_that_of_a_part_of_z(self, small_model):
+        _, _, x, z = self.inputs(small_model)
+        likelihood = small_model.likelihood(z)
+        one, two = likelihood[0], likelihood[:2]
+        assert one.batch_shape == () and two.batch_shape == (2,)
+        whole = likelihood.log_prob(x)
+        np.testing.assert_allclose(one.log_prob(x[0]), whole[0], rtol=1e-5)
+        np.testing.assert_allclose(two.log_prob(x[:2]), whole[:2], rtol=1e-5)
+
     def test_transformed_distribution_of_the_flow_is_the_same(self, small_model):
         _, _, x, z = self.inputs(small_model)
         base = tfd.Sample(tfd.Normal(tf.zeros(3), tf.ones(3)), (4, 4, 3))

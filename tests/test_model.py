@@ -330,6 +330,16 @@ class TestSwitchAndInterpolate:
         monkeypatch.setattr("tfdecouple.model.CHUNK", 5)
         equal(small_model.interpolate(a, b, [0, 0.3, 1], [0, 0.6, 1]), whole)
 
+    @pytest.mark.parametrize("alphas", [[0, 0.5], []])
+    def test_in_a_function_for_batches_of_any_size(self, small_model, alphas):
+        a, b = images_of(small_model, 2, 1), images_of(small_model, 2, 2)
+
+        def run(a, b):
+            return small_model.interpolate(a, b, alphas, [0, 1])
+
+        signature = [tf.TensorSpec([None, 4, 4, 3], tf.uint8)] * 2
+        equal(tf.function(run, input_signature=signature)(a, b), run(a, b))
+
     def test_unequal_numbers_of_images_are_refused(self, small_model):
         message_of(
             DataError, lambda: small_model.interpolate(images_of(small_model, 2), images_of(small_model, 3), [0], [0])

@@ -71,6 +71,10 @@ class Directions:
         """Goes through the directions."""
         return iter(self.directions)
 
+    def __contains__(self, one: object) -> bool:
+        """Whether it is one of the directions, or a name by which `[]` finds one."""
+        return any(one is each or (one == each.name and each.method == MEANS) for each in self.directions)
+
     def __len__(self) -> int:
         """How many there are, those of each method counted."""
         return len(self.directions)

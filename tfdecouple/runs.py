@@ -329,9 +329,10 @@ def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step:
         RunError: where the weights cannot be written.
         OSError: where the folder cannot be made, or the config not be written.
     """
+    text = config.to_json()  # Before anything is written.
     folder.mkdir(parents=True, exist_ok=True)
     CheckpointFolder(folder / CHECKPOINTS).write("best", step, {"model": model.named_variables()})
-    write_text(folder / CONFIG, config.to_json())
+    write_text(folder / CONFIG, text)
 
 
 def load_directions(run: str | pathlib.Path) -> Directions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from helpers.refusals import refusal
 
@@ -71,6 +72,21 @@ class TestWrongTypes:
         assert message.startswith(name) and expected in message
         if not isinstance(value, list):
             assert repr(value) in message
+
+    @pytest.mark.parametrize(
+        ("make", "expected"),
+        [
+            (lambda: ModelConfig(latent_dim="64"), "model.latent_dim is '64'; it must be a whole number"),
+            (lambda: ModelConfig(image_size=(28, 28)), "model.image_size is (28, 28); it must be a whole number"),
+            (lambda: ModelConfig(hidden_channels=24), "model.hidden_channels is 24; it must be a list"),
+            (lambda: ModelConfig(factors=np.eye(2)), "model.factors is array([[1., 0.],        [0., 1.]]); it must be"),
+            (lambda: ModelConfig(alpha=True), "model.alpha is True; it must be a number"),
+            (lambda: DataConfig(source=3), "data.source is 3; it must be text"),
+            (lambda: TrainingConfig(steps=1.5), "training.steps is 1.5; it must be a whole number"),
+        ],
+    )
+    def test_so_it_is_in_python(self, make, expected):
+        assert refusal(make).startswith(expected)
 
     @pytest.mark.parametrize("values", [[], "text", 3, None])
     def test_config_must_be_an_object(self, values):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from helpers.refusals import refusal
 
@@ -147,6 +148,13 @@ class TestRoundTrip:
         config = Config.from_dict({"data": {name: value}}).data
         assert getattr(config, name) == value
         assert type(getattr(config, name)) is type(getattr(DataConfig(), name))
+
+    def test_numbers_of_numpy_become_pythons(self):
+        given = {"latent_dim": np.int64(6), "alpha": np.float32(0.5), "steps": [np.int32(1), [1, np.int64(2)], 3]}
+        model = dataclasses.replace(MODEL, **given)
+        training = dataclasses.replace(TRAINING, learning_rate=np.float64(0.5), micro_batches=np.int64(3))
+        again = dataclasses.replace(EVERYTHING, model=model, training=training)
+        assert again == EVERYTHING and again.to_json() == EVERYTHING.to_json() and repr(again) == repr(EVERYTHING)
 
 
 class TestDifference:

@@ -100,6 +100,35 @@ class TestFiles:
         with pytest.raises(NotInitializedError):
             clone.sample(1)
 
+    @says("What is not trainable stays so in both.")
+    def test_what_is_not_trainable(self, make, images, tmp_path):
+        def trained(model):
+            return [variable.path for variable in model.trainable_variables]
+
+        model = make(keras.optimizers.SGD(1e-6, momentum=0.5))
+        assert set(model.get_config()) == {"name", "config"}
+        model.encoder.trainable = False
+        # But for what is made so again below it.
+        model.encoder.blocks[0].norm_1.trainable = True
+        model.fit(images[:10], batch_size=10, verbose=0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*optimizer")
+            model.save(tmp_path / "x.keras")
+            loaded = keras.saving.load_model(tmp_path / "x.keras")
+        assert trained(loaded) == trained(keras.models.clone_model(model)) == trained(model) != trained(make())
+        assert not loaded.encoder.trainable and loaded.flow.trainable
+        for ours, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
+            np.testing.assert_array_equal(np.array(ours), np.array(theirs), err_msg=theirs.path)
+
+    def test_a_model_that_is_not_trainable_within_another(self, tmp_path):
+        core = DecoupledModel(SMALLEST)
+        core.trainable = False
+        given = keras.Input((4, 4, 3), dtype="uint8")
+        outer = keras.Model(given, keras.layers.Dense(2)(core(given).z))
+        outer.save(tmp_path / "x.keras")
+        loaded = keras.saving.load_model(tmp_path / "x.keras")
+        assert len(loaded.trainable_variables) == len(outer.trainable_variables) == 2
+
     @says(
         '`tfdecouple.save_run(model, "runs/mine")` makes a run folder of a model, which every command takes, and '
         "`python -m export` for checked files of all that the model does.",
@@ -128,6 +157,10 @@ class TestFiles:
             tfdecouple.save_run(model, tmp_path / "other", other)
         with pytest.raises(NotInitializedError):
             tfdecouple.save_run(DecoupledModel(SMALLEST), tmp_path / "other")
+        # What JSON does not take is found before anything is written.
+        with pytest.raises(TypeError):
+            tfdecouple.save_run(model, tmp_path / "odd", tfdecouple.Config(model=model.config, notes=object()))
+        assert not (tmp_path / "odd").exists()
         for name, said in (("x" * 300, "File name too long"), ("file/x", "Not a directory")):
             (tmp_path / "file").touch()
             with pytest.raises(RunError, match=f"cannot write the run .*: {said}; name another") as error:

@@ -44,6 +44,24 @@ class TestPrecision:
         # The channels that the coupling leaves alone do not pass through the net.
         np.testing.assert_array_equal(rough[..., :3], exact[..., :3])
 
+    @pytest.mark.parametrize("name", KINDS)
+    def test_within_a_layer_of_a_users_in_mixed_precision_it_is_the_same(self, name):
+        make, shape, condition_size = CASES[name]
+        # Whose weights are of its dtype, which Keras would cast where they are read.
+        layer = give_effect(built(make(dtype="float32"), (None, *shape)))
+        x, condition = tf.ones([BATCH, *shape]), tf.ones([BATCH, condition_size]) if condition_size else None
+
+        class OfAUser(keras.layers.Layer):
+            def call(self, given):
+                y, log_det = layer.forward_and_log_det(x, condition)
+                return y, log_det, layer.inverse_and_log_det(y, condition)[0]
+
+        y, log_det, back = OfAUser(dtype="mixed_bfloat16")(tf.zeros([1]))
+        expected, expected_log_det = layer.forward_and_log_det(x, condition)
+        np.testing.assert_array_equal(y, expected)
+        np.testing.assert_array_equal(log_det, expected_log_det)
+        np.testing.assert_array_equal(back, layer.inverse_and_log_det(expected, condition)[0])
+
     def test_contexts_nest_and_survive_an_error(self):
         layer = give_effect(built(Coupling(8), (None, 4, 4, 6)), scale=0.3)
         x = tf.random.stateless_normal([2, 4, 4, 6], [0, 1])

@@ -133,6 +133,13 @@ class TestProperties:
             close(result, expected, 1e-12)
 
     @pytest.mark.parametrize("name", KINDS)
+    def test_layer_is_built_in_a_function(self, name):
+        layer, (_, x, condition) = CASES[name][0](), case(name)
+        results = tf.function(layer.forward_and_log_det)(x, condition)
+        for result, expected in zip(results, layer.forward_and_log_det(x, condition), strict=True):
+            close(result, expected)
+
+    @pytest.mark.parametrize("name", KINDS)
     def test_layer_and_its_gradient_compile_with_xla(self, name):
         layer, x, condition = case(name)
 
@@ -189,6 +196,19 @@ class TestBijector:
         y = layer.as_bijector(condition).forward(x[0])
         assert y.shape == x.shape
         close(y[1:], layer.forward_and_log_det(x[:1], condition[1:])[0])
+
+    @pytest.mark.parametrize("name", CONDITIONAL)
+    def test_its_batch_shape_is_that_of_the_condition(self, name):
+        layer, x, condition = case(name)
+        conditions = tf.stack([condition, condition + 1, condition - 1])
+        bijector = layer.as_bijector(conditions)
+        assert bijector.experimental_batch_shape() == (3, BATCH)
+        assert bijector.experimental_batch_shape(x_event_ndims=len(x.shape)) == (3,)
+        assert layer.as_bijector().experimental_batch_shape() == ()
+        sliced = bijector[1]
+        assert sliced.experimental_batch_shape_tensor() == BATCH
+        close(sliced.condition, condition + 1)
+        close(sliced.forward(x), layer.forward_and_log_det(x, condition + 1)[0])
 
     def test_a_new_bijector_knows_the_weights_of_now(self):
         layer, x = built(ActNorm(dtype="float64"), (None, 2)), tf.ones([3, 2], tf.float64)

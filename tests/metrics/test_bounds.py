@@ -251,6 +251,16 @@ class TestModel:
         assert measured.kl == Estimate(0, 0)
         assert measured.gain.mean > 0
 
+    def test_batches_without_labels(self):
+        images = random_images(3, 4)
+        batches, model = counted_batches(images, 3), variant("prior-classes")
+        # Where labels are optional, the bound is that of images alone.
+        unknown = batches.map(lambda batch: {**batch, "label": tf.fill([3], -1)})
+        assert Evaluator(model)(batches) == Evaluator(model)(unknown)
+        with pytest.raises(DataError, match="needs the label of each image") as error:
+            Evaluator(variant("classes"))(batches)
+        assert "\n" not in str(error.value)
+
     def test_model_without_weights_is_refused(self):
         with pytest.raises(NotInitializedError):
             measure(DecoupledModel(dataclasses.replace(SMALL, conditioning="none")), random_images(4))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tfdecouple.directions import CLASSIFIER, MEANS
+from tfdecouple.directions import CLASSIFIER, MEANS, Direction, Directions
 from tfdecouple.metrics.directions import direction_of_a_label, direction_of_a_number
 
 DIMENSIONS = 4
@@ -107,3 +107,11 @@ class TestOfANumber:
         z, values, held_z, _ = numbers
         for one in direction_of_a_number("age", z, values, held_z[:count], np.full(count, 50.0)):
             assert one.figures["r2"] is None and one.figures["held_out"] == count
+
+
+def test_names_and_directions_are_among_all():
+    by_means, by_classifier = (Direction("coffee", method, SHIFT) for method in (MEANS, CLASSIFIER))
+    directions = Directions("abc", {}, (by_means, Direction("rocket", CLASSIFIER, SHIFT)))
+    assert "coffee" in directions and by_means in directions
+    # Nor does `[]` find these.
+    assert "rocket" not in directions and "tea" not in directions and by_classifier not in directions

@@ -206,6 +206,17 @@ class TestSaving:
         assert len(set(names)) == len(names) == len(blank().variables)
         assert "flow/level_0_part_0_step_0/actnorm_1/bias" in names and "initialized" in names
 
+    def test_and_not_on_what_the_model_is_made_in(self):
+        class OfAUser(keras.layers.Layer):
+            def build(self, shape):
+                with keras.name_scope("inner"):
+                    self.model = DecoupledModel(SMALLEST)
+
+        layer = OfAUser()
+        layer.build((None, 2))
+        assert list(layer.model.named_variables()) == list(blank().named_variables())
+        assert layer.model.parameter_count() == blank().parameter_count()
+
 
 class TestDiagnose:
     def test_a_fresh_model_is_healthy(self):

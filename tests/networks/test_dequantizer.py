@@ -112,6 +112,9 @@ class TestFlow:
         u, log_det = layer.forward_and_log_det(noise, local)
         np.testing.assert_allclose(q.log_prob(u), normal.log_prob(noise) - log_det, rtol=1e-9)
         assert q.log_prob(tf.stack([u, u])).shape == (2, 2)
+        # A part of it has its part of the map.
+        assert q.bijector.experimental_batch_shape() == (2,) and q[1].batch_shape == ()
+        np.testing.assert_allclose(q[1].log_prob(u[1]), q.log_prob(u)[1], rtol=1e-9)
 
     @pytest.mark.parametrize(
         ("local", "words"),

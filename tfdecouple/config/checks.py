@@ -15,8 +15,8 @@ def check(condition: bool, message: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """Returns a value for a message, cut short where it is long."""
-    text = repr(value)
+    """Returns a value for a message, in one line and cut short where it is long."""
+    text = " ".join(repr(value).splitlines())
     return text if len(text) <= 120 else f"{text[:100]} ... ({len(text):,} characters)"
 
 

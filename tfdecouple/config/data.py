@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tfdecouple.config.checks import at_least, check, one_of, shown
-from tfdecouple.config.values import tuples
+from tfdecouple.config.values import settle_types
 
 BAD_IMAGE_RULES = ("stop", "skip")
 
@@ -53,13 +53,13 @@ class DataConfig:
         Raises:
             ConfigError: naming the option and its value.
         """
+        settle_types(self, "data.")
         check(bool(self.source), "data.source is empty; give photographs, a TFDS name or folder:PATH")
         one_of("data.on_bad_image", self.on_bad_image, BAD_IMAGE_RULES)
         at_least("data.pad_and_crop", self.pad_and_crop, 0)
         at_least("data.centre_crop", self.centre_crop, 0)
         at_least("data.validation_examples", self.validation_examples, 1)
         at_least("data.cache_gib", self.cache_gib, 0)
-        object.__setattr__(self, "photographs", tuples(self.photographs))
         check(bool(self.photographs), "data.photographs is empty; leave it out for all whose licence is known")
         check(
             len(set(self.photographs)) == len(self.photographs),

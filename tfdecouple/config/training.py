@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from tfdecouple.config.checks import at_least, check, one_of, shown
+from tfdecouple.config.values import settle_types
 from tfdecouple.errors import ConfigError
 from tfdecouple.loggers import LOGGERS
 
@@ -142,6 +143,7 @@ class TrainingConfig:
         Raises:
             ConfigError: naming the option and its value.
         """
+        settle_types(self, "training.")
         for name in (
             "steps",
             "batch_size",

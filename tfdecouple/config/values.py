@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,26 @@ def build(cls: type[T], values: Mapping[str, Any], names: Sequence[str], prefix:
     return cls(**{key: _coerce(hints[key], value, prefix + key, names) for key, value in values.items()})
 
 
+def settle_types(config: Any, prefix: str) -> None:
+    """Gives the fields of a config that was made in Python the types that they have in one read from JSON.
+
+    Raises:
+        ConfigError: for a wrong type.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        # What has its type already stays what it is, such as a NaN for a check that says more of it.
+        if not _is_of(hint, value):
+            object.__setattr__(config, name, _coerce(hint, value, prefix + name, ()))
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+    """Whether a value is of a plain type, or a tuple of such values, without any change."""
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of(typing.get_args(hint)[0], inner) for inner in value)
+    return type(value) is hint
+
+
 def _renamed(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """Returns the values of a section by the names of today."""
     found = dict(values)
@@ -84,11 +105,6 @@ def unknown(name: str, names: Sequence[str]) -> ConfigError:
         near = [full for full in names if full.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     hint = f"did you mean {near[0]}?" if near else "python -m tfdecouple explain explains all"
     return ConfigError(f"there is no option {shown(name)}; {hint}")
-
-
-def tuples(value: Any) -> Any:
-    """Returns a value with tuples in the place of lists, at any depth."""
-    return tuple(tuples(inner) for inner in value) if isinstance(value, list | tuple) else value
 
 
 def plain(value: Any) -> Any:
@@ -121,11 +137,13 @@ def _coerce(hint: Any, value: Any, name: str, names: Sequence[str]) -> Any:
         if value is None:
             return None
     elif hint in (int, float):
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            # NumPy's become Python's.
+            number = int(value) if isinstance(value, numbers.Integral) else float(value)
             # Not so for NaN either.
-            check(abs(value) <= _LARGEST[hint], f"{name} is {shown(value)}; it must be at most {_LARGEST[hint]:.2g}")
-            if hint is float or value == int(value):
-                return hint(value)
+            check(abs(number) <= _LARGEST[hint], f"{name} is {shown(value)}; it must be at most {_LARGEST[hint]:.2g}")
+            if hint is float or number == int(number):
+                return hint(number)
     elif hint is str:
         if isinstance(value, str):
             # TensorFlow and file systems take neither.

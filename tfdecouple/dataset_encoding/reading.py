@@ -21,7 +21,8 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
 
     Returns:
         A finite dataset of dicts: "key" string [], "label" int32 [] (-1 for none), and float32 arrays, those of "z"
-        [d_z], "z_std" [d_z] and "v" [height, width, channels] that were written.
+        [d_z], "z_std" [d_z] and "v" [height, width, channels] that were written; with --scores also the numbers []
+        "bits_per_dim", "bits_per_dim_minus_codec", "shell", "typicality" and, of a model with an encoder, "prior_nats".
 
     Raises:
         DataError: where the folder holds no codes, lacks some, or has no such split.

@@ -37,8 +37,20 @@ class Gradients(NamedTuple):
     of_weights: list[tf.Tensor | None]
 
 
+class FullLayer(keras.layers.Layer):
+    """A layer whose weights are never read in half precision.
+
+    Its methods are called as they are, not only through Keras: within a layer of a user's in mixed precision, too, for
+    which Keras casts the weights that are read.
+    """
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
+        """As Keras'."""
+        return super().add_weight(*args, **{"autocast": False, **kwargs})
+
+
 @unconverted
-class InvertibleLayer(keras.layers.Layer):
+class InvertibleLayer(FullLayer):
     """An invertible Keras layer: one method a direction, value and log-determinant together.
 
     The forward direction is the training direction, from the image x to the local code v. The layer owns its weights;

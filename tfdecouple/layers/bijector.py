@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
+from tensorflow_probability import util as tfp_util
 
 # For each bijector of a layer one.
 _numbers = itertools.count()
@@ -35,7 +36,16 @@ class LayerBijector(tfb.Bijector):
 
     @classmethod
     def _parameter_properties(cls, dtype: Any) -> dict:
-        return {}
+        def event_ndims(bijector: LayerBijector, x_event_ndims: Any) -> Any:
+            return bijector._layer._condition_ndims + x_event_ndims - bijector.forward_min_event_ndims
+
+        # By it TFP knows the batch shape, and slices a distribution together with its condition.
+        return {"condition": tfp_util.ParameterProperties(event_ndims=event_ndims)}
+
+    @property
+    def condition(self) -> tf.Tensor | None:
+        """What is used where a call gives no condition."""
+        return None if self._condition is None else as_tensor(self._condition, self.dtype)
 
     def _get_parameterization(self) -> int:
         # By it TFP tells bijectors apart; equal ones share what they remember, and the layer's weights may be others.

@@ -53,19 +53,21 @@ class InvertibleLinear(InvertibleLayer):
                 name="kernel", shape=shapes["kernel"], initializer=keras.initializers.Orthogonal()
             )
         else:
-            orthogonal = keras.initializers.Orthogonal()(shapes["factors"])
-            factors, permutation = tf.linalg.lu(tf.cast(orthogonal, tf.float64))
+            # As numbers, also while a graph is traced.
+            with tf.init_scope():
+                orthogonal = keras.initializers.Orthogonal()(shapes["factors"])
+                factors, permutation = map(np.asarray, tf.linalg.lu(tf.cast(orthogonal, tf.float64)))
             self.factors = self.add_weight(
                 name="factors",
                 shape=shapes["factors"],
-                initializer=lambda shape, dtype: keras.ops.cast(np.asarray(factors), dtype),
+                initializer=lambda shape, dtype: keras.ops.cast(factors, dtype),
             )
             self.permutation = self.add_weight(
                 name="permutation",
                 shape=shapes["permutation"],
                 dtype="int32",
                 trainable=False,
-                initializer=lambda shape, dtype: keras.ops.cast(np.asarray(permutation), dtype),
+                initializer=lambda shape, dtype: keras.ops.cast(permutation, dtype),
             )
         self.built = True
 

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.architecture.weights import Weights, convolutional_net, dense_net
-from tfdecouple.layers.base import need_condition
+from tfdecouple.layers.base import FullLayer, need_condition
 from tfdecouple.runtime.convolution import convolve, convolve_normed
 from tfdecouple.runtime.precision import current_net_precision
 from tfdecouple.runtime.prepared import Prepared, is_prepared
@@ -89,7 +89,7 @@ def kernel_scales(directions: list[tf.Tensor], gains: list[tf.Tensor]) -> tuple[
     return tf.split(scales, counts), gradient
 
 
-class CouplingNet(keras.layers.Layer):
+class CouplingNet(FullLayer):
     """What the two nets have in common: they end in a weight-normalised layer that starts at 0.
 
     Args:

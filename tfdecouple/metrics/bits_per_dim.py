@@ -84,12 +84,14 @@ class Evaluator:
 
         Args:
             batches: dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`,
-                0 for padding), all of one batch size that the number of devices divides.
+                0 for padding), all of one batch size that the number of devices divides; and `label` (`[batch]`) for a
+                model that knows labels, which must be there only where z is a function of them.
             samples: draws of (z, u) per image.
             seed: of these draws.
             on_batch: called with the number of images done after each batch.
 
         Raises:
+            DataError: where there is no label that the model needs.
             NotInitializedError: for a model without weights.
         """
         bounds = self._bounds.per_image(batches, samples=samples, seed=seed, on_batch=on_batch)

@@ -155,7 +155,7 @@ class BoundEvaluator:
         Args:
             batches: dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`,
                 0 for padding), all of one batch size that the number of devices divides; and `label` (`[batch]`) for a
-                model that knows labels.
+                model that knows labels, which must be there only where z is a function of them.
             bound: `ELBO` or `IMPORTANCE_WEIGHTED`.
             k: draws per image, 1 or more.
             split: name of the split that the images are of, to be stated.
@@ -164,7 +164,7 @@ class BoundEvaluator:
             on_batch: as for `per_image`.
 
         Raises:
-            DataError: where there is no image, or k is below 1.
+            DataError: where there is no image, or no label that the model needs, or k is below 1.
             NotInitializedError: for a model without weights.
             RunError: where the bound of an image is not finite, naming it.
         """
@@ -211,6 +211,7 @@ class BoundEvaluator:
                 as many as that work stands for.
 
         Raises:
+            DataError: where there is no label that the model needs.
             NotInitializedError: for a model without weights.
         """
         self._model.require_initialized()
@@ -224,7 +225,7 @@ class BoundEvaluator:
             for first in range(0, samples, step):
                 last = min(first + step, samples)
                 with full_float32():
-                    labels = batch["label"] if self._labelled else None
+                    labels = batch.get("label") if self._labelled else None
                     sums = self._sums(batch["image"], labels, batch["index"], *map(tf.constant, (seed, first, last)))
                 rows = self._gathered(sums)[counted]
                 batch_terms += rows[:, :3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -121,13 +122,20 @@ class Networks(keras.Model):
         self.built = True
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments as plain values."""
-        return {"name": self.name, "config": self.config.to_dict()}
+        """Returns the constructor's arguments as plain values, and the paths of layers that are not trainable."""
+        untrained = [path for path, layer in _with_paths(self) if not layer.trainable]
+        return {"name": self.name, "config": self.config.to_dict(), **({"untrained": untrained} if untrained else {})}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Networks:
         """Builds a model from `get_config()`'s values."""
-        return cls(**config)
+        given = dict(config)
+        untrained = set(given.pop("untrained", ()))
+        model = cls(**given)
+        if untrained:
+            for path, layer in _with_paths(model):
+                layer.trainable = path not in untrained
+        return model
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
@@ -201,13 +209,16 @@ class Networks(keras.Model):
 
         The paths depend on the config alone: checkpoints and imports go by them.
         """
-        return {variable.path.partition("/")[2]: variable for variable in self.variables}
+        return self._by_name(self.variables)
 
     def parameter_count(self) -> dict[str, int]:
         """Returns the numbers of trainable parameters: of each network, and in total."""
-        return count_by_network(
-            {variable.path.partition("/")[2]: variable.shape for variable in self.trainable_variables}
-        )
+        named = self._by_name(self.trainable_variables)
+        return count_by_network({name: variable.shape for name, variable in named.items()})
+
+    def _by_name(self, variables: list[keras.Variable]) -> dict[str, keras.Variable]:
+        # The model's path has the names of what it was made in, too.
+        return {variable.path.removeprefix(f"{self.path}/"): variable for variable in variables}
 
     def initialize(self, images: Any, seed: int = 0, force: bool = False) -> None:
         """Starts the weights from data, once, before training (paper section 2.1 and the reference's procedure).
@@ -377,3 +388,10 @@ class Networks(keras.Model):
                 "this model has no z, and Keras takes no None among the outputs of a model; call encode(images).v in a "
                 "layer of your own, or export by python -m export"
             )
+
+
+def _with_paths(layer: keras.layers.Layer, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+    """Goes through a layer, whose path is "", and all below it, each before what it is made of."""
+    yield path, layer
+    for child in layer._flatten_layers(include_self=False, recursive=False):
+        yield from _with_paths(child, f"{path}/{child.name}".lstrip("/"))

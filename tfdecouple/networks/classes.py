@@ -9,6 +9,7 @@ import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.architecture import ClassAffinePlan, ClassCodesPlan
+from tfdecouple.layers.base import FullLayer
 from tfdecouple.layers.nets import bound_uniform, fan_in_uniform
 from tfdecouple.runtime.products import full_product
 from tfdecouple.runtime.tf32 import full_float32
@@ -17,7 +18,7 @@ from tfdecouple.runtime.tf32 import full_float32
 _EMBEDDING = 0.1
 
 
-class _OfClasses(keras.layers.Layer):
+class _OfClasses(FullLayer):
     """A layer with weights for each label.
 
     Args:
