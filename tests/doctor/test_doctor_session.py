@@ -1,25 +1,18 @@
 """What doctor and the benchmarks repeat under a clock."""
 
 import pytest
+from helpers.models import SMALL_SETTINGS
 
 from tfdecouple.config import load_preset, override
 from tfdecouple.doctor.session import Session, as_timed, open_images, timed
 
 BATCH = 2
-LEAST = (
-    "model.image_size=8",
-    "model.steps=[1,1]",
-    "model.hidden_channels=[4,4]",
-    "model.encoder_channels=[4]",
-    "model.latent_dim=4",
-    "training.init_images=8",
-)
 
 
 @pytest.fixture(scope="module")
 def session(eager_file):
     """A tiny model and random images, of which it holds out four batches."""
-    return Session(override(as_timed(load_preset("quickstart"), BATCH), list(LEAST)), "random")
+    return Session(override(as_timed(load_preset("quickstart"), BATCH), SMALL_SETTINGS), "random")
 
 
 def test_steps_of_training_are_begun_without_waiting_for_them(session):
@@ -33,7 +26,7 @@ def test_steps_of_training_are_begun_without_waiting_for_them(session):
 
 def test_a_model_of_other_labels_than_the_photographs_gets_random_images():
     for classes, images in ((6, "crops of photographs (photographs)"), (3, "random uint8")):
-        settings = [*LEAST, f"model.classes={classes}", "data.photograph_crops=8"]
+        settings = [*SMALL_SETTINGS, f"model.classes={classes}", "data.photograph_crops=8"]
         assert open_images(override(as_timed(load_preset("quickstart"), BATCH), settings), None)[1] == images
 
 

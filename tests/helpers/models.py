@@ -39,6 +39,17 @@ SMALL = ModelConfig(
     prior_alpha=0.8,
 )
 
+# What makes a small model of a preset, on few images.
+SMALL_SETTINGS = [
+    "model.image_size=8",
+    "model.steps=[1,1]",
+    "model.hidden_channels=[4,4]",
+    "model.encoder_channels=[4]",
+    "model.latent_dim=4",
+    "training.init_images=8",
+    "data.photograph_crops=64",
+]
+
 # For what concerns files and processes alone: nothing is traced sooner.
 LEAST = ModelConfig(image_size=8, conditioning="none", steps=(1, 1), hidden_channels=(2, 2), alpha=0.8)
 

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import tensorflow as tf
-from helpers.models import LEAST, random_images
+from helpers.models import LEAST, SMALL_SETTINGS, random_images
 from helpers.places import ROOT
 from helpers.runs import write_run
 from PIL import Image
@@ -31,16 +31,6 @@ from benchmarks import common, communication, compare, dispatches, scaling, thro
 pytestmark = pytest.mark.usefixtures("forked")
 
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-
-TINY = [
-    "model.image_size=8",
-    "model.steps=[1,1]",
-    "model.hidden_channels=[4,4]",
-    "model.encoder_channels=[4]",
-    "model.latent_dim=4",
-    "training.init_images=8",
-    "data.photograph_crops=64",
-]
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +342,7 @@ def test_exactness_takes_images_of_any_shape(tmp_path, shape, kinds):
 
 
 def test_throughput_ends_in_one_json_object():
-    changes = [text for assignment in TINY for text in ("--set", assignment)]
+    changes = [text for assignment in SMALL_SETTINGS for text in ("--set", assignment)]
     done = program(
         "throughput", "--phase", "train2", "--preset", "quickstart", "--reps", "1", "--seconds", "0.01", *changes
     )
