@@ -7,12 +7,14 @@ adds a line.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import sys
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from helpers.command_lines import trained_config
 from helpers.documents import command_lines, split_code
 from helpers.places import ROOT
@@ -22,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import results, trials  # noqa: E402
 from tfdecouple.config import Config, load_preset  # noqa: E402
+from tfdecouple.storage.checkpoints import CheckpointFolder  # noqa: E402
 
 PAGE = results.PAGE.read_text(encoding="utf-8")
 NUMBER = r"(-?\d(?:[\d,]*\d)?(?:\.\d+)?)"
@@ -417,6 +420,17 @@ class TestPage:
             committed = config(name if (results.FILES / name).is_dir() else f"seeds/{name}")
             said = trained_config(words[2:])
             assert (said.model, said.data, said.training) == (committed.model, committed.data, committed.training)
+
+    @pytest.mark.parametrize("run", results.RUNS)
+    def test_what_stands_on_the_way_to_thirty_epochs_is_the_same_run(self, run):
+        page, longer = config(run), config(f"longer/{run}")
+        training = dataclasses.replace(page.training, steps=longer.training.steps)
+        assert (longer.model, longer.data, longer.training) == (page.model, page.data, training)
+        begun = {key: row for key, row in log_rows(results.FILES / run).items() if key[0] != "test"}
+        rows = log_rows(results.FILES / "longer" / run)
+        assert {key: rows[key] for key in begun} == begun
+        (step,) = CheckpointFolder(results.FILES / "longer" / run / "checkpoints").steps("step")
+        assert max(step for _, step in begun) < max(step for _, step in rows) <= step < longer.training.steps
 
     def test_the_longer_a_run_was_trained_the_more_noise_is_lost(self):
         for run in results.RUNS:
