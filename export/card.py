@@ -72,12 +72,12 @@ def make_card(
             "steps": model.steps,
             "hidden_channels": model.hidden_channels,
             "transform": model.transform,
-            "alpha": model.alpha if model.has_scales else None,
+            "alpha": model.bound_of_scales,
             "parameters": origin.parameters,
         },
         "data": {"source": origin.data, "licence": licence_of(origin)},
         "bits_per_dim": origin.bits_per_dim,
-        "exact": exactness(model.alpha if model.has_scales else None, model.n_bits, formats),
+        "exact": exactness(model.bound_of_scales, model.n_bits, formats),
         "endpoints": _with_onnx(
             {
                 endpoint.name: {

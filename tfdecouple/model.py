@@ -133,8 +133,7 @@ class DecoupledModel(KerasTraining):
             if verify:
                 # Not through decode(), whose own complaint about NaN would not say which images are lost altogether.
                 x = self.flow.inverse_and_log_det(codes.v, codes.z)[0]
-                alpha = self.config.alpha if self.config.has_scales else None
-                require_same(self.pixels(x), x, self.quantize_images(images), alpha)
+                require_same(self.pixels(x), x, self.quantize_images(images), self.config.bound_of_scales)
             else:
                 warn_of_far_images(codes.v)
         return codes

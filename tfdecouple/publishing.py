@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfdecouple import pretrained
-from tfdecouple.config import Config
-from tfdecouple.data.opening import images_at, rights_in
+from tfdecouple.config import Config, DataConfig
+from tfdecouple.data.opening import find_kind, images_at, rights_in
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.image_shapes import described
 from tfdecouple.pretrained import HUB
@@ -39,7 +39,6 @@ from tfdecouple.storage.files import write_json, write_text
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 _TAGS = ["tfdecouple", "tensorflow", "keras", "normalizing-flow", "vae", "representation-learning"]
 _TASK = "unconditional-image-generation"
-_FOLDER = "folder:"
 # What data sets of TFDS are called on the Hub. The others that are known here do not lie there.
 _ON_HUB = {
     "cifar10": "uoft-cs/cifar10",
@@ -160,10 +159,12 @@ def _folders(*sources: Any) -> list[str]:
     """
     folders: set[str] = set()
     for source in sources:
-        if isinstance(source, str) and source.startswith(_FOLDER):
-            given = source.removeprefix(_FOLDER).rstrip("/")
-            whole = os.path.expanduser(given)
-            folders |= {given, whole, str(pathlib.Path(whole))}
+        kind = find_kind(source) if isinstance(source, str) else None
+        if kind is None:
+            continue
+        option, whole = kind.images_at(DataConfig(source=source)) or ("", "")
+        if option == "data.source":
+            folders |= {source.removeprefix(kind.prefix).rstrip("/"), whole.rstrip("/"), str(pathlib.Path(whole))}
     # Of the folder at hand, ".", and of the root there is no name that could stand for it.
     return sorted((folder for folder in folders if pathlib.Path(folder).name), key=len, reverse=True)
 

@@ -175,6 +175,25 @@ def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
     return tuple(names)
 
 
+def changed_label(run: str | pathlib.Path, classes: int, names: Sequence[str]) -> tuple[str, str] | None:
+    """Returns the first label of a run whose name is another in `names`, by both names; None where there is none.
+
+    The labels of an import have no names.
+
+    Args:
+        run: a run; see `find_run`.
+        classes: how many labels its model knows.
+        names: as many.
+
+    Raises:
+        RunError: where the file of the run's is damaged.
+    """
+    if not (find_run(run) / LABELS).is_file():
+        return None
+    pairs = zip(read_label_names(run, classes), names, strict=True)
+    return next((pair for pair in pairs if pair[0] != pair[1]), None)
+
+
 def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
     """Returns what a run folder says of how its training, or its import, ended; None where it says nothing yet.
 

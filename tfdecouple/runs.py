@@ -27,6 +27,7 @@ from tfdecouple.run_folder import (
     LABELS,
     SUMMARY,
     averaged_names,
+    changed_label,
     figures_of_test,
     find_run,
     images_known,
@@ -50,6 +51,7 @@ __all__ = [
     "SUMMARY",
     "Run",
     "averaged_names",
+    "changed_label",
     "find_run",
     "images_known",
     "is_folder",
@@ -190,12 +192,11 @@ class Run:
         if not self.config.model.has_classes:
             return
         require_classes(source, self.config.model)
-        own = self.label_names
-        if (self.folder / LABELS).is_file() and source.label_names != own:
-            other, here = next(pair for pair in zip(source.label_names, own, strict=True) if pair[0] != pair[1])
+        if changed := changed_label(self.path, self.config.model.classes, source.label_names):
+            here, other = changed
             raise DataError(
                 f"{source.title} has the label {other!r} where the run {self.path} has {here!r}; it must have the same "
-                f"labels: {', '.join(own[:20])}"
+                f"labels: {', '.join(self.label_names[:20])}"
             )
 
     def open_source(

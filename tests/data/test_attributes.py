@@ -22,23 +22,22 @@ class TestTables:
         )
         assert attributes.names == ("age", "smiling")
         keys = ["a/1.png", "train/b/2.png", "3.png"]
-        found = attributes.of(keys, [*keys, "b/4.png"])
+        attributes.require_one_each([*keys, "b/4.png"])
+        found = attributes.of(keys)
         np.testing.assert_array_equal(found, [[20, 1], [35, np.nan], [np.nan, np.nan]])
 
     def test_a_whole_path_goes_before_a_last_part(self, tmp_path):
         attributes = read_attributes(table(tmp_path, '"x","n"\n1.png,1\nb/1.png,2\n'))
         keys = ["a/1.png", "b/1.png"]
-        assert attributes.of(keys, keys).tolist() == [[1], [2]]
+        attributes.require_one_each(keys)
+        assert attributes.of(keys).tolist() == [[1], [2]]
 
     def test_one_row_for_two_images_is_refused(self, tmp_path):
         attributes = read_attributes(table(tmp_path, "x,n\n1.png,1\n"))
         # Also where the other image is of a split that is read another time, or lies in the folder itself.
-        for keys, every, said in (
-            (["a/1.png", "b/1.png"], ["a/1.png", "b/1.png"], "a/1.png and b/1.png"),
-            (["train/1.png"], ["train/1.png", "validation/1.png"], "train/1.png and validation/1.png"),
-            (["b/1.png"], ["1.png", "b/1.png"], "1.png and b/1.png"),
-        ):
-            assert said in one_line_error(lambda keys=keys, every=every: attributes.of(keys, every))
+        for keys in (["a/1.png", "b/1.png"], ["train/1.png", "validation/1.png"], ["1.png", "b/1.png"]):
+            said = one_line_error(lambda keys=keys: attributes.require_one_each(keys))
+            assert f"{keys[0]} and {keys[1]}" in said
 
     @pytest.mark.parametrize(
         ("text", "parts"),

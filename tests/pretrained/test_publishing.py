@@ -12,9 +12,10 @@ from helpers.refusals import refused
 import tfdecouple
 from tfdecouple.cli import main
 from tfdecouple.config import Config, DataConfig
+from tfdecouple.data import opening
 from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.pretrained.published import MANIFEST, Published
-from tfdecouple.publishing import card
+from tfdecouple.publishing import _folders, card
 from tfdecouple.runs import Run, load_config, load_model, save_run, weights_sha256
 
 HOME = os.path.expanduser("~/noses of clients")
@@ -90,6 +91,14 @@ def test_nothing_tells_where_it_was_made(run, published):
         "nose": ("folder:noses of clients", "images in noses of clients"),
     }
     assert json.loads((published / "summary.json").read_text())["test"] == SUMMARY["test"]
+
+
+def test_folders_of_any_kind_of_source_are_left_out(monkeypatch):
+    class Scans(opening.ImageFolder):
+        pattern = "scans:PATH"
+
+    monkeypatch.setattr(opening, "KINDS", (*opening.KINDS, Scans()))
+    assert _folders("scans:/a/clinic/", "folder:/b") == ["/a/clinic", "/b"]
 
 
 def test_the_card_says_in_how_many_levels(run):

@@ -94,6 +94,8 @@ def run(options: argparse.Namespace) -> int:
                 f"the direction {name[:40]!r}... would have a name of {len(name)} characters, and {LONGEST_NAME} are "
                 "the most; shorten that of the label or of the column"
             )
+    if attributes:
+        attributes.require_one_each(source.keys())
     training = _read(opened, source, "train", options, attributes)
     held_out = _read(opened, source, options.split, options, attributes)
     about = {"data": source.title, "source": source.name, "split": options.split, "seed": options.seed}
@@ -137,7 +139,7 @@ def _read(
                 f"{source.skipped} images of {source.title} cannot be read, and which number is whose is not known "
                 "then; mend or remove them"
             )
-        numbers = attributes.of([source.key(split, index) for index in indices.tolist()], source.keys())
+        numbers = attributes.of([source.key(split, index) for index in indices.tolist()])
         if np.isnan(numbers).all():
             example = source.key(split, int(indices[0]))
             raise DataError(

@@ -305,9 +305,9 @@ class ModelConfig:
         return self.conditioning != "none"
 
     @property
-    def has_scales(self) -> bool:
-        """Whether couplings of the decoder's flow scale, within what `alpha` allows."""
-        return {self.transform, self.multiscale_transform} != {"additive"}
+    def bound_of_scales(self) -> float | None:
+        """`alpha`; None where no coupling of the decoder's flow scales."""
+        return None if self.transform == self.multiscale_transform == "additive" else self.alpha
 
     @property
     def has_encoder(self) -> bool:

@@ -32,24 +32,30 @@ class Attributes:
     names: tuple[str, ...]
     rows: dict[str, np.ndarray]
 
-    def of(self, keys: Iterable[str], every: Iterable[str]) -> np.ndarray:
-        """Returns the numbers of images, float64 `[n, columns]`; NaN where the table says nothing.
+    def require_one_each(self, keys: Iterable[str]) -> None:
+        """Refuses rows that name only the last part of a path, where two images share that.
 
         Args:
-            keys: of the images, as `Source.key`: a path below the folder. A row may name it whole, or its last part.
-            every: of all images of the source, whatever split they are of.
+            keys: of all images of the source, whatever split they are of.
 
         Raises:
-            DataError: where a row names only the last part, and two images of the source share that.
+            DataError: naming both.
         """
         whose: dict[str, str] = {}
-        for key in every:
+        for key in keys:
             last = key.rpartition("/")[2]
             if last in self.rows and (key == last or key not in self.rows) and whose.setdefault(last, key) != key:
                 raise DataError(
                     f"{self.path} has a row {last!r}, but there are two such images, {whose[last]} and {key}; name "
                     "them by their paths"
                 )
+
+    def of(self, keys: Iterable[str]) -> np.ndarray:
+        """Returns the numbers of images, float64 `[n, columns]`; NaN where the table says nothing.
+
+        Args:
+            keys: of the images, as `Source.key`: a path below the folder. A row may name it whole, or its last part.
+        """
         unknown = np.full(len(self.names), math.nan)
         found = [self.rows.get(key, self.rows.get(key.rpartition("/")[2], unknown)) for key in keys]
         return np.array(found).reshape(len(found), len(self.names))

@@ -49,6 +49,10 @@ class SourceKind(abc.ABC):
         """Whether a `data.source` is of this kind."""
         return source in self.names or bool(self.prefix and source.startswith(self.prefix))
 
+    def data_set(self, source: str) -> str:
+        """Returns one name of a data set for all that it is known by."""
+        return source
+
     def images_at(self, config: DataConfig) -> tuple[str, str] | None:
         """Returns the option that says where the images lie, and the folder; None where the config says nothing.
 
@@ -119,6 +123,10 @@ class TensorFlowDatasets(SourceKind):
         from tfdecouple.data.tfds import open_tfds
 
         return open_tfds(config, image_shape, download)
+
+    def data_set(self, source: str) -> str:
+        """Returns the name without "tfds:" and without a version."""
+        return source.removeprefix(self.prefix).partition(":")[0]
 
     def meant(self, source: str) -> str | None:
         """Returns tfds:NAME for the name of a data set that TFDS knows."""
@@ -226,8 +234,8 @@ def with_source(config: DataConfig, source: str) -> DataConfig:
 
 
 def _data_set(source: str) -> str:
-    """Returns one name of a data set for all that TFDS knows it by."""
-    return source if source.startswith(ImageFolder().prefix) else source.removeprefix("tfds:").partition(":")[0]
+    kind = find_kind(source)
+    return source if kind is None else kind.data_set(source)
 
 
 def rights_in(config: DataConfig) -> str:

@@ -142,7 +142,7 @@ def keys_sha256(source: Source, splits: Sequence[str]) -> str:
     named = [split for split in splits if source.splits[split].keys is not None]
     for split in named:
         for index in range(source.splits[split].size):
-            digest.update(key_bytes(source.key(split, int(index))) + b"\n")
+            digest.update(key_bytes(source.key(split, index)) + b"\n")
     return digest.hexdigest() if named else ""
 
 

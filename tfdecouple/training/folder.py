@@ -12,7 +12,7 @@ from types import TracebackType
 from tfdecouple.config import FORMER_PHOTOGRAPHS, PHOTOGRAPHS, Config, difference
 from tfdecouple.data.opening import find_kind, images_at, located
 from tfdecouple.errors import RunError
-from tfdecouple.runs import CONFIG, LABELS, is_folder, load_config, read_label_names
+from tfdecouple.runs import CONFIG, changed_label, is_folder, load_config
 from tfdecouple.storage.files import TEMPORARY, write_text
 from tfdecouple.storage.locks import locked
 
@@ -97,11 +97,8 @@ class RunFolder:
             RunError: naming one.
         """
         classes = self._config.model.classes
-        if not (self.is_resumed and classes and (self.path / LABELS).is_file()):
-            return
-        changed = [pair for pair in zip(read_label_names(self.path, classes), names, strict=True) if pair[0] != pair[1]]
-        if changed:
-            was, now = changed[0]
+        if self.is_resumed and classes and (changed := changed_label(self.path, classes, names)):
+            was, now = changed
             raise RunError(
                 f"the images have other labels than {self.path} began with: {was!r} is now {now!r}; give the folders "
                 "their names back, or choose another --workdir"

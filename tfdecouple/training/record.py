@@ -11,12 +11,10 @@ from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.loggers import LOGGERS
 from tfdecouple.runs import (
     CHECKPOINTS,
-    LABELS,
     SUMMARY,
-    find_run,
+    changed_label,
     load_config,
     load_weights,
-    read_label_names,
     read_summary,
     write_label_names,
 )
@@ -130,13 +128,12 @@ class RunRecord:
                 f"{name} is {other!r} there and {ours!r} here" for name, (other, ours) in changed.items()
             )
             raise ConfigError(f"--init-from {run} has another architecture: {listed}")
-        if model.has_classes and theirs.model.has_classes and (find_run(run) / LABELS).is_file():
-            names = read_label_names(run, theirs.model.classes)
-            if other := [pair for pair in zip(names, label_names, strict=True) if pair[0] != pair[1]]:
-                raise ConfigError(
-                    f"--init-from {run} has the label {other[0][0]!r} where the images have {other[0][1]!r}; they must "
-                    "have the same labels, in the same order"
-                )
+        if theirs.model.has_classes and (other := changed_label(run, model.classes, label_names)):
+            there, here = other
+            raise ConfigError(
+                f"--init-from {run} has the label {there!r} where the images have {here!r}; they must have the same "
+                "labels, in the same order"
+            )
         load_weights(run, self._state.model, averaged=theirs.training.ema_decay > 0, missing=missing)
 
     def claim(self, label_names: Sequence[str] = ()) -> int:
