@@ -17,13 +17,14 @@ from helpers.runs import TIMING, assert_same_checkpoint, before_steps, checkpoin
 from PIL import Image
 
 from tfdecouple.cli import train_main
-from tfdecouple.config import Config
+from tfdecouple.config import Config, load_preset, preset_names
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs import load_config, load_model
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json
-from tfdecouple.training import DivergedError, reading, reports, train
+from tfdecouple.training import DivergedError, reading, reports, train, trainer
 from tfdecouple.training.folder import RunFolder, with_whole_paths
+from tfdecouple.training.strategy import check_batch
 
 # But what the fixtures of classes run is traced, as `finished_run` was.
 pytestmark = pytest.mark.usefixtures("eager")
@@ -315,9 +316,22 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="training.batch_size is 9, no multiple of the 2 devices") as error:
             train(run_config(image_folder, batch_size=9), tmp_path / "run", devices=2)
         one_line(error)
-        with pytest.raises(ConfigError, match="training.evaluation_batch_size is 3"):
-            train(run_config(image_folder, evaluation_batch_size=3), tmp_path / "run", devices=2)
         assert not (tmp_path / "run").exists()
+
+    def test_batches_of_evaluations_are_rounded_up_to_what_the_devices_divide(
+        self, tmp_path, image_folder, stand_ins, fake_step, monkeypatch
+    ):
+        sizes = []
+        monkeypatch.setattr(
+            trainer, "evaluation_batches", lambda source, split, batch_size, **_: sizes.append(batch_size) or split
+        )
+        train(run_config(image_folder, model=LEAST, steps=5, evaluation_batch_size=3), tmp_path / "run", devices=2)
+        assert sizes == [4, 4]
+
+    @pytest.mark.parametrize("replicas", [2, 4, 8])
+    @pytest.mark.parametrize("preset", preset_names())
+    def test_presets_train_on_as_many_devices_as_machines_have(self, preset, replicas):
+        check_batch(load_preset(preset).training, replicas)
 
     @pytest.mark.parametrize("devices", [0, 3])
     def test_devices_that_there_are_not(self, tmp_path, image_folder, devices):

@@ -74,7 +74,7 @@ class TrainingConfig:
             `memory="invert"`, an inversion that came back too far off.
         log_every, evaluate_every, checkpoint_every: in updates.
         keep_checkpoints: how many of the latest checkpoints are kept, beside the best.
-        evaluation_batch_size: images per batch in evaluations, over all devices.
+        evaluation_batch_size: images per batch in evaluations, over all devices; rounded up to a multiple of these.
         evaluation_images: validation images per evaluation; 0 for all.
         pictures: images that the pictures of an evaluation show, at most: fewer of images above 64 pixels (4 of 256),
             and no more than the run has seen; 0 for no pictures.

@@ -38,7 +38,8 @@ class MetricsLog:
         """Goes on with the log from a step of the run, or begins it.
 
         Rows of what comes after the step, left by a program that ended before its next checkpoint, are removed: the
-        run will write them again.
+        run will write them again. Those of the test images stay up to the step itself: they are how often a run that
+        was ended and went on has looked at them.
 
         Returns:
             How many rows were found that are none of ours, and removed, too.
@@ -48,9 +49,8 @@ class MetricsLog:
         """
         damaged, kept = 0, []
         if self._path.exists():
-            # The test row is written after the last checkpoint, at the same step.
             rows, damaged = _read(self._path)
-            kept = [row for row in rows if (row["step"], row["kind"] == "test") <= (step, False)]
+            kept = [row for row in rows if row["step"] <= step]
             write_text(self._path, "".join(_line(row) for row in kept))
         self._tell(lambda logger: logger.open(step, kept))
         return damaged

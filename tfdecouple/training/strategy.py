@@ -156,7 +156,7 @@ def reduce_in_packs(
 
 
 def check_batch(config: TrainingConfig, replicas: int) -> None:
-    """Refuses batches that cannot be divided evenly.
+    """Refuses a batch size that the devices cannot divide evenly. (Those of evaluations are rounded up.)
 
     Raises:
         ConfigError: naming the sizes.
@@ -168,9 +168,4 @@ def check_batch(config: TrainingConfig, replicas: int) -> None:
         raise ConfigError(
             f"training.batch_size is {config.batch_size}, {least} the {replicas} devices{micro}; "
             f"take a multiple of {slices}"
-        )
-    if config.evaluation_batch_size % replicas:
-        raise ConfigError(
-            f"training.evaluation_batch_size is {config.evaluation_batch_size}; it must be a multiple of the "
-            f"{replicas} devices"
         )

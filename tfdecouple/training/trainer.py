@@ -358,6 +358,6 @@ class Trainer:
     def _first(self, split: str, count: int) -> tf.data.Dataset:
         """Returns the first `count` images of a split, in batches that the devices can divide."""
         replicas = self.strategy.num_replicas_in_sync
-        size = min(self.training.evaluation_batch_size, math.ceil(count / replicas) * replicas)
+        size = math.ceil(min(self.training.evaluation_batch_size, count) / replicas) * replicas
         batches = evaluation_batches(self.source, split, batch_size=size, limit=count)
         return with_known_labels(batches, self.source, self.config.model)
