@@ -214,10 +214,35 @@ class TestDevices:
         assert wrong > 0 and finding.holds is False and "--devices 1" in finding.advice
 
     def test_weights_that_are_far_off_do_not_hold(self):
-        found = {"count": 2, "bitwise": False, "largest": 0.1, "off": 2 * devices.MOVED}
+        found = {"count": 2, "variant": "one pack", "bitwise": False, "largest": 0.1, "off": 2 * devices.MOVED}
         assert devices.judge(found).holds is False
         assert devices.judge({**found, "off": 1e-6}).holds is True
         assert "to the bit" in devices.judge({**found, "bitwise": True}).said
+        assert devices.judge(found).what.endswith(", one pack")
+
+    def test_what_concerns_several_is_compared_on_all_of_them_and_not_on_one(self):
+        asked = {}
+
+        def note(target, setting, timeout, arguments):
+            asked.setdefault(target.rpartition(".")[2], []).extend(arguments["variants"])
+            return iter(())
+
+        examination = Examination(Request(), lambda text: None, note)
+        examination.devices = ["GPU:0", "GPU:1"]
+        list(devices.check(examination))
+        list(numerics.check(examination))
+        assert asked["devices:measure"] == ["float32", "one pack"]
+        assert "tf32" in asked["numerics:measure"] and "one pack" not in asked["numerics:measure"]
+
+    def test_each_is_compared_with_its_own_settings(self, monkeypatch):
+        def weights(strategy, images, settings=()):
+            together = strategy.num_replicas_in_sync > 1
+            return np.zeros(2), np.full(2, 1 + 0.5 * (together and settings == ("training.bytes_per_pack=0",)))
+
+        monkeypatch.setattr(devices, "weights_after", weights)
+        monkeypatch.setattr(devices, "wrong_sums", lambda strategy: 0)
+        found = [each for each in devices.measure(2, ["float32", "one pack"]) if "off" in each]
+        assert [(each["variant"], each["off"]) for each in found] == [("float32", 0.0), ("one pack", 0.5)]
 
     def test_one_device_is_compared_with_nothing(self):
         (finding,) = devices.check(Examination(Request(), lambda text: None, run_here))

@@ -143,6 +143,11 @@ class TestRecommendation:
         assert found.settings == () and any(
             "1.60 times as fast, but its numbers were not" in line for line in found.why
         )
+        pack = [timed("float32", 100.0, devices=2), timed("one pack", 150.0, devices=2)]
+        found = {"build": [Finding("versions", True, "", figures=FACTS)], "numerics": RIGHT[:1], "speed": pack}
+        assert recommend(Request(), found).settings == ()
+        compared = Finding("weights", True, "", figures={"variant": "one pack"})
+        assert recommend(Request(), {**found, "devices": [compared]}).settings == ("training.bytes_per_pack=0",)
         # Of two, the one that was compared.
         assert recommended(*rows, numerics=RIGHT[1:2]).settings == ("training.precision=tf32",)
 
@@ -159,6 +164,16 @@ class TestRecommendation:
         assert config.training.batch_size / count * each < 8 * 2**30
         gpu = {**FACTS, "gpus": [{}], "devices": ["GPU:0"], "nvidia_smi": [{"memory.total": "81559 MiB"}]}
         assert fewest_micro_batches(config, 1, recommendation.device_memory(gpu)) < count
+
+    def test_logical_cpus_share_the_memory_of_the_machine(self):
+        facts = {**FACTS, "devices": ["CPU:0", "CPU:1"]}
+        whole, half = (
+            recommended(timed("float32", 10.0), request=Request(preset="cifar10", devices=2), facts=each).settings
+            for each in (facts, {**facts, "memory_bytes": FACTS["memory_bytes"] // 2})
+        )
+        one = recommended(timed("float32", 10.0), request=Request(preset="cifar10")).settings
+        # The images of a step are divided, too.
+        assert whole == one and half != whole
 
     def test_saves_memory_where_not_even_one_image_fits(self):
         request = Request(preset="celeba_hq_256")

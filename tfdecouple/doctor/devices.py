@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfdecouple.config import override
 from tfdecouple.doctor import trained
 from tfdecouple.doctor.finding import Finding
+from tfdecouple.doctor.options import DEFAULT, by_name
 
 if TYPE_CHECKING:
     from tfdecouple.doctor.examination import Examination
@@ -19,8 +21,8 @@ STEPS = 10
 MOVED = 1e-3
 
 
-def measure(count: int) -> Iterator[dict[str, Any]]:
-    """Yields whether devices add up right, and how far their steps are from those of one."""
+def measure(count: int, variants: Sequence[str] = (DEFAULT.name,)) -> Iterator[dict[str, Any]]:
+    """Yields whether devices add up right, and for each variant how far their steps are from those of one."""
     from tfdecouple.training.strategy import make_strategy
 
     one, every = make_strategy(1), make_strategy(count)
@@ -29,15 +31,17 @@ def measure(count: int) -> Iterator[dict[str, Any]]:
     images = trained.load_images(STEPS * _batch(count)).reshape(STEPS, _batch(count), 16, 16, 3)
     yield {"doing": f"{STEPS} steps on one device"}
     start, alone = weights_after(one, images)
-    yield {"doing": f"{STEPS} steps on {count} devices"}
-    _, together = weights_after(every, images)
     moved = float(np.linalg.norm(alone - start))
-    yield {
-        "count": count,
-        "bitwise": bool(np.array_equal(alone, together)),
-        "off": float(np.linalg.norm(together - alone) / moved),
-        "largest": float(np.abs(together - alone).max()),
-    }
+    for name in variants:
+        yield {"doing": f"{STEPS} steps on {count} devices, {name}"}
+        _, together = weights_after(every, images, by_name(name).settings)
+        yield {
+            "count": count,
+            "variant": name,
+            "bitwise": bool(np.array_equal(alone, together)),
+            "off": float(np.linalg.norm(together - alone) / moved),
+            "largest": float(np.abs(together - alone).max()),
+        }
 
 
 def _batch(count: int) -> int:
@@ -78,7 +82,7 @@ def way_of(strategy: Any) -> str:
     return " ".join(filter(None, [type(operations).__name__ if operations else type(extended).__name__, how]))
 
 
-def weights_after(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def weights_after(strategy: Any, images: np.ndarray, settings: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
     """Returns all weights, in a row, before and after a step on each of the batches `[steps, batch, 16, 16, 3]`."""
     import tensorflow as tf
 
@@ -86,7 +90,7 @@ def weights_after(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.nda
     from tfdecouple.training.state import TrainingState
     from tfdecouple.training.step import TrainStep
 
-    config = trained.step_config(batch_size=images.shape[1], evaluation_batch_size=images.shape[1], warmup_steps=1)
+    config = override(trained.step_config(batch_size=images.shape[1], warmup_steps=1), list(settings))
     with strategy.scope():
         state = TrainingState(config)
     load_weights(trained.FOLDER, state.model, averaged=False)
@@ -111,7 +115,8 @@ def judge(found: dict[str, Any]) -> Finding:
         said = f"{found['way']}: {found['sums'] or 'no'} sum is wrong"
         wrong = found["sums"] > 0
         return Finding("sums over devices", not wrong, said, advice if wrong else "", found)
-    what = f"weights after {STEPS} steps, 1 device against {found['count']}"
+    variant = "" if found["variant"] == DEFAULT.name else f", {found['variant']}"
+    what = f"weights after {STEPS} steps, 1 device against {found['count']}{variant}"
     if found["bitwise"]:
         return Finding(what, True, "equal to the bit", figures=found)
     said = f"off by {found['off']:.0e} of how far they moved, at most {found['largest']:.0e}"
@@ -125,5 +130,6 @@ def check(examination: Examination) -> Iterator[Finding]:
         text = f"{examination.devices[0]} alone: nothing to compare; --devices 2 tries two logical CPUs"
         yield Finding("one device against all", None, text)
         return
-    arguments = {"count": len(examination.devices)}
+    tried = [each for each in examination.variants(examination.devices[0]) if each.together]
+    arguments = {"count": len(examination.devices), "variants": [each.name for each in (DEFAULT, *tried)]}
     yield from examination.findings("tfdecouple.doctor.devices:measure", judge, "one device against all", arguments)

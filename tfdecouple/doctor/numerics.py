@@ -156,9 +156,10 @@ def judge(found: dict[str, Any]) -> Finding:
 def check(examination: Examination) -> Iterator[Finding]:
     """Compares every device, one after the other."""
     for device in dict.fromkeys([_CPU, *examination.devices]):
-        variants = [each for each in examination.variants(device) if "train" in each.phases]
-        together = [each.name for each in variants if not each.environment]
-        for names in [together, *([each.name] for each in variants if each.environment)]:
+        # What concerns several devices together changes nothing on one: `devices.check` tries it.
+        variants = [each for each in examination.variants(device) if "train" in each.phases and not each.together]
+        in_one = [each.name for each in variants if not each.environment]
+        for names in [in_one, *([each.name] for each in variants if each.environment)]:
             arguments, environment = {"device": device, "variants": names}, by_name(names[0]).environment
             # One of them takes all memory of a GPU, of which nothing else may need any meanwhile, or later.
             alone = bool(environment)

@@ -19,7 +19,7 @@ class Variant:
         gradient: how far the gradient of a step may be from that of float32 on a CPU, relative to its norm. What was
             measured is in docs/gpu.md, "The bounds".
         environment: variables of the process, likewise recommended.
-        together: whether it concerns several devices together, and is timed on all of them instead of one.
+        together: whether it concerns several devices together, and is compared and timed on all of them instead of one.
         gpu_only: whether it changes nothing on CPUs.
         in_quick: whether a quick examination tries it.
         is_calculated: whether `costs.py` knows what memory it takes.

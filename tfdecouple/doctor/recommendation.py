@@ -89,7 +89,8 @@ def _judged_variants(found: Found) -> tuple[set[str], set[str]]:
 
     What was not compared is in neither; where the comparison of a device failed, nothing is known to be right.
     """
-    judged = [(one.holds, one.figures.get("variant")) for one in found.get("numerics", ())]
+    findings = [*found.get("numerics", ()), *found.get("devices", ())]
+    judged = [(one.holds, one.figures.get("variant")) for one in findings]
     right, wrong = ({name for holds, name in judged if name and holds is said} for said in (True, False))
     return (set() if (False, None) in judged else right - wrong), wrong
 
@@ -110,7 +111,9 @@ def _micro_batches(request: Request, settings: Sequence[str], found: Found) -> t
     facts = next((one.figures for one in found.get("build", ()) if "devices" in one.figures), None)
     if request.preset is None or facts is None:
         return [], []
-    memory, devices = device_memory(facts), len(facts["devices"][: request.devices or (None if facts["gpus"] else 1)])
+    devices = len(facts["devices"][: request.devices or (None if facts["gpus"] else 1)])
+    # Logical CPU devices share the memory of the machine.
+    memory = device_memory(facts) // (1 if facts["gpus"] else devices)
     for saving in ([], *SAVING):
         config = config_of(request.preset, [*request.settings, *settings, *saving])
         if count := fewest_micro_batches(config, devices, int(USABLE * memory)):

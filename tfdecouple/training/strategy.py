@@ -156,7 +156,7 @@ def reduce_in_packs(
 
 
 def check_batch(config: TrainingConfig, replicas: int) -> None:
-    """Refuses a batch size that the devices cannot divide evenly. (Those of evaluations are rounded up.)
+    """Refuses a batch size that the devices cannot divide evenly; those of evaluations are rounded up.
 
     Raises:
         ConfigError: naming the sizes.
