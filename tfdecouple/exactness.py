@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from tfdecouple.errors import ExactnessWarning, InversionError, warn_user
 
-# The root mean square of v from which on an image is called far from the training: between the 2.3 that no real image
-# had with any committed run and the 3.7 that every image had that one lost (docs/RESULTS.md, "What comes back").
+# The root mean square of v from which on an image is called far from the training: above that of every image of the
+# data that a committed run was trained on, below that of every image that one lost (docs/RESULTS.md, "What comes back").
 FAR = 3.0
 
 
