@@ -58,9 +58,9 @@ def measure(options: argparse.Namespace) -> int:
     if options.count < 1:
         raise UserError(f"--count is {options.count}; it must be at least 1")
     start_tensorflow()
-    import tfdecouple
     from tfdecouple.config import DataConfig
     from tfdecouple.data import load_images, open_source
+    from tfdecouple.runs import Run
     from tfdecouple.runtime.emulation import emulated_accelerator, switch_left_alone
 
     emulation = contextlib.ExitStack()
@@ -71,7 +71,8 @@ def measure(options: argparse.Namespace) -> int:
     rows = []
     with emulation:
         for run in options.run:
-            model = tfdecouple.load_model(run)
+            opened = Run.open(run)
+            model = opened.model
             shape = model.config.image_shape
             kinds = {} if options.every_image else extreme_images(shape, options.count)
             for name in options.data or ["photographs"]:
@@ -79,7 +80,7 @@ def measure(options: argparse.Namespace) -> int:
                 size = source.sizes["test"]
                 count = size if options.every_image else min(options.count, size)
                 kinds[source.title] = load_images(source, "test", count)[0]
-            of = {"run": run.name, "alpha": model.config.alpha}
+            of = {"run": run.name, "step": opened.step, "alpha": model.config.alpha}
             rows += [{**of, "images": kind, **figures(model, images)} for kind, images in kinds.items()]
     print(table(HEADER, [cells(row) for row in rows]))
     write_json(options.json, {"rows": rows})

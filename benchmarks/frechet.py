@@ -24,6 +24,7 @@ from onnx import numpy_helper
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import table, write_json  # noqa: E402
+from tfdecouple.cli.looks import count_look, place_of_looks  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -53,7 +54,9 @@ def measure(options: argparse.Namespace) -> int:
     from tfdecouple.runs import Run
 
     run = Run.open(options.run)
-    drawn = Drawn(run.model, run.open_source(data_dir=options.data_dir), options.seed, 250, lambda text: None)
+    source = run.open_source(data_dir=options.data_dir)
+    count_look(place_of_looks(options.run, pathlib.Path()), source)
+    drawn = Drawn(run.model, source, options.seed, 250, lambda text: None)
     own = resized_to(options.extractor)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +74,8 @@ def measure(options: argparse.Namespace) -> int:
                 rows.append({"side": side, "temperature": temperature, "distance": distance, "floor": floor})
                 print(rows[-1], flush=True)
     print(table(HEADER, cells(rows)))
-    write_json(options.json, {"run": options.run.name, "images": options.images, "seed": options.seed, "rows": rows})
+    of = {"run": options.run.name, "step": run.step, "images": options.images, "seed": options.seed}
+    write_json(options.json, {**of, "rows": rows})
     return 0
 
 

@@ -7,7 +7,8 @@
 
 Every figure of the page stands in a JSON file in docs/results. Every such file is written by one of the commands that
 --list shows, which begin with the committed weights; but for dequantization.json and trials.json, which hold the
-commands of their own runs, and noise_by_length.json, which has what earlier weights of the same runs lost. `make
+commands of their own runs, and noise_by_length.json, which has what earlier weights of the same runs lost, and the
+commits that have them. `make
 results` is the third of the lines above. The tables stand between `<!-- NAME -->` and `<!-- end of NAME -->`; what the
 text says is held against the files by `tests/project/test_results.py`.
 """
@@ -142,9 +143,12 @@ def act(options: argparse.Namespace) -> int:
         for name in options.measure:
             if name not in known:
                 raise UserError(f"--measure: there is no {name!r}; there are {', '.join(known)}")
-        for name in options.measure or known:
-            for line in known[name]:
-                run(line, options)
+        lines = [line for name in options.measure or known for line in known[name]]
+        # Before the first of them, which takes long.
+        if not options.extractor and any(EXTRACTOR in shlex.split(line) for line in lines):
+            raise UserError(f"--extractor is missing: --measure frechet needs {EXTRACTOR}")
+        for line in lines:
+            run(line, options)
     document = PAGE.read_text(encoding="utf-8")
     made = with_tables(document)
     if options.check:
@@ -161,11 +165,7 @@ def run(line: str, options: argparse.Namespace) -> None:
     Raises:
         UserError: where it fails.
     """
-    words = shlex.split(line)
-    if EXTRACTOR in words:
-        if not options.extractor:
-            raise UserError(f"--extractor is missing: --measure frechet needs {EXTRACTOR}")
-        words[words.index(EXTRACTOR)] = options.extractor
+    words = [options.extractor if word == EXTRACTOR else word for word in shlex.split(line)]
     if options.data_dir and words[3] not in WITHOUT_IMAGES and f"{_RUN}/photographs" not in words[:6]:
         words += ["--data-dir", options.data_dir]
     print(line, flush=True)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfdecouple.errors import ExactnessWarning, InversionError, warn_user
 
 # The root mean square of v from which on an image is called far from the training: above that of every image of the
-# data that a committed run was trained on, below that of every image that one lost (docs/RESULTS.md, "What comes back").
+# data that a committed run was trained on, below that of every image that one lost; docs/RESULTS.md, "What comes back".
 FAR = 3.0
 
 

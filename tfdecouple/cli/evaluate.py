@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
-import json
-import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 from tfdecouple.cli import options as arguments
+from tfdecouple.cli.looks import LOOKS, count_look, place_of_looks, writing_to
 from tfdecouple.cli.measures import all_measures
 from tfdecouple.cli.measures.base import Evaluation, Measure, Result
 from tfdecouple.errors import RunError, UserError, one_line
 from tfdecouple.runtime.process import start_tensorflow, was_interrupted
-
-LOOKS = "looks.json"
 
 _DETAILS = """\
 Bits/dim is always measured; the options
@@ -114,12 +109,9 @@ class _Command:
         self.opened, self.source = evaluation.opened, evaluation.source
         self.size, self.count = evaluation.size, evaluation.count
         from tfdecouple.cli.output import results_folder
-        from tfdecouple.run_folder import is_folder
 
         self.out: pathlib.Path = results_folder(options.run, options.out, "evaluation")
-        # Of the run, whatever folder its results go to: a look is a look.
-        own = pathlib.Path(options.run) / "evaluation"
-        self.counted_in = own if is_folder(options.run) and _may_hold(own) else self.out
+        self.counted_in = place_of_looks(options.run, self.out)
         self.looks: int | None = None
         self.kept: list[str] = []
 
@@ -137,11 +129,11 @@ class _Command:
                 for number, measure in enumerate(self.measures):
                     result = measure.measure(self.evaluation)
                     if number == 0:
-                        with _writing_to(self.out):
+                        with writing_to(self.out):
                             self.out.mkdir(parents=True, exist_ok=True)
                         # Counted when the first figure is there to be seen, and before it is shown.
                         if self.options.split == "test" or not all(each.on_split for each in self.measures):
-                            self.looks = self._count_look()
+                            self.looks = count_look(self.counted_in, self.source)
                         self._introduce()
                     self._keep(measure, result)
         except (KeyboardInterrupt, Exception) as error:
@@ -196,49 +188,9 @@ class _Command:
             # Before the figures that it belongs to: whoever finds these finds all.
             picture = io.BytesIO()
             result.picture.save(picture, "PNG")
-            with _writing_to(self.out):
+            with writing_to(self.out):
                 write_bytes(self.out / f"{name}.png", picture.getvalue())
         print("\n" + "\n".join(result.lines), flush=True)
-        with _writing_to(self.out):
+        with writing_to(self.out):
             write_json(self.out / f"{name}.json", {**stated, **result.values})
         self.kept.append(f"{name}.json")
-
-    def _count_look(self) -> int:
-        """Counts this look at the test images, and returns how many there were with it.
-
-        Raises:
-            RunError: where the count cannot be read or written.
-        """
-        from tfdecouple.storage.files import write_json
-        from tfdecouple.storage.locks import locked
-
-        path = self.counted_in / LOOKS
-        key = f"{self.source.name}: {self.source.title}, test ({self.source.descriptions['test']})"
-        with _writing_to(self.counted_in):
-            self.counted_in.mkdir(parents=True, exist_ok=True)
-            # Two evaluations at a time must not count as one.
-            with locked(self.counted_in / ".looks.lock", wait=True):
-                try:
-                    looks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-                    count = int(looks.get(key, 0)) + 1
-                except (ValueError, TypeError, AttributeError) as error:
-                    raise RunError(
-                        f"{path} is no count of looks at the test images ({error}); move it away to count anew"
-                    ) from error
-                write_json(path, {**looks, key: count})
-        return count
-
-
-def _may_hold(folder: pathlib.Path) -> bool:
-    """Returns whether files may be written into a folder, or it may be made; runs of others may be read-only."""
-    return os.access(folder if folder.exists() else folder.parent, os.W_OK)
-
-
-@contextlib.contextmanager
-def _writing_to(folder: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"cannot write to the folder {folder}: {error.strerror or error}; choose another --out"
-        ) from error
