@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from helpers.places import ROOT
+from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from tfdecouple.cli import main
@@ -15,8 +16,6 @@ from tfdecouple.metrics.linear_classifier import KINDS, Standardizer
 from tfdecouple.runs import load_config, load_directions, load_model, weights_sha256
 
 RUN = ROOT / "docs" / "results" / "photographs"
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,9 @@ def test_bits_per_dim_are_the_published_ones(copied, tmp_path):
 
 
 # Of few sizes, since of each the model is traced: 50 divides 1000, and what 3 leaves of 100 is 1.
-@pytest.mark.parametrize(("size", "every"), [(1, 16), (3, 8), (50, 1), (64, 4)])
+@pytest.mark.parametrize(
+    ("size", "every"), [(50, 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 16), (3, 8), (64, 4)))]
+)
 def test_crops_come_back(model, crops, size, every):
     """All of them; of those that take a thousand calls some, each time others."""
     assert crops.shape == (1000, 32, 32, 3) and np.ptp(crops) == 255
@@ -65,6 +66,19 @@ def test_crops_come_back(model, crops, size, every):
     assert np.any(model.decode(*model.encode(crops[:3])).numpy() != crops[3:6])
 
 
+def test_its_pictures_are_drawn_again(tmp_path):
+    """Those of the README's front page and of docs/RESULTS.md, of the same images."""
+    for command in ("switch", "interpolate"):
+        assert main([command, "--run", str(RUN), "--seed", "1", "--out", str(tmp_path)]) == 0
+    for name in ("switch-across", "interpolate"):
+        ours, theirs = (json.loads((folder / f"{name}.json").read_text()) for folder in (tmp_path, RUN / "pictures"))
+        assert ours["step"] == theirs["step"] == 3000 and ours["seed"] == theirs["seed"] == 1
+        pictures = [np.int16(Image.open(folder / f"{name}.png")) for folder in (tmp_path, RUN / "pictures")]
+        # Another processor rounds otherwise: few pixels, by a level.
+        assert pictures[0].shape == pictures[1].shape and np.abs(pictures[0] - pictures[1]).mean() < 0.1
+
+
+@pytest.mark.slow
 def test_codes_of_one_batch_decode_in_another(model, crops):
     z, v = (np.concatenate(parts) for parts in zip(*(model.encode(crops[i : i + 50]) for i in (0, 50)), strict=True))
     for size in (1, 3, 100):
@@ -72,6 +86,7 @@ def test_codes_of_one_batch_decode_in_another(model, crops):
         np.testing.assert_array_equal(np.concatenate(images), crops[:100])
 
 
+@pytest.mark.slow
 def test_outliers_that_everybody_knows_are_told(copied, tmp_path):
     """And where raw likelihood misleads: most images of one colour pass for photographs."""
     arguments = ["--run", copied, "--images", "200", "--batch-size", "50", "--out", tmp_path]
@@ -86,6 +101,7 @@ def test_outliers_that_everybody_knows_are_told(copied, tmp_path):
     assert area["constant"]["typicality"] > 0.95 and area["constant"]["bits_per_dim_minus_codec"] > 0.95
 
 
+@pytest.mark.slow
 def test_directions_change_the_verdict_of_a_classifier_of_pixels(model, crops):
     """One that knows real crops of the training alone. And at 0 the images are what they were, to the last pixel."""
     directions = load_directions(RUN)
