@@ -162,6 +162,9 @@ class TestRecommendation:
         count = int(setting.removeprefix("training.micro_batches="))
         assert config.training.batch_size % count == 0
         assert config.training.batch_size / count * each < 8 * 2**30
+        assert "XLA" not in found.why[-1]
+        compiled = Request(preset="cifar10", settings=("training.jit_compile=true",))
+        assert "what XLA needs" in recommended(timed("float32", 10.0), request=compiled).why[-1]
         gpu = {**FACTS, "gpus": [{}], "devices": ["GPU:0"], "nvidia_smi": [{"memory.total": "81559 MiB"}]}
         assert fewest_micro_batches(config, 1, recommendation.device_memory(gpu)) < count
 

@@ -19,6 +19,8 @@ from tfdecouple.loggers import LOGGERS
 from tfdecouple.loggers.base import Logger
 from tfdecouple.runs import load_config
 from tfdecouple.training import division, train
+from tfdecouple.training.strategy import make_strategy
+from tfdecouple.training.workers import Workers
 
 
 def test_fewest_are_those_that_fit():
@@ -37,6 +39,15 @@ def test_state_of_micro_batches_is_counted_and_less_memory_is_needed_where_less_
     assert costs.step_bytes(of["keep"], 0, 2) > costs.step_bytes(of["keep"], 0, 1)
     sizes = [costs.step_bytes(config, 1) for config in of.values()]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_says_where_xla_may_need_more_than_is_calculated(monkeypatch, tmp_path, compiled):
+    config = Config(model=LEAST, training=TrainingConfig(batch_size=8, micro_batches="auto", jit_compile=compiled))
+    lines = []
+    monkeypatch.setattr(division, "usable_memory", lambda strategy: 2**40)
+    division.settled(config, tmp_path, make_strategy(1), Workers(), lines.append)
+    assert ["what XLA needs besides" in line for line in lines] == [compiled]
 
 
 class TestRun:

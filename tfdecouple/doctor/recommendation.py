@@ -119,7 +119,8 @@ def _micro_batches(request: Request, settings: Sequence[str], found: Found) -> t
         if count := fewest_micro_batches(config, devices, int(USABLE * memory)):
             set_, own = [f"training.micro_batches={count}"], config.training.micro_batches
             share = config.training.batch_size // (count * devices)
-            why = f"{count} micro-batches: {share} images at a time on each device fit into {shown_bytes(memory)}"
+            but = ", without what XLA needs besides" if config.training.jit_compile else ""
+            why = f"{count} micro-batches: {share} images at a time on each device fit into {shown_bytes(memory)}{but}"
             return [*saving, *(set_ if count != own else [])], [why]
     return [], [f"not even one image at a time fits into {shown_bytes(memory)}, by calculation"]
 

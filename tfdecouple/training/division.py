@@ -67,9 +67,10 @@ def _count(config: Config, folder: pathlib.Path, strategy: tf.distribute.Strateg
             f"{shown_bytes(free)} are free; take {help_}a smaller model or a device with more memory"
         )
     images = config.training.batch_size // devices // fewest
+    but = ", without what XLA needs besides" if config.training.jit_compile else ""
     say(
         f"training.micro_batches=auto: {fewest}, {images} images at a time on each device, "
-        f"{shown_bytes(step_bytes(config, images, fewest))} of {shown_bytes(free)} by calculation"
+        f"{shown_bytes(step_bytes(config, images, fewest))} of {shown_bytes(free)} by calculation{but}"
     )
     return fewest
 
