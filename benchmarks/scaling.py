@@ -298,7 +298,7 @@ def render_large(rows: list[dict[str, Any]]) -> str:
 
 def render_trained(rows: list[dict[str, Any]], names: list[str], key: Callable[[dict[str, Any]], tuple]) -> str:
     """Returns the table of training over the depths, and how each group of rows of one key grows."""
-    header = [*names, "steps", "parameters", "ms a step", "traced in s", "first step after s"]
+    header = [*names, "flow steps", "parameters", "ms an update", "traced in s", "first update after s"]
     header += ["MiB in all", "live MiB", "MiB an image", "calculated"]
     lines, growth = [], {}
     for group in dict.fromkeys(key(row) for row in rows):
@@ -321,11 +321,11 @@ def render_trained(rows: list[dict[str, Any]], names: list[str], key: Callable[[
         depths = [row["depth"] for row in chosen]
         if len(depths) < 2:
             continue
-        suffix = f" over steps, {', '.join(group)}"
+        suffix = f" over flow steps, {', '.join(group)}"
         growth |= {
-            f"time of a step{suffix}": (depths, [row["ms_per_call"] for row in chosen]),
+            f"time of an update{suffix}": (depths, [row["ms_per_call"] for row in chosen]),
             f"time to trace{suffix}": (depths, [traced(row) for row in chosen]),
-            f"time to the first step{suffix}": (depths, [row["first_step_s"] for row in chosen]),
+            f"time to the first update{suffix}": (depths, [row["first_step_s"] for row in chosen]),
             f"memory in all{suffix}": (depths, [row["peak_rss_mib"] for row in chosen]),
             f"memory an image{suffix}": (depths, [max(row["mib_per_image"], 0.01) for row in chosen]),
         }
@@ -351,7 +351,7 @@ def judged(slope: float) -> str:
 
 
 def render_memory(rows: list[dict[str, Any]]) -> str:
-    header = ["preset", "steps", "parameters", "state, GiB", *(f"GiB an image, {memory}" for memory in MEMORY)]
+    header = ["preset", "flow steps", "parameters", "state, GiB", *(f"GiB an image, {memory}" for memory in MEMORY)]
     header += [f"on {gib} GiB, {memory}" for gib in GPUS_GIB for memory in MEMORY]
     lines = [
         [

@@ -150,8 +150,8 @@ def test_measured_rows_become_tables_and_a_plot(memory, tmp_path):
     assert "| time of train over images | 1.00 | 1.00 | yes |" in scaling.render("batch", {"batch": rows})
     depths = [trained_row(depth, memory) for memory in MEMORY for depth in (1, 2, 4)]
     text = scaling.render("depth", {"depth": depths})
-    assert "| time of a step over steps, invert | 2.00 | 2.00 | no |" in text
-    assert "| memory an image over steps, imagenet64, keep | 1.00 | 1.00 | yes |" in scaling.render(
+    assert "| time of an update over flow steps, invert | 2.00 | 2.00 | no |" in text
+    assert "| memory an image over flow steps, imagenet64, keep | 1.00 | 1.00 | yes |" in scaling.render(
         "large", {"large": depths}
     )
     scaling.plot(
