@@ -279,6 +279,11 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
     ),
     ("At {} samples are as near as at {}", (as_near, value(FRECHET, "temperature"))),
     ("The floor is {} training images", (value(FRECHET, "floor_images"),)),
+    (
+        "as PyTorch 2.13 writes it, which takes uint8 images, resizes them to 128 x 128 (bilinear, half-pixel "
+        "centres), takes (x - 127) / 128 and gives",
+        (),
+    ),
     ("the nearest of {} training images", (value("conditional/pictures/neighbours.json", "searched"),)),
     (
         "Of all {} test images {} do not come back from ours, {} from the baseline and {} from Glow",
@@ -364,7 +369,7 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
     ),
 ]
 # Names that have numbers in them.
-NAMES = r"CIFAR-10|EfficientNet-Lite0|Tables? [134]\b|\bR2\b|--data cifar10"
+NAMES = r"CIFAR-10|Apache-2\.0|EfficientNet-Lite0|Tables? [134]\b|\bR2\b|--data cifar10"
 
 
 def prose(page: str) -> str:
