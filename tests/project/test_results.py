@@ -101,6 +101,11 @@ class TestPage:
                         seen += 1
         assert seen > 30
 
+    @pytest.mark.parametrize("run", results.RUNS)
+    def test_every_end_of_the_training_is_a_look_at_the_test_images(self, run):
+        ends = [step for kind, step in log_rows(results.FILES / run) if kind == "test"]
+        assert ends == list(results.lost_noise(run))
+
     def test_the_longer_a_run_was_trained_the_more_noise_is_lost(self):
         for run in results.RUNS:
             updates, lost = zip(*results.lost_noise(run).items(), strict=True)
