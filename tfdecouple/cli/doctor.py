@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
         "docs/gpu.md explains it.",
     )
     parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="write doctor.json and doctor.txt there")
-    parser.add_argument("--quick", action="store_true", help="only what takes minutes on two CPU cores")
+    parser.add_argument("--quick", action="store_true", help="only what takes about a minute on two CPU cores")
     parser.add_argument(
         "--preset",
         metavar="NAME",
