@@ -55,7 +55,6 @@ def measure(options: argparse.Namespace) -> int:
 
     run = Run.open(options.run)
     source = run.open_source(data_dir=options.data_dir)
-    count_look(place_of_looks(options.run, pathlib.Path()), source)
     drawn = Drawn(run.model, source, options.seed, 250, lambda text: None)
     own = resized_to(options.extractor)
     rows: list[dict[str, Any]] = []
@@ -67,6 +66,8 @@ def measure(options: argparse.Namespace) -> int:
                 resize_to(options.extractor, side, file)
             network = open_extractor(file, run.config.model.image_shape)
             test, train = (moments_of(network, drawn.images(split, options.images)) for split in ("test", "train"))
+            if side == own:
+                count_look(place_of_looks(options.run, pathlib.Path("evaluation")), source)
             floor = frechet_distance(train.mean, train.covariance, test.mean, test.covariance)
             for temperature in options.temperatures if side == own else [1.0]:
                 found = moments_of(network, drawn.samples(options.images, temperature))

@@ -5,12 +5,12 @@
     python benchmarks/results.py --measure --data-dir DIR --extractor FILE     # everything again; takes long
     python benchmarks/results.py --measure pictures exactness --data-dir DIR   # some of it: names as --list has them
 
-Every figure of the page stands in a JSON file in docs/results. Every such file is written by one of the commands that
---list shows, which begin with the committed weights; but for dequantization.json and trials.json, which hold the
-commands of their own runs, and noise_by_length.json, which has what earlier weights of the same runs lost, and the
-commits that have them. `make
-results` is the third of the lines above. The tables stand between `<!-- NAME -->` and `<!-- end of NAME -->`; what the
-text says is held against the files by `tests/project/test_results.py`.
+Every figure of the page stands in a file in docs/results. Training wrote metrics.jsonl and summary.json. Every other is
+written by one of the commands that --list shows, which begin with the committed weights; but for dequantization.json
+and trials.json, which hold the commands of their own runs, and noise_by_length.json, which has what earlier weights of
+the same runs lost, and the commits that have them. `make results` is the third of the lines above. The tables stand
+between `<!-- NAME -->` and `<!-- end of NAME -->`; what the text says is held against the files by
+`tests/project/test_results.py`.
 """
 
 from __future__ import annotations

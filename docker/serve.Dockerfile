@@ -1,5 +1,5 @@
 # TensorFlow Serving with an exported model inside. The folder of the export is the context:
-# docker build -f docker/serve.Dockerfile --build-arg NAME=quickstart -t quickstart exported/quickstart
+# docker build -f docker/serve.Dockerfile --build-arg NAME=quickstart -t quickstart runs/exported/quickstart
 ARG TF_SERVING_TAG=latest
 FROM tensorflow/serving:${TF_SERVING_TAG}
 

@@ -67,7 +67,7 @@ def test_crops_come_back(model, crops, size, every):
 
 
 def test_its_pictures_are_drawn_again(tmp_path):
-    """Those of the README's front page and of docs/RESULTS.md, of the same images."""
+    """Those of docs/RESULTS.md, of the same images."""
     for command in ("switch", "interpolate"):
         assert main([command, "--run", str(RUN), "--seed", "1", "--out", str(tmp_path)]) == 0
     for name in ("switch-across", "interpolate"):

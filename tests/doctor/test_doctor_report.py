@@ -148,6 +148,11 @@ class TestRecommendation:
         assert recommend(Request(), found).settings == ()
         compared = Finding("weights", True, "", figures={"variant": "one pack"})
         assert recommend(Request(), {**found, "devices": [compared]}).settings == ("training.bytes_per_pack=0",)
+        # Where the devices do not add up, what concerns one alone is as right as before.
+        for figures in ({}, {"variant": "float32"}):
+            failed = {"build": found["build"], "numerics": RIGHT, "speed": [*rows[:2], *pack]}
+            failed["devices"] = [compared, Finding("sums", False, "", "do not", figures)]
+            assert recommend(Request(), failed).settings == ("training.precision=tf32",)
         # Of two, the one that was compared.
         assert recommended(*rows, numerics=RIGHT[1:2]).settings == ("training.precision=tf32",)
 

@@ -161,6 +161,7 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
         (value(f"{results.LATENT_256}/summary.json", "steps"),),
     ),
     ("The paper trains 50 million parameters for 15,000", ()),
+    ("(one of `latent256`, after 10,000 updates, is lost)", ()),
     ("That run was to end after 10,000 updates; 2,000 were added", ()),
     ("`docs/results/{conditional,base,glow,latent256}` hold config", ()),
     ("Thirty epochs are {} updates", (lambda: round(30 * 49_000 / config("conditional").training.batch_size, -3),)),

@@ -85,7 +85,11 @@ def test_rows_are_the_distances_of_evaluate(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "frechet.py", *arguments, "--json", tmp_path / "found.json"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert found["step"] == 1
+    # It looks at the test images, once however many rows it has.
+    assert list(json.loads((run / "evaluation" / "looks.json").read_text(encoding="utf-8")).values()) == [1]
+    rows = found["rows"]
     assert [(row["side"], row["temperature"]) for row in rows] == [(8, 0.5), (8, 1.0), (16, 1.0)]
     source = open_source(data, LEAST.image_shape)
     report = report_of(model, source, extractor, count=6, reference=6, temperature=0.5)

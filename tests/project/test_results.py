@@ -78,16 +78,15 @@ class TestPage:
         assert max(step for _, step in begun) < max(step for _, step in rows) <= step < longer.training.steps
 
     def test_the_three_are_equal_but_for_where_z_enters(self):
-        ours, *others = (config(run) for run in results.RUNS)
+        ours, base, glow = (config(run) for run in results.RUNS)
         # Glow has no KL term.
         of_z = {"kl_weight": ours.training.kl_weight, "kl_warmup_steps": ours.training.kl_warmup_steps}
-        for other in others:
-            assert other.data == ours.data
-            assert dataclasses.replace(other.training, **of_z) == ours.training
+        assert base.training == ours.training == dataclasses.replace(glow.training, **of_z)
+        assert base.data == ours.data == glow.data
         parameters = [results.parameters(run) for run in results.RUNS]
         assert max(parameters) < 1.03 * min(parameters)
-        images = [[row["step"] for row in each] for each in map(validated, results.RUNS)]
-        assert images[0] == images[1] == images[2] and images[0][-1] == ours.training.steps
+        steps = [[row["step"] for row in each] for each in map(validated, results.RUNS)]
+        assert steps[0] == steps[1] == steps[2] and steps[0][-1] == ours.training.steps
 
     def test_files_are_of_the_committed_weights(self):
         """All that state of which step they are, which are all but logs, counts and what training wrote."""

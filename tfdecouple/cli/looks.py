@@ -41,7 +41,7 @@ def count_look(place: pathlib.Path, source: Source) -> int:
 
     path = place / LOOKS
     key = f"{source.name}: {source.title}, test ({source.descriptions['test']})"
-    with writing_to(place):
+    with writing_to(place, advice=""):
         place.mkdir(parents=True, exist_ok=True)
         # Two evaluations at a time must not count as one.
         with locked(place / ".looks.lock", wait=True):
@@ -62,8 +62,8 @@ def _may_hold(folder: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def writing_to(folder: pathlib.Path) -> Iterator[None]:
-    """Turns what the system says against writing into one line.
+def writing_to(folder: pathlib.Path, advice: str = "; choose another --out") -> Iterator[None]:
+    """Turns what the system says against writing into one line, which ends with the advice.
 
     Raises:
         RunError: where a file cannot be written.
@@ -71,6 +71,4 @@ def writing_to(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(
-            f"cannot write to the folder {folder}: {error.strerror or error}; choose another --out"
-        ) from error
+        raise RunError(f"cannot write to the folder {folder}: {error.strerror or error}{advice}") from error

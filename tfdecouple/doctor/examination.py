@@ -43,7 +43,7 @@ class Request:
     Attributes:
         preset: whose model is timed and measured; None for the small one that comes along, and no measuring of memory.
         settings: `NAME=VALUE` that change the preset.
-        quick: whether few things are tried, in minutes.
+        quick: whether few things are tried, in about a minute.
         devices: how many train; None for all GPUs, or one CPU.
         timeout: seconds after which a measurement is ended.
         emulate: noise of an emulated accelerator, on which all is done; None for the machine as it is.

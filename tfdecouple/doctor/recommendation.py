@@ -87,9 +87,19 @@ def _gains(findings: Iterable[Finding]) -> dict[str, float]:
 def _judged_variants(found: Found) -> tuple[set[str], set[str]]:
     """Returns the variants in which all devices compute the same, and those in which one computes something else.
 
-    What was not compared is in neither; where the comparison of a device failed, nothing is known to be right.
+    What was not compared is in neither; where the comparison of a device failed, nothing is known to be right, and of
+    variants that concern several devices nothing where these do not add up, or train otherwise than one by default.
     """
-    findings = [*found.get("numerics", ()), *found.get("devices", ())]
+    alone, wrong_alone = _judged(found.get("numerics", ()))
+    together, wrong_together = _judged(found.get("devices", ()))
+    concern_several = {variant.name for variant in VARIANTS if variant.together}
+    if DEFAULT.name in wrong_together:
+        together = set()
+    return (alone - concern_several) | (together & concern_several), wrong_alone | wrong_together
+
+
+def _judged(findings: Iterable[Finding]) -> tuple[set[str], set[str]]:
+    """Returns the variants that are right by some findings, none where one of them failed, and those that are wrong."""
     judged = [(one.holds, one.figures.get("variant")) for one in findings]
     right, wrong = ({name for holds, name in judged if name and holds is said} for said in (True, False))
     return (set() if (False, None) in judged else right - wrong), wrong
