@@ -7,8 +7,8 @@
 
 Every figure of the page stands in a file in docs/results. Training wrote metrics.jsonl and summary.json. Every other is
 written by one of the commands that --list shows, which begin with the committed weights; but for dequantization.json
-and trials.json, which hold the commands of their own runs, and noise_by_length.json, which has what earlier weights of
-the same runs lost, and the commits that have them. `make results` is the third of the lines above. The tables stand
+and trials.json, which hold the commands of their own runs, and by_length.json, which has what earlier weights of
+the same runs did, and the commits that have them. `make results` is the third of the lines above. The tables stand
 between `<!-- NAME -->` and `<!-- end of NAME -->`; what the text says is held against the files by
 `tests/project/test_results.py`.
 """
@@ -104,7 +104,7 @@ def commands() -> dict[str, list[str]]:
         **_evaluations(),
         "pictures": [
             f"{_PROGRAM} sample --run {ours}",
-            f"{_PROGRAM} neighbours --run {ours}",
+            f"{_PROGRAM} neighbours --run {ours} --search 0",
             f"{_PROGRAM} project --run {ours}",
             f"{_PROGRAM} reconstruct --run {ours}",
             f"{_PROGRAM} switch --run {ours}",
@@ -371,16 +371,34 @@ def _exactness() -> str:
 NOISE = "noise of 0 and 255"
 
 
-def lost_noise(run: str) -> dict[int, int]:
-    """Returns how many of 256 images of noise of 0 and 255 a run loses, by its updates, the last those of now."""
-    now = {"updates": load(f"{run}/summary.json")["steps"]}
-    rows = [*load("noise_by_length.json")["rows"], *(row | now for row in load("exactness.json")["rows"])]
-    return {row["updates"]: row["lost"] for row in rows if (row["run"], row["images"], row["of"]) == (run, NOISE, 256)}
+def by_length(run: str) -> dict[int, dict[str, float]]:
+    """Returns what weights of a run were measured to do, by their updates: the earlier ones, and those of now."""
+    found = {row["updates"]: row for row in load("by_length.json")["rows"] if row["run"] == run}
+    now = {
+        "bits_per_dim": load(f"{run}/evaluation/bits_per_dim-test.json")["bits_per_dim"],
+        "frechet": load(f"{run}/evaluation/frechet.json")["distance"],
+    }
+    if run == "conditional":
+        now["accuracy"] = accuracies()["z"]["logistic regression"] / 100
+    lost = {(row["run"], row["images"], row["of"]): row["lost"] for row in load("exactness.json")["rows"]}
+    now["noise_lost"] = lost[run, NOISE, 256]
+    return {**found, load(f"{run}/summary.json")["steps"]: now}
 
 
-def _noise_by_length() -> str:
-    rows = [[name, *lost_noise(run).values()] for run, name in RUNS.items()]
-    return table(["", *(f"{updates:,} updates" for updates in lost_noise("conditional"))], rows)
+def _by_length() -> str:
+    measures: dict[str, tuple[str, Callable[[float], str]]] = {
+        "bits_per_dim": ("test bits/dim", "{:.4f}".format),
+        "accuracy": ("classes told by z, logistic regression, %", lambda value: f"{100 * value:.1f}"),
+        "frechet": ("Frechet distance", "{:.1f}".format),
+        "noise_lost": ("noise of 0 and 255, lost of 256 images", "{:.0f}".format),
+    }
+    rows = []
+    for measure, (title, shown) in measures.items():
+        for run, name in RUNS.items():
+            values = [found[measure] for found in by_length(run).values() if measure in found]
+            if values:
+                rows.append([title, name, *map(shown, values)])
+    return table(["", "", *(f"{updates:,} updates" for updates in by_length("conditional"))], rows)
 
 
 SCORES = {
@@ -430,7 +448,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "frechet": _frechet,
     "frechet dependence": _frechet_dependence,
     "exactness": _exactness,
-    "noise by length": _noise_by_length,
+    "by length": _by_length,
     "outliers": _areas,
     "passing outliers": _passing,
     "dequantization": _dequantization,

@@ -71,11 +71,11 @@ class TestPage:
         page, longer = config(run), config(f"longer/{run}")
         training = dataclasses.replace(page.training, steps=longer.training.steps)
         assert (longer.model, longer.data, longer.training) == (page.model, page.data, training)
-        begun = {key: row for key, row in log_rows(results.FILES / run).items() if key[0] != "test"}
+        begun = log_rows(results.FILES / run)
         rows = log_rows(results.FILES / "longer" / run)
         assert {key: rows[key] for key in begun} == begun
         (step,) = CheckpointFolder(results.FILES / "longer" / run / "checkpoints").steps("step")
-        assert max(step for _, step in begun) < max(step for _, step in rows) <= step < longer.training.steps
+        assert max(step for _, step in begun) < max(step for _, step in rows) <= step <= longer.training.steps
 
     def test_the_three_are_equal_but_for_where_z_enters(self):
         ours, base, glow = (config(run) for run in results.RUNS)
@@ -89,7 +89,7 @@ class TestPage:
         assert steps[0] == steps[1] == steps[2] and steps[0][-1] == ours.training.steps
 
     def test_files_are_of_the_committed_weights(self):
-        """All that state of which step they are, which are all but logs, counts and what training wrote."""
+        """What `evaluate` and pictures wrote of the runs, but for counts and curves."""
         steps = {run: results.load(f"{run}/summary.json")["best_step"] for run in (*results.TITLES, "photographs")}
         seen = 0
         for run, step in steps.items():
@@ -103,12 +103,14 @@ class TestPage:
     @pytest.mark.parametrize("run", results.RUNS)
     def test_every_end_of_the_training_is_a_look_at_the_test_images(self, run):
         ends = [step for kind, step in log_rows(results.FILES / run) if kind == "test"]
-        assert ends == list(results.lost_noise(run))
+        assert ends == list(results.by_length(run))
 
-    def test_the_longer_a_run_was_trained_the_more_noise_is_lost(self):
-        for run in results.RUNS:
-            updates, lost = zip(*results.lost_noise(run).items(), strict=True)
-            assert list(updates) == sorted(updates) and list(lost) == sorted(lost) and lost[-1] > lost[0]
+    @pytest.mark.parametrize("run", results.RUNS)
+    def test_what_the_text_says_of_longer_training(self, run):
+        updates, found = zip(*results.by_length(run).items(), strict=True)
+        bits, lost = ([each[name] for each in found] for name in ("bits_per_dim", "noise_lost"))
+        assert list(updates) == sorted(updates) and bits == sorted(bits, reverse=True)
+        assert lost == sorted(lost) and lost[-1] > lost[0] == 0
 
     def test_files_that_the_commands_make_are_there(self):
         for line in (line for lines in results.commands().values() for line in lines):
@@ -156,11 +158,11 @@ class TestChanges:
 
         def changed(name):
             found = load(name)
-            return found | {"distance": found["distance"] + 0.1} if name == "glow/evaluation/frechet.json" else found
+            return found | {"floor": found["floor"] + 0.1} if name == "conditional/evaluation/frechet.json" else found
 
         monkeypatch.setattr(results, "load", changed)
-        distance = load("glow/evaluation/frechet.json")["distance"]
-        before, after = (f"| refined Glow | {number:.1f} |  |" for number in (distance, distance + 0.1))
+        floor = load("conditional/evaluation/frechet.json")["floor"]
+        before, after = (f"| training images (floor) | {number:.1f} |  |" for number in (floor, floor + 0.1))
         assert results.differences(PAGE, results.with_tables(PAGE)) == [
             f"the page says '{before}', the files say '{after}'"
         ]
