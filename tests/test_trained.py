@@ -74,8 +74,8 @@ def test_its_pictures_are_drawn_again(tmp_path):
         ours, theirs = (json.loads((folder / f"{name}.json").read_text()) for folder in (tmp_path, RUN / "pictures"))
         assert ours["step"] == theirs["step"] == 3000 and ours["seed"] == theirs["seed"] == 1
         pictures = [np.int16(Image.open(folder / f"{name}.png")) for folder in (tmp_path, RUN / "pictures")]
-        # Another processor rounds otherwise: few pixels, by a level.
-        assert pictures[0].shape == pictures[1].shape and np.abs(pictures[0] - pictures[1]).mean() < 0.1
+        # Other versions of Pillow enlarge and write otherwise, by 0.7 levels on average; other images are 44 apart.
+        assert pictures[0].shape == pictures[1].shape and np.abs(pictures[0] - pictures[1]).mean() < 3
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ class TestTraining:
     @says(
         "A step whose loss or gradient is not finite changes no weight, no statistic and nothing of the optimizer.",
         "The logs have the number of such steps in the epoch as `skipped_steps`, a warning tells it, and "
-        "`max_skipped_steps` of them in a row end the training with a `DivergedError` of one line.",
+        "`max_skipped_steps` of them in a row end the training with a `tfdecouple.errors.DivergedError` of one line.",
     )
     def test_steps_that_are_not_finite_are_skipped_and_end_a_training(self, make, images, snapshot, monkeypatch):
         model = make(keras.optimizers.Adam(1e-3), max_skipped_steps=3)

@@ -34,12 +34,16 @@ class MetricsLog:
         self._loggers = list(loggers)
         self._say = say
 
-    def open(self, step: int) -> int:
+    def open(self, step: int, is_last: bool = False) -> int:
         """Goes on with the log from a step of the run, or begins it.
 
         Rows of what comes after the step, left by a program that ended before its next checkpoint, are removed: the
-        run will write them again. Those of the test images stay up to the step itself: they are how often a run that
-        was ended and went on has looked at them.
+        run will write them again. Those of the test images before it stay: they are how often a run that had ended and
+        went on has looked at them.
+
+        Args:
+            step: that was reached.
+            is_last: whether the run takes no further step, so that it measures the test images of this one again.
 
         Returns:
             How many rows were found that are none of ours, and removed, too.
@@ -51,6 +55,8 @@ class MetricsLog:
         if self._path.exists():
             rows, damaged = _read(self._path)
             kept = [row for row in rows if row["step"] <= step]
+            if is_last:
+                kept = [row for row in kept if (row["step"], row["kind"]) != (step, "test")]
             write_text(self._path, "".join(_line(row) for row in kept))
         self._tell(lambda logger: logger.open(step, kept))
         return damaged

@@ -145,7 +145,7 @@ class RunRecord:
         self._folder.claim()
         if self._config.model.has_classes:
             write_label_names(self.path, label_names)
-        return self._log.open(self._begun)
+        return self._log.open(self._begun, is_last=self._begun >= self._config.training.steps)
 
     def validated(self, step: int) -> float | None:
         """Returns the bits/dim of the validation images at a step, as the log has them; None where it has none."""
