@@ -227,6 +227,11 @@ def fewest_micro_batches(config: Config, devices: int, free: int) -> int | None:
     return None
 
 
+def not_counted(config: Config) -> str:
+    """Returns what to say behind bytes of `step_bytes` of what they leave out; empty where that is nothing."""
+    return ", without what XLA needs besides" if config.training.jit_compile else ""
+
+
 def step_bytes(config: Config, images: int, micro_batches: int = 1) -> int:
     """Returns the bytes that a training step holds on a device: state, and maps of so many images at a time."""
     training = config.training

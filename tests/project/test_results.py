@@ -27,9 +27,9 @@ from tfdecouple.storage.checkpoints import CheckpointFolder  # noqa: E402
 PAGE = results.PAGE.read_text(encoding="utf-8")
 
 
-def validated(run: str) -> list[dict]:
-    """The rows of a run's log of its validation images."""
-    return [row for (kind, _), row in log_rows(results.FILES / run).items() if kind == "validation"]
+def logged_steps(run: str, kind: str) -> list[int]:
+    """At which updates a run's log has rows of a kind."""
+    return [step for found, step in log_rows(results.FILES / run) if found == kind]
 
 
 def shown(program: str) -> list[list[str]]:
@@ -54,14 +54,17 @@ class TestPage:
                 assert sorted(words) in [sorted(each) for each in made], shlex.join(words)
 
     def test_its_training_commands_are_those_of_the_committed_runs(self):
-        anew = [shlex.split(run["command"]) for run in results.load("dequantization.json").values()]
+        def name_of(words):
+            return words[words.index("--workdir") + 1].removeprefix("runs/")
+
+        made = [shlex.split(run["command"]) for run in results.load("dequantization.json").values()]
+        anew = {name_of(words): sorted(words) for words in made}
         commands = shown("python train.py")
-        assert len(commands) == 5 + len(anew)
+        assert len(commands) == 5 + len(anew) and anew.keys() <= set(map(name_of, commands))
         for words in commands:
-            if "dequantization" in " ".join(words) or words[-1] == "runs/uniform":
-                assert sorted(words) in [sorted(each) for each in anew], shlex.join(words)
+            if (name := name_of(words)) in anew:
+                assert sorted(words) == anew[name], shlex.join(words)
                 continue
-            name = words[words.index("--workdir") + 1].removeprefix("runs/")
             committed = config(name if (results.FILES / name).is_dir() else f"seeds/{name}")
             said = trained_config(words[2:])
             assert (said.model, said.data, said.training) == (committed.model, committed.data, committed.training)
@@ -85,7 +88,7 @@ class TestPage:
         assert base.data == ours.data == glow.data
         parameters = [results.parameters(run) for run in results.RUNS]
         assert max(parameters) < 1.03 * min(parameters)
-        steps = [[row["step"] for row in each] for each in map(validated, results.RUNS)]
+        steps = [logged_steps(run, "validation") for run in results.RUNS]
         assert steps[0] == steps[1] == steps[2] and steps[0][-1] == ours.training.steps
 
     def test_files_are_of_the_committed_weights(self):
@@ -102,8 +105,7 @@ class TestPage:
 
     @pytest.mark.parametrize("run", results.RUNS)
     def test_every_end_of_the_training_is_a_look_at_the_test_images(self, run):
-        ends = [step for kind, step in log_rows(results.FILES / run) if kind == "test"]
-        assert ends == list(results.by_length(run))
+        assert logged_steps(run, "test") == list(results.by_length(run))
 
     @pytest.mark.parametrize("run", results.RUNS)
     def test_what_the_text_says_of_longer_training(self, run):

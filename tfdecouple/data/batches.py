@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,6 +122,15 @@ def training_batches(
         .apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     )
     return _finished(batches)
+
+
+def even_batch(batch_size: int, count: int, devices: int) -> int:
+    """Returns the size of a batch for `count` images that devices divide evenly: no larger than needed, rounded up.
+
+    >>> even_batch(250, 1000, 4), even_batch(250, 5, 2)
+    (252, 6)
+    """
+    return math.ceil(min(batch_size, count) / devices) * devices
 
 
 def evaluation_batches(

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tfdecouple.costs import fewest_micro_batches
+from tfdecouple.costs import fewest_micro_batches, not_counted
 from tfdecouple.doctor.examination import Request
 from tfdecouple.doctor.finding import Finding
 from tfdecouple.doctor.options import DEFAULT, VARIANTS
@@ -129,8 +129,8 @@ def _micro_batches(request: Request, settings: Sequence[str], found: Found) -> t
         if count := fewest_micro_batches(config, devices, int(USABLE * memory)):
             set_, own = [f"training.micro_batches={count}"], config.training.micro_batches
             share = config.training.batch_size // (count * devices)
-            but = ", without what XLA needs besides" if config.training.jit_compile else ""
-            why = f"{count} micro-batches: {share} images at a time on each device fit into {shown_bytes(memory)}{but}"
+            why = f"{count} micro-batches: {share} images at a time on each device fit into {shown_bytes(memory)}"
+            why += not_counted(config)
             return [*saving, *(set_ if count != own else [])], [why]
     return [], [f"not even one image at a time fits into {shown_bytes(memory)}, by calculation"]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tfdecouple.config import Config
-from tfdecouple.costs import fewest_micro_batches, step_bytes
+from tfdecouple.costs import fewest_micro_batches, not_counted, step_bytes
 from tfdecouple.errors import ConfigError
 from tfdecouple.runs import CONFIG, load_config
 from tfdecouple.runtime.memory import free_memory, shown_bytes
@@ -67,10 +67,9 @@ def _count(config: Config, folder: pathlib.Path, strategy: tf.distribute.Strateg
             f"{shown_bytes(free)} are free; take {help_}a smaller model or a device with more memory"
         )
     images = config.training.batch_size // devices // fewest
-    but = ", without what XLA needs besides" if config.training.jit_compile else ""
     say(
         f"training.micro_batches=auto: {fewest}, {images} images at a time on each device, "
-        f"{shown_bytes(step_bytes(config, images, fewest))} of {shown_bytes(free)} by calculation{but}"
+        f"{shown_bytes(step_bytes(config, images, fewest))} of {shown_bytes(free)} by calculation{not_counted(config)}"
     )
     return fewest
 

@@ -54,9 +54,8 @@ class MetricsLog:
         damaged, kept = 0, []
         if self._path.exists():
             rows, damaged = _read(self._path)
-            kept = [row for row in rows if row["step"] <= step]
-            if is_last:
-                kept = [row for row in kept if (row["step"], row["kind"]) != (step, "test")]
+            measured_again = (step, "test") if is_last else None
+            kept = [row for row in rows if row["step"] <= step and (row["step"], row["kind"]) != measured_again]
             write_text(self._path, "".join(_line(row) for row in kept))
         self._tell(lambda logger: logger.open(step, kept))
         return damaged

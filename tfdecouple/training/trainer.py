@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.config import Config, title
 from tfdecouple.data import Source, evaluation_batches, training_batches
+from tfdecouple.data.batches import even_batch
 from tfdecouple.data.labels import training_examples, with_known_labels
 from tfdecouple.errors import DivergedError, RunError
 from tfdecouple.metrics import BitsPerDim, Evaluator
@@ -357,7 +358,6 @@ class Trainer:
 
     def _first(self, split: str, count: int) -> tf.data.Dataset:
         """Returns the first `count` images of a split, in batches that the devices can divide."""
-        replicas = self.strategy.num_replicas_in_sync
-        size = math.ceil(min(self.training.evaluation_batch_size, count) / replicas) * replicas
+        size = even_batch(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = evaluation_batches(self.source, split, batch_size=size, limit=count)
         return with_known_labels(batches, self.source, self.config.model)

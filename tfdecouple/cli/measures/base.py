@@ -134,10 +134,11 @@ class Evaluation:
         """Returns batches of all images, or of those drawn, as `tfdecouple.data.evaluation_batches` does."""
         from tfdecouple.cli.opening import drawn_indices
         from tfdecouple.data import evaluation_batches
+        from tfdecouple.data.batches import even_batch
         from tfdecouple.data.labels import with_known_labels
 
-        options, replicas = self.options, self.strategy.num_replicas_in_sync
-        size = math.ceil(min(self.batch_size, self.count) / replicas) * replicas
+        options = self.options
+        size = even_batch(self.batch_size, self.count, self.strategy.num_replicas_in_sync)
         indices = None
         if self.count < self.size:
             indices = drawn_indices(self.source, options.split, self.count, options.seed)
