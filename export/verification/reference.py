@@ -87,7 +87,7 @@ class KerasReference:
     def score(
         self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray, labels: Optional = None
     ) -> dict[str, Answer]:
-        """Returns the answers of `outlier_scores`: as given, with noise that is moved, and of longer latents.
+        """Returns the answers of `outlier_scores`: as given, with images and noise moved, and of longer latents.
 
         The rounding of one weight moves all of v the same way, and the length of v by as much; of numbers moved up and
         down at random the changes cancel.
@@ -108,8 +108,8 @@ class KerasReference:
         # Of u in units of levels, so that x moves as that of images does.
         half = self._config.n_bins / 2
         moved = [
-            self._run(ask, images, self._moved(z_noise), self._moved(u_noise, half), labels)
-            for _ in range(self._reactions)
+            self._run(ask, images, noise, self._moved(u_noise, half), labels)
+            for noise in self._moved_noise(images, z_noise)
         ]
         names = [name for name in OutlierScores._fields if name != "prior_nats" or self._config.has_encoder]
         count = len(names)
@@ -225,6 +225,22 @@ class KerasReference:
 
     def _react(self, images: np.ndarray, labels: Optional) -> list[Optional]:
         return self._encoded(self._moved(self._levels(images), self._config.n_bins / 2), labels)
+
+    def _moved_noise(self, images: np.ndarray, noise: np.ndarray) -> list[np.ndarray]:
+        """Noise that is moved, by which z is that of moved images.
+
+        Moved noise by itself hardly moves a z of small variance, which the rounding of its mean does.
+        """
+        moved = [self._moved(noise) for _ in range(self._reactions)]
+        mean, log_variance, _ = self._codes(images)
+        if mean is None or log_variance is None:
+            return moved
+        moved_z = [
+            other_mean + np.exp(other_log_variance / 2) * one
+            for (other_mean, other_log_variance, _), one in zip(self._moved_codes(images, None), moved, strict=True)
+            if other_mean is not None and other_log_variance is not None
+        ]
+        return [(z - mean) / np.exp(log_variance / 2) for z in moved_z]
 
     def _encoded(self, levels: np.ndarray, labels: Optional) -> list[Optional]:
         """Mean and log-variance of z, and v."""

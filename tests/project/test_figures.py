@@ -133,6 +133,8 @@ def weights() -> dict:
 
 
 LOSSLESS = ("photographs/summary.json", "lossless_codecs_bits_per_dim")
+# The presets of the models that docs/RESULTS.md compares.
+COMPARED = ("cifar10_small", "cifar10_small_base_conditioned", "cifar10_small_glow")
 FACTS = list(facts_of_presets())
 FIGURES = [
     *FACTS,
@@ -157,6 +159,18 @@ FIGURES = [
         "quickstart: lossless WebP",
         ((f"{PRESETS}/quickstart.json", rf"lossless WebP: {NUMBER}\)"),),
         result("dequantization.json", "uniform", "summary", *LOSSLESS[1:], "webp"),
+    ),
+    Figure(
+        "long runs: updates",
+        tuple((f"{PRESETS}/{name}.json", rf"runs of {NUMBER} updates \(") for name in COMPARED),
+        result("conditional/summary.json", "steps"),
+    ),
+    Figure(
+        "long runs: epochs",
+        (
+            (RESULTS, rf"32 images are {NUMBER} epochs, of one seed each"),
+            *((f"{PRESETS}/{name}.json", rf"updates \({NUMBER} epochs\) of docs/RESULTS") for name in COMPARED),
+        ),
     ),
     # The weights that come along.
     Figure(
@@ -296,7 +310,7 @@ def test_presets_say_what_they_said():
         preset, _, kind = fact.name.partition(": ")
         said.setdefault(kind, set()).add(preset)
     large = {name for name in preset_names() if not name.startswith(("quickstart", "cifar10_small"))}
-    measured = {"cifar10_small", "cifar10_small_base_conditioned", "cifar10_small_glow"}
+    measured = set(COMPARED)
     assert len(large) >= 15
     assert said == {
         "millions of parameters": large | {"cifar10_small", "cifar10_small_var", "quickstart64"},
