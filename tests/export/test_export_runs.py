@@ -86,7 +86,8 @@ def test_committed_card_is_made_of_its_figures_and_these_are_of_its_run():
 @pytest.mark.parametrize("run", COMMITTED, ids=lambda run: run.relative_to(ROOT).as_posix())
 def test_committed_run_exports_without_its_data(run, tmp_path, monkeypatch):
     # As in a fresh clone: without CIFAR-10.
-    monkeypatch.setenv("TFDECOUPLE_DATA_DIR", str(tmp_path / "none"))
+    for name in ("TFDECOUPLE_DATA_DIR", "TFDS_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.chdir(ROOT)
     card = exported_card(run, tmp_path / "to")
     passed(card)
