@@ -7,8 +7,8 @@
 A phase is a kind and a number of images: train, eval, encode, decode, sample or first_step, each with any number.
 
   train       the step of `train.py` as it is: data pipeline, noise, gradients, norm, the test for values that are not
-              finite, AdamW, averaged weights (on at 0.999 where a preset has none); of a repetition the last result is
-              read, as of the steps between two rows of a run's log
+              finite, AdamW at a rate of 1e-6, averaged weights (on at 0.999 where a preset has none); of a repetition
+              the last result is read, as of the steps between two rows of a run's log
   eval        the evaluation of a run: bits/dim at one draw, with the noise of each image
   encode      `model.encode` as the commands call it; decode and sample likewise
   first_step  the training step, once: how long it takes from the start of the program until it is done
@@ -166,7 +166,8 @@ def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
     for given, option in ((options.precision, "--precision"), (options.memory, "--memory")):
         if given and given != "float32" and not trains:
             raise UserError(f"{option} concerns training alone; {options.phase} does not train")
-    changes = []
+    # What is timed is not to learn: on one image, which comes again and again, the preset's rate diverges.
+    changes = ["training.learning_rate=1e-6"]
     if trains and not config.training.ema_decay:
         print(f"the preset averages no weights: training.ema_decay={EMA_DECAY} is set, to count the work", flush=True)
     if options.precision:

@@ -93,7 +93,7 @@ def memory_apart(document):
             texts = [cells[columns[name]] for name in ("MiB an image", "calculated")]
             measured, calculated = (float(text.replace(",", "")) for text in texts)
             compared += 1
-            if not 1 / WITHIN <= measured / calculated <= WITHIN:
+            if abs(measured - calculated) > (WITHIN - 1) * calculated:
                 apart.append(line)
     return apart, compared
 
