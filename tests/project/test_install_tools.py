@@ -76,7 +76,8 @@ def test_package_mirror_that_is_missing_fails_it(install):
     ("missing", "scripts", "says"),
     [
         (["cc", "npm"], {"id": "echo 1000"}, "please run: sudo apt-get update && sudo apt-get install gcc libc6-dev "),
-        (["g++", "apt-get"], {}, "and Graphviz; please install them (in Debian's names: g++)"),
+        # With libonnxruntime-dev where this machine has not its headers, which are no program.
+        (["g++", "apt-get"], {}, "and Graphviz; please install them (in Debian's names: g++"),
     ],
     ids=["not root", "no Debian"],
 )
