@@ -232,15 +232,15 @@ class KerasReference:
         Moved noise by itself hardly moves a z of small variance, which the rounding of its mean does.
         """
         moved = [self._moved(noise) for _ in range(self._reactions)]
-        mean, log_variance, _ = self._codes(images)
-        if mean is None or log_variance is None:
+        if not self._config.has_encoder:
             return moved
-        moved_z = [
-            other_mean + np.exp(other_log_variance / 2) * one
-            for (other_mean, other_log_variance, _), one in zip(self._moved_codes(images, None), moved, strict=True)
-            if other_mean is not None and other_log_variance is not None
-        ]
-        return [(z - mean) / np.exp(log_variance / 2) for z in moved_z]
+        mean, log_variance, _ = self._codes(images)
+        assert mean is not None and log_variance is not None
+        found = []
+        for (its_mean, its_log_variance, _), one in zip(self._moved_codes(images, None), moved, strict=True):
+            assert its_mean is not None and its_log_variance is not None
+            found.append((its_mean + np.exp(its_log_variance / 2) * one - mean) / np.exp(log_variance / 2))
+        return found
 
     def _encoded(self, levels: np.ndarray, labels: Optional) -> list[Optional]:
         """Mean and log-variance of z, and v."""
