@@ -83,8 +83,10 @@ def trained(options: argparse.Namespace) -> Iterator[list[Any]]:
 
 def compared(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
     """Yields the rows of a model in training."""
-    config = as_timed(load_preset(options.preset), options.batch)
-    session = Session(override(config, [f"model.alpha={alpha}", "training.memory=keep", *options.set]))
+    preset = load_preset(options.preset)
+    # This one is to learn, unlike what is timed.
+    own = [f"training.learning_rate={preset.training.learning_rate}", f"model.alpha={alpha}", "training.memory=keep"]
+    session = Session(override(as_timed(preset, options.batch), [*own, *options.set]))
     work, both, taken = session.work("train", options.batch), Gradients(session, options.batch), 0
     for updates in sorted(options.updates):
         for _ in range(updates - taken):

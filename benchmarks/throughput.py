@@ -166,8 +166,7 @@ def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
     for given, option in ((options.precision, "--precision"), (options.memory, "--memory")):
         if given and given != "float32" and not trains:
             raise UserError(f"{option} concerns training alone; {options.phase} does not train")
-    # What is timed is not to learn: on one image, which comes again and again, the preset's rate diverges.
-    changes = ["training.learning_rate=1e-6"]
+    changes = []
     if trains and not config.training.ema_decay:
         print(f"the preset averages no weights: training.ema_decay={EMA_DECAY} is set, to count the work", flush=True)
     if options.precision:

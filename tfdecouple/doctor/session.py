@@ -27,8 +27,12 @@ COUNTING = {"TF_CPU_ALLOCATOR_USE_BFC": "1"}
 
 
 def as_timed(config: Config, batch: int) -> Config:
-    """Returns a config with so many images a batch, in one piece, of the photographs, and with averaged weights."""
+    """Returns a config with so many images a batch, in one piece, of the photographs, and with averaged weights.
+
+    What is timed is not to learn: on few images, which come again and again, a preset's rate can diverge.
+    """
     changes = [
+        "training.learning_rate=1e-6",
         f"training.batch_size={batch}",
         "training.micro_batches=1",
         f"training.evaluation_batch_size={batch}",
