@@ -188,9 +188,9 @@ def measure_depth(
     expected = activations(deep.model, memory=memory, precision=training.precision).total / MIB
     small = memory_batch(expected, mib, images)
     if memory == "recompute":
-        # In its backward pass maps go while gradients come: where they outweigh these an image adds all of its own.
+        # In its backward pass maps go while gradients come: only where maps outweigh these is all of an image seen.
         gradients = 4 * count_parameters(deep.model)["total"] / MIB
-        small = max(small, math.ceil(1.5 * gradients / expected))
+        small = max(small, math.ceil(3 * gradients / expected))
     extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", f"training.init_images={START_IMAGES}"]
     extra += ["--memory", memory]
     row = run(options, f"train{batch}", extra, preset)
