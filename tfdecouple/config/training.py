@@ -55,6 +55,11 @@ class TrainingConfig:
             first update and falls to 0 over `noise_steps`, along a cosine; the images are rounded and clipped to
             0..255. 0 for none, as in the paper. Validation and test images never have any.
         noise_steps: updates after which images have no noise any more.
+        patterns: share of the training images, drawn by chance, that give way to noise and boards of two colours
+            (`training/patterns.py`), so that images that no camera takes come back from their codes, too; 0 for none,
+            as in the paper. A share of 0.01 is enough after long training. Validation and test images are left alone.
+        patterns_after: updates in which no image gives way yet; the best weights are chosen among those of after them.
+            These two may change when a run goes on, where that changes nothing before its last checkpoint.
         precision: of the products in a step. "float32": in full, as the paper's code computed them (and so the
             presets), which is older than TF32. "tf32": those of encoder and coupling nets as GPUs since Ampere do it
             faster, with 10 bits of mantissa; all else in full. "mixed_bfloat16": those of the coupling nets in
@@ -108,6 +113,8 @@ class TrainingConfig:
     free_bits: float = 0.0
     noise: float = 0.0
     noise_steps: int = 0
+    patterns: float = 0.0
+    patterns_after: int = 0
     precision: str = "float32"
     memory: str = "keep"
     jit_compile: bool = False
@@ -169,6 +176,8 @@ class TrainingConfig:
             "free_bits",
             "noise",
             "noise_steps",
+            "patterns",
+            "patterns_after",
             "evaluation_images",
             "evaluation_samples",
             "pictures",
@@ -206,6 +215,10 @@ class TrainingConfig:
         check(
             not self.noise or self.noise_steps >= 1,
             f"training.noise is {self.noise:g} and training.noise_steps 0; say when the noise is gone",
+        )
+        check(
+            self.patterns < 1,
+            f"training.patterns is {self.patterns:g}; it must be below 1: it is the share of the images that give way",
         )
         check(self.seed < SEEDS, f"training.seed is {self.seed}; it must be below 2**32")
         check(0 < self.decay_rate <= 1, f"training.decay_rate is {self.decay_rate}; it must lie in (0, 1]")

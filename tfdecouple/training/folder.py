@@ -12,13 +12,16 @@ from types import TracebackType
 from tfdecouple.config import FORMER_PHOTOGRAPHS, PHOTOGRAPHS, Config, difference
 from tfdecouple.data.opening import find_kind, images_at, located
 from tfdecouple.errors import RunError
-from tfdecouple.runs import CONFIG, changed_label, is_folder, load_config
+from tfdecouple.runs import CHECKPOINTS, CONFIG, changed_label, is_folder, load_config
+from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import TEMPORARY, write_text
 from tfdecouple.storage.locks import locked
 
 _LOCK = ".lock"
 # What may be another when a run goes on.
 _FREE = ("training.steps", "training.loggers")
+# What may be another where it changes nothing before the last checkpoint.
+_FREE_LATER = ("training.patterns", "training.patterns_after")
 
 
 def with_whole_paths(config: Config) -> Config:
@@ -132,7 +135,12 @@ class RunFolder:
         changed = difference(theirs, self._config)
         # What is for people may be said otherwise by now, and which photographs there are is nothing to other images.
         free = [*_FREE, "description", "notes"]
-        for name in free if theirs.data.source == "photographs" else [*free, "data.photographs"]:
+        if theirs.data.source != "photographs":
+            free.append("data.photographs")
+        begun = [each.training.patterns_after for each in (theirs, self._config) if each.training.patterns]
+        if all(after >= self._newest_step() for after in begun):
+            free += _FREE_LATER
+        for name in free:
             changed.pop(name, None)
         option, was = images_at(theirs.data) or ("", "")
         _, now = images_at(self._config.data) or ("", "")
@@ -142,12 +150,21 @@ class RunFolder:
             self.moved = f"images are read from {now}; {was}, where they were, is not there any more"
         if changed:
             listed = "; ".join(f"{name} was {ours!r} and is now {theirs!r}" for name, (ours, theirs) in changed.items())
+            later = ""
+            if any(name in changed for name in _FREE_LATER):
+                later = (
+                    f", and training.patterns that begin later: training.patterns_after={self._newest_step()} or more"
+                )
             raise RunError(
                 f"{path} holds a run with another config: {listed}. "
                 "Choose another --workdir, or give the options it was started with "
-                f"(only {' and '.join(_FREE)} may change)"
+                f"(only {' and '.join(_FREE)} may change{later})"
             )
         return True
+
+    def _newest_step(self) -> int:
+        """Returns how far the run in the folder has come, by its checkpoints."""
+        return max(CheckpointFolder(self.path / CHECKPOINTS).steps(), default=0)
 
     def _lock(self) -> None:
         """Keeps a second program from training in the same folder at the same time."""

@@ -1,4 +1,4 @@
-"""What changes from update to update: learning rate (paper appendix C.2), what moves, weight of the KL term, noise."""
+"""What changes from update to update: learning rate (paper appendix C.2), what moves, weight of the KL term, images."""
 
 from __future__ import annotations
 
@@ -70,6 +70,18 @@ def noise(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """
     done = tf.minimum(1.0, tf.cast(update, tf.float32) / max(config.noise_steps, 1))
     return config.noise * tf.where(done < 1, (1 + tf.cos(math.pi * done)) / 2, 0.0)
+
+
+def patterns(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
+    """Returns the share of the images of an update that give way to patterns, float32.
+
+    0 in the first `patterns_after` updates, then `patterns`.
+
+    Args:
+        config: holds `patterns` and `patterns_after`.
+        update: number of updates applied before this one, an integer scalar.
+    """
+    return config.patterns * tf.cast(update >= config.patterns_after, tf.float32)
 
 
 def with_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) -> tf.Tensor:

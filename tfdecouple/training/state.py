@@ -47,7 +47,7 @@ class TrainingState:
         self.step, self.updates, self.skipped, self.best_step, self.halted = (
             tf.Variable(np.int64(0), trainable=False) for _ in range(5)
         )
-        self._most_skipped = config.training.max_skipped_steps
+        self._training = config.training
         self.best_bits_per_dim = tf.Variable(np.float64(np.inf), trainable=False)
         self.window = tf.Variable(np.zeros(len(WINDOW) + 1), trainable=False)
         self.not_finite = tf.Variable(np.zeros(len(WINDOW), np.int64), trainable=False)
@@ -90,7 +90,7 @@ class TrainingState:
         self.updates.assign_add(tf.cast(applied, tf.int64))
         self.step.assign_add(tf.cast(goes_on, tf.int64))
         self.skipped.assign(tf.where(goes_on, skipped, self.skipped))
-        self.halted.assign(tf.cast(~goes_on | (skipped >= self._most_skipped), tf.int64))
+        self.halted.assign(tf.cast(~goes_on | (skipped >= self._training.max_skipped_steps), tf.int64))
 
     def take_window(self) -> dict[str, float]:
         """Reads the means of the figures since the last row of the log, and begins anew."""
@@ -112,8 +112,15 @@ class TrainingState:
         return "; ".join(reasons)
 
     def note_best(self, step: int, bits_per_dim: float) -> bool:
-        """Returns whether an evaluation is the best so far, and remembers the one that is."""
-        if not bits_per_dim < float(self.best_bits_per_dim.numpy()):
+        """Returns whether an evaluation is the best so far, and remembers the one that is.
+
+        Once patterns are among the training images, weights that never saw any are no rivals: their figures may be the
+        better ones, but patterns do not come back from them.
+        """
+        best, best_step = float(self.best_bits_per_dim.numpy()), int(self.best_step.numpy())
+        if self._training.patterns and best_step <= self._training.patterns_after < step:
+            best = np.inf
+        if not bits_per_dim < best:
             return False
         self.best_bits_per_dim.assign(bits_per_dim)
         self.best_step.assign(step)

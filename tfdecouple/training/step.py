@@ -14,7 +14,8 @@ from tfdecouple.gradient import INVERSION_BOUND, Share, differentiate, global_no
 from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
 from tfdecouple.training.accumulation import Accumulator
 from tfdecouple.training.figures import NO_WISHES, StepResult, Wishes
-from tfdecouple.training.schedule import kl_weight, learning_rate, noise, with_noise
+from tfdecouple.training.patterns import draw_patterns, with_patterns
+from tfdecouple.training.schedule import kl_weight, learning_rate, noise, patterns, with_noise
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.strategy import reduce_in_packs
 
@@ -145,6 +146,11 @@ class TrainStep:
             on_images = randomness.normal(shape, randomness.fold(seed, "images"))[own]
             noisy = with_noise(images, noise(training, self.state.updates), on_images)
             images = tf.ensure_shape(noisy, images.shape)
+        if training.patterns:
+            chances = randomness.uniform([batch], randomness.fold(seed, "chances"))[own]
+            drawn = draw_patterns(shape, randomness.fold(seed, "patterns"))[own]
+            mixed = with_patterns(images, patterns(training, self.state.updates), chances, drawn)
+            images = tf.ensure_shape(mixed, images.shape)
         return images, z_noise, u_noise
 
     def _keras_variables(self, names: Iterable[str]) -> list[keras.Variable]:

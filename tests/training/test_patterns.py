@@ -1,0 +1,152 @@
+"""Patterns: what is drawn, which images give way, and what a run in which they begin late makes of it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import LEAST, SMALL, random_images
+from helpers.runs import run_config
+
+from tfdecouple import randomness
+from tfdecouple.config import Config, TrainingConfig
+from tfdecouple.errors import RunError
+from tfdecouple.storage.files import write_json
+from tfdecouple.training.folder import RunFolder
+from tfdecouple.training.patterns import draw_patterns, with_patterns
+from tfdecouple.training.schedule import patterns
+from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import TrainStep
+
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return draw_patterns([2000, 8, 8, 3], randomness.base_seed(0)).numpy()
+
+
+def _field(image):
+    """The side of the fields of a board; 8 for a single colour, 0 for what is no board."""
+    if (image == image[0, 0]).all():
+        return 8
+    for side in (1, 2, 4):
+        rows, columns = np.indices(image.shape[:2]) // side
+        if np.array_equal(image, np.where(((rows + columns) % 2)[..., None], image[0, side], image[0, 0])):
+            return side
+    return 0
+
+
+class TestDrawn:
+    def test_half_are_noise_and_half_boards_of_every_size(self, drawn):
+        assert drawn.dtype == np.uint8
+        sides = np.bincount([_field(image) for image in drawn], minlength=9)
+        # Of a ninth of the boards the two colours are the same by chance. Within four standard deviations.
+        for side, expected in {0: 1000, 1: 223, 2: 223, 4: 223, 8: 332}.items():
+            assert abs(sides[side] - expected) < 4 * np.sqrt(expected), sides
+
+    def test_half_have_values_of_0_and_255_alone_and_a_quarter_are_grey(self, drawn):
+        noise = drawn[[_field(image) == 0 for image in drawn]]
+        has_extremes = np.isin(noise, (0, 255)).all(axis=(1, 2, 3))
+        is_grey = (noise == noise[..., :1]).all(axis=(1, 2, 3))
+        assert abs(has_extremes.mean() - 0.5) < 0.07 and abs(is_grey.mean() - 0.25) < 0.06
+        for some in (noise[has_extremes], noise[~has_extremes]):
+            assert abs(some.mean() - 127.5) < 2
+        assert set(np.unique(noise[~has_extremes])) == set(range(256))
+
+    def test_they_repeat_with_their_seed_alone(self, drawn):
+        np.testing.assert_array_equal(draw_patterns(drawn.shape, randomness.base_seed(0)), drawn)
+        assert (draw_patterns(drawn.shape, randomness.base_seed(1)).numpy() != drawn).any(axis=(1, 2, 3)).mean() > 0.9
+
+    @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 1), (1, 5, 2), (6, 10, 4)])
+    def test_images_of_any_shape(self, shape):
+        found = draw_patterns([64, *shape], randomness.base_seed(3)).numpy()
+        assert found.shape == (64, *shape) and found.min() == 0 and found.max() == 255
+
+    def test_images_give_way_where_the_chance_is_below_the_share(self):
+        images, others = random_images(4), random_images(4, seed=1)
+        mixed = with_patterns(images, tf.constant(0.25), tf.constant([0.0, 0.25, 0.2, 0.9]), others).numpy()
+        np.testing.assert_array_equal(mixed, np.stack([others[0], images[1], others[2], images[3]]))
+
+
+def test_share_is_none_until_they_begin():
+    config = TrainingConfig(patterns=0.25, patterns_after=4)
+    assert [float(patterns(config, tf.constant(update, tf.int64))) for update in (0, 3, 4, 9)] == [0, 0, 0.25, 0.25]
+
+
+@pytest.fixture(scope="module")
+def state():
+    return TrainingState(Config(model=SMALL))
+
+
+def test_patterns_are_of_the_update_and_of_the_place_in_the_batch(state):
+    config = Config(model=SMALL, training=TrainingConfig(batch_size=BATCH, patterns=0.5, patterns_after=2))
+    halved = dataclasses.replace(config, training=dataclasses.replace(config.training, micro_batches=2))
+    strategy = tf.distribute.get_strategy()
+    images, step = tf.constant(random_images(BATCH)), tf.constant(3)
+
+    def seen(config, images, number):
+        return strategy.run(TrainStep(config, state, strategy)._draw, args=(images, step, number))
+
+    state.updates.assign(1)
+    before = seen(config, images, 0)
+    np.testing.assert_array_equal(before[0], images)
+    state.updates.assign(2)
+    mixed, *noise = seen(config, images, 0)
+    is_image = (mixed == images).numpy().all(axis=(1, 2, 3))
+    assert 0 < is_image.sum() < BATCH
+    seed = randomness.fold(config.training.seed, "step", step)
+    others = draw_patterns(images.shape, randomness.fold(seed, "patterns")).numpy()
+    np.testing.assert_array_equal(mixed, np.where(is_image[:, None, None, None], images, others))
+    np.testing.assert_array_equal(seen(halved, images[4:], 1)[0], mixed[4:])
+    # What else is drawn does not depend on them.
+    plain = seen(Config(model=SMALL, training=TrainingConfig(batch_size=BATCH)), images, 0)
+    for found, expected in zip(noise, plain[1:], strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_weights_that_saw_no_patterns_are_no_rivals_of_those_that_did():
+    state = TrainingState(Config(model=LEAST, training=TrainingConfig(patterns=0.1, patterns_after=20)))
+    figures = [(10, 4.0), (20, 3.0), (30, np.nan), (40, 5.0), (50, 5.5), (60, 4.5)]
+    assert [state.note_best(*figure) for figure in figures] == [True, True, False, True, False, True]
+    assert int(state.best_step.numpy()) == 60
+
+
+class TestRunThatGoesOn:
+    """Patterns may begin where a run stands, and be put off or left out while they have not begun."""
+
+    def go_on(self, folder, before, now):
+        write_json(folder / "config.json", run_config("/images", model=LEAST, **before).to_dict())
+        for step in (8, 9):
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            (folder / "checkpoints" / f"step-{step:09d}.index").touch()
+        opened = RunFolder(folder, run_config("/images", model=LEAST, **now))
+        with opened:
+            opened.check()
+            return opened.is_resumed
+
+    @pytest.mark.parametrize(
+        ("before", "now"),
+        [
+            ({}, {"patterns": 0.1, "patterns_after": 9}),
+            ({"patterns": 0.1, "patterns_after": 9}, {}),
+            ({"patterns": 0.1, "patterns_after": 9}, {"patterns": 0.2, "patterns_after": 10}),
+            ({"patterns": 0.1}, {"patterns": 0.1}),
+            ({}, {"patterns_after": 3}),
+        ],
+    )
+    def test_they_may_change_where_they_have_not_begun(self, tmp_path, before, now):
+        assert self.go_on(tmp_path, before, now)
+
+    @pytest.mark.parametrize(
+        ("before", "now"),
+        [
+            ({}, {"patterns": 0.1, "patterns_after": 8}),
+            ({}, {"patterns": 0.1}),
+            ({"patterns": 0.1}, {}),
+            ({"patterns": 0.1, "patterns_after": 8}, {"patterns": 0.1, "patterns_after": 9}),
+        ],
+    )
+    def test_they_may_not_change_what_was_trained(self, tmp_path, before, now):
+        with pytest.raises(RunError, match=r"training.patterns\w* was .*patterns_after=9"):
+            self.go_on(tmp_path, before, now)
