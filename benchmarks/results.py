@@ -398,7 +398,9 @@ def _by_length() -> str:
             values = [found[measure] for found in by_length(run).values() if measure in found]
             if values:
                 rows.append([title, name, *map(shown, values)])
-    return table(["", "", *(f"{updates:,} updates" for updates in by_length("conditional"))], rows)
+    begun = load("conditional/config.json")["training"]["patterns_after"]
+    lengths = [f"{updates:,} updates" + ", with patterns" * (updates > begun) for updates in by_length("conditional")]
+    return table(["", "", *lengths], rows)
 
 
 SCORES = {

@@ -24,6 +24,7 @@ from helpers.runs import log_rows
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import results, trials  # noqa: E402
+from tfdecouple.exactness import FAR  # noqa: E402
 
 PAGE = results.PAGE.read_text(encoding="utf-8")
 
@@ -105,18 +106,31 @@ class TestPage:
     @pytest.mark.parametrize("run", results.RUNS)
     def test_what_the_text_says_of_longer_training(self, run):
         updates, found = zip(*results.by_length(run).items(), strict=True)
-        bits, lost = ([each[name] for each in found] for name in ("bits_per_dim", "noise_lost"))
+        assert list(updates) == sorted(updates) and updates[-2] == config(run).training.patterns_after
+        *bits, bits_now = [each["bits_per_dim"] for each in found]
+        *lost, lost_now = [each["noise_lost"] for each in found]
         gains = [(before - after) / more for before, after, more in zip(bits, bits[1:], np.diff(updates), strict=False)]
-        assert list(updates) == sorted(updates) and gains == sorted(gains, reverse=True) and gains[-1] > 0
-        assert lost[-1] > lost[0] == 0
+        assert gains == sorted(gains, reverse=True) and gains[-1] > 0 and bits_now > bits[-1]
+        assert lost[-1] > lost[0] == lost_now == 0
         distances = [each["frechet"] for each in found]
+        assert abs(distances[-1] - distances[-2]) < 2
         if run == "conditional":
             told = [each["accuracy"] for each in found]
-            assert told[:-1] == sorted(told[:-1]) and told[-1] < told[-2]
-            assert lost == sorted(lost) and lost[-1] == 256
-            assert distances[:-1] == sorted(distances[:-1], reverse=True) and distances[-1] > distances[-2]
+            assert told[:-2] == sorted(told[:-2]) and told[-2] < told[-3] and abs(told[-1] - told[-2]) < 0.005
+            assert updates[-3:-1] == (20_000, 46_000) and lost == sorted(lost) and lost[-1] == 256
+            assert distances[:-2] == sorted(distances[:-2], reverse=True) and distances[-2] > distances[-3]
         else:
             assert distances == sorted(distances, reverse=run == "base")
+
+    def test_what_the_text_says_of_what_comes_back(self):
+        rows = results.load("exactness.json")["rows"]
+        assert not sum(row["lost"] for row in rows) and {row["alpha"] for row in rows} == {0.5}
+        assert not config("photographs").training.patterns
+        warned = {(row["run"], row["images"]) for row in rows if row["most_rms"] > FAR}
+        kinds = {kind.partition(",")[0].removesuffix(" of 0 and 255") for _, kind in warned}
+        assert kinds == {"noise", "checkerboard", "embedded photographs"}
+        trained = {(run, f"TFDS {config(run).data.source}/3.0.2") for run in results.RUNS}
+        assert not warned & (trained | {("photographs", "embedded photographs")})
 
     def test_files_that_the_commands_make_are_there(self):
         for line in (line for lines in results.commands().values() for line in lines):
