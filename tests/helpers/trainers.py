@@ -17,6 +17,13 @@ BATCH = 8
 GLOW = dataclasses.replace(SMALL, conditioning="none")
 
 
+def drawn(state, images, step, number=0, **training):
+    """What a step draws on one device for a batch, or a micro-batch: the images that it sees, noise of z and of u."""
+    config = Config(model=SMALL, training=TrainingConfig(batch_size=BATCH, **training))
+    strategy = tf.distribute.get_strategy()
+    return strategy.run(TrainStep(config, state, strategy)._draw, args=(images, tf.constant(step), number))
+
+
 class Trainer:
     """State and step on one or more logical CPU devices, started the same way on any number of them."""
 

@@ -1,12 +1,11 @@
 """Patterns: what is drawn, which images give way, and what a run in which they begin late makes of it."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import LEAST, SMALL, random_images
 from helpers.runs import run_config
+from helpers.trainers import BATCH, drawn
 
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
@@ -16,13 +15,10 @@ from tfdecouple.training.folder import RunFolder
 from tfdecouple.training.patterns import draw_patterns, with_patterns
 from tfdecouple.training.schedule import patterns
 from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import TrainStep
-
-BATCH = 8
 
 
 @pytest.fixture(scope="module")
-def drawn():
+def many():
     return draw_patterns([2000, 8, 8, 3], randomness.base_seed(0)).numpy()
 
 
@@ -38,15 +34,15 @@ def _field(image):
 
 
 class TestDrawn:
-    def test_half_are_noise_and_half_boards_of_every_size(self, drawn):
-        assert drawn.dtype == np.uint8
-        sides = np.bincount([_field(image) for image in drawn], minlength=9)
+    def test_half_are_noise_and_half_boards_of_every_size(self, many):
+        assert many.dtype == np.uint8
+        sides = np.bincount([_field(image) for image in many], minlength=9)
         # Of a ninth of the boards the two colours are the same by chance. Within four standard deviations.
         for side, expected in {0: 1000, 1: 223, 2: 223, 4: 223, 8: 332}.items():
             assert abs(sides[side] - expected) < 4 * np.sqrt(expected), sides
 
-    def test_half_have_values_of_0_and_255_alone_and_a_quarter_are_grey(self, drawn):
-        noise = drawn[[_field(image) == 0 for image in drawn]]
+    def test_half_have_values_of_0_and_255_alone_and_a_quarter_are_grey(self, many):
+        noise = many[[_field(image) == 0 for image in many]]
         has_extremes = np.isin(noise, (0, 255)).all(axis=(1, 2, 3))
         is_grey = (noise == noise[..., :1]).all(axis=(1, 2, 3))
         assert abs(has_extremes.mean() - 0.5) < 0.07 and abs(is_grey.mean() - 0.25) < 0.06
@@ -54,9 +50,9 @@ class TestDrawn:
             assert abs(some.mean() - 127.5) < 2
         assert set(np.unique(noise[~has_extremes])) == set(range(256))
 
-    def test_they_repeat_with_their_seed_alone(self, drawn):
-        np.testing.assert_array_equal(draw_patterns(drawn.shape, randomness.base_seed(0)), drawn)
-        assert (draw_patterns(drawn.shape, randomness.base_seed(1)).numpy() != drawn).any(axis=(1, 2, 3)).mean() > 0.9
+    def test_they_repeat_with_their_seed_alone(self, many):
+        np.testing.assert_array_equal(draw_patterns(many.shape, randomness.base_seed(0)), many)
+        assert (draw_patterns(many.shape, randomness.base_seed(1)).numpy() != many).any(axis=(1, 2, 3)).mean() > 0.9
 
     @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 1), (1, 5, 2), (6, 10, 4)])
     def test_images_of_any_shape(self, shape):
@@ -80,28 +76,20 @@ def state():
 
 
 def test_patterns_are_of_the_update_and_of_the_place_in_the_batch(state):
-    config = Config(model=SMALL, training=TrainingConfig(batch_size=BATCH, patterns=0.5, patterns_after=2))
-    halved = dataclasses.replace(config, training=dataclasses.replace(config.training, micro_batches=2))
-    strategy = tf.distribute.get_strategy()
-    images, step = tf.constant(random_images(BATCH)), tf.constant(3)
-
-    def seen(config, images, number):
-        return strategy.run(TrainStep(config, state, strategy)._draw, args=(images, step, number))
-
+    images, step, options = tf.constant(random_images(BATCH)), 3, {"patterns": 0.5, "patterns_after": 2}
     state.updates.assign(1)
-    before = seen(config, images, 0)
-    np.testing.assert_array_equal(before[0], images)
+    np.testing.assert_array_equal(drawn(state, images, step, **options)[0], images)
     state.updates.assign(2)
-    mixed, *noise = seen(config, images, 0)
+    mixed, *noise = drawn(state, images, step, **options)
     is_image = (mixed == images).numpy().all(axis=(1, 2, 3))
     assert 0 < is_image.sum() < BATCH
-    seed = randomness.fold(config.training.seed, "step", step)
-    others = draw_patterns(images.shape, randomness.fold(seed, "patterns")).numpy()
-    np.testing.assert_array_equal(mixed, np.where(is_image[:, None, None, None], images, others))
-    np.testing.assert_array_equal(seen(halved, images[4:], 1)[0], mixed[4:])
+    seed = randomness.fold(TrainingConfig().seed, "step", step, "patterns")
+    np.testing.assert_array_equal(
+        mixed, np.where(is_image[:, None, None, None], images, draw_patterns(images.shape, seed))
+    )
+    np.testing.assert_array_equal(drawn(state, images[4:], step, 1, micro_batches=2, **options)[0], mixed[4:])
     # What else is drawn does not depend on them.
-    plain = seen(Config(model=SMALL, training=TrainingConfig(batch_size=BATCH)), images, 0)
-    for found, expected in zip(noise, plain[1:], strict=True):
+    for found, expected in zip(noise, drawn(state, images, step)[1:], strict=True):
         np.testing.assert_array_equal(found, expected)
 
 

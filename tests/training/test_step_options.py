@@ -1,6 +1,5 @@
 """What options of training do to a step: free bits, noise on the images, Adamax and the encoder's own rate."""
 
-import dataclasses
 import math
 
 import keras
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import SMALL, give_effect, random_images
+from helpers.trainers import BATCH, drawn
 
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
@@ -17,8 +17,6 @@ from tfdecouple.training.step import TrainStep
 from tfdecouple.training.strategy import make_strategy
 
 pytestmark = pytest.mark.usefixtures("eager")
-
-BATCH = 8
 
 
 class Taken:
@@ -78,22 +76,19 @@ def test_free_bits_are_compared_with_the_mean_over_a_micro_batch(state):
 
 
 def test_noise_is_of_the_update_and_of_the_place_in_the_batch(state):
-    config = Config(model=SMALL, training=TrainingConfig(batch_size=BATCH, noise=32, noise_steps=4))
-    halved = dataclasses.replace(config, training=dataclasses.replace(config.training, micro_batches=2))
-    strategy = tf.distribute.get_strategy()
-    images, step = tf.constant(random_images(BATCH)), tf.constant(3)
+    images, step = tf.constant(random_images(BATCH)), 3
 
-    def drawn(config, images, number):
-        return strategy.run(TrainStep(config, state, strategy)._draw, args=(images, step, number))[0].numpy()
+    def seen(images, **options):
+        return drawn(state, images, step, noise=32, noise_steps=4, **options)[0].numpy()
 
-    noisy = drawn(config, images, 0)
-    seed = randomness.fold(randomness.fold(config.training.seed, "step", step), "images")
+    noisy = seen(images)
+    seed = randomness.fold(TrainingConfig().seed, "step", step, "images")
     np.testing.assert_array_equal(noisy, with_noise(images, 32.0, randomness.normal(images.shape, seed)))
-    np.testing.assert_array_equal(drawn(halved, images[4:], 1), noisy[4:])
+    np.testing.assert_array_equal(seen(images[4:], number=1, micro_batches=2), noisy[4:])
     state.updates.assign(2)
-    assert 0 < np.abs(drawn(config, images, 0).astype(int) - images).mean() < np.abs(noisy.astype(int) - images).mean()
+    assert 0 < np.abs(seen(images).astype(int) - images).mean() < np.abs(noisy.astype(int) - images).mean()
     state.updates.assign(4)
-    np.testing.assert_array_equal(drawn(config, images, 0), images)
+    np.testing.assert_array_equal(seen(images), images)
 
 
 def test_adamax_and_a_slow_encoder_take_steps():
