@@ -122,6 +122,13 @@ class TestPage:
         else:
             assert distances == sorted(distances, reverse=run == "base")
 
+    def test_what_the_text_says_of_other_seeds(self):
+        _, found = results.seeds()
+        pairs = zip(found["conditional"], found["glow"], strict=True)
+        assert sorted(glow > ours for ours, glow in pairs) == [False, True, True]
+        (far, its_error), (near, error) = map(results.behind, ("base", "glow"))
+        assert far > 2 * its_error and near < 2 * error
+
     def test_what_the_text_says_of_what_comes_back(self):
         rows = results.load("exactness.json")["rows"]
         assert not sum(row["lost"] for row in rows) and {row["alpha"] for row in rows} == {0.5}
