@@ -191,7 +191,7 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
         "The baseline is {} standard errors behind ours. Ours and Glow are not told apart at this length: Glow is {}",
         tuple(lambda run=run: results.behind(run)[0] / results.behind(run)[1] for run in ("base", "glow")),
     ),
-    ("the {} of the long runs, of one seed each", (lambda: bits("glow") - bits("conditional"),)),
+    ("The {} of the long runs, of one seed each", (lambda: bits("glow") - bits("conditional"),)),
     (
         "the baseline is in the middle, {} and {} away",
         tuple(
