@@ -109,20 +109,25 @@ def more_by_numbers() -> float:
     return results.accuracies(results.LATENT_256)["z"][LOGISTIC] - results.accuracies()["z"][LOGISTIC]
 
 
-def boards() -> float:
-    """How many boards of two colours each run was given; those of black and white are grey."""
-    rows = [row for row in results.load("exactness.json")["rows"] if row["run"] == "conditional"]
-    return sum(row["of"] for row in rows if re.match("checkerboard, (?!black and white)", row["images"]))
-
-
-def without_patterns(run: str, measure: str) -> Truth:
+def without_patterns(run: str) -> dict[str, float]:
     """What the weights of a run were measured to do when it had seen no patterns yet."""
-    return lambda: results.by_length(run)[config(run).training.patterns_after][measure]
+    return results.by_length(run)[config(run).training.patterns_after]
+
+
+def lost_without_patterns(run: str, *kinds: str) -> Truth:
+    """How many images of some kinds did not come back then."""
+    return lambda: sum(row["lost"] for row in without_patterns(run)["lost"] if row["images"] in kinds)
+
+
+def boards() -> float:
+    """How many boards of two colours there are; those of black and white are grey."""
+    rows = results.load("exactness.json")["rows"]
+    return sum(row["of"] for row in rows if row["run"] == "conditional" and row["images"] in BOARDS)
 
 
 def cost_of_patterns(run: str) -> Truth:
     """By how many bits/dim the test images are dearer than before the patterns."""
-    return lambda: bits(run) - without_patterns(run, "bits_per_dim")()
+    return lambda: bits(run) - without_patterns(run)["bits_per_dim"]
 
 
 def trial(name: str) -> Config:
@@ -146,6 +151,7 @@ def as_near() -> float:
     return min(row["temperature"] for row in rows if row["distance"] <= 1.01 * usual)
 
 
+BOARDS = [f"checkerboard, {colours}" for colours in ("red and blue", "green and magenta", "cyan and yellow")]
 LOGISTIC = "logistic regression"
 LATENT_USE = "conditional/evaluation/latent_use-test.json"
 PROBE = "conditional/evaluation/probe/probe.json"
@@ -318,15 +324,15 @@ FACTS: list[tuple[str, tuple[Truth, ...]]] = [
         "three some of the noise of 0 and 255, ours all of it",
         (
             lambda: config("conditional").training.patterns_after,
-            without_patterns("conditional", "other_noise_lost"),
-            lambda: max(without_patterns(run, "other_noise_lost")() for run in ("base", "glow")),
+            lost_without_patterns("conditional", "noise"),
+            lambda: max(lost_without_patterns(run, "noise")() for run in ("base", "glow")),
         ),
     ),
     (
         "of {} boards of two colours ours lost {}, the baseline {}, Glow {}",
         (
             boards,
-            *(without_patterns(run, "boards_lost") for run in results.RUNS),
+            *(lost_without_patterns(run, *BOARDS) for run in results.RUNS),
         ),
     ),
     ("it is near 1 for images like those", ()),
