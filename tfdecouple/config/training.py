@@ -58,7 +58,7 @@ class TrainingConfig:
         patterns: share of the training images, drawn by chance, that give way to noise and boards of two colours
             (`training/patterns.py`), so that images that no camera takes come back from their codes, too; 0 for none,
             as in the paper. A share of 0.01 is enough after long training. Validation and test images are left alone.
-        patterns_after: updates in which no image gives way yet; the best weights are chosen among those of after them.
+        patterns_after: updates in which no image gives way yet; the best weights are then chosen among later ones.
             These two may change when a run goes on, where that changes nothing before its last checkpoint.
         precision: of the products in a step. "float32": in full, as the paper's code computed them (and so the
             presets), which is older than TF32. "tf32": those of encoder and coupling nets as GPUs since Ampere do it
