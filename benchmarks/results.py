@@ -371,7 +371,7 @@ def _exactness() -> str:
 NOISE = "noise of 0 and 255"
 
 
-def by_length(run: str) -> dict[int, dict[str, float]]:
+def by_length(run: str) -> dict[int, dict[str, Any]]:
     """Returns what weights of a run were measured to do, by their updates: the earlier ones, and those of now."""
     found = {row["updates"]: row for row in load("by_length.json")["rows"] if row["run"] == run}
     now = {

@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -109,7 +110,7 @@ def more_by_numbers() -> float:
     return results.accuracies(results.LATENT_256)["z"][LOGISTIC] - results.accuracies()["z"][LOGISTIC]
 
 
-def without_patterns(run: str) -> dict[str, float]:
+def without_patterns(run: str) -> dict[str, Any]:
     """What the weights of a run were measured to do when it had seen no patterns yet."""
     return results.by_length(run)[config(run).training.patterns_after]
 

@@ -137,8 +137,8 @@ class RunFolder:
         free = [*_FREE, "description", "notes"]
         if theirs.data.source != "photographs":
             free.append("data.photographs")
-        begun = [each.training.patterns_after for each in (theirs, self._config) if each.training.patterns]
-        if all(after >= self._newest_step() for after in begun):
+        newest = max(CheckpointFolder(path / CHECKPOINTS).steps(), default=0)
+        if all(c.training.patterns_after >= newest for c in (theirs, self._config) if c.training.patterns):
             free += _FREE_LATER
         for name in free:
             changed.pop(name, None)
@@ -150,21 +150,13 @@ class RunFolder:
             self.moved = f"images are read from {now}; {was}, where they were, is not there any more"
         if changed:
             listed = "; ".join(f"{name} was {ours!r} and is now {theirs!r}" for name, (ours, theirs) in changed.items())
-            later = ""
-            if any(name in changed for name in _FREE_LATER):
-                later = (
-                    f", and training.patterns that begin later: training.patterns_after={self._newest_step()} or more"
-                )
+            later = f", and training.patterns that had not begun: with training.patterns_after={newest} or more"
             raise RunError(
                 f"{path} holds a run with another config: {listed}. "
                 "Choose another --workdir, or give the options it was started with "
-                f"(only {' and '.join(_FREE)} may change{later})"
+                f"(only {' and '.join(_FREE)} may change{later if changed.keys() & {*_FREE_LATER} else ''})"
             )
         return True
-
-    def _newest_step(self) -> int:
-        """Returns how far the run in the folder has come, by its checkpoints."""
-        return max(CheckpointFolder(self.path / CHECKPOINTS).steps(), default=0)
 
     def _lock(self) -> None:
         """Keeps a second program from training in the same folder at the same time."""

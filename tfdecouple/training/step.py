@@ -141,17 +141,14 @@ class TrainStep:
         z_noise = randomness.normal([batch, config.latent_dim], randomness.fold(seed, "z"))[own]
         shape = [batch, *config.image_shape]
         u_noise = randomness.pixel_noise(shape, randomness.fold(seed, "u"), config.has_dequantizer)[own]
-        images = tf.ensure_shape(images, (local, *config.image_shape))
         if training.noise:
             on_images = randomness.normal(shape, randomness.fold(seed, "images"))[own]
-            noisy = with_noise(images, noise(training, self.state.updates), on_images)
-            images = tf.ensure_shape(noisy, images.shape)
+            images = with_noise(images, noise(training, self.state.updates), on_images)
         if training.patterns:
             chances = randomness.uniform([batch], randomness.fold(seed, "chances"))[own]
             drawn = draw_patterns(shape, randomness.fold(seed, "patterns"))[own]
-            mixed = with_patterns(images, patterns(training, self.state.updates), chances, drawn)
-            images = tf.ensure_shape(mixed, images.shape)
-        return images, z_noise, u_noise
+            images = with_patterns(images, patterns(training, self.state.updates), chances, drawn)
+        return tf.ensure_shape(images, (local, *config.image_shape)), z_noise, u_noise
 
     def _keras_variables(self, names: Iterable[str]) -> list[keras.Variable]:
         named = self.state.model.named_variables()
