@@ -1,6 +1,6 @@
 """Which images come back from their codes: kinds of image that no camera takes beside real ones, run by run.
 
-    python benchmarks/exactness.py --run docs/results/photographs --run docs/results/conditional --json exactness.json
+    python benchmarks/exactness.py --run docs/results/quickstart --run docs/results/conditional --json exactness.json
 
 Prints a row for each kind and run: how many images differ after decode(encode(image)), in how many subpixels, and the
 root mean square of v, by which `DecoupledModel.encode` warns; images like those of the training have one near 1.

@@ -61,23 +61,23 @@ _RUN = "docs/results"
 def _evaluations() -> dict[str, list[str]]:
     """Returns the commands of `evaluate`, and what goes with them, by the name of what they measure."""
     runs = [f"{_RUN}/{run}" for run in RUNS]
-    ours, latent256, photographs = runs[0], f"{_RUN}/{LATENT_256}", f"{_RUN}/photographs"
+    ours, latent256, quickstart = runs[0], f"{_RUN}/{LATENT_256}", f"{_RUN}/quickstart"
     labels = "airplane automobile bird cat deer dog frog horse ship truck"
     outliers = "photographs noise constant permuted " + " ".join(f"label:{label}" for label in labels.split())
     return {
-        "bits": [f"{_PROGRAM} evaluate --run {run}" for run in (*runs, latent256, photographs)],
+        "bits": [f"{_PROGRAM} evaluate --run {run}" for run in (*runs, latent256, quickstart)],
         "importance": [
             f"{_PROGRAM} evaluate --run {run} --importance 16 --images 1000 --out {run}/evaluation/importance"
             for run in runs
         ],
-        "latent-use": [f"{_PROGRAM} evaluate --run {run} --latent-use" for run in (*runs[:2], latent256, photographs)],
+        "latent-use": [f"{_PROGRAM} evaluate --run {run} --latent-use" for run in (*runs[:2], latent256, quickstart)],
         "probe": [
             f"{_PROGRAM} evaluate --run {run} --probe --probe-images 10000 --out {run}/evaluation/probe"
             for run in (ours, latent256)
         ],
         "statistics": [
             f"{_PROGRAM} evaluate --run {run} --image-statistics --images 500 --out {run}/evaluation/statistics"
-            for run in (ours, photographs)
+            for run in (ours, quickstart)
         ],
         "frechet": [
             *(f"{_PROGRAM} evaluate --run {run} --frechet {EXTRACTOR}" for run in runs),
@@ -92,10 +92,10 @@ def _evaluations() -> dict[str, list[str]]:
 def commands() -> dict[str, list[str]]:
     """Returns every command that a file in docs/results comes from, by what it makes, in the order of the page."""
     runs = [f"{_RUN}/{run}" for run in RUNS]
-    ours, photographs = runs[0], f"{_RUN}/photographs"
+    ours, quickstart = runs[0], f"{_RUN}/quickstart"
     exactness = "python benchmarks/exactness.py"
     every_of_three = " ".join(f"--run {run}" for run in runs)
-    every = f"--run {photographs} {every_of_three}"
+    every = f"--run {quickstart} {every_of_three}"
     return {
         "curves": [
             f"{_PROGRAM} curves {every_of_three} --out {_RUN}",
@@ -109,9 +109,9 @@ def commands() -> dict[str, list[str]]:
             f"{_PROGRAM} reconstruct --run {ours}",
             f"{_PROGRAM} switch --run {ours}",
             f"{_PROGRAM} interpolate --run {ours} --seed 4",
-            f"{_PROGRAM} switch --run {photographs} --seed 1",
-            f"{_PROGRAM} interpolate --run {photographs} --seed 1",
-            f"{_PROGRAM} directions --run {photographs} --images 4000",
+            f"{_PROGRAM} switch --run {quickstart} --seed 1",
+            f"{_PROGRAM} interpolate --run {quickstart} --seed 1",
+            f"{_PROGRAM} directions --run {quickstart} --images 4000",
         ],
         "exactness": [
             f"{exactness} --count 256 --data photographs --data cifar10 {every} --json {_RUN}/exactness.json",
@@ -166,7 +166,7 @@ def run(line: str, options: argparse.Namespace) -> None:
         UserError: where it fails.
     """
     words = [options.extractor if word == EXTRACTOR else word for word in shlex.split(line)]
-    if options.data_dir and words[3] not in WITHOUT_IMAGES and f"{_RUN}/photographs" not in words[:6]:
+    if options.data_dir and words[3] not in WITHOUT_IMAGES and f"{_RUN}/quickstart" not in words[:6]:
         words += ["--data-dir", options.data_dir]
     print(line, flush=True)
     done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, check=False)
@@ -324,7 +324,7 @@ def _probe() -> str:
 def _statistics() -> str:
     """Of two runs: R2 from z, v and pixels, and what follows z and v in a switch."""
     rows = []
-    for run in ("conditional", "photographs"):
+    for run in ("conditional", "quickstart"):
         for name, each in load(f"{run}/evaluation/statistics/image_statistics-test.json")["statistics"].items():
             told = [f"{each['r2'][kind]['mean']:.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]
             moved = [

@@ -1,4 +1,4 @@
-"""A trained model of 32 x 32 pixels, docs/results/photographs: its published figure, exactness, and steering."""
+"""A trained model of 32 x 32 pixels, docs/results/quickstart: its published figure, exactness, and steering."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from tfdecouple.data import load_images, open_source
 from tfdecouple.metrics.linear_classifier import KINDS, Standardizer
 from tfdecouple.runs import load_config, load_directions, load_model, weights_sha256
 
-RUN = ROOT / "docs" / "results" / "photographs"
+RUN = ROOT / "docs" / "results" / "quickstart"
 
 
 @pytest.fixture(scope="module")

@@ -233,7 +233,7 @@ class Run:
 def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> DecoupledModel:
     """Returns the model of a run with its best weights so far (averaged ones, where the run averages).
 
-    >>> load_model("docs/results/photographs").config.latent_dim
+    >>> load_model("docs/results/quickstart").config.latent_dim
     16
 
     Args:
@@ -341,7 +341,7 @@ def load_directions(run: str | pathlib.Path) -> Directions:
 
     Whether they were found with the weights that the run has now is known to `Run.directions`.
 
-    >>> sorted({direction.name for direction in load_directions("docs/results/photographs")})[:2]
+    >>> sorted({direction.name for direction in load_directions("docs/results/quickstart")})[:2]
     ['astronaut', 'chelsea']
 
     Raises:

@@ -58,7 +58,7 @@ def passed(card, *formats):
 
 
 def test_there_are_committed_runs():
-    assert {"base", "conditional", "glow", "photographs"} <= {run.name for run in COMMITTED}
+    assert {"base", "conditional", "glow", "quickstart"} <= {run.name for run in COMMITTED}
     assert ROOT / "tests/data/golden/1/run" in COMMITTED
 
 

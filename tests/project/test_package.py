@@ -21,7 +21,7 @@ import tfdecouple
 
 pytestmark = pytest.mark.slow
 
-COMMITTED = ROOT / "docs" / "results" / "photographs"
+COMMITTED = ROOT / "docs" / "results" / "quickstart"
 PACKAGES = ("tfdecouple", "export")
 # Python that then runs as in an installation without extras: what they bring cannot be imported.
 WITHOUT_EXTRAS = "import sys\nfrom tfdecouple.runtime.extras import EXTRAS\nsys.modules |= dict.fromkeys(EXTRAS)"

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ENCODING = (ROOT / "docs" / "encoding.md").read_text(encoding="utf-8")
-COMMITTED = ROOT / "docs" / "results" / "photographs"
+COMMITTED = ROOT / "docs" / "results" / "quickstart"
 IMPORTED = DATA / "wolf_small"
 # What makes the quickstart's training and its export short; its images and z stay.
 SMALL = {

@@ -87,8 +87,8 @@ class TestProgram:
             "--json docs/results/frechet.json --data-dir /data",
             "evaluate --run docs/results/conditional --image-statistics --images 500 "
             "--out docs/results/conditional/evaluation/statistics --data-dir /data",
-            "evaluate --run docs/results/photographs --image-statistics --images 500 "
-            "--out docs/results/photographs/evaluation/statistics",
+            "evaluate --run docs/results/quickstart --image-statistics --images 500 "
+            "--out docs/results/quickstart/evaluation/statistics",
         ]
         monkeypatch.setattr(results.subprocess, "run", lambda words, **_: Done(2))
         options = type("Options", (), {"data_dir": None, "extractor": None})
@@ -107,7 +107,7 @@ class TestProgram:
         for words in ran:
             check_command(shlex.join(["python", *words[1:]]))
             # The photographs come along; others are where --data-dir says, for whoever reads them.
-            if words[1] == "-m" and "docs/results/photographs" not in words:
+            if words[1] == "-m" and "docs/results/quickstart" not in words:
                 assert ("--data-dir" in words) == (words[3] not in results.WITHOUT_IMAGES), words
 
 
