@@ -13,7 +13,6 @@ import tensorflow as tf
 from helpers.forked import forked_programs
 from helpers.models import SMALL, give_effect, random_images
 from helpers.places import PATIENCE, ROOT, user_environment
-from helpers.sentences import says
 from tensorflow.python.autograph.impl import api
 
 from tfdecouple.errors import DataError, NotInitializedError, UserError
@@ -143,7 +142,6 @@ class TestModelsAroundIt:
 
 @pytest.mark.usefixtures("traced")
 class TestExport:
-    @says("Keras' own `model.export(path)` writes a SavedModel of `encode` alone.")
     def test_before_and_after_a_call(self, model, tmp_path):
         expected = model(tf.constant(IMAGES))
         model.export(tmp_path / "exported", verbose=False)
@@ -169,7 +167,6 @@ class TestSettingsOfKeras:
     # With a backend whose package is not there, too: any import of Keras ends in a traceback.
     BACKENDS = ("jax", "torch", "nonsense")
 
-    @says("Keras' other backends are refused in one line.")
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_another_backend_is_one_line(self, backend, tmp_path):
         ended = python(

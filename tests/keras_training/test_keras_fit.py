@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import random_images
-from helpers.sentences import says
 from helpers.variants import OF_CLASSES, SMALLEST
 
 from tfdecouple.errors import DataError, UserError
@@ -33,10 +32,6 @@ class Batches(keras.utils.PyDataset):
 
 
 class TestImages:
-    @says(
-        "`fit` takes uint8 images: an array, a `tf.data.Dataset` of batches, a `keras.utils.PyDataset` or a generator.",
-        "Labels may stand beside them, and a batch may be a dict with `image`, as TensorFlow Datasets gives it.",
-    )
     def test_all_kinds_of_data_take_the_same_steps(self, make, images, snapshot):
         labels = np.arange(20)
         dataset = tf.data.Dataset.from_tensor_slices
@@ -71,10 +66,6 @@ class TestImages:
             expected = expected or history
             np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-6, err_msg=kind)
 
-    @says(
-        "They have the shape of the model, which need be [no square of RGB](data.md#shape): "
-        "`ModelConfig(image_shape=(28, 28, 1), ...)`."
-    )
     @pytest.mark.parametrize("shape", [(28, 28, 1), (4, 8, 3)], ids=str)
     def test_grey_and_rectangles(self, make, tmp_path, shape, monkeypatch):
         monkeypatch.setenv("COLUMNS", "240")
@@ -90,10 +81,6 @@ class TestImages:
         flow = str(((None, *shape), (None,))).replace("(None,)", "(None)")
         assert flow in printed[0] and "?" not in printed[0]
 
-    @says(
-        "A model with `model.classes` takes them as the labels that it knows, and another ignores them and says so in "
-        "one line.",
-    )
     @pytest.mark.parametrize("kind", ["classes", "prior-classes"])
     def test_labels_are_those_of_the_model(self, make, images, kind, monkeypatch):
         model, labels = make(config=OF_CLASSES[kind]), np.arange(20) % 3
@@ -120,10 +107,6 @@ class TestImages:
             with pytest.raises(DataError, match="needs the label of each image"):
                 model.fit(images)
 
-    @says(
-        "Images of another type or shape are refused before anything is done, and floats with a line that says how to "
-        "convert them.",
-    )
     def test_others_are_refused(self, make, images):
         model = make(start=False)
         floats = images / 255.0
@@ -149,10 +132,6 @@ class TestImages:
 
 
 class TestStart:
-    @says(
-        "A model without weights is started from training images first, 512 of them unless `compile(init_images=...)` "
-        "says otherwise; one that has weights goes on from them.",
-    )
     def test_is_of_training_images_alone_and_once(self, make, images, monkeypatch, capsys):
         model = make(start=False, init_images=16, seed=3)
         assert make(start=False)._options.init_images == 512
@@ -211,11 +190,6 @@ class TestStart:
 
 
 class TestCompile:
-    @says(
-        "`compile` takes an optimizer of Keras, with its schedule, clipping and weight decay.",
-        "It also takes `kl_weight`, `precision`, `memory`, `jit_compile`, `seed` and `max_skipped_steps`, which mean "
-        "what they mean in `training.*` of a run.",
-    )
     def test_options_are_those_of_a_run_and_checked_as_they_are(self, make, images, monkeypatch):
         options = {
             "kl_weight": 0.5,
@@ -263,13 +237,6 @@ class TestCompile:
 
 
 class TestHistory:
-    @says(
-        "`loss` is what is minimised, in nats per image.",
-        "`bits_per_dim` is the bound in bits per colour value, and `reconstruction`, `kl` and `dequantization` are its "
-        "terms in nats per image.",
-        "Each is a mean over the images of the epoch.",
-        "Those of `validation_data` or `validation_split` begin with `val_`, and have the same noise in every epoch.",
-    )
     def test_has_the_terms_of_the_bound(self, model, history, images):
         assert set(history) == NAMES | {f"val_{name}" for name in NAMES} | {"skipped_steps"}
         for prefix in ("", "val_"):
@@ -296,11 +263,6 @@ class TestHistory:
 
 
 class TestCallbacks:
-    @says(
-        "Callbacks of Keras work.",
-        "`EarlyStopping` and `ModelCheckpoint` know that less is better.",
-        "`TensorBoard` and `CSVLogger` log all of it.",
-    )
     def test_work(self, model, images, tmp_path):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -334,7 +296,6 @@ class TestCallbacks:
             logged[part] = set(events.Tags()["tensors"])
         assert all({f"epoch_{name}" for name in NAMES} <= tags for tags in logged.values()), logged
 
-    @says("With `BackupAndRestore` a script that was interrupted goes on with the epoch that it was in.")
     @pytest.mark.slow
     def test_an_interrupted_script_goes_on(self, make, images, tmp_path, snapshot):
         class Interrupt(keras.callbacks.Callback):
@@ -360,7 +321,6 @@ class TestCallbacks:
 
 
 class TestOwnLoops:
-    @says("`train_on_batch`, `test_on_batch`, `steps_per_execution` and `run_eagerly` do what they do elsewhere.")
     def test_on_batches(self, make, images, monkeypatch):
         model, many, plain = make(), make(steps_per_execution=2), make(run_eagerly=True)
         eagerly = []

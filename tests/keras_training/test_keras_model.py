@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.layers import all_layers
-from helpers.sentences import says
 from helpers.variants import OF_CLASSES, SMALLEST, VARIANTS, variant
 from PIL import Image
 
@@ -20,7 +19,6 @@ from tfdecouple.model import Codes, DecoupledModel
 
 
 class TestLooking:
-    @says("`model.summary(expand_nested=True)` shows every layer, with the shapes of what it gives.")
     @pytest.mark.parametrize("kind", ["coupling", "dequantization", "base", "classes", "prior-classes"])
     def test_summary_has_every_layer_and_its_shape(self, kind, monkeypatch):
         monkeypatch.setenv("COLUMNS", "240")
@@ -37,18 +35,11 @@ class TestLooking:
         if kind == "coupling":
             assert "((None, 4), (None, 4))" in by_name["encoder"]
 
-    @says("`input_shape` and `output_shape` are there before any call.")
     def test_shapes(self):
         model = DecoupledModel(SMALLEST)
         assert model.input_shape == (None, 4, 4, 3)
         assert model.output_shape == Codes((None, 4), (None, 4, 4, 3))
 
-    @says(
-        "`keras.Model(model.input, model.output.z)` is a model that gives z, and "
-        "`keras.utils.plot_model(model, show_shapes=True)` draws the model with the shapes of images and codes, where "
-        "pydot and Graphviz are installed.",
-        "A model without z has no `output`: Keras takes no None among the outputs of a model.",
-    )
     def test_input_and_output(self, images, monkeypatch):
         model = variant("coupling")
         of_z = keras.Model(model.input, model.output.z)
@@ -70,10 +61,6 @@ class TestLooking:
 
 
 class TestFiles:
-    @says(
-        '`model.save("x.keras")` keeps weights, optimizer and what `compile` was told.',
-        "After `import keras, tfdecouple` `keras.saving.load_model` opens it, and `fit` goes on.",
-    )
     def test_a_file_keeps_what_training_goes_on_with(self, make, images, tmp_path, snapshot):
         model = make(keras.optimizers.AdamW(1e-3, weight_decay=0.1), kl_weight=0.5, seed=7, max_skipped_steps=4)
         model.fit(images, batch_size=10, verbose=0)
@@ -91,7 +78,6 @@ class TestFiles:
         for ours, theirs in zip(loaded.weights, model.weights, strict=True):
             np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-4, atol=1e-5, err_msg=theirs.path)
 
-    @says("`keras.models.clone_model` makes another model of the same architecture, without weights.")
     def test_clone(self):
         model = variant("coupling")
         clone = keras.models.clone_model(model)
@@ -100,7 +86,6 @@ class TestFiles:
         with pytest.raises(NotInitializedError):
             clone.sample(1)
 
-    @says("What is not trainable stays so in both.")
     def test_what_is_not_trainable(self, make, images, tmp_path):
         def trained(model):
             return [variable.path for variable in model.trainable_variables]
@@ -129,13 +114,6 @@ class TestFiles:
         loaded = keras.saving.load_model(tmp_path / "x.keras")
         assert len(loaded.trainable_variables) == len(outer.trainable_variables) == 2
 
-    @says(
-        '`tfdecouple.save_run(model, "runs/mine")` makes a run folder of a model, which every command takes, and '
-        "`python -m export` for checked files of all that the model does.",
-        "What images it was fitted on, a model does not know: cards say so and claim no licence, unless you name "
-        'them, as in `save_run(model, run, Config(name="mine", model=model.config, '
-        'data=DataConfig(source="folder:faces")))`.',
-    )
     def test_a_run_folder(self, images, tmp_path):
         from export.origin import open_run
 
@@ -167,7 +145,6 @@ class TestFiles:
                 tfdecouple.save_run(model, tmp_path / name)
             assert "\n" not in str(error.value)
 
-    @says("Other formats of it are refused with a line that says what to use.")
     @pytest.mark.parametrize("kind", ["onnx", "litert", "openvino"])
     def test_other_formats_of_keras_export(self, tmp_path, kind):
         with pytest.raises(UserError, match=f"to '{kind}' lacks operations .* python -m export") as error:
@@ -176,10 +153,6 @@ class TestFiles:
 
 
 class TestErrors:
-    @says(
-        "Errors that a user can mend are one line, without escape codes, also where Keras or a `tf.function` stands "
-        "between.",
-    )
     def test_are_one_line_through_keras_and_autograph(self, images, traced):
         model = variant("coupling")
         floats = tf.constant(images, tf.float32)

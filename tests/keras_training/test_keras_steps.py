@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.sentences import says
 from helpers.variants import SMALLEST
 
 from tfdecouple.config import Config, TrainingConfig
@@ -22,10 +21,6 @@ from tfdecouple.training.strategy import make_strategy
 
 
 class TestTraining:
-    @says(
-        "It takes no loss and no metrics: what `fit` minimises is the bound of `train.py`, with the same draws of "
-        "noise, and with the same optimizer its steps are the same.",
-    )
     def test_a_step_is_one_of_the_trainer(self, make, images):
         optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.01, epsilon=1e-8)
         # Neither is what it is by default.
@@ -58,11 +53,6 @@ class TestTraining:
             # Adam takes as large a step for the smallest gradient, which rounding can turn round.
             assert off.max() < 2e-3 and off.mean() < 1e-4, name
 
-    @says(
-        "A step whose loss or gradient is not finite changes no weight, no statistic and nothing of the optimizer.",
-        "The logs have the number of such steps in the epoch as `skipped_steps`, a warning tells it, and "
-        "`max_skipped_steps` of them in a row end the training with a `tfdecouple.errors.DivergedError` of one line.",
-    )
     def test_steps_that_are_not_finite_are_skipped_and_end_a_training(self, make, images, snapshot, monkeypatch):
         model = make(keras.optimizers.Adam(1e-3), max_skipped_steps=3)
         bad = tf.Variable(False)
@@ -89,7 +79,6 @@ class TestTraining:
         model.compile(keras.optimizers.Adam(1e-3))
         assert model.fit(images, batch_size=10, verbose=0).history["skipped_steps"] == [0]
 
-    @says("A network with `trainable = False`, such as `model.encoder`, keeps its weights and its statistics.")
     def test_a_network_that_is_not_trainable_stays(self, make, images):
         model = make()
         model.encoder.trainable = False
@@ -101,11 +90,6 @@ class TestTraining:
 
 
 class TestMeasuring:
-    @says(
-        "`evaluate` measures the same figures of any images.",
-        "The noise of an image depends on its place among them alone, so that the figures do not depend on the size of "
-        "the batches, and are those of an evaluation by `train.py` of the same images.",
-    )
     def test_is_that_of_the_trainer_whatever_the_batches(self, make, images):
         model = make(seed=5)
         found = [model.evaluate(images, batch_size=size, verbose=0, return_dict=True) for size in (20, 7)]
@@ -117,10 +101,6 @@ class TestMeasuring:
             assert found[0][name] == pytest.approx(found[1][name], rel=1e-6, abs=1e-6)
             assert found[0][name] == pytest.approx(getattr(right, name), rel=1e-6, abs=1e-6)
 
-    @says(
-        "`predict` encodes batch by batch, and returns `Codes(z, v)` of NumPy arrays.",
-        "It warns of images that are far from those of the training, as `encode` does.",
-    )
     def test_predict_encodes(self, model, make, images, monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExactnessWarning)
@@ -146,10 +126,6 @@ class TestDevices:
     def strategy(self):
         return make_strategy(2)
 
-    @says(
-        "Under a `tf.distribute.MirroredStrategy` make the model and the optimizer within the scope.",
-        "Its steps are then those of one device.",
-    )
     @pytest.mark.slow
     def test_two_take_the_steps_of_one(self, make, images, strategy, memory="keep"):
         def train(make_model):
@@ -181,11 +157,6 @@ class TestDevices:
         # What inverting tells is put together over the devices, too.
         self.test_two_take_the_steps_of_one(make, images, strategy, "invert")
 
-    @says(
-        "All batches of `fit` must be of one size that the devices divide; of arrays and data sets one line says where "
-        "they are not.",
-        "Other strategies are refused in one line: several machines train by `train.py`.",
-    )
     def test_what_does_not_work_is_one_line(self, make, images, strategy):
         with strategy.scope():
             model = make()
@@ -250,11 +221,6 @@ class TestPrecision:
         yield keras.config.set_dtype_policy
         keras.config.set_dtype_policy(before)
 
-    @says(
-        "Under the global policy `mixed_bfloat16` training has the nets' products in bfloat16, as "
-        '`compile(precision="mixed_bfloat16")` has them, and all else stays in float32.',
-        "`mixed_float16` is refused.",
-    )
     def test_follows_the_global_policy(self, make, images, policy, monkeypatch):
         asked, losses = [], []
         original = precision.net_precision

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-import os
 import re
-import subprocess
 
 import pytest
 from helpers.command_lines import SHORT, CommandError, check_command, is_command
@@ -91,96 +89,6 @@ def test_commands_in_the_help_of_a_program_are_understood(program, capsys):
         check_command(line.strip())
 
 
-def test_commands_are_found():
-    readme = commands((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(readme) >= 13
-    assert "python train.py --preset cifar10 --data-dir ~/tensorflow_datasets" in readme
-    assert "make test" in readme and "pip install -e '.[wolf]'" in readme
-    encoding = commands((ROOT / "docs" / "encoding.md").read_text(encoding="utf-8"))
-    assert any(line.endswith("--direct_running_mode=multi_processing") for line in encoding)
-    assert sum(len(commands(path.read_text(encoding="utf-8"))) for path in DOCUMENTS) >= 70
-
-
-@pytest.mark.parametrize(
-    ("line", "error"),
-    [
-        ("python train.py --preset cifar10 --step-count 3", "unrecognized arguments: --step-count 3"),
-        ("python train.py --pre cifar10", "unrecognized arguments: --pre cifar10"),
-        ("python train.py --preset cifar11", "there is no preset 'cifar11'"),
-        ("python train.py --set training.batchsize=3", "there is no option 'training.batchsize'"),
-        ("TF_CONFIG='{}' python train.py --cluster kubernetes", "invalid choice: 'kubernetes'"),
-        ("python -m tfdecouple presets cifar11", "there is no preset 'cifar11'"),
-        ("python -m tfdecouple evaluates --run RUN", "invalid choice: 'evaluates'"),
-        ("python -m tfdecouple evaluate --run RUN [--latentuse]", "unrecognized arguments: --latentuse"),
-        ("python -m export --run RUN", "--run and --to are needed"),
-        ("python -m export --run RUN --to DIR --format tflight", "--format knows no tflight"),
-        ("python -m nonsense", "there is no module nonsense"),
-        ("python benchmarks/nonsense.py", "there is no benchmarks/nonsense.py"),
-        ("python benchmarks/scaling.py --page docs/scaling.md", "unrecognized arguments: --page"),
-        ("python -m pytest tests/test_nonsense.py", "there is no tests/test_nonsense.py"),
-        ("pip install -e '.[nonsense]'", "setup.cfg has no extra nonsense"),
-        ("pip install -r nonsense.txt", "there is no nonsense.txt"),
-        ("make nonsense", "make has no target nonsense"),
-        ("make train ARGS='--preset cifar11'", "there is no preset 'cifar11'"),
-        ("echo x | python train.py --nonsense", "echo is a program that this test does not know"),
-        ("curl x | python train.py --nonsense", "unrecognized arguments: --nonsense"),
-        ("bash examples/cluster/nonsense.sh", "there is no examples/cluster/nonsense.sh"),
-        ("python export/client.py --chek", "the program has no option --chek"),
-        ("docker build -f docker/nonsense.Dockerfile .", "there is no docker/nonsense.Dockerfile"),
-        ("docker run --rm tfdecouple evaluates --run r", "invalid choice: 'evaluates'"),
-    ],
-)
-def test_mistakes_in_commands_are_seen(line, error):
-    with pytest.raises(CommandError, match=re.escape(error)):
-        check_command(line)
-
-
-@pytest.mark.parametrize(
-    ("line", "error"),
-    [
-        ("npm run nonsense", "package.json has no script nonsense"),
-        ("npm run check -- web --nonsense", "the program has no option --nonsense"),
-        ("node nonsense.mjs", "there is no nonsense.mjs"),
-    ],
-)
-def test_mistakes_in_commands_of_an_example_are_seen(line, error):
-    with pytest.raises(CommandError, match=re.escape(error)):
-        check_command(line, ROOT / "examples" / "web")
-
-
-def test_make_help_lists_every_target():
-    text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split())
-    # As from a shell, not as part of the make that runs the tests.
-    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    listed = subprocess.run(["make", "help"], cwd=ROOT, env=outside, capture_output=True, text=True, check=True).stdout
-    named = {line.split()[1] for line in listed.splitlines()}
-    # But for the parts of one that is listed.
-    parts = {part for name in named for part in re.search(rf"^{name}:([^#\n]*)", text, re.M)[1].split()}
-    assert named <= targets <= named | parts
-    assert all(len(line.split()) > 2 for line in listed.splitlines())
-
-
-def test_continuous_integration_lints_and_runs_all_tests():
-    """Quick and long ones, neither twice; what is skipped is compared with the list; the wheel; other versions."""
-    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    made = [line for line in script if line.startswith(("make", "{ make"))]
-    assert made[:3] == ["make test-wheel &", "make .venv/.stamp-lint", "make .venv/lowest/.stamp &"]
-    assert made[3:5] == ["make lint", "make test-all"]
-    assert made[5:] == ["{ make test-loggers && make test-newest; } &", "make test-lowest"]
-    # What goes on meanwhile is waited for, and fails it.
-    assert {'wait "$wheel"', 'wait "$lowest"', 'wait "$others"'} <= set(script)
-    said = subprocess.run(
-        ["make", "--dry-run", "test-all"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    runs = [line for line in said.splitlines() if "-m pytest" in line]
-    assert len(runs) == 2 and all("-o strict_skips=true" in run for run in runs)
-    # Without -m slow the default of setup.cfg leaves the long ones out.
-    assert ["-m slow" in run for run in runs] == [False, True]
-    assert '-m "not slow"' in (ROOT / "setup.cfg").read_text(encoding="utf-8")
-    assert ".ci/install-tools" in said
-
-
 def options_of_programs():
     """Every option that any program of the project names, from the calls of `add_argument` and the scripts of Node."""
     files = [*ROOT.glob("*.py"), *ROOT.glob("examples/*/*.py"), *ROOT.glob("examples/*/*.mjs")]
@@ -258,12 +166,6 @@ def test_links_lead_somewhere(path, text):
         assert file.is_relative_to(ROOT) and file.exists(), f"{link} leads nowhere"
         if anchor:
             assert anchor in anchors(file.read_text(encoding="utf-8")), f"{link}: there is no such heading"
-
-
-def test_links_and_anchors_are_found():
-    text = '# A `b` & c\n\n[one](a.md#x "t") ![two](b.png) <a href="c">\n\n    [no](d)\n\n`[no](e)`\n\n## A b  c\n'
-    assert links(text) == ["a.md#x", "b.png", "c"]
-    assert anchors("# Up, down\n## Up, down\n## [L](x) `t.y`\n") == {"up-down", "up-down-1", "l-ty"}
 
 
 def python_blocks():

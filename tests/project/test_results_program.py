@@ -1,21 +1,18 @@
-"""`benchmarks/results.py`: how it compares seeds, and the commands that it runs."""
+"""`benchmarks/results.py`: how it compares seeds, and that it finds and mends tables that differ from the files."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 import sys
 
 import pytest
-from helpers.command_lines import check_command
 from helpers.places import ROOT
 
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import results  # noqa: E402
 from tfdecouple.config import Config  # noqa: E402
-from tfdecouple.errors import UserError  # noqa: E402
 
 
 class TestSeeds:
@@ -73,44 +70,3 @@ class TestProgram:
         assert results.main() == 0 and results.PAGE.read_text() == page
         monkeypatch.setattr(sys, "argv", ["results.py", "--list"])
         assert results.main() == 0 and "frechet:\n" in capsys.readouterr().out
-
-    def test_runs_the_commands_with_the_places_of_this_machine(self, monkeypatch, capsys):
-        ran = []
-        monkeypatch.setattr(results.subprocess, "run", lambda words, **_: ran.append(words) or Done(0))
-        monkeypatch.setattr(results, "with_tables", lambda document: document)
-        arguments = ["--measure", "frechet", "statistics", "--data-dir", "/data", "--extractor", "/x.onnx", "--check"]
-        monkeypatch.setattr(sys, "argv", ["results.py", *arguments])
-        assert results.main() == 0
-        assert [" ".join(words[1:]).removeprefix("-m tfdecouple ") for words in ran] == [
-            *(f"evaluate --run docs/results/{run} --frechet /x.onnx --data-dir /data" for run in results.RUNS),
-            "benchmarks/frechet.py --run docs/results/conditional --extractor /x.onnx "
-            "--json docs/results/frechet.json --data-dir /data",
-            "evaluate --run docs/results/conditional --image-statistics --images 500 "
-            "--out docs/results/conditional/evaluation/statistics --data-dir /data",
-            "evaluate --run docs/results/quickstart --image-statistics --images 500 "
-            "--out docs/results/quickstart/evaluation/statistics",
-        ]
-        monkeypatch.setattr(results.subprocess, "run", lambda words, **_: Done(2))
-        options = type("Options", (), {"data_dir": None, "extractor": None})
-        with pytest.raises(UserError, match="ended with status 2"):
-            results.run("python -m tfdecouple sample --run docs/results/conditional", options)
-        ran.clear()
-        monkeypatch.setattr(sys, "argv", ["results.py", "--measure", "bits", "frechet"])
-        assert results.main() == 2 and not ran and "--extractor is missing" in capsys.readouterr().err
-
-    def test_every_command_is_understood_with_the_places_of_this_machine(self, monkeypatch):
-        ran = []
-        monkeypatch.setattr(results.subprocess, "run", lambda words, **_: ran.append(words) or Done(0))
-        options = type("Options", (), {"data_dir": "/data", "extractor": "/x.onnx"})
-        for line in (line for lines in results.commands().values() for line in lines):
-            results.run(line, options)
-        for words in ran:
-            check_command(shlex.join(["python", *words[1:]]))
-            # The photographs come along; others are where --data-dir says, for whoever reads them.
-            if words[1] == "-m" and "docs/results/quickstart" not in words:
-                assert ("--data-dir" in words) == (words[3] not in results.WITHOUT_IMAGES), words
-
-
-class Done:
-    def __init__(self, returncode):
-        self.returncode = returncode

@@ -1,7 +1,6 @@
 """The trials of options: their plan holds, and a trial is trained, measured, written down and not run twice."""
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from helpers.places import ROOT
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import trials  # noqa: E402
-from benchmarks.results import mean_and_error  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 
 
@@ -38,21 +36,6 @@ def test_every_trial_of_the_plan_has_its_row():
     rows = trials.read_rows(trials.ROWS)
     assert not [trial.key for trial in trials.planned() if not trials.is_done(trial, rows)]
     assert len(rows) == len(trials.planned())
-
-
-@pytest.mark.parametrize(
-    ("name", "said", "sign"),
-    [
-        ("fast", r"both together (\S+) \+- (\S+) \(`fast`", -1),
-        ("base-conditioned", r"not told apart from ours, (\S+) \+- (\S+) bits/dim behind", 1),
-        ("glow", r"Glow is (\S+) \+- (\S+) behind", 1),
-    ],
-)
-def test_what_the_text_says_of_three_seeds(name, said, sign):
-    bits = {(row["name"], row["seed"]): row.get("validation_bits_per_dim") for row in trials.read_rows(trials.ROWS)}
-    apart = [sign * (bits[name, seed] - bits["plain", seed]) for seed in range(3)]
-    text = " ".join((ROOT / "docs" / "trials.md").read_text(encoding="utf-8").split())
-    assert re.search(said, text).groups() == tuple(f"{one:.3f}" for one in mean_and_error(apart))
 
 
 def test_table_has_the_rows_of_the_plan_in_its_order():
