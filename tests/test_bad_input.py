@@ -38,8 +38,6 @@ NAMES = {
     "too long": "n" * 300,
     "too long in bytes": "é" * 150,
     "drive": "c:run",
-    "device": "NUL",
-    "device with an ending": "com1.json",
 }
 TEXTS = {
     "NaN": '{"training": {"learning_rate": NaN}}',

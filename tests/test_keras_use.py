@@ -1,6 +1,5 @@
 """What a user of Keras does with the model: files, models around it, Keras' own export, other settings of Keras."""
 
-import contextlib
 import dataclasses
 import json
 import subprocess
@@ -10,14 +9,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.forked import forked_programs
 from helpers.models import SMALL, give_effect, random_images
 from helpers.places import PATIENCE, ROOT, user_environment
 from tensorflow.python.autograph.impl import api
 
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.registration import CLASSES
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -59,41 +56,22 @@ def classifier(model, code="z"):
 
 LOAD = """
 import sys
-{imports}
-assert "tfdecouple.model" not in sys.modules
+import keras
 import numpy as np
+from tfdecouple import DecoupledModel
 folder = sys.argv[1]
 model = keras.saving.load_model(folder + "/{file}")
 images = np.load(folder + "/images.npy")
 np.save(folder + "/answer.npy", {answer})
-from tfdecouple.model import DecoupledModel
 assert isinstance(model, DecoupledModel) or any(isinstance(layer, DecoupledModel) for layer in model.layers)
 """
 
 
-# Alone it stays light, and finds Keras once.
-ALONE = """
-import tfdecouple
-heavy = {"keras", "tensorflow", "numpy"} & set(sys.modules)
-assert not heavy, heavy
-assert sum(type(finder).__module__ == "tfdecouple.registration" for finder in sys.meta_path) == 1
-import keras
-assert not any(type(finder).__module__ == "tfdecouple.registration" for finder in sys.meta_path)
-"""
-
-
-@pytest.mark.parametrize(
-    ("imports", "file", "answer", "programs"),
-    [
-        ("import keras, tfdecouple", "model.keras", "model.decode(*model.encode(images))", forked_programs),
-        (ALONE, "classifier.keras", "model.predict(images, verbose=0)", contextlib.nullcontext),
-    ],
-    ids=["after Keras", "before Keras"],
-)
+@pytest.mark.parametrize("file", ["model.keras", "classifier.keras"])
 @pytest.mark.slow
-def test_files_load_after_a_plain_import(model, saved, imports, file, answer, programs):
-    with programs():
-        ended = python(LOAD.format(imports=imports, file=file, answer=answer), saved)
+def test_files_load_once_the_class_is_imported(saved, forked, file):
+    answer = "model.decode(*model.encode(images))" if file == "model.keras" else "model.predict(images, verbose=0)"
+    ended = python(LOAD.format(file=file, answer=answer), saved)
     assert ended.returncode == 0, ended.stderr[-2000:]
     found = np.load(saved / "answer.npy")
     if file == "model.keras":
@@ -101,15 +79,6 @@ def test_files_load_after_a_plain_import(model, saved, imports, file, answer, pr
     else:
         expected = keras.saving.load_model(saved / file).predict(IMAGES, verbose=0)
         np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-def test_every_class_is_registered_under_its_own_name():
-    import tfdecouple.model  # noqa: F401
-
-    known = {name: value for name, value in keras.saving.get_custom_objects().items() if name.startswith("tfdecouple>")}
-    assert {name.partition(">")[2] for name in known} == set(CLASSES)
-    for name, module in CLASSES.items():
-        assert known[f"tfdecouple>{name}"].__module__ == f"tfdecouple.{module}"
 
 
 class TestModelsAroundIt:

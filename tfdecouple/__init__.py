@@ -6,8 +6,6 @@ A TensorFlow/Keras implementation of "Decoupling Global and Local Representation
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tfdecouple.moved import keep_old_paths
-from tfdecouple.registration import register_classes
 from tfdecouple.runtime.backend import require_backend
 
 if TYPE_CHECKING:
@@ -89,7 +87,3 @@ def __getattr__(name: str) -> Any:
     if _HOMES[name] in ("model", "runs", "outliers"):
         require_backend()
     return getattr(importlib.import_module(f"tfdecouple.{_HOMES[name]}"), name)
-
-
-keep_old_paths()
-register_classes()

@@ -174,28 +174,6 @@ class TestDifference:
         assert set(difference(Config(), EVERYTHING)) == set(option_names())
 
 
-class TestFormerNames:
-    """`training.remat` is `training.memory` today."""
-
-    @pytest.mark.parametrize(("then", "now"), [(False, "keep"), (True, "recompute")])
-    def test_of_a_config_and_of_a_change_are_taken(self, then, now):
-        assert Config.from_dict({"training": {"remat": then}}).training.memory == now
-        assert override(Config(), [f"training.remat={json.dumps(then)}"]).training.memory == now
-
-    def test_a_later_change_by_the_new_name_holds(self):
-        old = Config.from_dict({"training": {"remat": True}})
-        assert override(old, ["training.memory=invert"]).training.memory == "invert"
-        assert difference(old, override(Config(), ["training.memory=recompute"])) == {}
-
-    @pytest.mark.parametrize("value", [1, "yes", None])
-    def test_what_it_never_was_is_refused(self, value):
-        assert "training.memory today" in refusal(lambda: Config.from_dict({"training": {"remat": value}}))
-
-    def test_both_names_are_refused(self):
-        values = {"training": {"remat": True, "memory": "invert"}}
-        assert "training.remat and training.memory are one option" in refusal(lambda: Config.from_dict(values))
-
-
 class TestDerived:
     def test_properties(self):
         assert (MODEL.n_bins, MODEL.image_shape, MODEL.has_latent) == (32, (16, 8, 3), True)

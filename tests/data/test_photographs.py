@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 import numpy as np
 import pytest
@@ -11,19 +10,16 @@ import tensorflow as tf
 from helpers.numbered import (
     one_line_error,
 )
-from helpers.places import ROOT
 from PIL import Image
 
-from tfdecouple.config import FORMER_PHOTOGRAPHS, PHOTOGRAPHS, Config, DataConfig, load_preset
+from tfdecouple.config import PHOTOGRAPHS, DataConfig
 from tfdecouple.data import (
     Source,
     load_images,
     open_source,
 )
 from tfdecouple.data import photographs as photographs_module
-from tfdecouple.data.opening import rights_in
 from tfdecouple.errors import UserError
-from tfdecouple.runs import load_config
 
 
 class TestPhotographs:
@@ -50,7 +46,7 @@ class TestPhotographs:
     def test_all_that_are_taken_may_be_used_by_anybody(self) -> None:
         known = photographs_module.PHOTOGRAPHS
         assert {known[name].licence for name in PHOTOGRAPHS} == {"public domain", "CC0", "CC BY 2.0"}
-        assert set(known) - set(PHOTOGRAPHS) == {"motorcycle_left"} and set(FORMER_PHOTOGRAPHS) == set(known)
+        assert set(known) - set(PHOTOGRAPHS) == {"motorcycle_left"}
 
     def test_some_can_be_chosen(self) -> None:
         source = open_source(DataConfig(photographs=("rocket", "coffee")), 32)
@@ -72,20 +68,6 @@ class TestPhotographs:
         with pytest.raises(UserError) as refused:
             open_source(DataConfig(photographs=names), 32)
         assert said in str(refused.value) and "\n" not in str(refused.value)
-
-    def test_a_run_of_before_has_its_own(self) -> None:
-        run = ROOT / "tests" / "data" / "golden" / "1" / "run"
-        assert "photographs" not in json.loads((run / "config.json").read_text())["data"]
-        config = load_config(run)
-        assert config.data.photographs == FORMER_PHOTOGRAPHS
-        assert Config.from_dict(config.to_dict()) == config
-        # Its config repeats it; one that is written by hand takes what there is today.
-        assert Config.from_json(run / "config.json") == config
-        for preset in ("quickstart", "quickstart64"):
-            path = ROOT / "tfdecouple" / "presets" / f"{preset}.json"
-            assert Config.from_json(path).data.photographs == load_preset(preset).data.photographs == PHOTOGRAPHS
-        assert "motorcycle_left by the Middlebury 2014 stereo benchmark (no stated licence)" in rights_in(config.data)
-        assert "motorcycle" not in rights_in(DataConfig())
 
     def test_boxes_are_pinned(self) -> None:
         # Crops must be the same on every machine and with every version of NumPy.

@@ -19,8 +19,6 @@ ORDER = [
     "errors",
     "arguments",
     "randomness",
-    "moved",
-    "registration",
     "runtime",
     "storage",
     "bijectors",

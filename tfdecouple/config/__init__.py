@@ -5,7 +5,7 @@ repeated. `override` changes single values by their dotted names (`--set model.l
 or impossible combination is a `ConfigError` of one line that names the value.
 """
 
-from tfdecouple.config.data import BAD_IMAGE_RULES, FORMER_PHOTOGRAPHS, PHOTOGRAPHS, DataConfig
+from tfdecouple.config.data import BAD_IMAGE_RULES, PHOTOGRAPHS, DataConfig
 from tfdecouple.config.meanings import option_meanings
 from tfdecouple.config.model import CONDITIONING, LINEAR_FORMS, MOST_LEVELS, MOST_STEPS, PRIORS, ModelConfig
 from tfdecouple.config.presets import load_preset, preset_names, title
@@ -16,7 +16,6 @@ from tfdecouple.transforms import TRANSFORMS
 __all__ = [
     "BAD_IMAGE_RULES",
     "CONDITIONING",
-    "FORMER_PHOTOGRAPHS",
     "LINEAR_FORMS",
     "MEMORY",
     "MOST_LEVELS",

@@ -11,8 +11,6 @@ BAD_IMAGE_RULES = ("stop", "skip")
 
 # The embedded photographs whose licences are known to let anybody use them; where they lie, `data/photographs.py` says.
 PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
-# Those of a run whose config names none, as older ones do: one more, whose licence nobody states.
-FORMER_PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "motorcycle_left", "rocket")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tfdecouple.config.checks import check, shown
-from tfdecouple.config.data import FORMER_PHOTOGRAPHS, DataConfig
+from tfdecouple.config.data import DataConfig
 from tfdecouple.config.model import ModelConfig
 from tfdecouple.config.training import TrainingConfig
-from tfdecouple.config.values import FORMER, INSTEAD, build, plain, renamed, unknown
+from tfdecouple.config.values import INSTEAD, build, plain, unknown
 from tfdecouple.errors import ConfigError
 from tfdecouple.storage.files import parse_json
 
@@ -21,8 +21,6 @@ T = typing.TypeVar("T")
 
 # A name is that of a folder: bytes that file systems take, with room for endings.
 _NAME_BYTES = 200
-# Names of devices, which Windows knows in every folder, with any ending.
-_DEVICES = {"con", "prn", "aux", "nul", *(f"{kind}{number}" for kind in ("com", "lpt") for number in range(1, 10))}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,10 +65,6 @@ class Config:
             f"name is {shown(name)}; it must be the plain name of a folder, of 1 to {_NAME_BYTES} bytes: without "
             'slashes, control characters and any of :*?"<>|, without a dot or blank at its ends',
         )
-        check(
-            name.partition(".")[0].lower() not in _DEVICES,
-            f"name is {shown(name)}, which Windows keeps for a device; choose another",
-        )
         for option, unset in (("encoder_updates", 1), ("encoder_learning_rate", None)):
             value = getattr(self.training, option)
             check(
@@ -105,8 +99,6 @@ class Config:
     def from_json(cls, path: str | pathlib.Path) -> Config:
         """Reads a config from a JSON file; what is absent takes its default.
 
-        The config of a run that is older than the choice of photographs has those that there were.
-
         Raises:
             ConfigError: where the file is missing, is no JSON, or holds a bad value.
         """
@@ -116,11 +108,6 @@ class Config:
             raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
         except ValueError as error:
             raise ConfigError(f"the config {path} is not valid JSON: {error}") from error
-        data = values.get("data") if isinstance(values, dict) else None
-        # A run's config names every option there was, even this one, which is nothing to photographs. What was written
-        # by hand, as the presets are, does not.
-        if isinstance(data, dict) and "data_dir" in data:
-            data.setdefault("photographs", list(FORMER_PHOTOGRAPHS))
         return cls.from_dict(values)
 
 
@@ -154,13 +141,12 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         if not separator:
             raise ConfigError(f"--set {shown(assignment)}: write it as NAME=VALUE, for example model.latent_dim=32")
         name = name.strip()
-        if name not in (*option_names(), *FORMER):
+        if name not in option_names():
             raise unknown(name, option_names())
         try:
             value = parse_json(text)
         except ValueError:
             value = text
-        name, value = renamed(name, value)
         assigned.add(name)
         if name in INSTEAD and INSTEAD[name] not in assigned:
             other, _, option = INSTEAD[name].partition(".")

@@ -18,30 +18,8 @@ T = typing.TypeVar("T")
 # TensorFlow's whole numbers have 64 bits, and its numbers 32 in most places.
 _LARGEST = {int: 2.0**63 - 2**10, float: 1e38}
 
-
-# Options by their former names: what they are called now, and what the values of then are.
-FORMER: dict[str, tuple[str, dict[Any, Any]]] = {
-    "training.remat": ("training.memory", {False: "keep", True: "recompute"}),
-}
-
 # Options that say the same in two ways: whoever sets one no longer has the other.
 INSTEAD = {"model.image_size": "model.image_shape", "model.image_shape": "model.image_size"}
-
-
-def renamed(name: str, value: Any) -> tuple[str, Any]:
-    """Returns the dotted name that an option has now, and its value; most have never had another.
-
-    Raises:
-        ConfigError: for a value that the option never had.
-    """
-    if name not in FORMER:
-        return name, value
-    now, values = FORMER[name]
-    for then, translated in values.items():
-        if type(value) is type(then) and value == then:
-            return now, translated
-    listed = ", ".join(f"{then!r} for {translated!r}" for then, translated in values.items())
-    raise ConfigError(f"{name} is {shown(value)}; it was {listed}, and is {now} today")
 
 
 def build(cls: type[T], values: Mapping[str, Any], names: Sequence[str], prefix: str = "") -> T:
@@ -59,7 +37,6 @@ def build(cls: type[T], values: Mapping[str, Any], names: Sequence[str], prefix:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix.rstrip('.') or 'the config'} is {shown(values)}; it must be a JSON object")
     hints = typing.get_type_hints(cls)
-    values = _renamed(values, prefix)
     for key in values:
         if key not in hints:
             raise unknown(prefix + str(key), names)
@@ -84,17 +61,6 @@ def _is_of(hint: Any, value: Any) -> bool:
     if typing.get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_is_of(typing.get_args(hint)[0], inner) for inner in value)
     return type(value) is hint
-
-
-def _renamed(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Returns the values of a section by the names of today."""
-    found = dict(values)
-    for key in [key for key in values if f"{prefix}{key}" in FORMER]:
-        name, value = renamed(f"{prefix}{key}", found.pop(key))
-        now = name.removeprefix(prefix)
-        check(now not in found, f"{prefix}{key} and {name} are one option; leave out the first, which is its old name")
-        found[now] = value
-    return found
 
 
 def unknown(name: str, names: Sequence[str]) -> ConfigError:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdecouple.config import FORMER_PHOTOGRAPHS, Config, DataConfig, ModelConfig, TrainingConfig
+from tfdecouple.config import PHOTOGRAPHS, Config, DataConfig, ModelConfig, TrainingConfig
 
 FOLDER = pathlib.Path(__file__).parent / "model"
 NUMBERS = "numbers.npz"
@@ -41,7 +41,9 @@ CONFIG = Config(
         prior_alpha=0.5,
     ),
     # Crops were drawn of all, and those of the others left out.
-    data=DataConfig(source="photographs", photographs=FORMER_PHOTOGRAPHS, photograph_crops=8192),
+    data=DataConfig(
+        source="photographs", photographs=(*PHOTOGRAPHS[:5], "motorcycle_left", PHOTOGRAPHS[5]), photograph_crops=8192
+    ),
     training=TrainingConfig(
         steps=600,
         batch_size=32,

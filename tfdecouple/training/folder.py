@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Sequence
 from types import TracebackType
 
-from tfdecouple.config import FORMER_PHOTOGRAPHS, PHOTOGRAPHS, Config, difference
+from tfdecouple.config import Config, difference
 from tfdecouple.data.opening import find_kind, images_at, located
 from tfdecouple.errors import RunError
 from tfdecouple.runs import CHECKPOINTS, CONFIG, changed_label, is_folder, load_config
@@ -31,25 +31,6 @@ def with_whole_paths(config: Config) -> Config:
         start = os.path.abspath(os.path.expanduser(start))
     training = dataclasses.replace(config.training, init_from=start)
     return dataclasses.replace(config, data=located(config.data), training=training)
-
-
-def photographs_of(path: pathlib.Path, config: Config) -> list[str]:
-    """Returns the photographs that a run is to have.
-
-    Where none were chosen for it, a run that is older than their choice goes on with those that there were.
-
-    Args:
-        path: the run folder, there or not.
-        config: of the run that is to go on, or to begin, there.
-
-    Raises:
-        ConfigError: where the folder's config does not hold.
-    """
-    chosen = config.data.photographs
-    if config.data.source == "photographs" and chosen == PHOTOGRAPHS and (path / CONFIG).is_file():
-        theirs = load_config(path).data.photographs
-        chosen = theirs if theirs == FORMER_PHOTOGRAPHS else chosen
-    return list(chosen)
 
 
 class RunFolder:
@@ -130,7 +111,6 @@ class RunFolder:
                 return False
             raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
         theirs = load_config(path)
-        # Older runs have folders as they were typed.
         theirs = with_whole_paths(theirs)
         changed = difference(theirs, self._config)
         # What is for people may be said otherwise by now, and which photographs there are is nothing to other images.

@@ -24,7 +24,7 @@ from tfdecouple.runtime.memory import address_space, shown_bytes
 from tfdecouple.training.cluster import find_cluster
 from tfdecouple.training.distributed import DistributedTrainer
 from tfdecouple.training.division import settled
-from tfdecouple.training.folder import RunFolder, photographs_of, with_whole_paths
+from tfdecouple.training.folder import RunFolder, with_whole_paths
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.record import RunRecord
 from tfdecouple.training.release import traces_released
@@ -104,8 +104,6 @@ def train(
         stack.enter_context(_one_line_errors(path))
         _check_options(workers, config)
         workers.on_chief(lambda: require_loggers(config.training.loggers))
-        photographs = tuple(workers.on_chief(lambda: photographs_of(path, config)))
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, photographs=photographs))
         config = settled(config, path, strategy, workers, progress.say)
         folder = stack.enter_context(RunFolder(path, config))
         check_batch(config.training, strategy.num_replicas_in_sync)
