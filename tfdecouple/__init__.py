@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tfdecouple.model import Codes, DecoupledModel, Elbo
     from tfdecouple.outliers import outlier_scores
     from tfdecouple.runs import load_directions, load_model, load_pretrained, save_run
-    from tfdecouple.runtime.emulation import emulated_accelerator
     from tfdecouple.runtime.tf32 import full_float32
 
 # Names come from their modules at first use: a program can answer --help, or a mistake, before TensorFlow is imported.
@@ -41,7 +40,6 @@ _HOMES = {
     "TrainingConfig": "config",
     "UserError": "errors",
     "WolfError": "errors",
-    "emulated_accelerator": "runtime.emulation",
     "full_float32": "runtime.tf32",
     "load_directions": "runs",
     "load_model": "runs",
@@ -68,7 +66,6 @@ __all__ = [
     "TrainingConfig",
     "UserError",
     "WolfError",
-    "emulated_accelerator",
     "full_float32",
     "load_directions",
     "load_model",

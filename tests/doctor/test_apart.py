@@ -64,7 +64,7 @@ def test_a_limit_may_be_longer_than_the_system_waits_at_once(run, limit, monkeyp
 
 
 def test_what_is_asked_for_and_not_there_is_a_mistake(run, forked):
-    setting = {**SETTING, "tensorflow": True, "devices": 0, "emulate": None, "left_alone": False}
+    setting = {**SETTING, "tensorflow": True, "devices": 0}
     with pytest.raises(MeasurementError, match="^--devices is 0; it must be at least 1$") as error:
         list(run("well", setting=setting, number=21))
     assert error.value.kind == "mistake"

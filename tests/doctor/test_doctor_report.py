@@ -282,7 +282,6 @@ class TestCommand:
             (["--set", "training.batchsize=1"], "there is no option 'training.batchsize'"),
             (["--devices", "0"], "--devices is 0"),
             (["--timeout", "0"], "--timeout is 0"),
-            (["--emulate", "2"], "--emulate is 2"),
             (["--out", "/proc/nothing"], "/proc/nothing"),
         ],
     )

@@ -41,17 +41,6 @@ def add_parser(commands: Any) -> None:
         "--timeout", metavar="SECONDS", type=float, default=900, help="end a measurement then (default 900)"
     )
     parser.add_argument(
-        "--emulate",
-        metavar="NOISE",
-        type=float,
-        help="examine an emulated accelerator, which rounds to TF32 and changes results by up to NOISE, such as 1e-6",
-    )
-    parser.add_argument(
-        "--left-alone",
-        action="store_true",
-        help="leave TensorFlow's switch for TF32 alone, to see what is found where nobody turns it off",
-    )
-    parser.add_argument(
         "--recommend",
         action="store_true",
         help="print the recommended --set options alone, and all else to standard error",
@@ -75,8 +64,6 @@ def run(options: argparse.Namespace) -> int:
     arguments.at_least(options, "devices", 1)
     if not options.timeout > 0:
         raise UserError(f"--timeout is {options.timeout}; it must be above 0")
-    if options.emulate is not None and not 0 <= options.emulate < 1:
-        raise UserError(f"--emulate is {options.emulate}; it must lie in [0, 1), for example 1e-6")
     names = [check.name for check in CHECKS]
     for name in options.only:
         if name not in names:
@@ -92,8 +79,6 @@ def run(options: argparse.Namespace) -> int:
         quick=options.quick,
         devices=options.devices,
         timeout=options.timeout,
-        emulate=options.emulate,
-        left_alone=options.left_alone,
     )
     examination = Examination(request, lambda text: print(text, file=output, flush=True))
     examination.examine([check for check in CHECKS if not options.only or check.name in ("build", *options.only)])

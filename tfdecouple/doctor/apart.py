@@ -253,8 +253,7 @@ def set_up(setting: dict[str, Any]) -> Iterator[None]:
 
     Args:
         setting: `tensorflow`, whether it is needed; `devices`, the number of devices that train, of which there are as
-            many logical CPUs where there is no GPU; `emulate`, the noise of an emulated accelerator, or None;
-            `left_alone`, whether TensorFlow's switch for TF32 is.
+            many logical CPUs where there is no GPU.
 
     Raises:
         UserError: for what a user asks for and this machine has not.
@@ -263,17 +262,11 @@ def set_up(setting: dict[str, Any]) -> Iterator[None]:
         yield
         return
     start_tensorflow()
-    from tfdecouple.runtime.emulation import emulated_accelerator, switch_left_alone
     from tfdecouple.training.strategy import make_strategy
 
     # Splits the CPU, which must come before anything runs.
     make_strategy(setting["devices"])
-    with contextlib.ExitStack() as stack:
-        if setting["left_alone"]:
-            stack.enter_context(switch_left_alone())
-        if setting["emulate"] is not None:
-            stack.enter_context(emulated_accelerator(noise=setting["emulate"]))
-        yield
+    yield
 
 
 def _asked(tasks: queue.SimpleQueue[str]) -> None:

@@ -46,8 +46,6 @@ class Request:
         quick: whether few things are tried, in about a minute.
         devices: how many train; None for all GPUs, or one CPU.
         timeout: seconds after which a measurement is ended.
-        emulate: noise of an emulated accelerator, on which all is done; None for the machine as it is.
-        left_alone: whether TensorFlow's switch for TF32 is, so that one sees what is found then.
     """
 
     preset: str | None = None
@@ -55,8 +53,6 @@ class Request:
     quick: bool = False
     devices: int | None = None
     timeout: float = 900.0
-    emulate: float | None = None
-    left_alone: bool = False
 
 
 class Examination:
@@ -90,8 +86,8 @@ class Examination:
         self._say(f"[{time.monotonic() - self._begun:4.0f} s] {text}")
 
     def variants(self, device: str) -> list[Variant]:
-        """Returns the variants that are tried on a device; an emulated accelerator is taken for a GPU."""
-        return tried(device.startswith("GPU") or self.request.emulate is not None, self.request.quick)
+        """Returns the variants that are tried on a device."""
+        return tried(device.startswith("GPU"), self.request.quick)
 
     def examine(self, checks: Sequence[Any]) -> None:
         """Runs checks: those that measure time or memory alone, the others two at a time."""
@@ -161,7 +157,7 @@ class Examination:
             MeasurementError: for a mistake of the user's.
         """
         setting: dict[str, Any] = {"tensorflow": tensorflow, "environment": dict(environment or {}), "alone": alone}
-        setting |= {name: getattr(self.request, name) for name in ("devices", "emulate", "left_alone")}
+        setting["devices"] = self.request.devices
         doing = ""
         try:
             with self._turn(alone):
