@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from benchmarks.common import table, write_json  # noqa: E402
 from tfdecouple.doctor.exactness import come_back, extreme_images  # noqa: E402
@@ -58,10 +59,11 @@ def measure(options: argparse.Namespace) -> int:
     if options.count < 1:
         raise UserError(f"--count is {options.count}; it must be at least 1")
     start_tensorflow()
+    from helpers.emulation import emulated_accelerator, switch_left_alone
+
     from tfdecouple.config import DataConfig
     from tfdecouple.data import load_images, open_source
     from tfdecouple.runs import Run
-    from tfdecouple.runtime.emulation import emulated_accelerator, switch_left_alone
 
     emulation = contextlib.ExitStack()
     if options.emulate is not None:

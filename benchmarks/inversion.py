@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from benchmarks.common import relative_differences, table, write_json  # noqa: E402
 from tfdecouple.config import PRECISIONS, load_preset, override  # noqa: E402
@@ -176,7 +176,8 @@ class Gradients:
 @contextlib.contextmanager
 def _rounding(precision: str) -> Iterator[None]:
     """Rounds the products of nets to TF32 where that is asked for, as a GPU would."""
-    from tfdecouple.runtime.emulation import emulated_accelerator
+    from helpers.emulation import emulated_accelerator
+
     from tfdecouple.runtime.tf32 import full_float32, has_tf32, tensor_float_32
 
     with contextlib.ExitStack() as stack:

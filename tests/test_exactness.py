@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.emulation import emulated_accelerator
 from helpers.layers import all_layers
 from helpers.models import SMALL, TINY, give_effect, random_images
 from helpers.places import PATIENCE, ROOT, user_environment
@@ -36,7 +37,6 @@ from tfdecouple.metrics.latent_use import measure_latent_use
 from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime import tf32
-from tfdecouple.runtime.emulation import emulated_accelerator
 
 enabled = tf.config.experimental.tensor_float_32_execution_enabled
 enable = tf.config.experimental.enable_tensor_float_32_execution

@@ -6,6 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.emulation import _Emulation, emulated_accelerator, switch_left_alone
 from helpers.forked import forked_programs
 from tensorflow.python.distribute import mirrored_strategy
 
@@ -16,7 +17,6 @@ from tfdecouple.doctor.apart import run_here
 from tfdecouple.doctor.examination import Examination, Request
 from tfdecouple.doctor.options import DEFAULT, by_name
 from tfdecouple.runtime import extras
-from tfdecouple.runtime.emulation import _Emulation, emulated_accelerator, switch_left_alone
 from tfdecouple.training.strategy import make_strategy
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.emulation import emulated_accelerator
 from tensorflow.python.eager import context
 
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.emulation import emulated_accelerator
 
 enable = tf.config.experimental.enable_tensor_float_32_execution
 

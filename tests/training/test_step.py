@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.emulation import emulated_accelerator
 from helpers.models import LEAST, give_effect, random_images
 from helpers.runs import run_config
 from helpers.trainers import BATCH, GLOW, Trainer, assert_close, assert_equal
@@ -17,7 +18,6 @@ from tfdecouple.metrics import Evaluator
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.runtime import inversion
-from tfdecouple.runtime.emulation import emulated_accelerator
 from tfdecouple.runtime.tf32 import full_float32
 from tfdecouple.training import train, trainer
 
