@@ -329,7 +329,7 @@ CROPS = [28, 101, 173, 27, 138, 174, 62, 30]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", sorted(path.parent.name for path in RESULTS.glob("*/config.json")))
+@pytest.mark.parametrize("run", sorted(path.parent.name for path in RESULTS.glob("*/checkpoints")))
 class TestTrainedRuns:
     @pytest.fixture(scope="class")
     def crops(self):

@@ -33,7 +33,7 @@ from tfdecouple.training.schedule import learning_rate
 # Of the gate.
 pytestmark = pytest.mark.usefixtures("forked")
 
-COMMITTED = sorted(path.parent for path in ROOT.glob("docs/results/*/config.json"))
+COMMITTED = sorted(path.parent for path in ROOT.glob("docs/results/*/checkpoints"))
 COMMITTED += sorted(ROOT.glob("tests/data/golden/*/run"))
 
 
