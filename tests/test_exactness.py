@@ -168,7 +168,7 @@ def test_encode_warns_of_every_kind_that_a_committed_run_lost_and_of_no_images_o
     kinds = [*rows, *(kind for row in before for kind in row.get("lost", []))]
     lost = [kind["least_rms_of_the_lost"] for kind in kinds if kind["lost"]]
     own = {run: "TFDS cifar10/3.0.2" for run in ("conditional", "base", "glow")} | {
-        "photographs": "embedded photographs"
+        "quickstart": "embedded photographs"
     }
     real = [row["most_rms"] for row in rows if row["images"] == own[row["run"]]]
     assert len(lost) >= 5 and len(real) == 4
