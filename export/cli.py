@@ -23,11 +23,8 @@ web page.
       savedmodel/1, onnx/{encoder,decoder,sampler}.onnx, and files to start a server
   python -m export --run runs/quickstart --to exported/quickstart --format web
       a page that runs the model in the browser; serve the folder web/ with any server
-  python -m export --run runs/quickstart --to exported/quickstart --precision int8
-      smaller ONNX files beside those of float32
-
-  python -m export --run runs/quickstart --to exported/quickstart --format litert ort
-      files for phones: litert/encoder.tflite and so on; ort/ for small builds of ONNX Runtime
+  python -m export --run runs/quickstart --to exported/quickstart --format litert
+      files for phones: litert/encoder.tflite and so on
 
   python -m export --verify exported/quickstart
       the same checks again, on the machine where the files are used; without the run
@@ -74,13 +71,6 @@ def _export(arguments: Sequence[str] | None) -> int:
         help=f"savedmodel, {', '.join(FILE_FORMATS)}, web; default savedmodel and onnx",
     )
     parser.add_argument(
-        "--precision",
-        nargs="+",
-        metavar="NAME",
-        default=[],
-        help="float16, int8: smaller ONNX files too, whose pixel errors the model card states",
-    )
-    parser.add_argument(
         "--endpoints", nargs="+", metavar="NAME", default=[], help="signatures of the SavedModel; default all"
     )
     parser.add_argument(
@@ -110,7 +100,6 @@ def _export(arguments: Sequence[str] | None) -> int:
         run=options.run,
         to=options.to,
         formats=tuple(dict.fromkeys(options.format)),
-        precisions=tuple(dict.fromkeys(options.precision)),
         endpoints=tuple(options.endpoints),
         version=options.version,
         name=options.name,

@@ -21,7 +21,7 @@ from export import manifest
 from export.card import JSON_NAME, TEXT_NAME, card_text, make_card, merged
 from export.deployed.model import DeployedModel
 from export.endpoint import Endpoint
-from export.formats.files import FILE_FORMATS, FileFormat, Sources, with_sources
+from export.formats.files import FILE_FORMATS, FileFormat, Sources, file_format
 from export.formats.saved_model import save_saved_model
 from export.formats.serving import write_serving_files, write_warmup
 from export.formats.web import build_page, examples_for, find_runtime
@@ -138,7 +138,8 @@ class _Export:
             images, checked_on = real_images(origin.config)
             checked_on = without_path(checked_on, origin.config)
             asked = make_cases(model, images, tell=self.say)
-            made = with_sources(("onnx", *request.formats) if runtime is not None else request.formats)
+            wanted = (*request.formats, *(["onnx"] if runtime is not None else []))
+            made = [file_format(name) for name in FILE_FORMATS if name in wanted]
             layouts = {one.layout for one in made} | ({"NHWC"} if "savedmodel" in request.formats else set())
             asked |= weight_digests(model, sorted(layouts))
             cases = staging.area / "cases.npz"
@@ -149,7 +150,6 @@ class _Export:
                 model=model,
                 endpoints=tuple(one for one in endpoints(model.config) if one.onnx),
                 metadata={**origin.metadata(), "name": origin.name},
-                precisions=request.precisions,
                 area=staging.area,
                 say=self.say,
             )
@@ -165,8 +165,7 @@ class _Export:
                 page = (staging.area / "web", staging.area / "onnx", runtime, describe(origin), models.values())
                 build_page(*page)
                 _refuse(page_problems(*page))
-                # Without the smaller files: the page has none.
-                options = {**self._parts["onnx"]["options"], "names": models, "precisions": []}
+                options = {**self._parts["onnx"]["options"], "names": models}
                 self._parts["web"] = part_of("check_onnx", "web/model", self._kept_cases, options)
                 # What Python measured of the same model files says nothing of the page's own runtime.
                 trips = formats["onnx"]["round_trip"].values()

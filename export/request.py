@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from export.formats.files import FILE_FORMATS, with_sources
-from export.formats.precision import PRECISIONS
+from export.formats.files import FILE_FORMATS, file_format
 from export.staging import taken
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.extras import require
@@ -22,7 +21,6 @@ class Request:
         run: run folder, or the name or address of weights that were trained already.
         to: export folder.
         formats: some of `FORMATS`.
-        precisions: some of `PRECISIONS`: smaller ONNX files beside those of float32.
         endpoints: names of the SavedModel's signatures; () for all.
         version: number of the SavedModel's version; None for the next free one.
         name: of the model; None for the run folder's.
@@ -32,7 +30,6 @@ class Request:
     run: str | pathlib.Path
     to: pathlib.Path
     formats: tuple[str, ...] = ("savedmodel", "onnx")
-    precisions: tuple[str, ...] = ()
     endpoints: tuple[str, ...] = ()
     version: int | None = None
     name: str | None = None
@@ -44,17 +41,12 @@ class Request:
         Raises:
             UserError: naming the value.
         """
-        for what, values, choices in (
-            ("format", self.formats, FORMATS),
-            ("precision", self.precisions, PRECISIONS),
-        ):
-            for value in values:
-                if value not in choices:
-                    raise UserError(f"there is no {what} {value!r}; there are {', '.join(choices)}")
+        for name in self.formats:
+            if name not in FORMATS:
+                raise UserError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
         if not self.formats:
             raise UserError(f"no format is given; there are {', '.join(FORMATS)}")
         for option, given, of in (
-            ("--precision", " ".join(self.precisions), "onnx"),
             ("--endpoints", " ".join(self.endpoints), "savedmodel"),
             ("--version", self.version, "savedmodel"),
             ("--web-runtime", self.web_runtime, "web"),
@@ -64,8 +56,9 @@ class Request:
                     f"{option} {given} is for the format {of} alone, and the formats are {', '.join(self.formats)}; "
                     f"leave it out, or add {of} to --format"
                 )
-        for one in with_sources(self.formats):
-            require(*one.packages, what=f"the format {one.name}")
+        for name in self.formats:
+            if name in FILE_FORMATS:
+                require(*file_format(name).packages, what=f"the format {name}")
         if self.version is not None:
             if not 1 <= self.version < 2**63:
                 raise UserError(f"the version is {self.version}; it must be at least 1 and below 2**63")

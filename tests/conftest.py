@@ -232,13 +232,13 @@ def forked():
 
 @pytest.fixture(scope="session")
 def exported(tiny_run, tmp_path_factory):
-    """An export folder of `tiny_run`: SavedModel, ONNX files and int8 ones. Do not change it."""
+    """An export folder of `tiny_run`: SavedModel and ONNX files. Do not change it."""
 
     def make(folder):
         from export.pipeline import Request, export
 
         with forked_programs():
-            export(Request(run=tiny_run, to=folder / "tiny", precisions=("int8",)), say=lambda text: None)
+            export(Request(run=tiny_run, to=folder / "tiny"), say=lambda text: None)
 
     return copied_once(tmp_path_factory, "exported", make) / "tiny"
 

@@ -14,7 +14,6 @@ from helpers.places import DATA
 import tfdecouple
 from export.deployed.model import DeployedModel
 from export.formats.onnx import build_onnx
-from export.formats.precision import with_smaller_weights
 from export.origin import open_run
 from export.signatures import endpoint, endpoints
 from tfdecouple.errors import UserError
@@ -201,12 +200,6 @@ class TestOnnx:
         folder = generation / "export" / "onnx"
         check(onnx_call(lambda of: opened(str(folder / f"{FILES[of]}.onnx"))), numbers, FILES)
 
-    def test_int8_files_still_belong_together(self, generation, numbers):
-        folder = generation / "export" / "onnx"
-        call = onnx_call(lambda of: opened(str(folder / f"{FILES[of]}.int8.onnx")))
-        codes = call("encode", {"images": numbers["IN_images"]})
-        np.testing.assert_array_equal(call("decode", codes)["images"], numbers["IN_images"])
-
 
 class TestFreshExport:
     """An export of today of the golden run is the golden export: clients may replace one by the other."""
@@ -235,15 +228,6 @@ class TestFreshExport:
         for one, other in ((golden, fresh), (fresh, golden)):
             codes = one("encode", {"images": images})
             np.testing.assert_array_equal(other("decode", codes)["images"], images)
-
-    def test_int8_weights_are_rounded_as_they_were(self, model, built, generation, numbers):
-        golden = onnx_call(lambda of: opened(str(generation / "export" / "onnx" / f"{FILES[of]}.int8.onnx")))
-        names = DeployedModel.from_model(model, "NCHW").may_be_rounded()
-        fresh = onnx_call(lambda of: opened(with_smaller_weights(built[of], "int8", names).SerializeToString()))
-        given = {"images": numbers["IN_images"]}
-        one, other = golden("encode", given), fresh("encode", given)
-        for name, array in one.items():
-            assert np.abs(other[name] - array).max() < TOLERANCE * np.abs(array).max()
 
     def test_inputs_and_outputs_have_their_names_types_and_order(self, built, generation):
         def promised(values):

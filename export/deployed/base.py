@@ -44,14 +44,6 @@ class Deployed:
         changed |= {field: function(f"{self.name}/{field}", value) for field, value in self._own_arrays()}
         return dataclasses.replace(self, **changed)
 
-    def may_be_rounded(self) -> dict[str, tuple[float, ...] | None]:
-        """Returns which arrays a smaller file may hold in fewer bits, and the sizes of their inputs.
-
-        The sizes are relative to each other, `{name: one for each input}`; None where nothing is known of them.
-        """
-        every = (layer._rounded_fields().items() for layer in self.layers())
-        return {name: sizes for fields in every for name, sizes in fields}
-
     def layers(self) -> Iterator[Deployed]:
         """Yields the layer itself and all layers within it."""
         yield self
@@ -66,9 +58,6 @@ class Deployed:
     def _own_arrays(self) -> list[tuple[str, Array]]:
         values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         return [(name, value) for name, value in values if isinstance(value, np.ndarray | tf.Tensor | tf.Variable)]
-
-    def _rounded_fields(self) -> dict[str, tuple[float, ...] | None]:
-        return {}
 
 
 def scope(name: str) -> contextlib.AbstractContextManager[Any]:

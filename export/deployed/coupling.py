@@ -14,7 +14,7 @@ from export.deployed.base import Deployed, LogDets, values
 from export.deployed.layout import Layout
 from export.deployed.linear import DeployedLinear, normalised
 from tfdecouple.bijectors import forward_and_log_det
-from tfdecouple.layers import ActNorm, Coupling, LocalConvNet
+from tfdecouple.layers import Coupling, LocalConvNet
 from tfdecouple.transforms import TRANSFORMS
 
 
@@ -61,15 +61,13 @@ class DeployedNet(Deployed):
     layout: Layout
 
     @classmethod
-    def from_layer(
-        cls, net: Any, name: str, layout: Layout, conditioning: Conditioning, sizes: np.ndarray | None
-    ) -> Self:
-        """Folds a `ConvNet` or an `MLP`, given the relative sizes of its inputs where they are known."""
+    def from_layer(cls, net: Any, name: str, layout: Layout, conditioning: Conditioning) -> Self:
+        """Folds a `ConvNet` or an `MLP`."""
 
-        def plain(layer: str, **options: Any) -> DeployedLinear:
+        def plain(layer: str) -> DeployedLinear:
             bias = getattr(net, f"{layer}_bias", None)
             bias = None if bias is None else values(bias)
-            return DeployedLinear.of(f"{name}/{layer}", values(getattr(net, layer)), bias, layout, **options)
+            return DeployedLinear.of(f"{name}/{layer}", values(getattr(net, layer)), bias, layout)
 
         local = None
         if isinstance(net, LocalConvNet):
@@ -77,7 +75,7 @@ class DeployedNet(Deployed):
             local = DeployedLinear.of(f"{name}/condition", kernel, bias, layout)
         return cls(
             name=name,
-            first=plain("first", sizes=None if sizes is None else tuple(sizes.tolist())),
+            first=plain("first"),
             second=plain("second"),
             last=DeployedLinear.of(f"{name}/last", *normalised(net.last), layout),
             condition=conditioning.add(net),
@@ -170,23 +168,12 @@ class DeployedCoupling(Deployed):
     layout: Layout
 
     @classmethod
-    def from_layer(
-        cls,
-        layer: Coupling,
-        name: str,
-        layout: Layout,
-        channels: int,
-        conditioning: Conditioning,
-        *,
-        before: ActNorm | None = None,
-    ) -> Self:
-        """Folds a coupling of so many channels; an actnorm that it stands before tells how large they are."""
-        split = DeployedSplit.from_split(layer.split, channels, layout)
-        sizes = None if before is None else np.exp(-values(before.log_scale))[list(split.kept)]
+    def from_layer(cls, layer: Coupling, name: str, layout: Layout, channels: int, conditioning: Conditioning) -> Self:
+        """Folds a coupling of so many channels."""
         return cls(
             name=name,
-            split=split,
-            net=DeployedNet.from_layer(layer.net, name, layout, conditioning, sizes),
+            split=DeployedSplit.from_split(layer.split, channels, layout),
+            net=DeployedNet.from_layer(layer.net, name, layout, conditioning),
             transform=layer.transform,
             alpha=layer.alpha,
             layout=layout,

@@ -60,15 +60,14 @@ def _step(step: FlowStep, name: str, layout: Layout, conditioning: Conditioning)
     matrix, images = values(linear.matrix()), isinstance(linear, InvertibleConv1x1)
     scale, shift = np.exp(values(actnorm.log_scale)), values(actnorm.bias)
     layers: list[Deployed] = [DeployedMix.of(name, matrix * scale, matrix @ shift, layout, images=images)]
-    for number, layer in enumerate(others):
+    for layer in others:
         inner = f"{name}/{layer.name}"
         if isinstance(layer, ActNorm):
             layers.append(DeployedActNorm.from_layer(layer, inner, layout, images=images))
         elif isinstance(layer, RegisteredLayer):
             layers.append(DeployedRegistered.from_layer(layer, inner, layout))
         else:
-            before = next((one for one in others[number:] if isinstance(one, ActNorm)), None)
-            layers.append(DeployedCoupling.from_layer(layer, inner, layout, len(matrix), conditioning, before=before))
+            layers.append(DeployedCoupling.from_layer(layer, inner, layout, len(matrix), conditioning))
     return layers
 
 

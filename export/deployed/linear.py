@@ -24,17 +24,12 @@ class DeployedLinear(Deployed):
         bias: `[outputs]`, or None.
         layout: of the images.
         strides: of the convolution.
-        exact: whether the kernel must keep all its digits, because another one undoes what it does.
-        sizes: how large each input is, relative to the others, where that is known: smaller files round the kernel of
-            an input the less the smaller it is. None where all are alike.
     """
 
     kernel: Array
     bias: Array | None
     layout: Layout
     strides: int = 1
-    exact: bool = False
-    sizes: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, name: str, kernel: np.ndarray, bias: np.ndarray | None, layout: Layout, **options: Any) -> Self:
@@ -57,9 +52,6 @@ class DeployedLinear(Deployed):
             padding = [[0, 0], [0, 0], *around] if self.layout.order == "NCHW" else [[0, 0], *around, [0, 0]]
             y = tf.nn.conv2d(x, self.kernel, self.strides, padding, data_format=self.layout.order)
             return y if self.bias is None else tf.nn.bias_add(y, self.bias, self.layout.order)
-
-    def _rounded_fields(self) -> dict[str, tuple[float, ...] | None]:
-        return {} if self.exact else {f"{self.name}/kernel": self.sizes}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +82,7 @@ class DeployedMix(Deployed):
 
         def linear(direction: str, matrix: np.ndarray, bias: np.ndarray) -> DeployedLinear:
             kernel = matrix.T[None, None] if images else matrix.T
-            return DeployedLinear.of(f"{name}/{direction}", kernel, bias, layout, exact=True)
+            return DeployedLinear.of(f"{name}/{direction}", kernel, bias, layout)
 
         return cls(
             name=name,

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from export.deployed.model import DeployedModel
     from tfdecouple.model import DecoupledModel
 
-# By name the module of `export.verification` that the gate runs; in the order in which they are made: what one is made
-# of stands before it.
-FILE_FORMATS = {"onnx": "check_onnx", "ort": "check_ort", "litert": "check_litert"}
+# By name the module of `export.verification` that the gate runs.
+FILE_FORMATS = {"onnx": "check_onnx", "litert": "check_litert"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,15 +33,13 @@ class Sources:
         model: that is exported.
         endpoints: those that have a file, by which `Endpoint.onnx` names it.
         metadata: what every file says of its origin.
-        precisions: of smaller files beside those of float32, for formats that have them.
-        area: folder in which each format has a folder of its name; those of earlier formats are there.
+        area: folder for what is made on the way.
         say: is told each thing that takes its time.
     """
 
     model: DecoupledModel
     endpoints: tuple[Endpoint, ...]
     metadata: Mapping[str, str]
-    precisions: tuple[str, ...]
     area: pathlib.Path
     say: Callable[[str], Any]
 
@@ -67,7 +64,6 @@ class FileFormat(abc.ABC):
         suffix: of the files.
         layout: order of axes of the deployed model whose weights are in the files.
         packages: what is imported beside the export's own, of `tfdecouple.runtime.extras`.
-        made_of: name of the format whose files this one's are made of; "" for none.
     """
 
     name: ClassVar[str]
@@ -75,7 +71,6 @@ class FileFormat(abc.ABC):
     suffix: ClassVar[str]
     layout: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
-    made_of: ClassVar[str] = ""
 
     @property
     def check(self) -> str:
@@ -104,12 +99,3 @@ def zeros(array: Mapping[str, Any]) -> str:
 def file_format(name: str) -> FileFormat:
     """Returns the format of a name."""
     return importlib.import_module(f"export.formats.{name}").FORMAT
-
-
-def with_sources(names: tuple[str, ...]) -> list[FileFormat]:
-    """Returns formats by their names and those that they are made of, in the order in which they are made."""
-    wanted = {name for name in names if name in FILE_FORMATS}
-    for name in reversed(list(FILE_FORMATS)):
-        if name in wanted and (source := file_format(name).made_of):
-            wanted.add(source)
-    return [file_format(name) for name in FILE_FORMATS if name in wanted]

@@ -33,7 +33,7 @@ INLINE_LIMIT = 2**31 - 2**24
 
 
 class Onnx(FileFormat):
-    """Files of opset 18, and smaller ones beside them."""
+    """Files of opset 18."""
 
     name = "onnx"
     title = "ONNX"
@@ -41,21 +41,12 @@ class Onnx(FileFormat):
     layout = "NCHW"
 
     def write(self, sources: Sources, folder: pathlib.Path) -> None:
-        """Converts each endpoint once, and rounds the weights of that for each precision."""
-        from export.formats.precision import with_smaller_weights
-
+        """Converts each endpoint."""
         deployed = sources.deployed(self.layout)
         for endpoint in sources.endpoints:
             sources.say(f"ONNX: {endpoint.onnx}")
             whole = build_onnx(deployed, endpoint, {**sources.metadata, "endpoint": endpoint.name})
-            for precision in sources.precisions:
-                smaller = with_smaller_weights(whole, precision, deployed.may_be_rounded())
-                save_onnx(smaller, folder / f"{endpoint.onnx}.{precision}{self.suffix}")
             save_onnx(whole, folder / f"{endpoint.onnx}{self.suffix}")
-
-    def options(self, sources: Sources) -> dict[str, Any]:
-        """Returns what the check is told: the precisions, too."""
-        return {**super().options(sources), "precisions": list(sources.precisions)}
 
     def calls(self, endpoints: Mapping[str, Any]) -> list[str]:
         """Returns how Python and JavaScript call the files."""

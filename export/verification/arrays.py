@@ -301,15 +301,6 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-def difference(found: np.ndarray, right: np.ndarray) -> dict[str, float]:
-    """Returns largest and mean difference: of floats relative to the largest value, of uint8 in levels."""
-    change = np.abs(found.astype(np.float64) - right.astype(np.float64))
-    if right.dtype == np.uint8:
-        return {"max": float(change.max()), "mean": float(change.mean()), "differing": float((change > 0).mean())}
-    largest = max(float(np.abs(right).max()), np.finfo(np.float32).tiny)
-    return {"max": float(change.max() / largest), "mean": float(change.mean() / largest)}
-
-
 def in_turns(
     calls: Mapping[str, Callable[[], Any]], at_least: int = 3, seconds: float = 2.0, at_most: int = 30
 ) -> dict[str, float]:

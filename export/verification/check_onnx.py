@@ -17,7 +17,6 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-from export.verification import variants
 from export.verification.arrays import Arrays, Report, answers_in, group, images_tried, run_check
 from export.verification.weights import by_name, same
 from tfdecouple.errors import one_line
@@ -51,10 +50,8 @@ class OnnxFiles:
     Args:
         folder: where the files lie.
         names: of the files, without suffix, by endpoints.
-        suffix: between name and `.onnx`, such as ".int8".
         provider: of ONNX Runtime, which computes.
         progress: is told of each call.
-        ending: of the files, ".onnx" or ".ort".
         threads: of each operation; 0 for as many as ONNX Runtime takes by itself.
     """
 
@@ -62,13 +59,11 @@ class OnnxFiles:
         self,
         folder: pathlib.Path,
         names: Mapping[str, str],
-        suffix: str = "",
         provider: str = "CPUExecutionProvider",
         progress: Lines | None = None,
-        ending: str = ".onnx",
         threads: int = 0,
     ):
-        self.paths = {endpoint: folder / f"{name}{suffix}{ending}" for endpoint, name in names.items()}
+        self.paths = {endpoint: folder / f"{name}.onnx" for endpoint, name in names.items()}
         self._provider, self._progress, self._threads, self._lock = provider, progress, threads, threading.Lock()
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
@@ -106,7 +101,6 @@ def check(
     cases: Arrays,
     names: dict[str, str],
     metadata: dict[str, str],
-    precisions: list[str],
     provider: str = "CPUExecutionProvider",
     tell: Callable[[str], Any] = print,
 ) -> Report:
@@ -116,8 +110,7 @@ def check(
         folder: holds the ONNX files.
         cases: of the gate.
         names: of the files, without suffix, by endpoints.
-        metadata: what every float32 file must say of itself.
-        precisions: of the smaller variants beside the float32 files.
+        metadata: what every file must say of itself.
         provider: of ONNX Runtime, which computes.
         tell: is told how far this is.
     """
@@ -126,7 +119,7 @@ def check(
     # Two calls side by side leave no core waiting; each takes half of the threads.
     at_once = 2 if provider == "CPUExecutionProvider" and cores() > 1 else 1
     files = OnnxFiles(folder, names, provider=provider, progress=progress, threads=cores() // 2 if at_once > 1 else 0)
-    stems = [f"{name}{suffix}.onnx" for name in names.values() for suffix in ("", *(f".{p}" for p in precisions))]
+    stems = [f"{name}.onnx" for name in names.values()]
     strange = {path.name for path in folder.iterdir()} - {*stems, *(f"{stem}.data" for stem in stems)}
     if strange:
         report.problems.append(f"{', '.join(sorted(strange))} is compared with nothing")
@@ -144,27 +137,10 @@ def check(
     # As those open them who have nothing else to run; the others make room.
     files = OnnxFiles(folder, names, provider=provider, progress=progress)
     report.measure_latencies(names, files, cases)
-    report.notes["variants"] = {}
-    for precision in precisions:
-        small = OnnxFiles(folder, names, f".{precision}", provider)
-        for endpoint in names:
-            said = {**metadata, "precision": precision}
-            _check_file(report, endpoint, small.paths[endpoint], cases, said, precision, files.paths[endpoint])
-        if report.problems:
-            return report
-        report.notes["variants"][precision] = variants.measure(report, precision, files, small, cases)
     return report
 
 
-def _check_file(
-    report: Report,
-    endpoint: str,
-    path: pathlib.Path,
-    cases: Arrays,
-    metadata: Mapping[str, str],
-    precision: str | None = None,
-    whole: pathlib.Path | None = None,
-) -> None:
+def _check_file(report: Report, endpoint: str, path: pathlib.Path, cases: Arrays, metadata: Mapping[str, str]) -> None:
     """What holds for a file by itself: valid ONNX, inputs and outputs, batch free, origin, weights."""
     try:
         onnx.checker.check_model(str(path), full_check=True)
@@ -177,10 +153,7 @@ def _check_file(
     for key, value in {**metadata, "endpoint": endpoint}.items():
         if said.get(key) != value:
             problems.append(f"says {key} {said.get(key)!r} where the run has {value!r}")
-    if precision is None:
-        problems += wrong_weights(model, by_name(cases["weights/NCHW"]))
-    elif whole is not None:
-        problems += variants.weights(model, onnx.load(str(whole)), precision)
+    problems += wrong_weights(model, by_name(cases["weights/NCHW"]))
     report.problems += [f"{path.name} {problem}" for problem in problems]
 
 

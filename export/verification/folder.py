@@ -16,7 +16,7 @@ from export.verification.run import further_checks, run_gate
 # It hands calls over to a service elsewhere and computes nothing here.
 REMOTE = "AzureExecutionProvider"
 # Who computes, of the checks for which there is one runtime.
-_ALONE = {"check_saved_model": "TensorFlow", "check_ort": "ONNX Runtime", "check_litert": "LiteRT"}
+_ALONE = {"check_saved_model": "TensorFlow", "check_litert": "LiteRT"}
 
 
 def verify(folder: pathlib.Path, say: Callable[[str], Any] = print) -> tuple[list[str], list[str]]:

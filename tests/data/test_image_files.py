@@ -157,22 +157,19 @@ class TestPipes:
 
 
 class TestPythonClients:
-    """The client of an export, and the examples that others start from."""
+    """The client of an export, and the example that others start from."""
 
-    @pytest.fixture(
-        params=["export/client.py", "examples/onnxruntime_python/switch.py", "examples/tf_serving/client.py"]
-    )
+    @pytest.fixture(params=["export/client.py", "examples/tf_serving/client.py"])
     def refuses(self, request):
         """Returns what the example says of a file that it must refuse."""
         module = load_program(ROOT / request.param)
-        read = getattr(module, "read_centre", None) or module.read_picture
         taken = 3 if request.param == "export/client.py" else (8, 8, 3)
         # What its `main` makes one line of.
         expected = getattr(module, "Problem", Exception)
 
         def refuse(path: object) -> str:
             with pytest.raises(expected) as caught:
-                within_a_minute(lambda: read(str(path), taken))
+                within_a_minute(lambda: module.read_picture(str(path), taken))
             return str(caught.value)
 
         return refuse

@@ -57,16 +57,15 @@ def test_the_filter_is_bilinear_with_antialiasing() -> None:
 
 @pytest.mark.parametrize("crop", [0, 20])
 def test_clients_in_python_read_as_training_does(files, crop) -> None:
-    switch = load_program(EXAMPLES / "onnxruntime_python" / "switch.py")
-    client = load_program(EXAMPLES / "tf_serving" / "client.py")
+    served = load_program(EXAMPLES / "tf_serving" / "client.py")
+    client = load_program(ROOT / "export" / "client.py")
     for name, path in files.items():
-        right = read_image(str(path), SIZE, crop)
-        assert_same(switch.read_centre(path, (SIZE, SIZE, 3), crop), right, name)
-        assert_same(client.read_picture(path, (SIZE, SIZE, 3), crop), right, name)
-        # Grey rectangles.
-        grey = read_image(str(path), (SIZE, 12, 1), crop)
-        assert_same(switch.read_centre(path, (SIZE, 12, 1), crop), grey, name)
-        assert_same(client.read_picture(path, (SIZE, 12, 1), crop), grey, name)
+        # Squares of RGB, and grey rectangles.
+        for shape in ((SIZE, SIZE, 3), (SIZE, 12, 1)):
+            right = read_image(str(path), shape, crop)
+            of_shape = types.SimpleNamespace(shape=shape, crop=crop)
+            assert_same(client.Model.fit(of_shape, client.read_picture(path, shape[-1])), right, name)
+            assert_same(served.read_picture(path, shape, crop), right, name)
 
 
 def test_commands_read_as_training_does(files, wanted) -> None:

@@ -131,13 +131,6 @@ class TestExactness:
         section = text.partition("### web")[2].partition("##")[0]
         assert "identical" not in section and "|" not in section
 
-    @pytest.mark.parametrize(("wrong", "said"), [(0.0, "came back exactly"), (0.01, "1.0000% of the subpixels")])
-    def test_of_smaller_files_is_stated_for_each_precision_and_never_promised(self, wrong, said) -> None:
-        variant = {"images": 64, "round_trip": {"differing": wrong, "max": 1, "mean": 0.1}}
-        found = exactness(0.8, 8, {"onnx": entry(variants={"int8": variant})})
-        assert found["promised"] is True
-        assert re.search(rf"onnx in int8: 64 images, {said}.*; not promised\.", found["meaning"])
-
     def test_is_not_promised_where_nothing_was_tried_and_says_what_was_left_out(self) -> None:
         score = {**entry(), "round_trip": {}}
         text = card_text(card_of({"savedmodel": score}))

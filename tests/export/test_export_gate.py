@@ -14,13 +14,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export import pipeline
-from export.deployed.model import DeployedModel
 from export.endpoint import Endpoint
 from export.formats import onnx as onnx_format
 from export.formats.onnx import OPSET
-from export.formats.precision import with_smaller_weights
 from export.signatures import endpoints, onnx_names
-from export.verification import check_onnx, variants
+from export.verification import check_onnx
 from export.verification.cases import make_cases, real_images
 from export.verification.run import RefusedError
 from tfdecouple.config import Config, DataConfig
@@ -82,13 +80,12 @@ def onnx_problems(exported, cases, origin, tmp_path):
     `change(folder)` may do to the files what it likes; `known` replaces arrays of the cases.
     """
 
-    def check(change=lambda folder: None, known=None, precisions=("int8",), **options):
+    def check(change=lambda folder: None, known=None, **options):
         folder = shutil.copytree(exported / "onnx", tmp_path / "onnx")
         change(folder)
         given = {
             "names": onnx_names(origin.config.model),
             "metadata": {**origin.metadata(), "name": origin.name},
-            "precisions": list(precisions),
         } | options
         return check_onnx.check(folder, cases | (known or {}), tell=str, **given).problems
 
@@ -190,10 +187,6 @@ class TestOnnx:
             (folder / "x").rename(folder / "decoder.onnx")
 
         assert any("encoder.onnx has ['z', 'v'] where encode has ['images']" in one for one in onnx_problems(swap))
-
-    def test_smaller_file_in_place_of_the_whole_one_is_found(self, onnx_problems):
-        problems = onnx_problems(lambda folder: shutil.copy(folder / "encoder.int8.onnx", folder / "encoder.onnx"))
-        assert any("encoder.onnx says precision 'int8' where the run has 'float32'" in one for one in problems)
 
     @pytest.mark.parametrize("domain", ["", "somewhere.else"])
     def test_operation_that_the_runtime_lacks_is_found(self, sabotage_onnx, domain):
@@ -349,14 +342,12 @@ class TestOnnx:
         names = {**onnx_names(origin.config.model), "reconstruct": "reconstructor"}
 
         def add(folder):
-            for path in folder.glob("*.int8.onnx"):
-                path.unlink()
             model = onnx.load(folder / "decoder.onnx")
             entries = {entry.key: entry.value for entry in model.metadata_props}
             helper.set_model_props(model, {**entries, "endpoint": "reconstruct"})
             onnx.save(model, folder / "reconstructor.onnx")
 
-        assert onnx_problems(add, names=names, precisions=()) == [
+        assert onnx_problems(add, names=names) == [
             "reconstructor.onnx has ['z', 'v'] where reconstruct has []",
             "reconstructor.onnx has ['images'] where reconstruct has []",
         ]
@@ -375,89 +366,6 @@ class TestOnnx:
         images, _ = real_images(Config(name="x", model=model.config, data=DataConfig(source="photographs")))
         with pytest.raises(RefusedError, match="endpoint reconstruct cannot be compared"):
             make_cases(model, images)
-
-
-class TestSmallerFiles:
-    def replaced(self, change):
-        """A sabotage of the stored weights of an int8 file: `change(array)` in place of each array of that type."""
-
-        def edit_model(model):
-            for tensor in model.graph.initializer:
-                if tensor.data_type == onnx.TensorProto.INT8:
-                    array = change(numpy_helper.to_array(tensor)).astype(np.int8)
-                    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-
-        return edit_model
-
-    @pytest.mark.parametrize("file", ["encoder", "decoder", "sampler"])
-    def test_random_ones_are_found(self, onnx_problems, file):
-        rng = np.random.default_rng(0)
-        change = self.replaced(lambda array: rng.integers(-127, 128, array.shape))
-        problems = onnx_problems(edit(f"{file}.int8", change))
-        assert problems and all(
-            one.startswith(f"{file}.int8.onnx has weight ") and one.endswith(", more than int8 rounds it")
-            for one in problems
-        )
-
-    def test_one_step_of_one_weight_is_found(self, onnx_problems):
-        def step(model):
-            tensor = next(one for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT8)
-            array = numpy_helper.to_array(tensor).copy()
-            array.flat[0] -= np.int8(np.sign(array.flat[0]) or 1)
-            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-
-        (problem,) = onnx_problems(edit("sampler.int8", step))
-        assert "more than int8 rounds it" in problem
-
-    def test_scale_of_another_weight_is_found(self, onnx_problems):
-        def swap(model):
-            scales = [one for one in model.graph.initializer if one.name.endswith("/scale")]
-            scales[0].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scales[0]) * 2, scales[0].name))
-
-        assert onnx_problems(edit("decoder.int8", swap))
-
-    def test_weight_that_was_not_to_be_rounded_is_found(self, onnx_problems):
-        (problem,) = onnx_problems(edit("decoder.int8", change_weight(f"{MIX}/unmix/kernel", scaled(1.001))))
-        assert problem.startswith(f"decoder.int8.onnx has other numbers in {MIX}/unmix/kernel than the float32 file")
-
-    def test_other_arithmetic_is_found(self, onnx_problems):
-        def change(model):
-            node = next(node for node in model.graph.node if node.op_type == "Tanh")
-            node.op_type = "Identity"
-
-        assert onnx_problems(edit("sampler.int8", change)) == [
-            "sampler.int8.onnx computes something else than the float32 file"
-        ]
-
-    def test_missing_one_is_found(self, onnx_problems):
-        problems = onnx_problems(lambda folder: (folder / "sampler.int8.onnx").unlink())
-        assert "sampler.int8.onnx is not valid ONNX" in problems[0]
-
-    @pytest.mark.parametrize("file", ["decoder", "sampler"])
-    def test_random_float16_ones_are_found(self, onnx_problems, model, file):
-        def halve(folder):
-            for path in folder.glob("*.int8.onnx"):
-                path.unlink()
-            for name in onnx_names(model.config).values():
-                smaller = with_smaller_weights(
-                    onnx.load(folder / f"{name}.onnx"),
-                    "float16",
-                    DeployedModel.from_model(model, "NCHW").may_be_rounded(),
-                )
-                if name == file:
-                    for tensor in smaller.graph.initializer:
-                        if tensor.data_type == onnx.TensorProto.FLOAT16:
-                            array = np.random.default_rng(0).normal(size=tensor.dims).astype(np.float16)
-                            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-                onnx.save(smaller, folder / f"{name}.float16.onnx")
-
-        problems = onnx_problems(halve, precisions=("float16",))
-        assert problems and all(problem.startswith(f"{file}.float16.onnx has weight ") for problem in problems)
-
-    def test_codes_that_are_no_numbers_are_found(self, onnx_problems, monkeypatch):
-        monkeypatch.setattr(variants, "weights", lambda model, whole, precision: [])
-        change = change_weight(f"{MIX}/mix/bias", one_entry_not_a_number)
-        assert onnx_problems(edit("encoder.int8", change)) == ["the int8 encoder returns codes that are not finite"]
 
 
 class TestProcess:

@@ -1,6 +1,5 @@
 """The exported ONNX files: they compute what the Keras model computes, whatever their weights are held as."""
 
-import collections
 import importlib.metadata
 import os
 import re
@@ -21,15 +20,13 @@ from helpers.graphs import (
     onnx_of,
     run,
     session_of,
-    smaller_of,
     weights_in,
 )
 from helpers.models import TINY, random_images
 
 from export.formats.onnx import OPSET, save_onnx
-from export.formats.precision import PRECISIONS
 from export.signatures import endpoint, endpoints
-from export.verification import check_onnx, variants
+from export.verification import check_onnx
 from export.verification.weights import by_name, digests
 
 # Converted but in no file of an export: the score has the log-determinants, in whose layout sums run over other axes.
@@ -168,10 +165,7 @@ class TestOnnxGraph:
     def test_gate_knows_every_weight_of_every_kind_of_model(self, name):
         known = by_name(digests(arrays_of(name)))
         for of in ("encode", "decode", "sample"):
-            model = onnx_of(name, of)
-            assert list(check_onnx.wrong_weights(model, known)) == []
-            for precision in PRECISIONS:
-                assert list(variants.weights(smaller_of(name, model, precision), model, precision)) == []
+            assert list(check_onnx.wrong_weights(onnx_of(name, of), known)) == []
 
     def test_no_weight_is_there_twice_or_for_nothing(self, file):
         _, model = file
@@ -193,10 +187,8 @@ class TestOnnxGraph:
         # tf2onnx would give its own.
         assert model.producer_version == importlib.metadata.version("tfdecouple")
 
-    @pytest.mark.parametrize("precision", [None, *PRECISIONS])
-    def test_every_node_says_in_which_layer_it_is(self, file, precision):
+    def test_every_node_says_in_which_layer_it_is(self, file):
         _, model = file
-        model = smaller_of("base", model, precision) if precision else model
         names = [node.name for node in model.graph.node]
         assert len(set(names)) == len(names)
         places = re.compile(
@@ -204,20 +196,16 @@ class TestOnnxGraph:
         )
         assert [name for name in names if not places.match(name)] == []
         # What multiplies by a weight goes by that weight's name.
-        multiplying = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Cast", "Mul")]
+        multiplying = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Mul")]
         weights = {name for name in arrays_of("alpha-0.8") | arrays_of("base")}
-        named = [
-            (node.name, re.sub(r"/(\d+|wide|wide_\d)$", "", read)) for node in multiplying for read in node.input[:2]
-        ]
+        named = [(node.name, re.sub(r"/\d+$", "", read)) for node in multiplying for read in node.input[:2]]
         of_weights = [(name, weight) for name, weight in named if weight in weights]
         assert len(of_weights) > 30 and all(
             name.startswith(f"{weight.rpartition('/')[0]}/") for name, weight in of_weights
         )
 
-    @pytest.mark.parametrize("precision", [None, "int8"])
-    def test_inputs_and_outputs_say_what_they_are(self, file, precision):
+    def test_inputs_and_outputs_say_what_they_are(self, file):
         of, model = file
-        model = smaller_of("base", model, precision) if precision else model
         for values, arrays in ((model.graph.input, of.inputs), (model.graph.output, of.outputs)):
             assert [value.doc_string for value in values] == [array.meaning for array in arrays]
             assert all(array.meaning for array in arrays)
@@ -278,122 +266,6 @@ class TestFilesOfWeights:
         )
         whole = run("alpha-0.8", "encode", images=random_images(3, seed=4))
         assert_same(dict(np.load(tmp_path / "codes.npz")), whole, tolerance=1e-6)
-
-    def test_smaller_variant_beyond_the_limit_opens(self, tmp_path):
-        path = tmp_path / "encoder.int8.onnx"
-        save_onnx(smaller_of("alpha-0.8", onnx_of("alpha-0.8", "encode"), "int8"), path, inline_limit=10_000)
-        assert (tmp_path / "encoder.int8.onnx.data").stat().st_size > 0
-        images = random_images(3, seed=4)
-        names = ("z", "v")
-        found = dict(zip(names, session_of(str(path)).run(names, {"images": images}), strict=True))
-        assert_same(found, run("alpha-0.8", "encode", "int8", images=images), tolerance=1e-6)
-
-
-@pytest.mark.usefixtures("eager")
-class TestPrecision:
-    @pytest.mark.parametrize("precision", PRECISIONS)
-    @pytest.mark.parametrize("name", ["alpha-0.8", "base", "wide"])
-    def test_pair_gives_back_every_image(self, name, precision):
-        """Both directions round the nets alike, and a coupling is undone exactly whatever its net computes."""
-        config = VARIANTS[name]
-        images = np.concatenate([inputs_of(config, 9)["images"], np.zeros((1, *config.image_shape), "uint8")])
-        images = np.concatenate([images, np.full((1, *config.image_shape), 255, "uint8")])
-        codes = run(name, "encode", precision, images=images)
-        right = model_of(name).quantize_images(images)
-        np.testing.assert_array_equal(run(name, "decode", precision, **codes)["images"], right)
-
-    @pytest.mark.parametrize("precision", PRECISIONS)
-    @pytest.mark.parametrize("count", [1, 3, 17, 64])
-    def test_pair_takes_any_batch(self, precision, count):
-        images = random_images(count, seed=5)
-        codes = run("alpha-0.8", "encode", precision, images=images)
-        np.testing.assert_array_equal(run("alpha-0.8", "decode", precision, **codes)["images"], images)
-
-    @pytest.mark.parametrize(("precision", "bound"), [("float16", 3e-3), ("int8", 0.1)])
-    def test_codes_are_near_those_of_float32(self, precision, bound):
-        whole, smaller = run("wide", "encode"), run("wide", "encode", precision)
-        for output, array in whole.items():
-            difference = np.abs(smaller[output] - array).max() / np.abs(array).max()
-            assert 0 < difference < bound, output
-
-    def test_files_shrink(self, tmp_path):
-        sizes = {}
-        for of in ("encode", "decode", "sample"):
-            model = onnx_of("wide", of)
-            for precision in (None, *PRECISIONS):
-                path = tmp_path / f"{of}.{precision}.onnx"
-                save_onnx(smaller_of("wide", model, precision) if precision else model, path)
-                sizes[of, precision] = path.stat().st_size
-            # A half or a quarter of the weights, and the graph, whose nodes are named after their layers.
-            assert sizes[of, "float16"] < 0.62 * sizes[of, None]
-            assert sizes[of, "int8"] < 0.45 * sizes[of, None]
-
-    @pytest.mark.parametrize("precision", PRECISIONS)
-    @pytest.mark.parametrize("of", ["encode", "decode", "sample"])
-    def test_what_is_inverted_keeps_its_digits(self, precision, of):
-        smaller, whole = (
-            weights_in(smaller_of("wide", onnx_of("wide", of), precision)),
-            weights_in(onnx_of("wide", of)),
-        )
-        kept = [name for name in whole if name in smaller]
-        for name in kept:
-            np.testing.assert_array_equal(smaller[name], whole[name])
-        named = arrays_of("wide")
-        rounded = {name for name in whole if name in named} - set(kept)
-        assert {name.split("/")[-2] for name in rounded} <= {
-            "first",
-            "second",
-            "last",
-            "top",
-            "shortcut",
-            "condition",
-        }
-        assert [
-            name for name in whole if re.search("mix|bias|actnorm", name) and name in named and name not in kept
-        ] == []
-        # All kernels of nets are rounded: one that is forgotten would be in float32 by its own name.
-        left = [n for n in kept if whole[n].ndim >= 2 and n in named and not re.search("mix|actnorm", n)]
-        assert left == []
-        kinds = collections.Counter(str(array.dtype) for array in smaller.values())
-        assert kinds[precision] == len(rounded) > 40
-
-    @pytest.mark.parametrize("precision", PRECISIONS)
-    def test_smaller_model_is_valid_says_its_precision_and_leaves_the_whole_one_alone(self, precision):
-        whole = onnx_of("alpha-0.8", "encode")
-        before = whole.SerializeToString(deterministic=True)
-        smaller = smaller_of("alpha-0.8", whole, precision)
-        onnx.checker.check_model(smaller, full_check=True)
-        assert {entry.key: entry.value for entry in smaller.metadata_props} == {
-            "run": "alpha-0.8",
-            "precision": precision,
-        }
-        assert {node.domain for node in smaller.graph.node} == {""}
-        assert whole.SerializeToString(deterministic=True) == before
-
-    def test_int8_error_is_at_most_half_a_step_of_each_output_channel(self):
-        whole = weights_in(onnx_of("wide", "encode"))
-        smaller = weights_in(smaller_of("wide", onnx_of("wide", "encode"), "int8"))
-        name = "flow/level_1_part_0_step_0/coupling_alternate_last/first/kernel"
-        stored, scale = smaller[f"{name}/int8"], smaller[f"{name}/scale"]
-        # ONNX has the outputs of a convolution first.
-        assert scale.shape == (48, 1, 1, 1) and np.abs(stored).max() == 127
-        assert np.all(np.abs(stored * scale - whole[name]) <= 0.5001 * scale)
-        condition = smaller["flow/condition/kernel/scale"]
-        assert condition.shape == (1, whole["flow/condition/kernel"].shape[1])
-
-    def test_a_channel_of_zeros_stays_zero(self):
-        model = onnx.ModelProto()
-        model.CopyFrom(onnx_of("alpha-0.8", "encode"))
-        (tensor,) = (
-            t
-            for t in model.graph.initializer
-            if t.name.endswith("level_0_part_0_step_0/coupling_alternate_last/first/kernel")
-        )
-        array = onnx.numpy_helper.to_array(tensor).copy()
-        array[0] = 0
-        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-        smaller = weights_in(smaller_of("alpha-0.8", model, "int8"))
-        assert np.all(smaller[f"{tensor.name}/int8"][0] == 0) and np.all(smaller[f"{tensor.name}/scale"] > 0)
 
 
 def test_names_of_files_are_those_of_the_endpoints():

@@ -25,10 +25,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--format", "onxx"], "there is no format 'onxx'; there are savedmodel, onnx, ort, litert, web"),
-            (["--precision", "int4"], "there is no precision 'int4'; there are float16, int8"),
+            (["--format", "onxx"], "there is no format 'onxx'; there are savedmodel, onnx, litert, web"),
             (["--endpoints", "decode", "score_all"], "this model has no endpoint 'score_all'; it has encode, "),
-            (["--format", "ort", "web", "--precision", "int8"], "--precision int8 is for the format onnx alone, "),
             (["--format", "onnx", "--endpoints", "encode"], "--endpoints encode is for the format savedmodel alone, "),
             (["--format", "onnx", "--version", "2"], "--version 2 is for the format savedmodel alone, and the formats"),
             (["--web-runtime", "x"], "web alone, and the formats are savedmodel, onnx; leave it out, or add web to --"),

@@ -52,7 +52,7 @@ class TestManifest:
         there = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
         assert {*listed} == there - {manifest.NAME}
         assert all(manifest.file_digest(exported / name) == digest for name, digest in listed.items())
-        assert "onnx/encoder.int8.onnx" in listed and "savedmodel/1/assets.extra/model_card.json" in listed
+        assert "onnx/encoder.onnx" in listed and "savedmodel/1/assets.extra/model_card.json" in listed
 
     def test_cases_are_small_and_hold_the_models_answers(self, exported):
         (path,) = (exported / manifest.CASES).iterdir()
@@ -253,7 +253,6 @@ class TestVerify:
             load_cases(cases),
             names=onnx_names(origin.config.model),
             metadata={**origin.metadata(), "name": origin.name},
-            precisions=["int8"],
             provider="CUDAExecutionProvider",
             tell=str,
         )

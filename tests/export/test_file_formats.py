@@ -1,4 +1,4 @@
-"""Files for phones (LiteRT, ONNX Runtime's own format), and ONNX files in OpenVINO: exported, checked, refused."""
+"""LiteRT files for phones, and ONNX files in OpenVINO: exported, checked, refused."""
 
 from __future__ import annotations
 
@@ -8,23 +8,20 @@ import os
 import re
 import shutil
 import sys
-import types
 
 import numpy as np
 import pytest
 from helpers import cards
 from helpers.models import SMALL
-from helpers.places import DATA
 
 from export import manifest
 from export.card import card_text
-from export.formats.files import FILE_FORMATS, Sources, file_format, with_sources
+from export.formats.files import FILE_FORMATS, file_format
 from export.formats.litert import METADATA
-from export.formats.ort import OPERATORS
 from export.pipeline import Request, export
 from export.request import FORMATS
 from export.signatures import onnx_names
-from export.verification import check_ort, run
+from export.verification import run
 from export.verification.folder import verify
 from export.verification.run import further_checks, run_gate
 from tfdecouple.errors import UserError
@@ -40,10 +37,6 @@ class TestRegistry:
             assert file_format(name).check in manifest.CHECKS
             assert importlib.util.find_spec(f"export.verification.{file_format(name).check}") is not None
 
-    def test_what_a_format_is_made_of_comes_before_it(self):
-        assert [one.name for one in with_sources(("ort", "savedmodel"))] == ["onnx", "ort"]
-        assert [one.name for one in with_sources(("litert",))] == ["litert"]
-
     def test_a_missing_package_names_its_extra(self, monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -51,17 +44,15 @@ class TestRegistry:
             Request(run=tmp_path, to=tmp_path, formats=("litert",))
 
     def test_an_unknown_format_is_refused(self, tmp_path):
-        with pytest.raises(
-            UserError, match="there is no format 'tflite'; there are savedmodel, onnx, ort, litert, web"
-        ):
+        with pytest.raises(UserError, match="there is no format 'tflite'; there are savedmodel, onnx, litert, web"):
             Request(run=tmp_path, to=tmp_path, formats=("tflite",))
 
 
 @pytest.fixture(scope="module")
 def phone(tiny_run, tmp_path_factory):
-    """An export of the two formats for phones."""
+    """An export for phones."""
     folder = tmp_path_factory.mktemp("phone") / "exported"
-    export(Request(run=tiny_run, to=folder, formats=("litert", "ort")), say=str)
+    export(Request(run=tiny_run, to=folder, formats=("litert",)), say=str)
     return folder
 
 
@@ -76,27 +67,6 @@ def cases_in(folder):
 
 def options_in(folder, part):
     return manifest.load(folder)["parts"][part]["options"]
-
-
-def test_list_of_operations_is_held_against_the_files(tmp_path):
-    sources = Sources(
-        model=None,
-        endpoints=(types.SimpleNamespace(name="encode", onnx="encoder"),),
-        metadata={},
-        precisions=(),
-        area=tmp_path,
-        say=str,
-    )
-    shutil.copytree(DATA / "golden" / "1" / "export" / "onnx", tmp_path / "onnx")
-    (tmp_path / "ort").mkdir()
-    file_format("ort").write(sources, tmp_path / "ort")
-    listed, models = tmp_path / "ort" / OPERATORS, [tmp_path / "ort" / "encoder.ort"]
-    assert list(check_ort.wrong_operators(listed, models)) == []
-    listed.write_text(listed.read_text().replace("Split", "Slice"))
-    assert list(check_ort.wrong_operators(listed, models)) == [f"{OPERATORS} does not list the operations of the files"]
-    models[0].write_bytes(b"nothing")
-    (problem,) = check_ort.wrong_operators(listed, models)
-    assert problem.startswith(f"{OPERATORS} cannot be compared with the files: ") and "\n" not in problem
 
 
 def test_litert_takes_as_many_threads_as_there_are_cores_where_none_are_assigned(monkeypatch, tmp_path):
@@ -127,10 +97,6 @@ def copy(phone, tmp_path):
 class TestForPhones:
     def test_files_are_published_alone_and_told(self, phone):
         assert {path.name for path in (phone / "litert").iterdir()} == {f"{name}.tflite" for name in NAMES.values()}
-        assert {path.name for path in (phone / "ort").iterdir()} == {
-            OPERATORS,
-            *(f"{name}.ort" for name in NAMES.values()),
-        }
         assert not (phone / "onnx").exists() and not (phone / "savedmodel").exists()
         card = json.loads((phone / "model_card.json").read_text())
         for entry in card["formats"].values():
@@ -138,20 +104,15 @@ class TestForPhones:
             assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
         assert "ai-edge-litert" in card["formats"]["litert"] and card["exact"]["promised"]
         text = (phone / "MODEL_CARD.md").read_text()
-        assert "ai_edge_litert.interpreter" in text and f"ort/{OPERATORS}" in text and text == card_text(card)
+        assert "ai_edge_litert.interpreter" in text and text == card_text(card)
 
     def test_what_the_card_calls_runs(self, phone):
         cards.run_python(phone)
 
-    def test_operations_of_a_build_are_listed_once(self, phone):
-        lines = (phone / "ort" / OPERATORS).read_text().splitlines()
-        kinds = [tuple(line.split(";")[:2]) for line in lines]
-        assert len(set(kinds)) == len(kinds) and any("Conv" in line.split(";")[2].split(",") for line in lines)
-
     def test_they_are_verified_where_they_lie(self, phone):
         said = []
         assert verify(phone, said.append) == ([], [])
-        assert {"litert: LiteRT", "ort: ONNX Runtime"} <= set(said)
+        assert "litert: LiteRT" in said
 
     def test_faults_of_litert_files_are_named(self, copy, tmp_path):
         files = copy / "litert"
@@ -167,17 +128,6 @@ class TestForPhones:
         assert any(re.match(r"encoder.tflite has \d+ numbers in its weights, of which \d+ ", one) for one in problems)
         assert "decoder.tflite says endpoint 'sample' where the run has 'decode'" in problems
         assert any(line.startswith("sampler.tflite ") for line in problems), problems
-
-    def test_faults_of_ort_files_are_named(self, copy, tmp_path):
-        files = copy / "ort"
-        shutil.copy(files / "decoder.ort", files / "sampler.ort")
-        (files / "encoder.ort").write_bytes(b"nothing")
-        (files / OPERATORS).unlink()
-        problems = gate("check_ort", files, cases_in(copy), tmp_path, **options_in(copy, "ort")).problems
-        assert f"{OPERATORS} is missing" in problems
-        assert any(line.startswith("encoder.ort cannot be opened: ") for line in problems), problems
-        assert "sampler.ort says endpoint 'decode' where the run has 'sample'" in problems
-        assert any(line.startswith("sampler.ort has ") and "z_noise" in line for line in problems), problems
 
 
 def change_weights(path):

@@ -25,8 +25,8 @@ class OnnxRuntime:
     wrong_shape = (onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, "dimensions|rank")
     unequal = (onnxruntime.capi.onnxruntime_pybind11_state.Fail, "Add|Mul|Concat|broadcast")
 
-    def __init__(self, folder, suffix=""):
-        self.folder, self.suffix = folder / "onnx", suffix
+    def __init__(self, folder):
+        self.folder = folder / "onnx"
 
     @functools.cache  # noqa: B019 - as long as the module's fixture lives
     def session(self, endpoint):
@@ -34,8 +34,7 @@ class OnnxRuntime:
         # It writes every refusal to the terminal too.
         options.log_severity_level = 4
         file = {"encode": "encoder", "decode": "decoder", "sample": "sampler"}[endpoint]
-        path = self.folder / f"{file}{self.suffix}.onnx"
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(self.folder / f"{file}.onnx", options, providers=["CPUExecutionProvider"])
 
     def __call__(self, endpoint, **inputs):
         session = self.session(endpoint)
@@ -69,20 +68,19 @@ def runtimes(exported):
     saved_model = SavedModelSession(exported)
     yield {
         "onnxruntime": OnnxRuntime(exported),
-        "onnxruntime-int8": OnnxRuntime(exported, ".int8"),
         "SavedModel": saved_model,
     }
     saved_model.session.close()
 
 
-@pytest.fixture(params=["onnxruntime", "onnxruntime-int8", "SavedModel"])
+@pytest.fixture(params=["onnxruntime", "SavedModel"])
 def runtime(request, runtimes):
     return runtimes[request.param]
 
 
 def of_each_runtime(cases):
     """Parametrizes a test by a runtime and a case of `endpoint, ...`, for the runtimes that have the endpoint."""
-    runtimes = {"onnxruntime": OnnxRuntime, "onnxruntime-int8": OnnxRuntime, "SavedModel": SavedModelSession}
+    runtimes = {"onnxruntime": OnnxRuntime, "SavedModel": SavedModelSession}
     return [(name, *case) for name, kind in runtimes.items() for case in cases if case[0] in kind.endpoints]
 
 

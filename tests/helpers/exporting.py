@@ -8,8 +8,7 @@ import time
 
 import onnx
 
-import export.formats.precision  # noqa: F401 - looked for by its name
-import export.pipeline  # noqa: F401 - likewise
+import export.pipeline  # noqa: F401 - looked for by its name
 from export.card import JSON_NAME
 from export.signatures import onnx_names, page_names
 from export.verification.arrays import Report
@@ -49,7 +48,6 @@ def hold_nothing(patch, opened):
         "export.pipeline.DeployedModel": NoDeployedModel,
         "export.deployed.model.DeployedModel": NoDeployedModel,
         "export.formats.onnx.build_onnx": lambda deployed, endpoint, metadata: onnx.ModelProto(producer_name="it"),
-        "export.formats.precision.with_smaller_weights": lambda model, precision, names: model,
         "export.pipeline.save_saved_model": _save_saved_model,
         "export.pipeline.run_client": lambda client, onnx, kept: "16 of 16 known images come back exactly",
         "export.pipeline.pass_gate": lambda check, folder, cases, **options: Report(),

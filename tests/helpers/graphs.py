@@ -11,7 +11,6 @@ import onnxruntime
 from export.deployed.model import DeployedModel
 from export.endpoint import IMAGE
 from export.formats.onnx import build_onnx
-from export.formats.precision import with_smaller_weights
 from export.signatures import endpoint, endpoints
 from export.verification.reference import KerasReference
 from helpers.models import TINY, give_effect, random_images
@@ -224,11 +223,6 @@ def arrays_of(name):
     return deployed_of(name, "NCHW").arrays()
 
 
-def smaller_of(name, model, precision):
-    """An ONNX model of a variant with smaller weights."""
-    return with_smaller_weights(model, precision, deployed_of(name, "NCHW").may_be_rounded())
-
-
 def session_of(model):
     return onnxruntime.InferenceSession(
         model if isinstance(model, str) else model.SerializeToString(), providers=["CPUExecutionProvider"]
@@ -236,14 +230,13 @@ def session_of(model):
 
 
 @functools.cache
-def session(name, of, precision=None):
-    model = onnx_of(name, of)
-    return session_of(smaller_of(name, model, precision) if precision else model)
+def session(name, of):
+    return session_of(onnx_of(name, of))
 
 
-def run(name, of, precision=None, **given):
+def run(name, of, **given):
     """Runs an endpoint as ONNX."""
-    opened, everything = session(name, of, precision), {**inputs_of(VARIANTS[name]), **given}
+    opened, everything = session(name, of), {**inputs_of(VARIANTS[name]), **given}
     names = [output.name for output in opened.get_outputs()]
     return dict(zip(names, opened.run(None, {i.name: everything[i.name] for i in opened.get_inputs()}), strict=True))
 

@@ -1,11 +1,10 @@
-"""The examples for ONNX Runtime in Python and Node.js, run as a user would."""
+"""The example for ONNX Runtime in Node.js, run as a user would."""
 
 import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import onnxruntime
@@ -17,9 +16,13 @@ from helpers.places import PATIENCE, ROOT, user_environment
 from PIL import Image
 
 EXAMPLES = ROOT / "examples"
-PYTHON_EXAMPLE = EXAMPLES / "onnxruntime_python" / "switch.py"
 NODE_EXAMPLE = EXAMPLES / "onnxruntime_node"
-MISSING = [name for name in ("node", "npm") if shutil.which(name) is None]
+ABSENT = [name for name in ("node", "npm") if shutil.which(name) is None]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(ABSENT), reason=f"{' and '.join(ABSENT)} not installed"),
+]
 
 # Models of 8 x 8 images with codes of known values: z is the mean colour, v what is left of the image.
 ENCODER = """
@@ -47,24 +50,10 @@ ENCODER_OF_5_BITS = in_5_bits(ENCODER)
 ENCODER_WITH_LABELS = ENCODER.replace("images) =>", "images, int32[batch] labels) =>")
 
 
-@pytest.fixture(
-    params=[
-        "python",
-        pytest.param(
-            "node",
-            marks=[
-                pytest.mark.slow,
-                pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} not installed"),
-            ],
-        ),
-    ]
-)
-def switch(request, tmp_path):
-    """Runs one of the two examples in `tmp_path` with the arguments given, and returns the ended process."""
-    if request.param == "python":
-        command = [sys.executable, PYTHON_EXAMPLE]
-    else:
-        command = ["node", request.getfixturevalue("npm_example")("onnxruntime_node") / "switch.mjs"]
+@pytest.fixture
+def switch(npm_example, tmp_path):
+    """Runs the example in `tmp_path` with the arguments given, and returns the ended process."""
+    command = ["node", npm_example("onnxruntime_node") / "switch.mjs"]
 
     def run(*arguments):
         return subprocess.run(
@@ -359,31 +348,16 @@ class TestRefusals:
         folder = write_models(tmp_path / "models", {**WITHOUT_Z, "encoder": encoder})
         refused(switch(folder, "--check"), tmp_path, f"cannot encode with {folder / 'encoder.onnx'}: ")
 
-    def test_a_model_of_other_channels(self, switch, request, picture, tmp_path):
+    def test_a_model_of_other_channels(self, switch, picture, tmp_path):
         folder = write_pair(tmp_path / "models", *(of_shape(text, "8, 8, 5") for text in (ENCODER, DECODER)))
         refused(switch(folder, picture, picture), tmp_path, f"{folder / 'encoder.onnx'} takes ", "5")
-        if request.node.callspec.params["switch"] == "python":
-            assert succeeded(switch(folder, "--check")) == ["16 of 16 known images come back exactly"]
 
     @pytest.mark.parametrize("shape", ["8, 8, 1", "8, 12, 3"])
-    def test_grey_and_rectangles_are_switched_in_python_and_refused_in_node(self, switch, request, tmp_path, shape):
-        texts = {name: of_shape(text, shape) for name, text in {"encoder": ENCODER, "decoder": DECODER}.items()}
-        folder, encoder, decoder = open_models(write_models(tmp_path / "models", texts))
-        height, width, channels = map(int, shape.split(", "))
-        pixels = random_images(2, (height, width, channels)) // np.array([1, 3], np.uint8)[:, None, None, None]
-        for name, image in zip("pq", pixels, strict=True):
-            Image.fromarray(image[..., 0] if channels == 1 else image).save(tmp_path / f"{name}.png")
-        if request.node.callspec.params["switch"] == "node":
-            for arguments in (["--check"], ["p.png", "q.png"]):
-                said = f"{folder / 'encoder.onnx'} takes images [{shape}], and this example squares of RGB alone; "
-                refused(switch(folder, *arguments), tmp_path, said, "client.py")
-            return
-        assert succeeded(switch(folder, "--check")) == ["16 of 16 known images come back exactly"]
-        succeeded(switch(folder, "p.png", "q.png"))
-        z, v = encoder.run(["z", "v"], {"images": pixels})
-        for name, right in zip(("ab", "ba"), decoder.run(["images"], {"z": z, "v": v[::-1]})[0], strict=True):
-            with Image.open(tmp_path / f"{name}.png") as made:
-                np.testing.assert_array_equal(np.asarray(made).reshape(right.shape), right)
+    def test_grey_and_rectangles(self, switch, picture, tmp_path, shape):
+        folder = write_pair(tmp_path / "models", *(of_shape(text, shape) for text in (ENCODER, DECODER)))
+        for arguments in (["--check"], [picture, picture]):
+            said = f"{folder / 'encoder.onnx'} takes images [{shape}], and this example squares of RGB alone; "
+            refused(switch(folder, *arguments), tmp_path, said, "client.py")
 
     def test_two_halves_of_different_models(self, switch, models, picture, tmp_path):
         folder = write_pair(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "255"))
@@ -391,35 +365,8 @@ class TestRefusals:
         refused(switch(folder, picture, picture), tmp_path, f"cannot decode with {folder / 'decoder.onnx'}")
 
 
-class TestWhatIsNeeded:
-    def test_python_imports_no_tensorflow(self, models, size, tmp_path):
-        blocked = ("tensorflow", "keras", "tfdecouple", "export", "onnx")
-        (tmp_path / "blocker").mkdir()
-        for name in blocked:
-            (tmp_path / "blocker" / f"{name}.py").write_text(f"raise ImportError('{name} is blocked')\n")
-        environment = {**user_environment(), "PYTHONPATH": str(tmp_path / "blocker")}
-
-        def python(*arguments):
-            command = [sys.executable, *arguments]
-            return subprocess.run(
-                command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE
-            )
-
-        assert "tensorflow is blocked" in python("-c", "import tensorflow").stderr
-        Image.fromarray(random_images(1, size)[0]).save(tmp_path / "p.png")
-        ended = python("-X", "importtime", PYTHON_EXAMPLE, models[0], "p.png", "p.png")
-        assert ended.returncode == 0, ended.stderr
-        imported = {name.split(".")[0] for name in re.findall(r"^import time:.*\| +(\S+)$", ended.stderr, re.M)}
-        assert {"numpy", "PIL", "onnxruntime"} <= imported
-        # Not even one whose failure to import something else would have hidden.
-        assert not imported.intersection(blocked)
-
-    def test_python_names_its_packages(self):
-        text = (PYTHON_EXAMPLE.parent / "requirements.txt").read_text()
-        assert sorted(re.findall(r"^([a-z]+)>=[\d.]+$", text, re.M)) == ["numpy", "onnxruntime", "pillow"]
-
-    def test_node_names_exact_versions(self):
-        package = json.loads((NODE_EXAMPLE / "package.json").read_text())
-        assert package["private"] is True and package["type"] == "module"
-        assert package["dependencies"].keys() == {"onnxruntime-node", "sharp"}
-        assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in package["dependencies"].values())
+def test_node_names_exact_versions():
+    package = json.loads((NODE_EXAMPLE / "package.json").read_text())
+    assert package["private"] is True and package["type"] == "module"
+    assert package["dependencies"].keys() == {"onnxruntime-node", "sharp"}
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in package["dependencies"].values())

@@ -124,7 +124,7 @@ def main():
         run = made / "run"
         run.mkdir(parents=True)
         make_run(run)
-        export(Request(run=run, to=made / "export", precisions=("int8",), endpoints=ENDPOINTS, name="golden"))
+        export(Request(run=run, to=made / "export", endpoints=ENDPOINTS, name="golden"))
         np.savez_compressed(made / "numbers.npz", **make_numbers(load_model(run)))
         made.rename(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
