@@ -148,7 +148,8 @@ def _public(config: Config) -> Config:
     option, folder = images_at(config.data) or ("", "")
     source = f"folder:{pathlib.Path(folder).name}" if option == "data.source" else config.data.source
     data = dataclasses.replace(config.data, source=source, data_dir=None)
-    return dataclasses.replace(config, data=data, training=dataclasses.replace(config.training, init_from=None))
+    training = dataclasses.replace(config.training, init_from=None, init_partial=False)
+    return dataclasses.replace(config, data=data, training=training)
 
 
 def _folders(*sources: Any) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tfdecouple.architecture import count_by_network, plan
@@ -104,14 +105,14 @@ def require_fitting(run: str | pathlib.Path, config: Config) -> None:
         break
 
 
-def load_weights(run: str | pathlib.Path, model: Networks, averaged: bool, missing: tuple[str, ...] = ()) -> int:
+def load_weights(run: str | pathlib.Path, model: Networks, averaged: bool, names: Collection[str] | None = None) -> int:
     """Reads the best weights of a run into a model of the same config.
 
     Args:
         run: a run; see `find_run`.
         model: the model to fill.
         averaged: whether the checkpoints of the run hold averaged weights.
-        missing: what names of weights begin with that the run does not have; these stay as they are.
+        names: of the weights to read, the others stay as they are; None for all.
 
     Returns:
         The step, in updates, at which these weights were saved.
@@ -120,7 +121,7 @@ def load_weights(run: str | pathlib.Path, model: Networks, averaged: bool, missi
         RunError: where there is no whole checkpoint, or it does not fit the model.
     """
     folder = CheckpointFolder(find_run(run) / CHECKPOINTS)
-    variables = {name: variable for name, variable in model.named_variables().items() if not name.startswith(missing)}
+    variables = {n: variable for n, variable in model.named_variables().items() if names is None or n in names}
     problem = None
     for kind in ("best", "step"):
         for step in folder.steps(kind):
@@ -133,6 +134,29 @@ def load_weights(run: str | pathlib.Path, model: Networks, averaged: bool, missi
             except DamagedCheckpointError as error:
                 problem = error
     raise problem or RunError(f"{run} holds no checkpoint yet; wait for the first one or train it on")
+
+
+def fitting_weights(run: str | pathlib.Path, model: Networks) -> set[str]:
+    """Returns the names of the weights of all layers whose weights a run has in the same shapes.
+
+    A layer fits as a whole or not at all: scales and biases mean nothing beside a kernel that was drawn anew.
+
+    Args:
+        run: a run; see `find_run`.
+        model: another model, of any config.
+
+    Raises:
+        DamagedCheckpointError: where none of its checkpoints can be read.
+    """
+    folder = CheckpointFolder(find_run(run) / CHECKPOINTS)
+    held: dict[str, tuple[int, ...]] = {}
+    for kind, step in [(name, number) for name in ("best", "step") for number in folder.steps(name)]:
+        with contextlib.suppress(DamagedCheckpointError):
+            held = folder.weights(kind, step)
+            break
+    own = model.named_variables()
+    other = {name.rpartition("/")[0] for name, variable in own.items() if held.get(name) != tuple(variable.shape)}
+    return {name for name in own if name.rpartition("/")[0] not in other}
 
 
 def averaged_names(model: Networks) -> set[str]:

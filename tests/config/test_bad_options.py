@@ -96,6 +96,7 @@ class TestWrongTypes:
 LEARNED = {"dequantization": "flow"}
 IMPOSSIBLE = [
     # name, value, part of the message, other options
+    ("training.init_partial", True, "training.init_from is null", {}),
     ("model.image_size", 0, "at least 1", {}),
     ("model.image_size", 30, "multiple of 8", {}),
     ("model.image_size", 12, "multiple of 8", {"steps": (1, 1), "hidden_channels": (4, 4)}),

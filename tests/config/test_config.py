@@ -108,6 +108,7 @@ TRAINING = TrainingConfig(
     evaluation_samples=11,
     loggers=("csv",),
     init_from="runs/other",
+    init_partial=True,
 )
 EVERYTHING = Config(name="mine", description="a line", notes="more", model=MODEL, data=DATA, training=TRAINING)
 

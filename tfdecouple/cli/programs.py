@@ -133,6 +133,12 @@ def _train_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--init-from", metavar="RUN", help="start from the weights of another run or import (training.init_from)"
     )
+    what.add_argument(
+        "--init-partial",
+        action="store_true",
+        default=None,
+        help="take what fits of --init-from, and start the other layers from data (training.init_partial)",
+    )
     images = parser.add_argument_group("images")
     images.add_argument(
         "--data",
@@ -166,6 +172,7 @@ def _train(arguments: Sequence[str] | None) -> int:
         "training.steps": options.steps,
         "training.seed": options.seed,
         "training.init_from": options.init_from,
+        "training.init_partial": options.init_partial,
         "data.source": options.data,
         "data.data_dir": options.data_dir,
     }

@@ -89,6 +89,8 @@ class TrainingConfig:
             Biases) and "mlflow"; the last two need the extra `loggers`, and write to the run folder unless their own
             environment variables say otherwise. It may change when a run goes on.
         init_from: run folder whose weights this run starts from; null to start from data.
+        init_partial: whether `init_from` may be of another architecture: the layers whose weights have the same names
+            and shapes are taken over, the others start from data.
     """
 
     steps: int = 1000
@@ -132,6 +134,7 @@ class TrainingConfig:
     evaluation_samples: int = 1
     loggers: tuple[str, ...] = ("tensorboard",)
     init_from: str | None = None
+    init_partial: bool = False
 
     @property
     def passes(self) -> int:
@@ -233,6 +236,10 @@ class TrainingConfig:
         check(
             len(set(self.loggers)) == len(self.loggers),
             f"training.loggers is {shown(list(self.loggers))}; it must name each only once",
+        )
+        check(
+            not self.init_partial or self.init_from is not None,
+            "training.init_partial is true and training.init_from is null; say with --init-from where to start",
         )
         count = 1 if self.micro_batches == "auto" else self.micro_batches
         check(

@@ -13,6 +13,7 @@ from tfdecouple.runs import (
     CHECKPOINTS,
     SUMMARY,
     changed_label,
+    fitting_weights,
     load_config,
     load_weights,
     read_summary,
@@ -23,6 +24,9 @@ from tfdecouple.storage.files import TEMPORARY, write_json
 from tfdecouple.training.folder import RunFolder
 from tfdecouple.training.log import MetricsLog
 from tfdecouple.training.state import TrainingState
+
+# So many weights that start anew are named.
+_NAMED = 8
 
 
 class RunRecord:
@@ -105,36 +109,54 @@ class RunRecord:
         """Takes over the best weights of another run or import.
 
         A model that knows labels may begin with a run that knows none: what is learned of each label starts as it
-        does in a run of its own, and where z is a function of the label encoder and prior are left behind.
+        does in a run of its own, and where z is a function of the label encoder and prior are left behind. With
+        `training.init_partial` any other architecture will do: layers of other shapes keep the weights that they have,
+        and a line says which.
 
         Args:
             run: the other.
             label_names: of the images; a model that knows labels takes over what is learned of those of the same names.
 
         Raises:
-            ConfigError: where its architecture, or its labels differ otherwise.
+            ConfigError: where its architecture, or its labels differ otherwise, without `training.init_partial`.
             RunError: where it holds none.
         """
         theirs = load_config(run)
         changed = {k: v for k, v in difference(theirs, self._config).items() if k.startswith("model.")}
         model = self._config.model
-        missing: tuple[str, ...] = ()
+        names = set(self._state.model.named_variables())
         if model.has_classes and not theirs.model.has_classes:
-            missing = ("prior_affine/", "class_codes/")
+            names -= _of_labels(names)
             for name in ("model.classes", "model.class_probabilities", *(["model.prior"] * model.has_class_codes)):
                 changed.pop(name, None)
-        if changed:
+        partial = self._config.training.init_partial
+        if changed and not partial:
             listed = "; ".join(
                 f"{name} is {other!r} there and {ours!r} here" for name, (other, ours) in changed.items()
             )
-            raise ConfigError(f"--init-from {run} has another architecture: {listed}")
-        if theirs.model.has_classes and (other := changed_label(run, model.classes, label_names)):
-            there, here = other
             raise ConfigError(
-                f"--init-from {run} has the label {there!r} where the images have {here!r}; they must have the same "
-                "labels, in the same order"
+                f"--init-from {run} has another architecture: {listed}; --init-partial takes the layers that fit"
             )
-        load_weights(run, self._state.model, averaged=theirs.training.ema_decay > 0, missing=missing)
+        if partial:
+            names &= fitting_weights(run, self._state.model)
+        same = theirs.model.has_classes and theirs.model.classes == model.classes
+        if same and (other := changed_label(run, model.classes, label_names)):
+            there, here = other
+            if not partial:
+                raise ConfigError(
+                    f"--init-from {run} has the label {there!r} where the images have {here!r}; they must have the "
+                    "same labels, in the same order (--init-partial leaves theirs out)"
+                )
+            names -= _of_labels(names)
+        load_weights(run, self._state.model, averaged=theirs.training.ema_decay > 0, names=names)
+        if partial:
+            own = self._state.model.named_variables()
+            anew = [name for name in own if name not in names]
+            more = f" and {len(anew) - _NAMED} more" if len(anew) > _NAMED else ""
+            self._say(
+                f"--init-from {run}: {len(names)} of {len(own)} weights are taken over"
+                + (f"; begun anew: {', '.join(anew[:_NAMED])}{more}" if anew else "")
+            )
 
     def claim(self, label_names: Sequence[str] = ()) -> int:
         """Makes the folder that of this run and opens its log; returns how many damaged rows it had.
@@ -187,3 +209,8 @@ class RunRecord:
     def close(self) -> None:
         """Ends the log."""
         self._log.close()
+
+
+def _of_labels(names: set[str]) -> set[str]:
+    """Returns those of some names of weights that are learned of labels."""
+    return {name for name in names if name.startswith(("prior_affine/", "class_codes/"))}

@@ -137,9 +137,13 @@ class Trainer:
 
     def _start_weights(self) -> None:
         """Starts the weights, from data or from another run."""
-        if run := self.training.init_from:
+        run = self.training.init_from
+        if run is None or self.training.init_partial:
+            self._start_from_data()
+        if run is not None:
             self.record.start_from(run, self.source.label_names)
-            return
+
+    def _start_from_data(self) -> None:
         batch = min(self.training.init_images, self.source.sizes["train"])
         self.progress.note(
             f"starting the weights from {batch} training images, then tracing the first step", at_once=True
