@@ -22,7 +22,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Pages that lie elsewhere in the repository, by their place there.
 ELSEWHERE = {
     "README.md": "index.md",
-    "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security_policy.md",
     "examples/tour.ipynb": "tour.md",
     **{

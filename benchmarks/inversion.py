@@ -156,8 +156,8 @@ class Gradients:
         import keras
         import tensorflow as tf
 
-        from tfdecouple.gradient import NETS
         from tfdecouple.layers import backward_memory, net_precision
+        from tfdecouple.model.gradient import NETS
 
         @tf.function(autograph=False)
         def run() -> Any:

@@ -9,11 +9,11 @@ import tensorflow as tf
 from helpers.models import SMALL, TINY, give_effect, random_images
 from helpers.refusals import message_of
 
-from tfdecouple import model as model_module
 from tfdecouple import randomness
 from tfdecouple.directions import MEANS, Direction
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model import decoupled_model as model_module
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -435,7 +435,7 @@ def test_every_public_verb_is_looked_at():
         for name, _ in inspect.getmembers(DecoupledModel, inspect.isfunction)
         if any(name in kind for kind in ours) and not name.startswith("_")
     }
-    # Those of Keras' training are looked at in tests/keras_training.
+    # Those of Keras' training are looked at in tests/model/keras_training.
     of_keras = {
         "compile",
         "compile_from_config",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         WolfError,
     )
     from tfdecouple.model import Codes, DecoupledModel, Elbo
-    from tfdecouple.outliers import outlier_scores
+    from tfdecouple.model.outlier_scores import outlier_scores
     from tfdecouple.runs import load_directions, load_model, load_pretrained, save_run
     from tfdecouple.runtime.tf32 import full_float32
 
@@ -45,7 +45,7 @@ _HOMES = {
     "load_model": "runs",
     "load_preset": "config",
     "load_pretrained": "runs",
-    "outlier_scores": "outliers",
+    "outlier_scores": "model.outlier_scores",
     "override": "config",
     "preset_names": "config",
     "save_run": "runs",
@@ -81,6 +81,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tfdecouple' has no attribute {name!r}")
-    if _HOMES[name] in ("model", "runs", "outliers"):
+    if _HOMES[name] in ("model", "model.outlier_scores", "runs"):
         require_backend()
     return getattr(importlib.import_module(f"tfdecouple.{_HOMES[name]}"), name)

@@ -11,7 +11,6 @@ from typing import Any
 from tfdecouple.architecture import count_by_network, plan
 from tfdecouple.config import Config
 from tfdecouple.errors import RunError, one_line
-from tfdecouple.networks.assembly import Networks
 from tfdecouple.parameters import require_memory
 from tfdecouple.pretrained import HUB, folder_of, pretrained_names
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
@@ -105,7 +104,7 @@ def require_fitting(run: str | pathlib.Path, config: Config) -> None:
         break
 
 
-def load_weights(run: str | pathlib.Path, model: Networks, averaged: bool, names: Collection[str] | None = None) -> int:
+def load_weights(run: str | pathlib.Path, model: Any, averaged: bool, names: Collection[str] | None = None) -> int:
     """Reads the best weights of a run into a model of the same config.
 
     Args:
@@ -136,7 +135,7 @@ def load_weights(run: str | pathlib.Path, model: Networks, averaged: bool, names
     raise problem or RunError(f"{run} holds no checkpoint yet; wait for the first one or train it on")
 
 
-def fitting_weights(run: str | pathlib.Path, model: Networks) -> set[str]:
+def fitting_weights(run: str | pathlib.Path, model: Any) -> set[str]:
     """Returns the names of the weights of all layers whose weights a run has in the same shapes.
 
     A layer fits as a whole or not at all: scales and biases mean nothing beside a kernel that was drawn anew.
@@ -159,7 +158,7 @@ def fitting_weights(run: str | pathlib.Path, model: Networks) -> set[str]:
     return {name for name in own if name.rpartition("/")[0] not in other}
 
 
-def averaged_names(model: Networks) -> set[str]:
+def averaged_names(model: Any) -> set[str]:
     """Returns the names of the weights that averaging covers.
 
     These are all that training moves: the trainable weights and the moving statistics of batch normalisation. The

@@ -24,7 +24,7 @@ from export.deployed.layout import Layout
 from tfdecouple.architecture import plan
 from tfdecouple.config import ModelConfig
 from tfdecouple.model import DecoupledModel
-from tfdecouple.pixels import Quantizer
+from tfdecouple.model.quantizer import Quantizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from export.deployed.model import DeployedModel
-from tfdecouple.objective import by_label
-from tfdecouple.outliers import shell, typicality
+from tfdecouple.model.objective import by_label
+from tfdecouple.model.outlier_scores import shell, typicality
 
 
 def score(deployed: DeployedModel, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -19,8 +19,8 @@ import tensorflow as tf
 from export.endpoint import TEMPERATURES, Codes
 from export.verification.judge import FLOOR, PERTURBATION, Answer, Floats, Pixels
 from tfdecouple.model import DecoupledModel
-from tfdecouple.objective import Latents
-from tfdecouple.outliers import OutlierScores, scores_of
+from tfdecouple.model.objective import Latents
+from tfdecouple.model.outlier_scores import OutlierScores, scores_of
 from tfdecouple.runtime.progress import Lines
 
 # Beyond this side an image takes a second and more: then the model is asked for one reaction.

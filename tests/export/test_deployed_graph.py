@@ -12,7 +12,7 @@ from export.deployed.model import DeployedModel
 from export.signatures import endpoint, endpoints
 from tfdecouple.errors import InversionError, NotInitializedError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.outliers import outlier_scores
+from tfdecouple.model.outlier_scores import outlier_scores
 
 
 def call(name, endpoint_name, **given):

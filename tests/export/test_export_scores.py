@@ -6,7 +6,7 @@ from helpers.models import random_images
 
 from export.verification.judge import FACTOR, PERTURBATION
 from export.verification.reference import KerasReference
-from tfdecouple.outliers import chi_moments
+from tfdecouple.model.outlier_scores import chi_moments
 
 pytestmark = pytest.mark.usefixtures("eager")
 

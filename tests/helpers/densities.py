@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
-from tfdecouple.pixels import Quantizer
+from tfdecouple.model.quantizer import Quantizer
 
 SHAPE = (1, 1, 3)
 

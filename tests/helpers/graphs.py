@@ -15,7 +15,7 @@ from export.signatures import endpoint, endpoints
 from export.verification.reference import KerasReference
 from helpers.models import TINY, give_effect, random_images
 from tfdecouple.model import DecoupledModel
-from tfdecouple.outliers import outlier_scores
+from tfdecouple.model.outlier_scores import outlier_scores
 from tfdecouple.step_layers import STEP_LAYERS
 
 # Of the largest value. About 5e-7 is what was measured.

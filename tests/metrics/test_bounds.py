@@ -12,13 +12,13 @@ from helpers.densities import Density, LinearGaussian, Uniform, counted_batches,
 from helpers.models import SMALL, give_effect, random_images
 from helpers.variants import variant
 
-from tfdecouple.draws import u_noise, z_noise
 from tfdecouple.errors import DataError, NotInitializedError, RunError
 from tfdecouple.metrics import Evaluator, bounds
 from tfdecouple.metrics.bounds import ELBO, IMPORTANCE_WEIGHTED, BoundEvaluator
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.metrics.latent_use import measure_latent_use
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.noise import u_noise, z_noise
 from tfdecouple.training.strategy import make_strategy
 
 STATED = {"split": "test", "averaged_weights": True}

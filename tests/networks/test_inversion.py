@@ -13,8 +13,8 @@ from helpers.models import TINY, give_effect
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.errors import UserError
-from tfdecouple.gradient import INVERSION_BOUND
 from tfdecouple.layers import ActNorm, ConvNet, Coupling, backward_memory
+from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.flow import Flow
 from tfdecouple.runtime import inversion, shards
 from tfdecouple.transforms import TRANSFORMS, Transform

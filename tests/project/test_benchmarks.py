@@ -20,8 +20,8 @@ from tfdecouple import costs
 from tfdecouple.config import MEMORY, load_preset
 from tfdecouple.doctor.memory import WITHIN
 from tfdecouple.errors import UserError
-from tfdecouple.gradient import global_norm
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.gradient import global_norm
 from tfdecouple.parameters import count_parameters
 
 sys.path.insert(0, str(ROOT))

@@ -120,7 +120,7 @@ class TestContents:
         with tarfile.open(source) as archive:
             names = {name.partition("/")[2] for name in archive.getnames()}
         assert {"LICENSE", "README.md", "setup.cfg", "pyproject.toml", "tfdecouple/model.py"} <= names
-        assert {"train.py", "Makefile", "CHANGELOG.md", "docs/__init__.py", "tests/__init__.py"} <= names
+        assert {"train.py", "Makefile", "docs/__init__.py", "tests/__init__.py"} <= names
         assert {"examples/__init__.py", "constraints/lowest.txt"} <= names
         assert not any(name.startswith((".venv", "runs", ".git/")) for name in names)
 

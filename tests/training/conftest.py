@@ -3,8 +3,8 @@
 import pytest
 from helpers.runs import FakeStep
 
-from tfdecouple import gradient
 from tfdecouple.metrics import BitsPerDim
+from tfdecouple.model import gradient
 from tfdecouple.training import reports, trainer
 
 

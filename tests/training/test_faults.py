@@ -12,8 +12,8 @@ from helpers.models import LEAST
 from helpers.runs import before_steps, figures, run_config
 from tensorflow.python.framework.func_graph import FuncGraph
 
-from tfdecouple import precision_check
 from tfdecouple.errors import ConfigError, RunError, UserError
+from tfdecouple.model import precision_check
 from tfdecouple.runs import read_summary
 from tfdecouple.training import InterruptedRunError, run, train
 from tfdecouple.training.release import traces_released

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdecouple import gradient
 from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import RunError
-from tfdecouple.gradient import global_norm
+from tfdecouple.model import gradient
+from tfdecouple.model.gradient import global_norm
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.training import optimizer
 from tfdecouple.training.optimizer import Optimizer

@@ -12,10 +12,10 @@ from helpers.runs import run_config
 from helpers.trainers import BATCH, GLOW, Trainer, assert_close, assert_equal
 
 from tfdecouple.data import evaluation_batches
-from tfdecouple.gradient import INVERSION_BOUND
 from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1, net_precision
 from tfdecouple.metrics import Evaluator
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.runtime import inversion
 from tfdecouple.runtime.tf32 import full_float32

@@ -16,9 +16,9 @@ from tfdecouple.dataset_encoding.fields import SCORES, Field, key_bytes
 from tfdecouple.dataset_encoding.folder import CodesFolder
 from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
 from tfdecouple.errors import DataError, InversionError, UserError, one_line
-from tfdecouple.exactness import far_from_training
 from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.round_trip import far_from_training
 from tfdecouple.runtime.tf32 import full_float32
 
 # From images, their numbers in their split and their labels to what is written of them.

@@ -17,10 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.data import own_share
-from tfdecouple.draws import normal_u_noise, u_noise, z_noise
 from tfdecouple.errors import DataError, RunError
-from tfdecouple.exactness import listed
 from tfdecouple.metrics.estimate import Estimate
+from tfdecouple.model.noise import normal_u_noise, u_noise, z_noise
+from tfdecouple.model.round_trip import listed
 from tfdecouple.runtime.tf32 import full_float32
 
 ELBO = "ELBO"

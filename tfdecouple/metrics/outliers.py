@@ -9,11 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.data.codecs import codec_bits_per_dim
-from tfdecouple.draws import normal_u_noise, u_noise, z_noise
 from tfdecouple.errors import RunError
-from tfdecouple.exactness import listed
 from tfdecouple.metrics.detection import detection
-from tfdecouple.outliers import outlier_scores
+from tfdecouple.model.noise import normal_u_noise, u_noise, z_noise
+from tfdecouple.model.outlier_scores import outlier_scores
+from tfdecouple.model.round_trip import listed
 from tfdecouple.runtime.tf32 import full_float32
 
 MINUS_CODEC = "bits_per_dim_minus_codec"

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
-from tfdecouple.gradient import flattened, is_small
+from tfdecouple.model.gradient import flattened, is_small
 from tfdecouple.training.schedule import rest_factor
 from tfdecouple.training.vector import Vector
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import Config
-from tfdecouple.gradient import INVERSION_BOUND, Share, differentiate, global_norm, in_slot
+from tfdecouple.model.gradient import INVERSION_BOUND, Share, differentiate, global_norm, in_slot
 from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
 from tfdecouple.training.accumulation import Accumulator
 from tfdecouple.training.figures import NO_WISHES, StepResult, Wishes

@@ -17,7 +17,7 @@ from tfdecouple.data.batches import even_batch
 from tfdecouple.data.labels import training_examples, with_known_labels
 from tfdecouple.errors import DivergedError, RunError
 from tfdecouple.metrics import BitsPerDim, Evaluator
-from tfdecouple.precision_check import check_precision_of
+from tfdecouple.model.precision_check import check_precision_of
 from tfdecouple.runtime.tf32 import has_tf32
 from tfdecouple.training.figures import StepResult, Wishes
 from tfdecouple.training.progress import Progress

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdecouple.pixels import Quantizer
+from tfdecouple.model.quantizer import Quantizer
 
 PIXELS = np.arange(256, dtype="uint8")
 

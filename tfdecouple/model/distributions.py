@@ -13,8 +13,8 @@ from tensorflow_probability import distributions as tfd
 from tfdecouple import randomness
 from tfdecouple.arguments import as_images, as_labels, as_pixel_noise, as_z
 from tfdecouple.errors import UserError
-from tfdecouple.networks.assembly import Networks
-from tfdecouple.objective import (
+from tfdecouple.model.networks import Networks
+from tfdecouple.model.objective import (
     Elbo,
     Latents,
     dequantize,

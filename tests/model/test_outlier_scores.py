@@ -10,7 +10,7 @@ from scipy import stats
 
 from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
-from tfdecouple.outliers import chi_moments, outlier_scores, shell, typicality
+from tfdecouple.model.outlier_scores import chi_moments, outlier_scores, shell, typicality
 
 pytestmark = pytest.mark.usefixtures("eager")
 

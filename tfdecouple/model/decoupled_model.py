@@ -20,20 +20,17 @@ from tfdecouple.arguments import (
     numbers,
     whole_number,
 )
-from tfdecouple.between import between, require_path
 from tfdecouple.config import load_preset, preset_names
 from tfdecouple.errors import ConfigError, DataError, InversionError, UserError, nearest
-from tfdecouple.exactness import far_from_training, listed, require_finite, require_same, warn_of_far_images
-from tfdecouple.keras_training import KerasTraining
-from tfdecouple.networks.assembly import Codes
-from tfdecouple.objective import Elbo
+from tfdecouple.model.interpolation import between, require_path
+from tfdecouple.model.keras_training import KerasTraining
+from tfdecouple.model.networks import Codes
+from tfdecouple.model.round_trip import listed, require_finite, require_same, warn_of_far_images
 from tfdecouple.pretrained import pretrained_names
 from tfdecouple.run_folder import CONFIG, find_run, load_config, require_fitting
 from tfdecouple.run_folder import load_weights as read_weights
 from tfdecouple.runtime.autograph import unconverted
 from tfdecouple.runtime.shapes import sizes
-
-__all__ = ["Codes", "DecoupledModel", "Elbo", "far_from_training"]
 
 # How many images `sample`, `interpolate` and the like decode at once: memory, not a result, depends on it.
 CHUNK = 64

@@ -25,8 +25,8 @@ from tensorflow_probability import distributions as tfd
 from tfdecouple import randomness
 from tfdecouple.layers import ActNorm
 from tfdecouple.model import DecoupledModel
-from tfdecouple.objective import negative_elbo
-from tfdecouple.pixels import Quantizer
+from tfdecouple.model.objective import negative_elbo
+from tfdecouple.model.quantizer import Quantizer
 
 pytestmark = pytest.mark.usefixtures("eager")
 

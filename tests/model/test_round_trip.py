@@ -29,13 +29,13 @@ from tfdecouple.config import PHOTOGRAPHS, DataConfig
 from tfdecouple.data import load_images, open_source
 from tfdecouple.dataset_encoding.encoding import make_encoder
 from tfdecouple.dataset_encoding.fields import Field
-from tfdecouple.exactness import FAR
 from tfdecouple.layers import Coupling
 from tfdecouple.metrics.bounds import BoundEvaluator
 from tfdecouple.metrics.classification import classification_report
 from tfdecouple.metrics.latent_use import measure_latent_use
 from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.round_trip import FAR
 from tfdecouple.runtime import tf32
 
 enabled = tf.config.experimental.tensor_float_32_execution_enabled

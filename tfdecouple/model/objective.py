@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfdecouple.model.quantizer import Quantizer
 from tfdecouple.networks.classes import ClassAffine, ClassCodes
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
 from tfdecouple.networks.prior import PriorFlow
-from tfdecouple.pixels import Quantizer
 from tfdecouple.runtime.shapes import product, sizes, zero_per_image
 
 

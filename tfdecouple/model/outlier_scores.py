@@ -17,7 +17,7 @@ import tensorflow as tf
 
 if TYPE_CHECKING:
     from tfdecouple.model import DecoupledModel
-    from tfdecouple.objective import Elbo, Latents
+    from tfdecouple.model.objective import Elbo, Latents
 
 
 class OutlierScores(NamedTuple):

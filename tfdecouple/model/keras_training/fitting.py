@@ -12,12 +12,12 @@ import tensorflow as tf
 
 from tfdecouple.arguments import require_images
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.exactness import require_finite, warn_of_far_images
-from tfdecouple.keras_training.figures import Watch
-from tfdecouple.keras_training.images import as_keras_takes, check, first_images, is_lazy, unpacked
-from tfdecouple.keras_training.steps import Steps
-from tfdecouple.networks.assembly import Codes
-from tfdecouple.precision_check import check_precision_of
+from tfdecouple.model.keras_training.figures import Watch
+from tfdecouple.model.keras_training.images import as_keras_takes, check, first_images, is_lazy, unpacked
+from tfdecouple.model.keras_training.steps import Steps
+from tfdecouple.model.networks import Codes
+from tfdecouple.model.precision_check import check_precision_of
+from tfdecouple.model.round_trip import require_finite, warn_of_far_images
 
 
 class KerasTraining(Steps):

@@ -16,12 +16,12 @@ from tfdecouple.config import ModelConfig, from_plain
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
 from tfdecouple.layers.base import Visit
+from tfdecouple.model.quantizer import Quantizer
 from tfdecouple.networks.classes import ClassAffine, ClassCodes
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
 from tfdecouple.networks.prior import PriorFlow
-from tfdecouple.pixels import Quantizer
 from tfdecouple.runtime.backend import require_backend
 
 

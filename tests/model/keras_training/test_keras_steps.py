@@ -108,7 +108,7 @@ class TestMeasuring:
         assert isinstance(codes, Codes) and all(isinstance(code, np.ndarray) for code in codes)
         np.testing.assert_allclose(codes.z, right.z, atol=1e-5)
         np.testing.assert_allclose(codes.v, right.v, atol=1e-5)
-        monkeypatch.setattr("tfdecouple.exactness.FAR", 0.0)
+        monkeypatch.setattr("tfdecouple.model.round_trip.FAR", 0.0)
         with pytest.warns(ExactnessWarning, match="far from what this model was trained on"):
             model.predict(images[:2], verbose=0)
         without = make(config=dataclasses.replace(SMALLEST, conditioning="none"))
@@ -224,7 +224,9 @@ class TestPrecision:
     def test_follows_the_global_policy(self, make, images, policy, monkeypatch):
         asked, losses = [], []
         original = precision.net_precision
-        monkeypatch.setattr("tfdecouple.gradient.net_precision", lambda dtype: asked.append(dtype) or original(dtype))
+        monkeypatch.setattr(
+            "tfdecouple.model.gradient.net_precision", lambda dtype: asked.append(dtype) or original(dtype)
+        )
         for global_policy, told in (("mixed_bfloat16", None), ("float32", "mixed_bfloat16")):
             policy(global_policy)
             model = make(precision=told)

@@ -7,11 +7,11 @@ import tensorflow as tf
 from helpers.layers import all_layers
 from helpers.models import TINY
 
-from tfdecouple import precision_check
 from tfdecouple.errors import ConfigError
 from tfdecouple.layers import nets
+from tfdecouple.model import precision_check
+from tfdecouple.model.precision_check import check_precision, kinds_of_nets
 from tfdecouple.networks.flow import Flow
-from tfdecouple.precision_check import check_precision, kinds_of_nets
 from tfdecouple.runtime.convolution import convolve
 
 

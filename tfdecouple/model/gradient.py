@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.layers import backward_memory, net_precision
-from tfdecouple.objective import Elbo
+from tfdecouple.model.objective import Elbo
 from tfdecouple.runtime.xla import jit_compiled
 
 # Of the encoder's and coupling nets' products, by `training.precision`.

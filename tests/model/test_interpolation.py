@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tfdecouple.between import between
 from tfdecouple.errors import UserError
+from tfdecouple.model.interpolation import between
 
 PLACES = [0, 0.25, 0.5, 0.75, 1]
 

@@ -10,11 +10,11 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.arguments import require_images
-from tfdecouple.draws import u_noise, z_noise
-from tfdecouple.gradient import INVERSION_BOUND, Share, differentiate, global_norm, in_slot
-from tfdecouple.keras_training.compiling import CompiledModel
-from tfdecouple.keras_training.images import unpacked
-from tfdecouple.networks.assembly import Codes
+from tfdecouple.model.gradient import INVERSION_BOUND, Share, differentiate, global_norm, in_slot
+from tfdecouple.model.keras_training.compiling import CompiledModel
+from tfdecouple.model.keras_training.images import unpacked
+from tfdecouple.model.networks import Codes
+from tfdecouple.model.noise import u_noise, z_noise
 from tfdecouple.runtime.shapes import sizes
 from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfdecouple.errors import ConfigError, one_line
 from tfdecouple.layers import ConvNet, Coupling, LocalConvNet, backward_memory, net_precision
-from tfdecouple.networks.assembly import Networks
+from tfdecouple.model.networks import Networks
 from tfdecouple.networks.flow import Flow, FlowStep
 
 # What works for two images works for more.

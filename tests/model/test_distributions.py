@@ -1,4 +1,4 @@
-"""Tests of tfdecouple.distributions: the densities of a model, p(z), q(z|x) and p(x|z)."""
+"""Tests of tfdecouple.model.distributions: the densities of a model, p(z), q(z|x) and p(x|z)."""
 
 from __future__ import annotations
 

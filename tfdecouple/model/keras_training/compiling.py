@@ -7,9 +7,9 @@ from typing import Any
 import keras
 
 from tfdecouple.config import TrainingConfig, from_plain
-from tfdecouple.distributions import Distributions
 from tfdecouple.errors import UserError
-from tfdecouple.keras_training.figures import Figures
+from tfdecouple.model.distributions import Distributions
+from tfdecouple.model.keras_training.figures import Figures
 
 # The options of training that `compile` takes beside Keras' own.
 _OPTIONS = ("kl_weight", "precision", "memory", "jit_compile", "seed", "init_images", "max_skipped_steps")

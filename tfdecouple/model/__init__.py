@@ -1,0 +1,8 @@
+"""The model: its networks, distributions and bound, and what one does with it."""
+
+from tfdecouple.model.decoupled_model import DecoupledModel
+from tfdecouple.model.networks import Codes
+from tfdecouple.model.objective import Elbo
+from tfdecouple.model.round_trip import far_from_training
+
+__all__ = ["Codes", "DecoupledModel", "Elbo", "far_from_training"]
