@@ -41,15 +41,16 @@ exit status:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m export`."""
-    return run_program(lambda: _export(arguments))
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m export") -> int:
+    """`python -m export`, which `tfdecouple export` calls with its own name."""
+    return run_program(lambda: _export(arguments, prog))
 
 
-def _export(arguments: Sequence[str] | None) -> int:
+def export_parser(prog: str) -> argparse.ArgumentParser:
+    """Returns the parser of the command, as the user called it."""
     parser = argparse.ArgumentParser(
-        prog="python -m export",
-        description=_HELP,
+        prog=prog,
+        description=_HELP.replace("python -m export", prog),
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -83,6 +84,11 @@ def _export(arguments: Sequence[str] | None) -> int:
         type=pathlib.Path,
         help="folder of the npm package onnxruntime-web, for the format web; default: npm fetches it",
     )
+    return parser
+
+
+def _export(arguments: Sequence[str] | None, prog: str) -> int:
+    parser = export_parser(prog)
     options = parser.parse_args(given_arguments(arguments))
     require("onnx", "tf2onnx", "onnxruntime", "tensorflow_serving", what="the export")
     if options.verify is not None:

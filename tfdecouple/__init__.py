@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tfdecouple.runs import load_directions, load_model, load_pretrained, save_run
     from tfdecouple.runtime.tf32 import full_float32
 
+__version__ = "0.1.0"
+
 # Names come from their modules at first use: a program can answer --help, or a mistake, before TensorFlow is imported.
 _HOMES = {
     "Codes": "model",

@@ -10,8 +10,10 @@ from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.refusals import refused
 from helpers.runs import run_config
 
+import tfdecouple
 from export.cli import main as export_main
 from tfdecouple.cli import main, train_main
+from tfdecouple.cli.programs import COMMANDS, PROGRAMS
 from tfdecouple.config import Config, load_preset, option_names, preset_names
 from tfdecouple.parameters import count_parameters
 from tfdecouple.runtime.process import run_program
@@ -63,8 +65,60 @@ class TestHelp:
         assert "3 diverged" in out and "75 stopped by a signal" in out
         assert max(map(len, out.splitlines())) <= 100
 
+    def test_is_what_the_program_says_without_a_command(self, capsys):
+        with pytest.raises(SystemExit) as end:
+            main([])
+        assert end.value.code == 0
+        out = capsys.readouterr().out
+        assert all(re.search(rf"^ +{name} ", out, re.M) for name in [*PROGRAMS, *COMMANDS])
+
+    @pytest.mark.parametrize("command", ["", "evaluate", "train", "export", "presets"])
+    @pytest.mark.parametrize("called", ["bin/tfdecouple", "tfdecouple/__main__.py"])
+    def test_names_the_program_as_it_was_called(self, capsys, monkeypatch, called, command):
+        monkeypatch.setattr(sys, "argv", [called])
+        with pytest.raises(SystemExit):
+            main([command, "--help"] if command else [])
+        out = capsys.readouterr().out
+        typed = "tfdecouple" if "bin" in called else "python -m tfdecouple"
+        assert out.startswith(f"usage: {typed} {command}".rstrip())
+        assert "train.py" not in out or not command
+        assert typed != "tfdecouple" or "python -m" not in out.replace("export a run: python -m export", "")
+
+    def test_version_is_that_of_the_installation(self, capsys):
+        with pytest.raises(SystemExit) as end:
+            main(["--version"])
+        assert (end.value.code, capsys.readouterr().out) == (0, f"tfdecouple {tfdecouple.__version__}\n")
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh"])
+    def test_completion_knows_commands_and_their_options(self, capsys, shell):
+        assert main(["--completion", shell]) == 0
+        out = capsys.readouterr().out
+        assert all(word in out for word in ("switch", "encode-beam", "--pairing", "--init-from", "--verify"))
+
+    def test_completion_in_a_shell(self):
+        # What a shell sets before it calls the function that `complete` named, for two lines.
+        script = (
+            f'eval "$({sys.executable} -m tfdecouple --completion bash)"'
+            + """
+            function=$(complete -p tfdecouple | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+            for line in "tfdecouple swi" "tfdecouple switch --pairi"; do
+                COMP_WORDS=($line) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+                $function tfdecouple "${line##* }"
+                echo "${COMPREPLY[@]}"
+            done"""
+        )
+        ended = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+        assert ended.stdout.split() == ["switch", "--pairing"]
+
 
 class TestRefusals:
+    @pytest.mark.parametrize(
+        ("typed", "meant"), [("swich", "switch"), ("tran", "train"), ("encode_beam", "encode-beam")]
+    )
+    def test_mistyped_command_is_answered_with_the_nearest(self, capsys, typed, meant):
+        line = refused(capsys, lambda: main([typed, "--run", "x"]))
+        assert repr(typed) in line and f"did you mean {meant}?" in line
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -119,6 +173,7 @@ class TestPresets:
         assert main(["presets"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines] == list(preset_names())
+        assert len({line.index(" parameters  ") for line in lines}) == 1
         for line in lines:
             count = int(re.search(r"([\d,]+) parameters", line)[1].replace(",", ""))
             assert count == count_parameters(load_preset(line.split()[0]).model)["total"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import pathlib
+import sys
 from typing import Any
 
 from tfdecouple.data.opening import kinds_listed
@@ -14,6 +15,19 @@ from tfdecouple.pretrained import DEFAULT, HUB
 MOST_IN_A_PICTURE = 100_000
 # Of the steps along a direction.
 MOST_AMOUNTS, MOST_AMOUNT = 50, 1000.0
+
+
+def program() -> str:
+    """Returns how the user called the commands: `tfdecouple`, or `python -m tfdecouple`."""
+    return "tfdecouple" if pathlib.PurePath(sys.argv[0]).stem == "tfdecouple" else "python -m tfdecouple"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help names the commands as the user called them."""
+
+    def format_help(self) -> str:
+        """Returns the help."""
+        return super().format_help().replace("python -m tfdecouple", program())
 
 
 def command(commands: Any, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:

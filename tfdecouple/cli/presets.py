@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from tfdecouple.cli.options import program
 from tfdecouple.config import load_preset, preset_names
 
 
@@ -26,11 +27,12 @@ def run(options: argparse.Namespace) -> int:
     # What the JSON need not say again.
     told = ("description", "notes")
     names = [options.name] if options.name else preset_names()
+    width = max(map(len, names))
     for name in names:
         config = load_preset(name)
-        print(f"{name:26} {count_parameters(config.model)['total']:>12,} parameters  {config.description}")
+        print(f"{name:{width}} {count_parameters(config.model)['total']:>12,} parameters  {config.description}")
         if options.name:
             values = {name: value for name, value in config.to_dict().items() if name not in told}
-            print(f"\n{config.notes}\n\nWhat each option means: python -m tfdecouple explain\n")
+            print(f"\n{config.notes}\n\nWhat each option means: {program()} explain\n")
             print(json.dumps(values, indent=2))
     return 0

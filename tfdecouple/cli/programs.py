@@ -12,8 +12,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tfdecouple import __version__
+from tfdecouple.cli.options import Parser, program
 from tfdecouple.config import Config, load_preset, override
 from tfdecouple.data.opening import kinds_listed
+from tfdecouple.errors import UserError, nearest
+from tfdecouple.runtime.extras import require
 from tfdecouple.runtime.process import given_arguments, run_program, start_tensorflow
 
 EXIT_INTERRUPTED = 75
@@ -76,20 +80,21 @@ exit status:
 
 # Programs of their own that are commands, too.
 PROGRAMS = {"train": "train a model: python train.py", "export": "export a run: python -m export"}
+SHELLS = ("bash", "zsh")
 
 
 def train_main(arguments: Sequence[str] | None = None) -> int:
     """`python train.py`."""
-    return run_program(lambda: _train(arguments))
+    return run_program(lambda: _train(arguments, "python train.py"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m tfdecouple`, and the command `tfdecouple` of an installation."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["train"]:
-        return run_program(lambda: _train(given[1:]))
+        return run_program(lambda: _train(given[1:], f"{program()} train"))
     if given[:1] == ["export"]:
-        return int(_export_program().main(given[1:]))
+        return int(_export_program().main(given[1:], f"{program()} export"))
     return run_program(lambda: _command(given))
 
 
@@ -103,12 +108,19 @@ def _export_program() -> Any:
     return importlib.import_module("export.cli")
 
 
-def _train_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python train.py",
-        description=_TRAIN_HELP,
+def train_parser(prog: str, **options: Any) -> argparse.ArgumentParser:
+    """Returns the parser of `train`.
+
+    Args:
+        prog: how the user called it.
+        **options: of the parser.
+    """
+    parser = Parser(
+        prog=prog,
+        description=_TRAIN_HELP.replace("python train.py", prog),
         epilog=_TRAIN_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
     )
     what = parser.add_argument_group("what to train")
     choice = what.add_mutually_exclusive_group()
@@ -165,8 +177,8 @@ def _train_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(arguments: Sequence[str] | None) -> int:
-    options = _train_parser().parse_args(given_arguments(arguments))
+def _train(arguments: Sequence[str] | None, prog: str) -> int:
+    options = train_parser(prog).parse_args(given_arguments(arguments))
     config = Config.from_json(options.config) if options.config else load_preset(options.preset)
     given = {
         "training.steps": options.steps,
@@ -205,16 +217,58 @@ def _train(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-def _command(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tfdecouple",
+def _command(given: Sequence[str]) -> int:
+    given = given_arguments(given)
+    name = given[0] if given else "--help"
+    if not name.startswith("-") and name not in COMMANDS:
+        names = [*PROGRAMS, *COMMANDS]
+        raise UserError(f"there is no command {name!r}{nearest(name, names)} ({program()} --help lists them)")
+    parser = _parser([name] if name in COMMANDS else COMMANDS)
+    options = parser.parse_args(given or [name])
+    if options.completion:
+        return _print_completion(options.completion)
+    return int(_module(options.command).run(options))
+
+
+def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
+    """Returns the parser of commands; only their modules are imported."""
+    parser = Parser(
+        prog=program(),
         description="Works with models and runs. `python -m tfdecouple COMMAND --help` says more about a command.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"tfdecouple {__version__}")
+    parser.add_argument(
+        "--completion", metavar="SHELL", choices=SHELLS, help=f"print what completes commands in {' and '.join(SHELLS)}"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, summary in PROGRAMS.items():
         commands.add_parser(name, help=summary)
-    modules = {name: importlib.import_module(f"tfdecouple.cli.{name.replace('-', '_')}") for name in COMMANDS}
-    for module in modules.values():
-        module.add_parser(commands)
-    options = parser.parse_args(given_arguments(arguments))
-    return modules[options.command].run(options)
+    for name in names:
+        _module(name).add_parser(commands)
+    return parser
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"tfdecouple.cli.{name.replace('-', '_')}")
+
+
+def _print_completion(shell: str) -> int:
+    """Prints a shell's completion of all commands, their options, files and folders.
+
+    Raises:
+        MissingPackageError: without what writes it.
+    """
+    require("shtab", what="--completion")
+    import shtab
+
+    parser = _parser(COMMANDS)
+    (commands,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    commands["train"] = train_parser("tfdecouple train")
+    commands["export"] = _export_program().export_parser("tfdecouple export")
+    for command in commands.values():
+        for action in command._actions:
+            if action.metavar in ("FILE", "DIR", "RUN"):
+                action.complete = shtab.FILE if action.metavar == "FILE" else shtab.DIRECTORY
+    parser.prog = "tfdecouple"
+    print(shtab.complete(parser, shell))
+    return 0
