@@ -66,9 +66,7 @@ class TestHelp:
         assert max(map(len, out.splitlines())) <= 100
 
     def test_is_what_the_program_says_without_a_command(self, capsys):
-        with pytest.raises(SystemExit) as end:
-            main([])
-        assert end.value.code == 0
+        assert main([]) == 0
         out = capsys.readouterr().out
         assert all(re.search(rf"^ +{name} ", out, re.M) for name in [*PROGRAMS, *COMMANDS])
 
@@ -77,7 +75,7 @@ class TestHelp:
     def test_names_the_program_as_it_was_called(self, capsys, monkeypatch, called, command):
         monkeypatch.setattr(sys, "argv", [called])
         with pytest.raises(SystemExit):
-            main([command, "--help"] if command else [])
+            main([command, "--help"] if command else ["--help"])
         out = capsys.readouterr().out
         typed = "tfdecouple" if "bin" in called else "python -m tfdecouple"
         assert out.startswith(f"usage: {typed} {command}".rstrip())

@@ -219,14 +219,17 @@ def _train(arguments: Sequence[str] | None, prog: str) -> int:
 
 def _command(given: Sequence[str]) -> int:
     given = given_arguments(given)
-    name = given[0] if given else "--help"
-    if not name.startswith("-") and name not in COMMANDS:
+    name = given[0] if given else ""
+    if given and not name.startswith("-") and name not in COMMANDS:
         names = [*PROGRAMS, *COMMANDS]
         raise UserError(f"there is no command {name!r}{nearest(name, names)} ({program()} --help lists them)")
     parser = _parser([name] if name in COMMANDS else COMMANDS)
-    options = parser.parse_args(given or [name])
+    options = parser.parse_args(given)
     if options.completion:
         return _print_completion(options.completion)
+    if options.command is None:
+        parser.print_help()
+        return 0
     return int(_module(options.command).run(options))
 
 
