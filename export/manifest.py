@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 from export.formats.files import FILE_FORMATS
 from tfdecouple.errors import UserError
+from tfdecouple.storage.files import read_json
 
 NAME = "manifest.json"
 CASES = "cases"
@@ -23,6 +23,7 @@ CHECKS = ("check_saved_model", *FILE_FORMATS.values())
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 
 _FORMAT = 1
+_MOST_BYTES = 2**24
 _CASES = re.compile(rf"{CASES}/[0-9a-f]{{16}}\.npz")
 
 Files = dict[str, dict[str, Any]]
@@ -96,17 +97,15 @@ def load(folder: pathlib.Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"there is no export folder {folder}")
     try:
-        text = path.read_text(encoding="utf-8")
+        manifest = read_json(path, _MOST_BYTES)
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} has no {NAME}: it is no export, or one of an earlier version, which put neither the digests of "
             "its files nor the model's answers on record, so that nothing can be verified; export its run again"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    try:
-        manifest = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is damaged: {str(error)[:200]}; export the run again") from error
     if (wrong := _wrong(manifest)) is not None:
         raise UserError(f"{path} is no manifest of this version: {wrong}; export the run again")

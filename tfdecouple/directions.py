@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.errors import RunError, UserError, nearest, one_line
-from tfdecouple.storage.files import parse_json, write_json
+from tfdecouple.storage.files import read_json, write_json
 
 FILE = "directions.json"
 VERSION = 1
@@ -147,7 +147,7 @@ class Directions:
         """
         path = pathlib.Path(folder) / FILE
         try:
-            values = parse_json(path.read_bytes())
+            values = read_json(path, 2**26)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:

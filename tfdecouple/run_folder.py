@@ -14,7 +14,7 @@ from tfdecouple.errors import RunError, one_line
 from tfdecouple.parameters import require_memory
 from tfdecouple.pretrained import HUB, folder_of, pretrained_names
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
-from tfdecouple.storage.files import parse_json, write_json
+from tfdecouple.storage.files import read_json, require_own_files, write_json
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -55,10 +55,11 @@ def run_name(run: str | pathlib.Path) -> str:
 
 
 def load_config(run: str | pathlib.Path) -> Config:
-    """Returns the config of a run; see `find_run`.
+    """Returns the config of a run; see `find_run`. All that opens a run begins with it.
 
     Raises:
         RunError: where there is no such run.
+        UntrustedError: where its folder holds links that lead out of it, or anything but files and folders.
         ConfigError: where its config does not hold.
     """
     folder = find_run(run)
@@ -68,6 +69,9 @@ def load_config(run: str | pathlib.Path) -> Config:
         )
     if not (folder / CONFIG).is_file():
         raise RunError(f"{run} is no run folder: it has no {CONFIG}")
+    if is_folder(run):
+        # The store of the Hub's client is made of links.
+        require_own_files(folder)
     return Config.from_json(folder / CONFIG)
 
 
@@ -190,7 +194,7 @@ def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
     if not path.is_file():
         return tuple(map(str, range(classes)))
     try:
-        names = parse_json(path.read_text(encoding="utf-8"))
+        names = read_json(path)
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path}: {one_line(error)}") from error
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and len(names) == classes):
@@ -226,7 +230,7 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
     path = find_run(run) / SUMMARY
     if not path.is_file():
         return None
-    summary = parse_json(path.read_text(encoding="utf-8"))
+    summary = read_json(path)
     if not isinstance(summary, dict) or not ("imported_from" in summary or "test" in summary):
         raise ValueError(f"it has no figures of a test: {json.dumps(summary)[:60]}")
     test = summary.get("test")

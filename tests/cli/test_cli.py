@@ -138,7 +138,7 @@ class TestRefusals:
 
     def test_config_that_is_no_json(self, capsys, tmp_path):
         (tmp_path / "config.json").write_text("{")
-        assert "is not valid JSON" in refused(capsys, lambda: train_main(["--config", str(tmp_path / "config.json")]))
+        assert "cannot be read" in refused(capsys, lambda: train_main(["--config", str(tmp_path / "config.json")]))
 
     def test_unknown_argument_is_named(self, capsys):
         with pytest.raises(SystemExit) as end:

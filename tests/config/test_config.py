@@ -250,7 +250,7 @@ class TestFiles:
         path = tmp_path / "bad.json"
         path.write_text(text)
         message = refusal(lambda: Config.from_json(path))
-        assert "bad.json" in message and "not valid JSON" in message
+        assert "bad.json" in message and "cannot be read" in message
 
     def test_a_folder_or_binary_file_is_refused(self, tmp_path):
         refusal(lambda: Config.from_json(tmp_path))

@@ -412,7 +412,7 @@ class TestFiles:
     def test_bad_json_is_named(self, tmp_path, text):
         (tmp_path / "bad.json").write_text(text)
         message = refusal(self.importing(tmp_path, config=tmp_path / "bad.json"))
-        assert "bad.json" in message and "not valid JSON" in message
+        assert "bad.json" in message and "cannot be read" in message
 
     @pytest.mark.parametrize(
         ("name", "content", "word"),

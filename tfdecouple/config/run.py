@@ -15,12 +15,14 @@ from tfdecouple.config.model import ModelConfig
 from tfdecouple.config.training import TrainingConfig
 from tfdecouple.config.values import INSTEAD, build, plain, unknown
 from tfdecouple.errors import ConfigError
-from tfdecouple.storage.files import parse_json
+from tfdecouple.storage.files import parse_json, read_json
 
 T = typing.TypeVar("T")
 
 # A name is that of a folder: bytes that file systems take, with room for endings.
 _NAME_BYTES = 200
+# A config has some kilobytes.
+_MOST_BYTES = 2**18
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,11 +105,11 @@ class Config:
             ConfigError: where the file is missing, is no JSON, or holds a bad value.
         """
         try:
-            values = parse_json(pathlib.Path(path).read_text(encoding="utf-8"))
+            values = read_json(path, _MOST_BYTES)
         except OSError as error:
             raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
         except ValueError as error:
-            raise ConfigError(f"the config {path} is not valid JSON: {error}") from error
+            raise ConfigError(f"the config {path} cannot be read: {error}") from error
         return cls.from_dict(values)
 
 

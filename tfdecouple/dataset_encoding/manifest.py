@@ -9,7 +9,7 @@ from typing import Any
 from tfdecouple.dataset_encoding.checked import manifest_values
 from tfdecouple.dataset_encoding.fields import Field
 from tfdecouple.errors import DataError, one_line
-from tfdecouple.storage.files import parse_json, write_json
+from tfdecouple.storage.files import read_json, write_json
 
 # Readers of Parquet folders, Arrow's and Spark's alike, pass over names that begin like this.
 MANIFEST = "_manifest.json"
@@ -129,7 +129,7 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            values = parse_json(path.read_bytes())
+            values = read_json(path, 2**26)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:

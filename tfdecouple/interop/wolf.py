@@ -16,7 +16,7 @@ from tfdecouple.interop.wolf_names import correspondence
 from tfdecouple.model import DecoupledModel
 from tfdecouple.parameters import require_memory
 from tfdecouple.runs import SUMMARY, write_run
-from tfdecouple.storage.files import parse_json, write_json
+from tfdecouple.storage.files import read_json, write_json
 from tfdecouple.storage.torch_state import read_torch
 
 Arrays = Mapping[str, np.ndarray]
@@ -141,8 +141,8 @@ def assign(model: DecoupledModel, state: Arrays) -> None:
 
 def _read_json(path: str | pathlib.Path) -> dict[str, Any]:
     try:
-        return parse_json(pathlib.Path(path).read_text(encoding="utf-8"))
+        return read_json(path)
     except OSError as error:
         raise WolfError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise WolfError(f"{path} is not valid JSON: {error}") from error
+        raise WolfError(f"{path} cannot be read: {error}") from error

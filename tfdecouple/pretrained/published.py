@@ -21,7 +21,7 @@ import re
 from typing import Self
 
 from tfdecouple.errors import RunError, UntrustedError
-from tfdecouple.storage.files import parse_json, sha256_of, write_json
+from tfdecouple.storage.files import read_json, sha256_of, write_json
 
 CARD, MANIFEST = "README.md", "manifest.json"
 FORMAT = 1
@@ -75,9 +75,7 @@ class Published:
             UntrustedError: where it names files that are none of a run's weights.
         """
         try:
-            if path.stat().st_size > MANIFEST_BYTES:
-                raise ValueError(f"it has {path.stat().st_size:,} bytes")
-            values = parse_json(path.read_bytes())
+            values = read_json(path, MANIFEST_BYTES)
             if not isinstance(values, dict) or values.get("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             files = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in dict(values["files"]).items()}

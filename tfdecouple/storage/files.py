@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never half of either."""
+"""Files read within bounds, and written so that a reader sees the old content or the new, never half of either."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import math
 import os
 import pathlib
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+from tfdecouple.errors import UntrustedError
 
 # What a program that was ended while it wrote leaves behind, as a pattern.
 TEMPORARY = ".*.tmp"
@@ -20,6 +23,51 @@ _NUMBERS = re.compile(r'\[\n([^][{}"]*)\]')
 
 # JSON nested deeper is nothing that this project writes.
 _DEPTH = 50
+
+
+def require_own_files(folder: pathlib.Path) -> None:
+    """Refuses a folder that holds anything but files, folders and links within it: each other entry leads elsewhere.
+
+    Raises:
+        UntrustedError: naming the first such entry.
+        OSError: where the folder cannot be read.
+    """
+    root = os.path.realpath(folder)
+    waiting = [os.fspath(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                target = os.path.realpath(entry.path)
+                if entry.is_symlink() and os.path.commonpath([root, target]) != root:
+                    raise UntrustedError(
+                        f"{entry.path} is a link to {target}, out of the folder {folder}; put there what it leads to"
+                    )
+                if not entry.is_file() and not entry.is_dir():
+                    raise UntrustedError(f"{entry.path} is neither a file nor a folder; remove it")
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+
+
+def read_bytes(path: str | pathlib.Path, at_most: int) -> bytes:
+    """Returns the bytes of a file, which may be a stranger's.
+
+    Raises:
+        OSError: where it cannot be read.
+        ValueError: where it is no regular file, or has more than `at_most` bytes.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        # A pipe would be waited for without an end.
+        raise ValueError("it is no regular file")
+    if status.st_size > at_most:
+        raise ValueError(f"it has {status.st_size:,} bytes, and at most {at_most:,} are read")
+    with open(path, "rb") as file:
+        return file.read(at_most)
+
+
+def read_json(path: str | pathlib.Path, at_most: int = 2**20) -> Any:
+    """Returns the plain values of a JSON file, which may be a stranger's; see `read_bytes` and `parse_json`."""
+    return parse_json(read_bytes(path, at_most))
 
 
 def parse_json(text: str | bytes) -> Any:

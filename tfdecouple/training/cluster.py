@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdecouple.errors import ConfigError
+from tfdecouple.storage.files import parse_json
 
 CHOICES = ("auto", "tf-config", "slurm", "none")
 
@@ -80,7 +80,7 @@ def _from_tf_config(text: str) -> Cluster | None:
     if not text.strip():
         return None
     try:
-        given = json.loads(text)
+        given = parse_json(text)
     except ValueError as error:
         raise _malformed(f"is no JSON ({error})") from error
     if not isinstance(given, dict) or not isinstance(given.get("cluster", {}), dict):

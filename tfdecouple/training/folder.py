@@ -14,7 +14,7 @@ from tfdecouple.data.opening import find_kind, images_at, located
 from tfdecouple.errors import RunError
 from tfdecouple.runs import CHECKPOINTS, CONFIG, changed_label, is_folder, load_config
 from tfdecouple.storage.checkpoints import CheckpointFolder
-from tfdecouple.storage.files import TEMPORARY, write_text
+from tfdecouple.storage.files import TEMPORARY, require_own_files, write_text
 from tfdecouple.storage.locks import locked
 
 _LOCK = ".lock"
@@ -105,13 +105,14 @@ class RunFolder:
         path = self.path
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return False
+        if path.is_dir():
+            require_own_files(path)
         if not (path / CONFIG).is_file():
             # A program that was ended as it began leaves no more than its lock and a config half written.
             if path.is_dir() and all(entry.name == _LOCK or entry.match(TEMPORARY) for entry in path.iterdir()):
                 return False
             raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
-        theirs = load_config(path)
-        theirs = with_whole_paths(theirs)
+        theirs = with_whole_paths(load_config(path))
         changed = difference(theirs, self._config)
         # What is for people may be said otherwise by now, and which photographs there are is nothing to other images.
         free = [*_FREE, "description", "notes"]

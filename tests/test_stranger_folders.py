@@ -1,0 +1,182 @@
+"""What a stranger's folder may hold: files of bounded sizes and folders, and no way out of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import socket
+import threading
+
+import pytest
+from helpers.models import LEAST
+
+import tfdecouple
+from export.manifest import load as load_export_manifest
+from tfdecouple.cli import main, train_main
+from tfdecouple.config import Config, DataConfig
+from tfdecouple.dataset_encoding.manifest import Manifest
+from tfdecouple.errors import ConfigError, UserError
+from tfdecouple.training.cluster import find_cluster
+
+pytestmark = pytest.mark.usefixtures("eager_file")
+
+DEEP = "[" * 50_000
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A run folder, from somebody else."""
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A file that is none of the run's."""
+    path = tmp_path / "secret"
+    path.write_text("a private key\n")
+    return path
+
+
+# Each puts something into a run folder, given a file outside.
+def _fifo(path, outside):
+    os.mkfifo(path)
+
+
+def _socket(path, outside):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(path))
+
+
+def _link(path, outside):
+    path.symlink_to(outside)
+
+
+def _relative_link(path, outside):
+    path.symlink_to(os.path.relpath(outside, path.parent))
+
+
+def _dangling_link(path, outside):
+    path.symlink_to(outside.with_name("absent"))
+
+
+def _folder_link(path, outside):
+    path.symlink_to(outside.parent)
+
+
+WAYS_OUT = {
+    "metrics.jsonl": _link,
+    "metrics.jsonl, relative": _relative_link,
+    "summary.json": _fifo,
+    "directions.json": _socket,
+    ".lock": _dangling_link,
+    "checkpoints": _folder_link,
+    "pictures": _folder_link,
+    "evaluation": _folder_link,
+    "tensorboard": _folder_link,
+    "images/deeper/file.png": _link,
+}
+COMMANDS = {
+    "publish": ["publish", "--run", "run", "--to", "published", "--licence", "mit"],
+    "sample": ["sample", "--run", "run"],
+    "evaluate": ["evaluate", "--run", "run"],
+    "curves": ["curves", "--run", "run"],
+}
+
+
+class TestRunFolder:
+    @pytest.mark.parametrize("way", WAYS_OUT)
+    def test_that_leads_out_is_refused_in_one_line(self, run, outside, way, monkeypatch):
+        monkeypatch.chdir(run.parent)
+        path = run / way.partition(",")[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+        WAYS_OUT[way](path, outside)
+        with pytest.raises(UserError) as refused:
+            tfdecouple.load_model("run")
+        assert path.name in str(refused.value) and "\n" not in str(refused.value)
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_that_leads_out_is_refused_by_a_command(self, run, outside, command, monkeypatch, capsys):
+        monkeypatch.chdir(run.parent)
+        (run / "metrics.jsonl").unlink(missing_ok=True)
+        (run / "metrics.jsonl").symlink_to(outside)
+        assert main(COMMANDS[command]) == 2
+        assert "metrics.jsonl is a link" in capsys.readouterr().err
+        assert not (run.parent / "published").exists() and not (run / "pictures").exists()
+
+    @pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
+    def test_that_leads_to_another_run_leaves_it_alone(self, run, tmp_path, name, capsys):
+        other = shutil.copytree(run, tmp_path / "other")
+        (other / name).mkdir(exist_ok=True)
+        shutil.rmtree(run / name, ignore_errors=True)
+        (run / name).symlink_to(other / name)
+        before = sorted(other.rglob("*"))
+        assert train_main(["--config", str(run / "config.json"), "--workdir", str(run), "--steps", "41"]) == 2
+        assert name in capsys.readouterr().err and sorted(other.rglob("*")) == before
+
+    def test_that_is_new_has_no_lock_elsewhere(self, tmp_path, capsys):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / ".lock").symlink_to(tmp_path / "made")
+        (tmp_path / "config.json").write_text(Config(model=LEAST, data=DataConfig(photograph_crops=64)).to_json())
+        options = ["--config", tmp_path / "config.json", "--workdir", tmp_path / "run", "--steps", 1]
+        assert train_main(list(map(str, options))) == 2
+        assert ".lock" in capsys.readouterr().err and not (tmp_path / "made").exists()
+
+    def test_with_links_within_it_is_opened(self, run):
+        (run / "checkpoints").rename(run / "kept")
+        (run / "checkpoints").symlink_to("kept")
+        (run.parent / "link").symlink_to(run)
+        tfdecouple.load_model(run.parent / "link").require_initialized()
+
+
+def sparse(path: pathlib.Path) -> pathlib.Path:
+    """A file of 300 MB that takes no room."""
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    os.truncate(path, 300_000_000)
+    return path
+
+
+READERS = {
+    "config.json": Config.from_json,
+    "_manifest.json": lambda path: Manifest.read(path.parent),
+    "manifest.json": lambda path: load_export_manifest(path.parent),
+}
+
+
+class TestJson:
+    @pytest.mark.parametrize("name", READERS)
+    def test_that_is_too_large_is_not_read(self, tmp_path, name):
+        with pytest.raises(UserError, match=r"300,000,000 bytes"):
+            READERS[name](sparse(tmp_path / name))
+
+    @pytest.mark.parametrize("name", READERS)
+    def test_that_is_no_file_is_not_waited_for(self, tmp_path, name):
+        os.mkfifo(tmp_path / name)
+        # Whoever reads it all the same gets an end.
+        writer = os.open(tmp_path / name, os.O_RDWR | os.O_NONBLOCK)
+        threading.Timer(3, os.close, [writer]).start()
+        with pytest.raises(UserError, match="no regular file"):
+            READERS[name](tmp_path / name)
+
+    @pytest.mark.parametrize("name", READERS)
+    @pytest.mark.parametrize("text", [DEEP, '{"a": ' + "[" * 60 + "]" * 60 + "}"], ids=["deeper than Python", "deep"])
+    def test_that_is_nested_deep_is_one_line(self, tmp_path, name, text):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match="nested deeper") as refused:
+            READERS[name](tmp_path / name)
+        assert "\n" not in str(refused.value)
+
+    def test_of_six_megabytes_is_refused_as_a_config(self, tmp_path):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps({"model": {"steps": [[1] * 1000] * 2000}}))
+        with pytest.raises(ConfigError, match=r"6,0\d\d,\d\d\d bytes"):
+            Config.from_json(path)
+
+    def test_of_the_environment_is_one_line(self, monkeypatch):
+        monkeypatch.setenv("TF_CONFIG", DEEP)
+        with pytest.raises(ConfigError, match="TF_CONFIG"):
+            find_cluster("auto")
