@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from export.formats.files import FILE_FORMATS, file_format
+from export.manifest import JSON_NAME
 from export.origin import Origin
 from export.signatures import Endpoint
 from tfdecouple.data.opening import rights_in
 from tfdecouple.image_shapes import CONVERTED, Shape, colours, facts, from_facts
 
-JSON_NAME = "model_card.json"
 TEXT_NAME = "MODEL_CARD.md"
 
 # What makes each runtime compute in float32, and what else the codes hang on.

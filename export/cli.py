@@ -62,7 +62,10 @@ def export_parser(prog: str) -> argparse.ArgumentParser:
         "--verify",
         metavar="DIR",
         type=pathlib.Path,
-        help="check an export folder again, here, without the run: digests of all files, and the gate",
+        help="check an export folder again, here, without the run: digests of all files, and their answers",
+    )
+    parser.add_argument(
+        "--expect", metavar="DIGEST", help="with --verify: the SHA-256 of manifest.json that the export has printed"
     )
     parser.add_argument(
         "--format",
@@ -94,11 +97,14 @@ def _export(arguments: Sequence[str] | None, prog: str) -> int:
     if options.verify is not None:
         if options.run or options.to:
             parser.error("--verify takes an export folder and neither --run nor --to")
-        return _verify(options.verify)
+        return _verify(options.verify, options.expect)
+    if options.expect:
+        parser.error("--expect belongs to --verify")
     if not options.run or not options.to:
         parser.error("--run and --to are needed, or --verify")
 
     start_tensorflow()
+    from export.manifest import NAME, file_digest
     from export.pipeline import Request, export
     from export.verification.run import RefusedError
 
@@ -119,17 +125,25 @@ def _export(arguments: Sequence[str] | None, prog: str) -> int:
     print()
     for path in published:
         print(path)
+    digest = file_digest(options.to / NAME).sha256
+    print(f"\n{NAME} has the SHA-256 {digest}; keep it elsewhere, for --verify DIR --expect DIGEST")
     return 0
 
 
-def _verify(folder: pathlib.Path) -> int:
+def _verify(folder: pathlib.Path, expected: str | None) -> int:
+    from export import manifest
     from export.verification.folder import verify
+    from export.verification.run import listed
 
+    manifest.load(folder)
+    found = manifest.file_digest(folder / manifest.NAME).sha256
+    if expected is not None and found != expected.lower():
+        print(f"error: {folder / manifest.NAME} has the SHA-256 {found}; expected {expected}", file=sys.stderr)
+        return EXIT_REFUSED
     problems, unchecked = verify(folder, lambda text: print(text, flush=True))
-    for line in problems:
-        print(line, file=sys.stderr)
+    print(f"{manifest.NAME} has the SHA-256 {found}", flush=True)
     if problems:
-        print(f"error: {folder} is not as it was exported: {len(problems)} lines above", file=sys.stderr)
+        print(f"error: {folder} is not as it was exported: {listed(problems)}", file=sys.stderr)
         return EXIT_REFUSED
     if unchecked:
         print(f"{folder} is as it was exported; answers were not checked of {', '.join(unchecked)}")

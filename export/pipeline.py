@@ -110,7 +110,7 @@ class _Export:
         # Where the cases that it is checked by are kept in the export folder; named when they are made.
         self._kept_cases = ""
         # How each part that is put in place is checked again.
-        self._parts: dict[str, dict[str, Any]] = {}
+        self._parts: dict[str, manifest.Part] = {}
         if "web" in request.formats and not self._model.config.has_latent:
             raise UserError("the web page switches z, and this model has none; leave the format web out")
         if "web" in request.formats and square(self._model.config.image_shape) is None:
@@ -165,7 +165,7 @@ class _Export:
                 page = (staging.area / "web", staging.area / "onnx", runtime, describe(origin), models.values())
                 build_page(*page)
                 _refuse(page_problems(*page))
-                options = {**self._parts["onnx"]["options"], "names": models}
+                options = {**self._parts["onnx"].options, "names": models}
                 self._parts["web"] = part_of("check_onnx", "web/model", self._kept_cases, options)
                 # What Python measured of the same model files says nothing of the page's own runtime.
                 trips = formats["onnx"]["round_trip"].values()
@@ -302,7 +302,7 @@ class _Export:
                     self.say(f"models.config is left as it is: it serves {others}, and not this model, {card['name']}")
         parts = {name: part for name, part in self._parts.items() if name.partition("/")[0] in self.request.formats}
         record, old_cases = self._manifest(staging, parts)
-        write_json(staging.area / manifest.NAME, record)
+        write_json(staging.area / manifest.NAME, record.model_dump())
         published = []
         with uninterrupted():
             staging.put_file(staging.area / "cases.npz", self._kept_cases)
@@ -320,29 +320,27 @@ class _Export:
                 (staging.folder / name).unlink(missing_ok=True)
         return [*published, staging.folder / TEXT_NAME]
 
-    def _manifest(self, staging: Staging, parts: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    def _manifest(self, staging: Staging, parts: dict[str, manifest.Part]) -> tuple[manifest.Manifest, set[str]]:
         """What the export folder will hold when all is put in place, and the cases of which it has no more need."""
         files = manifest.digests_in(staging.area / "files")
         files[self._kept_cases] = manifest.file_digest(staging.area / "cases.npz")
         for name in parts:
             files |= manifest.digests_in(staging.area / name.partition("/")[0], name)
-        before = None
+        before = manifest.EMPTY
         if (staging.folder / manifest.NAME).exists():
             try:
                 before = manifest.load(staging.folder)
             except UserError as error:
                 self.say(f"the manifest is written anew, of this export alone, and nothing is removed: {error}")
-        left = before
-        if before is not None:
-            left, gone = manifest.without_removed(before, staging.folder)
-            for name in sorted({*gone} - {*parts, *files}):
-                self.say(f"{name} lies there no more and is left out of the manifest")
-        whole = manifest.merged(left, parts, files)
-        # What an earlier export left without a manifest, and is still there to be edited.
+        left, gone = before.without_removed(staging.folder)
+        for name in sorted({*gone} - {*parts, *files}):
+            self.say(f"{name} lies there no more and is left out of the manifest")
+        # Settings of a server that lie there without a manifest.
         for name in manifest.EDITABLE:
-            if name not in whole["files"] and (staging.folder / name).is_file():
-                whole["files"][name] = manifest.file_digest(staging.folder / name)
-        return whole, manifest.cases_in(before) - manifest.cases_in(whole)
+            if name not in {*left.files, *files} and (staging.folder / name).is_file():
+                files[name] = manifest.file_digest(staging.folder / name)
+        whole = left.merged(parts, files)
+        return whole, before.cases - whole.cases
 
 
 def _refuse(problems: Iterable[str]) -> None:

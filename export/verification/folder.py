@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import pathlib
 import shutil
 import tempfile
@@ -38,18 +37,23 @@ def verify(folder: pathlib.Path, say: Callable[[str], Any] = print) -> tuple[lis
     known = manifest.load(folder)
     problems: list[str] = []
     unchecked: list[str] = []
-    edited = 0
-    for what, name in manifest.changes(folder, known):
+    changed: set[str] = set()
+    for what, name in known.changes(folder):
         if what == "changed" and name in manifest.EDITABLE:
             say(f"changed: {name} (settings of a server, which are yours to edit)")
-            edited += 1
         else:
             problems.append(f"{what}: {name}")
-    same = len(known["files"]) - edited - sum(not line.startswith("unknown") for line in problems)
-    say(f"{same} of {len(known['files'])} files are as they were exported")
-    if not known["parts"]:
+        changed.add(name)
+    same = len({*known.files} - changed)
+    say(f"{same} of {len(known.files)} files are as they were exported")
+    problems += [f"no part of the manifest: {name}" for name in known.unclaimed(folder)]
+    if not known.parts:
         problems.append("the manifest names nothing that could be checked")
-    for name, part in known["parts"].items():
+    for name, part in known.parts.items():
+        own = {one for one in known.files if one.startswith(f"{name}/")} | {part.cases}
+        if changed & own or not own <= {*known.files}:
+            problems.append(f"{name}: its answers were not checked, since files of it are not as they were exported")
+            continue
         wrong, left = _check(folder, name, part, say)
         problems += [f"{name}: {problem}" for problem in wrong]
         unchecked += left
@@ -57,27 +61,25 @@ def verify(folder: pathlib.Path, say: Callable[[str], Any] = print) -> tuple[lis
 
 
 def _check(
-    folder: pathlib.Path, name: str, part: dict[str, Any], say: Callable[[str], Any]
+    folder: pathlib.Path, name: str, part: manifest.Part, say: Callable[[str], Any]
 ) -> tuple[list[str], list[str]]:
     """Runs the gate on one part; returns what is wrong, and whose answers were not checked."""
-    cases = folder / part["cases"]
-    if not cases.is_file() or not (folder / part["folder"]).is_dir():
-        return ["cannot be checked, since files of it are missing"], []
+    cases = folder / part.cases
     problems: list[str] = []
     unavailable: list[str] = []
     ran = 0
     with tempfile.TemporaryDirectory() as scratch:
-        checked, result = (folder / part["folder"]).resolve(), pathlib.Path(scratch, "report.json")
-        if part["folder"] != name:
+        checked, result = (folder / part.folder).resolve(), pathlib.Path(scratch, "report.json")
+        if part.folder != name:
             # The page keeps its models among other files.
             models = pathlib.Path(scratch, "models")
             models.mkdir()
             for path in checked.glob("*.onnx*"):
                 shutil.copyfile(path, models / path.name)
             checked = models
-        for who, prefix, check, options in _gates(part["check"], name, say):
+        for who, prefix, check, options in _gates(part.check, name, say):
             say(f"{name}: {who}")
-            report = run_gate(check, checked, cases.resolve(), result, say, **{**part["options"], **options})
+            report = run_gate(check, checked, cases.resolve(), result, say, **{**part.options, **options})
             if report.notes.get("unavailable"):
                 say(f"{name}: {report.notes['unavailable']} is installed but cannot be started here: not checked")
                 unavailable.append(f"{name} by {report.notes['unavailable']}")
@@ -111,6 +113,6 @@ def installed_providers() -> list[str]:
     return list(onnxruntime.get_available_providers())
 
 
-def part_of(check: str, folder: str, cases: str, options: dict[str, Any]) -> dict[str, Any]:
+def part_of(check: str, folder: str, cases: str, options: dict[str, Any]) -> manifest.Part:
     """Returns how a part is checked, as the manifest keeps it."""
-    return {"check": check, "folder": folder, "cases": cases, "options": json.loads(json.dumps(options))}
+    return manifest.Part(check=check, folder=folder, cases=cases, options=options)

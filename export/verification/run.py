@@ -19,6 +19,8 @@ from tfdecouple.errors import UserError, one_line
 FURTHER = {"check_onnx": {"openvino": "check_openvino"}}
 # More than a report takes.
 _REPORT_BYTES = 2**16
+# Problems that one line names.
+_TOLD = 5
 
 Process: TypeAlias = "subprocess.Popen[str]"
 
@@ -67,10 +69,12 @@ def pass_gate(
 
 
 def listed(problems: list[str]) -> str:
-    """Returns all problems in one line."""
+    """Returns the first problems, and how many there are, in one line."""
     if len(problems) == 1:
         return problems[0]
-    return f"{len(problems)} problems: " + "; ".join(f"({number}) {text}" for number, text in enumerate(problems, 1))
+    told = [f"({number}) {text}" for number, text in enumerate(problems[:_TOLD], 1)]
+    more = [f"and {len(problems) - _TOLD} more"] if problems[_TOLD:] else []
+    return f"{len(problems)} problems: " + "; ".join([*told, *more])
 
 
 def run_client(client: pathlib.Path, onnx: pathlib.Path, kept: Callable[[], Iterable[bool]]) -> str:
