@@ -161,7 +161,7 @@ def kept_maps(layer, x_shape, condition_size, memory):
     import tensorflow as tf
 
     from tfdecouple.layers import backward_memory
-    from tfdecouple.runtime.prepared import in_place
+    from tfdecouple.runtime.tracing import in_place
 
     def run(weights, x, condition):
         with in_place(zip(layer.variables, weights, strict=True)), backward_memory(memory):

@@ -14,13 +14,12 @@ from helpers.flows import CONDITION, SMALL, close, flow
 from helpers.models import give_effect, jacobian_log_det, walk_with
 from helpers.places import ROOT
 
-from tfdecouple.layers import Coupling, InvertibleSequence, backward_memory, convolution
+from tfdecouple.layers import Coupling, InvertibleSequence, backward_memory
 from tfdecouple.networks.flow import Flow, FlowStep
+from tfdecouple.runtime import convolution
 from tfdecouple.runtime.networks import TracedFlow
 
 sys.path.insert(0, str(ROOT))
-
-from benchmarks import dispatches  # noqa: E402
 
 
 class TestPrograms:
@@ -106,25 +105,6 @@ class TestPrograms:
         (forward,) = (body for body in bodies if body["Conv2D"] and not body["Conv2DBackpropFilter"])
         (backward,) = (body for body in bodies if body["Conv2DBackpropFilter"])
         assert backward["Conv2D"] == forward["Conv2D"] > 0 and backward["Elu"] == forward["Elu"] > 0
-
-    def test_matrices_of_one_size_in_a_stage_are_factorised_together(self):
-        layer = Flow(dataclasses.replace(SMALL, steps=(2, 2), hidden_channels=(4, 4)))
-        layer.build()
-        weights = [variable.value for variable in layer.trainable_variables]
-
-        @tf.function(autograph=False)
-        def gradients(x, z):
-            with backward_memory("keep"), tf.GradientTape() as tape:
-                v, log_det = layer.forward_and_log_det(x, z)
-                loss = tf.reduce_sum(v**2) - tf.reduce_sum(log_det)
-            return loss, tape.gradient(loss, weights)
-
-        graph = gradients.get_concrete_function(tf.zeros([1, 4, 4, 3]), tf.zeros([1, 4])).graph
-        run = collections.Counter()
-        for (kind, _), count in dispatches.by_line(graph).items():
-            run[kind] += count
-        # Both levels are one stage.
-        assert run["LogMatrixDeterminant"] == run["MatrixInverse"] == 2
 
     @pytest.mark.parametrize("mode", ["keep", "recompute"])
     def test_backward_pass_keeps_no_normalised_kernels(self, mode, monkeypatch):

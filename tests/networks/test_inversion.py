@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.eager import run_eagerly
-from helpers.layers import all_layers
 from helpers.models import TINY, give_effect
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.errors import UserError
-from tfdecouple.layers import ActNorm, ConvNet, Coupling, backward_memory
+from tfdecouple.layers import Coupling, backward_memory
 from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.flow import Flow
 from tfdecouple.runtime import inversion, shards
@@ -118,26 +117,6 @@ def test_a_layer_inside_that_is_not_trained_leaves_the_others_their_gradients():
 def test_another_mode_is_refused(mode):
     with pytest.raises(UserError, match="one of keep, recompute, invert"), backward_memory(mode):
         pass
-
-
-def test_layers_of_one_stage_compute_together_and_of_no_other():
-    flow, *_ = built()
-    stages = [{id(each) for layer in stage.layers for each in all_layers(layer)} for stage in flow.stages]
-    replaced = [
-        {
-            id(inner.last.gain if isinstance(inner, ConvNet) else inner.log_scale)
-            for layer in stage.layers
-            for inner in all_layers(layer)
-            if isinstance(inner, ConvNet | ActNorm)
-        }
-        for stage in flow.stages
-    ]
-    for found in flow.prepare():
-        # The gradients of a stage must not wait for another's.
-        values = {id(variable) for variable, _ in found.values}
-        assert sum(bool(values & of_stage) for of_stage in replaced) == bool(values)
-        assert sum(any(id(owner) in of_stage for owner in found.owners) for of_stage in stages) <= 1
-    assert sum(len(found.values) for found in flow.prepare()) == sum(map(len, replaced)) > 0
 
 
 def test_nothing_is_kept_between_the_steps_of_a_stage():

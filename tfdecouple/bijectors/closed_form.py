@@ -68,10 +68,6 @@ class ClosedForm(tfb.Bijector):
         """Returns y, and log |det dy/dx| of each image `[batch]`, for x `[batch, ..., channels]`."""
         return self._forward(x), self._of_images(self._forward_log_det_jacobian(x), x)
 
-    def value(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns y alone, as `forward` does through TFP's cache."""
-        return self._forward(x)
-
     def inverse_and_log_det(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns x, and log |det dx/dy| of each image `[batch]`, for y `[batch, ..., channels]`."""
         x = self._inverse(y)

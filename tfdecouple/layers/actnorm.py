@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfdecouple.architecture.weights import actnorm
 from tfdecouple.bijectors import ChannelAffine, ClosedForm
-from tfdecouple.bijectors.channels import scaled_channels
 from tfdecouple.layers.base import InvertibleLayer
-from tfdecouple.runtime.prepared import Prepared, is_prepared
-from tfdecouple.runtime.shapes import product, side_by_side, sizes, zero_per_image
+from tfdecouple.runtime.shapes import product, sizes
 
 # A channel that varies less than this over the data is taken for constant; images vary by 2/256 from level to level.
 _CONSTANT = 1e-4
@@ -55,29 +50,6 @@ class ActNorm(InvertibleLayer):
         self.log_scale.assign(log_scale)
         self.bias.assign(-mean * tf.exp(log_scale))
         return (x - mean) * tf.exp(log_scale)
-
-    @classmethod
-    def prepare_together(cls, layers: Sequence[ActNorm]) -> Prepared:
-        """Returns the log-determinants of some layers, summed, and their scales in the place of the logarithms."""
-        variables = [layer.log_scale for layer in layers]
-        counts = [variable.shape[0] for variable in variables]
-        log_scales = side_by_side(list(map(tf.convert_to_tensor, variables)))
-        places = np.repeat([math.prod(layer._places) for layer in layers], counts)
-        log_det = tf.reduce_sum(log_scales * tf.constant(places, log_scales.dtype))
-        scales = tf.split(tf.exp(log_scales), counts)
-        return Prepared([*layers, *variables], log_det, list(zip(variables, scales, strict=True)))
-
-    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        if not is_prepared(self):
-            return super()._forward(x, condition)
-        scale, bias = map(tf.convert_to_tensor, (self.log_scale, self.bias))
-        return scaled_channels(x, scale, bias), zero_per_image(x)
-
-    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        if not is_prepared(self):
-            return super()._inverse(y, condition)
-        scale, bias = map(tf.convert_to_tensor, (self.log_scale, self.bias))
-        return (y - bias) * (1 / scale), zero_per_image(y)
 
     def _bijector(self, condition: tf.Tensor | None) -> ClosedForm:
         return ChannelAffine(tf.convert_to_tensor(self.bias), tf.convert_to_tensor(self.log_scale))

@@ -14,9 +14,9 @@ from tfdecouple.errors import UserError
 from tfdecouple.layers.bijector import LayerBijector, as_tensor
 from tfdecouple.layers.nested import Nested
 from tfdecouple.runtime.autograph import unconverted
-from tfdecouple.runtime.prepared import Prepared, in_place, is_prepared, prepare_together
 from tfdecouple.runtime.shapes import zero_per_image
 from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.runtime.tracing import in_place
 
 Visit = Callable[["InvertibleLayer", tf.Tensor, tf.Tensor | None], tf.Tensor]
 
@@ -183,10 +183,7 @@ class InvertibleLayer(FullLayer):
         return tfb.Identity()
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        bijector = self._bijector(condition)
-        if is_prepared(self):  # Its log-determinant is counted already.
-            return bijector.value(x), zero_per_image(x)
-        return bijector.forward_and_log_det(x)
+        return self._bijector(condition).forward_and_log_det(x)
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         return self._bijector(condition).inverse_and_log_det(y)
@@ -259,10 +256,6 @@ class InvertibleComposite(Nested, InvertibleLayer):
             return child.walk(h, condition, visit), zero_per_image(h)
 
         return self._run_forward(x, condition, call)[0]
-
-    def prepare(self) -> list[Prepared]:
-        """Lets the layers inside compute together what the forward direction of all of them needs."""
-        return prepare_together([self])
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         return self._run_forward(x, condition, lambda child, *inputs: child.forward_and_log_det(*inputs))

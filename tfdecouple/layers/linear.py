@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -15,8 +13,6 @@ from tfdecouple.bijectors import ChannelLU, ChannelMatrix
 from tfdecouple.config import LINEAR_FORMS
 from tfdecouple.errors import ConfigError
 from tfdecouple.layers.base import InvertibleLayer
-from tfdecouple.runtime.prepared import Prepared
-from tfdecouple.runtime.products import log_abs_det
 from tfdecouple.runtime.tf32 import full_float32
 
 
@@ -70,22 +66,6 @@ class InvertibleLinear(InvertibleLayer):
                 initializer=lambda shape, dtype: keras.ops.cast(permutation, dtype),
             )
         self.built = True
-
-    @classmethod
-    def prepare_together(cls, layers: Sequence[InvertibleLinear]) -> Prepared:
-        """Returns the log-determinants of some layers, summed; matrices of one size are factorised together."""
-        sizes: dict[tuple[str, int | None], list[InvertibleLinear]] = {}
-        for layer in layers:
-            sizes.setdefault((layer.form, layer._channels), []).append(layer)
-        sums = []
-        for (form, _), alike in sizes.items():
-            if form == "full":
-                found = log_abs_det(tf.stack([tf.convert_to_tensor(layer.kernel) for layer in alike]))
-            else:
-                found = tf.stack([layer.log_abs_det() for layer in alike])
-            places = [math.prod(layer._places) for layer in alike]
-            sums.append(tf.reduce_sum(found * tf.constant(places, found.dtype)))
-        return Prepared(list(layers), tf.add_n(sums))
 
     @full_float32()
     def matrix(self) -> tf.Tensor:

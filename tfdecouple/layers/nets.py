@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -13,10 +12,8 @@ from tfdecouple.architecture.weights import Weights, convolutional_net, dense_ne
 from tfdecouple.layers.base import FullLayer, need_condition
 from tfdecouple.runtime.convolution import convolve, convolve_normed
 from tfdecouple.runtime.precision import current_net_precision
-from tfdecouple.runtime.prepared import Prepared, is_prepared
 from tfdecouple.runtime.products import channel_product, full_product
 from tfdecouple.runtime.rematerialization import wide
-from tfdecouple.runtime.shapes import side_by_side
 from tfdecouple.runtime.tf32 import full_float32
 
 
@@ -54,7 +51,8 @@ class WeightNorm:
     def direction_and_scale(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns V, of the kernel's shape, and g / ||V||, of one number an output; the kernel is their product."""
         direction, gain = map(tf.convert_to_tensor, (self.direction, self.gain))
-        return direction, gain if is_prepared(self.gain) else kernel_scales([direction], [gain])[0]
+        squares = tf.reduce_sum(tf.square(direction), list(range(len(direction.shape) - 1)))
+        return direction, gain / tf.sqrt(squares)
 
     def kernel(self) -> tf.Tensor:
         """Returns the kernel, its outputs last."""
@@ -65,28 +63,6 @@ class WeightNorm:
         """Sets the output to 0."""
         self.gain.assign(tf.zeros_like(self.gain))
         self.bias.assign(tf.zeros_like(self.bias))
-
-
-@tf.custom_gradient
-def kernel_scales(directions: list[tf.Tensor], gains: list[tf.Tensor]) -> tuple[list[tf.Tensor], Callable]:
-    """Returns g / ||V|| of some weight-normalised kernels, with their gradients in closed form.
-
-    Args:
-        directions: V of each, outputs last.
-        gains: g of each, of one number an output.
-    """
-    counts = [gain.shape[0] for gain in gains]
-    squares = [tf.reduce_sum(tf.square(each), list(range(len(each.shape) - 1))) for each in directions]
-    norms = tf.sqrt(tf.concat(squares, 0))
-    scales = tf.concat(gains, 0) / norms
-
-    def gradient(*upstream: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        of_gains = tf.concat(upstream, 0) / norms
-        # dV = -g V / ||V||^3, output by output.
-        along = tf.split(-of_gains * scales / norms, counts)
-        return [each * change for each, change in zip(directions, along, strict=True)], tf.split(of_gains, counts)
-
-    return tf.split(scales, counts), gradient
 
 
 class CouplingNet(FullLayer):
@@ -112,13 +88,6 @@ class CouplingNet(FullLayer):
     def reset(self) -> None:
         """Makes the output 0 for every input."""
         self.last.reset()
-
-    @classmethod
-    def prepare_together(cls, nets: Sequence[Any]) -> Prepared:
-        """Returns the scale of the last kernel of some nets, in the place of its gain."""
-        gains = [net.last.gain for net in nets]
-        read = [list(map(tf.convert_to_tensor, each)) for each in ([net.last.direction for net in nets], gains)]
-        return Prepared(list(gains), values=list(zip(gains, kernel_scales(*read), strict=True)))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -168,33 +137,14 @@ class ConvNet(CouplingNet):
         dtype = "bfloat16" if current_net_precision() == "bfloat16" else self.compute_dtype
         shift = None
         if self.condition_size:
-            shift = tf.convert_to_tensor(self.condition_bias)
-            if not is_prepared(self.condition_bias):
-                need_condition(self, self.condition_size, condition)
-                shift += tf.matmul(condition, tf.convert_to_tensor(self.condition_kernel))
+            need_condition(self, self.condition_size, condition)
+            shift = tf.matmul(condition, tf.convert_to_tensor(self.condition_kernel))
+            shift += tf.convert_to_tensor(self.condition_bias)
             # One vector per image, small beside the maps: it stays in the layer's own precision until it is added.
             shift = tf.cast(shift, dtype)
         first, second = (tf.cast(tf.convert_to_tensor(kernel), dtype) for kernel in (self.first, self.second))
         h = _equation_7(tf.cast(x, dtype), shift, first, tf.squeeze(second, [0, 1]), *self.last.direction_and_scale())
         return tf.cast(h, self.compute_dtype) + tf.convert_to_tensor(self.last.bias)
-
-    @classmethod
-    def prepare_together(cls, nets: Sequence[Any]) -> Prepared:
-        """Returns the scales of the last kernels, and FC(z) of all nets as one product, in the place of its bias."""
-        found = super().prepare_together(nets)
-        conditional = [net for net in nets if net.condition_size and not net._local]
-        if not conditional:
-            return found
-        biases = [net.condition_bias for net in conditional]
-        kernel = side_by_side([tf.convert_to_tensor(net.condition_kernel) for net in conditional])
-        bias = side_by_side([tf.convert_to_tensor(bias) for bias in biases])
-
-        def of_condition(z: tf.Tensor) -> list[tuple[keras.Variable, tf.Tensor]]:
-            need_condition(conditional[0], conditional[0].condition_size, z)
-            shifts = tf.split(tf.matmul(z, kernel) + bias, [net.hidden for net in conditional], -1)
-            return list(zip(biases, shifts, strict=True))
-
-        return found._replace(owners=[*found.owners, *biases], of_condition=of_condition)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

@@ -26,7 +26,6 @@ from tfdecouple.layers.base import ChildCall, InvertibleComposite
 from tfdecouple.levels import StagePlan
 from tfdecouple.runtime.gradients import join_channels
 from tfdecouple.runtime.networks import TracedFlow
-from tfdecouple.runtime.prepared import Prepared, prepare_together
 from tfdecouple.runtime.shapes import side_by_side, zero_per_image
 
 
@@ -244,14 +243,6 @@ class Flow(TracedFlow, InvertibleComposite):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "config": self.config.to_dict()}
-
-    def prepare(self) -> list[Prepared]:
-        """Lets the layers of each stage compute together what the forward direction of all of them needs.
-
-        Not all stages at once: gradients of a stage are there, and can travel between devices, once the backward pass
-        has left it.
-        """
-        return [found for stage in self.stages for found in prepare_together(stage.layers)]
 
     def _planned(self) -> FlowPlan:
         """Returns which of the flows of the config this is."""

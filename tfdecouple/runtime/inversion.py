@@ -16,7 +16,6 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from tfdecouple.runtime.precision import current_net_precision, net_precision
-from tfdecouple.runtime.prepared import currently_prepared, prepared
 from tfdecouple.runtime.rematerialization import backward_memory, meter_by_image
 from tfdecouple.runtime.tracing import Traces
 from tfdecouple.runtime.xla import jit_compile, jit_compiled
@@ -38,7 +37,6 @@ def run_inverting(
     """
     weights = [[tf.convert_to_tensor(variable) for variable in layer.variables] for layer in layers]
     meter, precision, compiled = meter_by_image(x), current_net_precision() or "float32", bool(jit_compile())
-    owners = currently_prepared()
 
     @tf.custom_gradient
     def run(x: tf.Tensor, condition: tf.Tensor, meter: tf.Tensor, *flat: tf.Tensor) -> tuple[Any, Callable]:
@@ -49,7 +47,7 @@ def run_inverting(
             y, log_det = _forward(traces, layers, given, x, z)
 
         def gradient(of_y: tf.Tensor, of_log_det: tf.Tensor) -> list[Any]:
-            with net_precision(precision), jit_compiled(compiled), prepared(owners):
+            with net_precision(precision), jit_compiled(compiled):
                 back, of_x, of_z, of_weights = _backward(traces, layers, given, y, z, of_y, of_log_det)
             off = None if meter is None else difference_of(back, x)
             return [of_x, of_z, off, *tf.nest.flatten(of_weights)]

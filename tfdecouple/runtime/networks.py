@@ -6,7 +6,6 @@ Mixed into a network, these classes run what it defines; the definition knows no
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,10 +13,9 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.runtime.inversion import run_inverting
-from tfdecouple.runtime.prepared import Prepared, in_place, prepared
 from tfdecouple.runtime.rematerialization import backward_memory, backward_mode, meter_by_image
 from tfdecouple.runtime.shards import divides, run_in_shards
-from tfdecouple.runtime.tracing import Method, Traces
+from tfdecouple.runtime.tracing import Method, Traces, in_place
 from tfdecouple.runtime.xla import jit_compile, jit_compiled
 
 
@@ -82,25 +80,19 @@ class TracedFlow(TracedNetwork):
 
     _run_forward: Callable[..., Any]
     _run_inverse: Callable[..., Any]
-    prepare: Callable[[], list[Prepared]]
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         if backward_mode() is None or tf.executing_eagerly():
             return self.run_fast(self._forward_by_layer, x, condition)
-        found = self.prepare()
         # Each as a tensor, read once for all shards.
         own: list[keras.Variable] = self.variables  # type: ignore[attr-defined]
-        values = {id(variable): (variable, tf.convert_to_tensor(variable)) for variable in own}
-        values |= {id(variable): (variable, value) for each in found for variable, value in each.values}
+        values = [(variable, tf.convert_to_tensor(variable)) for variable in own]
 
         def forward(x: tf.Tensor, condition: tf.Tensor | None, meter: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-            made = [each.of_condition(condition) for each in found if each.of_condition]
-            with in_place([*values.values(), *itertools.chain(*made)]), backward_memory(backward_mode(), meter):
-                return self._forward_by_layer(x, None if made else condition)
+            with in_place(values), backward_memory(backward_mode(), meter):
+                return self._forward_by_layer(x, condition)
 
-        with prepared(frozenset(id(owner) for each in found for owner in each.owners)):
-            y, log_det = self.run_fast(forward, x, condition, meter_by_image(x))
-        return y, log_det + sum(each.log_det for each in found)
+        return self.run_fast(forward, x, condition, meter_by_image(x))
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         return self.run_fast(self._inverse_by_layer, y, condition)

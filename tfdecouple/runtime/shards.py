@@ -87,10 +87,10 @@ def image_by_image(function: Callable[..., tf.Tensor]) -> Callable[..., Any]:
     return run
 
 
-def total(function: Callable[..., tf.Tensor], batch: Batch, *arguments: Any) -> tf.Tensor:
+def total(function: Callable[[tf.Tensor], tf.Tensor], batch: Batch) -> tf.Tensor:
     """Returns the sum of what a function gives for the shards of a batch."""
     shards = batch if isinstance(batch, list) else [batch]
-    return tf.add_n([function(shard, *arguments) for shard in shards])
+    return tf.add_n([function(shard) for shard in shards])
 
 
 def _shards(x: tf.Tensor) -> list[tf.Tensor]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfdecouple.runtime.precision import current_net_precision
-from tfdecouple.runtime.prepared import currently_prepared, in_place
 from tfdecouple.runtime.rematerialization import backward_mode
 from tfdecouple.runtime.xla import in_xla, jit_compile
 
@@ -86,6 +85,14 @@ class Traces:
         return run(x, *others)
 
 
+def in_place(values: Iterable[tuple[keras.Variable, tf.Tensor]]) -> keras.StatelessScope:
+    """Returns a scope in which values stand for variables, whatever their shapes."""
+    scope = keras.StatelessScope()
+    for pair in values:
+        scope.add_update(pair)
+    return scope
+
+
 def _function(run: Callable[..., Any], compiled: bool = False) -> Any:
     return tf.function(
         run,
@@ -120,4 +127,4 @@ def _kind(layer: keras.layers.Layer) -> str:
 
 def _circumstances() -> tuple[Any, ...]:
     """Returns what else a trace depends on."""
-    return current_net_precision(), backward_mode(), bool(jit_compile()), in_xla(), currently_prepared() is not None
+    return current_net_precision(), backward_mode(), bool(jit_compile()), in_xla()
