@@ -7,13 +7,13 @@ import json
 import pathlib
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 from export.verification.arrays import Report
 from tfdecouple.errors import UserError, one_line
+from tfdecouple.runtime.process import python_process
 
 # Checks of other runtimes that run the files of a check, by the package that each needs: made where that is installed.
 FURTHER = {"check_onnx": {"openvino": "check_openvino"}}
@@ -91,8 +91,8 @@ def run_client(client: pathlib.Path, onnx: pathlib.Path, kept: Callable[[], Iter
     Raises:
         RefusedError: where it fails, or loses an image that the model keeps.
     """
-    command = [sys.executable, "-I", str(client), "--check", str(onnx)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    command = python_process(str(client), "--check", str(onnx))
+    done = subprocess.run(**command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     # 1 is also the status of a program that Python ends.
     if done.returncode not in (0, 1) or len(lines) != 1:
@@ -132,24 +132,14 @@ def run_gate(
     Returns:
         The report, with the problems that were found; a process that fails is one.
     """
-    command = [
-        sys.executable,
-        "-m",
-        f"export.verification.{check}",
-        str(folder),
-        str(cases),
-        str(result),
-        json.dumps(options),
-    ]
+    module = f"export.verification.{check}"
+    command = python_process("-m", module, str(folder), str(cases), str(result), json.dumps(options))
     # Room for the report: a full disk shows here and not as a check that failed.
     result.write_bytes(bytes(_REPORT_BYTES))
-    # From where this package lies, whatever the folder that the user is in.
-    root = pathlib.Path(__file__).parents[2]
     with (
         tempfile.TemporaryFile("w+", errors="replace") as errors,
         subprocess.Popen(
-            command,
-            cwd=root,
+            **command,
             stdin=subprocess.PIPE if started else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,

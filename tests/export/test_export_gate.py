@@ -377,12 +377,12 @@ class TestProcess:
     def test_that_is_killed_refuses_in_one_line(self, monkeypatch, refusal, tmp_path):
         # As the kernel does where memory runs out.
         (tmp_path / "sitecustomize.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.syspath_prepend(tmp_path)
         assert "check_onnx ended with status -9: no message" in refusal("--format", "onnx")
 
     def test_that_is_refused_leaves_no_folder_where_there_was_none(self, monkeypatch, built, tiny_run, tmp_path):
         (tmp_path / "sitecustomize.py").write_text("import sys\nsys.exit(9)\n")
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.syspath_prepend(tmp_path)
         request = pipeline.Request(run=tiny_run, to=tmp_path / "a" / "b", formats=("onnx",))
         with pytest.raises(RefusedError, match="^not published: check_onnx ended with status "):
             pipeline.export(request, say=lambda text: None)

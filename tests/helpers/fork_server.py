@@ -122,19 +122,20 @@ def become(request: dict, places: list[str]) -> None:
     os.chdir(request["folder"])
     _open_streams()
     importlib.invalidate_caches()
-    first, *rest = request["arguments"]
+    arguments = request["arguments"]
+    safe = arguments[0] == "-P"
+    first, *rest = arguments[safe:]
     own = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    here = {"-c": "", "-m": os.getcwd()}.get(first, os.path.dirname(os.path.abspath(first)))
+    sys.path[:] = [*([] if safe else [here]), *own, *places]
     if first == "-c":
-        sys.path[:] = ["", *own, *places]
         sys.argv[:] = ["-c", *rest[1:]]
         module = sys.modules["__main__"] = types.ModuleType("__main__")
         exec(compile(rest[0], "<string>", "exec"), module.__dict__)
     elif first == "-m":
-        sys.path[:] = [os.getcwd(), *own, *places]
         sys.argv[:] = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
-        sys.path[:] = [os.path.dirname(os.path.abspath(first)), *own, *places]
         sys.argv[:] = [first, *rest]
         runpy.run_path(first, run_name="__main__")
 

@@ -190,7 +190,8 @@ def _program(args, environment: dict[str, str], cwd) -> list[str] | None:
     plain = all(isinstance(text, str) for text in [*rest, *environment, *environment.values()])
     if first != sys.executable or not rest or not plain or not os.path.isdir(cwd or "."):
         return None
-    understood = rest[0] in ("-c", "-m") or not rest[0].startswith("-")
+    what = rest[1] if rest[0] == "-P" else rest[0]
+    understood = what in ("-c", "-m") or not what.startswith("-")
     return rest if understood and _read_at_start(environment) == _AT_START else None
 
 

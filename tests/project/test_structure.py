@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 
@@ -257,6 +258,26 @@ class TestPublicNames:
 
     def test_every_folder_of_code_is_a_package(self):
         assert all((file.parent / "__init__.py").is_file() for file in PACKAGE.rglob("*.py"))
+
+
+# Names with which a program starts another Python, or another process of itself.
+STARTS = r"executable|ProcessPoolExecutor|fork(pty)?|(posix_)?spawn\w*|exec[lv]p?e?|multiprocessing|runpy|pty"
+
+
+def starts_of_python(file):
+    """Where a file starts a Python, as (file, line); calls of `python_process` aside."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = [getattr(node, name, None) for name in ("attr", "id", "module", "name")]
+        text = str(node.value) if isinstance(node, ast.Constant) else ""
+        if re.match(r"(.*/python|python3)[0-9.]*$", text) or any(re.fullmatch(STARTS, str(name)) for name in names):
+            yield str(file.relative_to(ROOT)), getattr(node, "lineno", 0)
+
+
+def test_every_python_is_started_in_one_way():
+    """With `-P`, so that it runs nothing that lies in the working folder: by `runtime.process.python_process`."""
+    files = [ROOT / "train.py", *PACKAGE.rglob("*.py"), *EXPORT.rglob("*.py")]
+    found = [place for file in files for place in starts_of_python(file)]
+    assert {file for file, _ in found} == {"tfdecouple/runtime/process.py"}, found
 
 
 class TestFiles:

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from tfdecouple.errors import UserError, one_line
-from tfdecouple.runtime.process import start_tensorflow
+from tfdecouple.runtime.process import python_process, start_tensorflow
 
 # Threads that have nothing to do sleep, instead of taking a core from the others while they look for work.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
@@ -67,9 +67,8 @@ class Process:
             self._said = stack.enter_context(_scratch_file())
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", __name__, str(writer)],
+                    **python_process("-m", __name__, str(writer), **{**PASSIVE, **setting["environment"]}),
                     cwd=_root(),
-                    env={**os.environ, **PASSIVE, **setting["environment"]},
                     bufsize=0,
                     stdin=subprocess.PIPE,
                     stdout=self._said,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import codecs
 import contextlib
 import ctypes
 import gc
@@ -14,7 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runtime.backend import require_backend
@@ -108,15 +107,21 @@ def _standard_error_closed() -> Iterator[None]:
         os.close(kept)
 
 
-def import_nothing_from_here() -> None:
-    """Takes the working folder out of the places where Python looks for modules; `python -m` puts it first.
+def python_process(*arguments: str, **environment: str) -> dict[str, Any]:
+    """Returns `args` and `env` of `subprocess.run` or `Popen` for another Python, the one way to start one.
 
-    Whoever stands in a stranger's folder would run a file of it named like a module of ours or of a library. The folder
-    stays where this package itself comes from it.
+    It finds modules where this process finds them, and none in its working folder.
+
+    Args:
+        *arguments: of Python, such as "-m" and a module.
+        **environment: variables that it has besides those of this process.
     """
-    package = pathlib.Path(__file__).resolve().parents[2]
-    if not sys.flags.safe_path and sys.path and pathlib.Path(sys.path[0]).resolve() == pathlib.Path.cwd() != package:
-        del sys.path[0]
+    package = str(pathlib.Path(__file__).resolve().parents[2])
+    places = os.pathsep.join(map(os.path.abspath, [*sys.path, package]))
+    return {
+        "args": [sys.executable, "-P", *arguments],
+        "env": {**os.environ, **environment, "PYTHONPATH": places},
+    }
 
 
 def given_arguments(arguments: Sequence[str] | None) -> list[str]:
@@ -248,25 +253,11 @@ def _prepare_output() -> None:
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open to the end
-        elif getattr(stream, "errors", None) in ("strict", "surrogateescape", "backslashreplace"):
-            stream.reconfigure(errors="plain")
+        elif getattr(stream, "errors", None) in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def drop_output(stream: TextIO | None = None) -> None:
     """Keeps Python from writing at its end what could not be written to a stream, standard output unless named."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
-
-
-# What our texts have beyond ASCII, for terminals that have no more.
-_PLAIN = str.maketrans({"\u00b1": "+-", "\u00d7": "x", "\u2013": "-", "\u2014": "-", "\u2026": "..."})
-
-
-def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    text = error.object[error.start : error.end].translate(_PLAIN)
-    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
-
-
-codecs.register_error("plain", _plain)
