@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import keras
@@ -18,19 +18,22 @@ from tfdecouple.arguments import (
     as_step,
     number,
     numbers,
+    require_images,
     whole_number,
 )
-from tfdecouple.config import load_preset, preset_names
+from tfdecouple.config import TrainingConfig, load_preset, preset_names
 from tfdecouple.errors import ConfigError, DataError, InversionError, UserError, nearest
+from tfdecouple.model import keras_training
 from tfdecouple.model.interpolation import between, require_path
-from tfdecouple.model.keras_training import KerasTraining
-from tfdecouple.model.networks import Codes
+from tfdecouple.model.networks import Codes, Networks
+from tfdecouple.model.precision_check import check_precision_of
 from tfdecouple.model.round_trip import listed, require_finite, require_same, warn_of_far_images
 from tfdecouple.pretrained import pretrained_names
 from tfdecouple.run_folder import CONFIG, find_run, load_config, require_fitting
 from tfdecouple.run_folder import load_weights as read_weights
 from tfdecouple.runtime.autograph import unconverted
 from tfdecouple.runtime.shapes import sizes
+from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
 
 # How many images `sample`, `interpolate` and the like decode at once: memory, not a result, depends on it.
 CHUNK = 64
@@ -40,7 +43,7 @@ _Z_CHUNK = 4096
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 @unconverted
-class DecoupledModel(KerasTraining):
+class DecoupledModel(Networks):
     """Encoder, prior and flow of the paper, built and ready for weights.
 
     Images go in and come out as uint8 `[batch, height, width, channels]` with values 0..255, at any `n_bits`.
@@ -372,3 +375,256 @@ class DecoupledModel(KerasTraining):
             given = " ".join(repr(labels).split())[:60]
             raise DataError(f"labels are {given}; they must be a pair, those of a and those of b") from None
         return self.encode(a, of_a), self.encode(b, of_b)
+
+    # --- Keras' training: docs/keras.md; its functions are in keras_training.py ---
+
+    _options: TrainingConfig | None = None
+    _bound_metrics: keras_training.BoundMetrics | None = None
+    train_function: Callable[..., Any] | None
+    test_function: Callable[..., Any] | None
+    predict_function: Callable[..., Any] | None
+
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        loss: None = None,
+        *,
+        kl_weight: float = 1.0,
+        precision: str | None = None,
+        memory: str = "keep",
+        jit_compile: bool | str = False,
+        seed: int = 0,
+        init_images: int = 512,
+        max_skipped_steps: int = 10,
+        **options: Any,
+    ) -> None:
+        """Prepares `fit` and `evaluate`, which minimise and measure the negative evidence lower bound.
+
+        Args:
+            optimizer: of Keras, or its name. Its schedule, clipping and weight decay are its own.
+            loss: none; the bound is.
+            kl_weight: as `training.kl_weight` of a run, like the rest.
+            precision: "float32", "tf32" or "mixed_bfloat16"; None for that of Keras' global policy.
+            memory: "keep", "recompute" or "invert".
+            jit_compile: whether XLA compiles each kind of layer; "auto" for no.
+            seed: of all noise, in steps and in evaluations.
+            init_images: of how many training images `fit` starts a model without weights.
+            max_skipped_steps: steps in a row that may be skipped, for values that are not finite or, with
+                `memory="invert"`, an inversion that came back too far off.
+            **options: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` of Keras.
+
+        Raises:
+            UserError: for a loss or metrics of one's own, or a policy in float16.
+            ConfigError: for an impossible value.
+        """
+        training = keras_training.compile_options(
+            {"loss": loss, **options},
+            kl_weight=kl_weight,
+            precision=precision,
+            memory=memory,
+            jit_compile=jit_compile,
+            seed=seed,
+            init_images=init_images,
+            max_skipped_steps=max_skipped_steps,
+        )
+        with self.distribute_strategy.scope():
+            metrics = keras_training.BoundMetrics(self.nats_to_bits_per_dim, training.kl_weight, max_skipped_steps)
+            # Keras would hand all of a step to XLA.
+            super().compile(optimizer, jit_compile=False, **options)
+        # Only now: if Keras refuses something, the model stays compiled as it was.
+        self._options, self._bound_metrics = training, metrics
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns the arguments of `compile` as plain values."""
+        config = super().get_compile_config()
+        if not config or self._options is None:
+            return config
+        for name in keras_training.FIXED:
+            config.pop(name, None)
+        return {**config, **{name: getattr(self._options, name) for name in keras_training.OPTIONS}}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as a saved model was."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        with self.distribute_strategy.scope():
+            self.optimizer.build(self.trainable_variables)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The loss, bits per dimension and the terms of the bound, once the model is compiled."""
+        return super().metrics if self._bound_metrics is None else list(self._bound_metrics.metrics)
+
+    def require_compiled(self, method: str) -> tuple[TrainingConfig, keras_training.BoundMetrics]:
+        """Returns the options and the metrics of `compile`.
+
+        Raises:
+            UserError: naming the method that needs them, for a model that was not compiled.
+        """
+        if self._options is None or self._bound_metrics is None:
+            raise UserError(f"call model.compile(optimizer) before {method}")
+        return self._options, self._bound_metrics
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        **options: Any,
+    ) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit`, on images.
+
+        A model without weights is started from training images first. A step that is not finite, or whose inversion
+        comes back too far off, changes nothing.
+
+        Args:
+            x: uint8 images `[n, height, width, channels]`, or a data set (or another iterable) of batches of them; with
+                labels beside them, or as dicts with `image` and `label`.
+            y: labels, for a model that knows labels; others ignore them.
+            batch_size: of arrays; Keras' 32 by default.
+            epochs: see Keras, as for all else.
+            verbose: as there.
+            callbacks: as there.
+            validation_split: as there, of arrays.
+            validation_data: as x, or a tuple of images and labels.
+            **options: as there.
+
+        Returns:
+            The history, by the names of `metrics`, with "val_" before those of the validation.
+
+        Raises:
+            DataError: for images of another shape or type.
+            UserError: for a model that was not compiled, or what devices or the bound do not allow.
+            ConfigError: where the processor cannot do the precision.
+            DivergedError: where max_skipped_steps steps in a row were not applied.
+        """
+        training, metrics = self.require_compiled("fit")
+        if options.get("sample_weight") is not None or options.get("class_weight") is not None:
+            raise UserError("every image counts alike in the bound: leave out sample_weight and class_weight")
+        keras_training.check_fit(self, x, y, batch_size, validation_split, validation_data)
+        if not self.has_weights():
+            split = validation_split if validation_data is None else 0.0
+            x = self._start_from(x, split, training, bool(verbose))
+        check_precision_of(self, training.precision, training.memory)
+        if isinstance(x, tf.data.Dataset):
+            # Keras warns that it does not shuffle one, unless it is told not to.
+            options.setdefault("shuffle", False)
+        watch = keras_training.SkippedSteps(metrics, training.max_skipped_steps)
+        return super().fit(
+            keras_training.as_keras_takes(x),
+            y,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=keras_training.with_callbacks(callbacks, watch, {metric.name for metric in self.metrics}),
+            validation_split=validation_split,
+            validation_data=keras_training.as_keras_takes(validation_data),
+            **options,
+        )
+
+    def _start_from(self, x: Any, split: float, training: TrainingConfig, tells: bool) -> Any:
+        """Starts the weights from training images; returns x, for the training to read."""
+        if split:
+            images = keras_training.unpack_images(x)[0]
+            images = images[: keras_training.trained_on(images, split)]
+            images, _ = keras_training.first_images(images, training.init_images, training.seed)
+        else:
+            images, x = keras_training.first_images(x, training.init_images, training.seed)
+        require_images(images, self.config.image_shape)
+        if tells:
+            print(f"starting the weights from {len(images)} training images, then tracing the first step", flush=True)
+        self.initialize(images, seed=training.seed)
+        return x
+
+    def evaluate(self, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> Any:
+        """Measures the bound as `keras.Model.evaluate` does, by the names of `metrics`.
+
+        The noise of an image depends on the seed and on its place among the images alone: repeated, or with batches of
+        another size, the figures are the same, and those of `python -m tfdecouple evaluate` for the same images.
+
+        Args:
+            x: as for `fit`.
+            y: labels, for a model that knows labels; others ignore them.
+            *rest: see Keras.
+            **options: as there.
+
+        Raises:
+            DataError: for images of another shape or type.
+            NotInitializedError: for a model without weights.
+            UserError: for a model that was not compiled, or what devices or the bound do not allow.
+        """
+        self.require_compiled("evaluate")
+        self.require_initialized()
+        if not options.get("_use_cached_eval_dataset"):
+            keras_training.check_images(x, y, self.config)
+        return super().evaluate(keras_training.as_keras_takes(x), y, *rest, **options)
+
+    def predict(self, x: Any, *rest: Any, **options: Any) -> Codes:
+        """Encodes images batch by batch, as `encode` does.
+
+        Args:
+            x: as for `fit`.
+            *rest: see `keras.Model.predict`.
+            **options: as there.
+
+        Returns:
+            `Codes(z, v)` of NumPy arrays.
+
+        Raises:
+            DataError: for images of another shape or type.
+            InversionError: where a code is not finite.
+            NotInitializedError: for a model without weights.
+        """
+        self.require_initialized()
+        keras_training.check_images(x, None, self.config)
+        found = super().predict(keras_training.as_keras_takes(x), *rest, **options)
+        codes = Codes(*found) if self.config.has_latent else Codes(None, found)
+        require_finite("predict gave codes that are not finite", *[code for code in codes if code is not None])
+        warn_of_far_images(codes.v)
+        return codes
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Takes a step on this device's images of a batch, for Keras' loops; returns the metrics."""
+        return keras_training.train_step(self, data)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Measures this device's images of a batch, for Keras' loops; returns the metrics."""
+        return keras_training.test_step(self, data)
+
+    def predict_step(self, data: Any) -> Any:
+        """Encodes this device's images of a batch, for Keras' loops."""
+        return keras_training.predict_step(self, data)
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes the function of a step, in full float32 unless training is in TF32; Keras' loops call it."""
+        if self.train_function is not None and not force:
+            return
+        training, _ = self.require_compiled("fit")
+        self.require_initialized()
+        if not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                # A step builds nothing: it may be within the condition that it is applied on.
+                self.optimizer.build(self.trainable_variables)
+        super().make_train_function(force)
+        context = tensor_float_32 if training.precision == "tf32" else full_float32
+        self.train_function = keras_training.run_within(context, self.train_function)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Makes the function that measures a batch; Keras' loops call it."""
+        if self.test_function is None or force:
+            super().make_test_function(force)
+            self.test_function = keras_training.run_within(full_float32, self.test_function)
+
+    def make_predict_function(self, force: bool = False) -> None:
+        """Makes the function that encodes a batch; Keras' loops call it."""
+        if self.predict_function is None or force:
+            super().make_predict_function(force)
+            self.predict_function = keras_training.run_within(full_float32, self.predict_function)
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # All is built. Keras would take the mean over the devices of a batch, who may have unequally many images.
+        return

@@ -128,7 +128,7 @@ class TestImages:
             model.fit(images, sample_weight=np.ones(20))
         with pytest.raises(DataError, match="it must have 'image'"):
             model.fit(tf.data.Dataset.from_tensor_slices({"pixels": images}).batch(10))
-        assert not model.optimizer.built and not model._has_weights()
+        assert not model.optimizer.built and not model.has_weights()
 
 
 class TestStart:
@@ -163,7 +163,7 @@ class TestStart:
         assert "\n" not in str(error.value)
 
     def test_a_generator_gives_its_first_batches_again(self, make, images, monkeypatch):
-        from tfdecouple.model.keras_training.images import first_images
+        from tfdecouple.model.keras_training import first_images
 
         taken, again = first_images((batch for batch in np.split(images, 4)), 8, 0)
         np.testing.assert_array_equal(taken, images[:8])
@@ -212,7 +212,7 @@ class TestCompile:
             told.update(rest, jit_compile=jit_compile)
             return differentiate(*arguments, **rest)
 
-        monkeypatch.setattr("tfdecouple.model.keras_training.steps.differentiate", note)
+        monkeypatch.setattr("tfdecouple.model.keras_training.differentiate", note)
         model.train_on_batch(images)
         assert {name: told[name] for name in options if name in told} == {
             name: options[name] for name in ("kl_weight", "precision", "memory", "jit_compile")
