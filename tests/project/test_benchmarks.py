@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import re
 import subprocess
 import sys
 
@@ -26,7 +25,7 @@ from tfdecouple.parameters import count_parameters
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import common, communication, compare, dispatches, scaling, throughput  # noqa: E402
+from benchmarks import communication, dispatches, scaling, throughput  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -64,19 +63,6 @@ def test_the_largest_micro_batch_fills_the_memory():
     assert scaling.largest_micro_batch(config, 24, "recompute") > 4 * count
 
 
-def test_growth_above_linear_at_the_end_is_not_called_linear():
-    assert "| a | 0.79 | 1.16 | no |" in scaling.render_growth({"a": ([1, 2, 4], [10, 13.4, 29.9])})
-    assert "| a | 1.00 | 1.00 | yes |" in scaling.render_growth({"a": ([1, 2, 4], [10, 20, 40])})
-
-
-def test_the_docs_call_linear_what_is():
-    rows = re.findall(r"^\| \w.* \| (-?[\d.]+) \| (-?[\d.]+) \| (yes|no|but for noise) \|$", SCALING, re.MULTILINE)
-    assert len(rows) >= 9
-    for slope, last, said in rows:
-        assert said == scaling.judged(max(float(slope), float(last)))
-        assert (said == "yes") == (max(float(slope), float(last)) <= 1)
-
-
 def memory_apart(document):
     """Rows of the tables of training over depths whose memory an image is more than a third off the calculation.
 
@@ -103,15 +89,6 @@ def test_memory_that_the_docs_calculate_is_what_was_measured_but_for_a_third():
     assert apart == [] and compared > 20
 
 
-@pytest.mark.parametrize(("measured", "holds"), [(4000.0, True), (5300.0, True), (5400.0, False), (2900.0, False)])
-def test_memory_off_by_more_than_a_third_is_seen_in_a_table(measured, holds):
-    rows = [trained_row(1, "keep", mib_per_image=3.0), trained_row(2, "keep", mib_per_image=measured)]
-    rows[1]["calculated_mib_per_image"] = 4000.0
-    for name in ("depth", "large"):
-        apart, compared = memory_apart(f"Before.\n\n{scaling.render(name, {name: rows})}\n\nAfter.\n")
-        assert compared == 2 and len(apart) == (not holds) and all("| 4,000 |" in line for line in apart)
-
-
 def trained_row(depth, memory, **changes):
     """What is measured of training at a depth, linear in it but for the time of a step."""
     return {
@@ -133,13 +110,6 @@ def trained_row(depth, memory, **changes):
 
 def test_the_calculated_tables_in_the_docs_are_what_the_programs_print(memory):
     assert scaling.put(SCALING, "memory", scaling.render_memory(memory)) == SCALING
-
-
-def test_a_table_goes_between_its_lines():
-    document = "a\n<!-- x -->\nold\n<!-- end of x -->\nb\n"
-    assert scaling.put(document, "x", "new") == "a\n<!-- x -->\n\nnew\n\n<!-- end of x -->\nb\n"
-    with pytest.raises(UserError, match="no lines"):
-        scaling.put(document, "y", "new")
 
 
 def test_measured_rows_become_tables_and_a_plot(memory, tmp_path):
@@ -188,39 +158,7 @@ def test_when_communication_is_hidden():
     assert communication.cost(10.0, 3.0, 5, overlap=False) == pytest.approx(0.4)
 
 
-def test_micro_batches_hide_no_communication():
-    once, twice = (communication.calculate(4, 156e12, 0.3, micro_batches) for micro_batches in (1, 2))
-    for one, two in zip(once, twice, strict=True):
-        assert one["hidden_from"] >= 1 and two["hidden_from"] is None
-        assert two["waiting_with_overlap"] == two["waiting_without_overlap"] == one["waiting_without_overlap"]
-
-
-def test_a_batch_of_fewer_images_than_gpus_has_no_figures():
-    rows = communication.calculate(4, 156e12, 0.3, 1)
-    (own,) = {row["own_batch"] for row in rows if (row["preset"], row["gpus"]) == ("celeba_hq_256", 64)}
-    assert own is None and {row["own_batch"] for row in rows} == {64, 8, 32, 4, 5, None}
-    text = communication.render(rows)
-    assert text.count("|  |  |  |\n") + text.endswith("|  |  |  |") == 3
-    assert scaling.put(SCALING, "communication", text) == SCALING
-
-
 # --- compare ---
-
-
-def test_what_is_compared_with_what():
-    train = compare.parse_comparison("train16")
-    assert (train.counterpart, train.goal, train.limit({"limit_train_images_per_s": 5})) == ("train16", 1.75, 5)
-    sample = compare.parse_comparison("sample8")
-    assert (sample.counterpart, sample.goal, sample.enough) == ("decode8", 1.75, 0.85)
-    own = compare.parse_comparison("train16:invert")
-    assert (own.counterpart, own.goal, own.arguments, own.others) == (None, None, ("--memory", "invert"), ())
-
-
-@pytest.mark.parametrize(("found", "goal"), [(["avx2", "avx512_bf16"], 1.25), (["avx2", "amx_bf16"], 1.6)])
-def test_bfloat16_should_gain_more_where_the_processor_has_instructions_for_it(found, goal, monkeypatch):
-    monkeypatch.setattr(compare, "instructions", lambda: found)
-    own = compare.parse_comparison("train16:mixed_bfloat16")
-    assert (own.counterpart, own.goal, own.arguments) == (None, goal, ("--precision", "mixed_bfloat16"))
 
 
 # As fast as it is given many words, which it keeps.
@@ -234,54 +172,9 @@ print(json.dumps({**rates, "limit_train_images_per_s": 100.0}))
 """
 
 
-def test_rounds_are_in_turns_and_flags_reach_the_yardstick(tmp_path, monkeypatch, capsys):
-    calls, yardstick, out = [], tmp_path / "yardstick.py", tmp_path / "out.json"
-    yardstick.write_text(YARDSTICK)
-    monkeypatch.setattr(compare, "run_throughput", lambda *given: calls.append(given) or row(10.0 + len(given)))
-    arguments = ["--yardstick", str(yardstick), "--phases", "train4,train4:invert/recompute", "--rounds", "2"]
-    forms = ["--form=", "--form=--channels-last --compile"]
-    monkeypatch.setattr(sys, "argv", ["compare.py", *arguments, *forms, "--reps", "5", "--json", str(out)])
-    assert compare.main() == 0
-    common = "--threads 2 --reps 5"
-    plain, form = f"--phase train4 {common}", f"--phase train4 {common} --channels-last --compile"
-    gemm = f"--phase gemm {common}"
-    assert (tmp_path / "given").read_text().splitlines() == [gemm, plain, form, gemm] * 2
-    ours = [*common.split(), "--precision", "float32"]
-    modes = [(*common.split(), "--memory", mode) for mode in ("invert", "recompute")]
-    assert calls == [("train4", *given) for given in (ours, *modes)] * 2
-    against, own = json.loads(out.read_text())["results"]
-    assert against["against"] == "train4 --channels-last --compile" and set(against["forms_images_per_s"]) == {
-        "train4",
-        "train4 --channels-last --compile",
-    }
-    assert own["against"] == "recompute" and own["goal"] == pytest.approx(1 / 1.1) and own["met"] is True
-    assert "| train4:invert/recompute | recompute |" in capsys.readouterr().out
-
-
 def row(rate):
     """A line of a benchmark that ran at `rate`."""
     return {"images_per_s": rate, "best_images_per_s": rate, "cpu_s_per_image": 2 / rate, "peak_rss_mib": 100.0}
-
-
-@pytest.mark.parametrize(("ours", "met"), [(19.0, True), (17.0, True), (16.0, False)])
-def test_decoding_meets_its_goal_by_either_way_against_the_fastest_form(ours, met):
-    gemm = [{"limit_eval_images_per_s": 15.0}, {"limit_eval_images_per_s": 20.0}]
-    rounds = [(row(ours), {"decode16": row(5.0), "decode16 --compile": row(10.0)})] * 3
-    result = compare.judge(compare.parse_comparison("decode16"), rounds, gemm)
-    assert result["ratio"] == pytest.approx(ours / 10) and result["met"] is met
-    assert result["part_of_limit"] == pytest.approx(ours / 20)
-    assert "| decode16 | decode16 --compile |" in compare.report([result])
-
-
-def test_a_preset_without_a_counterpart_is_held_against_the_limit_of_its_multiply_adds():
-    comparison = compare.parse_comparison("train64@quickstart")
-    adds = 3 * costs.multiply_adds(load_preset("quickstart").model)
-    gemm = [{"peak_f32_gflops": 100.0}]
-    assert comparison.limit(gemm[0]) == pytest.approx(50e9 / adds)
-    for part, met in ((0.31, True), (0.29, False)):
-        result = compare.judge(comparison, [(row(part * 50e9 / adds), {})] * 3, gemm)
-        assert result["met"] is met and result["part_of_limit"] == pytest.approx(part)
-        assert "| train64@quickstart |" in compare.report([result])
 
 
 # --- mistakes ---
@@ -315,13 +208,6 @@ def test_mistakes_are_one_line(name, arguments, says):
     done = program(name, *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and says in done.stderr and done.stderr.count("\n") == 1
-
-
-def test_a_program_that_fails_is_named_with_what_it_said():
-    with pytest.raises(UserError, match="status 3; it said: oh no"):
-        common.run_json([sys.executable, "-c", "import sys; print('oh no', file=sys.stderr); sys.exit(3)"])
-    with pytest.raises(UserError, match="no JSON object"):
-        common.run_json([sys.executable, "-c", "print('hello')"])
 
 
 @pytest.mark.parametrize(("shape", "kinds"), [((4, 8, 1), 4), ((4, 8, 2), 5)])

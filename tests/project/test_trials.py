@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -100,22 +99,6 @@ def test_a_trial_is_written_down_with_its_command_and_not_run_again(tmp_path, mo
     assert trials.main() == 0 and capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(
-    ("status", "ended", "said"), [(75, 75, ""), (1, 2, "error: kl-1-0: train.py ended with status 1; the run is in ")]
-)
-def test_a_training_that_stops_or_fails_leaves_no_row(tmp_path, monkeypatch, capsys, status, ended, said):
-    monkeypatch.setattr(Trained, "wait", lambda self: status)
-    monkeypatch.setattr(trials.subprocess, "Popen", Trained)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    arguments = ["trials.py", "--only", "kl-1", "--workdir", str(tmp_path / "runs"), "--json", str(tmp_path / "rows")]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as caught:
-        sys.exit(trials.main())
-    err = capsys.readouterr().err
-    assert (caught.value.code, err.count("\n")) == (ended, bool(said)) and err.startswith(said)
-    assert not (tmp_path / "rows").exists()
-
-
 def test_divergence_is_a_result(tmp_path, monkeypatch):
     monkeypatch.setattr(trials.subprocess, "Popen", Trained)
     trained = Trained.wait
@@ -124,20 +107,3 @@ def test_divergence_is_a_result(tmp_path, monkeypatch):
     row = trials.take(trial, type("Options", (), {"workdir": tmp_path, "data_dir": None}))
     assert trials.is_done(trial, [row])
     assert trials.render([row]).endswith("training.learning_rate=0.016` | diverged after 2 updates |  |  |")
-
-
-def test_a_signal_reaches_the_training(tmp_path, monkeypatch):
-    made = []
-
-    class Waiting(Trained):
-        def wait(self):
-            made.append(self)
-            if len(made) == 1:
-                trials.stop_on_signal(signal.SIGTERM, None)
-            return 75
-
-    monkeypatch.setattr(subprocess, "Popen", Waiting)
-    options = type("Options", (), {"workdir": tmp_path, "data_dir": "/data"})
-    with pytest.raises(SystemExit) as caught:
-        trials.take(trials.planned(["kl-1"])[0], options)
-    assert caught.value.code == 75 and made[0].signals == [signal.SIGTERM] and len(made) == 2

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from tfdecouple.runtime import progress
-from tfdecouple.runtime.progress import Counter, Lines, TimeLeft
+from tfdecouple.runtime.progress import Counter, Lines
 
 
 class Terminal(io.StringIO):
@@ -50,25 +50,6 @@ class TestCounter:
             counter(50)
         assert "counting" in file.getvalue() and "/50" in file.getvalue()
         assert "\n" not in file.getvalue()
-
-
-class TestTimeLeft:
-    def test_is_said_now_and_then(self, clock):
-        left, said = TimeLeft(80), []
-        for done, clock.now in [(1, 105), (20, 116), (21, 117), (40, 140)]:
-            said.append(left.is_due(done) and left.text(done))
-        assert said == [False, "48 s left", False, "40 s left"]
-        left.shift(40)
-        clock.now = 200
-        assert left.is_due(60) and left.text(60) == "20 s left"
-
-    def test_work_of_an_earlier_program_is_not_of_this_speed(self, clock):
-        left = TimeLeft(100, 60)
-        clock.now += 10
-        assert left.text(70) == "30 s left"
-
-    def test_unknown_speed_is_not_guessed(self, clock):
-        assert TimeLeft(80).text(0) == ""
 
 
 class TestLines:
