@@ -253,7 +253,7 @@ def test_operations_are_counted_in_functions_as_well():
         return inner(global_norm([inner(x)]))
 
     lines = dispatches.by_line(squares.get_concrete_function(tf.ones([2])).graph)
-    assert {kind for kind, line in lines if line.startswith("gradient.py:")} >= {"L2Loss", "Sqrt"}
+    assert {kind for kind, line in lines if line.startswith("model/gradient.py:")} >= {"L2Loss", "Sqrt"}
     assert lines["Tanh", ""] == lines["Mul", ""] == 2 and lines["Sqrt", ""] == 0
     config = dispatches.configured(dispatches.make_parser().parse_args(["--preset", "quickstart", "--batch", "8"]))
     assert config.training.batch_size == 8 and config.training.ema_decay
