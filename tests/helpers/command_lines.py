@@ -136,7 +136,8 @@ def _pytest(arguments: list[str], folder: pathlib.Path) -> None:
 
 
 def _python(arguments: list[str], folder: pathlib.Path) -> None:
-    first, *rest = arguments
+    # -P: Python without the working folder on its path.
+    first, *rest = [argument for argument in arguments if argument != "-P"]
     modules = {"tfdecouple": _tfdecouple, "export": _export, "pytest": _pytest}
     if first == "-m":
         name, *rest = rest
