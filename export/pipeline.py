@@ -30,8 +30,9 @@ from export.request import Request
 from export.signatures import endpoints, onnx_names, page_names
 from export.staging import Staging, interruptible, uninterrupted
 from export.verification.arrays import Report, save_cases
-from export.verification.cases import known_kept, make_cases, real_images, weight_digests
+from export.verification.cases import known_kept, make_cases, real_images
 from export.verification.check_folder import card_problems, page_problems, served_others, serving_problems
+from export.verification.fold import weight_digests
 from export.verification.folder import part_of
 from export.verification.run import Process, RefusedError, further_checks, listed, pass_gate, run_client
 from tfdecouple.directions import MEANS

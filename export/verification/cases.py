@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from export.deployed.model import DeployedModel
 from export.endpoint import GLOBAL_CODE, IMAGE, LABEL, LOCAL_CODE, Array, Arrays, Endpoint
 from export.signatures import endpoints
 from export.verification.arrays import batches
 from export.verification.reference import KerasReference
 from export.verification.run import RefusedError
-from export.verification.weights import digests
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data import load_images, open_source
 from tfdecouple.errors import DataError
@@ -119,11 +117,6 @@ def known_kept(model: DecoupledModel) -> np.ndarray:
     images = known_images(*model.config.image_shape)
     answers = KerasReference(model, images, np.random.default_rng(0), lambda text: None, len(images), 0)
     return answers.kept(images, np.zeros(len(images), np.int32))[1]
-
-
-def weight_digests(model: DecoupledModel, layouts: Sequence[str]) -> Arrays:
-    """Returns `weights/LAYOUT` of the cases: the digests of all deployed weights, in each order of axes."""
-    return {f"weights/{layout}": digests(DeployedModel.from_model(model, layout).arrays()) for layout in layouts}
 
 
 def extreme_images(shape: tuple[int, int, int], rng: np.random.Generator, most: int = 4) -> Mapping[str, np.ndarray]:
