@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import tempfile
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from export.endpoint import Endpoint, Tensors
 from export.formats.files import FileFormat, Sources, zeros
 from tfdecouple.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from export.deployed.model import DeployedModel
 
 # Of the entry in a file's metadata that tells its origin, as JSON.
 METADATA = "tfdecouple"
@@ -36,7 +41,7 @@ class LiteRT(FileFormat):
 
         with tempfile.TemporaryDirectory(dir=sources.area) as scratch:
             made = pathlib.Path(scratch, "savedmodel")
-            save_saved_model(sources.deployed(self.layout), sources.endpoints, made)
+            save_saved_model(sources.deployed(self.layout), [*map(_checking_shapes, sources.endpoints)], made)
             for endpoint in sources.endpoints:
                 sources.say(f"LiteRT: {endpoint.onnx}")
                 converter = tf.lite.TFLiteConverter.from_saved_model(str(made), signature_keys=[endpoint.name])
@@ -73,6 +78,22 @@ class LiteRT(FileFormat):
 
 
 FORMAT = LiteRT()
+
+
+def _checking_shapes(endpoint: Endpoint) -> Endpoint:
+    """Returns an endpoint whose files refuse inputs of other shapes.
+
+    An interpreter resizes inputs to whatever it is given, and no built-in operation checks a shape alone. A row that
+    is appended and cut off again does: what is concatenated must agree in all other axes.
+    """
+
+    def build(deployed: DeployedModel, inputs: Tensors) -> dict[str, Any]:
+        import tensorflow as tf
+
+        rows = {array.name: tf.zeros((1, *array.shape), array.dtype) for array in endpoint.inputs}
+        return endpoint.build(deployed, {name: tf.concat([inputs[name], row], 0)[:-1] for name, row in rows.items()})
+
+    return dataclasses.replace(endpoint, build=build)
 
 
 def _with_metadata(file: bytes, metadata: Mapping[str, str]) -> bytes:

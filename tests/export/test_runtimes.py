@@ -1,4 +1,4 @@
-"""What ONNX Runtime and a SavedModel in a session answer to inputs that no caller should send.
+"""What the runtimes answer to inputs that no caller should send.
 
 docs/runtimes.md states it as a table; whoever changes one changes the other.
 """
@@ -10,11 +10,17 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 from helpers.models import random_images
-from helpers.places import ROOT
+from tensorflow.python.client import pywrap_tf_session
+
+from export.formats.files import Sources, file_format
+from export.signatures import endpoints
 
 COUNT, BAD = 4, 2
 OTHERS = [row for row in range(COUNT) if row != BAD]
 NOT_FINITE = [np.nan, np.inf, -np.inf]
+
+
+FILES = {"encode": "encoder", "decode": "decoder", "sample": "sampler"}
 
 
 class OnnxRuntime:
@@ -23,7 +29,9 @@ class OnnxRuntime:
     name = "onnxruntime"
     endpoints = ("encode", "decode", "sample")
     wrong_shape = (onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, "dimensions|rank")
+    wrong_type = (onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, "data type")
     unequal = (onnxruntime.capi.onnxruntime_pybind11_state.Fail, "Add|Mul|Concat|broadcast")
+    not_finite = 0
 
     def __init__(self, folder):
         self.folder = folder / "onnx"
@@ -33,8 +41,9 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         # It writes every refusal to the terminal too.
         options.log_severity_level = 4
-        file = {"encode": "encoder", "decode": "decoder", "sample": "sampler"}[endpoint]
-        return onnxruntime.InferenceSession(self.folder / f"{file}.onnx", options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            self.folder / f"{FILES[endpoint]}.onnx", options, providers=["CPUExecutionProvider"]
+        )
 
     def __call__(self, endpoint, **inputs):
         session = self.session(endpoint)
@@ -43,12 +52,14 @@ class OnnxRuntime:
 
 
 class SavedModelSession:
-    """The SavedModel of an export in a V1 session."""
+    """The SavedModel of an export in a V1 session, run as C runs it: Python would check shapes itself."""
 
     name = "SavedModel"
     endpoints = ("encode", "encode_global", "decode", "sample", "switch", "interpolate", "edit", "score")
-    wrong_shape = (ValueError, "Cannot feed value of shape")
+    wrong_shape = (tf.errors.InvalidArgumentError, r"not compatible with expected shape \[\?[^$]*shape_of_{name}\b")
+    wrong_type = (tf.errors.InvalidArgumentError, "is provided")
     unequal = (tf.errors.InvalidArgumentError, "shape|Shape|dimension")
+    not_finite = 0
 
     def __init__(self, folder):
         self.graph = tf.Graph()
@@ -56,42 +67,134 @@ class SavedModelSession:
         with self.graph.as_default():
             path = str(folder / "savedmodel" / "1")
             self.signatures = tf.compat.v1.saved_model.load(self.session, ["serve"], path).signature_def
+        self.session._extend_graph()
 
     def __call__(self, endpoint, **inputs):
         signature = self.signatures[endpoint]
-        feeds = {signature.inputs[name].name: array for name, array in inputs.items()}
-        return self.session.run({name: info.name for name, info in signature.outputs.items()}, feeds)
+        feeds = {self._output(signature.inputs[name]): array for name, array in inputs.items()}
+        fetches = [self._output(info) for info in signature.outputs.values()]
+        made = pywrap_tf_session.TF_SessionRun_wrapper(self.session._session, None, feeds, fetches, [], None)
+        return dict(zip(signature.outputs, made, strict=True))
+
+    def _output(self, info):
+        return self.graph.get_tensor_by_name(info.name)._as_tf_output()
+
+
+class LoadedSavedModel:
+    """The SavedModel of an export as `tf.saved_model.load` gives it."""
+
+    name = "loaded"
+    endpoints = SavedModelSession.endpoints
+    wrong_shape = SavedModelSession.wrong_shape
+
+    def __init__(self, folder):
+        self.signatures = tf.saved_model.load(folder / "savedmodel" / "1").signatures
+
+    def __call__(self, endpoint, **inputs):
+        return self.signatures[endpoint](**{name: tf.constant(array) for name, array in inputs.items()})
+
+
+class LiteRT:
+    """LiteRT files."""
+
+    name = "LiteRT"
+    endpoints = OnnxRuntime.endpoints
+    wrong_shape = unequal = (RuntimeError, "failed to prepare")
+    wrong_type = (ValueError, "expected type")
+    not_finite = 255
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    @functools.cache  # noqa: B019 - as long as the module's fixture lives
+    def runner(self, endpoint):
+        from ai_edge_litert.interpreter import Interpreter
+
+        return Interpreter(model_path=str(self.folder / f"{FILES[endpoint]}.tflite")).get_signature_runner(endpoint)
+
+    def __call__(self, endpoint, **inputs):
+        return self.runner(endpoint)(**inputs)
+
+
+class OpenVino:
+    """The ONNX files of an export in OpenVINO."""
+
+    name = "OpenVINO"
+    endpoints = OnnxRuntime.endpoints
+    wrong_shape = (RuntimeError, "ompatible")
+    # It casts.
+    wrong_type = (None, "")
+    unequal = (RuntimeError, "shape|Shape")
+    not_finite = None
+
+    def __init__(self, folder):
+        from openvino import Core
+
+        self.folder, self.core, self.compiled = folder / "onnx", Core(), {}
+
+    def __call__(self, endpoint, **inputs):
+        if endpoint not in self.compiled:
+            path, exact = str(self.folder / f"{FILES[endpoint]}.onnx"), {"INFERENCE_PRECISION_HINT": "f32"}
+            self.compiled[endpoint] = self.core.compile_model(path, "CPU", exact)
+        try:
+            made = self.compiled[endpoint](inputs)
+        except Exception:
+            # After inputs that do not belong together it refuses right ones, too.
+            del self.compiled[endpoint]
+            raise
+        return {port.get_any_name(): np.array(value) for port, value in made.items()}
+
+
+KINDS = {kind.name: kind for kind in (OnnxRuntime, SavedModelSession, LoadedSavedModel, LiteRT, OpenVino)}
+NEEDED = {"LiteRT": "ai_edge_litert", "OpenVINO": "openvino"}
 
 
 @pytest.fixture(scope="module")
-def runtimes(exported):
-    saved_model = SavedModelSession(exported)
-    yield {
-        "onnxruntime": OnnxRuntime(exported),
-        "SavedModel": saved_model,
-    }
-    saved_model.session.close()
+def runtimes(exported, opened, tmp_path_factory):
+    """Returns the runtime of a name."""
+
+    @functools.cache
+    def runtime(name):
+        if name in NEEDED:
+            pytest.importorskip(NEEDED[name])
+        if name != "LiteRT":
+            return KINDS[name](exported)
+        folder = tmp_path_factory.mktemp("litert")
+        offered = tuple(one for one in endpoints(opened[0].config) if one.onnx)
+        sources = Sources(model=opened[0], endpoints=offered, metadata={}, area=folder, say=str)
+        file_format("litert").write(sources, folder)
+        return LiteRT(folder)
+
+    return runtime
 
 
-@pytest.fixture(params=["onnxruntime", "SavedModel"])
+def params(names, *cases):
+    """Returns parameters of a test: each runtime with each case `endpoint, ...` whose endpoint it has."""
+    return [
+        pytest.param(name, *case, marks=[pytest.mark.slow] if name in NEEDED else [])
+        for name in names
+        for case in cases or [()]
+        if not case or case[0] in KINDS[name].endpoints
+    ]
+
+
+EVERY = ("onnxruntime", "SavedModel", "LiteRT", "OpenVINO")
+FOR_EACH = [(endpoint,) for endpoint in SavedModelSession.endpoints]
+
+
+@pytest.fixture(params=params(EVERY))
 def runtime(request, runtimes):
-    return runtimes[request.param]
-
-
-def of_each_runtime(cases):
-    """Parametrizes a test by a runtime and a case of `endpoint, ...`, for the runtimes that have the endpoint."""
-    runtimes = {"onnxruntime": OnnxRuntime, "SavedModel": SavedModelSession}
-    return [(name, *case) for name, kind in runtimes.items() for case in cases if case[0] in kind.endpoints]
+    return runtimes(request.param)
 
 
 @pytest.fixture
 def onnx(runtimes):
-    return runtimes["onnxruntime"]
+    return runtimes("onnxruntime")
 
 
 @pytest.fixture
 def saved_model(runtimes):
-    return runtimes["SavedModel"]
+    return runtimes("SavedModel")
 
 
 def inputs_of(endpoint, count=COUNT):
@@ -138,14 +241,15 @@ PIXELS = [
 class TestNotFinite:
     @pytest.mark.parametrize("value", NOT_FINITE)
     @pytest.mark.parametrize(("endpoint", "name"), PIXELS)
-    def test_row_is_black_and_others_are_as_without_it(self, runtime, endpoint, name, value):
-        """uint8 has no NaN; what cannot be computed is 0, not noise."""
+    def test_row_is_of_one_colour_and_others_are_as_without_it(self, runtime, endpoint, name, value):
+        """uint8 has no NaN; what cannot be computed is 0, or 255, and in OpenVINO may be anything."""
         given = inputs_of(endpoint)
         right = runtime(endpoint, **given)["images"]
         given[name][BAD] = value
         found = runtime(endpoint, **given)["images"]
         np.testing.assert_array_equal(found[OTHERS], right[OTHERS])
-        assert np.ptp(right[BAD]) > 0 and np.all(found[BAD] == 0)
+        assert np.ptp(right[BAD]) > 0 and np.any(found[BAD] != right[BAD])
+        assert runtime.not_finite is None or np.all(found[BAD] == runtime.not_finite)
 
     @pytest.mark.parametrize("value", NOT_FINITE)
     def test_one_value_of_v_is_enough_for_its_row_and_harms_no_other(self, runtime, value):
@@ -184,20 +288,37 @@ class TestNotFinite:
         assert np.all(found[BAD] == 0)
 
 
+def wrong_shapes(right):
+    """Shapes that an input `[batch, ...]` does not have: of another rank and size, and such as have as many numbers."""
+    batch, *sizes = right
+    found = [tuple(sizes), (1, *right), (*right, 1), (batch, *(2 * size for size in sizes)) if sizes else (batch, 2)]
+    if len(sizes) == 1:
+        found += [(2 * batch, sizes[0] // 2), (batch, sizes[0] + 1)]
+    if len(sizes) == 3:
+        height, width, channels = sizes
+        found += [(2 * batch, height, width // 2, channels), (batch, height // 2, 2 * width, channels)]
+        found += [(batch, channels, height, width), (batch, height, width, 1), (batch, height * width * channels)]
+    return found
+
+
 class TestShapes:
     @pytest.mark.parametrize(
-        "shape", [(3, 16, 16, 3), (3, 4, 4, 3), (3, 8, 10, 3), (3, 8, 8, 1), (3, 8, 8, 4), (3, 3, 8, 8), (8, 8, 3)]
+        ("name", "endpoint"),
+        params((*EVERY, "loaded"), *FOR_EACH),
     )
-    def test_images_of_another_size_are_refused(self, runtime, shape):
-        error, words = runtime.wrong_shape
-        with pytest.raises(error, match=words):
-            runtime("encode", images=np.zeros(shape, "uint8"))
-
-    @pytest.mark.parametrize(("name", "shape"), [("z", (4, 5)), ("z", (4,)), ("v", (4, 16, 16, 3)), ("v", (4, 192))])
-    def test_codes_of_another_size_are_refused(self, runtime, name, shape):
-        error, words = runtime.wrong_shape
-        with pytest.raises(error, match=words):
-            runtime("decode", **{**inputs_of("decode"), name: np.zeros(shape, "float32")})
+    def test_inputs_of_another_shape_are_refused(self, runtimes, name, endpoint):
+        """Each by itself, and nothing else is the worse for it: a server goes on."""
+        runtime, given = runtimes(name), inputs_of(endpoint)
+        right, (error, words) = runtime(endpoint, **given), runtime.wrong_shape
+        for key, array in given.items():
+            for shape in wrong_shapes(array.shape):
+                if name == "OpenVINO" and shape == ():
+                    # Python's interface to it makes one row of a scalar.
+                    continue
+                with pytest.raises(error, match=words.replace("{name}", key)):
+                    runtime(endpoint, **{**given, key: np.zeros(shape, array.dtype)})
+        for output, array in runtime(endpoint, **given).items():
+            np.testing.assert_array_equal(array, right[output])
 
     @pytest.mark.parametrize("count", [1, 3, 17])
     def test_batches_of_any_size_are_answered(self, runtime, count):
@@ -208,49 +329,35 @@ class TestShapes:
 
 class TestTypes:
     @pytest.mark.parametrize("dtype", ["float32", "float64", "int8", "int32", "int64", "bool"])
-    def test_onnxruntime_refuses_images_of_another_type(self, onnx, dtype):
-        with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="data type"):
-            onnx("encode", images=random_images().astype(dtype))
+    def test_images_of_another_type_are_refused(self, runtime, dtype):
+        error, words = runtime.wrong_type
+        if dtype != "bool" and error is None:
+            found, right = (runtime("encode", images=random_images().astype(one)) for one in (dtype, "uint8"))
+            for output, array in right.items():
+                np.testing.assert_array_equal(found[output], array)
+        elif error is not None:
+            with pytest.raises(error, match=words):
+                runtime("encode", images=random_images().astype(dtype))
 
     @pytest.mark.parametrize("dtype", ["float64", "float16", "uint8"])
-    def test_onnxruntime_refuses_codes_of_another_type(self, onnx, dtype):
-        given = inputs_of("decode")
-        with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="data type"):
-            onnx("decode", z=given["z"], v=given["v"].astype(dtype))
-
-    @pytest.mark.parametrize(
-        ("given", "taken"),
-        [
-            (np.float32(0.7), 0),  # images scaled to 0..1, the likeliest mistake: they are black
-            (np.float64(200.9), 200),
-            (np.int64(300), 300 - 256),
-            (np.int32(-1), 255),
-        ],
-    )
-    def test_a_session_casts_images_without_a_word(self, saved_model, given, taken):
-        found = saved_model("encode", images=np.full((2, 8, 8, 3), given))
-        right = saved_model("encode", images=np.full((2, 8, 8, 3), taken, "uint8"))
-        for output, array in right.items():
-            np.testing.assert_array_equal(found[output], array)
-
-    def test_a_session_casts_codes_without_a_word(self, saved_model):
-        given = inputs_of("decode")
-        right = saved_model("decode", **given)["images"]
-        found = saved_model("decode", **{name: array.astype("float64") for name, array in given.items()})["images"]
-        np.testing.assert_array_equal(found, right)
+    def test_codes_of_another_type_are_refused(self, runtime, dtype):
+        given, (error, words) = inputs_of("decode"), runtime.wrong_type
+        if error is not None:
+            with pytest.raises(error, match=words):
+                runtime("decode", z=given["z"], v=given["v"].astype(dtype))
 
 
 class TestEmptyBatch:
-    @pytest.mark.parametrize("endpoint", OnnxRuntime.endpoints)
-    def test_onnxruntime_answers_with_an_empty_batch(self, onnx, endpoint):
-        whole, empty = (onnx(endpoint, **inputs_of(endpoint, count)) for count in (1, 0))
+    @pytest.mark.parametrize(("name", "endpoint"), params(("onnxruntime", "OpenVINO"), *FOR_EACH))
+    def test_of_onnx_files_is_answered_with_an_empty_batch(self, runtimes, name, endpoint):
+        whole, empty = (runtimes(name)(endpoint, **inputs_of(endpoint, count)) for count in (1, 0))
         for output, array in empty.items():
             assert array.shape == (0, *whole[output].shape[1:]) and array.dtype == whole[output].dtype
 
-    @pytest.mark.parametrize("endpoint", SavedModelSession.endpoints)
-    def test_a_session_refuses_it(self, saved_model, endpoint):
-        with pytest.raises(tf.errors.InvalidArgumentError):
-            saved_model(endpoint, **inputs_of(endpoint, 0))
+    @pytest.mark.parametrize(("name", "endpoint"), params(("SavedModel", "LiteRT"), *FOR_EACH))
+    def test_is_refused_by_others(self, runtimes, name, endpoint):
+        with pytest.raises((tf.errors.InvalidArgumentError, RuntimeError)):
+            runtimes(name)(endpoint, **inputs_of(endpoint, 0))
 
 
 UNEQUAL = [
@@ -292,18 +399,18 @@ SINGLE = [
 
 
 class TestBatchesOfDifferentSizes:
-    @pytest.mark.parametrize(("runtime", "endpoint", "name", "count"), of_each_runtime(UNEQUAL), indirect=["runtime"])
-    def test_inputs_that_do_not_belong_together_are_refused(self, runtime, endpoint, name, count):
+    @pytest.mark.parametrize(("kind", "endpoint", "name", "count"), params(EVERY, *UNEQUAL))
+    def test_inputs_that_do_not_belong_together_are_refused(self, runtimes, kind, endpoint, name, count):
         """Pairs of images above all: halved in the wrong place, they would be a wrong answer, not an error."""
-        given = inputs_of(endpoint)
+        runtime, given = runtimes(kind), inputs_of(endpoint)
         error, words = runtime.unequal
         with pytest.raises(error, match=words):
             runtime(endpoint, **{**given, name: given[name][:count]})
 
-    @pytest.mark.parametrize(("runtime", "endpoint", "name"), of_each_runtime(SINGLE), indirect=["runtime"])
-    def test_a_single_row_stands_for_every_row_or_is_refused(self, runtime, endpoint, name):
+    @pytest.mark.parametrize(("kind", "endpoint", "name"), params(EVERY, *SINGLE))
+    def test_a_single_row_stands_for_every_row_or_is_refused(self, runtimes, kind, endpoint, name):
         """Which of the two depends on the architecture: never is it a third thing."""
-        given = inputs_of(endpoint)
+        runtime, given = runtimes(kind), inputs_of(endpoint)
         repeated = {**given, name: np.repeat(given[name][:1], COUNT, 0)}
         try:
             found = runtime(endpoint, **{**given, name: given[name][:1]})
@@ -326,19 +433,16 @@ class TestBatchesOfDifferentSizes:
 
 
 class TestNames:
-    def test_missing_inputs_are_refused(self, onnx, saved_model):
-        v = inputs_of("decode")["v"]
-        with pytest.raises(ValueError, match="z"):
-            onnx("decode", v=v)
-        with pytest.raises(tf.errors.InvalidArgumentError, match="decode_z"):
-            saved_model("decode", v=v)
+    def test_missing_inputs_are_refused(self, runtime):
+        given = inputs_of("decode")
+        if runtime.name == "OpenVINO":
+            # It takes the array of the call before.
+            right = runtime("decode", **given)["images"]
+            np.testing.assert_array_equal(runtime("decode", v=given["v"])["images"], right)
+            return
+        with pytest.raises((ValueError, RuntimeError, tf.errors.InvalidArgumentError)):
+            runtime("decode", v=given["v"])
 
     def test_inputs_of_no_meaning_are_refused(self, onnx):
         with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="more"):
             onnx("encode", images=random_images(), more=random_images())
-
-
-def test_documentation_names_the_command_and_both_runtimes():
-    text = (ROOT / "docs" / "runtimes.md").read_text()
-    assert text.startswith("# The runtimes\n")
-    assert "pytest tests/export/test_runtimes.py" in text and "ONNX Runtime" in text and "SavedModel" in text
