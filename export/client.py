@@ -1,15 +1,18 @@
-"""Runs the ONNX files beside this one; it needs onnxruntime and numpy, and Pillow where it opens picture files.
+"""Runs the ONNX files of an export; it needs onnxruntime and numpy, and Pillow for picture files.
 
-python client.py --check [FOLDER]      do known images come back exactly from their codes, here?
 python client.py a.jpg b.jpg           ab.png: z of a, v of b; and ba.png, into the working folder
+python client.py --sample 8            samples.png: 8 new images side by side
+python client.py --check [FOLDER]      do known images come back exactly from their codes, here?
 
-from client import Model               in a program: with client.py and the folder onnx beside it
-model = Model()                        or Model("folder/onnx", providers=[...])
+from client import Model               in a program
+model = Model()                        or Model(folder of an export, providers=[...], batch=64)
 images = model.fit(picture)[None]      any uint8 [height, width, channels], as MODEL_CARD.md says: cropped and resized
 codes = model.encode(images)           {"z": float32 [n, d_z], "v": float32 [n, *model.shape]}
 images = model.decode(**codes)         the very same pixels
+images = model.sample(8)               new ones; seed=1, temperature=0.7, labels=[...] where the model knows labels
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -20,18 +23,19 @@ import warnings
 import numpy as np
 import onnxruntime
 
-FOLDER = pathlib.Path(__file__).parent / "onnx"
+FOLDER = pathlib.Path(__file__).parent
 MODES = {1: "L", 3: "RGB"}  # What Pillow makes of any picture file, by the number of channels.
 # Formats for which Pillow starts no other program, and pixels that a file may have: a small one can claim any number.
 FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**27
 
 
 class Model:
-    """Encoder and decoder of an export, of images of `shape`, (height, width, channels); `size` is the height."""
+    """An export of images of `shape`, (height, width, channels); `size` is the height. `batch` images run at once."""
 
-    def __init__(self, folder=FOLDER, providers=("CPUExecutionProvider",)):
-        paths = [str(pathlib.Path(folder, f"{name}.onnx")) for name in ("encoder", "decoder")]
-        self.encoder, self.decoder = (onnxruntime.InferenceSession(path, providers=list(providers)) for path in paths)
+    def __init__(self, folder=FOLDER, providers=("CPUExecutionProvider",), batch=16):
+        inner = pathlib.Path(folder, "onnx")
+        self.folder, self.providers, self.batch = inner if inner.is_dir() else pathlib.Path(folder), providers, batch
+        self.encoder, self.decoder = map(self._open, ("encoder", "decoder"))
         about = self.encoder.get_modelmeta().custom_metadata_map
         self.shape = tuple(json.loads(about.get("image_shape") or "[{0}, {0}, 3]".format(about["image_size"])))
         self.size = self.shape[0]
@@ -39,15 +43,38 @@ class Model:
         self.crop = int((re.search(r"\d+", about["crop"]) or ["0"])[0])
         self.needs_labels = any(given.name == "labels" for given in self.encoder.get_inputs())
 
+    def _open(self, name):
+        return onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), providers=list(self.providers))
+
+    def _run(self, session, given):
+        """Returns the outputs by name, some rows at a time; one row of an input stands for all."""
+        names, count = [output.name for output in session.get_outputs()], max(map(len, given.values()))
+        parts = [
+            session.run(names, {k: a if len(a) == 1 else a[start : start + self.batch] for k, a in given.items()})
+            for start in range(0, max(count, 1), self.batch)
+        ]
+        return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+
     def encode(self, images, labels=None):
         """Returns {"z", "v"} of uint8 `[n, *shape]`; of a model without z only v. Some need labels `[n]`."""
-        names = [output.name for output in self.encoder.get_outputs()]
         given = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
-        return dict(zip(names, self.encoder.run(names, given), strict=True))
+        return self._run(self.encoder, given)
 
     def decode(self, **codes):
         """Returns the images of codes, uint8 `[n, *shape]`."""
-        return self.decoder.run(["images"], codes)[0]
+        return self._run(self.decoder, codes)["images"]
+
+    def sample(self, count=1, temperature=0.7, labels=None, seed=None):
+        """Returns new images, uint8 `[count, *shape]`; the same again by the same seed. It needs sampler.onnx."""
+        sampler, rng = self._open("sampler"), np.random.default_rng(seed)
+        shapes = {array.name: (count, *array.shape[1:]) for array in sampler.get_inputs()}
+        if "labels" in shapes and labels is None:
+            raise ValueError("this model samples by label; call Model.sample(labels=[...]) in a program")
+        noise = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items() if "noise" in name}
+        given = {"temperature": np.full(count, temperature, np.float32)}
+        if "labels" in shapes:
+            given["labels"] = np.broadcast_to(np.asarray(labels, np.int32), [count])
+        return self._run(sampler, {**noise, **given})["images"]
 
     def switch(self, a, b, labels_a=None, labels_b=None):
         """Returns images with z of `a` and v of `b`, and those with z of `b` and v of `a`."""
@@ -119,51 +146,79 @@ def _line(error):
 
 
 def main(arguments):
-    """The command line: --check, or two picture files."""
-    check = arguments[:1] == ["--check"]
-    if not check and (len(arguments) != 2 or arguments[0].startswith("-")):
-        return _refused("give two picture files, or --check")
-    folder = arguments[1] if check and arguments[1:] else FOLDER
+    """The command line: two picture files, --sample, or --check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: sys.exit(_refused(message))
+    parser.add_argument("paths", nargs="*", metavar="PICTURE")
+    parser.add_argument("--sample", type=int, metavar="N", help="draw so many images")
+    parser.add_argument("--check", action="store_true", help="encode and decode known images; status 1: some are lost")
+    options = parser.parse_args(arguments)
+    paths, count = options.paths, options.sample
+    if (len(paths) > 1 or count is not None) if options.check else len(paths) != (2 if count is None else 0):
+        return _refused("give two picture files, --sample N, or --check and at most a folder")
+    if count is not None and count < 1:
+        return _refused(f"--sample is {count}; it must be at least 1")
+    folder = paths[0] if options.check and paths else FOLDER
     try:
         model = Model(folder)
     except Exception as error:  # ONNX Runtime raises nearly anything where a file is missing or damaged.
         return _refused(f"cannot open encoder.onnx and decoder.onnx of an export in {folder}: {_line(error)}")
-    if check:
-        images = known_images(*model.shape) // model.step * model.step
-        try:
-            codes = model.encode(images, np.zeros(len(images)))
-            lost = np.flatnonzero((model.decode(**codes) != images).any((1, 2, 3))).tolist()
-        except Exception as error:  # Such as at an encoder and a decoder of different exports.
-            return _refused(f"cannot encode and decode with the files in {folder}: {_line(error)}")
-        said = f"; lost: {', '.join(map(str, lost))}" if lost else ""
-        print(f"{len(images) - len(lost)} of {len(images)} known images come back exactly{said}")
-        return int(bool(lost))
+    if options.check:
+        return _check(model)
+    if model.shape[-1] not in MODES:
+        return _refused(f"files have no {model.shape[-1]} channels here; call Model in a program")
     try:
         from PIL import Image
     except ImportError as error:
         return _refused(f"picture files need Pillow (pip install pillow): {_line(error)}")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # FORMATS and MOST_PIXELS say what is read.
+    if count is None:
+        return _switch(model, paths)
+    try:
+        drawn = model.sample(count)
+    except Exception as error:  # As above; or labels are missing.
+        return _refused(f"cannot draw with sampler.onnx in {model.folder}: {_line(error)}")
+    return _write({"samples.png": (np.concatenate(drawn, 1), f"{count} new images")})
+
+
+def _check(model):
+    images = known_images(*model.shape) // model.step * model.step
+    try:
+        codes = model.encode(images, np.zeros(len(images)))
+        lost = np.flatnonzero((model.decode(**codes) != images).any((1, 2, 3))).tolist()
+    except Exception as error:  # Such as at an encoder and a decoder of different exports.
+        return _refused(f"cannot encode and decode with the files in {model.folder}: {_line(error)}")
+    said = f"; lost: {', '.join(map(str, lost))}" if lost else ""
+    print(f"{len(images) - len(lost)} of {len(images)} known images come back exactly{said}")
+    return int(bool(lost))
+
+
+def _switch(model, paths):
     if model.needs_labels or "z" not in [output.name for output in model.encoder.get_outputs()]:
         return _refused("this model needs labels, or has no z to switch; call Model in a program")
-    channels = model.shape[-1]
-    if channels not in MODES:
-        return _refused(f"files are not read as {channels} channels here; call Model in a program")
     pictures = []
-    for path in arguments:
+    for path in paths:
         try:
-            pictures.append(model.fit(read_picture(path, channels))[None])
+            pictures.append(model.fit(read_picture(path, model.shape[-1]))[None])
         except Exception as error:  # Pillow raises nearly anything at a damaged file.
             return _refused(f"cannot read {path}: {_line(error)}")
     try:
-        switched = model.switch(*pictures)
+        (ab,), (ba,) = model.switch(*pictures)
     except Exception as error:  # Likewise.
-        return _refused(f"cannot encode and decode with the files in {folder}: {_line(error)}")
-    for name, (pixels,) in zip(("ab.png", "ba.png"), switched, strict=True):
+        return _refused(f"cannot encode and decode with the files in {model.folder}: {_line(error)}")
+    a, b = paths
+    return _write({"ab.png": (ab, f"z of {a}, v of {b}"), "ba.png": (ba, f"z of {b}, v of {a}")})
+
+
+def _write(pictures):
+    from PIL import Image
+
+    for name, (pixels, said) in pictures.items():
         try:
-            Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(name)
+            Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(name)
         except OSError as error:
             return _refused(f"cannot write {name}: {_line(error)}")
-        print(f"{name}: z of {arguments[name == 'ba.png']}, v of {arguments[name == 'ab.png']}")
+        print(f"{name}: {said}")
     return 0
 
 

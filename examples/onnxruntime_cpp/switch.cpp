@@ -16,7 +16,9 @@
 #include <utility>
 #include <vector>
 
+#include <fcntl.h>
 #include <onnxruntime_cxx_api.h>
+#include <unistd.h>
 
 namespace {
 
@@ -209,6 +211,23 @@ std::vector<int> lost_values(const Bytes& images, const Bytes& back, int count) 
 
 // --- the models ---
 
+// Keeps the library from writing to stderr: Debian's names there each operation that it registers twice.
+class Quiet {
+ public:
+  Quiet() : stderr_(dup(STDERR_FILENO)) {
+    const int nowhere = open("/dev/null", O_WRONLY);
+    dup2(nowhere, STDERR_FILENO);
+    close(nowhere);
+  }
+  ~Quiet() {
+    dup2(stderr_, STDERR_FILENO);
+    close(stderr_);
+  }
+
+ private:
+  int stderr_;
+};
+
 struct Codes {
   std::vector<std::string> names;  // z and v, or v alone
   std::vector<Ort::Value> values;
@@ -259,6 +278,7 @@ class Models {
 
  private:
   Ort::Session open(const std::string& path) {
+    const Quiet quiet;
     try {
       return Ort::Session(environment_, path.c_str(), Ort::SessionOptions{});
     } catch (const Ort::Exception& error) {

@@ -24,6 +24,8 @@ from export.verification.run import RefusedError, run_client
 from tfdecouple.data.image_file import read_image
 from tfdecouple.runs import load_model
 
+# The noise that the sampler of the tiny model takes, in its order.
+NOISE = {"z_noise": (4,), "v_noise": (8, 8, 3)}
 # What the client may not need; Pillow only where it opens picture files.
 OTHERS = ("tensorflow", "keras", "tfdecouple", "export", "onnx", "scipy", "PIL")
 
@@ -45,8 +47,9 @@ def run(folder, *arguments, cwd):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
-def test_known_images_come_back_without_tensorflow(exported, tmp_path):
-    done = run(exported, "--check", cwd=tmp_path)
+@pytest.mark.parametrize("folder", [(), ("",), ("onnx",)])
+def test_known_images_come_back_without_tensorflow(exported, tmp_path, folder):
+    done = run(exported, "--check", *(exported / one for one in folder), cwd=tmp_path)
     assert (done.stdout, done.returncode) == ("16 of 16 known images come back exactly\n", 0), done.stderr
 
 
@@ -89,8 +92,54 @@ def test_two_files_are_switched(exported, tmp_path):
     done = run(exported, "a.png", "b.png", cwd=tmp_path)
     assert done.stdout == "ab.png: z of a.png, v of b.png\nba.png: z of b.png, v of a.png\n", done.stderr
     assert Image.open(tmp_path / "ab.png").size == (8, 8)
-    done = run(exported, "a.png", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (2, "error: give two picture files, or --check\n")
+    for arguments in (
+        ["a.png"],
+        ["a.png", "b.png", "--check"],
+        ["--sample", "1", "a.png"],
+        ["--chek"],
+        ["--sample", "0"],
+    ):
+        done = run(exported, *arguments, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+
+
+def test_new_images_are_drawn(client, exported, tmp_path):
+    served = client.Model(exported)
+    session = served._open("sampler")
+    noise = np.random.default_rng(5)
+    given = {name: noise.standard_normal((40, *shape), np.float32) for name, shape in NOISE.items()}
+    right = session.run(None, {**given, "temperature": np.full(40, 0.5, np.float32)})[0]
+    # More than run at once.
+    np.testing.assert_array_equal(served.sample(40, 0.5, seed=5), right)
+    assert np.any(served.sample(2) != served.sample(2))
+    done = run(exported, "--sample", "3", cwd=tmp_path)
+    assert (done.stdout, done.returncode) == ("samples.png: 3 new images\n", 0), done.stderr
+    assert Image.open(tmp_path / "samples.png").size == (24, 8)
+
+
+def test_many_images_are_coded_some_at_a_time(client, exported):
+    images = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), np.uint8)
+    served, whole = client.Model(exported, batch=3), client.Model(exported)
+    codes, right = served.encode(images), whole.encode(images)
+    for name, array in codes.items():
+        np.testing.assert_allclose(array, right[name], rtol=0, atol=1e-5 * np.abs(array).max())
+    np.testing.assert_array_equal(served.decode(**codes), images)
+    # A single z stands for all, as it does in the file.
+    z = codes["z"][:1]
+    np.testing.assert_array_equal(served.decode(z=z, v=codes["v"]), whole.decode(z=np.repeat(z, 10, 0), v=codes["v"]))
+
+
+def test_help(exported, tmp_path):
+    done = run(exported, "--help", cwd=tmp_path)
+    assert done.returncode == 0 and "--sample" in done.stdout and "from client import Model" in done.stdout
+
+
+def test_a_missing_sampler_is_a_line(exported, tmp_path):
+    shutil.copytree(exported / "onnx", tmp_path / "onnx")
+    (tmp_path / "onnx" / "sampler.onnx").unlink()
+    shutil.copy(CLIENT, tmp_path)
+    done = run(tmp_path, "--sample", "1", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "sampler.onnx" in done.stderr
 
 
 def test_the_crop_of_the_card_is_taken(monkeypatch):
@@ -166,9 +215,7 @@ NOT_SWITCHED = "this model needs labels, or has no z to switch; call Model in a 
     [
         pytest.param(OF_5_BITS, [8, 8, 3], NOT_SWITCHED, id="without z"),
         pytest.param(LABELLED, [8, 8, 3], NOT_SWITCHED, id="labels"),
-        pytest.param(
-            WITH_Z, [8, 8, 5], "files are not read as 5 channels here; call Model in a program", id="channels"
-        ),
+        pytest.param(WITH_Z, [8, 8, 5], "files have no 5 channels here; call Model in a program", id="channels"),
         pytest.param(WITH_Z, [8, 8, 3], "cannot read a.png: it is no regular file", id="none of these"),
     ],
 )
@@ -189,7 +236,7 @@ def test_files_that_are_missing_or_damaged_are_a_line(tmp_path, arguments):
             (folder / "decoder.onnx").write_bytes(b"no model")
         done = run(tmp_path, *arguments, cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-        said = "elsewhere" if "elsewhere" in arguments else folder
+        said = "elsewhere" if "elsewhere" in arguments else tmp_path
         assert done.stderr.startswith(f"error: cannot open encoder.onnx and decoder.onnx of an export in {said}: ")
 
 
@@ -251,7 +298,7 @@ def test_one_that_loses_what_the_model_keeps_is_not_published(quick, command, mo
 def test_one_that_loses_images_names_them(exported, tmp_path):
     lossy = tmp_path / "client.py"
     # Its decoder turns the first two images of a batch over.
-    turned = 'self.decoder.run(["images"], codes)[0]'
+    turned = 'self._run(self.decoder, codes)["images"]'
     text = CLIENT.read_text()
     assert turned in text
     lossy.write_text(text.replace(turned, f"np.concatenate([~{turned}[:2], {turned}[2:]])"))
