@@ -1,4 +1,4 @@
-"""The README, carried out: its commands run one after the other in small, its Python as it stands."""
+"""The README and the page of weights, carried out: commands one after the other in small, Python as it stands."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from PIL import Image
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+WEIGHTS = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
 ENCODING = (ROOT / "docs" / "encoding.md").read_text(encoding="utf-8")
-COMMITTED = ROOT / "docs" / "results" / "quickstart"
 IMPORTED = DATA / "wolf_small"
 # What makes the quickstart's training and its export short; its images and z stay.
 SMALL = {
@@ -64,20 +64,17 @@ def run(command, folder):
 
 
 def test_the_commands_of_the_readme_run_one_after_the_other(checkout):
-    """All but those that need a data set; each in its turn finds what those before it have made."""
+    """All but those that need images of one's own; each in its turn finds what those before it have made."""
     said = {}
-    for _, *arguments in commands(README):
-        own = any(argument.startswith("folder:/my/") for argument in arguments)
-        if own or ("cifar10" in arguments and "presets" not in arguments):
+    imports = [command for command in commands(WEIGHTS) if "runs/imported" in command]
+    for _, *arguments in [*commands(README), *imports]:
+        if any(argument.startswith("folder:/my/") for argument in arguments):
             continue
         key = " ".join(arguments)
         if key == "train.py":
             arguments += [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
-        if "evaluate" in arguments:
-            arguments[arguments.index("--importance") + 1] = "2"
-            arguments[arguments.index("--images") + 1] = "8"
         said[key] = run([sys.executable, *arguments], checkout)
-    assert len(said) >= 8, list(said)
+    assert len(said) == 4, list(said)
     # What the README says of them.
     assert (checkout / "runs" / "quickstart" / "images").is_dir()
     assert "bits/dim" in said["train.py"] and "WebP" in said["train.py"]
@@ -109,26 +106,23 @@ def python_blocks(text):
     return [block.text for block in split_code(text)[0] if block.language == "python"]
 
 
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    """On the committed model of the quickstart's architecture and images of its kind."""
+def test_the_python_of_the_readme_runs():
+    """On crops that the bundled model never saw."""
     from tfdecouple.data import load_images, open_source
     from tfdecouple.runs import load_config
 
     (block,) = python_blocks(README)
-    config = load_config(COMMITTED)
-    images, _ = load_images(open_source(config.data, config.model.image_size), "test", 16)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "quickstart").symlink_to(COMMITTED)
-    monkeypatch.chdir(tmp_path)
+    config = load_config("photographs")
+    images, _ = load_images(open_source(config.data, config.model.image_shape), "test", 16)
     assert "images = ..." in block
     names = {"given": images}
     exec(compile(block.replace("images = ...", "images = given"), "README.md", "exec"), names)
     # What its comments say of the results.
-    assert images.dtype == np.uint8 and images.shape == (16, 32, 32, 3)
-    assert (names["z"].shape, names["v"].shape) == ((16, 16), (16, 32, 32, 3))
+    assert images.dtype == np.uint8 and images.shape == (16, 64, 64, 3)
+    assert (names["z"].shape, names["v"].shape) == ((16, 32), (16, 64, 64, 3))
     assert names["z"].dtype == names["v"].dtype == np.float32
-    assert names["ab"].shape == names["ba"].shape == (8, 32, 32, 3)
-    assert np.asarray(names["new"]).shape == (16, 32, 32, 3) and np.asarray(names["bits"]).shape == (16,)
+    assert names["ab"].shape == names["ba"].shape == (1, 64, 64, 3)
+    assert np.asarray(names["new"]).shape == (16, 64, 64, 3) and np.asarray(names["bits"]).shape == (16,)
 
 
 def test_the_python_of_the_page_on_codes_runs(tiny_run, tmp_path, monkeypatch):
