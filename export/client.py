@@ -145,7 +145,7 @@ def _line(error):
     return " ".join(str(error).split())
 
 
-def main(arguments):
+def main(arguments=None):
     """The command line: two picture files, --sample, or --check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: sys.exit(_refused(message))
@@ -223,4 +223,4 @@ def _write(pictures):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
