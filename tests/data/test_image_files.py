@@ -8,6 +8,7 @@ import pathlib
 import struct
 import subprocess
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image
 
 from tfdecouple.cli.opening import own_images
 from tfdecouple.config import DataConfig
-from tfdecouple.data import load_images, open_source
+from tfdecouple.data import image_file, load_images, open_source
 from tfdecouple.data.image_file import MOST_PIXELS, read_image
 from tfdecouple.errors import DataError
 
@@ -200,3 +201,27 @@ class TestPythonClients:
     def test_do_not_wait_for_a_pipe(self, tmp_path, refuses):
         os.mkfifo(tmp_path / "x.png")
         assert "no regular file" in refuses(tmp_path / "x.png")
+
+
+def test_threads_share_one_budget_of_pixels(tmp_path, monkeypatch):
+    """Files that are small on disk and large in memory wait for each other."""
+    image = Image.new("L", (1000, 1000))
+    for number in range(16):
+        image.save(tmp_path / f"{number}.png")
+    budget = image_file.PixelBudget(2_500_000)
+    monkeypatch.setattr(image_file, "_BUDGET", budget)
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    def counting(opened):
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.02)
+        with lock:
+            at_once -= 1
+        return opened
+
+    monkeypatch.setattr(image_file.ImageOps, "exif_transpose", counting)
+    source = open_source(DataConfig(source=f"folder:{tmp_path}"), 8)
+    assert sum(source.sizes.values()) == 16 and most == 2

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import stat
+import threading
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -39,6 +42,34 @@ UNREAD_SUFFIXES = (
 _WIDE_MODES = ("I", "F")
 
 
+class PixelBudget:
+    """Pixels that all threads together may have decoded at a time: files that are small can be large in memory.
+
+    Args:
+        pixels: the budget; no image has more.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Waits until so many pixels are free, and takes them while it is entered."""
+        with self._changed:
+            self._changed.wait_for(lambda: pixels <= self._free)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+_BUDGET = PixelBudget(MOST_PIXELS)
+
+
 def read_image(path: str, image_shape: int | Shape, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
     """Reads an image file, turned upright as its EXIF data say, and returns its centre in the model's shape.
 
@@ -62,22 +93,23 @@ def read_image(path: str, image_shape: int | Shape, centre_crop: int, file: Bina
     shape = whole(image_shape)
     try:
         if pathlib.PurePath(path).suffix.lower() == ARRAY_SUFFIX:
-            return fit_pixels(_array(path, file, shape[-1]), shape, centre_crop)
-        with _opened(path, file) as opened:
+            pixels = _array(path, file, shape[-1])
+            with _BUDGET.taken(pixels.shape[0] * pixels.shape[1]):
+                return fit_pixels(pixels, shape, centre_crop)
+        with _opened(path, file) as opened, _BUDGET.taken(opened.width * opened.height):
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in _WIDE_MODES:
                 raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
             image.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
-            image = _with_channels(image, shape[-1])
+            return fit_image(_with_channels(image, shape[-1]), shape, centre_crop)
     # Pillow's readers raise nearly anything at a damaged file: OSError, SyntaxError, ValueError, struct.error ...
     except Exception as error:
         raise DataError(
             f"cannot read the image {path}: {one_line(error)}; mend or remove it, "
             "or data.on_bad_image=skip skips such files"
         ) from error
-    return fit_image(image, shape, centre_crop)
 
 
 def _with_channels(image: Image.Image, channels: int) -> Image.Image:
