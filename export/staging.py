@@ -13,8 +13,9 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from filelock import FileLock, Timeout
+
 from tfdecouple.errors import UserError
-from tfdecouple.storage.locks import locked
 
 _STAGING = ".export-"
 _LOCK = ".export.lock"
@@ -52,13 +53,14 @@ class Staging:
         try:
             self._made = [parent for parent in (self.folder, *self.folder.parents) if not parent.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock.enter_context(locked(self.folder / _LOCK, keep=False))
+            self._lock.enter_context(FileLock(self.folder / _LOCK, timeout=0))
+            self._lock.callback((self.folder / _LOCK).unlink, missing_ok=True)
             for remains in self.folder.glob(f"{_STAGING}*"):
                 if remains.is_dir():
                     self._bring_back(remains)
                     shutil.rmtree(remains)
             self.area = pathlib.Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.folder))
-        except BlockingIOError as error:
+        except Timeout as error:
             raise UserError(
                 f"another export is writing to {self.folder}; wait for it, or choose another --to"
             ) from error

@@ -1,7 +1,6 @@
 """Publication of an export: what stands where afterwards, and that nobody ever sees half of it."""
 
 import contextlib
-import fcntl
 import os
 import signal
 import threading
@@ -77,25 +76,6 @@ class TestPlace:
         with Staging(tmp_path / "to"):
             assert "another export is writing to" in refused()
         assert not (tmp_path / "to").exists()
-
-    def test_lock_on_a_file_that_its_holder_removed_is_no_lock(self, monkeypatch, tmp_path):
-        # The moment between opening the file and locking it, in which the export before removes it and ends.
-        lock, times = fcntl.flock, []
-
-        def late(descriptor, operation):
-            times.append(descriptor)
-            if len(times) == 1:
-                (tmp_path / ".export.lock").unlink()
-            lock(descriptor, operation)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(fcntl, "flock", late)
-            first = Staging(tmp_path).__enter__()
-        assert len(times) == 2
-        with pytest.raises(UserError, match="another export"), Staging(tmp_path):
-            pass
-        first.__exit__()
-        assert list(tmp_path.iterdir()) == []
 
     def test_staging_is_hidden_and_on_the_same_file_system(self, tmp_path):
         with Staging(tmp_path / "to") as staging:

@@ -188,6 +188,21 @@ class TestImporting:
         printed = run(f"import sys, {name}; print([m for m in {heavy} if m in sys.modules])")
         assert printed.strip() == "[]"
 
+    def test_a_run_opens_without_what_posix_alone_has(self):
+        modules = [
+            f"tfdecouple.{module}" for module in MODULES if module and section(module) not in ("__main__", "doctor")
+        ]
+        code = f"""
+import importlib, sys
+import tensorflow, keras, tensorflow_probability, scipy, sklearn, skimage, filelock, tensorflow_datasets, apache_beam
+for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog"):
+    sys.modules[name] = None
+for name in {modules}:
+    importlib.import_module(name)
+print(tfdecouple.load_pretrained("photographs").config.latent_dim)
+"""
+        assert run(code.replace("import importlib", "import tfdecouple, importlib")).strip().isdigit()
+
     def test_listing_a_preset_does_not_load_tensorflow(self):
         printed = run(
             "import sys, tfdecouple; c = tfdecouple.load_preset('cifar10'); print(c.name, 'tensorflow' in sys.modules)"

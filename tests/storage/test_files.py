@@ -1,4 +1,4 @@
-"""Tests of files written whole, and of locks between programs."""
+"""Tests of files written whole."""
 
 from __future__ import annotations
 
@@ -6,23 +6,10 @@ import json
 import math
 import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
-from helpers.places import PATIENCE, ROOT
 
 from tfdecouple.storage.files import TEMPORARY, beside, parse_json, put_in_place, write_bytes, write_json
-from tfdecouple.storage.locks import locked
-
-# Holds a lock until its input ends, and says so.
-HOLDER = """
-import pathlib, sys
-from tfdecouple.storage.locks import locked
-with locked(pathlib.Path(sys.argv[1]), wait=True):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
 
 
 class TestWriting:
@@ -73,37 +60,3 @@ class TestWriting:
             assert temporary.match(TEMPORARY) and not (tmp_path / "file").exists()
             put_in_place(temporary, tmp_path / "file")
         assert os.listdir(tmp_path) == ["file"]
-
-
-class TestLock:
-    @pytest.fixture
-    def holder(self, tmp_path):
-        """A program that holds the lock of `lock`."""
-        command = [sys.executable, "-c", HOLDER, str(tmp_path / "lock")]
-        with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout.readline() == "held\n"
-            yield process
-            process.kill()
-
-    def test_is_refused_while_another_program_holds_it(self, holder, tmp_path):
-        with pytest.raises(BlockingIOError), locked(tmp_path / "lock"):
-            pass
-        holder.stdin.close()
-        holder.wait(PATIENCE)
-        with locked(tmp_path / "lock"):
-            pass
-
-    def test_killed_program_holds_none(self, holder, tmp_path):
-        holder.kill()
-        with locked(tmp_path / "lock", wait=True):
-            pass
-
-    def test_file_goes_only_where_it_is_not_kept(self, tmp_path):
-        for keep in (True, False):
-            with locked(tmp_path / "lock", keep=keep), pytest.raises(BlockingIOError), locked(tmp_path / "lock"):
-                pass
-            assert (tmp_path / "lock").exists() == keep
-
-    def test_folder_that_is_not_there_is_no_other_program(self, tmp_path):
-        with pytest.raises(FileNotFoundError), locked(tmp_path / "no" / "lock"):
-            pass

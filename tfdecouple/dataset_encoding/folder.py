@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from filelock import FileLock, Timeout
 
 from tfdecouple.dataset_encoding.checking import JOURNAL, listed, noted, problem_of
 from tfdecouple.dataset_encoding.formats import FORMATS
 from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.storage.files import TEMPORARY, beside, put_in_place, sha256_of
-from tfdecouple.storage.locks import locked
 
 # The run folder with the very weights that these codes come from: they decode with no others.
 RUN = "_run"
@@ -53,8 +53,8 @@ class CodesFolder:
             if not made:
                 self._refuse_other_content()
             try:
-                self._lock.enter_context(locked(self.path / _LOCK))
-            except BlockingIOError as error:
+                self._lock.enter_context(FileLock(self.path / _LOCK, timeout=0))
+            except Timeout as error:
                 raise UserError(
                     f"another program is writing to {self.path}; wait for it, or name another folder with --out"
                 ) from error

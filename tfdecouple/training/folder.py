@@ -9,13 +9,14 @@ import pathlib
 from collections.abc import Sequence
 from types import TracebackType
 
+from filelock import FileLock, Timeout
+
 from tfdecouple.config import Config, difference
 from tfdecouple.data.opening import find_kind, images_at, located
 from tfdecouple.errors import RunError
 from tfdecouple.runs import CHECKPOINTS, CONFIG, changed_label, is_folder, load_config
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import TEMPORARY, require_own_files, write_text
-from tfdecouple.storage.locks import locked
 
 _LOCK = ".lock"
 # What may be another when a run goes on.
@@ -143,8 +144,8 @@ class RunFolder:
         """Keeps a second program from training in the same folder at the same time."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._stack.enter_context(locked(self.path / _LOCK))
-        except BlockingIOError as error:
+            self._stack.enter_context(FileLock(self.path / _LOCK, timeout=0))
+        except Timeout as error:
             raise RunError(
                 f"another program is training in {self.path}; wait for it or choose another --workdir"
             ) from error
