@@ -25,7 +25,6 @@ from tfdecouple.runs import (
     images_known,
     is_folder,
     read_summary,
-    require_own_images,
     run_name,
     unknown_data,
 )
@@ -102,12 +101,9 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
     Raises:
         RunError: where the folder is no run, or holds no whole checkpoint.
         ConfigError: where its config does not hold.
-        UntrustedError: where the config leads to images within the run folder.
         NotInitializedError: where the weights were never initialised.
     """
     opened = Run.open(run)
-    # The gate takes images from there.
-    require_own_images(run, opened.config.data)
     model, config, step = opened.model, opened.config, opened.step
     model.require_initialized()
     summary, damage = {}, ""

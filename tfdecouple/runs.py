@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any, Self
@@ -16,9 +15,9 @@ import numpy as np
 from tfdecouple.config import Config, DataConfig, override
 from tfdecouple.data import Source, open_source
 from tfdecouple.data.labels import require_classes
-from tfdecouple.data.opening import images_at, with_source
+from tfdecouple.data.opening import with_source
 from tfdecouple.directions import Directions
-from tfdecouple.errors import ConfigError, DataError, RunError, UntrustedError, UserError, nearest, one_line
+from tfdecouple.errors import ConfigError, DataError, RunError, UserError, nearest, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.pretrained import folder_of, pretrained_names
 from tfdecouple.run_folder import (
@@ -65,7 +64,6 @@ __all__ = [
     "no_directions",
     "read_label_names",
     "read_summary",
-    "require_own_images",
     "run_name",
     "save_run",
     "figures_of_test",
@@ -74,37 +72,6 @@ __all__ = [
     "write_label_names",
     "write_run",
 ]
-
-
-def require_own_images(run: str | pathlib.Path, data: DataConfig) -> str | None:
-    """Looks whether the config of a run, which may be a stranger's, leads to images within the run folder.
-
-    Whoever made the run folder made all that lies within it; images are taken from there only where the user says so.
-
-    Args:
-        run: a run folder.
-        data: of its config.
-
-    Returns:
-        The folder of images that it names; None where it names none.
-
-    Raises:
-        UntrustedError: where this lies within the run folder.
-    """
-    found = images_at(data)
-    if found is None:
-        return None
-    option, folder = found
-    run = find_run(run)
-    inside = any(
-        os.path.commonpath([path(run), path(folder)]) == path(run) for path in (os.path.abspath, os.path.realpath)
-    )
-    if inside:
-        raise UntrustedError(
-            f"{option} in {pathlib.Path(run) / CONFIG} leads into the run folder itself, to {folder}; where you trust "
-            "it, name it with --data and --data-dir, or change the config"
-        )
-    return folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,13 +181,9 @@ class Run:
 
         Raises:
             DataError: for missing data.
-            UntrustedError: where the run's config, not the user, names images within the run folder.
             ConfigError: for an option of a wrong value.
         """
         data = self.data_of(source, data_dir=data_dir, **others)
-        option, _ = images_at(data) or ("", "")
-        if (source if option == "data.source" else data_dir) is None:
-            require_own_images(self.path, data)
         return open_source(data, self.config.model.image_shape, download=download)
 
     def data_of(self, source: str | None, **others: Any) -> DataConfig:

@@ -112,7 +112,7 @@ class TestBitsPerDim:
         }
         assert {name: values[name] for name in expected} == expected
         # Only test images are counted.
-        assert "looks_at_test" not in values and not (tmp_path / "looks.json").exists()
+        assert "test_evaluations" not in values and not list(tmp_path.rglob("*.log"))
 
     def test_drawn_images_get_the_figures_that_they_have_among_all(self, made_run, image_folder, tmp_path, known):
         assert command("--run", made_run, "--images", 3, "--batch-size", 2, "--seed", 4, "--out", tmp_path) == 0
@@ -131,7 +131,7 @@ class TestBitsPerDim:
         run = make_run(tmp_path / "run", image_folder)
         assert command("--run", run, "--images", 2) == 0
         names = {path.name for path in (run / "evaluation").iterdir() if not path.name.startswith(".")}
-        assert names == {"bits_per_dim-test.json", "looks.json"}
+        assert names == {"bits_per_dim-test.json", "test_evaluations.log"}
 
     def test_other_data_than_those_of_the_run(self, made_run, image_folder, tmp_path):
         for split in ("train", "validation", "test"):
@@ -147,42 +147,35 @@ class TestBitsPerDim:
         assert read(tmp_path, "bits_per_dim-validation")["bits_per_dim"] == pytest.approx(values["bits_per_dim"])
 
 
-class TestLooks:
+class TestEvaluations:
     @pytest.fixture
     def run(self, made_run, tmp_path):
         """The run as if nobody had evaluated it."""
         shutil.copytree(made_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
         return tmp_path / "run"
 
-    def test_looks_at_test_images_are_counted_by_data_wherever_results_go(self, run, tmp_path, capsys):
+    def test_of_test_images_have_a_line_each_wherever_results_go(self, run, tmp_path, capsys):
         for out in ("a", "b"):
             assert command("--run", run, "--images", 1, "--out", tmp_path / out) == 0
         assert command("--run", run, "--split", "train", "--images", 1, "--out", tmp_path / "a") == 0
-        assert list(read(run / "evaluation", "looks").values()) == [2]
-        assert read(tmp_path / "b", "bits_per_dim-test")["looks_at_test"] == 2
-        assert not list(tmp_path.glob("[ab]/*looks*"))
+        first, second = (run / "evaluation" / "test_evaluations.log").read_text().splitlines()
+        assert first == second and read(tmp_path / "b", "bits_per_dim-test")["test_evaluations"] == 2
+        assert not list(tmp_path.glob("[ab]/*.log"))
         out = capsys.readouterr().out
-        assert "looked at for the first time" in out and "looked at 2 times" in out
+        assert "with this one: 1\n" in out and "with this one: 2\n" in out
 
-    def test_of_a_run_that_may_not_be_written_they_are_counted_beside_the_results(self, run, tmp_path, monkeypatch):
+    def test_of_a_run_that_may_not_be_written_are_counted_beside_the_results(self, run, tmp_path, monkeypatch):
         # The superuser, who may run the tests, can write everywhere.
         may = os.access
         monkeypatch.setattr(os, "access", lambda path, mode: "run" not in str(path).split("/")[-2:] and may(path, mode))
         assert command("--run", run, "--images", 1, "--out", tmp_path / "out") == 0
-        assert list(read(tmp_path / "out", "looks").values()) == [1] and not (run / "evaluation").exists()
+        assert (tmp_path / "out" / "test_evaluations.log").exists() and not (run / "evaluation").exists()
 
-    def test_other_data_have_their_own_count(self, run, tmp_path):
+    def test_of_other_data_are_not_counted(self, run, tmp_path):
         (run / "evaluation").mkdir()
-        (run / "evaluation" / "looks.json").write_text('{"other data": 7}')
+        (run / "evaluation" / "test_evaluations.log").write_text("other data\n" * 7)
         assert command("--run", run, "--images", 1, "--out", tmp_path) == 0
-        looks = read(run / "evaluation", "looks")
-        assert looks.pop("other data") == 7 and list(looks.values()) == [1]
-
-    @pytest.mark.parametrize("content", ["{", "[]", '"text"'])
-    def test_damaged_count_is_refused(self, run, tmp_path, capsys, content):
-        (run / "evaluation").mkdir()
-        (run / "evaluation" / "looks.json").write_text(content)
-        assert "is no count of looks" in refused(capsys, "--run", run, "--images", 1, "--out", tmp_path)
+        assert read(tmp_path, "bits_per_dim-test")["test_evaluations"] == 1
 
 
 class TestMore:

@@ -111,7 +111,7 @@ class TestProbeAndFrechet:
     @pytest.mark.parametrize("name", ["probe", "frechet"])
     def test_test_images_are_looked_at_whatever_the_split(self, out, name):
         values = read(out, name)
-        assert values["looks_at_test"] == 1 and "split" not in values and values["step"] == 1
+        assert values["test_evaluations"] == 1 and "split" not in values and values["step"] == 1
 
     def test_probe_tells_the_classes(self, out):
         values = read(out, "probe")

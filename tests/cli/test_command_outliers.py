@@ -85,12 +85,12 @@ class TestResult:
         values, out, _ = result
         with Image.open(out / "outliers-test.png") as picture:
             assert picture.size[0] > 800 and len(picture.convert("RGB").getcolors(2**20)) > 10
-        assert values["looks_at_test"] >= 1
+        assert values["test_evaluations"] >= 1
 
     def test_validation_images_are_no_look(self, tiny_run, images, tmp_path, capsys):
         arguments = ("--data", f"folder:{images}", "--split", "validation", "--outliers", "noise")
         assert evaluate(tiny_run, tmp_path, *arguments) == 0
-        assert not (tmp_path / "looks.json").exists()
+        assert not (tmp_path / "test_evaluations.log").exists()
         out = capsys.readouterr().out
         assert "noise (4 images), against 4 of validation" in out and "AUROC" in out
 

@@ -134,21 +134,10 @@ class TestTfds:
     @pytest.mark.parametrize(
         ("shape", "dtype", "part"), [((4, 4, 4), np.uint8, "(4, 4, 4)"), ((4, 4, 1), np.float32, "float32")]
     )
-    def test_unusable_images_are_refused(self, tmp_path: pathlib.Path, shape, dtype, part: str) -> None:
+    def test_unusable_images_are_refused(self, shape, dtype, part: str) -> None:
         tfds = pytest.importorskip("tensorflow_datasets")
-        folder = tmp_path / "odd_images" / "1.0.0"
-        folder.mkdir(parents=True)
-        info = tfds.core.DatasetInfo(
-            builder=tfds.core.DatasetIdentity(
-                name="odd_images", version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=""
-            ),
-            features=tfds.features.FeaturesDict({"image": tfds.features.Image(shape=shape, dtype=dtype)}),
-        )
-        writer = tfds.core.SequentialWriter(info, max_examples_per_shard=100)
-        writer.initialize_splits(["train"])
-        writer.add_examples({"train": [{"image": np.zeros(shape, dtype)} for _ in range(10)]})
-        writer.close_all()
-        message = one_line_error(lambda: self._open(str(tmp_path), source="tfds:odd_images"))
+        features = {"image": tfds.features.Image(shape=shape, dtype=dtype)}
+        message = one_line_error(lambda: feature_keys("tfds:odd_images", features))
         assert part in message and "odd_images" in message
 
     def test_damaged_records(self, tiny_tfds: str, tmp_path: pathlib.Path) -> None:

@@ -188,10 +188,9 @@ def test_a_hub_that_is_away(hub, weights, monkeypatch):
     # The client tries again and again.
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     fetch.cache_clear()
-    # What was fetched of a branch has to do.
-    assert folder_of("hf://ada/known").name == commit
-    with pytest.raises(RunError, match="hf://ada/faces: ") as refusal:
-        folder_of("hf://ada/faces")
+    assert folder_of(f"hf://ada/known@{commit}").name == commit
+    with pytest.raises(RunError, match="hf://ada/known: ") as refusal:
+        folder_of("hf://ada/known")
     assert "\n" not in str(refusal.value)
 
 

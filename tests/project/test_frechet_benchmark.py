@@ -88,7 +88,7 @@ def test_rows_are_the_distances_of_evaluate(tmp_path):
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert found["step"] == 1
     # It looks at the test images, once however many rows it has.
-    assert list(json.loads((run / "evaluation" / "looks.json").read_text(encoding="utf-8")).values()) == [1]
+    assert len((run / "evaluation" / "test_evaluations.log").read_text(encoding="utf-8").splitlines()) == 1
     rows = found["rows"]
     assert [(row["side"], row["temperature"]) for row in rows] == [(8, 0.5), (8, 1.0), (16, 1.0)]
     source = open_source(data, LEAST.image_shape)

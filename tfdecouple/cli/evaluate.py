@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import json
+import os
 import pathlib
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.cli.looks import LOOKS, count_look, place_of_looks, writing_to
 from tfdecouple.cli.measures import all_measures
 from tfdecouple.cli.measures.base import Evaluation, Measure, Result
 from tfdecouple.errors import RunError, UserError, one_line
 from tfdecouple.runtime.process import start_tensorflow, was_interrupted
 
+if TYPE_CHECKING:
+    from tfdecouple.data.source import Source
+
+# A line for each evaluation of test images: whoever chooses by them measures no new images.
+TEST_EVALUATIONS = "test_evaluations.log"
+
 _DETAILS = """\
 Bits/dim is always measured; the options
 add to it. The best weights so far are taken. Each result is a JSON file in the
-folder --out; RUN/evaluation/looks.json counts how often test images were looked at,
-wherever results go: choose between models by --split validation."""
+folder --out; RUN/evaluation/test_evaluations.log has a line for each evaluation of
+test images, wherever results go: choose between models by --split validation."""
 
 _EPILOG = """\
 examples:
@@ -111,8 +120,7 @@ class _Command:
         from tfdecouple.cli.output import results_folder
 
         self.out: pathlib.Path = results_folder(options.run, options.out, "evaluation")
-        self.counted_in = place_of_looks(options.run, self.out)
-        self.looks: int | None = None
+        self.test_evaluations: int | None = None
         self.kept: list[str] = []
 
     def run(self) -> int:
@@ -133,7 +141,7 @@ class _Command:
                             self.out.mkdir(parents=True, exist_ok=True)
                         # Counted when the first figure is there to be seen, and before it is shown.
                         if self.options.split == "test" or not all(each.on_split for each in self.measures):
-                            self.looks = count_look(self.counted_in, self.source)
+                            self.test_evaluations = count_test_evaluation(self.options.run, self.out, self.source)
                         self._introduce()
                     self._keep(measure, result)
         except (KeyboardInterrupt, Exception) as error:
@@ -157,9 +165,8 @@ class _Command:
         first = next(self.evaluation.batches().as_numpy_iterator())
         if grey := note_on_grey(first["image"][first["weight"] > 0]):
             print(grey)
-        if self.looks is not None:
-            times = "for the first time" if self.looks == 1 else f"{self.looks} times"
-            print(f"these test images were looked at {times}, by the count of {self.counted_in / LOOKS}")
+        if self.test_evaluations is not None:
+            print(f"evaluations of these test images, with this one: {self.test_evaluations}")
 
     def _keep(self, measure: Measure, result: Result) -> None:
         """Prints a result and writes it down with all that it depends on."""
@@ -182,8 +189,8 @@ class _Command:
                 "split_description": self.source.descriptions[self.options.split],
                 "split_images": self.size,
             }
-        if self.looks is not None:
-            stated["looks_at_test"] = self.looks
+        if self.test_evaluations is not None:
+            stated["test_evaluations"] = self.test_evaluations
         if result.picture is not None:
             # Before the figures that it belongs to: whoever finds these finds all.
             picture = io.BytesIO()
@@ -194,3 +201,40 @@ class _Command:
         with writing_to(self.out):
             write_json(self.out / f"{name}.json", {**stated, **result.values})
         self.kept.append(f"{name}.json")
+
+
+def count_test_evaluation(run: str | pathlib.Path, out: pathlib.Path, source: Source) -> int:
+    """Adds a line to the log of evaluations of test images, and returns how many lines it has of this data set.
+
+    Args:
+        run: whose `evaluation` has the log, wherever results go.
+        out: has it where the run is no folder, or may not be written.
+        source: the data set.
+
+    Raises:
+        RunError: where the log cannot be written.
+    """
+    from tfdecouple.run_folder import is_folder
+
+    own = pathlib.Path(run) / "evaluation"
+    place = own if is_folder(run) and os.access(own if own.exists() else own.parent, os.W_OK) else out
+    line = json.dumps(f"{source.name}: {source.title}, test ({source.descriptions['test']})") + "\n"
+    with writing_to(place, advice=""):
+        place.mkdir(parents=True, exist_ok=True)
+        with (place / TEST_EVALUATIONS).open("a+", encoding="utf-8") as file:
+            file.write(line)
+            file.seek(0)
+            return sum(each == line for each in file)
+
+
+@contextlib.contextmanager
+def writing_to(folder: pathlib.Path, advice: str = "; choose another --out") -> Iterator[None]:
+    """Turns an error of the file system into one line, which ends with the advice.
+
+    Raises:
+        RunError: where a file cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write to the folder {folder}: {error.strerror or error}{advice}") from error

@@ -54,10 +54,7 @@ class SourceKind(abc.ABC):
         return source
 
     def images_at(self, config: DataConfig) -> tuple[str, str] | None:
-        """Returns the option that says where the images lie, and the folder; None where the config says nothing.
-
-        A config may be a stranger's: images within the run folder that it belongs to are not used (docs/security.md).
-        """
+        """Returns the option that says where the images lie, and the folder; None where the config says nothing."""
         return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
 
     def located(self, config: DataConfig) -> DataConfig:

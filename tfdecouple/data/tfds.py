@@ -13,12 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data.connectors import require_known_connectors
 from tfdecouple.data.fitting import fit
 from tfdecouple.data.records import RecordSplit
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import Arrays, MemorySplit, Split, Tensors
-from tfdecouple.errors import DataError, UserError, nearest, one_line
+from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.image_shapes import COLOURS, CONVERTED, Shape
 from tfdecouple.runtime.extras import missing
 
@@ -41,7 +40,6 @@ def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
     Raises:
         DataError: where TFDS does not know the name, the data are not prepared, the download fails, or the data set
             holds no images that could be used.
-        UntrustedError: where files of the data set would make TFDS run code that is not its own.
     """
     builder = _builder(config)
     _require_prepared(builder, config, download)
@@ -103,6 +101,13 @@ def choose_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[
 
 
 def _builder(config: DataConfig) -> Any:
+    """Returns the builder of a data set, of a class that TFDS ships.
+
+    TFDS itself would read a folder that it has no class for by its metadata, and import the classes that these name.
+
+    Raises:
+        DataError: where TFDS has no such data set, config or version.
+    """
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise DataError(missing("tensorflow_datasets", f"data.source={config.source}"))
     import tensorflow_datasets as tfds
@@ -110,39 +115,18 @@ def _builder(config: DataConfig) -> Any:
     name = config.source.removeprefix("tfds:")
     data_dir = os.path.expanduser(config.data_dir) if config.data_dir else None
     try:
-        _check_files(name, data_dir)
-        return tfds.builder(name, data_dir=data_dir)
-    except UserError:
-        raise
+        parsed, options = tfds.core.naming.parse_builder_name_kwargs(name)
+        if parsed.namespace or not set(options) <= {"config", "version"}:
+            raise ValueError("write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION")
+        return tfds.builder_cls(parsed.name)(data_dir=data_dir, **options)
     except tfds.core.DatasetNotFoundError:
         raise DataError(
-            f"TensorFlow Datasets knows no data set {name!r}{nearest(name, tfds.list_builders())}"
+            f"TensorFlow Datasets has no data set {name!r}{nearest(name, tfds.list_builders())}; a folder that it has "
+            "no class for is not read: its metadata name code"
         ) from None
     # A wrong config or version, in whichever error TFDS chooses; its message names the right ones.
     except Exception as error:
         raise DataError(f"cannot open the data set {name!r}{_nearest_config(name)}: {one_line(error)}") from error
-
-
-def _check_files(name: str, data_dir: str | None) -> None:
-    """Refuses what would run code other than TFDS' own before TFDS looks at it.
-
-    Raises:
-        UntrustedError: see `require_known_connectors`.
-        DataError: for names that carry more than a data set, its config and its version.
-        ValueError: from TFDS, for other names that it does not understand.
-    """
-    import tensorflow_datasets as tfds
-
-    parsed, options = tfds.core.naming.parse_builder_name_kwargs(name)
-    if parsed.namespace:
-        raise DataError(
-            f"the data set {name!r} is of the community {parsed.namespace!r}, whose code TFDS would download and run; "
-            "only data sets that TFDS ships or that are prepared in a folder are opened"
-        )
-    if not set(options) <= {"config", "version"}:
-        raise DataError(f"the data set {name!r} has arguments; write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION")
-    for folder in tfds.core.utils.file_utils.list_data_dirs(data_dir):
-        require_known_connectors(tfds.core.Path(folder) / parsed.name)
 
 
 def _nearest_config(name: str) -> str:

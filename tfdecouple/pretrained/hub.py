@@ -104,25 +104,17 @@ def _manifest(hub: Any, address: Address, text: str) -> pathlib.Path:
 
     Raises:
         RunError: where it is too large for one.
-        Exception: of the client, where the Hub has none; or where it cannot be reached and none was fetched before.
+        Exception: of the client, where the Hub has none or cannot be reached.
     """
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     place, revision = address.repository, address.revision
-    known = huggingface_hub.try_to_load_from_cache(place, MANIFEST, revision=revision)
-    if isinstance(known, str) and _COMMIT.fullmatch(revision or ""):
-        return pathlib.Path(known)
-    url = huggingface_hub.hf_hub_url(place, MANIFEST, revision=revision, endpoint=hub.endpoint)
-    try:
-        size = hub.get_hf_file_metadata(url=url).size
-    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
-        raise
-    except Exception:
-        # The Hub is away: what a branch or tag was when it was last fetched has to do.
+    if _COMMIT.fullmatch(revision or ""):
+        known = huggingface_hub.try_to_load_from_cache(place, MANIFEST, revision=revision)
         if isinstance(known, str):
             return pathlib.Path(known)
-        raise
+    url = huggingface_hub.hf_hub_url(place, MANIFEST, revision=revision, endpoint=hub.endpoint)
+    size = hub.get_hf_file_metadata(url=url).size
     if size is None or size > MANIFEST_BYTES:
         raise RunError(f"the manifest of {text} has {size or 'untold'} bytes; one has {MANIFEST_BYTES:,} at most")
     return pathlib.Path(hub.hf_hub_download(place, MANIFEST, revision=revision))

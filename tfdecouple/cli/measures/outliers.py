@@ -74,7 +74,7 @@ class Outliers(Measure):
         require("matplotlib", what="--outliers")
         from tfdecouple.data import open_source
         from tfdecouple.data.opening import with_source
-        from tfdecouple.runs import load_config, require_own_images
+        from tfdecouple.runs import load_config
 
         options, config = self.options, load_config(self.options.run)
         for name in options.outliers:
@@ -83,8 +83,6 @@ class Outliers(Measure):
             data = with_source(config.data, name)
             if options.data_dir:
                 data = dataclasses.replace(data, data_dir=options.data_dir)
-            elif not name.startswith("folder:"):
-                require_own_images(options.run, data)
             source = open_source(data, config.model.image_shape, download=options.download)
             source.split(options.split)
             self._opened[name] = source
