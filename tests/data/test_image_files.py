@@ -212,7 +212,7 @@ def test_threads_share_one_budget_of_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr(image_file, "_BUDGET", budget)
     at_once, most, lock = 0, 0, threading.Lock()
 
-    def counting(opened):
+    def counting(opened, in_place):
         nonlocal at_once, most
         with lock:
             at_once += 1
@@ -220,7 +220,6 @@ def test_threads_share_one_budget_of_pixels(tmp_path, monkeypatch):
         time.sleep(0.02)
         with lock:
             at_once -= 1
-        return opened
 
     monkeypatch.setattr(image_file.ImageOps, "exif_transpose", counting)
     source = open_source(DataConfig(source=f"folder:{tmp_path}"), 8)

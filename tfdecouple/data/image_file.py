@@ -42,6 +42,10 @@ UNREAD_SUFFIXES = (
 _WIDE_MODES = ("I", "F")
 
 
+# Pillow keeps pixels in blocks of this size. Freed blocks below 32 MB would stay with the thread that had them.
+Image.core.set_block_size(2**26)
+
+
 class PixelBudget:
     """Pixels that all threads together may have decoded at a time: files that are small can be large in memory.
 
@@ -97,7 +101,8 @@ def read_image(path: str, image_shape: int | Shape, centre_crop: int, file: Bina
             with _BUDGET.taken(pixels.shape[0] * pixels.shape[1]):
                 return fit_pixels(pixels, shape, centre_crop)
         with _opened(path, file) as opened, _BUDGET.taken(opened.width * opened.height):
-            image = ImageOps.exif_transpose(opened)
+            image = opened
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in _WIDE_MODES:
@@ -119,7 +124,8 @@ def _with_channels(image: Image.Image, channels: int) -> Image.Image:
         ValueError: where it has others than the model, and they are no colours to be converted.
     """
     if channels in CONVERTED:
-        return image.convert(CONVERTED[channels])
+        wanted = CONVERTED[channels]
+        return image if image.mode == wanted else image.convert(wanted)
     bands = image.getbands()
     if len(bands) != channels:
         raise ValueError(
