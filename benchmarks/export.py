@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.export_worker import OTHERS, RUNTIMES  # noqa: E402
 from tfdecouple.config import Config, load_preset  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.run_folder import find_run, load_config  # noqa: E402
+from tfdecouple.runs.run_folder import find_run, load_config  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 WORKER = ROOT / "benchmarks" / "export_worker.py"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from export.formats.files import FILE_FORMATS
-from tfdecouple.pretrained import DEFAULT, HUB
+from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.extras import require
 from tfdecouple.runtime.process import given_arguments, run_program, start_tensorflow
 

@@ -15,7 +15,6 @@ from tfdecouple.config import Config
 from tfdecouple.data import crop_of_own_images
 from tfdecouple.data.fitting import crop_said, resize_said
 from tfdecouple.data.opening import images_at
-from tfdecouple.directions import Directions
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.image_shapes import facts
 from tfdecouple.model import DecoupledModel
@@ -28,6 +27,7 @@ from tfdecouple.runs import (
     run_name,
     unknown_data,
 )
+from tfdecouple.runs.directions import Directions
 
 _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
 

@@ -35,11 +35,11 @@ from export.verification.check_folder import card_problems, page_problems, serve
 from export.verification.fold import weight_digests
 from export.verification.folder import part_of
 from export.verification.run import Process, RefusedError, further_checks, listed, pass_gate, run_client
-from tfdecouple.directions import MEANS
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.image_shapes import described, square
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import SUMMARY
+from tfdecouple.runs.directions import MEANS
 from tfdecouple.storage.files import write_json, write_text
 
 # Published beside ONNX files: it runs them, with ONNX Runtime and NumPy alone.

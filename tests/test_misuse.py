@@ -10,10 +10,10 @@ from helpers.models import SMALL, TINY, give_effect, random_images
 from helpers.refusals import message_of
 
 from tfdecouple import randomness
-from tfdecouple.directions import MEANS, Direction
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model import decoupled_model as model_module
+from tfdecouple.runs.directions import MEANS, Direction
 
 pytestmark = pytest.mark.usefixtures("eager")
 

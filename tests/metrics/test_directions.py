@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tfdecouple.directions import CLASSIFIER, MEANS, Direction, Directions
 from tfdecouple.metrics.directions import direction_of_a_label, direction_of_a_number
+from tfdecouple.runs.directions import CLASSIFIER, MEANS, Direction, Directions
 
 DIMENSIONS = 4
 COVARIANCE = np.array([[1.0, 0.8, 0, 0], [0.8, 1.0, 0, 0], [0, 0, 0.25, 0], [0, 0, 0, 4.0]])

@@ -34,13 +34,14 @@ ORDER = [
     "costs",
     "layers",
     "networks",
-    "pretrained",
-    "run_folder",
+    "runs.published",
+    "runs.hub",
+    "runs.pretrained",
+    "runs.run_folder",
     "model",
-    "directions",
+    "runs.directions",
     "data",
     "runs",
-    "publishing",
     "interop",
     "visualization",
     "metrics",
@@ -70,8 +71,8 @@ EXPORT_ORDER = [
 
 
 def section(module):
-    """The first part of a dotted name below the package."""
-    return module.split(".")[0]
+    """What stands in the order for a dotted name below the package: itself, or its first part."""
+    return module if module in ORDER else module.split(".")[0]
 
 
 def modules():

@@ -214,7 +214,7 @@ def count_test_evaluation(run: str | pathlib.Path, out: pathlib.Path, source: So
     Raises:
         RunError: where the log cannot be written.
     """
-    from tfdecouple.run_folder import is_folder
+    from tfdecouple.runs.run_folder import is_folder
 
     own = pathlib.Path(run) / "evaluation"
     place = own if is_folder(run) and os.access(own if own.exists() else own.parent, os.W_OK) else out

@@ -10,7 +10,7 @@ from typing import Any
 
 from tfdecouple.data.opening import kinds_listed
 from tfdecouple.errors import UserError
-from tfdecouple.pretrained import DEFAULT, HUB
+from tfdecouple.runs.pretrained import DEFAULT, HUB
 
 MOST_IN_A_PICTURE = 100_000
 # Of the steps along a direction.

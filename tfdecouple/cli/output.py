@@ -13,7 +13,7 @@ from PIL import Image
 
 from tfdecouple.cli.opening import OpenedRun
 from tfdecouple.errors import UserError
-from tfdecouple.run_folder import is_folder
+from tfdecouple.runs.run_folder import is_folder
 from tfdecouple.storage.files import write_bytes, write_json
 
 PICTURES = "pictures"

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         UserError: for a run without weights, a place that is taken or cannot be reached, or no licence.
     """
     start_tensorflow()
-    from tfdecouple.publishing import publish
+    from tfdecouple.runs.publishing import publish
 
     place = publish(options.run, options.to, licence=options.licence, name=options.name, private=options.private)
     print(f"{place}: config, weights, card and manifest")

@@ -15,9 +15,9 @@ import numpy as np
 from sklearn.linear_model import RidgeCV
 from threadpoolctl import threadpool_limits
 
-from tfdecouple.directions import CLASSIFIER, MEANS, Direction
 from tfdecouple.metrics.detection import auroc
 from tfdecouple.metrics.linear_classifier import STRENGTHS, fit_classifier
+from tfdecouple.runs.directions import CLASSIFIER, MEANS, Direction
 
 # Fewer images with or without it say nothing; the classifier holds a fifth of them out to choose its strength.
 LEAST = 5

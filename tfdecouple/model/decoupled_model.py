@@ -28,9 +28,9 @@ from tfdecouple.model.interpolation import between, require_path
 from tfdecouple.model.networks import Codes, Networks
 from tfdecouple.model.precision_check import check_precision_of
 from tfdecouple.model.round_trip import listed, require_finite, require_same, warn_of_far_images
-from tfdecouple.pretrained import pretrained_names
-from tfdecouple.run_folder import CONFIG, find_run, load_config, require_fitting
-from tfdecouple.run_folder import load_weights as read_weights
+from tfdecouple.runs.pretrained import pretrained_names
+from tfdecouple.runs.run_folder import CONFIG, find_run, load_config, require_fitting
+from tfdecouple.runs.run_folder import load_weights as read_weights
 from tfdecouple.runtime.autograph import unconverted
 from tfdecouple.runtime.shapes import sizes
 from tfdecouple.runtime.tf32 import full_float32, tensor_float_32

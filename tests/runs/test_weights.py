@@ -17,15 +17,14 @@ from PIL import Image
 
 import tfdecouple
 from export.formats.web import example_images
-from tfdecouple import pretrained
 from tfdecouple.cli import main
 from tfdecouple.cli.output import results_folder
 from tfdecouple.config import PHOTOGRAPHS, load_preset
 from tfdecouple.data import load_images, open_source
-from tfdecouple.directions import METHODS
 from tfdecouple.errors import ConfigError, RunError
-from tfdecouple.pretrained.published import MANIFEST, Published
-from tfdecouple.runs import find_run, is_folder, load_config, read_summary, weights_sha256
+from tfdecouple.runs import find_run, is_folder, load_config, pretrained, read_summary, weights_sha256
+from tfdecouple.runs.directions import METHODS
+from tfdecouple.runs.published import MANIFEST, Published
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -143,7 +142,7 @@ def test_from_preset_as_keras_users_expect(others):
 
 
 def test_finding_them_needs_no_tensorflow():
-    code = "import sys, tfdecouple.pretrained as p; print(p.folder_of('photographs'), 'tensorflow' in sys.modules)"
+    code = "import sys, tfdecouple.runs.pretrained as p; print(p.folder_of('photographs'), 'tensorflow' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said.split() == [str(HERE), "False"]
 

@@ -15,9 +15,9 @@ from helpers.refusals import refused
 import tfdecouple
 from tfdecouple.cli import main
 from tfdecouple.errors import RunError, UntrustedError, UserError
-from tfdecouple.pretrained import folder_of
-from tfdecouple.pretrained.hub import Address, fetch
 from tfdecouple.runs import load_model, run_name, weights_sha256
+from tfdecouple.runs.hub import Address, fetch
+from tfdecouple.runs.pretrained import folder_of
 
 client = pytest.importorskip("huggingface_hub")
 
@@ -197,7 +197,7 @@ def test_a_hub_that_is_away(hub, weights, monkeypatch):
 def test_the_clients_own_variables_say_where(hub, weights, tmp_path):
     commit = hub.commit("ada/faces", weights)
     environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PATH": "", "PYTHONPATH": str(ROOT)}
-    code = "import sys; from tfdecouple.pretrained import folder_of; print(folder_of(sys.argv[1]))"
+    code = "import sys; from tfdecouple.runs.pretrained import folder_of; print(folder_of(sys.argv[1]))"
     command = [sys.executable, "-c", code, "hf://ada/faces"]
     options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": True, "timeout": PATIENCE}
     found = subprocess.run(command, env=environment, **options).stdout

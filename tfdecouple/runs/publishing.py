@@ -12,20 +12,19 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfdecouple import pretrained
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.opening import find_kind, images_at, rights_in
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.image_shapes import described
-from tfdecouple.pretrained import HUB
-from tfdecouple.pretrained.hub import Address, upload
-from tfdecouple.pretrained.published import CARD, Published
-from tfdecouple.runs import (
+from tfdecouple.runs.pretrained import BUNDLED, HUB
+from tfdecouple.runs.hub import Address, upload
+from tfdecouple.runs.published import CARD, Published
+from tfdecouple.runs.run import Run
+from tfdecouple.runs.run_folder import (
     CHECKPOINTS,
     CONFIG,
     LABELS,
     SUMMARY,
-    Run,
     figures_of_test,
     find_run,
     images_known,
@@ -90,7 +89,7 @@ def publish(
         with tempfile.TemporaryDirectory(prefix=".publish-", dir=None if on_hub else target.parent) as scratch:
             folder = pathlib.Path(scratch) / "model"
             folder.mkdir()
-            comes_along = target.parent == pathlib.Path(pretrained.__file__).parent
+            comes_along = target.parent == BUNDLED
             _write(opened, folder, called, licence, to if on_hub else called if comes_along else None, say)
             if on_hub:
                 return upload(folder, to, private=private, message=f"{called}, update {opened.step}")

@@ -12,7 +12,7 @@ from tfdecouple.architecture import count_by_network, plan
 from tfdecouple.config import Config
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.parameters import require_memory
-from tfdecouple.pretrained import HUB, folder_of, pretrained_names
+from tfdecouple.runs.pretrained import HUB, folder_of, pretrained_names
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.storage.files import read_json, require_own_files, write_json
 

@@ -16,11 +16,11 @@ from tfdecouple.config import Config, DataConfig, override
 from tfdecouple.data import Source, open_source
 from tfdecouple.data.labels import require_classes
 from tfdecouple.data.opening import with_source
-from tfdecouple.directions import Directions
+from tfdecouple.runs.directions import Directions
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError, nearest, one_line
 from tfdecouple.model import DecoupledModel
-from tfdecouple.pretrained import folder_of, pretrained_names
-from tfdecouple.run_folder import (
+from tfdecouple.runs.pretrained import folder_of, pretrained_names
+from tfdecouple.runs.run_folder import (
     CHECKPOINTS,
     CONFIG,
     LABELS,
@@ -43,35 +43,6 @@ from tfdecouple.run_folder import (
 )
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json, write_text
-
-__all__ = [
-    "CHECKPOINTS",
-    "CONFIG",
-    "LABELS",
-    "SUMMARY",
-    "Run",
-    "averaged_names",
-    "changed_label",
-    "find_run",
-    "fitting_weights",
-    "images_known",
-    "is_folder",
-    "load_config",
-    "load_directions",
-    "load_model",
-    "load_pretrained",
-    "load_weights",
-    "no_directions",
-    "read_label_names",
-    "read_summary",
-    "run_name",
-    "save_run",
-    "figures_of_test",
-    "unknown_data",
-    "weights_sha256",
-    "write_label_names",
-    "write_run",
-]
 
 
 @dataclasses.dataclass(frozen=True)

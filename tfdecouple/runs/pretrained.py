@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pathlib
 
-_HERE = pathlib.Path(__file__).parent
+BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
 # What begins the address of weights on the Hub.
 HUB = "hf://"
 # What commands take where no run is named.
@@ -22,7 +22,7 @@ def pretrained_names() -> tuple[str, ...]:
     >>> pretrained_names()
     ('photographs',)
     """
-    return tuple(sorted(path.parent.name for path in _HERE.glob("*/manifest.json")))
+    return tuple(sorted(path.parent.name for path in BUNDLED.glob("*/manifest.json")))
 
 
 def folder_of(name: str) -> pathlib.Path | None:
@@ -37,7 +37,7 @@ def folder_of(name: str) -> pathlib.Path | None:
         MissingPackageError: where the Hub's client is not installed.
     """
     if name.startswith(HUB):
-        from tfdecouple.pretrained.hub import fetch
+        from tfdecouple.runs.hub import fetch
 
         return fetch(name)
-    return _HERE / name if name in pretrained_names() else None
+    return BUNDLED / name if name in pretrained_names() else None

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from tfdecouple.errors import RunError, UserError, one_line
-from tfdecouple.pretrained.published import MANIFEST, MANIFEST_BYTES, Published
+from tfdecouple.runs.published import MANIFEST, MANIFEST_BYTES, Published
 from tfdecouple.runtime.extras import require
 
 # What requests say that they come from.
