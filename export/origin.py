@@ -13,7 +13,7 @@ from typing import Any
 
 from tfdecouple.config import Config
 from tfdecouple.data import crop_of_own_images
-from tfdecouple.data.fitting import crop_said, resize_said
+from tfdecouple.data.image_file import crop_said, resize_said
 from tfdecouple.data.opening import images_at
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.image_shapes import facts

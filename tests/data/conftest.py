@@ -17,8 +17,7 @@ from tfdecouple.data import (
     Source,
     open_source,
 )
-from tfdecouple.data.records import RecordSplit
-from tfdecouple.data.split import MemorySplit
+from tfdecouple.data.split import MemorySplit, RecordSplit
 
 
 @pytest.fixture(scope="session")

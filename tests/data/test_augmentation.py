@@ -18,7 +18,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data import (
     training_batches,
 )
-from tfdecouple.data.augmentation import augment
+from tfdecouple.data.batches import augment
 
 
 class TestAugmentation:

@@ -29,8 +29,7 @@ from tfdecouple.data import (
     steps_per_epoch,
     training_batches,
 )
-from tfdecouple.data.records import RecordSplit
-from tfdecouple.data.split import Split
+from tfdecouple.data.split import RecordSplit, Split
 
 
 class TestTrainingOrder:

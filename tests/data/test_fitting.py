@@ -13,8 +13,7 @@ from helpers.numbered import (
 )
 from PIL import Image
 
-from tfdecouple.data.fitting import fit
-from tfdecouple.data.image_file import read_image
+from tfdecouple.data.image_file import fit, read_image
 
 
 class TestImageFile:

@@ -14,10 +14,9 @@ from PIL import Image
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data import load_images, open_source, training_batches
-from tfdecouple.data.augmentation import augment
+from tfdecouple.data.batches import augment
 from tfdecouple.data.codecs import codec_bits_per_dim
-from tfdecouple.data.fitting import centre_box, fit, fit_pixels, resize_said
-from tfdecouple.data.image_file import read_image
+from tfdecouple.data.image_file import centre_box, fit, fit_pixels, read_image, resize_said
 from tfdecouple.data.source import Source
 from tfdecouple.data.split import MemorySplit
 

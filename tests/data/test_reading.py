@@ -19,8 +19,7 @@ from PIL import Image
 from export.origin import Origin
 from tfdecouple.cli.opening import own_images
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.data.fitting import fit, fit_image
-from tfdecouple.data.image_file import read_image
+from tfdecouple.data.image_file import fit, fit_image, read_image
 from tfdecouple.data.tfds import decode_pixels
 
 EXAMPLES = ROOT / "examples"

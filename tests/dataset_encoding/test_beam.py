@@ -19,7 +19,7 @@ from PIL import Image
 pytest.importorskip("apache_beam")
 
 from tfdecouple.cli import main
-from tfdecouple.data.fitting import crop_said
+from tfdecouple.data.image_file import crop_said
 from tfdecouple.dataset_encoding import read_codes
 from tfdecouple.dataset_encoding.worker import Images, numbered
 from tfdecouple.errors import DataError

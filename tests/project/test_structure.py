@@ -34,8 +34,6 @@ ORDER = [
     "costs",
     "layers",
     "networks",
-    "runs.published",
-    "runs.hub",
     "runs.pretrained",
     "runs.run_folder",
     "model",

@@ -16,8 +16,7 @@ import tfdecouple
 from tfdecouple.cli import main
 from tfdecouple.errors import RunError, UntrustedError, UserError
 from tfdecouple.runs import load_model, run_name, weights_sha256
-from tfdecouple.runs.hub import Address, fetch
-from tfdecouple.runs.pretrained import folder_of
+from tfdecouple.runs.pretrained import Address, fetch, folder_of
 
 client = pytest.importorskip("huggingface_hub")
 

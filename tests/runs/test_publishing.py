@@ -15,7 +15,7 @@ from tfdecouple.config import Config, DataConfig
 from tfdecouple.data import opening
 from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.runs import Run, load_config, load_model, save_run, weights_sha256
-from tfdecouple.runs.published import MANIFEST, Published
+from tfdecouple.runs.pretrained import MANIFEST, Published
 from tfdecouple.runs.publishing import _folders, card
 
 HOME = os.path.expanduser("~/noses of clients")
