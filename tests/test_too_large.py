@@ -16,7 +16,7 @@ from helpers.runs import write_run
 
 import tfdecouple
 from export.cli import main as export_main
-from tfdecouple import memory, parameters
+from tfdecouple import parameters
 from tfdecouple.architecture import count_by_network, plan
 from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, DataConfig, ModelConfig, load_preset, override, preset_names
@@ -24,6 +24,7 @@ from tfdecouple.data import open_source
 from tfdecouple.errors import ConfigError, DataError, RunError
 from tfdecouple.parameters import count_parameters, require_memory
 from tfdecouple.runs import load_config
+from tfdecouple.runtime import memory
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 
 COMMITTED = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/config.json"))
