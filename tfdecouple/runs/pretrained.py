@@ -17,20 +17,20 @@ names in the manifest. Nothing of a repository is run. Where the Hub lies (`HF_E
 """
 
 from __future__ import annotations
-import pathlib
-import dataclasses
-import json
-import re
-from typing import Self
-from tfdecouple.errors import RunError, UntrustedError
-from tfdecouple.storage.files import read_json, sha256_of, write_json
+
 import contextlib
+import dataclasses
 import functools
+import json
+import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any, Self
-from tfdecouple.errors import RunError, UserError, one_line
+
+from tfdecouple.errors import RunError, UntrustedError, UserError, one_line
 from tfdecouple.runtime.extras import require
+from tfdecouple.storage.files import read_json, sha256_of, write_json
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
 # What begins the address of weights on the Hub.

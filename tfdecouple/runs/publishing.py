@@ -16,8 +16,8 @@ from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.opening import find_kind, images_at, rights_in
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.image_shapes import described
+from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, Address, Published, upload
-from tfdecouple.runs.run import Run
 from tfdecouple.runs.run_folder import (
     CHECKPOINTS,
     CONFIG,

@@ -16,30 +16,21 @@ from tfdecouple.config import Config, DataConfig, override
 from tfdecouple.data import Source, open_source
 from tfdecouple.data.labels import require_classes
 from tfdecouple.data.opening import with_source
-from tfdecouple.runs.directions import Directions
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError, nearest, one_line
 from tfdecouple.model import DecoupledModel
+from tfdecouple.runs.directions import Directions
 from tfdecouple.runs.pretrained import folder_of, pretrained_names
 from tfdecouple.runs.run_folder import (
     CHECKPOINTS,
     CONFIG,
-    LABELS,
     SUMMARY,
-    averaged_names,
     changed_label,
-    figures_of_test,
     find_run,
-    fitting_weights,
-    images_known,
-    is_folder,
     load_config,
     load_weights,
     read_label_names,
-    read_summary,
     require_fitting,
     run_name,
-    unknown_data,
-    write_label_names,
 )
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json, write_text
