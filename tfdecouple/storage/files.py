@@ -30,22 +30,16 @@ def require_own_files(folder: pathlib.Path) -> None:
 
     Raises:
         UntrustedError: naming the first such entry.
-        OSError: where the folder cannot be read.
     """
     root = os.path.realpath(folder)
-    waiting = [os.fspath(folder)]
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                target = os.path.realpath(entry.path)
-                if entry.is_symlink() and os.path.commonpath([root, target]) != root:
-                    raise UntrustedError(
-                        f"{entry.path} is a link to {target}, out of the folder {folder}; put there what it leads to"
-                    )
-                if not entry.is_file() and not entry.is_dir():
-                    raise UntrustedError(f"{entry.path} is neither a file nor a folder; remove it")
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
+    for where, folders, files in os.walk(folder):
+        for path in (os.path.join(where, name) for name in (*folders, *files)):
+            target = os.path.realpath(path)
+            if os.path.islink(path) and os.path.commonpath([root, target]) != root:
+                raise UntrustedError(f"{path} is a link to {target}, out of the folder; put there what it leads to")
+            # A training that goes on may have removed it meanwhile.
+            if os.path.lexists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+                raise UntrustedError(f"{path} is neither a file nor a folder; remove it")
 
 
 def read_bytes(path: str | pathlib.Path, at_most: int) -> bytes:
