@@ -265,7 +265,7 @@ class TestSample:
         monkeypatch.setattr(randomness, "normal_part", counted)
         monkeypatch.setattr(tiny_model, "decode", decode)
         with pytest.raises(Enough):
-            tiny_model.sample(10**7, seed=0)
+            tiny_model.sample(10**5, seed=0)
         assert largest[0] == max(4096 * 4, 64 * 192)
 
     def test_more_than_memory_holds_is_one_line(self, tiny_model, monkeypatch):
@@ -273,7 +273,13 @@ class TestSample:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nmany lines")
 
         monkeypatch.setattr(tiny_model, "decode", decode)
-        assert "out of memory with 10,000,000 images" in message_of(UserError, lambda: tiny_model.sample(10**7))
+        assert "out of memory with 100 images" in message_of(UserError, lambda: tiny_model.sample(100))
+
+    def test_more_than_memory_can_hold_is_not_drawn(self, tiny_model, monkeypatch):
+        monkeypatch.setattr(tiny_model, "decode", lambda z, v: pytest.fail("images are drawn"))
+        assert "out of memory with 1,000,000,000,000 images" in message_of(
+            UserError, lambda: tiny_model.sample(10**12)
+        )
 
 
 class TestPartOfADraw:

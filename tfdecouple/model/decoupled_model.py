@@ -32,6 +32,7 @@ from tfdecouple.runs.pretrained import pretrained_names
 from tfdecouple.runs.run_folder import CONFIG, find_run, load_config, require_fitting
 from tfdecouple.runs.run_folder import load_weights as read_weights
 from tfdecouple.runtime.autograph import unconverted
+from tfdecouple.runtime.memory import free_memory
 from tfdecouple.runtime.shapes import sizes
 from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
 
@@ -201,6 +202,8 @@ class DecoupledModel(Networks):
         d_z, values = self.config.latent_dim, math.prod(self.config.image_shape)
         images = []
         try:
+            if 2 * n * values > free_memory():
+                raise MemoryError
             for first in range(0, n, _Z_CHUNK):
                 last = min(first + _Z_CHUNK, n)
                 z = None
