@@ -139,7 +139,7 @@ IMPOSSIBLE = [
     ("model.hidden_channels", (4, 4, 0, 4), "at least 1", {}),
     ("model.factors", (4, 4, 4), "factors has 3 entries", {}),
     ("model.factors", (5,), "must divide", {}),
-    ("model.factors", (0,), "its factor is 0", {}),
+    ("model.factors", (0,), "an entry of model.factors is 0; it must be at least 2", {}),
     ("model.encoder_channels", (), "empty", {}),
     ("model.encoder_channels", (4, 0), "at least 1", {}),
     ("model.encoder_channels", (4,) * 6, "multiple of 64", {}),

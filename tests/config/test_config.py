@@ -234,6 +234,7 @@ class TestOverride:
             ("model.latent_dim=many", "'many'"),
             ("model.latent_dim=", "''"),
             ("model.alpha=2", "(0, 1]"),
+            (f"training.steps={10**26}", "at most 9.2e+18"),
         ],
     )
     def test_bad_assignment_is_refused(self, assignment, expected):

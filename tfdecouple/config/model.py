@@ -181,6 +181,8 @@ class ModelConfig:
             f"{option('factors')} has {len(factors)} entries; give one, or one for each of the {levels - 2} inner "
             "levels",
         )
+        for factor in factors:
+            at_least(f"an entry of {option('factors')}", factor, 2)
         inner_factors = _inner(factors, levels)
         for level, (counts, factor) in enumerate(zip(steps[1:-1], inner_factors, strict=True), start=1):
             check(

@@ -148,7 +148,8 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         try:
             value = parse_json(text)
         except ValueError:
-            value = text
+            # A number beyond 64 bits is one that is too large.
+            value = float(text) if text.strip().removeprefix("-").isdecimal() else text
         assigned.add(name)
         if name in INSTEAD and INSTEAD[name] not in assigned:
             other, _, option = INSTEAD[name].partition(".")
