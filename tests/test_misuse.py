@@ -277,9 +277,7 @@ class TestSample:
 
     def test_more_than_memory_can_hold_is_not_drawn(self, tiny_model, monkeypatch):
         monkeypatch.setattr(tiny_model, "decode", lambda z, v: pytest.fail("images are drawn"))
-        assert "out of memory with 1,000,000,000,000 images" in message_of(
-            UserError, lambda: tiny_model.sample(10**12)
-        )
+        assert "out of memory with 1,000,000,000,000 images" in message_of(UserError, lambda: tiny_model.sample(10**12))
 
 
 class TestPartOfADraw:

@@ -6,16 +6,18 @@ import os
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import LEAST
-from helpers.runs import before_steps, figures, run_config
+from helpers.runs import before_steps, checkpoint_values, figures, run_config
 from tensorflow.python.framework.func_graph import FuncGraph
 
 from tfdecouple.errors import ConfigError, RunError, UserError
 from tfdecouple.model import precision_check
 from tfdecouple.runs import read_summary
-from tfdecouple.training import InterruptedRunError, run, train
+from tfdecouple.storage.checkpoints import CheckpointFolder
+from tfdecouple.training import DivergedError, InterruptedRunError, run, train
 from tfdecouple.training.release import traces_released
 
 
@@ -147,6 +149,47 @@ def test_evaluation_of_which_the_log_lost_the_figure_is_done_again(image_folder,
     train(config, run)
     assert seen == ["validation", "test"] * 2 and figures(run) == whole
     assert "metrics.jsonl: 1 damaged rows are left out" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fake_step")
+def test_images_that_vanish_between_two_starts_are_one_warning_with_both_counts(
+    image_folder, tmp_path, stand_ins, capsys
+):
+    images, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(image_folder, images)
+    for steps, removed, warned in ((2, 0, False), (4, 8, True), (6, 0, False)):
+        for number in range(removed):
+            (images / "train" / f"{number}.png").unlink()
+        train(run_config(images, model=LEAST, steps=steps, evaluate_every=steps), run)
+        assert ("train 12, 20 before" in capsys.readouterr().out) == warned
+
+
+@pytest.mark.usefixtures("fake_step", "stand_ins")
+class TestWeightsThatAreNotFinite:
+    @pytest.mark.parametrize("bad", [(), range(7, 99)], ids=["unnoticed", "skipped"])
+    def test_are_never_saved(self, image_folder, tmp_path, monkeypatch, fake_step, bad):
+        def act(step_function, step):
+            if step == 7:
+                weight = next(iter(step_function.state.trainable.values()))
+                weight.assign(tf.fill(weight.shape, np.nan))
+
+        monkeypatch.setattr(fake_step, "bad", bad)
+        before_steps(monkeypatch, act, of=fake_step)
+        config = run_config(image_folder, model=LEAST, checkpoint_every=2, keep_checkpoints=3, evaluate_every=100)
+        with pytest.raises(DivergedError, match="weights are not finite at step 8, which is not saved"):
+            train(config, tmp_path / "run")
+        saved = CheckpointFolder(tmp_path / "run" / "checkpoints").steps()
+        assert saved == [6, 4, 2]
+        values = checkpoint_values(tmp_path / "run", "step-000000006")
+        assert all(np.isfinite(value).all() for key, value in values.items() if key.startswith("model/"))
+
+
+@pytest.mark.usefixtures("fake_step", "stand_ins")
+def test_folder_that_is_deleted_amid_a_run_is_not_said_to_be_there(image_folder, tmp_path, monkeypatch, fake_step):
+    before_steps(monkeypatch, lambda _, step: step == 7 and shutil.rmtree(tmp_path / "run"), of=fake_step)
+    with pytest.raises(RunError, match="was moved or deleted while the run trained"):
+        train(run_config(image_folder, model=LEAST), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_of_a_run_is_left_in_the_process(image_folder, tmp_path, stand_ins):

@@ -191,6 +191,7 @@ class TestKill:
             ".lock",
             "checkpoints",
             "config.json",
+            "data.json",
             "metrics.jsonl",
             "tensorboard",
         }

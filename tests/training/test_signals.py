@@ -2,10 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from tfdecouple.training.signals import Stopped, StopRequest
+from tfdecouple.training.signals import InterruptedRunError, StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -36,11 +38,34 @@ def test_program_under_nohup_goes_on_without_its_terminal():
 
 def test_ends_at_once_what_need_not_be_finished_and_no_more_than_that():
     with StopRequest() as stop:
-        with pytest.raises(Stopped, match="SIGTERM"), stop.at_once():
+        with pytest.raises(InterruptedRunError, match="stopped by SIGTERM in a test"), stop.at_once("in a test"):
             os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Stopped, match="SIGTERM"), stop.at_once():
+        with pytest.raises(InterruptedRunError, match="SIGTERM"), stop.at_once("in a test"):
             pytest.fail("the signal came before")
+
+
+# Native code that lasts minutes and lets no handler of Python's run.
+BUSY = """
+import hashlib
+from tfdecouple.training import signals
+
+signals._GRACE = 0.5
+with signals.StopRequest() as stop, stop.at_once("in a test"):
+    print("begun", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+"""
+
+
+def test_ends_the_process_amid_native_code():
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"begun\n"
+            process.terminate()
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 75 and err.endswith(b"error: stopped by SIGTERM in a test\n")
 
 
 def test_puts_the_handlers_back():

@@ -21,6 +21,8 @@ CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
 # The names of the labels of a model that knows labels, in their order.
 LABELS = "labels.json"
+# How many images each split had when the run last trained.
+SIZES = "data.json"
 
 
 def is_folder(run: str | pathlib.Path) -> bool:

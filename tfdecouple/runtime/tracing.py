@@ -55,7 +55,6 @@ class Traces:
         trained = tuple(variable.trainable for variable in layer.variables)
         key = (_name(method), _kind(layer), trained, x.shape[1:], *_circumstances())
         if key not in self._shared:
-            # A partial, since TensorFlow counts the traces of functions with the same code together and warns of many.
             run = functools.partial(_run_with, method, layer.variables)
             self._shared[key] = _function(run, compiled=bool(jit_compile()))
         # A tensor, not the variable: a tf.function treats each variable it is given as a new constant.
@@ -95,7 +94,8 @@ def in_place(values: Iterable[tuple[keras.Variable, tf.Tensor]]) -> keras.Statel
 
 def _function(run: Callable[..., Any], compiled: bool = False) -> Any:
     return tf.function(
-        run,
+        # TensorFlow counts the traces of all functions with the same code and warns of many; a partial has no code.
+        functools.partial(run),
         autograph=False,
         reduce_retracing=True,
         # None where nothing was asked for: False would keep XLA from compiling it within a function of the user's.

@@ -1,7 +1,8 @@
 """Training: the step, and the loop around it."""
 
+from tfdecouple.errors import DivergedError
 from tfdecouple.training.run import Outcome, train
-from tfdecouple.training.trainer import DivergedError, InterruptedRunError
+from tfdecouple.training.signals import InterruptedRunError
 from tfdecouple.training.workers import LostWorkerError
 
 __all__ = ["DivergedError", "InterruptedRunError", "LostWorkerError", "Outcome", "train"]

@@ -67,7 +67,7 @@ class DistributedTrainer(Trainer):
     def _broadcast_model(self) -> None:
         self.workers.broadcast(self.state.model_group()["model"].values())
 
-    def _ended_by(self, stop: StopRequest) -> contextlib.AbstractContextManager[None]:
+    def _ended_by(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
         """Lets nothing end it: the others wait for what this worker measures."""
         return contextlib.nullcontext()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,8 +11,10 @@ from typing import Any
 from tfdecouple.config import Config, difference
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.loggers import LOGGERS
+from tfdecouple.run_folder import SIZES
 from tfdecouple.runs import (
     CHECKPOINTS,
+    CONFIG,
     SUMMARY,
     changed_label,
     fitting_weights,
@@ -20,7 +24,7 @@ from tfdecouple.runs import (
     write_label_names,
 )
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
-from tfdecouple.storage.files import TEMPORARY, write_json
+from tfdecouple.storage.files import TEMPORARY, parse_json, write_json
 from tfdecouple.training.folder import RunFolder
 from tfdecouple.training.log import MetricsLog
 from tfdecouple.training.state import TrainingState
@@ -55,8 +59,11 @@ class RunRecord:
         self._say = say
         self._begun = self.loaded = 0
 
-    def restore(self) -> tuple[list[str], bool]:
+    def restore(self, sizes: Mapping[str, int]) -> tuple[list[str], bool]:
         """Restores the newest whole checkpoint, if any; returns lines to say about it, and whether the run is new.
+
+        Args:
+            sizes: how many images each split has now.
 
         Raises:
             RunError: where there are checkpoints, and none can be read.
@@ -65,9 +72,20 @@ class RunRecord:
         for left in self.path.glob(TEMPORARY):
             left.unlink(missing_ok=True)
         messages = [self._folder.moved] if self._folder.moved else []
+        messages += self._changed_sizes(sizes)
         messages += self._restore_newest() if self._folder.is_resumed else []
         self._begun = int(self._state.step.numpy())
         return messages, self._begun == 0 and not self.checkpoints.steps()
+
+    def _changed_sizes(self, sizes: Mapping[str, int]) -> list[str]:
+        """Returns a warning where the splits have other numbers of images than when the run last trained."""
+        try:
+            before = dict(parse_json((self.path / SIZES).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return []
+        changed = [f"{split} {n}, {before[split]} before" for split, n in sizes.items() if before.get(split, n) != n]
+        listed = "; ".join(changed)
+        return [f"warning: the run goes on with another number of images: {listed}"] if changed else []
 
     def _restore_newest(self) -> list[str]:
         messages: list[str] = []
@@ -158,13 +176,15 @@ class RunRecord:
                 + (f"; begun anew: {', '.join(anew[:_NAMED])}{more}" if anew else "")
             )
 
-    def claim(self, label_names: Sequence[str] = ()) -> int:
+    def claim(self, sizes: Mapping[str, int], label_names: Sequence[str] = ()) -> int:
         """Makes the folder that of this run and opens its log; returns how many damaged rows it had.
 
         Args:
+            sizes: how many images each split has, which a resumed run compares.
             label_names: of the images, which a run of a model that knows labels keeps.
         """
         self._folder.claim()
+        write_json(self.path / SIZES, dict(sizes))
         if self._config.model.has_classes:
             write_label_names(self.path, label_names)
         return self._log.open(self._begun, is_last=self._begun >= self._config.training.steps)
@@ -187,7 +207,12 @@ class RunRecord:
         """Saves the state; with `again=False` not over what is saved already.
 
         Whoever sends SIGTERM may send SIGKILL in the middle of it.
+
+        Raises:
+            OSError: where the disk is full, or the folder is not there any more.
         """
+        if not (self.path / CONFIG).is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
         if again or step not in self.checkpoints.steps():
             self._log.flush()
             self.checkpoints.write("step", step, self._state.groups())

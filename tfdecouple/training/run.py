@@ -178,6 +178,11 @@ def _one_line_errors(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not (path / CONFIG).is_file():
+            raise RunError(
+                f"the run folder {path} was moved or deleted while the run trained; the same command starts anew, or "
+                "resumes once the folder is back"
+            ) from error
         raise RunError(
             f"cannot write to the run folder {path}: {error.strerror or error}; "
             "what was saved before is still there, the same command goes on from it"

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
+from tfdecouple.errors import RunError
+
 # A closed terminal sends SIGHUP; not every system knows it.
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+# Seconds until the process ends where its main thread does not: systems send SIGKILL half a minute after SIGTERM.
+_GRACE = 15.0
 
 
-class Stopped(BaseException):
-    """A signal came where nothing is left to save; no library is to take it for an error of its own."""
+class InterruptedRunError(RunError):
+    """The run was asked to stop and has saved its state."""
+
+    # EX_TEMPFAIL of sysexits.h: the same command continues the run.
+    status = 75
+
+
+class _Stopped(BaseException):
+    """Ends what is done within `StopRequest.at_once`; libraries that catch `Exception` let it pass."""
 
 
 class StopRequest:
@@ -46,23 +60,59 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Lets a signal, also one that came before, end what is done inside.
+    def at_once(self, where: str) -> Iterator[None]:
+        """Lets a signal, also one that came before, end what is done inside, where nothing is left to save.
+
+        Args:
+            where: the rest of the message after "stopped by SIGTERM ".
 
         Raises:
-            Stopped: with the name of the signal.
+            InterruptedRunError: with the name of the signal.
         """
-        if self.reason:
-            raise Stopped(self.reason)
-        self._raises = True
+        try:
+            if self.reason:
+                raise _Stopped
+            with self._watched(where) if self._before else contextlib.nullcontext():
+                self._raises = True
+                yield
+        except _Stopped:
+            raise InterruptedRunError(f"stopped by {self.reason} {where}") from None
+        finally:
+            self._raises = False
+
+    @contextlib.contextmanager
+    def _watched(self, where: str) -> Iterator[None]:
+        """Ends the process `_GRACE` seconds after SIGTERM or SIGHUP if the main thread is still inside.
+
+        Python runs no handler before native code returns, which may trace or compute for a minute.
+        """
+        left = threading.Event()
+        received, sent = socket.socketpair()
+        sent.setblocking(False)
+
+        def watch() -> None:
+            # Nothing is received once the other end is closed.
+            while number := received.recv(1):
+                name = signal.Signals(number[0]).name
+                if name in ("SIGTERM", "SIGHUP") and not left.wait(_GRACE):
+                    print(f"error: stopped by {name} {where}", file=sys.stderr, flush=True)
+                    os._exit(InterruptedRunError.status)
+
+        before = signal.set_wakeup_fd(sent.fileno(), warn_on_full_buffer=False)
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
         try:
             yield
         finally:
-            self._raises = False
+            left.set()
+            signal.set_wakeup_fd(before)
+            sent.close()
+            watcher.join()
+            received.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.reason == "SIGINT" and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name
         if self._raises:
-            raise Stopped(self.reason)
+            raise _Stopped

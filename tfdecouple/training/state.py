@@ -74,6 +74,10 @@ class TrainingState:
         """Returns the model's weights alone, for the checkpoint of the best model."""
         return {"model": self._named}
 
+    def is_finite(self) -> bool:
+        """Returns whether all weights and moving statistics are."""
+        return all(np.isfinite(variable.numpy()).all() for variable in self._named.values())
+
     def count_step(self, figures: tf.Tensor, applied: tf.Tensor, lost: tf.Tensor | float = 0.0) -> None:
         """Counts a step and adds up its figures, in the graph of the step.
 

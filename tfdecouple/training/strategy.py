@@ -16,7 +16,7 @@ from tfdecouple.errors import ConfigError
 from tfdecouple.runtime import settings
 from tfdecouple.training.cluster import Cluster
 
-# After so many seconds without a sign of life a worker counts as dead. One that was killed is mostly noticed at once.
+# After so many seconds without a sign of life a worker counts as dead. A worker killed amid a step is noticed at once.
 _SILENCE = 40
 
 _Communication = tf.distribute.experimental.CommunicationImplementation

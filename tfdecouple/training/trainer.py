@@ -15,7 +15,7 @@ from tfdecouple.config import Config, title
 from tfdecouple.data import Source, evaluation_batches, training_batches
 from tfdecouple.data.batches import even_batch
 from tfdecouple.data.labels import training_examples, with_known_labels
-from tfdecouple.errors import DivergedError, RunError
+from tfdecouple.errors import DivergedError
 from tfdecouple.metrics import BitsPerDim, Evaluator
 from tfdecouple.model.precision_check import check_precision_of
 from tfdecouple.runtime.tf32 import has_tf32
@@ -25,17 +25,13 @@ from tfdecouple.training.reading import ReadSchedule
 from tfdecouple.training.record import RunRecord
 from tfdecouple.training.reports import Reports
 from tfdecouple.training.schedule import noise, with_noise
-from tfdecouple.training.signals import Stopped, StopRequest
+from tfdecouple.training.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.strategy import ready_on_devices
 
 # Even a run of a single step is evaluated on this many images of up to 64 pixels, and on a few of larger ones.
 _LEAST_EVALUATED = 64
-
-
-class InterruptedRunError(RunError):
-    """The run was asked to stop and has saved its state."""
 
 
 class Trainer:
@@ -104,7 +100,7 @@ class Trainer:
 
     def _restore(self) -> tuple[list[str], bool]:
         """Restores what is saved; returns lines to say about it, and whether the run begins anew."""
-        messages, is_new = self.record.restore()
+        messages, is_new = self.record.restore(self.source.sizes)
         self._take_position()
         return messages, is_new
 
@@ -161,7 +157,7 @@ class Trainer:
         if self.is_claimed:
             return
         self.is_claimed = True
-        if damaged := self.record.claim(self.source.label_names):
+        if damaged := self.record.claim(self.source.sizes, self.source.label_names):
             self.progress.say(f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are not touched")
 
     # --- stepping ---
@@ -277,7 +273,16 @@ class Trainer:
         self.progress.update(figures["bits_per_dim"], images_per_second)
 
     def _save(self, again: bool = True) -> None:
-        """Saves the state; with `again=False` not over what is saved already."""
+        """Saves the state; with `again=False` not over what is saved already.
+
+        Raises:
+            DivergedError: where a weight is not finite, so that no step from here on could be applied.
+        """
+        if not self.state.is_finite():
+            raise DivergedError(
+                f"training diverged: weights are not finite at step {self.step}, which is not saved; all weights of "
+                f"the checkpoints in {self.record.checkpoints.path} are finite. See docs/divergence.md"
+            )
         self.record.save(self.step, again)
 
     # --- evaluating ---
@@ -302,33 +307,29 @@ class Trainer:
         The state is saved: a signal ends it at once, and the run goes on with it.
         """
         count = self._evaluated("validation", self.training.evaluation_images)
-        try:
-            with self._ended_by(stop), self.state.optimizer.averaged():
-                told = self.progress.counted("validation", count)
-                measured = self.evaluator(self._first("validation", count), seed=self.training.seed, on_batch=told)
-                is_best = self.state.note_best(self.step, measured.bits_per_dim)
-                said = self.reports.validation(self.step, measured, is_best)
-        except Stopped as stopped:
-            raise InterruptedRunError(
-                f"stopped by {stopped} while the validation images were measured at step {self.step} of "
-                f"{self.training.steps}, saved; the same command goes on from here"
-            ) from stopped
+        where = (
+            f"while the validation images were measured at step {self.step} of {self.training.steps}, saved; "
+            "the same command goes on from here"
+        )
+        with self._ended_by(stop, where), self.state.optimizer.averaged():
+            told = self.progress.counted("validation", count)
+            measured = self.evaluator(self._first("validation", count), seed=self.training.seed, on_batch=told)
+            is_best = self.state.note_best(self.step, measured.bits_per_dim)
+            said = self.reports.validation(self.step, measured, is_best)
         self.progress.say(said)
 
-    def _ended_by(self, stop: StopRequest) -> contextlib.AbstractContextManager[None]:
+    def _ended_by(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
         """Lets a signal end what is done inside."""
-        return stop.at_once()
+        return stop.at_once(where)
 
     def _end(self, stop: StopRequest) -> dict[str, Any]:
         """Measures the best weights on the test split; all is saved, as before an evaluation."""
-        try:
-            with self._ended_by(stop):
-                return self._measure_best()
-        except Stopped as stopped:
-            raise InterruptedRunError(
-                f"stopped by {stopped} while the test images were measured; all {self.step} steps and the best weights "
-                "are saved, the same command measures them again"
-            ) from stopped
+        where = (
+            f"while the test images were measured; all {self.step} steps and the best weights are saved, "
+            "the same command measures them again"
+        )
+        with self._ended_by(stop, where):
+            return self._measure_best()
 
     def _measure_best(self) -> dict[str, Any]:
         """Measures the best weights on the test split, once, unless it is left alone; returns the run's summary."""

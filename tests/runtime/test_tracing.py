@@ -1,0 +1,25 @@
+"""Traced functions of layers and networks."""
+
+import logging
+
+import keras
+import tensorflow as tf
+
+from tfdecouple.runtime.tracing import Traces
+
+
+class Twice(keras.layers.Layer):
+    def run(self, x):
+        return 2 * x
+
+
+def test_many_networks_and_shapes_are_no_warning(caplog):
+    networks = [(Traces(), Twice()) for _ in range(4)]
+    logging.getLogger("tensorflow").addHandler(caplog.handler)
+    try:
+        for traces, network in networks:
+            for size in range(1, 5):
+                traces.run_network(network.run, tf.ones([1, size]), (), network.run)
+    finally:
+        logging.getLogger("tensorflow").removeHandler(caplog.handler)
+    assert "retracing" not in caplog.text
