@@ -1,17 +1,18 @@
 """Trials of options of training: short runs, each measured on validation images alone, a row of a table each.
 
     python benchmarks/trials.py --data-dir DIR                 # all that are not done yet; SIGTERM stops it for a while
-    python benchmarks/trials.py --data-dir DIR --only adamax   # one of them, with all its seeds
+    python benchmarks/trials.py --data-dir DIR --only alpha-0.5  # one of them, with all its seeds
     python benchmarks/trials.py --list
     python benchmarks/trials.py --docs docs/trials.md              # the table again, from the rows that there are
 
 `benchmarks/trials.json` says what is tried: what all have in common, and of each trial a name, its options and its
-seeds; `from` is a trial whose options it has, too. First comes seed 0 of all, then seed 1. Each is `python train.py`
-with checkpoints in a run folder of its own in --workdir; the test images are left alone
-(`training.evaluation_samples=0`). Then logistic regression of the class from z (the posterior mean) is fitted on 10,000
-training images, C chosen on a fifth of them, and judged by 10,000 others: the model was trained on them too, but
-without labels, and 1,000 validation images are too few to tell trials apart. The row with the command goes into --json
-at once. A trial whose row is there is not run again; one whose run is there goes on from its last checkpoint.
+seeds; `from` is a trial whose options it has, too, and `commit` the last commit that knows its options: such a trial is
+not run again. First comes seed 0 of all, then seed 1. Each is `python train.py` with checkpoints in a run folder of its
+own in --workdir; the test images are left alone (`training.evaluation_samples=0`). Then logistic regression of the
+class from z (the posterior mean) is fitted on 10,000 training images, C chosen on a fifth of them, and judged by 10,000
+others: the model was trained on them too, but without labels, and 1,000 validation images are too few to tell trials
+apart. The row with the command goes into --json at once. A trial whose row is there is not run again; one whose run is
+there goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -49,12 +50,14 @@ class Trial(NamedTuple):
         seed: of the run.
         arguments: of train.py, but for the run folder and the place of the data.
         own: those of them that not all trials have, for people.
+        commit: where its options are, if they are none today.
     """
 
     name: str
     seed: int
     arguments: tuple[str, ...]
     own: tuple[str, ...]
+    commit: str = ""
 
     @property
     def key(self) -> str:
@@ -90,7 +93,7 @@ def act(options: argparse.Namespace) -> int:
         document = put(options.docs.read_text(encoding="utf-8"), "trials", render(rows))
         options.docs.write_text(document, encoding="utf-8")
         return 0
-    waiting = [trial for trial in planned(options.only) if not is_done(trial, rows)]
+    waiting = [trial for trial in planned(options.only) if not trial.commit and not is_done(trial, rows)]
     if options.list:
         for trial in waiting:
             print(f"{trial.key}: python {shlex.join(trial.command())}")
@@ -127,7 +130,7 @@ def _trial(plan: dict[str, Any], trial: dict[str, Any], changes: list[str], seed
     own = [f"--{name} {trial[name]}" for name in ("preset", "steps") if name in trial]
     words = [word for name in ("preset", "steps") for word in (f"--{name}", str(trial.get(name, plan[name])))]
     words += [word for each in (*plan["set"], f"training.seed={seed}", *changes) for word in ("--set", each)]
-    return Trial(trial["name"], seed, tuple(words), (*own, *changes))
+    return Trial(trial["name"], seed, tuple(words), (*own, *changes), trial.get("commit", ""))
 
 
 def is_done(trial: Trial, rows: list[dict[str, Any]]) -> bool:
@@ -219,7 +222,9 @@ def render(rows: list[dict[str, Any]]) -> str:
     for trial in planned():
         row = by_key.get((trial.name, trial.seed, f"python {shlex.join(trial.command())}"))
         if row:
-            lines.append([trial.name, trial.seed, f"`{' '.join(trial.own)}`" if trial.own else "", *_figures(row)])
+            own = f"`{' '.join(trial.own)}`" if trial.own else ""
+            commit = f" ({trial.commit})" if trial.commit else ""
+            lines.append([trial.name, trial.seed, own + commit, *_figures(row)])
     return table(header, lines) if lines else "No trial has been run yet."
 
 
@@ -239,7 +244,7 @@ def check_plan() -> None:
     Raises:
         UserError: naming the trial.
     """
-    for trial in planned():
+    for trial in (trial for trial in planned() if not trial.commit):
         preset, changes = trial.arguments[1], trial.arguments[5::2]
         try:
             override(load_preset(preset), changes)

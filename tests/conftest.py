@@ -84,7 +84,7 @@ def traced_again():
 @pytest.fixture(autouse=True, scope="module")
 def let_go(request):
     """Lets go of what a file has traced and keeps in its caches; otherwise a process holds gigabytes in the end."""
-    from tfdecouple.training.release import traces_released
+    from helpers.traces import traces_released
 
     with traces_released():
         yield

@@ -1,6 +1,5 @@
 """What goes wrong around a run: mistakes that are corrected, damaged files, signals at its end, output that is gone."""
 
-import gc
 import json
 import os
 import shutil
@@ -11,14 +10,12 @@ import pytest
 import tensorflow as tf
 from helpers.models import LEAST
 from helpers.runs import before_steps, checkpoint_values, figures, run_config
-from tensorflow.python.framework.func_graph import FuncGraph
 
 from tfdecouple.errors import ConfigError, RunError, UserError
 from tfdecouple.model import precision_check
 from tfdecouple.runs import read_summary
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.training import DivergedError, InterruptedRunError, run, train
-from tfdecouple.training.release import traces_released
 
 
 class TestMistakeBeforeTheFirstStep:
@@ -190,36 +187,3 @@ def test_folder_that_is_deleted_amid_a_run_is_not_said_to_be_there(image_folder,
     with pytest.raises(RunError, match="was moved or deleted while the run trained"):
         train(run_config(image_folder, model=LEAST), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_nothing_of_a_run_is_left_in_the_process(image_folder, tmp_path, stand_ins):
-    """TensorFlow and TFP keep for good the graphs that they once differentiated, unless they are told."""
-
-    def graphs():
-        gc.collect()
-        return [found for found in gc.get_objects() if isinstance(found, FuncGraph)]
-
-    held = graphs()
-    before = {id(graph) for graph in held}
-    train(run_config(image_folder, model=LEAST, steps=1), tmp_path / "run")
-    assert not [graph.name for graph in graphs() if id(graph) not in before]
-    # Alive until here, so that no new graph has the number of an old one.
-    del held
-
-
-def test_function_that_was_traced_meanwhile_keeps_its_gradient():
-    @tf.custom_gradient
-    def twice(x):
-        return 2.0 * x, lambda upstream: 3.0 * upstream
-
-    inner = tf.function(lambda x: twice(x) ** 2, autograph=False)
-    outer = tf.function(lambda x: inner(x), autograph=False)
-    with traces_released():
-        outer(tf.constant(1.0))
-    gc.collect()
-
-    @tf.function(autograph=False)
-    def gradient(x):
-        return tf.gradients(outer(x), x)[0]
-
-    assert gradient(tf.constant(1.0)) == 12.0

@@ -67,13 +67,6 @@ class Config:
             f"name is {shown(name)}; it must be the plain name of a folder, of 1 to {_NAME_BYTES} bytes: without "
             'slashes, control characters and any of :*?"<>|, without a dot or blank at its ends',
         )
-        for option, unset in (("encoder_updates", 1), ("encoder_learning_rate", None)):
-            value = getattr(self.training, option)
-            check(
-                self.model.has_encoder or value == unset,
-                f"training.{option} is {shown(value)}, and this model has no encoder (model.conditioning is "
-                f"{shown(self.model.conditioning)}, model.prior {shown(self.model.prior)}); leave it out",
-            )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the config as plain JSON values."""
@@ -126,9 +119,9 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     """Returns `config` with single values changed.
 
     >>> from tfdecouple.config import load_preset
-    >>> changed = override(load_preset("cifar10"), ["model.latent_dim=32", "training.optimizer=adamax"])
-    >>> changed.model.latent_dim, changed.training.optimizer
-    (32, 'adamax')
+    >>> changed = override(load_preset("cifar10"), ["model.latent_dim=32", "training.precision=tf32"])
+    >>> changed.model.latent_dim, changed.training.precision
+    (32, 'tf32')
 
     Args:
         config: the config to start from.

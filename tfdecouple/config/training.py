@@ -12,7 +12,6 @@ from tfdecouple.loggers import LOGGERS
 
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
 MEMORY = ("keep", "recompute", "invert")
-OPTIMIZERS = ("adam", "adamax")
 # What keras.utils.set_random_seed takes.
 SEEDS = 2**32
 
@@ -21,36 +20,24 @@ SEEDS = 2**32
 class TrainingConfig:
     """Optimisation and the rhythm of a run (paper appendix C.2 and Table 5).
 
-    >>> TrainingConfig(batch_size=64, micro_batches=2).optimizer
-    'adam'
+    >>> TrainingConfig(batch_size=64, micro_batches=2).passes
+    2
 
     Attributes:
         steps: number of optimiser updates of the whole run.
         batch_size: images per update, over all devices.
         micro_batches: how many micro-batches a batch is processed in, one after the other, to save memory. "auto": as
             few as the memory that is free at the start of the run lets through, by calculation (`costs.py`).
-        optimizer: "adam", or "adamax", which divides by the largest gradient so far, decaying, where Adam has the root
-            of the second moment (both Kingma and Ba, 2015); weight decay is decoupled from either. The paper has Adam.
         learning_rate: the peak, reached after the warm-up.
-        encoder_learning_rate: the peak for the encoder's weights, with the same warm-up and decay; null for
-            `learning_rate`, as in the paper.
-        encoder_updates: in the first `encoder_updates_steps` updates all but the encoder moves only in each so-many-th
-            one, so that the encoder keeps up with it (He et al., 2019, of lagging inference networks); 1 in the paper.
-        encoder_updates_steps: updates after which all weights move in each update.
         warmup_steps: updates of linear warm-up from 1e-7.
         decay_rate: factor of the learning rate per update after the warm-up.
-        beta_1, beta_2, epsilon: of Adam and Adamax (Kingma and Ba, 2015).
+        beta_1, beta_2, epsilon: of Adam (Kingma and Ba, 2015).
         weight_decay: decoupled decay of every trainable parameter, times the learning rate.
         clip_norm: largest global norm of the gradient; 0 for no clipping.
         ema_decay: decay of the averaged weights used for evaluation and sampling; 0 for none.
         kl_weight: weight of the KL term in the loss; 1 in the paper. Below 1, z keeps more of the image. What is
             reported is always the whole bound, with weight 1.
-        kl_delay_steps: updates before the KL term counts at all, in which the encoder learns as that of an autoencoder;
-            0 in the paper.
-        kl_warmup_steps: updates over which the weight then rises linearly from 0; 0 in the paper.
-        free_bits: nats of the KL term that cost nothing: the loss has max(free_bits, KL), KL being the mean over the
-            images of a micro-batch on all devices and z one group (Kingma et al., 2016), since the flow prior has no
-            KL of single dimensions; so it is in all, not per dimension. 0 in the paper. What is reported is the bound.
+        kl_warmup_steps: updates over which the weight rises linearly from 0; 0 in the paper.
         noise: standard deviation, in pixel values 0..255, of normal noise that is added to the training images at the
             first update and falls to 0 over `noise_steps`, along a cosine; the images are rounded and clipped to
             0..255. 0 for none, as in the paper. Validation and test images never have any.
@@ -96,11 +83,7 @@ class TrainingConfig:
     steps: int = 1000
     batch_size: int = 64
     micro_batches: int | Literal["auto"] = 1
-    optimizer: str = "adam"
     learning_rate: float = 1e-3
-    encoder_learning_rate: float | None = None
-    encoder_updates: int = 1
-    encoder_updates_steps: int = 0
     warmup_steps: int = 50
     decay_rate: float = 0.999997
     beta_1: float = 0.9
@@ -110,9 +93,7 @@ class TrainingConfig:
     clip_norm: float = 0.0
     ema_decay: float = 0.0
     kl_weight: float = 1.0
-    kl_delay_steps: int = 0
     kl_warmup_steps: int = 0
-    free_bits: float = 0.0
     noise: float = 0.0
     noise_steps: int = 0
     patterns: float = 0.0
@@ -157,7 +138,6 @@ class TrainingConfig:
         for name in (
             "steps",
             "batch_size",
-            "encoder_updates",
             "init_images",
             "max_skipped_steps",
             "log_every",
@@ -169,14 +149,11 @@ class TrainingConfig:
             at_least(f"training.{name}", getattr(self, name), 1)
         for name in (
             "learning_rate",
-            "encoder_updates_steps",
             "warmup_steps",
             "weight_decay",
             "clip_norm",
             "kl_weight",
-            "kl_delay_steps",
             "kl_warmup_steps",
-            "free_bits",
             "noise",
             "noise_steps",
             "patterns",
@@ -192,23 +169,6 @@ class TrainingConfig:
             self.learning_rate <= 1,
             f"training.learning_rate is {self.learning_rate:g}; it must be at most 1: Adam moves each weight by about "
             "as much in an update, and a model diverges long before that",
-        )
-        if self.encoder_learning_rate is not None:
-            name = "training.encoder_learning_rate"
-            at_least(name, self.encoder_learning_rate, 0)
-            check(
-                self.encoder_learning_rate <= 1,
-                f"{name} is {self.encoder_learning_rate:g}; it must be at most 1, as training.learning_rate",
-            )
-            check(
-                self.learning_rate > 0,
-                f"{name} is {self.encoder_learning_rate:g} and training.learning_rate 0; the second must be above 0, "
-                "since the encoder's rate is a multiple of it",
-            )
-        check(
-            self.encoder_updates == 1 or self.encoder_updates_steps >= 1,
-            f"training.encoder_updates is {self.encoder_updates} and training.encoder_updates_steps 0; say after how "
-            "many updates all weights move in each",
         )
         check(
             self.epsilon > 0,
@@ -228,7 +188,6 @@ class TrainingConfig:
         for name in ("beta_1", "beta_2", "ema_decay"):
             value = getattr(self, name)
             check(0 <= value < 1, f"training.{name} is {value}; it must lie in [0, 1)")
-        one_of("training.optimizer", self.optimizer, OPTIMIZERS)
         one_of("training.precision", self.precision, PRECISIONS)
         one_of("training.memory", self.memory, MEMORY)
         for number, name in enumerate(self.loggers):

@@ -47,7 +47,7 @@ def differentiate(
     moving: Sequence[keras.Variable],
     *,
     batch_size: int | tf.Tensor,
-    kl_weight: float | tf.Tensor | Callable[[tf.Tensor], tf.Tensor] = 1.0,
+    kl_weight: float | tf.Tensor = 1.0,
     precision: str = "float32",
     memory: str = "keep",
     jit_compile: bool = False,
@@ -60,7 +60,7 @@ def differentiate(
         trainable: weights to differentiate by.
         moving: moving statistics of batch normalisation.
         batch_size: images of the whole batch, over all devices.
-        kl_weight: of the KL term in the loss, a scalar; or a function that gives it of this device's share of the term.
+        kl_weight: of the KL term in the loss, a scalar.
         precision: of the nets' products, as `training.precision`.
         memory: of the backward pass, as `training.memory`.
         jit_compile: whether XLA compiles each kind of layer.
@@ -77,8 +77,7 @@ def differentiate(
             images = tf.cast(batch_size, tf.float32)
             terms = [tf.reduce_sum(term) / images for term in (elbo.reconstruction, elbo.kl, elbo.dequantization)]
             reconstruction, kl, dequantization = terms
-            weight = kl_weight(tf.stop_gradient(kl)) if callable(kl_weight) else kl_weight
-            loss = reconstruction + weight * kl + dequantization
+            loss = reconstruction + kl_weight * kl + dequantization
         *gradients, error = tape.gradient(loss, [*weights, meter], unconnected_gradients="zero")
     # None where nothing was assigned: of a network that is not trainable.
     found = [(variable, scope.get_current_value(variable)) for variable in moving]

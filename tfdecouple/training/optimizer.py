@@ -1,4 +1,4 @@
-"""Adam or Adamax with decoupled weight decay and averaged weights: what is kept of each weight, and its update."""
+"""Adam with decoupled weight decay and averaged weights: moments and averages of each weight, and its update."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
 from tfdecouple.model.gradient import flattened, is_small
-from tfdecouple.training.schedule import rest_factor
 from tfdecouple.training.vector import Vector
 
 # How many variables are updated at a time. Left to itself TensorFlow begins with all of them, and for a moment holds
@@ -21,10 +19,6 @@ _AT_A_TIME = 2
 
 # How many weights a call of the traced function updates. It is traced for so many, and once more for the rest of them.
 _A_CALL = 32
-
-# The weights whose rate may be another than that of all others (`training.encoder_learning_rate` and
-# `training.encoder_updates`) are named so.
-_ENCODER = "encoder/"
 
 _Named = Mapping[str, tf.Variable]
 
@@ -47,7 +41,7 @@ class _Scalars(NamedTuple):
 
 
 class Optimizer:
-    """Adam or Adamax over any number of weights, with its moments and the averages of all that training moves.
+    """Adam over any number of weights, with its moments and the averages of all that training moves.
 
     Keras' optimizers build some twenty operations a variable, which for the thousand variables of a deep flow is
     most of the time to the first step. Here the moments and averages of all small weights are one vector each, which
@@ -60,33 +54,25 @@ class Optimizer:
     Create it inside the scope of the strategy that trains.
 
     Args:
-        config: holds `optimizer`, `beta_1`, `beta_2`, `epsilon`, `weight_decay`, `clip_norm`, `ema_decay`, and
-            `encoder_learning_rate` beside `learning_rate`, `encoder_updates` and `encoder_updates_steps`.
+        config: holds `beta_1`, `beta_2`, `epsilon`, `weight_decay`, `clip_norm` and `ema_decay`.
         weights: the trainable weights by name.
         statistics: moving statistics by name, which are averaged with the weights that they belong to.
 
     Attributes:
-        means, variances: the first and second moments by name of the weight; of Adamax the latter are the largest
-            gradients so far, decaying.
+        means, variances: the first and second moments by name of the weight.
         averages: averages over the updates by name of weight or statistic; empty where `ema_decay` is 0.
         small: names of the weights that are updated together.
     """
 
     def __init__(self, config: TrainingConfig, weights: _Named, statistics: _Named):
         self._config = config
-        self._is_adam = config.optimizer == "adam"
         self._weights = weights
         self._statistics = statistics
         self._moved = {**weights, **statistics}
         small = {name: weight.shape for name, weight in weights.items() if is_small(weight.shape)}
-        encoder_rate = config.encoder_learning_rate
-        self._encoder_factor = 1.0 if encoder_rate is None else encoder_rate / config.learning_rate
-        self._is_apart = encoder_rate is not None or config.encoder_updates > 1
         self.small = list(small)
-        self._large: list[list[str]] = []
-        for of_encoder in (False, True):
-            large = [name for name in weights if name not in small and self._is_encoder(name) == of_encoder]
-            self._large += [large[n : n + _A_CALL] for n in range(0, len(large), _A_CALL)]
+        large = [name for name in weights if name not in small]
+        self._large = [large[n : n + _A_CALL] for n in range(0, len(large), _A_CALL)]
         self._means, self._variances, self._changes = (Vector(small) for _ in range(3))
         self.means, self.variances = (
             {name: vector.pieces.get(name) or _zeros_like(weight) for name, weight in weights.items()}
@@ -100,10 +86,6 @@ class Optimizer:
         }
         # Called and not copied into the step: hundreds of copies would have to be placed and pruned before it runs.
         self._update = {count: self._function(count) for count in {len(names) for names in self._large}}
-
-    def _is_encoder(self, name: str) -> bool:
-        """Returns whether a weight has the encoder's rate, where that is another than that of the others."""
-        return self._is_apart and name.startswith(_ENCODER)
 
     def _function(self, count: int) -> Any:
         """Returns the function that updates so many weights, of whatever shapes."""
@@ -167,24 +149,18 @@ class Optimizer:
             small: the values of the small weights, as of `read_small`.
             statistics: the new values of the statistics, in their order, float32.
             updates: number of updates before this one, an integer scalar.
-            rate: learning rate, a float32 scalar; that of the encoder may be a multiple of it.
+            rate: learning rate, a float32 scalar.
             gradient_scale: what gradients are multiplied with, a float32 scalar, where `clip_norm` is set.
         """
         applied, updates = tf.identity(applied), tf.identity(updates)
         scalars = self._scalars(applied, updates, rate, gradient_scale)
-        rest = rest_factor(self._config, updates) if self._is_apart else None
-        of_encoder, of_rest = (
-            scalars if rest is None else scalars._replace(rate=scalars.rate * factor, decay=scalars.decay * factor)
-            for factor in (self._encoder_factor, rest)
-        )
         by_name = dict(zip(self._weights, gradients, strict=True))
         done: list[tf.Tensor] = []
         for names in self._large:
-            own = of_encoder if self._is_encoder(names[0]) else of_rest
             with tf.control_dependencies(done):
                 gradients = [by_name[name] for name in names]
-                done = [self._update[len(names)](own, gradients, [self._handles(name) for name in names])]
-        moved = self._update_small(scalars, by_name, small, rest) if small else []
+                done = [self._update[len(names)](scalars, gradients, [self._handles(name) for name in names])]
+        moved = self._update_small(scalars, by_name, small) if small else []
         if self._statistics:
             variables = list(self._statistics.values())
             new = tf.where(
@@ -204,27 +180,15 @@ class Optimizer:
         return [_read(self._weights[name].handle) for name in self.small]
 
     def _update_small(
-        self,
-        scalars: _Scalars,
-        gradients: Mapping[str, tf.Tensor],
-        values: Sequence[tf.Tensor],
-        rest: tf.Tensor | None,
+        self, scalars: _Scalars, gradients: Mapping[str, tf.Tensor], values: Sequence[tf.Tensor]
     ) -> list[tf.Tensor]:
-        """Updates the small weights together; returns their new values as a vector.
-
-        `rest` is what the rate of all but the encoder's is multiplied with, where that is another.
-        """
+        """Updates the small weights together; returns their new values as a vector."""
         weights = [self._weights[name] for name in self.small]
         before, change = flattened(values), self._changes.variable.handle
         tf.raw_ops.AssignVariableOp(resource=change, value=before * -scalars.decay)
         gradient = _scaled(flattened([gradients[name] for name in self.small]), scalars)
-        self._apply_rule(scalars, gradient, change, self._means.variable.handle, self._variances.variable.handle)
+        _apply_adam(scalars, gradient, change, self._means.variable.handle, self._variances.variable.handle)
         off = _read(change)
-        if rest is not None:
-            # Both the decay and the step are in proportion to the rate.
-            sizes = [math.prod(weight.shape) for weight in weights]
-            of_encoder = np.repeat([self._is_encoder(name) for name in self.small], sizes)
-            off *= tf.where(of_encoder, self._encoder_factor, rest)
         for weight, value in zip(weights, _pieces(off, weights), strict=True):
             # In place: weights that got a new place in memory in each step would leave gaps everywhere.
             tf.raw_ops.AssignAddVariableOp(resource=weight.handle, value=value)
@@ -255,7 +219,7 @@ class Optimizer:
             rate=rate,
             decay=rate * config.weight_decay,
             # Adam's kernel adds epsilon to the root before the bias correction, its definition after it.
-            epsilon=tf.where(applied, config.epsilon * (tf.sqrt(1 - power_2) if self._is_adam else 1.0), 1.0),
+            epsilon=tf.where(applied, config.epsilon * tf.sqrt(1 - power_2), 1.0),
             average_decay=tf.where(applied, average_decay, 1.0),
             gradient_scale=tf.where(applied, gradient_scale if config.clip_norm else 1.0, 0.0),
         )
@@ -280,20 +244,13 @@ class Optimizer:
         if self._config.weight_decay:
             # In place, as above.
             tf.raw_ops.AssignSubVariableOp(resource=weight, value=_read(weight) * scalars.decay)
-        done = self._apply_rule(scalars, _scaled(gradient, scalars), weight, mean, variance)
+        done = _apply_adam(scalars, _scaled(gradient, scalars), weight, mean, variance)
         if average is None:
             return done
         # An average moves towards its weight as Adam's mean does towards a gradient; at a rate of 0 the kernel leaves
         # its variable, the mean, and at a beta_2 of 1 the variance as they are. It is one operation for three.
         still = scalars._replace(rate=tf.zeros([]), beta_1=scalars.average_decay, beta_2=tf.ones([]))
         return _apply_adam(still, _read(weight), mean, average, variance)
-
-    def _apply_rule(
-        self, scalars: _Scalars, gradient: tf.Tensor, weight: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
-    ) -> tf.Operation:
-        """Updates a weight and its moments, given by their handles, by the rule that the config names."""
-        rule = _apply_adam if self._is_adam else _apply_adamax
-        return rule(scalars, gradient, weight, mean, variance)
 
 
 def _apply_adam(
@@ -306,23 +263,6 @@ def _apply_adam(
         v=variance,
         beta1_power=scalars.beta_1_power,
         beta2_power=scalars.beta_2_power,
-        lr=scalars.rate,
-        beta1=scalars.beta_1,
-        beta2=scalars.beta_2,
-        epsilon=scalars.epsilon,
-        grad=gradient,
-    )
-
-
-def _apply_adamax(
-    scalars: _Scalars, gradient: tf.Tensor, weight: tf.Tensor, mean: tf.Tensor, largest: tf.Tensor
-) -> tf.Operation:
-    """Updates a variable, its mean gradient and its largest one, given by their handles."""
-    return tf.raw_ops.ResourceApplyAdaMax(
-        var=weight,
-        m=mean,
-        v=largest,
-        beta1_power=scalars.beta_1_power,
         lr=scalars.rate,
         beta1=scalars.beta_1,
         beta2=scalars.beta_2,

@@ -27,7 +27,6 @@ from tfdecouple.training.division import settled
 from tfdecouple.training.folder import RunFolder, with_whole_paths
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.record import RunRecord
-from tfdecouple.training.release import traces_released
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.strategy import check_batch, make_strategy
 from tfdecouple.training.trainer import Trainer
@@ -96,7 +95,6 @@ def train(
         if found is not None:
             progress.say(f"waiting for all of {len(found.workers)} workers: {', '.join(found.workers)}")
             stack.enter_context(lost_worker_errors(found.rank))
-        stack.enter_context(traces_released())
         strategy, workers = make_strategy(devices, found), Workers()
         if found is not None:
             count = len(found.workers)

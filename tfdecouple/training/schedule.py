@@ -1,4 +1,4 @@
-"""What changes from update to update: learning rate (paper appendix C.2), what moves, weight of the KL term, images."""
+"""What changes from update to update: learning rate (paper appendix C.2), weight of the KL term, images."""
 
 from __future__ import annotations
 
@@ -29,34 +29,18 @@ def learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.where(update < warmup, rising, falling), tf.float32)
 
 
-def rest_factor(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
-    """Returns the factor of the learning rate for all weights but the encoder's, float32: 0 or 1.
-
-    In the first `encoder_updates_steps` updates it is 1 in each `encoder_updates`-th and 0 in between, where the
-    encoder moves alone; then 1.
-
-    Args:
-        config: holds `encoder_updates` and `encoder_updates_steps`.
-        update: number of updates applied before this one, an integer scalar.
-    """
-    alone = (update < config.encoder_updates_steps) & ((update + 1) % config.encoder_updates != 0)
-    return tf.where(alone, 0.0, 1.0)
-
-
 def kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the weight of the KL term in the loss of an update, float32.
 
-    0 in the first `kl_delay_steps` updates, then linear from 0 to `kl_weight` over `kl_warmup_steps`, then constant.
-    The paper has 1 throughout.
+    Linear from 0 to `kl_weight` over `kl_warmup_steps`, then constant. The paper has 1 throughout.
 
     Args:
-        config: holds `kl_weight`, `kl_delay_steps` and `kl_warmup_steps`.
+        config: holds `kl_weight` and `kl_warmup_steps`.
         update: number of updates applied before this one, an integer scalar.
     """
-    since = tf.cast(update, tf.float32) - config.kl_delay_steps
-    if config.kl_warmup_steps:
-        return config.kl_weight * tf.clip_by_value(since / config.kl_warmup_steps, 0.0, 1.0)
-    return config.kl_weight * tf.cast(since >= 0, tf.float32)
+    if not config.kl_warmup_steps:
+        return tf.constant(config.kl_weight)
+    return config.kl_weight * tf.minimum(tf.cast(update, tf.float32) / config.kl_warmup_steps, 1.0)
 
 
 def noise(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:

@@ -17,7 +17,6 @@ from tfdecouple.training.figures import NO_WISHES, StepResult, Wishes
 from tfdecouple.training.patterns import draw_patterns, with_patterns
 from tfdecouple.training.schedule import kl_weight, learning_rate, noise, patterns, with_noise
 from tfdecouple.training.state import TrainingState
-from tfdecouple.training.strategy import reduce_in_packs
 
 
 class TrainStep:
@@ -104,7 +103,7 @@ class TrainStep:
             self._keras_variables(state.trainable),
             self._keras_variables(state.moving),
             batch_size=training.batch_size,
-            kl_weight=self._kl_weight if training.free_bits else kl_weight(training, state.updates),
+            kl_weight=kl_weight(training, state.updates),
             precision=training.precision,
             memory=training.memory,
             jit_compile=training.jit_compile,
@@ -117,17 +116,6 @@ class TrainStep:
         if training.passes > 1:
             share = share._replace(moving=[statistic / training.passes for statistic in share.moving])
         return share, small
-
-    def _kl_weight(self, kl: tf.Tensor) -> tf.Tensor:
-        """Returns the weight of the KL term given this device's share of it: 0 where what all have is free.
-
-        That is the gradient of max(free_bits, KL), of the mean over all images that are processed at a time.
-        """
-        training, replica = self._training, tf.distribute.get_replica_context()
-        if replica.num_replicas_in_sync > 1:
-            kl = replica.all_reduce(tf.distribute.ReduceOp.SUM, kl)
-        counts = tf.cast(kl * training.passes > training.free_bits, tf.float32)
-        return kl_weight(training, self.state.updates) * counts
 
     def _draw(self, images: tf.Tensor, step: tf.Tensor, number: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns this device's images, their noise for z and that for the dequantisation."""
@@ -208,8 +196,12 @@ class TrainStep:
         """Adds up the devices' shares (of the statistics the mean); all devices get the gradients and statistics."""
         add, mean = tf.distribute.ReduceOp.SUM, tf.distribute.ReduceOp.MEAN
 
+        packs = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=self._training.bytes_per_pack)
+
         def to_devices(how: tf.distribute.ReduceOp, values: list[Any], variables: dict[str, tf.Variable]) -> list[Any]:
-            return reduce_in_packs(self._strategy, how, values, variables, self._training.bytes_per_pack)
+            pairs = list(zip(values, variables.values(), strict=True))
+            # TensorFlow cannot reduce an empty list, which a model without an encoder has.
+            return list(self._strategy.extended.batch_reduce_to(how, pairs, packs)) if pairs else []
 
         return Share(
             to_devices(add, shares.gradients, self.state.trainable),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import tensorflow as tf
 from tensorflow.python.eager import context
@@ -118,41 +117,6 @@ def _split_cpu(devices: int) -> None:
 def ready_on_devices() -> tf.distribute.InputOptions:
     """Returns how batches reach the devices: some of them lie there before their step (`runtime/settings.py`)."""
     return tf.distribute.InputOptions(experimental_per_replica_buffer_size=settings.current().device_batches)
-
-
-def reduce_in_packs(
-    strategy: tf.distribute.Strategy,
-    how: tf.distribute.ReduceOp,
-    values: Sequence[Any],
-    variables: Mapping[str, tf.Variable],
-    bytes_per_pack: int,
-) -> list[Any]:
-    """Reduces the devices' values of some variables, such as gradients, and gives the result to all devices.
-
-    TensorFlow packs the list from its end, and a pack leaves when its last value is there, on NCCL one after the other.
-    A backward pass ends with the encoder, whose z all the rest hangs on: its values are packed last.
-
-    Args:
-        strategy: the devices.
-        how: sum or mean.
-        values: of each variable, in their order; each of all devices.
-        variables: by name, in the order of the forward pass within each network.
-        bytes_per_pack: about how many travel together; 0 for all.
-
-    Returns:
-        The reduced values in the order of the variables.
-    """
-    if not variables:  # TensorFlow cannot reduce an empty list, that of a model without an encoder.
-        return []
-    names = list(variables)
-    order = sorted(range(len(names)), key=lambda number: not names[number].startswith("encoder/"))
-    reduced = strategy.extended.batch_reduce_to(
-        how,
-        [(values[number], variables[names[number]]) for number in order],
-        tf.distribute.experimental.CommunicationOptions(bytes_per_pack=bytes_per_pack),
-    )
-    placed = dict(zip(order, reduced, strict=True))
-    return [placed[number] for number in range(len(names))]
 
 
 def check_batch(config: TrainingConfig, replicas: int) -> None:
