@@ -5,13 +5,13 @@ from helpers.runs import FakeStep
 
 from tfdecouple.metrics import BitsPerDim
 from tfdecouple.model import gradient
-from tfdecouple.training import reports, trainer
+from tfdecouple.training import evaluation, loop
 
 
 @pytest.fixture
 def stand_ins(monkeypatch):
     """Replaces what takes time at evaluations; returns a function that makes one fake evaluator."""
-    monkeypatch.setattr(reports, "save_pictures", lambda model, images, *_, **__: len(images))
+    monkeypatch.setattr(evaluation, "save_pictures", lambda model, images, *_, **__: len(images))
 
     def fake(measure=lambda split: 8.0):
         class FakeEvaluator:
@@ -21,8 +21,8 @@ def stand_ins(monkeypatch):
             def __call__(self, batches, samples=1, **_):
                 return BitsPerDim(measure(batches), 0.1, 1.0, 1.0, 0.0, 5, samples)
 
-        monkeypatch.setattr(trainer, "Evaluator", FakeEvaluator)
-        monkeypatch.setattr(trainer, "evaluation_batches", lambda source, split, **_: split)
+        monkeypatch.setattr(loop, "Evaluator", FakeEvaluator)
+        monkeypatch.setattr(loop, "evaluation_batches", lambda source, split, **_: split)
 
     fake()
     return fake
@@ -31,7 +31,7 @@ def stand_ins(monkeypatch):
 @pytest.fixture
 def fake_step(eager, monkeypatch):
     """Replaces the step, whose tracing takes time, and traces nothing else; returns the stand-in."""
-    monkeypatch.setattr(trainer, "TrainStep", FakeStep)
+    monkeypatch.setattr(loop, "TrainStep", FakeStep)
     return FakeStep
 
 

@@ -17,11 +17,11 @@ from helpers.workers import Pair
 
 from tfdecouple.data import open_source
 from tfdecouple.storage.files import write_json
-from tfdecouple.training import InterruptedRunError, train, trainer
+from tfdecouple.training import InterruptedRunError, loop, train
 from tfdecouple.training.distributed import DistributedTrainer
 from tfdecouple.training.folder import RunFolder
 from tfdecouple.training.progress import Progress
-from tfdecouple.training.record import RunRecord
+from tfdecouple.training.run_directory import RunRecord
 from tfdecouple.training.signals import StopRequest
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.strategy import make_strategy
@@ -97,7 +97,7 @@ class TestTwoRanks:
                 stop.reason = "SIGTERM"
             return 8.0
 
-        monkeypatch.setattr(trainer, "StopRequest", Noted)
+        monkeypatch.setattr(loop, "StopRequest", Noted)
         stand_ins(measure)
         _, (chiefs, others) = ranks(steps=5)
         assert chiefs == others and chiefs["test"]["bits_per_dim"] == 8.0

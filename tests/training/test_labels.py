@@ -210,7 +210,7 @@ class TestStart:
     @pytest.mark.parametrize("model", [PRIOR, CODED])
     def test_from_a_run_without_labels(self, model, plain_run, labelled_folder, tmp_path):
         from tfdecouple.training.folder import RunFolder
-        from tfdecouple.training.record import RunRecord
+        from tfdecouple.training.run_directory import RunRecord
 
         config = config_of(labelled_folder, model)
         state = TrainingState(config)
@@ -224,7 +224,7 @@ class TestStart:
 
     def test_not_from_a_run_of_other_labels(self, labelled_folder, tmp_path):
         from tfdecouple.training.folder import RunFolder
-        from tfdecouple.training.record import RunRecord
+        from tfdecouple.training.run_directory import RunRecord
 
         run = write_run(tmp_path / "theirs", fresh(PRIOR))
         config = config_of(labelled_folder, PRIOR)

@@ -19,7 +19,7 @@ from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.runtime import inversion
 from tfdecouple.runtime.tf32 import full_float32
-from tfdecouple.training import train, trainer
+from tfdecouple.training import loop, train
 
 pytestmark = pytest.mark.usefixtures("weights_of_both_sizes")
 
@@ -291,8 +291,8 @@ class TestPrecision:
                 return tf.nest.map_structure(tf.identity, elbo)
 
         monkeypatch.setattr(DecoupledModel, "elbo_from_noise", look)
-        monkeypatch.setattr(trainer, "Evaluator", Evaluator)
-        monkeypatch.setattr(trainer, "evaluation_batches", evaluation_batches)
+        monkeypatch.setattr(loop, "Evaluator", Evaluator)
+        monkeypatch.setattr(loop, "evaluation_batches", evaluation_batches)
         config = run_config(image_folder, model=LEAST, precision="tf32", steps=1)
         assert train(config, tmp_path / "run").summary["steps"] == 1
         assert len(seen) >= 2 and not any(seen)

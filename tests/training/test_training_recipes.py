@@ -12,8 +12,8 @@ def test_figures_of_an_evaluation_and_of_a_step_are_in_the_log(image_folder, tmp
     folder = copy_of_packages(tmp_path)
     training = folder / "tfdecouple" / "training"
     function, _, line = recipe("figure of an evaluation").partition("# in `SIGNS`\n")
-    insert(training / "reports.py", "# Figures of an evaluation beside the bound", f"{function}\n")
-    register(training / "reports.py", "SIGNS", line)
+    insert(training / "evaluation.py", "# Figures of an evaluation beside the bound", f"{function}\n")
+    register(training / "evaluation.py", "SIGNS", line)
     window, field, value = recipe("figure of a step").splitlines()
     register(training / "figures.py", "WINDOW", window)
     insert(training / "figures.py", "    learning_rate: Any", f"    {field}\n")

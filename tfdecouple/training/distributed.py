@@ -6,9 +6,9 @@ import contextlib
 from typing import Any, cast
 
 from tfdecouple.training.figures import StepResult
-from tfdecouple.training.record import RunRecord
+from tfdecouple.training.loop import Trainer
+from tfdecouple.training.run_directory import RunRecord
 from tfdecouple.training.signals import StopRequest
-from tfdecouple.training.trainer import Trainer
 from tfdecouple.training.workers import Workers
 
 

@@ -25,11 +25,11 @@ from tfdecouple.training.cluster import find_cluster
 from tfdecouple.training.distributed import DistributedTrainer
 from tfdecouple.training.division import settled
 from tfdecouple.training.folder import RunFolder, with_whole_paths
+from tfdecouple.training.loop import Trainer
 from tfdecouple.training.progress import Progress
-from tfdecouple.training.record import RunRecord
+from tfdecouple.training.run_directory import RunRecord
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.strategy import check_batch, make_strategy
-from tfdecouple.training.trainer import Trainer
 from tfdecouple.training.workers import Workers, collective_sum, lost_worker_errors
 
 # Addresses that TensorFlow's libraries and threads take, of which most are never touched: with 3 GB it ends the process

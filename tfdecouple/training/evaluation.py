@@ -14,7 +14,7 @@ from tfdecouple.data.codecs import lossless_bits_per_dim
 from tfdecouple.errors import UserError
 from tfdecouple.metrics import BitsPerDim, note_on_grey, save_pictures
 from tfdecouple.model import DecoupledModel
-from tfdecouple.training.record import RunRecord
+from tfdecouple.training.run_directory import RunRecord
 from tfdecouple.training.state import TrainingState
 from tfdecouple.visualization.grids import reconstruct
 from tfdecouple.visualization.pictures import shown_of_size

@@ -19,11 +19,11 @@ from tfdecouple.errors import DivergedError
 from tfdecouple.metrics import BitsPerDim, Evaluator
 from tfdecouple.model.precision_check import check_precision_of
 from tfdecouple.runtime.tf32 import has_tf32
+from tfdecouple.training.evaluation import Reports
 from tfdecouple.training.figures import StepResult, Wishes
 from tfdecouple.training.progress import Progress
 from tfdecouple.training.reading import ReadSchedule
-from tfdecouple.training.record import RunRecord
-from tfdecouple.training.reports import Reports
+from tfdecouple.training.run_directory import RunRecord
 from tfdecouple.training.schedule import noise, with_noise
 from tfdecouple.training.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.state import TrainingState

@@ -22,7 +22,7 @@ from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs import load_config, load_model
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json
-from tfdecouple.training import DivergedError, reading, reports, train, trainer
+from tfdecouple.training import DivergedError, evaluation, loop, reading, train
 from tfdecouple.training.folder import RunFolder, with_whole_paths
 from tfdecouple.training.strategy import check_batch
 
@@ -265,7 +265,7 @@ class TestSaid:
         assert "training.precision=tf32 changes nothing here: no GPU has it" in out
 
     def test_at_its_end_of_what_there_is_alone(self, image_folder, tmp_path, stand_ins, fake_step, monkeypatch, capsys):
-        monkeypatch.setattr(reports, "save_pictures", lambda model, images, folder, *_, **__: folder.mkdir() or 6)
+        monkeypatch.setattr(evaluation, "save_pictures", lambda model, images, folder, *_, **__: folder.mkdir() or 6)
         for run, options in ((tmp_path / "bare", {"pictures": 0, "loggers": ()}), (tmp_path / "run", {})):
             config = run_config(image_folder, model=LEAST, steps=1, **options)
             write_json(tmp_path / "config.json", config.to_dict())
@@ -323,7 +323,7 @@ class TestRefusals:
     ):
         sizes = []
         monkeypatch.setattr(
-            trainer, "evaluation_batches", lambda source, split, batch_size, **_: sizes.append(batch_size) or split
+            loop, "evaluation_batches", lambda source, split, batch_size, **_: sizes.append(batch_size) or split
         )
         train(run_config(image_folder, model=LEAST, steps=5, evaluation_batch_size=3), tmp_path / "run", devices=2)
         assert sizes == [4, 4]
