@@ -72,7 +72,7 @@ def count(options: argparse.Namespace) -> int:
     config = configured(options)
     start_tensorflow(1 if options.one_shard else options.threads)
     import tfdecouple.training  # noqa: F401 - all that train.py imports
-    from tfdecouple.training.figures import NO_WISHES
+    from tfdecouple.training.step import NO_WISHES
 
     if options.lines and config.training.passes > 1:
         raise UserError(f"--lines is {options.lines}; it needs a step in one piece, training.micro_batches=1")

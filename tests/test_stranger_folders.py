@@ -18,7 +18,7 @@ from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.dataset_encoding.manifest import Manifest
 from tfdecouple.errors import ConfigError, UserError
-from tfdecouple.training.cluster import find_cluster
+from tfdecouple.training.workers import find_cluster
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 

@@ -11,9 +11,8 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import gen_resource_variable_ops
 
-from tfdecouple.training import reading
-from tfdecouple.training.figures import StepResult
-from tfdecouple.training.step import TrainStep
+from tfdecouple.training import loop
+from tfdecouple.training.step import StepResult, TrainStep
 
 
 class Watched:
@@ -79,5 +78,5 @@ class Reads:
             patch.setattr(ops._EagerTensorBase, "_numpy", count_numpy)
             patch.setattr(gen_resource_variable_ops, "read_variable_op", count_variable)
             patch.setattr(TrainStep, "__call__", take_step)
-            patch.setattr(reading, "SECONDS", math.inf)
+            patch.setattr(loop, "READ_SECONDS", math.inf)
             yield self

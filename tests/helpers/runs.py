@@ -9,9 +9,8 @@ import tensorflow as tf
 
 from helpers.models import SMALL
 from tfdecouple.config import Config, DataConfig, TrainingConfig
-from tfdecouple.training.figures import NO_WISHES, StepResult
 from tfdecouple.training.log import read_metrics
-from tfdecouple.training.step import TrainStep
+from tfdecouple.training.step import NO_WISHES, StepResult, TrainStep
 
 TIMING = ("images_per_second",)
 

@@ -8,10 +8,10 @@ import tensorflow as tf
 
 from helpers.models import SMALL, give_effect, random_images
 from tfdecouple.config import Config, TrainingConfig
+from tfdecouple.training.optimizer import Piece
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.strategy import make_strategy
-from tfdecouple.training.vector import Piece
 
 BATCH = 8
 GLOW = dataclasses.replace(SMALL, conditioning="none")

@@ -228,12 +228,12 @@ class TestMlflow:
 
 
 def test_loggers_may_change_when_a_run_goes_on(tmp_path):
-    from tfdecouple.training.folder import RunFolder
+    from tfdecouple.training.run_directory import RunDirectory
 
-    with RunFolder(tmp_path / "run", CONFIG) as folder:
-        folder.check()
-        folder.claim()
+    with RunDirectory(tmp_path / "run", CONFIG) as directory:
+        directory.check()
+        directory.claim({})
     training = dataclasses.replace(CONFIG.training, loggers=("csv",))
-    with RunFolder(tmp_path / "run", dataclasses.replace(CONFIG, training=training)) as folder:
-        folder.check()
-        assert folder.is_resumed
+    with RunDirectory(tmp_path / "run", dataclasses.replace(CONFIG, training=training)) as directory:
+        directory.check()
+        assert directory.is_resumed

@@ -16,8 +16,8 @@ from tfdecouple.cli import opening, train_main
 from tfdecouple.cli.measures.base import Evaluation
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.training import run, strategy, train
-from tfdecouple.training.cluster import find_cluster
 from tfdecouple.training.strategy import make_strategy
+from tfdecouple.training.workers import find_cluster
 
 
 @pytest.fixture

@@ -16,12 +16,11 @@ from helpers.threads import Together
 from helpers.workers import Pair
 
 from tfdecouple.data import open_source
+from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.storage.files import write_json
 from tfdecouple.training import InterruptedRunError, loop, train
-from tfdecouple.training.distributed import DistributedTrainer
-from tfdecouple.training.folder import RunFolder
-from tfdecouple.training.progress import Progress
-from tfdecouple.training.run_directory import RunRecord
+from tfdecouple.training.loop import Trainer
+from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.signals import StopRequest
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.strategy import make_strategy
@@ -57,11 +56,10 @@ class TestTwoRanks:
             states = [TrainingState(config) for _ in range(2)]
 
             def act(workers):
-                state, progress = states[workers.rank], Progress(config.training.steps, io.StringIO())
-                with RunFolder(tmp_path / "run", config) as folder:
-                    workers.on_chief(folder.check)
-                    record = RunRecord(config, folder, state)
-                    return DistributedTrainer(workers, config, state, source, strategy, record, progress).run()
+                state, progress = states[workers.rank], TrainingProgress(config.training.steps, io.StringIO())
+                with RunDirectory(tmp_path / "run", config) as directory:
+                    workers.on_chief(directory.check)
+                    return Trainer(config, state, source, strategy, directory, progress, workers).run()
 
             return states, Together().run(act)
 

@@ -18,7 +18,8 @@ from tfdecouple.errors import ConfigError
 from tfdecouple.loggers import LOGGERS
 from tfdecouple.loggers.base import Logger
 from tfdecouple.runs import load_config
-from tfdecouple.training import division, train
+from tfdecouple.training import strategy as strategies
+from tfdecouple.training import train
 from tfdecouple.training.strategy import make_strategy
 from tfdecouple.training.workers import Workers
 
@@ -45,8 +46,8 @@ def test_state_of_micro_batches_is_counted_and_less_memory_is_needed_where_less_
 def test_says_where_xla_may_need_more_than_is_calculated(monkeypatch, tmp_path, compiled):
     config = Config(model=LEAST, training=TrainingConfig(batch_size=8, micro_batches="auto", jit_compile=compiled))
     lines = []
-    monkeypatch.setattr(division, "usable_memory", lambda strategy: 2**40)
-    division.settled(config, tmp_path, make_strategy(1), Workers(), lines.append)
+    monkeypatch.setattr(strategies, "usable_memory", lambda strategy: 2**40)
+    strategies.choose_micro_batches(config, tmp_path, make_strategy(1), Workers(), lines.append)
     assert ["what XLA needs besides" in line for line in lines] == [compiled]
 
 
@@ -54,7 +55,7 @@ class TestRun:
     @pytest.fixture
     def free(self, monkeypatch):
         """Returns a function that lets so many bytes be free."""
-        return lambda count: monkeypatch.setattr(division, "usable_memory", lambda strategy: count)
+        return lambda count: monkeypatch.setattr(strategies, "usable_memory", lambda strategy: count)
 
     def test_takes_the_number_of_its_beginning(self, image_folder, tmp_path, stand_ins, fake_step, free, capsys):
         config = run_config(image_folder, model=LEAST, micro_batches="auto", steps=2)
@@ -111,8 +112,10 @@ class TestFree:
         return types.SimpleNamespace(extended=types.SimpleNamespace(worker_devices=devices))
 
     def test_of_logical_cpus_is_shared(self, monkeypatch):
-        monkeypatch.setattr(division, "free_memory", lambda: 10 * 2**30)
-        one, two = (division.usable_memory(self.strategy(*names)) for names in (["/device:CPU:0"], ["CPU:0", "CPU:1"]))
+        monkeypatch.setattr(strategies, "free_memory", lambda: 10 * 2**30)
+        one, two = (
+            strategies.usable_memory(self.strategy(*names)) for names in (["/device:CPU:0"], ["CPU:0", "CPU:1"])
+        )
         assert one == int(0.9 * 10 * 2**30) - 2**29 and two == one // 2
 
     def test_of_gpus_is_that_of_the_fullest(self, monkeypatch):
@@ -129,4 +132,4 @@ class TestFree:
         monkeypatch.setattr(device_lib, "list_local_devices", describe)
         monkeypatch.setattr(tf.config.experimental, "get_memory_info", lambda name: {"current": used[name]})
         devices = [f"/job:localhost/replica:0/task:0/device:GPU:{n}" for n in range(2)]
-        assert division.usable_memory(self.strategy(*devices)) == int(0.9 * 600 * 2**20)
+        assert strategies.usable_memory(self.strategy(*devices)) == int(0.9 * 600 * 2**20)

@@ -209,13 +209,12 @@ class TestStart:
 
     @pytest.mark.parametrize("model", [PRIOR, CODED])
     def test_from_a_run_without_labels(self, model, plain_run, labelled_folder, tmp_path):
-        from tfdecouple.training.folder import RunFolder
-        from tfdecouple.training.run_directory import RunRecord
+        from tfdecouple.training.run_directory import RunDirectory
 
         config = config_of(labelled_folder, model)
         state = TrainingState(config)
         before = {name: variable.numpy() for name, variable in state.model.named_variables().items()}
-        RunRecord(config, RunFolder(tmp_path / "run", config), state).start_from(str(plain_run), ())
+        RunDirectory(tmp_path / "run", config).start_from(state, str(plain_run), ())
         theirs = load_model(plain_run).named_variables()
         for name, variable in state.model.named_variables().items():
             equal(variable, theirs[name] if name in theirs else before[name])
@@ -223,17 +222,16 @@ class TestStart:
         assert new == {"prior_affine" if model is PRIOR else "class_codes"}
 
     def test_not_from_a_run_of_other_labels(self, labelled_folder, tmp_path):
-        from tfdecouple.training.folder import RunFolder
-        from tfdecouple.training.run_directory import RunRecord
+        from tfdecouple.training.run_directory import RunDirectory
 
         run = write_run(tmp_path / "theirs", fresh(PRIOR))
         config = config_of(labelled_folder, PRIOR)
-        record = RunRecord(config, RunFolder(tmp_path / "run", config), TrainingState(config))
+        directory, state = RunDirectory(tmp_path / "run", config), TrainingState(config)
         # Of an import nobody knows the names.
-        record.start_from(str(run), ("a", "b", "c"))
+        directory.start_from(state, str(run), ("a", "b", "c"))
         (run / "labels.json").write_text(json.dumps(["b", "a", "c"]))
-        record.start_from(str(run), ("b", "a", "c"))
-        message = message_of(ConfigError, lambda: record.start_from(str(run), ("a", "b", "c")))
+        directory.start_from(state, str(run), ("b", "a", "c"))
+        message = message_of(ConfigError, lambda: directory.start_from(state, str(run), ("a", "b", "c")))
         assert "the label 'b' where the images have 'a'" in message
 
     def test_not_from_another_architecture(self, plain_run, labelled_folder, tmp_path):

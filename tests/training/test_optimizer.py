@@ -10,8 +10,7 @@ from tfdecouple.model import gradient
 from tfdecouple.model.gradient import global_norm
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.training import optimizer
-from tfdecouple.training.optimizer import Optimizer
-from tfdecouple.training.vector import Vector
+from tfdecouple.training.optimizer import Optimizer, Vector
 
 
 @pytest.fixture(params=["small", "large"])

@@ -11,9 +11,8 @@ from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.errors import RunError
 from tfdecouple.storage.files import write_json
-from tfdecouple.training.folder import RunFolder
-from tfdecouple.training.patterns import draw_patterns, with_patterns
-from tfdecouple.training.schedule import patterns
+from tfdecouple.training.run_directory import RunDirectory
+from tfdecouple.training.schedule import draw_patterns, patterns, with_patterns
 from tfdecouple.training.state import TrainingState
 
 
@@ -108,7 +107,7 @@ class TestRunThatGoesOn:
         for step in (8, 9):
             (folder / "checkpoints").mkdir(exist_ok=True)
             (folder / "checkpoints" / f"step-{step:09d}.index").touch()
-        opened = RunFolder(folder, run_config("/images", model=LEAST, **now))
+        opened = RunDirectory(folder, run_config("/images", model=LEAST, **now))
         with opened:
             opened.check()
             return opened.is_resumed

@@ -9,8 +9,8 @@ from helpers.models import LEAST
 from helpers.reads import Reads, Watched
 from helpers.runs import run_config
 
-from tfdecouple.training import reading, train
-from tfdecouple.training.reading import ReadSchedule
+from tfdecouple.training import loop, train
+from tfdecouple.training.loop import ReadSchedule
 
 
 class TestLoop:
@@ -56,7 +56,7 @@ class TestSchedule:
     def clock(self, monkeypatch):
         """A clock that stands still but for what is added to its one number."""
         now = [0.0]
-        monkeypatch.setattr(reading.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
         return now
 
     @staticmethod
@@ -78,7 +78,7 @@ class TestSchedule:
     def test_fast_steps_are_read_ever_more_rarely_but_every_few_seconds(self, clock):
         read = self.read_steps(clock, 0.25, 200)
         assert read[:4] == [1, 2, 4, 8]
-        assert np.diff(read).max() * 0.25 == reading.SECONDS
+        assert np.diff(read).max() * 0.25 == loop.READ_SECONDS
 
     def test_what_is_done_between_steps_does_not_count(self, clock):
         schedule = ReadSchedule(0)

@@ -22,8 +22,8 @@ from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs import load_config, load_model
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json
-from tfdecouple.training import DivergedError, evaluation, loop, reading, train
-from tfdecouple.training.folder import RunFolder, with_whole_paths
+from tfdecouple.training import DivergedError, evaluation, loop, train
+from tfdecouple.training.run_directory import RunDirectory, with_whole_paths
 from tfdecouple.training.strategy import check_batch
 
 # But what the fixtures of classes run is traced, as `finished_run` was.
@@ -301,9 +301,9 @@ class TestRefusals:
     def test_folder_of_a_program_that_ended_as_it_began_is_no_obstacle(self, tmp_path, image_folder):
         (tmp_path / ".lock").touch()
         (tmp_path / ".config.json.123.tmp").write_text("{")
-        folder = RunFolder(tmp_path, run_config(image_folder))
-        folder.check()
-        assert not folder.is_resumed
+        directory = RunDirectory(tmp_path, run_config(image_folder))
+        directory.check()
+        assert not directory.is_resumed
 
     def test_second_program_in_the_same_folder(self, tmp_path, image_folder):
         with (tmp_path / ".lock").open("w") as file:
@@ -484,7 +484,7 @@ class TestDivergence:
         self, image_folder, tmp_path, stand_ins, fake_step, monkeypatch, capsys
     ):
         # Read after the steps 1, 2, 4 and 8.
-        monkeypatch.setattr(reading, "SECONDS", math.inf)
+        monkeypatch.setattr(loop, "READ_SECONDS", math.inf)
         monkeypatch.setattr(fake_step, "bad", {4, 5, 6})
         rare = {"log_every": 99, "evaluate_every": 99, "checkpoint_every": 99}
         config = run_config(image_folder, model=LEAST, max_skipped_steps=3, **rare)

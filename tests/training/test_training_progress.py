@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tfdecouple.training.progress import Progress
+from tfdecouple.runtime.progress import TrainingProgress
 
 
 class Terminal(io.StringIO):
@@ -23,7 +23,7 @@ def clock(monkeypatch):
 
 def test_plain_lines_where_there_is_no_terminal(clock):
     file = io.StringIO()
-    progress = Progress(100, file)
+    progress = TrainingProgress(100, file)
     for step in range(1, 101):
         clock[0] += 0.2
         progress.update(3.14159, 1000.4)
@@ -39,7 +39,7 @@ def test_plain_lines_where_there_is_no_terminal(clock):
 
 def test_slow_steps_are_told_between_rows_of_the_log_and_the_start_is_not_counted(clock):
     file = io.StringIO()
-    progress = Progress(150, file, batch_size=4)
+    progress = TrainingProgress(150, file, batch_size=4)
     progress.begin(0)
     # Four minutes until the first step is taken, then twenty seconds each.
     for step in range(1, 12):
@@ -55,7 +55,7 @@ def test_slow_steps_are_told_between_rows_of_the_log_and_the_start_is_not_counte
 
 def test_what_takes_long_beside_the_steps_is_told(clock):
     file = io.StringIO()
-    progress = Progress(10, file)
+    progress = TrainingProgress(10, file)
     told = progress.counted("validation", 1000)
     for done in range(100, 1001, 100):
         clock[0] += 4
@@ -72,7 +72,7 @@ def test_what_takes_long_beside_the_steps_is_told(clock):
 
 def test_one_line_that_moves_on_a_terminal():
     file = Terminal()
-    progress = Progress(4, file)
+    progress = TrainingProgress(4, file)
     progress.begin(0)
     for step in (1, 2, 3, 4):
         progress.update(3.14159, 1000.4)
@@ -96,7 +96,7 @@ def test_progress_goes_on_in_silence_where_its_output_is_gone(capsys):
         def flush(self):
             raise OSError(5, "Input/output error")
 
-    progress = Progress(2, Gone())
+    progress = TrainingProgress(2, Gone())
     progress.update(3.0, 10.0)
     progress.step(1)
     progress.say("more")

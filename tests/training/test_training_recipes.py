@@ -15,8 +15,8 @@ def test_figures_of_an_evaluation_and_of_a_step_are_in_the_log(image_folder, tmp
     insert(training / "evaluation.py", "# Figures of an evaluation beside the bound", f"{function}\n")
     register(training / "evaluation.py", "SIGNS", line)
     window, field, value = recipe("figure of a step").splitlines()
-    register(training / "figures.py", "WINDOW", window)
-    insert(training / "figures.py", "    learning_rate: Any", f"    {field}\n")
+    register(training / "state.py", "WINDOW", window)
+    insert(training / "step.py", "    learning_rate: Any", f"    {field}\n")
     insert(training / "step.py", "            learning_rate=rate", f"            {value}\n")
 
     write_json(folder / "config.json", run_config(image_folder, steps=2, pictures=0).to_dict())

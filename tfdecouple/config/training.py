@@ -43,7 +43,7 @@ class TrainingConfig:
             0..255. 0 for none, as in the paper. Validation and test images never have any.
         noise_steps: updates after which images have no noise any more.
         patterns: share of the training images, drawn by chance, that give way to noise and boards of two colours
-            (`training/patterns.py`), so that images that no camera takes come back from their codes, too; 0 for none,
+            (`training/schedule.py`), so that images that no camera takes come back from their codes, too; 0 for none,
             as in the paper. A share of 0.01 is enough after long training. Validation and test images are left alone.
         patterns_after: updates in which no image gives way yet; the best weights are then chosen among later ones.
             These two may change when a run goes on, where that changes nothing before its last checkpoint.

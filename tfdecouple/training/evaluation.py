@@ -14,7 +14,7 @@ from tfdecouple.data.codecs import lossless_bits_per_dim
 from tfdecouple.errors import UserError
 from tfdecouple.metrics import BitsPerDim, note_on_grey, save_pictures
 from tfdecouple.model import DecoupledModel
-from tfdecouple.training.run_directory import RunRecord
+from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.state import TrainingState
 from tfdecouple.visualization.grids import reconstruct
 from tfdecouple.visualization.pictures import shown_of_size
@@ -41,7 +41,7 @@ class Reports:
         config: the run.
         state: with the weights that were measured in place.
         source: the images.
-        record: the run folder.
+        directory: of the run.
         tell: is told what is being done, as often as it likes.
     """
 
@@ -50,14 +50,14 @@ class Reports:
         config: Config,
         state: TrainingState,
         source: Source,
-        record: RunRecord,
+        directory: RunDirectory,
         tell: Callable[[str], None] = lambda text: None,
     ):
         self._tell = tell
         self._config = config
         self._state = state
         self._source = source
-        self._record = record
+        self._directory = directory
 
     def validation(self, step: int, measured: BitsPerDim, is_best: bool) -> str:
         """Keeps the best weights, draws pictures, logs what was measured, and returns a line to say about it."""
@@ -68,10 +68,10 @@ class Reports:
         images = np.asarray(model.quantize_images(images))
         signs = {name: value for measure in SIGNS for name, value in measure(model, images).items()}
         if is_best:
-            self._record.keep_best(step)
+            self._directory.keep_best(self._state, step)
         grey = f" ({grey})" if (grey := note_on_grey(images)) else ""
         exact, pictures = self._draw(step, images, model.wanted_labels(labels))
-        self._record.log("validation", step, {**measured.to_dict(), **signs}, pictures)
+        self._directory.log("validation", step, {**measured.to_dict(), **signs}, pictures)
         return (
             f"step {step}: validation {measured.bits_per_dim:.4f} bits/dim on {measured.images} images"
             f"{' (best so far)' if is_best else ''}{grey}; {exact}; "
@@ -93,7 +93,7 @@ class Reports:
         averages = bool(self._config.training.ema_decay)
         if test is None:
             summary = self._without_codecs(step, averages)
-            self._record.write_summary(summary)
+            self._directory.write_summary(summary)
             return summary, [*self._other_weights(), "test: left alone (training.evaluation_samples=0)"]
         images, labels = load_images(self._source, "test", min(_CODED, count), at_most=True)
         self._tell("lossless codecs")
@@ -107,7 +107,7 @@ class Reports:
             "lossless_codecs_images": len(images),
             "reconstruction": self._reconstruction(*(each[: self._shown(step)] for each in (images, labels))),
         }
-        self._record.write_summary(summary)
+        self._directory.write_summary(summary)
         lines = [
             *self._other_weights(),
             f"test: {test.bits_per_dim:.4f} bits/dim (ELBO, {test.samples} sample{'s' if test.samples > 1 else ''}, "
@@ -127,7 +127,7 @@ class Reports:
         return {
             "steps": step,
             # Those that were loaded, which are the ones that whoever opens the run gets.
-            "best_step": self._record.loaded,
+            "best_step": self._directory.loaded,
             "validation_bits_per_dim": None if self._other_weights() else best,
             "test": None,
             "averaged_weights": averages,
@@ -137,7 +137,7 @@ class Reports:
 
     def _other_weights(self) -> list[str]:
         """Returns a line where other weights were loaded than those that were the best of the validation."""
-        best, loaded = int(self._state.best_step.numpy()), self._record.loaded
+        best, loaded = int(self._state.best_step.numpy()), self._directory.loaded
         if loaded == best:
             return []
         why = f"the best weights, of step {best}, cannot be read" if best else "no validation gave a finite figure"
@@ -152,7 +152,7 @@ class Reports:
         """Draws the pictures of a step; returns how exact the reconstructions are, and the pictures by name."""
         if not self._config.training.pictures:
             return f"reconstruction: {self._reconstruction(images, labels)}", {}
-        prefix, folder = f"step-{step:09d}-", self._record.path / "images"
+        prefix, folder = f"step-{step:09d}-", self._directory.path / "images"
 
         def tell(name: str) -> None:
             self._tell(f"drawing {name}")

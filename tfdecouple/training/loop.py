@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import tensorflow as tf
 
@@ -18,34 +18,40 @@ from tfdecouple.data.labels import training_examples, with_known_labels
 from tfdecouple.errors import DivergedError
 from tfdecouple.metrics import BitsPerDim, Evaluator
 from tfdecouple.model.precision_check import check_precision_of
+from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.runtime.tf32 import has_tf32
 from tfdecouple.training.evaluation import Reports
-from tfdecouple.training.figures import StepResult, Wishes
-from tfdecouple.training.progress import Progress
-from tfdecouple.training.reading import ReadSchedule
-from tfdecouple.training.run_directory import RunRecord
+from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.schedule import noise, with_noise
 from tfdecouple.training.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import TrainStep
+from tfdecouple.training.step import StepResult, TrainStep, Wishes
 from tfdecouple.training.strategy import ready_on_devices
+from tfdecouple.training.workers import Workers
 
 # Even a run of a single step is evaluated on this many images of up to 64 pixels, and on a few of larger ones.
 _LEAST_EVALUATED = 64
+# So long may a stop or a divergence stay unknown, but for the step under way. Systems that end a program give it half a
+# minute or more between SIGTERM and SIGKILL.
+READ_SECONDS = 5.0
+# Sums of so many steps over thousands of devices are whole numbers in float32.
+_MOST = 1000
 
 
 class Trainer:
-    """Takes a run from where its folder has it to its end.
+    """Takes a run from where its directory has it to its end.
 
-    Written as for one process; `distributed.DistributedTrainer` wraps it where several train together.
+    Several workers take every step together. The chief alone uses the run directory, and what it reads into variables
+    is broadcast; a process that trains alone is its own chief.
 
     Args:
         config: the run.
         state: what training changes; created in the strategy's scope.
         source: the images.
         strategy: the devices.
-        record: the run folder.
+        directory: of the run.
         progress: to whoever watches.
+        workers: all of them.
     """
 
     def __init__(
@@ -54,16 +60,18 @@ class Trainer:
         state: TrainingState,
         source: Source,
         strategy: tf.distribute.Strategy,
-        record: RunRecord,
-        progress: Progress,
+        directory: RunDirectory,
+        progress: TrainingProgress,
+        workers: Workers,
     ):
         self.config = config
         self.training = config.training
         self.state = state
         self.source = source
         self.strategy = strategy
-        self.record = record
-        self.reports = Reports(config, state, source, record, progress.note)
+        self.workers = workers
+        self.directory = cast(RunDirectory, _OnChief(workers, directory))
+        self.reports = cast(Reports, _OnChief(workers, Reports(config, state, source, directory, progress.note)))
         self.progress = progress
         self.take_step = TrainStep(config, state, strategy)
         self.evaluator = Evaluator(state.model, strategy)
@@ -81,7 +89,7 @@ class Trainer:
             RunError: where the run cannot go on from its folder.
         """
         messages, is_new = self._restore()
-        summary = self.record.finished_summary()
+        summary = self.directory.finished_summary()
         if summary:
             return summary
         self.progress.begin(self.step)
@@ -89,6 +97,8 @@ class Trainer:
         self._check_precision()
         if is_new:
             self._start_weights()
+            # Other hardware may round otherwise.
+            self._broadcast_model()
             self.state.optimizer.start_averages()
         else:
             self._claim()
@@ -100,20 +110,22 @@ class Trainer:
 
     def _restore(self) -> tuple[list[str], bool]:
         """Restores what is saved; returns lines to say about it, and whether the run begins anew."""
-        messages, is_new = self.record.restore(self.source.sizes)
-        self._take_position()
-        return messages, is_new
-
-    def _take_position(self) -> None:
-        """Takes from the state how far the run is."""
+        messages, is_new = self.directory.restore(self.state, self.source.sizes)
+        if not is_new:
+            self.workers.broadcast(variable for group in self.state.groups().values() for variable in group.values())
         self.step = self._read_at = int(self.state.step.numpy())
         self.skipped = self.step - int(self.state.updates.numpy())
+        return messages, is_new
 
     def _introduce(self, messages: list[str]) -> None:
-        sizes = self.source.sizes
+        sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
+        kind = self.strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0]
+        devices = f"{count} {kind}{'s' if count > 1 else ''}"
+        if self.workers.count > 1:
+            devices += f" of {self.workers.count} workers"
         self.progress.say(
             f"{title(self.config)}: {self.state.model.parameter_count()['total']:,} parameters, "
-            f"{self._devices()}, run folder {self.record.path}\n"
+            f"{devices}, run folder {self.directory.path}\n"
             f"{self.source.title}: {sizes['train']:,} training images, "
             f"{sizes['validation']:,} for validation ({self.source.descriptions['validation']}), "
             f"{sizes['test']:,} for test"
@@ -121,15 +133,10 @@ class Trainer:
         for message in [*self.source.notes, *messages]:
             self.progress.say(message)
 
-    def _devices(self) -> str:
-        count = self.strategy.num_replicas_in_sync
-        kind = self.strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0]
-        return f"{count} {kind}{'s' if count > 1 else ''}"
-
     def _check_precision(self) -> None:
         if self.training.precision == "tf32" and not has_tf32():
             self.progress.say("training.precision=tf32 changes nothing here: no GPU has it; NVIDIA's since Ampere do")
-        check_precision_of(self.state.model, self.training.precision, self.training.memory)
+        self.workers.on_all(lambda: check_precision_of(self.state.model, self.training.precision, self.training.memory))
 
     def _start_weights(self) -> None:
         """Starts the weights, from data or from another run."""
@@ -137,7 +144,7 @@ class Trainer:
         if run is None or self.training.init_partial:
             self._start_from_data()
         if run is not None:
-            self.record.start_from(run, self.source.label_names)
+            self.directory.start_from(self.state, run, self.source.label_names)
 
     def _start_from_data(self) -> None:
         batch = min(self.training.init_images, self.source.sizes["train"])
@@ -152,12 +159,16 @@ class Trainer:
             images = with_noise(images, noise(self.training, tf.constant(0)), drawn)
         self.state.model.initialize(images, seed=self.training.seed)
 
+    def _broadcast_model(self) -> None:
+        """Gives all workers the chief's weights."""
+        self.workers.broadcast(self.state.model_group()["model"].values())
+
     def _claim(self) -> None:
         """Writes the first files of the run: after its first step, or a mistake would block its correction."""
         if self.is_claimed:
             return
         self.is_claimed = True
-        if damaged := self.record.claim(self.source.sizes, self.source.label_names):
+        if damaged := self.directory.claim(self.source.sizes, self.source.label_names):
             self.progress.say(f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are not touched")
 
     # --- stepping ---
@@ -214,7 +225,12 @@ class Trainer:
             )
 
     def _stops(self, stop: StopRequest, read: StepResult | None = None) -> bool:
-        """Returns whether to stop here; `read` is the result of the step before, where it was read."""
+        """Returns whether to stop here; `read` is the result of the step before, where it was read.
+
+        Several workers stop at a step that was read, with which the wish of any of them has reached all.
+        """
+        if self.workers.count > 1:
+            return read is not None and bool(read.stop)
         return bool(stop.reason)
 
     def _batches(self) -> Iterator[Any]:
@@ -259,7 +275,7 @@ class Trainer:
         in_a_row = int(self.state.skipped.numpy())
         raise DivergedError(
             f"training diverged: {in_a_row} steps in a row were not applied (at step {step}: {bad}); "
-            f"the weights before them are saved in {self.record.checkpoints.path}. See docs/divergence.md"
+            f"the weights before them are saved in {self.directory.checkpoints.path}. See docs/divergence.md"
         )
 
     def _log(self, learning_rate: float, images_per_second: float) -> None:
@@ -269,7 +285,7 @@ class Trainer:
             "images_per_second": images_per_second,
             "skipped_steps": self.skipped,
         }
-        self.record.log("train", self.step, figures)
+        self.directory.log("train", self.step, figures)
         self.progress.update(figures["bits_per_dim"], images_per_second)
 
     def _save(self, again: bool = True) -> None:
@@ -281,9 +297,9 @@ class Trainer:
         if not self.state.is_finite():
             raise DivergedError(
                 f"training diverged: weights are not finite at step {self.step}, which is not saved; all weights of "
-                f"the checkpoints in {self.record.checkpoints.path} are finite. See docs/divergence.md"
+                f"the checkpoints in {self.directory.checkpoints.path} are finite. See docs/divergence.md"
             )
-        self.record.save(self.step, again)
+        self.directory.save(self.state, self.step, again)
 
     # --- evaluating ---
 
@@ -295,7 +311,7 @@ class Trainer:
 
         The log has a row of any step that was the last one once, whatever `evaluate_every` says.
         """
-        bits_per_dim = self.record.validated(self.step)
+        bits_per_dim = self.directory.validated(self.step)
         if bits_per_dim is not None:
             self.state.note_best(self.step, bits_per_dim)
         elif self._evaluates():
@@ -319,8 +335,8 @@ class Trainer:
         self.progress.say(said)
 
     def _ended_by(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
-        """Lets a signal end what is done inside."""
-        return stop.at_once(where)
+        """Lets a signal end what is done inside, unless other workers wait for it."""
+        return contextlib.nullcontext() if self.workers.count > 1 else stop.at_once(where)
 
     def _end(self, stop: StopRequest) -> dict[str, Any]:
         """Measures the best weights on the test split; all is saved, as before an evaluation."""
@@ -333,7 +349,8 @@ class Trainer:
 
     def _measure_best(self) -> dict[str, Any]:
         """Measures the best weights on the test split, once, unless it is left alone; returns the run's summary."""
-        self._load_best()
+        self.directory.load_best(self.state)
+        self._broadcast_model()
         training, count = self.training, self._evaluated("test")
         test: BitsPerDim | None = None
         if training.evaluation_samples:
@@ -347,9 +364,6 @@ class Trainer:
         for line in lines:
             self.progress.say(line)
         return summary
-
-    def _load_best(self) -> None:
-        self.record.load_best()
 
     def _evaluated(self, split: str, limit: int = 0) -> int:
         """Returns how many images of a split to evaluate on.
@@ -366,3 +380,60 @@ class Trainer:
         size = even_batch(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = evaluation_batches(self.source, split, batch_size=size, limit=count)
         return with_known_labels(batches, self.source, self.config.model)
+
+
+class ReadSchedule:
+    """After how many steps the loop reads again from the devices what its steps have left there.
+
+    To read is to wait for all steps that were dispatched: a GPU has nothing to do afterwards until the next one comes.
+    So it is done with each row of the log, and between two rows only where these are many seconds apart. The first step
+    of a process is read, then at most twice as many each time, as long as they take no more than `READ_SECONDS`.
+
+    Several workers must read at the same steps. Each says with every step how many it would take until the next time;
+    what they agree on is what all have received with the step that was read.
+
+    Args:
+        step: steps taken.
+
+    Attributes:
+        wish: after how many steps this process would read again.
+    """
+
+    def __init__(self, step: int):
+        self.wish = 1
+        self._next = step + 1
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Leaves out of the time of steps what was done between them."""
+        self._since, self._last = time.monotonic(), step
+
+    def is_due(self, step: int) -> bool:
+        """Returns whether to read after this step."""
+        return step >= self._next
+
+    def note(self, step: int, agreed: float) -> None:
+        """Notes that a step was read.
+
+        Args:
+            step: steps taken.
+            agreed: the wish of all workers that came with it.
+        """
+        seconds = (time.monotonic() - self._since) / max(1, step - self._last)
+        self._next = step + max(1, int(agreed))
+        self.wish = max(1, int(min(2 * agreed, _MOST, READ_SECONDS / max(seconds, 1e-9))))
+        self.restart(step)
+
+
+class _OnChief:
+    """An object that the chief alone uses: a call of a method is its call there, whose result all ranks have."""
+
+    def __init__(self, workers: Workers, target: Any):
+        self._workers = workers
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        if not callable(value):
+            return value
+        return lambda *args, **options: self._workers.on_chief(lambda: value(*args, **options))

@@ -14,23 +14,19 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.config import Config, difference
-from tfdecouple.data import Source, open_source
+from tfdecouple.data import open_source
 from tfdecouple.data.labels import require_classes
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.loggers import require_loggers
 from tfdecouple.parameters import require_memory
 from tfdecouple.runs import CONFIG
 from tfdecouple.runtime.memory import address_space, shown_bytes
-from tfdecouple.training.cluster import find_cluster
-from tfdecouple.training.distributed import DistributedTrainer
-from tfdecouple.training.division import settled
-from tfdecouple.training.folder import RunFolder, with_whole_paths
+from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.training.loop import Trainer
-from tfdecouple.training.progress import Progress
-from tfdecouple.training.run_directory import RunRecord
+from tfdecouple.training.run_directory import RunDirectory, with_whole_paths
 from tfdecouple.training.state import TrainingState
-from tfdecouple.training.strategy import check_batch, make_strategy
-from tfdecouple.training.workers import Workers, collective_sum, lost_worker_errors
+from tfdecouple.training.strategy import check_batch, choose_micro_batches, make_strategy
+from tfdecouple.training.workers import Workers, collective_sum, find_cluster, lost_worker_errors
 
 # Addresses that TensorFlow's libraries and threads take, of which most are never touched: with 3 GB it ends the process
 # from within, with 4.5 GB the quickstart trains.
@@ -71,7 +67,7 @@ def train(
         workdir: the run folder; made if absent.
         devices: number of devices, of each worker; None for all GPUs, or one CPU.
         download: prepare the data set with TFDS where it is missing.
-        cluster: where the other workers are read from, see `cluster.find_cluster`.
+        cluster: where the other workers are read from, see `workers.find_cluster`.
 
     Returns:
         The outcome, with the test bits/dim of the best weights.
@@ -90,7 +86,7 @@ def train(
     with contextlib.ExitStack() as stack:
         is_chief = found is None or found.rank == 0
         quiet = None if is_chief else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-        progress = Progress(config.training.steps, quiet, config.training.batch_size)
+        progress = TrainingProgress(config.training.steps, quiet, config.training.batch_size)
         stack.callback(progress.close)
         if found is not None:
             progress.say(f"waiting for all of {len(found.workers)} workers: {', '.join(found.workers)}")
@@ -102,34 +98,21 @@ def train(
         stack.enter_context(_one_line_errors(path))
         _check_options(workers, config)
         workers.on_chief(lambda: require_loggers(config.training.loggers))
-        config = settled(config, path, strategy, workers, progress.say)
-        folder = stack.enter_context(RunFolder(path, config))
+        config = choose_micro_batches(config, path, strategy, workers, progress.say)
+        directory = stack.enter_context(RunDirectory(path, config, progress.say))
         check_batch(config.training, strategy.num_replicas_in_sync)
         workers.on_all(lambda: _check_memory(config))
-        workers.on_chief(folder.check)
+        workers.on_chief(directory.check)
         source = workers.on_all(lambda: open_source(config.data, config.model.image_shape, download))
         workers.on_all(lambda: require_classes(source, config.model))
-        workers.on_chief(lambda: folder.require_label_names(source.label_names))
+        workers.on_chief(lambda: directory.require_label_names(source.label_names))
         workers.same("the images", json.dumps(source.sizes))
         stack.enter_context(source.guard())
-        return Outcome(path, _run(config, folder, source, strategy, workers, progress), is_chief)
-
-
-def _run(
-    config: Config,
-    folder: RunFolder,
-    source: Source,
-    strategy: tf.distribute.Strategy,
-    workers: Workers,
-    progress: Progress,
-) -> dict[str, Any]:
-    keras.utils.set_random_seed(config.training.seed)
-    with strategy.scope():
-        state = TrainingState(config)
-    with contextlib.closing(RunRecord(config, folder, state, progress.say)) as record:
-        if workers.count == 1:
-            return Trainer(config, state, source, strategy, record, progress).run()
-        return DistributedTrainer(workers, config, state, source, strategy, record, progress).run()
+        keras.utils.set_random_seed(config.training.seed)
+        with strategy.scope():
+            state = TrainingState(config)
+        trainer = Trainer(config, state, source, strategy, directory, progress, workers)
+        return Outcome(path, trainer.run(), is_chief)
 
 
 def _check_memory(config: Config) -> None:

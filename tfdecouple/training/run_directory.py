@@ -1,14 +1,18 @@
-"""What a run reads from its folder and writes to it: states, best weights, log and summary."""
+"""The directory of a run, as training takes it: checked, locked, restored from and written to."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 from tfdecouple.config import Config, difference
+from tfdecouple.data.opening import find_kind, images_at, located
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.loggers import LOGGERS
 from tfdecouple.run_folder import SIZES
@@ -18,51 +22,156 @@ from tfdecouple.runs import (
     SUMMARY,
     changed_label,
     fitting_weights,
+    is_folder,
     load_config,
     load_weights,
     read_summary,
     write_label_names,
 )
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
-from tfdecouple.storage.files import TEMPORARY, parse_json, write_json
-from tfdecouple.training.folder import RunFolder
+from tfdecouple.storage.files import TEMPORARY, parse_json, require_own_files, write_json, write_text
+from tfdecouple.storage.locks import locked
 from tfdecouple.training.log import MetricsLog
 from tfdecouple.training.state import TrainingState
 
+_LOCK = ".lock"
+# What may be another when a run goes on.
+_FREE = ("training.steps", "training.loggers")
+# What may be another where it changes nothing before the last checkpoint.
+_FREE_LATER = ("training.patterns", "training.patterns_after")
 # So many weights that start anew are named.
 _NAMED = 8
 
 
-class RunRecord:
-    """The run folder in the hands of a training. Of several workers the chief alone uses it.
+def with_whole_paths(config: Config) -> Config:
+    """Returns a config whose folders are named from the root: a run is resumed from anywhere."""
+    start = config.training.init_from
+    if start and is_folder(start):
+        start = os.path.abspath(os.path.expanduser(start))
+    training = dataclasses.replace(config.training, init_from=start)
+    return dataclasses.replace(config, data=located(config.data), training=training)
+
+
+class RunDirectory:
+    """The directory of a run in the hands of a training; a context that ends its log and lets go of its lock.
+
+    Of several workers the chief alone uses it.
 
     Args:
-        config: the run.
-        folder: checked.
-        state: what is saved and restored.
+        path: the directory; it need not exist yet.
+        config: of the run that is to go on, or to begin, there.
         say: prints a line.
 
     Attributes:
-        path: of the run folder.
+        path: the directory.
         checkpoints: those of the run.
+        is_resumed: whether `check` found this very run there.
         loaded: the step, skipped ones included, of the weights that `load_best` has loaded; 0 before.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, state: TrainingState, say: Callable[[str], None] = print):
-        self.path = folder.path
-        self.checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, config.training.keep_checkpoints)
+    def __init__(self, path: pathlib.Path, config: Config, say: Callable[[str], None] = print):
+        self.path = path
+        self.checkpoints = CheckpointFolder(path / CHECKPOINTS, config.training.keep_checkpoints)
+        self.loaded = 0
         self._config = config
-        self._folder = folder
-        self._state = state
-        loggers = [LOGGERS[name](folder.path, config) for name in config.training.loggers]
-        self._log = MetricsLog(folder.path, loggers, say)
         self._say = say
-        self._begun = self.loaded = 0
+        self._log = MetricsLog(path, [LOGGERS[name](path, config) for name in config.training.loggers], say)
+        self._lock_held = contextlib.ExitStack()
+        self._is_locked = self.is_resumed = False
+        self._moved = ""
+        self._begun = 0
 
-    def restore(self, sizes: Mapping[str, int]) -> tuple[list[str], bool]:
+    def __enter__(self) -> RunDirectory:
+        """Does nothing yet."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the log, and lets other programs have the directory."""
+        with self._lock_held:
+            self._log.close()
+
+    # --- before the first step: what lies there, and whether this run may go on with it ---
+
+    def check(self) -> None:
+        """Looks whether the directory holds this very run already, and then keeps other programs out of it.
+
+        Raises:
+            RunError: where it holds something else, or another program trains there.
+        """
+        self.is_resumed = self._holds_this_run()
+        if self.is_resumed or (self.path / _LOCK).exists():
+            self._lock()
+
+    def _holds_this_run(self) -> bool:
+        path = self.path
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return False
+        if path.is_dir():
+            require_own_files(path)
+        if not (path / CONFIG).is_file():
+            # A program that was ended as it began leaves no more than its lock and a config half written.
+            if path.is_dir() and all(entry.name == _LOCK or entry.match(TEMPORARY) for entry in path.iterdir()):
+                return False
+            raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
+        theirs = with_whole_paths(load_config(path))
+        changed = difference(theirs, self._config)
+        # What is for people may be said otherwise by now, and which photographs there are is nothing to other images.
+        free = [*_FREE, "description", "notes"]
+        if theirs.data.source != "photographs":
+            free.append("data.photographs")
+        newest = max(CheckpointFolder(path / CHECKPOINTS).steps(), default=0)
+        if all(c.training.patterns_after >= newest for c in (theirs, self._config) if c.training.patterns):
+            free += _FREE_LATER
+        for name in free:
+            changed.pop(name, None)
+        option, was = images_at(theirs.data) or ("", "")
+        _, now = images_at(self._config.data) or ("", "")
+        is_same_kind = find_kind(theirs.data.source) is find_kind(self._config.data.source)
+        if option in changed and now and is_same_kind and not os.path.exists(was):
+            del changed[option]
+            self._moved = f"images are read from {now}; {was}, where they were, is not there any more"
+        if changed:
+            listed = "; ".join(f"{name} was {ours!r} and is now {theirs!r}" for name, (ours, theirs) in changed.items())
+            later = f", and training.patterns that had not begun: with training.patterns_after={newest} or more"
+            raise RunError(
+                f"{path} holds a run with another config: {listed}. "
+                "Choose another --workdir, or give the options it was started with "
+                f"(only {' and '.join(_FREE)} may change{later if changed.keys() & {*_FREE_LATER} else ''})"
+            )
+        return True
+
+    def _lock(self) -> None:
+        """Keeps a second program from training in the same folder at the same time."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock_held.enter_context(locked(self.path / _LOCK))
+        except BlockingIOError as error:
+            raise RunError(
+                f"another program is training in {self.path}; wait for it or choose another --workdir"
+            ) from error
+        self._is_locked = True
+
+    def require_label_names(self, names: Sequence[str]) -> None:
+        """Refuses to go on with labels of other names than the run began with.
+
+        Raises:
+            RunError: naming one.
+        """
+        classes = self._config.model.classes
+        if self.is_resumed and classes and (changed := changed_label(self.path, classes, names)):
+            was, now = changed
+            raise RunError(
+                f"the images have other labels than {self.path} began with: {was!r} is now {now!r}; give the folders "
+                "their names back, or choose another --workdir"
+            )
+
+    def restore(self, state: TrainingState, sizes: Mapping[str, int]) -> tuple[list[str], bool]:
         """Restores the newest whole checkpoint, if any; returns lines to say about it, and whether the run is new.
 
         Args:
+            state: what is restored.
             sizes: how many images each split has now.
 
         Raises:
@@ -71,10 +180,10 @@ class RunRecord:
         self.checkpoints.clean()
         for left in self.path.glob(TEMPORARY):
             left.unlink(missing_ok=True)
-        messages = [self._folder.moved] if self._folder.moved else []
+        messages = [self._moved] if self._moved else []
         messages += self._changed_sizes(sizes)
-        messages += self._restore_newest() if self._folder.is_resumed else []
-        self._begun = int(self._state.step.numpy())
+        messages += self._restore_newest(state) if self.is_resumed else []
+        self._begun = int(state.step.numpy())
         return messages, self._begun == 0 and not self.checkpoints.steps()
 
     def _changed_sizes(self, sizes: Mapping[str, int]) -> list[str]:
@@ -87,15 +196,15 @@ class RunRecord:
         listed = "; ".join(changed)
         return [f"warning: the run goes on with another number of images: {listed}"] if changed else []
 
-    def _restore_newest(self) -> list[str]:
+    def _restore_newest(self, state: TrainingState) -> list[str]:
         messages: list[str] = []
         for step in self.checkpoints.steps():
             try:
-                self.checkpoints.read("step", step, self._state.groups())
+                self.checkpoints.read("step", step, state.groups())
             except DamagedCheckpointError as error:
                 messages.append(f"passed over: {error}")
                 continue
-            messages.append(f"goes on from step {int(self._state.step.numpy())}")
+            messages.append(f"goes on from step {int(state.step.numpy())}")
             # What this run has not reached yet, the state knows nothing of: the best weights neither.
             for kind in ("step", "best"):
                 for newer in (s for s in self.checkpoints.steps(kind) if s > step):
@@ -123,7 +232,7 @@ class RunRecord:
         self._say(f"{self.path} is complete at step {step}; a larger --steps lets it go on")
         return summary
 
-    def start_from(self, run: str, label_names: Sequence[str]) -> None:
+    def start_from(self, state: TrainingState, run: str, label_names: Sequence[str]) -> None:
         """Takes over the best weights of another run or import.
 
         A model that knows labels may begin with a run that knows none: what is learned of each label starts as it
@@ -132,6 +241,7 @@ class RunRecord:
         and a line says which.
 
         Args:
+            state: with the model that takes them over.
             run: the other.
             label_names: of the images; a model that knows labels takes over what is learned of those of the same names.
 
@@ -142,7 +252,7 @@ class RunRecord:
         theirs = load_config(run)
         changed = {k: v for k, v in difference(theirs, self._config).items() if k.startswith("model.")}
         model = self._config.model
-        names = set(self._state.model.named_variables())
+        names = set(state.model.named_variables())
         if model.has_classes and not theirs.model.has_classes:
             names -= _of_labels(names)
             for name in ("model.classes", "model.class_probabilities", *(["model.prior"] * model.has_class_codes)):
@@ -156,7 +266,7 @@ class RunRecord:
                 f"--init-from {run} has another architecture: {listed}; --init-partial takes the layers that fit"
             )
         if partial:
-            names &= fitting_weights(run, self._state.model)
+            names &= fitting_weights(run, state.model)
         same = theirs.model.has_classes and theirs.model.classes == model.classes
         if same and (other := changed_label(run, model.classes, label_names)):
             there, here = other
@@ -166,9 +276,9 @@ class RunRecord:
                     "same labels, in the same order (--init-partial leaves theirs out)"
                 )
             names -= _of_labels(names)
-        load_weights(run, self._state.model, averaged=theirs.training.ema_decay > 0, names=names)
+        load_weights(run, state.model, averaged=theirs.training.ema_decay > 0, names=names)
         if partial:
-            own = self._state.model.named_variables()
+            own = state.model.named_variables()
             anew = [name for name in own if name not in names]
             more = f" and {len(anew) - _NAMED} more" if len(anew) > _NAMED else ""
             self._say(
@@ -176,14 +286,24 @@ class RunRecord:
                 + (f"; begun anew: {', '.join(anew[:_NAMED])}{more}" if anew else "")
             )
 
+    # --- from the first step on: what the run leaves ---
+
     def claim(self, sizes: Mapping[str, int], label_names: Sequence[str] = ()) -> int:
         """Makes the folder that of this run and opens its log; returns how many damaged rows it had.
 
         Args:
             sizes: how many images each split has, which a resumed run compares.
             label_names: of the images, which a run of a model that knows labels keeps.
+
+        Raises:
+            RunError: where another program has been quicker.
+            OSError: where it cannot be written.
         """
-        self._folder.claim()
+        if not self._is_locked:
+            self._lock()
+            if (self.path / CONFIG).exists():
+                raise RunError(f"another program began a run in {self.path} meanwhile; choose another --workdir")
+        write_text(self.path / CONFIG, self._config.to_json())
         write_json(self.path / SIZES, dict(sizes))
         if self._config.model.has_classes:
             write_label_names(self.path, label_names)
@@ -203,7 +323,7 @@ class RunRecord:
         for name, path in pictures.items():
             self._log.write_picture(name, step, path)
 
-    def save(self, step: int, again: bool = True) -> None:
+    def save(self, state: TrainingState, step: int, again: bool = True) -> None:
         """Saves the state; with `again=False` not over what is saved already.
 
         Whoever sends SIGTERM may send SIGKILL in the middle of it.
@@ -215,25 +335,21 @@ class RunRecord:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
         if again or step not in self.checkpoints.steps():
             self._log.flush()
-            self.checkpoints.write("step", step, self._state.groups())
+            self.checkpoints.write("step", step, state.groups())
 
-    def keep_best(self, step: int) -> None:
+    def keep_best(self, state: TrainingState, step: int) -> None:
         """Saves the model's weights as the best ones."""
-        self.checkpoints.write("best", step, self._state.model_group())
+        self.checkpoints.write("best", step, state.model_group())
 
-    def load_best(self) -> None:
+    def load_best(self, state: TrainingState) -> None:
         """Loads the best weights into the model; of the newest checkpoint, where they cannot be read."""
-        self.loaded = load_weights(self.path, self._state.model, averaged=self._config.training.ema_decay > 0)
+        self.loaded = load_weights(self.path, state.model, averaged=self._config.training.ema_decay > 0)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes how the run ended: its row of the test, where there was one, and the summary."""
         if summary["test"] is not None:
             self._log.write("test", summary["steps"], summary["test"])
         write_json(self.path / SUMMARY, summary)
-
-    def close(self) -> None:
-        """Ends the log."""
-        self._log.close()
 
 
 def _of_labels(names: set[str]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +12,16 @@ import tensorflow as tf
 from tfdecouple.config import Config
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import averaged_names
-from tfdecouple.training.figures import WINDOW, means
 from tfdecouple.training.optimizer import Optimizer
+
+# What is averaged over the steps between two rows of the log; checkpoints hold the sums.
+WINDOW = (
+    "bits_per_dim",
+    "reconstruction",
+    "kl",
+    "dequantization",
+    "gradient_norm",
+)
 
 
 class TrainingState:
@@ -129,3 +138,16 @@ class TrainingState:
         self.best_bits_per_dim.assign(bits_per_dim)
         self.best_step.assign(step)
         return True
+
+
+def means(sums: np.ndarray) -> dict[str, float]:
+    """Returns the means of the figures by name, NaN where no step was applied.
+
+    >>> means(np.array([7.0, 2.0, 4.0, 0.0, 1.0, 2]))["bits_per_dim"], means(np.zeros(6))["kl"]
+    (3.5, nan)
+
+    Args:
+        sums: of each of `WINDOW` over the applied steps, and the number of these, `[len(WINDOW) + 1]`.
+    """
+    *totals, count = sums.tolist()
+    return {name: value / count if count else math.nan for name, value in zip(WINDOW, totals, strict=True)}

@@ -2,21 +2,80 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import Config
 from tfdecouple.model.gradient import INVERSION_BOUND, Share, differentiate, global_norm, in_slot
 from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
-from tfdecouple.training.accumulation import Accumulator
-from tfdecouple.training.figures import NO_WISHES, StepResult, Wishes
-from tfdecouple.training.patterns import draw_patterns, with_patterns
-from tfdecouple.training.schedule import kl_weight, learning_rate, noise, patterns, with_noise
-from tfdecouple.training.state import TrainingState
+from tfdecouple.training.schedule import (
+    draw_patterns,
+    kl_weight,
+    learning_rate,
+    noise,
+    patterns,
+    with_noise,
+    with_patterns,
+)
+from tfdecouple.training.state import WINDOW, TrainingState
+
+
+class Wishes(NamedTuple):
+    """What a process tells all workers with a step.
+
+    Attributes:
+        stop: whether it was asked to stop. The step is taken all the same.
+        read_after: after how many steps it would read from the devices again, see `loop.ReadSchedule`.
+    """
+
+    stop: bool = False
+    read_after: int = 1
+
+
+NO_WISHES = Wishes()
+
+
+class StepResult(NamedTuple):
+    """What a step reports: scalars on a device, or, once they are read, plain numbers.
+
+    Attributes:
+        bits_per_dim: mean over the batch.
+        reconstruction, kl, dequantization: the terms of the bound, mean nats per image.
+        gradient_norm: global norm of the gradient, before any clipping.
+        learning_rate: of this update.
+        applied: False where nothing was changed: loss or gradient norm were not finite, `inversion_error` was above
+            its bound, or training has halted.
+        stop: above 0 where a worker was asked to stop; the same on all of them.
+        read_after: the mean of what the workers wished for; the same on all of them.
+        inversion_error: with `training.memory=invert` how far the backward pass was from what it should get back: the
+            largest difference of an image at the input of each stage relative to the largest number there, added up
+            over the stages; of all images of the batch the largest. Else 0.
+    """
+
+    bits_per_dim: Any
+    reconstruction: Any
+    kl: Any
+    dequantization: Any
+    gradient_norm: Any
+    learning_rate: Any
+    applied: Any
+    stop: Any
+    read_after: Any
+    inversion_error: Any = 0.0
+
+    def read(self) -> StepResult:
+        """Waits for the step and returns plain numbers."""
+        return StepResult(*(np.asarray(value).item() for value in self))
+
+    def figures(self) -> tf.Tensor:
+        """Returns the figures of `WINDOW` of a result that was not read, float32 `[len(WINDOW)]`."""
+        return tf.stack([getattr(self, name) for name in WINDOW])
 
 
 class TrainStep:
@@ -209,3 +268,35 @@ class TrainStep:
             [self._strategy.reduce(add, term, axis=None) for term in shares.terms],
             self._strategy.reduce(add, shares.inversion_error, axis=None),
         )
+
+
+class Accumulator:
+    """Sums of tensors, on each device its own. Create it inside the scope of the strategy; add and take on a device.
+
+    All of them lie in one long vector: a thousand variables take long to trace.
+
+    Args:
+        shapes: `tf.TensorShape`s of what is added up, in any structure that `tf.nest` knows.
+    """
+
+    def __init__(self, shapes: Any):
+        self._shapes = shapes
+        self._sizes = [math.prod(shape) for shape in tf.nest.flatten(shapes)]
+        self._total = tf.Variable(
+            tf.zeros([sum(self._sizes)]),
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+        )
+
+    def add(self, values: Any) -> None:
+        """Adds float32 tensors of these shapes, in this structure."""
+        self._total.assign_add(tf.concat([tf.reshape(value, [-1]) for value in tf.nest.flatten(values)], 0))
+
+    def take(self) -> Any:
+        """Returns the sums in their structure, and begins anew."""
+        total = tf.identity(self._total)
+        with tf.control_dependencies([total]):
+            self._total.assign(tf.zeros_like(total))
+        flat = tf.nest.pack_sequence_as(self._shapes, tf.split(total, self._sizes))
+        return tf.nest.map_structure(tf.reshape, flat, self._shapes)
