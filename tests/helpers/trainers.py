@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from helpers.models import SMALL, give_effect, random_images
+from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.training.optimizer import Piece
 from tfdecouple.training.state import TrainingState
@@ -17,11 +18,12 @@ BATCH = 8
 GLOW = dataclasses.replace(SMALL, conditioning="none")
 
 
-def drawn(state, images, step, number=0, **training):
-    """What a step draws on one device for a batch, or a micro-batch: the images that it sees, noise of z and of u."""
+def augmented(state, images, step, number=0, **training):
+    """The images that a step sees on one device of a batch, or of a micro-batch: with noise and patterns."""
     config = Config(model=SMALL, training=TrainingConfig(batch_size=BATCH, **training))
-    strategy = tf.distribute.get_strategy()
-    return strategy.run(TrainStep(config, state, strategy)._draw, args=(images, tf.constant(step), number))
+    take, start = TrainStep(config, state, tf.distribute.get_strategy()), number * len(images)
+    seed = randomness.fold(config.training.seed, "step", tf.constant(step))
+    return take._augment(images, seed, slice(start, start + len(images)))
 
 
 class Trainer:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import SMALL, random_images
-from helpers.trainers import BATCH, drawn
+from helpers.trainers import BATCH, augmented
 
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
@@ -23,7 +23,7 @@ def test_noise_is_of_the_update_and_of_the_place_in_the_batch(state):
     images, step = tf.constant(random_images(BATCH)), 3
 
     def seen(images, **options):
-        return drawn(state, images, step, noise=32, noise_steps=4, **options)[0].numpy()
+        return augmented(state, images, step, noise=32, noise_steps=4, **options).numpy()
 
     noisy = seen(images)
     seed = randomness.fold(TrainingConfig().seed, "step", step, "images")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
+from tfdecouple import randomness
+from tfdecouple.config import TrainingConfig
 from tfdecouple.layers import backward_memory, net_precision
-from tfdecouple.model.objective import Elbo
+from tfdecouple.model.networks import Networks
 from tfdecouple.runtime.xla import jit_compiled
 
 # Of the encoder's and coupling nets' products, by `training.precision`.
@@ -42,40 +44,50 @@ class Share(NamedTuple):
 
 
 def differentiate(
-    bound: Callable[[], Elbo],
+    model: Networks,
+    images: tf.Tensor,
+    labels: tf.Tensor | None,
+    training: TrainingConfig,
+    *,
+    seed: tf.Tensor,
+    own: slice,
+    batch_size: int | tf.Tensor,
     trainable: Sequence[keras.Variable],
     moving: Sequence[keras.Variable],
-    *,
-    batch_size: int | tf.Tensor,
-    kl_weight: float | tf.Tensor = 1.0,
-    precision: str = "float32",
-    memory: str = "keep",
-    jit_compile: bool = False,
+    kl_weight: float | tf.Tensor,
     weights: Sequence[tf.Tensor] | None = None,
 ) -> Share:
-    """Computes the bound of some images of a batch and its gradient, and changes nothing.
+    """Computes a device's share of a step: the noise of its images, their bound and its gradient; changes nothing.
+
+    The noise of an image depends on the seed and its place in the batch: it is a slice of the noise of the whole batch.
 
     Args:
-        bound: computes it, as `DecoupledModel.elbo_from_noise` does with `training=True`.
+        model: an initialised model.
+        images: uint8 `[n, height, width, channels]`, those of a device.
+        labels: of the images, int32 `[n]`; None for none.
+        training: holds `precision`, `memory` and `jit_compile`.
+        seed: of the step.
+        own: places of the images in the batch.
+        batch_size: images of the whole batch, over all devices.
         trainable: weights to differentiate by.
         moving: moving statistics of batch normalisation.
-        batch_size: images of the whole batch, over all devices.
         kl_weight: of the KL term in the loss, a scalar.
-        precision: of the nets' products, as `training.precision`.
-        memory: of the backward pass, as `training.memory`.
-        jit_compile: whether XLA compiles each kind of layer.
         weights: values of the trainable weights, where they have been read already.
     """
+    config = model.config
+    z = randomness.normal([batch_size, config.latent_dim], randomness.fold(seed, "z"))[own]
+    shape = [batch_size, *config.image_shape]
+    u = randomness.pixel_noise(shape, randomness.fold(seed, "u"), config.has_dequantizer)[own]
     # Read once for all shards of the batch.
     weights = weights or [tf.convert_to_tensor(weight) for weight in trainable]
     meter = tf.zeros([])
     values = list(zip(trainable, weights, strict=True))
-    with _in_place(values, precision, memory, meter, jit_compile) as scope:
+    with _in_place(values, training, meter) as scope:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*weights, meter])
-            elbo = bound()
-            images = tf.cast(batch_size, tf.float32)
-            terms = [tf.reduce_sum(term) / images for term in (elbo.reconstruction, elbo.kl, elbo.dequantization)]
+            elbo = model.elbo_from_noise(images, z, u, training=True, labels=labels)
+            count = tf.cast(batch_size, tf.float32)
+            terms = [tf.reduce_sum(term) / count for term in (elbo.reconstruction, elbo.kl, elbo.dequantization)]
             reconstruction, kl, dequantization = terms
             loss = reconstruction + kl_weight * kl + dequantization
         *gradients, error = tape.gradient(loss, [*weights, meter], unconnected_gradients="zero")
@@ -83,6 +95,28 @@ def differentiate(
     found = [(variable, scope.get_current_value(variable)) for variable in moving]
     statistics = [tf.convert_to_tensor(variable if new is None else new) for variable, new in found]
     return Share(gradients, statistics, terms, error)
+
+
+class Verdict(NamedTuple):
+    """Whether a step can be trusted: boolean scalars, and the norm of its gradient.
+
+    Attributes:
+        finite: whether loss and gradient are.
+        inverted: whether the backward pass got back what the forward pass had, within `INVERSION_BOUND`.
+        norm: of all gradients.
+    """
+
+    finite: tf.Tensor
+    inverted: tf.Tensor
+    norm: tf.Tensor
+
+
+def judge_step(share: Share, precision: str) -> Verdict:
+    """Returns whether the sum of all devices' shares, each gradient on one device, can be trusted."""
+    norm = global_norm(share.gradients)
+    finite = tf.math.is_finite(tf.add_n(share.terms)) & tf.math.is_finite(norm)
+    # NaN compares as false, and so counts as too large.
+    return Verdict(finite, share.inversion_error <= INVERSION_BOUND[precision], norm)
 
 
 def in_slot(value: tf.Tensor, slot: int | tf.Tensor, slots: int) -> tf.Tensor:
@@ -100,7 +134,7 @@ def in_slot(value: tf.Tensor, slot: int | tf.Tensor, slots: int) -> tf.Tensor:
 
 @contextmanager
 def _in_place(
-    values: list[tuple[keras.Variable, tf.Tensor]], precision: str, memory: str, meter: tf.Tensor, jit_compile: bool
+    values: list[tuple[keras.Variable, tf.Tensor]], training: TrainingConfig, meter: tf.Tensor
 ) -> Iterator[keras.StatelessScope]:
     """Computes with these values of the trainable weights, in the precision that training asks for.
 
@@ -109,9 +143,9 @@ def _in_place(
     """
     with (
         keras.StatelessScope(state_mapping=values) as scope,
-        net_precision(NETS[precision]),
-        backward_memory(memory, meter),
-        jit_compiled(jit_compile),
+        net_precision(NETS[training.precision]),
+        backward_memory(training.memory, meter),
+        jit_compiled(training.jit_compile),
     ):
         yield scope
 

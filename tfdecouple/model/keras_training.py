@@ -18,7 +18,7 @@ from tfdecouple import randomness
 from tfdecouple.arguments import as_labels, as_tensor, require_images
 from tfdecouple.config import ModelConfig, TrainingConfig, from_plain
 from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
-from tfdecouple.model.gradient import INVERSION_BOUND, Share, differentiate, global_norm, in_slot
+from tfdecouple.model.gradient import Share, differentiate, in_slot, judge_step
 from tfdecouple.model.networks import Networks
 from tfdecouple.model.noise import u_noise, z_noise
 from tfdecouple.runtime.shapes import sizes
@@ -406,21 +406,26 @@ def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
     (images, labels), replica = _take_images(model, data), tf.distribute.get_replica_context()
     local = sizes(images)[0]
     batch = local * replica.num_replicas_in_sync
-    noise = _draw_noise(model, local, batch, replica.replica_id_in_sync_group)
+    seed = randomness.fold(training.seed, "step", tf.convert_to_tensor(model.optimizer.iterations))
+    if model.optimizer.gradient_accumulation_steps:
+        # Several steps are one iteration of the optimizer.
+        seed = randomness.fold(seed, metrics.images)
+    start = tf.cast(replica.replica_id_in_sync_group, tf.int32) * local
     share = differentiate(
-        lambda: model.elbo_from_noise(images, *noise, training=True, labels=labels),
-        model.trainable_variables,
-        moving_statistics(model),
+        model,
+        images,
+        labels,
+        training,
+        seed=seed,
+        own=slice(start, start + local),
         batch_size=batch,
+        trainable=model.trainable_variables,
+        moving=moving_statistics(model),
         kl_weight=training.kl_weight,
-        precision=training.precision,
-        memory=training.memory,
-        jit_compile=training.jit_compile,
     )
     share = _reduce(share, replica)
-    finite = tf.math.is_finite(tf.add_n(share.terms)) & tf.math.is_finite(global_norm(share.gradients))
-    # NaN compares as false, and so counts as too large.
-    applied = finite & (share.inversion_error <= INVERSION_BOUND[training.precision]) & metrics.converges
+    verdict = judge_step(share, training.precision)
+    applied = verdict.finite & verdict.inverted & metrics.converges
     images_counted = tf.cast(batch, tf.float64)
     sums = tf.concat([tf.cast(tf.stack(share.terms), tf.float64) * images_counted, [images_counted]], 0)
 
@@ -486,19 +491,6 @@ def _take_images(model: Networks, data: Any) -> tuple[tf.Tensor, Any]:
     images = tf.convert_to_tensor(images)
     require_images(images, model.config.image_shape)
     return images, model.wanted_labels(labels)
-
-
-def _draw_noise(model: Networks, local: Any, batch: Any, number: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the noise of this device's images for z and for the dequantisation: a slice of the whole batch's."""
-    (training, metrics), config = model.require_compiled("fit"), model.config
-    seed = randomness.fold(training.seed, "step", tf.convert_to_tensor(model.optimizer.iterations))
-    if model.optimizer.gradient_accumulation_steps:
-        # Several steps are one iteration of the optimizer.
-        seed = randomness.fold(seed, metrics.images)
-    start = tf.cast(number, tf.int32) * local
-    z = randomness.normal([batch, config.latent_dim], randomness.fold(seed, "z"))
-    u = randomness.pixel_noise([batch, *config.image_shape], randomness.fold(seed, "u"), config.has_dequantizer)
-    return z[start : start + local], u[start : start + local]
 
 
 def _reduce(share: Share, replica: Any) -> Share:

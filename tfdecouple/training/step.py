@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import Config
-from tfdecouple.model.gradient import INVERSION_BOUND, Share, differentiate, global_norm, in_slot
+from tfdecouple.model.gradient import Share, differentiate, in_slot, judge_step
 from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
 from tfdecouple.training.schedule import (
     draw_patterns,
@@ -153,22 +153,29 @@ class TrainStep:
         """
         training, state = self._training, self.state
         images, labels = examples if state.model.config.has_classes else (examples, None)
-        drawn = self._draw(images, step, number)
+        replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
+        size = training.batch_size // training.passes
+        count = size // self._strategy.num_replicas_in_sync
+        start = number * size + replica * count
+        seed, own = randomness.fold(training.seed, "step", step), slice(start, start + count)
+        images = tf.ensure_shape(images, (count, *state.model.config.image_shape))
+        images = self._augment(images, seed, own)
         if labels is not None:
-            labels = tf.ensure_shape(labels, drawn[0].shape[:1])
+            labels = tf.ensure_shape(labels, (count,))
         values = {name: tf.convert_to_tensor(weight) for name, weight in state.trainable.items()}
         share = differentiate(
-            lambda: state.model.elbo_from_noise(*drawn, training=True, labels=labels),
-            self._keras_variables(state.trainable),
-            self._keras_variables(state.moving),
+            state.model,
+            images,
+            labels,
+            training,
+            seed=seed,
+            own=own,
             batch_size=training.batch_size,
+            trainable=self._keras_variables(state.trainable),
+            moving=self._keras_variables(state.moving),
             kl_weight=kl_weight(training, state.updates),
-            precision=training.precision,
-            memory=training.memory,
-            jit_compile=training.jit_compile,
             weights=list(values.values()),
         )
-        replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
         slot = number * self._strategy.num_replicas_in_sync + replica
         share = share._replace(inversion_error=in_slot(share.inversion_error, slot, self._slots))
         small = [values[name] for name in state.optimizer.small]
@@ -176,26 +183,18 @@ class TrainStep:
             share = share._replace(moving=[statistic / training.passes for statistic in share.moving])
         return share, small
 
-    def _draw(self, images: tf.Tensor, step: tf.Tensor, number: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns this device's images, their noise for z and that for the dequantisation."""
-        training, config = self._training, self.state.model.config
-        context = tf.distribute.get_replica_context()
-        size = training.batch_size // training.passes
-        local = size // context.num_replicas_in_sync
-        start = number * size + tf.cast(context.replica_id_in_sync_group, tf.int32) * local
-        batch, own = training.batch_size, slice(start, start + local)
-        seed = randomness.fold(training.seed, "step", step)
-        z_noise = randomness.normal([batch, config.latent_dim], randomness.fold(seed, "z"))[own]
-        shape = [batch, *config.image_shape]
-        u_noise = randomness.pixel_noise(shape, randomness.fold(seed, "u"), config.has_dequantizer)[own]
+    def _augment(self, images: tf.Tensor, seed: tf.Tensor, own: slice) -> tf.Tensor:
+        """Returns images with the noise and patterns of the update; `own` is their place in the batch."""
+        training, updates = self._training, self.state.updates
+        shape = [training.batch_size, *images.shape[1:]]
         if training.noise:
-            on_images = randomness.normal(shape, randomness.fold(seed, "images"))[own]
-            images = with_noise(images, noise(training, self.state.updates), on_images)
+            drawn = randomness.normal(shape, randomness.fold(seed, "images"))[own]
+            images = with_noise(images, noise(training, updates), drawn)
         if training.patterns:
-            chances = randomness.uniform([batch], randomness.fold(seed, "chances"))[own]
+            chances = randomness.uniform(shape[:1], randomness.fold(seed, "chances"))[own]
             drawn = draw_patterns(shape, randomness.fold(seed, "patterns"))[own]
-            images = with_patterns(images, patterns(training, self.state.updates), chances, drawn)
-        return tf.ensure_shape(images, (local, *config.image_shape)), z_noise, u_noise
+            images = with_patterns(images, patterns(training, updates), chances, drawn)
+        return images
 
     def _keras_variables(self, names: Iterable[str]) -> list[keras.Variable]:
         named = self.state.model.named_variables()
@@ -221,13 +220,11 @@ class TrainStep:
         wished = self._strategy.reduce(
             tf.distribute.ReduceOp.SUM, self._strategy.run(tf.identity, args=(wishes,)), axis=None
         )
-        norm = global_norm([self._strategy.experimental_local_results(g)[0] for g in found.gradients])
         reconstruction, kl, dequantization = found.terms
         loss = reconstruction + kl + dequantization
-        finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
         error = tf.reduce_max(found.inversion_error)
-        # Written so that NaN is too large.
-        inverted = error <= INVERSION_BOUND[training.precision]
+        first = [self._strategy.experimental_local_results(gradient)[0] for gradient in found.gradients]
+        finite, inverted, norm = judge_step(found._replace(gradients=first, inversion_error=error), training.precision)
         applied = finite & inverted & tf.equal(state.halted, 0)
 
         rate = learning_rate(training, state.updates)

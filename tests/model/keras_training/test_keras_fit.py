@@ -208,9 +208,9 @@ class TestCompile:
         # What the trainer hands on as well; that noise is of the seed test_keras_steps.py shows.
         told = {}
 
-        def note(*arguments, jit_compile, **rest):
-            told.update(rest, jit_compile=jit_compile)
-            return differentiate(*arguments, **rest)
+        def note(model, images, labels, training, **rest):
+            told.update({name: getattr(training, name) for name in ("precision", "memory", "jit_compile")}, **rest)
+            return differentiate(model, images, labels, dataclasses.replace(training, jit_compile=False), **rest)
 
         monkeypatch.setattr("tfdecouple.model.keras_training.differentiate", note)
         model.train_on_batch(images)
