@@ -157,7 +157,7 @@ def test_images_that_vanish_between_two_starts_are_one_warning_with_both_counts(
     for steps, removed, warned in ((2, 0, False), (4, 8, True), (6, 0, False)):
         for number in range(removed):
             (images / "train" / f"{number}.png").unlink()
-        train(run_config(images, model=LEAST, steps=steps, evaluate_every=steps), run)
+        train(run_config(images, model=LEAST, steps=steps, evaluate_every=2), run)
         assert ("train 12, 20 before" in capsys.readouterr().out) == warned
 
 

@@ -121,7 +121,16 @@ class TestFolder:
 
     def test_nothing_temporary_is_left(self, finished_run):
         names = {path.name for path in finished_run.iterdir()}
-        expected = {".lock", "checkpoints", "config.json", "images", "metrics.jsonl", "summary.json", "tensorboard"}
+        expected = {
+            ".lock",
+            "checkpoints",
+            "config.json",
+            "data.json",
+            "images",
+            "metrics.jsonl",
+            "summary.json",
+            "tensorboard",
+        }
         assert names == expected
 
 
