@@ -11,7 +11,7 @@ import tensorflow as tf
 from helpers.models import LEAST
 from helpers.runs import before_steps, checkpoint_values, figures, run_config
 
-from tfdecouple.errors import ConfigError, RunError, UserError
+from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model import precision_check
 from tfdecouple.runs import read_summary
 from tfdecouple.storage.checkpoints import CheckpointFolder
@@ -187,3 +187,9 @@ def test_folder_that_is_deleted_amid_a_run_is_not_said_to_be_there(image_folder,
     with pytest.raises(RunError, match="was moved or deleted while the run trained"):
         train(run_config(image_folder, model=LEAST), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_images_that_cannot_be_opened_are_no_fault_of_the_run_folder(tmp_path):
+    with pytest.raises(DataError, match="cannot open data.source=folder:/x.*: File name too long") as error:
+        train(run_config(f"/{'x' * 300}", model=LEAST), tmp_path / "run")
+    assert "\n" not in str(error.value)
