@@ -209,7 +209,8 @@ class TestCompile:
         told = {}
 
         def note(model, images, labels, training, **rest):
-            told.update({name: getattr(training, name) for name in ("precision", "memory", "jit_compile")}, **rest)
+            told.update({name: getattr(training, name) for name in ("precision", "memory", "jit_compile")})
+            told["kl_weight"] = rest["kl_weight"]
             return differentiate(model, images, labels, dataclasses.replace(training, jit_compile=False), **rest)
 
         monkeypatch.setattr("tfdecouple.model.keras_training.differentiate", note)
