@@ -29,7 +29,7 @@ from tfdecouple.runs import (
     write_label_names,
 )
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
-from tfdecouple.storage.files import TEMPORARY, parse_json, require_own_files, write_json, write_text
+from tfdecouple.storage.files import TEMPORARY, read_json, require_own_files, write_json, write_text
 from tfdecouple.storage.locks import locked
 from tfdecouple.training.log import MetricsLog
 from tfdecouple.training.state import TrainingState
@@ -189,7 +189,7 @@ class RunDirectory:
     def _changed_sizes(self, sizes: Mapping[str, int]) -> list[str]:
         """Returns a warning where the splits have other numbers of images than when the run last trained."""
         try:
-            before = dict(parse_json((self.path / SIZES).read_text(encoding="utf-8")))
+            before = dict(read_json(self.path / SIZES))
         except (OSError, ValueError, TypeError):
             return []
         changed = [f"{split} {n}, {before[split]} before" for split, n in sizes.items() if before.get(split, n) != n]
