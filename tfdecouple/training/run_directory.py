@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from tfdecouple.config import Config, difference
 from tfdecouple.data.opening import find_kind, images_at, located
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.loggers import LOGGERS
-from tfdecouple.run_folder import SIZES
 from tfdecouple.runs import (
     CHECKPOINTS,
     CONFIG,
@@ -28,9 +29,9 @@ from tfdecouple.runs import (
     read_summary,
     write_label_names,
 )
+from tfdecouple.runs.run_folder import SIZES
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.storage.files import TEMPORARY, read_json, require_own_files, write_json, write_text
-from tfdecouple.storage.locks import locked
 from tfdecouple.training.log import MetricsLog
 from tfdecouple.training.state import TrainingState
 
@@ -146,8 +147,8 @@ class RunDirectory:
         """Keeps a second program from training in the same folder at the same time."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock_held.enter_context(locked(self.path / _LOCK))
-        except BlockingIOError as error:
+            self._lock_held.enter_context(FileLock(self.path / _LOCK, timeout=0))
+        except Timeout as error:
             raise RunError(
                 f"another program is training in {self.path}; wait for it or choose another --workdir"
             ) from error
