@@ -9,10 +9,10 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from export.endpoints import Endpoint
 from export.formats.files import FILE_FORMATS, file_format
 from export.manifest import JSON_NAME
 from export.origin import Origin
-from export.signatures import Endpoint
 from tfdecouple.data.opening import rights_in
 from tfdecouple.image_shapes import CONVERTED, Shape, colours, facts, from_facts
 

@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from export.deployed.model import DeployedModel
+    from export.deployed.deployed_model import DeployedModel
 
 Tensors = Mapping[str, "tf.Tensor"]
 Arrays = dict[str, np.ndarray]

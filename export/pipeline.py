@@ -19,15 +19,15 @@ import tensorflow as tf
 
 from export import manifest
 from export.card import JSON_NAME, TEXT_NAME, card_text, make_card, merged
-from export.deployed.model import DeployedModel
+from export.deployed.deployed_model import DeployedModel
 from export.endpoint import Endpoint
+from export.endpoints import endpoints, onnx_names, page_names
 from export.formats.files import FILE_FORMATS, FileFormat, Sources, file_format
 from export.formats.saved_model import save_saved_model
 from export.formats.serving import write_serving_files, write_warmup
 from export.formats.web import build_page, examples_for, find_runtime
 from export.origin import Origin, open_run, without_path
 from export.request import Request
-from export.signatures import endpoints, onnx_names, page_names
 from export.staging import Staging, interruptible, uninterrupted
 from export.verification.arrays import Report, save_cases
 from export.verification.cases import known_kept, make_cases, real_images

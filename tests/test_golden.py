@@ -12,10 +12,10 @@ import tensorflow as tf
 from helpers.places import DATA
 
 import tfdecouple
-from export.deployed.model import DeployedModel
+from export.deployed.deployed_model import DeployedModel
+from export.endpoints import endpoint, endpoints
 from export.formats.onnx import build_onnx
 from export.origin import open_run
-from export.signatures import endpoint, endpoints
 from tfdecouple.errors import UserError
 
 GOLDEN = DATA / "golden"

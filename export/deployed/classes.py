@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 import tensorflow as tf
 
-from export.deployed.base import Array, Deployed, rounded, values
+from export.deployed.graph import Array, Deployed, rounded, values
 from tfdecouple.model import DecoupledModel
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
-from export.deployed.base import Deployed, LogDets, values
+from export.deployed.deployed_layers import DeployedLinear, normalised
+from export.deployed.graph import Deployed, LogDets, values
 from export.deployed.layout import Layout
-from export.deployed.linear import DeployedLinear, normalised
 from tfdecouple.bijectors import forward_and_log_det
 from tfdecouple.layers import Coupling, LocalConvNet
 from tfdecouple.transforms import TRANSFORMS

@@ -7,9 +7,9 @@ from typing import Self
 
 import tensorflow as tf
 
-from export.deployed.base import Deployed, LogDets
-from export.deployed.encoder import DeployedBlock
-from export.deployed.flow import DeployedFlow
+from export.deployed.deployed_encoder import DeployedBlock
+from export.deployed.deployed_flow import DeployedFlow
+from export.deployed.graph import Deployed, LogDets
 from export.deployed.layout import Layout
 from tfdecouple.bijectors import Sigmoid
 from tfdecouple.networks.dequantizer import Dequantizer

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import tensorflow as tf
 
-from export.deployed.base import Array, Deployed, LogDets, rounded, values
+from export.deployed.graph import Array, Deployed, LogDets, rounded, values
 from export.deployed.layout import Layout
 from tfdecouple.bijectors import forward_and_log_det
 from tfdecouple.layers import RegisteredLayer

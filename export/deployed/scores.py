@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from export.deployed.model import DeployedModel
+from export.deployed.deployed_model import DeployedModel
 from tfdecouple.model.objective import by_label
 from tfdecouple.model.outlier_scores import shell, typicality
 

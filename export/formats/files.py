@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from export.endpoint import Endpoint
 
 if TYPE_CHECKING:
-    from export.deployed.model import DeployedModel
+    from export.deployed.deployed_model import DeployedModel
     from tfdecouple.model import DecoupledModel
 
 # By name the module of `export.verification` that the gate runs.
@@ -50,7 +50,7 @@ class Sources:
 
     def deployed(self, layout: str) -> DeployedModel:
         """Returns the model as it is deployed, with images in an order of axes."""
-        from export.deployed.model import DeployedModel
+        from export.deployed.deployed_model import DeployedModel
 
         return DeployedModel.from_model(self.model, layout)
 

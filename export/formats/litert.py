@@ -14,7 +14,7 @@ from export.formats.files import FileFormat, Sources, zeros
 from tfdecouple.errors import UserError, one_line
 
 if TYPE_CHECKING:
-    from export.deployed.model import DeployedModel
+    from export.deployed.deployed_model import DeployedModel
 
 # Of the entry in a file's metadata that tells its origin, as JSON.
 METADATA = "tfdecouple"

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import tensorflow as tf
 
-from export.deployed.model import DeployedModel
+from export.deployed.deployed_model import DeployedModel
 from export.endpoint import Endpoint
 from export.formats.files import FileFormat, Sources, zeros
 from export.origin import version_of

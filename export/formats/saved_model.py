@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import tensorflow as tf
 
-from export.deployed.base import Deployed, LogDets
-from export.deployed.encoder import DeployedEncoder
-from export.deployed.flow import DeployedFlow
-from export.deployed.model import DeployedModel
+from export.deployed.deployed_encoder import DeployedEncoder
+from export.deployed.deployed_flow import DeployedFlow
+from export.deployed.deployed_model import DeployedModel
+from export.deployed.graph import Deployed, LogDets
 from export.endpoint import Endpoint
 
 # Of the names of the variables; the rest is the weight's own, with points for slashes.

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from export.endpoint import GLOBAL_CODE, IMAGE, LABEL, LOCAL_CODE, Array, Arrays, Endpoint
-from export.signatures import endpoints
+from export.endpoints import endpoints
 from export.verification.arrays import batches
 from export.verification.reference import KerasReference
 from export.verification.run import RefusedError
@@ -78,7 +78,7 @@ def make_cases(
             if lacking := [one.name for one in endpoint.outputs if one.name not in outputs]:
                 raise RefusedError(
                     f"not published: endpoint {endpoint.name} cannot be compared: its answer lacks "
-                    f"{', '.join(lacking)} (export/signatures.py)"
+                    f"{', '.join(lacking)} (export/endpoints.py)"
                 )
             for one in endpoint.outputs:
                 for part, value in outputs[one.name].arrays().items():

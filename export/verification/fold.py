@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from export.deployed.model import DeployedModel
+from export.deployed.deployed_model import DeployedModel
 from export.verification.run import RefusedError, listed
 from export.verification.weights import digests
 from tfdecouple.model import DecoupledModel

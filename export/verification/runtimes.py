@@ -24,10 +24,10 @@ def make(run: str, folder: str) -> Iterator[dict[str, Any]]:
     """Writes a SavedModel and ONNX files that encode and decode, and yields which providers there are for these."""
     import onnxruntime
 
-    from export.deployed.model import DeployedModel
+    from export.deployed.deployed_model import DeployedModel
+    from export.endpoints import endpoints
     from export.formats.onnx import build_onnx, save_onnx
     from export.formats.saved_model import save_saved_model
-    from export.signatures import endpoints
     from export.verification.folder import REMOTE
     from tfdecouple.runs import load_model
     from tfdecouple.runtime.tf32 import full_float32

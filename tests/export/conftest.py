@@ -11,13 +11,13 @@ from helpers.serving_server import read_models
 
 from export import pipeline
 from export.cli import EXIT_REFUSED, main
-from export.deployed.model import DeployedModel
+from export.deployed.deployed_model import DeployedModel
+from export.endpoints import endpoints
 from export.formats import onnx as onnx_format
 from export.formats.saved_model import save_saved_model
 from export.formats.serving import write_warmup
 from export.manifest import CASES
 from export.origin import open_run
-from export.signatures import endpoints
 from export.verification.arrays import load_cases
 
 
@@ -111,7 +111,7 @@ def built(model, origin, cases, exported, small_saved_model, monkeypatch):
     monkeypatch.setattr(pipeline, "weight_digests", lambda model, layouts: {})
     monkeypatch.setattr(pipeline, "write_warmup", lambda folder, name, chosen: None)
     monkeypatch.setattr(pipeline, "DeployedModel", NoDeployedModel)
-    monkeypatch.setattr("export.deployed.model.DeployedModel", NoDeployedModel)
+    monkeypatch.setattr("export.deployed.deployed_model.DeployedModel", NoDeployedModel)
     monkeypatch.setattr(onnx_format, "build_onnx", build_onnx)
     monkeypatch.setattr(pipeline, "save_saved_model", save_saved_model)
 

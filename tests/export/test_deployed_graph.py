@@ -7,9 +7,9 @@ from helpers.graphs import FURTHER, TOLERANCE, VARIANTS, assert_same, deployed_o
 from helpers.models import TINY, random_images
 
 from export.deployed.coupling import DeployedSplit
+from export.deployed.deployed_model import DeployedModel
 from export.deployed.layout import Layout
-from export.deployed.model import DeployedModel
-from export.signatures import endpoint, endpoints
+from export.endpoints import endpoint, endpoints
 from tfdecouple.errors import InversionError, NotInitializedError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.outlier_scores import outlier_scores

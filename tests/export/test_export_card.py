@@ -16,8 +16,8 @@ from helpers.places import ROOT
 from helpers.variants import OF_CLASSES
 
 from export.card import JSON_NAME, TEXT_NAME, card_text, exactness, licence_of, make_card, merged
+from export.endpoints import endpoints
 from export.origin import Origin, open_run, without_path
-from export.signatures import endpoints
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.runs import load_model, save_run
 

@@ -15,9 +15,9 @@ from onnx import helper, numpy_helper
 
 from export import pipeline
 from export.endpoint import Endpoint
+from export.endpoints import endpoints, onnx_names
 from export.formats import onnx as onnx_format
 from export.formats.onnx import OPSET
-from export.signatures import endpoints, onnx_names
 from export.verification import check_onnx
 from export.verification.cases import make_cases, real_images
 from export.verification.run import RefusedError
@@ -360,7 +360,7 @@ class TestOnnx:
             dataclasses.replace(one, outputs=one.inputs)
         more = dataclasses.replace(one, name="reconstruct", onnx="reconstructor", answer=lambda reference, given: {})
         # Alone: what the others answer takes its time.
-        monkeypatch.setattr("export.signatures.endpoints", lambda config: (more,))
+        monkeypatch.setattr("export.endpoints.endpoints", lambda config: (more,))
         monkeypatch.setattr("export.verification.cases.endpoints", lambda config: (more,))
         assert onnx_names(model.config)["reconstruct"] == "reconstructor"
         images, _ = real_images(Config(name="x", model=model.config, data=DataConfig(source="photographs")))

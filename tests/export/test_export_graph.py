@@ -24,8 +24,8 @@ from helpers.graphs import (
 )
 from helpers.models import TINY, random_images
 
+from export.endpoints import endpoint, endpoints
 from export.formats.onnx import OPSET, save_onnx
-from export.signatures import endpoint, endpoints
 from export.verification import check_onnx
 from export.verification.weights import by_name, digests
 

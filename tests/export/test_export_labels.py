@@ -12,9 +12,9 @@ from helpers.refusals import message_of
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 
+from export.endpoints import endpoints
 from export.origin import open_run
 from export.pipeline import Request, describe, export
-from export.signatures import endpoints
 from tfdecouple.errors import UserError
 from tfdecouple.runs import load_config, write_label_names
 

@@ -13,9 +13,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from export import pipeline
 from export.card import JSON_NAME, TEXT_NAME, card_text
+from export.endpoints import endpoints
 from export.formats import web
 from export.origin import open_run
-from export.signatures import endpoints
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import averaged_names
 from tfdecouple.storage.checkpoints import CheckpointFolder

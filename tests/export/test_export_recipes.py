@@ -14,8 +14,8 @@ from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 from tensorflow_serving.apis import prediction_log_pb2
 
+from export.endpoints import endpoints
 from export.pipeline import Request, export
-from export.signatures import endpoints
 from tfdecouple.bijectors import ClosedForm
 from tfdecouple.model import DecoupledModel
 from tfdecouple.transforms import TRANSFORMS, Transform
@@ -28,7 +28,7 @@ def copy(tmp_path):
     """A copy of the packages in which the recipe has been followed, in its one file."""
     functions, _, rest = recipe("endpoint").partition("\n# in `endpoints`\n")
     endpoint, _, line = rest.partition("\n# in `every`\n")
-    file = copy_of_packages(tmp_path / "copy") / "export" / "signatures.py"
+    file = copy_of_packages(tmp_path / "copy") / "export" / "endpoints.py"
     insert(file, "# --- what the Keras model answers ---", functions + "\n\n\n")
     insert(file, "    every = (", endpoint)
     register(file, "every", line)
@@ -45,11 +45,11 @@ USE = """
 import doctest, sys
 import numpy as np, tensorflow as tf
 tf.config.run_functions_eagerly(True)
-from export import signatures
-from export.deployed.model import DeployedModel
+from export import endpoints as signatures
+from export.deployed.deployed_model import DeployedModel
 from export.endpoint import IMAGE
 from export.origin import open_run
-from export.signatures import endpoint, endpoints
+from export.endpoints import endpoint, endpoints
 from export.verification.reference import KerasReference
 
 model, _ = open_run(sys.argv[1])
@@ -92,7 +92,7 @@ class TestEndpoint:
         assert names.split() == [*(one.name for one in endpoints(config)), "reconstruct"]
 
     def test_with_another_graph_than_the_model_is_refused(self, copy, tiny_run, tmp_path):
-        file = copy / "export" / "signatures.py"
+        file = copy / "export" / "endpoints.py"
         text = file.read_text(encoding="utf-8")
         assert "deployed.flow.inverse(v, z)" in text
         file.write_text(text.replace("deployed.flow.inverse(v, z)", "deployed.flow.inverse(1.01 * v, z)"))

@@ -17,9 +17,9 @@ import tensorflow as tf
 from helpers.models import random_images
 from helpers.places import DATA
 
-from export.deployed.model import DeployedModel
+from export.deployed.deployed_model import DeployedModel
+from export.endpoints import endpoint, endpoints
 from export.formats.onnx import build_onnx
-from export.signatures import endpoint, endpoints
 from tfdecouple.interop.wolf import import_wolf
 
 FOLDERS = {name: DATA / name for name in ("wolf_small", "wolf_small_var", "wolf_small_cat")}

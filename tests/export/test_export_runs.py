@@ -16,10 +16,10 @@ from helpers.runs import run_config, write_run
 from PIL import Image
 
 from export.card import JSON_NAME, TEXT_NAME, card_text, exactness
+from export.endpoints import endpoint, endpoints
 from export.manifest import CASES
 from export.origin import open_run
 from export.pipeline import Request, export
-from export.signatures import endpoint, endpoints
 from export.verification.arrays import load_cases
 from export.verification.cases import make_cases, real_images
 from export.verification.reference import KerasReference

@@ -18,11 +18,11 @@ from PIL import Image
 from export import manifest, pipeline
 from export.card import JSON_NAME, TEXT_NAME
 from export.cli import EXIT_REFUSED, main
+from export.endpoints import onnx_names
 from export.formats import onnx as onnx_format
 from export.formats import web
 from export.origin import open_run
 from export.pipeline import Request, export
-from export.signatures import onnx_names
 from export.verification import check_folder, check_onnx
 from export.verification import folder as verify
 from export.verification.arrays import Report, load_cases
@@ -369,7 +369,7 @@ def quick(exported, tiny_run, monkeypatch):
     monkeypatch.setattr(pipeline, "make_cases", lambda model, images, tell: {})
     monkeypatch.setattr(pipeline, "weight_digests", lambda model, layouts: {})
     monkeypatch.setattr(pipeline, "DeployedModel", NoDeployedModel)
-    monkeypatch.setattr("export.deployed.model.DeployedModel", NoDeployedModel)
+    monkeypatch.setattr("export.deployed.deployed_model.DeployedModel", NoDeployedModel)
     monkeypatch.setattr(
         onnx_format, "build_onnx", lambda deployed, one, metadata: onnx.load(exported / "onnx" / f"{one.onnx}.onnx")
     )

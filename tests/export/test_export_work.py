@@ -16,10 +16,10 @@ from helpers.variants import fresh
 from tensorflow.core.protobuf import saved_model_pb2
 
 from export import client, pipeline
-from export.deployed.model import DeployedModel
+from export.deployed.deployed_model import DeployedModel
+from export.endpoints import endpoint, endpoints
 from export.formats import onnx as onnx_format
 from export.formats.saved_model import save_saved_model
-from export.signatures import endpoint, endpoints
 from export.verification import cases, reference
 from export.verification.arrays import Report
 from export.verification.cases import make_cases

@@ -16,11 +16,11 @@ from helpers.models import SMALL
 
 from export import manifest
 from export.card import card_text
+from export.endpoints import onnx_names
 from export.formats.files import FILE_FORMATS, file_format
 from export.formats.litert import METADATA
 from export.pipeline import Request, export
 from export.request import FORMATS
-from export.signatures import onnx_names
 from export.verification import run
 from export.verification.folder import verify
 from export.verification.run import further_checks, run_gate

@@ -5,7 +5,7 @@ import pytest
 from helpers.places import ROOT
 from helpers.variants import ODD, OF_CLASSES, VARIANTS, fresh
 
-from export.deployed.model import DeployedModel
+from export.deployed.deployed_model import DeployedModel
 from export.pipeline import Request, export
 from export.verification.fold import weight_problems
 from export.verification.run import RefusedError

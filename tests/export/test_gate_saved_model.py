@@ -13,9 +13,9 @@ from tensorflow.python.saved_model.fingerprinting_utils import write_fingerprint
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from export import pipeline
-from export.deployed.model import DeployedModel
+from export.deployed.deployed_model import DeployedModel
+from export.endpoints import endpoints
 from export.formats.serving import WARMUP_FILE, write_warmup
-from export.signatures import endpoints
 from export.verification import check_saved_model
 from export.verification.run import RefusedError, pass_gate
 

@@ -12,8 +12,8 @@ import tensorflow as tf
 from helpers.models import random_images
 from tensorflow.python.client import pywrap_tf_session
 
+from export.endpoints import endpoints
 from export.formats.files import Sources, file_format
-from export.signatures import endpoints
 
 COUNT, BAD = 4, 2
 OTHERS = [row for row in range(COUNT) if row != BAD]

@@ -2,7 +2,7 @@
 
 
 class NoDeployedModel:
-    """In place of `export.deployed.model.DeployedModel`."""
+    """In place of `export.deployed.deployed_model.DeployedModel`."""
 
     @classmethod
     def from_model(cls, model, order="NHWC"):

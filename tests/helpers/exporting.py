@@ -10,7 +10,7 @@ import onnx
 
 import export.pipeline  # noqa: F401 - looked for by its name
 from export.card import JSON_NAME
-from export.signatures import onnx_names, page_names
+from export.endpoints import onnx_names, page_names
 from export.verification.arrays import Report
 from helpers.deployed import NoDeployedModel
 from helpers.models import TINY
@@ -46,7 +46,7 @@ def hold_nothing(patch, opened):
         "export.pipeline.make_cases": lambda model, images, tell: {},
         "export.pipeline.weight_digests": lambda model, layouts: {},
         "export.pipeline.DeployedModel": NoDeployedModel,
-        "export.deployed.model.DeployedModel": NoDeployedModel,
+        "export.deployed.deployed_model.DeployedModel": NoDeployedModel,
         "export.formats.onnx.build_onnx": lambda deployed, endpoint, metadata: onnx.ModelProto(producer_name="it"),
         "export.pipeline.save_saved_model": _save_saved_model,
         "export.pipeline.run_client": lambda client, onnx, kept: "16 of 16 known images come back exactly",

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from export.deployed.model import DeployedModel
+from export.deployed.deployed_model import DeployedModel
 from export.endpoint import IMAGE
+from export.endpoints import endpoint, endpoints
 from export.formats.onnx import build_onnx
-from export.signatures import endpoint, endpoints
 from export.verification.reference import KerasReference
 from helpers.models import TINY, give_effect, random_images
 from tfdecouple.model import DecoupledModel

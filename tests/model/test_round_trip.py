@@ -21,7 +21,7 @@ from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 import tfdecouple
-from export.deployed.model import DeployedModel
+from export.deployed.deployed_model import DeployedModel
 from export.verification import check_saved_model
 from export.verification.arrays import batches as batches_of
 from export.verification.cases import make_cases

@@ -15,9 +15,9 @@ from helpers.places import TESTS
 from helpers.variants import VARIANTS, fresh
 from tensorflow.core.protobuf import saved_model_pb2
 
-from export.deployed.model import DeployedModel
+from export.deployed.deployed_model import DeployedModel
+from export.endpoints import endpoints
 from export.formats.saved_model import save_saved_model
-from export.signatures import endpoints
 
 COMPILER = shutil.which("cc")
 pytestmark = [

@@ -54,7 +54,7 @@ EXPORT_ORDER = [
     "client",
     "deployed",
     "endpoint",
-    "signatures",
+    "endpoints",
     "origin",
     "formats",
     "staging",
@@ -163,7 +163,7 @@ class TestExportPackage:
         printed = run(f"import sys, export.verification.check_onnx; print([m for m in {heavy} if m in sys.modules])")
         assert printed.strip() == "[]"
 
-    @pytest.mark.parametrize("module", ["export.cli", "export.signatures"])
+    @pytest.mark.parametrize("module", ["export.cli", "export.endpoints"])
     def test_help_and_the_registry_of_endpoints_need_no_tensorflow(self, module):
         printed = run(f"import sys, {module}; print('tensorflow' in sys.modules)")
         assert printed.strip() == "False"

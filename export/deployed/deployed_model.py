@@ -15,11 +15,11 @@ from typing import Self
 
 import tensorflow as tf
 
-from export.deployed.base import Deployed, scope
 from export.deployed.classes import DeployedClasses
+from export.deployed.deployed_encoder import DeployedEncoder
+from export.deployed.deployed_flow import DeployedFlow, DeployedPrior, total
 from export.deployed.dequantizer import DeployedDequantizer
-from export.deployed.encoder import DeployedEncoder
-from export.deployed.flow import DeployedFlow, DeployedPrior, total
+from export.deployed.graph import Deployed, scope
 from export.deployed.layout import Layout
 from tfdecouple.architecture import plan
 from tfdecouple.config import ModelConfig

@@ -11,10 +11,10 @@ from typing import Any, Self
 import numpy as np
 import tensorflow as tf
 
-from export.deployed.base import Deployed, LogDets, scope, values
 from export.deployed.coupling import Conditioning, DeployedCoupling
+from export.deployed.deployed_layers import DeployedActNorm, DeployedLinear, DeployedMix, normalised
+from export.deployed.graph import Deployed, LogDets, scope, values
 from export.deployed.layout import Layout
-from export.deployed.linear import DeployedActNorm, DeployedLinear, DeployedMix, normalised
 from export.deployed.registered import DeployedRegistered
 from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1, RegisteredLayer
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep

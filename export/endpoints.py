@@ -31,7 +31,7 @@ from tfdecouple.image_shapes import colours
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from export.deployed.model import DeployedModel
+    from export.deployed.deployed_model import DeployedModel
 
 
 def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:

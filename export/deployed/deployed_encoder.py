@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from export.deployed.base import Deployed, values
+from export.deployed.deployed_layers import DeployedLinear, normalised
+from export.deployed.graph import Deployed, values
 from export.deployed.layout import Layout
-from export.deployed.linear import DeployedLinear, normalised
 from tfdecouple.networks.encoder import Encoder, ResNetBlock
 
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 import tensorflow as tf
 
-from export.deployed.base import Array, Deployed, LogDets, rounded, values
+from export.deployed.graph import Array, Deployed, LogDets, rounded, values
 from export.deployed.layout import Layout
 from tfdecouple.errors import InversionError
 from tfdecouple.layers import ActNorm
