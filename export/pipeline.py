@@ -20,11 +20,9 @@ import tensorflow as tf
 from export import manifest
 from export.card import JSON_NAME, TEXT_NAME, card_text, make_card, merged
 from export.deployed.deployed_model import DeployedModel
-from export.endpoint import Endpoint
-from export.endpoints import endpoints, onnx_names, page_names
+from export.endpoints import Endpoint, endpoints, onnx_names, page_names
 from export.formats.files import FILE_FORMATS, FileFormat, Sources, file_format
-from export.formats.saved_model import save_saved_model
-from export.formats.serving import write_serving_files, write_warmup
+from export.formats.saved_model import save_saved_model, write_serving_files, write_warmup
 from export.formats.web import build_page, examples_for, find_runtime
 from export.origin import Origin, open_run, without_path
 from export.request import Request

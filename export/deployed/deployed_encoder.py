@@ -1,4 +1,4 @@
-"""The encoders as they are deployed: convolutions with their batch normalisation multiplied in."""
+"""The encoders and the dequantisation as deployed: convolutions with their batch normalisation multiplied in."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from export.deployed.deployed_flow import DeployedFlow
 from export.deployed.deployed_layers import DeployedLinear, normalised
-from export.deployed.graph import Deployed, values
-from export.deployed.layout import Layout
+from export.deployed.graph import Deployed, Layout, LogDets, values
+from tfdecouple.bijectors import Sigmoid
+from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder, ResNetBlock
 
 
@@ -136,3 +138,39 @@ class DeployedEncoder(Deployed):
             h = self.layout.elu(self.top(x))
             mean, log_variance = tf.split(self.last(tf.reshape(h, [-1, self.last.kernel.shape[0]])), 2, -1)
             return mean, log_variance
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeployedDequantizer(Deployed):
+    """q(u|x) of images in the layout of the graph.
+
+    Attributes:
+        blocks: of the network from images to maps, in their order.
+        flow: from noise to u, but for the sigmoid.
+        layout: of the images.
+    """
+
+    blocks: tuple[DeployedBlock, ...]
+    flow: DeployedFlow
+    layout: Layout
+
+    @classmethod
+    def from_layer(cls, dequantizer: Dequantizer, layout: Layout) -> Self:
+        """Folds both networks."""
+        blocks = dequantizer.encoder.blocks
+        return cls(
+            name="dequantizer",
+            blocks=tuple(DeployedBlock.from_layer(one, f"dequantizer/encoder/{one.name}", layout) for one in blocks),
+            flow=DeployedFlow.from_layer(dequantizer.flow, layout, "dequantizer/flow"),
+            layout=layout,
+        )
+
+    def forward(self, x: tf.Tensor, noise: tf.Tensor, log_dets: LogDets) -> tf.Tensor:
+        """Returns u of x in [-1, 1), without noise, and of normal noise; `log_dets` takes the log-determinants."""
+        with self.scope():
+            for block in self.blocks:
+                x = block(x)
+            y = self.flow.forward(noise, x, log_dets)
+            u, log_det = Sigmoid().forward_and_log_det(y)
+            log_dets.append(log_det)
+            return u

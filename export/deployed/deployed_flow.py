@@ -11,11 +11,16 @@ from typing import Any, Self
 import numpy as np
 import tensorflow as tf
 
-from export.deployed.coupling import Conditioning, DeployedCoupling
-from export.deployed.deployed_layers import DeployedActNorm, DeployedLinear, DeployedMix, normalised
-from export.deployed.graph import Deployed, LogDets, scope, values
-from export.deployed.layout import Layout
-from export.deployed.registered import DeployedRegistered
+from export.deployed.deployed_layers import (
+    Conditioning,
+    DeployedActNorm,
+    DeployedCoupling,
+    DeployedLinear,
+    DeployedMix,
+    DeployedRegistered,
+    normalised,
+)
+from export.deployed.graph import Deployed, Layout, LogDets, scope, values
 from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1, RegisteredLayer
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
 from tfdecouple.networks.prior import PriorFlow

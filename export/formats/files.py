@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from export.endpoint import Endpoint
+from export.endpoints import Endpoint
 
 if TYPE_CHECKING:
     from export.deployed.deployed_model import DeployedModel

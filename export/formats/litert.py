@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from export.endpoint import Endpoint, Tensors
+from export.endpoints import Endpoint, Tensors
 from export.formats.files import FileFormat, Sources, zeros
 from tfdecouple.errors import UserError, one_line
 

@@ -16,7 +16,7 @@ import onnx
 import tensorflow as tf
 
 from export.deployed.deployed_model import DeployedModel
-from export.endpoint import Endpoint
+from export.endpoints import Endpoint
 from export.formats.files import FileFormat, Sources, zeros
 from export.origin import version_of
 

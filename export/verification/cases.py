@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from export.endpoint import GLOBAL_CODE, IMAGE, LABEL, LOCAL_CODE, Array, Arrays, Endpoint
-from export.endpoints import endpoints
+from export.endpoints import GLOBAL_CODE, IMAGE, LABEL, LOCAL_CODE, Array, Arrays, Endpoint, endpoints
 from export.verification.arrays import batches
 from export.verification.reference import KerasReference
 from export.verification.run import RefusedError

@@ -17,7 +17,7 @@ from PIL import Image
 from tensorflow_serving.config import model_server_config_pb2
 
 from export.card import card_text
-from export.formats.serving import write_serving_files
+from export.formats.saved_model import write_serving_files
 from export.formats.web import CONFIG, PAGE, RUNTIME_FILES, example_images, page_config
 from export.manifest import file_digest
 from tfdecouple.errors import one_line

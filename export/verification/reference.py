@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from export.endpoint import TEMPERATURES, Codes
+from export.endpoints import TEMPERATURES, Codes
 from export.verification.judge import FLOOR, PERTURBATION, Answer, Floats, Pixels
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.objective import Latents
@@ -34,7 +34,7 @@ Optional = np.ndarray | None
 
 
 class KerasReference:
-    """Answers of a model to images and codes, each kept for whoever asks again (`export.endpoint.Reference`).
+    """Answers of a model to images and codes, each kept for whoever asks again (`export.endpoints.Reference`).
 
     Args:
         model: with weights.

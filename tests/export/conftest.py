@@ -14,8 +14,7 @@ from export.cli import EXIT_REFUSED, main
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import endpoints
 from export.formats import onnx as onnx_format
-from export.formats.saved_model import save_saved_model
-from export.formats.serving import write_warmup
+from export.formats.saved_model import save_saved_model, write_warmup
 from export.manifest import CASES
 from export.origin import open_run
 from export.verification.arrays import load_cases

@@ -6,9 +6,9 @@ import tensorflow as tf
 from helpers.graphs import FURTHER, TOLERANCE, VARIANTS, assert_same, deployed_of, expected, inputs_of, model_of
 from helpers.models import TINY, random_images
 
-from export.deployed.coupling import DeployedSplit
+from export.deployed.deployed_layers import DeployedSplit
 from export.deployed.deployed_model import DeployedModel
-from export.deployed.layout import Layout
+from export.deployed.graph import Layout
 from export.endpoints import endpoint, endpoints
 from tfdecouple.errors import InversionError, NotInitializedError
 from tfdecouple.model import DecoupledModel

@@ -14,8 +14,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export import pipeline
-from export.endpoint import Endpoint
-from export.endpoints import endpoints, onnx_names
+from export.endpoints import Endpoint, endpoints, onnx_names
 from export.formats import onnx as onnx_format
 from export.formats.onnx import OPSET
 from export.verification import check_onnx

@@ -47,7 +47,7 @@ import numpy as np, tensorflow as tf
 tf.config.run_functions_eagerly(True)
 from export import endpoints as signatures
 from export.deployed.deployed_model import DeployedModel
-from export.endpoint import IMAGE
+from export.endpoints import IMAGE
 from export.origin import open_run
 from export.endpoints import endpoint, endpoints
 from export.verification.reference import KerasReference

@@ -15,7 +15,7 @@ from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from export import pipeline
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import endpoints
-from export.formats.serving import WARMUP_FILE, write_warmup
+from export.formats.saved_model import WARMUP_FILE, write_warmup
 from export.verification import check_saved_model
 from export.verification.run import RefusedError, pass_gate
 

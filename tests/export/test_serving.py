@@ -22,7 +22,7 @@ from PIL import Image
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_service_pb2_grpc
 
 from export.endpoints import endpoints
-from export.formats.serving import WARMUP_FILE, write_warmup
+from export.formats.saved_model import WARMUP_FILE, write_warmup
 from tfdecouple.data.image_file import read_image
 
 CLIENT = ROOT / "examples" / "tf_serving" / "client.py"

@@ -15,7 +15,7 @@ from helpers.serving_server import Server, read_models
 from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc, prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from export.formats.serving import WARMUP_FILE, write_serving_files
+from export.formats.saved_model import WARMUP_FILE, write_serving_files
 from export.origin import safe_name
 
 

@@ -9,8 +9,7 @@ import onnx
 import onnxruntime
 
 from export.deployed.deployed_model import DeployedModel
-from export.endpoint import IMAGE
-from export.endpoints import endpoint, endpoints
+from export.endpoints import IMAGE, endpoint, endpoints
 from export.formats.onnx import build_onnx
 from export.verification.reference import KerasReference
 from helpers.models import TINY, give_effect, random_images

@@ -13,7 +13,7 @@ import pytest
 from helpers.command_lines import check_command
 from helpers.places import ROOT
 
-from export.formats.serving import write_serving_files
+from export.formats.saved_model import write_serving_files
 
 TRAIN, SERVE = (ROOT / "docker" / f"{name}.Dockerfile" for name in ("train", "serve"))
 

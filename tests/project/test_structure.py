@@ -53,7 +53,6 @@ EXPORT_ORDER = [
     # Alone, as it is published.
     "client",
     "deployed",
-    "endpoint",
     "endpoints",
     "origin",
     "formats",
