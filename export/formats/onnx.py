@@ -8,7 +8,7 @@ import logging
 import math
 import pathlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,9 @@ from export.origin import version_of
 # The highest that tf2onnx writes; ONNX Runtime for Python, Node and the browser all read it.
 OPSET = 18
 BATCH = "batch"
-# Of the passes of tf2onnx those that find something to do in these graphs, in its own order.
+# Of the rewriters and the passes of tf2onnx those that find something to do in these graphs, in its own order. The
+# others look for recurrent networks and the like, which takes a third of the conversion's time.
+_REWRITERS = ("rewrite_biasadd_with_conv2d",)
 _PASSES = (
     "TransposeOptimizer", "ConstFoldOptimizer", "MergeDuplicatedNodesOptimizer", "IdentityOptimizer",
     "BackToBackOptimizer",
@@ -109,7 +111,7 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
     Returns:
         The model, its weights inline whatever their size.
     """
-    with _quiet():
+    with _quiet(), _few_rewriters():
         import tf2onnx.tfonnx
         from tf2onnx import optimizer
 
@@ -129,9 +131,10 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
             input_names=[tensor.name for tensor in [*inputs.values(), *weights.values()]],
             output_names=[tensor.name for tensor in outputs],
         )
-        # To catch errors it would copy the whole graph before each of its passes; of these each looks at all nodes.
-        passes = {name: getattr(optimizer, name) for name in _PASSES}
-        converted = optimizer.optimize_graph(converted, catch_errors=False, optimizers=passes)
+        # Once: a second round, which tf2onnx makes, finds nothing more.
+        for name in _PASSES:
+            converted = getattr(optimizer, name)().optimize(converted, 0)
+        converted.topological_sort(converted.get_nodes())
         model = converted.make_model(endpoint.summary)
     renamed = {tensor.name: array.name for tensor, array in zip(outputs, endpoint.outputs, strict=True)}
     renamed |= {f"{array.name}:0": array.name for array in endpoint.inputs}
@@ -248,6 +251,23 @@ def _name_batch_axis(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, element_type, shape, meaning))
     # What tf2onnx noted of the tensors between is not needed and calls the batch axis by other names.
     del graph.value_info[:]
+
+
+@contextlib.contextmanager
+def _few_rewriters() -> Iterator[None]:
+    """Lets tf2onnx run `_REWRITERS` alone, of which it has no option."""
+    from tf2onnx import tfonnx
+
+    every = tfonnx.run_rewriters
+
+    def run_few(graph: Any, rewriters: Iterable[Any], continue_on_error: bool) -> None:
+        every(graph, [one for one in rewriters if one.__name__ in _REWRITERS], continue_on_error)
+
+    tfonnx.run_rewriters = run_few
+    try:
+        yield
+    finally:
+        tfonnx.run_rewriters = every
 
 
 @contextlib.contextmanager
