@@ -43,7 +43,7 @@ from benchmarks.common import run_json, run_throughput, table, write_json  # noq
 from benchmarks.throughput import parse_phase  # noqa: E402
 from tfdecouple.config import PRECISIONS, load_preset  # noqa: E402
 from tfdecouple.costs import BACKWARD, multiply_adds  # noqa: E402
-from tfdecouple.doctor.machine import instructions, machine  # noqa: E402
+from tfdecouple.doctor.installation import instructions, machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 

@@ -39,7 +39,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import relative_differences, table, write_json  # noqa: E402
 from benchmarks.scaling import put  # noqa: E402
 from tfdecouple.config import ModelConfig, load_preset, preset_names  # noqa: E402
-from tfdecouple.doctor.machine import machine  # noqa: E402
+from tfdecouple.doctor.installation import machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 

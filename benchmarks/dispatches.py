@@ -35,8 +35,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import table, write_json  # noqa: E402
 from benchmarks.throughput import make_config  # noqa: E402
 from tfdecouple.config import Config  # noqa: E402
-from tfdecouple.doctor.machine import machine  # noqa: E402
-from tfdecouple.doctor.session import Session  # noqa: E402
+from tfdecouple.doctor.benchmark import Benchmark  # noqa: E402
+from tfdecouple.doctor.installation import machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -76,14 +76,14 @@ def count(options: argparse.Namespace) -> int:
 
     if options.lines and config.training.passes > 1:
         raise UserError(f"--lines is {options.lines}; it needs a step in one piece, training.micro_batches=1")
-    session = Session(config, None, lambda _: None)
+    benchmark = Benchmark(config)
     import numpy as np
     import tensorflow as tf
 
     # No pipeline, whose operations would be counted, too.
     images = np.random.default_rng(0).integers(0, 256, (options.batch, *config.model.image_shape), np.uint8)
     images = tf.constant(images)
-    counts = operations(lambda: session.step([images], 0).read())
+    counts = operations(lambda: benchmark.step([images], 0).read())
     total = sum(counts.values())
     most = counts.most_common(_KINDS)
     rows: list[list[Any]] = [[kind, number] for kind, number in most]
@@ -91,7 +91,9 @@ def count(options: argparse.Namespace) -> int:
     print(table(["operation", f"{options.preset}, {options.batch} images"], rows))
     if options.lines:
         arguments = tf.constant(0), tf.constant([float(wish) for wish in NO_WISHES])
-        found = by_line(session.step._whole.get_concrete_function(images, *arguments).graph).most_common(options.lines)
+        found = by_line(benchmark.step._whole.get_concrete_function(images, *arguments).graph).most_common(
+            options.lines
+        )
         print(table(["operations", "kind", "line"], [[number, *made] for made, number in found]))
     write_json(
         options.json,

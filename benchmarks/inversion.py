@@ -29,9 +29,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from benchmarks.common import relative_differences, table, write_json  # noqa: E402
-from tfdecouple.config import PRECISIONS, load_preset, override  # noqa: E402
-from tfdecouple.doctor.machine import machine  # noqa: E402
-from tfdecouple.doctor.session import Session, as_timed  # noqa: E402
+from tfdecouple.config import PRECISIONS, Config, DataConfig, load_preset, override  # noqa: E402
+from tfdecouple.doctor.benchmark import Benchmark, as_timed  # noqa: E402
+from tfdecouple.doctor.installation import machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 HEADER = ["alpha", "updates", "precision", "error", "largest", "of", "median", "whole", "precision alone"]
@@ -74,9 +74,9 @@ def trained(options: argparse.Namespace) -> Iterator[list[Any]]:
 
     model = load_model(options.run)
     config = as_timed(load_preset(options.preset), options.batch)
-    session = Session(dataclasses.replace(config, model=model.config))
-    session.model.set_weights(model.get_weights())
-    both = Gradients(session, options.batch)
+    benchmark = photographed(dataclasses.replace(config, model=model.config))
+    benchmark.model.set_weights(model.get_weights())
+    both = Gradients(benchmark, options.batch)
     for precision in options.precisions:
         yield [model.config.alpha, "trained", precision, *both.compared(precision)]
 
@@ -86,8 +86,8 @@ def compared(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
     preset = load_preset(options.preset)
     # This one is to learn, unlike what is timed.
     own = [f"training.learning_rate={preset.training.learning_rate}", f"model.alpha={alpha}", "training.memory=keep"]
-    session = Session(override(as_timed(preset, options.batch), [*own, *options.set]))
-    work, both, taken = session.work("train", options.batch), Gradients(session, options.batch), 0
+    benchmark = photographed(override(as_timed(preset, options.batch), [*own, *options.set]))
+    work, both, taken = benchmark.work("train", options.batch), Gradients(benchmark, options.batch), 0
     for updates in sorted(options.updates):
         for _ in range(updates - taken):
             work.call()
@@ -108,16 +108,25 @@ def compared(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
     kernel.assign(right)
 
 
+def photographed(config: Config) -> Benchmark:
+    """Returns a benchmark on crops of the bundled photographs."""
+    from tfdecouple.data import open_source
+
+    return Benchmark(
+        config, open_source(DataConfig(source="photographs", photograph_crops=2048), config.model.image_shape)
+    )
+
+
 class Gradients:
     """The gradients of a batch of a model, by mode and precision, each traced once."""
 
-    def __init__(self, session: Session, batch: int):
+    def __init__(self, benchmark: Benchmark, batch: int):
         from tfdecouple import randomness
         from tfdecouple.data import load_images
 
-        self.variables = session.model.trainable_variables
-        self._model = session.model
-        images = load_images(session.source, "train", batch)[0]
+        self.variables = benchmark.model.trainable_variables
+        self._model = benchmark.model
+        images = load_images(benchmark.source, "train", batch)[0]
         noise = randomness.normal([batch, self._model.config.latent_dim], randomness.fold(0, "z"))
         self._inputs = (
             images,

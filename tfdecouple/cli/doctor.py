@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
+import time
 from typing import Any
 
 from tfdecouple.cli import options as arguments
@@ -19,7 +20,7 @@ def add_parser(commands: Any) -> None:
         commands,
         "doctor",
         "say whether every promise holds on this machine, and how fast it is",
-        "Measurements run in processes beside the program; nothing is written but with --out, and temporary files. The "
+        "Checks run in processes of their own; nothing is written but with --out, and temporary files. The "
         f"exit status is 0 where all promises hold, and {EXIT_FAILS} where one does not; the report says what to do. "
         "docs/gpu.md explains it.",
     )
@@ -38,7 +39,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="of the checks: numerics, speed, ...")
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=900, help="end a measurement then (default 900)"
+        "--timeout", metavar="SECONDS", type=float, default=900, help="end a check's process then (default 900)"
     )
     parser.add_argument(
         "--recommend",
@@ -48,31 +49,24 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Examines this machine.
+    """Checks this machine.
 
     Raises:
         UserError: for an option of an impossible value, or more devices than there are.
     """
-    from tfdecouple.doctor.checks import CHECKS
-    from tfdecouple.doctor.examination import Examination, Request
-    from tfdecouple.doctor.recommendation import recommend
-    from tfdecouple.doctor.report import Report
-    from tfdecouple.doctor.speed import config_of
+    from tfdecouple.doctor.checks import CHECKS, run_checks
+    from tfdecouple.doctor.measurements import config_of
+    from tfdecouple.doctor.report import as_json, as_text, failures, recommend
+    from tfdecouple.doctor.result import Request
     from tfdecouple.errors import nearest
     from tfdecouple.storage.files import write_json, write_text
 
     arguments.at_least(options, "devices", 1)
     if not options.timeout > 0:
         raise UserError(f"--timeout is {options.timeout}; it must be above 0")
-    names = [check.name for check in CHECKS]
     for name in options.only:
-        if name not in names:
-            raise UserError(f"there is no check {name!r}; there are {', '.join(names)}{nearest(name, names)}")
-    config_of(options.preset, options.set)
-    if options.out is not None:
-        # Before minutes of work: what cannot be written shows now.
-        write_text(options.out / "doctor.txt", "not done yet\n")
-    output = sys.stderr if options.recommend else sys.stdout
+        if name not in CHECKS:
+            raise UserError(f"there is no check {name!r}; there are {', '.join(CHECKS)}{nearest(name, [*CHECKS])}")
     request = Request(
         preset=options.preset,
         settings=tuple(options.set),
@@ -80,14 +74,24 @@ def run(options: argparse.Namespace) -> int:
         devices=options.devices,
         timeout=options.timeout,
     )
-    examination = Examination(request, lambda text: print(text, file=output, flush=True))
-    examination.examine([check for check in CHECKS if not options.only or check.name in ("build", *options.only)])
-    report = Report(request, examination.found, recommend(request, examination.found))
-    print(report.text(), file=output, flush=True)
+    config_of(request)
     if options.out is not None:
-        write_json(options.out / "doctor.json", report.plain())
-        write_text(options.out / "doctor.txt", report.text() + "\n")
+        # Fail before minutes of work where nothing can be written.
+        write_text(options.out / "doctor.txt", "not done yet\n")
+    output = sys.stderr if options.recommend else sys.stdout
+    begun = time.monotonic()
+
+    def progress(text: str) -> None:
+        print(f"[{time.monotonic() - begun:4.0f} s] {text}", file=output, flush=True)
+
+    results = run_checks(request, options.only or CHECKS, progress)
+    recommendation = recommend(request, results)
+    text = as_text(request, results, recommendation)
+    print(text, file=output, flush=True)
+    if options.out is not None:
+        write_json(options.out / "doctor.json", as_json(request, results, recommendation))
+        write_text(options.out / "doctor.txt", text + "\n")
         print(f"\n{options.out / 'doctor.json'}", file=output)
     if options.recommend:
-        print(report.recommendation.options())
-    return 0 if report.holds else EXIT_FAILS
+        print(recommendation.options())
+    return EXIT_FAILS if failures(results) else 0

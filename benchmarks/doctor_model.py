@@ -1,9 +1,9 @@
-"""The training of the small model that `doctor` brings along.
+"""The training of the small model that `doctor` uses.
 
-    python -m tfdecouple.doctor.training DIR
+    python benchmarks/doctor_model.py DIR
 
-trains it into a new folder; the one that comes along (`tfdecouple/doctor/model/`) was made so. Its photographs are
-those of the embedded ones that are in the public domain or under CC0, as scikit-image says where it describes them.
+trains it into a new folder; `tfdecouple/doctor/model/` was made this way. Its photographs are those of the bundled ones
+that are in the public domain or under CC0, as scikit-image describes them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from tfdecouple.config import DataConfig
-from tfdecouple.doctor import trained
-from tfdecouple.doctor.numerics import Trial
-from tfdecouple.errors import UserError
-from tfdecouple.runtime.process import run_program, start_tensorflow
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-# Of `tfdecouple.data.photographs`: in the public domain or under CC0.
+from tfdecouple.config import DataConfig  # noqa: E402
+from tfdecouple.doctor import same_numbers, small_model  # noqa: E402
+from tfdecouple.errors import UserError  # noqa: E402
+from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
+
+# The photographs in the public domain or under CC0.
 FREE = ("astronaut", "chelsea", "coffee", "rocket")
 
 
@@ -43,14 +44,14 @@ def make(folder: pathlib.Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = pathlib.Path(name)
         unseen = _write_free_crops(scratch / "images")
-        config = dataclasses.replace(trained.CONFIG, data=DataConfig(source=f"folder:{scratch / 'images'}"))
+        config = dataclasses.replace(small_model.load_config(), data=DataConfig(source=f"folder:{scratch / 'images'}"))
         train(config, scratch / "run")
         (folder / "checkpoints").mkdir(parents=True)
         for path in (scratch / "run" / "checkpoints").glob("best*"):
             shutil.copy(path, folder / "checkpoints")
         summary = json.loads((scratch / "run" / "summary.json").read_text(encoding="utf-8"))
     write_json(folder / "summary.json", {**summary, "data": f"crops of {', '.join(FREE)}, of scikit-image"})
-    write_text(folder / "config.json", trained.CONFIG.to_json())
+    write_text(folder / "config.json", small_model.load_config().to_json())
     write_numbers(folder, unseen)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.2f} MB")
@@ -58,8 +59,10 @@ def make(folder: pathlib.Path) -> None:
 
 def write_numbers(folder: pathlib.Path, images: np.ndarray) -> None:
     """Writes images, and the numbers that a model gives of the first of them here, in float32 on the first CPU."""
-    numbers: dict[str, Any] = dict(Trial("CPU:0", images[: trained.IMAGES], folder).numbers())
-    np.savez_compressed(folder / trained.NUMBERS, images=images, **numbers)
+    first = images[: small_model.IMAGES]
+    numbers: dict[str, Any] = same_numbers.numbers_in_use("CPU:0", first, folder)
+    numbers["gradient"] = same_numbers.gradient("CPU:0", first, folder=folder)
+    np.savez_compressed(folder / small_model.NUMBERS, images=images, **numbers)
 
 
 def _write_free_crops(folder: pathlib.Path) -> np.ndarray:
@@ -68,14 +71,14 @@ def _write_free_crops(folder: pathlib.Path) -> np.ndarray:
 
     from tfdecouple.data import load_images, open_source
 
-    source = open_source(trained.CONFIG.data, trained.CONFIG.model.image_shape)
+    source = open_source(small_model.load_config().data, small_model.load_config().model.image_shape)
     for split in ("train", "validation", "test"):
         images, labels = map(np.asarray, load_images(source, split, source.sizes[split]))
         is_free = np.isin(labels, [source.label_names.index(name) for name in FREE])
         (folder / split).mkdir(parents=True)
         for number, image in enumerate(images[is_free]):
             Image.fromarray(image).save(folder / split / f"{number:05}.png")
-    return images[is_free][: trained.BROUGHT]
+    return images[is_free][: small_model.PHOTOGRAPHS]
 
 
 def main() -> int:

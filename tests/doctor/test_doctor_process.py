@@ -1,0 +1,82 @@
+"""The process of a check: its results arrive, whatever becomes of it."""
+
+import sys
+
+import pytest
+from helpers.places import PATIENCE, TESTS
+from helpers.planted_checks import PLANTED
+
+from tfdecouple.doctor import checks
+from tfdecouple.doctor.result import Request, Result, Task
+from tfdecouple.errors import UserError
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs a planted check in a process of its own."""
+    monkeypatch.setattr(checks, "_MODULE", "helpers.planted_checks")
+    monkeypatch.setattr(checks, "CHECKS", {**checks.CHECKS, **PLANTED})
+    if str(TESTS) not in sys.path:
+        monkeypatch.syspath_prepend(str(TESTS))
+    return lambda name, timeout=PATIENCE: checks.run_apart(name, Task(Request(timeout=timeout), devices=("CPU:3",)))
+
+
+def test_results_arrive_whatever_is_printed_and_the_users_folder_is_not_imported_from(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "json.py").write_text("raise SystemExit('imported from the folder of the user')")
+    first, second = run("well")
+    assert first == Result("first", True, "well") and second.figures["devices"] == ["CPU:3"]
+    assert str(tmp_path) not in second.figures["path"]
+
+
+@pytest.mark.parametrize("limit", [1e9, float("inf")])
+def test_a_limit_may_be_longer_than_the_system_waits_at_once(run, limit):
+    assert len(run("well", limit)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "kind", "message"),
+    [
+        ("fails_late", 1, "error", "ValueError: no such"),
+        ("wants_memory", 0, "memory", "2**60 bytes"),
+        ("is_killed", 1, "memory", "killed"),
+        ("crashes", 1, "error", "signal 11"),
+        ("hangs", 1, "time", "not done after 4 s"),
+    ],
+)
+@pytest.mark.parametrize("promises", [True, False])
+def test_a_failure_is_a_line_with_advice_after_the_results(run, name, before, kind, message, promises):
+    *results, last = run(name if promises else f"measured_{name}", 4 if kind == "time" else PATIENCE)
+    assert results == [Result("first", True, "well")] * before
+    assert last.figures["failed"] == kind and message in last.message and "\n" not in last.message and last.advice
+    assert last.holds is (False if promises or kind == "error" else None)
+
+
+def test_a_failure_without_advice_is_refused():
+    with pytest.raises(ValueError, match="no advice"):
+        Result("something", False, "wrong")
+
+
+def test_more_devices_than_there_are_are_one_line():
+    with pytest.raises(UserError, match=r"^--devices is 0; it must be at least 1$"):
+        checks.run_apart("build", Task(Request(devices=0)))
+
+
+def test_each_check_gets_the_variants_that_it_takes_and_the_devices_that_build_finds(monkeypatch):
+    asked = []
+
+    def note(name, task):
+        asked.append((name, task.variant.name, task.devices))
+        return [Result("versions", True, "", figures={"devices": ["GPU:0", "GPU:1"], "gpus": [{}, {}]})]
+
+    monkeypatch.setattr(checks, "run_apart", note)
+    results = checks.run_checks(Request(preset="quickstart"), checks.CHECKS, lambda text: None)
+    assert list(results) == list(checks.CHECKS)
+    of = {name: [variant for each, variant, _ in asked if each == name] for name in checks.CHECKS}
+    assert of["build"] == of["exactness"] == of["exports"] == ["float32"]
+    assert of["devices"] == ["float32", "one pack"] and "one pack" not in of["numerics"] + of["memory"]
+    assert {"tf32", "XLA", "NHWC"} <= set(of["numerics"]) and set(of["speed"]) > set(of["numerics"])
+    assert {devices for name, _, devices in asked if name != "build"} == {("GPU:0", "GPU:1")}
+    asked.clear()
+    checks.run_checks(Request(quick=True), ["memory", "speed"], lambda text: None)
+    assert {name for name, _, _ in asked} == {"build", "speed"} and len(asked) == 4

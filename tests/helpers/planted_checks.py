@@ -1,0 +1,51 @@
+"""A process of `doctor` with checks that go wrong in each way; it starts no TensorFlow."""
+
+import os
+import signal
+import sys
+import time
+import types
+
+from tfdecouple.doctor import checks
+from tfdecouple.doctor.checks import Check
+from tfdecouple.doctor.result import Result
+
+
+def well(task):
+    print("chatter\n" * 10_000)
+    yield Result("first", True, "well")
+    yield Result("second", None, task.variant.name, figures={"devices": task.devices, "path": sys.path})
+
+
+def fails_late(task):
+    yield Result("first", True, "well")
+    raise ValueError("no such\nkernel")
+
+
+def hangs(task):
+    yield Result("first", True, "well")
+    time.sleep(1800)
+
+
+def wants_memory(task):
+    raise MemoryError("2**60 bytes")
+
+
+def is_killed(task):
+    yield Result("first", True, "well")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crashes(task):
+    yield Result("first", True, "well")
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+PLANTED = {run.__name__: Check("planted", run) for run in (well, fails_late, hangs, wants_memory, is_killed, crashes)}
+PLANTED |= {f"measured_{name}": Check("planted", PLANTED[name].run, promises=False) for name in list(PLANTED)}
+
+if __name__ == "__main__":
+    checks.CHECKS.update(PLANTED)
+    checks.start_tensorflow = lambda: None
+    sys.modules["tfdecouple.training.strategy"] = types.SimpleNamespace(make_strategy=lambda devices: None)
+    sys.exit(checks.main())

@@ -1,0 +1,195 @@
+"""A model and its images as a run sets them up, to be trained and used again and again under a clock.
+
+`doctor` and the programs under `benchmarks/` time the same things.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tfdecouple.config import Config, override
+from tfdecouple.errors import UserError
+
+# Averages are on, so that their work is counted, where a preset has none.
+EMA_DECAY = 0.999
+# With it in the environment before TensorFlow starts, its CPU allocator counts bytes; it is slower.
+COUNTING = {"TF_CPU_ALLOCATOR_USE_BFC": "1"}
+
+
+def as_timed(config: Config, batch: int) -> Config:
+    """Returns a config with this batch size, in one piece, and with averaged weights.
+
+    The rate is tiny: on few images, which come again and again, a preset's own can diverge.
+    """
+    return override(
+        config,
+        [
+            "training.learning_rate=1e-6",
+            f"training.batch_size={batch}",
+            "training.micro_batches=1",
+            f"training.evaluation_batch_size={batch}",
+            f"training.ema_decay={config.training.ema_decay or EMA_DECAY}",
+        ],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A call that is timed.
+
+    Attributes:
+        call: does the work once and waits until it is done.
+        images: the number of images of a call.
+        begin: does it once without waiting for a GPU; None where that is the same.
+    """
+
+    call: Callable[[], Any]
+    images: int
+    begin: Callable[[], Any] | None = None
+
+
+class Benchmark:
+    """A model and its images, set up as a run sets them up.
+
+    Args:
+        config: of the run; batches are of its `training.batch_size`.
+        source: the images; None for random ones.
+        devices: how many train.
+        mark: receives the name of each part once it is set up.
+
+    Attributes:
+        model: the model, initialised from images.
+        source: the images.
+    """
+
+    def __init__(
+        self, config: Config, source: Any = None, devices: int = 1, mark: Callable[[str], None] = lambda name: None
+    ):
+        import keras
+
+        from tfdecouple.data import training_batches
+        from tfdecouple.training.state import TrainingState
+        from tfdecouple.training.step import TrainStep
+        from tfdecouple.training.strategy import make_strategy
+
+        self.config, self.strategy = config, make_strategy(devices)
+        self.source = source or _random_source(config)
+        mark("data")
+        keras.utils.set_random_seed(config.training.seed)
+        with self.strategy.scope():
+            self.state = TrainingState(config)
+        self.model, self.step = self.state.model, TrainStep(config, self.state, self.strategy)
+        mark("model")
+        count = min(config.training.init_images, self.source.sizes["train"])
+        first = training_batches(self.source, config.data, batch_size=count, seed=config.training.seed)
+        self.model.initialize(next(iter(first))["image"], seed=config.training.seed)
+        self.state.optimizer.start_averages()
+        mark("initialize")
+
+    def work(self, phase: str, batch: int) -> Work:
+        """Returns one of `result.PHASES` with this number of images."""
+        from tfdecouple.data import load_images
+        from tfdecouple.runtime.xla import jit_compiled
+
+        # Inference is compiled, too, as `load_model(run, jit_compile=True)` does.
+        compiled = jit_compiled(self.config.training.jit_compile)
+        if phase == "train":
+            return self._train(batch, compiled)
+        if phase == "eval":
+            return self._evaluate(batch, compiled)
+        import numpy as np
+
+        model = self.model
+        if phase == "sample":
+            return Work(compiled(lambda: model.sample(batch, temperature=0.7, seed=0).numpy()), batch)
+        images, labels = load_images(self.source, "test", batch, at_most=True)
+        images, labels = np.resize(images, (batch, *images.shape[1:])), model.wanted_labels(np.resize(labels, batch))
+        if phase == "encode":
+            return Work(compiled(lambda: model.encode(images, labels).v.numpy()), batch)
+        z, v = model.encode(images, labels)
+        return Work(compiled(lambda: model.decode(z, v).numpy()), batch)
+
+    def _train(self, batch: int, compiled: Callable[..., Any]) -> Work:
+        batches, passes = self._batches(), self.config.training.passes
+        steps = iter(range(2**31))
+
+        def begin() -> Any:
+            return self.step([next(batches) for _ in range(passes)], next(steps))
+
+        def step() -> None:
+            result = begin().read()
+            if not result.applied:
+                raise UserError(f"a step was not applied: {result}")
+
+        return Work(compiled(step), batch, compiled(begin))
+
+    def _batches(self) -> Iterator[Any]:
+        from tfdecouple.data import training_batches
+        from tfdecouple.data.labels import training_examples
+        from tfdecouple.training.strategy import ready_on_devices
+
+        training = self.config.training
+        options = {"batch_size": training.batch_size, "seed": training.seed, "micro_batches": training.passes}
+        batches = training_batches(self.source, self.config.data, **options)
+        examples = training_examples(batches, self.source, self.config.model)
+        return iter(self.strategy.experimental_distribute_dataset(examples, ready_on_devices()))
+
+    def _evaluate(self, batch: int, compiled: Callable[..., Any]) -> Work:
+        from tfdecouple.data import evaluation_batches
+        from tfdecouple.metrics import Evaluator
+
+        evaluator = Evaluator(self.model, self.strategy)
+        # Several batches a call, since beginning to read a split takes a while.
+        count = min(max(4 * batch, 64) // batch * batch, self.source.sizes["test"])
+        batches = evaluation_batches(self.source, "test", batch_size=batch, limit=count)
+        return Work(compiled(lambda: evaluator(batches, seed=0)), count)
+
+
+def _random_source(config: Config) -> Any:
+    import numpy as np
+
+    from tfdecouple.data.source import Source
+    from tfdecouple.data.split import MemorySplit
+
+    shape, batch = config.model.image_shape, config.training.batch_size
+    counts = {"train": max(config.training.init_images, 4 * batch), "validation": 4 * batch, "test": 4 * batch}
+
+    def load(count: int) -> tuple[Any, Any]:
+        labels = np.arange(count, dtype=np.int32) % max(config.model.classes, 1)
+        return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8), labels
+
+    splits = {name: MemorySplit(count, "random", functools.partial(load, count)) for name, count in counts.items()}
+    return Source(name="random", title="random images", label_names=(), image_shape=shape, splits=splits)
+
+
+def timed(
+    call: Callable[[], Any], reps: int, calls: int, begin: Callable[[], Any] | None = None
+) -> tuple[list[float], list[float]]:
+    """Returns the wall and the CPU time of each of `reps` repetitions of `calls` calls.
+
+    Args:
+        call: does the work once and waits for it.
+        reps: how many repetitions.
+        calls: in each.
+        begin: does the work without waiting, for all calls but the last, as a run does between two rows of its log.
+    """
+    walls, cpus = [], []
+    for _ in range(reps):
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(calls - 1):
+            (begin or call)()
+        call()
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+    return walls, cpus
+
+
+def live_bytes(device: str, kind: str = "peak") -> int:
+    """Returns the bytes of TensorFlow's tensors on a device, "peak" or "current"; on a CPU only with `COUNTING`."""
+    import tensorflow as tf
+
+    return int(tf.config.experimental.get_memory_info(device)[kind])
