@@ -74,7 +74,7 @@ def others(tiny_run, tmp_path, monkeypatch):
     """An installation whose weights are tiny ones of the same name, and a working folder with two images."""
     folder = tmp_path / "site" / "photographs"
     assert main(["publish", "--run", str(tiny_run), "--to", str(folder), "--licence", "mit"]) == 0
-    monkeypatch.setattr(pretrained, "_HERE", folder.parent)
+    monkeypatch.setattr(pretrained, "BUNDLED", folder.parent)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for name, image in zip(("a.png", "b.png"), random_images(2, 20), strict=True):
