@@ -42,9 +42,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import run_json, run_throughput, table, write_json  # noqa: E402
 from benchmarks.throughput import parse_phase  # noqa: E402
 from tfdecouple.config import PRECISIONS, load_preset  # noqa: E402
-from tfdecouple.costs import BACKWARD, multiply_adds  # noqa: E402
 from tfdecouple.doctor.installation import instructions, machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
+from tfdecouple.networks.costs import BACKWARD, multiply_adds  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 # Our kind of phase: the yardstick's, the ratio to reach, and the part of the limit that is enough where it is less.

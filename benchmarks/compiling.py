@@ -136,26 +136,22 @@ class Kind:
 
 def kinds_of(config: ModelConfig) -> Iterator[Kind]:
     """Yields the kinds of layer that run through shared traces, each once."""
-    from tfdecouple.architecture import plan
-    from tfdecouple.networks.dequantizer import DequantizingFlow
-    from tfdecouple.networks.flow import Flow
-    from tfdecouple.networks.prior import PriorFlow
+    from tfdecouple.networks.plan import make_networks
 
-    planned = plan(config)
-    flows = [Flow(config), *([] if planned.dequantizer is None else [DequantizingFlow(config)])]
+    networks = {name: network for name, (network, _) in make_networks(config).items()}
+    flows = [networks["flow"], *([networks["dequantizer"].flow] if config.has_dequantizer else [])]
     layers = []
     for flow in flows:
         for stage in flow.stages:
             shape = stage.plan.height, stage.plan.width, stage.plan.channels
-            condition = flow.plan.condition_shape(stage.plan)[1:] if flow.plan.condition_size else None
+            condition = flow.condition_shape(stage.plan)[1:] if flow.condition_size else None
             layers += [Kind(layer, shape, condition) for layer in stage.layers]
         if flow.whitening is not None:
             layers.append(Kind(flow.whitening, config.image_shape, (config.latent_dim,)))
-        if isinstance(flow, DequantizingFlow):
+        if flow.local:
             layers.append(Kind(flow.sigmoid, config.image_shape))
-    if planned.prior is not None:
-        options = {"transform": config.prior_transform, "alpha": config.prior_alpha, "linear": config.linear}
-        layers.append(Kind(PriorFlow(1, config.prior_hidden, **options).sequence[0], (config.latent_dim,)))
+    if "prior_flow" in networks:
+        layers.append(Kind(networks["prior_flow"].sequence[0], (config.latent_dim,)))
     yield from {kind.key: kind for kind in reversed(layers)}.values()
 
 
@@ -216,10 +212,9 @@ def timed_calls(layer: Any, given: tuple[Any, Any], compiled: bool) -> tuple[lis
     import tensorflow as tf
 
     from tfdecouple.layers import backward_memory
-    from tfdecouple.runtime.tracing import Traces
-    from tfdecouple.runtime.xla import jit_compiled
+    from tfdecouple.runtime.execution import Execution, jit_compiled
 
-    traces = Traces()
+    traces = Execution()
 
     def run(x: Any, z: Any, weights: list[Any]) -> list[Any]:
         mapping = list(zip(layer.trainable_variables, weights, strict=True))

@@ -187,7 +187,7 @@ def _rounding(precision: str) -> Iterator[None]:
     """Rounds the products of nets to TF32 where that is asked for, as a GPU would."""
     from helpers.emulation import emulated_accelerator
 
-    from tfdecouple.runtime.tf32 import full_float32, has_tf32, tensor_float_32
+    from tfdecouple.runtime.precision import full_float32, has_tf32, tensor_float_32
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(tensor_float_32() if precision == "tf32" else full_float32())

@@ -21,7 +21,7 @@ for noise" where the larger is no more than 1.05.
 "MiB in all" is the largest resident memory of the process. "Live" are TensorFlow's tensors alone, weights and moments
 among them, counted by its own allocator (`throughput.py --live`) with the batch in one piece, as a GPU takes it; of an
 image, the difference between a batch and one twice as large. The calculation beside it is that of the table of the
-presets (`tfdecouple/costs.py`).
+presets (`tfdecouple/networks/costs.py`).
 
 --docs puts each table that was made between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a file. --json is
 written after each table, so that a run that ends early has not been for nothing.
@@ -44,10 +44,10 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import run_throughput, table, write_json  # noqa: E402
 from benchmarks.plots import plot  # noqa: E402
 from tfdecouple.config import MEMORY, Config, load_preset, override  # noqa: E402
-from tfdecouple.costs import activations, state_bytes, step_bytes, with_depth  # noqa: E402
 from tfdecouple.doctor.installation import machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.parameters import count_parameters  # noqa: E402
+from tfdecouple.networks.costs import activations, state_bytes, step_bytes, with_depth  # noqa: E402
+from tfdecouple.networks.plan import count_parameters  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 TABLES = ("batch", "depth", "large", "memory")

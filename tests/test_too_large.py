@@ -16,13 +16,12 @@ from helpers.runs import write_run
 
 import tfdecouple
 from export.cli import main as export_main
-from tfdecouple import parameters
-from tfdecouple.architecture import count_by_network, plan
 from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, DataConfig, ModelConfig, load_preset, override, preset_names
 from tfdecouple.data import open_source
 from tfdecouple.errors import ConfigError, DataError, RunError
-from tfdecouple.parameters import count_parameters, require_memory
+from tfdecouple.networks import plan
+from tfdecouple.networks.plan import count_by_network, count_parameters, require_memory, weight_shapes
 from tfdecouple.runs import load_config
 from tfdecouple.runtime import memory
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
@@ -131,7 +130,7 @@ def test_checkpoint_of_as_many_parameters_is_refused_by_its_first_other_weight(
 @pytest.mark.parametrize("run", COMMITTED, ids=lambda run: f"{run.parent.name}/{run.name}")
 def test_checkpoints_say_which_weights_they_hold(run):
     folder = CheckpointFolder(run / "checkpoints")
-    assert folder.weights("best", folder.steps("best")[0]) == plan(load_config(run).model).weights()
+    assert folder.weights("best", folder.steps("best")[0]) == weight_shapes(load_config(run).model)
 
 
 def test_permutations_are_no_parameters(tmp_path):
@@ -155,14 +154,14 @@ def test_weights_that_are_more_than_their_file_are_damaged(tiny_run, tmp_path):
 class TestMemory:
     def test_training_needs_more_than_use(self, monkeypatch):
         weights = 4 * count_parameters(TINY)["total"]
-        monkeypatch.setattr(parameters, "machine_memory", lambda: 2 * weights)
+        monkeypatch.setattr(plan, "machine_memory", lambda: 2 * weights)
         require_memory(TINY)
         with pytest.raises(ConfigError, match="the model is too large: it needs"):
             require_memory(TINY, copies=4)
 
     @pytest.mark.parametrize("name", preset_names())
     def test_no_preset_is_too_large_to_be_used(self, monkeypatch, name):
-        monkeypatch.setattr(parameters, "machine_memory", lambda: 3 * 2**30)
+        monkeypatch.setattr(plan, "machine_memory", lambda: 3 * 2**30)
         require_memory(load_preset(name).model, copies=5)
 
     def test_of_a_container_counts(self, monkeypatch, tmp_path):

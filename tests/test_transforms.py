@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
+import tensorflow as tf
+from helpers.models import jacobian_log_det
 from helpers.places import ROOT
 from helpers.recipes import copy_of_packages, insert, recipe, register, run_in
 
+from tfdecouple.bijectors import closed_form
 from tfdecouple.transforms import TRANSFORMS
 
 USE = """
@@ -16,7 +20,7 @@ import numpy as np, tensorflow as tf
 from tfdecouple.config import ModelConfig
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
-from tfdecouple.parameters import count_parameters
+from tfdecouple.networks.plan import count_parameters
 
 config = ModelConfig(
     image_size=4, latent_dim=4, steps=(1, (1,), 1), hidden_channels=(4, 4, 4), encoder_channels=(4,),
@@ -67,6 +71,24 @@ back, inverse = layer.inverse_and_log_det(y)
 np.testing.assert_allclose(back, x, rtol=1e-9, atol=1e-9)
 np.testing.assert_allclose(inverse, -log_det, rtol=1e-9)
 """
+
+
+def test_a_bijector_that_tfp_lacks():
+    written = {**vars(closed_form)}
+    exec(compile(recipe("bijector"), "recipe", "exec", dont_inherit=True, flags=annotations.compiler_flag), written)
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.standard_normal((2, 2, 2, 3)))
+    bijector = written["SignedPower"](0.3 * rng.standard_normal(3))
+    y, log_det = bijector.forward_and_log_det(x)
+    back, inverse = bijector.inverse_and_log_det(y)
+    np.testing.assert_allclose(back, x, atol=1e-12)
+    right = jacobian_log_det(lambda x, _: bijector.forward_and_log_det(x), x)
+    np.testing.assert_allclose(log_det, right, atol=1e-9)
+    np.testing.assert_allclose(inverse, -log_det, atol=1e-9)
+    # As TFP sees it, which would take a constant Jacobian for that of all x.
+    for value in (x, 2 * x):
+        slopes = bijector.forward_log_det_jacobian(value, event_ndims=3)
+        np.testing.assert_allclose(slopes, bijector.forward_and_log_det(value)[1], atol=1e-9)
 
 
 @pytest.fixture(scope="module")

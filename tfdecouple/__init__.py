@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tfdecouple.model import Codes, DecoupledModel, Elbo
     from tfdecouple.model.outlier_scores import outlier_scores
     from tfdecouple.runs import load_directions, load_model, load_pretrained, save_run
-    from tfdecouple.runtime.tf32 import full_float32
+    from tfdecouple.runtime.precision import full_float32
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ _HOMES = {
     "TrainingConfig": "config",
     "UserError": "errors",
     "WolfError": "errors",
-    "full_float32": "runtime.tf32",
+    "full_float32": "runtime.precision",
     "load_directions": "runs",
     "load_model": "runs",
     "load_preset": "config",

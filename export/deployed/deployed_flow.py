@@ -21,7 +21,7 @@ from export.deployed.deployed_layers import (
     normalised,
 )
 from export.deployed.graph import Deployed, Layout, LogDets, scope, values
-from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1, RegisteredLayer
+from tfdecouple.layers import ActNorm, ConditionalWhitening, Coupling, InvertibleConv1x1
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
 from tfdecouple.networks.prior import PriorFlow
 
@@ -69,10 +69,10 @@ def _step(step: FlowStep, name: str, layout: Layout, conditioning: Conditioning)
         inner = f"{name}/{layer.name}"
         if isinstance(layer, ActNorm):
             layers.append(DeployedActNorm.from_layer(layer, inner, layout, images=images))
-        elif isinstance(layer, RegisteredLayer):
-            layers.append(DeployedRegistered.from_layer(layer, inner, layout))
-        else:
+        elif isinstance(layer, Coupling):
             layers.append(DeployedCoupling.from_layer(layer, inner, layout, len(matrix), conditioning))
+        else:
+            layers.append(DeployedRegistered.from_layer(layer, inner, layout))
     return layers
 
 
@@ -195,10 +195,10 @@ class DeployedFlow(Deployed):
         return cls(
             name=name,
             levels=levels,
-            squeezes_first=flow.plan.squeezes_first,
+            squeezes_first=flow.squeezes_first,
             condition=conditioning.linear(f"{name}/condition", layout),
             widths=tuple(map(len, conditioning.biases)),
-            local=flow.plan.local,
+            local=flow.local,
             whitening=whitening,
             layout=layout,
         )
@@ -236,13 +236,11 @@ class DeployedFlow(Deployed):
         return [*found, v]
 
     def _conditions(self, z: tf.Tensor | None) -> Conditions:
-        """What z adds to the hidden maps of each net; of a local condition the map alone, which each convolves."""
-        if self.local:
+        """What z adds to the hidden maps of each net, and z; a local condition alone, which each net convolves."""
+        if self.local or self.condition is None:
             return () if z is None else (z,)
-        if self.condition is None:
-            return ()
         with self.condition.scope():
-            return self.layout.pieces(self.layout.as_pixel(self.condition(z)), self.widths)
+            return (*self.layout.pieces(self.layout.as_pixel(self.condition(z)), self.widths), z)
 
     def _level_forward(self, depth: int, h: tf.Tensor, conditions: Conditions, log_dets: LogDets | None) -> tf.Tensor:
         with scope(f"{self.name}/level_{depth}"):

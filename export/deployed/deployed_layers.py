@@ -13,9 +13,9 @@ from tensorflow_probability import bijectors as tfb
 from export.deployed.graph import Array, Deployed, Layout, LogDets, rounded, values
 from tfdecouple.bijectors import forward_and_log_det
 from tfdecouple.errors import InversionError
-from tfdecouple.layers import ActNorm, Coupling, LocalConvNet, RegisteredLayer
+from tfdecouple.layers import MLP, ActNorm, ConvNet, Coupling, LocalConvNet
+from tfdecouple.layers.base import FullLayer
 from tfdecouple.layers.nets import WeightNorm
-from tfdecouple.step_layers import STEP_LAYERS
 from tfdecouple.transforms import TRANSFORMS
 
 
@@ -158,7 +158,7 @@ def normalised(weights: WeightNorm) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeployedWeight(Deployed):
-    """A weight of a registered layer.
+    """A weight of a layer.
 
     Attributes:
         value: the array.
@@ -168,46 +168,62 @@ class DeployedWeight(Deployed):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DeployedRegistered(Deployed):
-    """A registered layer. Its bijector takes the channels last, whatever the order of axes in the graph.
+class DeployedUnfolded(Deployed):
+    """A layer of the model of which nothing is multiplied out. It takes the channels last, as the model has them.
 
     Attributes:
-        kind: its name in `STEP_LAYERS`: any that is registered can be exported.
-        weights: its weights, in their order.
+        layer: of the model.
+        weights: the layer's own, in their order.
         layout: of the images.
     """
 
-    kind: str
+    layer: Any
     weights: tuple[DeployedWeight, ...]
     layout: Layout
 
     @classmethod
-    def from_layer(cls, layer: RegisteredLayer, name: str, layout: Layout) -> Self:
+    def from_layer(cls, layer: FullLayer, name: str, layout: Layout) -> Self:
         """Makes it from a layer of the model."""
         weights = (
             DeployedWeight(name=f"{name}/{key}", value=rounded(f"{name}/{key}", values(weight)))
-            for key, weight in layer.by_name.items()
+            for key, weight in layer.tensors().items()
         )
-        return cls(name=name, kind=layer.kind, weights=tuple(weights), layout=layout)
+        return cls(name=name, layer=layer, weights=tuple(weights), layout=layout)
+
+    def tensors(self) -> dict[str, tf.Tensor]:
+        """Returns the weights by name."""
+        return {weight.name.rpartition("/")[2]: tf.convert_to_tensor(weight.value) for weight in self.weights}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeployedRegistered(DeployedUnfolded):
+    """A layer at the end of a step, with the bijector that it makes of its weights."""
 
     def forward(self, x: tf.Tensor, conditions: Any = None, log_dets: LogDets | None = None) -> tf.Tensor:
         """Maps x towards v."""
         with self.scope():
-            x = self.layout.leave(x)
+            x, bijector = self.layout.leave(x), self.layer.bijector(self.tensors())
             if log_dets is None:
-                return self.layout.enter(self._bijector().forward(x))
-            y, log_det = forward_and_log_det(self._bijector(), x)
+                return self.layout.enter(bijector.forward(x))
+            y, log_det = forward_and_log_det(bijector, x)
             log_dets.append(log_det)
             return self.layout.enter(y)
 
     def inverse(self, y: tf.Tensor, conditions: Any = None) -> tf.Tensor:
         """Maps v towards x."""
         with self.scope():
-            return self.layout.enter(self._bijector().inverse(self.layout.leave(y)))
+            return self.layout.enter(self.layer.bijector(self.tensors()).inverse(self.layout.leave(y)))
 
-    def _bijector(self) -> Any:
-        own = {weight.name.rpartition("/")[2]: tf.convert_to_tensor(weight.value) for weight in self.weights}
-        return STEP_LAYERS[self.kind].bijector(own)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeployedConditioner(DeployedUnfolded):
+    """A conditioner of images, with the function that it makes of its weights."""
+
+    def __call__(self, x: tf.Tensor, conditions: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Returns the raw parameters of the transform, one after the other; z is the last of the conditions."""
+        with self.scope():
+            z = conditions[-1] if self.layer.condition_size else None
+            return self.layout.enter(self.layer.output(self.tensors(), self.layout.leave(x), z))
 
 
 class Conditioning:
@@ -354,7 +370,7 @@ class DeployedCoupling(Deployed):
     """
 
     split: DeployedSplit
-    net: DeployedNet
+    net: DeployedNet | DeployedConditioner
     transform: str
     alpha: float
     layout: Layout
@@ -365,7 +381,9 @@ class DeployedCoupling(Deployed):
         return cls(
             name=name,
             split=DeployedSplit.from_split(layer.split, channels, layout),
-            net=DeployedNet.from_layer(layer.net, name, layout, conditioning),
+            net=DeployedNet.from_layer(layer.net, name, layout, conditioning)
+            if type(layer.net) in (ConvNet, LocalConvNet, MLP)
+            else DeployedConditioner.from_layer(layer.net, f"{name}/net", layout),
             transform=layer.transform,
             alpha=layer.alpha,
             layout=layout,

@@ -20,7 +20,6 @@ import tensorflow as tf
 from export.deployed.deployed_encoder import DeployedDequantizer, DeployedEncoder
 from export.deployed.deployed_flow import DeployedFlow, DeployedPrior, total
 from export.deployed.graph import Array, Deployed, Layout, rounded, scope, values
-from tfdecouple.architecture import plan
 from tfdecouple.config import ModelConfig
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.objective import by_label
@@ -130,9 +129,8 @@ class DeployedModel(Deployed):
         config, layout = model.config, Layout(order)
         prior = encoder = dequantizer = None
         if model.encoder is not None:
-            planned = plan(config).encoder
-            assert planned is not None
-            encoder = DeployedEncoder.from_layer(model.encoder, layout, planned.out_sides(planned.blocks[-1]))
+            sides = model.encoder.map_shape(model.input_shape)[1:3]
+            encoder = DeployedEncoder.from_layer(model.encoder, layout, sides)
             prior = DeployedPrior.from_layer(model.prior_flow, layout)
         if model.dequantizer is not None:
             dequantizer = DeployedDequantizer.from_layer(model.dequantizer, layout)

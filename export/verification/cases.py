@@ -17,7 +17,7 @@ from tfdecouple.data import load_images, open_source
 from tfdecouple.errors import DataError
 from tfdecouple.image_shapes import COLOURS
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.runtime.precision import full_float32
 
 # Real images for the round trip, those of parity among them; fewer of larger ones.
 _ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 64, 64 * 32 * 32

@@ -66,7 +66,7 @@ def check(
     start_tensorflow()
     import tensorflow as tf
 
-    from tfdecouple.runtime.tf32 import full_float32
+    from tfdecouple.runtime.precision import full_float32
 
     at_once = 1 if tf.config.list_physical_devices("GPU") else _AT_ONCE
     if at_once > 1:

@@ -87,7 +87,7 @@ class _Fold:
             parent, _, kind = layer.rpartition("/")
             if kind == "linear":
                 self._add_mix(parent, own)
-            elif kind == "net":
+            elif kind == "net" and not self._is_unfolded(layer):
                 self._add_net(parent, own)
             elif kind in _CONVOLUTIONS:
                 self._add_convolution(parent, kind, own)
@@ -158,9 +158,17 @@ class _Fold:
         if "condition_kernel" in own and own["condition_kernel"].ndim == 4:
             self._add_dense(f"{coupling}/condition", own["condition_kernel"], own["condition_bias"])
 
+    def _is_unfolded(self, net: str) -> bool:
+        """Returns whether a coupling net is another than the paper's, deployed with its weights as they are."""
+        return net.startswith("flow/") and self._model.config.conditioner != "convolutional"
+
     def _add_conditions(self) -> None:
         """What z is multiplied with for all nets, one after the other."""
-        nets = [own for layer, own in self._layers.items() if layer.startswith("flow/") and "condition_kernel" in own]
+        nets = [
+            own
+            for layer, own in self._layers.items()
+            if layer.startswith("flow/") and "condition_kernel" in own and not self._is_unfolded(layer)
+        ]
         if nets:
             kernel, bias = (
                 np.concatenate([own[f"condition_{what}"] for own in nets], -1) for what in ("kernel", "bias")

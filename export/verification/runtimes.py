@@ -30,7 +30,7 @@ def make(run: str, folder: str) -> Iterator[dict[str, Any]]:
     from export.formats.saved_model import save_saved_model
     from export.verification.folder import REMOTE
     from tfdecouple.runs import load_model
-    from tfdecouple.runtime.tf32 import full_float32
+    from tfdecouple.runtime.precision import full_float32
 
     place, model = pathlib.Path(folder), load_model(run)
     offered = [endpoint for endpoint in endpoints(model.config) if endpoint.name in _NAMES]
@@ -48,7 +48,7 @@ def use_saved_model(folder: str, device: str) -> Iterator[dict[str, Any]]:
     """Yields what becomes of the images of a folder in its SavedModel, on a device."""
     import tensorflow as tf
 
-    from tfdecouple.runtime.tf32 import full_float32
+    from tfdecouple.runtime.precision import full_float32
 
     yield {"doing": f"the SavedModel on {device}"}
     with full_float32(), tf.device(device):

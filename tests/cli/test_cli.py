@@ -15,7 +15,7 @@ from export.cli import main as export_main
 from tfdecouple.cli import main, train_main
 from tfdecouple.cli.programs import COMMANDS, PROGRAMS
 from tfdecouple.config import Config, load_preset, option_names, preset_names
-from tfdecouple.parameters import count_parameters
+from tfdecouple.networks.plan import count_parameters
 from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import write_json
 

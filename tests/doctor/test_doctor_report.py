@@ -7,10 +7,10 @@ import pytest
 
 from tfdecouple.cli import main
 from tfdecouple.config import load_preset, override
-from tfdecouple.costs import activations, fewest_micro_batches
 from tfdecouple.doctor import checks, installation, measurements
 from tfdecouple.doctor.report import Recommendation, as_json, as_text, device_memory, recommend
 from tfdecouple.doctor.result import VARIANTS, Request, Result
+from tfdecouple.networks.costs import activations, fewest_micro_batches
 from tfdecouple.runtime import settings
 from tfdecouple.runtime.settings import Settings
 

@@ -27,7 +27,7 @@ from tensorflow.python.eager import context
 from tensorflow.python.framework import op_def_registry
 
 from tfdecouple.errors import UserError
-from tfdecouple.runtime import tf32
+from tfdecouple.runtime import precision as tf32
 
 # Of each operation that accelerators compute in products: which inputs are their operands (None: all).
 _PRODUCTS: dict[str, tuple[int, ...] | None] = {

@@ -13,9 +13,9 @@ from export.endpoints import IMAGE, endpoint, endpoints
 from export.formats.onnx import build_onnx
 from export.verification.reference import KerasReference
 from helpers.models import TINY, give_effect, random_images
+from tfdecouple.config import STEP_LAYERS
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.outlier_scores import outlier_scores
-from tfdecouple.step_layers import STEP_LAYERS
 
 # Of the largest value. About 5e-7 is what was measured.
 TOLERANCE = 1e-5

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import functools
 import itertools
+import pkgutil
 
 import numpy as np
 import tensorflow as tf
 
 from helpers.models import give_effect, jacobian_log_det
+from tfdecouple.config import STEP_LAYERS
 from tfdecouple.layers import (
     ActNorm,
     ConditionalWhitening,
     Coupling,
     InvertibleConv1x1,
     InvertibleLinear,
-    RegisteredLayer,
     Squeeze,
 )
-from tfdecouple.step_layers import STEP_LAYERS
 from tfdecouple.transforms import TRANSFORMS
 
 BATCH = 2
@@ -66,8 +66,8 @@ CASES = {
     "whitening-image": (whitening, (2, 2, 3), CONDITION),
     "whitening-vector": (whitening, (5,), CONDITION),
     **{
-        f"registered-{name}": (functools.partial(RegisteredLayer, name, dtype="float64"), (3, 2, 3), 0)
-        for name in STEP_LAYERS
+        f"step-layer-{name}": (functools.partial(pkgutil.resolve_name(place), dtype="float64"), (3, 2, 3), 0)
+        for name, place in STEP_LAYERS.items()
     },
     **{name: (make, shape, condition) for name, make, shape, condition in coupling_cases()},
 }

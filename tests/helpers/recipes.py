@@ -17,9 +17,9 @@ from helpers.places import PATIENCE, ROOT
 
 
 def recipe(name: str) -> str:
-    """Returns the code of the recipe that begins with `A **name**` or `An **name**`."""
+    """Returns the code of the recipe whose first line has `a **name**` or `an **name**`."""
     text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").partition("## Adding something")[2]
-    begins = re.search(rf"^An? \*\*{re.escape(name)}\*\*", text, re.MULTILINE)
+    begins = re.search(rf"^.*\b[Aa]n? \*\*{re.escape(name)}\*\*", text, re.MULTILINE)
     assert begins, f"there is no recipe for {name}"
     paragraphs = text[begins.start() :].split("\n\n")[1:]
     block = itertools.takewhile(lambda paragraph: paragraph.startswith("    "), paragraphs)

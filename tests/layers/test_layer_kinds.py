@@ -15,7 +15,7 @@ from tensorflow_probability import distributions as tfd
 
 from tfdecouple.errors import UserError
 from tfdecouple.layers import MLP, ActNorm, ConvNet, Coupling, InvertibleLinear
-from tfdecouple.runtime.products import channel_product
+from tfdecouple.runtime.numerics import channel_product
 
 
 class TestAgainstTFP:

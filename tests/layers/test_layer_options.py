@@ -26,7 +26,7 @@ from tfdecouple.layers import (
     net_precision,
 )
 from tfdecouple.layers.split import ChannelSplit
-from tfdecouple.runtime.tracing import Traces
+from tfdecouple.runtime.execution import Execution
 
 
 class TestPrecision:
@@ -107,7 +107,7 @@ class CountingActNorm(ActNorm):
 class TestTraces:
     def test_layers_of_one_kind_share_a_trace_and_keep_their_own_weights(self):
         CountingActNorm.runs = 0
-        traces, x = Traces(), tf.random.stateless_normal([2, 2, 2, 3], [0, 1])
+        traces, x = Execution(), tf.random.stateless_normal([2, 2, 2, 3], [0, 1])
         layers = [give_effect(built(CountingActNorm(), (None, 2, 2, 3)), seed) for seed in range(3)]
         outputs = [traces.run_layer(layer.forward_and_log_det, x, None) for layer in layers]
         assert CountingActNorm.runs == 1
@@ -118,7 +118,7 @@ class TestTraces:
         assert np.abs(outputs[0][0] - outputs[1][0]).max() > 1e-3
 
     def test_a_weight_assigned_later_counts(self):
-        traces, x = Traces(), tf.ones([1, 2, 2, 3])
+        traces, x = Execution(), tf.ones([1, 2, 2, 3])
         layer = built(ActNorm(), (None, 2, 2, 3))
         before = traces.run_layer(layer.forward_and_log_det, x, None)[0]
         layer.bias.assign([1.0, 2.0, 3.0])
@@ -127,7 +127,7 @@ class TestTraces:
         )
 
     def test_layers_that_differ_in_an_option_do_not_share(self):
-        traces, x = Traces(), tf.random.stateless_normal([2, 2, 2, 4], [0, 1])
+        traces, x = Execution(), tf.random.stateless_normal([2, 2, 2, 4], [0, 1])
         for part, alpha in itertools.product(("last", "first"), (1.0, 0.5)):
             layer = give_effect(built(Coupling(4, part=part, alpha=alpha), (None, 2, 2, 4)))
             y, _ = traces.run_layer(layer.forward_and_log_det, x, None)
@@ -136,7 +136,7 @@ class TestTraces:
             np.testing.assert_allclose(back, x, rtol=1e-5, atol=1e-5)
 
     def test_each_precision_has_a_trace_of_its_own(self):
-        traces, x = Traces(), tf.random.stateless_normal([2, 4, 4, 6], [0, 1])
+        traces, x = Execution(), tf.random.stateless_normal([2, 4, 4, 6], [0, 1])
         layer = give_effect(built(Coupling(8), (None, 4, 4, 6)), scale=0.3)
         exact = traces.run_layer(layer.forward_and_log_det, x, None)[0]
         with net_precision("bfloat16"):

@@ -36,7 +36,7 @@ from tfdecouple.metrics.latent_use import measure_latent_use
 from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import FAR
-from tfdecouple.runtime import tf32
+from tfdecouple.runtime import precision as tf32
 
 enabled = tf.config.experimental.tensor_float_32_execution_enabled
 enable = tf.config.experimental.enable_tensor_float_32_execution

@@ -18,7 +18,7 @@ from tfdecouple.errors import UserError
 from tfdecouple.layers import ActNorm, Coupling, LocalConvNet, backward_memory, net_precision
 from tfdecouple.networks.dequantizer import Dequantizer, DequantizingFlow, LocalResNet
 from tfdecouple.networks.flow import Flow
-from tfdecouple.runtime import shards
+from tfdecouple.runtime import execution
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -277,7 +277,7 @@ class TestDequantizer:
         rng = np.random.default_rng(0)
         x, noise = (rng.standard_normal((3, 4, 4, 3)).astype("float32") for _ in range(2))
         whole = layer(x, noise, training=training)
-        monkeypatch.setattr(shards, "shard_count", lambda: 2)
+        monkeypatch.setattr(execution, "shard_count", lambda: 2)
         for ours, theirs in zip(layer(x, noise, training=training), whole, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tfdecouple.networks import encoder
 from tfdecouple.networks.encoder import BatchNorm, Encoder, ResNetBlock, TransposedResNetBlock
-from tfdecouple.runtime.shards import joined
+from tfdecouple.runtime.execution import joined
 
 
 def built(layer, shape):

@@ -17,7 +17,7 @@ from helpers.places import ROOT
 from tfdecouple.layers import Coupling, InvertibleSequence, backward_memory
 from tfdecouple.networks.flow import Flow, FlowStep
 from tfdecouple.runtime import convolution
-from tfdecouple.runtime.networks import TracedFlow
+from tfdecouple.runtime.execution import Execution
 
 sys.path.insert(0, str(ROOT))
 
@@ -119,11 +119,12 @@ class TestPrograms:
         assert sum(computed) == len(computed) / 2 > 0
 
 
-class Couplings(TracedFlow, InvertibleSequence):
+class Couplings(InvertibleSequence):
     """Two couplings of one kind: the least whose layers are traced functions within a step of training."""
 
     def __init__(self, condition_size):
         super().__init__()
+        self.execution = Execution()
         self.sequence = [Coupling(hidden=4, condition_size=condition_size, name=name) for name in ("first", "second")]
 
 

@@ -15,7 +15,7 @@ from tfdecouple.errors import UserError
 from tfdecouple.layers import Coupling, backward_memory
 from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.flow import Flow
-from tfdecouple.runtime import inversion, shards
+from tfdecouple.runtime import execution
 from tfdecouple.transforms import TRANSFORMS, Transform
 
 SMALL = dataclasses.replace(TINY, image_size=4, steps=(1, (1, 1), 1), factors=(3,), encoder_channels=(4,))
@@ -143,9 +143,9 @@ def test_meter_tells_what_did_not_come_back():
 
 
 def test_meter_tells_the_worst_image_of_all_shards(monkeypatch):
-    monkeypatch.setattr(shards, "shard_count", lambda: 2)
+    monkeypatch.setattr(execution, "shard_count", lambda: 2)
     # Something of each image and stage that does not depend on rounding.
-    monkeypatch.setattr(inversion, "difference_of", lambda back, there: tf.cast(there[:, 0, 0, 0] ** 2, tf.float32))
+    monkeypatch.setattr(execution, "difference_of", lambda back, there: tf.cast(there[:, 0, 0, 0] ** 2, tf.float32))
     flow, x, z = built(steps=(1, 1), hidden_channels=(4, 4))
     gradients = function_of(flow)
     of_each = [float(gradients("invert", x[n : n + 1], z[n : n + 1])[1][2]) for n in range(len(x))]

@@ -15,13 +15,13 @@ from helpers.places import ROOT
 from helpers.runs import write_run
 from PIL import Image
 
-from tfdecouple import costs
 from tfdecouple.config import MEMORY, load_preset
 from tfdecouple.doctor.measurements import WITHIN
 from tfdecouple.errors import UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.gradient import global_norm
-from tfdecouple.parameters import count_parameters
+from tfdecouple.networks import costs
+from tfdecouple.networks.plan import count_parameters
 
 sys.path.insert(0, str(ROOT))
 

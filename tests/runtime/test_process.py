@@ -12,7 +12,7 @@ import pytest
 from helpers.places import PATIENCE, ROOT
 
 from tfdecouple.runtime import process
-from tfdecouple.runtime.shards import shard_count
+from tfdecouple.runtime.execution import shard_count
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -21,7 +21,7 @@ import json, os, sys
 from tfdecouple.runtime.process import start_tensorflow
 start_tensorflow(json.loads(sys.argv[1]))
 import tensorflow as tf
-from tfdecouple.runtime.shards import shard_count
+from tfdecouple.runtime.execution import shard_count
 threading = tf.config.threading
 print(json.dumps([
     threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads(), shard_count()

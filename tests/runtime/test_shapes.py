@@ -1,4 +1,4 @@
-"""Tests of tfdecouple.runtime.shapes: right for every shape, and free of operations where a shape is known."""
+"""Tests of tfdecouple.runtime.numerics: right for every shape, and free of operations where a shape is known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfdecouple.layers import ActNorm, Coupling, InvertibleConv1x1, Squeeze
-from tfdecouple.runtime.shapes import product, side_by_side, sizes, zero_per_image
+from tfdecouple.runtime.numerics import product, side_by_side, sizes, zero_per_image
 
 KNOWN = [2, 4, 6, 8]
 SHAPES = [KNOWN, [None, 4, 6, 8], [None, None, None, 8], [2, None, 6, 8]]

@@ -11,7 +11,7 @@ import tensorflow as tf
 from helpers.models import SMALL, give_effect, random_images
 
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runtime import networks, shards
+from tfdecouple.runtime import execution
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def in_shards(monkeypatch):
     """Sets the number of shards, as `tf.config.threading` sets it in a program."""
 
     def set_shards(count):
-        monkeypatch.setattr(shards, "shard_count", lambda: count)
+        monkeypatch.setattr(execution, "shard_count", lambda: count)
 
     return set_shards
 
@@ -40,22 +40,22 @@ class TestHowMany:
     def test_as_many_as_operations_for_each_thread_of_one(self, monkeypatch, threads, operations, expected):
         monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: threads)
         monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: operations)
-        assert shards.shard_count() == expected
+        assert execution.shard_count() == expected
 
     def test_a_gpu_takes_a_batch_whole(self, monkeypatch):
         monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 1)
         monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: 2)
         monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["a GPU"])
-        assert shards.shard_count() == 1
+        assert execution.shard_count() == 1
 
     @pytest.mark.parametrize(
         ("images", "count", "expected"), [(1, 2, False), (2, 2, True), (3, 2, True), (8, 1, False)]
     )
     def test_each_shard_needs_an_image(self, in_shards, images, count, expected):
         in_shards(count)
-        assert shards.divides(tf.zeros([images, 2, 2, 3])) is expected
+        assert execution.divides(tf.zeros([images, 2, 2, 3])) is expected
         # Vectors, as those of the prior, are soon done.
-        assert not shards.divides(tf.zeros([images, 2]))
+        assert not execution.divides(tf.zeros([images, 2]))
 
 
 class TestShards:
@@ -74,7 +74,7 @@ class TestShards:
 
         @tf.function(input_signature=[tf.TensorSpec(shape)] * 2)
         def run(x, condition):
-            return shards.run_in_shards(transformation, x, condition)
+            return execution.run_in_shards(transformation, x, condition)
 
         y, log_det = run(x, x + 1)
         np.testing.assert_array_equal(y, 3 * x + 1)
@@ -88,7 +88,7 @@ def own_cache(monkeypatch):
 
     def set_cache(size):
         monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 1)
-        monkeypatch.setattr(shards, "_CACHE_BYTES", size)
+        monkeypatch.setattr(execution, "_CACHE_BYTES", size)
 
     return set_cache
 
@@ -105,7 +105,7 @@ class TestTurns:
         x = tf.reshape(tf.range(batch * 24, dtype=tf.float32), [batch, *shape])
         for condition in (None, tf.ones([batch, 3]) * tf.range(batch, dtype=tf.float32)[:, None]):
             expected = 2 * x if condition is None else 2 * x + condition[:, None, None]
-            np.testing.assert_array_equal(shards.run_in_turn(double, x, condition, width), expected)
+            np.testing.assert_array_equal(execution.run_in_turn(double, x, condition, width), expected)
         assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
         return seen[: len(seen) // 2]
 
@@ -132,7 +132,7 @@ class TestTurns:
 
         @tf.function(input_signature=[tf.TensorSpec([None, 2, 2, 3])])
         def run(x):
-            return shards.run_in_turn(lambda x, condition: seen.append(x.shape[0]) or x, x, None, 8)
+            return execution.run_in_turn(lambda x, condition: seen.append(x.shape[0]) or x, x, None, 8)
 
         run(tf.zeros([5, 2, 2, 3]))
         assert seen == [None]
@@ -142,7 +142,7 @@ class TestTurns:
 
         @tf.function(input_signature=[tf.TensorSpec([3, 2, 2, 3])])
         def run(x):
-            return shards.run_in_turn(lambda x, condition: tf.exp(x, name="turn"), x, None, 8)
+            return execution.run_in_turn(lambda x, condition: tf.exp(x, name="turn"), x, None, 8)
 
         graph = run.get_concrete_function().graph
         turns = [operation for operation in graph.get_operations() if operation.type == "Exp"]
@@ -180,7 +180,7 @@ class TestModel:
         self, model, in_shards, eager, monkeypatch, images
     ):
         # Eagerly, since a trace keeps the shards that it was made with.
-        taken, run_in_shards = [], networks.run_in_shards
+        taken, run_in_shards = [], execution.run_in_shards
 
         def look(transformation, *given):
             done = []
@@ -188,7 +188,7 @@ class TestModel:
             taken.append(len(done))
             return found
 
-        monkeypatch.setattr(networks, "run_in_shards", look)
+        monkeypatch.setattr(execution, "run_in_shards", look)
         count, images = images, random_images(images, seed=images)
         for encoding, decoding in ((2, 2), (1, 2), (3, 1)):
             taken.clear()

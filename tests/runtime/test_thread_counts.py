@@ -19,7 +19,7 @@ start_tensorflow(int(sys.argv[1]))
 import keras, numpy as np, tensorflow as tf
 from helpers.models import SMALL, give_effect, random_images
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.runtime.shards import shard_count
+from tfdecouple.runtime.execution import shard_count
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.strategy import make_strategy

@@ -5,7 +5,7 @@ import logging
 import keras
 import tensorflow as tf
 
-from tfdecouple.runtime.tracing import Traces
+from tfdecouple.runtime.execution import Execution
 
 
 class Twice(keras.layers.Layer):
@@ -14,12 +14,12 @@ class Twice(keras.layers.Layer):
 
 
 def test_many_networks_and_shapes_are_no_warning(caplog):
-    networks = [(Traces(), Twice()) for _ in range(4)]
+    networks = [(Execution(), Twice()) for _ in range(4)]
     logging.getLogger("tensorflow").addHandler(caplog.handler)
     try:
-        for traces, network in networks:
+        for execution, network in networks:
             for size in range(1, 5):
-                traces.run_network(network.run, tf.ones([1, size]), (), network.run)
+                execution.run(network, network.run, tf.ones([1, size]))
     finally:
         logging.getLogger("tensorflow").removeHandler(caplog.handler)
     assert "retracing" not in caplog.text

@@ -19,8 +19,7 @@ from tfdecouple.config import load_preset, preset_names
 from tfdecouple.layers import ConditionalWhitening, Sigmoid
 from tfdecouple.networks.flow import FactorOut, FlowStep
 from tfdecouple.networks.prior import PriorStep
-from tfdecouple.runtime.tracing import Traces
-from tfdecouple.runtime.xla import jit_compile, jit_compiled
+from tfdecouple.runtime.execution import Execution, jit_compile, jit_compiled
 
 sys.path.insert(0, str(ROOT))
 
@@ -93,7 +92,7 @@ class TestLayers:
         weights = [tf.convert_to_tensor(variable) for variable in layer.trainable_variables]
 
         def loss_and_gradients(on):
-            traces = Traces()
+            traces = Execution()
 
             @tf.function(autograph=False)
             def run(x, weights):
@@ -130,9 +129,9 @@ class TestSwitch:
         assert count((1, 1)) == count((3, 2)) == (2, 0)
 
     def test_is_of_the_model_in_memory(self, tiny_run):
-        assert load_model(tiny_run, jit_compile=True).flow.jit_compile
+        assert load_model(tiny_run, jit_compile=True).flow.execution.jit_compile
         model = load_model(tiny_run)
-        assert not model.flow.jit_compile
+        assert not model.flow.execution.jit_compile
         assert "jit_compile" not in model.get_config()
 
 

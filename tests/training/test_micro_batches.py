@@ -12,11 +12,11 @@ from helpers.runs import run_config
 from tensorflow.python.client import device_lib
 from tensorflow.python.eager import context
 
-from tfdecouple import costs
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.errors import ConfigError
 from tfdecouple.loggers import LOGGERS
 from tfdecouple.loggers.base import Logger
+from tfdecouple.networks import costs
 from tfdecouple.runs import load_config
 from tfdecouple.training import strategy as strategies
 from tfdecouple.training import train

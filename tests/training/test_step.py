@@ -17,8 +17,8 @@ from tfdecouple.metrics import Evaluator
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.prior import PriorFlow
-from tfdecouple.runtime import inversion
-from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.runtime import execution
+from tfdecouple.runtime.precision import full_float32
 from tfdecouple.training import loop, train
 
 pytestmark = pytest.mark.usefixtures("weights_of_both_sizes")
@@ -381,7 +381,7 @@ class TestDivision:
     )
     def test_changes_nothing(self, clipped, devices, micro_batches, memory, monkeypatch):
         # Of each of the two stages.
-        monkeypatch.setattr(inversion, "difference_of", lambda back, there: tf.fill(there.shape[:1], 1e-6))
+        monkeypatch.setattr(execution, "difference_of", lambda back, there: tf.fill(there.shape[:1], 1e-6))
         trainer = Trainer(devices=devices, model=GLOW, clip_norm=0.25, micro_batches=micro_batches, memory=memory)
         for result in clipped[0]:
             assert result.gradient_norm > 1

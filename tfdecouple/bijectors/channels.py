@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdecouple.bijectors.closed_form import ClosedForm, parameter, require_rank, tensor
-from tfdecouple.runtime.products import channel_product, inverse_matrix, log_abs_det, lu_product
+from tfdecouple.runtime.numerics import channel_product, inverse_matrix, log_abs_det, lu_product
 
 
 class ChannelAffine(ClosedForm):

@@ -9,7 +9,7 @@ from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import util as tfp_util
 
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.shapes import product, sizes
+from tfdecouple.runtime.numerics import product, sizes
 
 
 def forward_and_log_det(bijector: tfb.Bijector, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfdecouple.bijectors.closed_form import ClosedForm
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.shapes import sizes
+from tfdecouple.runtime.numerics import sizes
 
 
 class Squeeze(ClosedForm):

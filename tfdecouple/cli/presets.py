@@ -8,6 +8,7 @@ from typing import Any
 
 from tfdecouple.cli.options import program
 from tfdecouple.config import load_preset, preset_names
+from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
@@ -22,7 +23,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: where there is no such preset.
     """
-    from tfdecouple.parameters import count_parameters
+    start_tensorflow()
+    from tfdecouple.networks.plan import count_parameters
 
     # What the JSON need not say again.
     told = ("description", "notes")

@@ -7,7 +7,16 @@ or impossible combination is a `ConfigError` of one line that names the value.
 
 from tfdecouple.config.data import BAD_IMAGE_RULES, PHOTOGRAPHS, DataConfig
 from tfdecouple.config.meanings import option_meanings
-from tfdecouple.config.model import CONDITIONING, LINEAR_FORMS, MOST_LEVELS, MOST_STEPS, PRIORS, ModelConfig
+from tfdecouple.config.model import (
+    CONDITIONERS,
+    CONDITIONING,
+    LINEAR_FORMS,
+    MOST_LEVELS,
+    MOST_STEPS,
+    PRIORS,
+    STEP_LAYERS,
+    ModelConfig,
+)
 from tfdecouple.config.presets import load_preset, preset_names, title
 from tfdecouple.config.run import Config, difference, from_plain, option_names, override
 from tfdecouple.config.training import MEMORY, PRECISIONS, SEEDS, TrainingConfig
@@ -15,6 +24,7 @@ from tfdecouple.transforms import TRANSFORMS
 
 __all__ = [
     "BAD_IMAGE_RULES",
+    "CONDITIONERS",
     "CONDITIONING",
     "LINEAR_FORMS",
     "MEMORY",
@@ -24,6 +34,7 @@ __all__ = [
     "PRECISIONS",
     "PRIORS",
     "SEEDS",
+    "STEP_LAYERS",
     "TRANSFORMS",
     "Config",
     "DataConfig",

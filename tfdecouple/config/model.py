@@ -7,17 +7,23 @@ import math
 from typing import Any
 
 from tfdecouple.config.checks import at_least, check, one_of
+from tfdecouple.config.levels import StagePlan, flow_levels, squeezes_first
 from tfdecouple.config.values import plain, settle_types
 from tfdecouple.image_shapes import COLOURS
 from tfdecouple.image_shapes import square as square_of
-from tfdecouple.levels import encoder_blocks, flow_levels, squeezes_first
-from tfdecouple.step_layers import STEP_LAYERS
 from tfdecouple.transforms import TRANSFORMS
 
 CONDITIONING = ("coupling", "base", "none")
 LINEAR_FORMS = ("full", "lu")
 PRIORS = ("flow", "normal", "classes")
 DEQUANTIZATIONS = ("uniform", "flow")
+# By name, where the class is; TensorFlow is imported only with it. In the order in which they are listed to users.
+STEP_LAYERS = {
+    "sinh_arcsinh": "tfdecouple.layers.sinh_arcsinh:SinhArcsinh",
+}
+CONDITIONERS = {
+    "convolutional": "tfdecouple.layers.nets:ConvNet",
+}
 
 # Height and width of the images where nothing is said.
 _SIZE = 32
@@ -61,7 +67,9 @@ class ModelConfig:
         linear: "full" (matrix and slogdet, as the paper's code) or "lu" (PLU factors, as Glow) for the 1x1
             convolutions and the prior's linear layers.
         step_layers: what stands at the end of each step of the decoder's flow beside the paper's layers, by names of
-            `step_layers.py` such as "sinh_arcsinh".
+            `STEP_LAYERS` such as "sinh_arcsinh".
+        conditioner: the net of each coupling of the decoder's flow, by a name of `CONDITIONERS`: "convolutional", the
+            paper's.
         encoder_channels: planes of the encoder's ResNet levels, each of which halves the resolution.
         encoder_out_channels: the paper's c', planes after the last ResNet level.
         prior: "flow" (a small flow over z, paper B.3), "normal" (N(0, I), the ablation) or "classes": z is a learned
@@ -101,6 +109,7 @@ class ModelConfig:
     alpha: float = 1.0
     linear: str = "full"
     step_layers: tuple[str, ...] = ()
+    conditioner: str = "convolutional"
     encoder_channels: tuple[int, ...] = (48, 96, 96)
     encoder_out_channels: int = 8
     prior: str = "flow"
@@ -131,6 +140,7 @@ class ModelConfig:
         check(1 <= self.n_bits <= 8, f"model.n_bits is {self.n_bits}; it must lie in 1..8")
         one_of("model.conditioning", self.conditioning, CONDITIONING)
         one_of("model.linear", self.linear, LINEAR_FORMS)
+        one_of("model.conditioner", self.conditioner, CONDITIONERS)
         one_of("model.prior", self.prior, PRIORS)
         one_of("model.dequantization", self.dequantization, DEQUANTIZATIONS)
         for name in ("transform", "multiscale_transform", "prior_transform", "dequantization_transform"):
@@ -216,7 +226,7 @@ class ModelConfig:
         check(levels <= MOST_LEVELS, f"model.{name} has {levels} levels; there can be {MOST_LEVELS} at most")
         for width in planes:
             at_least(f"an entry of model.{name}", width, 1)
-        self._check_halving(encoder_blocks(planes)[-1].out_reduction, network, f"model.{name}")
+        self._check_halving(2**levels, network, f"model.{name}")
 
     def _check_halving(self, scale: int, what: str, option: str) -> None:
         """Checks that height and width can be divided by 2 as often as makes them `scale` times smaller."""
@@ -340,6 +350,19 @@ class ModelConfig:
     def n_bins(self) -> int:
         """Number of levels of a pixel, `2**n_bits`."""
         return 2**self.n_bits
+
+    @property
+    def levels(self) -> tuple[tuple[StagePlan, ...], ...]:
+        """The stages of each level of the flow."""
+        return flow_levels(self.image_shape, self.steps, self.hidden_channels, self.inner_factors)
+
+    @property
+    def dequantization_levels(self) -> tuple[tuple[StagePlan, ...], ...]:
+        """The stages of each level of the flow of the dequantisation; none where u is uniform."""
+        if not self.has_dequantizer:
+            return ()
+        widths, factors = self.dequantization_hidden_channels, self.inner_dequantization_factors
+        return flow_levels(self.image_shape, self.dequantization_steps, widths, factors)
 
     @property
     def inner_factors(self) -> tuple[int, ...]:

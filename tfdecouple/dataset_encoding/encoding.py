@@ -19,7 +19,7 @@ from tfdecouple.errors import DataError, InversionError, UserError, one_line
 from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import far_from_training
-from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.runtime.precision import full_float32
 
 # From images, their numbers in their split and their labels to what is written of them.
 Encoder = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]

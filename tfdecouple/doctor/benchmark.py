@@ -93,7 +93,7 @@ class Benchmark:
     def work(self, phase: str, batch: int) -> Work:
         """Returns one of `result.PHASES` with this number of images."""
         from tfdecouple.data import load_images
-        from tfdecouple.runtime.xla import jit_compiled
+        from tfdecouple.runtime.execution import jit_compiled
 
         # Inference is compiled, too, as `load_model(run, jit_compile=True)` does.
         compiled = jit_compiled(self.config.training.jit_compile)

@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator
 
 from tfdecouple.config import Config, load_preset, override
-from tfdecouple.costs import activations
 from tfdecouple.doctor import small_model
 from tfdecouple.doctor.benchmark import Benchmark, as_timed, live_bytes, timed
 from tfdecouple.doctor.result import DEFAULT, Request, Result, Task, Variant
+from tfdecouple.networks.costs import activations
 from tfdecouple.runtime.memory import shown_bytes
 
 # Images a batch, on CPUs and on GPUs, until memory ends.

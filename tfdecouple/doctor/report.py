@@ -9,11 +9,11 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tfdecouple.costs import fewest_micro_batches, not_counted
 from tfdecouple.doctor.checks import CHECKS
 from tfdecouple.doctor.installation import used_devices
 from tfdecouple.doctor.measurements import config_of
 from tfdecouple.doctor.result import DEFAULT, VARIANTS, Request, Result, Variant
+from tfdecouple.networks.costs import fewest_micro_batches, not_counted
 from tfdecouple.runtime.memory import shown_bytes
 
 Results = Mapping[str, Sequence[Result]]

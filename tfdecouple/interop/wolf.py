@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from tfdecouple.architecture import plan
 from tfdecouple.config import Config, DataConfig, TrainingConfig
 from tfdecouple.errors import WolfError, one_line
 from tfdecouple.interop.wolf_config import model_config_of
 from tfdecouple.interop.wolf_names import correspondence
 from tfdecouple.model import DecoupledModel
-from tfdecouple.parameters import require_memory
+from tfdecouple.networks.plan import require_memory
 from tfdecouple.runs import SUMMARY, write_run
 from tfdecouple.storage.files import read_json, write_json
 from tfdecouple.storage.torch_state import read_torch
@@ -121,7 +120,7 @@ def assign(model: DecoupledModel, state: Arrays) -> None:
     """
     variables = model.named_variables()
     left = {name for name in state if not name.endswith(_DERIVED)}
-    for theirs, ours, convert in correspondence(plan(model.config)):
+    for theirs, ours, convert in correspondence(model):
         if theirs not in state:
             raise WolfError(f"the weights lack {theirs}, which the config asks for")
         variable = variables.pop(ours)

@@ -8,7 +8,6 @@ from typing import Any
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import ConfigError, WolfError
-from tfdecouple.levels import encoder_blocks
 
 
 def model_config_of(values: Mapping[str, Any], *, image_size: int, n_bits: int = 8) -> ModelConfig:
@@ -138,7 +137,7 @@ def _latent_options(
     planes = _whole_numbers(values, "discriminator.encoder.hidden_planes")
     out_planes = _get(values, "discriminator.encoder.out_planes", int)
     in_dim = _get(values, "discriminator.in_dim", int)
-    side = image_size // max((block.out_reduction for block in encoder_blocks(planes)), default=1)
+    side = image_size // 2 ** len(planes)
     if out_planes * side**2 != in_dim:
         raise WolfError(
             f"--image-size {image_size} does not fit discriminator.in_dim {in_dim}: {len(planes)} encoder levels leave "

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from tfdecouple.architecture import EncoderPlan, FlowPlan, Plan, ResNetPlan, Weights
+from tfdecouple.model import DecoupledModel
+from tfdecouple.networks.encoder import ResNetBlock
+from tfdecouple.networks.flow import Flow
 
 Convert = Callable[[np.ndarray], np.ndarray]
 Row = tuple[str, str, Convert]
@@ -95,67 +97,68 @@ _OF_CLASSES: dict[str, tuple[str, Convert]] = {
 }
 
 
-def correspondence(planned: Plan) -> Iterator[Row]:
+def correspondence(model: DecoupledModel) -> Iterator[Row]:
     """Yields (name in the reference, name here, conversion) of every weight."""
-    yield from _flow("generator.flow", "flow", planned.flow)
-    if planned.dequantizer is not None:
-        yield from _blocks("dequantizer.encoder.net", "dequantizer/encoder", planned.dequantizer.encoder)
-        yield from _flow("dequantizer.flow.core", "dequantizer/flow", planned.dequantizer.flow)
-    if planned.encoder is not None:
-        yield from _encoder(planned.encoder)
-    if planned.class_codes is not None:
-        for name in planned.class_codes.weights():
-            theirs, convert = _OF_CLASSES[name]
+    weights = list(model.named_variables())
+    yield from _flow("generator.flow", "flow", model.flow, weights)
+    if model.dequantizer is not None:
+        yield from _blocks("dequantizer.encoder.net", "dequantizer/encoder", model.dequantizer.encoder.blocks, weights)
+        yield from _flow("dequantizer.flow.core", "dequantizer/flow", model.dequantizer.flow, weights)
+    if model.encoder is not None:
+        yield from _encoder(model, weights)
+    if model.code_net is not None:
+        for name, (theirs, convert) in _OF_CLASSES.items():
             yield f"discriminator.{theirs}", f"class_codes/{name}", convert
-    if planned.prior is not None:
-        for index, name in enumerate(planned.prior.step_names):
-            theirs, step = f"discriminator.prior.flow.steps.{index}", planned.prior.step
-            yield from _rows(theirs, f"prior_flow/{name}", step.weights(), _PRIOR_STEP, _OF_VECTORS)
+    if model.prior_flow is not None:
+        for index, step in enumerate(model.prior_flow.sequence):
+            theirs = f"discriminator.prior.flow.steps.{index}"
+            yield from _rows(theirs, f"prior_flow/{step.name}", weights, _PRIOR_STEP, _OF_VECTORS)
 
 
-def _flow(root: str, ours: str, flow: FlowPlan) -> Iterator[Row]:
-    weights = _OF_IMAGES_WITH_MAP if flow.local else _OF_IMAGES
+def _flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterator[Row]:
+    names = _OF_IMAGES_WITH_MAP if flow.local else _OF_IMAGES
     for level, stages in enumerate(flow.levels):
         block = f"{root}.blocks.{level}"
         for number, stage in enumerate(stages):
-            steps, step = f"{block}.layers.{number}" if stage.dropped else f"{block}.steps", flow.step(stage)
-            for index, name in enumerate(stage.step_names):
-                yield from _rows(f"{steps}.{index}", f"{ours}/{name}", step.weights(), _STEP, weights)
-            factor_out = flow.factor_out(stage)
-            if factor_out is not None:
-                theirs, own = f"{block}.priors.{number}", f"{ours}/{stage.factor_out_name}"
-                yield from _rows(theirs, own, factor_out.weights(), _FACTOR_OUT, weights)
+            steps = f"{block}.layers.{number}" if stage.factor_out else f"{block}.steps"
+            for index, step in enumerate(stage.steps):
+                yield from _rows(f"{steps}.{index}", f"{ours}/{step.name}", weights, _STEP, names)
+            if stage.factor_out is not None:
+                theirs, own = f"{block}.priors.{number}", f"{ours}/{stage.factor_out.name}"
+                yield from _rows(theirs, own, weights, _FACTOR_OUT, names)
 
 
 def _rows(
-    theirs: str, ours: str, weights: Weights, layers: Mapping[str, str], names: Mapping[str, tuple[str, Convert]]
+    theirs: str, ours: str, weights: list[str], layers: Mapping[str, str], names: Mapping[str, tuple[str, Convert]]
 ) -> Iterator[Row]:
-    """Yields the rows of what has these weights, by the names of its layers and of their weights."""
-    for name in weights:
-        layer, _, weight = name.partition("/")
-        their_weight, convert = names[weight]
-        yield f"{theirs}.{layers[layer]}.{their_weight}", f"{ours}/{name}", convert
+    """Yields the rows of the weights under `ours`, by the names of their layers and their own."""
+    for path in weights:
+        if path.startswith(f"{ours}/"):
+            layer, _, weight = path.removeprefix(f"{ours}/").partition("/")
+            their_weight, convert = names[weight]
+            yield f"{theirs}.{layers[layer]}.{their_weight}", path, convert
 
 
-def _blocks(root: str, ours: str, encoder: ResNetPlan) -> Iterator[Row]:
+def _blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list[str]) -> Iterator[Row]:
     """Yields the rows of ResNet blocks, of which two belong to a level, down or back up."""
-    for index, block in enumerate(encoder.blocks):
-        level = (block.reduction if block.transposed else 2 * block.reduction).bit_length() - 2
+    levels = sum(not block.transposed for block in blocks) // 2
+    for index, block in enumerate(blocks):
+        level = 2 * levels - 1 - index // 2 if block.transposed else index // 2
         level_name = f"{'de' if block.transposed else ''}resnet{level}"
         layers = _TRANSPOSED_BLOCK if block.transposed else _BLOCK
         theirs = f"{root}.{level_name}.main.{index % 2}"
-        yield from _rows(theirs, f"{ours}/{block.name}", encoder.block_weights(block), layers, _OF_ENCODER)
+        yield from _rows(theirs, f"{ours}/{block.name}", weights, layers, _OF_ENCODER)
 
 
-def _encoder(encoder: EncoderPlan) -> Iterator[Row]:
-    root = "discriminator.encoder.net"
-    yield from _blocks(root, "encoder", encoder)
-    planes, sides = encoder.out_channels, encoder.out_sides(encoder.blocks[-1])
+def _encoder(model: DecoupledModel, weights: list[str]) -> Iterator[Row]:
+    root, encoder = "discriminator.encoder.net", model.encoder
+    yield from _blocks(root, "encoder", encoder.blocks, weights)
+    *sides, planes = encoder.map_shape(model.input_shape)[1:]
 
     def dense(array: np.ndarray) -> np.ndarray:
         """The reference flattens channels first, this project channels last."""
         maps = array.reshape(len(array), planes, *sides).transpose(2, 3, 1, 0)
-        return maps.reshape(encoder.features, len(array))
+        return maps.reshape(-1, len(array))
 
     yield f"{root}.top.weight", "encoder/top/kernel", _kernel
     yield f"{root}.top.bias", "encoder/top/bias", _same

@@ -5,12 +5,12 @@ from tfdecouple.layers.base import InvertibleComposite, InvertibleLayer, Inverti
 from tfdecouple.layers.coupling import Coupling
 from tfdecouple.layers.linear import InvertibleConv1x1, InvertibleLinear
 from tfdecouple.layers.nets import MLP, ConvNet, LocalConvNet
-from tfdecouple.layers.registered import RegisteredLayer
 from tfdecouple.layers.sigmoid import Sigmoid
+from tfdecouple.layers.sinh_arcsinh import SinhArcsinh
 from tfdecouple.layers.squeeze import Squeeze
 from tfdecouple.layers.whitening import ConditionalWhitening
+from tfdecouple.runtime.execution import backward_memory
 from tfdecouple.runtime.precision import net_precision
-from tfdecouple.runtime.rematerialization import backward_memory
 
 __all__ = [
     "MLP",
@@ -24,8 +24,8 @@ __all__ = [
     "InvertibleLinear",
     "InvertibleSequence",
     "LocalConvNet",
-    "RegisteredLayer",
     "Sigmoid",
+    "SinhArcsinh",
     "Squeeze",
     "backward_memory",
     "net_precision",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfdecouple.architecture.weights import actnorm
 from tfdecouple.bijectors import ChannelAffine, ClosedForm
-from tfdecouple.layers.base import InvertibleLayer
-from tfdecouple.runtime.shapes import product, sizes
+from tfdecouple.layers.base import InvertibleLayer, Weight
+from tfdecouple.runtime.numerics import product, sizes
 
 # A channel that varies less than this over the data is taken for constant; images vary by 2/256 from level to level.
 _CONSTANT = 1e-4
@@ -29,15 +30,10 @@ class ActNorm(InvertibleLayer):
     ([2, 4, 4, 3], [2])
     """
 
-    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Creates `log_scale` and `bias`, each `[channels]`."""
-        self._remember_shape(x_shape, condition_shape)
-        shapes = actnorm(x_shape[-1])
-        self.log_scale = self.add_weight(
-            name="log_scale", shape=shapes["log_scale"], initializer=keras.initializers.RandomNormal(stddev=0.05)
-        )
-        self.bias = self.add_weight(name="bias", shape=shapes["bias"], initializer="zeros")
-        self.built = True
+    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+        """Returns the logarithm of the scale, and the shift, each `[channels]`."""
+        start = functools.partial(keras.initializers.RandomNormal, stddev=0.05)
+        return {"log_scale": Weight(x_shape[-1:], start), "bias": Weight(x_shape[-1:])}
 
     def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Sets scale and bias from a batch `[batch, ..., channels]`, and returns the layer's output for it."""
@@ -51,5 +47,6 @@ class ActNorm(InvertibleLayer):
         self.bias.assign(-mean * tf.exp(log_scale))
         return (x - mean) * tf.exp(log_scale)
 
-    def _bijector(self, condition: tf.Tensor | None) -> ClosedForm:
-        return ChannelAffine(tf.convert_to_tensor(self.bias), tf.convert_to_tensor(self.log_scale))
+    def bijector(self, weights: Mapping[str, tf.Tensor], condition: tf.Tensor | None = None) -> ClosedForm:
+        """Returns the scale and the shift."""
+        return ChannelAffine(weights["bias"], weights["log_scale"])

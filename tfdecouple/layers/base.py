@@ -1,23 +1,23 @@
-"""The contract of every invertible layer."""
+"""The contract of every layer: the weights that it declares, what it costs, and its map in both directions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import keras
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
-from tfdecouple.bijectors import ClosedForm
+from tfdecouple.bijectors import forward_and_log_det, inverse_and_log_det
 from tfdecouple.errors import UserError
 from tfdecouple.layers.bijector import LayerBijector, as_tensor
-from tfdecouple.layers.nested import Nested
-from tfdecouple.runtime.autograph import unconverted
-from tfdecouple.runtime.shapes import zero_per_image
-from tfdecouple.runtime.tf32 import full_float32
-from tfdecouple.runtime.tracing import in_place
+from tfdecouple.runtime.execution import Execution, LayerCall, in_place, unconverted
+from tfdecouple.runtime.numerics import zero_per_image
+from tfdecouple.runtime.precision import full_float32
 
+Shape = tuple[int, ...]
 Visit = Callable[["InvertibleLayer", tf.Tensor, tf.Tensor | None], tf.Tensor]
 
 
@@ -37,12 +37,111 @@ class Gradients(NamedTuple):
     of_weights: list[tf.Tensor | None]
 
 
+class Weight(NamedTuple):
+    """A weight as a layer declares it.
+
+    Attributes:
+        shape: of the weight.
+        initializer: makes Keras' initializer, or is the name of one.
+        dtype: another one than the layer's.
+        trainable: whether gradients move it.
+    """
+
+    shape: Shape
+    initializer: str | Callable[[], Any] = "zeros"
+    dtype: str | None = None
+    trainable: bool = True
+
+
+class Cost(NamedTuple):
+    """What a layer costs for one image: products, and the numbers that its backward pass needs.
+
+    Attributes:
+        multiply_adds: of the forward direction.
+        kept: numbers in float32 that the backward pass needs of the forward pass.
+        narrow: likewise, in the precision of the coupling nets: the inputs of the nets.
+        wide: numbers of one map inside each coupling net.
+    """
+
+    multiply_adds: int = 0
+    kept: int = 0
+    narrow: int = 0
+    wide: int = 0
+
+    def plus(self, other: Cost) -> Self:
+        """Returns the cost of both."""
+        return type(self)(*(one + two for one, two in zip(self, other, strict=True)))
+
+
+class Nested:
+    """A layer that shows the layers that it is made of; to be named before its Keras class among the bases."""
+
+    @property
+    def layers(self) -> list[keras.layers.Layer]:
+        """The layers right below this one."""
+        return list(self._flatten_layers(include_self=False, recursive=False))  # type: ignore[attr-defined]
+
+    def __dir__(self) -> Iterable[str]:
+        """Returns the names of attributes, but for `layers`.
+
+        Keras' files hold layers by the attribute in which it finds them first, going through these names: a second one
+        for the same layers would change the files.
+        """
+        return [name for name in super().__dir__() if name != "layers"]
+
+
 class FullLayer(keras.layers.Layer):
-    """A layer whose weights are never read in half precision.
+    """A layer that declares its weights; they are never read in half precision.
 
     Its methods are called as they are, not only through Keras: within a layer of a user's in mixed precision, too, for
-    which Keras casts the weights that are read.
+    which Keras casts the weights that are read. Subclasses declare their own weights (`declare`) and the layers within
+    (`children`), for inputs of any shape. The weights of a model, their number and what a model costs are read off
+    these declarations, before anything is built.
     """
+
+    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+        """Returns the layer's own weights by name, in the order in which they are made.
+
+        Args:
+            x_shape: of the input, batch first.
+            condition_shape: of the condition, batch first; None without one.
+        """
+        return {}
+
+    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+        """Returns the layers within, in the order in which they are built, each with the shapes of its own inputs."""
+        return []
+
+    def weight_shapes(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Shape]:
+        """Returns `{path: shape}` of all weights, those of layers within under their names; nothing is built."""
+        shapes = {name: weight.shape for name, weight in self.declare(x_shape, condition_shape).items()}
+        for layer, *inputs in self.children(x_shape, condition_shape):
+            shapes |= {f"{layer.name}/{name}": shape for name, shape in layer.weight_shapes(*inputs).items()}
+        return shapes
+
+    def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
+        """Returns what the layer costs for one image: the sum of the layers within."""
+        cost = Cost()
+        for layer, *inputs in self.children(x_shape, condition_shape):
+            cost = cost.plus(layer.cost(*inputs))
+        return cost
+
+    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
+        """Creates the weights that are declared, and builds the layers within."""
+        declared = self.declare(x_shape, condition_shape)
+        for name, (shape, initializer, dtype, trainable) in declared.items():
+            made = initializer if isinstance(initializer, str) else initializer()
+            weight = self.add_weight(name=name, shape=shape, initializer=made, dtype=dtype, trainable=trainable)
+            setattr(self, name, weight)
+        self._declared = tuple(declared)
+        for layer, *inputs in self.children(x_shape, condition_shape):
+            if not layer.built:
+                layer.build(*(shape for shape in inputs if shape is not None))
+        self.built = True
+
+    def tensors(self) -> dict[str, tf.Tensor]:
+        """Returns the values of the layer's own weights by name."""
+        return {name: tf.convert_to_tensor(getattr(self, name)) for name in self._declared}
 
     def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
         """As Keras'."""
@@ -54,7 +153,7 @@ class InvertibleLayer(FullLayer):
     """An invertible Keras layer: one method a direction, value and log-determinant together.
 
     The forward direction is the training direction, from the image x to the local code v. The layer owns its weights;
-    the maths is a bijector made of them, as tensors, in each call. Subclasses implement `build` and `_bijector`, or
+    the maths is a bijector made of them, as tensors, in each call. Subclasses implement `declare` and `bijector`, or
     `_forward` and `_inverse` where a single bijector of the whole input would not say it; the rest derives from these.
 
     Computations are pinned to `dtype`, float32 unless another is given, whatever the global Keras policy: log-dets
@@ -154,6 +253,30 @@ class InvertibleLayer(FullLayer):
         """Returns the shapes of what `call` gives."""
         return tuple(x_shape), tuple(x_shape)[:1]
 
+    def bijector(self, weights: Mapping[str, tf.Tensor], condition: tf.Tensor | None = None) -> tfb.Bijector:
+        """Returns the bijector of a batch, x -> v.
+
+        It may act on numbers, on channels, which are the last axis, or on whole images (`forward_min_event_ndims` of 0,
+        1 or 3), and is a `ClosedForm` of `tfdecouple/bijectors/` or one of TFP's. For any weights it must have an
+        inverse. To be exported, its forward and inverse consist of operations that tf2onnx converts (exp, tanh,
+        sigmoid, softplus, log, products, sums, quotients; not expm1 and log1p), and of no arrays but the weights.
+
+        Args:
+            weights: by the names of `declare`, of any values.
+            condition: z, or a map beside x, for the layers that take one.
+        """
+        raise NotImplementedError
+
+    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
+        """Creates the weights for inputs of these shapes, batch first."""
+        self._remember_shape(x_shape, condition_shape)
+        super().build(x_shape, condition_shape)
+
+    def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
+        """Returns what the layer costs for one image; a layer with weights keeps its input for their gradients."""
+        own = Cost(kept=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
+        return own.plus(super().cost(x_shape, condition_shape))
+
     def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Sets what depends on the data from a batch of the layer's inputs, and returns its outputs.
 
@@ -175,18 +298,15 @@ class InvertibleLayer(FullLayer):
         """
         return visit(self, x, condition)
 
-    def _bijector(self, condition: tf.Tensor | None) -> ClosedForm:
-        raise NotImplementedError
-
     def _shapes(self) -> tfb.Bijector:
         """Returns a bijector that changes shapes as the layer does."""
         return tfb.Identity()
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._bijector(condition).forward_and_log_det(x)
+        return forward_and_log_det(self.bijector(self.tensors(), condition), x)
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._bijector(condition).inverse_and_log_det(y)
+        return inverse_and_log_det(self.bijector(self.tensors(), condition), y)
 
     def _inverse_and_gradients(
         self, y: tf.Tensor, condition: tf.Tensor | None, of_y: tf.Tensor, of_log_det: tf.Tensor
@@ -239,9 +359,14 @@ class InvertibleLayer(FullLayer):
 class InvertibleComposite(Nested, InvertibleLayer):
     """An invertible layer made of others, with one description of how data run through them.
 
-    Subclasses implement `_run_forward` and `_run_inverse` once; training, inversion, initialisation and diagnostics
+    Subclasses implement `run_forward` and `run_inverse` once; training, inversion, initialisation and diagnostics
     all follow them with another way to call a child.
+
+    Attributes:
+        execution: runs the children of a whole flow; None where they are called as they are.
     """
+
+    execution: Execution | None = None
 
     def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Sets what depends on the data in every layer inside, and returns the outputs."""
@@ -255,13 +380,17 @@ class InvertibleComposite(Nested, InvertibleLayer):
         def call(child: InvertibleLayer, h: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
             return child.walk(h, condition, visit), zero_per_image(h)
 
-        return self._run_forward(x, condition, call)[0]
+        return self.run_forward(x, condition, call)[0]
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._run_forward(x, condition, lambda child, *inputs: child.forward_and_log_det(*inputs))
+        if self.execution is not None:
+            return self.execution.forward(self, x, condition)
+        return self.run_forward(x, condition, InvertibleLayer.forward_and_log_det)
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._run_inverse(y, condition, lambda child, *inputs: child.inverse_and_log_det(*inputs))
+        if self.execution is not None:
+            return self.execution.inverse(self, y, condition)
+        return self.run_inverse(y, condition, InvertibleLayer.inverse_and_log_det)
 
     def _inverse_and_gradients(
         self, y: tf.Tensor, condition: tf.Tensor | None, of_y: tf.Tensor, of_log_det: tf.Tensor
@@ -273,23 +402,27 @@ class InvertibleComposite(Nested, InvertibleLayer):
 
         # Between its children a composite moves numbers about and no more, so that gradients go the way of the values:
         # they are put behind them as more images.
-        x, of_x = tf.split(self._run_inverse(tf.concat([y, of_y], 0), condition, call)[0], 2)
+        x, of_x = tf.split(self.run_inverse(tf.concat([y, of_y], 0), condition, call)[0], 2)
         return backward.end(self, x, of_x)
 
     def _run_chain(
         self, layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: tf.Tensor | None, call: ChildCall
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs layers of unchanging shape one after the other."""
+        if isinstance(call, LayerCall) and call.inverts(h):
+            return call.run_inverting(layers, h, condition)
         changes = []
         for layer in layers:
             h, change = call(layer, h, condition)
             changes.append(change)
         return h, tf.add_n(changes)
 
-    def _run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps x towards v, each child by `call(child, input, its condition)`."""
         raise NotImplementedError
 
-    def _run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps y back, each child by `call(child, input, its condition)`."""
         raise NotImplementedError
 
 
@@ -305,17 +438,16 @@ class InvertibleSequence(InvertibleComposite):
 
     sequence: list[InvertibleLayer]
 
-    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Builds every layer for inputs of shape `x_shape`."""
-        self._remember_shape(x_shape, condition_shape)
-        for layer in self.sequence:
-            layer.build(x_shape, condition_shape)
-        self.built = True
+    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+        """Returns the sequence."""
+        return [(layer, x_shape, condition_shape) for layer in self.sequence]
 
-    def _run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps x towards v; see `InvertibleComposite`."""
         return self._run_chain(self.sequence, x, condition, call)
 
-    def _run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps v towards x; see `InvertibleComposite`."""
         return self._run_chain(self.sequence[::-1], y, condition, call)
 
     def _inverse_and_gradients(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import pkgutil
 from typing import Any
 
 import keras
@@ -9,12 +11,12 @@ import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.bijectors import forward_and_log_det, inverse_and_log_det
+from tfdecouple.config import CONDITIONERS
 from tfdecouple.errors import ConfigError, UserError
-from tfdecouple.layers.base import Gradients, InvertibleLayer, trained
-from tfdecouple.layers.nested import Nested
+from tfdecouple.layers.base import Cost, FullLayer, Gradients, InvertibleLayer, Nested, trained
 from tfdecouple.layers.nets import MLP, ConvNet, CouplingNet, LocalConvNet
 from tfdecouple.layers.split import ChannelSplit
-from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.runtime.precision import full_float32
 from tfdecouple.transforms import TRANSFORMS
 
 
@@ -37,12 +39,13 @@ class Coupling(Nested, InvertibleLayer):
         transform: name of a transform in `tfdecouple/transforms.py`, such as "affine" or "additive".
         alpha: bound of the transform: an affine s lies in (1 - alpha, 1 + alpha) (paper B.2).
         split: in the place of the three options of a `ChannelSplit`; has its methods.
-        conditioner: in the place of the net; a Keras layer whose `call(x_a, z)` returns `[batch, ..., parameters *
-            transformed channels]`, parameter by parameter, and 0 once its `reset()` was called; z may be None.
+        conditioner: in the place of the net: the name of a `CouplingNet` in `config.CONDITIONERS`, or a Keras layer
+            whose `call(x_a, z)` returns `[batch, ..., parameters * transformed channels]`, parameter by parameter, and
+            0 once its `reset()` was called; z may be None.
         **kwargs: of `InvertibleLayer`.
 
     Raises:
-        ConfigError: for an unknown pattern, part or transform, or an alpha outside (0, 1].
+        ConfigError: for an unknown pattern, part, transform or conditioner, or an alpha outside (0, 1].
 
     >>> layer = Coupling(hidden=8, condition_size=4, pattern="alternate")
     >>> y, log_det = layer.forward_and_log_det(tf.ones([2, 4, 4, 6]), tf.zeros([2, 4]))
@@ -62,7 +65,7 @@ class Coupling(Nested, InvertibleLayer):
         transform: str = "affine",
         alpha: float = 1.0,
         split: ChannelSplit | None = None,
-        conditioner: keras.layers.Layer | None = None,
+        conditioner: str | keras.layers.Layer | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -70,7 +73,9 @@ class Coupling(Nested, InvertibleLayer):
             raise ConfigError(f"transform is {transform!r}; it must be one of {', '.join(TRANSFORMS)}")
         if not 0 < alpha <= 1:
             raise ConfigError(f"alpha is {alpha}; it must lie in (0, 1]")
-        if hidden < 1 and conditioner is None:
+        if isinstance(conditioner, str) and conditioner not in CONDITIONERS:
+            raise ConfigError(f"conditioner is {conditioner!r}; it must be one of {', '.join(CONDITIONERS)}")
+        if hidden < 1 and (conditioner is None or isinstance(conditioner, str)):
             raise ConfigError(f"hidden is {hidden}; a coupling needs a width of its net, or a conditioner")
         self.hidden = hidden
         self.condition_size = condition_size
@@ -80,16 +85,16 @@ class Coupling(Nested, InvertibleLayer):
         self.transform = transform
         self.alpha = alpha
         self.split = split or ChannelSplit(pattern, part, transformed)
-        self.net: Any = conditioner
-        self._split_given, self._conditioner_given = split is not None, conditioner is not None
+        self.conditioner = conditioner if isinstance(conditioner, str) else None
+        self.net: Any = None if isinstance(conditioner, str) else conditioner
+        self._split_given, self._net_given = split is not None, self.net is not None
 
-    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Builds the conditioner for `[batch, height, width, channels]` or `[batch, channels]`.
+    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+        """Returns the conditioner, for `[batch, height, width, channels]` or `[batch, channels]`.
 
         Raises:
             UserError: for vectors where it has a condition.
         """
-        self._remember_shape(x_shape, condition_shape)
         kept, transformed = self.split.counts(x_shape[-1])
         self._outputs = TRANSFORMS[self.transform].parameters * transformed
         if self.net is None:
@@ -99,12 +104,18 @@ class Coupling(Nested, InvertibleLayer):
                     f"{self.condition_size}; it must be 0"
                 )
             net: type[CouplingNet] = ConvNet if len(x_shape) == 4 else MLP
-            if self.condition_size and self._condition_ndims > 1:
+            if self.conditioner is not None:
+                net = pkgutil.resolve_name(CONDITIONERS[self.conditioner])
+            elif self.condition_size and condition_shape is not None and len(condition_shape) == 4:
                 net = LocalConvNet
             self.net = net(self._outputs, self.hidden, self.condition_size, dtype=self.dtype_policy, name="net")
-        if not self.net.built:
-            self.net.build((*x_shape[:-1], kept), condition_shape)
-        self.built = True
+        return [(self.net, (*x_shape[:-1], kept), condition_shape)]
+
+    def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
+        """Returns what the net costs for one image, and what the transform keeps."""
+        _, transformed = self.split.counts(x_shape[-1])
+        kept = math.prod(x_shape[1:-1]) * transformed * TRANSFORMS[self.transform].kept(self.alpha)
+        return super().cost(x_shape, condition_shape).plus(Cost(kept=kept))
 
     def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         """Makes the coupling the identity."""
@@ -117,7 +128,7 @@ class Coupling(Nested, InvertibleLayer):
         """Returns the slope dy_b/dx_b of each transformed number of x: s, and 1 where the transform only shifts."""
         x, condition = self._prepare(x, condition)
         x_a, x_b = self.split(x)
-        bijector = self._conditioned(x_a, condition)
+        bijector = self._bijector_of(self._raw(x_a, condition))
         with tf.GradientTape() as tape:
             tape.watch(x_b)
             y_b, _ = forward_and_log_det(bijector, x_b)
@@ -136,7 +147,7 @@ class Coupling(Nested, InvertibleLayer):
             "transform": self.transform,
             "alpha": self.alpha,
             "split": save(self.split) if self._split_given else None,
-            "conditioner": save(self.net) if self._conditioner_given else None,
+            "conditioner": save(self.net) if self._net_given else self.conditioner,
         }
 
     @classmethod
@@ -145,18 +156,18 @@ class Coupling(Nested, InvertibleLayer):
         made = {
             name: keras.saving.deserialize_keras_object(config[name])
             for name in ("split", "conditioner")
-            if config.get(name)
+            if isinstance(config.get(name), dict)
         }
         return cls(**{**config, **made})
 
     def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         x_a, x_b = self.split(x)
-        y_b, log_det = forward_and_log_det(self._conditioned(x_a, condition), x_b)
+        y_b, log_det = forward_and_log_det(self._bijector_of(self._raw(x_a, condition)), x_b)
         return self.split.merge(x_a, y_b), log_det
 
     def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         y_a, y_b = self.split(y)
-        x_b, log_det = inverse_and_log_det(self._conditioned(y_a, condition), y_b)
+        x_b, log_det = inverse_and_log_det(self._bijector_of(self._raw(y_a, condition)), y_b)
         return self.split.merge(y_a, x_b), log_det
 
     def _inverse_and_gradients(
@@ -184,10 +195,6 @@ class Coupling(Nested, InvertibleLayer):
         of_x_a = of_y_a if of_inputs[0] is None else of_y_a + of_inputs[0]
         x, of_x = self.split.merge(x_a, x_b), self.split.merge(of_x_a, of_x_b)
         return Gradients(x, of_x, None if condition is None else of_inputs[1], of_weights)
-
-    def _conditioned(self, x_a: tf.Tensor, condition: tf.Tensor | None) -> tfb.Bijector:
-        """Returns the bijector of x_b, whose parameters the net computes from x_a and z."""
-        return self._bijector_of(self._raw(x_a, condition))
 
     def _raw(self, x_a: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
         """Returns the unconstrained parameters, from the net."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.architecture.weights import linear
 from tfdecouple.bijectors import ChannelLU, ChannelMatrix
 from tfdecouple.config import LINEAR_FORMS
 from tfdecouple.errors import ConfigError
-from tfdecouple.layers.base import InvertibleLayer
-from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.layers.base import Cost, InvertibleLayer, Weight
+from tfdecouple.runtime.precision import full_float32
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -40,41 +42,36 @@ class InvertibleLinear(InvertibleLayer):
             raise ConfigError(f"form is {form!r}; it must be one of {', '.join(LINEAR_FORMS)}")
         self.form = form
 
-    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Creates the matrix `[channels, channels]`, or its packed factors and the permutation."""
-        self._remember_shape(x_shape, condition_shape)
-        shapes = linear(x_shape[-1], self.form)
+    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+        """Returns the matrix `[channels, channels]`, or its packed factors and the permutation."""
+        channels = x_shape[-1]
         if self.form == "full":
-            self.kernel = self.add_weight(
-                name="kernel", shape=shapes["kernel"], initializer=keras.initializers.Orthogonal()
-            )
-        else:
+            return {"kernel": Weight((channels, channels), keras.initializers.Orthogonal)}
+
+        @functools.cache
+        def factorised() -> tuple[np.ndarray, np.ndarray]:
             # As numbers, also while a graph is traced.
             with tf.init_scope():
-                orthogonal = keras.initializers.Orthogonal()(shapes["factors"])
-                factors, permutation = map(np.asarray, tf.linalg.lu(tf.cast(orthogonal, tf.float64)))
-            self.factors = self.add_weight(
-                name="factors",
-                shape=shapes["factors"],
-                initializer=lambda shape, dtype: keras.ops.cast(factors, dtype),
-            )
-            self.permutation = self.add_weight(
-                name="permutation",
-                shape=shapes["permutation"],
-                dtype="int32",
-                trainable=False,
-                initializer=lambda shape, dtype: keras.ops.cast(permutation, dtype),
-            )
-        self.built = True
+                orthogonal = keras.initializers.Orthogonal()((channels, channels))
+                factors, permutation = tf.linalg.lu(tf.cast(orthogonal, tf.float64))
+                return factors.numpy(), permutation.numpy()
+
+        def start(part: int) -> Callable[..., Any]:
+            return lambda: lambda shape, dtype: keras.ops.cast(factorised()[part], dtype)
+
+        return {
+            "factors": Weight((channels, channels), start(0)),
+            "permutation": Weight((channels,), start(1), "int32", trainable=False),
+        }
 
     @full_float32()
     def matrix(self) -> tf.Tensor:
         """Returns W, `[channels, channels]`."""
-        return self._bijector().matrix
+        return self.bijector(self.tensors()).matrix
 
     def log_abs_det(self) -> tf.Tensor:
         """Returns log |det W|, a scalar."""
-        return self._bijector().log_abs_det
+        return self.bijector(self.tensors()).log_abs_det
 
     def condition_number(self) -> tf.Tensor:
         """Returns the ratio of the largest to the smallest singular value of W, float64: a sign of divergence."""
@@ -85,10 +82,15 @@ class InvertibleLinear(InvertibleLayer):
         """Returns the constructor's arguments."""
         return {**super().get_config(), "form": self.form}
 
-    def _bijector(self, condition: tf.Tensor | None = None) -> ChannelMatrix | ChannelLU:
-        if self.form == "full":
-            return ChannelMatrix(tf.convert_to_tensor(self.kernel))
-        return ChannelLU(tf.convert_to_tensor(self.factors), tf.convert_to_tensor(self.permutation))
+    def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
+        """Returns what the product costs for one image."""
+        return super().cost(x_shape, condition_shape).plus(Cost(math.prod(x_shape[1:]) * x_shape[-1]))
+
+    def bijector(
+        self, weights: Mapping[str, tf.Tensor], condition: tf.Tensor | None = None
+    ) -> ChannelMatrix | ChannelLU:
+        """Returns the product with W."""
+        return ChannelMatrix(weights["kernel"]) if self.form == "full" else ChannelLU(**weights)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

@@ -1,20 +1,20 @@
-"""The networks inside couplings: a convolutional one for images, a multi-layer perceptron for vectors."""
+"""The conditioners of couplings: a convolutional net for images, a multi-layer perceptron for vectors."""
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 
 import keras
 import tensorflow as tf
 
-from tfdecouple.architecture.weights import Weights, convolutional_net, dense_net
-from tfdecouple.layers.base import FullLayer, need_condition
+from tfdecouple.layers.base import Cost, FullLayer, Shape, Weight, need_condition
 from tfdecouple.runtime.convolution import convolve, convolve_normed
-from tfdecouple.runtime.precision import current_net_precision
-from tfdecouple.runtime.products import channel_product, full_product
-from tfdecouple.runtime.rematerialization import wide
-from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.runtime.execution import wide
+from tfdecouple.runtime.numerics import channel_product, full_product
+from tfdecouple.runtime.precision import current_net_precision, full_float32
 
 
 def fan_in_uniform() -> keras.initializers.Initializer:
@@ -27,37 +27,40 @@ def bound_uniform(fan_in: int) -> keras.initializers.Initializer:
     return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
 
 
-class WeightNorm:
+def weight_norm(shape: Shape) -> dict[str, Weight]:
+    """Returns the weights of a weight-normalised layer, given the shape of its kernel with the outputs last."""
+    return {
+        "last_direction": Weight(shape, functools.partial(keras.initializers.RandomNormal, stddev=0.05)),
+        "last_gain": Weight(shape[-1:]),
+        "last_bias": Weight(shape[-1:]),
+    }
+
+
+class WeightNorm(NamedTuple):
     """A kernel g * V / ||V||, the norm over all axes but the output's, with a bias.
 
     With `g` and `bias` at 0 the output is exactly 0, whatever V: the identity start of every coupling.
 
-    Args:
-        layer: the Keras layer that owns the weights.
-        shapes: those of the layer's weights, as `architecture.weights` declares them; here of "last_direction", the
-            kernel's with the outputs last, "last_gain" and "last_bias".
+    Attributes:
+        direction: V, of the kernel's shape.
+        gain: g, of one number an output.
+        bias: likewise.
     """
 
-    def __init__(self, layer: keras.layers.Layer, shapes: Weights):
-        self.direction, self.gain, self.bias = (
-            layer.add_weight(name=name, shape=shapes[name], initializer=initializer)
-            for name, initializer in (
-                ("last_direction", keras.initializers.RandomNormal(stddev=0.05)),
-                ("last_gain", "zeros"),
-                ("last_bias", "zeros"),
-            )
-        )
+    direction: Any
+    gain: Any
+    bias: Any
 
-    def direction_and_scale(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns V, of the kernel's shape, and g / ||V||, of one number an output; the kernel is their product."""
-        direction, gain = map(tf.convert_to_tensor, (self.direction, self.gain))
-        squares = tf.reduce_sum(tf.square(direction), list(range(len(direction.shape) - 1)))
-        return direction, gain / tf.sqrt(squares)
+    @classmethod
+    def of(cls, weights: Mapping[str, Any]) -> Self:
+        """Returns that of a layer that declares `weight_norm`, given its weights by name."""
+        return cls(*(weights[f"last_{name}"] for name in cls._fields))
 
     def kernel(self) -> tf.Tensor:
         """Returns the kernel, its outputs last."""
-        direction, scale = self.direction_and_scale()
-        return direction * scale
+        direction, gain = map(tf.convert_to_tensor, (self.direction, self.gain))
+        squares = tf.reduce_sum(tf.square(direction), list(range(len(direction.shape) - 1)))
+        return direction * (gain / tf.sqrt(squares))
 
     def reset(self) -> None:
         """Sets the output to 0."""
@@ -65,12 +68,29 @@ class WeightNorm:
         self.bias.assign(tf.zeros_like(self.bias))
 
 
-class CouplingNet(FullLayer):
-    """What the two nets have in common: they end in a weight-normalised layer that starts at 0.
+class StartsAtZero:
+    """A layer that ends in a `weight_norm`, to be named before its Keras class among the bases."""
+
+    @property
+    def last(self) -> WeightNorm:
+        """The weight-normalised layer, of variables."""
+        return WeightNorm(self.last_direction, self.last_gain, self.last_bias)  # type: ignore[attr-defined]
+
+    def reset(self) -> None:
+        """Makes the output 0 for every input."""
+        self.last.reset()
+
+
+class CouplingNet(StartsAtZero, FullLayer):
+    """A conditioner: from x_a and z to numbers for each entry of x_b.
+
+    Subclasses implement `declare` and `output`. They end in a `weight_norm`, so that couplings start as the identity,
+    or override `reset`. What a net costs is read off its weights: kernels of four axes are convolutions, kernels of two
+    are products, once an image.
 
     Args:
         outputs: number of output channels.
-        hidden: width of the two hidden layers.
+        hidden: width of the hidden layers.
         condition_size: size of the condition, or 0 for an unconditional net.
         dtype: of weights and output.
     """
@@ -81,13 +101,32 @@ class CouplingNet(FullLayer):
         self.hidden = hidden
         self.condition_size = condition_size
 
+    def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+        """Returns `[batch, ..., outputs]` in the layer's dtype.
+
+        Args:
+            weights: by the names of `declare`.
+            x: `[batch, height, width, channels]`, or `[batch, channels]`.
+            condition: z, `[batch, condition_size]`, or a map beside x; an unconditional net ignores it.
+        """
+        raise NotImplementedError
+
+    @full_float32()
+    def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+        """Returns `output` with the layer's own weights."""
+        return self.output(self.tensors(), x, condition)
+
+    def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
+        """Returns what the net costs for one image."""
+        places = math.prod(x_shape[1:-1])
+        shapes = [weight.shape for weight in self.declare(x_shape, condition_shape).values()]
+        adds = sum(math.prod(shape) * (places if len(shape) == 4 else 1) for shape in shapes if len(shape) > 1)
+        beside = self.condition_size if condition_shape is not None and len(condition_shape) == 4 else 0
+        return Cost(adds, narrow=places * (x_shape[-1] + beside), wide=places * self.hidden)
+
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple:
         """Returns the shape of what `call` gives."""
         return (*x_shape[:-1], self.outputs)
-
-    def reset(self) -> None:
-        """Makes the output 0 for every input."""
-        self.last.reset()
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -110,41 +149,41 @@ class ConvNet(CouplingNet):
     # Whether the condition is a map, whose kernel reaches around a place; z has none.
     _local = False
 
-    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Creates the weights for inputs `[batch, height, width, channels]`."""
-        shapes = convolutional_net(x_shape[-1], self.hidden, self.outputs, self.condition_size, local=self._local)
-        self.first = self.add_weight(name="first", shape=shapes["first"], initializer=fan_in_uniform())
-        self.second = self.add_weight(name="second", shape=shapes["second"], initializer=fan_in_uniform())
+    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+        """Returns the weights for inputs `[batch, height, width, channels]`."""
+        weights = {
+            "first": Weight((3, 3, x_shape[-1], self.hidden), fan_in_uniform),
+            "second": Weight((1, 1, self.hidden, self.hidden), fan_in_uniform),
+        }
         if self.condition_size:
-            kernel = shapes["condition_kernel"]
-            self.condition_kernel = self.add_weight(name="condition_kernel", shape=kernel, initializer=fan_in_uniform())
-            self.condition_bias = self.add_weight(
-                name="condition_bias",
-                shape=shapes["condition_bias"],
-                initializer=bound_uniform(math.prod(kernel[:-1])),
-            )
-        self.last = WeightNorm(self, shapes)
-        self.built = True
+            kernel = (*((3, 3) if self._local else ()), self.condition_size, self.hidden)
+            weights["condition_kernel"] = Weight(kernel, fan_in_uniform)
+            weights["condition_bias"] = Weight(kernel[-1:], functools.partial(bound_uniform, math.prod(kernel[:-1])))
+        return weights | weight_norm((3, 3, self.hidden, self.outputs))
 
-    @full_float32()
-    def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
-        """Returns `[batch, height, width, outputs]` in the layer's dtype.
-
-        Args:
-            x: `[batch, height, width, channels]`.
-            condition: z, `[batch, condition_size]`; ignored by an unconditional net.
-        """
+    def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+        """Returns `[batch, height, width, outputs]`; see `CouplingNet.output`."""
         dtype = "bfloat16" if current_net_precision() == "bfloat16" else self.compute_dtype
-        shift = None
+
+        def read(name: str) -> tf.Tensor:
+            return tf.cast(weights[name], dtype)
+
+        last = WeightNorm.of(weights)
+        kernels = read("first"), tf.squeeze(read("second"), [0, 1]), last.direction, last.gain
+        x = tf.cast(x, dtype)
         if self.condition_size:
-            need_condition(self, self.condition_size, condition)
-            shift = tf.matmul(condition, tf.convert_to_tensor(self.condition_kernel))
-            shift += tf.convert_to_tensor(self.condition_bias)
-            # One vector per image, small beside the maps: it stays in the layer's own precision until it is added.
-            shift = tf.cast(shift, dtype)
-        first, second = (tf.cast(tf.convert_to_tensor(kernel), dtype) for kernel in (self.first, self.second))
-        h = _equation_7(tf.cast(x, dtype), shift, first, tf.squeeze(second, [0, 1]), *self.last.direction_and_scale())
-        return tf.cast(h, self.compute_dtype) + tf.convert_to_tensor(self.last.bias)
+            need_condition(self, self.condition_size, condition, self._local)
+        if self._local:
+            # The map as it is: convolved, it is as wide as the net, and what is wide stays inside.
+            h = _with_map(x, tf.cast(condition, dtype), *kernels, read("condition_kernel"), read("condition_bias"))
+        else:
+            shift = None
+            if self.condition_size:
+                # One vector per image, small beside the maps: it stays in the layer's own precision until it is added.
+                shift = tf.matmul(condition, weights["condition_kernel"]) + weights["condition_bias"]
+                shift = tf.cast(shift, dtype)
+            h = _equation_7(x, shift, *kernels)
+        return tf.cast(h, self.compute_dtype) + last.bias
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -156,35 +195,15 @@ class LocalConvNet(ConvNet):
 
     _local = True
 
-    @full_float32()
-    def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
-        """Returns `[batch, height, width, outputs]` in the layer's dtype.
-
-        Args:
-            x: `[batch, height, width, channels]`.
-            condition: the map, `[batch, height, width, condition_size]`.
-        """
-        need_condition(self, self.condition_size, condition, local=True)
-        dtype = "bfloat16" if current_net_precision() == "bfloat16" else self.compute_dtype
-
-        def read(weight: keras.Variable) -> tf.Tensor:
-            return tf.cast(tf.convert_to_tensor(weight), dtype)
-
-        first, second = read(self.first), tf.squeeze(read(self.second), [0, 1])
-        # The map as it is: convolved, it is as wide as the net, and what is wide stays inside.
-        local = tf.cast(condition, dtype), read(self.condition_kernel), read(self.condition_bias)
-        h = _with_map(tf.cast(x, dtype), local[0], first, second, *self.last.direction_and_scale(), *local[1:])
-        return tf.cast(h, self.compute_dtype) + tf.convert_to_tensor(self.last.bias)
-
 
 @wide
 def _equation_7(
-    x: tf.Tensor, shift: tf.Tensor | None, first: tf.Tensor, second: tf.Tensor, direction: tf.Tensor, scale: tf.Tensor
+    x: tf.Tensor, shift: tf.Tensor | None, first: tf.Tensor, second: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor
 ) -> tf.Tensor:
     """Returns the output of a `ConvNet` but for its bias; shift is FC(z), `[batch, hidden]`, or None."""
     h = channel_product(tf.nn.elu(convolve(x, first)), second)
     h = tf.nn.elu(h if shift is None else h + tf.reshape(shift, [-1, 1, 1, shift.shape[-1]]))
-    return convolve_normed(h, direction, scale)
+    return convolve_normed(h, direction, gain)
 
 
 @wide
@@ -194,33 +213,32 @@ def _with_map(
     first: tf.Tensor,
     second: tf.Tensor,
     direction: tf.Tensor,
-    scale: tf.Tensor,
+    gain: tf.Tensor,
     kernel: tf.Tensor,
     bias: tf.Tensor,
 ) -> tf.Tensor:
     """Returns the output of a `LocalConvNet` but for its last bias; condition is the map."""
     h = channel_product(tf.nn.elu(convolve(x, first)), second) + convolve(condition, kernel) + bias
-    return convolve_normed(tf.nn.elu(h), direction, scale)
+    return convolve_normed(tf.nn.elu(h), direction, gain)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class MLP(CouplingNet):
     """FC - ELU - FC - ELU - FC, for the couplings of the prior over z (paper B.3). It takes no condition."""
 
-    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Creates the weights for inputs `[batch, channels]`."""
-        shapes = dense_net(x_shape[-1], self.hidden, self.outputs)
-        self.first = self.add_weight(name="first", shape=shapes["first"], initializer=fan_in_uniform())
-        self.first_bias = self.add_weight(name="first_bias", shape=shapes["first_bias"], initializer="zeros")
-        self.second = self.add_weight(name="second", shape=shapes["second"], initializer=fan_in_uniform())
-        self.second_bias = self.add_weight(name="second_bias", shape=shapes["second_bias"], initializer="zeros")
-        self.last = WeightNorm(self, shapes)
-        self.built = True
+    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+        """Returns the weights for inputs `[batch, channels]`."""
+        return {
+            "first": Weight((x_shape[-1], self.hidden), fan_in_uniform),
+            "first_bias": Weight((self.hidden,)),
+            "second": Weight((self.hidden, self.hidden), fan_in_uniform),
+            "second_bias": Weight((self.hidden,)),
+            **weight_norm((self.hidden, self.outputs)),
+        }
 
-    @full_float32()
-    def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
-        """Returns `[batch, outputs]` for x `[batch, channels]`."""
-        read = tf.convert_to_tensor
-        h = tf.nn.elu(full_product(x, read(self.first)) + read(self.first_bias))
-        h = tf.nn.elu(full_product(h, read(self.second)) + read(self.second_bias))
-        return full_product(h, self.last.kernel()) + read(self.last.bias)
+    def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+        """Returns `[batch, outputs]`; see `CouplingNet.output`."""
+        last = WeightNorm.of(weights)
+        h = tf.nn.elu(full_product(x, weights["first"]) + weights["first_bias"])
+        h = tf.nn.elu(full_product(h, weights["second"]) + weights["second_bias"])
+        return full_product(h, last.kernel()) + last.bias

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -21,14 +22,10 @@ class Sigmoid(InvertibleLayer):
     (0.5, [2])
     """
 
-    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Notes the shape; there are no weights."""
-        self._remember_shape(x_shape, condition_shape)
-        self.built = True
-
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, of which Keras by itself takes no policy of dtypes."""
         return super().get_config()
 
-    def _bijector(self, condition: tf.Tensor | None) -> ClosedForm:
+    def bijector(self, weights: Mapping[str, tf.Tensor], condition: tf.Tensor | None = None) -> ClosedForm:
+        """Returns the sigmoid."""
         return bijectors.Sigmoid()

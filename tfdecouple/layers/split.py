@@ -9,10 +9,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdecouple.config.levels import halves
 from tfdecouple.errors import ConfigError, UserError
-from tfdecouple.levels import halves
-from tfdecouple.runtime.gradients import gradient_of, join_channels
-from tfdecouple.runtime.shapes import sizes
+from tfdecouple.runtime.execution import gradient_of, join_channels
+from tfdecouple.runtime.numerics import sizes
 
 PATTERNS = ("continuous", "alternate")
 PARTS = ("last", "first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ from tensorflow_probability import bijectors as tfb
 from tfdecouple import bijectors
 from tfdecouple.bijectors import ClosedForm
 from tfdecouple.errors import UserError
-from tfdecouple.layers.base import InvertibleLayer
+from tfdecouple.layers.base import FullLayer, InvertibleLayer
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -34,14 +35,16 @@ class Squeeze(InvertibleLayer):
         """
         if len(x_shape) != 4:
             raise UserError(f"squeeze got a shape {tuple(x_shape)}; it needs [batch, height, width, channels]")
-        self.built = True
+        # Of no channels: one squeeze serves all levels.
+        FullLayer.build(self, x_shape)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
         """Returns the shapes of what `call` gives."""
         batch, height, width, channels = x_shape
         return (batch, height // 2, width // 2, 4 * channels), (batch,)
 
-    def _bijector(self, condition: tf.Tensor | None) -> ClosedForm:
+    def bijector(self, weights: Mapping[str, tf.Tensor], condition: tf.Tensor | None = None) -> ClosedForm:
+        """Returns the squeeze."""
         return bijectors.Squeeze()
 
     def _shapes(self) -> tfb.Bijector:

@@ -21,7 +21,7 @@ from tfdecouple.errors import DataError, RunError
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.model.noise import normal_u_noise, u_noise, z_noise
 from tfdecouple.model.round_trip import listed
-from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.runtime.precision import full_float32
 
 ELBO = "ELBO"
 IMPORTANCE_WEIGHTED = "importance-weighted"

@@ -15,7 +15,7 @@ from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.metrics.linear_classifier import KINDS, Standardizer, fit_classifier
 from tfdecouple.metrics.probe import read_labelled, require_classes, require_enough
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.runtime.precision import full_float32
 
 
 def classification_report(

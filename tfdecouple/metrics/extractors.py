@@ -11,7 +11,7 @@ import numpy as np
 from tfdecouple.errors import ExtractorError, UntrustedError, one_line
 from tfdecouple.image_shapes import COLOURS, Shape, whole
 from tfdecouple.metrics import inception
-from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.runtime.precision import full_float32
 from tfdecouple.storage.files import sha256_of
 
 

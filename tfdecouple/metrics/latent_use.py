@@ -18,7 +18,7 @@ from tfdecouple.errors import DataError, RunError, UserError
 from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.model.noise import normal_u_noise, u_noise, z_noise
 from tfdecouple.model.round_trip import listed
-from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.runtime.precision import full_float32
 
 # A unit is active where the posterior mean varies more than this over images (Burda et al., 2016, section 5.2).
 ACTIVE_VARIANCE = 0.01

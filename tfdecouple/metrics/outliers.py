@@ -14,7 +14,7 @@ from tfdecouple.metrics.detection import detection
 from tfdecouple.model.noise import normal_u_noise, u_noise, z_noise
 from tfdecouple.model.outlier_scores import outlier_scores
 from tfdecouple.model.round_trip import listed
-from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.runtime.precision import full_float32
 
 MINUS_CODEC = "bits_per_dim_minus_codec"
 CODEC = "webp"

@@ -31,10 +31,10 @@ from tfdecouple.model.round_trip import listed, require_finite, require_same, wa
 from tfdecouple.runs.pretrained import pretrained_names
 from tfdecouple.runs.run_folder import CONFIG, find_run, load_config, require_fitting
 from tfdecouple.runs.run_folder import load_weights as read_weights
-from tfdecouple.runtime.autograph import unconverted
+from tfdecouple.runtime.execution import unconverted
 from tfdecouple.runtime.memory import free_memory
-from tfdecouple.runtime.shapes import sizes
-from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
+from tfdecouple.runtime.numerics import sizes
+from tfdecouple.runtime.precision import full_float32, tensor_float_32
 
 # How many images `sample`, `interpolate` and the like decode at once: memory, not a result, depends on it.
 CHUNK = 64

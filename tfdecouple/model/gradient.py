@@ -14,7 +14,7 @@ from tfdecouple import randomness
 from tfdecouple.config import TrainingConfig
 from tfdecouple.layers import backward_memory, net_precision
 from tfdecouple.model.networks import Networks
-from tfdecouple.runtime.xla import jit_compiled
+from tfdecouple.runtime.execution import jit_compiled
 
 # Of the encoder's and coupling nets' products, by `training.precision`.
 NETS = {"float32": "float32", "tf32": "tf32", "mixed_bfloat16": "bfloat16"}

@@ -21,7 +21,7 @@ from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
 from tfdecouple.model.gradient import Share, differentiate, in_slot, judge_step
 from tfdecouple.model.networks import Networks
 from tfdecouple.model.noise import u_noise, z_noise
-from tfdecouple.runtime.shapes import sizes
+from tfdecouple.runtime.numerics import sizes
 
 # The options of `training.*` that `compile` takes beside Keras' own.
 OPTIONS = ("kl_weight", "precision", "memory", "jit_compile", "seed", "init_images", "max_skipped_steps")

@@ -14,7 +14,6 @@ from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
 from tfdecouple import randomness
-from tfdecouple.architecture import count_by_network, plan
 from tfdecouple.arguments import as_images, as_labels, as_pixel_noise, as_z, require_images
 from tfdecouple.config import ModelConfig, from_plain
 from tfdecouple.errors import DataError, NotInitializedError, UserError
@@ -33,11 +32,11 @@ from tfdecouple.networks.classes import ClassAffine, ClassCodes
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
+from tfdecouple.networks.plan import count_by_network, make_networks
 from tfdecouple.networks.prior import PriorFlow
-from tfdecouple.runtime.autograph import unconverted
 from tfdecouple.runtime.backend import require_backend
-from tfdecouple.runtime.rematerialization import backward_memory, backward_mode
-from tfdecouple.runtime.shapes import sizes
+from tfdecouple.runtime.execution import backward_memory, backward_mode, unconverted
+from tfdecouple.runtime.numerics import sizes
 
 
 class Codes(NamedTuple):
@@ -96,52 +95,29 @@ class Networks(keras.Model):
         # Whatever the global policy of Keras, as for all layers.
         super().__init__(**{"name": "decoupled_model", "dtype": "float32", **kwargs})
         self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
-        config, planned = self.config, plan(self.config)
-        self.flow = Flow(config, name="flow")
-        self.encoder: Encoder | None = None
-        self.prior_flow: PriorFlow | None = None
-        if planned.encoder is not None:
-            self.encoder = Encoder(
-                config.latent_dim, config.encoder_channels, config.encoder_out_channels, name="encoder"
-            )
-        if planned.prior is not None:
-            self.prior_flow = PriorFlow(
-                config.prior_steps,
-                config.prior_hidden,
-                transform=config.prior_transform,
-                alpha=config.prior_alpha,
-                linear=config.linear,
-                name="prior_flow",
-            )
-        self.prior_affine: ClassAffine | None = None
-        if planned.prior_affine is not None:
-            self.prior_affine = ClassAffine(config.classes, config.latent_dim, name="prior_affine")
-        self.code_net: ClassCodes | None = None
-        if planned.class_codes is not None:
-            self.code_net = ClassCodes(config.classes, config.latent_dim, name="class_codes")
-        self.dequantizer = None if planned.dequantizer is None else Dequantizer(config, name="dequantizer")
+        made = {name: network for name, (network, _) in make_networks(self.config).items()}
+        self.flow: Flow = made["flow"]
+        self.encoder: Encoder | None = made.get("encoder")
+        self.prior_flow: PriorFlow | None = made.get("prior_flow")
+        self.prior_affine: ClassAffine | None = made.get("prior_affine")
+        self.code_net: ClassCodes | None = made.get("class_codes")
+        self.dequantizer: Dequantizer | None = made.get("dequantizer")
         networks = [self.flow, self.encoder, self.prior_flow]
         if self.dequantizer is not None:
             networks += [self.dequantizer.encoder, self.dequantizer.flow]
         for network in filter(None, networks):
-            network.jit_compile = jit_compile
+            network.execution.jit_compile = jit_compile
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
         """Creates all weights; the constructor calls it, for the config fixes every shape."""
         if hasattr(self, "initialized"):
             return
-        self.flow.build((None, *self.config.image_shape))
-        if self.encoder is not None:
-            self.encoder.build((None, *self.config.image_shape))
-        if self.prior_flow is not None:
-            self.prior_flow.build((None, self.config.latent_dim))
-        if self.prior_affine is not None:
-            self.prior_affine.build((None, self.config.latent_dim))
-        if self.code_net is not None:
-            self.code_net.build((None,))
-        if self.dequantizer is not None:
-            self.dequantizer.build((None, *self.config.image_shape))
+        image, z = self.input_shape, (None, self.config.latent_dim)
+        of_images, of_z = (self.flow, self.encoder, self.dequantizer), (self.prior_flow, self.prior_affine)
+        for networks, shape in ((of_images, image), (of_z, z), ((self.code_net,), (None,))):
+            for network in filter(None, networks):
+                network.build(shape)
         self.initialized = self.add_weight(
             name="initialized", shape=(), dtype="bool", initializer="zeros", trainable=False
         )

@@ -13,7 +13,7 @@ from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
 from tfdecouple.networks.prior import PriorFlow
-from tfdecouple.runtime.shapes import product, sizes, zero_per_image
+from tfdecouple.runtime.numerics import product, sizes, zero_per_image
 
 
 class Elbo(NamedTuple):

@@ -73,7 +73,7 @@ def kinds_of_nets(flow: Flow) -> Iterator[tuple[ConvNet, tuple[int, int]]]:
         sides = stage.plan.height, stage.plan.width
         for layer in stage.layers:
             for coupling in layer.sequence if isinstance(layer, FlowStep) else [layer.coupling]:
-                if not isinstance(coupling, Coupling):
+                if not isinstance(coupling, Coupling) or not isinstance(coupling.net, ConvNet):
                     continue
                 kind = *sides, *coupling.net.first.shape, coupling.net.outputs
                 if kind not in seen:

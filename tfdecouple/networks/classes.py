@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
-from tfdecouple.architecture import ClassAffinePlan, ClassCodesPlan
-from tfdecouple.layers.base import FullLayer
+from tfdecouple.layers.base import FullLayer, Weight
 from tfdecouple.layers.nets import bound_uniform, fan_in_uniform
-from tfdecouple.runtime.products import full_product
-from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.runtime.numerics import full_product
+from tfdecouple.runtime.precision import full_float32
 
-# How far from 0 the embedding starts, as in the paper's code.
-_EMBEDDING = 0.1
+# How far from 0 the embedding starts, and how many times as wide as z the hidden layers are, as in the paper's code.
+_EMBEDDING, _WIDENING = 0.1, 4
 
 
 class _OfClasses(FullLayer):
@@ -48,21 +48,24 @@ class _OfClasses(FullLayer):
 class ClassCodes(_OfClasses):
     """z as a function of the label: embedding - FC - ELU - FC - ELU - FC, as in the paper's code ("categorical")."""
 
-    def build(self, labels_shape: Any = None) -> None:
-        """Creates the weights, as the paper's code starts them."""
-        planned = ClassCodesPlan(classes=self.classes, latent_dim=self.latent_dim)
-        for name, shape in planned.weights().items():
-            initializer: Any = fan_in_uniform()
-            if name == "embedding":
-                initializer = keras.initializers.RandomUniform(-_EMBEDDING, _EMBEDDING)
-            elif name.endswith("_bias"):
-                initializer = bound_uniform(planned.latent_dim if name == "first_bias" else planned.hidden)
-            setattr(self, name, self.add_weight(name=name, shape=shape, initializer=initializer))
-        self.built = True
+    def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
+        """Returns the weights, as the paper's code starts them."""
+        size, hidden = self.latent_dim, _WIDENING * self.latent_dim
+        embedding = functools.partial(keras.initializers.RandomUniform, -_EMBEDDING, _EMBEDDING)
+        after_size, after_hidden = (functools.partial(bound_uniform, fan_in) for fan_in in (size, hidden))
+        return {
+            "embedding": Weight((self.classes, size), embedding),
+            "first": Weight((size, hidden), fan_in_uniform),
+            "first_bias": Weight((hidden,), after_size),
+            "second": Weight((hidden, hidden), fan_in_uniform),
+            "second_bias": Weight((hidden,), after_hidden),
+            "last": Weight((hidden, size), fan_in_uniform),
+            "last_bias": Weight((size,), after_hidden),
+        }
 
-    def compute_output_shape(self, labels_shape: Any) -> tuple:
+    def compute_output_shape(self, x_shape: Any) -> tuple:
         """Returns the shape of what `call` gives."""
-        return (*labels_shape, self.latent_dim)
+        return (*x_shape, self.latent_dim)
 
     @full_float32()
     def codes(self) -> tf.Tensor:
@@ -85,16 +88,13 @@ class ClassAffine(_OfClasses):
     At the start it changes nothing, and the prior knows no labels.
     """
 
-    def build(self, z_shape: Any = None) -> None:
-        """Creates the weights."""
-        planned = ClassAffinePlan(classes=self.classes, latent_dim=self.latent_dim)
-        for name, shape in planned.weights().items():
-            setattr(self, name, self.add_weight(name=name, shape=shape, initializer="zeros"))
-        self.built = True
+    def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
+        """Returns shift and scale."""
+        return dict.fromkeys(("log_scale", "shift"), Weight((self.classes, self.latent_dim)))
 
-    def compute_output_shape(self, z_shape: Any) -> tuple[tuple, tuple]:
+    def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
         """Returns the shapes of what `call` gives."""
-        return (z_shape[0], self.classes, self.latent_dim), (self.classes,)
+        return (x_shape[0], self.classes, self.latent_dim), (self.classes,)
 
     def reset(self) -> None:
         """Makes it change nothing."""

@@ -13,17 +13,14 @@ import keras
 import tensorflow as tf
 
 from tfdecouple import randomness
-from tfdecouple.architecture import FlowPlan, ResNetPlan, plan
 from tfdecouple.config import ModelConfig, from_plain
+from tfdecouple.config.levels import local_blocks
 from tfdecouple.layers import ActNorm, Sigmoid
-from tfdecouple.layers.base import ChildCall
-from tfdecouple.layers.nested import Nested
-from tfdecouple.levels import local_blocks
-from tfdecouple.networks.encoder import ResNetBlock, TransposedResNetBlock
-from tfdecouple.networks.flow import Flow
-from tfdecouple.runtime.networks import TracedNetwork
-from tfdecouple.runtime.shards import Batch, divided, joined
-from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.layers.base import ChildCall, FullLayer, Nested
+from tfdecouple.networks.encoder import ResNetBlock, TransposedResNetBlock, chained
+from tfdecouple.networks.flow import Flow, Stage
+from tfdecouple.runtime.execution import Batch, Execution, divided, joined
+from tfdecouple.runtime.precision import full_float32
 
 # The standard deviation of normal noise whose sigmoid is nearest to uniform: 0.0095 nats of relative entropy a number,
 # where 1 has 0.193.
@@ -33,7 +30,7 @@ _PLACES = 2**14
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class LocalResNet(Nested, TracedNetwork, keras.layers.Layer):
+class LocalResNet(Nested, FullLayer):
     """From images to maps of their own size: levels of two ResNet blocks down, and as many of transposed ones back up.
 
     Args:
@@ -44,22 +41,18 @@ class LocalResNet(Nested, TracedNetwork, keras.layers.Layer):
 
     def __init__(self, channels: tuple[int, ...], map_channels: int, **kwargs: Any):
         super().__init__(dtype="float32", **kwargs)
+        self.execution = Execution()
         self.channels = tuple(channels)
         self.map_channels = map_channels
         # Which blocks there are does not depend on the channels of the images.
         self.blocks = [
-            (TransposedResNetBlock if block.transposed else ResNetBlock)(block.planes, block.strides, name=block.name)
-            for block in local_blocks(self.channels, map_channels)
+            (TransposedResNetBlock if transposed else ResNetBlock)(planes, strides, name=name)
+            for name, planes, strides, transposed in local_blocks(self.channels, map_channels)
         ]
 
-    def build(self, x_shape: Any) -> None:
-        """Builds the blocks for images `[batch, height, width, channels]`."""
-        height, width, channels = x_shape[1:]
-        blocks = local_blocks(self.channels, self.map_channels, channels)
-        sizes = ResNetPlan(image_shape=(height, width, channels), blocks=blocks)
-        for block, planned in zip(self.blocks, blocks, strict=True):
-            block.build((None, *sizes.sides(planned), planned.channels))
-        self.built = True
+    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+        """Returns the blocks, for images `[batch, height, width, channels]`."""
+        return chained(self.blocks, x_shape)
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
         """Returns the shape of what `call` gives."""
@@ -82,10 +75,10 @@ class LocalResNet(Nested, TracedNetwork, keras.layers.Layer):
     @full_float32()
     def infer(self, x: tf.Tensor) -> tf.Tensor:
         """As `call` without training, where each image is by itself: the fast way for a caller outside of a graph."""
-        return self.run_fast(self._infer, x)[0]
+        return self.execution.run(self, self._infer, x)[0]
 
     def _infer(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor]:
-        return self.run_whole(self._by_averages, x)
+        return self.execution.run_whole(self._by_averages, x)
 
     def _by_averages(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor]:
         return (self(x, training=False),)
@@ -108,15 +101,15 @@ class DequantizingFlow(Flow):
         super().__init__(config, **kwargs)
         self.sigmoid = Sigmoid(name="sigmoid", dtype=self.dtype_policy)
 
-    def build(self, x_shape: Any = None, condition_shape: Any = None) -> None:
-        """Builds every layer for noise of the shape of images."""
-        super().build(x_shape, condition_shape)
-        self.sigmoid.build((None, *self.config.image_shape))
+    def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+        """Returns every layer, for noise of the shape of images."""
+        return [*super().children(), (self.sigmoid, (None, *self.config.image_shape), None)]
 
-    def _planned(self) -> FlowPlan:
-        dequantizer = plan(self.config).dequantizer
-        assert dequantizer is not None
-        return dequantizer.flow
+    def _make_levels(self) -> tuple[tuple[Stage, ...], ...]:
+        config = self.config
+        self.local, self.condition_size = True, config.dequantization_map_channels
+        transform = config.dequantization_transform
+        return self._stages(config.dequantization_levels, transform, transform, {}, alpha=config.dequantization_alpha)
 
     def start(self, seed: Any) -> None:
         """Starts the flow as that of the decoder, from noise in the place of data, but with u nearly uniform.
@@ -127,7 +120,7 @@ class DequantizingFlow(Flow):
         Args:
             seed: of the noise.
         """
-        places = self.plan.levels[-1][0].positions
+        places = self.levels[-1][0].plan.positions
         noise = randomness.normal([-(-_PLACES // places), *self.config.image_shape], seed)
 
         def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
@@ -140,19 +133,21 @@ class DequantizingFlow(Flow):
 
         self.walk(noise, None, visit)
 
-    def _run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        y, log_det = super()._run_forward(x, condition, call)
+    def run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps x towards v; see `InvertibleComposite`."""
+        y, log_det = super().run_forward(x, condition, call)
         u, change = call(self.sigmoid, y, None)
         return u, log_det + change
 
-    def _run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps v towards x; see `InvertibleComposite`."""
         y, change = call(self.sigmoid, y, None)
-        x, log_det = super()._run_inverse(y, condition, call)
+        x, log_det = super().run_inverse(y, condition, call)
         return x, log_det + change
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class Dequantizer(Nested, keras.layers.Layer):
+class Dequantizer(Nested, FullLayer):
     """q(u|x), from noise and an image to u with its density.
 
     Args:
@@ -172,11 +167,14 @@ class Dequantizer(Nested, keras.layers.Layer):
         )
         self.flow = DequantizingFlow(self.config, name="flow")
 
+    def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+        """Returns both networks, for images of the config's size."""
+        image = (None, *self.config.image_shape)
+        return [(self.encoder, image, None), (self.flow, image, None)]
+
     def build(self, x_shape: Any = None) -> None:
         """Builds both networks for images of the config's size."""
-        self.encoder.build((None, *self.config.image_shape))
-        self.flow.build((None, *self.config.image_shape))
-        self.built = True
+        super().build(x_shape)
 
     def compute_output_shape(self, x_shape: Any, noise_shape: Any = None) -> tuple[tuple, tuple]:
         """Returns the shapes of what `call` gives."""

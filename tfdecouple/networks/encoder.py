@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfdecouple.architecture import EncoderPlan
-from tfdecouple.layers.nested import Nested
-from tfdecouple.layers.nets import WeightNorm, bound_uniform, fan_in_uniform
-from tfdecouple.levels import encoder_blocks, has_shortcut_convolution
-from tfdecouple.runtime.networks import TracedNetwork
-from tfdecouple.runtime.shapes import product, sizes
-from tfdecouple.runtime.shards import Batch, divided, image_by_image, joined, total
-from tfdecouple.runtime.tf32 import full_float32
+from tfdecouple.config.levels import encoder_blocks
+from tfdecouple.layers.base import Cost, FullLayer, Nested, Shape, Weight
+from tfdecouple.layers.nets import StartsAtZero, bound_uniform, fan_in_uniform, weight_norm
+from tfdecouple.runtime.execution import Batch, Execution, divided, image_by_image, joined, total
+from tfdecouple.runtime.numerics import product, sizes
+from tfdecouple.runtime.precision import full_float32
 
 
 def make_convolution(planes: int, size: int, strides: int, transposed: bool, **options: Any) -> keras.layers.Layer:
@@ -121,7 +121,7 @@ def _elu_of_sum(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class ResNetBlock(Nested, keras.layers.Layer):
+class ResNetBlock(Nested, FullLayer):
     """conv3x3 - BatchNorm - ELU - conv3x3 - BatchNorm plus shortcut, then ELU.
 
     The shortcut is the identity where neither size nor planes change, else conv1x1 - BatchNorm.
@@ -145,13 +145,13 @@ class ResNetBlock(Nested, keras.layers.Layer):
         self.norm_2 = _batch_norm("norm_2")
         self.shortcut: list[keras.layers.Layer] = []
 
-    def build(self, x_shape: Any) -> None:
+    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Builds the layers for `[batch, height, width, channels]`."""
         _, height, width, channels = x_shape
         batch, *_ = inner = self.compute_output_shape(x_shape)
         self.convolution_1.build((batch, height + 2, width + 2, channels))
         self.convolution_2.build((batch, inner[1] + 2, inner[2] + 2, self.planes))
-        if has_shortcut_convolution(channels, self.planes, self.strides):
+        if self._has_shortcut(channels):
             self.shortcut = [
                 make_convolution(
                     self.planes, 1, self.strides, self.transposed, use_bias=False, name="shortcut_convolution"
@@ -163,6 +163,41 @@ class ResNetBlock(Nested, keras.layers.Layer):
         self.norm_1.build(inner)
         self.norm_2.build(inner)
         self.built = True
+
+    def weight_shapes(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Shape]:
+        """Returns `{path: shape}` of the weights; the layers of Keras that own them know the shapes once built."""
+        channels, planes = x_shape[-1], self.planes
+
+        def kernel(size: int, channels: int) -> Shape:
+            # Of a transposed convolution Keras has the outputs first.
+            return (size, size, *((planes, channels) if self.transposed else (channels, planes)))
+
+        kernels = {"convolution_1": kernel(3, channels), "convolution_2": kernel(3, planes)}
+        norms = ["norm_1", "norm_2"]
+        if self._has_shortcut(channels):
+            kernels["shortcut_convolution"] = kernel(1, channels)
+            norms.append("shortcut_norm")
+        of_norms = itertools.product(norms, ("gamma", "beta", "moving_mean", "moving_variance"))
+        return {f"{name}/kernel": shape for name, shape in kernels.items()} | {
+            f"{norm}/{name}": (planes,) for norm, name in of_norms
+        }
+
+    def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
+        """Returns what the block costs for one image."""
+        *sides, channels = x_shape[1:]
+        *out_sides, planes = self.compute_output_shape(x_shape)[1:]
+        shortcut, out, border = self._has_shortcut(channels), math.prod(out_sides), 0 if self.transposed else 2
+        # A transposed convolution has its kernel at each position of its input.
+        first = channels * planes * (9 + shortcut) * min(math.prod(sides), out)
+        # The (padded) input of both convolutions, what each batch normalisation sees, and both ELUs' outputs.
+        inner = planes * math.prod(side + border for side in out_sides)
+        before = channels * math.prod(side + border for side in sides)
+        kept = before + inner + (2 + shortcut + 2) * planes * out
+        return Cost(first + 9 * planes**2 * out, kept=kept)
+
+    def _has_shortcut(self, channels: int) -> bool:
+        """Returns whether the block changes size or channels, so that its shortcut cannot be the identity."""
+        return self.strides != 1 or channels != self.planes
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
         """Returns the shape of what `call` gives."""
@@ -200,8 +235,17 @@ class TransposedResNetBlock(ResNetBlock):
     transposed = True
 
 
+def chained(blocks: Sequence[ResNetBlock], x_shape: Any) -> list[tuple[FullLayer, Any, Any]]:
+    """Returns blocks that follow each other, as `FullLayer.children`, given the shape of the first one's input."""
+    found: list[tuple[FullLayer, Any, Any]] = []
+    for block in blocks:
+        found.append((block, x_shape, None))
+        x_shape = block.compute_output_shape(x_shape)
+    return found
+
+
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class Encoder(Nested, TracedNetwork, keras.layers.Layer):
+class Encoder(StartsAtZero, Nested, FullLayer):
     """Levels of two ResNet blocks, then conv1x1 - ELU - flatten - FC to mean and log-variance.
 
     At the start the last layer is 0 and z is standard normal, whatever the image (the paper's zero initialisation,
@@ -216,37 +260,45 @@ class Encoder(Nested, TracedNetwork, keras.layers.Layer):
 
     def __init__(self, latent_dim: int, channels: tuple[int, ...], out_channels: int, **kwargs: Any):
         super().__init__(dtype="float32", **kwargs)
+        self.execution = Execution()
         self.latent_dim = latent_dim
         self.channels = tuple(channels)
         self.out_channels = out_channels
         # Which blocks there are does not depend on the channels of the images.
         self.blocks = [
-            ResNetBlock(block.planes, block.strides, name=block.name) for block in encoder_blocks(self.channels)
+            ResNetBlock(planes, strides, name=name) for name, planes, strides, _ in encoder_blocks(self.channels)
         ]
-
-    def build(self, x_shape: Any) -> None:
-        """Builds the layers for images `[batch, height, width, channels]`."""
-        height, width, channels = x_shape[1:]
-        plan = EncoderPlan(
-            image_shape=(height, width, channels),
-            blocks=encoder_blocks(self.channels, channels),
-            out_channels=self.out_channels,
-            latent_dim=self.latent_dim,
-        )
-        for block, planned in zip(self.blocks, plan.blocks, strict=True):
-            block.build((None, *plan.sides(planned), planned.channels))
-        channels = plan.blocks[-1].planes
         self.top = keras.layers.Conv2D(
-            self.out_channels,
+            out_channels,
             1,
             kernel_initializer=fan_in_uniform(),
-            bias_initializer=bound_uniform(channels),
+            bias_initializer=bound_uniform(self.channels[-1]),
             dtype="float32",
             name="top",
         )
-        self.top.build((None, *plan.out_sides(plan.blocks[-1]), channels))
-        self.last = WeightNorm(self, plan.weights())
-        self.built = True
+
+    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+        """Returns the last, dense layer, for images `[batch, height, width, channels]`."""
+        return weight_norm((math.prod(self.map_shape(x_shape)[1:]), 2 * self.latent_dim))
+
+    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+        """Returns the blocks."""
+        return chained(self.blocks, x_shape)
+
+    def weight_shapes(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Shape]:
+        """Returns `{path: shape}` of all weights, with those of `top`, which is a layer of Keras."""
+        top = {"top/kernel": (1, 1, self.channels[-1], self.out_channels), "top/bias": (self.out_channels,)}
+        return super().weight_shapes(x_shape) | top
+
+    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
+        """Builds the layers for images `[batch, height, width, channels]`."""
+        self.top.build((*self.map_shape(x_shape)[:-1], self.channels[-1]))
+        super().build(x_shape)
+
+    def map_shape(self, x_shape: Any) -> tuple:
+        """Returns the shape of the map that is flattened, batch first, for images of a shape."""
+        block, shape, _ = self.children(x_shape)[-1]
+        return (*block.compute_output_shape(shape)[:-1], self.out_channels)
 
     def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
         """Returns the shapes of what `call` gives."""
@@ -276,10 +328,10 @@ class Encoder(Nested, TracedNetwork, keras.layers.Layer):
     @full_float32()
     def infer(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """As `call` without training, where each image is by itself: the fast way for a caller outside of a graph."""
-        return self.run_fast(self._infer, x)
+        return self.execution.run(self, self._infer, x)
 
     def _infer(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, tf.Tensor]:
-        return self.run_whole(self._by_averages, x)
+        return self.execution.run_whole(self._by_averages, x)
 
     def _by_averages(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, tf.Tensor]:
         return self(x, training=False)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import pkgutil
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
-from tfdecouple.architecture import STEP, FlowPlan, plan
-from tfdecouple.config import ModelConfig, from_plain
+from tfdecouple.config import STEP_LAYERS, ModelConfig, from_plain
+from tfdecouple.config.levels import StagePlan, squeezes_first
 from tfdecouple.errors import UserError
 from tfdecouple.layers import (
     ActNorm,
@@ -19,14 +20,23 @@ from tfdecouple.layers import (
     InvertibleConv1x1,
     InvertibleLayer,
     InvertibleSequence,
-    RegisteredLayer,
     Squeeze,
 )
-from tfdecouple.layers.base import ChildCall, InvertibleComposite
-from tfdecouple.levels import StagePlan
-from tfdecouple.runtime.gradients import join_channels
-from tfdecouple.runtime.networks import TracedFlow
-from tfdecouple.runtime.shapes import side_by_side, zero_per_image
+from tfdecouple.layers.base import ChildCall, FullLayer, InvertibleComposite
+from tfdecouple.runtime.execution import Execution, join_channels
+from tfdecouple.runtime.numerics import side_by_side, zero_per_image
+
+# The layers of a step by name, in the forward direction: an actnorm, the linear map of the channels, or a coupling, as
+# the pattern of its split and the side that is transformed (paper Figure 3a).
+STEP: dict[str, Literal["actnorm", "linear"] | tuple[str, str]] = {
+    "actnorm_1": "actnorm",
+    "linear": "linear",
+    "coupling_continuous_last": ("continuous", "last"),
+    "coupling_continuous_first": ("continuous", "first"),
+    "actnorm_2": "actnorm",
+    "coupling_alternate_last": ("alternate", "last"),
+    "coupling_alternate_first": ("alternate", "first"),
+}
 
 
 class _Coupled(InvertibleLayer):
@@ -40,6 +50,7 @@ class _Coupled(InvertibleLayer):
         transform: str = "affine",
         alpha: float = 1.0,
         linear: str = "full",
+        conditioner: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -48,6 +59,7 @@ class _Coupled(InvertibleLayer):
         self.transform = transform
         self.alpha = alpha
         self.linear = linear
+        self.conditioner = conditioner
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -58,6 +70,7 @@ class _Coupled(InvertibleLayer):
             "transform": self.transform,
             "alpha": self.alpha,
             "linear": self.linear,
+            "conditioner": self.conditioner,
         }
 
     def _coupling(self, name: str, **options: Any) -> Coupling:
@@ -66,6 +79,7 @@ class _Coupled(InvertibleLayer):
             self.condition_size,
             transform=self.transform,
             alpha=self.alpha,
+            conditioner=self.conditioner,
             name=name,
             dtype=self.dtype_policy,
             **options,
@@ -82,7 +96,8 @@ class FlowStep(_Coupled, InvertibleSequence):
         transform: name of a transform, such as "affine" or "additive".
         alpha: bound of the affine scale.
         linear: "full" or "lu".
-        step_layers: names of what stands at its end beside the paper's layers, of `step_layers.STEP_LAYERS`.
+        conditioner: name of the coupling nets, of `config.CONDITIONERS`; None for the paper's.
+        step_layers: names of what stands at its end beside the paper's layers, of `config.STEP_LAYERS`.
         **kwargs: of `InvertibleLayer`.
     """
 
@@ -90,14 +105,14 @@ class FlowStep(_Coupled, InvertibleSequence):
         super().__init__(hidden, condition_size, **kwargs)
         self.step_layers = tuple(step_layers)
 
-        registered = [RegisteredLayer(name, name=name, dtype=self.dtype_policy) for name in self.step_layers]
-        self.sequence = [*map(self._planned, STEP), *registered]
+        named = [pkgutil.resolve_name(STEP_LAYERS[name])(name=name, dtype=self.dtype_policy) for name in step_layers]
+        self.sequence = [*map(self._named_layer, STEP), *named]
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "step_layers": self.step_layers}
 
-    def _planned(self, name: str) -> InvertibleLayer:
+    def _named_layer(self, name: str) -> InvertibleLayer:
         """A layer of the paper's; the paths of weights in checkpoints are made of its name."""
         match STEP[name]:
             case "actnorm":
@@ -125,6 +140,7 @@ class FactorOut(_Coupled, InvertibleComposite):
         transform: name of a transform, such as "affine" or "additive".
         alpha: bound of the affine scale.
         linear: "full" or "lu".
+        conditioner: as of a `FlowStep`.
         **kwargs: of `InvertibleLayer`.
     """
 
@@ -135,27 +151,29 @@ class FactorOut(_Coupled, InvertibleComposite):
         self.coupling = self._coupling("coupling", transformed=dropped)
         self.actnorm = ActNorm(name="actnorm", dtype=self.dtype_policy)
 
-    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Builds the three layers for inputs `[batch, height, width, channels]`."""
-        self._remember_shape(x_shape, condition_shape)
+    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+        """Returns the three layers."""
         self._kept = x_shape[-1] - self.dropped
-        self.mixing.build(x_shape)
-        self.coupling.build(x_shape, condition_shape)
-        self.actnorm.build((*x_shape[:-1], self.dropped))
-        self.built = True
+        return [
+            (self.mixing, x_shape, None),
+            (self.coupling, x_shape, condition_shape),
+            (self.actnorm, (*x_shape[:-1], self.dropped), None),
+        ]
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "dropped": self.dropped}
 
-    def _run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps x towards v; see `InvertibleComposite`."""
         h, mixing = call(self.mixing, x, None)
         h, coupling = call(self.coupling, h, condition)
         kept, dropped = tf.split(h, [self._kept, self.dropped], -1)
         dropped, actnorm = call(self.actnorm, dropped, None)
         return join_channels([kept, dropped]), mixing + coupling + actnorm
 
-    def _run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps v towards x; see `InvertibleComposite`."""
         kept, dropped = tf.split(y, [self._kept, self.dropped], -1)
         dropped, actnorm = call(self.actnorm, dropped, None)
         h, coupling = call(self.coupling, tf.concat([kept, dropped], -1), condition)
@@ -184,7 +202,7 @@ class Stage:
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class Flow(TracedFlow, InvertibleComposite):
+class Flow(InvertibleComposite):
     """The whole flow f(x; z), with the fine-grained multi-scale structure (paper Figure 3c).
 
     The first level works on the colour channels at full resolution; a squeeze stands before every further level, and
@@ -197,8 +215,10 @@ class Flow(TracedFlow, InvertibleComposite):
         **kwargs: of `InvertibleLayer`.
 
     Attributes:
-        plan: the architecture.
         levels: the stages of each level, the highest resolution first.
+        condition_size: size of the vector, or channels of the map at full resolution, that conditions it; or 0.
+        local: whether that is a map, which is squeezed beside the image: four times the channels at half the side.
+        squeezes_first: whether a squeeze stands before the first level, too.
 
     >>> from tfdecouple.config import ModelConfig
     >>> config = ModelConfig(image_size=8, steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4), encoder_channels=(4,))
@@ -211,16 +231,16 @@ class Flow(TracedFlow, InvertibleComposite):
     def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
         super().__init__(**kwargs)
         self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
-        self.plan = self._planned()
+        self.execution = Execution()
+        self.squeezes_first = squeezes_first(self.config.image_shape[-1])
         self.squeeze = Squeeze(name="squeeze", dtype=self.dtype_policy)
-        self.levels = tuple(tuple(map(self._make_stage, level)) for level in self.plan.levels)
+        self.levels = self._make_levels()
         # Keras finds the layers here, and its .keras files know them by the name of this list.
         self.parts_layers = [layer for stage in self.stages for layer in stage.layers]
         self.whitening = None
-        if self.plan.whitening is not None:
-            sizes = self.plan.whitening
+        if self.config.conditioning == "base" and not self.local:
             self.whitening = ConditionalWhitening(
-                sizes.hidden, sizes.condition_size, name="whitening", dtype=self.dtype_policy
+                self.config.base_hidden, self.config.latent_dim, name="whitening", dtype=self.dtype_policy
             )
 
     @property
@@ -228,40 +248,69 @@ class Flow(TracedFlow, InvertibleComposite):
         """All stages in the forward direction."""
         return (stage for level in self.levels for stage in level)
 
-    def build(self, x_shape: Any = None, condition_shape: Any = None) -> None:
-        """Builds every layer for images `[batch, height, width, channels]` of the config's shape."""
+    def condition_shape(self, stage: StagePlan) -> tuple[int | None, ...]:
+        """Returns the shape of what the couplings of a stage are conditioned on, batch first."""
+        if not self.local:
+            return (None, self.condition_size)
+        return (None, stage.height, stage.width, self.condition_size * stage.reduction**2)
+
+    def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+        """Returns every layer, for images of the config's shape."""
+        image, found = (None, *self.config.image_shape), []
         for stage in self.stages:
-            sizes = stage.plan
-            for layer in stage.layers:
-                layer.build((None, sizes.height, sizes.width, sizes.channels), self.plan.condition_shape(sizes))
-        self.squeeze.build((None, *self.config.image_shape))
-        if self.whitening is not None:
-            self.whitening.build((None, *self.config.image_shape))
-        self._condition_ndims = 3 if self.plan.local else 1
-        self.built = True
+            shape = (None, stage.plan.height, stage.plan.width, stage.plan.channels)
+            found += [(layer, shape, self.condition_shape(stage.plan)) for layer in stage.layers]
+        return [
+            *found,
+            (self.squeeze, image, None),
+            *([] if self.whitening is None else [(self.whitening, image, None)]),
+        ]
+
+    def build(self, x_shape: Any = None, condition_shape: Any = None) -> None:
+        """Builds every layer for images of the config's shape."""
+        FullLayer.build(self, x_shape)
+        self._condition_ndims = 3 if self.local else 1
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "config": self.config.to_dict()}
 
-    def _planned(self) -> FlowPlan:
-        """Returns which of the flows of the config this is."""
-        return plan(self.config).flow
+    def _make_levels(self) -> tuple[tuple[Stage, ...], ...]:
+        config = self.config
+        self.local, self.condition_size = False, config.latent_dim if config.conditioning == "coupling" else 0
+        options = {"alpha": config.alpha, "conditioner": config.conditioner}
+        return self._stages(
+            config.levels, config.transform, config.multiscale_transform, {"step_layers": config.step_layers}, **options
+        )
 
-    def _make_stage(self, sizes: StagePlan) -> Stage:
-        planned = self.plan
-        widths = (sizes.hidden, planned.step(sizes).coupling.condition_size)
-        options: dict[str, Any] = {"alpha": planned.alpha, "linear": planned.linear, "dtype": self.dtype_policy}
-        steps = [
-            FlowStep(*widths, transform=planned.transform, step_layers=planned.step_layers, name=name, **options)
-            for name in sizes.step_names
-        ]
-        factor_out = None
-        if sizes.dropped:
-            factor_out = FactorOut(
-                sizes.dropped, *widths, transform=planned.multiscale_transform, name=sizes.factor_out_name, **options
+    def _stages(
+        self,
+        levels: Sequence[Sequence[StagePlan]],
+        transform: str,
+        multiscale_transform: str,
+        of_steps: dict[str, Any],
+        **options: Any,
+    ) -> tuple[tuple[Stage, ...], ...]:
+        """Returns the stages of each level.
+
+        Args:
+            levels: their sizes.
+            transform: of the couplings of steps.
+            multiscale_transform: of those before channels leave.
+            of_steps: further options of steps.
+            **options: of both.
+        """
+        options |= {"linear": self.config.linear, "dtype": self.dtype_policy}
+
+        def stage(sizes: StagePlan) -> Stage:
+            widths = sizes.hidden, self.condition_shape(sizes)[-1] or 0
+            steps = (
+                FlowStep(*widths, transform=transform, name=name, **of_steps, **options) for name in sizes.step_names
             )
-        return Stage(sizes, tuple(steps), factor_out)
+            leaving = {"transform": multiscale_transform, "name": sizes.factor_out_name, **options}
+            return Stage(sizes, tuple(steps), FactorOut(sizes.dropped, *widths, **leaving) if sizes.dropped else None)
+
+        return tuple(tuple(map(stage, level)) for level in levels)
 
     def parts(self, v: tf.Tensor) -> list[tf.Tensor]:
         """Splits v into what left the flow at each stage, and what went through all of it.
@@ -274,7 +323,7 @@ class Flow(TracedFlow, InvertibleComposite):
         """
         found = []
         for depth, level in enumerate(self.levels):
-            if depth or self.plan.squeezes_first:
+            if depth or self.squeezes_first:
                 v, _ = self.squeeze.forward_and_log_det(v)
             left = [stage.plan.dropped for stage in level if stage.plan.dropped]
             # The later channels leave, the nearer they are to those that go on.
@@ -286,36 +335,26 @@ class Flow(TracedFlow, InvertibleComposite):
         shape = tuple(tf.convert_to_tensor(x).shape)
         if len(shape) != 4 or shape[1:] != self.config.image_shape:
             raise UserError(f"the flow got an array of shape {shape}; it needs [batch, *{self.config.image_shape}]")
-        if not self.plan.condition_size and self.whitening is None:
+        if not self.condition_size and self.whitening is None:
             condition = None
         return super()._prepare(x, condition)
 
-    def _run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        v, log_det = self._squeezed_first(self._level_forward, x, condition, call)
+    def run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps x towards v; see `InvertibleComposite`."""
+        v, log_det = self._level_forward(0, x, condition, call)
         if self.whitening is not None:
             v, change = call(self.whitening, v, condition)
             log_det += change
         return v, log_det
 
-    def _squeezed_first(
-        self,
-        run: Callable[..., tuple[tf.Tensor, tf.Tensor]],
-        h: tf.Tensor,
-        condition: tf.Tensor | None,
-        call: ChildCall,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs all levels; where a squeeze stands before the first, within it."""
-        if not self.plan.squeezes_first:
-            return run(0, h, condition, call)
-        h, _ = self.squeeze.forward_and_log_det(h)
-        h, log_det = run(0, h, self._one_level_down(condition), call)
-        return self.squeeze.inverse_and_log_det(h)[0], log_det
-
     def _level_forward(
         self, depth: int, h: tf.Tensor, condition: tf.Tensor | None, call: ChildCall
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs the levels from `depth` on; returns what they give of v, at this level's resolution and channels."""
+        """Runs the levels from `depth` on; returns what they give of v, at the resolution before its squeeze."""
         log_det = zero_per_image(h)
+        squeezes = depth > 0 or self.squeezes_first
+        if squeezes:
+            h, condition = self.squeeze.forward_and_log_det(h)[0], self._one_level_down(condition)
         left: list[tf.Tensor] = []
         for stage in self.levels[depth]:
             h, change = self._run_chain(stage.layers, h, condition, call)
@@ -324,40 +363,41 @@ class Flow(TracedFlow, InvertibleComposite):
                 h, dropped = tf.split(h, [stage.plan.kept, stage.plan.dropped], -1)
                 left.insert(0, dropped)
         if depth + 1 < len(self.levels):
-            h, _ = self.squeeze.forward_and_log_det(h)
-            h, change = self._level_forward(depth + 1, h, self._one_level_down(condition), call)
+            h, change = self._level_forward(depth + 1, h, condition, call)
             log_det += change
-            h, _ = self.squeeze.inverse_and_log_det(h)
-        return (side_by_side([h, *left]) if left else h), log_det
+        h = side_by_side([h, *left]) if left else h
+        return self.squeeze.inverse_and_log_det(h)[0] if squeezes else h, log_det
 
-    def _run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps v towards x; see `InvertibleComposite`."""
         log_det = zero_per_image(y)
         if self.whitening is not None:
             y, log_det = call(self.whitening, y, condition)
-        x, change = self._squeezed_first(self._level_inverse, y, condition, call)
+        x, change = self._level_inverse(0, y, condition, call)
         return x, log_det + change
 
     def _level_inverse(
         self, depth: int, v: tf.Tensor, condition: tf.Tensor | None, call: ChildCall
     ) -> tuple[tf.Tensor, tf.Tensor]:
         log_det = zero_per_image(v)
+        squeezes = depth > 0 or self.squeezes_first
+        if squeezes:
+            v, condition = self.squeeze.forward_and_log_det(v)[0], self._one_level_down(condition)
         stages = self.levels[depth][::-1]
         left = [stage.plan.dropped for stage in stages if stage.plan.dropped]
         h, *dropped = tf.split(v, [v.shape[-1] - sum(left), *left], -1)
         if depth + 1 < len(self.levels):
-            h, _ = self.squeeze.forward_and_log_det(h)
-            h, change = self._level_inverse(depth + 1, h, self._one_level_down(condition), call)
+            h, change = self._level_inverse(depth + 1, h, condition, call)
             log_det += change
-            h, _ = self.squeeze.inverse_and_log_det(h)
         for stage in stages:
             if stage.plan.dropped:
                 h = tf.concat([h, dropped.pop(0)], -1)
             h, change = self._run_chain(stage.layers[::-1], h, condition, call)
             log_det += change
-        return h, log_det
+        return self.squeeze.inverse_and_log_det(h)[0] if squeezes else h, log_det
 
     def _one_level_down(self, condition: tf.Tensor | None) -> tf.Tensor | None:
         """Returns the condition of the next level: a map is squeezed as the image is, a vector stays."""
-        if condition is None or not self.plan.local:
+        if condition is None or not self.local:
             return condition
         return self.squeeze.forward_and_log_det(condition)[0]

@@ -6,10 +6,10 @@ from typing import Any
 
 import keras
 
+from tfdecouple.config.levels import step_names
 from tfdecouple.layers import InvertibleLayer, InvertibleLinear, InvertibleSequence
-from tfdecouple.levels import step_names
 from tfdecouple.networks.flow import FlowStep
-from tfdecouple.runtime.networks import TracedFlow
+from tfdecouple.runtime.execution import Execution
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -21,7 +21,7 @@ class PriorStep(FlowStep):
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class PriorFlow(TracedFlow, InvertibleSequence):
+class PriorFlow(InvertibleSequence):
     """The flow of the prior, from z `[batch, d_z]` to a standard normal of the same size.
 
     Args:
@@ -44,6 +44,7 @@ class PriorFlow(TracedFlow, InvertibleSequence):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.execution = Execution()
         self.steps = steps
         self.hidden = hidden
         self.transform = transform

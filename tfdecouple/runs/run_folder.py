@@ -8,10 +8,9 @@ import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from tfdecouple.architecture import count_by_network, plan
 from tfdecouple.config import Config
 from tfdecouple.errors import RunError, one_line
-from tfdecouple.parameters import require_memory
+from tfdecouple.networks.plan import count_by_network, require_memory, weight_shapes
 from tfdecouple.runs.pretrained import HUB, folder_of, pretrained_names
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.storage.files import read_json, require_own_files, write_json
@@ -88,7 +87,7 @@ def require_fitting(run: str | pathlib.Path, config: Config) -> None:
     """
     require_memory(config.model)
     folder = CheckpointFolder(find_run(run) / CHECKPOINTS)
-    planned = plan(config.model)
+    planned = weight_shapes(config.model)
     for kind, step in [(name, number) for name in ("best", "step") for number in folder.steps(name)]:
         try:
             held = folder.weights(kind, step)
@@ -96,12 +95,12 @@ def require_fitting(run: str | pathlib.Path, config: Config) -> None:
             continue
         misfit = f"the checkpoint {folder.prefix(kind, step)} does not fit the config beside it"
         counts = count_by_network(held)
-        for network, count in planned.parameters().items():
+        for network, count in count_by_network(planned).items():
             if (found := counts.get(network, 0)) != count:
                 raise RunError(
                     f"{misfit}: the {network} has {count:,} parameters by the config, and {found:,} in the checkpoint"
                 )
-        for name, shape in planned.weights().items():
+        for name, shape in planned.items():
             if held.get(name) != shape:
                 raise RunError(
                     f"{misfit}: the weight {name} has the shape {shape} by the config, "

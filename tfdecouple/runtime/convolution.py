@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.runtime.shapes import sizes
+from tfdecouple.runtime.numerics import sizes
 
 _OPTIONS = {"strides": [1, 1, 1, 1], "padding": "SAME"}
 
@@ -39,17 +39,19 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
 
 @tf.custom_gradient
-def convolve_normed(x: tf.Tensor, direction: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns a 3x3 convolution as `convolve` does, whose kernel is a product that the backward pass does not keep.
+def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Returns a 3x3 convolution as `convolve` does, with a weight-normalised kernel g V / ||V||.
 
-    Kept, the kernels of all nets would be another copy of these weights for each shard of a batch; to compute them
-    again is one multiplication a weight.
+    The backward pass does not keep the kernel: kept, the kernels of all nets would be another copy of these weights for
+    each shard of a batch; to compute them again is one multiplication a weight.
 
     Args:
         x: `[batch, height, width, inputs]`.
-        direction: `[3, 3, inputs, outputs]`, the kernel but for its scale.
-        scale: `[outputs]`, of the dtype of direction; the kernel is used in the dtype of x.
+        direction: V, `[3, 3, inputs, outputs]`.
+        gain: g, `[outputs]`, of the dtype of direction; the kernel is used in the dtype of x.
     """
+    norm = tf.sqrt(tf.reduce_sum(tf.square(direction), [0, 1, 2]))
+    scale = gain / norm
 
     def kernel() -> tf.Tensor:
         return tf.cast(direction * scale, x.dtype)
@@ -59,7 +61,9 @@ def convolve_normed(x: tf.Tensor, direction: tf.Tensor, scale: tf.Tensor) -> tup
             again = kernel()
         of_x = input_gradient(x, again, upstream)
         of_kernel = tf.cast(kernel_gradient(x, upstream), direction.dtype)
-        return of_x, of_kernel * scale, tf.reduce_sum(of_kernel * direction, [0, 1, 2])
+        of_gain = tf.reduce_sum(of_kernel * direction, [0, 1, 2]) / norm
+        # What would only make V longer changes nothing.
+        return of_x, (of_kernel - direction * (of_gain / norm)) * scale, of_gain
 
     return _convolution(x, kernel()), gradient
 

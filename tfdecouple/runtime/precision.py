@@ -1,12 +1,133 @@
-"""The precision of the products in encoder and coupling nets, the only parts of a model that may run below float32."""
+"""Precision: TensorFlow's switch for TF32, off while the model computes, and that of the products in the nets.
+
+On NVIDIA cards since Ampere TensorFlow rounds the operands of float32 matrix products and convolutions to 10 bits of
+mantissa (TF32), unless it is told not to. A flow inverts exactly only where both directions compute the same numbers to
+float32, so all that this project computes, training by choice excepted, runs under `full_float32`.
+
+The switch belongs to the whole process and is read when an operation starts. So it is held by whoever computes and
+given back by the last to leave: meanwhile other threads compute in full float32, too, which is more exact, never less.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Iterator
 
-from tfdecouple.errors import UserError
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+from tfdecouple.errors import UserError, warn_user
+
+_enabled = tf.config.experimental.tensor_float_32_execution_enabled
+_enable = tf.config.experimental.enable_tensor_float_32_execution
+
+_warned: weakref.WeakSet[tf.Graph] = weakref.WeakSet()
+
+
+def has_tf32() -> bool:
+    """Whether a GPU in sight computes in TF32: NVIDIA's since Ampere, of compute capability 8.0 and above."""
+    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+    return any(each.get("compute_capability", (0, 0)) >= (8, 0) for each in details)
+
+
+class _Switch:
+    """The process' switch, and who holds it.
+
+    What somebody else sets meanwhile is noticed at the next turn: it takes effect when the last holder leaves. Only to
+    set again what a holder has set cannot be told from nothing.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._full = self._tf32 = 0
+        self._users = self._ours = False
+
+    @property
+    def is_tf32_wanted(self) -> bool:
+        """Whether `tensor_float_32` is in force somewhere."""
+        return self._tf32 > 0
+
+    def turn(self, *, full: int = 0, tf32: int = 0) -> None:
+        """Counts holders in or out and sets the switch: off for any of full float32, else on for any of TF32."""
+        with self._lock:
+            now = _enabled()
+            if not (self._full or self._tf32) or now != self._ours:
+                self._users = now
+            self._full += full
+            self._tf32 += tf32
+            self._ours = not self._full and (self._tf32 > 0 or self._users)
+            if now != self._ours:
+                _enable(self._ours)
+
+
+_switch = _Switch()
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Runs what is called inside in full float32; as a decorator, all of a function.
+
+    It may be entered again, and by several threads at once. The user's own setting is back when the last has left; one
+    that is made meanwhile, by another thread, takes effect then (to turn TF32 off meanwhile cannot be told from what
+    this has done: do it before). Inside of a `tf.function` that is being traced nothing can be switched, for its
+    operations run later: there it warns, once a trace, where TF32 is on and TensorFlow sees a GPU.
+
+    >>> enabled = tf.config.experimental.tensor_float_32_execution_enabled
+    >>> with full_float32():
+    ...     print(enabled())
+    False
+    >>> enabled()
+    True
+    """
+    if not tf.executing_eagerly():
+        _warn_of_trace()
+        yield
+        return
+    _switch.turn(full=1)
+    try:
+        yield
+    finally:
+        # What was left to run later (asynchronous eager execution) would find the switch turned back.
+        if not tf.config.experimental.get_synchronous_execution():
+            context.async_wait()
+        _switch.turn(full=-1)
+
+
+@contextlib.contextmanager
+def tensor_float_32() -> Iterator[None]:
+    """Runs what is called inside in TF32, on devices that have it, except where `full_float32` is in force."""
+    _switch.turn(tf32=1)
+    try:
+        yield
+    finally:
+        _switch.turn(tf32=-1)
+
+
+def gpu_in_sight() -> bool:
+    """Returns whether TensorFlow may place operations on a GPU."""
+    return bool(tf.config.get_visible_devices("GPU"))
+
+
+def _warn_of_trace() -> None:
+    if not _enabled() or _switch.is_tf32_wanted or not gpu_in_sight():
+        return
+    trace = tf.compat.v1.get_default_graph()
+    while getattr(getattr(trace, "outer_graph", None), "building_function", False):
+        trace = trace.outer_graph
+    if trace in _warned:
+        return
+    _warned.add(trace)
+    warn_user(
+        "this function calls tfdecouple and is traced while TF32 is on: on a GPU it computes with 10 bits of mantissa "
+        "and may lose images; call tf.config.experimental.enable_tensor_float_32_execution(False) before it, or the "
+        "model outside of it",
+        RuntimeWarning,
+    )
+
+
+# --- the precision of the products in encoder and coupling nets, the only parts that may run below float32 ---
 
 NET_PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -17,7 +138,7 @@ _state = threading.local()
 def net_precision(dtype: str) -> Iterator[None]:
     """Runs the coupling nets that are called (or traced) inside in `dtype`.
 
-    "tf32" says that TensorFlow's own switch may be on when the computation runs (`runtime/tf32.py`): products of the
+    "tf32" says that TensorFlow's own switch may be on when the computation runs (`tensor_float_32`): products of the
     encoder and of coupling nets on images are left to it, all others go round it (`full_product`), since the switch
     holds for a whole graph. "bfloat16" is of the coupling nets on images alone.
 

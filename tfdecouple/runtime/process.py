@@ -62,7 +62,7 @@ def divide_cores(threads: int, shards: int) -> None:
     """Sets how many threads an operation takes and how many operations run side by side.
 
     On two cores each operation takes one, and the flow runs on the two halves of a batch side by side
-    (`runtime/shards.py`): 127 images/s in training a small model instead of 79, where operations shared both.
+    (`runtime/execution.py`): 127 images/s in training a small model instead of 79, where operations shared both.
 
     A user who sets one of TensorFlow's variables for these numbers keeps TensorFlow's own choice of the other.
     """

@@ -40,9 +40,9 @@ class Settings:
         gpu_threads: each GPU's own, which launch its kernels whatever the data pipeline does; 0 for shared ones.
         data_threads: of each data pipeline's own; 0 for those that operations share.
         device_batches: batches that lie ready on each device before their step; 0 for none.
-        shards: in how many shards CPUs compute a batch side by side (`runtime/shards.py`); the threads of an operation
-            are what is left to each. As many as there are threads up to two, which was measured; beyond, where nobody
-            has measured, 1, so that an operation may take all threads, which is TensorFlow's own choice.
+        shards: in how many shards CPUs compute a batch side by side (`runtime/execution.py`); the threads of an
+            operation are what is left to each. As many as there are threads up to two, which was measured; beyond,
+            where nobody has measured, 1, so that an operation may take all threads, which is TensorFlow's own choice.
     """
 
     grappler: bool

@@ -18,8 +18,8 @@ from tfdecouple.data.labels import training_examples, with_known_labels
 from tfdecouple.errors import DivergedError
 from tfdecouple.metrics import BitsPerDim, Evaluator
 from tfdecouple.model.precision_check import check_precision_of
+from tfdecouple.runtime.precision import has_tf32
 from tfdecouple.runtime.progress import TrainingProgress
-from tfdecouple.runtime.tf32 import has_tf32
 from tfdecouple.training.evaluation import Reports
 from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.schedule import noise, with_noise

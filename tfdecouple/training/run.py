@@ -18,7 +18,7 @@ from tfdecouple.data import open_source
 from tfdecouple.data.labels import require_classes
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.loggers import require_loggers
-from tfdecouple.parameters import require_memory
+from tfdecouple.networks.plan import require_memory
 from tfdecouple.runs import CONFIG
 from tfdecouple.runtime.memory import address_space, shown_bytes
 from tfdecouple.runtime.progress import TrainingProgress

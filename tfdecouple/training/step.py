@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.config import Config
 from tfdecouple.model.gradient import Share, differentiate, in_slot, judge_step
-from tfdecouple.runtime.tf32 import full_float32, tensor_float_32
+from tfdecouple.runtime.precision import full_float32, tensor_float_32
 from tfdecouple.training.schedule import (
     draw_patterns,
     kl_weight,

@@ -13,8 +13,8 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.costs import fewest_micro_batches, not_counted, step_bytes
 from tfdecouple.errors import ConfigError
+from tfdecouple.networks.costs import fewest_micro_batches, not_counted, step_bytes
 from tfdecouple.runs import CONFIG, load_config
 from tfdecouple.runtime import settings
 from tfdecouple.runtime.memory import free_memory, shown_bytes

@@ -52,7 +52,7 @@ class TestTraining:
             value = keras_model.named_variables()[name]
             off = np.abs(np.array(value, "float32") - np.array(variable, "float32"))
             # Adam takes as large a step for the smallest gradient, which rounding can turn round.
-            assert off.max() < 2e-3 and off.mean() < 1e-4, name
+            assert off.max() < 5e-3 and off.mean() < 1e-4, name
 
     def test_steps_that_are_not_finite_are_skipped_and_end_a_training(self, make, images, snapshot, monkeypatch):
         model = make(keras.optimizers.Adam(1e-3), max_skipped_steps=3)

@@ -1,4 +1,4 @@
-"""Tests of the plan of the architecture: its weights are those of the built model and of the authors' code."""
+"""Tests of the plan of a model: its weights are those of the built model and of the authors' code."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from helpers.models import SMALL, TINY
 from helpers.places import DATA
 from keras.src.backend.common import global_state
 
-from tfdecouple.architecture import count_by_network, plan
-from tfdecouple.config import load_preset, preset_names
-from tfdecouple.parameters import count_parameters
-from tfdecouple.step_layers import STEP_LAYERS
+from tfdecouple.config import STEP_LAYERS, load_preset, preset_names
+from tfdecouple.networks.plan import count_by_network, count_parameters, weight_shapes, widest_map
 
 # Smaller ones of the options of the dequantisation.
 DEQUANTIZING = dataclasses.replace(
@@ -65,7 +63,7 @@ def check_weights(config):
     from tfdecouple.model import DecoupledModel
 
     model = DecoupledModel(config)
-    assert plan(config).weights() == {name: tuple(v.shape) for name, v in model.named_variables().items()}
+    assert weight_shapes(config) == {name: tuple(v.shape) for name, v in model.named_variables().items()}
     assert count_parameters(config) == model.parameter_count()
     assert model.parameter_count()["total"] == sum(math.prod(v.shape) for v in model.trainable_variables)
 
@@ -90,7 +88,7 @@ def test_weights_are_those_of_the_preset(name, without_values):
 
 
 def test_maps_get_smaller_and_channels_leave():
-    stages = list(plan(load_preset("cifar10").model).flow.stages)
+    stages = [stage for level in load_preset("cifar10").model.levels for stage in level]
     assert [(s.height, s.channels, s.hidden, s.steps, s.dropped) for s in stages] == [
         (32, 3, 24, 2, 0),
         (16, 12, 512, 6, 3),
@@ -103,12 +101,12 @@ def test_maps_get_smaller_and_channels_leave():
 
 def test_the_widest_map_is_the_largest_of_all():
     wide = dataclasses.replace(TINY, hidden_channels=(4, 100, 6), encoder_channels=(4, 6))
-    assert plan(wide).widest_map() == 4 * 4 * 100
-    assert plan(dataclasses.replace(wide, encoder_channels=(50, 6))).widest_map() == 8 * 8 * 50
-    assert plan(dataclasses.replace(TINY, hidden_channels=(1, 1, 1), conditioning="none")).widest_map() == 8 * 8 * 3
+    assert widest_map(wide) == 4 * 4 * 100
+    assert widest_map(dataclasses.replace(wide, encoder_channels=(50, 6))) == 8 * 8 * 50
+    assert widest_map(dataclasses.replace(TINY, hidden_channels=(1, 1, 1), conditioning="none")) == 8 * 8 * 3
     dequantizing = dataclasses.replace(DEQUANTIZING, dequantization_hidden_channels=(4, 70))
-    assert plan(dequantizing).widest_map() == 4 * 4 * 70
-    assert plan(dataclasses.replace(dequantizing, dequantization_map_channels=90)).widest_map() == 8 * 8 * 90
+    assert widest_map(dequantizing) == 4 * 4 * 70
+    assert widest_map(dataclasses.replace(dequantizing, dequantization_map_channels=90)) == 8 * 8 * 90
 
 
 REFERENCE = json.loads((DATA / "reference_parameter_counts.json").read_text())
@@ -119,11 +117,11 @@ def test_presets_count_as_the_code_of_the_papers_authors(preset):
     config, expected = load_preset(preset).model, REFERENCE[preset]
     networks = ("flow", "encoder", "prior", "class_codes", "dequantizer", "total")
     assert count_parameters(config) == {name: expected[name] for name in networks if name in expected}
-    if dequantizer := plan(config).dequantizer:
-        parts = {"encoder": dequantizer.encoder.weights(), "flow": dequantizer.flow.weights()}
-        for part, count in expected["dequantizer parts"].items():
-            assert count_by_network({f"flow/{name}": shape for name, shape in parts[part].items()})["total"] == count
-    sizes = {name: math.prod(shape) for name, shape in plan(config).weights().items() if name.startswith("flow/")}
+    shapes = weight_shapes(config)
+    for part, count in expected.get("dequantizer parts", {}).items():
+        own = {name: shape for name, shape in shapes.items() if name.startswith(f"dequantizer/{part}/")}
+        assert count_by_network(own)["total"] == count
+    sizes = {name: math.prod(shape) for name, shape in shapes.items() if name.startswith("flow/")}
     for level, count in enumerate(expected["levels"]):
         assert sum(size for name, size in sizes.items() if name.startswith(f"flow/level_{level}_")) == count
     for layer, one, key in (

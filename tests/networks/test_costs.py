@@ -5,11 +5,11 @@ import math
 import re
 
 import pytest
-from helpers.layers import all_layers
 
-from tfdecouple import costs, transforms
-from tfdecouple.architecture import CouplingPlan, plan
+from tfdecouple import transforms
 from tfdecouple.config import MEMORY, load_preset, preset_names
+from tfdecouple.layers import Coupling
+from tfdecouple.networks import costs
 
 
 def test_a_transform_says_itself_what_it_keeps(monkeypatch):
@@ -22,8 +22,8 @@ def test_a_transform_says_itself_what_it_keeps(monkeypatch):
     monkeypatch.setitem(transforms.TRANSFORMS, Doubled.name, Doubled())
 
     def kept(transform):
-        plan = CouplingPlan(kept=2, transformed=1, hidden=8, condition_size=0, transform=transform)
-        return costs.CouplingSize(positions=1, plan=plan).kept_bytes(alpha=0.5, net_bytes=4, memory="recompute") / 4
+        layer = Coupling(hidden=8, transform=transform, alpha=0.5)
+        return costs.kept_bytes(layer.cost((None, 1, 1, 3)), net_bytes=4, memory="recompute") / 4
 
     assert {name: kept(name) for name in ("affine", "additive", "doubled")} == {
         "affine": 2 + 5,
@@ -36,16 +36,15 @@ def test_a_transform_says_itself_what_it_keeps(monkeypatch):
 
 
 def test_costs_of_a_coupling_by_hand():
-    plan = CouplingPlan(kept=2, transformed=1, hidden=8, condition_size=3, transform="affine")
-    coupling = costs.CouplingSize(positions=4, plan=plan)
+    def cost(alpha):
+        return Coupling(8, 3, alpha=alpha).cost((None, 2, 2, 3), (None, 3))
+
     # At each of 4 positions 9*2*8 + 8*8 + 9*8*2, and 3*8 once.
-    assert coupling.multiply_adds() == 4 * (144 + 64 + 144) + 24
+    assert cost(1.0).multiply_adds == 4 * (144 + 64 + 144) + 24
     # The net's inputs of 2 + 8 + 8 numbers, and four or five numbers for the scaled channel.
-    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, memory="keep") == 4 * 4 * (18 + 4)
-    assert coupling.kept_bytes(alpha=0.5, net_bytes=2, memory="keep") == 4 * (2 * 18 + 4 * 5)
-    assert coupling.kept_bytes(alpha=1.0, net_bytes=4, memory="recompute") == 4 * 4 * (2 + 4)
-    assert coupling.working_bytes(net_bytes=4, memory="keep") == 4 * 4 * 3 * 8
-    assert coupling.working_bytes(net_bytes=4, memory="recompute") == 4 * 4 * 5 * 8
+    assert costs.kept_bytes(cost(1.0), net_bytes=4, memory="keep") == 4 * 4 * (18 + 4)
+    assert costs.kept_bytes(cost(0.5), net_bytes=2, memory="keep") == 4 * (2 * 18 + 4 * 5)
+    assert costs.kept_bytes(cost(1.0), net_bytes=4, memory="recompute") == 4 * 4 * (2 + 4)
 
 
 def test_each_flow_is_counted_with_its_own_alpha():
@@ -120,21 +119,6 @@ def test_what_a_preset_states_is_what_is_calculated(preset):
     assert calculated == text
 
 
-def test_the_layers_counted_are_the_layers_of_the_flow():
-    from tfdecouple.networks.flow import Flow
-
-    config = costs.with_depth(load_preset("quickstart"), 2).model
-    flow = Flow(config)
-    flow.build()
-    layers = [(stage.plan.channels, layer) for stage in flow.stages for layer in stage.layers]
-    counted = list(costs.flow_layers(config))
-    assert [channels for channels, _ in layers] == [each.channels for each in counted]
-    for (_, layer), each in zip(layers, counted, strict=True):
-        nets = [inner for inner in all_layers(layer) if type(inner).__name__ == "ConvNet"]
-        assert [net.outputs for net in nets] == [coupling.plan.outputs for coupling in each.couplings]
-        assert [net.first.shape[2] for net in nets] == [coupling.plan.kept for coupling in each.couplings]
-
-
 def test_recomputing_keeps_no_hidden_maps():
     config = load_preset("imagenet64").model
     plain, remat, inverted = (costs.activations(config, memory=memory) for memory in MEMORY)
@@ -161,7 +145,7 @@ def kept_maps(layer, x_shape, condition_size, memory):
     import tensorflow as tf
 
     from tfdecouple.layers import backward_memory
-    from tfdecouple.runtime.tracing import in_place
+    from tfdecouple.runtime.execution import in_place
 
     def run(weights, x, condition):
         with in_place(zip(layer.variables, weights, strict=True)), backward_memory(memory):
@@ -189,11 +173,9 @@ def test_what_is_calculated_of_a_step_is_what_is_kept_of_it(memory, alpha):
     from tfdecouple.networks.flow import FlowStep
 
     config = dataclasses.replace(load_preset("quickstart").model, alpha=alpha)
-    flow = plan(config).flow
-    stage = next(stage for stage in flow.stages if stage.channels % 2 == 0)
-    layer = FlowStep(stage.hidden, flow.condition_size, transform=flow.transform, alpha=alpha)
-    shape = [2, stage.height, stage.width, stage.channels]
-    layer.build(shape, (None, flow.condition_size))
-    (calculated, *_) = [each for each in costs.flow_layers(config) if each.channels == stage.channels]
-    found = costs.FLOAT32 * kept_maps(layer, shape, flow.condition_size, memory)
-    assert 0.9 <= found / calculated.kept_bytes(alpha, costs.FLOAT32, memory) <= 1
+    stage = next(stage for level in config.levels for stage in level if stage.channels % 2 == 0)
+    layer = FlowStep(stage.hidden, config.latent_dim, transform=config.transform, alpha=alpha)
+    shape, condition_shape = [2, stage.height, stage.width, stage.channels], (None, config.latent_dim)
+    layer.build(shape, condition_shape)
+    found = costs.FLOAT32 * kept_maps(layer, shape, config.latent_dim, memory)
+    assert 0.9 <= found / costs.kept_bytes(layer.cost(shape, condition_shape), costs.FLOAT32, memory) <= 1

@@ -1,8 +1,12 @@
-"""The recipe of docs/design.md for a layer of each step, followed by registration: trained, inverted and exported."""
+"""The recipes of docs/design.md for a layer of each step and for a conditioner: trained, inverted and exported."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import pkgutil
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,11 +17,11 @@ from helpers.runs import write_run
 from helpers.variants import SMALLEST
 
 from export.pipeline import Request, export
-from tfdecouple import step_layers
-from tfdecouple.architecture import plan
-from tfdecouple.layers import RegisteredLayer
+from tfdecouple.config import CONDITIONERS, STEP_LAYERS
+from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
-from tfdecouple.parameters import count_parameters
+from tfdecouple.networks import costs
+from tfdecouple.networks.plan import count_parameters, weight_shapes
 from tfdecouple.runs import load_model
 
 # A function of this file runs a few times.
@@ -25,24 +29,39 @@ pytestmark = pytest.mark.usefixtures("eager_file")
 IMAGES = random_images(16, 4)
 
 
+@contextlib.contextmanager
+def registered(recipe_name, registry, registry_name):
+    """Makes the module of a recipe, and its line of a registry; yields the new name."""
+    code, _, line = recipe(recipe_name).partition(f"# in `{registry_name}`\n")
+    ((name, place),) = eval("{" + line + "}").items()
+    module = types.ModuleType(place.partition(":")[0])
+    exec(compile(code, "recipe", "exec", dont_inherit=True), vars(module))
+    assert name not in registry
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        patch.setitem(registry, name, place)
+        yield name
+
+
 @pytest.fixture(scope="module")
 def name():
-    """The name of the layer of the recipe, which follows `step_layers.py` as a part of it would."""
-    before = dict(step_layers.STEP_LAYERS)
-    written = dict(vars(step_layers))
-    layer, _, line = recipe("layer").partition("# in `STEP_LAYERS`\n")
-    exec(compile(layer, "recipe", "exec", dont_inherit=True, flags=annotations.compiler_flag), written)
-    (new,) = eval(line, written)
-    assert new.name not in before
-    step_layers.STEP_LAYERS[new.name] = new
-    yield new.name
-    del step_layers.STEP_LAYERS[new.name]
+    """The name of the layer of the recipe."""
+    with registered("layer", STEP_LAYERS, "STEP_LAYERS") as name:
+        yield name
 
 
 @pytest.fixture(scope="module")
-def trained(name, eager_file):
-    """A model that has it behind one that comes along, after some updates, and their losses."""
-    model = DecoupledModel(dataclasses.replace(SMALLEST, alpha=0.5, step_layers=("sinh_arcsinh", name)))
+def conditioner():
+    """The name of the conditioner of the recipe."""
+    with registered("conditioner", CONDITIONERS, "CONDITIONERS") as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def trained(name, conditioner, eager_file):
+    """A model that has both, the layer behind one that comes along, after some updates, and their losses."""
+    steps = {"step_layers": ("sinh_arcsinh", name), "conditioner": conditioner}
+    model = DecoupledModel(dataclasses.replace(SMALLEST, alpha=0.5, **steps))
     model.initialize(IMAGES, seed=0)
     z_noise = tf.random.stateless_normal([16, 4], [0, 1])
     u_noise = tf.random.stateless_uniform([16, 4, 4, 3], [0, 2])
@@ -60,14 +79,29 @@ def trained(name, eager_file):
     return model, [float(step()) for _ in range(6)]
 
 
-def test_it_is_planned_counted_and_trained(name, trained):
+def test_both_are_planned_counted_and_trained(name, trained):
     model, losses = trained
-    assert plan(model.config).weights()[f"flow/level_0_part_0_step_0/{name}/axis"] == (3,)
+    shapes = weight_shapes(model.config)
+    assert shapes == {path: tuple(value.shape) for path, value in model.named_variables().items()}
+    assert shapes[f"flow/level_0_part_0_step_0/{name}/axis"] == (3,)
     assert model.parameter_count() == count_parameters(model.config)
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     own = [value.numpy() for path, value in model.named_variables().items() if f"/{name}/" in path]
     # That of the last step turns what is standard normal, which no direction suits better than another.
     assert len(own) == 2 and np.all(own[0] != 0)
+
+
+def test_the_conditioner_is_in_every_coupling_of_the_decoder_and_costs_what_it_does(conditioner, trained):
+    model, _ = trained
+    kind = pkgutil.resolve_name(CONDITIONERS[conditioner])
+    nets = [layer.net for layer in model.flow._flatten_layers() if isinstance(layer, Coupling)]
+    assert nets and all(type(net) is kind for net in nets)
+    first = nets[0]
+    # 5x5 and 3x3 convolutions at each of 16 places, and z once.
+    adds = 16 * (25 * 2 * first.hidden + 9 * first.hidden * first.outputs) + 4 * first.hidden
+    assert first.cost((None, 4, 4, 2), (None, 4)).multiply_adds == adds
+    usual = dataclasses.replace(model.config, conditioner="convolutional")
+    assert costs.multiply_adds(model.config) != costs.multiply_adds(usual)
 
 
 def test_images_come_back_through_it(trained):
@@ -76,7 +110,7 @@ def test_images_come_back_through_it(trained):
 
 
 def test_it_is_invertible_with_the_log_determinant_of_its_jacobian(name):
-    layer = RegisteredLayer(name, dtype="float64")
+    layer = pkgutil.resolve_name(STEP_LAYERS[name])(dtype="float64")
     layer.build((None, 2, 2, 4))
     rng = np.random.default_rng(0)
     for variable in layer.trainable_variables:

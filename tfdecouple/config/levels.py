@@ -1,14 +1,13 @@
 """Channels, sides and names level by level: how those of flows and encoders follow from a config's lists.
 
-Plain arithmetic of whole numbers, from which the config checks itself and `architecture.plan` makes the whole plan.
+Plain arithmetic of whole numbers, by which the config checks itself and the networks are made.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-
-from tfdecouple.image_shapes import COLOURS
+from typing import NamedTuple
 
 # Fewer channels than this are squeezed before the first level: of one a coupling has nothing to split, of two both of
 # its patterns are the same.
@@ -62,35 +61,20 @@ class StagePlan:
         return f"{self.name}_factor_out"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockPlan:
+class Block(NamedTuple):
     """A ResNet block of an encoder.
 
     Attributes:
         name: of the layer, `level_0_block_1`.
-        reduction: how many times smaller its input is than the image, along each side.
-        channels: of its input.
         planes: channels of its output.
         strides: 1, or 2 where it halves height and width; where its convolutions are transposed, it doubles them.
         transposed: whether they are.
     """
 
     name: str
-    reduction: int
-    channels: int
     planes: int
     strides: int
     transposed: bool = False
-
-    @property
-    def out_reduction(self) -> int:
-        """How many times smaller its output is than the image, along each side."""
-        return self.reduction // self.strides if self.transposed else self.reduction * self.strides
-
-    @property
-    def shortcut(self) -> bool:
-        """Whether the shortcut has a convolution."""
-        return has_shortcut_convolution(self.channels, self.planes, self.strides)
 
 
 def squeezes_first(channels: int) -> bool:
@@ -161,37 +145,23 @@ def flow_levels(
     return tuple(levels)
 
 
-def encoder_blocks(planes: Sequence[int], channels: int = COLOURS) -> tuple[BlockPlan, ...]:
+def encoder_blocks(planes: Sequence[int]) -> tuple[Block, ...]:
     """Returns the blocks of the encoder: two a level, of which the second halves height and width.
 
     Args:
         planes: channels of each level.
-        channels: of the images.
 
-    >>> for block in encoder_blocks((8, 16)):
-    ...     print(block.name, block.reduction, block.channels, block.planes, block.shortcut)
-    level_0_block_1 1 3 8 True
-    level_0_block_2 1 8 8 True
-    level_1_block_1 2 8 16 True
-    level_1_block_2 2 16 16 True
+    >>> [(block.name, block.planes, block.strides) for block in encoder_blocks((8, 16))][:3]
+    [('level_0_block_1', 8, 1), ('level_0_block_2', 8, 2), ('level_1_block_1', 16, 1)]
     """
-    blocks = []
-    for level, width in enumerate(planes):
-        for strides in (1, 2):
-            blocks.append(
-                BlockPlan(
-                    name=f"level_{level}_block_{strides}",
-                    reduction=2**level,
-                    channels=channels,
-                    planes=width,
-                    strides=strides,
-                )
-            )
-            channels = width
-    return tuple(blocks)
+    return tuple(
+        Block(f"level_{level}_block_{strides}", width, strides)
+        for level, width in enumerate(planes)
+        for strides in (1, 2)
+    )
 
 
-def local_blocks(planes: Sequence[int], map_channels: int, channels: int = COLOURS) -> tuple[BlockPlan, ...]:
+def local_blocks(planes: Sequence[int], map_channels: int) -> tuple[Block, ...]:
     """Returns the blocks of a network from an image to a map of its own size: those of the encoder, and the way back.
 
     Going back, a level has two blocks of transposed convolutions, of which the second doubles height and width and has
@@ -200,35 +170,17 @@ def local_blocks(planes: Sequence[int], map_channels: int, channels: int = COLOU
     Args:
         planes: channels of each level.
         map_channels: channels of the map.
-        channels: of the images.
 
-    >>> for block in local_blocks((8, 16), 4)[4:]:
-    ...     print(block.name, block.reduction, block.channels, block.planes, block.out_reduction)
-    up_1_block_1 4 16 16 4
-    up_1_block_2 4 16 8 2
-    up_0_block_1 2 8 8 2
-    up_0_block_2 2 8 4 1
+    >>> [(block.name, block.planes, block.strides) for block in local_blocks((8, 16), 4)[4:]]
+    [('up_1_block_1', 16, 1), ('up_1_block_2', 8, 2), ('up_0_block_1', 8, 1), ('up_0_block_2', 4, 2)]
     """
-    blocks = list(encoder_blocks(planes, channels))
     narrower = (map_channels, *planes)
-    for level in reversed(range(len(planes))):
-        for strides, width in ((1, planes[level]), (2, narrower[level])):
-            blocks.append(
-                BlockPlan(
-                    name=f"up_{level}_block_{strides}",
-                    reduction=2 ** (level + 1),
-                    channels=planes[level],
-                    planes=width,
-                    strides=strides,
-                    transposed=True,
-                )
-            )
-    return tuple(blocks)
-
-
-def has_shortcut_convolution(channels: int, planes: int, strides: int) -> bool:
-    """Returns whether a block changes size or channels, so that its shortcut cannot be the identity."""
-    return strides != 1 or channels != planes
+    back = (
+        Block(f"up_{level}_block_{strides}", width, strides, transposed=True)
+        for level in reversed(range(len(planes)))
+        for strides, width in ((1, planes[level]), (2, narrower[level]))
+    )
+    return (*encoder_blocks(planes), *back)
 
 
 def step_names(count: int, prefix: str = "") -> tuple[str, ...]:

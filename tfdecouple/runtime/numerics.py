@@ -1,14 +1,14 @@
-"""Products, inverses and determinants of matrices, such that keep their precision whatever the device and compiler."""
+"""Products, inverses and determinants that keep their precision on any device; sizes known while tracing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
 
 from tfdecouple.runtime.precision import current_net_precision
-from tfdecouple.runtime.shapes import sizes
-from tfdecouple.runtime.xla import in_xla
 
 
 def full_product(a: tf.Tensor, b: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
@@ -53,6 +53,11 @@ def inverse_matrix(matrix: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.linalg.inv(tf.cast(matrix, tf.float64)), matrix.dtype)
 
 
+def in_xla() -> bool:
+    """Returns whether a `tf.function(jit_compile=True)` is being traced, at any level: XLA lacks some operations."""
+    return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+
+
 def log_abs_det(matrix: tf.Tensor) -> tf.Tensor:
     """Returns log |det W| of each matrix of `[..., n, n]`, `[...]`."""
     return _log_abs_det_by_qr(matrix) if in_xla() else tf.linalg.slogdet(matrix).log_abs_determinant
@@ -68,3 +73,42 @@ def _log_abs_det_by_qr(matrix: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         return slope[..., None, None] * tf.linalg.matrix_transpose(inverse_matrix(matrix))
 
     return tf.cast(value, matrix.dtype), gradient
+
+
+# Asking a tensor at run time for a size that is known costs six operations each time, and a deep flow asks everywhere.
+
+
+def sizes(x: tf.Tensor) -> list[int | tf.Tensor]:
+    """Returns the size of each axis: a number where it is known, else a scalar tensor."""
+    known = x.shape.as_list()
+    if None not in known:
+        return known
+    asked = tf.unstack(tf.shape(x), num=len(known))
+    return [there if size is None else size for size, there in zip(known, asked, strict=True)]
+
+
+def product(factors: Iterable[int | tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+    """Returns the product of some sizes as a scalar of `dtype`."""
+    found = math.prod(factors)
+    # A constant of the dtype at once, where a cast would be one more operation.
+    return tf.constant(found, dtype) if isinstance(found, int) else tf.cast(found, dtype)
+
+
+def side_by_side(values: Sequence[tf.Tensor], axis: int = -1) -> tf.Tensor:
+    """Returns tensors side by side along an axis.
+
+    Where their sizes are known, their gradients are one split; TensorFlow's own asks for the shapes and slices for
+    each of them.
+    """
+    counts = [value.shape[axis] for value in values]
+
+    @tf.custom_gradient
+    def run(*values: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        return tf.concat(values, axis), lambda upstream: tf.split(upstream, counts, axis)
+
+    return tf.concat(values, axis) if None in counts else run(*values)
+
+
+def zero_per_image(x: tf.Tensor) -> tf.Tensor:
+    """Returns the log-determinant of what changes no volume: 0 for each image of x, `[batch]`, of the dtype of x."""
+    return tf.zeros(sizes(x)[:1], x.dtype)
