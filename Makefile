@@ -16,7 +16,7 @@ PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reor
 # What uses each of the packages: a trained model, SavedModel, ONNX and a fresh export; images; TFDS; Parquet. And that
 # pytest collects what needs packages that the extra `test` does not bring.
 SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_untrusted.py::TestDataSet \
-	tests/dataset_encoding/test_encode.py::TestCodes
+	tests/corpus/test_encode.py::TestCodes
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -30,7 +30,7 @@ ELSEWHERE = {
     },
 }
 # Packages below tfdecouple whose names are public; each states them in its `__all__`.
-PUBLIC = ("config", "data", "layers", "bijectors", "training", "metrics", "dataset_encoding")
+PUBLIC = ("config", "data", "layers", "bijectors", "training", "metrics", "corpus")
 # Networks have no list of their own: these are what a model is made of.
 NETWORKS = (
     "tfdecouple.networks.flow.Flow",

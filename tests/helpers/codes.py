@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from tfdecouple.dataset_encoding import read_codes
+from tfdecouple.corpus import read_codes
 
 COUNTS = {"train": 20, "validation": 6, "test": 5}
 # Files of the folder in `encode`'s order: 20 + 6 + 5 images, 7 to a file.

@@ -26,9 +26,9 @@ from export.verification import check_saved_model
 from export.verification.arrays import batches as batches_of
 from export.verification.cases import make_cases
 from tfdecouple.config import PHOTOGRAPHS, DataConfig
+from tfdecouple.corpus.encoding import make_encoder
+from tfdecouple.corpus.fields import Field
 from tfdecouple.data import load_images, open_source
-from tfdecouple.dataset_encoding.encoding import make_encoder
-from tfdecouple.dataset_encoding.fields import Field
 from tfdecouple.layers import Coupling
 from tfdecouple.metrics.bounds import BoundEvaluator
 from tfdecouple.metrics.classification import classification_report

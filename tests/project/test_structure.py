@@ -38,7 +38,7 @@ ORDER = [
     "interop",
     "visualization",
     "metrics",
-    "dataset_encoding",
+    "corpus",
     "training",
     "doctor",
     "cli",

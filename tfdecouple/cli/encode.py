@@ -13,8 +13,8 @@ from tfdecouple.runtime.process import start_tensorflow
 
 if TYPE_CHECKING:
     from tfdecouple.cli.opening import OpenedRun
+    from tfdecouple.corpus.manifest import Manifest
     from tfdecouple.data import Source
-    from tfdecouple.dataset_encoding.manifest import Manifest
 
 FORMATS = ("tfrecord", "parquet")
 _SPLITS = ("train", "validation", "test")
@@ -79,10 +79,10 @@ def run(options: argparse.Namespace) -> int:
         require("pyarrow", what="--format parquet")
     start_tensorflow()
     from tfdecouple.cli.opening import open_run
-    from tfdecouple.dataset_encoding.encoding import encode_shards, make_encoder
-    from tfdecouple.dataset_encoding.folder import CodesFolder
-    from tfdecouple.dataset_encoding.manifest import Manifest
-    from tfdecouple.dataset_encoding.weights import keep_weights, kept_weights
+    from tfdecouple.corpus.encoding import encode_shards, make_encoder
+    from tfdecouple.corpus.folder import CodesFolder
+    from tfdecouple.corpus.manifest import Manifest
+    from tfdecouple.corpus.weights import keep_weights, kept_weights
     from tfdecouple.runtime.progress import Counter
 
     opened = open_run(options)
@@ -143,9 +143,9 @@ def run(options: argparse.Namespace) -> int:
 def _verify(out: pathlib.Path) -> int:
     """Prints a line for each thing in a folder of codes that is not as it was written."""
     start_tensorflow()
-    from tfdecouple.dataset_encoding.checking import verify
-    from tfdecouple.dataset_encoding.manifest import Manifest
-    from tfdecouple.dataset_encoding.weights import problem_of_weights
+    from tfdecouple.corpus.checking import verify
+    from tfdecouple.corpus.manifest import Manifest
+    from tfdecouple.corpus.weights import problem_of_weights
     from tfdecouple.runtime.progress import Counter
 
     manifest = Manifest.read(out)
@@ -181,10 +181,10 @@ def _require_fields(opened: OpenedRun, options: argparse.Namespace) -> None:
 
 def _manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) -> Manifest:
     """Returns the manifest of the whole job, before anything is encoded."""
-    from tfdecouple.dataset_encoding.encoding import keys_sha256
-    from tfdecouple.dataset_encoding.fields import bytes_of, chosen_fields
-    from tfdecouple.dataset_encoding.manifest import Manifest
-    from tfdecouple.dataset_encoding.weights import weights_sha256
+    from tfdecouple.corpus.encoding import keys_sha256
+    from tfdecouple.corpus.fields import bytes_of, chosen_fields
+    from tfdecouple.corpus.manifest import Manifest
+    from tfdecouple.corpus.weights import weights_sha256
     from tfdecouple.image_shapes import facts
 
     fields = chosen_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)

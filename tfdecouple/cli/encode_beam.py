@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         import apache_beam  # noqa: F401
     except ImportError:
         raise UserError("encode-beam needs Apache Beam; pip install 'tfdecouple[beam]'") from None
-    from tfdecouple.dataset_encoding.beam import Job, encode_with_beam
+    from tfdecouple.corpus.beam import Job, encode_with_beam
 
     job = Job(
         model=options.model,

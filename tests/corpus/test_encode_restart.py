@@ -14,9 +14,9 @@ from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.refusals import refused
 
 from tfdecouple.cli import main
+from tfdecouple.corpus import read_codes
+from tfdecouple.corpus.tfrecord import TFRecordShard
 from tfdecouple.data import file_split
-from tfdecouple.dataset_encoding import read_codes
-from tfdecouple.dataset_encoding.tfrecord import TFRecordShard
 from tfdecouple.errors import DataError
 from tfdecouple.runs import load_model
 from tfdecouple.storage.checkpoints import CheckpointFolder

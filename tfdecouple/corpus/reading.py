@@ -6,8 +6,8 @@ import pathlib
 
 import tensorflow as tf
 
-from tfdecouple.dataset_encoding.formats import FORMATS
-from tfdecouple.dataset_encoding.manifest import Manifest
+from tfdecouple.corpus.formats import FORMATS
+from tfdecouple.corpus.manifest import Manifest
 from tfdecouple.errors import DataError
 
 

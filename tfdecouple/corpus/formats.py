@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from tfdecouple.dataset_encoding.fields import Field
-from tfdecouple.dataset_encoding.tfrecord import TFRecordShard, count_tfrecords, read_tfrecords
+from tfdecouple.corpus.fields import Field
+from tfdecouple.corpus.tfrecord import TFRecordShard, count_tfrecords, read_tfrecords
 from tfdecouple.runtime.extras import require
 
 if TYPE_CHECKING:
-    from tfdecouple.dataset_encoding.parquet import ParquetShard
+    from tfdecouple.corpus.parquet import ParquetShard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def _of_parquet(name: str) -> Callable[..., Any]:
 
     def call(*arguments: Any) -> Any:
         require("pyarrow", what="the format parquet")
-        from tfdecouple.dataset_encoding import parquet
+        from tfdecouple.corpus import parquet
 
         return getattr(parquet, name)(*arguments)
 

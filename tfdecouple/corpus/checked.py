@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from tfdecouple.dataset_encoding.fields import SCORES, Field
-from tfdecouple.dataset_encoding.formats import FORMATS
+from tfdecouple.corpus.fields import SCORES, Field
+from tfdecouple.corpus.formats import FORMATS
 
 _FIELDS = ("z", "z_std", "v", *SCORES)
 # Above these a number is damage: a folder of so many files is no folder, and no image has so many values.

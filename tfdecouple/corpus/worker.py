@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from tfdecouple.corpus.fields import NO_LABEL, Field, key_bytes
 from tfdecouple.data.folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.data.image_file import read_image
-from tfdecouple.dataset_encoding.fields import NO_LABEL, Field, key_bytes
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.image_shapes import Shape
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdecouple.dataset_encoding.checked import shard_entry
-from tfdecouple.dataset_encoding.formats import FORMATS
-from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
+from tfdecouple.corpus.checked import shard_entry
+from tfdecouple.corpus.formats import FORMATS
+from tfdecouple.corpus.manifest import Manifest, ShardRange
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.storage.files import parse_json, sha256_of
 

@@ -10,11 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.arguments import as_labels
+from tfdecouple.corpus.fields import SCORES, Field, key_bytes
+from tfdecouple.corpus.folder import CodesFolder
+from tfdecouple.corpus.manifest import Manifest, ShardRange
 from tfdecouple.data import Source
 from tfdecouple.data.labels import checked_labels
-from tfdecouple.dataset_encoding.fields import SCORES, Field, key_bytes
-from tfdecouple.dataset_encoding.folder import CodesFolder
-from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
 from tfdecouple.errors import DataError, InversionError, UserError, one_line
 from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.dataset_encoding.fields import Field
+from tfdecouple.corpus.fields import Field
 
 
 class TFRecordShard:

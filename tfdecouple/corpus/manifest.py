@@ -6,8 +6,8 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from tfdecouple.dataset_encoding.checked import manifest_values
-from tfdecouple.dataset_encoding.fields import Field
+from tfdecouple.corpus.checked import manifest_values
+from tfdecouple.corpus.fields import Field
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.storage.files import read_json, write_json
 

@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
-from tfdecouple.dataset_encoding.checked import shard_entry
-from tfdecouple.dataset_encoding.fields import Field
-from tfdecouple.dataset_encoding.manifest import MANIFEST, Manifest
-from tfdecouple.dataset_encoding.parquet import schema, to_table
-from tfdecouple.dataset_encoding.tfrecord import to_example
-from tfdecouple.dataset_encoding.worker import UNREADABLE, Encoder, Images, Reader, numbered, open_session
+from tfdecouple.corpus.checked import shard_entry
+from tfdecouple.corpus.fields import Field
+from tfdecouple.corpus.manifest import MANIFEST, Manifest
+from tfdecouple.corpus.parquet import schema, to_table
+from tfdecouple.corpus.tfrecord import to_example
+from tfdecouple.corpus.worker import UNREADABLE, Encoder, Images, Reader, numbered, open_session
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.image_shapes import Shape
 from tfdecouple.image_shapes import facts as shape_facts

@@ -20,11 +20,11 @@ from helpers.runs import write_run
 
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig
+from tfdecouple.corpus import encoding, read_codes, tfrecord
+from tfdecouple.corpus.fields import SCORES, Field
+from tfdecouple.corpus.tfrecord import to_example
 from tfdecouple.data import Source
 from tfdecouple.data.split import MemorySplit
-from tfdecouple.dataset_encoding import encoding, read_codes, tfrecord
-from tfdecouple.dataset_encoding.fields import SCORES, Field
-from tfdecouple.dataset_encoding.tfrecord import to_example
 from tfdecouple.errors import DataError
 from tfdecouple.metrics import outliers
 from tfdecouple.metrics.outliers import Scorer

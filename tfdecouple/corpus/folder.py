@@ -16,9 +16,9 @@ import numpy as np
 import tensorflow as tf
 from filelock import FileLock, Timeout
 
-from tfdecouple.dataset_encoding.checking import JOURNAL, listed, noted, problem_of
-from tfdecouple.dataset_encoding.formats import FORMATS
-from tfdecouple.dataset_encoding.manifest import Manifest, ShardRange
+from tfdecouple.corpus.checking import JOURNAL, listed, noted, problem_of
+from tfdecouple.corpus.formats import FORMATS
+from tfdecouple.corpus.manifest import Manifest, ShardRange
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.storage.files import TEMPORARY, beside, put_in_place, sha256_of
 

@@ -19,9 +19,9 @@ from PIL import Image
 pytest.importorskip("apache_beam")
 
 from tfdecouple.cli import main
+from tfdecouple.corpus import read_codes
+from tfdecouple.corpus.worker import Images, numbered
 from tfdecouple.data.image_file import crop_said
-from tfdecouple.dataset_encoding import read_codes
-from tfdecouple.dataset_encoding.worker import Images, numbered
 from tfdecouple.errors import DataError
 
 IN_MEMORY = ["--", "--runner=DirectRunner", "--direct_running_mode=in_memory"]
@@ -195,7 +195,7 @@ class TestFiles:
 
 
 def test_error_of_a_step_is_one_line_and_leaves_nothing(encode, tmp_path, monkeypatch, capsys):
-    from tfdecouple.dataset_encoding import beam
+    from tfdecouple.corpus import beam
 
     def fails(batch):
         raise DataError("the encoder went away")
@@ -208,7 +208,7 @@ def test_error_of_a_step_is_one_line_and_leaves_nothing(encode, tmp_path, monkey
 
 
 def test_a_pipeline_that_failed_late_is_run_again_by_the_same_command(encode, single, tmp_path, monkeypatch, capsys):
-    from tfdecouple.dataset_encoding import beam
+    from tfdecouple.corpus import beam
 
     def fails(path):
         # The runner has a copy of it, which can only say what it sees.

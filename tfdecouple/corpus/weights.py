@@ -6,8 +6,8 @@ import pathlib
 from typing import Any
 
 from tfdecouple.config import Config
-from tfdecouple.dataset_encoding.folder import RUN, CodesFolder
-from tfdecouple.dataset_encoding.manifest import Manifest
+from tfdecouple.corpus.folder import RUN, CodesFolder
+from tfdecouple.corpus.manifest import Manifest
 from tfdecouple.errors import RunError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_config, load_model, load_weights, weights_sha256, write_run

@@ -10,9 +10,9 @@ from helpers.refusals import refused
 from PIL import Image
 
 from tfdecouple.cli import main
-from tfdecouple.dataset_encoding import read_codes
-from tfdecouple.dataset_encoding.checking import noted
-from tfdecouple.dataset_encoding.manifest import Manifest
+from tfdecouple.corpus import read_codes
+from tfdecouple.corpus.checking import noted
+from tfdecouple.corpus.manifest import Manifest
 from tfdecouple.errors import DataError
 from tfdecouple.runs import load_model
 from tfdecouple.storage.checkpoints import CheckpointFolder
