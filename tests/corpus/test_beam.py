@@ -20,7 +20,7 @@ pytest.importorskip("apache_beam")
 
 from tfdecouple.cli import main
 from tfdecouple.corpus import read_codes
-from tfdecouple.corpus.worker import Images, numbered
+from tfdecouple.corpus.beam import Images, numbered
 from tfdecouple.data.image_file import crop_said
 from tfdecouple.errors import DataError
 

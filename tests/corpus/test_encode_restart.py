@@ -15,7 +15,7 @@ from helpers.refusals import refused
 
 from tfdecouple.cli import main
 from tfdecouple.corpus import read_codes
-from tfdecouple.corpus.tfrecord import TFRecordShard
+from tfdecouple.corpus.formats import TFRecordFile
 from tfdecouple.data import file_split
 from tfdecouple.errors import DataError
 from tfdecouple.runs import load_model
@@ -45,7 +45,7 @@ def reads(monkeypatch):
 @pytest.fixture
 def stop_after(monkeypatch):
     """Returns a function that makes the program stop when it has written so many times; 0 for never."""
-    write = TFRecordShard.write
+    write = TFRecordFile.write
     left = [0]
 
     def stopping(self, *rest):
@@ -54,7 +54,7 @@ def stop_after(monkeypatch):
         if left[0] == 0:
             raise Stop
 
-    monkeypatch.setattr(TFRecordShard, "write", stopping)
+    monkeypatch.setattr(TFRecordFile, "write", stopping)
 
     def set_left(count):
         left[0] = count

@@ -27,7 +27,7 @@ from export.verification.arrays import batches as batches_of
 from export.verification.cases import make_cases
 from tfdecouple.config import PHOTOGRAPHS, DataConfig
 from tfdecouple.corpus.encoding import make_encoder
-from tfdecouple.corpus.fields import Field
+from tfdecouple.corpus.manifest import Field
 from tfdecouple.data import load_images, open_source
 from tfdecouple.layers import Coupling
 from tfdecouple.metrics.bounds import BoundEvaluator
@@ -56,6 +56,7 @@ IMAGES, OTHERS = random_images(3), random_images(3, seed=1)
 LABELS = tf.constant([0, 2, 1])
 NOISE = tf.constant(np.random.default_rng(0).standard_normal([3, 4]), tf.float32)
 X = tf.constant(np.random.default_rng(1).uniform(-1, 1, [3, 8, 8, 3]), tf.float32)
+FIELDS = [Field(name=name, shape=shape) for name, shape in (("z", (4,)), ("z_std", (4,)), ("v", (8, 8, 3)))]
 PART = tf.constant(np.random.default_rng(2).standard_normal([3, 4, 4, 12]), tf.float32)
 
 
@@ -238,9 +239,7 @@ class TestPrograms:
         "latent use": lambda m: list(
             measure_latent_use(m, batches(), split="test", averaged_weights=False).to_dict().values()
         ),
-        "corpus": lambda m: make_encoder(m, [Field("z", (4,)), Field("z_std", (4,)), Field("v", (8, 8, 3))], 4)(
-            IMAGES, np.arange(len(IMAGES))
-        ),
+        "corpus": lambda m: make_encoder(m, FIELDS, 4)(IMAGES, np.arange(len(IMAGES))),
         "gate": lambda m: make_cases(m, random_images(sum(batches_of(8)), seed=2)),
     }
 

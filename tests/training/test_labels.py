@@ -130,7 +130,7 @@ class TestRun:
             assert main([command, "--run", str(labelled_run), "--out", str(tmp_path), "--count", "1", *options]) == 0
 
     def test_its_codes_are_written_by_label(self, labelled_run, tmp_path):
-        from tfdecouple.corpus.reading import read_codes
+        from tfdecouple.corpus import read_codes
 
         arguments = ["encode", "--run", str(labelled_run), "--out", str(tmp_path / "codes"), "--split", "test", "--v"]
         assert main([*arguments, "--scores"]) == 0

@@ -82,7 +82,6 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.corpus.encoding import encode_shards, make_encoder
     from tfdecouple.corpus.folder import CodesFolder
     from tfdecouple.corpus.manifest import Manifest
-    from tfdecouple.corpus.weights import keep_weights, kept_weights
     from tfdecouple.runtime.progress import Counter
 
     opened = open_run(options)
@@ -94,23 +93,22 @@ def run(options: argparse.Namespace) -> int:
     if opened.config.model.has_class_codes:
         opened.require_labels(source)
     for note in source.notes:
-        _say(note)
+        _print(note)
     asked = _manifest(opened, source, options)
     batch_size = options.batch_size or opened.config.training.evaluation_batch_size
     with CodesFolder(options.out) as folder:
         manifest = Manifest.read(folder.path)
         if manifest is None:
-            keep_weights(folder, opened.model, opened.config, opened.step)
-            folder.begin(manifest := asked)
+            folder.begin(manifest := asked, opened.model, opened.config, opened.step)
         else:
             manifest.require_same(asked, folder.path)
-            if told := kept_weights(folder, manifest, opened.model, opened.config, asked.model):
-                _say(told)
+            if note := folder.restore_weights(manifest, opened.model, opened.config, asked.model):
+                _print(note)
         shards = manifest.ranges()
         with Counter("checking what is there", len(shards), unit="files") as counter:
-            missing = folder.missing(manifest, _say, counter)
+            missing = folder.missing(manifest, _print, counter)
         if len(missing) < len(shards):
-            _say(f"{options.out}: {len(shards) - len(missing)} of {len(shards)} files are there already")
+            _print(f"{options.out}: {len(shards) - len(missing)} of {len(shards)} files are there already")
         if missing:
             total = sum(manifest.splits.values())
             before = total - sum(shard.stop - shard.start for shard in missing)
@@ -125,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
                     counter=lambda done: counter(before + done),
                 )
             if far:
-                _say(
+                _print(
                     f"{len(far):,} of the images, such as {far[0].decode()}, are far from what the model was trained "
                     "on and may not decode to the very same pixels"
                 )
@@ -143,9 +141,8 @@ def run(options: argparse.Namespace) -> int:
 def _verify(out: pathlib.Path) -> int:
     """Prints a line for each thing in a folder of codes that is not as it was written."""
     start_tensorflow()
-    from tfdecouple.corpus.checking import verify
+    from tfdecouple.corpus.folder import verify
     from tfdecouple.corpus.manifest import Manifest
-    from tfdecouple.corpus.weights import problem_of_weights
     from tfdecouple.runtime.progress import Counter
 
     manifest = Manifest.read(out)
@@ -153,19 +150,17 @@ def _verify(out: pathlib.Path) -> int:
         raise UserError(f"{out} holds no codes to verify; name with --out a folder that encode wrote")
     total = len(manifest.names())
     with Counter("verifying", total, unit="files") as counter:
-        bad = verify(out, manifest, _say, counter)
-    if problem := problem_of_weights(out, manifest):
-        _say(problem)
-        bad += 1
-    if not bad:
+        problems = verify(out, manifest, counter)
+    if not problems:
         print(f"{out}: all {total} files are what was written")
         return 0
-    hint = "" if "weights_sha256" not in manifest.model else "; the command that wrote them makes bad files anew"
-    print(f"{out}: {bad} thing{'s' if bad > 1 else ''} not as written{hint}")
+    print(*problems, sep="\n")
+    hint = "" if manifest.model.weights_sha256 is None else "; the command that wrote them makes bad files anew"
+    print(f"{out}: {len(problems)} thing{'s' if len(problems) > 1 else ''} not as written{hint}")
     return 1
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)
 
 
@@ -182,31 +177,32 @@ def _require_fields(opened: OpenedRun, options: argparse.Namespace) -> None:
 def _manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) -> Manifest:
     """Returns the manifest of the whole job, before anything is encoded."""
     from tfdecouple.corpus.encoding import keys_sha256
-    from tfdecouple.corpus.fields import bytes_of, chosen_fields
-    from tfdecouple.corpus.manifest import Manifest
-    from tfdecouple.corpus.weights import weights_sha256
-    from tfdecouple.image_shapes import facts
+    from tfdecouple.corpus.manifest import DataFacts, Manifest, ModelFacts, bytes_per_image, model_fields
+    from tfdecouple.runs import weights_sha256
 
-    fields = chosen_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
+    fields = model_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
     splits = _SPLITS if options.split == "all" else (options.split,)
-    most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // bytes_of(fields)))
+    most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // bytes_per_image(fields)))
     return Manifest(
         format=options.format,
         fields=fields,
-        model={
-            "run": opened.name,
-            "step": opened.step,
-            "averaged": opened.averaged,
-            "weights_sha256": weights_sha256(opened.model),
-        },
-        data={
-            "title": source.title,
-            **facts(source.image_shape),
-            "centre_crop": opened.data_of(options.data).centre_crop,
-            "descriptions": {split: source.descriptions[split] for split in splits},
-            "keys_sha256": keys_sha256(source, splits),
-        },
+        model=ModelFacts(
+            run=opened.name,
+            step=opened.step,
+            averaged=opened.averaged,
+            weights_sha256=weights_sha256(opened.model),
+        ),
+        data=DataFacts(
+            title=source.title,
+            image_shape=source.image_shape,
+            centre_crop=opened.data_of(options.data).centre_crop,
+            descriptions={split: source.descriptions[split] for split in splits},
+            keys_sha256=keys_sha256(source, splits),
+        ),
         label_names=source.label_names,
         splits={split: min(source.sizes[split], options.limit or source.sizes[split]) for split in splits},
         images_per_shard=options.images_per_shard or most,
+        complete=False,
+        totals={},
+        shards=(),
     )

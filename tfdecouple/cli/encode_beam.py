@@ -42,10 +42,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: for impossible arguments, a missing model or images, or a pipeline that fails.
     """
-    arguments.at_least(options, "centre_crop", 0)
-    arguments.at_least(options, "batch_size", 1)
-    arguments.at_least(options, "shards", 0)
-    arguments.at_least(options, "threads", 1)
+    for name, least in (("centre_crop", 0), ("batch_size", 1), ("shards", 0), ("threads", 1)):
+        arguments.at_least(options, name, least)
     if options.format not in FORMATS:
         raise UserError(f"--format is {options.format!r}; it must be {' or '.join(FORMATS)}")
     start_tensorflow()
@@ -53,20 +51,9 @@ def run(options: argparse.Namespace) -> int:
         import apache_beam  # noqa: F401
     except ImportError:
         raise UserError("encode-beam needs Apache Beam; pip install 'tfdecouple[beam]'") from None
-    from tfdecouple.corpus.beam import Job, encode_with_beam
+    from tfdecouple.corpus.beam import encode_with_beam
 
-    job = Job(
-        model=options.model,
-        images=options.images,
-        out=options.out,
-        format=options.format,
-        v=options.v,
-        centre_crop=options.centre_crop,
-        batch_size=options.batch_size,
-        shards=options.shards,
-        threads=options.threads,
-    )
-    manifest = encode_with_beam(job, options.beam)
+    manifest = encode_with_beam(options)
     skipped = manifest.totals["skipped"]
     unreadable = f", {skipped} unreadable, named in _unreadable.txt" if skipped else ""
     print(

@@ -2,68 +2,55 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import io
 import json
 import os
 import pathlib
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from operator import itemgetter
 from typing import Any
 
-from tfdecouple.corpus.checked import shard_entry
-from tfdecouple.corpus.fields import Field
-from tfdecouple.corpus.manifest import MANIFEST, Manifest
-from tfdecouple.corpus.parquet import schema, to_table
-from tfdecouple.corpus.tfrecord import to_example
-from tfdecouple.corpus.worker import UNREADABLE, Encoder, Images, Reader, numbered, open_session
-from tfdecouple.errors import DataError, UserError
-from tfdecouple.image_shapes import Shape
-from tfdecouple.image_shapes import facts as shape_facts
+import apache_beam as beam
+import numpy as np
+from apache_beam.io import fileio
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.metrics import Metrics, MetricsFilter
+from apache_beam.options.pipeline_options import PipelineOptions
 
-# All images come in one split: which of them train a model is no matter of their codes.
+from tfdecouple.corpus.formats import to_example
+from tfdecouple.corpus.manifest import (
+    MANIFEST,
+    NO_LABEL,
+    DataFacts,
+    Field,
+    Manifest,
+    ModelFacts,
+    Shard,
+    key_bytes,
+)  # fmt: skip
+from tfdecouple.data.folder import SPLIT_FOLDERS, SUFFIXES
+from tfdecouple.data.image_file import read_image
+from tfdecouple.errors import DataError, UserError, one_line
+from tfdecouple.image_shapes import Shape
+
+# All images come in one split: which of them trained a model does not matter to their codes.
 SPLIT = "all"
+UNREADABLE = "unreadable"
 _LABELS = "_label_names.json"
 _DIGESTS = "_digests.jsonl"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """What to encode.
-
-    Attributes:
-        model: an export folder, its `onnx` folder or an encoder file.
-        images: folder of image files, on whatever Beam reads.
-        out: folder for the codes.
-        format: "tfrecord" or "parquet".
-        v: whether to write v beside z.
-        centre_crop: see `read_image`; None for that of the model's own pictures, which its file says.
-        batch_size: images at a time.
-        shards: number of files; 0 lets the runner choose.
-        threads: of ONNX Runtime in each worker.
-    """
-
-    model: str
-    images: str
-    out: str
-    format: str = "tfrecord"
-    v: bool = False
-    centre_crop: int | None = None
-    batch_size: int = 32
-    shards: int = 0
-    threads: int = 1
-
-
-def encode_with_beam(job: Job, arguments: Sequence[str]) -> Manifest:
+def encode_with_beam(options: argparse.Namespace) -> Manifest:
     """Runs the pipeline and waits for its end.
 
     Args:
-        job: what to encode.
-        arguments: options of Beam and its runner, such as `--runner=DirectRunner`.
+        options: of the command `encode-beam`.
 
     Returns:
         The manifest that was written.
@@ -71,48 +58,63 @@ def encode_with_beam(job: Job, arguments: Sequence[str]) -> Manifest:
     Raises:
         UserError: where the model or the images are missing, the output folder is not empty, or the pipeline fails.
     """
-    from apache_beam import Pipeline
-    from apache_beam.io.filesystems import FileSystems
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    model = _model_file(job.model)
-    session = open_session(model, job.threads)
-    fields, image_shape = _offered(session, job)
-    if job.centre_crop is None:
-        job = dataclasses.replace(job, centre_crop=_crop_of(session))
-    out = _absolute(job.out)
+    model = _model_file(options.model)
+    session = open_session(model, options.threads)
+    fields, image_shape = _offered(session, options)
+    facts = session.get_modelmeta().custom_metadata_map
+    crop = options.centre_crop
+    if crop is None:
+        # As many pixels as the model's own pictures keep of their centre, 0 for the largest that fits.
+        crop = int((re.findall(r"\d+", facts.get("crop", "")) or [0])[0])
+    out, root = _absolute(options.out), _absolute(options.images) + "/"
     _clear(out)
-    if _matched(f"{out}/*", 1):
-        raise UserError(f"{job.out} is not empty; name a new folder with --out")
-    root = _absolute(job.images) + "/"
-    images = Images(root, has_splits=bool(_matched(f"{root}train/**", 1)))
-    if not _matched(f"{root}**", 1):
-        raise DataError(f"there are no files in {job.images}; --images takes a folder of image files")
-    # What each worker would otherwise make for itself in the folder's parent.
+    if _is_matched(f"{out}/*"):
+        raise UserError(f"{options.out} is not empty; name a new folder with --out")
+    if not _is_matched(f"{root}**"):
+        raise DataError(f"there are no files in {options.images}; --images takes a folder of image files")
+    reader = Reader(Images(root, has_splits=_is_matched(f"{root}train/**")), image_shape, crop)
+    # Each worker would otherwise make it in the folder's parent.
     if not FileSystems.exists(out):
         FileSystems.mkdirs(out)
     try:
         # The last of an option counts: a user who wants to hear more can say so.
         quiet = ["--default_sdk_harness_log_level=ERROR"]
-        pipeline = Pipeline(options=PipelineOptions([*quiet, *arguments]))
-        _add_steps(pipeline, job, images, Encoder(model, fields, job.threads), image_shape, out)
+        pipeline = beam.Pipeline(options=PipelineOptions([*quiet, *options.beam]))
+        _add_steps(pipeline, options, reader, Encoder(model, fields, options.threads), out)
         result = pipeline.run()
         result.wait_until_finish()
-    # A runner hands on whatever went wrong anywhere, as an error of its own with many traces.
+    # A runner raises an error of its own for everything, with many traces.
     except Exception as error:
         _clear(out, _LABELS, _DIGESTS, f"_{UNREADABLE}.txt", f"{SPLIT}-*")
         # The cause comes last, after the traces.
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"the pipeline failed: {text[-1][:400]}") from error
-    manifest = _manifest(job, session, model, fields, image_shape, out, _counted(result))
-    _write_manifest(manifest, out)
+    counters = result.metrics().query(MetricsFilter().with_namespace("tfdecouple"))["counters"]
+    counted = {counter.key.metric.name: counter.result for counter in counters}
+    images, skipped = counted.get("images", 0), counted.get(UNREADABLE, 0)
+    lines = [Shard.model_validate_json(line) for line in _content(f"{out}/{_DIGESTS}").splitlines()]
+    shards = sorted(lines, key=lambda shard: shard.name)
+    digest = hashlib.sha256(_content(model)).hexdigest()
+    manifest = Manifest(
+        format=options.format,
+        fields=fields,
+        model=ModelFacts(run=facts.get("run"), step=int(facts.get("step", 0)), onnx_sha256=digest),
+        data=DataFacts(title=f"images in {options.images}", image_shape=image_shape, centre_crop=crop),
+        label_names=json.loads(_content(f"{out}/{_LABELS}")),
+        splits={SPLIT: images + skipped},
+        images_per_shard=0,
+        complete=True,
+        totals={"images": images, "skipped": skipped, "bytes": sum(shard.bytes for shard in shards)},
+        shards=tuple(shards),
+    )
+    with FileSystems.create(f"{out}/{MANIFEST}") as file:
+        file.write(json.dumps(manifest.as_json(), indent=2).encode())
     return manifest
 
 
-def _add_steps(pipeline: Any, job: Job, images: Images, encoder: Encoder, image_shape: Shape, out: str) -> None:
-    import apache_beam as beam
-    from apache_beam.io import fileio
-
+def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encoder: Encoder, out: str) -> None:
+    images = reader.images
+    text = functools.partial(beam.io.WriteToText, shard_name_template="", num_shards=1)
     paths = (
         pipeline
         | "List files" >> fileio.MatchFiles(f"{images.root}**")
@@ -130,43 +132,152 @@ def _add_steps(pipeline: Any, job: Job, images: Images, encoder: Encoder, image_
     _ = (
         labels
         | "Label names as text" >> beam.Map(lambda numbers: json.dumps([os.fsdecode(name) for name in numbers]))
-        | "Write label names"
-        >> beam.io.WriteToText(f"{out}/{_LABELS}", shard_name_template="", num_shards=1, append_trailing_newlines=False)
+        | "Write label names" >> text(f"{out}/{_LABELS}", append_trailing_newlines=False)
     )
     read = (
         paths
-        # Without it, whoever lists the files would also read them all.
+        # Without it, the worker that lists the files would also read them all.
         | "Spread" >> beam.Reshuffle()
         | "Read"
-        >> beam.FlatMap(
-            Reader(images, image_shape, job.centre_crop or 0).read, labels=beam.pvalue.AsSingleton(labels)
-        ).with_outputs(UNREADABLE, main="images")
+        >> beam.FlatMap(reader.read, labels=beam.pvalue.AsSingleton(labels)).with_outputs(UNREADABLE, main="images")
     )
-    codes = (
-        read.images
-        | "Batch" >> beam.BatchElements(min_batch_size=job.batch_size, max_batch_size=job.batch_size)
-        | "Encode" >> beam.Map(encoder.encode)
-    )
-    if job.format == "parquet":
+    _ = read[UNREADABLE] | "Write unreadable" >> text(f"{out}/_{UNREADABLE}", file_name_suffix=".txt")
+    batches = beam.BatchElements(min_batch_size=options.batch_size, max_batch_size=options.batch_size)
+    codes = read.images | "Batch" >> batches | "Encode" >> beam.Map(encoder.encode)
+    if options.format == "parquet":
+        from tfdecouple.corpus.parquet import schema, to_table
+
         fields = encoder.fields
-        codes = codes | "To tables" >> beam.Map(lambda batch: to_table(batch[0], batch[1], batch[2], fields))
+        codes = codes | "To tables" >> beam.Map(lambda batch: to_table(*batch, fields))
         write: Any = beam.io.parquetio.WriteToParquetBatched(
-            f"{out}/{SPLIT}", schema(fields), file_name_suffix=".parquet", num_shards=job.shards
+            f"{out}/{SPLIT}", schema(fields), file_name_suffix=".parquet", num_shards=options.shards
         )
     else:
         codes = codes | "To examples" >> beam.FlatMap(to_examples)
-        write = beam.io.WriteToTFRecord(f"{out}/{SPLIT}", file_name_suffix=".tfrecord", num_shards=job.shards)
+        write = beam.io.WriteToTFRecord(f"{out}/{SPLIT}", file_name_suffix=".tfrecord", num_shards=options.shards)
     _ = (
         codes
         | "Write codes" >> write
-        # Without it, whoever gives the files their names would also read them all.
+        # Without it, the worker that gives the files their names would also read them all.
         | "Spread files" >> beam.Reshuffle()
         | "Read back" >> beam.Map(digest_line)
-        | "Write digests" >> beam.io.WriteToText(f"{out}/{_DIGESTS}", shard_name_template="", num_shards=1)
+        | "Write digests" >> text(f"{out}/{_DIGESTS}")
     )
-    _ = read[UNREADABLE] | "Write unreadable" >> beam.io.WriteToText(
-        f"{out}/_{UNREADABLE}", file_name_suffix=".txt", shard_name_template="", num_shards=1
-    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The rule by which files below a folder are images with keys and labels: that of `folder:PATH`.
+
+    Attributes:
+        root: the folder, with a "/" at its end.
+        has_splits: whether its first sub-folders are splits: "train" and what belongs beside it.
+    """
+
+    root: str
+    has_splits: bool
+
+    def key(self, path: str) -> str:
+        """Returns a file's path below the folder."""
+        return path.removeprefix(self.root)
+
+    def __contains__(self, path: str) -> bool:
+        names = self.key(path).split("/")
+        image = names[-1].lower().endswith(SUFFIXES) and not any(name.startswith(".") for name in names)
+        return image and (not self.has_splits or (len(names) > 1 and names[0] in SPLIT_FOLDERS))
+
+    def label_name(self, path: str) -> str:
+        """Returns the sub-folder that labels a file, "" where it lies in none."""
+        folders = self.key(path).split("/")[:-1]
+        return next(iter(folders[self.has_splits :]), "")
+
+
+def numbered(names: Sequence[bytes]) -> dict[bytes, int]:
+    """Returns the labels by their names, in the order of these as text; an empty one is that of none."""
+    return {name: number for number, name in enumerate(sorted(set(names) - {b""}, key=os.fsdecode))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Reads image files on a worker.
+
+    Attributes:
+        images: which files.
+        image_shape: height, width and channels of the images.
+        centre_crop: see `read_image`.
+    """
+
+    images: Images
+    image_shape: Shape
+    centre_crop: int
+
+    def read(self, name: bytes, labels: dict[bytes, int]) -> Iterator[Any]:
+        """Yields key, label and pixels, uint8 [height, width, channels], of a file; or why it cannot be read."""
+        path = os.fsdecode(name)
+        key = key_bytes(self.images.key(path))
+        try:
+            if "://" not in path and not os.path.isfile(path):
+                # A pipe would be waited for without an end.
+                raise DataError("it is no regular file")
+            pixels = read_image(path, self.image_shape, self.centre_crop, io.BytesIO(_content(path)))
+        except DataError as error:
+            Metrics.counter("tfdecouple", UNREADABLE).inc()
+            yield beam.pvalue.TaggedOutput(UNREADABLE, f"{key.decode()}: {one_line(error.__cause__ or error)}")
+        else:
+            yield key, labels.get(os.fsencode(self.images.label_name(path)), NO_LABEL), pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Encodes batches of images with an ONNX file on a worker.
+
+    Attributes:
+        model: path of the file.
+        fields: which of its outputs.
+        threads: of ONNX Runtime; 1 where there is a worker for each core.
+    """
+
+    model: str
+    fields: tuple[Field, ...]
+    threads: int
+
+    def encode(self, batch: Sequence[tuple[bytes, int, np.ndarray]]) -> tuple[list[bytes], list[int], dict]:
+        """Returns the keys, the labels and the arrays by field of what `Reader` yielded."""
+        keys, labels, pixels = (list(column) for column in zip(*batch, strict=True))
+        names = tuple(field.name for field in self.fields)
+        arrays = open_session(self.model, self.threads, names).run(names, {"images": np.stack(pixels)})
+        Metrics.counter("tfdecouple", "images").inc(len(keys))
+        return keys, labels, dict(zip(names, arrays, strict=True))
+
+
+@functools.lru_cache(maxsize=1)
+def open_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
+    """Returns the session of an ONNX file: one for a process, whichever thread asks.
+
+    Args:
+        model: path of the file.
+        threads: of ONNX Runtime.
+        names: of the outputs that are wanted; () for all. The rest of the graph is cut off: without v the flow does not
+            run, which ONNX Runtime would not leave out by itself.
+
+    Raises:
+        DataError: where it cannot be opened.
+    """
+    import onnx.utils
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        # Elsewhere than on a disk, a model is one file: weights beside it could not be found.
+        content: str | bytes = _content(model) if "://" in model else model
+        if names and "v" not in names:
+            whole = onnx.load(model) if isinstance(content, str) else onnx.load_model_from_string(content)
+            content = onnx.utils.Extractor(whole).extract_model(["images"], list(names)).SerializeToString()
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    # ONNX Runtime has an exception for each of its codes, and storage has its own.
+    except Exception as error:
+        raise DataError(f"cannot open the encoder {model}: {one_line(error)}") from error
 
 
 def to_examples(batch: tuple[list[bytes], list[int], dict[str, Any]]) -> Iterator[bytes]:
@@ -178,8 +289,6 @@ def to_examples(batch: tuple[list[bytes], list[int], dict[str, Any]]) -> Iterato
 
 def digest_line(path: str) -> str:
     """Returns the name, the size and the SHA-256 of a file that was written, as a line of JSON."""
-    from apache_beam.io.filesystems import FileSystems
-
     digest, size = hashlib.sha256(), 0
     with FileSystems.open(path, compression_type="uncompressed") as file:
         while block := file.read(2**20):
@@ -204,8 +313,6 @@ def _clear(out: str, *written: str) -> None:
 
 
 def _model_file(model: str) -> str:
-    from apache_beam.io.filesystems import FileSystems
-
     base = _absolute(model)
     candidates = [base] if base.endswith(".onnx") else [f"{base}/onnx/encoder.onnx", f"{base}/encoder.onnx"]
     for path in candidates:
@@ -214,77 +321,30 @@ def _model_file(model: str) -> str:
     raise UserError(f"there is no encoder.onnx in {model}; python -m export --run RUN --to {model} makes one")
 
 
-def _offered(session: Any, job: Job) -> tuple[tuple[Field, ...], Shape]:
+def _offered(session: Any, options: argparse.Namespace) -> tuple[tuple[Field, ...], Shape]:
     """Returns the fields that a model gives, of those that are asked for, and the shape of its images."""
     outputs = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
-    inputs = session.get_inputs()
-    if [array.name for array in inputs] == ["images", "labels"]:
+    inputs = {array.name: tuple(array.shape[1:]) for array in session.get_inputs()}
+    if list(inputs) == ["images", "labels"]:
         raise UserError(
-            f"the encoder of {job.model} needs the label of each image, by the numbers of its run; take "
+            f"the encoder of {options.model} needs the label of each image, by the numbers of its run; take "
             "python -m tfdecouple encode, which knows their names"
         )
-    if [array.name for array in inputs] != ["images"] or "v" not in outputs:
-        raise UserError(f"{job.model} is no encoder of this project: it takes {', '.join(a.name for a in inputs)}")
-    if "z" not in outputs and not job.v:
-        raise UserError(f"the model {job.model} has no z; its code is v: add --v")
-    wanted = ("z", "v") if job.v else ("z",)
-    return tuple(Field(name, outputs[name]) for name in wanted if name in outputs), tuple(inputs[0].shape[1:])
+    if list(inputs) != ["images"] or "v" not in outputs:
+        raise UserError(f"{options.model} is no encoder of this project: it takes {', '.join(inputs)}")
+    if "z" not in outputs and not options.v:
+        raise UserError(f"the model {options.model} has no z; its code is v: add --v")
+    wanted = [name for name in (("z", "v") if options.v else ("z",)) if name in outputs]
+    return tuple(Field(name=name, shape=outputs[name]) for name in wanted), inputs["images"]
 
 
-def _crop_of(session: Any) -> int:
-    """Returns how many pixels a model's pictures keep of their centre, 0 for the largest that fits."""
-    found = re.search(r"\d+", session.get_modelmeta().custom_metadata_map.get("crop", ""))
-    return int(found[0]) if found else 0
+def _content(path: str) -> bytes:
+    with FileSystems.open(path) as file:
+        return file.read()
 
 
-def _counted(result: Any) -> dict[str, int]:
-    from apache_beam.metrics import MetricsFilter
-
-    counters = result.metrics().query(MetricsFilter().with_namespace("tfdecouple"))["counters"]
-    return {counter.key.metric.name: counter.result for counter in counters}
-
-
-def _manifest(
-    job: Job, session: Any, model: str, fields: tuple[Field, ...], image_shape: Shape, out: str, counted: dict[str, int]
-) -> Manifest:
-    from apache_beam.io.filesystems import FileSystems
-
-    facts = session.get_modelmeta().custom_metadata_map
-    with FileSystems.open(model) as file:
-        onnx_sha256 = hashlib.sha256(file.read()).hexdigest()
-    with FileSystems.open(f"{out}/{_LABELS}") as file:
-        label_names = tuple(json.loads(file.read()))
-    with FileSystems.open(f"{out}/{_DIGESTS}") as file:
-        shards = sorted((shard_entry(json.loads(line)) for line in file.read().splitlines()), key=itemgetter("name"))
-    images, skipped = counted.get("images", 0), counted.get(UNREADABLE, 0)
-    return Manifest(
-        format=job.format,
-        fields=fields,
-        model={"run": facts.get("run"), "step": int(facts.get("step", 0)), "onnx_sha256": onnx_sha256},
-        data={"title": f"images in {job.images}", **shape_facts(image_shape), "centre_crop": job.centre_crop},
-        label_names=label_names,
-        splits={SPLIT: images + skipped},
-        images_per_shard=0,
-        complete=True,
-        totals={"images": images, "skipped": skipped, "bytes": sum(shard["bytes"] for shard in shards)},
-        shards=tuple(shards),
-    )
-
-
-def _write_manifest(manifest: Manifest, out: str) -> None:
-    from apache_beam.io.filesystems import FileSystems
-
-    with tempfile.TemporaryDirectory() as folder:
-        manifest.write(pathlib.Path(folder))
-        content = (pathlib.Path(folder) / MANIFEST).read_bytes()
-    with FileSystems.create(f"{out}/{MANIFEST}") as file:
-        file.write(content)
-
-
-def _matched(pattern: str, limit: int | None = None) -> list[Any]:
-    from apache_beam.io.filesystems import FileSystems
-
-    return FileSystems.match([pattern], None if limit is None else [limit])[0].metadata_list
+def _is_matched(pattern: str) -> bool:
+    return bool(FileSystems.match([pattern], [1])[0].metadata_list)
 
 
 def _absolute(path: str) -> str:

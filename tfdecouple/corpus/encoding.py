@@ -10,9 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.arguments import as_labels
-from tfdecouple.corpus.fields import SCORES, Field, key_bytes
 from tfdecouple.corpus.folder import CodesFolder
-from tfdecouple.corpus.manifest import Manifest, ShardRange
+from tfdecouple.corpus.manifest import SCORES, Field, Manifest, ShardRange, key_bytes
 from tfdecouple.data import Source
 from tfdecouple.data.labels import checked_labels
 from tfdecouple.errors import DataError, InversionError, UserError, one_line
@@ -96,7 +95,7 @@ def encode_shards(
         source: the images.
         encoder: see `make_encoder`.
         batch_size: images at a time.
-        counter: is told how many images are done.
+        counter: receives how many images are done.
 
     Returns:
         The keys of images whose v is written and so far from the training that they may not decode exactly
@@ -109,14 +108,13 @@ def encode_shards(
     """
     done = 0
     far: list[bytes] = []
-    for together in _neighbours(shards):
-        split, start, stop = together[0].split, together[0].start, together[-1].stop
-        # Read ahead, so that no batch ends at the end of a file.
+    for group in _neighbours(shards):
+        split, start, stop = group[0].split, group[0].start, group[-1].stop
+        # Batches run on over the ends of files.
         rows = encoded(source, split, start, stop, encoder, batch_size)
         left: Rows | None = None
-        for shard in together:
-            at = shard.start
-            with folder.shard(manifest, shard) as writer:
+        for shard in group:
+            with folder.shard(manifest, shard) as write:
                 while left is not None or (left := next(rows, None)) is not None:
                     inside = int(np.searchsorted(left["index"], shard.stop))
                     inner, left = _cut(left, inside)
@@ -125,13 +123,11 @@ def encode_shards(
                         _require_finite(inner, manifest.fields, keys)
                         if "v" in inner:
                             far += itertools.compress(keys, far_from_training(inner["v"]))
-                        with folder.writing():
-                            writer.write(keys, inner["label"], inner)
-                        done, at = done + int(inner["index"][-1]) + 1 - at, int(inner["index"][-1]) + 1
-                        counter(done)
+                        write(keys, inner["label"], inner)
+                        counter(done + int(inner["index"][-1]) + 1 - shard.start)
                     if left is not None:
                         break
-            done += shard.stop - at
+            done += shard.stop - shard.start
             counter(done)
     return far
 

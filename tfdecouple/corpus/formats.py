@@ -1,20 +1,86 @@
-"""The formats of codes by their names."""
+"""The formats of files of codes by their names, TFRecord among them, and reading codes back."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
-from tfdecouple.corpus.fields import Field
-from tfdecouple.corpus.tfrecord import TFRecordShard, count_tfrecords, read_tfrecords
+from tfdecouple.corpus.manifest import Field, Manifest
+from tfdecouple.errors import DataError
 from tfdecouple.runtime.extras import require
 
 if TYPE_CHECKING:
-    from tfdecouple.corpus.parquet import ParquetShard
+    from tfdecouple.corpus.parquet import ParquetFile
+
+
+class TFRecordFile:
+    """A file of `tf.train.Example` messages that codes are written to.
+
+    Args:
+        path: of the file.
+        fields: what is written of each image.
+    """
+
+    def __init__(self, path: pathlib.Path, fields: Sequence[Field]):
+        self._writer = tf.io.TFRecordWriter(str(path))
+        self._names = [field.name for field in fields]
+
+    def write(self, keys: Sequence[bytes], labels: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+        """Appends the codes of some images.
+
+        Args:
+            keys: `[n]`, UTF-8.
+            labels: int `[n]`, -1 for none.
+            arrays: float32 `[n, ...]` by field.
+        """
+        for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
+            self._writer.write(to_example(key, int(label), {name: arrays[name][row] for name in self._names}))
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._writer.close()
+
+
+def to_example(key: bytes, label: int, arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Returns the codes of one image as a serialised `tf.train.Example`: arguments as of `TFRecordFile.write`."""
+    features = {
+        "key": tf.train.Feature(bytes_list=tf.train.BytesList(value=[key])),
+        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+    }
+    for name, array in arrays.items():
+        features[name] = tf.train.Feature(float_list=_float_list(array))
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+
+
+def _float_list(array: np.ndarray) -> tf.train.FloatList:
+    """Returns a message of floats from its bytes: a field 1 of packed floats. One by one they would take far longer."""
+    content = np.ascontiguousarray(array, "<f4").tobytes()
+    head, length = bytearray(b"\x0a"), len(content)
+    while length > 127:
+        head.append(length & 127 | 128)
+        length >>= 7
+    head.append(length)
+    return tf.train.FloatList.FromString(bytes(head) + content)
+
+
+def read_tfrecords(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Dataset:
+    """Returns the codes in files, in order: see `read_codes`."""
+    features = {
+        "key": tf.io.FixedLenFeature([], tf.string),
+        "label": tf.io.FixedLenFeature([], tf.int64),
+        **{field.name: tf.io.FixedLenFeature(field.shape, tf.float32) for field in fields},
+    }
+
+    def parsed(record: tf.Tensor) -> dict[str, tf.Tensor]:
+        example = tf.io.parse_single_example(record, features)
+        return {**example, "label": tf.cast(example["label"], tf.int32)}
+
+    return tf.data.TFRecordDataset(list(paths)).map(parsed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +88,15 @@ class Format:
     """How codes lie in a file.
 
     Attributes:
-        open: makes a file and returns what writes to it.
+        open: makes a file and returns the object that writes to it.
         read: returns the codes of files in order.
-        count: returns how many images a file holds.
     """
 
-    open: Callable[[pathlib.Path, Sequence[Field]], TFRecordShard | ParquetShard]
+    open: Callable[[pathlib.Path, Sequence[Field]], TFRecordFile | ParquetFile]
     read: Callable[[Sequence[str], Sequence[Field]], tf.data.Dataset]
-    count: Callable[[pathlib.Path], int]
 
 
-def _of_parquet(name: str) -> Callable[..., Any]:
+def _parquet(name: str) -> Callable[..., Any]:
     """Returns a function of `parquet.py`, which imports PyArrow when it is called."""
 
     def call(*arguments: Any) -> Any:
@@ -46,6 +110,40 @@ def _of_parquet(name: str) -> Callable[..., Any]:
 
 # The name is the ending of the files as well.
 FORMATS = {
-    "tfrecord": Format(TFRecordShard, read_tfrecords, count_tfrecords),
-    "parquet": Format(_of_parquet("ParquetShard"), _of_parquet("read_parquet"), _of_parquet("count_parquet")),
+    "tfrecord": Format(TFRecordFile, read_tfrecords),
+    "parquet": Format(_parquet("ParquetFile"), _parquet("read_parquet")),
 }
+
+
+def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bool = False) -> tf.data.Dataset:
+    """Returns the codes in a folder, in the order of its files; they pass through memory a few at a time.
+
+    Args:
+        folder: what `python -m tfdecouple encode` or `encode-beam` wrote, in either format.
+        split: "train", "validation" or "test"; None for all that is there.
+        partial: whether to read what there is of a folder that is not complete.
+
+    Returns:
+        A finite dataset of dicts: "key" string [], "label" int32 [] (-1 for none), and float32 arrays, those of "z"
+        [d_z], "z_std" [d_z] and "v" [height, width, channels] that were written; with --scores also the numbers []
+        "bits_per_dim", "bits_per_dim_minus_codec", "shell", "typicality" and, of a model with an encoder, "prior_nats".
+
+    Raises:
+        DataError: where the folder holds no codes, lacks some, or has no such split.
+    """
+    folder = pathlib.Path(folder)
+    manifest = Manifest.read(folder)
+    if manifest is None:
+        raise DataError(f"{folder} holds no codes; python -m tfdecouple encode --run RUN --out {folder} writes them")
+    if split is not None and split not in manifest.splits:
+        raise DataError(f"{folder} has no codes of a split {split!r}; it has {', '.join(manifest.splits)}")
+    wanted = [folder / name for name in manifest.names(split)]
+    paths = [str(path) for path in wanted if path.is_file()]
+    if len(paths) < len(wanted) and not partial:
+        raise DataError(
+            f"{folder} has {len(paths)} of {len(wanted)} files; end the encoding with the command that began it, or "
+            "read what there is with partial=True"
+        )
+    if not paths:
+        raise DataError(f"{folder} has no whole file yet")
+    return FORMATS[manifest.format].read(paths, manifest.fields)

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from tfdecouple.corpus.fields import Field
+from tfdecouple.corpus.manifest import Field
 
 # A row group is what a reader takes at a time: large enough to read well, small enough for any memory.
 _GROUP_ROWS, _GROUP_BYTES = 1024, 2**25
 
 
-class ParquetShard:
-    """A file that codes are written to: as `TFRecordShard`."""
+class ParquetFile:
+    """A file that codes are written to: as `TFRecordFile`."""
 
     def __init__(self, path: pathlib.Path, fields: Sequence[Field]):
         self._fields = fields
@@ -26,14 +26,14 @@ class ParquetShard:
         self._pending: list[pa.Table] = []
 
     def write(self, keys: Sequence[bytes], labels: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
-        """See `TFRecordShard.write`."""
+        """See `TFRecordFile.write`."""
         self._pending.append(to_table(keys, labels, arrays, self._fields))
         rows = sum(table.num_rows for table in self._pending)
         if rows >= _GROUP_ROWS or sum(table.nbytes for table in self._pending) >= _GROUP_BYTES:
             self._flush()
 
     def close(self) -> None:
-        """See `TFRecordShard.close`."""
+        """See `TFRecordFile.close`."""
         try:
             self._flush()
         finally:
@@ -59,7 +59,7 @@ def schema(fields: Sequence[Field]) -> pa.Schema:
 def to_table(
     keys: Sequence[bytes], labels: np.ndarray, arrays: Mapping[str, np.ndarray], fields: Sequence[Field]
 ) -> pa.Table:
-    """Returns the codes of some images as a table: arguments as of `TFRecordShard.write`."""
+    """Returns the codes of some images as a table: arguments as of `TFRecordFile.write`."""
     columns = [pa.array([key.decode() for key in keys], pa.string()), pa.array(np.asarray(labels, np.int32))]
     for field in fields:
         values = np.ascontiguousarray(arrays[field.name], np.float32).reshape(-1)
@@ -95,13 +95,3 @@ def _to_arrays(group: pa.RecordBatch, fields: Sequence[Field]) -> dict[str, np.n
         for field in fields
     }
     return {"key": keys, "label": group.column("label").to_numpy(zero_copy_only=False), **arrays}
-
-
-def count_parquet(path: pathlib.Path) -> int:
-    """Returns how many images a file holds, which is read from end to end.
-
-    Raises:
-        OSError, ValueError: where it cannot be.
-    """
-    with pq.ParquetFile(path) as file:
-        return sum(group.num_rows for group in file.iter_batches(batch_size=_GROUP_ROWS))
