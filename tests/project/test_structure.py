@@ -180,11 +180,9 @@ class TestImporting:
         assert printed.strip() == "[]"
 
     def test_a_run_opens_without_what_posix_alone_has(self):
-        modules = [
-            f"tfdecouple.{module}" for module in MODULES if module and section(module) not in ("__main__", "doctor")
-        ]
+        modules = [f"tfdecouple.{module}" for module in MODULES if module and module != "__main__"]
         code = f"""
-import importlib, sys
+import importlib, sys, tfdecouple
 import tensorflow, keras, tensorflow_probability, scipy, sklearn, skimage, filelock, tensorflow_datasets, apache_beam
 for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog"):
     sys.modules[name] = None
@@ -192,7 +190,7 @@ for name in {modules}:
     importlib.import_module(name)
 print(tfdecouple.load_pretrained("photographs").config.latent_dim)
 """
-        assert run(code.replace("import importlib", "import tfdecouple, importlib")).strip().isdigit()
+        assert run(code).strip().isdigit()
 
     def test_listing_a_preset_does_not_load_tensorflow(self):
         printed = run(
