@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from export.endpoints import Endpoint
@@ -28,14 +28,11 @@ _EXACT_RUNTIMES = (
     "All: decode with the runtime, the device and the precision that encoded.",
 )
 
-# How many times as fast a runtime must have been to be recommended for an endpoint and a batch.
-_CLEARLY = 1.05
-
 # By which the files of an earlier export are known to be of the same model.
 _SAME = ("name", "config_sha256")
 
 # How a page can be checked, by the keys of its entry's `checked`.
-_PAGE_CHECKS = {"digest": "by digest", "node": "in Node", "browser": "in a browser"}
+_PAGE_CHECKS = {"python": "in Python", "node": "in Node", "browser": "in a browser"}
 
 
 def licence_of(origin: Origin) -> str:
@@ -322,45 +319,14 @@ def _measured(name: str, entry: Mapping[str, Any]) -> list[str]:
         said += " Surely kept is what comes back also from codes moved by a millionth; the rest the files may lose."
     lines += ["", *([said, ""] if trips else [])]
     if "client" in entry:
-        lines += [f"`python client.py --check`, in a process without TensorFlow: {entry['client']}.", ""]
+        calls = ", ".join(f"`{name}`" for name in entry["client"] if " " not in name)
+        lines += [f"{calls} of `client.py` answered alike in a process of its own.", ""]
     times = [
         f"{endpoint} {', '.join(f'{ms:.3g} ms at batch {batch}' for batch, ms in batches.items())}"
         for endpoint, batches in entry["latency_ms"].items()
     ]
     lines += [f"Median time of a call: {'; '.join(times)}.", ""] if times else []
-    for runtime, found in entry.get("runtimes", {}).items():
-        lines += [other_runtime(runtime, found), ""]
     return lines
-
-
-def other_runtime(runtime: str, found: Mapping[str, Any]) -> str:
-    """What another runtime made of the files: whether images came back, and how fast it was beside ONNX Runtime."""
-    trips = found["round_trip"].values()
-    kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
-    text = f"In {runtime} {found.get(runtime, '')}, in float32, {kept} of {tried} images came back."
-    for batch in ("1", "16"):
-        pairs = {
-            endpoint: [times[batch][runtime], times[batch]["onnxruntime"]]
-            for endpoint, times in found.get("in_turns", {}).items()
-            if batch in times
-        }
-        told = ", ".join(f"{endpoint} {own:.3g} and {other:.3g} ms" for endpoint, (own, other) in pairs.items())
-        advice = _faster(runtime, pairs)
-        text += f" At batch {batch}, in turns with ONNX Runtime on this machine: {told}; {advice}." if pairs else ""
-    return text
-
-
-def _faster(runtime: str, pairs: Mapping[str, Sequence[float]]) -> str:
-    """Says for which endpoints a runtime was clearly faster than ONNX Runtime, or slower, by the times of both."""
-    verdicts: dict[str, list[str]] = {}
-    for endpoint, (own, other) in pairs.items():
-        verdict = f"neither is faster by {_CLEARLY - 1:.0%}"
-        if max(own, other) >= _CLEARLY * min(own, other):
-            verdict = f"{runtime if own < other else 'ONNX Runtime'} is the faster"
-        verdicts.setdefault(verdict, []).append(endpoint)
-    if len(verdicts) == 1:
-        return next(iter(verdicts))
-    return "; ".join(f"{verdict} for {' and '.join(of)}" for verdict, of in verdicts.items())
 
 
 def _calls(card: Mapping[str, Any]) -> list[str]:

@@ -106,7 +106,7 @@ def _export(arguments: Sequence[str] | None, prog: str) -> int:
     start_tensorflow()
     from export.manifest import NAME, file_digest
     from export.pipeline import Request, export
-    from export.verification.run import RefusedError
+    from export.verification.gate import RefusedError
 
     request = Request(
         run=options.run,
@@ -132,8 +132,8 @@ def _export(arguments: Sequence[str] | None, prog: str) -> int:
 
 def _verify(folder: pathlib.Path, expected: str | None) -> int:
     from export import manifest
-    from export.verification.folder import verify
-    from export.verification.run import listed
+    from export.verification.gate import listed
+    from export.verification.verify import verify
 
     manifest.load(folder)
     found = manifest.file_digest(folder / manifest.NAME).sha256

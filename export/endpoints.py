@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "tf.Tensor"]
 Arrays = dict[str, np.ndarray]
-# By outputs: `Floats` or `Pixels` of `export.verification.judge`, as `Reference` returns them.
+# By outputs: `Floats` or `Pixels` of `export.verification.tolerance`, as `Reference` returns them.
 Answers = dict[str, Any]
 # z, None without it, and v.
 Codes = tuple[np.ndarray | None, np.ndarray]
@@ -152,8 +152,6 @@ class Endpoint:
         onnx: name of the ONNX file that offers the same, or None.
         on_page: whether the web page runs that file.
         needs_z: whether a model without z lacks it.
-        asked_by_others: whether other endpoints ask the Keras model nearly all that `answer` asks: what is asked again
-            takes the gate no time.
         cases: given the name, the reference and plain inputs, returns the inputs of each case that is tried, by the
             name of the endpoint or "NAME of ..."; by default the plain ones alone.
     """
@@ -167,7 +165,6 @@ class Endpoint:
     onnx: str | None = None
     on_page: bool = False
     needs_z: bool = False
-    asked_by_others: bool = False
     cases: Callable[[str, Reference, Arrays], dict[str, Arrays]] = _as_given
 
     def __post_init__(self) -> None:
@@ -227,7 +224,6 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         answer=lambda reference, given: _only(reference.encode(given["images"], given.get("labels")), *z, v),
         onnx="encoder",
         on_page=True,
-        asked_by_others=True,
     )
     encode_global = Endpoint(
         name="encode_global",
@@ -237,7 +233,6 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         build=_encode_global,
         answer=_answer_encode_global,
         needs_z=True,
-        asked_by_others=True,
     )
     decode = Endpoint(
         name="decode",
@@ -259,7 +254,6 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         answer=_answer_sample,
         onnx="sampler",
         on_page=True,
-        asked_by_others=True,
         cases=_cases_of_sample,
     )
     switch = Endpoint(

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from export.formats.files import FILE_FORMATS
 from tfdecouple.errors import UserError
 from tfdecouple.storage.files import read_json
 
@@ -23,7 +22,6 @@ NAME = "manifest.json"
 CASES = "cases"
 # The model card, for programs.
 JSON_NAME = "model_card.json"
-CHECKS = ("check_saved_model", *FILE_FORMATS.values())
 # What a person edits for a server; it may differ without anything being wrong.
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 
@@ -56,13 +54,13 @@ class Part(_Model):
     """How one part, such as "savedmodel/3" or "onnx", is checked.
 
     Attributes:
-        check: the module that checks it.
+        runtime: of `export.verification.runtimes.RUNTIMES`.
         folder: where its models lie.
         cases: file of the cases.
-        options: of the check.
+        options: of `export.verification.check.check`.
     """
 
-    check: Literal[CHECKS]  # type: ignore[valid-type]
+    runtime: Literal["savedmodel", "onnx", "litert"]
     folder: _Inside
     cases: Annotated[str, pydantic.Field(pattern=f"^{_CASES.pattern}$")]
     options: dict[str, Any]

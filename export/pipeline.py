@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
 import errno
 import json
 import os
 import pathlib
 import re
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -22,17 +19,16 @@ from export.card import JSON_NAME, TEXT_NAME, card_text, make_card, merged
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import Endpoint, endpoints, onnx_names, page_names
 from export.formats.files import FILE_FORMATS, FileFormat, Sources, file_format
-from export.formats.saved_model import save_saved_model, write_serving_files, write_warmup
+from export.formats.saved_model import save_saved_model, served_others, write_serving_files, write_warmup
 from export.formats.web import build_page, examples_for, find_runtime
 from export.origin import Origin, open_run, without_path
 from export.request import Request
 from export.staging import Staging, interruptible, uninterrupted
-from export.verification.arrays import Report, save_cases
-from export.verification.cases import known_kept, make_cases, real_images
-from export.verification.check_folder import card_problems, page_problems, served_others, serving_problems
+from export.verification.archive import save_cases
+from export.verification.cases import make_cases, real_images
+from export.verification.check import Report
 from export.verification.fold import weight_digests
-from export.verification.folder import part_of
-from export.verification.run import Process, RefusedError, further_checks, listed, pass_gate, run_client
+from export.verification.gate import pass_gate
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.image_shapes import described, square
 from tfdecouple.model import DecoupledModel
@@ -49,9 +45,6 @@ _MOST_SLIDERS = 100
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # TensorFlow has one error for a full disk and for memory that is used up.
 _OUT_OF_MEMORY = re.compile("OOM|allocat|out of memory", re.IGNORECASE)
-
-# Seconds until processes that are ended are looked at again.
-_PAUSE = 0.05
 
 Say = Callable[[str], Any]
 
@@ -153,9 +146,10 @@ class _Export:
                 say=self.say,
             )
             version = self._build_saved_model(staging)
-            with self._saved_model_checked(staging, cases, version, formats):
-                for one in made:
-                    one.write(sources, _made(staging.area / one.name))
+            for one in made:
+                one.write(sources, _made(staging.area / one.name))
+            if version is not None:
+                self._check_saved_model(staging, cases, version, formats)
             for one in made:
                 self._check_files(one, sources, cases, formats)
             if runtime is not None:
@@ -163,14 +157,11 @@ class _Export:
                 models = page_names(model.config)
                 page = (staging.area / "web", staging.area / "onnx", runtime, describe(origin), models.values())
                 build_page(*page)
-                _refuse(page_problems(*page))
-                options = {**self._parts["onnx"].options, "names": models}
-                self._parts["web"] = part_of("check_onnx", "web/model", self._kept_cases, options)
+                self._keep_part("web", "onnx", "web/model", {**self._parts["onnx"].options, "names": models})
                 # What Python measured of the same model files says nothing of the page's own runtime.
                 trips = formats["onnx"]["round_trip"].values()
                 kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
-                python = f"ONNX Runtime for Python gave {kept} of {tried} images back with those of the model"
-                checked = {"digest": f"all files; {python}"}
+                checked = {"python": f"ONNX Runtime gave {kept} of {tried} images back with the same models"}
                 formats["web"] = {**_about_files(origin, ["web/index.html"]), "checked": checked}
             card = make_card(
                 origin, endpoints(model.config), checked_on, {name: formats[name] for name in request.formats}
@@ -187,96 +178,35 @@ class _Export:
         write_warmup(folder, self._origin.name, offered)
         return self.request.version or max(staging.versions(), default=0) + 1
 
-    @contextlib.contextmanager
-    def _saved_model_checked(
-        self, staging: Staging, cases: pathlib.Path, version: int | None, formats: dict[str, Any]
-    ) -> Iterator[None]:
-        """Checks the SavedModel, where there is one, beside what is done within; what fails there ends the check."""
-        if version is None:
-            yield
-            return
+    def _keep_part(self, name: str, runtime: str, folder: str, options: dict[str, Any]) -> None:
+        self._parts[name] = manifest.Part(runtime=runtime, folder=folder, cases=self._kept_cases, options=options)
+
+    def _check_saved_model(self, staging: Staging, cases: pathlib.Path, version: int, formats: dict[str, Any]) -> None:
         part, signatures = f"savedmodel/{version}", [endpoint.name for endpoint in self._offered]
         timed = [name for name in onnx_names(self._model.config) if name in signatures]
-        options: dict[str, Any] = {"endpoints": signatures, "name": self._origin.name, "timed": timed}
+        options = {"names": dict(zip(signatures, signatures, strict=True)), "metadata": {}}
         self.say("checking the SavedModel in a process of its own")
-        processes: list[Process] = []
-        over = threading.Event()
-
-        def leave_alone() -> None:
-            over.set()
-            for process in processes:
-                if process.stdin:
-                    process.stdin.close()
-
-        def started(process: Process) -> None:
-            processes.append(process)
-            if over.is_set():
-                leave_alone()
-
-        def check() -> Report:
-            def tell(text: str) -> None:
-                self.say(f"{text} (SavedModel)")
-
-            folder = staging.area / "savedmodel"
-            return pass_gate("check_saved_model", folder, cases, tell=tell, started=started, **options)
-
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            checked = pool.submit(check)
-            try:
-                yield
-                leave_alone()
-                self.say("waiting for the check of the SavedModel")
-                report = checked.result()
-            except BaseException:
-                checked.cancel()
-                while not checked.done():
-                    for process in processes:
-                        process.kill()
-                    time.sleep(_PAUSE)
-                raise
-        self._tell(report)
-        self._parts[part] = part_of("check_saved_model", part, self._kept_cases, options)
+        report = pass_gate("savedmodel", staging.area / "savedmodel", cases, self.say, {**options, "timed": timed})
+        self._keep_part(part, "savedmodel", part, options)
         formats["savedmodel"] = _entry(self._origin, report, [part])
         formats["savedmodel"]["signatures"] = signatures
 
     def _check_files(self, one: FileFormat, sources: Sources, cases: pathlib.Path, formats: dict[str, Any]) -> None:
         folder = sources.area / one.name
         self.say(f"checking the {one.title} files in a process of its own")
-        options = one.options(sources)
-        report = self._pass_gate(one.check, folder, cases, **options)
-        self._parts[one.name] = part_of(one.check, one.name, self._kept_cases, options)
+        options = {"names": sources.names, "metadata": dict(sources.metadata)}
+        report = pass_gate(one.name, folder, cases, self.say, {**options, "timed": list(sources.names)})
+        self._keep_part(one.name, one.name, one.name, options)
         files = sorted(path.name for path in folder.iterdir())
         formats[one.name] = _entry(self._origin, report, [f"{one.name}/{name}" for name in files])
         formats[one.name]["bytes"] = {name: (folder / name).stat().st_size for name in files}
-        for package, check in further_checks(one.check).items():
-            self.say(f"checking the {one.title} files in {package}")
-            other = self._pass_gate(check, folder, cases, **options)
-            entry = {"parity": other.parity, "round_trip": other.round_trip, **other.notes}
-            formats[one.name].setdefault("runtimes", {})[package] = entry
         if one.name == "onnx" and one.name in self.request.formats:
-            shutil.copyfile(CLIENT, _made(sources.area / "files") / CLIENT.name)
-            client = sources.area / "files" / CLIENT.name
-            formats[one.name]["client"] = run_client(client, folder, lambda: known_kept(self._model))
-            self.say(f"  {CLIENT.name}: {formats[one.name]['client']}")
-
-    def _pass_gate(self, check: str, folder: pathlib.Path, cases: pathlib.Path, **options: Any) -> Report:
-        """Runs a check, and tells what it measured."""
-        report = pass_gate(check, folder, cases, tell=self.say, **options)
-        self._tell(report)
-        return report
-
-    def _tell(self, report: Report) -> None:
-        """Tells what a check measured."""
-        for endpoint, outputs in report.parity.items():
-            for output, figures in outputs.items():
-                if "differing" in figures:
-                    text = f"{figures['differing']:.4%} of subpixels differ, max {figures['max']:.0f} levels"
-                else:
-                    text = f"max {figures['max']:.1e}, mean {figures['mean']:.1e} of the largest value"
-                self.say(f"  {endpoint}: {output}: {text}")
-        trips = ", ".join(f"{kind} {e['identical']}/{e['images']}" for kind, e in report.round_trip.items())
-        if trips:
-            self.say(f"  identical after encode and decode: {trips}")
+            client = _made(sources.area / "files") / CLIENT.name
+            shutil.copyfile(CLIENT, client)
+            self.say(f"checking {CLIENT.name} in a process of its own")
+            names = {name: name for name in ("encode", "decode", "switch") if name in _named(self._model)}
+            options = {"names": names, "metadata": {}, "client": str(client), "round_trip": False}
+            formats[one.name]["client"] = pass_gate("client", folder, cases, self.say, options).parity
 
     def _publish(self, staging: Staging, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
         self.say("putting it in place")
@@ -289,10 +219,6 @@ class _Export:
         whole = merged(card, staging.folder)
         write_json(files / JSON_NAME, whole)
         write_text(files / TEXT_NAME, card_text(json.loads(json.dumps(whole))))
-        _refuse(card_problems(files / JSON_NAME, whole, files / TEXT_NAME))
-        if version is not None:
-            _refuse(card_problems(extra / JSON_NAME, card))
-            _refuse(serving_problems(files, card["name"]))
         # What configures a server may have been edited since an earlier export wrote it.
         for file in sorted(files.iterdir()):
             if file.name in manifest.EDITABLE and (staging.folder / file.name).exists():
@@ -342,13 +268,12 @@ class _Export:
         return whole, before.cases - whole.cases
 
 
-def _refuse(problems: Iterable[str]) -> None:
-    if found := list(problems):
-        raise RefusedError(f"not published: {listed(found)}")
+def _named(model: DecoupledModel) -> dict[str, Endpoint]:
+    return {endpoint.name: endpoint for endpoint in endpoints(model.config)}
 
 
 def _chosen(model: DecoupledModel, names: Sequence[str]) -> tuple[Endpoint, ...]:
-    every = {endpoint.name: endpoint for endpoint in endpoints(model.config)}
+    every = _named(model)
     for name in names:
         if name not in every:
             raise UserError(f"this model has no endpoint {name!r}; it has {', '.join(every)}")

@@ -96,17 +96,6 @@ def let_go(request):
     gc.freeze()
 
 
-@pytest.fixture(autouse=True, scope="session")
-def further_runtimes():
-    """What checks ONNX files beside ONNX Runtime, where it is installed: after every export that takes too long."""
-    from export.verification import run
-
-    with pytest.MonkeyPatch.context() as patched:
-        further = run.FURTHER
-        patched.setattr(run, "FURTHER", {})
-        yield further
-
-
 @pytest.fixture(autouse=True)
 def seeded():
     """Makes the random start of weights the same in every run of a test: Keras draws their seeds from `random`."""

@@ -1,6 +1,5 @@
 """A model of grey rectangles from a folder of files to its exports, and the exports of one of five channels."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -164,12 +163,10 @@ def test_page_refuses_it_in_a_line(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_five_channels_pass_the_gate(tmp_path, forked, monkeypatch, further_runtimes):
-    """In OpenVINO, too, where it is installed, as in any export; on photographs, whose channels take turns."""
+def test_five_channels_pass_the_gate(tmp_path, forked):
+    """On photographs, whose channels take turns."""
     from export.pipeline import Request, export
-    from export.verification import run as gate
 
-    monkeypatch.setattr(gate, "FURTHER", further_runtimes)
     config = ModelConfig(**{**SMALL.to_dict(), "image_size": None, "image_shape": (8, 8, 5)})
     run, to = write_run(tmp_path / "run", fresh(config)), tmp_path / "to"
     with pytest.raises(UserError, match="takes squares of RGB, and this model images of 8 x 8 pixels and 5 channels"):
@@ -177,13 +174,9 @@ def test_five_channels_pass_the_gate(tmp_path, forked, monkeypatch, further_runt
     export(Request(run=run, to=to, endpoints=("encode", "decode")), say=str)
     card = json.loads((to / "model_card.json").read_text())
     assert "photographs" in card["checked"]["real_images"]
-    runtimes = card["formats"]["onnx"].get("runtimes", {})
-    assert {*runtimes} == {name for name in ("openvino",) if importlib.util.find_spec(name)}
-    for entry in (*card["formats"].values(), *runtimes.values()):
+    for entry in card["formats"].values():
         assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
-    assert card["formats"]["onnx"]["client"] == "16 of 16 known images come back exactly"
-    text = (to / "MODEL_CARD.md").read_text()
-    assert "with exactly 5 channels" in text and text.count("\nIn openvino ") == len(runtimes)
+    assert "with exactly 5 channels" in (to / "MODEL_CARD.md").read_text()
     cards.run_python(to)
 
 

@@ -1,8 +1,8 @@
 """Formats of one file for each endpoint that stands alone (`Endpoint.onnx`): what one is, and where they are found.
 
 A format is a module beside this one, named as the format, with an instance of a class derived from `FileFormat` called
-`FORMAT`; its check in `export.verification`; and both names in `FILE_FORMATS`. Options, gate, `--verify`, manifest,
-card and publication follow.
+`FORMAT`; how its files are opened in `export.verification.runtimes`; and its name in `FILE_FORMATS`. Options,
+verification, manifest, card and publication follow.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from export.deployed.deployed_model import DeployedModel
     from tfdecouple.model import DecoupledModel
 
-# By name the module of `export.verification` that the gate runs.
-FILE_FORMATS = {"onnx": "check_onnx", "litert": "check_litert"}
+FILE_FORMATS = ("onnx", "litert")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,18 +71,9 @@ class FileFormat(abc.ABC):
     layout: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
 
-    @property
-    def check(self) -> str:
-        """Module of `export.verification` that the gate runs."""
-        return FILE_FORMATS[self.name]
-
     @abc.abstractmethod
     def write(self, sources: Sources, folder: pathlib.Path) -> None:
         """Writes the files into a folder that is there and empty."""
-
-    def options(self, sources: Sources) -> dict[str, Any]:
-        """Returns what the check is told."""
-        return {"names": sources.names, "metadata": dict(sources.metadata)}
 
     def calls(self, endpoints: Mapping[str, Any]) -> list[str]:
         """Returns how to call the files, in Markdown, for the card, which describes its `endpoints`."""

@@ -264,3 +264,14 @@ def write_serving_files(folder: pathlib.Path, name: str) -> None:
     }
     for file, text in files.items():
         write_text(folder / file, text)
+
+
+def served_others(folder: pathlib.Path, name: str) -> str:
+    """Returns the names of the models that a folder's models.config serves where `name` is none; "" where it is one."""
+    try:
+        text = (folder / "models.config").read_text(encoding="utf-8", errors="replace")
+        config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+    except (OSError, text_format.ParseError):
+        return "what a server cannot read"
+    names = [model.name for model in config.model_config_list.config]
+    return "" if name in names else ", ".join(names) or "nothing"

@@ -1,4 +1,4 @@
-"""The inputs that the gate tries, and what the Keras model answers to them, for every endpoint that is registered."""
+"""The inputs that are tried, and what the Keras model answers to them, for every endpoint that is registered."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from export.endpoints import GLOBAL_CODE, IMAGE, LABEL, LOCAL_CODE, Array, Arrays, Endpoint, endpoints
-from export.verification.arrays import batches
+from export.verification.archive import batches
+from export.verification.gate import RefusedError
 from export.verification.reference import KerasReference
-from export.verification.run import RefusedError
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data import load_images, open_source
 from tfdecouple.errors import DataError
@@ -20,7 +20,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime.precision import full_float32
 
 # Real images for the round trip, those of parity among them; fewer of larger ones.
-_ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 64, 64 * 32 * 32
+_ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 32, 32 * 32 * 32
 # Crops of the embedded photographs can be had up to this size; larger ones are enlarged.
 _PHOTOGRAPH_SIDE = 64
 # Beyond this side an image takes a second and more: then there is one extreme image of each kind.
@@ -31,19 +31,18 @@ _LARGE = 48
 def make_cases(
     model: DecoupledModel, images: np.ndarray, seed: int = 0, tell: Callable[[str], Any] = lambda text: None
 ) -> Arrays:
-    """Returns the arrays of the gate, by names that say what they are.
+    """Returns inputs and answers, by names that say what they are.
 
-    `in/CASE/INPUT` and `out/CASE/OUTPUT/...` (see `judge.restored`) belong to the parity of each endpoint; `real` and
-    `extreme/KIND` are the images of the round trip, with their levels as the model has them. `given_back/KIND` says
-    which of them the model itself gives back, `kept/KIND` which of these it gives back also where its codes are moved:
-    those the files must keep. `labels/KIND` are the labels that they are encoded with, where z is a function of the
-    label.
+    `in/CASE/INPUT` and `out/CASE/OUTPUT/...` (the fields of `tolerance.Answer`) are compared. `real` and `extreme/KIND`
+    are the images of the round trip, with their levels as the model has them. `given_back/KIND` says which of them the
+    model itself gives back, `kept/KIND` which of these it gives back also where its codes are moved: those the files
+    must keep. `labels/KIND` are the labels that they are encoded with, where z is a function of the label.
 
     Args:
         model: the model that is exported.
         images: real images, uint8 `[n, height, width, channels]`, at least as many as `batches` takes.
         seed: of the noise.
-        tell: is told from time to time how far this is.
+        tell: is told how far this is.
 
     Raises:
         RefusedError: for an endpoint whose outputs are not all answered by the model.
@@ -53,8 +52,8 @@ def make_cases(
     sizes, offered = batches(side), endpoints(model.config)
     kinds = {"real": images, **extreme_images(model.config.image_shape, rng, 1 if side > _LARGE else 4)}
     parity = images[: sum(sizes)]
-    asking = sum(not one.asked_by_others for one in offered)
-    answers = KerasReference(model, parity, rng, tell, sum(map(len, kinds.values())), asking)
+    answers = KerasReference(model, parity, rng)
+    tell("  images that come back")
     cases: Arrays = {"batches": np.array(sizes)}
     # All images at once: what the endpoints ask of some of them is known then.
     back, kept = answers.kept(np.concatenate(list(kinds.values())))
@@ -70,6 +69,7 @@ def make_cases(
         start += len(array)
     drawn: Arrays = {}
     for endpoint in offered:
+        tell(f"  {endpoint.name}")
         given = {one.name: _input(one, endpoint, answers, drawn, rng) for one in endpoint.inputs}
         for case, inputs in endpoint.cases(endpoint.name, answers, given).items():
             cases |= {f"in/{case}/{one.name}": inputs[one.name] for one in endpoint.inputs}
@@ -80,7 +80,7 @@ def make_cases(
                     f"{', '.join(lacking)} (export/endpoints.py)"
                 )
             for one in endpoint.outputs:
-                for part, value in outputs[one.name].arrays().items():
+                for part, value in vars(outputs[one.name]).items():
                     cases[f"out/{case}/{one.name}/{part}"] = value
     return cases
 
@@ -106,16 +106,6 @@ def _input(
     if array.name not in drawn:
         drawn[array.name] = array.drawn(rng, len(answers.images))
     return drawn[array.name]
-
-
-@full_float32()
-def known_kept(model: DecoupledModel) -> np.ndarray:
-    """Returns which of the known images, in its levels, the model itself surely keeps, all with the label 0."""
-    from export.client import known_images
-
-    images = known_images(*model.config.image_shape)
-    answers = KerasReference(model, images, np.random.default_rng(0), lambda text: None, len(images), 0)
-    return answers.kept(images, np.zeros(len(images), np.int32))[1]
 
 
 def extreme_images(shape: tuple[int, int, int], rng: np.random.Generator, most: int = 4) -> Mapping[str, np.ndarray]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from export.deployed.deployed_model import DeployedModel
-from export.verification.run import RefusedError, listed
-from export.verification.weights import digests
+from export.verification.archive import digest
+from export.verification.gate import RefusedError, listed
 from tfdecouple.model import DecoupledModel
 
 Arrays = dict[str, np.ndarray]
@@ -39,7 +39,7 @@ def weight_digests(model: DecoupledModel, layouts: Sequence[str]) -> Arrays:
     for layout in layouts:
         deployed = DeployedModel.from_model(model, layout)
         problems += weight_problems(model, deployed)
-        found[f"weights/{layout}"] = digests(deployed.arrays())
+        found[f"weights/{layout}"] = np.array(sorted(map(digest, deployed.arrays().values())))
     if problems:
         raise RefusedError(f"not published: {listed(problems)}")
     return found

@@ -1,6 +1,6 @@
-"""The Keras model as the reference of the gate: its answers, and how stable it is on each image.
+"""The Keras model as the reference of a verification: its answers, and how stable it is on each image.
 
-Of every image and every code the model is asked once, and once or twice more with them moved by `judge.PERTURBATION`.
+Of every image and every code the model is asked once, and once more with them moved by `tolerance.PERTURBATION`.
 Where codes of images are decoded to other images, the images are moved and not only their codes: what encoding rounds
 can be made a hundred times larger by the z of another image.
 """
@@ -17,14 +17,11 @@ import numpy as np
 import tensorflow as tf
 
 from export.endpoints import TEMPERATURES, Codes
-from export.verification.judge import FLOOR, PERTURBATION, Answer, Floats, Pixels
+from export.verification.tolerance import FLOOR, PERTURBATION, Answer, Floats, Pixels
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.objective import Latents
 from tfdecouple.model.outlier_scores import OutlierScores, scores_of
-from tfdecouple.runtime.progress import Lines
 
-# Beyond this side an image takes a second and more: then the model is asked for one reaction.
-_LARGE = 48
 # Pixels that the model takes at once: always the same number of images, since each number is a graph of its own.
 _PIXELS_AT_ONCE = 16 * 32 * 32
 # How far from the border of a level, in bounds of the image, codes are made whose rounding shows smallest errors.
@@ -40,49 +37,35 @@ class KerasReference:
         model: with weights.
         images: uint8 `[n, height, width, channels]`: those of parity.
         rng: of what moves inputs.
-        tell: is told how far this is.
-        every: how many images will be encoded and decoded in all.
-        asking: how many endpoints will ask for answers to the images of parity that no other asks for.
     """
 
-    def __init__(
-        self,
-        model: DecoupledModel,
-        images: np.ndarray,
-        rng: np.random.Generator,
-        tell: Callable[[str], Any],
-        every: int,
-        asking: int,
-    ):
+    def __init__(self, model: DecoupledModel, images: np.ndarray, rng: np.random.Generator):
         model.require_initialized()
         self.images = images
         self._model, self._config, self._rng = model, model.config, rng
-        self._reactions = 1 if max(self._config.image_shape[:2]) > _LARGE else 2
         self._at_once = max(2, min(64, _PIXELS_AT_ONCE // math.prod(self._config.image_shape[:2])))
-        answers = 1 + self._reactions
-        self._progress = Lines(tell, (1 + answers) * every + answers * asking * len(images))
         self._known: dict[bytes, list[Optional]] = {}
 
     # --- what endpoints ask ---
 
     def codes(self, images: np.ndarray, labels: Optional = None) -> list[Codes]:
         """Returns z and v of images, by these labels or by all in turn; after them those of the images moved."""
-        return [_z_and_v(one) for one in (self._codes(images, labels), *self._moved_codes(images, labels))]
+        return [_z_and_v(one) for one in (self._codes(images, labels), self._moved_codes(images, labels))]
 
     def encode(self, images: np.ndarray, labels: Optional = None) -> dict[str, Answer]:
         """Returns the answers "z", "z_log_variance" (both only with z, the second with an encoder) and "v"."""
         right, moved = self._codes(images, labels), self._moved_codes(images, labels)
         names = ("z", "z_log_variance", "v")
         return {
-            name: Floats.measured(value, [other[index] for other in moved])  # type: ignore[misc]
-            for index, (name, value) in enumerate(zip(names, right, strict=True))
-            if value is not None
+            name: Floats.measured(value, other)
+            for name, value, other in zip(names, right, moved, strict=True)
+            if value is not None and other is not None
         }
 
     def decode(self, codes: Codes, *moved: Codes) -> Pixels:
         """Returns the answer in pixels to codes; given those of moved images, its reaction to the images."""
         right, *others = self._values(codes, *moved)
-        return Pixels.measured(right, others, self._config.n_bins)
+        return Pixels.measured(right, *others, n_bins=self._config.n_bins)
 
     def score(
         self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray, labels: Optional = None
@@ -106,16 +89,12 @@ class KerasReference:
 
         right = self._run(ask, images, z_noise, u_noise, labels)
         # Of u in units of levels, so that x moves as that of images does.
-        half = self._config.n_bins / 2
-        moved = [
-            self._run(ask, images, noise, self._moved(u_noise, half), labels)
-            for noise in self._moved_noise(images, z_noise)
-        ]
+        u_moved = self._moved(u_noise, self._config.n_bins / 2)
+        moved = self._run(ask, images, self._moved_noise(images, z_noise), u_moved, labels)
         names = [name for name in OutlierScores._fields if name != "prior_nats" or self._config.has_encoder]
         count = len(names)
-        moved.append(right[count:])
         return {
-            name: Floats.measured(right[index], [other[index] for other in moved]) for index, name in enumerate(names)
+            name: Floats.measured(right[index], moved[index], right[count + index]) for index, name in enumerate(names)
         }
 
     def classify(self, images: np.ndarray) -> Floats:
@@ -126,9 +105,9 @@ class KerasReference:
             return [tf.math.log_softmax(joint), joint]
 
         levels = self._levels(images)
-        moved = [self._moved(levels, self._config.n_bins / 2) for _ in range(self._reactions)]
-        (right, joint), *others = (self._run(ask, values) for values in (levels, *moved))
-        answer = Floats.measured(right, [other for other, _ in others])
+        moved = self._moved(levels, self._config.n_bins / 2)
+        (right, joint), (other, _) = (self._run(ask, values) for values in (levels, moved))
+        answer = Floats.measured(right, other)
         # Differences of numbers as large as a density of whole images, which are rounded as these are.
         return dataclasses.replace(answer, bound=answer.bound + np.float32(FLOOR) * np.abs(joint).max(1))
 
@@ -139,7 +118,7 @@ class KerasReference:
         if noise is None:
             assert labels is not None
             noise = np.zeros((len(labels), self._config.latent_dim), np.float32)
-        return self._run(lambda *given: [self._model.z_from_noise(*given)], noise, labels, counts=False)[0]
+        return self._run(lambda *given: [self._model.z_from_noise(*given)], noise, labels)[0]
 
     def drawn(self, count: int) -> dict[str, np.ndarray]:
         """Returns what so many samples are made of, the values of the first half beside borders of levels.
@@ -189,7 +168,7 @@ class KerasReference:
                 part = tf.gather(affine(part)[0], labels, batch_dims=1)
             return [part if flow is None else flow.forward_and_log_det(part)[0]]
 
-        return self._run(ask, z, labels, counts=False)[0]
+        return self._run(ask, z, labels)[0]
 
     def _rows(self, what: str, ask: Callable[..., Sequence[Optional]], *inputs: Optional) -> list[Optional]:
         """Returns the rows of the results of `ask` for each row of the inputs, asking for those not known yet."""
@@ -219,28 +198,24 @@ class KerasReference:
 
         return self._rows("codes", ask, images, self._wanted(images, labels))
 
-    def _moved_codes(self, images: np.ndarray, labels: Optional) -> list[list[Optional]]:
-        labels = self._wanted(images, labels)
-        return [self._rows(f"reaction {number}", self._react, images, labels) for number in range(self._reactions)]
+    def _moved_codes(self, images: np.ndarray, labels: Optional) -> list[Optional]:
+        return self._rows("moved codes", self._react, images, self._wanted(images, labels))
 
     def _react(self, images: np.ndarray, labels: Optional) -> list[Optional]:
         return self._encoded(self._moved(self._levels(images), self._config.n_bins / 2), labels)
 
-    def _moved_noise(self, images: np.ndarray, noise: np.ndarray) -> list[np.ndarray]:
+    def _moved_noise(self, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Noise that is moved, by which z is that of moved images.
 
         Moved noise by itself hardly moves a z of small variance, which the rounding of its mean does.
         """
-        moved = [self._moved(noise) for _ in range(self._reactions)]
+        moved = self._moved(noise)
         if not self._config.has_encoder:
             return moved
         mean, log_variance, _ = self._codes(images)
-        assert mean is not None and log_variance is not None
-        found = []
-        for (its_mean, its_log_variance, _), one in zip(self._moved_codes(images, None), moved, strict=True):
-            assert its_mean is not None and its_log_variance is not None
-            found.append((its_mean + np.exp(its_log_variance / 2) * one - mean) / np.exp(log_variance / 2))
-        return found
+        its_mean, its_log_variance, _ = self._moved_codes(images, None)
+        assert mean is not None and log_variance is not None and its_mean is not None and its_log_variance is not None
+        return (its_mean + np.exp(its_log_variance / 2) * moved - mean) / np.exp(log_variance / 2)
 
     def _encoded(self, levels: np.ndarray, labels: Optional) -> list[Optional]:
         """Mean and log-variance of z, and v."""
@@ -250,7 +225,7 @@ class KerasReference:
         encoder = self._model.encoder
         if encoder is not None:
             edges = self._model.quantizer.edges
-            mean, log_variance = self._run(lambda part: encoder.infer(edges(part)), levels, counts=False)
+            mean, log_variance = self._run(lambda part: encoder.infer(edges(part)), levels)
         return [mean, log_variance, self._local_codes(levels + np.float32(0.5), mean)]
 
     def _values(self, codes: Codes, *others: Codes) -> list[np.ndarray]:
@@ -261,9 +236,7 @@ class KerasReference:
 
         def ask(*arrays: Optional) -> list[np.ndarray]:
             first, *rest = [(z, v) for z, v in zip(arrays[::2], arrays[1::2], strict=True) if v is not None]
-            moved = [
-                (None if z is None else self._moved(z), self._moved(v)) for z, v in rest or [first] * self._reactions
-            ]
+            moved = [(None if z is None else self._moved(z), self._moved(v)) for z, v in rest or [first]]
             # One behind the other, so that few images are computed to fill a batch up.
             every = [first, *moved]
             whole = None if first[0] is None else np.concatenate([z for z, _ in every if z is not None])
@@ -297,7 +270,7 @@ class KerasReference:
         change = PERTURBATION * signs * (values if scale is None else scale)
         return (values + change).astype(np.float32)
 
-    def _run(self, function: Callable[..., Any], *arrays: Optional, counts: bool = True) -> list[np.ndarray]:
+    def _run(self, function: Callable[..., Any], *arrays: Optional) -> list[np.ndarray]:
         """Runs a function of the model on many images, some at once; returns its results as arrays."""
         length = len(next(array for array in arrays if array is not None))
         made = []
@@ -305,8 +278,6 @@ class KerasReference:
             rows = np.minimum(np.arange(start, start + self._at_once), length - 1)
             results = function(*(None if array is None else tf.constant(array[rows]) for array in arrays))
             made.append([np.asarray(value)[: length - start] for value in results])
-            if counts:
-                self._progress.advance(min(self._at_once, length - start))
         return [np.concatenate(values) for values in zip(*made, strict=True)]
 
 

@@ -10,7 +10,7 @@ from helpers.emulation import _Emulation, emulated_accelerator, switch_left_alon
 from helpers.forked import forked_programs
 from tensorflow.python.distribute import mirrored_strategy
 
-from export.verification import check_onnx, runtimes
+from export.verification import runtimes
 from tfdecouple import runs
 from tfdecouple.doctor import exports, round_trips, same_numbers, several_devices, small_model
 from tfdecouple.doctor.result import DEFAULT, VARIANTS, Request, Task
@@ -125,7 +125,7 @@ class TestExports:
 
             def plant(folder, provider):
                 """The files with a provider that loses one value of one pixel, and in TF32; then as they are."""
-                with mock.patch.object(check_onnx, "session", losing(check_onnx.session)):
+                with mock.patch.object(runtimes, "OnnxFiles", Losing):
                     planted.extend(use(folder, provider))
                 with faulty():
                     planted.extend(runtimes.use_saved_model(folder, "CPU:0"))
@@ -158,22 +158,15 @@ class TestExports:
         assert finding.holds is None and "no CUDA" in finding.message
 
 
-def losing(session):
-    """Sessions whose images are off by one in one value."""
+class Losing(runtimes.OnnxFiles):
+    """Files whose images are off by one in one value."""
 
-    class Losing:
-        def __init__(self, *arguments):
-            self._session = session(*arguments)
-            self.get_outputs, self.get_providers = self._session.get_outputs, self._session.get_providers
-
-        def run(self, names, inputs):
-            made = self._session.run(names, inputs)
-            for array in made:
-                if array.dtype == np.uint8:
-                    array[0, 3, 5, 1] ^= 1
-            return made
-
-    return Losing
+    def __call__(self, endpoint, inputs):
+        made = super().__call__(endpoint, inputs)
+        for array in made.values():
+            if array.dtype == np.uint8:
+                array[0, 3, 5, 1] ^= 1
+        return made
 
 
 class TestDevices:

@@ -17,7 +17,7 @@ from export.formats import onnx as onnx_format
 from export.formats.saved_model import save_saved_model, write_warmup
 from export.manifest import CASES
 from export.origin import open_run
-from export.verification.arrays import load_cases
+from export.verification.archive import load_cases
 
 
 @pytest.fixture(scope="session")

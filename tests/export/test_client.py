@@ -1,6 +1,5 @@
 """The client that is published beside ONNX files: one file that needs ONNX Runtime and NumPy alone."""
 
-import dataclasses
 import importlib.util
 import json
 import shutil
@@ -12,15 +11,10 @@ import pytest
 from helpers.models import SMALL
 from helpers.onnx_texts import WITHOUT_Z, in_5_bits, write_models
 from helpers.picture_files import claiming, write_files
-from helpers.variants import OF_CLASSES, SMALLEST, fresh
 from PIL import Image
 
 from export import client as source
-from export import pipeline
-from export.cli import EXIT_REFUSED
 from export.pipeline import CLIENT
-from export.verification.cases import known_kept
-from export.verification.run import RefusedError, run_client
 from tfdecouple.data.image_file import read_image
 from tfdecouple.runs import load_model
 
@@ -55,9 +49,8 @@ def test_known_images_come_back_without_tensorflow(exported, tmp_path, folder):
 
 def test_card_and_manifest_name_it(exported):
     card = json.loads((exported / "model_card.json").read_text())
-    assert card["formats"]["onnx"]["client"] == "16 of 16 known images come back exactly"
-    text = (exported / "MODEL_CARD.md").read_text()
-    assert "`python client.py --check`, in a process without TensorFlow: 16 of 16" in text
+    assert {"encode", "decode", "switch"} <= card["formats"]["onnx"]["client"].keys()
+    assert "`encode`, `decode`, `switch` of `client.py` answered alike" in (exported / "MODEL_CARD.md").read_text()
     assert "client.py" in json.loads((exported / "manifest.json").read_text())["files"]
     assert (exported / "client.py").read_bytes() == CLIENT.read_bytes()
 
@@ -177,11 +170,6 @@ def test_of_8_bits_known_images_are_what_they_were():
     assert images.dtype == np.uint8
 
 
-@pytest.mark.parametrize("config", [dataclasses.replace(SMALLEST, n_bits=5), OF_CLASSES["classes"]])
-def test_what_the_model_keeps_of_known_images(config, eager):
-    assert known_kept(fresh(config)).tolist() == [True] * 16
-
-
 def test_pictures_are_read_as_in_training(client, tmp_path):
     served = client.Model()
     for name, path in write_files(tmp_path).items():
@@ -275,26 +263,6 @@ class TestWhatCannotBeDone:
         assert refuses(*arguments).startswith(said)
 
 
-def test_one_that_fails_is_not_published(exported, tmp_path):
-    (tmp_path / "client.py").write_text("import nothing_of_the_kind\n")
-    with pytest.raises(RefusedError, match="not published: client.py fails: .*nothing_of_the_kind"):
-        run_client(tmp_path / "client.py", exported / "onnx", lambda: [True] * 16)
-
-
-def test_one_that_loses_what_the_model_keeps_is_not_published(quick, command, monkeypatch, eager, tmp_path):
-    lossy, line = tmp_path / "client.py", "14 of 16 known images come back exactly; lost: 3, 12"
-    lossy.write_text(f"print({line!r})\nraise SystemExit(1)\n")
-    # Image by image: as many as the model loses, but others, are too many.
-    assert run_client(lossy, tmp_path, lambda: [number not in (3, 12) for number in range(16)]) == line
-    with pytest.raises(RefusedError, match=f"client.py: {line}; number 12, which the model itself keeps$"):
-        run_client(lossy, tmp_path, lambda: [number not in (3, 11) for number in range(16)])
-    monkeypatch.setattr(pipeline, "CLIENT", lossy)
-    monkeypatch.setattr(pipeline, "run_client", run_client)
-    status, _, err = command("--format", "onnx")
-    said = f"client.py: {line}; number 3, 12, which the model itself keeps"
-    assert (status, err) == (EXIT_REFUSED, f"error: not published: {said}\n")
-
-
 def test_one_that_loses_images_names_them(exported, tmp_path):
     lossy = tmp_path / "client.py"
     # Its decoder turns the first two images of a batch over.
@@ -304,6 +272,3 @@ def test_one_that_loses_images_names_them(exported, tmp_path):
     lossy.write_text(text.replace(turned, f"np.concatenate([~{turned}[:2], {turned}[2:]])"))
     done = run(tmp_path, "--check", exported / "onnx", cwd=tmp_path)
     assert (done.stdout, done.returncode) == ("14 of 16 known images come back exactly; lost: 0, 1\n", 1), done.stderr
-    lossy.write_text("print('14 of 16 known images come back exactly')\nraise SystemExit(1)\n")
-    with pytest.raises(RefusedError, match="come back exactly; it names none$"):
-        run_client(lossy, tmp_path, lambda: [True] * 16)

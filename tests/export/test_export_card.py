@@ -123,10 +123,10 @@ class TestExactness:
     def test_of_the_page_says_what_was_checked_there_and_borrows_nothing(self) -> None:
         found = exactness(0.8, 8, {"web": PAGE})
         assert found["promised"] is False and "was tried with none of these files" in found["meaning"]
-        assert "web: by digest: not run; in Node: not run; in a browser: not run." in found["meaning"]
-        checked = {**PAGE, "checked": {"digest": "all 30 files as built", "browser": "64 of 64 images came back"}}
+        assert "web: in Python: not run; in Node: not run; in a browser: not run." in found["meaning"]
+        checked = {**PAGE, "checked": {"python": "76 of 76 images", "browser": "64 of 64 images came back"}}
         text = card_text(card_of({"onnx": entry(), "web": checked}))
-        said = "by digest: all 30 files as built; in Node: not run; in a browser: 64 of 64 images came back"
+        said = "in Python: 76 of 76 images; in Node: not run; in a browser: 64 of 64 images came back"
         assert f"Checked {said}." in text and f"web: {said}." in text
         section = text.partition("### web")[2].partition("##")[0]
         assert "identical" not in section and "|" not in section

@@ -57,7 +57,7 @@ one, rng = endpoint(model.config, "reconstruct"), np.random.default_rng(0)
 images = rng.integers(0, 256, (3, *model.config.image_shape), dtype=np.uint8)
 given = {array.name: images if array.holds == IMAGE else array.drawn(rng, 3) for array in one.inputs}
 made = one.build(DeployedModel.from_model(model), {name: tf.constant(value) for name, value in given.items()})
-right = one.answer(KerasReference(model, images, rng, str, 3, 1), given)
+right = one.answer(KerasReference(model, images, rng), given)
 assert {name: right[name].judge(made[name].numpy())[1] for name in right} == {"decoded": None}
 assert doctest.testmod(signatures).failed == 0
 print(*given, "of", *(one.name for one in endpoints(model.config)))

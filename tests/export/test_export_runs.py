@@ -20,7 +20,7 @@ from export.endpoints import endpoint, endpoints
 from export.manifest import CASES
 from export.origin import open_run
 from export.pipeline import Request, export
-from export.verification.arrays import load_cases
+from export.verification.archive import load_cases
 from export.verification.cases import make_cases, real_images
 from export.verification.reference import KerasReference
 from tfdecouple.config import DataConfig, load_preset
@@ -105,7 +105,7 @@ def test_weights_that_come_along_export(tmp_path):
     assert "photographs" in card["checked"]["real_images"]
     real = card["formats"]["onnx"]["round_trip"]["real"]
     assert real["identical"] == real["images"] >= 16
-    assert card["formats"]["onnx"]["client"] == "16 of 16 known images come back exactly"
+    assert {"encode", "decode", "switch"} <= card["formats"]["onnx"]["client"].keys()
 
 
 def just_begun():
@@ -136,15 +136,15 @@ class TestJustBegun:
         images = random_images(21)
         right = np.asarray(begun.encoder.infer(begun.levels_of(images) * (2 / 256) - 1)[1])
         assert 1e-9 < np.abs(right).max() < 1e-3
-        reference = KerasReference(begun, images, np.random.default_rng(0), tell=str, every=21, asking=1)
+        reference = KerasReference(begun, images, np.random.default_rng(0))
         found = endpoint(begun.config, "encode_global").answer(reference, {"images": images})["z_log_variance"].right
         np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-10)
 
     def test_mixtures_that_lie_on_borders_of_levels_are_stable(self, exported_begun):
         # A mixture of two bin centres in a flow that is nearly linear is the border of two bins again and again.
         _, cases = exported_begun
-        near = np.unpackbits(cases["out/interpolate/images/near"])
-        assert near.mean() > 0.005
+        near = cases["out/interpolate/images/below"] | cases["out/interpolate/images/above"]
+        assert np.mean(near > 0) > 0.005
         assert (cases["out/interpolate/images/bound"] < 0.01).all()
 
     def test_exports(self, exported_begun):
@@ -184,8 +184,8 @@ def test_every_endpoint_is_asked_of_every_kind_of_model(tmp_path):
                 assert cases[f"out/{one.name}/{array.name}/right"].dtype == array.dtype
         # Codes whose pixels come to lie beside borders, and yet not so near that they could not be judged.
         bound = cases["out/decode of drawn codes/images/bound"]
-        near = np.unpackbits(cases["out/decode of drawn codes/images/near"]).reshape(21, -1)[:10]
-        assert bound.max() < 0.05 and near.mean() < 0.05
+        near = [cases[f"out/decode of drawn codes/images/{side}"][:10] > 0 for side in ("below", "above")]
+        assert bound.max() < 0.05 and np.mean(near) < 0.05
 
 
 def test_data_of_a_run_are_used_where_they_are_at_hand(finished_run):

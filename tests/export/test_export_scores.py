@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from helpers.models import random_images
 
-from export.verification.judge import FACTOR, PERTURBATION
 from export.verification.reference import KerasReference
+from export.verification.tolerance import FACTOR, PERTURBATION
 from tfdecouple.model.outlier_scores import chi_moments
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("eager")
 def test_the_length_of_v_may_be_off_by_what_rounds_all_of_it_the_same_way(tiny_model):
     images = random_images(3, tiny_model.config.image_size)
     rng = np.random.default_rng(0)
-    reference = KerasReference(tiny_model, images, rng, print, 0, 1)
+    reference = KerasReference(tiny_model, images, rng)
     z_noise = rng.standard_normal((3, tiny_model.config.latent_dim)).astype("float32")
     answers = reference.score(images, z_noise, rng.random(images.shape, "float32"))
     assert list(answers) == ["bits_per_dim", "prior_nats", "shell", "typicality"]
@@ -30,7 +30,7 @@ def test_z_is_moved_as_far_as_that_of_moved_images(tiny_model, monkeypatch):
     """Moved noise alone leaves a z of small variance where it is, though the rounding of its mean moves it."""
     images = random_images(3, tiny_model.config.image_size)
     rng = np.random.default_rng(0)
-    reference = KerasReference(tiny_model, images, rng, print, 0, 1)
+    reference = KerasReference(tiny_model, images, rng)
     u_noise = rng.random(images.shape, "float32")
     z_noise = rng.standard_normal((3, tiny_model.config.latent_dim)).astype("float32")
     mean, _, v = reference._codes(images)
@@ -39,6 +39,6 @@ def test_z_is_moved_as_far_as_that_of_moved_images(tiny_model, monkeypatch):
     bounds = []
     for further in (0, 0.01):
         moved = [mean + np.float32(further), *certain[1:]]
-        monkeypatch.setattr(reference, "_moved_codes", lambda *_, moved=moved: [moved, moved])
+        monkeypatch.setattr(reference, "_moved_codes", lambda *_, moved=moved: moved)
         bounds.append(reference.score(images, z_noise, u_noise)["prior_nats"].bound)
     assert (bounds[1] > 100 * bounds[0]).all()

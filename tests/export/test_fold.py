@@ -8,7 +8,7 @@ from helpers.variants import ODD, OF_CLASSES, VARIANTS, fresh
 from export.deployed.deployed_model import DeployedModel
 from export.pipeline import Request, export
 from export.verification.fold import weight_problems
-from export.verification.run import RefusedError
+from export.verification.gate import RefusedError
 
 ODD_ONE = {"odd": ODD}
 

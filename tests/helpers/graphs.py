@@ -188,7 +188,7 @@ def expected(name, endpoint_name):
         return {"images": np.stack([every[k, k, k] for k in range(len(a))])}
     # Of an endpoint that is new: what the gate would compare it with.
     one = endpoint(model.config, endpoint_name)
-    reference = KerasReference(model, a, np.random.default_rng(0), lambda text: None, len(a), 1)
+    reference = KerasReference(model, a, np.random.default_rng(0))
     answers = one.answer(reference, given)
     return {array.name: answers[array.name].right for array in one.outputs}
 

@@ -17,14 +17,12 @@ from helpers.layers import all_layers
 from helpers.models import SMALL, TINY, give_effect, random_images
 from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.variants import images_of, variant
-from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
-from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 import tfdecouple
 from export.deployed.deployed_model import DeployedModel
-from export.verification import check_saved_model
-from export.verification.arrays import batches as batches_of
+from export.verification.archive import batches as batches_of
 from export.verification.cases import make_cases
+from export.verification.check import check as verify
 from tfdecouple.config import PHOTOGRAPHS, DataConfig
 from tfdecouple.corpus.encoding import make_encoder
 from tfdecouple.corpus.manifest import Field
@@ -271,10 +269,8 @@ def test_a_saved_model_is_checked_with_the_switch_off(monkeypatch, tmp_path):
         seen.append(enabled())
         raise ValueError("no file")
 
-    # Of a graph without a wrong operation, or it would not be loaded.
-    (tmp_path / "saved_model.pb").write_bytes(SavedModel(meta_graphs=[MetaGraphDef()]).SerializeToString())
     monkeypatch.setattr(tf.compat.v1.saved_model, "load", load)
-    report = check_saved_model.check(tmp_path, {}, endpoints=["encode"], name="tiny")
+    report = verify("savedmodel", tmp_path, {}, names={"encode": ""}, metadata={})
     assert seen == [False] and "no file" in report.problems[0]
 
 

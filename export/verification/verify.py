@@ -1,25 +1,20 @@
-"""`python -m export --verify DIR`: the gate once more, on what lies in an export folder, where it lies."""
+"""`python -m export --verify DIR`: an export folder is verified once more, where it lies."""
 
 from __future__ import annotations
 
 import importlib.util
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from export import manifest
-from export.verification.run import further_checks, run_gate
-
-# It hands calls over to a service elsewhere and computes nothing here.
-REMOTE = "AzureExecutionProvider"
-# Who computes, of the checks for which there is one runtime.
-_ALONE = {"check_saved_model": "TensorFlow", "check_litert": "LiteRT"}
+from export.verification.gate import run_gate
+from export.verification.runtimes import REMOTE, RUNTIMES
 
 
 def verify(folder: pathlib.Path, say: Callable[[str], Any] = print) -> tuple[list[str], list[str]]:
-    """Compares an export folder with its manifest and runs the gate on each of its parts.
+    """Compares an export folder with its manifest and verifies each of its parts.
 
     ONNX files are tried with every execution provider of ONNX Runtime that is installed here.
 
@@ -63,47 +58,36 @@ def verify(folder: pathlib.Path, say: Callable[[str], Any] = print) -> tuple[lis
 def _check(
     folder: pathlib.Path, name: str, part: manifest.Part, say: Callable[[str], Any]
 ) -> tuple[list[str], list[str]]:
-    """Runs the gate on one part; returns what is wrong, and whose answers were not checked."""
-    cases = folder / part.cases
+    """Verifies one part; returns what is wrong, and whose answers were not checked."""
     problems: list[str] = []
     unavailable: list[str] = []
     ran = 0
     with tempfile.TemporaryDirectory() as scratch:
-        checked, result = (folder / part.folder).resolve(), pathlib.Path(scratch, "report.json")
-        if part.folder != name:
-            # The page keeps its models among other files.
-            models = pathlib.Path(scratch, "models")
-            models.mkdir()
-            for path in checked.glob("*.onnx*"):
-                shutil.copyfile(path, models / path.name)
-            checked = models
-        for who, prefix, check, options in _gates(part.check, name, say):
+        paths = (folder / part.folder).resolve(), (folder / part.cases).resolve(), pathlib.Path(scratch, "report.json")
+        for who, options in _here(part.runtime, name, say):
             say(f"{name}: {who}")
-            report = run_gate(check, checked, cases.resolve(), result, say, **{**part.options, **options})
+            report = run_gate(part.runtime, *paths, say, {**part.options, **options})
             if report.notes.get("unavailable"):
-                say(f"{name}: {report.notes['unavailable']} is installed but cannot be started here: not checked")
-                unavailable.append(f"{name} by {report.notes['unavailable']}")
+                say(f"{name}: {who} is installed but cannot be started here: not checked")
+                unavailable.append(f"{name} by {who}")
             else:
                 ran += 1
-            problems += [f"{prefix}{problem}" for problem in report.problems]
+            problems += [f"{who}: {problem}" for problem in report.problems]
     return problems, unavailable if ran else [name]
 
 
-def _gates(check: str, name: str, say: Callable[[str], Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Yields of all that is installed who computes, how its problems begin, its check and what that is told, too."""
-    if check in _ALONE:
-        if check == "check_litert" and importlib.util.find_spec("ai_edge_litert") is None:
-            say(f"{name}: ai-edge-litert is not installed here: not checked")
-        else:
-            yield _ALONE[check], "", check, {}
-        return
-    for provider in installed_providers():
-        if provider == REMOTE:
-            say(f"{name}: {provider} computes on a server elsewhere: not checked")
-        else:
-            yield f"ONNX Runtime, {provider}", f"{provider}: ", check, {"provider": provider}
-    for package, further in further_checks(check).items():
-        yield package, f"{package}: ", further, {}
+def _here(runtime: str, name: str, say: Callable[[str], Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields who computes on this machine, and what the verification is told beside the part's options."""
+    if runtime == "litert" and importlib.util.find_spec("ai_edge_litert") is None:
+        say(f"{name}: ai-edge-litert is not installed here: not checked")
+    elif runtime != "onnx":
+        yield RUNTIMES[runtime].package, {}
+    else:
+        for provider in installed_providers():
+            if provider == REMOTE:
+                say(f"{name}: {provider} computes on a server elsewhere: not checked")
+            else:
+                yield provider, {"provider": provider}
 
 
 def installed_providers() -> list[str]:
@@ -111,8 +95,3 @@ def installed_providers() -> list[str]:
     import onnxruntime
 
     return list(onnxruntime.get_available_providers())
-
-
-def part_of(check: str, folder: str, cases: str, options: dict[str, Any]) -> manifest.Part:
-    """Returns how a part is checked, as the manifest keeps it."""
-    return manifest.Part(check=check, folder=folder, cases=cases, options=options)

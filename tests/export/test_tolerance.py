@@ -1,10 +1,11 @@
-"""How the gate compares answers, image by image: bounds that are measured, figures, and what is said of what is off."""
+"""How answers are compared, image by image: bounds that are measured, figures, and what is said of what is off."""
 
 import numpy as np
 import pytest
 
-from export.verification.arrays import Report, batches, load_cases, save_cases
-from export.verification.judge import FACTOR, Floats, Pixels, restored
+from export.verification.archive import batches, load_cases, save_cases
+from export.verification.check import Report
+from export.verification.tolerance import FACTOR, Floats, Pixels, restored
 
 SIZES = batches(8)
 COUNT = sum(SIZES)
@@ -12,7 +13,7 @@ FLOATS = np.linspace(-2, 4, COUNT * 10, dtype=np.float32).reshape(COUNT, 10)
 
 
 def floats(right=FLOATS, reaction=1e-4):
-    return Floats.measured(right, [right + np.float32(reaction)])
+    return Floats.measured(right, right + np.float32(reaction))
 
 
 def levels(n_bins=256, seed=0):
@@ -22,7 +23,7 @@ def levels(n_bins=256, seed=0):
 
 
 def pixels(values, reaction=1e-3, n_bins=256):
-    return Pixels.measured(values, [values + reaction], n_bins)
+    return Pixels.measured(values, values + reaction, n_bins=n_bins)
 
 
 class TestFloats:
@@ -30,10 +31,10 @@ class TestFloats:
         assert floats().judge(FLOATS) == ({"max": 0, "mean": 0, "unstable": 0}, None)
 
     @pytest.mark.parametrize(("times", "passes"), [(0.9, True), (1.1, False)])
-    def test_bound_is_a_multiple_of_the_reaction_of_that_image(self, times, passes):
-        reaction = np.full((COUNT, 1), 1e-3, np.float32)
-        reaction[3] = 1e-5
-        answer = Floats.measured(FLOATS, [FLOATS, FLOATS + reaction, FLOATS - reaction / 2])
+    def test_bound_is_a_multiple_of_the_change_of_that_image(self, times, passes):
+        reaction = np.full((COUNT, 1), 1e-5, np.float32)
+        reaction[4] = 1e-3
+        answer = Floats.measured(FLOATS, FLOATS + reaction, FLOATS - reaction / 2)
         assert answer.bound[3] < answer.bound[4] / 20
         found = FLOATS.copy()
         found[3, 7] += times * answer.bound[3]
@@ -42,12 +43,18 @@ class TestFloats:
         # What another image is allowed does not help this one.
         if problem:
             assert problem.startswith("image 3 differs from the model by ")
-            assert f"allowed {answer.bound[3]:.1e}, 4 times what inputs moved by 1e-06 change" in problem
+            assert f"allowed {answer.bound[3]:.1e}" in problem
+
+    def test_image_that_changes_by_chance_less_than_others_is_allowed_what_the_median_one_is(self):
+        reaction = np.full((COUNT, 1), 1e-4, np.float32)
+        reaction[3] = 0
+        answer = Floats.measured(FLOATS, FLOATS + reaction)
+        assert answer.bound[3] == pytest.approx(answer.bound[2], rel=0.1)
 
     def test_numbers_near_zero_are_not_compared_relative_to_themselves(self):
         # As the log-variances of a posterior that is the prior.
         right = np.full((COUNT, 4), 1e-9, np.float32)
-        answer = Floats.measured(right, [right])
+        answer = Floats.measured(right, right)
         assert answer.judge(np.zeros_like(right))[1] is None
         assert answer.judge(right + np.float32(1e-5))[1] is not None
 
@@ -87,63 +94,49 @@ class TestPixels:
         answer = pixels(levels())
         found = answer.right.copy()
         found[20, 7, 7, 2] ^= 1
-        problem = answer.judge(found)[1]
-        assert problem.startswith("1 subpixels of image 20 differ from the model, by up to 1, where its values are")
-        assert "; allowed 0" in problem
+        assert answer.judge(found)[1].startswith("1 subpixels of image 20 differ from the model by up to 1; allowed")
 
     @pytest.mark.parametrize("n_bins", [256, 32])
-    def test_on_the_border_one_level_is_allowed_and_no_more(self, n_bins):
+    @pytest.mark.parametrize(("place", "sign"), [(0.0001, -1), (0.9999, 1)])
+    def test_on_the_border_that_level_is_allowed_and_no_other(self, n_bins, place, sign):
         step, values = 256 // n_bins, levels(n_bins)
-        values[4, 1, 2, 0] = 17.0001
+        values[4, 1, 2, 0] = 17 + place
         answer = pixels(values, n_bins=n_bins)
-        for change, passes in ((-step, True), (step, True), (2 * step, False), (6 * step, False), (step + 1, False)):
+        for change in (sign * step, -sign * step, 2 * sign * step, sign * (step // 2 or 3)):
             found = answer.right.copy()
             found[4, 1, 2, 0] = int(found[4, 1, 2, 0]) + change
             figures, problem = answer.judge(found)
-            assert (problem is None) == passes, change
+            assert (problem is None) == (change == sign * step), change
             assert figures["max"] == abs(change)
-            if not passes:
-                assert f"image 4 differ from the model by up to {abs(change)}; allowed is one level, {step}" in problem
 
     def test_beyond_first_and_last_level_there_is_no_border(self):
         values = levels()
         values[0, 0, 0] = [-0.0001, 256.0001, 300]
         answer = pixels(values)
         assert answer.right[0, 0, 0].tolist() == [0, 255, 255]
-        assert not answer.near[0, 0, 0].any()
+        assert not answer.above[0, 0, 0, 0] and not answer.below[0, 0, 0, 1:].any()
 
     def test_bound_is_that_of_the_image(self):
         reaction = np.full((COUNT, 1, 1, 1), 1e-4)
         reaction[3] = 0.1
         values = levels()
         values[[2, 3], 0, 0, 0] = 5.1
-        answer = Pixels.measured(values, [values + reaction], 256)
-        assert answer.near[3, 0, 0, 0] and not answer.near[2, 0, 0, 0]
+        answer = Pixels.measured(values, values + reaction, n_bins=256)
+        assert answer.below[3, 0, 0, 0] == 1 and answer.below[2, 0, 0, 0] == 0
         assert answer.bound[3] == pytest.approx(FACTOR * 0.1, rel=1e-2)
 
-    def test_unstable_image_may_differ_as_much_as_the_model_itself_and_no_more(self):
+    def test_unstable_image_is_counted_and_the_others_are_held_to_theirs(self):
         # v moved by 1e-6 moves 20 subpixels by hundreds of levels: that is the model's and no file's fault.
         values = levels()
         moved = values.copy()
         moved[6].reshape(-1)[:20] += 100
-        answer = Pixels.measured(values, [moved, values], 256)
+        answer = Pixels.measured(values, moved, n_bins=256)
         found = answer.right.copy()
-        found[6].reshape(-1)[30:60] += 77
+        found[6] += 77
         figures, problem = answer.judge(found)
         assert (figures["unstable"], figures["max"], problem) == (1, 0, None)
-        found[6].reshape(-1)[60:190] += 77
-        assert "160 subpixels of image 6 differ from the model; allowed 8" in answer.judge(found)[1]
-        # The others are held to theirs.
-        found = answer.right.copy()
         found[7, 0, 0, 0] ^= 1
         assert "1 subpixels of image 7" in answer.judge(found)[1]
-
-    def test_too_many_on_the_border_are_a_problem(self):
-        # All values lie on borders; of a right file some would come out on each side.
-        values = np.broadcast_to(np.float64(9.00001), (COUNT, 8, 8, 3)).copy()
-        answer = Pixels.measured(values, [values], 256)
-        problem = answer.judge((answer.right - 1).astype(np.uint8))[1]
-        assert "192 subpixels of image 0 differ from the model; allowed 8, since 0 change in the model" in problem
 
     def test_values_that_are_no_numbers_are_not_judged(self):
         values = levels()
@@ -151,6 +144,7 @@ class TestPixels:
         answer = pixels(values)
         found = answer.right.copy()
         found[1] = 7
+        assert answer.right[1].max() == 0
         figures, problem = answer.judge(found)
         assert (figures["unstable"], figures["max"], problem) == (1, 0, None)
         # The others are.
@@ -166,7 +160,7 @@ def test_answers_are_the_same_from_a_file(tmp_path):
     values = levels()
     values[0] = 7.00001
     answers = {"v": floats(), "images": pixels(values)}
-    arrays = {f"{name}/{part}": value for name, one in answers.items() for part, value in one.arrays().items()}
+    arrays = {f"{name}/{part}": value for name, one in answers.items() for part, value in vars(one).items()}
     save_cases({**arrays, "twice": FLOATS}, tmp_path / "cases.npz")
     loaded = load_cases(tmp_path / "cases.npz")
     assert {*loaded} == {*arrays, "twice"}
@@ -174,8 +168,8 @@ def test_answers_are_the_same_from_a_file(tmp_path):
         parts = {key.partition("/")[2]: value for key, value in loaded.items() if key.startswith(f"{name}/")}
         again = restored(parts)
         assert type(again) is type(one)
-        for part, value in one.arrays().items():
-            assert np.array_equal(again.arrays()[part], value), part
+        for part, value in vars(one).items():
+            assert np.array_equal(vars(again)[part], value), part
     # What is there twice takes its room once.
     save_cases(arrays, tmp_path / "fewer.npz")
     assert (tmp_path / "cases.npz").stat().st_size - (tmp_path / "fewer.npz").stat().st_size < FLOATS.nbytes / 2
@@ -187,26 +181,24 @@ def test_there_are_three_batches_of_any_size_of_images(size):
     assert len(sizes) == 3 and len(set(sizes)) >= 2 and sizes[0] == 1
 
 
-def parity(answer, found, endpoint="decode", name="images"):
-    """The report of an endpoint that gives `found` where the model gives `answer`."""
-    outputs = {f"out/{endpoint}/{name}/{part}": value for part, value in answer.arrays().items()}
-    cases = {f"in/{endpoint}/number": np.arange(COUNT), "batches": np.array(SIZES), **outputs}
-    report = Report()
-    calls = []
+def compared(answer, found):
+    """The report of an endpoint that gives `found` where the model gives `answer`, and the sizes of its batches."""
+    outputs = {f"out/decode/images/{part}": value for part, value in vars(answer).items()}
+    cases = {"in/decode/number": np.arange(COUNT), "batches": np.array(SIZES), **outputs}
+    report, calls = Report(), []
 
     def call(_, inputs):
         calls.append(len(inputs["number"]))
         return found(inputs["number"])
 
-    answered = report.check_parity(endpoint, call, cases)
-    return report, answered, calls
+    report.compare("decode", call, cases, "decode")
+    return report, calls
 
 
-class TestParity:
+class TestCompare:
     def test_is_tried_at_every_batch(self):
-        report, answered, calls = parity(floats(), lambda numbers: {"images": FLOATS[numbers]})
+        report, calls = compared(floats(), lambda numbers: {"images": FLOATS[numbers]})
         assert calls == list(SIZES) and report.problems == []
-        assert np.array_equal(answered["images"], FLOATS)
         assert report.parity == {"decode": {"images": {"max": 0, "mean": 0, "unstable": 0}}}
 
     @pytest.mark.parametrize(
@@ -214,25 +206,18 @@ class TestParity:
         [
             (
                 lambda n: {"images": FLOATS[n].astype(np.float64)},
-                "decode returns images as float64 [21, 10] where the model has float32 [21, 10]",
+                "decode returns images as float64 [1, 10], ",
             ),
-            (
-                lambda n: {"images": FLOATS[n][:, :1]},
-                "decode returns images as float32 [21, 1] where the model has float32 [21, 10]",
-            ),
-            (lambda n: {}, "decode has no output images"),
-            (
-                lambda n: {"images": FLOATS[n], "more": FLOATS[n]},
-                "decode returns more as well, which the model does not",
-            ),
-            (
-                lambda n: {"images": FLOATS[n][:, : len(n)]},
-                "decode returns images of other shapes at other batches: [1, 1], [3, 3], [17, 10]",
-            ),
+            (lambda n: {"images": FLOATS[n][:, :1]}, "decode returns images as float32 [1, 1], float32 [3, 1], float"),
+            (lambda n: {}, "decode returns images as nothing where the model has float32 [1, 10], [3, 10], [17, 10]"),
+            (lambda n: {"images": FLOATS[n], "more": FLOATS[n]}, "decode returns more as well, which the model does"),
+            (lambda n: {"images": FLOATS[n][:, : len(n)]}, "decode returns images as float32 [1, 1], float32 [3, 3],"),
+            (lambda n: {"images": FLOATS[:1]}, "decode returns images as float32 [1, 10], float32 [1, 10], float32 ["),
         ],
     )
     def test_other_outputs_are_a_problem(self, found, problem):
-        assert parity(floats(), found)[0].problems == [problem]
+        (one,) = compared(floats(), found)[0].problems
+        assert one.startswith(problem)
 
     def test_endpoint_that_fails_is_named_with_its_batch(self):
         def found(numbers):
@@ -240,12 +225,7 @@ class TestParity:
                 raise ValueError("shapes differ\n  in line 7")
             return {"images": FLOATS[numbers]}
 
-        assert parity(floats(), found)[0].problems == ["decode fails at batch 3: ValueError: shapes differ"]
-
-    def test_endpoint_without_answers_is_a_problem(self):
-        report = Report()
-        report.check_parity("reconstruct", lambda *_: {}, {"batches": np.array(SIZES)})
-        assert report.problems == ["reconstruct cannot be compared: the gate has no answers of the model to it"]
+        assert compared(floats(), found)[0].problems == ["decode fails at batch 3: ValueError: shapes differ"]
 
 
 class TestRoundTrip:
@@ -293,17 +273,3 @@ class TestRoundTrip:
         assert report.problems == []
         # Also one that it gives back, but not where its codes are moved.
         assert report.round_trip["noise"] == {"images": 4, "identical": 3, "model": 3, "model_gives_back": 4}
-
-    def test_codes_that_are_known_are_not_asked_again(self):
-        asked = []
-
-        def call(endpoint, arrays):
-            if endpoint == "encode":
-                asked.append(len(arrays["images"]))
-                return {"v": arrays["images"]}
-            return {"images": arrays["v"]}
-
-        report = Report()
-        cases = {"real": self.IMAGES, "kept/real": np.ones(COUNT, bool)}
-        report.check_round_trip(call, cases, {"v": self.IMAGES[:5]})
-        assert sum(asked) == COUNT - 5 and report.round_trip["real"]["identical"] == COUNT
