@@ -13,7 +13,7 @@ from export.endpoints import Endpoint
 from export.formats.files import FILE_FORMATS, file_format
 from export.manifest import JSON_NAME
 from export.origin import Origin
-from tfdecouple.data.opening import rights_in
+from tfdecouple.data.sources import rights_in
 from tfdecouple.image_shapes import CONVERTED, Shape, colours, facts, from_facts
 
 TEXT_NAME = "MODEL_CARD.md"

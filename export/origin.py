@@ -14,7 +14,7 @@ from typing import Any
 from tfdecouple.config import Config
 from tfdecouple.data import crop_of_own_images
 from tfdecouple.data.image_file import crop_said, resize_said
-from tfdecouple.data.opening import images_at
+from tfdecouple.data.sources import images_at
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.image_shapes import facts
 from tfdecouple.model import DecoupledModel
@@ -27,7 +27,7 @@ from tfdecouple.runs import (
     run_name,
     unknown_data,
 )
-from tfdecouple.runs.directions import Directions
+from tfdecouple.runs.latent_directions import Directions
 
 _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
 

@@ -33,7 +33,7 @@ from tfdecouple.errors import UserError, one_line
 from tfdecouple.image_shapes import described, square
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import SUMMARY
-from tfdecouple.runs.directions import MEANS
+from tfdecouple.runs.latent_directions import MEANS
 from tfdecouple.storage.files import write_json, write_text
 
 # Published beside ONNX files: it runs them, with ONNX Runtime and NumPy alone.

@@ -13,7 +13,7 @@ from tfdecouple import randomness
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model import decoupled_model as model_module
-from tfdecouple.runs.directions import MEANS, Direction
+from tfdecouple.runs.latent_directions import MEANS, Direction
 
 pytestmark = pytest.mark.usefixtures("eager")
 

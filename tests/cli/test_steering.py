@@ -13,7 +13,7 @@ from tfdecouple.cli import main
 from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import RunError, UserError
 from tfdecouple.runs import Run, load_model, weights_sha256
-from tfdecouple.runs.directions import METHODS, Direction, Directions
+from tfdecouple.runs.latent_directions import METHODS, Direction, Directions
 
 pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
 
@@ -121,7 +121,7 @@ class TestDirections:
 
     def test_what_could_not_be_read_again_is_not_written(self, found, run, coloured, capsys, monkeypatch):
         before = load_directions(run)
-        monkeypatch.setattr("tfdecouple.runs.directions.MOST", len(before))
+        monkeypatch.setattr("tfdecouple.runs.latent_directions.MOST", len(before))
         said = refused(capsys, lambda: find(run, coloured, "--label-pairs", "--labels", "green", "blue"))
         assert f"directions of other names already, and may have {len(before)} in all" in said
         assert load_directions(run).names == before.names

@@ -24,7 +24,7 @@ from tfdecouple.corpus import encoding, formats, read_codes
 from tfdecouple.corpus.formats import to_example
 from tfdecouple.corpus.manifest import SCORES, Field
 from tfdecouple.data import Source
-from tfdecouple.data.split import MemorySplit
+from tfdecouple.data.splits import MemorySplit
 from tfdecouple.errors import DataError
 from tfdecouple.metrics import outliers
 from tfdecouple.metrics.outliers import Scorer

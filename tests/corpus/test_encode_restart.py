@@ -16,7 +16,7 @@ from helpers.refusals import refused
 from tfdecouple.cli import main
 from tfdecouple.corpus import read_codes
 from tfdecouple.corpus.formats import TFRecordFile
-from tfdecouple.data import file_split
+from tfdecouple.data import image_folder
 from tfdecouple.errors import DataError
 from tfdecouple.runs import load_model
 from tfdecouple.storage.checkpoints import CheckpointFolder
@@ -32,13 +32,13 @@ class Stop(BaseException):
 def reads(monkeypatch):
     """Keys of the files that are read, from now on."""
     found = []
-    read_image = file_split.read_image
+    read_image = image_folder.read_image
 
     def noted(path, *rest):
         found.append(pathlib.Path(path).name)
         return read_image(path, *rest)
 
-    monkeypatch.setattr(file_split, "read_image", noted)
+    monkeypatch.setattr(image_folder, "read_image", noted)
     return found
 
 

@@ -17,7 +17,7 @@ from tfdecouple.data import (
     Source,
     open_source,
 )
-from tfdecouple.data.split import MemorySplit, RecordSplit
+from tfdecouple.data.splits import MemorySplit, RecordSplit
 
 
 @pytest.fixture(scope="session")

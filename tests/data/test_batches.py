@@ -29,7 +29,7 @@ from tfdecouple.data import (
     steps_per_epoch,
     training_batches,
 )
-from tfdecouple.data.split import RecordSplit, Split
+from tfdecouple.data.splits import RecordSplit, Split
 
 
 class TestTrainingOrder:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data import Source, chosen_batches, open_source
-from tfdecouple.data.split import RecordSplit
+from tfdecouple.data.splits import RecordSplit
 from tfdecouple.errors import DataError
 
 

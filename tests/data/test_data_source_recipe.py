@@ -15,13 +15,13 @@ TINY = (
 USE = """
 import doctest
 from tfdecouple.config import DataConfig
-from tfdecouple.data import load_images, open_source, opening, training_batches
+from tfdecouple.data import load_images, open_source, sources, training_batches
 source = open_source(DataConfig(source="stripes"), 8)
 batch = next(iter(training_batches(source, DataConfig(), batch_size=4, seed=0)))["image"].numpy()
 assert batch.shape == (4, 8, 8, 3) and (batch == batch[:, :, :1, :1]).all() and batch.std() > 0
 ours, theirs = (load_images(source, split, 64)[0] for split in ("train", "test"))
 assert (ours != theirs).any()
-assert doctest.testmod(opening, optionflags=doctest.ELLIPSIS).failed == 0
+assert doctest.testmod(sources, optionflags=doctest.ELLIPSIS).failed == 0
 try:
     open_source(DataConfig(source="strips"), 8)
 except Exception as error:
@@ -33,7 +33,7 @@ except Exception as error:
 def with_source(tmp_path_factory):
     """A copy of the packages with the data source of the recipe."""
     folder = copy_of_packages(tmp_path_factory.mktemp("source"))
-    file = folder / "tfdecouple" / "data" / "opening.py"
+    file = folder / "tfdecouple" / "data" / "sources.py"
     kind, _, line = recipe("data source").partition("# in `KINDS`\n")
     insert(file, "# In the order in which they are listed", f"{kind}\n")
     register(file, "KINDS", line)

@@ -18,7 +18,7 @@ from tfdecouple.data.batches import augment
 from tfdecouple.data.codecs import codec_bits_per_dim
 from tfdecouple.data.image_file import centre_box, fit, fit_pixels, read_image, resize_said
 from tfdecouple.data.source import Source
-from tfdecouple.data.split import MemorySplit
+from tfdecouple.data.splits import MemorySplit
 
 GREY = (8, 12, 1)
 

@@ -26,9 +26,9 @@ from export.origin import open_run
 from export.pipeline import Request, describe, export
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
-from tfdecouple.data.photographs import PHOTOGRAPHS
+from tfdecouple.data.sample_images import PHOTOGRAPHS
 from tfdecouple.runs import load_model, weights_sha256
-from tfdecouple.runs.directions import METHODS, Direction, Directions
+from tfdecouple.runs.latent_directions import METHODS, Direction, Directions
 from tfdecouple.runs.run_folder import load_config
 
 EXAMPLE = ROOT / "examples" / "web"

@@ -14,7 +14,7 @@ from tfdecouple.data import (
     Source,
     training_batches,
 )
-from tfdecouple.data.split import MemorySplit
+from tfdecouple.data.splits import MemorySplit
 from tfdecouple.errors import DataError
 
 SIZE = 8

@@ -5,7 +5,7 @@ import pytest
 from helpers.models import random_images
 
 from tfdecouple.data.source import Source
-from tfdecouple.data.split import MemorySplit
+from tfdecouple.data.splits import MemorySplit
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from tfdecouple.metrics.directions import direction_of_a_label, direction_of_a_number
-from tfdecouple.runs.directions import CLASSIFIER, MEANS, Direction, Directions
+from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction, Directions
 
 DIMENSIONS = 4
 COVARIANCE = np.array([[1.0, 0.8, 0, 0], [0.8, 1.0, 0, 0], [0, 0, 0.25, 0], [0, 0, 0, 4.0]])

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 from tfdecouple.data.source import Source
-from tfdecouple.data.split import MemorySplit
+from tfdecouple.data.splits import MemorySplit
 from tfdecouple.errors import DataError, NotInitializedError
 from tfdecouple.metrics import linear_classifier, probe
 from tfdecouple.metrics.classification import sample_report

@@ -32,7 +32,7 @@ ORDER = [
     "runs.pretrained",
     "runs.run_folder",
     "model",
-    "runs.directions",
+    "runs.latent_directions",
     "data",
     "runs",
     "interop",

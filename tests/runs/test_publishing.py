@@ -12,7 +12,7 @@ from helpers.refusals import refused
 import tfdecouple
 from tfdecouple.cli import main
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.data import opening
+from tfdecouple.data import sources
 from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.runs import Run, load_config, load_model, save_run, weights_sha256
 from tfdecouple.runs.pretrained import MANIFEST, Published
@@ -94,10 +94,10 @@ def test_nothing_tells_where_it_was_made(run, published):
 
 
 def test_folders_of_any_kind_of_source_are_left_out(monkeypatch):
-    class Scans(opening.ImageFolder):
+    class Scans(sources.ImageFolder):
         pattern = "scans:PATH"
 
-    monkeypatch.setattr(opening, "KINDS", (*opening.KINDS, Scans()))
+    monkeypatch.setattr(sources, "KINDS", (*sources.KINDS, Scans()))
     assert _folders("scans:/a/clinic/", "folder:/b") == ["/a/clinic", "/b"]
 
 

@@ -23,7 +23,7 @@ from tfdecouple.config import PHOTOGRAPHS, load_preset
 from tfdecouple.data import load_images, open_source
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs import find_run, is_folder, load_config, pretrained, read_summary, weights_sha256
-from tfdecouple.runs.directions import METHODS
+from tfdecouple.runs.latent_directions import METHODS
 from tfdecouple.runs.pretrained import MANIFEST, Published
 
 pytestmark = pytest.mark.usefixtures("eager")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tfdecouple.cli.opening import OpenedRun
     from tfdecouple.data import Source
     from tfdecouple.data.attributes import Attributes
-    from tfdecouple.runs.directions import Direction
+    from tfdecouple.runs.latent_directions import Direction
 
 # Images that directions are found in, and as many held out, where the user asks for no other number.
 _IMAGES = 10_000
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.cli.opening import open_data, open_run
     from tfdecouple.data.attributes import read_attributes
     from tfdecouple.runs import is_folder, weights_sha256
-    from tfdecouple.runs.directions import LONGEST_NAME, Directions
+    from tfdecouple.runs.latent_directions import LONGEST_NAME, Directions
 
     if not is_folder(options.run):
         raise UserError(
@@ -248,7 +248,7 @@ def _merged(found: Any, opened: OpenedRun) -> Any:
 
     from tfdecouple.cli.measures.base import say
     from tfdecouple.errors import RunError
-    from tfdecouple.runs.directions import MOST
+    from tfdecouple.runs.latent_directions import MOST
 
     try:
         before = opened.directions()

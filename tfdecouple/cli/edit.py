@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: for impossible arguments, a run without weights, z or directions, or unreadable images.
     """
-    from tfdecouple.runs.directions import METHODS
+    from tfdecouple.runs.latent_directions import METHODS
 
     amounts = arguments.amounts(options)
     if options.method not in METHODS:

@@ -8,7 +8,7 @@ import pathlib
 import sys
 from typing import Any
 
-from tfdecouple.data.opening import kinds_listed
+from tfdecouple.data.sources import kinds_listed
 from tfdecouple.errors import UserError
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 

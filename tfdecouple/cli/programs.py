@@ -15,7 +15,7 @@ from typing import Any
 from tfdecouple import __version__
 from tfdecouple.cli.options import Parser, program
 from tfdecouple.config import Config, load_preset, override
-from tfdecouple.data.opening import kinds_listed
+from tfdecouple.data.sources import kinds_listed
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.extras import require
 from tfdecouple.runtime.process import given_arguments, run_program, start_tensorflow

@@ -9,7 +9,7 @@ from tfdecouple.config.values import settle_types
 
 BAD_IMAGE_RULES = ("stop", "skip")
 
-# The embedded photographs whose licences are known to let anybody use them; where they lie, `data/photographs.py` says.
+# The embedded photographs whose licences let anybody use them; `data/sample_images.py` says where they lie.
 PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
 
 

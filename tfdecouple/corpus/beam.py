@@ -34,8 +34,8 @@ from tfdecouple.corpus.manifest import (
     Shard,
     key_bytes,
 )  # fmt: skip
-from tfdecouple.data.folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.data.image_file import read_image
+from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.errors import DataError, UserError, one_line
 from tfdecouple.image_shapes import Shape
 

@@ -19,17 +19,17 @@ if TYPE_CHECKING:
         steps_per_epoch,
         training_batches,
     )
-    from tfdecouple.data.opening import crop_of_own_images, open_source
     from tfdecouple.data.source import Source
+    from tfdecouple.data.sources import crop_of_own_images, open_source
 
 # Names come from their modules at first use: the kinds of sources are listed before TensorFlow is imported.
 _HOMES = {
     "Source": "source",
     "chosen_batches": "batches",
-    "crop_of_own_images": "opening",
+    "crop_of_own_images": "sources",
     "evaluation_batches": "batches",
     "load_images": "batches",
-    "open_source": "opening",
+    "open_source": "sources",
     "own_share": "batches",
     "steps_per_epoch": "batches",
     "training_batches": "batches",

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data.source import Source
-from tfdecouple.data.split import ALGORITHM
+from tfdecouple.data.splits import ALGORITHM
 from tfdecouple.errors import DataError
 from tfdecouple.runtime import settings
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
-from tfdecouple.data.split import Split
+from tfdecouple.data.splits import Split
 from tfdecouple.errors import DataError
 from tfdecouple.image_shapes import Shape, whole
 

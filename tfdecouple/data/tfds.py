@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import fit
 from tfdecouple.data.source import Source
-from tfdecouple.data.split import Arrays, MemorySplit, RecordSplit, Split, Tensors
+from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Split, Tensors
 from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.image_shapes import COLOURS, CONVERTED, Shape
 from tfdecouple.runtime.extras import missing

@@ -153,7 +153,7 @@ def _random_source(config: Config) -> Any:
     import numpy as np
 
     from tfdecouple.data.source import Source
-    from tfdecouple.data.split import MemorySplit
+    from tfdecouple.data.splits import MemorySplit
 
     shape, batch = config.model.image_shape, config.training.batch_size
     counts = {"train": max(config.training.init_images, 4 * batch), "validation": 4 * batch, "test": 4 * batch}

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from tfdecouple.metrics.detection import auroc
 from tfdecouple.metrics.linear_classifier import STRENGTHS, fit_classifier
-from tfdecouple.runs.directions import CLASSIFIER, MEANS, Direction
+from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction
 
 # Fewer images with or without it say nothing; the classifier holds a fifth of them out to choose its strength.
 LEAST = 5

@@ -15,10 +15,10 @@ import numpy as np
 from tfdecouple.config import Config, DataConfig, override
 from tfdecouple.data import Source, open_source
 from tfdecouple.data.labels import require_classes
-from tfdecouple.data.opening import with_source
+from tfdecouple.data.sources import with_source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError, nearest, one_line
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs.directions import Directions
+from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.pretrained import folder_of, pretrained_names
 from tfdecouple.runs.run_folder import (
     CHECKPOINTS,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.data.opening import find_kind, images_at, rights_in
+from tfdecouple.data.sources import find_kind, images_at, rights_in
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.image_shapes import described
 from tfdecouple.runs.opened_run import Run

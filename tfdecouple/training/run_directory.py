@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tfdecouple.config import Config, difference
-from tfdecouple.data.opening import find_kind, images_at, located
+from tfdecouple.data.sources import find_kind, images_at, located
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.loggers import LOGGERS
 from tfdecouple.runs import (

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tfdecouple.cli.measures.base import Evaluation, Measure, Result, draws
-from tfdecouple.data.opening import find_kind, kinds_listed
+from tfdecouple.data.sources import find_kind, kinds_listed
 from tfdecouple.errors import DataError, UserError, nearest
 from tfdecouple.runtime.extras import require
 
@@ -73,7 +73,7 @@ class Outliers(Measure):
         """
         require("matplotlib", what="--outliers")
         from tfdecouple.data import open_source
-        from tfdecouple.data.opening import with_source
+        from tfdecouple.data.sources import with_source
         from tfdecouple.runs import load_config
 
         options, config = self.options, load_config(self.options.run)

@@ -88,13 +88,13 @@ class Photographs(SourceKind):
 
     def rights_in(self, config: DataConfig) -> str:
         """Returns authors and licences of those that the config names."""
-        from tfdecouple.data.photographs import rights
+        from tfdecouple.data.sample_images import rights
 
         return f"Photographs that come with scikit-image and scikit-learn: {rights(config)}."
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
         """See `open_photographs`."""
-        from tfdecouple.data.photographs import open_photographs
+        from tfdecouple.data.sample_images import open_photographs
 
         return open_photographs(config, image_shape)
 
@@ -163,7 +163,7 @@ class ImageFolder(SourceKind):
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
         """See `open_folder`."""
-        from tfdecouple.data.folder import open_folder
+        from tfdecouple.data.image_folder import open_folder
 
         return open_folder(config, image_shape)
 

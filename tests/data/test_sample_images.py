@@ -18,7 +18,7 @@ from tfdecouple.data import (
     load_images,
     open_source,
 )
-from tfdecouple.data import photographs as photographs_module
+from tfdecouple.data import sample_images as photographs_module
 from tfdecouple.errors import UserError
 
 

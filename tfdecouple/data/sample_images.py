@@ -13,7 +13,7 @@ from PIL import Image
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data.source import Source
-from tfdecouple.data.split import Arrays, MemorySplit
+from tfdecouple.data.splits import Arrays, MemorySplit
 from tfdecouple.errors import DataError, nearest
 from tfdecouple.image_shapes import COLOURS, Shape
 from tfdecouple.runtime.memory import machine_memory, shown_bytes

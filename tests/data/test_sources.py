@@ -6,7 +6,7 @@ import pytest
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data import open_source
-from tfdecouple.data.opening import located
+from tfdecouple.data.sources import located
 from tfdecouple.errors import DataError
 
 

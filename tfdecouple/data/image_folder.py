@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import SUFFIXES, UNREAD_SUFFIXES, read_image
 from tfdecouple.data.source import BadImages, Source
-from tfdecouple.data.split import MemorySplit, Split, Tensors
+from tfdecouple.data.splits import MemorySplit, Split, Tensors
 from tfdecouple.errors import DataError
 from tfdecouple.image_shapes import Shape
 
