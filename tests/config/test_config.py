@@ -228,7 +228,7 @@ class TestOverride:
             ("=3", "no option ''"),
             ("model.latent_dim=many", "'many'"),
             ("model.latent_dim=", "''"),
-            ("model.alpha=2", "(0, 1]"),
+            ("model.alpha=2", "at most 1"),
             (f"training.steps={10**26}", "at most 9.2e+18"),
         ],
     )

@@ -69,7 +69,7 @@ def test_the_last_that_is_set_counts():
         (["model.image_size=30"], "is 30; 4 levels halve it 3 times (model.steps), so it must be a multiple of 8"),
         (["model.image_shape=[32,32]"], "is [32, 32]; it must be [height, width, channels], each at least 1"),
         (["model.image_shape=[32,32,0]"], "each at least 1"),
-        (["model.image_shape=32"], "must be a list of a whole number"),
+        (["model.image_shape=32"], "must be a list"),
         (
             ["model.image_size=32", "model.image_shape=[32,32,1]"],
             "model.image_size is 32, which means images of [32, 32, 3], and model.image_shape is [32, 32, 1]; give one",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
-from tfdecouple.config.checks import at_least, check, one_of, shown
-from tfdecouple.config.values import settle_types
+from tfdecouple.config.checks import check, shown
+from tfdecouple.config.values import Count, NonNegative, Positive, check_fields
 
 BAD_IMAGE_RULES = ("stop", "skip")
 
@@ -37,13 +38,13 @@ class DataConfig:
     source: str = "photographs"
     data_dir: str | None = None
     horizontal_flip: bool = False
-    pad_and_crop: int = 0
-    centre_crop: int = 0
-    validation_examples: int = 1000
-    on_bad_image: str = "stop"
-    cache_gib: float = 4.0
+    pad_and_crop: Count = 0
+    centre_crop: Count = 0
+    validation_examples: Positive = 1000
+    on_bad_image: Literal[BAD_IMAGE_RULES] = "stop"  # type: ignore[valid-type]
+    cache_gib: NonNegative = 4.0
     photographs: tuple[str, ...] = PHOTOGRAPHS
-    photograph_crops: int = 32768
+    photograph_crops: Positive = 32768
 
     def __post_init__(self) -> None:
         """Refuses impossible values.
@@ -51,16 +52,10 @@ class DataConfig:
         Raises:
             ConfigError: naming the option and its value.
         """
-        settle_types(self, "data.")
+        check_fields(self, "data.")
         check(bool(self.source), "data.source is empty; give photographs, a TFDS name or folder:PATH")
-        one_of("data.on_bad_image", self.on_bad_image, BAD_IMAGE_RULES)
-        at_least("data.pad_and_crop", self.pad_and_crop, 0)
-        at_least("data.centre_crop", self.centre_crop, 0)
-        at_least("data.validation_examples", self.validation_examples, 1)
-        at_least("data.cache_gib", self.cache_gib, 0)
         check(bool(self.photographs), "data.photographs is empty; leave it out for all whose licence is known")
         check(
             len(set(self.photographs)) == len(self.photographs),
             f"data.photographs is {shown(list(self.photographs))}; name each once",
         )
-        at_least("data.photograph_crops", self.photograph_crops, 1)

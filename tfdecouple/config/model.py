@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import pydantic
 
 from tfdecouple.config.checks import at_least, check, one_of
 from tfdecouple.config.levels import StagePlan, flow_levels, squeezes_first
-from tfdecouple.config.values import plain, settle_types
+from tfdecouple.config.values import Count, Fraction, check_fields, plain
 from tfdecouple.image_shapes import COLOURS
 from tfdecouple.image_shapes import square as square_of
 from tfdecouple.transforms import TRANSFORMS
@@ -98,34 +100,34 @@ class ModelConfig:
     # Which of the two is given says the other; without any it is 32. As an attribute the shape is always whole.
     image_size: int | None = None
     image_shape: tuple[int, int, int] = ()  # type: ignore[assignment]
-    n_bits: int = 8
-    latent_dim: int = 64
-    conditioning: str = "coupling"
+    n_bits: Annotated[int, pydantic.Field(ge=1, le=8)] = 8
+    latent_dim: Count = 64
+    conditioning: Literal[CONDITIONING] = "coupling"  # type: ignore[valid-type]
     steps: tuple[int | tuple[int, ...], ...] = (2, (6, 6), (6, 6), 4)
     hidden_channels: tuple[int, ...] = (24, 512, 512, 512)
     factors: tuple[int, ...] = (4,)
     transform: str = "affine"
     multiscale_transform: str = "affine"
-    alpha: float = 1.0
-    linear: str = "full"
+    alpha: Fraction = 1.0
+    linear: Literal[LINEAR_FORMS] = "full"  # type: ignore[valid-type]
     step_layers: tuple[str, ...] = ()
     conditioner: str = "convolutional"
     encoder_channels: tuple[int, ...] = (48, 96, 96)
     encoder_out_channels: int = 8
-    prior: str = "flow"
+    prior: Literal[PRIORS] = "flow"  # type: ignore[valid-type]
     prior_steps: int = 2
     prior_hidden: int = 256
     prior_transform: str = "affine"
-    prior_alpha: float = 1.0
-    classes: int = 0
+    prior_alpha: Fraction = 1.0
+    classes: Count = 0
     class_probabilities: tuple[float, ...] = ()
     base_hidden: int = 64
-    dequantization: str = "uniform"
+    dequantization: Literal[DEQUANTIZATIONS] = "uniform"  # type: ignore[valid-type]
     dequantization_steps: tuple[int | tuple[int, ...], ...] = (2, 4)
     dequantization_hidden_channels: tuple[int, ...] = (24, 256)
     dequantization_factors: tuple[int, ...] = (2,)
     dequantization_transform: str = "affine"
-    dequantization_alpha: float = 1.0
+    dequantization_alpha: Fraction = 1.0
     dequantization_encoder_channels: tuple[int, ...] = (48, 96)
     dequantization_map_channels: int = 4
 
@@ -135,29 +137,19 @@ class ModelConfig:
         Raises:
             ConfigError: naming the option and its value.
         """
-        settle_types(self, "model.")
+        check_fields(self, "model.")
         self._settle_shape()
-        check(1 <= self.n_bits <= 8, f"model.n_bits is {self.n_bits}; it must lie in 1..8")
-        one_of("model.conditioning", self.conditioning, CONDITIONING)
-        one_of("model.linear", self.linear, LINEAR_FORMS)
         one_of("model.conditioner", self.conditioner, CONDITIONERS)
-        one_of("model.prior", self.prior, PRIORS)
-        one_of("model.dequantization", self.dequantization, DEQUANTIZATIONS)
         for name in ("transform", "multiscale_transform", "prior_transform", "dequantization_transform"):
             one_of(f"model.{name}", getattr(self, name), TRANSFORMS)
         for name in self.step_layers:
             one_of("an entry of model.step_layers", name, STEP_LAYERS)
         twice = sorted({name for name in self.step_layers if self.step_layers.count(name) > 1})
         check(not twice, f"model.step_layers has {', '.join(twice)} more than once; a step can have each layer once")
-        for name in ("alpha", "prior_alpha", "dequantization_alpha"):
-            value = getattr(self, name)
-            check(0 < value <= 1, f"model.{name} is {value}; it must lie in (0, 1]")
         self._check_classes()
         self._check_flow()
         if self.has_latent:
             self._check_latent()
-        # Noise of this size is drawn in any case.
-        at_least("model.latent_dim", self.latent_dim, 0)
         if self.has_dequantizer:
             self._check_flow("dequantization_")
             self._check_encoder("dequantization_encoder_channels", "the encoder of the dequantisation")
@@ -272,7 +264,6 @@ class ModelConfig:
         return values
 
     def _check_classes(self) -> None:
-        at_least("model.classes", self.classes, 0)
         if self.prior == "classes":
             check(self.classes >= 1, "model.prior is 'classes' and model.classes is 0; give the number of labels there")
         if self.classes or self.prior == "classes":

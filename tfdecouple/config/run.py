@@ -13,7 +13,7 @@ from tfdecouple.config.checks import check, shown
 from tfdecouple.config.data import DataConfig
 from tfdecouple.config.model import ModelConfig
 from tfdecouple.config.training import TrainingConfig
-from tfdecouple.config.values import INSTEAD, build, plain, unknown
+from tfdecouple.config.values import INSTEAD, build, check_fields, plain, unknown
 from tfdecouple.errors import ConfigError
 from tfdecouple.storage.files import parse_json, read_json
 
@@ -60,6 +60,7 @@ class Config:
         Raises:
             ConfigError: naming the option and its value.
         """
+        check_fields(self)
         name = self.name
         plain = name.isprintable() and name.strip(" .") == name and not set(name) & set('/\\:*?"<>|')
         check(

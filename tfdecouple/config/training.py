@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from tfdecouple.config.checks import at_least, check, one_of, shown
-from tfdecouple.config.values import settle_types
+import pydantic
+
+from tfdecouple.config.checks import check, shown
+from tfdecouple.config.values import Count, Decay, Fraction, NonNegative, Positive, check_fields
 from tfdecouple.errors import ConfigError
 from tfdecouple.loggers import LOGGERS
 
@@ -80,40 +82,40 @@ class TrainingConfig:
             and shapes are taken over, the others start from data.
     """
 
-    steps: int = 1000
-    batch_size: int = 64
-    micro_batches: int | Literal["auto"] = 1
-    learning_rate: float = 1e-3
-    warmup_steps: int = 50
-    decay_rate: float = 0.999997
-    beta_1: float = 0.9
-    beta_2: float = 0.999
+    steps: Positive = 1000
+    batch_size: Positive = 64
+    micro_batches: Positive | Literal["auto"] = 1
+    learning_rate: NonNegative = 1e-3
+    warmup_steps: Count = 50
+    decay_rate: Fraction = 0.999997
+    beta_1: Decay = 0.9
+    beta_2: Decay = 0.999
     epsilon: float = 1e-8
-    weight_decay: float = 1e-6
-    clip_norm: float = 0.0
-    ema_decay: float = 0.0
-    kl_weight: float = 1.0
-    kl_warmup_steps: int = 0
-    noise: float = 0.0
-    noise_steps: int = 0
-    patterns: float = 0.0
-    patterns_after: int = 0
-    precision: str = "float32"
-    memory: str = "keep"
+    weight_decay: NonNegative = 1e-6
+    clip_norm: NonNegative = 0.0
+    ema_decay: Decay = 0.0
+    kl_weight: NonNegative = 1.0
+    kl_warmup_steps: Count = 0
+    noise: NonNegative = 0.0
+    noise_steps: Count = 0
+    patterns: NonNegative = 0.0
+    patterns_after: Count = 0
+    precision: Literal[PRECISIONS] = "float32"  # type: ignore[valid-type]
+    memory: Literal[MEMORY] = "keep"  # type: ignore[valid-type]
     jit_compile: bool = False
-    bytes_per_pack: int = 2**25
-    seed: int = 0
-    init_images: int = 512
-    max_skipped_steps: int = 10
-    log_every: int = 10
-    evaluate_every: int = 500
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 3
-    evaluation_batch_size: int = 64
-    evaluation_images: int = 0
-    pictures: int = 40
-    evaluation_samples: int = 1
-    loggers: tuple[str, ...] = ("tensorboard",)
+    bytes_per_pack: Count = 2**25
+    seed: Annotated[int, pydantic.Field(ge=0, lt=SEEDS)] = 0
+    init_images: Positive = 512
+    max_skipped_steps: Positive = 10
+    log_every: Positive = 10
+    evaluate_every: Positive = 500
+    checkpoint_every: Positive = 500
+    keep_checkpoints: Positive = 3
+    evaluation_batch_size: Positive = 64
+    evaluation_images: Count = 0
+    pictures: Count = 40
+    evaluation_samples: Count = 1
+    loggers: tuple[Literal[tuple(LOGGERS)], ...] = ("tensorboard",)  # type: ignore[misc, valid-type]
     init_from: str | None = None
     init_partial: bool = False
 
@@ -134,37 +136,7 @@ class TrainingConfig:
         Raises:
             ConfigError: naming the option and its value.
         """
-        settle_types(self, "training.")
-        for name in (
-            "steps",
-            "batch_size",
-            "init_images",
-            "max_skipped_steps",
-            "log_every",
-            "evaluate_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "evaluation_batch_size",
-        ):
-            at_least(f"training.{name}", getattr(self, name), 1)
-        for name in (
-            "learning_rate",
-            "warmup_steps",
-            "weight_decay",
-            "clip_norm",
-            "kl_weight",
-            "kl_warmup_steps",
-            "noise",
-            "noise_steps",
-            "patterns",
-            "patterns_after",
-            "evaluation_images",
-            "evaluation_samples",
-            "pictures",
-            "bytes_per_pack",
-            "seed",
-        ):
-            at_least(f"training.{name}", getattr(self, name), 0)
+        check_fields(self, "training.")
         check(
             self.learning_rate <= 1,
             f"training.learning_rate is {self.learning_rate:g}; it must be at most 1: Adam moves each weight by about "
@@ -183,15 +155,6 @@ class TrainingConfig:
             self.patterns < 1,
             f"training.patterns is {self.patterns:g}; it must be below 1: it is the share of the images that give way",
         )
-        check(self.seed < SEEDS, f"training.seed is {self.seed}; it must be below 2**32")
-        check(0 < self.decay_rate <= 1, f"training.decay_rate is {self.decay_rate}; it must lie in (0, 1]")
-        for name in ("beta_1", "beta_2", "ema_decay"):
-            value = getattr(self, name)
-            check(0 <= value < 1, f"training.{name} is {value}; it must lie in [0, 1)")
-        one_of("training.precision", self.precision, PRECISIONS)
-        one_of("training.memory", self.memory, MEMORY)
-        for number, name in enumerate(self.loggers):
-            one_of(f"training.loggers[{number}]", name, LOGGERS)
         check(
             len(set(self.loggers)) == len(self.loggers),
             f"training.loggers is {shown(list(self.loggers))}; it must name each only once",
@@ -201,10 +164,6 @@ class TrainingConfig:
             "training.init_partial is true and training.init_from is null; say with --init-from where to start",
         )
         count = 1 if self.micro_batches == "auto" else self.micro_batches
-        check(
-            isinstance(count, int) and count >= 1,
-            f"training.micro_batches is {shown(count)}; it must be at least 1, or 'auto'",
-        )
         check(
             self.batch_size % count == 0,
             f"training.batch_size is {self.batch_size} and training.micro_batches {self.micro_batches}; "

@@ -1,22 +1,48 @@
-"""Plain JSON values made into the dataclasses of a config, each with the type that it must have."""
+"""Plain JSON values made into the dataclasses of a config; pydantic checks the type and the range of each field."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import numbers
-import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any
+
+import pydantic
 
 from tfdecouple.config.checks import check, shown
 from tfdecouple.errors import ConfigError
 
 T = typing.TypeVar("T")
 
+# Types of fields, with their ranges.
+Count = Annotated[int, pydantic.Field(ge=0)]
+Positive = Annotated[int, pydantic.Field(ge=1)]
+NonNegative = Annotated[float, pydantic.Field(ge=0)]
+# A number in (0, 1], and one in [0, 1).
+Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]
+Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
+
 # TensorFlow's whole numbers have 64 bits, and its numbers 32 in most places.
 _LARGEST = {int: 2.0**63 - 2**10, float: 1e38}
+# By pydantic's types of errors, what a value must be.
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_unicode": "UTF-8; rename what it names",
+    "tuple_type": "a list",
+    "none_required": "null",
+    "literal_error": "{expected}",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "below {lt}",
+}
 
 # Options that say the same in two ways: whoever sets one no longer has the other.
 INSTEAD = {"model.image_size": "model.image_shape", "model.image_shape": "model.image_size"}
@@ -40,27 +66,72 @@ def build(cls: type[T], values: Mapping[str, Any], names: Sequence[str], prefix:
     for key in values:
         if key not in hints:
             raise unknown(prefix + str(key), names)
-    return cls(**{key: _coerce(hints[key], value, prefix + key, names) for key, value in values.items()})
+    sections = {key: hint for key, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    return cls(
+        **{
+            key: build(typing.cast(type, sections[key]), value, names, f"{prefix}{key}.") if key in sections else value
+            for key, value in values.items()
+        }
+    )
 
 
-def settle_types(config: Any, prefix: str) -> None:
-    """Gives the fields of a config that was made in Python the types that they have in one read from JSON.
+def check_fields(config: Any, prefix: str = "") -> None:
+    """Gives the fields of a config, made in Python or from JSON, their types; sections of a config are left alone.
 
     Raises:
-        ConfigError: for a wrong type.
+        ConfigError: for a wrong type, or a value out of its range.
     """
-    for name, hint in typing.get_type_hints(type(config)).items():
+    for name, (hint, adapter) in _adapters(type(config)).items():
         value = getattr(config, name)
-        # What has its type already stays what it is, such as a NaN for a check that says more of it.
-        if not _is_of(hint, value):
-            object.__setattr__(config, name, _coerce(hint, value, prefix + name, ()))
+        try:
+            checked = adapter.validate_python(_python(value, prefix + name))
+            # A subclass of tuple says more than its numbers, see `model._Square`.
+            if type(value) is tuple or not isinstance(value, tuple):
+                object.__setattr__(config, name, checked)
+        except pydantic.ValidationError as error:
+            errors = error.errors(include_url=False)
+            first = errors[0]
+            place = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
+            given = first["input"] if len(errors) == 1 else value
+            expected = " or ".join(dict.fromkeys(map(_expected, errors)))
+            if type(None) in typing.get_args(hint):
+                expected += " or null"
+            raise ConfigError(f"{prefix}{name}{place} is {shown(given)}; it must be {expected}") from None
 
 
-def _is_of(hint: Any, value: Any) -> bool:
-    """Whether a value is of a plain type, or a tuple of such values, without any change."""
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_is_of(typing.get_args(hint)[0], inner) for inner in value)
-    return type(value) is hint
+@functools.cache
+def _adapters(cls: type) -> dict[str, tuple[Any, pydantic.TypeAdapter]]:
+    adapters = {}
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        if typing.get_origin(hint) is tuple:
+            # How many there are, a config says in words of its own.
+            hint = tuple[typing.get_args(hint)[0], ...]  # type: ignore[misc]
+        if not dataclasses.is_dataclass(hint):
+            adapters[name] = hint, pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(strict=True))
+    return adapters
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    """Returns what a value must be, by an error of pydantic's."""
+    if error["type"].startswith("int_") and isinstance(error["input"], float) and abs(error["input"]) > _LARGEST[int]:
+        return f"at most {_LARGEST[int]:.2g}"
+    bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in error.get("ctx", {}).items()}
+    return _EXPECTED.get(error["type"], error["msg"]).format(**bounds)
+
+
+def _python(value: Any, name: str) -> Any:
+    """Returns a value with tuples for lists and Python's numbers for NumPy's, whole ones as int."""
+    if isinstance(value, list | tuple):
+        return tuple(_python(inner, f"{name}[{index}]") for index, inner in enumerate(value))
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        largest = _LARGEST[int if isinstance(value, numbers.Integral) else float]
+        # Not so for NaN, of which a check says more.
+        check(not abs(value) > largest, f"{name} is {shown(value)}; it must be at most {largest:.2g}")
+        is_whole = isinstance(value, numbers.Integral) or (abs(value) <= _LARGEST[int] and value == int(value))
+        return int(value) if is_whole else float(value)
+    # TensorFlow and file systems take none.
+    check(not isinstance(value, str) or "\0" not in value, f"{name} is {shown(value)}; it must not hold a NUL")
+    return value
 
 
 def unknown(name: str, names: Sequence[str]) -> ConfigError:
@@ -80,63 +151,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     return value
-
-
-def _coerce(hint: Any, value: Any, name: str, names: Sequence[str]) -> Any:
-    """Returns `value` as the type `hint`, or raises ConfigError; JSON lists become tuples."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value, names, name + ".")
-    if origin in (typing.Union, types.UnionType):
-        for option in arguments:
-            try:
-                return _coerce(option, value, name, names)
-            except ConfigError:
-                continue
-    elif origin is Literal:
-        if isinstance(value, str) and value in arguments:
-            return value
-    elif origin is tuple:
-        if isinstance(value, list | tuple):
-            return tuple(_coerce(arguments[0], inner, f"{name}[{i}]", names) for i, inner in enumerate(value))
-    elif hint is type(None):
-        if value is None:
-            return None
-    elif hint in (int, float):
-        if isinstance(value, numbers.Real) and not isinstance(value, bool):
-            # NumPy's become Python's.
-            number = int(value) if isinstance(value, numbers.Integral) else float(value)
-            # Not so for NaN either.
-            check(abs(number) <= _LARGEST[hint], f"{name} is {shown(value)}; it must be at most {_LARGEST[hint]:.2g}")
-            if hint is float or number == int(number):
-                return hint(number)
-    elif hint is str:
-        if isinstance(value, str):
-            # TensorFlow and file systems take neither.
-            check("\0" not in value, f"{name} is {shown(value)}; it must not hold a NUL")
-            check(_is_unicode(value), f"{name} is {shown(value)}, which is not UTF-8; rename what it names")
-            return value
-    elif isinstance(value, hint):
-        return value
-    raise ConfigError(f"{name} is {shown(value)}; it must be {_describe(hint)}")
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a text has no lone surrogate, as Python makes them of bytes that are not UTF-8."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _describe(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(option) for option in arguments)
-    if origin is Literal:
-        return " or ".join(map(repr, arguments))
-    if origin is tuple:
-        return f"a list of {_describe(arguments[0])}"
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(hint, str(hint))
