@@ -108,16 +108,16 @@ class Manifest(_Model):
     def changes(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
         """Yields what differs in a folder, "changed", "missing", "unknown" or "link", and the name."""
         there = dict(_entries(folder))
-        for name, digest in self.files.items():
-            if name not in there:
-                yield "missing", name
-            elif there[name] == "file" and file_digest(folder / name) != digest:
-                yield "changed", name
         for name, kind in there.items():
             if kind == "link":
                 yield "link", name
             elif kind != "file" or name not in {*self.files, NAME}:
                 yield "unknown", name
+        for name, digest in self.files.items():
+            if name not in there:
+                yield "missing", name
+            elif there[name] == "file" and file_digest(folder / name) != digest:
+                yield "changed", name
 
     def unclaimed(self, folder: pathlib.Path) -> Iterator[str]:
         """Yields files that belong to no part, and what the model card tells of and the manifest does not."""
