@@ -23,6 +23,8 @@ from tfdecouple.runtime.settings import Settings, cores
 # By the numbers of malloc.h: give back the end of the heap from so many bytes on (M_TRIM_THRESHOLD), ask for so many
 # more than needed (M_TOP_PAD), map larger blocks one by one (M_MMAP_THRESHOLD).
 _MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
+# Keras imports them where they are installed, in a second, for wrappers and plots that the programs do not use.
+_UNUSED = ("sklearn", "matplotlib", "IPython", "pandas")
 
 
 def start_tensorflow(threads: int | None = None) -> None:
@@ -41,13 +43,16 @@ def start_tensorflow(threads: int | None = None) -> None:
     """
     require_backend()
     _keep_memory()
+    # Python would look through hundreds of thousands of objects for garbage, again and again: a second of ten.
+    gc.set_threshold(100_000, 20, 20)
     if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
-        import tensorflow as tf
+        with _hidden(*_UNUSED):
+            import tensorflow as tf
     else:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
         logging.getLogger("absl").setLevel(logging.ERROR)
-        with _standard_error_closed():
+        with _hidden(*_UNUSED), _standard_error_closed():
             import tensorflow as tf
 
             tf.config.list_physical_devices("GPU")
@@ -91,6 +96,18 @@ def _keep_memory() -> None:
         return
     for option, value in _MALLOC_OPTIONS.items():
         mallopt(option, value)
+
+
+@contextlib.contextmanager
+def _hidden(*names: str) -> Iterator[None]:
+    """Makes packages that are not imported yet look as if they were not installed."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 @contextlib.contextmanager
