@@ -50,8 +50,7 @@ def main() -> int:
 def measure(options: argparse.Namespace) -> int:
     """Prints a row for each temperature and side."""
     start_tensorflow()
-    from tfdecouple.metrics.extractors import open_extractor
-    from tfdecouple.metrics.frechet import Drawn, frechet_distance, moments_of
+    from tfdecouple.metrics.frechet import Drawn, frechet_distance, moments_of, open_extractor
     from tfdecouple.runs import Run
 
     run = Run.open(options.run)

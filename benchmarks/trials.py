@@ -185,7 +185,7 @@ def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     start_tensorflow()
     import numpy as np
 
-    from tfdecouple.metrics.linear_classifier import Standardizer, fit_classifier
+    from tfdecouple.metrics.linear_classifier import fit_classifier, standardize
     from tfdecouple.metrics.probe import read_labelled
     from tfdecouple.runs import Run
 
@@ -197,8 +197,7 @@ def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     read = read_labelled(model, source, "train", 2 * half, seed=0, batch_size=size, say=lambda text: None)
     means = [model.posterior(read.images[start : start + size]).mean() for start in range(0, 2 * half, size)]
     z = np.concatenate([each.numpy() for each in means])
-    standardizer = Standardizer.of(z[:half])
-    known, held_out = standardizer.apply(z[:half]), standardizer.apply(z[half:])
+    known, held_out = standardize(z[:half], z[half:])
     fitted = fit_classifier("logistic regression", known, read.labels[:half])
     accuracy = float(np.mean(fitted.classifier.predict(held_out) == read.labels[half:]))
     return {

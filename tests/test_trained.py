@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from helpers.places import ROOT
 from PIL import Image
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from tfdecouple.cli import main
 from tfdecouple.data import load_images, open_source
-from tfdecouple.metrics.linear_classifier import KINDS, Standardizer
+from tfdecouple.metrics.linear_classifier import KINDS
 from tfdecouple.runs import load_config, load_directions, load_model, weights_sha256
 
 RUN = ROOT / "docs" / "results" / "quickstart"
@@ -111,16 +112,16 @@ def test_directions_change_the_verdict_of_a_classifier_of_pixels(model, crops):
     source = open_source(dataclasses.replace(config.data, photograph_crops=1000), config.model.image_size)
     known, labels = load_images(source, "train", 1000)
     pixels = known.reshape(len(known), -1).astype(np.float32)
-    standardizer = Standardizer.of(pixels)
+    standardizer = StandardScaler().fit(pixels)
     classifier = KINDS["logistic regression"]()
     classifier.C = 1e-3
     with threadpool_limits(1):
-        classifier.fit(standardizer.apply(pixels), labels)
+        classifier.fit(standardizer.transform(pixels), labels)
 
     def scores(images):
         """What the classifier thinks of each label on average, and the share of images that it takes for each."""
         found = classifier.decision_function(
-            standardizer.apply(np.reshape(images, (len(images), -1)).astype(np.float32))
+            standardizer.transform(np.reshape(images, (len(images), -1)).astype(np.float32))
         )
         return found.mean(0), np.bincount(found.argmax(1), minlength=len(directions.names)) / len(images)
 

@@ -13,7 +13,6 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data import open_source
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.interop import wolf
-from tfdecouple.metrics import inception
 from tfdecouple.runtime.process import python_process
 
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -80,32 +79,27 @@ class Runs:
 
 
 # What reads a file of torch.
-reads_torch = pytest.mark.parametrize("read", [wolf.read_state, inception.read_state], ids=["wolf", "inception"])
-
-
-@reads_torch
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_file_of_torch_that_would_run_code_is_refused_and_runs_nothing(tmp_path, read, zipped):
+def test_file_of_torch_that_would_run_code_is_refused_and_runs_nothing(tmp_path, zipped):
     torch = pytest.importorskip("torch")
     path, folder = tmp_path / "model.pt", tmp_path / "made"
     torch.save({"a": torch.zeros(2), "b": Runs(folder)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=r"model\.pt: it is damaged, or holds more than tensors") as caught:
-        read(path)
+        wolf.read_state(path)
     assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
     assert not folder.exists()
     torch.load(path, weights_only=False)
     assert folder.is_dir()
 
 
-@reads_torch
 @pytest.mark.parametrize("version", ["1.13.1", "2.5.1+cu124"])
-def test_torch_with_which_a_file_can_run_code_is_not_used(tmp_path, monkeypatch, read, version):
+def test_torch_with_which_a_file_can_run_code_is_not_used(tmp_path, monkeypatch, version):
     torch = pytest.importorskip("torch")
     path = tmp_path / "model.pt"
     torch.save({"a": torch.zeros(2)}, path)
-    assert list(read(path)) == ["a"]
+    assert list(wolf.read_state(path)) == ["a"]
     monkeypatch.setattr(torch, "__version__", version)
     with pytest.raises(UserError, match="needs torch 2.6 or later") as caught:
-        read(path)
+        wolf.read_state(path)
     assert f"and {version} is installed" in str(caught.value) and "pip install -U" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The recipes of docs/design.md for a measure, a picture and a command, carried out in a copy of the packages."""
+"""The recipes of docs/design.md for a metric, a picture and a command, carried out in a copy of the packages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers.recipes import copy_of_packages, insert, recipe, run_in
+from helpers.recipes import copy_of_packages, insert, recipe, register, run_in
 from PIL import Image
 
 # Uses all three in one process, and traces nothing, which takes its time.
@@ -31,7 +31,10 @@ def copy(tmp_path_factory):
     """A copy of the packages with what the three recipes add."""
     folder = copy_of_packages(tmp_path_factory.mktemp("copy"))
     package = folder / "tfdecouple"
-    (package / "cli" / "measures" / "brightness.py").write_text(recipe("measure"), encoding="utf-8")
+    (package / "metrics" / "brightness.py").write_text(recipe("metric"), encoding="utf-8")
+    evaluate = package / "cli" / "evaluate.py"
+    register(evaluate, "METRICS", "Brightness,")
+    insert(evaluate, "from tfdecouple.metrics.base", "from tfdecouple.metrics.brightness import Brightness\n")
     (package / "cli" / "brightness.py").write_text(recipe("command"), encoding="utf-8")
     insert(package / "cli" / "programs.py", "]", '    "brightness",\n', after="COMMANDS = [")
     with (package / "visualization" / "pictures.py").open("a", encoding="utf-8") as file:
@@ -41,7 +44,7 @@ def copy(tmp_path_factory):
 
 def test_help_shows_them_without_tensorflow(copy):
     code = "import sys; from tfdecouple.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
-    code += "print([name for name in ('tensorflow', 'keras', 'numpy') if name in sys.modules])"
+    code += "print([name for name in ('tensorflow', 'keras', 'sklearn') if name in sys.modules])"
     shown = run_in(copy, "-c", code, "evaluate", "--help", anew=True)
     assert "--brightness" in shown.stdout and "also how bright samples are" in shown.stdout
     assert shown.stdout.splitlines()[-1] == "[]"

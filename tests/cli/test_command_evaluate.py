@@ -20,15 +20,14 @@ from helpers.places import PATIENCE, user_environment
 from helpers.runs import write_run
 
 from tfdecouple.cli import evaluate, main
-from tfdecouple.cli.measures import image_statistics, probe
-from tfdecouple.cli.measures.base import say
-from tfdecouple.cli.measures.classification import LabelSamples
-from tfdecouple.cli.measures.frechet import FrechetDistance
-from tfdecouple.cli.measures.probe import LinearProbe
 from tfdecouple.cli.opening import drawn_indices
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
-from tfdecouple.metrics import Evaluator, inception
+from tfdecouple.metrics import Evaluator, image_statistics, probe
+from tfdecouple.metrics.base import say
+from tfdecouple.metrics.classification import LabelSamples
+from tfdecouple.metrics.frechet import FrechetDistance
+from tfdecouple.metrics.probe import LinearProbe
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_model
 from tfdecouple.runtime import progress
@@ -224,10 +223,10 @@ class TestMore:
 class TestWhatMeasuresAreGiven:
     """Measures whose mathematics is a stand-in, of a run that is one."""
 
-    def measured(self, monkeypatch, measure, function, *arguments, module=""):
+    def measured(self, monkeypatch, measure, function, *arguments):
         """Returns what a measure calls a function with, its keyword arguments without `say`.
 
-        The function is in the module of metrics that has the measure's name, unless another is given.
+        The function is in the measure's own module.
         """
         calls = []
 
@@ -236,9 +235,9 @@ class TestWhatMeasuresAreGiven:
             calls.append((positional, named))
             return {"figure": 0.5}
 
-        said = dict.fromkeys(("table", "summary", "sample_summary"), lambda *_: [])
-        stand_in = SimpleNamespace(**{function: called, **said})
-        monkeypatch.setitem(sys.modules, f"tfdecouple.metrics.{module or measure.name}", stand_in)
+        monkeypatch.setattr(f"{measure.__module__}.{function}", called)
+        for lines in ("table", "summary", "sample_summary"):
+            monkeypatch.setattr(f"{measure.__module__}.{lines}", lambda *_: [], raising=False)
         monkeypatch.setattr("tfdecouple.visualization.confusion.confusion_picture", lambda *_: None)
         options = parsed("--run", "run", *arguments)
         source = SimpleNamespace(sizes={"train": 20, "test": 5}, title="data", label_names=())
@@ -261,20 +260,6 @@ class TestWhatMeasuresAreGiven:
         # There are no more than 5 test images to compare with.
         assert named == {"count": 7, "reference": 5, "temperature": 0.5, "seed": 9, "batch_size": 3, "trust": False}
 
-    @pytest.mark.parametrize("more", [(), ("--download",)])
-    def test_network_of_fid_is_found_and_fetched_where_asked(self, tmp_path, monkeypatch, more):
-        asked = []
-
-        def find(download, say):
-            asked.append(download)
-            return tmp_path / "the network"
-
-        monkeypatch.setattr(inception, "find_inception", find)
-        arguments = ["--frechet", "inception", *more]
-        called_with, _ = self.measured(monkeypatch, FrechetDistance, "frechet_report", *arguments)
-        assert called_with == [tmp_path / "the network"]
-        assert asked == [bool(more)]
-
     @pytest.mark.parametrize(
         ("arguments", "images", "values", "train", "test"),
         [
@@ -296,7 +281,7 @@ class TestWhatMeasuresAreGiven:
     def test_samples_of_labels(self, monkeypatch, arguments, train, test):
         """However few images are asked for, there are enough to fit the classifiers to."""
         given = ["--label-samples", 2, "--seed", 9, "--temperature", 0.5, *arguments]
-        more, named = self.measured(monkeypatch, LabelSamples, "sample_report", *given, module="classification")
+        more, named = self.measured(monkeypatch, LabelSamples, "sample_report", *given)
         expected = {"per_label": 2, "train_images": train, "test_images": test, "temperature": 0.5, "seed": 9}
         assert (more, named) == ([], expected)
 
@@ -323,15 +308,6 @@ class TestRefusals:
     )
     def test_mistake_is_one_line(self, made_run, capsys, tmp_path, arguments, message):
         assert message in refused(capsys, "--run", made_run, "--out", tmp_path / "out", *arguments)
-
-    def test_missing_network_of_fid_is_told_before_anything_is_measured(self, made_run, capsys, tmp_path, monkeypatch):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setattr(inception, "require_torch", lambda *_: None)
-        message = refused(capsys, "--run", made_run, "--out", tmp_path / "out", "--frechet", "inception")
-        for part in (str(tmp_path / "cache"), "--download", inception.URL, inception.SHA256):
-            assert part in message
-        assert list(tmp_path.iterdir()) == []
-        assert not (tmp_path / "out").exists()
 
     def test_folder_that_is_no_run(self, tmp_path, capsys):
         assert "there is no run folder" in refused(capsys, "--run", tmp_path / "none")

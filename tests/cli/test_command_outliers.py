@@ -11,11 +11,18 @@ from helpers.refusals import refused
 from PIL import Image
 
 from tfdecouple.cli import main
-from tfdecouple.cli.measures.outliers import Outliers
 from tfdecouple.config import DataConfig
 from tfdecouple.data import open_source
-from tfdecouple.metrics.detection import detection
-from tfdecouple.metrics.outliers import SCORES, Scorer, constant_images, noise_images, permuted, unusual
+from tfdecouple.metrics.outliers import (
+    SCORES,
+    Outliers,
+    Scorer,
+    constant_images,
+    detection,
+    noise_images,
+    permuted,
+    unusual,
+)
 from tfdecouple.runs import load_model
 
 pytestmark = pytest.mark.usefixtures("eager_file")

@@ -14,8 +14,8 @@ from helpers.variants import variant
 
 from tfdecouple.errors import DataError, NotInitializedError, RunError
 from tfdecouple.metrics import Evaluator, bounds
+from tfdecouple.metrics.base import Estimate
 from tfdecouple.metrics.bounds import ELBO, IMPORTANCE_WEIGHTED, BoundEvaluator
-from tfdecouple.metrics.estimate import Estimate
 from tfdecouple.metrics.latent_use import measure_latent_use
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.noise import u_noise, z_noise

@@ -3,7 +3,7 @@
 import numpy as np
 from helpers.models import random_images
 
-from tfdecouple.metrics.neighbours import NearestNeighbours
+from tfdecouple.cli.neighbours import NearestNeighbours
 
 
 def test_search_over_batches_finds_what_comparing_all_finds():

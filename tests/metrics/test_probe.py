@@ -9,7 +9,7 @@ import pytest
 from helpers.models import SMALL, random_images
 from PIL import ImageDraw
 from sklearn.linear_model import LogisticRegression
-from sklearn.svm import LinearSVC
+from sklearn.preprocessing import StandardScaler
 
 from tfdecouple.data.source import Source
 from tfdecouple.data.splits import MemorySplit
@@ -21,11 +21,10 @@ from tfdecouple.metrics.linear_classifier import (
     KINDS,
     STRENGTHS,
     Fitted,
-    LinearSvm,
-    Standardizer,
     fit_classifier,
     fit_pca,
     held_out_count,
+    standardize,
 )
 from tfdecouple.metrics.probe import linear_probe, table
 from tfdecouple.model import DecoupledModel
@@ -117,34 +116,6 @@ def no_fits(monkeypatch):
     monkeypatch.setattr(probe, "fit_classifier", lambda *_: Fitted(Constant(), 1.0, 0.5, ((1.0, 0.5),), True))
 
 
-class TestLinearSvm:
-    @pytest.mark.parametrize("strength", [1e-3, 1.0])
-    @pytest.mark.parametrize("classes", [2, 4])
-    def test_solves_the_problem_of_scikit_learns_linear_svc(self, strength, classes):
-        features, labels = blobs(classes=classes, spread=2.0)
-        ours = LinearSvm(strength, tol=1e-6).fit(features, labels)
-        theirs = LinearSVC(C=strength, dual=False, tol=1e-8, max_iter=10000).fit(features, labels)
-        # LinearSVC keeps one hyperplane for two classes, that of the second.
-        rows = slice(1, 2) if classes == 2 else slice(None)
-        scale = np.abs(theirs.coef_).max()
-        np.testing.assert_allclose(ours.coef_[rows], theirs.coef_, atol=2e-3 * scale)
-        np.testing.assert_allclose(ours.intercept_[rows], theirs.intercept_, atol=2e-3 * scale)
-        np.testing.assert_array_equal(ours.predict(features), theirs.predict(features))
-
-    def test_a_second_fit_ends_where_a_first_one_would(self):
-        features, labels = blobs(spread=2.0)
-        again = LinearSvm(1e-3, tol=1e-6).fit(features, labels)
-        again.C = 1.0
-        again.fit(features, labels)
-        fresh = LinearSvm(1.0, tol=1e-6).fit(features, labels)
-        np.testing.assert_allclose(again.coef_, fresh.coef_, atol=2e-3 * np.abs(fresh.coef_).max())
-
-    def test_labels_may_be_any_numbers(self):
-        features, labels = blobs(spread=0.1)
-        named = np.array([7, 100, -3])[labels]
-        np.testing.assert_array_equal(LinearSvm().fit(features, named).predict(features), named)
-
-
 class TestFitClassifier:
     @pytest.mark.parametrize("kind", KINDS)
     def test_separable_features_are_told_apart(self, kind):
@@ -213,20 +184,17 @@ class TestFitClassifier:
         assert not fit_classifier("linear SVM", features, labels).converged
 
 
-class TestStandardizer:
+class TestStandardize:
     def test_equals_numpy_in_double_precision(self):
         features = (1000 + 3 * np.random.default_rng(0).standard_normal((3000, 5))).astype(np.float32)
         exact = features.astype(np.float64)
-        standardizer = Standardizer.of(features)
-        np.testing.assert_allclose(standardizer.mean, exact.mean(0), rtol=1e-7)
-        np.testing.assert_allclose(standardizer.scale, exact.std(0), rtol=1e-6)
-        result = standardizer.apply(features)
-        assert result is features and result.dtype == np.float32
+        result, other = standardize(features, features[:7].copy())
+        assert result.dtype == np.float32 and np.shares_memory(result, features)
         np.testing.assert_allclose(result, (exact - exact.mean(0)) / exact.std(0), atol=1e-3)
+        np.testing.assert_array_equal(other, result[:7])
 
     def test_features_that_do_not_vary_become_zero(self):
-        features = np.full((2000, 2), 0.1, np.float32)
-        np.testing.assert_allclose(Standardizer.of(features).apply(features), 0, atol=1e-7)
+        np.testing.assert_allclose(standardize(np.full((2000, 2), 0.1, np.float32))[0], 0, atol=1e-7)
 
 
 class TestPca:
@@ -317,7 +285,7 @@ class TestLinearProbe:
 
             monkeypatch.setattr(owner, name, wrapper)
 
-        spy(Standardizer, "of", lambda s: (s.mean, s.scale))
+        spy(StandardScaler, "fit", lambda s: (s.mean_.copy(), s.scale_.copy()))
         spy(probe, "fit_pca", lambda p: (p.components_, p.mean_))
         spy(probe, "fit_classifier", lambda f: (f.strength, f.tried, f.classifier.coef_, f.classifier.intercept_))
         train = coloured_images(100)

@@ -13,7 +13,7 @@ from helpers.runs import run_config
 from helpers.threads import Together
 
 from tfdecouple.cli import opening, train_main
-from tfdecouple.cli.measures.base import Evaluation
+from tfdecouple.cli.evaluate import Evaluation
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.training import run, strategy, train
 from tfdecouple.training.strategy import make_strategy

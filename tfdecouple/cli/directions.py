@@ -213,8 +213,8 @@ def _found(
 
     import numpy as np
 
-    from tfdecouple.cli.measures.base import say
-    from tfdecouple.metrics.directions import LEAST, direction_of_a_label, direction_of_a_number
+    from tfdecouple.metrics.base import say
+    from tfdecouple.metrics.direction_finding import LEAST, direction_of_a_label, direction_of_a_number
     from tfdecouple.runtime.progress import Counter
 
     found: list[Direction] = []
@@ -246,8 +246,8 @@ def _merged(found: Any, opened: OpenedRun) -> Any:
     """
     import dataclasses
 
-    from tfdecouple.cli.measures.base import say
     from tfdecouple.errors import RunError
+    from tfdecouple.metrics.base import say
     from tfdecouple.runs.latent_directions import MOST
 
     try:

@@ -12,14 +12,35 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.cli.measures import all_measures
-from tfdecouple.cli.measures.base import Evaluation, Measure, Result
 from tfdecouple.errors import RunError, UserError, one_line
+from tfdecouple.metrics.base import Metric, Result
+from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted
+from tfdecouple.metrics.classification import Classification, LabelSamples
+from tfdecouple.metrics.frechet import FrechetDistance
+from tfdecouple.metrics.image_statistics import ImageStatistics
+from tfdecouple.metrics.latent_use import UseOfZ
+from tfdecouple.metrics.outliers import Outliers
+from tfdecouple.metrics.probe import LinearProbe
 from tfdecouple.runtime.process import start_tensorflow, was_interrupted
 
 if TYPE_CHECKING:
-    from tfdecouple.data.source import Source
+    import tensorflow as tf
 
+    from tfdecouple.cli.opening import OpenedRun
+    from tfdecouple.data import Source
+
+# In the order of options, measuring and output; what takes longer comes later.
+METRICS: list[type[Metric]] = [
+    BitsPerDim,
+    ImportanceWeighted,
+    UseOfZ,
+    ImageStatistics,
+    Classification,
+    Outliers,
+    LinearProbe,
+    LabelSamples,
+    FrechetDistance,
+]
 # A line for each evaluation of test images: whoever chooses by them measures no new images.
 TEST_EVALUATIONS = "test_evaluations.log"
 
@@ -57,7 +78,7 @@ def add_parser(commands: Any) -> None:
         "--images", type=int, default=0, metavar="N", help="N images, drawn with --seed (default 0: all; see --probe)"
     )
     what = parser.add_argument_group("what to measure")
-    for measure in all_measures():
+    for measure in METRICS:
         measure.add_options(what)
     how = parser.add_argument_group("how")
     how.add_argument("--seed", type=int, default=0, metavar="N", help="of all draws (default 0)")
@@ -86,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
         arguments.at_least(options, name, least)
     if options.seed >= 2**31:
         raise UserError(f"--seed is {options.seed}; it must be below 2**31")
-    measures = [measure(options) for measure in all_measures()]
+    measures = [measure(options) for measure in METRICS]
     for measure in measures:
         measure.check()
     start_tensorflow()
@@ -109,10 +130,64 @@ def run(options: argparse.Namespace) -> int:
         raise RunError(f"out of memory; try a smaller --batch-size ({one_line(error, first=True)})") from error
 
 
+class Evaluation:
+    """What is measured: a run's model, the images of a split that are wanted, and the devices.
+
+    Attributes:
+        opened: the run.
+        source: the data set.
+        size: how many images --split has.
+        count: how many of them are wanted.
+        batch_size: images at once.
+        strategy: all GPUs where there are several, else TensorFlow's default.
+
+    Args:
+        options: of the command.
+        needs_z: the option that needs z; empty where none does.
+
+    Raises:
+        UserError: for a run or images that cannot be opened, a model without z where it is needed, or images whose
+            labels are not those that the model knows.
+    """
+
+    def __init__(self, options: argparse.Namespace, needs_z: str = ""):
+        import tensorflow as tf
+
+        from tfdecouple.cli.opening import open_data, open_run
+        from tfdecouple.training.strategy import strategy_over
+
+        self.options = options
+        gpus = tuple(gpu.name.partition("device:")[2] for gpu in tf.config.list_logical_devices("GPU"))
+        self.strategy = strategy_over(gpus) if len(gpus) > 1 else tf.distribute.get_strategy()
+        with self.strategy.scope():
+            self.opened: OpenedRun = open_run(options, needs_z)
+        self.source: Source = open_data(self.opened, options)
+        self.opened.require_labels(self.source)
+        self.size = self.source.sizes[options.split]
+        # Where not all are wanted they are drawn, since folders are sorted by class.
+        self.count = min(options.images or self.size, self.size)
+        self.batch_size: int = options.batch_size or self.opened.config.training.evaluation_batch_size
+
+    def batches(self) -> tf.data.Dataset:
+        """Returns batches of all images, or of those drawn, as `tfdecouple.data.evaluation_batches` does."""
+        from tfdecouple.data import evaluation_batches
+        from tfdecouple.data.batches import even_batch
+        from tfdecouple.data.labels import with_known_labels
+        from tfdecouple.metrics.drawn_images import drawn_indices
+
+        options = self.options
+        size = even_batch(self.batch_size, self.count, self.strategy.num_replicas_in_sync)
+        indices = None
+        if self.count < self.size:
+            indices = drawn_indices(self.source, options.split, self.count, options.seed)
+        batches = evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
+        return with_known_labels(batches, self.source, self.opened.config.model)
+
+
 class _Command:
     """The order of things: what is measured is printed and written, one after the other."""
 
-    def __init__(self, evaluation: Evaluation, measures: list[Measure]):
+    def __init__(self, evaluation: Evaluation, measures: list[Metric]):
         options = evaluation.options
         self.evaluation, self.options, self.measures = evaluation, options, measures
         self.opened, self.source = evaluation.opened, evaluation.source
@@ -168,7 +243,7 @@ class _Command:
         if self.test_evaluations is not None:
             print(f"evaluations of these test images, with this one: {self.test_evaluations}")
 
-    def _keep(self, measure: Measure, result: Result) -> None:
+    def _keep(self, measure: Metric, result: Result) -> None:
         """Prints a result and writes it down with all that it depends on."""
         from tfdecouple.storage.files import write_bytes, write_json
 

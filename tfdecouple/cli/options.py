@@ -11,6 +11,7 @@ from typing import Any
 from tfdecouple.data.sources import kinds_listed
 from tfdecouple.errors import UserError
 from tfdecouple.runs.pretrained import DEFAULT, HUB
+from tfdecouple.runtime.process import at_least
 
 MOST_IN_A_PICTURE = 100_000
 # Of the steps along a direction.
@@ -158,14 +159,3 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"--pairing is {pairing!r}; it must be within, across or any")
     if pairing and pairs:
         raise UserError(f"--pairing {pairing} and --pairs exclude each other: own images have no labels")
-
-
-def at_least(options: argparse.Namespace, name: str, least: int) -> None:
-    """Refuses a whole number below `least`.
-
-    Raises:
-        UserError: naming the argument and its value.
-    """
-    value = getattr(options, name, None)
-    if value is not None and value < least:
-        raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")

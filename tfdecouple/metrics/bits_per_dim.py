@@ -1,102 +1,102 @@
-"""Bits per dimension of a model on a set of images: the evidence lower bound, every image counted once."""
+"""Bits/dim by the ELBO, which is always measured, and by the importance-weighted bound."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import tensorflow as tf
+from tfdecouple.metrics.base import Metric, Result, draws, estimated, with_error
+from tfdecouple.runtime.process import at_least
 
-from tfdecouple.image_shapes import COLOURS
-from tfdecouple.metrics.bounds import BoundEvaluator
-from tfdecouple.metrics.estimate import Estimate
-from tfdecouple.model import DecoupledModel
+if TYPE_CHECKING:
+    from tfdecouple.metrics.bounds import Bound
 
 
-@dataclasses.dataclass(frozen=True)
-class BitsPerDim:
-    """The bound and its terms, means over the images.
+class BitsPerDim(Metric):
+    """The ELBO and its terms."""
 
-    Attributes:
-        bits_per_dim: the negative ELBO in bits per colour value; an upper bound of the model's true bits/dim.
-        standard_error: of `bits_per_dim`, over images.
-        reconstruction, kl, dequantization: its terms in nats per image.
-        images: how many images were counted.
-        samples: draws of (z, u) per image, whose log terms are averaged (an ELBO, not an importance-weighted bound).
-    """
+    name = "bits_per_dim"
+    order = 10
 
-    bits_per_dim: float
-    standard_error: float
-    reconstruction: float
-    kl: float
-    dequantization: float
-    images: int
-    samples: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the values as plain JSON."""
-        return dataclasses.asdict(self)
-
-
-def note_on_grey(images: np.ndarray) -> str:
-    """Returns what belongs beside the bits/dim of grey images, which have three equal channels here; "" for others.
-
-    >>> note_on_grey(np.zeros((1, 2, 2, 3), np.uint8)) != "", note_on_grey(np.arange(12).reshape(1, 2, 2, 3))
-    (True, '')
-
-    Args:
-        images: uint8 `[n, height, width, channels]`.
-    """
-    if images.shape[-1] == COLOURS and len(images) and (images == images[..., :1]).all():
-        height, width = images.shape[1:3]
-        return (
-            f"the first {len(images):,} images are grey, in three equal channels: in bits per grey pixel the figure is "
-            f"three times as large (--set 'model.image_shape=[{height},{width},1]' trains on one channel)"
+    @classmethod
+    def add_options(cls, group: Any) -> None:
+        """Adds --samples."""
+        group.add_argument(
+            "--samples",
+            type=int,
+            default=1,
+            metavar="K",
+            help="draws per image for ELBO, use of z and outliers (default 1)",
         )
-    return ""
+
+    def check(self) -> None:
+        """Refuses fewer than one draw."""
+        at_least(self.options, "samples", 1)
+
+    def is_wanted(self) -> bool:
+        """Always."""
+        return True
+
+    def measure(self, evaluation: Any) -> Result:
+        """Measures the ELBO."""
+        elbo = _measured(evaluation, "ELBO", self.options.samples)
+        terms = [
+            f"    {term:15} {estimated(getattr(elbo, term), 2):>22} nats an image"
+            for term in ("reconstruction", "kl", "dequantization")
+        ]
+        return Result(elbo.to_dict(), [_first_line(elbo, "ELBO"), *terms])
 
 
-class Evaluator:
-    """Measures bits/dim on one or more devices, as `BoundEvaluator` does, in the few figures of a training log.
+class ImportanceWeighted(Metric):
+    """The importance-weighted bound, which is tighter."""
 
-    Bits/dim that are not finite are told, not refused: whoever trains judges them.
+    name = "importance"
+    order = 20
 
-    Args:
-        model: the model.
-        strategy: the devices; None for the default one.
-    """
-
-    def __init__(self, model: DecoupledModel, strategy: tf.distribute.Strategy | None = None):
-        self._model = model
-        self._bounds = BoundEvaluator(model, strategy)
-
-    def __call__(
-        self,
-        batches: tf.data.Dataset,
-        *,
-        samples: int = 1,
-        seed: int = 0,
-        on_batch: Callable[[int], None] | None = None,
-    ) -> BitsPerDim:
-        """Evaluates.
-
-        Args:
-            batches: dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`,
-                0 for padding), all of one batch size that the number of devices divides; and `label` (`[batch]`) for a
-                model that knows labels, which must be there only where z is a function of them.
-            samples: draws of (z, u) per image.
-            seed: of these draws.
-            on_batch: called with the number of images done after each batch.
-
-        Raises:
-            DataError: where there is no label that the model needs.
-            NotInitializedError: for a model without weights.
-        """
-        bounds = self._bounds.per_image(batches, samples=samples, seed=seed, on_batch=on_batch)
-        total = Estimate.over(self._model.nats_to_bits_per_dim(bounds.negative_elbo))
-        reconstruction, kl, dequantization = map(float, bounds.terms.mean(0))
-        return BitsPerDim(
-            total.mean, total.standard_error, reconstruction, kl, dequantization, len(bounds.terms), samples
+    @classmethod
+    def add_options(cls, group: Any) -> None:
+        """Adds --importance."""
+        group.add_argument(
+            "--importance",
+            type=int,
+            default=0,
+            metavar="K",
+            help="also the importance-weighted bound over K draws per image, a tighter one (default 0: none)",
         )
+
+    def check(self) -> None:
+        """Refuses fewer than no draws."""
+        at_least(self.options, "importance", 0)
+
+    def measure(self, evaluation: Any) -> Result:
+        """Measures the bound."""
+        bound = _measured(evaluation, "importance-weighted", self.options.importance)
+        lines = [
+            _first_line(bound, "importance-weighted bound"),
+            f"    {estimated(bound.gain, 4)} below the ELBO over the same draws",
+            f"    {bound.effective_draws:.2f} effective draws of {bound.k}",
+        ]
+        return Result(bound.to_dict(), lines)
+
+
+def _measured(evaluation: Any, bound: str, k: int) -> Bound:
+    from tfdecouple.metrics.bounds import BoundEvaluator
+    from tfdecouple.runtime.progress import Counter
+
+    # Few images and many draws fill a batch together.
+    at_once = max(1, min(k, evaluation.batch_size // evaluation.count))
+    evaluator = BoundEvaluator(evaluation.opened.model, evaluation.strategy, at_once)
+    with Counter(f"{bound}, {draws(k)} an image", evaluation.count) as counter:
+        return evaluator(
+            evaluation.batches(),
+            bound=bound,
+            k=k,
+            split=evaluation.options.split,
+            averaged_weights=evaluation.opened.averaged,
+            seed=evaluation.options.seed,
+            on_batch=counter,
+        )
+
+
+def _first_line(bound: Bound, name: str) -> str:
+    figure = with_error(bound.bits_per_dim, bound.standard_error, 4)
+    return f"{figure} bits/dim: {name}, {draws(bound.k)} an image, {bound.images:,} images"

@@ -4,18 +4,87 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow as tf
 
-from tfdecouple.data import Source
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.estimate import Estimate
-from tfdecouple.metrics.linear_classifier import KINDS, Standardizer, fit_classifier
+from tfdecouple.metrics.base import Estimate, Metric, Result, say
+from tfdecouple.metrics.linear_classifier import KINDS, LEAST, fit_classifier, standardize
 from tfdecouple.metrics.probe import read_labelled, require_classes, require_enough
-from tfdecouple.model import DecoupledModel
-from tfdecouple.runtime.precision import full_float32
+from tfdecouple.runtime.process import at_least
+
+if TYPE_CHECKING:
+    from tfdecouple.data import Source
+    from tfdecouple.model import DecoupledModel
+
+# Real images that the classifiers of samples are fitted to, and tried on, unless --images says how many.
+_FITTED, _TRIED = 5000, 2000
+
+
+class Classification(Metric):
+    """Bayes' rule over the labels."""
+
+    name = "classify"
+    needs_classes = True
+
+    @classmethod
+    def add_options(cls, group: Any) -> None:
+        """Adds --classify."""
+        group.add_argument(
+            "--classify",
+            action="store_true",
+            help="also how often the model tells the label of an image, by Bayes' rule; it must know labels",
+        )
+
+    def measure(self, evaluation: Any) -> Result:
+        """Classifies the images."""
+        from tfdecouple.runtime.progress import Counter
+        from tfdecouple.visualization.confusion import confusion_picture
+
+        opened = evaluation.opened
+        with Counter("classifying", evaluation.count) as counter:
+            report = classification_report(opened.model, evaluation.batches(), counter)
+        return Result(report, summary(report), confusion_picture(report, opened.label_names))
+
+
+class LabelSamples(Metric):
+    """Whether samples of a label look like it."""
+
+    name = "label_samples"
+    on_split = False
+    needs_classes = True
+
+    @classmethod
+    def add_options(cls, group: Any) -> None:
+        """Adds --label-samples."""
+        group.add_argument(
+            "--label-samples",
+            type=int,
+            default=0,
+            metavar="N",
+            help="also whether N samples of each label are told by linear classifiers of pixels that know real images "
+            "alone (default 0: none); the model must know labels",
+        )
+
+    def check(self) -> None:
+        """Refuses a number of samples below 0."""
+        at_least(self.options, "label_samples", 0)
+
+    def measure(self, evaluation: Any) -> Result:
+        """Draws samples, fits the classifiers and counts."""
+        opened, source, asked = evaluation.opened, evaluation.source, self.options.images
+        report = sample_report(
+            opened.model,
+            source,
+            per_label=self.options.label_samples,
+            train_images=min(max(asked, LEAST) if asked else _FITTED, source.sizes["train"]),
+            test_images=min(asked or _TRIED, source.sizes["test"]),
+            temperature=self.options.temperature,
+            seed=self.options.seed,
+            say=say,
+        )
+        return Result(report, sample_summary(report, opened.label_names))
 
 
 def classification_report(
@@ -38,6 +107,11 @@ def classification_report(
         UserError: for a model that knows no labels.
         DataError: where no image has a label.
     """
+    import tensorflow as tf
+    from sklearn.metrics import confusion_matrix
+
+    from tfdecouple.runtime.precision import full_float32
+
     classify = tf.function(model.classify, autograph=False, reduce_retracing=True)
     found, labels = [np.zeros((0, model.config.classes))], [np.zeros(0, np.int64)]
     done = 0
@@ -56,8 +130,6 @@ def classification_report(
     accuracy = Estimate.over((chosen == right).astype(np.float64))
     log_probability = Estimate.over(every[np.arange(len(right)), right])
     present = np.union1d(chosen, right)
-    counts = np.zeros((len(present), len(present)), np.int64)
-    np.add.at(counts, (np.searchsorted(present, right), np.searchsorted(present, chosen)), 1)
     return {
         "images": len(right),
         "accuracy": accuracy.mean,
@@ -69,7 +141,7 @@ def classification_report(
             "classifier": "p(y|x)",
             "accuracy": accuracy.mean,
             "labels": present.tolist(),
-            "counts": counts.tolist(),
+            "counts": confusion_matrix(right, chosen, labels=present).tolist(),
         },
     }
 
@@ -131,9 +203,7 @@ def sample_report(
     say(f"drawing {count:,} samples of {classes} labels")
     pixels["samples"] = np.asarray(model.sample(count, temperature, seed=seed, labels=right["samples"]))
     flat = {name: images.reshape(len(images), -1).astype(np.float32) for name, images in pixels.items()}
-    standardizer = Standardizer.of(flat["train"])
-    for features in flat.values():
-        standardizer.apply(features)
+    flat = dict(zip(flat, standardize(*flat.values()), strict=True))
     found = {}
     for kind in KINDS:
         say(f"fitting {kind} to {train_images:,} images")

@@ -1,32 +1,100 @@
 """The Frechet distance between the features of samples and of test images (paper section 3.1, Tables 2 and 3).
 
-The paper reports FID: this distance by one particular extractor, the Inception network of 2015-12-05. Only a distance
-by that network is called FID here, and only the checksum of a file makes it that network, whatever the file is named
-(see `inception`); any other is called by its extractor's file. Distances by other extractors, and by conversions that
-resize differently, cannot be compared with the paper's.
+The paper reports FID: this distance by one particular network, the Inception of 2015-12-05. Distances by other
+extractors, and by conversions of that one which resize differently, cannot be compared with the paper's, so a distance
+is called by its extractor's file. docs/understanding.md says how the network of FID becomes such a file.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.linalg
-import tensorflow as tf
 
-from tfdecouple import randomness
-from tfdecouple.data.source import Source
-from tfdecouple.errors import DataError, UserError
+from tfdecouple.errors import ConfigError, DataError, ExtractorError, UntrustedError, UserError, one_line
+from tfdecouple.image_shapes import COLOURS, Shape, whole
+from tfdecouple.metrics.base import Metric, Result, say
 from tfdecouple.metrics.drawn_images import drawn_indices, subset_batches
-from tfdecouple.metrics.extractors import Extractor, open_extractor
-from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime.process import at_least
 from tfdecouple.runtime.progress import Lines
+from tfdecouple.storage.files import sha256_of
 
-# How many samples FID is taken of by convention.
-FID_SAMPLES = 50_000
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from tfdecouple.data import Source
+    from tfdecouple.model import DecoupledModel
+
+
+class FrechetDistance(Metric):
+    """The distance of samples, and that of training images, the floor."""
+
+    name = "frechet"
+    on_split = False
+
+    @classmethod
+    def add_options(cls, group: Any) -> None:
+        """Adds --frechet, --trust, --frechet-images and --temperature."""
+        group.add_argument(
+            "--frechet",
+            metavar="EXTRACTOR",
+            help="also the Frechet distance by the features of a network, an ONNX or Keras file",
+        )
+        group.add_argument(
+            "--trust",
+            action="store_true",
+            help="the extractor may be a Keras file (.keras), which can run code: only where you know where it comes "
+            "from",
+        )
+        group.add_argument(
+            "--frechet-images",
+            type=int,
+            default=10_000,
+            metavar="N",
+            help="samples, and test images to compare them with, for the Frechet distance (default 10000)",
+        )
+        group.add_argument(
+            "--temperature", type=float, default=1.0, metavar="T", help="of samples' local code v (default 1)"
+        )
+
+    def check(self) -> None:
+        """Refuses numbers out of range, a missing file, and a Keras file without --trust.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        options = self.options
+        at_least(options, "frechet_images", 2)
+        if not (math.isfinite(options.temperature) and options.temperature >= 0):
+            raise ConfigError(f"--temperature is {options.temperature}; it must be a number, at least 0")
+        if options.frechet is not None and not pathlib.Path(options.frechet).exists():
+            raise ConfigError(f"--frechet: there is no file {options.frechet}; give the file of a feature extractor")
+        if str(options.frechet).endswith(".keras") and not options.trust:
+            raise ConfigError(
+                f"--frechet {options.frechet}: a Keras file can run code; give --trust where you know where it comes "
+                "from, or take an ONNX file"
+            )
+
+    def measure(self, evaluation: Any) -> Result:
+        """Measures the distances."""
+        options, source = self.options, evaluation.source
+        report = frechet_report(
+            evaluation.opened.model,
+            source,
+            pathlib.Path(options.frechet),
+            count=options.frechet_images,
+            trust=options.trust,
+            reference=min(options.frechet_images, source.sizes["test"]),
+            temperature=options.temperature,
+            seed=options.seed,
+            batch_size=evaluation.batch_size,
+            say=say,
+        )
+        return Result(report, summary(report, source.title))
 
 
 class Moments:
@@ -85,6 +153,8 @@ def frechet_distance(
     Returns:
         A number that is at least 0.
     """
+    import scipy.linalg
+
     product = _square_root(covariance_a) @ _square_root(covariance_b)
     overlap = scipy.linalg.svdvals(product).sum()
     distance = np.square(mean_a - mean_b).sum() + np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap
@@ -93,6 +163,8 @@ def frechet_distance(
 
 def _square_root(matrix: np.ndarray) -> np.ndarray:
     """Returns the symmetric square root of a symmetric positive semi-definite matrix."""
+    import scipy.linalg
+
     values, vectors = scipy.linalg.eigh(matrix)
     # What rounding left of the zeros of a singular matrix; its root would be far larger.
     noise = len(values) * np.finfo(np.float64).eps * max(values[-1], 0)
@@ -131,9 +203,8 @@ def frechet_report(
         trust: whether the extractor may be a Keras file, see `open_extractor`.
 
     Returns:
-        Plain values for JSON: `name`, "FID" where the extractor is the network of FID by its checksum, and
-        "Frechet distance (FILE NAME)" for any other; `is_fid`, which of the two; `distance` and `floor`, in squared
-        units of the features; `samples`, `test_images` and `floor_images`, how many of each; `features`, their number;
+        Plain values for JSON: `name`, "Frechet distance (FILE NAME)"; `distance` and `floor`, in squared units of the
+        features; `samples`, `test_images` and `floor_images`, how many of each; `features`, their number;
         `extractor`, a dict of `file` and `sha256`; `temperature`; `seed`; `warnings`, lines.
 
     Raises:
@@ -163,7 +234,6 @@ def frechet_report(
     of_samples = moments_of(network, drawn.samples(count, temperature))
 
     width = len(of_test.mean)
-    name = "FID" if network.is_fid else f"Frechet distance ({network.file_name})"
     warnings = [
         f"{moments.count:,} {what} are no more than the {width:,} features: their covariance is singular and the "
         "distance far too large; take more"
@@ -175,11 +245,6 @@ def frechet_report(
             f"the floor is of {floor_count:,} training images, all there are, fewer than the {count:,} samples: "
             "it is too high beside the distance"
         )
-    if network.is_fid and of_samples.count < FID_SAMPLES:
-        warnings.append(
-            f"FID is by convention of {FID_SAMPLES:,} samples; that of {of_samples.count:,} is higher, "
-            "and comparable only with one of as many"
-        )
     for line in warnings:
         say(f"warning: {line}")
     distance, floor = (
@@ -187,8 +252,7 @@ def frechet_report(
         for moments in (of_samples, of_train)
     )
     return {
-        "name": name,
-        "is_fid": network.is_fid,
+        "name": f"Frechet distance ({network.file_name})",
         "distance": distance,
         "floor": floor,
         "samples": of_samples.count,
@@ -214,12 +278,7 @@ def summary(report: dict[str, Any], title: str) -> list[str]:
         f"{name}, {report['features']:,} features, to {report['test_images']:,} test images of {title}:",
         f"  {report['samples']:,} samples at temperature {report['temperature']:g}: {report['distance']:.4g}",
         f"  {report['floor_images']:,} training images (the floor): {report['floor']:.4g}",
-        f"The extractor's sha256 is {report['extractor']['sha256']}. "
-        + (
-            "It is the Inception network of 2015-12-05."
-            if report["is_fid"]
-            else "This is not FID, which is by another extractor."
-        ),
+        f"The extractor's sha256 is {report['extractor']['sha256']}.",
         *(f"Warning: {line}" for line in report["warnings"]),
     ]
 
@@ -258,6 +317,10 @@ class Drawn:
 
     def samples(self, count: int, temperature: float) -> Iterator[np.ndarray]:
         """Yields samples at a temperature of v; number k depends on the seed and k alone."""
+        import tensorflow as tf
+
+        from tfdecouple import randomness
+
         model, size = self.model, self.batch_size
         config = model.config
         own_seed = randomness.fold(self.seed, "frechet")
@@ -284,3 +347,170 @@ class Drawn:
             done = min(start + size, count)
             yield model.decode(z, temperature * v_noise).numpy()[: done - start]
             progress.advance(done - start)
+
+
+class Extractor:
+    """An opened feature extractor; `open_extractor` makes one.
+
+    Attributes:
+        file_name: of the file, without its folder.
+        sha256: of the file's bytes, hexadecimal. Weights that an ONNX file keeps in a second file are not covered.
+
+    Args:
+        path: of the file.
+        run: computes features of uint8 `[n, height, width, 3]`.
+        sha256: as the attribute.
+    """
+
+    def __init__(self, path: pathlib.Path, run: Callable[[np.ndarray], Any], sha256: str):
+        self.file_name = path.name
+        self.sha256 = sha256
+        self._run = run
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Returns the features of images.
+
+        Args:
+            images: uint8 `[n, height, width, 3]`, or of one channel, which is repeated.
+
+        Returns:
+            float `[n, features]`.
+
+        Raises:
+            ExtractorError: where the extractor fails, or gives features of another rank or that are not finite.
+        """
+        from tfdecouple.runtime.precision import full_float32
+
+        if images.shape[-1] == 1:
+            images = np.repeat(images, COLOURS, -1)
+        try:
+            with full_float32():
+                features = np.asarray(self._run(images))
+        # Whatever a runtime raises; images that are too small for a network are the usual cause.
+        except Exception as error:
+            raise ExtractorError(
+                f"the extractor {self.file_name} fails on images of shape {images.shape}: {one_line(error)}"
+            ) from error
+        if features.ndim != 2 or len(features) != len(images):
+            raise ExtractorError(
+                f"the extractor {self.file_name} gave features of shape {features.shape} for {len(images)} images; "
+                "they must be [images, features]"
+            )
+        if not np.isfinite(features).all():
+            raise ExtractorError(f"the extractor {self.file_name} gave features that are not finite; use another")
+        return features
+
+
+def open_extractor(path: pathlib.Path, image_shape: int | Shape, trust: bool = False) -> Extractor:
+    """Opens a feature extractor: a file named `.keras`, or else an ONNX file.
+
+    It must have one input, uint8 images `[n, height, width, 3]`, and one output `[n, features]`. Images go in as they
+    are: an extractor that needs another size resizes them itself, so that its file says how.
+
+    Args:
+        path: of the file. Code in a Keras file (Lambda layers) is not run as far as Keras knows.
+        image_shape: height, width and channels of the images; a number for squares of RGB.
+        trust: whether to open a Keras file, which may run code all the same.
+
+    Raises:
+        UntrustedError: for a Keras file without `trust`.
+        ExtractorError: where the file is missing, unreadable or of another input or output.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ExtractorError(f"there is no extractor file {path}; name an ONNX (.onnx) or Keras (.keras) file")
+    try:
+        sha256 = sha256_of(path)
+    except OSError as error:
+        raise ExtractorError(f"{path} cannot be read: {error.strerror or error}") from error
+    height, width, channels = whole(image_shape)
+    if channels not in (1, COLOURS):
+        raise ExtractorError(
+            f"the images have {channels} channels, and the extractor {path.name} takes {COLOURS}; only grey images and "
+            "those of three channels can be compared by it"
+        )
+    if path.suffix == ".keras" and not trust:
+        raise UntrustedError(
+            f"{path} is a Keras file, which can run code where Keras does not notice; give --trust where you know "
+            "where it comes from, or name an ONNX file"
+        )
+    return Extractor(path, (_open_keras if path.suffix == ".keras" else _open_onnx)(path, (height, width)), sha256)
+
+
+def _open_onnx(path: pathlib.Path, sides: tuple[int, int]) -> Callable[[np.ndarray], Any]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Its own messages would come between ours; errors are raised anyway.
+    options.log_severity_level = 4
+    # ONNX Runtime rounds products to TF32 on its own account.
+    wanted = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
+    available = onnxruntime.get_available_providers()
+    providers = [(name, options) for name, options in wanted.items() if name in available]
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
+    # Its exceptions have no common class of their own.
+    except Exception as error:
+        raise ExtractorError(
+            f"{path} cannot be opened as ONNX: {one_line(error)}; name an ONNX (.onnx) or Keras (.keras) file"
+        ) from error
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    _require_one(path, len(inputs), len(outputs))
+    dtype = inputs[0].type.removeprefix("tensor(").removesuffix(")")
+    _check(path, dtype, list(inputs[0].shape), list(outputs[0].shape), sides)
+    name = inputs[0].name
+    return lambda images: session.run(None, {name: images})[0]
+
+
+def _open_keras(path: pathlib.Path, sides: tuple[int, int]) -> Callable[[np.ndarray], Any]:
+    import keras
+
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    # Zip, JSON, unknown classes, unsafe code: Keras raises what it likes.
+    except Exception as error:
+        raise ExtractorError(f"{path} cannot be opened as a Keras model: {one_line(error)}") from error
+    inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
+    _require_one(path, len(inputs), len(outputs))
+    _check(
+        path,
+        keras.backend.standardize_dtype(inputs[0].dtype),
+        list(inputs[0].shape),
+        list(outputs[0].shape),
+        sides,
+    )
+    return model.predict_on_batch
+
+
+def _require_one(path: pathlib.Path, inputs: int, outputs: int) -> None:
+    if (inputs, outputs) != (1, 1):
+        raise ExtractorError(
+            f"the extractor {path.name} has {inputs} inputs and {outputs} outputs; it needs one of each, "
+            "uint8 images [n, height, width, 3] and features [n, features]"
+        )
+
+
+def _check(path: pathlib.Path, dtype: str, input_shape: list, output_shape: list, sides: tuple[int, int]) -> None:
+    """Compares what a file declares, whose sizes are whole numbers where they are fixed, with what is needed."""
+    if dtype != "uint8":
+        raise ExtractorError(
+            f"the extractor {path.name} takes {dtype} images; it must take uint8 with values 0..255 "
+            "and scale them itself"
+        )
+    needed = (None, *sides, COLOURS)
+    fits = len(input_shape) == 4 and all(
+        not isinstance(size, int) or size == wanted for size, wanted in zip(input_shape, needed, strict=True)
+    )
+    if not fits:
+        raise ExtractorError(
+            f"the extractor {path.name} takes images of shape {_shown(input_shape)}; these are "
+            f"[n, {sides[0]}, {sides[1]}, {COLOURS}] with any n, so it must take them and resize them itself"
+        )
+    if len(output_shape) != 2:
+        raise ExtractorError(
+            f"the extractor {path.name} gives features of shape {_shown(output_shape)}; they must be [n, features]"
+        )
+
+
+def _shown(shape: list) -> str:
+    return "[" + ", ".join(str(size) if isinstance(size, int) else "any" for size in shape) + "]"

@@ -6,21 +6,20 @@ The paper says that z is global and v local (section 3.2, Figure 1); these are n
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from sklearn.linear_model import RidgeCV
-from threadpoolctl import threadpool_limits
 
-from tfdecouple import randomness
-from tfdecouple.errors import DataError
-from tfdecouple.metrics.drawn_images import subset_batches
-from tfdecouple.metrics.encoded import encode_images, full_batches
-from tfdecouple.metrics.estimate import Estimate
+from tfdecouple.errors import DataError, UserError
+from tfdecouple.image_shapes import described, square
+from tfdecouple.metrics.base import Estimate, Metric, Result, say
+from tfdecouple.metrics.drawn_images import drawn_indices, encode_images, full_batches, subset_batches
 from tfdecouple.metrics.latent_use import derangement, require_latent
-from tfdecouple.metrics.linear_classifier import Standardizer, fit_pca
+from tfdecouple.metrics.linear_classifier import fit_pca, standardize
+from tfdecouple.runtime.extras import require
 from tfdecouple.runtime.progress import Lines
 
 # Fewer images are too few to regress from as many numbers as z has.
@@ -28,6 +27,74 @@ LEAST = 4
 # Of the ridge regression; the best is chosen by leaving out each training image in turn.
 _PENALTIES = np.logspace(-1, 5, 13)
 _RESAMPLES = 200
+# Training images that the regressions are fitted on, and colour values of them, at most.
+_FITTED, _VALUES = 2_000, 2**25
+
+
+class ImageStatistics(Metric):
+    """What z and v know of statistics of images."""
+
+    name = "image_statistics"
+    needs_z = True
+
+    @classmethod
+    def add_options(cls, group: Any) -> None:
+        """Adds --image-statistics."""
+        group.add_argument(
+            "--image-statistics",
+            action="store_true",
+            help="also which of colour, brightness, contrast, spectrum, orientation and light z and v know, and which "
+            "follow z in a switch",
+        )
+
+    def check(self) -> None:
+        """Refuses to judge the regressions by the images that they are fitted on.
+
+        Raises:
+            UserError: for the training images.
+        """
+        if self.is_wanted() and self.options.split == "train":
+            raise UserError("--split is 'train', which --image-statistics is fitted on; take validation or test")
+
+    def prepare(self) -> None:
+        """Refuses images whose colours and spectrum are not those of squares of RGB.
+
+        Raises:
+            UserError: for other images, or without what draws the plot.
+        """
+        from tfdecouple.runs import load_config
+
+        require("matplotlib", what="--image-statistics")
+
+        shape = load_config(self.options.run).model.image_shape
+        if square(shape) is None:
+            raise UserError(
+                f"--image-statistics takes squares of RGB, and those of this model are {described(shape)}; leave it out"
+            )
+
+    def measure(self, evaluation: Any) -> Result:
+        """Regresses on training images, and judges by those of --split."""
+        from PIL import Image
+
+        from tfdecouple.visualization.plots import png, statistics_figure
+
+        options, source, opened = self.options, evaluation.source, evaluation.opened
+        most = max(_VALUES // math.prod(opened.config.model.image_shape), LEAST)
+        read, left_out = [], []
+        for split, count in (("train", min(_FITTED, source.sizes["train"])), (options.split, evaluation.count)):
+            indices = drawn_indices(source, split, min(count, most), options.seed)
+            read.append(read_images(opened.model, source, split, indices, evaluation.batch_size, say))
+            if count > most:
+                left_out.append(f"{most:,} of {count:,} images of {split}")
+        report = measure_image_statistics(
+            opened.model, *read, batch_size=evaluation.batch_size, seed=options.seed, say=say
+        )
+        title = f"Statistics of {source.title}, {options.split}\n{opened.note()}"
+        picture = Image.open(io.BytesIO(png(statistics_figure(report["statistics"], title))))
+        lines = table(report)
+        if left_out:
+            lines.append(f"    over {' and '.join(left_out)}: of images of this size no more are taken")
+        return Result(report, lines, picture)
 
 
 def brightness(images: np.ndarray) -> np.ndarray:
@@ -134,6 +201,8 @@ def measure_image_statistics(
         UserError: for a model without z, or whose z is a function of the label.
         DataError: for too few images.
     """
+    from tfdecouple import randomness
+
     require_latent(model)
     model.require_initialized()
     for what, count in (("training images", len(train)), ("images", len(images))):
@@ -146,12 +215,12 @@ def measure_image_statistics(
     known, own, moved = (
         {name: function(each / 255.0) for name, function in STATISTICS.items()} for each in (train, images, switched)
     )
-    features = {"z": _standardized(z_train, z)}
+    features = {"z": standardize(z_train.copy(), z.copy())}
     for name, (of_train, of_images) in {"v, PCA": (v_train, v), "pixels, PCA": (train, images)}.items():
         flat = [each.reshape(len(each), -1).astype(np.float32) for each in (of_train, of_images)]
-        of_train, of_images = _standardized(*flat)
+        of_train, of_images = standardize(*flat)
         pca = fit_pca(of_train, z.shape[1], seed)
-        features[name] = _standardized(*(pca.transform(each).astype(np.float32) for each in (of_train, of_images)))
+        features[name] = standardize(*(pca.transform(each).astype(np.float32) for each in (of_train, of_images)))
     rows = np.random.default_rng(seed).integers(0, len(images), (_RESAMPLES, len(images)))
     found = {}
     for name in STATISTICS:
@@ -208,16 +277,13 @@ def _decode(model: Any, z: np.ndarray, v: np.ndarray, batch_size: int, say: Call
     return np.concatenate(images)
 
 
-def _standardized(train: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both in units of the standard deviation of the first."""
-    standardizer = Standardizer.of(train)
-    return standardizer.apply(train.copy()), standardizer.apply(others.copy())
-
-
 def _r2(
     of_train: np.ndarray, of_images: np.ndarray, known: np.ndarray, right: np.ndarray, rows: np.ndarray
 ) -> Estimate:
     """Regresses a statistic `[m, k]` from features `[m, d]`; returns the share of its variance that is told."""
+    from sklearn.linear_model import RidgeCV
+    from threadpoolctl import threadpool_limits
+
     mean, scale = known.mean(0), np.maximum(known.std(0), 1e-12)
     with threadpool_limits(1):
         ridge = RidgeCV(alphas=_PENALTIES).fit(of_train.astype(np.float64), (known - mean) / scale)

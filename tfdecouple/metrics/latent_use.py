@@ -8,17 +8,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow as tf
 
-from tfdecouple import randomness
 from tfdecouple.errors import DataError, RunError, UserError
-from tfdecouple.metrics.estimate import Estimate
-from tfdecouple.model.noise import normal_u_noise, u_noise, z_noise
-from tfdecouple.model.round_trip import listed
-from tfdecouple.runtime.precision import full_float32
+from tfdecouple.metrics.base import Estimate, Metric, Result, draws, estimated
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 # A unit is active where the posterior mean varies more than this over images (Burda et al., 2016, section 5.2).
 ACTIVE_VARIANCE = 0.01
@@ -28,6 +26,62 @@ INFORMATION_IMAGES = 4096
 
 # Numbers in the largest array of that comparison; memory, not a result, depends on it.
 _CHUNK_NUMBERS = 2**21
+
+# Dimensions of z that the table lists; the file has them all.
+_LISTED = 12
+
+
+class UseOfZ(Metric):
+    """The use of z."""
+
+    name = "latent_use"
+    needs_z = True
+
+    @classmethod
+    def add_options(cls, group: Any) -> None:
+        """Adds --latent-use."""
+        group.add_argument("--latent-use", action="store_true", help="also whether z is used")
+
+    def measure(self, evaluation: Any) -> Result:
+        """Measures over as many draws as the ELBO."""
+        from tfdecouple.runtime.progress import Counter
+
+        options = self.options
+        with Counter("use of z", evaluation.count * (1 + options.samples)) as counter:
+            use = measure_latent_use(
+                evaluation.opened.model,
+                evaluation.batches(),
+                split=options.split,
+                averaged_weights=evaluation.opened.averaged,
+                samples=options.samples,
+                seed=options.seed,
+                on_batch=counter,
+            )
+        return Result(use.to_dict(), _lines(use))
+
+
+def _lines(use: LatentUse) -> list[str]:
+    dimensions = len(use.mean_variance)
+    method = "exact" if use.kl_method == "exact" else f"Monte Carlo, {draws(use.samples)} an image"
+    costs = estimated(use.shuffling_costs, 4)
+    lines = [
+        f"use of z: {dimensions} numbers, {use.prior} prior, {use.images:,} images",
+        f"    KL(q(z|x) || p(z))   {estimated(use.kl, 3)} nats an image ({method})",
+        f"    information I(x; z)  {estimated(use.mutual_information, 3)} nats, over {use.information_images:,} "
+        f"images (can show at most {use.information_limit:.2f})",
+        f"    active units         {use.active_units} of {dimensions} (variance of the posterior mean above 0.01)",
+        f"    bits/dim             {estimated(use.bits_per_dim, 4)}, and with the z of another image "
+        f"{estimated(use.shuffled_bits_per_dim, 4)}: {costs} worse",
+        "    dimension   variance of mean   KL to N(0, 1)   information I(x; z_i), KL to q(z_i)",
+    ]
+    by_information = sorted(range(dimensions), key=lambda i: -use.information[i])
+    for i in by_information[:_LISTED]:
+        lines.append(
+            f"    {i:9}   {use.mean_variance[i]:16.4f}   {use.kl_to_normal[i]:13.4f}   {use.information[i]:9.4f}"
+        )
+    if dimensions > _LISTED:
+        lines.append(f"    and {dimensions - _LISTED} dimensions of less information")
+    return lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,11 +199,19 @@ def measure_latent_use(
         NotInitializedError: for a model without weights.
         RunError: where a posterior or a likelihood is not finite.
     """
+    from tfdecouple.runtime.precision import full_float32
+
     require_latent(model)
     model.require_initialized()
     if samples < 1:
         raise DataError(f"samples is {samples}; it must be at least 1")
-    passes = _Passes(model, batches, on_batch)
+    with full_float32():
+        return _measured(_Passes(model, batches, on_batch), model, split, averaged_weights, samples, seed)
+
+
+def _measured(passes: _Passes, model: Any, split: str, averaged_weights: bool, samples: int, seed: int) -> LatentUse:
+    from tfdecouple import randomness
+
     posteriors = passes.encode()
     count, dimensions = posteriors.mean.shape
     if count < 2:
@@ -175,6 +237,8 @@ def measure_latent_use(
     bits, shuffled_bits = (model.nats_to_bits_per_dim(nats / samples + kl) for nats in (own, shuffled))
     bad = np.flatnonzero(~np.isfinite(bits + shuffled_bits))
     if len(bad):
+        from tfdecouple.model.round_trip import listed
+
         raise RunError(
             f"the ELBO with its own z or another image's is not finite for {len(bad)} of {count} images of {split} "
             f"(number {listed(posteriors.index[bad])}); "
@@ -253,12 +317,20 @@ def derangement(count: int, seed: Any) -> np.ndarray:
 
 
 def _random_order(count: int, seed: Any) -> np.ndarray:
+    import tensorflow as tf
+
+    from tfdecouple import randomness
+
     keys = randomness.uniform([count], randomness.base_seed(seed), tf.float64)
     return np.argsort(keys.numpy(), kind="stable")
 
 
 def _draw(model: Any, posteriors: Posteriors, seed: int, number: int) -> np.ndarray:
     """Returns draw `number` of each q(z|x), float64 `[N, d_z]`: the same z as in the ELBO of this seed."""
+    import tensorflow as tf
+
+    from tfdecouple.model.noise import z_noise
+
     count = len(posteriors.index)
     noise = z_noise(model.config.latent_dim, seed, tf.fill([count], number), posteriors.index)
     return posteriors.mean + posteriors.stddev * noise.numpy()
@@ -268,6 +340,8 @@ class _Passes:
     """What is computed batch by batch, each function traced once for a shape of batch."""
 
     def __init__(self, model: Any, batches: tf.data.Dataset, on_batch: Callable[[int], None] | None):
+        import tensorflow as tf
+
         self._model = model
         self._batches = batches
         self._on_batch = on_batch
@@ -276,7 +350,6 @@ class _Passes:
         self._log_prior = tf.function(lambda z: model.prior.log_prob(z), autograph=False, reduce_retracing=True)
         self._reconstructions = tf.function(self._reconstructions_of, autograph=False, reduce_retracing=True)
 
-    @full_float32()
     def encode(self) -> Posteriors:
         """Returns q(z|x) of every image.
 
@@ -297,23 +370,27 @@ class _Passes:
         index = np.concatenate(indices).astype(np.int64)
         bad = np.flatnonzero(~(np.isfinite(mean).all(1) & np.isfinite(stddev).all(1) & (stddev > 0).all(1)))
         if len(bad):
+            from tfdecouple.model.round_trip import listed
+
             raise RunError(
                 f"q(z|x) is not finite for {len(bad)} of {len(mean)} images (number {listed(index[bad])}); "
                 "the weights are damaged or training diverged: see docs/divergence.md"
             )
         return Posteriors(mean, stddev, index)
 
-    @full_float32()
     def log_prior(self, z: np.ndarray, rows: int = 1024) -> np.ndarray:
         """Returns log p(z), float64 `[N]`, for z `[N, d_z]`."""
+        import tensorflow as tf
+
         chunks = [z[start : start + rows].astype(np.float32) for start in range(0, len(z), rows)]
         return np.concatenate([self._log_prior(tf.constant(chunk)).numpy() for chunk in chunks]).astype(np.float64)
 
-    @full_float32()
     def reconstruction(
         self, posteriors: Posteriors, z: np.ndarray, other: np.ndarray, seed: int, number: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns -log p(x|z) + log q(u|x) of each image with its own z and another's, both float64 `[N]`, in nats."""
+        import tensorflow as tf
+
         found, start = [], 0
         for batch in self._batches:
             counted = batch["weight"].numpy() > 0
@@ -344,6 +421,10 @@ class _Passes:
         seed: tf.Tensor,
         number: tf.Tensor,
     ) -> tf.Tensor:
+        import tensorflow as tf
+
+        from tfdecouple.model.noise import normal_u_noise, u_noise
+
         config, quantizer = self._model.config, self._model.quantizer
         learned = normal_u_noise(config)
         u = u_noise(config.image_shape, seed, tf.fill(tf.shape(index), number), index, learned)

@@ -6,14 +6,12 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import scipy.optimize
-from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
+
+if TYPE_CHECKING:
+    from sklearn.decomposition import PCA
 
 # Standardised features need a C that is the smaller the more of them there are; larger ones only cost time.
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -22,7 +20,6 @@ LEAST = 10
 # Every fifth training image judges C.
 HELD_OUT = 5
 MAX_ITERATIONS = 1000
-_ROWS = 1024
 # Above this many features their covariance matrix costs more than a randomised decomposition.
 _EXACT_PCA = 4096
 
@@ -36,110 +33,31 @@ class Classifier(Protocol):
         """Returns the label of each row of features, float32 `[n, features]`."""
 
 
-class LinearSvm:
-    """A one-against-the-rest linear SVM with squared hinge loss: scikit-learn's `LinearSVC`, in float32.
+def _linear_svm() -> Classifier:
+    """Returns an SVM for each class against the rest, of squared hinge loss, fitted in the primal form."""
+    from sklearn.svm import LinearSVC
 
-    It minimises for each class |w|^2 / 2 + C sum_i max(0, 1 - t_i (w x_i + b))^2, b being part of w, which is
-    `LinearSVC`'s objective. LIBLINEAR itself copies the features to 24 bytes a value on one core (4 GB for 50,000
-    images of 3,072 values); here all classes share two float32 matrix products an iteration, and nothing is copied.
+    return LinearSVC(dual=False, max_iter=MAX_ITERATIONS)
 
-    Attributes:
-        coef_: float64 `[classes, features]`.
-        intercept_: float64 `[classes]`.
-        classes_: the labels, `[classes]`.
-        n_iter_: iterations of L-BFGS in the last fit.
 
-    Args:
-        C: weight of the losses against |w|^2 / 2; may be changed between fits.
-        tol: the largest entry of the gradient of the mean loss at which a fit ends.
+def _logistic_regression() -> Classifier:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
+
+
+KINDS: dict[str, Callable[[], Any]] = {"linear SVM": _linear_svm, "logistic regression": _logistic_regression}
+
+
+def standardize(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Returns features float32 `[n, features]` in units of the training images, each feature's own, with mean 0.
+
+    A feature that does not vary over the training images has the unit 1. All arrays are changed in place.
     """
+    from sklearn.preprocessing import StandardScaler
 
-    def __init__(self, C: float = 1.0, tol: float = 1e-4):  # noqa: N803 - scikit-learn's name
-        self.C = C
-        self.tol = tol
-        self._weights: np.ndarray | None = None
-
-    def fit(self, features: np.ndarray, labels: np.ndarray) -> LinearSvm:
-        """Fits; a second fit begins at the solution of the first.
-
-        Args:
-            features: float32 `[n, features]`.
-            labels: whole numbers `[n]`, of at least two kinds.
-        """
-        self.classes_, numbers = np.unique(labels, return_inverse=True)
-        count, width = features.shape
-        targets = np.full((len(self.classes_), count), -1, np.float32)
-        targets[numbers, np.arange(count)] = 1
-        shape = (len(self.classes_), width + 1)
-        if self._weights is None or self._weights.shape != shape:
-            self._weights = np.zeros(shape)
-        decay = 1 / (self.C * count)
-
-        def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            weights = flat.reshape(shape)
-            single = weights.astype(np.float32)
-            slack = np.maximum(1 - targets * (single[:, :-1] @ features.T + single[:, -1:]), 0)
-            # Sums in float64, since L-BFGS' line search compares nearly equal ones.
-            value = np.square(slack, dtype=np.float64).sum() / count + decay / 2 * np.square(weights).sum()
-            slope = targets * slack * np.float32(-2 / count)
-            gradient = decay * weights
-            gradient[:, :-1] += slope @ features
-            gradient[:, -1] += slope.sum(1, dtype=np.float64)
-            return value, gradient.ravel()
-
-        found = scipy.optimize.minimize(
-            objective,
-            self._weights.ravel(),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": MAX_ITERATIONS, "gtol": self.tol, "ftol": 64 * np.finfo(float).eps, "maxls": 50},
-        )
-        self._weights = found.x.reshape(shape)
-        self.n_iter_ = found.nit
-        self.coef_, self.intercept_ = self._weights[:, :-1], self._weights[:, -1]
-        return self
-
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        """Returns the label of each row, `[n]`, for features float32 `[n, features]`."""
-        scores = features @ self.coef_.T.astype(np.float32) + self.intercept_
-        return self.classes_[scores.argmax(1)]
-
-
-KINDS: dict[str, Callable[[], Any]] = {
-    "linear SVM": LinearSvm,
-    "logistic regression": lambda: LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Standardizer:
-    """Subtracts the mean and divides by the standard deviation, of training images, each feature's own.
-
-    Attributes:
-        mean: float32 `[features]`.
-        scale: float32 `[features]`; 1 for a feature that does not vary.
-    """
-
-    mean: np.ndarray
-    scale: np.ndarray
-
-    @classmethod
-    def of(cls, features: np.ndarray) -> Standardizer:
-        """Measures float32 `[n, features]`, in float64 a few rows at a time."""
-        mean = features.mean(0, dtype=np.float64)
-        squares = np.zeros_like(mean)
-        for start in range(0, len(features), _ROWS):
-            squares += np.square(features[start : start + _ROWS] - mean).sum(0)
-        deviation = np.sqrt(squares / len(features))
-        # A constant's deviation is its rounding error.
-        varies = deviation > 1e-6 * np.abs(mean)
-        return cls(mean.astype(np.float32), np.where(varies, deviation, 1).astype(np.float32))
-
-    def apply(self, features: np.ndarray) -> np.ndarray:
-        """Standardises float32 `[n, features]` in place and returns it."""
-        features -= self.mean
-        features /= self.scale
-        return features
+    scaler = StandardScaler(copy=False).fit(train)
+    return tuple(scaler.transform(each) for each in (train, *others))
 
 
 def components_of(wanted: int, images: int, features: int) -> int:
@@ -161,6 +79,9 @@ def fit_pca(features: np.ndarray, wanted: int, seed: int) -> PCA:
         wanted: how many, where there are so many: see `components_of`.
         seed: of the randomised decomposition, which more than 4,096 features get.
     """
+    from sklearn.decomposition import PCA
+    from threadpoolctl import threadpool_limits
+
     exact = features.shape[1] <= _EXACT_PCA
     components = components_of(wanted, *features.shape)
     pca = PCA(components, svd_solver="covariance_eigh" if exact else "randomized", random_state=seed)
@@ -207,6 +128,9 @@ def fit_classifier(
         labels: whole numbers `[n]`; the first four fifths must hold two kinds.
         on_fit: called with each C once it is tried.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
     held_out = held_out_count(len(labels))
     classifier, tried = KINDS[kind](), []
     best = -1.0

@@ -7,32 +7,81 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.decomposition import PCA
 
-from tfdecouple.data.labels import require_labels
-from tfdecouple.data.source import Source
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.metrics.drawn_images import drawn_indices, subset_batches
-from tfdecouple.metrics.encoded import encode_images
+from tfdecouple.metrics.base import Metric, Result, say
+from tfdecouple.metrics.drawn_images import drawn_indices, encode_images, subset_batches
 from tfdecouple.metrics.linear_classifier import (
     KINDS,
     LEAST,
     STRENGTHS,
     Fitted,
-    Standardizer,
     components_of,
     fit_classifier,
     fit_pca,
     held_out_count,
+    standardize,
 )
-from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime.process import at_least
 from tfdecouple.runtime.progress import TimeLeft
-from tfdecouple.visualization.confusion import confusion_picture
 
-__all__ = ["confusion_picture", "linear_probe"]
+if TYPE_CHECKING:
+    from tfdecouple.data import Source
+    from tfdecouple.model import DecoupledModel
+
+# What is taken unless told otherwise, of training and of test images: so many, and of so many colour values, at most.
+# The time of a fit goes with these.
+IMAGES, VALUES = 10_000, 2**26
+
+
+class LinearProbe(Metric):
+    """What linear classifiers know of the label."""
+
+    name = "probe"
+    on_split = False
+
+    @classmethod
+    def add_options(cls, group: Any) -> None:
+        """Adds --probe and --probe-images."""
+        group.add_argument(
+            "--probe",
+            action="store_true",
+            help="also linear classifiers of z, v and pixels on test images; needs labels",
+        )
+        group.add_argument(
+            "--probe-images",
+            type=int,
+            default=0,
+            metavar="N",
+            help="training images for them, drawn (default 0: as --images, else at most 10000, fewer where they are "
+            "large)",
+        )
+
+    def check(self) -> None:
+        """Refuses a number of images below 0."""
+        at_least(self.options, "probe_images", 0)
+
+    def measure(self, evaluation: Any) -> Result:
+        """Fits the classifiers and counts the test images that they tell."""
+        from tfdecouple.visualization.confusion import confusion_picture
+
+        options, source = self.options, evaluation.source
+        sizes, asked = source.sizes, options.images
+        fitting = min(IMAGES, VALUES // math.prod(evaluation.opened.config.model.image_shape))
+        of_train = max(asked, LEAST) if asked else fitting
+        report = linear_probe(
+            evaluation.opened.model,
+            source,
+            train_images=options.probe_images or min(sizes["train"], of_train),
+            test_images=min(asked or fitting, sizes["test"]),
+            seed=options.seed,
+            batch_size=evaluation.batch_size,
+            say=say,
+        )
+        return Result(report, table(report), confusion_picture(report, source.label_names))
 
 
 @dataclasses.dataclass
@@ -65,8 +114,8 @@ def linear_probe(
     Scaling, PCA, C and the classifiers depend on the training images alone; C is chosen on a fixed fifth of them. A
     model without z has only pixels and v, without PCA.
 
-    The SVM is scikit-learn's `LinearSVC` in objective (one against the rest, squared hinge loss), the paper's code
-    uses `SVC(kernel="linear", C=1)`, whose time grows with the square of the number of images.
+    The SVM is scikit-learn's `LinearSVC` (one against the rest, squared hinge loss); the paper's code uses
+    `SVC(kernel="linear", C=1)`, whose time grows with the square of the number of images.
 
     Memory: float32 features of one kind at a time for pixels, of z and v together otherwise: 4 * (train_images +
     test_images) * height * width * channels bytes, 0.7 GB for 60,000 images of 32 x 32 RGB, beside the images, a
@@ -131,21 +180,18 @@ def linear_probe(
         rows.append(row)
 
     def classify_image_like(name: str, of_train: np.ndarray, of_test: np.ndarray) -> None:
-        standardize(of_train, of_test)
+        of_train, of_test = standardize(of_train, of_test)
         classify(name, of_train, of_test)
         if model.config.has_latent:
             pca = fit_pca(of_train, model.config.latent_dim, seed)
-            reduced, reduced_test = _reduced(pca, of_train), _reduced(pca, of_test)
-            standardize(reduced, reduced_test)
-            classify(f"{name}, PCA", reduced, reduced_test)
+            classify(f"{name}, PCA", *standardize(_reduced(pca, of_train), _reduced(pca, of_test)))
 
     classify_image_like("pixels", _pixels(train.images), _pixels(test.images))
     say("encoding")
     with fits.paused():
         (z, v), (z_test, v_test) = (encode_images(model, each.images, batch_size, say) for each in (train, test))
     if z is not None and z_test is not None:
-        standardize(z, z_test)
-        classify("z", z, z_test)
+        classify("z", *standardize(z, z_test))
     # No copies: what is standardised in place is no longer needed otherwise.
     classify_image_like("v", v.reshape(len(v), -1), v_test.reshape(len(v_test), -1))
 
@@ -232,6 +278,8 @@ def read_labelled(
     Raises:
         DataError: for images without labels, or fewer than asked for.
     """
+    from tfdecouple.data.labels import require_labels
+
     indices = drawn_indices(source, split, count, seed)
     images, labels = np.empty((count, *model.config.image_shape), np.uint8), np.empty(count, np.int32)
     order = np.argsort(indices)
@@ -271,14 +319,7 @@ def _pixels(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1).astype(np.float32)
 
 
-def standardize(train: np.ndarray, test: np.ndarray) -> None:
-    """Standardises both in place, by the statistics of the first."""
-    standardizer = Standardizer.of(train)
-    standardizer.apply(train)
-    standardizer.apply(test)
-
-
-def _reduced(pca: PCA, features: np.ndarray) -> np.ndarray:
+def _reduced(pca: Any, features: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pca.transform(features), np.float32)
 
 
@@ -298,19 +339,20 @@ def _result(fitted: Fitted, right: np.ndarray, seconds: float) -> dict[str, Any]
 def confusion_of(
     rows: list[dict[str, Any]], features: str, predictions: dict[tuple[str, str], np.ndarray], labels: np.ndarray
 ) -> dict[str, Any]:
+    """Counts, by the best classifier of these features, how often images of each label were taken for each."""
+    from sklearn.metrics import confusion_matrix
+
     classifiers = next(row["classifiers"] for row in rows if row["features"] == features)
     # By the held-out images: the test images must not choose what is shown of them.
     kind = max(classifiers, key=lambda name: classifiers[name]["held_out_accuracy"])
     predicted = predictions[features, kind]
-    values = np.unique(np.concatenate([labels, predicted]))
-    counts = np.zeros((len(values), len(values)), np.int64)
-    np.add.at(counts, (np.searchsorted(values, labels), np.searchsorted(values, predicted)), 1)
+    values = np.union1d(labels, predicted)
     return {
         "features": features,
         "classifier": kind,
         "accuracy": classifiers[kind]["accuracy"],
         "labels": values.tolist(),
-        "counts": counts.tolist(),
+        "counts": confusion_matrix(labels, predicted, labels=values).tolist(),
     }
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tfdecouple.metrics.directions import direction_of_a_label, direction_of_a_number
+from tfdecouple.metrics.direction_finding import direction_of_a_label, direction_of_a_number
 from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction, Directions
 
 DIMENSIONS = 4

@@ -15,8 +15,8 @@ import numpy as np
 from sklearn.linear_model import RidgeCV
 from threadpoolctl import threadpool_limits
 
-from tfdecouple.metrics.detection import auroc
 from tfdecouple.metrics.linear_classifier import STRENGTHS, fit_classifier
+from tfdecouple.metrics.outliers import auroc
 from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction
 
 # Fewer images with or without it say nothing; the classifier holds a fifth of them out to choose its strength.
@@ -138,7 +138,7 @@ def _accuracy(scores: np.ndarray, has: np.ndarray) -> dict[str, float | None]:
     return {
         "accuracy": float(np.mean(shares)),
         "standard_error": math.sqrt(variance),
-        "auroc": auroc(scores[~has], scores[has]),
+        "auroc": float(auroc(scores[~has], scores[has])),
     }
 
 
