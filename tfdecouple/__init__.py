@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from tfdecouple.model import Codes, DecoupledModel, Elbo
     from tfdecouple.model.outlier_scores import outlier_scores
-    from tfdecouple.runs import load_directions, load_model, load_pretrained, save_run
+    from tfdecouple.runs.opened_run import load_directions, load_model, load_pretrained, save_run
     from tfdecouple.runtime.precision import full_float32
 
 __version__ = "0.1.0"

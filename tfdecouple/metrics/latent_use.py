@@ -289,6 +289,8 @@ def information(z: np.ndarray, posteriors: Posteriors) -> tuple[np.ndarray, np.n
         log q(z|x) - log mean over x' of q(z|x') of each image, float64 `[N]`, at most log N; and of each dimension by
         itself, the mean over images, float64 `[d_z]`. In nats.
     """
+    import tensorflow as tf
+
     count, dimensions = z.shape
     mean, log_stddev = tf.constant(posteriors.mean), tf.constant(np.log(posteriors.stddev))
     inverse = tf.constant(1 / posteriors.stddev)
