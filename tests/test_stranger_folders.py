@@ -16,7 +16,7 @@ import tfdecouple
 from export.manifest import load as load_export_manifest
 from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.corpus.manifest import Manifest
+from tfdecouple.corpus.codes_manifest import Manifest
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.training.workers import find_cluster
 

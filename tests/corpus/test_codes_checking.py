@@ -10,8 +10,8 @@ from PIL import Image
 
 from tfdecouple.cli import main
 from tfdecouple.corpus import read_codes
+from tfdecouple.corpus.codes_manifest import Manifest
 from tfdecouple.corpus.folder import recorded_shards
-from tfdecouple.corpus.manifest import Manifest
 from tfdecouple.errors import DataError
 from tfdecouple.runs import load_model
 from tfdecouple.storage.checkpoints import CheckpointFolder

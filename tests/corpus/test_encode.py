@@ -21,8 +21,8 @@ from helpers.runs import write_run
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig
 from tfdecouple.corpus import encoding, formats, read_codes
+from tfdecouple.corpus.codes_manifest import SCORES, Field
 from tfdecouple.corpus.formats import to_example
-from tfdecouple.corpus.manifest import SCORES, Field
 from tfdecouple.data import Source
 from tfdecouple.data.splits import MemorySplit
 from tfdecouple.errors import DataError

@@ -24,8 +24,8 @@ from export.verification.archive import batches as batches_of
 from export.verification.cases import make_cases
 from export.verification.check import check as verify
 from tfdecouple.config import PHOTOGRAPHS, DataConfig
+from tfdecouple.corpus.codes_manifest import Field
 from tfdecouple.corpus.encoding import make_encoder
-from tfdecouple.corpus.manifest import Field
 from tfdecouple.data import load_images, open_source
 from tfdecouple.layers import Coupling
 from tfdecouple.metrics.bounds import BoundEvaluator

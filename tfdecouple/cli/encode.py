@@ -13,7 +13,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 if TYPE_CHECKING:
     from tfdecouple.cli.opening import OpenedRun
-    from tfdecouple.corpus.manifest import Manifest
+    from tfdecouple.corpus.codes_manifest import Manifest
     from tfdecouple.data import Source
 
 FORMATS = ("tfrecord", "parquet")
@@ -79,9 +79,9 @@ def run(options: argparse.Namespace) -> int:
         require("pyarrow", what="--format parquet")
     start_tensorflow()
     from tfdecouple.cli.opening import open_run
+    from tfdecouple.corpus.codes_manifest import Manifest
     from tfdecouple.corpus.encoding import encode_shards, make_encoder
     from tfdecouple.corpus.folder import CodesFolder
-    from tfdecouple.corpus.manifest import Manifest
     from tfdecouple.runtime.progress import Counter
 
     opened = open_run(options)
@@ -141,8 +141,8 @@ def run(options: argparse.Namespace) -> int:
 def _verify(out: pathlib.Path) -> int:
     """Prints a line for each thing in a folder of codes that is not as it was written."""
     start_tensorflow()
+    from tfdecouple.corpus.codes_manifest import Manifest
     from tfdecouple.corpus.folder import verify
-    from tfdecouple.corpus.manifest import Manifest
     from tfdecouple.runtime.progress import Counter
 
     manifest = Manifest.read(out)
@@ -176,8 +176,8 @@ def _require_fields(opened: OpenedRun, options: argparse.Namespace) -> None:
 
 def _manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) -> Manifest:
     """Returns the manifest of the whole job, before anything is encoded."""
+    from tfdecouple.corpus.codes_manifest import DataFacts, Manifest, ModelFacts, bytes_per_image, model_fields
     from tfdecouple.corpus.encoding import keys_sha256
-    from tfdecouple.corpus.manifest import DataFacts, Manifest, ModelFacts, bytes_per_image, model_fields
     from tfdecouple.runs import weights_sha256
 
     fields = model_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)

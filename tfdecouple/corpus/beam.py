@@ -23,8 +23,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from tfdecouple.corpus.formats import to_example
-from tfdecouple.corpus.manifest import (
+from tfdecouple.corpus.codes_manifest import (
     MANIFEST,
     NO_LABEL,
     DataFacts,
@@ -34,6 +33,7 @@ from tfdecouple.corpus.manifest import (
     Shard,
     key_bytes,
 )  # fmt: skip
+from tfdecouple.corpus.formats import to_example
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.errors import DataError, UserError, one_line

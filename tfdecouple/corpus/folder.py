@@ -14,8 +14,8 @@ import tensorflow as tf
 from filelock import FileLock, Timeout
 
 from tfdecouple.config import Config
+from tfdecouple.corpus.codes_manifest import Manifest, ModelFacts, Shard, ShardRange
 from tfdecouple.corpus.formats import FORMATS
-from tfdecouple.corpus.manifest import Manifest, ModelFacts, Shard, ShardRange
 from tfdecouple.errors import DataError, RunError, UserError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import load_config, load_model, load_weights, weights_sha256, write_run

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.corpus.manifest import Field, Manifest
+from tfdecouple.corpus.codes_manifest import Field, Manifest
 from tfdecouple.errors import DataError
 from tfdecouple.runtime.extras import require
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from tfdecouple.corpus.manifest import Field
+from tfdecouple.corpus.codes_manifest import Field
 
 # A row group is what a reader takes at a time: large enough to read well, small enough for any memory.
 _GROUP_ROWS, _GROUP_BYTES = 1024, 2**25
