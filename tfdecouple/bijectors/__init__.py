@@ -5,10 +5,9 @@ and hands them over. `forward_and_log_det` gives value and log-determinant at on
 keep maps alive until garbage is collected.
 """
 
-from tfdecouple.bijectors.channels import ChannelAffine, ChannelLU, ChannelMatrix
+from tfdecouple.bijectors.channels import ChannelAffine, ChannelLU, ChannelMatrix, Squeeze
 from tfdecouple.bijectors.closed_form import ClosedForm, forward_and_log_det, inverse_and_log_det
 from tfdecouple.bijectors.elementwise import BoundedAffine, Shift, Sigmoid, Whitening
-from tfdecouple.bijectors.squeeze import Squeeze
 
 __all__ = [
     "BoundedAffine",

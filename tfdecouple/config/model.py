@@ -21,7 +21,7 @@ PRIORS = ("flow", "normal", "classes")
 DEQUANTIZATIONS = ("uniform", "flow")
 # By name, where the class is; TensorFlow is imported only with it. In the order in which they are listed to users.
 STEP_LAYERS = {
-    "sinh_arcsinh": "tfdecouple.layers.sinh_arcsinh:SinhArcsinh",
+    "sinh_arcsinh": "tfdecouple.layers.elementary:SinhArcsinh",
 }
 CONDITIONERS = {
     "convolutional": "tfdecouple.layers.nets:ConvNet",
