@@ -138,7 +138,10 @@ class _Fold:
         inverse = np.linalg.solve(matrix.T, np.diag(np.exp(-log_scale)))
         self._add(f"{step}/unmix/kernel", inverse.reshape(shape), floor)
         self._add(f"{step}/unmix/bias", -np.exp(-log_scale) * shift, floor)
-        self._add(f"{step}/log_det", np.log(np.linalg.svd(matrix)[1]).sum() + log_scale.sum(), max(floor, _ROUNDING))
+        terms = np.concatenate([np.log(np.linalg.svd(matrix)[1]), log_scale])
+        # The sum may come near 0; each singular value, and so each term, is off by as much as the matrix is.
+        scale = (channels + np.abs(terms).sum()) / max(abs(terms.sum()), np.finfo(float).tiny)
+        self._add(f"{step}/log_det", terms.sum(), max(floor, _ROUNDING) * scale)
 
     def _add_actnorm(self, layer: str, own: Arrays) -> None:
         step, _, kind = layer.rpartition("/")
