@@ -1,10 +1,15 @@
-"""The recipe of docs/design.md for a data source, carried out literally in a copy of the package."""
+"""The recipes of docs/design.md for data sources, carried out literally in a copy of the package."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
+from helpers.places import PATIENCE
 from helpers.recipes import copy_of_packages, insert, recipe, register, run_in
 
 TINY = (
@@ -34,9 +39,10 @@ def with_source(tmp_path_factory):
     """A copy of the packages with the data source of the recipe."""
     folder = copy_of_packages(tmp_path_factory.mktemp("source"))
     file = folder / "tfdecouple" / "data" / "sources.py"
-    kind, _, line = recipe("data source").partition("# in `KINDS`\n")
-    insert(file, "# In the order in which they are listed", f"{kind}\n")
-    register(file, "KINDS", line)
+    for name in ("data source", "source with a path"):
+        kind, _, line = recipe(name).partition("# in `KINDS`\n")
+        insert(file, "# In the order in which they are listed", f"{kind}\n")
+        register(file, "KINDS", line)
     (folder / "tfdecouple" / "presets" / "tiny.json").write_text(TINY, encoding="utf-8")
     return folder
 
@@ -45,10 +51,51 @@ def test_it_is_opened_and_named_by_messages_and_help(with_source):
     used = run_in(with_source, "-c", USE)
     assert used.returncode == 0, used.stderr
     (said,) = used.stdout.splitlines()
-    assert "did you mean stripes?" in said and "photographs, cifar10" in said and ", stripes" in said
+    assert (
+        "did you mean stripes?" in said
+        and "photographs, cifar10" in said
+        and ", stripes" in said
+        and "array:PATH" in said
+    )
     for program in (["train.py"], ["-m", "tfdecouple", "evaluate"]):
         shown = run_in(with_source, *program, "--help").stdout
-        assert "or stripes" in " ".join(shown.split())
+        assert "or array:PATH" in " ".join(shown.split()) and "stripes" in shown
+
+
+PATH = """
+import os
+import numpy as np
+from tfdecouple.config import Config, DataConfig
+from tfdecouple.data import load_images, open_source
+from tfdecouple.data.sources import images_at, located
+images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+np.save("images.npy", images)
+kept = located(DataConfig(source="array:images.npy"))
+os.chdir("/")
+assert (load_images(open_source(kept, 8), "train", 10)[0] == images[::2]).all()
+print(kept.source, *images_at(kept))
+"""
+
+
+def test_a_path_is_found_from_another_folder(with_source):
+    used = run_in(with_source, "-c", PATH)
+    assert used.returncode == 0, used.stderr
+    path = with_source / "images.npy"
+    assert used.stdout.split() == [f"array:{path}", "data.source", str(path)]
+
+
+@pytest.mark.slow
+def test_a_run_on_a_path_is_resumed_from_another_folder(with_source, tmp_path):
+    np.save(with_source / "some.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8))
+    run = ["train.py", "--preset", "tiny", "--workdir", str(tmp_path / "run"), "--data"]
+    first = run_in(with_source, *run, "array:some.npy", "--steps", "2")
+    assert first.returncode == 0, first.stderr
+    run[0] = str(with_source / "train.py")
+    elsewhere = {**os.environ, "PYTHONPATH": str(with_source)}
+    command = [sys.executable, *run, f"array:{with_source / 'some.npy'}", "--steps", "4"]
+    again = subprocess.run(command, cwd=tmp_path, env=elsewhere, capture_output=True, text=True, timeout=PATIENCE)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["best_step"] <= 4
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ class SourceKind(abc.ABC):
 
     Attributes:
         names: data sets of this kind with names of their own, such as "cifar10".
-        pattern: how any other is named, such as "folder:PATH"; "" where there is none.
+        pattern: how any other is named, such as "folder:PATH"; "" where there is none. One that ends with ":PATH" names
+            a file or folder; a run keeps it as a whole path, so that it goes on from any working folder.
         title: what it is called in a list of all kinds.
         help: the same at more length; "" where there is no more to say.
         like_own: whether a user's own images are treated as its images are, which `data.centre_crop` says; otherwise
@@ -54,11 +55,16 @@ class SourceKind(abc.ABC):
         return source
 
     def images_at(self, config: DataConfig) -> tuple[str, str] | None:
-        """Returns the option that says where the images lie, and the folder; None where the config says nothing."""
+        """Returns the option that says where the images lie, and the place; None where the config says nothing."""
+        if self.pattern.endswith(":PATH"):
+            return "data.source", os.path.expanduser(config.source.removeprefix(self.prefix))
         return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
 
     def located(self, config: DataConfig) -> DataConfig:
-        """Returns the config with its folder named from the root, so that it is found from any working folder."""
+        """Returns the config with its paths named from the root, so that they are found from any working folder."""
+        path = config.source.removeprefix(self.prefix)
+        if self.pattern.endswith(":PATH") and path:
+            config = dataclasses.replace(config, source=self.prefix + _from_root(path))
         if not config.data_dir:
             return config
         return dataclasses.replace(config, data_dir=_from_root(config.data_dir))
@@ -145,16 +151,6 @@ class ImageFolder(SourceKind):
     rights: ClassVar[dict[str, str]] = {
         "": "Images from a folder: their rights are known to whoever trained on them, and not recorded here."
     }
-
-    def images_at(self, config: DataConfig) -> tuple[str, str]:
-        """Returns `data.source` and its folder."""
-        return "data.source", os.path.expanduser(config.source.removeprefix(self.prefix))
-
-    def located(self, config: DataConfig) -> DataConfig:
-        """See `SourceKind.located`."""
-        path = config.source.removeprefix(self.prefix)
-        config = dataclasses.replace(config, source=self.prefix + _from_root(path)) if path else config
-        return super().located(config)
 
     def meant(self, source: str) -> str | None:
         """Returns folder:PATH for what is a folder, or looks like the path of one."""

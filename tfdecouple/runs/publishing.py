@@ -143,7 +143,8 @@ def _write(
 def _public(config: Config) -> Config:
     """Returns a config without the paths of this machine."""
     option, folder = images_at(config.data) or ("", "")
-    source = f"folder:{pathlib.Path(folder).name}" if option == "data.source" else config.data.source
+    prefix = config.data.source.partition(":")[0]
+    source = f"{prefix}:{pathlib.Path(folder).name}" if option == "data.source" else config.data.source
     data = dataclasses.replace(config.data, source=source, data_dir=None)
     training = dataclasses.replace(config.training, init_from=None, init_partial=False)
     return dataclasses.replace(config, data=data, training=training)
