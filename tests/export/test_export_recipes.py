@@ -1,4 +1,4 @@
-"""The recipe of docs/design.md for an endpoint, carried out in a copy of the packages; and a transform that is new."""
+"""The recipes of docs/design.md for endpoints, carried out in a copy of the packages; and a transform that is new."""
 
 import dataclasses
 import json
@@ -25,19 +25,20 @@ EXIT_REFUSED = 4
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of the packages in which the recipe has been followed, in its one file."""
-    functions, _, rest = recipe("endpoint").partition("\n# in `endpoints`\n")
-    endpoint, _, line = rest.partition("\n# in `every`\n")
+    """A copy of the packages in which the recipes have been followed, in their one file."""
     file = copy_of_packages(tmp_path / "copy") / "export" / "endpoints.py"
-    insert(file, "# --- what the Keras model answers ---", functions + "\n\n\n")
-    insert(file, "    every = (", endpoint)
-    register(file, "every", line)
+    for name in ("endpoint", "endpoint of numbers"):
+        functions, _, rest = recipe(name).partition("\n# in `endpoints`\n")
+        endpoint, _, line = rest.partition("\n# in `every`\n")
+        insert(file, "# --- what the Keras model answers ---", functions + "\n\n\n")
+        insert(file, "    every = (", endpoint + "\n")
+        register(file, "every", line)
     return file.parents[1]
 
 
 def run_export(copy, run, to):
     """Runs the command in the copy: one signature, all ONNX files."""
-    return run_in(copy, "-m", "export", "--run", str(run), "--to", str(to), "--endpoints", "reconstruct")
+    return run_in(copy, "-m", "export", "--run", str(run), "--to", str(to), "--endpoints", "reconstruct", "length")
 
 
 # Of a run whose z is a function of the label: the endpoints that it has, and whether the graph answers as the model.
@@ -53,12 +54,14 @@ from export.endpoints import endpoint, endpoints
 from export.verification.reference import KerasReference
 
 model, _ = open_run(sys.argv[1])
-one, rng = endpoint(model.config, "reconstruct"), np.random.default_rng(0)
+rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (3, *model.config.image_shape), dtype=np.uint8)
-given = {array.name: images if array.holds == IMAGE else array.drawn(rng, 3) for array in one.inputs}
-made = one.build(DeployedModel.from_model(model), {name: tf.constant(value) for name, value in given.items()})
-right = one.answer(KerasReference(model, images, rng), given)
-assert {name: right[name].judge(made[name].numpy())[1] for name in right} == {"decoded": None}
+for name, output in {"reconstruct": "decoded", "length": "length"}.items():
+    one = endpoint(model.config, name)
+    given = {array.name: images if array.holds == IMAGE else array.drawn(rng, 3) for array in one.inputs}
+    made = one.build(DeployedModel.from_model(model), {name: tf.constant(value) for name, value in given.items()})
+    right = one.answer(KerasReference(model, images, rng), given)
+    assert {name: right[name].judge(made[name].numpy())[1] for name in right} == {output: None}
 assert doctest.testmod(signatures).failed == 0
 print(*given, "of", *(one.name for one in endpoints(model.config)))
 """
@@ -76,7 +79,7 @@ class TestEndpoint:
         path = tmp_path / "to" / "savedmodel" / "1" / "assets.extra" / "tf_serving_warmup_requests"
         logs = [prediction_log_pb2.PredictionLog.FromString(r.numpy()) for r in tf.data.TFRecordDataset(str(path))]
         names = [log.predict_log.request.model_spec.signature_name for log in logs]
-        assert names == ["serving_default", "reconstruct"]
+        assert names == ["serving_default", "reconstruct", "length"]
         assert onnx.load(tmp_path / "to" / "onnx" / "reconstructor.onnx").graph.name == "reconstruct"
         card = json.loads((tmp_path / "to" / "model_card.json").read_text())
         assert card["endpoints"]["reconstruct"]["onnx"] == "onnx/reconstructor.onnx"
@@ -89,7 +92,7 @@ class TestEndpoint:
         assert used.returncode == 0, used.stderr
         inputs, _, names = used.stdout.rstrip("\n").partition(" of ")
         assert inputs == "images labels"
-        assert names.split() == [*(one.name for one in endpoints(config)), "reconstruct"]
+        assert names.split() == [*(one.name for one in endpoints(config)), "reconstruct", "length"]
 
     def test_with_another_graph_than_the_model_is_refused(self, copy, tiny_run, tmp_path):
         file = copy / "export" / "endpoints.py"
