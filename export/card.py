@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import platform
@@ -15,6 +14,7 @@ from export.manifest import JSON_NAME
 from export.origin import Origin
 from tfdecouple.data.sources import rights_in
 from tfdecouple.image_shapes import CONVERTED, Shape, colours, facts, from_facts
+from tfdecouple.storage.files import read_json
 
 TEXT_NAME = "MODEL_CARD.md"
 
@@ -159,9 +159,7 @@ def _of_the_model(trip: Mapping[str, int]) -> str:
     """What the model itself does with images of which it loses some, or might, where the gate asked it."""
     if trip.get("model", trip["images"]) == trip["images"]:
         return ""
-    # Older cards have one count alone.
-    back = f"gives back {trip['model_gives_back']}, " if "model_gives_back" in trip else ""
-    return f" (the model itself {back}surely keeps {trip['model']})"
+    return f" (the model itself gives back {trip['model_gives_back']}, surely keeps {trip['model']})"
 
 
 def _page_checks(entry: Mapping[str, Any]) -> str:
@@ -175,7 +173,7 @@ def merged(card: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     What was exported under another name or of another config is no format of this model: it is under "others".
     """
     try:
-        before = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
+        before = read_json(folder / JSON_NAME, 2**24)
         there = {
             name: entry
             for name, entry in {**before.get("others", {}), **before["formats"]}.items()
