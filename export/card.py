@@ -347,7 +347,9 @@ def _calls(card: Mapping[str, Any]) -> list[str]:
             "",
         ]
     if "web" in formats:
-        lines += ["A browser, at http://localhost:8000:", "", "```sh", "python3 -m http.server -d web", "```", ""]
+        size = f"{formats['web']['bytes'] / 1e6:.1f} MB"
+        lines += [f"A browser, at http://localhost:8000 (`web/` is {size}):", ""]
+        lines += ["```sh", "python3 -m http.server -d web", "```", ""]
     return lines[:-1]
 
 

@@ -20,7 +20,7 @@ from export.deployed.deployed_model import DeployedModel
 from export.endpoints import Endpoint, endpoints, onnx_names, page_names
 from export.formats.files import FILE_FORMATS, FileFormat, Sources, file_format
 from export.formats.saved_model import save_saved_model, served_others, write_serving_files, write_warmup
-from export.formats.web import build_page, examples_for, find_runtime
+from export.formats.web import build_page, examples_for, find_runtime, folder_bytes
 from export.origin import Origin, open_run, without_path
 from export.request import Request
 from export.staging import Staging, interruptible, uninterrupted
@@ -125,7 +125,7 @@ class _Export:
             runtime = None
             if "web" in request.formats:
                 self.say("looking for onnxruntime-web")
-                runtime = find_runtime(request.web_runtime, _made(staging.area / "npm"))
+                runtime = find_runtime(request.web_runtime, _made(staging.area / "npm"), request.web_gpu)
             self.say("asking the Keras model for what the files must answer")
             images, checked_on = real_images(origin.config)
             checked_on = without_path(checked_on, origin.config)
@@ -155,14 +155,19 @@ class _Export:
             if runtime is not None:
                 self.say("building the web page")
                 models = page_names(model.config)
-                page = (staging.area / "web", staging.area / "onnx", runtime, describe(origin), models.values())
+                about = {**describe(origin), "web_gpu": request.web_gpu}
+                page = (staging.area / "web", staging.area / "onnx", runtime, about, models.values())
                 build_page(*page)
                 self._keep_part("web", "onnx", "web/model", {**self._parts["onnx"].options, "names": models})
                 # What Python measured of the same model files says nothing of the page's own runtime.
                 trips = formats["onnx"]["round_trip"].values()
                 kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
-                checked = {"python": f"ONNX Runtime gave {kept} of {tried} images back with the same models"}
-                formats["web"] = {**_about_files(origin, ["web/index.html"]), "checked": checked}
+                formats["web"] = {
+                    **_about_files(origin, ["web/index.html"]),
+                    "checked": {"python": f"ONNX Runtime gave {kept} of {tried} images back with the same models"},
+                    "bytes": folder_bytes(staging.area / "web"),
+                }
+                self.say(f"  the page is {formats['web']['bytes'] / 1e6:.1f} MB")
             card = make_card(
                 origin, endpoints(model.config), checked_on, {name: formats[name] for name in request.formats}
             )

@@ -25,6 +25,7 @@ class Request:
         version: number of the SavedModel's version; None for the next free one.
         name: of the model; None for the run folder's.
         web_runtime: folder of onnxruntime-web; None lets npm fetch it.
+        web_gpu: whether the web page has the runtime for graphics cards, too.
     """
 
     run: str | pathlib.Path
@@ -34,6 +35,7 @@ class Request:
     version: int | None = None
     name: str | None = None
     web_runtime: pathlib.Path | None = None
+    web_gpu: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what is known to be wrong before anything is opened.
@@ -50,10 +52,12 @@ class Request:
             ("--endpoints", " ".join(self.endpoints), "savedmodel"),
             ("--version", self.version, "savedmodel"),
             ("--web-runtime", self.web_runtime, "web"),
+            ("--web-gpu", self.web_gpu, "web"),
         ):
             if given and of not in self.formats:
+                shown = option if given is True else f"{option} {given}"
                 raise UserError(
-                    f"{option} {given} is for the format {of} alone, and the formats are {', '.join(self.formats)}; "
+                    f"{shown} is for the format {of} alone, and the formats are {', '.join(self.formats)}; "
                     f"leave it out, or add {of} to --format"
                 )
         for name in self.formats:

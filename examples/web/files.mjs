@@ -5,65 +5,48 @@
 
 import { readFile, readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { expect } from "./report.mjs";
-import { waitForShown } from "./waiting.mjs";
+import { CELLS, expect, waitForPixels } from "./tools.mjs";
 
 /** @typedef {import("playwright-core").Page} Page */
 
 /** @param {Page} page */
 export async function checkBadFiles(page) {
-  const input = page.locator(".slot input").first();
-  const message = page.locator(".slot .problem").first();
-  const says = async (file, pattern) => {
-    await input.setInputFiles(file);
-    await page
-      .waitForFunction(
-        (source) => new RegExp(source).test(document.querySelector(".slot .problem").textContent),
-        pattern,
-        { timeout: 5000 },
-      )
-      .catch(async () => expect(false, `for ${file.name} the page says “${await message.textContent()}”`));
+  const problem = page.locator(".chooser .problem").first();
+  const says = async (name, mimeType, buffer, pattern) => {
+    await page.locator(".chooser input").first().setInputFiles({ name, mimeType, buffer });
+    await page.waitForFunction((text) => document.querySelector(".chooser .problem").textContent.includes(text), pattern);
+    return problem.textContent();
   };
-  await says(
-    { name: "notes.txt", mimeType: "text/plain", buffer: Buffer.from("no picture") },
-    "notes.txt is not an image",
-  );
-  const text = await message.textContent();
-  await says(
-    { name: "torn.png", mimeType: "image/png", buffer: Buffer.from("\x89PNG torn") },
-    "torn.png cannot be decoded",
-  );
-  await says({ name: "void.png", mimeType: "image/png", buffer: Buffer.alloc(0) }, "void.png is empty");
+  const text = await says("notes.txt", "text/plain", Buffer.from("no picture"), "notes.txt is not an image");
+  await says("torn.png", "image/png", Buffer.from("\x89PNG torn"), "torn.png cannot be decoded");
+  await says("void.png", "image/png", Buffer.alloc(0), "void.png is empty");
   return `“${text}”`;
 }
 
 /** @param {Page} page */
 export async function checkExactFile(page) {
   const file = await page.evaluate(async () => {
-    const { image_size: size } = await window.check.config();
-    const values = window.check.noise(size * size * 3);
+    const { base64, config, noise, png, round, step } = window.check;
+    const { image_size: size } = await config();
+    const values = noise(size * size * 3);
     const data = new ImageData(size, size);
+    data.data.fill(255);
     values.forEach((value, index) => (data.data[index + Math.floor(index / 3)] = value));
-    for (let index = 3; index < data.data.length; index += 4) data.data[index] = 255;
-    const png = await window.check.png(size, size, (context) => context.putImageData(data, 0, 0));
-    const shown = window.check.toLevels(values, await window.check.levelStep());
-    return { png: window.check.base64(png), values: window.check.base64(shown) };
+    const bytes = await png(size, size, (context) => context.putImageData(data, 0, 0));
+    return { png: base64(bytes), pixels: base64(round(values, await step())) };
   });
-  await page
-    .locator(".slot input")
-    .first()
-    .setInputFiles({ name: "exact.png", mimeType: "image/png", buffer: Buffer.from(file.png, "base64") });
-  await waitForShown(page, 0, file.values);
-  await waitForShown(page, 0, file.values, ".grid .picture canvas");
+  const buffer = Buffer.from(file.png, "base64");
+  await page.locator(".chooser input").first().setInputFiles({ name: "exact.png", mimeType: "image/png", buffer });
+  await waitForPixels(page, CELLS, file.pixels, "the page does not show the pixels of the file");
+  await page.waitForFunction(() => document.querySelector("#verdict").textContent.startsWith("Exact"));
   return "a PNG of the model’s size keeps its pixels, and comes back from its codes";
 }
 
 /** @param {Page} page */
 export async function checkDropAndPaste(page) {
-  const shown = await page.evaluate(async () => {
-    const half = async (colour) => {
+  const shown = await page.evaluate(async (cells) => {
+    const makeTransfer = async (colour) => {
       const bytes = await window.check.png(300, 200, (context) => {
-        context.fillStyle = "#000";
         context.fillRect(0, 0, 300, 200);
         context.fillStyle = colour;
         // Only the middle square is to be kept.
@@ -73,23 +56,20 @@ export async function checkDropAndPaste(page) {
       transfer.items.add(new File([bytes], "wide.png", { type: "image/png" }));
       return transfer;
     };
-    const step = await window.check.levelStep();
-    const uniform = async (index, colour) => {
-      const end = Date.now() + 5000;
-      while (Date.now() < end) {
-        const pixels = window.check.all(".slot .picture canvas")[index];
-        if (pixels.every((value, place) => value === colour[place % 3] - (colour[place % 3] % step))) return true;
+    const isUniform = async (cell, colour) => {
+      const wanted = window.check.round(colour, await window.check.step());
+      for (let tries = 0; tries < 200; tries++) {
+        if (window.check.all(cells)[cell].every((value, place) => value === wanted[place % 3])) return true;
         await new Promise((resolve) => setTimeout(resolve, 20));
       }
       return false;
     };
-    const slot = document.querySelectorAll(".slot")[1];
-    slot.dispatchEvent(new DragEvent("drop", { dataTransfer: await half("#f00"), bubbles: true, cancelable: true }));
-    const dropped = await uniform(1, [255, 0, 0]);
-    document.activeElement.blur();
-    document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: await half("#00f"), bubbles: true }));
-    return { dropped, pasted: await uniform(0, [0, 0, 255]) };
-  });
+    const drop = { dataTransfer: await makeTransfer("#f00"), bubbles: true, cancelable: true };
+    document.querySelectorAll(cells)[3].dispatchEvent(new DragEvent("drop", drop));
+    const dropped = await isUniform(3, [255, 0, 0]);
+    document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: await makeTransfer("#00f"), bubbles: true }));
+    return { dropped, pasted: await isUniform(0, [0, 0, 255]) };
+  }, CELLS);
   expect(shown.dropped, "a dropped file is not shown as its middle square");
   expect(shown.pasted, "a pasted file is not shown as its middle square");
   return "a wide picture is cropped to its middle square and shrunk, dropped or pasted";
@@ -97,38 +77,29 @@ export async function checkDropAndPaste(page) {
 
 /** @param {Page} page */
 export async function checkSave(page) {
-  await page.locator(".grid .picture").nth(1).hover();
-  const [saved] = await Promise.all([
-    page.waitForEvent("download", { timeout: 5000 }),
-    page.locator(".grid .save").nth(1).click(),
-  ]);
+  await page.locator("#grid .picture").nth(1).hover();
+  const [saved] = await Promise.all([page.waitForEvent("download"), page.locator("#grid .save").nth(1).click()]);
   const bytes = await readFile(await saved.path());
   expect(bytes.subarray(1, 4).toString() === "PNG", "the saved file is no PNG");
   return `${saved.suggestedFilename()}, ${bytes.length} bytes`;
 }
 
-/** @param {Page} page @param {string} folder */
+/**
+ * Switches the images of a folder.
+ * @param {Page} page
+ * @param {string} folder With inputs.json: `{"a": …, "b": …}`, each the base64 of uint8 `[count, size, size, 3]`.
+ * @returns {Promise<{ab: string, ba: string}>} z of a with v of b, and the reverse, in base64.
+ */
 export async function switchPairs(page, folder) {
-  const { a, b } = JSON.parse(await readFile(join(folder, "inputs.json"), "utf8"));
-  return page.evaluate(
-    async (inputs) => {
-      const { base64, bytes, same, config, levelStep, toLevels } = window.check;
-      const { image_size: size } = await config();
-      const step = await levelStep();
-      const [imagesA, imagesB] = [inputs.a, inputs.b].map((images) => toLevels(bytes(images), step));
-      const count = imagesA.length / (size * size * 3);
-      const { encode, decode } = window.tfdecouple;
-      const [codeA, codeB] = [await encode(imagesA, count), await encode(imagesB, count)];
-      return {
-        count,
-        ab: base64(await decode(codeA.z, codeB.v, count)),
-        ba: base64(await decode(codeB.z, codeA.v, count)),
-        identical:
-          same(await decode(codeA.z, codeA.v, count), imagesA) && same(await decode(codeB.z, codeB.v, count), imagesB),
-      };
-    },
-    { a, b },
-  );
+  return page.evaluate(async (inputs) => {
+    const { base64, bytes, config } = window.check;
+    const { image_size: size } = await config();
+    const [a, b] = [bytes(inputs.a), bytes(inputs.b)];
+    const count = a.length / (size * size * 3);
+    const { encode, decode } = window.tfdecouple;
+    const [codeA, codeB] = [await encode(a, count), await encode(b, count)];
+    return { ab: base64(await decode(codeA.z, codeB.v, count)), ba: base64(await decode(codeB.z, codeA.v, count)) };
+  }, JSON.parse(await readFile(join(folder, "inputs.json"), "utf8")));
 }
 
 /**
@@ -147,11 +118,7 @@ export async function readFiles(page, folder) {
         const { readImage } = await import(new URL("images.js", location.href));
         const { image_size: size, centre_crop: crop } = await window.check.config();
         const blob = new Blob([window.check.bytes(content)]);
-        try {
-          return window.check.base64(await readImage(blob, name, size, crop));
-        } catch (error) {
-          return `refused: ${error.message}`;
-        }
+        return readImage(blob, name, size, crop).then(window.check.base64, (error) => `refused: ${error.message}`);
       },
       [name, content],
     );

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -14,64 +13,34 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import skimage
 from PIL import Image
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
+from tfdecouple.data.sample_images import PHOTOGRAPHS, Photograph
 from tfdecouple.errors import UserError
 
 PAGE = pathlib.Path(__file__).parents[1] / "page"
 CONFIG = "model/config.json"
 RUNTIME_VERSION = "1.30.0"
+# The files that the page loads of the package onnxruntime-web: for the processor, and for graphics cards.
+RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+GPU_FILES = ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """A picture that the page begins with, of scikit-image: one that anybody may publish.
-
-    Attributes:
-        file: in the folder of scikit-image's pictures.
-        title: what the page calls it.
-        author: as scikit-image states it.
-        licence: likewise.
-    """
-
-    file: str
-    title: str
-    author: str
-    licence: str
-
-    @property
-    def name(self) -> str:
-        """As `data.photographs` names it, where it is one of them."""
-        return self.file.partition(".")[0]
-
-    @property
-    def picture(self) -> str:
-        """The file in the page's folder."""
-        return f"model/{self.name}.png"
+def _photograph(name: str, author: str, licence: str) -> Photograph:
+    return Photograph(name, "scikit-image", f"skimage/data/{name}.jpg", author, licence)
 
 
-# The first two are the pair that the page begins with.
-EXAMPLES = (
-    Example("coffee.png", "Coffee", "Rachel Michetti", "CC0"),
-    Example("chelsea.png", "Chelsea the cat", "Stefan van der Walt", "CC0"),
-    Example("astronaut.png", "Astronaut", "NASA", "public domain"),
-    Example("rocket.jpg", "Rocket", "SpaceX", "public domain"),
-    Example("retina.jpg", "Retina", "Mikael Häggström", "CC0"),
-    Example("hubble_deep_field.jpg", "Deep field", "NASA", "public domain"),
-)
-# What the page loads of the package onnxruntime-web: the build for the processor; and that for graphics cards, too,
-# where there is one and the processor is slow.
-# The names of the first are those under which the page's worker tells of their progress.
-_PROCESSOR = {
-    "runtimeEntry": "ort.wasm.min.mjs",
-    "runtimeGlue": "ort-wasm-simd-threaded.mjs",
-    "runtime": "ort-wasm-simd-threaded.wasm",
+# The pictures that the page offers, by title: anybody may publish them. It begins with the first two.
+EXAMPLES = {
+    "Chelsea the cat": PHOTOGRAPHS["chelsea"],
+    "Astronaut": PHOTOGRAPHS["astronaut"],
+    "Coffee": PHOTOGRAPHS["coffee"],
+    "Rocket": PHOTOGRAPHS["rocket"],
+    "Retina": _photograph("retina", "Mikael Häggström", "CC0"),
+    "Deep field": _photograph("hubble_deep_field", "NASA", "public domain"),
 }
-_CARD = ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
-RUNTIME_FILES = (*_PROCESSOR.values(), *_CARD)
 
 
 def build_page(
@@ -83,31 +52,28 @@ def build_page(
         folder: where to; made.
         onnx: folder of the ONNX files.
         runtime: folder of onnxruntime-web's files, from `find_runtime`.
-        about: name, image size and more of the model, for the page.
+        about: name, image size and more of the model, for the page; `web_gpu` of it asks for the runtime for graphics
+            cards, too.
         models: names of the ONNX files that the page runs (`signatures.page_names`).
     """
     shutil.copytree(PAGE, folder)
-    (folder / "model").mkdir()
-    (folder / "runtime").mkdir()
-    models = list(models)
-    for name in models:
-        shutil.copyfile(onnx / f"{name}.onnx", folder / "model" / f"{name}.onnx")
-    for name in RUNTIME_FILES:
-        shutil.copyfile(runtime / name, folder / "runtime" / name)
-    for name, pixels in example_images(about["image_size"]).items():
-        Image.fromarray(pixels).save(folder / name)
-    (folder / CONFIG).write_text(
-        json.dumps(page_config(onnx, runtime, about, models), indent=2) + "\n", encoding="utf-8"
-    )
+    sources = {f"model/{name}.onnx": onnx / f"{name}.onnx" for name in models}
+    sources |= {f"runtime/{name}": runtime / name for name in RUNTIME_FILES}
+    sizes = {path: source.stat().st_size for path, source in sources.items()}
+    if about["web_gpu"]:
+        sources |= {f"runtime/{name}": runtime / name for name in GPU_FILES}
+    for path, source in sources.items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, folder / path)
+    for path, pixels in example_images(about["image_size"]).items():
+        Image.fromarray(pixels).save(folder / path)
+    config = {**about, "sizes": sizes, "project": project_url()}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def page_config(
-    onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any], models: Iterable[str]
-) -> dict[str, Any]:
-    """Returns what the page is told: what the model is, the sizes of its files, where the project is."""
-    sizes = {name: (onnx / f"{name}.onnx").stat().st_size for name in models}
-    sizes |= {part: (runtime / name).stat().st_size for part, name in _PROCESSOR.items()}
-    return {**about, "sizes": sizes, "project": project_url()}
+def folder_bytes(folder: pathlib.Path) -> int:
+    """Returns the size of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def project_url() -> str | None:
@@ -121,48 +87,53 @@ def project_url() -> str | None:
 
 
 def example_images(size: int) -> dict[str, np.ndarray]:
-    """Returns the pictures that the page begins with, uint8 `[size, size, 3]`, by their names in its folder."""
-    photographs = pathlib.Path(skimage.__file__).parent / "data"
-    return {example.picture: read_image(str(photographs / example.file), size, 0) for example in EXAMPLES}
+    """Returns the example pictures, uint8 `[size, size, 3]`, by their paths in the page's folder."""
+    return {
+        f"model/{one.name}.png": read_image(
+            str(importlib.metadata.distribution(one.package).locate_file(one.path)), size, 0
+        )
+        for one in EXAMPLES.values()
+    }
 
 
 def examples_for(data: DataConfig | None) -> list[dict[str, Any]]:
-    """Returns what the page says of its pictures: file, title, author, licence, and whether the model learnt from them.
+    """Returns file, title, author and licence of each example, and whether the model was trained on it.
 
     Args:
-        data: what the model was trained on; None where nobody knows. Of other data than the embedded photographs nobody
-            has looked whether these pictures are among them.
+        data: what the model was trained on. None and other data than the embedded photographs leave unknown whether
+            an example was among them.
     """
-    learnt = data.photographs if data is not None and data.source == "photographs" else None
+    known = data is not None and data.source == "photographs"
     return [
         {
-            "file": example.picture,
-            "title": example.title,
-            "author": example.author,
-            "licence": example.licence,
-            "seen": None if learnt is None else example.name in learnt,
+            "file": f"model/{one.name}.png",
+            "title": title,
+            "author": one.author,
+            "licence": one.licence,
+            "seen": one.name in data.photographs if known else None,
         }
-        for example in EXAMPLES
+        for title, one in EXAMPLES.items()
     ]
 
 
-def find_runtime(given: pathlib.Path | None, scratch: pathlib.Path) -> pathlib.Path:
+def find_runtime(given: pathlib.Path | None, scratch: pathlib.Path, web_gpu: bool) -> pathlib.Path:
     """Returns a folder with the files of onnxruntime-web that the page needs.
 
     Args:
         given: where the user says that they are; None lets npm fetch them.
         scratch: where npm may write.
+        web_gpu: whether those for graphics cards are needed, too.
 
     Raises:
         UserError: where they cannot be had, saying how to get them.
     """
+    needed = RUNTIME_FILES + (GPU_FILES if web_gpu else ())
     if given is not None:
         for folder in (given, given / "dist", given / "node_modules" / "onnxruntime-web" / "dist"):
-            if all((folder / name).is_file() for name in RUNTIME_FILES):
+            if all((folder / name).is_file() for name in needed):
                 return folder
         raise UserError(
-            f"{given} does not hold all of {', '.join(RUNTIME_FILES)}; "
-            "give the folder of the npm package onnxruntime-web"
+            f"{given} does not hold all of {', '.join(needed)}; give the folder of the npm package onnxruntime-web"
         )
     package = f"onnxruntime-web@{RUNTIME_VERSION}"
     advice = f"install Node.js, or fetch the npm package {package} yourself and pass its folder with --web-runtime"
@@ -181,4 +152,4 @@ def find_runtime(given: pathlib.Path | None, scratch: pathlib.Path) -> pathlib.P
     if result.returncode:
         lines = [line for line in result.stderr.splitlines() if line.strip()]
         raise UserError(f"npm cannot fetch {package} ({lines[0][:200] if lines else 'no message'}); {advice}")
-    return find_runtime(scratch, scratch)
+    return find_runtime(scratch, scratch, web_gpu)

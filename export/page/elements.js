@@ -5,12 +5,7 @@
 
 import { draw, savePng } from "./images.js";
 
-/** @typedef {import("./codes.js").Example} Example */
-
-/**
- * @param {string} id
- * @returns {any} The element of the page; any, so that callers need no casts.
- */
+/** @param {string} id @returns {any} The element of the page; any, so that callers need no casts. */
 export function byId(id) {
   return document.getElementById(id);
 }
@@ -32,153 +27,117 @@ export function element(tag, attributes = {}, children = []) {
 export class Picture {
   /** @type {Uint8Array | null} */
   #pixels = null;
-  #size = 0;
-  #canvas;
-  #save;
+  #canvas = element("canvas", { role: "img", width: "1", height: "1" });
+  #save = element("button", { type: "button", class: "save", title: "Save as PNG", hidden: "" }, ["↓"]);
 
   /**
    * @param {string} label Says what it shows.
    * @param {string} fileName Of the saved file, without its ending.
    */
   constructor(label, fileName) {
-    this.#canvas = element("canvas", { role: "img", "aria-label": label, width: "1", height: "1" });
-    this.#save = element("button", {
-      type: "button",
-      class: "save",
-      "aria-label": `Save as PNG: ${label}`,
-      title: "Save as PNG",
-    });
-    this.#save.append(downloadIcon());
-    this.#save.hidden = true;
-    this.#save.addEventListener("click", () => savePng(this.#pixels, this.#size, `${fileName}.png`));
+    this.rename(label);
+    this.#save.addEventListener("click", () => savePng(this.#pixels, `${fileName}.png`));
     this.element = element("div", { class: "picture" }, [this.#canvas, this.#save]);
   }
 
-  /** @param {Uint8Array} pixels @param {number} size */
-  show(pixels, size) {
+  /** @param {Uint8Array} pixels */
+  show(pixels) {
     this.#pixels = pixels;
-    this.#size = size;
-    draw(this.#canvas, pixels, size);
+    draw(this.#canvas, pixels);
+    this.element.classList.remove("stale");
     this.#save.hidden = false;
+  }
+
+  /** Dims the picture until the next one is shown: what it shows is no longer asked for. */
+  expire() {
+    this.element.classList.add("stale");
+    this.#save.hidden = true;
   }
 
   /** @param {string} label Says what it shows now. */
   rename(label) {
     this.#canvas.setAttribute("aria-label", label);
-    this.#save.setAttribute("aria-label", `Save as PNG: ${label}`);
-  }
-
-  /** Shows nothing. */
-  clear() {
-    this.#pixels = null;
-    this.#canvas.getContext("2d").clearRect(0, 0, this.#size, this.#size);
-    this.#save.hidden = true;
+    this.#save.setAttribute("aria-label", `↓ Save as PNG: ${label}`);
   }
 }
 
-function downloadIcon() {
-  const namespace = "http://www.w3.org/2000/svg";
-  const icon = document.createElementNS(namespace, "svg");
-  icon.setAttribute("viewBox", "0 0 16 16");
-  icon.setAttribute("aria-hidden", "true");
-  const path = document.createElementNS(namespace, "path");
-  path.setAttribute("d", "M8 2v8m0 0L4.8 6.8M8 10l3.2-3.2M2.8 13.2h10.4");
-  icon.append(path);
-  return icon;
+/** Says how much of what the page loads has arrived. */
+export class LoadBar {
+  #text;
+  #bar;
+  #what;
+  /** @type {Record<string, number>} */
+  #sizes = {};
+  /** @type {Record<string, number>} */
+  #loaded = {};
+
+  /** @param {string} id Of an element with a paragraph and a progress bar. @param {string} what Is loaded. */
+  constructor(id, what) {
+    this.element = byId(id);
+    [this.#text, this.#bar] = this.element.children;
+    this.#what = what;
+  }
+
+  /** @param {Record<string, number>} sizes Bytes by file. */
+  expect(sizes) {
+    this.#sizes = sizes;
+  }
+
+  /** @param {import("./runner.js").Progress} progress Of a file; those that are not expected do not count. */
+  note({ file, loaded }) {
+    this.#loaded[file] = loaded;
+    const sum = (/** @type {Record<string, number>} */ bytes) =>
+      Object.keys(this.#sizes).reduce((total, name) => total + (bytes[name] ?? 0), 0);
+    const [arrived, total] = [sum(this.#loaded), sum(this.#sizes)];
+    if (total === 0) return;
+    if (arrived < total) {
+      this.#text.textContent = `Loading the ${this.#what}: ${megabytes(arrived)} of ${megabytes(total)} MB`;
+      this.#bar.value = arrived / total;
+    } else {
+      this.#text.textContent = `Starting the ${this.#what} …`;
+      // Without a value the bar only says that something is going on.
+      this.#bar.removeAttribute("value");
+    }
+  }
+}
+
+/** @param {number} bytes */
+export function megabytes(bytes) {
+  return (bytes / 1e6).toFixed(1);
 }
 
 /**
- * Where the reader chooses a picture.
- *
- * Fires the given callback with a file or an example; the caller shows the outcome.
+ * Wraps slow work so that one call runs at a time and only the newest request waits; older ones are dropped.
+ * @template T
+ * @param {(request: T) => Promise<void>} work
+ * @returns {(request: T) => Promise<void>} Settles when no work is left. What fails stands in the page's verdict.
  */
-export class Slot {
-  #message;
-  #input;
-  #name;
-  #examples;
-  #onExample;
-
-  /**
-   * @param {"A" | "B"} letter
-   * @param {(blob: Blob, name: string) => void} onFile
-   * @param {(example: Example) => void} onExample
-   */
-  constructor(letter, onFile, onExample) {
-    this.picture = new Picture(`Picture ${letter}`, `picture-${letter.toLowerCase()}`);
-    // The name begins with the words that can be seen: whoever speaks to the device says them.
-    const name = `Choose a file for picture ${letter}`;
-    this.#input = element("input", { type: "file", accept: "image/*", "aria-label": name });
-    this.#message = element("p", { class: "problem", role: "alert" });
-    this.#examples = element("div", {
-      class: "examples",
-      role: "group",
-      "aria-label": `Examples for picture ${letter}`,
-    });
-    const choose = element("label", { class: "file" }, [this.#input, element("span", {}, ["Choose a file"])]);
-    this.#name = element("span", { class: "slot-name" });
-    const heading = element("h3", {}, [element("b", {}, [letter]), this.#name]);
-    this.element = element("div", { class: "slot" }, [
-      heading,
-      this.picture.element,
-      choose,
-      this.#examples,
-      this.#message,
-    ]);
-    this.#onExample = onExample;
-    this.#listen(onFile);
-  }
-
-  /** @param {(blob: Blob, name: string) => void} onFile */
-  #listen(onFile) {
-    this.#input.addEventListener("change", () => {
-      const [file] = this.#input.files;
-      if (file) onFile(file, file.name);
-      // Choosing the same file again shall be noticed too.
-      this.#input.value = "";
-    });
-    this.element.addEventListener("dragover", () => this.element.classList.add("over"));
-    for (const end of ["dragleave", "drop"]) {
-      this.element.addEventListener(end, () => this.element.classList.remove("over"));
+export function latestOnly(work) {
+  /** @type {{request: T} | null} */
+  let waiting = null;
+  /** @type {Promise<void> | null} */
+  let running = null;
+  const drain = async () => {
+    while (waiting) {
+      const { request } = waiting;
+      waiting = null;
+      try {
+        await work(request);
+      } catch (error) {
+        showVerdict(`The model failed: ${error.message}`, "bad");
+      }
     }
-    this.picture.element.addEventListener("click", (event) => {
-      if (!event.target.closest("button")) this.#input.click();
-    });
-  }
+    running = null;
+  };
+  return (request) => {
+    waiting = { request };
+    running ??= drain();
+    return running;
+  };
+}
 
-  /** @param {Example[]} examples */
-  offer(examples) {
-    this.#examples.replaceChildren(...examples.map((example) => this.#example(example)));
-  }
-
-  /** @param {Example} example */
-  #example(example) {
-    const image = element("img", { src: example.file, alt: example.title, draggable: "false" });
-    const told = `${example.title}, ${example.author}, ${example.licence}`;
-    const button = element(
-      "button",
-      { type: "button", "aria-pressed": "false", title: told, "data-address": example.file },
-      [image],
-    );
-    button.addEventListener("click", () => this.#onExample(example));
-    return button;
-  }
-
-  /**
-   * Says which picture is shown.
-   * @param {string} name
-   * @param {Example | null} example The example that it is, if any.
-   */
-  mark(name, example) {
-    this.#name.textContent = ` ${name}`;
-    this.#name.title = name;
-    for (const button of this.#examples.children) {
-      button.setAttribute("aria-pressed", String(button.dataset.address === example?.file));
-    }
-  }
-
-  /** @param {string} text Empty for none. */
-  complain(text) {
-    this.#message.textContent = text;
-  }
+/** @param {string} text @param {"good" | "bad" | "open"} state */
+export function showVerdict(text, state) {
+  byId("verdict").textContent = text;
+  byId("verdict").className = `verdict ${state}`;
 }

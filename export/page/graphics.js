@@ -1,8 +1,8 @@
 /**
- * The graphics card in the place of the processor, where that pays and no pixel is lost.
+ * The graphics card instead of the processor, where that is faster and loses no pixel.
  *
- * A card that rounds more than float32 does would lose pictures, and nobody would know why. So it is asked beside the
- * processor, and takes over only once it has given known pictures back to the last value.
+ * A card that rounds more than float32 does would lose pictures without a sign. So it takes over only after it has given
+ * known pictures back to the last value.
  * @module
  */
 
@@ -10,92 +10,57 @@ import { toLevels } from "./images.js";
 import { Runner } from "./runner.js";
 
 const KNOWN_IMAGES = 16;
-/** A model that the processor decodes in fewer milliseconds needs no card, whose runtime is a download of 27 MB. */
-const QUICK_MS = 100;
 
 /**
- * @typedef {object} Trial
- * @property {Runner | null} runner That of the card where it takes over.
- * @property {string} told What became of it; empty where there is no card or it was not asked.
- */
-
-/**
- * Tries the card. The page's address can say otherwise: `?runtime=wasm` never asks it, `?runtime=webgpu` takes it
- * whatever the time, but for pictures that are lost.
  * @param {Runner} processor
- * @param {{image_size: number, latent_dim: number, n_bits?: number}} config
- * @returns {Promise<Trial>}
+ * @param {import("./codes.js").Config} config
+ * @returns {Promise<{runner: Runner | null, note: string}>} The card's runner where it takes over; what the trial gave,
+ *   empty where there was none.
  */
 export async function tryCard(processor, config) {
-  const wish = new URLSearchParams(location.search).get("runtime");
-  if (wish === "wasm" || !(await hasCard())) return { runner: null, told: "" };
-  const images = toLevels(knownImages(config.image_size), config.n_bits);
-  /** @type {Runner | undefined} */
-  let card;
+  if (!config.web_gpu || !(await navigator.gpu?.requestAdapter())) return { runner: null, note: "" };
+  const images = makeKnownImages(config.image_size).map((image) => toLevels(image, config.n_bits));
+  const card = new Runner("webgpu", processor.onProgress);
   try {
-    // Two, of which the first prepares everything.
-    const slow = (await sendThrough(processor, images, 2, config)).milliseconds;
-    if (wish !== "webgpu" && slow < QUICK_MS) return { runner: null, told: "" };
-    card = new Runner("webgpu", () => {});
-    await card.load();
-    const { kept, milliseconds } = await sendThrough(card, images, KNOWN_IMAGES, config);
-    const told = `${kept} of ${KNOWN_IMAGES} known pictures came back exactly`;
-    const exact = kept === KNOWN_IMAGES;
-    if (exact && (wish === "webgpu" || milliseconds < slow)) return { runner: card, told };
-    card.leave();
-    return { runner: null, told: exact ? "the graphics card was tried and is slower" : `of the graphics card ${told}` };
+    await card.ask("load", { provider: "webgpu" });
+    // The first run of two prepares everything.
+    const slow = (await roundTrip(processor, images.slice(0, 2), config)).milliseconds;
+    const { exact, milliseconds } = await roundTrip(card, images, config);
+    const note = `${exact} of ${KNOWN_IMAGES} known pictures came back exactly`;
+    if (exact === KNOWN_IMAGES && milliseconds < slow) return { runner: card, note };
+    card.stop();
+    return { runner: null, note: `the graphics card was tried: ${note}${exact === KNOWN_IMAGES ? ", slower" : ""}` };
   } catch (error) {
-    card?.leave();
-    return { runner: null, told: `the graphics card was tried: ${error.message}` };
-  }
-}
-
-/** Whether the browser offers a graphics card. */
-async function hasCard() {
-  try {
-    return (await navigator.gpu?.requestAdapter()) != null;
-  } catch {
-    return false;
+    card.stop();
+    return { runner: null, note: `the graphics card was tried: ${error.message}` };
   }
 }
 
 /**
  * @param {Runner} runner
- * @param {Uint8Array} images
- * @param {number} count How many of them.
- * @param {{image_size: number, latent_dim: number}} config
- * @returns {Promise<{kept: number, milliseconds: number}>} How many come back, and the time to decode one.
+ * @param {Uint8Array[]} images
+ * @param {import("./codes.js").Config} config
+ * @returns {Promise<{exact: number, milliseconds: number}>} How many come back, and the time of the last decoding.
  */
-async function sendThrough(runner, images, count, { image_size: imageSize, latent_dim: latentDim }) {
-  const length = images.length / KNOWN_IMAGES;
-  let [kept, milliseconds] = [0, 0];
-  for (let start = 0; start < count * length; start += length) {
-    const image = images.slice(start, start + length);
-    const { z, v } = await runner.ask("encode", { images: image.slice(), count: 1, imageSize });
-    const back = await runner.ask("decode", { z, v, count: 1, imageSize, latentDim });
-    // The last one, which begins with everything prepared.
-    milliseconds = back.milliseconds;
-    kept += Number(image.every((value, index) => value === back.images[index]));
+async function roundTrip(runner, images, { image_size: imageSize, latent_dim: latentDim }) {
+  let [exact, milliseconds] = [0, 0];
+  for (const image of images) {
+    const { z, v } = await runner.ask("encode", { images: image, count: 1, imageSize });
+    const decoded = await runner.ask("decode", { z, v, count: 1, imageSize, latentDim });
+    // Measured in the worker: elsewhere the wait for other questions would count.
+    milliseconds = decoded.milliseconds;
+    exact += Number(image.every((value, index) => value === decoded.images[index]));
   }
-  return { kept, milliseconds };
+  return { exact, milliseconds };
 }
 
-/**
- * @param {number} size
- * @returns {Uint8Array} Pictures of smooth colour waves, one after the other: those of `--check` of the examples.
- */
-function knownImages(size) {
-  const images = new Uint8Array(KNOWN_IMAGES * size * size * 3);
-  let place = 0;
-  for (let number = 0; number < KNOWN_IMAGES; number++) {
-    for (let y = 0; y < size; y++) {
-      for (let x = 0; x < size; x++) {
-        const wave = Math.floor((256 * (((number % 4) + 1) * x + (Math.floor(number / 4) + 1) * y)) / size);
-        for (let channel = 0; channel < 3; channel++) {
-          images[place++] = Math.min(Math.abs(((wave + 85 * channel) % 512) - 256), 255);
-        }
-      }
-    }
-  }
-  return images;
+/** @param {number} size @returns {Uint8Array[]} Smooth colour waves: those of `--check` of the examples. */
+function makeKnownImages(size) {
+  return Array.from({ length: KNOWN_IMAGES }, (_, number) =>
+    Uint8Array.from({ length: size * size * 3 }, (_, place) => {
+      const [x, y] = [Math.floor(place / 3) % size, Math.floor(place / 3 / size)];
+      const wave = Math.floor((256 * (((number % 4) + 1) * x + (Math.floor(number / 4) + 1) * y)) / size);
+      return Math.min(Math.abs(((wave + 85 * (place % 3)) % 512) - 256), 255);
+    }),
+  );
 }

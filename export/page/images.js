@@ -164,24 +164,11 @@ function withoutAlpha(rgba) {
 }
 
 /**
- * Whether canvases give back the pixels drawn on them. Browsers that resist fingerprinting may change them.
- * @returns {boolean}
- */
-export function canvasKeepsPixels() {
-  const side = 16;
-  const pixels = Uint8Array.from({ length: side * side * CHANNELS }, (_, index) => (index * 37) % 256);
-  const canvas = newCanvas(side, side);
-  draw(canvas, pixels, side);
-  const back = withoutAlpha(canvas.getContext("2d").getImageData(0, 0, side, side).data);
-  return back.every((value, index) => value === pixels[index]);
-}
-
-/**
  * @param {HTMLCanvasElement} canvas
- * @param {Uint8Array} pixels RGB.
- * @param {number} size
+ * @param {Uint8Array} pixels RGB, of a square.
  */
-export function draw(canvas, pixels, size) {
+export function draw(canvas, pixels) {
+  const size = Math.sqrt(pixels.length / CHANNELS);
   if (canvas.width !== size || canvas.height !== size) canvas.width = canvas.height = size;
   const data = new ImageData(size, size);
   for (let from = 0, to = 0; from < pixels.length; to += 4) {
@@ -196,12 +183,11 @@ export function draw(canvas, pixels, size) {
 /**
  * Saves pixels as a PNG file of their own size, so that the file can be opened here again without a loss.
  * @param {Uint8Array} pixels
- * @param {number} size
  * @param {string} fileName
  */
-export async function savePng(pixels, size, fileName) {
-  const canvas = newCanvas(size, size);
-  draw(canvas, pixels, size);
+export async function savePng(pixels, fileName) {
+  const canvas = document.createElement("canvas");
+  draw(canvas, pixels);
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);

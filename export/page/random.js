@@ -9,8 +9,8 @@
  * @param {number} count
  * @returns {Float32Array} Standard normal values.
  */
-export function normals(seed, stream, count) {
-  const uniform = uniforms(seed, stream);
+export function drawNormals(seed, stream, count) {
+  const uniform = makeUniform(seed, stream);
   const values = new Float32Array(count + (count % 2));
   for (let index = 0; index < values.length; index += 2) {
     [values[index], values[index + 1]] = boxMuller(uniform(), uniform());
@@ -24,8 +24,8 @@ export function normals(seed, stream, count) {
  * @param {number[]} shares How often each number from 0 on is to come, up to a common factor.
  * @returns {number} One of these numbers.
  */
-export function oneOf(seed, stream, shares) {
-  let left = uniforms(seed, stream)() * shares.reduce((sum, share) => sum + share, 0);
+export function drawInteger(seed, stream, shares) {
+  let left = makeUniform(seed, stream)() * shares.reduce((sum, share) => sum + share, 0);
   const found = shares.findIndex((share) => (left -= share) < 0);
   return found < 0 ? shares.length - 1 : found;
 }
@@ -42,7 +42,7 @@ function boxMuller(first, second) {
 }
 
 /** sfc32, its state filled by splitmix32. @param {number} seed @param {number} stream @returns {() => number} */
-function uniforms(seed, stream) {
+function makeUniform(seed, stream) {
   const mix = splitmix32((seed ^ Math.imul(stream + 1, 0x9e3779b1)) >>> 0);
   let [a, b, c, counter] = [mix(), mix(), mix(), 1];
   const next = () => {

@@ -3,65 +3,54 @@
  * @module
  */
 
-import { DownloadError, LoadError } from "./download.js";
-
-/** @typedef {import("./codes.js").Progress} Progress */
-/** @typedef {"wasm" | "webgpu"} Provider What computes: the processor, or the graphics card. */
+/** @typedef {{file: string, loaded: number}} Progress Bytes of a file that have arrived. */
 
 export class Runner {
   #worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
   #waiting = new Map();
   #lastId = 0;
-  #leaving = false;
+  #stopping = false;
 
   /**
-   * @param {Provider} provider
+   * @param {"wasm" | "webgpu"} provider What computes: the processor, or the graphics card.
    * @param {(progress: Progress) => void} onProgress
    */
   constructor(provider, onProgress) {
     this.provider = provider;
     this.onProgress = onProgress;
     this.#worker.onmessage = ({ data }) => this.#receive(data);
-    this.#worker.onerror = (event) => this.#fail(event);
+    this.#worker.onerror = ({ message }) => this.#fail(message);
   }
 
-  /** Downloads and starts all that encoding and decoding need. @returns {Promise<{threads: number}>} */
-  load() {
-    return this.ask("load", { provider: this.provider });
-  }
-
-  /** @param {string} task @param {object} content Its arrays are handed over. @returns {Promise<any>} */
+  /** @param {string} task One of the worker's. @param {object} content Is copied. @returns {Promise<any>} */
   ask(task, content) {
     const id = ++this.#lastId;
-    const buffers = Object.values(content)
-      .filter(ArrayBuffer.isView)
-      .map((view) => view.buffer);
     return new Promise((resolve, reject) => {
       this.#waiting.set(id, { resolve, reject });
-      this.#worker.postMessage({ id, task, ...content }, buffers);
+      this.#worker.postMessage({ id, task, ...content });
     });
   }
 
-  /** Ends the worker when all that it was asked is answered. */
-  leave() {
-    this.#leaving = true;
+  /** Ends the worker once all that it was asked is answered. */
+  stop() {
+    this.#stopping = true;
     if (this.#waiting.size === 0) this.#worker.terminate();
   }
 
-  /** @param {{id?: number, result?: object, error?: string, download?: boolean, progress?: Progress}} message */
-  #receive({ id, result, error, download, progress }) {
+  /** @param {{id?: number, result?: object, error?: string, progress?: Progress}} message */
+  #receive({ id, result, error, progress }) {
     if (progress) return this.onProgress(progress);
     const { resolve, reject } = this.#waiting.get(id);
     this.#waiting.delete(id);
     if (error === undefined) resolve(result);
-    else reject(new (download ? DownloadError : LoadError)(error));
-    if (this.#leaving) this.leave();
+    else reject(new Error(error));
+    if (this.#stopping) this.stop();
   }
 
-  /** @param {ErrorEvent} event A worker that cannot start has no message. */
-  #fail(event) {
-    const reason = event.message ? ` (${event.message})` : "";
-    const error = new LoadError(`The model's worker stopped${reason}. A browser with module workers is needed.`);
+  /** @param {string} [message] A worker that cannot start has none. */
+  #fail(message) {
+    const reason = message ? ` (${message})` : "";
+    const error = new Error(`The model's worker stopped${reason}. A browser with module workers is needed.`);
     for (const { reject } of this.#waiting.values()) reject(error);
     this.#waiting.clear();
   }

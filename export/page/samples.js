@@ -3,112 +3,68 @@
  * @module
  */
 
-import { join, split } from "./codes.js";
-import { Picture, byId } from "./elements.js";
-import { latestOnly } from "./live.js";
-import { Meter, progressText } from "./loading.js";
-import { normals, oneOf } from "./random.js";
+import { LoadBar, Picture, byId, latestOnly } from "./elements.js";
+import { drawInteger, drawNormals } from "./random.js";
 
 const COUNT = 8;
-const SEEDS = 2 ** 32;
-/** Larger pictures come one by one: eight at once would take long and much memory. */
-const LARGEST_BATCHED_SIDE = 64;
 
-/** @typedef {import("./codes.js").Codes} Codes */
-/** @typedef {import("./codes.js").Config} Config */
-/** @typedef {{seed: number, temperature: number}} Request */
-
-/** Sampling: temperature, seed, button and pictures. */
+/** Temperature, seed, button and pictures. */
 export class Samples {
-  #pictures = Array.from({ length: COUNT }, (_, index) => new Picture(`Sample ${index + 1}`, `sample-${index + 1}`));
-  #meter = new Meter(["sampler"]);
-  #shown = false;
-  #request;
-  /** @type {Codes} */
   #codes;
-  /** @type {Config} */
+  /** @type {import("./codes.js").Config} */
   #config;
+  #pictures = Array.from({ length: COUNT }, (_, index) => new Picture(`Sample ${index + 1}`, `sample-${index + 1}`));
+  #started = false;
+  #turn = 0;
+  #request = latestOnly((turn) => this.#sample(turn));
 
-  /** @param {Codes} codes */
+  /** @param {import("./codes.js").Codes} codes */
   constructor(codes) {
     this.#codes = codes;
-    this.#request = latestOnly((request) => this.#sample(request));
-    byId("samples").replaceChildren(...this.#pictures.map((picture) => picture.element));
-    this.#listen();
-    this.#showTemperature();
-  }
-
-  /** Lets the reader sample. @param {Config} config */
-  enable(config) {
-    this.#config = config;
-    this.#meter.expect(config.sizes ?? {});
-    byId("sample").disabled = byId("next-seed").disabled = false;
-  }
-
-  /** @param {import("./codes.js").Progress} progress Of the sampler's download. */
-  noteProgress(progress) {
-    this.#meter.note(progress);
-    byId("sample-text").textContent = progressText("the sampler", this.#meter.sum());
-  }
-
-  #listen() {
+    /** Of the sampler's download. */
+    this.bar = new LoadBar("sample-load", "sampler");
+    byId("samples").append(...this.#pictures.map((picture) => picture.element));
     byId("sample-form").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.#request(this.#inputs());
+      // The first press takes the seed that is there.
+      if (this.#started) byId("seed").value = String(byId("seed").valueAsNumber + 1 || 0);
+      this.#show();
     });
-    byId("next-seed").addEventListener("click", () => {
-      byId("seed").value = String((byId("seed").valueAsNumber + 1 || 0) % SEEDS);
-      byId("sample-form").requestSubmit();
-    });
-    byId("temperature").addEventListener("input", () => {
-      this.#showTemperature();
-      if (this.#shown) this.#request(this.#inputs());
-    });
+    for (const id of ["seed", "temperature"]) byId(id).addEventListener("input", () => this.#started && this.#show());
   }
 
-  #showTemperature() {
-    byId("temperature-text").textContent = byId("temperature").valueAsNumber.toFixed(2);
+  /** Lets the reader sample. @param {import("./codes.js").Config} config */
+  enable(config) {
+    this.#config = config;
+    byId("sample").disabled = false;
   }
 
-  /** @returns {Request} */
-  #inputs() {
-    return { seed: byId("seed").valueAsNumber || 0, temperature: byId("temperature").valueAsNumber };
+  #show() {
+    if (!this.#started) this.bar.element.hidden = false;
+    this.#started = true;
+    for (const picture of this.#pictures) picture.expire();
+    this.#request(++this.#turn);
   }
 
-  /** @param {Request} request */
-  async #sample(request) {
-    const start = performance.now();
+  /** @param {number} turn */
+  async #sample(turn) {
+    byId("sample-problem").textContent = "";
+    const [seed, temperature] = [byId("seed").valueAsNumber || 0, byId("temperature").valueAsNumber];
+    const { image_size: size, latent_dim: latentDim, label_shares: shares } = this.#config;
     try {
-      for (const indices of batches(this.#config.image_size)) await this.#sampleBatch(request, indices);
-      this.#shown = true;
-      byId("sample-text").textContent = outcome(request, performance.now() - start);
+      for (const [index, picture] of this.#pictures.entries()) {
+        // Each picture has streams of its own: its noise does not depend on how many there are.
+        const noise = drawNormals(seed, index, latentDim + size * size * 3);
+        const labels = shares && Int32Array.of(drawInteger(seed, COUNT + index, shares));
+        const codes = [noise.slice(0, latentDim), noise.slice(latentDim)];
+        const pixels = await this.#codes.sample(codes[0], codes[1], Float32Array.of(temperature), 1, labels);
+        this.bar.element.hidden = true;
+        if (turn !== this.#turn) return;
+        picture.show(pixels);
+      }
     } catch (error) {
-      byId("sample-text").textContent = error.message;
+      this.bar.element.hidden = true;
+      byId("sample-problem").textContent = error.message;
     }
   }
-
-  /** @param {Request} request @param {number[]} indices */
-  async #sampleBatch({ seed, temperature }, indices) {
-    const { image_size: size, latent_dim: latentDim } = this.#config;
-    // Each picture has a stream of its own, so that its noise does not depend on how many there are.
-    const noise = indices.map((index) => normals(seed, index, latentDim + size * size * 3));
-    const zNoise = join(noise.map((values) => values.slice(0, latentDim)));
-    const vNoise = join(noise.map((values) => values.slice(latentDim)));
-    // A model whose sampler takes labels is given one for each picture, drawn by its share.
-    const shares = this.#config.label_shares;
-    const labels = shares && Int32Array.from(indices, (index) => oneOf(seed, COUNT + index, shares));
-    const images = split(await this.#codes.sample(zNoise, vNoise, temperature, indices.length, labels), indices.length);
-    indices.forEach((index, place) => this.#pictures[index].show(images[place], size));
-  }
-}
-
-/** @param {number} size @returns {number[][]} */
-function batches(size) {
-  const all = Array.from({ length: COUNT }, (_, index) => index);
-  return size <= LARGEST_BATCHED_SIDE ? [all] : all.map((index) => [index]);
-}
-
-/** @param {Request} request @param {number} milliseconds @returns {string} */
-function outcome({ seed, temperature }, milliseconds) {
-  return `Seed ${seed}, temperature ${temperature.toFixed(2)}: ${COUNT} pictures in ${Math.round(milliseconds)} ms.`;
 }

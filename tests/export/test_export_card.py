@@ -42,7 +42,7 @@ def origin_of(data: DataConfig | None = None, **options: object) -> Origin:
     return Origin("tiny", "tiny", config, **values)  # type: ignore[arg-type]
 
 
-PAGE = {**of_tiny(), "files": ["web/index.html"], "checked": {}}
+PAGE = {**of_tiny(), "files": ["web/index.html"], "checked": {}, "bytes": 34_900_000}
 
 
 def card_of(formats: dict, **options: object) -> dict:
@@ -298,7 +298,11 @@ class TestCalls:
 
     def test_of_formats_that_are_not_there_nothing_is_told(self) -> None:
         text = card_text(card_of({"web": PAGE}))
-        assert "python3 -m http.server -d web" in text and "onnxruntime" not in text.partition("## Calling it")[2]
+        assert (
+            "python3 -m http.server -d web" in text
+            and "34.9 MB" in text
+            and "onnxruntime" not in text.partition("## Calling it")[2]
+        )
 
 
 def test_says_of_a_flow_without_z_what_it_is() -> None:

@@ -125,7 +125,7 @@ class TestCard:
 
 @pytest.fixture
 def runtime(tmp_path):
-    """The three files of onnxruntime-web, as the npm package has them."""
+    """The files of onnxruntime-web for the processor, as the npm package has them."""
     folder = tmp_path / "package"
     (folder / "dist").mkdir(parents=True)
     for number, name in enumerate(web.RUNTIME_FILES):
@@ -157,7 +157,8 @@ class TestWeb:
             "config.json",
             *(name.removeprefix("model/") for name in pictures),
         }
-        sizes = {name.removesuffix(".onnx"): (page / "model" / name).stat().st_size for name in ON_PAGE}
+        sizes = {f"model/{name}": (page / "model" / name).stat().st_size for name in ON_PAGE}
+        runtime_sizes = {f"runtime/{name}": 100 + number for number, name in enumerate(web.RUNTIME_FILES)}
         assert config == {
             "name": "tiny",
             "image_size": 8,
@@ -166,14 +167,29 @@ class TestWeb:
             "latent_dim": 4,
             "bits_per_dim": None,
             "data": opened[1].data,
-            # What the page's worker tells the progress of.
-            "sizes": {**sizes, "runtimeEntry": 100, "runtimeGlue": 101, "runtime": 102},
+            "sizes": {**sizes, **runtime_sizes},
             "project": None,
+            "web_gpu": False,
         }
+        size = sum(path.stat().st_size for path in page.rglob("*") if path.is_file())
+        assert f"{size / 1e6:.1f} MB" in (tmp_path / "to" / TEXT_NAME).read_text()
         assert len(pictures) >= 2
         for name in pictures:
             with Image.open(page / name) as picture:
                 assert (picture.size, picture.mode) == ((8, 8), "RGB")
+
+    def test_runtime_for_graphics_cards_comes_only_where_it_is_asked_for(
+        self, quick, command, refused, runtime, tmp_path
+    ):
+        line = refused("--format", "web", "--web-runtime", runtime, "--web-gpu")
+        assert web.GPU_FILES[2] in line
+        for name in web.GPU_FILES:
+            (runtime / "dist" / name).write_bytes(b"for cards")
+        for options, files in (((), web.RUNTIME_FILES), (("--web-gpu",), web.RUNTIME_FILES + web.GPU_FILES)):
+            assert command("--format", "web", "--web-runtime", runtime, *options)[0] == 0
+            assert {path.name for path in (tmp_path / "to" / "web" / "runtime").iterdir()} == {*files}
+            config = json.loads((tmp_path / "to" / "web" / "model" / "config.json").read_text())
+            assert config["web_gpu"] == bool(options)
 
     def test_is_alone_where_nothing_else_was_asked_for(self, quick, command, runtime, tmp_path):
         assert command("--format", "web", "--web-runtime", runtime / "dist")[0] == 0

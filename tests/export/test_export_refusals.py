@@ -30,6 +30,7 @@ class TestRefusals:
             (["--format", "onnx", "--endpoints", "encode"], "--endpoints encode is for the format savedmodel alone, "),
             (["--format", "onnx", "--version", "2"], "--version 2 is for the format savedmodel alone, and the formats"),
             (["--web-runtime", "x"], "web alone, and the formats are savedmodel, onnx; leave it out, or add web to --"),
+            (["--web-gpu"], "--web-gpu is for the format web alone, and the formats"),
         ],
     )
     def test_mistake_in_the_command(self, refused, arguments, message):

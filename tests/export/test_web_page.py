@@ -6,8 +6,6 @@ import base64
 import dataclasses
 import email.message
 import json
-import os
-import re
 import shutil
 import subprocess
 
@@ -19,20 +17,17 @@ from helpers.picture_files import SIZE, claiming, write_files
 from helpers.places import PATIENCE, ROOT, TESTS
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
-from PIL import Image
 
-from export.formats.web import EXAMPLES, RUNTIME_VERSION, example_images, examples_for, project_url
+from export.formats.web import RUNTIME_VERSION, example_images, examples_for, project_url
 from export.origin import open_run
 from export.pipeline import Request, describe, export
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
-from tfdecouple.data.sample_images import PHOTOGRAPHS
 from tfdecouple.runs import load_model, weights_sha256
 from tfdecouple.runs.latent_directions import METHODS, Direction, Directions
 from tfdecouple.runs.run_folder import load_config
 
 EXAMPLE = ROOT / "examples" / "web"
-IMAGES = ROOT / "docs" / "images"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -46,10 +41,10 @@ def test_the_example_and_the_exporter_name_the_same_runtime():
 @pytest.mark.parametrize(
     "check",
     [
-        "trial_times_the_processor_and_not_who_waits_before_it",
-        "failed_download_is_no_failed_card",
-        "codes_of_pictures_that_were_replaced_are_not_complained_of",
-        "picture_that_the_browser_has_kept_chosen_is_changed",
+        "exact_and_faster_card_takes_over",
+        "card_is_left_alone_unless_exact_and_faster",
+        "new_pictures_take_verdict_and_pictures_away",
+        "first_start_of_the_sampler_shows_progress",
     ],
 )
 def test_the_modules_of_the_page_do_without_a_browser_what_they_should(check, tmp_path):
@@ -119,10 +114,7 @@ def test_directions_of_the_same_weights_alone_come_to_the_page(steered_run, tmp_
     assert "directions" not in describe(origin) and "other weights" in origin.without_directions
 
 
-def test_examples_are_credited_and_the_page_knows_which_the_model_has_seen():
-    for example in EXAMPLES:
-        known = PHOTOGRAPHS.get(example.name, example)
-        assert (example.author, example.licence) == (known.author, known.licence)
+def test_the_page_knows_which_examples_the_model_has_seen():
     found = {one["file"]: one for one in examples_for(load_config("photographs").data)}
     assert set(found) == set(example_images(8))
     assert found["model/coffee.png"]["seen"] is True and found["model/retina.png"]["seen"] is False
@@ -149,19 +141,6 @@ def test_the_project_is_where_the_metadata_say(monkeypatch, field, value, addres
     assert project_url() == address
 
 
-def size_of(path):
-    with Image.open(path) as picture:
-        return picture.size
-
-
-def test_screenshots_of_the_documentation_are_of_the_sizes_that_are_checked():
-    looks = (EXAMPLE / "looks.mjs").read_text(encoding="utf-8")
-    sizes = dict(re.findall(r"(\w+): \{ viewport: \{ (width: \d+, height: \d+) \}", looks))
-    assert set(sizes) == {"web_page", "web_page_phone"}
-    for name, size in sizes.items():
-        assert "width: {}, height: {}".format(*size_of(IMAGES / f"{name}.png")) == size
-
-
 @pytest.mark.slow
 def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools, tmp_path):
     a, b = random_images(16, seed=1), random_images(16, seed=2)
@@ -172,19 +151,10 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools
     files = write_files(tmp_path / "files")
     (tmp_path / "files" / "bomb.png").write_bytes(claiming(20_000, 20_000))
     command = ["node", "check.mjs", str(page / "web"), "--json", str(report), "--pairs", str(tmp_path)]
-    command += ["--read", str(tmp_path / "files"), "--screenshots", str(tmp_path)]
-    result = subprocess.run(
-        [*command, "--browser", str(CHROMIUM)],
-        cwd=tools,
-        capture_output=True,
-        text=True,
-        env={**os.environ},
-        check=False,
-    )
+    command += ["--read", str(tmp_path / "files"), "--browser", str(CHROMIUM)]
+    result = subprocess.run(command, cwd=tools, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads(report.read_text())
-    for name in ("web_page", "web_page_phone"):
-        assert size_of(tmp_path / f"{name}.png") == size_of(IMAGES / f"{name}.png")
     assert "20000 x 20000 pixels" in found["read"].pop("bomb.png")
     assert_reads_as_training_does(found["read"], files)
     pairs = found["pairs"]
