@@ -126,16 +126,16 @@ function receive(files, index) {
 
 /** @param {Config} known */
 function showFacts(known) {
-  const { image_size: size, latent_dim: latentDim, n_bits: levels, bits_per_dim: bits, examples, project } = known;
+  const { name, data, image_size: size, latent_dim: latentDim, n_bits: colourBits, bits_per_dim: bits } = known;
+  const { examples, project, sizes } = known;
   byId("z-length").textContent = `${latentDim} numbers`;
   byId("side").textContent = `${size}\u00a0×\u00a0${size}`;
-  const total = Object.values(known.sizes).reduce((sum, size) => sum + size, 0);
   const facts = [
-    known.name,
-    `trained on ${known.data}`,
-    levels < 8 ? `${2 ** levels} levels of each colour` : "",
-    bits == null ? "" : `${bits.toFixed(2)} bits per dimension`,
-    `${megabytes(total)} MB`,
+    name,
+    `trained on ${data}`,
+    colourBits < 8 && `${2 ** colourBits} levels of each colour`,
+    bits != null && `${bits.toFixed(2)} bits per dimension`,
+    `${megabytes(Object.values(sizes).reduce((sum, one) => sum + one, 0))} MB`,
   ];
   byId("facts").textContent = facts.filter(Boolean).join(" · ");
   const credits = examples.map(({ title, author, licence }) => `${title}, ${author} (${licence})`);
