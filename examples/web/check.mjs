@@ -43,14 +43,15 @@ async function checkSwap(page) {
       });
     const distance = (one, other) => Math.hypot(...measure(one).map((value, k) => value - measure(other)[k]));
     const [a, bWithA, aWithB, b] = all(cells);
-    const button = document.querySelectorAll(".examples")[0].children[2];
-    button.click();
+    const rows = [...document.querySelectorAll("#grid .row")].map((row) => row.textContent);
+    const [examples] = document.querySelectorAll(".examples");
+    examples.children[2].click();
     // Until the new picture's codes are there.
     while (same(all(cells)[0], a)) await new Promise((resolve) => setTimeout(resolve, 1));
     const meanwhile = document.querySelector("#verdict").textContent;
-    document.querySelectorAll(".examples")[0].children[0].click();
+    examples.children[0].click();
     return {
-      rows: [...document.querySelectorAll("#grid .row")].map((row) => row.textContent),
+      rows,
       wanted: [
         `${2 * distance(bWithA, a) <= distance(bWithA, b) ? "colours" : "z"} of A`,
         `${2 * distance(aWithB, b) <= distance(aWithB, a) ? "colours" : "z"} of B`,
