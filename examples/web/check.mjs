@@ -190,9 +190,14 @@ async function checkCredits(page) {
 }
 
 function readArguments() {
-  const string = { type: /** @type {const} */ ("string") };
-  const isolated = { type: /** @type {const} */ ("boolean"), default: false };
-  const options = { json: string, screenshots: string, pairs: string, read: string, browser: string, isolated };
+  const options = /** @type {const} */ ({
+    json: { type: "string" },
+    screenshots: { type: "string" },
+    pairs: { type: "string" },
+    read: { type: "string" },
+    browser: { type: "string" },
+    isolated: { type: "boolean", default: false },
+  });
   const { values, positionals } = parseArgs({ allowPositionals: true, options });
   if (positionals.length !== 1) {
     console.error("usage: node check.mjs SITE [options]; README.md says which");
