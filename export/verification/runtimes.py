@@ -131,7 +131,7 @@ class SavedModel(Runtime):
                     tf.as_dtype(info.dtype).name,
                     tuple(None if dim.size == -1 else dim.size for dim in info.tensor_shape.dim),
                 )
-                for name, info in infos.items()
+                for name, info in sorted(infos.items())
             }
 
         return plain(self._signatures[endpoint].inputs), plain(self._signatures[endpoint].outputs)
