@@ -26,7 +26,7 @@ from tfdecouple.runs import load_config
 from tfdecouple.runtime import memory
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 
-COMMITTED = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/config.json"))
+COMMITTED = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/checkpoints"))
 COMMITTED += [ROOT / "tests" / "data" / "golden" / "1" / "run", ROOT / "tfdecouple" / "pretrained" / "photographs"]
 
 TOO_LARGE = {
@@ -49,7 +49,7 @@ def no_model(monkeypatch):
     def made(*_, **__):
         pytest.fail("a model is made")
 
-    for module in ("runs", "wolf", "training.state"):
+    for module in ("runs.opened_run", "interop.wolf", "training.state"):
         monkeypatch.setattr(f"tfdecouple.{module}.DecoupledModel", made)
 
 
