@@ -14,6 +14,7 @@ from export.manifest import JSON_NAME
 from export.origin import Origin
 from tfdecouple.data.sources import rights_in
 from tfdecouple.image_shapes import CONVERTED, Shape, colours, facts, from_facts
+from tfdecouple.runs.model_card import card_head
 from tfdecouple.storage.files import read_json
 
 TEXT_NAME = "MODEL_CARD.md"
@@ -200,17 +201,10 @@ def _machine() -> str:
 def card_text(card: Mapping[str, Any]) -> str:
     """Returns the card for readers, as Markdown."""
     architecture, shape = card["architecture"], from_facts(card["architecture"])
-    with_z = architecture["latent_dim"] is not None
-    bits = card["bits_per_dim"]
-    lines = [
-        f"# {card['name']}",
-        "",
-        "A model that decouples what an image is globally (z) from its local detail (v), exported by tfdecouple."
-        if with_z
-        else "A flow of images without a global code, exported by tfdecouple.",
-        "",
-        f"- **Architecture:** {_sides(shape)} {_channels(shape)}, {architecture['n_bits']} bits, "
-        + (f"z of {architecture['latent_dim']} numbers, " if with_z else "no z (an unconditional flow), ")
+    latent_dim = architecture["latent_dim"]
+    rows = {
+        "architecture": f"{_sides(shape)} {_channels(shape)}, {architecture['n_bits']} bits, "
+        + ("no z (an unconditional flow), " if latent_dim is None else f"z of {latent_dim} numbers, ")
         + f"v of the image's size, {architecture['parameters']:,} parameters, "
         + ("additive couplings" if architecture["alpha"] is None else f"alpha {architecture['alpha']}")
         + (
@@ -219,13 +213,17 @@ def card_text(card: Mapping[str, Any]) -> str:
             else ""
         )
         + _labels(architecture),
-        f"- **Weights:** run {card['run']}, step {card['step']}" + (", averaged" if card["averaged"] == "true" else ""),
-        f"- **Data:** {card['data']['source']}. {card['data']['licence']}",
-        f"- **Bits per dimension:** {_bits(bits)}",
-        f"- **Exactness:** {card['exact']['meaning']}",
-        f"- **Images:** turned upright as their EXIF data say, {_kept(shape)}, cropped to the "
-        f"{card['crop']}, resized to {_sides(shape)} {card['resize']}",
-        f"- **Checked** on {card['checked']['real_images']}; {card['checked']['machine']}",
+        "weights": f"run {card['run']}, step {card['step']}" + (", averaged" if card["averaged"] == "true" else ""),
+        "trained on": card["data"]["source"],
+        "rights in the images": card["data"]["licence"],
+        "bits per dimension": _bits(card["bits_per_dim"]),
+        "exactness": card["exact"]["meaning"],
+        "images": f"turned upright as their EXIF data say, {_kept(shape)}, cropped to the {card['crop']}, resized to "
+        f"{_sides(shape)} {card['resize']}",
+        "checked": f"on {card['checked']['real_images']}; {card['checked']['machine']}",
+    }
+    lines = [
+        *card_head(card["name"], shape, architecture["n_bits"], latent_dim, rows),
         "",
         "## Endpoints",
         "",

@@ -114,7 +114,7 @@ def test_export_passes_the_gate_and_its_card_says_what_images_are(exported):
         assert all(trip["identical"] == trip["images"] for trip in trips.values())
     assert card["architecture"]["image_shape"] == [8, 12, 1] and "image_size" not in card["architecture"]
     text = (exported / "MODEL_CARD.md").read_text()
-    assert "- **Architecture:** 8 x 12 grey, 8 bits" in text and "np.zeros((1, 8, 12, 1), np.uint8)" in text
+    assert "| architecture | 8 x 12 grey, 8 bits" in text and "np.zeros((1, 8, 12, 1), np.uint8)" in text
     assert "grey without transparency, cropped to the largest centre in the proportions of the model's images" in text
     cards.run_python(exported)
 

@@ -15,7 +15,7 @@ from typing import Any
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.sources import find_kind, images_at, rights_in
 from tfdecouple.errors import UserError, one_line
-from tfdecouple.image_shapes import described
+from tfdecouple.runs.model_card import card_head
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, Address, Published, upload
 from tfdecouple.runs.run_folder import (
@@ -224,37 +224,25 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
     known = address or f"path/to/{name}"
     load = f'tfdecouple.load_pretrained("{address}")' if address else f'tfdecouple.load_model("{known}")'
     counted = opened.model.parameter_count()["total"]
-    levels, back = "", "pixels"
-    if model.n_bits < 8:
-        levels, back = f" in {2**model.n_bits} levels of each channel", "levels"
+    facts = {
+        "licence of the weights": licence,
+        "trained on": f"{data}{f', {opened.step:,} updates' if opened.step else ''}",
+        "rights in the images": rights,
+        "weights": f"{counted:,} float32{', averaged over the training' if opened.averaged else ''}",
+    }
+    if model.has_latent:
+        facts["exactness"] = f"z and v give the very same {'pixels' if model.n_bits == 8 else 'levels'} back"
+    if test:
+        facts["bits per dimension"] = f"{test['bits_per_dim']:.3f} on {test['images']} test images (ELBO)"
+    if "reconstruction" in summary:
+        facts["after encode and decode"] = summary["reconstruction"]
     lines = [
         "---",
         # JSON is YAML.
         *(f"{key}: {json.dumps(value)}" for key, value in header.items()),
         "---",
         "",
-        f"# {name}",
-        "",
-        f"A model of {described(model.image_shape)}{levels} that decouples what an image is globally (z, "
-        f"{model.latent_dim} numbers) from its local detail (v, of the image's size). z and v give the very same "
-        f"{back} back."
-        if model.has_latent
-        else f"A flow of {described(model.image_shape)}{levels}, without a global code.",
-        "It was made with tfdecouple, after *Decoupling Global and Local Representations via Invertible Generative "
-        "Flows* (Ma, Kong, Zhang and Hovy, [arXiv:2004.11820](https://arxiv.org/abs/2004.11820)).",
-        "",
-        "| | |",
-        "| --- | --- |",
-        f"| licence of the weights | {licence} |",
-        f"| trained on | {data}{f', {opened.step:,} updates' if opened.step else ''} |",
-        f"| rights in the images | {rights} |",
-        f"| weights | {counted:,} float32{', averaged over the training' if opened.averaged else ''} |",
-    ]
-    if test:
-        lines.append(f"| bits per dimension | {test['bits_per_dim']:.3f} on {test['images']} test images (ELBO) |")
-    if "reconstruction" in summary:
-        lines.append(f"| after encode and decode | {summary['reconstruction']} |")
-    lines += [
+        *card_head(name, model.image_shape, model.n_bits, model.latent_dim if model.has_latent else None, facts),
         "",
         "```python",
         "import tfdecouple",
