@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from export.endpoints import Endpoint
-from export.formats.files import FILE_FORMATS, file_format
+from export.formats.file_formats import FILE_FORMATS, file_format
 from export.manifest import JSON_NAME
 from export.origin import Origin
 from tfdecouple.data.sources import rights_in

@@ -7,7 +7,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from export.formats.files import FILE_FORMATS
+from export.formats.file_formats import FILE_FORMATS
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.extras import require
 from tfdecouple.runtime.process import given_arguments, run_program, start_tensorflow

@@ -18,7 +18,7 @@ from export import manifest
 from export.card import JSON_NAME, TEXT_NAME, card_text, make_card, merged
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import Endpoint, endpoints, onnx_names, page_names
-from export.formats.files import FILE_FORMATS, FileFormat, Sources, file_format
+from export.formats.file_formats import FILE_FORMATS, FileFormat, Sources, file_format
 from export.formats.saved_model import save_saved_model, served_others, write_serving_files, write_warmup
 from export.formats.web import build_page, examples_for, find_runtime, folder_bytes
 from export.origin import Origin, open_run, without_path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from export.formats.files import FILE_FORMATS, file_format
+from export.formats.file_formats import FILE_FORMATS, file_format
 from export.staging import taken
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.extras import require

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from export.endpoints import Endpoint, Tensors
-from export.formats.files import FileFormat, Sources, zeros
+from export.formats.file_formats import FileFormat, Sources, zeros
 from tfdecouple.errors import UserError, one_line
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import Endpoint
-from export.formats.files import FileFormat, Sources, zeros
+from export.formats.file_formats import FileFormat, Sources, zeros
 from export.origin import version_of
 
 # The highest that tf2onnx writes; ONNX Runtime for Python, Node and the browser all read it.

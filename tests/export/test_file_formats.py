@@ -15,7 +15,7 @@ from helpers.models import SMALL
 from export import manifest
 from export.card import card_text
 from export.endpoints import onnx_names
-from export.formats.files import FILE_FORMATS, file_format
+from export.formats.file_formats import FILE_FORMATS, file_format
 from export.formats.litert import METADATA
 from export.pipeline import Request, export
 from export.request import FORMATS

@@ -13,7 +13,7 @@ from helpers.models import random_images
 from tensorflow.python.client import pywrap_tf_session
 
 from export.endpoints import endpoints
-from export.formats.files import Sources, file_format
+from export.formats.file_formats import Sources, file_format
 
 COUNT, BAD = 4, 2
 OTHERS = [row for row in range(COUNT) if row != BAD]
