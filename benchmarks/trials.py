@@ -221,9 +221,11 @@ def render(rows: list[dict[str, Any]]) -> str:
     for trial in planned():
         row = by_key.get((trial.name, trial.seed, f"python {shlex.join(trial.command())}"))
         if row:
-            own = f"`{' '.join(trial.own)}`" if trial.own else ""
-            commit = f" ({trial.commit})" if trial.commit else ""
-            lines.append([trial.name, trial.seed, own + commit, *_figures(row)])
+            own = " ".join(trial.own)
+            if own:
+                # Options of another commit are none of today's: they stand as text.
+                own = f"{own} ({trial.commit})" if trial.commit else f"`{own}`"
+            lines.append([trial.name, trial.seed, own, *_figures(row)])
     return table(header, lines) if lines else "No trial has been run yet."
 
 

@@ -12,7 +12,8 @@ import tensorflow as tf
 from helpers.models import random_images
 from helpers.places import PATIENCE
 
-from tfdecouple.metrics import extractors
+from tfdecouple.errors import ExtractorError
+from tfdecouple.metrics import frechet
 from tfdecouple.runtime import precision as tf32
 from tfdecouple.runtime.precision import full_float32, tensor_float_32
 
@@ -185,8 +186,8 @@ def test_onnx_extractors_on_gpus_are_told_to_leave_tf32_alone(monkeypatch, tmp_p
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     (tmp_path / "x.onnx").write_bytes(b"x")
-    with pytest.raises(extractors.ExtractorError, match="seen"):
-        extractors.open_extractor(tmp_path / "x.onnx", 8)
+    with pytest.raises(ExtractorError, match="seen"):
+        frechet.open_extractor(tmp_path / "x.onnx", 8)
     assert opened == [(both[0], {"use_tf32": "0"}), (both[1], {})]
 
 
@@ -194,5 +195,5 @@ def test_extractors_run_in_full_float32(tmp_path):
     def run(images):
         return np.full([len(images), 1], float(enabled()))
 
-    extractor = extractors.Extractor(tmp_path / "x.onnx", run, "")
+    extractor = frechet.Extractor(tmp_path / "x.onnx", run, "")
     assert np.array_equal(extractor(random_images(2)), [[0.0], [0.0]])
