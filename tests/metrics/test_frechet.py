@@ -168,7 +168,7 @@ class TestExtractor:
             "those of three channels can be compared by it"
         )
 
-    @pytest.mark.parametrize()
+    @pytest.mark.parametrize(("name", "part"), [("text.onnx", "as ONNX"), ("text.pt", "as ONNX"), ("a.keras", "Keras")])
     def test_refuses_other_files_in_one_line(self, name, part, tmp_path):
         (tmp_path / name).write_text("no network\n")
         with pytest.raises(ExtractorError, match=part) as caught:
