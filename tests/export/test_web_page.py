@@ -12,7 +12,7 @@ import subprocess
 import numpy as np
 import onnxruntime
 import pytest
-from helpers.models import random_images
+from helpers.models import let_z_show, random_images
 from helpers.picture_files import SIZE, claiming, write_files
 from helpers.places import PATIENCE, ROOT, TESTS
 from helpers.runs import write_run
@@ -93,7 +93,8 @@ def page(steered_run, tools, tmp_path_factory):
 def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_browser(tools, tmp_path, monkeypatch):
     # The other pages have no address of the project, as there is none yet.
     monkeypatch.setattr("export.formats.web.project_url", lambda: "https://example.org/tfdecouple")
-    model = fresh(dataclasses.replace(OF_CLASSES["prior-classes"], class_probabilities=(3, 1, 2), n_bits=7))
+    config = dataclasses.replace(OF_CLASSES["prior-classes"], class_probabilities=(3, 1, 2), n_bits=7)
+    model = let_z_show(fresh(config))
     runtime = tools / "node_modules" / "onnxruntime-web"
     run = write_run(tmp_path / "run", model)
     export(Request(run=run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), say=lambda text: None)
