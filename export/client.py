@@ -148,7 +148,7 @@ def _line(error):
 def main(arguments=None):
     """The command line: two picture files, --sample, or --check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: sys.exit(_refused(message))
+    parser.error = lambda message: sys.exit(_refused(message))  # type: ignore[method-assign]
     parser.add_argument("paths", nargs="*", metavar="PICTURE")
     parser.add_argument("--sample", type=int, metavar="N", help="draw so many images")
     parser.add_argument("--check", action="store_true", help="encode and decode known images; status 1: some are lost")

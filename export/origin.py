@@ -106,7 +106,8 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
     opened = Run.open(run)
     model, config, step = opened.model, opened.config, opened.step
     model.require_initialized()
-    summary, damage = {}, ""
+    summary: dict[str, Any] = {}
+    damage = ""
     try:
         summary = read_summary(run) or {}
     except (OSError, ValueError) as error:

@@ -183,7 +183,7 @@ class _Export:
         write_warmup(folder, self._origin.name, offered)
         return self.request.version or max(staging.versions(), default=0) + 1
 
-    def _keep_part(self, name: str, runtime: str, folder: str, options: dict[str, Any]) -> None:
+    def _keep_part(self, name: str, runtime: Any, folder: str, options: dict[str, Any]) -> None:
         self._parts[name] = manifest.Part(runtime=runtime, folder=folder, cases=self._kept_cases, options=options)
 
     def _check_saved_model(self, staging: Staging, cases: pathlib.Path, version: int, formats: dict[str, Any]) -> None:
@@ -210,8 +210,8 @@ class _Export:
             shutil.copyfile(CLIENT, client)
             self.say(f"checking {CLIENT.name} in a process of its own")
             names = {name: name for name in ("encode", "decode", "switch") if name in _named(self._model)}
-            options = {"names": names, "metadata": {}, "client": str(client), "round_trip": False}
-            formats[one.name]["client"] = pass_gate("client", folder, cases, self.say, options).parity
+            of_client: dict[str, Any] = {"names": names, "metadata": {}, "client": str(client), "round_trip": False}
+            formats[one.name]["client"] = pass_gate("client", folder, cases, self.say, of_client).parity
 
     def _publish(self, staging: Staging, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
         self.say("putting it in place")

@@ -103,14 +103,14 @@ def examples_for(data: DataConfig | None) -> list[dict[str, Any]]:
         data: what the model was trained on. None and other data than the embedded photographs leave unknown whether
             an example was among them.
     """
-    known = data is not None and data.source == "photographs"
+    seen = data.photographs if data is not None and data.source == "photographs" else None
     return [
         {
             "file": f"model/{one.name}.png",
             "title": title,
             "author": one.author,
             "licence": one.licence,
-            "seen": one.name in data.photographs if known else None,
+            "seen": None if seen is None else one.name in seen,
         }
         for title, one in EXAMPLES.items()
     ]

@@ -222,7 +222,9 @@ def _signature(opened: Runtime, endpoint: str, of: str, cases: Arrays) -> Iterat
 
 def _metadata(opened: Runtime, endpoint: str, metadata: Mapping[str, str]) -> Iterator[str]:
     said = opened.metadata(endpoint)
-    for key, value in {**metadata, "endpoint": endpoint}.items() if said is not None else ():
+    if said is None:
+        return
+    for key, value in {**metadata, "endpoint": endpoint}.items():
         if said.get(key) != value:
             yield f"the file of {endpoint} says {key} {said.get(key)!r} where the run has {value!r}"
 

@@ -35,7 +35,8 @@ def weight_digests(model: DecoupledModel, layouts: Sequence[str]) -> Arrays:
     Raises:
         RefusedError: where a deployed weight is not the model's.
     """
-    found, problems = {}, []
+    found: Arrays = {}
+    problems: list[str] = []
     for layout in layouts:
         deployed = DeployedModel.from_model(model, layout)
         problems += weight_problems(model, deployed)
@@ -221,10 +222,14 @@ class _Fold:
 
     @property
     def _epsilon(self) -> float:
-        return (self._model.encoder or self._model.dequantizer.encoder).blocks[0].norm_1.epsilon
+        dequantizer = self._model.dequantizer
+        encoder = self._model.encoder or (dequantizer and dequantizer.encoder)
+        assert encoder is not None
+        return encoder.blocks[0].norm_1.epsilon
 
     @property
     def _strides(self) -> Mapping[str, int]:
+        assert self._model.dequantizer is not None
         return {block.name: block.strides for block in self._model.dequantizer.encoder.blocks}
 
 

@@ -310,7 +310,7 @@ class LiteRTFiles(Runtime):
 class Client(Runtime):
     """The client that is published beside ONNX files, `client.py` beside their folder, with the calls of its class."""
 
-    title, package = "client.py", "onnxruntime"
+    title, package, layout = "client.py", "onnxruntime", "NCHW"
 
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str], client: str):
         super().__init__(folder, names)

@@ -112,8 +112,8 @@ class Pixels:
         lowest, right, highest = (
             np.clip(np.floor(values), 0, n_bins - 1) * step for values in (middle - reach, middle, middle + reach)
         )
-        arrays = (one.astype(np.uint8) for one in (right, right - lowest, highest - right))
-        return cls(*arrays, bound.astype(np.float32), np.array(step))
+        middle, below, above = (one.astype(np.uint8) for one in (right, right - lowest, highest - right))
+        return cls(middle, below, above, bound.astype(np.float32), np.array(step))
 
     def judge(self, found: np.ndarray) -> tuple[Figures, str | None]:
         """As `Floats.judge`; figures are in pixel values, of the images on which the model is stable."""

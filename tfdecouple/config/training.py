@@ -115,7 +115,7 @@ class TrainingConfig:
     evaluation_images: Count = 0
     pictures: Count = 40
     evaluation_samples: Count = 1
-    loggers: tuple[Literal[tuple(LOGGERS)], ...] = ("tensorboard",)  # type: ignore[misc, valid-type]
+    loggers: tuple[Literal[tuple(LOGGERS)], ...] = ("tensorboard",)  # type: ignore[valid-type]
     init_from: str | None = None
     init_partial: bool = False
 

@@ -81,7 +81,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
     Raises:
         ConfigError: for a wrong type, or a value out of its range.
     """
-    for name, (hint, adapter) in _adapters(type(config)).items():
+    for name, (hint, adapter) in _adapters(typing.cast(typing.Hashable, type(config))).items():
         value = getattr(config, name)
         try:
             checked = adapter.validate_python(_python(value, prefix + name))
@@ -126,9 +126,10 @@ def _python(value: Any, name: str) -> Any:
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         largest = _LARGEST[int if isinstance(value, numbers.Integral) else float]
         # Not so for NaN, of which a check says more.
-        check(not abs(value) > largest, f"{name} is {shown(value)}; it must be at most {largest:.2g}")
-        is_whole = isinstance(value, numbers.Integral) or (abs(value) <= _LARGEST[int] and value == int(value))
-        return int(value) if is_whole else float(value)
+        number: Any = value
+        check(not abs(number) > largest, f"{name} is {shown(value)}; it must be at most {largest:.2g}")
+        is_whole = isinstance(value, numbers.Integral) or (abs(number) <= _LARGEST[int] and number == int(number))
+        return int(number) if is_whole else float(number)
     # TensorFlow and file systems take none.
     check(not isinstance(value, str) or "\0" not in value, f"{name} is {shown(value)}; it must not hold a NUL")
     return value

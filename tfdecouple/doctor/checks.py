@@ -115,9 +115,8 @@ def run_apart(name: str, task: Task) -> list[Result]:
     try:
         # Tracebacks go to the user.
         errors = None if os.environ.get("TFDECOUPLE_TRACEBACK") else subprocess.PIPE
-        pipes = {"stdout": subprocess.PIPE, "stderr": errors}
         python = python_process("-m", _MODULE, **environment)
-        done = subprocess.run(input=given, timeout=limit, check=False, **python, **pipes)
+        done = subprocess.run(**python, input=given, timeout=limit, check=False, stdout=subprocess.PIPE, stderr=errors)
         output, failure = done.stdout, _failure(done.returncode, (done.stderr or b"").decode("utf-8", "replace"))
     except subprocess.TimeoutExpired as expired:
         output, failure = expired.stdout or b"", ("time", f"not done after {limit:.0f} s")

@@ -23,7 +23,7 @@ SCHEMA = 1
 # A smaller gain is not worth another option.
 GAIN = 1.05
 # Settings that save memory at the cost of time, in the order in which they are tried where nothing else fits.
-SAVING = ([], ["training.memory=recompute"], ["training.memory=invert"])
+SAVING: tuple[list[str], ...] = ([], ["training.memory=recompute"], ["training.memory=invert"])
 # The share of a device's memory that TensorFlow and gaps leave to training.
 USABLE = 0.9
 _WIDTH = 120

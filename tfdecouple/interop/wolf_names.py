@@ -152,6 +152,7 @@ def _blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list[str])
 
 def _encoder(model: DecoupledModel, weights: list[str]) -> Iterator[Row]:
     root, encoder = "discriminator.encoder.net", model.encoder
+    assert encoder is not None
     yield from _blocks(root, "encoder", encoder.blocks, weights)
     *sides, planes = encoder.map_shape(model.input_shape)[1:]
 

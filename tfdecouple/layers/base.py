@@ -99,6 +99,8 @@ class FullLayer(keras.layers.Layer):
     these declarations, before anything is built.
     """
 
+    built: bool
+
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         """Returns the layer's own weights by name, in the order in which they are made.
 

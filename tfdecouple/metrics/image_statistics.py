@@ -224,7 +224,7 @@ def measure_image_statistics(
     rows = np.random.default_rng(seed).integers(0, len(images), (_RESAMPLES, len(images)))
     found = {}
     for name in STATISTICS:
-        r2 = {kind: _r2(*each, known[name], own[name], rows) for kind, each in features.items()}
+        r2 = {kind: _r2(x_train, x, known[name], own[name], rows) for kind, (x_train, x) in features.items()}
         found[name] = {
             "r2": {kind: dataclasses.asdict(estimate) for kind, estimate in r2.items()},
             "switch": _followed(moved[name], own[name][partner], own[name], rows),

@@ -275,11 +275,12 @@ def check_fit(model: Networks, x: Any, y: Any, batch_size: int | None, split: fl
         )
     check_images(x, y, model.config)
     if validation is not None:
-        parts = validation if isinstance(validation, tuple) and len(validation) == 2 else (validation, None)
+        is_pair = isinstance(validation, tuple) and len(validation) == 2
+        images, labels = validation if is_pair else (validation, None)
         with warnings.catch_warnings():
             # Said of the training images already.
             warnings.filterwarnings("ignore", "this model knows no labels")
-            check_images(*parts, model.config)
+            check_images(images, labels, model.config)
         split = 0.0
     if model.distribute_strategy.num_replicas_in_sync > 1:
         _check_devices(model, x, batch_size, split)

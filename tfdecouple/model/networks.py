@@ -115,7 +115,8 @@ class Networks(keras.Model):
             return
         image, z = self.input_shape, (None, self.config.latent_dim)
         of_images, of_z = (self.flow, self.encoder, self.dequantizer), (self.prior_flow, self.prior_affine)
-        for networks, shape in ((of_images, image), (of_z, z), ((self.code_net,), (None,))):
+        groups: list[tuple[tuple[Any, ...], Any]] = [(of_images, image), (of_z, z), ((self.code_net,), (None,))]
+        for networks, shape in groups:
             for network in filter(None, networks):
                 network.build(shape)
         self.initialized = self.add_weight(

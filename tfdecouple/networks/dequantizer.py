@@ -172,7 +172,7 @@ class Dequantizer(Nested, FullLayer):
         image = (None, *self.config.image_shape)
         return [(self.encoder, image, None), (self.flow, image, None)]
 
-    def build(self, x_shape: Any = None) -> None:
+    def build(self, x_shape: Any = None) -> None:  # type: ignore[override]
         """Builds both networks for images of the config's size."""
         super().build(x_shape)
 

@@ -303,12 +303,11 @@ class Flow(InvertibleComposite):
         options |= {"linear": self.config.linear, "dtype": self.dtype_policy}
 
         def stage(sizes: StagePlan) -> Stage:
-            widths = sizes.hidden, self.condition_shape(sizes)[-1] or 0
-            steps = (
-                FlowStep(*widths, transform=transform, name=name, **of_steps, **options) for name in sizes.step_names
-            )
+            hidden, width = sizes.hidden, self.condition_shape(sizes)[-1] or 0
+            of_step = {"transform": transform, **of_steps, **options}
+            steps = tuple(FlowStep(hidden, width, name=name, **of_step) for name in sizes.step_names)
             leaving = {"transform": multiscale_transform, "name": sizes.factor_out_name, **options}
-            return Stage(sizes, tuple(steps), FactorOut(sizes.dropped, *widths, **leaving) if sizes.dropped else None)
+            return Stage(sizes, steps, FactorOut(sizes.dropped, hidden, width, **leaving) if sizes.dropped else None)
 
         return tuple(tuple(map(stage, level)) for level in levels)
 

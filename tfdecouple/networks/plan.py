@@ -66,7 +66,7 @@ def planned(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
     def one_each(steps: tuple) -> tuple:
         return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)
 
-    fewest = {name: one_each(getattr(config, name)) for name in ("steps", "dequantization_steps")}
+    fewest: dict[str, Any] = {name: one_each(getattr(config, name)) for name in ("steps", "dequantization_steps")}
     return make_networks(dataclasses.replace(config, prior_steps=1, **fewest))
 
 

@@ -103,7 +103,8 @@ def _keep_memory() -> None:
 def _hidden(*names: str) -> Iterator[None]:
     """Makes packages that are not imported yet look as if they were not installed."""
     hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))
+    # None stands for a module that cannot be imported.
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
         yield
     finally:
