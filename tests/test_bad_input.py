@@ -166,7 +166,7 @@ def test_home_of_nobody_is_a_missing_folder(capsys, tmp_path):
     from tfdecouple.data import open_source
 
     for data in (DataConfig(source="folder:~nosuchuser/x"), DataConfig(source="tfds:x", data_dir="~nosuchuser/x")):
-        with pytest.raises(DataError, match="nosuchuser|knows no data set"):
+        with pytest.raises(DataError, match="nosuchuser|has no data set"):
             open_source(data, 8)
 
 

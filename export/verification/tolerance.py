@@ -106,7 +106,8 @@ class Pixels:
 
         step = 256 // n_bins
         middle = clipped(levels)
-        bound = _bound(middle, [clipped(values) for values in moved]) + FLOOR * n_bins / 2
+        # Where most images are unstable, those that are stable remain so.
+        bound = _bound(middle, [clipped(values) for values in moved], UNSTABLE / 2) + FLOOR * n_bins / 2
         bound[~np.isfinite(levels).reshape(len(levels), -1).all(1)] = np.inf
         reach = bound.reshape(-1, 1, 1, 1)
         lowest, right, highest = (
@@ -150,12 +151,15 @@ def restored(arrays: dict[str, np.ndarray]) -> Answer:
     return Pixels(**arrays) if "step" in arrays else Floats(**arrays)
 
 
-def _bound(right: np.ndarray, moved: list[np.ndarray] | tuple[np.ndarray, ...]) -> np.ndarray:
-    """How far each image may be off by what moved inputs do to it, and at least by what they do to the median one."""
+def _bound(right: np.ndarray, moved: list[np.ndarray] | tuple[np.ndarray, ...], most: float = np.inf) -> np.ndarray:
+    """How far each image may be off by what moved inputs do to it.
+
+    What they do to the median image is allowed to each, up to `most`: a single answer can happen to hardly change.
+    """
     with np.errstate(invalid="ignore", over="ignore"):
-        changes = np.max([_largest(other.astype(np.float64) - right) for other in moved], 0)
+        changes = FACTOR * np.max([_largest(other.astype(np.float64) - right) for other in moved], 0)
     finite = changes[np.isfinite(changes)]
-    return FACTOR * np.maximum(changes, np.median(finite) if len(finite) else 0)
+    return np.maximum(changes, min(np.median(finite), most) if len(finite) else 0)
 
 
 def _largest(values: np.ndarray) -> np.ndarray:

@@ -476,7 +476,7 @@ class TestHelp:
             f"for name in {[*COMMANDS]}:\n"
             "    try:\n        main([name, '--help'])\n"
             "    except SystemExit as end:\n        assert end.code == 0\n"
-            "print('loaded:', {'tensorflow', 'keras', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules))\n"
+            "print('loaded:', {'tensorflow', 'keras', 'matplotlib', 'PIL'} & set(sys.modules))\n"
         )
         ended = subprocess.run(
             [sys.executable, "-c", code],

@@ -138,6 +138,17 @@ class TestPixels:
         found[7, 0, 0, 0] ^= 1
         assert "1 subpixels of image 7" in answer.judge(found)[1]
 
+    def test_stable_images_are_judged_where_most_are_unstable(self):
+        values = levels()
+        moved = values.copy()
+        moved[3:, 0, 0, 0] += 100
+        moved[:3, 0, 0, 0] += 1e-3
+        figures, problem = (answer := Pixels.measured(values, moved, n_bins=256)).judge(answer.right)
+        assert (figures["unstable"], problem) == (COUNT - 3, None)
+        found = answer.right.copy()
+        found[1, 0, 0, 1] ^= 2
+        assert "1 subpixels of image 1" in answer.judge(found)[1]
+
     def test_values_that_are_no_numbers_are_not_judged(self):
         values = levels()
         values[1] = np.nan

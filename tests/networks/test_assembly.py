@@ -188,7 +188,8 @@ class TestSaving:
     def test_the_odd_config_is_off_the_defaults(self):
         same = {f.name for f in dataclasses.fields(ODD) if getattr(ODD, f.name) == getattr(ModelConfig(), f.name)}
         # "normal" would leave the other options of the prior without effect; labels are in `test_classes.py`.
-        assert same == {"prior", "classes", "class_probabilities"}
+        # Of conditioners there is one.
+        assert same == {"prior", "classes", "class_probabilities", "conditioner"}
 
     def test_config_is_plain_json(self):
         values = json.loads(json.dumps(blank().get_config()))

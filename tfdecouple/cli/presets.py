@@ -18,23 +18,24 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the presets with their parameter counts, or all about one.
+    """Prints the presets, or all about one with its parameter count, for which alone TensorFlow is imported.
 
     Raises:
         ConfigError: where there is no such preset.
     """
+    if not options.name:
+        names = preset_names()
+        width = max(map(len, names))
+        for name in names:
+            print(f"{name:{width}} {load_preset(name).description}")
+        return 0
+    config = load_preset(options.name)
     start_tensorflow()
     from tfdecouple.networks.plan import count_parameters
 
-    # What the JSON need not say again.
-    told = ("description", "notes")
-    names = [options.name] if options.name else preset_names()
-    width = max(map(len, names))
-    for name in names:
-        config = load_preset(name)
-        print(f"{name:{width}} {count_parameters(config.model)['total']:>12,} parameters  {config.description}")
-        if options.name:
-            values = {name: value for name, value in config.to_dict().items() if name not in told}
-            print(f"\n{config.notes}\n\nWhat each option means: {program()} explain\n")
-            print(json.dumps(values, indent=2))
+    print(f"{config.name} {count_parameters(config.model)['total']:,} parameters  {config.description}")
+    # Description and notes are printed as text.
+    values = {name: value for name, value in config.to_dict().items() if name not in ("description", "notes")}
+    print(f"\n{config.notes}\n\nWhat each option means: {program()} explain\n")
+    print(json.dumps(values, indent=2))
     return 0

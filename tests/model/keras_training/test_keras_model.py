@@ -135,8 +135,8 @@ class TestFiles:
             tfdecouple.save_run(model, tmp_path / "other", other)
         with pytest.raises(NotInitializedError):
             tfdecouple.save_run(DecoupledModel(SMALLEST), tmp_path / "other")
-        # What JSON does not take is found before anything is written.
-        with pytest.raises(TypeError):
+        # An option of another type is found before anything is written.
+        with pytest.raises(ConfigError, match="notes is .* must be text"):
             tfdecouple.save_run(model, tmp_path / "odd", tfdecouple.Config(model=model.config, notes=object()))
         assert not (tmp_path / "odd").exists()
         for name, said in (("x" * 300, "File name too long"), ("file/x", "Not a directory")):
