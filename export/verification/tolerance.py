@@ -133,7 +133,7 @@ class Pixels:
                 f"{PERTURBATION:g} change its values by half a level and more"
             )
         off = (change < -self.below.astype(np.int32)) | (change > self.above) | (change % self.step != 0)
-        counts = off.reshape(len(off), -1).sum(1)
+        counts = off.reshape(len(off), -1).sum(1) * stable
         if not counts.any():
             return figures, None
         worst = int(np.argmax(counts))

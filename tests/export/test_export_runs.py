@@ -93,7 +93,7 @@ def test_committed_run_exports_without_its_data(run, tmp_path, monkeypatch):
     passed(card)
     assert card["formats"]["savedmodel"]["signatures"] == [one.name for one in endpoints(load_config(run).model)]
     assert "photographs" in card["checked"]["real_images"]
-    assert all(entry["round_trip"]["real"]["identical"] >= 60 for entry in card["formats"].values())
+    assert all(entry["round_trip"]["real"]["identical"] >= 30 for entry in card["formats"].values())
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_weights_that_come_along_export(tmp_path):
     assert (card["run"], card["image_size"]) == ("photographs", "64")
     assert "photographs" in card["checked"]["real_images"]
     real = card["formats"]["onnx"]["round_trip"]["real"]
-    assert real["identical"] == real["images"] >= 16
+    assert real["identical"] == real["images"] >= 12
     assert {"encode", "decode", "switch"} <= card["formats"]["onnx"]["client"].keys()
 
 

@@ -109,8 +109,7 @@ class TestContents:
         with zipfile.ZipFile(wheel) as archive:
             (name,) = (each for each in archive.namelist() if each.endswith("dist-info/METADATA"))
             text = archive.read(name).decode()
-        version = re.search(r"^version = (.*)$", (ROOT / "setup.cfg").read_text(), re.M)[1]
-        assert f"\nName: tfdecouple\nVersion: {version}\n" in text
+        assert f"\nName: tfdecouple\nVersion: {tfdecouple.__version__}\n" in text
         assert "Apache-2.0" in text and "\nRequires-Dist: tensorflow~=" in text
         assert "\nAuthor: The tfdecouple developers\n" in text and "\nRequires-Python: <3.14,>=3.11\n" in text
         # The README is the long description.
@@ -119,7 +118,7 @@ class TestContents:
     def test_the_source_distribution_builds_it_and_has_the_licence(self, source):
         with tarfile.open(source) as archive:
             names = {name.partition("/")[2] for name in archive.getnames()}
-        assert {"LICENSE", "README.md", "setup.cfg", "pyproject.toml", "tfdecouple/model.py"} <= names
+        assert {"LICENSE", "README.md", "setup.cfg", "pyproject.toml", "tfdecouple/model/decoupled_model.py"} <= names
         assert {"train.py", "Makefile", "docs/__init__.py", "tests/__init__.py"} <= names
         assert {"examples/__init__.py", "constraints/lowest.txt"} <= names
         assert not any(name.startswith((".venv", "runs", ".git/")) for name in names)
@@ -193,7 +192,7 @@ class TestInstalled:
     def test_commands_find_their_own_export(self, installed, elsewhere):
         program = installed.parent / "tfdecouple"
         for command in ([program], [installed, "-m", "tfdecouple"]):
-            assert "python -m export --run runs/quickstart" in run([*command, "export", "--help"], elsewhere)
+            assert "export --run runs/quickstart" in run([*command, "export", "--help"], elsewhere)
             assert "--preset NAME" in run([*command, "train", "--help"], elsewhere)
             assert run([*command, "presets"], elsewhere).startswith("quickstart ")
 
@@ -212,7 +211,7 @@ class TestInstalled:
             return {path: (path.stat().st_mode, path.is_file() and path.read_bytes()) for path in paths}
 
         before = contents()
-        assert {site / "tfdecouple" / "model.py", site / "export" / "client.py"} <= before.keys()
+        assert {site / "tfdecouple" / "model" / "decoupled_model.py", site / "export" / "client.py"} <= before.keys()
         # Nobody may write where it is called, nor to where it is installed; a superuser does all the same.
         os.chmod(elsewhere, 0o555)
         said = run([program, "switch", *arguments], elsewhere)

@@ -206,7 +206,11 @@ print(tfdecouple.load_pretrained("photographs").config.latent_dim)
         printed = run(
             f"""
 import importlib, logging, os, signal, sys, warnings
-import keras, numpy, tensorflow as tf, tensorflow_probability
+import keras, numpy, sklearn, tensorflow as tf, tensorflow_probability
+try:
+    import apache_beam
+except ImportError:
+    pass
 from tensorflow_probability import bijectors, distributions
 
 def state():

@@ -25,7 +25,7 @@ SETS = {
 }  # fmt: skip
 TESTS = [
     "tests/runtime/test_convolution.py",
-    "tests/test_precision_check.py",
+    "tests/model/test_precision_check.py",
     "tests/training/test_step.py::TestStep::test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss",
 ]
 
