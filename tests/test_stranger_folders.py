@@ -76,6 +76,8 @@ WAYS_OUT = {
     "evaluation": _folder_link,
     "tensorboard": _folder_link,
     "images/deeper/file.png": _link,
+    "wandb/id": _link,
+    "images/wandb/run-1/file.png": _link,
 }
 COMMANDS = {
     "publish": ["publish", "--run", "run", "--to", "published", "--licence", "mit"],
@@ -124,6 +126,12 @@ class TestRunFolder:
         options = ["--config", tmp_path / "config.json", "--workdir", tmp_path / "run", "--steps", 1]
         assert train_main(list(map(str, options))) == 2
         assert ".lock" in capsys.readouterr().err and not (tmp_path / "made").exists()
+
+    def test_with_logs_that_weights_and_biases_links_to_its_cache_is_opened(self, run, outside):
+        logs = run / "wandb" / "offline-run-20260101_000000-1" / "logs"
+        logs.mkdir(parents=True)
+        (logs / "debug-core.log").symlink_to(outside)
+        tfdecouple.load_model(run)
 
     def test_with_links_within_it_is_opened(self, run):
         (run / "checkpoints").rename(run / "kept")

@@ -40,7 +40,7 @@ def require_own_files(folder: pathlib.Path) -> None:
             # A training that goes on may have removed it meanwhile.
             if os.path.lexists(path) and not os.path.isfile(path) and not os.path.isdir(path):
                 raise UntrustedError(f"{path} is neither a file nor a folder; remove it")
-        if os.path.basename(where) == "wandb":
+        if where == os.path.join(folder, "wandb"):
             # The client of Weights & Biases links its logs to a cache; nothing here reads or writes these folders.
             folders[:] = [name for name in folders if not name.startswith(("run-", "offline-run-"))]
 
