@@ -215,7 +215,7 @@ print(tfdecouple.load_pretrained("photographs").config.latent_dim)
         printed = run(
             f"""
 import importlib, logging, os, signal, sys, warnings
-import keras, numpy, sklearn, tensorflow as tf, tensorflow_probability
+import keras, numpy, PIL.Image, sklearn, tensorflow as tf, tensorflow_probability
 try:
     import apache_beam
 except ImportError:
@@ -237,6 +237,7 @@ def state():
         "warnings": list(warnings.filters),
         "signals": [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)],
         "random": numpy.random.get_state()[1].tolist(),
+        "blocks of Pillow": PIL.Image.core.get_block_size(),
         "path": list(sys.path),
         "folder": os.getcwd(),
     }}

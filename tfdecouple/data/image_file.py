@@ -9,6 +9,7 @@ byte.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import stat
@@ -161,12 +162,14 @@ UNREAD_SUFFIXES = (
 _WIDE_MODES = ("I", "F")
 
 
-# Pillow keeps pixels in blocks of this size. Freed blocks below 32 MB would stay with the thread that had them.
-Image.core.set_block_size(2**26)
+@functools.cache
+def _use_large_blocks() -> None:
+    """Has Pillow keep pixels in blocks of 64 MiB: freed ones below 32 MB would stay with the thread that had them."""
+    Image.core.set_block_size(2**26)
 
 
 class PixelBudget:
-    """Pixels that all threads together may have decoded at a time: files that are small can be large in memory.
+    """A limit on the pixels that all threads together hold decoded: a small file can be large in memory.
 
     Args:
         pixels: the budget; no image has more.
@@ -214,6 +217,7 @@ def read_image(path: str, image_shape: int | Shape, centre_crop: int, file: Bina
             ending allows, has more than `MOST_PIXELS`, or not the channels of the model.
     """
     shape = whole(image_shape)
+    _use_large_blocks()
     try:
         if pathlib.PurePath(path).suffix.lower() == ARRAY_SUFFIX:
             pixels = _array(path, file, shape[-1])
