@@ -1,4 +1,4 @@
-"""The encoders and the dequantisation as deployed: convolutions with their batch normalisation multiplied in."""
+"""The deployed encoders and dequantisation: each convolution has its batch normalisation multiplied into its kernel."""
 
 from __future__ import annotations
 

@@ -153,8 +153,8 @@ max_enqueued_batches { value: 64 }
 # Batches that run at the same time. On a CPU about as many as cores; on a GPU one or two keep it busy.
 num_batch_threads { value: 4 }
 
-# Batches are padded to the next of these: few sizes, so that what depends on the size (choice of convolution
-# algorithms, memory) settles soon. Ascending; the last must equal max_batch_size.
+# A batch is padded to the next of these sizes. They are few, so that TensorFlow soon has a convolution algorithm and
+# memory for each. Ascending; the last must equal max_batch_size.
 allowed_batch_sizes: 1
 allowed_batch_sizes: 2
 allowed_batch_sizes: 4

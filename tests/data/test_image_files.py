@@ -204,7 +204,7 @@ class TestPythonClients:
 
 
 def test_threads_share_one_budget_of_pixels(tmp_path, monkeypatch):
-    """Files that are small on disk and large in memory wait for each other."""
+    """However many threads decode images, no more pixels are in memory than the budget."""
     image = Image.new("L", (1000, 1000))
     for number in range(16):
         image.save(tmp_path / f"{number}.png")

@@ -501,7 +501,7 @@ class DecoupledModel(Networks):
 
         Raises:
             DataError: for images of another shape or type.
-            UserError: for a model that was not compiled, or what devices or the bound do not allow.
+            UserError: for a model that was not compiled, or options or devices that training by the bound rules out.
             ConfigError: where the processor cannot do the precision.
             DivergedError: where max_skipped_steps steps in a row were not applied.
         """
@@ -530,7 +530,7 @@ class DecoupledModel(Networks):
         )
 
     def _start_from(self, x: Any, split: float, training: TrainingConfig, tells: bool) -> Any:
-        """Starts the weights from training images; returns x, for the training to read."""
+        """Initialises the weights from training images; returns x with those images still to be read."""
         if split:
             images = keras_training.unpack_images(x)[0]
             images = images[: keras_training.trained_on(images, split)]
@@ -558,7 +558,7 @@ class DecoupledModel(Networks):
         Raises:
             DataError: for images of another shape or type.
             NotInitializedError: for a model without weights.
-            UserError: for a model that was not compiled, or what devices or the bound do not allow.
+            UserError: for a model that was not compiled, or options or devices that training by the bound rules out.
         """
         self.require_compiled("evaluate")
         self.require_initialized()

@@ -127,7 +127,7 @@ def _standard_error_closed() -> Iterator[None]:
 
 
 def python_process(*arguments: str, **environment: str) -> dict[str, Any]:
-    """Returns `args` and `env` of `subprocess.run` or `Popen` for another Python, the one way to start one.
+    """Returns the arguments `args` and `env` with which `subprocess` starts another Python; all are started so.
 
     It finds modules where this process finds them, and none in its working folder.
 

@@ -82,7 +82,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def _watched(self, where: str) -> Iterator[None]:
-        """Ends the process `_GRACE` seconds after SIGTERM or SIGHUP if the main thread is still inside.
+        """Ends the process `_GRACE` seconds after SIGTERM or SIGHUP if this context has not been left by then.
 
         Python runs no handler before native code returns, which may trace or compute for a minute.
         """
