@@ -232,6 +232,47 @@ class TestSwitch:
             np.testing.assert_array_equal(shown.tile(1, 2 * pair), images[2 * pair + 1])
             np.testing.assert_array_equal(shown.tile(1, 2 * pair + 1), ab[pair])
 
+    def test_own_photographs_come_back_at_their_own_size(self, finished_run, tmp_path, capsys):
+        sizes = {"a.jpg": (40, 30), "b.png": (8, 8), "more/a.png": (300, 10), "c.webp": (1, 1)}
+        (tmp_path / "more").mkdir()
+        for number, (name, size) in enumerate(sizes.items()):
+            pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name)
+        paths = [tmp_path / name for name in sizes]
+        command("switch", "--run", finished_run, "--out", tmp_path / "out", "--max-side", 100, *paths)
+        results = {path.name: Image.open(path).size for path in (tmp_path / "out").iterdir() if path.suffix != ".json"}
+        assert results.pop("switch-pairs.png")
+        assert results == {
+            "a-z-of-b.jpg": (40, 30),
+            "b-z-of-a.png": (8, 8),
+            "a-z-of-c.png": (100, 3),
+            "c-z-of-a.webp": (1, 1),
+        }
+        command("switch", "--run", finished_run, "--out", tmp_path / "model", "--size", "model", *paths)
+        assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".png", ".json"}
+        assert len(list((tmp_path / "model").iterdir())) == 2
+        # Photographs of one name do not write over each other.
+        command("switch", "--run", finished_run, "--out", tmp_path / "same", paths[0], tmp_path / "more/a.png")
+        assert (tmp_path / "same/a-z-of-a.jpg").is_file() and (tmp_path / "same/a-z-of-a.png").is_file()
+        capsys.readouterr()
+        for option in (("--strength", "2"), ("--max-side", "0"), ("--max-side", "99999")):
+            line = refused(capsys, lambda option=option: main(["switch", *option, *map(str, paths[:2])]))
+            assert option[0] in line and option[1] in line
+
+    def test_the_strength_leads_from_the_own_z_to_the_other_s(self, finished_run, model, tmp_path):
+        images = random_images(2, SIDE)
+        for name, image in zip("ab", images, strict=True):
+            Image.fromarray(image).save(tmp_path / f"{name}.png")
+        files = [tmp_path / "a.png", tmp_path / "b.png"]
+        own, other = (tmp_path / name for name in ("own", "other"))
+        command("switch", "--run", finished_run, "--out", own, "--strength", 0, *files)
+        command("switch", "--run", finished_run, "--out", other, "--strength", 1, *files)
+        np.testing.assert_array_equal(np.asarray(Image.open(own / "a-z-of-b.png")), images[0])
+        # Of the model's own size, so that results are the model's pixels.
+        ab, ba = (np.asarray(switched)[0] for switched in model.switch(images[:1], images[1:]))
+        np.testing.assert_array_equal(np.asarray(Image.open(other / "b-z-of-a.png")), ab)
+        np.testing.assert_array_equal(np.asarray(Image.open(other / "a-z-of-b.png")), ba)
+
 
 class TestPairUp:
     LABELS = np.array([0, 0, 0, 1, 1, 2, -1, 2, 0])
@@ -282,6 +323,8 @@ class TestInterpolate:
         images = files_of(image_folder, "test")
         np.testing.assert_array_equal(shown.tile(0, 0), images[0])
         np.testing.assert_array_equal(shown.tile(1, 1), images[1])
+        for name, tile in {"0-z-1-of-1": (1, 0), "1-z-1-of-0": (0, 1)}.items():
+            np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"{name}.png")), shown.tile(*tile))
 
     def test_line_and_arc_beside_each_other(self, finished_run, image_folder, model, tmp_path):
         command("interpolate", "--run", finished_run, "--out", tmp_path, "--steps", 3, "--path", "both")

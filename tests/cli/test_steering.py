@@ -152,6 +152,9 @@ class TestEdit:
             left = 2 + column * (side + 2)
             tile = pixels[20 : 20 + side : side // 8, left : left + side : side // 8]
             np.testing.assert_array_equal(tile, right)
+        own_size = {path.name for path in tmp_path.iterdir()} - {"edit.png", "edit.json"}
+        assert own_size == {"green-0-red+1.5.png"}
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "green-0-red+1.5.png")), edited)
 
     def test_refusals(self, found, run, tiny_run, coloured, tmp_path, capsys):
         file = next((coloured / "test").rglob("*.png"))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
+import numpy as np
+
 from tfdecouple.cli import options as arguments
+from tfdecouple.cli.own_size import OwnSizeResults, add_size, require_size
 from tfdecouple.errors import RunError, UserError
 from tfdecouple.runtime.process import start_tensorflow
 
@@ -22,11 +26,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--direction", required=True, metavar="NAME", help="as `directions` names it")
     parser.add_argument("--method", default="means", metavar="NAME", help="means or classifier (default means)")
     arguments.add_amounts(parser)
+    add_size(parser)
     parser.add_argument("files", nargs="+", metavar="FILE", help="images of any size")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes edit.png and edit.json.
+    """Writes edit.png, edit.json and, for each amount but 0, NAME-DIRECTION+AMOUNT at each photograph's own size.
 
     Raises:
         UserError: for impossible arguments, a run without weights, z or directions, or unreadable images.
@@ -34,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.runs.latent_directions import METHODS
 
     amounts = arguments.amounts(options)
+    require_size(options)
     if options.method not in METHODS:
         raise UserError(f"--method is {options.method!r}; it must be {' or '.join(METHODS)}")
     start_tensorflow()
@@ -49,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
         raise RunError(no_directions(options.run))
     direction = directions.find(options.direction, options.method)
     images = own_images(opened, options.files, "edit takes")
+    results = OwnSizeResults(options, options.files, opened.config.model.image_shape) if options.size == "own" else None
     note = f"{images.note} {opened.note()}"
     with Counter("editing", len(images.pixels) * len(amounts)) as counter:
         picture = edit_grid(opened.model, images.pixels, {"": direction.vector}, amounts, direction.name, note, counter)
@@ -56,4 +63,10 @@ def run(options: argparse.Namespace) -> int:
     count = len(images.pixels)
     says = f"{count} image{'s' if count > 1 else ''} along {direction.name}, {direction.method}"
     save_picture(opened, options, "edit", picture, says, **facts)
+    change = re.sub(r"[^\w.-]", "_", direction.name)
+    for amount in amounts if results is not None else ():
+        if amount:
+            made = np.asarray(opened.model.edit(results.small, direction.vector, amount))
+            for index, image in enumerate(made):
+                results.save(index, image, f"{change}{amount:+g}")
     return 0

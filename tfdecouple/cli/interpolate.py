@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import pathlib
 from typing import Any
 
+import numpy as np
+
 from tfdecouple.cli import options as arguments
+from tfdecouple.cli.own_size import OwnSizeResults, add_size, require_size
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.process import start_tensorflow
 
@@ -23,6 +27,7 @@ def add_parser(commands: Any) -> None:
     arguments.add_data(parser)
     arguments.add_pairs(parser)
     arguments.add_drawing(parser, 1, "pairs, one below another")
+    add_size(parser)
     parser.add_argument("--steps", type=int, default=6, metavar="N", help="images in a row and in a column (default 6)")
     parser.add_argument(
         "--path",
@@ -35,10 +40,14 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes interpolate.png and interpolate.json.
 
+    Of the user's own photographs also NAME-z-X-of-OTHER at their own size: v is the photograph's own, z lies X of the
+    way to the other's. For v between two photographs there is no photograph whose detail could be kept.
+
     Raises:
         UserError: for impossible arguments, a run without weights, or missing or unreadable images.
     """
     arguments.check(options)
+    require_size(options)
     arguments.at_least(options, "steps", 2)
     if options.path not in ("lerp", "slerp", "both"):
         raise UserError(f"--path is {options.path!r}; it must be lerp, slerp or both")
@@ -49,6 +58,9 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.visualization.grids import contrast, interpolations, interpolations_drawn
 
     opened = open_run(options)
+    results = None
+    if options.pairs and options.size == "own" and opened.config.model.has_latent:
+        results = OwnSizeResults(options, options.pairs, opened.config.model.image_shape)
     ((how, (a, b)),) = image_pairs(opened, options, ("across",)).items()
     places = [step / (options.steps - 1) for step in range(options.steps)]
     paths = ("lerp", "slerp") if options.path == "both" else (options.path,)
@@ -64,4 +76,11 @@ def run(options: argparse.Namespace) -> int:
     what = "z downwards, v to the right" if opened.config.model.has_latent else "v from left to right, no z"
     says = f"{len(a.pixels)} pair{'s' if len(a.pixels) > 1 else ''} of images, {what}"
     save_picture(opened, options, "interpolate", picture, says, pairing=how, **facts)
+    if results is not None:
+        made = np.asarray(opened.model.interpolate(results.small[::2], results.small[1::2], places, [0, 1]))
+        names = [pathlib.PurePath(path).stem for path in options.pairs]
+        for pair, images in enumerate(made):
+            for step, place in enumerate(places[1:], 1):
+                results.save(2 * pair, images[step, 0], f"z-{place:.2g}-of-{names[2 * pair + 1]}")
+                results.save(2 * pair + 1, images[-1 - step, 1], f"z-{place:.2g}-of-{names[2 * pair]}")
     return 0

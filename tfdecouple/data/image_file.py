@@ -223,7 +223,7 @@ def read_image(path: str, image_shape: int | Shape, centre_crop: int, file: Bina
             pixels = _array(path, file, shape[-1])
             with _BUDGET.taken(pixels.shape[0] * pixels.shape[1]):
                 return fit_pixels(pixels, shape, centre_crop)
-        with _opened(path, file) as opened, _BUDGET.taken(opened.width * opened.height):
+        with open_image(path, file) as opened, _BUDGET.taken(opened.width * opened.height):
             image = opened
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I;16"):
@@ -288,7 +288,7 @@ def _require_regular(path: str) -> None:
         raise ValueError("it is no regular file")
 
 
-def _opened(path: str, file: BinaryIO | None) -> Image.Image:
+def open_image(path: str, file: BinaryIO | None = None) -> Image.Image:
     """Returns an image of which only the header was read.
 
     Raises:

@@ -1,0 +1,143 @@
+"""Photographs at their own size: how they are read, changed and written."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from tfdecouple.errors import DataError
+from tfdecouple.visualization.full_size import change_at_full_size, read_photograph
+
+SHAPE = (16, 16, 3)
+
+
+def smooth_photograph(height, width, seed=0):
+    """Soft colours with fine noise on them, uint8 `[height, width, 3]`."""
+    rng = np.random.default_rng(seed)
+    soft = Image.fromarray(rng.integers(60, 190, (6, 6, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    return (np.asarray(soft) + rng.integers(-20, 21, (height, width, 1))).clip(0, 255).astype(np.uint8)
+
+
+def shrink(pixels):
+    return np.asarray(Image.fromarray(pixels).resize(SHAPE[1::-1], Image.Resampling.BOX))
+
+
+def luminance_gradients(pixels):
+    return np.concatenate([part.ravel() for part in np.gradient(pixels @ np.array([0.299, 0.587, 0.114]))])
+
+
+class TestChange:
+    @pytest.mark.parametrize("size", [(90, 130), (200, 37)])
+    def test_of_colours_that_are_the_same_everywhere_is_repeated_at_any_size(self, size):
+        photograph = smooth_photograph(*size)
+        small = shrink(photograph)
+        gains = np.array([[0.7, 0.2, 0.0], [0.1, 0.8, 0.1], [0.0, -0.1, 0.9]])
+        expected, after = ((pixels @ gains.T + (30, -10, 5)).clip(0, 255) for pixels in (photograph, small))
+        result = change_at_full_size(photograph, small, after.round().astype(np.uint8))
+        assert result.shape == photograph.shape and result.dtype == np.uint8
+        assert np.abs(result - expected).mean() < 3
+        assert np.abs(photograph - expected).mean() > 15
+
+    def test_of_nothing_gives_the_photograph_back(self):
+        photograph = smooth_photograph(120, 80)
+        small = shrink(photograph)
+        assert np.abs(change_at_full_size(photograph, small, small).astype(int) - photograph).max() <= 1
+
+    def test_that_differs_from_place_to_place_goes_where_it_was_made(self):
+        photograph = smooth_photograph(128, 128)
+        small = shrink(photograph)
+        after = small.copy()
+        after[:, :8] //= 2
+        result = change_at_full_size(photograph, small, after)
+        assert result[:, :32].mean() < 0.65 * photograph[:, :32].mean()
+        assert abs(result[:, 96:].mean() - photograph[:, 96:].mean()) < 4
+
+    def test_keeps_the_detail_where_the_model_lost_it(self):
+        photograph = smooth_photograph(120, 120)
+        result = change_at_full_size(photograph, shrink(photograph), np.full(SHAPE, 128, np.uint8))
+        before, after = luminance_gradients(photograph), luminance_gradients(result)
+        assert np.corrcoef(before, after)[0, 1] > 0.95
+        assert abs(result.mean() - 128) < 4
+
+    def test_at_the_model_s_size_is_the_model_s(self):
+        small, after = smooth_photograph(16, 16), smooth_photograph(16, 16, seed=1)
+        np.testing.assert_array_equal(change_at_full_size(small, small, after), after)
+
+    def test_of_grey_images(self):
+        photograph = smooth_photograph(60, 50)[..., :1]
+        small = shrink(photograph[..., 0])[..., None]
+        result = change_at_full_size(photograph, small, 255 - small // 4)
+        assert result.shape == (60, 50, 1) and abs(result.mean() - (255 - photograph.mean() / 4)) < 4
+
+
+def written(tmp_path, image, name, **options):
+    path = tmp_path / name
+    image.save(path, **options)
+    return str(path)
+
+
+class TestPhotograph:
+    @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.bmp"])
+    def test_results_are_of_the_same_type(self, tmp_path, name):
+        path = written(tmp_path, Image.fromarray(smooth_photograph(30, 50)), name)
+        photograph = read_photograph(path, 3, 2048)
+        assert photograph.pixels.shape == (30, 50, 3) and photograph.at_model_size(SHAPE).shape == SHAPE
+        content, suffix = photograph.encoded(photograph.pixels)
+        with Image.open(io.BytesIO(content)) as again, Image.open(path) as first:
+            assert again.format == first.format and again.size == (50, 30) and name.endswith(suffix)
+
+    def test_is_shrunk_to_the_longest_side(self, tmp_path):
+        path = written(tmp_path, Image.fromarray(smooth_photograph(60, 200)), "a.png")
+        assert read_photograph(path, 3, 100).pixels.shape == (30, 100, 3)
+
+    @pytest.mark.parametrize(("size", "read"), [((1, 1), (1, 1)), ((2, 3000), (2, 2048)), ((1, 9000), (1, 2048))])
+    def test_of_any_proportions(self, tmp_path, size, read):
+        path = written(tmp_path, Image.fromarray(np.full((*size, 3), 90, np.uint8)), "a.png")
+        photograph = read_photograph(path, 3, 2048)
+        small = photograph.at_model_size(SHAPE)
+        result = change_at_full_size(photograph.pixels, small, np.full(SHAPE, 200, np.uint8))
+        assert result.shape == photograph.pixels.shape == (*read, 3)
+        assert np.abs(result.astype(int) - 200).max() <= 1
+
+    def test_is_turned_upright(self, tmp_path):
+        image = Image.fromarray(smooth_photograph(20, 40))
+        exif = image.getexif()
+        exif[0x0112] = 6
+        photograph = read_photograph(written(tmp_path, image, "a.png", exif=exif), 3, 2048)
+        np.testing.assert_array_equal(photograph.pixels, np.rot90(np.asarray(image), -1))
+        with Image.open(io.BytesIO(photograph.encoded(photograph.pixels)[0])) as again:
+            assert again.size == (20, 40) and 0x0112 not in again.getexif()
+
+    def test_keeps_its_transparency(self, tmp_path):
+        pixels = np.dstack([smooth_photograph(20, 30), np.arange(600).reshape(20, 30) % 256]).astype(np.uint8)
+        photograph = read_photograph(written(tmp_path, Image.fromarray(pixels), "a.png"), 3, 2048)
+        with Image.open(io.BytesIO(photograph.encoded(255 - photograph.pixels)[0])) as again:
+            np.testing.assert_array_equal(np.asarray(again)[..., 3], pixels[..., 3])
+
+    def test_of_16_bits_an_animation_and_grey(self, tmp_path):
+        grey = (np.arange(600).reshape(20, 30) * 100).astype(np.uint16)
+        photograph = read_photograph(written(tmp_path, Image.fromarray(grey), "a.png"), 3, 2048)
+        np.testing.assert_array_equal(photograph.pixels, np.repeat((grey >> 8)[..., None], 3, -1))
+        frames = [Image.fromarray(np.full((9, 9, 3), value, np.uint8)) for value in (10, 200)]
+        animation = written(tmp_path, frames[0], "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+        assert (read_photograph(animation, 3, 2048).pixels == 10).all()
+        assert read_photograph(animation, 1, 2048).pixels.shape == (9, 9, 1)
+
+    def test_other_colour_spaces_become_srgb(self, tmp_path):
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+        image = Image.fromarray(smooth_photograph(20, 30))
+        same = written(tmp_path, image, "a.png", icc_profile=srgb.tobytes())
+        assert np.abs(read_photograph(same, 3, 2048).pixels.astype(int) - np.asarray(image)).max() <= 1
+        # A profile that does not fit the pixels is left aside.
+        unfit = written(tmp_path, image, "b.png", icc_profile=profile.tobytes())
+        np.testing.assert_array_equal(read_photograph(unfit, 3, 2048).pixels, np.asarray(image))
+
+    def test_files_that_are_none(self, tmp_path):
+        (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+        for name, expected in (("broken.png", "cannot read the image"), ("missing.png", "there is no image file")):
+            with pytest.raises(DataError, match=expected):
+                read_photograph(str(tmp_path / name), 3, 2048)
+        with pytest.raises(DataError, match="--size model"):
+            read_photograph(str(tmp_path / "broken.png"), 4, 2048)

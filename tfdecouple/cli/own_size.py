@@ -1,0 +1,98 @@
+"""Results of switch, edit and interpolate at the size of the user's photographs."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from tfdecouple.errors import UserError
+
+# The longest side that --max-side accepts: one that every format of a result can have.
+_LONGEST_SIDE = 16_383
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """Adds --size and --max-side."""
+    parser.add_argument(
+        "--size",
+        default="own",
+        choices=("own", "model"),
+        help="own: each result also as a file of your photograph's size, to which a guided filter carries the change "
+        "of colours that the model made at its size; model: only the picture of the model's own pixels, the ones that "
+        "z and v give exactly (default own)",
+    )
+    parser.add_argument(
+        "--max-side",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="larger photographs are shrunk until both sides have at most N pixels (default 2048)",
+    )
+
+
+def require_size(options: argparse.Namespace) -> None:
+    """Refuses a --max-side that no result can have.
+
+    Raises:
+        UserError: naming its value.
+    """
+    if not 1 <= options.max_side <= _LONGEST_SIDE:
+        raise UserError(f"--max-side is {options.max_side}; it must be from 1 to {_LONGEST_SIDE:,}")
+
+
+class OwnSizeResults:
+    """The user's photographs at their own size, and the files that are made of them.
+
+    Args:
+        options: of the command.
+        paths: of the photographs; none with `--size model`, which writes no such files.
+        image_shape: of the model: height, width and channels.
+
+    Attributes:
+        small: the whole photographs shrunk to the model's size, uint8 `[n, height, width, channels]`.
+
+    Raises:
+        DataError: for a file that is missing or no image, or a model whose images are neither in colour nor grey.
+    """
+
+    def __init__(self, options: argparse.Namespace, paths: Sequence[str], image_shape: tuple[int, int, int]) -> None:
+        from tfdecouple.cli.output import PICTURES, results_folder
+        from tfdecouple.visualization.full_size import read_photograph
+
+        self._folder = results_folder(options.run, options.out, PICTURES)
+        self._names: set[str] = set()
+        self._photographs = [read_photograph(path, image_shape[-1], options.max_side) for path in paths]
+        self.small = np.stack([photograph.at_model_size(image_shape) for photograph in self._photographs])
+
+    def save(self, index: int, after: np.ndarray, change: str) -> None:
+        """Writes and prints a photograph with the change that the model made to its small copy.
+
+        Args:
+            index: of the photograph.
+            after: what the model made of its small copy, uint8 `[height, width, channels]`.
+            change: what was changed: the end of the file's name, behind that of the photograph.
+
+        Raises:
+            UserError: where the file cannot be written.
+        """
+        from tfdecouple.storage.files import write_bytes
+        from tfdecouple.visualization.full_size import change_at_full_size
+
+        photograph = self._photographs[index]
+        pixels = change_at_full_size(photograph.pixels, self.small[index], after)
+        content, suffix = photograph.encoded(pixels)
+        name = f"{pathlib.PurePath(photograph.path).stem}-{change}"
+        number = next(n for n in itertools.count(1) if f"{name}-{n}{suffix}" not in self._names)
+        self._names.add(f"{name}-{number}{suffix}")
+        path = self._folder / (f"{name}-{number}{suffix}" if number > 1 else f"{name}{suffix}")
+        try:
+            write_bytes(path, content)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror or error}; name another folder with --out"
+            ) from error
+        print(f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels", flush=True)

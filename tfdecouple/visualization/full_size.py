@@ -1,0 +1,204 @@
+"""Photographs at their own size, changed as the model changed small copies of them.
+
+A model of 64 x 64 pixels shows how colours change where, which is enough to change a photograph of any size in the same
+way. A guided filter (He, Sun and Tang, "Guided image filtering", 2013, applied at another size as in Chen et al.,
+"Bilateral guided upsampling", 2016) describes the change by an affine map of colours around each small pixel, and
+applies these maps, interpolated, to the pixels of the photograph.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import io
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+from scipy.ndimage import uniform_filter
+
+from tfdecouple.data.image_file import open_image
+from tfdecouple.errors import DataError, one_line
+
+# Side, in small pixels, of the squares that colour maps are fitted to.
+_WINDOW = 9
+# Variance of colours, in a range from 0 to 1, at which a map is half that of its square, half that of the whole image.
+_EVENNESS = 0.01
+# Where the model lost the detail of a place, as in a sky that it made white, the photograph's own stays this strong.
+_LEAST_CONTRAST = 0.8
+_LUMINANCE = (0.299, 0.587, 0.114)
+# Rows of the photograph that a thread computes at once, so that memory does not grow with the photograph.
+_ROWS = 64
+
+
+def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Returns a photograph at its own size, with the change of colours that leads from `before` to `after`.
+
+    The result keeps the photograph's detail: only its colours and its light change, smoothly from place to place. It is
+    no output of the model: encoding it does not give the codes of `after`.
+
+    Args:
+        photograph: uint8 `[H, W, channels]`, of three channels or one.
+        before: the whole photograph shrunk to the model's size, uint8 `[h, w, channels]`.
+        after: what the model made of that, uint8 `[h, w, channels]`.
+
+    Returns:
+        uint8 `[H, W, channels]`; `after` itself where the photograph has its size.
+    """
+    if photograph.shape == after.shape:
+        return after
+    height, width, channels = photograph.shape
+    rows_of_maps, columns_of_maps = before.shape[:2]
+    maps = _fit_colour_maps(before / np.float32(255), after / np.float32(255)).astype(np.float32)
+    planes = [[Image.fromarray(maps[:, :, c, k].copy()) for k in range(channels + 1)] for c in range(channels)]
+    result = np.empty_like(photograph)
+
+    def compute_rows(top: int) -> None:
+        bottom = min(top + _ROWS, height)
+        box = (0, top / height * rows_of_maps, columns_of_maps, bottom / height * rows_of_maps)
+        source = photograph[top:bottom] / np.float32(255)
+        for channel in range(channels):
+            *gains, value = (
+                np.asarray(plane.resize((width, bottom - top), Image.Resampling.BILINEAR, box))
+                for plane in planes[channel]
+            )
+            value = value + sum(gain * source[..., k] for k, gain in enumerate(gains))
+            result[top:bottom, :, channel] = np.clip(value * 255 + 0.5, 0, 255)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        list(threads.map(compute_rows, range(0, height, _ROWS)))
+    return result
+
+
+def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Returns affine maps that turn the colours of `before` into those of `after`, by least squares in each square.
+
+    Args:
+        before: float32 `[h, w, channels]` from 0 to 1.
+        after: the same shape.
+
+    Returns:
+        float64 `[h, w, channels, channels + 1]`: the gains of each result channel, and its offset.
+    """
+    channels = before.shape[-1]
+    identity = np.eye(channels)
+    weights = np.array(_LUMINANCE if channels == 3 else [1.0])
+
+    def average_in_square(values: np.ndarray) -> np.ndarray:
+        return uniform_filter(values, (_WINDOW, _WINDOW, *[0] * (values.ndim - 2)), mode="reflect")
+
+    def average_everywhere(values: np.ndarray) -> np.ndarray:
+        return values.mean((0, 1), keepdims=True)
+
+    def fit(average: Callable[[np.ndarray], np.ndarray], ridge: float, default: np.ndarray) -> np.ndarray:
+        mean_before, mean_after = average(before), average(after)
+        columns = before[..., None, :]
+        covariance = average(before[..., None] * columns) - mean_before[..., None] * mean_before[..., None, :]
+        joint = average(after[..., None] * columns) - mean_after[..., None] * mean_before[..., None, :]
+        # gains @ covariance = joint, drawn towards the default by the ridge; the covariance is symmetric.
+        solved = np.linalg.solve(covariance + ridge * identity, np.swapaxes(joint + ridge * default, -1, -2))
+        gains = np.swapaxes(solved, -1, -2)
+        contrast = np.einsum("i,...ij->...", weights, gains)
+        gains = gains + np.maximum(_LEAST_CONTRAST - contrast, 0)[..., None, None] * identity
+        offsets = mean_after - np.einsum("...ij,...j->...i", gains, mean_before)
+        return np.concatenate([gains, offsets[..., None]], -1)
+
+    whole = fit(average_everywhere, 1e-3, identity)[..., :-1]
+    return average_in_square(fit(average_in_square, _EVENNESS, whole))
+
+
+# Formats that a result is written in, as its photograph was; results of others (GIF, PPM) are PNG files.
+_WRITTEN = {
+    "BMP": (".bmp", {}),
+    "JPEG": (".jpg", {"quality": 95, "subsampling": 0}),
+    "PNG": (".png", {}),
+    "TIFF": (".tif", {"compression": "tiff_lzw"}),
+    "WEBP": (".webp", {"quality": 95}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+    """A photograph at its own size.
+
+    Attributes:
+        path: of its file.
+        pixels: upright, in sRGB, uint8 `[H, W, 3]`; of a model of grey images `[H, W, 1]`.
+        alpha: its transparency, uint8 `[H, W]`; None where it has none.
+        format: of the file, as Pillow names it.
+    """
+
+    path: str
+    pixels: np.ndarray
+    alpha: np.ndarray | None
+    format: str
+
+    def at_model_size(self, image_shape: tuple[int, int, int]) -> np.ndarray:
+        """Returns the whole photograph shrunk to `[height, width, channels]`: each pixel is the mean of an area."""
+        height, width, channels = image_shape
+        image = Image.fromarray(self.pixels if channels == 3 else self.pixels[..., 0])
+        return np.asarray(image.resize((width, height), Image.Resampling.BOX)).reshape(image_shape)
+
+    def encoded(self, pixels: np.ndarray) -> tuple[bytes, str]:
+        """Returns a file of pixels in the photograph's format, with its transparency, and the ending of its name."""
+        image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
+        if self.alpha is not None:
+            image.putalpha(Image.fromarray(self.alpha))
+        kind = self.format if self.format in _WRITTEN else "PNG"
+        ending, options = _WRITTEN[kind]
+        suffix = pathlib.PurePath(self.path).suffix
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        return buffer.getvalue(), suffix if kind == self.format and suffix else ending
+
+
+def read_photograph(path: str, channels: int, max_side: int) -> Photograph:
+    """Reads a photograph at its own size, or shrunk so that neither side is longer than `max_side`.
+
+    It is turned upright as its EXIF data say, and a colour profile other than sRGB is converted. Of an animation the
+    first picture is taken; pixels of 16 bits become 8.
+
+    Args:
+        path: of the file.
+        channels: of the model: 3 for colours, 1 for grey.
+        max_side: in pixels, at least 1.
+
+    Raises:
+        DataError: where the file is missing or no image, has too many pixels, or the model has other channels.
+    """
+    if channels not in (1, 3):
+        raise DataError(f"the model's images have {channels} channels, and photographs have 3 or 1; take --size model")
+    if not pathlib.Path(path).exists():
+        raise DataError(f"there is no image file {path}; give the paths of image files")
+    try:
+        with open_image(path) as image:
+            kind = image.format or "PNG"
+            # A JPEG file is decoded at a fraction of its size where that is enough, which saves most of the time.
+            image.draft("RGB", (max_side, max_side))
+            profile = image.info.get("icc_profile")
+            if image.mode.startswith("I;16"):
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode in ("I", "F"):
+                raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
+            has_alpha = image.has_transparency_data and channels == 3
+            image = image.convert("RGBA" if has_alpha else "RGB")
+            image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+            image = ImageOps.exif_transpose(image)
+            alpha = np.asarray(image.getchannel("A")) if has_alpha else None
+            image = _in_srgb(image.convert("RGB"), profile)
+            pixels = np.asarray(image if channels == 3 else image.convert("L"))
+    # Pillow's readers raise nearly anything at a damaged file: OSError, SyntaxError, ValueError, struct.error ...
+    except Exception as error:
+        raise DataError(f"cannot read the image {path}: {one_line(error)}; give another image file") from error
+    return Photograph(path, pixels.reshape(*pixels.shape[:2], channels), alpha, kind)
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Returns an RGB image with its colours converted from an embedded profile to sRGB; a broken profile is ignored."""
+    if not profile:
+        return image
+    try:
+        return ImageCms.profileToProfile(image, io.BytesIO(profile), ImageCms.createProfile("sRGB")) or image
+    except (ImageCms.PyCMSError, OSError):
+        return image
