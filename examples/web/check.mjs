@@ -12,7 +12,7 @@ import { writeFile } from "node:fs/promises";
 import { delimiter, join } from "node:path";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";
-import { checkBadFiles, checkDropAndPaste, checkExactFile, checkSave, readFiles, switchPairs } from "./files.mjs";
+import { checkBadFiles, checkDropAndPaste, checkExactFile, checkOwnSize, checkSave, readFiles, switchPairs } from "./files.mjs";
 import { DEVICES, checkAccessibility, checkLayout, takeScreenshot } from "./looks.mjs";
 import { PATHS, serve } from "./server.mjs";
 import { CELLS, PATIENT, addTools, expect, waitForPixels, waitForSwap } from "./tools.mjs";
@@ -75,7 +75,7 @@ async function checkRoundTrip(page) {
     const { all, config, noise, round, step } = window.check;
     const { image_size: size } = await config();
     const images = Array.from({ length: count }, () => noise(size * size * 3));
-    images.push(...all("#grid .picture canvas"));
+    images.push(...all("#grid canvas.model"));
     let different = 0;
     for (const pixels of images) {
       const image = round(pixels, await step());
@@ -98,7 +98,7 @@ async function checkWalk(page) {
   await page.mouse.move(track.x + track.width, track.y, { steps: 20 });
   await page.mouse.up();
   const switched = await page.evaluate((cells) => window.check.base64(window.check.all(cells)[1]), CELLS);
-  await waitForPixels(page, "#walk-picture canvas", switched, "dragged to the corner the picture is not the switched one", 0.01);
+  await waitForPixels(page, "#walk-picture canvas.model", switched, "dragged to the corner the picture is not the switched one", 0.01);
   await page.locator("#walk-z").focus();
   for (const key of ["Home", "ArrowDown", "ArrowDown"]) await page.keyboard.press(key);
   const text = await page.getAttribute("#walk-z", "aria-valuetext");
@@ -116,7 +116,7 @@ async function checkWalk(page) {
     const [ofA, ofB] = [(Math.sin(0.4 * angle) * scale) / lengthA, (Math.sin(0.6 * angle) * scale) / lengthB];
     return window.check.base64(await window.tfdecouple.decode(mix(a.z, b.z, 0.75, 0.25), mix(a.v, b.v, ofA, ofB), 1));
   }, CELLS);
-  await waitForPixels(page, "#walk-picture canvas", wanted, "the picture is not that of z at 25 % and v at 60 %", 0.01);
+  await waitForPixels(page, "#walk-picture canvas.model", wanted, "the picture is not that of z at 25 % and v at 60 %", 0.01);
   return "by mouse and keys; at z 25 % and v 60 % the picture has z on the line and v on the arc";
 }
 
@@ -132,13 +132,13 @@ async function checkSteering(page) {
   const moved = async (cell, amounts, complaint) => {
     const wanted = await page.evaluate(
       async ([cell, steps]) => {
-        const { z, v } = await window.tfdecouple.encode(window.check.all("#grid .picture canvas")[cell], 1);
+        const { z, v } = await window.tfdecouple.encode(window.check.all("#grid canvas.model")[cell], 1);
         for (const [amount, vector] of steps) vector.forEach((value, place) => (z[place] += Math.fround(amount * Math.fround(value))));
         return window.check.base64(await window.tfdecouple.decode(z, v, 1));
       },
       [cell, amounts.map((amount, index) => [amount, directions[index].vector])],
     );
-    await waitForPixels(page, "#steer-picture canvas", wanted, complaint, 0.01);
+    await waitForPixels(page, "#steer-picture canvas.model", wanted, complaint, 0.01);
   };
   await moved(0, [], "with all sliders at 0 the picture is not A");
   await sliders.first().focus();
@@ -161,7 +161,7 @@ async function checkSampling(page) {
     await page.evaluate(() => document.querySelectorAll("#samples .save").forEach((save) => (save.hidden = true)));
     await action();
     await page.waitForFunction(() => document.querySelectorAll("#samples .save:not([hidden])").length === 8, null, PATIENT);
-    return page.evaluate(() => window.check.all("#samples canvas").map(window.check.base64).join());
+    return page.evaluate(() => window.check.all("#samples canvas.model").map(window.check.base64).join());
   };
   const fill = (id, value) => sampled(() => page.locator(id).fill(value));
   const progress = page.waitForFunction(() => document.querySelector("#sample-load").checkVisibility(), null, { polling: 5 });
@@ -290,6 +290,7 @@ await phone.close();
 await check("not an image", () => checkBadFiles(page));
 await check("exact file", () => checkExactFile(page));
 await check("drop and paste", () => checkDropAndPaste(page));
+await check("own size", () => checkOwnSize(page));
 const pairs = options.pairs && (await switchPairs(page, options.pairs));
 const read = options.read && (await readFiles(page, options.read));
 await check("clean", async () => {

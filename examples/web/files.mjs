@@ -5,7 +5,7 @@
 
 import { readFile, readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { CELLS, expect, waitForPixels } from "./tools.mjs";
+import { CELLS, PATIENT, expect, waitForPixels } from "./tools.mjs";
 
 /** @typedef {import("playwright-core").Page} Page */
 
@@ -82,6 +82,50 @@ export async function checkSave(page) {
   const bytes = await readFile(await saved.path());
   expect(bytes.subarray(1, 4).toString() === "PNG", "the saved file is no PNG");
   return `${saved.suggestedFilename()}, ${bytes.length} bytes`;
+}
+
+/** That photographs come back at their own size, with the model's pixels a click away. @param {Page} page */
+export async function checkOwnSize(page) {
+  const sizes = [
+    [300, 200],
+    [150, 400],
+  ];
+  for (const [index, [width, height]] of sizes.entries()) {
+    const file = await page.evaluate(async ([width, height]) => {
+      const bytes = await window.check.png(width, height, (context) => {
+        const gradient = context.createLinearGradient(0, 0, width, height);
+        [`hsl(${width} 60% 30%)`, "#eee"].forEach((colour, stop) => gradient.addColorStop(stop, colour));
+        context.fillStyle = gradient;
+        context.fillRect(0, 0, width, height);
+      });
+      return window.check.base64(bytes);
+    }, [width, height]);
+    const buffer = Buffer.from(file, "base64");
+    await page.locator(".chooser input").nth(index).setInputFiles({ name: `own-${index}.png`, mimeType: "image/png", buffer });
+  }
+  const wanted = [sizes[0], sizes[1], sizes[0], sizes[1]];
+  const arrived = page.waitForFunction(
+    (wanted) => {
+      const canvases = [...document.querySelectorAll("#grid canvas.own")];
+      return String(canvases.map((one) => (one.hidden ? "hidden" : [one.width, one.height]))) === wanted;
+    },
+    String(wanted),
+    PATIENT,
+  );
+  expect(await arrived.catch(() => null), "the four pictures do not come at the photographs’ own size");
+  const saved = async () => {
+    await page.locator("#grid .picture").nth(1).hover();
+    const [download] = await Promise.all([page.waitForEvent("download"), page.locator("#grid .save").nth(1).click()]);
+    const bytes = await readFile(await download.path());
+    return [bytes.readUInt32BE(16), bytes.readUInt32BE(20)];
+  };
+  expect(String(await saved()) === String(sizes[1]), "the saved file has not the size of the photograph");
+  await page.locator("#view-model").check();
+  expect((await page.locator("#grid canvas.own:visible").count()) === 0, "the model’s pixels are not shown");
+  const { image_size: side } = await page.evaluate(() => window.check.config());
+  expect(String(await saved()) === String([side, side]), "the saved file has not the model’s size");
+  await page.locator("#view-own").check();
+  return `photographs of ${sizes.map((size) => size.join(" x ")).join(" and ")} pixels come back at these sizes`;
 }
 
 /**

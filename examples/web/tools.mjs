@@ -7,7 +7,7 @@
 
 export const PATIENT = { timeout: 120_000 };
 /** The picture of a cell of the swap: A, B with the z of A, A with the z of B, B. */
-export const CELLS = "#grid .picture canvas";
+export const CELLS = "#grid canvas.model";
 
 /** @param {unknown} condition @param {string} message Says what is wrong with the page. */
 export function expect(condition, message) {

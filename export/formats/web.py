@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
@@ -12,13 +13,12 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data.image_file import read_image
 from tfdecouple.data.sample_images import PHOTOGRAPHS, Photograph
 from tfdecouple.errors import UserError
+from tfdecouple.visualization.full_size import read_photograph
 
 PAGE = pathlib.Path(__file__).parents[1] / "page"
 CONFIG = "model/config.json"
@@ -26,6 +26,9 @@ RUNTIME_VERSION = "1.30.0"
 # The files that the page loads of the package onnxruntime-web: for the processor, and for graphics cards.
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 GPU_FILES = ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
+
+# Pixels along the longer side of an example.
+EXAMPLE_SIDE = 640
 
 
 def _photograph(name: str, author: str, licence: str) -> Photograph:
@@ -65,8 +68,8 @@ def build_page(
     for path, source in sources.items():
         (folder / path).parent.mkdir(exist_ok=True)
         shutil.copyfile(source, folder / path)
-    for path, pixels in example_images(about["image_size"]).items():
-        Image.fromarray(pixels).save(folder / path)
+    for path, content in example_images().items():
+        (folder / path).write_bytes(content)
     config = {**about, "sizes": sizes, "project": project_url()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -86,14 +89,15 @@ def project_url() -> str | None:
     return pages[0] if pages else None
 
 
-def example_images(size: int) -> dict[str, np.ndarray]:
-    """Returns the example pictures, uint8 `[size, size, 3]`, by their paths in the page's folder."""
-    return {
-        f"model/{one.name}.png": read_image(
-            str(importlib.metadata.distribution(one.package).locate_file(one.path)), size, 0
-        )
-        for one in EXAMPLES.values()
-    }
+def example_images() -> dict[str, bytes]:
+    """Returns the example photographs as JPEG files, by their paths in the page's folder."""
+    files = {}
+    for one in EXAMPLES.values():
+        path = importlib.metadata.distribution(one.package).locate_file(one.path)
+        buffer = io.BytesIO()
+        Image.fromarray(read_photograph(str(path), 3, EXAMPLE_SIDE).pixels).save(buffer, "JPEG", quality=90)
+        files[f"model/{one.name}.jpg"] = buffer.getvalue()
+    return files
 
 
 def examples_for(data: DataConfig | None) -> list[dict[str, Any]]:
@@ -106,7 +110,7 @@ def examples_for(data: DataConfig | None) -> list[dict[str, Any]]:
     seen = data.photographs if data is not None and data.source == "photographs" else None
     return [
         {
-            "file": f"model/{one.name}.png",
+            "file": f"model/{one.name}.jpg",
             "title": title,
             "author": one.author,
             "licence": one.licence,

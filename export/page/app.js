@@ -7,6 +7,7 @@ import { Chooser, fetchBlob } from "./chooser.js";
 import { Codes } from "./codes.js";
 import { LoadBar, byId, element, megabytes } from "./elements.js";
 import { readImage, toLevels } from "./images.js";
+import { OwnSize } from "./own_size.js";
 import { Samples } from "./samples.js";
 import { Steering } from "./steer.js";
 import { Swap } from "./swap.js";
@@ -25,6 +26,7 @@ const walk = new Walk(codes);
 const swap = new Swap(codes, (pair, decoded, milliseconds) => {
   walk.use(pair, decoded, milliseconds);
   steering.use(pair);
+  if (pair) ownSize.start();
 });
 const choosers = LETTERS.map((letter, index) => new Chooser(letter, (blob, name) => choose(index, blob, name)));
 /** How often each of A and B was chosen: of two files that are being read the later one wins. */
@@ -35,6 +37,7 @@ let nextPaste = 0;
 /** @type {Promise<Config>} */
 const config = fetchBlob("model/config.json").then(async (blob) => JSON.parse(await blob.text()));
 const ready = codes.load(config);
+const ownSize = new OwnSize(codes, swap, config);
 
 /**
  * For tests and curious readers. Batches are flat arrays, one image after the other.
@@ -98,6 +101,7 @@ async function choose(index, blob, name) {
     // As the model sees it: so it comes back.
     const pixels = toLevels(await readImage(await blob, name, size, crop), bits);
     if (turn !== turns[index]) return;
+    ownSize.put(index, await blob, name);
     choosers[index].mark(name);
     swap.put(index, pixels);
   } catch (error) {
@@ -129,7 +133,7 @@ function showFacts(known) {
   const { name, data, image_size: size, latent_dim: latentDim, n_bits: colourBits, bits_per_dim: bits } = known;
   const { examples, project, sizes } = known;
   byId("z-length").textContent = `${latentDim} numbers`;
-  byId("side").textContent = `${size}\u00a0×\u00a0${size}`;
+  for (const id of ["side", "view-side"]) byId(id).textContent = `${size}\u00a0×\u00a0${size}`;
   const facts = [
     name,
     `trained on ${data}`,

@@ -3,7 +3,7 @@
  * @module
  */
 
-import { draw, savePng } from "./images.js";
+import { draw, saveCanvas, savePng } from "./images.js";
 
 /** @param {string} id @returns {any} The element of the page; any, so that callers need no casts. */
 export function byId(id) {
@@ -27,7 +27,9 @@ export function element(tag, attributes = {}, children = []) {
 export class Picture {
   /** @type {Uint8Array | null} */
   #pixels = null;
-  #canvas = element("canvas", { role: "img", width: "1", height: "1" });
+  #canvas = element("canvas", { class: "model", role: "img", width: "1", height: "1" });
+  /** The same at the size of a photograph, where there is one. */
+  #own = element("canvas", { class: "own", role: "img", width: "1", height: "1", hidden: "" });
   #save = element("button", { type: "button", class: "save", title: "Save as PNG", hidden: "" }, ["↓"]);
 
   /**
@@ -36,8 +38,11 @@ export class Picture {
    */
   constructor(label, fileName) {
     this.rename(label);
-    this.#save.addEventListener("click", () => savePng(this.#pixels, `${fileName}.png`));
-    this.element = element("div", { class: "picture" }, [this.#canvas, this.#save]);
+    this.#save.addEventListener("click", () => {
+      const isOwnShown = !this.#own.hidden && this.#own.checkVisibility();
+      isOwnShown ? saveCanvas(this.#own, `${fileName}.png`) : savePng(this.#pixels, `${fileName}.png`);
+    });
+    this.element = element("div", { class: "picture" }, [this.#canvas, this.#own, this.#save]);
   }
 
   /** @param {Uint8Array} pixels */
@@ -46,6 +51,18 @@ export class Picture {
     draw(this.#canvas, pixels);
     this.element.classList.remove("stale");
     this.#save.hidden = false;
+  }
+
+  /** @param {ImageData} image The picture at the size of a photograph, which is shown instead. */
+  showOwnSize(image) {
+    [this.#own.width, this.#own.height] = [image.width, image.height];
+    this.#own.getContext("2d").putImageData(image, 0, 0);
+    this.#own.hidden = false;
+  }
+
+  /** Leaves the model's pixels alone. */
+  hideOwnSize() {
+    this.#own.hidden = true;
   }
 
   /** Dims the picture until the next one is shown: what it shows is no longer asked for. */
@@ -57,6 +74,7 @@ export class Picture {
   /** @param {string} label Says what it shows now. */
   rename(label) {
     this.#canvas.setAttribute("aria-label", label);
+    this.#own.setAttribute("aria-label", label);
     this.#save.setAttribute("aria-label", `↓ Save as PNG: ${label}`);
   }
 }

@@ -49,6 +49,21 @@ export async function readImage(blob, name, size, crop = 0) {
 }
 
 /**
+ * Reads a picture of any proportions, turned upright.
+ * @param {Blob} blob
+ * @param {string} name How messages call it.
+ * @param {number} longest A larger picture is shrunk until neither side has more pixels.
+ * @returns {Promise<{width: number, height: number, rgba: Uint8ClampedArray}>}
+ */
+export async function readPhotograph(blob, name, longest) {
+  const bitmap = await decoded(blob, name, longest);
+  const { width, height } = bitmap;
+  const rgba = drawn(bitmap, 0, 0, width, height);
+  bitmap.close();
+  return { width, height, rgba };
+}
+
+/**
  * Pixels as a model of so many bits sees them and gives them back: rounded down to its levels.
  * @param {Uint8Array} pixels
  * @param {number} [bits]
@@ -62,19 +77,24 @@ export function toLevels(pixels, bits = 8) {
 /**
  * @param {Blob} blob
  * @param {string} name
+ * @param {number} [longest] Side, in pixels: a larger picture is shrunk, and its colours become those of the screen.
  * @returns {Promise<ImageBitmap>}
  */
-async function decoded(blob, name) {
+async function decoded(blob, name, longest = Infinity) {
   if (blob.size === 0) throw new ImageError(`${name} is empty.`);
   const { naturalWidth: width, naturalHeight: height } = await header(blob);
   if (width * height > MOST_PIXELS) {
     throw new ImageError(`${name} has ${width} x ${height} pixels. This page takes pictures of ${MOST_PIXELS} at most.`);
   }
+  const exact = longest === Infinity;
+  const scale = Math.min(1, longest / Math.max(width, height));
+  const [resizeWidth, resizeHeight] = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
   try {
     return await createImageBitmap(blob, {
       imageOrientation: "from-image",
-      premultiplyAlpha: "none",
-      colorSpaceConversion: "none",
+      premultiplyAlpha: exact ? "none" : "default",
+      colorSpaceConversion: exact ? "none" : "default",
+      ...(scale < 1 && { resizeWidth, resizeHeight, resizeQuality: "high" }),
     });
   } catch {
     throw new ImageError(whyNot(blob, name));
@@ -188,6 +208,11 @@ export function draw(canvas, pixels) {
 export async function savePng(pixels, fileName) {
   const canvas = document.createElement("canvas");
   draw(canvas, pixels);
+  await saveCanvas(canvas, fileName);
+}
+
+/** @param {HTMLCanvasElement} canvas @param {string} fileName Of the PNG file that the browser saves. */
+export async function saveCanvas(canvas, fileName) {
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);

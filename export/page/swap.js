@@ -48,12 +48,18 @@ export class Swap {
   /** @param {number} index 0 for A, 1 for B. @param {Uint8Array} pixels */
   put(index, pixels) {
     this.#images = this.#images.with(index, pixels);
+    for (const picture of this.#pictures) picture.hideOwnSize();
     this.#pictures[index * 3].show(pixels);
     for (const cell of SWITCHED) this.#pictures[cell].expire();
     this.#describe([false, false]);
     this.#onCodes(null, [], 0);
     showVerdict("", "open");
     this.#compute();
+  }
+
+  /** @param {number} cell @param {ImageData} image The picture of a cell at the size of a photograph. */
+  showOwnSize(cell, image) {
+    this.#pictures[cell].showOwnSize(image);
   }
 
   /** Begins: the model is loaded. */

@@ -26,6 +26,7 @@ from tfdecouple.data.image_file import read_image
 from tfdecouple.runs import load_model, weights_sha256
 from tfdecouple.runs.latent_directions import METHODS, Direction, Directions
 from tfdecouple.runs.run_folder import load_config
+from tfdecouple.visualization.full_size import Photograph, change_at_full_size
 
 EXAMPLE = ROOT / "examples" / "web"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -53,6 +54,39 @@ def test_the_modules_of_the_page_do_without_a_browser_what_they_should(check, tm
     command = ["node", TESTS / "helpers" / "page.mjs", folder, check]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
+def test_the_page_changes_photographs_as_python_does(tmp_path):
+    for name in ("full_size.js", "resize.js"):
+        shutil.copyfile(ROOT / "export" / "page" / name, tmp_path / name)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    (tmp_path / "run.js").write_text(
+        'import { readFileSync, writeFileSync } from "node:fs";\n'
+        'import { applyColourMaps, fitColourMaps, shrink } from "./full_size.js";\n'
+        "const [width, height, size] = process.argv.slice(2).map(Number);\n"
+        'const rgba = new Uint8ClampedArray(readFileSync("photograph"));\n'
+        "const before = shrink(rgba, width, height, size);\n"
+        'writeFileSync("before", before);\n'
+        'const maps = fitColourMaps(before, readFileSync("after"), size);\n'
+        "const result = new Uint8ClampedArray(rgba.length);\n"
+        "applyColourMaps(maps, size, { width, height, rgba }, result, 0, height);\n"
+        'writeFileSync("result", result);\n'
+    )
+    rng = np.random.default_rng(0)
+    for height, width, size in ((70, 45, 16), (33, 90, 8)):
+        rgba = rng.integers(0, 256, (height, width, 4), np.uint8)
+        after = rng.integers(0, 256, (size, size, 3), np.uint8)
+        rgba.tofile(tmp_path / "photograph")
+        after.tofile(tmp_path / "after")
+        command = ["node", "run.js", str(width), str(height), str(size)]
+        subprocess.run(command, cwd=tmp_path, check=True, timeout=PATIENCE)
+        before = Photograph("", rgba[..., :3], None, "PNG").at_model_size((size, size, 3))
+        np.testing.assert_array_equal(np.fromfile(tmp_path / "before", np.uint8).reshape(before.shape), before)
+        result = np.fromfile(tmp_path / "result", np.uint8).reshape(rgba.shape)
+        np.testing.assert_array_equal(result[..., 3], rgba[..., 3])
+        expected = change_at_full_size(rgba[..., :3], before, after)
+        assert np.abs(result[..., :3].astype(int) - expected).max() <= 1
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +151,9 @@ def test_directions_of_the_same_weights_alone_come_to_the_page(steered_run, tmp_
 
 def test_the_page_knows_which_examples_the_model_has_seen():
     found = {one["file"]: one for one in examples_for(load_config("photographs").data)}
-    assert set(found) == set(example_images(8))
-    assert found["model/coffee.png"]["seen"] is True and found["model/retina.png"]["seen"] is False
-    assert found["model/retina.png"]["licence"] == "CC0"
+    assert set(found) == set(example_images())
+    assert found["model/coffee.jpg"]["seen"] is True and found["model/retina.jpg"]["seen"] is False
+    assert found["model/retina.jpg"]["licence"] == "CC0"
     # Of other data, and of a model that came without any, nobody knows.
     for data in (DataConfig(source="folder:."), DataConfig(source="tfds:mnist"), None):
         assert {one["seen"] for one in examples_for(data)} == {None}

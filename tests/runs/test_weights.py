@@ -1,5 +1,6 @@
 """The weights that come along, and how commands and Keras' habits find them."""
 
+import io
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from tfdecouple.cli import main
 from tfdecouple.cli.output import results_folder
 from tfdecouple.config import PHOTOGRAPHS, load_preset
 from tfdecouple.data import load_images, open_source
+from tfdecouple.data.image_file import fit_image
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs import find_run, is_folder, load_config, pretrained, read_summary, weights_sha256
 from tfdecouple.runs.latent_directions import METHODS
@@ -55,7 +57,13 @@ def test_images_come_back_and_another_z_gives_other_pictures():
     """Of the pictures that the page begins with, crops that the model never saw, and noise."""
     model = tfdecouple.DecoupledModel.from_preset("photographs")
     crops, _ = load_images(open_source(load_config("photographs").data, 64), "test", 6)
-    images = np.concatenate([*(picture[None] for picture in example_images(64).values()), crops, random_images(2, 64)])
+    images = np.concatenate(
+        [
+            *(fit_image(Image.open(io.BytesIO(file)), 64, 0)[None] for file in example_images().values()),
+            crops,
+            random_images(2, 64),
+        ]
+    )
     z, v = model.encode(images)
     np.testing.assert_array_equal(model.decode(z, v), images)
     switched = model.decode(np.roll(z, -1, 0), v).numpy()

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         raise RunError(no_directions(options.run))
     direction = directions.find(options.direction, options.method)
     images = own_images(opened, options.files, "edit takes")
-    results = OwnSizeResults(options, options.files, opened.config.model.image_shape) if options.size == "own" else None
+    results = OwnSizeResults(options, options.files, opened.model) if options.size == "own" else None
     note = f"{images.note} {opened.note()}"
     with Counter("editing", len(images.pixels) * len(amounts)) as counter:
         picture = edit_grid(opened.model, images.pixels, {"": direction.vector}, amounts, direction.name, note, counter)

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     opened = open_run(options)
     results = None
     if options.pairs and options.size == "own" and opened.config.model.has_latent:
-        results = OwnSizeResults(options, options.pairs, opened.config.model.image_shape)
+        results = OwnSizeResults(options, options.pairs, opened.model)
     ((how, (a, b)),) = image_pairs(opened, options, ("across",)).items()
     places = [step / (options.steps - 1) for step in range(options.steps)]
     paths = ("lerp", "slerp") if options.path == "both" else (options.path,)

@@ -6,10 +6,14 @@ import argparse
 import itertools
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tfdecouple.errors import UserError
+
+if TYPE_CHECKING:
+    from tfdecouple.model import DecoupledModel
 
 # The longest side that --max-side accepts: one that every format of a result can have.
 _LONGEST_SIDE = 16_383
@@ -50,23 +54,25 @@ class OwnSizeResults:
     Args:
         options: of the command.
         paths: of the photographs; none with `--size model`, which writes no such files.
-        image_shape: of the model: height, width and channels.
+        model: the model.
 
     Attributes:
-        small: the whole photographs shrunk to the model's size, uint8 `[n, height, width, channels]`.
+        small: the whole photographs as the model sees them, uint8 `[n, height, width, channels]`.
 
     Raises:
         DataError: for a file that is missing or no image, or a model whose images are neither in colour nor grey.
     """
 
-    def __init__(self, options: argparse.Namespace, paths: Sequence[str], image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, options: argparse.Namespace, paths: Sequence[str], model: DecoupledModel) -> None:
         from tfdecouple.cli.output import PICTURES, results_folder
         from tfdecouple.visualization.full_size import read_photograph
 
         self._folder = results_folder(options.run, options.out, PICTURES)
         self._names: set[str] = set()
-        self._photographs = [read_photograph(path, image_shape[-1], options.max_side) for path in paths]
-        self.small = np.stack([photograph.at_model_size(image_shape) for photograph in self._photographs])
+        shape = model.config.image_shape
+        self._photographs = [read_photograph(path, shape[-1], options.max_side) for path in paths]
+        small = np.stack([photograph.at_model_size(shape) for photograph in self._photographs])
+        self.small = np.asarray(model.quantize_images(small))
 
     def save(self, index: int, after: np.ndarray, change: str) -> None:
         """Writes and prints a photograph with the change that the model made to its small copy.

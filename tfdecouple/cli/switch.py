@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     opened = open_run(options, z_for="switch")
     results = None
     if options.pairs and options.size == "own":
-        results = OwnSizeResults(options, options.pairs, opened.config.model.image_shape)
+        results = OwnSizeResults(options, options.pairs, opened.model)
     for how, (a, b) in image_pairs(opened, options, ("within", "across")).items():
         note = f"\n{a.note} {opened.note()}"
         with Counter("switching", 2 * len(a.pixels)) as counter:
