@@ -1,4 +1,4 @@
-"""The recipe of docs/design.md for a coupling transform, carried out literally in a copy of the packages."""
+"""The recipe of docs/extending.md for a coupling transform, carried out literally in a copy of the packages."""
 
 from __future__ import annotations
 

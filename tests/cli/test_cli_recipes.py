@@ -1,4 +1,4 @@
-"""The recipes of docs/design.md for a metric, a picture and a command, carried out in a copy of the packages."""
+"""The recipes of docs/extending.md for a metric, a picture and a command, carried out in a copy of the packages."""
 
 from __future__ import annotations
 

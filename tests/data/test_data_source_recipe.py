@@ -1,4 +1,4 @@
-"""The recipes of docs/design.md for data sources, carried out literally in a copy of the package."""
+"""The recipes of docs/extending.md for data sources, carried out literally in a copy of the package."""
 
 from __future__ import annotations
 

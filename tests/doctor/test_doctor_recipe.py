@@ -1,4 +1,4 @@
-"""The recipe of docs/design.md for a check of doctor, carried out in a copy of the packages."""
+"""The recipe of docs/extending.md for a check of doctor, carried out in a copy of the packages."""
 
 from helpers.recipes import copy_of_packages, insert, recipe, run_in
 

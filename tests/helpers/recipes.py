@@ -1,4 +1,4 @@
-"""The recipes of docs/design.md ("Adding something"), read from the page and carried out in a copy of the packages."""
+"""Reads the recipes of docs/extending.md and carries them out in a copy of the packages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from helpers.places import PATIENCE, ROOT
 
 def recipe(name: str) -> str:
     """Returns the code of the recipe whose first line has `a **name**` or `an **name**`."""
-    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").partition("## Adding something")[2]
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     begins = re.search(rf"^.*\b[Aa]n? \*\*{re.escape(name)}\*\*", text, re.MULTILINE)
     assert begins, f"there is no recipe for {name}"
     paragraphs = text[begins.start() :].split("\n\n")[1:]

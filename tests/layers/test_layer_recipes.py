@@ -1,4 +1,4 @@
-"""The recipes of docs/design.md for a layer of each step and for a conditioner: trained, inverted and exported."""
+"""The recipes of docs/extending.md for a layer of each step and for a conditioner: trained, inverted and exported."""
 
 from __future__ import annotations
 

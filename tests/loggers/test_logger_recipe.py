@@ -1,4 +1,4 @@
-"""The recipe of docs/design.md for a logger, carried out literally in a copy of the package."""
+"""The recipe of docs/extending.md for a logger, carried out literally in a copy of the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipes of docs/design.md for figures of training, carried out literally in a copy of the package."""
+"""The recipes of docs/extending.md for figures of training, carried out literally in a copy of the package."""
 
 import pytest
 from helpers.recipes import copy_of_packages, insert, recipe, register, run_in
