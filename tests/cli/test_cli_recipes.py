@@ -31,7 +31,7 @@ def copy(tmp_path_factory):
     """A copy of the packages with what the three recipes add."""
     folder = copy_of_packages(tmp_path_factory.mktemp("copy"))
     package = folder / "tfdecouple"
-    (package / "metrics" / "brightness.py").write_text(recipe("metric"), encoding="utf-8")
+    (package / "metrics" / "brightness.py").write_text(recipe("evaluation metric"), encoding="utf-8")
     evaluate = package / "cli" / "evaluate.py"
     register(evaluate, "METRICS", "Brightness,")
     insert(evaluate, "from tfdecouple.metrics.base", "from tfdecouple.metrics.brightness import Brightness\n")

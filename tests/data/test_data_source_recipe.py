@@ -39,7 +39,7 @@ def with_source(tmp_path_factory):
     """A copy of the packages with the data source of the recipe."""
     folder = copy_of_packages(tmp_path_factory.mktemp("source"))
     file = folder / "tfdecouple" / "data" / "sources.py"
-    for name in ("data source", "source with a path"):
+    for name in ("data source", "data source with a path"):
         kind, _, line = recipe(name).partition("# in `KINDS`\n")
         insert(file, "# In the order in which they are listed", f"{kind}\n")
         register(file, "KINDS", line)

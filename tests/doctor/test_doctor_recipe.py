@@ -5,7 +5,7 @@ from helpers.recipes import copy_of_packages, insert, recipe, run_in
 
 def test_the_check_of_the_recipe_runs_and_is_told(tmp_path):
     copy = copy_of_packages(tmp_path)
-    module, _, registered = recipe("check").partition("# in `CHECKS`\n")
+    module, _, registered = recipe("doctor check").partition("# in `CHECKS`\n")
     folder = copy / "tfdecouple" / "doctor"
     (folder / "repetition.py").write_text(module, encoding="utf-8")
     insert(folder / "checks.py", "round_trips, same_numbers", "repetition, ", after="from tfdecouple.doctor import")

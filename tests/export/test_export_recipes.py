@@ -27,7 +27,7 @@ EXIT_REFUSED = 4
 def copy(tmp_path):
     """A copy of the packages in which the recipes have been followed, in their one file."""
     file = copy_of_packages(tmp_path / "copy") / "export" / "endpoints.py"
-    for name in ("endpoint", "endpoint of numbers"):
+    for name in ("endpoint", "endpoint that returns numbers"):
         functions, _, rest = recipe(name).partition("\n# in `endpoints`\n")
         endpoint, _, line = rest.partition("\n# in `every`\n")
         insert(file, "# --- what the Keras model answers ---", functions + "\n\n\n")

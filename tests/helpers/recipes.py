@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import pathlib
 import re
@@ -17,12 +16,12 @@ from helpers.places import PATIENCE, ROOT
 
 
 def recipe(name: str) -> str:
-    """Returns the code of the recipe whose first line has `a **name**` or `an **name**`."""
+    """Returns the code of the recipe that has this heading, in lower case."""
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    begins = re.search(rf"^.*\b[Aa]n? \*\*{re.escape(name)}\*\*", text, re.MULTILINE)
+    begins = re.search(rf"^## {re.escape(name)}$", text, re.MULTILINE | re.IGNORECASE)
     assert begins, f"there is no recipe for {name}"
-    paragraphs = text[begins.start() :].split("\n\n")[1:]
-    block = itertools.takewhile(lambda paragraph: paragraph.startswith("    "), paragraphs)
+    paragraphs = text[begins.end() :].split("\n## ")[0].split("\n\n")
+    block = (paragraph for paragraph in paragraphs if paragraph.startswith("    "))
     return textwrap.dedent("\n\n".join(block)).rstrip("\n")
 
 
