@@ -1,6 +1,6 @@
-"""What makes a site of the documentation: pages from outside docs/, the tour from its notebook, the API, links.
+"""A hook of MkDocs that adds pages from outside docs/, the tour notebook and the API, and rewrites links.
 
-MkDocs calls the functions named on_*; mkdocs.yml names this file.
+MkDocs calls the functions named on_*. mkdocs.yml names this file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import griffe
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Pages that lie elsewhere in the repository, by their place there.
+# Pages from outside docs/: their path in the repository, and their path in the site.
 ELSEWHERE = {
     "README.md": "index.md",
     "SECURITY.md": "security_policy.md",
@@ -29,9 +29,9 @@ ELSEWHERE = {
         for path in ROOT.glob("examples/*/README.md")
     },
 }
-# Packages below tfdecouple whose names are public; each states them in its `__all__`.
+# Packages below tfdecouple whose `__all__` is public.
 PUBLIC = ("config", "data", "layers", "bijectors", "training", "metrics", "corpus")
-# Networks have no list of their own: these are what a model is made of.
+# The networks have no `__all__`; these are the parts of a model.
 NETWORKS = (
     "tfdecouple.networks.flow.Flow",
     "tfdecouple.networks.encoder.Encoder",
@@ -43,7 +43,7 @@ _LOG = logging.getLogger("mkdocs.plugins.tfdecouple")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the pages that lie elsewhere, the tour with its pictures, and those of the API."""
+    """Adds the pages from outside docs/, the tour with its pictures, and the pages of the API."""
     made = {place: (ROOT / source).read_text(encoding="utf-8") for source, place in ELSEWHERE.items()}
     made["tour.md"], pictures = tour(json.loads(made["tour.md"]))
     for place, content in {**made, **dict(api()), **pictures}.items():
@@ -54,14 +54,14 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Turns links within the repository into links within the site.
 
-    What is in the repository and not in the site becomes plain text; what is in neither is a warning.
+    A link to a file outside the site becomes plain text, and a link to a missing file is a warning.
     """
     places = {place: source for source, place in ELSEWHERE.items()}
     own = places.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def rewritten(match: re.Match) -> str:
         mark, text, target = match.groups()
-        # A picture that is a link.
+        # The text may be a picture with a link of its own.
         text = _LINK.sub(rewritten, text)
         if re.match(r"[a-z]+:|#", target) or page.file.src_uri == "tour.md" and target.startswith("tour/"):
             return f"{mark}[{text}]({target})"
@@ -80,23 +80,23 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 class Doctests(griffe.Extension):
-    """Makes blocks of code of the examples in docstrings."""
+    """Turns the examples of docstrings into blocks of code."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Changes the docstring of each object."""
+        """Rewrites the docstring of an object."""
         if obj.docstring is not None:
             example = re.compile(r"^>>> .*(?:\n(?! *$).*)*", re.M)
             obj.docstring.value = example.sub(r"```pycon\n\g<0>\n```", obj.docstring.value)
 
 
 def _outside_of_code(markdown: str, change: Any) -> str:
-    """Applies a function to what lies between fenced blocks."""
+    """Applies a function to the text between fenced blocks."""
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.M | re.S)
     return "".join(part if index % 2 else change(part) for index, part in enumerate(parts))
 
 
 def tour(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
-    """Returns a notebook as Markdown, and its pictures by their places in the site."""
+    """Returns a notebook as Markdown, and its pictures by their paths in the site."""
     lines: list[str] = []
     pictures: dict[str, bytes] = {}
     for cell in notebook["cells"]:
@@ -109,19 +109,18 @@ def tour(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
             if output.get("name") == "stderr":
                 continue
             data = output.get("data", {})
-            said = "".join(output.get("text", data.get("text/plain", "")))
+            printed = "".join(output.get("text", data.get("text/plain", "")))
             if "image/png" in data:
                 place = f"tour/{len(pictures)}.png"
                 pictures[place] = base64.b64decode("".join(data["image/png"]))
-                # What it shows is said in the text above.
-                lines += [f"![What the cell above draws]({place})", ""]
-            elif said:
-                lines += ["```text", said.rstrip(), "```", ""]
+                lines += [f"![The picture that the cell above draws]({place})", ""]
+            elif printed:
+                lines += ["```text", printed.rstrip(), "```", ""]
     return "\n".join(lines), pictures
 
 
 def public_names() -> dict[str, list[str]]:
-    """Returns the public names of the project, in full, by the page of the API that has them."""
+    """Returns the full public names of the project, by page of the API."""
     pages = {"tfdecouple": [f"tfdecouple.{name}" for name in _all("tfdecouple")]}
     for package in PUBLIC:
         pages[package] = [f"tfdecouple.{package}.{name}" for name in _all(f"tfdecouple/{package}")]
@@ -141,12 +140,12 @@ def _all(folder: str) -> list[str]:
 
 
 def api() -> Iterator[tuple[str, str]]:
-    """Yields the pages of the API: their places, and their text."""
+    """Yields the path and the text of each page of the API."""
     for page, names in public_names().items():
         package = ROOT / "tfdecouple" / ("" if page == "tfdecouple" else page) / "__init__.py"
         about = ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))) or ""
         title = page if page == "tfdecouple" else f"tfdecouple.{page}"
-        # Of the docstring what stands before its examples.
+        # The docstring without its examples.
         lines = [f"# {title}", "", about.split("\n>>>")[0], ""]
         for name in names:
             lines += [f"::: {name}", ""]

@@ -37,7 +37,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import table, write_json  # noqa: E402
-from benchmarks.scaling import put  # noqa: E402
 from tfdecouple.config import load_preset  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.networks.costs import BACKWARD, multiply_adds  # noqa: E402
@@ -169,7 +168,6 @@ def main() -> int:
     parser.add_argument("--utilisation", type=float, default=0.3, help="share of it that is reached (default 0.3)")
     parser.add_argument("--micro-batches", type=int, default=1, help="of an update (default 1)")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures there")
-    parser.add_argument("--docs", type=pathlib.Path, help="put the table into this file, at <!-- communication -->")
     options = parser.parse_args()
     return run_program(lambda: communicate(options))
 
@@ -182,8 +180,6 @@ def communicate(options: argparse.Namespace) -> int:
         raise UserError(f"--peak is {options.peak}; it must be above 0")
     if options.micro_batches < 1:
         raise UserError(f"--micro-batches is {options.micro_batches}; it must be at least 1")
-    if options.docs and not options.docs.is_file():
-        raise UserError(f"--docs: there is no file {options.docs}")
     assumptions = {
         "gradients": options.gradients,
         "peak_tflops": options.peak,
@@ -194,12 +190,8 @@ def communicate(options: argparse.Namespace) -> int:
     }
     rows = calculate(BYTES[options.gradients], options.peak * 1e12, options.utilisation, options.micro_batches)
     print(json.dumps(assumptions))
-    text = render(rows)
-    print(text)
+    print(render(rows))
     write_json(options.json, {"assumptions": assumptions, "rows": rows})
-    if options.docs:
-        document = put(options.docs.read_text(encoding="utf-8"), "communication", text)
-        options.docs.write_text(document, encoding="utf-8")
     return 0
 
 

@@ -5,12 +5,10 @@
     python benchmarks/results.py --measure --data-dir DIR --extractor FILE     # everything again; takes long
     python benchmarks/results.py --measure pictures exactness --data-dir DIR   # some of it: names as --list has them
 
-Every figure of the page stands in a file in docs/results. Training wrote metrics.jsonl and summary.json. Every other is
-written by one of the commands that --list shows, which begin with the committed weights; but for dequantization.json
-and trials.json, which hold the commands of their own runs, and by_length.json, which has what earlier weights of
-the same runs did, and the commits that have them. `make results` is the third of the lines above. The tables stand
-between `<!-- NAME -->` and `<!-- end of NAME -->`; what the text says is held against the files by
-`tests/project/test_results.py`.
+Every number of the page stands in a file in docs/results. Training wrote metrics.jsonl and summary.json. The commands
+that --list shows wrote the others, from the committed weights, with two exceptions: trials.json has its own commands,
+and by_length.json has measurements of earlier weights, and the commits that have them. `make results` is the third of
+the lines above. The tables stand between `<!-- NAME -->` and `<!-- end of NAME -->`.
 """
 
 from __future__ import annotations
@@ -319,29 +317,17 @@ def _probe() -> str:
 
 
 def _statistics() -> str:
-    """Of two runs: R2 from z, v and pixels, and what follows z and v in a switch."""
+    """Of ours: R2 from z, v and pixels, and what follows z and v in a switch."""
     rows = []
-    for run in ("conditional", "quickstart"):
-        for name, each in load(f"{run}/evaluation/statistics/image_statistics-test.json")["statistics"].items():
-            told = [f"{each['r2'][kind]['mean']:.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]
-            moved = [
-                f"{each['switch'][code]['mean']:.2f} +- {each['switch'][code]['standard_error']:.2f}"
-                for code in ("z", "v")
-            ]
-            nearer = f"{100 * each['switch']['nearer_to_z']['mean']:.0f}"
-            rows.append([run, name, *told, *moved, nearer])
-    header = ["run", "statistic", "R2 from z", "from v, PCA", "from pixels, PCA"]
+    for name, each in load("conditional/evaluation/statistics/image_statistics-test.json")["statistics"].items():
+        explained = [f"{each['r2'][kind]['mean']:.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]
+        followed = [
+            f"{each['switch'][code]['mean']:.2f} +- {each['switch'][code]['standard_error']:.2f}" for code in ("z", "v")
+        ]
+        nearer = f"{100 * each['switch']['nearer_to_z']['mean']:.0f}"
+        rows.append([name, *explained, *followed, nearer])
+    header = ["statistic", "R2 from z", "from v, PCA", "from pixels, PCA"]
     return table([*header, "follows z", "follows v", "nearer to the image of z, %"], rows)
-
-
-def _dequantization() -> str:
-    rows = []
-    for name, run in load("dequantization.json").items():
-        ended = run["summary"]
-        kl, term = (f"{ended['test'][one]:.2f}" for one in ("kl", "dequantization"))
-        validation = f"{ended['validation_bits_per_dim']:.3f}"
-        rows.append([name, f"{ended['steps']:,}", validation, _with_error(ended["test"], 3), kl, term])
-    return table(["u", "updates", "validation", "test", "KL, nats", "log q(u given x), nats"], rows)
 
 
 def _frechet() -> str:
@@ -353,16 +339,17 @@ def _frechet() -> str:
     return table(["", "distance", "the paper's FID"], rows)
 
 
-def _frechet_dependence() -> str:
-    from benchmarks.frechet import HEADER, cells
-
-    return table(HEADER, cells(load("frechet.json")["rows"]))
-
-
 def _exactness() -> str:
-    from benchmarks.exactness import HEADER, cells
-
-    return table(HEADER, [cells(row) for row in load("exactness.json")["rows"]])
+    """Of each kind of image: how many are lost by all runs together, and how large v is in two of them."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in load("exactness.json")["rows"]:
+        found.setdefault(row["images"], {})[row["run"]] = row
+    titles = {run: TITLES.get(run, run) for run in ("quickstart", "conditional")}
+    rows = []
+    for kind, by_run in found.items():
+        lengths = [f"{by_run[run]['least_rms']:.2f} to {by_run[run]['most_rms']:.2f}" for run in titles]
+        rows.append([kind, by_run["quickstart"]["of"], sum(row["lost"] for row in by_run.values()), *lengths])
+    return table(["images", "of", "lost", *(f"RMS of v, {title}" for title in titles.values())], rows)
 
 
 NOISE = "noise of 0 and 255"
@@ -429,15 +416,6 @@ def _areas() -> str:
     return table(["score", *KINDS.values()], rows)
 
 
-def _passing() -> str:
-    found = outliers()
-    rows = [
-        [name, *(f"{100 * found[kind]['detection'][score]['false_positives']:.1f}" for kind in KINDS)]
-        for score, name in SCORES.items()
-    ]
-    return table(["score", *KINDS.values()], rows)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "models": _models,
     "bits": _bits,
@@ -445,12 +423,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "probe": _probe,
     "statistics": _statistics,
     "frechet": _frechet,
-    "frechet dependence": _frechet_dependence,
     "exactness": _exactness,
     "by length": _by_length,
     "outliers": _areas,
-    "passing outliers": _passing,
-    "dequantization": _dequantization,
 }
 
 

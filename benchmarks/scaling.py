@@ -1,30 +1,27 @@
-"""How time and memory grow with the batch and with the depth, and what fits on a GPU: tables, exponents, a plot.
+"""Measures how time and memory grow with the batch and the depth, and calculates what fits on a GPU.
 
-    python benchmarks/scaling.py --docs docs/scaling.md --plot docs/images/scaling.png --json scaling.json
+    python benchmarks/scaling.py --json scaling.json --plot docs/images/scaling.png
+    python benchmarks/scaling.py --tables batch,depth,memory --from scaling.json --docs docs/scaling.md
     python benchmarks/scaling.py --tables memory                       # calculated, takes no time
-    python benchmarks/scaling.py --from scaling.json --plot scaling.png
 
 Each point is a process of its own (`throughput.py`).
 
-  batch   time of a call, images/s and memory over the images in it; several kinds of phase, training with each
+  batch   images/s over the images of a call; several kinds of phase, training with each training.memory
+  depth   time of a training step and of tracing, and memory, over the steps in each stage of each level, with each
           training.memory
-  depth   time of a training step, of tracing and of everything up to the end of the first step, and memory, over the
-          steps in each stage of each level, with each training.memory
   large   the same for presets of 64 and of 256 pixels, 2 images a batch
   memory  calculated: what a training step of the presets for large images holds, and the largest micro-batch on a GPU
 
 An exponent is the slope of a straight line through the points of a table, both axes logarithmic, by least squares; 1 is
-linear. What does not grow (reading the images, the encoder) makes it smaller than it will be for larger work, so the
-last two points have a column of their own. Growth is called at most linear where neither exponent is above 1, and "but
-for noise" where the larger is no more than 1.05.
+linear. Constant costs (reading the images, the encoder) make it smaller than it will be for larger work.
 
-"MiB in all" is the largest resident memory of the process. "Live" are TensorFlow's tensors alone, weights and moments
-among them, counted by its own allocator (`throughput.py --live`) with the batch in one piece, as a GPU takes it; of an
-image, the difference between a batch and one twice as large. The calculation beside it is that of the table of the
-presets (`tfdecouple/networks/costs.py`).
+"MiB in all" is the largest resident memory of the process. "MiB an image" is the difference between a batch and one
+twice as large, of TensorFlow's tensors alone, counted by its own allocator (`throughput.py --live`) with the batch in
+one piece, as a GPU takes it. The calculation beside it is that of the table of the presets
+(`tfdecouple/networks/costs.py`).
 
---docs puts each table that was made between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a file. --json is
-written after each table, so that a run that ends early has not been for nothing.
+--docs puts each table between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a file. --json is written after
+each table, so that an interrupted run keeps the finished tables.
 """
 
 from __future__ import annotations
@@ -67,8 +64,6 @@ MEMORY_MIB, MEMORY_IMAGES = 256, (4, 128)
 LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES = 1536, (LARGE_BATCH, 12)
 # Of the start where memory is measured: what it holds must not hide what a step of as many images or more holds.
 START_IMAGES = 2
-# A line through noisy points of linear growth comes out a little steeper now and then.
-LINEAR = 1.05
 
 
 def main() -> int:
@@ -276,20 +271,10 @@ def render_batches(rows: list[dict[str, Any]]) -> str:
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     batches = sorted({row["batch"] for row in rows})
     found = {(row["kind"], row["batch"]): row for row in rows}
-    header = ["images", *(f"{kind}, images/s" for kind in kinds), *(f"{kind}, MiB" for kind in kinds)]
-    lines = [
-        [
-            batch,
-            *(found[kind, batch]["images_per_s"] for kind in kinds),
-            *(round(found[kind, batch]["peak_rss_mib"]) for kind in kinds),
-        ]
-        for batch in batches
-    ]
-    growth = {
-        f"time of {kind} over images": (batches, [found[kind, batch]["ms_per_call"] for batch in batches])
-        for kind in kinds
-    }
-    return table(header, lines) + "\n\n" + render_growth(growth)
+    lines: list[list[object]] = [[batch, *(found[kind, batch]["images_per_s"] for kind in kinds)] for batch in batches]
+    times = [[found[kind, batch]["ms_per_call"] for batch in batches] for kind in kinds]
+    lines.append(["exponent of the time", *(f"{exponent(batches, each):.2f}" for each in times)])
+    return table(["images", *(f"{kind}, images/s" for kind in kinds)], lines)
 
 
 def render_depths(rows: list[dict[str, Any]]) -> str:
@@ -301,39 +286,23 @@ def render_large(rows: list[dict[str, Any]]) -> str:
 
 
 def render_trained(rows: list[dict[str, Any]], names: list[str], key: Callable[[dict[str, Any]], tuple]) -> str:
-    """Returns the table of training over the depths, and how each group of rows of one key grows."""
-    header = [*names, "flow steps", "parameters", "ms an update", "traced in s", "first update after s"]
-    header += ["MiB in all", "live MiB", "MiB an image", "calculated"]
-    lines, growth = [], {}
+    """Returns the table of training over the depths, with the exponents below each group of rows of one key."""
+    header = [*names, "flow steps", "ms an update", "traced in s", "MiB in all", "MiB an image", "calculated"]
+    lines: list[list[object]] = []
     for group in dict.fromkeys(key(row) for row in rows):
         chosen = [row for row in rows if key(row) == group]
-        for row in chosen:
-            lines.append(
-                [
-                    *group,
-                    row["depth"],
-                    row["params"],
-                    float(row["ms_per_call"]),
-                    traced(row),
-                    float(row["first_step_s"]),
-                    round(row["peak_rss_mib"]),
-                    round(row["live_mib"][0]),
-                    float(row["mib_per_image"]),
-                    float(row["calculated_mib_per_image"]),
-                ]
-            )
+        columns = [
+            [float(row["ms_per_call"]) for row in chosen],
+            [traced(row) for row in chosen],
+            [round(row["peak_rss_mib"]) for row in chosen],
+            [float(max(row["mib_per_image"], 0.01)) for row in chosen],
+        ]
         depths = [row["depth"] for row in chosen]
-        if len(depths) < 2:
-            continue
-        suffix = f" over flow steps, {', '.join(group)}"
-        growth |= {
-            f"time of an update{suffix}": (depths, [row["ms_per_call"] for row in chosen]),
-            f"time to trace{suffix}": (depths, [traced(row) for row in chosen]),
-            f"time to the first update{suffix}": (depths, [row["first_step_s"] for row in chosen]),
-            f"memory in all{suffix}": (depths, [row["peak_rss_mib"] for row in chosen]),
-            f"memory an image{suffix}": (depths, [max(row["mib_per_image"], 0.01) for row in chosen]),
-        }
-    return table(header, lines) + "\n\n" + render_growth(growth)
+        calculated = [float(row["calculated_mib_per_image"]) for row in chosen]
+        lines += [[*group, *line] for line in zip(depths, *columns, calculated, strict=True)]
+        if len(depths) > 1:
+            lines.append([*group, "exponent", *(f"{exponent(depths, column):.2f}" for column in columns), ""])
+    return table(header, lines)
 
 
 def traced(row: dict[str, Any]) -> float:
@@ -341,32 +310,20 @@ def traced(row: dict[str, Any]) -> float:
     return float(max(row["first_call_s"] - row["second_step_s"], 0.01))
 
 
-def render_growth(growth: dict[str, tuple[list[int], list[float]]]) -> str:
-    lines = []
-    for name, (x, y) in growth.items():
-        slope, last = (round(number, 2) for number in (exponent(x, y), exponent(x[-2:], y[-2:])))
-        lines.append([name, f"{slope:.2f}", f"{last:.2f}", judged(max(slope, last))])
-    return table(["growth", "exponent", "of the last two", "at most linear"], lines)
-
-
-def judged(slope: float) -> str:
-    """Returns whether growth with this exponent is at most linear, in words."""
-    return "yes" if slope <= 1 else "but for noise" if slope <= LINEAR else "no"
-
-
 def render_memory(rows: list[dict[str, Any]]) -> str:
-    header = ["preset", "flow steps", "parameters", "state, GiB", *(f"GiB an image, {memory}" for memory in MEMORY)]
+    """Returns the table of the presets as they are; the plot has the other depths."""
+    header = ["preset", "parameters", "state, GiB", *(f"GiB an image, {memory}" for memory in MEMORY)]
     header += [f"on {gib} GiB, {memory}" for gib in GPUS_GIB for memory in MEMORY]
     lines = [
         [
             row["preset"],
-            "its own" if row["depth"] is None else row["depth"],
             f"{row['params'] / 1e6:.1f} M",
             row["state_gib"],
             *(row[f"{memory}_gib_per_image"] for memory in MEMORY),
             *(row[f"{memory}_on_{gib}"] for gib in GPUS_GIB for memory in MEMORY),
         ]
         for row in rows
+        if row["depth"] is None
     ]
     return table(header, lines)
 

@@ -214,29 +214,25 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def render(rows: list[dict[str, Any]]) -> str:
-    """Returns the table of the rows, in the order of the plan; those of other options than it has now are left out."""
+    """Returns the table of the trials whose options still exist, in the order of the plan."""
     by_key = {(row["name"], row["seed"], row["command"]): row for row in rows}
     header = ["trial", "seed", "options", "bits/dim", "KL, nats", "accuracy of z, %"]
     lines = []
     for trial in planned():
         row = by_key.get((trial.name, trial.seed, f"python {shlex.join(trial.command())}"))
-        if row:
+        if row and not trial.commit:
             own = " ".join(trial.own)
-            if own:
-                # Options of another commit are none of today's: they stand as text.
-                own = f"{own} ({trial.commit})" if trial.commit else f"`{own}`"
-            lines.append([trial.name, trial.seed, own, *_figures(row)])
+            lines.append([trial.name, trial.seed, f"`{own}`" if own else "", *_figures(row)])
     return table(header, lines) if lines else "No trial has been run yet."
 
 
 def _figures(row: dict[str, Any]) -> list[str]:
     if "diverged_after" in row:
         return [f"diverged after {row['diverged_after']} updates", "", ""]
-    bits = f"{row['validation_bits_per_dim']:.4f} +- {row['validation_standard_error']:.4f}"
+    bits = f"{row['validation_bits_per_dim']:.4f}"
     if "probe_accuracy" not in row:
         return [bits, "", ""]
-    accuracy, error = (100 * row[name] for name in ("probe_accuracy", "probe_standard_error"))
-    return [bits, f"{row['validation_kl']:.1f}", f"{accuracy:.1f} +- {error:.1f}"]
+    return [bits, f"{row['validation_kl']:.1f}", f"{100 * row['probe_accuracy']:.1f}"]
 
 
 def check_plan() -> None:

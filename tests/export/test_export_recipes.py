@@ -1,4 +1,4 @@
-"""The recipes of docs/extending.md for endpoints, carried out in a copy of the packages; and a transform that is new."""
+"""The recipes of docs/extending.md for endpoints, carried out in a copy of the packages, and a new transform."""
 
 import dataclasses
 import json

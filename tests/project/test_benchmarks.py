@@ -1,4 +1,4 @@
-"""Tests of the benchmarks: formulas against numbers worked out by hand, mistakes in one line, the line of JSON."""
+"""The benchmarks: formulas against numbers worked out by hand, mistakes in one line, and short runs."""
 
 from __future__ import annotations
 
@@ -8,24 +8,31 @@ import random
 import subprocess
 import sys
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import tensorflow as tf
-from helpers.models import LEAST, SMALL_SETTINGS, random_images
+from helpers.extractors import report_of, write_onnx
+from helpers.models import LEAST, SMALL, SMALL_SETTINGS, random_images
+from helpers.numbered import write_images
 from helpers.places import ROOT
 from helpers.runs import write_run
+from onnx import TensorProto, helper
 from PIL import Image
 
-from tfdecouple.config import MEMORY, load_preset
+from tfdecouple.config import MEMORY, DataConfig, load_preset
+from tfdecouple.data import open_source
 from tfdecouple.doctor.measurements import WITHIN
 from tfdecouple.errors import UserError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.gradient import global_norm
 from tfdecouple.networks import costs
 from tfdecouple.networks.plan import count_parameters
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import communication, dispatches, scaling, throughput  # noqa: E402
+from benchmarks import communication, compiling, dispatches, scaling  # noqa: E402
+from benchmarks.frechet import resize_to, resized_to  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -40,8 +47,15 @@ def memory():
 
 def program(name, *arguments):
     """Runs a benchmark as a user would."""
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+
+
+def measured(name, folder, *arguments):
+    """What a benchmark writes with `--json`."""
+    done = program(name, *arguments, "--json", folder / "found.json")
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "found.json").read_text(encoding="utf-8"))
 
 
 # --- scaling ---
@@ -63,49 +77,13 @@ def test_the_largest_micro_batch_fills_the_memory():
     assert scaling.largest_micro_batch(config, 24, "recompute") > 4 * count
 
 
-def memory_apart(document):
-    """Rows of the tables of training over depths whose memory an image is more than a third off the calculation.
-
-    With them the number of rows that were compared.
-    """
-    columns, compared, apart = {}, 0, []
-    for line in document.splitlines():
-        cells = [cell.strip() for cell in line.strip("| ").split("|")]
-        if "live MiB" in cells:
-            columns = {name: number for number, name in enumerate(cells)}
-        elif not line.startswith("|"):
-            columns = {}
-        elif columns and not line.startswith("| --- "):
-            texts = [cells[columns[name]] for name in ("MiB an image", "calculated")]
-            measured, calculated = (float(text.replace(",", "")) for text in texts)
-            compared += 1
-            if not 1 / WITHIN <= measured / calculated <= WITHIN:
-                apart.append(line)
-    return apart, compared
-
-
-def test_memory_that_the_docs_calculate_is_what_was_measured_but_for_a_third():
-    apart, compared = memory_apart(SCALING)
-    assert apart == [] and compared > 20
-
-
-def trained_row(depth, memory, **changes):
-    """What is measured of training at a depth, linear in it but for the time of a step."""
-    return {
-        "depth": depth,
-        "preset": "imagenet64",
-        "memory": memory,
-        "live_mib": [500.0, 800.0],
-        "params": 1000 * depth,
-        "ms_per_call": 10.0 * depth**2,
-        "first_call_s": 5.0 * depth,
-        "second_step_s": 0.1,
-        "first_step_s": 5.0 + 5.0 * depth,
-        "peak_rss_mib": 900.0,
-        "mib_per_image": 3.0 * depth,
-        "calculated_mib_per_image": 3.1 * depth,
-        **changes,
-    }
+def test_measured_memory_in_the_docs_is_near_the_calculation():
+    table = SCALING.partition("<!-- depth -->")[2].partition("<!-- end of depth -->")[0]
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.strip().splitlines()]
+    places = [rows[0].index(name) for name in ("MiB an image", "calculated")]
+    pairs = [[float(row[place]) for place in places] for row in rows[2:] if row[1] != "exponent"]
+    assert len(pairs) == 15
+    assert all(1 / WITHIN <= measured / calculated <= WITHIN for measured, calculated in pairs)
 
 
 def test_the_calculated_tables_in_the_docs_are_what_the_programs_print(memory):
@@ -114,21 +92,30 @@ def test_the_calculated_tables_in_the_docs_are_what_the_programs_print(memory):
 
 def test_measured_rows_become_tables_and_a_plot(memory, tmp_path):
     rows = [
-        {"kind": "train", "batch": batch, "images_per_s": 10.0, "ms_per_call": 100.0 * batch, "peak_rss_mib": 900.0}
-        for batch in (1, 2, 4)
+        {"kind": "train", "batch": batch, "images_per_s": 10.0, "ms_per_call": 100.0 * batch} for batch in (1, 2, 4)
     ]
-    assert "| time of train over images | 1.00 | 1.00 | yes |" in scaling.render("batch", {"batch": rows})
-    depths = [trained_row(depth, memory) for memory in MEMORY for depth in (1, 2, 4)]
-    text = scaling.render("depth", {"depth": depths})
-    assert "| time of an update over flow steps, invert | 2.00 | 2.00 | no |" in text
-    assert "| memory an image over flow steps, imagenet64, keep | 1.00 | 1.00 | yes |" in scaling.render(
-        "large", {"large": depths}
-    )
-    scaling.plot(
-        {"depth": depths, "large": depths, "memory": memory},
-        tmp_path / "plot.png",
-        scaling.GPUS_GIB,
-    )
+    assert scaling.render("batch", {"batch": rows}).endswith("| exponent of the time | 1.00 |")
+    depths = [
+        {
+            "depth": depth,
+            "preset": "imagenet64",
+            "memory": mode,
+            "params": 1000 * depth,
+            "ms_per_call": 10.0 * depth**2,
+            "first_call_s": 5.0 * depth,
+            "second_step_s": 0.1,
+            "first_step_s": 5.0 + 5.0 * depth,
+            "peak_rss_mib": 900.0,
+            "live_mib": [500.0, 800.0],
+            "mib_per_image": 3.0 * depth,
+            "calculated_mib_per_image": 3.1 * depth,
+        }
+        for mode in MEMORY
+        for depth in (1, 2, 4)
+    ]
+    assert "| invert | exponent | 2.00 | 1.01 | 0.00 | 1.00 |" in scaling.render("depth", {"depth": depths})
+    assert "| imagenet64 | keep | 2 | 40.0 |" in scaling.render("large", {"large": depths})
+    scaling.plot({"depth": depths, "large": depths, "memory": memory}, tmp_path / "plot.png", scaling.GPUS_GIB)
     assert (tmp_path / "plot.png").stat().st_size > 10000
 
 
@@ -158,49 +145,23 @@ def test_when_communication_is_hidden():
     assert communication.cost(10.0, 3.0, 5, overlap=False) == pytest.approx(0.4)
 
 
-# --- compare ---
-
-
-# As fast as it is given many words, which it keeps.
-YARDSTICK = """
-import json, pathlib, sys
-given = sys.argv[1:]
-with (pathlib.Path(__file__).parent / "given").open("a") as file:
-    print(*given, file=file)
-rates = dict.fromkeys(["images_per_s", "best_images_per_s", "cpu_s_per_image", "peak_rss_mib"], float(len(given)))
-print(json.dumps({**rates, "limit_train_images_per_s": 100.0}))
-"""
-
-
-def row(rate):
-    """A line of a benchmark that ran at `rate`."""
-    return {"images_per_s": rate, "best_images_per_s": rate, "cpu_s_per_image": 2 / rate, "peak_rss_mib": 100.0}
-
-
 # --- mistakes ---
-
-
-@pytest.mark.parametrize("phase", ["train", "foo16", "train0", "16", ""])
-def test_unknown_phases_are_refused(phase):
-    with pytest.raises(UserError, match="there is no phase"):
-        throughput.parse_phase(phase)
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "says"),
     [
+        ("throughput", ["--phase", "foo16"], "there is no phase"),
         ("throughput", ["--phase", "eval16", "--memory", "invert"], "--memory concerns training alone"),
         ("throughput", ["--phase", "train8", "--set", "training.batch_size=4"], "the phase says 8 images"),
         ("throughput", ["--phase", "train8", "--threads", "0"], "--threads is 0"),
         ("compare", ["--phases", "train16"], "--yardstick is missing"),
         ("compare", ["--phases", "first_step"], "has no counterpart"),
-        ("compare", ["--phases", "train16@quick"], "quick"),
         ("compare", ["--phases", "train16:keep/invert"], "trainN:invert/recompute"),
         ("scaling", ["--tables", "nothing"], "there is no table 'nothing'"),
         ("communication", ["--utilisation", "2"], "--utilisation is 2.0"),
         ("export", ["--preset", "nope"], "there is no preset 'nope'"),
         ("export", ["--preset", "cifar10_classes"], "a function of the label"),
-        ("export", ["--preset", "cifar10", "--batches", "1", "0"], "--batches is [1, 0]"),
         ("export", ["--exported", "not there"], "there is no export folder not there"),
     ],
 )
@@ -221,9 +182,7 @@ def test_exactness_takes_images_of_any_shape(tmp_path, shape, kinds):
         for number, image in enumerate(random_images(4, shape)):
             Image.fromarray(image.squeeze()).save(tmp_path / "pictures" / split / f"{number}.png")
     data = f"folder:{tmp_path / 'pictures'}"
-    done = program("exactness", "--run", str(folder), "--count", "3", "--data", data, "--json", str(tmp_path / "rows"))
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "rows").read_text())["rows"]
+    rows = measured("exactness", tmp_path, "--run", folder, "--count", "3", "--data", data)["rows"]
     assert len(rows) == kinds + 1 and rows[-1]["of"] == 3 and all(row["lost"] == 0 for row in rows)
 
 
@@ -246,14 +205,100 @@ def test_operations_are_counted_in_functions_as_well():
     inner = tf.function(inner, autograph=False, experimental_attributes={"_noinline": True})
     counts = dispatches.operations(lambda: tf.function(lambda x: inner(inner(x)), autograph=False)(tf.ones([2])))
     assert counts["Tanh"] == counts["Mul"] == 2
-
-    @tf.function(autograph=False)
-    def squares(x):
-        tf.sqrt(x)  # Which nobody needs.
-        return inner(global_norm([inner(x)]))
-
-    lines = dispatches.by_line(squares.get_concrete_function(tf.ones([2])).graph)
-    assert {kind for kind, line in lines if line.startswith("model/gradient.py:")} >= {"L2Loss", "Sqrt"}
-    assert lines["Tanh", ""] == lines["Mul", ""] == 2 and lines["Sqrt", ""] == 0
     config = dispatches.configured(dispatches.make_parser().parse_args(["--preset", "quickstart", "--batch", "8"]))
     assert config.training.batch_size == 8 and config.training.ema_decay
+
+
+# --- frechet ---
+
+
+def write_resizing(path, side):
+    """An extractor that resizes images to a square and gives the mean of squared values, which the side changes."""
+
+    def constant(name, *values):
+        tensor = helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+        return helper.make_node("Constant", [], [name], value=tensor)
+
+    nodes = [
+        constant("zero", 0),
+        constant("two", 2),
+        constant("square", side, side),
+        constant("axes", 2, 3),
+        helper.make_node("Transpose", ["images"], ["channels_first"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["channels_first"], ["values"], to=TensorProto.FLOAT),
+        helper.make_node("Shape", ["values"], ["shape"]),
+        helper.make_node("Slice", ["shape", "zero", "two"], ["front"]),
+        helper.make_node("Concat", ["front", "square"], ["sizes"], axis=0),
+        helper.make_node("Resize", ["values", "", "", "sizes"], ["resized"], mode="linear"),
+        helper.make_node("Mul", ["resized", "resized"], ["squared"]),
+        helper.make_node("ReduceMean", ["squared", "axes"], ["features"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "squares",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", "h", "w", 3])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 3])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def test_another_side_is_that_of_an_extractor_made_for_it(tmp_path):
+    resize_to(write_resizing(tmp_path / "8.onnx", 8), 16, tmp_path / "8 to 16.onnx")
+    made_for_it = write_resizing(tmp_path / "16.onnx", 16)
+    assert resized_to(tmp_path / "8 to 16.onnx") == 16
+    images = random_images(2, 4)
+    features = {
+        name: onnxruntime.InferenceSession(tmp_path / name).run(None, {"images": images})[0]
+        for name in ("8.onnx", "8 to 16.onnx", made_for_it.name)
+    }
+    np.testing.assert_array_equal(features["8 to 16.onnx"], features["16.onnx"])
+    assert (features["8 to 16.onnx"] != features["8.onnx"]).all()
+
+
+def test_an_extractor_that_does_not_resize_is_refused(tmp_path):
+    with pytest.raises(UserError, match="does not resize images once"):
+        resized_to(write_onnx(tmp_path / "colours.onnx"))
+
+
+def test_rows_are_the_distances_of_evaluate(tmp_path):
+    model = DecoupledModel(LEAST)
+    model.initialize(random_images(16, LEAST.image_shape))
+    for split in ("train", "test"):
+        write_images(tmp_path / "pictures" / split, random_images(8, LEAST.image_shape))
+    data = DataConfig(source=f"folder:{tmp_path / 'pictures'}")
+    run = write_run(tmp_path / "run", model, data=data)
+    extractor = write_resizing(tmp_path / "8.onnx", 8)
+    arguments = ["--run", run, "--extractor", extractor, "--temperatures", "0.5", "1", "--sides", "16", "--images", "6"]
+    found = measured("frechet", tmp_path, *arguments)
+    assert found["step"] == 1
+    # One test-set evaluation, however many rows there are.
+    assert len((run / "evaluation" / "test_evaluations.log").read_text(encoding="utf-8").splitlines()) == 1
+    rows = found["rows"]
+    assert [(row["side"], row["temperature"]) for row in rows] == [(8, 0.5), (8, 1.0), (16, 1.0)]
+    source = open_source(data, LEAST.image_shape)
+    report = report_of(model, source, extractor, count=6, reference=6, temperature=0.5)
+    assert rows[0]["distance"] == pytest.approx(report["distance"], rel=1e-3)
+    assert rows[0]["floor"] == pytest.approx(report["floor"], rel=1e-3, abs=1e-6)
+    assert rows[2]["floor"] != rows[1]["floor"] or rows[2]["distance"] != rows[1]["distance"]
+
+
+# --- gradients ---
+
+
+@pytest.mark.slow
+def test_a_kind_is_compiled_and_computes_the_same():
+    kind = list(compiling.kinds_of(SMALL))[0]
+    found = compiling.measure(kind, 2)
+    assert found["off"] < 1e-5 and found["compiled_s"] > found["xla_s"] > 0 and found["tensorflow_s"] > 0
+
+
+@pytest.mark.slow
+def test_gradients_by_inversion_are_right_until_a_layer_divides_by_nothing(tmp_path):
+    changes = [text for assignment in SMALL_SETTINGS for text in ("--set", assignment)]
+    options = ["--alphas", "0.5", "--updates", "1", "--precisions", "float32", "--batch", "2", "--break", *changes]
+    rows = measured("inversion", tmp_path, *options)["rows"]
+    first, *spoiled = [(float(row["error"]), float(row["largest"])) for row in rows]
+    assert max(first) < 1e-4 and len(spoiled) == 5
+    errors = [error for error, _ in spoiled]
+    assert errors == sorted(errors) and errors[-1] > 1e-3
