@@ -1,4 +1,4 @@
-"""The Dockerfiles, of which no image is built here: what they copy, install, run and set is there."""
+"""The Dockerfiles copy, install, run and set only what exists. No image is built here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRAIN, SERVE = (ROOT / "docker" / f"{name}.Dockerfile" for name in ("train", "se
 
 
 def instructions(path):
-    """The instructions of a Dockerfile: pairs of a word and what follows it, continued lines joined."""
+    """The instructions of a Dockerfile, as pairs of a word and its arguments."""
     text = re.sub(r"\\\n\s*", "", path.read_text(encoding="utf-8"))
     lines = [line.strip() for line in text.splitlines()]
     return [tuple(line.split(None, 1)) for line in lines if line and not line.startswith("#")]
@@ -30,7 +30,7 @@ def arguments_of(path, word):
 
 
 def copied(path):
-    """What is copied of the context."""
+    """The sources of all COPY instructions."""
     return [source for rest in arguments_of(path, "COPY") for source in rest.split()[:-1]]
 
 
@@ -43,13 +43,13 @@ def test_hadolint_has_no_objection(path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_training_copies_what_there_is_and_what_the_context_lets_in():
+def test_training_copies_what_exists_and_what_the_context_includes():
     sources = copied(TRAIN)
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     let_in = {line[1:] for line in ignored if line.startswith("!")}
     assert "*" in ignored and let_in == set(sources)
     assert all((ROOT / source).exists() for source in sources)
-    # Whatever the package is built of.
+    # Everything that the package is built from.
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     assert {"pyproject.toml", "setup.cfg", config["metadata"]["license_files"], "README.md"} <= set(sources)
@@ -57,21 +57,16 @@ def test_training_copies_what_there_is_and_what_the_context_lets_in():
     assert packages <= set(sources)
 
 
-def test_training_installs_extras_that_there_are_and_a_python_that_fits():
+def test_training_installs_known_extras_and_starts_a_known_command():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     given = dict(rest.split("=") for rest in arguments_of(TRAIN, "ARG"))
     assert set(given["EXTRAS"].split(",")) <= set(config["options.extras_require"])
     assert f"Programming Language :: Python :: {given['PYTHON']}" in config["metadata"]["classifiers"]
-
-
-def test_training_begins_with_a_command_that_there_is():
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
     (entry,), (command,) = (json.loads(arguments_of(TRAIN, word)[0]) for word in ("ENTRYPOINT", "CMD"))
     assert entry in [line.split()[0] for line in config["options.entry_points"]["console_scripts"].splitlines() if line]
     check_command(f"{entry} {command}")
-    # Where runs go without being told: the folder that is mounted.
+    # The mounted folder is the one that runs go to by default.
     (folder,) = arguments_of(TRAIN, "VOLUME")
     assert folder == f"{arguments_of(TRAIN, 'WORKDIR')[-1]}/runs"
 
@@ -81,7 +76,7 @@ def test_server_starts_as_the_compose_file_of_an_export_starts_it(tmp_path):
     compose = (tmp_path / "docker-compose.yml").read_text(encoding="utf-8")
     (command,) = (json.loads(rest) for rest in arguments_of(SERVE, "CMD"))
     assert command == re.findall(r'^ +- "(--[^"]+)"$', compose, re.M)
-    # Everything that is mounted there is copied here, to the same places.
+    # The image copies what the compose file mounts, to the same places.
     mounted = dict(re.findall(r'- "\./([^:]+):([^:]+):ro"', compose))
     places = {}
     for rest in arguments_of(SERVE, "COPY"):

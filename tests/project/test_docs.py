@@ -1,4 +1,4 @@
-"""The documentation: its commands are understood, its names and files exist, its links lead somewhere."""
+"""The documentation: programs accept its commands, its names and files exist, its links lead somewhere."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ FOREIGN_OPTIONS = {"--gpus-per-task", "--signal", "--ignore-scripts", "--build-a
 
 
 def in_documents(test):
-    """Runs a test once for each document; it takes the path and the text."""
+    """Parametrises a test by the path and the text of each document."""
     return pytest.mark.parametrize(
         ("path", "text"), [(path, path.read_text(encoding="utf-8")) for path in DOCUMENTS], ids=NAMES
     )(test)
 
 
 def commands(text):
-    """All commands of a document: those of its blocks, and those within the text."""
+    """All commands of a document, in its blocks and within the text."""
     blocks = split_code(text)[0]
     found = [
         line
@@ -46,15 +46,15 @@ def commands(text):
 
 
 @in_documents
-def test_commands_are_understood(path, text):
+def test_programs_accept_the_commands(path, text):
     for line in commands(text):
-        # One of several words stands for each.
+        # `a|b` stands for two commands.
         choice = re.search(r"\b\w+(\|\w+)+\b", line)
         for word in choice[0].split("|") if choice else [""]:
             try:
                 check_command(line.replace(choice[0], word) if choice else line, path.parent)
             except CommandError as error:
-                # The text may speak of a command by its name alone.
+                # The text may name a command without its options.
                 missing = "arguments are required" in str(error) or "are needed" in str(error)
                 short = missing and line in inline_code(text)
                 if not (short and " --" not in line):
@@ -62,7 +62,7 @@ def test_commands_are_understood(path, text):
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_options_in_the_notes_of_a_preset_suit_it(name):
+def test_train_accepts_the_options_in_the_notes_of_a_preset(name):
     preset = load_preset(name)
     option = r"--[a-z][\w-]* (?!with )(?:[^\s,;']|'[^']*')+"
     for together in re.findall(rf"{option}(?: {option})*", preset.notes):
@@ -73,11 +73,11 @@ def test_options_in_the_notes_of_a_preset_suit_it(name):
 
 
 @pytest.mark.parametrize("program", ["train.py", "-m tfdecouple", "-m export"])
-def test_commands_in_the_help_of_a_program_are_understood(program, capsys):
+def test_programs_accept_the_commands_in_their_help(program, capsys):
     from export.cli import main as export_main
 
     main = {"train.py": cli.train_main, "-m tfdecouple": cli.main, "-m export": export_main}[program]
-    # Of `python -m tfdecouple` each command has a help of its own.
+    # Each command of `python -m tfdecouple` has its own help.
     helps = [["--help"], *([name, "--help"] for name in cli.COMMANDS if program == "-m tfdecouple")]
     for arguments in helps:
         with pytest.raises(SystemExit):
@@ -89,7 +89,7 @@ def test_commands_in_the_help_of_a_program_are_understood(program, capsys):
 
 
 def options_of_programs():
-    """Every option that any program of the project names, from the calls of `add_argument` and the scripts of Node."""
+    """Every option of any program of the project, read from its Python files and its scripts for Node."""
     files = [*ROOT.glob("*.py"), *ROOT.glob("examples/*/*.py"), *ROOT.glob("examples/*/*.mjs")]
     files += [path for folder in ("tfdecouple", "export", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
@@ -126,7 +126,7 @@ def test_names_of_the_config_and_of_python_exist(path, text, tiny_model):
 
 
 def find(dotted):
-    """The object of a dotted name: a module, or what is within one."""
+    """Imports a dotted name of a module, or of an object within a module."""
     parts = dotted.split(".")
     for count in range(len(parts), 0, -1):
         try:
@@ -149,8 +149,7 @@ def test_files_within_the_text_exist(path, text):
 
 def test_presets_within_the_text_exist():
     text = " ".join(code for path in DOCUMENTS for code in inline_code(path.read_text(encoding="utf-8")))
-    families = r"\b(?:cifar10|imagenet64|lsun_bedroom|celeba_hq)(?:_\w+)\b"
-    found = set(re.findall(families, text))
+    found = set(re.findall(r"\b(?:cifar10|imagenet64|lsun_bedroom|celeba_hq)(?:_\w+)\b", text))
     assert len(found) >= 3 and found <= set(preset_names())
 
 
@@ -176,7 +175,6 @@ def python_blocks():
 
 @pytest.mark.parametrize("text", python_blocks())
 def test_python_blocks_use_names_that_exist(text):
-    """Of this project's packages; what a block computes is tested by running it, in test_readme.py."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):

@@ -1,7 +1,10 @@
-"""The example for ONNX Runtime in Node.js, run as a user would."""
+"""The examples for ONNX Runtime in Node.js and in C++, run as a user would."""
+
+from __future__ import annotations
 
 import json
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -15,16 +18,17 @@ from helpers.picture_files import claiming
 from helpers.places import PATIENCE, ROOT, user_environment
 from PIL import Image
 
+from tfdecouple.data.image_file import read_image
+
 EXAMPLES = ROOT / "examples"
-NODE_EXAMPLE = EXAMPLES / "onnxruntime_node"
-ABSENT = [name for name in ("node", "npm") if shutil.which(name) is None]
+NEEDED = {"node": ("node", "npm"), "cpp": ("g++", "make")}
+ENDINGS = {"node": ".png", "cpp": ".ppm"}
+COLUMNS, ROWS = 61, 37
+CHECKED = "of 16 known images come back exactly\n"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(ABSENT), reason=f"{' and '.join(ABSENT)} not installed"),
-]
+pytestmark = pytest.mark.slow
 
-# Models of 8 x 8 images with codes of known values: z is the mean colour, v what is left of the image.
+# Models of 8 x 8 images with known codes: z is the mean colour, v the rest of the image.
 ENCODER = """
     encoder (uint8[batch, 8, 8, 3] images) => (float[batch, 3] z, float[batch, 8, 8, 3] v) {
         pixels = Cast <to = 1> (images)
@@ -33,340 +37,212 @@ ENCODER = """
         v = Sub (pixels, mean)
     }
 """
-# Up to a brightness: with 200 it loses what is brighter.
 DECODER = """
     decoder (float[batch, 3] z, float[batch, 8, 8, 3] v) => (uint8[batch, 8, 8, 3] images) {
         axes = Constant <value = int64[2] {1, 2}> ()
         mean = Unsqueeze (z, axes)
         sum = Add (v, mean)
         lowest = Constant <value = float {0.0}> ()
-        highest = Constant <value = float {BRIGHTEST.0}> ()
+        highest = Constant <value = float {255.0}> ()
         clipped = Clip (sum, lowest, highest)
         pixels = Round (clipped)
         images = Cast <to = 2> (pixels)
     }
 """
-ENCODER_OF_5_BITS = in_5_bits(ENCODER)
-ENCODER_WITH_LABELS = ENCODER.replace("images) =>", "images, int32[batch] labels) =>")
 
 
-@pytest.fixture
-def switch(npm_example, tmp_path):
-    """Runs the example in `tmp_path` with the arguments given, and returns the ended process."""
-    command = ["node", npm_example("onnxruntime_node") / "switch.mjs"]
+class Example:
+    """An example, its command, and the folder in which it is run."""
 
-    def run(*arguments):
+    def __init__(self, command, ending, folder):
+        self.command, self.ending, self.folder = command, ending, folder
+
+    def __call__(self, *arguments):
         return subprocess.run(
-            [*command, *arguments],
-            cwd=tmp_path,
+            list(map(str, [*self.command, *arguments])),
+            cwd=self.folder,
             env=user_environment(),
             capture_output=True,
             text=True,
             timeout=PATIENCE,
         )
 
-    return run
+    def save(self, name, pixels):
+        """Writes a picture as the example reads it, and returns its file name."""
+        Image.fromarray(pixels).save(self.folder / f"{name}{self.ending}")
+        return f"{name}{self.ending}"
 
+    def pixels(self, name):
+        with Image.open(self.folder / f"{name}{self.ending}") as image:
+            assert image.mode == "RGB"
+            return np.asarray(image)
 
-def open_models(folder):
-    """The folder of ONNX files, and sessions of its encoder and its decoder."""
-    sessions = (
-        onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
-        for name in ("encoder", "decoder")
-    )
-    return folder, *sessions
+    def refuses(self, arguments, *words):
+        """Asserts that the example ends with one line that has all the words, and writes nothing."""
+        ended = self(*arguments)
+        assert (ended.returncode, ended.stdout) == (2, ""), arguments
+        assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1, ended.stderr
+        assert all(word in ended.stderr for word in words), ended.stderr
+        assert not list(self.folder.glob(f"ab{self.ending}"))
 
 
 @pytest.fixture(scope="module")
-def models(exported):
-    return open_models(exported / "onnx")
+def built(tmp_path_factory):
+    """Returns a function that builds the program in C++ without a warning, once."""
+    programs = []
+
+    def build():
+        if not programs:
+            folder = tmp_path_factory.mktemp("cpp") / "onnxruntime_cpp"
+            shutil.copytree(EXAMPLES / "onnxruntime_cpp", folder, ignore=shutil.ignore_patterns("switch"))
+            make = ["make", "CXXFLAGS=-O1 -Wall -Wextra -Wpedantic -Werror"]
+            done = subprocess.run(make, cwd=folder, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            programs.append(folder / "switch")
+        return programs[0]
+
+    return build
 
 
-@pytest.fixture(scope="module")
-def size(models):
-    return models[1].get_inputs()[0].shape[1]
+@pytest.fixture(params=list(NEEDED))
+def example(request, npm_example, built, tmp_path):
+    missing = [name for name in NEEDED[request.param] if shutil.which(name) is None]
+    if request.param == "cpp" and not pathlib.Path("/usr/include/onnxruntime/onnxruntime_cxx_api.h").is_file():
+        missing.append("libonnxruntime-dev")
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} not installed")
+    is_node = request.param == "node"
+    command = ["node", npm_example("onnxruntime_node") / "switch.mjs"] if is_node else [built()]
+    return Example(command, ENDINGS[request.param], tmp_path)
+
+
+def mean_colours(folder, highest=255, encoder=ENCODER, shape="8, 8, 3", **metadata):
+    """Files of the model of mean colours, which loses values above `highest`."""
+    decoder = DECODER.replace("255.0", f"{highest}.0")
+    texts = {"encoder": encoder, "decoder": decoder}
+    texts = {
+        name: text.replace("8, 8, 3]", f"{shape}]").replace("batch, 3]", f"batch, {shape[-1]}]")
+        for name, text in texts.items()
+    }
+    return write_models(folder / "models", texts, **metadata)
 
 
 def known_images(size):
-    """The images of `--check`, written down once more."""
+    """The images of `--check`, computed independently."""
     number, y, x, channel = np.indices((16, size, size, 3))
     wave = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // size + 85 * channel
     return np.minimum(abs(wave % 512 - 256), 255)
 
 
-def of_shape(text, shape):
-    """A model of mean colours for images of another shape, "height, width, channels", and of any brightness."""
-    text = text.replace("8, 8, 3]", f"{shape}]").replace("batch, 3]", f"batch, {shape[-1]}]")
-    return text.replace("BRIGHTEST", "255")
-
-
-def write_pair(folder, encoder, decoder, **metadata):
-    return write_models(folder, {"encoder": encoder, "decoder": decoder}, **metadata)
-
-
-def pixels_of(path):
-    with Image.open(path) as image:
-        assert image.mode == "RGB"
-        return np.asarray(image)
-
-
-def succeeded(ended):
-    assert (ended.returncode, ended.stderr) == (0, "")
-    return ended.stdout.splitlines()
-
-
-def refused(ended, folder, *words):
-    """Asserts that an example ended with one line that has all the words, and wrote nothing."""
-    assert ended.returncode == 2
-    assert ended.stdout == ""
-    assert ended.stderr.count("\n") == 1 and ended.stderr.endswith("\n"), ended.stderr
-    assert ended.stderr.startswith("error: ")
-    assert all(word in ended.stderr for word in words), ended.stderr
-    assert not list(folder.glob("*b*.png"))
-
-
-class TestSwitch:
-    # The tiny model's z changes no pixel; that of the model of mean colours changes nearly all.
-    @pytest.mark.parametrize("of", ["exported", "mean colours"])
-    def test_gives_what_the_models_give(self, switch, models, tmp_path, of):
-        if of == "mean colours":
-            models = open_models(write_pair(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "255")))
-        folder, encoder, decoder = models
-        images = random_images(2, encoder.get_inputs()[0].shape[1]) // np.array([1, 3], np.uint8)[:, None, None, None]
-        for name, image in zip("pq", images, strict=True):
-            Image.fromarray(image).save(tmp_path / f"{name}.png")
-        z, v = encoder.run(["z", "v"], {"images": images})
-        expected = decoder.run(["images"], {"z": z, "v": v[::-1]})[0]
-        if of == "mean colours":
-            assert np.mean(expected != images[::-1]) > 0.9, "z must have an effect"
-
-        assert succeeded(switch(folder, "p.png", "q.png")) == [
-            "p.png: exactly the same after decoding",
-            "q.png: exactly the same after decoding",
-            "ab.png: z of p.png, v of q.png",
-            "ba.png: z of q.png, v of p.png",
-        ]
-        for name, wanted in zip(("ab.png", "ba.png"), expected, strict=True):
-            differing = np.count_nonzero(pixels_of(tmp_path / name) != wanted)
-            assert differing == 0, f"{differing} of {wanted.size} values of {name} differ"
-
-    def test_below_8_bits_the_levels_of_a_picture_come_back(self, switch, tmp_path):
-        decoder = DECODER.replace("BRIGHTEST", "240")
-        folder = write_pair(tmp_path / "models", ENCODER_OF_5_BITS, decoder, n_bits="5", run="tiny")
-        pixels = random_images(1)[0]
-        for name, image in {"p.png": pixels // 2, "q.png": pixels}.items():
-            Image.fromarray(image).save(tmp_path / name)
-        lost = np.count_nonzero(pixels >= 248)
-        assert lost > 0
-        assert succeeded(switch(folder, "p.png", "q.png"))[:2] == [
-            "p.png: exactly the same after decoding",
-            f"q.png: {lost} of {pixels.size} values differ after decoding",
-        ]
-
-    def test_says_what_is_lost(self, switch, tmp_path):
-        folder = write_pair(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "200"))
-        bright, dark = random_images(1)[0], random_images(1)[0] // 2
-        Image.fromarray(bright).save(tmp_path / "p.png")
-        Image.fromarray(dark).save(tmp_path / "q.png")
-        lost = np.count_nonzero(bright > 200)
-        assert 0 < lost < bright.size
-        assert succeeded(switch(folder, "p.png", "q.png"))[:2] == [
-            f"p.png: {lost} of {bright.size} values differ after decoding",
-            "q.png: exactly the same after decoding",
-        ]
-
-
-class TestCheck:
-    """`--check` sends known images through."""
-
-    def test_a_model_that_gives_them_back(self, switch, models, tmp_path):
-        assert succeeded(switch(models[0], "--check")) == ["16 of 16 known images come back exactly"]
-
-    def test_a_model_without_z(self, switch, tmp_path):
-        folder = write_models(tmp_path / "models", WITHOUT_Z)
-        assert succeeded(switch(folder, "--check")) == ["16 of 16 known images come back exactly"]
-
-    @pytest.mark.parametrize("brightest", [255, 240])
-    def test_a_model_of_5_bits(self, switch, tmp_path, brightest):
-        decoder = DECODER.replace("BRIGHTEST", str(brightest))
-        folder = write_pair(tmp_path / "models", ENCODER_OF_5_BITS, decoder, run="tiny", n_bits="5", step="9")
-        kept = np.sum(known_images(8).max((1, 2, 3)) < brightest + 8)
-        assert (kept == 16) == (brightest == 255)
-        ended = switch(folder, "--check")
-        assert ended.stdout == f"{kept} of 16 known images come back exactly\n", ended.stderr
-        assert (ended.returncode, ended.stderr) == (int(kept < 16), "")
-
-    def test_what_is_lost_is_counted_and_ends_with_status_1(self, switch, tmp_path):
-        # Only the images whose colours do not reach the brightest levels come back.
-        folder = write_pair(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "253"))
-        ended = switch(folder, "--check")
-        said = re.fullmatch(r"(\d+) of 16 known images come back exactly\n", ended.stdout)
-        assert said and int(said[1]) == np.sum(known_images(8).max((1, 2, 3)) <= 253) < 16, ended.stdout
-        assert (ended.returncode, ended.stderr) == (1, "")
-
-    def test_it_takes_no_images(self, switch, models, tmp_path):
-        refused(switch(models[0], "p.png", "--check"), tmp_path, "usage: ")
-
-
-class TestReading:
-    """An image switched with itself is the image as the example read it: its codes give the very same pixels."""
-
-    @pytest.mark.parametrize(
-        "kind",
-        ["grey", "grey of 16 bits", "transparent", "palette", "transparent palette", "on its side", "wide", "tall"],
+# The tiny model's z changes no pixel; that of the model of mean colours changes nearly all.
+@pytest.mark.parametrize("of", ["exported", "mean colours"])
+def test_switches_as_the_models_do(example, exported, tmp_path, of):
+    folder = exported / "onnx" if of == "exported" else mean_colours(tmp_path)
+    encoder, decoder = (
+        onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        for name in ("encoder", "decoder")
     )
-    def test_keeps_the_pixels_of_a_square_of_the_right_size(self, switch, models, size, tmp_path, kind):
-        pixels = random_images(1, size)[0]
-        image, options = Image.fromarray(pixels), {}
-        if kind == "grey":
-            image = image.convert("L")
-            pixels = np.repeat(np.asarray(image)[..., None], 3, axis=2)
-        elif kind == "grey of 16 bits":
-            # The lower byte is rounded down.
-            image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 256 + 255)
-            pixels = np.repeat(pixels[..., :1], 3, axis=2)
-        elif kind == "transparent":
-            image.putalpha(Image.fromarray(pixels[..., 0]))
-        elif "palette" in kind:
-            image = image.quantize(16)
-            pixels = np.asarray(image.convert("RGB"))
-            options = {"transparency": bytes(range(0, 160, 10))} if "transparent" in kind else {}
-        elif kind == "on its side":
-            exif = Image.Exif()
-            exif[0x0112] = 6  # orientation: to be turned by 90 degrees clockwise
-            options = {"exif": exif}
-            pixels = np.rot90(pixels, -1)
-        else:
-            # 7 pixels more than the square: 3 before it and 4 after it.
-            around = [(0, 0), (3, 4), (0, 0)] if kind == "wide" else [(3, 4), (0, 0), (0, 0)]
-            image = Image.fromarray(np.pad(pixels, around, constant_values=255))
-        image.save(tmp_path / "p.png", **options)
-        succeeded(switch(models[0], "p.png", "p.png"))
-        np.testing.assert_array_equal(pixels_of(tmp_path / "ab.png"), pixels)
-
-    def test_crop_keeps_the_middle(self, switch, models, size, tmp_path):
-        pixels = random_images(1, size + 7)[0]
-        Image.fromarray(pixels).save(tmp_path / "p.png")
-        succeeded(switch(models[0], "p.png", "p.png", "--crop", str(size)))
-        np.testing.assert_array_equal(pixels_of(tmp_path / "ab.png"), pixels[3 : 3 + size, 3 : 3 + size])
-
-    def test_turns_a_photograph_upright_before_it_is_cut(self, switch, models, size, tmp_path):
-        # Upright, it has 3 red rows above the square and 4 below; cut before it is turned, one of them would get in.
-        upright = np.full([size + 7, size, 3], [200, 0, 0], np.uint8)
-        square = upright[3 : 3 + size]
-        square[: size // 2], square[size // 2 :] = [0, 200, 0], [0, 0, 200]
-        exif = Image.Exif()
-        exif[0x0112] = 8  # orientation: to be turned by 90 degrees anticlockwise
-        Image.fromarray(np.rot90(upright, -1)).save(tmp_path / "p.jpg", exif=exif, quality=100, subsampling=0)
-        succeeded(switch(models[0], "p.jpg", "p.jpg"))
-        # JPEG is not exact, but this near.
-        assert np.abs(pixels_of(tmp_path / "ab.png").astype(int) - square).max() <= 10
-
-    def test_shrinks_without_aliasing_or_shift(self, switch, models, size, tmp_path):
-        # A ramp under a chequerboard as fine as pixels: a filter too narrow would let that through.
-        factor = 8
-        ramp = np.linspace(60, 180, size * factor)
-        chequers = np.indices([size * factor] * 2).sum(0) % 2 * 80 - 40
-        fine = np.stack([ramp[:, None] + chequers, ramp[None] + chequers, chequers + 128], axis=-1)
-        Image.fromarray(fine.round().astype(np.uint8)).save(tmp_path / "p.png")
-        succeeded(switch(models[0], "p.png", "p.png"))
-        coarse = ramp.reshape(size, factor).mean(1)
-        wanted = np.stack(np.broadcast_arrays(coarse[:, None], coarse[None], 128.0), axis=-1)
-        # At the border the filter has fewer pixels to average.
-        inner = slice(1, -1)
-        assert np.abs(pixels_of(tmp_path / "ab.png") - wanted)[inner, inner].max() <= 2
+    images = random_images(2, encoder.get_inputs()[0].shape[1]) // np.array([1, 3], np.uint8)[:, None, None, None]
+    a, b = (example.save(name, image) for name, image in zip("pq", images, strict=True))
+    z, v = encoder.run(["z", "v"], {"images": images})
+    (expected,) = decoder.run(["images"], {"z": z, "v": v[::-1]})
+    assert of == "exported" or np.mean(expected != images[::-1]) > 0.9
+    ended = example(folder, a, b)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    ab, ba = (f"{name}{example.ending}" for name in ("ab", "ba"))
+    assert ended.stdout.splitlines() == [
+        f"{a}: exactly the same after decoding",
+        f"{b}: exactly the same after decoding",
+        f"{ab}: z of {a}, v of {b}",
+        f"{ba}: z of {b}, v of {a}",
+    ]
+    for name, right in zip(("ab", "ba"), expected, strict=True):
+        np.testing.assert_array_equal(example.pixels(name), right)
 
 
-class TestRefusals:
-    @pytest.fixture
-    def picture(self, size, tmp_path):
-        Image.fromarray(random_images(1, size)[0]).save(tmp_path / "p.png")
-        return "p.png"
+@pytest.mark.parametrize("n_bits", [8, 5])
+def test_counts_the_values_that_are_lost(example, tmp_path, n_bits):
+    """With 5 bits, values are compared as the model sees them: multiples of 8."""
+    highest = 200 if n_bits == 8 else 240
+    encoder = ENCODER if n_bits == 8 else in_5_bits(ENCODER)
+    folder = mean_colours(tmp_path, highest, encoder, n_bits=str(n_bits))
+    bright = random_images(1)[0]
+    lost = np.count_nonzero(bright > (highest if n_bits == 8 else 247))
+    assert lost > 0
+    ended = example(folder, example.save("p", bright), example.save("q", bright // 2))
+    assert ended.stdout.splitlines()[:2] == [
+        f"p{example.ending}: {lost} of {bright.size} values differ after decoding",
+        f"q{example.ending}: exactly the same after decoding",
+    ]
 
-    def test_too_few_arguments(self, switch, tmp_path):
-        refused(switch("folder", "p.png"), tmp_path, "usage: ", "FOLDER")
 
-    def test_a_crop_that_is_none(self, switch, models, picture, tmp_path):
-        refused(switch(models[0], picture, picture, "--crop=-5"), tmp_path, "-5", "usage: ")
+def test_the_check_counts_the_images_that_come_back(example, exported, tmp_path):
+    all_of_them = (0, f"16 {CHECKED}", "")
+    ended = example(exported / "onnx", "--check")
+    assert (ended.returncode, ended.stdout, ended.stderr) == all_of_them
+    for arguments in ({"encoder": in_5_bits(ENCODER), "n_bits": "5"}, {}):
+        ended = example(mean_colours(tmp_path, **arguments), "--check")
+        assert (ended.returncode, ended.stdout, ended.stderr) == all_of_them
+    assert example(write_models(tmp_path / "without z", WITHOUT_Z), "--check").stdout == f"16 {CHECKED}"
+    kept = np.sum(known_images(8).max((1, 2, 3)) <= 253)
+    ended = example(mean_colours(tmp_path, 253), "--check")
+    assert kept < 16 and (ended.returncode, ended.stdout) == (1, f"{kept} {CHECKED}")
 
-    def test_no_such_option(self, switch, models, picture, tmp_path):
-        refused(switch(models[0], picture, picture, "--chek"), tmp_path, "--chek", "usage: ")
 
-    def test_no_such_image(self, switch, models, picture, tmp_path):
-        refused(switch(models[0], picture, "absent.png"), tmp_path, "cannot read the image absent.png")
+def test_reads_pictures_of_any_size_as_training_does(example, exported, tmp_path):
+    """A picture switched with itself is the picture as the example reads it."""
+    picture = example.save("p", random_images(1, COLUMNS)[0][:ROWS])
+    Image.open(tmp_path / picture).save(tmp_path / "right.png")
+    for crop in (0, 20):
+        assert example(exported / "onnx", picture, picture, "--crop", crop).returncode == 0
+        np.testing.assert_array_equal(example.pixels("ab"), read_image(str(tmp_path / "right.png"), 8, crop))
 
-    def test_no_image(self, switch, models, picture, tmp_path):
-        (tmp_path / "text.png").write_text("not an image")
-        refused(switch(models[0], "text.png", picture), tmp_path, "cannot read the image text.png")
 
-    def test_drawing_that_could_name_other_files(self, switch, models, picture, tmp_path):
-        (tmp_path / "x.png").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>')
-        refused(switch(models[0], "x.png", picture), tmp_path, "cannot read the image x.png")
+def test_refuses_wrong_arguments_and_pictures(example, exported, tmp_path):
+    folder, good = exported / "onnx", example.save("p", random_images(1, 8)[0])
+    bad = f"x{example.ending}"
+    example.refuses([folder, good], "usage: ")
+    example.refuses([folder, good, good, "--crop=-5"], "--crop is -5" if example.ending == ".ppm" else "-5")
+    example.refuses([folder, good, good, "--chek"], "--chek")
+    example.refuses([folder, good, "--check"], "usage: ")
+    example.refuses([folder, good, "absent.png"], "cannot read the image absent.png")
+    example.refuses(["absent", good, good], f"cannot open the model {os.path.join('absent', 'encoder.onnx')}")
+    whole = (tmp_path / good).read_bytes()
+    contents = [b"not an image", whole[: len(whole) // 2], b""]
+    if example.ending == ".ppm":
+        contents += [b"P3\n8 8\n255\n", b"P6\n8 8\n65535\n" + whole, b"P6\n99999 99999\n255\n", b"P6\n8 eight\n255\n"]
+    else:
+        contents += [claiming(12_000, 12_000), b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>']
+    for content in contents:
+        (tmp_path / bad).write_bytes(content)
+        example.refuses([folder, bad, good], f"cannot read the image {bad}: ")
+    (tmp_path / bad).unlink()
+    os.mkfifo(tmp_path / bad)
+    example.refuses([folder, bad, good], f"cannot read the image {bad}: it is no regular file")
 
-    def test_too_many_pixels(self, switch, models, picture, tmp_path):
-        (tmp_path / "x.png").write_bytes(claiming(12_000, 12_000))
-        refused(switch(models[0], "x.png", picture), tmp_path, "cannot read the image x.png", "pixel")
 
-    def test_a_pipe(self, switch, models, picture, tmp_path):
-        os.mkfifo(tmp_path / "x.png")
-        refused(switch(models[0], "x.png", picture), tmp_path, "cannot read the image x.png: it is no regular file")
-
-    def test_half_an_image(self, switch, models, picture, tmp_path):
-        whole = tmp_path / "whole.jpg"
-        Image.fromarray(random_images(1, 64)[0]).save(whole)
-        (tmp_path / "half.jpg").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-        refused(switch(models[0], "half.jpg", picture), tmp_path, "cannot read the image half.jpg")
-
-    def test_no_such_model(self, switch, picture, tmp_path):
-        path = os.path.join("absent", "encoder.onnx")
-        refused(switch("absent", picture, picture), tmp_path, f"cannot open the model {path}")
-
-    def test_no_model(self, switch, models, picture, tmp_path):
-        folder = tmp_path / "models"
-        folder.mkdir()
-        shutil.copy(models[0] / "encoder.onnx", folder)
-        (folder / "decoder.onnx").write_bytes(b"not a model")
-        refused(switch(folder, picture, picture), tmp_path, f"cannot open the model {folder / 'decoder.onnx'}")
-
-    def test_a_model_without_z(self, switch, picture, tmp_path):
-        folder = write_models(tmp_path / "models", WITHOUT_Z)
-        refused(
-            switch(folder, picture, picture),
-            tmp_path,
-            str(folder / "encoder.onnx"),
-            "without z there is nothing to switch",
-        )
-
-    def test_a_model_that_encodes_by_labels(self, switch, picture, tmp_path):
-        folder = write_pair(tmp_path / "models", ENCODER_WITH_LABELS, DECODER.replace("BRIGHTEST", "255"))
-        for arguments in (["--check"], [picture, picture]):
-            ended = switch(folder, *arguments)
-            refused(ended, tmp_path, f"{folder / 'encoder.onnx'} takes images, labels, ", "client.py")
-
-    def test_a_model_that_takes_other_numbers(self, switch, tmp_path):
-        encoder = WITHOUT_Z["encoder"].replace("uint8", "float").replace("Cast <to = 1>", "Identity")
-        folder = write_models(tmp_path / "models", {**WITHOUT_Z, "encoder": encoder})
-        refused(switch(folder, "--check"), tmp_path, f"cannot encode with {folder / 'encoder.onnx'}: ")
-
-    def test_a_model_of_other_channels(self, switch, picture, tmp_path):
-        folder = write_pair(tmp_path / "models", *(of_shape(text, "8, 8, 5") for text in (ENCODER, DECODER)))
-        refused(switch(folder, picture, picture), tmp_path, f"{folder / 'encoder.onnx'} takes ", "5")
-
-    @pytest.mark.parametrize("shape", ["8, 8, 1", "8, 12, 3"])
-    def test_grey_and_rectangles(self, switch, picture, tmp_path, shape):
-        folder = write_pair(tmp_path / "models", *(of_shape(text, shape) for text in (ENCODER, DECODER)))
-        for arguments in (["--check"], [picture, picture]):
-            said = f"{folder / 'encoder.onnx'} takes images [{shape}], and this example squares of RGB alone; "
-            refused(switch(folder, *arguments), tmp_path, said, "client.py")
-
-    def test_two_halves_of_different_models(self, switch, models, picture, tmp_path):
-        folder = write_pair(tmp_path / "models", ENCODER, DECODER.replace("BRIGHTEST", "255"))
-        shutil.copy(models[0] / "decoder.onnx", folder)
-        refused(switch(folder, picture, picture), tmp_path, f"cannot decode with {folder / 'decoder.onnx'}")
+def test_refuses_models_that_it_cannot_use(example, exported, tmp_path):
+    picture = example.save("p", random_images(1, 8)[0])
+    both = (["--check"], [picture, picture])
+    for shape in ("8, 8, 1", "8, 12, 3", "8, 8, 5"):
+        folder = mean_colours(tmp_path, shape=shape)
+        for arguments in both:
+            example.refuses([folder, *arguments], f"takes images [{shape}], and this example squares of RGB alone")
+    labels = ENCODER.replace("images) =>", "images, int32[batch] labels) =>")
+    for arguments in both:
+        example.refuses([mean_colours(tmp_path, encoder=labels), *arguments], "takes images, labels")
+    folder = write_models(tmp_path / "without z", WITHOUT_Z)
+    example.refuses([folder, picture, picture], str(folder / "encoder.onnx"), "without z there is nothing to switch")
+    folder = mean_colours(tmp_path)
+    (folder / "decoder.onnx").write_bytes(b"not a model")
+    example.refuses([folder, picture, picture], f"cannot open the model {folder / 'decoder.onnx'}")
+    # Two halves of different models.
+    shutil.copy(exported / "onnx" / "decoder.onnx", folder)
+    example.refuses([folder, picture, picture], "cannot decode")
 
 
 def test_node_names_exact_versions():
-    package = json.loads((NODE_EXAMPLE / "package.json").read_text())
+    package = json.loads((EXAMPLES / "onnxruntime_node" / "package.json").read_text())
     assert package["private"] is True and package["type"] == "module"
     assert package["dependencies"].keys() == {"onnxruntime-node", "sharp"}
     assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in package["dependencies"].values())

@@ -1,4 +1,4 @@
-"""The README and the page of weights, carried out: commands one after the other in small, Python as it stands."""
+"""The commands and the Python of the README and of other pages run, with a small model."""
 
 import json
 import os
@@ -21,12 +21,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 WEIGHTS = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
 ENCODING = (ROOT / "docs" / "encoding.md").read_text(encoding="utf-8")
 IMPORTED = DATA / "wolf_small"
-# What makes the quickstart's training and its export short; its images and z stay.
+# Options that make the quickstart and its export short. The shapes of images and z stay.
 SMALL = {
     "model.steps": "[1,1]",
     "model.hidden_channels": "[4,4]",
     "model.encoder_channels": "[4]",
-    # So that every weight has moved: of a model at its start the gate has nothing to compare.
+    # Enough steps to change every weight: the verification of exports would find no effect at the start.
     "training.steps": 20,
     "training.learning_rate": 0.01,
     "training.warmup_steps": 2,
@@ -39,14 +39,14 @@ SMALL = {
 
 
 def commands(text):
-    """The commands of a document's blocks, as lists of words, that run a program of the project."""
+    """The commands that run the project's programs in the blocks of a document, as lists of words."""
     lines = [line for block in split_code(text)[0] if not block.language for line in command_lines(block.text)]
     return [words(line) for line in lines if line.startswith("python")]
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A folder that looks like the repository to who runs a command in it, with the files that the README names."""
+    """A folder with the packages and the files that the README names."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("train.py", "tfdecouple", "export"):
         (folder / name).symlink_to(ROOT / name)
@@ -64,7 +64,7 @@ def run(command, folder):
 
 
 def test_the_commands_of_the_readme_run_one_after_the_other(checkout):
-    """All but those that need images of one's own; each in its turn finds what those before it have made."""
+    """All commands except those that need your own images."""
     said = {}
     imports = [command for command in commands(WEIGHTS) if "runs/imported" in command]
     for _, *arguments in [*commands(README), *imports]:
@@ -75,7 +75,6 @@ def test_the_commands_of_the_readme_run_one_after_the_other(checkout):
             arguments += [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
         said[key] = run([sys.executable, *arguments], checkout)
     assert len(said) == 4, list(said)
-    # What the README says of them.
     assert (checkout / "runs" / "quickstart" / "images").is_dir()
     assert "bits/dim" in said["train.py"] and "WebP" in said["train.py"]
     assert json.loads((checkout / "runs" / "imported" / "config.json").read_text())["model"]["image_size"] == 32
@@ -87,7 +86,7 @@ def test_the_commands_of_the_readme_run_one_after_the_other(checkout):
 
 
 def gives_the_paper_s_numbers(exported):
-    """Asserts that the ONNX files of the imported model answer as the code that it comes from."""
+    """Asserts that the ONNX files of the imported model give the numbers of the authors' code."""
     encoder, decoder = (
         onnxruntime.InferenceSession(exported / "onnx" / f"{name}.onnx", providers=["CPUExecutionProvider"])
         for name in ("encoder", "decoder")
@@ -107,7 +106,6 @@ def python_blocks(text):
 
 
 def test_the_python_of_the_readme_runs():
-    """On crops that the bundled model never saw."""
     from tfdecouple.data import load_images, open_source
     from tfdecouple.runs import load_config
 
@@ -117,7 +115,7 @@ def test_the_python_of_the_readme_runs():
     assert "images = ..." in block
     names = {"given": images}
     exec(compile(block.replace("images = ...", "images = given"), "README.md", "exec"), names)
-    # What its comments say of the results.
+    # The comments state these shapes.
     assert images.dtype == np.uint8 and images.shape == (16, 64, 64, 3)
     assert (names["z"].shape, names["v"].shape) == ((16, 32), (16, 64, 64, 3))
     assert names["z"].dtype == names["v"].dtype == np.float32

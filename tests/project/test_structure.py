@@ -1,4 +1,4 @@
-"""Tests of how the package is laid out: imports point one way, and importing it costs and changes nothing."""
+"""Imports point one way, and importing the package costs and changes nothing."""
 
 from __future__ import annotations
 
@@ -62,105 +62,68 @@ EXPORT_ORDER = [
 ]
 
 
-def section(module):
-    """What stands in the order for a dotted name below the package: itself, or its first part."""
-    return module if module in ORDER else module.split(".")[0]
+def modules(package):
+    """{dotted name: file} of every module of a package."""
+    files = {}
+    for file in sorted(package.rglob("*.py")):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        files[".".join(part for part in parts if part != "__init__")] = file
+    return files
 
 
-def modules():
-    """{dotted name below the package: file} of every module; the package itself is ""."""
-    names = {}
-    for file in sorted(PACKAGE.rglob("*.py")):
-        parts = file.relative_to(PACKAGE).with_suffix("").parts
-        names[".".join(part for part in parts if part != "__init__")] = file
-    return names
-
-
-MODULES = modules()
+PRODUCT, EXPORTS = modules(PACKAGE), modules(EXPORT)
+MODULES = PRODUCT | EXPORTS
 
 
 def imported_names(file):
-    """Dotted names of modules that a file imports, anywhere in it; of our two packages each name by itself."""
+    """Dotted names of the modules that a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} has a relative import"
-            ours = node.module in ("tfdecouple", "export")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if ours else {node.module}
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in inside}
     return found
 
 
-def imports(file):
-    """Dotted names below the package that a file imports, anywhere in it."""
-    inside = {name.removeprefix("tfdecouple.") for name in imported_names(file) if name.startswith("tfdecouple.")}
-    return {name for name in inside if section(name) in {section(module) for module in MODULES}}
+IMPORTS = {module: imported_names(file) for module, file in MODULES.items()}
 
 
-def module_graph(package):
-    """{module: those that it imports, anywhere in it} of all modules of a package; a folder's `__init__` is one."""
-    names = {}
-    for file in package.rglob("*.py"):
-        parts = file.relative_to(package.parent).with_suffix("").parts
-        names[".".join(part for part in parts if part != "__init__")] = file
-    graph = {}
-    for module, file in names.items():
-        needed = set()
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                needed |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                inside = [f"{node.module}.{alias.name}" for alias in node.names]
-                needed |= {name if name in names else node.module for name in inside}
-        graph[module] = needed & set(names) - {module}
-    return graph
+def section(module, order):
+    """The place of a module in an order: its dotted name below the package, or the first part of it."""
+    below = module.partition(".")[2]
+    return below if below in order else below.split(".")[0]
 
 
-class TestImportRule:
-    @pytest.mark.parametrize("module", [module for module in MODULES if module])
-    def test_module_imports_nothing_to_its_right(self, module):
-        own = section(module)
-        assert own in ORDER, f"{own} has no place in ORDER of this test"
-        assert {section(name) for name in imports(MODULES[module])} <= {own, *ORDER[: ORDER.index(own)]}
+class TestImports:
+    @pytest.mark.parametrize(("package", "order"), [("tfdecouple", ORDER), ("export", EXPORT_ORDER)])
+    def test_point_one_way(self, package, order):
+        for module in MODULES:
+            if not module.startswith(f"{package}."):
+                continue
+            own = section(module, order)
+            assert own in order, f"{own} has no place in the order of this test"
+            inside = {section(name, order) for name in IMPORTS[module] if name.startswith(f"{package}.")}
+            assert inside <= {own, *order[: order.index(own)]}, module
 
-    def test_no_module_of_the_library_imports_the_programs(self):
-        for module, file in MODULES.items():
-            if section(module) not in ("cli", "__main__"):
-                assert not {name.split(".")[0] for name in imported_names(file)} & {"export", "tests", "train"}, module
+    def test_of_the_library_and_the_export_reach_no_program(self):
+        for module, names in IMPORTS.items():
+            above = {name.split(".")[0] for name in names} & {"export", "tests", "train"}
+            commands = {name for name in names if name.startswith(("tfdecouple.cli", "tfdecouple.training"))}
+            if module.startswith("export"):
+                assert above <= {"export"} and not commands, module
+            elif not module.startswith(("tfdecouple.cli", "tfdecouple.__main__")):
+                assert not above, module
 
-    @pytest.mark.parametrize("package", [PACKAGE, EXPORT], ids=lambda path: path.name)
-    def test_no_module_imports_itself_by_way_of_others(self, package):
-        graph = module_graph(package)
-        assert len(graph) > 20 and any(graph.values())
+    def test_have_no_cycle(self):
+        graph = {module: names & set(MODULES) - {module} for module, names in IMPORTS.items()}
+        assert len(graph) > 50
         while graph:
             free = {module for module, needed in graph.items() if not needed & set(graph)}
             assert free, f"a cycle among {sorted(graph)}"
             graph = {module: needed for module, needed in graph.items() if module not in free}
-
-
-class TestExportPackage:
-    def test_imports_point_one_way(self):
-        for file in EXPORT.rglob("*.py"):
-            own = section(".".join(file.relative_to(EXPORT).with_suffix("").parts))
-            if own == "__init__":
-                continue
-            assert own in EXPORT_ORDER, f"{own} has no place in EXPORT_ORDER of this test"
-            inside = {
-                section(name.removeprefix("export.")) for name in imported_names(file) if name.startswith("export.")
-            }
-            assert inside <= {own, *EXPORT_ORDER[: EXPORT_ORDER.index(own)]}, file
-            assert not {"tfdecouple.cli", "tfdecouple.training", "tests", "train"} & imported_names(file), file
-
-    def test_the_gate_of_onnx_files_needs_no_tensorflow(self):
-        heavy = ("tensorflow", "keras", "tf2onnx")
-        printed = run(f"import sys, export.verification.check; print([m for m in {heavy} if m in sys.modules])")
-        assert printed.strip() == "[]"
-
-    @pytest.mark.parametrize("module", ["export.cli", "export.endpoints"])
-    def test_help_and_the_registry_of_endpoints_need_no_tensorflow(self, module):
-        printed = run(f"import sys, {module}; print('tensorflow' in sys.modules)")
-        assert printed.strip() == "False"
 
 
 def run(code):
@@ -173,14 +136,15 @@ def run(code):
 
 
 class TestImporting:
-    @pytest.mark.parametrize("name", ["tfdecouple", "tfdecouple.cli", "tfdecouple.networks.costs"])
-    def test_import_does_not_load_tensorflow(self, name):
-        heavy = ("tensorflow", "keras", "tensorflow_probability", "tf_keras", "tensorflow_datasets")
-        printed = run(f"import sys, {name}; print([m for m in {heavy} if m in sys.modules])")
-        assert printed.strip() == "[]"
+    def test_help_configs_and_verification_do_not_load_tensorflow(self):
+        """And importing the package prints nothing."""
+        heavy = ("tensorflow", "keras", "tensorflow_probability", "tf_keras", "tensorflow_datasets", "tf2onnx")
+        light = "tfdecouple.cli, tfdecouple.networks.costs, export.cli, export.endpoints, export.verification.check"
+        code = f"import sys, tfdecouple, {light}; tfdecouple.load_preset('cifar10')"
+        assert run(f"{code}; print([name for name in {heavy} if name in sys.modules])") == "[]\n"
 
     def test_a_run_opens_without_what_posix_alone_has(self):
-        modules = [f"tfdecouple.{module}" for module in MODULES if module and module != "__main__"]
+        modules = [module for module in PRODUCT if module != "tfdecouple.__main__"]
         code = f"""
 import importlib, sys, tfdecouple
 import tensorflow, keras, tensorflow_probability, scipy, sklearn, skimage, filelock, tensorflow_datasets
@@ -201,17 +165,10 @@ print(tfdecouple.load_pretrained("photographs").config.latent_dim)
 """
         assert run(code).strip().isdigit()
 
-    def test_listing_a_preset_does_not_load_tensorflow(self):
-        printed = run(
-            "import sys, tfdecouple; c = tfdecouple.load_preset('cifar10'); print(c.name, 'tensorflow' in sys.modules)"
-        )
-        assert printed.split() == ["cifar10", "False"]
-
-    # What is imported before the first look has been imported.
     @pytest.mark.usefixtures("forked")
     @pytest.mark.slow
     def test_importing_every_module_changes_no_setting_of_the_process(self):
-        names = [f"tfdecouple.{module}" for module in MODULES if module and module != "__main__"]
+        names = [module for module in PRODUCT if module != "tfdecouple.__main__"]
         printed = run(
             f"""
 import importlib, logging, os, signal, sys, warnings
@@ -251,31 +208,19 @@ print(sorted(name for name in before if before[name] != after[name]))
         )
         assert printed.strip().splitlines()[-1] == "[]"
 
-    def test_nothing_is_printed(self):
-        assert run("import tfdecouple, tfdecouple.cli") == ""
-
 
 class TestPublicNames:
     @pytest.mark.parametrize("name", tfdecouple.__all__)
-    def test_public_name_resolves_to_what_its_module_calls_so(self, name):
+    def test_resolves_and_shows_an_example(self, name):
         value = getattr(tfdecouple, name)
         assert value.__name__ == name and value.__module__.startswith("tfdecouple.")
-
-    @pytest.mark.parametrize("name", tfdecouple.__all__)
-    def test_public_name_shows_an_example_that_runs(self, name):
-        value = getattr(tfdecouple, name)
         assert isinstance(value, type) and issubclass(value, Exception) or ">>> " in value.__doc__
 
     def test_names_are_sorted_and_each_has_its_home(self):
         assert list(tfdecouple.__all__) == sorted(set(tfdecouple.__all__))
         assert set(tfdecouple.__all__) == set(tfdecouple._HOMES)
-
-    def test_other_names_are_an_attribute_error(self):
         with pytest.raises(AttributeError, match="no attribute 'nothing'"):
             _ = tfdecouple.nothing
-
-    def test_every_folder_of_code_is_a_package(self):
-        assert all((file.parent / "__init__.py").is_file() for file in PACKAGE.rglob("*.py"))
 
 
 # Names with which a program starts another Python, or another process of itself.
