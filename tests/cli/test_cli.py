@@ -13,7 +13,7 @@ from helpers.runs import run_config
 import tfdecouple
 from export.cli import main as export_main
 from tfdecouple.cli import main, train_main
-from tfdecouple.cli.programs import COMMANDS, PROGRAMS
+from tfdecouple.cli.commands import COMMANDS, PROGRAMS
 from tfdecouple.config import Config, load_preset, option_names, preset_names
 from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import write_json

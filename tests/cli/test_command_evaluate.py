@@ -20,7 +20,7 @@ from helpers.places import PATIENCE, user_environment
 from helpers.runs import write_run
 
 from tfdecouple.cli import evaluate, main
-from tfdecouple.cli.opening import drawn_indices
+from tfdecouple.cli.run_images import drawn_indices
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
 from tfdecouple.metrics import Evaluator, image_statistics, probe

@@ -18,8 +18,8 @@ from helpers.runs import run_config, write_run
 from PIL import Image
 
 from tfdecouple.cli import main
-from tfdecouple.cli.opening import drawn_indices, pair_up
-from tfdecouple.cli.programs import COMMANDS
+from tfdecouple.cli.commands import COMMANDS
+from tfdecouple.cli.run_images import drawn_indices, pair_up
 from tfdecouple.config import DataConfig
 from tfdecouple.data import open_source
 from tfdecouple.data.image_file import read_image

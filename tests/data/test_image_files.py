@@ -17,7 +17,7 @@ from helpers.picture_files import claiming, load_program
 from helpers.places import PATIENCE, ROOT
 from PIL import Image
 
-from tfdecouple.cli.opening import own_images
+from tfdecouple.cli.run_images import own_images
 from tfdecouple.config import DataConfig
 from tfdecouple.data import image_file, load_images, open_source
 from tfdecouple.data.image_file import MOST_PIXELS, read_image

@@ -17,7 +17,7 @@ from helpers.places import PATIENCE, ROOT, user_environment
 from PIL import Image
 
 from export.origin import Origin
-from tfdecouple.cli.opening import own_images
+from tfdecouple.cli.run_images import own_images
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.image_file import fit, fit_image, read_image
 from tfdecouple.data.tfds import decode_pixels

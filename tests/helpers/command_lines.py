@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import pytest
 
 from helpers.places import ROOT
-from tfdecouple.cli import programs as cli
+from tfdecouple.cli import commands as cli
 from tfdecouple.config import Config, load_preset, override
 
 

@@ -12,7 +12,7 @@ from helpers.documents import DOCUMENTS, anchors, command_lines, inline_code, li
 from helpers.places import ROOT
 
 import tfdecouple
-from tfdecouple.cli import programs as cli
+from tfdecouple.cli import commands as cli
 from tfdecouple.config import Config, load_preset, option_names, override, preset_names
 
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]

@@ -12,7 +12,7 @@ from helpers.refusals import refusal
 from helpers.runs import run_config
 from helpers.threads import Together
 
-from tfdecouple.cli import opening, train_main
+from tfdecouple.cli import run_images, train_main
 from tfdecouple.cli.evaluate import Evaluation
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.training import run, strategy, train
@@ -192,7 +192,7 @@ def test_evaluation_on_several_gpus_has_that_strategy(monkeypatch):
     asked, devices = [], tf.config.list_logical_devices("CPU")
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices)
     monkeypatch.setattr(strategy, "strategy_over", lambda names: asked.append(names) or tf.distribute.get_strategy())
-    monkeypatch.setattr(opening, "open_run", refuse)
+    monkeypatch.setattr(run_images, "open_run", refuse)
     with pytest.raises(ConfigError, match="no run"):
         Evaluation(None)
     assert asked == [("CPU:0", "CPU:1")]

@@ -4,6 +4,6 @@ Each module of a command offers `add_parser(commands)`, which describes its argu
 the exit status. TensorFlow is imported by `run`, so that help and mistakes in the arguments are answered at once.
 """
 
-from tfdecouple.cli.programs import main, train_main
+from tfdecouple.cli.commands import main, train_main
 
 __all__ = ["main", "train_main"]

@@ -17,7 +17,7 @@ from tfdecouple.runtime.process import start_tensorflow
 if TYPE_CHECKING:
     import numpy as np
 
-    from tfdecouple.cli.opening import OpenedRun
+    from tfdecouple.cli.run_images import OpenedRun
     from tfdecouple.data import Source
     from tfdecouple.data.attributes import Attributes
     from tfdecouple.runs.latent_directions import Direction
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     if options.attributes and (options.labels or options.label_pairs):
         raise UserError("--attributes excludes --labels and --label-pairs: give one of them, then the other")
     start_tensorflow()
-    from tfdecouple.cli.opening import open_data, open_run
+    from tfdecouple.cli.run_images import open_data, open_run
     from tfdecouple.data.attributes import read_attributes
     from tfdecouple.runs import is_folder, weights_sha256
     from tfdecouple.runs.latent_directions import LONGEST_NAME, Directions
@@ -127,7 +127,7 @@ def _read(
     """Reads images, drawn, and encodes them."""
     import numpy as np
 
-    from tfdecouple.cli.opening import drawn_indices
+    from tfdecouple.cli.run_images import drawn_indices
     from tfdecouple.data.labels import checked_labels
 
     indices = np.sort(drawn_indices(source, split, options.images or _IMAGES, options.seed))
@@ -291,8 +291,8 @@ def _show(
     """Writes a picture for each name: rows of images, each by both methods."""
     import numpy as np
 
-    from tfdecouple.cli.opening import drawn_indices, label_names, load_chosen
     from tfdecouple.cli.output import save_picture
+    from tfdecouple.cli.run_images import drawn_indices, label_names, load_chosen
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import edit_grid
 

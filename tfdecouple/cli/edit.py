@@ -43,8 +43,8 @@ def run(options: argparse.Namespace) -> int:
     if options.method not in METHODS:
         raise UserError(f"--method is {options.method!r}; it must be {' or '.join(METHODS)}")
     start_tensorflow()
-    from tfdecouple.cli.opening import open_run, own_images
     from tfdecouple.cli.output import save_picture
+    from tfdecouple.cli.run_images import open_run, own_images
     from tfdecouple.runs import no_directions
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import edit_grid

@@ -12,7 +12,7 @@ from tfdecouple.runtime.extras import require
 from tfdecouple.runtime.process import start_tensorflow
 
 if TYPE_CHECKING:
-    from tfdecouple.cli.opening import OpenedRun
+    from tfdecouple.cli.run_images import OpenedRun
     from tfdecouple.corpus.codes_manifest import Manifest
     from tfdecouple.data import Source
 
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "parquet":
         require("pyarrow", what="--format parquet")
     start_tensorflow()
-    from tfdecouple.cli.opening import open_run
+    from tfdecouple.cli.run_images import open_run
     from tfdecouple.corpus.codes_manifest import Manifest
     from tfdecouple.corpus.encoding import encode_shards, make_encoder
     from tfdecouple.corpus.folder import CodesFolder

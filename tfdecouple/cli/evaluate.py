@@ -26,7 +26,7 @@ from tfdecouple.runtime.process import start_tensorflow, was_interrupted
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from tfdecouple.cli.opening import OpenedRun
+    from tfdecouple.cli.run_images import OpenedRun
     from tfdecouple.data import Source
 
 # In the order of options, measuring and output; what takes longer comes later.
@@ -153,7 +153,7 @@ class Evaluation:
     def __init__(self, options: argparse.Namespace, needs_z: str = ""):
         import tensorflow as tf
 
-        from tfdecouple.cli.opening import open_data, open_run
+        from tfdecouple.cli.run_images import open_data, open_run
         from tfdecouple.training.strategy import strategy_over
 
         self.options = options

@@ -52,8 +52,8 @@ def run(options: argparse.Namespace) -> int:
     if options.path not in ("lerp", "slerp", "both"):
         raise UserError(f"--path is {options.path!r}; it must be lerp, slerp or both")
     start_tensorflow()
-    from tfdecouple.cli.opening import image_pairs, labels_of_pair, open_run
     from tfdecouple.cli.output import save_picture
+    from tfdecouple.cli.run_images import image_pairs, labels_of_pair, open_run
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import contrast, interpolations, interpolations_drawn
 

@@ -46,8 +46,8 @@ def run(options: argparse.Namespace) -> int:
     if not 0 <= options.temperature < math.inf:
         raise UserError(f"--temperature is {options.temperature}; it must be at least 0 and finite")
     start_tensorflow()
-    from tfdecouple.cli.opening import drawn_indices, load_chosen, open_data, open_run
     from tfdecouple.cli.output import save_picture
+    from tfdecouple.cli.run_images import drawn_indices, load_chosen, open_data, open_run
     from tfdecouple.data import chosen_batches
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import neighbour_grid

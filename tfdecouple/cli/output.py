@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from tfdecouple.cli.opening import OpenedRun
+from tfdecouple.cli.run_images import OpenedRun
 from tfdecouple.errors import UserError
 from tfdecouple.runs.run_folder import is_folder
 from tfdecouple.storage.files import write_bytes, write_json

@@ -41,8 +41,8 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     import numpy as np
 
-    from tfdecouple.cli.opening import drawn_indices, label_names, open_data, open_run
     from tfdecouple.cli.output import save_picture
+    from tfdecouple.cli.run_images import drawn_indices, label_names, open_data, open_run
     from tfdecouple.visualization.plots import png, projection_figure
     from tfdecouple.visualization.projection import principal_components, t_sne
 

@@ -29,8 +29,8 @@ def run(options: argparse.Namespace) -> int:
     """
     arguments.check(options)
     start_tensorflow()
-    from tfdecouple.cli.opening import drawn_images, open_run
     from tfdecouple.cli.output import save_picture
+    from tfdecouple.cli.run_images import drawn_images, open_run
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import reconstruction_grid
 

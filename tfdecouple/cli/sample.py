@@ -11,7 +11,7 @@ from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.process import start_tensorflow
 
 if TYPE_CHECKING:
-    from tfdecouple.cli.opening import OpenedRun
+    from tfdecouple.cli.run_images import OpenedRun
 
 TEMPERATURES = (0.5, 0.7, 0.8, 0.9, 1.0)
 
@@ -53,8 +53,8 @@ def run(options: argparse.Namespace) -> int:
         if not 0 <= temperature < math.inf:
             raise UserError(f"--temperatures has {temperature}; each must be at least 0 and finite")
     start_tensorflow()
-    from tfdecouple.cli.opening import open_run
     from tfdecouple.cli.output import save_picture
+    from tfdecouple.cli.run_images import open_run
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import sample_grid
 

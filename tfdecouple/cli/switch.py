@@ -61,8 +61,8 @@ def run(options: argparse.Namespace) -> int:
     if not 0 <= options.strength <= 1:
         raise UserError(f"--strength is {options.strength:g}; it must be from 0 to 1")
     start_tensorflow()
-    from tfdecouple.cli.opening import image_pairs, labels_of_pair, open_run
     from tfdecouple.cli.output import save_picture
+    from tfdecouple.cli.run_images import image_pairs, labels_of_pair, open_run
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import switch_grid
 
