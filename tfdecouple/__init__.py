@@ -6,19 +6,19 @@ A TensorFlow/Keras implementation of "Decoupling Global and Local Representation
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tfdecouple.errors import (
+    ConfigError,
+    DataError,
+    InversionError,
+    NotInitializedError,
+    RunError,
+    UserError,
+    WolfError,
+)
 from tfdecouple.runtime.backend import require_backend
 
 if TYPE_CHECKING:
     from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig, load_preset, override, preset_names
-    from tfdecouple.errors import (
-        ConfigError,
-        DataError,
-        InversionError,
-        NotInitializedError,
-        RunError,
-        UserError,
-        WolfError,
-    )
     from tfdecouple.model import Codes, DecoupledModel, Elbo
     from tfdecouple.model.outlier_scores import outlier_scores
     from tfdecouple.runs.opened_run import load_directions, load_model, load_pretrained, save_run
@@ -26,32 +26,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Names come from their modules at first use: a program can answer --help, or a mistake, before TensorFlow is imported.
-_HOMES = {
-    "Codes": "model",
-    "Config": "config",
-    "ConfigError": "errors",
-    "DataConfig": "config",
-    "DataError": "errors",
-    "DecoupledModel": "model",
-    "Elbo": "model",
-    "InversionError": "errors",
-    "ModelConfig": "config",
-    "NotInitializedError": "errors",
-    "RunError": "errors",
-    "TrainingConfig": "config",
-    "UserError": "errors",
-    "WolfError": "errors",
-    "full_float32": "runtime.precision",
-    "load_directions": "runs",
-    "load_model": "runs",
-    "load_preset": "config",
-    "load_pretrained": "runs",
-    "outlier_scores": "model.outlier_scores",
-    "override": "config",
-    "preset_names": "config",
-    "save_run": "runs",
+# Other names are imported at first use, so that a program answers --help, or a mistake, before TensorFlow is imported.
+_NAMES = {
+    "config": ("Config", "DataConfig", "ModelConfig", "TrainingConfig", "load_preset", "override", "preset_names"),
+    "model": ("Codes", "DecoupledModel", "Elbo"),
+    "model.outlier_scores": ("outlier_scores",),
+    "runs": ("load_directions", "load_model", "load_pretrained", "save_run"),
+    "runtime.precision": ("full_float32",),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "Codes",
@@ -81,8 +64,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'tfdecouple' has no attribute {name!r}")
-    if _HOMES[name] in ("model", "model.outlier_scores", "runs"):
+    module = _MODULES[name]
+    if module.partition(".")[0] in ("model", "runs"):
         require_backend()
-    return getattr(importlib.import_module(f"tfdecouple.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"tfdecouple.{module}"), name)

@@ -1,4 +1,4 @@
-"""What callers may pass: numbers, arrays, images and codes, checked before TensorFlow says little of what is wrong."""
+"""Conversion of what callers pass: numbers, arrays, images, labels and codes, with clear errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def as_tensor(value: Any, name: str, error: type[UserError] = UserError) -> tf.T
 
     Args:
         value: an array, a tensor, or lists of numbers of one shape.
-        name: what it is called in messages.
-        error: raised for what is none of these.
+        name: the name of the value in messages.
+        error: the class of the error for any other value.
     """
     if value is None:
         raise error(f"{name} is None; it must be an array")
@@ -26,10 +26,9 @@ def as_tensor(value: Any, name: str, error: type[UserError] = UserError) -> tf.T
         raise error(f"{name} is a {type(value).__name__}; it must be a dense array")
     try:
         if isinstance(value, list | tuple) and value and all(isinstance(part, np.ndarray) for part in value):
-            # TensorFlow would make int32 of bytes in a list.
+            # TensorFlow would turn a list of uint8 arrays into int32.
             value = np.stack(value)
         return tf.convert_to_tensor(value)
-    # Lists of several lengths, mixed types, objects: NumPy and TensorFlow raise what they like.
     except (ValueError, TypeError, OverflowError, AttributeError, tf.errors.OpError) as problem:
         shown = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
         raise error(
@@ -41,7 +40,7 @@ def as_floats(value: Any, name: str) -> tf.Tensor:
     """Returns a value as a float32 tensor.
 
     Raises:
-        UserError: for what holds no real numbers.
+        UserError: for a value that holds no real numbers.
     """
     tensor = as_tensor(value, name)
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
@@ -65,35 +64,29 @@ def as_images(value: Any, image_shape: tuple[int, int, int]) -> tf.Tensor:
 
 
 def require_images(images: Any, image_shape: tuple[int, int, int]) -> None:
-    """Refuses a tensor, or what only has the type and the shape of one, that holds no images.
-
-    Raises:
-        DataError: as `as_images`.
-    """
+    """Raises DataError unless the type and shape of `images` (a tensor or a `tf.TensorSpec`) are those of images."""
     dtype, shape = tf.as_dtype(images.dtype), tf.TensorShape(images.shape)
     if dtype != tf.uint8:
-        raise DataError(f"images are of type {dtype.name}; they must be uint8 with values 0..255{_conversion(dtype)}")
+        advice = ": tf.cast(images, tf.uint8)" if dtype.is_integer else ""
+        if dtype.is_floating:
+            advice = (
+                ": tf.cast(tf.round(255 * images), tf.uint8) of pixels in 0..1, without the 255 of pixels in 0..255"
+            )
+        raise DataError(f"images are of type {dtype.name}; they must be uint8 with values 0..255{advice}")
     if shape.rank != 4 or tuple(shape[1:]) != image_shape:
         shown = "unknown" if shape.rank is None else tuple(shape)
-        raise DataError(f"images are of shape {shown}; this model needs {_batch_of(image_shape)}")
+        raise DataError(f"images are of shape {shown}; this model needs {_show_batch(image_shape)}")
 
 
-def _batch_of(image_shape: tuple[int, int, int]) -> str:
+def _show_batch(image_shape: tuple[int, int, int]) -> str:
     return f"[batch, {', '.join(map(str, image_shape))}]"
 
 
-def _conversion(dtype: tf.DType) -> str:
-    """Returns how to make uint8 of images of another type."""
-    if dtype.is_floating:
-        return ": tf.cast(tf.round(255 * images), tf.uint8) of pixels in 0..1, without the 255 of pixels in 0..255"
-    return ": tf.cast(images, tf.uint8)" if dtype.is_integer else ""
-
-
 def as_equally_many(what: str, a: Any, b: Any, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns two batches of images as `as_images`, for a method of the name `what`.
+    """Returns two batches of as many images, as `as_images` does; `what` is the name of the operation in messages.
 
     Raises:
-        DataError: where one has more images than the other, and as `as_images`.
+        DataError: where one batch has more images than the other, or a value holds no images.
     """
     a, b = as_images(a, image_shape), as_images(b, image_shape)
     if not a.shape[:1].is_compatible_with(b.shape[:1]):
@@ -124,14 +117,14 @@ def as_z(value: Any, latent_dim: int) -> tf.Tensor | None:
 
 
 def as_codes(z: Any, v: Any, latent_dim: int, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor | None, tf.Tensor]:
-    """Returns the codes of a batch of images: z as `as_z`, and v, float32 `[batch, height, width, channels]`.
+    """Returns the codes of a batch of images: z as `as_z` does, and v, float32 `[batch, height, width, channels]`.
 
     Raises:
-        UserError: where one is of another shape, or not for as many images as the other.
+        UserError: where a code is of another shape, or the codes are of different numbers of images.
     """
     z, v = as_z(z, latent_dim), as_floats(v, "v")
     if v.shape.rank != 4 or tuple(v.shape[1:]) != image_shape:
-        raise UserError(f"v is of shape {tuple(v.shape)}; this model needs {_batch_of(image_shape)}")
+        raise UserError(f"v is of shape {tuple(v.shape)}; this model needs {_show_batch(image_shape)}")
     if z is not None and (z.shape.rank != 2 or not v.shape[:1].is_compatible_with(z.shape[:1])):
         raise UserError(
             f"z is of shape {tuple(z.shape)} and v of {v.shape[0]} images; z must be [batch, {latent_dim}] for as many"
@@ -140,13 +133,13 @@ def as_codes(z: Any, v: Any, latent_dim: int, image_shape: tuple[int, int, int])
 
 
 def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor | None:
-    """Returns the labels of so many images, int32 `[count]`; None for no labels.
+    """Returns the labels of `count` images, int32 `[count]`; None for no labels.
 
     Args:
-        value: whole numbers, `[count]`, or one for all; where labels are not required -1 or None for none.
-        count: how many images there are, as a number or a scalar tensor; None for as many as there are labels.
-        classes: how many labels the model knows; 0 for a model that knows none.
-        required: whether each image must have one.
+        value: whole numbers, `[count]`, or one for all images; unless labels are required, -1 or None for no label.
+        count: the number of images, also as a scalar tensor; None for as many images as labels.
+        classes: the number of labels that the model knows; 0 for a model without labels.
+        required: whether each image must have a label.
 
     Raises:
         DataError: for labels that are missing, superfluous or unknown, or of another shape or type.
@@ -155,47 +148,49 @@ def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor
         if value is not None:
             raise DataError("this model knows no labels (model.classes is 0): pass no labels")
         return None
-    known = f"a whole number from 0 to {classes - 1}"
+    valid = f"a whole number from 0 to {classes - 1}"
     if value is None:
         if required:
-            raise DataError(f"this model needs the label of each image, {known}: pass labels")
+            raise DataError(f"this model needs the label of each image, {valid}: pass labels")
         return None
     labels = as_tensor(value, "labels", DataError)
     if not labels.dtype.is_integer:
-        raise DataError(f"labels are of type {labels.dtype.name}; each must be {known}")
+        raise DataError(f"labels are of type {labels.dtype.name}; each must be {valid}")
     if labels.shape.rank == 0:
         labels = tf.fill([1 if count is None else count], labels)
-    known_count = count if isinstance(count, int) else None
-    if labels.shape.rank != 1 or (known_count is not None and labels.shape[0] not in (None, known_count)):
-        each = "image" if known_count is None else f"of the {known_count} images"
+    fixed = count if isinstance(count, int) else None
+    if labels.shape.rank != 1 or (fixed is not None and labels.shape[0] not in (None, fixed)):
+        each = "image" if fixed is None else f"of the {fixed} images"
         raise DataError(f"labels are of shape {tuple(labels.shape)}; there must be one for each {each}")
     if not _is_symbolic(labels):
-        given = labels.numpy()
-        wrong = given[(given < (0 if required else -1)) | (given >= classes)]
+        values = labels.numpy()
+        wrong = values[(values < (0 if required else -1)) | (values >= classes)]
+        if len(wrong) and wrong[0] == -1:
+            raise DataError("an image has no label (-1), and this model needs the label of each")
         if len(wrong):
-            raise DataError(
-                "an image has no label (-1), and this model needs the label of each"
-                if wrong[0] == -1
-                else f"there is no label {wrong[0]}; each must be {known}"
-            )
+            raise DataError(f"there is no label {wrong[0]}; each must be {valid}")
     return tf.cast(labels, tf.int32)
 
 
-def as_step(direction: Any, amount: Any, batch: Any, latent_dim: int) -> tf.Tensor:
-    """Returns the way that z of each image goes: amount * direction, float32 `[batch or 1, d_z]`.
+def as_step(direction: Any, amount: Any, batch: int | None, latent_dim: int) -> tf.Tensor:
+    """Returns the change of z of each image, amount * direction, float32 `[batch or 1, d_z]`.
 
     Args:
-        direction: `[d_z]` or `[batch, d_z]`, or what has one as its `vector`.
+        direction: `[d_z]` or `[batch, d_z]`, or an object with such a `vector`.
         amount: a number, or one for each image `[batch]`.
-        batch: how many images there are; None while a graph is traced that does not know.
+        batch: the number of images; None while a graph is traced that does not know it.
         latent_dim: d_z.
 
     Raises:
-        UserError: for another shape, or what is not finite.
+        UserError: for another shape, or numbers that are not finite.
     """
+
+    def fits(leading: tf.TensorShape) -> bool:
+        return leading.rank == 0 or leading[0] in (1, None) or batch in (None, leading[0])
+
     direction = as_floats(getattr(direction, "vector", direction), "direction")
     shape = direction.shape
-    if shape.rank not in (1, 2) or shape[-1] != latent_dim or not _one_or_each(shape[:-1], batch):
+    if shape.rank not in (1, 2) or shape[-1] != latent_dim or not fits(shape[:-1]):
         raise UserError(
             f"direction is of shape {tuple(shape)}; this model needs [{latent_dim}], or [batch, {latent_dim}] with one "
             "for each image"
@@ -203,13 +198,9 @@ def as_step(direction: Any, amount: Any, batch: Any, latent_dim: int) -> tf.Tens
     if not _is_symbolic(direction) and not np.isfinite(direction).all():
         raise UserError("direction is not finite; it must be an array of finite numbers")
     amount = tf.cast(amount if _is_symbolic(amount) else numbers(amount, "amount"), tf.float32)
-    if amount.shape.rank not in (0, 1) or not _one_or_each(amount.shape, batch):
+    if amount.shape.rank not in (0, 1) or not fits(amount.shape):
         raise UserError(f"amount is of shape {tuple(amount.shape)}; it must be one number, or one for each image")
     return tf.reshape(amount, [-1, 1]) * direction
-
-
-def _one_or_each(leading: tf.TensorShape, batch: int | None) -> bool:
-    return leading.rank == 0 or leading[0] in (1, None) or batch in (None, leading[0])
 
 
 def as_pixel_noise(value: Any, images: tf.Tensor) -> tf.Tensor:
@@ -225,7 +216,7 @@ def as_pixel_noise(value: Any, images: tf.Tensor) -> tf.Tensor:
 
 
 def whole_number(value: Any, name: str) -> int:
-    """Returns a whole number from 0 on, given as Python's, NumPy's or TensorFlow's.
+    """Returns a whole number of at least 0, of Python's, NumPy's or TensorFlow's type.
 
     Raises:
         UserError: for anything else.
@@ -237,51 +228,47 @@ def whole_number(value: Any, name: str) -> int:
     except (TypeError, ValueError, AttributeError, NotImplementedError):
         whole = -1
     if whole < 0:
-        raise UserError(f"{name} is {_shown(value)}; it must be a whole number, at least 0")
+        raise UserError(f"{name} is {one_line(repr(value), 60)}; it must be a whole number, at least 0")
     return whole
 
 
 def number(value: Any, name: str) -> float | tf.Tensor:
-    """Returns a finite number from 0 on, given as Python's, NumPy's or TensorFlow's; while a graph is traced, a tensor.
+    """Returns a finite number of at least 0, of Python's, NumPy's or TensorFlow's type; a tensor in a traced graph.
 
     Raises:
         UserError: for anything else.
     """
     if _is_symbolic(value) and value.dtype.is_floating and value.shape.rank == 0:
         return tf.cast(value, tf.float32)
-    found = _real(value)
-    if found.shape != () or not found >= 0:
-        raise UserError(f"{name} is {_shown(value)}; it must be a finite number, at least 0")
-    return float(found)
+    array = _as_finite(value)
+    if array.shape != () or not array >= 0:
+        raise UserError(f"{name} is {one_line(repr(value), 60)}; it must be a finite number, at least 0")
+    return float(array)
 
 
 def numbers(value: Any, name: str) -> np.ndarray:
-    """Returns finite numbers, float64 `[n]`, of a list of them or of one.
+    """Returns finite numbers, float64 `[n]`, of a list of numbers or of one number.
 
     Raises:
         UserError: for anything else.
     """
-    found = np.atleast_1d(_real(value))
-    if found.ndim != 1 or np.isnan(found).any():
-        raise UserError(f"{name} is {_shown(value)}; it must be a number or a list of numbers, all finite")
-    return found
+    array = np.atleast_1d(_as_finite(value))
+    if array.ndim != 1 or np.isnan(array).any():
+        raise UserError(f"{name} is {one_line(repr(value), 60)}; it must be a number or a list of numbers, all finite")
+    return array
 
 
 def _is_symbolic(value: Any) -> bool:
-    """Whether a value is a tensor of a graph that is being traced."""
+    """Returns whether a value is a tensor of a graph that is being traced."""
     return tf.is_tensor(value) and not hasattr(value, "numpy")
 
 
-def _real(value: Any) -> np.ndarray:
-    """Returns a value as float64, NaN where it is not all finite real numbers."""
+def _as_finite(value: Any) -> np.ndarray:
+    """Returns a value as float64; NaN unless all of it is finite real numbers."""
     try:
-        found = np.asarray(value)
-        # Of other kinds are truth values, text, and whole numbers beyond 64 bits. An empty list is one of floats.
-        found = found.astype(np.float64) if found.dtype.kind in "iuf" else np.asarray(math.nan)
+        array = np.asarray(value)
+        # The other kinds are truth values, text, and whole numbers beyond 64 bits. An empty list is an array of floats.
+        array = array.astype(np.float64) if array.dtype.kind in "iuf" else np.asarray(math.nan)
     except (ValueError, TypeError, NotImplementedError, OverflowError):
         return np.asarray(math.nan)
-    return found if np.isfinite(found).all() else np.asarray(math.nan)
-
-
-def _shown(value: Any) -> str:
-    return one_line(repr(value), 60)
+    return array if np.isfinite(array).all() else np.asarray(math.nan)

@@ -1,4 +1,4 @@
-"""What users are told: errors, each a single line of what was wrong, the value and what to do, and warnings."""
+"""Errors and warnings for users: each is a single line with what was wrong, the value and what to do."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import sys
 import warnings
 from collections.abc import Iterable
 
-# What colours text on a terminal, and the like.
+# Escape sequences of terminals, such as colours.
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-# Code that stands between a user's own and a warning for it.
+# The packages between the user's own code and a warning.
 _LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tfdecouple"}
 
 
 class UserError(Exception):
-    """Something that the user can mend; programs print it as one line, without a traceback."""
+    """A mistake that the user can mend; programs print it as one line, without a traceback."""
 
-    # Keras would wrap the line into a page with escape codes, and AutoGraph into another; both leave alone what has
-    # these.
+    # Keras would turn the line into a page with escape codes, and AutoGraph into another; both leave errors with these
+    # attributes alone.
     _keras_call_info_injected = True
     ag_pass_through = True
 
@@ -40,7 +40,7 @@ class DivergedError(RunError):
 
 
 class UntrustedError(UserError):
-    """Files of somebody else's that would run their code, or lead to where the user did not point."""
+    """Untrusted files that would run code, or lead outside the folder that the user named."""
 
 
 class NotInitializedError(UserError, RuntimeError):
@@ -52,7 +52,7 @@ class InversionError(UserError, ValueError):
 
 
 class WolfError(UserError, ValueError):
-    """A reference checkpoint that cannot be taken over."""
+    """A checkpoint of the paper's code that cannot be imported."""
 
 
 class ExtractorError(UserError):
@@ -60,15 +60,15 @@ class ExtractorError(UserError):
 
 
 class ExactnessWarning(UserWarning):
-    """Images that may not come back exactly from their codes; not an error, since most of them do."""
+    """Images that may not come back exactly from their codes; no error, since most of them do."""
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns as of the line of the user's own code that led here, past TensorFlow's, Keras' and ours.
+    """Warns at the line of the user's own code, past the lines of TensorFlow, Keras and this package.
 
     Args:
-        message: what is wrong and what to do.
-        category: of the warning.
+        message: the mistake and its remedy.
+        category: the class of the warning.
     """
     frame, level = sys._getframe(0), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
@@ -77,7 +77,7 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def one_line(error: BaseException | str, limit: int = 400, first: bool = False) -> str:
-    r"""Returns what an exception says as a single line, for a message of ours.
+    r"""Returns the text of an exception as a single line; its type where it has no text.
 
     >>> one_line(ValueError("no \x1b[1msuch\x1b[0m\n  file")), one_line(OSError())
     ('no such file', 'OSError')
@@ -87,10 +87,7 @@ def one_line(error: BaseException | str, limit: int = 400, first: bool = False) 
     Args:
         error: the exception, or a text.
         limit: the most characters.
-        first: whether its first line alone is wanted: TensorFlow goes on with what only its developers read.
-
-    Returns:
-        The line; the type of an exception without text.
+        first: whether the first line is enough: TensorFlow adds lines that only its developers read.
     """
     text = _ESCAPE.sub("", str(error)).strip()
     if first:
@@ -100,7 +97,7 @@ def one_line(error: BaseException | str, limit: int = 400, first: bool = False) 
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns the hint `"; did you mean X?"` with the name most like `name`, or `""` where none is like it.
+    """Returns the hint `"; did you mean X?"` with the name most like `name`, or `""` where no name is like it.
 
     >>> nearest("cifar", ["cifar10", "mnist"])
     '; did you mean cifar10?'

@@ -1,4 +1,4 @@
-"""Stateless random numbers: every draw is a function of a seed, a purpose and, where it matters, an index."""
+"""Stateless random numbers: every draw is a function of a seed, a purpose and possibly an index."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.errors import UserError
 
-# TensorFlow's number of the generator that it takes by itself on CPUs and GPUs.
+# TensorFlow's number of its default generator on CPUs and GPUs.
 _PHILOX = 1
 
 
@@ -27,41 +27,31 @@ def base_seed(seed: Any) -> tf.Tensor:
     """
     if seed is None:
         if not tf.executing_eagerly():
-            # Drawn when the graph runs: what Python draws while it is traced would be a constant of it.
+            # A number that Python draws while a graph is traced would be a constant of the graph.
             return tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
         seed = secrets.randbits(31)
     if not tf.is_tensor(seed):
-        seed = _checked_seed(seed)
+        try:
+            values = np.asarray(seed)
+        except ValueError:
+            values = np.asarray(None)
+        # Numbers beyond 64 bits are objects to NumPy.
+        is_whole = values.dtype.kind in "iu" and values.shape in ((), (2,))
+        if not is_whole or (values.ndim == 0 and not 0 <= values < 2**32):
+            raise UserError(f"the seed is {repr(seed)[:60]}; it must be a whole number, at least 0 and below 2**32")
+        seed = values.astype(np.int64)
     elif not seed.dtype.is_integer or not (seed.shape.rank is None or seed.shape.as_list() in ([], [2])):
         raise UserError(f"the seed is a tensor of {seed.dtype.name} {seed.shape}; it must be a whole number, or two")
     seed = tf.cast(seed, tf.int32)
     return tf.stack([tf.constant(0, tf.int32), seed]) if seed.shape.rank == 0 else seed
 
 
-def _checked_seed(seed: Any) -> np.ndarray:
-    try:
-        values = np.asarray(seed)
-    except ValueError:
-        values = np.asarray(None)
-    # Numbers beyond 64 bits are objects to NumPy.
-    if (
-        values.dtype.kind not in "iu"
-        or values.shape not in ((), (2,))
-        or (values.ndim == 0 and not 0 <= values < 2**32)
-    ):
-        raise UserError(f"the seed is {repr(seed)[:60]}; it must be a whole number, at least 0 and below 2**32")
-    return values.astype(np.int64)
-
-
 def fold(seed: Any, *parts: Any) -> tf.Tensor:
-    """Derives a seed from another one.
+    """Returns a seed derived from another seed, int32 `[2]`; equal parts give equal seeds.
 
     Args:
         seed: as for `base_seed`.
         *parts: names of purposes (text) or whole numbers (tensors too), such as a step.
-
-    Returns:
-        A `[2]` int32 tensor; equal parts give equal seeds.
     """
     result = base_seed(seed)
     for part in parts:
@@ -72,42 +62,33 @@ def fold(seed: Any, *parts: Any) -> tf.Tensor:
 
 
 def normal(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
-    """Standard normal draws."""
+    """Returns standard normal draws."""
     return tf.random.stateless_normal(shape, seed, dtype=dtype)
 
 
 def uniform(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
-    """Uniform draws in [0, 1)."""
+    """Returns uniform draws in [0, 1)."""
     return tf.random.stateless_uniform(shape, seed, dtype=dtype)
 
 
 def pixel_noise(shape: Any, seed: tf.Tensor, normal_noise: bool) -> tf.Tensor:
-    """Draws the noise of the dequantisation.
+    """Returns the noise of the dequantisation for images of a shape.
 
-    Args:
-        shape: of images.
-        seed: as for `normal`.
-        normal_noise: whether a learned q(u|x) makes u of it, which wants it standard normal; else it is u itself.
+    It is standard normal with `normal_noise`, for a learned q(u|x), which turns it into u; otherwise it is u itself.
     """
     return (normal if normal_noise else uniform)(shape, seed)
 
 
 def normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
-    """Returns part of a large draw without the rest: `reshape(normal(shape, seed), [-1])[start : start + count]`.
+    """Returns part of a large draw without drawing the rest, float32 `[count]`.
 
-    Args:
-        count: how many numbers.
-        start: the place of the first.
-        seed: as for `normal`.
-
-    Returns:
-        float32 `[count]`, to the bit what the whole draw has there.
+    It is `reshape(normal(shape, seed), [-1])[start : start + count]`, to the bit.
     """
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
-    # Philox makes four numbers of each state of its counter, 128 bits of which the lower 64 come first.
+    # Philox makes four numbers from each state of its counter, whose 128 bits are two numbers, the lower first.
     low = counter[0] + tf.constant(start // 4, tf.uint64)
-    moved = tf.stack([low, counter[1] + tf.cast(low < counter[0], tf.uint64)])
+    advanced = tf.stack([low, counter[1] + tf.cast(low < counter[0], tf.uint64)])
     numbers = tf.raw_ops.StatelessRandomNormalV2(
-        shape=[start % 4 + count], key=key, counter=moved, alg=_PHILOX, dtype=tf.float32
+        shape=[start % 4 + count], key=key, counter=advanced, alg=_PHILOX, dtype=tf.float32
     )
     return numbers[start % 4 :]
