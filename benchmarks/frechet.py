@@ -25,7 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import table, write_json  # noqa: E402
 from tfdecouple.cli.evaluate import count_test_evaluation  # noqa: E402
-from tfdecouple.cli.output import results_folder  # noqa: E402
+from tfdecouple.cli.run_images import find_results_folder  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace) -> int:
             network = open_extractor(file, run.config.model.image_shape)
             test, train = (moments_of(network, drawn.images(split, options.images)) for split in ("test", "train"))
             if side == own:
-                count_test_evaluation(options.run, results_folder(str(options.run), None, "evaluation"), source)
+                count_test_evaluation(options.run, find_results_folder(str(options.run), None, "evaluation"), source)
             floor = frechet_distance(train.mean, train.covariance, test.mean, test.covariance)
             for temperature in options.temperatures if side == own else [1.0]:
                 found = moments_of(network, drawn.samples(options.images, temperature))

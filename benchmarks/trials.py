@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import run_json, table  # noqa: E402
 from benchmarks.scaling import put  # noqa: E402
-from tfdecouple.cli.commands import EXIT_DIVERGED, EXIT_INTERRUPTED  # noqa: E402
+from tfdecouple.cli.train import EXIT_DIVERGED, EXIT_INTERRUPTED  # noqa: E402
 from tfdecouple.config import load_preset, override  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402

@@ -20,7 +20,7 @@ from helpers.places import PATIENCE, user_environment
 from helpers.runs import write_run
 
 from tfdecouple.cli import evaluate, main
-from tfdecouple.cli.run_images import drawn_indices
+from tfdecouple.cli.run_images import draw_indices
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
 from tfdecouple.metrics import Evaluator, image_statistics, probe
@@ -116,7 +116,7 @@ class TestBitsPerDim:
     def test_drawn_images_get_the_figures_that_they_have_among_all(self, made_run, image_folder, tmp_path, known):
         assert command("--run", made_run, "--images", 3, "--batch-size", 2, "--seed", 4, "--out", tmp_path) == 0
         source = open_source(DataConfig(source=f"folder:{image_folder}"), 8)
-        drawn = np.sort(drawn_indices(source, "test", 3, 4))
+        drawn = np.sort(draw_indices(source, "test", 3, 4))
         assert drawn.tolist() != [0, 1, 2]
         every = next(source.examples("test").batch(5).as_numpy_iterator())
         batch = {name: every[name][drawn] for name in ("image", "index")} | {"weight": np.ones(3, np.float32)}

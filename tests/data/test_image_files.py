@@ -17,7 +17,7 @@ from helpers.picture_files import claiming, load_program
 from helpers.places import PATIENCE, ROOT
 from PIL import Image
 
-from tfdecouple.cli.run_images import own_images
+from tfdecouple.cli.run_images import read_image_files
 from tfdecouple.config import DataConfig
 from tfdecouple.data import image_file, load_images, open_source
 from tfdecouple.data.image_file import MOST_PIXELS, read_image
@@ -154,7 +154,7 @@ class TestPipes:
 
         run = SimpleNamespace(config=load_config(tiny_run))
         with pytest.raises(DataError, match="no regular file"):
-            within_a_minute(lambda: own_images(run, [pipe]))
+            within_a_minute(lambda: read_image_files(run, [pipe]))
 
 
 class TestPythonClients:

@@ -17,7 +17,7 @@ from helpers.places import PATIENCE, ROOT, user_environment
 from PIL import Image
 
 from export.origin import Origin
-from tfdecouple.cli.run_images import own_images
+from tfdecouple.cli.run_images import read_image_files
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.image_file import fit, fit_image, read_image
 from tfdecouple.data.tfds import decode_pixels
@@ -70,7 +70,7 @@ def test_clients_in_python_read_as_training_does(files, crop) -> None:
 def test_commands_read_as_training_does(files, wanted) -> None:
     model = types.SimpleNamespace(quantize_images=lambda pixels: pixels)
     run = types.SimpleNamespace(model=model, config=Config(name="tiny", model=TINY, data=DataConfig(source="cifar10")))
-    images = own_images(run, [str(path) for path in files.values()]).pixels  # type: ignore[arg-type]
+    images = read_image_files(run, [str(path) for path in files.values()]).pixels  # type: ignore[arg-type]
     for name, pixels in zip(files, images, strict=True):
         assert_same(pixels, wanted[name], name)
 

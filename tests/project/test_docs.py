@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import sys
 
 import pytest
 from helpers.command_lines import SHORT, CommandError, check_command, is_command
@@ -73,9 +74,10 @@ def test_train_accepts_the_options_in_the_notes_of_a_preset(name):
 
 
 @pytest.mark.parametrize("program", ["train.py", "-m tfdecouple", "-m export"])
-def test_programs_accept_the_commands_in_their_help(program, capsys):
+def test_programs_accept_the_commands_in_their_help(program, capsys, monkeypatch):
     from export.cli import main as export_main
 
+    monkeypatch.setattr(sys, "argv", ["train.py" if program == "train.py" else "tfdecouple/__main__.py"])
     main = {"train.py": cli.train_main, "-m tfdecouple": cli.main, "-m export": export_main}[program]
     # Each command of `python -m tfdecouple` has its own help.
     helps = [["--help"], *([name, "--help"] for name in cli.COMMANDS if program == "-m tfdecouple")]

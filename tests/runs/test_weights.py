@@ -19,7 +19,7 @@ from PIL import Image
 import tfdecouple
 from export.formats.web import example_images
 from tfdecouple.cli import main
-from tfdecouple.cli.output import results_folder
+from tfdecouple.cli.run_images import find_results_folder
 from tfdecouple.config import PHOTOGRAPHS, load_preset
 from tfdecouple.data import load_images, open_source
 from tfdecouple.data.image_file import fit_image
@@ -125,12 +125,12 @@ def test_a_run_folder_of_that_name_goes_before(others, tiny_run, tmp_path):
 
 
 def test_where_results_go(others, tmp_path, monkeypatch):
-    assert str(results_folder("runs/mine", None, "pictures")) == "runs/mine/pictures"
-    assert str(results_folder("photographs", None, "pictures")) == "pictures"
-    assert str(results_folder("hf://ada/faces", tmp_path, "pictures")) == str(tmp_path)
+    assert str(find_results_folder("runs/mine", None, "pictures")) == "runs/mine/pictures"
+    assert str(find_results_folder("photographs", None, "pictures")) == "pictures"
+    assert str(find_results_folder("hf://ada/faces", tmp_path, "pictures")) == str(tmp_path)
     # As root one may write anywhere.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    found = results_folder("photographs", None, "pictures")
+    found = find_results_folder("photographs", None, "pictures")
     assert found.name == "pictures" and found.parent.is_dir() and found.parent.name.startswith("tfdecouple-")
     found.parent.rmdir()
 

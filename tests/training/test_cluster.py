@@ -194,7 +194,7 @@ def test_evaluation_on_several_gpus_has_that_strategy(monkeypatch):
     monkeypatch.setattr(strategy, "strategy_over", lambda names: asked.append(names) or tf.distribute.get_strategy())
     monkeypatch.setattr(run_images, "open_run", refuse)
     with pytest.raises(ConfigError, match="no run"):
-        Evaluation(None)
+        Evaluation(None, [])
     assert asked == [("CPU:0", "CPU:1")]
 
 

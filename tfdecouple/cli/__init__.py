@@ -1,7 +1,8 @@
 """The command lines: `python train.py`, `python -m tfdecouple` and its commands.
 
-Each module of a command offers `add_parser(commands)`, which describes its arguments, and `run(options)`, which returns
-the exit status. TensorFlow is imported by `run`, so that help and mistakes in the arguments are answered at once.
+The module of a command has two functions: `add_parser(commands)` declares the options, and `run(options)` does the work
+and returns the exit status. `run` raises UserError for whatever the user can mend, such as a missing run or image, and
+the program prints it as one line. TensorFlow is imported within `run`: help and mistakes are answered without it.
 """
 
 from tfdecouple.cli.commands import main, train_main

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple doctor`: whether every promise holds on this machine, and how fast it is."""
+"""`python -m tfdecouple doctor`: checks every promise on this machine, and times the model."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import time
 from typing import Any
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.errors import UserError
+from tfdecouple.errors import UserError, nearest
 
 EXIT_FAILS = 5
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command."""
-    parser = arguments.command(
+    """Declares the options."""
+    parser = arguments.add_command(
         commands,
         "doctor",
-        "say whether every promise holds on this machine, and how fast it is",
-        "Checks run in processes of their own; nothing is written but with --out, and temporary files. The "
+        "check every promise on this machine, and how fast it is",
+        "Each check runs in a process of its own. Nothing is written but temporary files and the report of --out. The "
         f"exit status is 0 where all promises hold, and {EXIT_FAILS} where one does not; the report says what to do. "
         "docs/gpu.md explains it.",
     )
@@ -29,41 +29,30 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help="time this one, and compare its memory with the calculated; default a small model, without memory",
+        help="time this preset, and compare its memory with the calculation; default a small model, without memory",
     )
     parser.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[], help="change an option, as for train.py"
     )
-    parser.add_argument(
-        "--devices", metavar="N", type=int, help="use N GPUs instead of all; without GPUs, try N logical CPU devices"
-    )
-    parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="of the checks: numerics, speed, ...")
-    parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=900, help="end a check's process then (default 900)"
-    )
+    text = "use N GPUs instead of all; without GPUs, try N logical CPU devices"
+    arguments.add_number(parser, "--devices", None, text, 1)
+    parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="only these checks: numerics, speed, ...")
+    arguments.add_number(parser, "--timeout", 900, "end the process of a check after N seconds", 1, 10**6)
     parser.add_argument(
         "--recommend",
         action="store_true",
-        help="print the recommended --set options alone, and all else to standard error",
+        help="print only the recommended --set options; the report goes to standard error",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Checks this machine.
-
-    Raises:
-        UserError: for an option of an impossible value, or more devices than there are.
-    """
+    """Checks this machine and prints the report."""
     from tfdecouple.doctor.checks import CHECKS, run_checks
     from tfdecouple.doctor.measurements import config_of
     from tfdecouple.doctor.report import as_json, as_text, failures, recommend
     from tfdecouple.doctor.result import Request
-    from tfdecouple.errors import nearest
     from tfdecouple.storage.files import write_json, write_text
 
-    arguments.at_least(options, "devices", 1)
-    if not options.timeout > 0:
-        raise UserError(f"--timeout is {options.timeout}; it must be above 0")
     for name in options.only:
         if name not in CHECKS:
             raise UserError(f"there is no check {name!r}; there are {', '.join(CHECKS)}{nearest(name, [*CHECKS])}")
@@ -74,17 +63,17 @@ def run(options: argparse.Namespace) -> int:
         devices=options.devices,
         timeout=options.timeout,
     )
+    # Mistakes in the config, and a folder that cannot be written, are found before minutes of work.
     config_of(request)
     if options.out is not None:
-        # Fail before minutes of work where nothing can be written.
         write_text(options.out / "doctor.txt", "not done yet\n")
     output = sys.stderr if options.recommend else sys.stdout
-    begun = time.monotonic()
+    start = time.monotonic()
 
-    def progress(text: str) -> None:
-        print(f"[{time.monotonic() - begun:4.0f} s] {text}", file=output, flush=True)
+    def report_progress(text: str) -> None:
+        print(f"[{time.monotonic() - start:4.0f} s] {text}", file=output, flush=True)
 
-    results = run_checks(request, options.only or CHECKS, progress)
+    results = run_checks(request, options.only or CHECKS, report_progress)
     recommendation = recommend(request, results)
     text = as_text(request, results, recommendation)
     print(text, file=output, flush=True)

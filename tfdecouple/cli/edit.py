@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.cli.own_size import OwnSizeResults, add_size, require_size
-from tfdecouple.errors import RunError, UserError
+from tfdecouple.cli.own_size import OwnSizeResults, add_size
+from tfdecouple.errors import RunError
 from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
     """Describes the arguments."""
-    parser = arguments.command(
+    parser = arguments.add_command(
         commands,
         "edit",
         "change images along a direction in z",
@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
     )
     arguments.add_run(parser, required=True)
     parser.add_argument("--direction", required=True, metavar="NAME", help="as `directions` names it")
-    parser.add_argument("--method", default="means", metavar="NAME", help="means or classifier (default means)")
+    arguments.add_choice(parser, "--method", ("means", "classifier"), "means or classifier")
     arguments.add_amounts(parser)
     add_size(parser)
     parser.add_argument("files", nargs="+", metavar="FILE", help="images of any size")
@@ -36,15 +36,9 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: for impossible arguments, a run without weights, z or directions, or unreadable images.
     """
-    from tfdecouple.runs.latent_directions import METHODS
-
-    amounts = arguments.amounts(options)
-    require_size(options)
-    if options.method not in METHODS:
-        raise UserError(f"--method is {options.method!r}; it must be {' or '.join(METHODS)}")
+    amounts = options.amounts
     start_tensorflow()
-    from tfdecouple.cli.output import save_picture
-    from tfdecouple.cli.run_images import open_run, own_images
+    from tfdecouple.cli.run_images import open_run, read_image_files, save_picture
     from tfdecouple.runs import no_directions
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import edit_grid
@@ -54,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     if directions is None:
         raise RunError(no_directions(options.run))
     direction = directions.find(options.direction, options.method)
-    images = own_images(opened, options.files, "edit takes")
+    images = read_image_files(opened, options.files, "edit takes")
     results = OwnSizeResults(options, options.files, opened.model) if options.size == "own" else None
     note = f"{images.note} {opened.note()}"
     with Counter("editing", len(images.pixels) * len(amounts)) as counter:

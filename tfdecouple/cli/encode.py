@@ -24,7 +24,7 @@ _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
 
 def add_parser(commands: Any) -> None:
     """Describes the arguments."""
-    parser = arguments.command(
+    parser = arguments.add_command(
         commands,
         "encode",
         "write the codes of all images of a data set into files",
@@ -33,20 +33,16 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--run", metavar="RUN", help=arguments.RUN_HELP)
     parser.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path, help="folder for the codes")
     arguments.add_data(parser, split="all", splits="train, validation, test or all")
-    parser.add_argument("--format", default="tfrecord", metavar="NAME", help="tfrecord (default) or parquet")
+    arguments.add_choice(parser, "--format", FORMATS, "tfrecord or parquet")
     parser.add_argument("--v", action="store_true", help="write v beside z: as many numbers as the image has")
     parser.add_argument("--z-std", action="store_true", help="write the standard deviation of the posterior of z")
     parser.add_argument(
         "--scores", action="store_true", help="write how unlike the training each image is, as `evaluate --outliers`"
     )
-    parser.add_argument(
-        "--images-per-shard",
-        type=int,
-        metavar="N",
-        help=f"to a file; default {_MOST_IMAGES}, fewer where they are large",
-    )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default as in evaluations")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of each split")
+    text = f"images of a file (default {_MOST_IMAGES}, fewer where they are large)"
+    arguments.add_number(parser, "--images-per-shard", None, text, 1)
+    arguments.add_number(parser, "--batch-size", None, "images at a time (default as in evaluations)", 1)
+    arguments.add_number(parser, "--limit", None, "only the first N images of each split", 1)
     parser.add_argument("--on-bad-image", metavar="HOW", help="stop or skip; default as the run's data.on_bad_image")
     parser.add_argument(
         "--verify",
@@ -69,10 +65,6 @@ def run(options: argparse.Namespace) -> int:
         return _verify(options.out)
     if options.run is None:
         raise UserError("encode needs --run RUN, the run folder whose model encodes")
-    for name in ("images_per_shard", "batch_size", "limit"):
-        arguments.at_least(options, name, 1)
-    if options.format not in FORMATS:
-        raise UserError(f"--format is {options.format!r}; it must be {' or '.join(FORMATS)}")
     if options.split not in (*_SPLITS, "all"):
         raise UserError(f"--split is {options.split!r}; it must be {', '.join(_SPLITS)} or all")
     if options.format == "parquet":

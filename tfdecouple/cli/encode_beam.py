@@ -13,7 +13,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 def add_parser(commands: Any) -> None:
     """Describes the arguments."""
-    parser = arguments.command(
+    parser = arguments.add_command(
         commands,
         "encode-beam",
         "encode a folder of images on a cluster, with Apache Beam",
@@ -23,16 +23,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="export folder, or an encoder.onnx")
     parser.add_argument("--images", required=True, metavar="DIR", help="folder of images; sub-folders are labels")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the codes, new or empty")
-    parser.add_argument("--format", default="tfrecord", metavar="NAME", help="tfrecord (default) or parquet")
+    arguments.add_choice(parser, "--format", FORMATS, "tfrecord or parquet")
     parser.add_argument("--v", action="store_true", help="write v beside z: as many numbers as the image has")
-    parser.add_argument(
-        "--centre-crop", type=int, metavar="N", help="as data.centre_crop (default: as the export crops pictures)"
-    )
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default 32)")
-    parser.add_argument(
-        "--shards", type=int, default=0, metavar="N", help="number of files; default the runner's choice"
-    )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each worker (default 1)")
+    arguments.add_number(parser, "--centre-crop", None, "as data.centre_crop (default: as the export crops pictures)")
+    arguments.add_number(parser, "--batch-size", 32, "images at a time", 1)
+    arguments.add_number(parser, "--shards", 0, "number of files; 0 for the runner's choice")
+    arguments.add_number(parser, "--threads", 1, "threads of each worker", 1)
     parser.add_argument("beam", nargs="*", metavar="-- OPTION", help="options of Beam and its runner")
 
 
@@ -42,10 +38,6 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: for impossible arguments, a missing model or images, or a pipeline that fails.
     """
-    for name, least in (("centre_crop", 0), ("batch_size", 1), ("shards", 0), ("threads", 1)):
-        arguments.at_least(options, name, least)
-    if options.format not in FORMATS:
-        raise UserError(f"--format is {options.format!r}; it must be {' or '.join(FORMATS)}")
     start_tensorflow()
     try:
         import apache_beam  # noqa: F401

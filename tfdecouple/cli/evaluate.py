@@ -1,4 +1,4 @@
-"""`python -m tfdecouple evaluate`: measures a run, prints a table and keeps each result as a JSON file."""
+"""`python -m tfdecouple evaluate`: computes metrics of a run, prints them and writes each as a JSON file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfdecouple.cli import options as arguments
@@ -26,10 +26,9 @@ from tfdecouple.runtime.process import start_tensorflow, was_interrupted
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from tfdecouple.cli.run_images import OpenedRun
     from tfdecouple.data import Source
 
-# In the order of options, measuring and output; what takes longer comes later.
+# In the order of options, computation and output; metrics that take longer come later.
 METRICS: list[type[Metric]] = [
     BitsPerDim,
     ImportanceWeighted,
@@ -41,7 +40,7 @@ METRICS: list[type[Metric]] = [
     LabelSamples,
     FrechetDistance,
 ]
-# A line for each evaluation of test images: whoever chooses by them measures no new images.
+# A line for each evaluation of test images: test images that chose between models are no longer new to them.
 TEST_EVALUATIONS = "test_evaluations.log"
 
 _DETAILS = """\
@@ -62,95 +61,90 @@ examples:
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command to the sub-parsers of `python -m tfdecouple`."""
-    parser = arguments.command(commands, "evaluate", "measure bits/dim of a run, and more", _DETAILS)
+    """Declares the options."""
+    parser = arguments.add_command(commands, "evaluate", "measure bits/dim of a run, and more", _DETAILS)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
-    arguments.add_run_alone(parser)
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=pathlib.Path,
-        help="folder of results; default RUN/evaluation, or ./evaluation where RUN is no folder",
-    )
+    arguments.add_run(parser, out=False)
+    arguments.add_out(parser, "evaluation")
     arguments.add_data(parser)
-    parser.add_argument(
-        "--images", type=int, default=0, metavar="N", help="N images, drawn with --seed (default 0: all; see --probe)"
-    )
-    what = parser.add_argument_group("what to measure")
-    for measure in METRICS:
-        measure.add_options(what)
-    how = parser.add_argument_group("how")
-    how.add_argument("--seed", type=int, default=0, metavar="N", help="of all draws (default 0)")
-    how.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="images at once: memory and speed depend on it, no result (default the run's)",
-    )
+    arguments.add_number(parser, "--images", 0, "number of images, drawn with --seed; 0 for all, see --probe")
+    group = parser.add_argument_group("what to measure")
+    for metric in METRICS:
+        metric.add_options(group)
+    group = parser.add_argument_group("how")
+    arguments.add_number(group, "--seed", 0, "seed of all draws")
+    text = "images at once: changes memory and speed, and no result (default the run's)"
+    arguments.add_number(group, "--batch-size", None, text, 1)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command.
-
-    Args:
-        options: what the parser of `add_parser` returns.
-
-    Returns:
-        The exit status.
+    """Computes, prints and writes the metrics one after the other; results before a failure are kept.
 
     Raises:
-        KeyboardInterrupt: saying what is kept, where it was interrupted.
-        UserError: in one line, for whatever the user can mend.
+        KeyboardInterrupt: where it was interrupted, with the files that are there.
     """
-    for name, least in {"images": 0, "batch_size": 1, "seed": 0}.items():
-        arguments.at_least(options, name, least)
-    if options.seed >= 2**31:
-        raise UserError(f"--seed is {options.seed}; it must be below 2**31")
-    measures = [measure(options) for measure in METRICS]
-    for measure in measures:
-        measure.check()
+    metrics = [metric(options) for metric in METRICS]
+    for metric in metrics:
+        metric.check()
     start_tensorflow()
     import tensorflow as tf
 
-    wanted = [measure for measure in measures if measure.is_wanted()]
+    from tfdecouple.cli.run_images import find_results_folder
+
+    metrics = [metric for metric in metrics if metric.is_wanted()]
+    out = find_results_folder(options.run, options.out, "evaluation")
+    test_evaluations: int | None = None
+    files: list[str] = []
     try:
-        for measure in wanted:
-            measure.prepare()
-        needing = [measure.option for measure in wanted if measure.needs_z]
-        evaluation = Evaluation(options, needing[0] if needing else "")
-        # Before the first measure: a look at the test images is counted and takes its time.
-        for measure in wanted:
-            if measure.needs_classes and not evaluation.opened.config.model.has_classes:
-                raise UserError(
-                    f"{measure.option} needs a model that knows labels, and that of {evaluation.opened.path} knows none"
-                )
-        return _Command(evaluation, wanted).run()
+        for metric in metrics:
+            metric.prepare()
+        evaluation = Evaluation(options, metrics)
+        with evaluation.source.guard():
+            for metric in metrics:
+                result = metric.measure(evaluation)
+                if not files:
+                    with writing_to(out):
+                        out.mkdir(parents=True, exist_ok=True)
+                    # An evaluation counts once its first result exists.
+                    if options.split == "test" or not all(each.on_split for each in metrics):
+                        test_evaluations = count_test_evaluation(options.run, out, evaluation.source)
+                    print("\n".join(evaluation.describe(test_evaluations)))
+                print("\n" + "\n".join(result.lines), flush=True)
+                files.append(write_result(out, evaluation, metric, result, test_evaluations))
     except tf.errors.ResourceExhaustedError as error:
         raise RunError(f"out of memory; try a smaller --batch-size ({one_line(error, first=True)})") from error
+    except (KeyboardInterrupt, Exception) as error:
+        if not was_interrupted(error):
+            raise
+        raise KeyboardInterrupt(
+            f"kept in {out}: {', '.join(files)}" if files else "nothing was measured yet"
+        ) from error
+    print(f"\nresults: {out}")
+    return 0
 
 
 class Evaluation:
-    """What is measured: a run's model, the images of a split that are wanted, and the devices.
+    """The run, the images and the devices that all metrics of an evaluation share.
 
     Attributes:
+        options: the options of the command.
+        strategy: all GPUs where there are several, else TensorFlow's default.
         opened: the run.
         source: the data set.
-        size: how many images --split has.
-        count: how many of them are wanted.
+        size: the number of images of --split.
+        count: the number of images that are evaluated.
         batch_size: images at once.
-        strategy: all GPUs where there are several, else TensorFlow's default.
 
     Args:
-        options: of the command.
-        needs_z: the option that needs z; empty where none does.
+        options: the options of the command.
+        metrics: the metrics, which may need a model with z or with labels.
 
     Raises:
-        UserError: for a run or images that cannot be opened, a model without z where it is needed, or images whose
-            labels are not those that the model knows.
+        UserError: for a run or images that cannot be opened, or a model that a metric cannot be computed of.
     """
 
-    def __init__(self, options: argparse.Namespace, needs_z: str = ""):
+    def __init__(self, options: argparse.Namespace, metrics: Sequence[Metric]):
         import tensorflow as tf
 
         from tfdecouple.cli.run_images import open_data, open_run
@@ -160,16 +154,20 @@ class Evaluation:
         gpus = tuple(gpu.name.partition("device:")[2] for gpu in tf.config.list_logical_devices("GPU"))
         self.strategy = strategy_over(gpus) if len(gpus) > 1 else tf.distribute.get_strategy()
         with self.strategy.scope():
-            self.opened: OpenedRun = open_run(options, needs_z)
-        self.source: Source = open_data(self.opened, options)
+            self.opened = open_run(options, next((metric.option for metric in metrics if metric.needs_z), ""))
+        for metric in metrics:
+            if metric.needs_classes and not self.opened.config.model.has_classes:
+                raise UserError(
+                    f"{metric.option} needs a model that knows labels, and that of {self.opened.path} knows none"
+                )
+        self.source = open_data(self.opened, options)
         self.opened.require_labels(self.source)
         self.size = self.source.sizes[options.split]
-        # Where not all are wanted they are drawn, since folders are sorted by class.
         self.count = min(options.images or self.size, self.size)
         self.batch_size: int = options.batch_size or self.opened.config.training.evaluation_batch_size
 
     def batches(self) -> tf.data.Dataset:
-        """Returns batches of all images, or of those drawn, as `tfdecouple.data.evaluation_batches` does."""
+        """Returns batches of all images, or of drawn ones, as `tfdecouple.data.evaluation_batches` does."""
         from tfdecouple.data import evaluation_batches
         from tfdecouple.data.batches import even_batch
         from tfdecouple.data.labels import with_known_labels
@@ -177,126 +175,84 @@ class Evaluation:
 
         options = self.options
         size = even_batch(self.batch_size, self.count, self.strategy.num_replicas_in_sync)
-        indices = None
-        if self.count < self.size:
-            indices = drawn_indices(self.source, options.split, self.count, options.seed)
+        # The first images would be of one class, because folders are sorted by class.
+        drawn = self.count < self.size
+        indices = drawn_indices(self.source, options.split, self.count, options.seed) if drawn else None
         batches = evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
         return with_known_labels(batches, self.source, self.opened.config.model)
 
-
-class _Command:
-    """The order of things: what is measured is printed and written, one after the other."""
-
-    def __init__(self, evaluation: Evaluation, measures: list[Metric]):
-        options = evaluation.options
-        self.evaluation, self.options, self.measures = evaluation, options, measures
-        self.opened, self.source = evaluation.opened, evaluation.source
-        self.size, self.count = evaluation.size, evaluation.count
-        from tfdecouple.cli.output import results_folder
-
-        self.out: pathlib.Path = results_folder(options.run, options.out, "evaluation")
-        self.test_evaluations: int | None = None
-        self.kept: list[str] = []
-
-    def run(self) -> int:
-        """Measures, prints and writes; what was measured is kept if a later one fails.
-
-        Returns:
-            The exit status.
-
-        Raises:
-            KeyboardInterrupt: saying what is kept, where it was interrupted.
-        """
-        try:
-            with self.source.guard():
-                for number, measure in enumerate(self.measures):
-                    result = measure.measure(self.evaluation)
-                    if number == 0:
-                        with writing_to(self.out):
-                            self.out.mkdir(parents=True, exist_ok=True)
-                        # Counted when the first figure is there to be seen, and before it is shown.
-                        if self.options.split == "test" or not all(each.on_split for each in self.measures):
-                            self.test_evaluations = count_test_evaluation(self.options.run, self.out, self.source)
-                        self._introduce()
-                    self._keep(measure, result)
-        except (KeyboardInterrupt, Exception) as error:
-            if not was_interrupted(error):
-                raise
-            kept = f"kept in {self.out}: {', '.join(self.kept)}" if self.kept else "nothing was measured yet"
-            raise KeyboardInterrupt(kept) from error
-        print(f"\nresults: {self.out}")
-        return 0
-
-    def _introduce(self) -> None:
+    def describe(self, test_evaluations: int | None) -> Iterator[str]:
+        """Yields the lines above all results: the run, the images, and how often test images were evaluated."""
         from tfdecouple.metrics import note_on_grey
 
+        split = self.options.split
         weights = "averaged weights" if self.opened.averaged else "weights"
-        described = self.source.descriptions[self.options.split]
-        print(f"{self.options.run}: {weights} of step {self.opened.step}, seed {self.options.seed}")
-        drawn = "" if self.count == self.size else ", drawn"
-        print(f"{self.source.title}, {self.options.split} ({described}): {self.count:,} of {self.size:,} images{drawn}")
-        for note in self.source.notes:
-            print(note)
-        first = next(self.evaluation.batches().as_numpy_iterator())
+        yield f"{self.options.run}: {weights} of step {self.opened.step}, seed {self.options.seed}"
+        images = f"{self.count:,} of {self.size:,} images{', drawn' if self.count < self.size else ''}"
+        yield f"{self.source.title}, {split} ({self.source.descriptions[split]}): {images}"
+        yield from self.source.notes
+        first = next(self.batches().as_numpy_iterator())
         if grey := note_on_grey(first["image"][first["weight"] > 0]):
-            print(grey)
-        if self.test_evaluations is not None:
-            print(f"evaluations of these test images, with this one: {self.test_evaluations}")
+            yield grey
+        if test_evaluations is not None:
+            yield f"evaluations of these test images, with this one: {test_evaluations}"
 
-    def _keep(self, measure: Metric, result: Result) -> None:
-        """Prints a result and writes it down with all that it depends on."""
-        from tfdecouple.storage.files import write_bytes, write_json
 
-        stated = {
-            "command": "evaluate",
-            "run": self.opened.path,
-            "step": self.opened.step,
-            "averaged_weights": self.opened.averaged,
-            "data": self.source.title,
-            "source": self.source.name,
-            "seed": self.options.seed,
-        }
-        name = measure.name
-        if measure.on_split:
-            name = f"{name}-{self.options.split}"
-            stated |= {
-                "split": self.options.split,
-                "split_description": self.source.descriptions[self.options.split],
-                "split_images": self.size,
-            }
-        if self.test_evaluations is not None:
-            stated["test_evaluations"] = self.test_evaluations
+def write_result(
+    out: pathlib.Path, evaluation: Evaluation, metric: Metric, result: Result, test_evaluations: int | None
+) -> str:
+    """Writes a result with everything that it depends on, and returns the name of the JSON file.
+
+    Raises:
+        RunError: where the folder cannot be written.
+    """
+    from tfdecouple.storage.files import write_bytes, write_json
+
+    opened, source, split = evaluation.opened, evaluation.source, evaluation.options.split
+    values = {
+        "command": "evaluate",
+        "run": opened.path,
+        "step": opened.step,
+        "averaged_weights": opened.averaged,
+        "data": source.title,
+        "source": source.name,
+        "seed": evaluation.options.seed,
+    }
+    name = metric.name
+    if metric.on_split:
+        name = f"{name}-{split}"
+        values |= {"split": split, "split_description": source.descriptions[split], "split_images": evaluation.size}
+    if test_evaluations is not None:
+        values["test_evaluations"] = test_evaluations
+    with writing_to(out):
+        # The picture comes first: where there is a JSON file, all of the result is there.
         if result.picture is not None:
-            # Before the figures that it belongs to: whoever finds these finds all.
             picture = io.BytesIO()
             result.picture.save(picture, "PNG")
-            with writing_to(self.out):
-                write_bytes(self.out / f"{name}.png", picture.getvalue())
-        print("\n" + "\n".join(result.lines), flush=True)
-        with writing_to(self.out):
-            write_json(self.out / f"{name}.json", {**stated, **result.values})
-        self.kept.append(f"{name}.json")
+            write_bytes(out / f"{name}.png", picture.getvalue())
+        write_json(out / f"{name}.json", {**values, **result.values})
+    return f"{name}.json"
 
 
 def count_test_evaluation(run: str | pathlib.Path, out: pathlib.Path, source: Source) -> int:
-    """Adds a line to the log of evaluations of test images, and returns how many lines it has of this data set.
+    """Adds a line to the log of test-set evaluations, and returns the number of its lines about this data set.
 
     Args:
-        run: whose `evaluation` has the log, wherever results go.
-        out: has it where the run is no folder, or may not be written.
+        run: the run, whose folder `evaluation` has the log, wherever the results go.
+        out: the folder of the log where the run is no folder, or cannot be written.
         source: the data set.
 
     Raises:
         RunError: where the log cannot be written.
     """
-    from tfdecouple.runs.run_folder import is_folder
+    from tfdecouple.runs import is_folder
 
     own = pathlib.Path(run) / "evaluation"
-    place = own if is_folder(run) and os.access(own if own.exists() else own.parent, os.W_OK) else out
+    folder = own if is_folder(run) and os.access(own if own.exists() else own.parent, os.W_OK) else out
     line = json.dumps(f"{source.name}: {source.title}, test ({source.descriptions['test']})") + "\n"
-    with writing_to(place, advice=""):
-        place.mkdir(parents=True, exist_ok=True)
-        with (place / TEST_EVALUATIONS).open("a+", encoding="utf-8") as file:
+    with writing_to(folder, advice=""):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / TEST_EVALUATIONS).open("a+", encoding="utf-8") as file:
             file.write(line)
             file.seek(0)
             return sum(each == line for each in file)
@@ -304,11 +260,7 @@ def count_test_evaluation(run: str | pathlib.Path, out: pathlib.Path, source: So
 
 @contextlib.contextmanager
 def writing_to(folder: pathlib.Path, advice: str = "; choose another --out") -> Iterator[None]:
-    """Turns an error of the file system into one line, which ends with the advice.
-
-    Raises:
-        RunError: where a file cannot be written.
-    """
+    """Turns an error of the file system into a RunError of one line, which ends with the advice."""
     try:
         yield
     except OSError as error:

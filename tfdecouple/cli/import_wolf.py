@@ -1,19 +1,18 @@
-"""`python -m tfdecouple import-wolf`: a checkpoint of the paper's code becomes a run folder."""
+"""`python -m tfdecouple import-wolf`: makes a run folder of a checkpoint of the paper's code."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+from tfdecouple.cli import options as arguments
 from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Describes the arguments."""
-    parser = commands.add_parser(
-        "import-wolf",
-        help="turn a checkpoint of the paper's PyTorch code into a run folder",
-        description="Turns a checkpoint of the paper's PyTorch code (wolf) into a run folder.",
+    """Declares the options."""
+    parser = arguments.add_command(
+        commands, "import-wolf", "turn a checkpoint of the paper's PyTorch code (wolf) into a run folder"
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="the JSON config of the PyTorch code")
     parser.add_argument("--weights", required=True, metavar="FILE", help="its state dict, .npz or .pt (needs torch)")
@@ -23,11 +22,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Makes the run folder.
-
-    Raises:
-        WolfError: where the checkpoint cannot be taken over.
-    """
+    """Makes the run folder."""
     start_tensorflow()
     from tfdecouple.interop.wolf import import_wolf
 

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.cli.own_size import OwnSizeResults, add_size, require_size
-from tfdecouple.errors import UserError
+from tfdecouple.cli.own_size import OwnSizeResults, add_size
 from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
     """Describes the arguments."""
-    parser = arguments.command(
+    parser = arguments.add_command(
         commands,
         "interpolate",
         "go from one image to another in z and v apart (paper Figure 5)",
@@ -28,13 +27,9 @@ def add_parser(commands: Any) -> None:
     arguments.add_pairs(parser)
     arguments.add_drawing(parser, 1, "pairs, one below another")
     add_size(parser)
-    parser.add_argument("--steps", type=int, default=6, metavar="N", help="images in a row and in a column (default 6)")
-    parser.add_argument(
-        "--path",
-        default="lerp",
-        metavar="NAME",
-        help="of v: lerp, the line as in the paper; slerp, the arc around the origin; or both (default lerp)",
-    )
+    arguments.add_number(parser, "--steps", 6, "images in a row and in a column", 2)
+    text = "path of v: lerp, the line as in the paper; slerp, the arc around the origin; or both"
+    arguments.add_choice(parser, "--path", ("lerp", "slerp", "both"), text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,14 +41,9 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: for impossible arguments, a run without weights, or missing or unreadable images.
     """
-    arguments.check(options)
-    require_size(options)
-    arguments.at_least(options, "steps", 2)
-    if options.path not in ("lerp", "slerp", "both"):
-        raise UserError(f"--path is {options.path!r}; it must be lerp, slerp or both")
+    arguments.resolve_pairs(options)
     start_tensorflow()
-    from tfdecouple.cli.output import save_picture
-    from tfdecouple.cli.run_images import image_pairs, labels_of_pair, open_run
+    from tfdecouple.cli.run_images import choose_pairs, open_run, pair_labels, save_picture
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import contrast, interpolations, interpolations_drawn
 
@@ -61,12 +51,12 @@ def run(options: argparse.Namespace) -> int:
     results = None
     if options.pairs and options.size == "own" and opened.config.model.has_latent:
         results = OwnSizeResults(options, options.pairs, opened.model)
-    ((how, (a, b)),) = image_pairs(opened, options, ("across",)).items()
+    ((how, (a, b)),) = choose_pairs(opened, options, ("across",)).items()
     places = [step / (options.steps - 1) for step in range(options.steps)]
     paths = ("lerp", "slerp") if options.path == "both" else (options.path,)
     rows = len(places) if opened.config.model.has_latent else 1
     with Counter("interpolating", len(a.pixels) * len(paths) * rows * len(places)) as counter:
-        of_pair = labels_of_pair(a, b)
+        of_pair = pair_labels(a, b)
         tiles = interpolations(opened.model, a.pixels, b.pixels, places, paths, counter, of_pair)
     picture = interpolations_drawn(tiles, places, paths, f"\n{a.note} {opened.note()}")
     # Over pairs and rows.

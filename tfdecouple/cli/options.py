@@ -1,85 +1,136 @@
-"""Arguments that the commands about a run share."""
+"""Options that several commands share, and the types that turn the text of an option into a value."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import pathlib
+import re
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from tfdecouple.data.sources import kinds_listed
 from tfdecouple.errors import UserError
 from tfdecouple.runs.pretrained import DEFAULT, HUB
-from tfdecouple.runtime.process import at_least
 
-MOST_IN_A_PICTURE = 100_000
-# Of the steps along a direction.
-MOST_AMOUNTS, MOST_AMOUNT = 50, 1000.0
+# The largest factor of v.
+MOST_TEMPERATURE = 1000
+RUN_HELP = f"run folder, also of a training that still runs; or trained weights: {DEFAULT}, or {HUB}OWNER/NAME"
+# A picture shows at most so many images, and so many steps along a direction, none of them larger than MOST_AMOUNT.
+MOST_IN_A_PICTURE, MOST_AMOUNTS, MOST_AMOUNT = 100_000, 50, 1000.0
 
 
-def program() -> str:
-    """Returns how the user called the commands: `tfdecouple`, or `python -m tfdecouple`."""
+def program_name() -> str:
+    """Returns how the user called the program: `tfdecouple`, or `python -m tfdecouple`."""
     return "tfdecouple" if pathlib.PurePath(sys.argv[0]).stem == "tfdecouple" else "python -m tfdecouple"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose help names the commands as the user called them."""
+    """A parser whose help names the program as the user called it, and whose errors are one line."""
 
     def format_help(self) -> str:
         """Returns the help."""
-        return super().format_help().replace("python -m tfdecouple", program())
+        return super().format_help().replace("python -m tfdecouple", program_name())
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError instead of printing how the program is used.
+
+        Raises:
+            UserError: always; an option's type begins its message with "is" (`number`, `add_choice`).
+        """
+        value = re.fullmatch(r"argument (\S+): (is .*)", message, re.DOTALL)
+        raise UserError(f"{value[1]} {value[2]}" if value else f"{message}; {self.prog} --help lists the options")
 
 
-def command(commands: Any, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
-    """Adds a command.
+def number(kind: type[int] | type[float], least: float = 0, most: float = 2**31 - 1) -> Callable[[str], Any]:
+    """Returns the type of an option whose value is a number from `least` to `most`: whole for `int`."""
+
+    def convert(text: str) -> Any:
+        try:
+            value: float = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            name = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"is {text}; it must be a {name} from {least} to {most:,}")
+        return value
+
+    return convert
+
+
+def add_number(
+    parser: Any, name: str, default: float | None, text: str, least: float = 0, most: float = 2**31 - 1
+) -> None:
+    """Adds an option whose value is a number from `least` to `most`, whole unless the default is a float.
 
     Args:
-        commands: what `add_subparsers` returned.
-        name: of the command.
+        parser: the parser of the command, or a group of its options.
+        name: the option, such as "--count".
+        default: the default, which the help names; None for a default that `text` explains.
+        text: the help.
+        least: the smallest value.
+        most: the largest value.
+    """
+    kind = number(float if isinstance(default, float) else int, least, most)
+    help_text = text if default is None else f"{text} (default {default:g})"
+    parser.add_argument(name, type=kind, default=default, metavar="N", help=help_text)
+
+
+def add_choice(parser: Any, name: str, values: Sequence[str], text: str) -> None:
+    """Adds an option whose value is one of some names; the first is the default."""
+
+    def convert(value: str) -> str:
+        if value not in values:
+            raise argparse.ArgumentTypeError(f"is {value!r}; it must be {', '.join(values[:-1])} or {values[-1]}")
+        return value
+
+    parser.add_argument(name, type=convert, default=values[0], metavar="NAME", help=f"{text} (default {values[0]})")
+
+
+def add_command(commands: Any, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
+    """Adds a command and returns its parser.
+
+    Args:
+        commands: the sub-parsers of `python -m tfdecouple`.
+        name: name of the command.
         summary: one line for the list of commands, without a full stop.
-        details: what its help says besides.
+        details: further sentences for the help of the command.
     """
     description = f"{summary[0].upper()}{summary[1:]}.{details and f' {details}'}"
     return commands.add_parser(name, help=summary, description=description)
 
 
-RUN_HELP = f"run folder; it may still be training. Or weights that were trained already: {DEFAULT}, or {HUB}OWNER/NAME"
-
-
-def add_run(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+def add_run(parser: argparse.ArgumentParser, *, required: bool = False, out: bool = True) -> None:
     """Adds --run and --out.
 
     Args:
-        parser: of the command.
-        required: whether the user must name a run; otherwise the weights that come along are taken.
+        parser: parser of the command.
+        required: whether the user must name a run; by default the bundled weights are taken.
+        out: whether the command takes --out.
     """
-    add_run_alone(parser, required=required)
-    add_out(parser)
-
-
-def add_run_alone(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
-    """Adds --run."""
     if required:
         parser.add_argument("--run", required=True, metavar="RUN", help=RUN_HELP)
     else:
         parser.add_argument("--run", default=DEFAULT, metavar="RUN", help=f"{RUN_HELP} (default {DEFAULT})")
+    if out:
+        add_out(parser)
 
 
-def add_out(parser: argparse.ArgumentParser) -> None:
-    """Adds --out."""
+def add_out(parser: argparse.ArgumentParser, what: str = "pictures") -> None:
+    """Adds --out, whose default is a folder named after `what`, in the run folder."""
     parser.add_argument(
         "--out",
         metavar="DIR",
         type=pathlib.Path,
-        help="folder for the pictures; default RUN/pictures, or ./pictures where RUN is no folder",
+        help=f"folder for the {what}; default RUN/{what}, or ./{what} where RUN is no folder",
     )
 
 
 def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
-    """Adds --count and --seed."""
-    parser.add_argument("--count", type=int, default=count, metavar="N", help=f"{what} (default {count})")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn at random (default 0)")
+    """Adds --count, the number of `what`, and --seed."""
+    add_number(parser, "--count", count, f"number of {what}", 1, MOST_IN_A_PICTURE)
+    add_number(parser, "--seed", 0, "seed of all draws")
 
 
 def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: str = "train, validation or test") -> None:
@@ -91,71 +142,60 @@ def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: str =
 
 
 def add_pairs(parser: argparse.ArgumentParser) -> None:
-    """Adds image files, --pairs and --pairing."""
-    parser.add_argument("files", nargs="*", metavar="FILE", help="own images: the same as --pairs")
+    """Adds image files, --pairs and --pairing, which `resolve_pairs` reads."""
+    parser.add_argument("files", nargs="*", metavar="FILE", help="your own images: the same as --pairs")
     parser.add_argument(
         "--pairs",
         nargs="+",
         metavar="FILE",
-        help="own images of any size, two and two, instead of the data set's: a.png b.png [c.png d.png ...]",
+        help="your own images of any size, an even number, instead of the data set's: a.png b.png [c.png d.png ...]",
     )
-    parser.add_argument(
-        "--pairing", metavar="HOW", help="within a class, across classes or any; default as the labels allow"
-    )
+    text = "within (a class), across (classes) or any; auto: within and across where there are classes"
+    add_choice(parser, "--pairing", ("auto", "within", "across", "any"), text)
+
+
+def resolve_pairs(options: argparse.Namespace) -> None:
+    """Sets `options.pairs` to the image files that the user named, or to None.
+
+    Raises:
+        UserError: for an odd number of files, or options that exclude each other.
+    """
+    if options.files and options.pairs:
+        raise UserError("images are given twice, with --pairs and without it; leave --pairs out")
+    options.pairs = options.pairs or options.files or None
+    if options.pairs and len(options.pairs) % 2:
+        raise UserError(f"--pairs got {len(options.pairs)} images; it takes them two and two, an even number")
+    if options.pairs and options.pairing != "auto":
+        raise UserError(f"--pairing {options.pairing} and --pairs exclude each other: own images have no labels")
 
 
 def add_amounts(parser: argparse.ArgumentParser) -> None:
-    """Adds --amounts."""
+    """Adds --amounts, a list of numbers."""
     parser.add_argument(
         "--amounts",
+        type=parse_amounts,
         default="-2,-1,0,1,2",
         metavar="A,B,...",
-        help="steps along the direction, in its own length; 0 is the image itself (default --amounts=-2,-1,0,1,2)",
+        help="steps along the direction, in units of its length; 0 is the image itself (default --amounts=-2,-1,0,1,2)",
     )
 
 
-def amounts(options: argparse.Namespace) -> list[float]:
+def parse_amounts(text: str) -> list[float]:
     """Returns the numbers of --amounts.
 
     Raises:
-        UserError: where it has what is no finite number, or more than fit into a row.
+        UserError: for a part that is no finite number, or more numbers than a picture shows.
     """
-    found = []
-    for text in options.amounts.split(","):
+    amounts = []
+    for part in text.split(","):
         try:
-            found.append(float(text))
+            amounts.append(float(part))
         except ValueError:
-            found.append(math.nan)
-        if not abs(found[-1]) <= MOST_AMOUNT:
+            amounts.append(math.nan)
+        if not abs(amounts[-1]) <= MOST_AMOUNT:
             raise UserError(
-                f"--amounts has {text.strip()!r}; each must be a number up to {MOST_AMOUNT:g}, with commas between them"
+                f"--amounts has {part.strip()!r}; each must be a number up to {MOST_AMOUNT:g}, with commas between them"
             )
-    if len(found) > MOST_AMOUNTS:
-        raise UserError(f"--amounts has {len(found)} numbers; a picture shows at most {MOST_AMOUNTS}")
-    return found
-
-
-def check(options: argparse.Namespace) -> None:
-    """Refuses impossible values of the shared arguments.
-
-    Raises:
-        UserError: naming the argument and its value.
-    """
-    at_least(options, "count", 1)
-    if getattr(options, "count", 0) > MOST_IN_A_PICTURE:
-        raise UserError(f"--count is {options.count}; a picture shows at most {MOST_IN_A_PICTURE:,}")
-    at_least(options, "seed", 0)
-    if getattr(options, "seed", 0) >= 2**31:
-        raise UserError(f"--seed is {options.seed}; it must be below 2**31")
-    pairs = getattr(options, "pairs", None)
-    if pairs is None and hasattr(options, "pairs") and options.files:
-        pairs = options.pairs = options.files
-    elif pairs and options.files:
-        raise UserError("images are given twice, with --pairs and without it; leave --pairs out")
-    if pairs is not None and len(pairs) % 2:
-        raise UserError(f"--pairs got {len(pairs)} images; it takes them two and two, an even number")
-    pairing = getattr(options, "pairing", None)
-    if pairing not in (None, "within", "across", "any"):
-        raise UserError(f"--pairing is {pairing!r}; it must be within, across or any")
-    if pairing and pairs:
-        raise UserError(f"--pairing {pairing} and --pairs exclude each other: own images have no labels")
+    if len(amounts) > MOST_AMOUNTS:
+        raise UserError(f"--amounts has {len(amounts)} numbers; a picture shows at most {MOST_AMOUNTS}")
+    return amounts

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tfdecouple.cli.options import add_choice, add_number
 from tfdecouple.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,31 +22,14 @@ _LONGEST_SIDE = 16_383
 
 def add_size(parser: argparse.ArgumentParser) -> None:
     """Adds --size and --max-side."""
-    parser.add_argument(
-        "--size",
-        default="own",
-        choices=("own", "model"),
-        help="own: each result also as a file of your photograph's size, to which a guided filter carries the change "
+    text = (
+        "own: each result also as a file of your photograph's size, to which a guided filter carries the change "
         "of colours that the model made at its size; model: only the picture of the model's own pixels, the ones that "
-        "z and v give exactly (default own)",
+        "z and v give exactly"
     )
-    parser.add_argument(
-        "--max-side",
-        type=int,
-        default=2048,
-        metavar="N",
-        help="larger photographs are shrunk until both sides have at most N pixels (default 2048)",
-    )
-
-
-def require_size(options: argparse.Namespace) -> None:
-    """Refuses a --max-side that no result can have.
-
-    Raises:
-        UserError: naming its value.
-    """
-    if not 1 <= options.max_side <= _LONGEST_SIDE:
-        raise UserError(f"--max-side is {options.max_side}; it must be from 1 to {_LONGEST_SIDE:,}")
+    add_choice(parser, "--size", ("own", "model"), text)
+    text = "larger photographs are shrunk until both sides have at most N pixels"
+    add_number(parser, "--max-side", 2048, text, 1, _LONGEST_SIDE)
 
 
 class OwnSizeResults:
@@ -64,10 +48,10 @@ class OwnSizeResults:
     """
 
     def __init__(self, options: argparse.Namespace, paths: Sequence[str], model: DecoupledModel) -> None:
-        from tfdecouple.cli.output import PICTURES, results_folder
+        from tfdecouple.cli.run_images import PICTURES, find_results_folder
         from tfdecouple.visualization.full_size import read_photograph
 
-        self._folder = results_folder(options.run, options.out, PICTURES)
+        self._folder = find_results_folder(options.run, options.out, PICTURES)
         self._names: set[str] = set()
         shape = model.config.image_shape
         self._photographs = [read_photograph(path, shape[-1], options.max_side) for path in paths]

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple presets`: what can be trained."""
+"""`python -m tfdecouple presets`: lists the presets."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import argparse
 import json
 from typing import Any
 
-from tfdecouple.cli.options import program
+from tfdecouple.cli import options as arguments
 from tfdecouple.config import load_preset, preset_names
 from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Describes the arguments."""
-    parser = commands.add_parser("presets", help="list the presets", description="Lists the presets.")
-    parser.add_argument("name", nargs="?", help="say all about one preset")
+    """Declares the options."""
+    parser = arguments.add_command(commands, "presets", "list the presets, or show one")
+    parser.add_argument("name", nargs="?", help="show all options of this preset")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the presets, or all about one with its parameter count, for which alone TensorFlow is imported.
-
-    Raises:
-        ConfigError: where there is no such preset.
-    """
+    """Prints the presets, or one with its parameter count and options."""
     if not options.name:
         names = preset_names()
         width = max(map(len, names))
@@ -34,8 +30,7 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.networks.plan import count_parameters
 
     print(f"{config.name} {count_parameters(config.model)['total']:,} parameters  {config.description}")
-    # Description and notes are printed as text.
     values = {name: value for name, value in config.to_dict().items() if name not in ("description", "notes")}
-    print(f"\n{config.notes}\n\nWhat each option means: {program()} explain\n")
+    print(f"\n{config.notes}\n\nWhat each option means: {arguments.program_name()} explain\n")
     print(json.dumps(values, indent=2))
     return 0

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple project`: the global codes of images in the plane."""
+"""`python -m tfdecouple project`: shows the global codes of images in the plane."""
 
 from __future__ import annotations
 
@@ -7,73 +7,60 @@ import sys
 from typing import Any
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.errors import DataError, UserError
+from tfdecouple.errors import DataError
 from tfdecouple.runtime.process import start_tensorflow
 
-_METHODS = ("pca", "tsne")
-_LEAST = 4
+_FEWEST_IMAGES = 4
+# From so many images on t-SNE takes long enough to say so.
 _SLOW = 2000
 
 
 def add_parser(commands: Any) -> None:
-    """Describes the arguments."""
-    parser = arguments.command(
+    """Declares the options."""
+    parser = arguments.add_command(
         commands,
         "project",
         "show the global codes z of images in the plane, coloured by label",
-        "What lies together is alike to z.",
+        "Images with similar z lie close together.",
     )
     arguments.add_run(parser)
     arguments.add_data(parser)
     arguments.add_drawing(parser, 1000, "images")
-    parser.add_argument("--method", default="pca", metavar="NAME", help="pca or tsne (default pca)")
+    arguments.add_choice(parser, "--method", ("pca", "tsne"), "principal components (pca) or t-SNE (tsne)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes project-METHOD.png and project-METHOD.json.
-
-    Raises:
-        UserError: for impossible arguments, a run without weights or without z, or missing or unreadable images.
-    """
-    arguments.check(options)
-    if options.method not in _METHODS:
-        raise UserError(f"--method is {options.method!r}; it must be {' or '.join(_METHODS)}")
+    """Writes project-METHOD.png and project-METHOD.json."""
     start_tensorflow()
     import numpy as np
 
-    from tfdecouple.cli.output import save_picture
-    from tfdecouple.cli.run_images import drawn_indices, label_names, open_data, open_run
+    from tfdecouple.cli.run_images import draw_indices, name_labels, open_data, open_run, save_picture
     from tfdecouple.visualization.plots import png, projection_figure
     from tfdecouple.visualization.projection import principal_components, t_sne
 
     opened = open_run(options, z_for="project")
     source = open_data(opened, options)
-    indices = np.sort(drawn_indices(source, options.split, options.count, options.seed))
-    if len(indices) < _LEAST:
+    indices = np.sort(draw_indices(source, options.split, options.count, options.seed))
+    count = len(indices)
+    if count < _FEWEST_IMAGES:
         raise DataError(
-            f"project got {len(indices)} images; it needs at least {_LEAST}: raise --count or take more data"
+            f"project got {count} images; it needs at least {_FEWEST_IMAGES}: raise --count or take more data"
         )
-    codes, labels = opened.z_and_labels(source, options.split, indices, "encoding")
-
-    facts: dict[str, Any] = {
-        "data": source.title,
-        "split": options.split,
-        "seed": options.seed,
-        "count": len(indices),
-        "method": options.method,
-    }
+    codes, labels = opened.encode_split(source, options.split, indices, "encoding")
+    facts: dict[str, Any] = {"data": source.title, "split": options.split, "seed": options.seed, "count": count}
+    facts["method"] = options.method
     if options.method == "pca":
         points, shares = principal_components(codes)
         facts["explained_variance"] = shares.tolist()
         axes = tuple(f"principal component {n} ({share:.0%} of the variance)" for n, share in enumerate(shares, 1))
     else:
-        if len(codes) > _SLOW:
-            print(f"t-SNE of {len(codes):,} images; it takes some seconds for each thousand", file=sys.stderr)
+        if count > _SLOW:
+            print(f"t-SNE of {count:,} images; it takes some seconds for each thousand", file=sys.stderr)
         points = t_sne(codes, options.seed)
         axes = ("t-SNE 1", "t-SNE 2")
-    facts |= {"indices": indices.tolist(), "labels": label_names(source, labels), "points": points.tolist()}
-    title = f"z of {len(indices):,} images: {source.title}, {options.split}\n{opened.note()}"
+    facts |= {"indices": indices.tolist(), "labels": name_labels(source, labels), "points": points.tolist()}
+    title = f"z of {count:,} images: {source.title}, {options.split}\n{opened.note()}"
     picture = png(projection_figure(points, labels, source.label_names, axes, title))
-    says = f"z of {len(indices):,} images by {'PCA' if options.method == 'pca' else 't-SNE'}"
-    save_picture(opened, options, f"project-{options.method}", picture, says, **facts)
+    summary = f"z of {count:,} images by {'PCA' if options.method == 'pca' else 't-SNE'}"
+    save_picture(opened, options, f"project-{options.method}", picture, summary, **facts)
     return 0

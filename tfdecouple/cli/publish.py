@@ -1,4 +1,4 @@
-"""`python -m tfdecouple publish`: the weights of a run, for others."""
+"""`python -m tfdecouple publish`: writes the weights of a run for other people."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Describes the arguments."""
-    parser = arguments.command(
+    """Declares the options."""
+    parser = arguments.add_command(
         commands,
         "publish",
         "write the weights of a run for others, into a folder or to the Hugging Face Hub",
-        "Config, best weights, a manifest with their digests, and a card with the Hub's header. "
-        "The Hub takes you for whom `hf auth login` or HF_TOKEN says.",
+        "Writes the config, the best weights, a manifest with their digests, and a model card with the Hub's header. "
+        "The account on the Hub is that of `hf auth login` or of the variable HF_TOKEN.",
     )
     parser.add_argument("--run", required=True, metavar="RUN", help=arguments.RUN_HELP)
     parser.add_argument(
@@ -28,18 +28,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--licence",
         metavar="ID",
-        help="of the weights, as the Hub names it: apache-2.0, cc-by-4.0, other; default that of their card",
+        help="licence of the weights, as the Hub names it: apache-2.0, cc-by-4.0, other; default that of their card",
     )
-    parser.add_argument("--name", metavar="NAME", help="of the model; default the last part of --to")
+    parser.add_argument("--name", metavar="NAME", help="name of the model; default the last part of --to")
     parser.add_argument("--private", action="store_true", help="make a new repository a private one")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Publishes the weights.
-
-    Raises:
-        UserError: for a run without weights, a place that is taken or cannot be reached, or no licence.
-    """
+    """Publishes the weights."""
     start_tensorflow()
     from tfdecouple.runs.publishing import publish
 

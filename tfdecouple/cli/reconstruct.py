@@ -1,4 +1,4 @@
-"""`python -m tfdecouple reconstruct`: images beside what comes back from their codes."""
+"""`python -m tfdecouple reconstruct`: shows images beside their reconstructions from the codes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Describes the arguments."""
-    parser = arguments.command(
-        commands,
-        "reconstruct",
-        "encode images, decode them again and count those equal to the last pixel",
+    """Declares the options."""
+    parser = arguments.add_command(
+        commands, "reconstruct", "encode images, decode them again and count those equal to the last pixel"
     )
     arguments.add_run(parser)
     arguments.add_data(parser)
@@ -22,24 +20,19 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes reconstruct.png and reconstruct.json.
-
-    Raises:
-        UserError: for impossible arguments, a run without weights, or missing or unreadable images.
-    """
-    arguments.check(options)
+    """Writes reconstruct.png and reconstruct.json."""
     start_tensorflow()
-    from tfdecouple.cli.output import save_picture
-    from tfdecouple.cli.run_images import drawn_images, open_run
+    from tfdecouple.cli.run_images import draw_images, open_run, save_picture
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import reconstruction_grid
 
     opened = open_run(options)
-    images = drawn_images(opened, options)
-    note = f"\n{images.note} {opened.note()}"
-    with Counter("reconstructing", len(images.pixels)) as counter:
+    images = draw_images(opened, options)
+    count = len(images.pixels)
+    with Counter("reconstructing", count) as counter:
+        note = f"\n{images.note} {opened.note()}"
         picture, exact = reconstruction_grid(opened.model, images.pixels, note, counter, images.labels)
-    facts = {**images.facts, "seed": options.seed, "count": len(images.pixels), "exact": exact}
-    says = f"{exact} of {len(images.pixels)} images come back to the last pixel"
-    save_picture(opened, options, "reconstruct", picture, says, **facts)
+    facts = {**images.facts, "seed": options.seed, "count": count, "exact": exact}
+    summary = f"{exact} of {count} images come back to the last pixel"
+    save_picture(opened, options, "reconstruct", picture, summary, **facts)
     return 0

@@ -1,48 +1,58 @@
-"""From the arguments of a command to the model, the images and the pairs that it works on."""
+"""What the commands about a run share: opening the run, choosing its images, and saving pictures."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
+import itertools
+import os
 import pathlib
+import tempfile
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tfdecouple.data import Source, chosen_batches, crop_of_own_images
 from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import DataError, UserError, one_line
-from tfdecouple.metrics.drawn_images import drawn_indices as drawn_exactly
-from tfdecouple.runs import Run
+from tfdecouple.metrics import drawn_images as metric_images
+from tfdecouple.runs import Run, is_folder
 from tfdecouple.runtime.progress import Counter
+from tfdecouple.storage.files import write_bytes, write_json
+
+PICTURES = "pictures"
 
 
 class OpenedRun(Run):
-    """A run as commands take it, with what they say of it."""
+    """A run with the texts and values that every picture states about it."""
 
-    def z_of(self, images: np.ndarray) -> np.ndarray:
-        """Returns the posterior means of images, float32 `[n, d_z]`, without the work for v."""
+    def encode_z(self, images: np.ndarray) -> np.ndarray:
+        """Returns the posterior means of images, float32 `[n, d_z]`; v is not computed."""
         return np.asarray(self.model.posterior(images).mean())
 
-    def z_and_labels(self, source: Source, split: str, indices: np.ndarray, said: str) -> tuple[np.ndarray, np.ndarray]:
+    def encode_split(
+        self, source: Source, split: str, indices: np.ndarray, title: str
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the posterior means of images of a split, float32 `[n, d_z]`, and their labels, int32 `[n]`.
 
         Args:
             source: the data set.
-            split: its split.
-            indices: in ascending order, `[n]`, at least one.
-            said: beside the progress, on standard error.
+            split: the name of the split.
+            indices: the indices of the images in ascending order, `[n]`, at least one.
+            title: the text beside the progress, on standard error.
         """
         codes, labels, done = [], [], 0
-        with Counter(said, len(indices)) as counter:
+        with Counter(title, len(indices)) as counter:
             for batch in chosen_batches(source, split, indices, batch_size=128):
-                codes.append(self.z_of(batch["image"]))
+                codes.append(self.encode_z(batch["image"]))
                 labels.append(batch["label"])
                 counter(done := done + len(batch["label"]))
         return np.concatenate(codes), np.concatenate(labels)
 
     def facts(self) -> dict[str, Any]:
-        """Returns what every JSON file says of the run."""
+        """Returns the values by which every JSON file names the run."""
         return {"run": self.path, "step": self.step, "averaged": self.averaged}
 
     def note(self) -> str:
@@ -52,13 +62,13 @@ class OpenedRun(Run):
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images that a command works on.
+    """The images that a command works on.
 
     Attributes:
-        pixels: as the model sees them, uint8 `[n, height, width, channels]`.
-        facts: what the JSON file says of them: data set, split, indices and labels, or the files.
-        note: what the caption says of where they come from, a sentence.
-        labels: of each, int32 `[n]`, for a model that knows labels; else None.
+        pixels: the images as the model sees them, uint8 `[n, height, width, channels]`.
+        facts: the values of the JSON file: data set, split, indices and labels, or the files.
+        note: the sentence of the caption about their source.
+        labels: the label of each image, int32 `[n]`, for a model that knows labels; otherwise None.
     """
 
     pixels: np.ndarray
@@ -71,18 +81,17 @@ def open_run(options: argparse.Namespace, z_for: str = "") -> OpenedRun:
     """Opens the run that `--run` names.
 
     Args:
-        options: of the command.
-        z_for: what needs z, such as "switch"; empty where a model without z will do.
+        options: the options of the command.
+        z_for: the operation that needs z, such as "switch"; empty for one that needs no z.
 
     Raises:
-        RunError: where there is no such run, or no checkpoint in it yet.
-        UserError: for a model without z, where it is needed.
+        UserError: for a missing run, a run without a checkpoint, or a model without z where z is needed.
     """
     return OpenedRun.open(options.run, z_for)
 
 
 def open_data(run: OpenedRun, options: argparse.Namespace) -> Source:
-    """Opens the run's data set, or that of `--data` and `--data-dir`, and looks whether it has `--split`.
+    """Opens the run's data set, or that of `--data` and `--data-dir`, which must have the split `--split`.
 
     Raises:
         DataError: for missing data or an unknown split.
@@ -92,69 +101,68 @@ def open_data(run: OpenedRun, options: argparse.Namespace) -> Source:
     return source
 
 
-def drawn_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
-    """Returns `count` different indices of a split, or all where there are fewer, drawn with the seed."""
-    return drawn_exactly(source, split, min(count, source.sizes[split]), seed)
+def draw_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
+    """Returns `count` different indices of a split drawn with the seed, or all indices where there are fewer."""
+    return metric_images.drawn_indices(source, split, min(count, source.sizes[split]), seed)
 
 
-def load_chosen(source: Source, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images by their indices.
+def load_by_index(source: Source, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images of a split, uint8 `[n, height, width, channels]`, and their labels, int32 `[n]`.
 
     Args:
         source: the data set.
-        split: its split.
-        indices: `[n]`, at least one; repetition is allowed.
-
-    Returns:
-        uint8 `[n, height, width, channels]` and their labels, int32 `[n]`, in the order of `indices`.
+        split: the name of the split.
+        indices: the indices of the images, `[n]`, at least one, in any order; they may repeat.
 
     Raises:
         DataError: where an image cannot be read.
     """
     batches = list(chosen_batches(source, split, indices, batch_size=256))
-    images, labels, found = (np.concatenate([batch[name] for batch in batches]) for name in ("image", "label", "index"))
-    order = np.searchsorted(found, indices)
+    images, labels, ordered = (np.concatenate([batch[key] for batch in batches]) for key in ("image", "label", "index"))
+    order = np.searchsorted(ordered, indices)
     return images[order], labels[order]
 
 
-def drawn_images(run: OpenedRun, options: argparse.Namespace) -> Images:
-    """Returns `--count` images of `--split`, drawn with `--seed`, or all where there are fewer.
+def draw_images(run: OpenedRun, options: argparse.Namespace, source: Source | None = None) -> Images:
+    """Returns `--count` images of `--split` drawn with `--seed`, or all images where there are fewer.
+
+    The data set is opened unless it is given as `source`.
 
     Raises:
         DataError: for missing data, an unknown split or an unreadable image.
     """
-    source = open_data(run, options)
-    indices = drawn_indices(source, options.split, options.count, options.seed)
-    pixels, labels = load_chosen(source, options.split, indices)
-    return _of_source(run, source, options.split, indices, pixels, labels)
+    source = source or open_data(run, options)
+    indices = draw_indices(source, options.split, options.count, options.seed)
+    return describe_images(run, source, options.split, indices, *load_by_index(source, options.split, indices))
 
 
-def _of_source(
+def describe_images(
     run: OpenedRun, source: Source, split: str, indices: np.ndarray, pixels: np.ndarray, labels: np.ndarray
 ) -> Images:
+    """Returns images of a split as the model sees them, with the facts about them."""
+    run.require_labels(source)
     facts = {
         "data": source.title,
         "split": split,
         "indices": indices.tolist(),
-        "labels": label_names(source, labels),
+        "labels": name_labels(source, labels),
     }
-    seen = np.asarray(run.model.quantize_images(pixels))
-    run.require_labels(source)
-    return Images(seen, facts, f"Images: {source.title}, {split}.", run.model.wanted_labels(labels))
+    quantized = np.asarray(run.model.quantize_images(pixels))
+    return Images(quantized, facts, f"Images: {source.title}, {split}.", run.model.wanted_labels(labels))
 
 
-def label_names(source: Source, labels: np.ndarray) -> list[str | None]:
-    """Returns the names of labels, None for none."""
+def name_labels(source: Source, labels: np.ndarray) -> list[str | None]:
+    """Returns the names of labels; None for an image without a label."""
     return [source.label_names[label] if 0 <= label < len(source.label_names) else None for label in labels]
 
 
-def own_images(run: OpenedRun, paths: list[str], takes: str = "--pairs takes") -> Images:
-    """Reads image files of any size, cropped and resized as the images of a folder are.
+def read_image_files(run: OpenedRun, paths: list[str], takes: str = "--pairs takes") -> Images:
+    """Returns the images of files of any size, cropped and resized as the images of a folder are.
 
     Args:
-        run: the run.
-        paths: of the files.
-        takes: for messages, whose argument they are.
+        run: the run whose model takes the images.
+        paths: the image files.
+        takes: the beginning of an error's advice: the option that takes image files.
 
     Raises:
         DataError: where a file is missing or no image.
@@ -167,95 +175,145 @@ def own_images(run: OpenedRun, paths: list[str], takes: str = "--pairs takes") -
         try:
             images.append(read_image(path, run.config.model.image_shape, crop))
         except DataError as error:
-            # Its advice is for folders.
+            # The advice of `read_image` is about folders of images.
             reason = one_line(error.__cause__ or error)
             raise DataError(f"cannot read the image {path}: {reason}; {takes} image files") from error
     pixels = np.asarray(run.model.quantize_images(np.stack(images)))
     return Images(pixels, {"files": list(paths)}, "Own images.")
 
 
-def labels_of_pair(a: Images, b: Images) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the labels of the first and of the second images; None where they have none that the model knows."""
+def pair_labels(a: Images, b: Images) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns the labels of the first and of the second images; None where the model or the images have none."""
     return None if a.labels is None or b.labels is None else (a.labels, b.labels)
 
 
-def image_pairs(run: OpenedRun, options: argparse.Namespace, hows: tuple[str, ...]) -> dict[str, tuple[Images, Images]]:
-    """Returns the pairs that `--pairs` names, or that are drawn from `--split`.
+def choose_pairs(
+    run: OpenedRun, options: argparse.Namespace, pairings: tuple[str, ...]
+) -> dict[str, tuple[Images, Images]]:
+    """Returns the pairs that `--pairs` names, or pairs drawn from `--split`.
 
     Args:
-        run: the run.
-        options: of the command.
-        hows: the pairings to make where the user names none and there are labels: "within", "across" or both.
+        run: the run whose model takes the images.
+        options: the options of the command.
+        pairings: the pairings where the user names none and there are labels: "within", "across" or both.
 
     Returns:
-        By the pairing ("pairs" for own images), the first and the second images of `--count` pairs, or of as many as
-        there are.
+        For each pairing ("pairs" for image files), the first and the second images of at most `--count` pairs.
 
     Raises:
         DataError: for images that are missing or cannot be read, or too few for a pair.
         UserError: for a pairing by label where there are no labels or just one.
     """
     if options.pairs:
-        return {"pairs": (own_images(run, options.pairs[::2]), own_images(run, options.pairs[1::2]))}
+        return {"pairs": (read_image_files(run, options.pairs[::2]), read_image_files(run, options.pairs[1::2]))}
     source = open_data(run, options)
-    by_label = options.pairing in (None, "within", "across") and len(source.label_names) > 1
-    # A choice among many more images than are needed: enough of each label for pairs within it.
-    enough = max(500, 8 * options.count) if by_label else 2 * options.count
-    pool = drawn_indices(source, options.split, enough, options.seed)
-    images, labels = load_chosen(source, options.split, pool)
-    labelled = len(set(labels[labels >= 0].tolist())) > 1
-    if options.pairing in ("within", "across") and not labelled:
+    by_label = options.pairing != "any" and len(source.label_names) > 1
+    # A pool with enough images of each label for pairs within it.
+    size = max(500, 8 * options.count) if by_label else 2 * options.count
+    pool = draw_indices(source, options.split, size, options.seed)
+    images, labels = load_by_index(source, options.split, pool)
+    has_labels = len(set(labels[labels >= 0].tolist())) > 1
+    how = "any" if options.pairing == "auto" else options.pairing
+    if how != "any" and not has_labels:
         raise UserError(
-            f"--pairing {options.pairing} needs images of several labels, but {options.split} of {source.title} "
+            f"--pairing {how} needs images of several labels, but {options.split} of {source.title} "
             "has none; use --pairing any"
         )
-    made = {}
-    for how in (options.pairing,) if options.pairing else hows if labelled else ("any",):
-        pairs = pair_up(labels, how, options.count)
+    chosen = {}
+    for pairing in pairings if options.pairing == "auto" and has_labels else (how,):
+        pairs = pair_up(labels, pairing, options.count)
         if len(pairs):
             first, second = (
-                _of_source(run, source, options.split, pool[chosen], images[chosen], labels[chosen])
-                for chosen in pairs.T
+                describe_images(run, source, options.split, pool[side], images[side], labels[side]) for side in pairs.T
             )
-            made[how] = (first, second)
-    if not made:
-        asked = f" for --pairing {options.pairing}" if options.pairing else ""
+            chosen[pairing] = (first, second)
+    if not chosen:
         raise DataError(
-            f"{options.split} of {source.title} has no two images{asked}; take another --split, --data or --pairing"
+            f"{options.split} of {source.title} has no two images for --pairing {options.pairing}; take another "
+            "--split, --data or --pairing"
         )
-    return made
+    return chosen
 
 
-def pair_up(labels: np.ndarray, how: str, count: int) -> np.ndarray:
-    """Pairs images by their labels, each image at most once.
+def pair_up(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
+    """Returns pairs of images by their labels, as indices into `labels`, int64 `[pairs, 2]`; each image at most once.
+
+    The labels take turns, so that a few pairs show many labels.
 
     Args:
-        labels: int `[n]`, -1 for none.
-        how: "within" a label, "across" labels or "any".
-        count: the most pairs.
-
-    Returns:
-        Indices into `labels`, int64 `[pairs, 2]`. The labels take turns, so that a few pairs show many of them.
+        labels: the label of each image, int `[n]`, -1 for none.
+        pairing: "within" a label, "across" labels or "any".
+        count: the largest number of pairs.
     """
-    indices = np.arange(len(labels))
-    if how == "any":
-        return indices[: len(indices) // 2 * 2].reshape(-1, 2)[:count]
-    ring = [indices[labels == label].tolist() for label in dict.fromkeys(labels.tolist()) if label >= 0]
-    pairs: list[tuple[int, int]] = []
-    while len(pairs) < count:
-        if how == "within":
-            ring = [queue for queue in ring if len(queue) > 1]
-            if not ring:
-                break
-            first, *rest = ring
-            pairs.append((first.pop(0), first.pop(0)))
-            ring = [*rest, first]
-        else:
-            ring = [queue for queue in ring if queue]
-            if len(ring) < 2:
-                break
-            first, second, *rest = ring
-            pairs.append((first.pop(0), second.pop(0)))
-            # The second label comes first in the next pair: over time, neighbours of all kinds meet.
-            ring = [second, *rest, first]
-    return np.array(pairs, np.int64).reshape(-1, 2)
+    if pairing == "any":
+        return np.arange(len(labels) // 2 * 2).reshape(-1, 2)[:count]
+    groups = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist()) if label >= 0]
+    if pairing == "within":
+        pairs = [group[: len(group) // 2 * 2].reshape(-1, 2) for group in groups]
+        return np.array(_take_turns(pairs)[:count], np.int64).reshape(-1, 2)
+    in_turn = np.array(_take_turns(groups), np.int64)
+    # Where one label has more images than all others together, its last images have no partner.
+    across = in_turn[: len(in_turn) // 2 * 2].reshape(-1, 2)
+    return across[labels[across[:, 0]] != labels[across[:, 1]]][:count]
+
+
+def _take_turns(groups: list[np.ndarray]) -> list[Any]:
+    """Returns the first of each group, then the second of each, and so on."""
+    return [each for turn in itertools.zip_longest(*groups) for each in turn if each is not None]
+
+
+def find_results_folder(run: str, out: pathlib.Path | None, name: str) -> pathlib.Path:
+    """Returns the folder for results of a run: `--out`, or a folder within the run folder.
+
+    For bundled weights it is in the working folder, or in a new temporary folder where that cannot be written.
+
+    Args:
+        run: the run as the user named it.
+        out: the folder that the user named, or None.
+        name: the name of the folder without `--out`, such as "pictures".
+    """
+    if out is not None:
+        return out
+    if is_folder(run):
+        return pathlib.Path(run) / name
+    if os.access(name if os.path.isdir(name) else os.curdir, os.W_OK):
+        return pathlib.Path(name)
+    return pathlib.Path(tempfile.mkdtemp(prefix="tfdecouple-")) / name
+
+
+def save_picture(
+    opened: OpenedRun, options: argparse.Namespace, name: str, picture: Image.Image | bytes, summary: str, **facts: Any
+) -> None:
+    """Writes a picture and a JSON file with the command, the run and `facts`, and prints where they are.
+
+    Args:
+        opened: the run.
+        options: the options of the command.
+        name: the name of both files, without an ending.
+        picture: the picture, or the content of a PNG file.
+        summary: one line on the result.
+        **facts: the values of the JSON file, in its order.
+
+    Raises:
+        UserError: where the files cannot be written.
+    """
+    facts = {"command": options.command, **opened.facts(), **facts}
+    write_picture(find_results_folder(options.run, options.out, PICTURES) / f"{name}.png", picture, facts, summary)
+
+
+def write_picture(path: pathlib.Path, picture: Image.Image | bytes, facts: dict[str, Any], summary: str) -> None:
+    """Writes a PNG file and the JSON file beside it, and prints the path with the summary.
+
+    Raises:
+        UserError: where the files cannot be written.
+    """
+    if isinstance(picture, Image.Image):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        picture = buffer.getvalue()
+    try:
+        write_bytes(path, picture)
+        write_json(path.with_suffix(".json"), facts)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; name another folder with --out") from error
+    print(f"{path}: {summary}", flush=True)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.cli.own_size import OwnSizeResults, add_size, require_size
-from tfdecouple.errors import UserError
+from tfdecouple.cli.own_size import OwnSizeResults, add_size
 from tfdecouple.runtime.process import start_tensorflow
 
 _WHAT = {
@@ -27,7 +26,7 @@ DEFAULT_STRENGTH = 0.7
 
 def add_parser(commands: Any) -> None:
     """Describes the arguments."""
-    parser = arguments.command(
+    parser = arguments.add_command(
         commands,
         "switch",
         "exchange the global codes z of pairs of images (paper Figure 1)",
@@ -38,14 +37,8 @@ def add_parser(commands: Any) -> None:
     arguments.add_pairs(parser)
     arguments.add_drawing(parser, 10, "pairs")
     add_size(parser)
-    parser.add_argument(
-        "--strength",
-        type=float,
-        default=DEFAULT_STRENGTH,
-        metavar="X",
-        help="how far z of a result at its own size goes from the photograph's z, 0, to the other's, 1 "
-        f"(default {DEFAULT_STRENGTH})",
-    )
+    text = "how far z of a result at its own size goes from the photograph's z, 0, to the other's, 1"
+    arguments.add_number(parser, "--strength", DEFAULT_STRENGTH, text, 0, 1)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -56,13 +49,9 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: for impossible arguments, a run without weights or without z, or missing or unreadable images.
     """
-    arguments.check(options)
-    require_size(options)
-    if not 0 <= options.strength <= 1:
-        raise UserError(f"--strength is {options.strength:g}; it must be from 0 to 1")
+    arguments.resolve_pairs(options)
     start_tensorflow()
-    from tfdecouple.cli.output import save_picture
-    from tfdecouple.cli.run_images import image_pairs, labels_of_pair, open_run
+    from tfdecouple.cli.run_images import choose_pairs, open_run, pair_labels, save_picture
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import switch_grid
 
@@ -70,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     results = None
     if options.pairs and options.size == "own":
         results = OwnSizeResults(options, options.pairs, opened.model)
-    for how, (a, b) in image_pairs(opened, options, ("within", "across")).items():
+    for how, (a, b) in choose_pairs(opened, options, ("within", "across")).items():
         note = f"\n{a.note} {opened.note()}"
         with Counter("switching", 2 * len(a.pixels)) as counter:
             picture = switch_grid(
@@ -80,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
                 what=_WHAT[how],
                 note=note,
                 on_images=counter,
-                labels=labels_of_pair(a, b),
+                labels=pair_labels(a, b),
             )
         facts = {"first": a.facts, "second": b.facts, "seed": options.seed, "count": len(a.pixels)}
         says = f"{_WHAT[how].lower()}, {len(a.pixels)} pair{'s' if len(a.pixels) > 1 else ''}"

@@ -15,7 +15,6 @@ EXTRAS = {
     "tf2onnx": "export",
     "huggingface_hub": "hub",
     "pyarrow": "parquet",
-    "shtab": "completion",
     "matplotlib": "plots",
     "tensorflow_datasets": "tfds",
     "wandb": "loggers",

@@ -1,0 +1,149 @@
+"""`python train.py`, or `python -m tfdecouple train`: trains a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+from tfdecouple.cli.options import add_choice, program_name
+from tfdecouple.config import Config, load_preset, override
+from tfdecouple.data.sources import kinds_listed
+from tfdecouple.runtime.process import start_tensorflow
+
+EXIT_INTERRUPTED = 75
+EXIT_DIVERGED = 3
+EXIT_LOST = 4
+
+_HELP = """\
+Trains the model of "Decoupling Global and Local Representations via Invertible
+Generative Flows": an encoder that compresses an image to a small global code z,
+and an invertible flow, conditioned on z, that keeps all the rest in a local code v.
+
+  python train.py
+      the quickstart: photographs that come with the installation, minutes on a CPU
+  python train.py --preset cifar10 --data-dir ~/tensorflow_datasets
+      the paper's CIFAR-10 run, on all GPUs of this machine
+  python train.py --data folder:/my/images --set model.latent_dim=32 --workdir runs/mine
+      your own images (sub-folders are labels), with one option changed
+  python train.py --preset cifar10 --steps 1000 --set training.batch_size=64
+      a long run made short
+
+The same command again resumes where the run stopped. Ctrl-C, SIGTERM and
+SIGHUP save first.
+"""
+
+_EPILOG = f"""\
+the run folder:
+  config.json    all options: the run can be repeated from it
+  metrics.jsonl  metrics every few steps; TensorBoard reads tensorboard/
+  images/        samples, reconstructions, switches and interpolations at each evaluation
+  checkpoints/   the last few, and the best by validation bits/dim
+  summary.json   how it ended
+
+exit status:
+  0 done   2 a mistake in the command or the data, said in one line
+  {EXIT_DIVERGED} diverged   {EXIT_INTERRUPTED} stopped by a signal, saved: run the same command again
+  {EXIT_LOST} another worker of the cluster has ended: run the same command again on all of them
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Declares the options."""
+    is_script = pathlib.PurePath(sys.argv[0]).name == "train.py"
+    program = "python train.py" if is_script else f"{program_name()} train"
+    parser = commands.add_parser(
+        "train",
+        help="train a model: python train.py",
+        prog=program,
+        description=_HELP.replace("python train.py", program),
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    model = parser.add_argument_group("what to train")
+    options = model.add_mutually_exclusive_group()
+    options.add_argument(
+        "--preset",
+        metavar="NAME",
+        default="quickstart",
+        help="where the options come from: quickstart (default), cifar10 and others; "
+        "`python -m tfdecouple presets` describes them all",
+    )
+    options.add_argument("--config", metavar="FILE", help="take the options from a JSON file, as in a run folder")
+    model.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="change an option, as often as needed: --set model.alpha=0.5 --set 'model.steps=[1,[2,2],2]'; "
+        "`python -m tfdecouple explain` explains each",
+    )
+    model.add_argument("--steps", metavar="N", type=int, help="number of updates (training.steps)")
+    model.add_argument("--seed", metavar="N", type=int, help="seed of all draws (training.seed)")
+    model.add_argument(
+        "--init-from", metavar="RUN", help="start from the weights of another run or import (training.init_from)"
+    )
+    model.add_argument(
+        "--init-partial",
+        action="store_true",
+        default=None,
+        help="take what fits of --init-from, and start the other layers from data (training.init_partial)",
+    )
+    images = parser.add_argument_group("images")
+    images.add_argument("--data", metavar="SOURCE", help=f"{kinds_listed(at_length=True)} (data.source)")
+    images.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets (data.data_dir)")
+    images.add_argument("--download", action="store_true", help="download and prepare the TFDS data set if missing")
+    where = parser.add_argument_group("where")
+    where.add_argument("--workdir", metavar="DIR", help="the run folder; default runs/PRESET")
+    where.add_argument(
+        "--devices",
+        metavar="N",
+        type=int,
+        help="use N GPUs instead of all; without GPUs, try N logical CPU devices",
+    )
+    text = "where to find other workers: in the variable TF_CONFIG (tf-config), in those of srun (slurm), in either "
+    text += "(auto) or nowhere (none). Start the same command on all of them"
+    add_choice(where, "--cluster", ("auto", "tf-config", "slurm", "none"), text)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains the model and says where the results are."""
+    config = Config.from_json(options.config) if options.config else load_preset(options.preset)
+    given = {
+        "training.steps": options.steps,
+        "training.seed": options.seed,
+        "training.init_from": options.init_from,
+        "training.init_partial": options.init_partial,
+        "data.source": options.data,
+        "data.data_dir": options.data_dir,
+    }
+    assignments = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+    config = override(config, [*options.set, *assignments])
+    workdir = pathlib.Path(options.workdir or f"runs/{config.name}")
+
+    start_tensorflow()
+    from tfdecouple.training import DivergedError, InterruptedRunError, LostWorkerError, train
+
+    try:
+        outcome = train(config, workdir, devices=options.devices, download=options.download, cluster=options.cluster)
+    except (InterruptedRunError, DivergedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INTERRUPTED if isinstance(error, InterruptedRunError) else EXIT_DIVERGED
+    except LostWorkerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # An ordinary end would wait for the lost worker, half a minute and more.
+        os._exit(EXIT_LOST)
+    if not outcome.is_chief:
+        return 0
+    print()
+    # Either folder may be missing: training.pictures=0, training.loggers=[].
+    for title, command, folder in (("Pictures:", "", "images"), ("Curves:", "tensorboard --logdir ", "tensorboard")):
+        if (workdir / folder).is_dir():
+            print(f"{title:10} {command}{workdir / folder}")
+    print(f"In Python: import tfdecouple; model = tfdecouple.load_model({str(workdir)!r}); model.sample(16)")
+    return 0
