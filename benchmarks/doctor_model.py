@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from tfdecouple.config import DataConfig  # noqa: E402
-from tfdecouple.doctor import same_numbers, small_model  # noqa: E402
+from tfdecouple.doctor import device_numbers, small_model  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -60,8 +60,8 @@ def make(folder: pathlib.Path) -> None:
 def write_numbers(folder: pathlib.Path, images: np.ndarray) -> None:
     """Writes images, and the numbers that a model gives of the first of them here, in float32 on the first CPU."""
     first = images[: small_model.IMAGES]
-    numbers: dict[str, Any] = same_numbers.numbers_in_use("CPU:0", first, folder)
-    numbers["gradient"] = same_numbers.gradient("CPU:0", first, folder=folder)
+    numbers: dict[str, Any] = device_numbers.compute_numbers("CPU:0", first, folder)
+    numbers["gradient"] = device_numbers.compute_gradient("CPU:0", first, folder=folder)
     np.savez_compressed(folder / small_model.NUMBERS, images=images, **numbers)
 
 

@@ -8,14 +8,12 @@ import pytest
 import tensorflow as tf
 from helpers.emulation import _Emulation, emulated_accelerator, switch_left_alone
 from helpers.forked import forked_programs
-from tensorflow.python.distribute import mirrored_strategy
 
 from export.verification import runtimes
 from tfdecouple import runs
-from tfdecouple.doctor import exports, round_trips, same_numbers, several_devices, small_model
-from tfdecouple.doctor.result import DEFAULT, VARIANTS, Request, Task
+from tfdecouple.doctor import device_numbers, round_trips, small_model
+from tfdecouple.doctor.result import VARIANTS, Request, Task
 from tfdecouple.runtime import extras
-from tfdecouple.training.strategy import make_strategy
 
 
 @contextlib.contextmanager
@@ -41,7 +39,7 @@ VARIANT = {variant.name: variant for variant in VARIANTS}
 
 def judged(variant="float32"):
     """The results of a variant on the first CPU, traced once."""
-    (result,) = same_numbers.run(Task(Request(), VARIANT[variant]))
+    (result,) = device_numbers.run(Task(Request(), VARIANT[variant]))
     return result
 
 
@@ -71,15 +69,15 @@ class TestNumerics:
         assert exact.holds, exact.message
 
     def test_find_a_device_that_computes_something_else(self, monkeypatch):
-        right = same_numbers.numbers_in_use
+        right = device_numbers.compute_numbers
 
         def numbers(device, images):
             found = right("CPU:0", images)
             return found if device == "CPU:0" else {**found, "v": 1.001 * found["v"]}
 
-        monkeypatch.setattr(same_numbers, "numbers_in_use", numbers)
-        monkeypatch.setattr(same_numbers, "gradient", lambda *_: small_model.load_numbers()["gradient"])
-        first, second = same_numbers.run(Task(Request(), devices=("CPU:1",)))
+        monkeypatch.setattr(device_numbers, "compute_numbers", numbers)
+        monkeypatch.setattr(device_numbers, "compute_gradient", lambda *_: small_model.load_numbers()["gradient"])
+        first, second = device_numbers.run(Task(Request(), devices=("CPU:1",)))
         assert first.what.startswith("CPU:0") and first.holds
         assert second.what.startswith("CPU:1") and second.holds is False and "too far: v" in second.message
 
@@ -87,18 +85,18 @@ class TestNumerics:
         ("off", "variant", "holds"),
         [
             ({"z": np.nan}, "float32", False),
-            ({"v": same_numbers.IN_USE, "gradient": 0.01}, "float32", False),
-            ({"v": same_numbers.IN_USE, "gradient": 0.01}, "bfloat16 nets", True),
+            ({"v": device_numbers.BOUND, "gradient": 0.01}, "float32", False),
+            ({"v": device_numbers.BOUND, "gradient": 0.01}, "bfloat16 nets", True),
         ],
     )
     def test_bounds(self, off, variant, holds):
-        assert same_numbers.judge("CPU:0", VARIANT[variant], off).holds is holds
+        assert device_numbers.judge("CPU:0", VARIANT[variant], off).holds is holds
 
 
 class TestExactness:
     @staticmethod
     def look(monkeypatch):
-        model = same_numbers._model_on("CPU:0", small_model.FOLDER)
+        model = device_numbers.load_on("CPU:0", small_model.FOLDER)
         monkeypatch.setattr(runs, "load_model", lambda run: model)
         (result,) = round_trips.run(Task(Request(quick=True)))
         return result
@@ -133,8 +131,8 @@ class TestExports:
 
             planted = []
             patch.setattr(runtimes, "use_onnx", plant)
-            found = list(exports.run(Task(Request(quick=True))))
-            return [*found, *(exports.judge(each) for each in planted if "where" in each)]
+            found = list(round_trips.run_exports(Task(Request(quick=True))))
+            return [*found, *(round_trips.judge_export(each) for each in planted if "where" in each)]
 
     def test_hold_here_in_each_runtime(self, found):
         assert [one.what for one in found[:3]] == ["the export", "SavedModel, CPU:0", "ONNX, CPUExecutionProvider"]
@@ -150,11 +148,11 @@ class TestExports:
 
     def test_without_the_packages_it_is_not_tried(self, monkeypatch):
         monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None if name == "tf2onnx" else object())
-        (finding,) = exports.run(Task(Request()))
+        (finding,) = round_trips.run_exports(Task(Request()))
         assert finding.holds is None and "pip install 'tfdecouple[export]'" in finding.message
 
     def test_a_provider_that_cannot_start_breaks_nothing(self):
-        finding = exports.judge({"where": "ONNX, CUDAExecutionProvider", "unavailable": "no CUDA"})
+        finding = round_trips.judge_export({"where": "ONNX, CUDAExecutionProvider", "unavailable": "no CUDA"})
         assert finding.holds is None and "no CUDA" in finding.message
 
 
@@ -170,39 +168,9 @@ class Losing(runtimes.OnnxFiles):
 
 
 class TestDevices:
-    def test_sums_are_right_here_and_a_wrong_one_is_found(self, monkeypatch):
-        strategy = make_strategy(2)
-        assert several_devices.wrong_sums(strategy) == 0
-        right = mirrored_strategy.MirroredExtended._batch_reduce_to
-
-        def scaled(value):
-            return type(value)([x * (1 + 2**-22) for x in value.values])
-
-        monkeypatch.setattr(
-            mirrored_strategy.MirroredExtended,
-            "_batch_reduce_to",
-            lambda self, *arguments: [scaled(value) for value in right(self, *arguments)],
-        )
-        wrong = several_devices.wrong_sums(strategy)
-        finding = several_devices.judge_sums(wrong)
-        assert wrong > 0 and finding.holds is False and "--devices 1" in finding.advice
-
-    @pytest.mark.parametrize(("off", "holds"), [(0.0, True), (1e-6, True), (2 * several_devices.MOVED, False)])
+    @pytest.mark.parametrize(("off", "holds"), [(0.0, True), (1e-6, True), (2 * device_numbers.WEIGHTS_BOUND, False)])
     def test_weights_that_are_far_off_do_not_hold(self, off, holds):
         start, alone = np.zeros(4), np.ones(4)
-        result = several_devices.judge_weights("weights", "float32", start, alone, alone + off)
+        result = device_numbers.judge_weights("weights", start, alone, alone + off)
         assert result.holds is holds and result.figures["bitwise"] is (off == 0)
-
-    def test_each_variant_is_compared_with_its_own_settings(self, monkeypatch):
-        def weights(strategy, images, settings=()):
-            together = strategy.num_replicas_in_sync > 1
-            return np.zeros(2), np.full(2, 1 + 0.5 * (together and settings == ("training.bytes_per_pack=0",)))
-
-        monkeypatch.setattr(several_devices, "weights_after", weights)
-        monkeypatch.setattr(several_devices, "wrong_sums", lambda strategy: 0)
-        for variant, off in ((DEFAULT, 0.0), (VARIANT["one pack"], 0.5)):
-            sums, found = several_devices.run(Task(Request(), variant, ("CPU:0", "CPU:1")))
-            assert sums.holds and found.figures["off"] == off and found.holds is (off == 0)
-
-    def test_one_device_is_compared_with_nothing(self):
-        assert not several_devices.takes(Task(Request()))
+        assert holds or "--devices 1" in result.advice

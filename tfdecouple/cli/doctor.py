@@ -48,23 +48,17 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Checks this machine and prints the report."""
     from tfdecouple.doctor.checks import CHECKS, run_checks
-    from tfdecouple.doctor.measurements import config_of
-    from tfdecouple.doctor.report import as_json, as_text, failures, recommend
+    from tfdecouple.doctor.measurements import make_config
+    from tfdecouple.doctor.report import find_failures, make_json, make_text, recommend
     from tfdecouple.doctor.result import Request
     from tfdecouple.storage.files import write_json, write_text
 
     for name in options.only:
         if name not in CHECKS:
             raise UserError(f"there is no check {name!r}; there are {', '.join(CHECKS)}{nearest(name, [*CHECKS])}")
-    request = Request(
-        preset=options.preset,
-        settings=tuple(options.set),
-        quick=options.quick,
-        devices=options.devices,
-        timeout=options.timeout,
-    )
+    request = Request(options.preset, tuple(options.set), options.quick, options.devices, options.timeout)
     # Mistakes in the config, and a folder that cannot be written, are found before minutes of work.
-    config_of(request)
+    make_config(request)
     if options.out is not None:
         write_text(options.out / "doctor.txt", "not done yet\n")
     output = sys.stderr if options.recommend else sys.stdout
@@ -74,13 +68,13 @@ def run(options: argparse.Namespace) -> int:
         print(f"[{time.monotonic() - start:4.0f} s] {text}", file=output, flush=True)
 
     results = run_checks(request, options.only or CHECKS, report_progress)
-    recommendation = recommend(request, results)
-    text = as_text(request, results, recommendation)
+    recommendation = recommend(results)
+    text = "\n".join(make_text(request, results, recommendation))
     print(text, file=output, flush=True)
     if options.out is not None:
-        write_json(options.out / "doctor.json", as_json(request, results, recommendation))
+        write_json(options.out / "doctor.json", make_json(request, results, recommendation))
         write_text(options.out / "doctor.txt", text + "\n")
         print(f"\n{options.out / 'doctor.json'}", file=output)
     if options.recommend:
         print(recommendation.options())
-    return EXIT_FAILS if failures(results) else 0
+    return EXIT_FAILS if find_failures(results) else 0

@@ -1,7 +1,7 @@
-"""The checks of `doctor`, and the process in which each of them runs.
+"""The checks of `doctor`, and the process in which each check runs.
 
 `python -P -m tfdecouple.doctor.checks` reads a check's name and task from standard input and writes the results to
-standard output, a line of JSON each. A check may fail, hang or run out of memory without harm to the others.
+standard output, a line of JSON each. A check may fail, hang or run out of memory without harm to other checks.
 """
 
 from __future__ import annotations
@@ -15,25 +15,23 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tfdecouple.doctor import exports, installation, measurements, round_trips, same_numbers, several_devices
+from tfdecouple.doctor import device_numbers, installation, measurements, round_trips
 from tfdecouple.doctor.benchmark import COUNTING
-from tfdecouple.doctor.result import DEFAULT, VARIANTS, Request, Result, Task, Variant
+from tfdecouple.doctor.result import DEFAULT, VARIANTS, Request, Result, Task
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runtime.process import python_process, start_tensorflow
 
-# Idle threads sleep, instead of taking a core from the others while they look for work.
+# Idle threads sleep, instead of taking a core from other threads while they look for work.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 _ADVICE = {
     "time": "see what else computes here (top, nvidia-smi), or give each check longer: --timeout",
     "memory": "see what else holds memory here (free, nvidia-smi), and end it, or take a machine with more",
     "error": "run this check alone (--only NAME) with TFDECOUPLE_TRACEBACK=1 in the environment; report what it prints",
 }
-# Status of a process whose devices are not there.
-_MISTAKE = 64
+# The exit status of a process that has fewer devices than the user asked for.
+_TOO_FEW_DEVICES = 64
 # The program of a check's process.
 _MODULE = "tfdecouple.doctor.checks"
-# The system cannot wait longer at once.
-_MOST_SECONDS = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +39,11 @@ class Check:
     """A part of the report.
 
     Attributes:
-        title: of its part of the report.
+        title: the title of the part.
         run: yields the results of a task, in a process of its own.
-        takes: whether a task is to be run; by default the one with the default variant.
-        promises: whether it keeps a promise; otherwise too little time or memory breaks none.
-        environment: variables of its process.
+        takes: whether a task is to be run; by default one with the default variant.
+        promises: whether the check tries a promise; otherwise too little time or memory is no failure.
+        environment: variables of the process.
     """
 
     title: str
@@ -55,17 +53,26 @@ class Check:
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-# The first finds the devices, which the others need.
+def _changes_training(task: Task) -> bool:
+    return "train" in task.variant.phases
+
+
+# The first finds the devices for the other checks.
 CHECKS = {
     "build": Check("what is installed and what is there", installation.run),
-    "numerics": Check("the same numbers on every device, in each precision", same_numbers.run, same_numbers.takes),
+    "numerics": Check("the same numbers on every device, in each precision", device_numbers.run, _changes_training),
     "exactness": Check("images come back from their codes", round_trips.run),
-    "exports": Check("images come back through exported files", exports.run),
-    "devices": Check("several devices train as one does (--devices N)", several_devices.run, several_devices.takes),
-    "speed": Check("how fast it is", measurements.speed, lambda task: True, promises=False),
+    "exports": Check("images come back through exported files", round_trips.run_exports),
+    "devices": Check(
+        "several devices train as one does (--devices N)",
+        device_numbers.run_devices,
+        lambda task: len(task.devices) > 1 and task.variant is DEFAULT,
+    ),
+    "speed": Check("how fast it is", measurements.measure_speed, lambda task: True, promises=False),
     "memory": Check(
         "memory of training, measured and calculated (--preset NAME)",
-        *(measurements.memory, measurements.takes_memory),
+        measurements.measure_memory,
+        lambda task: task.request.preset is not None and _changes_training(task),
         promises=False,
         environment=COUNTING,
     ),
@@ -76,9 +83,9 @@ def run_checks(request: Request, names: Iterable[str], progress: Callable[[str],
     """Returns the results of checks by their names.
 
     Args:
-        request: what to check.
-        names: the checks; `build` always runs first.
-        progress: receives a line as each process begins.
+        request: the options of the command.
+        names: the names of the checks; `build` always runs first.
+        progress: a callback that receives a line before each process starts.
 
     Raises:
         UserError: for more devices than there are.
@@ -87,9 +94,10 @@ def run_checks(request: Request, names: Iterable[str], progress: Callable[[str],
     results: dict[str, list[Result]] = {}
     for name in [name for name in CHECKS if name == "build" or name in names]:
         results[name] = []
-        for variant in _variants(devices[0], request.quick):
+        for variant in VARIANTS:
             task = Task(request, variant, devices)
-            if CHECKS[name].takes(task):
+            fits = (variant.in_quick or not request.quick) and (devices[0][:3] == "GPU" or not variant.gpu_only)
+            if fits and CHECKS[name].takes(task):
                 progress(f"{name}: {CHECKS[name].title}, {variant.name}")
                 results[name] += run_apart(name, task)
         if name == "build":
@@ -97,86 +105,78 @@ def run_checks(request: Request, names: Iterable[str], progress: Callable[[str],
     return results
 
 
-def _variants(device: str, quick: bool) -> list[Variant]:
-    gpu = device.startswith("GPU")
-    return [each for each in VARIANTS if (gpu or not each.gpu_only) and (each.in_quick or not quick)]
-
-
 def run_apart(name: str, task: Task) -> list[Result]:
-    """Returns the results of a check in a process of its own; a failure of the process is the last of them.
+    """Returns the results of a check in a process of its own; a failure of the process is the last result.
 
     Raises:
         UserError: for more devices than there are.
     """
     check = CHECKS[name]
-    environment = {**PASSIVE, **check.environment, **task.variant.environment}
-    given = json.dumps({"check": name, **dataclasses.asdict(task)}).encode()
-    limit = min(task.request.timeout, _MOST_SECONDS)
+    text = json.dumps({"check": name, **dataclasses.asdict(task)}).encode()
+    python = python_process("-m", _MODULE, **PASSIVE, **check.environment)
+    # Tracebacks are shown to the user.
+    errors = None if os.environ.get("TFDECOUPLE_TRACEBACK") else subprocess.PIPE
+    limit = task.request.timeout
     try:
-        # Tracebacks go to the user.
-        errors = None if os.environ.get("TFDECOUPLE_TRACEBACK") else subprocess.PIPE
-        python = python_process("-m", _MODULE, **environment)
-        done = subprocess.run(**python, input=given, timeout=limit, check=False, stdout=subprocess.PIPE, stderr=errors)
-        output, failure = done.stdout, _failure(done.returncode, (done.stderr or b"").decode("utf-8", "replace"))
+        done = subprocess.run(**python, input=text, timeout=limit, check=False, stdout=subprocess.PIPE, stderr=errors)
+        output, failure = done.stdout, _explain_end(done.returncode, (done.stderr or b"").decode("utf-8", "replace"))
     except subprocess.TimeoutExpired as expired:
         output, failure = expired.stdout or b"", ("time", f"not done after {limit:.0f} s")
-    # An interrupted process may have written a part of its last line.
+    # A process that was ended may have written a part of its last line.
     results = [Result(**json.loads(line)) for line in output.splitlines(keepends=True) if line.endswith(b"\n")]
-    if failure:
-        results.append(_failed(check, task, *failure))
-    return results
+    return [*results, _make_failure(check, task, *failure)] if failure else results
 
 
-def _failure(status: int, errors: str) -> tuple[str, str] | None:
-    lines = [line.strip() for line in errors.splitlines() if line.strip()] or ["it printed nothing"]
-    if status == _MISTAKE:
-        raise UserError(lines[-1])
+def _explain_end(status: int, errors: str) -> tuple[str, str] | None:
+    """Returns the kind and the reason of a failure by the exit status and the errors of a process; None for success."""
+    *_, last = ["it printed nothing", *(line.strip() for line in errors.splitlines() if line.strip())]
+    if status == _TOO_FEW_DEVICES:
+        raise UserError(last)
     if status == -signal.SIGKILL:
         return "memory", "it was killed, most likely for want of memory"
-    reason = f"it was ended by signal {-status} ({one_line(lines[-1])})" if status < 0 else one_line(lines[-1])
+    reason = f"it was ended by signal {-status} ({one_line(last)})" if status < 0 else one_line(last)
     return ("error", reason) if status else None
 
 
-def _failed(check: Check, task: Task, kind: str, reason: str) -> Result:
+def _make_failure(check: Check, task: Task, kind: str, reason: str) -> Result:
     holds = False if check.promises or kind == "error" else None
     figures = {"failed": kind, "variant": task.variant.name}
     return Result(check.title, holds, f"{task.variant.name}: not measured: {reason}", _ADVICE[kind], figures)
 
 
 def main() -> int:
-    """Runs the check that standard input names."""
+    """Runs the check that standard input names, and returns the exit status."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as results:
         # Libraries print to standard output, too.
         os.dup2(2, 1)
-        given = json.load(sys.stdin)
-        check, request = CHECKS[given["check"]], Request(**given["request"])
-        variant = next(each for each in VARIANTS if each.name == given["variant"]["name"])
-        task = Task(request, variant, tuple(given["devices"]))
+        values = json.load(sys.stdin)
+        check, request = CHECKS[values["check"]], Request(**values["request"])
+        variant = next(each for each in VARIANTS if each.name == values["variant"]["name"])
+        task = Task(request, variant, tuple(values["devices"]))
         start_tensorflow()
         from tfdecouple.training.strategy import make_strategy
 
         try:
-            # Splits the CPU, which must come before anything runs.
+            # Logical CPU devices must be made before TensorFlow computes anything.
             make_strategy(request.devices)
         except UserError as error:
             print(error, file=sys.stderr)
-            return _MISTAKE
+            return _TOO_FEW_DEVICES
         for result in run_here(check, task):
             print(json.dumps(dataclasses.asdict(result)), file=results, flush=True)
     return 0
 
 
 def run_here(check: Check, task: Task) -> Iterator[Result]:
-    """Yields the results of a check in this process; an exception becomes the last of them."""
+    """Yields the results of a check in this process; an exception becomes the last result."""
     try:
         yield from check.run(task)
     except Exception as error:
         if os.environ.get("TFDECOUPLE_TRACEBACK"):
             raise
-        # TensorFlow's error, which is recognised by its name to do without the import.
-        memory = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
-        kind = "memory" if memory else "error"
-        yield _failed(check, task, kind, f"{type(error).__name__}: {one_line(error, first=True)}")
+        # TensorFlow's class is compared by its name, because this module is imported without TensorFlow.
+        kind = "memory" if type(error).__name__ in ("MemoryError", "ResourceExhaustedError") else "error"
+        yield _make_failure(check, task, kind, f"{type(error).__name__}: {one_line(error, first=True)}")
 
 
 if __name__ == "__main__":

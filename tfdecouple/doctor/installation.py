@@ -1,15 +1,14 @@
-"""What is installed and what the machine has: versions, driver, CUDA, cuDNN, devices, TF32, memory."""
+"""The installed packages and the machine: versions, driver, CUDA, cuDNN, devices, TF32, memory."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 import os
 import pathlib
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from tfdecouple.doctor.result import Request, Result, Task
@@ -19,21 +18,21 @@ _PACKAGES = (
     "tfdecouple", "tensorflow", "keras", "tensorflow-probability", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu",
     "nvidia-cudnn-cu12", "nvidia-nccl-cu12",
 )  # fmt: skip
-# oneDNN's variables, by which float32 on a CPU is computed in fewer bits; and the values that change nothing.
+# Variables of oneDNN that let a CPU compute float32 in fewer bits, and their values that change nothing.
 _ROUNDING = ("TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 _STRICT = ("", "STRICT", "strict")
 # Variables that change how TensorFlow computes.
 _COMPUTING = re.compile(r"(TF_|XLA_|NVIDIA_|CUDA_|NCCL_|ONEDNN_|DNNL_|MALLOC_|OMP_|KERAS_|TFDECOUPLE_).*")
 _SMI = ("driver_version", "name", "memory.total", "memory.used", "compute_cap", "mig.mode.current")
 _SMI_SECONDS = 30
-# Says which GPUs a program may use; Slurm sets it in each job.
+# Names the GPUs that a program may use; Slurm sets it in each job.
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def machine() -> dict[str, Any]:
     """Returns what measured times depend on: processor, cores, versions and how busy the machine is."""
     return {
-        "processor": _cpuinfo("model name") or platform.processor(),
+        "processor": _read_cpuinfo("model name") or platform.processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average_at_start": [round(load, 2) for load in os.getloadavg()],
         "system": platform.platform(),
@@ -44,11 +43,11 @@ def machine() -> dict[str, Any]:
 
 def instructions() -> list[str]:
     """Returns the processor's instruction sets that matter here, as Linux names them."""
-    flags = _cpuinfo("flags").split()
+    flags = _read_cpuinfo("flags").split()
     return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
 
 
-def _cpuinfo(field: str) -> str:
+def _read_cpuinfo(field: str) -> str:
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -57,104 +56,92 @@ def _cpuinfo(field: str) -> str:
 
 
 def run(task: Task) -> Iterator[Result]:
-    """Yields the facts, and whether those hold without which nothing can."""
+    """Yields the facts about the machine, and whether they let every other promise hold."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
     built = tf.sysconfig.get_build_info()
-    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     facts = {
         **machine(),
-        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
-        "unfitting": list(unfitting()),
+        "versions": {name: version for name in _PACKAGES if (version := _find_version(name))},
+        "wrong_versions": list(find_wrong_versions()),
         "cuda": built.get("cuda_version"),
         "cudnn": built.get("cudnn_version"),
         "instructions": instructions(),
         "tf32_by_default": tf.config.experimental.tensor_float_32_execution_enabled(),
         "memory_bytes": machine_memory(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if _COMPUTING.fullmatch(name)},
-        "gpus": details,
+        "gpus": [tf.config.experimental.get_device_details(gpu) for gpu in gpus],
         "devices": [d.name.partition("device:")[2] for d in tf.config.list_logical_devices("GPU" if gpus else "CPU")],
-        "nvidia_smi": _nvidia_smi(),
+        "nvidia_smi": _read_driver(),
     }
-    yield judge_versions(facts)
     yield from judge_machine(facts)
 
 
 def used_devices(request: Request, results: list[Result]) -> tuple[str, ...]:
-    """Returns the devices that compute, as this check found them."""
+    """Returns the devices that compute, from the results of this check."""
     facts = next((result.figures for result in results if "devices" in result.figures), None)
     if facts is None:
         return ("CPU:0",)
     return tuple(facts["devices"][: request.devices or (None if facts["gpus"] else 1)])
 
 
-def judge_versions(facts: dict[str, Any]) -> Result:
-    """Returns whether the installed versions are those that this project admits."""
-    message = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    if wrong := facts["unfitting"]:
-        advice = "install what fits, in an environment of its own: pip install -e . in a checkout"
-        return Result("versions", False, f"{'; '.join(wrong)} ({message})", advice, facts)
-    return Result("versions", True, message, figures=facts)
-
-
 def judge_machine(facts: dict[str, Any]) -> Iterator[Result]:
-    """Yields the processor, the memory, and whether TensorFlow sees the GPUs and computes in full float32."""
-    named = f" ({', '.join(facts['instructions'])})" if facts["instructions"] else ""
-    yield Result("processor", None, f"{facts['processor']}, {facts['cores']} cores{named}")
+    """Yields whether the versions fit, TensorFlow sees the GPUs and float32 is not rounded; and other facts."""
+    message = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    if wrong := facts["wrong_versions"]:
+        message = f"{'; '.join(wrong)} ({message})"
+    advice = "install versions that fit, in an environment of its own: pip install -e . in a checkout"
+    yield Result("versions", not wrong, message, advice, facts)
+    sets = f" ({', '.join(facts['instructions'])})" if facts["instructions"] else ""
+    yield Result("processor", None, f"{facts['processor']}, {facts['cores']} cores{sets}")
     yield Result("memory", None, shown_bytes(facts["memory_bytes"]))
-    present, seen = facts["nvidia_smi"], facts["gpus"]
+    present, seen, environment = facts["nvidia_smi"], len(facts["gpus"]), facts["environment"]
     for line in present:
         yield Result("GPU", None, ", ".join(f"{name} {value}" for name, value in line.items()))
-    visible, expected = facts["environment"].get(_VISIBLE), _expected(len(present), facts["environment"])
     cuda = f"CUDA {facts['cuda']}, cuDNN {facts['cudnn']}" if facts["cuda"] else "no CUDA"
-    message = f"TensorFlow was built with {cuda} and sees {len(seen)} GPUs, the driver {len(present)}"
+    message = f"TensorFlow was built with {cuda} and sees {seen} GPUs, the driver {len(present)}"
     advice = "pip install -e '.[gpu]' brings the CUDA libraries that TensorFlow looks for; then a new shell"
-    if visible is not None:
-        message += f", of which {_VISIBLE}={visible} leaves {expected}"
+    holds = seen >= len(present) if present else None
+    if _VISIBLE in environment:
+        # CUDA ends the list at the first entry that names no GPU, so that not every entry counts.
+        message += f"; {_VISIBLE} is {environment[_VISIBLE]!r}"
         advice += f"; and see whether {_VISIBLE} names GPUs that are there"
-    yield Result("GPUs in use", len(seen) >= expected if expected else None, message, advice)
-    rounding = {name: facts["environment"][name] for name in _ROUNDING if name in facts["environment"]}
+        names_one = re.match(r"\s*(\d|GPU-|MIG-)", environment[_VISIBLE])
+        holds = seen > 0 if present and names_one else None
+    yield Result("GPUs in use", holds, message, advice)
+    rounding = {name: environment[name] for name in _ROUNDING if name in environment}
     if wrong := [f"{name}={value}" for name, value in rounding.items() if value not in _STRICT]:
-        message, advice = f"rounded, as {', '.join(wrong)} says", f"unset {' '.join(rounding)}"
-        yield Result("float32 of the CPU", False, message, advice)
+        yield Result("float32 of the CPU", False, f"rounded by {', '.join(wrong)}", f"unset {' '.join(rounding)}")
     switch = "on" if facts["tf32_by_default"] else "off"
     yield Result("TF32", None, f"TensorFlow's switch is {switch} by default; the model turns it off while it computes")
 
 
-def _expected(present: int, environment: Mapping[str, str]) -> int:
-    """Returns how many of the driver's GPUs CUDA shows: those that are named before the first entry that is no name."""
-    if _VISIBLE not in environment:
-        return present
-    entries = map(str.strip, environment[_VISIBLE].split(","))
-    return min(present, len(list(itertools.takewhile(re.compile(r"\d+|(GPU|MIG)-.+").fullmatch, entries))))
-
-
-def _version(name: str) -> str | None:
+def _find_version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def unfitting() -> Iterator[str]:
-    """Yields each package that this project's metadata ask for in another version, or that is missing."""
+def find_wrong_versions() -> Iterator[str]:
+    """Yields each required package that is missing or has a version that this project does not admit."""
     from packaging.requirements import Requirement
 
     # A checkout may be used without being installed.
-    needed = importlib.metadata.requires("tfdecouple") if _version("tfdecouple") else None
+    needed = importlib.metadata.requires("tfdecouple") if _find_version("tfdecouple") else None
     for requirement in map(Requirement, needed or []):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        version = _version(requirement.name)
+        version = _find_version(requirement.name)
         if version is None:
             yield f"{requirement.name} is missing"
         elif not requirement.specifier.contains(version, prereleases=True):
             yield f"{requirement.name} is {version}, and must be {requirement.specifier}"
 
 
-def _nvidia_smi() -> list[dict[str, str]]:
-    """Returns what the driver reports of each GPU; nothing where there is no driver."""
+def _read_driver() -> list[dict[str, str]]:
+    """Returns the driver's report of each GPU; nothing where there is no driver."""
     command = ["nvidia-smi", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_SECONDS, check=True)

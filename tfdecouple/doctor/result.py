@@ -1,13 +1,11 @@
-"""What a check of `doctor` is given, and what it returns: requests, variants of the model, results."""
+"""The inputs and outputs of the checks of `doctor`: requests, variants of the model, tasks and results."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from tfdecouple.runtime import settings
-
-# What can be timed of a model; each takes a number of images.
+# The phases of a model that can be timed.
 PHASES = ("train", "eval", "encode", "decode", "sample")
 
 
@@ -19,8 +17,8 @@ class Result:
         what: the thing that was checked, in a few words.
         holds: whether a promise holds; None for a measurement that belongs to no promise.
         message: the result in words.
-        advice: what to do where the promise does not hold.
-        figures: the numbers behind it, plain JSON.
+        advice: the remedy where the promise does not hold.
+        figures: the numbers behind the message, plain JSON.
     """
 
     what: str
@@ -40,30 +38,26 @@ class Variant:
     """A way to run the model.
 
     Attributes:
-        name: for tables.
+        name: the name in tables.
         settings: `NAME=VALUE` as for `--set`, recommended where the variant is the fastest.
-        phases: the phases that it changes.
-        gradient: bound for the gradient's distance from float32 on a CPU, relative to its norm; docs/gpu.md, "The
-            bounds", has the measurements.
-        environment: variables of the process, recommended likewise.
-        together: whether it concerns several devices together, and is compared and timed on all of them.
-        gpu_only: whether it changes nothing on CPUs.
-        in_quick: whether `--quick` tries it.
-        is_calculated: whether `costs.py` knows the memory that it takes.
+        phases: the phases that the variant changes.
+        gradient: the largest distance of the gradient from that of float32 on a CPU, relative to its norm; docs/gpu.md,
+            "The bounds", has the measurements.
+        gpu_only: whether the variant changes nothing on CPUs.
+        in_quick: whether `--quick` tries the variant.
+        is_calculated: whether `networks/costs.py` calculates the memory of the variant.
     """
 
     name: str
     settings: tuple[str, ...] = ()
     phases: tuple[str, ...] = ("train",)
     gradient: float = 1e-3
-    environment: dict[str, str] = dataclasses.field(default_factory=dict)
-    together: bool = False
     gpu_only: bool = False
     in_quick: bool = False
     is_calculated: bool = True
 
 
-# The first is the default. Numbers, times, memory and recommendation follow from this list.
+# The first is the default. The numbers, times, memory and recommendation of the report follow this list.
 VARIANTS = (
     Variant("float32", phases=PHASES[:4], in_quick=True),
     Variant("tf32", ("training.precision=tf32",), gradient=0.01, gpu_only=True, in_quick=True),
@@ -71,28 +65,20 @@ VARIANTS = (
     Variant("recompute", ("training.memory=recompute",)),
     Variant("invert", ("training.memory=invert",)),
     Variant("XLA", ("training.jit_compile=true",), phases=PHASES[:4], is_calculated=False),
-    Variant("one pack", ("training.bytes_per_pack=0",), together=True, gpu_only=True),
-    Variant("Grappler off", environment={settings.GRAPPLER: "0"}, phases=PHASES[:4], gpu_only=True),
-    Variant("NHWC", environment={settings.LAYOUT: "nhwc"}, phases=PHASES[:4], gpu_only=True),
-    # TensorFlow accepts "false" here, and not 0.
-    Variant("all GPU memory at once", environment={settings.ALLOW_GROWTH: "false"}, gpu_only=True),
-    Variant("shared launching threads", environment={settings.THREAD_MODE: "global"}, gpu_only=True),
-    Variant("shared data threads", environment={settings.DATA_THREADS: "0"}, gpu_only=True),
-    Variant("no batch ahead", environment={settings.DEVICE_BATCHES: "0"}, gpu_only=True),
 )
 DEFAULT = VARIANTS[0]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Request:
-    """What to check.
+    """The options of the command.
 
     Attributes:
-        preset: the model that is timed; None for the bundled small one, whose memory is not measured.
+        preset: the preset that is timed; None for the bundled small model, whose memory is not measured.
         settings: `NAME=VALUE` that change the preset.
-        quick: whether only what takes about a minute is tried.
-        devices: how many devices train; None for all GPUs, or one CPU.
-        timeout: seconds after which a check's process is ended.
+        quick: whether only checks of about a minute run.
+        devices: the number of devices that train; None for all GPUs, or one CPU.
+        timeout: seconds after which the process of a check is ended.
     """
 
     preset: str | None = None
@@ -104,10 +90,10 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What one process does: a check of one variant.
+    """The work of one process: a check of one variant.
 
     Attributes:
-        request: as the user made it.
+        request: the options of the command.
         variant: the way to run the model.
         devices: the devices that compute, by TensorFlow's names, such as "GPU:0".
     """

@@ -1,7 +1,10 @@
-"""Whether images come back from their codes, pixel for pixel: real ones, and kinds that no camera takes."""
+"""Round trips of images through their codes, pixel for pixel, in Keras and in exported files."""
 
 from __future__ import annotations
 
+import importlib
+import pathlib
+import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +15,7 @@ from tfdecouple.doctor import small_model
 from tfdecouple.doctor.result import Result, Task
 from tfdecouple.errors import ExactnessWarning
 from tfdecouple.image_shapes import COLOURS, Shape
+from tfdecouple.runtime.extras import MissingPackageError, require
 
 _RED, _GREEN, _BLUE, _BLACK, _WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), 0, 255
 _CYAN, _MAGENTA, _YELLOW = (0, 255, 255), (255, 0, 255), (255, 255, 0)
@@ -21,15 +25,15 @@ def come_back(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Encodes and decodes images, uint8 `[n, height, width, channels]`.
 
     Returns:
-        The number of values in which each image differs afterwards, int `[n]`; and the root mean square of v of each,
-        float `[n]`, near 1 for images like those of the training.
+        The number of subpixels that change in each image, int `[n]`, and the root mean square of v of each image, float
+        `[n]`, which is near 1 for images like those of the training.
     """
     with warnings.catch_warnings():
-        # The count of lost images says more than the warning.
+        # The number of changed subpixels says more than the warning.
         warnings.simplefilter("ignore", ExactnessWarning)
         z, v = model.encode(images)
-    differing = (np.asarray(model.decode(z, v)) != images).reshape(len(images), -1).sum(1)
-    return differing, np.sqrt(np.square(np.asarray(v)).mean((1, 2, 3)))
+    changed = (np.asarray(model.decode(z, v)) != images).reshape(len(images), -1).sum(1)
+    return changed, np.sqrt(np.square(np.asarray(v)).mean((1, 2, 3)))
 
 
 def extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -60,7 +64,7 @@ def extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[str, n
 
 
 def images_by_kind(task: Task) -> dict[str, np.ndarray]:
-    """Returns the images that are tried, of the size of the small model, by kind."""
+    """Returns the images of the round trips, of the size of the small model, by kind."""
     count = 64 if task.request.quick else small_model.PHOTOGRAPHS
     shape = small_model.load_images(1).shape[1:]
     return {"photographs": small_model.load_images(count), **extreme_images(shape, count)}
@@ -75,23 +79,59 @@ def run(task: Task) -> Iterator[Result]:
     kinds = images_by_kind(task)
     for device in dict.fromkeys(["CPU:0", *task.devices]):
         with tf.device(device):
-            model = load_model(small_model.FOLDER)
-            # One batch: the model is traced for each size of a batch.
-            differing, _ = come_back(model, np.concatenate(list(kinds.values())))
-        split = np.split(differing, np.cumsum([len(images) for images in kinds.values()])[:-1])
-        counts = {kind: [len(of), int((of > 0).sum()), int(of.sum())] for kind, of in zip(kinds, split, strict=True)}
+            # One batch, because the model is traced for each size of a batch.
+            changed, _ = come_back(load_model(small_model.FOLDER), np.concatenate(list(kinds.values())))
+        parts = np.split(changed, np.cumsum([len(images) for images in kinds.values()])[:-1])
+        counts = {
+            kind: [len(part), int((part > 0).sum()), int(part.sum())] for kind, part in zip(kinds, parts, strict=True)
+        }
         yield judge({"where": f"Keras, {device}", "kinds": counts})
 
 
-def judge(found: dict[str, Any]) -> Result:
-    """Returns whether all images came back at `where`; `kinds` has [images, lost, subpixels] of each kind."""
-    where, kinds = found["where"], found["kinds"]
+def judge(trip: dict[str, Any]) -> Result:
+    """Returns whether all images came back at `where`; `kinds` has [images, lost images, lost subpixels] by kind."""
+    where, kinds = trip["where"], trip["kinds"]
     lost = [f"{counts[1]} of {counts[0]} {kind}" for kind, counts in kinds.items() if counts[1]]
-    if not lost:
-        images = sum(counts[0] for counts in kinds.values())
-        return Result(where, True, f"all {images} images of {len(kinds)} kinds come back identical", figures=found)
+    images = sum(counts[0] for counts in kinds.values())
+    message = f"lost: {', '.join(lost)}" if lost else f"all {images} images of {len(kinds)} kinds come back identical"
     advice = (
         f"{where} does not compute in full float32 or not the same way twice: look for variables that lower the "
-        "precision, see docs/runtimes.md for what a runtime must be told, and decode nothing there until then"
+        "precision, see docs/runtimes.md for the options of each runtime, and decode nothing there until then"
     )
-    return Result(where, False, f"lost: {', '.join(lost)}", advice, found)
+    return Result(where, not lost, message, advice, trip)
+
+
+def run_exports(task: Task) -> Iterator[Result]:
+    """Exports the small model and sends images through the files."""
+    try:
+        require("tf2onnx", "onnx", "onnxruntime", "tensorflow_serving", what="an export")
+        scratch = tempfile.TemporaryDirectory()
+    except MissingPackageError as error:
+        yield Result("the export", None, f"not tried: {error}")
+        return
+    except OSError as error:
+        message = f"no folder for temporary files can be written ({error.strerror or error})"
+        yield Result("the export", False, message, "set TMPDIR to a folder that can be written")
+        return
+    # Imported by its name, because the export stands on top of the library.
+    runtimes = importlib.import_module("export.verification.runtimes")
+    with scratch as folder:
+        kinds = images_by_kind(task)
+        arrays = {f"kind_{number}": images for number, images in enumerate(kinds.values())}
+        np.savez(pathlib.Path(folder) / "images.npz", names=np.array(list(kinds)), **arrays)  # type: ignore[arg-type]
+        *_, made = runtimes.make(str(small_model.FOLDER), folder)
+        message = f"SavedModel and ONNX files; ONNX Runtime has {', '.join(made['providers'])}"
+        yield Result("the export", True, message, figures=made)
+        for device in dict.fromkeys(["CPU:0", *task.devices]):
+            *_, trip = runtimes.use_saved_model(folder, device)
+            yield judge_export(trip)
+        for provider in made["providers"]:
+            *_, trip = runtimes.use_onnx(folder, provider)
+            yield judge_export(trip)
+
+
+def judge_export(trip: dict[str, Any]) -> Result:
+    """Returns whether a runtime reconstructed all images; a provider without its device or libraries is no failure."""
+    if reason := trip.get("unavailable"):
+        return Result(trip["where"], None, f"installed, but not usable here: {reason}", figures=trip)
+    return judge(trip)

@@ -43,6 +43,6 @@ def load_images(count: int) -> np.ndarray:
 
 
 def load_numbers() -> dict[str, np.ndarray]:
-    """Returns what the model gave where it was trained, see `same_numbers`, and `images`, the bundled photographs."""
+    """Returns what the model gave where it was trained, see `device_numbers`, and `images`, the bundled photographs."""
     with np.load(FOLDER / NUMBERS) as archive:
         return {name: archive[name] for name in archive.files}

@@ -1,0 +1,174 @@
+"""Comparison of numbers: of each device with the bundled ones, and of several devices together with one."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfdecouple.config import override
+from tfdecouple.doctor import small_model
+from tfdecouple.doctor.result import DEFAULT, Result, Task, Variant
+
+# The largest distance of each kind of number but the gradient, relative to its norm; docs/gpu.md, "The bounds".
+BOUND = 1e-4
+# The steps that several devices take, and the largest distance of their weights from those of one device, relative to
+# how far these moved. Adam divides a gradient by its size: where it is nearly 0, its last digits decide.
+STEPS, WEIGHTS_BOUND = 10, 1e-3
+_NAMES = {
+    "z": "z",
+    "v": "v",
+    "x": "x of codes",
+    "bits_per_dim": "bits/dim",
+    "sampled": "x of noise",
+    "gradient": "gradient",
+}
+
+
+@functools.cache
+def load_on(device: str, folder: pathlib.Path) -> Any:
+    """Returns the trained model, with its weights on a device."""
+    import tensorflow as tf
+
+    from tfdecouple.runs import load_model
+
+    with tf.device(device):
+        return load_model(folder)
+
+
+def compute_numbers(
+    device: str, images: np.ndarray, folder: pathlib.Path = small_model.FOLDER
+) -> dict[str, np.ndarray]:
+    """Returns what the trained model computes of images, uint8 `[small_model.IMAGES, 16, 16, 3]`, on a device."""
+    import tensorflow as tf
+
+    model = load_on(device, folder)
+    shape, rng = model.config.image_shape, np.random.default_rng(small_model.SEED)
+    z_noise = rng.standard_normal((small_model.IMAGES, model.config.latent_dim)).astype(np.float32)
+    v_noise = rng.standard_normal((small_model.IMAGES, *shape)).astype(np.float32)
+    u_noise = rng.random((small_model.IMAGES, *shape), np.float32)
+    with tf.device(device):
+        z, v = model.encode(images)
+        x = model.flow.inverse_and_log_det(v, z)[0]
+        elbo = model.elbo_from_noise(images, z_noise, u_noise)
+        sampled = model.flow.inverse_and_log_det(0.7 * v_noise, model.z_from_noise(z_noise))[0]
+    values = {"z": z, "v": v, "x": x, "bits_per_dim": elbo.bits_per_dim, "sampled": sampled}
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+@functools.cache
+def _make_step(device: str, settings: tuple[str, ...]) -> tuple[Any, Any]:
+    from tfdecouple.training.state import TrainingState
+    from tfdecouple.training.step import TrainStep
+    from tfdecouple.training.strategy import strategy_over
+
+    config, strategy = override(small_model.step_config(), settings), strategy_over((device,))
+    with strategy.scope():
+        state = TrainingState(config)
+    return state, TrainStep(config, state, strategy)
+
+
+def compute_gradient(
+    device: str, images: np.ndarray, settings: Sequence[str] = (), folder: pathlib.Path = small_model.FOLDER
+) -> np.ndarray:
+    """Returns the gradient of a step of training for all weights, float32 `[weights]`, from Adam's first means."""
+    from tfdecouple.runs import load_weights
+
+    state, step = _make_step(device, tuple(settings))
+    load_weights(folder, state.model, averaged=False)
+    for values in (state.optimizer.means, state.optimizer.variances):
+        for variable in values.values():
+            variable.assign(np.zeros(variable.shape, np.float32))
+    step([images], 0)
+    means = state.optimizer.means
+    scale = 1 - small_model.load_config().training.beta_1
+    return np.concatenate([means[name].numpy().ravel() for name in sorted(means)]) / scale
+
+
+def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Returns the distance of numbers from the right ones, by their kind, relative to the norm of the right ones.
+
+    >>> measure_distances({"z": np.array([3.0, 4.1])}, {"z": np.array([3.0, 4.0])})
+    {'z': 0.02}
+    """
+    return {
+        name: round(float(np.linalg.norm(np.float64(value) - right[name]) / np.linalg.norm(right[name])), 9)
+        for name, value in numbers.items()
+    }
+
+
+def run(task: Task) -> Iterator[Result]:
+    """Yields for each device whether its numbers are those of the machine where the model was trained."""
+    right, images = small_model.load_numbers(), small_model.load_images(small_model.IMAGES)
+    for device in dict.fromkeys(["CPU:0", *task.devices]):
+        numbers = compute_numbers(device, images) if task.variant is DEFAULT else {}
+        numbers["gradient"] = compute_gradient(device, images, task.variant.settings)
+        yield judge(device, task.variant, measure_distances(numbers, right))
+
+
+def judge(device: str, variant: Variant, distances: Mapping[str, float]) -> Result:
+    """Returns whether the numbers of a device are within their bounds; NaN never is."""
+    listed = ", ".join(f"{_NAMES[name]} {f'{value:.0e}' if value else 0}" for name, value in distances.items())
+    bounds = dict.fromkeys(_NAMES, BOUND) | {"gradient": variant.gradient}
+    wrong = [name for name, value in distances.items() if not value <= bounds[name]]
+    message = f"off the bundled numbers by: {listed}"
+    if wrong:
+        message += f"; too far: {', '.join(_NAMES[name] for name in wrong)}"
+    advice = (
+        f"do not train here with {' '.join(variant.settings)}"
+        if variant.settings
+        else f"{device} does not compute in full float32: look for variables that lower the precision (TF_*, "
+        "NVIDIA_*, XLA_FLAGS), for errors of its memory (nvidia-smi -q -d ECC), try another driver"
+    )
+    figures = {"device": device, "variant": variant.name, "off": dict(distances)}
+    return Result(f"{device}, {variant.name}", not wrong, message, advice, figures)
+
+
+def run_devices(task: Task) -> Iterator[Result]:
+    """Yields whether some steps of training on all devices give the weights of one device."""
+    from tfdecouple.training.strategy import make_strategy
+
+    count = len(task.devices)
+    batch = count * max(2, small_model.IMAGES // count)
+    images = small_model.load_images(STEPS * batch).reshape(STEPS, batch, 16, 16, 3)
+    start, alone = train_weights(make_strategy(1), images)
+    together = train_weights(make_strategy(count), images)[1]
+    yield judge_weights(f"weights after {STEPS} steps, 1 device against {count}", start, alone, together)
+
+
+def train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all weights, `[weights]`, before and after a step on each of the batches `[steps, batch, 16, 16, 3]`."""
+    import tensorflow as tf
+
+    from tfdecouple.runs import load_weights
+    from tfdecouple.training.state import TrainingState
+    from tfdecouple.training.step import TrainStep
+
+    config = small_model.step_config(batch_size=images.shape[1], warmup_steps=1)
+    with strategy.scope():
+        state = TrainingState(config)
+    load_weights(small_model.FOLDER, state.model, averaged=False)
+
+    def read_weights() -> np.ndarray:
+        return np.concatenate([variable.numpy().ravel() for _, variable in sorted(state.trainable.items())])
+
+    start, step = read_weights(), TrainStep(config, state, strategy)
+    data = tf.data.Dataset.from_tensor_slices(images)
+    for number, batch in enumerate(strategy.experimental_distribute_dataset(data)):
+        step([batch], number)
+    return start, read_weights()
+
+
+def judge_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.ndarray) -> Result:
+    """Returns whether the weights of several devices are those of one, to the bit or within `WEIGHTS_BOUND`."""
+    off = float(np.linalg.norm(together - alone) / np.linalg.norm(alone - start))
+    figures = {"off": off, "bitwise": bool(np.array_equal(alone, together))}
+    message = f"off by {off:.0e} of how far they moved, at most {np.abs(together - alone).max():.0e}"
+    advice = (
+        "train on one device (--devices 1) until this holds; try NCCL_P2P_DISABLE=1 and nvidia-smi topo -m, other "
+        "versions of the driver and NCCL, and report it"
+    )
+    return Result(what, off <= WEIGHTS_BOUND, "equal to the bit" if figures["bitwise"] else message, advice, figures)
