@@ -117,13 +117,6 @@ class TestDirections:
         said = refused(capsys, lambda: find(run, coloured, "--attributes", tmp_path / "long.csv"))
         assert "a name of 201 characters, and 200 are the most" in said
 
-    def test_what_could_not_be_read_again_is_not_written(self, found, run, coloured, capsys, monkeypatch):
-        before = load_directions(run)
-        monkeypatch.setattr("tfdecouple.runs.latent_directions.MOST", len(before))
-        said = refused(capsys, lambda: find(run, coloured, "--label-pairs", "--labels", "green", "blue"))
-        assert f"directions of other names already, and may have {len(before)} in all" in said
-        assert load_directions(run).names == before.names
-
 
 class TestEdit:
     def test_shows_the_images_along_the_direction(self, found, run, coloured, tmp_path, capsys):

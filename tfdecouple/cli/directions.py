@@ -8,7 +8,7 @@ import itertools
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfdecouple.cli import options as arguments
@@ -218,25 +218,14 @@ def find_directions(
 
 
 def add_earlier(new: Directions, opened: OpenedRun) -> Directions:
-    """Returns new directions behind those of other names that the run folder has for the same weights.
-
-    Raises:
-        UserError: where these are too many for one file.
-    """
-    from tfdecouple.runs.latent_directions import MOST
-
+    """Returns new directions behind those of other names that the run folder has for the same weights."""
+    earlier: Iterable[Direction] = ()
     try:
         earlier = opened.directions() or ()
     except RunError as error:
         # Directions of other weights, or of a damaged file, cannot be used any more.
         print(f"directions.json is written anew: {error}", file=sys.stderr, flush=True)
-        earlier = ()
     others = tuple(one for one in earlier if one.name not in new.names)
-    if len(others) + len(new) > MOST:
-        raise UserError(
-            f"directions.json of {opened.path} has {len(others):,} directions of other names already, and may have "
-            f"{MOST:,} in all; move it away to begin anew"
-        )
     return dataclasses.replace(new, directions=(*others, *new.directions))
 
 
@@ -264,18 +253,15 @@ def save_pictures(
             counter(done := done + len(found) * len(images.pixels) * len(amounts))
 
 
-def make_file_names(names: Sequence[str] | dict[str, Any]) -> list[str]:
+def make_file_names(names: Iterable[str]) -> list[str]:
     """Returns a plain file name for each direction; no two are equal, also where capitals do not count.
 
     >>> make_file_names(["rocket", "a/b", "A b", "..."])
-    ['rocket', 'a-b', 'A-b-2', 'direction']
+    ['rocket', 'a-b', 'A-b-3', 'direction']
     """
-    files: list[str] = []
-    taken: set[str] = set()
-    for name in names:
+    files: dict[str, str] = {}
+    for number, name in enumerate(names, 1):
         plain = re.sub(r"[^\w.-]+", "-", name)[:80].strip("-.") or "direction"
-        candidates = itertools.chain([plain], (f"{plain}-{number}" for number in itertools.count(2)))
-        file = next(each for each in candidates if each.lower() not in taken)
-        taken.add(file.lower())
-        files.append(file)
-    return files
+        file = f"{plain}-{number}" if plain.lower() in files else plain
+        files[file.lower()] = file
+    return list(files.values())

@@ -1,7 +1,4 @@
-"""A model and its images as a run sets them up, to be trained and used again and again under a clock.
-
-`doctor` and the programs under `benchmarks/` time the same things.
-"""
+"""A model and its images, set up as a training does, for timing: used by `doctor` and by programs of `benchmarks/`."""
 
 from __future__ import annotations
 
@@ -14,16 +11,16 @@ from typing import Any
 from tfdecouple.config import Config, override
 from tfdecouple.errors import UserError
 
-# Averages are on, so that their work is counted, where a preset has none.
+# Weights are averaged in every benchmark, also where a preset averages none, so that the work is counted.
 EMA_DECAY = 0.999
-# With it in the environment before TensorFlow starts, its CPU allocator counts bytes; it is slower.
+# The variable by which TensorFlow's CPU allocator counts bytes, which is slower. It is read when TensorFlow starts.
 COUNTING = {"TF_CPU_ALLOCATOR_USE_BFC": "1"}
 
 
 def as_timed(config: Config, batch: int) -> Config:
-    """Returns a config with this batch size, in one piece, and with averaged weights.
+    """Returns a config with this batch size, without micro-batches, and with averaged weights.
 
-    The rate is tiny: on few images, which come again and again, a preset's own can diverge.
+    The learning rate is tiny, because a preset's own can diverge on a few images that repeat.
     """
     return override(
         config,
@@ -39,12 +36,12 @@ def as_timed(config: Config, batch: int) -> Config:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A call that is timed.
+    """A piece of work that is timed.
 
     Attributes:
         call: does the work once and waits until it is done.
         images: the number of images of a call.
-        begin: does it once without waiting for a GPU; None where that is the same.
+        begin: starts the work without waiting for a GPU; None where that is the same.
     """
 
     call: Callable[[], Any]
@@ -53,13 +50,13 @@ class Work:
 
 
 class Benchmark:
-    """A model and its images, set up as a run sets them up.
+    """A model and its images, set up as a training does.
 
     Args:
-        config: of the run; batches are of its `training.batch_size`.
+        config: the config of the training.
         source: the images; None for random ones.
-        devices: how many train.
-        mark: receives the name of each part once it is set up.
+        devices: the number of devices that train.
+        mark: a callback that receives the name of each part once it is set up.
 
     Attributes:
         model: the model, initialised from images.
@@ -91,11 +88,11 @@ class Benchmark:
         mark("initialize")
 
     def work(self, phase: str, batch: int) -> Work:
-        """Returns one of `result.PHASES` with this number of images."""
+        """Returns the work of one of `result.PHASES` on this number of images."""
         from tfdecouple.data import load_images
         from tfdecouple.runtime.execution import jit_compiled
 
-        # Inference is compiled, too, as `load_model(run, jit_compile=True)` does.
+        # With training.jit_compile, inference is compiled too, as by `load_model(run, jit_compile=True)`.
         compiled = jit_compiled(self.config.training.jit_compile)
         if phase == "train":
             return self._train(batch, compiled)
@@ -143,7 +140,7 @@ class Benchmark:
         from tfdecouple.metrics import Evaluator
 
         evaluator = Evaluator(self.model, self.strategy)
-        # Several batches a call, since beginning to read a split takes a while.
+        # A call evaluates several batches, because the first batch of a split takes longer.
         count = min(max(4 * batch, 64) // batch * batch, self.source.sizes["test"])
         batches = evaluation_batches(self.source, "test", batch_size=batch, limit=count)
         return Work(compiled(lambda: evaluator(batches, seed=0)), count)
@@ -169,13 +166,14 @@ def _random_source(config: Config) -> Any:
 def timed(
     call: Callable[[], Any], reps: int, calls: int, begin: Callable[[], Any] | None = None
 ) -> tuple[list[float], list[float]]:
-    """Returns the wall and the CPU time of each of `reps` repetitions of `calls` calls.
+    """Returns the wall time and the CPU time of each repetition, in seconds.
 
     Args:
         call: does the work once and waits for it.
-        reps: how many repetitions.
-        calls: in each.
-        begin: does the work without waiting, for all calls but the last, as a run does between two rows of its log.
+        reps: the number of repetitions.
+        calls: the number of calls in each repetition.
+        begin: starts the work without waiting. All calls but the last use it, as a training does between two rows of
+            its log.
     """
     walls, cpus = [], []
     for _ in range(reps):
@@ -189,7 +187,7 @@ def timed(
 
 
 def live_bytes(device: str, kind: str = "peak") -> int:
-    """Returns the bytes of TensorFlow's tensors on a device, "peak" or "current"; on a CPU only with `COUNTING`."""
+    """Returns the "peak" or "current" bytes of TensorFlow's tensors on a device; CPUs count only with `COUNTING`."""
     import tensorflow as tf
 
     return int(tf.config.experimental.get_memory_info(device)[kind])
