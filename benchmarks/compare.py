@@ -42,7 +42,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import run_json, run_throughput, table, write_json  # noqa: E402
 from benchmarks.throughput import parse_phase  # noqa: E402
 from tfdecouple.config import PRECISIONS, load_preset  # noqa: E402
-from tfdecouple.doctor.installation import instructions, machine  # noqa: E402
+from tfdecouple.doctor.installation import describe_machine, list_instruction_sets  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.networks.costs import BACKWARD, multiply_adds  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
@@ -138,7 +138,7 @@ def parse_comparison(text: str, precision: str = "float32") -> Comparison:
         if variant not in VARIANTS_AGAINST or kind != "train" or preset:
             raise UserError(f"{text!r} cannot be compared; there are trainN:{' and trainN:'.join(VARIANTS_AGAINST)}")
         ours, _, theirs = variant.partition("/")
-        goal = GOAL_WITH_AMX if variant == "mixed_bfloat16" and AMX in instructions() else GOALS.get(variant)
+        goal = GOAL_WITH_AMX if variant == "mixed_bfloat16" and AMX in list_instruction_sets() else GOALS.get(variant)
         return Comparison(text, phase, VARIANTS[ours], None, goal, None, others=VARIANTS.get(theirs, ()))
     counterpart, goal, enough = COUNTERPARTS[kind]
     arguments = ("--precision", precision) if kind == "train" else ()
@@ -160,7 +160,7 @@ def compare(options: argparse.Namespace) -> int:
     if options.yardstick and not options.yardstick.is_file():
         raise UserError(f"--yardstick: there is no file {options.yardstick}")
     common = ("--threads", str(options.threads), "--reps", str(options.reps))
-    described = {**machine(), "instructions": instructions()}
+    described = {**describe_machine(), "instructions": list_instruction_sets()}
     print(json.dumps(described), flush=True)
 
     forms = options.form or [""]

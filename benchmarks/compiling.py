@@ -39,7 +39,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import relative_differences, table, write_json  # noqa: E402
 from benchmarks.scaling import put  # noqa: E402
 from tfdecouple.config import ModelConfig, load_preset, preset_names  # noqa: E402
-from tfdecouple.doctor.installation import machine  # noqa: E402
+from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -76,7 +76,12 @@ def compiling(options: argparse.Namespace) -> int:
     for preset in presets:
         load_preset(preset)  # Refuses what is none, before the first is measured.
     measured: dict[str, dict[str, Any]] = {}
-    figures: dict[str, Any] = {"machine": machine(), "images": options.images, "kinds": measured, "presets": {}}
+    figures: dict[str, Any] = {
+        "machine": describe_machine(),
+        "images": options.images,
+        "kinds": measured,
+        "presets": {},
+    }
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
         for preset in presets:

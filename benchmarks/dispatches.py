@@ -36,7 +36,7 @@ from benchmarks.common import table, write_json  # noqa: E402
 from benchmarks.throughput import make_config  # noqa: E402
 from tfdecouple.config import Config  # noqa: E402
 from tfdecouple.doctor.benchmark import Benchmark  # noqa: E402
-from tfdecouple.doctor.installation import machine  # noqa: E402
+from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -97,7 +97,13 @@ def count(options: argparse.Namespace) -> int:
         print(table(["operations", "kind", "line"], [[number, *made] for made, number in found]))
     write_json(
         options.json,
-        {"preset": options.preset, "set": options.set, "total": total, "kinds": dict(counts), "machine": machine()},
+        {
+            "preset": options.preset,
+            "set": options.set,
+            "total": total,
+            "kinds": dict(counts),
+            "machine": describe_machine(),
+        },
     )
     return 0
 

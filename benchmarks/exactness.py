@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from benchmarks.common import table, write_json  # noqa: E402
-from tfdecouple.doctor.round_trips import come_back, extreme_images  # noqa: E402
+from tfdecouple.doctor.round_trips import count_changed_subpixels, make_extreme_images  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace) -> int:
             opened = Run.open(run)
             model = opened.model
             shape = model.config.image_shape
-            kinds = {} if options.every_image else extreme_images(shape, options.count)
+            kinds = {} if options.every_image else make_extreme_images(shape, options.count)
             for name in options.data or ["photographs"]:
                 source = open_source(DataConfig(source=name, data_dir=options.data_dir), shape)
                 size = source.sizes["test"]
@@ -91,7 +91,9 @@ def measure(options: argparse.Namespace) -> int:
 
 def figures(model: Any, images: np.ndarray) -> dict[str, Any]:
     """Returns how many images there are and are lost by a round trip, in how many subpixels, and the RMS of v."""
-    trips = [come_back(model, images[start : start + _AT_ONCE]) for start in range(0, len(images), _AT_ONCE)]
+    trips = [
+        count_changed_subpixels(model, images[start : start + _AT_ONCE]) for start in range(0, len(images), _AT_ONCE)
+    ]
     differing, rms = map(np.concatenate, zip(*trips, strict=True))
     is_lost = differing > 0
     return {

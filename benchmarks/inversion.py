@@ -30,8 +30,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from benchmarks.common import relative_differences, table, write_json  # noqa: E402
 from tfdecouple.config import PRECISIONS, Config, DataConfig, load_preset, override  # noqa: E402
-from tfdecouple.doctor.benchmark import Benchmark, as_timed  # noqa: E402
-from tfdecouple.doctor.installation import machine  # noqa: E402
+from tfdecouple.doctor.benchmark import Benchmark, make_timed_config  # noqa: E402
+from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 HEADER = ["alpha", "updates", "precision", "error", "largest", "of", "median", "whole", "precision alone"]
@@ -64,7 +64,9 @@ def inversion(options: argparse.Namespace) -> int:
         rows.append(row)
         print(table(HEADER, [row]).splitlines()[-1], file=sys.stderr, flush=True)
     print(table(HEADER, rows))
-    write_json(options.json, {"machine": machine(), "rows": [dict(zip(HEADER, row, strict=True)) for row in rows]})
+    write_json(
+        options.json, {"machine": describe_machine(), "rows": [dict(zip(HEADER, row, strict=True)) for row in rows]}
+    )
     return 0
 
 
@@ -73,7 +75,7 @@ def trained(options: argparse.Namespace) -> Iterator[list[Any]]:
     from tfdecouple import load_model
 
     model = load_model(options.run)
-    config = as_timed(load_preset(options.preset), options.batch)
+    config = make_timed_config(load_preset(options.preset), options.batch)
     benchmark = photographed(dataclasses.replace(config, model=model.config))
     benchmark.model.set_weights(model.get_weights())
     both = Gradients(benchmark, options.batch)
@@ -86,7 +88,7 @@ def compared(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
     preset = load_preset(options.preset)
     # This one is to learn, unlike what is timed.
     own = [f"training.learning_rate={preset.training.learning_rate}", f"model.alpha={alpha}", "training.memory=keep"]
-    benchmark = photographed(override(as_timed(preset, options.batch), [*own, *options.set]))
+    benchmark = photographed(override(make_timed_config(preset, options.batch), [*own, *options.set]))
     work, both, taken = benchmark.work("train", options.batch), Gradients(benchmark, options.batch), 0
     for updates in sorted(options.updates):
         for _ in range(updates - taken):

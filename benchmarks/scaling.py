@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import run_throughput, table, write_json  # noqa: E402
 from benchmarks.plots import plot  # noqa: E402
 from tfdecouple.config import MEMORY, Config, load_preset, override  # noqa: E402
-from tfdecouple.doctor.installation import machine  # noqa: E402
+from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.networks.costs import activations, state_bytes, step_bytes, with_depth  # noqa: E402
 from tfdecouple.networks.plan import count_parameters  # noqa: E402
@@ -99,7 +99,7 @@ def scaling(options: argparse.Namespace) -> int:
             raise UserError(f"--{name} is {values}; it needs two numbers or more, each at least 1")
     if options.docs and not options.docs.is_file():
         raise UserError(f"--docs: there is no file {options.docs}")
-    figures = read_figures(options.source) if options.source else {"machine": machine()}
+    figures = read_figures(options.source) if options.source else {"machine": describe_machine()}
     if not options.source:
         if "batch" in names:
             figures["batch"] = measure_batches(options)

@@ -41,7 +41,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
-from tfdecouple.doctor.benchmark import COUNTING, EMA_DECAY, Benchmark, as_timed, live_bytes, timed  # noqa: E402
+from tfdecouple.doctor.benchmark import COUNTING, EMA_DECAY, Benchmark, make_timed_config, read_live_bytes, time_calls  # noqa: E402
 from tfdecouple.doctor.result import PHASES  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
@@ -98,7 +98,7 @@ def measure(options: argparse.Namespace) -> int:
     work.call()
     second = time.perf_counter() - begun
     calls = max(1, math.ceil(options.seconds / second)) if kind != "first_step" else 1
-    walls, cpus = timed(work.call, 0 if kind == "first_step" else options.reps, calls, work.begin)
+    walls, cpus = time_calls(work.call, 0 if kind == "first_step" else options.reps, calls, work.begin)
     row = {
         "phase": options.phase,
         "preset": options.preset,
@@ -116,7 +116,7 @@ def measure(options: argparse.Namespace) -> int:
         "peak_rss_mib": round(peak_rss_mib(), 1),
     }
     if options.live:
-        row["peak_live_mib"] = round(live_bytes("CPU:0") / 2**20, 2)
+        row["peak_live_mib"] = round(read_live_bytes("CPU:0") / 2**20, 2)
     if walls:
         images = work.images * calls
         row |= {
@@ -164,7 +164,7 @@ def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
         changes.append(f"training.precision={options.precision}")
     if options.memory:
         changes.append(f"training.memory={options.memory}")
-    config = override(as_timed(config, batch), [*changes, *options.set])
+    config = override(make_timed_config(config, batch), [*changes, *options.set])
     if config.training.batch_size != batch:
         raise UserError(f"the phase says {batch} images and --set training.batch_size={config.training.batch_size}")
     return config

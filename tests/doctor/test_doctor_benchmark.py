@@ -4,7 +4,7 @@ import pytest
 from helpers.models import SMALL_SETTINGS
 
 from tfdecouple.config import load_preset, override
-from tfdecouple.doctor.benchmark import Benchmark, as_timed, timed
+from tfdecouple.doctor.benchmark import Benchmark, make_timed_config, time_calls
 
 BATCH = 2
 
@@ -12,7 +12,7 @@ BATCH = 2
 @pytest.fixture(scope="module")
 def benchmark_of_tiny_model(eager_file):
     """A tiny model and random images, of which it holds out four batches."""
-    return Benchmark(override(as_timed(load_preset("quickstart"), BATCH), SMALL_SETTINGS))
+    return Benchmark(override(make_timed_config(load_preset("quickstart"), BATCH), SMALL_SETTINGS))
 
 
 def test_steps_of_training_begin_without_waiting_for_the_one_before(benchmark_of_tiny_model):
@@ -20,7 +20,7 @@ def test_steps_of_training_begin_without_waiting_for_the_one_before(benchmark_of
     assert work.begin is not None
     before = int(benchmark_of_tiny_model.state.updates.numpy())
     assert work.begin().read().applied
-    timed(work.call, 1, 3, work.begin)
+    time_calls(work.call, 1, 3, work.begin)
     assert int(benchmark_of_tiny_model.state.updates.numpy()) == before + 4
 
 

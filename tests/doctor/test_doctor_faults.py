@@ -39,7 +39,7 @@ VARIANT = {variant.name: variant for variant in VARIANTS}
 
 def judged(variant="float32"):
     """The results of a variant on the first CPU, traced once."""
-    (result,) = device_numbers.run(Task(Request(), VARIANT[variant]))
+    (result,) = device_numbers.compare_numbers(Task(Request(), VARIANT[variant]))
     return result
 
 
@@ -77,7 +77,7 @@ class TestNumerics:
 
         monkeypatch.setattr(device_numbers, "compute_numbers", numbers)
         monkeypatch.setattr(device_numbers, "compute_gradient", lambda *_: small_model.load_numbers()["gradient"])
-        first, second = device_numbers.run(Task(Request(), devices=("CPU:1",)))
+        first, second = device_numbers.compare_numbers(Task(Request(), devices=("CPU:1",)))
         assert first.what.startswith("CPU:0") and first.holds
         assert second.what.startswith("CPU:1") and second.holds is False and "too far: v" in second.message
 
@@ -90,15 +90,15 @@ class TestNumerics:
         ],
     )
     def test_bounds(self, off, variant, holds):
-        assert device_numbers.judge("CPU:0", VARIANT[variant], off).holds is holds
+        assert device_numbers.check_numbers("CPU:0", VARIANT[variant], off).holds is holds
 
 
 class TestExactness:
     @staticmethod
     def look(monkeypatch):
-        model = device_numbers.load_on("CPU:0", small_model.FOLDER)
+        model = device_numbers.load_model_on("CPU:0", small_model.FOLDER)
         monkeypatch.setattr(runs, "load_model", lambda run: model)
-        (result,) = round_trips.run(Task(Request(quick=True)))
+        (result,) = round_trips.try_round_trips(Task(Request(quick=True)))
         return result
 
     def test_every_kind_comes_back(self, monkeypatch):
@@ -117,8 +117,10 @@ class TestExports:
     def found(self):
         """The results of an export here, then with planted faults."""
         with pytest.MonkeyPatch.context() as patch, forked_programs():
-            few = round_trips.images_by_kind(Task(Request(quick=True)))
-            patch.setattr(round_trips, "images_by_kind", lambda task: {kind: each[:4] for kind, each in few.items()})
+            few = round_trips.load_images_by_kind(Task(Request(quick=True)))
+            patch.setattr(
+                round_trips, "load_images_by_kind", lambda task: {kind: each[:4] for kind, each in few.items()}
+            )
             use = runtimes.use_onnx
 
             def plant(folder, provider):
@@ -131,8 +133,8 @@ class TestExports:
 
             planted = []
             patch.setattr(runtimes, "use_onnx", plant)
-            found = list(round_trips.run_exports(Task(Request(quick=True))))
-            return [*found, *(round_trips.judge_export(each) for each in planted if "where" in each)]
+            found = list(round_trips.try_exports(Task(Request(quick=True))))
+            return [*found, *(round_trips.check_export(each) for each in planted if "where" in each)]
 
     def test_hold_here_in_each_runtime(self, found):
         assert [one.what for one in found[:3]] == ["the export", "SavedModel, CPU:0", "ONNX, CPUExecutionProvider"]
@@ -148,11 +150,11 @@ class TestExports:
 
     def test_without_the_packages_it_is_not_tried(self, monkeypatch):
         monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None if name == "tf2onnx" else object())
-        (finding,) = round_trips.run_exports(Task(Request()))
+        (finding,) = round_trips.try_exports(Task(Request()))
         assert finding.holds is None and "pip install 'tfdecouple[export]'" in finding.message
 
     def test_a_provider_that_cannot_start_breaks_nothing(self):
-        finding = round_trips.judge_export({"where": "ONNX, CUDAExecutionProvider", "unavailable": "no CUDA"})
+        finding = round_trips.check_export({"where": "ONNX, CUDAExecutionProvider", "unavailable": "no CUDA"})
         assert finding.holds is None and "no CUDA" in finding.message
 
 
@@ -171,6 +173,6 @@ class TestDevices:
     @pytest.mark.parametrize(("off", "holds"), [(0.0, True), (1e-6, True), (2 * device_numbers.WEIGHTS_BOUND, False)])
     def test_weights_that_are_far_off_do_not_hold(self, off, holds):
         start, alone = np.zeros(4), np.ones(4)
-        result = device_numbers.judge_weights("weights", start, alone, alone + off)
+        result = device_numbers.check_weights("weights", start, alone, alone + off)
         assert result.holds is holds and result.figures["bitwise"] is (off == 0)
         assert holds or "--devices 1" in result.advice

@@ -30,7 +30,7 @@ GPU = {"driver_version": "570.1", "name": "a GPU", "memory.total": "16384 MiB"}
 
 
 def of_machine(**changes):
-    return {one.what: one for one in installation.judge_machine({**FACTS, **changes})}
+    return {one.what: one for one in installation.check_machine({**FACTS, **changes})}
 
 
 class TestBuild:
@@ -77,7 +77,7 @@ class TestBuild:
     def test_says_which_devices_compute(self, devices, asked, used):
         facts = {**FACTS, "devices": devices, "gpus": [{}] * len(devices) if "GPU:0" in devices else []}
         results = [Result("versions", True, "", figures=facts)]
-        assert installation.used_devices(Request(devices=asked), results) == tuple(devices[:used])
+        assert installation.find_used_devices(Request(devices=asked), results) == tuple(devices[:used])
 
 
 def timed(variant, rate, batch=16, devices=1):

@@ -17,7 +17,7 @@ EMA_DECAY = 0.999
 COUNTING = {"TF_CPU_ALLOCATOR_USE_BFC": "1"}
 
 
-def as_timed(config: Config, batch: int) -> Config:
+def make_timed_config(config: Config, batch: int) -> Config:
     """Returns a config with this batch size, without micro-batches, and with averaged weights.
 
     The learning rate is tiny, because a preset's own can diverge on a few images that repeat.
@@ -163,7 +163,7 @@ def _random_source(config: Config) -> Any:
     return Source(name="random", title="random images", label_names=(), image_shape=shape, splits=splits)
 
 
-def timed(
+def time_calls(
     call: Callable[[], Any], reps: int, calls: int, begin: Callable[[], Any] | None = None
 ) -> tuple[list[float], list[float]]:
     """Returns the wall time and the CPU time of each repetition, in seconds.
@@ -186,7 +186,7 @@ def timed(
     return walls, cpus
 
 
-def live_bytes(device: str, kind: str = "peak") -> int:
+def read_live_bytes(device: str, kind: str = "peak") -> int:
     """Returns the "peak" or "current" bytes of TensorFlow's tensors on a device; CPUs count only with `COUNTING`."""
     import tensorflow as tf
 

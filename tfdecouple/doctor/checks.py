@@ -59,13 +59,15 @@ def _changes_training(task: Task) -> bool:
 
 # The first finds the devices for the other checks.
 CHECKS = {
-    "build": Check("what is installed and what is there", installation.run),
-    "numerics": Check("the same numbers on every device, in each precision", device_numbers.run, _changes_training),
-    "exactness": Check("images come back from their codes", round_trips.run),
-    "exports": Check("images come back through exported files", round_trips.run_exports),
+    "build": Check("what is installed and what is there", installation.inspect_machine),
+    "numerics": Check(
+        "the same numbers on every device, in each precision", device_numbers.compare_numbers, _changes_training
+    ),
+    "exactness": Check("images come back from their codes", round_trips.try_round_trips),
+    "exports": Check("images come back through exported files", round_trips.try_exports),
     "devices": Check(
         "several devices train as one does (--devices N)",
-        device_numbers.run_devices,
+        device_numbers.compare_devices,
         lambda task: len(task.devices) > 1 and task.variant is DEFAULT,
     ),
     "speed": Check("how fast it is", measurements.measure_speed, lambda task: True, promises=False),
@@ -101,7 +103,7 @@ def run_checks(request: Request, names: Iterable[str], progress: Callable[[str],
                 progress(f"{name}: {CHECKS[name].title}, {variant.name}")
                 results[name] += run_apart(name, task)
         if name == "build":
-            devices = installation.used_devices(request, results[name])
+            devices = installation.find_used_devices(request, results[name])
     return results
 
 

@@ -29,7 +29,7 @@ _NAMES = {
 
 
 @functools.cache
-def load_on(device: str, folder: pathlib.Path) -> Any:
+def load_model_on(device: str, folder: pathlib.Path) -> Any:
     """Returns the trained model, with its weights on a device."""
     import tensorflow as tf
 
@@ -45,7 +45,7 @@ def compute_numbers(
     """Returns what the trained model computes of images, uint8 `[small_model.IMAGES, 16, 16, 3]`, on a device."""
     import tensorflow as tf
 
-    model = load_on(device, folder)
+    model = load_model_on(device, folder)
     shape, rng = model.config.image_shape, np.random.default_rng(small_model.SEED)
     z_noise = rng.standard_normal((small_model.IMAGES, model.config.latent_dim)).astype(np.float32)
     v_noise = rng.standard_normal((small_model.IMAGES, *shape)).astype(np.float32)
@@ -65,7 +65,7 @@ def _make_step(device: str, settings: tuple[str, ...]) -> tuple[Any, Any]:
     from tfdecouple.training.step import TrainStep
     from tfdecouple.training.strategy import strategy_over
 
-    config, strategy = override(small_model.step_config(), settings), strategy_over((device,))
+    config, strategy = override(small_model.make_step_config(), settings), strategy_over((device,))
     with strategy.scope():
         state = TrainingState(config)
     return state, TrainStep(config, state, strategy)
@@ -100,16 +100,16 @@ def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.
     }
 
 
-def run(task: Task) -> Iterator[Result]:
+def compare_numbers(task: Task) -> Iterator[Result]:
     """Yields for each device whether its numbers are those of the machine where the model was trained."""
     right, images = small_model.load_numbers(), small_model.load_images(small_model.IMAGES)
     for device in dict.fromkeys(["CPU:0", *task.devices]):
         numbers = compute_numbers(device, images) if task.variant is DEFAULT else {}
         numbers["gradient"] = compute_gradient(device, images, task.variant.settings)
-        yield judge(device, task.variant, measure_distances(numbers, right))
+        yield check_numbers(device, task.variant, measure_distances(numbers, right))
 
 
-def judge(device: str, variant: Variant, distances: Mapping[str, float]) -> Result:
+def check_numbers(device: str, variant: Variant, distances: Mapping[str, float]) -> Result:
     """Returns whether the numbers of a device are within their bounds; NaN never is."""
     listed = ", ".join(f"{_NAMES[name]} {f'{value:.0e}' if value else 0}" for name, value in distances.items())
     bounds = dict.fromkeys(_NAMES, BOUND) | {"gradient": variant.gradient}
@@ -127,7 +127,7 @@ def judge(device: str, variant: Variant, distances: Mapping[str, float]) -> Resu
     return Result(f"{device}, {variant.name}", not wrong, message, advice, figures)
 
 
-def run_devices(task: Task) -> Iterator[Result]:
+def compare_devices(task: Task) -> Iterator[Result]:
     """Yields whether some steps of training on all devices give the weights of one device."""
     from tfdecouple.training.strategy import make_strategy
 
@@ -136,7 +136,7 @@ def run_devices(task: Task) -> Iterator[Result]:
     images = small_model.load_images(STEPS * batch).reshape(STEPS, batch, 16, 16, 3)
     start, alone = train_weights(make_strategy(1), images)
     together = train_weights(make_strategy(count), images)[1]
-    yield judge_weights(f"weights after {STEPS} steps, 1 device against {count}", start, alone, together)
+    yield check_weights(f"weights after {STEPS} steps, 1 device against {count}", start, alone, together)
 
 
 def train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +147,7 @@ def train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.nda
     from tfdecouple.training.state import TrainingState
     from tfdecouple.training.step import TrainStep
 
-    config = small_model.step_config(batch_size=images.shape[1], warmup_steps=1)
+    config = small_model.make_step_config(batch_size=images.shape[1], warmup_steps=1)
     with strategy.scope():
         state = TrainingState(config)
     load_weights(small_model.FOLDER, state.model, averaged=False)
@@ -162,7 +162,7 @@ def train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.nda
     return start, read_weights()
 
 
-def judge_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.ndarray) -> Result:
+def check_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.ndarray) -> Result:
     """Returns whether the weights of several devices are those of one, to the bit or within `WEIGHTS_BOUND`."""
     off = float(np.linalg.norm(together - alone) / np.linalg.norm(alone - start))
     figures = {"off": off, "bitwise": bool(np.array_equal(alone, together))}

@@ -29,7 +29,7 @@ _SMI_SECONDS = 30
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Returns what measured times depend on: processor, cores, versions and how busy the machine is."""
     return {
         "processor": _read_cpuinfo("model name") or platform.processor(),
@@ -41,7 +41,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def instructions() -> list[str]:
+def list_instruction_sets() -> list[str]:
     """Returns the processor's instruction sets that matter here, as Linux names them."""
     flags = _read_cpuinfo("flags").split()
     return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
@@ -55,19 +55,19 @@ def _read_cpuinfo(field: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
-def run(task: Task) -> Iterator[Result]:
+def inspect_machine(task: Task) -> Iterator[Result]:
     """Yields the facts about the machine, and whether they let every other promise hold."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
     built = tf.sysconfig.get_build_info()
     facts = {
-        **machine(),
+        **describe_machine(),
         "versions": {name: version for name in _PACKAGES if (version := _find_version(name))},
         "wrong_versions": list(find_wrong_versions()),
         "cuda": built.get("cuda_version"),
         "cudnn": built.get("cudnn_version"),
-        "instructions": instructions(),
+        "instructions": list_instruction_sets(),
         "tf32_by_default": tf.config.experimental.tensor_float_32_execution_enabled(),
         "memory_bytes": machine_memory(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if _COMPUTING.fullmatch(name)},
@@ -75,10 +75,10 @@ def run(task: Task) -> Iterator[Result]:
         "devices": [d.name.partition("device:")[2] for d in tf.config.list_logical_devices("GPU" if gpus else "CPU")],
         "nvidia_smi": _read_driver(),
     }
-    yield from judge_machine(facts)
+    yield from check_machine(facts)
 
 
-def used_devices(request: Request, results: list[Result]) -> tuple[str, ...]:
+def find_used_devices(request: Request, results: list[Result]) -> tuple[str, ...]:
     """Returns the devices that compute, from the results of this check."""
     facts = next((result.figures for result in results if "devices" in result.figures), None)
     if facts is None:
@@ -86,7 +86,7 @@ def used_devices(request: Request, results: list[Result]) -> tuple[str, ...]:
     return tuple(facts["devices"][: request.devices or (None if facts["gpus"] else 1)])
 
 
-def judge_machine(facts: dict[str, Any]) -> Iterator[Result]:
+def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
     """Yields whether the versions fit, TensorFlow sees the GPUs and float32 is not rounded; and other facts."""
     message = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     if wrong := facts["wrong_versions"]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from tfdecouple.config import Config, load_preset, override
 from tfdecouple.doctor import small_model
-from tfdecouple.doctor.benchmark import Benchmark, as_timed, live_bytes, timed
+from tfdecouple.doctor.benchmark import Benchmark, make_timed_config, read_live_bytes, time_calls
 from tfdecouple.doctor.result import DEFAULT, Request, Result, Task, Variant
 from tfdecouple.networks.costs import activations
 from tfdecouple.runtime.memory import shown_bytes
@@ -36,7 +36,7 @@ def make_config(request: Request, batch: int | None = None, variant: Variant = D
     config = load_preset(request.preset) if request.preset else small_model.load_config()
     if batch is not None:
         # Initialisation from few images is fast, and takes less memory than a step.
-        config = override(as_timed(config, batch), ["training.init_images=16"])
+        config = override(make_timed_config(config, batch), ["training.init_images=16"])
     return override(config, [*request.settings, *variant.settings])
 
 
@@ -53,8 +53,8 @@ def measure_speed(task: Task) -> Iterator[Result]:
             work = benchmark.work(phase, batch)
             work.call()
             first = time.perf_counter() - start
-            calls = max(1, math.ceil(_SECONDS[request.quick] / timed(work.call, 1, 1)[0][0]))
-            rate = work.images * calls / statistics.median(timed(work.call, _REPETITIONS, calls, work.begin)[0])
+            calls = max(1, math.ceil(_SECONDS[request.quick] / time_calls(work.call, 1, 1)[0][0]))
+            rate = work.images * calls / statistics.median(time_calls(work.call, _REPETITIONS, calls, work.begin)[0])
             figures = {"phase": phase, "batch": batch, "devices": devices, "images_per_s": rate}
             where = f"{batch} images{f' on {devices} devices' if devices > 1 else ''}"
             message = f"{rate:,.1f} images/s, the first after {first:.1f} s"
@@ -73,11 +73,11 @@ def measure_memory(task: Task) -> Iterator[Result]:
     for batch in (small, 2 * small):
         # The model before is garbage that refers to itself, and would count as memory of this one.
         gc.collect()
-        before = live_bytes(device, "current")
+        before = read_live_bytes(device, "current")
         work = Benchmark(make_config(request, batch, variant)).work("train", batch)
         work.call()
         work.call()
-        peaks.append(live_bytes(device) - before)
+        peaks.append(read_live_bytes(device) - before)
         del work
         figures = {"batch": batch, "peak_bytes": peaks[-1]}
         yield Result(f"{variant.name}, {batch} images", None, f"{shown_bytes(peaks[-1])} at most", figures=figures)

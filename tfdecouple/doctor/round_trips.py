@@ -21,7 +21,7 @@ _RED, _GREEN, _BLUE, _BLACK, _WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), 0, 
 _CYAN, _MAGENTA, _YELLOW = (0, 255, 255), (255, 0, 255), (255, 255, 0)
 
 
-def come_back(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Encodes and decodes images, uint8 `[n, height, width, channels]`.
 
     Returns:
@@ -36,7 +36,7 @@ def come_back(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return changed, np.sqrt(np.square(np.asarray(v)).mean((1, 2, 3)))
 
 
-def extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+def make_extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Returns images that no camera takes, uint8 `[n, height, width, channels]`, by kind; colours for RGB alone."""
     height, width, channels = image_shape
     rng = np.random.default_rng(seed)
@@ -63,32 +63,32 @@ def extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[str, n
     }
 
 
-def images_by_kind(task: Task) -> dict[str, np.ndarray]:
+def load_images_by_kind(task: Task) -> dict[str, np.ndarray]:
     """Returns the images of the round trips, of the size of the small model, by kind."""
     count = 64 if task.request.quick else small_model.PHOTOGRAPHS
     shape = small_model.load_images(1).shape[1:]
-    return {"photographs": small_model.load_images(count), **extreme_images(shape, count)}
+    return {"photographs": small_model.load_images(count), **make_extreme_images(shape, count)}
 
 
-def run(task: Task) -> Iterator[Result]:
+def try_round_trips(task: Task) -> Iterator[Result]:
     """Yields for each device whether all images come back."""
     import tensorflow as tf
 
     from tfdecouple.runs import load_model
 
-    kinds = images_by_kind(task)
+    kinds = load_images_by_kind(task)
     for device in dict.fromkeys(["CPU:0", *task.devices]):
         with tf.device(device):
             # One batch, because the model is traced for each size of a batch.
-            changed, _ = come_back(load_model(small_model.FOLDER), np.concatenate(list(kinds.values())))
+            changed, _ = count_changed_subpixels(load_model(small_model.FOLDER), np.concatenate(list(kinds.values())))
         parts = np.split(changed, np.cumsum([len(images) for images in kinds.values()])[:-1])
         counts = {
             kind: [len(part), int((part > 0).sum()), int(part.sum())] for kind, part in zip(kinds, parts, strict=True)
         }
-        yield judge({"where": f"Keras, {device}", "kinds": counts})
+        yield check_round_trip({"where": f"Keras, {device}", "kinds": counts})
 
 
-def judge(trip: dict[str, Any]) -> Result:
+def check_round_trip(trip: dict[str, Any]) -> Result:
     """Returns whether all images came back at `where`; `kinds` has [images, lost images, lost subpixels] by kind."""
     where, kinds = trip["where"], trip["kinds"]
     lost = [f"{counts[1]} of {counts[0]} {kind}" for kind, counts in kinds.items() if counts[1]]
@@ -101,7 +101,7 @@ def judge(trip: dict[str, Any]) -> Result:
     return Result(where, not lost, message, advice, trip)
 
 
-def run_exports(task: Task) -> Iterator[Result]:
+def try_exports(task: Task) -> Iterator[Result]:
     """Exports the small model and sends images through the files."""
     try:
         require("tf2onnx", "onnx", "onnxruntime", "tensorflow_serving", what="an export")
@@ -116,7 +116,7 @@ def run_exports(task: Task) -> Iterator[Result]:
     # Imported by its name, because the export stands on top of the library.
     runtimes = importlib.import_module("export.verification.runtimes")
     with scratch as folder:
-        kinds = images_by_kind(task)
+        kinds = load_images_by_kind(task)
         arrays = {f"kind_{number}": images for number, images in enumerate(kinds.values())}
         np.savez(pathlib.Path(folder) / "images.npz", names=np.array(list(kinds)), **arrays)  # type: ignore[arg-type]
         *_, made = runtimes.make(str(small_model.FOLDER), folder)
@@ -124,14 +124,14 @@ def run_exports(task: Task) -> Iterator[Result]:
         yield Result("the export", True, message, figures=made)
         for device in dict.fromkeys(["CPU:0", *task.devices]):
             *_, trip = runtimes.use_saved_model(folder, device)
-            yield judge_export(trip)
+            yield check_export(trip)
         for provider in made["providers"]:
             *_, trip = runtimes.use_onnx(folder, provider)
-            yield judge_export(trip)
+            yield check_export(trip)
 
 
-def judge_export(trip: dict[str, Any]) -> Result:
+def check_export(trip: dict[str, Any]) -> Result:
     """Returns whether a runtime reconstructed all images; a provider without its device or libraries is no failure."""
     if reason := trip.get("unavailable"):
         return Result(trip["where"], None, f"installed, but not usable here: {reason}", figures=trip)
-    return judge(trip)
+    return check_round_trip(trip)

@@ -29,7 +29,7 @@ def load_config() -> Config:
     return Config.from_json(FOLDER / "config.json")
 
 
-def step_config(**training: Any) -> Config:
+def make_step_config(**training: Any) -> Config:
     """Returns the config of a training of the model on `IMAGES` images a batch, with these options changed."""
     options = {"batch_size": IMAGES, "evaluation_batch_size": IMAGES, "ema_decay": 0.0, **training}
     config = load_config()
