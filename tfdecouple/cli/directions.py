@@ -197,11 +197,9 @@ def find_directions(
     directions: list[Direction] = []
     with Counter("finding directions", len(names), unit="directions") as counter:
         for number, name in enumerate(names):
-            (z, values), (held_z, held_values) = (
-                (codes[counted], column[counted])
-                for codes, column in ((codes, columns[:, number]) for codes, columns in (training, held_out))
-                for counted in [~np.isnan(column)]
-            )
+            counted, held = ~np.isnan(training[1][:, number]), ~np.isnan(held_out[1][:, number])
+            z, values = training[0][counted], training[1][counted, number]
+            held_z, held_values = held_out[0][held], held_out[1][held, number]
             kinds, counts = np.unique(values, return_counts=True)
             if len(kinds) < 2 or len(values) < 2 * LEAST or (len(kinds) == 2 and counts.min() < LEAST):
                 text = f"no direction {name}: it needs {LEAST} images of two kinds, and there are {counts.tolist()}"
