@@ -45,6 +45,7 @@ class Parser(argparse.ArgumentParser):
 
 def number(kind: type[int] | type[float], least: float = 0, most: float = 2**31 - 1) -> Callable[[str], Any]:
     """Returns the type of an option whose value is a number from `least` to `most`: whole for `int`."""
+    numeral = "a whole number" if kind is int else "a finite number"
 
     def convert(text: str) -> Any:
         try:
@@ -52,8 +53,8 @@ def number(kind: type[int] | type[float], least: float = 0, most: float = 2**31 
         except ValueError:
             value = math.nan
         if not least <= value <= most:
-            name = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"is {text}; it must be a {name} from {least} to {most:,}")
+            bound = f"at least {least:,}" if value < least else f"at most {most:,}" if value > most else numeral
+            raise argparse.ArgumentTypeError(f"is {text}; it must be {bound}")
         return value
 
     return convert
