@@ -297,7 +297,7 @@ class TestRefusals:
             (["--frechet-images", 1], "--frechet-images is 1; it must be at least 2"),
             (["--probe-images", -1], "--probe-images is -1"),
             (["--seed", -1], "--seed is -1"),
-            (["--seed", 2**31], "--seed is 2147483648; it must be below 2**31"),
+            (["--seed", 2**31], "--seed is 2147483648; it must be at most 2,147,483,647"),
             (["--temperature", "nan"], "--temperature is nan"),
             (["--frechet", "no/such.onnx"], "there is no file no/such.onnx"),
             (["--image-statistics", "--split", "train"], "--split is 'train', which --image-statistics is fitted on"),
