@@ -72,7 +72,6 @@ def count(options: argparse.Namespace) -> int:
     config = configured(options)
     start_tensorflow(1 if options.one_shard else options.threads)
     import tfdecouple.training  # noqa: F401 - all that train.py imports
-    from tfdecouple.training.step import NO_WISHES
 
     if options.lines and config.training.passes > 1:
         raise UserError(f"--lines is {options.lines}; it needs a step in one piece, training.micro_batches=1")
@@ -90,7 +89,7 @@ def count(options: argparse.Namespace) -> int:
     rows += [["others", total - sum(number for _, number in most)], ["all", total]]
     print(table(["operation", f"{options.preset}, {options.batch} images"], rows))
     if options.lines:
-        arguments = tf.constant(0), tf.constant([float(wish) for wish in NO_WISHES])
+        arguments = tf.constant(0), tf.constant(0.0)
         found = by_line(benchmark.step._whole.get_concrete_function(images, *arguments).graph).most_common(
             options.lines
         )

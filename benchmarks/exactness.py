@@ -63,7 +63,7 @@ def measure(options: argparse.Namespace) -> int:
 
     from tfdecouple.config import DataConfig
     from tfdecouple.data import load_images, open_source
-    from tfdecouple.runs import Run
+    from tfdecouple.runs.opened_run import Run
 
     emulation = contextlib.ExitStack()
     if options.emulate is not None:

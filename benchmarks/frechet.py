@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace) -> int:
     """Prints a row for each temperature and side."""
     start_tensorflow()
     from tfdecouple.metrics.frechet import Drawn, frechet_distance, moments_of, open_extractor
-    from tfdecouple.runs import Run
+    from tfdecouple.runs.opened_run import Run
 
     run = Run.open(options.run)
     source = run.open_source(data_dir=options.data_dir)

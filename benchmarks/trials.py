@@ -187,7 +187,7 @@ def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
 
     from tfdecouple.metrics.linear_classifier import fit_classifier, standardize
     from tfdecouple.metrics.probe import read_labelled
-    from tfdecouple.runs import Run
+    from tfdecouple.runs.opened_run import Run
 
     opened = Run.open(run)
     if not opened.config.model.has_latent:

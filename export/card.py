@@ -14,7 +14,7 @@ from export.manifest import JSON_NAME
 from export.origin import Origin
 from tfdecouple.data.sources import rights_in
 from tfdecouple.image_shapes import CONVERTED, Shape, colours, facts, from_facts
-from tfdecouple.runs.model_card import card_head
+from tfdecouple.runs.publishing import make_card_head
 from tfdecouple.storage.files import read_json
 
 TEXT_NAME = "MODEL_CARD.md"
@@ -223,7 +223,7 @@ def card_text(card: Mapping[str, Any]) -> str:
         "checked": f"on {card['checked']['real_images']}; {card['checked']['machine']}",
     }
     lines = [
-        *card_head(card["name"], shape, architecture["n_bits"], latent_dim, rows),
+        *make_card_head(card["name"], shape, architecture["n_bits"], latent_dim, rows),
         "",
         "## Endpoints",
         "",

@@ -18,16 +18,16 @@ from tfdecouple.data.sources import images_at
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.image_shapes import facts
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import (
-    Run,
-    figures_of_test,
-    images_known,
-    is_folder,
+from tfdecouple.runs.latent_directions import Directions
+from tfdecouple.runs.opened_run import Run
+from tfdecouple.runs.run_folder import (
+    are_images_known,
+    describe_unknown_data,
+    find_test_metrics,
+    is_run_folder,
     read_summary,
     run_name,
-    unknown_data,
 )
-from tfdecouple.runs.latent_directions import Directions
 
 _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
 
@@ -117,11 +117,11 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
         directions = opened.directions() if config.model.has_latent else None
     except RunError as error:
         problem = str(error)
-    known = images_known(summary, step)
+    known = are_images_known(summary, step)
     bits: dict[str, Any] = {}
     if summary.get("best_step") == step and isinstance(summary.get("validation_bits_per_dim"), float):
         bits["validation"] = summary["validation_bits_per_dim"]
-    if test := figures_of_test(summary, step):
+    if test := find_test_metrics(summary, step):
         bits |= {"test": test["bits_per_dim"], "test_images": test["images"]}
     trained_on = str(summary.get("data") or config.data.source)
     origin = Origin(
@@ -131,7 +131,7 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
         step=step,
         averaged=opened.averaged,
         parameters=model.parameter_count()["total"],
-        data=without_path(trained_on, config) if known else unknown_data(config),
+        data=without_path(trained_on, config) if known else describe_unknown_data(config),
         bits_per_dim=bits or None,
         images_known=known,
         directions=directions,
@@ -143,7 +143,7 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
 
 
 def _name(run: str | pathlib.Path) -> str:
-    return pathlib.Path(run).absolute().name if is_folder(run) else run_name(run)
+    return pathlib.Path(run).absolute().name if is_run_folder(run) else run_name(run)
 
 
 def without_path(text: str, config: Config) -> str:

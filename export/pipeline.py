@@ -32,8 +32,8 @@ from export.verification.gate import pass_gate
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.image_shapes import described, square
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import SUMMARY
 from tfdecouple.runs.latent_directions import MEANS
+from tfdecouple.runs.run_folder import SUMMARY
 from tfdecouple.storage.files import write_json, write_text
 
 # Published beside ONNX files: it runs them, with ONNX Runtime and NumPy alone.
@@ -306,7 +306,7 @@ def describe(origin: Origin) -> dict[str, Any]:
     bits = origin.bits_per_dim or {}
     found = [one for one in origin.directions or () if one.method == MEANS][:_MOST_SLIDERS]
     model = origin.config.model
-    directions = [{"name": one.name, "vector": one.vector.tolist(), "told": one.told()} for one in found]
+    directions = [{"name": one.name, "vector": one.vector.tolist(), "told": one.describe_accuracy()} for one in found]
     return {
         **({"directions": directions} if directions else {}),
         **({"label_shares": list(model.label_shares)} if model.has_classes else {}),

@@ -140,7 +140,7 @@ class TestRun:
 @pytest.mark.slow
 def test_training_goes_on_from_the_golden_state(generation, tmp_path):
     """Optimiser, averages and counters too: the `step` checkpoint is read whole."""
-    from tfdecouple.runs import load_config
+    from tfdecouple.runs.run_folder import load_config
     from tfdecouple.training import train
 
     run = tmp_path / "run"

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tfdecouple.config import ModelConfig, load_preset
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.runs import load_model
+from tfdecouple.runs.opened_run import load_model
 
 SHAPE = (8, 12, 1)
 GREY = ModelConfig(**{**SMALL.to_dict(), "image_size": None, "image_shape": SHAPE})

@@ -22,7 +22,7 @@ from tfdecouple.data import open_source
 from tfdecouple.errors import ConfigError, DataError, RunError
 from tfdecouple.networks import plan
 from tfdecouple.networks.plan import count_by_network, count_parameters, require_memory, weight_shapes
-from tfdecouple.runs import load_config
+from tfdecouple.runs.run_folder import load_config
 from tfdecouple.runtime import memory
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 

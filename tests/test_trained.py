@@ -14,7 +14,8 @@ from threadpoolctl import threadpool_limits
 from tfdecouple.cli import main
 from tfdecouple.data import load_images, open_source
 from tfdecouple.metrics.linear_classifier import KINDS
-from tfdecouple.runs import load_config, load_directions, load_model, weights_sha256
+from tfdecouple.runs.opened_run import hash_weights, load_directions, load_model
+from tfdecouple.runs.run_folder import load_config
 
 RUN = ROOT / "docs" / "results" / "quickstart"
 
@@ -107,7 +108,7 @@ def test_directions_change_the_verdict_of_a_classifier_of_pixels(model, crops):
     """One that knows real crops of the training alone. And at 0 the images are what they were, to the last pixel."""
     directions = load_directions(RUN)
     config = load_config(RUN)
-    assert directions.weights_sha256 == weights_sha256(model)
+    assert directions.weights_sha256 == hash_weights(model)
     assert directions.names == list(config.data.photographs)
     source = open_source(dataclasses.replace(config.data, photograph_crops=1000), config.model.image_size)
     known, labels = load_images(source, "train", 1000)

@@ -31,7 +31,7 @@ _NAMES = {
     "config": ("Config", "DataConfig", "ModelConfig", "TrainingConfig", "load_preset", "override", "preset_names"),
     "model": ("Codes", "DecoupledModel", "Elbo"),
     "model.outlier_scores": ("outlier_scores",),
-    "runs": ("load_directions", "load_model", "load_pretrained", "save_run"),
+    "runs.opened_run": ("load_directions", "load_model", "load_pretrained", "save_run"),
     "runtime.precision": ("full_float32",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

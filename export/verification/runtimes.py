@@ -357,7 +357,7 @@ def make(run: str, folder: str) -> Iterator[dict[str, Any]]:
     from export.endpoints import endpoints
     from export.formats.onnx import build_onnx, save_onnx
     from export.formats.saved_model import save_saved_model
-    from tfdecouple.runs import load_model
+    from tfdecouple.runs.opened_run import load_model
     from tfdecouple.runtime.precision import full_float32
 
     place, model = pathlib.Path(folder), load_model(run)

@@ -29,7 +29,7 @@ from tfdecouple.metrics.classification import LabelSamples
 from tfdecouple.metrics.frechet import FrechetDistance
 from tfdecouple.metrics.probe import LinearProbe
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import load_model
+from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runtime import progress
 
 pytestmark = pytest.mark.usefixtures("eager")

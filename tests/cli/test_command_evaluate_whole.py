@@ -23,7 +23,7 @@ from tfdecouple.metrics import linear_classifier, probe
 from tfdecouple.metrics.bounds import BoundEvaluator
 from tfdecouple.metrics.frechet import Drawn
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import load_model
+from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runtime import progress
 
 # But what the fixture of a class runs is traced, as users' programs are.

@@ -23,7 +23,7 @@ from tfdecouple.metrics.outliers import (
     permuted,
     unusual,
 )
-from tfdecouple.runs import load_model
+from tfdecouple.runs.opened_run import load_model
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 

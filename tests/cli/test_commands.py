@@ -18,7 +18,8 @@ from tfdecouple.cli.run_images import pair_up
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import load_config, load_model
+from tfdecouple.runs.opened_run import load_model
+from tfdecouple.runs.run_folder import load_config
 from tfdecouple.storage.files import write_text
 from tfdecouple.visualization.projection import principal_components
 

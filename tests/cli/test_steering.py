@@ -12,8 +12,8 @@ from tfdecouple import load_directions
 from tfdecouple.cli import main
 from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import RunError, UserError
-from tfdecouple.runs import Run, load_model, weights_sha256
 from tfdecouple.runs.latent_directions import METHODS, Direction, Directions
+from tfdecouple.runs.opened_run import Run, hash_weights, load_model
 
 pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
 
@@ -60,7 +60,7 @@ class TestDirections:
         directions, _ = found
         assert directions.names == ["blue", "green", "red"] and len(directions) == 6
         model = load_model(run)
-        assert directions.weights_sha256 == weights_sha256(model)
+        assert directions.weights_sha256 == hash_weights(model)
         files = sorted((coloured / "train").rglob("*.png"))
         z = model.posterior(np.stack([read_image(str(file), 8, 0) for file in files])).mean().numpy()
         is_red = np.array([file.parent.name == "red" for file in files])

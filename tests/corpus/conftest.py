@@ -6,7 +6,7 @@ from helpers.models import random_images
 from PIL import Image
 
 from tfdecouple.cli import main
-from tfdecouple.runs import load_model
+from tfdecouple.runs.opened_run import load_model
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tfdecouple.corpus import read_codes
 from tfdecouple.corpus.codes_manifest import Manifest
 from tfdecouple.corpus.folder import recorded_shards
 from tfdecouple.errors import DataError
-from tfdecouple.runs import load_model
+from tfdecouple.runs.opened_run import load_model
 from tfdecouple.storage.checkpoints import CheckpointFolder
 
 pytestmark = pytest.mark.usefixtures("eager_file", "quiet")

@@ -29,7 +29,7 @@ from tfdecouple.errors import DataError
 from tfdecouple.metrics import outliers
 from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import Run, load_model
+from tfdecouple.runs.opened_run import Run, load_model
 
 # One test encodes as the command does, which traces.
 pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
@@ -323,7 +323,7 @@ def test_the_config_of_a_run_on_a_folder_decides_how_images_are_cropped(tiny_run
     model = load_model(tiny_run)
     # Where the subjects of a data set are says nothing of a user's own images.
     other = write_run(tmp_path / "other", model, data=DataConfig(source="cifar10", centre_crop=4))
-    assert Run.open(other).data_of(f"folder:{pictures}").centre_crop == 0
+    assert Run.open(other).data_config(f"folder:{pictures}").centre_crop == 0
     run = write_run(tmp_path / "cropped", model, data=DataConfig(source="folder:/faces", centre_crop=4))
     arguments = ["encode", "--run", tiny_run, "--data", f"folder:{pictures}", "--out", tmp_path / "codes"]
     assert main(list(map(str, arguments))) == 0

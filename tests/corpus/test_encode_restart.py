@@ -18,7 +18,7 @@ from tfdecouple.corpus import read_codes
 from tfdecouple.corpus.formats import TFRecordFile
 from tfdecouple.data import image_folder
 from tfdecouple.errors import DataError
-from tfdecouple.runs import load_model
+from tfdecouple.runs.opened_run import load_model
 from tfdecouple.storage.checkpoints import CheckpointFolder
 
 pytestmark = pytest.mark.usefixtures("eager_file", "quiet")

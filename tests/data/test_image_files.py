@@ -150,7 +150,7 @@ class TestPipes:
     def test_is_no_image_of_the_users_own(self, pipe, tiny_run):
         from types import SimpleNamespace
 
-        from tfdecouple.runs import load_config
+        from tfdecouple.runs.run_folder import load_config
 
         run = SimpleNamespace(config=load_config(tiny_run))
         with pytest.raises(DataError, match="no regular file"):

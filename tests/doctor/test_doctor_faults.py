@@ -10,9 +10,9 @@ from helpers.emulation import _Emulation, emulated_accelerator, switch_left_alon
 from helpers.forked import forked_programs
 
 from export.verification import runtimes
-from tfdecouple import runs
 from tfdecouple.doctor import device_numbers, round_trips, small_model
 from tfdecouple.doctor.result import VARIANTS, Request, Task
+from tfdecouple.runs import opened_run
 from tfdecouple.runtime import extras
 
 
@@ -97,7 +97,7 @@ class TestExactness:
     @staticmethod
     def look(monkeypatch):
         model = device_numbers.load_model_on("CPU:0", small_model.FOLDER)
-        monkeypatch.setattr(runs, "load_model", lambda run: model)
+        monkeypatch.setattr(opened_run, "load_model", lambda run: model)
         (result,) = round_trips.try_round_trips(Task(Request(quick=True)))
         return result
 

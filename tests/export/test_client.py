@@ -16,7 +16,7 @@ from PIL import Image
 from export import client as source
 from export.pipeline import CLIENT
 from tfdecouple.data.image_file import read_image
-from tfdecouple.runs import load_model
+from tfdecouple.runs.opened_run import load_model
 
 # The noise that the sampler of the tiny model takes, in its order.
 NOISE = {"z_noise": (4,), "v_noise": (8, 8, 3)}

@@ -19,7 +19,7 @@ from export.card import JSON_NAME, TEXT_NAME, card_text, exactness, licence_of, 
 from export.endpoints import endpoints
 from export.origin import Origin, open_run, without_path
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.runs import load_model, save_run
+from tfdecouple.runs.opened_run import load_model, save_run
 
 LATENCY = {"encode": {"1": 1.0}}
 

@@ -16,7 +16,7 @@ from export.endpoints import endpoints
 from export.origin import open_run
 from export.pipeline import Request, describe, export
 from tfdecouple.errors import UserError
-from tfdecouple.runs import load_config, write_label_names
+from tfdecouple.runs.run_folder import load_config, write_label_names
 
 NAMES = ["cat", "dog", "owl", "fox", "hen", "cow", "elk"]
 # Of no sizes that the models of other tests have.

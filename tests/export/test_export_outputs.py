@@ -17,7 +17,7 @@ from export.endpoints import endpoints
 from export.formats import web
 from export.origin import open_run
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import averaged_names
+from tfdecouple.runs.run_folder import list_averaged_weights
 from tfdecouple.storage.checkpoints import CheckpointFolder
 
 
@@ -85,7 +85,7 @@ class TestCard:
         # These are the averages at that step, and not what training had there.
         kept = CheckpointFolder(finished_run / "checkpoints")
         trained, averaged = DecoupledModel(model.config), DecoupledModel(model.config)
-        covered = averaged_names(model)
+        covered = list_averaged_weights(model)
         kept.read("step", origin.step, {"model": trained.named_variables()})
         averages = {name: variable for name, variable in averaged.named_variables().items() if name in covered}
         kept.read("step", origin.step, {"averages": averages})

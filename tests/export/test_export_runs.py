@@ -26,7 +26,7 @@ from export.verification.reference import KerasReference
 from tfdecouple.config import DataConfig, load_preset
 from tfdecouple.data import load_images, open_source
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import load_config
+from tfdecouple.runs.run_folder import load_config
 from tfdecouple.training import train
 from tfdecouple.training.schedule import learning_rate
 

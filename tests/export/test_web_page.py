@@ -23,8 +23,8 @@ from export.origin import open_run
 from export.pipeline import Request, describe, export
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
-from tfdecouple.runs import load_model, weights_sha256
 from tfdecouple.runs.latent_directions import METHODS, Direction, Directions
+from tfdecouple.runs.opened_run import hash_weights, load_model
 from tfdecouple.runs.run_folder import load_config
 from tfdecouple.visualization.full_size import Photograph, change_at_full_size
 
@@ -110,7 +110,7 @@ def steered_run(tiny_run, tmp_path_factory):
         for name in ("<b>bright", "dark")
         for method in METHODS
     ]
-    Directions(weights_sha256(load_model(run)), {}, tuple(found)).write(run)
+    Directions(hash_weights(load_model(run)), {}, tuple(found)).write(run)
     return run
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from helpers.models import SMALL
 from tfdecouple.config import Config, DataConfig, TrainingConfig
 from tfdecouple.training.log import read_metrics
-from tfdecouple.training.step import NO_WISHES, StepResult, TrainStep
+from tfdecouple.training.step import StepResult, TrainStep
 
 TIMING = ("images_per_second",)
 
@@ -89,18 +89,17 @@ class FakeStep:
     def kl(step):
         return 2.0 + step / 8
 
-    def __call__(self, micro_batches, step, wishes=NO_WISHES):
+    def __call__(self, micro_batches, step, stop=False):
         applied = step not in self.bad and not self.state.halted.numpy()
         kl = self.kl(step) if step not in self.bad else math.nan
         if applied:
             optimizer = self.state.optimizer
-            for moved in (*optimizer.averages.values(), *optimizer.means.values()):
-                moved.assign_add(tf.fill(moved.shape, 1e-3))
-        stopping = wishes.stop or step == self.told_to_stop
+            for variable in (*optimizer.averages.values(), *optimizer.means.values()):
+                variable.assign(variable.read_value() + tf.fill(variable.shape, 1e-3))
+        stopping = stop or step == self.told_to_stop
         figures = map(tf.constant, (kl + 1, 1.0, kl, 0.0, kl + 2, 0.1))
-        told = (tf.constant(applied), tf.constant(float(stopping)), tf.constant(float(wishes.read_after)))
-        result = StepResult(*figures, *told)
-        self.state.count_step(result.figures(), result.applied)
+        result = StepResult(*figures, tf.constant(applied), tf.constant(float(stopping)))
+        self.state.count_step(result)
         return result
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from helpers.models import SMALL, give_effect, random_images
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.training.optimizer import Piece
+from tfdecouple.training.optimizer import BufferView
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.strategy import make_strategy
@@ -66,8 +66,8 @@ class Trainer:
 
         def read(variable):
             if device is not None:
-                is_piece = isinstance(variable, Piece)
-                copies = variable.copies() if is_piece else self.strategy.experimental_local_results(variable)
+                is_view = isinstance(variable, BufferView)
+                copies = variable.copies() if is_view else self.strategy.experimental_local_results(variable)
                 variable = copies[device]
             return variable.numpy()
 

@@ -11,7 +11,7 @@ from helpers.places import DATA
 from helpers.refusals import refused
 
 from tfdecouple.cli import main
-from tfdecouple.runs import load_model
+from tfdecouple.runs.opened_run import load_model
 
 pytestmark = pytest.mark.usefixtures("eager")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 
@@ -10,12 +11,13 @@ import pytest
 import tensorflow as tf
 from helpers.eager import run_eagerly
 from helpers.models import random_images
+from helpers.refusals import message_of
 from helpers.wolf import Reference, assert_refused
 
 import tfdecouple
 from tfdecouple.errors import UserError, WolfError
 from tfdecouple.interop.wolf import assign, import_wolf, model_config_of, read_state
-from tfdecouple.storage import torch_state
+from tfdecouple.runtime.extras import MissingPackageError
 
 REFERENCE = Reference("wolf_small")
 DATA, CONFIG, IMAGES, edited = REFERENCE.folder, REFERENCE.config, REFERENCE.images, REFERENCE.edited
@@ -83,7 +85,7 @@ class TestNumbers:
 
 class TestRunFolder:
     def test_config_is_that_of_the_reference(self, run):
-        assert tfdecouple.runs.load_config(run).model == tfdecouple.ModelConfig(
+        assert tfdecouple.runs.run_folder.load_config(run).model == tfdecouple.ModelConfig(
             image_size=32,
             n_bits=8,
             latent_dim=8,
@@ -112,7 +114,7 @@ class TestRunFolder:
     def test_an_existing_empty_folder_is_used_and_names_the_run(self, tmp_path, eager, monkeypatch):
         monkeypatch.chdir(tmp_path)
         import_wolf(DATA / "config.json", DATA / "model.npz", image_size=32, workdir=".")
-        assert tfdecouple.runs.load_config(tmp_path).name == tmp_path.name
+        assert tfdecouple.runs.run_folder.load_config(tmp_path).name == tmp_path.name
 
 
 def write(folder, config, state):
@@ -442,10 +444,10 @@ class TestFiles:
 
 class TestTorch:
     def test_pt_without_torch_says_what_to_install(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(torch_state.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         path = tmp_path / "model.pt"
         path.write_bytes(b"x")
-        message = refusal(lambda: read_state(path))
+        message = message_of(MissingPackageError, lambda: read_state(path))
         assert message == "reading model.pt needs torch, which is missing: pip install 'tfdecouple[wolf]'"
 
     @pytest.mark.parametrize(

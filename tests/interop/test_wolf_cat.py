@@ -13,7 +13,7 @@ from tfdecouple.config import ModelConfig
 from tfdecouple.errors import WolfError
 from tfdecouple.interop.wolf import assign, model_config_of, read_state
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import load_model
+from tfdecouple.runs.opened_run import load_model
 
 REFERENCE = Reference("wolf_small_cat")
 IMAGES, LABELS = REFERENCE.images, REFERENCE.arrays["labels"]

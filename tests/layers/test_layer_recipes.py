@@ -22,7 +22,7 @@ from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks import costs
 from tfdecouple.networks.plan import count_parameters, weight_shapes
-from tfdecouple.runs import load_model
+from tfdecouple.runs.opened_run import load_model
 
 # A function of this file runs a few times.
 pytestmark = pytest.mark.usefixtures("eager_file")

@@ -95,6 +95,7 @@ class TestTables:
         ]
         assert rows("validation") == [{"step": "2", "bits_per_dim": "7.5"}]
         log.write("validation", 4, {"bits_per_dim": 7.25, "smallest_scale": 0.5})
+        log.flush()
         assert [row["smallest_scale"] for row in rows("validation")] == ["", "0.5"]
 
     def test_of_a_run_that_had_none_before(self, tmp_path):
@@ -231,9 +232,9 @@ def test_loggers_may_change_when_a_run_goes_on(tmp_path):
     from tfdecouple.training.run_directory import RunDirectory
 
     with RunDirectory(tmp_path / "run", CONFIG) as directory:
-        directory.check()
-        directory.claim({})
+        directory.require_same_run()
+        directory.write_run_files({})
     training = dataclasses.replace(CONFIG.training, loggers=("csv",))
     with RunDirectory(tmp_path / "run", dataclasses.replace(CONFIG, training=training)) as directory:
-        directory.check()
+        directory.require_same_run()
         assert directory.is_resumed

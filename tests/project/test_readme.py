@@ -107,7 +107,7 @@ def python_blocks(text):
 
 def test_the_python_of_the_readme_runs():
     from tfdecouple.data import load_images, open_source
-    from tfdecouple.runs import load_config
+    from tfdecouple.runs.run_folder import load_config
 
     (block,) = python_blocks(README)
     config = load_config("photographs")

@@ -2,21 +2,19 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 import types
 
 import pytest
 from helpers.hub_server import hub_server
-from helpers.places import PATIENCE, ROOT
 from helpers.refusals import refused
 
 import tfdecouple
 from tfdecouple.cli import main
 from tfdecouple.errors import RunError, UntrustedError, UserError
-from tfdecouple.runs import load_model, run_name, weights_sha256
-from tfdecouple.runs.pretrained import Address, fetch, folder_of
+from tfdecouple.runs.opened_run import hash_weights, load_model
+from tfdecouple.runs.pretrained import download_weights, find_pretrained, parse_address
+from tfdecouple.runs.run_folder import run_name
 
 client = pytest.importorskip("huggingface_hub")
 
@@ -35,7 +33,7 @@ def hub(tmp_path, monkeypatch):
         # The storage that the Hub has had since Git LFS needs servers of its own.
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", "hf_of_this_test")
-        fetch.cache_clear()
+        download_weights.cache_clear()
         yield server
 
 
@@ -56,20 +54,20 @@ def test_what_is_published_is_loaded(hub, tiny_run, capsys):
     assert b'license: "mit"' in files["README.md"] and b'load_pretrained("hf://ada/faces")' in files["README.md"]
     # What is large went by itself, as numbers of a checkpoint do.
     assert any(path.startswith("/upload/") for _, path in hub.asked)
-    ours = weights_sha256(load_model(tiny_run))
-    assert weights_sha256(tfdecouple.load_pretrained(f"hf://ada/faces@{commit}")) == ours
-    assert weights_sha256(tfdecouple.DecoupledModel.from_preset("hf://ada/faces@main")) == ours
+    ours = hash_weights(load_model(tiny_run))
+    assert hash_weights(tfdecouple.load_pretrained(f"hf://ada/faces@{commit}")) == ours
+    assert hash_weights(tfdecouple.DecoupledModel.from_preset("hf://ada/faces@main")) == ours
 
 
 def test_a_commit_stays_what_it_was(hub, weights):
     first = hub.commit("ada/faces", weights)
-    assert folder_of("hf://ada/faces").name == first
+    assert find_pretrained("hf://ada/faces").name == first
     second = hub.commit("ada/faces", {**weights, "more.txt": b"x"})
-    fetch.cache_clear()
-    assert folder_of("hf://ada/faces").name == second and folder_of(f"hf://ada/faces@{first}").name == first
+    download_weights.cache_clear()
+    assert find_pretrained("hf://ada/faces").name == second and find_pretrained(f"hf://ada/faces@{first}").name == first
     asked = len(hub.asked)
-    fetch.cache_clear()
-    folder = folder_of(f"hf://ada/faces@{first}")
+    download_weights.cache_clear()
+    folder = find_pretrained(f"hf://ada/faces@{first}")
     # It is here already: nobody is asked again.
     assert len(hub.asked) == asked
     assert run_name("hf://ada/faces@v1") == "faces" and (folder / "config.json").is_file()
@@ -77,7 +75,7 @@ def test_a_commit_stays_what_it_was(hub, weights):
 
 def test_only_config_and_weights_are_fetched(hub, weights):
     hub.commit("ada/faces", {**weights, "evil.py": b"raise SystemExit", "metrics.jsonl": b"{}", "model.pkl": b"x"})
-    folder = folder_of("hf://ada/faces")
+    folder = find_pretrained("hf://ada/faces")
     fetched = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert fetched == {name for name in weights if name not in ("README.md", "metrics.jsonl")}
 
@@ -130,38 +128,38 @@ def manifest(weights, **files):
 def test_a_strangers_repository(hub, weights, made, error, said):
     hub.commit("ada/faces", made(weights))
     with pytest.raises(error, match=said) as refusal:
-        folder_of("hf://ada/faces")
+        find_pretrained("hf://ada/faces")
     assert "\n" not in str(refusal.value)
 
 
 def test_a_manifest_is_fetched_once_its_size_is_known(hub, weights):
     hub.commit("ada/faces", {**weights, "manifest.json": weights["manifest.json"] + b" " * 2**20})
     with pytest.raises(RunError, match="the manifest of hf://ada/faces has .* bytes; one has 1,048,576 at most"):
-        folder_of("hf://ada/faces")
+        find_pretrained("hf://ada/faces")
     assert {method for method, _ in hub.asked} == {"HEAD"}
 
 
 def test_room_is_asked_for_what_is_missing_alone(hub, weights, monkeypatch):
     hub.commit("ada/faces", weights)
-    folder = folder_of("hf://ada/faces")
+    folder = find_pretrained("hf://ada/faces")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=0))
-    fetch.cache_clear()
-    assert folder_of("hf://ada/faces") == folder
-    fetch.cache_clear()
+    download_weights.cache_clear()
+    assert find_pretrained("hf://ada/faces") == folder
+    download_weights.cache_clear()
     (folder / "config.json").unlink()
     with pytest.raises(RunError, match=f"has {len(weights['config.json']):,} bytes, and .* not as much room"):
-        folder_of("hf://ada/faces")
+        find_pretrained("hf://ada/faces")
 
 
 @pytest.mark.parametrize("name", ["config.json", "manifest.json"])
 def test_a_file_that_is_damaged_here_is_fetched_again(hub, weights, name):
     hub.commit("ada/faces", weights)
-    folder = folder_of("hf://ada/faces")
+    folder = find_pretrained("hf://ada/faces")
     (folder / name).write_bytes(b"#" + weights[name][1:])
-    fetch.cache_clear()
+    download_weights.cache_clear()
     with pytest.raises(RunError, match="of hf://ada/faces is "):
-        folder_of("hf://ada/faces")
-    assert (folder_of("hf://ada/faces") / name).read_bytes() == weights[name]
+        find_pretrained("hf://ada/faces")
+    assert (find_pretrained("hf://ada/faces") / name).read_bytes() == weights[name]
 
 
 def test_what_is_not_there(hub, weights, capsys):
@@ -174,37 +172,23 @@ def test_what_is_not_there(hub, weights, capsys):
         assert line.startswith(f"error: {address}: {said}")
     for address in ("hf://", "hf://ada", "hf://ada/faces@", "hf://ada/../x", "hf://ada/faces@../x", "hf://a/b/c"):
         with pytest.raises(UserError, match="is no address on the Hub"):
-            Address.parsed(address)
+            parse_address(address)
 
 
 def test_a_hub_that_is_away(hub, weights, monkeypatch):
     from huggingface_hub import constants
 
     commit = hub.commit("ada/known", weights)
-    folder_of("hf://ada/known")
+    find_pretrained("hf://ada/known")
     nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
     # The client tries again and again.
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    fetch.cache_clear()
-    assert folder_of(f"hf://ada/known@{commit}").name == commit
+    download_weights.cache_clear()
+    assert find_pretrained(f"hf://ada/known@{commit}").name == commit
     with pytest.raises(RunError, match="hf://ada/known: ") as refusal:
-        folder_of("hf://ada/known")
+        find_pretrained("hf://ada/known")
     assert "\n" not in str(refusal.value)
-
-
-def test_the_clients_own_variables_say_where(hub, weights, tmp_path):
-    commit = hub.commit("ada/faces", weights)
-    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PATH": "", "PYTHONPATH": str(ROOT)}
-    code = "import sys; from tfdecouple.runs.pretrained import folder_of; print(folder_of(sys.argv[1]))"
-    command = [sys.executable, "-c", code, "hf://ada/faces"]
-    options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": True, "timeout": PATIENCE}
-    found = subprocess.run(command, env=environment, **options).stdout
-    assert found.strip() == str(tmp_path / "home" / "hub" / "models--ada--faces" / "snapshots" / commit)
-    # Without the server what was fetched is still there.
-    gone = {**environment, "HF_ENDPOINT": "http://127.0.0.1:9"}
-    command[-1] += f"@{commit}"
-    assert subprocess.run(command, env=gone, **options).stdout == found
 
 
 def test_without_the_client_the_extra_is_named(monkeypatch, capsys):
@@ -212,6 +196,6 @@ def test_without_the_client_the_extra_is_named(monkeypatch, capsys):
 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "huggingface_hub" else find(name))
-    fetch.cache_clear()
+    download_weights.cache_clear()
     line = refused(capsys, lambda: main(["sample", "--run", "hf://ada/faces"]))
     assert "hf://ada/faces needs huggingface_hub, which is missing: pip install 'tfdecouple[hub]'" in line

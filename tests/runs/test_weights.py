@@ -3,14 +3,12 @@
 import io
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from helpers.documents import split_code
 from helpers.models import SMALL, random_images
 from helpers.places import ROOT
 from helpers.refusals import refused
@@ -24,18 +22,20 @@ from tfdecouple.config import PHOTOGRAPHS, load_preset
 from tfdecouple.data import load_images, open_source
 from tfdecouple.data.image_file import fit_image
 from tfdecouple.errors import ConfigError, RunError
-from tfdecouple.runs import find_run, is_folder, load_config, pretrained, read_summary, weights_sha256
+from tfdecouple.runs import pretrained
 from tfdecouple.runs.latent_directions import METHODS
-from tfdecouple.runs.pretrained import MANIFEST, Published
+from tfdecouple.runs.opened_run import hash_weights
+from tfdecouple.runs.pretrained import MANIFEST, Manifest
+from tfdecouple.runs.run_folder import find_run, is_run_folder, load_config, read_summary
 
 pytestmark = pytest.mark.usefixtures("eager")
 
-HERE = pretrained.folder_of("photographs")
+HERE = pretrained.find_pretrained("photographs")
 
 
 def test_the_folder_is_whole_and_small():
-    manifest = Published.read(HERE / MANIFEST, "photographs")
-    assert manifest == Published.of(HERE)
+    manifest = Manifest.read(HERE / MANIFEST, "photographs")
+    assert manifest == Manifest.from_folder(HERE)
     assert sum(size for name, (size, _) in manifest.files.items() if "/best-" in name) < 8_000_000
     assert {"README.md", "config.json", "summary.json", "metrics.jsonl", "directions.json"} <= set(manifest.files)
 
@@ -70,7 +70,7 @@ def test_images_come_back_and_another_z_gives_other_pictures():
     assert all((ours != image).mean() > 0.1 for ours, image in zip(switched, images, strict=True))
     # Directions of these weights come along, too.
     directions = tfdecouple.load_directions("photographs")
-    assert directions.weights_sha256 == weights_sha256(model) and tuple(directions.names) == PHOTOGRAPHS
+    assert directions.weights_sha256 == hash_weights(model) and tuple(directions.names) == PHOTOGRAPHS
     assert directions.about["run"] == "photographs"
     for method in METHODS:
         moved = model.decode(z + directions.find("coffee", method).vector, v).numpy()
@@ -116,12 +116,13 @@ def test_commands_take_them_where_no_run_is_named(others, tmp_path, capsys):
 
 
 def test_a_run_folder_of_that_name_goes_before(others, tiny_run, tmp_path):
-    assert find_run("photographs") == others and not is_folder("photographs")
+    assert find_run("photographs") == others and not is_run_folder("photographs")
     (tmp_path / "here" / "photographs").mkdir()
     # A folder of that name that is no run, of images for example, does not.
     assert find_run("photographs") == others
     shutil.copytree(tiny_run, tmp_path / "here" / "photographs", dirs_exist_ok=True)
-    assert is_folder("photographs") and (find_run("photographs") / "config.json").samefile("photographs/config.json")
+    assert is_run_folder("photographs")
+    assert (find_run("photographs") / "config.json").samefile("photographs/config.json")
 
 
 def test_where_results_go(others, tmp_path, monkeypatch):
@@ -137,7 +138,7 @@ def test_where_results_go(others, tmp_path, monkeypatch):
 
 def test_from_preset_as_keras_users_expect(others):
     with_weights = tfdecouple.DecoupledModel.from_preset("photographs")
-    assert weights_sha256(with_weights) == weights_sha256(tfdecouple.load_pretrained("photographs"))
+    assert hash_weights(with_weights) == hash_weights(tfdecouple.load_pretrained("photographs"))
     without = tfdecouple.DecoupledModel.from_preset("photographs", load_weights=False)
     assert without.config == with_weights.config == SMALL and not without.initialized.numpy()
     assert tfdecouple.DecoupledModel.from_preset(str(others), name="mine").name == "mine"
@@ -150,12 +151,7 @@ def test_from_preset_as_keras_users_expect(others):
 
 
 def test_finding_them_needs_no_tensorflow():
-    code = "import sys, tfdecouple.runs.pretrained as p; print(p.folder_of('photographs'), 'tensorflow' in sys.modules)"
+    call = "print(p.find_pretrained('photographs'), 'tensorflow' in sys.modules)"
+    code = f"import sys, tfdecouple.runs.pretrained as p; {call}"
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said.split() == [str(HERE), "False"]
-
-
-def test_the_python_of_the_page_of_weights_is_what_there_is():
-    (block,) = (block for block in split_code((ROOT / "docs" / "weights.md").read_text())[0] if block.language)
-    named = set(re.findall(r"(?:tfdecouple|model)\.(\w+)", block.text))
-    assert named == {"load_pretrained", "DecoupledModel", "sample"}

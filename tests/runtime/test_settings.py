@@ -10,7 +10,7 @@ from tfdecouple.data import batches
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime import settings
 from tfdecouple.runtime.settings import Settings
-from tfdecouple.training.strategy import ready_on_devices
+from tfdecouple.training.strategy import device_input_options
 
 OURS = (
     settings.ALLOW_GROWTH,
@@ -147,7 +147,7 @@ class TestApply:
         machine = Machine(monkeypatch, gpus=1)
         finished = batches._finished(tf.data.Dataset.range(3))
         assert finished.options().threading.private_threadpool_size == 8
-        assert ready_on_devices().experimental_per_replica_buffer_size == 2
+        assert device_input_options().experimental_per_replica_buffer_size == 2
         machine.gpus = []
         assert batches._finished(tf.data.Dataset.range(3)).options().threading.private_threadpool_size is None
-        assert ready_on_devices().experimental_per_replica_buffer_size == 1
+        assert device_input_options().experimental_per_replica_buffer_size == 1

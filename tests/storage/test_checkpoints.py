@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import tfdecouple
 from tfdecouple.errors import RunError
-from tfdecouple.runs import load_config
+from tfdecouple.runs.run_folder import load_config
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 
 
@@ -117,7 +117,7 @@ class TestCheckpointFolder:
         (folder.path / "step-000000003.data-00000-of-00001").write_bytes(b"whole, but without an index")
         (folder.path / ".step-000000003.index").touch()
         (folder.path / ".step-000000003.index.tempstate123").touch()
-        folder.clean()
+        folder.remove_remains()
         assert sorted(folder.path.rglob("*")) == whole
 
     def test_no_file_is_listed_before_it_is_whole(self, folder, monkeypatch):
@@ -133,7 +133,7 @@ class TestCheckpointFolder:
             folder.write("step", 3, variables(3))
         assert folder.steps() == [2, 1]
         assert len(list(folder.path.iterdir())) > len(whole)
-        folder.clean()
+        folder.remove_remains()
         assert sorted(folder.path.iterdir()) == whole
 
     def test_write_that_fails_says_so_and_keeps_the_others(self, folder):

@@ -9,7 +9,7 @@ import pathlib
 
 import pytest
 
-from tfdecouple.storage.files import TEMPORARY, beside, parse_json, put_in_place, write_bytes, write_json
+from tfdecouple.storage.files import TEMPORARY, move_into_place, parse_json, temporary_file, write_bytes, write_json
 
 
 class TestWriting:
@@ -55,8 +55,8 @@ class TestWriting:
         assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
     def test_file_on_its_way_is_hidden_and_known_as_temporary(self, tmp_path):
-        with beside(tmp_path / "file") as temporary:
+        with temporary_file(tmp_path / "file") as temporary:
             temporary.write_bytes(b"half")
             assert temporary.match(TEMPORARY) and not (tmp_path / "file").exists()
-            put_in_place(temporary, tmp_path / "file")
+            move_into_place(temporary, tmp_path / "file")
         assert os.listdir(tmp_path) == ["file"]

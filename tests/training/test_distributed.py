@@ -58,8 +58,8 @@ class TestTwoRanks:
             def act(workers):
                 state, progress = states[workers.rank], TrainingProgress(config.training.steps, io.StringIO())
                 with RunDirectory(tmp_path / "run", config) as directory:
-                    workers.on_chief(directory.check)
-                    return Trainer(config, state, source, strategy, directory, progress, workers).run()
+                    workers.on_chief(directory.require_same_run)
+                    return Trainer(config, state, source, strategy, directory, progress, workers).train_to_end()
 
             return states, Together().run(act)
 
@@ -111,7 +111,7 @@ class TestTwoRanks:
         ours, theirs = (state.groups() for state in states)
         for group, values in ours.items():
             for name, value in values.items():
-                np.testing.assert_array_equal(value, theirs[group][name], err_msg=f"{group}: {name}")
+                np.testing.assert_array_equal(value.numpy(), theirs[group][name].numpy(), err_msg=f"{group}: {name}")
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from helpers.runs import run_config
 from PIL import Image
 
 from tfdecouple.errors import DataError
-from tfdecouple.runs import Run, read_summary
+from tfdecouple.runs.opened_run import Run
+from tfdecouple.runs.run_folder import read_summary
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.training import train
 

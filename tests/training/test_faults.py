@@ -13,9 +13,9 @@ from helpers.runs import before_steps, checkpoint_values, figures, run_config
 
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model import precision_check
-from tfdecouple.runs import read_summary
+from tfdecouple.runs.run_folder import read_summary
 from tfdecouple.storage.checkpoints import CheckpointFolder
-from tfdecouple.training import DivergedError, InterruptedRunError, run, train
+from tfdecouple.training import DivergedError, InterruptedRunError, loop, train
 
 
 class TestMistakeBeforeTheFirstStep:
@@ -36,7 +36,7 @@ class TestMistakeBeforeTheFirstStep:
         assert not (tmp_path / "run").exists()
 
     def test_address_space_that_does_not_hold_tensorflow(self, image_folder, tmp_path, monkeypatch):
-        monkeypatch.setattr(run, "address_space", lambda: 3 * 2**30)
+        monkeypatch.setattr(loop, "address_space", lambda: 3 * 2**30)
         with pytest.raises(RunError, match=r"may use 3\.2 GB of addresses here \(ulimit -v\)"):
             train(run_config(image_folder), tmp_path / "run")
         assert not (tmp_path / "run").exists()

@@ -21,10 +21,10 @@ from helpers.workers import Pair
 from PIL import Image
 
 from tfdecouple.cli import main
-from tfdecouple.config import Config, DataConfig, TrainingConfig
-from tfdecouple.data import open_source
+from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.errors import ConfigError, DataError, RunError
-from tfdecouple.runs import LABELS, Run, load_model
+from tfdecouple.runs.opened_run import Run, load_model
+from tfdecouple.runs.run_folder import LABELS
 from tfdecouple.training import train
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
@@ -77,10 +77,6 @@ class TestRun:
         assert row["kl"] == pytest.approx(-np.log(shares).mean(), rel=1e-5)
         # Of a batch with labels drawn without replacement it lies between the ends.
         assert -np.log(shares.max()) < log_rows(labelled_run)["train", 2]["kl"] < -np.log(shares.min())
-
-    def test_draws_a_row_of_samples_for_each_label(self, labelled_run):
-        with Image.open(labelled_run / "images" / "step-000000002-classes.png") as picture:
-            assert picture.height > 3 * picture.width / 12
 
     @pytest.mark.slow
     def test_goes_on_bit_for_bit(self, labelled_run, labelled_folder, tmp_path):
@@ -214,7 +210,7 @@ class TestStart:
         config = config_of(labelled_folder, model)
         state = TrainingState(config)
         before = {name: variable.numpy() for name, variable in state.model.named_variables().items()}
-        RunDirectory(tmp_path / "run", config).start_from(state, str(plain_run), ())
+        RunDirectory(tmp_path / "run", config).load_initial_weights(state, str(plain_run), ())
         theirs = load_model(plain_run).named_variables()
         for name, variable in state.model.named_variables().items():
             equal(variable, theirs[name] if name in theirs else before[name])
@@ -228,10 +224,10 @@ class TestStart:
         config = config_of(labelled_folder, PRIOR)
         directory, state = RunDirectory(tmp_path / "run", config), TrainingState(config)
         # Of an import nobody knows the names.
-        directory.start_from(state, str(run), ("a", "b", "c"))
+        directory.load_initial_weights(state, str(run), ("a", "b", "c"))
         (run / "labels.json").write_text(json.dumps(["b", "a", "c"]))
-        directory.start_from(state, str(run), ("b", "a", "c"))
-        message = message_of(ConfigError, lambda: directory.start_from(state, str(run), ("a", "b", "c")))
+        directory.load_initial_weights(state, str(run), ("b", "a", "c"))
+        message = message_of(ConfigError, lambda: directory.load_initial_weights(state, str(run), ("a", "b", "c")))
         assert "the label 'b' where the images have 'a'" in message
 
     def test_not_from_another_architecture(self, plain_run, labelled_folder, tmp_path):
@@ -277,8 +273,3 @@ def test_two_workers_train_as_one(labelled_folder, labelled_run, tmp_path):
     ours, theirs = (log_rows(run)["validation", 4] for run in (pair.run, labelled_run))
     assert ours["bits_per_dim"] == pytest.approx(theirs["bits_per_dim"], rel=1e-3)
     assert ours["kl"] == pytest.approx(theirs["kl"], rel=1e-5)
-
-
-def test_labels_of_photographs_are_their_names():
-    source = open_source(DataConfig(source="photographs", photograph_crops=16), 8)
-    assert len(source.label_names) == len(set(source.label_names)) >= 6

@@ -1,8 +1,5 @@
 """`training.micro_batches=auto`: a number by calculation and by the memory that is free, which a run then keeps."""
 
-import errno
-import io
-import sys
 import types
 
 import pytest
@@ -14,14 +11,10 @@ from tensorflow.python.eager import context
 
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.errors import ConfigError
-from tfdecouple.loggers import LOGGERS
-from tfdecouple.loggers.base import Logger
 from tfdecouple.networks import costs
-from tfdecouple.runs import load_config
+from tfdecouple.runs.run_folder import load_config
 from tfdecouple.training import strategy as strategies
 from tfdecouple.training import train
-from tfdecouple.training.strategy import make_strategy
-from tfdecouple.training.workers import Workers
 
 
 def test_fewest_are_those_that_fit():
@@ -42,20 +35,11 @@ def test_state_of_micro_batches_is_counted_and_less_memory_is_needed_where_less_
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_says_where_xla_may_need_more_than_is_calculated(monkeypatch, tmp_path, compiled):
-    config = Config(model=LEAST, training=TrainingConfig(batch_size=8, micro_batches="auto", jit_compile=compiled))
-    lines = []
-    monkeypatch.setattr(strategies, "usable_memory", lambda strategy: 2**40)
-    strategies.choose_micro_batches(config, tmp_path, make_strategy(1), Workers(), lines.append)
-    assert ["what XLA needs besides" in line for line in lines] == [compiled]
-
-
 class TestRun:
     @pytest.fixture
     def free(self, monkeypatch):
         """Returns a function that lets so many bytes be free."""
-        return lambda count: monkeypatch.setattr(strategies, "usable_memory", lambda strategy: count)
+        return lambda count: monkeypatch.setattr(strategies, "measure_usable_memory", lambda strategy: count)
 
     def test_takes_the_number_of_its_beginning(self, image_folder, tmp_path, stand_ins, fake_step, free, capsys):
         config = run_config(image_folder, model=LEAST, micro_batches="auto", steps=2)
@@ -69,41 +53,12 @@ class TestRun:
         assert "training.micro_batches=auto: 2, as this run began" in capsys.readouterr().out
         assert load_config(tmp_path / "run").training.micro_batches == 2
 
-    def test_goes_on_where_nobody_reads_what_it_says(
-        self, image_folder, tmp_path, stand_ins, fake_step, free, monkeypatch, capsys
-    ):
-        class Gone(io.StringIO):
-            def write(self, text):
-                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-
-        class Failing(Logger):
-            is_foreign = True
-
-            def open(self, step, rows):
-                raise ConnectionError("no route to host")
-
-        monkeypatch.setitem(LOGGERS, "csv", Failing)
-        config = run_config(image_folder, model=LEAST, micro_batches="auto", steps=1, loggers=("csv",))
-        free(2**40)
-        # As it begins, as it measures again, and with nothing left to do.
-        for summary in (None, "{", None):
-            if summary:
-                (tmp_path / "run" / "summary.json").write_text(summary)
-            monkeypatch.setattr(sys, "stdout", Gone())
-            assert train(config, tmp_path / "run").summary["steps"] == 1
-            err = capsys.readouterr().err
-            assert err.count("\n") == 1 and "cannot write to standard output (Broken pipe); training goes on" in err
-
     def test_is_refused_where_no_image_fits(self, image_folder, tmp_path, free):
         config = run_config(image_folder, model=LEAST, micro_batches="auto")
         free(costs.step_bytes(config, 1, 8) - 1)
         with pytest.raises(ConfigError, match=r"one image at a time needs .* take training\.memory=invert, a smaller"):
             train(config, tmp_path / "run")
         assert not (tmp_path / "run").exists()
-
-    def test_is_a_number_for_whoever_asks_without_a_run(self):
-        with pytest.raises(ConfigError, match="'auto'; only training itself"):
-            _ = TrainingConfig(micro_batches="auto").passes
 
 
 class TestFree:
@@ -114,7 +69,7 @@ class TestFree:
     def test_of_logical_cpus_is_shared(self, monkeypatch):
         monkeypatch.setattr(strategies, "free_memory", lambda: 10 * 2**30)
         one, two = (
-            strategies.usable_memory(self.strategy(*names)) for names in (["/device:CPU:0"], ["CPU:0", "CPU:1"])
+            strategies.measure_usable_memory(self.strategy(*names)) for names in (["/device:CPU:0"], ["CPU:0", "CPU:1"])
         )
         assert one == int(0.9 * 10 * 2**30) - 2**29 and two == one // 2
 
@@ -132,4 +87,4 @@ class TestFree:
         monkeypatch.setattr(device_lib, "list_local_devices", describe)
         monkeypatch.setattr(tf.config.experimental, "get_memory_info", lambda name: {"current": used[name]})
         devices = [f"/job:localhost/replica:0/task:0/device:GPU:{n}" for n in range(2)]
-        assert strategies.usable_memory(self.strategy(*devices)) == int(0.9 * 600 * 2**20)
+        assert strategies.measure_usable_memory(self.strategy(*devices)) == int(0.9 * 600 * 2**20)

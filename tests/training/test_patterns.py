@@ -12,7 +12,7 @@ from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.errors import RunError
 from tfdecouple.storage.files import write_json
 from tfdecouple.training.run_directory import RunDirectory
-from tfdecouple.training.schedule import draw_patterns, patterns, with_patterns
+from tfdecouple.training.schedule import draw_patterns, insert_patterns, pattern_fraction
 from tfdecouple.training.state import TrainingState
 
 
@@ -60,13 +60,14 @@ class TestDrawn:
 
     def test_images_give_way_where_the_chance_is_below_the_share(self):
         images, others = random_images(4), random_images(4, seed=1)
-        mixed = with_patterns(images, tf.constant(0.25), tf.constant([0.0, 0.25, 0.2, 0.9]), others).numpy()
+        mixed = insert_patterns(images, tf.constant(0.25), tf.constant([0.0, 0.25, 0.2, 0.9]), others).numpy()
         np.testing.assert_array_equal(mixed, np.stack([others[0], images[1], others[2], images[3]]))
 
 
 def test_share_is_none_until_they_begin():
     config = TrainingConfig(patterns=0.25, patterns_after=4)
-    assert [float(patterns(config, tf.constant(update, tf.int64))) for update in (0, 3, 4, 9)] == [0, 0, 0.25, 0.25]
+    fractions = [float(pattern_fraction(config, tf.constant(update, tf.int64))) for update in (0, 3, 4, 9)]
+    assert fractions == [0, 0, 0.25, 0.25]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_patterns_are_of_the_update_and_of_the_place_in_the_batch(state):
 def test_weights_that_saw_no_patterns_are_no_rivals_of_those_that_did():
     state = TrainingState(Config(model=LEAST, training=TrainingConfig(patterns=0.1, patterns_after=20)))
     figures = [(10, 4.0), (20, 3.0), (30, np.nan), (40, 5.0), (50, 5.5), (60, 4.5)]
-    assert [state.note_best(*figure) for figure in figures] == [True, True, False, True, False, True]
+    assert [state.update_best(*figure) for figure in figures] == [True, True, False, True, False, True]
     assert int(state.best_step.numpy()) == 60
 
 
@@ -106,7 +107,7 @@ class TestRunThatGoesOn:
             (folder / "checkpoints" / f"step-{step:09d}.index").touch()
         opened = RunDirectory(folder, run_config("/images", model=LEAST, **now))
         with opened:
-            opened.check()
+            opened.require_same_run()
             return opened.is_resumed
 
     @pytest.mark.parametrize(

@@ -93,19 +93,3 @@ def test_step_reaches_every_weight(config, eager):
     # Adam moves whatever has a gradient by the learning rate, and nothing else: there is no weight decay.
     still = [name for name, variable in state.trainable.items() if np.array_equal(variable.numpy(), before[name])]
     assert not still
-
-
-def test_kinds_of_all_presets_are_tried():
-    models = [config.model for _, config in KINDS.values()]
-    trainings = [config.training for _, config in KINDS.values()]
-    assert {training.micro_batches for training in trainings} == {1, 2}
-    assert {training.ema_decay for training in trainings} == {0.0, 0.9}
-    assert {model.dequantization for model in models} == {"uniform", "flow"}
-    assert {"flow", "classes"} <= {model.prior for model in models}
-    found = {(model.conditioning, model.transform, model.n_bits) for model in models}
-    assert found >= {
-        ("coupling", "affine", 8),
-        ("base", "affine", 8),
-        ("none", "affine", 8),
-        ("coupling", "additive", 5),
-    }

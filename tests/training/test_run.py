@@ -17,14 +17,15 @@ from helpers.runs import TIMING, assert_same_checkpoint, before_steps, checkpoin
 from PIL import Image
 
 from tfdecouple.cli import train_main
-from tfdecouple.config import Config, load_preset, preset_names
+from tfdecouple.config import load_preset, preset_names
 from tfdecouple.errors import ConfigError, RunError
-from tfdecouple.runs import load_config, load_model
+from tfdecouple.runs.opened_run import load_model
+from tfdecouple.runs.run_folder import load_config
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json
-from tfdecouple.training import DivergedError, evaluation, loop, train
-from tfdecouple.training.run_directory import RunDirectory, with_whole_paths
-from tfdecouple.training.strategy import check_batch
+from tfdecouple.training import DivergedError, loop, train
+from tfdecouple.training.run_directory import RunDirectory, make_paths_absolute
+from tfdecouple.training.strategy import require_divisible_batch
 
 # But what the fixtures of classes run is traced, as `finished_run` was.
 pytestmark = pytest.mark.usefixtures("eager")
@@ -235,14 +236,6 @@ class TestPlaceOfImages:
             train(run_config(spelled), finished_run)
             assert "is complete at step 10" in capsys.readouterr().out
         assert load_config(finished_run) == run_config(image_folder)
-        # As older runs have it.
-        shutil.copytree(finished_run, tmp_path / "run")
-        older = {**run_config(image_folder.name).to_dict(), "notes": "as they were then"}
-        # Of before there was the option.
-        del older["data"]["photographs"]
-        write_json(tmp_path / "run" / "config.json", older)
-        train(run_config(image_folder), tmp_path / "run")
-        assert "is complete at step 10" in capsys.readouterr().out
 
     def test_a_folder_that_was_moved_can_be_named_anew(self, finished_run, image_folder, tmp_path, monkeypatch, capsys):
         shutil.copytree(finished_run, tmp_path / "run")
@@ -273,17 +266,6 @@ class TestSaid:
         assert not (tmp_path / "run" / "images").exists()
         assert "training.precision=tf32 changes nothing here: no GPU has it" in out
 
-    def test_at_its_end_of_what_there_is_alone(self, image_folder, tmp_path, stand_ins, fake_step, monkeypatch, capsys):
-        monkeypatch.setattr(evaluation, "save_pictures", lambda model, images, folder, *_, **__: folder.mkdir() or 6)
-        for run, options in ((tmp_path / "bare", {"pictures": 0, "loggers": ()}), (tmp_path / "run", {})):
-            config = run_config(image_folder, model=LEAST, steps=1, **options)
-            write_json(tmp_path / "config.json", config.to_dict())
-            assert train_main(["--config", str(tmp_path / "config.json"), "--workdir", str(run)]) == 0
-            last = capsys.readouterr().out.rpartition("\n\n")[2]
-            shown = [f"Pictures:  {run}/images", f"Curves:    tensorboard --logdir {run}/tensorboard"]
-            assert last.splitlines()[:-1] == ([] if options else shown)
-            assert last.splitlines()[-1].startswith("In Python: import tfdecouple;")
-
 
 class TestRefusals:
     def test_another_option_is_named_with_both_values(self, finished_run, image_folder):
@@ -311,7 +293,7 @@ class TestRefusals:
         (tmp_path / ".lock").touch()
         (tmp_path / ".config.json.123.tmp").write_text("{")
         directory = RunDirectory(tmp_path, run_config(image_folder))
-        directory.check()
+        directory.require_same_run()
         assert not directory.is_resumed
 
     def test_second_program_in_the_same_folder(self, tmp_path, image_folder):
@@ -340,7 +322,7 @@ class TestRefusals:
     @pytest.mark.parametrize("replicas", [2, 4, 8])
     @pytest.mark.parametrize("preset", preset_names())
     def test_presets_train_on_as_many_devices_as_machines_have(self, preset, replicas):
-        check_batch(load_preset(preset).training, replicas)
+        require_divisible_batch(load_preset(preset).training, replicas)
 
     @pytest.mark.parametrize("devices", [0, 3])
     def test_devices_that_there_are_not(self, tmp_path, image_folder, devices):
@@ -372,7 +354,7 @@ class TestWarmStart:
         monkeypatch.chdir(tmp_path)
         named = {"first": str(tmp_path / "first"), "photographs": "photographs", "hf://ada/faces": "hf://ada/faces"}
         for typed, kept in [*named.items(), (None, None)]:
-            assert with_whole_paths(run_config(image_folder, init_from=typed)).training.init_from == kept
+            assert make_paths_absolute(run_config(image_folder, init_from=typed)).training.init_from == kept
 
     def test_another_architecture_is_refused_naming_the_difference(self, finished_run, image_folder, tmp_path):
         model = dataclasses.replace(SMALL, latent_dim=6)
@@ -505,10 +487,6 @@ class TestDivergence:
             name: saved[f"counters/{name}/.ATTRIBUTES/VARIABLE_VALUE"] for name in ("step", "updates", "skipped")
         }
         assert counters == {"step": 7, "updates": 4, "skipped": 3}
-
-
-def test_config_of_a_run_repeats_it(finished_run, tmp_path):
-    assert Config.from_json(finished_run / "config.json").to_json() == (finished_run / "config.json").read_text()
 
 
 class TestFewerBits:

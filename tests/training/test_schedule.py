@@ -8,7 +8,7 @@ from helpers.trainers import BATCH, augmented
 
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.training.schedule import kl_weight, learning_rate, noise, with_noise
+from tfdecouple.training.schedule import add_noise, kl_weight, learning_rate, noise_deviation
 from tfdecouple.training.state import TrainingState
 
 
@@ -39,7 +39,7 @@ def test_weight_of_the_kl_rises_linearly_and_stays(warmup, expected):
 
 def test_noise_falls_along_a_cosine_and_is_gone():
     config = TrainingConfig(noise=32, noise_steps=8)
-    found = [noise(config, tf.constant(update, tf.int64)) for update in (0, 2, 4, 6, 8, 100)]
+    found = [noise_deviation(config, tf.constant(update, tf.int64)) for update in (0, 2, 4, 6, 8, 100)]
     expected = [32, 16 + 16 * np.sqrt(0.5), 16, 16 - 16 * np.sqrt(0.5), 0, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found[4] == found[5] == 0
@@ -48,10 +48,10 @@ def test_noise_falls_along_a_cosine_and_is_gone():
 def test_images_with_noise_are_images():
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
     normal = np.random.default_rng(0).standard_normal(images.shape).astype(np.float32)
-    noisy = with_noise(images, tf.constant(20.0), normal).numpy()
+    noisy = add_noise(images, tf.constant(20.0), normal).numpy()
     assert noisy.dtype == np.uint8
     np.testing.assert_array_equal(noisy, np.clip(np.round(images + np.float32(20) * normal), 0, 255))
-    np.testing.assert_array_equal(with_noise(images, tf.constant(0.0), normal), images)
+    np.testing.assert_array_equal(add_noise(images, tf.constant(0.0), normal), images)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_noise_is_of_the_update_and_of_the_place_in_the_batch(state):
 
     noisy = seen(images)
     seed = randomness.fold(TrainingConfig().seed, "step", step, "images")
-    np.testing.assert_array_equal(noisy, with_noise(images, 32.0, randomness.normal(images.shape, seed)))
+    np.testing.assert_array_equal(noisy, add_noise(images, 32.0, randomness.normal(images.shape, seed)))
     np.testing.assert_array_equal(seen(images[4:], number=1, micro_batches=2), noisy[4:])
     state.updates.assign(2)
     assert 0 < np.abs(seen(images).astype(int) - images).mean() < np.abs(noisy.astype(int) - images).mean()

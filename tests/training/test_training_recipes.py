@@ -11,11 +11,11 @@ from tfdecouple.storage.files import write_json
 def test_figures_of_an_evaluation_and_of_a_step_are_in_the_log(image_folder, tmp_path):
     folder = copy_of_packages(tmp_path)
     training = folder / "tfdecouple" / "training"
-    function, _, line = recipe("validation metric").partition("# in `SIGNS`\n")
-    insert(training / "evaluation.py", "# Figures of an evaluation beside the bound", f"{function}\n")
-    register(training / "evaluation.py", "SIGNS", line)
+    function, _, line = recipe("validation metric").partition("# in `DIAGNOSTICS`\n")
+    insert(training / "evaluation.py", "# Metrics of an evaluation beside the bound", f"{function}\n")
+    register(training / "evaluation.py", "DIAGNOSTICS", line)
     window, field, value = recipe("step metric").splitlines()
-    register(training / "state.py", "WINDOW", window)
+    register(training / "state.py", "RUNNING_MEANS", window)
     insert(training / "step.py", "    learning_rate: Any", f"    {field}\n")
     insert(training / "step.py", "            learning_rate=rate", f"            {value}\n")
 

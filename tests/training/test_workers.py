@@ -44,14 +44,14 @@ class TestWorkers:
         assert str(first) == str(third) == "worker 1: OSError: disk full"
 
     def test_what_differs_is_named(self):
-        results = Together().run(lambda workers: workers.same("the images", str(workers.rank + 5)))
+        results = Together().run(lambda workers: workers.require_equal("the images", str(workers.rank + 5)))
         assert [str(error) for error in results] == ["the images of worker 1 are 6, of worker 0 5"] * 2
 
     def test_values_of_the_chief_are_broadcast_to_the_bit(self):
         values = [np.float32([[1e-42, np.nan, -0.0]]), np.int64(2**40), np.array([True, False]), np.float64(np.inf)]
 
         def act(workers):
-            variables = [tf.Variable(value if workers.is_chief else np.zeros_like(value)) for value in values]
+            variables = [tf.Variable(value if (workers.rank == 0) else np.zeros_like(value)) for value in values]
             workers.broadcast(variables)
             return [variable.numpy().tobytes() for variable in variables]
 
@@ -61,7 +61,7 @@ class TestWorkers:
         monkeypatch.setattr(workers_module, "_BROADCAST_BYTES", 8)
 
         def act(workers):
-            variables = [tf.Variable([float(workers.is_chief)] * 2) for _ in range(2)]
+            variables = [tf.Variable([float(workers.rank == 0)] * 2) for _ in range(2)]
             workers.broadcast(variables)
             return [variable.numpy().tolist() for variable in variables]
 
@@ -69,10 +69,10 @@ class TestWorkers:
 
     def test_alone_there_is_nobody_to_ask(self):
         workers = Workers()
-        assert workers.is_chief
+        assert workers.rank == 0
         assert workers.on_chief(lambda: pathlib.Path("x")) == pathlib.Path("x")
         assert workers.on_all(lambda: 3) == 3
-        workers.same("nothing", "")
+        workers.require_equal("nothing", "")
         workers.broadcast([])
 
     def test_loss_is_one_line_with_the_reason(self):

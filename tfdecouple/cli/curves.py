@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     # The modules that read a run's metrics need TensorFlow.
     start_tensorflow()
     from tfdecouple.cli.run_images import PICTURES, find_results_folder, write_picture
-    from tfdecouple.runs import run_name
+    from tfdecouple.runs.run_folder import run_name
     from tfdecouple.visualization.plots import curves_figure, png
 
     names = [run_name(path) for path in options.run]
@@ -60,7 +60,7 @@ def read_curves(path: str, name: str) -> Any:
     Raises:
         RunError: for a run without metrics.
     """
-    from tfdecouple.runs import find_run, load_config
+    from tfdecouple.runs.run_folder import find_run, load_config
     from tfdecouple.training.log import read_metrics
     from tfdecouple.visualization.plots import Curves
 

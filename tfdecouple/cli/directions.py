@@ -65,10 +65,11 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     from tfdecouple.cli.run_images import open_data, open_run
     from tfdecouple.data.attributes import read_attributes
-    from tfdecouple.runs import is_folder, weights_sha256
     from tfdecouple.runs.latent_directions import LONGEST_NAME, Directions
+    from tfdecouple.runs.opened_run import hash_weights
+    from tfdecouple.runs.run_folder import is_run_folder
 
-    if not is_folder(options.run):
+    if not is_run_folder(options.run):
         raise UserError(
             f"directions are kept in a run folder, and {options.run} is none; make one of it first, with "
             f"python -m tfdecouple publish --run {options.run} --to DIR"
@@ -98,11 +99,11 @@ def run(options: argparse.Namespace) -> int:
         dataclasses.replace(one, figures={**one.figures, **about})
         for one in find_directions(names, training, held_out, options.seed)
     ]
-    new = Directions(weights_sha256(opened.model), opened.facts(), tuple(directions))
+    new = Directions(hash_weights(opened.model), opened.facts(), tuple(directions))
     path = add_earlier(new, opened).write(pathlib.Path(opened.path))
     width = max(map(len, names))
     for one in directions:
-        print(f"{one.name:{width}}  {one.method:10}  {one.told() or 'held-out images of one kind alone'}")
+        print(f"{one.name:{width}}  {one.method:10}  {one.describe_accuracy() or 'held-out images of one kind alone'}")
     print(f"{path}: {len(directions)} directions in z", flush=True)
     save_pictures(opened, source, options, directions)
     return 0

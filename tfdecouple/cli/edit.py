@@ -39,14 +39,14 @@ def run(options: argparse.Namespace) -> int:
     amounts = options.amounts
     start_tensorflow()
     from tfdecouple.cli.run_images import open_run, read_image_files, save_picture
-    from tfdecouple.runs import no_directions
+    from tfdecouple.runs.opened_run import describe_missing_directions
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import edit_grid
 
     opened = open_run(options, z_for="edit")
     directions = opened.directions()
     if directions is None:
-        raise RunError(no_directions(options.run))
+        raise RunError(describe_missing_directions(options.run))
     direction = directions.find(options.direction, options.method)
     images = read_image_files(opened, options.files, "edit takes")
     results = OwnSizeResults(options, options.files, opened.model) if options.size == "own" else None

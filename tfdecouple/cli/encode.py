@@ -170,7 +170,7 @@ def _manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) ->
     """Returns the manifest of the whole job, before anything is encoded."""
     from tfdecouple.corpus.codes_manifest import DataFacts, Manifest, ModelFacts, bytes_per_image, model_fields
     from tfdecouple.corpus.encoding import keys_sha256
-    from tfdecouple.runs import weights_sha256
+    from tfdecouple.runs.opened_run import hash_weights
 
     fields = model_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
     splits = _SPLITS if options.split == "all" else (options.split,)
@@ -182,12 +182,12 @@ def _manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) ->
             run=opened.name,
             step=opened.step,
             averaged=opened.averaged,
-            weights_sha256=weights_sha256(opened.model),
+            weights_sha256=hash_weights(opened.model),
         ),
         data=DataFacts(
             title=source.title,
             image_shape=source.image_shape,
-            centre_crop=opened.data_of(options.data).centre_crop,
+            centre_crop=opened.data_config(options.data).centre_crop,
             descriptions={split: source.descriptions[split] for split in splits},
             keys_sha256=keys_sha256(source, splits),
         ),

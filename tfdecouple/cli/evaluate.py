@@ -148,11 +148,11 @@ class Evaluation:
         import tensorflow as tf
 
         from tfdecouple.cli.run_images import open_data, open_run
-        from tfdecouple.training.strategy import strategy_over
+        from tfdecouple.training.strategy import get_mirrored_strategy
 
         self.options = options
         gpus = tuple(gpu.name.partition("device:")[2] for gpu in tf.config.list_logical_devices("GPU"))
-        self.strategy = strategy_over(gpus) if len(gpus) > 1 else tf.distribute.get_strategy()
+        self.strategy = get_mirrored_strategy(gpus) if len(gpus) > 1 else tf.distribute.get_strategy()
         with self.strategy.scope():
             self.opened = open_run(options, next((metric.option for metric in metrics if metric.needs_z), ""))
         for metric in metrics:
@@ -245,10 +245,10 @@ def count_test_evaluation(run: str | pathlib.Path, out: pathlib.Path, source: So
     Raises:
         RunError: where the log cannot be written.
     """
-    from tfdecouple.runs import is_folder
+    from tfdecouple.runs.run_folder import is_run_folder
 
     own = pathlib.Path(run) / "evaluation"
-    folder = own if is_folder(run) and os.access(own if own.exists() else own.parent, os.W_OK) else out
+    folder = own if is_run_folder(run) and os.access(own if own.exists() else own.parent, os.W_OK) else out
     line = json.dumps(f"{source.name}: {source.title}, test ({source.descriptions['test']})") + "\n"
     with writing_to(folder, advice=""):
         folder.mkdir(parents=True, exist_ok=True)

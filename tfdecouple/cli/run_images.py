@@ -18,7 +18,8 @@ from tfdecouple.data import Source, chosen_batches, crop_of_own_images
 from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import DataError, UserError, one_line
 from tfdecouple.metrics import drawn_images as metric_images
-from tfdecouple.runs import Run, is_folder
+from tfdecouple.runs.opened_run import Run
+from tfdecouple.runs.run_folder import is_run_folder
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import write_bytes, write_json
 
@@ -274,7 +275,7 @@ def find_results_folder(run: str, out: pathlib.Path | None, name: str) -> pathli
     """
     if out is not None:
         return out
-    if is_folder(run):
+    if is_run_folder(run):
         return pathlib.Path(run) / name
     if os.access(name if os.path.isdir(name) else os.curdir, os.W_OK):
         return pathlib.Path(name)

@@ -18,8 +18,9 @@ from tfdecouple.corpus.codes_manifest import Manifest, ModelFacts, Shard, ShardR
 from tfdecouple.corpus.formats import FORMATS
 from tfdecouple.errors import DataError, RunError, UserError, one_line
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs import load_config, load_model, load_weights, weights_sha256, write_run
-from tfdecouple.storage.files import TEMPORARY, beside, put_in_place, sha256_of
+from tfdecouple.runs.opened_run import hash_weights, load_model, write_run
+from tfdecouple.runs.run_folder import load_config, load_weights
+from tfdecouple.storage.files import TEMPORARY, file_sha256, move_into_place, temporary_file
 
 # The run folder with the very weights that these codes come from: they decode with no others.
 RUN = "_run"
@@ -142,7 +143,7 @@ class CodesFolder:
             UserError: where it cannot be written.
         """
         images = 0
-        with beside(self.path / shard.name) as temporary:
+        with temporary_file(self.path / shard.name) as temporary:
             with self.writing():
                 file = FORMATS[manifest.format].open(temporary, manifest.fields)
 
@@ -161,12 +162,12 @@ class CodesFolder:
                 raise
             with self.writing():
                 file.close()
-                size, digest = temporary.stat().st_size, sha256_of(temporary)
+                size, digest = temporary.stat().st_size, file_sha256(temporary)
                 entry = Shard(name=shard.name, images=images, bytes=size, sha256=digest)
                 with (self.path / JOURNAL).open("a", encoding="utf-8") as journal:
                     # The line before may have been cut short.
                     journal.write(f"\n{entry.model_dump_json()}\n")
-                put_in_place(temporary, self.path / shard.name)
+                move_into_place(temporary, self.path / shard.name)
                 self._shards[shard.name] = entry
 
     def finish(self, manifest: Manifest) -> Manifest:
@@ -211,7 +212,7 @@ class CodesFolder:
                 f"update {asked.step} of {asked.run} are others; take the old run, or another folder with --out"
             )
         load_weights(self.path / RUN, model, averaged=False)
-        if weights_sha256(model) != begun.weights_sha256:
+        if hash_weights(model) != begun.weights_sha256:
             raise RunError(f"the weights in {self.path / RUN} were changed; name another folder with --out")
         return (
             f"{begun.run} has trained on to update {asked.step}; the codes go on with the weights of update "
@@ -254,7 +255,9 @@ def problem_of(path: pathlib.Path, shard: Shard | None) -> str | None:
             return "has no SHA-256 on record"
         if path.stat().st_size != shard.bytes:
             return f"has {path.stat().st_size:,} bytes, {shard.bytes:,} were written"
-        return None if sha256_of(path) == shard.sha256 else "has another content than was written (its SHA-256 differs)"
+        return (
+            None if file_sha256(path) == shard.sha256 else "has another content than was written (its SHA-256 differs)"
+        )
     except OSError as error:
         return f"cannot be read ({one_line(error, 200)})"
 
@@ -281,7 +284,7 @@ def verify(folder: pathlib.Path, manifest: Manifest, counter: Callable[[int], No
     # A pipeline keeps no weights.
     if manifest.model.weights_sha256 is not None:
         try:
-            if weights_sha256(load_model(folder / RUN)) != manifest.model.weights_sha256:
+            if hash_weights(load_model(folder / RUN)) != manifest.model.weights_sha256:
                 lines.append(f"{folder / RUN} holds other weights than made these codes")
         except UserError as error:
             lines.append(f"the weights of these codes cannot be read: {error}")

@@ -127,13 +127,13 @@ class Benchmark:
     def _batches(self) -> Iterator[Any]:
         from tfdecouple.data import training_batches
         from tfdecouple.data.labels import training_examples
-        from tfdecouple.training.strategy import ready_on_devices
+        from tfdecouple.training.strategy import device_input_options
 
         training = self.config.training
         options = {"batch_size": training.batch_size, "seed": training.seed, "micro_batches": training.passes}
         batches = training_batches(self.source, self.config.data, **options)
         examples = training_examples(batches, self.source, self.config.model)
-        return iter(self.strategy.experimental_distribute_dataset(examples, ready_on_devices()))
+        return iter(self.strategy.experimental_distribute_dataset(examples, device_input_options()))
 
     def _evaluate(self, batch: int, compiled: Callable[..., Any]) -> Work:
         from tfdecouple.data import evaluation_batches

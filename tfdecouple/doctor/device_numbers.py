@@ -33,7 +33,7 @@ def load_model_on(device: str, folder: pathlib.Path) -> Any:
     """Returns the trained model, with its weights on a device."""
     import tensorflow as tf
 
-    from tfdecouple.runs import load_model
+    from tfdecouple.runs.opened_run import load_model
 
     with tf.device(device):
         return load_model(folder)
@@ -63,9 +63,9 @@ def compute_numbers(
 def _make_step(device: str, settings: tuple[str, ...]) -> tuple[Any, Any]:
     from tfdecouple.training.state import TrainingState
     from tfdecouple.training.step import TrainStep
-    from tfdecouple.training.strategy import strategy_over
+    from tfdecouple.training.strategy import get_mirrored_strategy
 
-    config, strategy = override(small_model.make_step_config(), settings), strategy_over((device,))
+    config, strategy = override(small_model.make_step_config(), settings), get_mirrored_strategy((device,))
     with strategy.scope():
         state = TrainingState(config)
     return state, TrainStep(config, state, strategy)
@@ -75,7 +75,7 @@ def compute_gradient(
     device: str, images: np.ndarray, settings: Sequence[str] = (), folder: pathlib.Path = small_model.FOLDER
 ) -> np.ndarray:
     """Returns the gradient of a step of training for all weights, float32 `[weights]`, from Adam's first means."""
-    from tfdecouple.runs import load_weights
+    from tfdecouple.runs.run_folder import load_weights
 
     state, step = _make_step(device, tuple(settings))
     load_weights(folder, state.model, averaged=False)
@@ -143,7 +143,7 @@ def train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.nda
     """Returns all weights, `[weights]`, before and after a step on each of the batches `[steps, batch, 16, 16, 3]`."""
     import tensorflow as tf
 
-    from tfdecouple.runs import load_weights
+    from tfdecouple.runs.run_folder import load_weights
     from tfdecouple.training.state import TrainingState
     from tfdecouple.training.step import TrainStep
 

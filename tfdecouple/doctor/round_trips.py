@@ -74,7 +74,7 @@ def try_round_trips(task: Task) -> Iterator[Result]:
     """Yields for each device whether all images come back."""
     import tensorflow as tf
 
-    from tfdecouple.runs import load_model
+    from tfdecouple.runs.opened_run import load_model
 
     kinds = load_images_by_kind(task)
     for device in dict.fromkeys(["CPU:0", *task.devices]):

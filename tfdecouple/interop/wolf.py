@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pathlib
+import pickle
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +16,10 @@ from tfdecouple.interop.wolf_config import model_config_of
 from tfdecouple.interop.wolf_names import correspondence
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.plan import require_memory
-from tfdecouple.runs import SUMMARY, write_run
+from tfdecouple.runs.opened_run import write_run
+from tfdecouple.runs.run_folder import SUMMARY
+from tfdecouple.runtime.extras import require
 from tfdecouple.storage.files import read_json, write_json
-from tfdecouple.storage.torch_state import read_torch
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -95,7 +98,7 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         raise WolfError(f"{path} is a single array without a name, as .npy files are; save it with np.savez")
     if path.suffix not in (".pt", ".pth"):
         raise WolfError(f"{path} is neither .npz nor .pt; these two can be read")
-    state = read_torch(path, "wolf", WolfError, _SAVE)
+    state = _load_torch_file(path)
     if isinstance(state, Mapping):
         state = state.get("core", state)
     if not isinstance(state, Mapping):
@@ -110,6 +113,33 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
         arrays[name.removeprefix("module.")] = tensor.detach().numpy()
     return arrays
+
+
+def _load_torch_file(path: pathlib.Path) -> Any:
+    """Returns what `torch.save` wrote, if it holds only tensors and plain Python values; nothing in it is run.
+
+    Raises:
+        MissingPackageError: where torch is missing.
+        WolfError: where torch is too old, or the file is damaged or holds more.
+    """
+    require("torch", what=f"reading {path.name}")
+    import torch
+
+    # Earlier versions can run code of a file in spite of weights_only=True: CVE-2025-32434.
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6):
+        raise WolfError(
+            f"reading {path.name} needs torch 2.6 or later, and {torch.__version__} is installed, with which such a "
+            f"file can run code: pip install -U torch"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # The message of torch would advise to run the code.
+        raise WolfError(
+            f"torch cannot read {path}: it is damaged, or holds more than tensors, and nothing of that is run; {_SAVE}"
+        ) from error
+    except Exception as error:
+        raise WolfError(f"torch cannot read {path}: {one_line(error, first=True)}") from error
 
 
 def assign(model: DecoupledModel, state: Arrays) -> None:

@@ -1,6 +1,7 @@
-"""Where a run's figures and pictures go beside `metrics.jsonl`: the loggers, and the registry of their names.
+"""Loggers, which show a run's metrics and pictures beside `metrics.jsonl`, and the registry of their names.
 
-What is heavy is imported in their methods: the config knows their names (`training.loggers`) without TensorFlow.
+They import large packages in their methods, because the config reads their names (`training.loggers`) without
+TensorFlow.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from tfdecouple.loggers.tensorboard import TensorBoard
 from tfdecouple.loggers.weights_and_biases import WeightsAndBiases
 from tfdecouple.runtime.extras import require
 
-# By name, in the order in which they are listed to users.
+# The loggers by name, in the order of help texts and messages.
 LOGGERS: dict[str, type[Logger]] = {
     logger.name: logger
     for logger in (
@@ -27,11 +28,7 @@ LOGGERS: dict[str, type[Logger]] = {
 
 
 def require_loggers(names: Sequence[str]) -> None:
-    """Looks whether the packages of some loggers are installed.
-
-    Raises:
-        MissingPackageError: naming the extra that brings one.
-    """
+    """Raises MissingPackageError if a logger needs a package that is not installed, with the extra that installs it."""
     for name in names:
         if LOGGERS[name].package:
             require(LOGGERS[name].package, what=f"training.loggers={name}")

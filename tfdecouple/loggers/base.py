@@ -1,90 +1,75 @@
-"""What a place is where rows of a run's log go, and what all of them need."""
+"""The base class of loggers, and functions that several of them use."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from tfdecouple.storage.files import write_text
 
 Row = Mapping[str, Any]
 
 
-class Options(Protocol):
-    """What a logger may ask of a run's `Config`."""
-
-    @property
-    def name(self) -> str:
-        """The name of the run."""
-
-    def options(self) -> Mapping[str, Any]:
-        """Returns the values of all options by their dotted names."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns all options as plain values for JSON."""
-
-
 class Logger:
-    """One place where rows of the log go.
-
-    Subclasses implement what they can show.
+    """A destination for the rows and pictures of a run's log; subclasses implement what they can show.
 
     Args:
         folder: the run folder; nothing is touched before `open`.
-        config: of the run.
+        config: the `Config` of the run.
 
     Attributes:
-        name: in `training.loggers`.
-        package: what it needs that an extra brings; "" for nothing.
-        is_foreign: whether it belongs to somebody else's program, whose failure must not end a run.
+        name: its name in `training.loggers`.
+        package: the package that it needs and an extra installs; "" for none.
+        is_foreign: whether it calls a client of another project, whose failure must not end a run.
     """
 
     name = ""
     package = ""
     is_foreign = False
 
-    def __init__(self, folder: pathlib.Path, config: Options):
+    def __init__(self, folder: pathlib.Path, config: Any):
         self.folder = folder
         self.config = config
 
     def open(self, step: int, rows: Sequence[Row]) -> None:
-        """Begins, or goes on from a step.
+        """Starts a log, or resumes it at a step of the run.
 
         Args:
-            step: of the run.
-            rows: of the log until then.
+            step: the step of the run.
+            rows: the rows of the log up to the step.
         """
 
     def write(self, kind: str, step: int, values: Row) -> None:
         """Adds a row: see `MetricsLog.write`."""
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Shows a PNG file."""
+        """Adds a PNG file."""
 
     def flush(self) -> None:
-        """Writes out what is held."""
+        """Writes out what is buffered."""
 
     def close(self) -> None:
-        """Ends."""
+        """Closes the log."""
 
 
 def numbers(kind: str, values: Row) -> dict[str, float]:
-    """Returns the figures of a row that are numbers, by their names in a place of all kinds."""
+    """Returns the numbers of a row by names such as "train/bits_per_dim"."""
     return {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
 
 
-def parameters(config: Options) -> dict[str, Any]:
-    """Returns all options by their dotted names, as text where a value is no single one."""
-    single = bool | int | float | str
+def flat_options(config: Any) -> dict[str, Any]:
+    """Returns all options of a `Config` by their dotted names; a value that is a list is written as text."""
     options = config.options().items()
-    return {name: value if isinstance(value, single) else json.dumps(value) for name, value in options}
+    return {
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value) for name, value in options
+    }
 
 
-def remembered(path: pathlib.Path, make: Callable[[], str]) -> str:
-    """Returns what a file of the run folder remembers, or makes it and writes it down."""
+def read_or_create(path: pathlib.Path, make_text: Callable[[], str]) -> str:
+    """Returns the text of a file of the run folder, which is written first if absent."""
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        write_text(path, make())
+        write_text(path, make_text())
     return path.read_text(encoding="utf-8").strip()

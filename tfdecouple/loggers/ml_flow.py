@@ -1,4 +1,4 @@
-"""MLflow, through its own client."""
+"""The logger for MLflow, which uses its own client."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from tfdecouple.loggers.base import Logger, Options, Row, numbers, parameters, remembered
+from tfdecouple.loggers.base import Logger, Row, flat_options, numbers, read_or_create
 
 
 class MLflow(Logger):
-    """A run of MLflow, in `mlflow.db` and `mlartifacts/` of the run folder; `MLFLOW_TRACKING_URI` names another place.
+    """Logs to `mlflow.db` and `mlartifacts/` of the run folder, or to the server of `MLFLOW_TRACKING_URI`.
 
-    Each process that goes on with a run adds to the same run of theirs.
+    A resumed run adds to the same run of MLflow.
     """
 
     name = "mlflow"
     package = "mlflow"
     is_foreign = True
 
-    def __init__(self, folder: pathlib.Path, config: Options):
+    def __init__(self, folder: pathlib.Path, config: Any):
         super().__init__(folder, config)
-        # Their module, client and the id of their run; None until `open`, as far as that got.
+        # These are MLflow's module, client and run; each is None until `open` has set it.
         self._mlflow: Any = None
         self._client: Any = None
         self._id: str | None = None
 
     def open(self, step: int, rows: Sequence[Row]) -> None:
-        """Begins their run, or goes on with it."""
+        """Starts or resumes MLflow's run."""
         self._mlflow = importlib.import_module("mlflow")
-        place = os.environ.get("MLFLOW_TRACKING_URI")
-        self._client = self._mlflow.MlflowClient(tracking_uri=place or f"sqlite:///{self.folder.resolve()}/mlflow.db")
-        self._id = remembered(self.folder / "mlflow-id", lambda: self._begin(None if place else self.folder))
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        self._client = self._mlflow.MlflowClient(tracking_uri=server or f"sqlite:///{self.folder.resolve()}/mlflow.db")
+        self._id = read_or_create(self.folder / "mlflow-id", lambda: self._create_run(is_local=not server))
 
-    def _begin(self, local: pathlib.Path | None) -> str:
-        """Makes their run, with the config as its parameters; returns its id."""
+    def _create_run(self, is_local: bool) -> str:
+        """Creates MLflow's run, with the config as its parameters, and returns its id."""
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "tfdecouple")
-        found = self._client.get_experiment_by_name(name)
-        artifacts = (local.resolve() / "mlartifacts").as_uri() if local else None
-        experiment = found.experiment_id if found else self._client.create_experiment(name, artifact_location=artifacts)
-        run = self._client.create_run(experiment, run_name=self.config.name)
-        for option, value in parameters(self.config).items():
+        experiment = self._client.get_experiment_by_name(name)
+        artifacts = (self.folder.resolve() / "mlartifacts").as_uri() if is_local else None
+        number = experiment.experiment_id if experiment else self._client.create_experiment(name, artifacts)
+        run = self._client.create_run(number, run_name=self.config.name)
+        for option, value in flat_options(self.config).items():
             self._client.log_param(run.info.run_id, option, value)
         return run.info.run_id
 
@@ -55,10 +55,10 @@ class MLflow(Logger):
         self._client.log_batch(self._id, metrics=metrics)
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Keeps a PNG file."""
+        """Adds a PNG file."""
         self._client.log_artifact(self._id, str(path), "images")
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends MLflow's run."""
         if self._id is not None:
             self._client.set_terminated(self._id)

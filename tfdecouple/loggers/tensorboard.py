@@ -1,4 +1,4 @@
-"""TensorBoard: figures, pictures and the config."""
+"""The logger for TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ import errno
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tfdecouple.errors import one_line
-from tfdecouple.loggers.base import Logger, Options, Row, numbers, parameters
+from tfdecouple.loggers.base import Logger, Row, flat_options, numbers
 
 
 class TensorBoard(Logger):
-    """Figures, pictures and, for its tab of hyperparameters, the config, in `tensorboard/`.
+    """Logs metrics, pictures and the config, for TensorBoard's tab of hyperparameters, to `tensorboard/`.
 
-    Its errors are those of the operating system: the run ends on a full disk as it does for its own log.
+    It raises OSError on a full disk, so that the run ends as it does for its own log.
     """
 
     name = "tensorboard"
 
-    def __init__(self, folder: pathlib.Path, config: Options):
+    def __init__(self, folder: pathlib.Path, config: Any):
         import tensorflow as tf
 
         super().__init__(folder / "tensorboard", config)
         self._writer = tf.summary.create_noop_writer()
 
     def open(self, step: int, rows: Sequence[Row]) -> None:
-        """Begins, or tells TensorBoard to drop what it has seen beyond the step."""
+        """Starts a log, or makes TensorBoard drop the points after the step."""
         import tensorflow as tf
         from tensorboard.plugins.hparams import api as hparams
 
@@ -36,7 +37,7 @@ class TensorBoard(Logger):
                 _mark_restart(self.folder, step)
             self._writer = tf.summary.create_file_writer(str(self.folder))
             with self._writer.as_default(step=step):
-                hparams.hparams(parameters(self.config))
+                hparams.hparams(flat_options(self.config))
 
     def write(self, kind: str, step: int, values: Row) -> None:
         """Adds a row."""
@@ -47,7 +48,7 @@ class TensorBoard(Logger):
                 tf.summary.scalar(name, value)
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Shows a PNG file."""
+        """Adds a PNG file."""
         import numpy as np
         import tensorflow as tf
         from PIL import Image
@@ -56,19 +57,19 @@ class TensorBoard(Logger):
             tf.summary.image(name, np.asarray(picture.convert("RGB"))[None])
 
     def flush(self) -> None:
-        """Writes out what the writer holds."""
+        """Writes out what the writer has buffered."""
         with _os_errors():
             self._writer.flush()
 
     def close(self) -> None:
-        """Ends."""
+        """Closes the writer."""
         with _os_errors():
             self._writer.close()
 
 
 @contextlib.contextmanager
 def _os_errors() -> Iterator[None]:
-    """Turns the error of TensorFlow's event writer into the OSError that it is."""
+    """Raises OSError instead of the errors of TensorFlow's event writer."""
     import tensorflow as tf
 
     try:
@@ -80,7 +81,7 @@ def _os_errors() -> Iterator[None]:
 
 
 def _mark_restart(folder: pathlib.Path, step: int) -> None:
-    """Tells TensorBoard that the run went back to `step`, so that it drops what it had seen beyond."""
+    """Writes an event that the run went back to `step`, after which TensorBoard drops all later points."""
     import tensorflow as tf
 
     with tf.Graph().as_default():

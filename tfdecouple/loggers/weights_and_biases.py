@@ -1,4 +1,4 @@
-"""Weights & Biases, through its own client."""
+"""The logger for Weights & Biases, which uses its own client."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from tfdecouple.loggers.base import Logger, Options, Row, numbers, remembered
+from tfdecouple.loggers.base import Logger, Row, numbers, read_or_create
 
 
 class WeightsAndBiases(Logger):
-    """A run of Weights & Biases, in `wandb/` of the run folder and offline, unless `WANDB_MODE` says otherwise.
+    """Logs to `wandb/` of the run folder, offline unless `WANDB_MODE` has another value.
 
-    Each process that goes on with a run adds to the same run of theirs; `wandb sync` uploads what was logged offline.
+    A resumed run adds to the same run of Weights & Biases; `wandb sync` uploads what was logged offline.
     """
 
     name = "wandb"
     package = "wandb"
     is_foreign = True
 
-    def __init__(self, folder: pathlib.Path, config: Options):
+    def __init__(self, folder: pathlib.Path, config: Any):
         super().__init__(folder, config)
-        # Their run and their class of pictures; None until `open`.
+        # These are the run of the client and its class of pictures; both are None until `open`.
         self._run: Any = None
         self._image: Any = None
 
     def open(self, step: int, rows: Sequence[Row]) -> None:
-        """Begins their run, or goes on with it."""
+        """Starts or resumes the run of Weights & Biases."""
         wandb = importlib.import_module("wandb")
         self._image = wandb.Image
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "tfdecouple"),
             name=os.environ.get("WANDB_NAME", self.config.name),
-            id=remembered(self.folder / "wandb" / "id", lambda: secrets.token_hex(4)),
+            id=read_or_create(self.folder / "wandb" / "id", lambda: secrets.token_hex(4)),
             resume="allow",
             dir=str(self.folder),
             mode=os.environ.get("WANDB_MODE", "offline"),
             config=self.config.to_dict(),
         )
-        # Not their own count of steps, which may not go back when a run goes on from its last checkpoint.
+        # The client's own count of steps may not decrease, but a run that resumes from its last checkpoint goes back.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, kind: str, step: int, values: Row) -> None:
@@ -49,10 +49,10 @@ class WeightsAndBiases(Logger):
         self._run.log({"step": step, **numbers(kind, values)})
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Shows a PNG file."""
+        """Adds a PNG file."""
         self._run.log({"step": step, name: self._image(str(path))})
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the run of Weights & Biases."""
         if self._run is not None:
             self._run.finish()

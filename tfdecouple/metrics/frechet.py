@@ -21,7 +21,7 @@ from tfdecouple.metrics.base import Metric, Result, say
 from tfdecouple.metrics.drawn_images import drawn_indices, subset_batches
 from tfdecouple.runtime.process import at_least
 from tfdecouple.runtime.progress import Lines
-from tfdecouple.storage.files import sha256_of
+from tfdecouple.storage.files import file_sha256
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -420,7 +420,7 @@ def open_extractor(path: pathlib.Path, image_shape: int | Shape, trust: bool = F
     if not path.is_file():
         raise ExtractorError(f"there is no extractor file {path}; name an ONNX (.onnx) or Keras (.keras) file")
     try:
-        sha256 = sha256_of(path)
+        sha256 = file_sha256(path)
     except OSError as error:
         raise ExtractorError(f"{path} cannot be read: {error.strerror or error}") from error
     height, width, channels = whole(image_shape)

@@ -62,7 +62,7 @@ class ImageStatistics(Metric):
         Raises:
             UserError: for other images, or without what draws the plot.
         """
-        from tfdecouple.runs import load_config
+        from tfdecouple.runs.run_folder import load_config
 
         require("matplotlib", what="--image-statistics")
 

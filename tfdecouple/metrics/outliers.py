@@ -88,7 +88,7 @@ class Outliers(Metric):
         require("matplotlib", what="--outliers")
         from tfdecouple.data import open_source
         from tfdecouple.data.sources import with_source
-        from tfdecouple.runs import load_config
+        from tfdecouple.runs.run_folder import load_config
 
         options, config = self.options, load_config(self.options.run)
         for name in options.outliers:

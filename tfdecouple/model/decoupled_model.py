@@ -28,7 +28,7 @@ from tfdecouple.model.interpolation import between, require_path
 from tfdecouple.model.networks import Codes, Networks
 from tfdecouple.model.precision_check import check_precision_of
 from tfdecouple.model.round_trip import listed, require_finite, require_same, warn_of_far_images
-from tfdecouple.runs.pretrained import pretrained_names
+from tfdecouple.runs.pretrained import list_pretrained
 from tfdecouple.runs.run_folder import CONFIG, find_run, load_config, require_fitting
 from tfdecouple.runs.run_folder import load_weights as read_weights
 from tfdecouple.runtime.execution import unconverted
@@ -82,11 +82,11 @@ class DecoupledModel(Networks):
             if load_weights:
                 raise ConfigError(
                     f"the preset {preset} has no weights; give load_weights=False, or one that has: "
-                    f"{', '.join(pretrained_names())}"
+                    f"{', '.join(list_pretrained())}"
                 )
             return cls(load_preset(preset).model, **kwargs)
         if not (find_run(preset) / CONFIG).is_file():
-            known = (*pretrained_names(), *preset_names())
+            known = (*list_pretrained(), *preset_names())
             raise ConfigError(f"there is no preset {preset!r}{nearest(preset, known)}; there are {', '.join(known)}")
         config = load_config(preset)
         require_fitting(preset, config)

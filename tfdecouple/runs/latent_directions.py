@@ -1,4 +1,4 @@
-"""Directions in z that were found for a run, and the file of the run folder that keeps them."""
+"""Directions in z of a run, and the file `directions.json` of its folder."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ FILE = "directions.json"
 VERSION = 1
 MEANS, CLASSIFIER = "means", "classifier"
 METHODS = (MEANS, CLASSIFIER)
-# What a file may hold, which may be a stranger's.
+# Most directions, and the longest name, of a file, which may be untrusted.
 MOST, LONGEST_NAME = 10_000, 200
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Direction:
-    """A direction in z that changes one thing about an image.
+    """A direction in z that changes one property of an image.
 
-    Its length is its unit: an amount of 1 goes as far as the mean of the images with the label lies from that of those
-    without it, or as a standard deviation of the number changes z, both measured along the direction.
+    Its length is its unit, measured along the direction: the distance between the means of the images with the label
+    and without it, or for numbers the change of z in one standard deviation.
 
     Attributes:
-        name: of the label, of the two labels ("coffee to rocket"), or of the column.
+        name: the name of the label, of the two labels ("coffee to rocket"), or of the column.
         method: "means", the difference of means (for numbers the slope of z), or "classifier", the normal of a
             regularised linear classifier (for numbers of a ridge regression).
         vector: float32 `[d_z]`.
-        figures: what was measured on held-out images, and of how many.
+        figures: metrics on held-out images, and the number of images.
     """
 
     name: str
@@ -41,16 +41,12 @@ class Direction:
     vector: np.ndarray
     figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def told(self) -> str:
-        """Returns in a few words how well it tells held-out images apart, as far as its figures say."""
+    def describe_accuracy(self) -> str:
+        """Returns in a few words how well the direction separates held-out images; "" where that was not measured."""
         accuracy, r2 = self.figures.get("accuracy"), self.figures.get("r2")
         if isinstance(accuracy, float):
             return f"tells {accuracy:.1%} of held-out images right (50 % is chance)"
         return f"explains {r2:.1%} of the variance of held-out images" if isinstance(r2, float) else ""
-
-    def plain(self) -> dict[str, Any]:
-        """Returns plain values for JSON; the vector is the same to the last bit when it is read."""
-        return {"name": self.name, "method": self.method, **self.figures, "vector": self.vector.tolist()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +54,9 @@ class Directions:
     """All directions of a run.
 
     Attributes:
-        weights_sha256: of the weights that made the z they were found in.
-        about: where they were found: data set, numbers of images, seed.
-        directions: in the order of finding.
+        weights_sha256: the digest of the weights that encoded the images.
+        about: the data set, numbers of images and seed of the search.
+        directions: the directions, in the order of the search.
     """
 
     weights_sha256: str
@@ -68,19 +64,19 @@ class Directions:
     directions: tuple[Direction, ...]
 
     def __iter__(self) -> Iterator[Direction]:
-        """Goes through the directions."""
+        """Yields the directions."""
         return iter(self.directions)
 
     def __contains__(self, one: object) -> bool:
-        """Whether it is one of the directions, or a name by which `[]` finds one."""
+        """Returns whether an object is one of the directions, or a name that `[]` finds."""
         return any(one is each or (one == each.name and each.method == MEANS) for each in self.directions)
 
     def __len__(self) -> int:
-        """How many there are, those of each method counted."""
+        """Returns the number of directions; each method counts."""
         return len(self.directions)
 
     def __getitem__(self, name: str) -> Direction:
-        """Returns the direction of that name by the difference of means."""
+        """Returns the direction of a name by the difference of means."""
         return self.find(name)
 
     @property
@@ -89,23 +85,19 @@ class Directions:
         return list(dict.fromkeys(direction.name for direction in self.directions))
 
     def find(self, name: str, method: str = MEANS) -> Direction:
-        """Returns a direction by its name and method.
+        """Returns the direction of a name and method.
 
         Raises:
             UserError: where there is none.
         """
-        found = [one for one in self.directions if (one.name, one.method) == (name, method)]
-        if not found:
+        matches = [one for one in self.directions if (one.name, one.method) == (name, method)]
+        if not matches:
             listed = ", ".join(self.names[:20]) + (" and more" if len(self.names) > 20 else "")
             raise UserError(f"there is no direction {name!r}{nearest(name, self.names)}; there are {listed}")
-        return found[0]
+        return matches[0]
 
-    def require_of(self, weights_sha256: str, run: str) -> None:
-        """Refuses other weights than those they were found with: another z means other things.
-
-        Raises:
-            RunError: in one line.
-        """
+    def require_weights(self, weights_sha256: str, run: str) -> None:
+        """Raises RunError for other weights than those of the search: their z means other things."""
         if weights_sha256 != self.weights_sha256:
             raise RunError(
                 f"the directions in {run} were found with other weights than its best ones now; "
@@ -113,37 +105,34 @@ class Directions:
             )
 
     def write(self, folder: pathlib.Path) -> pathlib.Path:
-        """Writes the file into a run folder, whole, and returns its path.
+        """Writes the file into a run folder and returns its path.
 
         Raises:
             RunError: where it cannot be written.
         """
         path = folder / FILE
+        # A vector is the same to the last bit when it is read.
+        directions = [
+            {"name": one.name, "method": one.method, **one.figures, "vector": one.vector.tolist()}
+            for one in self.directions
+        ]
+        values = {"version": VERSION, "weights_sha256": self.weights_sha256, **self.about, "directions": directions}
         try:
-            write_json(path, self.plain())
+            write_json(path, values)
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror or error}; free some space there") from error
         return path
 
-    def plain(self) -> dict[str, Any]:
-        """Returns plain values for JSON."""
-        return {
-            "version": VERSION,
-            "weights_sha256": self.weights_sha256,
-            **self.about,
-            "directions": [direction.plain() for direction in self.directions],
-        }
-
     @classmethod
     def read(cls, folder: str | pathlib.Path, latent_dim: int) -> Directions | None:
-        """Returns the directions of a run folder, None where it has none yet.
+        """Returns the directions of a run folder, which may be untrusted; None where it has none yet.
 
         Args:
-            folder: a run folder, which may be a stranger's.
+            folder: a run folder.
             latent_dim: d_z of its model.
 
         Raises:
-            RunError: where the file is not what this program writes, or is of another d_z.
+            RunError: where the file is damaged, or has another d_z.
         """
         path = pathlib.Path(folder) / FILE
         try:
@@ -153,7 +142,7 @@ class Directions:
         except (OSError, ValueError) as error:
             raise RunError(f"cannot read {path}: {one_line(error)}") from error
         try:
-            return _checked(values, latent_dim)
+            return _parse_directions(values, latent_dim)
         except ValueError as error:
             raise RunError(
                 f"{path} holds no directions of this model: {one_line(error)}; python -m tfdecouple directions "
@@ -161,12 +150,8 @@ class Directions:
             ) from error
 
 
-def _checked(values: Any, latent_dim: int) -> Directions:
-    """Returns what a file says.
-
-    Raises:
-        ValueError: for the first thing that is not as it should be.
-    """
+def _parse_directions(values: Any, latent_dim: int) -> Directions:
+    """Returns the directions of a JSON file; raises ValueError for the first thing that is wrong."""
     if not isinstance(values, dict) or values.get("version") != VERSION:
         raise ValueError(f"it is not of version {VERSION}")
     weights, entries = values.get("weights_sha256"), values.get("directions")

@@ -1,4 +1,4 @@
-"""A run, opened as a model: with its weights, its images and its directions."""
+"""A run, opened: its model with the best weights, its images and its directions. Models are saved as runs, too."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tfdecouple.data.sources import with_source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError, nearest, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.latent_directions import Directions
-from tfdecouple.runs.pretrained import folder_of, pretrained_names
+from tfdecouple.runs.pretrained import find_pretrained, list_pretrained
 from tfdecouple.runs.run_folder import (
     CHECKPOINTS,
     CONFIG,
     SUMMARY,
-    changed_label,
+    find_changed_label,
     find_run,
     load_config,
     load_weights,
@@ -38,13 +38,13 @@ from tfdecouple.storage.files import write_json, write_text
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder, opened: its config, and its model with the best weights so far (averaged, where the run averages).
+    """An opened run: its config, and its model with the best weights so far (averaged, where the run averages).
 
     Attributes:
-        path: of the folder, or the name or address of weights that were trained already, as the user wrote it.
-        config: of the run.
-        model: with these weights.
-        step: in updates, at which they were saved.
+        path: the path of the folder, or the name or address of pretrained weights, as the user wrote it.
+        config: the config of the run.
+        model: the model with the weights.
+        step: the step, in updates, of the weights.
     """
 
     path: str
@@ -54,17 +54,17 @@ class Run:
 
     @classmethod
     def open(cls, run: str | pathlib.Path, z_for: str = "", jit_compile: bool = False) -> Self:
-        """Opens a run folder, which may be a stranger's (docs/security.md).
+        """Returns an opened run; its folder may be untrusted (docs/security.md).
 
         Args:
-            run: a run folder, of a training that has ended or still goes on, or of an import; or weights that were
-                trained already (`run_folder.find_run`).
-            z_for: what needs z, such as "switch"; empty where a model without z will do.
-            jit_compile: of the `DecoupledModel`.
+            run: the folder of a training, running or ended, or of an import; or the name or address of pretrained
+                weights (see `run_folder.find_run`).
+            z_for: the command that needs z, such as "switch"; empty where a model without z is accepted.
+            jit_compile: the option of `DecoupledModel`.
 
         Raises:
-            RunError: where the folder is none of ours, or holds no whole checkpoint yet.
-            ConfigError: where its config does not hold, or asks for more memory than there is.
+            RunError: where the folder is no run folder, or holds no whole checkpoint yet.
+            ConfigError: where its config is invalid, or asks for more memory than there is.
             UserError: for a model without z, where it is needed.
         """
         config = load_config(run)
@@ -80,12 +80,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the run, however its path was written."""
+        """The name of the run, however its path was written."""
         return run_name(self.path)
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where its files lie."""
+        """The folder of the run's files."""
         return find_run(self.path)
 
     @property
@@ -94,19 +94,19 @@ class Run:
         return self.config.training.ema_decay > 0
 
     def directions(self) -> Directions | None:
-        """Returns the directions in z that were found for these weights, None where none were found yet.
+        """Returns the directions in z that were found for these weights; None where none were found yet.
 
         Raises:
-            RunError: where the file is damaged, or they were found with other weights.
+            RunError: where the file is damaged, or the directions were found with other weights.
         """
-        found = Directions.read(self.folder, self.config.model.latent_dim)
-        if found is not None:
-            found.require_of(weights_sha256(self.model), self.path)
-        return found
+        directions = Directions.read(self.folder, self.config.model.latent_dim)
+        if directions is not None:
+            directions.require_weights(hash_weights(self.model), self.path)
+        return directions
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names of the labels that the model knows; () for a model that knows none.
+        """The names of the model's labels; () for a model without labels.
 
         Raises:
             RunError: where their file is damaged.
@@ -115,15 +115,11 @@ class Run:
         return read_label_names(self.path, classes) if classes else ()
 
     def require_labels(self, source: Source) -> None:
-        """Refuses a data set whose labels mean something else than those that the model knows.
-
-        Raises:
-            DataError: naming a label.
-        """
+        """Raises DataError for a data set whose labels differ from the model's, with the first such label."""
         if not self.config.model.has_classes:
             return
         require_classes(source, self.config.model)
-        if changed := changed_label(self.path, self.config.model.classes, source.label_names):
+        if changed := find_changed_label(self.path, self.config.model.classes, source.label_names):
             here, other = changed
             raise DataError(
                 f"{source.title} has the label {other!r} where the run {self.path} has {here!r}; it must have the same "
@@ -133,23 +129,23 @@ class Run:
     def open_source(
         self, source: str | None = None, data_dir: str | None = None, download: bool = False, **others: Any
     ) -> Source:
-        """Opens the data set of the run, or another that the user names.
+        """Returns the data set of the run, or another one.
 
         Args:
-            source: `data.source` as the user named it; None for that of the run.
-            data_dir: `data.data_dir` likewise.
+            source: `data.source` of the other data set; None for the run's.
+            data_dir: `data.data_dir` of the other data set; None for the run's.
             download: see `tfdecouple.data.open_source`.
-            **others: options of the config's `data` to be changed; None leaves one as it is.
+            **others: options of the config's `data` to change; None leaves an option unchanged.
 
         Raises:
             DataError: for missing data.
-            ConfigError: for an option of a wrong value.
+            ConfigError: for an option with a wrong value.
         """
-        data = self.data_of(source, data_dir=data_dir, **others)
+        data = self.data_config(source, data_dir=data_dir, **others)
         return open_source(data, self.config.model.image_shape, download=download)
 
-    def data_of(self, source: str | None, **others: Any) -> DataConfig:
-        """Returns how the run's data are read, or those of another source; see `open_source`."""
+    def data_config(self, source: str | None, **others: Any) -> DataConfig:
+        """Returns the data config of the run, or of another source; see `open_source`."""
         config = self.config
         if source is not None:
             config = dataclasses.replace(config, data=with_source(config.data, source))
@@ -164,45 +160,44 @@ def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> Decoupl
     16
 
     Args:
-        run: a run folder, of a training that has ended or still goes on, or of an import.
-        jit_compile: whether XLA compiles what the model computes, at its first use for each batch size.
+        run: the folder of a training, running or ended, or of an import.
+        jit_compile: whether XLA compiles the model's functions, at their first use for each batch size.
 
     Raises:
-        RunError: where the folder is none of ours, or holds no whole checkpoint yet.
-        ConfigError: where its config does not hold.
+        RunError: where the folder is no run folder, or holds no whole checkpoint yet.
+        ConfigError: where its config is invalid.
     """
     return Run.open(run, jit_compile=jit_compile).model
 
 
 def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
-    """Returns a model with weights that were trained already.
+    """Returns a model with pretrained weights.
 
     >>> load_pretrained("photographs").config.image_shape
     (64, 64, 3)
 
     Args:
-        name: of weights that come along with the installation: "photographs", of images of 64 x 64 pixels; or
+        name: the name of bundled weights: "photographs", of images of 64 x 64 pixels; or an address
             `hf://OWNER/NAME[@REVISION]` on the Hugging Face Hub, where only a commit stands for the same weights for
-            ever. Of these, config and weights are fetched and compared with the digests of their manifest, and nothing
-            is run.
-        jit_compile: whether XLA compiles what the model computes, at its first use for each batch size.
+            ever. Config and weights are downloaded and compared with the digests of their manifest; nothing is run.
+        jit_compile: whether XLA compiles the model's functions, at their first use for each batch size.
 
     Raises:
         RunError: where there are no such weights, or they are not what their manifest says.
-        UntrustedError: where the manifest names files that are none of a run's weights.
+        UntrustedError: where the manifest names files that are not part of a run's weights.
         MissingPackageError: where the Hub's client is not installed: the extra `hub`.
     """
-    if folder_of(name) is None:
-        known = pretrained_names()
+    if find_pretrained(name) is None:
+        names = list_pretrained()
         raise RunError(
-            f"there are no weights {name!r}{nearest(name, known)}; {', '.join(known)} comes along, hf://OWNER/NAME "
+            f"there are no weights {name!r}{nearest(name, names)}; {', '.join(names)} comes along, hf://OWNER/NAME "
             "lies on the Hub, and load_model opens a run folder"
         )
     return Run.open(name, jit_compile=jit_compile).model
 
 
 def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | None = None) -> None:
-    """Writes a model, however it was trained, as a run folder, which all commands and `python -m export` take.
+    """Writes a model, however it was trained, as a run folder, which all commands and `python -m export` accept.
 
     >>> import tempfile
     >>> from tfdecouple import ModelConfig
@@ -214,14 +209,14 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     True
 
     Args:
-        model: initialised or trained.
+        model: an initialised or trained model.
         run: the folder to make.
-        config: of a run with this model, where more is known of it, such as its data; of the model alone by default,
-            which says of the images that nobody knows them, and claims no licence.
+        config: a whole config with this model, such as one that names its data. By default the config has the model
+            alone: the images are then unknown, and no licence is claimed for them.
 
     Raises:
         RunError: where the folder is not empty or cannot be written.
-        ConfigError: for a config of another model, or a folder whose name is none of a run.
+        ConfigError: for a config of another model, or a folder name that no run can have.
         NotInitializedError: for a model without weights.
     """
     model.require_initialized()
@@ -233,7 +228,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     config = config or Config(name=run_name(folder), model=model.config)
     if config.model != model.config:
         raise ConfigError("the config that save_run was given is of another model")
-    # The weights are what they are: no averages of theirs are beside them.
+    # The run holds no averages beside its weights.
     training = dataclasses.replace(config.training, ema_decay=0.0)
     with _writing_errors(run):
         write_run(folder, model, dataclasses.replace(config, training=training), 0)
@@ -251,13 +246,13 @@ def _writing_errors(run: str | pathlib.Path) -> Iterator[None]:
 
 
 def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step: int) -> None:
-    """Writes weights, as the best of a step, and the config that makes a run of the folder.
+    """Writes a run folder: the model's weights as the best of a step, and the config.
 
     Raises:
         RunError: where the weights cannot be written.
         OSError: where the folder cannot be made, or the config not be written.
     """
-    text = config.to_json()  # Before anything is written.
+    text = config.to_json()  # A config that cannot be written fails here, before there is a folder.
     folder.mkdir(parents=True, exist_ok=True)
     CheckpointFolder(folder / CHECKPOINTS).write("best", step, {"model": model.named_variables()})
     write_text(folder / CONFIG, text)
@@ -266,28 +261,28 @@ def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step:
 def load_directions(run: str | pathlib.Path) -> Directions:
     """Returns the directions in z that `python -m tfdecouple directions` found for a run, by name.
 
-    Whether they were found with the weights that the run has now is known to `Run.directions`.
+    They may have been found with other weights than the run has now, which `Run.directions` refuses.
 
     >>> sorted({direction.name for direction in load_directions("docs/results/quickstart")})[:2]
     ['astronaut', 'chelsea']
 
     Raises:
-        RunError: where the folder is none of ours, or has no directions yet, or damaged ones.
-        ConfigError: where its config does not hold.
+        RunError: where the folder is no run folder, or has no directions yet, or damaged ones.
+        ConfigError: where its config is invalid.
     """
-    found = Directions.read(find_run(run), load_config(run).model.latent_dim)
-    if found is None:
-        raise RunError(no_directions(run))
-    return found
+    directions = Directions.read(find_run(run), load_config(run).model.latent_dim)
+    if directions is None:
+        raise RunError(describe_missing_directions(run))
+    return directions
 
 
-def no_directions(run: str | pathlib.Path) -> str:
-    """Returns what is said of a run without directions."""
+def describe_missing_directions(run: str | pathlib.Path) -> str:
+    """Returns the message that a run has no directions."""
     return f"{run} has no directions yet; find them with python -m tfdecouple directions --run {run}"
 
 
-def weights_sha256(model: DecoupledModel) -> str:
-    """Returns a hash of all weights with their names, shapes and types."""
+def hash_weights(model: DecoupledModel) -> str:
+    """Returns the SHA-256 of all weights with their names, shapes and types."""
     digest = hashlib.sha256()
     for name, variable in sorted(model.named_variables().items()):
         array = np.ascontiguousarray(variable.numpy())

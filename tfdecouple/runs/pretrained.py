@@ -1,19 +1,9 @@
-"""Weights that were trained already: those that come along, and those on the Hugging Face Hub, by its own client.
+"""Trained weights that are bundled with the installation or lie on the Hugging Face Hub, used through its own client.
 
-`python -m tfdecouple publish` makes a folder of them, which is a run folder with a manifest and a card:
-
-    README.md        card: what the model is, of what images, under which licence; with the Hub's YAML header
-    config.json      of the run
-    summary.json     how its training ended
-    metrics.jsonl    its figures, for `curves`
-    directions.json  in z, where there are some
-    labels.json      names of labels, of a model that knows labels
-    checkpoints/     the best weights
-    manifest.json    size and SHA-256 of each of them
-
-All but the card and the figures is what a model needs, and all that is fetched from others: JSON and numbers, by the
-names in the manifest. Nothing of a repository is run. Where the Hub lies (`HF_ENDPOINT`), where files are kept
-(`HF_HOME`) and who one is there is the client's business.
+`python -m tfdecouple publish` makes a folder of them: a run folder (see `run_folder`) with a card, README.md, and
+manifest.json, which has the size and SHA-256 of every other file. From the Hub only the files that a model needs are
+downloaded, by the names in the manifest: JSON and numbers. Nothing of a repository is run. The client decides where the
+Hub lies (`HF_ENDPOINT`), where files are kept (`HF_HOME`) and who the user is.
 """
 
 from __future__ import annotations
@@ -30,56 +20,58 @@ from typing import Any, Self
 
 from tfdecouple.errors import RunError, UntrustedError, UserError, one_line
 from tfdecouple.runtime.extras import require
-from tfdecouple.storage.files import read_json, sha256_of, write_json
+from tfdecouple.storage.files import file_sha256, read_json, write_json
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
-# What begins the address of weights on the Hub.
-HUB = "hf://"
-# What commands take where no run is named.
+# The bundled weights that commands take where no run is named.
 DEFAULT = "photographs"
+# Addresses on the Hub begin with this.
+HUB = "hf://"
+CARD, MANIFEST = "README.md", "manifest.json"
+FORMAT = 1
+MANIFEST_BYTES = 2**20
+_MOST_FILES = 100
+# Files that a model needs. Only these are read from an untrusted folder.
+NEEDED = re.compile(
+    r"config\.json|summary\.json|directions\.json|labels\.json|checkpoints/best-\d{9}\.(index|data-\d{5}-of-\d{5})",
+    re.ASCII,
+)
+# Files that are published for people.
+FOR_PEOPLE = (CARD, "metrics.jsonl")
+# The client names this library in its requests.
+_LIBRARY = "tfdecouple"
+_COMMIT = re.compile("[0-9a-f]{40}", re.ASCII)
+_ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+(/[\w.-]+)*))?", re.ASCII)
 
 
-def pretrained_names() -> tuple[str, ...]:
-    """Returns the names of the weights that come along.
+def list_pretrained() -> tuple[str, ...]:
+    """Returns the names of the bundled weights.
 
-    >>> pretrained_names()
+    >>> list_pretrained()
     ('photographs',)
     """
     return tuple(sorted(path.parent.name for path in BUNDLED.glob("*/manifest.json")))
 
 
-def folder_of(name: str) -> pathlib.Path | None:
-    """Returns the folder of weights that come along or lie on the Hub; None where a name is neither.
+def find_pretrained(name: str) -> pathlib.Path | None:
+    """Returns the folder of bundled weights or of weights on the Hub; None for any other name.
 
     Args:
         name: such as "photographs", or an address `hf://OWNER/NAME[@REVISION]`.
 
     Raises:
-        RunError: where the Hub does not have them, or other files than its manifest says.
-        UntrustedError: where the manifest names files that are none of a run's weights.
+        RunError: where the Hub does not have the weights, or has other files than its manifest says.
+        UntrustedError: where the manifest names files that are not part of a run's weights.
         MissingPackageError: where the Hub's client is not installed.
     """
     if name.startswith(HUB):
-        return fetch(name)
-    return BUNDLED / name if name in pretrained_names() else None
-
-
-CARD, MANIFEST = "README.md", "manifest.json"
-FORMAT = 1
-# What is read of a folder that a stranger may have made: by these names and no others.
-NEEDED = re.compile(
-    r"config\.json|summary\.json|directions\.json|labels\.json|checkpoints/best-\d{9}\.(index|data-\d{5}-of-\d{5})",
-    re.ASCII,
-)
-# Published for people.
-BESIDE = (CARD, "metrics.jsonl")
-MANIFEST_BYTES = 2**20
-_MOST_FILES = 100
+        return download_weights(name)
+    return BUNDLED / name if name in list_pretrained() else None
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
-    """What a manifest says.
+class Manifest:
+    """The content of a manifest.
 
     Attributes:
         files: {name within the folder: (bytes, SHA-256)}.
@@ -88,32 +80,28 @@ class Published:
     files: dict[str, tuple[int, str]]
 
     @classmethod
-    def of(cls, folder: pathlib.Path) -> Self:
-        """Returns the manifest that a folder should have."""
+    def from_folder(cls, folder: pathlib.Path) -> Self:
+        """Returns the manifest of all files of a folder."""
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         files = {name: folder / name for name in names if name != MANIFEST}
-        return cls({name: (path.stat().st_size, sha256_of(path)) for name, path in files.items()})
+        return cls({name: (path.stat().st_size, file_sha256(path)) for name, path in files.items()})
 
     def write(self, folder: pathlib.Path) -> None:
-        """Writes manifest.json.
-
-        Raises:
-            OSError: where it cannot be written.
-        """
+        """Writes manifest.json."""
         files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in self.files.items()}
         write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
 
     @classmethod
     def read(cls, path: pathlib.Path, where: str) -> Self:
-        """Reads a manifest, which may be a stranger's.
+        """Returns the manifest from an untrusted manifest.json.
 
         Args:
-            path: of manifest.json.
-            where: the folder that it belongs to lies, for messages.
+            path: the file.
+            where: the name of the folder that it belongs to, for messages.
 
         Raises:
-            RunError: where it is none of ours, or lacks a model's files.
-            UntrustedError: where it names files that are none of a run's weights.
+            RunError: where it is damaged, or lacks a model's files.
+            UntrustedError: where it names files that are not part of a run's weights.
         """
         try:
             values = read_json(path, MANIFEST_BYTES)
@@ -125,7 +113,7 @@ class Published:
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise RunError(f"the manifest of {where} is damaged: {error}; publish the run again") from error
         for name in files:
-            if name not in BESIDE and not NEEDED.fullmatch(name):
+            if name not in FOR_PEOPLE and not NEEDED.fullmatch(name):
                 raise UntrustedError(f"the manifest of {where} names {json.dumps(name)[:100]}, which is no weights")
         if len(files) > _MOST_FILES or "config.json" not in files or not any("/best-" in name for name in files):
             raise RunError(f"the manifest of {where} is not that of one model: a config and its best weights")
@@ -134,171 +122,145 @@ class Published:
     @property
     def needed(self) -> dict[str, tuple[int, str]]:
         """The files that a model needs."""
-        return {name: entry for name, entry in self.files.items() if name not in BESIDE}
+        return {name: entry for name, entry in self.files.items() if name not in FOR_PEOPLE}
 
-    def is_same(self, folder: pathlib.Path, name: str) -> bool:
-        """Whether a file of a folder is what the manifest says."""
+    def matches(self, folder: pathlib.Path, name: str) -> bool:
+        """Returns whether a file of a folder has the size and digest of the manifest."""
         size, digest = self.files[name]
-        return (folder / name).stat().st_size == size and sha256_of(folder / name) == digest
+        return (folder / name).stat().st_size == size and file_sha256(folder / name) == digest
 
-    def require_same(self, folder: pathlib.Path, where: str) -> None:
-        """Refuses a folder whose files are not those of the manifest.
-
-        Raises:
-            RunError: naming the first file that is missing or changed.
-        """
+    def require_match(self, folder: pathlib.Path, where: str) -> None:
+        """Raises RunError with the first needed file of a folder that is missing or has another size or digest."""
         for name in self.needed:
             if not (folder / name).is_file():
                 raise RunError(f"{where} lacks {name}, which its manifest names; fetch or publish it again")
-            if not self.is_same(folder, name):
+            if not self.matches(folder, name):
                 raise RunError(f"{name} of {where} is not what its manifest says; fetch or publish it again")
 
 
-# What requests say that they come from.
-_LIBRARY = "tfdecouple"
-_COMMIT = re.compile("[0-9a-f]{40}", re.ASCII)
-_ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/(?P<name>[\w.-]+))(@(?P<revision>[\w.-]+(/[\w.-]+)*))?", re.ASCII)
+def parse_address(address: str) -> tuple[str, str | None]:
+    """Returns repository and revision of an address on the Hub; the revision is None for the newest commit.
 
+    >>> parse_address("hf://ada/faces@v1")
+    ('ada/faces', 'v1')
 
-@dataclasses.dataclass(frozen=True)
-class Address:
-    """Where weights lie on the Hub.
-
-    Attributes:
-        repository: OWNER/NAME.
-        revision: a commit, branch or tag; None for the newest of the main branch.
+    Raises:
+        UserError: for a text that is no address.
     """
-
-    repository: str
-    revision: str | None
-
-    @classmethod
-    def parsed(cls, text: str) -> Self:
-        """Returns the address that a text gives.
-
-        >>> Address.parsed("hf://ada/faces@v1")
-        Address(repository='ada/faces', revision='v1')
-
-        Raises:
-            UserError: where it gives none.
-        """
-        found = _ADDRESS.fullmatch(text)
-        if found is None or ".." in text:
-            raise UserError(f"{text!r} is no address on the Hub; write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
-        return cls(found["repository"], found["revision"])
+    match = _ADDRESS.fullmatch(address)
+    if match is None or ".." in address:
+        raise UserError(f"{address!r} is no address on the Hub; write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+    return match["repository"], match["revision"]
 
 
 @functools.lru_cache(maxsize=32)
-def fetch(text: str) -> pathlib.Path:
-    """Returns the folder of weights from the Hub, in the client's store, once the digests of its files were checked.
+def download_weights(address: str) -> pathlib.Path:
+    """Returns the folder of weights from the Hub, in the client's cache, after comparing sizes and digests.
 
     Args:
-        text: `hf://OWNER/NAME[@REVISION]`. Only a commit stands for the same weights for ever.
+        address: `hf://OWNER/NAME[@REVISION]`. Only a commit stands for the same weights for ever.
 
     Raises:
-        UserError: for another address.
+        UserError: for a text that is no address.
         RunError: where the Hub cannot be reached, or does not have what the manifest says.
-        UntrustedError: where the manifest names files that are none of a run's weights.
+        UntrustedError: where the manifest names files that are not part of a run's weights.
         MissingPackageError: where the Hub's client is not installed.
     """
-    address = Address.parsed(text)
-    require("huggingface_hub", what=text)
+    repository, revision = parse_address(address)
+    require("huggingface_hub", what=address)
     import huggingface_hub
 
     hub = huggingface_hub.HfApi(library_name=_LIBRARY)
-    with _errors(text):
-        path = _manifest(hub, address, text)
+    with _one_line_errors(address):
+        path = _download_manifest(hub, repository, revision, address)
+        folder = path.parent
         try:
-            published = Published.read(path, text)
+            manifest = Manifest.read(path, address)
         except RunError:
-            _forget(path)
+            _remove_from_cache(path)
             raise
-        # The other files are of the commit that the manifest is of, whatever becomes of the branch meanwhile.
-        commit = path.parent.name
-        missing = {name: size for name, (size, _) in published.needed.items() if not (path.parent / name).exists()}
+        # The other files are taken from the commit of the manifest, even if the branch has moved on meanwhile.
+        commit = folder.name
+        missing = {name: size for name, (size, _) in manifest.needed.items() if not (folder / name).exists()}
         total = sum(missing.values())
-        if total > shutil.disk_usage(path.parent).free:
-            raise RunError(f"{text} has {total:,} bytes, and {path.parent} has not as much room; set HF_HOME")
+        if total > shutil.disk_usage(folder).free:
+            raise RunError(f"{address} has {total:,} bytes, and {folder} has not as much room; set HF_HOME")
         for name, size in missing.items():
-            url = huggingface_hub.hf_hub_url(address.repository, name, revision=commit, endpoint=hub.endpoint)
-            if hub.get_hf_file_metadata(url=url).size != size:
-                raise RunError(f"{name} of {text} has not the {size:,} bytes that its manifest says")
-            hub.hf_hub_download(address.repository, name, revision=commit)
+            if _size_on_hub(hub, repository, name, commit) != size:
+                raise RunError(f"{name} of {address} has not the {size:,} bytes that its manifest says")
+            hub.hf_hub_download(repository, name, revision=commit)
     try:
-        published.require_same(path.parent, text)
+        manifest.require_match(folder, address)
     except RunError:
-        for name in published.needed:
-            if (path.parent / name).is_file() and not published.is_same(path.parent, name):
-                _forget(path.parent / name)
+        for name in manifest.needed:
+            if (folder / name).is_file() and not manifest.matches(folder, name):
+                _remove_from_cache(folder / name)
         raise
-    return path.parent
+    return folder
 
 
-def _manifest(hub: Any, address: Address, text: str) -> pathlib.Path:
-    """Returns the place of the manifest in the client's store; it is fetched once its size is known.
-
-    Raises:
-        RunError: where it is too large for one.
-        Exception: of the client, where the Hub has none or cannot be reached.
-    """
+def _download_manifest(hub: Any, repository: str, revision: str | None, address: str) -> pathlib.Path:
+    """Returns the path of the manifest in the client's cache, after checking that it is not too large to download."""
     import huggingface_hub
 
-    place, revision = address.repository, address.revision
     if _COMMIT.fullmatch(revision or ""):
-        known = huggingface_hub.try_to_load_from_cache(place, MANIFEST, revision=revision)
-        if isinstance(known, str):
-            return pathlib.Path(known)
-    url = huggingface_hub.hf_hub_url(place, MANIFEST, revision=revision, endpoint=hub.endpoint)
-    size = hub.get_hf_file_metadata(url=url).size
+        cached = huggingface_hub.try_to_load_from_cache(repository, MANIFEST, revision=revision)
+        if isinstance(cached, str):
+            return pathlib.Path(cached)
+    size = _size_on_hub(hub, repository, MANIFEST, revision)
     if size is None or size > MANIFEST_BYTES:
-        raise RunError(f"the manifest of {text} has {size or 'untold'} bytes; one has {MANIFEST_BYTES:,} at most")
-    return pathlib.Path(hub.hf_hub_download(place, MANIFEST, revision=revision))
+        raise RunError(f"the manifest of {address} has {size or 'untold'} bytes; one has {MANIFEST_BYTES:,} at most")
+    return pathlib.Path(hub.hf_hub_download(repository, MANIFEST, revision=revision))
 
 
-def _forget(path: pathlib.Path) -> None:
-    """Removes a file from the client's store, which would not fetch it again while it is there."""
-    # What lies in the folder of a commit is a link to the content.
+def _size_on_hub(hub: Any, repository: str, name: str, revision: str | None) -> int | None:
+    import huggingface_hub
+
+    url = huggingface_hub.hf_hub_url(repository, name, revision=revision, endpoint=hub.endpoint)
+    return hub.get_hf_file_metadata(url=url).size
+
+
+def _remove_from_cache(path: pathlib.Path) -> None:
+    """Removes a file from the client's cache, so that the client downloads it again."""
+    # The folder of a commit has links to the contents.
     content = path.resolve()
     for each in (path, content):
         with contextlib.suppress(OSError):
             each.unlink()
 
 
-def upload(folder: pathlib.Path, text: str, *, private: bool, message: str) -> str:
-    """Uploads a folder of published weights as one commit of a repository, which is made where there is none.
+def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message: str) -> str:
+    """Uploads a folder of published weights as one commit and returns the address of the commit.
 
     Args:
-        folder: with its manifest.
-        text: `hf://OWNER/NAME[@BRANCH]`.
-        private: whether a new repository is.
-        message: of the commit.
-
-    Returns:
-        The address of the commit.
+        folder: a folder with its manifest.
+        address: `hf://OWNER/NAME[@BRANCH]`; the repository is made if absent.
+        private: whether a new repository is private.
+        message: the message of the commit.
 
     Raises:
-        UserError: for another address.
+        UserError: for a text that is no address.
         RunError: where the Hub cannot be reached, or refuses.
         MissingPackageError: where the Hub's client is not installed.
     """
-    address = Address.parsed(text)
-    require("huggingface_hub", what=text)
+    repository, branch = parse_address(address)
+    require("huggingface_hub", what=address)
     import huggingface_hub
 
     hub = huggingface_hub.HfApi(library_name=_LIBRARY)
-    names = [*Published.read(folder / MANIFEST, str(folder)).files, MANIFEST]
+    names = [*Manifest.read(folder / MANIFEST, str(folder)).files, MANIFEST]
     files = [huggingface_hub.CommitOperationAdd(name, folder / name) for name in names]
-    with _errors(text):
-        hub.create_repo(address.repository, private=private, exist_ok=True)
-        if address.revision:
-            hub.create_branch(address.repository, branch=address.revision, exist_ok=True)
-        done = hub.create_commit(address.repository, files, commit_message=message, revision=address.revision)
-    return f"hf://{address.repository}@{done.oid}"
+    with _one_line_errors(address):
+        hub.create_repo(repository, private=private, exist_ok=True)
+        if branch:
+            hub.create_branch(repository, branch=branch, exist_ok=True)
+        done = hub.create_commit(repository, files, commit_message=message, revision=branch)
+    return f"hf://{repository}@{done.oid}"
 
 
 @contextlib.contextmanager
-def _errors(text: str) -> Iterator[None]:
-    """Makes one line of whatever the client raises."""
+def _one_line_errors(address: str) -> Iterator[None]:
+    """Raises RunError with one line instead of anything that the client raises."""
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
@@ -307,12 +269,12 @@ def _errors(text: str) -> Iterator[None]:
         raise
     except RepositoryNotFoundError as error:
         raise RunError(
-            f"{text}: there is no such repository, or you may not see it; `hf auth login` says who you are"
+            f"{address}: there is no such repository, or you may not see it; `hf auth login` says who you are"
         ) from error
     except RevisionNotFoundError as error:
-        raise RunError(f"{text}: the repository has no such branch, tag or commit") from error
+        raise RunError(f"{address}: the repository has no such branch, tag or commit") from error
     except EntryNotFoundError as error:
-        # Also where the Hub cannot be reached and the file is not here.
-        raise RunError(f"{text}: no {MANIFEST}, or a file that it names is missing: {one_line(error)}") from error
+        # The client raises this also where the Hub cannot be reached and the file is not in its cache.
+        raise RunError(f"{address}: no {MANIFEST}, or a file that it names is missing: {one_line(error)}") from error
     except Exception as error:
-        raise RunError(f"{text}: {one_line(error)}") from error
+        raise RunError(f"{address}: {one_line(error)}") from error

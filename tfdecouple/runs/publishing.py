@@ -9,34 +9,31 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.sources import find_kind, images_at, rights_in
 from tfdecouple.errors import UserError, one_line
-from tfdecouple.runs.model_card import card_head
-from tfdecouple.runs.opened_run import Run
-from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, Address, Published, upload
+from tfdecouple.image_shapes import Shape, described
+from tfdecouple.runs.opened_run import Run, write_run
+from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, Manifest, parse_address, upload_weights
 from tfdecouple.runs.run_folder import (
-    CHECKPOINTS,
-    CONFIG,
     LABELS,
     SUMMARY,
-    figures_of_test,
+    are_images_known,
+    describe_unknown_data,
     find_run,
-    images_known,
+    find_test_metrics,
     read_summary,
-    unknown_data,
     write_label_names,
 )
-from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json, write_text
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 _TAGS = ["tfdecouple", "tensorflow", "keras", "normalizing-flow", "vae", "representation-learning"]
 _TASK = "unconditional-image-generation"
-# What data sets of TFDS are called on the Hub. The others that are known here do not lie there.
+# Names on the Hub of data sets of TFDS. Other data sets that have options here do not lie on the Hub.
 _ON_HUB = {
     "cifar10": "uoft-cs/cifar10",
     "cifar100": "uoft-cs/cifar100",
@@ -53,30 +50,29 @@ def publish(
     licence: str | None = None,
     name: str | None = None,
     private: bool = False,
-    say: Callable[[str], Any] = print,
+    report: Callable[[str], Any] = print,
 ) -> str:
-    """Publishes the best weights of a run, without what is of the machine alone: paths, and the state of training.
+    """Publishes the best weights of a run and returns their folder, or the address of the commit on the Hub.
+
+    Paths of this machine and the state of the training are left out.
 
     Args:
-        run: a run folder, or weights that were trained already.
-        to: a folder, new or empty; or `hf://OWNER/NAME[@BRANCH]`, a repository that is made where there is none.
-        licence: of the weights, as the Hub names it ("apache-2.0"); None for that of weights that have one.
-        name: of the model; None for the last part of `to`.
-        private: whether a new repository is.
-        say: is told what is left out.
-
-    Returns:
-        Where they lie: the folder, or the address of the commit.
+        run: a run folder, or the name or address of pretrained weights.
+        to: a new or empty folder; or `hf://OWNER/NAME[@BRANCH]`, a repository that is made if absent.
+        licence: the licence of the weights, as the Hub names it ("apache-2.0"); None for the one of published weights.
+        name: the name of the model; None for the last part of `to`.
+        private: whether a new repository is private.
+        report: receives a message for what is left out.
 
     Raises:
         UserError: for an impossible licence or address, a folder that holds something, a run without weights, or a Hub
             that refuses.
     """
-    licence = licence or _licence_of(run)
+    licence = licence or _read_licence(run)
     if not _LICENCE.fullmatch(licence):
         raise UserError(f"the licence is {licence!r}; name it as the Hub does, such as apache-2.0, cc-by-4.0 or other")
     on_hub = to.startswith(HUB)
-    called = name or (Address.parsed(to).repository.rpartition("/")[2] if on_hub else pathlib.Path(to).absolute().name)
+    name = name or (parse_address(to)[0].rpartition("/")[2] if on_hub else pathlib.Path(to).absolute().name)
     target = pathlib.Path(to).absolute()
     if not on_hub and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{to} exists and is no empty folder; name another with --to")
@@ -87,45 +83,40 @@ def publish(
         with tempfile.TemporaryDirectory(prefix=".publish-", dir=None if on_hub else target.parent) as scratch:
             folder = pathlib.Path(scratch) / "model"
             folder.mkdir()
-            comes_along = target.parent == BUNDLED
-            _write(opened, folder, called, licence, to if on_hub else called if comes_along else None, say)
+            is_bundled = target.parent == BUNDLED
+            _write_folder(opened, folder, name, licence, to if on_hub else name if is_bundled else None, report)
             if on_hub:
-                return upload(folder, to, private=private, message=f"{called}, update {opened.step}")
+                return upload_weights(folder, to, private=private, message=f"{name}, update {opened.step}")
             os.replace(folder, target)
             return to
     except OSError as error:
         raise UserError(f"cannot publish to {to}: {error.strerror or error}") from error
 
 
-def _licence_of(run: str) -> str:
-    """Returns the licence that the card of published weights states.
-
-    Raises:
-        UserError: where there is none.
-    """
+def _read_licence(run: str) -> str:
+    """Returns the licence from the card of published weights; raises UserError where there is none."""
     card = find_run(run) / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    found = re.search(r'^license: "?([^"\n]+)"?$', text, re.M)
-    if found is None:
+    match = re.search(r'^license: "?([^"\n]+)"?$', text, re.M)
+    if match is None:
         raise UserError("publish needs --licence, that of the weights as the Hub names it, such as apache-2.0")
-    return found[1]
+    return match[1]
 
 
-def _write(
-    opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None, say: Callable[[str], Any]
+def _write_folder(
+    opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None, report: Callable[[str], Any]
 ) -> None:
     """Writes all files of a folder of published weights."""
-    config = _public(opened.config)
+    config = _without_machine_paths(opened.config)
     directions = opened.directions() if config.model.has_latent else None
-    found_in = (one.figures.get("source") for one in directions or ())
-    folders = _folders(opened.config.data.source, *found_in)
-    write_text(folder / CONFIG, config.to_json())
-    CheckpointFolder(folder / CHECKPOINTS).write("best", opened.step, {"model": opened.model.named_variables()})
+    sources = (one.figures.get("source") for one in directions or ())
+    folders = _source_folders(opened.config.data.source, *sources)
+    write_run(folder, opened.model, config, opened.step)
     try:
         summary = read_summary(opened.path)
     except ValueError as error:
         summary = None
-        say(f"{SUMMARY} cannot be read and is left out: {one_line(error)}")
+        report(f"{SUMMARY} cannot be read and is left out: {one_line(error)}")
     if summary is not None:
         write_json(folder / SUMMARY, _without_paths(summary, folders))
     if config.model.classes and (opened.folder / LABELS).is_file():
@@ -136,11 +127,11 @@ def _write(
     metrics = opened.folder / "metrics.jsonl"
     if metrics.is_file():
         shutil.copyfile(metrics, folder / metrics.name)
-    write_text(folder / CARD, card(opened, name, licence, summary or {}, address))
-    Published.of(folder).write(folder)
+    write_text(folder / CARD, make_card(opened, name, licence, summary or {}, address))
+    Manifest.from_folder(folder).write(folder)
 
 
-def _public(config: Config) -> Config:
+def _without_machine_paths(config: Config) -> Config:
     """Returns a config without the paths of this machine."""
     option, folder = images_at(config.data) or ("", "")
     prefix = config.data.source.partition(":")[0]
@@ -150,10 +141,10 @@ def _public(config: Config) -> Config:
     return dataclasses.replace(config, data=data, training=training)
 
 
-def _folders(*sources: Any) -> list[str]:
-    """Returns the folders that sources of images name, as files have them, the longest first: one may lie in another.
+def _source_folders(*sources: Any) -> list[str]:
+    """Returns the folders that sources of images name, in each spelling that files have, the longest first.
 
-    >>> _folders("folder:/faces/", "cifar10", None, "folder:~/faces/young", "folder:.")[1:]
+    >>> _source_folders("folder:/faces/", "cifar10", None, "folder:~/faces/young", "folder:.")[1:]
     ['~/faces/young', '/faces']
     """
     folders: set[str] = set()
@@ -164,12 +155,13 @@ def _folders(*sources: Any) -> list[str]:
         option, whole = kind.images_at(DataConfig(source=source)) or ("", "")
         if option == "data.source":
             folders |= {source.removeprefix(kind.prefix).rstrip("/"), whole.rstrip("/"), str(pathlib.Path(whole))}
-    # Of the folder at hand, ".", and of the root there is no name that could stand for it.
+    # The working directory, ".", and the root have no name that could stand for them. Longer paths come first because
+    # they may lie in shorter ones.
     return sorted((folder for folder in folders if pathlib.Path(folder).name), key=len, reverse=True)
 
 
 def _without_paths(values: Any, folders: Sequence[str]) -> Any:
-    """Returns plain values with folders of images by their last part, and likewise the file that was imported."""
+    """Returns JSON values in which the last part of a path stands for folders of images and for the imported file."""
     if isinstance(values, dict) and "imported_from" in values:
         values = {**values, "imported_from": re.split(r"[/\\]", values["imported_from"])[-1]}
     text = json.dumps(values)
@@ -178,31 +170,31 @@ def _without_paths(values: Any, folders: Sequence[str]) -> Any:
     return json.loads(text)
 
 
-def _on_hub(source: str) -> str | None:
-    """Returns what a data set is called on the Hub; None for images that do not lie there.
+def _name_on_hub(source: str) -> str | None:
+    """Returns the name of a data set on the Hub; None for images that do not lie there.
 
-    >>> [_on_hub(source) for source in ("cifar10", "tfds:mnist:3.0.1", "folder:mnist")]
+    >>> [_name_on_hub(source) for source in ("cifar10", "tfds:mnist:3.0.1", "folder:mnist")]
     ['uoft-cs/cifar10', 'ylecun/mnist', None]
     """
     return _ON_HUB.get(re.split("[:/]", source.removeprefix("tfds:"))[0])
 
 
-def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
-    """Returns the card of a model: the Hub's header in YAML, and what a reader wants to know.
+def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
+    """Returns the card of a model, Markdown after the Hub's header in YAML.
 
     Args:
         opened: the run.
-        name: of the model.
-        licence: of the weights, as the Hub names it.
-        summary: how the training ended; {} where nobody knows.
-        address: by which it is loaded, on the Hub or in the installation; None for a folder.
+        name: the name of the model.
+        licence: the licence of the weights, as the Hub names it.
+        summary: the summary of the run; {} without one.
+        address: the address on the Hub, or the name of bundled weights; None for a folder.
     """
     config, model = opened.config, opened.config.model
-    stated = images_known(summary, opened.step)
-    told = summary.get("data") or config.data.source if stated else unknown_data(config)
-    data = _without_paths(told, _folders(config.data.source))
-    rights = rights_in(_public(config).data) if stated else "nobody stated what images they are"
-    test = figures_of_test(summary, opened.step) if stated else None
+    known = are_images_known(summary, opened.step)
+    trained_on = summary.get("data") or config.data.source if known else describe_unknown_data(config)
+    data = _without_paths(trained_on, _source_folders(config.data.source))
+    rights = rights_in(_without_machine_paths(config).data) if known else "nobody stated what images they are"
+    test = find_test_metrics(summary, opened.step) if known else None
     header: dict[str, Any] = {
         "license": licence,
         "library_name": "tfdecouple",
@@ -210,7 +202,7 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
         "tags": _TAGS,
         "metrics": ["bits_per_dim"],
     }
-    on_hub = _on_hub(config.data.source) if stated else None
+    on_hub = _name_on_hub(config.data.source) if known else None
     if on_hub:
         header["datasets"] = [on_hub]
     if test:
@@ -221,14 +213,14 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
             "metrics": [metric],
         }
         header["model-index"] = [{"name": name, "results": [result]}]
-    known = address or f"path/to/{name}"
-    load = f'tfdecouple.load_pretrained("{address}")' if address else f'tfdecouple.load_model("{known}")'
-    counted = opened.model.parameter_count()["total"]
+    run = address or f"path/to/{name}"
+    load = f'tfdecouple.load_pretrained("{address}")' if address else f'tfdecouple.load_model("{run}")'
+    parameters = opened.model.parameter_count()["total"]
     facts = {
         "licence of the weights": licence,
         "trained on": f"{data}{f', {opened.step:,} updates' if opened.step else ''}",
         "rights in the images": rights,
-        "weights": f"{counted:,} float32{', averaged over the training' if opened.averaged else ''}",
+        "weights": f"{parameters:,} float32{', averaged over the training' if opened.averaged else ''}",
     }
     if model.has_latent:
         facts["exactness"] = f"z and v give the very same {'pixels' if model.n_bits == 8 else 'levels'} back"
@@ -238,11 +230,11 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
         facts["after encode and decode"] = summary["reconstruction"]
     lines = [
         "---",
-        # JSON is YAML.
+        # Every JSON value is valid YAML.
         *(f"{key}: {json.dumps(value)}" for key, value in header.items()),
         "---",
         "",
-        *card_head(name, model.image_shape, model.n_bits, model.latent_dim if model.has_latent else None, facts),
+        *make_card_head(name, model.image_shape, model.n_bits, model.latent_dim if model.has_latent else None, facts),
         "",
         "```python",
         "import tfdecouple",
@@ -251,9 +243,36 @@ def card(opened: Run, name: str, licence: str, summary: dict[str, Any], address:
         "new = model.sample(16, temperature=0.8, seed=0)  # uint8",
         "```",
         "",
-        # Pictures have no labels, by which some models have their z.
-        *([f"    tfdecouple switch --run {known} a.jpg b.jpg", ""] if model.has_encoder else []),
+        # A model without an encoder takes z from labels, which pictures do not have.
+        *([f"    tfdecouple switch --run {run} a.jpg b.jpg", ""] if model.has_encoder else []),
         "`manifest.json` has the SHA-256 of every file. `load_pretrained` compares them, fetches config and weights "
         "alone (JSON and numbers), and runs nothing that lies beside them.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def make_card_head(name: str, shape: Shape, n_bits: int, latent_dim: int | None, facts: Mapping[str, str]) -> list[str]:
+    """Returns the first lines of every model card, of published weights and of exports: a description and a table.
+
+    Args:
+        name: the name of the model.
+        shape: the shape of its images.
+        n_bits: bits of each channel.
+        latent_dim: number of dimensions of z; None without z.
+        facts: the rows of the table.
+    """
+    images = described(shape) + (f" in {2**n_bits} levels of each channel" if n_bits < 8 else "")
+    return [
+        f"# {name}",
+        "",
+        f"A flow of {images}, without a global code."
+        if latent_dim is None
+        else f"A model of {images} that decouples what an image is globally (z, {latent_dim} numbers) "
+        "from its local detail (v, of the image's size).",
+        "It was made with tfdecouple, after *Decoupling Global and Local Representations via Invertible Generative "
+        "Flows* (Ma, Kong, Zhang and Hovy, [arXiv:2004.11820](https://arxiv.org/abs/2004.11820)).",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *(f"| {fact} | {value} |" for fact, value in facts.items()),
+    ]

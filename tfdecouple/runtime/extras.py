@@ -6,7 +6,7 @@ import importlib.util
 
 from tfdecouple.errors import UserError
 
-# By the name that is imported. The extra `all` brings them all but `litert` and those of `loggers`.
+# By the name that is imported. The extra `all` brings them all but those of `litert`, `loggers` and `wolf`.
 EXTRAS = {
     "ai_edge_litert": "litert",
     "onnx": "export",
@@ -17,6 +17,7 @@ EXTRAS = {
     "pyarrow": "parquet",
     "matplotlib": "plots",
     "tensorflow_datasets": "tfds",
+    "torch": "wolf",
     "wandb": "loggers",
     "mlflow": "loggers",
 }

@@ -1,4 +1,4 @@
-"""Files read within bounds, and written so that a reader sees the old content or the new, never half of either."""
+"""Files that are read within limits, and written so that a reader sees the old or the new content, never a part."""
 
 from __future__ import annotations
 
@@ -15,29 +15,25 @@ from typing import Any
 
 from tfdecouple.errors import UntrustedError
 
-# What a program that was ended while it wrote leaves behind, as a pattern.
+# Name pattern of the files that a program leaves behind when it is ended while it writes.
 TEMPORARY = ".*.tmp"
 
-# A list of numbers in indented JSON. No string has a line break in it.
+# This matches a list of numbers in indented JSON: strings in JSON have no line breaks.
 _NUMBERS = re.compile(r'\[\n([^][{}"]*)\]')
 
-# JSON nested deeper is nothing that this project writes.
+# This project writes no JSON that is nested deeper.
 _DEPTH = 50
 
 
 def require_own_files(folder: pathlib.Path) -> None:
-    """Refuses a folder that holds anything but files, folders and links within it: each other entry leads elsewhere.
-
-    Raises:
-        UntrustedError: naming the first such entry.
-    """
+    """Raises UntrustedError for a folder that holds anything but files, folders and links within it."""
     root = os.path.realpath(folder)
     for where, folders, files in os.walk(folder):
         for path in (os.path.join(where, name) for name in (*folders, *files)):
             target = os.path.realpath(path)
             if os.path.islink(path) and os.path.commonpath([root, target]) != root:
                 raise UntrustedError(f"{path} is a link to {target}, out of the folder; put there what it leads to")
-            # A training that goes on may have removed it meanwhile.
+            # A running training may have removed the file meanwhile.
             if os.path.lexists(path) and not os.path.isfile(path) and not os.path.isdir(path):
                 raise UntrustedError(f"{path} is neither a file nor a folder; remove it")
         if where == os.path.join(folder, "wandb"):
@@ -45,43 +41,38 @@ def require_own_files(folder: pathlib.Path) -> None:
             folders[:] = [name for name in folders if not name.startswith(("run-", "offline-run-"))]
 
 
-def read_bytes(path: str | pathlib.Path, at_most: int) -> bytes:
-    """Returns the bytes of a file, which may be a stranger's.
+def read_json(path: str | pathlib.Path, at_most: int = 2**20) -> Any:
+    """Returns the values of an untrusted JSON file; see `parse_json`.
 
     Raises:
-        OSError: where it cannot be read.
-        ValueError: where it is no regular file, or has more than `at_most` bytes.
+        OSError: where the file cannot be read.
+        ValueError: where it is no regular file, has more than `at_most` bytes, or is refused by `parse_json`.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        # A pipe would be waited for without an end.
+        # Reading a pipe could wait without end.
         raise ValueError("it is no regular file")
     if status.st_size > at_most:
         raise ValueError(f"it has {status.st_size:,} bytes, and at most {at_most:,} are read")
     with open(path, "rb") as file:
-        return file.read(at_most)
-
-
-def read_json(path: str | pathlib.Path, at_most: int = 2**20) -> Any:
-    """Returns the plain values of a JSON file, which may be a stranger's; see `read_bytes` and `parse_json`."""
-    return parse_json(read_bytes(path, at_most))
+        return parse_json(file.read(at_most))
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Returns the plain values of a JSON text, or of its bytes in UTF-8, which may be a stranger's.
+    """Returns the values of an untrusted JSON text, or of its bytes in UTF-8.
 
     Raises:
-        ValueError: where it is no JSON or no UTF-8, nested deeper than anything of ours, or has numbers beyond 64 bits,
-            NaN or Infinity, which JSON does not know.
+        ValueError: where it is no JSON or no UTF-8, is nested too deeply, or has numbers beyond 64 bits, NaN or
+            Infinity, which JSON does not have.
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        values = json.loads(text, parse_constant=_no_number, parse_int=_whole, parse_float=_finite)
+        values = json.loads(text, parse_constant=_refuse_constant, parse_int=_parse_int, parse_float=_parse_float)
         depth = 0
         level = [values]
         while level and depth <= _DEPTH:
             depth += 1
-            level = [inner for value in level for inner in _inner(value)]
+            level = [inner for value in level for inner in _children(value)]
     except RecursionError:
         level = [None]
     if level:
@@ -89,22 +80,22 @@ def parse_json(text: str | bytes) -> Any:
     return values
 
 
-def _inner(value: Any) -> Iterable[Any]:
+def _children(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def _no_number(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _whole(text: str) -> int:
-    # Python takes quadratic time for long ones.
+def _parse_int(text: str) -> int:
+    # The length is compared first because Python takes quadratic time for long numbers.
     if len(text) > 20 or abs(int(text)) >= 2**63:
         raise ValueError(f"the number {text[:20]}... has more than 64 bits")
     return int(text)
 
 
-def _finite(text: str) -> float:
+def _parse_float(text: str) -> float:
     value = float(text[:400])
     if not math.isfinite(value) or len(text) > 400:
         raise ValueError(f"the number {text[:20]}... is too long or too large")
@@ -112,11 +103,11 @@ def _finite(text: str) -> float:
 
 
 @contextlib.contextmanager
-def beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a hidden path beside a file, to write its content to; what is left there at the end is removed.
+def temporary_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a hidden path in the folder of `path`, to write its content to; a file left there is removed at the end.
 
     Args:
-        path: where `put_in_place` is to put the file; its folder is made if absent.
+        path: the path to which `move_into_place` moves the file; its folder is made if absent.
 
     Raises:
         OSError: where the folder cannot be made.
@@ -129,8 +120,8 @@ def beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
-def put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    """Renames a whole file from `beside` to its path, once the disk has it.
+def move_into_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
+    """Renames a complete `temporary_file` to its path, after the disk has its content.
 
     Raises:
         OSError: where the disk is full; the old file is untouched then.
@@ -140,7 +131,7 @@ def put_in_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
     temporary.replace(path)
 
 
-def sha256_of(path: pathlib.Path) -> str:
+def file_sha256(path: pathlib.Path) -> str:
     """Returns the SHA-256 of a file's bytes, hexadecimal.
 
     Raises:
@@ -151,35 +142,28 @@ def sha256_of(path: pathlib.Path) -> str:
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole: beside its place first, then renamed in.
+    """Writes a file as a whole: a temporary file is renamed to it.
 
     Raises:
         OSError: where the disk is full or the folder cannot be written; the old file is untouched then.
     """
-    with beside(path) as temporary:
+    with temporary_file(path) as temporary:
         temporary.write_bytes(content)
-        put_in_place(temporary, path)
+        move_into_place(temporary, path)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file whole, in UTF-8.
-
-    Raises:
-        OSError: as `write_bytes`.
-    """
+    """Writes a text file in UTF-8, like `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:
-    """Writes plain values as indented JSON, whole; a list of numbers takes one line.
+    """Writes values as indented JSON, like `write_bytes`; a list of numbers takes one line.
 
-    Null stands for NaN and infinities, which JSON does not know and `parse_json` refuses.
-
-    Raises:
-        OSError: as `write_text`.
+    Null stands for NaN and infinities, which JSON does not have and `parse_json` refuses.
     """
-    written = json.dumps(_with_nulls(values), indent=2, allow_nan=False)
-    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", written)
+    indented = json.dumps(_with_nulls(values), indent=2, allow_nan=False)
+    text = _NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", indented)
     write_text(path, text + "\n")
 
 

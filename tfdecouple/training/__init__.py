@@ -1,7 +1,7 @@
 """Training: the step, and the loop around it."""
 
 from tfdecouple.errors import DivergedError
-from tfdecouple.training.run import Outcome, train
+from tfdecouple.training.loop import Outcome, train
 from tfdecouple.training.signals import InterruptedRunError
 from tfdecouple.training.workers import LostWorkerError
 

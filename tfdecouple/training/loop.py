@@ -1,57 +1,196 @@
-"""A run from its first step to its last: restore or initialise, steps, log, evaluations, saving, the end."""
+"""Training a run, from what is checked before its first step to the summary after its last."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import math
+import os
+import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any, NoReturn, cast
 
+import keras
 import tensorflow as tf
 
 from tfdecouple import randomness
-from tfdecouple.config import Config, title
-from tfdecouple.data import Source, evaluation_batches, training_batches
+from tfdecouple.config import Config, difference, title
+from tfdecouple.data import Source, evaluation_batches, open_source, training_batches
 from tfdecouple.data.batches import even_batch
-from tfdecouple.data.labels import training_examples, with_known_labels
-from tfdecouple.errors import DivergedError
+from tfdecouple.data.labels import require_classes, training_examples, with_known_labels
+from tfdecouple.errors import DivergedError, RunError, one_line
+from tfdecouple.loggers import require_loggers
 from tfdecouple.metrics import BitsPerDim, Evaluator
 from tfdecouple.model.precision_check import check_precision_of
+from tfdecouple.networks.plan import require_memory
+from tfdecouple.runs.run_folder import CONFIG
+from tfdecouple.runtime.memory import address_space, shown_bytes
 from tfdecouple.runtime.precision import has_tf32
 from tfdecouple.runtime.progress import TrainingProgress
-from tfdecouple.training.evaluation import Reports
-from tfdecouple.training.run_directory import RunDirectory
-from tfdecouple.training.schedule import noise, with_noise
+from tfdecouple.training.evaluation import EvaluationReports
+from tfdecouple.training.run_directory import RunDirectory, make_paths_absolute
+from tfdecouple.training.schedule import add_noise, noise_deviation
 from tfdecouple.training.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import StepResult, TrainStep, Wishes
-from tfdecouple.training.strategy import ready_on_devices
-from tfdecouple.training.workers import Workers
+from tfdecouple.training.step import StepResult, TrainStep
+from tfdecouple.training.strategy import (
+    choose_micro_batches,
+    device_input_options,
+    make_strategy,
+    require_divisible_batch,
+)
+from tfdecouple.training.workers import Workers, find_cluster, lost_worker_errors, make_collective_sum
 
+# Address space that TensorFlow's libraries and threads take, most of it never touched: with 3 GB TensorFlow ends the
+# process, with 4.5 GB the quickstart trains.
+_ADDRESSES = 4 * 2**30
 # Even a run of a single step is evaluated on this many images of up to 64 pixels, and on a few of larger ones.
 _LEAST_EVALUATED = 64
-# So long may a stop or a divergence stay unknown, but for the step under way. Systems that end a program give it half a
-# minute or more between SIGTERM and SIGKILL.
+# Longest time in which a stop or a divergence may stay unknown, beside the step under way. Systems that end a program
+# wait half a minute or more between SIGTERM and SIGKILL.
 READ_SECONDS = 5.0
-# Sums of so many steps over thousands of devices are whole numbers in float32.
-_MOST = 1000
+_MOST_STEPS_UNREAD = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        workdir: the run folder.
+        summary: the content of `summary.json`.
+        is_chief: whether this process wrote it: True for a process that trains alone, and for the first of several
+            workers.
+    """
+
+    workdir: pathlib.Path
+    summary: dict[str, Any]
+    is_chief: bool = True
+
+
+def train(
+    config: Config,
+    workdir: str | pathlib.Path,
+    *,
+    devices: int | None = None,
+    download: bool = False,
+    cluster: str = "auto",
+) -> Outcome:
+    """Trains a run to its last step, from the beginning or from where it stopped, and returns how it ended.
+
+    The global seed of Keras is set, since initial weights are drawn from it. In a cluster all workers call this with
+    the same arguments, before TensorFlow has run anything; only the first of them, the chief, reads and writes the
+    run folder.
+
+    Args:
+        config: the whole run.
+        workdir: the run folder; made if absent.
+        devices: number of devices of each worker; None for all GPUs, or one CPU.
+        download: whether TFDS prepares the data set where it is missing.
+        cluster: where the other workers are read from, see `workers.find_cluster`.
+
+    Raises:
+        ConfigError: where options do not fit each other or the devices, or the processor cannot do the precision.
+        DataError: where images are missing or unreadable.
+        InterruptedRunError: after SIGTERM, SIGHUP or Ctrl-C; the state is saved.
+        DivergedError: where training.max_skipped_steps steps in a row were not applied.
+        LostWorkerError: where another worker has ended.
+        RunError: where the folder holds another run, is in use, or cannot be written.
+    """
+    path = pathlib.Path(workdir)
+    config = make_paths_absolute(config)
+    group = find_cluster(cluster)
+    with contextlib.ExitStack() as stack:
+        is_chief = group is None or group.rank == 0
+        quiet = None if is_chief else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        progress = TrainingProgress(config.training.steps, quiet, config.training.batch_size)
+        stack.callback(progress.close)
+        if group is not None:
+            progress.say(f"waiting for all of {len(group.workers)} workers: {', '.join(group.workers)}")
+            stack.enter_context(lost_worker_errors(group.rank))
+        strategy, workers = make_strategy(devices, group), Workers()
+        if group is not None:
+            count = len(group.workers)
+            workers = Workers(count, group.rank, make_collective_sum(strategy, count))
+        stack.enter_context(_one_line_errors(path))
+        _require_same_options(workers, config)
+        workers.on_chief(lambda: require_loggers(config.training.loggers))
+        config = choose_micro_batches(config, path, strategy, workers, progress.say)
+        directory = stack.enter_context(RunDirectory(path, config, progress.say))
+        require_divisible_batch(config.training, strategy.num_replicas_in_sync)
+        workers.on_all(lambda: _require_memory(config))
+        workers.on_chief(directory.require_same_run)
+        source = workers.on_all(lambda: open_source(config.data, config.model.image_shape, download))
+        workers.on_all(lambda: require_classes(source, config.model))
+        workers.on_chief(lambda: directory.require_label_names(source.label_names))
+        workers.require_equal("the images", json.dumps(source.sizes))
+        stack.enter_context(source.guard())
+        keras.utils.set_random_seed(config.training.seed)
+        with strategy.scope():
+            state = TrainingState(config)
+        trainer = Trainer(config, state, source, strategy, directory, progress, workers)
+        return Outcome(path, trainer.train_to_end(), is_chief)
+
+
+def _require_memory(config: Config) -> None:
+    """Refuses a model whose weights, gradients, moments and averages need more memory than the machine has.
+
+    On machines with a GPU, whose memory holds the others, only the weights are counted. A process whose address space
+    is too small for TensorFlow itself is refused, too.
+    """
+    if (limit := address_space()) < _ADDRESSES:
+        raise RunError(
+            f"programs may use {shown_bytes(limit)} of addresses here (ulimit -v), and training needs "
+            f"{shown_bytes(_ADDRESSES)} or more, whatever the model; lift the limit with ulimit -v unlimited"
+        )
+    has_gpu = bool(tf.config.get_visible_devices("GPU"))
+    require_memory(config.model, copies=1 if has_gpu else 4 + bool(config.training.ema_decay))
+
+
+def _require_same_options(workers: Workers, config: Config) -> None:
+    """Raises RunError in every process if a worker was started with other options, with the options that differ."""
+    chiefs = Config.from_dict(workers.on_chief(config.to_dict))
+    changed = difference(chiefs, config)
+    listed = "; ".join(f"{name} is {own!r}, of worker 0 {other!r}" for name, (other, own) in changed.items())
+
+    def refuse_changes() -> None:
+        if listed:
+            raise RunError(f"all workers must be started with the same options; here {listed}")
+
+    workers.on_all(refuse_changes)
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: pathlib.Path) -> Iterator[None]:
+    """Raises RunError with one line instead of the errors of a full disk and of too little memory."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not (path / CONFIG).is_file():
+            raise RunError(
+                f"the run folder {path} was moved or deleted while the run trained; the same command starts anew, or "
+                "resumes once the folder is back"
+            ) from error
+        raise RunError(
+            f"cannot write to the run folder {path}: {error.strerror or error}; "
+            "what was saved before is still there, the same command goes on from it"
+        ) from error
+    except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        # The config of a run that took no step is not written, so the folder is free for a corrected command.
+        where = " in another --workdir" if (path / CONFIG).is_file() else ""
+        raise RunError(
+            f"out of memory; start again{where} with a smaller training.batch_size or more "
+            f"training.micro_batches ({one_line(error, first=True)})"
+        ) from error
 
 
 class Trainer:
-    """Takes a run from where its directory has it to its end.
+    """Takes a run from the step that its directory holds to its last step.
 
-    Several workers take every step together. The chief alone uses the run directory, and what it reads into variables
-    is broadcast; a process that trains alone is its own chief.
-
-    Args:
-        config: the run.
-        state: what training changes; created in the strategy's scope.
-        source: the images.
-        strategy: the devices.
-        directory: of the run.
-        progress: to whoever watches.
-        workers: all of them.
+    Several workers take every step together. Only the chief uses the run directory, and the variables that it reads
+    are broadcast; a process that trains alone is its own chief.
     """
 
     def __init__(
@@ -71,53 +210,39 @@ class Trainer:
         self.strategy = strategy
         self.workers = workers
         self.directory = cast(RunDirectory, _OnChief(workers, directory))
-        self.reports = cast(Reports, _OnChief(workers, Reports(config, state, source, directory, progress.note)))
+        reports = EvaluationReports(config, state, source, directory, progress.note)
+        self.reports = cast(EvaluationReports, _OnChief(workers, reports))
         self.progress = progress
         self.take_step = TrainStep(config, state, strategy)
         self.evaluator = Evaluator(state.model, strategy)
         self.step = self._read_at = 0
         self.skipped = 0
-        self.is_claimed = False
+        self._files_written = False
 
-    def run(self) -> dict[str, Any]:
-        """Trains to the last step and returns the run's summary.
-
-        Raises:
-            ConfigError: where the processor cannot do the precision.
-            InterruptedRunError: after SIGTERM, SIGHUP or Ctrl-C; the state is saved.
-            DivergedError: where training.max_skipped_steps steps in a row were not applied.
-            RunError: where the run cannot go on from its folder.
-        """
-        messages, is_new = self._restore()
-        summary = self.directory.finished_summary()
-        if summary:
-            return summary
-        self.progress.begin(self.step)
-        self._introduce(messages)
-        self._check_precision()
-        if is_new:
-            self._start_weights()
-            # Other hardware may round otherwise.
-            self._broadcast_model()
-            self.state.optimizer.start_averages()
-        else:
-            self._claim()
-        with StopRequest() as stop:
-            self._take_steps(stop)
-            return self._end(stop)
-
-    # --- beginning ---
-
-    def _restore(self) -> tuple[list[str], bool]:
-        """Restores what is saved; returns lines to say about it, and whether the run begins anew."""
+    def train_to_end(self) -> dict[str, Any]:
+        """Trains to the last step and returns the run's summary; raises the errors of `train`."""
         messages, is_new = self.directory.restore(self.state, self.source.sizes)
         if not is_new:
             self.workers.broadcast(variable for group in self.state.groups().values() for variable in group.values())
         self.step = self._read_at = int(self.state.step.numpy())
         self.skipped = self.step - int(self.state.updates.numpy())
-        return messages, is_new
+        if summary := self.directory.finished_summary():
+            return summary
+        self.progress.begin(self.step)
+        self._introduce(messages)
+        self.workers.on_all(lambda: check_precision_of(self.state.model, self.training.precision, self.training.memory))
+        if is_new:
+            self._initialize_weights()
+        else:
+            self._write_run_files()
+        with StopRequest() as stop:
+            self._take_steps(stop)
+            return self._measure_test_images(stop)
+
+    # --- before the first step ---
 
     def _introduce(self, messages: list[str]) -> None:
+        """Prints model, devices and images of the run, and messages."""
         sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
         kind = self.strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0]
         devices = f"{count} {kind}{'s' if count > 1 else ''}"
@@ -132,64 +257,67 @@ class Trainer:
         )
         for message in [*self.source.notes, *messages]:
             self.progress.say(message)
-
-    def _check_precision(self) -> None:
         if self.training.precision == "tf32" and not has_tf32():
             self.progress.say("training.precision=tf32 changes nothing here: no GPU has it; NVIDIA's since Ampere do")
-        self.workers.on_all(lambda: check_precision_of(self.state.model, self.training.precision, self.training.memory))
 
-    def _start_weights(self) -> None:
-        """Starts the weights, from data or from another run."""
+    def _initialize_weights(self) -> None:
+        """Initialises the weights from training images, from another run, or from both."""
         run = self.training.init_from
         if run is None or self.training.init_partial:
-            self._start_from_data()
+            count = min(self.training.init_images, self.source.sizes["train"])
+            self.progress.note(
+                f"starting the weights from {count} training images, then tracing the first step", at_once=True
+            )
+            first = training_batches(self.source, self.config.data, batch_size=count, seed=self.training.seed)
+            images = next(iter(first))["image"]
+            if self.training.noise:
+                # The first update sees images with noise: scales that fit others would take long to change.
+                normal = randomness.normal(images.shape, randomness.fold(self.training.seed, "start", "images"))
+                images = add_noise(images, noise_deviation(self.training, tf.constant(0)), normal)
+            self.state.model.initialize(images, seed=self.training.seed)
         if run is not None:
-            self.directory.start_from(self.state, run, self.source.label_names)
-
-    def _start_from_data(self) -> None:
-        batch = min(self.training.init_images, self.source.sizes["train"])
-        self.progress.note(
-            f"starting the weights from {batch} training images, then tracing the first step", at_once=True
-        )
-        first = training_batches(self.source, self.config.data, batch_size=batch, seed=self.training.seed)
-        images = next(iter(first))["image"]
-        if self.training.noise:
-            # As the first update sees them: scales that fit other images would take long to leave.
-            drawn = randomness.normal(images.shape, randomness.fold(self.training.seed, "start", "images"))
-            images = with_noise(images, noise(self.training, tf.constant(0)), drawn)
-        self.state.model.initialize(images, seed=self.training.seed)
+            self.directory.load_initial_weights(self.state, run, self.source.label_names)
+        # Hardware of the other workers may round in another way.
+        self._broadcast_model()
+        self.state.optimizer.start_averages()
 
     def _broadcast_model(self) -> None:
-        """Gives all workers the chief's weights."""
-        self.workers.broadcast(self.state.model_group()["model"].values())
+        """Copies the chief's weights to all workers."""
+        self.workers.broadcast(self.state.groups()["model"].values())
 
-    def _claim(self) -> None:
-        """Writes the first files of the run: after its first step, or a mistake would block its correction."""
-        if self.is_claimed:
+    def _write_run_files(self) -> None:
+        """Writes the config of the run and opens its log, once.
+
+        A new run does so after its first step: a folder with a mistaken config would refuse the corrected command.
+        """
+        if self._files_written:
             return
-        self.is_claimed = True
-        if damaged := self.directory.claim(self.source.sizes, self.source.label_names):
+        self._files_written = True
+        if damaged := self.directory.write_run_files(self.source.sizes, self.source.label_names):
             self.progress.say(f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are not touched")
 
-    # --- stepping ---
+    # --- steps ---
 
     def _take_steps(self, stop: StopRequest) -> None:
         """Takes steps up to the last one, or until a signal asks to stop.
 
-        Steps are dispatched one after the other; what they leave on the devices is read as `ReadSchedule` says, before
-        each row of the log, and before anything else than a step is done.
+        Steps are dispatched one after the other. What they leave on the devices is read where `ReadSchedule` is due,
+        before each row of the log, and before each checkpoint.
+
+        Raises:
+            InterruptedRunError: after a signal; the state is saved.
         """
         training = self.training
         batches, schedule = self._batches(), ReadSchedule(self.step)
         begun = self.step
         if begun:
-            self._go_on_with_evaluation(stop)
+            self._finish_evaluation(stop)
         since, last = time.monotonic(), begun
         result: StepResult | None = None
-        stopping = self._stops(stop)
+        stopping = self._should_stop(stop)
         while self.step < training.steps and not stopping:
             micro_batches = [next(batches) for _ in range(training.passes)]
-            result = self.take_step(micro_batches, self.step, Wishes(bool(stop.reason), schedule.wish))
+            result = self.take_step(micro_batches, self.step, bool(stop.reason))
             self.step += 1
             evaluates = self._evaluates()
             logs = self.step == training.steps or self.step % training.log_every == 0
@@ -197,46 +325,46 @@ class Trainer:
             read = None
             if logs or saves or schedule.is_due(self.step):
                 read = self._read(result)
-                schedule.note(self.step, read.read_after)
+                schedule.set_next(self.step, self.workers.on_chief(lambda: schedule.propose(self.step)))
             if logs and read:
                 now = time.monotonic()
                 self._log(read.learning_rate, (self.step - last) * training.batch_size / (now - since))
                 since, last = now, self.step
             elif self.step == begun + 1:
-                # Tracing says nothing of the speed.
+                # The first step is traced, so its time says nothing about the speed.
                 since, last = time.monotonic(), self.step
             self.progress.step(self.step)
             if saves:
-                # Before the evaluation, amid which a signal or a kill may come.
+                # The state is saved before the evaluation, during which a signal or a kill may come.
                 self._save()
                 if evaluates:
                     self._evaluate(stop)
                 since, last = time.monotonic(), self.step
-                schedule.restart(self.step)
-            stopping = self._stops(stop, read)
+                schedule.restart_clock(self.step)
+            stopping = self._should_stop(stop, read)
         if stopping and self.step < training.steps:
             if result is not None:
                 self._read(result)
-            self._claim()
-            self._save(again=False)
+            self._write_run_files()
+            self._save(overwrite=False)
             cause = stop.reason or "a signal to another worker"
             raise InterruptedRunError(
                 f"stopped by {cause} at step {self.step} of {training.steps}, saved; the same command goes on from here"
             )
 
-    def _stops(self, stop: StopRequest, read: StepResult | None = None) -> bool:
-        """Returns whether to stop here; `read` is the result of the step before, where it was read.
+    def _should_stop(self, stop: StopRequest, read: StepResult | None = None) -> bool:
+        """Returns whether to stop here; `read` is the result of the last step, if it was read.
 
-        Several workers stop at a step that was read, with which the wish of any of them has reached all.
+        Several workers stop after a step that was read, because its result has the stop flag of all of them.
         """
         if self.workers.count > 1:
             return read is not None and bool(read.stop)
         return bool(stop.reason)
 
     def _batches(self) -> Iterator[Any]:
-        """Yields the examples of each micro-batch, as `TrainStep` takes them, from the run's place in the data on."""
+        """Yields the examples of each micro-batch, as `TrainStep` takes them, from the run's position in the data."""
 
-        def images(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        def load_examples(context: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = training_batches(
                 self.source,
                 self.config.data,
@@ -248,134 +376,135 @@ class Trainer:
             )
             return training_examples(batches, self.source, self.config.model)
 
-        return iter(self.strategy.distribute_datasets_from_function(images, ready_on_devices()))
+        return iter(self.strategy.distribute_datasets_from_function(load_examples, device_input_options()))
 
     def _read(self, result: StepResult) -> StepResult:
-        """Waits for the last step and says how many since the last time were not applied; too many end the run."""
+        """Waits for the last step, prints how many steps since the last call were skipped, and returns its result.
+
+        Raises:
+            DivergedError: where too many steps in a row were skipped.
+        """
         read = result.read()
-        # Whatever was wrong with its options, the first step would have shown it.
-        self._claim()
+        # A mistake in the options would have shown in the first step.
+        self._write_run_files()
         step = int(self.state.step.numpy())
         skipped = step - int(self.state.updates.numpy())
         if skipped > self.skipped:
-            new, bad = skipped - self.skipped, self.state.take_wrong()
+            new, reasons = skipped - self.skipped, self.state.read_skip_reasons()
             first = self._read_at + 1
             which = f"step {step}" if first == step else f"{new} of the steps {first} to {step}"
-            self.progress.say(f"{which} {'were' if new > 1 else 'was'} not applied: {bad}")
+            self.progress.say(f"{which} {'were' if new > 1 else 'was'} not applied: {reasons}")
             self.skipped = skipped
             if self.state.halted.numpy():
-                self._diverged(step, bad)
+                self._end_diverged_run(step, reasons)
         self._read_at = step
         return read
 
-    def _diverged(self, step: int, bad: str) -> NoReturn:
-        # The devices have taken no step beyond this one, though more may have been dispatched.
+    def _end_diverged_run(self, step: int, reasons: str) -> NoReturn:
+        # The state is that of this step, though more steps may have been dispatched.
         self.step = step
         self._save()
         in_a_row = int(self.state.skipped.numpy())
         raise DivergedError(
-            f"training diverged: {in_a_row} steps in a row were not applied (at step {step}: {bad}); "
+            f"training diverged: {in_a_row} steps in a row were not applied (at step {step}: {reasons}); "
             f"the weights before them are saved in {self.directory.checkpoints.path}. See docs/divergence.md"
         )
 
     def _log(self, learning_rate: float, images_per_second: float) -> None:
-        figures = {
-            **self.state.take_window(),
+        row = {
+            **self.state.read_running_means(),
             "learning_rate": learning_rate,
             "images_per_second": images_per_second,
             "skipped_steps": self.skipped,
         }
-        self.directory.log("train", self.step, figures)
-        self.progress.update(figures["bits_per_dim"], images_per_second)
+        self.directory.write_row("train", self.step, row)
+        self.progress.update(row["bits_per_dim"], images_per_second)
 
-    def _save(self, again: bool = True) -> None:
-        """Saves the state; with `again=False` not over what is saved already.
+    def _save(self, overwrite: bool = True) -> None:
+        """Saves the state; with `overwrite=False` only where this step has no checkpoint yet.
 
         Raises:
-            DivergedError: where a weight is not finite, so that no step from here on could be applied.
+            DivergedError: where a weight is not finite, so that no later step could be applied.
         """
         if not self.state.is_finite():
             raise DivergedError(
                 f"training diverged: weights are not finite at step {self.step}, which is not saved; all weights of "
                 f"the checkpoints in {self.directory.checkpoints.path} are finite. See docs/divergence.md"
             )
-        self.directory.save(self.state, self.step, again)
+        self.directory.save_state(self.state, self.step, overwrite)
 
-    # --- evaluating ---
+    # --- evaluations ---
 
     def _evaluates(self) -> bool:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
 
-    def _go_on_with_evaluation(self, stop: StopRequest) -> None:
-        """Takes up the best weights from the log, or evaluates where the run ended amid its evaluation.
+    def _finish_evaluation(self, stop: StopRequest) -> None:
+        """Reads the result of this step's evaluation from the log, or evaluates where the run ended before it was done.
 
-        The log has a row of any step that was the last one once, whatever `evaluate_every` says.
+        The log has a row of any step that was once the last one, whatever `evaluate_every` is.
         """
-        bits_per_dim = self.directory.validated(self.step)
+        bits_per_dim = self.directory.logged_bits_per_dim(self.step)
         if bits_per_dim is not None:
-            self.state.note_best(self.step, bits_per_dim)
+            self.state.update_best(self.step, bits_per_dim)
         elif self._evaluates():
             self._evaluate(stop)
 
     def _evaluate(self, stop: StopRequest) -> None:
-        """Measures the (averaged) weights on the validation split, shows what they do, keeps the best weights.
+        """Evaluates the (averaged) weights on the validation images, logs the result and keeps the best weights.
 
-        The state is saved: a signal ends it at once, and the run goes on with it.
+        The state is saved, so a signal ends the evaluation at once, and the resumed run begins with it.
         """
-        count = self._evaluated("validation", self.training.evaluation_images)
+        count = self._evaluated_images("validation", self.training.evaluation_images)
         where = (
             f"while the validation images were measured at step {self.step} of {self.training.steps}, saved; "
             "the same command goes on from here"
         )
         with self._ended_by(stop, where), self.state.optimizer.averaged():
-            told = self.progress.counted("validation", count)
-            measured = self.evaluator(self._first("validation", count), seed=self.training.seed, on_batch=told)
-            is_best = self.state.note_best(self.step, measured.bits_per_dim)
-            said = self.reports.validation(self.step, measured, is_best)
-        self.progress.say(said)
+            count_batch = self.progress.counted("validation", count)
+            batches = self._evaluation_batches("validation", count)
+            measured = self.evaluator(batches, seed=self.training.seed, on_batch=count_batch)
+            is_best = self.state.update_best(self.step, measured.bits_per_dim)
+            message = self.reports.report_validation(self.step, measured, is_best)
+        self.progress.say(message)
 
-    def _ended_by(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
-        """Lets a signal end what is done inside, unless other workers wait for it."""
-        return contextlib.nullcontext() if self.workers.count > 1 else stop.at_once(where)
-
-    def _end(self, stop: StopRequest) -> dict[str, Any]:
-        """Measures the best weights on the test split; all is saved, as before an evaluation."""
+    def _measure_test_images(self, stop: StopRequest) -> dict[str, Any]:
+        """Evaluates the best weights on the test images, unless those are left alone, and returns the run's summary."""
+        training, count = self.training, self._evaluated_images("test")
         where = (
             f"while the test images were measured; all {self.step} steps and the best weights are saved, "
             "the same command measures them again"
         )
         with self._ended_by(stop, where):
-            return self._measure_best()
+            self.directory.load_best_weights(self.state)
+            self._broadcast_model()
+            test: BitsPerDim | None = None
+            if training.evaluation_samples:
+                test = self.evaluator(
+                    self._evaluation_batches("test", count),
+                    samples=training.evaluation_samples,
+                    seed=training.seed,
+                    on_batch=self.progress.counted("test", count),
+                )
+            summary, lines = self.reports.write_summary(self.step, test, count)
+            for line in lines:
+                self.progress.say(line)
+            return summary
 
-    def _measure_best(self) -> dict[str, Any]:
-        """Measures the best weights on the test split, once, unless it is left alone; returns the run's summary."""
-        self.directory.load_best(self.state)
-        self._broadcast_model()
-        training, count = self.training, self._evaluated("test")
-        test: BitsPerDim | None = None
-        if training.evaluation_samples:
-            test = self.evaluator(
-                self._first("test", count),
-                samples=training.evaluation_samples,
-                seed=training.seed,
-                on_batch=self.progress.counted("test", count),
-            )
-        summary, lines = self.reports.summary(self.step, test, count)
-        for line in lines:
-            self.progress.say(line)
-        return summary
+    def _ended_by(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
+        """Returns a context that a signal ends at once, unless other workers wait for this one."""
+        return contextlib.nullcontext() if self.workers.count > 1 else stop.at_once(where)
 
-    def _evaluated(self, split: str, limit: int = 0) -> int:
+    def _evaluated_images(self, split: str, limit: int = 0) -> int:
         """Returns how many images of a split to evaluate on.
 
-        At most as many as the run was trained on (but not too few): the evaluation of a trial run of a few steps must
-        not take hours.
+        There are at most as many as the run was trained on (but not too few): the evaluation of a trial run of a few
+        steps must not take hours.
         """
         size = min(limit or self.source.sizes[split], self.source.sizes[split])
         least = max(_LEAST_EVALUATED * 64**2 // max(math.prod(self.config.model.image_shape[:2]), 64**2), 8)
         return min(size, max(self.step * self.training.batch_size, least))
 
-    def _first(self, split: str, count: int) -> tf.data.Dataset:
+    def _evaluation_batches(self, split: str, count: int) -> tf.data.Dataset:
         """Returns the first `count` images of a split, in batches that the devices can divide."""
         size = even_batch(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = evaluation_batches(self.source, split, batch_size=size, limit=count)
@@ -383,50 +512,39 @@ class Trainer:
 
 
 class ReadSchedule:
-    """After how many steps the loop reads again from the devices what its steps have left there.
+    """The steps after which the loop reads what they have left on the devices, between two rows of the log.
 
-    To read is to wait for all steps that were dispatched: a GPU has nothing to do afterwards until the next one comes.
-    So it is done with each row of the log, and between two rows only where these are many seconds apart. The first step
-    of a process is read, then at most twice as many each time, as long as they take no more than `READ_SECONDS`.
-
-    Several workers must read at the same steps. Each says with every step how many it would take until the next time;
-    what they agree on is what all have received with the step that was read.
-
-    Args:
-        step: steps taken.
-
-    Attributes:
-        wish: after how many steps this process would read again.
+    Reading waits for all steps that were dispatched, and a GPU then has nothing to do until the next one comes. The
+    first step of a process is read, then after at most twice as many steps each time, as long as these take no more
+    than `READ_SECONDS`. Several workers must read at the same steps, so all of them take the chief's proposal.
     """
 
     def __init__(self, step: int):
-        self.wish = 1
-        self._next = step + 1
-        self.restart(step)
+        self._next, self._interval = step + 1, 0
+        self.restart_clock(step)
 
-    def restart(self, step: int) -> None:
-        """Leaves out of the time of steps what was done between them."""
+    def restart_clock(self, step: int) -> None:
+        """Begins to measure the time of steps after this one: what was done since the last step does not count."""
         self._since, self._last = time.monotonic(), step
 
     def is_due(self, step: int) -> bool:
         """Returns whether to read after this step."""
         return step >= self._next
 
-    def note(self, step: int, agreed: float) -> None:
-        """Notes that a step was read.
-
-        Args:
-            step: steps taken.
-            agreed: the wish of all workers that came with it.
-        """
+    def propose(self, step: int) -> int:
+        """Returns after how many steps to read again, by the time that steps have taken here."""
         seconds = (time.monotonic() - self._since) / max(1, step - self._last)
-        self._next = step + max(1, int(agreed))
-        self.wish = max(1, int(min(2 * agreed, _MOST, READ_SECONDS / max(seconds, 1e-9))))
-        self.restart(step)
+        most = min(2 * self._interval, _MOST_STEPS_UNREAD, READ_SECONDS / max(seconds, 1e-9))
+        return max(1, int(most))
+
+    def set_next(self, step: int, interval: int) -> None:
+        """Sets the next step to read, `interval` steps after `step`, which was read just now."""
+        self._next, self._interval = step + interval, interval
+        self.restart_clock(step)
 
 
 class _OnChief:
-    """An object that the chief alone uses: a call of a method is its call there, whose result all ranks have."""
+    """Stands in for an object that only the chief uses: its methods run there, and every worker gets the result."""
 
     def __init__(self, workers: Workers, target: Any):
         self._workers = workers

@@ -1,4 +1,4 @@
-"""What changes from update to update: learning rate (paper appendix C.2), weight of the KL term, noise, patterns."""
+"""What changes from update to update: learning rate (paper appendix C.2), KL weight, image noise, patterns."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.config import TrainingConfig
 
-# Where the warm-up begins, in the paper's code.
+# The warm-up begins at this learning rate in the paper's code.
 WARMUP_START = 1e-7
 
 
 def learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the learning rate of an update, float32.
 
-    Linear from 1e-7 to the peak over `warmup_steps` updates, then exponential decay per update, without a floor.
+    It rises linearly from 1e-7 to the peak over `warmup_steps` updates, then decays exponentially, without a floor.
 
     Args:
         config: holds `learning_rate`, `warmup_steps` and `decay_rate`.
         update: number of updates applied before this one, an integer scalar.
     """
-    # In float64: 0.999997 to the power of a million is beyond what float32 can hold of its base.
+    # float32 cannot represent a base like 0.999997 well enough for its millionth power, so this is float64.
     update = tf.cast(update, tf.float64)
     peak, warmup = tf.constant(config.learning_rate, tf.float64), float(config.warmup_steps)
     rising = WARMUP_START + (peak - WARMUP_START) * update / max(warmup, 1.0)
@@ -34,7 +34,7 @@ def learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
 def kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the weight of the KL term in the loss of an update, float32.
 
-    Linear from 0 to `kl_weight` over `kl_warmup_steps`, then constant. The paper has 1 throughout.
+    It rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates, then it is constant. The paper uses 1.
 
     Args:
         config: holds `kl_weight` and `kl_warmup_steps`.
@@ -45,10 +45,10 @@ def kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     return config.kl_weight * tf.minimum(tf.cast(update, tf.float32) / config.kl_warmup_steps, 1.0)
 
 
-def noise(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
+def noise_deviation(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the standard deviation of the noise on the images of an update, in pixel values, float32.
 
-    Half a cosine from `noise` to 0 over `noise_steps` updates, then 0 (as Tschannen et al., 2024, have it).
+    It falls from `noise` to 0 as half a cosine over `noise_steps` updates, then it is 0 (Tschannen et al., 2024).
 
     Args:
         config: holds `noise` and `noise_steps`.
@@ -58,10 +58,10 @@ def noise(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     return config.noise * tf.where(done < 1, (1 + tf.cos(math.pi * done)) / 2, 0.0)
 
 
-def patterns(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
-    """Returns the share of the images of an update that give way to patterns, float32.
+def pattern_fraction(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
+    """Returns the fraction of the images of an update that patterns replace, float32.
 
-    0 in the first `patterns_after` updates, then `patterns`.
+    It is 0 in the first `patterns_after` updates, then `patterns`.
 
     Args:
         config: holds `patterns` and `patterns_after`.
@@ -70,8 +70,8 @@ def patterns(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     return config.patterns * tf.cast(update >= config.patterns_after, tf.float32)
 
 
-def with_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) -> tf.Tensor:
-    """Returns images with noise, rounded and clipped to 0..255, uint8; the same where the deviation is 0.
+def add_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) -> tf.Tensor:
+    """Returns images with noise, rounded and clipped to 0..255, uint8; the same images where the deviation is 0.
 
     Args:
         images: uint8.
@@ -82,28 +82,28 @@ def with_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) -> tf
     return tf.cast(tf.clip_by_value(noisy, 0.0, 255.0), tf.uint8)
 
 
-def with_patterns(images: tf.Tensor, share: tf.Tensor, chances: tf.Tensor, patterns: tf.Tensor) -> tf.Tensor:
-    """Returns images of which some have given way to patterns, uint8.
+def insert_patterns(images: tf.Tensor, fraction: tf.Tensor, chances: tf.Tensor, patterns: tf.Tensor) -> tf.Tensor:
+    """Returns images of which patterns replace a fraction, uint8.
 
     Args:
         images: uint8 `[batch, height, width, channels]`.
-        share: how many of all give way, 0 to 1, a scalar.
-        chances: uniform in [0, 1), float32 `[batch]`: an image gives way where that is below the share.
-        patterns: as `draw_patterns` gives them, of the shape of images.
+        fraction: the expected fraction of replaced images, 0 to 1, a scalar.
+        chances: uniform in [0, 1), float32 `[batch]`: an image is replaced where its chance is below the fraction.
+        patterns: the patterns from `draw_patterns`, of the shape of images.
     """
-    return tf.where(chances[:, None, None, None] < share, patterns, images)
+    return tf.where(chances[:, None, None, None] < fraction, patterns, images)
 
 
 def draw_patterns(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
-    """Draws patterns: half of them noise, half boards of two colours, uint8 of the given shape.
+    """Returns random patterns, half of them noise and half checkerboards of two colours, uint8 of the given shape.
 
-    Each value of noise is drawn for itself. The fields of a board are squares of 1, 2, 4, ... pixels, each side as
-    likely as another, up to the whole image, which then has one colour. In half of either kind the values are 0 and 255
-    alone, in a quarter they are equal in all channels. Which of these an image is depends on its index and the seed.
+    The values of noise are drawn independently. The fields of a board are squares of 1, 2, 4, ... pixels, each side
+    equally likely, up to the whole image, which then has one colour. Half of the patterns of either kind have the
+    values 0 and 255 only, a quarter have equal channels. The kind of a pattern depends on its index and the seed.
 
     Args:
         shape: `[batch, height, width, channels]`.
-        seed: as for `randomness.normal`.
+        seed: a seed as for `randomness.normal`.
     """
     batch, height, width, channels = shape
 
@@ -116,7 +116,7 @@ def draw_patterns(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
     sides = 1 + math.ceil(math.log2(max(height, width)))
     side = tf.cast(2 ** tf.floor(sides * chance("side")), tf.int32)
     rows, columns = tf.range(height)[None, :, None], tf.range(width)[None, None, :]
-    # Of the values that a noise would have, a board takes the first two.
+    # A board consists of the first two of the values that noise would have.
     board = (rows // side + columns // side) % 2
-    places = tf.where(chance("board") < 0.5, board, rows * width + columns)
-    return tf.cast(tf.gather(values, places, batch_dims=1), tf.uint8)
+    positions = tf.where(chance("board") < 0.5, board, rows * width + columns)
+    return tf.cast(tf.gather(values, positions, batch_dims=1), tf.uint8)

@@ -15,23 +15,24 @@ from tfdecouple.errors import RunError
 
 # A closed terminal sends SIGHUP; not every system knows it.
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-# Seconds until the process ends where its main thread does not: systems send SIGKILL half a minute after SIGTERM.
+# Seconds after which the process is ended if its main thread does not react: systems send SIGKILL half a minute after
+# SIGTERM.
 _GRACE = 15.0
 
 
 class InterruptedRunError(RunError):
     """The run was asked to stop and has saved its state."""
 
-    # EX_TEMPFAIL of sysexits.h: the same command continues the run.
+    # This is EX_TEMPFAIL of sysexits.h: the same command resumes the run.
     status = 75
 
 
 class _Stopped(BaseException):
-    """Ends what is done within `StopRequest.at_once`; libraries that catch `Exception` let it pass."""
+    """Ends the code inside `StopRequest.at_once`; it is no `Exception`, which libraries might catch."""
 
 
 class StopRequest:
-    """Catches SIGTERM, SIGHUP and Ctrl-C while it is entered; a second Ctrl-C stops at once, without saving.
+    """A context that catches SIGTERM, SIGHUP and Ctrl-C; a second Ctrl-C ends the program at once, without saving.
 
     Attributes:
         reason: the name of the signal that came, or None.
@@ -43,10 +44,10 @@ class StopRequest:
         self._raises = False
 
     def __enter__(self) -> StopRequest:
-        """Begins to catch; outside the main thread, where Python allows no handlers, nothing is caught."""
+        """Installs the handlers; outside the main thread, where Python allows none, nothing is caught."""
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                # Under nohup a program ignores it, and goes on.
+                # A program under nohup ignores SIGHUP and continues.
                 if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
                     continue
                 self._before[number] = signal.signal(number, self._note)
@@ -55,13 +56,15 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Puts the former handlers back."""
+        """Restores the previous handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
     def at_once(self, where: str) -> Iterator[None]:
-        """Lets a signal, also one that came before, end what is done inside, where nothing is left to save.
+        """Lets a signal, also one that came before, end the code inside this context at once.
+
+        Use it where nothing is left to save.
 
         Args:
             where: the rest of the message after "stopped by SIGTERM ".
@@ -84,14 +87,14 @@ class StopRequest:
     def _watched(self, where: str) -> Iterator[None]:
         """Ends the process `_GRACE` seconds after SIGTERM or SIGHUP if this context has not been left by then.
 
-        Python runs no handler before native code returns, which may trace or compute for a minute.
+        Python's own handlers do not run before native code returns, which may take a minute.
         """
         left = threading.Event()
         received, sent = socket.socketpair()
         sent.setblocking(False)
 
         def watch() -> None:
-            # Nothing is received once the other end is closed.
+            # An empty read means that the other end is closed.
             while number := received.recv(1):
                 name = signal.Signals(number[0]).name
                 if name in ("SIGTERM", "SIGHUP") and not left.wait(_GRACE):

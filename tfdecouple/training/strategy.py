@@ -1,13 +1,12 @@
-"""Which devices train, how a batch is divided among them, and into how many micro-batches."""
+"""The devices that train, and how a batch is divided among them and into micro-batches."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import tensorflow as tf
 from tensorflow.python.eager import context
@@ -15,13 +14,18 @@ from tensorflow.python.eager import context
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.errors import ConfigError
 from tfdecouple.networks.costs import fewest_micro_batches, not_counted, step_bytes
-from tfdecouple.runs import CONFIG, load_config
+from tfdecouple.runs.run_folder import CONFIG, load_config
 from tfdecouple.runtime import settings
 from tfdecouple.runtime.memory import free_memory, shown_bytes
 from tfdecouple.training.workers import Cluster, Workers
 
-# After so many seconds without a sign of life a worker counts as dead. A worker killed amid a step is noticed at once.
+# Seconds without a heartbeat after which a worker counts as dead. A worker that is killed during a step is noticed at
+# once.
 _SILENCE = 40
+# The calculation of memory leaves out gaps between buffers and workspaces, as a fraction, and on a CPU, where programs
+# and tensors share the memory, the graph of the step.
+_USABLE = 0.9
+_GRAPH = 2**29
 
 _Communication = tf.distribute.experimental.CommunicationImplementation
 
@@ -29,13 +33,13 @@ _Communication = tf.distribute.experimental.CommunicationImplementation
 def make_strategy(devices: int | None = None, cluster: Cluster | None = None) -> tf.distribute.MirroredStrategy:
     """Returns a MirroredStrategy over all visible GPUs, or over the CPU where there is none.
 
-    In a cluster it is a MultiWorkerMirroredStrategy over those of all workers, each of which must have as many. It
-    waits until all of them have started, and must be made before TensorFlow runs its first operation.
+    In a cluster it is a MultiWorkerMirroredStrategy over the devices of all workers, which must have equally many. It
+    waits until all workers have started, and must be made before TensorFlow runs its first operation.
 
     Args:
-        devices: take this many of each worker. Without GPUs, more than one means logical CPU devices, which show how a
-            run behaves on several devices but make nothing faster; they must be asked for before TensorFlow runs its
-            first operation, and there are none in a cluster.
+        devices: number of devices of each worker. Without GPUs, more than one means logical CPU devices, which show how
+            a run behaves on several devices but make nothing faster; they must be made before TensorFlow runs its first
+            operation, and there are none in a cluster.
         cluster: the workers; None for this process alone.
 
     Raises:
@@ -44,31 +48,38 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
     if devices is not None and devices < 1:
         raise ConfigError(f"--devices is {devices}; it must be at least 1")
     if cluster is not None:
-        return _strategy_of(cluster, devices)
+        return _cluster_strategy(cluster, devices)
     kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
-    if kind == "CPU" and devices is not None and devices > 1:
-        _split_cpu(devices)
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if kind == "CPU" and (devices or 1) > max(1, len(tf.config.get_logical_device_configuration(cpu) or [])):
+        try:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * (devices or 1))
+        except RuntimeError as error:
+            raise ConfigError(f"--devices is {devices}; TensorFlow has started with fewer logical CPUs") from error
     present = [device.name.partition("device:")[2] for device in tf.config.list_logical_devices(kind)]
     if devices is None:
         devices = len(present) if kind == "GPU" else 1
     if devices > len(present):
         raise ConfigError(f"--devices is {devices}; there are {len(present)} ({', '.join(present)})")
-    return strategy_over(tuple(present[:devices]))
+    return get_mirrored_strategy(tuple(present[:devices]))
 
 
 @functools.cache
-def strategy_over(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
-    """Makes one strategy a process for the same devices: two would number their collective operations alike."""
-    # It reads TF_CONFIG only to say that it passes it over, and fails where that is no JSON.
-    given = os.environ.pop("TF_CONFIG", None)
+def get_mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
+    """Returns a MirroredStrategy over devices, always the same one for the same devices.
+
+    Two strategies of one process would give their collective operations the same numbers.
+    """
+    # The strategy ignores TF_CONFIG, but fails where that is no JSON.
+    value = os.environ.pop("TF_CONFIG", None)
     try:
         return tf.distribute.MirroredStrategy(list(devices))
     finally:
-        if given is not None:
-            os.environ["TF_CONFIG"] = given
+        if value is not None:
+            os.environ["TF_CONFIG"] = value
 
 
-def _strategy_of(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWorkerMirroredStrategy:
+def _cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWorkerMirroredStrategy:
     gpus = tf.config.get_visible_devices("GPU")
     if cluster.sharing_host > 1 and len(gpus) >= cluster.sharing_host:
         share = len(gpus) // cluster.sharing_host
@@ -90,46 +101,24 @@ def _strategy_of(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWo
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=_Communication.AUTO if gpus else _Communication.RING
     )
-    with _patient():
-        return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
-
-
-@contextlib.contextmanager
-def _patient() -> Iterator[None]:
-    """Lets workers be silent for longer than TensorFlow's 10 seconds, which a busy host takes for a dead one.
-
-    The strategy configures TensorFlow's coordination service itself, and there is no public way to tell it how.
-    """
+    # The strategy configures TensorFlow's coordination service, which takes a worker on a busy host for dead after 10
+    # seconds, and has no public option for it.
     current = context.context()
     configure = current.configure_coordination_service
     current.configure_coordination_service = functools.partial(configure, heartbeat_timeout_in_ms=1000 * _SILENCE)
     try:
-        yield
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
     finally:
         del current.configure_coordination_service
 
 
-def _split_cpu(devices: int) -> None:
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    present = tf.config.get_logical_device_configuration(cpu)
-    if present is None or len(present) < devices:
-        try:
-            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
-        except RuntimeError as error:
-            raise ConfigError(f"--devices is {devices}; TensorFlow has started with fewer logical CPUs") from error
-
-
-def ready_on_devices() -> tf.distribute.InputOptions:
-    """Returns how batches reach the devices: some of them lie there before their step (`runtime/settings.py`)."""
+def device_input_options() -> tf.distribute.InputOptions:
+    """Returns the input options by which some batches lie on the devices before their step (`runtime/settings.py`)."""
     return tf.distribute.InputOptions(experimental_per_replica_buffer_size=settings.current().device_batches)
 
 
-def check_batch(config: TrainingConfig, replicas: int) -> None:
-    """Refuses a batch size that the devices cannot divide evenly; those of evaluations are rounded up.
-
-    Raises:
-        ConfigError: naming the sizes.
-    """
+def require_divisible_batch(config: TrainingConfig, replicas: int) -> None:
+    """Raises ConfigError for a batch size that is no multiple of devices times micro-batches."""
     slices = replicas * config.passes
     if config.batch_size % slices:
         micro = f" times {config.passes} micro-batches" if config.passes > 1 else ""
@@ -140,81 +129,73 @@ def check_batch(config: TrainingConfig, replicas: int) -> None:
         )
 
 
-# What the calculation leaves out: gaps between buffers and workspaces, as a part; and on a CPU, where programs and
-# tensors share the memory, the graph of the step.
-_USABLE = 0.9
-_GRAPH = 2**29
-
-
 def choose_micro_batches(
     config: Config,
     folder: pathlib.Path,
     strategy: tf.distribute.Strategy,
     workers: Workers,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Config:
-    """Returns the config with a number in the place of `training.micro_batches=auto`, and says which.
+    """Returns the config with a number instead of `training.micro_batches=auto`, and prints that number.
 
-    It is the number of the run that the folder holds, if any: with another one nothing would go on bit for bit. Else it
-    is the smallest with which the state of a training and the maps of a micro-batch fit into what is free on a device
-    of the chief, by the calculation of `costs.py`. A config with a number of its own is returned as it is.
+    It is the number of the run in the folder, if there is one: with another number the run could not be resumed bit for
+    bit. Otherwise it is the smallest with which the state of the training and the activations of a micro-batch fit into
+    the free memory of a device of the chief, by the calculation of `costs.py`.
 
     Args:
-        config: the run.
-        folder: the run folder, there or not.
+        config: the run; one with a number is returned unchanged.
+        folder: the run folder; it need not exist.
         strategy: the devices.
-        workers: all of them.
-        say: prints a line.
+        workers: all processes of the run.
+        report: prints a line.
 
     Raises:
         ConfigError: where not even one image at a time fits.
     """
     if config.training.micro_batches != "auto":
         return config
-    count = workers.on_chief(lambda: _count(config, folder, strategy, say))
+    count = workers.on_chief(lambda: _count_micro_batches(config, folder, strategy, report))
     return dataclasses.replace(config, training=dataclasses.replace(config.training, micro_batches=count))
 
 
-def _count(config: Config, folder: pathlib.Path, strategy: tf.distribute.Strategy, say: Callable[[str], None]) -> int:
+def _count_micro_batches(
+    config: Config, folder: pathlib.Path, strategy: tf.distribute.Strategy, report: Callable[[str], None]
+) -> int:
     if (folder / CONFIG).is_file():
         count = load_config(folder).training.passes
-        say(f"training.micro_batches=auto: {count}, as this run began")
+        report(f"training.micro_batches=auto: {count}, as this run began")
         return count
-    devices, free = strategy.num_replicas_in_sync, usable_memory(strategy)
+    devices, free = strategy.num_replicas_in_sync, measure_usable_memory(strategy)
     if config.training.batch_size % devices:
-        return 1  # Which is refused in a line of its own.
+        return 1  # `require_divisible_batch` refuses this batch with a better message.
     fewest = fewest_micro_batches(config, devices, free)
     if fewest is None:
         least = step_bytes(config, 1, max(1, config.training.batch_size // devices))
-        help_ = "" if config.training.memory == "invert" else "training.memory=invert, "
+        advice = "" if config.training.memory == "invert" else "training.memory=invert, "
         raise ConfigError(
             f"training.micro_batches=auto: one image at a time needs {shown_bytes(least)} on each device, and "
-            f"{shown_bytes(free)} are free; take {help_}a smaller model or a device with more memory"
+            f"{shown_bytes(free)} are free; take {advice}a smaller model or a device with more memory"
         )
     images = config.training.batch_size // devices // fewest
-    say(
+    report(
         f"training.micro_batches=auto: {fewest}, {images} images at a time on each device, "
         f"{shown_bytes(step_bytes(config, images, fewest))} of {shown_bytes(free)} by calculation{not_counted(config)}"
     )
     return fewest
 
 
-def usable_memory(strategy: tf.distribute.Strategy) -> int:
-    """Returns how many bytes of a device a step may take."""
+def measure_usable_memory(strategy: tf.distribute.Strategy) -> int:
+    """Returns how many bytes of each device a step may take."""
     local = strategy.extended.worker_devices
     gpus = [device for device in local if "GPU" in device]
     if not gpus:
         # Logical CPU devices share the memory of the machine.
         return max(0, int((_USABLE * free_memory() - _GRAPH) / len(local)))
-    return min(int(_USABLE * _free_on_gpu(device)) for device in gpus)
-
-
-def _free_on_gpu(device: str) -> int:
     from tensorflow.python.client import device_lib
-    from tensorflow.python.eager import context
 
-    name = device.rpartition("device:")[2]
-    # By the config of this process, or they would be numbered and reserved as if it had hidden none.
+    # The config of this process is passed because the default would number, and reserve, GPUs that it has hidden.
     described = device_lib.list_local_devices(context.context().config)
     limits = {each.name.rpartition("device:")[2]: each.memory_limit for each in described}
-    return limits[name] - tf.config.experimental.get_memory_info(name)["current"]
+    names = [device.rpartition("device:")[2] for device in gpus]
+    used = {name: tf.config.experimental.get_memory_info(name)["current"] for name in names}
+    return min(int(_USABLE * (limits[name] - used[name])) for name in names)

@@ -117,7 +117,7 @@ def main():
         raise SystemExit(f"{folder} exists; golden files are never made again, see --help")
     start_tensorflow()
     from export.pipeline import Request, export
-    from tfdecouple.runs import load_model
+    from tfdecouple.runs.opened_run import load_model
 
     with tempfile.TemporaryDirectory(dir=HERE) as scratch:
         made = pathlib.Path(scratch) / "generation"
