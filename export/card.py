@@ -12,8 +12,8 @@ from export.endpoints import Endpoint
 from export.formats.file_formats import FILE_FORMATS, file_format
 from export.manifest import JSON_NAME
 from export.origin import Origin
+from tfdecouple.config.shapes import PILLOW_MODES, Shape, describe_channels
 from tfdecouple.data.sources import rights_in
-from tfdecouple.image_shapes import CONVERTED, Shape, colours, facts, from_facts
 from tfdecouple.runs.publishing import make_card_head
 from tfdecouple.storage.files import read_json
 
@@ -60,7 +60,7 @@ def make_card(
         "paper": "Decoupling Global and Local Representations via Invertible Generative Flows, arXiv:2004.11820",
         **origin.metadata(),
         "architecture": {
-            **facts(model.image_shape),
+            "image_shape": list(model.image_shape),
             "n_bits": model.n_bits,
             "latent_dim": model.latent_dim if model.has_latent else None,
             "conditioning": model.conditioning,
@@ -200,7 +200,7 @@ def _machine() -> str:
 
 def card_text(card: Mapping[str, Any]) -> str:
     """Returns the card for readers, as Markdown."""
-    architecture, shape = card["architecture"], from_facts(card["architecture"])
+    architecture, shape = card["architecture"], card["architecture"]["image_shape"]
     latent_dim = architecture["latent_dim"]
     rows = {
         "architecture": f"{_sides(shape)} {_channels(shape)}, {architecture['n_bits']} bits, "
@@ -258,13 +258,13 @@ def _sides(shape: Shape) -> str:
 
 
 def _channels(shape: Shape) -> str:
-    return colours(shape[-1]) if shape[-1] in CONVERTED else f"with {colours(shape[-1])}"
+    return describe_channels(shape[-1]) if shape[-1] in PILLOW_MODES else f"with {describe_channels(shape[-1])}"
 
 
 def _kept(shape: Shape) -> str:
     """What becomes of the colours and of the transparency of an image file."""
-    said = colours(shape[-1])
-    return f"{said} without transparency" if shape[-1] in CONVERTED else f"with exactly {said}"
+    said = describe_channels(shape[-1])
+    return f"{said} without transparency" if shape[-1] in PILLOW_MODES else f"with exactly {said}"
 
 
 def _labels(architecture: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ class Model:
         self.folder, self.providers, self.batch = inner if inner.is_dir() else pathlib.Path(folder), providers, batch
         self.encoder, self.decoder = map(self._open, ("encoder", "decoder"))
         about = self.encoder.get_modelmeta().custom_metadata_map
-        self.shape = tuple(json.loads(about.get("image_shape") or "[{0}, {0}, 3]".format(about["image_size"])))
+        self.shape = tuple(json.loads(about["image_shape"]))
         self.size = self.shape[0]
         self.step = 256 >> int(about.get("n_bits") or 8)  # Below 8 bits images come back as images // step * step.
         self.crop = int((re.search(r"\d+", about["crop"]) or ["0"])[0])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.image_shapes import colours
+from tfdecouple.config.shapes import describe_channels
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -202,7 +202,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
     # z is coded by the label, or only its prior knows the label, or nothing does.
     coded, known = config.has_class_codes, config.has_classes
     labels = (label("labels"),) if coded else ()
-    values = f"{colours(image[-1])}, 0..255"
+    values = f"{describe_channels(image[-1])}, 0..255"
     images = picture("images", values)
     labels_a, labels_b = ((label(f"labels_{one}"),) if coded else () for one in "ab")
     images_a, images_b = picture("images_a", values), picture("images_b", values)

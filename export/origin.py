@@ -16,7 +16,6 @@ from tfdecouple.data import crop_of_own_images
 from tfdecouple.data.image_file import crop_said, resize_said
 from tfdecouple.data.sources import images_at
 from tfdecouple.errors import RunError, one_line
-from tfdecouple.image_shapes import facts
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.opened_run import Run
@@ -79,7 +78,7 @@ class Origin:
             "run": self.run,
             "step": str(self.step),
             "averaged": str(self.averaged).lower(),
-            **{name: json.dumps(value) for name, value in facts(model.image_shape).items()},
+            "image_shape": json.dumps(model.image_shape),
             "n_bits": str(model.n_bits),
             "d_z": str(model.latent_dim if model.has_latent else 0),
             "value_range": "uint8 0..255",

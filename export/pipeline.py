@@ -29,8 +29,8 @@ from export.verification.cases import make_cases, real_images
 from export.verification.check import Report
 from export.verification.fold import weight_digests
 from export.verification.gate import pass_gate
+from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.errors import UserError, one_line
-from tfdecouple.image_shapes import described, square
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.latent_directions import MEANS
 from tfdecouple.runs.run_folder import SUMMARY
@@ -105,10 +105,10 @@ class _Export:
         self._parts: dict[str, manifest.Part] = {}
         if "web" in request.formats and not self._model.config.has_latent:
             raise UserError("the web page switches z, and this model has none; leave the format web out")
-        if "web" in request.formats and square(self._model.config.image_shape) is None:
+        if "web" in request.formats and not is_square_of_rgb(self._model.config.image_shape):
             raise UserError(
-                f"the web page takes squares of RGB, and this model {described(self._model.config.image_shape)}; leave "
-                "the format web out"
+                f"the web page takes squares of RGB, and this model {describe_images(self._model.config.image_shape)}; "
+                "leave the format web out"
             )
         if "web" in request.formats and self._model.config.has_class_codes:
             raise UserError(
@@ -311,7 +311,7 @@ def describe(origin: Origin) -> dict[str, Any]:
         **({"directions": directions} if directions else {}),
         **({"label_shares": list(model.label_shares)} if model.has_classes else {}),
         "name": origin.name,
-        "image_size": model.image_size,
+        "image_shape": list(model.image_shape),
         "n_bits": model.n_bits,
         "centre_crop": origin.crop,
         "latent_dim": model.latent_dim,

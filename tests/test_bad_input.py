@@ -167,7 +167,7 @@ def test_home_of_nobody_is_a_missing_folder(capsys, tmp_path):
 
     for data in (DataConfig(source="folder:~nosuchuser/x"), DataConfig(source="tfds:x", data_dir="~nosuchuser/x")):
         with pytest.raises(DataError, match="nosuchuser|has no data set"):
-            open_source(data, 8)
+            open_source(data, (8, 8, 3))
 
 
 def ended(*arguments, shell="", **environment):

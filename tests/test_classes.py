@@ -27,7 +27,7 @@ NONE = np.full(3, -1)
 
 def noise(model, count=3, seed=3):
     rng = np.random.default_rng(seed)
-    size = model.config.image_size
+    size = model.config.image_shape[0]
     return (
         rng.standard_normal((count, model.config.latent_dim)).astype("f4"),
         rng.random((count, size, size, 3)).astype("f4"),

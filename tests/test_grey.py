@@ -19,7 +19,7 @@ from tfdecouple.errors import DataError, UserError
 from tfdecouple.runs.opened_run import load_model
 
 SHAPE = (8, 12, 1)
-GREY = ModelConfig(**{**SMALL.to_dict(), "image_size": None, "image_shape": SHAPE})
+GREY = ModelConfig(**{**SMALL.to_dict(), "image_shape": SHAPE})
 
 
 def smooth(count, height, width):
@@ -91,7 +91,7 @@ def test_commands_draw_its_pictures_and_write_its_codes(run, eager, tmp_path, ca
     assert "those of this model are grey images of 8 x 12 pixels; leave it out" in capsys.readouterr().err
     assert main(["encode", "--run", str(run), "--split", "test", "--v", "--out", str(tmp_path / "codes")]) == 0
     manifest = json.loads((tmp_path / "codes" / "_manifest.json").read_text())
-    assert manifest["data"]["image_shape"] == [8, 12, 1] and "image_size" not in manifest["data"]
+    assert manifest["data"]["image_shape"] == [8, 12, 1]
     assert [field["shape"] for field in manifest["fields"] if field["name"] == "v"] == [[8, 12, 1]]
 
 
@@ -112,7 +112,7 @@ def test_export_passes_the_gate_and_its_card_says_what_images_are(exported):
         trips = card["formats"][name]["round_trip"]
         assert trips.keys() == {"real", "black", "white", "noise", "0/255 noise", "checkerboard"}
         assert all(trip["identical"] == trip["images"] for trip in trips.values())
-    assert card["architecture"]["image_shape"] == [8, 12, 1] and "image_size" not in card["architecture"]
+    assert card["architecture"]["image_shape"] == [8, 12, 1]
     text = (exported / "MODEL_CARD.md").read_text()
     assert "| architecture | 8 x 12 grey, 8 bits" in text and "np.zeros((1, 8, 12, 1), np.uint8)" in text
     assert "grey without transparency, cropped to the largest centre in the proportions of the model's images" in text
@@ -167,7 +167,7 @@ def test_five_channels_pass_the_gate(tmp_path, forked):
     """On photographs, whose channels take turns."""
     from export.pipeline import Request, export
 
-    config = ModelConfig(**{**SMALL.to_dict(), "image_size": None, "image_shape": (8, 8, 5)})
+    config = ModelConfig(**{**SMALL.to_dict(), "image_shape": (8, 8, 5)})
     run, to = write_run(tmp_path / "run", fresh(config)), tmp_path / "to"
     with pytest.raises(UserError, match="takes squares of RGB, and this model images of 8 x 8 pixels and 5 channels"):
         export(Request(run=run, to=to, formats=("web",)), say=str)
@@ -183,5 +183,4 @@ def test_five_channels_pass_the_gate(tmp_path, forked):
 def test_presets_take_grey_and_rectangles():
     for preset, shape in {"quickstart": (32, 32, 1), "quickstart64": (48, 64, 3), "cifar10": (32, 64, 4)}.items():
         config = load_preset(preset).model.to_dict()
-        del config["image_size"]
-        assert ModelConfig(**config, image_shape=shape).image_shape == shape
+        assert ModelConfig(**{**config, "image_shape": shape}).image_shape == shape

@@ -34,7 +34,7 @@ TOO_LARGE = {
     "wide code": (["model.latent_dim=1000000000"], "model.latent_dim, 1000000000"),
     "wide encoder": (["model.encoder_channels=[4,1000000000]"], "an entry of model.encoder_channels, 1000000000"),
     "wide prior": (["model.prior_hidden=10000000000"], "model.prior_hidden, 10000000000"),
-    "large images": (["model.image_size=1073741824"], "model.image_size, 1073741824"),
+    "large images": (["model.image_shape=[1073741824,1073741824,3]"], "a side of model.image_shape, 1073741824"),
     "as large as a number can be": (["model.hidden_channels=[4,9000000000000000000]"], "9000000000000000000"),
     "thousands of steps": (["model.steps=[1,5000]"], "model.steps adds up to 5001 steps"),
     "as many steps as a number can be": (["model.steps=[9000000000000000000,1]"], "model.steps adds up to"),
@@ -196,5 +196,5 @@ class TestMemory:
 def test_crops_that_fill_the_memory_are_refused(count):
     data = override(Config(), [f"data.photograph_crops={count}"]).data
     with pytest.raises(DataError, match=f"data.photograph_crops is {count}"):
-        open_source(data, 64)
-    open_source(DataConfig(), 8)
+        open_source(data, (64, 64, 3))
+    open_source(DataConfig(), (8, 8, 3))

@@ -110,7 +110,7 @@ def test_directions_change_the_verdict_of_a_classifier_of_pixels(model, crops):
     config = load_config(RUN)
     assert directions.weights_sha256 == hash_weights(model)
     assert directions.names == list(config.data.photographs)
-    source = open_source(dataclasses.replace(config.data, photograph_crops=1000), config.model.image_size)
+    source = open_source(dataclasses.replace(config.data, photograph_crops=1000), config.model.image_shape)
     known, labels = load_images(source, "train", 1000)
     pixels = known.reshape(len(known), -1).astype(np.float32)
     standardizer = StandardScaler().fit(pixels)

@@ -23,7 +23,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.plan import count_parameters
 
 config = ModelConfig(
-    image_size=4, latent_dim=4, steps=(1, (1,), 1), hidden_channels=(4, 4, 4), encoder_channels=(4,),
+    image_shape=(4, 4, 3), latent_dim=4, steps=(1, (1,), 1), hidden_channels=(4, 4, 4), encoder_channels=(4,),
     encoder_out_channels=2, prior_steps=1, prior_hidden=6, transform=NAME, multiscale_transform=NAME,
     prior_transform=NAME, alpha=0.5,
 )
@@ -126,7 +126,7 @@ def test_the_tests_of_layers_take_a_new_transform_in(with_transform):
 def test_a_run_with_it_is_trained_and_passes_the_gate(with_transform):
     folder, name = with_transform
     model = [
-        *("image_size=8", "latent_dim=4", "steps=[1,1]", "hidden_channels=[4,6]", "encoder_channels=[4]"),
+        *("image_shape=[8,8,3]", "latent_dim=4", "steps=[1,1]", "hidden_channels=[4,6]", "encoder_channels=[4]"),
         *("encoder_out_channels=2", "prior_steps=1", "prior_hidden=6", "alpha=0.5", "prior_alpha=0.5"),
         *(f"{where}transform={name}" for where in ("", "multiscale_", "prior_")),
     ]

@@ -48,7 +48,7 @@ class TestDataSet:
         (where / "dataset_info.json").write_text(json.dumps(info))
         named, _, version = name.rpartition("/")
         with pytest.raises(DataError) as caught:
-            open_source(DataConfig(source=f"tfds:{named}:{version}", data_dir=str(tmp_path / "data")), 8)
+            open_source(DataConfig(source=f"tfds:{named}:{version}", data_dir=str(tmp_path / "data")), (8, 8, 3))
         assert named in str(caught.value) and "\n" not in str(caught.value)
         assert not payload[1].exists()
 
@@ -56,7 +56,7 @@ class TestDataSet:
     def test_name_brings_no_code_and_no_place(self, tmp_path, name):
         for data_dir in (None, str(tmp_path)):
             with pytest.raises(DataError, match=name):
-                open_source(DataConfig(source=f"tfds:{name}", data_dir=data_dir), 8)
+                open_source(DataConfig(source=f"tfds:{name}", data_dir=data_dir), (8, 8, 3))
 
 
 def test_another_python_imports_nothing_from_the_working_folder(tmp_path):

@@ -73,7 +73,7 @@ async function checkSwap(page) {
 async function checkRoundTrip(page) {
   const outcome = await page.evaluate(async (count) => {
     const { all, config, noise, round, step } = window.check;
-    const { image_size: size } = await config();
+    const { image_shape: [size] } = await config();
     const images = Array.from({ length: count }, () => noise(size * size * 3));
     images.push(...all("#grid canvas.model"));
     let different = 0;

@@ -27,7 +27,7 @@ export async function checkBadFiles(page) {
 export async function checkExactFile(page) {
   const file = await page.evaluate(async () => {
     const { base64, config, noise, png, round, step } = window.check;
-    const { image_size: size } = await config();
+    const { image_shape: [size] } = await config();
     const values = noise(size * size * 3);
     const data = new ImageData(size, size);
     data.data.fill(255);
@@ -122,7 +122,7 @@ export async function checkOwnSize(page) {
   expect(String(await saved()) === String(sizes[1]), "the saved file has not the size of the photograph");
   await page.locator("#view-model").check();
   expect((await page.locator("#grid canvas.own:visible").count()) === 0, "the model’s pixels are not shown");
-  const { image_size: side } = await page.evaluate(() => window.check.config());
+  const { image_shape: [side] } = await page.evaluate(() => window.check.config());
   expect(String(await saved()) === String([side, side]), "the saved file has not the model’s size");
   await page.locator("#view-own").check();
   return `photographs of ${sizes.map((size) => size.join(" x ")).join(" and ")} pixels come back at these sizes`;
@@ -137,7 +137,7 @@ export async function checkOwnSize(page) {
 export async function switchPairs(page, folder) {
   return page.evaluate(async (inputs) => {
     const { base64, bytes, config } = window.check;
-    const { image_size: size } = await config();
+    const { image_shape: [size] } = await config();
     const [a, b] = [bytes(inputs.a), bytes(inputs.b)];
     const count = a.length / (size * size * 3);
     const { encode, decode } = window.tfdecouple;
@@ -160,7 +160,7 @@ export async function readFiles(page, folder) {
     found[name] = await page.evaluate(
       async ([name, content]) => {
         const { readImage } = await import(new URL("images.js", location.href));
-        const { image_size: size, centre_crop: crop } = await window.check.config();
+        const { image_shape: [size], centre_crop: crop } = await window.check.config();
         const blob = new Blob([window.check.bytes(content)]);
         return readImage(blob, name, size, crop).then(window.check.base64, (error) => `refused: ${error.message}`);
       },

@@ -55,8 +55,8 @@ def build_page(
         folder: where to; made.
         onnx: folder of the ONNX files.
         runtime: folder of onnxruntime-web's files, from `find_runtime`.
-        about: name, image size and more of the model, for the page; `web_gpu` of it asks for the runtime for graphics
-            cards, too.
+        about: name, shape of the images and more of the model, for the page; `web_gpu` of it asks for the runtime for
+            graphics cards, too.
         models: names of the ONNX files that the page runs (`signatures.page_names`).
     """
     shutil.copytree(PAGE, folder)

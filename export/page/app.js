@@ -97,7 +97,7 @@ function showConfig(known) {
 async function choose(index, blob, name) {
   const turn = ++turns[index];
   try {
-    const { image_size: size, centre_crop: crop, n_bits: bits } = await config;
+    const { image_shape: [size], centre_crop: crop, n_bits: bits } = await config;
     // As the model sees it: so it comes back.
     const pixels = toLevels(await readImage(await blob, name, size, crop), bits);
     if (turn !== turns[index]) return;
@@ -130,7 +130,7 @@ function receive(files, index) {
 
 /** @param {Config} known */
 function showFacts(known) {
-  const { name, data, image_size: size, latent_dim: latentDim, n_bits: colourBits, bits_per_dim: bits } = known;
+  const { name, data, image_shape: [size], latent_dim: latentDim, n_bits: colourBits, bits_per_dim: bits } = known;
   const { examples, project, sizes } = known;
   byId("z-length").textContent = `${latentDim} numbers`;
   for (const id of ["side", "view-side"]) byId(id).textContent = `${size}\u00a0×\u00a0${size}`;

@@ -12,7 +12,7 @@ import { Runner } from "./runner.js";
 /**
  * @typedef {object} Config model/config.json; examples/web/README.md describes it.
  * @property {string} name
- * @property {number} image_size
+ * @property {number[]} image_shape
  * @property {number} centre_crop Side in pixels of the middle square of a picture; 0 for the largest.
  * @property {number} latent_dim
  * @property {number} n_bits Bits of a colour value as the model sees it.
@@ -102,7 +102,7 @@ export class Codes {
 
   /** @param {string} task @param {object} content @returns {Promise<any>} */
   async #ask(task, content) {
-    const message = { ...content, imageSize: this.#config.image_size, latentDim: this.#config.latent_dim };
+    const message = { ...content, imageSize: this.#config.image_shape[0], latentDim: this.#config.latent_dim };
     const card = this.#card;
     if (card) {
       try {

@@ -19,7 +19,7 @@ const KNOWN_IMAGES = 16;
  */
 export async function tryCard(processor, config) {
   if (!config.web_gpu || !(await navigator.gpu?.requestAdapter())) return { runner: null, note: "" };
-  const images = makeKnownImages(config.image_size).map((image) => toLevels(image, config.n_bits));
+  const images = makeKnownImages(config.image_shape[0]).map((image) => toLevels(image, config.n_bits));
   const card = new Runner("webgpu", processor.onProgress);
   try {
     await card.ask("load", { provider: "webgpu" });
@@ -42,7 +42,7 @@ export async function tryCard(processor, config) {
  * @param {import("./codes.js").Config} config
  * @returns {Promise<{exact: number, milliseconds: number}>} How many come back, and the time of the last decoding.
  */
-async function roundTrip(runner, images, { image_size: imageSize, latent_dim: latentDim }) {
+async function roundTrip(runner, images, { image_shape: [imageSize], latent_dim: latentDim }) {
   let [exact, milliseconds] = [0, 0];
   for (const image of images) {
     const { z, v } = await runner.ask("encode", { images: image, count: 1, imageSize });

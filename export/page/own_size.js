@@ -52,7 +52,7 @@ export class OwnSize {
 
   /** @param {File[]} files */
   async #compute(files) {
-    const { image_size: size, n_bits: bits } = await this.#config;
+    const { image_shape: [size], n_bits: bits } = await this.#config;
     const photographs = await Promise.all(files.map((file) => (file.read ??= readPhotograph(file.blob, file.name, LONGEST_SIDE))));
     // Smaller pictures have nothing that the model does not see.
     if (photographs.some(({ width, height }) => Math.max(width, height) <= size)) return;

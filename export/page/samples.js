@@ -50,7 +50,7 @@ export class Samples {
   async #sample(turn) {
     byId("sample-problem").textContent = "";
     const [seed, temperature] = [byId("seed").valueAsNumber || 0, byId("temperature").valueAsNumber];
-    const { image_size: size, latent_dim: latentDim, label_shares: shares } = this.#config;
+    const { image_shape: [size], latent_dim: latentDim, label_shares: shares } = this.#config;
     try {
       for (const [index, picture] of this.#pictures.entries()) {
         // Each picture has streams of its own: its noise does not depend on how many there are.

@@ -13,9 +13,9 @@ from export.verification.archive import batches
 from export.verification.gate import RefusedError
 from export.verification.reference import KerasReference
 from tfdecouple.config import Config, DataConfig
+from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.data import load_images, open_source
 from tfdecouple.errors import DataError
-from tfdecouple.image_shapes import COLOURS
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime.precision import full_float32
 
@@ -136,7 +136,7 @@ def real_images(config: Config) -> tuple[np.ndarray, str]:
     count = max(needed, min(_ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS // (height * width)))
     photographs, side = DataConfig(source="photographs"), min(longer, _PHOTOGRAPH_SIDE)
     rows, columns = (-(-one * side // longer) for one in (height, width))
-    for data, taken in ((config.data, shape), (photographs, (rows, columns, 1 if channels == 1 else COLOURS))):
+    for data, taken in ((config.data, shape), (photographs, (rows, columns, 1 if channels == 1 else RGB_CHANNELS))):
         try:
             source = open_source(data, taken)
             # Of a large folder, whose unreadable images are left out, there may be fewer than its size says.
@@ -145,7 +145,7 @@ def real_images(config: Config) -> tuple[np.ndarray, str]:
         except (DataError, OSError):
             continue
         if taken[:2] != (height, width):
-            pictures = images if taken[-1] == COLOURS else images[..., 0]
+            pictures = images if taken[-1] == RGB_CHANNELS else images[..., 0]
             images = np.stack([np.asarray(Image.fromarray(one).resize((width, height))) for one in pictures])
         # Of more channels than photographs have, these take turns.
         images = images.reshape(len(images), height, width, -1)[..., np.arange(channels) % taken[-1]]

@@ -69,7 +69,7 @@ def read(folder, name):
 @pytest.fixture(scope="module")
 def known(made_run, image_folder):
     """Bits/dim of the test images by the evaluator, seed 4."""
-    source = open_source(DataConfig(source=f"folder:{image_folder}"), 8)
+    source = open_source(DataConfig(source=f"folder:{image_folder}"), (8, 8, 3))
     images = next(source.examples("test").batch(5).as_numpy_iterator())["image"]
     return Evaluator(load_model(made_run))(counted_batches(images, 5), seed=4)
 
@@ -93,7 +93,7 @@ class TestBitsPerDim:
             command("--run", made_run, "--split", "validation", "--images", 4, "--samples", 2, "--out", tmp_path) == 0
         )
         values = read(tmp_path, "bits_per_dim-validation")
-        source = open_source(DataConfig(source=f"folder:{image_folder}"), 8)
+        source = open_source(DataConfig(source=f"folder:{image_folder}"), (8, 8, 3))
         expected = {
             "command": "evaluate",
             "run": str(made_run),
@@ -115,7 +115,7 @@ class TestBitsPerDim:
 
     def test_drawn_images_get_the_figures_that_they_have_among_all(self, made_run, image_folder, tmp_path, known):
         assert command("--run", made_run, "--images", 3, "--batch-size", 2, "--seed", 4, "--out", tmp_path) == 0
-        source = open_source(DataConfig(source=f"folder:{image_folder}"), 8)
+        source = open_source(DataConfig(source=f"folder:{image_folder}"), (8, 8, 3))
         drawn = np.sort(draw_indices(source, "test", 3, 4))
         assert drawn.tolist() != [0, 1, 2]
         every = next(source.examples("test").batch(5).as_numpy_iterator())

@@ -146,7 +146,7 @@ class TestProbeAndFrechet:
         values = read(out, "frechet")
         assert (values["samples"], values["test_images"], values["floor_images"]) == (40, 24, 40)
         assert values["features"] == FEATURES and values["extractor"]["file"] == "sums.onnx"
-        source = open_source(DataConfig(source=f"folder:{labelled}"), 8)
+        source = open_source(DataConfig(source=f"folder:{labelled}"), (8, 8, 3))
         real = {
             split: next(source.examples(split).batch(60).as_numpy_iterator())["image"] for split in ("train", "test")
         }

@@ -75,7 +75,7 @@ class TestResult:
 
     def test_scores_of_an_image_do_not_depend_on_its_batch(self, result, tiny_run, images):
         values, _, _ = result
-        source = open_source(DataConfig(source=f"folder:{images}"), 8)
+        source = open_source(DataConfig(source=f"folder:{images}"), (8, 8, 3))
         batch = next(source.examples("test").batch(10).as_numpy_iterator())
         right = Scorer(load_model(tiny_run), 2, seed=3).with_codec(batch["image"], batch["index"], 10)
         said = values["per_image"]["test"]

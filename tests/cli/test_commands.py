@@ -212,7 +212,7 @@ class TestSwitch:
         shown = Shown(tmp_path, "switch-pairs", rows=2, columns=4, group=(2, 2))
         assert shown.facts["first"] == {"files": [str(paths[0]), str(paths[2])]}
         assert shown.facts["second"] == {"files": [str(paths[1]), str(paths[3])]}
-        images = np.stack([read_image(path, SIDE, 0) for path in paths])
+        images = np.stack([read_image(path, (SIDE, SIDE, 3), 0) for path in paths])
         ab, _ = model.switch(images[::2], images[1::2])
         for pair in range(2):
             np.testing.assert_array_equal(shown.tile(0, 2 * pair), images[2 * pair])

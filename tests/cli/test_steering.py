@@ -62,7 +62,7 @@ class TestDirections:
         model = load_model(run)
         assert directions.weights_sha256 == hash_weights(model)
         files = sorted((coloured / "train").rglob("*.png"))
-        z = model.posterior(np.stack([read_image(str(file), 8, 0) for file in files])).mean().numpy()
+        z = model.posterior(np.stack([read_image(str(file), (8, 8, 3), 0) for file in files])).mean().numpy()
         is_red = np.array([file.parent.name == "red" for file in files])
         np.testing.assert_allclose(directions["red"].vector, z[is_red].mean(0) - z[~is_red].mean(0), atol=1e-5)
         for one in directions:
@@ -131,7 +131,7 @@ class TestEdit:
             pixels = np.asarray(picture)
         # Two images of 8 pixels in about 800; the header of the columns is 18 high.
         side = 8 * (800 // (2 * 10))
-        image = read_image(str(file), 8, 0)
+        image = read_image(str(file), (8, 8, 3), 0)
         edited = np.asarray(load_model(run).edit(image[None], directions["red"], 1.5))[0]
         for column, right in enumerate((image, edited)):
             left = 2 + column * (side + 2)

@@ -276,7 +276,7 @@ class TestPresets:
     )
     def test_full_presets_keep_the_papers_architecture(self, name, size, alpha):
         config, glow = load_preset(name).model, load_preset(f"{name}_glow").model
-        assert (config.image_size, config.alpha, glow.image_size) == (size, alpha, size)
+        assert (config.image_shape, config.alpha, glow.image_shape) == ((size, size, 3), alpha, (size, size, 3))
         # The sibling is the same flow without z.
         assert (config.conditioning, glow.conditioning) == ("coupling", "none")
         assert (glow.steps, glow.hidden_channels) == (config.steps, config.hidden_channels)

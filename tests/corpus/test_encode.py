@@ -299,7 +299,7 @@ class TestMemory:
 
         arrays = np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int32)
         split = Counted(1_000_000, "all", lambda: arrays)
-        source = Source(name="x", title="x", label_names=(), image_shape=8, splits={"train": split})
+        source = Source(name="x", title="x", label_names=(), image_shape=(8, 8, 3), splits={"train": split})
 
         def encoder(images, index, *_):
             return {"z": np.zeros((len(images), 2), np.float32)}
@@ -311,7 +311,7 @@ class TestMemory:
     def test_batches_run_on_over_the_ends_of_files(self):
         images = random_images(25)
         split = MemorySplit(25, "all", lambda: (images, np.full(25, -1, np.int32)))
-        source = Source(name="x", title="x", label_names=(), image_shape=8, splits={"train": split})
+        source = Source(name="x", title="x", label_names=(), image_shape=(8, 8, 3), splits={"train": split})
         rows = encoding.encoded(source, "train", 2, 20, lambda images, index, *_: {}, 8)
         assert [len(batch["index"]) for batch in rows] == [8, 8, 2]
 

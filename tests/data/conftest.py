@@ -67,13 +67,14 @@ def source(request: pytest.FixtureRequest) -> Source:
     if request.param == "records":
         data_dir = request.getfixturevalue("tiny_tfds")
         opened = open_source(
-            DataConfig(source="tfds:tiny_numbers", data_dir=data_dir, validation_examples=4, cache_gib=0), SIZE
+            DataConfig(source="tfds:tiny_numbers", data_dir=data_dir, validation_examples=4, cache_gib=0),
+            (SIZE, SIZE, 3),
         )
         assert isinstance(opened.splits["train"], RecordSplit)
     else:
         folder = request.getfixturevalue("numbered_folder")
         cache_gib = 1.0 if request.param == "memory" else 0.0
-        opened = open_source(DataConfig(source=f"folder:{folder}", cache_gib=cache_gib), SIZE)
+        opened = open_source(DataConfig(source=f"folder:{folder}", cache_gib=cache_gib), (SIZE, SIZE, 3))
         assert isinstance(opened.splits["train"], MemorySplit) == (request.param == "memory")
     assert opened.sizes["train"] == TRAINING_IMAGES
     return opened

@@ -67,7 +67,7 @@ class TestTables:
 
 
 def source(*names):
-    return Source(name="x", title="things", label_names=names, image_shape=8, splits={})
+    return Source(name="x", title="things", label_names=names, image_shape=(8, 8, 3), splits={})
 
 
 class TestLabels:

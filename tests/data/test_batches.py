@@ -222,8 +222,9 @@ class TestWrongInputs:
         ],
     )
     def test_source_names(self, name: str, parts: tuple[str, ...]) -> None:
-        message = one_line_error(lambda: open_source(DataConfig(source=name), SIZE))
+        message = one_line_error(lambda: open_source(DataConfig(source=name), (SIZE, SIZE, 3)))
         assert all(part in message for part in parts), message
 
-    def test_image_size(self) -> None:
-        assert "image size is 0" in one_line_error(lambda: open_source(DataConfig(), 0))
+    def test_image_shape(self) -> None:
+        for shape in ((0, 0, 3), (32, 32)):
+            assert "image_shape is [" in one_line_error(lambda shape=shape: open_source(DataConfig(), shape))

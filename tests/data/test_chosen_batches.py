@@ -31,7 +31,7 @@ class TestChosenBatches:
             for number, image in enumerate(random_images(count)):
                 (tmp_path / split / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(tmp_path / split / "ab"[number % 2] / f"{number}.png")
-        self.check(open_source(DataConfig(source=f"folder:{tmp_path}", cache_gib=cache_gib), 8), 12)
+        self.check(open_source(DataConfig(source=f"folder:{tmp_path}", cache_gib=cache_gib), (8, 8, 3)), 12)
 
     def test_of_records_decodes_no_others(self):
         decoded = []
@@ -46,7 +46,7 @@ class TestChosenBatches:
 
         records = tf.data.Dataset.range(12).map(lambda number: {"number": number})
         split = RecordSplit(12, "all", records=records, decode=decode, window=4)
-        source = Source(name="x", title="x", label_names=(), image_shape=8, splits={"train": split})
+        source = Source(name="x", title="x", label_names=(), image_shape=(8, 8, 3), splits={"train": split})
         list(chosen_batches(source, "train", np.array([7, 3]), batch_size=2))
         assert sorted(decoded) == [3, 7]
         self.check(source, 12)

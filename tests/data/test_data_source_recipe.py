@@ -12,23 +12,25 @@ import pytest
 from helpers.places import PATIENCE
 from helpers.recipes import copy_of_packages, insert, recipe, register, run_in
 
-TINY = (
-    '{"description": "tiny", "model": {"image_size": 8, "latent_dim": 4, "steps": [1, 1], "hidden_channels": [4, 6], '
-    '"encoder_channels": [4], "prior_steps": 1, "prior_hidden": 6}, "data": {"source": "stripes"}, '
-    '"training": {"batch_size": 8, "init_images": 8, "evaluation_batch_size": 8, "pictures": 0}}'
-)
+TINY = """
+{"description": "tiny",
+ "model": {"image_shape": [8, 8, 3], "latent_dim": 4, "steps": [1, 1], "hidden_channels": [4, 6],
+           "encoder_channels": [4], "prior_steps": 1, "prior_hidden": 6},
+ "data": {"source": "stripes"},
+ "training": {"batch_size": 8, "init_images": 8, "evaluation_batch_size": 8, "pictures": 0}}
+"""
 USE = """
 import doctest
 from tfdecouple.config import DataConfig
 from tfdecouple.data import load_images, open_source, sources, training_batches
-source = open_source(DataConfig(source="stripes"), 8)
+source = open_source(DataConfig(source="stripes"), (8, 8, 3))
 batch = next(iter(training_batches(source, DataConfig(), batch_size=4, seed=0)))["image"].numpy()
 assert batch.shape == (4, 8, 8, 3) and (batch == batch[:, :, :1, :1]).all() and batch.std() > 0
 ours, theirs = (load_images(source, split, 64)[0] for split in ("train", "test"))
 assert (ours != theirs).any()
 assert doctest.testmod(sources, optionflags=doctest.ELLIPSIS).failed == 0
 try:
-    open_source(DataConfig(source="strips"), 8)
+    open_source(DataConfig(source="strips"), (8, 8, 3))
 except Exception as error:
     print(error)
 """
@@ -72,7 +74,7 @@ images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
 np.save("images.npy", images)
 kept = located(DataConfig(source="array:images.npy"))
 os.chdir("/")
-assert (load_images(open_source(kept, 8), "train", 10)[0] == images[::2]).all()
+assert (load_images(open_source(kept, (8, 8, 3)), "train", 10)[0] == images[::2]).all()
 print(kept.source, *images_at(kept))
 """
 

@@ -37,7 +37,7 @@ def written(path: pathlib.Path, content: bytes) -> str:
 
 def refusal(path: str) -> str:
     with pytest.raises(DataError) as caught:
-        read_image(path, 8, 0)
+        read_image(path, (8, 8, 3), 0)
     message = str(caught.value)
     assert "\n" not in message and path in message
     return message
@@ -75,7 +75,7 @@ class TestFormats:
     def test_common_formats_may_be_mistaken_for_each_other(self, tmp_path, kind, ending):
         path = tmp_path / f"x.{ending}"
         PICTURE.save(path, kind, **({"lossless": True} if kind == "WEBP" else {}))
-        read = read_image(str(path), 8, 0)
+        read = read_image(str(path), (8, 8, 3), 0)
         assert read.shape == (8, 8, 3)
         if kind not in ("JPEG", "GIF"):
             assert np.array_equal(read, np.asarray(PICTURE))
@@ -91,11 +91,11 @@ class TestPixels:
 
     def test_so_many_bytes_in_memory_too(self):
         with pytest.raises(DataError, match="more than"):
-            read_image("x.png", 8, 0, io.BytesIO(claiming(20_000, 20_000)))
+            read_image("x.png", (8, 8, 3), 0, io.BytesIO(claiming(20_000, 20_000)))
 
     def test_a_large_photograph_is_read(self, tmp_path):
         Image.new("L", (6000, 5000)).save(tmp_path / "x.png")
-        assert read_image(str(tmp_path / "x.png"), 8, 0).shape == (8, 8, 3)
+        assert read_image(str(tmp_path / "x.png"), (8, 8, 3), 0).shape == (8, 8, 3)
 
 
 def within_a_minute(call):
@@ -126,12 +126,12 @@ class TestPipes:
 
     def test_is_not_waited_for(self, pipe):
         with pytest.raises(DataError, match="no regular file"):
-            within_a_minute(lambda: read_image(pipe, 8, 0))
+            within_a_minute(lambda: read_image(pipe, (8, 8, 3), 0))
 
     @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/"])
     def test_nor_is_a_device_or_a_folder(self, path):
         with pytest.raises(DataError, match="no regular file"):
-            within_a_minute(lambda: read_image(path, 8, 0))
+            within_a_minute(lambda: read_image(path, (8, 8, 3), 0))
 
     @pytest.mark.parametrize("cache_gib", [0.0, 1.0])
     def test_is_skipped_among_images(self, tmp_path, cache_gib):
@@ -142,7 +142,7 @@ class TestPipes:
         os.mkfifo(tmp_path / "train" / "1a.png")
         (tmp_path / "train" / "1b.png").symlink_to("/dev/zero")
         config = DataConfig(source=f"folder:{tmp_path}", cache_gib=cache_gib, on_bad_image="skip")
-        source = within_a_minute(lambda: open_source(config, 8))
+        source = within_a_minute(lambda: open_source(config, (8, 8, 3)))
         images, _ = within_a_minute(lambda: load_images(source, "train", 3))
         assert len(images) == 3 and np.array_equal(images[2], np.asarray(PICTURE))
         assert source.skipped == 2
@@ -222,5 +222,5 @@ def test_threads_share_one_budget_of_pixels(tmp_path, monkeypatch):
             at_once -= 1
 
     monkeypatch.setattr(image_file.ImageOps, "exif_transpose", counting)
-    source = open_source(DataConfig(source=f"folder:{tmp_path}"), 8)
+    source = open_source(DataConfig(source=f"folder:{tmp_path}"), (8, 8, 3))
     assert sum(source.sizes.values()) == 16 and most == 2

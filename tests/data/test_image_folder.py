@@ -33,7 +33,7 @@ from tfdecouple.data.image_folder import ImageFile, hash_split
 class TestFolder:
     @staticmethod
     def _open(folder: pathlib.Path, size: int = SIZE, **options) -> Source:
-        return open_source(DataConfig(source=f"folder:{folder}", **options), size)
+        return open_source(DataConfig(source=f"folder:{folder}", **options), (size, size, 3))
 
     @staticmethod
     def _files(count: int, prefix: str = "") -> list[ImageFile]:

@@ -33,7 +33,7 @@ def files(tmp_path_factory) -> dict[str, pathlib.Path]:
 @pytest.fixture(scope="module")
 def wanted(files) -> dict[str, np.ndarray]:
     """What training makes of the files."""
-    return {name: read_image(str(path), SIZE, 0) for name, path in files.items()}
+    return {name: read_image(str(path), (SIZE, SIZE, 3), 0) for name, path in files.items()}
 
 
 def assert_same(found: np.ndarray, right: np.ndarray, name: str, levels: int = 0) -> None:
@@ -51,7 +51,7 @@ def test_the_filter_is_bilinear_with_antialiasing() -> None:
         weights /= weights.sum(1, keepdims=True)
         right = np.einsum("yi,xj,ijc->yxc", weights, weights, image.astype(np.float64))
         # Rounded twice, a value is off by at most one half and, under weights that sum to one, one half more.
-        assert np.abs(fit_image(Image.fromarray(image), size, 0) - right).max() < 1.001
+        assert np.abs(fit_image(Image.fromarray(image), (size, size, 3), 0) - right).max() < 1.001
 
 
 @pytest.mark.parametrize("crop", [0, 20])
@@ -82,7 +82,9 @@ def test_tensorflow_datasets_are_read_as_files_are(files, wanted) -> None:
     for names, channels in ((colours, 3), (("grey.png", "grey.jpg"), 1)):
         feature = tfds.features.Image(shape=(None, None, channels))
         encoded = tf.data.Dataset.from_tensor_slices([files[name].read_bytes() for name in names])
-        read = encoded.map(lambda one, feature=feature: fit(decode_pixels(one, feature), SIZE, 0), tf.data.AUTOTUNE)
+        read = encoded.map(
+            lambda one, feature=feature: fit(decode_pixels(one, feature), (SIZE, SIZE, 3), 0), tf.data.AUTOTUNE
+        )
         for name, found in zip(names, read.as_numpy_iterator(), strict=True):
             assert_same(found, wanted[name], name)
 
@@ -124,7 +126,7 @@ def test_the_filter_in_javascript_gives_the_very_same_bytes(tmp_path) -> None:
         image = rng.integers(0, 256, (side, side, 3), np.uint8) if number % 2 else rng.choice([0, 255], (side, side, 3))
         image = image.astype(np.uint8)
         image.tofile(tmp_path / str(number))
-        right.append(fit_image(Image.fromarray(image), size, 0))
+        right.append(fit_image(Image.fromarray(image), (size, size, 3), 0))
     listed = [[str(number), side, size] for number, (side, size) in enumerate(cases)]
     (tmp_path / "cases.json").write_text(json.dumps(listed))
     subprocess.run(["node", program], cwd=tmp_path, check=True, timeout=PATIENCE)

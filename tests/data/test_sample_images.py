@@ -25,7 +25,7 @@ from tfdecouple.errors import UserError
 class TestPhotographs:
     @pytest.fixture(scope="class")
     def source(self) -> Source:
-        return open_source(DataConfig(photograph_crops=600), 32)
+        return open_source(DataConfig(photograph_crops=600), (32, 32, 3))
 
     def test_sets(self, source: Source) -> None:
         assert source.sizes == {"train": 600, "validation": 512, "test": 1000}
@@ -38,7 +38,7 @@ class TestPhotographs:
         assert np.mean(images.std(axis=(1, 2))) > 10
 
     def test_sets_do_not_depend_on_anything(self, source: Source) -> None:
-        again = open_source(DataConfig(photograph_crops=100), 32)
+        again = open_source(DataConfig(photograph_crops=100), (32, 32, 3))
         tf.random.set_seed(3)
         for split, count in (("train", 100), ("validation", 512), ("test", 1000)):
             np.testing.assert_array_equal(load_images(source, split, count)[0], load_images(again, split, count)[0])
@@ -49,11 +49,11 @@ class TestPhotographs:
         assert set(known) - set(PHOTOGRAPHS) == {"motorcycle_left"}
 
     def test_some_can_be_chosen(self) -> None:
-        source = open_source(DataConfig(photographs=("rocket", "coffee")), 32)
+        source = open_source(DataConfig(photographs=("rocket", "coffee")), (32, 32, 3))
         images, labels = load_images(source, "test", 4)
         assert source.label_names == ("rocket", "coffee") and labels.tolist() == [0, 1, 0, 1]
         # A photograph's crops take the numbers that fall to it.
-        alone = load_images(open_source(DataConfig(photographs=("rocket",)), 32), "test", 4)[0]
+        alone = load_images(open_source(DataConfig(photographs=("rocket",)), (32, 32, 3)), "test", 4)[0]
         np.testing.assert_array_equal(images[::2], alone[::2])
 
     @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ class TestPhotographs:
     )
     def test_a_wrong_choice(self, names: tuple[str, ...], said: str) -> None:
         with pytest.raises(UserError) as refused:
-            open_source(DataConfig(photographs=names), 32)
+            open_source(DataConfig(photographs=names), (32, 32, 3))
         assert said in str(refused.value) and "\n" not in str(refused.value)
 
     def test_boxes_are_pinned(self) -> None:
@@ -125,16 +125,16 @@ class TestPhotographs:
             np.testing.assert_array_equal(image, np.asarray(picture)[top:bottom, left:right])
 
     def test_too_large(self) -> None:
-        message = one_line_error(lambda: open_source(DataConfig(), 90))
-        assert "image size is 90" in message and "chelsea has room for crops of 83" in message
+        message = one_line_error(lambda: open_source(DataConfig(), (90, 90, 3)))
+        assert "a side of 90 pixels" in message and "chelsea has room for crops of 83" in message
 
     def test_missing_file_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         missing = photographs_module.Photograph("coffee", "scikit-image", "skimage/data/no_cat.png", "", "")
         monkeypatch.setitem(photographs_module.PHOTOGRAPHS, "coffee", missing)
-        message = one_line_error(lambda: open_source(DataConfig(), 32))
+        message = one_line_error(lambda: open_source(DataConfig(), (32, 32, 3)))
         assert "no_cat.png" in message and "scikit-image 0." in message
 
     def test_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         missing = photographs_module.Photograph("coffee", "no-such-package-at-all", "cat.png", "", "")
         monkeypatch.setitem(photographs_module.PHOTOGRAPHS, "coffee", missing)
-        assert "pip install no-such-package-at-all" in one_line_error(lambda: open_source(DataConfig(), 32))
+        assert "pip install no-such-package-at-all" in one_line_error(lambda: open_source(DataConfig(), (32, 32, 3)))

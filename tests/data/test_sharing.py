@@ -10,7 +10,7 @@ from tfdecouple.data import evaluation_batches, open_source, own_share, training
 
 @pytest.fixture(scope="module")
 def source(image_folder):
-    return open_source(run_config(image_folder).data, 8)
+    return open_source(run_config(image_folder).data, (8, 8, 3))
 
 
 def contexts(pipelines, replicas):

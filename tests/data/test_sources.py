@@ -26,12 +26,12 @@ def test_what_was_meant_is_named(typed, suggested, tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=f"did you mean {suggested}[?]"):
-        open_source(DataConfig(source=typed), 8)
+        open_source(DataConfig(source=typed), (8, 8, 3))
 
 
 def test_a_name_that_no_file_system_takes_is_one_line():
     with pytest.raises(DataError, match="cannot open data.source=folder:/x+: File name too long; ") as error:
-        open_source(DataConfig(source=f"folder:/{'x' * 300}"), 8)
+        open_source(DataConfig(source=f"folder:/{'x' * 300}"), (8, 8, 3))
     assert "\n" not in str(error.value)
 
 

@@ -51,7 +51,7 @@ class TestTfds:
     @staticmethod
     def _open(data_dir: str, **options) -> Source:
         options = {"source": "tfds:tiny_numbers", "validation_examples": 4, **options}
-        return open_source(DataConfig(data_dir=data_dir, **options), options.pop("size", SIZE))
+        return open_source(DataConfig(data_dir=data_dir, **options), options.pop("image_shape", (SIZE, SIZE, 3)))
 
     @pytest.mark.parametrize("cache_gib", [1.0, 0.0])
     def test_splits_hold_the_images_bit_for_bit(self, tiny_tfds: str, cache_gib: float) -> None:
@@ -76,7 +76,9 @@ class TestTfds:
             assert_same(*examples)
 
     def test_other_sizes_are_resized(self, tiny_tfds: str) -> None:
-        source = open_source(DataConfig(source="tfds:tiny_numbers", data_dir=tiny_tfds, validation_examples=4), 4)
+        source = open_source(
+            DataConfig(source="tfds:tiny_numbers", data_dir=tiny_tfds, validation_examples=4), (4, 4, 3)
+        )
         assert load_images(source, "test", 5)[0].shape == (5, 4, 4, 3)
 
     @pytest.mark.parametrize(
@@ -122,14 +124,14 @@ class TestTfds:
 
         monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", by_hand)
         config = DataConfig(source="celeb_a_hq/256", data_dir=str(tmp_path))
-        message = one_line_error(lambda: open_source(config, SIZE, download=True))
+        message = one_line_error(lambda: open_source(config, (SIZE, SIZE, 3), download=True))
         assert "does not exist. Create it and put the files there." in message
 
     def test_download_prepares(self, tiny_tfds: str, tmp_path: pathlib.Path) -> None:
         config = DataConfig(source="tfds:tiny_numbers", data_dir=str(tmp_path), validation_examples=4)
-        assert "--download" in one_line_error(lambda: open_source(config, SIZE))
-        assert open_source(config, SIZE, download=True).sizes["train"] == 26
-        assert open_source(config, SIZE).sizes["train"] == 26
+        assert "--download" in one_line_error(lambda: open_source(config, (SIZE, SIZE, 3)))
+        assert open_source(config, (SIZE, SIZE, 3), download=True).sizes["train"] == 26
+        assert open_source(config, (SIZE, SIZE, 3)).sizes["train"] == 26
 
     @pytest.mark.parametrize(
         ("shape", "dtype", "part"), [((4, 4, 4), np.uint8, "(4, 4, 4)"), ((4, 4, 1), np.float32, "float32")]
@@ -156,7 +158,7 @@ class TestCifar10:
     @pytest.fixture(scope="class")
     def source(self) -> Source:
         config = DataConfig(source="cifar10", data_dir=str(pathlib.Path(REAL_DATA, "tensorflow_datasets")))
-        return open_source(config, 32)
+        return open_source(config, (32, 32, 3))
 
     def test_splits(self, source: Source) -> None:
         assert source.sizes == {"train": 49000, "validation": 1000, "test": 10000}

@@ -7,7 +7,7 @@ from tfdecouple.doctor.result import VARIANTS, Request, Task
 
 # The quickstart with so few layers that an image is most of what is computed.
 SMALL = (
-    "model.image_size=64",
+    "model.image_shape=[64,64,3]",
     "model.steps=[1,1]",
     "model.hidden_channels=[16,16]",
     "model.encoder_channels=[16]",

@@ -58,7 +58,7 @@ def test_card_and_manifest_name_it(exported):
 def test_codes_and_switches_are_the_models(client, exported, tiny_run):
     images = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), np.uint8)
     served, model = client.Model(), load_model(tiny_run)
-    assert served.size == SMALL.image_size
+    assert served.shape == SMALL.image_shape
     codes = served.encode(images)
     for name, right in zip(("z", "v"), model.encode(images), strict=True):
         np.testing.assert_allclose(codes[name], right, rtol=0, atol=1e-5 * np.abs(right).max())
@@ -75,7 +75,7 @@ def test_pictures_are_cropped_and_resized_as_in_training(client, shape, crop, tm
     Image.fromarray(picture).save(tmp_path / "picture.png")
     served = client.Model()
     served.crop = crop
-    np.testing.assert_array_equal(served.fit(picture), read_image(str(tmp_path / "picture.png"), 8, crop))
+    np.testing.assert_array_equal(served.fit(picture), read_image(str(tmp_path / "picture.png"), (8, 8, 3), crop))
 
 
 def test_two_files_are_switched(exported, tmp_path):
@@ -144,7 +144,7 @@ def test_the_crop_of_the_card_is_taken(monkeypatch):
             return []
 
         def get_modelmeta(self):
-            told = {"image_size": "8", "crop": "centre square of 140 pixels, or the largest"}
+            told = {"image_shape": "[8, 8, 3]", "crop": "centre square of 140 pixels, or the largest"}
             return type("About", (), {"custom_metadata_map": told})
 
     monkeypatch.setattr(source.onnxruntime, "InferenceSession", Session)
@@ -153,7 +153,7 @@ def test_the_crop_of_the_card_is_taken(monkeypatch):
 
 # Of 5 bits, and what the client asks a file of itself.
 OF_5_BITS = {**WITHOUT_Z, "encoder": in_5_bits(WITHOUT_Z["encoder"])}
-SAID = {"image_size": "8", "n_bits": "5", "crop": "largest centre square"}
+SAID = {"image_shape": "[8, 8, 3]", "n_bits": "5", "crop": "largest centre square"}
 
 
 def test_of_fewer_bits_known_images_are_multiples_of_the_step(exported, tmp_path):
@@ -174,7 +174,7 @@ def test_pictures_are_read_as_in_training(client, tmp_path):
     served = client.Model()
     for name, path in write_files(tmp_path).items():
         found = served.fit(client.read_picture(path, 3))
-        np.testing.assert_array_equal(found, read_image(str(path), 8, 0), name)
+        np.testing.assert_array_equal(found, read_image(str(path), (8, 8, 3), 0), name)
 
 
 def test_a_picture_that_cannot_be_read_is_a_line(exported, tmp_path):
@@ -209,7 +209,7 @@ NOT_SWITCHED = "this model needs labels, or has no z to switch; call Model in a 
 )
 def test_a_model_whose_pictures_are_not_switched_is_refused_in_a_line(tmp_path, texts, shape, said):
     shutil.copy(CLIENT, tmp_path)
-    write_models(tmp_path / "onnx", texts, **SAID, image_shape=json.dumps(shape))
+    write_models(tmp_path / "onnx", texts, **{**SAID, "image_shape": json.dumps(shape)})
     done = run(tmp_path, "a.png", "b.png", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {said}\n")
 

@@ -313,7 +313,7 @@ def test_says_of_a_flow_without_z_what_it_is() -> None:
 
 
 def test_says_of_other_channels_that_a_file_has_exactly_so_many() -> None:
-    config = Config(model=dataclasses.replace(SMALL, image_size=None, image_shape=(8, 4, 5)))
+    config = Config(model=dataclasses.replace(SMALL, image_shape=(8, 4, 5)))
     card = make_card(dataclasses.replace(origin_of(), config=config), endpoints(config.model), "", {"onnx": entry()})
     text = card_text(card)
     assert "| architecture | 8 x 4 with 5 channels, 8 bits" in text

@@ -70,7 +70,7 @@ class TestCard:
             says = {entry.key: entry.value for entry in model.metadata_props}
             assert says.pop("endpoint") == endpoint and says["precision"] == "float32"
             assert says == {key: card[key] for key in says}
-            assert {"run", "step", "averaged", "config_sha256", "image_size", "n_bits", "d_z", "name"} <= set(says)
+            assert {"run", "step", "averaged", "config_sha256", "image_shape", "n_bits", "d_z", "name"} <= set(says)
 
     def test_of_a_run_that_averages_says_so_with_its_figures(self, finished_run):
         model, origin = open_run(finished_run)
@@ -161,7 +161,7 @@ class TestWeb:
         runtime_sizes = {f"runtime/{name}": 100 + number for number, name in enumerate(web.RUNTIME_FILES)}
         assert config == {
             "name": "tiny",
-            "image_size": 8,
+            "image_shape": [8, 8, 3],
             "n_bits": 8,
             "centre_crop": 0,
             "latent_dim": 4,

@@ -46,7 +46,7 @@ class Reference:
         model = import_wolf(
             source / "config.json",
             source / "model.npz",
-            image_size=self.arrays["images"].shape[1],
+            image_shape=self.arrays["images"].shape[1:],
             n_bits=int(self.arrays["n_bits"]),
             workdir=workdir,
         )
@@ -145,7 +145,7 @@ def test_sampling_begins_with_the_references_prior(reference):
 
 
 def test_every_image_comes_back(reference):
-    size = reference.config.image_size
+    size = reference.config.image_shape
     images = np.concatenate([reference.arrays["images"], random_images(6, size)])
     labels = np.arange(len(images)) % max(reference.config.classes, 1)
     codes = reference.call("encode", images=images, labels=labels)

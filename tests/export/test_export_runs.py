@@ -101,7 +101,7 @@ def test_weights_that_come_along_export(tmp_path):
     """As the ONNX files that the page is made of."""
     card = exported_card("photographs", tmp_path / "to", formats=("onnx",))
     passed(card, "onnx")
-    assert (card["run"], card["image_size"]) == ("photographs", "64")
+    assert (card["run"], card["image_shape"]) == ("photographs", "[64, 64, 3]")
     assert "photographs" in card["checked"]["real_images"]
     real = card["formats"]["onnx"]["round_trip"]["real"]
     assert real["identical"] == real["images"] >= 12
@@ -160,7 +160,7 @@ class TestJustBegun:
         """Of its warm-up: Adam moves whatever has a gradient by the learning rate, here up or down at random."""
         config = load_preset("cifar10_small")
         model = DecoupledModel(config.model)
-        model.initialize(load_images(open_source(DataConfig(source="photographs"), 32), "train", 32)[0])
+        model.initialize(load_images(open_source(DataConfig(source="photographs"), (32, 32, 3)), "train", 32)[0])
         rate = sum(float(learning_rate(config.training, update)) for update in (0, 1))
         assert 1e-5 < rate < 1e-4
         rng = np.random.default_rng(0)

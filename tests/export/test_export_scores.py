@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 
 def test_the_length_of_v_may_be_off_by_what_rounds_all_of_it_the_same_way(tiny_model):
-    images = random_images(3, tiny_model.config.image_size)
+    images = random_images(3, tiny_model.config.image_shape)
     rng = np.random.default_rng(0)
     reference = KerasReference(tiny_model, images, rng)
     z_noise = rng.standard_normal((3, tiny_model.config.latent_dim)).astype("float32")
@@ -28,7 +28,7 @@ def test_the_length_of_v_may_be_off_by_what_rounds_all_of_it_the_same_way(tiny_m
 
 def test_z_is_moved_as_far_as_that_of_moved_images(tiny_model, monkeypatch):
     """Moved noise alone leaves a z of small variance where it is, though the rounding of its mean moves it."""
-    images = random_images(3, tiny_model.config.image_size)
+    images = random_images(3, tiny_model.config.image_shape)
     rng = np.random.default_rng(0)
     reference = KerasReference(tiny_model, images, rng)
     u_noise = rng.random(images.shape, "float32")

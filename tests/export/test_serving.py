@@ -135,7 +135,7 @@ def test_the_transports_give_the_same(results):
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_results_are_the_saved_models_own(results, signatures, client, pictures, transport):
     got = results[transport]
-    size = SMALL.image_size
+    size = SMALL.image_shape[0]
     images = np.stack([client.read_picture(path, (size, size, 3)) for path in pictures])
     switched = signatures["switch"](images_a=images[:1], images_b=images[1:])
     np.testing.assert_array_equal(got["images_ab.png"], switched["images_ab"][0])

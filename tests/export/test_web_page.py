@@ -206,7 +206,7 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools
 def assert_reads_as_training_does(read, files):
     assert set(read) == set(files)
     for name, path in files.items():
-        right = read_image(str(path), SIZE, 0)
+        right = read_image(str(path), (SIZE, SIZE, 3), 0)
         found = np.frombuffer(base64.b64decode(read[name]), np.uint8).reshape(right.shape)
         change = np.abs(found.astype(int) - right)
         assert change.max() <= 0, f"{name}: {(change > 0).mean():.1%} differ, by up to {change.max()}"

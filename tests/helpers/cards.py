@@ -10,7 +10,6 @@ import sys
 
 from export.card import JSON_NAME, TEXT_NAME
 from helpers.places import PATIENCE, user_environment
-from tfdecouple.image_shapes import from_facts
 
 
 def blocks(folder: pathlib.Path, language: str) -> list[str]:
@@ -19,7 +18,7 @@ def blocks(folder: pathlib.Path, language: str) -> list[str]:
 
 
 def _shape(folder: pathlib.Path) -> tuple[int, ...]:
-    return from_facts(json.loads((folder / JSON_NAME).read_text())["architecture"])
+    return tuple(json.loads((folder / JSON_NAME).read_text())["architecture"]["image_shape"])
 
 
 def run_python(folder: pathlib.Path, count: int = 1) -> None:

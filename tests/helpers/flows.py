@@ -28,7 +28,7 @@ BLOCKS = {
 }
 
 # Few steps, but every kind of conditioning, linear map and coupling.
-SMALL = dataclasses.replace(TINY, image_size=4, steps=(1, (1,), 1), encoder_channels=(4,))
+SMALL = dataclasses.replace(TINY, image_shape=(4, 4, 3), steps=(1, (1,), 1), encoder_channels=(4,))
 FLOWS = {
     "tiny": TINY,
     "unconditional-additive-lu": dataclasses.replace(
@@ -36,7 +36,7 @@ FLOWS = {
     ),
     "base": dataclasses.replace(SMALL, conditioning="base", base_hidden=5),
     # One channel: squeezed before the first level, too.
-    "grey": dataclasses.replace(SMALL, image_size=None, image_shape=(4, 8, 1), steps=(1, 1), hidden_channels=(4, 4)),
+    "grey": dataclasses.replace(SMALL, image_shape=(4, 8, 1), steps=(1, 1), hidden_channels=(4, 4)),
 }
 
 

@@ -26,8 +26,8 @@ def variant_of_tiny(**options):
 
 
 # As few layers as show an option: two levels, and one stage more where it concerns what leaves, too.
-LEVELS = {"image_size": 4, "steps": (1, 1), "hidden_channels": (4, 6), "encoder_channels": (4,)}
-STAGE = {"image_size": 4, "steps": (1, (1,), 1), "encoder_channels": (4,)}
+LEVELS = {"image_shape": (4, 4, 3), "steps": (1, 1), "hidden_channels": (4, 6), "encoder_channels": (4,)}
+STAGE = {"image_shape": (4, 4, 3), "steps": (1, (1,), 1), "encoder_channels": (4,)}
 ADDITIVE = {"transform": "additive", "multiscale_transform": "additive", "prior_transform": "additive"}
 LABELLED = {**LEVELS, "classes": 3, "class_probabilities": (1, 2, 5)}
 # TINY has odd channel counts (3, 9) and even ones (12, 24); the prior's splits go by d_z.
@@ -50,7 +50,7 @@ VARIANTS = {
     # 12, 9 and 6 channels: halves of even and of odd length.
     "three parts": variant_of_tiny(steps=(1, (1, 2, 1), 1)),
     "several factors": variant_of_tiny(
-        image_size=16, steps=(2, (1, 1, 2, 1), (2,), 2), hidden_channels=(4, 6, 5, 6), factors=(6, 2)
+        image_shape=(16, 16, 3), steps=(2, (1, 1, 2, 1), (2,), 2), hidden_channels=(4, 6, 5, 6), factors=(6, 2)
     ),
     "combined": variant_of_tiny(
         steps=(1, (1, 1, 1), 2),
@@ -72,17 +72,14 @@ VARIANTS = {
         dequantization_map_channels=2,
     ),
     "grey": variant_of_tiny(
-        **{**LEVELS, "image_size": None},
-        image_shape=(4, 8, 1),
+        **{**LEVELS, "image_shape": (4, 8, 1)},
         dequantization="flow",
         dequantization_steps=(1, 1),
         dequantization_hidden_channels=(3, 4),
         dequantization_encoder_channels=(3,),
         dequantization_map_channels=2,
     ),
-    "five channels": variant_of_tiny(
-        image_size=None, image_shape=(8, 4, 5), conditioning="base", base_hidden=5, encoder_channels=(4,)
-    ),
+    "five channels": variant_of_tiny(image_shape=(8, 4, 5), conditioning="base", base_hidden=5, encoder_channels=(4,)),
     "classes": variant_of_tiny(**LABELLED, prior="classes"),
     "prior of classes": variant_of_tiny(**LABELLED, linear="lu"),
 }

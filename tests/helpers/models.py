@@ -8,11 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.image_shapes import whole
 
 # The smallest config with everything: three levels, both stages of an inner level, odd channel counts (3 and 9).
 TINY = ModelConfig(
-    image_size=8,
+    image_shape=(8, 8, 3),
     latent_dim=4,
     steps=(1, (1, 1), 1),
     hidden_channels=(4, 6, 6),
@@ -27,7 +26,7 @@ TINY = ModelConfig(
 
 # For whole runs, where tracing is what takes time: two levels.
 SMALL = ModelConfig(
-    image_size=8,
+    image_shape=(8, 8, 3),
     latent_dim=4,
     steps=(1, 1),
     hidden_channels=(4, 6),
@@ -41,7 +40,7 @@ SMALL = ModelConfig(
 
 # What makes a small model of a preset, on few images.
 SMALL_SETTINGS = [
-    "model.image_size=8",
+    "model.image_shape=[8,8,3]",
     "model.steps=[1,1]",
     "model.hidden_channels=[4,4]",
     "model.encoder_channels=[4]",
@@ -51,7 +50,7 @@ SMALL_SETTINGS = [
 ]
 
 # For what concerns files and processes alone: nothing is traced sooner.
-LEAST = ModelConfig(image_size=8, conditioning="none", steps=(1, 1), hidden_channels=(2, 2), alpha=0.8)
+LEAST = ModelConfig(image_shape=(8, 8, 3), conditioning="none", steps=(1, 1), hidden_channels=(2, 2), alpha=0.8)
 
 
 def give_effect(layer, seed=0, scale=0.1):
@@ -72,7 +71,8 @@ def let_z_show(model):
 
 def random_images(count=4, size=8, seed=0):
     """Uniform noise, uint8 `[count, size, size, 3]`; size may be a whole shape."""
-    return np.random.default_rng(seed).integers(0, 256, (count, *whole(size)), dtype=np.uint8)
+    shape = (size, size, 3) if isinstance(size, int) else size
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
 def every_weight_has_a_gradient(layer, loss):

@@ -49,7 +49,11 @@ def memory_source(images: np.ndarray, labels: np.ndarray | None = None) -> Sourc
     labels = np.arange(len(images), dtype=np.int32) if labels is None else labels
     split = MemorySplit(len(images), "all", lambda: (images, labels))
     return Source(
-        name="numbers", title="numbers", label_names=(), image_shape=SIZE, splits={"train": split, "test": split}
+        name="numbers",
+        title="numbers",
+        label_names=(),
+        image_shape=(SIZE, SIZE, 3),
+        splits={"train": split, "test": split},
     )
 
 

@@ -14,8 +14,8 @@ import { pathToFileURL } from "node:url";
 
 const [folder, name] = process.argv.slice(2);
 const page = new URL(`${pathToFileURL(folder)}/`);
-const config = { image_size: 2, latent_dim: 2, n_bits: 8, web_gpu: true };
-const values = config.image_size ** 2 * 3;
+const config = { image_shape: [2, 2, 3], latent_dim: 2, n_bits: 8, web_gpu: true };
+const values = config.image_shape.reduce((product, side) => product * side);
 
 class Element {
   children = [];

@@ -13,7 +13,7 @@ from PIL import Image
 
 from helpers.models import TINY, random_images
 
-SIZE = TINY.image_size
+SIZE = TINY.image_shape[0]
 TURNED = 0x0112  # EXIF's orientation
 
 

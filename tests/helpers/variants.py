@@ -13,7 +13,7 @@ from tfdecouple.model import DecoupledModel
 
 # Two levels, the last of 2 x 2 pixels.
 SMALLEST = ModelConfig(
-    image_size=4,
+    image_shape=(4, 4, 3),
     latent_dim=4,
     steps=(1, 1),
     hidden_channels=(4, 4),
@@ -38,7 +38,7 @@ VARIANTS = {
     "normal": dataclasses.replace(SMALLEST, prior="normal"),
     "alpha-1": dataclasses.replace(STAGES, alpha=1.0, prior_alpha=1.0),
     # Squeezed before the first level; the last has 1 x 2 pixels.
-    "grey": dataclasses.replace(SMALLEST, image_size=None, image_shape=(4, 8, 1)),
+    "grey": dataclasses.replace(SMALLEST, image_shape=(4, 8, 1)),
     "dequantization": dataclasses.replace(
         SMALLEST,
         dequantization="flow",
@@ -58,7 +58,7 @@ OF_CLASSES = {
 
 # Every option off its default but those that exclude each other.
 ODD = ModelConfig(
-    image_size=8,
+    image_shape=(8, 8, 3),
     n_bits=6,
     latent_dim=5,
     conditioning="base",

@@ -52,7 +52,9 @@ class Reference:
 
     def imported(self, workdir):
         """The model, imported into a run folder."""
-        return import_wolf(self.folder / "config.json", self.folder / "model.npz", image_size=32, workdir=workdir)
+        return import_wolf(
+            self.folder / "config.json", self.folder / "model.npz", image_shape=(32, 32, 3), workdir=workdir
+        )
 
     def assert_computed(self, computed, name):
         """Asserts that an array of `computed` is the reference's, by its largest value."""
@@ -77,5 +79,5 @@ class Reference:
 
 def assert_refused(config, words):
     """Asserts that a config is refused in a line that has the words."""
-    message = message_of(WolfError, lambda: model_config_of(config, image_size=32))
+    message = message_of(WolfError, lambda: model_config_of(config, image_shape=(32, 32, 3)))
     assert [word for word in words if word not in message] == []

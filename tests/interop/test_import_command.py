@@ -17,7 +17,8 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 DATA = DATA / "wolf_small"
 REFERENCE = dict(np.load(DATA / "reference.npz"))
-ARGUMENTS = ["import-wolf", "--config", DATA / "config.json", "--weights", DATA / "model.npz", "--image-size", 32]
+SHAPE = ["--image-shape", 32, 32, 3]
+ARGUMENTS = ["import-wolf", "--config", DATA / "config.json", "--weights", DATA / "model.npz", *SHAPE]
 
 
 def imports(*more):
@@ -61,7 +62,7 @@ def test_other_commands_take_it(imported, tmp_path):
     [
         (["--weights", "no/such.npz"], "no/such.npz"),
         (["--config", "no/such.json"], "no/such.json"),
-        (["--image-size", 48], "48"),
+        (["--image-shape", 48, 48, 3], "48"),
         (["--n-bits", 9], "9"),
     ],
 )

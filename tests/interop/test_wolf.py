@@ -86,7 +86,7 @@ class TestNumbers:
 class TestRunFolder:
     def test_config_is_that_of_the_reference(self, run):
         assert tfdecouple.runs.run_folder.load_config(run).model == tfdecouple.ModelConfig(
-            image_size=32,
+            image_shape=(32, 32, 3),
             n_bits=8,
             latent_dim=8,
             conditioning="coupling",
@@ -113,7 +113,7 @@ class TestRunFolder:
 
     def test_an_existing_empty_folder_is_used_and_names_the_run(self, tmp_path, eager, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        import_wolf(DATA / "config.json", DATA / "model.npz", image_size=32, workdir=".")
+        import_wolf(DATA / "config.json", DATA / "model.npz", image_shape=(32, 32, 3), workdir=".")
         assert tfdecouple.runs.run_folder.load_config(tmp_path).name == tmp_path.name
 
 
@@ -199,7 +199,12 @@ VARIANTS = {
         {"n_bits": 5},
         {"alpha": 0.5, "prior_alpha": 0.25, "n_bits": 5},
     ),
-    "64 x 64": (edited({"discriminator.in_dim": 256}), of_size_64(), {"image_size": 64}, {"image_size": 64}),
+    "64 x 64": (
+        edited({"discriminator.in_dim": 256}),
+        of_size_64(),
+        {"image_shape": (64, 64, 3)},
+        {"image_shape": (64, 64, 3)},
+    ),
     "deeper": (edited(DEEPER), deeper(), {}, {"steps": (1, (1, 2), (1, 1), 2), "prior_steps": 3}),
     "two levels, normal prior": (*of_two_levels(), {}, {"steps": (1, 1), "hidden_channels": (8, 16)}),
     "without z": (*without_z(), {}, {"conditioning": "none"}),
@@ -212,10 +217,10 @@ class TestVariants:
     @pytest.mark.parametrize("name", VARIANTS)
     def test_variant_imports_and_gives_back_its_images(self, name, tmp_path, eager):
         config, state, options, expected = VARIANTS[name]
-        options = {"image_size": 32, **options}
+        options = {"image_shape": (32, 32, 3), **options}
         model = import_wolf(*write(tmp_path, config, state), workdir=tmp_path / "run", **options)
         assert {key: getattr(model.config, key) for key in expected} == expected
-        images = random_images(1, options["image_size"]) // 4 + 96
+        images = random_images(1, options["image_shape"]) // 4 + 96
         levels = 256 // model.config.n_bins
         np.testing.assert_array_equal(model.decode(*model.encode(images)), images // levels * levels)
 
@@ -229,22 +234,22 @@ class TestVariants:
             plain[name][len(plain[name]) // 2 :] = 0
         bounds = []
         for name, config, state in (("affine", CONFIG, plain), ("additive", edited(ADDITIVE), additive_state())):
-            model = import_wolf(*write(tmp_path, config, state), image_size=32, workdir=tmp_path / name)
+            model = import_wolf(*write(tmp_path, config, state), image_shape=(32, 32, 3), workdir=tmp_path / name)
             bounds.append(model.elbo_from_noise(IMAGES, np.ones((2, 8), "f4"), np.zeros(IMAGES.shape, "f4")))
         one, two = bounds
         np.testing.assert_allclose(one.reconstruction, two.reconstruction, rtol=1e-4)
         np.testing.assert_allclose(one.kl, two.kl, rtol=1e-4)
 
     def test_hidden_channels_may_be_one_number(self):
-        config = model_config_of(edited({"generator.flow.hidden_channels": 8}), image_size=32)
+        config = model_config_of(edited({"generator.flow.hidden_channels": 8}), image_shape=(32, 32, 3))
         assert config.hidden_channels == (8, 8, 8, 8)
 
     def test_defaults_of_the_reference_stand_for_what_is_absent(self):
         options = "alpha factors levels coupling_type transform prior_transform activation inverse in_channels"
         absent = [f"generator.flow.{option}" for option in options.split()]
         absent += ["discriminator.encoder.activation", "discriminator.prior.alpha", "discriminator.prior.transform"]
-        given = model_config_of(CONFIG, image_size=32)
-        assert model_config_of(edited(dict.fromkeys(absent, ...)), image_size=32) == given
+        given = model_config_of(CONFIG, image_shape=(32, 32, 3))
+        assert model_config_of(edited(dict.fromkeys(absent, ...)), image_shape=(32, 32, 3)) == given
 
 
 def refusal(call):
@@ -305,19 +310,19 @@ class TestUnsupported:
         ],
     )
     def test_values_of_the_wrong_type_are_refused(self, changes, word):
-        assert word in refusal(lambda: model_config_of(edited(changes), image_size=32))
+        assert word in refusal(lambda: model_config_of(edited(changes), image_shape=(32, 32, 3)))
 
     @pytest.mark.parametrize("values", [[], 3, "text"])
     def test_config_must_be_an_object(self, values):
-        assert "lacks" in refusal(lambda: model_config_of(values, image_size=32))
+        assert "lacks" in refusal(lambda: model_config_of(values, image_shape=(32, 32, 3)))
 
     @pytest.mark.parametrize(("size", "word"), [(64, "in_dim 64"), (16, "in_dim 64"), (36, "36")])
-    def test_image_size_that_does_not_fit_is_refused(self, size, word):
-        assert word in refusal(lambda: model_config_of(CONFIG, image_size=size))
+    def test_image_shape_that_does_not_fit_is_refused(self, size, word):
+        assert word in refusal(lambda: model_config_of(CONFIG, image_shape=(size, size, 3)))
 
     @pytest.mark.parametrize("n_bits", [0, 9])
     def test_impossible_bits_are_refused(self, n_bits):
-        assert "n_bits" in refusal(lambda: model_config_of(CONFIG, image_size=32, n_bits=n_bits))
+        assert "n_bits" in refusal(lambda: model_config_of(CONFIG, image_shape=(32, 32, 3), n_bits=n_bits))
 
     def test_a_wolf_error_is_a_user_error(self):
         assert issubclass(WolfError, UserError)
@@ -362,7 +367,7 @@ class TestWeights:
 
     def test_a_refused_import_leaves_no_run_folder(self, tmp_path):
         paths = write(tmp_path, CONFIG, {**STATE, "extra": np.zeros(3)})
-        refusal(lambda: import_wolf(*paths, image_size=32, workdir=tmp_path / "run"))
+        refusal(lambda: import_wolf(*paths, image_shape=(32, 32, 3), workdir=tmp_path / "run"))
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize("name", ["discriminator.fc.linear.weight_v", f"{STEP}.unit.coupling1_up.net.conv1.weight"])
@@ -392,7 +397,7 @@ def archived(first=b"", flag=0):
 
 class TestFiles:
     def importing(self, tmp_path, config=DATA / "config.json", weights=DATA / "model.npz"):
-        return lambda: import_wolf(config, weights, image_size=32, workdir=tmp_path / "run")
+        return lambda: import_wolf(config, weights, image_shape=(32, 32, 3), workdir=tmp_path / "run")
 
     def test_folder_in_use_is_not_touched(self, tmp_path):
         (tmp_path / "run").mkdir()

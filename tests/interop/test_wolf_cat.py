@@ -59,8 +59,8 @@ def test_result_is_the_references(computed, name):
 
 
 def test_config_is_that_of_the_reference():
-    assert model_config_of(REFERENCE.config, image_size=32) == ModelConfig(
-        image_size=32,
+    assert model_config_of(REFERENCE.config, image_shape=(32, 32, 3)) == ModelConfig(
+        image_shape=(32, 32, 3),
         latent_dim=8,
         steps=(1, (1, 1), (1, 1), 1),
         hidden_channels=(8, 16, 16, 16),
@@ -80,7 +80,7 @@ def test_other_classes_with_unequal_probabilities(given):
     rng = np.random.default_rng(1)
     shares = rng.uniform(0.2, 3, 7)
     numbers = shares if given == "probs" else np.log(shares) + 5
-    model = DecoupledModel(model_config_of(edited(num_events=7, **{given: numbers.tolist()}), image_size=32))
+    model = DecoupledModel(model_config_of(edited(num_events=7, **{given: numbers.tolist()}), image_shape=(32, 32, 3)))
     state = read_state(REFERENCE.folder / "model.npz")
     state["discriminator.embed.weight"] = rng.standard_normal((7, 8)).astype("f4")
     assign(model, state)

@@ -59,8 +59,8 @@ def test_result_is_the_references(computed, name):
 
 
 def test_config_is_that_of_the_reference():
-    assert model_config_of(REFERENCE.config, image_size=32) == ModelConfig(
-        image_size=32,
+    assert model_config_of(REFERENCE.config, image_shape=(32, 32, 3)) == ModelConfig(
+        image_shape=(32, 32, 3),
         latent_dim=8,
         steps=(1, (1, 1), (1, 1), 1),
         hidden_channels=(8, 16, 16, 16),
@@ -79,7 +79,7 @@ def test_config_is_that_of_the_reference():
 
 def test_three_levels_are_read_with_their_factors():
     changes = {"flow.levels": 3, "flow.num_steps": [1, [2], 1], "flow.factors": [2], "flow.alpha": 0.5}
-    config = model_config_of(edited({**changes, "flow.hidden_channels": [8, 16, 24]}), image_size=32)
+    config = model_config_of(edited({**changes, "flow.hidden_channels": [8, 16, 24]}), image_shape=(32, 32, 3))
     assert config.dequantization_steps == (1, (2,), 1) and config.dequantization_factors == (2,)
     assert config.dequantization_hidden_channels == (8, 16, 24) and config.dequantization_alpha == 0.5
 
@@ -115,5 +115,5 @@ def test_weights_of_the_dequantizer_are_asked_for(tmp_path):
     name = "dequantizer.encoder.net.deresnet1.main.1.downsample.0.weight"
     np.savez(tmp_path / "model.npz", **{key: array for key, array in state.items() if key != name})
     files = REFERENCE.folder / "config.json", tmp_path / "model.npz"
-    message = message_of(WolfError, lambda: import_wolf(*files, image_size=32, workdir=tmp_path / "run"))
+    message = message_of(WolfError, lambda: import_wolf(*files, image_shape=(32, 32, 3), workdir=tmp_path / "run"))
     assert f"the weights lack {name}" in message

@@ -19,6 +19,6 @@ def source():
         name="noise",
         title="noise",
         label_names=(),
-        image_shape=8,
+        image_shape=(8, 8, 3),
         splits={"train": split(train), "test": split(random_images(50, seed=2))},
     )

@@ -130,7 +130,7 @@ class TestExtractor:
     @pytest.mark.parametrize(("write", "name"), [(write_onnx, "a.onnx"), (write_keras, "a.keras")])
     def test_gives_features_of_uint8_images(self, write, name, tmp_path):
         path = write(tmp_path / name)
-        opened = open_extractor(path, 8, trust=name.endswith(".keras"))
+        opened = open_extractor(path, (8, 8, 3), trust=name.endswith(".keras"))
         for images in (random_images(5), random_images(3, seed=1)):
             np.testing.assert_allclose(opened(images), colours(images), rtol=1e-6)
         assert opened.file_name == name
@@ -155,7 +155,7 @@ class TestExtractor:
     def test_refuses_in_one_line(self, write, parts, tmp_path):
         path = write(tmp_path)
         with pytest.raises(ExtractorError) as caught:
-            open_extractor(path, 8, trust=True)
+            open_extractor(path, (8, 8, 3), trust=True)
         message = str(caught.value)
         assert "\n" not in message and all(part in message for part in parts), message
 
@@ -172,36 +172,36 @@ class TestExtractor:
     def test_refuses_other_files_in_one_line(self, name, part, tmp_path):
         (tmp_path / name).write_text("no network\n")
         with pytest.raises(ExtractorError, match=part) as caught:
-            open_extractor(tmp_path / name, 8, trust=True)
+            open_extractor(tmp_path / name, (8, 8, 3), trust=True)
         assert "\n" not in str(caught.value)
 
     def test_refuses_keras_files_with_code(self, tmp_path):
         images = keras.Input((None, None, 3), dtype="uint8")
         keras.Model(images, keras.layers.Lambda(lambda x: x[:, 0, 0])(images)).save(tmp_path / "a.keras")
         with pytest.raises(ExtractorError, match="cannot be opened") as caught:
-            open_extractor(tmp_path / "a.keras", 8, trust=True)
+            open_extractor(tmp_path / "a.keras", (8, 8, 3), trust=True)
         assert "\n" not in str(caught.value)
 
     def test_opens_a_keras_file_only_where_it_is_trusted(self, tmp_path, monkeypatch, capsys):
         path = write_keras(tmp_path / "a.keras")
         monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: pytest.fail("it was opened"))
         with pytest.raises(UntrustedError, match="--trust"):
-            open_extractor(path, 8)
+            open_extractor(path, (8, 8, 3))
         assert main(["evaluate", "--run", "no/such/run", "--frechet", str(path)]) == 2
         assert "give --trust" in capsys.readouterr().err
 
     def test_refuses_features_that_are_not_finite(self, tmp_path):
-        opened = open_extractor(write_onnx(tmp_path / "a.onnx", divide_by=0.0), 8)
+        opened = open_extractor(write_onnx(tmp_path / "a.onnx", divide_by=0.0), (8, 8, 3))
         with pytest.raises(ExtractorError, match="not finite"):
             opened(random_images(2))
 
     def test_says_in_one_line_on_what_it_fails(self, extractor):
         with pytest.raises(ExtractorError, match=r"fails on images of shape \(2, 8, 8, 4\)") as caught:
-            open_extractor(extractor, 8)(np.zeros((2, 8, 8, 4), np.uint8))
+            open_extractor(extractor, (8, 8, 3))(np.zeros((2, 8, 8, 4), np.uint8))
         assert "\n" not in str(caught.value)
 
     def test_refuses_another_number_of_features_than_of_images(self, extractor):
-        opened = open_extractor(extractor, 8)
+        opened = open_extractor(extractor, (8, 8, 3))
         opened._run = lambda images: colours(images)[:1]
         with pytest.raises(ExtractorError, match="for 2 images"):
             opened(random_images(2))
@@ -212,7 +212,7 @@ class TestExtractor:
         path = next((path for folder in folders for path in sorted(folder.glob("*.onnx"))), None)
         if path is None:
             pytest.skip("there is no features/*.onnx")
-        opened = open_extractor(path, 32)
+        opened = open_extractor(path, (32, 32, 3))
         smooth = np.tile(np.arange(0, 256, 8, dtype=np.uint8)[:, None, None], (4, 1, 32, 3))
         features = opened(np.concatenate([smooth, random_images(4, size=32)]))
         assert features.ndim == 2 and features.shape[1] > 100
@@ -260,9 +260,7 @@ class TestReport:
         class Remembering:
             """Has learned the training images by heart."""
 
-            config = types.SimpleNamespace(
-                image_size=8, has_latent=False, latent_dim=0, image_shape=(8, 8, 3), has_classes=False
-            )
+            config = types.SimpleNamespace(has_latent=False, latent_dim=0, image_shape=(8, 8, 3), has_classes=False)
             images = random_images(60, seed=1) // 2
             place = 0
 

@@ -67,7 +67,7 @@ def make_source(train, test, names=NAMES):
         name="colours",
         title="coloured images",
         label_names=names,
-        image_shape=8,
+        image_shape=(8, 8, 3),
         splits={"train": split(train), "test": split(test)},
     )
 

@@ -106,7 +106,7 @@ class TestOfAModel:
 
 @pytest.mark.usefixtures("traced")
 def test_batches_may_be_of_several_sizes():
-    images = random_images(4, LEAST.image_size)
+    images = random_images(4, LEAST.image_shape)
     model = DecoupledModel(LEAST)
     model.initialize(images)
     scorer, index = Scorer(model), np.arange(4)

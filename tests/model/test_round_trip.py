@@ -329,7 +329,7 @@ class TestTrainedRuns:
     @pytest.fixture(scope="class")
     def crops(self):
         every = (*PHOTOGRAPHS[:5], "motorcycle_left", PHOTOGRAPHS[5])
-        source = open_source(DataConfig(source="photographs", photographs=every), 32)
+        source = open_source(DataConfig(source="photographs", photographs=every), (32, 32, 3))
         return load_images(source, "test", max(CROPS) + 1)[0][CROPS]
 
     def test_keep_every_image_which_without_the_mending_they_lose(self, run, crops):

@@ -26,7 +26,7 @@ TWO_LEVELS = dataclasses.replace(VARIANTS["dequantization"], dequantization_map_
 # Names of config options without their prefix: with channels that leave, as in the paper's config for CelebA-HQ.
 THREE_LEVELS = dataclasses.replace(
     TINY,
-    image_size=4,
+    image_shape=(4, 4, 3),
     encoder_channels=(4,),
     steps=(1, 1),
     hidden_channels=(4, 4),

@@ -262,7 +262,7 @@ class TestMultiScale:
             dataclasses.replace(SMALL, steps=(1, (1, 2, 1), 1)),
             dataclasses.replace(SMALL, steps=(1, (1,), 1), factors=(6,)),
             dataclasses.replace(
-                SMALL, steps=(1, (1,), (1, 1), 1), factors=(2, 3), hidden_channels=(3, 3, 3, 3), image_size=8
+                SMALL, steps=(1, (1,), (1, 1), 1), factors=(2, 3), hidden_channels=(3, 3, 3, 3), image_shape=(8, 8, 3)
             ),
         ],
         ids=["two-levels", "three-stages", "factor-6", "factors-2-and-3"],

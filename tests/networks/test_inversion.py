@@ -18,7 +18,7 @@ from tfdecouple.networks.flow import Flow
 from tfdecouple.runtime import execution
 from tfdecouple.transforms import TRANSFORMS, Transform
 
-SMALL = dataclasses.replace(TINY, image_size=4, steps=(1, (1, 1), 1), factors=(3,), encoder_channels=(4,))
+SMALL = dataclasses.replace(TINY, image_shape=(4, 4, 3), steps=(1, (1, 1), 1), factors=(3,), encoder_channels=(4,))
 # Every kind of conditioning, transform and linear map.
 KINDS = {
     "coupling": {"alpha": 0.5, "steps": (1, (1,), 1)},

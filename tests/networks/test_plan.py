@@ -46,14 +46,19 @@ CONFIGS = {
     "normal prior of classes": dataclasses.replace(SMALL, prior="normal", classes=2),
     "no z": dataclasses.replace(SMALL, conditioning="none"),
     "thirds": dataclasses.replace(
-        TINY, image_size=16, steps=(2, (1, 2), (3,), 1), hidden_channels=(3, 4, 5, 6), factors=(3, 2), prior_steps=3
+        TINY,
+        image_shape=(16, 16, 3),
+        steps=(2, (1, 2), (3,), 1),
+        hidden_channels=(3, 4, 5, 6),
+        factors=(3, 2),
+        prior_steps=3,
     ),
     "two levels": dataclasses.replace(SMALL, steps=(2, 3), hidden_channels=(3, 5), latent_dim=7),
     "odd": dataclasses.replace(
-        TINY, image_size=12, n_bits=5, steps=(1, (1,), 1), factors=(3,), latent_dim=5, encoder_channels=(3,)
+        TINY, image_shape=(12, 12, 3), n_bits=5, steps=(1, (1,), 1), factors=(3,), latent_dim=5, encoder_channels=(3,)
     ),
-    "grey": dataclasses.replace(TINY, image_size=None, image_shape=(16, 8, 1)),
-    "seven channels": dataclasses.replace(TINY, image_size=None, image_shape=(4, 12, 7), conditioning="base"),
+    "grey": dataclasses.replace(TINY, image_shape=(16, 8, 1)),
+    "seven channels": dataclasses.replace(TINY, image_shape=(4, 12, 7), conditioning="base"),
     "same planes": dataclasses.replace(TINY, encoder_channels=(3, 3, 8)),
 }
 

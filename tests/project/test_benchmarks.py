@@ -174,7 +174,7 @@ def test_mistakes_are_one_line(name, arguments, says):
 @pytest.mark.parametrize(("shape", "kinds"), [((4, 8, 1), 4), ((4, 8, 2), 5)])
 def test_exactness_takes_images_of_any_shape(tmp_path, shape, kinds):
     random.seed(0)
-    model = DecoupledModel(dataclasses.replace(LEAST, image_size=None, image_shape=shape))
+    model = DecoupledModel(dataclasses.replace(LEAST, image_shape=shape))
     model.initialize(random_images(16, shape))
     folder = write_run(tmp_path / "run", model)
     for split in ("train", "test"):

@@ -77,7 +77,11 @@ def test_the_commands_of_the_readme_run_one_after_the_other(checkout):
     assert len(said) == 4, list(said)
     assert (checkout / "runs" / "quickstart" / "images").is_dir()
     assert "bits/dim" in said["train.py"] and "WebP" in said["train.py"]
-    assert json.loads((checkout / "runs" / "imported" / "config.json").read_text())["model"]["image_size"] == 32
+    assert json.loads((checkout / "runs" / "imported" / "config.json").read_text())["model"]["image_shape"] == [
+        32,
+        32,
+        3,
+    ]
     for run_name in ("quickstart", "imported"):
         exported = checkout / "exported" / run_name
         assert (exported / "savedmodel" / "1" / "saved_model.pb").is_file()

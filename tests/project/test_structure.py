@@ -24,7 +24,6 @@ ORDER = [
     "storage",
     "bijectors",
     "transforms",
-    "image_shapes",
     "loggers",
     "config",
     "layers",

@@ -56,10 +56,10 @@ def test_the_card_and_the_config_say_what_they_are():
 def test_images_come_back_and_another_z_gives_other_pictures():
     """Of the pictures that the page begins with, crops that the model never saw, and noise."""
     model = tfdecouple.DecoupledModel.from_preset("photographs")
-    crops, _ = load_images(open_source(load_config("photographs").data, 64), "test", 6)
+    crops, _ = load_images(open_source(load_config("photographs").data, (64, 64, 3)), "test", 6)
     images = np.concatenate(
         [
-            *(fit_image(Image.open(io.BytesIO(file)), 64, 0)[None] for file in example_images().values()),
+            *(fit_image(Image.open(io.BytesIO(file)), (64, 64, 3), 0)[None] for file in example_images().values()),
             crops,
             random_images(2, 64),
         ]

@@ -39,7 +39,7 @@ def test_measures_that_draw_name_it_before_anything_is_measured(bare, tiny_run, 
 
 def test_data_sets_name_theirs(bare):
     with pytest.raises(DataError, match=r"data.source=cifar10 needs .* pip install 'tfdecouple\[tfds\]'"):
-        open_source(DataConfig(source="cifar10"), 32)
+        open_source(DataConfig(source="cifar10"), (32, 32, 3))
 
 
 def test_a_package_that_an_import_does_not_find(capsys):

@@ -187,7 +187,7 @@ def test_onnx_extractors_on_gpus_are_told_to_leave_tf32_alone(monkeypatch, tmp_p
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     (tmp_path / "x.onnx").write_bytes(b"x")
     with pytest.raises(ExtractorError, match="seen"):
-        frechet.open_extractor(tmp_path / "x.onnx", 8)
+        frechet.open_extractor(tmp_path / "x.onnx", (8, 8, 3))
     assert opened == [(both[0], {"use_tf32": "0"}), (both[1], {})]
 
 

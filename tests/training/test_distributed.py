@@ -52,7 +52,7 @@ class TestTwoRanks:
 
         def run(**training):
             config = run_config(image_folder, model=LEAST, **training)
-            source, strategy = open_source(config.data, 8), make_strategy(1)
+            source, strategy = open_source(config.data, (8, 8, 3)), make_strategy(1)
             states = [TrainingState(config) for _ in range(2)]
 
             def act(workers):

@@ -28,7 +28,7 @@ def in_small(preset):
         notes="",
         model=dataclasses.replace(
             model,
-            image_size=8,
+            image_shape=(8, 8, 3),
             steps=(1, (1,) * stages, 1),
             hidden_channels=(4, 4, 4),
             factors=model.factors[:1],

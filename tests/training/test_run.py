@@ -380,7 +380,7 @@ class TestWarmStart:
             raise FirstStepError
 
         before_steps(monkeypatch, look)
-        model = dataclasses.replace(SMALL, image_size=2 * SMALL.image_size, hidden_channels=(4, 5))
+        model = dataclasses.replace(SMALL, image_shape=(16, 16, 3), hidden_channels=(4, 5))
         start = {"init_from": str(finished_run), "init_partial": True, "init_images": 2}
         with pytest.raises(FirstStepError):
             train(run_config(image_folder, model=model, **start), tmp_path / "run")

@@ -133,7 +133,7 @@ class LossyModel:
 class LargeModel(LossyModel):
     """The same of 256 pixels; counts the images that it is asked for."""
 
-    config = dataclasses.replace(SMALL, image_size=256)
+    config = dataclasses.replace(SMALL, image_shape=(256, 256, 3))
 
     def __init__(self):
         self.asked = 0

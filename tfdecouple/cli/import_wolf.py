@@ -16,7 +16,14 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="the JSON config of the PyTorch code")
     parser.add_argument("--weights", required=True, metavar="FILE", help="its state dict, .npz or .pt (needs torch)")
-    parser.add_argument("--image-size", required=True, type=int, metavar="N", help="side of the images in pixels")
+    parser.add_argument(
+        "--image-shape",
+        required=True,
+        type=int,
+        nargs=3,
+        metavar=("HEIGHT", "WIDTH", "CHANNELS"),
+        help="shape of the images, such as 32 32 3",
+    )
     parser.add_argument("--n-bits", type=int, default=8, metavar="N", help="bits per colour channel (default 8)")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the run folder to make")
 
@@ -29,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     model = import_wolf(
         options.config,
         options.weights,
-        image_size=options.image_size,
+        image_shape=tuple(options.image_shape),
         n_bits=options.n_bits,
         workdir=options.workdir,
     )

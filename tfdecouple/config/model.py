@@ -9,10 +9,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from tfdecouple.config.checks import at_least, check, one_of
-from tfdecouple.config.levels import StagePlan, flow_levels, squeezes_first
+from tfdecouple.config.shapes import Shape, StagePlan, flow_levels, squeezes_first
 from tfdecouple.config.values import Count, Fraction, check_fields, plain
-from tfdecouple.image_shapes import COLOURS
-from tfdecouple.image_shapes import square as square_of
 from tfdecouple.transforms import TRANSFORMS
 
 CONDITIONING = ("coupling", "base", "none")
@@ -27,31 +25,22 @@ CONDITIONERS = {
     "convolutional": "tfdecouple.layers.nets:ConvNet",
 }
 
-# Height and width of the images where nothing is said.
-_SIZE = 32
 # More than any image can be halved.
 MOST_LEVELS = 24
 # TensorFlow needs minutes to build so many; the deepest preset has 92.
 MOST_STEPS = 1000
 
 
-class _Square(tuple[int, int, int]):
-    """A shape that follows from `image_size`: `dataclasses.replace` passes it on beside another size, which counts."""
-
-    __slots__ = ()
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The architecture: flow, prior and encoder (paper sections 2.1, 2.2 and appendix B).
 
-    >>> ModelConfig(image_size=16, steps=(2, (1, 1), 2), hidden_channels=(16, 32, 32)).image_shape
+    >>> ModelConfig(image_shape=(16, 16, 3), steps=(2, (1, 1), 2), hidden_channels=(16, 32, 32)).image_shape
     (16, 16, 3)
 
     Attributes:
-        image_size: height and width of square RGB images, in pixels; null where `image_shape` says otherwise.
-        image_shape: height, width and channels of the images where they are no squares of RGB, such as [32, 32, 1] for
-            grey or [48, 64, 3]. One or two channels are squeezed before the first level, too.
+        image_shape: height, width and channels of the images, such as [32, 32, 3] for RGB or [48, 64, 1] for grey.
+            Images of one or two channels are squeezed before the first level, too.
         n_bits: bits per colour channel, 1 to 8. Below 8, pixels are quantised to `2**n_bits` levels.
         latent_dim: size of the global code z (the paper's d_z). Of no effect where `conditioning` is "none".
         conditioning: where z enters. "coupling": every coupling of the flow (the paper's model). "base": only mean and
@@ -97,9 +86,7 @@ class ModelConfig:
         dequantization_map_channels: channels of the map.
     """
 
-    # Which of the two is given says the other; without any it is 32. As an attribute the shape is always whole.
-    image_size: int | None = None
-    image_shape: tuple[int, int, int] = ()  # type: ignore[assignment]
+    image_shape: Shape = (32, 32, 3)
     n_bits: Annotated[int, pydantic.Field(ge=1, le=8)] = 8
     latent_dim: Count = 64
     conditioning: Literal[CONDITIONING] = "coupling"  # type: ignore[valid-type]
@@ -138,7 +125,10 @@ class ModelConfig:
             ConfigError: naming the option and its value.
         """
         check_fields(self, "model.")
-        self._settle_shape()
+        check(
+            len(self.image_shape) == 3 and min(self.image_shape) >= 1,
+            f"model.image_shape is {plain(self.image_shape)}; it must be [height, width, channels], each at least 1",
+        )
         one_of("model.conditioner", self.conditioner, CONDITIONERS)
         for name in ("transform", "multiscale_transform", "prior_transform", "dequantization_transform"):
             one_of(f"model.{name}", getattr(self, name), TRANSFORMS)
@@ -223,45 +213,17 @@ class ModelConfig:
     def _check_halving(self, scale: int, what: str, option: str) -> None:
         """Checks that height and width can be divided by 2 as often as makes them `scale` times smaller."""
         halve, times = "halves" if what.startswith("the ") else "halve", scale.bit_length() - 1
-        given, it, needed = f"model.image_size is {self.image_size}", "it", f"it must be a multiple of {scale}"
-        if self.image_size is None:
-            *sides, channels = self.image_shape
-            nearest = [*(-(-side // scale) * scale for side in sides), channels]
-            given, it = f"model.image_shape is {plain(self.image_shape)}", "height and width"
-            needed = f"both must be multiples of {scale}, such as {nearest}, to which images are resized"
+        *sides, channels = self.image_shape
+        nearest = [*(-(-side // scale) * scale for side in sides), channels]
         check(
-            all(side % scale == 0 for side in self.image_shape[:2]),
-            f"{given}; {what} {halve} {it} {times} times ({option}), so {needed}",
+            all(side % scale == 0 for side in sides),
+            f"model.image_shape is {plain(self.image_shape)}; {what} {halve} height and width {times} times "
+            f"({option}), so both must be multiples of {scale}, such as {nearest}, to which images are resized",
         )
-
-    def _settle_shape(self) -> None:
-        """Says `image_size` and `image_shape` by each other."""
-        size, shape = self.image_size, self.image_shape
-        if size is None and not shape:
-            size = _SIZE
-        if size is not None:
-            at_least("model.image_size", size, 1)
-            said = _Square((size, size, COLOURS))
-            check(
-                isinstance(shape, _Square) or shape in ((), said),
-                f"model.image_size is {size}, which means images of {plain(said)}, and model.image_shape is "
-                f"{plain(shape)}; give one of them",
-            )
-            shape = said
-        check(
-            len(shape) == 3 and min(shape) >= 1,
-            f"model.image_shape is {plain(shape)}; it must be [height, width, channels], each at least 1",
-        )
-        if size is None and (size := square_of(shape)):
-            shape = _Square(shape)
-        object.__setattr__(self, "image_size", size)
-        object.__setattr__(self, "image_shape", shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the options as plain JSON values; of `image_size` and `image_shape` the one that says the other."""
-        values = plain(dataclasses.asdict(self))
-        del values["image_size" if self.image_size is None else "image_shape"]
-        return values
+        """Returns the options as plain JSON values."""
+        return plain(dataclasses.asdict(self))
 
     def _check_classes(self) -> None:
         if self.prior == "classes":

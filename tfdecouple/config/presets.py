@@ -43,17 +43,13 @@ def title(config: Config) -> str:
     """Returns what a run is called: its name, and what is not as in the preset of that name.
 
     >>> from tfdecouple.config import override
-    >>> title(override(load_preset("quickstart"), ["model.image_size=64", "training.steps=5"]))
-    'quickstart with model.image_size=64'
+    >>> title(override(load_preset("quickstart"), ["model.latent_dim=64", "training.steps=5"]))
+    'quickstart with model.latent_dim=64'
     """
     if config.name not in preset_names():
         return config.name
     changes = difference(load_preset(config.name), config)
-    told = [
-        f"{name}={json.dumps(plain(ours))}"
-        for name, (_, ours) in changes.items()
-        if name.startswith("model.") and ours is not None
-    ]
+    told = [f"{name}={json.dumps(plain(ours))}" for name, (_, ours) in changes.items() if name.startswith("model.")]
     return f"{config.name} with {', '.join(told)}" if told else config.name
 
 

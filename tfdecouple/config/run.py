@@ -13,7 +13,7 @@ from tfdecouple.config.checks import check, shown
 from tfdecouple.config.data import DataConfig
 from tfdecouple.config.model import ModelConfig
 from tfdecouple.config.training import TrainingConfig
-from tfdecouple.config.values import INSTEAD, build, check_fields, plain, unknown
+from tfdecouple.config.values import build, check_fields, plain, unknown
 from tfdecouple.errors import ConfigError
 from tfdecouple.storage.files import parse_json, read_json
 
@@ -71,14 +71,14 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the config as plain JSON values."""
-        return {**plain(dataclasses.asdict(self)), "model": self.model.to_dict()}
+        return plain(dataclasses.asdict(self))
 
     def to_json(self) -> str:
         """Returns the config as indented JSON text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def options(self) -> dict[str, Any]:
-        """Returns the value of every option by its dotted name, as plain JSON values; None where another says it."""
+        """Returns the value of every option by its dotted name, as plain JSON values."""
         values = self.to_dict()
         return {name: _lookup(values, name) for name in option_names()}
 
@@ -131,7 +131,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     Raises:
         ConfigError: for a malformed assignment, an unknown name or an impossible value.
     """
-    values, assigned = config.to_dict(), set()
+    values = config.to_dict()
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
         if not separator:
@@ -144,10 +144,6 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         except ValueError:
             # A number beyond 64 bits is one that is too large.
             value = float(text) if text.strip().removeprefix("-").isdecimal() else text
-        assigned.add(name)
-        if name in INSTEAD and INSTEAD[name] not in assigned:
-            other, _, option = INSTEAD[name].partition(".")
-            values[other].pop(option, None)
         section = values
         *path, last = name.split(".")
         for key in path:
@@ -177,5 +173,5 @@ def difference(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
 def _lookup(values: Mapping[str, Any], name: str) -> Any:
     value: Any = values
     for key in name.split("."):
-        value = value.get(key)
+        value = value[key]
     return value

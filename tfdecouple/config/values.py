@@ -44,9 +44,6 @@ _EXPECTED = {
     "less_than": "below {lt}",
 }
 
-# Options that say the same in two ways: whoever sets one no longer has the other.
-INSTEAD = {"model.image_size": "model.image_shape", "model.image_shape": "model.image_size"}
-
 
 def build(cls: type[T], values: Mapping[str, Any], names: Sequence[str], prefix: str = "") -> T:
     """Builds a dataclass from plain JSON values; what is absent takes its default.
@@ -84,10 +81,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
     for name, (hint, adapter) in _adapters(typing.cast(typing.Hashable, type(config))).items():
         value = getattr(config, name)
         try:
-            checked = adapter.validate_python(_python(value, prefix + name))
-            # A subclass of tuple says more than its numbers, see `model._Square`.
-            if type(value) is tuple or not isinstance(value, tuple):
-                object.__setattr__(config, name, checked)
+            object.__setattr__(config, name, adapter.validate_python(_python(value, prefix + name)))
         except pydantic.ValidationError as error:
             errors = error.errors(include_url=False)
             first = errors[0]

@@ -23,6 +23,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from tfdecouple.config.shapes import Shape
 from tfdecouple.corpus.codes_manifest import (
     MANIFEST,
     NO_LABEL,
@@ -37,7 +38,6 @@ from tfdecouple.corpus.formats import to_example
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.errors import DataError, UserError, one_line
-from tfdecouple.image_shapes import Shape
 
 # All images come in one split: which of them trained a model does not matter to their codes.
 SPLIT = "all"

@@ -2,7 +2,7 @@
 
 >>> from tfdecouple.config import DataConfig
 >>> from tfdecouple.data import open_source
->>> source = open_source(DataConfig(source="photographs"), 32)
+>>> source = open_source(DataConfig(source="photographs"), (32, 32, 3))
 >>> source.sizes
 {'train': 32768, 'validation': 512, 'test': 1000}
 """

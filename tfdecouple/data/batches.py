@@ -80,7 +80,9 @@ def training_batches(
         raise DataError(f"the seed is {seed}; it must be at least 0 and below 2**63")
     shorter = min(source.image_shape[:2])
     if config.pad_and_crop >= shorter:
-        raise DataError(f"data.pad_and_crop is {config.pad_and_crop}; it must be below the image size, {shorter}")
+        raise DataError(
+            f"data.pad_and_crop is {config.pad_and_crop}; it must be below the shorter side of the images, {shorter}"
+        )
     split = source.split("train")
     first_epoch, first_step = divmod(start_step, steps)
     images_per_epoch = steps * batch_size

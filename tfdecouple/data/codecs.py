@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.errors import DataError
-from tfdecouple.image_shapes import COLOURS
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     # `exact` keeps the colour of transparent pixels; there are none, but nothing less is lossless by name.
@@ -62,7 +62,7 @@ def codec_bits_per_dim(images: np.ndarray, codec: str = "webp") -> np.ndarray:
 def _pictures(image: np.ndarray) -> list[np.ndarray]:
     """Returns an image as what the formats know: of three channels itself, of others grey pictures."""
     height, _, channels = image.shape
-    if channels == COLOURS:
+    if channels == RGB_CHANNELS:
         return [image]
     most = max(_MOST_ROWS // height, 1)
     parts = np.split(image, range(most, channels, most), -1)

@@ -21,14 +21,14 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape, describe_channels
 from tfdecouple.errors import DataError, one_line
-from tfdecouple.image_shapes import COLOURS, CONVERTED, Shape, colours, whole
 
 
 def resize_said(image_shape: Shape) -> str:
     """Returns what exported files and cards say of how images are resized."""
     channels = image_shape[-1]
-    of = colours(channels) if channels in CONVERTED else "pixels, each channel by itself"
+    of = describe_channels(channels) if channels in PILLOW_MODES else "pixels, each channel by itself"
     return (
         f"bilinear with antialiasing: Pillow's Image.resize(size, BILINEAR) on 8-bit {of}; an image of the right size "
         "passes"
@@ -68,12 +68,12 @@ def centre_box(height: Any, width: Any, image_shape: Shape, centre_crop: int) ->
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def fit_image(image: Image.Image, image_shape: int | Shape, centre_crop: int) -> np.ndarray:
+def fit_image(image: Image.Image, image_shape: Shape, centre_crop: int) -> np.ndarray:
     """Returns the centre of an image in the model's shape; an image of the right size passes bit for bit.
 
     Args:
         image: of the model's channels: RGB for three of them, L for one, RGBA or CMYK for four, LA for two.
-        image_shape: height, width and channels of the result; a number for a square of RGB.
+        image_shape: height, width and channels of the result.
         centre_crop: as for `centre_box`.
 
     Returns:
@@ -82,11 +82,10 @@ def fit_image(image: Image.Image, image_shape: int | Shape, centre_crop: int) ->
     return fit_pixels(np.asarray(image), image_shape, centre_crop)
 
 
-def fit_pixels(pixels: np.ndarray, image_shape: int | Shape, centre_crop: int) -> np.ndarray:
+def fit_pixels(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.ndarray:
     """As `fit_image`, of pixels, uint8 [H, W, channels], or [H, W] for one channel."""
-    shape = whole(image_shape)
-    top, left, rows, columns = centre_box(pixels.shape[0], pixels.shape[1], shape, centre_crop)
-    return _resized(pixels[top : top + rows, left : left + columns], shape)
+    top, left, rows, columns = centre_box(pixels.shape[0], pixels.shape[1], image_shape, centre_crop)
+    return _resized(pixels[top : top + rows, left : left + columns], image_shape)
 
 
 def _resized(pixels: np.ndarray, shape: Shape) -> np.ndarray:
@@ -98,38 +97,37 @@ def _resized(pixels: np.ndarray, shape: Shape) -> np.ndarray:
         image = Image.fromarray(np.ascontiguousarray(part))
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
-    if channels == COLOURS:
+    if channels == RGB_CHANNELS:
         return resized(pixels)
     # Each channel by itself: Pillow would take the last of four for how much the others count.
     every = pixels.reshape(*pixels.shape[:2], channels)
     return np.stack([resized(every[..., channel]) for channel in range(channels)], -1)
 
 
-def fit(image: tf.Tensor, image_shape: int | Shape, centre_crop: int) -> tf.Tensor:
+def fit(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Tensor:
     """Returns the centre of an image in the model's shape, as `fit_image` does, within a tf.data pipeline.
 
     Args:
         image: uint8 [H, W, channels], the channels known statically: those of the model, or 1, which are repeated.
-        image_shape: height, width and channels of the result; a number for a square of RGB.
+        image_shape: height, width and channels of the result.
         centre_crop: as for `centre_box`.
 
     Returns:
         uint8 [height, width, channels].
     """
-    shape = whole(image_shape)
-    if image.shape[-1] == 1 and shape[-1] == COLOURS:
+    if image.shape[-1] == 1 and image_shape[-1] == RGB_CHANNELS:
         image = tf.image.grayscale_to_rgb(image)
-    if image.shape[-1] == COLOURS and shape[-1] == 1:
+    if image.shape[-1] == RGB_CHANNELS and image_shape[-1] == 1:
         image = tf.numpy_function(grey, [image], tf.uint8, stateful=False)
-    top, left, rows, columns = centre_box(tf.shape(image)[0], tf.shape(image)[1], shape, centre_crop)
+    top, left, rows, columns = centre_box(tf.shape(image)[0], tf.shape(image)[1], image_shape, centre_crop)
     cut = image[top : top + rows, left : left + columns]
 
     def resized() -> tf.Tensor:
         # tf.image.resize rounds once, where Pillow rounds twice: a tenth of the values would differ by one level.
-        return tf.numpy_function(lambda pixels: _resized(pixels, shape), [cut], tf.uint8, stateful=False)
+        return tf.numpy_function(lambda pixels: _resized(pixels, image_shape), [cut], tf.uint8, stateful=False)
 
-    fits = tf.logical_and(tf.equal(rows, shape[0]), tf.equal(columns, shape[1]))
-    return tf.ensure_shape(tf.cond(fits, lambda: cut, resized), shape)
+    fits = tf.logical_and(tf.equal(rows, image_shape[0]), tf.equal(columns, image_shape[1]))
+    return tf.ensure_shape(tf.cond(fits, lambda: cut, resized), image_shape)
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:
@@ -196,7 +194,7 @@ class PixelBudget:
 _BUDGET = PixelBudget(MOST_PIXELS)
 
 
-def read_image(path: str, image_shape: int | Shape, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
+def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
     """Reads an image file, turned upright as its EXIF data say, and returns its centre in the model's shape.
 
     Of three channels: grey, palette and CMYK images become RGB, transparency is dropped. Of one: all become grey, as
@@ -205,7 +203,7 @@ def read_image(path: str, image_shape: int | Shape, centre_crop: int, file: Bina
 
     Args:
         path: of the file.
-        image_shape: height, width and channels of the result; a number for a square of RGB.
+        image_shape: height, width and channels of the result.
         centre_crop: pixels along the shorter side to keep; all that fits where it is 0 or there are not so many.
         file: its content, where it lies on no disk; `path` then only names it.
 
@@ -216,13 +214,12 @@ def read_image(path: str, image_shape: int | Shape, centre_crop: int, file: Bina
         DataError: where the file cannot be read, with its path: it is no regular file, no image of the formats that its
             ending allows, has more than `MOST_PIXELS`, or not the channels of the model.
     """
-    shape = whole(image_shape)
     _use_large_blocks()
     try:
         if pathlib.PurePath(path).suffix.lower() == ARRAY_SUFFIX:
-            pixels = _array(path, file, shape[-1])
+            pixels = _array(path, file, image_shape[-1])
             with _BUDGET.taken(pixels.shape[0] * pixels.shape[1]):
-                return fit_pixels(pixels, shape, centre_crop)
+                return fit_pixels(pixels, image_shape, centre_crop)
         with open_image(path, file) as opened, _BUDGET.taken(opened.width * opened.height):
             image = opened
             ImageOps.exif_transpose(image, in_place=True)
@@ -231,7 +228,7 @@ def read_image(path: str, image_shape: int | Shape, centre_crop: int, file: Bina
             if image.mode in _WIDE_MODES:
                 raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
             image.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
-            return fit_image(_with_channels(image, shape[-1]), shape, centre_crop)
+            return fit_image(_with_channels(image, image_shape[-1]), image_shape, centre_crop)
     # Pillow's readers raise nearly anything at a damaged file: OSError, SyntaxError, ValueError, struct.error ...
     except Exception as error:
         raise DataError(
@@ -246,8 +243,8 @@ def _with_channels(image: Image.Image, channels: int) -> Image.Image:
     Raises:
         ValueError: where it has others than the model, and they are no colours to be converted.
     """
-    if channels in CONVERTED:
-        wanted = CONVERTED[channels]
+    if channels in PILLOW_MODES:
+        wanted = PILLOW_MODES[channels]
         return image if image.mode == wanted else image.convert(wanted)
     bands = image.getbands()
     if len(bands) != channels:

@@ -16,11 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import DataConfig
+from tfdecouple.config.shapes import Shape
 from tfdecouple.data.image_file import SUFFIXES, UNREAD_SUFFIXES, read_image
 from tfdecouple.data.source import BadImages, Source
 from tfdecouple.data.splits import MemorySplit, Split, Tensors
 from tfdecouple.errors import DataError
-from tfdecouple.image_shapes import Shape
 
 # Shares of the images that the hash gives to test and to validation.
 TEST_SHARE, VALIDATION_SHARE = 0.05, 0.05

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from tfdecouple.config import DataConfig
+from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.data.source import Source
 from tfdecouple.data.splits import Arrays, MemorySplit
 from tfdecouple.errors import DataError, nearest
-from tfdecouple.image_shapes import COLOURS, Shape
 from tfdecouple.runtime.memory import machine_memory, shown_bytes
 
 
@@ -87,9 +87,9 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
             `image_shape`, or of other channels.
     """
     height, width, channels = image_shape
-    if channels not in (1, COLOURS):
+    if channels not in (1, RGB_CHANNELS):
         raise DataError(
-            f"the embedded photographs have {COLOURS} channels, or 1 where they are made grey, and the model's images "
+            f"the embedded photographs have 3 channels, or 1 where they are made grey, and the model's images have "
             f"{channels}; use another data.source"
         )
     longer = max(height, width)
@@ -99,8 +99,8 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
         largest = largest_side(picture.size)
         if longer > largest:
             raise DataError(
-                f"the image size is {longer}, but the photograph {photograph.name} has room for crops of {largest} "
-                "pixels; use at most that, or another data.source"
+                f"the images have a side of {longer} pixels, but the photograph {photograph.name} has room for crops "
+                f"of {largest}; use at most that, or another data.source"
             )
     needed = config.photograph_crops * math.prod(image_shape)
     if needed > machine_memory():

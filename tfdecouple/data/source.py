@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
+from tfdecouple.config.shapes import Shape
 from tfdecouple.data.splits import Split
 from tfdecouple.errors import DataError
-from tfdecouple.image_shapes import Shape, whole
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Source:
         name: str,
         title: str,
         label_names: tuple[str, ...],
-        image_shape: int | Shape,
+        image_shape: Shape,
         splits: Mapping[str, Split],
         bad_images: BadImages | None = None,
         notes: Sequence[str] = (),
@@ -89,7 +89,7 @@ class Source:
         self.name = name
         self.title = title
         self.label_names = label_names
-        self.image_shape = whole(image_shape)
+        self.image_shape = image_shape
         self.splits = dict(splits)
         self.notes = tuple(notes)
         self._bad_images = bad_images or BadImages("stop")

@@ -13,8 +13,8 @@ import os
 from typing import TYPE_CHECKING, ClassVar
 
 from tfdecouple.config import DataConfig
+from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import DataError, nearest, one_line
-from tfdecouple.image_shapes import Shape, square, whole
 
 if TYPE_CHECKING:
     from tfdecouple.data.source import Source
@@ -241,12 +241,12 @@ def rights_in(config: DataConfig) -> str:
     return SourceKind.rights[""].format(name=config.source) if kind is None else kind.rights_in(config)
 
 
-def open_source(config: DataConfig, image_shape: int | Shape, download: bool = False) -> Source:
+def open_source(config: DataConfig, image_shape: Shape, download: bool = False) -> Source:
     """Opens a data set; fails at once where its data are missing (paper appendix C.1).
 
     Args:
         config: which data set, where it lies and how it is split.
-        image_shape: height, width and channels of the images; a number for squares of RGB.
+        image_shape: height, width and channels of the images.
         download: whether TFDS may download and prepare what is missing.
 
     Returns:
@@ -255,10 +255,8 @@ def open_source(config: DataConfig, image_shape: int | Shape, download: bool = F
     Raises:
         DataError: for an unknown name, missing, unreadable or unusable data.
     """
-    shape = whole(image_shape)
-    if min(shape) < 1:
-        given = f"image size is {shape[0]}" if square(shape) is not None else f"image shape is {list(shape)}"
-        raise DataError(f"the {given}; it must be at least 1")
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise DataError(f"image_shape is {list(image_shape)}; it must be [height, width, channels], each at least 1")
     kind = find_kind(config.source)
     if kind is None:
         names = [name for kind in KINDS for name in kind.names]
@@ -267,7 +265,7 @@ def open_source(config: DataConfig, image_shape: int | Shape, download: bool = F
         hint = f"; did you mean {meant}?" if meant else nearest(config.source, names)
         raise DataError(f"there is no data.source {config.source!r}{hint}; there are {', '.join(others)} and {last}")
     try:
-        return kind.open(config, shape, download)
+        return kind.open(config, image_shape, download)
     except OSError as error:
         _, folder = kind.images_at(config) or ("", "")
         where = error.filename if isinstance(error.filename, str) else folder

@@ -13,11 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import DataConfig
+from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape
 from tfdecouple.data.image_file import fit
 from tfdecouple.data.source import Source
 from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Split, Tensors
 from tfdecouple.errors import DataError, nearest, one_line
-from tfdecouple.image_shapes import COLOURS, CONVERTED, Shape
 from tfdecouple.runtime.extras import missing
 
 # Encoded bytes that a shuffle holds at a time. TFDS stores records in random order, so windows of this size, some
@@ -155,7 +155,7 @@ def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
         raise DataError(f"cannot prepare the data set {config.source}: {one_line(error)}") from error
 
 
-def feature_keys(source: str, features: Mapping[str, Any], channels: int = COLOURS) -> tuple[str, str | None]:
+def feature_keys(source: str, features: Mapping[str, Any], channels: int = RGB_CHANNELS) -> tuple[str, str | None]:
     """Returns the names of the image feature and of the label feature, None where there is none, or several."""
     import tensorflow_datasets as tfds
 
@@ -166,7 +166,7 @@ def feature_keys(source: str, features: Mapping[str, Any], channels: int = COLOU
         raise DataError(f"the data set {source} has the features {', '.join(features)}; exactly one must be an image")
     shape, dtype = features[images[0]].shape, np.dtype(features[images[0]].np_dtype)
     # Of grey and colours each can be made of the other.
-    taken = tuple(CONVERTED) if channels in CONVERTED else (channels,)
+    taken = tuple(PILLOW_MODES) if channels in PILLOW_MODES else (channels,)
     if shape[-1] not in taken or dtype != np.uint8:
         raise DataError(
             f"the data set {source} has images of shape {tuple(shape)} and type {dtype.name}; "

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.doctor import small_model
 from tfdecouple.doctor.result import Result, Task
 from tfdecouple.errors import ExactnessWarning
-from tfdecouple.image_shapes import COLOURS, Shape
 from tfdecouple.runtime.extras import MissingPackageError, require
 
 _RED, _GREEN, _BLUE, _BLACK, _WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), 0, 255
@@ -46,7 +46,7 @@ def make_extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[s
         return [np.where(odd == 0, a, b), np.where(odd == 0, b, a)]
 
     kinds: dict[str, Any] = {"black, white": [_BLACK, _WHITE], "checkerboard, black and white": board(_BLACK, _WHITE)}
-    if channels == COLOURS:
+    if channels == RGB_CHANNELS:
         kinds |= {
             "plain red, green, blue": [_RED, _GREEN, _BLUE],
             "checkerboard, red and blue": board(_RED, _BLUE),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.config import Config, DataConfig, TrainingConfig
+from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import WolfError, one_line
 from tfdecouple.interop.wolf_config import model_config_of
 from tfdecouple.interop.wolf_names import correspondence
@@ -32,7 +33,7 @@ def import_wolf(
     config_path: str | pathlib.Path,
     weights_path: str | pathlib.Path,
     *,
-    image_size: int,
+    image_shape: Shape,
     n_bits: int = 8,
     workdir: str | pathlib.Path,
 ) -> DecoupledModel:
@@ -41,7 +42,7 @@ def import_wolf(
     Args:
         config_path: the reference's JSON config.
         weights_path: its state dict, `.npz` (one array a name) or `.pt` (as torch saves it; needs torch).
-        image_size: side of the images in pixels, which the reference's config does not say.
+        image_shape: height, width and channels of the images, of which the reference's config says the channels alone.
         n_bits: bits per colour channel, which it does not say either.
         workdir: the run folder to make.
 
@@ -56,7 +57,7 @@ def import_wolf(
     folder = pathlib.Path(workdir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WolfError(f"--workdir {workdir} exists and is not empty; name a new folder")
-    model_config = model_config_of(_read_json(config_path), image_size=image_size, n_bits=n_bits)
+    model_config = model_config_of(_read_json(config_path), image_shape=image_shape, n_bits=n_bits)
     # Before the weights are read: the folder may have the name of no run.
     config = Config(
         name=folder.absolute().name,

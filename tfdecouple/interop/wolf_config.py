@@ -7,22 +7,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfdecouple.config import ModelConfig
+from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.errors import ConfigError, WolfError
 
 
-def model_config_of(values: Mapping[str, Any], *, image_size: int, n_bits: int = 8) -> ModelConfig:
+def model_config_of(values: Mapping[str, Any], *, image_shape: Shape, n_bits: int = 8) -> ModelConfig:
     """Translates the reference's JSON config.
 
     Raises:
         WolfError: naming what this project does not have, or what is missing.
     """
+    _supported("the number of channels", image_shape[-1], (RGB_CHANNELS,))
     flow = _get(values, "generator.flow", dict)
     discriminator = _get(values, "discriminator", dict)
     kind = discriminator.get("type")
     _supported("discriminator.type", kind, ("gaussian", "base", "categorical"))
     # The flag says which of its directions a flow computes without inverting: x to v, and noise to u.
     options: dict[str, Any] = {
-        "image_size": image_size,
+        "image_shape": image_shape,
         "n_bits": n_bits,
         **_flow_options(values, "generator.flow", inverse=True),
         **_dequantization_options(values),
@@ -34,7 +36,7 @@ def model_config_of(values: Mapping[str, Any], *, image_size: int, n_bits: int =
     elif kind == "categorical":
         options |= _class_options(values, flow, discriminator)
     else:
-        options |= _latent_options(values, flow, discriminator, image_size)
+        options |= _latent_options(values, flow, discriminator, image_shape)
     try:
         return ModelConfig(**options)
     except ConfigError as error:
@@ -126,7 +128,7 @@ def _class_probabilities(values: Mapping[str, Any], discriminator: Mapping[str, 
 
 
 def _latent_options(
-    values: Mapping[str, Any], flow: Mapping[str, Any], discriminator: Mapping[str, Any], image_size: int
+    values: Mapping[str, Any], flow: Mapping[str, Any], discriminator: Mapping[str, Any], image_shape: Shape
 ) -> dict[str, Any]:
     encoder, prior = (_get(values, f"discriminator.{name}", dict) for name in ("encoder", "prior"))
     dim = _latent_dim(values, flow)
@@ -137,11 +139,11 @@ def _latent_options(
     planes = _whole_numbers(values, "discriminator.encoder.hidden_planes")
     out_planes = _get(values, "discriminator.encoder.out_planes", int)
     in_dim = _get(values, "discriminator.in_dim", int)
-    side = image_size // 2 ** len(planes)
-    if out_planes * side**2 != in_dim:
+    height, width = (side // 2 ** len(planes) for side in image_shape[:2])
+    if out_planes * height * width != in_dim:
         raise WolfError(
-            f"--image-size {image_size} does not fit discriminator.in_dim {in_dim}: {len(planes)} encoder levels leave "
-            f"{side} x {side} x {out_planes} values"
+            f"--image-shape {' '.join(map(str, image_shape))} does not fit discriminator.in_dim {in_dim}: "
+            f"{len(planes)} encoder levels leave {height} x {width} x {out_planes} values"
         )
     options = {
         "conditioning": "coupling",

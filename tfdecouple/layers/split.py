@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdecouple.config.levels import halves
+from tfdecouple.config.shapes import halves
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.runtime.execution import gradient_of, join_channels
 from tfdecouple.runtime.numerics import sizes

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
+from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.data import own_share
 from tfdecouple.errors import DataError, RunError
-from tfdecouple.image_shapes import COLOURS
 from tfdecouple.metrics.base import Estimate
 from tfdecouple.model.noise import normal_u_noise, u_noise, z_noise
 from tfdecouple.model.round_trip import listed
@@ -367,7 +367,7 @@ def note_on_grey(images: np.ndarray) -> str:
     Args:
         images: uint8 `[n, height, width, channels]`.
     """
-    if images.shape[-1] == COLOURS and len(images) and (images == images[..., :1]).all():
+    if images.shape[-1] == RGB_CHANNELS and len(images) and (images == images[..., :1]).all():
         height, width = images.shape[1:3]
         return (
             f"the first {len(images):,} images are grey, in three equal channels: in bits per grey pixel the figure is "

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.errors import ConfigError, DataError, ExtractorError, UntrustedError, UserError, one_line
-from tfdecouple.image_shapes import COLOURS, Shape, whole
 from tfdecouple.metrics.base import Metric, Result, say
 from tfdecouple.metrics.drawn_images import drawn_indices, subset_batches
 from tfdecouple.runtime.process import at_least
@@ -382,7 +382,7 @@ class Extractor:
         from tfdecouple.runtime.precision import full_float32
 
         if images.shape[-1] == 1:
-            images = np.repeat(images, COLOURS, -1)
+            images = np.repeat(images, RGB_CHANNELS, -1)
         try:
             with full_float32():
                 features = np.asarray(self._run(images))
@@ -401,7 +401,7 @@ class Extractor:
         return features
 
 
-def open_extractor(path: pathlib.Path, image_shape: int | Shape, trust: bool = False) -> Extractor:
+def open_extractor(path: pathlib.Path, image_shape: Shape, trust: bool = False) -> Extractor:
     """Opens a feature extractor: a file named `.keras`, or else an ONNX file.
 
     It must have one input, uint8 images `[n, height, width, 3]`, and one output `[n, features]`. Images go in as they
@@ -409,7 +409,7 @@ def open_extractor(path: pathlib.Path, image_shape: int | Shape, trust: bool = F
 
     Args:
         path: of the file. Code in a Keras file (Lambda layers) is not run as far as Keras knows.
-        image_shape: height, width and channels of the images; a number for squares of RGB.
+        image_shape: height, width and channels of the images.
         trust: whether to open a Keras file, which may run code all the same.
 
     Raises:
@@ -423,10 +423,10 @@ def open_extractor(path: pathlib.Path, image_shape: int | Shape, trust: bool = F
         sha256 = file_sha256(path)
     except OSError as error:
         raise ExtractorError(f"{path} cannot be read: {error.strerror or error}") from error
-    height, width, channels = whole(image_shape)
-    if channels not in (1, COLOURS):
+    height, width, channels = image_shape
+    if channels not in (1, RGB_CHANNELS):
         raise ExtractorError(
-            f"the images have {channels} channels, and the extractor {path.name} takes {COLOURS}; only grey images and "
+            f"the images have {channels} channels, and the extractor {path.name} takes 3; only grey images and "
             "those of three channels can be compared by it"
         )
     if path.suffix == ".keras" and not trust:
@@ -497,14 +497,14 @@ def _check(path: pathlib.Path, dtype: str, input_shape: list, output_shape: list
             f"the extractor {path.name} takes {dtype} images; it must take uint8 with values 0..255 "
             "and scale them itself"
         )
-    needed = (None, *sides, COLOURS)
+    needed = (None, *sides, RGB_CHANNELS)
     fits = len(input_shape) == 4 and all(
         not isinstance(size, int) or size == wanted for size, wanted in zip(input_shape, needed, strict=True)
     )
     if not fits:
         raise ExtractorError(
             f"the extractor {path.name} takes images of shape {_shown(input_shape)}; these are "
-            f"[n, {sides[0]}, {sides[1]}, {COLOURS}] with any n, so it must take them and resize them itself"
+            f"[n, {sides[0]}, {sides[1]}, {RGB_CHANNELS}] with any n, so it must take them and resize them itself"
         )
     if len(output_shape) != 2:
         raise ExtractorError(

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.image_shapes import described, square
 from tfdecouple.metrics.base import Estimate, Metric, Result, say
 from tfdecouple.metrics.drawn_images import drawn_indices, encode_images, full_batches, subset_batches
 from tfdecouple.metrics.latent_use import derangement, require_latent
@@ -67,9 +67,10 @@ class ImageStatistics(Metric):
         require("matplotlib", what="--image-statistics")
 
         shape = load_config(self.options.run).model.image_shape
-        if square(shape) is None:
+        if not is_square_of_rgb(shape):
             raise UserError(
-                f"--image-statistics takes squares of RGB, and those of this model are {described(shape)}; leave it out"
+                f"--image-statistics takes squares of RGB, and those of this model are {describe_images(shape)}; "
+                "leave it out"
             )
 
     def measure(self, evaluation: Any) -> Result:

@@ -51,7 +51,8 @@ class DecoupledModel(Networks):
 
     >>> from tfdecouple.config import ModelConfig
     >>> config = ModelConfig(
-    ...     image_size=8, latent_dim=4, steps=(1, 1), hidden_channels=(4, 4), encoder_channels=(4,), prior_hidden=4
+    ...     image_shape=(8, 8, 3), latent_dim=4, steps=(1, 1), hidden_channels=(4, 4), encoder_channels=(4,),
+    ...     prior_hidden=4,
     ... )
     >>> model = DecoupledModel(config)
     >>> images = tf.cast(tf.random.stateless_uniform([2, 8, 8, 3], [0, 1], 0, 256, tf.int32), tf.uint8)

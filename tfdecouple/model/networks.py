@@ -43,7 +43,8 @@ class Codes(NamedTuple):
     """What an image is encoded to.
 
     >>> from tfdecouple import DecoupledModel, ModelConfig
-    >>> model = DecoupledModel(ModelConfig(image_size=4, conditioning="none", steps=(1, 1), hidden_channels=(4, 4)))
+    >>> config = ModelConfig(image_shape=(4, 4, 3), conditioning="none", steps=(1, 1), hidden_channels=(4, 4))
+    >>> model = DecoupledModel(config)
     >>> images = tf.zeros([2, 4, 4, 3], tf.uint8)
     >>> model.initialize(images)
     >>> codes = model.encode(images)
@@ -66,7 +67,8 @@ class Networks(keras.Model):
     >>> from tfdecouple import DecoupledModel
     >>> from tfdecouple.config import ModelConfig
     >>> model = DecoupledModel(ModelConfig(
-    ...     image_size=8, latent_dim=4, steps=(1, 1), hidden_channels=(4, 4), encoder_channels=(4,), prior_hidden=4
+    ...     image_shape=(8, 8, 3), latent_dim=4, steps=(1, 1), hidden_channels=(4, 4), encoder_channels=(4,),
+    ...     prior_hidden=4,
     ... ))
     >>> model.initialize(tf.zeros([2, 8, 8, 3], tf.uint8))
     >>> z = model.prior.sample(5, seed=0)

@@ -20,7 +20,8 @@ class Elbo(NamedTuple):
     """The negative evidence lower bound, an upper bound of -log p(x), by its terms: each float32 `[batch]`.
 
     >>> from tfdecouple import DecoupledModel, ModelConfig
-    >>> model = DecoupledModel(ModelConfig(image_size=4, conditioning="none", steps=(1, 1), hidden_channels=(4, 4)))
+    >>> config = ModelConfig(image_shape=(4, 4, 3), conditioning="none", steps=(1, 1), hidden_channels=(4, 4))
+    >>> model = DecoupledModel(config)
     >>> images = tf.zeros([2, 4, 4, 3], tf.uint8)
     >>> model.initialize(images)
     >>> elbo = model.elbo(images, seed=0)

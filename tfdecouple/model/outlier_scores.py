@@ -49,7 +49,8 @@ def outlier_scores(
     Where z is a function of the label and none are given, an image is scored by the label that it has most probably.
 
     >>> from tfdecouple import DecoupledModel, ModelConfig
-    >>> model = DecoupledModel(ModelConfig(image_size=4, conditioning="none", steps=(1, 1), hidden_channels=(4, 4)))
+    >>> config = ModelConfig(image_shape=(4, 4, 3), conditioning="none", steps=(1, 1), hidden_channels=(4, 4))
+    >>> model = DecoupledModel(config)
     >>> images = tf.zeros([2, 4, 4, 3], tf.uint8)
     >>> model.initialize(images)
     >>> scores = outlier_scores(model, images, z_noise=tf.zeros([2, 0]), u_noise=tf.zeros([2, 4, 4, 3]))

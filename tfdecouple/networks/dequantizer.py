@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import ModelConfig, from_plain
-from tfdecouple.config.levels import local_blocks
+from tfdecouple.config.shapes import local_blocks
 from tfdecouple.layers import ActNorm, Sigmoid
 from tfdecouple.layers.base import ChildCall, FullLayer, Nested
 from tfdecouple.networks.encoder import ResNetBlock, TransposedResNetBlock, chained

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdecouple.config.levels import encoder_blocks
+from tfdecouple.config.shapes import encoder_blocks
 from tfdecouple.layers.base import Cost, FullLayer, Nested, Shape, Weight
 from tfdecouple.layers.nets import StartsAtZero, bound_uniform, fan_in_uniform, weight_norm
 from tfdecouple.runtime.execution import Batch, Execution, divided, image_by_image, joined, total

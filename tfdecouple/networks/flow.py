@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.config import STEP_LAYERS, ModelConfig, from_plain
-from tfdecouple.config.levels import StagePlan, squeezes_first
+from tfdecouple.config.shapes import StagePlan, squeezes_first
 from tfdecouple.errors import UserError
 from tfdecouple.layers import (
     ActNorm,
@@ -221,7 +221,7 @@ class Flow(InvertibleComposite):
         squeezes_first: whether a squeeze stands before the first level, too.
 
     >>> from tfdecouple.config import ModelConfig
-    >>> config = ModelConfig(image_size=8, steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4), encoder_channels=(4,))
+    >>> config = ModelConfig(image_shape=(8, 8, 3), steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4))
     >>> flow = Flow(config)
     >>> v, log_det = flow.forward_and_log_det(tf.zeros([2, 8, 8, 3]), tf.zeros([2, 64]))
     >>> v.shape.as_list(), log_det.shape.as_list()

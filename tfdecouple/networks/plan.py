@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.config.levels import StagePlan, step_names
+from tfdecouple.config.shapes import StagePlan, step_names
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime.memory import machine_memory, shown_bytes
 
@@ -92,7 +92,7 @@ def encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
 def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Returns `{name: shape}` of every weight of a model, as `DecoupledModel.named_variables` names them.
 
-    >>> tiny = ModelConfig(image_size=8, steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4), encoder_channels=(4,))
+    >>> tiny = ModelConfig(image_shape=(8, 8, 3), steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4))
     >>> weight_shapes(tiny)["flow/level_0_part_0_step_0/linear/kernel"]
     (3, 3)
     """
@@ -168,7 +168,7 @@ def require_memory(config: ModelConfig, copies: int = 1) -> None:
         else f"{shown_bytes(image)} for a single image"
     )
     sizes = {
-        "model.image_size" if config.image_size else "a side of model.image_shape": max(config.image_shape[:2]),
+        "a side of model.image_shape": max(config.image_shape[:2]),
         "the channels of model.image_shape": config.image_shape[-1],
         "model.latent_dim": config.latent_dim if config.has_latent else 0,
         "an entry of model.hidden_channels": max(config.hidden_channels),

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from tfdecouple.config.levels import step_names
+from tfdecouple.config.shapes import step_names
 from tfdecouple.layers import InvertibleLayer, InvertibleLinear, InvertibleSequence
 from tfdecouple.networks.flow import FlowStep
 from tfdecouple.runtime.execution import Execution

@@ -201,7 +201,8 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
 
     >>> import tempfile
     >>> from tfdecouple import ModelConfig
-    >>> model = DecoupledModel(ModelConfig(image_size=4, conditioning="none", steps=(1, 1), hidden_channels=(4, 4)))
+    >>> config = ModelConfig(image_shape=(4, 4, 3), conditioning="none", steps=(1, 1), hidden_channels=(4, 4))
+    >>> model = DecoupledModel(config)
     >>> model.initialize(np.zeros([2, 4, 4, 3], np.uint8))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_run(model, f"{folder}/mine")

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tfdecouple.config import Config, DataConfig
+from tfdecouple.config.shapes import Shape, describe_images
 from tfdecouple.data.sources import find_kind, images_at, rights_in
 from tfdecouple.errors import UserError, one_line
-from tfdecouple.image_shapes import Shape, described
 from tfdecouple.runs.opened_run import Run, write_run
 from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, Manifest, parse_address, upload_weights
 from tfdecouple.runs.run_folder import (
@@ -261,7 +261,7 @@ def make_card_head(name: str, shape: Shape, n_bits: int, latent_dim: int | None,
         latent_dim: number of dimensions of z; None without z.
         facts: the rows of the table.
     """
-    images = described(shape) + (f" in {2**n_bits} levels of each channel" if n_bits < 8 else "")
+    images = describe_images(shape) + (f" in {2**n_bits} levels of each channel" if n_bits < 8 else "")
     return [
         f"# {name}",
         "",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tfdecouple.image_shapes import COLOURS
+from tfdecouple.config.shapes import RGB_CHANNELS
 
 # Most grids are about this wide, in pixels.
 WIDTH = 800
@@ -82,9 +82,9 @@ def grid(
 
 def _in_colour(images: np.ndarray) -> np.ndarray:
     """Returns images of any number of channels in three, as they are shown."""
-    if images.shape[-1] >= COLOURS:
-        return images[..., :COLOURS]
-    return np.repeat(images[..., :1], COLOURS, -1)
+    if images.shape[-1] >= RGB_CHANNELS:
+        return images[..., :RGB_CHANNELS]
+    return np.repeat(images[..., :1], RGB_CHANNELS, -1)
 
 
 def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:

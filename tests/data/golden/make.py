@@ -31,7 +31,7 @@ def make_run(folder):
 
     # Both kinds of levels that every model has, an odd number of channels (3), an even one (12); d_z 4.
     model = ModelConfig(
-        image_size=8,
+        image_shape=(8, 8, 3),
         latent_dim=4,
         steps=(1, 1),
         hidden_channels=(4, 6),
@@ -75,7 +75,7 @@ def make_numbers(model):
     from tfdecouple.data import load_images, open_source
 
     config = model.config
-    images = np.asarray(load_images(open_source(DataConfig(), config.image_size), "test", COUNT)[0])
+    images = np.asarray(load_images(open_source(DataConfig(), config.image_shape), "test", COUNT)[0])
     for seed in range(1000):
         rng = np.random.default_rng(seed)
         z_noise = rng.standard_normal((COUNT, config.latent_dim)).astype("float32")

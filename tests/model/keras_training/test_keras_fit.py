@@ -70,7 +70,7 @@ class TestImages:
     def test_grey_and_rectangles(self, make, tmp_path, shape, monkeypatch):
         monkeypatch.setenv("COLUMNS", "240")
         images = random_images(10, shape)
-        model = make(config=dataclasses.replace(SMALLEST, image_size=None, image_shape=shape), start=False)
+        model = make(config=dataclasses.replace(SMALLEST, image_shape=shape), start=False)
         keeping = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_bits_per_dim", save_best_only=True)
         model.fit(images, batch_size=5, verbose=0, validation_data=images[:5], callbacks=[keeping])
         loaded = keras.saving.load_model(tmp_path / "best.keras")

@@ -1,4 +1,4 @@
-"""Channels, sides and names level by level: how those of flows and encoders follow from a config's lists.
+"""Shapes of images and of the maps in flows and encoders, level by level.
 
 Plain arithmetic of whole numbers, by which the config checks itself and the networks are made.
 """
@@ -8,6 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
+
+# Height, width and channels of an image.
+Shape = tuple[int, int, int]
+
+RGB_CHANNELS = 3
+# Pillow's modes by number of channels: an image file with one of these numbers can be converted to the other.
+PILLOW_MODES = {1: "L", RGB_CHANNELS: "RGB"}
 
 # Fewer channels than this are squeezed before the first level: of one a coupling has nothing to split, of two both of
 # its patterns are the same.
@@ -77,6 +84,37 @@ class Block(NamedTuple):
     transposed: bool = False
 
 
+def is_square_of_rgb(image_shape: Shape) -> bool:
+    """Returns whether images of this shape are squares of three channels.
+
+    >>> is_square_of_rgb((32, 32, 3)), is_square_of_rgb((32, 32, 1))
+    (True, False)
+    """
+    height, width, channels = image_shape
+    return height == width and channels == RGB_CHANNELS
+
+
+def describe_channels(channels: int) -> str:
+    """Returns a number of channels in words: "grey", "RGB" or the number.
+
+    >>> [describe_channels(channels) for channels in (1, 3, 5)]
+    ['grey', 'RGB', '5 channels']
+    """
+    return {1: "grey", RGB_CHANNELS: "RGB"}.get(channels, f"{channels} channels")
+
+
+def describe_images(image_shape: Shape) -> str:
+    """Returns an image shape in words, height first.
+
+    >>> describe_images((28, 28, 1)), describe_images((32, 32, 3)), describe_images((48, 64, 5))
+    ('grey images of 28 x 28 pixels', 'images of 32 x 32 pixels', 'images of 48 x 64 pixels and 5 channels')
+    """
+    height, width, channels = image_shape
+    grey = "grey " if channels == 1 else ""
+    more = "" if channels in PILLOW_MODES else f" and {channels} channels"
+    return f"{grey}images of {height} x {width} pixels{more}"
+
+
 def squeezes_first(channels: int) -> bool:
     """Returns whether a flow over images of so many channels squeezes them before its first level.
 
@@ -87,7 +125,7 @@ def squeezes_first(channels: int) -> bool:
 
 
 def flow_levels(
-    image_shape: tuple[int, int, int],
+    image_shape: Shape,
     steps: Sequence[int | Sequence[int]],
     hidden_channels: Sequence[int],
     inner_factors: Sequence[int],
