@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from helpers.models import SMALL
 from tfdecouple.config import Config, DataConfig, TrainingConfig
-from tfdecouple.training.log import read_metrics
+from tfdecouple.training.metrics_log import read_metrics
 from tfdecouple.training.step import StepResult, TrainStep
 
 TIMING = ("images_per_second",)

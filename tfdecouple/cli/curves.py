@@ -61,7 +61,7 @@ def read_curves(path: str, name: str) -> Any:
         RunError: for a run without metrics.
     """
     from tfdecouple.runs.run_folder import find_run, load_config
-    from tfdecouple.training.log import read_metrics
+    from tfdecouple.training.metrics_log import read_metrics
     from tfdecouple.visualization.plots import Curves
 
     config = load_config(path)

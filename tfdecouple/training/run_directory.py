@@ -33,7 +33,7 @@ from tfdecouple.runs.run_folder import (
 )
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.storage.files import TEMPORARY, read_json, require_own_files, write_json, write_text
-from tfdecouple.training.log import MetricsLog
+from tfdecouple.training.metrics_log import MetricsLog
 from tfdecouple.training.state import TrainingState
 
 # Options that may change when a run is resumed.

@@ -6,7 +6,7 @@ import math
 import pytest
 from helpers.runs import figures
 
-from tfdecouple.training.log import MetricsLog
+from tfdecouple.training.metrics_log import MetricsLog
 
 ROWS = [{"step": 1, "kind": "train", "a": 1.0}, {"step": 2, "kind": "train", "a": 2.0}]
 NO_ROWS = [
