@@ -106,7 +106,7 @@ def test_signal_while_the_test_images_are_measured_says_what_is_kept(
 @pytest.mark.usefixtures("fake_step")
 @pytest.mark.parametrize("step", [5, 10])
 def test_run_goes_on_with_the_evaluation_amid_which_it_ended(image_folder, tmp_path, stand_ins, step):
-    best = {5: 8.0, 10: 7.0}
+    best, config = {5: 8.0, 10: 7.0}, run_config(image_folder, model=LEAST)
     seen = []
 
     def measure(split, stopped=()):
@@ -118,16 +118,16 @@ def test_run_goes_on_with_the_evaluation_amid_which_it_ended(image_folder, tmp_p
         return best.get(evaluated, 9.0)
 
     stand_ins(measure)
-    train(run_config(image_folder), tmp_path / "whole")
+    train(config, tmp_path / "whole")
     seen.clear()
     stand_ins(lambda split: measure(split, stopped=[step]))
     with pytest.raises(
         InterruptedRunError, match=f"while the validation images were measured at step {step} of 10, sav"
     ):
-        train(run_config(image_folder), tmp_path / "run")
+        train(config, tmp_path / "run")
     seen[:] = ["validation"] * (step // 5 - 1)
     stand_ins(measure)
-    train(run_config(image_folder), tmp_path / "run")
+    train(config, tmp_path / "run")
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
     assert read_summary(tmp_path / "run") == read_summary(tmp_path / "whole")
     assert read_summary(tmp_path / "run")["best_step"] == 10
