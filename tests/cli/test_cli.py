@@ -85,7 +85,7 @@ class TestHelp:
         typed = "tfdecouple" if "bin" in called else "python -m tfdecouple"
         assert end.value.code == 0 and out.startswith(f"usage: {typed} {command}".rstrip())
         assert "train.py" not in out or not command
-        assert typed != "tfdecouple" or "python -m" not in out.replace("export a run: python -m export", "")
+        assert typed != "tfdecouple" or "python -m" not in out.replace("python -m export", "")
 
     def test_of_the_script_names_the_script(self, capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["/somewhere/train.py"])

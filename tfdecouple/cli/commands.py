@@ -75,13 +75,14 @@ def make_parser(names: Sequence[str]) -> argparse.ArgumentParser:
     """Returns the parser of some commands, whose modules alone are imported."""
     parser = Parser(
         prog=program_name(),
-        description="Works with models and runs. `python -m tfdecouple COMMAND --help` says more about a command.",
+        description="Trains and uses models that encode an image into a global code z (the image as a whole) and a "
+        "local code v (all its detail). `python -m tfdecouple COMMAND --help` explains a command.",
     )
     parser.add_argument("--version", action="version", version=f"tfdecouple {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name in names:
         import_command(name).add_parser(commands)
-    commands.add_parser(EXPORT, help="export a run: python -m export")
+    commands.add_parser(EXPORT, help="write a run for other programs: python -m export")
     return parser
 
 

@@ -33,24 +33,24 @@ def add_parser(commands: Any) -> None:
     parser = arguments.add_command(
         commands,
         "directions",
-        "find the directions in z that change a label or a number of images",
-        "They are found in training images, by default one for each label, and tried on held-out images; the accuracy "
-        "is printed. The run folder keeps them in directions.json, beside directions of other names, and a picture "
-        "shows steps along each. `edit` and the exported page use them.",
+        "find the directions in z that stand for labels, or for numbers such as an age",
+        "Each direction is found in training images and tested on held-out images; its accuracy is printed. The file "
+        "directions.json in the run folder keeps all directions, for `edit` and the exported web page. A picture shows "
+        "steps along each direction.",
     )
     # Bundled weights are not accepted, because directions.json is written into the run folder.
-    parser.add_argument("--run", required=True, metavar="RUN", help="run folder, which keeps the directions")
+    parser.add_argument("--run", required=True, metavar="RUN", help="run folder, into which directions.json is written")
     arguments.add_out(parser)
     arguments.add_data(parser, split="validation")
     parser.add_argument("--label-pairs", action="store_true", help="from one label to another, for each pair of labels")
-    parser.add_argument("--labels", nargs="+", metavar="NAME", help="only these labels")
+    parser.add_argument("--labels", nargs="+", metavar="NAME", help="use these labels only")
     parser.add_argument(
         "--attributes",
         metavar="FILE",
-        help="a CSV file of numbers: a line of names, then a line for each image that begins with its file's name. "
-        "Each column gives a direction instead of each label; a column of two values is taken as a label",
+        help="find a direction for each column of a CSV file instead: a line of names, then a line for each image that "
+        "begins with the name of its file. A column with two values counts as a label",
     )
-    text = f"number of training images, drawn at random, and of images of --split; 0 for at most {_IMAGES:,}"
+    text = f"number of training images, drawn at random, and of images of --split; 0 means at most {_IMAGES:,}"
     arguments.add_number(parser, "--images", 0, text)
     arguments.add_amounts(parser)
     arguments.add_drawing(parser, 3, "images in a picture, of --split")

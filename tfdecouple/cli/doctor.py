@@ -19,25 +19,25 @@ def add_parser(commands: Any) -> None:
     parser = arguments.add_command(
         commands,
         "doctor",
-        "check every promise on this machine, and how fast it is",
+        "test whether this machine keeps every promise of the project, and how fast it is",
         "Each check runs in a process of its own. Nothing is written but temporary files and the report of --out. The "
         f"exit status is 0 where all promises hold, and {EXIT_FAILS} where one does not; the report says what to do. "
         "docs/gpu.md explains it.",
     )
     parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="write doctor.json and doctor.txt there")
-    parser.add_argument("--quick", action="store_true", help="only what takes about a minute on two CPU cores")
+    parser.add_argument("--quick", action="store_true", help="run only what takes some minutes on two CPU cores")
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help="time this preset, and compare its memory with the calculation; default a small model, without memory",
+        help="time this preset, and compare its memory with the calculation; default a small model",
     )
     parser.add_argument(
         "--set", metavar="NAME=VALUE", action="append", default=[], help="change an option, as for train.py"
     )
     text = "use N GPUs instead of all; without GPUs, try N logical CPU devices"
     arguments.add_number(parser, "--devices", None, text, 1)
-    parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="only these checks: numerics, speed, ...")
-    arguments.add_number(parser, "--timeout", 900, "end the process of a check after N seconds", 1, 10**6)
+    parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="run these checks only, such as numerics")
+    arguments.add_number(parser, "--timeout", 900, "seconds after which a check is ended", 1, 10**6)
     parser.add_argument(
         "--recommend",
         action="store_true",

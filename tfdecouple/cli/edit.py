@@ -20,11 +20,11 @@ def add_parser(commands: Any) -> None:
         commands,
         "edit",
         "change images along a direction in z",
-        "Their v stays as it is, and at 0 they come back to the last pixel. `directions` finds the directions.",
+        "v of each image stays as it is. The command `directions` finds the directions of a run.",
     )
     arguments.add_run(parser, required=True)
-    parser.add_argument("--direction", required=True, metavar="NAME", help="as `directions` names it")
-    arguments.add_choice(parser, "--method", ("means", "classifier"), "means or classifier")
+    parser.add_argument("--direction", required=True, metavar="NAME", help="name of the direction")
+    arguments.add_choice(parser, "--method", ("means", "classifier"), "how the direction was found: means, classifier")
     arguments.add_amounts(parser)
     add_size(parser)
     parser.add_argument("files", nargs="+", metavar="FILE", help="images of any size")

@@ -43,11 +43,11 @@ METRICS: list[type[Metric]] = [
 # A line for each evaluation of test images: test images that chose between models are no longer new to them.
 TEST_EVALUATIONS = "test_evaluations.log"
 
-_DETAILS = """\
-Bits/dim is always measured; the options
-add to it. The best weights so far are taken. Each result is a JSON file in the
-folder --out; RUN/evaluation/test_evaluations.log has a line for each evaluation of
-test images, wherever results go: choose between models by --split validation."""
+_DETAILS = """
+Bits/dim is always measured, and each option of the second group adds a metric. The
+best weights of the run are used. Each result is printed, and written as a JSON file
+into the folder --out. To choose between models use --split validation:
+RUN/evaluation/test_evaluations.log counts the evaluations of test images."""
 
 _EPILOG = """\
 examples:
@@ -62,7 +62,7 @@ examples:
 
 def add_parser(commands: Any) -> None:
     """Declares the options."""
-    parser = arguments.add_command(commands, "evaluate", "measure bits/dim of a run, and more", _DETAILS)
+    parser = arguments.add_command(commands, "evaluate", "measure bits/dim and other metrics of a run", _DETAILS)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     arguments.add_run(parser, out=False)

@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
     parser = arguments.add_command(
         commands,
         "explain",
-        "explain the options that --set changes",
+        "explain the options of a training, which --set changes",
         "The values are the defaults; presets have others.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="only options whose names contain this text")

@@ -19,8 +19,8 @@ def add_parser(commands: Any) -> None:
         commands,
         "interpolate",
         "go from one image to another in z and v apart (paper Figure 5)",
-        "z changes downwards, v to the right; the two images are in the upper left and lower right corners. The JSON "
-        "file has the contrast at each place of v: by how many levels neighbouring pixels differ.",
+        "In the picture z changes downwards and v to the right; the two images are in the upper left and lower right "
+        "corners. The JSON file has the contrast at each position of v: how much neighbouring pixels differ.",
     )
     arguments.add_run(parser)
     arguments.add_data(parser)
@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
     arguments.add_drawing(parser, 1, "pairs, one below another")
     add_size(parser)
     arguments.add_number(parser, "--steps", 6, "images in a row and in a column", 2)
-    text = "path of v: lerp, the line as in the paper; slerp, the arc around the origin; or both"
+    text = "path of v: lerp, a straight line as in the paper; slerp, an arc around the origin; or both"
     arguments.add_choice(parser, "--path", ("lerp", "slerp", "both"), text)
 
 

@@ -21,8 +21,8 @@ def add_parser(commands: Any) -> None:
     parser = arguments.add_command(
         commands,
         "neighbours",
-        "show the training images nearest to samples",
-        "Nearest in the Euclidean distance of pixels, and of z where the model has one. A model that repeats its "
+        "show samples beside the training images nearest to them",
+        "Distances are Euclidean, between pixels and, where the model has z, between z. A model that repeats its "
         "training images gives samples equal to their neighbours.",
     )
     arguments.add_run(parser)

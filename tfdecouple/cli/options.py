@@ -16,7 +16,7 @@ from tfdecouple.runs.pretrained import DEFAULT, HUB
 
 # The largest factor of v.
 MOST_TEMPERATURE = 1000
-RUN_HELP = f"run folder, also of a training that still runs; or trained weights: {DEFAULT}, or {HUB}OWNER/NAME"
+RUN_HELP = f"run folder, also one in training; the bundled weights, {DEFAULT}; or weights on the Hub, {HUB}OWNER/NAME"
 # A picture shows at most so many images, and so many steps along a direction, none of them larger than MOST_AMOUNT.
 MOST_IN_A_PICTURE, MOST_AMOUNTS, MOST_AMOUNT = 100_000, 50, 1000.0
 
@@ -75,7 +75,8 @@ def add_number(
     """
     kind = number(float if isinstance(default, float) else int, least, most)
     help_text = text if default is None else f"{text} (default {default:g})"
-    parser.add_argument(name, type=kind, default=default, metavar="N", help=help_text)
+    metavar = "X" if isinstance(default, float) else "N"
+    parser.add_argument(name, type=kind, default=default, metavar=metavar, help=help_text)
 
 
 def add_choice(parser: Any, name: str, values: Sequence[str], text: str) -> None:
@@ -136,22 +137,22 @@ def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
 
 def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: str = "train, validation or test") -> None:
     """Adds --split, --data, --data-dir and --download."""
-    parser.add_argument("--split", default=split, metavar="NAME", help=f"{splits} (default {split})")
-    parser.add_argument("--data", metavar="SOURCE", help=f"{kinds_listed()}; default the run's")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets; default the run's")
+    parser.add_argument("--split", default=split, metavar="NAME", help=f"part of the data: {splits} (default {split})")
+    parser.add_argument("--data", metavar="SOURCE", help=f"data set: {kinds_listed()}; default that of the run")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets; default that of the run")
     parser.add_argument("--download", action="store_true", help="download and prepare the TFDS data set if missing")
 
 
 def add_pairs(parser: argparse.ArgumentParser) -> None:
     """Adds image files, --pairs and --pairing, which `resolve_pairs` reads."""
-    parser.add_argument("files", nargs="*", metavar="FILE", help="your own images: the same as --pairs")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="image files, as with --pairs")
     parser.add_argument(
         "--pairs",
         nargs="+",
         metavar="FILE",
-        help="your own images of any size, an even number, instead of the data set's: a.png b.png [c.png d.png ...]",
+        help="pairs of your own images, of any size, instead of the data set's: a.png b.png [c.png d.png ...]",
     )
-    text = "within (a class), across (classes) or any; auto: within and across where there are classes"
+    text = "pairs of the data set: within a class, across classes or any; auto: within and across if there are classes"
     add_choice(parser, "--pairing", ("auto", "within", "across", "any"), text)
 
 
@@ -177,7 +178,7 @@ def add_amounts(parser: argparse.ArgumentParser) -> None:
         type=parse_amounts,
         default="-2,-1,0,1,2",
         metavar="A,B,...",
-        help="steps along the direction, in units of its length; 0 is the image itself (default --amounts=-2,-1,0,1,2)",
+        help="multiples of the direction that are added to z; 0 gives the image itself (default --amounts=-2,-1,0,1,2)",
     )
 
 

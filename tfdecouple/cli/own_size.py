@@ -23,12 +23,11 @@ _LONGEST_SIDE = 16_383
 def add_size(parser: argparse.ArgumentParser) -> None:
     """Adds --size and --max-side."""
     text = (
-        "own: each result also as a file of your photograph's size, to which a guided filter carries the change "
-        "of colours that the model made at its size; model: only the picture of the model's own pixels, the ones that "
-        "z and v give exactly"
+        "own: also write each result at your photograph's own size, where a guided filter repeats the change of "
+        "colours that the model made at its size; model: only the picture at the model's size, whose pixels are exact"
     )
     add_choice(parser, "--size", ("own", "model"), text)
-    text = "larger photographs are shrunk until both sides have at most N pixels"
+    text = "shrink larger photographs until both sides have at most N pixels"
     add_number(parser, "--max-side", 2048, text, 1, _LONGEST_SIDE)
 
 

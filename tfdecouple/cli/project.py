@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
     arguments.add_run(parser)
     arguments.add_data(parser)
     arguments.add_drawing(parser, 1000, "images")
-    arguments.add_choice(parser, "--method", ("pca", "tsne"), "principal components (pca) or t-SNE (tsne)")
+    arguments.add_choice(parser, "--method", ("pca", "tsne"), "pca, principal components, or tsne, t-SNE")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -14,8 +14,8 @@ def add_parser(commands: Any) -> None:
     parser = arguments.add_command(
         commands,
         "publish",
-        "write the weights of a run for others, into a folder or to the Hugging Face Hub",
-        "Writes the config, the best weights, a manifest with their digests, and a model card with the Hub's header. "
+        "publish the weights of a run, in a folder or on the Hugging Face Hub",
+        "Writes the config, the best weights, a manifest with digests of the files, and a model card. "
         "The account on the Hub is that of `hf auth login` or of the variable HF_TOKEN.",
     )
     parser.add_argument("--run", required=True, metavar="RUN", help=arguments.RUN_HELP)
@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
         help="licence of the weights, as the Hub names it: apache-2.0, cc-by-4.0, other; default that of their card",
     )
     parser.add_argument("--name", metavar="NAME", help="name of the model; default the last part of --to")
-    parser.add_argument("--private", action="store_true", help="make a new repository a private one")
+    parser.add_argument("--private", action="store_true", help="make a new repository on the Hub private")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from tfdecouple.runtime.process import start_tensorflow
 def add_parser(commands: Any) -> None:
     """Declares the options."""
     parser = arguments.add_command(
-        commands, "reconstruct", "encode images, decode them again and count those equal to the last pixel"
+        commands, "reconstruct", "encode images, decode them again and count those that come back to the last pixel"
     )
     arguments.add_run(parser)
     arguments.add_data(parser)

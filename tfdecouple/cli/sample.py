@@ -21,7 +21,8 @@ def add_parser(commands: Any) -> None:
         commands,
         "sample",
         "draw new images at several temperatures",
-        "A column shares its z and the direction of its v over all temperatures.",
+        "The temperature multiplies v: below 1 samples are smoother. The samples of a column share z and the direction "
+        "of v.",
     )
     arguments.add_run(parser)
     arguments.add_drawing(parser, 10, "samples at each temperature")
@@ -31,13 +32,13 @@ def add_parser(commands: Any) -> None:
         type=arguments.number(float, 0, arguments.MOST_TEMPERATURE),
         default=list(TEMPERATURES),
         metavar="T",
-        help=f"factors of v (default {' '.join(map(str, TEMPERATURES))})",
+        help=f"temperatures (default {' '.join(map(str, TEMPERATURES))})",
     )
     parser.add_argument(
         "--labels",
         nargs="+",
         metavar="NAME",
-        help="draw a row of each of these labels, or of all, in a picture for each temperature; for models with labels",
+        help="draw a row of samples for each of these labels, or for all; needs a model with labels",
     )
 
 

@@ -30,14 +30,15 @@ def add_parser(commands: Any) -> None:
         commands,
         "switch",
         "exchange the global codes z of pairs of images (paper Figure 1)",
-        "Where there are labels, pairs within a class and across classes are shown, each in a picture of its own.",
+        f"With your own photographs: {arguments.program_name()} switch a.jpg b.jpg. Without files, pairs come from "
+        "the data set; where it has labels, one picture shows pairs within classes and another pairs across classes.",
     )
     arguments.add_run(parser)
     arguments.add_data(parser)
     arguments.add_pairs(parser)
     arguments.add_drawing(parser, 10, "pairs")
     add_size(parser)
-    text = "how far z of a result at its own size goes from the photograph's z, 0, to the other's, 1"
+    text = "z of a result at its own size: from 0, z of the photograph itself, to 1, z of the other photograph"
     arguments.add_number(parser, "--strength", DEFAULT_STRENGTH, text, 0, 1)
 
 
