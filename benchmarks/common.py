@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tfdecouple.doctor.checks import PASSIVE
+from tfdecouple.doctor.check_runner import PASSIVE
 from tfdecouple.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

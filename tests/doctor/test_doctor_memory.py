@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfdecouple.doctor.checks import run_apart
+from tfdecouple.doctor.check_runner import run_apart
 from tfdecouple.doctor.result import VARIANTS, Request, Task
 
 # The quickstart with so few layers that an image is most of what is computed.

@@ -6,7 +6,7 @@ import pytest
 from helpers.places import PATIENCE, TESTS
 from helpers.planted_checks import PLANTED
 
-from tfdecouple.doctor import checks
+from tfdecouple.doctor import check_runner
 from tfdecouple.doctor.result import Request, Result, Task
 from tfdecouple.errors import UserError
 
@@ -14,11 +14,13 @@ from tfdecouple.errors import UserError
 @pytest.fixture
 def run(monkeypatch):
     """Runs a planted check in a process of its own."""
-    monkeypatch.setattr(checks, "_MODULE", "helpers.planted_checks")
-    monkeypatch.setattr(checks, "CHECKS", {**checks.CHECKS, **PLANTED})
+    monkeypatch.setattr(check_runner, "_MODULE", "helpers.planted_checks")
+    monkeypatch.setattr(check_runner, "CHECKS", {**check_runner.CHECKS, **PLANTED})
     if str(TESTS) not in sys.path:
         monkeypatch.syspath_prepend(str(TESTS))
-    return lambda name, timeout=PATIENCE: checks.run_apart(name, Task(Request(timeout=timeout), devices=("CPU:3",)))
+    return lambda name, timeout=PATIENCE: check_runner.run_apart(
+        name, Task(Request(timeout=timeout), devices=("CPU:3",))
+    )
 
 
 def test_results_arrive_whatever_is_printed_and_the_users_folder_is_not_imported_from(run, tmp_path, monkeypatch):
@@ -58,7 +60,7 @@ def test_a_failure_without_advice_is_refused():
 
 def test_more_devices_than_there_are_are_one_line():
     with pytest.raises(UserError, match=r"^--devices is 0; it must be at least 1$"):
-        checks.run_apart("build", Task(Request(devices=0)))
+        check_runner.run_apart("build", Task(Request(devices=0)))
 
 
 def test_each_check_gets_the_variants_that_it_takes_and_the_devices_that_build_finds(monkeypatch):
@@ -68,13 +70,13 @@ def test_each_check_gets_the_variants_that_it_takes_and_the_devices_that_build_f
         asked.append((name, task.variant.name, task.devices))
         return [Result("versions", True, "", figures={"devices": ["GPU:0", "GPU:1"], "gpus": [{}, {}]})]
 
-    monkeypatch.setattr(checks, "run_apart", note)
-    results = checks.run_checks(Request(preset="quickstart"), checks.CHECKS, lambda text: None)
-    assert list(results) == list(checks.CHECKS)
-    of = {name: [variant for each, variant, _ in asked if each == name] for name in checks.CHECKS}
+    monkeypatch.setattr(check_runner, "run_apart", note)
+    results = check_runner.run_checks(Request(preset="quickstart"), check_runner.CHECKS, lambda text: None)
+    assert list(results) == list(check_runner.CHECKS)
+    of = {name: [variant for each, variant, _ in asked if each == name] for name in check_runner.CHECKS}
     assert of["build"] == of["exactness"] == of["exports"] == of["devices"] == ["float32"]
     assert {"tf32", "XLA"} < set(of["numerics"]) == set(of["speed"]) == set(of["memory"])
     assert {devices for name, _, devices in asked if name != "build"} == {("GPU:0", "GPU:1")}
     asked.clear()
-    checks.run_checks(Request(quick=True), ["memory", "speed"], lambda text: None)
+    check_runner.run_checks(Request(quick=True), ["memory", "speed"], lambda text: None)
     assert {name for name, _, _ in asked} == {"build", "speed"} and len(asked) == 4

@@ -9,7 +9,7 @@ import sys
 import pytest
 from helpers.places import PATIENCE, ROOT, user_environment
 
-from tfdecouple.doctor.checks import CHECKS
+from tfdecouple.doctor.check_runner import CHECKS
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import pytest
 
 from tfdecouple.cli import main
 from tfdecouple.config import load_preset, override
-from tfdecouple.doctor import checks, installation, measurements
+from tfdecouple.doctor import check_runner, installation, measurements
 from tfdecouple.doctor.report import Recommendation, make_json, make_text, recommend
 from tfdecouple.doctor.result import VARIANTS, Request, Result
 
@@ -192,7 +192,7 @@ class TestCommand:
     @pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 5)])
     def test_the_status_says_whether_all_holds(self, holds, status, monkeypatch, tmp_path, capsys):
         result = Result("one", holds, "said", "" if holds else "do this")
-        monkeypatch.setattr(checks, "run_apart", lambda name, task: [result])
+        monkeypatch.setattr(check_runner, "run_apart", lambda name, task: [result])
         assert main(["doctor", "--out", str(tmp_path / "new"), "--recommend", "--only", "numerics"]) == status
         output = capsys.readouterr()
         assert output.out == "\n" and "said" in output.err

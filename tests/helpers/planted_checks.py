@@ -6,8 +6,8 @@ import sys
 import time
 import types
 
-from tfdecouple.doctor import checks
-from tfdecouple.doctor.checks import Check
+from tfdecouple.doctor import check_runner
+from tfdecouple.doctor.check_runner import Check
 from tfdecouple.doctor.result import Result
 
 
@@ -45,7 +45,7 @@ PLANTED = {run.__name__: Check("planted", run) for run in (well, fails_late, han
 PLANTED |= {f"measured_{name}": Check("planted", PLANTED[name].run, promises=False) for name in list(PLANTED)}
 
 if __name__ == "__main__":
-    checks.CHECKS.update(PLANTED)
-    checks.start_tensorflow = lambda: None
+    check_runner.CHECKS.update(PLANTED)
+    check_runner.start_tensorflow = lambda: None
     sys.modules["tfdecouple.training.strategy"] = types.SimpleNamespace(make_strategy=lambda devices: None)
-    sys.exit(checks.main())
+    sys.exit(check_runner.main())

@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Checks this machine and prints the report."""
-    from tfdecouple.doctor.checks import CHECKS, run_checks
+    from tfdecouple.doctor.check_runner import CHECKS, run_checks
     from tfdecouple.doctor.measurements import make_config
     from tfdecouple.doctor.report import find_failures, make_json, make_text, recommend
     from tfdecouple.doctor.result import Request

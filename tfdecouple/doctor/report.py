@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tfdecouple.doctor.checks import CHECKS
+from tfdecouple.doctor.check_runner import CHECKS
 from tfdecouple.doctor.result import DEFAULT, VARIANTS, Request, Result
 
 Results = Mapping[str, Sequence[Result]]

@@ -1,7 +1,7 @@
 """The checks of `doctor`, and the process in which each check runs.
 
-`python -P -m tfdecouple.doctor.checks` reads a check's name and task from standard input and writes the results to
-standard output, a line of JSON each. A check may fail, hang or run out of memory without harm to other checks.
+`python -P -m tfdecouple.doctor.check_runner` reads the name and the task of a check from standard input, and writes the
+results to standard output, a line of JSON each. A check may fail, hang or run out of memory without harm to others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ADVICE = {
 # The exit status of a process that has fewer devices than the user asked for.
 _TOO_FEW_DEVICES = 64
 # The program of a check's process.
-_MODULE = "tfdecouple.doctor.checks"
+_MODULE = "tfdecouple.doctor.check_runner"
 
 
 @dataclasses.dataclass(frozen=True)
