@@ -111,9 +111,8 @@ def export(run: pathlib.Path, to: pathlib.Path, extra: list[str]) -> dict[str, o
         "what": "export",
         "run": run.name,
         "total_s": round(total, 1),
-        "savedmodel_s": round(first("checking the SavedModel") - first("folding the weights"), 1),
-        # Beside the check of the SavedModel, which has the cores to itself only afterwards.
-        "onnx_s": round(first("waiting for the check of the SavedModel") - first("ONNX: encoder"), 1),
+        "savedmodel_s": round(first("verifying the SavedModel") - first("SavedModel: "), 1),
+        "onnx_s": round(first("verifying the onnx files") - first("ONNX: "), 1),
         "onnx_bytes": sizes,
         "savedmodel_bytes": sum(p.stat().st_size for p in (to / "savedmodel").rglob("*") if p.is_file()),
     }

@@ -1,25 +1,27 @@
-"""The model card: what was exported, what it was measured to do, how to call it. Once as JSON, once to be read."""
+"""The model card: what was exported, what was measured before publication, how to call it; as JSON and as Markdown."""
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import platform
-from collections.abc import Mapping
+import string
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from export.endpoints import Endpoint
-from export.formats.file_formats import FILE_FORMATS, file_format
 from export.manifest import JSON_NAME
-from export.origin import Origin
+from export.provenance import Provenance
 from tfdecouple.config.shapes import PILLOW_MODES, Shape, describe_channels
 from tfdecouple.data.sources import rights_in
+from tfdecouple.errors import UserError
 from tfdecouple.runs.publishing import make_card_head
 from tfdecouple.storage.files import read_json
 
 TEXT_NAME = "MODEL_CARD.md"
 
-# What makes each runtime compute in float32, and what else the codes hang on.
+# The settings with which each runtime computes in float32.
 _EXACT_RUNTIMES = (
     "ONNX Runtime on a CPU: nothing.",
     "ONNX Runtime on NVIDIA GPUs: the option `use_tf32: 0` of the CUDA provider.",
@@ -29,36 +31,49 @@ _EXACT_RUNTIMES = (
     "All: decode with the runtime, the device and the precision that encoded.",
 )
 
-# By which the files of an earlier export are known to be of the same model.
+# How to call each format, in Markdown.
+_CALLS = pathlib.Path(__file__).with_name("calls")
+_CALLED = ("onnx", "litert", "savedmodel", "web")
+
+# The facts by which the files of an earlier export are known to be of the same model.
 _SAME = ("name", "config_sha256")
 
 # How a page can be checked, by the keys of its entry's `checked`.
 _PAGE_CHECKS = {"python": "in Python", "node": "in Node", "browser": "in a browser"}
 
 
-def licence_of(origin: Origin) -> str:
-    """Returns what is known of the rights in a run's images."""
-    if not origin.images_known:
+def describe_rights(provenance: Provenance) -> str:
+    """Returns the known rights in a run's images."""
+    if not provenance.images_known:
         return "No licence is claimed: the weights do not say what images they were trained on."
-    return rights_in(origin.config.data)
+    return rights_in(provenance.config.data)
 
 
 def make_card(
-    origin: Origin, endpoints: tuple[Endpoint, ...], checked_on: str, formats: Mapping[str, Any]
+    provenance: Provenance, endpoints: Sequence[Endpoint], images: str, formats: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the card's values.
 
     Args:
-        origin: of the weights.
+        provenance: of the weights.
         endpoints: all that the model has; a SavedModel may offer fewer, and some have an ONNX file.
-        checked_on: which real images the gate used.
-        formats: for each exported format its files and what its gate measured.
+        images: the source of the real images of the verification.
+        formats: for each exported format its files and the figures of its verification.
     """
-    model = origin.config.model
+    model = provenance.config.model
+    described = {
+        endpoint.name: {
+            "summary": endpoint.summary,
+            "inputs": [array.to_dict() for array in endpoint.inputs],
+            "outputs": [array.to_dict() for array in endpoint.outputs],
+            "file": endpoint.onnx,
+        }
+        for endpoint in endpoints
+    }
     return {
-        "name": origin.name,
+        "name": provenance.name,
         "paper": "Decoupling Global and Local Representations via Invertible Generative Flows, arXiv:2004.11820",
-        **origin.metadata(),
+        **provenance.metadata(),
         "architecture": {
             "image_shape": list(model.image_shape),
             "n_bits": model.n_bits,
@@ -66,47 +81,36 @@ def make_card(
             "conditioning": model.conditioning,
             "dequantization": model.dequantization,
             "prior": model.prior if model.has_latent else None,
-            "labels": list(origin.label_names),
+            "labels": list(provenance.label_names),
             "steps": model.steps,
             "hidden_channels": model.hidden_channels,
             "transform": model.transform,
             "alpha": model.bound_of_scales,
-            "parameters": origin.parameters,
+            "parameters": provenance.parameters,
         },
-        "data": {"source": origin.data, "licence": licence_of(origin)},
-        "bits_per_dim": origin.bits_per_dim,
-        "exact": exactness(model.bound_of_scales, model.n_bits, formats),
-        "endpoints": _with_onnx(
-            {
-                endpoint.name: {
-                    "summary": endpoint.summary,
-                    "inputs": [array.plain() for array in endpoint.inputs],
-                    "outputs": [array.plain() for array in endpoint.outputs],
-                    "file": endpoint.onnx,
-                }
-                for endpoint in endpoints
-            },
-            formats,
-        ),
-        "checked": {"real_images": checked_on, "machine": _machine()},
+        "data": {"source": provenance.data, "licence": describe_rights(provenance)},
+        "bits_per_dim": provenance.bits_per_dim,
+        "exact": judge_exactness(model.bound_of_scales, model.n_bits, formats),
+        "endpoints": _name_files(described, formats),
+        "checked": {"real_images": images, "machine": _machine()},
         "formats": dict(formats),
     }
 
 
-def _with_onnx(endpoints: Mapping[str, Any], formats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns endpoints that name their ONNX files where there are such; `file` is the name without suffix."""
-    there = "onnx" in formats
+def _name_files(endpoints: Mapping[str, Any], formats: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns endpoints with the paths of their ONNX files; `file` is the name without suffix."""
+    has_onnx = "onnx" in formats
     return {
-        name: {**one, "onnx": f"onnx/{one['file']}.onnx" if there and one["file"] else None}
+        name: {**one, "onnx": f"onnx/{one['file']}.onnx" if has_onnx and one["file"] else None}
         for name, one in endpoints.items()
     }
 
 
-def exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns whether the very same pixels are promised, and in words what was tried, by the figures of all formats.
+def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns whether the very same pixels are promised, and the reason in words, by the figures of all formats.
 
-    Promised is no more than images like the real ones that were tried, and that only where all came back: of those that
-    no camera takes a few kinds are tried, and whatever alpha is there may be others that are lost.
+    The promise is for images like the real ones that were tried, and given only if all images came back: of images that
+    no camera takes a few kinds are tried, and at any alpha others may be lost.
 
     Args:
         alpha: of the model; at 1 its scales have no lower bound, and nothing is promised. None where it has none.
@@ -116,80 +120,77 @@ def exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]) -> d
     tried = {name: entry["round_trip"] for name, entry in formats.items() if entry.get("round_trip")}
     lost = sorted({kind for trips in tried.values() for kind, e in trips.items() if e["identical"] < e["images"]})
     promised = bool(tried) and not lost and (alpha is None or alpha < 1)
+    counts = "; ".join(
+        f"{name} {sum(e['identical'] for e in trips.values())} of {sum(e['images'] for e in trips.values())}"
+        for name, trips in tried.items()
+    )
     if not tried:
         text = "not measured: decode(encode(image)) was tried with none of these files."
-    elif lost:
-        kept = "; ".join(f"{name} {sum(e['identical'] for e in trips.values())}" for name, trips in tried.items())
-        count = max(sum(e["images"] for e in trips.values()) for trips in tried.values())
-        real = "" if "real" in lost else "; all real ones came back"
-        text = (
-            f"an image can be lost, here of the kinds {', '.join(lost)}: of {count} images decode(encode(image)) "
-            f"returned the very same pixels of so many: {kept} (each kind below){real}. Not promised."
-        )
     else:
-        text = (
-            "decode(encode(image)) returned the very same pixels of every image that was tried: "
-            f"{'; '.join(_counts(tried))}. "
-        )
+        text = f"decode(encode(image)) returned the very same pixels for so many of the tried images: {counts}. "
+    if promised:
         text += (
             "Promised for images like the real ones, of float32 files, within one runtime that computes in float32; an "
             "image that no camera takes can be lost."
-            if promised
-            else f"Not promised for others: alpha is {alpha:g}, with which scales have no lower bound."
         )
+    elif lost:
+        text += f"Not promised: images were lost, of the kinds {', '.join(lost)}."
+    elif tried:
+        text += f"Not promised for others: alpha is {alpha:g}, with which scales have no lower bound."
     if n_bits < 8:
         text += f" Images are those whose pixels are multiples of {256 // 2**n_bits}."
     for name, entry in formats.items():
         if "round_trip" not in entry:
-            text += f" {name}: {_page_checks(entry)}."
+            text += f" {name}: {_list_page_checks(entry)}."
         elif tried and not entry["round_trip"]:
             text += f" {name}: not tried, since its endpoints do not both encode and decode."
     return {"promised": promised, "meaning": text}
 
 
-def _counts(tried: Mapping[str, Any]) -> list[str]:
-    """How many images of each kind were tried, and by which formats, those together that tried as many."""
-    formats: dict[str, list[str]] = {}
-    for name, trips in tried.items():
-        said = ", ".join(f"{trip['images']} {kind}" for kind, trip in trips.items())
-        formats.setdefault(said, []).append(name)
-    return [f"{said} by {', '.join(names)}" for said, names in formats.items()]
-
-
-def _of_the_model(trip: Mapping[str, int]) -> str:
-    """What the model itself does with images of which it loses some, or might, where the gate asked it."""
-    if trip.get("model", trip["images"]) == trip["images"]:
-        return ""
-    return f" (the model itself gives back {trip['model_gives_back']}, surely keeps {trip['model']})"
-
-
-def _page_checks(entry: Mapping[str, Any]) -> str:
+def _list_page_checks(entry: Mapping[str, Any]) -> str:
     checked = entry.get("checked", {})
     return "; ".join(f"{how}: {checked.get(key) or 'not run'}" for key, how in _PAGE_CHECKS.items())
 
 
-def merged(card: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """Returns a card of all that lies in the folder: also of what earlier exports put there and this one does not.
-
-    What was exported under another name or of another config is no format of this model: it is under "others".
-    """
+def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the formats in an export folder by its card, without those that were removed; {} for a damaged card."""
     try:
-        before = read_json(folder / JSON_NAME, 2**24)
-        there = {
+        formats = read_json(folder / JSON_NAME, 2**24)["formats"]
+        return {
             name: entry
-            for name, entry in {**before.get("others", {}), **before["formats"]}.items()
-            if name not in card["formats"] and all((folder / file).exists() for file in entry["files"])
+            for name, entry in formats.items()
+            if all(key in entry for key in (*_SAME, "run", "step"))
+            and all((folder / file).exists() for file in entry["files"])
         }
-        kept = {name: entry for name, entry in there.items() if all(entry.get(key) == card[key] for key in _SAME)}
-        others = {name: entry for name, entry in there.items() if name not in kept}
-        formats = {**kept, **card["formats"]}
-        exact = exactness(card["architecture"]["alpha"], card["architecture"]["n_bits"], formats)
-        named = _with_onnx(card["endpoints"], formats)
-        whole = {**card, "endpoints": named, "formats": formats, "exact": exact}
-        whole |= {"others": others} if others else {}
-        # What cannot be told was damaged.
-        card_text(whole)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def require_same_model(folder: pathlib.Path, formats: Sequence[str], about: Mapping[str, Any]) -> None:
+    """Raises UserError if an export folder holds another model of which files would stay beside the new ones.
+
+    Args:
+        folder: the export folder, which need not exist.
+        formats: that will be exported.
+        about: "name" and "config_sha256" of the model.
+    """
+    for name, entry in _read_formats(folder).items():
+        if entry["name"] != about["name"] or (name not in formats and entry["config_sha256"] != about["config_sha256"]):
+            raise UserError(
+                f"{folder} holds the format {name} of another model, exported as {entry['name']} from run "
+                f"{entry['run']}, step {entry['step']}; choose another --to, or remove {', '.join(entry['files'])}"
+            )
+
+
+def merge_earlier_formats(card: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """Returns a card that also describes the formats that earlier exports of the same model left in the folder."""
+    formats = {**_read_formats(folder), **card["formats"]}
+    exact = judge_exactness(card["architecture"]["alpha"], card["architecture"]["n_bits"], formats)
+    whole = {**card, "endpoints": _name_files(card["endpoints"], formats), "formats": formats, "exact": exact}
+    try:
+        render_card(whole)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # An entry of the earlier card is damaged.
         return dict(card)
     return whole
 
@@ -198,8 +199,8 @@ def _machine() -> str:
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}"
 
 
-def card_text(card: Mapping[str, Any]) -> str:
-    """Returns the card for readers, as Markdown."""
+def render_card(card: Mapping[str, Any]) -> str:
+    """Returns the card as Markdown."""
     architecture, shape = card["architecture"], card["architecture"]["image_shape"]
     latent_dim = architecture["latent_dim"]
     rows = {
@@ -212,14 +213,14 @@ def card_text(card: Mapping[str, Any]) -> str:
             if architecture.get("dequantization") == "flow"
             else ""
         )
-        + _labels(architecture),
+        + _describe_labels(architecture),
         "weights": f"run {card['run']}, step {card['step']}" + (", averaged" if card["averaged"] == "true" else ""),
         "trained on": card["data"]["source"],
         "rights in the images": card["data"]["licence"],
-        "bits per dimension": _bits(card["bits_per_dim"]),
+        "bits per dimension": _describe_bits(card["bits_per_dim"]),
         "exactness": card["exact"]["meaning"],
-        "images": f"turned upright as their EXIF data say, {_kept(shape)}, cropped to the {card['crop']}, resized to "
-        f"{_sides(shape)} {card['resize']}",
+        "images": f"turned upright as their EXIF data say, {_describe_colours(shape)}, cropped to the {card['crop']}, "
+        f"resized to {_sides(shape)} {card['resize']}",
         "checked": f"on {card['checked']['real_images']}; {card['checked']['machine']}",
     }
     lines = [
@@ -238,18 +239,10 @@ def card_text(card: Mapping[str, Any]) -> str:
         lines.append(f"| `{name}` | {takes} | {returns} | {endpoint['onnx'] or ''} |")
     lines += ["", "## Measured before publication", ""]
     for name, entry in card["formats"].items():
-        lines += _measured(name, entry)
-    for name, entry in card.get("others", {}).items():
-        lines += [
-            f"### {name}, of another model",
-            "",
-            f"From run {entry['run']}, step {entry['step']}, exported as {entry.get('name', 'what is not known')}: "
-            f"{', '.join(entry['files'])}. What this card promises and calls is not of these files.",
-            "",
-        ]
+        lines += _list_figures(name, entry)
     lines += ["## To be exact", "", "Each runtime must compute in float32:", ""]
     lines += [f"- {line}" for line in _EXACT_RUNTIMES]
-    lines += ["", "## Calling it", "", *_calls(card)]
+    lines += ["", "## Calling it", "", *_list_calls(card)]
     return "\n".join(lines) + "\n"
 
 
@@ -261,14 +254,14 @@ def _channels(shape: Shape) -> str:
     return describe_channels(shape[-1]) if shape[-1] in PILLOW_MODES else f"with {describe_channels(shape[-1])}"
 
 
-def _kept(shape: Shape) -> str:
-    """What becomes of the colours and of the transparency of an image file."""
-    said = describe_channels(shape[-1])
-    return f"{said} without transparency" if shape[-1] in PILLOW_MODES else f"with exactly {said}"
+def _describe_colours(shape: Shape) -> str:
+    """Returns what becomes of the colours and of the transparency of an image file."""
+    named = describe_channels(shape[-1])
+    return f"{named} without transparency" if shape[-1] in PILLOW_MODES else f"with exactly {named}"
 
 
-def _labels(architecture: Mapping[str, Any]) -> str:
-    """What is said of the labels that a model knows; "" of one that knows none."""
+def _describe_labels(architecture: Mapping[str, Any]) -> str:
+    """Returns a description of the labels that a model knows; "" for one that knows none."""
     names = architecture.get("labels") or []
     if not names:
         return ""
@@ -276,7 +269,7 @@ def _labels(architecture: Mapping[str, Any]) -> str:
     return f"; {len(names)} labels, {what}: {', '.join(f'{number} {name}' for number, name in enumerate(names))}"
 
 
-def _bits(bits: Mapping[str, Any] | None) -> str:
+def _describe_bits(bits: Mapping[str, Any] | None) -> str:
     if not bits:
         return "not recorded for these weights"
     parts = []
@@ -291,68 +284,70 @@ def _array(array: Mapping[str, Any]) -> str:
     return f"{array['name']} {array['dtype']} [{', '.join(map(str, array['shape']))}]"
 
 
-def _measured(name: str, entry: Mapping[str, Any]) -> list[str]:
+def _list_figures(name: str, entry: Mapping[str, Any]) -> list[str]:
+    """Returns the figures of a format in lines of Markdown."""
     lines = [f"### {name}", "", f"From run {entry['run']}, step {entry['step']}: {', '.join(entry['files'])}", ""]
     if "signatures" in entry:
         lines += [f"Signatures: {', '.join(entry['signatures'])}", ""]
     if "parity" not in entry:
-        return [*lines, f"Checked {_page_checks(entry)}.", ""]
+        return [*lines, f"Checked {_list_page_checks(entry)}.", ""]
     lines += ["| endpoint | output | largest difference from the Keras model | mean |", "| --- | --- | --- | --- |"]
     for endpoint, outputs in entry["parity"].items():
         for output, figures in outputs.items():
             if "differing" in figures:
-                unit = f" levels, {figures['differing']:.4%} of subpixels differ"
-                lines.append(f"| {endpoint} | {output} | {figures['max']:.0f}{unit} | {figures['mean']:.2g} levels |")
+                most = f"{figures['max']:.0f} of 255, {figures['differing']:.4%} of subpixels differ"
+                lines.append(f"| {endpoint} | {output} | {most} | {figures['mean']:.2g} of 255 |")
             else:
                 lines.append(
                     f"| {endpoint} | {output} | {figures['max']:.1e} of the largest value | {figures['mean']:.1e} |"
                 )
-    trips = ", ".join(
-        f"{kind} {e['identical']} of {e['images']}{_of_the_model(e)}" for kind, e in entry["round_trip"].items()
-    )
-    said = f"Images identical after encode and decode through these files alone: {trips}."
-    if any(map(_of_the_model, entry["round_trip"].values())):
-        said += " Surely kept is what comes back also from codes moved by a millionth; the rest the files may lose."
-    lines += ["", *([said, ""] if trips else [])]
-    if "client" in entry:
-        calls = ", ".join(f"`{name}`" for name in entry["client"] if " " not in name)
-        lines += [f"{calls} of `client.py` answered alike in a process of its own.", ""]
-    times = [
-        f"{endpoint} {', '.join(f'{ms:.3g} ms at batch {batch}' for batch, ms in batches.items())}"
-        for endpoint, batches in entry["latency_ms"].items()
-    ]
-    lines += [f"Median time of a call: {'; '.join(times)}.", ""] if times else []
-    return lines
+    trips = []
+    for kind, counts in entry["round_trip"].items():
+        own = "" if counts["model"] == counts["images"] else f" (the Keras model keeps {counts['model']})"
+        trips.append(f"{kind} {counts['identical']} of {counts['images']}{own}")
+    identical = f"Images identical after encode and decode through these files alone: {', '.join(trips)}."
+    return [*lines, "", *([identical, ""] if trips else [])]
 
 
-def _calls(card: Mapping[str, Any]) -> list[str]:
-    """How to call the formats that are there, each a block that runs in the export's folder."""
-    name, formats = card["name"], card["formats"]
-    lines = []
-    for one in (file_format(kind) for kind in FILE_FORMATS if kind in formats):
-        lines += one.calls(card["endpoints"])
-    if "savedmodel" in formats:
-        signature = formats["savedmodel"].get("signatures", ["encode"])[0]
-        values = ", ".join(map(_example, card["endpoints"][signature]["inputs"]))
-        lines += [
-            "curl, with TensorFlow Serving (`docker compose up` in this folder):",
-            "",
-            "```sh",
-            f'python3 -c \'import json; print(json.dumps({{"signature_name": "{signature}", '
-            f'"instances": [{{{values}}}]}}))\' |',
-            f"    curl --data @- http://localhost:8501/v1/models/{name}:predict",
-            "```",
-            "",
-        ]
-    if "web" in formats:
-        size = f"{formats['web']['bytes'] / 1e6:.1f} MB"
-        lines += [f"A browser, at http://localhost:8000 (`web/` is {size}):", ""]
-        lines += ["```sh", "python3 -m http.server -d web", "```", ""]
-    return lines[:-1]
+def _list_calls(card: Mapping[str, Any]) -> list[str]:
+    """Returns how to call each format that is there, in blocks that run in the export's folder."""
+    formats, encode, decode = card["formats"], card["endpoints"]["encode"], card["endpoints"]["decode"]
+    inputs, codes = ([array["name"] for array in one["inputs"]] for one in (encode, decode))
+    black = [(array["name"], _zeros(array)) for array in encode["inputs"]]
+    signature = formats.get("savedmodel", {}).get("signatures", ["encode"])[0]
+    values = {
+        "name": card["name"],
+        "inputs": ", ".join(inputs),
+        "codes": ", ".join(codes),
+        "assign_inputs": "\n".join(f"{name} = {value}" for name, value in black),
+        "assign_codes": ", ".join(codes) if len(codes) > 1 else f"({codes[0]},)",
+        "feed_inputs": "{" + ", ".join(f'"{name}": {name}' for name in inputs) + "}",
+        "feed_codes": "{" + ", ".join(f'"{name}": {name}' for name in codes) + "}",
+        "js_assign_inputs": "\n".join(f"const {one['name']} = {_js_tensor(one)};" for one in encode["inputs"]),
+        "keyword_inputs": ", ".join(f"{name}={value}" for name, value in black),
+        "keyword_codes": ", ".join(f'{name}=codes["{name}"]' for name in codes),
+        "signature": signature,
+        "json_inputs": ", ".join(map(_json_zeros, card["endpoints"][signature]["inputs"])),
+        "megabytes": f"{formats.get('web', {}).get('bytes', 0) / 1e6:.1f}",
+    }
+    templates = [(_CALLS / f"{name}.md").read_text(encoding="utf-8") for name in _CALLED if name in formats]
+    return "\n".join(string.Template(template).substitute(values) for template in templates).splitlines()
 
 
-def _example(array: Mapping[str, Any]) -> str:
-    """A value of an input in Python, without the batch: black, or zero."""
+def _zeros(array: Mapping[str, Any]) -> str:
+    """Returns an input of zeros for one image, in Python."""
+    sizes = ", ".join(map(str, [1, *array["shape"][1:]]))
+    return f"np.zeros(({sizes}{',' if len(array['shape']) == 1 else ''}), np.{array['dtype']})"
+
+
+def _js_tensor(array: Mapping[str, Any]) -> str:
+    """Returns an input of zeros for one image, in JavaScript."""
+    sizes, kind = [1, *array["shape"][1:]], array["dtype"]
+    return f'new ort.Tensor("{kind}", new {kind.capitalize()}Array({math.prod(sizes)}), {sizes})'
+
+
+def _json_zeros(array: Mapping[str, Any]) -> str:
+    """Returns an input of zeros without the batch, as Python that makes JSON of it."""
     value = "0.0" if array["dtype"] == "float32" else "0"
     for size in reversed(array["shape"][1:]):
         value = f"[{value}] * {size}"

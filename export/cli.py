@@ -7,7 +7,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from export.formats.file_formats import FILE_FORMATS
+from export.export_config import FORMATS, ExportConfig
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.extras import require
 from tfdecouple.runtime.process import given_arguments, run_program, start_tensorflow
@@ -35,14 +35,14 @@ put in place. The same command again adds the next version of the SavedModel.
 
 _EPILOG = f"""\
 exit status:
-  0 published, or verified   2 a mistake in the command or a full disk, said in one line
+  0 published, or verified   2 a mistake in the command or a full disk, named in one line
   {EXIT_REFUSED} a file did not pass its check, nothing published; with --verify, something is changed or wrong
   130 interrupted, nothing published
 """
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m export") -> int:
-    """`python -m export`, which `tfdecouple export` calls with its own name."""
+    """Runs `python -m export`, or `tfdecouple export` by its own name; returns the exit status."""
     return run_program(lambda: _export(arguments, prog))
 
 
@@ -55,7 +55,9 @@ def export_parser(prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--run", metavar="RUN", help=f"run folder; or weights that were trained already: {DEFAULT}, or {HUB}OWNER/NAME"
+        "--run",
+        metavar="RUN",
+        help=f"run folder; or bundled weights such as {DEFAULT}; or published ones, {HUB}OWNER/NAME",
     )
     parser.add_argument("--to", metavar="DIR", type=pathlib.Path, help="export folder")
     parser.add_argument(
@@ -72,7 +74,7 @@ def export_parser(prog: str) -> argparse.ArgumentParser:
         nargs="+",
         metavar="NAME",
         default=["savedmodel", "onnx"],
-        help=f"savedmodel, {', '.join(FILE_FORMATS)}, web; default savedmodel and onnx",
+        help=f"{', '.join(FORMATS)}; default savedmodel and onnx",
     )
     parser.add_argument(
         "--endpoints", nargs="+", metavar="NAME", default=[], help="signatures of the SavedModel; default all"
@@ -80,7 +82,7 @@ def export_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", metavar="N", type=int, help="version of the SavedModel; default the next free number"
     )
-    parser.add_argument("--name", metavar="NAME", help="of the model; default the name of the run folder")
+    parser.add_argument("--name", metavar="NAME", help="name of the model; default the name of the run folder")
     parser.add_argument(
         "--web-runtime",
         metavar="DIR",
@@ -109,50 +111,54 @@ def _export(arguments: Sequence[str] | None, prog: str) -> int:
         parser.error("--run and --to are needed, or --verify")
 
     start_tensorflow()
-    from export.manifest import NAME, file_digest
-    from export.pipeline import Request, export
-    from export.verification.gate import RefusedError
+    from export.manifest import NAME, digest_file
+    from export.pipeline import export
+    from export.verification.comparison import RefusedError
 
-    request = Request(
-        run=options.run,
-        to=options.to,
-        formats=tuple(dict.fromkeys(options.format)),
-        endpoints=tuple(options.endpoints),
-        version=options.version,
-        name=options.name,
-        web_runtime=options.web_runtime,
-        web_gpu=options.web_gpu,
-    )
     try:
-        published = export(request, lambda text: print(text, flush=True))
+        config = ExportConfig(
+            run=options.run,
+            to=options.to,
+            formats=tuple(dict.fromkeys(options.format)),
+            endpoints=tuple(options.endpoints),
+            version=options.version,
+            name=options.name,
+            web_runtime=options.web_runtime,
+            web_gpu=options.web_gpu,
+        )
+        published = export(config, _print)
     except RefusedError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_REFUSED
     print()
     for path in published:
         print(path)
-    digest = file_digest(options.to / NAME).sha256
+    digest = digest_file(options.to / NAME).sha256
     print(f"\n{NAME} has the SHA-256 {digest}; keep it elsewhere, for --verify DIR --expect DIGEST")
     return 0
 
 
 def _verify(folder: pathlib.Path, expected: str | None) -> int:
     from export import manifest
-    from export.verification.gate import listed
-    from export.verification.verify import verify
+    from export.verification.comparison import join_problems
+    from export.verification.verify import verify_folder
 
     manifest.load(folder)
-    found = manifest.file_digest(folder / manifest.NAME).sha256
-    if expected is not None and found != expected.lower():
-        print(f"error: {folder / manifest.NAME} has the SHA-256 {found}; expected {expected}", file=sys.stderr)
+    digest = manifest.digest_file(folder / manifest.NAME).sha256
+    if expected is not None and digest != expected.lower():
+        print(f"error: {folder / manifest.NAME} has the SHA-256 {digest}; expected {expected}", file=sys.stderr)
         return EXIT_REFUSED
-    problems, unchecked = verify(folder, lambda text: print(text, flush=True))
-    print(f"{manifest.NAME} has the SHA-256 {found}", flush=True)
+    problems, not_compared = verify_folder(folder, _print)
+    _print(f"{manifest.NAME} has the SHA-256 {digest}")
     if problems:
-        print(f"error: {folder} is not as it was exported: {listed(problems)}", file=sys.stderr)
+        print(f"error: {folder} is not as it was exported: {join_problems(problems)}", file=sys.stderr)
         return EXIT_REFUSED
-    if unchecked:
-        print(f"{folder} is as it was exported; answers were not checked of {', '.join(unchecked)}")
-        return 0
-    print(f"{folder} is as it was exported, and answers as the model did")
+    answers = (
+        f"; answers were not checked of {', '.join(not_compared)}" if not_compared else ", and answers as the model did"
+    )
+    print(f"{folder} is as it was exported{answers}")
     return 0
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)

@@ -24,13 +24,13 @@ import numpy as np
 import onnxruntime
 
 FOLDER = pathlib.Path(__file__).parent
-MODES = {1: "L", 3: "RGB"}  # What Pillow makes of any picture file, by the number of channels.
-# Formats for which Pillow starts no other program, and pixels that a file may have: a small one can claim any number.
+MODES = {1: "L", 3: "RGB"}  # The mode that Pillow converts any picture file to, by the number of channels.
+# The formats for which Pillow starts no other program; and the most pixels, of which a small file can claim any number.
 FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**27
 
 
 class Model:
-    """An export of images of `shape`, (height, width, channels); `size` is the height. `batch` images run at once."""
+    """The ONNX files of a folder, for images of `shape`, (height, width, channels); `batch` images run at once."""
 
     def __init__(self, folder=FOLDER, providers=("CPUExecutionProvider",), batch=16):
         inner = pathlib.Path(folder, "onnx")
@@ -47,7 +47,7 @@ class Model:
         return onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), providers=list(self.providers))
 
     def _run(self, session, given):
-        """Returns the outputs by name, some rows at a time; one row of an input stands for all."""
+        """Returns the outputs by name, computed some rows at a time; a single row of an input stands for all rows."""
         names, count = [output.name for output in session.get_outputs()], max(map(len, given.values()))
         parts = [
             session.run(names, {k: a if len(a) == 1 else a[start : start + self.batch] for k, a in given.items()})
@@ -56,7 +56,7 @@ class Model:
         return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
     def encode(self, images, labels=None):
-        """Returns {"z", "v"} of uint8 `[n, *shape]`; of a model without z only v. Some need labels `[n]`."""
+        """Returns the codes {"z", "v"} of images, uint8 `[n, *shape]`; v alone without z. Some models need labels."""
         given = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
         return self._run(self.encoder, given)
 
@@ -65,7 +65,7 @@ class Model:
         return self._run(self.decoder, codes)["images"]
 
     def sample(self, count=1, temperature=0.7, labels=None, seed=None):
-        """Returns new images, uint8 `[count, *shape]`; the same again by the same seed. It needs sampler.onnx."""
+        """Returns new images, uint8 `[count, *shape]`, the same for the same seed; needs sampler.onnx."""
         sampler, rng = self._open("sampler"), np.random.default_rng(seed)
         shapes = {array.name: (count, *array.shape[1:]) for array in sampler.get_inputs()}
         if "labels" in shapes and labels is None:
@@ -82,7 +82,7 @@ class Model:
         return self.decode(z=a["z"], v=b["v"]), self.decode(z=b["z"], v=a["v"])
 
     def fit(self, picture):
-        """Returns the centre of a picture in the model's shape, to the byte as training made it."""
+        """Returns the centre of a picture in the model's shape, cropped and resized to the byte as in training."""
         (height, width, _), (rows_as, columns_as, _) = picture.shape, self.shape
         rows = min(height, max(width * rows_as // columns_as, 1))
         columns = min(width, max(height * columns_as // rows_as, 1))
@@ -111,7 +111,7 @@ def _resized(pixels, size, axis):
 
 
 def known_images(height, width, channels):
-    """Returns 16 images of smooth colour waves, 2 of large ones, uint8, the same for every client and machine."""
+    """Returns 16 images of smooth colour waves, or 2 large ones, uint8, the same for every client and machine."""
     longer = max(height, width)
     number, y, x, channel = np.ogrid[: 16 if longer <= 128 else 2, :height, :width, :channels]
     phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // longer + 85 * channel
@@ -122,7 +122,7 @@ def read_picture(path, channels):
     """Returns the pixels of a file as training reads them, upright, uint8 [height, width, channels]."""
     from PIL import Image, ImageOps
 
-    if not os.path.isfile(path):  # A pipe would be waited for without an end.
+    if not os.path.isfile(path):  # Reading a pipe could wait without an end.
         raise ValueError("it is no regular file")
     with Image.open(path, formats=FORMATS) as file:
         if file.width * file.height > MOST_PIXELS:
@@ -136,48 +136,48 @@ def read_picture(path, channels):
     return np.asarray(image.convert(MODES[channels])).reshape(image.height, image.width, channels)
 
 
-def _refused(text):
+def _fail(text):
     print(f"error: {text}", file=sys.stderr)
-    return 2  # 1 says that images are lost.
+    return 2  # Status 1 is for lost images.
 
 
-def _line(error):
+def _one_line(error):
     return " ".join(str(error).split())
 
 
 def main(arguments=None):
-    """The command line: two picture files, --sample, or --check."""
+    """Runs the command line: two picture files, --sample, or --check; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: sys.exit(_refused(message))  # type: ignore[method-assign]
+    parser.error = lambda message: sys.exit(_fail(message))  # type: ignore[method-assign]
     parser.add_argument("paths", nargs="*", metavar="PICTURE")
     parser.add_argument("--sample", type=int, metavar="N", help="draw so many images")
     parser.add_argument("--check", action="store_true", help="encode and decode known images; status 1: some are lost")
     options = parser.parse_args(arguments)
     paths, count = options.paths, options.sample
     if (len(paths) > 1 or count is not None) if options.check else len(paths) != (2 if count is None else 0):
-        return _refused("give two picture files, --sample N, or --check and at most a folder")
+        return _fail("give two picture files, --sample N, or --check and at most a folder")
     if count is not None and count < 1:
-        return _refused(f"--sample is {count}; it must be at least 1")
+        return _fail(f"--sample is {count}; it must be at least 1")
     folder = paths[0] if options.check and paths else FOLDER
     try:
         model = Model(folder)
     except Exception as error:  # ONNX Runtime raises nearly anything where a file is missing or damaged.
-        return _refused(f"cannot open encoder.onnx and decoder.onnx of an export in {folder}: {_line(error)}")
+        return _fail(f"cannot open encoder.onnx and decoder.onnx of an export in {folder}: {_one_line(error)}")
     if options.check:
         return _check(model)
     if model.shape[-1] not in MODES:
-        return _refused(f"files have no {model.shape[-1]} channels here; call Model in a program")
+        return _fail(f"files have no {model.shape[-1]} channels here; call Model in a program")
     try:
         from PIL import Image
     except ImportError as error:
-        return _refused(f"picture files need Pillow (pip install pillow): {_line(error)}")
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # FORMATS and MOST_PIXELS say what is read.
+        return _fail(f"picture files need Pillow (pip install pillow): {_one_line(error)}")
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # FORMATS and MOST_PIXELS limit what is read.
     if count is None:
         return _switch(model, paths)
     try:
         drawn = model.sample(count)
-    except Exception as error:  # As above; or labels are missing.
-        return _refused(f"cannot draw with sampler.onnx in {model.folder}: {_line(error)}")
+    except Exception as error:  # The file is missing or damaged, or labels are missing.
+        return _fail(f"cannot draw with sampler.onnx in {model.folder}: {_one_line(error)}")
     return _write({"samples.png": (np.concatenate(drawn, 1), f"{count} new images")})
 
 
@@ -186,26 +186,26 @@ def _check(model):
     try:
         codes = model.encode(images, np.zeros(len(images)))
         lost = np.flatnonzero((model.decode(**codes) != images).any((1, 2, 3))).tolist()
-    except Exception as error:  # Such as at an encoder and a decoder of different exports.
-        return _refused(f"cannot encode and decode with the files in {model.folder}: {_line(error)}")
-    said = f"; lost: {', '.join(map(str, lost))}" if lost else ""
-    print(f"{len(images) - len(lost)} of {len(images)} known images come back exactly{said}")
+    except Exception as error:  # Encoder and decoder may be of different exports.
+        return _fail(f"cannot encode and decode with the files in {model.folder}: {_one_line(error)}")
+    numbers = f"; lost: {', '.join(map(str, lost))}" if lost else ""
+    print(f"{len(images) - len(lost)} of {len(images)} known images come back exactly{numbers}")
     return int(bool(lost))
 
 
 def _switch(model, paths):
     if model.needs_labels or "z" not in [output.name for output in model.encoder.get_outputs()]:
-        return _refused("this model needs labels, or has no z to switch; call Model in a program")
+        return _fail("this model needs labels, or has no z to switch; call Model in a program")
     pictures = []
     for path in paths:
         try:
             pictures.append(model.fit(read_picture(path, model.shape[-1]))[None])
         except Exception as error:  # Pillow raises nearly anything at a damaged file.
-            return _refused(f"cannot read {path}: {_line(error)}")
+            return _fail(f"cannot read {path}: {_one_line(error)}")
     try:
         (ab,), (ba,) = model.switch(*pictures)
-    except Exception as error:  # Likewise.
-        return _refused(f"cannot encode and decode with the files in {model.folder}: {_line(error)}")
+    except Exception as error:  # Encoder and decoder may be of different exports.
+        return _fail(f"cannot encode and decode with the files in {model.folder}: {_one_line(error)}")
     a, b = paths
     return _write({"ab.png": (ab, f"z of {a}, v of {b}"), "ba.png": (ba, f"z of {b}, v of {a}")})
 
@@ -213,12 +213,12 @@ def _switch(model, paths):
 def _write(pictures):
     from PIL import Image
 
-    for name, (pixels, said) in pictures.items():
+    for name, (pixels, description) in pictures.items():
         try:
             Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(name)
         except OSError as error:
-            return _refused(f"cannot write {name}: {_line(error)}")
-        print(f"{name}: {said}")
+            return _fail(f"cannot write {name}: {_one_line(error)}")
+        print(f"{name}: {description}")
     return 0
 
 

@@ -1,15 +1,16 @@
-"""What an export offers: what an endpoint is, and the one registry of all.
+"""The endpoints of an export: the class, and the one registry of all endpoints.
 
-The one file to edit for a new endpoint: the function that builds its graph, the one that asks the Keras model for the
-right answer, and the `Endpoint` in `endpoints`. Signature, warm-up request, ONNX file, check, card and documentation
-walk these. Nothing here needs TensorFlow before a graph is built.
+This is the one file to edit for a new endpoint: the function that builds its graph, the one that asks the Keras model
+for the right answer, and the `Endpoint` in `endpoints`. Signature, warm-up request, ONNX file, verification, card and
+documentation follow. Nothing here needs TensorFlow before a graph is built.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,15 +25,13 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "tf.Tensor"]
 Arrays = dict[str, np.ndarray]
-# By outputs: `Floats` or `Pixels` of `export.verification.tolerance`, as `Reference` returns them.
-Answers = dict[str, Any]
-# z, None without it, and v.
-Codes = tuple[np.ndarray | None, np.ndarray]
+# `export.verification.keras_answers.KerasAnswers`, which stands above this module.
+KerasAnswers = Any
 
-# What inputs can hold, beside scalars of a range.
+# What an input can hold, beside scalars of a range.
 IMAGE, GLOBAL_CODE, LOCAL_CODE, NORMAL, UNIFORM = "image", "global code", "local code", "normal noise", "uniform noise"
 LABEL = "label"
-# The ends between which the temperatures lie at which samples are compared.
+# The temperatures at which samples are compared lie between these two.
 TEMPERATURES = (0.1, 1.0)
 
 
@@ -45,10 +44,12 @@ class Array:
         dtype: "uint8", "float32" or "int32".
         shape: without the batch axis, which always comes first.
         meaning: a few words for the card.
-        holds: what an input is given: `IMAGE`, `GLOBAL_CODE`, `LOCAL_CODE`, `NORMAL`, `UNIFORM`, `LABEL`, or the two
+        holds: the content of an input: `IMAGE`, `GLOBAL_CODE`, `LOCAL_CODE`, `NORMAL`, `UNIFORM`, `LABEL`, or the two
             ends of a range for a scalar.
-        example: a plain value of a scalar.
+        example: a usual value of a scalar.
         labels: the first label and the one after the last.
+        scale: of an output of floats, the magnitude of the numbers that it is summed from, to which rounding is
+            relative.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Array:
     holds: str | tuple[float, ...] = NORMAL
     example: float = 0.0
     labels: tuple[int, int] = (0, 0)
+    scale: float = 1.0
 
     def spec(self) -> tf.TensorSpec:
         """Returns the specification for TensorFlow, batch free."""
@@ -65,77 +67,28 @@ class Array:
 
         return tf.TensorSpec((None, *self.shape), self.dtype, self.name)
 
-    def plain(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """Returns plain values for JSON; the batch axis is the word "batch"."""
         return {"name": self.name, "dtype": self.dtype, "shape": ["batch", *self.shape], "meaning": self.meaning}
 
-    def plausible(self, rng: np.random.Generator) -> np.ndarray:
-        """Returns one plausible value, batch 1: extreme ones could take paths, or overflow, that no request would."""
-        shape = (1, *self.shape)
+    def make_example(self, rng: np.random.Generator) -> np.ndarray:
+        """Returns a usual value, batch 1: an extreme one could overflow, or take a path that no request takes."""
         if not isinstance(self.holds, str):
-            return np.full(shape, self.example, self.dtype)
+            return np.full((1, *self.shape), self.example, self.dtype)
         if self.holds == IMAGE:
-            return rng.integers(96, 160, shape, dtype=np.uint8)
-        return self.drawn(rng, 1)
+            return rng.integers(96, 160, (1, *self.shape), dtype=np.uint8)
+        return self.draw(rng, 1)
 
-    def drawn(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Returns noise, labels in turn, or a scalar from one end of its range to the other, for so many images."""
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Returns for `count` images noise, labels in turn, or a scalar from one end of its range to the other."""
         if not isinstance(self.holds, str):
-            first, last = self.holds
-            return np.linspace(first, last, count, dtype=np.float32)
+            return np.linspace(*self.holds, count, dtype=np.float32)
         if self.holds == LABEL:
             first, end = self.labels
             return (first + np.arange(count) % (end - first)).astype(np.int32)
         if self.holds == UNIFORM:
             return rng.random((count, *self.shape), np.float32)
         return rng.standard_normal((count, *self.shape), np.float32)
-
-
-class Reference(Protocol):
-    """What an endpoint's `answer` may ask of the Keras model; arrays have the batch first, z is None without it.
-
-    Each question is asked with the inputs given and with inputs moved a little, so that an answer comes with the
-    measure of what a file may differ by. What was asked before is not asked again.
-    """
-
-    def codes(self, images: np.ndarray, labels: np.ndarray | None = None) -> list[Codes]:
-        """Returns z and v of images, and after them those of the images moved, in all what `decode` takes.
-
-        They are no answers themselves. Where z is a function of the label, labels that are not given are all in turn.
-        """
-
-    def encode(self, images: np.ndarray, labels: np.ndarray | None = None) -> dict[str, Any]:
-        """Returns the answers "z", "z_log_variance" (both only with z, the second with an encoder) and "v"."""
-
-    def decode(self, codes: Codes, *moved: Codes) -> Any:
-        """Returns the answer in pixels to codes; where they are computed from images, with those of moved images."""
-
-    def score(
-        self,
-        images: np.ndarray,
-        z_noise: np.ndarray | None,
-        u_noise: np.ndarray,
-        labels: np.ndarray | None = None,
-    ) -> Answers:
-        """Returns the answers of `OutlierScores`, "bits_per_dim" and others, by name."""
-
-    def classify(self, images: np.ndarray) -> Any:
-        """Returns the answer of log p(y|x) of each label."""
-
-    def z_from_noise(self, noise: np.ndarray | None, labels: np.ndarray | None = None) -> np.ndarray | None:
-        """Returns the z of noise of the prior, and of labels, where the model knows them."""
-
-    def drawn(self, count: int) -> Arrays:
-        """Returns "v_noise" and "temperature" of so many samples, and "z_noise" and "labels" where they have a part.
-
-        Half of them become images whose every value lies beside the border of two levels. What decodes images hides
-        errors below half a level, since codes of images lie in the middle of their bins; the rounding of these shows an
-        error of a thousandth of a level.
-        """
-
-
-def _as_given(name: str, reference: Reference, inputs: Arrays) -> dict[str, Arrays]:
-    return {name: inputs}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,12 +101,10 @@ class Endpoint:
         inputs: in order; each has the batch as its first axis.
         outputs: in order.
         build: given the deployed model and the inputs by name, returns the outputs by name.
-        answer: asks the Keras model what the outputs must be, by name; without it nothing could be published.
+        answer: given the Keras model's answers and the inputs by name, returns the right outputs by name: floats, and
+            for pixels the values behind them (`KerasAnswers.decode`). Without it nothing could be published.
         onnx: name of the ONNX file that offers the same, or None.
-        on_page: whether the web page runs that file.
         needs_z: whether a model without z lacks it.
-        cases: given the name, the reference and plain inputs, returns the inputs of each case that is tried, by the
-            name of the endpoint or "NAME of ..."; by default the plain ones alone.
     """
 
     name: str
@@ -161,11 +112,9 @@ class Endpoint:
     inputs: tuple[Array, ...]
     outputs: tuple[Array, ...]
     build: Callable[[DeployedModel, Tensors], dict[str, tf.Tensor]]
-    answer: Callable[[Reference, Arrays], Answers]
+    answer: Callable[[KerasAnswers, Arrays], Arrays]
     onnx: str | None = None
-    on_page: bool = False
     needs_z: bool = False
-    cases: Callable[[str, Reference, Arrays], dict[str, Arrays]] = _as_given
 
     def __post_init__(self) -> None:
         """Refuses names that a file could not tell apart."""
@@ -183,6 +132,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
     ['encode', 'decode', 'sample', 'score']
     """
     image, with_z = config.image_shape, config.has_latent
+    dimensions = math.prod(image)
 
     def picture(name: str, meaning: str) -> Array:
         return Array(name, "uint8", image, meaning, IMAGE)
@@ -190,8 +140,8 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
     def vector(name: str, meaning: str, holds: str = NORMAL) -> Array:
         return Array(name, "float32", (config.latent_dim,), meaning, holds)
 
-    def scalar(name: str, meaning: str, *ends: float, example: float = 0.0) -> Array:
-        return Array(name, "float32", (), meaning, ends, example)
+    def scalar(name: str, meaning: str, *ends: float, example: float = 0.0, scale: float = 1.0) -> Array:
+        return Array(name, "float32", (), meaning, ends, example, scale=scale)
 
     def label(name: str, needed: bool = True) -> Array:
         last = config.classes - 1
@@ -221,9 +171,8 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         inputs=(images, *labels),
         outputs=(*z, v),
         build=_encode,
-        answer=lambda reference, given: _only(reference.encode(given["images"], given.get("labels")), *z, v),
+        answer=_answer_encode,
         onnx="encoder",
-        on_page=True,
     )
     encode_global = Endpoint(
         name="encode_global",
@@ -240,10 +189,8 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         inputs=(*z, v),
         outputs=(images,),
         build=_decode,
-        answer=lambda reference, given: {"images": reference.decode((given.get("z"), given["v"]))},
+        answer=lambda model, given: {"images": model.decode(given.get("z"), given["v"])},
         onnx="decoder",
-        on_page=True,
-        cases=_cases_of_decode,
     )
     sample = Endpoint(
         name="sample",
@@ -253,8 +200,6 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         build=_sample,
         answer=_answer_sample,
         onnx="sampler",
-        on_page=True,
-        cases=_cases_of_sample,
     )
     switch = Endpoint(
         name="switch",
@@ -305,11 +250,16 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         outputs=(
             scalar("bits_per_dim", "lower is more probable"),
             *prior_nats,
-            scalar("shell", "standard deviations of |v| from its mean under the model"),
-            scalar("typicality", "root mean square of the same, by parts of the latents; about 1 under the model"),
+            # The rounding of one weight can make all of v longer, whose mean length is the root of its dimensions.
+            scalar("shell", "standard deviations of |v| from its mean under the model", scale=4 * dimensions**0.5),
+            scalar(
+                "typicality",
+                "root mean square of the same, by parts of the latents; about 1 under the model",
+                scale=4 * dimensions**0.5,
+            ),
         ),
         build=_score,
-        answer=lambda reference, given: reference.score(
+        answer=lambda model, given: model.score(
             given["images"], given.get("z_noise"), given["u_noise"], given.get("labels")
         ),
     )
@@ -317,9 +267,14 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         name="classify",
         summary="How probable each label is of images, by Bayes' rule.",
         inputs=(images,),
-        outputs=(Array("log_probabilities", "float32", (config.classes,), "log p(y|x) of each label y"),),
+        outputs=(
+            # Differences of densities of whole images, some nats a dimension.
+            Array(
+                "log_probabilities", "float32", (config.classes,), "log p(y|x) of each label y", scale=4 * dimensions
+            ),
+        ),
         build=_classify,
-        answer=lambda reference, given: {"log_probabilities": reference.classify(given["images"])},
+        answer=lambda model, given: {"log_probabilities": model.classify(given["images"])},
     )
     every = (
         encode,
@@ -342,11 +297,6 @@ def onnx_names(config: ModelConfig) -> dict[str, str]:
     return {one.name: one.onnx for one in endpoints(config) if one.onnx}
 
 
-def page_names(config: ModelConfig) -> dict[str, str]:
-    """Returns, of the names of the ONNX files, those that the web page runs."""
-    return {one.name: one.onnx for one in endpoints(config) if one.onnx and one.on_page}
-
-
 def endpoint(config: ModelConfig, name: str) -> Endpoint:
     """Returns the endpoint of that name."""
     return next(one for one in endpoints(config) if one.name == name)
@@ -355,76 +305,62 @@ def endpoint(config: ModelConfig, name: str) -> Endpoint:
 # --- graphs ---
 
 
-def _codes(
-    deployed: DeployedModel, images: tf.Tensor, labels: tf.Tensor | None = None
-) -> tuple[tf.Tensor | None, tf.Tensor]:
-    """Returns z and v of images, v in the layout of the graph."""
-    levels = deployed.levels_of(images)
-    z = deployed.code(levels, labels)
-    return z, deployed.flow.forward(deployed.flow_input(levels), z)
-
-
 def _encode(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    z, v = _codes(deployed, inputs["images"], inputs.get("labels"))
-    return {**({} if z is None else {"z": z}), "v": deployed.to_outside(v)}
+    z, v = deployed.codes(inputs["images"], inputs.get("labels"))
+    return {**({} if z is None else {"z": z}), "v": deployed.layout.leave(v)}
 
 
 def _encode_global(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    mean, log_variance = deployed.posterior(deployed.levels_of(inputs["images"]))
+    mean, log_variance = deployed.posterior(deployed.bins_of(inputs["images"]))
     return {"z_mean": mean, "z_log_variance": log_variance}
 
 
 def _decode(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    x = deployed.flow.inverse(deployed.to_inside(inputs["v"]), inputs.get("z"))
-    return {"images": deployed.pixels(x)}
+    return {"images": deployed.decode(inputs.get("z"), deployed.layout.enter(inputs["v"]))}
 
 
 def _sample(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     import tensorflow as tf
 
     z = deployed.z_from_noise(inputs.get("z_noise"), inputs.get("labels"))
-    with tf.name_scope("input/"):
-        v = tf.reshape(inputs["temperature"], [-1, 1, 1, 1]) * inputs["v_noise"]
-    return {"images": deployed.pixels(deployed.flow.inverse(deployed.to_inside(v), z))}
+    v = tf.reshape(inputs["temperature"], [-1, 1, 1, 1]) * inputs["v_noise"]
+    return {"images": deployed.decode(z, deployed.layout.enter(v))}
 
 
-def _both_codes(deployed: DeployedModel, inputs: Tensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+def _codes_of_both(deployed: DeployedModel, inputs: Tensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
     """Returns z and v of images_a and images_b, encoded as one batch."""
     import tensorflow as tf
 
-    # Stacked, not concatenated: batches of different sizes would be halved in the wrong place, and nobody would notice.
+    # Stacked, not concatenated: batches of different sizes would be halved in the wrong place without an error.
     pairs, labels = tf.stack([inputs["images_a"], inputs["images_b"]]), None
     if "labels_a" in inputs:
         labels = tf.reshape(tf.stack([inputs["labels_a"], inputs["labels_b"]]), [-1])
-    z, v = _codes(deployed, tf.reshape(pairs, [-1, *deployed.config.image_shape]), labels)
+    z, v = deployed.codes(tf.reshape(pairs, [-1, *deployed.config.image_shape]), labels)
     return tf.split(z, 2), tf.split(v, 2)
 
 
 def _switch(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     import tensorflow as tf
 
-    z, v = _both_codes(deployed, inputs)
-    images = deployed.pixels(deployed.flow.inverse(tf.concat([v[1], v[0]], 0), tf.concat(z, 0)))
-    images_ab, images_ba = tf.split(images, 2)
+    z, v = _codes_of_both(deployed, inputs)
+    images_ab, images_ba = tf.split(deployed.decode(tf.concat(z, 0), tf.concat([v[1], v[0]], 0)), 2)
     return {"images_ab": images_ab, "images_ba": images_ba}
 
 
 def _interpolate(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     import tensorflow as tf
 
-    z, v = _both_codes(deployed, inputs)
+    z, v = _codes_of_both(deployed, inputs)
     alpha, beta = tf.reshape(inputs["alpha"], [-1, 1]), tf.reshape(inputs["beta"], [-1, 1, 1, 1])
     # Both ends are exact: 1 * a + 0 * b is a, to the last bit.
-    mixed_z, mixed_v = (1 - alpha) * z[0] + alpha * z[1], (1 - beta) * v[0] + beta * v[1]
-    return {"images": deployed.pixels(deployed.flow.inverse(mixed_v, mixed_z))}
+    return {"images": deployed.decode((1 - alpha) * z[0] + alpha * z[1], (1 - beta) * v[0] + beta * v[1])}
 
 
 def _edit(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     import tensorflow as tf
 
-    z, v = _codes(deployed, inputs["images"], inputs.get("labels"))
-    step = tf.reshape(inputs["amount"], [-1, 1]) * inputs["direction"]
-    return {"edited": deployed.pixels(deployed.flow.inverse(v, z + step))}
+    z, v = deployed.codes(inputs["images"], inputs.get("labels"))
+    return {"edited": deployed.decode(z + tf.reshape(inputs["amount"], [-1, 1]) * inputs["direction"], v)}
 
 
 def _score(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
@@ -439,65 +375,36 @@ def _classify(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     return {"log_probabilities": label_log_probabilities(deployed, inputs["images"])}
 
 
-# --- what the Keras model answers ---
+# --- answers of the Keras model ---
 
 
-def _only(answers: Answers, *outputs: Array) -> Answers:
-    return {output.name: answers[output.name] for output in outputs}
+def _answer_encode(model: KerasAnswers, given: Arrays) -> Arrays:
+    z, _, v = model.encode(given["images"], given.get("labels"))
+    return {"v": v} if z is None else {"z": z, "v": v}
 
 
-def _answer_encode_global(reference: Reference, given: Arrays) -> Answers:
-    answers = reference.encode(given["images"])
-    return {"z_mean": answers["z"], "z_log_variance": answers["z_log_variance"]}
+def _answer_encode_global(model: KerasAnswers, given: Arrays) -> Arrays:
+    z, z_log_variance, _ = model.encode(given["images"])
+    assert z is not None and z_log_variance is not None
+    return {"z_mean": z, "z_log_variance": z_log_variance}
 
 
-def _cases_of_decode(name: str, reference: Reference, given: Arrays) -> dict[str, Arrays]:
-    """Codes of images; and the codes of samples, which are asked for once with these."""
-    z, v = _codes_of_sample(reference, reference.drawn(len(given["v"])))
-    drawn = {"v": v} if z is None else {"z": z, "v": v}
-    return {name: given, f"{name} of drawn codes": drawn}
+def _answer_sample(model: KerasAnswers, given: Arrays) -> Arrays:
+    z = model.z_from_noise(given.get("z_noise"), given.get("labels"))
+    return {"images": model.decode(z, given["temperature"][:, None, None, None] * given["v_noise"])}
 
 
-def _cases_of_sample(name: str, reference: Reference, given: Arrays) -> dict[str, Arrays]:
-    """The noise that the reference draws, in place of any."""
-    drawn = reference.drawn(len(given["v_noise"]))
-    return {name: {key: drawn[key] for key in given}}
+def _answer_switch(model: KerasAnswers, given: Arrays) -> Arrays:
+    a, b = (model.encode(given[f"images_{one}"], given.get(f"labels_{one}")) for one in "ab")
+    return {"images_ab": model.decode(a.z, b.v), "images_ba": model.decode(b.z, a.v)}
 
 
-def _answer_sample(reference: Reference, given: Arrays) -> Answers:
-    return {"images": reference.decode(_codes_of_sample(reference, given))}
-
-
-def _codes_of_sample(reference: Reference, given: Arrays) -> Codes:
-    z = reference.z_from_noise(given.get("z_noise"), given.get("labels"))
-    return z, given["temperature"][:, None, None, None] * given["v_noise"]
-
-
-def _pairs_of_codes(reference: Reference, given: Arrays) -> list[tuple[Codes, Codes]]:
-    """The codes of images_a and of images_b, then those of both moved."""
-    a, b = (reference.codes(given[f"images_{one}"], given.get(f"labels_{one}")) for one in "ab")
-    return list(zip(a, b, strict=True))
-
-
-def _answer_switch(reference: Reference, given: Arrays) -> Answers:
-    pairs = _pairs_of_codes(reference, given)
-    return {
-        "images_ab": reference.decode(*((z_a, v_b) for (z_a, _), (_, v_b) in pairs)),
-        "images_ba": reference.decode(*((z_b, v_a) for (_, v_a), (z_b, _) in pairs)),
-    }
-
-
-def _answer_edit(reference: Reference, given: Arrays) -> Answers:
-    change = given["amount"][:, None] * given["direction"]
-    codes = reference.codes(given["images"], given.get("labels"))
-    return {"edited": reference.decode(*((z + change, v) for z, v in codes))}
-
-
-def _answer_interpolate(reference: Reference, given: Arrays) -> Answers:
+def _answer_interpolate(model: KerasAnswers, given: Arrays) -> Arrays:
+    a, b = (model.encode(given[f"images_{one}"], given.get(f"labels_{one}")) for one in "ab")
     alpha, beta = given["alpha"][:, None], given["beta"][:, None, None, None]
+    return {"images": model.decode((1 - alpha) * a.z + alpha * b.z, (1 - beta) * a.v + beta * b.v)}
 
-    def between(a: Codes, b: Codes) -> Codes:
-        (z_a, v_a), (z_b, v_b) = a, b
-        return (1 - alpha) * z_a + alpha * z_b, (1 - beta) * v_a + beta * v_b
 
-    return {"images": reference.decode(*(between(*pair) for pair in _pairs_of_codes(reference, given)))}
+def _answer_edit(model: KerasAnswers, given: Arrays) -> Arrays:
+    z, _, v = model.encode(given["images"], given.get("labels"))
+    return {"edited": model.decode(z + given["amount"][:, None] * given["direction"], v)}

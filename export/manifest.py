@@ -1,7 +1,7 @@
-"""What an export folder holds: the SHA-256 of every file, and how each part is checked again.
+"""The manifest of an export folder: the SHA-256 of every file, and how each part is verified again.
 
-`manifest.json` lies in the export folder, and in `cases/` what the model answered at the export. Together they let
-`python -m export --verify DIR` check the files without the run.
+`manifest.json` lies in the export folder, and the answers of the model in `test_vectors/`. With both,
+`python -m export --verify DIR` verifies the files without the run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -19,14 +19,14 @@ from tfdecouple.errors import UserError
 from tfdecouple.storage.files import read_json
 
 NAME = "manifest.json"
-CASES = "cases"
+VECTORS = "test_vectors"
 # The model card, for programs.
 JSON_NAME = "model_card.json"
-# What a person edits for a server; it may differ without anything being wrong.
+# Settings of a server, which a person may edit without anything being wrong.
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 
 _MOST_BYTES = 2**24
-_CASES = re.compile(rf"{CASES}/[0-9a-f]{{16}}\.npz")
+_VECTORS = re.compile(rf"{VECTORS}/[0-9a-f]{{16}}\.npz")
 
 
 def _inside(name: str) -> str:
@@ -51,27 +51,27 @@ class Digest(_Model):
 
 
 class Part(_Model):
-    """How one part, such as "savedmodel/3" or "onnx", is checked.
+    """How one part, such as "savedmodel/3" or "onnx", is verified.
 
     Attributes:
         runtime: of `export.verification.runtimes.RUNTIMES`.
         folder: where its models lie.
-        cases: file of the cases.
-        options: of `export.verification.check.check`.
+        vectors: file of the test vectors.
+        names: of its files, without suffix, by endpoints.
     """
 
     runtime: Literal["savedmodel", "onnx", "litert"]
     folder: _Inside
-    cases: Annotated[str, pydantic.Field(pattern=f"^{_CASES.pattern}$")]
-    options: dict[str, Any]
+    vectors: Annotated[str, pydantic.Field(pattern=f"^{_VECTORS.pattern}$")]
+    names: dict[str, _Inside]
 
 
 class Manifest(_Model):
-    """Everything in an export folder but the manifest itself.
+    """All files in an export folder but the manifest itself.
 
     Attributes:
         format: of the manifest.
-        parts: what can be checked, by name.
+        parts: that can be verified, by name.
         files: the digests of all files, by their paths in the folder.
     """
 
@@ -80,23 +80,23 @@ class Manifest(_Model):
     files: dict[_Inside, Digest]
 
     @property
-    def cases(self) -> set[str]:
-        """The names of the files of cases."""
-        return {name for name in self.files if _CASES.fullmatch(name)}
+    def vectors(self) -> set[str]:
+        """The names of the files of test vectors."""
+        return {name for name in self.files if _VECTORS.fullmatch(name)}
 
-    def merged(self, parts: Mapping[str, Part], files: Mapping[str, Digest]) -> Manifest:
-        """Returns a manifest of new parts and files, and of those that they do not replace."""
-        every = {**self.parts, **parts}
-        wanted = {part.cases for part in every.values()}
+    def merge(self, parts: Mapping[str, Part], files: Mapping[str, Digest]) -> Manifest:
+        """Returns a manifest of new parts and files, and of the own ones that they do not replace."""
+        all_parts = {**self.parts, **parts}
+        needed = {part.vectors for part in all_parts.values()}
         replaced = tuple(f"{part}/" for part in parts)
         old = {
             name: digest
             for name, digest in self.files.items()
-            if not name.startswith(replaced) and (not name.startswith(f"{CASES}/") or name in wanted)
+            if not name.startswith(replaced) and (not name.startswith(f"{VECTORS}/") or name in needed)
         }
-        return Manifest(format=1, parts=every, files=dict(sorted({**old, **files}.items())))
+        return Manifest(format=1, parts=all_parts, files=dict(sorted({**old, **files}.items())))
 
-    def without_removed(self, folder: pathlib.Path) -> tuple[Manifest, list[str]]:
+    def drop_removed(self, folder: pathlib.Path) -> tuple[Manifest, list[str]]:
         """Returns a manifest without the parts, and the files beside them, that a user has removed; and their names."""
         beside = (name for name in self.files if "/" not in name)
         gone = [name for name in (*self.parts, *beside) if not (folder / name).exists()]
@@ -106,8 +106,8 @@ class Manifest(_Model):
         return Manifest(format=1, parts=parts, files=files), gone
 
     def changes(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-        """Yields what differs in a folder, "changed", "missing", "unknown" or "link", and the name."""
-        there = dict(_entries(folder))
+        """Yields the differences of a folder: "changed", "missing", "unknown" or "link", and the name."""
+        there = dict(_list_entries(folder))
         for name, kind in there.items():
             if kind == "link":
                 yield "link", name
@@ -116,17 +116,17 @@ class Manifest(_Model):
         for name, digest in self.files.items():
             if name not in there:
                 yield "missing", name
-            elif there[name] == "file" and file_digest(folder / name) != digest:
+            elif there[name] == "file" and digest_file(folder / name) != digest:
                 yield "changed", name
 
-    def unclaimed(self, folder: pathlib.Path) -> Iterator[str]:
-        """Yields files that belong to no part, and what the model card tells of and the manifest does not."""
-        within = (f"{CASES}/", *(f"{part}/" for part in self.parts))
+    def without_part(self, folder: pathlib.Path) -> Iterator[str]:
+        """Yields files that belong to no part, and parts that the model card names and the manifest does not."""
+        within = (f"{VECTORS}/", *(f"{part}/" for part in self.parts))
         yield from (name for name in self.files if "/" in name and not name.startswith(within))
         try:
-            card = read_json(folder / JSON_NAME, _MOST_BYTES)
-            told = [one["files"] for key in ("formats", "others") for one in card.get(key, {}).values()]
-            yield from (name for names in told for name in names if name not in {*self.parts, *self.files})
+            formats = read_json(folder / JSON_NAME, _MOST_BYTES).get("formats", {})
+            named = [name for entry in formats.values() for name in entry["files"]]
+            yield from (name for name in named if name not in {*self.parts, *self.files})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             yield JSON_NAME
 
@@ -134,44 +134,44 @@ class Manifest(_Model):
 EMPTY = Manifest(format=1, parts={}, files={})
 
 
-def _entries(folder: pathlib.Path, within: str = "") -> Iterator[tuple[str, str]]:
-    """Yields all that lies in a folder and what it is: "file", "link" or "other"; folders are opened."""
+def _list_entries(folder: pathlib.Path, within: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the name of every entry in a folder and the folders within, and its kind: "file", "link" or "other"."""
     for entry in sorted(os.scandir(folder / within), key=lambda entry: entry.name):
         name = f"{within}{entry.name}"
         if entry.is_symlink():
             yield name, "link"
         elif entry.is_dir():
-            yield from _entries(folder, f"{name}/")
+            yield from _list_entries(folder, f"{name}/")
         else:
             yield name, "file" if entry.is_file() else "other"
 
 
-def file_digest(path: pathlib.Path) -> Digest:
+def digest_file(path: pathlib.Path) -> Digest:
     """Returns the SHA-256 of a file and its size."""
     with path.open("rb") as file:
         return Digest(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
 
 
-def digests_in(folder: pathlib.Path, name: str = "") -> dict[str, Digest]:
+def digest_folder(folder: pathlib.Path, name: str = "") -> dict[str, Digest]:
     """Returns the digests of all files in a folder, by their paths below `name`."""
     prefix = f"{name}/" if name else ""
     return {
-        f"{prefix}{path.relative_to(folder).as_posix()}": file_digest(path)
+        f"{prefix}{path.relative_to(folder).as_posix()}": digest_file(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
 
 
-def case_file(cases: pathlib.Path) -> str:
-    """Returns the name in an export folder of a file of cases: from its contents, so that parts can share it."""
-    return f"{CASES}/{file_digest(cases).sha256[:16]}.npz"
+def name_vectors(file: pathlib.Path) -> str:
+    """Returns the name in an export folder of a file of test vectors: from its contents, so that parts share it."""
+    return f"{VECTORS}/{digest_file(file).sha256[:16]}.npz"
 
 
 def load(folder: pathlib.Path) -> Manifest:
     """Reads the manifest of an export folder.
 
     Raises:
-        UserError: where there is none, or it is none.
+        UserError: if there is none, or the file is not a manifest.
     """
     path = folder / NAME
     if not folder.is_dir():

@@ -1,9 +1,8 @@
-"""The folder that an export goes to: built out of sight, then put in place whole."""
+"""The export folder: files are built out of sight and put in place whole."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import pathlib
 import shutil
@@ -15,20 +14,21 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
+from export.export_config import require_free_version
 from tfdecouple.errors import UserError
 
 _STAGING = ".export-"
 _LOCK = ".export.lock"
-# Of a folder in the staging area that made room for its successor.
+# Begins the name of a folder in the staging area that made room for its successor.
 _OLD = "old-"
 
 
 class Staging:
     """An export folder that this process alone writes to, while it is entered.
 
-    Everything is made in `area`, a hidden folder of no numeric name in the export folder: on the same file system,
-    so that it can be renamed into place, and out of sight of a server that polls `savedmodel/` for versions. Leaving
-    removes it, whatever happened; what a killed process left is removed by the next one.
+    Files are built in `area`, a hidden folder in the export folder: on the same file system, so that it can be renamed
+    into place, and out of sight of a server that polls `savedmodel/` for versions. Leaving removes it, whatever
+    happened; the area of a killed process is removed by the next export.
 
     Args:
         folder: the export folder; made if absent.
@@ -48,7 +48,7 @@ class Staging:
         """Makes the folder and its staging area.
 
         Raises:
-            UserError: where another export writes to it, or it cannot be written.
+            UserError: if another export writes to the folder, or it cannot be written.
         """
         try:
             self._made = [parent for parent in (self.folder, *self.folder.parents) if not parent.exists()]
@@ -73,7 +73,7 @@ class Staging:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Removes what is not in its place, and folders that were made for nothing."""
+        """Removes the staging area, and folders that were made and stay empty."""
         with uninterrupted():
             shutil.rmtree(self.area, ignore_errors=True)
             self._lock.close()
@@ -98,16 +98,12 @@ class Staging:
         """Renames a SavedModel into place: a server sees the version whole or not at all.
 
         Raises:
-            UserError: where the version exists.
+            UserError: if the version exists.
         """
         target = self.folder / "savedmodel" / str(version)
         target.parent.mkdir(exist_ok=True)
-        try:
-            os.rename(built, target)
-        except OSError as error:
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-                raise UserError(taken(target)) from error
-            raise
+        require_free_version(target)
+        os.rename(built, target)
 
     def put_folder(self, built: pathlib.Path, name: str) -> None:
         """Puts a folder in place of an older one of that name, with no moment at which both are lost."""
@@ -121,15 +117,10 @@ class Staging:
             raise
 
     def put_file(self, built: pathlib.Path, name: str | None = None) -> None:
-        """Puts a file in place of an older one of that name, its own by default."""
+        """Puts a file in place of an older one of the name, which is its own by default."""
         target = self.folder / (name or built.name)
         target.parent.mkdir(exist_ok=True)
         os.replace(built, target)
-
-
-def taken(target: pathlib.Path) -> str:
-    """Says that a version is there already."""
-    return f"version {target.name} exists already in {target.parent}; leave --version out to take the next free number"
 
 
 @contextlib.contextmanager
@@ -151,9 +142,9 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ignores SIGINT and SIGTERM while something is put in place: they come too late to undo it.
+    """Ignores SIGINT and SIGTERM while files are put in place, when it is too late to undo the export.
 
-    Blocking them would not do: a mask holds for one thread, and TensorFlow's threads would take them.
+    They are not blocked, because a mask holds for one thread, and TensorFlow's threads would take them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -224,10 +224,10 @@ def exported(tiny_run, tmp_path_factory):
     """An export folder of `tiny_run`: SavedModel and ONNX files. Do not change it."""
 
     def make(folder):
-        from export.pipeline import Request, export
+        from export.pipeline import ExportConfig, export
 
         with forked_programs():
-            export(Request(run=tiny_run, to=folder / "tiny"), say=lambda text: None)
+            export(ExportConfig(run=tiny_run, to=folder / "tiny"), report=lambda text: None)
 
     return copied_once(tmp_path_factory, "exported", make) / "tiny"
 

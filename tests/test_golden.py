@@ -15,7 +15,7 @@ import tfdecouple
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import endpoint, endpoints
 from export.formats.onnx import build_onnx
-from export.origin import open_run
+from export.provenance import open_run
 from tfdecouple.errors import UserError
 
 GOLDEN = DATA / "golden"
@@ -205,7 +205,7 @@ class TestFreshExport:
     """An export of today of the golden run is the golden export: clients may replace one by the other."""
 
     def test_deployed_graph_answers_as_the_golden_export(self, model, numbers, eager):
-        deployed = DeployedModel.from_model(model)
+        deployed = DeployedModel(model)
 
         def call(of, inputs):
             made = endpoint(model.config, of).build(deployed, {n: tf.constant(a) for n, a in inputs.items()})
@@ -215,7 +215,7 @@ class TestFreshExport:
 
     @pytest.fixture(scope="class")
     def built(self, model):
-        deployed = DeployedModel.from_model(model, "NCHW")
+        deployed = DeployedModel(model, "NCHW")
         return {of: build_onnx(deployed, endpoint(model.config, of), {}) for of in FILES}
 
     def test_onnx_files_answer_as_the_golden_ones(self, built, numbers):
@@ -247,6 +247,6 @@ class TestFreshExport:
         for name, entry in card["endpoints"].items():
             for kind in ("inputs", "outputs"):
                 golden = [(array["name"], array["dtype"], array["shape"]) for array in entry[kind]]
-                plain = [array.plain() for array in getattr(current[name], kind)]
+                plain = [array.to_dict() for array in getattr(current[name], kind)]
                 found = [(array["name"], array["dtype"], array["shape"]) for array in plain]
                 assert found[: len(golden) if kind == "outputs" else None] == golden

@@ -97,11 +97,11 @@ def test_commands_draw_its_pictures_and_write_its_codes(run, eager, tmp_path, ca
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-    from export.pipeline import Request, export
+    from export.pipeline import ExportConfig, export
 
     def make(folder):
         with forked_programs():
-            export(Request(run=run, to=folder / "grey", endpoints=("encode", "decode")), say=lambda text: None)
+            export(ExportConfig(run=run, to=folder / "grey", endpoints=("encode", "decode")), report=lambda text: None)
 
     return copied_once(tmp_path_factory, "grey-exported", make) / "grey"
 
@@ -121,10 +121,10 @@ def test_export_passes_the_gate_and_its_card_says_what_images_are(exported):
 
 @pytest.mark.slow
 def test_every_endpoint_and_format_passes_the_gate(run, tmp_path, forked):
-    from export.pipeline import Request, export
+    from export.pipeline import ExportConfig, export
 
     formats = ("savedmodel", "onnx", "litert")
-    export(Request(run=run, to=tmp_path / "to", formats=formats), say=str)
+    export(ExportConfig(run=run, to=tmp_path / "to", formats=formats), report=str)
     card = json.loads((tmp_path / "to" / "model_card.json").read_text())
     assert {*card["formats"]} == {*formats}
     assert {"sample", "switch", "interpolate", "edit", "score"} < {*card["formats"]["savedmodel"]["signatures"]}
@@ -153,10 +153,10 @@ def test_client_crops_resizes_encodes_and_switches(exported, run, eager, tmp_pat
 
 
 def test_page_refuses_it_in_a_line(run, tmp_path):
-    from export.pipeline import Request, export
+    from export.pipeline import ExportConfig, export
 
     with pytest.raises(UserError) as refused:
-        export(Request(run=run, to=tmp_path / "page", formats=("web",)), say=lambda text: None)
+        export(ExportConfig(run=run, to=tmp_path / "page", formats=("web",)), report=lambda text: None)
     assert str(refused.value) == (
         "the web page takes squares of RGB, and this model grey images of 8 x 12 pixels; leave the format web out"
     )
@@ -165,13 +165,13 @@ def test_page_refuses_it_in_a_line(run, tmp_path):
 @pytest.mark.slow
 def test_five_channels_pass_the_gate(tmp_path, forked):
     """On photographs, whose channels take turns."""
-    from export.pipeline import Request, export
+    from export.pipeline import ExportConfig, export
 
     config = ModelConfig(**{**SMALL.to_dict(), "image_shape": (8, 8, 5)})
     run, to = write_run(tmp_path / "run", fresh(config)), tmp_path / "to"
     with pytest.raises(UserError, match="takes squares of RGB, and this model images of 8 x 8 pixels and 5 channels"):
-        export(Request(run=run, to=to, formats=("web",)), say=str)
-    export(Request(run=run, to=to, endpoints=("encode", "decode")), say=str)
+        export(ExportConfig(run=run, to=to, formats=("web",)), report=str)
+    export(ExportConfig(run=run, to=to, endpoints=("encode", "decode")), report=str)
     card = json.loads((to / "model_card.json").read_text())
     assert "photographs" in card["checked"]["real_images"]
     for entry in card["formats"].values():

@@ -6,85 +6,68 @@ import dataclasses
 import json
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from export.endpoints import Endpoint, Tensors
-from export.formats.file_formats import FileFormat, Sources, zeros
 from tfdecouple.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from export.deployed.deployed_model import DeployedModel
 
-# Of the entry in a file's metadata that tells its origin, as JSON.
+# The name of the entry in a file's metadata that has its provenance as JSON.
 METADATA = "tfdecouple"
 
 
-class LiteRT(FileFormat):
-    """Files of built-in operations alone, in float32."""
+def write_litert_files(
+    deployed: DeployedModel,
+    endpoints: Sequence[Endpoint],
+    metadata: Mapping[str, str],
+    folder: pathlib.Path,
+    report: Callable[[str], Any],
+) -> None:
+    """Converts each endpoint to `NAME.tflite` in a folder, by way of a SavedModel that is deleted again.
 
-    name = "litert"
-    title = "LiteRT"
-    suffix = ".tflite"
-    layout = "NHWC"
-    packages = ("ai_edge_litert",)
+    The files have built-in operations alone, in float32.
 
-    def write(self, sources: Sources, folder: pathlib.Path) -> None:
-        """Converts each endpoint, by way of a SavedModel of them that is not kept.
+    Args:
+        deployed: the model, in the order NHWC.
+        endpoints: those that have a file, named by `Endpoint.onnx`.
+        metadata: the provenance that each file states.
+        folder: where the files go; it exists.
+        report: called with a line of progress.
 
-        Raises:
-            UserError: where one needs more than LiteRT's built-in operations.
-        """
-        import tensorflow as tf
+    Raises:
+        UserError: if an endpoint needs more than LiteRT's built-in operations.
+    """
+    import tensorflow as tf
 
-        from export.formats.saved_model import save_saved_model
+    from export.formats.saved_model import save_saved_model
 
-        with tempfile.TemporaryDirectory(dir=sources.area) as scratch:
-            made = pathlib.Path(scratch, "savedmodel")
-            save_saved_model(sources.deployed(self.layout), [*map(_checking_shapes, sources.endpoints)], made)
-            for endpoint in sources.endpoints:
-                sources.say(f"LiteRT: {endpoint.onnx}")
-                converter = tf.lite.TFLiteConverter.from_saved_model(str(made), signature_keys=[endpoint.name])
-                # The converter itself refuses what these cannot say.
-                converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-                try:
-                    converted = converter.convert()
-                except Exception as error:
-                    raise UserError(
-                        f"{endpoint.name} cannot be converted to LiteRT: {one_line(error, first=True)}; "
-                        "leave the format litert out"
-                    ) from error
-                said = {**sources.metadata, "endpoint": endpoint.name}
-                (folder / f"{endpoint.onnx}{self.suffix}").write_bytes(_with_metadata(converted, said))
-
-    def calls(self, endpoints: Mapping[str, Any]) -> list[str]:
-        """Returns how Python calls the files; Java, Kotlin, Swift and C++ have the same signatures."""
-        given = ", ".join(f"{one['name']}={zeros(one)}" for one in endpoints["encode"]["inputs"])
-        codes = ", ".join(f'{one["name"]}=codes["{one["name"]}"]' for one in endpoints["decode"]["inputs"])
-        return [
-            "Python, with numpy and ai-edge-litert:",
-            "",
-            "```python",
-            "import numpy as np",
-            "from ai_edge_litert.interpreter import Interpreter",
-            "",
-            'encoder = Interpreter("litert/encoder.tflite").get_signature_runner()',
-            'decoder = Interpreter("litert/decoder.tflite").get_signature_runner()',
-            f"codes = encoder({given})",
-            f'same = decoder({codes})["images"]',
-            "```",
-            "",
-        ]
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        saved = pathlib.Path(scratch, "savedmodel")
+        save_saved_model(deployed, [*map(_with_shape_checks, endpoints)], saved)
+        for endpoint in endpoints:
+            report(f"LiteRT: {endpoint.onnx}")
+            converter = tf.lite.TFLiteConverter.from_saved_model(str(saved), signature_keys=[endpoint.name])
+            # The converter refuses a graph that needs other operations.
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+            try:
+                converted = converter.convert()
+            except Exception as error:
+                raise UserError(
+                    f"{endpoint.name} cannot be converted to LiteRT: {one_line(error, first=True)}; "
+                    "leave the format litert out"
+                ) from error
+            stated = {**metadata, "endpoint": endpoint.name}
+            (folder / f"{endpoint.onnx}.tflite").write_bytes(_with_metadata(converted, stated))
 
 
-FORMAT = LiteRT()
-
-
-def _checking_shapes(endpoint: Endpoint) -> Endpoint:
+def _with_shape_checks(endpoint: Endpoint) -> Endpoint:
     """Returns an endpoint whose files refuse inputs of other shapes.
 
-    An interpreter resizes inputs to whatever it is given, and no built-in operation checks a shape alone. A row that
-    is appended and cut off again does: what is concatenated must agree in all other axes.
+    An interpreter resizes inputs to whatever it is given, and no built-in operation checks a shape. A row that is
+    appended and cut off again does, because arrays that are concatenated must agree in all other axes.
     """
 
     def build(deployed: DeployedModel, inputs: Tensors) -> dict[str, Any]:
@@ -97,7 +80,7 @@ def _checking_shapes(endpoint: Endpoint) -> Endpoint:
 
 
 def _with_metadata(file: bytes, metadata: Mapping[str, str]) -> bytes:
-    """Returns a file that also says where it comes from."""
+    """Returns the bytes of a file with a further entry of metadata."""
     from tensorflow.lite.python import schema_py_generated as schema
     from tensorflow.lite.tools import flatbuffer_utils
 

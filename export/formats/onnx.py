@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import math
 import pathlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,13 @@ import tensorflow as tf
 
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import Endpoint
-from export.formats.file_formats import FileFormat, Sources, zeros
-from export.origin import version_of
+from export.provenance import version_of
 
 # The highest that tf2onnx writes; ONNX Runtime for Python, Node and the browser all read it.
 OPSET = 18
 BATCH = "batch"
-# Of the rewriters and the passes of tf2onnx those that find something to do in these graphs, in its own order. The
-# others look for recurrent networks and the like, which takes a third of the conversion's time.
+# The rewriters and passes of tf2onnx that find something to do in these graphs, in its own order. The others look for
+# recurrent networks and the like, which takes a third of the conversion's time.
 _REWRITERS = ("rewrite_biasadd_with_conv2d",)
 _PASSES = (
     "TransposeOptimizer", "ConstFoldOptimizer", "MergeDuplicatedNodesOptimizer", "IdentityOptimizer",
@@ -34,66 +32,18 @@ _PASSES = (
 INLINE_LIMIT = 2**31 - 2**24
 
 
-class Onnx(FileFormat):
-    """Files of opset 18."""
-
-    name = "onnx"
-    title = "ONNX"
-    suffix = ".onnx"
-    layout = "NCHW"
-
-    def write(self, sources: Sources, folder: pathlib.Path) -> None:
-        """Converts each endpoint."""
-        deployed = sources.deployed(self.layout)
-        for endpoint in sources.endpoints:
-            sources.say(f"ONNX: {endpoint.onnx}")
-            whole = build_onnx(deployed, endpoint, {**sources.metadata, "endpoint": endpoint.name})
-            save_onnx(whole, folder / f"{endpoint.onnx}{self.suffix}")
-
-    def calls(self, endpoints: Mapping[str, Any]) -> list[str]:
-        """Returns how Python and JavaScript call the files."""
-        inputs = endpoints["encode"]["inputs"]
-        given, codes = ([one["name"] for one in endpoints[name]["inputs"]] for name in ("encode", "decode"))
-
-        def feeds(names: list[str]) -> str:
-            return "{" + ", ".join(f'"{name}": {name}' for name in names) + "}"
-
-        def js_tensor(array: Mapping[str, Any]) -> str:
-            sizes, kind = [1, *array["shape"][1:]], array["dtype"]
-            return f'new ort.Tensor("{kind}", new {kind.capitalize()}Array({math.prod(sizes)}), {sizes})'
-
-        js_codes = f"{{ {', '.join(codes)} }}"
-        return [
-            "Python, with numpy and onnxruntime. `client.py` in this folder does this and more: it crops and resizes "
-            "pictures as above, encodes, decodes and switches; `python client.py --check` tries it.",
-            "",
-            "```python",
-            "import numpy as np",
-            "import onnxruntime",
-            "",
-            'encoder = onnxruntime.InferenceSession("onnx/encoder.onnx")',
-            'decoder = onnxruntime.InferenceSession("onnx/decoder.onnx")',
-            *(f"{one['name']} = {zeros(one)}" for one in inputs),
-            f"{', '.join(codes) if len(codes) > 1 else f'({codes[0]},)'} = encoder.run(None, {feeds(given)})",
-            f"same = decoder.run(None, {feeds(codes)})[0]",
-            "```",
-            "",
-            "JavaScript, with onnxruntime-node, or onnxruntime-web in a browser:",
-            "",
-            "```js",
-            'import * as ort from "onnxruntime-node";',
-            "",
-            'const encoder = await ort.InferenceSession.create("onnx/encoder.onnx");',
-            'const decoder = await ort.InferenceSession.create("onnx/decoder.onnx");',
-            *(f"const {one['name']} = {js_tensor(one)};" for one in inputs),
-            f"const {js_codes} = await encoder.run({{ {', '.join(given)} }});",
-            f"const same = (await decoder.run({js_codes})).images;",
-            "```",
-            "",
-        ]
-
-
-FORMAT = Onnx()
+def write_onnx_files(
+    deployed: DeployedModel,
+    endpoints: Iterable[Endpoint],
+    metadata: Mapping[str, str],
+    folder: pathlib.Path,
+    report: Callable[[str], Any],
+) -> None:
+    """Converts each endpoint to `NAME.onnx` in a folder; the model is deployed in the order NCHW."""
+    for endpoint in endpoints:
+        report(f"ONNX: {endpoint.onnx}")
+        whole = build_onnx(deployed, endpoint, {**metadata, "endpoint": endpoint.name})
+        save_onnx(whole, folder / f"{endpoint.onnx}.onnx")
 
 
 def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:
@@ -105,8 +55,8 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
 
     Args:
         deployed: the model, in the order NCHW, in which ONNX has its convolutions.
-        endpoint: what the file shall offer.
-        metadata: what to say in the file of its origin.
+        endpoint: the one that the file offers.
+        metadata: the provenance that the file states.
 
     Returns:
         The model, its weights inline whatever their size.
@@ -117,7 +67,7 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
 
         with tf.Graph().as_default() as graph:
             placeholders: dict[str, tf.Tensor] = {}
-            symbolic = deployed.replaced(lambda name, array: _placeholder(placeholders, name, array))
+            symbolic = deployed.with_arrays(lambda name, array: _placeholder(placeholders, name, array))
             inputs = {
                 array.name: tf.compat.v1.placeholder(array.dtype, (None, *array.shape), array.name)
                 for array in endpoint.inputs
@@ -196,7 +146,7 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 def _put_weights_in(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) -> None:
-    """Turns inputs that are weights into initializers, each turned round already where the graph would turn it."""
+    """Turns inputs that are weights into initializers, transposed already where the graph would transpose them."""
     inputs = [value for value in graph.input if value.name not in arrays]
     del graph.input[:]
     graph.input.extend(inputs)
@@ -235,7 +185,7 @@ def _clip_for_min(graph: onnx.GraphProto) -> None:
 
 
 def _name_constants(graph: onnx.GraphProto) -> None:
-    """Numbers the constants, whose names tell of one of the many places that use them."""
+    """Numbers the constants, which are named after one of the many nodes that use them."""
     names = {tensor.name: f"constant/{number}" for number, tensor in enumerate(graph.initializer)}
     for tensor in graph.initializer:
         tensor.name = names[tensor.name]
@@ -255,7 +205,7 @@ def _name_batch_axis(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
 
 @contextlib.contextmanager
 def _few_rewriters() -> Iterator[None]:
-    """Lets tf2onnx run `_REWRITERS` alone, of which it has no option."""
+    """Lets tf2onnx run `_REWRITERS` alone, for which it has no option."""
     from tf2onnx import tfonnx
 
     every = tfonnx.run_rewriters
@@ -272,7 +222,7 @@ def _few_rewriters() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps tf2onnx from talking: whatever went wrong shows in the gate, not in a log."""
+    """Silences tf2onnx: whatever goes wrong shows in the verification, not in a log."""
     loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

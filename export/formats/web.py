@@ -10,32 +10,38 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
 
-from tfdecouple.config import DataConfig
+from export.provenance import Provenance
+from tfdecouple.config import DataConfig, ModelConfig
+from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.data.sample_images import PHOTOGRAPHS, Photograph
 from tfdecouple.errors import UserError
+from tfdecouple.runs.latent_directions import MEANS
 from tfdecouple.visualization.full_size import read_photograph
 
 PAGE = pathlib.Path(__file__).parents[1] / "page"
 CONFIG = "model/config.json"
+# The ONNX files that the page runs.
+PAGE_MODELS = ("encoder", "decoder", "sampler")
 RUNTIME_VERSION = "1.30.0"
 # The files that the page loads of the package onnxruntime-web: for the processor, and for graphics cards.
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 GPU_FILES = ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
-
 # Pixels along the longer side of an example.
 EXAMPLE_SIDE = 640
+# The page has a slider for each of so many directions.
+_MOST_SLIDERS = 100
 
 
 def _photograph(name: str, author: str, licence: str) -> Photograph:
     return Photograph(name, "scikit-image", f"skimage/data/{name}.jpg", author, licence)
 
 
-# The pictures that the page offers, by title: anybody may publish them. It begins with the first two.
+# The example pictures of the page, by title, which anybody may publish. It begins with the first two.
 EXAMPLES = {
     "Chelsea the cat": PHOTOGRAPHS["chelsea"],
     "Astronaut": PHOTOGRAPHS["astronaut"],
@@ -46,21 +52,17 @@ EXAMPLES = {
 }
 
 
-def build_page(
-    folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any], models: Iterable[str]
-) -> None:
-    """Writes the page.
+def build_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any]) -> None:
+    """Writes the page into a folder that does not exist yet.
 
     Args:
-        folder: where to; made.
+        folder: of the page.
         onnx: folder of the ONNX files.
         runtime: folder of onnxruntime-web's files, from `find_runtime`.
-        about: name, shape of the images and more of the model, for the page; `web_gpu` of it asks for the runtime for
-            graphics cards, too.
-        models: names of the ONNX files that the page runs (`signatures.page_names`).
+        about: of `describe_model`; and "web_gpu", whether the page has the runtime for graphics cards, too.
     """
     shutil.copytree(PAGE, folder)
-    sources = {f"model/{name}.onnx": onnx / f"{name}.onnx" for name in models}
+    sources = {f"model/{name}.onnx": onnx / f"{name}.onnx" for name in PAGE_MODELS}
     sources |= {f"runtime/{name}": runtime / name for name in RUNTIME_FILES}
     sizes = {path: source.stat().st_size for path, source in sources.items()}
     if about["web_gpu"]:
@@ -72,6 +74,41 @@ def build_page(
         (folder / path).write_bytes(content)
     config = {**about, "sizes": sizes, "project": project_url()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def require_page(model: ModelConfig) -> None:
+    """Raises UserError for a model that the page cannot run."""
+    if not model.has_latent:
+        raise UserError("the web page switches z, and this model has none; leave the format web out")
+    if not is_square_of_rgb(model.image_shape):
+        raise UserError(
+            f"the web page takes squares of RGB, and this model {describe_images(model.image_shape)}; leave the "
+            "format web out"
+        )
+    if model.has_class_codes:
+        raise UserError(
+            "the web page knows no labels, and this model encodes an image by its label; leave the format web out, or "
+            "train a model whose prior alone knows labels (model.prior=flow)"
+        )
+
+
+def describe_model(provenance: Provenance) -> dict[str, Any]:
+    """Returns the facts about the model that the page shows or needs: figures, labels and directions."""
+    bits, model = provenance.bits_per_dim or {}, provenance.config.model
+    directions = [one for one in provenance.directions or () if one.method == MEANS][:_MOST_SLIDERS]
+    shown = [{"name": one.name, "vector": one.vector.tolist(), "told": one.describe_accuracy()} for one in directions]
+    return {
+        **({"directions": shown} if shown else {}),
+        **({"label_shares": list(model.label_shares)} if model.has_classes else {}),
+        "name": provenance.name,
+        "image_shape": list(model.image_shape),
+        "n_bits": model.n_bits,
+        "centre_crop": provenance.crop,
+        "latent_dim": model.latent_dim,
+        "bits_per_dim": bits.get("test", bits.get("validation")),
+        "data": provenance.data,
+        "examples": examples_for(provenance.config.data if provenance.images_known else None),
+    }
 
 
 def folder_bytes(folder: pathlib.Path) -> int:
@@ -104,8 +141,8 @@ def examples_for(data: DataConfig | None) -> list[dict[str, Any]]:
     """Returns file, title, author and licence of each example, and whether the model was trained on it.
 
     Args:
-        data: what the model was trained on. None and other data than the embedded photographs leave unknown whether
-            an example was among them.
+        data: that the model was trained on. For None, and for other data than the sample photographs, it is unknown
+            whether an example was among them.
     """
     seen = data.photographs if data is not None and data.source == "photographs" else None
     return [
@@ -120,24 +157,24 @@ def examples_for(data: DataConfig | None) -> list[dict[str, Any]]:
     ]
 
 
-def find_runtime(given: pathlib.Path | None, scratch: pathlib.Path, web_gpu: bool) -> pathlib.Path:
+def find_runtime(chosen: pathlib.Path | None, scratch: pathlib.Path, web_gpu: bool) -> pathlib.Path:
     """Returns a folder with the files of onnxruntime-web that the page needs.
 
     Args:
-        given: where the user says that they are; None lets npm fetch them.
-        scratch: where npm may write.
-        web_gpu: whether those for graphics cards are needed, too.
+        chosen: the user's folder with them; None lets npm fetch them.
+        scratch: folder that npm may write to.
+        web_gpu: whether the files for graphics cards are needed, too.
 
     Raises:
-        UserError: where they cannot be had, saying how to get them.
+        UserError: if they cannot be found or fetched, with advice.
     """
     needed = RUNTIME_FILES + (GPU_FILES if web_gpu else ())
-    if given is not None:
-        for folder in (given, given / "dist", given / "node_modules" / "onnxruntime-web" / "dist"):
+    if chosen is not None:
+        for folder in (chosen, chosen / "dist", chosen / "node_modules" / "onnxruntime-web" / "dist"):
             if all((folder / name).is_file() for name in needed):
                 return folder
         raise UserError(
-            f"{given} does not hold all of {', '.join(needed)}; give the folder of the npm package onnxruntime-web"
+            f"{chosen} does not hold all of {', '.join(needed)}; give the folder of the npm package onnxruntime-web"
         )
     package = f"onnxruntime-web@{RUNTIME_VERSION}"
     advice = f"install Node.js, or fetch the npm package {package} yourself and pass its folder with --web-runtime"

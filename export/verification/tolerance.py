@@ -1,8 +1,8 @@
-"""Whether answers of a file are the model's, image by image, measured by how stable the model itself is on each image.
+"""Whether a file answers as the Keras model does: the same pixels, and floats within a tolerance, image by image.
 
-float32 rounds every number to a relative 6e-8, and every runtime adds up in an order of its own: two right programs
-differ. By how much depends on the image. So the model is asked again with codes and inputs moved by a relative 1e-6
-(`reference.py`), and what its answer changes by then measures what a file may differ by.
+float32 rounds every number to a relative 6e-8, and every runtime adds up in an order of its own, so two right programs
+differ, on some images more than on others. The model therefore answers twice (`keras_answers.py`): to the inputs, and
+to the inputs perturbed by a relative 1e-6. A file may differ by 4 times as much as the second answer does.
 """
 
 from __future__ import annotations
@@ -11,162 +11,128 @@ import dataclasses
 
 import numpy as np
 
-# By how much, relative to a value or to the range of x, inputs are moved to see how the model's answer changes.
 PERTURBATION = 1e-6
-# A file may differ by so many times that change, or the median one where it is less. Measured: 0.03 to 1.1 times.
+# Right files were measured to differ by 0.03 to 1.1 times the effect of the perturbation.
 FACTOR = 4.0
-# What rounding alone does where nothing changes: of the largest value of an image, and absolutely, since z, v and
-# log-variances near 0 are sums of numbers of size 1.
+# Rounding alone, where the perturbation has no effect: relative to the largest value of an image and to the scale of
+# the numbers that an output is summed from.
 FLOOR = 2e-6
-# An image on which float32 moves values by half a level or more is unstable: its pixels can say nothing of a file.
+# An image whose values float32 can change by half a bin and more is unstable: its pixels say nothing about a file.
 UNSTABLE = 0.5
 
-Figures = dict[str, float]
-
 
 @dataclasses.dataclass(frozen=True)
-class Floats:
-    """The model's answer in floats, and how far each image of it may be off.
+class Answer:
+    """The model's answer for one output, and how far each image of a file's answer may be off.
 
     Attributes:
-        right: float32 `[n, ...]`.
-        bound: largest difference of any value, float32 `[n]`; infinite where the model's own answer is not finite.
+        values: float32 `[n, ...]`, or pixels, uint8 `[n, height, width, channels]`.
+        bound: float32 `[n]`: how far floats may be off, and the values behind pixels, in bins; infinite for an image
+            that is not compared, because the model is unstable or not finite on it.
+        exact: bool of the shape of pixels: False where the value behind the pixel lies within `bound` of a border
+            between two bins, so that the pixel may be off by one bin. Empty for floats.
+        step: the difference between the pixels of neighbouring bins: 1 with 8 bits, and 0 for floats.
     """
 
-    right: np.ndarray
+    values: np.ndarray
     bound: np.ndarray
-
-    @classmethod
-    def measured(cls, right: np.ndarray, *moved: np.ndarray) -> Floats:
-        """Measures the bound from the answers to moved inputs."""
-        bound = _bound(right, moved) + FLOOR * (1 + _largest(right))
-        return cls(right, np.where(np.isfinite(bound), bound, np.inf).astype(np.float32))
-
-    def judge(self, found: np.ndarray) -> tuple[Figures, str | None]:
-        """Returns figures for the card, and what is wrong or None.
-
-        Args:
-            found: the file's answer, of the same shape and type.
-        """
-        judged = np.isfinite(self.bound)
-        largest = _largest(self.right)
-        with np.errstate(invalid="ignore", over="ignore"):
-            change = np.abs(found.astype(np.float64) - self.right)
-        off = _largest(change)
-        wrong = judged & ~(off <= self.bound)
-        scale = max(float(largest[judged].max(initial=0)), float(np.finfo(np.float32).tiny))
-        figures = {
-            "max": float(off[judged].max(initial=0) / scale),
-            "mean": float(change[judged].mean() / scale) if judged.any() else 0.0,
-            "unstable": int((~judged).sum()),
-        }
-        if not judged.any():
-            return figures, "the model itself has no finite answer to any of the images"
-        if not wrong.any():
-            return figures, None
-        worst = int(np.argmax(np.where(wrong, np.nan_to_num(off / self.bound, nan=np.inf), 0)))
-        return figures, (
-            f"image {worst} differs from the model by {off[worst]:.1e}, values reaching {largest[worst]:.1e}; allowed "
-            f"{self.bound[worst]:.1e}" + _more(wrong)
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Pixels:
-    """The model's answer in pixels, and which neighbouring levels float32 can move each to.
-
-    Attributes:
-        right: uint8 `[n, height, width, channels]`.
-        below: how much less each may be, uint8 as `right`.
-        above: how much more, likewise.
-        bound: how far float32 can move the values behind the pixels, in levels, float32 `[n]`; infinite where the
-            model's own answer is not finite.
-        step: what neighbouring levels differ by as pixels: 1 with 8 bits.
-    """
-
-    right: np.ndarray
-    below: np.ndarray
-    above: np.ndarray
-    bound: np.ndarray
+    exact: np.ndarray
     step: np.ndarray
 
     @classmethod
-    def measured(cls, levels: np.ndarray, *moved: np.ndarray, n_bins: int) -> Pixels:
-        """Measures the bounds.
+    def from_floats(cls, values: np.ndarray, perturbed: np.ndarray, scale: float = 1.0) -> Answer:
+        """Returns the answer for an output of floats.
 
         Args:
-            levels: the model's answer before it is rounded down to a level, `[n, height, width, channels]`.
-            *moved: the same of moved inputs.
-            n_bins: number of levels.
+            values: the model's answer, float32 `[n, ...]`.
+            perturbed: its answer to perturbed inputs.
+            scale: magnitude of the numbers that the output is summed from.
+        """
+        bound = _effect(values, perturbed) + FLOOR * (scale + _largest(values))
+        bound = np.where(np.isfinite(bound), bound, np.inf).astype(np.float32)
+        return cls(values, bound, np.zeros(0, bool), np.array(0))
+
+    @classmethod
+    def from_bins(cls, bins: np.ndarray, perturbed: np.ndarray, n_bins: int) -> Answer:
+        """Returns the answer for an output of pixels.
+
+        Args:
+            bins: the model's answer in units of bins, before it is rounded down, float64 `[n, height, width,
+                channels]`.
+            perturbed: its answer to perturbed inputs.
+            n_bins: number of bins.
         """
 
-        def clipped(values: np.ndarray) -> np.ndarray:
-            # What lies beyond the first and last level becomes that level however far it is.
+        def clip(values: np.ndarray) -> np.ndarray:
+            # However far a value lies outside of the first and last bin, its pixel is that of this bin.
             return np.clip(np.nan_to_num(values.astype(np.float64), nan=-1e9), -0.5, n_bins + 0.5)
 
+        inside = clip(bins)
+        bound = _effect(inside, clip(perturbed), UNSTABLE / 2) + FLOOR * n_bins / 2
+        bound[(bound >= UNSTABLE) | ~np.isfinite(bins).reshape(len(bins), -1).all(1)] = np.inf
+        border = np.clip(np.round(inside), 1, n_bins - 1)
+        exact = np.abs(inside - border) > bound.reshape(-1, 1, 1, 1)
         step = 256 // n_bins
-        middle = clipped(levels)
-        # Where most images are unstable, those that are stable remain so.
-        bound = _bound(middle, [clipped(values) for values in moved], UNSTABLE / 2) + FLOOR * n_bins / 2
-        bound[~np.isfinite(levels).reshape(len(levels), -1).all(1)] = np.inf
-        reach = bound.reshape(-1, 1, 1, 1)
-        lowest, right, highest = (
-            np.clip(np.floor(values), 0, n_bins - 1) * step for values in (middle - reach, middle, middle + reach)
-        )
-        middle, below, above = (one.astype(np.uint8) for one in (right, right - lowest, highest - right))
-        return cls(middle, below, above, bound.astype(np.float32), np.array(step))
+        values = (np.clip(np.floor(inside), 0, n_bins - 1) * step).astype(np.uint8)
+        return cls(values, bound.astype(np.float32), exact, np.array(step))
 
-    def judge(self, found: np.ndarray) -> tuple[Figures, str | None]:
-        """As `Floats.judge`; figures are in pixel values, of the images on which the model is stable."""
-        stable = self.bound < UNSTABLE
-        change = found.astype(np.int32) - self.right
-        size = np.abs(change).reshape(len(change), -1)[stable]
+    def compare(self, found: np.ndarray) -> tuple[dict[str, float], str | None]:
+        """Compares a file's answer with the model's.
+
+        Args:
+            found: the file's answer, of the same shape and type.
+
+        Returns:
+            Figures for the card, over the compared images: "max" and "mean" of the differences, "unstable", the number
+            of images that are not compared, and for pixels "differing", the fraction that differs. Floats are relative
+            to the largest value. Then the problem in one line, or None.
+        """
+        compared, pixels = np.isfinite(self.bound), self.values.dtype == np.uint8
+        count = len(self.values)
+        with np.errstate(invalid="ignore", over="ignore"):
+            change = np.abs(found.astype(np.float64) - self.values.astype(np.float64)).reshape(count, -1)
+        if pixels:
+            wrong = (change > 0) & (self.exact.reshape(count, -1) | (change != self.step))
+        else:
+            wrong = ~(change <= self.bound[:, None])
+        wrong_values = wrong.sum(1) * compared
+        largest, among = _largest(self.values), change[compared]
+        scale = 1.0 if pixels else max(float(largest[compared].max(initial=0)), float(np.finfo(np.float32).tiny))
         figures = {
-            "max": float(size.max(initial=0)),
-            "mean": float(size.mean()) if stable.any() else 0.0,
-            "differing": float((size > 0).mean()) if stable.any() else 0.0,
-            "unstable": int((~stable).sum()),
+            "max": float(among.max(initial=0) / scale),
+            "mean": float(among.mean() / scale) if compared.any() else 0.0,
+            "unstable": int((~compared).sum()),
         }
-        if not stable.any():
+        if pixels:
+            figures["differing"] = float((among > 0).mean()) if compared.any() else 0.0
+        if not compared.any():
             return figures, (
-                "the model itself is unstable on every image: inputs moved by "
-                f"{PERTURBATION:g} change its values by half a level and more"
+                "the Keras model itself has no stable answer to any of the images: inputs perturbed by "
+                f"{PERTURBATION:g} change its values by half a bin and more, or the values are not finite"
             )
-        off = (change < -self.below.astype(np.int32)) | (change > self.above) | (change % self.step != 0)
-        counts = off.reshape(len(off), -1).sum(1) * stable
-        if not counts.any():
+        if not wrong_values.any():
             return figures, None
-        worst = int(np.argmax(counts))
+        worst = int(np.argmax(np.where(wrong_values, np.nan_to_num(change.max(1), nan=np.inf), -1)))
+        others = int((wrong_values > 0).sum()) - 1
         return figures, (
-            f"{counts[worst]} subpixels of image {worst} differ from the model by up to {np.abs(change[worst]).max()}; "
-            f"allowed is what moves its values by {self.bound[worst]:.1e} levels" + _more(counts > 0)
+            f"{wrong_values[worst]} values of image {worst} differ from the model, by up to {change[worst].max():.2g} "
+            f"where the largest is {largest[worst]:.2g}; allowed is "
+            + (f"what changes its values by {self.bound[worst]:.1e} bins" if pixels else f"{self.bound[worst]:.1e}")
+            + (f" (and {others} more of {count} images are wrong)" if others else "")
         )
 
 
-Answer = Floats | Pixels
+def _effect(values: np.ndarray, perturbed: np.ndarray, most: float = np.inf) -> np.ndarray:
+    """Returns how far each image may be off, by what the perturbation does to it, float64 `[n]`.
 
-
-def restored(arrays: dict[str, np.ndarray]) -> Answer:
-    """Returns an answer of its fields."""
-    return Pixels(**arrays) if "step" in arrays else Floats(**arrays)
-
-
-def _bound(right: np.ndarray, moved: list[np.ndarray] | tuple[np.ndarray, ...], most: float = np.inf) -> np.ndarray:
-    """How far each image may be off by what moved inputs do to it.
-
-    What they do to the median image is allowed to each, up to `most`: a single answer can happen to hardly change.
+    Each image is allowed the effect on the median image, up to `most`, because one effect can be small by chance.
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        changes = FACTOR * np.max([_largest(other.astype(np.float64) - right) for other in moved], 0)
-    finite = changes[np.isfinite(changes)]
-    return np.maximum(changes, min(np.median(finite), most) if len(finite) else 0)
+        effects = FACTOR * _largest(perturbed.astype(np.float64) - values)
+    finite = effects[np.isfinite(effects)]
+    return np.maximum(effects, min(np.median(finite), most) if len(finite) else 0)
 
 
 def _largest(values: np.ndarray) -> np.ndarray:
-    """The largest magnitude of each image; not a number where one value is none."""
-    return np.abs(values.reshape(len(values), -1)).max(1).astype(np.float64)
-
-
-def _more(wrong: np.ndarray) -> str:
-    others = int(wrong.sum()) - 1
-    return f" (and so for {others} more of {len(wrong)} images)" if others else ""
+    """Returns the largest magnitude in each image, float64 `[n]`; NaN where one value is NaN."""
+    return np.abs(values.astype(np.float64)).reshape(len(values), -1).max(1)

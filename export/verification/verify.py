@@ -1,91 +1,127 @@
-"""`python -m export --verify DIR`: an export folder is verified once more, where it lies."""
+"""Verification of files, each part in a process of its own: before publication, and of an export folder later."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import pathlib
+import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from export import manifest
-from export.verification.gate import run_gate
+from export.verification.comparison import REPORT, Report
 from export.verification.runtimes import REMOTE, RUNTIMES
+from tfdecouple.runtime.process import python_process
+
+Progress = Callable[[str], Any]
 
 
-def verify(folder: pathlib.Path, say: Callable[[str], Any] = print) -> tuple[list[str], list[str]]:
-    """Compares an export folder with its manifest and verifies each of its parts.
+def compare_in_process(
+    runtime: str, folder: pathlib.Path, vectors: pathlib.Path, options: Mapping[str, Any], report: Progress
+) -> Report:
+    """Compares files with test vectors in a process of its own, which has no model of the project in its memory.
+
+    Args:
+        runtime: of `runtimes.RUNTIMES`.
+        folder: holds the files.
+        vectors: file of the test vectors.
+        options: of `comparison.compare_files`.
+        report: called with a line of progress.
+
+    Returns:
+        The report. A process that fails is a problem in it.
+    """
+    arguments = [runtime, str(folder), str(vectors), json.dumps(options)]
+    started = python_process("-m", "export.verification.comparison", *arguments)
+    found = None
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+        subprocess.Popen(
+            **started, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith(REPORT):
+                    found = Report(**json.loads(line.removeprefix(REPORT)))
+                else:
+                    report(line.rstrip("\n"))
+            status = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        errors.seek(0)
+        lines = [line for line in errors.read().strip().splitlines() if line.strip()]
+    if status or found is None:
+        last = lines[-1].strip()[:300] if lines else "no message"
+        return Report(problems=[f"the verification of {runtime} ended with status {status}: {last}"])
+    return found
+
+
+def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[str], list[str]]:
+    """Compares an export folder with its manifest and verifies each of its parts, without the run.
 
     ONNX files are tried with every execution provider of ONNX Runtime that is installed here.
 
     Args:
         folder: the export folder.
-        say: is told each thing that takes its time, and what cannot be verified.
+        report: called with a line of progress, and for each file or part that cannot be verified.
 
     Returns:
-        What is wrong, a line each: one for each file that is changed, missing or unknown, and one for each part that
-        does not pass. And whose answers were not checked: a part, or a part and a runtime.
+        The problems, a line each: one for each file that is changed, missing or unknown, and one for each part that
+        does not pass. Then the parts, or parts and runtimes, whose answers were not compared.
 
     Raises:
-        UserError: where the folder has no manifest, or a damaged one.
+        UserError: if the folder has no manifest, or a damaged one.
     """
-    known = manifest.load(folder)
+    recorded = manifest.load(folder)
     problems: list[str] = []
-    unchecked: list[str] = []
+    not_compared: list[str] = []
     changed: set[str] = set()
-    for what, name in known.changes(folder):
-        if what == "changed" and name in manifest.EDITABLE:
-            say(f"changed: {name} (settings of a server, which are yours to edit)")
+    for change, name in recorded.changes(folder):
+        if change == "changed" and name in manifest.EDITABLE:
+            report(f"changed: {name} (settings of a server, which are yours to edit)")
         else:
-            problems.append(f"{what}: {name}")
+            problems.append(f"{change}: {name}")
         changed.add(name)
-    same = len({*known.files} - changed)
-    say(f"{same} of {len(known.files)} files are as they were exported")
-    problems += [f"no part of the manifest: {name}" for name in known.unclaimed(folder)]
-    if not known.parts:
+    same = len({*recorded.files} - changed)
+    report(f"{same} of {len(recorded.files)} files are as they were exported")
+    problems += [f"no part of the manifest: {name}" for name in recorded.without_part(folder)]
+    if not recorded.parts:
         problems.append("the manifest names nothing that could be checked")
-    for name, part in known.parts.items():
-        own = {one for one in known.files if one.startswith(f"{name}/")} | {part.cases}
-        if changed & own or not own <= {*known.files}:
+    for name, part in recorded.parts.items():
+        own = {one for one in recorded.files if one.startswith(f"{name}/")} | {part.vectors}
+        if changed & own or not own <= {*recorded.files}:
             problems.append(f"{name}: its answers were not checked, since files of it are not as they were exported")
             continue
-        wrong, left = _check(folder, name, part, say)
-        problems += [f"{name}: {problem}" for problem in wrong]
-        unchecked += left
-    return problems, unchecked
-
-
-def _check(
-    folder: pathlib.Path, name: str, part: manifest.Part, say: Callable[[str], Any]
-) -> tuple[list[str], list[str]]:
-    """Verifies one part; returns what is wrong, and whose answers were not checked."""
-    problems: list[str] = []
-    unavailable: list[str] = []
-    ran = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        paths = (folder / part.folder).resolve(), (folder / part.cases).resolve(), pathlib.Path(scratch, "report.json")
-        for who, options in _here(part.runtime, name, say):
-            say(f"{name}: {who}")
-            report = run_gate(part.runtime, *paths, say, {**part.options, **options})
-            if report.notes.get("unavailable"):
-                say(f"{name}: {who} is installed but cannot be started here: not checked")
-                unavailable.append(f"{name} by {who}")
+        unavailable, compared = [], False
+        for runtime, options in _available_runtimes(part.runtime, name, report):
+            report(f"{name}: {runtime}")
+            paths = (folder / part.folder).resolve(), (folder / part.vectors).resolve()
+            found = compare_in_process(part.runtime, *paths, {"names": part.names, **options}, report)
+            if found.notes.get("unavailable"):
+                report(f"{name}: {runtime} is installed but cannot be started here: not checked")
+                unavailable.append(f"{name} by {runtime}")
             else:
-                ran += 1
-            problems += [f"{who}: {problem}" for problem in report.problems]
-    return problems, unavailable if ran else [name]
+                compared = True
+            problems += [f"{name}: {runtime}: {problem}" for problem in found.problems]
+        not_compared += unavailable if compared else [name]
+    return problems, not_compared
 
 
-def _here(runtime: str, name: str, say: Callable[[str], Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields who computes on this machine, and what the verification is told beside the part's options."""
+def _available_runtimes(runtime: str, name: str, report: Progress) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields the names of the packages or providers that compute here, with the options for each."""
     if runtime == "litert" and importlib.util.find_spec("ai_edge_litert") is None:
-        say(f"{name}: ai-edge-litert is not installed here: not checked")
+        report(f"{name}: ai-edge-litert is not installed here: not checked")
     elif runtime != "onnx":
         yield RUNTIMES[runtime].package, {}
     else:
         for provider in installed_providers():
             if provider == REMOTE:
-                say(f"{name}: {provider} computes on a server elsewhere: not checked")
+                report(f"{name}: {provider} computes on a server elsewhere: not checked")
             else:
                 yield provider, {"provider": provider}
 

@@ -16,7 +16,7 @@ from helpers.picture_files import SIZE, load_program, write_files
 from helpers.places import PATIENCE, ROOT, user_environment
 from PIL import Image
 
-from export.origin import Origin
+from export.provenance import Provenance
 from tfdecouple.cli.run_images import read_image_files
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.image_file import fit, fit_image, read_image
@@ -99,7 +99,9 @@ def test_page_and_node_example_have_the_same_filter() -> None:
 )
 def test_files_say_how_an_image_is_cropped_and_resized(data, crop) -> None:
     config = Config(name="tiny", model=TINY, data=DataConfig(**data))
-    origin = Origin("tiny", "tiny", config, step=1, averaged=False, parameters=1, data="any", bits_per_dim=None)
+    origin = Provenance(
+        name="tiny", run="tiny", config=config, step=1, averaged=False, parameters=1, data="any", bits_per_dim=None
+    )
     assert origin.crop == crop
     said = origin.metadata()
     assert "Pillow" in said["resize"] and "BILINEAR" in said["resize"]

@@ -1,23 +1,17 @@
-"""The tiny run, opened once; the export's command line, with and without its gate; the name of the served model."""
+"""The tiny run, opened once; the export's command line, with and without verification; the name of the served model."""
 
 import shutil
 
-import onnx
 import pytest
-from helpers.deployed import NoDeployedModel
-from helpers.exporting import SIGNATURES, contents, hold_nothing
+from helpers.exporting import SIGNATURES, contents, hold_nothing, read_vectors, take_from
 from helpers.once import made_once
 from helpers.serving_server import read_models
 
-from export import pipeline
 from export.cli import EXIT_REFUSED, main
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import endpoints
-from export.formats import onnx as onnx_format
 from export.formats.saved_model import save_saved_model, write_warmup
-from export.manifest import CASES
-from export.origin import open_run
-from export.verification.archive import load_cases
+from export.provenance import open_run
 
 
 @pytest.fixture(scope="session")
@@ -70,10 +64,9 @@ def origin(opened):
 
 
 @pytest.fixture(scope="module")
-def cases(exported):
-    """The real cases of the gate, as an export keeps them; to compute them anew would take most of the time."""
-    (kept,) = (exported / CASES).iterdir()
-    return load_cases(kept)
+def vectors(exported):
+    """The test vectors of an export; to compute them anew would take most of the time."""
+    return read_vectors(exported)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +75,7 @@ def small_saved_model(model, tmp_path_factory):
 
     def make(folder):
         chosen = [endpoint for endpoint in endpoints(model.config) if endpoint.name in SIGNATURES]
-        save_saved_model(DeployedModel.from_model(model), chosen, folder / "savedmodel")
+        save_saved_model(DeployedModel(model), chosen, folder / "savedmodel")
         write_warmup(folder / "savedmodel", "tiny", chosen)
 
     return made_once(tmp_path_factory, "small", make) / "savedmodel"
@@ -95,24 +88,9 @@ def earlier(exported, tmp_path):
 
 
 @pytest.fixture
-def built(model, origin, cases, exported, small_saved_model, monkeypatch):
-    """Replaces what takes long by its results, so that only the sabotage and the gate are left."""
-
-    def build_onnx(deployed, endpoint, metadata):
-        return onnx.load(exported / "onnx" / f"{endpoint.onnx}.onnx")
-
-    def save_saved_model(deployed, chosen, folder, progress):
-        shutil.copytree(small_saved_model, folder)
-
-    monkeypatch.setattr(pipeline, "open_run", lambda run, name: (model, origin))
-    monkeypatch.setattr(pipeline, "real_images", lambda config: (None, "test images"))
-    monkeypatch.setattr(pipeline, "make_cases", lambda model, images, tell: cases)
-    monkeypatch.setattr(pipeline, "weight_digests", lambda model, layouts: {})
-    monkeypatch.setattr(pipeline, "write_warmup", lambda folder, name, chosen: None)
-    monkeypatch.setattr(pipeline, "DeployedModel", NoDeployedModel)
-    monkeypatch.setattr("export.deployed.deployed_model.DeployedModel", NoDeployedModel)
-    monkeypatch.setattr(onnx_format, "build_onnx", build_onnx)
-    monkeypatch.setattr(pipeline, "save_saved_model", save_saved_model)
+def built(opened, vectors, exported, small_saved_model, monkeypatch):
+    """Takes files that are there already instead of building them, so that only sabotage and verification are left."""
+    take_from(monkeypatch, exported, opened, small_saved_model, vectors)
 
 
 @pytest.fixture

@@ -5,11 +5,13 @@ import pytest
 import tensorflow as tf
 from helpers.graphs import FURTHER, TOLERANCE, VARIANTS, assert_same, deployed_of, expected, inputs_of, model_of
 from helpers.models import TINY, random_images
+from tensorflow.core.protobuf import saved_model_pb2
 
 from export.deployed.deployed_layers import DeployedSplit
 from export.deployed.deployed_model import DeployedModel
 from export.deployed.graph import Layout
 from export.endpoints import endpoint, endpoints
+from export.formats.saved_model import save_saved_model
 from tfdecouple.errors import InversionError, NotInitializedError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.outlier_scores import outlier_scores
@@ -65,7 +67,7 @@ class TestDeployedGraph:
         deployed, model, noise = deployed_of(name), model_of(name), tf.constant(inputs_of(VARIANTS[name])["z_noise"])
         z = deployed.prior.inverse(noise)
         assert_same({"z": z}, {"z": model.z_from_noise(noise)})
-        back, log_det = deployed.prior_forward_and_log_det(z)
+        back, log_det = deployed.prior.forward_and_log_det(z)
         assert_same({"noise": back}, {"noise": noise})
         # log p(z) is that of the noise and the log-determinant, up to the Gaussian's constant.
         ours = log_det - 0.5 * tf.reduce_sum(tf.square(back), -1) - 0.5 * back.shape[1] * np.log(2 * np.pi)
@@ -75,7 +77,7 @@ class TestDeployedGraph:
     def test_log_det_of_the_flow_is_the_models(self, name):
         given = inputs_of(VARIANTS[name])
         z = tf.constant(given["z"]) if VARIANTS[name].has_latent else None
-        ours = deployed_of(name).flow_forward_and_log_det(tf.constant(given["v"]), z)[1]
+        ours = deployed_of(name).flow.forward_and_log_det(tf.constant(given["v"]), z)[1]
         theirs = model_of(name).flow.forward_and_log_det(given["v"], z)[1]
         np.testing.assert_allclose(np.broadcast_to(ours, theirs.shape), theirs, rtol=TOLERANCE)
         assert np.all(np.abs(theirs) > 1)
@@ -118,7 +120,7 @@ class TestDeployedGraph:
 class TestDeployedWeights:
     def test_a_model_without_weights_is_refused(self):
         with pytest.raises(NotInitializedError):
-            DeployedModel.from_model(DecoupledModel(VARIANTS["two levels"]))
+            DeployedModel(DecoupledModel(VARIANTS["two levels"]))
 
     @pytest.mark.usefixtures("eager")
     @pytest.mark.parametrize("value", [0.0, np.nan])
@@ -127,7 +129,7 @@ class TestDeployedWeights:
         model.initialize(random_images(16, 4))
         model.flow.levels[1][0].steps[0].sequence[1].kernel.assign(np.full((12, 12), value))
         with pytest.raises(InversionError, match="level_1_part_0_step_0"):
-            DeployedModel.from_model(model)
+            DeployedModel(model)
 
     def test_an_endpoint_has_no_part_in_what_it_does_not_use(self):
         """A folded weight that no endpoint reads would be dead weight in every SavedModel."""
@@ -135,7 +137,7 @@ class TestDeployedWeights:
             given, deployed = inputs_of(VARIANTS[name], 1), deployed_of(name)
             with tf.Graph().as_default():
                 made = {}
-                placed = deployed.replaced(
+                placed = deployed.with_arrays(
                     lambda key, array, made=made: made.setdefault(key, tf.compat.v1.placeholder("float32", array.shape))
                 )
                 for one in endpoints(VARIANTS[name]):
@@ -148,9 +150,7 @@ class TestDeployedWeights:
         channels = 6
         others = [number for number in range(channels) if number not in kept]
         layout = Layout(order)
-        split = DeployedSplit.from_split(
-            lambda x: (tf.gather(x, kept, axis=-1), tf.gather(x, others, axis=-1)), channels, layout
-        )
+        split = DeployedSplit(lambda x: (tf.gather(x, kept, axis=-1), tf.gather(x, others, axis=-1)), channels, layout)
         images = tf.constant(np.random.default_rng(0).standard_normal((2, 2, 3, channels)))
         x_a, x_b = split(layout.enter(images))
         np.testing.assert_array_equal(layout.leave(x_a), images.numpy()[..., kept])
@@ -165,3 +165,18 @@ class TestDeployedWeights:
             "flow/whitening/last/bias",
             "encoder/last/kernel",
         ]
+
+
+def test_each_direction_of_the_flow_is_in_a_saved_model_once(tmp_path):
+    config, deployed = VARIANTS["alpha-0.8"], deployed_of("alpha-0.8")
+
+    def convolutions(*names):
+        folder = tmp_path / "-".join(names)
+        save_saved_model(deployed, [endpoint(config, name) for name in names], folder)
+        message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+        functions = message.meta_graphs[0].graph_def.library.function
+        return sum(node.op == "Conv2D" for function in functions for node in function.node_def)
+
+    both = convolutions("encode", "decode")
+    assert both > 10
+    assert convolutions("encode", "encode_global", "decode", "sample", "switch", "interpolate", "edit") == both

@@ -13,8 +13,9 @@ from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 
 from export.endpoints import endpoints
-from export.origin import open_run
-from export.pipeline import Request, describe, export
+from export.formats.web import describe_model
+from export.pipeline import ExportConfig, export
+from export.provenance import open_run
 from tfdecouple.errors import UserError
 from tfdecouple.runs.run_folder import load_config, write_label_names
 
@@ -54,7 +55,7 @@ def test_endpoints_take_labels_where_they_matter(name):
     assert taking & KNOWN == LABELLED[name]
     assert ("encode_global" in {one.name for one in offered}) == (name == "prior-classes")
     (label,) = [array for one in offered if one.name == "score" for array in one.inputs if array.dtype == "int32"]
-    drawn = label.drawn(np.random.default_rng(0), 9)
+    drawn = label.draw(np.random.default_rng(0), 9)
     assert drawn.dtype == np.int32 and set(drawn) == ({0, 1, 2} if name == "classes" else {-1, 0, 1, 2})
 
 
@@ -63,7 +64,7 @@ def test_endpoints_take_labels_where_they_matter(name):
 def test_passes_the_gate(run, tmp_path, forked, npm_example):
     with_z_of_labels = MODELS["classes"] == load_config(run).model
     formats = ("savedmodel", "onnx", *(("litert",) if with_z_of_labels else ()))
-    export(Request(run=run, to=tmp_path / "to", formats=formats), say=str)
+    export(ExportConfig(run=run, to=tmp_path / "to", formats=formats), report=str)
     card = json.loads((tmp_path / "to" / "model_card.json").read_text())
     assert {*card["formats"]} == {*formats}
     assert card["architecture"]["labels"] == NAMES
@@ -78,12 +79,12 @@ def test_passes_the_gate(run, tmp_path, forked, npm_example):
 
 @pytest.mark.parametrize("run", ["classes"], indirect=True)
 def test_the_web_page_is_refused(run, tmp_path):
-    request = Request(run=run, to=tmp_path / "to", formats=("web",))
-    message = message_of(UserError, lambda: export(request, say=str))
+    request = ExportConfig(run=run, to=tmp_path / "to", formats=("web",))
+    message = message_of(UserError, lambda: export(request, report=str))
     assert "knows no labels" in message and "leave the format web out, or train" in message
 
 
 @pytest.mark.parametrize("run", ["prior-classes"], indirect=True)
 def test_the_web_page_is_told_how_often_it_samples_which_label(run):
     _, origin = open_run(run)
-    assert describe(origin)["label_shares"] == [1, 2, 5, 0.5, 3, 0.25, 4]
+    assert describe_model(origin)["label_shares"] == [1, 2, 5, 0.5, 3, 0.25, 4]

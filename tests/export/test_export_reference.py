@@ -52,7 +52,7 @@ class Reference:
         )
         # The z that belongs to `decoded`.
         self.z_input = self.arrays.get("z_input", self.arrays.get("prior_sample"))
-        self.config, self.layout, self.deployed = model.config, layout, DeployedModel.from_model(model, layout)
+        self.config, self.layout, self.deployed = model.config, layout, DeployedModel(model, layout)
 
     @functools.cache  # noqa: B019 - as long as the module's fixture lives
     def session(self, of):
@@ -166,15 +166,15 @@ class TestPieces:
     def test_prior_density_is_the_references(self, reference):
         if not reference.config.has_encoder:
             return
-        noise, log_det = reference.deployed.prior_forward_and_log_det(self.tensor(reference, "z"))
+        noise, log_det = reference.deployed.prior.forward_and_log_det(self.tensor(reference, "z"))
         constant = 0.5 * noise.shape[1] * math.log(2 * math.pi)
         reference.same(log_det - 0.5 * tf.reduce_sum(tf.square(noise), -1) - constant, "log_prior_z")
 
     def test_flow_and_its_log_det_are_the_references(self, reference):
-        levels = reference.arrays["images"].astype("float32")
-        x = reference.deployed.flow_input(tf.constant(levels), self.tensor(reference, "dequantization_noise"))
+        bins, deployed = self.tensor(reference, "images"), reference.deployed
+        x = deployed.quantizer.within(bins, self.tensor(reference, "dequantization_noise"))
         z = self.tensor(reference, "z") if reference.config.has_latent else None
-        v, log_det = reference.deployed.flow_forward_and_log_det(x, z)
+        v, log_det = deployed.flow.forward_and_log_det(x, z)
         reference.same(v, "v")
         reference.same(log_det, "log_det")
 
@@ -182,7 +182,8 @@ class TestPieces:
         if not reference.config.has_dequantizer:
             return
         arrays, noise = reference.arrays, self.tensor(reference, "dequantization_normal_noise")
-        u, log_det = reference.deployed.dequantize_and_log_det(tf.constant(arrays["images"].astype("float32")), noise)
+        x = reference.deployed.quantizer.edges(self.tensor(reference, "images"))
+        u, log_det = reference.deployed.dequantizer.forward_and_log_det(x, noise)
         reference.same(u, "dequantization_noise")
         normal = -0.5 * (np.square(arrays["dequantization_normal_noise"]) + math.log(2 * math.pi)).sum((1, 2, 3))
         reference.same(normal - log_det, "log_q_u")

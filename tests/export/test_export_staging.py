@@ -1,6 +1,7 @@
 """Publication of an export: what stands where afterwards, and that nobody ever sees half of it."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import threading
@@ -12,7 +13,7 @@ from helpers.exporting import PARTS, RECORDS, SERVING, contents, half_written, r
 
 from export import pipeline
 from export.card import JSON_NAME, TEXT_NAME
-from export.pipeline import Request, export
+from export.pipeline import ExportConfig, export
 from export.staging import Staging, interruptible, uninterrupted
 from tfdecouple.errors import UserError
 
@@ -33,10 +34,6 @@ class TestVersions:
         with Staging(tmp_path) as staging:
             assert staging.versions() == [3]
 
-    def test_first_one_is_one(self, tmp_path):
-        with Staging(tmp_path / "new") as staging:
-            assert staging.versions() == []
-
     def test_number_can_be_chosen_and_the_next_goes_on_from_the_highest(self, quick, command, tmp_path):
         assert command("--version", 7)[0] == 0
         assert command("--version", 3)[0] == 0
@@ -50,7 +47,7 @@ class TestVersions:
 
     def test_one_that_came_meanwhile_is_kept_and_so_is_everything_else(self, quick, command, tiny_run, tmp_path):
         assert command("--version", 1)[0] == 0
-        request = Request(run=tiny_run, to=tmp_path / "to", version=2)
+        request = ExportConfig(run=tiny_run, to=tmp_path / "to", version=2)
         (tmp_path / "to" / "savedmodel" / "2").mkdir()
         (tmp_path / "to" / "savedmodel" / "2" / "saved_model.pb").touch()
         before = contents(tmp_path)
@@ -77,31 +74,16 @@ class TestPlace:
             assert "another export is writing to" in refused()
         assert not (tmp_path / "to").exists()
 
-    def test_staging_is_hidden_and_on_the_same_file_system(self, tmp_path):
-        with Staging(tmp_path / "to") as staging:
-            assert staging.area.parent == tmp_path / "to" and staging.area.name.startswith(".")
-            assert staging.area.stat().st_dev == (tmp_path / "to").stat().st_dev
-
     def test_remains_of_a_killed_export_are_removed_and_nothing_else_is(self, quick, command, tmp_path):
         to = tmp_path / "to"
         (to / ".export-killed" / "savedmodel" / "variables").mkdir(parents=True)
-        (to / ".export-killed" / "cases.npz").touch()
+        (to / ".export-killed" / "vectors.npz").touch()
         (to / ".export.lock").touch()
         (to / "notes.txt").write_text("mine")
         (to / ".hidden").write_text("mine too")
         assert command()[0] == 0
-        names = {path.name for path in to.iterdir()}
-        assert names == {
-            "savedmodel",
-            "onnx",
-            "client.py",
-            JSON_NAME,
-            TEXT_NAME,
-            *RECORDS,
-            *SERVING,
-            "notes.txt",
-            ".hidden",
-        }
+        beside = {"client.py", JSON_NAME, TEXT_NAME, *RECORDS, *SERVING, "notes.txt", ".hidden"}
+        assert {path.name for path in to.iterdir()} == {"savedmodel", "onnx", *beside}
 
     def test_folder_that_a_killed_export_had_moved_aside_comes_back(self, tmp_path):
         # Killed between the two renames: its successor is not there yet.
@@ -167,7 +149,7 @@ class TestPlace:
             os.kill(os.getpid(), number)
             time.sleep(5)
 
-        monkeypatch.setattr(pipeline, "pass_gate", signalled)
+        monkeypatch.setattr(pipeline, "compare_in_process", signalled)
         assert command()[::2] == (130, "error: interrupted\n")
         assert list(tmp_path.iterdir()) == []
 
@@ -221,7 +203,7 @@ class TestReader:
     def test_never_sees_half_a_version(self, quick, tiny_run, tmp_path):
         with Poller(tmp_path / "to") as poller:
             for _ in range(8):
-                export(Request(run=tiny_run, to=tmp_path / "to"), silent)
+                export(ExportConfig(run=tiny_run, to=tmp_path / "to"), silent)
         assert poller.half == []
         assert poller.looks > 20
         assert poller.seen == {str(version) for version in range(1, 9)}
@@ -233,23 +215,11 @@ class TestReader:
             if (tmp_path / "to").exists():
                 seen.append({path.name for path in (tmp_path / "to").iterdir() if not path.name.startswith(".")})
 
-        export(Request(run=tiny_run, to=tmp_path / "to"), look)
+        export(ExportConfig(run=tiny_run, to=tmp_path / "to"), look)
         assert len(seen) > 5 and not any(seen)
 
 
 class TestServingFiles:
-    def test_one_that_serves_another_model_is_kept_and_named(self, quick, command, tmp_path):
-        assert command("--format", "savedmodel")[0] == 0
-        settings = tmp_path / "to" / "models.config"
-        own = settings.read_text()
-        others = {own.replace("tiny", "other"): "other", "nonsense {": "what a server cannot read"}
-        for text, served in {own: None, **others}.items():
-            settings.write_text(text)
-            status, out, err = command("--format", "savedmodel")
-            assert (status, err) == (0, "") and settings.read_text() == text
-            told = f"models.config is left as it is: it serves {served}, and not this model, tiny\n"
-            assert (told in out) == (served is not None) == ("left as it is" in out)
-
     def test_edited_one_is_kept_by_a_later_export(self, quick, command, tmp_path):
         assert command("--format", "savedmodel")[0] == 0
         edited = tmp_path / "to" / "batching.config"
@@ -286,23 +256,30 @@ class TestOnnxFolder:
         assert set(read_card(tmp_path / "to")["formats"]) == {"savedmodel"}
 
 
-class TestCases:
-    """What the model answered, of exports that are there no more."""
+class TestVectors:
+    """The answers of the model, for exports that are replaced."""
 
-    def test_only_what_the_manifest_listed_is_removed(self, quick, command, monkeypatch, tmp_path):
-        cases = tmp_path / "to" / "cases"
+    def test_only_listed_ones_are_removed(self, quick, command, monkeypatch, tmp_path):
+        folder = tmp_path / "to" / "test_vectors"
         assert command("--format", "onnx")[0] == 0
-        (first,) = cases.iterdir()
+        (first,) = folder.iterdir()
         own = {"mine.npz", f"{'0' * 16}.npz"}
         for name in own:
-            (cases / name).write_text("mine")
-        monkeypatch.setattr(pipeline, "make_cases", lambda model, images, tell: {"more": np.zeros(3)})
+            (folder / name).write_text("mine")
+        monkeypatch.setattr(pipeline, "make_vectors", lambda model, images, report: {"more": np.zeros(3)})
         assert command("--format", "onnx")[0] == 0
-        left = {path.name for path in cases.iterdir()}
+        left = {path.name for path in folder.iterdir()}
         assert own < left and len(left) == 3 and first.name not in left
-        # Of a manifest that cannot be read nobody knows what it listed.
+        # A manifest that cannot be read lists nothing.
         (tmp_path / "to" / "manifest.json").write_text("{")
-        monkeypatch.setattr(pipeline, "make_cases", lambda model, images, tell: {"more": np.zeros(4)})
+        monkeypatch.setattr(pipeline, "make_vectors", lambda model, images, report: {"more": np.zeros(4)})
         status, out, err = command("--format", "onnx")
-        assert (status, err) == (0, "") and left < {path.name for path in cases.iterdir()}
+        assert (status, err) == (0, "") and left < {path.name for path in folder.iterdir()}
         assert "the manifest is written anew, of this export alone, and nothing is removed: " in out
+
+
+def test_a_folder_with_another_models_files_is_refused_and_kept(quick, command, refused, opened, monkeypatch):
+    assert command("--format", "onnx")[0] == 0
+    other = opened[0], dataclasses.replace(opened[1], name="other")
+    monkeypatch.setattr(pipeline, "open_run", lambda run, name: other)
+    assert "holds the format onnx of another model, exported as tiny from run tiny" in refused("--format", "onnx")

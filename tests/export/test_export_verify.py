@@ -9,24 +9,19 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-from helpers.deployed import NoDeployedModel
-from helpers.exporting import ON_PAGE
-from helpers.places import DATA
+from helpers.exporting import ON_PAGE, read_vectors, take_from
 from onnx import numpy_helper
 
-from export import manifest, pipeline
+from export import manifest
 from export.card import JSON_NAME, TEXT_NAME
 from export.cli import EXIT_REFUSED, main
 from export.endpoints import onnx_names
-from export.formats import onnx as onnx_format
 from export.formats import web
-from export.origin import open_run
-from export.pipeline import Request, export
+from export.pipeline import ExportConfig, export
+from export.provenance import open_run
 from export.verification import verify
-from export.verification.archive import load_cases
-from export.verification.check import Report, check
+from export.verification.comparison import Report, compare_files
 
-GOLDEN = DATA / "golden" / "1"
 PARTS = ("savedmodel/1", "onnx")
 
 
@@ -38,13 +33,13 @@ def copy(exported, tmp_path):
 
 @pytest.fixture
 def files_alone(monkeypatch):
-    """Leaves the gate out, so that only files are compared."""
-    monkeypatch.setattr(verify, "run_gate", lambda *_, **__: Report())
+    """Leaves the answers out, so that only files are compared."""
+    monkeypatch.setattr(verify, "compare_in_process", lambda *_, **__: Report())
 
 
 def problems_of(folder):
     said = []
-    return verify.verify(folder, said.append)[0], said
+    return verify.verify_folder(folder, said.append)[0], said
 
 
 class TestManifest:
@@ -52,18 +47,18 @@ class TestManifest:
         listed = json.loads((exported / manifest.NAME).read_text())["files"]
         there = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
         assert {*listed} == there - {manifest.NAME}
-        assert all(manifest.file_digest(exported / name).model_dump() == digest for name, digest in listed.items())
+        assert all(manifest.digest_file(exported / name).model_dump() == digest for name, digest in listed.items())
         assert "onnx/encoder.onnx" in listed and "savedmodel/1/assets.extra/model_card.json" in listed
 
-    def test_cases_are_small_and_hold_the_models_answers(self, exported):
-        (path,) = (exported / manifest.CASES).iterdir()
-        cases = load_cases(path)
-        assert {"out/encode/v/right", "in/sample/v_noise", "kept/black", "weights/NCHW", "weights/NHWC"} <= {*cases}
+    def test_vectors_are_small_and_hold_the_models_answers(self, exported):
+        names = {"out/encode/v/values", "in/sample/v_noise", "kept/black", "weights/NCHW", "weights/NHWC"}
+        assert names <= {*read_vectors(exported)}
+        (path,) = (exported / manifest.VECTORS).iterdir()
         assert path.stat().st_size < 1_000_000
 
-    def test_keeps_parts_of_before_and_drops_what_is_replaced(self):
+    def test_keeps_earlier_parts_and_drops_replaced_ones(self):
         def part(letter):
-            return manifest.Part(runtime="onnx", folder="onnx", cases=f"cases/{letter * 16}.npz", options={})
+            return manifest.Part(runtime="onnx", folder="onnx", vectors=f"test_vectors/{letter * 16}.npz", names={})
 
         def files(*names):
             return dict.fromkeys(names, manifest.Digest(sha256="0", bytes=len(names)))
@@ -72,36 +67,33 @@ class TestManifest:
         before = manifest.Manifest(
             format=1,
             parts={"savedmodel/1": a, "onnx": b},
-            files=files("savedmodel/1/saved_model.pb", "onnx/old.onnx", a.cases, b.cases, JSON_NAME),
+            files=files("savedmodel/1/saved_model.pb", "onnx/old.onnx", a.vectors, b.vectors, JSON_NAME),
         )
-        new = files("onnx/new.onnx", c.cases, JSON_NAME)
-        whole = before.merged({"onnx": c}, new)
+        new = files("onnx/new.onnx", c.vectors, JSON_NAME)
+        whole = before.merge({"onnx": c}, new)
         assert whole.parts == {"savedmodel/1": a, "onnx": c}
-        assert {*whole.files} == {"savedmodel/1/saved_model.pb", a.cases, *new}
+        assert {*whole.files} == {"savedmodel/1/saved_model.pb", a.vectors, *new}
         assert whole.files[JSON_NAME] == new[JSON_NAME]
 
     @pytest.mark.parametrize(
         "text",
         [
             "", "{", "[]", "null", '{"format": 2}', '{"format": 1}', '{"format": 1, "parts": [], "files": {}}',
-            '{"format": 1, "parts": {"onnx": {"runtime": "os", "options": {}}}, "files": {}}',
-            '{"format": 1, "parts": {"onnx": {"runtime": "onnx", "options": {}, "cases": "/etc/x"}}, "files": {}}',
-            '{"format": 1, "parts": {"../x": {"runtime": "onnx", "folder": "onnx", "options": {},'
-            ' "cases": "cases/0123456789abcdef.npz"}}, "files": {}}',
+            '{"format": 1, "parts": {"onnx": {"runtime": "os", "names": {}}}, "files": {}}',
+            '{"format": 1, "parts": {"onnx": {"runtime": "onnx", "names": {}, "vectors": "/etc/x"}}, "files": {}}',
+            '{"format": 1, "parts": {"onnx": {"runtime": "onnx", "folder": "onnx", "names": {"encode": "../x"},'
+            ' "vectors": "test_vectors/0123456789abcdef.npz"}}, "files": {}}',
+            '{"format": 1, "parts": {"../x": {"runtime": "onnx", "folder": "onnx", "names": {},'
+            ' "vectors": "test_vectors/0123456789abcdef.npz"}}, "files": {}}',
             '{"format": 1, "parts": {}, "files": {"../../etc/passwd": {"sha256": "0"}}}',
-            '{"format": 1, "parts": {}, "files": {"a": 3}}', "[" * 100_000, '{"format": "\\ud800"}',
+            '{"format": 1, "parts": {}, "files": {"a": 3}}', "[" * 100_000, '{"format": "\\ud800"}', b"\xff\xfe\x00",
         ],
     )  # fmt: skip
     def test_damaged_one_is_one_line(self, tmp_path, capsys, text):
-        (tmp_path / manifest.NAME).write_text(text)
+        (tmp_path / manifest.NAME).write_bytes(text if isinstance(text, bytes) else text.encode())
         assert main(["--verify", str(tmp_path)]) == 2
         err = capsys.readouterr().err
         assert err.startswith(f"error: {tmp_path / manifest.NAME} is no manifest") and err.count("\n") == 1, err
-
-    def test_one_that_is_no_text_is_one_line(self, tmp_path, capsys):
-        (tmp_path / manifest.NAME).write_bytes(b"\xff\xfe\x00")
-        assert main(["--verify", str(tmp_path)]) == 2
-        assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.usefixtures("forked")
@@ -113,12 +105,10 @@ class TestVerify:
         assert "onnx: CPUExecutionProvider\n" in out and "savedmodel/1: tensorflow\n" in out
         assert out.endswith(f"{exported} is as it was exported, and answers as the model did\n")
 
-    def test_export_of_before_there_were_manifests_says_what_it_lacks(self, capsys):
-        assert main(["--verify", str(GOLDEN / "export")]) == 2
+    def test_folder_without_a_manifest_and_one_that_does_not_exist(self, tmp_path, capsys):
+        assert main(["--verify", str(tmp_path)]) == 2
         err = capsys.readouterr().err
-        assert err.startswith(f"error: {GOLDEN / 'export'} has no manifest.json") and err.count("\n") == 1
-
-    def test_folder_that_there_is_not(self, tmp_path, capsys):
+        assert err.startswith(f"error: {tmp_path} has no manifest.json") and err.count("\n") == 1
         assert main(["--verify", str(tmp_path / "none")]) == 2
         assert capsys.readouterr().err == f"error: there is no export folder {tmp_path / 'none'}\n"
 
@@ -142,11 +132,13 @@ class TestVerify:
             file.seek(100)
             file.write(bytes([byte[0] ^ 1]))
         (copy / TEXT_NAME).unlink()
+        (copy / "onnx" / "sampler.onnx").unlink()
         (copy / "onnx" / "more.onnx").touch()
         assert problems_of(copy)[0] == [
             "unknown: onnx/more.onnx",
             "missing: MODEL_CARD.md",
             "changed: onnx/encoder.onnx",
+            "missing: onnx/sampler.onnx",
             "changed: savedmodel/1/variables/variables.data-00000-of-00001",
             *(
                 f"{part}: its answers were not checked, since files of it are not as they were exported"
@@ -198,7 +190,7 @@ class TestVerify:
         # A file and its line are changed together.
         (copy / TEXT_NAME).write_text("# other\n")
         whole = json.loads((copy / manifest.NAME).read_text())
-        whole["files"][TEXT_NAME] = manifest.file_digest(copy / TEXT_NAME).model_dump()
+        whole["files"][TEXT_NAME] = manifest.digest_file(copy / TEXT_NAME).model_dump()
         (copy / manifest.NAME).write_text(json.dumps(whole))
         assert main(["--verify", str(copy)]) == 0
         capsys.readouterr()
@@ -225,24 +217,18 @@ class TestVerify:
         providers = ["CUDAExecutionProvider", *(["CPUExecutionProvider"] if started else [])]
         monkeypatch.setattr(verify, "installed_providers", lambda: providers)
 
-        def run(*arguments):
-            provider = arguments[-1]["provider"]
+        def run(runtime, folder, vectors, options, report):
+            provider = options["provider"]
             return Report(notes={"unavailable": provider} if "CUDA" in provider else {})
 
-        monkeypatch.setattr(verify, "run_gate", run)
+        monkeypatch.setattr(verify, "compare_in_process", run)
         assert main(["--verify", str(copy)]) == 0
         out = capsys.readouterr().out
         onnx_part = "onnx by CUDAExecutionProvider" if started else "onnx"
         assert out.endswith(f"{copy} is as it was exported; answers were not checked of savedmodel/1, {onnx_part}\n")
         assert "savedmodel/1: ai-edge-litert is not installed here: not checked" in out
 
-    def test_missing_part_is_not_said_to_answer(self, copy, files_alone):
-        shutil.rmtree(copy / "onnx")
-        problems, _ = problems_of(copy)
-        assert "missing: onnx/encoder.onnx" in problems
-        assert any(line.startswith("onnx: its answers were not checked") for line in problems)
-
-    def test_gate_runs_even_where_digests_agree(self, copy, capsys):
+    def test_answers_are_compared_even_where_digests_agree(self, copy, capsys):
         # Whoever can change a file can change the manifest.
         path = copy / "onnx" / "decoder.onnx"
         model = onnx.load(path)
@@ -250,7 +236,7 @@ class TestVerify:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
         onnx.save(model, path)
         whole = json.loads((copy / manifest.NAME).read_text())
-        whole["files"]["onnx/decoder.onnx"] = manifest.file_digest(path).model_dump()
+        whole["files"]["onnx/decoder.onnx"] = manifest.digest_file(path).model_dump()
         (copy / manifest.NAME).write_text(json.dumps(whole))
         assert main(["--verify", str(copy)]) == EXIT_REFUSED
         err = capsys.readouterr().err
@@ -259,12 +245,12 @@ class TestVerify:
     def test_every_runtime_that_is_installed_is_tried_or_named(self, copy, monkeypatch):
         asked = []
 
-        def run(runtime, folder, cases, result, tell, options):
+        def run(runtime, folder, vectors, options, report):
             asked.append((runtime, options.get("provider")))
             # The library is there, and no card.
             return Report(notes={"unavailable": "CUDAExecutionProvider"} if "CUDA" in str(asked[-1]) else {})
 
-        monkeypatch.setattr(verify, "run_gate", run)
+        monkeypatch.setattr(verify, "compare_in_process", run)
         providers = ["CUDAExecutionProvider", "AzureExecutionProvider", "CPUExecutionProvider"]
         monkeypatch.setattr(verify, "installed_providers", lambda: providers)
         problems, said = problems_of(copy)
@@ -279,16 +265,9 @@ class TestVerify:
 
     @pytest.mark.filterwarnings("ignore:Specified provider")
     def test_provider_that_cannot_start_does_not_pass_as_another(self, exported, tiny_run):
-        _, origin = open_run(tiny_run)
-        (cases,) = (exported / manifest.CASES).iterdir()
-        report = check(
-            "onnx",
-            exported / "onnx",
-            load_cases(cases),
-            names=onnx_names(origin.config.model),
-            metadata={**origin.metadata(), "name": origin.name},
-            provider="CUDAExecutionProvider",
-        )
+        names = onnx_names(open_run(tiny_run)[0].config)
+        provider = "CUDAExecutionProvider"
+        report = compare_files("onnx", exported / "onnx", read_vectors(exported), names, provider)
         assert report.notes["unavailable"] == "CUDAExecutionProvider" and report.parity == {}
 
 
@@ -305,54 +284,40 @@ def runtime(tmp_path):
 @pytest.fixture
 def quick(exported, tiny_run, monkeypatch):
     """Exports whose models are there already and pass: what is tested is the rest."""
-    opened = open_run(tiny_run)
-
-    def copied(deployed, chosen, folder, progress):
-        shutil.copytree(exported / "savedmodel" / "1", folder)
-
-    monkeypatch.setattr(pipeline, "open_run", lambda run, name: opened)
-    monkeypatch.setattr(pipeline, "real_images", lambda config: (None, "test images"))
-    monkeypatch.setattr(pipeline, "make_cases", lambda model, images, tell: {})
-    monkeypatch.setattr(pipeline, "weight_digests", lambda model, layouts: {})
-    monkeypatch.setattr(pipeline, "DeployedModel", NoDeployedModel)
-    monkeypatch.setattr("export.deployed.deployed_model.DeployedModel", NoDeployedModel)
-    monkeypatch.setattr(
-        onnx_format, "build_onnx", lambda deployed, one, metadata: onnx.load(exported / "onnx" / f"{one.onnx}.onnx")
-    )
-    monkeypatch.setattr(pipeline, "save_saved_model", copied)
-    monkeypatch.setattr(pipeline, "pass_gate", lambda runtime, folder, cases, tell, options: Report())
+    take_from(monkeypatch, exported, open_run(tiny_run), exported / "savedmodel" / "1", {})
+    monkeypatch.setattr("export.pipeline.compare_in_process", lambda *_: Report())
 
 
 @pytest.mark.usefixtures("quick")
 class TestWhatIsPublished:
     def test_page_is_verified_with_its_own_models(self, tiny_run, runtime, tmp_path, monkeypatch):
-        export(Request(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), lambda text: None)
+        export(ExportConfig(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), lambda text: None)
         seen = []
 
-        def run(runtime, folder, cases, result, tell, options):
+        def run(runtime, folder, vectors, options, report):
             seen.append((runtime, folder.name, sorted(f"{name}.onnx" for name in options["names"].values())))
             return Report()
 
-        monkeypatch.setattr(verify, "run_gate", run)
+        monkeypatch.setattr(verify, "compare_in_process", run)
         assert problems_of(tmp_path / "to")[0] == []
         assert seen == [("onnx", "model", sorted(ON_PAGE))]
 
     def test_second_export_keeps_the_digests_of_the_first(self, tiny_run, tmp_path, files_alone):
         to = tmp_path / "to"
         for formats in (("savedmodel",), ("onnx",), ("savedmodel", "onnx")):
-            export(Request(run=tiny_run, to=to, formats=formats), lambda text: None)
+            export(ExportConfig(run=tiny_run, to=to, formats=formats), lambda text: None)
             assert problems_of(to)[0] == []
         assert {*json.loads((to / manifest.NAME).read_text())["parts"]} == {"savedmodel/1", "savedmodel/2", "onnx"}
-        assert len(list((to / manifest.CASES).iterdir())) == 1
+        assert len(list((to / manifest.VECTORS).iterdir())) == 1
 
     def test_what_was_removed_is_left_out_of_the_next_manifest_and_named(self, tiny_run, tmp_path, files_alone):
         to, said = tmp_path / "to", []
-        export(Request(run=tiny_run, to=to), lambda text: None)
+        export(ExportConfig(run=tiny_run, to=to), lambda text: None)
         for name in ("savedmodel/1", "onnx"):
             shutil.rmtree(to / name)
         (to / "client.py").unlink()
         (to / TEXT_NAME).unlink()
-        export(Request(run=tiny_run, to=to, formats=("savedmodel",), version=2), said.append)
+        export(ExportConfig(run=tiny_run, to=to, formats=("savedmodel",), version=2), said.append)
         assert problems_of(to)[0] == []
         assert {*manifest.load(to).parts} == {"savedmodel/2"}
         told = [line.partition("] ")[2] for line in said if "no more" in line]

@@ -1,6 +1,5 @@
 """What an export writes for TensorFlow Serving: its configurations, and versions that are never seen half written."""
 
-import contextlib
 import os
 import re
 import shutil
@@ -8,15 +7,14 @@ import time
 
 import grpc
 import pytest
-import tensorflow as tf
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from helpers.places import PATIENCE
 from helpers.serving_server import Server, read_models
-from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc, prediction_log_pb2
+from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
-from export.formats.saved_model import WARMUP_FILE, write_serving_files
-from export.origin import safe_name
+from export.formats.saved_model import write_serving_files
+from export.provenance import make_safe_name
 
 
 def test_models_config(exported, name):
@@ -31,7 +29,7 @@ def test_models_config(exported, name):
 
 @pytest.mark.parametrize("run_name", ["faces, 2nd try/ema", "../../etc", "Größe 3", 'a"b', "---", ""])
 def test_any_run_name_makes_a_model_that_can_be_served(run_name, tmp_path):
-    name = safe_name(run_name)
+    name = make_safe_name(run_name)
     assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name)
     write_serving_files(tmp_path, name)
     (model,) = read_models(tmp_path)
@@ -102,41 +100,17 @@ def test_monitoring_config(exported, messages):
         text_format.Parse(text.replace("enable:", "enabled:"), messages["MonitoringConfig"]())
 
 
-def read_yaml(text):
-    """Reads the part of YAML that docker-compose.yml uses: mappings and lists by indentation, quoted strings."""
-    with contextlib.suppress(ImportError):
-        import yaml  # not a dependency, but better where it is there
-
-        return yaml.safe_load(text)
-    lines = [re.sub(r"(^|\s)#.*", "", line).rstrip() for line in text.splitlines()]
-    return read_block([line for line in lines if line])
-
-
-def read_block(lines):
-    indent = len(lines[0]) - len(lines[0].lstrip())
-    starts = [number for number, line in enumerate(lines) if len(line) - len(line.lstrip()) == indent]
-    assert indent % 2 == 0 and all(line.startswith(" " * indent) for line in lines)
-    block = {}
-    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
-        line, inner = lines[start].strip(), lines[start + 1 : end]
-        if match := re.fullmatch(r'- "([^"\\]*)"', line):
-            block[len(block)] = match[1]
-        elif line.startswith("- "):
-            block[len(block)] = read_block([" " * (indent + 2) + line[2:], *inner])
-            continue
-        elif match := re.fullmatch(r'([\w-]+): "([^"\\]*)"', line):
-            block[match[1]] = match[2]
-        else:
-            block[re.fullmatch(r"([\w-]+):", line)[1]] = read_block(inner)
-            continue
-        assert not inner
-    return list(block.values()) if lines[starts[0]].lstrip().startswith("- ") else block
-
-
-def test_docker_compose(exported, name):
-    compose = read_yaml((exported / "docker-compose.yml").read_text())
+@pytest.fixture
+def services(exported):
+    """The services of docker-compose.yml."""
+    yaml = pytest.importorskip("yaml")
+    compose = yaml.safe_load((exported / "docker-compose.yml").read_text())
     assert set(compose) == {"services"} and set(compose["services"]) == {"tf-serving", "tf-serving-gpu"}
-    service = compose["services"]["tf-serving"]
+    return compose["services"]
+
+
+def test_docker_compose(exported, services):
+    service = services["tf-serving"]
     assert set(service) == {"image", "ports", "volumes", "command"}
     assert re.fullmatch(r"tensorflow/serving:\$\{[A-Z_]+:-[\w.-]+\}", service["image"])
     assert [port.split(":")[-2:] for port in service["ports"]] == [["8500", "8500"], ["8501", "8501"]]
@@ -155,9 +129,8 @@ def test_docker_compose(exported, name):
     }
 
 
-def test_docker_compose_on_a_gpu_computes_in_full_float32(exported):
+def test_docker_compose_on_a_gpu_computes_in_full_float32(services):
     """By environment: the official image reads no other switch of TF32."""
-    services = read_yaml((exported / "docker-compose.yml").read_text())["services"]
     assert services["tf-serving-gpu"] == {
         "extends": {"service": "tf-serving"},
         "profiles": ["gpu"],
@@ -197,22 +170,3 @@ def test_a_new_version_that_is_renamed_in_is_never_seen_half_written(exported, n
         os.rename(base / ".2.partial", base / "2")
         wait_until(lambda: server.loaded.version == 2 or server.failures)
         assert states(server, name) == {2: "AVAILABLE"} and not server.failures
-
-
-def test_a_half_written_version_would_be_noticed(exported, name, tmp_path):
-    """That the test above could fail: the same files, without the renaming, and a warm-up that does not fit."""
-    base = tmp_path / "savedmodel"
-    shutil.copytree(exported / "savedmodel" / "1", base / "1")
-    with Server(base, name, poll_seconds=0.01) as server:
-        (base / "2").mkdir()
-        shutil.copy2(base / "1" / "saved_model.pb", base / "2")
-        wait_until(lambda: server.failures)
-        assert states(server, name) == {1: "AVAILABLE", 2: "END"}
-        shutil.copytree(base / "1", tmp_path / "3")
-        record = prediction_log_pb2.PredictionLog()
-        record.predict_log.request.model_spec.signature_name = "switch"
-        with tf.io.TFRecordWriter(str(tmp_path / "3" / WARMUP_FILE)) as writer:
-            writer.write(record.SerializeToString())
-        os.rename(tmp_path / "3", base / "3")
-        wait_until(lambda: 3 in server.failures)
-        assert "input size does not match signature" in server.failures[3] and server.loaded.version == 1

@@ -18,9 +18,9 @@ from helpers.places import PATIENCE, ROOT, TESTS
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 
-from export.formats.web import RUNTIME_VERSION, example_images, examples_for, project_url
-from export.origin import open_run
-from export.pipeline import Request, describe, export
+from export.formats.web import RUNTIME_VERSION, describe_model, example_images, examples_for, project_url
+from export.pipeline import ExportConfig, export
+from export.provenance import open_run
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
 from tfdecouple.runs.latent_directions import METHODS, Direction, Directions
@@ -119,7 +119,9 @@ def page(steered_run, tools, tmp_path_factory):
     """The page of a tiny model with directions."""
     folder = tmp_path_factory.mktemp("page")
     runtime = tools / "node_modules" / "onnxruntime-web"
-    export(Request(run=steered_run, to=folder, formats=("onnx", "web"), web_runtime=runtime), say=lambda text: None)
+    export(
+        ExportConfig(run=steered_run, to=folder, formats=("onnx", "web"), web_runtime=runtime), report=lambda text: None
+    )
     return folder
 
 
@@ -131,7 +133,7 @@ def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_brows
     model = let_z_show(fresh(config))
     runtime = tools / "node_modules" / "onnxruntime-web"
     run = write_run(tmp_path / "run", model)
-    export(Request(run=run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), say=lambda text: None)
+    export(ExportConfig(run=run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), report=lambda text: None)
     command = ["node", "check.mjs", str(tmp_path / "to" / "web"), "--browser", str(CHROMIUM)]
     result = subprocess.run(command, cwd=tools, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -139,14 +141,14 @@ def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_brows
 
 def test_directions_of_the_same_weights_alone_come_to_the_page(steered_run, tmp_path):
     _, origin = open_run(steered_run)
-    found = describe(origin)["directions"]
+    found = describe_model(origin)["directions"]
     assert [one["name"] for one in found] == ["<b>bright", "dark"] and found[0]["told"].startswith("tells 75.0%")
     kept = Directions.read(steered_run, 4)
     assert found[1]["vector"] == kept["dark"].vector.tolist()
     other = shutil.copytree(steered_run, tmp_path / "other")
     Directions("0" * 64, {}, tuple(kept)).write(other)
     _, origin = open_run(other)
-    assert "directions" not in describe(origin) and "other weights" in origin.without_directions
+    assert "directions" not in describe_model(origin) and "other weights" in origin.omissions["directions.json"]
 
 
 def test_the_page_knows_which_examples_the_model_has_seen():

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 
+import numpy as np
 import onnx
 
 import export.pipeline  # noqa: F401 - looked for by its name
 from export.card import JSON_NAME
-from export.endpoints import onnx_names, page_names
-from export.verification.check import Report
+from export.endpoints import onnx_names
+from export.formats.web import PAGE_MODELS
+from export.manifest import VECTORS
+from export.verification.comparison import Report
 from helpers.deployed import NoDeployedModel
 from helpers.models import TINY
 
 # The ONNX files of an export of TINY, and those of its web page.
 PARTS = tuple(f"{name}.onnx" for name in onnx_names(TINY).values())
-ON_PAGE = tuple(f"{name}.onnx" for name in page_names(TINY).values())
+ON_PAGE = tuple(f"{name}.onnx" for name in PAGE_MODELS)
 # By which an export is verified later.
-RECORDS = ("manifest.json", "cases")
+RECORDS = ("manifest.json", "test_vectors")
 SERVING = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 # Of a SavedModel that is loaded fast.
 SIGNATURES = ("encode", "decode")
 
 
-def _save_saved_model(deployed, chosen, folder, progress):
+def _save_saved_model(deployed, chosen, folder, report):
     (folder / "variables").mkdir(parents=True)
     (folder / "saved_model.pb").write_text("graph")
     time.sleep(0.01)
@@ -33,25 +37,59 @@ def _save_saved_model(deployed, chosen, folder, progress):
         (folder / "variables" / name).write_text("weights")
 
 
+def _replace(patch, opened, **parts):
+    """Puts functions of a test into the pipeline instead of all that takes time."""
+    parts = {
+        "pipeline.open_run": lambda run, name: opened,
+        "pipeline.real_images": lambda config: (None, "test images"),
+        "pipeline.DeployedModel": NoDeployedModel,
+        "pipeline.digest_weights": lambda model, deployed: {},
+        **parts,
+    }
+    for name, value in parts.items():
+        patch.setattr(f"export.{name}", value)
+
+
 def hold_nothing(patch, opened):
-    """Puts stand-ins for all that takes time into the pipeline.
+    """Makes exports of files that hold nothing and pass.
 
     Args:
         patch: pytest's.
-        opened: model and origin of whatever run is exported; of the model its config alone.
+        opened: model and provenance of whatever run is exported; of the model its config alone.
     """
-    for name, value in {
-        "export.pipeline.open_run": lambda run, name: opened,
-        "export.pipeline.real_images": lambda config: (None, "test images"),
-        "export.pipeline.make_cases": lambda model, images, tell: {},
-        "export.pipeline.weight_digests": lambda model, layouts: {},
-        "export.pipeline.DeployedModel": NoDeployedModel,
-        "export.deployed.deployed_model.DeployedModel": NoDeployedModel,
-        "export.formats.onnx.build_onnx": lambda deployed, endpoint, metadata: onnx.ModelProto(producer_name="it"),
-        "export.pipeline.save_saved_model": _save_saved_model,
-        "export.pipeline.pass_gate": lambda runtime, folder, cases, tell, options: Report(),
-    }.items():
-        patch.setattr(name, value)
+    _replace(
+        patch,
+        opened,
+        **{
+            "pipeline.make_vectors": lambda model, images, report: {},
+            "formats.onnx.build_onnx": lambda deployed, endpoint, metadata: onnx.ModelProto(producer_name="it"),
+            "pipeline.save_saved_model": _save_saved_model,
+            "pipeline.compare_in_process": lambda runtime, folder, vectors, options, report: Report(),
+        },
+    )
+
+
+def take_from(patch, exported, opened, saved_model, vectors):
+    """Makes exports of files that are there already: of the ONNX files in `exported`, and of a SavedModel."""
+    _replace(
+        patch,
+        opened,
+        **{
+            "pipeline.make_vectors": lambda model, images, report: vectors,
+            "formats.onnx.build_onnx": lambda deployed, one, metadata: onnx.load(
+                exported / "onnx" / f"{one.onnx}.onnx"
+            ),
+            "pipeline.save_saved_model": lambda deployed, chosen, folder, report: shutil.copytree(saved_model, folder),
+            "pipeline.write_warmup": lambda folder, name, chosen: None,
+        },
+    )
+
+
+def read_vectors(folder):
+    """Returns the test vectors in an export folder."""
+    (path,) = (folder / VECTORS).iterdir()
+    with np.load(path) as archive:
+        return dict(archive)
 
 
 def silent(text):

@@ -11,7 +11,7 @@ import onnxruntime
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import IMAGE, endpoint, endpoints
 from export.formats.onnx import build_onnx
-from export.verification.reference import KerasReference
+from export.verification.keras_answers import KerasAnswers
 from helpers.models import TINY, give_effect, random_images
 from tfdecouple.config import STEP_LAYERS
 from tfdecouple.model import DecoupledModel
@@ -123,7 +123,7 @@ def move_statistics(encoder):
 @functools.cache
 def deployed_of(name, order="NHWC"):
     """A variant as it is deployed, whose arithmetic can be run eagerly."""
-    return DeployedModel.from_model(model_of(name), order)
+    return DeployedModel(model_of(name), order)
 
 
 def inputs_of(config, count=5, seed=1):
@@ -148,7 +148,7 @@ def inputs_of(config, count=5, seed=1):
     given = {**pictures, **labelled, **{name: values.astype("float32") for name, values in draws.items()}}
     # Of an endpoint that is new.
     for array in (array for one in endpoints(config) for array in one.inputs if array.name not in given):
-        given[array.name] = images if array.holds == IMAGE else array.drawn(rng, count)
+        given[array.name] = images if array.holds == IMAGE else array.draw(rng, count)
     return given
 
 
@@ -183,11 +183,14 @@ def expected(name, endpoint_name):
     if endpoint_name == "interpolate":
         every = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]), both)
         return {"images": np.stack([every[k, k, k] for k in range(len(a))])}
-    # Of an endpoint that is new: what the gate would compare it with.
+    # Of an endpoint that is new: what the verification would compare it with.
     one = endpoint(model.config, endpoint_name)
-    reference = KerasReference(model, a, np.random.default_rng(0))
-    answers = one.answer(reference, given)
-    return {array.name: answers[array.name].right for array in one.outputs}
+    answers = KerasAnswers(model)
+    right = one.answer(answers, given)
+    return {
+        array.name: answers.pixels(right[array.name]) if array.dtype == "uint8" else right[array.name]
+        for array in one.outputs
+    }
 
 
 def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):

@@ -16,7 +16,7 @@ from helpers.recipes import recipe
 from helpers.runs import write_run
 from helpers.variants import SMALLEST
 
-from export.pipeline import Request, export
+from export.pipeline import ExportConfig, export
 from tfdecouple.config import CONDITIONERS, STEP_LAYERS
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
@@ -129,6 +129,6 @@ def test_a_run_with_it_loads_and_passes_the_gate(trained, tmp_path, forked):
     run = write_run(tmp_path / "run", model)
     np.testing.assert_array_equal(load_model(run).encode(IMAGES).v, model.encode(IMAGES).v)
     # Both ways through the flow, and the log-determinant; what the others add knows no layer of a step.
-    request = Request(run=run, to=tmp_path / "to", endpoints=("encode", "decode", "score"))
-    export(request, say=str)
+    request = ExportConfig(run=run, to=tmp_path / "to", endpoints=("encode", "decode", "score"))
+    export(request, report=str)
     assert (tmp_path / "to" / "onnx" / "decoder.onnx").is_file()

@@ -20,9 +20,9 @@ from helpers.variants import images_of, variant
 
 import tfdecouple
 from export.deployed.deployed_model import DeployedModel
-from export.verification.archive import batches as batches_of
-from export.verification.cases import make_cases
-from export.verification.check import check as verify
+from export.verification.comparison import compare_files
+from export.verification.vectors import batches as batch_sizes
+from export.verification.vectors import make_vectors
 from tfdecouple.config import PHOTOGRAPHS, DataConfig
 from tfdecouple.corpus.codes_manifest import Field
 from tfdecouple.corpus.encoding import make_encoder
@@ -115,7 +115,7 @@ VERBS = {
     "step": lambda m: m.flow.levels[1][0].layers[0].forward_and_log_det(PART, z_of(m)),
     "1x1 convolution": lambda m: m.flow.levels[1][0].layers[0].sequence[1].inverse_and_log_det(PART),
     "coupling's scale": lambda m: scales(m),
-    "folding": lambda m: list(DeployedModel.from_model(m).arrays().values()),
+    "folding": lambda m: list(DeployedModel(m).arrays().values()),
 }
 VERBS_OF_Z = {
     "encode's z": lambda m: m.encode(IMAGES).z,
@@ -238,7 +238,7 @@ class TestPrograms:
             measure_latent_use(m, batches(), split="test", averaged_weights=False).to_dict().values()
         ),
         "corpus": lambda m: make_encoder(m, FIELDS, 4)(IMAGES, np.arange(len(IMAGES))),
-        "gate": lambda m: make_cases(m, random_images(sum(batches_of(8)), seed=2)),
+        "test vectors": lambda m: make_vectors(m, random_images(sum(batch_sizes(8)), seed=2)),
     }
 
     @pytest.mark.parametrize("name", PROGRAMS)
@@ -270,7 +270,7 @@ def test_a_saved_model_is_checked_with_the_switch_off(monkeypatch, tmp_path):
         raise ValueError("no file")
 
     monkeypatch.setattr(tf.compat.v1.saved_model, "load", load)
-    report = verify("savedmodel", tmp_path, {}, names={"encode": ""}, metadata={})
+    report = compare_files("savedmodel", tmp_path, {}, {"encode": ""})
     assert seen == [False] and "no file" in report.problems[0]
 
 

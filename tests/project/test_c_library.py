@@ -104,7 +104,7 @@ def test_c_runs_a_model_with_variational_dequantisation(program, tmp_path):
     """The flow of u is in the same graph and is loaded with it."""
     model = fresh(VARIANTS["dequantization"])
     offered = [endpoint for endpoint in endpoints(model.config) if endpoint.name in ("encode", "decode", "score")]
-    save_saved_model(DeployedModel.from_model(model), offered, tmp_path / "saved")
+    save_saved_model(DeployedModel(model), offered, tmp_path / "saved")
     images = images_of("noise", 3, tmp_path / "saved")
     status, output, error = round_trip(program, tmp_path / "saved", images, tmp_path)
     assert (status, output, error) == (0, f"3 images: 0 of {images.size} subpixels differ\n", [])

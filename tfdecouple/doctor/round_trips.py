@@ -115,19 +115,15 @@ def try_exports(task: Task) -> Iterator[Result]:
         return
     # Imported by its name, because the export stands on top of the library.
     runtimes = importlib.import_module("export.verification.runtimes")
-    with scratch as folder:
-        kinds = load_images_by_kind(task)
-        arrays = {f"kind_{number}": images for number, images in enumerate(kinds.values())}
-        np.savez(pathlib.Path(folder) / "images.npz", names=np.array(list(kinds)), **arrays)  # type: ignore[arg-type]
-        *_, made = runtimes.make(str(small_model.FOLDER), folder)
-        message = f"SavedModel and ONNX files; ONNX Runtime has {', '.join(made['providers'])}"
-        yield Result("the export", True, message, figures=made)
+    with scratch as name:
+        folder, kinds = pathlib.Path(name), load_images_by_kind(task)
+        providers = runtimes.make_files(str(small_model.FOLDER), folder)
+        message = f"SavedModel and ONNX files; ONNX Runtime has {', '.join(providers)}"
+        yield Result("the export", True, message, figures={"providers": providers})
         for device in dict.fromkeys(["CPU:0", *task.devices]):
-            *_, trip = runtimes.use_saved_model(folder, device)
-            yield check_export(trip)
-        for provider in made["providers"]:
-            *_, trip = runtimes.use_onnx(folder, provider)
-            yield check_export(trip)
+            yield check_export(runtimes.round_trip_saved_model(folder, device, kinds))
+        for provider in providers:
+            yield check_export(runtimes.round_trip_onnx(folder, provider, kinds))
 
 
 def check_export(trip: dict[str, Any]) -> Result:

@@ -116,7 +116,7 @@ def main():
     if folder.exists():
         raise SystemExit(f"{folder} exists; golden files are never made again, see --help")
     start_tensorflow()
-    from export.pipeline import Request, export
+    from export.pipeline import ExportConfig, export
     from tfdecouple.runs.opened_run import load_model
 
     with tempfile.TemporaryDirectory(dir=HERE) as scratch:
@@ -124,7 +124,7 @@ def main():
         run = made / "run"
         run.mkdir(parents=True)
         make_run(run)
-        export(Request(run=run, to=made / "export", endpoints=ENDPOINTS, name="golden"))
+        export(ExportConfig(run=run, to=made / "export", endpoints=ENDPOINTS, name="golden"))
         np.savez_compressed(made / "numbers.npz", **make_numbers(load_model(run)))
         made.rename(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -115,7 +115,7 @@ class TestFiles:
         assert len(loaded.trainable_variables) == len(outer.trainable_variables) == 2
 
     def test_a_run_folder(self, images, tmp_path):
-        from export.origin import open_run
+        from export.provenance import open_run
 
         model = variant("coupling")
         tfdecouple.save_run(model, tmp_path / "mine")

@@ -1,24 +1,24 @@
-"""What to export, refused before anything is opened where it is known to be wrong."""
+"""The config of one export. Mistakes that show without the run are refused before it is opened."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
 
-from export.formats.file_formats import FILE_FORMATS, file_format
-from export.staging import taken
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.extras import require
 
+# The formats of one file for each endpoint (`Endpoint.onnx`), in a folder of the same name.
+FILE_FORMATS = ("onnx", "litert")
 FORMATS = ("savedmodel", *FILE_FORMATS, "web")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to export.
+class ExportConfig:
+    """What to export, and where to.
 
     Attributes:
-        run: run folder, or the name or address of weights that were trained already.
+        run: run folder, or the name or address of bundled or published weights.
         to: export folder.
         formats: some of `FORMATS`.
         endpoints: names of the SavedModel's signatures; () for all.
@@ -26,6 +26,9 @@ class Request:
         name: of the model; None for the run folder's.
         web_runtime: folder of onnxruntime-web; None lets npm fetch it.
         web_gpu: whether the web page has the runtime for graphics cards, too.
+
+    Raises:
+        UserError: for a value that is wrong, naming it.
     """
 
     run: str | pathlib.Path
@@ -38,34 +41,33 @@ class Request:
     web_gpu: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses what is known to be wrong before anything is opened.
-
-        Raises:
-            UserError: naming the value.
-        """
-        for name in self.formats:
+        """Refuses wrong values."""
+        for name in self.formats or ("",):
             if name not in FORMATS:
-                raise UserError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
-        if not self.formats:
-            raise UserError(f"no format is given; there are {', '.join(FORMATS)}")
-        for option, given, of in (
+                there_is = f"there is no format {name!r}" if name else "no format is given"
+                raise UserError(f"{there_is}; there are {', '.join(FORMATS)}")
+        for option, value, owner in (
             ("--endpoints", " ".join(self.endpoints), "savedmodel"),
             ("--version", self.version, "savedmodel"),
             ("--web-runtime", self.web_runtime, "web"),
             ("--web-gpu", self.web_gpu, "web"),
         ):
-            if given and of not in self.formats:
-                shown = option if given is True else f"{option} {given}"
+            if value and owner not in self.formats:
                 raise UserError(
-                    f"{shown} is for the format {of} alone, and the formats are {', '.join(self.formats)}; "
-                    f"leave it out, or add {of} to --format"
+                    f"{option if value is True else f'{option} {value}'} is for the format {owner} alone, and the "
+                    f"formats are {', '.join(self.formats)}; leave it out, or add {owner} to --format"
                 )
-        for name in self.formats:
-            if name in FILE_FORMATS:
-                require(*file_format(name).packages, what=f"the format {name}")
+        if "litert" in self.formats:
+            require("ai_edge_litert", what="the format litert")
         if self.version is not None:
             if not 1 <= self.version < 2**63:
                 raise UserError(f"the version is {self.version}; it must be at least 1 and below 2**63")
-            target = self.to / "savedmodel" / str(self.version)
-            if target.exists():
-                raise UserError(taken(target))
+            require_free_version(self.to / "savedmodel" / str(self.version))
+
+
+def require_free_version(target: pathlib.Path) -> None:
+    """Raises UserError if the version of a SavedModel exists already."""
+    if target.exists():
+        raise UserError(
+            f"version {target.name} exists already in {target.parent}; leave --version out to take the next free number"
+        )

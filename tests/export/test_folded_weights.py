@@ -6,9 +6,9 @@ from helpers.places import ROOT
 from helpers.variants import ODD, OF_CLASSES, VARIANTS, fresh
 
 from export.deployed.deployed_model import DeployedModel
-from export.pipeline import Request, export
-from export.verification.fold import weight_problems
-from export.verification.gate import RefusedError
+from export.pipeline import ExportConfig, export
+from export.verification.comparison import RefusedError
+from export.verification.folded_weights import compare_weights
 
 ODD_ONE = {"odd": ODD}
 
@@ -18,8 +18,8 @@ ODD_ONE = {"odd": ODD}
 @pytest.mark.usefixtures("eager")
 def test_every_weight_of_every_kind_of_model_is_known_and_held(name, layout):
     model = fresh((VARIANTS | OF_CLASSES | ODD_ONE)[name])
-    deployed = DeployedModel.from_model(model, layout)
-    assert list(weight_problems(model, deployed)) == []
+    deployed = DeployedModel(model, layout)
+    assert list(compare_weights(model, deployed)) == []
     # One number of each array, by so little that no pixel need move; of matrices that the model computes in float32
     # from their factors, the largest.
     rng = np.random.default_rng(0)
@@ -33,39 +33,30 @@ def test_every_weight_of_every_kind_of_model_is_known_and_held(name, layout):
         return array
 
     arrays = deployed.arrays()
-    problems = list(weight_problems(model, deployed.replaced(off)))
+    problems = list(compare_weights(model, deployed.with_arrays(off)))
     assert [one.partition("deployed weight ")[2].split()[0] for one in problems] == sorted(arrays)
 
 
-@pytest.fixture
-def off_by_a_thousandth(monkeypatch):
-    """Changes one number of one weight wherever a model is folded."""
-    made = DeployedModel.from_model.__func__
+class OffByAThousandth(DeployedModel):
+    """A model as it is deployed, with a fault in one number of one weight."""
 
-    def patched(cls, model, order="NHWC"):
-        def off(name, array):
-            if name != "flow/level_1_part_0_step_0/coupling_continuous_first/first/kernel":
-                return array
-            array = array.copy()
-            array[1, 1, 0, 0] += np.float32(1e-3)
-            return array
-
-        return made(cls, model, order).replaced(off)
-
-    monkeypatch.setattr(DeployedModel, "from_model", classmethod(patched))
+    def __init__(self, model, order="NHWC"):
+        super().__init__(model, order)
+        name = "flow/level_1_part_0_step_0/coupling_continuous_first/first"
+        (layer,) = (one for one in self.layers() if one.name == name)
+        layer.kernel[1, 1, 0, 0] += np.float32(1e-3)
 
 
 @pytest.mark.parametrize("formats", [("savedmodel",), ("onnx",)])
 @pytest.mark.parametrize(
     "run", ["photographs", ROOT / "docs" / "results" / "conditional"], ids=["photographs", "conditional"]
 )
-def test_fold_that_is_wrong_by_a_thousandth_in_one_weight_is_refused(
-    run, formats, off_by_a_thousandth, tmp_path, monkeypatch
-):
+def test_fold_that_is_wrong_by_a_thousandth_in_one_weight_is_refused(run, formats, tmp_path, monkeypatch):
     # The weights are compared before anything is built.
-    monkeypatch.setattr("export.pipeline.make_cases", lambda model, images, tell: {})
+    monkeypatch.setattr("export.pipeline.DeployedModel", OffByAThousandth)
+    monkeypatch.setattr("export.pipeline.make_vectors", lambda model, images, report: {})
     with pytest.raises(
         RefusedError, match="1 of [0-9]* numbers of deployed weight flow/level_1_part_0_step_0/coupling"
     ):
-        export(Request(run=run, to=tmp_path / "to", formats=formats), str)
+        export(ExportConfig(run=run, to=tmp_path / "to", formats=formats), str)
     assert not (tmp_path / "to").exists()

@@ -1,4 +1,4 @@
-"""Where exported weights come from."""
+"""The provenance of exported weights: the run, its config, its data and its figures."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from tfdecouple.data.image_file import crop_said, resize_said
 from tfdecouple.data.sources import images_at
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.model import DecoupledModel
+from tfdecouple.runs import latent_directions
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.run_folder import (
+    SUMMARY,
     are_images_known,
     describe_unknown_data,
     find_test_metrics,
@@ -31,9 +33,9 @@ from tfdecouple.runs.run_folder import (
 _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
 
 
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """A run and the weights of it that are exported.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """The run and the weights that are exported.
 
     Attributes:
         name: of the exported model, safe in a URL and a path.
@@ -42,13 +44,12 @@ class Origin:
         step: at which the weights were saved.
         averaged: whether they are the averaged ones.
         parameters: number of trainable parameters.
-        data: what the run was trained on, for people.
-        images_known: whether it is known what the weights were trained on; not of an import, for example.
-        directions: in z, found for these weights; None where there are none.
-        label_names: of the labels that the model knows, in their order; () where it knows none.
-        without_directions: why those that lie there are left out; "" where they are not.
-        without_summary: why what lies there of how the run ended is left out; "" where it is not.
+        data: the data that the run was trained on, for people.
         bits_per_dim: {"validation", "test", "test_images"} where the run recorded them for these weights, or None.
+        images_known: whether the training images are known; those of an import are not, for example.
+        directions: in z, for these weights; None where there are none.
+        label_names: of the labels that the model knows, in their order; () where it knows none.
+        omissions: for each file of the run that cannot be used, its name and why.
     """
 
     name: str
@@ -61,17 +62,16 @@ class Origin:
     bits_per_dim: Mapping[str, Any] | None
     images_known: bool = True
     directions: Directions | None = None
-    without_directions: str = ""
-    without_summary: str = ""
     label_names: tuple[str, ...] = ()
+    omissions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def crop(self) -> int:
-        """Side in pixels of the centre square of a user's image that the model takes; 0 for the largest."""
+        """Side in pixels of the centre square that is cut out of a user's image; 0 for the largest."""
         return crop_of_own_images(self.config.data)
 
     def metadata(self) -> dict[str, str]:
-        """Returns what each exported file says of itself."""
+        """Returns the facts that each exported file states about itself."""
         model = self.config.model
         config = json.dumps(self.config.to_dict(), sort_keys=True)
         return {
@@ -90,71 +90,69 @@ class Origin:
         }
 
 
-def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[DecoupledModel, Origin]:
-    """Returns the model of a run with its best weights, and their origin.
+def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[DecoupledModel, Provenance]:
+    """Returns the model of a run with its best weights, and their provenance.
 
     Args:
-        run: a run folder, of a training or an import, or the name or address of weights that were trained already.
-        name: of the exported model; None takes the run's.
+        run: a run folder, of a training or an import, or the name or address of bundled or published weights.
+        name: of the exported model; None for the run's.
 
     Raises:
-        RunError: where the folder is no run, or holds no whole checkpoint.
-        ConfigError: where its config does not hold.
-        NotInitializedError: where the weights were never initialised.
+        RunError: if the folder is no run, or holds no whole checkpoint.
+        ConfigError: if its config is not valid.
+        NotInitializedError: if the weights were never initialised.
     """
     opened = Run.open(run)
     model, config, step = opened.model, opened.config, opened.step
     model.require_initialized()
     summary: dict[str, Any] = {}
-    damage = ""
+    omissions: dict[str, str] = {}
     try:
         summary = read_summary(run) or {}
     except (OSError, ValueError) as error:
-        damage = one_line(error)
-    directions, problem = None, ""
+        omissions[SUMMARY] = one_line(error)
+    directions = None
     try:
         directions = opened.directions() if config.model.has_latent else None
     except RunError as error:
-        problem = str(error)
-    known = are_images_known(summary, step)
+        omissions[latent_directions.FILE] = str(error)
     bits: dict[str, Any] = {}
     if summary.get("best_step") == step and isinstance(summary.get("validation_bits_per_dim"), float):
         bits["validation"] = summary["validation_bits_per_dim"]
     if test := find_test_metrics(summary, step):
         bits |= {"test": test["bits_per_dim"], "test_images": test["images"]}
-    trained_on = str(summary.get("data") or config.data.source)
-    origin = Origin(
-        name=safe_name(name or _name(run)),
-        run=_name(run),
+    known = are_images_known(summary, step)
+    data = hide_path(str(summary.get("data") or config.data.source), config)
+    return model, Provenance(
+        name=make_safe_name(name or _run_name(run)),
+        run=_run_name(run),
         config=config,
         step=step,
         averaged=opened.averaged,
         parameters=model.parameter_count()["total"],
-        data=without_path(trained_on, config) if known else describe_unknown_data(config),
+        data=data if known else describe_unknown_data(config),
         bits_per_dim=bits or None,
         images_known=known,
         directions=directions,
-        without_directions=problem,
-        without_summary=damage,
         label_names=opened.label_names,
+        omissions=omissions,
     )
-    return model, origin
 
 
-def _name(run: str | pathlib.Path) -> str:
+def _run_name(run: str | pathlib.Path) -> str:
     return pathlib.Path(run).absolute().name if is_run_folder(run) else run_name(run)
 
 
-def without_path(text: str, config: Config) -> str:
-    """Returns what is said of a run's images without the path of their folder, which is no business of the public."""
+def hide_path(text: str, config: Config) -> str:
+    """Returns a text about a run's images with the name of their folder instead of its path, which is private."""
     option, folder = images_at(config.data) or ("", "")
     return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
 
 
-def safe_name(name: str) -> str:
-    """Returns a name that a URL and a folder take: letters, digits, `_` and `-`.
+def make_safe_name(name: str) -> str:
+    """Returns a name that is safe in a URL and as a folder: letters, digits, `_` and `-`.
 
-    >>> safe_name("quickstart"), safe_name("faces, 2nd try/ema"), safe_name("..")
+    >>> make_safe_name("quickstart"), make_safe_name("faces, 2nd try/ema"), make_safe_name("..")
     ('quickstart', 'faces-2nd-try-ema', 'model')
     """
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "model"

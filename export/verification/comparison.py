@@ -1,0 +1,239 @@
+"""Compares the files of one folder with the test vectors, in a process of its own.
+
+`python -m export.verification.comparison RUNTIME FOLDER VECTORS OPTIONS` prints lines of progress, and last the
+report as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from export.verification.runtimes import RUNTIMES, Runtime
+from export.verification.tolerance import Answer
+from tfdecouple.errors import UserError
+
+# Pixels that are encoded and decoded at once in the round trip.
+_PIXELS_AT_ONCE = 16 * 64 * 64
+# Problems that one line names.
+_NAMED = 5
+# Begins the line of the report on stdout.
+REPORT = "report: "
+
+Arrays = dict[str, np.ndarray]
+
+
+class RefusedError(UserError):
+    """An export that did not pass its verification."""
+
+
+@dataclasses.dataclass
+class Report:
+    """The outcome of one comparison.
+
+    Attributes:
+        parity: {endpoint: {output: figures of `tolerance.Answer.compare`}}.
+        round_trip: {kind of image: {"images": n, "identical": n, "model": n}} of encode, then decode: so many images
+            came back identical, and so many come back from the Keras model, also from perturbed codes.
+        problems: why the files must not be published, a line each.
+        notes: other facts for the card.
+    """
+
+    parity: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
+    round_trip: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    problems: list[str] = dataclasses.field(default_factory=list)
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def compare_files(
+    runtime: str,
+    folder: pathlib.Path,
+    vectors: Arrays,
+    names: Mapping[str, str],
+    provider: str = "",
+    report: Callable[[str], Any] = lambda text: None,
+) -> Report:
+    """Compares the files of a folder with test vectors.
+
+    Args:
+        runtime: of `RUNTIMES`.
+        folder: holds the files.
+        vectors: of `vectors.make_vectors`, and the digests of `folded_weights.digest_weights`.
+        names: of the files, without suffix, by endpoints.
+        provider: the execution provider of ONNX Runtime, "" for the CPU's.
+        report: called with a line of progress.
+    """
+    found, kind = Report(), RUNTIMES[runtime]
+    found.notes[kind.package] = importlib.metadata.version(kind.package)
+    try:
+        opened = kind(folder, names, **({"provider": provider} if provider else {}))
+    except Exception as error:  # noqa: BLE001 - a runtime raises anything at a file that it cannot read
+        found.problems.append(f"the {kind.title} files cannot be opened: {first_reason(error)}")
+        return found
+    with opened:
+        if not opened.available:
+            found.notes["unavailable"] = provider
+            return found
+        found.problems += _compare_weights(opened, vectors)
+        for endpoint in [*names, *opened.aliases]:
+            figures = {}
+            for problem_or_figures in _compare_answers(opened, endpoint, vectors):
+                if isinstance(problem_or_figures, str):
+                    found.problems.append(f"{endpoint}: {problem_or_figures}")
+                else:
+                    figures |= problem_or_figures
+            if endpoint in names:
+                found.parity[endpoint] = figures
+                for output, values in figures.items():
+                    report(f"  {endpoint}: {output}: {_describe(values)}")
+        if not found.problems and {"encode", "decode"} <= {*names}:
+            _compare_round_trips(opened, vectors, found)
+            trips = (f"{kind} {trip['identical']}/{trip['images']}" for kind, trip in found.round_trip.items())
+            report(f"  identical after encode and decode: {', '.join(trips)}")
+    return found
+
+
+def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> Iterator[str | dict[str, dict[str, float]]]:
+    """Yields what is wrong with the answers of an endpoint at every batch, and the figures of each output."""
+    of = opened.aliases.get(endpoint, endpoint)
+    inputs, parts = select(vectors, f"in/{of}/"), select(vectors, f"out/{of}/")
+    if not parts:
+        yield "it cannot be compared: there are no answers of the model to it"
+        return
+    sizes, start, made = vectors["batches"].tolist(), 0, []
+    for size in sizes:
+        try:
+            made.append(opened.call(endpoint, {name: array[start : start + size] for name, array in inputs.items()}))
+        except Exception as error:  # noqa: BLE001 - a runtime raises anything
+            yield f"it fails at batch {size}: {first_reason(error)}"
+            return
+        start += size
+    expected = list(dict.fromkeys(name.partition("/")[0] for name in parts))
+    if (order := sorted if opened.sorts_outputs else list)(made[0]) != order(expected):
+        yield f"it returns {', '.join(made[0])} where the model returns {', '.join(expected)}"
+        return
+    for name in expected:
+        answer = Answer(**select(parts, f"{name}/"))
+        arrays = [np.asarray(one[name]) for one in made]
+        shapes, right = (
+            ", ".join(f"{kind} {list(shape)}" for kind, shape in each)
+            for each in (
+                [(array.dtype, array.shape) for array in arrays],
+                [(answer.values.dtype, (size, *answer.values.shape[1:])) for size in sizes],
+            )
+        )
+        if shapes != right:
+            yield f"{name} is {shapes} where the model has {right}"
+            continue
+        figures, problem = answer.compare(np.concatenate(arrays))
+        yield {name: figures}
+        if problem:
+            yield f"{name}: {problem}"
+
+
+def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report) -> None:
+    """Encodes and decodes images by the files alone: those that the model itself keeps must come back identical."""
+    for kind, images in {"real": vectors["real"], **select(vectors, "extreme/")}.items():
+        at_once = max(1, min(16, _PIXELS_AT_ONCE // math.prod(images.shape[1:3])))
+        inputs = {"images": images}
+        if f"labels/{kind}" in vectors:
+            inputs["labels"] = vectors[f"labels/{kind}"]
+        same = []
+        for start in range(0, len(images), at_once):
+            given = {name: array[start : start + at_once] for name, array in inputs.items()}
+            decoded = opened.call("decode", opened.call("encode", given))["images"]
+            same.append((decoded == given["images"]).reshape(len(decoded), -1).all(1))
+        kept, identical = vectors[f"kept/{kind}"], np.concatenate(same)
+        counts = {"images": len(images), "identical": int(identical.sum()), "model": int(kept.sum())}
+        found.round_trip[kind] = counts
+        if len(lost := np.flatnonzero(kept & ~identical)):
+            numbers = ", ".join(map(str, lost[:8])) + (", ..." if len(lost) > 8 else "")
+            found.problems.append(
+                f"decode(encode): {len(lost)} of {len(images)} {kind} images differ (number {numbers}) which the model "
+                "itself gives back"
+            )
+
+
+def _compare_weights(opened: Runtime, vectors: Arrays) -> Iterator[str]:
+    """Yields weights in the files that are not, to the last bit, weights that the model was deployed with."""
+    known = {*vectors[f"weights/{opened.layout}"].tolist()}
+    every, same, others = 0, 0, []
+    for name, array in opened.weights():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            yield f"weight {name} is not of finite numbers in float32"
+        every += array.size
+        if any(digest_array(form) in known for form in _forms(array)):
+            same += array.size
+        else:
+            others.append(name)
+    if same < opened.share * every:
+        more = f" and {len(others) - 1} more" if others[1:] else ""
+        yield f"weight {others[0]}{more} has other numbers than the run: {every - same} of {every}"
+
+
+def _forms(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields an array as the deployed weights may hold it: in other orders of axes, and with two axes of one before."""
+    for one in (array, array.reshape([side for side in array.shape if side != 1])):
+        for order in itertools.permutations(range(one.ndim)):
+            turned = one.transpose(order)
+            yield from (turned, turned.reshape(1, 1, *turned.shape), turned.reshape(1, *turned.shape))
+
+
+def digest_array(array: np.ndarray) -> str:
+    """Returns the SHA-256 of an array's shape, type and bytes."""
+    array = np.ascontiguousarray(array)
+    return hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + array.tobytes()).hexdigest()
+
+
+def select(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
+    """Returns the arrays whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def join_problems(problems: Sequence[str]) -> str:
+    """Returns the first problems, and how many there are, in one line."""
+    if len(problems) == 1:
+        return problems[0]
+    named = [f"({number}) {text}" for number, text in enumerate(problems[:_NAMED], 1)]
+    more = [f"and {len(problems) - _NAMED} more"] if problems[_NAMED:] else []
+    return f"{len(problems)} problems: " + "; ".join([*named, *more])
+
+
+def first_reason(error: BaseException) -> str:
+    """Returns in one line why something failed: of an error raised while another was handled, the first."""
+    while error.__context__ is not None:
+        error = error.__context__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def _describe(figures: Mapping[str, float]) -> str:
+    if "differing" in figures:
+        return f"{figures['differing']:.4%} of subpixels differ, max {figures['max']:.0f}"
+    return f"max {figures['max']:.1e}, mean {figures['mean']:.1e} of the largest value"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one comparison; the options are those of `compare_files`, as JSON."""
+    runtime, folder, path, options = arguments
+    with np.load(path) as archive:
+        vectors = dict(archive)
+    found = compare_files(
+        runtime, pathlib.Path(folder), vectors, report=lambda text: print(text, flush=True), **json.loads(options)
+    )
+    print(REPORT + json.dumps(dataclasses.asdict(found)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,221 @@
+"""Compares every deployed weight with the checkpoint, by formulas that share only the names with `export.deployed`.
+
+A fault in the folding of weights would be in every file, and change no pixel where one weight of many is off. So each
+deployed weight is compared with the variables of the checkpoint, and by digests each file with the deployed weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from export.deployed.deployed_model import DeployedModel
+from export.verification.comparison import RefusedError, digest_array, join_problems
+from tfdecouple.model import DecoupledModel
+
+Arrays = dict[str, np.ndarray]
+
+# How far a weight may be off: relative to itself, because it is rounded to float32, and to the largest of its array.
+_ROUNDING, _FLOOR = 1e-6, 1e-9
+# The same floor for numbers that the model itself computes in float32, times the condition number of a matrix.
+_SINGLE = 1e-6
+# Names of a block's convolutions, in the checkpoint and as they are deployed, and of their normalisations.
+_CONVOLUTIONS = {
+    "convolution_1": ("first", "norm_1"),
+    "convolution_2": ("second", "norm_2"),
+    "shortcut_convolution": ("shortcut", "shortcut_norm"),
+}
+
+
+def digest_weights(model: DecoupledModel, deployed: Mapping[str, DeployedModel]) -> Arrays:
+    """Returns `weights/LAYOUT` of the test vectors: the digests of all deployed weights, in each order of axes.
+
+    Raises:
+        RefusedError: if a deployed weight is not the model's.
+    """
+    if problems := [problem for one in deployed.values() for problem in compare_weights(model, one)]:
+        raise RefusedError(f"not published: {join_problems(problems)}")
+    return {
+        f"weights/{layout}": np.array(sorted(map(digest_array, one.arrays().values())))
+        for layout, one in deployed.items()
+    }
+
+
+def compare_weights(model: DecoupledModel, deployed: DeployedModel) -> Iterator[str]:
+    """Yields a line for each deployed weight that is not the model's."""
+    numbers = {f"{one.name}/log_det": getattr(one, "log_det", None) for one in deployed.layers()}
+    found = deployed.arrays() | {name: one for name, one in numbers.items() if isinstance(one, float)}
+    expected = _Fold(model, deployed.layout.order == "NCHW").weights
+    for name in sorted({*found} ^ {*expected}):
+        yield f"weight {name} is deployed and not the model's" if name in found else f"weight {name} is not deployed"
+    for name in sorted({*found} & {*expected}):
+        right, floor = expected[name]
+        array = np.asarray(found[name], np.float64)
+        if array.size != right.size or (array.ndim > 1 and right.ndim > 1 and array.shape != right.shape):
+            yield f"deployed weight {name} has the shape {list(array.shape)}; the model's has {list(right.shape)}"
+            continue
+        off, largest = np.abs(array.ravel() - right.ravel()), np.abs(right).max(initial=0)
+        wrong = ~(off <= _ROUNDING * np.abs(right.ravel()) + floor * largest)
+        if wrong.any():
+            yield (
+                f"{wrong.sum()} of {wrong.size} numbers of deployed weight {name} are not the model's, by up to "
+                f"{off[wrong].max():.1e} where the largest is {largest:.1e}"
+            )
+
+
+class _Fold:
+    """The deployed weights of a model in float64, each with the share of its largest number that it may be off by."""
+
+    def __init__(self, model: DecoupledModel, channels_first: bool):
+        self._config, self._channels_first = model.config, channels_first
+        encoders = [model.encoder, model.dequantizer and model.dequantizer.encoder]
+        blocks = [block for encoder in encoders if encoder is not None for block in encoder.blocks]
+        self._blocks = {block.name: (block.norm_1.epsilon, block.strides) for block in blocks}
+        # {path of a layer: {name of a weight: array}}, in the order of the layers.
+        self._layers: dict[str, Arrays] = {}
+        for path, variable in model.named_variables().items():
+            layer, _, name = path.replace("prior_flow/", "prior/").rpartition("/")
+            if layer:
+                self._layers.setdefault(layer, {})[name] = np.asarray(variable, np.float64)
+        self.weights: dict[str, tuple[np.ndarray, float]] = {}
+        for layer, own in self._layers.items():
+            self._add_layer(layer, own)
+        nets = [own for layer, own in self._layers.items() if self._is_conditioned(layer)]
+        if nets:
+            kernel, bias = (np.concatenate([net[f"condition_{key}"] for net in nets], -1) for key in ("kernel", "bias"))
+            self._add_linear("flow/condition", kernel, bias)
+        if model.config.has_classes:
+            shares = np.asarray(model.config.label_shares, np.float64)
+            self._add("classes/log_probabilities", np.log(shares / shares.sum()), _SINGLE)
+
+    def _add_layer(self, layer: str, own: Arrays) -> None:
+        parent, _, kind = layer.rpartition("/")
+        if kind == "linear":
+            self._add_mix(parent, own)
+        elif kind == "net" and not self._is_unfolded(layer):
+            for name in ("first", "second"):
+                self._add_linear(f"{parent}/{name}", own[name], own.get(f"{name}_bias"))
+            self._add_linear(f"{parent}/last", *_normalised(own))
+            if "condition_kernel" in own and own["condition_kernel"].ndim == 4:
+                self._add_linear(f"{parent}/condition", own["condition_kernel"], own["condition_bias"])
+        elif kind in _CONVOLUTIONS:
+            self._add_convolution(parent, kind, own)
+        elif kind == "actnorm_1":
+            pass  # The linear map after it has taken it in.
+        elif kind.startswith("actnorm"):
+            linear = self._layers[f"{parent}/linear"]
+            # The channels before those that leave stay as they are.
+            stay = len(linear["kernel" if "kernel" in linear else "factors"]) - len(own["bias"])
+            self._add(f"{layer}/scale", np.exp(np.pad(own["log_scale"], (stay, 0))))
+            self._add(f"{layer}/bias", np.pad(own["bias"], (stay, 0)))
+            self._add(f"{layer}/log_det", own["log_scale"].sum(), _ROUNDING)
+        elif layer == "flow/whitening":
+            self._add_linear(f"{layer}/first", own["first"], own["first_bias"])
+            self._add_linear(f"{layer}/last", *(self._last_first(one) for one in _normalised(own)))
+        elif layer == "encoder":
+            kernel, bias = _normalised(own)
+            self._add_linear("encoder/last", self._rows_first(kernel), bias)
+        elif layer == "encoder/top":
+            self._add_linear(layer, own["kernel"], own["bias"])
+        elif layer in ("class_codes", "prior_affine"):
+            self._add_classes(own)
+        elif "norm" not in kind:
+            for name, array in own.items():
+                self._add(f"{layer}/{name}/value", array)
+
+    def _is_unfolded(self, net: str) -> bool:
+        """Returns whether a coupling net is another than the paper's, deployed with its weights as they are."""
+        return net.startswith("flow/") and self._config.conditioner != "convolutional"
+
+    def _is_conditioned(self, layer: str) -> bool:
+        own = self._layers[layer]
+        return layer.startswith("flow/") and "condition_kernel" in own and not self._is_unfolded(layer)
+
+    def _add(self, name: str, array: np.ndarray, floor: float = _FLOOR) -> None:
+        self.weights[name] = (np.asarray(array), floor)
+
+    def _add_linear(self, name: str, kernel: np.ndarray, bias: np.ndarray | None) -> None:
+        self._add(f"{name}/kernel", kernel)
+        if bias is not None:
+            self._add(f"{name}/bias", bias)
+
+    def _add_mix(self, step: str, own: Arrays) -> None:
+        """Adds W (e^s x + b) and e^-s (W^-1 y - b), of an actnorm and a linear map."""
+        floor = _FLOOR
+        if "kernel" in own:
+            matrix = own["kernel"]
+        else:
+            lower, upper = np.tril(own["factors"], -1) + np.eye(len(own["factors"])), np.triu(own["factors"])
+            matrix = (lower @ upper)[np.argsort(own["permutation"].astype(int))]
+            floor = _SINGLE * np.linalg.cond(matrix)
+        channels = len(matrix)
+        actnorm = self._layers.get(f"{step}/actnorm_1")
+        log_scale, shift = (actnorm["log_scale"], actnorm["bias"]) if actnorm else np.zeros((2, channels))
+        shape = (1, 1, channels, channels) if "flow/" in step else (channels, channels)
+        self._add(f"{step}/mix/kernel", np.einsum("oi,i->io", matrix, np.exp(log_scale)).reshape(shape), floor)
+        self._add(f"{step}/mix/bias", matrix @ shift, floor)
+        inverse = np.linalg.solve(matrix.T, np.diag(np.exp(-log_scale)))
+        self._add(f"{step}/unmix/kernel", inverse.reshape(shape), floor)
+        self._add(f"{step}/unmix/bias", -np.exp(-log_scale) * shift, floor)
+        terms = np.concatenate([np.log(np.linalg.svd(matrix)[1]), log_scale])
+        # The sum may come near 0; each singular value, and so each term, is off by as much as the matrix is.
+        scale = (channels + np.abs(terms).sum()) / max(abs(terms.sum()), np.finfo(float).tiny)
+        self._add(f"{step}/log_det", terms.sum(), max(floor, _ROUNDING) * scale)
+
+    def _add_convolution(self, block: str, kind: str, own: Arrays) -> None:
+        """Adds a convolution and its batch normalisation by the moving statistics."""
+        name, norm_name = _CONVOLUTIONS[kind]
+        norm, block_name = self._layers[f"{block}/{norm_name}"], block.rpartition("/")[2]
+        epsilon, strides = self._blocks[block_name]
+        deviation = np.sqrt(norm["moving_variance"] + epsilon)
+        kernel, scale = own["kernel"], norm["gamma"] / deviation
+        bias = norm["beta"] - norm["gamma"] * norm["moving_mean"] / deviation
+        if block_name.startswith("up_"):
+            strides = 1 if name == "second" else strides
+            kernel, scale, bias = _plain(kernel, strides), np.tile(scale, strides**2), np.tile(bias, strides**2)
+        self._add_linear(f"{block}/{name}", kernel * scale, bias)
+
+    def _add_classes(self, own: Arrays) -> None:
+        if "embedding" in own:
+            h = own["embedding"]
+            for name in ("first", "second", "last"):
+                h = h @ own[name] + own[f"{name}_bias"]
+                h = h if name == "last" else np.where(h > 0, h, np.expm1(np.minimum(h, 0)))
+            self._add("classes/codes", h, _SINGLE)
+        else:
+            self._add("classes/scale", np.exp(own["log_scale"]))
+            self._add("classes/unscale", np.exp(-own["log_scale"]))
+            self._add("classes/shift", own["shift"])
+            self._add("classes/log_det", own["log_scale"].sum(1))
+
+    def _rows_first(self, kernel: np.ndarray) -> np.ndarray:
+        """Returns the matrix for flattened maps, `[height * width * channels, ...]`, in the order of the axes."""
+        if not self._channels_first:
+            return kernel
+        channels = self._layers["encoder/top"]["bias"].size
+        return kernel.reshape(-1, channels, kernel.shape[1]).swapaxes(0, 1).reshape(kernel.shape)
+
+    def _last_first(self, array: np.ndarray) -> np.ndarray:
+        """Returns the columns of the whitening, mean and log-scale of flattened images, in the order of the axes."""
+        if not self._channels_first:
+            return array
+        shape = (*array.shape[:-1], 2, -1, self._config.image_shape[-1])
+        return array.reshape(shape).swapaxes(-1, -2).reshape(array.shape)
+
+
+def _normalised(own: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """Returns kernel g V / ||V|| and bias of a weight-normalised layer."""
+    direction = own["last_direction"]
+    norms = np.linalg.norm(direction.reshape(-1, direction.shape[-1]), axis=0)
+    return direction / norms * own["last_gain"], own["last_bias"]
+
+
+def _plain(kernel: np.ndarray, strides: int) -> np.ndarray:
+    """Returns the plain convolution that equals a transposed one, which spreads the middle one of 3 x 3 pixels."""
+    size, _, outputs, inputs = kernel.shape
+    spread = np.zeros((inputs, 3 * strides, 3 * strides, outputs))
+    place = slice(strides - size // 2, strides - size // 2 + size)
+    spread[:, place, place] = kernel.transpose(3, 0, 1, 2)
+    parts = spread.reshape(inputs, 3, strides, 3, strides, outputs).transpose(1, 3, 0, 2, 4, 5)[::-1, ::-1]
+    return parts.reshape(3, 3, inputs, -1)

@@ -1,0 +1,180 @@
+"""Test vectors: the inputs that every endpoint is tried with, and what the Keras model answers to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from export.endpoints import GLOBAL_CODE, IMAGE, LABEL, LOCAL_CODE, Array, Arrays, Endpoint, endpoints
+from export.verification.comparison import RefusedError
+from export.verification.keras_answers import KerasAnswers
+from export.verification.tolerance import Answer
+from tfdecouple.config import Config, DataConfig
+from tfdecouple.config.shapes import RGB_CHANNELS
+from tfdecouple.data import load_images, open_source
+from tfdecouple.errors import DataError
+from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime.precision import full_float32
+
+# Real images that are encoded and decoded; fewer large ones.
+_ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 32, 32 * 32 * 32
+# The sample photographs have crops up to this side; for larger models they are enlarged.
+_PHOTOGRAPH_SIDE = 64
+# Above this side an image takes a second and more, and one extreme image of each kind is tried.
+_LARGE = 48
+
+
+def batches(side: int) -> tuple[int, int, int]:
+    """Returns the three batch sizes at which endpoints are called, by the longer side of the images in pixels.
+
+    The model computes its answers in other batches, which shows that no image depends on its neighbours in a batch.
+    """
+    for most, largest in ((32, 17), (64, 8), (128, 4)):
+        if side <= most:
+            return (1, 3, largest)
+    return (1, 2, 1)
+
+
+@full_float32()
+def make_vectors(model: DecoupledModel, images: np.ndarray, report: Callable[[str], Any] = lambda text: None) -> Arrays:
+    """Returns test vectors by name.
+
+    `in/ENDPOINT/INPUT` and `out/ENDPOINT/OUTPUT/FIELD` (the fields of `tolerance.Answer`) are compared; "batches" says
+    in which batches. `real` and `extreme/KIND` are images to encode and decode, as the model quantises them;
+    `kept/KIND` says which of them the model itself gives back, from their codes and from perturbed codes. Files must
+    give those back. `labels/KIND` are their labels, where z is a function of the label.
+
+    Args:
+        model: the model that is exported.
+        images: real images, uint8 `[n, height, width, channels]`, at least as many as `batches` asks for.
+        report: called with a line of progress.
+
+    Raises:
+        RefusedError: if an endpoint has outputs to which the model has no answer.
+    """
+    rng, config = np.random.default_rng(0), model.config
+    side = max(config.image_shape[:2])
+    sizes = batches(side)
+    plain = KerasAnswers(model)
+    perturbed = KerasAnswers(model, plain)
+    vectors: Arrays = {"batches": np.array(sizes)}
+    report("  images to encode and decode")
+    kinds = {"real": images, **extreme_images(config.image_shape, rng, 1 if side > _LARGE else 4)}
+    every = np.asarray(model.quantize_images(np.concatenate([*kinds.values()])))
+    labels = np.arange(len(every), dtype=np.int32) % config.classes if config.has_class_codes else None
+    z, _, v = plain.encode(every, labels)
+    same = [answers.pixels(answers.decode(z, v)) == every for answers in (plain, perturbed)]
+    kept = np.all(same, 0).reshape(len(every), -1).all(1)
+    start = 0
+    for kind, array in kinds.items():
+        rows = slice(start, start + len(array))
+        start += len(array)
+        vectors[kind if kind == "real" else f"extreme/{kind}"], vectors[f"kept/{kind}"] = every[rows], kept[rows]
+        if labels is not None:
+            vectors[f"labels/{kind}"] = labels[rows]
+    inputs = _Inputs(plain, images[: sum(sizes)], rng)
+    for endpoint in endpoints(config):
+        report(f"  {endpoint.name}")
+        given = {array.name: inputs.make(array, endpoint) for array in endpoint.inputs}
+        vectors |= {f"in/{endpoint.name}/{name}": array for name, array in given.items()}
+        right, other = (endpoint.answer(answers, given) for answers in (plain, perturbed))
+        if lacking := [one.name for one in endpoint.outputs if one.name not in right]:
+            raise RefusedError(
+                f"not published: endpoint {endpoint.name} cannot be compared: its answer lacks {', '.join(lacking)} "
+                "(export/endpoints.py)"
+            )
+        for one in endpoint.outputs:
+            both = right[one.name], other[one.name]
+            is_image = one.dtype == "uint8"
+            answer = Answer.from_bins(*both, config.n_bins) if is_image else Answer.from_floats(*both, one.scale)
+            vectors |= {f"out/{endpoint.name}/{one.name}/{field}": part for field, part in vars(answer).items()}
+    return vectors
+
+
+class _Inputs:
+    """The inputs of endpoints for so many images; one of the same name is the same for all endpoints."""
+
+    def __init__(self, answers: KerasAnswers, images: np.ndarray, rng: np.random.Generator):
+        self._answers, self._images, self._rng = answers, images, rng
+        self._made: Arrays = {}
+
+    def make(self, array: Array, endpoint: Endpoint) -> np.ndarray:
+        """Returns an input of an endpoint."""
+        if array.holds in (IMAGE, LABEL):
+            # The second of two images is the one half of all images further on: where their number is even, both ways
+            # to switch a pair need the same answers.
+            alike = [one.name for one in endpoint.inputs if one.holds == array.holds]
+            whole = self._images if array.holds == IMAGE else array.draw(self._rng, len(self._images))
+            return np.roll(whole, len(whole) // 2 * alike.index(array.name), 0)
+        if array.name not in self._made:
+            codes = array.holds in (GLOBAL_CODE, LOCAL_CODE)
+            self._made |= self._codes() if codes else {array.name: array.draw(self._rng, len(self._images))}
+        return self._made[array.name]
+
+    def _codes(self) -> Arrays:
+        """Returns "z" and "v": codes of images, and in the second half those of samples.
+
+        Codes of images hide errors below half a bin, because they decode to the middle of a bin; samples do not.
+        """
+        (sample,) = (one for one in endpoints(self._answers.config) if one.name == "sample")
+        given = {array.name: self.make(array, sample) for array in sample.inputs}
+        codes = {
+            "z": self._answers.z_from_noise(given.get("z_noise"), given.get("labels")),
+            "v": given["temperature"][:, None, None, None] * given["v_noise"],
+        }
+        encoding = self._answers.encode(self._images, given.get("labels"))
+        half = len(self._images) // 2
+        mixed = {}
+        for name, of_samples in codes.items():
+            if of_samples is not None:
+                mixed[name] = np.concatenate([getattr(encoding, name)[:half], of_samples[half:]])
+        return mixed
+
+
+def extreme_images(shape: tuple[int, int, int], rng: np.random.Generator, most: int = 4) -> Mapping[str, np.ndarray]:
+    """Returns images that no camera takes, by kind, uint8 `[n, height, width, channels]` with n at most `most`."""
+    height, width, channels = shape
+    board = np.indices((height, width)).sum(0)[:, :, None] % 2 * np.ones(channels, int) * 255
+    return {
+        "black": np.zeros((1, *shape), np.uint8),
+        "white": np.full((1, *shape), 255, np.uint8),
+        "noise": rng.integers(0, 256, (most, *shape), dtype=np.uint8),
+        "0/255 noise": (rng.integers(0, 2, (most, *shape)) * 255).astype(np.uint8),
+        "checkerboard": np.stack([board, 255 - board])[:most].astype(np.uint8),
+    }
+
+
+def real_images(config: Config) -> tuple[np.ndarray, str]:
+    """Returns images that the run did not train on, and where they come from.
+
+    They are of the run's own test split; where its data cannot be read, of the sample photographs.
+
+    Raises:
+        DataError: if neither can be read.
+    """
+    shape = height, width, channels = config.model.image_shape
+    longer = max(height, width)
+    needed = sum(batches(longer))
+    count = max(needed, min(_ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS // (height * width)))
+    side = min(longer, _PHOTOGRAPH_SIDE)
+    rows, columns = (-(-one * side // longer) for one in (height, width))
+    of_photographs = rows, columns, 1 if channels == 1 else RGB_CHANNELS
+    for data, taken in ((config.data, shape), (DataConfig(source="photographs"), of_photographs)):
+        try:
+            source = open_source(data, taken)
+            # A large folder may hold fewer images than its size says: unreadable ones are left out.
+            images, _ = load_images(source, "test", min(count, source.sizes["test"]), at_most=True)
+        except (DataError, OSError):
+            continue
+        available = len(images)
+        if taken[:2] != (height, width):
+            pictures = images if taken[-1] == RGB_CHANNELS else images[..., 0]
+            images = np.stack([np.asarray(Image.fromarray(one).resize((width, height))) for one in pictures])
+        # Where the model has more channels than a photograph, these take turns.
+        images = images.reshape(available, height, width, -1)[..., np.arange(channels) % taken[-1]]
+        # A small test split is repeated, because the batches must be whole.
+        return np.resize(images, (max(available, needed), *shape)), f"{available} test images of {source.title}"
+    raise DataError("neither the data of this run nor the sample photographs can be read")

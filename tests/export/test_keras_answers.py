@@ -1,0 +1,124 @@
+"""The answers of the Keras model: each computed once, and perturbed ones by which files are judged."""
+
+import random
+
+import numpy as np
+import pytest
+from helpers.models import SMALL, random_images
+from helpers.variants import fresh
+
+from export.endpoints import endpoint, endpoints
+from export.verification import keras_answers, vectors
+from export.verification.keras_answers import KerasAnswers
+from export.verification.tolerance import FACTOR, PERTURBATION, Answer
+from export.verification.vectors import make_vectors
+from tfdecouple.model.outlier_scores import chi_moments
+
+# The counts below are of these endpoints; a new one may ask for more.
+KNOWN = {"encode", "encode_global", "decode", "sample", "switch", "interpolate", "edit", "score"}
+IMAGES = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), np.uint8)
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+
+@pytest.fixture(scope="module")
+def model():
+    random.seed(0)
+    return fresh(SMALL)
+
+
+class TestVectors:
+    @pytest.fixture
+    def counted(self, model, monkeypatch, eager):
+        """The test vectors of a large model, and the rows that the flow decodes each time."""
+        known = tuple(one for one in endpoints(model.config) if one.name in KNOWN)
+        assert len(known) == len(KNOWN)
+        monkeypatch.setattr(vectors, "batches", lambda side: (1, 2, 1))
+        monkeypatch.setattr(vectors, "endpoints", lambda config: known)
+        monkeypatch.setattr(vectors, "_LARGE", 4)
+        rows = []
+
+        class Counted(KerasAnswers):
+            def _decode(self, z, v):
+                rows.append(len(v))
+                return super()._decode(z, v)
+
+        monkeypatch.setattr(vectors, "KerasAnswers", Counted)
+        return make_vectors(model, IMAGES), rows
+
+    def test_are_computed_once(self, counted):
+        found, rows = counted
+        assert all(len(array) == 1 for name, array in found.items() if name.startswith("extreme/"))
+        # Codes of 9 images; 4 switched pairs, mixtures, edits and samples, once as they are and once perturbed.
+        assert sum(rows) <= 2 * (9 + 4 + 4 + 4 + 4) + 2
+
+    def test_pairs_are_of_two_images_of_no_batch_together(self, counted):
+        found, _ = counted
+        a, b = (found[f"in/switch/images_{one}"] for one in "ab")
+        for start, stop in ((0, 1), (1, 3), (3, 4)):
+            together = np.concatenate([a[start:stop], b[start:stop]])
+            assert len(np.unique(together.reshape(len(together), -1), axis=0)) == len(together)
+
+    def test_kept_images_come_back_also_from_perturbed_codes(self, model, monkeypatch):
+        decode = KerasAnswers.decode
+
+        def shifted(self, z, v):
+            bins = decode(self, z, v)
+            # The first image is lost, and the second where its codes are perturbed.
+            bins[1 if self._unperturbed else 0] += 1
+            return bins
+
+        monkeypatch.setattr(vectors, "endpoints", lambda config: ())
+        monkeypatch.setattr(KerasAnswers, "decode", shifted)
+        assert make_vectors(model, IMAGES)["kept/real"].tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("name", ["encode", "switch", "interpolate", "edit"])
+def test_images_are_perturbed_before_they_are_encoded(name, model):
+    rng, offered = np.random.default_rng(0), endpoint(model.config, name)
+    given = {one.name: IMAGES if one.dtype == "uint8" else one.draw(rng, 4) for one in offered.inputs}
+    effects = []
+    for times in (1, 100):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(keras_answers, "PERTURBATION", times * PERTURBATION)
+            plain = KerasAnswers(model)
+            right, other = (offered.answer(each, given) for each in (plain, KerasAnswers(model, plain)))
+        effects.append(max(np.abs(right[one] - other[one]).max() for one in right))
+    assert effects[1] > 20 * effects[0] > 0
+
+
+def scores_of(model, images, **noise):
+    """The answers for the scores, with their bounds."""
+    rng, offered = np.random.default_rng(0), endpoint(model.config, "score")
+    given = {one.name: images if one.dtype == "uint8" else one.draw(rng, len(images)) for one in offered.inputs} | noise
+    plain = KerasAnswers(model)
+    right, other = (offered.answer(each, given) for each in (plain, KerasAnswers(model, plain)))
+    return {one.name: Answer.from_floats(right[one.name], other[one.name], one.scale) for one in offered.outputs}
+
+
+def test_the_length_of_v_may_be_off_by_the_rounding_of_one_weight(tiny_model):
+    images = random_images(3, tiny_model.config.image_shape)
+    answers = scores_of(tiny_model, images)
+    assert list(answers) == ["bits_per_dim", "prior_nats", "shell", "typicality"]
+    mean, deviation = chi_moments(images[0].size)
+    lengths = mean + deviation * answers["shell"].values
+    # Every weight that v is multiplied by may be rounded up: then all of v is longer by about as much.
+    off = 0.99 * FACTOR * PERTURBATION * lengths / deviation
+    assert answers["shell"].compare(answers["shell"].values + off.astype("float32"))[1] is None
+    assert "image 0 differ" in answers["shell"].compare(answers["shell"].values + np.float32([1e-2, 0, 0]))[1]
+
+
+def test_z_of_small_variance_is_perturbed_as_far_as_that_of_perturbed_images(tiny_model, monkeypatch):
+    # Perturbed noise alone leaves such a z where it is, though the rounding of its mean moves it.
+    images, encode = random_images(3, tiny_model.config.image_shape), KerasAnswers.encode
+    bounds = []
+    for further in (0, 0.01):
+
+        def certain(self, images, labels=None, further=further):
+            encoding = encode(self, images, labels)
+            moved = encoding.z + np.float32(further if self._unperturbed else 0)
+            return encoding._replace(z=moved, z_log_variance=np.full_like(encoding.z, -20))
+
+        monkeypatch.setattr(KerasAnswers, "encode", certain)
+        bounds.append(scores_of(tiny_model, images)["prior_nats"].bound)
+    assert (bounds[1] > 100 * bounds[0]).all()

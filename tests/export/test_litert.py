@@ -1,0 +1,101 @@
+"""LiteRT files for phones: exported, verified, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from helpers import cards
+from helpers.exporting import read_vectors
+from helpers.models import SMALL
+
+from export.card import render_card
+from export.endpoints import onnx_names
+from export.formats.litert import METADATA
+from export.pipeline import ExportConfig, export
+from export.verification.comparison import compare_files
+from export.verification.verify import verify_folder
+from tfdecouple.runtime.extras import MissingPackageError
+
+NAMES = onnx_names(SMALL)
+
+
+def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"^the format litert needs ai_edge_litert.*tfdecouple\[litert\]"):
+        ExportConfig(run=tmp_path, to=tmp_path, formats=("litert",))
+
+
+@pytest.fixture(scope="module")
+def phone(tiny_run, tmp_path_factory):
+    """An export for phones."""
+    folder = tmp_path_factory.mktemp("phone") / "exported"
+    export(ExportConfig(run=tiny_run, to=folder, formats=("litert",)), report=str)
+    return folder
+
+
+@pytest.fixture
+def copy(phone, tmp_path):
+    return shutil.copytree(phone, tmp_path / "copy")
+
+
+@pytest.mark.slow
+class TestForPhones:
+    def test_files_are_published_alone_and_told(self, phone):
+        assert {path.name for path in (phone / "litert").iterdir()} == {f"{name}.tflite" for name in NAMES.values()}
+        assert not (phone / "onnx").exists() and not (phone / "savedmodel").exists()
+        card = json.loads((phone / "model_card.json").read_text())
+        entry = card["formats"]["litert"]
+        assert set(NAMES) == set(entry["parity"]) and "ai-edge-litert" in entry and card["exact"]["promised"]
+        assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
+        metadata = metadata_of(phone / "litert" / "encoder.tflite")
+        assert metadata["endpoint"] == "encode" and metadata["run"] == card["run"]
+        text = (phone / "MODEL_CARD.md").read_text()
+        assert "ai_edge_litert.interpreter" in text and text == render_card(card)
+
+    def test_what_the_card_calls_runs(self, phone):
+        cards.run_python(phone)
+
+    def test_they_are_verified_where_they_lie(self, phone):
+        said = []
+        assert verify_folder(phone, said.append) == ([], [])
+        assert "litert: ai-edge-litert" in said
+
+    @pytest.mark.parametrize("fault", ["weights", "cut off"])
+    def test_faults_are_named(self, copy, fault):
+        if fault == "weights":
+            change_weights(copy / "litert" / "encoder.tflite")
+            message = "weight encoder.tflite: "
+        else:
+            path = copy / "litert" / "decoder.tflite"
+            os.truncate(path, path.stat().st_size // 2)
+            message = "the LiteRT files cannot be opened: "
+        problems = compare_files("litert", copy / "litert", read_vectors(copy), NAMES).problems
+        assert problems and problems[0].startswith(message), problems
+
+
+def metadata_of(path):
+    """Returns the provenance in a LiteRT file."""
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.convert_bytearray_to_object(path.read_bytes())
+    (entry,) = (one for one in model.metadata if one.name == METADATA.encode())
+    return json.loads(bytes(model.buffers[entry.buffer].data))
+
+
+def change_weights(path):
+    """Moves the numbers of the larger arrays of a LiteRT file by less than an answer shows."""
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.convert_bytearray_to_object(path.read_bytes())
+    for buffer in {tensor.buffer for tensor in model.subgraphs[0].tensors if tensor.type == 0}:
+        data = model.buffers[buffer].data
+        if data is not None and len(data) > 40:
+            numbers = np.frombuffer(bytes(data), np.float32) * np.float32(1 + 1e-6)
+            model.buffers[buffer].data = np.frombuffer(numbers.tobytes(), np.uint8)
+    path.write_bytes(bytes(flatbuffer_utils.convert_object_to_bytearray(model)))

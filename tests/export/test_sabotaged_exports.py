@@ -1,0 +1,295 @@
+"""Sabotaged exports: files that were built right are changed in one thing, and nothing of them is published."""
+
+import os
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import tensorflow as tf
+from helpers.exporting import SIGNATURES
+from onnx import helper, numpy_helper
+from tensorflow.core.protobuf import saved_model_pb2
+
+from export import pipeline
+from export.endpoints import onnx_names
+from export.pipeline import ExportConfig
+from export.verification import comparison
+from export.verification.comparison import RefusedError, compare_files
+from export.verification.verify import compare_in_process
+
+COUPLING = "flow/level_1_part_0_step_0/coupling_continuous_first"
+MIX = "flow/level_0_part_0_step_0"
+
+
+def change_weight(name, change):
+    """Returns a sabotage of an ONNX model that puts `change(array)` in place of a weight."""
+
+    def sabotage(model):
+        (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+        changed = change(numpy_helper.to_array(tensor).copy()).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(changed, name))
+
+    return sabotage
+
+
+def scaled(factor):
+    return lambda array: array * np.float32(factor)
+
+
+def one_entry(value):
+    """Returns a change of the first number, by so much or to what is no number."""
+
+    def change(array):
+        array.flat[0] += value
+        return array
+
+    return change
+
+
+def factor(name, number):
+    """Returns a sabotage of an ONNX model that multiplies an input by a number."""
+
+    def sabotage(model):
+        for node in model.graph.node:
+            node.input[:] = ["changed" if given == name else given for given in node.input]
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(number), "factor"))
+        model.graph.node.insert(0, helper.make_node("Mul", [name, "factor"], ["changed"]))
+
+    return sabotage
+
+
+def first_image_alone(model):
+    """Right for one image and wrong for three."""
+    name = model.graph.output[0].name
+    next(node for node in model.graph.node if name in node.output).output[0] = "whole"
+    for number in (0, 1):
+        model.graph.initializer.append(numpy_helper.from_array(np.array([number], np.int64), f"number_{number}"))
+    model.graph.node.append(helper.make_node("Slice", ["whole", "number_0", "number_1", "number_0"], [name]))
+
+
+def unknown_operation(model):
+    next(node for node in model.graph.node if node.op_type == "Conv").op_type = "Convolute"
+
+
+def one_image_alone(model):
+    for value in [*model.graph.input, *model.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def turned_outputs(model):
+    outputs = list(model.graph.output)
+    del model.graph.output[:]
+    model.graph.output.extend(outputs[::-1])
+
+
+def one_output_more(model):
+    model.graph.node.append(helper.make_node("Identity", ["z"], ["more"]))
+    model.graph.output.append(helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["batch", 4]))
+
+
+@pytest.fixture
+def onnx_problems(exported, vectors, model, tmp_path):
+    """Returns a function that compares a copy of the exported ONNX files, of which `change` edits one."""
+
+    def run(file=None, change=lambda model: None):
+        folder = shutil.copytree(exported / "onnx", tmp_path / "onnx")
+        if file is not None:
+            edited = onnx.load(folder / f"{file}.onnx")
+            change(edited)
+            onnx.save(edited, folder / f"{file}.onnx")
+        return compare_files("onnx", folder, vectors, onnx_names(model.config)).problems
+
+    return run
+
+
+class TestOnnx:
+    def test_right_files_pass(self, onnx_problems):
+        assert onnx_problems() == []
+
+    @pytest.mark.parametrize("file", ["encoder", "decoder", "sampler"])
+    def test_any_weight_changed_by_a_thousandth_is_found(self, onnx_problems, file, monkeypatch):
+        def change(model):
+            floats = [one for one in model.graph.initializer if one.dims and one.data_type == onnx.TensorProto.FLOAT]
+            for tensor in floats:
+                array = numpy_helper.to_array(tensor).copy()
+                array.flat[-1] = array.flat[-1] * np.float32(1.001) or np.float32(1e-9)
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+            counts.append(len(floats))
+
+        counts = []
+        monkeypatch.setattr(comparison, "_compare_answers", lambda *_: [])
+        (problem,) = onnx_problems(file, change)
+        assert problem.startswith(f"weight {file}.onnx: ") and f" and {counts[0] - 1} more has other numbers" in problem
+
+    @pytest.mark.parametrize(
+        ("file", "change", "message"),
+        [
+            ("encoder", change_weight(f"{COUPLING}/last/kernel", one_entry(0.1)), "encode: v: "),
+            ("encoder", change_weight("encoder/top/kernel", one_entry(0.1)), "encode: z: "),
+            ("encoder", change_weight(f"{MIX}/mix/kernel", scaled(1.0001)), "encode: v: "),
+            ("encoder", change_weight("encoder/last/kernel", one_entry(np.nan)), "encode: z: "),
+            # Pixels of samples show changes that codes of images, which decode to the middle of a bin, hide.
+            ("decoder", change_weight(f"{COUPLING}/last/kernel", one_entry(0.1)), "decode: images: "),
+            ("decoder", change_weight(f"{MIX}/unmix/kernel", scaled(1.0001)), "decode: images: "),
+            ("sampler", change_weight(f"{MIX}/unmix/kernel", scaled(1.0001)), "sample: images: "),
+            ("sampler", change_weight("prior/step_0/unmix/bias", one_entry(0.1)), "sample: images: "),
+            ("decoder", factor("v", 1.0001), "decode: images: "),
+            ("sampler", factor("v_noise", 1.0001), "sample: images: "),
+            ("sampler", factor("temperature", 0), "sample: images: "),
+            ("sampler", factor("z_noise", 0), "sample: images: "),
+            ("decoder", first_image_alone, "decode: images is uint8 [1, 8, 8, 3], uint8 [1, 8, 8, 3]"),
+            ("decoder", unknown_operation, "the ONNX files cannot be opened: "),
+            ("sampler", one_image_alone, "sample: it fails at batch 3: "),
+            ("encoder", turned_outputs, "encode: it returns v, z where the model returns z, v"),
+            ("encoder", one_output_more, "encode: it returns z, v, more where "),
+        ],
+    )
+    def test_effect_of_one_change_is_found_without_knowing_the_weights(
+        self, onnx_problems, monkeypatch, file, change, message
+    ):
+        monkeypatch.setattr(comparison, "_compare_weights", lambda *_: [])
+        problems = onnx_problems(file, change)
+        assert any(problem.startswith(message) for problem in problems), problems
+
+    @pytest.mark.parametrize("how", ["swapped", "missing", "cut off"])
+    def test_files_that_are_others_or_damaged(self, exported, vectors, tmp_path, how):
+        folder = shutil.copytree(exported / "onnx", tmp_path / "onnx")
+        if how == "swapped":
+            (folder / "encoder.onnx").rename(folder / "x")
+            (folder / "decoder.onnx").rename(folder / "encoder.onnx")
+            (folder / "x").rename(folder / "decoder.onnx")
+        elif how == "missing":
+            (folder / "decoder.onnx").unlink()
+        else:
+            os.truncate(folder / "decoder.onnx", 1000)
+        problems = compare_files("onnx", folder, vectors, {"encode": "encoder", "decode": "decoder"}).problems
+        message = "encode: it fails at batch 1: " if how == "swapped" else "the ONNX files cannot be opened: "
+        assert problems and problems[0].startswith(message) and "\n" not in problems[0]
+
+
+def rewrite_variables(folder, change):
+    """Rewrites the variables of a SavedModel: `change` is given {key: array} to edit."""
+    prefix = str(folder / "variables" / "variables")
+    reader = tf.train.load_checkpoint(prefix)
+    arrays = {key: reader.get_tensor(key) for key in sorted(reader.get_variable_to_dtype_map())}
+    change(arrays)
+    tf.raw_ops.SaveV2(
+        prefix=prefix,
+        tensor_names=list(arrays),
+        shape_and_slices=[""] * len(arrays),
+        tensors=[tf.convert_to_tensor(array) for array in arrays.values()],
+    )
+
+
+def variables(change):
+    return lambda folder: rewrite_variables(folder, change)
+
+
+def signatures(change):
+    """Returns a sabotage that edits the signatures of a SavedModel."""
+
+    def sabotage(folder):
+        message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+        change(message.meta_graphs[0].signature_def)
+        (folder / "saved_model.pb").write_bytes(message.SerializeToString())
+
+    return sabotage
+
+
+def lose_a_variable(arrays):
+    del arrays[next(key for key in arrays if key.endswith("VARIABLE_VALUE"))]
+
+
+def next_number(arrays):
+    # The last bias of the sampler's prior has no part in encode and decode.
+    key = next(key for key in sorted(arrays) if key.endswith("VARIABLE_VALUE"))
+    arrays[key].flat[0] = np.nextafter(arrays[key].flat[0], np.float32(9))
+
+
+def rename_decode(given):
+    given["decoder"].CopyFrom(given["decode"])
+    del given["decode"]
+
+
+def fix_batch(given):
+    given["decode"].inputs["v"].tensor_shape.dim[0].size = 1
+
+
+def decode_by_default(given):
+    given["serving_default"].CopyFrom(given["decode"])
+
+
+def lose_z(given):
+    del given["serving_default"].outputs["z"]
+
+
+SABOTAGES = {
+    "no variables": (lambda folder: shutil.rmtree(folder / "variables"), "the SavedModel files cannot be opened: "),
+    "a variable less": (variables(lose_a_variable), "the SavedModel files cannot be opened: NotFoundError: "),
+    "one number": (variables(next_number), "weight "),
+    "a signature renamed": (signatures(rename_decode), "the SavedModel files cannot be opened: ValueError: the sign"),
+    "batch of one": (signatures(fix_batch), "decode: it fails at batch 3: "),
+    "another default": (signatures(decode_by_default), "serving_default: it "),
+    "a default without z": (signatures(lose_z), "serving_default: it returns v where the model returns z, v"),
+}
+
+
+class TestSavedModel:
+    @pytest.fixture
+    def problems(self, small_saved_model, vectors, tmp_path):
+        def run(change=lambda folder: None):
+            folder = shutil.copytree(small_saved_model, tmp_path / "savedmodel")
+            change(folder)
+            return compare_files("savedmodel", folder, vectors, dict.fromkeys(SIGNATURES, "")).problems
+
+        return run
+
+    def test_right_one_passes_also_when_it_is_rewritten(self, problems):
+        assert problems(variables(lambda arrays: None)) == []
+
+    @pytest.mark.parametrize("name", SABOTAGES)
+    def test_one_change_is_found(self, problems, name):
+        change, message = SABOTAGES[name]
+        found = problems(change)
+        assert found and found[0].startswith(message) and "\n" not in found[0], found
+
+    def test_graph_that_needs_the_python_it_was_made_by_is_found(self, vectors, tmp_path, forked):
+        @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.uint8, "images")])
+        def encode(images):
+            v = tf.numpy_function(lambda images: images.astype(np.float32), [images], tf.float32)
+            return {"z": tf.zeros([tf.shape(images)[0], 4]), "v": tf.ensure_shape(v, [None, 8, 8, 3])}
+
+        folder = tmp_path / "savedmodel"
+        tf.saved_model.save(tf.Module(), str(folder), signatures={"encode": encode, "serving_default": encode})
+        np.savez(tmp_path / "vectors.npz", **vectors)
+        options = {"names": {"encode": "encode"}}
+        (problem, *_) = compare_in_process("savedmodel", folder, tmp_path / "vectors.npz", options, str).problems
+        assert problem.startswith("encode: it fails at batch 1: ")
+
+
+class TestProcess:
+    def test_that_finds_a_changed_weight_refuses_in_one_line_and_nothing_is_published(self, monkeypatch, refusal):
+        build = pipeline.write_onnx_files.__globals__["build_onnx"]
+
+        def sabotaged(deployed, endpoint, metadata):
+            model = build(deployed, endpoint, metadata)
+            if endpoint.onnx == "decoder":
+                change_weight(f"{COUPLING}/last/kernel", one_entry(0.1))(model)
+            return model
+
+        monkeypatch.setattr("export.formats.onnx.build_onnx", sabotaged)
+        assert f"weight decoder.onnx: {COUPLING}/last/kernel has other numbers" in refusal("--format", "onnx")
+
+    def test_that_crashes_refuses_in_one_line(self, monkeypatch, refusal):
+        monkeypatch.setattr(pipeline.np, "savez_compressed", lambda path, **arrays: path.write_bytes(b"no archive"))
+        assert "the verification of onnx ended with status 1: " in refusal("--format", "onnx")
+
+    def test_that_is_killed_refuses_in_one_line_and_leaves_no_folder(self, monkeypatch, built, tiny_run, tmp_path):
+        # As the kernel does where memory runs out.
+        (tmp_path / "sitecustomize.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        config = ExportConfig(run=tiny_run, to=tmp_path / "a" / "b", formats=("onnx",))
+        with pytest.raises(RefusedError, match="^not published: the verification of onnx ended with status -9: no mes"):
+            pipeline.export(config, report=str)
+        assert not (tmp_path / "a").exists()
