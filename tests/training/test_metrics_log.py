@@ -75,14 +75,14 @@ def test_rows_that_are_none_are_counted_and_left_out(tmp_path):
 def test_evaluation_without_its_figure_counts_as_none(tmp_path, row):
     (tmp_path / "metrics.jsonl").write_bytes(row + b"\n")
     log = MetricsLog(tmp_path)
-    assert log.validated_bits_per_dim(2) is None
+    assert log.validation_bits_per_dim(2) is None
     assert log.open(2) == 1
     log.write("validation", 2, {"bits_per_dim": 3.5})
-    assert log.validated_bits_per_dim(2) == 3.5
+    assert log.validation_bits_per_dim(2) == 3.5
 
 
 def test_evaluation_whose_figure_is_not_finite_is_one(tmp_path):
     log = MetricsLog(tmp_path)
     log.open(0)
     log.write("validation", 2, {"bits_per_dim": math.inf})
-    assert MetricsLog(tmp_path).open(2) == 0 and log.validated_bits_per_dim(2) == math.inf
+    assert MetricsLog(tmp_path).open(2) == 0 and log.validation_bits_per_dim(2) == math.inf

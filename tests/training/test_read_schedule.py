@@ -31,7 +31,7 @@ def test_slow_steps_are_read_one_by_one_and_fast_ones_every_few_seconds(monkeypa
     for step in range(1, 201):
         now[0] += seconds
         if schedule.is_due(step):
-            schedule.set_next(step, schedule.propose(step))
+            schedule.set_next(step, schedule.propose_interval(step))
             read.append(step)
             # The time of an evaluation does not count.
             now[0] += 1000.0

@@ -13,7 +13,7 @@ Row = Mapping[str, Any]
 
 
 class Logger:
-    """A destination for the rows and pictures of a run's log; subclasses implement what they can show.
+    """Base class of the places that rows and pictures of a run's log go to; a subclass implements what it can show.
 
     Args:
         folder: the run folder; nothing is touched before `open`.
@@ -54,7 +54,7 @@ class Logger:
         """Closes the log."""
 
 
-def numbers(kind: str, values: Row) -> dict[str, float]:
+def select_numbers(kind: str, values: Row) -> dict[str, float]:
     """Returns the numbers of a row by names such as "train/bits_per_dim"."""
     return {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
 
@@ -67,9 +67,9 @@ def flat_options(config: Any) -> dict[str, Any]:
     }
 
 
-def read_or_create(path: pathlib.Path, make_text: Callable[[], str]) -> str:
-    """Returns the text of a file of the run folder, which is written first if absent."""
+def read_or_create_id(path: pathlib.Path, make_id: Callable[[], str]) -> str:
+    """Returns the id that a file of the run folder holds; a new id is written first if the file is absent."""
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        write_text(path, make_text())
+        write_text(path, make_id())
     return path.read_text(encoding="utf-8").strip()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from tfdecouple.loggers.base import Logger, Row, flat_options, numbers, read_or_create
+from tfdecouple.loggers.base import Logger, Row, flat_options, read_or_create_id, select_numbers
 
 
 class MLflow(Logger):
@@ -34,7 +34,7 @@ class MLflow(Logger):
         self._mlflow = importlib.import_module("mlflow")
         server = os.environ.get("MLFLOW_TRACKING_URI")
         self._client = self._mlflow.MlflowClient(tracking_uri=server or f"sqlite:///{self.folder.resolve()}/mlflow.db")
-        self._id = read_or_create(self.folder / "mlflow-id", lambda: self._create_run(is_local=not server))
+        self._id = read_or_create_id(self.folder / "mlflow-id", lambda: self._create_run(is_local=not server))
 
     def _create_run(self, is_local: bool) -> str:
         """Creates MLflow's run, with the config as its parameters, and returns its id."""
@@ -51,7 +51,7 @@ class MLflow(Logger):
         """Adds a row."""
         now = time.time_ns() // 10**6
         entity = self._mlflow.entities.Metric
-        metrics = [entity(name, float(value), now, step) for name, value in numbers(kind, values).items()]
+        metrics = [entity(name, float(value), now, step) for name, value in select_numbers(kind, values).items()]
         self._client.log_batch(self._id, metrics=metrics)
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tfdecouple.errors import one_line
-from tfdecouple.loggers.base import Logger, Row, flat_options, numbers
+from tfdecouple.loggers.base import Logger, Row, flat_options, select_numbers
 
 
 class TensorBoard(Logger):
@@ -44,7 +44,7 @@ class TensorBoard(Logger):
         import tensorflow as tf
 
         with _os_errors(), self._writer.as_default(step=step):
-            for name, value in numbers(kind, values).items():
+            for name, value in select_numbers(kind, values).items():
                 tf.summary.scalar(name, value)
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from tfdecouple.loggers.base import Logger, Row, numbers, read_or_create
+from tfdecouple.loggers.base import Logger, Row, read_or_create_id, select_numbers
 
 
 class WeightsAndBiases(Logger):
@@ -35,7 +35,7 @@ class WeightsAndBiases(Logger):
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "tfdecouple"),
             name=os.environ.get("WANDB_NAME", self.config.name),
-            id=read_or_create(self.folder / "wandb" / "id", lambda: secrets.token_hex(4)),
+            id=read_or_create_id(self.folder / "wandb" / "id", lambda: secrets.token_hex(4)),
             resume="allow",
             dir=str(self.folder),
             mode=os.environ.get("WANDB_MODE", "offline"),
@@ -46,7 +46,7 @@ class WeightsAndBiases(Logger):
 
     def write(self, kind: str, step: int, values: Row) -> None:
         """Adds a row."""
-        self._run.log({"step": step, **numbers(kind, values)})
+        self._run.log({"step": step, **select_numbers(kind, values)})
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
         """Adds a PNG file."""

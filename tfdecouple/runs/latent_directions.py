@@ -17,7 +17,7 @@ FILE = "directions.json"
 VERSION = 1
 MEANS, CLASSIFIER = "means", "classifier"
 METHODS = (MEANS, CLASSIFIER)
-# Most directions, and the longest name, of a file, which may be untrusted.
+# A file may be untrusted: it has at most this many directions, and names of at most this length.
 MOST, LONGEST_NAME = 10_000, 200
 
 

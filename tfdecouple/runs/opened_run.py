@@ -115,7 +115,7 @@ class Run:
         return read_label_names(self.path, classes) if classes else ()
 
     def require_labels(self, source: Source) -> None:
-        """Raises DataError for a data set whose labels differ from the model's, with the first such label."""
+        """Raises DataError for a data set whose labels are not the model's; the message has the first other one."""
         if not self.config.model.has_classes:
             return
         require_classes(source, self.config.model)
@@ -278,7 +278,7 @@ def load_directions(run: str | pathlib.Path) -> Directions:
 
 
 def describe_missing_directions(run: str | pathlib.Path) -> str:
-    """Returns the message that a run has no directions."""
+    """Returns the error message for a run without directions."""
     return f"{run} has no directions yet; find them with python -m tfdecouple directions --run {run}"
 
 

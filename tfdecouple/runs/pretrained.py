@@ -71,7 +71,7 @@ def find_pretrained(name: str) -> pathlib.Path | None:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The content of a manifest.
+    """The list of published files with their sizes and digests.
 
     Attributes:
         files: {name within the folder: (bytes, SHA-256)}.
@@ -93,7 +93,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: pathlib.Path, where: str) -> Self:
-        """Returns the manifest from an untrusted manifest.json.
+        """Returns the manifest in an untrusted manifest.json.
 
         Args:
             path: the file.
@@ -130,7 +130,7 @@ class Manifest:
         return (folder / name).stat().st_size == size and file_sha256(folder / name) == digest
 
     def require_match(self, folder: pathlib.Path, where: str) -> None:
-        """Raises RunError with the first needed file of a folder that is missing or has another size or digest."""
+        """Raises RunError if a needed file of a folder is missing or has another size or digest."""
         for name in self.needed:
             if not (folder / name).is_file():
                 raise RunError(f"{where} lacks {name}, which its manifest names; fetch or publish it again")

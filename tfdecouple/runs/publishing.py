@@ -142,7 +142,7 @@ def _without_machine_paths(config: Config) -> Config:
 
 
 def _source_folders(*sources: Any) -> list[str]:
-    """Returns the folders that sources of images name, in each spelling that files have, the longest first.
+    """Returns all spellings of the folders that data sources name, the longest first.
 
     >>> _source_folders("folder:/faces/", "cifar10", None, "folder:~/faces/young", "folder:.")[1:]
     ['~/faces/young', '/faces']
@@ -161,7 +161,7 @@ def _source_folders(*sources: Any) -> list[str]:
 
 
 def _without_paths(values: Any, folders: Sequence[str]) -> Any:
-    """Returns JSON values in which the last part of a path stands for folders of images and for the imported file."""
+    """Returns JSON values in which paths of image folders and of the imported file are cut to their last part."""
     if isinstance(values, dict) and "imported_from" in values:
         values = {**values, "imported_from": re.split(r"[/\\]", values["imported_from"])[-1]}
     text = json.dumps(values)

@@ -88,7 +88,7 @@ def load_config(run: str | pathlib.Path) -> Config:
 
 
 def _checkpoints(run: str | pathlib.Path) -> Iterator[tuple[CheckpointFolder, str, int]]:
-    """Yields the checkpoints of a run as folder, kind and step, the preferred ones first."""
+    """Yields folder, kind and step of each checkpoint of a run, in the order in which to try them."""
     folder = CheckpointFolder(find_run(run) / CHECKPOINTS)
     for kind in ("best", "step"):
         for step in folder.steps(kind):
@@ -214,7 +214,7 @@ def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
 
 
 def find_changed_label(run: str | pathlib.Path, classes: int, names: Sequence[str]) -> tuple[str, str] | None:
-    """Returns the first label of a run that has another name in `names`, as both names; None if there is none.
+    """Returns the old and the new name of the first label of a run that `names` changes; None if there is none.
 
     The labels of an import have no names.
 

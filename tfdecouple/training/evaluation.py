@@ -19,9 +19,9 @@ from tfdecouple.training.state import TrainingState
 from tfdecouple.visualization.grids import reconstruct
 from tfdecouple.visualization.pictures import shown_of_size
 
-# Most test images that are compared with lossless codecs.
+# At most this many test images are compared with lossless codecs.
 _CODED = 1000
-# Fewest images that are encoded and decoded at an evaluation, whatever the options of pictures.
+# At least this many images are encoded and decoded at each evaluation, whatever the options of pictures.
 _LEAST_RECONSTRUCTED = 4
 
 # Metrics of an evaluation beside the bound: functions of the model and some validation images, uint8, that return
@@ -30,12 +30,12 @@ DIAGNOSTICS = [
     DecoupledModel.diagnose,
 ]
 
-# Names of lossless codecs for messages.
+# Messages call the lossless codecs by these names.
 _CODECS = {"webp": "lossless WebP", "png": "PNG"}
 
 
 class EvaluationReports:
-    """Writes the results of evaluations to the run folder; only the chief of several workers uses it.
+    """Writes the results of evaluations to the run folder, for the chief of the workers.
 
     `state` holds the model with the evaluated weights; `note` receives the name of each part as it begins.
     """

@@ -43,13 +43,13 @@ from tfdecouple.training.strategy import (
 )
 from tfdecouple.training.workers import Workers, find_cluster, lost_worker_errors, make_collective_sum
 
-# Address space that TensorFlow's libraries and threads take, most of it never touched: with 3 GB TensorFlow ends the
-# process, with 4.5 GB the quickstart trains.
+# TensorFlow's libraries and threads need this much address space, most of which they never touch: with 3 GB TensorFlow
+# ends the process, with 4.5 GB the quickstart trains.
 _ADDRESSES = 4 * 2**30
 # Even a run of a single step is evaluated on this many images of up to 64 pixels, and on a few of larger ones.
 _LEAST_EVALUATED = 64
-# Longest time in which a stop or a divergence may stay unknown, beside the step under way. Systems that end a program
-# wait half a minute or more between SIGTERM and SIGKILL.
+# The loop learns of a stop or a divergence within this time and the current step. Systems that end a program wait half
+# a minute or more between SIGTERM and SIGKILL.
 READ_SECONDS = 5.0
 _MOST_STEPS_UNREAD = 1000
 
@@ -150,7 +150,7 @@ def _require_memory(config: Config) -> None:
 
 
 def _require_same_options(workers: Workers, config: Config) -> None:
-    """Raises RunError in every process if a worker was started with other options, with the options that differ."""
+    """Raises RunError in every process if a worker was started with other options; the message lists them."""
     chiefs = Config.from_dict(workers.on_chief(config.to_dict))
     changed = difference(chiefs, config)
     listed = "; ".join(f"{name} is {own!r}, of worker 0 {other!r}" for name, (other, own) in changed.items())
@@ -187,7 +187,7 @@ def _one_line_errors(path: pathlib.Path) -> Iterator[None]:
 
 
 class Trainer:
-    """Takes a run from the step that its directory holds to its last step.
+    """Trains a run from the step that its folder holds to its last step.
 
     Several workers take every step together. Only the chief uses the run directory, and the variables that it reads
     are broadcast; a process that trains alone is its own chief.
@@ -242,7 +242,7 @@ class Trainer:
     # --- before the first step ---
 
     def _introduce(self, messages: list[str]) -> None:
-        """Prints model, devices and images of the run, and messages."""
+        """Prints a summary of model, devices and images, and the messages."""
         sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
         kind = self.strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0]
         devices = f"{count} {kind}{'s' if count > 1 else ''}"
@@ -277,7 +277,7 @@ class Trainer:
             self.state.model.initialize(images, seed=self.training.seed)
         if run is not None:
             self.directory.load_initial_weights(self.state, run, self.source.label_names)
-        # Hardware of the other workers may round in another way.
+        # The hardware of other workers may have rounded their weights differently.
         self._broadcast_model()
         self.state.optimizer.start_averages()
 
@@ -325,7 +325,7 @@ class Trainer:
             read = None
             if logs or saves or schedule.is_due(self.step):
                 read = self._read(result)
-                schedule.set_next(self.step, self.workers.on_chief(lambda: schedule.propose(self.step)))
+                schedule.set_next(self.step, self.workers.on_chief(lambda: schedule.propose_interval(self.step)))
             if logs and read:
                 now = time.monotonic()
                 self._log(read.learning_rate, (self.step - last) * training.batch_size / (now - since))
@@ -385,7 +385,7 @@ class Trainer:
             DivergedError: where too many steps in a row were skipped.
         """
         read = result.read()
-        # A mistake in the options would have shown in the first step.
+        # The first step has been taken, so the options are right and the run may have its folder.
         self._write_run_files()
         step = int(self.state.step.numpy())
         skipped = step - int(self.state.updates.numpy())
@@ -439,7 +439,7 @@ class Trainer:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
 
     def _finish_evaluation(self, stop: StopRequest) -> None:
-        """Reads the result of this step's evaluation from the log, or evaluates where the run ended before it was done.
+        """Takes the result of this step's evaluation from the log, or evaluates if the log has none.
 
         The log has a row of any step that was once the last one, whatever `evaluate_every` is.
         """
@@ -512,7 +512,7 @@ class Trainer:
 
 
 class ReadSchedule:
-    """The steps after which the loop reads what they have left on the devices, between two rows of the log.
+    """Decides after which steps, between two rows of the log, the loop reads results from the devices.
 
     Reading waits for all steps that were dispatched, and a GPU then has nothing to do until the next one comes. The
     first step of a process is read, then after at most twice as many steps each time, as long as these take no more
@@ -524,15 +524,15 @@ class ReadSchedule:
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
-        """Begins to measure the time of steps after this one: what was done since the last step does not count."""
+        """Restarts the clock for the time of steps, which must not include what is done between two steps."""
         self._since, self._last = time.monotonic(), step
 
     def is_due(self, step: int) -> bool:
         """Returns whether to read after this step."""
         return step >= self._next
 
-    def propose(self, step: int) -> int:
-        """Returns after how many steps to read again, by the time that steps have taken here."""
+    def propose_interval(self, step: int) -> int:
+        """Returns after how many steps to read again, from the time that steps have taken in this process."""
         seconds = (time.monotonic() - self._since) / max(1, step - self._last)
         most = min(2 * self._interval, _MOST_STEPS_UNREAD, READ_SECONDS / max(seconds, 1e-9))
         return max(1, int(most))

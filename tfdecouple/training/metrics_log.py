@@ -66,7 +66,7 @@ class MetricsLog:
             file.write(_to_line({"step": step, "kind": kind, **values}))
         self._call_loggers(lambda logger: logger.write(kind, step, values))
 
-    def validated_bits_per_dim(self, step: int) -> float | None:
+    def validation_bits_per_dim(self, step: int) -> float | None:
         """Returns the bits/dim of the validation images at a step; None where there is no such row."""
         rows = [row for row in read_metrics(self._path) if (row["kind"], row["step"]) == ("validation", step)]
         return float(rows[-1][_SELECTED_BY]) if rows else None

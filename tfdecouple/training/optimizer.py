@@ -113,7 +113,7 @@ class Optimizer:
         rate: tf.Tensor,
         gradient_scale: tf.Tensor | None = None,
     ) -> None:
-        """Updates weights, moments, statistics and averages in place; called on a device, its copies of them.
+        """Updates weights, moments, statistics and averages in place, or the device's copies of them in a replica.
 
         Args:
             applied: whether to apply the update, a boolean scalar.
@@ -147,7 +147,7 @@ class Optimizer:
             tf.raw_ops.ResourceApplyGradientDescent(var=average, alpha=1 - scalars.average_decay, delta=change)
 
     def read_small_weights(self) -> list[tf.Tensor]:
-        """Returns the values of the weights that are updated together, in their order; on a device its own."""
+        """Returns the values of the small weights, in their order; in a replica the values of its device."""
         return [_read(self._weights[name].handle) for name in self.small]
 
     def _update_small(
@@ -280,15 +280,15 @@ class BufferView(base.Trackable):
         self.shape = tf.TensorShape(shape)
 
     def read_value(self) -> tf.Tensor:
-        """Returns its value."""
+        """Returns the value as a tensor."""
         return tf.reshape(tf.convert_to_tensor(self._vector)[self._part], self.shape)
 
     def numpy(self) -> np.ndarray:
-        """Returns its value as an array."""
+        """Returns the value as an array."""
         return self.read_value().numpy()
 
     def assign(self, value: Any) -> None:
-        """Sets its value, on all devices.
+        """Sets the value on all devices.
 
         Raises:
             ValueError: for another shape.
@@ -297,7 +297,7 @@ class BufferView(base.Trackable):
         if value.shape != self.shape:
             raise ValueError(f"a value of shape {value.shape} does not fit a view of shape {self.shape}")
         for copy in self.copies():
-            # `copy._vector[self._part].assign` would read the part first.
+            # The sliced assignment of `tf.Variable` would read the part first.
             tf.raw_ops.ResourceStridedSliceAssign(
                 ref=copy._vector.handle,
                 begin=[self._part.start],

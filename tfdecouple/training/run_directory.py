@@ -40,7 +40,7 @@ from tfdecouple.training.state import TrainingState
 _FREE = ("training.steps", "training.loggers")
 # Options that may change where they have had no effect before the last checkpoint.
 _FREE_BEFORE_PATTERNS = ("training.patterns", "training.patterns_after")
-# Most weights that a message names.
+# A message names at most this many weights.
 _NAMED = 8
 
 
@@ -54,7 +54,7 @@ def make_paths_absolute(config: Config) -> Config:
 
 
 class RunDirectory:
-    """The run folder of a training; a context that closes its log and releases its lock.
+    """Reads and writes the run folder of a training; a context that closes its log and releases its lock.
 
     Only the chief of several workers uses it.
 
@@ -155,7 +155,7 @@ class RunDirectory:
             ) from error
 
     def require_label_names(self, names: Sequence[str]) -> None:
-        """Raises RunError if labels have other names than when the run began, with the first of them."""
+        """Raises RunError if labels have other names than when the run began; the message has the first of them."""
         classes = self._config.model.classes
         if self.is_resumed and classes and (changed := find_changed_label(self.path, classes, names)):
             was, now = changed
@@ -165,7 +165,7 @@ class RunDirectory:
             )
 
     def restore(self, state: TrainingState, sizes: Mapping[str, int]) -> tuple[list[str], bool]:
-        """Restores the newest whole checkpoint, if any; returns messages for the user, and whether the run is new.
+        """Restores the newest readable checkpoint; returns messages for the user, and whether the run is new.
 
         Args:
             state: the variables to restore.
@@ -304,7 +304,7 @@ class RunDirectory:
 
     def logged_bits_per_dim(self, step: int) -> float | None:
         """Returns the bits/dim of the validation images at a step by the log; None where the log has no such row."""
-        return self._log.validated_bits_per_dim(step)
+        return self._log.validation_bits_per_dim(step)
 
     def write_row(
         self, kind: str, step: int, metrics: Mapping[str, Any], pictures: Mapping[str, pathlib.Path] = {}
@@ -341,7 +341,7 @@ class RunDirectory:
         self.loaded = load_weights(self.path, state.model, averaged=self._config.training.ema_decay > 0)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes how the run ended: the row of the test images to the log, if they were measured, and the summary."""
+        """Writes summary.json, and a row of the log if the test images were measured."""
         if summary["test"] is not None:
             self._log.write("test", summary["steps"], summary["test"])
         write_json(self.path / SUMMARY, summary)

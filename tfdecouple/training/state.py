@@ -14,7 +14,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.run_folder import list_averaged_weights
 from tfdecouple.training.optimizer import Optimizer
 
-# Fields of `step.StepResult` whose means over the steps since the last row the log has; checkpoints hold the sums.
+# Fields of `step.StepResult` that the log averages over the steps since its last row. Checkpoints hold the sums.
 RUNNING_MEANS = (
     "bits_per_dim",
     "reconstruction",
@@ -90,7 +90,7 @@ class TrainingState:
         row = tf.concat([tf.cast(metrics, tf.float64), tf.ones([1], tf.float64)], 0)
         self.window.assign_add(tf.where(result.applied, row, tf.zeros_like(row)))
         self.not_finite.assign_add(tf.cast(running & ~is_finite, tf.int64))
-        # A finite step that was not applied was lost in inverting.
+        # A step with finite metrics was refused because of its inversion error.
         is_lost = running & ~result.applied & tf.reduce_all(is_finite)
         self.lost.assign(tf.where(is_lost, tf.maximum(self.lost, result.inversion_error), self.lost))
         self.updates.assign_add(tf.cast(result.applied, tf.int64))
@@ -105,7 +105,7 @@ class TrainingState:
         return {name: total / count if count else math.nan for name, total in zip(RUNNING_MEANS, totals, strict=True)}
 
     def read_skip_reasons(self) -> str:
-        """Returns why steps since the last call were not applied, in words, and resets what is counted of them."""
+        """Returns in words why steps since the last call were not applied, and resets their counters."""
         counts, lost = self.not_finite.numpy(), float(self.lost.numpy())
         self.not_finite.assign(tf.zeros_like(self.not_finite))
         self.lost.assign(0.0)

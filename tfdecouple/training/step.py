@@ -57,7 +57,7 @@ class StepResult(NamedTuple):
 
 
 class TrainStep:
-    """The step function of a run.
+    """Takes the training steps of a run: noise, gradients on each device, their sum, and one update.
 
     The noise of an image depends on seed, step and the image's index in the batch, not on the device that processes
     it: each device draws the noise of the whole batch and takes its slice. So a repeated step repeats, and any number
@@ -72,7 +72,7 @@ class TrainStep:
         self.state = state
         self._training = config.training
         self._strategy = strategy
-        # One for each device and micro-batch.
+        # Each device has a slot for each micro-batch.
         self._slots = config.training.passes * strategy.num_replicas_in_sync
         with strategy.scope():
             self._accumulator: Any = Accumulator(self._shapes()) if config.training.passes > 1 else None
@@ -184,7 +184,7 @@ class TrainStep:
     # --- for all devices ---
 
     def _update(self, shares: Share, small: list[Any], stop: tf.Tensor) -> StepResult:
-        """Adds up the devices' shares and applies the sum where it is finite and was inverted well."""
+        """Applies the sum of the devices' shares, if it can be trusted, and returns the result of the step."""
         training, state = self._training, self.state
         # This stands outside of any condition: all workers must take part in every reduction.
         total = self._reduce(shares)

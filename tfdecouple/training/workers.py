@@ -27,7 +27,7 @@ _PORTS_PER_JOB = 16
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The workers of a run, and the position of this process among them.
+    """The addresses of all workers of a run, and the position of this process among them.
 
     Attributes:
         jobs: addresses (host:port) by job: "worker", and "chief" where there is one.
@@ -111,7 +111,7 @@ def _from_tf_config(text: str) -> Cluster | None:
     if isinstance(index, bool) or not re.fullmatch(r"\d+", str(index)) or int(str(index)) >= count:
         raise _malformed(f"has task.index {index!r}; it must be from 0 to {count - 1}")
     cluster = Cluster(jobs, task["type"], int(str(index)))
-    # CUDA_VISIBLE_DEVICES says that each worker has GPUs of its own.
+    # Where CUDA_VISIBLE_DEVICES is set, each worker has GPUs of its own.
     return cluster if "CUDA_VISIBLE_DEVICES" in os.environ else _with_shared_gpus(cluster)
 
 
@@ -247,7 +247,7 @@ class Workers:
         return result if self.rank == 0 else json.loads(texts[0])
 
     def require_equal(self, what: str, value: str) -> None:
-        """Raises RunError in every process if `value` differs between workers, with one that differs."""
+        """Raises RunError in every process if `value` differs between workers; the message has one that differs."""
         values = self._exchange(value)
         for index, other in enumerate(values):
             if other != values[0]:
@@ -276,7 +276,7 @@ class Workers:
             variable.assign(np.frombuffer(received.tobytes(), value.dtype).reshape(value.shape))
 
     def _call(self, act: Callable[[], Any]) -> tuple[Any, list[str]]:
-        """Calls `act` here; returns its result, and the chief's as JSON in a list of all workers' texts."""
+        """Calls `act` here; returns its result, and one JSON text per worker, of which the chief's is its result."""
         if self.count == 1:
             return act(), []
         result, failure, message = None, None, ""
