@@ -79,11 +79,7 @@ class Images:
 
 
 def open_run(options: argparse.Namespace, z_for: str = "") -> OpenedRun:
-    """Opens the run that `--run` names.
-
-    Args:
-        options: the options of the command.
-        z_for: the operation that needs z, such as "switch"; empty for one that needs no z.
+    """Returns the run that `--run` names, opened for an operation that needs z (`z_for`, such as "switch") or not.
 
     Raises:
         UserError: for a missing run, a run without a checkpoint, or a model without z where z is needed.
@@ -92,7 +88,7 @@ def open_run(options: argparse.Namespace, z_for: str = "") -> OpenedRun:
 
 
 def open_data(run: OpenedRun, options: argparse.Namespace) -> Source:
-    """Opens the run's data set, or that of `--data` and `--data-dir`, which must have the split `--split`.
+    """Returns the run's data set, or that of `--data` and `--data-dir`, which must have the split `--split`.
 
     Raises:
         DataError: for missing data or an unknown split.
@@ -110,10 +106,7 @@ def draw_indices(source: Source, split: str, count: int, seed: int) -> np.ndarra
 def load_by_index(source: Source, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns images of a split, uint8 `[n, height, width, channels]`, and their labels, int32 `[n]`.
 
-    Args:
-        source: the data set.
-        split: the name of the split.
-        indices: the indices of the images, `[n]`, at least one, in any order; they may repeat.
+    The indices, `[n]`, at least one, may come in any order and repeat.
 
     Raises:
         DataError: where an image cannot be read.
@@ -160,10 +153,7 @@ def name_labels(source: Source, labels: np.ndarray) -> list[str | None]:
 def read_image_files(run: OpenedRun, paths: list[str], takes: str = "--pairs takes") -> Images:
     """Returns the images of files of any size, cropped and resized as the images of a folder are.
 
-    Args:
-        run: the run whose model takes the images.
-        paths: the image files.
-        takes: the beginning of an error's advice: the option that takes image files.
+    Errors end with the advice that `takes` begins, such as "--pairs takes image files".
 
     Raises:
         DataError: where a file is missing or no image.
@@ -191,15 +181,10 @@ def pair_labels(a: Images, b: Images) -> tuple[np.ndarray, np.ndarray] | None:
 def choose_pairs(
     run: OpenedRun, options: argparse.Namespace, pairings: tuple[str, ...]
 ) -> dict[str, tuple[Images, Images]]:
-    """Returns the pairs that `--pairs` names, or pairs drawn from `--split`.
+    """Returns for each pairing the first and the second images of at most `--count` pairs drawn from `--split`.
 
-    Args:
-        run: the run whose model takes the images.
-        options: the options of the command.
-        pairings: the pairings where the user names none and there are labels: "within", "across" or both.
-
-    Returns:
-        For each pairing ("pairs" for image files), the first and the second images of at most `--count` pairs.
+    `pairings` are those of `--pairing auto` where there are labels. With `--pairs` the only pairing is "pairs", of the
+    image files.
 
     Raises:
         DataError: for images that are missing or cannot be read, or too few for a pair.
@@ -237,14 +222,10 @@ def choose_pairs(
 
 
 def pair_up(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
-    """Returns pairs of images by their labels, as indices into `labels`, int64 `[pairs, 2]`; each image at most once.
+    """Returns at most `count` pairs of images, as indices into `labels`, int64 `[pairs, 2]`; each image at most once.
 
-    The labels take turns, so that a few pairs show many labels.
-
-    Args:
-        labels: the label of each image, int `[n]`, -1 for none.
-        pairing: "within" a label, "across" labels or "any".
-        count: the largest number of pairs.
+    Pairs are "within" a label, "across" labels or "any". Labels, int `[n]` with -1 for none, take turns, so that a few
+    pairs show many labels.
     """
     if pairing == "any":
         return np.arange(len(labels) // 2 * 2).reshape(-1, 2)[:count]
@@ -264,14 +245,9 @@ def _take_turns(groups: list[np.ndarray]) -> list[Any]:
 
 
 def find_results_folder(run: str, out: pathlib.Path | None, name: str) -> pathlib.Path:
-    """Returns the folder for results of a run: `--out`, or a folder within the run folder.
+    """Returns the folder for results of a run: `out` (--out) if given, otherwise RUN/NAME, such as RUN/pictures.
 
-    For bundled weights it is in the working folder, or in a new temporary folder where that cannot be written.
-
-    Args:
-        run: the run as the user named it.
-        out: the folder that the user named, or None.
-        name: the name of the folder without `--out`, such as "pictures".
+    For weights that are no folder it is ./NAME, or a new temporary folder where the working folder cannot be written.
     """
     if out is not None:
         return out
@@ -285,15 +261,7 @@ def find_results_folder(run: str, out: pathlib.Path | None, name: str) -> pathli
 def save_picture(
     opened: OpenedRun, options: argparse.Namespace, name: str, picture: Image.Image | bytes, summary: str, **facts: Any
 ) -> None:
-    """Writes a picture and a JSON file with the command, the run and `facts`, and prints where they are.
-
-    Args:
-        opened: the run.
-        options: the options of the command.
-        name: the name of both files, without an ending.
-        picture: the picture, or the content of a PNG file.
-        summary: one line on the result.
-        **facts: the values of the JSON file, in its order.
+    """Writes NAME.png and NAME.json, which has the command, the run and `facts`, and prints the path and a summary.
 
     Raises:
         UserError: where the files cannot be written.
@@ -303,7 +271,7 @@ def save_picture(
 
 
 def write_picture(path: pathlib.Path, picture: Image.Image | bytes, facts: dict[str, Any], summary: str) -> None:
-    """Writes a PNG file and the JSON file beside it, and prints the path with the summary.
+    """Writes a PNG file (a picture, or its bytes) and the JSON file beside it, and prints the path and a summary.
 
     Raises:
         UserError: where the files cannot be written.
