@@ -82,7 +82,7 @@ def _show_batch(image_shape: tuple[int, int, int]) -> str:
     return f"[batch, {', '.join(map(str, image_shape))}]"
 
 
-def as_equally_many(what: str, a: Any, b: Any, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
+def as_image_batches(what: str, a: Any, b: Any, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns two batches of as many images, as `as_images` does; `what` is the name of the operation in messages.
 
     Raises:
@@ -172,7 +172,7 @@ def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor
     return tf.cast(labels, tf.int32)
 
 
-def as_step(direction: Any, amount: Any, batch: int | None, latent_dim: int) -> tf.Tensor:
+def as_z_change(direction: Any, amount: Any, batch: int | None, latent_dim: int) -> tf.Tensor:
     """Returns the change of z of each image, amount * direction, float32 `[batch or 1, d_z]`.
 
     Args:
@@ -197,7 +197,7 @@ def as_step(direction: Any, amount: Any, batch: int | None, latent_dim: int) -> 
         )
     if not _is_symbolic(direction) and not np.isfinite(direction).all():
         raise UserError("direction is not finite; it must be an array of finite numbers")
-    amount = tf.cast(amount if _is_symbolic(amount) else numbers(amount, "amount"), tf.float32)
+    amount = tf.cast(amount if _is_symbolic(amount) else as_numbers(amount, "amount"), tf.float32)
     if amount.shape.rank not in (0, 1) or not fits(amount.shape):
         raise UserError(f"amount is of shape {tuple(amount.shape)}; it must be one number, or one for each image")
     return tf.reshape(amount, [-1, 1]) * direction
@@ -215,7 +215,7 @@ def as_pixel_noise(value: Any, images: tf.Tensor) -> tf.Tensor:
     return noise
 
 
-def whole_number(value: Any, name: str) -> int:
+def as_whole_number(value: Any, name: str) -> int:
     """Returns a whole number of at least 0, of Python's, NumPy's or TensorFlow's type.
 
     Raises:
@@ -232,7 +232,7 @@ def whole_number(value: Any, name: str) -> int:
     return whole
 
 
-def number(value: Any, name: str) -> float | tf.Tensor:
+def as_number(value: Any, name: str) -> float | tf.Tensor:
     """Returns a finite number of at least 0, of Python's, NumPy's or TensorFlow's type; a tensor in a traced graph.
 
     Raises:
@@ -246,7 +246,7 @@ def number(value: Any, name: str) -> float | tf.Tensor:
     return float(array)
 
 
-def numbers(value: Any, name: str) -> np.ndarray:
+def as_numbers(value: Any, name: str) -> np.ndarray:
     """Returns finite numbers, float64 `[n]`, of a list of numbers or of one number.
 
     Raises:

@@ -37,13 +37,13 @@ class Parser(argparse.ArgumentParser):
         """Raises UserError instead of printing how the program is used.
 
         Raises:
-            UserError: always; an option's type begins its message with "is" (`number`, `add_choice`).
+            UserError: always; an option's type begins its message with "is" (`make_number_type`, `add_choice`).
         """
         value = re.fullmatch(r"argument (\S+): (is .*)", message, re.DOTALL)
         raise UserError(f"{value[1]} {value[2]}" if value else f"{message}; {self.prog} --help lists the options")
 
 
-def number(kind: type[int] | type[float], least: float = 0, most: float = 2**31 - 1) -> Callable[[str], Any]:
+def make_number_type(kind: type[int] | type[float], least: float = 0, most: float = 2**31 - 1) -> Callable[[str], Any]:
     """Returns the type of an option whose value is a number from `least` to `most`: whole for `int`."""
     numeral = "a whole number" if kind is int else "a finite number"
 
@@ -73,7 +73,7 @@ def add_number(
         least: the smallest value.
         most: the largest value.
     """
-    kind = number(float if isinstance(default, float) else int, least, most)
+    kind = make_number_type(float if isinstance(default, float) else int, least, most)
     help_text = text if default is None else f"{text} (default {default:g})"
     metavar = "X" if isinstance(default, float) else "N"
     parser.add_argument(name, type=kind, default=default, metavar=metavar, help=help_text)

@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--temperatures",
         nargs="+",
-        type=arguments.number(float, 0, arguments.MOST_TEMPERATURE),
+        type=arguments.make_number_type(float, 0, arguments.MOST_TEMPERATURE),
         default=list(TEMPERATURES),
         metavar="T",
         help=f"temperatures (default {' '.join(map(str, TEMPERATURES))})",

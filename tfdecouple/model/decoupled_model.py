@@ -12,14 +12,14 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.arguments import (
     as_codes,
-    as_equally_many,
+    as_image_batches,
     as_images,
     as_labels,
-    as_step,
-    number,
-    numbers,
+    as_number,
+    as_numbers,
+    as_whole_number,
+    as_z_change,
     require_images,
-    whole_number,
 )
 from tfdecouple.config import TrainingConfig, load_preset, preset_names
 from tfdecouple.errors import ConfigError, DataError, InversionError, UserError, nearest
@@ -196,7 +196,7 @@ class DecoupledModel(Networks):
             InversionError: where an image is not finite.
         """
         self.require_initialized()
-        n, temperature = whole_number(n, "n"), number(temperature, "temperature")
+        n, temperature = as_whole_number(n, "n"), as_number(temperature, "temperature")
         seed = randomness.base_seed(seed)
         labels = as_labels(labels, n, self.config.classes, required=True) if labels is not None else None
         z_seed, v_seed = randomness.fold(seed, "z"), randomness.fold(seed, "v")
@@ -242,7 +242,7 @@ class DecoupledModel(Networks):
             DataError: for images of another shape or type.
         """
         self._require_latent("a switch of z")
-        a, b = as_equally_many("switch", a, b, self.config.image_shape)
+        a, b = as_image_batches("switch", a, b, self.config.image_shape)
         codes_a, codes_b = self._encoded_pair(a, b, labels)
         return self.decode(codes_a.z, codes_b.v), self.decode(codes_b.z, codes_a.v)
 
@@ -274,8 +274,8 @@ class DecoupledModel(Networks):
             DataError: for images of another shape or type.
             UserError: for alphas or betas that are no finite numbers, or another path.
         """
-        a, b = as_equally_many("interpolate", a, b, self.config.image_shape)
-        of_z, of_v = numbers(alphas, "alphas"), numbers(betas, "betas")
+        a, b = as_image_batches("interpolate", a, b, self.config.image_shape)
+        of_z, of_v = as_numbers(alphas, "alphas"), as_numbers(betas, "betas")
         require_path(path)
         (z_a, v_a), (z_b, v_b) = self._encoded_pair(a, b, labels)
         count, rows, columns = v_a.shape[0], len(of_z), len(of_v)
@@ -308,7 +308,7 @@ class DecoupledModel(Networks):
         """
         self._require_latent("a direction in z")
         images = as_images(images, self.config.image_shape)
-        step = as_step(direction, amount, images.shape[0], self.config.latent_dim)
+        step = as_z_change(direction, amount, images.shape[0], self.config.latent_dim)
         z, v = self.encode(images, labels)
         assert z is not None
         return self.decode(z + step, v)
