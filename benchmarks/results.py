@@ -360,7 +360,6 @@ def by_length(run: str) -> dict[int, dict[str, Any]]:
     found = {row["updates"]: row for row in load("by_length.json")["rows"] if row["run"] == run}
     now = {
         "bits_per_dim": load(f"{run}/evaluation/bits_per_dim-test.json")["bits_per_dim"],
-        "frechet": load(f"{run}/evaluation/frechet.json")["distance"],
     }
     if run == "conditional":
         now["accuracy"] = accuracies()["z"]["logistic regression"] / 100
@@ -373,7 +372,6 @@ def _by_length() -> str:
     measures: dict[str, tuple[str, Callable[[float], str]]] = {
         "bits_per_dim": ("test bits/dim", "{:.4f}".format),
         "accuracy": ("classes told by z, logistic regression, %", lambda value: f"{100 * value:.1f}"),
-        "frechet": ("Frechet distance", "{:.1f}".format),
         "noise_lost": ("noise of 0 and 255, lost of 256 images", "{:.0f}".format),
     }
     rows = []
