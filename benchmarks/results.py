@@ -74,10 +74,7 @@ def _evaluations() -> dict[str, list[str]]:
             f"{_PROGRAM} evaluate --run {run} --image-statistics --images 500 --out {run}/evaluation/statistics"
             for run in (ours, quickstart)
         ],
-        "frechet": [
-            *(f"{_PROGRAM} evaluate --run {run} --frechet {EXTRACTOR}" for run in runs),
-            f"python benchmarks/frechet.py --run {ours} --extractor {EXTRACTOR} --json {_RUN}/frechet.json",
-        ],
+        "frechet": [f"{_PROGRAM} evaluate --run {run} --frechet {EXTRACTOR}" for run in runs],
         "outliers": [
             f"{_PROGRAM} evaluate --run {ours} --images 1000 --outliers {outliers} --out {ours}/evaluation/outliers"
         ],

@@ -8,23 +8,15 @@ import random
 import subprocess
 import sys
 
-import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import tensorflow as tf
-from helpers.extractors import report_of, write_onnx
 from helpers.models import LEAST, SMALL, SMALL_SETTINGS, random_images
-from helpers.numbered import write_images
 from helpers.places import ROOT
 from helpers.runs import write_run
-from onnx import TensorProto, helper
 from PIL import Image
 
-from tfdecouple.config import MEMORY, DataConfig, load_preset
-from tfdecouple.data import open_source
+from tfdecouple.config import MEMORY, load_preset
 from tfdecouple.doctor.measurements import WITHIN
-from tfdecouple.errors import UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks import costs
 from tfdecouple.networks.plan import count_parameters
@@ -32,7 +24,6 @@ from tfdecouple.networks.plan import count_parameters
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import communication, compiling, dispatches, scaling  # noqa: E402
-from benchmarks.frechet import resize_to, resized_to  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -207,80 +198,6 @@ def test_operations_are_counted_in_functions_as_well():
     assert counts["Tanh"] == counts["Mul"] == 2
     config = dispatches.configured(dispatches.make_parser().parse_args(["--preset", "quickstart", "--batch", "8"]))
     assert config.training.batch_size == 8 and config.training.ema_decay
-
-
-# --- frechet ---
-
-
-def write_resizing(path, side):
-    """An extractor that resizes images to a square and gives the mean of squared values, which the side changes."""
-
-    def constant(name, *values):
-        tensor = helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
-        return helper.make_node("Constant", [], [name], value=tensor)
-
-    nodes = [
-        constant("zero", 0),
-        constant("two", 2),
-        constant("square", side, side),
-        constant("axes", 2, 3),
-        helper.make_node("Transpose", ["images"], ["channels_first"], perm=[0, 3, 1, 2]),
-        helper.make_node("Cast", ["channels_first"], ["values"], to=TensorProto.FLOAT),
-        helper.make_node("Shape", ["values"], ["shape"]),
-        helper.make_node("Slice", ["shape", "zero", "two"], ["front"]),
-        helper.make_node("Concat", ["front", "square"], ["sizes"], axis=0),
-        helper.make_node("Resize", ["values", "", "", "sizes"], ["resized"], mode="linear"),
-        helper.make_node("Mul", ["resized", "resized"], ["squared"]),
-        helper.make_node("ReduceMean", ["squared", "axes"], ["features"], keepdims=0),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "squares",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", "h", "w", 3])],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 3])],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
-    return path
-
-
-def test_another_side_is_that_of_an_extractor_made_for_it(tmp_path):
-    resize_to(write_resizing(tmp_path / "8.onnx", 8), 16, tmp_path / "8 to 16.onnx")
-    made_for_it = write_resizing(tmp_path / "16.onnx", 16)
-    assert resized_to(tmp_path / "8 to 16.onnx") == 16
-    images = random_images(2, 4)
-    features = {
-        name: onnxruntime.InferenceSession(tmp_path / name).run(None, {"images": images})[0]
-        for name in ("8.onnx", "8 to 16.onnx", made_for_it.name)
-    }
-    np.testing.assert_array_equal(features["8 to 16.onnx"], features["16.onnx"])
-    assert (features["8 to 16.onnx"] != features["8.onnx"]).all()
-
-
-def test_an_extractor_that_does_not_resize_is_refused(tmp_path):
-    with pytest.raises(UserError, match="does not resize images once"):
-        resized_to(write_onnx(tmp_path / "colours.onnx"))
-
-
-def test_rows_are_the_distances_of_evaluate(tmp_path):
-    model = DecoupledModel(LEAST)
-    model.initialize(random_images(16, LEAST.image_shape))
-    for split in ("train", "test"):
-        write_images(tmp_path / "pictures" / split, random_images(8, LEAST.image_shape))
-    data = DataConfig(source=f"folder:{tmp_path / 'pictures'}")
-    run = write_run(tmp_path / "run", model, data=data)
-    extractor = write_resizing(tmp_path / "8.onnx", 8)
-    arguments = ["--run", run, "--extractor", extractor, "--temperatures", "0.5", "1", "--sides", "16", "--images", "6"]
-    found = measured("frechet", tmp_path, *arguments)
-    assert found["step"] == 1
-    # One test-set evaluation, however many rows there are.
-    assert len((run / "evaluation" / "test_evaluations.log").read_text(encoding="utf-8").splitlines()) == 1
-    rows = found["rows"]
-    assert [(row["side"], row["temperature"]) for row in rows] == [(8, 0.5), (8, 1.0), (16, 1.0)]
-    source = open_source(data, LEAST.image_shape)
-    report = report_of(model, source, extractor, count=6, reference=6, temperature=0.5)
-    assert rows[0]["distance"] == pytest.approx(report["distance"], rel=1e-3)
-    assert rows[0]["floor"] == pytest.approx(report["floor"], rel=1e-3, abs=1e-6)
-    assert rows[2]["floor"] != rows[1]["floor"] or rows[2]["distance"] != rows[1]["distance"]
 
 
 # --- gradients ---

@@ -47,7 +47,6 @@ class TestFiles:
             if path.name != "curves.json"
         ]
         rows = [row for name in ("exactness", "every_image") for row in results.load(f"{name}.json")["rows"]]
-        rows.append(results.load("frechet.json"))
         written += [(pathlib.PurePath(row["run"]).name, row) for row in rows]
         assert len(written) > 70
         for run, content in written:
