@@ -185,8 +185,7 @@ def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     start_tensorflow()
     import numpy as np
 
-    from tfdecouple.metrics.linear_classifier import fit_classifier, standardize
-    from tfdecouple.metrics.probe import read_labelled
+    from tfdecouple.metrics.linear_classifier import fit_classifier, read_labelled, standardize
     from tfdecouple.runs.opened_run import Run
 
     opened = Run.open(run)
@@ -194,12 +193,12 @@ def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
         return {}
     source, model, size = opened.open_source(data_dir=data_dir), opened.model, 250
     half = min(PROBED, source.sizes["train"] // 2)
-    read = read_labelled(model, source, "train", 2 * half, seed=0, batch_size=size, say=lambda text: None)
-    means = [model.posterior(read.images[start : start + size]).mean() for start in range(0, 2 * half, size)]
+    images, labels = read_labelled(model, source, "train", 2 * half, seed=0, batch_size=size)
+    means = [model.posterior(images[start : start + size]).mean() for start in range(0, 2 * half, size)]
     z = np.concatenate([each.numpy() for each in means])
     known, held_out = standardize(z[:half], z[half:])
-    fitted = fit_classifier("logistic regression", known, read.labels[:half])
-    accuracy = float(np.mean(fitted.classifier.predict(held_out) == read.labels[half:]))
+    fitted = fit_classifier("logistic regression", known, labels[:half])
+    accuracy = float(np.mean(fitted.classifier.predict(held_out) == labels[half:]))
     return {
         "probe_images": half,
         "probe_C": fitted.strength,

@@ -7,21 +7,20 @@ import subprocess
 import sys
 
 import numpy as np
-import onnx
 import pytest
 import scipy.linalg
+from helpers.extractors import colours, write_onnx
 from helpers.models import SMALL, give_effect, let_z_show, random_images
 from helpers.places import ROOT, user_environment
 from helpers.runs import write_run
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
 from tfdecouple.metrics import linear_classifier, probe
-from tfdecouple.metrics.bounds import BoundEvaluator
-from tfdecouple.metrics.frechet import Drawn
+from tfdecouple.metrics.bits_per_dim import BoundEvaluator
+from tfdecouple.metrics.frechet import draw_samples
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runtime import progress
@@ -30,7 +29,6 @@ from tfdecouple.runtime import progress
 pytestmark = pytest.mark.usefixtures("eager")
 
 COUNTS = {"train": 60, "validation": 6, "test": 24}
-FEATURES = 5
 
 
 @pytest.fixture(scope="module")
@@ -58,39 +56,18 @@ def run(labelled, tmp_path_factory):
     )
 
 
-def weights():
-    return np.random.default_rng(1).standard_normal((8 * 8 * 3, FEATURES)).astype(np.float32) / 100
-
-
 @pytest.fixture(scope="module")
 def extractor(tmp_path_factory):
-    """An ONNX file of five features: weighted sums of the pixels."""
-    nodes = [
-        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["floats"], ["rows"], axis=1),
-        helper.make_node("MatMul", ["rows", "weights"], ["features"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "extractor",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 8, 8, 3])],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", FEATURES])],
-        [numpy_helper.from_array(weights(), "weights")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 8
-    path = tmp_path_factory.mktemp("extractor") / "sums.onnx"
-    onnx.save(model, path)
-    return path
+    return write_onnx(tmp_path_factory.mktemp("extractor") / "colours.onnx")
 
 
 def read(folder, name):
     return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def distance(one, other):
+def distance(*images):
     """The Frechet distance of two sets of images by the formula as it is usually written."""
-    features = [images.reshape(len(images), -1).astype(np.float64) @ weights() for images in (one, other)]
+    features = [colours(each) for each in images]
     a, b = (np.cov(rows.T) for rows in features)
     shift = features[0].mean(0) - features[1].mean(0)
     return np.square(shift).sum() + np.trace(a + b - 2 * np.real(scipy.linalg.sqrtm(a @ b)))
@@ -145,35 +122,28 @@ class TestProbeAndFrechet:
     def test_distance_is_the_formula_s(self, out, run, labelled):
         values = read(out, "frechet")
         assert (values["samples"], values["test_images"], values["floor_images"]) == (40, 24, 40)
-        assert values["features"] == FEATURES and values["extractor"]["file"] == "sums.onnx"
+        assert values["features"] == 3 and values["extractor"]["file"] == "colours.onnx"
         source = open_source(DataConfig(source=f"folder:{labelled}"), (8, 8, 3))
         real = {
             split: next(source.examples(split).batch(60).as_numpy_iterator())["image"] for split in ("train", "test")
         }
-        samples = np.concatenate(list(Drawn(load_model(run), source, 3, 8, print).samples(40, 1.0)))
+        samples = np.concatenate(list(draw_samples(load_model(run), 40, 1.0, 3, 8)))
         assert values["distance"] == pytest.approx(distance(samples, real["test"]), rel=1e-4)
         drawn = np.random.default_rng(3).permutation(60)[:40]
         assert values["floor"] == pytest.approx(distance(real["train"][drawn], real["test"]), rel=1e-4)
         # Noise in the place of images is far from them.
         assert values["distance"] > 2 * values["floor"]
 
-    def test_few_images_are_a_small_probe(self, run, tmp_path):
-        assert evaluate(run, tmp_path, "--images", 20, "--probe") == 0
-        values = read(tmp_path, "probe")
-        assert (values["train_images"], values["test_images"]) == (20, 20)
-
-
-class TestTimeLeft:
-    def test_probe_says_how_long_it_will_take(self, run, tmp_path, monkeypatch, capsys):
+    def test_probe_of_few_images_says_how_long_it_will_take(self, run, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(progress, "INTERVAL", 0.0)
+        monkeypatch.setattr(progress, "_FIRST", 0.0)
         monkeypatch.setattr(linear_classifier, "STRENGTHS", (1e-4, 1e-2))
-        monkeypatch.setattr(probe, "STRENGTHS", (1e-4, 1e-2))
         assert evaluate(run, tmp_path, "--images", 20, "--probe") == 0
         lines = capsys.readouterr().err.splitlines()
-        for begin in ("  16 of 20 train images", "  16 of 20 images encoded", "  pixels, linear SVM: C 0.01 is tried"):
+        for begin in ("reading train: 16 of 20 images", "encoding: 16 of 20 images", "v, PCA, linear SVM: 2 of 9 fits"):
             assert any(line.startswith(begin) and line.endswith(" left") for line in lines), begin
-        # Of ten classifiers of three fits each the last is the only one after which nothing is left.
-        assert sum(" is tried, about " in line for line in lines) == 20
+        values = read(tmp_path, "probe")
+        assert (values["train_images"], values["test_images"]) == (20, 20)
 
 
 class TestInterrupted:

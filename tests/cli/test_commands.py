@@ -21,7 +21,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import load_config
 from tfdecouple.storage.files import write_text
-from tfdecouple.visualization.projection import principal_components
+from tfdecouple.visualization.plots import project_to_components
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 
@@ -361,7 +361,7 @@ class TestProject:
             assert len(set(picture.convert("RGB").getdata())) > 10
         assert facts["indices"] == list(range(12)) and facts["count"] == 12
         assert facts["labels"] == ["bright"] * 6 + ["dark"] * 6
-        points, shares = principal_components(np.asarray(model.posterior(files_of(labelled, "train")).mean()))
+        points, shares = project_to_components(np.asarray(model.posterior(files_of(labelled, "train")).mean()))
         np.testing.assert_allclose(facts["points"], points, atol=1e-5)
         np.testing.assert_allclose(facts["explained_variance"], shares, atol=1e-5)
 

@@ -1,87 +1,214 @@
-"""Bits per dimension of a real model, which no way of batching changes; tests of bounds hold the rest."""
+"""The bounds on bits/dim: exact for densities whose bits/dim is known, and the same for every way of batching."""
 
 import dataclasses
+import json
 import math
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.densities import counted_batches
+from helpers.densities import Density, LinearGaussian, Uniform, counted_batches, gaussian_images
 from helpers.models import SMALL, give_effect, random_images
+from helpers.variants import variant
 
-from tfdecouple.errors import NotInitializedError
+from tfdecouple.errors import DataError, NotInitializedError, RunError
 from tfdecouple.layers import ActNorm, InvertibleLinear
-from tfdecouple.metrics import Evaluator
+from tfdecouple.metrics.base import Estimate
+from tfdecouple.metrics.bits_per_dim import ELBO, IMPORTANCE_WEIGHTED, BoundEvaluator
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.noise import u_noise, z_noise
 from tfdecouple.training.strategy import make_strategy
 
-pytestmark = pytest.mark.usefixtures("eager_file")
-
-COUNT = 10
-
-
-def batches(size, images=None):
-    return counted_batches(random_images(COUNT, seed=5) if images is None else images, size)
+# A posterior that is far from exact: too wide, and of one pixel only.
+LOOSE = {"slopes": [0.6, 0.0, 0.0], "stddev": 0.6}
 
 
-def small_model():
-    keras.utils.set_random_seed(3)
-    model = DecoupledModel(SMALL)
-    model.initialize(random_images(16))
-    return give_effect(model)
+def evaluate(model, images, bound=IMPORTANCE_WEIGHTED, k=1, size=64, **more):
+    return BoundEvaluator(model)(counted_batches(images, size), bound=bound, k=k, **more)
 
 
-@pytest.fixture(scope="module")
-def model():
-    return small_model()
+def numbers(bound):
+    """All floats of a bound, flat."""
+    flat = {}
+    for name, value in bound.to_dict().items():
+        parts = value if isinstance(value, dict) else {"": value}
+        flat |= {f"{name}.{part}": number for part, number in parts.items() if isinstance(number, float)}
+    return flat
 
 
-@pytest.fixture(scope="module")
-def evaluator(model, eager_file):
-    return Evaluator(model)
+class TestUniformDensity:
+    @pytest.mark.parametrize(("bound", "k"), [(ELBO, 1), (ELBO, 7), (IMPORTANCE_WEIGHTED, 1), (IMPORTANCE_WEIGHTED, 7)])
+    def test_costs_exactly_the_bits_of_a_pixel(self, bound, k):
+        found = evaluate(Uniform(2), gaussian_images(10), bound, k)
+        assert found.bits_per_dim == pytest.approx(8, abs=1e-12)
+        assert found.standard_error == pytest.approx(0, abs=1e-12)
+        assert found.gain.mean == pytest.approx(0, abs=1e-12)
+        assert found.effective_draws == pytest.approx(k)
+
+    def test_without_z_and_with_fewer_bits(self):
+        found = evaluate(Uniform(0, n_bits=5), gaussian_images(4), k=3)
+        assert found.bits_per_dim == pytest.approx(5, abs=1e-12)
+        assert found.kl.mean == 0
 
 
-@pytest.fixture(scope="module")
-def measured(evaluator):
-    return evaluator(batches(7), seed=1)
+class TestLinearGaussian:
+    @pytest.mark.parametrize(("bound", "k"), [(ELBO, 1), (IMPORTANCE_WEIGHTED, 5)])
+    def test_exact_posterior_gives_the_marginal_likelihood_with_any_draws(self, bound, k):
+        model, images = LinearGaussian(), gaussian_images(20)
+        truth = model.nats_to_bits_per_dim(-model.log_marginal(images))
+        found = evaluate(model, images, bound, k)
+        # The draws are float32.
+        assert found.bits_per_dim == pytest.approx(truth.mean(), abs=1e-6)
+        assert found.standard_error == pytest.approx(truth.std(ddof=1) / math.sqrt(20), abs=1e-6)
+
+    def test_elbo_is_above_the_marginal_by_the_kl_to_the_exact_posterior(self):
+        model, images = LinearGaussian(**LOOSE), gaussian_images(200)
+        marginal = model.nats_to_bits_per_dim(-model.log_marginal(images)).mean()
+        expected = model.nats_to_bits_per_dim(-model.log_marginal(images) + model.gap(images)).mean()
+        assert evaluate(model, images, ELBO, 40).bits_per_dim == pytest.approx(expected, abs=0.02)
+        # The gap is ten times the tolerance.
+        assert expected - marginal > 0.2
+
+    def test_importance_weighted_bound_falls_with_k_to_the_marginal(self):
+        model, images = LinearGaussian(**LOOSE), gaussian_images(300)
+        found = [evaluate(model, images, k=k).bits_per_dim for k in (1, 2, 4)]
+        assert found[0] > found[1] + 0.05 and found[1] > found[2] + 0.02
+        truth = model.nats_to_bits_per_dim(-model.log_marginal(images[:40])).mean()
+        assert evaluate(model, images[:40], k=200).bits_per_dim == pytest.approx(truth, abs=0.005)
+
+    def test_terms_are_those_of_the_elbo_over_the_same_draws(self):
+        model, images = LinearGaussian(**LOOSE), gaussian_images(30)
+        elbo, tighter = (evaluate(model, images, bound, 4) for bound in (ELBO, IMPORTANCE_WEIGHTED))
+        assert tighter.reconstruction == elbo.reconstruction and tighter.kl == elbo.kl
+        assert elbo.gain == Estimate(0, 0)
+        assert tighter.gain.mean == pytest.approx(elbo.bits_per_dim - tighter.bits_per_dim)
+        assert tighter.gain.mean > 0.1
+        nats = elbo.reconstruction.mean + elbo.kl.mean + elbo.dequantization.mean
+        assert elbo.bits_per_dim == pytest.approx(model.nats_to_bits_per_dim(nats))
+
+    def test_each_draw_has_noise_of_the_pixels_of_its_own(self):
+        # With the exact posterior of z, only u is left to average over.
+        found = evaluate(LinearGaussian(centres=False), gaussian_images(30), k=8)
+        assert 0 < found.gain.mean < 1e-3
+
+    def test_kl_has_its_closed_form(self):
+        model, images = LinearGaussian(**LOOSE), gaussian_images(100)
+        mean = model.x(images) @ model.slopes
+        expected = ((mean**2 + model.stddev**2 - 1) / 2 - math.log(model.stddev)).mean()
+        kl = evaluate(model, images, ELBO, 40).kl
+        assert kl.mean == pytest.approx(expected, abs=0.03)
+        assert 0 < kl.standard_error < 0.1
+
+    def test_effective_draws(self):
+        model, images = LinearGaussian(**LOOSE), gaussian_images(30)
+        assert evaluate(model, images, k=1).effective_draws == pytest.approx(1)
+        assert 1.5 < evaluate(model, images, k=20).effective_draws < 15
 
 
-def numbers(measured):
-    values = measured.to_dict()
-    return {name: values[name] for name in ("bits_per_dim", "standard_error", "reconstruction", "kl")}
+class TestDraws:
+    @pytest.fixture(scope="class")
+    def bound(self):
+        return evaluate(LinearGaussian(**LOOSE), gaussian_images(10), k=5, size=7)
 
-
-class TestEvaluator:
     @pytest.mark.parametrize("size", [1, 64])
-    def test_batch_size_changes_nothing(self, evaluator, measured, size):
-        again = evaluator(batches(size), seed=1)
-        assert again.images == measured.images == COUNT
-        assert numbers(again) == pytest.approx(numbers(measured), rel=1e-6)
+    def test_batch_size_changes_nothing(self, bound, size):
+        again = evaluate(LinearGaussian(**LOOSE), gaussian_images(10), k=5, size=size)
+        assert again.images == bound.images == 10
+        assert numbers(again) == pytest.approx(numbers(bound), rel=1e-12)
 
-    def test_devices_change_nothing(self, measured):
-        strategy = make_strategy(2)
-        with strategy.scope():
-            copy = small_model()
-        again = Evaluator(copy, strategy)(batches(4), seed=1)
-        assert again.images == COUNT
-        assert numbers(again) == pytest.approx(numbers(measured), rel=1e-6)
+    def test_devices_change_nothing(self, bound):
+        evaluator = BoundEvaluator(LinearGaussian(**LOOSE), make_strategy(2))
+        again = evaluator(counted_batches(gaussian_images(10), 4), bound=IMPORTANCE_WEIGHTED, k=5)
+        assert numbers(again) == pytest.approx(numbers(bound), rel=1e-12)
 
-    def test_terms_add_up_to_bits_per_dim(self, measured):
-        nats = measured.reconstruction + measured.kl + measured.dequantization
-        assert measured.bits_per_dim == pytest.approx(nats / (192 * math.log(2)) + math.log2(128), rel=1e-6)
+    def test_padding_is_not_counted(self, bound):
+        batches = counted_batches(gaussian_images(10), 7, fill=255)
+        assert BoundEvaluator(LinearGaussian(**LOOSE))(batches, bound=IMPORTANCE_WEIGHTED, k=5) == bound
 
-    def test_samples_are_averaged(self, evaluator, model):
-        # Draw number k of an image is the same whatever the number of draws: three draws are the mean of each.
-        images = random_images(4, seed=6)
-        one, two, three = (evaluator(batches(4, images), samples=k, seed=2) for k in (1, 2, 3))
-        assert (one.samples, two.samples, three.samples) == (1, 2, 3)
-        second, third = 2 * two.kl - one.kl, 3 * three.kl - 2 * two.kl
-        assert len({round(one.kl, 3), round(second, 3), round(third, 3)}) == 3
-        draws = [one.bits_per_dim, 2 * two.bits_per_dim - one.bits_per_dim]
-        draws.append(3 * three.bits_per_dim - 2 * two.bits_per_dim)
-        assert three.bits_per_dim == pytest.approx(np.mean(draws))
-        assert max(draws) - min(draws) < 1
+    def test_seed_decides_the_draws(self, bound):
+        again, other = (evaluate(LinearGaussian(**LOOSE), gaussian_images(10), k=5, size=7, seed=s) for s in (0, 1))
+        assert again == bound
+        assert other.kl != bound.kl
+
+    def test_draws_differ_between_numbers_and_between_images(self):
+        number, index = tf.constant([0, 0, 1, 1]), tf.constant([0, 1, 0, 1], tf.int64)
+        z, u = z_noise(2, 3, number, index).numpy(), u_noise((1, 1, 2), 3, number, index).numpy().reshape(4, 2)
+        for noise in (z, u):
+            assert len(np.unique(noise)) == noise.size
+        assert (u >= 0).all() and (u < 1).all()
+        # The place in the batch does not matter.
+        np.testing.assert_array_equal(z_noise(2, 3, number[::-1], index[::-1]), z[::-1])
+
+    def test_one_trace_for_all_seeds_and_numbers_of_draws(self):
+        traces = []
+
+        class Traced(Uniform):
+            def elbo_from_noise(self, *inputs):
+                traces.append(1)
+                return super().elbo_from_noise(*inputs)
+
+        evaluator = BoundEvaluator(Traced(1))
+        for k, seed in [(1, 0), (3, 1)]:
+            evaluator(counted_batches(gaussian_images(10), 4), k=k, seed=seed)
+        assert len(traces) == 1
+
+    def test_log_weights_are_float64(self):
+        class Far(Density):
+            """As many nats as a large image has, and weights that differ by less than the resolution of float32."""
+
+            def elbo_from_noise(self, images, z_noise, u_noise):
+                small = 0.01 * tf.cast(z_noise[:, 0], tf.float64)
+                return 1e7 + small, tf.zeros_like(small), tf.zeros_like(small)
+
+        drawn = z_noise(1, 0, tf.range(6), tf.zeros(6, tf.int64)).numpy()[:, 0].astype(np.float64)
+        expected = 1e7 - math.log(np.mean(np.exp(-0.01 * drawn)))
+        nats = (evaluate(Far(1), gaussian_images(1), k=6).bits_per_dim * math.log(2) - math.log(128)) * 3
+        assert nats == pytest.approx(expected, abs=1e-6)
+        assert abs(expected - 1e7) > 1e-4
+
+    def test_reports_the_images_done(self):
+        done = []
+        evaluate(Uniform(1), gaussian_images(10), k=2, size=7, on_batch=done.append)
+        assert done == [3, 7, 8, 10]
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_bound_that_is_not_finite_names_the_images_where_it_is_refused(self, bad):
+        class Broken(Uniform):
+            def elbo_from_noise(self, images, z_noise, u_noise):
+                first, *rest = super().elbo_from_noise(images, z_noise, u_noise)
+                return tf.where(images[:, 0, 0, 0] == 9, tf.constant(bad, tf.float64), first), *rest
+
+        images = gaussian_images(6)
+        images[3] = 9
+        # Drawn from a larger split: the fourth is its image 43.
+        batches = counted_batches(images, 4).map(lambda batch: {**batch, "index": batch["index"] + 40})
+        assert not math.isfinite(BoundEvaluator(Broken(1))(batches).bits_per_dim)
+        with pytest.raises(RunError, match=r"for 1 of 6 images \(number 43\)") as error:
+            BoundEvaluator(Broken(1))(batches, bound=IMPORTANCE_WEIGHTED, refuse_non_finite=True)
+        assert "\n" not in str(error.value)
+
+    def test_result_is_json_and_the_error_of_one_image_is_unknown(self):
+        found = evaluate(Uniform(1), gaussian_images(1), k=3)
+        values = json.loads(json.dumps(found.to_dict()))
+        assert (values["bound"], values["k"], values["images"]) == ("importance-weighted", 3, 1)
+        assert set(values["reconstruction"]) == {"mean", "standard_error"} and math.isnan(found.standard_error)
+
+
+@pytest.mark.usefixtures("eager")
+class TestModel:
+    @pytest.fixture(scope="class")
+    def model(self):
+        keras.utils.set_random_seed(3)
+        model = DecoupledModel(SMALL)
+        model.initialize(random_images(16))
+        return give_effect(model)
+
+    def test_at_one_draw_both_bounds_are_equal_to_the_last_bit(self, model):
+        images = random_images(5, seed=5)
+        elbo, tighter = (evaluate(model, images, bound, seed=2) for bound in (ELBO, IMPORTANCE_WEIGHTED))
+        assert (tighter.bits_per_dim, tighter.standard_error) == (elbo.bits_per_dim, elbo.standard_error)
+        assert evaluate(model, images, k=3, seed=2).gain.mean > 1e-4
 
     def test_identity_flow_gives_the_bits_of_a_standard_normal(self):
         model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none"))
@@ -94,16 +221,40 @@ class TestEvaluator:
             return layer.forward_and_log_det(x, condition)[0]
 
         images = random_images(64, seed=7)
+        with pytest.raises(NotInitializedError):
+            evaluate(model, images)
         x = (images.astype(np.float64) + 0.5) / 128 - 1
         model.flow.walk(tf.constant(x, tf.float32), None, become_identity)
         model.initialized.assign(True)
-        measured = Evaluator(model)(batches(64, images))
-        # E over u in [0, 1) of -log2 of the normal density times the width 2/256 of a pixel's bin.
+        found = evaluate(model, images)
+        # The expectation over u in [0, 1) of -log2 of the normal density times the width 2/256 of a pixel's bin.
         squares = np.mean(x**2) + (1 / 128) ** 2 / 12
         expected = (squares / 2 + math.log(2 * math.pi) / 2) / math.log(2) + math.log2(256 / 2)
-        assert measured.bits_per_dim == pytest.approx(expected, abs=2e-4)
-        assert measured.kl == 0
+        assert found.bits_per_dim == pytest.approx(expected, abs=2e-4)
+        assert found.kl == Estimate(0, 0)
+        assert evaluate(model, images, k=3).gain.mean > 0
 
-    def test_model_without_weights_is_refused(self):
-        with pytest.raises(NotInitializedError):
-            Evaluator(DecoupledModel(dataclasses.replace(SMALL, conditioning="none")))(batches(4))
+    def test_learned_dequantization_has_normal_noise_and_all_three_terms(self):
+        model, images = variant("dequantization"), random_images(3, 4)
+        index, k, terms = tf.range(3, dtype=tf.int64), 2, []
+        for number in range(k):
+            draw = 0, tf.fill([3], number), index
+            u = u_noise((4, 4, 3), *draw, normal_noise=True)
+            assert np.abs(u).max() > 1
+            terms.append(np.stack(model.elbo_from_noise(images, z_noise(4, *draw), u)[:3]).astype("float64"))
+        terms = np.stack(terms)
+        elbo, weighted = (evaluate(model, images, bound, k, size=2) for bound in (ELBO, IMPORTANCE_WEIGHTED))
+        assert elbo.bits_per_dim == pytest.approx(model.nats_to_bits_per_dim(terms.sum(1).mean(0)).mean(), rel=1e-5)
+        assert elbo.dequantization.mean == pytest.approx(terms[:, 2].mean(), rel=1e-4)
+        assert elbo.dequantization.mean != 0
+        tighter = -np.logaddexp.reduce(-terms.sum(1)) + math.log(k)
+        assert weighted.bits_per_dim == pytest.approx(model.nats_to_bits_per_dim(tighter).mean(), rel=1e-5)
+
+    def test_batches_without_labels(self):
+        batches, model = counted_batches(random_images(3, 4), 3), variant("prior-classes")
+        # Where labels are optional, the bound is that of images alone.
+        unknown = batches.map(lambda batch: {**batch, "label": tf.fill([3], -1)})
+        assert BoundEvaluator(model)(batches) == BoundEvaluator(model)(unknown)
+        with pytest.raises(DataError, match="needs the label of each image") as error:
+            BoundEvaluator(variant("classes"))(batches)
+        assert "\n" not in str(error.value)

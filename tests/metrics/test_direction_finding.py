@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tfdecouple.metrics.direction_finding import direction_of_a_label, direction_of_a_number
+from tfdecouple.metrics.direction_finding import find_label_directions, find_number_directions
 from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction, Directions
 
 DIMENSIONS = 4
@@ -27,7 +27,7 @@ def cosine(a, b):
 @pytest.fixture(scope="module", params=[0.5, 0.1], ids=["even", "rare"])
 def found(request):
     training, held_out = classes(20_000, request.param), classes(5_000, request.param, seed=1)
-    return direction_of_a_label("label", *training, *held_out, seed=0)
+    return find_label_directions("label", *training, *held_out, seed=0)
 
 
 class TestOfALabel:
@@ -57,24 +57,24 @@ class TestOfALabel:
         """Though it tells the label better than the others: an image takes no notice of it."""
         (z, has), (held_z, held_has) = classes(3000), classes(3000, seed=1)
         z[:, 3], held_z[:, 3] = 1e-4 * has, 1e-4 * held_has
-        _, classifier = direction_of_a_label("label", z, has, held_z, held_has, seed=0)
+        _, classifier = find_label_directions("label", z, has, held_z, held_has, seed=0)
         assert abs(classifier.vector[3]) < 0.05 * np.linalg.norm(classifier.vector)
         normal = np.linalg.solve(COVARIANCE, SHIFT)
         assert cosine(classifier.vector, normal) > 0.95
 
     def test_chance_is_one_half_however_rare_the_label(self):
         training, held_out = classes(3000, 0.1, shift=0), classes(3000, 0.1, seed=1, shift=0)
-        for one in direction_of_a_label("nothing", *training, *held_out, seed=0):
+        for one in find_label_directions("nothing", *training, *held_out, seed=0):
             assert one.figures["accuracy"] == pytest.approx(0.5, abs=5 * one.figures["standard_error"])
 
     def test_held_out_images_of_one_kind_have_no_accuracy(self):
         z, has = classes(100)
-        for one in direction_of_a_label("label", z, has, z[has], has[has], seed=0):
+        for one in find_label_directions("label", z, has, z[has], has[has], seed=0):
             assert one.figures["accuracy"] is None and one.figures["auroc"] is None
 
     def test_z_that_does_not_vary_has_no_direction(self):
         z, has = np.ones((40, 3), np.float32), np.arange(40) % 2 == 0
-        for one in direction_of_a_label("label", z, has, z, has, seed=0):
+        for one in find_label_directions("label", z, has, z, has, seed=0):
             np.testing.assert_array_equal(one.vector, 0)
 
 
@@ -90,13 +90,13 @@ class TestOfANumber:
         return made
 
     def test_slope_and_normal(self, numbers):
-        slope, ridge = direction_of_a_number("age", *numbers)
+        slope, ridge = find_number_directions("age", *numbers)
         np.testing.assert_allclose(slope.vector, SHIFT, atol=0.1)
         assert cosine(ridge.vector, np.linalg.solve(COVARIANCE, SHIFT)) > 0.98
         assert slope.figures["deviation"] == pytest.approx(10, rel=0.05)
 
     def test_r2_on_held_out_images_has_its_closed_form(self, numbers):
-        slope, ridge = direction_of_a_number("age", *numbers)
+        slope, ridge = find_number_directions("age", *numbers)
         signal = SHIFT @ np.linalg.solve(COVARIANCE, SHIFT)
         assert ridge.figures["r2"] == pytest.approx(signal / (1 + signal), abs=0.02)
         along = (SHIFT @ SHIFT) ** 2 / (SHIFT @ COVARIANCE @ SHIFT)
@@ -105,7 +105,7 @@ class TestOfANumber:
     @pytest.mark.parametrize("count", [9, 0])
     def test_held_out_images_of_one_number_or_of_none_have_no_r2(self, numbers, count):
         z, values, held_z, _ = numbers
-        for one in direction_of_a_number("age", z, values, held_z[:count], np.full(count, 50.0)):
+        for one in find_number_directions("age", z, values, held_z[:count], np.full(count, 50.0)):
             assert one.figures["r2"] is None and one.figures["held_out"] == count
 
 

@@ -1,4 +1,4 @@
-"""Whether z is used: figures held against a model whose information and divergences are known."""
+"""The use of z: figures of models whose information and divergences are known."""
 
 import dataclasses
 import json
@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 from helpers.densities import LinearGaussian, Uniform, counted_batches, gaussian_images
 from helpers.models import SMALL, give_effect, let_z_show, random_images
+from helpers.variants import variant
 
 from tfdecouple.errors import DataError, RunError, UserError
-from tfdecouple.metrics import Evaluator, latent_use
-from tfdecouple.metrics.latent_use import Posteriors, derangement, information, measure_latent_use
+from tfdecouple.metrics import latent_use
+from tfdecouple.metrics.bits_per_dim import BoundEvaluator
+from tfdecouple.metrics.latent_use import Posteriors, compute_information, compute_latent_use, derange
 from tfdecouple.model import DecoupledModel
 
-STATED = {"split": "test", "averaged_weights": True}
-
-# The posterior mean of z_0 is that of the first pixel over its standard deviation: N(0, 1) over images.
+# The posterior mean of z_0 is the first pixel over its standard deviation: N(0, 1) over images.
 SCALE = 38.0
 KNOWING = {"slopes": [128 / SCALE, 0.0, 0.0], "stddev": 0.5}
 
 
-def measure(model, images, size=512, **more):
-    return measure_latent_use(model, counted_batches(images, size), **{**STATED, **more})
+def compute(model, images, size=512, **more):
+    return compute_latent_use(model, counted_batches(images, size), **more)
 
 
 def drawn_batches(count):
@@ -32,16 +32,10 @@ def drawn_batches(count):
     return batches.map(lambda batch: {**batch, "index": batch["index"] + 40})
 
 
-def flat(use):
-    values = {}
-    for name, value in use.to_dict().items():
-        if isinstance(value, dict):
-            values |= {f"{name}.{part}": number for part, number in value.items()}
-        elif isinstance(value, tuple):
-            values |= {f"{name}.{number}": entry for number, entry in enumerate(value)}
-        elif isinstance(value, float):
-            values[name] = value
-    return values
+def numbers(use):
+    """All numbers of a result, flat."""
+    parts = [list(value.values()) if isinstance(value, dict) else value for value in dataclasses.asdict(use).values()]
+    return np.hstack([part for part in parts if not isinstance(part, str)])
 
 
 class TestLinearGaussian:
@@ -51,16 +45,14 @@ class TestLinearGaussian:
 
     @pytest.fixture(scope="class")
     def use(self, images):
-        return measure(LinearGaussian(3, **KNOWING), images)
+        return compute(LinearGaussian(3, **KNOWING), images)
 
-    def test_mutual_information_has_its_closed_form(self, use):
+    def test_information_has_its_closed_form(self, use):
         expected = math.log(1 + 1 / 0.5**2) / 2
         assert use.mutual_information.mean == pytest.approx(expected, abs=4 * use.mutual_information.standard_error)
         assert 0 < use.mutual_information.standard_error < 0.04
         assert use.information_limit == math.log(600) and use.information_images == 600
-
-    def test_information_of_each_dimension(self, use):
-        # All that z knows is in z_0; the others are N(0, 1) for every image.
+        # Only z_0 depends on the image; the other dimensions are N(0, 1) for every image.
         assert use.information[0] == pytest.approx(use.mutual_information.mean, abs=1e-6)
         assert use.information[1:] == pytest.approx([0, 0], abs=1e-9)
 
@@ -69,11 +61,9 @@ class TestLinearGaussian:
         variance = (model.x(images) @ model.slopes).var(ddof=1)
         assert use.mean_variance == pytest.approx([variance, 0, 0], rel=1e-5)
         assert use.active_units == 1
-
-    @pytest.mark.parametrize(("slope", "active"), [(0.26, 0), (0.40, 1)])
-    def test_unit_is_active_above_a_variance_of_a_hundredth(self, images, slope, active):
-        # The first pixel has a standard deviation of 38 / 128.
-        assert measure(LinearGaussian(1, slopes=[slope, 0, 0], stddev=1.0), images[:200]).active_units == active
+        # The first pixel has a standard deviation of 38 / 128: variances below and above a hundredth.
+        for slope, active in ((0.26, 0), (0.40, 1)):
+            assert compute(LinearGaussian(1, slopes=[slope, 0, 0], stddev=1.0), images[:200]).active_units == active
 
     def test_kl_is_exact_with_the_normal_prior(self, use, images):
         model = LinearGaussian(3, **KNOWING)
@@ -84,18 +74,20 @@ class TestLinearGaussian:
         assert use.kl.standard_error == pytest.approx(expected.std(ddof=1) / math.sqrt(600), rel=1e-5)
         assert use.kl_to_normal == pytest.approx([expected.mean(), 0, 0], rel=1e-5, abs=1e-9)
 
-    def test_kl_is_drawn_with_the_flow_prior(self, use, images):
-        # Its prior is N(0, I) here too, so that the truth is the same.
-        drawn = measure(LinearGaussian(3, "flow", **KNOWING), images)
+    def test_kl_is_drawn_with_other_priors(self, use, images):
+        # This flow prior is N(0, I), so that the truth is the same.
+        drawn = compute(LinearGaussian(3, "flow", **KNOWING), images)
         assert drawn.prior == "flow" and drawn.kl_method == "Monte Carlo"
-        assert drawn.kl != use.kl
+        assert drawn.kl != use.kl and drawn.kl_to_normal == use.kl_to_normal
         assert drawn.kl.mean == pytest.approx(use.kl.mean, abs=5 * drawn.kl.standard_error)
-        assert drawn.kl_to_normal == use.kl_to_normal
+        model = LinearGaussian(2, **KNOWING)
+        model.config.has_classes = True
+        assert compute(model, images[:5]).kl_method == "Monte Carlo"
 
     def test_cost_of_shuffling(self, use, images):
         model = LinearGaussian(3, **KNOWING)
         x, mean = model.x(images), model.x(images) @ model.slopes
-        # Over all pairs, of squares that lack the spread of z, the same for both.
+        # The mean over all pairs of squares without the spread of z, which is the same for both.
         own = np.square(x - mean[:, None] * model.weights).sum(1).mean()
         every = np.mean([np.square(x - m * model.weights).sum(1).mean() for m in mean])
         other = (every * len(x) - own) / (len(x) - 1)
@@ -105,36 +97,29 @@ class TestLinearGaussian:
         assert 0 < costs.standard_error < expected / 4
         assert costs.mean == pytest.approx(use.shuffled_bits_per_dim.mean - use.bits_per_dim.mean)
 
-    def test_model_that_ignores_z_loses_nothing_by_shuffling(self):
+    def test_z_that_is_not_used(self):
         class Deaf(LinearGaussian):
             def likelihood(self, z):
                 return super().likelihood(0 * z)
 
-        assert measure(Deaf(2, **KNOWING), gaussian_images(50)).shuffling_costs.mean == 0
-
-    def test_posterior_that_ignores_the_image_knows_nothing(self):
-        use = measure(LinearGaussian(2, slopes=[0, 0, 0], stddev=1.0), gaussian_images(50))
+        assert compute(Deaf(2, **KNOWING), gaussian_images(50)).shuffling_costs.mean == 0
+        use = compute(LinearGaussian(2, slopes=[0, 0, 0], stddev=1.0), gaussian_images(50))
         assert use.mutual_information.mean == pytest.approx(0, abs=1e-12)
         assert use.active_units == 0
         assert use.kl.mean == pytest.approx(0, abs=1e-6)
 
-    def test_information_ends_at_its_limit(self):
+    def test_information_ends_at_its_limit(self, monkeypatch):
         images = np.arange(0, 256, 16, np.uint8).reshape(16, 1, 1, 1).repeat(3, 3)
-        use = measure(LinearGaussian(1, slopes=[1, 0, 0], stddev=1e-3), images)
-        assert use.mutual_information.mean == pytest.approx(math.log(16), abs=1e-9)
-        assert use.mutual_information.standard_error == pytest.approx(0, abs=1e-9)
-
-    def test_information_is_over_so_many_images_and_no_more(self, monkeypatch):
+        model = LinearGaussian(1, slopes=[1, 0, 0], stddev=1e-3)
+        assert compute(model, images).mutual_information.mean == pytest.approx(math.log(16), abs=1e-9)
         monkeypatch.setattr(latent_use, "INFORMATION_IMAGES", 8)
-        use = measure(LinearGaussian(1, **KNOWING), gaussian_images(50))
-        assert (use.images, use.information_images) == (50, 8)
-        assert use.information_limit == math.log(8)
+        use = compute(model, images)
+        assert (use.images, use.information_images, use.information_limit) == (16, 8, math.log(8))
 
-    def test_more_draws_are_averaged(self, use, images):
-        more = measure(LinearGaussian(3, **KNOWING), images[:50], samples=4)
-        less = measure(LinearGaussian(3, **KNOWING), images[:50], samples=1)
+    def test_more_draws_are_averaged(self, images):
+        more, less = (compute(LinearGaussian(3, **KNOWING), images[:50], samples=samples) for samples in (4, 1))
         assert more.samples == 4
-        # The spread over images shrinks by what is drawn; it would grow fourfold if it were not divided.
+        # The spread over images shrinks with the draws; it would grow fourfold if sums were not divided.
         assert more.mutual_information.standard_error < less.mutual_information.standard_error
         assert more.bits_per_dim.mean == pytest.approx(less.bits_per_dim.mean, abs=5 * less.bits_per_dim.standard_error)
         assert sum(more.information) == pytest.approx(sum(less.information), abs=0.2)
@@ -143,38 +128,33 @@ class TestLinearGaussian:
 class TestDraws:
     @pytest.fixture(scope="class")
     def use(self):
-        return measure(LinearGaussian(2, "flow", **KNOWING), gaussian_images(10), size=7, samples=2)
+        return compute(LinearGaussian(2, "flow", **KNOWING), gaussian_images(10), size=7, samples=2)
 
     @pytest.mark.parametrize("size", [1, 64])
     def test_batch_size_changes_nothing(self, use, size):
-        again = measure(LinearGaussian(2, "flow", **KNOWING), gaussian_images(10), size=size, samples=2)
-        assert again.images == 10
-        assert flat(again) == pytest.approx(flat(use), rel=1e-5, abs=1e-9)
+        again = compute(LinearGaussian(2, "flow", **KNOWING), gaussian_images(10), size=size, samples=2)
+        np.testing.assert_allclose(numbers(again), numbers(use), rtol=1e-5, atol=1e-9)
 
     def test_padding_is_not_counted(self, use):
         batches = counted_batches(gaussian_images(10), 7, fill=255)
-        assert measure_latent_use(LinearGaussian(2, "flow", **KNOWING), batches, samples=2, **STATED) == use
+        assert compute_latent_use(LinearGaussian(2, "flow", **KNOWING), batches, samples=2) == use
 
     def test_seed_decides_the_draws(self, use):
-        again, other = (
-            measure(LinearGaussian(2, "flow", **KNOWING), gaussian_images(10), size=7, samples=2, seed=seed)
-            for seed in (0, 1)
-        )
-        assert again == use
+        other = compute(LinearGaussian(2, "flow", **KNOWING), gaussian_images(10), size=7, samples=2, seed=1)
         assert other.kl != use.kl and other.shuffled_bits_per_dim != use.shuffled_bits_per_dim
 
     def test_size_of_chunks_changes_nothing(self, monkeypatch):
         rng = np.random.default_rng(0)
         posteriors = Posteriors(rng.normal(size=(20, 3)), rng.uniform(0.1, 1, (20, 3)), np.arange(20))
         z = posteriors.mean + posteriors.stddev * rng.normal(size=(20, 3))
-        whole = information(z, posteriors)
+        whole = compute_information(z, posteriors)
         monkeypatch.setattr(latent_use, "_CHUNK_NUMBERS", 7 * 60)
-        for one, other in zip(information(z, posteriors), whole, strict=True):
+        for one, other in zip(compute_information(z, posteriors), whole, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-12)
 
     @pytest.mark.parametrize("count", [2, 3, 50])
     def test_derangement_leaves_no_image_its_own_z(self, count):
-        partners = [derangement(count, seed) for seed in range(8)]
+        partners = [derange(count, seed) for seed in range(8)]
         for partner in partners:
             assert sorted(partner) == list(range(count))
             assert (partner != np.arange(count)).all()
@@ -182,68 +162,54 @@ class TestDraws:
 
     def test_reports_the_images_done_over_all_passes(self):
         done = []
-        measure(LinearGaussian(**KNOWING), gaussian_images(10), size=7, samples=2, on_batch=done.append)
+        compute(LinearGaussian(**KNOWING), gaussian_images(10), size=7, samples=2, on_batch=done.append)
         assert done == [7, 10, 17, 20, 27, 30]
 
 
 @pytest.mark.usefixtures("eager")
 class TestModel:
-    @pytest.fixture(scope="class", params=["flow", "normal"])
-    def model(self, request):
+    @pytest.mark.parametrize("prior", ["flow", "normal"])
+    def test_own_z_gives_the_elbo(self, prior):
         keras.utils.set_random_seed(3)
-        model = DecoupledModel(dataclasses.replace(SMALL, prior=request.param))
+        model = DecoupledModel(dataclasses.replace(SMALL, prior=prior))
         model.initialize(random_images(16))
-        return let_z_show(give_effect(model))
-
-    def test_own_z_gives_the_elbo_of_the_evaluator(self, model):
+        model = let_z_show(give_effect(model))
         batches = counted_batches(random_images(10, seed=5), 8)
-        use = measure_latent_use(model, batches, samples=2, seed=4, **STATED)
-        known = Evaluator(model)(batches, samples=2, seed=4)
+        use = compute_latent_use(model, batches, samples=2, seed=4)
+        elbo = BoundEvaluator(model)(batches, k=2, seed=4)
         assert len(use.information) == len(use.kl_to_normal) == len(use.mean_variance) == SMALL.latent_dim
-        if model.config.prior == "flow":
-            assert use.kl.mean == pytest.approx(known.kl, rel=1e-5)
-            assert use.bits_per_dim.mean == pytest.approx(known.bits_per_dim, rel=1e-6)
-            assert use.bits_per_dim.standard_error == pytest.approx(known.standard_error, rel=1e-4)
+        if prior == "flow":
+            assert use.kl.mean == pytest.approx(elbo.kl.mean, rel=1e-5)
+            assert use.bits_per_dim.mean == pytest.approx(elbo.bits_per_dim, rel=1e-6)
+            assert use.bits_per_dim.standard_error == pytest.approx(elbo.standard_error, rel=1e-4)
         else:
-            # There the KL is exact, and only the other part is drawn.
-            nats = known.reconstruction + use.kl.mean
+            # The KL is exact, and only the other part is drawn.
+            nats = elbo.reconstruction.mean + use.kl.mean
             assert use.bits_per_dim.mean == pytest.approx(model.nats_to_bits_per_dim(nats), rel=1e-6)
             assert use.kl.mean == pytest.approx(sum(use.kl_to_normal))
         assert use.shuffling_costs.mean != 0
+        assert json.loads(json.dumps(dataclasses.asdict(use)))["images"] == 10
+
+    def test_own_z_gives_the_elbo_with_learned_dequantization(self):
+        batches = counted_batches(random_images(3, 4), 2)
+        use = compute_latent_use(variant("dequantization"), batches, samples=2)
+        elbo = BoundEvaluator(variant("dequantization"))(batches, k=2)
+        assert use.bits_per_dim.mean == pytest.approx(elbo.bits_per_dim, rel=1e-5)
 
 
-class TestWhatIsStated:
-    def test_result_is_plain(self):
-        use = measure(LinearGaussian(2, **KNOWING), gaussian_images(5), split="validation", averaged_weights=False)
-        values = json.loads(json.dumps(use.to_dict()))
-        assert values["split"] == "validation" and values["averaged_weights"] is False and values["images"] == 5
-        assert len(values["information"]) == 2
-
-    def test_model_without_z_is_refused_in_one_line(self):
+class TestRefusals:
+    def test_model_without_z_and_a_single_image(self):
         with pytest.raises(UserError, match="no z") as error:
-            measure(Uniform(0), gaussian_images(4))
+            compute(Uniform(0), gaussian_images(4))
         assert "\n" not in str(error.value)
+        with pytest.raises(DataError, match="1 image is too few"):
+            compute(LinearGaussian(), gaussian_images(1))
 
-    def test_too_little_is_refused(self):
-        with pytest.raises(DataError, match="1 image of test is too few"):
-            measure(LinearGaussian(), gaussian_images(1))
-        with pytest.raises(DataError, match="samples is 0"):
-            measure(LinearGaussian(), gaussian_images(4), samples=0)
-
-    def test_prior_of_a_model_that_knows_labels_is_its_own(self):
-        model = LinearGaussian(2, **KNOWING)
-        model.config.has_classes = True
-        use = measure(model, gaussian_images(5))
-        assert (use.prior, use.kl_method) == ("normal", "Monte Carlo")
-
-    def test_posterior_that_is_not_finite_is_refused(self):
-        with pytest.raises(RunError, match=r"not finite for 4 of 4 images \(number 40, 41, 42, 43\)"):
-            measure_latent_use(LinearGaussian(slopes=[math.nan, 0, 0]), drawn_batches(4), **STATED)
-
-    def test_likelihood_that_is_not_finite_is_refused(self):
+    def test_posterior_or_likelihood_that_is_not_finite(self):
         class Broken(LinearGaussian):
             def likelihood(self, z):
                 return super().likelihood(z * math.nan)
 
-        with pytest.raises(RunError, match=r"not finite for 4 of 4 images of test \(number 40, 41, 42, 43\)"):
-            measure_latent_use(Broken(), drawn_batches(4), **STATED)
+        for model in (LinearGaussian(slopes=[math.nan, 0, 0]), Broken()):
+            with pytest.raises(RunError, match=r"not finite for 4 of 4 images \(number 40, 41, 42, 43\)"):
+                compute_latent_use(model, drawn_batches(4))

@@ -28,9 +28,9 @@ from tfdecouple.corpus.codes_manifest import Field
 from tfdecouple.corpus.encoding import make_encoder
 from tfdecouple.data import load_images, open_source
 from tfdecouple.layers import Coupling
-from tfdecouple.metrics.bounds import BoundEvaluator
-from tfdecouple.metrics.classification import classification_report
-from tfdecouple.metrics.latent_use import measure_latent_use
+from tfdecouple.metrics.bits_per_dim import BoundEvaluator
+from tfdecouple.metrics.classification import classify_images
+from tfdecouple.metrics.latent_use import compute_latent_use
 from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import FAR
@@ -233,10 +233,8 @@ class TestPrograms:
     """What the programs compute with a model."""
 
     PROGRAMS = {
-        "bounds": lambda m: list(vars(BoundEvaluator(m).per_image(batches(), samples=2, seed=0)).values()),
-        "latent use": lambda m: list(
-            measure_latent_use(m, batches(), split="test", averaged_weights=False).to_dict().values()
-        ),
+        "bounds": lambda m: list(BoundEvaluator(m)(batches(), k=2).to_log_row().values()),
+        "latent use": lambda m: list(dataclasses.asdict(compute_latent_use(m, batches())).values()),
         "corpus": lambda m: make_encoder(m, FIELDS, 4)(IMAGES, np.arange(len(IMAGES))),
         "test vectors": lambda m: make_vectors(m, random_images(sum(batch_sizes(8)), seed=2)),
     }
@@ -247,7 +245,7 @@ class TestPrograms:
 
     # Of models that know labels or learn u, and what each enters by itself: by name, the model and what is run.
     OTHERS = {
-        "classification": ("classes", lambda m: classification_report(m, labelled(m))["log_probability"]),
+        "classification": ("classes", lambda m: classify_images(m, labelled(m))["log_probability"]),
         "outliers": ("none", lambda m: list(Scorer(m)(images_of(m), np.arange(3)).values())),
         "code of each label": ("classes", lambda m: m.code_net.codes()),
         "codes of labels": ("classes", lambda m: m.code_net(LABELS)),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from tfdecouple.runtime import progress
-from tfdecouple.runtime.progress import Counter, Lines
+from tfdecouple.runtime.progress import Counter
 
 
 class Terminal(io.StringIO):
@@ -50,21 +50,3 @@ class TestCounter:
             counter(50)
         assert "counting" in file.getvalue() and "/50" in file.getvalue()
         assert "\n" not in file.getvalue()
-
-
-class TestLines:
-    def test_say_how_far_and_how_long_without_the_first_which_is_slow(self, clock):
-        said = []
-        lines = Lines(said.append, 1000, "samples")
-        for clock.now in (160, 168, 176, 184):
-            lines.advance(100)
-        assert said == ["  100 of 1,000 samples", "  300 of 1,000 samples, about 56 s left"]
-
-    def test_say_nothing_of_what_takes_no_time_nor_at_the_end(self, clock):
-        said = []
-        lines = Lines(said.append, 100)
-        for _ in range(99):
-            lines.advance(1)
-        clock.now = 1000
-        lines.advance(1)
-        assert said == []

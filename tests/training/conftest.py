@@ -3,7 +3,8 @@
 import pytest
 from helpers.runs import FakeStep
 
-from tfdecouple.metrics import BitsPerDim
+from tfdecouple.metrics.base import Estimate
+from tfdecouple.metrics.bits_per_dim import ELBO, Bound
 from tfdecouple.model import gradient
 from tfdecouple.training import evaluation, loop
 
@@ -11,17 +12,18 @@ from tfdecouple.training import evaluation, loop
 @pytest.fixture
 def stand_ins(monkeypatch):
     """Replaces what takes time at evaluations; returns a function that makes one fake evaluator."""
-    monkeypatch.setattr(evaluation, "save_pictures", lambda model, images, *_, **__: len(images))
+    monkeypatch.setattr(evaluation, "save_pictures", lambda shown, *_: len(shown.images))
 
     def fake(measure=lambda split: 8.0):
         class FakeEvaluator:
             def __init__(self, *_):
                 pass
 
-            def __call__(self, batches, samples=1, **_):
-                return BitsPerDim(measure(batches), 0.1, 1.0, 1.0, 0.0, 5, samples)
+            def __call__(self, batches, k=1, **_):
+                one, zero = Estimate(1.0, 0.1), Estimate(0.0, 0.0)
+                return Bound(ELBO, k, 5, measure(batches), 0.1, one, one, zero, zero, 1.0)
 
-        monkeypatch.setattr(loop, "Evaluator", FakeEvaluator)
+        monkeypatch.setattr(loop, "BoundEvaluator", FakeEvaluator)
         monkeypatch.setattr(loop, "evaluation_batches", lambda source, split, **_: split)
 
     fake()

@@ -13,7 +13,7 @@ from helpers.trainers import BATCH, GLOW, Trainer, assert_close, assert_equal
 
 from tfdecouple.data import evaluation_batches
 from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1, net_precision
-from tfdecouple.metrics import Evaluator
+from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.prior import PriorFlow
@@ -286,7 +286,7 @@ class TestPrecision:
                 return tf.nest.map_structure(tf.identity, elbo)
 
         monkeypatch.setattr(DecoupledModel, "elbo_from_noise", look)
-        monkeypatch.setattr(loop, "Evaluator", Evaluator)
+        monkeypatch.setattr(loop, "BoundEvaluator", BoundEvaluator)
         monkeypatch.setattr(loop, "evaluation_batches", evaluation_batches)
         config = run_config(image_folder, model=LEAST, precision="tf32", steps=1)
         assert train(config, tmp_path / "run").summary["steps"] == 1

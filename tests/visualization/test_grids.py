@@ -11,13 +11,14 @@ from PIL import Image
 from tfdecouple.model import DecoupledModel
 from tfdecouple.visualization import grids, tiles
 from tfdecouple.visualization.grids import (
-    interpolation_grid,
-    interpolations_drawn,
-    reconstruction_grid,
-    switch_grid,
+    draw_interpolation_grid,
+    draw_reconstruction_grid,
+    draw_switch_grid,
+    interpolate_pairs,
+    reconstruct_images,
 )
-from tfdecouple.visualization.pictures import save_pictures, shown_of_size
-from tfdecouple.visualization.tiles import grid, in_rows
+from tfdecouple.visualization.pictures import Shown, count_shown, save_pictures
+from tfdecouple.visualization.tiles import arrange_rows, draw_grid
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 
@@ -47,7 +48,7 @@ class TestGrid:
     @pytest.mark.parametrize("group", [(0, 0), (0, 2), (1, 3)])
     def test_puts_every_image_at_its_place_enlarged_by_a_whole_factor(self, group):
         images = random_images(8).reshape(2, 4, 8, 8, 3)
-        picture = grid(images, group=group)
+        picture = draw_grid(images, group=group)
         factor, gap = factor_of(4), 2
         pixels = np.asarray(picture).astype(int)
         covered = np.zeros(pixels.shape[:2], bool)
@@ -65,29 +66,29 @@ class TestGrid:
     @pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (4, [0, 1, 2]), (5, [0, 1, 2])])
     def test_of_other_channels_the_first_are_shown(self, channels, shown):
         images = random_images(2, (8, 8, channels)).reshape(1, 2, 8, 8, channels)
-        picture = grid(images)
+        picture = draw_grid(images)
         np.testing.assert_array_equal(tile(picture, 2, 2, 8, factor_of(2)), images[0, 0][..., shown])
 
     def test_large_images_keep_their_size(self):
         images = random_images(2, size=400).reshape(1, 2, 400, 400, 3)
-        picture = grid(images)
+        picture = draw_grid(images)
         np.testing.assert_array_equal(tile(picture, 2, 2, 400, 1), images[0, 0])
         np.testing.assert_array_equal(tile(picture, 404, 2, 400, 1), images[0, 1])
 
     def test_they_are_shrunk_to_a_side_that_is_asked_for(self):
         images = random_images(2, size=8).reshape(1, 2, 8, 8, 3)
         means = images.reshape(1, 2, 4, 2, 4, 2, 3).mean((3, 5))
-        picture = grid(images, side=5, about=0)
+        picture = draw_grid(images, side=5, width=0)
         for column in range(2):
             shown = tile(picture, 2 + column * 6, 2, 4, 1)
             np.testing.assert_allclose(shown, means[0, column], atol=0.5)
-        assert grid(images, side=8).size == grid(images).size
+        assert draw_grid(images, side=8).size == draw_grid(images).size
 
     def test_caption_stands_below_and_changes_nothing_above(self):
         images = random_images(4).reshape(2, 2, 8, 8, 3)
         plain, captioned = (
-            grid(images),
-            grid(images, "What these images show, in more words than a line can hold. " * 3),
+            draw_grid(images),
+            draw_grid(images, "What these images show, in more words than a line can hold. " * 3),
         )
         assert captioned.width == plain.width
         assert captioned.height > plain.height + 30
@@ -100,8 +101,8 @@ class TestGrid:
 
     def test_labels_stand_beside_the_images_and_change_none(self):
         images = random_images(6).reshape(2, 3, 8, 8, 3)
-        plain = np.asarray(grid(images))
-        labelled = np.asarray(grid(images, row_labels=["0.5", "wide label"], column_labels=["a", "b", "c"]))
+        plain = np.asarray(draw_grid(images))
+        labelled = np.asarray(draw_grid(images, row_labels=["0.5", "wide label"], column_labels=["a", "b", "c"]))
         margin, header = labelled.shape[1] - plain.shape[1], labelled.shape[0] - plain.shape[0]
         assert margin > 40 and header == tiles.LINE
         np.testing.assert_array_equal(labelled[header:, margin:], plain)
@@ -110,7 +111,7 @@ class TestGrid:
 
     def test_rows_are_filled_up_with_white(self):
         images = random_images(5)
-        rows = in_rows(images, 3)
+        rows = arrange_rows(images, 3)
         np.testing.assert_array_equal(rows.reshape(6, 8, 8, 3)[:5], images)
         assert rows.shape == (2, 3, 8, 8, 3) and (rows[1, 2] == 255).all()
 
@@ -157,9 +158,8 @@ class LargeModel(LossyModel):
 
 class TestPictures:
     def test_of_large_images_are_few_and_small(self, tmp_path):
-        most, told, model = shown_of_size((256, 256, 3)), [], LargeModel()
-        assert save_pictures(model, random_images(most, size=256), tmp_path, "a-", most=most, tell=told.append) == 4
-        assert told == ["reconstructions", "samples", "interpolation", "switch"]
+        most, model = count_shown((256, 256, 3)), LargeModel()
+        assert save_pictures(Shown(model, random_images(most, size=256), most=most), tmp_path, "a-") == 4
         # Of small images 40, 50, 36 and 40.
         assert model.asked == 4 + 10 + 9 + 4
         for path in tmp_path.iterdir():
@@ -170,8 +170,9 @@ class TestPictures:
 
     def test_reconstructions_are_counted_and_shown_below_their_images(self):
         images = random_images(12)
-        picture, exact = reconstruction_grid(LossyModel(), images)
+        decoded, exact = reconstruct_images(LossyModel(), images)
         assert exact == 11
+        picture = draw_reconstruction_grid(images, decoded, exact)
         factor = factor_of(10)
         side = 8 * factor + 2
         np.testing.assert_array_equal(tile(picture, 2, 2, 8, factor), images[0])
@@ -180,11 +181,11 @@ class TestPictures:
         np.testing.assert_array_equal(np.argwhere(lost != images[3]), [[0, 0, 0]])
 
     def test_all_images_of_a_model_with_alpha_below_1_come_back(self, model):
-        assert reconstruction_grid(model, random_images(12))[1] == 12
+        assert reconstruct_images(model, random_images(12))[1] == 12
 
     def test_switch_has_the_images_left_and_the_switched_right(self):
         a, b = random_images(4, seed=1), random_images(4, seed=2)
-        picture = switch_grid(LossyModel(), a, b, columns=2)
+        picture = draw_switch_grid(LossyModel(), a, b, columns=2)
         factor = factor_of(4)
         side = 8 * factor + 2
         # Right of a is what has the v of a, ba; right of b what has the v of b, ab.
@@ -194,7 +195,8 @@ class TestPictures:
 
     def test_interpolation_has_the_images_in_its_corners(self, model):
         a, b = random_images(2)
-        picture = interpolation_grid(model, a, b)
+        places = (0, 0.2, 0.4, 0.6, 0.8, 1)
+        picture = draw_interpolation_grid(interpolate_pairs(model, a[None], b[None], places), places)
         factor = factor_of(6)
         side = 8 * factor + 2
         # Beside the images stand the labels of the rows, and above them a line of labels of the columns.
@@ -212,13 +214,13 @@ class TestPictures:
     )
     def test_interpolation_says_what_it_shows(self, monkeypatch, rows, places, said):
         captions = []
-        monkeypatch.setattr(grids, "grid", lambda images, caption, **_: captions.append(caption))
-        interpolations_drawn(np.zeros((1, 1, rows, len(places), 8, 8, 3), np.uint8), places)
+        monkeypatch.setattr(grids, "draw_grid", lambda images, caption, **_: captions.append(caption))
+        draw_interpolation_grid(np.zeros((1, 1, rows, len(places), 8, 8, 3), np.uint8), places)
         assert said in captions[0]
 
     @pytest.mark.parametrize(("count", "names"), [(1, set()), (3, {"switch"})])
     def test_few_images_are_enough(self, model, tmp_path, count, names):
-        assert save_pictures(model, random_images(count), tmp_path, "a-") == count
+        assert save_pictures(Shown(model, random_images(count)), tmp_path, "a-") == count
         expected = {"reconstructions", "samples", "interpolation"} | names
         assert {path.name for path in tmp_path.iterdir()} == {f"a-{name}.png" for name in expected}
         for path in tmp_path.iterdir():

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     from tfdecouple.cli.run_images import PICTURES, find_results_folder, write_picture
     from tfdecouple.runs.run_folder import run_name
-    from tfdecouple.visualization.plots import curves_figure, png
+    from tfdecouple.visualization.plots import plot_curves, render_figure
 
     names = [run_name(path) for path in options.run]
     # Runs of the same name are told apart by their paths.
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     runs = [summarise_curves(path, run) for path, run in zip(options.run, curves, strict=True)]
     summary = "; ".join(f"{run['name']} to update {run['last_step']:,}" for run in runs)
     path = find_results_folder(options.run[0], options.out, PICTURES) / "curves.png"
-    write_picture(path, png(curves_figure(curves)), {"command": "curves", "runs": runs}, summary)
+    write_picture(path, render_figure(plot_curves(curves)), {"command": "curves", "runs": runs}, summary)
     return 0
 
 

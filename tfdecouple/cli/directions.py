@@ -192,7 +192,7 @@ def find_directions(
     """
     import numpy as np
 
-    from tfdecouple.metrics.direction_finding import LEAST, direction_of_a_label, direction_of_a_number
+    from tfdecouple.metrics.direction_finding import LEAST, find_label_directions, find_number_directions
     from tfdecouple.runtime.progress import Counter
 
     directions: list[Direction] = []
@@ -207,9 +207,9 @@ def find_directions(
                 print(text, file=sys.stderr, flush=True)
             elif len(kinds) == 2:
                 has, held_has = values == kinds[1], held_values == kinds[1]
-                directions += direction_of_a_label(name, z, has, held_z, held_has, seed)
+                directions += find_label_directions(name, z, has, held_z, held_has, seed)
             else:
-                directions += direction_of_a_number(name, z, values, held_z, held_values)
+                directions += find_number_directions(name, z, values, held_z, held_values)
             counter(number + 1)
     if not directions:
         raise DataError("the images allow no direction: take more of them, or others with --data")
@@ -234,7 +234,7 @@ def save_pictures(
     """Writes a picture for each name: a row for each image and method."""
     from tfdecouple.cli.run_images import draw_images, save_picture
     from tfdecouple.runtime.progress import Counter
-    from tfdecouple.visualization.grids import edit_grid
+    from tfdecouple.visualization.grids import draw_edit_grid
 
     images, amounts = draw_images(opened, options, source), options.amounts
     methods: dict[str, list[Direction]] = {}
@@ -245,7 +245,7 @@ def save_pictures(
     with Counter("pictures", len(directions) * len(images.pixels) * len(amounts)) as counter:
         for (name, found), file in zip(methods.items(), make_file_names(methods), strict=True):
             vectors = {one.method: one.vector for one in found}
-            picture = edit_grid(opened.model, images.pixels, vectors, amounts, name, note)
+            picture = draw_edit_grid(opened.model, images.pixels, vectors, amounts, name, note)
             figures = {one.method: dict(one.figures) for one in found}
             summary = f"steps along {name} of {len(images.pixels)} images"
             save_picture(opened, options, f"direction-{file}", picture, summary, **facts, direction=name, found=figures)

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.cli.run_images import open_run, read_image_files, save_picture
     from tfdecouple.runs.opened_run import describe_missing_directions
     from tfdecouple.runtime.progress import Counter
-    from tfdecouple.visualization.grids import edit_grid
+    from tfdecouple.visualization.grids import draw_edit_grid
 
     opened = open_run(options, z_for="edit")
     directions = opened.directions()
@@ -52,7 +52,9 @@ def run(options: argparse.Namespace) -> int:
     results = OwnSizeResults(options, options.files, opened.model) if options.size == "own" else None
     note = f"{images.note} {opened.note()}"
     with Counter("editing", len(images.pixels) * len(amounts)) as counter:
-        picture = edit_grid(opened.model, images.pixels, {"": direction.vector}, amounts, direction.name, note, counter)
+        picture = draw_edit_grid(
+            opened.model, images.pixels, {"": direction.vector}, amounts, direction.name, note, counter
+        )
     facts = {**images.facts, "direction": direction.name, "method": direction.method, "amounts": amounts}
     count = len(images.pixels)
     says = f"{count} image{'s' if count > 1 else ''} along {direction.name}, {direction.method}"

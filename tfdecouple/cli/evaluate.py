@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import RunError, UserError, one_line
 from tfdecouple.metrics.base import Metric, Result
-from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted
+from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted, describe_grey
 from tfdecouple.metrics.classification import Classification, LabelSamples
 from tfdecouple.metrics.frechet import FrechetDistance
 from tfdecouple.metrics.image_statistics import ImageStatistics
@@ -86,23 +86,23 @@ def run(options: argparse.Namespace) -> int:
     """
     metrics = [metric(options) for metric in METRICS]
     for metric in metrics:
-        metric.check()
+        metric.check_options()
     start_tensorflow()
     import tensorflow as tf
 
     from tfdecouple.cli.run_images import find_results_folder
 
-    metrics = [metric for metric in metrics if metric.is_wanted()]
+    metrics = [metric for metric in metrics if metric.is_requested()]
     out = find_results_folder(options.run, options.out, "evaluation")
     test_evaluations: int | None = None
     files: list[str] = []
     try:
         for metric in metrics:
-            metric.prepare()
+            metric.prepare_inputs()
         evaluation = Evaluation(options, metrics)
         with evaluation.source.guard():
             for metric in metrics:
-                result = metric.measure(evaluation)
+                result = metric.compute(evaluation)
                 if not files:
                     with writing_to(out):
                         out.mkdir(parents=True, exist_ok=True)
@@ -171,20 +171,18 @@ class Evaluation:
         from tfdecouple.data import evaluation_batches
         from tfdecouple.data.batches import even_batch
         from tfdecouple.data.labels import with_known_labels
-        from tfdecouple.metrics.drawn_images import drawn_indices
+        from tfdecouple.metrics.drawn_images import draw_indices
 
         options = self.options
         size = even_batch(self.batch_size, self.count, self.strategy.num_replicas_in_sync)
         # The first images would be of one class, because folders are sorted by class.
         drawn = self.count < self.size
-        indices = drawn_indices(self.source, options.split, self.count, options.seed) if drawn else None
+        indices = draw_indices(self.source, options.split, self.count, options.seed) if drawn else None
         batches = evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
         return with_known_labels(batches, self.source, self.opened.config.model)
 
     def describe(self, test_evaluations: int | None) -> Iterator[str]:
         """Yields the lines above all results: the run, the images, and how often test images were evaluated."""
-        from tfdecouple.metrics import note_on_grey
-
         split = self.options.split
         weights = "averaged weights" if self.opened.averaged else "weights"
         yield f"{self.options.run}: {weights} of step {self.opened.step}, seed {self.options.seed}"
@@ -192,7 +190,7 @@ class Evaluation:
         yield f"{self.source.title}, {split} ({self.source.descriptions[split]}): {images}"
         yield from self.source.notes
         first = next(self.batches().as_numpy_iterator())
-        if grey := note_on_grey(first["image"][first["weight"] > 0]):
+        if grey := describe_grey(first["image"][first["weight"] > 0]):
             yield grey
         if test_evaluations is not None:
             yield f"evaluations of these test images, with this one: {test_evaluations}"

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.cli.run_images import draw_indices, load_by_index, open_data, open_run, save_picture
     from tfdecouple.data import chosen_batches
     from tfdecouple.runtime.progress import Counter
-    from tfdecouple.visualization.grids import neighbour_grid
+    from tfdecouple.visualization.grids import draw_neighbour_grid
 
     opened = open_run(options)
     source = open_data(opened, options)
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         "copies": copies,
         "nearest": facts_by_distance,
     }
-    picture = neighbour_grid(samples, nearest, "sample", caption)
+    picture = draw_neighbour_grid(samples, nearest, caption)
     summary = f"{options.count} samples beside their nearest of {len(searched):,} images; {copies} equal one"
     save_picture(opened, options, "neighbours", picture, summary, **facts)
     return 0

@@ -35,8 +35,12 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from tfdecouple.cli.run_images import draw_indices, name_labels, open_data, open_run, save_picture
-    from tfdecouple.visualization.plots import png, projection_figure
-    from tfdecouple.visualization.projection import principal_components, t_sne
+    from tfdecouple.visualization.plots import (
+        plot_projection,
+        project_by_t_sne,
+        project_to_components,
+        render_figure,
+    )
 
     opened = open_run(options, z_for="project")
     source = open_data(opened, options)
@@ -50,17 +54,17 @@ def run(options: argparse.Namespace) -> int:
     facts: dict[str, Any] = {"data": source.title, "split": options.split, "seed": options.seed, "count": count}
     facts["method"] = options.method
     if options.method == "pca":
-        points, shares = principal_components(codes)
+        points, shares = project_to_components(codes)
         facts["explained_variance"] = shares.tolist()
         axes = tuple(f"principal component {n} ({share:.0%} of the variance)" for n, share in enumerate(shares, 1))
     else:
         if count > _SLOW:
             print(f"t-SNE of {count:,} images; it takes some seconds for each thousand", file=sys.stderr)
-        points = t_sne(codes, options.seed)
+        points = project_by_t_sne(codes, options.seed)
         axes = ("t-SNE 1", "t-SNE 2")
     facts |= {"indices": indices.tolist(), "labels": name_labels(source, labels), "points": points.tolist()}
     title = f"z of {count:,} images: {source.title}, {options.split}\n{opened.note()}"
-    picture = png(projection_figure(points, labels, source.label_names, axes, title))
+    picture = render_figure(plot_projection(points, labels, source.label_names, axes, title))
     summary = f"z of {count:,} images by {'PCA' if options.method == 'pca' else 't-SNE'}"
     save_picture(opened, options, f"project-{options.method}", picture, summary, **facts)
     return 0

@@ -24,14 +24,14 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     from tfdecouple.cli.run_images import draw_images, open_run, save_picture
     from tfdecouple.runtime.progress import Counter
-    from tfdecouple.visualization.grids import reconstruction_grid
+    from tfdecouple.visualization.grids import draw_reconstruction_grid, reconstruct_images
 
     opened = open_run(options)
     images = draw_images(opened, options)
     count = len(images.pixels)
     with Counter("reconstructing", count) as counter:
-        note = f"\n{images.note} {opened.note()}"
-        picture, exact = reconstruction_grid(opened.model, images.pixels, note, counter, images.labels)
+        decoded, exact = reconstruct_images(opened.model, images.pixels, counter, images.labels)
+    picture = draw_reconstruction_grid(images.pixels, decoded, exact, f"\n{images.note} {opened.note()}")
     facts = {**images.facts, "seed": options.seed, "count": count, "exact": exact}
     summary = f"{exact} of {count} images come back to the last pixel"
     save_picture(opened, options, "reconstruct", picture, summary, **facts)

@@ -100,7 +100,7 @@ def open_data(run: OpenedRun, options: argparse.Namespace) -> Source:
 
 def draw_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
     """Returns `count` different indices of a split drawn with the seed, or all indices where there are fewer."""
-    return metric_images.drawn_indices(source, split, min(count, source.sizes[split]), seed)
+    return metric_images.draw_indices(source, split, min(count, source.sizes[split]), seed)
 
 
 def load_by_index(source: Source, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     from tfdecouple.cli.run_images import open_run, save_picture
     from tfdecouple.runtime.progress import Counter
-    from tfdecouple.visualization.grids import class_grid, sample_grid
+    from tfdecouple.visualization.grids import draw_class_grid, draw_sample_grid
 
     opened = open_run(options)
     facts = {"seed": options.seed, "count": options.count}
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.labels:
         drawing |= {"count": options.count, "temperatures": options.temperatures}
         with Counter("sampling", options.count * len(options.temperatures)) as counter:
-            picture = sample_grid(opened.model, on_images=counter, **drawing)
+            picture = draw_sample_grid(opened.model, on_images=counter, **drawing)
         summary = f"{options.count} samples at temperature {', '.join(map(str, options.temperatures))}"
         save_picture(opened, options, "sample", picture, summary, **facts, temperatures=options.temperatures)
         return 0
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     for temperature in options.temperatures:
         drawing |= {"columns": options.count, "temperature": temperature}
         with Counter("sampling", options.count * len(labels)) as counter:
-            picture = class_grid(opened.model, rows, names, on_images=counter, **drawing)
+            picture = draw_class_grid(opened.model, rows, names, on_images=counter, **drawing)
         summary = f"{options.count} samples of each of {len(labels)} labels at temperature {temperature}"
         facts |= {"temperature": temperature, "labels": labels}
         save_picture(opened, options, f"sample-{temperature:g}", picture, summary, **facts)

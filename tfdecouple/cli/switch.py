@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     from tfdecouple.cli.run_images import choose_pairs, open_run, pair_labels, save_picture
     from tfdecouple.runtime.progress import Counter
-    from tfdecouple.visualization.grids import switch_grid
+    from tfdecouple.visualization.grids import draw_switch_grid
 
     opened = open_run(options, z_for="switch")
     results = None
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     for how, (a, b) in choose_pairs(opened, options, ("within", "across")).items():
         note = f"\n{a.note} {opened.note()}"
         with Counter("switching", 2 * len(a.pixels)) as counter:
-            picture = switch_grid(
+            picture = draw_switch_grid(
                 opened.model,
                 a.pixels,
                 b.pixels,

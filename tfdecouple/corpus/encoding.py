@@ -66,7 +66,7 @@ def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int
             if scorer is not None:
                 numbers = np.zeros(batch_size, np.int64)
                 numbers[:count] = index
-                codes |= scorer.with_codec(filled, numbers, count)
+                codes |= scorer.score_with_codec(filled, numbers, count)
             return {name: codes[name][:count] for name in every}
         except tf.errors.ResourceExhaustedError as error:
             raise UserError(

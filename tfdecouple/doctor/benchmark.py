@@ -137,9 +137,9 @@ class Benchmark:
 
     def _evaluate(self, batch: int, compiled: Callable[..., Any]) -> Work:
         from tfdecouple.data import evaluation_batches
-        from tfdecouple.metrics import Evaluator
+        from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 
-        evaluator = Evaluator(self.model, self.strategy)
+        evaluator = BoundEvaluator(self.model, self.strategy)
         # A call evaluates several batches, because the first batch of a split takes longer.
         count = min(max(4 * batch, 64) // batch * batch, self.source.sizes["test"])
         batches = evaluation_batches(self.source, "test", batch_size=batch, limit=count)

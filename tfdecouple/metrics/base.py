@@ -1,4 +1,4 @@
-"""A metric of `evaluate`: its options, how it is measured, what it prints and what its JSON file says."""
+"""What every metric of `evaluate` consists of: options, a computation, printed lines and values for a JSON file."""
 
 from __future__ import annotations
 
@@ -11,37 +11,54 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from tfdecouple.errors import RunError, UserError
+from tfdecouple.runtime.extras import require
+
 if TYPE_CHECKING:
     from PIL import Image
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over images.
+    """A mean over images and its standard error.
 
     Attributes:
-        mean: over images.
-        standard_error: of the mean, from the spread over images; NaN for a single image.
+        mean: the mean over the images.
+        standard_error: the standard error of the mean; NaN for a single image.
     """
 
     mean: float
     standard_error: float
 
     @classmethod
-    def over(cls, values: Any) -> Estimate:
-        """Returns the estimate of values of images, `[images]`; sums are taken in float64."""
+    def from_values(cls, values: Any) -> Estimate:
+        """Returns the estimate of one value per image, `[images]`; sums are taken in float64."""
         values = np.asarray(values, np.float64)
         error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
         return cls(float(values.mean()), float(error))
 
+    @classmethod
+    def from_share(cls, share: float, count: int) -> Estimate:
+        """Returns a share of `count` images with its binomial standard error."""
+        return cls(float(share), math.sqrt(share * (1 - share) / max(count, 1)))
+
+    def to_text(self, digits: int) -> str:
+        """Returns the mean with its standard error, where there is one.
+
+        >>> Estimate(3.14159, 0.0123).to_text(3), Estimate(3.0, math.nan).to_text(1)
+        ('3.142 ± 0.012', '3.0')
+        """
+        error = f" ± {self.standard_error:.{digits}f}" if math.isfinite(self.standard_error) else ""
+        return f"{self.mean:.{digits}f}{error}"
+
 
 class Result(NamedTuple):
-    """What a metric found.
+    """The result of a metric.
 
     Attributes:
-        values: plain values for the JSON file; NaN and infinities become null there.
-        lines: that are printed.
-        picture: a PNG file beside the JSON file; None for none.
+        values: plain values for the JSON file, where NaN and infinities become null.
+        lines: the lines that are printed.
+        picture: a picture that is written as a PNG file beside the JSON file; None for no picture.
     """
 
     values: dict[str, Any]
@@ -50,84 +67,105 @@ class Result(NamedTuple):
 
 
 class Metric:
-    """Something that `evaluate` measures; `cli/evaluate.py` lists them in the order in which they are measured.
+    """A metric that `evaluate` computes; `cli/evaluate.py` lists the metrics in the order of their computation.
 
-    Their modules import TensorFlow and scikit-learn in functions alone: help is answered without either.
+    A module of a metric imports TensorFlow and scikit-learn inside functions, so that `--help` loads neither.
 
     Attributes:
-        name: of the result's file, and of the option that asks for the metric where `is_wanted` is not overridden.
-        on_split: whether it is taken of the images of --split, which its file then names; otherwise it is of test
-            images, whatever --split says, and perhaps of others.
+        name: the name of the result's file, and of the option that requests the metric unless `is_requested` says
+            otherwise.
+        on_split: whether the metric is computed on the images of --split, which its file then names. Otherwise it is
+            computed on test images, whatever --split says, and perhaps on training images too.
         needs_z: whether a model without z is refused.
-        needs_classes: whether a model that knows no labels is refused.
+        needs_classes: whether a model without labels is refused.
+        needs_plots: whether the metric draws a plot, which needs matplotlib.
+        minimums: the smallest values of options that are whole numbers.
 
     Args:
-        options: of the command.
+        options: the parsed options of the command.
     """
 
     name: ClassVar[str]
     on_split: ClassVar[bool] = True
     needs_z: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
+    needs_plots: ClassVar[bool] = False
+    minimums: ClassVar[dict[str, int]] = {}
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds its options to a group of the parser."""
+        """Adds the metric's options to a group of the parser."""
 
-    def check(self) -> None:
-        """Refuses values out of range, before TensorFlow is imported and whether it is wanted or not.
+    def check_options(self) -> None:
+        """Refuses option values out of range, before TensorFlow is imported, whether or not the metric is requested.
 
         Raises:
             UserError: naming the option and its value.
         """
+        for name, least in self.minimums.items():
+            value = getattr(self.options, name)
+            if value < least:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
 
     @property
     def option(self) -> str:
-        """The option that asks for it, such as "--latent-use"."""
+        """The option that requests the metric, such as "--latent-use"."""
         return f"--{self.name.replace('_', '-')}"
 
-    def is_wanted(self) -> bool:
-        """Returns whether the options ask for it."""
+    def is_requested(self) -> bool:
+        """Returns whether the options request the metric."""
         return bool(getattr(self.options, self.name))
 
-    def prepare(self) -> None:
-        """Looks for what it needs besides the run, before that is opened: hours may pass before it is measured.
+    def prepare_inputs(self) -> None:
+        """Opens what the metric needs besides the run, before the first metric is computed, which may take hours.
 
         Raises:
-            UserError: for what is missing.
+            UserError: where something is missing.
         """
+        if self.needs_plots:
+            require("matplotlib", what=self.option)
 
-    def measure(self, evaluation: Any) -> Result:
-        """Measures.
+    def compute(self, evaluation: Any) -> Result:
+        """Computes the metric.
 
         Args:
-            evaluation: the run, its images and the devices: `cli.evaluate.Evaluation`.
+            evaluation: the run, its images and the devices: a `cli.evaluate.Evaluation`.
 
         Raises:
-            UserError: in one line, for whatever the user can mend.
+            UserError: in one line, where the user can mend the cause.
         """
         raise NotImplementedError
 
 
-def say(text: str) -> None:
-    """Says how far it is, on standard error, so that results stand alone."""
+def print_progress(text: str) -> None:
+    """Prints a line of progress on standard error, so that standard output holds results alone."""
     print(text, file=sys.stderr, flush=True)
 
 
-def draws(k: int) -> str:
-    """Returns such as "3 draws"."""
+def count_draws(k: int) -> str:
+    """Returns a number of draws in words, such as "3 draws"."""
     return f"{k} draw{'s' if k > 1 else ''}"
 
 
-def with_error(mean: float, error: float, digits: int) -> str:
-    """Returns a mean with its standard error, where that is known: "3.142 ± 0.012"."""
-    known = f" ± {error:.{digits}f}" if math.isfinite(error) else ""
-    return f"{mean:.{digits}f}{known}"
+def require_finite(what: str, values: np.ndarray, index: np.ndarray) -> None:
+    """Refuses values that are not finite.
 
+    Args:
+        what: the name of the values in the message, such as "the bound".
+        values: float `[images, ...]`.
+        index: the numbers of the images in their split, `[images]`.
 
-def estimated(estimate: Estimate, digits: int) -> str:
-    """Returns an estimate as `with_error` does."""
-    return with_error(estimate.mean, estimate.standard_error, digits)
+    Raises:
+        RunError: with the numbers of the images.
+    """
+    bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
+    if len(bad):
+        from tfdecouple.model.round_trip import listed
+
+        raise RunError(
+            f"{what} is not finite for {len(bad)} of {len(values)} images (number {listed(index[bad].tolist())}); "
+            "the weights are damaged or training diverged: see docs/divergence.md"
+        )

@@ -1,21 +1,34 @@
-"""Bits/dim by the ELBO, which is always measured, and by the importance-weighted bound."""
+"""Bits per dimension by two bounds: the ELBO, and the importance-weighted bound, which is tighter.
+
+Both are upper bounds, in expectation, of -log2 p(image) per colour value, where p(image) is the integral of the density
+over the pixel's bin and over z (paper equation 2). The importance-weighted bound (Burda et al., "Importance Weighted
+Autoencoders", 2016) takes the mean over k draws inside the logarithm; it falls with k, and is the ELBO at k = 1.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tfdecouple.metrics.base import Metric, Result, draws, estimated, with_error
-from tfdecouple.runtime.process import at_least
+import numpy as np
+
+from tfdecouple.config.shapes import RGB_CHANNELS
+from tfdecouple.metrics.base import Estimate, Metric, Result, count_draws, require_finite
 
 if TYPE_CHECKING:
-    from tfdecouple.metrics.bounds import Bound
+    import tensorflow as tf
+
+ELBO = "ELBO"
+IMPORTANCE_WEIGHTED = "importance-weighted"
 
 
 class BitsPerDim(Metric):
-    """The ELBO and its terms."""
+    """The ELBO and its terms, which `evaluate` always computes."""
 
     name = "bits_per_dim"
-    order = 10
+    minimums: ClassVar[dict[str, int]] = {"samples": 1}
 
     @classmethod
     def add_options(cls, group: Any) -> None:
@@ -25,32 +38,28 @@ class BitsPerDim(Metric):
             type=int,
             default=1,
             metavar="K",
-            help="draws per image for ELBO, use of z and outliers (default 1)",
+            help="draws per image for the ELBO, --latent-use and --outliers (default 1)",
         )
 
-    def check(self) -> None:
-        """Refuses fewer than one draw."""
-        at_least(self.options, "samples", 1)
-
-    def is_wanted(self) -> bool:
-        """Always."""
+    def is_requested(self) -> bool:
+        """Returns True."""
         return True
 
-    def measure(self, evaluation: Any) -> Result:
-        """Measures the ELBO."""
-        elbo = _measured(evaluation, "ELBO", self.options.samples)
+    def compute(self, evaluation: Any) -> Result:
+        """Returns the ELBO with its terms in nats."""
+        elbo = _evaluate_bound(evaluation, ELBO, self.options.samples)
         terms = [
-            f"    {term:15} {estimated(getattr(elbo, term), 2):>22} nats an image"
+            f"    {term:15} {getattr(elbo, term).to_text(2):>22} nats an image"
             for term in ("reconstruction", "kl", "dequantization")
         ]
-        return Result(elbo.to_dict(), [_first_line(elbo, "ELBO"), *terms])
+        return Result(elbo.to_dict(), [_first_line(elbo, ELBO), *terms])
 
 
 class ImportanceWeighted(Metric):
-    """The importance-weighted bound, which is tighter."""
+    """The importance-weighted bound."""
 
     name = "importance"
-    order = 20
+    minimums: ClassVar[dict[str, int]] = {"importance": 0}
 
     @classmethod
     def add_options(cls, group: Any) -> None:
@@ -63,40 +72,248 @@ class ImportanceWeighted(Metric):
             help="also the importance-weighted bound over K draws per image, a tighter one (default 0: none)",
         )
 
-    def check(self) -> None:
-        """Refuses fewer than no draws."""
-        at_least(self.options, "importance", 0)
-
-    def measure(self, evaluation: Any) -> Result:
-        """Measures the bound."""
-        bound = _measured(evaluation, "importance-weighted", self.options.importance)
+    def compute(self, evaluation: Any) -> Result:
+        """Returns the bound, how far it lies below the ELBO, and how many draws carry it."""
+        bound = _evaluate_bound(evaluation, IMPORTANCE_WEIGHTED, self.options.importance)
         lines = [
             _first_line(bound, "importance-weighted bound"),
-            f"    {estimated(bound.gain, 4)} below the ELBO over the same draws",
+            f"    {bound.gain.to_text(4)} below the ELBO over the same draws",
             f"    {bound.effective_draws:.2f} effective draws of {bound.k}",
         ]
         return Result(bound.to_dict(), lines)
 
 
-def _measured(evaluation: Any, bound: str, k: int) -> Bound:
-    from tfdecouple.metrics.bounds import BoundEvaluator
+def _evaluate_bound(evaluation: Any, bound: str, k: int) -> Bound:
     from tfdecouple.runtime.progress import Counter
 
-    # Few images and many draws fill a batch together.
-    at_once = max(1, min(k, evaluation.batch_size // evaluation.count))
-    evaluator = BoundEvaluator(evaluation.opened.model, evaluation.strategy, at_once)
-    with Counter(f"{bound}, {draws(k)} an image", evaluation.count) as counter:
+    evaluator = BoundEvaluator(evaluation.opened.model, evaluation.strategy)
+    with Counter(f"{bound}, {count_draws(k)} an image", evaluation.count) as counter:
         return evaluator(
             evaluation.batches(),
             bound=bound,
             k=k,
-            split=evaluation.options.split,
-            averaged_weights=evaluation.opened.averaged,
             seed=evaluation.options.seed,
             on_batch=counter,
+            refuse_non_finite=True,
         )
 
 
 def _first_line(bound: Bound, name: str) -> str:
-    figure = with_error(bound.bits_per_dim, bound.standard_error, 4)
-    return f"{figure} bits/dim: {name}, {draws(bound.k)} an image, {bound.images:,} images"
+    bits = Estimate(bound.bits_per_dim, bound.standard_error).to_text(4)
+    return f"{bits} bits/dim: {name}, {count_draws(bound.k)} an image, {bound.images:,} images"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A bound of the bits per dimension, averaged over images.
+
+    Attributes:
+        bound: `ELBO` or `IMPORTANCE_WEIGHTED`.
+        k: draws of (z, u) per image, averaged outside the logarithm for the ELBO and inside for the other bound.
+        images: the number of images; each counts once.
+        bits_per_dim: the bound in bits per colour value.
+        standard_error: the standard error of `bits_per_dim`, from the spread over images.
+        reconstruction, kl, dequantization: the terms of the ELBO over the same draws, in nats per image: -log p(x|z),
+            log q(z|x) - log p(z), log q(u|x).
+        gain: by how many bits/dim the bound is below the ELBO over the same draws; 0 for the ELBO.
+        effective_draws: the mean over images of (sum of weights)**2 / sum of squared weights, from 1 to k. Near 1, a
+            few draws carry the bound, and more draws would lower it.
+    """
+
+    bound: str
+    k: int
+    images: int
+    bits_per_dim: float
+    standard_error: float
+    reconstruction: Estimate
+    kl: Estimate
+    dequantization: Estimate
+    gain: Estimate
+    effective_draws: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the attributes as plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    def to_log_row(self) -> dict[str, float]:
+        """Returns the numbers that the log of a training holds: the bound, the means of its terms, and the counts."""
+        terms = {name: getattr(self, name).mean for name in ("reconstruction", "kl", "dequantization")}
+        bits = {"bits_per_dim": self.bits_per_dim, "standard_error": self.standard_error}
+        return {**bits, **terms, "images": self.images, "samples": self.k}
+
+
+class BoundEvaluator:
+    """Computes a bound of the bits per dimension of images on one or more devices.
+
+    Draw number n of an image depends on the seed, on n and on the image's index alone, and sums are taken in float64.
+    So a result does not depend on the batch size or on the number of devices beyond rounding. For a model without z the
+    draws are of u alone.
+
+    Args:
+        model: a `DecoupledModel` with weights, or a density with its `config`, `require_initialized`,
+            `elbo_from_noise` and `nats_to_bits_per_dim`.
+        strategy: the devices; None for the default device.
+    """
+
+    def __init__(self, model: Any, strategy: tf.distribute.Strategy | None = None):
+        import tensorflow as tf
+
+        self._model = model
+        self._has_classes = getattr(model.config, "has_classes", False)
+        self._strategy = strategy or tf.distribute.get_strategy()
+        # The seed and the number of the draw are tensors, so that each shape of batch is traced once.
+        self._compute_on_devices, self._gather_on_devices = (
+            tf.function(
+                lambda *inputs, function=function: self._strategy.run(function, args=inputs),
+                autograph=False,
+                reduce_retracing=True,
+            )
+            for function in (self._compute_draw, _all_gather)
+        )
+
+    def __call__(
+        self,
+        batches: tf.data.Dataset,
+        *,
+        bound: str = ELBO,
+        k: int = 1,
+        seed: int = 0,
+        on_batch: Callable[[int], None] = lambda done: None,
+        refuse_non_finite: bool = False,
+    ) -> Bound:
+        """Returns a bound, averaged over the images of all batches.
+
+        Args:
+            batches: dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`, 0 for
+                padding), all of one batch size that the number of devices divides; and `label` (`[batch]`) for a model
+                with labels, which is required only where z is a function of the label.
+            bound: `ELBO` or `IMPORTANCE_WEIGHTED`.
+            k: draws per image, at least 1.
+            seed: the seed of the draws.
+            on_batch: called after each draw with the number of images that the finished work amounts to.
+            refuse_non_finite: whether an infinite or undefined bound of an image is an error.
+
+        Raises:
+            DataError: where a label that the model needs is missing.
+            NotInitializedError: for a model without weights.
+            RunError: with `refuse_non_finite`, naming the images.
+        """
+        self._model.require_initialized()
+        terms, log_sums, index = self._sum_over_draws(batches, k, seed, on_batch)
+        terms, (log_sum, log_sum_of_squares) = terms / k, log_sums.T
+        # The order in which log weights are summed: at k = 1 both bounds are then equal to the last bit.
+        negative_elbo = terms[:, 0] + terms[:, 1] + terms[:, 2]
+        nats = negative_elbo if bound == ELBO else math.log(k) - log_sum
+        if refuse_non_finite:
+            require_finite("the bound", np.column_stack([nats, terms]), index)
+        bits, elbo_bits = (self._model.nats_to_bits_per_dim(values) for values in (nats, negative_elbo))
+        # The numbers of a diverged model need not be finite.
+        with np.errstate(invalid="ignore", over="ignore"):
+            total, gain = Estimate.from_values(bits), Estimate.from_values(elbo_bits - bits)
+            reconstruction, kl, dequantization = map(Estimate.from_values, terms.T)
+            effective_draws = float(np.exp(2 * log_sum - log_sum_of_squares).mean())
+        return Bound(
+            bound=bound,
+            k=k,
+            images=len(nats),
+            bits_per_dim=total.mean,
+            standard_error=total.standard_error,
+            reconstruction=reconstruction,
+            kl=kl,
+            dequantization=dequantization,
+            gain=gain,
+            effective_draws=effective_draws,
+        )
+
+    def _sum_over_draws(
+        self, batches: tf.data.Dataset, k: int, seed: int, on_batch: Callable[[int], None]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns sums over the k draws of each image.
+
+        Returns:
+            The sums of the three terms in nats, float64 `[images, 3]`; the logs of the sum of the weights
+            p(x, z) / q(z, u|x) and of the sum of their squares, float64 `[images, 2]`; and the images' indices.
+        """
+        import tensorflow as tf
+
+        from tfdecouple.runtime.precision import full_float32
+
+        terms, log_sums, indices = [np.zeros([0, 3])], [np.zeros([0, 2])], [np.zeros(0, np.int64)]
+        done = 0
+        for batch in self._distribute(batches):
+            counted = self._gather(batch["weight"]) > 0
+            images = int(counted.sum())
+            batch_terms, batch_log_sums = np.zeros([images, 3]), np.full([images, 2], -math.inf)
+            labels = batch.get("label") if self._has_classes else None
+            for number in range(k):
+                with full_float32():
+                    draw = self._compute_on_devices(
+                        batch["image"], labels, batch["index"], tf.constant(seed), tf.constant(number)
+                    )
+                rows = self._gather(draw)[counted].astype(np.float64)
+                batch_terms += rows
+                log_weights = -(rows[:, 0] + rows[:, 1] + rows[:, 2])
+                # The weights of a diverged model need not be finite.
+                with np.errstate(invalid="ignore"):
+                    batch_log_sums = np.logaddexp(batch_log_sums, np.stack([log_weights, 2 * log_weights], 1))
+                on_batch(done + images * (number + 1) // k)
+            terms.append(batch_terms)
+            log_sums.append(batch_log_sums)
+            indices.append(self._gather(batch["index"])[counted])
+            done += images
+        return np.concatenate(terms), np.concatenate(log_sums), np.concatenate(indices)
+
+    def _distribute(self, batches: tf.data.Dataset) -> Any:
+        from tfdecouple.data import own_share
+
+        if self._strategy.num_replicas_in_sync == 1:
+            # A strategy would add a second pipeline, whose end at times takes as long as it has run.
+            return batches
+        return self._strategy.distribute_datasets_from_function(lambda context: own_share(batches, context))
+
+    def _gather(self, values: Any) -> np.ndarray:
+        """Returns the rows of all devices, in order, on every worker."""
+        local = self._strategy.experimental_local_results(values)
+        if len(local) < self._strategy.num_replicas_in_sync:
+            return self._strategy.experimental_local_results(self._gather_on_devices(values))[0].numpy()
+        return np.concatenate([rows.numpy() for rows in local])
+
+    def _compute_draw(
+        self, images: tf.Tensor, labels: tf.Tensor | None, index: tf.Tensor, seed: tf.Tensor, number: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns the three terms of the ELBO of each image at one draw, `[batch, 3]`, in nats."""
+        import tensorflow as tf
+
+        from tfdecouple.model.noise import normal_u_noise, u_noise, z_noise
+
+        config = self._model.config
+        draw = seed, tf.fill(tf.shape(index), number), index
+        noise = z_noise(config.latent_dim, *draw), u_noise(config.image_shape, *draw, normal_u_noise(config))
+        known = {} if labels is None else {"labels": labels}
+        return tf.stack(self._model.elbo_from_noise(images, *noise, **known)[:3], -1)
+
+
+def _all_gather(rows: tf.Tensor) -> tf.Tensor:
+    """Returns the rows of all devices, other workers' included, on each device."""
+    import tensorflow as tf
+
+    # The argument of a function is on no device, and TensorFlow gathers only values on a device.
+    return tf.distribute.get_replica_context().all_gather(tf.identity(rows), axis=0)
+
+
+def describe_grey(images: np.ndarray) -> str:
+    """Returns a note that belongs beside the bits/dim of grey images in three equal channels; "" for other images.
+
+    >>> describe_grey(np.zeros((1, 2, 2, 3), np.uint8)) != "", describe_grey(np.arange(12).reshape(1, 2, 2, 3))
+    (True, '')
+
+    Args:
+        images: uint8 `[n, height, width, channels]`.
+    """
+    if images.shape[-1] == RGB_CHANNELS and len(images) and (images == images[..., :1]).all():
+        height, width = images.shape[1:3]
+        return (
+            f"the first {len(images):,} images are grey, in three equal channels: in bits per grey pixel the figure is "
+            f"three times as large (--set 'model.image_shape=[{height},{width},1]' trains on one channel)"
+        )
+    return ""

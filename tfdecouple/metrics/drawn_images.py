@@ -1,33 +1,30 @@
-"""Images drawn from a split, read in batches, and their codes."""
+"""Images drawn from a split at random, read in batches, and their codes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tfdecouple.errors import DataError
-from tfdecouple.runtime.progress import Lines
+from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
     from tfdecouple.data import Source
     from tfdecouple.model import DecoupledModel
 
 
-def drawn_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
-    """Draws images without replacement from a whole split.
+def draw_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
+    """Returns the indices of images drawn without replacement from a whole split, in random order, int64 `[count]`.
 
-    The first images will not do, since folders are sorted by class.
+    The first images of a split would be of one class, because folders are sorted by class.
 
     Args:
         source: the opened data set.
         split: "train", "validation" or "test".
-        count: number of images.
-        seed: of the draw, at least 0 and below 2**31.
-
-    Returns:
-        Their indices in random order, int64 `[count]`.
+        count: the number of images.
+        seed: the seed of the draw, from 0 to 2**31 - 1.
 
     Raises:
         DataError: for an unknown split, more images than there are, or a number out of range.
@@ -42,58 +39,76 @@ def drawn_indices(source: Source, split: str, count: int, seed: int) -> np.ndarr
     return np.random.default_rng(seed).permutation(size)[:count]
 
 
-def subset_batches(
-    source: Source, split: str, indices: np.ndarray, *, batch_size: int, say: Callable[[str], None]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yields what `chosen_batches` yields, images that are not augmented, and tells how far it is.
+def read_batches(source: Source, split: str, indices: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yields batches of images that are not augmented, as `chosen_batches` does, and reports progress.
 
     Args:
         source: the opened data set.
         split: "train", "validation" or "test".
-        indices: of the images, in any order; they come in ascending order.
+        indices: the indices of the images in any order; the images come in ascending order.
         batch_size: images per batch; the last batch may be smaller.
-        say: called with a line of progress now and then.
 
     Raises:
         DataError: for an unreadable image or an empty batch.
     """
     from tfdecouple.data import chosen_batches
 
-    progress = Lines(say, len(indices), f"{split} images")
-    for batch in chosen_batches(source, split, indices, batch_size=batch_size):
-        yield batch
-        progress.advance(len(batch["label"]))
+    done = 0
+    with Counter(f"reading {split}", len(indices)) as counter:
+        for batch in chosen_batches(source, split, indices, batch_size=batch_size):
+            yield batch
+            counter(done := done + len(batch["label"]))
 
 
-def encode_images(
-    model: DecoupledModel, images: np.ndarray, batch_size: int, say: Callable[[str], None]
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """Encodes images.
+def read_images(
+    model: DecoupledModel, source: Source, split: str, indices: np.ndarray, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images as the model sees them, and their labels, in the order of `indices`.
 
     Args:
-        model: with weights.
-        images: uint8 `[n, height, width, channels]`.
-        batch_size: images at once.
-        say: called with lines of progress.
+        model: the model, whose number of bits the images get.
+        source: an opened data set with images of the model's size.
+        split: "train", "validation" or "test".
+        indices: the indices of the images, `[n]`.
+        batch_size: images that are read at once.
 
     Returns:
-        z, float32 `[n, d_z]` (None without z), and v, float32 of the shape of images.
+        The images, uint8 `[n, height, width, channels]`, and the labels, int32 `[n]`, -1 where there is none.
+    """
+    images, labels = np.empty((len(indices), *model.config.image_shape), np.uint8), np.empty(len(indices), np.int32)
+    order, done = np.argsort(indices), 0
+    for batch in read_batches(source, split, indices, batch_size):
+        rows = order[done : done + len(batch["label"])]
+        images[rows], labels[rows] = model.quantize_images(batch["image"]), batch["label"]
+        done += len(rows)
+    return images, labels
+
+
+def encode_images(model: DecoupledModel, images: np.ndarray, batch_size: int) -> tuple[np.ndarray | None, np.ndarray]:
+    """Returns the codes of images.
+
+    Args:
+        model: a model with weights.
+        images: uint8 `[n, height, width, channels]`.
+        batch_size: images that are encoded at once.
+
+    Returns:
+        z, float32 `[n, d_z]` (None for a model without z), and v, float32 of the shape of `images`.
     """
     z: list[np.ndarray] = []
-    v = np.empty(images.shape, np.float32)
-    done, progress = 0, Lines(say, len(images), "images encoded")
-    for batch, count in full_batches(images, batch_size):
-        codes = model.encode(batch)
-        if codes.z is not None:
-            z.append(np.asarray(codes.z)[:count])
-        v[done : done + count] = codes.v[:count]
-        done += count
-        progress.advance(count)
+    v, done = np.empty(images.shape, np.float32), 0
+    with Counter("encoding", len(images)) as counter:
+        for batch, count in pad_batches(images, batch_size):
+            codes = model.encode(batch)
+            if codes.z is not None:
+                z.append(np.asarray(codes.z)[:count])
+            v[done : done + count] = codes.v[:count]
+            counter(done := done + count)
     return np.concatenate(z) if z else None, v
 
 
-def full_batches(values: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields batches of one size, the last one filled up, and how many of each count: each size is traced anew."""
+def pad_batches(values: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields batches of one size, because each size is traced anew, and how many rows of each batch are no padding."""
     size = min(batch_size, len(values))
     for start in range(0, len(values), size):
         batch = values[start : start + size]

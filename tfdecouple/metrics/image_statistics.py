@@ -1,12 +1,11 @@
-"""Which statistics of an image z knows and which v, and which of them follow either when z is switched.
+"""Statistics of images, such as colour and contrast: which ones z and v hold, and which follow z in a switch.
 
-The paper says that z is global and v local (section 3.2, Figure 1); these are numbers for it that need no labels.
+The paper says that z is global and v local (section 3.2, Figure 1). These numbers test it without labels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,27 +14,27 @@ import numpy as np
 
 from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.metrics.base import Estimate, Metric, Result, say
-from tfdecouple.metrics.drawn_images import drawn_indices, encode_images, full_batches, subset_batches
-from tfdecouple.metrics.latent_use import derangement, require_latent
+from tfdecouple.metrics.base import Estimate, Metric, Result
+from tfdecouple.metrics.drawn_images import draw_indices, encode_images, pad_batches, read_images
+from tfdecouple.metrics.latent_use import derange, require_latent
 from tfdecouple.metrics.linear_classifier import fit_pca, standardize
-from tfdecouple.runtime.extras import require
-from tfdecouple.runtime.progress import Lines
+from tfdecouple.runtime.progress import Counter
 
-# Fewer images are too few to regress from as many numbers as z has.
+# A regression from all numbers of z needs at least so many images.
 LEAST = 4
-# Of the ridge regression; the best is chosen by leaving out each training image in turn.
+# The penalties of the ridge regression; the best is chosen by leaving out each training image in turn.
 _PENALTIES = np.logspace(-1, 5, 13)
 _RESAMPLES = 200
-# Training images that the regressions are fitted on, and colour values of them, at most.
+# The regressions are fitted to at most so many training images, and to at most so many of their colour values.
 _FITTED, _VALUES = 2_000, 2**25
 
 
 class ImageStatistics(Metric):
-    """What z and v know of statistics of images."""
+    """How well z and v predict statistics of images, and which of the two the statistics follow in a switch."""
 
     name = "image_statistics"
     needs_z = True
+    needs_plots = True
 
     @classmethod
     def add_options(cls, group: Any) -> None:
@@ -43,29 +42,28 @@ class ImageStatistics(Metric):
         group.add_argument(
             "--image-statistics",
             action="store_true",
-            help="also which of colour, brightness, contrast, spectrum, orientation and light z and v know, and which "
-            "follow z in a switch",
+            help="also how well z and v predict colour, brightness, contrast, spectrum, orientation and light, and "
+            "which of these follow z in a switch",
         )
 
-    def check(self) -> None:
-        """Refuses to judge the regressions by the images that they are fitted on.
+    def check_options(self) -> None:
+        """Refuses --split train, to whose images the regressions are fitted.
 
         Raises:
             UserError: for the training images.
         """
-        if self.is_wanted() and self.options.split == "train":
+        if self.is_requested() and self.options.split == "train":
             raise UserError("--split is 'train', which --image-statistics is fitted on; take validation or test")
 
-    def prepare(self) -> None:
-        """Refuses images whose colours and spectrum are not those of squares of RGB.
+    def prepare_inputs(self) -> None:
+        """Refuses a model whose images are not square or not RGB.
 
         Raises:
-            UserError: for other images, or without what draws the plot.
+            UserError: for other images, or where the package that draws the plot is missing.
         """
         from tfdecouple.runs.run_folder import load_config
 
-        require("matplotlib", what="--image-statistics")
-
+        super().prepare_inputs()
         shape = load_config(self.options.run).model.image_shape
         if not is_square_of_rgb(shape):
             raise UserError(
@@ -73,52 +71,47 @@ class ImageStatistics(Metric):
                 "leave it out"
             )
 
-    def measure(self, evaluation: Any) -> Result:
-        """Regresses on training images, and judges by those of --split."""
-        from PIL import Image
-
-        from tfdecouple.visualization.plots import png, statistics_figure
+    def compute(self, evaluation: Any) -> Result:
+        """Returns the figures for the images of --split, by regressions that are fitted to training images."""
+        from tfdecouple.visualization.plots import plot_statistics, render_figure
 
         options, source, opened = self.options, evaluation.source, evaluation.opened
         most = max(_VALUES // math.prod(opened.config.model.image_shape), LEAST)
-        read, left_out = [], []
+        images, limited = [], []
         for split, count in (("train", min(_FITTED, source.sizes["train"])), (options.split, evaluation.count)):
-            indices = drawn_indices(source, split, min(count, most), options.seed)
-            read.append(read_images(opened.model, source, split, indices, evaluation.batch_size, say))
+            indices = np.sort(draw_indices(source, split, min(count, most), options.seed))
+            images.append(read_images(opened.model, source, split, indices, evaluation.batch_size)[0])
             if count > most:
-                left_out.append(f"{most:,} of {count:,} images of {split}")
-        report = measure_image_statistics(
-            opened.model, *read, batch_size=evaluation.batch_size, seed=options.seed, say=say
-        )
+                limited.append(f"{most:,} of {count:,} images of {split}")
+        report = compute_image_statistics(opened.model, *images, batch_size=evaluation.batch_size, seed=options.seed)
+        lines = _lines(report)
+        if limited:
+            lines.append(f"    over {' and '.join(limited)}: of images of this size no more are taken")
         title = f"Statistics of {source.title}, {options.split}\n{opened.note()}"
-        picture = Image.open(io.BytesIO(png(statistics_figure(report["statistics"], title))))
-        lines = table(report)
-        if left_out:
-            lines.append(f"    over {' and '.join(left_out)}: of images of this size no more are taken")
-        return Result(report, lines, picture)
+        return Result(report, lines, render_figure(plot_statistics(report["statistics"], title)))
 
 
 def brightness(images: np.ndarray) -> np.ndarray:
-    """The mean of the luminance, `[n, 1]`, for images of colour values in [0, 1], float64 `[n, S, S, 3]`."""
+    """Returns the mean luminance, `[n, 1]`, of images of colour values in [0, 1], float64 `[n, S, S, 3]`."""
     return _luminance(images).mean((1, 2))[:, None]
 
 
 def colour(images: np.ndarray) -> np.ndarray:
-    """The means of red less green and of yellow less blue, `[n, 2]`."""
+    """Returns the means of red minus green and of yellow minus blue, `[n, 2]`."""
     red, green, blue = images.mean((1, 2)).T
     return np.stack([red - green, (red + green) / 2 - blue], 1)
 
 
 def contrast(images: np.ndarray) -> np.ndarray:
-    """The standard deviation of the luminance over the image, `[n, 1]`."""
+    """Returns the standard deviation of the luminance over the image, `[n, 1]`."""
     return _luminance(images).std((1, 2))[:, None]
 
 
 def orientation(images: np.ndarray) -> np.ndarray:
-    """The dominant orientation: cosine and sine of twice the angle of the gradient, `[n, 2]`.
+    """Returns the dominant orientation: cosine and sine of twice the angle of the gradient, `[n, 2]`.
 
-    They are those of the structure tensor, summed over the image, so that their length is the coherence: 1 where all
-    edges run the same way, 0 where none prevails.
+    They come from the structure tensor, summed over the image, so that their length is the coherence: 1 where all edges
+    run the same way, 0 where no direction prevails.
     """
     down, right = np.gradient(_luminance(images), axis=(1, 2))
     energy = (right**2 + down**2).sum((1, 2))
@@ -127,9 +120,9 @@ def orientation(images: np.ndarray) -> np.ndarray:
 
 
 def spectral_slope(images: np.ndarray) -> np.ndarray:
-    """The slope of the power of the luminance over the frequency, both logarithmic, `[n, 1]`; about -2 in photographs.
+    """Returns the slope of log power of the luminance over log frequency, `[n, 1]`; about -2 in photographs.
 
-    The lower it is, the smoother the image. The frequencies are rings of whole cycles an image, up to Nyquist's.
+    The lower the slope, the smoother the image. The frequencies are rings of whole cycles per image, up to Nyquist's.
     """
     luminance = _luminance(images)
     side = luminance.shape[1]
@@ -145,7 +138,7 @@ def spectral_slope(images: np.ndarray) -> np.ndarray:
 
 
 def brightest_quadrant(images: np.ndarray) -> np.ndarray:
-    """Where the brightest quarter of the image is: -1 or 1 for left or right, and for top or bottom, `[n, 2]`."""
+    """Returns where the brightest quarter of the image is: -1 or 1 for left or right, and top or bottom, `[n, 2]`."""
     luminance = _luminance(images)
     half = luminance.shape[1] // 2
     rows, columns = (slice(0, half), slice(-half, None)), (slice(0, half), slice(-half, None))
@@ -154,7 +147,7 @@ def brightest_quadrant(images: np.ndarray) -> np.ndarray:
     return np.stack([best % 2, best // 2], 1) * 2.0 - 1
 
 
-# By name, in the order of tables: functions of images in [0, 1].
+# The statistics in the order of tables: functions of images in [0, 1].
 STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean colour": colour,
     "brightness": brightness,
@@ -165,38 +158,31 @@ STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def measure_image_statistics(
-    model: Any,
-    train: np.ndarray,
-    images: np.ndarray,
-    *,
-    batch_size: int,
-    seed: int = 0,
-    say: Callable[[str], None] = lambda text: None,
+def compute_image_statistics(
+    model: Any, train: np.ndarray, images: np.ndarray, *, batch_size: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Measures what z and v know of an image's statistics, and what follows either when z is switched.
+    """Returns how well z and v predict statistics of images, and which of them a statistic follows in a switch.
 
-    Regression: ridge regression from z (the posterior mean), from v and from the pixels, the latter two reduced by PCA
-    to d_z dimensions, or to as many as there are, fitted on training images. R2 is of `images`, over all numbers of a
-    statistic; 0 is what the mean of the training images gets.
+    Prediction: a ridge regression from z (the posterior mean), from v and from the pixels, fitted to training images. v
+    and pixels are reduced by PCA to at most d_z dimensions. R2 is computed on `images`, over all numbers of a
+    statistic; the mean of the training images as the prediction gets 0.
 
-    Switch: image n gets the z of another image p, so that it is decode(z of p, v of n). Its statistic is regressed on
-    those of p and of n by least squares, each in units of its standard deviation: the two coefficients say how far it
-    follows z and how far v. `nearer_to_z` is the share of images whose statistic is nearer to that of p than to that of
-    n, without those that are as near to either: 0.5 is chance.
+    Switch: image n gets the z of another image p, which gives decode(z of p, v of n). The statistic of the result is
+    regressed on those of p and of n by least squares, each in units of its standard deviation. The two coefficients say
+    how far the statistic follows z and v. `nearer_to_z` is the share of results whose statistic is nearer to that of p
+    than to that of n, without ties: 0.5 is chance.
 
     Args:
-        model: the model, with weights and z.
-        train: uint8 `[m, S, S, 3]`, at least `LEAST`.
-        images: the same, of a split that was not trained on.
+        model: a model with weights and z.
+        train: uint8 `[m, S, S, 3]`, at least `LEAST` images.
+        images: uint8 `[n, S, S, 3]`, at least `LEAST` images, of a split that the model was not trained on.
         batch_size: images that are encoded at once.
-        seed: of the partners and of the bootstrap.
-        say: called with lines of progress.
+        seed: the seed of the partners and of the bootstrap.
 
     Returns:
-        Plain values for JSON: `train_images`, `images`, `dimensions` (d_z), and `statistics`: for each by name `r2` of
-        each kind of features, and `switch` with `z`, `v` and `nearer_to_z`; figures with their standard errors, from
-        `_RESAMPLES` bootstrap samples of the images, of `nearer_to_z` binomial.
+        Plain values for JSON: `train_images`, `images`, `dimensions` (d_z), and `statistics`: by name `r2` for each
+        kind of features, and `switch` with `z`, `v` and `nearer_to_z`. The standard error of each figure comes from
+        `_RESAMPLES` bootstrap samples of the images; that of `nearer_to_z` is binomial.
 
     Raises:
         UserError: for a model without z, or whose z is a function of the label.
@@ -209,58 +195,47 @@ def measure_image_statistics(
     for what, count in (("training images", len(train)), ("images", len(images))):
         if count < LEAST:
             raise DataError(f"{count} {what} are too few for a regression of their statistics; at least {LEAST}")
-    (z_train, v_train), (z, v) = (encode_images(model, each, batch_size, say) for each in (train, images))
-    assert z_train is not None and z is not None
-    partner = derangement(len(images), randomness.fold(seed, "switch"))
-    switched = _decode(model, z[partner], v, batch_size, say)
-    known, own, moved = (
+    (train_z, train_v), (z, v) = (encode_images(model, each, batch_size) for each in (train, images))
+    assert train_z is not None and z is not None
+    partner = derange(len(images), randomness.fold(seed, "switch"))
+    switched = _decode(model, z[partner], v, batch_size)
+    of_train, of_images, of_switched = (
         {name: function(each / 255.0) for name, function in STATISTICS.items()} for each in (train, images, switched)
     )
-    features = {"z": standardize(z_train.copy(), z.copy())}
-    for name, (of_train, of_images) in {"v, PCA": (v_train, v), "pixels, PCA": (train, images)}.items():
-        flat = [each.reshape(len(each), -1).astype(np.float32) for each in (of_train, of_images)]
-        of_train, of_images = standardize(*flat)
-        pca = fit_pca(of_train, z.shape[1], seed)
-        features[name] = standardize(*(pca.transform(each).astype(np.float32) for each in (of_train, of_images)))
-    rows = np.random.default_rng(seed).integers(0, len(images), (_RESAMPLES, len(images)))
-    found = {}
-    for name in STATISTICS:
-        r2 = {kind: _r2(x_train, x, known[name], own[name], rows) for kind, (x_train, x) in features.items()}
-        found[name] = {
-            "r2": {kind: dataclasses.asdict(estimate) for kind, estimate in r2.items()},
-            "switch": _followed(moved[name], own[name][partner], own[name], rows),
+    features = {"z": standardize(train_z.copy(), z.copy())}
+    for name, both in {"v, PCA": (train_v, v), "pixels, PCA": (train, images)}.items():
+        both = standardize(*(each.reshape(len(each), -1).astype(np.float32) for each in both))
+        pca = fit_pca(both[0], z.shape[1], seed)
+        features[name] = standardize(*(pca.transform(each).astype(np.float32) for each in both))
+    statistics = {}
+    for name, values in of_images.items():
+        r2 = {kind: _r2(*both, of_train[name], values, seed) for kind, both in features.items()}
+        switch = _follow(of_switched[name], values[partner], values, seed)
+        statistics[name] = {
+            group: {kind: dataclasses.asdict(estimate) for kind, estimate in estimates.items()}
+            for group, estimates in (("r2", r2), ("switch", switch))
         }
     return {
         "train_images": len(train),
         "images": len(images),
         "dimensions": z.shape[1],
-        "statistics": found,
+        "statistics": statistics,
     }
 
 
-def read_images(
-    model: Any, source: Any, split: str, indices: np.ndarray, batch_size: int, say: Callable[[str], None]
-) -> np.ndarray:
-    """Returns images of a split as the model sees them, uint8 `[n, S, S, 3]`, in the order of their indices."""
-    batches = subset_batches(source, split, indices, batch_size=batch_size, say=say)
-    return np.concatenate([np.asarray(model.quantize_images(batch["image"])) for batch in batches])
-
-
-def table(report: dict[str, Any]) -> list[str]:
-    """Returns lines for people of what `measure_image_statistics` returned."""
-    dimensions = report["dimensions"]
+def _lines(report: dict[str, Any]) -> list[str]:
+    """Returns a table of the figures of `compute_image_statistics`."""
     lines = [
-        f"statistics of images: R2 of a linear regression from {dimensions} numbers at most, fitted on "
+        f"statistics of images: R2 of a linear regression from {report['dimensions']} numbers at most, fitted on "
         f"{report['train_images']:,} training images, on {report['images']:,} images; and after a switch of z",
         f"    {'':22}{'from z':>15}{'from v, PCA':>15}{'pixels, PCA':>15}"
         f"{'follows z':>15}{'follows v':>15}{'nearer to z':>15}",
     ]
     for name, found in report["statistics"].items():
-        cells = [f"{each['mean']:.2f} ± {each['standard_error']:.2f}" for each in found["r2"].values()]
-        switch = found["switch"]
-        cells += [f"{switch[code]['mean']:.2f} ± {switch[code]['standard_error']:.2f}" for code in ("z", "v")]
-        nearer = switch["nearer_to_z"]
-        cells.append(f"{100 * nearer['mean']:.0f} ± {100 * nearer['standard_error']:.0f} %")
+        figures = [*found["r2"].values(), found["switch"]["z"], found["switch"]["v"]]
+        cells = [Estimate(**figure).to_text(2) for figure in figures]
+        nearer = found["switch"]["nearer_to_z"]
+        cells.append(f"{Estimate(100 * nearer['mean'], 100 * nearer['standard_error']).to_text(0)} %")
         lines.append(f"    {name:22}" + "".join(f"{cell:>15}" for cell in cells))
     return lines
 
@@ -269,51 +244,60 @@ def _luminance(images: np.ndarray) -> np.ndarray:
     return images @ np.array([0.299, 0.587, 0.114])
 
 
-def _decode(model: Any, z: np.ndarray, v: np.ndarray, batch_size: int, say: Callable[[str], None]) -> np.ndarray:
-    """Returns images, uint8 `[n, S, S, 3]`."""
-    images, progress = [], Lines(say, len(z), "images switched")
-    for (some_z, count), (some_v, _) in zip(full_batches(z, batch_size), full_batches(v, batch_size), strict=True):
-        images.append(np.asarray(model.decode(some_z, some_v))[:count])
-        progress.advance(count)
+def _decode(model: Any, z: np.ndarray, v: np.ndarray, batch_size: int) -> np.ndarray:
+    """Returns the images of codes, uint8 `[n, S, S, 3]`."""
+    images, done = [], 0
+    with Counter("switching", len(z)) as counter:
+        for (some_z, count), (some_v, _) in zip(pad_batches(z, batch_size), pad_batches(v, batch_size), strict=True):
+            images.append(np.asarray(model.decode(some_z, some_v))[:count])
+            counter(done := done + count)
     return np.concatenate(images)
 
 
-def _r2(
-    of_train: np.ndarray, of_images: np.ndarray, known: np.ndarray, right: np.ndarray, rows: np.ndarray
-) -> Estimate:
-    """Regresses a statistic `[m, k]` from features `[m, d]`; returns the share of its variance that is told."""
+def _bootstrap_error(statistic: Callable[..., Any], *values: np.ndarray, seed: int) -> Any:
+    """Returns the standard error of a statistic of paired values of images, each `[n]`, from bootstrap samples."""
+    import scipy.stats
+
+    return scipy.stats.bootstrap(
+        values, statistic, n_resamples=_RESAMPLES, paired=True, vectorized=True, method="percentile", rng=seed
+    ).standard_error
+
+
+def _r2(train_x: np.ndarray, x: np.ndarray, train_y: np.ndarray, y: np.ndarray, seed: int) -> Estimate:
+    """Returns R2 on images of a regression of statistics `[m, k]` from features `[m, d]` of training images."""
     from sklearn.linear_model import RidgeCV
     from threadpoolctl import threadpool_limits
 
-    mean, scale = known.mean(0), np.maximum(known.std(0), 1e-12)
+    mean, scale = train_y.mean(0), np.maximum(train_y.std(0), 1e-12)
     with threadpool_limits(1):
-        ridge = RidgeCV(alphas=_PENALTIES).fit(of_train.astype(np.float64), (known - mean) / scale)
-        told = ridge.predict(of_images.astype(np.float64)).reshape(right.shape)
-    target = (right - mean) / scale
-    wrong, spread = np.square(target - told).sum(1), np.square(target).sum(1)
-    samples = 1 - wrong[rows].sum(1) / np.maximum(spread[rows].sum(1), 1e-12)
-    return Estimate(float(1 - wrong.sum() / max(spread.sum(), 1e-12)), float(samples.std(ddof=1)))
+        ridge = RidgeCV(alphas=_PENALTIES).fit(train_x.astype(np.float64), (train_y - mean) / scale)
+        predicted = ridge.predict(x.astype(np.float64)).reshape(y.shape)
+    target = (y - mean) / scale
+    squares = np.square(target - predicted).sum(1), np.square(target).sum(1)
+
+    def share(residuals: np.ndarray, totals: np.ndarray, axis: int = -1) -> Any:
+        return 1 - residuals.sum(axis) / np.maximum(totals.sum(axis), 1e-12)
+
+    return Estimate(float(share(*squares)), float(_bootstrap_error(share, *squares, seed=seed)))
 
 
-def _followed(moved: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
-    """Returns how a statistic of switched images goes by those of the images that gave z and v; all `[n, k]`."""
+def _follow(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, seed: int) -> dict[str, Estimate]:
+    """Returns how a statistic of switched images follows those of the images of z and of v; all `[n, k]`."""
     mean, scale = of_v.mean(0), np.maximum(of_v.std(0), 1e-12)
-    y, a, b = ((each - mean) / scale for each in (moved, of_z, of_v))
-    products = np.stack([(a * a).sum(1), (a * b).sum(1), (b * b).sum(1), (a * y).sum(1), (b * y).sum(1)], 1)
+    y, a, b = ((each - mean) / scale for each in (switched, of_z, of_v))
 
-    def coefficients(sums: np.ndarray) -> np.ndarray:
-        aa, ab, bb, ay, by = np.moveaxis(sums, -1, 0)
+    def coefficients(*products: np.ndarray, axis: int = -1) -> np.ndarray:
+        """Returns the solution of the normal equations of y = p a + q b, `[2, ...]`."""
+        aa, ab, bb, ay, by = (each.sum(axis) for each in products)
         determinant = np.maximum(aa * bb - ab**2, 1e-12)
-        return np.stack([(bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant], -1)
+        return np.stack([(bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant])
 
-    whole, samples = coefficients(products.sum(0)), coefficients(products[rows].sum(1)).std(0, ddof=1)
+    products = [(one * other).sum(1) for one, other in ((a, a), (a, b), (b, b), (a, y), (b, y))]
+    figures = zip(coefficients(*products), _bootstrap_error(coefficients, *products, seed=seed), strict=True)
     to_z, to_v = np.square(y - a).sum(1), np.square(y - b).sum(1)
-    # Where both images have the same, as of quadrants, there is nothing to tell.
+    # Ties, such as of quadrants, say nothing.
     nearer = (to_z < to_v)[to_z != to_v]
-    share = float(nearer.mean()) if len(nearer) else 0.5
-    followed = {
-        "z": Estimate(float(whole[0]), float(samples[0])),
-        "v": Estimate(float(whole[1]), float(samples[1])),
-        "nearer_to_z": Estimate(share, math.sqrt(share * (1 - share) / max(len(nearer), 1))),
+    return {
+        **{code: Estimate(float(mean), float(error)) for code, (mean, error) in zip("zv", figures, strict=True)},
+        "nearer_to_z": Estimate.from_share(nearer.mean() if len(nearer) else 0.5, len(nearer)),
     }
-    return {name: dataclasses.asdict(estimate) for name, estimate in followed.items()}

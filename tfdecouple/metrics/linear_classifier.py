@@ -1,4 +1,4 @@
-"""Linear classifiers on standardised features, whose strength of regularisation is chosen on held-out images."""
+"""Linear classifiers of labels and of features, whose regularisation is chosen on held-out images."""
 
 from __future__ import annotations
 
@@ -6,41 +6,38 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from tfdecouple.errors import DataError
+from tfdecouple.metrics.drawn_images import draw_indices, read_images
 
 if TYPE_CHECKING:
     from sklearn.decomposition import PCA
 
-# Standardised features need a C that is the smaller the more of them there are; larger ones only cost time.
+    from tfdecouple.data import Source
+    from tfdecouple.model import DecoupledModel
+
+# The more standardised features there are, the smaller C must be; larger values than these only cost time.
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-# Training images; fewer are too few to fit anything on and to choose C by.
+# With fewer training images there is nothing to choose C by.
 LEAST = 10
-# Every fifth training image judges C.
+# Every fifth training image is held out to choose C.
 HELD_OUT = 5
 MAX_ITERATIONS = 1000
-# Above this many features their covariance matrix costs more than a randomised decomposition.
+# With more features than this, their covariance matrix costs more than a randomised decomposition.
 _EXACT_PCA = 4096
 
 
-class Classifier(Protocol):
-    """What a linear classifier can do, in scikit-learn's words."""
-
-    n_iter_: Any
-
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        """Returns the label of each row of features, float32 `[n, features]`."""
-
-
-def _linear_svm() -> Classifier:
-    """Returns an SVM for each class against the rest, of squared hinge loss, fitted in the primal form."""
+def _linear_svm() -> Any:
+    """Returns one SVM per class, against all other classes, of squared hinge loss, fitted in the primal form."""
     from sklearn.svm import LinearSVC
 
     return LinearSVC(dual=False, max_iter=MAX_ITERATIONS)
 
 
-def _logistic_regression() -> Classifier:
+def _logistic_regression() -> Any:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
@@ -50,108 +47,147 @@ KINDS: dict[str, Callable[[], Any]] = {"linear SVM": _linear_svm, "logistic regr
 
 
 def standardize(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Returns features float32 `[n, features]` in units of the training images, each feature's own, with mean 0.
+    """Returns features float32 `[n, features]` with mean 0 and standard deviation 1 over the training images.
 
-    A feature that does not vary over the training images has the unit 1. All arrays are changed in place.
+    A feature that does not vary over the training images becomes 0. All arrays are changed in place.
     """
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler(copy=False).fit(train)
-    return tuple(scaler.transform(each) for each in (train, *others))
+    return tuple(scaler.transform(features) for features in (train, *others))
 
 
-def components_of(wanted: int, images: int, features: int) -> int:
-    """Returns how many principal components there are to take, of so many as are wanted.
+def fit_pca(features: np.ndarray, count: int, seed: int) -> PCA:
+    """Returns the principal components of training features.
 
-    n images around their mean span n - 1 dimensions; one more would be rounding, standardised.
-
-    >>> components_of(64, 10_000, 3072), components_of(64, 50, 3072), components_of(256, 1000, 192)
-    (64, 49, 192)
-    """
-    return min(wanted, images - 1, features)
-
-
-def fit_pca(features: np.ndarray, wanted: int, seed: int) -> PCA:
-    """Returns the principal components of training features, for comparison at equal numbers of dimensions.
+    There are at most `count`. n images around their mean span n - 1 dimensions, and one component more would be
+    rounding that standardisation makes large.
 
     Args:
-        features: standardised, float32 `[n, features]`, of two images or more.
-        wanted: how many, where there are so many: see `components_of`.
-        seed: of the randomised decomposition, which more than 4,096 features get.
+        features: standardised, float32 `[n, features]`, of at least two images.
+        count: the largest number of components.
+        seed: the seed of the randomised decomposition, which is used for more than 4,096 features.
     """
     from sklearn.decomposition import PCA
     from threadpoolctl import threadpool_limits
 
-    exact = features.shape[1] <= _EXACT_PCA
-    components = components_of(wanted, *features.shape)
-    pca = PCA(components, svd_solver="covariance_eigh" if exact else "randomized", random_state=seed)
-    # See fit_classifier.
+    solver = "covariance_eigh" if features.shape[1] <= _EXACT_PCA else "randomized"
+    pca = PCA(min(count, len(features) - 1, features.shape[1]), svd_solver=solver, random_state=seed)
+    # `fit_classifier` says why one thread is enough.
     with threadpool_limits(1):
         return pca.fit(features)
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A classifier fitted on all training images with the C that was best on those held out.
+    """A classifier that was fitted to all training images with the best C.
 
     Attributes:
-        classifier: the classifier.
+        classifier: the classifier of scikit-learn.
         strength: C.
-        held_out_accuracy: with this C, of the classifier fitted on the other training images.
-        tried: (C, held-out accuracy) of each C that was tried.
+        held_out_accuracy: the accuracy on the held-out images of a classifier with this C, fitted to the others.
+        tried: pairs of C and held-out accuracy, for each C that was tried.
         converged: whether the last fit ended before its number of iterations did.
     """
 
-    classifier: Classifier
+    classifier: Any
     strength: float
     held_out_accuracy: float
     tried: tuple[tuple[float, float], ...]
     converged: bool
 
 
-def held_out_count(images: int) -> int:
-    """Returns how many training images judge C."""
+def count_held_out(images: int) -> int:
+    """Returns how many of so many training images are held out to choose C."""
     return max(images // HELD_OUT, 1)
 
 
 def fit_classifier(
-    kind: str, features: np.ndarray, labels: np.ndarray, on_fit: Callable[[float], None] = lambda strength: None
+    kind: str, features: np.ndarray, labels: np.ndarray, on_fit: Callable[[int], None] = lambda fits: None
 ) -> Fitted:
-    """Chooses C on the last fifth of the training images and fits on all of them.
+    """Returns a classifier whose C is chosen on the last fifth of the training images, fitted to all of them.
 
-    C rises by factors of ten; once the held-out accuracy has fallen by more than its standard error below the best,
-    larger ones, which take longest, are not tried.
+    C rises by factors of ten. Once the held-out accuracy is more than its standard error below the best one, larger C,
+    which take longest, are not tried.
 
     Args:
         kind: a key of `KINDS`.
         features: standardised, float32 `[n, features]`, in random order.
         labels: whole numbers `[n]`; the first four fifths must hold two kinds.
-        on_fit: called with each C once it is tried.
+        on_fit: called with the number of fits after each fit; there are at most `len(STRENGTHS) + 1`.
     """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    held_out = held_out_count(len(labels))
-    classifier, tried = KINDS[kind](), []
-    best = -1.0
-    # On one core: thin matrix products gain at most a factor of two from a second one, and on two cores that others use
-    # as well, threads that wait for each other took 15 times as long. Results do not depend on the cores either.
+    held_out = count_held_out(len(labels))
+    classifier, tried, best = KINDS[kind](), [], -1.0
+    # A second core makes thin matrix products at most twice as fast, and on two cores with other work, threads that
+    # wait for each other took 15 times as long. With one thread the results do not depend on the cores either.
     with threadpool_limits(1), warnings.catch_warnings():
-        # Told by `converged`.
+        # `converged` says it instead.
         warnings.simplefilter("ignore", ConvergenceWarning)
         for strength in STRENGTHS:
             classifier.C = strength
             classifier.fit(features[:-held_out], labels[:-held_out])
             accuracy = float(np.mean(classifier.predict(features[-held_out:]) == labels[-held_out:]))
             tried.append((strength, accuracy))
-            on_fit(strength)
+            on_fit(len(tried))
             best = max(best, accuracy)
             if accuracy < best - math.sqrt(best * (1 - best) / held_out):
                 break
         strength = next(strength for strength, accuracy in tried if accuracy == best)
-        # From the start: what was fitted last is far from it.
+        # A new classifier, because the warm start of the last fit is far from the solution.
         classifier = KINDS[kind]()
         classifier.C = strength
         classifier.fit(features, labels)
     converged = bool(np.max(classifier.n_iter_) < MAX_ITERATIONS)
     return Fitted(classifier, strength, best, tuple(tried), converged)
+
+
+def read_labelled(
+    model: DecoupledModel, source: Source, split: str, count: int, *, seed: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns drawn images as the model sees them, and their labels, in random order: any fifth is a random choice.
+
+    Args:
+        model: the model, whose number of bits the images get.
+        source: an opened data set with labels and images of the model's size.
+        split: "train", "validation" or "test".
+        count: how many images to draw.
+        seed: the seed of the draw.
+        batch_size: images that are read at once.
+
+    Returns:
+        The images, uint8 `[count, height, width, channels]`, and the labels, int32 `[count]`.
+
+    Raises:
+        DataError: for images without labels, or more images than there are.
+    """
+    from tfdecouple.data.labels import require_labels
+
+    images, labels = read_images(model, source, split, draw_indices(source, split, count, seed), batch_size)
+    return images, require_labels(source, split, labels, "a linear classifier")
+
+
+def require_images(train_images: int) -> None:
+    """Refuses fewer training images than a classifier can be fitted to.
+
+    Raises:
+        DataError: with the number.
+    """
+    if train_images < LEAST:
+        raise DataError(f"the number of training images is {train_images}; a linear classifier needs at least {LEAST}")
+
+
+def require_classes(source: Source, labels: np.ndarray) -> None:
+    """Refuses training images of a single class, apart from the held-out images.
+
+    Raises:
+        DataError: with the number of images.
+    """
+    fitted = labels[: -count_held_out(len(labels))]
+    if len(np.unique(fitted)) < 2:
+        raise DataError(
+            f"the {len(fitted)} training images of {source.title} to fit on are all of one class; "
+            "a linear classifier needs two or more, so take more images or other data"
+        )

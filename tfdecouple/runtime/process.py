@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import atexit
 import contextlib
 import ctypes
@@ -154,17 +153,6 @@ def given_arguments(arguments: Sequence[str] | None) -> list[str]:
         if "\0" in text:
             raise UserError(f"the argument {text!r} holds a NUL; leave it out")
     return given
-
-
-def at_least(options: argparse.Namespace, name: str, least: int) -> None:
-    """Refuses a whole number below `least`.
-
-    Raises:
-        UserError: naming the argument and its value.
-    """
-    value = getattr(options, name, None)
-    if value is not None and value < least:
-        raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
 
 
 def run_program(main: Callable[[], int]) -> int:

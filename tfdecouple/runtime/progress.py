@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -49,11 +49,6 @@ class TimeLeft:
         self._start = None if warm_up else (now, before)
         self._next = now + (INTERVAL if first is None else first)
 
-    def shift(self, seconds: float) -> None:
-        """Leaves out of the reckoning so long that something else took."""
-        if self._start:
-            self._start = (self._start[0] + seconds, self._start[1])
-
     def is_due(self, done: float) -> bool:
         """Takes note that so much is done; returns whether it is a while since this was true."""
         now = time.monotonic()
@@ -73,28 +68,6 @@ class TimeLeft:
         """Returns such as "3 min left"; "" where that is not known yet."""
         rate = self.rate(done)
         return f"{duration((self._total - done) / rate)} left" if rate else ""
-
-
-class Lines:
-    """Says now and then, in a line, how much is done and about how long the rest takes.
-
-    Args:
-        say: is given each line.
-        total: how much there is to do.
-        unit: what it is called, in the plural.
-    """
-
-    def __init__(self, say: Callable[[str], Any], total: int, unit: str = "images"):
-        self._say, self._total, self._unit = say, total, unit
-        self._left = TimeLeft(total, warm_up=True)
-        self._done = 0
-
-    def advance(self, more: int) -> None:
-        """Takes note of more that is done."""
-        self._done = done = self._done + more
-        if done < self._total and self._left.is_due(done):
-            left = self._left.text(done)
-            self._say(f"  {done:,} of {self._total:,} {self._unit}{left and f', about {left}'}")
 
 
 class Counter:

@@ -12,12 +12,12 @@ from tfdecouple.config import Config
 from tfdecouple.data import Source, load_images
 from tfdecouple.data.codecs import lossless_bits_per_dim
 from tfdecouple.errors import UserError
-from tfdecouple.metrics import BitsPerDim, note_on_grey, save_pictures
+from tfdecouple.metrics.bits_per_dim import Bound, describe_grey
 from tfdecouple.model import DecoupledModel
 from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.state import TrainingState
-from tfdecouple.visualization.grids import reconstruct
-from tfdecouple.visualization.pictures import shown_of_size
+from tfdecouple.visualization.grids import reconstruct_images
+from tfdecouple.visualization.pictures import Shown, count_shown, save_pictures
 
 # At most this many test images are compared with lossless codecs.
 _CODED = 1000
@@ -54,7 +54,7 @@ class EvaluationReports:
         self._source = source
         self._directory = directory
 
-    def report_validation(self, step: int, measured: BitsPerDim, is_best: bool) -> str:
+    def report_validation(self, step: int, measured: Bound, is_best: bool) -> str:
         """Saves the best weights, draws pictures, logs the evaluation, and returns a message with its results."""
         model = self._state.model
         count = min(self._shown_images(step), self._source.sizes["validation"])
@@ -64,9 +64,9 @@ class EvaluationReports:
         diagnostics = {name: value for diagnose in DIAGNOSTICS for name, value in diagnose(model, images).items()}
         if is_best:
             self._directory.save_best_weights(self._state, step)
-        grey = f" ({grey})" if (grey := note_on_grey(images)) else ""
+        grey = f" ({grey})" if (grey := describe_grey(images)) else ""
         exactness, pictures = self._draw_pictures(step, images, model.wanted_labels(labels))
-        self._directory.write_row("validation", step, {**measured.to_dict(), **diagnostics}, pictures)
+        self._directory.write_row("validation", step, {**measured.to_log_row(), **diagnostics}, pictures)
         return (
             f"step {step}: validation {measured.bits_per_dim:.4f} bits/dim on {measured.images} images"
             f"{' (best so far)' if is_best else ''}{grey}; {exactness}; "
@@ -74,7 +74,7 @@ class EvaluationReports:
             f"worst 1x1 condition number {diagnostics['worst_condition']:.3g}"
         )
 
-    def write_summary(self, step: int, test: BitsPerDim | None, count: int) -> tuple[dict[str, Any], list[str]]:
+    def write_summary(self, step: int, test: Bound | None, count: int) -> tuple[dict[str, Any], list[str]]:
         """Writes how the run ended and returns the content of `summary.json`, and messages with the results.
 
         Args:
@@ -89,7 +89,7 @@ class EvaluationReports:
             # The step of the loaded weights, which are the ones that opening the run gives.
             "best_step": loaded,
             "validation_bits_per_dim": float(self._state.best_bits_per_dim.numpy()) if loaded == best else None,
-            "test": test.to_dict() if test else None,
+            "test": test.to_log_row() if test else None,
             "averaged_weights": averages,
             "data": self._source.title,
             "parameters": self._state.model.parameter_count(),
@@ -110,13 +110,13 @@ class EvaluationReports:
             summary["lossless_codecs_bits_per_dim"] = coded
             summary["lossless_codecs_images"] = len(images)
             summary["reconstruction"] = self._describe_exactness(images[:shown], labels[:shown])
-            samples = f"{test.samples} sample{'s' if test.samples > 1 else ''}"
+            samples = f"{test.k} sample{'s' if test.k > 1 else ''}"
             weights = "averaged weights" if averages else "weights"
             lines.append(
                 f"test: {test.bits_per_dim:.4f} bits/dim (ELBO, {samples}, {test.images} images, "
                 f"{weights} of step {loaded})"
             )
-            if grey := note_on_grey(images):
+            if grey := describe_grey(images):
                 lines.append(f"      {grey}")
             for codec, bits in coded.items():
                 lines.append(
@@ -128,7 +128,7 @@ class EvaluationReports:
     def _shown_images(self, step: int) -> int:
         """Returns how many held-out images are encoded, decoded and shown after a step."""
         seen = step * self._config.training.batch_size
-        most = min(self._config.training.pictures, shown_of_size(self._config.model.image_shape), seen)
+        most = min(self._config.training.pictures, count_shown(self._config.model.image_shape), seen)
         return max(most, _LEAST_RECONSTRUCTED)
 
     def _draw_pictures(
@@ -139,17 +139,9 @@ class EvaluationReports:
             return f"reconstruction: {self._describe_exactness(images, labels)}", {}
         prefix, folder = f"step-{step:09d}-", self._directory.path / "images"
         try:
-            exact = save_pictures(
-                self._state.model,
-                images,
-                folder,
-                prefix,
-                seed=self._config.training.seed,
-                most=self._shown_images(step),
-                tell=lambda name: self._note(f"drawing {name}"),
-                labels=labels,
-                label_names=self._source.label_names,
-            )
+            seed, label_names = self._config.training.seed, self._source.label_names
+            shown = Shown(self._state.model, images, seed, self._shown_images(step), labels, label_names)
+            exact = save_pictures(shown, folder, prefix, lambda name: self._note(f"drawing {name}"))
         except UserError as error:
             # Pictures are no reason to stop a run: a model with alpha = 1 may lose an image now and then.
             return f"no pictures ({error})", {}
@@ -161,7 +153,7 @@ class EvaluationReports:
         model = self._state.model
         try:
             quantized = np.asarray(model.quantize_images(images))
-            _, exact = reconstruct(model, quantized, labels=model.wanted_labels(labels))
+            _, exact = reconstruct_images(model, quantized, labels=model.wanted_labels(labels))
         except UserError as error:
             return f"not measured ({error})"
         return _count_exact(exact, images)

@@ -22,7 +22,7 @@ from tfdecouple.data.batches import even_batch
 from tfdecouple.data.labels import require_classes, training_examples, with_known_labels
 from tfdecouple.errors import DivergedError, RunError, one_line
 from tfdecouple.loggers import require_loggers
-from tfdecouple.metrics import BitsPerDim, Evaluator
+from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
 from tfdecouple.model.precision_check import check_precision_of
 from tfdecouple.networks.plan import require_memory
 from tfdecouple.runs.run_folder import CONFIG
@@ -214,7 +214,7 @@ class Trainer:
         self.reports = cast(EvaluationReports, _OnChief(workers, reports))
         self.progress = progress
         self.take_step = TrainStep(config, state, strategy)
-        self.evaluator = Evaluator(state.model, strategy)
+        self.evaluator = BoundEvaluator(state.model, strategy)
         self.step = self._read_at = 0
         self.skipped = 0
         self._files_written = False
@@ -477,11 +477,11 @@ class Trainer:
         with self._ended_by(stop, where):
             self.directory.load_best_weights(self.state)
             self._broadcast_model()
-            test: BitsPerDim | None = None
+            test: Bound | None = None
             if training.evaluation_samples:
                 test = self.evaluator(
                     self._evaluation_batches("test", count),
-                    samples=training.evaluation_samples,
+                    k=training.evaluation_samples,
                     seed=training.seed,
                     on_batch=self.progress.counted("test", count),
                 )

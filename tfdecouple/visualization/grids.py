@@ -1,4 +1,10 @@
-"""Pictures of what a model does, each a grid of images (`tiles.py`)."""
+"""Pictures of what a model does with images, each a grid of images (`tiles.py`).
+
+Images are uint8 `[n, height, width, channels]`. These arguments have one meaning in all functions: `note` ends the
+caption; `side` is the largest side of an image in the grid, as for `draw_grid`; `labels` are the labels of the images,
+`[n]`, or a pair of such arrays for pairs of images, and None for a model without labels; `on_images` is called with the
+number of finished images.
+"""
 
 from __future__ import annotations
 
@@ -8,62 +14,55 @@ import numpy as np
 from PIL import Image
 
 from tfdecouple.model import DecoupledModel
-from tfdecouple.visualization.tiles import WIDTH, grid, in_rows
+from tfdecouple.visualization.tiles import WIDTH, arrange_rows, draw_grid
 
-# Images that are encoded or decoded at once: memory, not a picture, depends on it.
+# The model gets this many images at once. The memory depends on it, no picture does.
 _CHUNK = 64
 
-# What the caption calls the paths of v.
-_ROADS = {"lerp": "the line (lerp)", "slerp": "the arc (slerp)"}
+_PATHS = {"lerp": "the line (lerp)", "slerp": "the arc (slerp)"}
 
-# Is told how many images of a picture are computed.
 OnImages = Callable[[int], None]
-# Labels of the first and of the second images of pairs; None for a model that knows none.
-Pair = tuple[np.ndarray, np.ndarray] | None
+PairLabels = tuple[np.ndarray, np.ndarray] | None
 
 
-def _silent(done: int) -> None:
+def _ignore(done: int) -> None:
     pass
 
 
-def sample_grid(
+def _chunks(count: int) -> list[slice]:
+    return [slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+
+
+def draw_sample_grid(
     model: DecoupledModel,
     *,
     count: int = 10,
     seed: int = 0,
     temperatures: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 1.0),
     note: str = "",
-    on_images: OnImages = _silent,
+    on_images: OnImages = _ignore,
     side: int = 0,
 ) -> Image.Image:
-    """Samples at several temperatures, each with the same z and the same direction of v.
+    """Returns `count` samples at each temperature in rows of ten, with the same z and the same direction of v.
 
-    Args:
-        model: the model.
-        count: samples at each temperature; ten in a row.
-        seed: of the draws.
-        temperatures: of v (paper section 3.1); they do not act on z.
-        note: ends the caption.
-        on_images: called with the number of images done.
-        side: as for `grid`.
+    The temperatures are factors of v (paper section 3.1), which do not act on z.
 
     Raises:
         InversionError: where a sample is not finite.
     """
-    columns = min(count, 10)
     bands = []
     for temperature in temperatures:
-        bands.append(in_rows(np.asarray(model.sample(count, temperature, seed=seed)), columns))
+        bands.append(arrange_rows(np.asarray(model.sample(count, temperature, seed=seed)), min(count, 10)))
         on_images(len(bands) * count)
     rows = len(bands[0])
     where = "Rows" if rows == 1 else "Bands"
     shared = "a column shares its draws" if rows == 1 else "the same place of each band shares its draws"
     caption = f"Samples. {where}: temperature of v {', '.join(map(str, temperatures))}; {shared}. {note}"
     labels = [str(temperature) if row == 0 else "" for temperature in temperatures for row in range(rows)]
-    return grid(np.concatenate(bands), caption, group=(rows if rows > 1 else 0, 0), row_labels=labels, side=side)
+    return draw_grid(np.concatenate(bands), caption, group=(rows if rows > 1 else 0, 0), row_labels=labels, side=side)
 
 
-def class_grid(
+def draw_class_grid(
     model: DecoupledModel,
     labels: Sequence[int],
     names: Sequence[str],
@@ -72,21 +71,12 @@ def class_grid(
     temperature: float = 0.7,
     seed: int = 0,
     note: str = "",
-    on_images: OnImages = _silent,
+    on_images: OnImages = _ignore,
     side: int = 0,
 ) -> Image.Image:
-    """Samples of some labels, a row each; a column shares the v, so that what the label changes shows.
+    """Returns a row of samples for each of some labels; a column shares v, so that the effect of the label shows.
 
-    Args:
-        model: a model that knows labels.
-        labels: of the rows.
-        names: of all labels.
-        columns: samples of each label.
-        temperature: of v.
-        seed: of the draws.
-        note: ends the caption.
-        on_images: called with the number of images done.
-        side: as for `grid`.
+    `labels` are the labels of the rows, and `names` are the names of all labels of the model.
 
     Raises:
         InversionError: where a sample is not finite.
@@ -96,209 +86,118 @@ def class_grid(
         rows.append(np.asarray(model.sample(columns, temperature, seed=seed, labels=label)))
         on_images(len(rows) * columns)
     caption = f"Samples of each label at temperature {temperature:g}; a column shares its draws. {note}"
-    return grid(np.stack(rows), caption, row_labels=[names[label] for label in labels], side=side)
+    return draw_grid(np.stack(rows), caption, row_labels=[names[label] for label in labels], side=side)
 
 
-def reconstruct(
-    model: DecoupledModel, images: np.ndarray, on_images: OnImages = _silent, labels: np.ndarray | None = None
+def reconstruct_images(
+    model: DecoupledModel, images: np.ndarray, on_images: OnImages = _ignore, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, int]:
-    """Returns decode(encode(images)), and how many of the images came back to the last pixel.
-
-    Args:
-        model: the model.
-        images: uint8 `[n, height, width, channels]`.
-        on_images: called with the number of images done.
-        labels: of the images, `[n]`, for a model that knows labels.
-    """
-    back = np.empty_like(images)
+    """Returns decode(encode(images)), and how many of the images are reconstructed to the last pixel."""
+    decoded = np.empty_like(images)
     for chunk in _chunks(len(images)):
-        back[chunk] = model.decode(*model.encode(images[chunk], _of(labels, chunk)))
+        known = None if labels is None else labels[chunk]
+        decoded[chunk] = model.decode(*model.encode(images[chunk], known))
         on_images(chunk.stop)
-    return back, int((back == images).reshape(len(images), -1).all(1).sum())
+    return decoded, int((decoded == images).reshape(len(images), -1).all(1).sum())
 
 
-def reconstruction_grid(
-    model: DecoupledModel,
-    images: np.ndarray,
-    note: str = "",
-    on_images: OnImages = _silent,
-    labels: np.ndarray | None = None,
-) -> tuple[Image.Image, int]:
-    """Images above their reconstructions decode(encode(image)).
-
-    Args:
-        model: the model.
-        images: uint8 `[n, height, width, channels]`.
-        note: ends the caption.
-        on_images: called with the number of images done.
-        labels: as for `reconstruct`.
-
-    Returns:
-        The picture, and how many of the images came back to the last pixel.
-    """
-    back, exact = reconstruct(model, images, on_images, labels)
-    return beside(images, back, exact, note), exact
-
-
-def beside(images: np.ndarray, back: np.ndarray, exact: int, note: str = "", side: int = 0) -> Image.Image:
-    """Draws images above what `reconstruct` returned for them; `side` as for `grid`."""
+def draw_reconstruction_grid(
+    images: np.ndarray, decoded: np.ndarray, exact: int, note: str = "", side: int = 0
+) -> Image.Image:
+    """Returns images above their reconstructions; `decoded` and `exact` come from `reconstruct_images`."""
     columns = min(len(images), 10)
-    tiles = np.stack([in_rows(images, columns), in_rows(back, columns)], 1).reshape(-1, columns, *images.shape[1:])
+    rows = [arrange_rows(each, columns) for each in (images, decoded)]
+    tiles = np.stack(rows, 1).reshape(-1, columns, *images.shape[1:])
     caption = f"Image above, decode(encode(image)) below: {exact} of {len(images)} identical to the last pixel. {note}"
-    return grid(tiles, caption, group=(2, 0), side=side)
+    return draw_grid(tiles, caption, group=(2, 0), side=side)
 
 
-def switch_grid(
+def draw_switch_grid(
     model: DecoupledModel,
     a: np.ndarray,
     b: np.ndarray,
     columns: int = 5,
     what: str = "Switch",
     note: str = "",
-    on_images: OnImages = _silent,
+    on_images: OnImages = _ignore,
     side: int = 0,
-    labels: Pair = None,
+    labels: PairLabels = None,
 ) -> Image.Image:
-    """Tiles of 2 x 2 as in the paper's Figure 1: above a and (z of b, v of a), below b and (z of a, v of b).
+    """Returns tiles of 2 x 2 as in the paper's Figure 1: above a and (z of b, v of a), below b and (z of a, v of b).
 
-    Args:
-        model: a model with z.
-        a: uint8 `[n, height, width, channels]`.
-        b: the same shape.
-        columns: tiles in a row.
-        what: begins the caption.
-        note: ends it.
-        on_images: called with the number of images done.
-        side: as for `grid`.
-        labels: of a and of b, for a model that knows labels.
+    `a` are the first and `b` the second images of the pairs. A row has `columns` tiles, and `what` begins the caption.
     """
     ab, ba = np.empty_like(a), np.empty_like(b)
     for chunk in _chunks(len(a)):
-        own = None if labels is None else (labels[0][chunk], labels[1][chunk])
-        ab[chunk], ba[chunk] = model.switch(a[chunk], b[chunk], own)
+        known = None if labels is None else (labels[0][chunk], labels[1][chunk])
+        ab[chunk], ba[chunk] = model.switch(a[chunk], b[chunk], known)
         on_images(2 * chunk.stop)
     columns = min(columns, len(a))
-    tiles = in_rows(np.stack([np.stack([a, ba], 1), np.stack([b, ab], 1)], 1), columns)
+    tiles = arrange_rows(np.stack([np.stack([a, ba], 1), np.stack([b, ab], 1)], 1), columns)
     rows, shape = len(tiles), a.shape[1:]
     tiles = tiles.transpose(0, 2, 1, 3, 4, 5, 6).reshape(2 * rows, 2 * columns, *shape)
     caption = f"{what}. Each tile: left two images, right the same v with the z of the other (paper Figure 1). {note}"
-    return grid(tiles, caption, group=(2, 2), side=side)
+    return draw_grid(tiles, caption, group=(2, 2), side=side)
 
 
-def _of(labels: np.ndarray | None, chunk: slice) -> np.ndarray | None:
-    return None if labels is None else labels[chunk]
-
-
-def _chunks(count: int) -> list[slice]:
-    return [slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-
-
-def interpolations(
+def interpolate_pairs(
     model: DecoupledModel,
     a: np.ndarray,
     b: np.ndarray,
     places: Sequence[float],
     paths: Sequence[str] = ("lerp",),
-    on_images: OnImages = _silent,
-    labels: Pair = None,
+    on_images: OnImages = _ignore,
+    labels: PairLabels = None,
 ) -> np.ndarray:
-    """Interpolates between pairs of images, z and v apart.
+    """Returns interpolations between pairs of images, uint8 `[n, paths, rows, places, height, width, channels]`.
 
-    Args:
-        model: the model. Without z there is nothing to go down, and one row is left.
-        a: uint8 `[n, height, width, channels]`.
-        b: the same shape.
-        places: of alpha and of beta.
-        paths: of v, as `DecoupledModel.interpolate` takes them.
-        on_images: called with the number of images done.
-        labels: of a and of b, for a model that knows labels.
-
-    Returns:
-        uint8 `[n, paths, rows, places, height, width, channels]`: z goes down, v across.
+    `a` are the first and `b` the second images of the pairs. z changes from row to row and v from place to place, from
+    0 at the first image to 1 at the second; a model without z has one row. v takes each of the paths of
+    `DecoupledModel.interpolate`.
     """
-    alphas = places if model.config.has_latent else places[:1]
-    made: list[np.ndarray] = []
+    z_places = places if model.config.has_latent else places[:1]
+    tiles: list[np.ndarray] = []
     for index in range(len(a)):
-        chosen = slice(index, index + 1)
-        own = None if labels is None else (labels[0][chosen], labels[1][chosen])
+        pair = slice(index, index + 1)
+        known = None if labels is None else (labels[0][pair], labels[1][pair])
         for path in paths:
-            made.append(np.asarray(model.interpolate(a[chosen], b[chosen], alphas, places, own, path))[0])
-            on_images(len(made) * len(alphas) * len(places))
-    return np.stack(made).reshape(len(a), len(paths), *made[0].shape)
+            tiles.append(np.asarray(model.interpolate(a[pair], b[pair], z_places, places, known, path))[0])
+            on_images(len(tiles) * len(z_places) * len(places))
+    return np.stack(tiles).reshape(len(a), len(paths), *tiles[0].shape)
 
 
-def interpolation_grid(
-    model: DecoupledModel,
-    a: np.ndarray,
-    b: np.ndarray,
-    places: Sequence[float] = (0, 0.2, 0.4, 0.6, 0.8, 1),
-    note: str = "",
-    on_images: OnImages = _silent,
-    side: int = 0,
-    labels: Pair = None,
-) -> Image.Image:
-    """Two-dimensional interpolation between two images (paper Figure 5): alpha, for z, down and beta, for v, across.
-
-    Args:
-        model: the model.
-        a: uint8 `[height, width, channels]`, the upper left corner; or several, `[n, ...]`, one below another.
-        b: the lower right corner; the same shape.
-        places: of alpha and of beta.
-        note: ends the caption.
-        on_images: called with the number of images done.
-        side: as for `grid`.
-        labels: of a and of b, for a model that knows labels, one each or `[n]`.
-    """
-    shape = a.shape[-3:]
-    own = None if labels is None else (np.reshape(labels[0], -1), np.reshape(labels[1], -1))
-    tiles = interpolations(model, a.reshape(-1, *shape), b.reshape(-1, *shape), places, on_images=on_images, labels=own)
-    return interpolations_drawn(tiles, places, note=note, side=side)
-
-
-def interpolations_drawn(
+def draw_interpolation_grid(
     tiles: np.ndarray, places: Sequence[float], paths: Sequence[str] = ("lerp",), note: str = "", side: int = 0
 ) -> Image.Image:
-    """Draws what `interpolations` made, the paths of v beside each other.
-
-    Args:
-        tiles: as `interpolations` returns them.
-        places: as it took them.
-        paths: likewise.
-        note: ends the caption.
-        side: as for `grid`.
-    """
+    """Returns the interpolations of `interpolate_pairs`, the paths of v beside each other (paper Figure 5)."""
     count, _, rows, columns = tiles.shape[:4]
     numbers = [f"{place:.2g}" for place in places]
+    row_labels = [f"z {number}" for number in numbers] * count if rows > 1 else []
     if rows > 1:
         caption = (
             "Interpolation. Down: z from one image to the other; across: v. Upper left and lower right: the two images."
         )
-        row_labels = [f"z {number}" for number in numbers] * count
     elif columns > 1:
         caption = "Interpolation of v, from the image on the left to that on the right; this model has no z."
-        row_labels = []
     else:
         caption = f"Interpolation: what lies at {numbers[0]} of the way from one image, 0, to the other, 1."
-        row_labels = []
     if len(paths) > 1:
-        caption += f" v goes along {' (left) or '.join(_ROADS[path] for path in paths)} (right)."
+        caption += f" v goes along {' (left) or '.join(_PATHS[path] for path in paths)} (right)."
     elif tuple(paths) != ("lerp",):
-        caption += f" v goes along {_ROADS[paths[0]]}."
-    # [n, paths, rows, places, ...] to [n * rows, paths * places, ...].
-    beside_each_other = np.moveaxis(tiles, 1, 2).reshape(count * rows, len(paths) * columns, *tiles.shape[4:])
-    return grid(
-        beside_each_other,
+        caption += f" v goes along {_PATHS[paths[0]]}."
+    return draw_grid(
+        np.moveaxis(tiles, 1, 2).reshape(count * rows, len(paths) * columns, *tiles.shape[4:]),
         f"{caption} {note}",
         group=(rows if count > 1 else 0, columns if len(paths) > 1 else 0),
         row_labels=row_labels,
         column_labels=[f"v {number}" for number in numbers] * len(paths),
-        about=WIDTH * len(paths),
+        width=WIDTH * len(paths),
         side=side,
     )
 
 
-def contrast(images: np.ndarray) -> np.ndarray:
-    """Returns by how much neighbouring pixels of images differ, in levels: the mean over channels, rows and columns.
+def compute_contrast(images: np.ndarray) -> np.ndarray:
+    """Returns the mean difference of neighbouring pixels of images, in levels, over channels, rows and columns.
 
     Args:
         images: uint8 `[..., height, width, channels]`.
@@ -311,42 +210,33 @@ def contrast(images: np.ndarray) -> np.ndarray:
     return (steps[0] + steps[1]) / 2
 
 
-def edit_grid(
+def draw_edit_grid(
     model: DecoupledModel,
     images: np.ndarray,
     directions: Mapping[str, np.ndarray],
     amounts: Sequence[float],
     name: str,
     note: str = "",
-    on_images: OnImages = _silent,
-    labels: np.ndarray | None = None,
+    on_images: OnImages = _ignore,
 ) -> Image.Image:
-    """Images changed along a direction in z: a row for each image and each way to find the direction.
+    """Returns images changed along a direction in z: a row for each image and each method of finding the direction.
 
-    Args:
-        model: a model with z.
-        images: uint8 `[n, height, width, channels]`.
-        directions: by the label of their rows, float32 `[d_z]`.
-        amounts: of each column.
-        name: of the direction.
-        note: ends the caption.
-        on_images: called with the number of images done.
-        labels: as for `reconstruct`.
+    `directions` are float32 `[d_z]`, by the label of their rows; a column adds its amount times the direction to z.
+    `name` is the name of the direction in the caption.
     """
     rows, done = [], 0
     for chunk in _chunks(len(images)):
-        z, v = model.encode(images[chunk], _of(labels, chunk))
+        z, v = model.encode(images[chunk])
         assert z is not None
-        made = np.empty((len(v), len(directions), len(amounts), *images.shape[1:]), np.uint8)
+        changed = np.empty((len(v), len(directions), len(amounts), *images.shape[1:]), np.uint8)
         for row, vector in enumerate(directions.values()):
             for column, amount in enumerate(amounts):
-                # As `model.edit` does, without encoding anew.
-                made[:, row, column] = model.decode(z + np.float32(amount) * vector, v)
+                # The same as `model.edit`, which would encode the images each time.
+                changed[:, row, column] = model.decode(z + np.float32(amount) * vector, v)
                 on_images(done := done + len(v))
-        rows.append(made)
-    tiles = np.concatenate(rows).reshape(-1, len(amounts), *images.shape[1:])
-    return grid(
-        tiles,
+        rows.append(changed)
+    return draw_grid(
+        np.concatenate(rows).reshape(-1, len(amounts), *images.shape[1:]),
         f"Along {name}: z changes by so many times the direction, v stays; 0 is the image itself. {note}",
         group=(len(directions) if len(directions) > 1 else 0, 0),
         row_labels=list(directions) * len(images) if any(directions) else (),
@@ -354,20 +244,17 @@ def edit_grid(
     )
 
 
-def neighbour_grid(
-    queries: np.ndarray, neighbours: Mapping[str, np.ndarray], first: str, caption: str = ""
-) -> Image.Image:
-    """Images beside those nearest to them.
+def draw_neighbour_grid(queries: np.ndarray, neighbours: Mapping[str, np.ndarray], caption: str = "") -> Image.Image:
+    """Returns samples beside the images nearest to them.
 
     Args:
-        queries: uint8 `[n, height, width, channels]`.
-        neighbours: by the name of the distance: uint8 `[n, k, height, width, channels]`, the nearest first.
-        first: what the queries are.
-        caption: of the picture.
+        queries: the samples.
+        neighbours: by the name of the distance, uint8 `[n, k, height, width, channels]`, the nearest first.
+        caption: the caption.
     """
     blocks, labels, k = [], [], 0
     for name, images in neighbours.items():
         k = images.shape[1]
         blocks.append(np.concatenate([queries[:, None], images], 1))
-        labels += [first, f"{name}: 1", *(str(number) for number in range(2, k + 1))]
-    return grid(np.concatenate(blocks, 1), caption, group=(0, k + 1), column_labels=labels, about=1000)
+        labels += ["sample", f"{name}: 1", *(str(number) for number in range(2, k + 1))]
+    return draw_grid(np.concatenate(blocks, 1), caption, group=(0, k + 1), column_labels=labels, width=1000)

@@ -1,9 +1,8 @@
-"""Plots of figures: curves of training, and codes in the plane."""
+"""Plots: curves of training, codes in the plane, histograms of scores, statistics and confusion matrices."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
-# Okabe and Ito's colours, which people of any colour vision tell apart; the dark ones first.
+# The colours of Okabe and Ito, which people of any colour vision can distinguish; the dark ones come first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 _GREY = "#999999"
@@ -24,20 +24,22 @@ _NAMES = {
     "dequantization": "log q(u|x), nats/image",
     "learning_rate": "learning rate",
 }
+# A confusion matrix of more classes has no room for numbers.
+_NUMBERED_CLASSES = 40
 
-# A line of a curve: steps and values, both `[n]`.
+# Steps and values of a curve, both `[n]`.
 Line = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """What one run's log holds.
+    """The curves of one run.
 
     Attributes:
-        name: of the run, for the legend.
-        train: by the name of the figure, a line.
-        validation: the same.
-        noise_steps: updates in which the training images had noise (`training.noise_steps`).
+        name: the name of the run in the legend.
+        train: the curves of training, by the name in the log.
+        validation: the curves of the validation images, likewise.
+        noise_steps: the first updates, whose training images have noise (`training.noise_steps`).
     """
 
     name: str
@@ -46,47 +48,40 @@ class Curves:
     noise_steps: int = 0
 
 
-def curves_figure(runs: Sequence[Curves]) -> Figure:
-    """Draws bits/dim, KL, log q(u|x) and learning rate over the updates of one or several runs.
+def render_figure(figure: Figure) -> Image.Image:
+    """Returns a plot as a picture."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
-    Training is thin, validation thick with a point at each evaluation. A figure that no run has gets no panel. The axis
-    of bits/dim leaves out the first steep fall, and what is of images with noise, where they would press the rest
+
+def plot_curves(runs: Sequence[Curves]) -> Figure:
+    """Returns a plot of bits/dim, KL, log q(u|x) and learning rate over the updates of one or several runs.
+
+    Training is thin; validation is thick with a point at each evaluation. A quantity that no run has gets no panel. The
+    axis of bits/dim leaves out the steep fall at the beginning and the updates with noise, which would press the rest
     together.
 
     Args:
-        runs: at least one, with a row of training or validation among them.
+        runs: at least one run with a curve of bits/dim.
     """
-    figure = _figure(9, 6.6)
-    lower = [name for name in [*_NAMES][1:] if any(_of(run, name) for run in runs)]
+    figure = _make_figure(9, 6.6)
+    lower = [name for name in _NAMES if name != "bits_per_dim" and any(_lines(run, name) for run in runs)]
     grid = figure.add_gridspec(2 if lower else 1, max(len(lower), 1), height_ratios=(1.7, 1) if lower else None)
     panels = {"bits_per_dim": figure.add_subplot(grid[0, :])}
     panels |= {name: figure.add_subplot(grid[1, number]) for number, name in enumerate(lower)}
+    is_alone = len(runs) == 1
     for name, axes in panels.items():
         for number, run in enumerate(runs):
-            colour, marker = COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
-            alone = len(runs) == 1
+            colour, begin = COLOURS[number % len(COLOURS)], "" if is_alone else f"{run.name}, "
             if name in run.train:
-                only = name == "learning_rate"
-                axes.plot(
-                    *run.train[name],
-                    color=colour,
-                    linewidth=1.6 if only else 1,
-                    alpha=1 if only else 0.55,
-                    label="training" if alone else f"{run.name}, training",
-                )
+                axes.plot(*run.train[name], color=colour, linewidth=1, alpha=0.6, label=f"{begin}training")
             if name in run.validation:
-                axes.plot(
-                    *run.validation[name],
-                    color=COLOURS[1] if alone else colour,
-                    linewidth=2,
-                    marker=marker,
-                    markersize=6,
-                    label="validation" if alone else f"{run.name}, validation",
-                )
-        _plain(axes)
-        axes.set_ylabel(_NAMES[name], fontsize=_TEXT)
-        axes.set_xlabel("update", fontsize=_TEXT)
-        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+                style = {"linewidth": 2, "marker": _MARKERS[number % len(_MARKERS)], "markersize": 6}
+                style["color"] = COLOURS[1] if is_alone else colour
+                axes.plot(*run.validation[name], label=f"{begin}validation", **style)
+        _style_axes(axes, "update", _NAMES[name])
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 10000 else f"{value:g}")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlim(left=0)
         if name != "bits_per_dim":
@@ -94,192 +89,234 @@ def curves_figure(runs: Sequence[Curves]) -> Figure:
     if "learning_rate" in panels:
         panels["learning_rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     bits = panels["bits_per_dim"]
-    _leave_out_the_fall(bits, [_after(run.noise_steps, line) for run in runs for line in _of(run, "bits_per_dim")])
+    values = [_values_after(run.noise_steps, *line) for run in runs for line in _lines(run, "bits_per_dim")]
+    _leave_out_fall(bits, np.concatenate(values))
     bits.legend(fontsize=_SMALL, frameon=False)
-    bits.set_title(runs[0].name if len(runs) == 1 else f"{len(runs)} runs", fontsize=_TEXT + 2, loc="left")
+    bits.set_title(runs[0].name if is_alone else f"{len(runs)} runs", fontsize=_TEXT + 2, loc="left")
     return figure
 
 
-def projection_figure(
+def _lines(run: Curves, name: str) -> list[Line]:
+    return [lines[name] for lines in (run.train, run.validation) if name in lines]
+
+
+def _values_after(update: int, steps: Sequence[float], values: Sequence[float]) -> np.ndarray:
+    """Returns the values of a line after an update, or all values of a line that ends earlier."""
+    later = np.asarray(steps) > update
+    return np.asarray(values, float)[later if later.any() else ...]
+
+
+def _leave_out_fall(axes: Axes, values: np.ndarray) -> None:
+    """Ends the y-axis above nine in ten values, by half of their range."""
+    low, high = values.min(), values.max()
+    most = np.quantile(values, 0.9)
+    top = min(high, most + 0.5 * (most - low))
+    if top > low:
+        axes.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low))
+
+
+def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns codes in their first two principal components, and the shares of the variance that these explain.
+
+    >>> points, shares = project_to_components(np.array([[0.0, 0.0, 5.0], [3.0, 0.0, 5.0], [0.0, 1.0, 5.0]]))
+    >>> points.shape, bool(np.isclose(shares.sum(), 1))
+    ((3, 2), True)
+
+    Args:
+        codes: `[n, d]`, n at least 2.
+
+    Returns:
+        The points, `[n, 2]`, and the shares, `[2]`, both float64; the second component is 0 where d is 1. The largest
+        weight of a component is positive, so that its sign does not depend on chance.
+    """
+    from sklearn.decomposition import PCA
+
+    pca = PCA(min(2, codes.shape[1]), svd_solver="full")
+    # Codes that do not vary have no shares: 0 / 0.
+    with np.errstate(invalid="ignore"):
+        points = pca.fit_transform(np.asarray(codes, np.float64))
+    missing = 2 - points.shape[1]
+    return np.pad(points, ((0, 0), (0, missing))), np.nan_to_num(np.pad(pca.explained_variance_ratio_, (0, missing)))
+
+
+def project_by_t_sne(codes: np.ndarray, seed: int) -> np.ndarray:
+    """Returns codes in the plane of t-SNE, `[n, 2]`, which keeps neighbours together and distorts larger distances.
+
+    Args:
+        codes: `[n, d]`, n at least 4.
+        seed: the seed of the random part of t-SNE.
+    """
+    import threadpoolctl
+    from sklearn.manifold import TSNE
+
+    # The usual 30 neighbours are too many for a few points.
+    perplexity = min(30.0, (len(codes) - 1) / 3)
+    start = project_to_components(codes)[0]
+    spread = np.std(start[:, 0])
+    start = (start / spread * 1e-4 if spread > 0 else start).astype(np.float32)
+    # Threads would wait for each other in a busy loop: on cores with other work, one thread is several times faster.
+    with threadpoolctl.threadpool_limits(1):
+        t_sne = TSNE(2, perplexity=perplexity, init=start, random_state=seed)
+        return t_sne.fit_transform(np.asarray(codes, np.float32))
+
+
+def plot_projection(
     points: np.ndarray,
     labels: np.ndarray,
     names: Sequence[str],
     axis_names: Sequence[str],
     title: str,
-    most: int = 14,
+    coloured_labels: int = 14,
 ) -> Figure:
-    """Draws codes projected to the plane, coloured by label.
+    """Returns a plot of points in the plane, coloured by label.
 
     Args:
         points: `[n, 2]`.
-        labels: int `[n]`; -1 for none.
-        names: one per label; empty where there are none.
-        axis_names: what the two axes are.
-        title: of the plot.
-        most: labels that get a colour and shape of their own, the most frequent ones; the others are grey.
+        labels: int `[n]`; -1 for no label.
+        names: the names of the labels; empty where there are none.
+        axis_names: the names of the two axes.
+        title: the title of the plot.
+        coloured_labels: how many labels, the most frequent ones, get a colour and a shape; the others are grey.
     """
-    figure = _figure(9, 6.6)
+    figure = _make_figure(9, 6.6)
     axes = figure.add_subplot()
     present, counts = np.unique(labels[labels >= 0], return_counts=True)
-    own = np.sort(present[np.argsort(-counts, kind="stable")][:most])
+    coloured = np.sort(present[np.argsort(-counts, kind="stable")][:coloured_labels])
     size = float(np.clip(24000 / max(len(points), 1), 9, 60))
-    rest = ~np.isin(labels, own)
+    rest = ~np.isin(labels, coloured)
     if rest.any():
-        colour, name = (COLOURS[0], "") if len(own) == 0 else (_GREY, "other")
-        axes.scatter(points[rest, 0], points[rest, 1], s=size, color=colour, alpha=0.7, linewidths=0, label=name)
-    for number, label in enumerate(own):
-        axes.scatter(
-            points[labels == label, 0],
-            points[labels == label, 1],
-            s=size,
-            color=COLOURS[number % len(COLOURS)],
-            marker=_MARKERS[(number + number // len(COLOURS)) % len(_MARKERS)],
-            alpha=0.75,
-            linewidths=0,
-            label=names[label] if label < len(names) else str(label),
-        )
-    _plain(axes)
-    axes.set_xlabel(axis_names[0], fontsize=_TEXT)
-    axes.set_ylabel(axis_names[1], fontsize=_TEXT)
+        style = {"color": _GREY, "label": "other"} if len(coloured) else {"color": COLOURS[0]}
+        axes.scatter(*points[rest].T, s=size, alpha=0.7, linewidths=0, **style)
+    for number, label in enumerate(coloured):
+        style = {
+            "color": COLOURS[number % len(COLOURS)],
+            "marker": _MARKERS[(number + number // len(COLOURS)) % len(_MARKERS)],
+            "label": names[label] if label < len(names) else str(label),
+        }
+        axes.scatter(*points[labels == label].T, s=size, alpha=0.75, linewidths=0, **style)
+    _style_axes(axes, *axis_names)
     axes.set_title(title, fontsize=_TEXT + 1, loc="left")
-    if len(own):
-        legend = axes.legend(
-            fontsize=_SMALL,
-            frameon=False,
-            loc="upper left",
-            bbox_to_anchor=(1.01, 1),
-            borderaxespad=0,
-            handletextpad=0.2,
-        )
-        for handle in legend.legend_handles:
-            if handle is not None:
-                handle.set_alpha(1)
+    if len(coloured):
+        axes.legend(fontsize=_SMALL, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1), handletextpad=0.2)
     return figure
 
 
-def histogram_figure(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:
-    """Draws histograms of several kinds of images side by side, a panel a figure; the first kind is filled.
+def plot_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:
+    """Returns histograms of several kinds of images side by side, one panel per quantity; the first kind is filled.
 
-    What lies beyond a panel is counted in its first or last bin.
+    Values beyond a panel count in its first or last bin.
 
     Args:
-        panels: by the name of the figure, its values by the kind of images, `[n]` each; all have the same kinds.
-        title: of the plot.
+        panels: by the name of the quantity, its values by the kind of images, `[n]` each; all have the same kinds.
+        title: the title of the plot.
     """
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    figure = _figure(4 * columns, 3 * rows + 0.8)
-    grid = figure.add_gridspec(rows, columns)
+    figure = _make_figure(4 * columns, 3 * rows + 0.8)
     for number, (name, kinds) in enumerate(panels.items()):
-        axes = figure.add_subplot(grid[number // columns, number % columns])
-        # Of each kind nearly all, and no farther from the first than lets its own width be seen.
+        axes = figure.add_subplot(rows, columns, number + 1)
+        # A panel shows nearly all values of each kind, but is at most nine times as wide as the first kind.
         ends = np.array([np.quantile(values, (0.005, 0.995)) for values in kinds.values()])
         (first, last), (low, high) = ends[0], (ends[:, 0].min(), ends[:, 1].max())
         room = 4 * (last - first)
         low, high = (max(low, first - room), min(high, last + room)) if room > 0 else (low, high)
         bins = np.linspace(low, high if high > low else low + 1, 41)
         for place, (kind, values) in enumerate(kinds.items()):
-            inside = np.clip(values, bins[0], bins[-1])
-            shares, _ = np.histogram(inside, bins)
-            colour = COLOURS[(place - 1) % len(COLOURS)] if place else _GREY
-            style: dict[str, Any] = {"edgecolor": colour, "linewidth": 1.8}
-            if place == 0:
-                style = {"color": colour, "alpha": 0.6, "fill": True}
-            axes.stairs(shares / len(values), bins, label=kind, **style)
-        _plain(axes)
-        axes.set_xlabel(name, fontsize=_TEXT)
-        axes.set_ylabel("share of images", fontsize=_SMALL)
+            shares = np.histogram(np.clip(values, bins[0], bins[-1]), bins)[0] / len(values)
+            style: dict[str, Any] = {"color": _GREY, "alpha": 0.6, "fill": True}
+            if place:
+                style = {"edgecolor": COLOURS[(place - 1) % len(COLOURS)], "linewidth": 1.8}
+            axes.stairs(shares, bins, label=kind, **style)
+        _style_axes(axes, name, "share of images")
         axes.set_ylim(bottom=0)
-        if number == 0:
-            handles, names = axes.get_legend_handles_labels()
     figure.suptitle(title, fontsize=_TEXT + 1, x=0.01, ha="left")
+    handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=_SMALL, frameon=False)
     return figure
 
 
-def statistics_figure(statistics: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
-    """Draws which statistics of images z, v and pixels tell, and which follow z and which v in a switch.
+def plot_statistics(statistics: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
+    """Returns a plot of how well z, v and pixels predict statistics of images, and which code they follow in a switch.
 
     Args:
-        statistics: by name `r2` and `switch`, as `metrics.image_statistics` has them.
-        title: of the plot.
+        statistics: by name `r2` and `switch`, as in the result of `metrics.image_statistics`.
+        title: the title of the plot.
     """
-    figure = _figure(11, 4.8)
-    told, followed = figure.subplots(1, 2, sharey=True)
+    figure = _make_figure(11, 4.8)
+    left, right = figure.subplots(1, 2, sharey=True)
     names = list(statistics)
     panels = (
-        (told, "R2 of a linear regression", {kind: kind for kind in statistics[names[0]]["r2"]}, "r2"),
-        (followed, "coefficient after a switch of z", {"z": "of the image of z", "v": "of the image of v"}, "switch"),
+        (left, "R2 of a linear regression", {kind: kind for kind in statistics[names[0]]["r2"]}, "r2"),
+        (right, "coefficient after a switch of z", {"z": "of the image of z", "v": "of the image of v"}, "switch"),
     )
     for axes, what, kinds, group in panels:
         height = 0.8 / len(kinds)
         for number, (kind, label) in enumerate(kinds.items()):
-            found = [statistics[name][group][kind] for name in names]
+            estimates = [statistics[name][group][kind] for name in names]
             axes.barh(
-                [place + (number - (len(kinds) - 1) / 2) * height for place in range(len(names))],
-                [each["mean"] for each in found],
+                np.arange(len(names)) + (number - (len(kinds) - 1) / 2) * height,
+                [each["mean"] for each in estimates],
                 height,
-                xerr=[each["standard_error"] for each in found],
+                xerr=[each["standard_error"] for each in estimates],
                 color=COLOURS[number],
                 label=label,
             )
-        _plain(axes)
+        _style_axes(axes, what)
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_xlabel(what, fontsize=_TEXT)
         axes.legend(fontsize=_SMALL, frameon=False, loc="best")
-    # What a regression tells less of than the mean would do is as good as nothing.
-    told.set_xlim(-0.1, 1)
-    told.set_yticks(range(len(names)), names, fontsize=_SMALL)
-    told.invert_yaxis()
+    # A regression that is worse than the mean predicts nothing.
+    left.set_xlim(-0.1, 1)
+    left.set_yticks(range(len(names)), names, fontsize=_SMALL)
+    left.invert_yaxis()
     figure.suptitle(title, fontsize=_TEXT + 1, x=0.01, ha="left")
     return figure
 
 
-def png(figure: Figure) -> bytes:
-    """Returns a figure as a PNG file."""
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
+def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> Figure:
+    """Returns a plot of a confusion matrix: rows are the true classes, columns the predicted ones.
+
+    A cell is as dark as its share of the images of its class, and holds their number.
+
+    Args:
+        confusion: a result of `metrics.probe.count_confusion`.
+        label_names: the names of the labels; a label without a name is shown as its number.
+    """
+    counts = np.asarray(confusion["counts"])
+    names = [label_names[label] if label < len(label_names) else str(label) for label in confusion["labels"]]
+    side = min(3 + 0.45 * len(names), 12)
+    figure = _make_figure(max(side, 6), side)
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= _NUMBERED_CLASSES:
+        for row, column in np.argwhere(counts):
+            style = {"ha": "center", "va": "center", "color": "white" if shares[row, column] > 0.5 else "black"}
+            axes.text(column, row, str(counts[row, column]), fontsize=_SMALL - 2, **style)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=_SMALL - 2)
+    axes.set_yticks(range(len(names)), names, fontsize=_SMALL - 2)
+    axes.set_xlabel("predicted class", fontsize=_TEXT)
+    axes.set_ylabel("true class", fontsize=_TEXT)
+    figure.suptitle(
+        f"{confusion['features']}, {confusion['classifier']}: {100 * confusion['accuracy']:.1f} % of "
+        f"{counts.sum():,} images right",
+        fontsize=_TEXT,
+    )
+    return figure
 
 
-def _figure(width: float, height: float) -> Figure:
-    # Every property that a user's matplotlibrc could change and that shows is given here or below.
+def _make_figure(width: float, height: float) -> Figure:
+    """Returns an empty figure, of this size in inches, whose looks do not depend on a user's matplotlibrc."""
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
     # Inches between a panel and its neighbours, or the border.
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
     return figure
 
 
-def _plain(axes: Axes) -> None:
+def _style_axes(axes: Axes, x_label: str, y_label: str = "") -> None:
     axes.set_facecolor("white")
     axes.grid(True, color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=_SMALL)
-
-
-def _of(run: Curves, name: str) -> list[Line]:
-    return [lines[name] for lines in (run.train, run.validation) if name in lines]
-
-
-def _after(update: int, line: Line) -> Line:
-    """A line from an update on; whole where it does not go so far."""
-    steps, values = line
-    first = next((number for number, step in enumerate(steps) if step > update), 0)
-    return steps[first:], values[first:]
-
-
-def _leave_out_the_fall(axes: Axes, lines: Sequence[Line]) -> None:
-    values = np.concatenate([np.asarray(line[1], float) for line in lines]) if lines else np.zeros(0)
-    if len(values) < 2:
-        return
-    low, high = float(values.min()), float(values.max())
-    # Nine in ten values, and what lies as far again above them.
-    most = float(np.quantile(values, 0.9))
-    top = min(high, most + 0.5 * (most - low))
-    if top > low:
-        axes.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low))
-
-
-def _thousands(value: float, _: object) -> str:
-    return f"{value / 1000:g}k" if value >= 10000 else f"{value:g}"
+    axes.set_xlabel(x_label, fontsize=_TEXT)
+    axes.set_ylabel(y_label, fontsize=_TEXT)
