@@ -89,7 +89,7 @@ def compared(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
     # This one is to learn, unlike what is timed.
     own = [f"training.learning_rate={preset.training.learning_rate}", f"model.alpha={alpha}", "training.memory=keep"]
     benchmark = photographed(override(make_timed_config(preset, options.batch), [*own, *options.set]))
-    work, both, taken = benchmark.work("train", options.batch), Gradients(benchmark, options.batch), 0
+    work, both, taken = benchmark.make_work("train", options.batch), Gradients(benchmark, options.batch), 0
     for updates in sorted(options.updates):
         for _ in range(updates - taken):
             work.call()

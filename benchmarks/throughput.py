@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace) -> int:
 
     mark("import")
     benchmark = Benchmark(config, mark=mark)
-    work = benchmark.work("train" if kind == "first_step" else kind, batch)
+    work = benchmark.make_work("train" if kind == "first_step" else kind, batch)
     work.call()
     mark("first_call")
     first = time.monotonic() - process_start()

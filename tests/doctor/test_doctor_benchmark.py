@@ -16,7 +16,7 @@ def benchmark_of_tiny_model(eager_file):
 
 
 def test_steps_of_training_begin_without_waiting_for_the_one_before(benchmark_of_tiny_model):
-    work = benchmark_of_tiny_model.work("train", BATCH)
+    work = benchmark_of_tiny_model.make_work("train", BATCH)
     assert work.begin is not None
     before = int(benchmark_of_tiny_model.state.updates.numpy())
     assert work.begin().read().applied
@@ -26,4 +26,4 @@ def test_steps_of_training_begin_without_waiting_for_the_one_before(benchmark_of
 
 def test_a_batch_may_be_larger_than_what_is_held_out(benchmark_of_tiny_model):
     count = benchmark_of_tiny_model.source.sizes["test"] + 1
-    assert benchmark_of_tiny_model.work("encode", count).call().shape == (count, 8, 8, 3)
+    assert benchmark_of_tiny_model.make_work("encode", count).call().shape == (count, 8, 8, 3)

@@ -87,7 +87,7 @@ class Benchmark:
         self.state.optimizer.start_averages()
         mark("initialize")
 
-    def work(self, phase: str, batch: int) -> Work:
+    def make_work(self, phase: str, batch: int) -> Work:
         """Returns the work of one of `result.PHASES` on this number of images."""
         from tfdecouple.data import load_images
         from tfdecouple.runtime.execution import jit_compiled

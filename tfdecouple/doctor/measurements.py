@@ -50,7 +50,7 @@ def measure_speed(task: Task) -> Iterator[Result]:
         start = time.perf_counter()
         benchmark = Benchmark(make_config(request, batch, variant), devices=devices)
         for phase in variant.phases if devices == 1 else ["train"]:
-            work = benchmark.work(phase, batch)
+            work = benchmark.make_work(phase, batch)
             work.call()
             first = time.perf_counter() - start
             calls = max(1, math.ceil(_SECONDS[request.quick] / time_calls(work.call, 1, 1)[0][0]))
@@ -74,7 +74,7 @@ def measure_memory(task: Task) -> Iterator[Result]:
         # The model before is garbage that refers to itself, and would count as memory of this one.
         gc.collect()
         before = read_live_bytes(device, "current")
-        work = Benchmark(make_config(request, batch, variant)).work("train", batch)
+        work = Benchmark(make_config(request, batch, variant)).make_work("train", batch)
         work.call()
         work.call()
         peaks.append(read_live_bytes(device) - before)
