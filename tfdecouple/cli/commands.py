@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -47,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `python -m tfdecouple` and returns the exit status; without arguments, those of the command line."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     if typed[:1] == [EXPORT]:
-        # The export stands on top of the library: it is imported for its own command alone.
-        export = importlib.import_module("export.cli")
-        return int(export.main(typed[1:], f"{program_name()} {EXPORT}"))
+        return int(import_export().main(typed[1:], f"{program_name()} {EXPORT}"))
     return run_program(lambda: run_command(given_arguments(typed)))
 
 
@@ -89,3 +88,14 @@ def make_parser(names: Sequence[str]) -> argparse.ArgumentParser:
 def import_command(name: str) -> Any:
     """Returns the module of a command."""
     return importlib.import_module(f"tfdecouple.cli.{name.replace('-', '_')}")
+
+
+def import_export() -> Any:
+    """Returns the command line of the export that lies beside this package."""
+    # The working folder, which may hold another `export`, comes first where Python was started with -m.
+    folder = str(pathlib.Path(__file__).resolve().parents[2])
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module("export.cli")
+    finally:
+        sys.path.remove(folder)

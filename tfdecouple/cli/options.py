@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from tfdecouple.data.sources import kinds_listed
-from tfdecouple.errors import UserError
+from tfdecouple.errors import UserError, one_line
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 
 # The largest factor of v.
@@ -54,7 +54,7 @@ def make_number_type(kind: type[int] | type[float], least: float = 0, most: floa
             value = math.nan
         if not least <= value <= most:
             bound = f"at least {least:,}" if value < least else f"at most {most:,}" if value > most else numeral
-            raise argparse.ArgumentTypeError(f"is {text}; it must be {bound}")
+            raise argparse.ArgumentTypeError(f"is {one_line(text, 60)}; it must be {bound}")
         return value
 
     return convert
@@ -84,7 +84,8 @@ def add_choice(parser: Any, name: str, values: Sequence[str], text: str) -> None
 
     def convert(value: str) -> str:
         if value not in values:
-            raise argparse.ArgumentTypeError(f"is {value!r}; it must be {', '.join(values[:-1])} or {values[-1]}")
+            listed = f"{', '.join(values[:-1])} or {values[-1]}"
+            raise argparse.ArgumentTypeError(f"is {one_line(repr(value), 60)}; it must be {listed}")
         return value
 
     parser.add_argument(name, type=convert, default=values[0], metavar="NAME", help=f"{text} (default {values[0]})")
