@@ -6,7 +6,7 @@ from helpers.numbered import one_line_error
 
 from tfdecouple.data.attributes import read_attributes
 from tfdecouple.data.labels import checked_labels, require_labels
-from tfdecouple.data.source import Source
+from tfdecouple.data.splits import Source
 
 
 def table(tmp_path, text, encoding="utf-8"):

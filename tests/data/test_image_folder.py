@@ -85,7 +85,7 @@ class TestFolder:
         # Of more files the hash alone decides, as it always has.
         parts = hash_split(self._files(400))
         for name, lower, upper in (("test", 0, 0.05), ("validation", 0.05, 0.1)):
-            keys = [file.key for file in self._files(400) if lower <= image_folder.hash_of(file.key) < upper]
+            keys = [file.key for file in self._files(400) if lower <= image_folder.hash_key(file.key) < upper]
             assert [file.key for file in parts[name]] == keys
 
     @pytest.mark.parametrize(("count", "least"), [(9, 1), (10, 1), (40, 4), (79, 7), (150, 8), (200, 8)])

@@ -17,8 +17,7 @@ from tfdecouple.data import load_images, open_source, training_batches
 from tfdecouple.data.batches import augment
 from tfdecouple.data.codecs import codec_bits_per_dim
 from tfdecouple.data.image_file import centre_box, fit, fit_pixels, read_image, resize_said
-from tfdecouple.data.source import Source
-from tfdecouple.data.splits import MemorySplit
+from tfdecouple.data.splits import MemorySplit, Source
 
 GREY = (8, 12, 1)
 

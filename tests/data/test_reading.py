@@ -19,7 +19,7 @@ from PIL import Image
 from export.provenance import Provenance
 from tfdecouple.cli.run_images import read_image_files
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.data.image_file import fit, fit_image, read_image
+from tfdecouple.data.image_file import fit, fit_pixels, read_image
 from tfdecouple.data.tfds import decode_pixels
 
 EXAMPLES = ROOT / "examples"
@@ -51,7 +51,7 @@ def test_the_filter_is_bilinear_with_antialiasing() -> None:
         weights /= weights.sum(1, keepdims=True)
         right = np.einsum("yi,xj,ijc->yxc", weights, weights, image.astype(np.float64))
         # Rounded twice, a value is off by at most one half and, under weights that sum to one, one half more.
-        assert np.abs(fit_image(Image.fromarray(image), (size, size, 3), 0) - right).max() < 1.001
+        assert np.abs(fit_pixels(image, (size, size, 3), 0) - right).max() < 1.001
 
 
 @pytest.mark.parametrize("crop", [0, 20])
@@ -128,7 +128,7 @@ def test_the_filter_in_javascript_gives_the_very_same_bytes(tmp_path) -> None:
         image = rng.integers(0, 256, (side, side, 3), np.uint8) if number % 2 else rng.choice([0, 255], (side, side, 3))
         image = image.astype(np.uint8)
         image.tofile(tmp_path / str(number))
-        right.append(fit_image(Image.fromarray(image), (size, size, 3), 0))
+        right.append(fit_pixels(image, (size, size, 3), 0))
     listed = [[str(number), side, size] for number, (side, size) in enumerate(cases)]
     (tmp_path / "cases.json").write_text(json.dumps(listed))
     subprocess.run(["node", program], cwd=tmp_path, check=True, timeout=PATIENCE)

@@ -72,7 +72,7 @@ class TestPhotographs:
     def test_boxes_are_pinned(self) -> None:
         # Crops must be the same on every machine and with every version of NumPy.
         draws = np.random.default_rng(3).random((1000, 3))
-        boxes = photographs_module.crop_boxes((640, 427), "test", 32, draws)
+        boxes = photographs_module.crop_boxes((640, 427), "test", (32, 32), draws)
         assert hashlib.sha256(boxes.astype("<i8").tobytes()).hexdigest()[:16] == "f95893a383df9c23"
 
     @pytest.mark.parametrize("size", [(640, 427), (451, 300), (512, 512), (300, 451)])
@@ -95,7 +95,7 @@ class TestPhotographs:
         size = (451, 300)
         draws = np.random.default_rng(0).random((2000, 3))
         draws[0], draws[1] = 0.0, np.nextafter(1.0, 0.0)
-        boxes = photographs_module.crop_boxes(size, split, 32, draws)
+        boxes = photographs_module.crop_boxes(size, split, (32, 32), draws)
         left, top, right, bottom = photographs_module.region(size, split)
         assert (boxes[:, :2] >= (left, top)).all() and (boxes[:, 2:] <= (right, bottom)).all()
         sides = boxes[:, 2] - boxes[:, 0]
@@ -120,7 +120,7 @@ class TestPhotographs:
         size = photographs_module.largest_side(picture.size)
         images, _ = photographs_module.cut_crops((picture,), "test", 5, (size, size, 3))
         draws = np.random.default_rng(photographs_module._SEEDS["test"]).random((5, 3))
-        boxes = photographs_module.crop_boxes(picture.size, "test", size, draws)
+        boxes = photographs_module.crop_boxes(picture.size, "test", (size, size), draws)
         for image, (left, top, right, bottom) in zip(images, boxes, strict=True):
             np.testing.assert_array_equal(image, np.asarray(picture)[top:bottom, left:right])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers.models import random_images
 
-from tfdecouple.data.source import Source
+from tfdecouple.data.splits import Source
 from tfdecouple.data.splits import MemorySplit
 
 

@@ -1,4 +1,4 @@
-"""Images: where they come from, and batches of them for training and evaluation (paper appendix C.1).
+"""Images: data sources, and batches of them for training and evaluation (paper appendix C.1).
 
 >>> from tfdecouple.config import DataConfig
 >>> from tfdecouple.data import open_source
@@ -19,21 +19,8 @@ if TYPE_CHECKING:
         steps_per_epoch,
         training_batches,
     )
-    from tfdecouple.data.source import Source
     from tfdecouple.data.sources import crop_of_own_images, open_source
-
-# Names come from their modules at first use: the kinds of sources are listed before TensorFlow is imported.
-_HOMES = {
-    "Source": "source",
-    "chosen_batches": "batches",
-    "crop_of_own_images": "sources",
-    "evaluation_batches": "batches",
-    "load_images": "batches",
-    "open_source": "sources",
-    "own_share": "batches",
-    "steps_per_epoch": "batches",
-    "training_batches": "batches",
-}
+    from tfdecouple.data.splits import Source
 
 __all__ = [
     "Source",
@@ -49,6 +36,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tfdecouple.data' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"tfdecouple.data.{_HOMES[name]}"), name)
+    # The kinds of sources are listed in help texts, which must not wait for TensorFlow: `batches` imports it.
+    for module in ("sources", "batches") if name in __all__ else ():
+        home = importlib.import_module(f"tfdecouple.data.{module}")
+        if hasattr(home, name):
+            return getattr(home, name)
+    raise AttributeError(f"module 'tfdecouple.data' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Numbers of images by file name, from a CSV file: ages, poses, attributes that are there or not."""
+"""Attributes of images from a CSV file: numbers by file name, such as age, pose, or 1 and 0 for yes and no."""
 
 from __future__ import annotations
 
@@ -13,19 +13,15 @@ import numpy as np
 
 from tfdecouple.errors import DataError, one_line
 
-# A line that is longer is no line of a table of numbers.
-_LONGEST_CELL = 2**16
-_MOST_COLUMNS = 10_000
-
 
 @dataclasses.dataclass(frozen=True)
 class Attributes:
-    """A table of numbers, a row an image.
+    """A table of numbers, one row per image.
 
     Attributes:
-        path: of the file, for messages.
-        names: of the columns after the first, which holds the names of the files.
-        rows: float64 `[columns]` by the name of the file; NaN where a cell is empty.
+        path: path of the file, for messages.
+        names: names of the columns after the first, which holds file names.
+        rows: float64 `[columns]` by file name; NaN for an empty cell.
     """
 
     path: str
@@ -33,13 +29,10 @@ class Attributes:
     rows: dict[str, np.ndarray]
 
     def require_one_each(self, keys: Iterable[str]) -> None:
-        """Refuses rows that name only the last part of a path, where two images share that.
+        """Raises DataError where a row has only the last part of a path, and two images of the source share it.
 
         Args:
-            keys: of all images of the source, whatever split they are of.
-
-        Raises:
-            DataError: naming both.
+            keys: names of all images of the source, in all splits.
         """
         whose: dict[str, str] = {}
         for key in keys:
@@ -51,10 +44,10 @@ class Attributes:
                 )
 
     def of(self, keys: Iterable[str]) -> np.ndarray:
-        """Returns the numbers of images, float64 `[n, columns]`; NaN where the table says nothing.
+        """Returns the numbers of images, float64 `[n, columns]`; NaN where the table has none.
 
         Args:
-            keys: of the images, as `Source.key`: a path below the folder. A row may name it whole, or its last part.
+            keys: names of the images as of `Source.key`, paths below the folder. A row may have the last part alone.
         """
         unknown = np.full(len(self.names), math.nan)
         found = [self.rows.get(key, self.rows.get(key.rpartition("/")[2], unknown)) for key in keys]
@@ -69,17 +62,15 @@ def read_attributes(path: str | pathlib.Path) -> Attributes:
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file, strict=True, skipinitialspace=True)
-            csv.field_size_limit(_LONGEST_CELL)
-            return _table(str(path), lines)
+            return _read_rows(str(path), csv.reader(file, strict=True, skipinitialspace=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise DataError(f"cannot read the attributes {path}: {reason}; give a CSV file in UTF-8") from error
 
 
-def _table(path: str, lines: Any) -> Attributes:
+def _read_rows(path: str, lines: Any) -> Attributes:
     header = [name.strip() for name in next(lines, [])]
-    if not 2 <= len(header) <= _MOST_COLUMNS or not all(header[1:]):
+    if len(header) < 2 or not all(header[1:]):
         raise DataError(
             f"{path} begins with no line of names; it must be such as: file,age,smiling (commas between them)"
         )

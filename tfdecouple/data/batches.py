@@ -10,25 +10,21 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data.source import Source
-from tfdecouple.data.splits import ALGORITHM
+from tfdecouple.data.splits import ALGORITHM, Source
 from tfdecouple.errors import DataError
 from tfdecouple.runtime import settings
 
 # Order and augmentation draw from different streams of the one seed.
 _ORDER_STREAM, _AUGMENTATION_STREAM = 0, 1
 
-# Batches that are made ahead of their turn.
-_READY = 2
-
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Returns the number of whole batches in the training set; what is left over differs from epoch to epoch.
+    """Returns the number of whole batches in the training set; the images left over differ from epoch to epoch.
 
     Raises:
         DataError: for a batch that is empty or larger than the training set.
     """
-    _check_batch_size(batch_size)
+    _require_least("the batch size", batch_size, 1)
     size = source.sizes["train"]
     if batch_size > size:
         raise DataError(
@@ -50,19 +46,19 @@ def training_batches(
     """Returns the endless stream of training batches, shuffled anew for each epoch and augmented (appendix C.1).
 
     Batch number k, counted from 0 over the whole run, is a pure function of the source, `config`, `batch_size`, `seed`
-    and k: a run that continues with `start_step=k` sees bit for bit what an unbroken run sees. All that is random comes
-    from stateless operations, since `tf.data.Dataset.shuffle` would also depend on `tf.random.set_seed`.
+    and k: a run that is resumed with `start_step=k` sees bit for bit the images of an unbroken run. All random
+    operations are stateless, since `tf.data.Dataset.shuffle` would also depend on `tf.random.set_seed`.
 
     Args:
         source: the opened data set.
-        config: whose `horizontal_flip` and `pad_and_crop` are applied.
+        config: options `horizontal_flip` and `pad_and_crop`.
         batch_size: images per batch, over all devices.
         seed: of order and augmentation, at least 0 and below 2**63.
         start_step: number of the first batch. The images before it in its epoch are neither decoded nor augmented.
-        micro_batches: M equal parts that each batch comes in, one after the other; which images it has does not change.
-        context: of one of the input pipelines of `tf.distribute.Strategy.distribute_datasets_from_function`. With P
-            pipelines and R replicas, pipeline p decodes only the p-th of P equal slices of every batch, and yields it
-            as R / P batches, one for each of its replicas, in their order. None is the whole batch in one.
+        micro_batches: number M of equal parts in which each batch comes, one after the other.
+        context: of an input pipeline of `tf.distribute.Strategy.distribute_datasets_from_function`. With P pipelines
+            and R replicas, pipeline p decodes only the p-th of P equal slices of every batch, and yields the slice as
+            R / P batches, one for each of its replicas, in their order. None stands for the whole batch in one.
 
     Returns:
         An infinite dataset of dicts: "image" uint8 [B, height, width, channels] and "label" int32 [B] (-1 for none),
@@ -75,7 +71,7 @@ def training_batches(
     """
     context = context or tf.distribute.InputContext()
     steps = steps_per_epoch(source, batch_size)
-    _check_at_least("start_step", start_step, 0)
+    _require_least("start_step", start_step, 0)
     if not 0 <= seed < 2**63:
         raise DataError(f"the seed is {seed}; it must be at least 0 and below 2**63")
     shorter = min(source.image_shape[:2])
@@ -97,7 +93,7 @@ def training_batches(
         done = tf.where(tf.equal(epoch, first_epoch), tf.constant(first_step * batch_size, tf.int64), 0)
         return order.enumerate(epoch * images_per_epoch).skip(done)
 
-    # The index in the batch decides, not that in what is left of the data set: the noise of an image goes by it, too.
+    # Images are shared out by their positions in the global batch, because the noise of an image is keyed by that.
     slice_size = micro_batch // context.num_input_pipelines
 
     def is_ours(number: tf.Tensor, record: Any) -> tf.Tensor:
@@ -113,7 +109,7 @@ def training_batches(
         )
         return {"image": image, "label": label}
 
-    # Only records pass through the loop over epochs, so decoding runs ahead across their borders.
+    # Only records pass through the loop over epochs, so that images are decoded ahead across the borders of epochs.
     records = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_records)
     if context.num_input_pipelines > 1:
         records = records.filter(is_ours)
@@ -144,8 +140,7 @@ def evaluation_batches(
         split: "train", "validation" or "test".
         batch_size: images per batch B, over all devices.
         limit: number of images from the beginning of the split; 0 for all.
-        indices: these images only, as for `chosen_batches`, which says what takes the place of an unreadable one; None
-            for all.
+        indices: only these images, see `chosen_batches`; None for all.
 
     Returns:
         A finite dataset of dicts: "image" uint8 [B, height, width, channels], "label" int32 [B] (-1 for none), "index"
@@ -154,8 +149,8 @@ def evaluation_batches(
     Raises:
         DataError: for an unknown split, an empty batch, a negative limit or an index outside the split.
     """
-    _check_batch_size(batch_size)
-    _check_at_least("limit", limit, 0)
+    _require_least("the batch size", batch_size, 1)
+    _require_least("limit", limit, 0)
     examples = source.examples(split) if indices is None else _chosen_examples(source, split, indices)
     if limit:
         examples = examples.take(limit)
@@ -174,7 +169,7 @@ def evaluation_batches(
 
 
 def own_share(batches: tf.data.Dataset, context: tf.distribute.InputContext) -> tf.data.Dataset:
-    """Returns what an input pipeline gives to its replicas: its slice of every batch, one replica's after the other's.
+    """Returns the part of evaluation batches that one input pipeline gives to its replicas.
 
     Args:
         batches: nested tensors `[batch, ...]`, of batch sizes that the replicas divide.
@@ -189,11 +184,11 @@ def own_share(batches: tf.data.Dataset, context: tf.distribute.InputContext) -> 
     first = context.input_pipeline_id * own
 
     def slices(batch: Any) -> Any:
-        def of(values: tf.Tensor) -> tf.Tensor:
+        def cut(values: tf.Tensor) -> tf.Tensor:
             size = values.shape[0]
             return tf.reshape(values, [replicas, size // replicas if size else -1, *values.shape[1:]])[first:][:own]
 
-        return tf.nest.map_structure(of, batch)
+        return tf.nest.map_structure(cut, batch)
 
     return batches if replicas == 1 else batches.map(slices).unbatch()
 
@@ -208,7 +203,7 @@ def load_images(
         split: "train", "validation" or "test".
         count: number of images.
         start: index of the first. Unreadable images that are skipped are not counted.
-        at_most: whether fewer will do, of which there must be one.
+        at_most: whether fewer images will do, but at least one.
 
     Returns:
         The images, uint8 [count, height, width, channels], and their labels, int32 [count] (-1 for none).
@@ -216,8 +211,8 @@ def load_images(
     Raises:
         DataError: for an unknown split, more images than there are, or an unreadable image.
     """
-    _check_at_least("count", count, 1)
-    _check_at_least("start", start, 0)
+    _require_least("count", count, 1)
+    _require_least("start", start, 0)
     examples = source.split(split).examples(start).take(count).batch(count)
     with source.guard():
         loaded = next(examples.as_numpy_iterator(), None)
@@ -237,23 +232,23 @@ def chosen_batches(
     Args:
         source: the opened data set.
         split: "train", "validation" or "test".
-        indices: whole numbers from 0 on, `[n]`; what is repeated comes once.
+        indices: whole numbers from 0 on, `[n]`; a repeated one comes once.
         batch_size: images at a time; the last batch may be smaller.
 
     Yields:
-        Dicts of "image" uint8 [b, height, width, channels], "label" int32 [b] (-1 for none) and "index" int64 [b]. In
-        place of an unreadable image that is skipped comes the next one.
+        Dicts of "image" uint8 [b, height, width, channels], "label" int32 [b] (-1 for none) and "index" int64 [b]. The
+        next image stands in for an unreadable one that is skipped.
 
     Raises:
         DataError: for an unknown split, an index outside it, an empty batch or an unreadable image.
     """
-    _check_batch_size(batch_size)
+    _require_least("the batch size", batch_size, 1)
     with source.guard():
         yield from _finished(_chosen_examples(source, split, indices).batch(batch_size)).as_numpy_iterator()
 
 
 def _chosen_examples(source: Source, split: str, indices: np.ndarray) -> tf.data.Dataset:
-    """Returns what `Source.examples` gives, of the images with these indices."""
+    """Returns the images with these indices, as `Source.examples` does."""
     opened = source.split(split)
     wanted = np.unique(np.asarray(indices, np.int64))
     if len(wanted) and not (wanted[0] >= 0 and wanted[-1] < opened.size):
@@ -270,24 +265,20 @@ def _chosen_examples(source: Source, split: str, indices: np.ndarray) -> tf.data
 def _finished(batches: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
-    # Whoever ends a tuned pipeline waits for the tuner, which sleeps for about as long as the pipeline has run.
+    # The end of a tuned pipeline waits for the tuner, which sleeps for about as long as the pipeline has run.
     options.autotune.enabled = False
     if threads := settings.current().data_threads:
         options.threading.private_threadpool_size = threads
     # Several workers that share no files must split the images between them; by files, some would get none.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return batches.with_options(options).prefetch(_READY)
+    return batches.with_options(options).prefetch(2)
 
 
 def _fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(seed, number, alg=ALGORITHM)
 
 
-def _check_batch_size(batch_size: int) -> None:
-    _check_at_least("the batch size", batch_size, 1)
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
+def _require_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise DataError(f"{name} is {value}; it must be at least {least}")
 
@@ -299,8 +290,8 @@ def augment(image: tf.Tensor, seed: tf.Tensor, *, horizontal_flip: bool, pad_and
         image: uint8 [height, width, channels], known statically.
         seed: int64 [2]; the result is a pure function of image and seed.
         horizontal_flip: whether to mirror at all.
-        pad_and_crop: pixels of reflected border (as `numpy.pad`'s "reflect") that the random crop may reach
-            into, below height and width; 0 for no crop.
+        pad_and_crop: pixels of reflected border (as `numpy.pad`'s "reflect") for a random crop, below height and width;
+            0 for no crop.
 
     Returns:
         uint8 [height, width, channels].
@@ -311,7 +302,7 @@ def augment(image: tf.Tensor, seed: tf.Tensor, *, horizontal_flip: bool, pad_and
     rows, columns = tf.range(height), tf.range(width)
     draws = tf.random.stateless_uniform([3], seed, alg=ALGORITHM)
     if pad_and_crop:
-        # Padding, cropping and mirroring only choose pixels, so the indices take it all and the image moves once.
+        # Padding, cropping and mirroring only choose pixels, so they change indices and the image is copied once.
         shifts = tf.cast(tf.floor(draws[:2] * (2 * pad_and_crop + 1)), tf.int32) - pad_and_crop
         rows, columns = _reflected(rows + shifts[0], height), _reflected(columns + shifts[1], width)
     if horizontal_flip:

@@ -1,4 +1,4 @@
-"""Lossless image codecs, as a yardstick for the model's bits per dimension (paper Table 1)."""
+"""Bits per dimension of lossless image codecs, to compare with the model's (paper Table 1)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "webp": {"format": "WEBP", "lossless": True, "quality": 100, "method": 6, "exact": True},
     "png": {"format": "PNG", "optimize": True},
 }
-# The most that WebP takes.
+# WebP's limit.
 _MOST_ROWS = 16383
 
 
@@ -30,9 +30,8 @@ def codec_bits_per_dim(images: np.ndarray, codec: str = "webp") -> np.ndarray:
     """Returns how many bits per subpixel a lossless codec needs for each image, in a file of its own, header counted.
 
     Args:
-        images: uint8 [N, H, W, C], N at least 1. Of one channel PNG is grey, and WebP's three colours are equal; of
-            others than one and three each is coded as a grey picture, one below the other, in as few files as hold
-            them.
+        images: uint8 [N, H, W, C], N at least 1. Images of other than three channels are coded as grey pictures, one
+            channel below the other, in as few files as can hold them.
         codec: "webp" (slowest, smallest setting) or "png" (optimised).
 
     Returns:
@@ -60,7 +59,7 @@ def codec_bits_per_dim(images: np.ndarray, codec: str = "webp") -> np.ndarray:
 
 
 def _pictures(image: np.ndarray) -> list[np.ndarray]:
-    """Returns an image as what the formats know: of three channels itself, of others grey pictures."""
+    """Returns an image as pictures that the formats can hold: RGB as it is, other channels as grey pictures."""
     height, _, channels = image.shape
     if channels == RGB_CHANNELS:
         return [image]

@@ -1,9 +1,8 @@
-"""Image files, read with Pillow and fitted to the model: the one way in which training, commands and clients do it.
+"""Image files, read with Pillow and fitted to the model: the one way of training, commands and exported clients.
 
-The centre of an image in the proportions of the model's is cut out and resized. The arithmetic is that of Pillow's
-filter BILINEAR on 8-bit pixels: a triangle as wide as two pixels of the smaller of the two images, first along the
-rows, then along the columns, each result rounded to 8 bits. `export/page/resize.js` does the same in JavaScript, to the
-byte.
+The centre of an image, in the proportions of the model's images, is cut out and resized as Pillow's filter BILINEAR
+does it on 8-bit pixels: a triangle as wide as two pixels of the smaller of the two images, first along the rows, then
+along the columns, each result rounded to 8 bits. `export/page/resize.js` does the same in JavaScript, to the byte.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import pathlib
 import stat
 import threading
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import tensorflow as tf
@@ -24,32 +23,55 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape, describe_channels
 from tfdecouple.errors import DataError, one_line
 
+# 400 MB as RGB: few cameras take more pixels, and a small file can claim any number.
+MOST_PIXELS = 2**27
+
+# The formats that a file is opened as, by its ending; none of them needs another program. The common formats are often
+# mistaken for each other in names, so the content decides between them; without a known ending, between all.
+_COMMON = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+_FORMATS = {
+    **dict.fromkeys((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"), _COMMON),
+    **dict.fromkeys((".pgm", ".ppm"), ("PPM",)),
+    **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
+}
+# Pixels as NumPy saves them, for images of other numbers of channels than image files have.
+ARRAY_SUFFIX = ".npy"
+SUFFIXES = tuple(sorted((*_FORMATS, ARRAY_SUFFIX)))
+# Endings of image files that are not read; users who have such files are told.
+UNREAD_SUFFIXES = (
+    *(".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"),
+    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),
+    *(".exr", ".pbm", ".pnm", ".psd", ".tga"),
+)
+
 
 def resize_said(image_shape: Shape) -> str:
-    """Returns what exported files and cards say of how images are resized."""
+    """Returns how images are resized, for exported files and cards."""
     channels = image_shape[-1]
-    of = describe_channels(channels) if channels in PILLOW_MODES else "pixels, each channel by itself"
+    kind = describe_channels(channels) if channels in PILLOW_MODES else "pixels, each channel by itself"
     return (
-        f"bilinear with antialiasing: Pillow's Image.resize(size, BILINEAR) on 8-bit {of}; an image of the right size "
-        "passes"
+        f"bilinear with antialiasing: Pillow's Image.resize(size, BILINEAR) on 8-bit {kind}; an image of the right "
+        "size passes"
     )
 
 
 def crop_said(image_shape: Shape, centre_crop: int) -> str:
-    """Returns what exported files and cards say of `centre_box`: the only number in it is that of `centre_crop`."""
+    """Returns how images are cropped, for exported files and cards; its only number, if any, is `centre_crop`."""
     if image_shape[0] == image_shape[1]:
         return f"centre square of {centre_crop} pixels, or the largest" if centre_crop else "largest centre square"
-    what = "centre in the proportions of the model's images"
-    return f"{what}, {centre_crop} pixels along its shorter side, or the largest" if centre_crop else f"largest {what}"
+    centre = "centre in the proportions of the model's images"
+    return (
+        f"{centre}, {centre_crop} pixels along its shorter side, or the largest" if centre_crop else f"largest {centre}"
+    )
 
 
-def centre_box(height: Any, width: Any, image_shape: Shape, centre_crop: int) -> tuple[Any, Any, Any, Any]:
-    """Returns what is cut out of an image: the first row and column, and how many rows and columns, rounded down.
+def centre_box(height: int, width: int, image_shape: Shape, centre_crop: int) -> tuple[int, int, int, int]:
+    """Returns the rectangle to cut out of an image: the first row and column, and the numbers of rows and columns.
 
     Args:
-        height: of the image, a number or a tensor.
+        height: of the image in pixels.
         width: likewise.
-        image_shape: of the model's images, in whose proportions it is cut.
+        image_shape: shape of the model's images, whose proportions the rectangle has.
         centre_crop: pixels along the shorter side to keep, where there are so many; 0 for all that fits.
 
     >>> centre_box(100, 300, (32, 32, 3), 0)
@@ -58,119 +80,76 @@ def centre_box(height: Any, width: Any, image_shape: Shape, centre_crop: int) ->
     ((0, 83, 100, 133), (20, 110, 60, 80))
     """
     rows_as, columns_as, _ = image_shape
-    least, most = (tf.minimum, tf.maximum) if tf.is_tensor(height) else (min, max)
-    rows = least(height, most(width * rows_as // columns_as, 1))
-    columns = least(width, most(height * columns_as // rows_as, 1))
+    rows = min(height, max(width * rows_as // columns_as, 1))
+    columns = min(width, max(height * columns_as // rows_as, 1))
     if centre_crop:
         shorter = min(rows_as, columns_as)
-        rows = least(rows, centre_crop * rows_as // shorter)
-        columns = least(columns, centre_crop * columns_as // shorter)
+        rows = min(rows, centre_crop * rows_as // shorter)
+        columns = min(columns, centre_crop * columns_as // shorter)
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def fit_image(image: Image.Image, image_shape: Shape, centre_crop: int) -> np.ndarray:
+def fit_pixels(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.ndarray:
     """Returns the centre of an image in the model's shape; an image of the right size passes bit for bit.
 
     Args:
-        image: of the model's channels: RGB for three of them, L for one, RGBA or CMYK for four, LA for two.
+        pixels: uint8 [H, W, channels], or [H, W] for one channel.
         image_shape: height, width and channels of the result.
-        centre_crop: as for `centre_box`.
+        centre_crop: see `centre_box`.
 
     Returns:
         uint8 [height, width, channels].
     """
-    return fit_pixels(np.asarray(image), image_shape, centre_crop)
-
-
-def fit_pixels(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.ndarray:
-    """As `fit_image`, of pixels, uint8 [H, W, channels], or [H, W] for one channel."""
     top, left, rows, columns = centre_box(pixels.shape[0], pixels.shape[1], image_shape, centre_crop)
-    return _resized(pixels[top : top + rows, left : left + columns], image_shape)
+    return _resize(pixels[top : top + rows, left : left + columns], image_shape)
 
 
-def _resized(pixels: np.ndarray, shape: Shape) -> np.ndarray:
-    height, width, channels = shape
+def _resize(pixels: np.ndarray, image_shape: Shape) -> np.ndarray:
+    height, width, channels = image_shape
     if pixels.shape[:2] == (height, width):
-        return pixels.reshape(shape)
+        return pixels.reshape(image_shape)
 
-    def resized(part: np.ndarray) -> np.ndarray:
+    def resize(part: np.ndarray) -> np.ndarray:
         image = Image.fromarray(np.ascontiguousarray(part))
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
     if channels == RGB_CHANNELS:
-        return resized(pixels)
-    # Each channel by itself: Pillow would take the last of four for how much the others count.
-    every = pixels.reshape(*pixels.shape[:2], channels)
-    return np.stack([resized(every[..., channel]) for channel in range(channels)], -1)
+        return resize(pixels)
+    # Each channel is resized alone: Pillow would take the last of four as the weight of the others.
+    pixels = pixels.reshape(*pixels.shape[:2], channels)
+    return np.stack([resize(pixels[..., channel]) for channel in range(channels)], -1)
 
 
 def fit(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Tensor:
-    """Returns the centre of an image in the model's shape, as `fit_image` does, within a tf.data pipeline.
+    """Returns the centre of an image in the model's shape, as `fit_pixels` does, within a tf.data pipeline.
 
     Args:
-        image: uint8 [H, W, channels], the channels known statically: those of the model, or 1, which are repeated.
+        image: uint8 [H, W, channels], the channels known statically: as in `image_shape`, or grey for RGB, or RGB for
+            grey.
         image_shape: height, width and channels of the result.
-        centre_crop: as for `centre_box`.
+        centre_crop: see `centre_box`.
 
     Returns:
         uint8 [height, width, channels].
     """
-    if image.shape[-1] == 1 and image_shape[-1] == RGB_CHANNELS:
-        image = tf.image.grayscale_to_rgb(image)
-    if image.shape[-1] == RGB_CHANNELS and image_shape[-1] == 1:
-        image = tf.numpy_function(grey, [image], tf.uint8, stateful=False)
-    top, left, rows, columns = centre_box(tf.shape(image)[0], tf.shape(image)[1], image_shape, centre_crop)
-    cut = image[top : top + rows, left : left + columns]
+    if image.shape == image_shape and not centre_crop:
+        return image
 
-    def resized() -> tf.Tensor:
-        # tf.image.resize rounds once, where Pillow rounds twice: a tenth of the values would differ by one level.
-        return tf.numpy_function(lambda pixels: _resized(pixels, image_shape), [cut], tf.uint8, stateful=False)
+    def convert_and_fit(pixels: np.ndarray) -> np.ndarray:
+        if pixels.shape[-1] != image_shape[-1]:
+            mode = PILLOW_MODES[image_shape[-1]]
+            pixels = np.asarray(Image.fromarray(pixels.squeeze(-1) if mode == "RGB" else pixels).convert(mode))
+        return fit_pixels(pixels, image_shape, centre_crop)
 
-    fits = tf.logical_and(tf.equal(rows, image_shape[0]), tf.equal(columns, image_shape[1]))
-    return tf.ensure_shape(tf.cond(fits, lambda: cut, resized), image_shape)
-
-
-def grey(pixels: np.ndarray) -> np.ndarray:
-    """Returns RGB pixels, uint8 [H, W, 3], as Pillow makes them grey, [H, W, 1]."""
-    return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-
-
-# Pixels that a file may have, 400 MB as RGB: few cameras take more, and a small file can claim any number.
-MOST_PIXELS = 2**27
-
-# What a file is opened as, by its ending: formats that need no other program. The common ones are often mistaken for
-# each other in names, so the content decides between them; where the ending says nothing, between all.
-_COMMON = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
-_FORMATS = {
-    **dict.fromkeys((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"), _COMMON),
-    **dict.fromkeys((".pgm", ".ppm"), ("PPM",)),
-    **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
-}
-# Pixels as NumPy saves them, for images of more channels than the others take.
-ARRAY_SUFFIX = ".npy"
-SUFFIXES = tuple(sorted((*_FORMATS, ARRAY_SUFFIX)))
-# Of images, too, but not read: whoever has such files is told.
-UNREAD_SUFFIXES = (
-    *(".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"),
-    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),
-    *(".exr", ".pbm", ".pnm", ".psd", ".tga"),
-)
-
-# Pillow would clip these to 8 bits instead of scaling them.
-_WIDE_MODES = ("I", "F")
-
-
-@functools.cache
-def _use_large_blocks() -> None:
-    """Has Pillow keep pixels in blocks of 64 MiB: freed ones below 32 MB would stay with the thread that had them."""
-    Image.core.set_block_size(2**26)
+    # tf.image.resize rounds once, where Pillow rounds twice: a tenth of the values would differ by 1.
+    return tf.ensure_shape(tf.numpy_function(convert_and_fit, [image], tf.uint8, stateful=False), image_shape)
 
 
 class PixelBudget:
     """A limit on the pixels that all threads together hold decoded: a small file can be large in memory.
 
     Args:
-        pixels: the budget; no image has more.
+        pixels: the limit, which no single image exceeds.
     """
 
     def __init__(self, pixels: int) -> None:
@@ -179,7 +158,7 @@ class PixelBudget:
 
     @contextlib.contextmanager
     def taken(self, pixels: int) -> Iterator[None]:
-        """Waits until so many pixels are free, and takes them while it is entered."""
+        """Waits until so many pixels are free, and takes them while the context is entered."""
         with self._changed:
             self._changed.wait_for(lambda: pixels <= self._free)
             self._free -= pixels
@@ -194,18 +173,24 @@ class PixelBudget:
 _BUDGET = PixelBudget(MOST_PIXELS)
 
 
-def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
-    """Reads an image file, turned upright as its EXIF data say, and returns its centre in the model's shape.
+@functools.cache
+def _use_large_blocks() -> None:
+    """Has Pillow keep pixels in blocks of 64 MiB: freed ones below 32 MB would stay with the thread that had them."""
+    Image.core.set_block_size(2**26)
 
-    Of three channels: grey, palette and CMYK images become RGB, transparency is dropped. Of one: all become grey, as
-    Pillow makes them ("L"). Of another number the file must have as many: LA, RGBA, CMYK, or an array of NumPy (.npy),
-    uint8 [H, W, channels], which may have any number. `fit_image` says how images of another size are resized.
+
+def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
+    """Reads an image file, turned upright by its EXIF data, and returns its centre in the model's shape.
+
+    For three channels, grey, palette and CMYK images become RGB and transparency is dropped. For one channel, all
+    images become grey, as Pillow's "L". For any other number the file must have that number of channels: LA, RGBA,
+    CMYK, or an array of NumPy (.npy), uint8 [H, W, channels]. See `fit_pixels` for images of another size.
 
     Args:
         path: of the file.
         image_shape: height, width and channels of the result.
-        centre_crop: pixels along the shorter side to keep; all that fits where it is 0 or there are not so many.
-        file: its content, where it lies on no disk; `path` then only names it.
+        centre_crop: see `centre_box`.
+        file: the open file, where it is not on a disk; `path` then only names it.
 
     Returns:
         uint8 [height, width, channels].
@@ -215,21 +200,31 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
             ending allows, has more than `MOST_PIXELS`, or not the channels of the model.
     """
     _use_large_blocks()
+    channels = image_shape[-1]
     try:
         if pathlib.PurePath(path).suffix.lower() == ARRAY_SUFFIX:
-            pixels = _array(path, file, image_shape[-1])
-            with _BUDGET.taken(pixels.shape[0] * pixels.shape[1]):
+            pixels = _open_array(path, file, channels)
+            with _BUDGET.taken(_count_pixels(pixels.shape[1], pixels.shape[0])):
                 return fit_pixels(pixels, image_shape, centre_crop)
         with open_image(path, file) as opened, _BUDGET.taken(opened.width * opened.height):
-            image = opened
+            image: Image.Image = opened
             ImageOps.exif_transpose(image, in_place=True)
+            # Pillow would clip more than 8 bits instead of scaling them.
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode in _WIDE_MODES:
+            if image.mode in ("I", "F"):
                 raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
             image.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
-            return fit_image(_with_channels(image, image_shape[-1]), image_shape, centre_crop)
-    # Pillow's readers raise nearly anything at a damaged file: OSError, SyntaxError, ValueError, struct.error ...
+            if channels in PILLOW_MODES:
+                mode = PILLOW_MODES[channels]
+                image = image if image.mode == mode else image.convert(mode)
+            elif len(bands := image.getbands()) != channels:
+                raise ValueError(
+                    f"it has {len(bands)} channels ({', '.join(bands)}), and the model's images have {channels} "
+                    "(model.image_shape)"
+                )
+            return fit_pixels(np.asarray(image), image_shape, centre_crop)
+    # Pillow raises nearly anything for a damaged file: OSError, SyntaxError, ValueError, struct.error ...
     except Exception as error:
         raise DataError(
             f"cannot read the image {path}: {one_line(error)}; mend or remove it, "
@@ -237,33 +232,11 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
         ) from error
 
 
-def _with_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Returns an image with so many channels.
-
-    Raises:
-        ValueError: where it has others than the model, and they are no colours to be converted.
-    """
-    if channels in PILLOW_MODES:
-        wanted = PILLOW_MODES[channels]
-        return image if image.mode == wanted else image.convert(wanted)
-    bands = image.getbands()
-    if len(bands) != channels:
-        raise ValueError(
-            f"it has {len(bands)} channels ({', '.join(bands)}), and the model's images have {channels} "
-            "(model.image_shape)"
-        )
-    return image
-
-
-def _array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
-    """Returns the pixels of a file of NumPy, uint8 [H, W, channels].
-
-    Raises:
-        ValueError: where it holds something else.
-    """
+def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
+    """Returns the pixels of a file of NumPy, uint8 [H, W, channels]; ValueError where it holds something else."""
     if file is None:
         _require_regular(path)
-    # An array that is mapped claims no memory: its header may say any size.
+    # A mapped array claims no memory: the header may state any size.
     pixels = np.load(path if file is None else file, mmap_mode="r" if file is None else None, allow_pickle=False)
     if not isinstance(pixels, np.ndarray):
         raise ValueError("it is an archive of several arrays; save one")
@@ -274,22 +247,14 @@ def _array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
             f"it holds {pixels.dtype} {list(pixels.shape)}, and the model takes uint8 [height, width, {channels}] "
             "(model.image_shape)"
         )
-    if pixels.shape[0] * pixels.shape[1] > MOST_PIXELS:
-        raise ValueError(f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels, more than {MOST_PIXELS:,}")
     return pixels
 
 
-def _require_regular(path: str) -> None:
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        # A pipe would be waited for without an end.
-        raise ValueError("it is no regular file")
-
-
 def open_image(path: str, file: BinaryIO | None = None) -> Image.Image:
-    """Returns an image of which only the header was read.
+    """Returns an image whose header alone was read.
 
     Raises:
-        ValueError: where it is refused. Pillow raises other errors.
+        ValueError: where the file is refused. Pillow raises other errors.
     """
     if file is None:
         _require_regular(path)
@@ -300,7 +265,21 @@ def open_image(path: str, file: BinaryIO | None = None) -> Image.Image:
         raise ValueError(f"it is no image of the formats {', '.join(formats)}") from None
     except Image.DecompressionBombError:
         raise ValueError(f"it has more than {MOST_PIXELS:,} pixels") from None
-    if image.width * image.height > MOST_PIXELS:
+    try:
+        _count_pixels(*image.size)
+    except ValueError:
         image.close()
-        raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
+        raise
     return image
+
+
+def _require_regular(path: str) -> None:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        # Reading from a pipe would wait for ever.
+        raise ValueError("it is no regular file")
+
+
+def _count_pixels(width: int, height: int) -> int:
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels, more than {MOST_PIXELS:,}")
+    return width * height

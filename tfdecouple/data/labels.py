@@ -1,4 +1,4 @@
-"""Labels of images, checked: a number stands for a name of the source, and -1 for none."""
+"""Checks of labels: the numbers of the names that a source has, and -1 for none."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.data.source import Source
+from tfdecouple.data.splits import Source
 from tfdecouple.errors import DataError
 
 NO_LABEL = -1
-# What TensorFlow says of a label that a model cannot take.
+# TensorFlow's error quotes this text where the assertion on labels fails; it escapes all but letters and spaces.
 _UNKNOWN = "tfdecouple found an unknown label"
 
 
@@ -34,16 +34,10 @@ def checked_labels(source: Source, labels: np.ndarray) -> np.ndarray:
 
 
 def require_labels(source: Source, split: str, labels: np.ndarray, what: str) -> np.ndarray:
-    """Returns labels as `checked_labels`, of images that must all have one.
-
-    Args:
-        source: of the images.
-        split: which of its images they are.
-        labels: `[n]`.
-        what: what needs them, such as "a linear probe".
+    """Returns the labels `[n]` of images of a split, checked as by `checked_labels`.
 
     Raises:
-        DataError: where one has none.
+        DataError: where an image has none; `what` names the user of the labels, such as "a linear probe".
     """
     labels = checked_labels(source, labels)
     if (labels == NO_LABEL).any():
@@ -52,11 +46,7 @@ def require_labels(source: Source, split: str, labels: np.ndarray, what: str) ->
 
 
 def require_classes(source: Source, model: ModelConfig) -> None:
-    """Refuses a source whose labels are not those that a model is to learn.
-
-    Raises:
-        DataError: where it has none, or others than `model.classes` says in number, or two of one name.
-    """
+    """Raises DataError where a source has not the number of labels that a model is to learn, or two of one name."""
     found = len(source.label_names)
     if not model.has_classes or found == model.classes:
         checked_labels(source, np.zeros(0, np.int32))
@@ -72,27 +62,22 @@ def require_classes(source: Source, model: ModelConfig) -> None:
 
 
 def with_known_labels(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
-    """Returns the batches, which fail where an image has a label that the model cannot take.
-
-    Whoever reads them does so within `Source.guard`, which makes one line of it.
+    """Returns batches that fail, within `Source.guard` with a DataError, at a label that the model cannot take.
 
     Args:
         batches: dicts with "label" `[batch]`.
-        source: of the images.
-        model: that takes the labels; of one that knows none all batches are as they were.
+        source: the data set of the images.
+        model: options of the model; without labels in it the batches are returned as they are.
     """
     if not model.has_classes:
         return batches
     least = 0 if model.has_class_codes else NO_LABEL
-    source.expect_failure(
-        _UNKNOWN,
-        f"an image of {source.title} has a label that is none of 0 to {model.classes - 1}"
-        + (
-            "; where model.prior is 'classes' each image needs one, as sub-folders give"
-            if model.has_class_codes
-            else f", nor {NO_LABEL} for none"
-        ),
-    )
+    message = f"an image of {source.title} has a label that is none of 0 to {model.classes - 1}"
+    if model.has_class_codes:
+        message += "; where model.prior is 'classes' each image needs one, as sub-folders give"
+    else:
+        message += f", nor {NO_LABEL} for none"
+    source.bad_images.keep_error(message, _UNKNOWN)
 
     def checked(batch: dict[str, Any]) -> dict[str, Any]:
         label = batch["label"]
@@ -104,7 +89,7 @@ def with_known_labels(batches: tf.data.Dataset, source: Source, model: ModelConf
 
 
 def training_examples(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
-    """Returns what a step of training takes of batches: the images, and for a model that knows labels these, too."""
+    """Returns the inputs of a training step: images, or pairs of images and labels for a model that knows labels."""
     if not model.has_classes:
         return batches.map(lambda batch: batch["image"])
     return with_known_labels(batches, source, model).map(lambda batch: (batch["image"], batch["label"]))

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import functools
 import importlib.metadata
 import math
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
-from tfdecouple.data.source import Source
-from tfdecouple.data.splits import Arrays, MemorySplit
+from tfdecouple.data.splits import Arrays, MemorySplit, Source
 from tfdecouple.errors import DataError, nearest
 from tfdecouple.runtime.memory import machine_memory, shown_bytes
 
 
-@dataclasses.dataclass(frozen=True)
-class Photograph:
+class Photograph(NamedTuple):
     """A file inside an installed package.
 
     Attributes:
-        name: of the label.
-        package: distribution that ships it.
+        name: name of its label.
+        package: distribution that ships the file.
         path: of the file, from the folder that packages are installed in.
         author: as the package states it.
         licence: likewise.
@@ -38,32 +36,25 @@ class Photograph:
     licence: str
 
 
-def _skimage(file: str, author: str, licence: str) -> Photograph:
-    return Photograph(file.partition(".")[0], "scikit-image", f"skimage/data/{file}", author, licence)
-
-
-def _sklearn(file: str, author: str, licence: str) -> Photograph:
-    return Photograph(file.partition(".")[0], "scikit-learn", f"sklearn/datasets/images/{file}", author, licence)
-
-
-# Photographs of the world in colour, by name. Left out: grey pictures, whose three equal channels no density on RGB
-# fits; the deep field and the retina, which are mostly one flat dark colour; and the right motorcycle, since the bands
-# of a stereo pair show the same things. `config/data.py` says which of these are taken where nobody says otherwise.
+# The photographs of the world in colour, by name; `config/data.py` has the names that are taken by default. Left out
+# are grey pictures, whose three equal channels no density on RGB fits; the deep field and the retina, which are mostly
+# one flat dark colour; and the right motorcycle, since the bands of a stereo pair show the same things.
+_SKIMAGE, _SKLEARN = ("scikit-image", "skimage/data"), ("scikit-learn", "sklearn/datasets/images")
 PHOTOGRAPHS = {
-    photograph.name: photograph
-    for photograph in (
-        _skimage("astronaut.png", "NASA", "public domain"),
-        _skimage("chelsea.png", "Stefan van der Walt", "CC0"),
-        _sklearn("china.jpg", "danielbuechele", "CC BY 2.0"),
-        _skimage("coffee.png", "Rachel Michetti", "CC0"),
-        _sklearn("flower.jpg", "danielbuechele", "CC BY 2.0"),
-        _skimage("motorcycle_left.png", "the Middlebury 2014 stereo benchmark", "no stated licence"),
-        _skimage("rocket.jpg", "SpaceX", "public domain"),
+    name: Photograph(name, package, f"{folder}/{name}{suffix}", author, licence)
+    for (package, folder), name, suffix, author, licence in (
+        (_SKIMAGE, "astronaut", ".png", "NASA", "public domain"),
+        (_SKIMAGE, "chelsea", ".png", "Stefan van der Walt", "CC0"),
+        (_SKLEARN, "china", ".jpg", "danielbuechele", "CC BY 2.0"),
+        (_SKIMAGE, "coffee", ".png", "Rachel Michetti", "CC0"),
+        (_SKLEARN, "flower", ".jpg", "danielbuechele", "CC BY 2.0"),
+        (_SKIMAGE, "motorcycle_left", ".png", "the Middlebury 2014 stereo benchmark", "no stated licence"),
+        (_SKIMAGE, "rocket", ".jpg", "SpaceX", "public domain"),
     )
 }
 
-# Bands across the longer side, in this order: training takes the middle, where most photographs have their subject.
-# The fractions are of what the two margins leave.
+# Bands across the longer side and their shares of it, in this order: training takes the middle, where most photographs
+# have their subject.
 BANDS = (("test", 0.2), ("train", 0.6), ("validation", 0.2))
 
 # Pixels between neighbouring bands: a JPEG block with halved colour is 16 wide, so no block lies in two bands.
@@ -79,12 +70,12 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
     """Opens the embedded photographs; needs no download.
 
     Args:
-        config: whose `photographs` are taken, and whose `photograph_crops` is the number of training crops.
-        image_shape: height, width and channels of the crops: of one channel they are grey.
+        config: options `photographs` and `photograph_crops`, the number of training crops.
+        image_shape: height, width and channels of the crops; with one channel they are grey.
 
     Raises:
-        DataError: for a photograph that there is not, where an installed package lacks one, or they are too small for
-            `image_shape`, or of other channels.
+        DataError: for an unknown photograph, or one that the installed package lacks, and for a shape that is too large
+            or has other channels.
     """
     height, width, channels = image_shape
     if channels not in (1, RGB_CHANNELS):
@@ -127,11 +118,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
 
 
 def chosen(config: DataConfig) -> tuple[Photograph, ...]:
-    """Returns the photographs that a config names.
-
-    Raises:
-        DataError: for a name that there is not, with the nearest that there is.
-    """
+    """Returns the photographs that a config names; DataError for an unknown name, with the nearest one."""
     for name in config.photographs:
         if name not in PHOTOGRAPHS:
             raise DataError(
@@ -151,11 +138,7 @@ def rights(config: DataConfig) -> str:
 
 
 def region(size: tuple[int, int], split: str) -> Box:
-    """Returns the band of a photograph that belongs to a split.
-
-    Args:
-        size: width and height of the photograph in pixels.
-        split: "train", "validation" or "test".
+    """Returns the band of a photograph, of width and height `size`, that belongs to a split.
 
     Returns:
         Left, top, right and bottom in pixels; right and bottom are exclusive.
@@ -174,13 +157,13 @@ def region(size: tuple[int, int], split: str) -> Box:
 def largest_side(size: tuple[int, int]) -> int:
     """Returns the side in pixels of the largest square that fits into each region of a photograph.
 
-    It bounds the crops of every split, so that all three show the world at the same scales.
+    No crop of any split is larger, so that all three splits show the world at the same scales.
     """
     boxes = [region(size, name) for name, _ in BANDS]
     return min(min(right - left, bottom - top) for left, top, right, bottom in boxes)
 
 
-def crop_boxes(size: tuple[int, int], split: str, sides: int | tuple[int, int], draws: np.ndarray) -> np.ndarray:
+def crop_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], draws: np.ndarray) -> np.ndarray:
     """Returns random rectangles inside a split's region of a photograph, in the proportions of the crops.
 
     Their longer sides are log-uniform between that of the crops and `largest_side`, so that every scale has its share.
@@ -188,14 +171,14 @@ def crop_boxes(size: tuple[int, int], split: str, sides: int | tuple[int, int], 
     Args:
         size: width and height of the photograph in pixels.
         split: "train", "validation" or "test".
-        sides: the least height and width in pixels; a number for squares.
+        sides: the least height and width in pixels.
         draws: float64 [N, 3], uniform in [0, 1): for side, column and row.
 
     Returns:
         int64 [N, 4]: left, top, right and bottom in pixels of the photograph; right and bottom are exclusive.
     """
     left, top, right, bottom = region(size, split)
-    least = np.array((sides, sides) if isinstance(sides, int) else sides)
+    least = np.array(sides)
     ratio = largest_side(size) / least.max()
     heights, widths = np.rint(least[:, None] * ratio ** draws[:, 0]).astype(np.int64)
     lefts = left + (draws[:, 1] * (right - left - widths + 1)).astype(np.int64)
@@ -204,14 +187,14 @@ def crop_boxes(size: tuple[int, int], split: str, sides: int | tuple[int, int], 
 
 
 def cut_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: Shape) -> Arrays:
-    """Returns crops of the pictures, always the same ones of a split, and which picture each is of."""
+    """Returns the crops of a split, the same in every call, and for each the number of its picture, int32 [count]."""
     height, width, channels = image_shape
     if channels == 1:
         pictures = tuple(picture.convert("L") for picture in pictures)
-    # Cut out first: a filter on the whole photograph would reach over the region's border.
+    # The band is cut out first: a filter on the whole photograph would reach over the band's border.
     bands = [picture.crop(region(picture.size, split)) for picture in pictures]
     labels = np.arange(count, dtype=np.int32) % len(pictures)
-    # The seed is the split's own, not the run's: the sets are the same for every run on every machine.
+    # The seed depends on the split alone, so that the crops are the same for every run on every machine.
     draws = np.random.default_rng(_SEEDS[split]).random((count, 3))
     images = np.empty((count, *image_shape), np.uint8)
 
@@ -229,7 +212,7 @@ def cut_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_s
 
 
 def _read(photograph: Photograph) -> Image.Image:
-    # The file is found without importing its package, which would take seconds.
+    # The file is located without an import of its package, which would take seconds.
     try:
         package = importlib.metadata.distribution(photograph.package)
     except importlib.metadata.PackageNotFoundError:

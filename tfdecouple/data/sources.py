@@ -1,12 +1,11 @@
-"""Kinds of data sources, and the registry in which they are found by what `data.source` says.
+"""Kinds of data sources, and the registry that finds the kind of a `data.source`.
 
-The one file to edit for a new kind: a subclass of `SourceKind`, and its place in `KINDS`. Training, evaluation and all
-commands take it from there; what is heavy is imported where a source is opened, so that help comes without TensorFlow.
+A new kind is a subclass of `SourceKind` and its place in `KINDS`, both in this file. Training, evaluation and all
+commands follow. TensorFlow is imported where a source is opened, so that help comes without it.
 """
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import importlib.util
 import os
@@ -17,21 +16,21 @@ from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import DataError, nearest, one_line
 
 if TYPE_CHECKING:
-    from tfdecouple.data.source import Source
+    from tfdecouple.data.splits import Source
 
 
-class SourceKind(abc.ABC):
-    """A kind of data source: how `data.source` names it, how it is opened, and what is said of it.
+class SourceKind:
+    """A kind of data source: how `data.source` names it, how it is opened, and what is known of it.
 
     Attributes:
         names: data sets of this kind with names of their own, such as "cifar10".
-        pattern: how any other is named, such as "folder:PATH"; "" where there is none. One that ends with ":PATH" names
-            a file or folder; a run keeps it as a whole path, so that it goes on from any working folder.
-        title: what it is called in a list of all kinds.
-        help: the same at more length; "" where there is no more to say.
-        like_own: whether a user's own images are treated as its images are, which `data.centre_crop` says; otherwise
-            that says where the subjects of the data set are, and nothing of other images.
-        rights: what is known of the rights in its images, by the name up to a "/"; "" is for all others.
+        pattern: how any other data set of this kind is named, such as "folder:PATH"; "" for none. A pattern that ends
+            with ":PATH" names a file or folder, whose path a run keeps from the root.
+        title: name of the kind in lists.
+        help: a longer title for help texts; "" for the title itself.
+        like_own: whether the user's own images are cropped by `data.centre_crop`, as the images of this kind are.
+            Otherwise that option says where the subjects of the data set are, which means nothing for other images.
+        rights: the rights in the images by data set, whose name ends at a "/"; "" stands for all other data sets.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -43,57 +42,57 @@ class SourceKind(abc.ABC):
 
     @property
     def prefix(self) -> str:
-        """What the names of the pattern begin with, such as "folder:"; "" where there is no pattern."""
+        """The part of the pattern up to its colon, such as "folder:"; "" where there is no pattern."""
         return self.pattern[: self.pattern.find(":") + 1]
 
     def takes(self, source: str) -> bool:
-        """Whether a `data.source` is of this kind."""
+        """Returns whether a `data.source` is of this kind."""
         return source in self.names or bool(self.prefix and source.startswith(self.prefix))
 
     def data_set(self, source: str) -> str:
-        """Returns one name of a data set for all that it is known by."""
+        """Returns the same name for all spellings of a data set."""
         return source
 
     def images_at(self, config: DataConfig) -> tuple[str, str] | None:
-        """Returns the option that says where the images lie, and the place; None where the config says nothing."""
+        """Returns the option that says where the images are, and the path; None where the config says nothing."""
         if self.pattern.endswith(":PATH"):
             return "data.source", os.path.expanduser(config.source.removeprefix(self.prefix))
         return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
 
     def located(self, config: DataConfig) -> DataConfig:
-        """Returns the config with its paths named from the root, so that they are found from any working folder."""
+        """Returns the config with absolute paths."""
         path = config.source.removeprefix(self.prefix)
         if self.pattern.endswith(":PATH") and path:
-            config = dataclasses.replace(config, source=self.prefix + _from_root(path))
-        if not config.data_dir:
-            return config
-        return dataclasses.replace(config, data_dir=_from_root(config.data_dir))
+            config = dataclasses.replace(config, source=self.prefix + os.path.abspath(os.path.expanduser(path)))
+        if config.data_dir:
+            config = dataclasses.replace(config, data_dir=os.path.abspath(os.path.expanduser(config.data_dir)))
+        return config
 
-    def meant(self, source: str) -> str | None:
-        """Returns how a `data.source` that no kind takes is rightly named if it was meant for this one; None if not."""
+    def suggest(self, source: str) -> str | None:
+        """Returns the right spelling of an unknown `data.source` that names a data set of this kind; None if not."""
         return None
 
     def rights_in(self, config: DataConfig) -> str:
-        """Returns what is known of the rights in the images of a config."""
+        """Returns a sentence on the rights in the images of a config."""
         name = config.source.removeprefix(self.prefix).partition("/")[0]
         return self.rights.get(name, self.rights[""]).format(name=name)
 
-    @abc.abstractmethod
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
         """Opens the data set; see `open_source`."""
+        raise NotImplementedError
 
 
 class Photographs(SourceKind):
-    """The embedded photographs, which come with the installation."""
+    """The sample photographs, which come with the installation."""
 
     names = ("photographs",)
     title = "photographs"
 
     def images_at(self, config: DataConfig) -> None:
-        """Returns None: no config says where they lie."""
+        """Returns None: no option says where they are."""
 
     def rights_in(self, config: DataConfig) -> str:
-        """Returns authors and licences of those that the config names."""
+        """Returns the authors and licences of the photographs that the config names."""
         from tfdecouple.data.sample_images import rights
 
         return f"Photographs that come with scikit-image and scikit-learn: {rights(config)}."
@@ -131,8 +130,8 @@ class TensorFlowDatasets(SourceKind):
         """Returns the name without "tfds:" and without a version."""
         return source.removeprefix(self.prefix).partition(":")[0]
 
-    def meant(self, source: str) -> str | None:
-        """Returns tfds:NAME for the name of a data set that TFDS knows."""
+    def suggest(self, source: str) -> str | None:
+        """Returns tfds:NAME for the name of a data set that TFDS has."""
         if not source or importlib.util.find_spec("tensorflow_datasets") is None:
             return None
         import tensorflow_datasets as tfds
@@ -152,8 +151,8 @@ class ImageFolder(SourceKind):
         "": "Images from a folder: their rights are known to whoever trained on them, and not recorded here."
     }
 
-    def meant(self, source: str) -> str | None:
-        """Returns folder:PATH for what is a folder, or looks like the path of one."""
+    def suggest(self, source: str) -> str | None:
+        """Returns folder:PATH for a folder, or for a text that looks like the path of one."""
         is_path = os.path.isdir(os.path.expanduser(source)) or source.startswith(("/", "./", "../", "~/"))
         return self.prefix + source if is_path else None
 
@@ -182,72 +181,58 @@ def find_kind(source: str) -> SourceKind | None:
 
 
 def kinds_listed(at_length: bool = False) -> str:
-    """Returns what `data.source` may be.
+    """Returns the values that `data.source` can have, for help texts and messages.
 
     >>> kinds_listed()
     'photographs, a TFDS name...folder:PATH...'
-    >>> kinds_listed(at_length=True)
-    'photographs, the name of a TFDS data set such as cifar10, tfds:NAME,...folder:PATH...'
     """
     *others, last = ((at_length and kind.help) or kind.title for kind in KINDS)
     return f"{', '.join(others)}{',' if at_length else ''} or {last}"
 
 
-def _from_root(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))
-
-
 def located(config: DataConfig) -> DataConfig:
-    """Returns a config whose folders are named from the root, however the user, who may be anywhere, named them."""
-    kind = find_kind(config.source)
-    return config if kind is None else kind.located(config)
+    """Returns a config with absolute paths, so that its images are found from any working folder."""
+    return (find_kind(config.source) or SourceKind()).located(config)
 
 
 def images_at(config: DataConfig) -> tuple[str, str] | None:
-    """Returns the option that says where a config's images lie, and the folder; None where it says nothing."""
-    kind = find_kind(config.source)
-    return None if kind is None else kind.images_at(config)
+    """Returns the option that says where a config's images are, and the path; None where it says nothing."""
+    return (find_kind(config.source) or SourceKind()).images_at(config)
 
 
 def crop_of_own_images(config: DataConfig) -> int:
     """Returns the side in pixels of the centre square that a user's own images keep; 0 for the largest."""
-    kind = find_kind(config.source)
-    return config.centre_crop if kind is not None and kind.like_own else 0
+    return config.centre_crop if (find_kind(config.source) or SourceKind()).like_own else 0
 
 
 def with_source(config: DataConfig, source: str) -> DataConfig:
-    """Returns the config for images of another source: where the subjects of a data set are says nothing of others'.
+    """Returns the config for another source; `centre_crop` of a data set is not taken over to other images.
 
     >>> bedrooms = DataConfig(source="lsun/bedroom", centre_crop=256)
     >>> [with_source(bedrooms, name).centre_crop for name in ("folder:mine", "cifar10", "tfds:lsun/bedroom:3.0.0")]
     [0, 0, 256]
     """
-    crop = config.centre_crop if _data_set(source) == _data_set(config.source) else crop_of_own_images(config)
+    old, new = ((find_kind(name) or SourceKind()).data_set(name) for name in (config.source, source))
+    crop = config.centre_crop if old == new else crop_of_own_images(config)
     return dataclasses.replace(config, source=source, centre_crop=crop)
 
 
-def _data_set(source: str) -> str:
-    kind = find_kind(source)
-    return source if kind is None else kind.data_set(source)
-
-
 def rights_in(config: DataConfig) -> str:
-    """Returns what is known of the rights in the images of a config.
+    """Returns a sentence on the rights in the images of a config.
 
     >>> rights_in(DataConfig(source="tfds:mnist"))
     'Images of the TFDS data set mnist: see its own page for their licence.'
     """
-    kind = find_kind(config.source)
-    return SourceKind.rights[""].format(name=config.source) if kind is None else kind.rights_in(config)
+    return (find_kind(config.source) or SourceKind()).rights_in(config)
 
 
 def open_source(config: DataConfig, image_shape: Shape, download: bool = False) -> Source:
     """Opens a data set; fails at once where its data are missing (paper appendix C.1).
 
     Args:
-        config: which data set, where it lies and how it is split.
+        config: the options of the images: which data set, where it is and how it is split.
         image_shape: height, width and channels of the images.
-        download: whether TFDS may download and prepare what is missing.
+        download: whether TFDS may download and prepare missing data.
 
     Returns:
         The source, whose images are uint8 [height, width, channels].
@@ -261,15 +246,15 @@ def open_source(config: DataConfig, image_shape: Shape, download: bool = False) 
     if kind is None:
         names = [name for kind in KINDS for name in kind.names]
         *others, last = [*names, *(kind.pattern for kind in KINDS if kind.pattern)]
-        meant = next((name for kind in reversed(KINDS) if (name := kind.meant(config.source))), None)
-        hint = f"; did you mean {meant}?" if meant else nearest(config.source, names)
+        suggested = next((name for kind in reversed(KINDS) if (name := kind.suggest(config.source))), None)
+        hint = f"; did you mean {suggested}?" if suggested else nearest(config.source, names)
         raise DataError(f"there is no data.source {config.source!r}{hint}; there are {', '.join(others)} and {last}")
     try:
         return kind.open(config, image_shape, download)
     except OSError as error:
         _, folder = kind.images_at(config) or ("", "")
-        where = error.filename if isinstance(error.filename, str) else folder
+        path = error.filename if isinstance(error.filename, str) else folder
         raise DataError(
             f"cannot open data.source={config.source}: {error.strerror or one_line(error)}"
-            f"{f' ({where})' if where and where not in config.source else ''}; mend that or name other images"
+            f"{f' ({path})' if path and path not in config.source else ''}; mend that or name other images"
         ) from error

@@ -1,31 +1,164 @@
-"""A split: cheap records in a known order, and how a record becomes an image."""
+"""An opened data set, and its splits: cheap records in a known order, and how a record becomes an image."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-# Named, since TensorFlow's default depends on the device and seeds must mean the same everywhere.
+from tfdecouple.config.shapes import Shape
+from tfdecouple.errors import DataError
+
+# TensorFlow's default depends on the device, and a seed must mean the same everywhere.
 ALGORITHM = "philox"
 
 Arrays = tuple[np.ndarray, np.ndarray]
 Tensors = tuple[tf.Tensor, tf.Tensor]
 
+_LOGGER = logging.getLogger(__name__)
+
+
+class BadImages:
+    """The unreadable images of a source, which `data.on_bad_image` says to skip or to stop at.
+
+    tf.data reports an exception of a function as a text within an error of its own. Errors are therefore kept here,
+    and `find_error` returns the one that such a text quotes.
+
+    Attributes:
+        skipped: paths of the images that were skipped.
+    """
+
+    def __init__(self, rule: str) -> None:
+        self.skipped: set[str] = set()
+        self._skips = rule == "skip"
+        self._errors: dict[str, DataError] = {}
+
+    def keep_error(self, message: str, quoted: str = "") -> DataError:
+        """Returns an error with a message, which `find_error` finds by the text `quoted`, by default the message."""
+        return self._errors.setdefault(quoted or message, DataError(message))
+
+    def find_error(self, text: str) -> DataError | None:
+        """Returns the error that a text of TensorFlow's quotes; None where it quotes none."""
+        return next((error for quoted, error in list(self._errors.items()) if quoted in text), None)
+
+    def skip(self, path: str, error: DataError) -> None:
+        """Counts an unreadable image.
+
+        Raises:
+            DataError: `error`, where the rule is to stop.
+        """
+        if not self._skips:
+            raise self._errors.setdefault(str(error), error)
+        if path not in self.skipped:
+            self.skipped.add(path)
+            _LOGGER.warning("skipped: %s", error)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Source:
+    """An opened data set with three splits, which never share an image.
+
+    Attributes:
+        name: the `data.source`, such as "cifar10".
+        title: the name for people, such as "embedded photographs".
+        label_names: one name per label; empty where there are no labels.
+        image_shape: height, width and channels of the images.
+        splits: the splits "train", "validation" and "test".
+        bad_images: the unreadable images.
+        notes: what a user should know of the images, one line each.
+    """
+
+    name: str
+    title: str
+    label_names: tuple[str, ...]
+    image_shape: Shape
+    splits: dict[str, Split]
+    bad_images: BadImages = dataclasses.field(default_factory=lambda: BadImages("stop"))
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of images in each split."""
+        return {name: split.size for name, split in self.splits.items()}
+
+    @property
+    def descriptions(self) -> dict[str, str]:
+        """Which images of the data set each split has, such as "train[-1000:]"."""
+        return {name: split.description for name, split in self.splits.items()}
+
+    @property
+    def skipped(self) -> int:
+        """Number of unreadable images that were skipped so far (`data.on_bad_image=skip`)."""
+        return len(self.bad_images.skipped)
+
+    def split(self, name: str) -> Split:
+        """Returns a split by its name, ready to be read.
+
+        Raises:
+            DataError: where there is no such split, or its images cannot be loaded.
+        """
+        if name not in self.splits:
+            raise DataError(f"there is no split {name!r}; use one of {', '.join(self.splits)}")
+        self.splits[name].prepare()
+        return self.splits[name]
+
+    def key(self, split: str, index: int) -> str:
+        """Returns a name that no other image of the source has.
+
+        The name is the image's path below the folder, or "split/index" where the images of the data set have no names.
+        """
+        keys = self.splits[split].keys
+        return f"{split}/{index}" if keys is None else keys[index]
+
+    def keys(self) -> Iterator[str]:
+        """Yields the names of all images, split by split; see `key`."""
+        for split, size in self.sizes.items():
+            yield from (self.key(split, index) for index in range(size))
+
+    def examples(self, split: str) -> tf.data.Dataset:
+        """Returns a split's images unaugmented, in the same order each time; see `Split.examples`.
+
+        Raises:
+            DataError: where there is no such split, or its images cannot be loaded.
+        """
+        return self.split(split).examples()
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Turns TensorFlow's error about an unreadable image into the DataError that names the image.
+
+        Folders that fit in memory are read when they are opened and need no guard; loops over larger ones run inside
+        one.
+
+        Raises:
+            DataError: where an image could not be read and `data.on_bad_image` is "stop".
+        """
+        try:
+            yield
+        except tf.errors.OpError as error:
+            # Files are read ahead, so a bad image may be known that is not the reason of this error.
+            cause = self.bad_images.find_error(error.message)
+            if cause is None:
+                raise
+            raise cause from None
+
 
 class Split(abc.ABC):
     """Images of one split.
 
-    A record is whatever is cheap to shuffle and to skip: here an index, elsewhere an encoded image. `decode` does the
-    expensive work, so that a run which starts in the middle of an epoch decodes nothing that it does not use.
+    A record is cheap to shuffle and to skip: an index in this class, an encoded image in `RecordSplit`. `decode` does
+    the expensive work, so that a run which starts in the middle of an epoch decodes nothing that it does not use.
 
     Attributes:
         size: number of images.
-        description: for people: which images of the data set these are.
-        keys: the names that the images have in their data set, one each; None where they have none.
+        description: which images of the data set these are, for people.
+        keys: a name for each image, unique in the data set; None where its images have no names.
     """
 
     def __init__(self, size: int, description: str, keys: Sequence[str] | None = None) -> None:
@@ -34,40 +167,38 @@ class Split(abc.ABC):
         self.keys = keys
 
     def prepare(self) -> None:  # noqa: B027 - most splits need nothing
-        """Does once what `decode` relies on; here nothing.
+        """Loads whatever `decode` needs; this class needs nothing.
 
-        Datasets trace `decode`, and arrays that were made while tracing would become constants of the graph, errors
-        many lines of TensorFlow's.
+        Datasets trace `decode`. Arrays that are made during tracing would become constants of the graph.
         """
 
     def records(self) -> tf.data.Dataset:
-        """Returns the records in the split's own order; here the indices, int64 []."""
+        """Returns the records in the split's own order; in this class the indices, int64 []."""
         return tf.data.Dataset.range(self.size)
 
     def shuffled(self, seed: tf.Tensor) -> tf.data.Dataset:
-        """Returns the records in an order that is a pure function of `seed`, int64 [2]; here a full permutation."""
+        """Returns all records in an order that is a pure function of `seed`, int64 [2]."""
         indices = tf.range(self.size, dtype=tf.int64)
         order = tf.random.experimental.stateless_shuffle(indices, seed, alg=ALGORITHM)
         return tf.data.Dataset.from_tensor_slices(order)
 
     def records_at(self, indices: np.ndarray) -> tf.data.Dataset:
-        """Returns some of the records; here these indices themselves.
-
-        Args:
-            indices: ascending, without repetition, int64 [n].
-        """
+        """Returns the records with these indices, int64 [n], which ascend without repetition."""
         return tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
 
     @abc.abstractmethod
     def decode(self, record: Any) -> Tensors:
-        """Returns image and label of a record: uint8 [height, width, channels], int32 [] (-1 for none). In tf.data."""
+        """Returns image and label of a record within tf.data.
+
+        The image is uint8 [height, width, channels], the label int32 [], -1 for none.
+        """
 
     def examples(self, start: int = 0, stop: int | None = None) -> tf.data.Dataset:
-        """Returns the images in order, as dicts of "image", "label" and "index" (int64 []).
+        """Returns the images from number `start` up to `stop` (None: the last) in order; no others are decoded.
 
-        Args:
-            start: number of the first.
-            stop: number after the last; None for the rest. What is not between them is not decoded.
+        Returns:
+            A finite dataset of dicts: "image" uint8 [height, width, channels], "label" int32 [] (-1 for none) and
+            "index" int64 [] in the split. An image that is skipped as unreadable leaves its index out.
         """
 
         def example(index: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
@@ -79,26 +210,26 @@ class Split(abc.ABC):
 
 
 class MemorySplit(Split):
-    """A split that is held decoded in memory, as one array."""
+    """A split that is held decoded in memory, as one array.
+
+    Args:
+        size: number of images N.
+        description: which images of the data set these are, for people.
+        load: returns the images, uint8 [N, height, width, channels], and the labels, int32 [N]; it is called once,
+            before the first image is read.
+        keys: see `Split`.
+    """
 
     def __init__(
         self, size: int, description: str, load: Callable[[], Arrays], keys: Sequence[str] | None = None
     ) -> None:
-        """Makes the split; `load` is called once, when an image is first wanted.
-
-        Args:
-            size: number of images N.
-            description: for people.
-            load: returns the images, uint8 [N, height, width, channels], and the labels, int32 [N].
-            keys: see `Split`.
-        """
         super().__init__(size, description, keys)
         self._load: Callable[[], Arrays] | None = load
         self._images: tf.Tensor | None = None
         self._labels: tf.Tensor | None = None
 
     def prepare(self) -> None:
-        """See `Split.prepare`: loads the images."""
+        """Loads the images."""
         if self._load is not None:
             # tf.data reads on the host, so the array must not go to a GPU.
             with tf.device("/CPU:0"):
@@ -111,7 +242,15 @@ class MemorySplit(Split):
 
 
 class RecordSplit(Split):
-    """A split that can only be read in order, and too large for the memory."""
+    """A split that is too large for the memory and can only be read in order.
+
+    Args:
+        size: number of records.
+        description: which images of the data set these are, for people.
+        records: the encoded records, the same in every pass; dense tensors of fixed shapes.
+        decode: see `Split.decode`.
+        window: number of encoded records that are shuffled among each other, in memory.
+    """
 
     def __init__(
         self,
@@ -122,15 +261,6 @@ class RecordSplit(Split):
         decode: Callable[[Any], Tensors],
         window: int,
     ) -> None:
-        """Makes the split.
-
-        Args:
-            size: number of records.
-            description: for people.
-            records: the encoded records, the same in every pass; dense tensors of fixed shapes.
-            decode: see `Split.decode`.
-            window: records that are held, encoded, to be shuffled among each other.
-        """
         super().__init__(size, description)
         self._records = records
         self._decode = decode
@@ -149,10 +279,9 @@ class RecordSplit(Split):
         return numbered.filter(lambda index, _: is_chosen[index]).map(lambda _, record: record)
 
     def shuffled(self, seed: tf.Tensor) -> tf.data.Dataset:
-        """See `Split.shuffled`; records are permuted within windows.
+        """Returns the records, permuted within windows whose borders depend on the seed.
 
-        The windows' borders fall elsewhere for each seed: the first begins at a random record of the first `window`,
-        and those before it come last.
+        The first window begins at a random record of the first `window`; the records before it come last.
         """
         first = tf.random.stateless_uniform([], seed, 0, self._window, tf.int64, alg=ALGORITHM)
         windows = self._records.skip(first).batch(self._window)

@@ -15,8 +15,7 @@ import tensorflow as tf
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape
 from tfdecouple.data.image_file import fit
-from tfdecouple.data.source import Source
-from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Split, Tensors
+from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Source, Split, Tensors
 from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.runtime.extras import missing
 
@@ -30,15 +29,15 @@ def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
     """Opens a prepared TFDS data set.
 
     Args:
-        config: whose `source` is NAME or "tfds:NAME", `data_dir`, `validation_examples`,
-            `centre_crop` and `cache_gib`. Where the decoded images take at most `cache_gib`, each split is decoded
-            once; else its records stay encoded on disk.
+        config: options `source` (NAME or "tfds:NAME"), `data_dir`, `validation_examples`, `centre_crop` and
+            `cache_gib`. Decoded images that take at most `cache_gib` are held in memory; otherwise the records stay
+            encoded on disk.
         image_shape: height, width and channels of the images.
-        download: whether to download and prepare what is missing.
+        download: whether to download and prepare missing data.
 
     Raises:
-        DataError: where TFDS does not know the name, the data are not prepared, the download fails, or the data set
-            holds no images that could be used.
+        DataError: where TFDS has no such data set, the data are not prepared, the download fails, or the data set
+            holds no usable images.
     """
     builder = _builder(config)
     _require_prepared(builder, config, download)
@@ -68,7 +67,7 @@ def choose_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[
     """Returns which TFDS splits serve for training, validation and test.
 
     A data set's own splits are kept. Where it has no test split, its validation split is the test set, as in the
-    paper; what then is missing comes from the end of the training split.
+    paper. Splits that are missing then come from the end of the training split.
 
     Args:
         source: the data set's name, for messages.
@@ -138,7 +137,7 @@ def _nearest_config(name: str) -> str:
 
 
 def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
-    # Asked for here, since reading a data set that is not prepared would start a download.
+    # Reading a data set that is not prepared would start a download.
     if builder.is_prepared():
         return
     if not download:
@@ -150,13 +149,13 @@ def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
         )
     try:
         builder.download_and_prepare()
-    # Network, disk, checksums, data that must be fetched by hand: TFDS says best what to do.
+    # The network, the disk, checksums, or data that must be fetched by hand: TFDS' own message says what to do.
     except Exception as error:
         raise DataError(f"cannot prepare the data set {config.source}: {one_line(error)}") from error
 
 
 def feature_keys(source: str, features: Mapping[str, Any], channels: int = RGB_CHANNELS) -> tuple[str, str | None]:
-    """Returns the names of the image feature and of the label feature, None where there is none, or several."""
+    """Returns the names of the image feature and of the label feature, None where there are no or several labels."""
     import tensorflow_datasets as tfds
 
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
@@ -165,7 +164,7 @@ def feature_keys(source: str, features: Mapping[str, Any], channels: int = RGB_C
     if len(images) != 1:
         raise DataError(f"the data set {source} has the features {', '.join(features)}; exactly one must be an image")
     shape, dtype = features[images[0]].shape, np.dtype(features[images[0]].np_dtype)
-    # Of grey and colours each can be made of the other.
+    # Grey and RGB images can be converted to each other.
     taken = tuple(PILLOW_MODES) if channels in PILLOW_MODES else (channels,)
     if shape[-1] not in taken or dtype != np.uint8:
         raise DataError(
@@ -175,7 +174,6 @@ def feature_keys(source: str, features: Mapping[str, Any], channels: int = RGB_C
     classes = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     if "label" in classes:
         return images[0], "label"
-    # By another name, where it is beyond doubt which is meant.
     return images[0], classes[0] if len(classes) == 1 else None
 
 
@@ -193,7 +191,7 @@ def _record_split(
         # One file after the other, so that the order is the split's own and slices keep it.
         read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
     )
-    # Other features may have any shape, and a shuffle's window needs records that are all alike.
+    # Other features may have any shape, and a shuffle's window needs records of one shape.
     keys = [image_key, label_key] if label_key else [image_key]
     records = records.map(lambda record: {key: record[key] for key in keys})
     feature = features[image_key]
@@ -210,16 +208,14 @@ def _record_split(
 
 
 def decode_pixels(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
-    """Returns the pixels of an encoded image as Pillow decodes them, uint8 [H, W, channels].
+    """Returns the pixels of an encoded image, a string [], as Pillow decodes them: uint8 [H, W, channels].
 
-    Args:
-        encoded: bytes of the file, a string [].
-        feature: the `tfds.features.Image` that it is an example of.
+    `feature` is the `tfds.features.Image` of the data set.
     """
     channels = feature.shape[-1]
 
     def accurate() -> tf.Tensor:
-        # TFDS leaves the choice to TensorFlow, whose fast transform is up to 7 levels off Pillow's pixels.
+        # TensorFlow's default, a fast transform, is up to 7 levels off Pillow's pixels.
         return tf.io.decode_jpeg(encoded, channels, dct_method="INTEGER_ACCURATE")
 
     pixels = tf.cond(tf.io.is_jpeg(encoded), accurate, lambda: feature.decode_example(encoded))

@@ -149,7 +149,7 @@ class Benchmark:
 def _random_source(config: Config) -> Any:
     import numpy as np
 
-    from tfdecouple.data.source import Source
+    from tfdecouple.data.splits import Source
     from tfdecouple.data.splits import MemorySplit
 
     shape, batch = config.model.image_shape, config.training.batch_size
