@@ -6,7 +6,6 @@ or impossible combination is a `ConfigError` of one line that names the value.
 """
 
 from tfdecouple.config.data import BAD_IMAGE_RULES, PHOTOGRAPHS, DataConfig
-from tfdecouple.config.meanings import option_meanings
 from tfdecouple.config.model import (
     CONDITIONERS,
     CONDITIONING,
@@ -18,7 +17,7 @@ from tfdecouple.config.model import (
     ModelConfig,
 )
 from tfdecouple.config.presets import load_preset, preset_names, title
-from tfdecouple.config.run import Config, difference, from_plain, option_names, override
+from tfdecouple.config.run import Config, difference, from_plain, option_meanings, option_names, override
 from tfdecouple.config.training import MEMORY, PRECISIONS, SEEDS, TrainingConfig
 from tfdecouple.transforms import TRANSFORMS
 

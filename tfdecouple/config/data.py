@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from tfdecouple.config.checks import check, shown
-from tfdecouple.config.values import Count, NonNegative, Positive, check_fields
+from tfdecouple.config.values import Count, NonNegative, Positive, check, check_fields, shown
 
 BAD_IMAGE_RULES = ("stop", "skip")
 
-# The embedded photographs whose licences let anybody use them; `data/sample_images.py` says where they lie.
+# The embedded photographs whose licences let anybody use them; their files are listed in `data/sample_images.py`.
 PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where images come from and what is done to them (paper appendix C.1).
+    """The source of the images and their preparation (paper appendix C.1).
 
     >>> DataConfig(source="folder:holiday", horizontal_flip=True).validation_examples
     1000
@@ -47,11 +46,7 @@ class DataConfig:
     photograph_crops: Positive = 32768
 
     def __post_init__(self) -> None:
-        """Refuses impossible values.
-
-        Raises:
-            ConfigError: naming the option and its value.
-        """
+        """Raises a ConfigError that names the option for an impossible value."""
         check_fields(self, "data.")
         check(bool(self.source), "data.source is empty; give photographs, a TFDS name or folder:PATH")
         check(bool(self.photographs), "data.photographs is empty; leave it out for all whose licence is known")

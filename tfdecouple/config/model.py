@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Annotated, Any, Literal
 
 import pydantic
 
-from tfdecouple.config.checks import at_least, check, one_of
 from tfdecouple.config.shapes import Shape, StagePlan, flow_levels, squeezes_first
-from tfdecouple.config.values import Count, Fraction, check_fields, plain
+from tfdecouple.config.values import Count, Fraction, Positive, check, check_fields, one_of, plain
 from tfdecouple.transforms import TRANSFORMS
 
 CONDITIONING = ("coupling", "base", "none")
 LINEAR_FORMS = ("full", "lu")
 PRIORS = ("flow", "normal", "classes")
 DEQUANTIZATIONS = ("uniform", "flow")
-# By name, where the class is; TensorFlow is imported only with it. In the order in which they are listed to users.
+# The place of each class by its name, so that TensorFlow is imported only with the class; in the order for users.
 STEP_LAYERS = {
     "sinh_arcsinh": "tfdecouple.layers.elementary:SinhArcsinh",
 }
@@ -25,6 +23,8 @@ CONDITIONERS = {
     "convolutional": "tfdecouple.layers.nets:ConvNet",
 }
 
+# One over the fraction of channels that leave.
+Factor = Annotated[int, pydantic.Field(ge=2)]
 # More than any image can be halved.
 MOST_LEVELS = 24
 # TensorFlow needs minutes to build so many; the deepest preset has 92.
@@ -91,39 +91,35 @@ class ModelConfig:
     latent_dim: Count = 64
     conditioning: Literal[CONDITIONING] = "coupling"  # type: ignore[valid-type]
     steps: tuple[int | tuple[int, ...], ...] = (2, (6, 6), (6, 6), 4)
-    hidden_channels: tuple[int, ...] = (24, 512, 512, 512)
-    factors: tuple[int, ...] = (4,)
+    hidden_channels: tuple[Positive, ...] = (24, 512, 512, 512)
+    factors: tuple[Factor, ...] = (4,)
     transform: str = "affine"
     multiscale_transform: str = "affine"
     alpha: Fraction = 1.0
     linear: Literal[LINEAR_FORMS] = "full"  # type: ignore[valid-type]
     step_layers: tuple[str, ...] = ()
     conditioner: str = "convolutional"
-    encoder_channels: tuple[int, ...] = (48, 96, 96)
-    encoder_out_channels: int = 8
+    encoder_channels: tuple[Positive, ...] = (48, 96, 96)
+    encoder_out_channels: Positive = 8
     prior: Literal[PRIORS] = "flow"  # type: ignore[valid-type]
-    prior_steps: int = 2
-    prior_hidden: int = 256
+    prior_steps: Positive = 2
+    prior_hidden: Positive = 256
     prior_transform: str = "affine"
     prior_alpha: Fraction = 1.0
     classes: Count = 0
-    class_probabilities: tuple[float, ...] = ()
-    base_hidden: int = 64
+    class_probabilities: tuple[Annotated[float, pydantic.Field(gt=0)], ...] = ()
+    base_hidden: Positive = 64
     dequantization: Literal[DEQUANTIZATIONS] = "uniform"  # type: ignore[valid-type]
     dequantization_steps: tuple[int | tuple[int, ...], ...] = (2, 4)
-    dequantization_hidden_channels: tuple[int, ...] = (24, 256)
-    dequantization_factors: tuple[int, ...] = (2,)
+    dequantization_hidden_channels: tuple[Positive, ...] = (24, 256)
+    dequantization_factors: tuple[Factor, ...] = (2,)
     dequantization_transform: str = "affine"
     dequantization_alpha: Fraction = 1.0
-    dequantization_encoder_channels: tuple[int, ...] = (48, 96)
-    dequantization_map_channels: int = 4
+    dequantization_encoder_channels: tuple[Positive, ...] = (48, 96)
+    dequantization_map_channels: Positive = 4
 
     def __post_init__(self) -> None:
-        """Refuses impossible combinations.
-
-        Raises:
-            ConfigError: naming the option and its value.
-        """
+        """Raises a ConfigError that names the option for an impossible value or combination."""
         check_fields(self, "model.")
         check(
             len(self.image_shape) == 3 and min(self.image_shape) >= 1,
@@ -138,92 +134,22 @@ class ModelConfig:
         check(not twice, f"model.step_layers has {', '.join(twice)} more than once; a step can have each layer once")
         self._check_classes()
         self._check_flow()
+        if self.has_encoder:
+            self._check_encoder("encoder_channels", "the encoder")
         if self.has_latent:
-            self._check_latent()
+            check(self.latent_dim >= 1, f"model.latent_dim is {self.latent_dim}; it must be at least 1")
+        if self.has_latent and self.prior == "flow":
+            check(
+                self.latent_dim >= 2,
+                f"model.latent_dim is {self.latent_dim}; a prior flow needs at least 2 (or set model.prior=normal)",
+            )
+            check(
+                self.prior_steps <= MOST_STEPS,
+                f"model.prior_steps is {self.prior_steps}; at most {MOST_STEPS} are built",
+            )
         if self.has_dequantizer:
             self._check_flow("dequantization_")
             self._check_encoder("dequantization_encoder_channels", "the encoder of the dequantisation")
-            at_least("model.dequantization_map_channels", self.dequantization_map_channels, 1)
-
-    def _check_flow(self, prefix: str = "") -> None:
-        """Checks the levels of the flow, or of the one whose options begin with `prefix`."""
-
-        def option(name: str) -> str:
-            return f"model.{prefix}{name}"
-
-        steps, hidden_channels, factors = (
-            getattr(self, f"{prefix}{name}") for name in ("steps", "hidden_channels", "factors")
-        )
-        levels = len(steps)
-        check(levels <= MOST_LEVELS, f"{option('steps')} has {levels} levels; there can be {MOST_LEVELS} at most")
-        check(levels >= 2, f"{option('steps')} has {levels} level; a flow needs at least 2, for example [2, 4]")
-        check(
-            len(hidden_channels) == levels,
-            f"{option('hidden_channels')} has {len(hidden_channels)} entries and {option('steps')} {levels}; "
-            "both need one entry per level",
-        )
-        for width in hidden_channels:
-            at_least(f"an entry of {option('hidden_channels')}", width, 1)
-        check(
-            isinstance(steps[0], int) and isinstance(steps[-1], int),
-            f"{option('steps')} is {plain(steps)}; its first and last entries must be numbers",
-        )
-        check(
-            len(factors) in (1, levels - 2),
-            f"{option('factors')} has {len(factors)} entries; give one, or one for each of the {levels - 2} inner "
-            "levels",
-        )
-        for factor in factors:
-            at_least(f"an entry of {option('factors')}", factor, 2)
-        inner_factors = _inner(factors, levels)
-        for level, (counts, factor) in enumerate(zip(steps[1:-1], inner_factors, strict=True), start=1):
-            check(
-                isinstance(counts, tuple) and 1 <= len(counts) < factor,
-                f"{option('steps')}[{level}] is {plain(counts)}; an inner level needs a list of 1 to {factor - 1} "
-                f"numbers (its factor is {factor})",
-            )
-        every = [n for entry in steps for n in (entry if isinstance(entry, tuple) else (entry,))]
-        for count in every:
-            at_least(f"an entry of {option('steps')}", count, 1)
-        check(
-            sum(every) <= MOST_STEPS, f"{option('steps')} adds up to {sum(every)} steps; at most {MOST_STEPS} are built"
-        )
-        planned = flow_levels(self.image_shape, steps, hidden_channels, inner_factors)
-        scale = planned[-1][0].reduction
-        first = ", with a squeeze before the first" if squeezes_first(self.image_shape[-1]) else ""
-        self._check_halving(scale, f"{levels} levels", f"{option('steps')}{first}")
-        for level, factor in enumerate(inner_factors, start=1):
-            channels = planned[level][0].channels
-            check(
-                channels % factor == 0,
-                f"{option('factors')} gives {factor} at level {level}, which has {channels} channels; it must divide "
-                "them",
-            )
-
-    def _check_encoder(self, name: str, network: str) -> None:
-        """Checks the planes of the encoder that the option of this name holds."""
-        planes = getattr(self, name)
-        levels = len(planes)
-        check(levels >= 1, f"model.{name} is empty; give one number per level")
-        check(levels <= MOST_LEVELS, f"model.{name} has {levels} levels; there can be {MOST_LEVELS} at most")
-        for width in planes:
-            at_least(f"an entry of model.{name}", width, 1)
-        self._check_halving(2**levels, network, f"model.{name}")
-
-    def _check_halving(self, scale: int, what: str, option: str) -> None:
-        """Checks that height and width can be divided by 2 as often as makes them `scale` times smaller."""
-        halve, times = "halves" if what.startswith("the ") else "halve", scale.bit_length() - 1
-        *sides, channels = self.image_shape
-        nearest = [*(-(-side // scale) * scale for side in sides), channels]
-        check(
-            all(side % scale == 0 for side in sides),
-            f"model.image_shape is {plain(self.image_shape)}; {what} {halve} height and width {times} times "
-            f"({option}), so both must be multiples of {scale}, such as {nearest}, to which images are resized",
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the options as plain JSON values."""
-        return plain(dataclasses.asdict(self))
 
     def _check_classes(self) -> None:
         if self.prior == "classes":
@@ -234,35 +160,73 @@ class ModelConfig:
                 "model.conditioning is 'none', and labels enter by z; set model.conditioning=coupling, or leave out "
                 "model.classes and model.prior",
             )
-        given = self.class_probabilities
+        count = len(self.class_probabilities)
         check(
-            len(given) in (0, self.classes),
-            f"model.class_probabilities has {len(given)} entries and model.classes is {self.classes}; give one for "
-            "each label, or none",
-        )
-        check(
-            all(0 < value < math.inf for value in given),
-            f"model.class_probabilities is {plain(given)}; each must be a finite number above 0",
+            count in (0, self.classes),
+            f"model.class_probabilities has {count} entries and model.classes is {self.classes}; give one for each "
+            "label, or none",
         )
 
-    def _check_latent(self) -> None:
-        at_least("model.latent_dim", self.latent_dim, 1)
-        if self.has_encoder:
-            at_least("model.encoder_out_channels", self.encoder_out_channels, 1)
-            self._check_encoder("encoder_channels", "the encoder")
-        if self.prior == "flow":
+    def _check_flow(self, prefix: str = "") -> None:
+        """Checks the levels of the flow whose options begin with `prefix`."""
+        option = f"model.{prefix}"
+        steps, widths, factors = (getattr(self, f"{prefix}{name}") for name in ("steps", "hidden_channels", "factors"))
+        levels = len(steps)
+        check(levels <= MOST_LEVELS, f"{option}steps has {levels} levels; there can be {MOST_LEVELS} at most")
+        check(levels >= 2, f"{option}steps has {levels} level; a flow needs at least 2, for example [2, 4]")
+        check(
+            len(widths) == levels,
+            f"{option}hidden_channels has {len(widths)} entries and {option}steps {levels}; both need one entry per "
+            "level",
+        )
+        check(
+            isinstance(steps[0], int) and isinstance(steps[-1], int),
+            f"{option}steps is {plain(steps)}; its first and last entries must be numbers",
+        )
+        check(
+            len(factors) in (1, levels - 2),
+            f"{option}factors has {len(factors)} entries; give one, or one for each of the {levels - 2} inner levels",
+        )
+        inner_factors = _repeat(factors, levels)
+        for level, (counts, factor) in enumerate(zip(steps[1:-1], inner_factors, strict=True), start=1):
             check(
-                self.latent_dim >= 2,
-                f"model.latent_dim is {self.latent_dim}; a prior flow needs at least 2 (or set model.prior=normal)",
+                isinstance(counts, tuple) and 1 <= len(counts) < factor,
+                f"{option}steps[{level}] is {plain(counts)}; an inner level needs a list of 1 to {factor - 1} numbers "
+                f"(its factor is {factor})",
             )
-            at_least("model.prior_steps", self.prior_steps, 1)
+        flat = [count for entry in steps for count in (entry if isinstance(entry, tuple) else (entry,))]
+        check(min(flat) >= 1, f"an entry of {option}steps is {min(flat)}; it must be at least 1")
+        check(sum(flat) <= MOST_STEPS, f"{option}steps adds up to {sum(flat)} steps; at most {MOST_STEPS} are built")
+        planned = flow_levels(self.image_shape, steps, widths, inner_factors)
+        first = ", with a squeeze before the first" if squeezes_first(self.image_shape[-1]) else ""
+        self._check_halving(planned[-1][0].reduction, f"{levels} levels halve", f"{option}steps{first}")
+        for level, factor in enumerate(inner_factors, start=1):
+            channels = planned[level][0].channels
             check(
-                self.prior_steps <= MOST_STEPS,
-                f"model.prior_steps is {self.prior_steps}; at most {MOST_STEPS} are built",
+                channels % factor == 0,
+                f"{option}factors gives {factor} at level {level}, which has {channels} channels; it must divide them",
             )
-            at_least("model.prior_hidden", self.prior_hidden, 1)
-        if self.conditioning == "base":
-            at_least("model.base_hidden", self.base_hidden, 1)
+
+    def _check_encoder(self, name: str, network: str) -> None:
+        """Checks the option with this name, the planes of an encoder."""
+        levels = len(getattr(self, name))
+        check(levels >= 1, f"model.{name} is empty; give one number per level")
+        check(levels <= MOST_LEVELS, f"model.{name} has {levels} levels; there can be {MOST_LEVELS} at most")
+        self._check_halving(2**levels, f"{network} halves", f"model.{name}")
+
+    def _check_halving(self, scale: int, halve: str, option: str) -> None:
+        """Checks that height and width are multiples of `scale`; `halve` and `option` give the reason."""
+        *sides, channels = self.image_shape
+        nearest = [*(-(-side // scale) * scale for side in sides), channels]
+        check(
+            all(side % scale == 0 for side in sides),
+            f"model.image_shape is {plain(self.image_shape)}; {halve} height and width {scale.bit_length() - 1} times "
+            f"({option}), so both must be multiples of {scale}, such as {nearest}, to which images are resized",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the options as plain JSON values."""
+        return plain(dataclasses.asdict(self))
 
     @property
     def has_latent(self) -> bool:
@@ -320,13 +284,13 @@ class ModelConfig:
     @property
     def inner_factors(self) -> tuple[int, ...]:
         """One factor for each inner level of the flow."""
-        return _inner(self.factors, len(self.steps))
+        return _repeat(self.factors, len(self.steps))
 
     @property
     def inner_dequantization_factors(self) -> tuple[int, ...]:
         """One factor for each inner level of the flow of the dequantisation."""
-        return _inner(self.dequantization_factors, len(self.dequantization_steps))
+        return _repeat(self.dequantization_factors, len(self.dequantization_steps))
 
 
-def _inner(factors: tuple[int, ...], levels: int) -> tuple[int, ...]:
+def _repeat(factors: tuple[int, ...], levels: int) -> tuple[int, ...]:
     return factors * max(levels - 2, 0) if len(factors) == 1 else factors

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import json
+import operator
 import pathlib
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tfdecouple.config.checks import check, shown
 from tfdecouple.config.data import DataConfig
 from tfdecouple.config.model import ModelConfig
 from tfdecouple.config.training import TrainingConfig
-from tfdecouple.config.values import build, check_fields, plain, unknown
+from tfdecouple.config.values import build, check, check_fields, plain, shown, unknown
 from tfdecouple.errors import ConfigError
 from tfdecouple.storage.files import parse_json, read_json
 
 T = typing.TypeVar("T")
 
-# A name is that of a folder: bytes that file systems take, with room for endings.
+# A config's name is that of a folder; file systems take 255 bytes, endings included.
 _NAME_BYTES = 200
 # A config has some kilobytes.
 _MOST_BYTES = 2**18
+# "name: meaning" or "name, name: meaning" in the Attributes of a docstring.
+_ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,18 +58,12 @@ class Config:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        """Refuses impossible names and combinations.
-
-        A name is that of a folder: a run lies in runs/NAME unless the user says where.
-
-        Raises:
-            ConfigError: naming the option and its value.
-        """
+        """Raises a ConfigError for a name that is none of a folder: a run is written to runs/NAME by default."""
         check_fields(self)
         name = self.name
-        plain = name.isprintable() and name.strip(" .") == name and not set(name) & set('/\\:*?"<>|')
+        is_plain = name.isprintable() and name.strip(" .") == name and not set(name) & set('/\\:*?"<>|')
         check(
-            plain and 0 < len(name.encode("utf-8", "replace")) <= _NAME_BYTES,
+            is_plain and 0 < len(name.encode("utf-8", "replace")) <= _NAME_BYTES,
             f"name is {shown(name)}; it must be the plain name of a folder, of 1 to {_NAME_BYTES} bytes: without "
             'slashes, control characters and any of :*?"<>|, without a dot or blank at its ends',
         )
@@ -80,7 +79,7 @@ class Config:
     def options(self) -> dict[str, Any]:
         """Returns the value of every option by its dotted name, as plain JSON values."""
         values = self.to_dict()
-        return {name: _lookup(values, name) for name in option_names()}
+        return {name: functools.reduce(operator.getitem, name.split("."), values) for name in option_names()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -155,23 +154,43 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
 def option_names() -> tuple[str, ...]:
     """Returns the dotted names of all options."""
     names = []
-    for field in dataclasses.fields(Config):
-        section = typing.get_type_hints(Config)[field.name]
-        if dataclasses.is_dataclass(section):
-            names += [f"{field.name}.{inner.name}" for inner in dataclasses.fields(section)]
-        else:
-            names.append(field.name)
+    for name, section in typing.get_type_hints(Config).items():
+        is_section = dataclasses.is_dataclass(section)
+        names += [f"{name}.{field.name}" for field in dataclasses.fields(section)] if is_section else [name]
     return tuple(names)
+
+
+def option_meanings() -> dict[str, str]:
+    """Returns the meaning of each option by its dotted name, as one line of plain text from the docstrings.
+
+    >>> option_meanings()["model.steps"][:30]
+    'steps of flow per level. The f'
+    """
+    meanings = {}
+    for name in option_names():
+        section, _, option = name.rpartition(".")
+        cls = typing.get_type_hints(Config)[section] if section else Config
+        meanings[name] = _read_attributes(cls)[option]
+    return meanings
+
+
+@functools.cache
+def _read_attributes(cls: type) -> dict[str, str]:
+    """Returns the entries of the Attributes section of a docstring."""
+    _, _, section = (inspect.getdoc(cls) or "").partition("Attributes:\n")
+    attributes: dict[str, str] = {}
+    names: list[str] = []
+    for line in section.partition("\n\n")[0].splitlines():
+        entry = _ENTRY.fullmatch(line.strip()) if line.startswith("    ") and line[4] != " " else None
+        if entry:
+            names = entry[1].split(", ")
+            attributes |= dict.fromkeys(names, entry[2])
+        else:
+            attributes |= {name: f"{attributes[name]} {line.strip()}" for name in names}
+    return attributes
 
 
 def difference(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
     """Returns the options in which two configs differ, as `{dotted name: (ours, theirs)}`."""
     mine, other = ours.options(), theirs.options()
     return {name: (mine[name], other[name]) for name in mine if mine[name] != other[name]}
-
-
-def _lookup(values: Mapping[str, Any], name: str) -> Any:
-    value: Any = values
-    for key in name.split("."):
-        value = value[key]
-    return value

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from tfdecouple.config.checks import check, shown
-from tfdecouple.config.values import Count, Decay, Fraction, NonNegative, Positive, check_fields
+from tfdecouple.config.values import Count, Decay, Fraction, NonNegative, Positive, check, check_fields, shown
 from tfdecouple.errors import ConfigError
 from tfdecouple.loggers import LOGGERS
 
@@ -131,11 +130,7 @@ class TrainingConfig:
         return self.micro_batches
 
     def __post_init__(self) -> None:
-        """Refuses impossible values.
-
-        Raises:
-            ConfigError: naming the option and its value.
-        """
+        """Raises a ConfigError that names the option for an impossible value."""
         check_fields(self, "training.")
         check(
             self.learning_rate <= 1,

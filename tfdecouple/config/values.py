@@ -1,4 +1,4 @@
-"""Plain JSON values made into the dataclasses of a config; pydantic checks the type and the range of each field."""
+"""JSON values made into the dataclasses of a config; pydantic checks the type and range of each field."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import difflib
 import functools
 import numbers
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import pydantic
 
-from tfdecouple.config.checks import check, shown
 from tfdecouple.errors import ConfigError
 
 T = typing.TypeVar("T")
@@ -43,6 +42,24 @@ _EXPECTED = {
     "less_than_equal": "at most {le}",
     "less_than": "below {lt}",
 }
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises a ConfigError with a message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def shown(value: Any) -> str:
+    """Returns a value for a message, on one line and cut short where it is long."""
+    text = " ".join(repr(value).splitlines())
+    return text if len(text) <= 120 else f"{text[:100]} ... ({len(text):,} characters)"
+
+
+def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises a ConfigError where the value of the option `name` is not among the choices."""
+    choices = tuple(choices)
+    check(value in choices, f"{name} is {shown(value)}; it must be one of {', '.join(map(repr, choices))}")
 
 
 def build(cls: type[T], values: Mapping[str, Any], names: Sequence[str], prefix: str = "") -> T:
