@@ -190,12 +190,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ("--format parquet", "the format was tfrecord and is now parquet"),
-            ("--v", "the fields was z [4] and is now z [4], v [8, 8, 3]"),
-            ("--limit 3", "the splits was train 20, validation 6, test 5 and is now train 3"),
-            ("--split train", "the splits was"),
-            ("--images-per-shard 8", "the images per shard was 7 and is now 8"),
-            ("--data photographs", "the data was images in"),
+            ("--format parquet", "format was tfrecord and is now parquet"),
+            ("--v", "fields was z [4] and is now z [4], v [8, 8, 3]"),
+            ("--limit 3", "splits was train 20, validation 6, test 5 and is now train 3"),
+            ("--split train", "splits was"),
+            ("--images-per-shard 8", "images_per_shard was 7 and is now 8"),
+            ("--data photographs", "data.title was images in"),
         ],
     )
     def test_other_job_in_the_same_folder(self, encode, tmp_path, capsys, arguments, message):
@@ -304,7 +304,7 @@ class TestMemory:
         def encoder(images, index, *_):
             return {"z": np.zeros((len(images), 2), np.float32)}
 
-        rows = encoding.encoded(source, "train", 500_000, 1_000_000, encoder, 4)
+        rows = encoding.encode_images(source, "train", 500_000, 1_000_000, encoder, 4)
         assert [next(rows)["index"].tolist() for _ in range(3)][2] == [500_008, 500_009, 500_010, 500_011]
         assert len(decoded) < 1000 and min(decoded) == 500_000
 
@@ -312,7 +312,7 @@ class TestMemory:
         images = random_images(25)
         split = MemorySplit(25, "all", lambda: (images, np.full(25, -1, np.int32)))
         source = Source(name="x", title="x", label_names=(), image_shape=(8, 8, 3), splits={"train": split})
-        rows = encoding.encoded(source, "train", 2, 20, lambda images, index, *_: {}, 8)
+        rows = encoding.encode_images(source, "train", 2, 20, lambda images, index, *_: {}, 8)
         assert [len(batch["index"]) for batch in rows] == [8, 8, 2]
 
     def test_fields_know_their_size(self):

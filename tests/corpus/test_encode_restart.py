@@ -125,7 +125,7 @@ class TestRestart:
         assert encode() == 0
         assert load_model(out / "_run").config == SMALL
 
-    def test_goes_on_with_the_old_weights_when_the_run_trained_on(self, encode, tiny_run, tmp_path, stop_after, capsys):
+    def test_goes_on_with_its_own_weights_when_the_run_trained_on(self, encode, tiny_run, tmp_path, stop_after, capsys):
         assert encode(out=tmp_path / "unbroken") == 0
         run = tmp_path / "tiny"
         shutil.copytree(tiny_run, run)
@@ -137,10 +137,10 @@ class TestRestart:
         give_effect(trained, seed=1)
         CheckpointFolder(run / "checkpoints").write("best", 20, {"model": trained.named_variables()})
         capsys.readouterr()
-        assert encode(run=run) == 0
-        assert (
-            "tiny has trained on to update 20; the codes go on with the weights of update 1" in capsys.readouterr().out
-        )
+        line = refused(capsys, lambda: encode(run=run))
+        assert "the weights of update 1 of the run tiny, and those of update 20 of tiny are others" in line
+        assert f"take --run {tmp_path / 'codes'}/_run" in line
+        assert encode(run=tmp_path / "codes" / "_run") == 0
         assert contents(tmp_path / "codes", "*.tfrecord") == contents(tmp_path / "unbroken", "*.tfrecord")
 
     def test_unreadable_file_stops_and_then_is_skipped(self, encode, pictures, tmp_path, capsys):

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from helpers.models import random_images
 
-from tfdecouple.data.splits import Source
-from tfdecouple.data.splits import MemorySplit
+from tfdecouple.data.splits import MemorySplit, Source
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,7 @@ from helpers.models import SMALL, random_images
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from tfdecouple.data.splits import Source
-from tfdecouple.data.splits import MemorySplit
+from tfdecouple.data.splits import MemorySplit, Source
 from tfdecouple.errors import DataError, NotInitializedError
 from tfdecouple.metrics import linear_classifier, probe
 from tfdecouple.metrics.classification import LabelSamples

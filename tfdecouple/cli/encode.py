@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("tfrecord", "parquet")
 _SPLITS = ("train", "validation", "test")
-# A file is what is done again after a kill, and what a reader opens at a time.
+# Limits of a file's size: after a kill the file at hand is written again.
 _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
 
 
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
     opened = open_run(options)
     _require_fields(opened, options)
-    # Read as they are wanted, however many would fit into memory.
+    # Images are read when they are encoded, even if all would fit into memory.
     source = opened.open_source(
         options.data, options.data_dir, options.download, on_bad_image=options.on_bad_image, cache_gib=0.0
     )
@@ -86,16 +86,14 @@ def run(options: argparse.Namespace) -> int:
         opened.require_labels(source)
     for note in source.notes:
         _print(note)
-    asked = _manifest(opened, source, options)
+    job = _make_manifest(opened, source, options)
     batch_size = options.batch_size or opened.config.training.evaluation_batch_size
     with CodesFolder(options.out) as folder:
         manifest = Manifest.read(folder.path)
         if manifest is None:
-            folder.begin(manifest := asked, opened.model, opened.config, opened.step)
+            folder.begin(manifest := job, opened.model, opened.config, opened.step)
         else:
-            manifest.require_same(asked, folder.path)
-            if note := folder.restore_weights(manifest, opened.model, opened.config, asked.model):
-                _print(note)
+            manifest.require_same(job, folder.path)
         shards = manifest.ranges()
         with Counter("checking what is there", len(shards), unit="files") as counter:
             missing = folder.missing(manifest, _print, counter)
@@ -131,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _verify(out: pathlib.Path) -> int:
-    """Prints a line for each thing in a folder of codes that is not as it was written."""
+    """Prints a line for each file in a folder of codes that differs from its record; returns the exit status."""
     start_tensorflow()
     from tfdecouple.corpus.codes_manifest import Manifest
     from tfdecouple.corpus.folder import verify
@@ -166,8 +164,8 @@ def _require_fields(opened: OpenedRun, options: argparse.Namespace) -> None:
         raise UserError(f"the model of {options.run} has no z (model.conditioning is 'none'); {wanted}")
 
 
-def _manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) -> Manifest:
-    """Returns the manifest of the whole job, before anything is encoded."""
+def _make_manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) -> Manifest:
+    """Returns the manifest of the job before anything is encoded."""
     from tfdecouple.corpus.codes_manifest import DataFacts, Manifest, ModelFacts, bytes_per_image, model_fields
     from tfdecouple.corpus.encoding import keys_sha256
     from tfdecouple.runs.opened_run import hash_weights

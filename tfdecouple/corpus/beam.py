@@ -1,4 +1,4 @@
-"""The encoding of a corpus as an Apache Beam pipeline, for clusters (extra `beam`)."""
+"""The encoding of a folder of images as an Apache Beam pipeline, for clusters (extra `beam`)."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from tfdecouple.corpus.codes_manifest import (
     ModelFacts,
     Shard,
     key_bytes,
-)  # fmt: skip
+)
 from tfdecouple.corpus.formats import to_example
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.errors import DataError, UserError, one_line
 
-# All images come in one split: which of them trained a model does not matter to their codes.
+# All images come in one split: codes do not depend on the split.
 SPLIT = "all"
 UNREADABLE = "unreadable"
 _LABELS = "_label_names.json"
@@ -60,11 +60,11 @@ def encode_with_beam(options: argparse.Namespace) -> Manifest:
     """
     model = _model_file(options.model)
     session = open_session(model, options.threads)
-    fields, image_shape = _offered(session, options)
+    fields, image_shape = _choose_fields(session, options)
     facts = session.get_modelmeta().custom_metadata_map
     crop = options.centre_crop
     if crop is None:
-        # As many pixels as the model's own pictures keep of their centre, 0 for the largest that fits.
+        # The only number in the metadata, if any, is the side of the centre that the model's images keep.
         crop = int((re.findall(r"\d+", facts.get("crop", "")) or [0])[0])
     out, root = _absolute(options.out), _absolute(options.images) + "/"
     _clear(out)
@@ -73,20 +73,19 @@ def encode_with_beam(options: argparse.Namespace) -> Manifest:
     if not _is_matched(f"{root}**"):
         raise DataError(f"there are no files in {options.images}; --images takes a folder of image files")
     reader = Reader(Images(root, has_splits=_is_matched(f"{root}train/**")), image_shape, crop)
-    # Each worker would otherwise make it in the folder's parent.
+    # Otherwise each worker would make the folder.
     if not FileSystems.exists(out):
         FileSystems.mkdirs(out)
     try:
-        # The last of an option counts: a user who wants to hear more can say so.
+        # The last value of an option counts, so that the user's options override this one.
         quiet = ["--default_sdk_harness_log_level=ERROR"]
         pipeline = beam.Pipeline(options=PipelineOptions([*quiet, *options.beam]))
         _add_steps(pipeline, options, reader, Encoder(model, fields, options.threads), out)
         result = pipeline.run()
         result.wait_until_finish()
-    # A runner raises an error of its own for everything, with many traces.
+    # Each runner has errors of its own, with long traces; the cause is their last line.
     except Exception as error:
         _clear(out, _LABELS, _DIGESTS, f"_{UNREADABLE}.txt", f"{SPLIT}-*")
-        # The cause comes last, after the traces.
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"the pipeline failed: {text[-1][:400]}") from error
     counters = result.metrics().query(MetricsFilter().with_namespace("tfdecouple"))["counters"]
@@ -119,7 +118,7 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
         pipeline
         | "List files" >> fileio.MatchFiles(f"{images.root}**")
         | "Keep images" >> beam.Filter(lambda metadata: metadata.path in images)
-        # As bytes: Beam hands on no text that is not UTF-8, and the name of a file may be none.
+        # As bytes: Beam passes on only UTF-8 text, and file names may be other bytes.
         | "Take paths" >> beam.Map(lambda metadata: os.fsencode(metadata.path))
     )
     labels = (
@@ -136,7 +135,7 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
     )
     read = (
         paths
-        # Without it, the worker that lists the files would also read them all.
+        # Without this step the worker that lists the files would also read them all.
         | "Spread" >> beam.Reshuffle()
         | "Read"
         >> beam.FlatMap(reader.read, labels=beam.pvalue.AsSingleton(labels)).with_outputs(UNREADABLE, main="images")
@@ -158,7 +157,7 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
     _ = (
         codes
         | "Write codes" >> write
-        # Without it, the worker that gives the files their names would also read them all.
+        # Without this step the worker that names the files would also read them all.
         | "Spread files" >> beam.Reshuffle()
         | "Read back" >> beam.Map(digest_line)
         | "Write digests" >> text(f"{out}/{_DIGESTS}")
@@ -167,11 +166,11 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """The rule by which files below a folder are images with keys and labels: that of `folder:PATH`.
+    """The images below a folder, with keys and labels as of `folder:PATH`.
 
     Attributes:
         root: the folder, with a "/" at its end.
-        has_splits: whether its first sub-folders are splits: "train" and what belongs beside it.
+        has_splits: whether its sub-folders are splits, "train" among them.
     """
 
     root: str
@@ -187,25 +186,19 @@ class Images:
         return image and (not self.has_splits or (len(names) > 1 and names[0] in SPLIT_FOLDERS))
 
     def label_name(self, path: str) -> str:
-        """Returns the sub-folder that labels a file, "" where it lies in none."""
+        """Returns the sub-folder that labels a file; "" where there is none."""
         folders = self.key(path).split("/")[:-1]
         return next(iter(folders[self.has_splits :]), "")
 
 
 def numbered(names: Sequence[bytes]) -> dict[bytes, int]:
-    """Returns the labels by their names, in the order of these as text; an empty one is that of none."""
+    """Returns a number for each label name, in the order of the names as text; "" has no number."""
     return {name: number for number, name in enumerate(sorted(set(names) - {b""}, key=os.fsdecode))}
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Reads image files on a worker.
-
-    Attributes:
-        images: which files.
-        image_shape: height, width and channels of the images.
-        centre_crop: see `read_image`.
-    """
+    """Reads the image files on a worker; see `read_image`."""
 
     images: Images
     image_shape: Shape
@@ -217,7 +210,7 @@ class Reader:
         key = key_bytes(self.images.key(path))
         try:
             if "://" not in path and not os.path.isfile(path):
-                # A pipe would be waited for without an end.
+                # Reading from a pipe would wait for ever.
                 raise DataError("it is no regular file")
             pixels = read_image(path, self.image_shape, self.centre_crop, io.BytesIO(_content(path)))
         except DataError as error:
@@ -229,20 +222,14 @@ class Reader:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Encodes batches of images with an ONNX file on a worker.
-
-    Attributes:
-        model: path of the file.
-        fields: which of its outputs.
-        threads: of ONNX Runtime; 1 where there is a worker for each core.
-    """
+    """Encodes batches of images on a worker, with the ONNX file `model`."""
 
     model: str
     fields: tuple[Field, ...]
     threads: int
 
     def encode(self, batch: Sequence[tuple[bytes, int, np.ndarray]]) -> tuple[list[bytes], list[int], dict]:
-        """Returns the keys, the labels and the arrays by field of what `Reader` yielded."""
+        """Returns keys, labels and arrays by field for a batch of the reader's results."""
         keys, labels, pixels = (list(column) for column in zip(*batch, strict=True))
         names = tuple(field.name for field in self.fields)
         arrays = open_session(self.model, self.threads, names).run(names, {"images": np.stack(pixels)})
@@ -252,16 +239,16 @@ class Encoder:
 
 @functools.lru_cache(maxsize=1)
 def open_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
-    """Returns the session of an ONNX file: one for a process, whichever thread asks.
+    """Returns the ONNX Runtime session of a model file, the same for all threads of a process.
 
     Args:
         model: path of the file.
-        threads: of ONNX Runtime.
-        names: of the outputs that are wanted; () for all. The rest of the graph is cut off: without v the flow does not
-            run, which ONNX Runtime would not leave out by itself.
+        threads: number of threads of ONNX Runtime.
+        names: of the wanted outputs; () for all. Without v the flow is cut off from the graph: ONNX Runtime would run
+            it all the same.
 
     Raises:
-        DataError: where it cannot be opened.
+        DataError: where the file cannot be opened.
     """
     import onnx.utils
     import onnxruntime
@@ -269,13 +256,13 @@ def open_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     try:
-        # Elsewhere than on a disk, a model is one file: weights beside it could not be found.
+        # A model that is not on a disk must be one file: weights beside it could not be found.
         content: str | bytes = _content(model) if "://" in model else model
         if names and "v" not in names:
             whole = onnx.load(model) if isinstance(content, str) else onnx.load_model_from_string(content)
             content = onnx.utils.Extractor(whole).extract_model(["images"], list(names)).SerializeToString()
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    # ONNX Runtime has an exception for each of its codes, and storage has its own.
+    # ONNX Runtime has an exception for each of its codes, and storage systems have others.
     except Exception as error:
         raise DataError(f"cannot open the encoder {model}: {one_line(error)}") from error
 
@@ -288,7 +275,7 @@ def to_examples(batch: tuple[list[bytes], list[int], dict[str, Any]]) -> Iterato
 
 
 def digest_line(path: str) -> str:
-    """Returns the name, the size and the SHA-256 of a file that was written, as a line of JSON."""
+    """Returns name, size and SHA-256 of a file as a line of JSON."""
     digest, size = hashlib.sha256(), 0
     with FileSystems.open(path, compression_type="uncompressed") as file:
         while block := file.read(2**20):
@@ -298,12 +285,7 @@ def digest_line(path: str) -> str:
 
 
 def _clear(out: str, *written: str) -> None:
-    """Removes what a pipeline that failed left half written; other storage than disks has rules for that.
-
-    Args:
-        out: the folder.
-        written: patterns of the files that it wrote itself, which go, too.
-    """
+    """Removes a failed pipeline's temporary files, and files of the patterns `written`, from a folder on a disk."""
     if "://" not in out:
         for remains in pathlib.Path(out).glob("beam-temp-*"):
             shutil.rmtree(remains, ignore_errors=True)
@@ -321,8 +303,8 @@ def _model_file(model: str) -> str:
     raise UserError(f"there is no encoder.onnx in {model}; python -m export --run RUN --to {model} makes one")
 
 
-def _offered(session: Any, options: argparse.Namespace) -> tuple[tuple[Field, ...], Shape]:
-    """Returns the fields that a model gives, of those that are asked for, and the shape of its images."""
+def _choose_fields(session: Any, options: argparse.Namespace) -> tuple[tuple[Field, ...], Shape]:
+    """Returns the wanted fields of the model's output, and the shape of its images."""
     outputs = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
     inputs = {array.name: tuple(array.shape[1:]) for array in session.get_inputs()}
     if list(inputs) == ["images", "labels"]:
@@ -348,5 +330,5 @@ def _is_matched(pattern: str) -> bool:
 
 
 def _absolute(path: str) -> str:
-    """Returns a path as workers elsewhere see it; those with a scheme are so already."""
+    """Returns an absolute path, or an address with a scheme as it is."""
     return path.rstrip("/") if "://" in path else os.path.abspath(os.path.expanduser(path))

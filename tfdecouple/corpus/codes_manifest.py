@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import pydantic
 
@@ -14,18 +15,17 @@ from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.storage.files import read_json, write_json
 
-# Readers of Parquet folders, Arrow's and Spark's alike, pass over names that begin like this.
+# Arrow and Spark leave out names with a leading underscore when they read a folder of Parquet files.
 MANIFEST = "_manifest.json"
-# The label of an image whose label is not known.
 NO_LABEL = -1
-# How unlike the training an image is, a number each: those of `tfdecouple.metrics.outliers`.
+# The outlier scores of an image, one number each; see `tfdecouple.metrics.outliers`.
 SCORES = ("bits_per_dim", "bits_per_dim_minus_codec", "prior_nats", "shell", "typicality")
-# Larger numbers are damage: no folder has so many files, and no image so many values.
+# Larger numbers can only be damage.
 _MOST_BYTES, _MOST_FILES, _MOST_VALUES = 2**28, 10**7, 2**31
 
 
 def _file_name(name: str) -> str:
-    """Refuses a name that leads elsewhere than to a visible file of the folder."""
+    """Returns the name of a visible file in the folder; ValueError for any other text."""
     if not name or name.startswith(".") or "\0" in name or pathlib.PurePath(name).name != name:
         raise ValueError("it is no name of a file in this folder")
     return name
@@ -43,8 +43,8 @@ class Field(_Model):
     """One float32 array of each image.
 
     Attributes:
-        name: "z", the posterior mean; "z_std", the posterior's standard deviation; "v", the local code; or of `SCORES`.
-        shape: of one image; () for a single number.
+        name: "z", the posterior mean; "z_std", the posterior's standard deviation; "v", the local code; or a score.
+        shape: shape for one image; () for a single number.
     """
 
     name: Literal["z", "z_std", "v", *SCORES]  # type: ignore[valid-type]
@@ -53,12 +53,12 @@ class Field(_Model):
 
     @property
     def size(self) -> int:
-        """How many numbers it has."""
+        """Number of values."""
         return math.prod(self.shape)
 
 
 class Shard(_Model):
-    """A file of codes as it was written; a pipeline does not count the images of single files."""
+    """The record of a complete file of codes; encode-beam does not count the images of single files."""
 
     name: _Name
     images: _Count | None = None
@@ -67,7 +67,7 @@ class Shard(_Model):
 
 
 class ShardRange(NamedTuple):
-    """A file and the images that belong into it: numbers `start` to `stop` of the split."""
+    """A file and its range of images: numbers `start` to `stop` of the split."""
 
     name: str
     split: str
@@ -76,7 +76,7 @@ class ShardRange(NamedTuple):
 
 
 class ModelFacts(_Model):
-    """The model that encoded: `weights_sha256` of weights, or `onnx_sha256` of a pipeline's encoder."""
+    """The model that encoded: `weights_sha256` from `encode`, `onnx_sha256` from `encode-beam`."""
 
     run: str | None
     step: _Count
@@ -86,7 +86,7 @@ class ModelFacts(_Model):
 
 
 class DataFacts(_Model):
-    """The images; descriptions by split, and the hash of all names, are not known of a pipeline."""
+    """The images; `encode-beam` gives no descriptions by split and no hash of all names."""
 
     title: str
     image_shape: tuple[_Count, _Count, _Count]
@@ -96,17 +96,17 @@ class DataFacts(_Model):
 
 
 class Manifest(_Model):
-    """What a folder of codes holds. All but the last three describes the job and never changes.
+    """The contents of a folder of codes. All but the last three attributes describe the job and never change.
 
     Attributes:
-        version: of this file.
-        format: of the files of codes.
-        fields: what is written of each image beside key and label.
+        version: version of the manifest's format.
+        format: format of the files of codes.
+        fields: arrays that are written of each image beside key and label.
         model: the model that encoded.
         data: the images.
-        label_names: by label; empty where there are none.
+        label_names: names of the labels; empty where there are none.
         splits: number of images by split, in the order of encoding.
-        images_per_shard: how many images belong into a file; 0 where a pipeline spread them at will.
+        images_per_shard: number of images in a file; 0 for encode-beam, whose files have any numbers.
         complete: whether all files are there.
         totals: {"images", "skipped", "bytes"} of a complete folder.
         shards: the files of a complete folder.
@@ -157,32 +157,29 @@ class Manifest(_Model):
         found = [shard.name for shard in (self.shards if self.complete else self.ranges())]
         return [name for name in found if split is None or name.startswith(f"{split}-")]
 
-    def require_same(self, asked: Manifest, folder: pathlib.Path) -> None:
-        """Refuses to resume with another job than the folder was begun with; the weights are compared elsewhere.
-
-        Raises:
-            DataError: naming the first difference.
-        """
+    def require_same(self, job: Manifest, folder: pathlib.Path) -> None:
+        """Raises DataError, with the first difference, where `job` is not the job that this folder was begun with."""
         if self.model.weights_sha256 is None:
             raise DataError(f"{folder} was written by encode-beam; name another folder with --out")
-        # Images with names are known by these, wherever their folder is.
-        unnamed = not (self.data.keys_sha256 and asked.data.keys_sha256)
-        for what, begun, now in (
-            ("the format", self.format, asked.format),
-            ("the fields", _listed(self.fields), _listed(asked.fields)),
-            ("the images per shard", self.images_per_shard, asked.images_per_shard),
-            *([("the data", self.data.title, asked.data.title)] if unnamed else []),
-            ("the splits", _counts(self.splits), _counts(asked.splits)),
-            *((name, getattr(self.data, name), getattr(asked.data, name)) for name in _SAME_DATA),
-        ):
+        if self.model.weights_sha256 != job.model.weights_sha256:
+            raise DataError(
+                f"{folder} was begun with the weights of update {self.model.step} of the run {self.model.run}, and "
+                f"those of update {job.model.step} of {job.model.run} are others; take --run {folder}/_run, which has "
+                "the former, or another folder with --out"
+            )
+        # Images with names are identified by these, wherever their folder is.
+        title = () if self.data.keys_sha256 and job.data.keys_sha256 else ("data.title",)
+        data = ("data.image_shape", "data.centre_crop", "data.descriptions")
+        for name in ("format", "fields", "images_per_shard", *title, "splits", *data):
+            begun, now = (_describe(operator.attrgetter(name)(manifest)) for manifest in (self, job))
             if begun != now:
                 raise DataError(
-                    f"{folder} was begun with other arguments: {what} was {begun} and is now {now}; give the old ones, "
+                    f"{folder} was begun with other arguments: {name} was {begun} and is now {now}; give the old ones, "
                     "or name another folder with --out"
                 )
-        if self.data.keys_sha256 != asked.data.keys_sha256:
+        if self.data.keys_sha256 != job.data.keys_sha256:
             raise DataError(
-                f"{folder} was begun with other files than there are in {asked.data.title} now; "
+                f"{folder} was begun with other files than there are in {job.data.title} now; "
                 "name another folder with --out"
             )
 
@@ -191,11 +188,7 @@ class Manifest(_Model):
         return self.model_dump(mode="json", exclude_none=True)
 
     def write(self, folder: pathlib.Path) -> None:
-        """Writes the manifest whole.
-
-        Raises:
-            OSError: where it cannot be written.
-        """
+        """Writes the manifest."""
         write_json(folder / MANIFEST, self.as_json())
 
     @classmethod
@@ -203,7 +196,7 @@ class Manifest(_Model):
         """Returns the manifest of a folder, None where it has none.
 
         Raises:
-            DataError: where it cannot be read, is of another version or is not what this program writes.
+            DataError: where it cannot be read, or is not what this program writes.
         """
         path = folder / MANIFEST
         try:
@@ -219,19 +212,16 @@ class Manifest(_Model):
             raise DataError(f"cannot read the manifest {path}: {one_line(error)}") from error
 
 
-_SAME_DATA = ("image_shape", "centre_crop", "descriptions")
-
-
-def _listed(fields: Sequence[Field]) -> str:
-    return ", ".join(f"{field.name} {list(field.shape)}" for field in fields)
-
-
-def _counts(splits: dict[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in splits.items())
+def _describe(value: Any) -> str:
+    if isinstance(value, tuple) and value and isinstance(value[0], Field):
+        return ", ".join(f"{field.name} {list(field.shape)}" for field in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {size}" for name, size in value.items())
+    return str(value)
 
 
 def key_bytes(key: str) -> bytes:
-    r"""Returns what is written of an image's name: UTF-8, which Parquet wants.
+    r"""Returns an image's name as UTF-8, which Parquet needs.
 
     >>> key_bytes("cats/7.png"), key_bytes("caf\udce9.png")
     (b'cats/7.png', b'caf\\xe9.png')
@@ -243,7 +233,7 @@ def key_bytes(key: str) -> bytes:
 
 
 def model_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = False) -> tuple[Field, ...]:
-    """Returns the fields of a model's codes: z where the model has one, and what is asked for besides."""
+    """Returns the fields of a model's codes: z where the model has one, and the others as chosen."""
     latent = (config.latent_dim,)
     shapes: dict[str, tuple[int, ...]] = {"z": latent} if config.has_latent else {}
     if z_std:

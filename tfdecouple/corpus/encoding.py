@@ -1,4 +1,4 @@
-"""From the images of a data set to the files of their codes, a batch at a time."""
+"""The encoding of a data set into files of codes, a batch at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import far_from_training
 from tfdecouple.runtime.precision import full_float32
 
-# From images, their numbers in their split and their labels to what is written of them.
+# A function from images, their numbers in their split and their labels to the arrays by field.
 Encoder = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 Rows = dict[str, np.ndarray]
 
@@ -28,14 +28,13 @@ Rows = dict[str, np.ndarray]
 def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int) -> Encoder:
     """Returns a function from at most `batch_size` images, uint8 `[n, height, width, channels]`, to their codes.
 
-    It is traced once, for batches of one size: a smaller one is filled up. Without v or scores the flow does not run.
-    Scores are at one draw of the noise, which depends on the second argument, the number of each image in its split.
-    The third, the labels, matters where z is a function of them.
+    The function is traced once, for batches of one size: smaller ones are filled up. Without v or scores the flow does
+    not run. Scores are computed with one draw of the noise, which depends on the number of each image in its split.
+    Labels matter only where z is a function of them.
     """
-    every = {field.name for field in fields}
-    names = every.difference(SCORES)
-    scorer = Scorer(model) if every - names else None
-
+    all_names = {field.name for field in fields}
+    names = all_names.difference(SCORES)
+    scorer = Scorer(model) if all_names - names else None
     specs = [tf.TensorSpec([batch_size, *model.config.image_shape], tf.uint8), tf.TensorSpec([batch_size], tf.int32)]
     by_label = model.config.has_class_codes
 
@@ -67,7 +66,7 @@ def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int
                 numbers = np.zeros(batch_size, np.int64)
                 numbers[:count] = index
                 codes |= scorer.score_with_codec(filled, numbers, count)
-            return {name: codes[name][:count] for name in every}
+            return {name: codes[name][:count] for name in all_names}
         except tf.errors.ResourceExhaustedError as error:
             raise UserError(
                 f"out of memory with {batch_size} images at a time; name fewer with --batch-size"
@@ -86,16 +85,16 @@ def encode_shards(
     batch_size: int,
     counter: Callable[[int], None],
 ) -> list[bytes]:
-    """Encodes the images of some files and writes these.
+    """Encodes images and writes the files of their codes.
 
     Args:
-        folder: where to.
+        folder: the folder to write to.
         manifest: of the folder.
         shards: the files to write, in the order of the manifest.
-        source: the images.
+        source: the data set.
         encoder: see `make_encoder`.
         batch_size: images at a time.
-        counter: receives how many images are done.
+        counter: called with the number of images that are done.
 
     Returns:
         The keys of images whose v is written and so far from the training that they may not decode exactly
@@ -110,8 +109,8 @@ def encode_shards(
     far: list[bytes] = []
     for group in _neighbours(shards):
         split, start, stop = group[0].split, group[0].start, group[-1].stop
-        # Batches run on over the ends of files.
-        rows = encoded(source, split, start, stop, encoder, batch_size)
+        # A batch may belong to two files: `left` has its rows for the next one.
+        rows = encode_images(source, split, start, stop, encoder, batch_size)
         left: Rows | None = None
         for shard in group:
             with folder.shard(manifest, shard) as write:
@@ -133,7 +132,7 @@ def encode_shards(
 
 
 def keys_sha256(source: Source, splits: Sequence[str]) -> str:
-    """Returns a hash of the names of all images of some splits, "" where these have none of their own."""
+    """Returns a hash of the names of all images in some splits; "" where the images have no names."""
     digest = hashlib.sha256()
     named = [split for split in splits if source.splits[split].keys is not None]
     for split in named:
@@ -143,7 +142,7 @@ def keys_sha256(source: Source, splits: Sequence[str]) -> str:
 
 
 def _neighbours(shards: Sequence[ShardRange]) -> Iterator[list[ShardRange]]:
-    """Returns the files in groups whose images follow each other, so that a data set is read in few passes."""
+    """Yields the files in groups of successive images, so that a data set is read in few passes."""
     group: list[ShardRange] = []
     for shard in shards:
         if group and (group[-1].split, group[-1].stop) != (shard.split, shard.start):
@@ -154,7 +153,9 @@ def _neighbours(shards: Sequence[ShardRange]) -> Iterator[list[ShardRange]]:
         yield group
 
 
-def encoded(source: Source, split: str, start: int, stop: int, encoder: Encoder, batch_size: int) -> Iterator[Rows]:
+def encode_images(
+    source: Source, split: str, start: int, stop: int, encoder: Encoder, batch_size: int
+) -> Iterator[Rows]:
     """Yields the codes of images with their "index" and "label", in order."""
     options = tf.data.Options()
     options.deterministic = True

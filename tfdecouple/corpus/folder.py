@@ -1,4 +1,4 @@
-"""The folder of codes: files put in place whole and checked by digests, beside the weights that they decode with."""
+"""The folder of codes: complete files with digests, and the weights that decode them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import tensorflow as tf
 from filelock import FileLock, Timeout
 
 from tfdecouple.config import Config
-from tfdecouple.corpus.codes_manifest import Manifest, ModelFacts, Shard, ShardRange
-from tfdecouple.corpus.formats import FORMATS
-from tfdecouple.errors import DataError, RunError, UserError, one_line
+from tfdecouple.corpus.codes_manifest import Manifest, Shard, ShardRange
+from tfdecouple.corpus.formats import open_file
+from tfdecouple.errors import DataError, UserError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import hash_weights, load_model, write_run
-from tfdecouple.runs.run_folder import load_config, load_weights
 from tfdecouple.storage.files import TEMPORARY, file_sha256, move_into_place, temporary_file
 
-# The run folder with the very weights that these codes come from: they decode with no others.
+# The run folder with the weights that made these codes: no others decode them.
 RUN = "_run"
-# A line for each whole file, until the manifest takes them over: to write the manifest for each would take ever longer.
+# One line for each complete file, until the last manifest lists them: to write a manifest for each file would take
+# longer and longer.
 JOURNAL = "_shards.jsonl"
 _LOCK = ".lock"
 
@@ -32,10 +32,10 @@ Report = Callable[[str], Any]
 
 
 class CodesFolder:
-    """A folder of codes that this process alone writes to, while it is entered.
+    """A folder of codes, locked while it is entered.
 
-    A file gets its name when it is whole: it is written under another and renamed. What a killed program left half
-    written is removed by the next one.
+    A file is written under a temporary name and renamed when it is complete. Temporary files of a killed program are
+    removed by the next one.
 
     Args:
         path: the folder; made if absent.
@@ -43,22 +43,26 @@ class CodesFolder:
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self._lock = contextlib.ExitStack()
+        self._lock = FileLock(path / _LOCK, timeout=0)
         self._shards: dict[str, Shard] = {}
 
     def __enter__(self) -> CodesFolder:
-        """Locks the folder and tidies it.
+        """Locks the folder and removes temporary files.
 
         Raises:
             UserError: where another program writes to it, it cannot be written, or it holds something else.
         """
-        made = not self.path.exists()
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
-            if not made and Manifest.read(self.path) is None:
-                self._refuse_other_content()
+            # A program that was killed at its start leaves the lock, the weights and a temporary manifest.
+            for entry in self.path.iterdir() if Manifest.read(self.path) is None else ():
+                if entry.name not in (_LOCK, RUN) and not entry.match(TEMPORARY):
+                    raise UserError(
+                        f"{self.path} holds other files, such as {entry.name}; name a new folder or an empty one with "
+                        "--out"
+                    )
             try:
-                self._lock.enter_context(FileLock(self.path / _LOCK, timeout=0))
+                self._lock.acquire()
             except Timeout as error:
                 raise UserError(
                     f"another program is writing to {self.path}; wait for it, or name another folder with --out"
@@ -69,43 +73,23 @@ class CodesFolder:
 
     def __exit__(self, *_: object) -> None:
         """Unlocks the folder."""
-        self._lock.close()
-
-    def _refuse_other_content(self) -> None:
-        # A program that was ended as it began leaves the lock, the weights and a manifest half written.
-        for entry in self.path.iterdir():
-            if entry.name not in (_LOCK, RUN) and not entry.match(TEMPORARY):
-                raise UserError(
-                    f"{self.path} holds other files, such as {entry.name}; name a new folder or an empty one with --out"
-                )
+        self._lock.release()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Turns an error of the file system into one line.
-
-        Raises:
-            UserError: where the disk is full or cannot be written.
-        """
+        """Turns an error of the file system, also as TensorFlow raises it, into a UserError of one line."""
         try:
             yield
-        except OSError as error:
-            raise self._cannot_write(error.strerror or str(error)) from error
-        except tf.errors.ResourceExhaustedError as error:
-            raise self._cannot_write(os.strerror(errno.ENOSPC)) from error
-        except (tf.errors.UnknownError, tf.errors.PermissionDeniedError) as error:
-            raise self._cannot_write(one_line(error, first=True)) from error
-
-    def _cannot_write(self, reason: str) -> UserError:
-        return UserError(
-            f"cannot write to {self.path}: {reason}; what is whole there is kept, the same command goes on from it"
-        )
+        except (OSError, tf.errors.OpError) as error:
+            reason = getattr(error, "strerror", None) or one_line(error, first=True)
+            if isinstance(error, tf.errors.ResourceExhaustedError):
+                reason = os.strerror(errno.ENOSPC)
+            raise UserError(
+                f"cannot write to {self.path}: {reason}; what is whole there is kept, the same command goes on from it"
+            ) from error
 
     def begin(self, manifest: Manifest, model: DecoupledModel, config: Config, step: int) -> None:
-        """Writes a run folder with the weights, and the first manifest; from then on the folder belongs to this job.
-
-        Raises:
-            UserError: where they cannot be written.
-        """
+        """Writes the run folder with the weights, and the first manifest, which ties the folder to this job."""
         run = self.path / RUN
         with self.writing():
             if run.exists():
@@ -115,14 +99,14 @@ class CodesFolder:
             manifest.write(self.path)
 
     def missing(self, manifest: Manifest, report: Report, counter: Callable[[int], None]) -> list[ShardRange]:
-        """Returns the files that are not there; one that is no longer what was written is removed first.
+        """Returns the files that are still to be written; damaged files are removed and are among them.
 
         Args:
             manifest: of the folder.
-            report: receives a line for each file that is removed, and for damage of the journal.
-            counter: receives how many files were compared.
+            report: called with a line for each removed file, and for damage of the journal.
+            counter: called with the number of files compared so far.
         """
-        found = []
+        missing = []
         self._shards = recorded_shards(self.path, manifest, report)
         for done, shard in enumerate(manifest.ranges(), 1):
             path = self.path / shard.name
@@ -131,21 +115,21 @@ class CodesFolder:
                 with self.writing():
                     path.unlink()
             if not path.exists():
-                found.append(shard)
+                missing.append(shard)
             counter(done)
-        return found
+        return missing
 
     @contextlib.contextmanager
     def shard(self, manifest: Manifest, shard: ShardRange) -> Iterator[Callable[..., None]]:
-        """Gives the function that writes codes to a file, and puts the file in place at the end, if that is reached.
+        """Yields a function that appends codes to a new file, which gets its name when the context ends without error.
 
         Raises:
-            UserError: where it cannot be written.
+            UserError: where the file cannot be written.
         """
         images = 0
         with temporary_file(self.path / shard.name) as temporary:
             with self.writing():
-                file = FORMATS[manifest.format].open(temporary, manifest.fields)
+                file = open_file(manifest.format, temporary, manifest.fields)
 
             def write(keys: Any, labels: Any, arrays: Any) -> None:
                 nonlocal images
@@ -156,7 +140,7 @@ class CodesFolder:
             try:
                 yield write
             except BaseException:
-                # The first error is reported, not that the unwanted file cannot be ended.
+                # The first error is reported, not that the file cannot be closed.
                 with contextlib.suppress(Exception):
                     file.close()
                 raise
@@ -171,11 +155,7 @@ class CodesFolder:
                 self._shards[shard.name] = entry
 
     def finish(self, manifest: Manifest) -> Manifest:
-        """Writes the last manifest, with all files and totals.
-
-        Raises:
-            UserError: where it cannot be written.
-        """
+        """Writes and returns the last manifest, with all files and totals."""
         shards = tuple(self._shards[shard.name] for shard in manifest.ranges())
         images = sum(shard.images or 0 for shard in shards)
         skipped = sum(manifest.splits.values()) - images
@@ -186,45 +166,12 @@ class CodesFolder:
             (self.path / JOURNAL).unlink(missing_ok=True)
         return done
 
-    def restore_weights(self, manifest: Manifest, model: DecoupledModel, config: Config, asked: ModelFacts) -> str:
-        """Makes a model's weights those that the folder was begun with.
-
-        Args:
-            manifest: of the folder.
-            model: of the run that is asked for, with its best weights.
-            config: of that run.
-            asked: the facts of that model.
-
-        Returns:
-            A note for the user, or "".
-
-        Raises:
-            UserError: where the run is another, or the kept weights are damaged.
-        """
-        begun = manifest.model
-        if begun.weights_sha256 == asked.weights_sha256:
-            return ""
-        # A run of that name whose weights are older, or that has another model, does not continue the one then.
-        trained_on = asked.run == begun.run and asked.step > begun.step
-        if not trained_on or config.model != load_config(self.path / RUN).model:
-            raise UserError(
-                f"{self.path} was begun with the weights of update {begun.step} of the run {begun.run}, and those of "
-                f"update {asked.step} of {asked.run} are others; take the old run, or another folder with --out"
-            )
-        load_weights(self.path / RUN, model, averaged=False)
-        if hash_weights(model) != begun.weights_sha256:
-            raise RunError(f"the weights in {self.path / RUN} were changed; name another folder with --out")
-        return (
-            f"{begun.run} has trained on to update {asked.step}; the codes go on with the weights of update "
-            f"{begun.step}, which they were begun with"
-        )
-
 
 def recorded_shards(folder: pathlib.Path, manifest: Manifest, report: Report = lambda text: None) -> dict[str, Shard]:
-    """Returns the files that were written, by name; damaged lines of the journal are reported and passed over.
+    """Returns the files that were written, by name; damaged lines of the journal are counted in a report.
 
     Raises:
-        DataError: where the journal is there but cannot be read at all.
+        DataError: where there is a journal that cannot be read.
     """
     try:
         lines = list(filter(None, (folder / JOURNAL).read_bytes().splitlines()))
@@ -245,7 +192,7 @@ def recorded_shards(folder: pathlib.Path, manifest: Manifest, report: Report = l
 
 
 def problem_of(path: pathlib.Path, shard: Shard | None) -> str | None:
-    """Returns why a file is not what was written, None where it is."""
+    """Returns how a file differs from its record, for a message; None where it does not differ."""
     try:
         if not path.exists():
             return "is missing"
@@ -263,12 +210,12 @@ def problem_of(path: pathlib.Path, shard: Shard | None) -> str | None:
 
 
 def verify(folder: pathlib.Path, manifest: Manifest, counter: Callable[[int], None]) -> list[str]:
-    """Returns a line for each file that is not what was written, is missing or does not belong there; changes nothing.
+    """Returns a line for each file that differs from its record, is missing or does not belong there.
 
     Args:
-        folder: the codes.
+        folder: the folder of codes.
         manifest: of the folder.
-        counter: receives how many files were compared.
+        counter: called with the number of files compared so far.
     """
     lines: list[str] = []
     shards, names = recorded_shards(folder, manifest, lines.append), manifest.names()
@@ -281,7 +228,7 @@ def verify(folder: pathlib.Path, manifest: Manifest, counter: Callable[[int], No
     lines += [f"{folder / name} does not belong to these codes" for name in sorted(others)]
     if len(there) < len(names):
         lines.append(f"{folder} has {len(there)} of {len(names)} files: it is not complete")
-    # A pipeline keeps no weights.
+    # encode-beam keeps no weights.
     if manifest.model.weights_sha256 is not None:
         try:
             if hash_weights(load_model(folder / RUN)) != manifest.model.weights_sha256:

@@ -1,11 +1,10 @@
-"""The formats of files of codes by their names, TFRecord among them, and reading codes back."""
+"""Files of codes: TFRecord files, the choice of a format by its name, and the function that reads codes back."""
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -19,12 +18,7 @@ if TYPE_CHECKING:
 
 
 class TFRecordFile:
-    """A file of `tf.train.Example` messages that codes are written to.
-
-    Args:
-        path: of the file.
-        fields: what is written of each image.
-    """
+    """A file of `tf.train.Example` messages that codes are written to."""
 
     def __init__(self, path: pathlib.Path, fields: Sequence[Field]):
         self._writer = tf.io.TFRecordWriter(str(path))
@@ -42,7 +36,7 @@ class TFRecordFile:
             self._writer.write(to_example(key, int(label), {name: arrays[name][row] for name in self._names}))
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Ends the file."""
         self._writer.close()
 
 
@@ -58,7 +52,7 @@ def to_example(key: bytes, label: int, arrays: Mapping[str, np.ndarray]) -> byte
 
 
 def _float_list(array: np.ndarray) -> tf.train.FloatList:
-    """Returns a message of floats from its bytes: a field 1 of packed floats. One by one they would take far longer."""
+    """Returns a message of floats from bytes, as its field 1 of packed floats; from numbers it takes far longer."""
     content = np.ascontiguousarray(array, "<f4").tobytes()
     head, length = bytearray(b"\x0a"), len(content)
     while length > 127:
@@ -83,50 +77,28 @@ def read_tfrecords(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Dat
     return tf.data.TFRecordDataset(list(paths)).map(parsed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """How codes lie in a file.
+def open_file(name: str, path: pathlib.Path, fields: Sequence[Field]) -> TFRecordFile | ParquetFile:
+    """Opens a new file of codes in the format with this name, "tfrecord" or "parquet"."""
+    if name == "tfrecord":
+        return TFRecordFile(path, fields)
+    require("pyarrow", what="the format parquet")
+    from tfdecouple.corpus.parquet import ParquetFile
 
-    Attributes:
-        open: makes a file and returns the object that writes to it.
-        read: returns the codes of files in order.
-    """
-
-    open: Callable[[pathlib.Path, Sequence[Field]], TFRecordFile | ParquetFile]
-    read: Callable[[Sequence[str], Sequence[Field]], tf.data.Dataset]
-
-
-def _parquet(name: str) -> Callable[..., Any]:
-    """Returns a function of `parquet.py`, which imports PyArrow when it is called."""
-
-    def call(*arguments: Any) -> Any:
-        require("pyarrow", what="the format parquet")
-        from tfdecouple.corpus import parquet
-
-        return getattr(parquet, name)(*arguments)
-
-    return call
-
-
-# The name is the ending of the files as well.
-FORMATS = {
-    "tfrecord": Format(TFRecordFile, read_tfrecords),
-    "parquet": Format(_parquet("ParquetFile"), _parquet("read_parquet")),
-}
+    return ParquetFile(path, fields)
 
 
 def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bool = False) -> tf.data.Dataset:
-    """Returns the codes in a folder, in the order of its files; they pass through memory a few at a time.
+    """Returns the codes in a folder, in the order of its files; a few at a time are in memory.
 
     Args:
-        folder: what `python -m tfdecouple encode` or `encode-beam` wrote, in either format.
-        split: "train", "validation" or "test"; None for all that is there.
-        partial: whether to read what there is of a folder that is not complete.
+        folder: the output of `python -m tfdecouple encode` or `encode-beam`, in either format.
+        split: "train", "validation" or "test"; None for all splits.
+        partial: whether to read an incomplete folder.
 
     Returns:
-        A finite dataset of dicts: "key" string [], "label" int32 [] (-1 for none), and float32 arrays, those of "z"
-        [d_z], "z_std" [d_z] and "v" [height, width, channels] that were written; with --scores also the numbers []
-        "bits_per_dim", "bits_per_dim_minus_codec", "shell", "typicality" and, of a model with an encoder, "prior_nats".
+        A finite dataset of dicts: "key" string [], "label" int32 [] (-1 for none) and the float32 arrays that were
+        written: "z" [d_z], "z_std" [d_z], "v" [height, width, channels]; with --scores also the numbers []
+        "bits_per_dim", "bits_per_dim_minus_codec", "shell", "typicality" and, with an encoder, "prior_nats".
 
     Raises:
         DataError: where the folder holds no codes, lacks some, or has no such split.
@@ -146,4 +118,9 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
         )
     if not paths:
         raise DataError(f"{folder} has no whole file yet")
-    return FORMATS[manifest.format].read(paths, manifest.fields)
+    if manifest.format == "tfrecord":
+        return read_tfrecords(paths, manifest.fields)
+    require("pyarrow", what="the format parquet")
+    from tfdecouple.corpus.parquet import read_parquet
+
+    return read_parquet(paths, manifest.fields)

@@ -1,4 +1,4 @@
-"""Codes as Parquet files: a column for each field, its numbers as lists of one length, or one number."""
+"""Codes as Parquet files: a column for each field, of lists of one length or of single numbers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import tensorflow as tf
 
 from tfdecouple.corpus.codes_manifest import Field
 
-# A row group is what a reader takes at a time: large enough to read well, small enough for any memory.
+# A reader loads a row group at a time: it should be large enough to read fast and small enough for any memory.
 _GROUP_ROWS, _GROUP_BYTES = 1024, 2**25
 
 
 class ParquetFile:
-    """A file that codes are written to: as `TFRecordFile`."""
+    """A Parquet file that codes are written to; see `TFRecordFile`."""
 
     def __init__(self, path: pathlib.Path, fields: Sequence[Field]):
         self._fields = fields
@@ -46,10 +46,9 @@ class ParquetFile:
 
 
 def schema(fields: Sequence[Field]) -> pa.Schema:
-    """Returns the columns; those of arrays say their shape in their metadata."""
+    """Returns the columns; the metadata of an array's column have the array's shape."""
     columns = [pa.field("key", pa.string(), False), pa.field("label", pa.int32(), False)]
     for field in fields:
-        # Names of the shape's axes are of no use; numbers in row-major order, as NumPy's reshape takes them.
         shape = {"shape": ",".join(map(str, field.shape))}
         kind = pa.list_(pa.float32(), field.size) if field.shape else pa.float32()
         columns.append(pa.field(field.name, kind, False, shape))

@@ -149,8 +149,7 @@ class Benchmark:
 def _random_source(config: Config) -> Any:
     import numpy as np
 
-    from tfdecouple.data.splits import Source
-    from tfdecouple.data.splits import MemorySplit
+    from tfdecouple.data.splits import MemorySplit, Source
 
     shape, batch = config.model.image_shape, config.training.batch_size
     counts = {"train": max(config.training.init_images, 4 * batch), "validation": 4 * batch, "test": 4 * batch}
