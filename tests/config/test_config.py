@@ -138,9 +138,6 @@ class TestRoundTrip:
         with pytest.raises(dataclasses.FrozenInstanceError):
             MODEL.latent_dim = 3
 
-    def test_configs_are_hashable(self):
-        assert len({MODEL, dataclasses.replace(MODEL), dataclasses.replace(MODEL, latent_dim=7)}) == 2
-
     @pytest.mark.parametrize(("name", "value"), [("cache_gib", 2), ("pad_and_crop", 3.0)])
     def test_whole_numbers_and_numbers_stand_for_each_other(self, name, value):
         config = Config.from_dict({"data": {name: value}}).data
@@ -266,9 +263,6 @@ class TestPresets:
         config = load_preset(name)
         assert config.name == name and config.description and "\n" not in config.description
         assert Config.from_dict(json.loads(config.to_json())) == config
-
-    def test_presets_of_our_own_keep_alpha_below_1(self):
-        assert load_preset("quickstart").model.alpha < 1 and load_preset("quickstart").model.prior_alpha < 1
 
     @pytest.mark.parametrize(
         ("name", "size", "alpha"),

@@ -10,14 +10,10 @@ from helpers.numbered import (
     SIZE,
     memory_source,
     numbered_images,
-    one_line_error,
     take,
 )
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import (
-    training_batches,
-)
 from tfdecouple.data.batches import augment
 
 
@@ -69,9 +65,3 @@ class TestAugmentation:
         flipped = sum(np.array_equal(picture, image[0, :, ::-1]) for picture in batches[0]["image"])
         kept = sum(np.array_equal(picture, image[0]) for picture in batches[0]["image"])
         assert flipped + kept == 400 and 150 < flipped < 250
-
-    def test_padding_beyond_the_image_is_refused(self) -> None:
-        source = memory_source(numbered_images(10))
-        config = DataConfig(pad_and_crop=SIZE)
-        message = one_line_error(lambda: training_batches(source, config, batch_size=2, seed=0))
-        assert "data.pad_and_crop is 8" in message

@@ -1,86 +1,184 @@
-"""Tests of image files of any size made square and of the model's size."""
+"""Tests of images of any size, mode and number of channels, fitted to the shape of the model's images."""
 
 from __future__ import annotations
 
+import io
+import os
 import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.numbered import (
-    numbered_images,
-    one_line_error,
-)
+from helpers.numbered import one_line_error
 from PIL import Image
 
-from tfdecouple.data.image_file import fit, read_image
+from tfdecouple.config import DataConfig
+from tfdecouple.config.shapes import Shape
+from tfdecouple.data import load_images, open_source, training_batches
+from tfdecouple.data.batches import augment
+from tfdecouple.data.image_file import centre_box, fit, fit_pixels, read_image, resize_said
+
+RGB, GREY = (8, 12, 3), (8, 12, 1)
 
 
-class TestImageFile:
-    @pytest.fixture
-    def rgb(self) -> np.ndarray:
-        return numbered_images(1, 12)[0]
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).integers(0, 256, shape, np.uint8)
 
-    def _saved(self, tmp_path: pathlib.Path, image: Image.Image, name: str = "image.png", **options) -> str:
-        image.save(tmp_path / name, **options)
-        return str(tmp_path / name)
 
-    def test_right_size_is_not_touched(self, tmp_path: pathlib.Path, rgb: np.ndarray) -> None:
-        np.testing.assert_array_equal(read_image(self._saved(tmp_path, Image.fromarray(rgb)), (12, 12, 3), 0), rgb)
+def saved(path: pathlib.Path, image: Image.Image | np.ndarray, **options) -> str:
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **options)
+    return str(path)
 
-    def test_centre(self, tmp_path: pathlib.Path) -> None:
-        image = np.random.default_rng(0).integers(0, 256, (13, 20, 3), np.uint8)
-        path = self._saved(tmp_path, Image.fromarray(image))
-        np.testing.assert_array_equal(read_image(path, (13, 13, 3), 0), image[:, 3:16])
-        np.testing.assert_array_equal(read_image(path, (8, 8, 3), 8), image[2:10, 6:14])
-        np.testing.assert_array_equal(read_image(path, (13, 13, 3), 100), image[:, 3:16])
 
-    def test_exif_orientation(self, tmp_path: pathlib.Path, rgb: np.ndarray) -> None:
+class TestFiles:
+    @pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "RGB", "RGBA"])
+    @pytest.mark.parametrize(("shape", "converted"), [(RGB, "RGB"), (GREY, "L")])
+    def test_any_mode_is_converted_as_pillow_does(
+        self, tmp_path: pathlib.Path, mode: str, shape: Shape, converted: str
+    ) -> None:
+        image = Image.fromarray(noise(8, 12, 3)).convert(mode)
+        read = read_image(saved(tmp_path / "image.png", image), shape, 0)
+        assert read.shape == shape
+        np.testing.assert_array_equal(read.squeeze(), np.asarray(image.convert(converted)))
+
+    @pytest.mark.parametrize("shape", [RGB, GREY])
+    def test_sixteen_bits_become_their_upper_eight(self, tmp_path: pathlib.Path, shape: Shape) -> None:
+        values = np.linspace(0, 65535, 96).astype(np.uint16).reshape(8, 12)
+        read = read_image(saved(tmp_path / "image.png", values), shape, 0)
+        np.testing.assert_array_equal(read, np.repeat((values >> 8)[..., None], shape[-1], -1))
+
+    def test_cmyk_and_orientation(self, tmp_path: pathlib.Path) -> None:
+        path = saved(tmp_path / "red.jpg", Image.new("CMYK", (12, 8), (0, 255, 255, 0)), quality=100)
+        assert np.abs(read_image(path, RGB, 0).astype(int) - (255, 0, 0)).max() < 8
         exif = Image.Exif()
         exif[0x0112] = 6  # Stored lying; to be turned clockwise.
-        path = self._saved(tmp_path, Image.fromarray(rgb), exif=exif)
-        np.testing.assert_array_equal(read_image(path, (12, 12, 3), 0), np.rot90(rgb, -1))
+        pixels = noise(12, 8, 3)
+        read = read_image(saved(tmp_path / "lying.png", pixels, exif=exif), RGB, 0)
+        np.testing.assert_array_equal(read, np.rot90(pixels, -1))
 
-    @pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "RGBA"])
-    def test_modes_become_rgb(self, tmp_path: pathlib.Path, rgb: np.ndarray, mode: str) -> None:
-        image = Image.fromarray(rgb).convert(mode)
-        np.testing.assert_array_equal(
-            read_image(self._saved(tmp_path, image), (12, 12, 3), 0), np.asarray(image.convert("RGB"))
+    @pytest.mark.parametrize("channels", [2, 4])
+    def test_other_channels_are_resized_one_by_one(self, tmp_path: pathlib.Path, channels: int) -> None:
+        pixels = noise(16, 24, channels)
+        path = saved(tmp_path / "image.png", pixels)
+        np.testing.assert_array_equal(read_image(path, (16, 24, channels), 0), pixels)
+        # Pillow would weigh the others by the last, the alpha channel.
+        each = [Image.fromarray(pixels[..., one]).resize((12, 8), Image.Resampling.BILINEAR) for one in range(channels)]
+        np.testing.assert_array_equal(read_image(path, (8, 12, channels), 0), np.stack(list(map(np.asarray, each)), -1))
+
+    def test_refusals_name_the_file(self, tmp_path: pathlib.Path) -> None:
+        path = saved(tmp_path / "image.png", noise(8, 12, 3))
+        assert "it has 3 channels (R, G, B), and the model's images have 4 (model.image_shape)" in one_line_error(
+            lambda: read_image(path, (8, 12, 4), 0)
         )
-
-    def test_cmyk(self, tmp_path: pathlib.Path) -> None:
-        path = self._saved(tmp_path, Image.new("CMYK", (12, 12), (0, 255, 255, 0)), "red.jpg", quality=100)
-        assert np.abs(read_image(path, (12, 12, 3), 0).astype(int) - (255, 0, 0)).max() < 8
-
-    def test_sixteen_bits_are_scaled(self, tmp_path: pathlib.Path) -> None:
-        values = np.linspace(0, 65535, 144).astype(np.uint16).reshape(12, 12)
-        path = self._saved(tmp_path, Image.fromarray(values))
-        np.testing.assert_array_equal(read_image(path, (12, 12, 3), 0), np.repeat((values >> 8)[..., None], 3, axis=-1))
-
-    def test_float_pixels_are_refused(self, tmp_path: pathlib.Path) -> None:
-        path = self._saved(tmp_path, Image.fromarray(np.zeros((12, 12), np.float32)), "image.tif")
-        message = one_line_error(lambda: read_image(path, (12, 12, 3), 0))
+        path = saved(tmp_path / "image.tif", np.zeros((12, 12), np.float32))
+        message = one_line_error(lambda: read_image(path, RGB, 0))
         assert "mode F" in message and path in message
+        assert "/no/such.png" in one_line_error(lambda: read_image("/no/such.png", RGB, 0))
 
-    def test_missing_file(self) -> None:
-        assert "/no/such.png" in one_line_error(lambda: read_image("/no/such.png", (12, 12, 3), 0))
+
+class TestArrays:
+    def test_any_number_of_channels(self, tmp_path: pathlib.Path) -> None:
+        pixels, path = noise(16, 24, 7), str(tmp_path / "image.npy")
+        np.save(path, pixels)
+        np.testing.assert_array_equal(read_image(path, (16, 24, 7), 0), pixels)
+        np.testing.assert_array_equal(read_image(path, (8, 8, 7), 0), fit_pixels(pixels, (8, 8, 7), 0))
+        content = io.BytesIO(pathlib.Path(path).read_bytes())
+        np.testing.assert_array_equal(read_image(path, (16, 24, 7), 0, content), pixels)
+        np.save(path, pixels[..., 0])
+        np.testing.assert_array_equal(read_image(path, (16, 24, 1), 0), pixels[..., :1])
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (noise(8, 12, 3), "uint8 [8, 12, 3], and the model takes uint8 [height, width, 7]"),
+            (np.zeros((8, 12, 7), np.float32), "float32"),
+            (np.array([{}]), "Python objects"),
+            (np.zeros((0, 12, 7), np.uint8), "[0, 12, 7]"),
+        ],
+    )
+    def test_other_arrays_are_refused(self, tmp_path: pathlib.Path, content: np.ndarray, said: str) -> None:
+        np.save(tmp_path / "image.npy", content)
+        assert said in one_line_error(lambda: read_image(str(tmp_path / "image.npy"), (8, 12, 7), 0))
+
+    def test_hostile_files_are_refused(self, tmp_path: pathlib.Path) -> None:
+        whole = io.BytesIO()
+        np.save(whole, noise(8, 12, 7))
+        claims = whole.getvalue().replace(b"(8, 12, 7), }       ", b"(99999, 99999, 7), }")
+        assert len(claims) == len(whole.getvalue()) and claims != whole.getvalue()
+        for name, content in {"cut": whole.getvalue()[:-1], "no": b"\x93NUMPY", "claims": claims}.items():
+            (tmp_path / f"{name}.npy").write_bytes(content)
+            one_line_error(lambda name=name: read_image(str(tmp_path / f"{name}.npy"), (8, 12, 7), 0))
+        os.mkfifo(tmp_path / "pipe.npy")
+        assert "no regular file" in one_line_error(lambda: read_image(str(tmp_path / "pipe.npy"), (8, 12, 7), 0))
 
 
 class TestFitting:
-    @pytest.mark.parametrize(("height", "width"), [(40, 40), (33, 57), (90, 41), (10, 12)])
-    def test_agrees_with_pillow(self, tmp_path: pathlib.Path, height: int, width: int) -> None:
-        y, x = np.mgrid[:height, :width]
-        image = np.stack([128 + 100 * np.sin(x / 5 + c) * np.cos(y / 7) for c in range(3)], -1).astype(np.uint8)
-        Image.fromarray(image).save(tmp_path / "image.png")
-        wanted = read_image(str(tmp_path / "image.png"), (16, 16, 3), 0).astype(int)
-        assert np.abs(fit(tf.constant(image), (16, 16, 3), 0).numpy() - wanted).max() <= 1
+    @pytest.mark.parametrize("size", [(8, 12), (40, 30), (9, 100), (100, 9), (1, 50), (50, 1)])
+    @pytest.mark.parametrize("crop", [0, 7, 100])
+    def test_pipeline_and_files_cut_out_the_same(
+        self, tmp_path: pathlib.Path, size: tuple[int, int], crop: int
+    ) -> None:
+        for channels in (1, 3):
+            pixels = noise(*size, channels)
+            path = saved(tmp_path / "image.png", pixels.squeeze(-1) if channels == 1 else pixels)
+            read = read_image(path, (8, 12, channels), crop)
+            np.testing.assert_array_equal(fit(tf.constant(pixels), (8, 12, channels), crop), read)
+            top, left, rows, columns = centre_box(*size, (8, 12, channels), crop)
+            assert 0 <= top <= size[0] - rows and 0 <= left <= size[1] - columns and min(rows, columns) >= 1
+            # The box has the proportions of the model, as nearly as whole pixels can, and is as large as fits.
+            assert crop == 7 or rows == size[0] or columns == size[1]
+            assert abs(rows * 12 - columns * 8) < 12 or min(size) == 1
+            if size == (8, 12) and crop != 7:
+                np.testing.assert_array_equal(read, pixels)
 
-    def test_right_size_passes_bit_for_bit(self) -> None:
-        image = numbered_images(1, 16)[0]
-        np.testing.assert_array_equal(fit(tf.constant(image), (16, 16, 3), 0), image)
-        np.testing.assert_array_equal(fit(tf.constant(image), (8, 8, 3), 8), image[4:12, 4:12])
-        np.testing.assert_array_equal(fit(tf.constant(image), (16, 16, 3), 100), image)
+    def test_grey_and_rgb_become_each_other_in_a_pipeline(self) -> None:
+        rgb, grey = noise(8, 12, 3), noise(8, 12, 1)
+        made = fit(tf.constant(rgb), GREY, 0)
+        np.testing.assert_array_equal(made[..., 0], np.asarray(Image.fromarray(rgb).convert("L")))
+        np.testing.assert_array_equal(fit(tf.constant(grey), RGB, 0), np.repeat(grey, 3, -1))
 
-    def test_grey_is_repeated(self) -> None:
-        image = numbered_images(1, 16)[0][..., :1]
-        np.testing.assert_array_equal(fit(tf.constant(image), (16, 16, 3), 0), np.repeat(image, 3, axis=-1))
+    @pytest.mark.parametrize(
+        ("channels", "pixels"), [(1, "8-bit grey;"), (3, "8-bit RGB;"), (5, "8-bit pixels, each channel by itself;")]
+    )
+    def test_exported_files_describe_the_filter(self, channels: int, pixels: str) -> None:
+        assert f"Pillow's Image.resize(size, BILINEAR) on {pixels}" in resize_said((8, 12, channels))
+
+
+class TestGreyRectangles:
+    def test_augmentation(self) -> None:
+        image = noise(*GREY)
+        made = [
+            augment(tf.constant(image), tf.constant([n, 0], tf.int64), horizontal_flip=True, pad_and_crop=2)
+            for n in range(40)
+        ]
+        padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect")
+        crops = [padded[y : y + 8, x : x + 12] for y in range(5) for x in range(5)]
+        allowed = {one.tobytes() for crop in crops for one in (crop, crop[:, ::-1])}
+        assert {one.numpy().tobytes() for one in made} <= allowed and len({one.numpy().tobytes() for one in made}) > 9
+
+    @pytest.mark.parametrize("cache_gib", [1.0, 0.0])
+    def test_folder(self, tmp_path: pathlib.Path, cache_gib: float) -> None:
+        images = {f"{number}.png": noise(8, 12, 1)[..., 0] + np.uint8(number) for number in range(5)}
+        for name, image in images.items():
+            saved(tmp_path / name, image)
+        np.save(tmp_path / "5.npy", noise(8, 12, 1))
+        source = open_source(DataConfig(source=f"folder:{tmp_path}", cache_gib=cache_gib), GREY)
+        assert source.image_shape == GREY and sum(source.sizes.values()) == 6
+        for split, size in source.sizes.items():
+            for number, image in enumerate(load_images(source, split, size)[0]):
+                key = source.key(split, number)
+                np.testing.assert_array_equal(image[..., 0], images.get(key, noise(8, 12, 1)[..., 0]))
+        batch = next(iter(training_batches(source, DataConfig(pad_and_crop=7), batch_size=2, seed=1)))
+        assert batch["image"].shape == (2, *GREY)
+        message = one_line_error(lambda: training_batches(source, DataConfig(pad_and_crop=8), batch_size=2, seed=1))
+        assert "pad_and_crop is 8; it must be below the shorter side of the images, 8" in message
+
+    def test_photographs(self) -> None:
+        data = DataConfig(photographs=("coffee",), photograph_crops=8)
+        grey, rgb = (load_images(open_source(data, (16, 24, channels)), "test", 8)[0] for channels in (1, 3))
+        assert grey.shape == (8, 16, 24, 1) and rgb.shape == (8, 16, 24, 3)
+        # A pixel that is made grey before or after it is resized differs by rounding alone.
+        after = np.stack([np.asarray(Image.fromarray(one).convert("L")) for one in rgb])
+        assert np.abs(grey[..., 0].astype(int) - after).max() <= 2 and grey.std() > 10
+        assert "have 3 channels, or 1" in one_line_error(lambda: open_source(data, (16, 24, 4)))
+        assert "a side of 400 pixels" in one_line_error(lambda: open_source(data, (8, 400, 3)))

@@ -115,15 +115,6 @@ class TestPhotographs:
             images, _ = photographs_module.cut_crops((picture,), split, 50, (16, 16, 3))
             assert (images == np.array(colour, np.uint8)).all()
 
-    def test_crop_at_full_scale_is_a_copy(self) -> None:
-        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 250, 3), np.uint8))
-        size = photographs_module.largest_side(picture.size)
-        images, _ = photographs_module.cut_crops((picture,), "test", 5, (size, size, 3))
-        draws = np.random.default_rng(photographs_module._SEEDS["test"]).random((5, 3))
-        boxes = photographs_module.crop_boxes(picture.size, "test", (size, size), draws)
-        for image, (left, top, right, bottom) in zip(images, boxes, strict=True):
-            np.testing.assert_array_equal(image, np.asarray(picture)[top:bottom, left:right])
-
     def test_too_large(self) -> None:
         message = one_line_error(lambda: open_source(DataConfig(), (90, 90, 3)))
         assert "a side of 90 pixels" in message and "chelsea has room for crops of 83" in message

@@ -15,7 +15,7 @@ from helpers.refusals import message_of
 from helpers.wolf import Reference, assert_refused
 
 import tfdecouple
-from tfdecouple.errors import UserError, WolfError
+from tfdecouple.errors import WolfError
 from tfdecouple.interop.wolf import assign, import_wolf, model_config_of, read_state
 from tfdecouple.runtime.extras import MissingPackageError
 
@@ -75,12 +75,6 @@ class TestNumbers:
     def test_images_come_back_from_their_codes(self, model, eager):
         assert REFERENCE.arrays["n_bits"] == 8
         np.testing.assert_array_equal(model.decode(*model.encode(IMAGES, verify=True)), IMAGES)
-
-    def test_parts_of_the_bound_add_up(self, model, eager):
-        given = REFERENCE.given
-        elbo = model.elbo_from_noise(IMAGES, given["posterior_noise"], given["dequantization_noise"])
-        nats = -given["log_likelihood_x_given_z"] + given["kl"]
-        np.testing.assert_allclose(elbo.reconstruction + elbo.kl, nats, rtol=1e-4)
 
 
 class TestRunFolder:
@@ -240,10 +234,6 @@ class TestVariants:
         np.testing.assert_allclose(one.reconstruction, two.reconstruction, rtol=1e-4)
         np.testing.assert_allclose(one.kl, two.kl, rtol=1e-4)
 
-    def test_hidden_channels_may_be_one_number(self):
-        config = model_config_of(edited({"generator.flow.hidden_channels": 8}), image_shape=(32, 32, 3))
-        assert config.hidden_channels == (8, 8, 8, 8)
-
     def test_defaults_of_the_reference_stand_for_what_is_absent(self):
         options = "alpha factors levels coupling_type transform prior_transform activation inverse in_channels"
         absent = [f"generator.flow.{option}" for option in options.split()]
@@ -324,9 +314,6 @@ class TestUnsupported:
     def test_impossible_bits_are_refused(self, n_bits):
         assert "n_bits" in refusal(lambda: model_config_of(CONFIG, image_shape=(32, 32, 3), n_bits=n_bits))
 
-    def test_a_wolf_error_is_a_user_error(self):
-        assert issubclass(WolfError, UserError)
-
 
 STEP = "generator.flow.blocks.0.steps.0"
 
@@ -355,8 +342,12 @@ class TestWeights:
                 lambda s: s.update({f"{STEP}.actnorm.bias": np.zeros((5, 1, 1), "f4")}),
                 [f"{STEP}.actnorm.bias", "(5, 1, 1)"],
             ),
+            (
+                lambda s: s.update({f"{STEP}.unit.coupling1_up.net.conv1.weight": np.zeros((16, 63), "f4")}),
+                [f"{STEP}.unit.coupling1_up.net.conv1.weight", "(16, 63)"],
+            ),
         ],
-        ids=["missing", "missing-in-encoder", "superfluous", "superfluous-in-step", "shape", "shape-of-vector"],
+        ids=["missing", "missing-in-encoder", "superfluous", "superfluous-in-step", "shape", "shape-of-vector", "rank"],
     )
     def test_weights_that_do_not_fit_are_named(self, change, words, scratch):
         state = dict(STATE)
@@ -369,10 +360,6 @@ class TestWeights:
         paths = write(tmp_path, CONFIG, {**STATE, "extra": np.zeros(3)})
         refusal(lambda: import_wolf(*paths, image_shape=(32, 32, 3), workdir=tmp_path / "run"))
         assert not (tmp_path / "run").exists()
-
-    @pytest.mark.parametrize("name", ["discriminator.fc.linear.weight_v", f"{STEP}.unit.coupling1_up.net.conv1.weight"])
-    def test_weights_of_another_rank_or_size_are_named(self, name, scratch):
-        assert name in refusal(lambda: assign(scratch, {**STATE, name: np.zeros((16, 63), "f4")}))
 
     def test_caches_and_counters_of_the_reference_are_not_needed(self, model):
         state = {name: a for name, a in STATE.items() if not name.endswith(("weight_inv", "num_batches_tracked"))}
@@ -404,11 +391,6 @@ class TestFiles:
         (tmp_path / "run" / "mine.txt").write_text("mine")
         assert "not empty" in refusal(self.importing(tmp_path))
         assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["mine.txt"]
-
-    def test_a_file_in_the_place_of_the_folder_is_not_touched(self, tmp_path):
-        (tmp_path / "run").write_text("mine")
-        assert "run" in refusal(self.importing(tmp_path))
-        assert (tmp_path / "run").read_text() == "mine"
 
     def test_missing_files_are_named(self, tmp_path):
         assert "none.json" in refusal(self.importing(tmp_path, config=tmp_path / "none.json"))
@@ -475,12 +457,11 @@ class TestTorch:
             (lambda state: {**state, "epoch": 3}, ["'epoch'", "of type int, which is no tensor"]),
             (lambda state: {"optimizer": {"lr": 0.1}, **state}, ["'optimizer'", "of type dict, which is no tensor"]),
             (lambda state: {"model": state}, ["'model'", "of type dict, which is no tensor"]),
-            (lambda state: {"core": {"flow": state}}, ["'flow'", "of type dict, which is no tensor"]),
             (lambda state: {0: state["a"]}, ["0"]),
             (lambda state: {"core": 3}, ["of type int, no mapping"]),
             (lambda state: [state["a"]], ["of type list, no mapping"]),
         ],
-        ids=["epoch", "optimizer", "nested", "nested-in-core", "number", "core", "list"],
+        ids=["epoch", "optimizer", "nested", "number", "core", "list"],
     )
     def test_pt_of_something_else_is_named(self, tmp_path, wrap, words):
         torch = pytest.importorskip("torch")
@@ -500,7 +481,3 @@ class TestTorch:
         path = tmp_path / "model.pt"
         path.write_bytes(b"no pickle")
         assert "model.pt" in refusal(lambda: read_state(path))
-
-
-def test_fixture_is_small():
-    assert sum(file.stat().st_size for file in DATA.iterdir()) < 1_000_000
