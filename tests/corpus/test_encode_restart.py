@@ -88,13 +88,9 @@ class TestRestart:
         assert len(reads) == 31 - [0, 7, 14, 20, 26][whole]
         assert contents(out) == contents(tmp_path / "unbroken")
         assert read(out).keys() == every_key(pictures)
-
-    def test_nothing_is_done_again_in_a_complete_folder(self, encode, tmp_path, reads, capsys):
-        assert encode() == 0
-        before = contents(tmp_path / "codes")
         reads.clear()
-        assert encode() == 0
-        assert not reads and contents(tmp_path / "codes") == before
+        assert encode("--v") == 0
+        assert not reads and contents(out) == contents(tmp_path / "unbroken")
 
     def test_lost_and_cut_files_and_a_lost_line_are_made_good(self, encode, tmp_path, stop_after):
         assert encode() == 0
