@@ -21,17 +21,18 @@ class DataConfig:
     1000
 
     Attributes:
-        source: "photographs" (embedded), the name of a TFDS data set ("cifar10", "tfds:NAME") or "folder:PATH".
-        data_dir: folder that holds prepared TFDS data sets; null for TFDS' own default.
+        source: "photographs" (sample images of the installation), the name of a TFDS data set ("cifar10", "tfds:NAME")
+            or "folder:PATH".
+        data_dir: folder of prepared TFDS data sets; null for TFDS' own default.
         horizontal_flip: mirror each training image with probability 1/2.
         pad_and_crop: reflect-pad training images by this many pixels and crop at random; 0 for none.
-        centre_crop: side in pixels of the centre square to keep before resizing; 0 for the largest square. Of
-            rectangles it is the shorter side, in the proportions of `model.image_shape`.
-        validation_examples: how many training images are held out where a data set has no validation split.
+        centre_crop: side in pixels of the centre square to keep before resizing; 0 for the largest square. For
+            rectangles, in the proportions of `model.image_shape`, it is the shorter side.
+        validation_examples: number of training images to hold out where a data set has no validation split.
         on_bad_image: "stop" at an image that cannot be read, or "skip" and count it.
         cache_gib: decoded images are kept in memory where they need at most this many GiB.
-        photographs: which of the embedded photographs, by their names in docs/data.md.
-        photograph_crops: number of training crops of the embedded photographs.
+        photographs: names of the sample photographs to take (docs/data.md).
+        photograph_crops: number of training crops of the sample photographs.
     """
 
     source: str = "photographs"

@@ -41,25 +41,26 @@ class ModelConfig:
     Attributes:
         image_shape: height, width and channels of the images, such as [32, 32, 3] for RGB or [48, 64, 1] for grey.
             Images of one or two channels are squeezed before the first level, too.
-        n_bits: bits per colour channel, 1 to 8. Below 8, pixels are quantised to `2**n_bits` levels.
-        latent_dim: size of the global code z (the paper's d_z). Of no effect where `conditioning` is "none".
+        n_bits: bits per colour channel, 1 to 8. Below 8, pixels are quantised to `2**n_bits` bins.
+        latent_dim: size of the global code z (the paper's d_z); unused where `conditioning` is "none".
         conditioning: where z enters. "coupling": every coupling of the flow (the paper's model). "base": only mean and
             scale of the Gaussian of v (the paper's Table 3 baseline). "none": no z, no encoder (refined Glow).
         steps: steps of flow per level. The first and the last level hold a number; each level between them holds a
             list, one number for each stage of the fine-grained multi-scale structure (paper Figure 3c).
         hidden_channels: width of the coupling nets, one number per level.
-        factors: for each inner level, the fraction of channels that leave at the end of each of its stages (4: a
-            quarter of the level's channels). A single entry holds for all.
-        transform: of `transforms.py`: "affine" (s = 1 + alpha*tanh(u/2)) or "additive" couplings.
+        factors: for each inner level, one over the fraction of its channels that leave at the end of each stage (4: a
+            quarter). A single entry holds for all levels.
+        transform: transform of the couplings, by a name in `transforms.py`: "affine" (s = 1 + alpha*tanh(u/2)) or
+            "additive".
         multiscale_transform: the same choice for the coupling before each factor-out.
-        alpha: the paper's bound of the affine scale, in (0, 1]: a scale lies in (1 - alpha, 1 + alpha). The
-            smaller, the further from the training images an image may be and still come back to the last pixel
-            (docs/RESULTS.md, "What comes back").
+        alpha: the paper's bound of the affine scale, in (0, 1]: a scale lies in (1 - alpha, 1 + alpha). With a smaller
+            alpha, images further from the training images still come back to the last pixel (docs/RESULTS.md, "What
+            comes back").
         linear: "full" (matrix and slogdet, as the paper's code) or "lu" (PLU factors, as Glow) for the 1x1
             convolutions and the prior's linear layers.
-        step_layers: what stands at the end of each step of the decoder's flow beside the paper's layers, by names of
-            `STEP_LAYERS` such as "sinh_arcsinh".
-        conditioner: the net of each coupling of the decoder's flow, by a name of `CONDITIONERS`: "convolutional", the
+        step_layers: further layers at the end of each step of the decoder's flow, by names in `STEP_LAYERS` such as
+            "sinh_arcsinh".
+        conditioner: the net of each coupling of the decoder's flow, by a name in `CONDITIONERS`: "convolutional", the
             paper's.
         encoder_channels: planes of the encoder's ResNet levels, each of which halves the resolution.
         encoder_out_channels: the paper's c', planes after the last ResNet level.
@@ -69,18 +70,18 @@ class ModelConfig:
         prior_hidden: width of the prior flow's coupling nets.
         prior_transform: the same choice for the couplings of the prior flow.
         prior_alpha: alpha of the prior flow.
-        classes: how many labels the model knows; 0 for none. Where `prior` is "classes" z is made of them; where it is
-            "flow" or "normal", the prior over z has a learned shift and scale for each label.
-        class_probabilities: p(y) of each label, up to a common factor; empty for the same for all. It is not trained.
+        classes: number of labels that the model knows; 0 for none. With `prior` "classes", z is a function of the
+            label; with "flow" or "normal", the prior over z has a learned shift and scale for each label.
+        class_probabilities: p(y) of each label, up to a common factor; empty for equal ones. It is not trained.
         base_hidden: width of the net from z to mean and scale of v, for `conditioning` "base" only.
-        dequantization: the noise u within the bins of the pixels. "uniform", or "flow": drawn from a learned q(u|x),
-            a flow from noise to u that sees a map of the image (variational dequantisation, Ho et al., 2019). Of the
-            options that begin with `dequantization_` only "flow" makes use.
+        dequantization: distribution of the noise u within the bins of the pixels: "uniform", or "flow", a learned
+            q(u|x): a flow from noise to u, conditioned on a map of the image (variational dequantisation, Ho et al.,
+            2019). The options that begin with `dequantization_` are for "flow" only.
         dequantization_steps: steps of that flow per level, as `steps`.
         dequantization_hidden_channels: width of its coupling nets, one number per level.
-        dequantization_factors: for its inner levels, where it has any, as `factors`.
-        dequantization_transform: of all its couplings, as `transform`.
-        dequantization_alpha: alpha of its couplings.
+        dequantization_factors: as `factors`, for the inner levels of that flow.
+        dequantization_transform: as `transform`, for all couplings of that flow.
+        dequantization_alpha: as `alpha`, for the couplings of that flow.
         dequantization_encoder_channels: planes of the levels of the network from the image to the map, each of which
             halves the resolution, and doubles it on the way back.
         dequantization_map_channels: channels of the map.
@@ -235,7 +236,7 @@ class ModelConfig:
 
     @property
     def bound_of_scales(self) -> float | None:
-        """`alpha`; None where no coupling of the decoder's flow scales."""
+        """The bound `alpha`; None where no coupling of the decoder's flow scales."""
         return None if self.transform == self.multiscale_transform == "additive" else self.alpha
 
     @property
@@ -265,7 +266,7 @@ class ModelConfig:
 
     @property
     def n_bins(self) -> int:
-        """Number of levels of a pixel, `2**n_bits`."""
+        """Number of bins of a pixel, `2**n_bits`."""
         return 2**self.n_bits
 
     @property

@@ -16,25 +16,25 @@ RGB_CHANNELS = 3
 # Pillow's modes by number of channels: an image file with one of these numbers can be converted to the other.
 PILLOW_MODES = {1: "L", RGB_CHANNELS: "RGB"}
 
-# Fewer channels than this are squeezed before the first level: of one a coupling has nothing to split, of two both of
-# its patterns are the same.
+# Images of fewer channels are squeezed before the first level: a coupling cannot split one channel, and both of its
+# patterns split two channels in the same way.
 LEAST_CHANNELS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """A stage of the flow: some steps at one number of channels, after which some of the channels may leave.
+    """A stage of the flow: steps with the same number of channels, after which some of the channels may leave.
 
     Attributes:
-        name: with which the names of its layers begin, `level_0_part_0`.
-        level: its level, the first is 0.
-        reduction: how many times smaller its maps are than the image, along each side.
-        height: of its maps.
-        width: of its maps.
-        channels: of its steps.
-        hidden: width of its coupling nets.
-        steps: how many steps it has.
-        dropped: how many channels leave at its end; 0 where all go on.
+        name: beginning of the names of its layers, such as `level_0_part_0`.
+        level: number of its level, from 0 on.
+        reduction: ratio of the image's height to that of the maps.
+        height: height of the maps.
+        width: width of the maps.
+        channels: number of channels of the maps.
+        hidden: width of the coupling nets.
+        steps: number of steps.
+        dropped: number of channels that leave at the end; 0 where all stay.
     """
 
     name: str
@@ -49,22 +49,22 @@ class StagePlan:
 
     @property
     def kept(self) -> int:
-        """How many channels go on."""
+        """Number of channels that stay."""
         return self.channels - self.dropped
 
     @property
     def positions(self) -> int:
-        """How many places its maps have."""
+        """Number of positions in a map."""
         return self.height * self.width
 
     @property
     def step_names(self) -> tuple[str, ...]:
-        """Names of its steps, `level_0_part_0_step_0`, in the forward direction."""
+        """Names of the steps, such as `level_0_part_0_step_0`, in the forward direction."""
         return step_names(self.steps, f"{self.name}_")
 
     @property
     def factor_out_name(self) -> str:
-        """Name of the layer that stands before the channels that leave."""
+        """Name of the layer before the channels that leave."""
         return f"{self.name}_factor_out"
 
 
@@ -72,10 +72,10 @@ class Block(NamedTuple):
     """A ResNet block of an encoder.
 
     Attributes:
-        name: of the layer, `level_0_block_1`.
-        planes: channels of its output.
-        strides: 1, or 2 where it halves height and width; where its convolutions are transposed, it doubles them.
-        transposed: whether they are.
+        name: name of the layer, such as `level_0_block_1`.
+        planes: channels of the output.
+        strides: 2 where the block halves height and width, or doubles them if it is transposed; else 1.
+        transposed: whether the convolutions are transposed.
     """
 
     name: str
@@ -116,7 +116,7 @@ def describe_images(image_shape: Shape) -> str:
 
 
 def squeezes_first(channels: int) -> bool:
-    """Returns whether a flow over images of so many channels squeezes them before its first level.
+    """Returns whether a flow over images of this number of channels squeezes them before its first level.
 
     >>> [squeezes_first(channels) for channels in (1, 2, 3, 4)]
     [True, True, False, False]
@@ -132,16 +132,16 @@ def flow_levels(
 ) -> tuple[tuple[StagePlan, ...], ...]:
     """Returns the stages of each level of the flow, the highest resolution first (paper Figure 3c).
 
-    Before every level but the first a squeeze makes four times the channels of half the height and width; of an image
-    of one or two channels before the first level, too. An inner level has several stages; after each of them the same
-    number of channels leaves, and the others go on.
+    A squeeze before every level but the first multiplies the channels by four and halves height and width; images of
+    one or two channels are squeezed before the first level, too. An inner level has several stages, after each of which
+    the same number of channels leaves.
 
     Args:
         image_shape: height, width and channels of the images.
-        steps: for each level a number of steps, or a list of them, one for each stage, after which channels leave.
+        steps: for each level the number of steps, or for an inner level a list with the number of each stage.
         hidden_channels: width of the coupling nets of each level.
-        inner_factors: for each level between the first and the last, which fraction of its channels leaves (4: a
-            quarter).
+        inner_factors: for each level between the first and the last, one over the fraction of its channels that leave
+            (4: a quarter).
 
     >>> for level in flow_levels((8, 8, 3), (1, (2, 2), 1), (4, 5, 6), (4,)):
     ...     print([(stage.name, stage.height, stage.channels, stage.dropped) for stage in level])
@@ -184,7 +184,7 @@ def flow_levels(
 
 
 def encoder_blocks(planes: Sequence[int]) -> tuple[Block, ...]:
-    """Returns the blocks of the encoder: two a level, of which the second halves height and width.
+    """Returns the blocks of the encoder: two per level, of which the second halves height and width.
 
     Args:
         planes: channels of each level.
@@ -200,10 +200,10 @@ def encoder_blocks(planes: Sequence[int]) -> tuple[Block, ...]:
 
 
 def local_blocks(planes: Sequence[int], map_channels: int) -> tuple[Block, ...]:
-    """Returns the blocks of a network from an image to a map of its own size: those of the encoder, and the way back.
+    """Returns the blocks of a network from an image to a map of the same size: down as an encoder, and up again.
 
-    Going back, a level has two blocks of transposed convolutions, of which the second doubles height and width and has
-    the planes of the level before, or those of the map.
+    On the way up a level has two blocks of transposed convolutions. The second doubles height and width and has as
+    many planes as the level before it, or as the map.
 
     Args:
         planes: channels of each level.
@@ -222,7 +222,7 @@ def local_blocks(planes: Sequence[int], map_channels: int) -> tuple[Block, ...]:
 
 
 def step_names(count: int, prefix: str = "") -> tuple[str, ...]:
-    """Returns the names of so many steps of flow, in the forward direction.
+    """Returns the names of `count` steps of flow, in the forward direction.
 
     >>> step_names(2)
     ('step_0', 'step_1')
@@ -231,7 +231,7 @@ def step_names(count: int, prefix: str = "") -> tuple[str, ...]:
 
 
 def halves(channels: int) -> tuple[int, int]:
-    """Returns how many channels the couplings of a step leave alone and how many they transform: half, rounded down.
+    """Returns the numbers of channels that couplings pass on and transform; half, rounded down, are transformed.
 
     >>> halves(7)
     (4, 3)

@@ -13,13 +13,13 @@ from tfdecouple.loggers import LOGGERS
 
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
 MEMORY = ("keep", "recompute", "invert")
-# What keras.utils.set_random_seed takes.
+# The bound of keras.utils.set_random_seed.
 SEEDS = 2**32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Optimisation and the rhythm of a run (paper appendix C.2 and Table 5).
+    """Optimisation, precision, memory and the schedule of a run (paper appendix C.2 and Table 5).
 
     >>> TrainingConfig(batch_size=64, micro_batches=2).passes
     2
@@ -27,58 +27,59 @@ class TrainingConfig:
     Attributes:
         steps: number of optimiser updates of the whole run.
         batch_size: images per update, over all devices.
-        micro_batches: how many micro-batches a batch is processed in, one after the other, to save memory. "auto": as
-            few as the memory that is free at the start of the run lets through, by calculation (`costs.py`).
+        micro_batches: number of parts in which a batch is processed, one after the other, to save memory. "auto": as
+            few as fit into the memory that is free at the start of the run, by calculation (`networks/costs.py`).
         learning_rate: the peak, reached after the warm-up.
         warmup_steps: updates of linear warm-up from 1e-7.
         decay_rate: factor of the learning rate per update after the warm-up.
-        beta_1, beta_2, epsilon: of Adam (Kingma and Ba, 2015).
+        beta_1, beta_2, epsilon: Adam's parameters (Kingma and Ba, 2015).
         weight_decay: decoupled decay of every trainable parameter, times the learning rate.
         clip_norm: largest global norm of the gradient; 0 for no clipping.
         ema_decay: decay of the averaged weights used for evaluation and sampling; 0 for none.
-        kl_weight: weight of the KL term in the loss; 1 in the paper. Below 1, z keeps more of the image. What is
-            reported is always the whole bound, with weight 1.
+        kl_weight: weight of the KL term in the loss; 1 in the paper. Below 1, z keeps more of the image. Reported
+            bounds always have weight 1.
         kl_warmup_steps: updates over which the weight rises linearly from 0; 0 in the paper.
         noise: standard deviation, in pixel values 0..255, of normal noise that is added to the training images at the
             first update and falls to 0 over `noise_steps`, along a cosine; the images are rounded and clipped to
             0..255. 0 for none, as in the paper. Validation and test images never have any.
-        noise_steps: updates after which images have no noise any more.
-        patterns: share of the training images, drawn by chance, that give way to noise and boards of two colours
-            (`training/schedule.py`), so that images that no camera takes come back from their codes, too; 0 for none,
-            as in the paper. A share of 0.01 is enough after long training. Validation and test images are left alone.
-        patterns_after: updates in which no image gives way yet; the best weights are then chosen among later ones.
-            These two may change when a run goes on, where that changes nothing before its last checkpoint.
-        precision: of the products in a step. "float32": in full, as the paper's code computed them (and so the
-            presets), which is older than TF32. "tf32": those of encoder and coupling nets as GPUs since Ampere do it
-            faster, with 10 bits of mantissa; all else in full. "mixed_bfloat16": those of the coupling nets in
-            bfloat16. Validation, test and whatever else is measured is always in full.
-        memory: what the backward pass has of the flow's forward pass. "keep": all that it needs. "recompute": the
-            hidden maps of the coupling nets, nearly all there is, are computed again: less memory, more time, the same
-            numbers. "invert": each step's input is got back from its output, and the memory does not grow with the
-            number of steps; gradients are the same but for rounding, and a step where that has grown too large is
-            not applied.
-        jit_compile: whether XLA compiles the steps of flow and prior, each kind by itself, at the first step of a run:
-            for GPUs, where it fuses what is between the products; the same numbers but for rounding.
-        bytes_per_pack: gradients are added up over devices in packs of about so many bytes, each as soon as the
-            backward pass has its last one; 0 for all of them in one, after it.
-        seed: of everything drawn at random.
+        noise_steps: updates after which the noise has fallen to 0.
+        patterns: share of the training images, drawn at random, that are replaced by noise and boards of two colours
+            (`training/schedule.py`), so that unnatural images, too, come back from their codes; 0 for none, as in the
+            paper. A share of 0.01 is enough after long training. Validation and test images are never replaced.
+        patterns_after: updates before the first image is replaced; the best weights are then chosen among later ones.
+            A resumed run may change this option and `patterns` where that changes nothing before its last checkpoint.
+        precision: arithmetic of the matrix products in a training step. "float32": full precision, as in the paper's
+            code, which is older than TF32. "tf32": 10 bits of mantissa in encoder and coupling nets, which GPUs since
+            Ampere compute faster; all else in full. "mixed_bfloat16": bfloat16 in the coupling nets. Evaluations are
+            always in full precision.
+        memory: how the activations of the flow reach the backward pass. "keep": they are stored. "recompute": the
+            hidden maps of the coupling nets, nearly all of the memory, are computed again: less memory, more time, the
+            same numbers. "invert": each step's input is reconstructed from its output, and the memory does not grow
+            with the number of steps; gradients are the same but for rounding, and an update where the rounding has
+            grown too large is not applied.
+        jit_compile: whether XLA compiles each kind of step of flow and prior, at the start of a run: for GPUs, where it
+            fuses the operations between the products; the same numbers but for rounding.
+        bytes_per_pack: gradients are summed over devices in packs of about this many bytes, each as soon as the
+            backward pass has computed it; 0 for all of them in one pack after the backward pass.
+        seed: the seed of all random numbers.
         init_images: training images for the data-dependent initialisation.
-        max_skipped_steps: updates in a row that may be skipped, for values that are not finite or, with
-            `memory="invert"`, an inversion that came back too far off.
+        max_skipped_steps: consecutive updates that may be skipped, for values that are not finite or, with
+            `memory="invert"`, an inaccurate inversion.
         log_every, evaluate_every, checkpoint_every: in updates.
         keep_checkpoints: how many of the latest checkpoints are kept, beside the best.
-        evaluation_batch_size: images per batch in evaluations, over all devices; rounded up to a multiple of these.
+        evaluation_batch_size: images per batch in evaluations, over all devices; rounded up to a multiple of their
+            number.
         evaluation_images: validation images per evaluation; 0 for all.
-        pictures: images that the pictures of an evaluation show, at most: fewer of images above 64 pixels (4 of 256),
-            and no more than the run has seen; 0 for no pictures.
-        evaluation_samples: draws of (z, u) per image in the final test evaluation; 0 for none: the test images are
-            left alone, as trials of options should.
+        pictures: largest number of images in the pictures of an evaluation: fewer for images above 64 pixels (4 of
+            256), and no more than the run has seen; 0 for no pictures.
+        evaluation_samples: draws of (z, u) per image in the final test evaluation; 0 for no test evaluation, as for
+            trials of options.
         loggers: where figures and pictures go beside `metrics.jsonl`: any of "tensorboard", "csv", "wandb" (Weights &
             Biases) and "mlflow"; the last two need the extra `loggers`, and write to the run folder unless their own
-            environment variables say otherwise. It may change when a run goes on.
+            environment variables say otherwise. A resumed run may change them.
         init_from: run folder whose weights this run starts from; null to start from data.
         init_partial: whether `init_from` may be of another architecture: the layers whose weights have the same names
-            and shapes are taken over, the others start from data.
+            and shapes are copied, the others start from data.
     """
 
     steps: Positive = 1000
@@ -120,11 +121,7 @@ class TrainingConfig:
 
     @property
     def passes(self) -> int:
-        """How many micro-batches an update takes, once that is a number.
-
-        Raises:
-            ConfigError: where it is still "auto".
-        """
+        """Number of micro-batches in an update; ConfigError where `micro_batches` is "auto"."""
         if isinstance(self.micro_batches, str):
             raise ConfigError("training.micro_batches is 'auto'; only training itself makes a number of it")
         return self.micro_batches
