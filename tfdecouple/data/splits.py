@@ -41,7 +41,8 @@ class BadImages:
 
     def keep_error(self, message: str, quoted: str = "") -> DataError:
         """Returns an error with a message, which `find_error` finds by the text `quoted`, by default the message."""
-        return self._errors.setdefault(quoted or message, DataError(message))
+        error = self._errors[quoted or message] = DataError(message)
+        return error
 
     def find_error(self, text: str) -> DataError | None:
         """Returns the error that a text of TensorFlow's quotes; None where it quotes none."""
@@ -200,13 +201,23 @@ class Split(abc.ABC):
             A finite dataset of dicts: "image" uint8 [height, width, channels], "label" int32 [] (-1 for none) and
             "index" int64 [] in the split. An image that is skipped as unreadable leaves its index out.
         """
+        return self._decode_all(self.records().enumerate().take(self.size if stop is None else stop).skip(start))
 
+    def examples_at(self, indices: np.ndarray) -> tf.data.Dataset:
+        """Returns the images with these indices, int64 [n], which ascend without repetition; see `examples`.
+
+        The next image stands in for one that is skipped as unreadable.
+        """
+        return self._decode_all(
+            tf.data.Dataset.zip(tf.data.Dataset.from_tensor_slices(indices), self.records_at(indices))
+        )
+
+    def _decode_all(self, records: tf.data.Dataset) -> tf.data.Dataset:
         def example(index: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
             image, label = self.decode(record)
             return {"image": image, "label": label, "index": index}
 
-        numbered = self.records().enumerate().take(self.size if stop is None else stop).skip(start)
-        return numbered.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 class MemorySplit(Split):
