@@ -20,7 +20,7 @@ from tfdecouple.cli import main
 from tfdecouple.cli.run_images import find_results_folder
 from tfdecouple.config import PHOTOGRAPHS, load_preset
 from tfdecouple.data import load_images, open_source
-from tfdecouple.data.image_file import fit_image
+from tfdecouple.data.image_file import fit_pixels
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs import pretrained
 from tfdecouple.runs.latent_directions import METHODS
@@ -57,13 +57,9 @@ def test_images_come_back_and_another_z_gives_other_pictures():
     """Of the pictures that the page begins with, crops that the model never saw, and noise."""
     model = tfdecouple.DecoupledModel.from_preset("photographs")
     crops, _ = load_images(open_source(load_config("photographs").data, (64, 64, 3)), "test", 6)
-    images = np.concatenate(
-        [
-            *(fit_image(Image.open(io.BytesIO(file)), (64, 64, 3), 0)[None] for file in example_images().values()),
-            crops,
-            random_images(2, 64),
-        ]
-    )
+    pictures = [np.asarray(Image.open(io.BytesIO(file))) for file in example_images().values()]
+    examples = [fit_pixels(pixels, (64, 64, 3), 0)[None] for pixels in pictures]
+    images = np.concatenate([*examples, crops, random_images(2, 64)])
     z, v = model.encode(images)
     np.testing.assert_array_equal(model.decode(z, v), images)
     switched = model.decode(np.roll(z, -1, 0), v).numpy()
