@@ -249,10 +249,3 @@ def test_of_images_that_nobody_stated_nothing_is_claimed(kind, tiny_run, tmp_pat
     assert "| trained on | data unknown |\n| rights in the images | nobody stated what images they are |" in body
     assert "photograph" not in body and "CC0" not in body
     assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "to").rglob("*") if path.is_file())
-
-
-def test_a_summary_of_a_stranger_fails_nothing(run, tmp_path):
-    copy = shutil.copytree(run, tmp_path / "run")
-    (copy / "summary.json").write_text(json.dumps({**SUMMARY, "test": {"bits_per_dim": "3", "images": 4}}))
-    assert main(["publish", "--run", str(copy), "--to", str(tmp_path / "to"), "--licence", "mit"]) == 0
-    assert "model-index" not in header(tmp_path / "to")[0]

@@ -125,17 +125,6 @@ class TestRun:
             options = ["--pairing", "across"] if command != "reconstruct" else []
             assert main([command, "--run", str(labelled_run), "--out", str(tmp_path), "--count", "1", *options]) == 0
 
-    def test_its_codes_are_written_by_label(self, labelled_run, tmp_path):
-        from tfdecouple.corpus import read_codes
-
-        arguments = ["encode", "--run", str(labelled_run), "--out", str(tmp_path / "codes"), "--split", "test", "--v"]
-        assert main([*arguments, "--scores"]) == 0
-        model = load_model(labelled_run)
-        rows = list(read_codes(tmp_path / "codes"))
-        assert len(rows) == 6
-        for row in rows:
-            equal(row["z"], model.class_codes[int(row["label"])])
-
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [

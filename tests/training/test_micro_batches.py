@@ -3,11 +3,8 @@
 import types
 
 import pytest
-import tensorflow as tf
 from helpers.models import LEAST, SMALL
 from helpers.runs import run_config
-from tensorflow.python.client import device_lib
-from tensorflow.python.eager import context
 
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.errors import ConfigError
@@ -72,19 +69,3 @@ class TestFree:
             strategies.measure_usable_memory(self.strategy(*names)) for names in (["/device:CPU:0"], ["CPU:0", "CPU:1"])
         )
         assert one == int(0.9 * 10 * 2**30) - 2**29 and two == one // 2
-
-    def test_of_gpus_is_that_of_the_fullest(self, monkeypatch):
-        # As TensorFlow describes devices; there is none here.
-        described = [types.SimpleNamespace(name=f"/device:GPU:{n}", memory_limit=1000 * 2**20) for n in range(2)]
-        used = {"GPU:0": 100 * 2**20, "GPU:1": 400 * 2**20}
-        visible = context.context().config
-
-        def describe(config):
-            # Another one would number devices that this process has hidden, and take their memory.
-            assert config == visible
-            return described
-
-        monkeypatch.setattr(device_lib, "list_local_devices", describe)
-        monkeypatch.setattr(tf.config.experimental, "get_memory_info", lambda name: {"current": used[name]})
-        devices = [f"/job:localhost/replica:0/task:0/device:GPU:{n}" for n in range(2)]
-        assert strategies.measure_usable_memory(self.strategy(*devices)) == int(0.9 * 600 * 2**20)
