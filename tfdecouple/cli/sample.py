@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import UserError, nearest
+from tfdecouple.runtime.option_types import make_number_type
 from tfdecouple.runtime.process import start_tensorflow
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--temperatures",
         nargs="+",
-        type=arguments.make_number_type(float, 0, arguments.MOST_TEMPERATURE),
+        type=make_number_type(float, 0, arguments.MOST_TEMPERATURE),
         default=list(TEMPERATURES),
         metavar="T",
         help=f"temperatures (default {' '.join(map(str, TEMPERATURES))})",

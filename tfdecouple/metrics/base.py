@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from tfdecouple.errors import RunError, UserError
+from tfdecouple.errors import RunError
 from tfdecouple.runtime.extras import require
 
 if TYPE_CHECKING:
@@ -79,7 +79,6 @@ class Metric:
         needs_z: whether a model without z is refused.
         needs_classes: whether a model without labels is refused.
         needs_plots: whether the metric draws a plot, which needs matplotlib.
-        minimums: the smallest values of options that are whole numbers.
 
     Args:
         options: the parsed options of the command.
@@ -90,7 +89,6 @@ class Metric:
     needs_z: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
     needs_plots: ClassVar[bool] = False
-    minimums: ClassVar[dict[str, int]] = {}
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
@@ -100,15 +98,11 @@ class Metric:
         """Adds the metric's options to a group of the parser."""
 
     def check_options(self) -> None:
-        """Refuses option values out of range, before TensorFlow is imported, whether or not the metric is requested.
+        """Refuses values of options that do not fit together, before TensorFlow is imported.
 
         Raises:
             UserError: naming the option and its value.
         """
-        for name, least in self.minimums.items():
-            value = getattr(self.options, name)
-            if value < least:
-                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
 
     @property
     def option(self) -> str:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.metrics.base import Estimate, Metric, Result, count_draws, require_finite
+from tfdecouple.runtime.option_types import add_number
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -28,18 +29,11 @@ class BitsPerDim(Metric):
     """The ELBO and its terms, which `evaluate` always computes."""
 
     name = "bits_per_dim"
-    minimums: ClassVar[dict[str, int]] = {"samples": 1}
 
     @classmethod
     def add_options(cls, group: Any) -> None:
         """Adds --samples."""
-        group.add_argument(
-            "--samples",
-            type=int,
-            default=1,
-            metavar="K",
-            help="draws per image for the ELBO, --latent-use and --outliers (default 1)",
-        )
+        add_number(group, "--samples", 1, "draws per image for the ELBO, --latent-use and --outliers", 1)
 
     def is_requested(self) -> bool:
         """Returns True."""
@@ -59,18 +53,12 @@ class ImportanceWeighted(Metric):
     """The importance-weighted bound."""
 
     name = "importance"
-    minimums: ClassVar[dict[str, int]] = {"importance": 0}
 
     @classmethod
     def add_options(cls, group: Any) -> None:
         """Adds --importance."""
-        group.add_argument(
-            "--importance",
-            type=int,
-            default=0,
-            metavar="K",
-            help="also the importance-weighted bound over K draws per image, a tighter one (default 0: none)",
-        )
+        text = "also the importance-weighted bound over N draws per image, a tighter one; 0 for none"
+        add_number(group, "--importance", 0, text)
 
     def compute(self, evaluation: Any) -> Result:
         """Returns the bound, how far it lies below the ELBO, and how many draws carry it."""

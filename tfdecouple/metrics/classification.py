@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from tfdecouple.metrics.linear_classifier import (
     standardize,
 )
 from tfdecouple.metrics.probe import count_confusion
+from tfdecouple.runtime.option_types import add_number
 
 if TYPE_CHECKING:
     from tfdecouple.model import DecoupledModel
@@ -69,19 +70,12 @@ class LabelSamples(Metric):
     name = "label_samples"
     on_split = False
     needs_classes = True
-    minimums: ClassVar[dict[str, int]] = {"label_samples": 0}
 
     @classmethod
     def add_options(cls, group: Any) -> None:
         """Adds --label-samples."""
-        group.add_argument(
-            "--label-samples",
-            type=int,
-            default=0,
-            metavar="N",
-            help="also how often linear classifiers of pixels, fitted to real images, find the label of N samples of "
-            "each label (default 0: none); the model must have labels",
-        )
+        text = "also how often linear classifiers of pixels, fitted to real images, find the label of N samples of each"
+        add_number(group, "--label-samples", 0, f"{text} label; the model must have labels")
 
     def compute(self, evaluation: Any) -> Result:
         """Returns the accuracies on samples, on held-out training images, and on test images for comparison.

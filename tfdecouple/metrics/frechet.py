@@ -7,17 +7,17 @@ name of a distance contains the file name of its network. docs/understanding.md 
 
 from __future__ import annotations
 
-import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
-from tfdecouple.errors import ConfigError, DataError, ExtractorError, UntrustedError, one_line
+from tfdecouple.errors import DataError, ExtractorError, UntrustedError, one_line
 from tfdecouple.metrics.base import Metric, Result, print_progress
 from tfdecouple.metrics.drawn_images import draw_indices, read_batches
+from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import file_sha256
 
@@ -40,7 +40,6 @@ class FrechetDistance(Metric):
 
     name = "frechet"
     on_split = False
-    minimums: ClassVar[dict[str, int]] = {"frechet_images": 2}
 
     @classmethod
     def add_options(cls, group: Any) -> None:
@@ -56,32 +55,17 @@ class FrechetDistance(Metric):
             help="accept a Keras file (.keras) as the extractor, which can run code: only where you know where it "
             "comes from",
         )
-        group.add_argument(
-            "--frechet-images",
-            type=int,
-            default=10_000,
-            metavar="N",
-            help="samples, and test images to compare them with, of --frechet (default 10000)",
-        )
-        group.add_argument(
-            "--temperature",
-            type=float,
-            default=1.0,
-            metavar="T",
-            help="temperature of v of samples, for --frechet and --label-samples (default 1)",
-        )
+        text = "samples of --frechet, and test images to compare them with"
+        add_number(group, "--frechet-images", 10_000, text, 2)
+        add_number(group, "--temperature", 1.0, "temperature of v of samples, for --frechet and --label-samples")
 
     def check_options(self) -> None:
-        """Refuses numbers out of range, a missing file, and a Keras file without --trust.
+        """Refuses a missing file, and a Keras file without --trust.
 
         Raises:
-            ConfigError: for a temperature out of range.
             ExtractorError: for a missing file.
             UntrustedError: for a Keras file without --trust.
         """
-        super().check_options()
-        if not 0 <= self.options.temperature < math.inf:
-            raise ConfigError(f"--temperature is {self.options.temperature}; it must be a number, at least 0")
         if self.options.frechet is not None:
             _check_file(pathlib.Path(self.options.frechet), self.options.trust)
 

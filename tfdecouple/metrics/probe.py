@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from tfdecouple.metrics.linear_classifier import (
     require_images,
     standardize,
 )
+from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
 
 # By default at most so many training and test images are taken, and so many of their colour values: the time of a fit
@@ -48,7 +49,6 @@ class LinearProbe(Metric):
     name = "probe"
     on_split = False
     needs_plots = True
-    minimums: ClassVar[dict[str, int]] = {"probe_images": 0}
 
     @classmethod
     def add_options(cls, group: Any) -> None:
@@ -58,14 +58,8 @@ class LinearProbe(Metric):
             action="store_true",
             help="also the test accuracy of linear classifiers of z, v and pixels; needs labels",
         )
-        group.add_argument(
-            "--probe-images",
-            type=int,
-            default=0,
-            metavar="N",
-            help="training images of --probe (default 0: as many as --images, else at most 10000, fewer where they "
-            "are large)",
-        )
+        text = "training images of --probe; 0 for as many as --images, or at most 10000, fewer where they are large"
+        add_number(group, "--probe-images", 0, text)
 
     def compute(self, evaluation: Any) -> Result:
         """Returns the accuracies, and the confusion matrix of z (of v in a model without z).
