@@ -7,10 +7,6 @@ from helpers.refusals import refused
 
 from export.cli import main as export_main
 from tfdecouple.cli import main
-from tfdecouple.config import DataConfig
-from tfdecouple.data import open_source
-from tfdecouple.errors import DataError
-from tfdecouple.runtime.extras import require
 from tfdecouple.runtime.process import run_program
 
 
@@ -37,11 +33,6 @@ def test_measures_that_draw_name_it_before_anything_is_measured(bare, tiny_run, 
     assert not (tmp_path / "out").exists()
 
 
-def test_data_sets_name_theirs(bare):
-    with pytest.raises(DataError, match=r"data.source=cifar10 needs .* pip install 'tfdecouple\[tfds\]'"):
-        open_source(DataConfig(source="cifar10"), (32, 32, 3))
-
-
 def test_a_package_that_an_import_does_not_find(capsys):
     def draw():
         raise ModuleNotFoundError("No module named 'matplotlib.axes'", name="matplotlib.axes")
@@ -54,7 +45,3 @@ def test_a_package_that_an_import_does_not_find(capsys):
 
     assert run_program(other) == 1
     assert "a fault of this program" in capsys.readouterr().err
-
-
-def test_nothing_is_said_of_what_is_there():
-    require("onnx", "pyarrow", "matplotlib")

@@ -69,11 +69,6 @@ def test_who_sets_a_variable_of_tensorflow_keeps_its_choice():
     assert threads(2, TF_NUM_INTRAOP_THREADS="2") == [0, 0, 1]
 
 
-@pytest.mark.slow
-def test_memory_settings_of_the_user_do_no_harm():
-    assert threads(2, MALLOC_ARENA_MAX="1") == [1, 2, 2]
-
-
 LEAVES_GARBAGE = """
 import gc, sys
 from tfdecouple.runtime.process import run_program

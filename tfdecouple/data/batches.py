@@ -12,7 +12,6 @@ import tensorflow as tf
 from tfdecouple.config import DataConfig
 from tfdecouple.data.splits import ALGORITHM, Source
 from tfdecouple.errors import DataError
-from tfdecouple.runtime import settings
 
 # Order and augmentation draw from different streams of the one seed.
 _ORDER_STREAM, _AUGMENTATION_STREAM = 0, 1
@@ -260,8 +259,6 @@ def _finished(batches: tf.data.Dataset) -> tf.data.Dataset:
     options.deterministic = True
     # The end of a tuned pipeline waits for the tuner, which sleeps for about as long as the pipeline has run.
     options.autotune.enabled = False
-    if threads := settings.current().data_threads:
-        options.threading.private_threadpool_size = threads
     # Several workers that share no files must split the images between them; by files, some would get none.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return batches.with_options(options).prefetch(2)

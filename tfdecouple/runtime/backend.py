@@ -1,7 +1,8 @@
-"""What Keras must be set to for these models: TensorFlow as its backend, and channels last."""
+"""The check that Keras uses TensorFlow and channels last."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,15 +12,14 @@ from tfdecouple.errors import ConfigError
 
 
 def require_backend() -> None:
-    """Refuses to go on with another backend of Keras than TensorFlow, or with channels first.
+    """Refuses another backend of Keras than TensorFlow, and channels first.
 
-    Looks before Keras is imported, where it is not yet: without the package of the backend that is set, its import
-    fails with a traceback.
+    It runs before Keras is imported: without the package of the configured backend that import fails with a traceback.
 
     Raises:
-        ConfigError: in one line, that says where it is set and what to do.
+        ConfigError: saying where the setting is made and what to do.
     """
-    backend, image_format, where = _set()
+    backend, image_format, where = _read_settings()
     if backend != "tensorflow":
         raise ConfigError(
             f"Keras' backend is {backend!r} ({where}); tfdecouple needs 'tensorflow': set KERAS_BACKEND=tensorflow "
@@ -32,17 +32,16 @@ def require_backend() -> None:
         )
 
 
-def _set() -> tuple[str, str, str]:
+def _read_settings() -> tuple[str, str, str]:
     """Returns Keras' backend, its image format and where the backend was set."""
     where = "by KERAS_BACKEND" if "KERAS_BACKEND" in os.environ else f"in {_file()}"
     keras = sys.modules.get("keras")
     if keras is not None and hasattr(keras, "config"):
         return keras.config.backend(), keras.config.image_data_format(), where
-    try:
+    values = None
+    # Keras ignores a file that it cannot read.
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         values = json.loads(_file().read_text(encoding="utf-8"))
-    # Keras passes over a file that it cannot read.
-    except (OSError, ValueError, RecursionError):
-        values = {}
     values = values if isinstance(values, dict) else {}
     backend = os.environ.get("KERAS_BACKEND") or values.get("backend", "tensorflow")
     return backend, values.get("image_data_format", "channels_last"), where

@@ -1,4 +1,4 @@
-"""Packages that only some installations have: which extra of the project brings each."""
+"""The optional packages, and the extra of the installation that brings each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 
 from tfdecouple.errors import UserError
 
-# By the name that is imported. The extra `all` brings them all but those of `litert`, `loggers` and `wolf`.
+# The extra of each package, by the name that is imported. `all` leaves out `litert`, `loggers` and `wolf`.
 EXTRAS = {
     "ai_edge_litert": "litert",
     "onnx": "export",
@@ -24,18 +24,18 @@ EXTRAS = {
 
 
 class MissingPackageError(UserError, ImportError):
-    """A package that is not installed, since an extra brings it."""
+    """An optional package is not installed."""
 
 
 def require(*modules: str, what: str = "this") -> None:
-    """Looks whether packages are installed, without importing them.
+    """Refuses to continue without some packages; imports none of them.
 
     Args:
-        *modules: names that are imported, of `EXTRAS`.
-        what: needs them.
+        *modules: the names of packages, of `EXTRAS`.
+        what: the subject of the message: what needs them.
 
     Raises:
-        MissingPackageError: naming the first that is not there, and the extra that brings it.
+        MissingPackageError: naming the first package that is missing, and the extra that brings it.
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:
@@ -43,7 +43,7 @@ def require(*modules: str, what: str = "this") -> None:
 
 
 def missing(module: str, what: str = "this") -> str:
-    """Returns the line on a package that is not there.
+    """Returns the message on a missing package.
 
     >>> missing("matplotlib", "the command curves")
     "the command curves needs matplotlib, which is missing: pip install 'tfdecouple[plots]'"

@@ -1,4 +1,4 @@
-"""The memory of this machine, as far as this process may have it."""
+"""How much memory this machine has and how much of it this process may still take."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import contextlib
 import os
 import pathlib
 
-# Of control groups, by which containers are limited, the second version and the first: the files of what is used, of
-# the limit, and of what the use is made of, with the name there of what files hold.
+# Files of control groups, which limit containers, in their second and their first version: the memory in use, the
+# limit, and the parts of the use with the name of the part that only caches files.
 _GROUP = "/sys/fs/cgroup"
-_GROUPS = (
+_GROUP_FILES = (
     ("memory.current", "memory.max", "memory.stat", "inactive_file"),
     ("memory/memory.usage_in_bytes", "memory/memory.limit_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
+_UNLIMITED = 2**63
 
 
 def machine_memory() -> int:
     """Returns the bytes of memory of this machine, or of the container where it has less."""
-    limits = [2**63]
+    limits = [_UNLIMITED]
     with contextlib.suppress(AttributeError, ValueError, OSError):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for _, limit, _, _ in _GROUPS:
-        # Without a limit the file says "max", or is not there.
+    for _, limit, _, _ in _GROUP_FILES:
+        # Without a limit the file contains "max" or is missing.
         with contextlib.suppress(OSError, ValueError):
-            limits.append(_number(f"{_GROUP}/{limit}"))
+            limits.append(_read_number(f"{_GROUP}/{limit}"))
     return min(limit for limit in limits if limit > 0)
 
 
@@ -31,15 +32,16 @@ def free_memory() -> int:
     """Returns the bytes of memory that this process may still take of the machine, its container and `ulimit -v`."""
     free = [machine_memory()]
     with contextlib.suppress(OSError, ValueError, KeyError):
-        free.append(1024 * _fields("/proc/meminfo")["MemAvailable"])
-    for used, limit, parts, files in _GROUPS:
+        free.append(1024 * _read_fields("/proc/meminfo")["MemAvailable"])
+    for used, limit, parts, cache in _GROUP_FILES:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            # What files hold goes when something else needs the room.
-            cached = _fields(f"{_GROUP}/{parts}")[files]
-            free.append(_number(f"{_GROUP}/{limit}") - max(0, _number(f"{_GROUP}/{used}") - cached))
-    if (space := address_space()) < 2**63:
+            # The kernel drops cached files when a process needs the memory.
+            cached = _read_fields(f"{_GROUP}/{parts}")[cache]
+            in_use = max(0, _read_number(f"{_GROUP}/{used}") - cached)
+            free.append(_read_number(f"{_GROUP}/{limit}") - in_use)
+    if (space := address_space()) < _UNLIMITED:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            free.append(space - 1024 * _fields("/proc/self/status")["VmSize"])
+            free.append(space - 1024 * _read_fields("/proc/self/status")["VmSize"])
     return max(0, min(free))
 
 
@@ -50,8 +52,8 @@ def address_space() -> int:
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     except (ImportError, OSError):
-        return 2**63
-    return 2**63 if limit == resource.RLIM_INFINITY else limit
+        return _UNLIMITED
+    return _UNLIMITED if limit == resource.RLIM_INFINITY else limit
 
 
 def shown_bytes(count: int) -> str:
@@ -63,11 +65,11 @@ def shown_bytes(count: int) -> str:
     return f"{count // 10**8 / 10:,.1f} GB"
 
 
-def _number(path: str) -> int:
+def _read_number(path: str) -> int:
     return int(pathlib.Path(path).read_text(encoding="ascii"))
 
 
-def _fields(path: str) -> dict[str, int]:
-    """Returns the numbers of a file with a name and a number in each line, and perhaps a unit."""
+def _read_fields(path: str) -> dict[str, int]:
+    """Returns the numbers of a file whose lines hold a name, a number and perhaps a unit."""
     lines = (line.replace(":", " ").split() for line in pathlib.Path(path).read_text(encoding="ascii").splitlines())
     return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
