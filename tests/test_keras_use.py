@@ -216,7 +216,7 @@ def test_a_step_of_a_users_loop_is_traced_once_and_so_is_each_kind_of_layer():
 
     def traces():
         networks = (model.encoder, model.prior_flow, model.flow)
-        kinds = [function for network in networks for function in network.execution._shared.values()]
+        kinds = [function for network in networks for function in network.execution._layer_functions.values()]
         return [function.experimental_get_tracing_count() for function in (step, *kinds)]
 
     images = random_images(8, seed=2)

@@ -1,8 +1,7 @@
-"""Coupling transforms: what a coupling does to the channels x_b, and the registry in which it is found by its name.
+"""Coupling transforms: the functions that a coupling applies to the channels x_b, registered by name.
 
-The one file to edit for a new transform: a subclass of `Transform`, and its place in `TRANSFORMS`. The
-choices of the config, the counts of parameters, training, inversion, the tests of every transform and the exports
-follow from there.
+A new transform is a subclass of `Transform` and its entry in `TRANSFORMS`. The choices of the config, the counts of
+parameters, training, inversion, the tests of every transform and the exports follow.
 """
 
 from __future__ import annotations
@@ -29,23 +28,23 @@ class Transform(abc.ABC):
 
     @abc.abstractmethod
     def bijector(self, raw: Sequence[tf.Tensor], alpha: float) -> tfb.Bijector:
-        """Constrains what the network gave, and returns the bijector of x_b, x -> v.
+        """Returns the bijector of x_b, x -> v, for parameters from the network.
 
         Raw parameters that are all 0 must give the identity: every coupling starts there. The bijector is elementwise
         (`forward_min_event_ndims=0`), either a `ClosedForm` of `tfdecouple/bijectors/` or one of TFP's. Its forward
         and inverse should consist of operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products,
-        sums, quotients; not expm1 and log1p), and of no arrays of constants, only of numbers: the gate of exports
-        knows every array of a file.
+        sums, quotients; not expm1 and log1p), and of numbers but no constant arrays, which the verification of exports
+        refuses.
 
         Args:
             raw: `parameters` tensors of the shape of x_b, `[batch, ..., transformed channels]`, of any values.
             alpha: in (0, 1], the config's bound of how far a scale may be from 1.
         """
 
-    def kept(self, alpha: float) -> int:
-        """Returns how many numbers the backward pass needs of it for each number of x_b (`costs.py` counts them).
+    def count_activations(self, alpha: float) -> int:
+        """Returns how many numbers the backward pass stores for each number of x_b; `networks/costs.py` adds them up.
 
-        Unless a transform says it itself, a guess: x_b, and each parameter as the network gave it and constrained.
+        The default is a guess: x_b, and each parameter raw and constrained.
         """
         return 1 + 2 * self.parameters
 
@@ -63,9 +62,9 @@ class Affine(Transform):
         shift, unbounded = raw
         return BoundedAffine(shift, unbounded, alpha)
 
-    def kept(self, alpha: float) -> int:
-        """Returns it: x_b, u, the scale, with alpha below 1 a tanh, and y, which alternating splits keep."""
-        return 4 if alpha == 1 else 5
+    def count_activations(self, alpha: float) -> int:
+        """Returns 3 (x_b, u and the scale), or 4 where alpha < 1 needs a tanh."""
+        return 3 if alpha == 1 else 4
 
 
 class Additive(Transform):
@@ -80,8 +79,8 @@ class Additive(Transform):
 
         return Shift(*raw)
 
-    def kept(self, alpha: float) -> int:
-        """Returns 0: the gradients are those of the output."""
+    def count_activations(self, alpha: float) -> int:
+        """Returns 0: the gradients of x_b and of the shift are that of the output."""
         return 0
 
 

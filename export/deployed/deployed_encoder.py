@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -26,7 +25,7 @@ def fold_convolution(name: str, convolution: Any, norm: Any, layout: Layout, str
     scale = values_of(norm.gamma) / np.sqrt(values_of(norm.moving_variance) + norm.epsilon)
     shift = values_of(norm.beta) - values_of(norm.moving_mean) * scale
     kernel = values_of(convolution.kernel)
-    if not isinstance(convolution, keras.layers.Conv2DTranspose):
+    if not convolution.transposed:
         return DeployedLinear(name, kernel * scale, shift, layout, strides)
     kernel = np.swapaxes(kernel, 2, 3) * scale
     size, _, inputs, outputs = kernel.shape

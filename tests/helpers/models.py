@@ -114,4 +114,4 @@ def walk_with(network, x, condition, look):
         look(leaf, h, z)
         return leaf.forward_and_log_det(h, z)[0]
 
-    return network.walk(x, condition, visit)
+    return network.visit_layers(x, condition, visit)

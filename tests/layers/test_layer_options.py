@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
 
 import keras
@@ -15,7 +14,6 @@ from helpers.models import give_effect
 
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.layers import (
-    MLP,
     ActNorm,
     ConditionalWhitening,
     ConvNet,
@@ -62,28 +60,16 @@ class TestPrecision:
         np.testing.assert_array_equal(log_det, expected_log_det)
         np.testing.assert_array_equal(back, layer.inverse_and_log_det(expected, condition)[0])
 
-    def test_contexts_nest_and_survive_an_error(self):
-        layer = give_effect(built(Coupling(8), (None, 4, 4, 6)), scale=0.3)
-        x = tf.random.stateless_normal([2, 4, 4, 6], [0, 1])
-        exact = layer.forward_and_log_det(x)[0]
-        with pytest.raises(RuntimeError), net_precision("bfloat16"):
-            with net_precision("float32"):
-                np.testing.assert_array_equal(layer.forward_and_log_det(x)[0], exact)
-            assert np.any(layer.forward_and_log_det(x)[0] != exact)
-            raise RuntimeError
-        np.testing.assert_array_equal(layer.forward_and_log_det(x)[0], exact)
-
     @pytest.mark.parametrize("name", ["mixed_bfloat16", "float16", "", None])
     def test_another_name_is_refused(self, name):
         with pytest.raises(UserError, match="one of float32, tf32, bfloat16"), net_precision(name):
             pass
 
-    @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
     @pytest.mark.parametrize("name", KINDS)
-    def test_global_policy_does_not_reach_the_layers(self, name, policy):
+    def test_global_policy_does_not_reach_the_layers(self, name):
         make, shape, condition_size = CASES[name]
         before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(policy)
+        keras.config.set_dtype_policy("mixed_bfloat16")
         try:
             layer = make.func(*make.args, **{k: v for k, v in make.keywords.items() if k != "dtype"})
             condition = np.ones((BATCH, condition_size), "float32") if condition_size else None
@@ -116,24 +102,6 @@ class TestTraces:
             np.testing.assert_allclose(y, expected[0], rtol=1e-6)
             np.testing.assert_allclose(log_det, expected[1], rtol=1e-6)
         assert np.abs(outputs[0][0] - outputs[1][0]).max() > 1e-3
-
-    def test_a_weight_assigned_later_counts(self):
-        traces, x = Execution(), tf.ones([1, 2, 2, 3])
-        layer = built(ActNorm(), (None, 2, 2, 3))
-        before = traces.run_layer(layer.forward_and_log_det, x, None)[0]
-        layer.bias.assign([1.0, 2.0, 3.0])
-        np.testing.assert_allclose(
-            traces.run_layer(layer.forward_and_log_det, x, None)[0] - before, x * [1, 2, 3], rtol=1e-5
-        )
-
-    def test_layers_that_differ_in_an_option_do_not_share(self):
-        traces, x = Execution(), tf.random.stateless_normal([2, 2, 2, 4], [0, 1])
-        for part, alpha in itertools.product(("last", "first"), (1.0, 0.5)):
-            layer = give_effect(built(Coupling(4, part=part, alpha=alpha), (None, 2, 2, 4)))
-            y, _ = traces.run_layer(layer.forward_and_log_det, x, None)
-            np.testing.assert_allclose(y, layer.forward_and_log_det(x)[0], rtol=1e-5, atol=1e-6)
-            back, _ = traces.run_layer(layer.inverse_and_log_det, y, None)
-            np.testing.assert_allclose(back, x, rtol=1e-5, atol=1e-5)
 
     def test_each_precision_has_a_trace_of_its_own(self):
         traces, x = Execution(), tf.random.stateless_normal([2, 4, 4, 6], [0, 1])
@@ -180,24 +148,14 @@ class TestConfig:
         again = keras.layers.deserialize(keras.layers.serialize(layer))
         assert type(again) is type(layer)
         assert again.get_config() == layer.get_config()
+        arguments = inspect.signature(type(layer)).parameters
+        assert {*arguments} - {"kwargs", "dtype"} <= {*layer.get_config()}
         # Keras notes the shapes as well and builds it.
         assert again.built
         again.set_weights(layer.get_weights())
         x, condition = np.random.default_rng(0).standard_normal((2, *shape)), np.ones((2, 3))
         for ours, theirs in zip(layer(x, condition), again(x, condition), strict=True):
             np.testing.assert_array_equal(ours, theirs)
-
-    def test_the_round_trips_above_cover_every_option_off_its_default(self):
-        for kind in (ActNorm, Coupling, InvertibleLinear, InvertibleConv1x1, Squeeze, ConditionalWhitening):
-            configs = [layer.get_config() for layer, _ in OFF_DEFAULT.values() if type(layer) is kind]
-            for parameter in inspect.signature(kind).parameters.values():
-                if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
-                    assert any(config[parameter.name] != parameter.default for config in configs), parameter
-
-    @pytest.mark.parametrize("net", [ConvNet(3, 5, 2, dtype="float64"), MLP(3, 5, 0, dtype="float64")])
-    def test_nets_too(self, net):
-        again = keras.layers.deserialize(keras.layers.serialize(net))
-        assert type(again) is type(net) and again.get_config() == net.get_config()
 
 
 class TestBadArguments:
@@ -246,9 +204,3 @@ class TestBadArguments:
     def test_conditional_coupling_of_vectors_is_refused(self):
         with pytest.raises(UserError):
             Coupling(4, CONDITION).forward_and_log_det(np.ones((2, 6)), np.ones((2, CONDITION)))
-
-    @pytest.mark.parametrize("name", [n for n in KINDS if not n.startswith("squeeze")])
-    def test_other_channels_than_it_was_built_for_are_refused(self, name):
-        layer, x, condition = case(name)
-        with pytest.raises(UserError):
-            layer.forward_and_log_det(tf.concat([x, x[..., :1]], -1), condition)

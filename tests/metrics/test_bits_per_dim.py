@@ -224,7 +224,7 @@ class TestModel:
         with pytest.raises(NotInitializedError):
             evaluate(model, images)
         x = (images.astype(np.float64) + 0.5) / 128 - 1
-        model.flow.walk(tf.constant(x, tf.float32), None, become_identity)
+        model.flow.visit_layers(tf.constant(x, tf.float32), None, become_identity)
         model.initialized.assign(True)
         found = evaluate(model, images)
         # The expectation over u in [0, 1) of -log2 of the normal density times the width 2/256 of a pixel's bin.

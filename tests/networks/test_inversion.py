@@ -50,18 +50,18 @@ def built(dtype="float64", **options):
 
 
 def function_of(flow):
-    """A function of mode, x and z: the loss, and its gradients for x, z, the meter and the weights."""
+    """A function of mode, x and z: the loss, and its gradients for x, z, the probe and the weights."""
     weights = [variable.value for variable in flow.trainable_variables]
 
     @tf.function(autograph=False)
     def gradients(mode, x, z):
-        meter = tf.zeros([])
-        with backward_memory(mode, meter):
+        probe = tf.zeros([])
+        with backward_memory(mode, probe):
             with tf.GradientTape() as tape:
-                tape.watch([x, z, meter])
+                tape.watch([x, z, probe])
                 v, log_det = flow.forward_and_log_det(x, z)
                 loss = tf.reduce_sum(v**2 * tf.linspace(tf.ones([], v.dtype), 2, 3)) - tf.reduce_sum(tf.sin(log_det))
-            return loss, tape.gradient(loss, [x, z, meter, *weights], unconnected_gradients="zero")
+            return loss, tape.gradient(loss, [x, z, probe, *weights], unconnected_gradients="zero")
 
     return gradients
 
@@ -75,11 +75,11 @@ def test_gradients_are_those_of_a_backward_pass_that_keeps_everything(kind):
         right, kept = gradients(None, x, z)
     (loss, inverted), (together, computed) = (gradients(mode, x, z) for mode in ("invert", "keep"))
     np.testing.assert_allclose([loss, together], [right, right], rtol=1e-12)
-    names = ["x", "z", "meter", *(variable.path for variable in flow.trainable_variables)]
+    names = ["x", "z", "probe", *(variable.path for variable in flow.trainable_variables)]
     for name, ours, theirs in zip(names, computed, kept, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11 * np.abs(theirs).max(), err_msg=name)
     for name, ours, theirs in zip(names, inverted, kept, strict=True):
-        if name == "meter":
+        if name == "probe":
             assert float(theirs) == 0 < float(ours) < 1e-12
             continue
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max(), err_msg=name)
@@ -96,8 +96,8 @@ def test_gradients_in_float32_are_within_the_promise_after_updates(alpha):
         _, (_, _, _, *found) = gradients("keep", x, z)
         for variable, gradient in zip(flow.trainable_variables, found, strict=True):
             variable.assign_sub(0.01 * np.sign(gradient))
-    (_, (_, _, _, *kept)), (_, (_, _, meter, *inverted)) = (gradients(mode, x, z) for mode in ("keep", "invert"))
-    assert 0 < float(meter) < INVERSION_BOUND["float32"] / 10
+    (_, (_, _, _, *kept)), (_, (_, _, probe, *inverted)) = (gradients(mode, x, z) for mode in ("keep", "invert"))
+    assert 0 < float(probe) < INVERSION_BOUND["float32"] / 10
     for variable, ours, theirs in zip(flow.trainable_variables, inverted, kept, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max(), err_msg=variable.path)
 
@@ -132,20 +132,20 @@ def test_nothing_is_kept_between_the_steps_of_a_stage():
     assert len(maps) == 1 + depth and len(kept) == 2
 
 
-def test_meter_tells_what_did_not_come_back():
+def test_probe_tells_what_did_not_come_back():
     flow, x, z = built("float32", conditioning="none", steps=(1, 1), hidden_channels=(4, 4))
     matrix, gradients = flow.levels[0][0].steps[0].sequence[1].kernel, function_of(flow)
     u, values, v = np.linalg.svd(matrix.numpy())
     for smallest, is_lost in ((1.0, False), (1e-2, False), (1e-6, True)):
         matrix.assign(u * [*values[:-1], smallest] @ v)
-        loss, (_, _, meter, *_) = gradients("invert", x, z)
-        assert np.isfinite(loss) and (float(meter) > INVERSION_BOUND["float32"]) == is_lost
+        loss, (_, _, probe, *_) = gradients("invert", x, z)
+        assert np.isfinite(loss) and (float(probe) > INVERSION_BOUND["float32"]) == is_lost
 
 
-def test_meter_tells_the_worst_image_of_all_shards(monkeypatch):
+def test_probe_tells_the_worst_image_of_all_shards(monkeypatch):
     monkeypatch.setattr(execution, "shard_count", lambda: 2)
     # Something of each image and stage that does not depend on rounding.
-    monkeypatch.setattr(execution, "difference_of", lambda back, there: tf.cast(there[:, 0, 0, 0] ** 2, tf.float32))
+    monkeypatch.setattr(execution, "inversion_error", lambda _, stored: tf.cast(stored[:, 0, 0, 0] ** 2, tf.float32))
     flow, x, z = built(steps=(1, 1), hidden_channels=(4, 4))
     gradients = function_of(flow)
     of_each = [float(gradients("invert", x[n : n + 1], z[n : n + 1])[1][2]) for n in range(len(x))]

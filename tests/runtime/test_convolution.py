@@ -148,11 +148,6 @@ class TestPacking:
         assert forward.get_attr("strides") == [1, 1, step, 1]
         assert forward.inputs[1].shape[-1] == step * outputs
 
-    def test_gradient_for_few_inputs_is_packed_too(self):
-        found = operations(convolve, maps(2, 4, 8, 4), maps(3, 3, 4, 32))
-        assert "Conv2DBackpropInput" not in found
-        assert [convolved.get_attr("strides")[2] for convolved in found["Conv2D"]] == [1, 4]
-
     @pytest.mark.parametrize(("inputs", "outputs", "swapped"), [(32, 8, True), (8, 32, False), (32, 48, False)])
     def test_gradient_for_the_kernel_has_its_outputs_where_vectors_are_full(self, inputs, outputs, swapped):
         (operation,) = operations(convolve, maps(2, 4, 8, inputs), maps(3, 3, inputs, outputs))["Conv2DBackpropFilter"]
@@ -186,6 +181,6 @@ def test_vectors_and_matrix_units_are_those_of_the_processor(described, lanes, p
     file = tmp_path / "cpuinfo"
     if described is not None:
         file.write_text(described, encoding="utf-8")
-    text = convolution.described(file)
+    text = convolution.processor_text(str(file))
     monkeypatch.setattr(convolution, "processor_text", lambda: text)
     assert (LANES(), convolution.packs_bfloat16()) == (lanes, packs_bfloat16)

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfdecouple.layers import ActNorm, Coupling, InvertibleConv1x1, Squeeze
-from tfdecouple.runtime.numerics import product, side_by_side, sizes, zero_per_image
+from tfdecouple.runtime.numerics import product, sizes, zero_per_image
 
 KNOWN = [2, 4, 6, 8]
 SHAPES = [KNOWN, [None, 4, 6, 8], [None, None, None, 8], [2, None, 6, 8]]
@@ -25,25 +25,6 @@ def test_right_whatever_is_known(shape):
     for found, expected in zip(results, (KNOWN, 384.0, [0.0, 0.0]), strict=True):
         np.testing.assert_array_equal(found, expected)
     assert [value.dtype for value in results[1:]] == [tf.float64, tf.float32]
-
-
-@pytest.mark.parametrize("axis", [0, -1])
-@pytest.mark.parametrize("shape", [(2, 3), (None, None)])
-def test_gradients_of_what_stands_side_by_side_are_one_split(axis, shape):
-    def run(*values):
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            joined = side_by_side(values, axis)
-            squares = joined**2
-        return joined, tape.gradient(squares, values)
-
-    function = tf.function(run, autograph=False).get_concrete_function(*[tf.TensorSpec(shape)] * 2)
-    given = [tf.reshape(tf.range(6.0), [2, 3]), tf.ones([2, 3])]
-    joined, gradients = function(*given)
-    np.testing.assert_array_equal(joined, np.concatenate(given, axis))
-    np.testing.assert_array_equal(gradients, 2 * np.stack(given))
-    types = [operation.type for operation in function.graph.get_operations()]
-    assert ("Slice" in types, "SplitV" in types) == ((True, False) if None in shape else (False, True))
 
 
 @pytest.mark.parametrize("layer", [ActNorm, InvertibleConv1x1, Squeeze, lambda: Coupling(4, pattern="alternate")])

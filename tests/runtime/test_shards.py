@@ -42,20 +42,14 @@ class TestHowMany:
         monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: operations)
         assert execution.shard_count() == expected
 
-    def test_a_gpu_takes_a_batch_whole(self, monkeypatch):
-        monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 1)
-        monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: 2)
-        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["a GPU"])
-        assert execution.shard_count() == 1
-
     @pytest.mark.parametrize(
         ("images", "count", "expected"), [(1, 2, False), (2, 2, True), (3, 2, True), (8, 1, False)]
     )
     def test_each_shard_needs_an_image(self, in_shards, images, count, expected):
         in_shards(count)
-        assert execution.divides(tf.zeros([images, 2, 2, 3])) is expected
+        assert execution.is_sharded(tf.zeros([images, 2, 2, 3])) is expected
         # Vectors, as those of the prior, are soon done.
-        assert not execution.divides(tf.zeros([images, 2]))
+        assert not execution.is_sharded(tf.zeros([images, 2]))
 
 
 class TestShards:
@@ -105,7 +99,7 @@ class TestTurns:
         x = tf.reshape(tf.range(batch * 24, dtype=tf.float32), [batch, *shape])
         for condition in (None, tf.ones([batch, 3]) * tf.range(batch, dtype=tf.float32)[:, None]):
             expected = 2 * x if condition is None else 2 * x + condition[:, None, None]
-            np.testing.assert_array_equal(execution.run_in_turn(double, x, condition, width), expected)
+            np.testing.assert_array_equal(execution.run_in_slices(double, x, condition, width), expected)
         assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
         return seen[: len(seen) // 2]
 
@@ -121,28 +115,12 @@ class TestTurns:
         monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 2)
         assert self.sizes(5) == [5]
 
-    def test_a_gpu_takes_a_batch_whole(self, own_cache, monkeypatch):
-        own_cache(1)
-        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["a GPU"])
-        assert self.sizes(5) == [5]
-
-    def test_a_batch_of_unknown_size_is_run_whole(self, own_cache):
-        own_cache(1)
-        seen = []
-
-        @tf.function(input_signature=[tf.TensorSpec([None, 2, 2, 3])])
-        def run(x):
-            return execution.run_in_turn(lambda x, condition: seen.append(x.shape[0]) or x, x, None, 8)
-
-        run(tf.zeros([5, 2, 2, 3]))
-        assert seen == [None]
-
     def test_one_begins_when_the_one_before_is_done(self, own_cache):
         own_cache(1)
 
         @tf.function(input_signature=[tf.TensorSpec([3, 2, 2, 3])])
         def run(x):
-            return execution.run_in_turn(lambda x, condition: tf.exp(x, name="turn"), x, None, 8)
+            return execution.run_in_slices(lambda x, condition: tf.exp(x, name="turn"), x, None, 8)
 
         graph = run.get_concrete_function().graph
         turns = [operation for operation in graph.get_operations() if operation.type == "Exp"]
@@ -167,37 +145,33 @@ class TestModel:
         np.testing.assert_allclose(model.elbo(images, seed=0).bits_per_dim, bound.bits_per_dim, rtol=1e-5)
         np.testing.assert_array_equal(model.decode(*codes), images)
 
-    @pytest.mark.parametrize("images", [2, 5])
-    def test_encodes_as_in_one(self, model, in_shards, images):
-        images = random_images(images)
-        whole = model.encode(images)
-        in_shards(2)
-        for found, expected in zip(model.encode(images), whole, strict=True):
-            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
     @pytest.mark.parametrize("images", [1, 2, 3, 4, 7])
     def test_decodes_what_it_encoded_whichever_of_the_two_was_in_shards(
         self, model, in_shards, eager, monkeypatch, images
     ):
         # Eagerly, since a trace keeps the shards that it was made with.
-        taken, run_in_shards = [], execution.run_in_shards
+        counts, split_batch = set(), execution._split_batch
 
-        def look(transformation, *given):
-            done = []
-            found = run_in_shards(lambda *shard: done.append(shard) or transformation(*shard), *given)
-            taken.append(len(done))
+        def split(x):
+            shards = split_batch(x)
+            counts.add(len(shards))
+            return shards
+
+        def used(count):
+            """Whether there were as many shards as this; forgets them."""
+            found = counts == ({count} if 1 < count <= images else set())
+            counts.clear()
             return found
 
-        monkeypatch.setattr(execution, "run_in_shards", look)
-        count, images = images, random_images(images, seed=images)
+        monkeypatch.setattr(execution, "_split_batch", split)
+        batch = random_images(images, seed=images)
         for encoding, decoding in ((2, 2), (1, 2), (3, 1)):
-            taken.clear()
             in_shards(encoding)
-            codes = model.encode(images)
+            codes = model.encode(batch)
+            assert used(encoding)
             in_shards(decoding)
-            np.testing.assert_array_equal(model.decode(*codes), images)
-            # Of the encoder, of the flow, and of the way back.
-            assert taken == [shards for shards in (encoding, encoding, decoding) if 1 < shards <= count]
+            np.testing.assert_array_equal(model.decode(*codes), batch)
+            assert used(decoding)
 
     def test_bound_and_gradients_are_those_of_one(self, model, in_shards):
         images, z_noise = random_images(4), tf.random.stateless_normal([4, SMALL.latent_dim], [0, 1])
@@ -221,18 +195,3 @@ class TestModel:
             np.testing.assert_allclose(
                 found, expected, rtol=1e-3, atol=1e-4 * float(tf.reduce_max(tf.abs(expected)) + 1)
             )
-
-    def test_follows_changed_weights(self, in_shards):
-        in_shards(2)
-        model = give_effect(DecoupledModel(SMALL), scale=0.05)
-        model.initialized.assign(True)
-        images = random_images(4)
-        before = model.encode(images)
-        give_effect(model, seed=1)
-        in_shards(1)
-        expected = model.encode(images)
-        in_shards(2)
-        after = model.encode(images)
-        assert not np.allclose(before.v, after.v) and not np.allclose(before.z, after.z)
-        np.testing.assert_allclose(after.v, expected.v, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(after.z, expected.z, rtol=1e-4, atol=1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 
@@ -14,12 +13,12 @@ from helpers.models import give_effect, random_images
 from helpers.places import ROOT
 from helpers.variants import SMALLEST, fresh
 
-from tfdecouple import DecoupledModel, load_model
+from tfdecouple import DecoupledModel
 from tfdecouple.config import load_preset, preset_names
 from tfdecouple.layers import ConditionalWhitening, Sigmoid
 from tfdecouple.networks.flow import FactorOut, FlowStep
 from tfdecouple.networks.prior import PriorStep
-from tfdecouple.runtime.execution import Execution, jit_compile, jit_compiled
+from tfdecouple.runtime.execution import Execution, jit_compiled
 
 sys.path.insert(0, str(ROOT))
 
@@ -111,15 +110,6 @@ class TestLayers:
 
 
 class TestSwitch:
-    def test_is_off_and_goes_back(self):
-        assert jit_compile() is None
-        with contextlib.suppress(ValueError), jit_compiled(True):
-            with jit_compiled(False):
-                assert jit_compile() is False
-            assert jit_compile() is True
-            raise ValueError
-        assert jit_compile() is None
-
     def test_a_kind_is_compiled_once_however_many_layers_there_are(self):
         def count(steps):
             flow = DecoupledModel(dataclasses.replace(SMALLEST, steps=steps), jit_compile=True).flow
@@ -127,12 +117,6 @@ class TestSwitch:
             return programs(run, tf.zeros([1, 4, 4, 3]), tf.zeros([1, 4]))
 
         assert count((1, 1)) == count((3, 2)) == (2, 0)
-
-    def test_is_of_the_model_in_memory(self, tiny_run):
-        assert load_model(tiny_run, jit_compile=True).flow.execution.jit_compile
-        model = load_model(tiny_run)
-        assert not model.flow.execution.jit_compile
-        assert "jit_compile" not in model.get_config()
 
 
 def test_compiled_model_brings_images_back():

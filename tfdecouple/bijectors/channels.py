@@ -1,4 +1,4 @@
-"""Maps of the channels: activation normalisation, the 1x1 convolution, full or as L U, and the squeeze."""
+"""Bijectors of channels: activation normalisation, the 1x1 convolution, full or as L U, and the squeeze."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdecouple.bijectors.closed_form import ClosedForm, parameter, require_rank, tensor
+from tfdecouple.bijectors.closed_form import ClosedForm
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.numerics import channel_product, inverse_matrix, log_abs_det, lu_product, sizes
 
@@ -24,18 +24,13 @@ class ChannelAffine(ClosedForm):
     [0.0]
     """
 
-    def __init__(self, shift: Any, log_scale: Any, name: str = ""):
-        parameters = dict(locals())
-        self.shift, self.log_scale = tensor(shift), tensor(log_scale)
-        require_rank("shift and log_scale", 1, self.shift, self.log_scale)
-        super().__init__(1, parameters, self.log_scale.dtype)
+    parameter_ndims = {"shift": 1, "log_scale": 1}
 
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
-        return {"shift": parameter(1), "log_scale": parameter(1)}
+    def __init__(self, shift: Any, log_scale: Any, name: str = ""):
+        super().__init__(1, locals())
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
-        return scaled_channels(x, tf.exp(self.log_scale), self.shift)
+        return _scale_channels(x, tf.exp(self.log_scale), self.shift)
 
     def _inverse(self, y: tf.Tensor) -> tf.Tensor:
         return (y - self.shift) * tf.exp(-self.log_scale)
@@ -45,8 +40,8 @@ class ChannelAffine(ClosedForm):
 
 
 @tf.custom_gradient
-def scaled_channels(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns scale * x + shift, channel by channel, with its gradient in closed form: half the operations."""
+def _scale_channels(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Returns scale * x + shift, channel by channel; its gradient takes half as many operations as TensorFlow's."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         axes = list(range(len(x.shape) - 1))
@@ -55,8 +50,28 @@ def scaled_channels(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tuple[t
     return x * scale + shift, gradient
 
 
-class _Matrix(ClosedForm):
-    """y = W x, channel by channel, with `self.matrix` as W and `self.log_abs_det` as its log |det W|, a scalar."""
+class ChannelMatrix(ClosedForm):
+    """y = W x at every position, in one matrix product over all positions: the 1x1 convolution.
+
+    TFP's own bijectors solve a system for each position, which is far slower for the same result.
+
+    Args:
+        matrix: W, `[channels, channels]`, which must have an inverse.
+        name: of its operations.
+
+    >>> ChannelMatrix(2 * tf.eye(2)).forward(tf.ones([3, 2])).numpy()[0].tolist()
+    [2.0, 2.0]
+    """
+
+    parameter_ndims = {"matrix": 2}
+
+    def __init__(self, matrix: Any, name: str = ""):
+        super().__init__(1, locals())
+
+    @property
+    def log_abs_det(self) -> tf.Tensor:
+        """The scalar log |det W|."""
+        return log_abs_det(self.matrix)
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
         return channel_product(x, self.matrix, transpose=True, full=True)
@@ -68,40 +83,11 @@ class _Matrix(ClosedForm):
         return self.log_abs_det
 
 
-class ChannelMatrix(_Matrix):
-    """y = W x at every position, in one matrix product over all of them: the 1x1 convolution.
-
-    TFP's own bijectors treat each position as a system of its own, which is far slower for the same result.
-
-    Args:
-        matrix: W, `[channels, channels]`, which must have an inverse.
-        name: of its operations.
-
-    >>> ChannelMatrix(2 * tf.eye(2)).forward(tf.ones([3, 2])).numpy()[0].tolist()
-    [2.0, 2.0]
-    """
-
-    def __init__(self, matrix: Any, name: str = ""):
-        parameters = dict(locals())
-        self.matrix = tensor(matrix)
-        require_rank("matrix", 2, self.matrix)
-        super().__init__(1, parameters, self.matrix.dtype)
-
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
-        return {"matrix": parameter(2)}
-
-    @property
-    def log_abs_det(self) -> tf.Tensor:
-        """The scalar log |det W|."""
-        return log_abs_det(self.matrix)
-
-
-class ChannelLU(_Matrix):
+class ChannelLU(ChannelMatrix):
     """y = P L U x at every position, where the log-determinant is a sum.
 
     Args:
-        factors: L below the diagonal, whose own is 1, and U from it on, `[channels, channels]`.
+        factors: L below the diagonal, whose own diagonal is 1, and U on and above it, `[channels, channels]`.
         permutation: P as in `tf.linalg.lu`, `[channels]`, integers.
         name: of its operations.
 
@@ -109,16 +95,10 @@ class ChannelLU(_Matrix):
     [[2.0, 1.0]]
     """
 
-    def __init__(self, factors: Any, permutation: Any, name: str = ""):
-        parameters = dict(locals())
-        self.factors, self.permutation = tensor(factors), tensor(permutation)
-        require_rank("factors", 2, self.factors)
-        require_rank("permutation", 1, self.permutation)
-        super().__init__(1, parameters, self.factors.dtype)
+    parameter_ndims = {"factors": 2, "permutation": 1}
 
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
-        return {"factors": parameter(2), "permutation": parameter(1, is_preferred=False)}
+    def __init__(self, factors: Any, permutation: Any, name: str = ""):
+        ClosedForm.__init__(self, 1, locals())
 
     @property
     def matrix(self) -> tf.Tensor:
@@ -132,62 +112,52 @@ class ChannelLU(_Matrix):
 
 
 class Squeeze(ClosedForm):
-    """`[..., f h, f w, c]` to `[..., h, w, f f c]`: neighbouring pixels become channels.
+    """`[..., 2h, 2w, c]` to `[..., h, w, 4c]`: neighbouring pixels become channels.
 
     The sub-pixel positions are the slow index of the new channels and the old channel the fast one, as in the paper's
     code (and unlike Glow's).
 
     Args:
-        factor: f, 2 in the paper.
         name: of its operations.
 
     >>> Squeeze().forward(tf.zeros([1, 4, 4, 3])).shape.as_list()
     [1, 2, 2, 12]
     """
 
-    def __init__(self, factor: int = 2, name: str = ""):
-        parameters = dict(locals())
-        self.factor = factor
-        super().__init__(3, parameters)
-
-    @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
-        return {}
+    def __init__(self, name: str = ""):
+        super().__init__(3, locals())
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
-        if any(side is not None and side % self.factor for side in x.shape[-3:-1]):
-            raise UserError(
-                f"squeeze got images of {x.shape[-3]} x {x.shape[-2]} pixels; both sides must be "
-                f"{'even' if self.factor == 2 else f'multiples of {self.factor}'}"
-            )
-        return _of_any_batch(lambda images: tf.nn.space_to_depth(images, self.factor), x)
+        if any(side is not None and side % 2 for side in x.shape[-3:-1]):
+            raise UserError(f"squeeze got images of {x.shape[-3]} x {x.shape[-2]} pixels; both sides must be even")
+        return _map_images(lambda images: tf.nn.space_to_depth(images, 2), x)
 
     def _inverse(self, y: tf.Tensor) -> tf.Tensor:
-        if y.shape[-1] % self.factor**2:
-            raise UserError(f"unsqueeze got {y.shape[-1]} channels; it needs a multiple of {self.factor**2}")
-        return _of_any_batch(lambda images: tf.nn.depth_to_space(images, self.factor), y)
+        if y.shape[-1] % 4:
+            raise UserError(f"unsqueeze got {y.shape[-1]} channels; it needs a multiple of 4")
+        return _map_images(lambda images: tf.nn.depth_to_space(images, 2), y)
 
     def _forward_log_det_jacobian(self, x: tf.Tensor) -> tf.Tensor:
         return tf.zeros([], x.dtype)
 
     def _forward_event_shape(self, shape: tf.TensorShape) -> tf.TensorShape:
         height, width, channels = shape[-3:]
-        sides = [None if side is None else side // self.factor for side in (height, width)]
-        return shape[:-3].concatenate([*sides, channels * self.factor**2])
+        sides = [None if side is None else side // 2 for side in (height, width)]
+        return shape[:-3].concatenate([*sides, channels * 4])
 
     def _inverse_event_shape(self, shape: tf.TensorShape) -> tf.TensorShape:
         height, width, channels = shape[-3:]
-        sides = [None if side is None else side * self.factor for side in (height, width)]
-        return shape[:-3].concatenate([*sides, channels // self.factor**2])
+        sides = [None if side is None else side * 2 for side in (height, width)]
+        return shape[:-3].concatenate([*sides, channels // 4])
 
     def _forward_event_shape_tensor(self, shape: tf.Tensor) -> tf.Tensor:
-        return tf.concat([shape[:-3], shape[-3:-1] // self.factor, shape[-1:] * self.factor**2], 0)
+        return tf.concat([shape[:-3], shape[-3:-1] // 2, shape[-1:] * 4], 0)
 
     def _inverse_event_shape_tensor(self, shape: tf.Tensor) -> tf.Tensor:
-        return tf.concat([shape[:-3], shape[-3:-1] * self.factor, shape[-1:] // self.factor**2], 0)
+        return tf.concat([shape[:-3], shape[-3:-1] * 2, shape[-1:] // 4], 0)
 
 
-def _of_any_batch(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
+def _map_images(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
     """Applies a function of `[batch, height, width, channels]` to `[..., height, width, channels]`."""
     if x.shape.rank == 4:
         return function(x)

@@ -1,8 +1,9 @@
-"""A bijector that gives value and log-determinant at once, and how any bijector is applied to the images of a batch."""
+"""The base class of bijectors that return value and log-determinant together, and two functions for any bijector."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
@@ -16,7 +17,7 @@ def forward_and_log_det(bijector: tfb.Bijector, x: tf.Tensor) -> tuple[tf.Tensor
     """Applies a bijector to every image of a batch.
 
     Args:
-        bijector: any bijector of numbers, of channels or of whole images; a `ClosedForm` does it in one go.
+        bijector: any bijector of numbers, of channels or of whole images.
         x: `[batch, ..., channels]`.
 
     Returns:
@@ -41,21 +42,37 @@ def inverse_and_log_det(bijector: tfb.Bijector, y: tf.Tensor) -> tuple[tf.Tensor
 
 
 class ClosedForm(tfb.Bijector):
-    """A bijector that gives value and log-determinant at once.
+    """A bijector that returns value and log-determinant together.
 
-    Subclasses implement TFP's `_forward`, `_inverse` and `_forward_log_det_jacobian`, which TFP and the methods below
-    share out over events and images.
+    Subclasses implement TFP's `_forward`, `_inverse` and `_forward_log_det_jacobian`, and name their tensors in
+    `parameter_ndims`; each tensor becomes an attribute of its name.
 
     Args:
         event_ndims: how many of the last axes are mapped together: 0 (numbers), 1 (channels) or 3 (images).
-        parameters: the constructor's arguments (TFP's `copy` and `parameters`).
-        dtype: of the parameters, or None for any.
+        arguments: `locals()` of the subclass's constructor: its parameters, and `name` for its operations.
         is_constant_jacobian: whether the log-determinant is the same for all x.
+
+    Attributes:
+        parameter_ndims: by the name of each parameter tensor, how many axes it has; 0 for a parameter of any shape
+            that broadcasts to x.
+
+    Raises:
+        UserError: for a parameter of another number of axes (one matrix or scale serves all images), or a variable of
+            TensorFlow or Keras, whose gradient would be lost.
     """
 
-    def __init__(
-        self, event_ndims: int, parameters: dict[str, Any], dtype: Any = None, *, is_constant_jacobian: bool = True
-    ):
+    parameter_ndims: ClassVar[Mapping[str, int]] = {}
+
+    def __init__(self, event_ndims: int, arguments: dict[str, Any], *, is_constant_jacobian: bool = True):
+        parameters = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+        dtype = None
+        for name, ndims in self.parameter_ndims.items():
+            value = _as_parameter(parameters[name])
+            if ndims and value.shape.rank != ndims:
+                axes = "axis" if ndims == 1 else "axes"
+                raise UserError(f"{name} is of shape {tuple(value.shape)}; it must have {ndims} {axes}")
+            setattr(self, name, value)
+            dtype = dtype or value.dtype
         super().__init__(
             forward_min_event_ndims=event_ndims,
             is_constant_jacobian=is_constant_jacobian,
@@ -64,56 +81,43 @@ class ClosedForm(tfb.Bijector):
             name=parameters["name"] or type(self).__name__,
         )
 
+    @classmethod
+    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
+        return {name: tfp_util.ParameterProperties(event_ndims=ndims) for name, ndims in cls.parameter_ndims.items()}
+
     def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns y, and log |det dy/dx| of each image `[batch]`, for x `[batch, ..., channels]`."""
-        return self._forward(x), self._of_images(self._forward_log_det_jacobian(x), x)
+        """Returns y, and log |det dy/dx| of each image `[batch]`, for x `[batch, ..., channels]`.
+
+        Unlike TFP's methods it fills no cache, which would keep maps in memory until garbage is collected.
+        """
+        return self._forward(x), self._sum_per_image(self._forward_log_det_jacobian(x), x)
 
     def inverse_and_log_det(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns x, and log |det dx/dy| of each image `[batch]`, for y `[batch, ..., channels]`."""
         x = self._inverse(y)
         log_det = self._forward_log_det_jacobian(x)
-        # What is the same for all events is negated before it is spread, so that graphs hold sums of terms alone.
-        return x, self._of_images(-log_det, x) if log_det.shape.rank == 0 else -self._of_images(log_det, x)
+        # A scalar is negated before it is spread, so that graphs hold sums of terms alone.
+        return x, self._sum_per_image(-log_det, x) if log_det.shape.rank == 0 else -self._sum_per_image(log_det, x)
 
     def _inverse_log_det_jacobian(self, y: tf.Tensor) -> tf.Tensor:
         return -self._forward_log_det_jacobian(self._inverse(y))
 
-    def _of_images(self, log_det: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """Sums the log-determinant of each event over the events of an image."""
+    def _sum_per_image(self, log_det: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """Returns the sum of the events' log-determinants in each image, `[batch]`."""
         events = sizes(x)[: len(x.shape) - self.forward_min_event_ndims]
         if log_det.shape.rank == 0:
-            # The same for all events: a product, where TFP would sum that number over them.
+            # TFP would sum the same number over all events; a product needs no map of them.
             return tf.fill(events[:1], product(events[1:], x.dtype) * log_det)
         if log_det.shape.as_list() != x.shape[: len(events)].as_list():
             log_det = tf.broadcast_to(log_det, events)
         return tf.reduce_sum(log_det, list(range(1, len(events))))
 
 
-def tensor(value: Any) -> tf.Tensor:
-    """Returns a parameter as a tensor.
-
-    Raises:
-        UserError: for a variable of TensorFlow or Keras, whose gradient would be lost.
-    """
+def _as_parameter(value: Any) -> tf.Tensor:
+    """Returns a parameter as a tensor; refuses variables."""
     if hasattr(value, "assign"):
         raise UserError(
             f"a bijector got the variable {value.name}, of which it would hold a copy without gradients; pass "
             "tf.convert_to_tensor(variable) in the call that uses it"
         )
     return tf.convert_to_tensor(value)
-
-
-def require_rank(names: str, rank: int, *values: tf.Tensor) -> None:
-    """Refuses a batch of parameters: one channel matrix, one scale a channel is for all images.
-
-    Raises:
-        UserError: naming the shapes.
-    """
-    if any(value.shape.rank != rank for value in values):
-        shapes = " and ".join(str(tuple(value.shape)) for value in values)
-        raise UserError(f"{names} of shape {shapes}: each must have {rank} {'axis' if rank == 1 else 'axes'}")
-
-
-def parameter(event_ndims: int = 0, **options: Any) -> tfp_util.ParameterProperties:
-    """Returns what TFP wants to know of a parameter of that many axes."""
-    return tfp_util.ParameterProperties(event_ndims=event_ndims, **options)

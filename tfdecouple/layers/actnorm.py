@@ -10,10 +10,10 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.bijectors import ChannelAffine, ClosedForm
-from tfdecouple.layers.base import InvertibleLayer, Weight
+from tfdecouple.layers.base import Condition, InvertibleLayer, Weight
 from tfdecouple.runtime.numerics import product, sizes
 
-# A channel that varies less than this over the data is taken for constant; images vary by 2/256 from level to level.
+# A channel whose standard deviation is smaller counts as constant; neighbouring pixel values are 2/256 apart.
 _CONSTANT = 1e-4
 
 
@@ -21,8 +21,8 @@ _CONSTANT = 1e-4
 class ActNorm(InvertibleLayer):
     """y = exp(log_scale) * x + bias, per channel, for images and for vectors.
 
-    After `initialize(x)` the outputs of that batch have mean 0 and standard deviation 1 in every channel. A channel
-    without variation is only shifted, since no scale could give it any.
+    After `initialize(x)` the outputs of that batch have mean 0 and standard deviation 1 in every channel. A constant
+    channel is only shifted.
 
     >>> layer = ActNorm()
     >>> y, log_det = layer.forward_and_log_det(tf.ones([2, 4, 4, 3]))
@@ -32,10 +32,10 @@ class ActNorm(InvertibleLayer):
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         """Returns the logarithm of the scale, and the shift, each `[channels]`."""
-        start = functools.partial(keras.initializers.RandomNormal, stddev=0.05)
-        return {"log_scale": Weight(x_shape[-1:], start), "bias": Weight(x_shape[-1:])}
+        initializer = functools.partial(keras.initializers.RandomNormal, stddev=0.05)
+        return {"log_scale": Weight(x_shape[-1:], initializer), "bias": Weight(x_shape[-1:])}
 
-    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+    def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Sets scale and bias from a batch `[batch, ..., channels]`, and returns the layer's output for it."""
         x, _ = self._prepare(x, condition)
         flat = tf.reshape(x, [-1, x.shape[-1]])
@@ -47,6 +47,6 @@ class ActNorm(InvertibleLayer):
         self.bias.assign(-mean * tf.exp(log_scale))
         return (x - mean) * tf.exp(log_scale)
 
-    def bijector(self, weights: Mapping[str, tf.Tensor], condition: tf.Tensor | None = None) -> ClosedForm:
-        """Returns the scale and the shift."""
+    def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
+        """Returns the bijector of scale and shift."""
         return ChannelAffine(weights["bias"], weights["log_scale"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import keras
 import tensorflow as tf
@@ -13,28 +14,34 @@ from tensorflow_probability import bijectors as tfb
 from tfdecouple.bijectors import forward_and_log_det, inverse_and_log_det
 from tfdecouple.errors import UserError
 from tfdecouple.layers.bijector import LayerBijector, as_tensor
-from tfdecouple.runtime.execution import Execution, LayerCall, in_place, unconverted
+from tfdecouple.runtime.execution import Execution, substitute_weights, without_autograph
 from tfdecouple.runtime.numerics import zero_per_image
 from tfdecouple.runtime.precision import full_float32
 
 Shape = tuple[int, ...]
-Visit = Callable[["InvertibleLayer", tf.Tensor, tf.Tensor | None], tf.Tensor]
+# z `[batch, d_z]`, a map `[batch, height, width, channels]`, or None for a layer without a condition.
+Condition = tf.Tensor | None
+# An output, and its log-determinant for each image, `[batch]`.
+Mapped = tuple[tf.Tensor, tf.Tensor]
+Visit = Callable[["InvertibleLayer", tf.Tensor, Condition], tf.Tensor]
+# Runs layers of unchanging shape one after the other on an input, all with the same condition.
+RunLayers = Callable[[Sequence["InvertibleLayer"], tf.Tensor, Condition], Mapped]
 
 
 class Gradients(NamedTuple):
-    """A layer's input, got back from its output, and the gradients that its backward pass gives.
+    """A layer's input, recovered from its output, and the gradients of its backward pass.
 
     Attributes:
         x: the input.
-        of_x: the gradient for it.
-        of_condition: the gradient for z; None where the layer takes none.
-        of_weights: the gradients for those of `layer.variables` that are trainable, in their order.
+        x_gradient: the gradient for the input.
+        condition_gradient: the gradient for z; None where the layer takes none.
+        weight_gradients: the gradients for the trainable ones of `layer.variables`, in their order.
     """
 
     x: tf.Tensor
-    of_x: tf.Tensor
-    of_condition: tf.Tensor | None
-    of_weights: list[tf.Tensor | None]
+    x_gradient: tf.Tensor
+    condition_gradient: tf.Tensor | None
+    weight_gradients: list[tf.Tensor | None]
 
 
 class Weight(NamedTuple):
@@ -42,9 +49,9 @@ class Weight(NamedTuple):
 
     Attributes:
         shape: of the weight.
-        initializer: makes Keras' initializer, or is the name of one.
-        dtype: another one than the layer's.
-        trainable: whether gradients move it.
+        initializer: a function that makes Keras' initializer, or its name.
+        dtype: of the weight; None for the layer's.
+        trainable: whether training updates it by gradients.
     """
 
     shape: Shape
@@ -58,15 +65,15 @@ class Cost(NamedTuple):
 
     Attributes:
         multiply_adds: of the forward direction.
-        kept: numbers in float32 that the backward pass needs of the forward pass.
-        narrow: likewise, in the precision of the coupling nets: the inputs of the nets.
-        wide: numbers of one map inside each coupling net.
+        activations: numbers in float32 that the backward pass needs from the forward pass.
+        net_inputs: numbers of the coupling nets' inputs, which the backward pass needs in the precision of these nets.
+        hidden_map: numbers of one hidden map of each coupling net.
     """
 
     multiply_adds: int = 0
-    kept: int = 0
-    narrow: int = 0
-    wide: int = 0
+    activations: int = 0
+    net_inputs: int = 0
+    hidden_map: int = 0
 
     def plus(self, other: Cost) -> Self:
         """Returns the cost of both."""
@@ -74,32 +81,36 @@ class Cost(NamedTuple):
 
 
 class Nested:
-    """A layer that shows the layers that it is made of; to be named before its Keras class among the bases."""
+    """Gives a layer the property `layers`; stands before the Keras class among the bases."""
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
-        """The layers right below this one."""
+        """The layers directly inside this one."""
         return list(self._flatten_layers(include_self=False, recursive=False))  # type: ignore[attr-defined]
 
     def __dir__(self) -> Iterable[str]:
         """Returns the names of attributes, but for `layers`.
 
-        Keras' files hold layers by the attribute in which it finds them first, going through these names: a second one
-        for the same layers would change the files.
+        Keras' files store a layer under the attribute in which Keras finds it first, going through these names: the
+        name `layers` would change the files.
         """
         return [name for name in super().__dir__() if name != "layers"]
 
 
 class FullLayer(keras.layers.Layer):
-    """A layer that declares its weights; they are never read in half precision.
+    """A layer that declares its weights, which are never read in half precision.
 
-    Its methods are called as they are, not only through Keras: within a layer of a user's in mixed precision, too, for
-    which Keras casts the weights that are read. Subclasses declare their own weights (`declare`) and the layers within
-    (`children`), for inputs of any shape. The weights of a model, their number and what a model costs are read off
-    these declarations, before anything is built.
+    Its methods may be called directly, also within a user's layer in mixed precision, for which Keras would cast the
+    weights that are read. Subclasses declare their own weights (`declare`) and the layers inside (`children`) for
+    inputs of any shape. Names, shapes and number of a model's weights and the cost of a model follow from these
+    declarations before anything is built.
+
+    Attributes:
+        saved_arguments: names of the constructor's arguments, each of which the layer stores as an attribute.
     """
 
     built: bool
+    saved_arguments: ClassVar[tuple[str, ...]] = ()
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         """Returns the layer's own weights by name, in the order in which they are made.
@@ -111,29 +122,29 @@ class FullLayer(keras.layers.Layer):
         return {}
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
-        """Returns the layers within, in the order in which they are built, each with the shapes of its own inputs."""
+        """Returns the layers inside, in the order in which they are built, each with the shapes of its own inputs."""
         return []
 
     def weight_shapes(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Shape]:
-        """Returns `{path: shape}` of all weights, those of layers within under their names; nothing is built."""
+        """Returns `{path: shape}` of all weights; a path begins with the names of the layers around the weight."""
         shapes = {name: weight.shape for name, weight in self.declare(x_shape, condition_shape).items()}
         for layer, *inputs in self.children(x_shape, condition_shape):
             shapes |= {f"{layer.name}/{name}": shape for name, shape in layer.weight_shapes(*inputs).items()}
         return shapes
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns what the layer costs for one image: the sum of the layers within."""
+        """Returns what the layer costs for one image: the sum over the layers inside."""
         cost = Cost()
         for layer, *inputs in self.children(x_shape, condition_shape):
             cost = cost.plus(layer.cost(*inputs))
         return cost
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Creates the weights that are declared, and builds the layers within."""
+        """Creates the declared weights and builds the layers inside."""
         declared = self.declare(x_shape, condition_shape)
         for name, (shape, initializer, dtype, trainable) in declared.items():
-            made = initializer if isinstance(initializer, str) else initializer()
-            weight = self.add_weight(name=name, shape=shape, initializer=made, dtype=dtype, trainable=trainable)
+            initializer = initializer if isinstance(initializer, str) else initializer()
+            weight = self.add_weight(name=name, shape=shape, initializer=initializer, dtype=dtype, trainable=trainable)
             setattr(self, name, weight)
         self._declared = tuple(declared)
         for layer, *inputs in self.children(x_shape, condition_shape):
@@ -141,22 +152,39 @@ class FullLayer(keras.layers.Layer):
                 layer.build(*(shape for shape in inputs if shape is not None))
         self.built = True
 
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments as plain values."""
+        values = {name: getattr(self, name) for name in self.saved_arguments}
+        plain = {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in values.items()}
+        return {**super().get_config(), **plain}
+
     def tensors(self) -> dict[str, tf.Tensor]:
         """Returns the values of the layer's own weights by name."""
         return {name: tf.convert_to_tensor(getattr(self, name)) for name in self._declared}
 
     def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
-        """As Keras'."""
+        """Adds a weight as Keras does, but one that is never cast when it is read."""
         return super().add_weight(*args, **{"autocast": False, **kwargs})
 
 
-@unconverted
+class Float32Layer(FullLayer):
+    """A `FullLayer` that computes in float32 whatever the global Keras policy."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(dtype="float32", **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {name: value for name, value in super().get_config().items() if name != "dtype"}
+
+
+@without_autograph
 class InvertibleLayer(FullLayer):
-    """An invertible Keras layer: one method a direction, value and log-determinant together.
+    """An invertible Keras layer: one method for each direction, which returns value and log-determinant together.
 
     The forward direction is the training direction, from the image x to the local code v. The layer owns its weights;
-    the maths is a bijector made of them, as tensors, in each call. Subclasses implement `declare` and `bijector`, or
-    `_forward` and `_inverse` where a single bijector of the whole input would not say it; the rest derives from these.
+    the maths is a bijector, made of the weights as tensors in each call. Subclasses implement `declare` and
+    `bijector`; a layer that no single bijector describes implements `_forward` and `_inverse` instead.
 
     Computations are pinned to `dtype`, float32 unless another is given, whatever the global Keras policy: log-dets
     and matrix inverses lose their meaning in half precision.
@@ -164,18 +192,24 @@ class InvertibleLayer(FullLayer):
     Args:
         dtype: "float32", or "float64" for tests and analyses.
         **kwargs: of `keras.layers.Layer`, such as `name`.
+
+    Attributes:
+        recovers_input: whether a backward pass by inversion (`backward_memory`) computes the layer's input from its
+            output; else the input is stored.
     """
+
+    recovers_input = True
 
     def __init__(self, *, dtype: Any = "float32", **kwargs: Any):
         super().__init__(dtype=dtype, **kwargs)
-        # Of the inputs that it is built for, see `_remember_shape`.
+        # `build` sets these to the shapes of the inputs.
         self._event_ndims = 3
         self._condition_ndims = 1
-        self._places: tuple[int, ...] = ()
+        self._sides: tuple[int, ...] = ()
         self._channels: int | None = None
 
     @full_float32()
-    def forward_and_log_det(self, x: Any, condition: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+    def forward_and_log_det(self, x: Any, condition: Any = None) -> Mapped:
         """Maps x towards v.
 
         Args:
@@ -192,7 +226,7 @@ class InvertibleLayer(FullLayer):
         return self._forward(x, condition)
 
     @full_float32()
-    def inverse_and_log_det(self, y: Any, condition: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+    def inverse_and_log_det(self, y: Any, condition: Any = None) -> Mapped:
         """Maps y back towards the image: the exact inverse of `forward_and_log_det`.
 
         Args:
@@ -210,19 +244,19 @@ class InvertibleLayer(FullLayer):
 
     @full_float32()
     def inverse_and_gradients(
-        self, y: tf.Tensor, condition: tf.Tensor | None, of_y: tf.Tensor, of_log_det: tf.Tensor
+        self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
-        """Takes a step of a backward pass that has kept nothing but the layer's output.
+        """Returns the input and the gradients of a backward pass that has stored nothing but the layer's output.
 
         Args:
-            y: what `forward_and_log_det` has returned.
-            condition: z as it was then, or None.
-            of_y: the gradient for y.
-            of_log_det: the gradient for the log-determinant, `[batch]`.
+            y: the output of `forward_and_log_det`.
+            condition: z as it was given there, or None.
+            y_gradient: the gradient for y.
+            log_det_gradient: the gradient for the log-determinant, `[batch]`.
         """
-        # Each weight as one tensor, which a tape can watch.
-        with in_place([(variable, tf.convert_to_tensor(variable)) for variable in self.variables]):
-            return self._inverse_and_gradients(y, condition, of_y, of_log_det)
+        # Each weight becomes one tensor, which a tape can watch.
+        with substitute_weights([(variable, tf.convert_to_tensor(variable)) for variable in self.variables]):
+            return self._inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
 
     def as_bijector(self, condition: Any = None) -> tfb.Bijector:
         """Returns the layer as a TFP bijector, forward = x -> v.
@@ -231,8 +265,8 @@ class InvertibleLayer(FullLayer):
         `bijector.forward(x, condition=z)`, or `bijector_kwargs={"condition": z}` in a `tfd.TransformedDistribution`.
         TFP asks for value and log-det separately, so each runs the layer once: train on `forward_and_log_det`.
 
-        A bijector, and a distribution that holds it, remembers for each tensor what became of it, as all of TFP's do,
-        whatever the weights are by then: after a change of weights ask for another.
+        Like all of TFP's bijectors it caches the output of each tensor, and so does a distribution that holds it:
+        after a change of the layer's weights make a new bijector.
 
         Args:
             condition: z, `[..., d_z]`, or a map, `[..., height, width, c]`, to be used where the call gives none.
@@ -247,15 +281,15 @@ class InvertibleLayer(FullLayer):
             )
         return LayerBijector(self, condition)
 
-    def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-        """Keras' entry: the same as `forward_and_log_det`."""
+    def call(self, x: tf.Tensor, condition: Condition = None) -> Mapped:
+        """Returns the same as `forward_and_log_det`; Keras calls this method."""
         return self.forward_and_log_det(x, condition)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
-        """Returns the shapes of what `call` gives."""
+        """Returns the shapes of the two outputs of `call`."""
         return tuple(x_shape), tuple(x_shape)[:1]
 
-    def bijector(self, weights: Mapping[str, tf.Tensor], condition: tf.Tensor | None = None) -> tfb.Bijector:
+    def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> tfb.Bijector:
         """Returns the bijector of a batch, x -> v.
 
         It may act on numbers, on channels, which are the last axis, or on whole images (`forward_min_event_ndims` of 0,
@@ -271,58 +305,65 @@ class InvertibleLayer(FullLayer):
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Creates the weights for inputs of these shapes, batch first."""
-        self._remember_shape(x_shape, condition_shape)
+        self._event_ndims = len(x_shape) - 1
+        self._sides = tuple(x_shape[1:-1])
+        self._channels = x_shape[-1]
+        if condition_shape is not None:
+            self._condition_ndims = len(condition_shape) - 1
         super().build(x_shape, condition_shape)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns what the layer costs for one image; a layer with weights keeps its input for their gradients."""
-        own = Cost(kept=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
+        """Returns what the layer costs for one image; a layer with weights stores its input for their gradients."""
+        own = Cost(activations=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
         return own.plus(super().cost(x_shape, condition_shape))
 
-    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
-        """Sets what depends on the data from a batch of the layer's inputs, and returns its outputs.
+    def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
+        """Sets the weights that depend on data from a batch of the layer's inputs, and returns its outputs.
 
-        Most layers have nothing to set.
+        Most layers have no such weights.
         """
         return self.forward_and_log_det(x, condition)[0]
 
     @full_float32()
-    def walk(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
-        """Runs the forward direction with `visit(leaf, x, condition)` in the place of each elementary layer's own.
+    def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
+        """Runs the forward direction with a function of the caller's instead of each elementary layer.
 
         Args:
             x: a batch of the layer's inputs.
             condition: z, or None.
-            visit: given each elementary layer and its input, returns the layer's output; it may change its weights.
+            visit: called as `visit(layer, x, condition)` with each elementary layer and its input; returns the layer's
+                output, and may change its weights.
 
         Returns:
-            The layer's output.
+            The output.
         """
         return visit(self, x, condition)
 
-    def _shapes(self) -> tfb.Bijector:
+    def _shape_bijector(self) -> tfb.Bijector:
         """Returns a bijector that changes shapes as the layer does."""
         return tfb.Identity()
 
-    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
         return forward_and_log_det(self.bijector(self.tensors(), condition), x)
 
-    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
         return inverse_and_log_det(self.bijector(self.tensors(), condition), y)
 
     def _inverse_and_gradients(
-        self, y: tf.Tensor, condition: tf.Tensor | None, of_y: tf.Tensor, of_log_det: tf.Tensor
+        self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
         x = self._inverse(y, condition)[0]
         inputs = [x, *([] if condition is None else [condition])]
-        weights = trained(self)
+        weights = trainable_tensors(self)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*inputs, *weights])
             outputs = self._forward(x, condition)
-        of_inputs, of_weights = tape.gradient(outputs, [inputs, weights], output_gradients=[of_y, of_log_det])
-        return Gradients(x, of_inputs[0], None if condition is None else of_inputs[1], of_weights)
+        upstream = [y_gradient, log_det_gradient]
+        (x_gradient, *rest), weight_gradients = tape.gradient(outputs, [inputs, weights], output_gradients=upstream)
+        return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
-    def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+    def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
+        """Returns input and condition as tensors of the layer's dtype; builds the layer, or checks their shapes."""
         x = as_tensor(x, self.compute_dtype)
         if condition is not None:
             condition = as_tensor(condition, self.compute_dtype)
@@ -335,10 +376,9 @@ class InvertibleLayer(FullLayer):
             )
         if condition is not None:
             local = self._condition_ndims > 1
-            # A vector for each image, or a map that has a vector for each place of x.
-            places = -1 if local else 1
+            shared_axes = -1 if local else 1
             if len(condition.shape) != self._condition_ndims + 1 or not (
-                condition.shape[:places].is_compatible_with(x.shape[:places])
+                condition.shape[:shared_axes].is_compatible_with(x.shape[:shared_axes])
             ):
                 expected = "[batch, d_z] with the same batch"
                 if local:
@@ -349,87 +389,61 @@ class InvertibleLayer(FullLayer):
                 )
         return x, condition
 
-    def _remember_shape(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Notes, at the end of `build`, the inputs that the layer was built for, and the condition if there is one."""
-        self._event_ndims = len(x_shape) - 1
-        self._places = tuple(x_shape[1:-1])
-        self._channels = x_shape[-1]
-        if condition_shape is not None:
-            self._condition_ndims = len(condition_shape) - 1
-
 
 class InvertibleComposite(Nested, InvertibleLayer):
-    """An invertible layer made of others, with one description of how data run through them.
+    """An invertible layer made of others, which describes once how data run through them.
 
-    Subclasses implement `run_forward` and `run_inverse` once; training, inversion, initialisation and diagnostics
-    all follow them with another way to call a child.
+    Subclasses implement `run_forward` and `run_inverse`. Training, inversion, initialisation and diagnostics follow
+    these two methods with different functions that run the layers inside.
 
     Attributes:
-        execution: runs the children of a whole flow; None where they are called as they are.
+        execution: runs the layers of a whole flow through shared traces; None where they are called directly.
     """
 
     execution: Execution | None = None
 
-    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
-        """Sets what depends on the data in every layer inside, and returns the outputs."""
-        return self.walk(x, condition, lambda leaf, *inputs: leaf.initialize(*inputs))
+    def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
+        """Sets the weights that depend on data in every layer inside, and returns the outputs."""
+        return self.visit_layers(x, condition, lambda layer, *inputs: layer.initialize(*inputs))
 
     @full_float32()
-    def walk(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
-        """Runs the forward direction with `visit(leaf, x, condition)` in the place of each elementary layer's own."""
+    def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
+        """Runs the forward direction with `visit(layer, x, condition)` instead of each elementary layer."""
         x, condition = self._prepare(x, condition)
 
-        def call(child: InvertibleLayer, h: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-            return child.walk(h, condition, visit), zero_per_image(h)
+        def run_layers(layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
+            for layer in layers:
+                h = layer.visit_layers(h, condition, visit)
+            return h, zero_per_image(h)
 
-        return self.run_forward(x, condition, call)[0]
+        return self.run_forward(x, condition, run_layers)[0]
 
-    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
         if self.execution is not None:
-            return self.execution.forward(self, x, condition)
-        return self.run_forward(x, condition, InvertibleLayer.forward_and_log_det)
+            return self.execution.run_flow(self, x, condition, "forward_and_log_det")
+        return self.run_forward(x, condition, functools.partial(_run_layers, "_forward"))
 
-    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
         if self.execution is not None:
-            return self.execution.inverse(self, y, condition)
-        return self.run_inverse(y, condition, InvertibleLayer.inverse_and_log_det)
+            return self.execution.run_flow(self, y, condition, "inverse_and_log_det")
+        return self.run_inverse(y, condition, functools.partial(_run_layers, "_inverse"))
 
-    def _inverse_and_gradients(
-        self, y: tf.Tensor, condition: tf.Tensor | None, of_y: tf.Tensor, of_log_det: tf.Tensor
-    ) -> Gradients:
-        backward = _BackwardPass(of_log_det)
-
-        def call(child: InvertibleLayer, both: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-            return tf.concat(backward.through(child, condition, *tf.split(both, 2)), 0), zero_per_image(both)
-
-        # Between its children a composite moves numbers about and no more, so that gradients go the way of the values:
-        # they are put behind them as more images.
-        x, of_x = tf.split(self.run_inverse(tf.concat([y, of_y], 0), condition, call)[0], 2)
-        return backward.end(self, x, of_x)
-
-    def _run_chain(
-        self, layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: tf.Tensor | None, call: ChildCall
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs layers of unchanging shape one after the other."""
-        if isinstance(call, LayerCall) and call.inverts(h):
-            return call.run_inverting(layers, h, condition)
-        changes = []
-        for layer in layers:
-            h, change = call(layer, h, condition)
-            changes.append(change)
-        return h, tf.add_n(changes)
-
-    def run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        """Maps x towards v, each child by `call(child, input, its condition)`."""
+    def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
+        """Maps x towards v; `run_layers(layers, x, condition)` runs layers inside, in the order given."""
         raise NotImplementedError
 
-    def run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        """Maps y back, each child by `call(child, input, its condition)`."""
+    def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
+        """Maps y back towards the image; `run_layers(layers, y, condition)` runs layers inside, in the order given."""
         raise NotImplementedError
 
 
-# Runs a child on its input and the condition that it is given.
-ChildCall = Callable[[InvertibleLayer, tf.Tensor, "tf.Tensor | None"], tuple[tf.Tensor, tf.Tensor]]
+def _run_layers(method: str, layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
+    """Returns the output of layers, one after the other, and the sum of their log-determinants."""
+    log_dets = []
+    for layer in layers:
+        h, log_det = getattr(layer, method)(h, condition)
+        log_dets.append(log_det)
+    return h, tf.add_n(log_dets)
 
 
 class InvertibleSequence(InvertibleComposite):
@@ -444,53 +458,37 @@ class InvertibleSequence(InvertibleComposite):
         """Returns the sequence."""
         return [(layer, x_shape, condition_shape) for layer in self.sequence]
 
-    def run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
         """Maps x towards v; see `InvertibleComposite`."""
-        return self._run_chain(self.sequence, x, condition, call)
+        return run_layers(self.sequence, x, condition)
 
-    def run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        """Maps v towards x; see `InvertibleComposite`."""
-        return self._run_chain(self.sequence[::-1], y, condition, call)
+    def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
+        """Maps y back towards the image; see `InvertibleComposite`."""
+        return run_layers(self.sequence[::-1], y, condition)
 
     def _inverse_and_gradients(
-        self, y: tf.Tensor, condition: tf.Tensor | None, of_y: tf.Tensor, of_log_det: tf.Tensor
+        self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
-        backward = _BackwardPass(of_log_det)
+        condition_gradients: list[tf.Tensor] = []
+        weight_gradients: dict[int, tf.Tensor | None] = {}
+        previous: list[tf.Tensor] = []
         for layer in reversed(self.sequence):
-            y, of_y = backward.through(layer, condition, y, of_y)
-        return backward.end(self, y, of_y)
+            # The layer before must have released its maps by now.
+            with tf.control_dependencies(previous):
+                y = tf.identity(y)
+            found = layer.inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
+            y, y_gradient = found.x, found.x_gradient
+            weight_gradients.update(zip(map(id, _trainable(layer)), found.weight_gradients, strict=True))
+            previous = [each for each in (y_gradient, *found.weight_gradients) if each is not None]
+            if found.condition_gradient is not None:
+                condition_gradients.append(found.condition_gradient)
+        condition_gradient = tf.add_n(condition_gradients) if condition_gradients else None
+        return Gradients(
+            y, y_gradient, condition_gradient, [weight_gradients[id(variable)] for variable in _trainable(self)]
+        )
 
 
-class _BackwardPass:
-    """The backward pass of a composite, child by child: what their gradients for condition and weights add up to."""
-
-    def __init__(self, of_log_det: tf.Tensor):
-        self._of_log_det = of_log_det
-        self._of_condition: list[tf.Tensor] = []
-        self._of_weights: dict[int, tf.Tensor | None] = {}
-        self._before: list[tf.Tensor] = []
-
-    def through(
-        self, child: InvertibleLayer, condition: tf.Tensor | None, y: tf.Tensor, of_y: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the child's input and the gradient for it."""
-        # The maps of the child before must be gone by now.
-        with tf.control_dependencies(self._before):
-            y = tf.identity(y)
-        found = child.inverse_and_gradients(y, condition, of_y, self._of_log_det)
-        self._of_weights.update(zip(map(id, _trainable(child)), found.of_weights, strict=True))
-        self._before = [each for each in (found.of_x, *found.of_weights) if each is not None]
-        if found.of_condition is not None:
-            self._of_condition.append(found.of_condition)
-        return found.x, found.of_x
-
-    def end(self, layer: InvertibleComposite, x: tf.Tensor, of_x: tf.Tensor) -> Gradients:
-        """Returns all of it, for the composite's own input."""
-        of_condition = tf.add_n(self._of_condition) if self._of_condition else None
-        return Gradients(x, of_x, of_condition, [self._of_weights[id(variable)] for variable in _trainable(layer)])
-
-
-def trained(layer: keras.layers.Layer) -> list[tf.Tensor]:
+def trainable_tensors(layer: keras.layers.Layer) -> list[tf.Tensor]:
     """Returns the values of a layer's trainable variables."""
     return [tf.convert_to_tensor(variable) for variable in _trainable(layer)]
 
@@ -499,13 +497,13 @@ def _trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
     return [variable for variable in layer.variables if variable.trainable]
 
 
-def need_condition(layer: keras.layers.Layer, size: int, condition: Any, local: bool = False) -> None:
-    """Refuses a missing condition, or one of the wrong size, in one line.
+def require_condition(layer: keras.layers.Layer, size: int, condition: Any, local: bool = False) -> None:
+    """Refuses a missing condition, or one of the wrong size.
 
     Args:
-        layer: that needs it.
+        layer: the layer that needs the condition.
         size: of the vector, or channels of the map.
-        condition: what the layer was given.
+        condition: the condition that the layer was given.
         local: whether it must be a map.
 
     Raises:

@@ -1,4 +1,4 @@
-"""An invertible layer as a TFP bijector, for distributions of TFP's."""
+"""An invertible layer as a TFP bijector, for the distributions of TFP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import util as tfp_util
 
-# For each bijector of a layer one.
+# Numbers the bijectors.
 _numbers = itertools.count()
 
 
@@ -19,7 +19,7 @@ class LayerBijector(tfb.Bijector):
 
     Args:
         layer: the layer, built.
-        condition: is used where a call gives none.
+        condition: used where a call gives none.
     """
 
     def __init__(self, layer: Any, condition: Any):
@@ -39,29 +39,29 @@ class LayerBijector(tfb.Bijector):
         def event_ndims(bijector: LayerBijector, x_event_ndims: Any) -> Any:
             return bijector._layer._condition_ndims + x_event_ndims - bijector.forward_min_event_ndims
 
-        # By it TFP knows the batch shape, and slices a distribution together with its condition.
+        # TFP derives the batch shape from this, and slices a distribution together with its condition.
         return {"condition": tfp_util.ParameterProperties(event_ndims=event_ndims)}
 
     @property
     def condition(self) -> tf.Tensor | None:
-        """What is used where a call gives no condition."""
+        """The condition of calls that give none."""
         return None if self._condition is None else as_tensor(self._condition, self.dtype)
 
     def _get_parameterization(self) -> int:
-        # By it TFP tells bijectors apart; equal ones share what they remember, and the layer's weights may be others.
+        # TFP caches by this key. It is unique per bijector, so that a cache never outlives a change of the weights.
         return self._number
 
     def _forward_event_shape(self, shape: tf.TensorShape) -> tf.TensorShape:
-        return self._layer._shapes().forward_event_shape(shape)
+        return self._layer._shape_bijector().forward_event_shape(shape)
 
     def _inverse_event_shape(self, shape: tf.TensorShape) -> tf.TensorShape:
-        return self._layer._shapes().inverse_event_shape(shape)
+        return self._layer._shape_bijector().inverse_event_shape(shape)
 
     def _forward_event_shape_tensor(self, shape: tf.Tensor) -> tf.Tensor:
-        return self._layer._shapes().forward_event_shape_tensor(shape)
+        return self._layer._shape_bijector().forward_event_shape_tensor(shape)
 
     def _inverse_event_shape_tensor(self, shape: tf.Tensor) -> tf.Tensor:
-        return self._layer._shapes().inverse_event_shape_tensor(shape)
+        return self._layer._shape_bijector().inverse_event_shape_tensor(shape)
 
     def _forward(self, x: tf.Tensor, condition: Any = None) -> tf.Tensor:
         return self._apply(self._layer.forward_and_log_det, x, condition)[0]
@@ -76,7 +76,7 @@ class LayerBijector(tfb.Bijector):
         return self._apply(self._layer.inverse_and_log_det, y, condition)[1]
 
     def _apply(self, method: Callable, x: tf.Tensor, condition: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs a method of the layer, which knows one batch axis, over any number of leading axes."""
+        """Runs a method of the layer, which takes one batch axis, for any number of leading axes."""
         condition = self._condition if condition is None else condition
         event_ndims, condition_ndims = self._layer._event_ndims, self._layer._condition_ndims
         batch, event = tf.shape(x)[:-event_ndims], x.shape[-event_ndims:]
@@ -91,5 +91,5 @@ class LayerBijector(tfb.Bijector):
 
 
 def as_tensor(value: Any, dtype: Any) -> tf.Tensor:
-    """Returns `value` as a tensor of `dtype`, whatever it was."""
+    """Returns an array, number or tensor as a tensor of `dtype`."""
     return tf.cast(tf.convert_to_tensor(value), dtype)

@@ -1,4 +1,4 @@
-"""The conditional coupling: some of the channels scale and shift the others (paper equation 6, Figure 3b)."""
+"""The conditional coupling: some channels determine how the others are transformed (paper equation 6, Figure 3b)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from tensorflow_probability import bijectors as tfb
 from tfdecouple.bijectors import forward_and_log_det, inverse_and_log_det
 from tfdecouple.config import CONDITIONERS
 from tfdecouple.errors import ConfigError, UserError
-from tfdecouple.layers.base import Cost, FullLayer, Gradients, InvertibleLayer, Nested, trained
+from tfdecouple.layers.base import (
+    Condition,
+    Cost,
+    FullLayer,
+    Gradients,
+    InvertibleLayer,
+    Mapped,
+    Nested,
+    trainable_tensors,
+)
 from tfdecouple.layers.nets import MLP, ConvNet, CouplingNet, LocalConvNet
 from tfdecouple.layers.split import ChannelSplit
 from tfdecouple.runtime.precision import full_float32
@@ -25,23 +34,23 @@ class Coupling(Nested, InvertibleLayer):
     """y_a = x_a; y_b = s(x_a, z) * x_b + b(x_a, z), or another transform of x_b with parameters from x_a and z.
 
     A coupling is a split of the channels into x_a and x_b, a conditioner (a network from x_a and z to numbers for each
-    entry of x_b), and a transform that makes a bijector of these numbers. Names and sizes stand for the usual three;
-    `split` and `conditioner` take any others. In the place of z there may be a map beside x, a local condition: where
-    the coupling is built for one, its net is a `LocalConvNet`.
+    entry of x_b), and a transform that makes a bijector of these numbers. Names and sizes select the usual three;
+    `split` and `conditioner` take any others. The condition may be a map beside x instead of the vector z: a coupling
+    that is built for a map has a `LocalConvNet`.
 
     Args:
         hidden: width of the coupling net, a `ConvNet` for images and an `MLP` for vectors.
-        condition_size: size of z, or channels of the map, or 0 for a coupling without either. Only couplings of images
-            can have one.
+        condition_size: size of z, or channels of the map, or 0 for a coupling without a condition. Couplings of vectors
+            take none.
         pattern: of the `ChannelSplit`, as `part` and `transformed` are.
         part: which channels are transformed, "last" or "first".
         transformed: how many are; None for half of the channels.
         transform: name of a transform in `tfdecouple/transforms.py`, such as "affine" or "additive".
         alpha: bound of the transform: an affine s lies in (1 - alpha, 1 + alpha) (paper B.2).
-        split: in the place of the three options of a `ChannelSplit`; has its methods.
-        conditioner: in the place of the net: the name of a `CouplingNet` in `config.CONDITIONERS`, or a Keras layer
+        split: an object with the methods of `ChannelSplit`, instead of its three options.
+        conditioner: instead of the usual net: the name of a `CouplingNet` in `config.CONDITIONERS`, or a Keras layer
             whose `call(x_a, z)` returns `[batch, ..., parameters * transformed channels]`, parameter by parameter, and
-            0 once its `reset()` was called; z may be None.
+            0 after its `reset()` was called; z may be None.
         **kwargs: of `InvertibleLayer`.
 
     Raises:
@@ -87,15 +96,15 @@ class Coupling(Nested, InvertibleLayer):
         self.split = split or ChannelSplit(pattern, part, transformed)
         self.conditioner = conditioner if isinstance(conditioner, str) else None
         self.net: Any = None if isinstance(conditioner, str) else conditioner
-        self._split_given, self._net_given = split is not None, self.net is not None
+        self._has_own_split, self._has_own_net = split is not None, self.net is not None
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
         """Returns the conditioner, for `[batch, height, width, channels]` or `[batch, channels]`.
 
         Raises:
-            UserError: for vectors where it has a condition.
+            UserError: for vectors and a condition.
         """
-        kept, transformed = self.split.counts(x_shape[-1])
+        unchanged, transformed = self.split.counts(x_shape[-1])
         self._outputs = TRANSFORMS[self.transform].parameters * transformed
         if self.net is None:
             if len(x_shape) != 4 and self.condition_size:
@@ -109,26 +118,26 @@ class Coupling(Nested, InvertibleLayer):
             elif self.condition_size and condition_shape is not None and len(condition_shape) == 4:
                 net = LocalConvNet
             self.net = net(self._outputs, self.hidden, self.condition_size, dtype=self.dtype_policy, name="net")
-        return [(self.net, (*x_shape[:-1], kept), condition_shape)]
+        return [(self.net, (*x_shape[:-1], unchanged), condition_shape)]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns what the net costs for one image, and what the transform keeps."""
+        """Returns what the net and the transform cost for one image."""
         _, transformed = self.split.counts(x_shape[-1])
-        kept = math.prod(x_shape[1:-1]) * transformed * TRANSFORMS[self.transform].kept(self.alpha)
-        return super().cost(x_shape, condition_shape).plus(Cost(kept=kept))
+        activations = math.prod(x_shape[1:-1]) * transformed * TRANSFORMS[self.transform].count_activations(self.alpha)
+        return super().cost(x_shape, condition_shape).plus(Cost(activations=activations))
 
-    def initialize(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+    def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Makes the coupling the identity."""
         x, _ = self._prepare(x, condition)
         self.net.reset()
         return x
 
     @full_float32()
-    def scale(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+    def scale(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Returns the slope dy_b/dx_b of each transformed number of x: s, and 1 where the transform only shifts."""
         x, condition = self._prepare(x, condition)
         x_a, x_b = self.split(x)
-        bijector = self._bijector_of(self._raw(x_a, condition))
+        bijector = self._make_bijector(self._run_net(x_a, condition))
         with tf.GradientTape() as tape:
             tape.watch(x_b)
             y_b, _ = forward_and_log_det(bijector, x_b)
@@ -146,13 +155,13 @@ class Coupling(Nested, InvertibleLayer):
             "transformed": self.transformed,
             "transform": self.transform,
             "alpha": self.alpha,
-            "split": save(self.split) if self._split_given else None,
-            "conditioner": save(self.net) if self._net_given else self.conditioner,
+            "split": save(self.split) if self._has_own_split else None,
+            "conditioner": save(self.net) if self._has_own_net else self.conditioner,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Coupling:
-        """Makes the layer again from `get_config`."""
+        """Returns the layer of a config that `get_config` has returned."""
         made = {
             name: keras.saving.deserialize_keras_object(config[name])
             for name in ("split", "conditioner")
@@ -160,51 +169,56 @@ class Coupling(Nested, InvertibleLayer):
         }
         return cls(**{**config, **made})
 
-    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
         x_a, x_b = self.split(x)
-        y_b, log_det = forward_and_log_det(self._bijector_of(self._raw(x_a, condition)), x_b)
+        y_b, log_det = forward_and_log_det(self._make_bijector(self._run_net(x_a, condition)), x_b)
         return self.split.merge(x_a, y_b), log_det
 
-    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
         y_a, y_b = self.split(y)
-        x_b, log_det = inverse_and_log_det(self._bijector_of(self._raw(y_a, condition)), y_b)
+        x_b, log_det = inverse_and_log_det(self._make_bijector(self._run_net(y_a, condition)), y_b)
         return self.split.merge(y_a, x_b), log_det
 
     def _inverse_and_gradients(
-        self, y: tf.Tensor, condition: tf.Tensor | None, of_y: tf.Tensor, of_log_det: tf.Tensor
+        self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
-        # The net sees in x_a what it saw in the forward pass, and runs once for the inverse and for the gradients.
-        (x_a, y_b), (of_y_a, of_y_b) = self.split(y), self.split(of_y)
+        # The net's input x_a is that of the forward pass, so the net runs once for the inverse and the gradients.
+        (x_a, y_b), (x_a_gradient, y_b_gradient) = self.split(y), self.split(y_gradient)
         inputs = [x_a, *([] if condition is None else [condition])]
-        weights = trained(self)
+        weights = trainable_tensors(self)
         with tf.GradientTape(watch_accessed_variables=False) as net_tape:
             net_tape.watch([*inputs, *weights])
-            raw = self._raw(x_a, condition)
+            raw = self._run_net(x_a, condition)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(raw)
-            bijector = self._bijector_of(raw)
+            bijector = self._make_bijector(raw)
             with tape.stop_recording():
-                # As a tensor of its own, which TFP's cache of inputs and outputs does not know.
+                # TFP's cache knows the inverse; for a copy of it the bijector computes the forward direction.
                 x_b = tf.identity(inverse_and_log_det(bijector, y_b)[0])
             tape.watch(x_b)
             outputs = forward_and_log_det(bijector, x_b)
-        of_x_b, of_raw = tape.gradient(
-            outputs, [x_b, raw], output_gradients=[of_y_b, of_log_det], unconnected_gradients="zero"
+        upstream = [y_b_gradient, log_det_gradient]
+        x_b_gradient, raw_gradient = tape.gradient(
+            outputs, [x_b, raw], output_gradients=upstream, unconnected_gradients="zero"
         )
-        of_inputs, of_weights = net_tape.gradient(raw, [inputs, weights], output_gradients=of_raw)
-        of_x_a = of_y_a if of_inputs[0] is None else of_y_a + of_inputs[0]
-        x, of_x = self.split.merge(x_a, x_b), self.split.merge(of_x_a, of_x_b)
-        return Gradients(x, of_x, None if condition is None else of_inputs[1], of_weights)
+        (net_gradient, *rest), weight_gradients = net_tape.gradient(
+            raw, [inputs, weights], output_gradients=raw_gradient
+        )
+        if net_gradient is not None:
+            x_a_gradient += net_gradient
+        x, x_gradient = self.split.merge(x_a, x_b), self.split.merge(x_a_gradient, x_b_gradient)
+        return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
-    def _raw(self, x_a: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
-        """Returns the unconstrained parameters, from the net."""
+    def _run_net(self, x_a: tf.Tensor, condition: Condition) -> tf.Tensor:
+        """Returns the unconstrained parameters of the transform."""
         raw = self.net.call(x_a, condition)
         if raw.shape[-1] != self._outputs:
             raise UserError(f"the conditioner of {self.name} gives {raw.shape[-1]} channels; it needs {self._outputs}")
         return raw
 
-    def _bijector_of(self, raw: tf.Tensor) -> tfb.Bijector:
+    def _make_bijector(self, raw: tf.Tensor) -> tfb.Bijector:
+        """Returns the bijector of x_b for the unconstrained parameters."""
         transform = TRANSFORMS[self.transform]
-        # Split once, since the gradient of slices is as many arrays of zeros with something in them, then their sum.
+        # One split, since the gradient of slices would be a sum of arrays that are zero elsewhere.
         parameters = tf.split(raw, transform.parameters, -1) if transform.parameters > 1 else [raw]
         return transform.bijector(parameters, self.alpha)

@@ -1,4 +1,4 @@
-"""Layers of a line of arithmetic: the squeeze, the sigmoid, and sinh-arcsinh, which may end a step."""
+"""The squeeze, the sigmoid at the end of the dequantisation, and sinh-arcsinh, which may end a step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tensorflow_probability import bijectors as tfb
 from tfdecouple import bijectors
 from tfdecouple.bijectors import ClosedForm
 from tfdecouple.errors import UserError
-from tfdecouple.layers.base import FullLayer, InvertibleLayer, Weight
+from tfdecouple.layers.base import Condition, FullLayer, InvertibleLayer, Weight
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -31,23 +31,23 @@ class Squeeze(InvertibleLayer):
         """Checks the shape; there are no weights.
 
         Raises:
-            UserError: for what are no images.
+            UserError: for an input without height, width and channels.
         """
         if len(x_shape) != 4:
             raise UserError(f"squeeze got a shape {tuple(x_shape)}; it needs [batch, height, width, channels]")
-        # Of no channels: one squeeze serves all levels.
+        # No number of channels is stored, since one squeeze serves all levels.
         FullLayer.build(self, x_shape)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
-        """Returns the shapes of what `call` gives."""
+        """Returns the shapes of the two outputs of `call`."""
         batch, height, width, channels = x_shape
         return (batch, height // 2, width // 2, 4 * channels), (batch,)
 
-    def bijector(self, weights: Mapping[str, tf.Tensor], condition: tf.Tensor | None = None) -> ClosedForm:
-        """Returns the squeeze."""
+    def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
+        """Returns the bijector of the squeeze."""
         return bijectors.Squeeze()
 
-    def _shapes(self) -> tfb.Bijector:
+    def _shape_bijector(self) -> tfb.Bijector:
         return bijectors.Squeeze()
 
 
@@ -60,12 +60,11 @@ class Sigmoid(InvertibleLayer):
     (0.5, [2])
     """
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments, of which Keras by itself takes no policy of dtypes."""
-        return super().get_config()
+    # Where the sigmoid saturates, its inverse loses digits.
+    recovers_input = False
 
-    def bijector(self, weights: Mapping[str, tf.Tensor], condition: tf.Tensor | None = None) -> ClosedForm:
-        """Returns the sigmoid."""
+    def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
+        """Returns the bijector of the sigmoid."""
         return bijectors.Sigmoid()
 
 
@@ -73,8 +72,8 @@ class Sigmoid(InvertibleLayer):
 class SinhArcsinh(InvertibleLayer):
     """y = s sinh((arcsinh(x) + skewness) * tails), channel by channel (Jones and Pewsey, 2009).
 
-    It makes the tails of what a channel holds heavier or lighter, and one of them longer than the other. s is such that
-    2 stays 2 without skewness.
+    It makes the tails of a channel's distribution heavier or lighter, and one tail longer than the other. The factor s
+    maps 2 to 2 where the skewness is 0.
 
     >>> layer = SinhArcsinh()
     >>> y, log_det = layer.forward_and_log_det(tf.ones([2, 4, 4, 3]))
@@ -83,10 +82,10 @@ class SinhArcsinh(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the skewness, and the logarithm of the weight of the tails, both still to be bounded."""
+        """Returns the skewness and the logarithm of the weight of the tails, both unbounded."""
         return {"skewness": Weight(x_shape[-1:]), "tails": Weight(x_shape[-1:])}
 
-    def bijector(self, weights: Mapping[str, tf.Tensor], condition: tf.Tensor | None = None) -> tfb.Bijector:
-        """Returns the bijector; tails between exp(-1/4) and exp(1/4) keep many of them in a row from exploding."""
+    def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> tfb.Bijector:
+        """Returns the bijector; tails within exp(-1/4) and exp(1/4) keep a long row of these layers finite."""
         skewness, log_tails = (tf.tanh(weights[name]) / 4 for name in ("skewness", "tails"))
         return tfb.SinhArcsinh(skewness, tf.exp(log_tails))

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfdecouple.bijectors import ChannelLU, ChannelMatrix
 from tfdecouple.config import LINEAR_FORMS
 from tfdecouple.errors import ConfigError
-from tfdecouple.layers.base import Cost, InvertibleLayer, Weight
+from tfdecouple.layers.base import Condition, Cost, InvertibleLayer, Weight
 from tfdecouple.runtime.precision import full_float32
 
 
@@ -36,6 +36,8 @@ class InvertibleLinear(InvertibleLayer):
     True
     """
 
+    saved_arguments = ("form",)
+
     def __init__(self, form: str = "full", **kwargs: Any):
         super().__init__(**kwargs)
         if form not in LINEAR_FORMS:
@@ -49,19 +51,19 @@ class InvertibleLinear(InvertibleLayer):
             return {"kernel": Weight((channels, channels), keras.initializers.Orthogonal)}
 
         @functools.cache
-        def factorised() -> tuple[np.ndarray, np.ndarray]:
-            # As numbers, also while a graph is traced.
+        def factorise() -> tuple[np.ndarray, np.ndarray]:
+            # Outside of any graph that is being traced, since both initializers need the numbers.
             with tf.init_scope():
                 orthogonal = keras.initializers.Orthogonal()((channels, channels))
                 factors, permutation = tf.linalg.lu(tf.cast(orthogonal, tf.float64))
                 return factors.numpy(), permutation.numpy()
 
-        def start(part: int) -> Callable[..., Any]:
-            return lambda: lambda shape, dtype: keras.ops.cast(factorised()[part], dtype)
+        def initializer(part: int) -> Callable[..., Any]:
+            return lambda: lambda shape, dtype: keras.ops.cast(factorise()[part], dtype)
 
         return {
-            "factors": Weight((channels, channels), start(0)),
-            "permutation": Weight((channels,), start(1), "int32", trainable=False),
+            "factors": Weight((channels, channels), initializer(0)),
+            "permutation": Weight((channels,), initializer(1), "int32", trainable=False),
         }
 
     @full_float32()
@@ -74,22 +76,16 @@ class InvertibleLinear(InvertibleLayer):
         return self.bijector(self.tensors()).log_abs_det
 
     def condition_number(self) -> tf.Tensor:
-        """Returns the ratio of the largest to the smallest singular value of W, float64: a sign of divergence."""
+        """Returns the ratio of the largest to the smallest singular value of W, float64."""
         values = tf.linalg.svd(tf.cast(self.matrix(), tf.float64), compute_uv=False)
         return values[0] / values[-1]
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {**super().get_config(), "form": self.form}
-
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns what the product costs for one image."""
+        """Returns what the layer costs for one image."""
         return super().cost(x_shape, condition_shape).plus(Cost(math.prod(x_shape[1:]) * x_shape[-1]))
 
-    def bijector(
-        self, weights: Mapping[str, tf.Tensor], condition: tf.Tensor | None = None
-    ) -> ChannelMatrix | ChannelLU:
-        """Returns the product with W."""
+    def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ChannelMatrix | ChannelLU:
+        """Returns the bijector y = W x."""
         return ChannelMatrix(weights["kernel"]) if self.form == "full" else ChannelLU(**weights)
 
 

@@ -10,20 +10,20 @@ from typing import Any, NamedTuple, Self
 import keras
 import tensorflow as tf
 
-from tfdecouple.layers.base import Cost, FullLayer, Shape, Weight, need_condition
+from tfdecouple.layers.base import Condition, Cost, FullLayer, Shape, Weight, require_condition
 from tfdecouple.runtime.convolution import convolve, convolve_normed
-from tfdecouple.runtime.execution import wide
+from tfdecouple.runtime.execution import activation_heavy
 from tfdecouple.runtime.numerics import channel_product, full_product
 from tfdecouple.runtime.precision import current_net_precision, full_float32
 
 
 def fan_in_uniform() -> keras.initializers.Initializer:
-    """Uniform in +-1/sqrt(fan_in), the start of the paper's code for every plain weight."""
+    """Returns an initializer that is uniform in +-1/sqrt(fan_in), as in the paper's code for every plain weight."""
     return keras.initializers.VarianceScaling(scale=1 / 3, mode="fan_in", distribution="uniform")
 
 
 def bound_uniform(fan_in: int) -> keras.initializers.Initializer:
-    """Uniform in +-1/sqrt(fan_in) for a bias, which does not show its own fan-in."""
+    """Returns an initializer that is uniform in +-1/sqrt(fan_in), for a bias, whose shape does not show the fan-in."""
     return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
 
 
@@ -39,12 +39,12 @@ def weight_norm(shape: Shape) -> dict[str, Weight]:
 class WeightNorm(NamedTuple):
     """A kernel g * V / ||V||, the norm over all axes but the output's, with a bias.
 
-    With `g` and `bias` at 0 the output is exactly 0, whatever V: the identity start of every coupling.
+    Where `gain` and `bias` are 0, the output is exactly 0 for any V: so every coupling starts as the identity.
 
     Attributes:
         direction: V, of the kernel's shape.
-        gain: g, of one number an output.
-        bias: likewise.
+        gain: g, `[outputs]`.
+        bias: `[outputs]`.
     """
 
     direction: Any
@@ -52,8 +52,8 @@ class WeightNorm(NamedTuple):
     bias: Any
 
     @classmethod
-    def of(cls, weights: Mapping[str, Any]) -> Self:
-        """Returns that of a layer that declares `weight_norm`, given its weights by name."""
+    def from_weights(cls, weights: Mapping[str, Any]) -> Self:
+        """Returns the weight normalisation of a layer that declares `weight_norm`, given its weights by name."""
         return cls(*(weights[f"last_{name}"] for name in cls._fields))
 
     def kernel(self) -> tf.Tensor:
@@ -69,11 +69,11 @@ class WeightNorm(NamedTuple):
 
 
 class StartsAtZero:
-    """A layer that ends in a `weight_norm`, to be named before its Keras class among the bases."""
+    """Gives a layer that ends in a `weight_norm` the method `reset`; stands before the Keras class among the bases."""
 
     @property
     def last(self) -> WeightNorm:
-        """The weight-normalised layer, of variables."""
+        """The variables of the weight normalisation."""
         return WeightNorm(self.last_direction, self.last_gain, self.last_bias)  # type: ignore[attr-defined]
 
     def reset(self) -> None:
@@ -85,8 +85,8 @@ class CouplingNet(StartsAtZero, FullLayer):
     """A conditioner: from x_a and z to numbers for each entry of x_b.
 
     Subclasses implement `declare` and `output`. They end in a `weight_norm`, so that couplings start as the identity,
-    or override `reset`. What a net costs is read off its weights: kernels of four axes are convolutions, kernels of two
-    are products, once an image.
+    or override `reset`. The shapes of a net's weights give its cost: a kernel of four axes is a convolution, a kernel
+    of two axes a product with one vector of each image.
 
     Args:
         outputs: number of output channels.
@@ -95,13 +95,15 @@ class CouplingNet(StartsAtZero, FullLayer):
         dtype: of weights and output.
     """
 
+    saved_arguments = ("outputs", "hidden", "condition_size")
+
     def __init__(self, outputs: int, hidden: int, condition_size: int = 0, *, dtype: Any = "float32", **kwargs: Any):
         super().__init__(dtype=dtype, **kwargs)
         self.outputs = outputs
         self.hidden = hidden
         self.condition_size = condition_size
 
-    def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+    def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
         """Returns `[batch, ..., outputs]` in the layer's dtype.
 
         Args:
@@ -112,30 +114,22 @@ class CouplingNet(StartsAtZero, FullLayer):
         raise NotImplementedError
 
     @full_float32()
-    def call(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
+    def call(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Returns `output` with the layer's own weights."""
         return self.output(self.tensors(), x, condition)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
         """Returns what the net costs for one image."""
-        places = math.prod(x_shape[1:-1])
+        positions = math.prod(x_shape[1:-1])
         shapes = [weight.shape for weight in self.declare(x_shape, condition_shape).values()]
-        adds = sum(math.prod(shape) * (places if len(shape) == 4 else 1) for shape in shapes if len(shape) > 1)
-        beside = self.condition_size if condition_shape is not None and len(condition_shape) == 4 else 0
-        return Cost(adds, narrow=places * (x_shape[-1] + beside), wide=places * self.hidden)
+        adds = sum(math.prod(shape) * (positions if len(shape) == 4 else 1) for shape in shapes if len(shape) > 1)
+        map_channels = self.condition_size if condition_shape is not None and len(condition_shape) == 4 else 0
+        net_inputs = positions * (x_shape[-1] + map_channels)
+        return Cost(adds, net_inputs=net_inputs, hidden_map=positions * self.hidden)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple:
-        """Returns the shape of what `call` gives."""
+        """Returns the shape of the output of `call`."""
         return (*x_shape[:-1], self.outputs)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "outputs": self.outputs,
-            "hidden": self.hidden,
-            "condition_size": self.condition_size,
-        }
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -146,7 +140,7 @@ class ConvNet(CouplingNet):
     Zero padding keeps height and width.
     """
 
-    # Whether the condition is a map, whose kernel reaches around a place; z has none.
+    # Whether the condition is a map, which a 3x3 kernel convolves, instead of z.
     _local = False
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
@@ -161,34 +155,27 @@ class ConvNet(CouplingNet):
             weights["condition_bias"] = Weight(kernel[-1:], functools.partial(bound_uniform, math.prod(kernel[:-1])))
         return weights | weight_norm((3, 3, self.hidden, self.outputs))
 
-    def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+    def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
         """Returns `[batch, height, width, outputs]`; see `CouplingNet.output`."""
         dtype = "bfloat16" if current_net_precision() == "bfloat16" else self.compute_dtype
-
-        def read(name: str) -> tf.Tensor:
-            return tf.cast(weights[name], dtype)
-
-        last = WeightNorm.of(weights)
-        kernels = read("first"), tf.squeeze(read("second"), [0, 1]), last.direction, last.gain
-        x = tf.cast(x, dtype)
+        last, kernels = WeightNorm.from_weights(weights), [tf.cast(weights["first"], dtype)]
+        kernels += [tf.cast(tf.squeeze(weights["second"], [0, 1]), dtype), last.direction, last.gain]
+        shift = None
         if self.condition_size:
-            need_condition(self, self.condition_size, condition, self._local)
-        if self._local:
-            # The map as it is: convolved, it is as wide as the net, and what is wide stays inside.
-            h = _with_map(x, tf.cast(condition, dtype), *kernels, read("condition_kernel"), read("condition_bias"))
-        else:
-            shift = None
-            if self.condition_size:
-                # One vector per image, small beside the maps: it stays in the layer's own precision until it is added.
-                shift = tf.matmul(condition, weights["condition_kernel"]) + weights["condition_bias"]
-                shift = tf.cast(shift, dtype)
-            h = _equation_7(x, shift, *kernels)
-        return tf.cast(h, self.compute_dtype) + last.bias
+            require_condition(self, self.condition_size, condition, self._local)
+            if self._local:
+                # The map is convolved inside of the net, since the result is as large as a hidden map.
+                shift = tf.cast(condition, dtype)
+                kernels += [tf.cast(weights[f"condition_{name}"], dtype) for name in ("kernel", "bias")]
+            else:
+                # FC(z) is small beside the maps, so it is computed in the layer's own precision.
+                shift = tf.cast(tf.matmul(condition, weights["condition_kernel"]) + weights["condition_bias"], dtype)
+        return tf.cast(_run_hidden_maps(tf.cast(x, dtype), shift, *kernels), self.compute_dtype) + last.bias
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class LocalConvNet(ConvNet):
-    """As `ConvNet`, with a 3x3 convolution of a map beside x in the place of FC(z): a local condition.
+    """As `ConvNet`, but for a local condition: a 3x3 convolution of a map beside x instead of FC(z).
 
     The convolution of the map has a bias, as in the paper's code.
     """
@@ -196,35 +183,39 @@ class LocalConvNet(ConvNet):
     _local = True
 
 
-@wide
-def _equation_7(
-    x: tf.Tensor, shift: tf.Tensor | None, first: tf.Tensor, second: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor
-) -> tf.Tensor:
-    """Returns the output of a `ConvNet` but for its bias; shift is FC(z), `[batch, hidden]`, or None."""
-    h = channel_product(tf.nn.elu(convolve(x, first)), second)
-    h = tf.nn.elu(h if shift is None else h + tf.reshape(shift, [-1, 1, 1, shift.shape[-1]]))
-    return convolve_normed(h, direction, gain)
-
-
-@wide
-def _with_map(
+@activation_heavy
+def _run_hidden_maps(
     x: tf.Tensor,
-    condition: tf.Tensor,
+    shift: tf.Tensor | None,
     first: tf.Tensor,
     second: tf.Tensor,
     direction: tf.Tensor,
     gain: tf.Tensor,
-    kernel: tf.Tensor,
-    bias: tf.Tensor,
+    *map_convolution: tf.Tensor,
 ) -> tf.Tensor:
-    """Returns the output of a `LocalConvNet` but for its last bias; condition is the map."""
-    h = channel_product(tf.nn.elu(convolve(x, first)), second) + convolve(condition, kernel) + bias
+    """Returns the output of a `ConvNet` without its last bias.
+
+    Args:
+        x: the net's input.
+        shift: FC(z), `[batch, hidden]`, or the map of a local condition; None without a condition.
+        first: kernel of the first convolution.
+        second: kernel of the 1x1 convolution, `[hidden, hidden]`.
+        direction: of the last convolution's weight normalisation.
+        gain: of the last convolution's weight normalisation.
+        *map_convolution: kernel and bias for the map of a local condition.
+    """
+    h = channel_product(tf.nn.elu(convolve(x, first)), second)
+    if map_convolution:
+        kernel, bias = map_convolution
+        h = h + convolve(shift, kernel) + bias
+    elif shift is not None:
+        h += tf.reshape(shift, [-1, 1, 1, shift.shape[-1]])
     return convolve_normed(tf.nn.elu(h), direction, gain)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class MLP(CouplingNet):
-    """FC - ELU - FC - ELU - FC, for the couplings of the prior over z (paper B.3). It takes no condition."""
+    """FC - ELU - FC - ELU - FC without a condition, for the couplings of the prior over z (paper B.3)."""
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         """Returns the weights for inputs `[batch, channels]`."""
@@ -236,9 +227,9 @@ class MLP(CouplingNet):
             **weight_norm((self.hidden, self.outputs)),
         }
 
-    def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+    def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
         """Returns `[batch, outputs]`; see `CouplingNet.output`."""
-        last = WeightNorm.of(weights)
+        last = WeightNorm.from_weights(weights)
         h = tf.nn.elu(full_product(x, weights["first"]) + weights["first_bias"])
         h = tf.nn.elu(full_product(h, weights["second"]) + weights["second_bias"])
         return full_product(h, last.kernel()) + last.bias

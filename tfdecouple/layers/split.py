@@ -1,9 +1,8 @@
-"""How a coupling divides the channels: into x_a, which stays, and x_b, which is transformed (paper Figure 3b)."""
+"""How a coupling splits the channels: x_a stays, and x_b is transformed (paper Figure 3b)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,7 +10,6 @@ import tensorflow as tf
 
 from tfdecouple.config.shapes import halves
 from tfdecouple.errors import ConfigError, UserError
-from tfdecouple.runtime.execution import gradient_of, join_channels
 from tfdecouple.runtime.numerics import sizes
 
 PATTERNS = ("continuous", "alternate")
@@ -23,15 +21,15 @@ PARTS = ("last", "first")
 class ChannelSplit:
     """The four split patterns of the paper's Figure 3b: two patterns times two choices of x_b.
 
-    Of C channels, n_t = floor(C/2) are transformed unless another number is given, and the others are x_a:
+    The split transforms n_t of C channels, floor(C/2) unless another number is given, and leaves the others as x_a:
 
-    | pattern    | part  | transformed (x_b)      | left alone (x_a)       |
+    | pattern    | part  | transformed (x_b)      | unchanged (x_a)        |
     | continuous | last  | the last n_t channels  | the first C - n_t      |
     | continuous | first | the first n_t channels | the last C - n_t       |
     | alternate  | last  | channels 1, 3, 5, ...  | channels 0, 2, 4, ...  |
     | alternate  | first | channels 0, 2, 4, ...  | channels 1, 3, 5, ...  |
 
-    With an odd number of channels the alternate pattern falls back to the continuous one, as in the paper's code.
+    With an odd number of channels the alternate pattern becomes the continuous one, as in the paper's code.
 
     Args:
         pattern: "continuous" or "alternate".
@@ -62,7 +60,7 @@ class ChannelSplit:
         """Returns how many channels x_a and x_b have.
 
         Raises:
-            UserError: where one of them would have none.
+            UserError: where x_a or x_b would have none.
         """
         transformed = halves(channels)[1] if self.transformed is None else self.transformed
         if not 0 < transformed < channels:
@@ -74,20 +72,20 @@ class ChannelSplit:
     def __call__(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns x_a and x_b of `[batch, ..., channels]`."""
         channels = x.shape[-1]
-        kept, transformed = self.counts(channels)
+        unchanged, transformed = self.counts(channels)
         if self._alternates(channels):
-            even, odd = _even_and_odd(x)
+            even, odd = _split_even_and_odd(x)
             return (even, odd) if self.part == "last" else (odd, even)
         if self.part == "last":
-            return tuple(tf.split(x, [kept, transformed], -1))
-        return tuple(tf.split(x, [transformed, kept], -1)[::-1])
+            return tuple(tf.split(x, [unchanged, transformed], -1))
+        return tuple(tf.split(x, [transformed, unchanged], -1)[::-1])
 
     def merge(self, x_a: tf.Tensor, x_b: tf.Tensor) -> tf.Tensor:
-        """Puts x_a and x_b together again."""
+        """Returns the channels of x_a and x_b in their order before the split."""
         pair = (x_a, x_b) if self.part == "last" else (x_b, x_a)
         if self._alternates(x_a.shape[-1] + x_b.shape[-1]):
-            return _interleaved(*pair)
-        return join_channels(pair)
+            return _interleave(*pair)
+        return tf.concat(pair, -1)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -95,28 +93,24 @@ class ChannelSplit:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ChannelSplit:
-        """Makes the split again, as Keras asks it of what it saves."""
+        """Returns the split of a config that Keras has saved."""
         return cls(**config)
 
     def _alternates(self, channels: int) -> bool:
         return self.pattern == "alternate" and channels % 2 == 0
 
 
-@tf.custom_gradient
-def _interleaved(even: tf.Tensor, odd: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+# One transposition of a long matrix takes half of the time of `tf.stack` along the last axis, forward and backward.
+
+
+def _interleave(even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
     """Returns `[..., 2n]`, the channels of two maps `[..., n]` in turn."""
-    # One long transposition takes half of the time that `tf.stack` along the last axis takes.
     pairs = tf.transpose(tf.stack([tf.reshape(even, [-1]), tf.reshape(odd, [-1])]))
-    return tf.reshape(pairs, [*sizes(even)[:-1], 2 * even.shape[-1]]), _even_and_odd
+    return tf.reshape(pairs, [*sizes(even)[:-1], 2 * even.shape[-1]])
 
 
-def _even_and_odd(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _split_even_and_odd(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns channels 0, 2, 4, ... and channels 1, 3, 5, ... of `[..., 2n]`, each `[..., n]`."""
-    pairs = tf.reshape(x, [*sizes(x)[:-1], x.shape[-1] // 2, 2])
-    with gradient_of("Unpack", "TfdecoupleEvenAndOdd"):
-        return tuple(tf.unstack(pairs, num=2, axis=-1))
-
-
-@tf.RegisterGradient("TfdecoupleEvenAndOdd")
-def _pairs(operation: tf.Operation, even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
-    return tf.reshape(_interleaved(even, odd), [*sizes(even), 2])
+    even, odd = tf.unstack(tf.transpose(tf.reshape(x, [-1, 2])), num=2)
+    shape = [*sizes(x)[:-1], x.shape[-1] // 2]
+    return tf.reshape(even, shape), tf.reshape(odd, shape)

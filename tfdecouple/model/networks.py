@@ -35,7 +35,7 @@ from tfdecouple.networks.flow import Flow
 from tfdecouple.networks.plan import count_by_network, make_networks
 from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.runtime.backend import require_backend
-from tfdecouple.runtime.execution import backward_memory, backward_mode, unconverted
+from tfdecouple.runtime.execution import backward_memory, backward_mode, without_autograph
 from tfdecouple.runtime.numerics import sizes
 
 
@@ -60,7 +60,7 @@ class Codes(NamedTuple):
     v: tf.Tensor
 
 
-@unconverted
+@without_autograph
 class Networks(keras.Model):
     """The networks of a model with their weights, the distributions that they parametrise, and the bound.
 
@@ -309,7 +309,7 @@ class Networks(keras.Model):
         self._walk(self.quantizer.centres(levels), z, labels, visit)
         if self.dequantizer is not None:
             noise = randomness.normal(tf.shape(levels), randomness.fold(0, "diagnose"))
-            self.dequantizer.flow.walk(noise, self.dequantizer.encoder.infer(inputs), visit)
+            self.dequantizer.flow.visit_layers(noise, self.dequantizer.encoder.infer(inputs), visit)
         return {
             "smallest_scale": float(tf.reduce_min(tf.stack(scales))),
             "worst_condition": float(tf.reduce_max(tf.stack(conditions))),
@@ -323,13 +323,13 @@ class Networks(keras.Model):
             raise UserError("this model knows no labels (model.classes is 0)")
 
     def _walk(self, x: tf.Tensor, z: tf.Tensor | None, labels: tf.Tensor | None, visit: Visit) -> None:
-        """Runs prior flow and flow with `visit` in the place of each elementary layer (`InvertibleLayer.walk`)."""
+        """Runs prior flow and flow with `visit` instead of each elementary layer (`InvertibleLayer.visit_layers`)."""
         if z is not None and self.prior_flow is not None:
             moved = z
             if self.prior_affine is not None:
                 moved = tf.gather(self.prior_affine(z)[0], labels, batch_dims=1)
-            self.prior_flow.walk(moved, None, visit)
-        self.flow.walk(x, z, visit)
+            self.prior_flow.visit_layers(moved, None, visit)
+        self.flow.visit_layers(x, z, visit)
 
     def require_initialized(self) -> None:
         """Refuses to use a model that was neither initialised nor loaded.

@@ -1,4 +1,4 @@
-"""What is learned of each label: its code z, or the shift and scale of the prior over z."""
+"""Layers with weights for each label: its code z, or the shift and scale of the prior over z."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import keras
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
-from tfdecouple.layers.base import FullLayer, Weight
+from tfdecouple.layers.base import Float32Layer, Weight
 from tfdecouple.layers.nets import bound_uniform, fan_in_uniform
 from tfdecouple.runtime.numerics import full_product
 from tfdecouple.runtime.precision import full_float32
 
-# How far from 0 the embedding starts, and how many times as wide as z the hidden layers are, as in the paper's code.
+# As in the paper's code: the embedding is drawn within +-0.1, and hidden layers are four times as wide as z.
 _EMBEDDING, _WIDENING = 0.1, 4
 
 
-class _OfClasses(FullLayer):
+class _ClassLayer(Float32Layer):
     """A layer with weights for each label.
 
     Args:
@@ -27,29 +27,25 @@ class _OfClasses(FullLayer):
         **kwargs: of `keras.layers.Layer`.
     """
 
+    saved_arguments = ("classes", "latent_dim")
+
     def __init__(self, classes: int, latent_dim: int, **kwargs: Any):
-        super().__init__(dtype="float32", **kwargs)
+        super().__init__(**kwargs)
         self.classes = classes
         self.latent_dim = latent_dim
 
-    def _of(self, labels: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        """Returns the rows of `[classes, d_z]` that belong to labels `[batch]`; zeros for what is no label."""
-        # A product, whose gradient is one, too: what gathers rows adds them up in another order each time on a GPU.
+    def _select_rows(self, labels: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        """Returns the rows of `[classes, d_z]` for labels `[batch]`; zeros for a number that is no label."""
+        # The gradient of a product is a product; that of `tf.gather` adds rows up in a varying order on a GPU.
         return full_product(tf.one_hot(labels, self.classes, dtype=rows.dtype), rows)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        config = super().get_config()
-        config.pop("dtype")
-        return {**config, "classes": self.classes, "latent_dim": self.latent_dim}
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class ClassCodes(_OfClasses):
+class ClassCodes(_ClassLayer):
     """z as a function of the label: embedding - FC - ELU - FC - ELU - FC, as in the paper's code ("categorical")."""
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the weights, as the paper's code starts them."""
+        """Returns the weights, initialised as in the paper's code."""
         size, hidden = self.latent_dim, _WIDENING * self.latent_dim
         embedding = functools.partial(keras.initializers.RandomUniform, -_EMBEDDING, _EMBEDDING)
         after_size, after_hidden = (functools.partial(bound_uniform, fan_in) for fan_in in (size, hidden))
@@ -64,7 +60,7 @@ class ClassCodes(_OfClasses):
         }
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of what `call` gives."""
+        """Returns the shape of the output of `call`."""
         return (*x_shape, self.latent_dim)
 
     @full_float32()
@@ -77,32 +73,32 @@ class ClassCodes(_OfClasses):
 
     @full_float32()
     def call(self, labels: tf.Tensor) -> tf.Tensor:
-        """Returns z of labels `[batch]`, whole numbers: `[batch, d_z]`."""
-        return self._of(labels, self.codes())
+        """Returns z, `[batch, d_z]`, of labels `[batch]`, whole numbers."""
+        return self._select_rows(labels, self.codes())
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class ClassAffine(_OfClasses):
-    """z * scale + shift with a shift and scale for each label: what stands before the flow of the prior over z.
+class ClassAffine(_ClassLayer):
+    """z * scale + shift with a shift and scale for each label, before the flow of the prior over z.
 
-    At the start it changes nothing, and the prior knows no labels.
+    It starts as the identity, so that the prior of every label is the same.
     """
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns shift and scale."""
+        """Returns the logarithm of the scale, and the shift."""
         return dict.fromkeys(("log_scale", "shift"), Weight((self.classes, self.latent_dim)))
 
     def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
-        """Returns the shapes of what `call` gives."""
+        """Returns the shapes of the two outputs of `call`."""
         return (x_shape[0], self.classes, self.latent_dim), (self.classes,)
 
     def reset(self) -> None:
-        """Makes it change nothing."""
+        """Makes the layer the identity."""
         for weight in (self.log_scale, self.shift):
             weight.assign(tf.zeros_like(weight))
 
     def call(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Maps z as each label does.
+        """Maps z by the scale and shift of every label.
 
         Args:
             z: `[batch, d_z]`.
@@ -116,12 +112,14 @@ class ClassAffine(_OfClasses):
 
     @full_float32()
     def inverse(self, y: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Maps y `[batch, d_z]` back to z, each by its label, `[batch]`."""
-        log_scale, shift = (self._of(labels, tf.convert_to_tensor(each)) for each in (self.log_scale, self.shift))
+        """Returns z of y `[batch, d_z]`, each mapped back by its label, `[batch]`."""
+        log_scale, shift = (
+            self._select_rows(labels, tf.convert_to_tensor(each)) for each in (self.log_scale, self.shift)
+        )
         return (y - shift) * tf.exp(-log_scale)
 
     def as_bijector(self, labels: tf.Tensor | None = None) -> tfb.Bijector:
-        """Returns the map as a TFP bijector: of labels `[batch]`, or of all for z `[..., 1, d_z]`."""
+        """Returns the map as a TFP bijector: of labels `[batch]`, or of all labels for z `[..., 1, d_z]`."""
         log_scale, shift = (tf.convert_to_tensor(each) for each in (self.log_scale, self.shift))
         if labels is not None:
             log_scale, shift = (tf.gather(each, labels) for each in (log_scale, shift))

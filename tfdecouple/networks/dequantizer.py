@@ -1,7 +1,7 @@
-"""Variational dequantisation q(u|x): a flow from noise to the places u in the bins of an image's pixels.
+"""Variational dequantisation q(u|x): a flow from noise to u, the positions of x inside the bins of the pixels.
 
-Ho et al., "Flow++", 2019; the paper's code has it, the paper does not speak of it. The flow is made of the same plan,
-layers and bijectors as the decoder's; its couplings take the map where those of the decoder take z.
+Ho et al., "Flow++", 2019. The paper's code has it; the paper does not mention it. The flow consists of the same stages,
+layers and bijectors as the decoder's; its couplings take a map of the image where those of the decoder take z.
 """
 
 from __future__ import annotations
@@ -14,87 +14,23 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import ModelConfig, from_plain
-from tfdecouple.config.shapes import local_blocks
 from tfdecouple.layers import ActNorm, Sigmoid
-from tfdecouple.layers.base import ChildCall, FullLayer, Nested
-from tfdecouple.networks.encoder import ResNetBlock, TransposedResNetBlock, chained
+from tfdecouple.layers.base import Condition, Float32Layer, FullLayer, Mapped, Nested, RunLayers
+from tfdecouple.networks.encoder import LocalResNet
 from tfdecouple.networks.flow import Flow, Stage
-from tfdecouple.runtime.execution import Batch, Execution, divided, joined
-from tfdecouple.runtime.precision import full_float32
 
-# The standard deviation of normal noise whose sigmoid is nearest to uniform: 0.0095 nats of relative entropy a number,
-# where 1 has 0.193.
+# The standard deviation of normal noise whose sigmoid is nearest to uniform: its relative entropy is 0.0095 nats a
+# number, that of standard deviation 1 is 0.193.
 _NEAR_UNIFORM = 1.75
-# From noise at so many places of the last level an actnorm is started: its scale is then off by half a per cent.
-_PLACES = 2**14
-
-
-@keras.saving.register_keras_serializable(package="tfdecouple")
-class LocalResNet(Nested, FullLayer):
-    """From images to maps of their own size: levels of two ResNet blocks down, and as many of transposed ones back up.
-
-    Args:
-        channels: planes of the levels; each halves height and width.
-        map_channels: channels of the map.
-        **kwargs: of `keras.layers.Layer`.
-    """
-
-    def __init__(self, channels: tuple[int, ...], map_channels: int, **kwargs: Any):
-        super().__init__(dtype="float32", **kwargs)
-        self.execution = Execution()
-        self.channels = tuple(channels)
-        self.map_channels = map_channels
-        # Which blocks there are does not depend on the channels of the images.
-        self.blocks = [
-            (TransposedResNetBlock if transposed else ResNetBlock)(planes, strides, name=name)
-            for name, planes, strides, transposed in local_blocks(self.channels, map_channels)
-        ]
-
-    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
-        """Returns the blocks, for images `[batch, height, width, channels]`."""
-        return chained(self.blocks, x_shape)
-
-    def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of what `call` gives."""
-        return (*x_shape[:-1], self.map_channels)
-
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns the maps, `[batch, height, width, map_channels]`.
-
-        Args:
-            x: `[batch, height, width, channels]` in [-1, 1), without noise.
-            training: whether batch statistics normalise, and update the moving ones.
-        """
-        # As in the encoder of z: without training each image is by itself, and the caller has divided the batch. Each
-        # block sees to full float32.
-        batch: Batch = divided(x) if training else x
-        for block in self.blocks:
-            batch = block(batch, training=training)
-        return joined(batch)
-
-    @full_float32()
-    def infer(self, x: tf.Tensor) -> tf.Tensor:
-        """As `call` without training, where each image is by itself: the fast way for a caller outside of a graph."""
-        return self.execution.run(self, self._infer, x)[0]
-
-    def _infer(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor]:
-        return self.execution.run_whole(self._by_averages, x)
-
-    def _by_averages(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor]:
-        return (self(x, training=False),)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        config = super().get_config()
-        config.pop("dtype")
-        return {**config, "channels": self.channels, "map_channels": self.map_channels}
+# An actnorm starts from noise at this many positions of the last level; its scale is then off by half a per cent.
+_POSITIONS = 2**14
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class DequantizingFlow(Flow):
-    """The flow from standard normal noise to u in (0, 1), the places in the bins; its condition is the map.
+    """The flow from standard normal noise to u in (0, 1), with a sigmoid at its end; its condition is the map.
 
-    Both are images, `[batch, height, width, channels]`. The sigmoid stands at its end.
+    Noise and u are images, `[batch, height, width, channels]`.
     """
 
     def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
@@ -109,21 +45,23 @@ class DequantizingFlow(Flow):
         config = self.config
         self.local, self.condition_size = True, config.dequantization_map_channels
         transform = config.dequantization_transform
-        return self._stages(config.dequantization_levels, transform, transform, {}, alpha=config.dequantization_alpha)
+        return self._make_stages(
+            config.dequantization_levels, transform, transform, {}, alpha=config.dequantization_alpha
+        )
 
     def start(self, seed: Any) -> None:
-        """Starts the flow as that of the decoder, from noise in the place of data, but with u nearly uniform.
+        """Sets the weights so that u is nearly uniform: couplings become the identity.
 
-        Couplings are the identity; every actnorm gives mean 0 and the standard deviation of which the sigmoid is
-        nearest to uniform. (In the paper's code it is 1, which costs 0.28 bits per dimension.)
+        Every actnorm gives mean 0 and the standard deviation whose sigmoid is nearest to uniform. (In the paper's code
+        the deviation is 1, which costs 0.28 bits per dimension.)
 
         Args:
-            seed: of the noise.
+            seed: of the noise from which the actnorms are set.
         """
-        places = self.levels[-1][0].plan.positions
-        noise = randomness.normal([-(-_PLACES // places), *self.config.image_shape], seed)
+        positions = self.levels[-1][0].plan.positions
+        noise = randomness.normal([-(-_POSITIONS // positions), *self.config.image_shape], seed)
 
-        def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+        def visit(layer: Any, x: tf.Tensor, condition: Condition) -> tf.Tensor:
             y = layer.initialize(x, condition)
             if not isinstance(layer, ActNorm):
                 return y
@@ -131,24 +69,24 @@ class DequantizingFlow(Flow):
             layer.bias.assign(layer.bias * _NEAR_UNIFORM)
             return y * _NEAR_UNIFORM
 
-        self.walk(noise, None, visit)
+        self.visit_layers(noise, None, visit)
 
-    def run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        """Maps x towards v; see `InvertibleComposite`."""
-        y, log_det = super().run_forward(x, condition, call)
-        u, change = call(self.sigmoid, y, None)
+    def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
+        """Maps noise to u; see `InvertibleComposite`."""
+        y, log_det = super().run_forward(x, condition, run_layers)
+        u, change = run_layers([self.sigmoid], y, None)
         return u, log_det + change
 
-    def run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        """Maps v towards x; see `InvertibleComposite`."""
-        y, change = call(self.sigmoid, y, None)
-        x, log_det = super().run_inverse(y, condition, call)
+    def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
+        """Maps u to noise; see `InvertibleComposite`."""
+        y, change = run_layers([self.sigmoid], y, None)
+        x, log_det = super().run_inverse(y, condition, run_layers)
         return x, log_det + change
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class Dequantizer(Nested, FullLayer):
-    """q(u|x), from noise and an image to u with its density.
+class Dequantizer(Nested, Float32Layer):
+    """q(u|x): from noise and an image to u with its density.
 
     Args:
         config: the model's config, or its plain dict.
@@ -159,8 +97,10 @@ class Dequantizer(Nested, FullLayer):
         flow: from noise to u.
     """
 
+    saved_arguments = ("config",)
+
     def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
-        super().__init__(dtype="float32", **kwargs)
+        super().__init__(**kwargs)
         self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
         self.encoder = LocalResNet(
             self.config.dequantization_encoder_channels, self.config.dequantization_map_channels, name="encoder"
@@ -177,11 +117,11 @@ class Dequantizer(Nested, FullLayer):
         super().build(x_shape)
 
     def compute_output_shape(self, x_shape: Any, noise_shape: Any = None) -> tuple[tuple, tuple]:
-        """Returns the shapes of what `call` gives."""
+        """Returns the shapes of the two outputs of `call`."""
         return tuple(x_shape), tuple(x_shape)[:1]
 
-    def call(self, x: tf.Tensor, noise: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """Turns noise into u.
+    def call(self, x: tf.Tensor, noise: tf.Tensor, training: bool = False) -> Mapped:
+        """Maps noise to u.
 
         Args:
             x: `[batch, height, width, channels]` in [-1, 1), without noise.
@@ -193,9 +133,3 @@ class Dequantizer(Nested, FullLayer):
         """
         local = self.encoder(x, training=True) if training else self.encoder.infer(x)
         return self.flow.forward_and_log_det(noise, local)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        config = super().get_config()
-        config.pop("dtype")
-        return {**config, "config": self.config.to_dict()}

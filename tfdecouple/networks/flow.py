@@ -22,12 +22,12 @@ from tfdecouple.layers import (
     InvertibleSequence,
     Squeeze,
 )
-from tfdecouple.layers.base import ChildCall, FullLayer, InvertibleComposite
-from tfdecouple.runtime.execution import Execution, join_channels
-from tfdecouple.runtime.numerics import side_by_side, zero_per_image
+from tfdecouple.layers.base import Condition, FullLayer, InvertibleComposite, Mapped, RunLayers
+from tfdecouple.runtime.execution import Execution
+from tfdecouple.runtime.numerics import zero_per_image
 
-# The layers of a step by name, in the forward direction: an actnorm, the linear map of the channels, or a coupling, as
-# the pattern of its split and the side that is transformed (paper Figure 3a).
+# The layers of a step by name, in the forward direction: an actnorm, the linear map of the channels, or a coupling,
+# given by the pattern of its split and the part that is transformed (paper Figure 3a).
 STEP: dict[str, Literal["actnorm", "linear"] | tuple[str, str]] = {
     "actnorm_1": "actnorm",
     "linear": "linear",
@@ -39,8 +39,10 @@ STEP: dict[str, Literal["actnorm", "linear"] | tuple[str, str]] = {
 }
 
 
-class _Coupled(InvertibleLayer):
-    """The options that all layers made of couplings share."""
+class _CouplingLayers(InvertibleLayer):
+    """The options shared by all layers that contain couplings."""
+
+    saved_arguments = ("hidden", "condition_size", "transform", "alpha", "linear", "conditioner")
 
     def __init__(
         self,
@@ -61,19 +63,7 @@ class _Coupled(InvertibleLayer):
         self.linear = linear
         self.conditioner = conditioner
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "hidden": self.hidden,
-            "condition_size": self.condition_size,
-            "transform": self.transform,
-            "alpha": self.alpha,
-            "linear": self.linear,
-            "conditioner": self.conditioner,
-        }
-
-    def _coupling(self, name: str, **options: Any) -> Coupling:
+    def _make_coupling(self, name: str, **options: Any) -> Coupling:
         return Coupling(
             self.hidden,
             self.condition_size,
@@ -87,7 +77,7 @@ class _Coupled(InvertibleLayer):
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class FlowStep(_Coupled, InvertibleSequence):
+class FlowStep(_CouplingLayers, InvertibleSequence):
     """One re-organised step: actnorm, 1x1 convolution, two couplings, actnorm, two couplings (paper Figure 3a).
 
     Args:
@@ -97,41 +87,38 @@ class FlowStep(_Coupled, InvertibleSequence):
         alpha: bound of the affine scale.
         linear: "full" or "lu".
         conditioner: name of the coupling nets, of `config.CONDITIONERS`; None for the paper's.
-        step_layers: names of what stands at its end beside the paper's layers, of `config.STEP_LAYERS`.
+        step_layers: names of further layers at the end of the step, of `config.STEP_LAYERS`.
         **kwargs: of `InvertibleLayer`.
     """
+
+    saved_arguments = (*_CouplingLayers.saved_arguments, "step_layers")
 
     def __init__(self, hidden: int, condition_size: int = 0, *, step_layers: Sequence[str] = (), **kwargs: Any):
         super().__init__(hidden, condition_size, **kwargs)
         self.step_layers = tuple(step_layers)
+        further = [pkgutil.resolve_name(STEP_LAYERS[name])(name=name, dtype=self.dtype_policy) for name in step_layers]
+        self.sequence = [*map(self._make_layer, STEP), *further]
 
-        named = [pkgutil.resolve_name(STEP_LAYERS[name])(name=name, dtype=self.dtype_policy) for name in step_layers]
-        self.sequence = [*map(self._named_layer, STEP), *named]
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {**super().get_config(), "step_layers": self.step_layers}
-
-    def _named_layer(self, name: str) -> InvertibleLayer:
-        """A layer of the paper's; the paths of weights in checkpoints are made of its name."""
+    def _make_layer(self, name: str) -> InvertibleLayer:
+        """Returns one of the paper's layers; its name is part of the paths of weights in checkpoints."""
         match STEP[name]:
             case "actnorm":
                 return ActNorm(name=name, dtype=self.dtype_policy)
             case "linear":
-                return self._linear_layer(name=name, dtype=self.dtype_policy)
-            case pattern, side:
-                return self._coupling(name, pattern=pattern, part=side)
+                return self._make_linear(name=name, dtype=self.dtype_policy)
+            case pattern, part:
+                return self._make_coupling(name, pattern=pattern, part=part)
 
-    def _linear_layer(self, **options: Any) -> InvertibleLayer:
+    def _make_linear(self, **options: Any) -> InvertibleLayer:
         return InvertibleConv1x1(self.linear, **options)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class FactorOut(_Coupled, InvertibleComposite):
-    """What channels pass before they leave the flow: 1x1 convolution, a coupling that transforms them, actnorm.
+class FactorOut(_CouplingLayers, InvertibleComposite):
+    """The layer before some channels leave the flow: 1x1 convolution, a coupling that transforms them, actnorm.
 
-    It stands where Glow learns a conditional Gaussian of what leaves (paper Figure 3c; the reference calls it the
-    multi-scale prior). The last `dropped` channels of the output are the ones to leave.
+    Glow learns a conditional Gaussian of the leaving channels instead (paper Figure 3c; the reference calls this layer
+    the multi-scale prior). The last `dropped` channels of the output leave.
 
     Args:
         dropped: how many channels leave.
@@ -144,49 +131,45 @@ class FactorOut(_Coupled, InvertibleComposite):
         **kwargs: of `InvertibleLayer`.
     """
 
+    saved_arguments = (*_CouplingLayers.saved_arguments, "dropped")
+
     def __init__(self, dropped: int, hidden: int, condition_size: int = 0, **kwargs: Any):
         super().__init__(hidden, condition_size, **kwargs)
         self.dropped = dropped
         self.mixing = InvertibleConv1x1(self.linear, name="linear", dtype=self.dtype_policy)
-        self.coupling = self._coupling("coupling", transformed=dropped)
+        self.coupling = self._make_coupling("coupling", transformed=dropped)
         self.actnorm = ActNorm(name="actnorm", dtype=self.dtype_policy)
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
         """Returns the three layers."""
-        self._kept = x_shape[-1] - self.dropped
+        self._remaining = x_shape[-1] - self.dropped
         return [
-            (self.mixing, x_shape, None),
+            (self.mixing, x_shape, condition_shape),
             (self.coupling, x_shape, condition_shape),
             (self.actnorm, (*x_shape[:-1], self.dropped), None),
         ]
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {**super().get_config(), "dropped": self.dropped}
-
-    def run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
         """Maps x towards v; see `InvertibleComposite`."""
-        h, mixing = call(self.mixing, x, None)
-        h, coupling = call(self.coupling, h, condition)
-        kept, dropped = tf.split(h, [self._kept, self.dropped], -1)
-        dropped, actnorm = call(self.actnorm, dropped, None)
-        return join_channels([kept, dropped]), mixing + coupling + actnorm
+        h, log_det = run_layers([self.mixing, self.coupling], x, condition)
+        remaining, dropped = tf.split(h, [self._remaining, self.dropped], -1)
+        dropped, change = run_layers([self.actnorm], dropped, None)
+        return tf.concat([remaining, dropped], -1), log_det + change
 
-    def run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
-        """Maps v towards x; see `InvertibleComposite`."""
-        kept, dropped = tf.split(y, [self._kept, self.dropped], -1)
-        dropped, actnorm = call(self.actnorm, dropped, None)
-        h, coupling = call(self.coupling, tf.concat([kept, dropped], -1), condition)
-        x, mixing = call(self.mixing, h, None)
-        return x, mixing + coupling + actnorm
+    def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
+        """Maps y back towards the image; see `InvertibleComposite`."""
+        remaining, dropped = tf.split(y, [self._remaining, self.dropped], -1)
+        dropped, change = run_layers([self.actnorm], dropped, None)
+        x, log_det = run_layers([self.coupling, self.mixing], tf.concat([remaining, dropped], -1), condition)
+        return x, log_det + change
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """The layers of a stage: steps of flow at one number of channels, and what stands before some of them leave.
+    """The layers of a stage: steps of flow at one number of channels, and the layer before some of them leave.
 
     Attributes:
-        plan: its sizes.
+        plan: the sizes of the stage.
         steps: the steps.
         factor_out: the layer before the channels that leave, or None where none do.
     """
@@ -205,10 +188,10 @@ class Stage:
 class Flow(InvertibleComposite):
     """The whole flow f(x; z), with the fine-grained multi-scale structure (paper Figure 3c).
 
-    The first level works on the colour channels at full resolution; a squeeze stands before every further level, and
-    before the first, too, where an image has but one or two channels, which leave nothing to split.
-    Each inner level has stages: some steps, after which a quarter of the level's channels leave as finished entries of
-    v. v has the shape of the image: what left is put back beside what went on, and unsqueezed, level by level.
+    The first level works on the colour channels at full resolution. Every further level begins with a squeeze; so does
+    the first level where an image has one or two channels, too few to split.
+    An inner level has stages: some steps, after which a quarter of the level's channels leave as finished entries of v.
+    v has the shape of the image: the channels that left are joined with the others and unsqueezed, level by level.
 
     Args:
         config: the model's config, or its plain dict.
@@ -216,9 +199,10 @@ class Flow(InvertibleComposite):
 
     Attributes:
         levels: the stages of each level, the highest resolution first.
-        condition_size: size of the vector, or channels of the map at full resolution, that conditions it; or 0.
-        local: whether that is a map, which is squeezed beside the image: four times the channels at half the side.
-        squeezes_first: whether a squeeze stands before the first level, too.
+        condition_size: size of the vector, or channels of the map at full resolution, that conditions the flow; or 0.
+        local: whether the condition is a map, which is squeezed like the image: four times the channels at half the
+            side.
+        squeezes_first: whether the first level begins with a squeeze, too.
 
     >>> from tfdecouple.config import ModelConfig
     >>> config = ModelConfig(image_shape=(8, 8, 3), steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4))
@@ -228,6 +212,8 @@ class Flow(InvertibleComposite):
     ([2, 8, 8, 3], [2])
     """
 
+    saved_arguments = ("config",)
+
     def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
         super().__init__(**kwargs)
         self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
@@ -235,7 +221,7 @@ class Flow(InvertibleComposite):
         self.squeezes_first = squeezes_first(self.config.image_shape[-1])
         self.squeeze = Squeeze(name="squeeze", dtype=self.dtype_policy)
         self.levels = self._make_levels()
-        # Keras finds the layers here, and its .keras files know them by the name of this list.
+        # Keras finds the layers here, and its .keras files contain the name of this list.
         self.parts_layers = [layer for stage in self.stages for layer in stage.layers]
         self.whitening = None
         if self.config.conditioning == "base" and not self.local:
@@ -249,88 +235,78 @@ class Flow(InvertibleComposite):
         return (stage for level in self.levels for stage in level)
 
     def condition_shape(self, stage: StagePlan) -> tuple[int | None, ...]:
-        """Returns the shape of what the couplings of a stage are conditioned on, batch first."""
+        """Returns the shape of the condition of a stage's couplings, batch first."""
         if not self.local:
             return (None, self.condition_size)
         return (None, stage.height, stage.width, self.condition_size * stage.reduction**2)
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
         """Returns every layer, for images of the config's shape."""
-        image, found = (None, *self.config.image_shape), []
+        image = (None, *self.config.image_shape)
+        children: list[tuple[FullLayer, Any, Any]] = []
         for stage in self.stages:
             shape = (None, stage.plan.height, stage.plan.width, stage.plan.channels)
-            found += [(layer, shape, self.condition_shape(stage.plan)) for layer in stage.layers]
-        return [
-            *found,
-            (self.squeeze, image, None),
-            *([] if self.whitening is None else [(self.whitening, image, None)]),
-        ]
+            children += [(layer, shape, self.condition_shape(stage.plan)) for layer in stage.layers]
+        children.append((self.squeeze, image, None))
+        return children if self.whitening is None else [*children, (self.whitening, image, None)]
 
     def build(self, x_shape: Any = None, condition_shape: Any = None) -> None:
         """Builds every layer for images of the config's shape."""
         FullLayer.build(self, x_shape)
         self._condition_ndims = 3 if self.local else 1
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {**super().get_config(), "config": self.config.to_dict()}
-
     def _make_levels(self) -> tuple[tuple[Stage, ...], ...]:
         config = self.config
         self.local, self.condition_size = False, config.latent_dim if config.conditioning == "coupling" else 0
         options = {"alpha": config.alpha, "conditioner": config.conditioner}
-        return self._stages(
+        return self._make_stages(
             config.levels, config.transform, config.multiscale_transform, {"step_layers": config.step_layers}, **options
         )
 
-    def _stages(
+    def _make_stages(
         self,
         levels: Sequence[Sequence[StagePlan]],
         transform: str,
         multiscale_transform: str,
-        of_steps: dict[str, Any],
+        step_options: dict[str, Any],
         **options: Any,
     ) -> tuple[tuple[Stage, ...], ...]:
         """Returns the stages of each level.
 
         Args:
-            levels: their sizes.
-            transform: of the couplings of steps.
-            multiscale_transform: of those before channels leave.
-            of_steps: further options of steps.
+            levels: the sizes of the stages.
+            transform: of the couplings in steps.
+            multiscale_transform: of the couplings before channels leave.
+            step_options: further options of the steps.
             **options: of both.
         """
         options |= {"linear": self.config.linear, "dtype": self.dtype_policy}
 
-        def stage(sizes: StagePlan) -> Stage:
-            hidden, width = sizes.hidden, self.condition_shape(sizes)[-1] or 0
-            of_step = {"transform": transform, **of_steps, **options}
-            steps = tuple(FlowStep(hidden, width, name=name, **of_step) for name in sizes.step_names)
-            leaving = {"transform": multiscale_transform, "name": sizes.factor_out_name, **options}
-            return Stage(sizes, steps, FactorOut(sizes.dropped, hidden, width, **leaving) if sizes.dropped else None)
+        def make_stage(plan: StagePlan) -> Stage:
+            hidden, width = plan.hidden, self.condition_shape(plan)[-1] or 0
+            of_step = {"transform": transform, **step_options, **options}
+            steps = tuple(FlowStep(hidden, width, name=name, **of_step) for name in plan.step_names)
+            leaving = {"transform": multiscale_transform, "name": plan.factor_out_name, **options}
+            return Stage(plan, steps, FactorOut(plan.dropped, hidden, width, **leaving) if plan.dropped else None)
 
-        return tuple(tuple(map(stage, level)) for level in levels)
+        return tuple(tuple(map(make_stage, level)) for level in levels)
 
     def parts(self, v: tf.Tensor) -> list[tf.Tensor]:
-        """Splits v into what left the flow at each stage, and what went through all of it.
+        """Splits v into the channels that left the flow at each stage, and those that passed all of it.
 
         Args:
             v: `[batch, height, width, channels]`.
 
         Returns:
-            Each `[batch, height, width, channels]` at the resolution of its level, what left first, first.
+            Each `[batch, height, width, channels]` at the resolution of its level, in the order in which they left.
         """
-        found = []
-        for depth, level in enumerate(self.levels):
-            if depth or self.squeezes_first:
-                v, _ = self.squeeze.forward_and_log_det(v)
-            left = [stage.plan.dropped for stage in level if stage.plan.dropped]
-            # The later channels leave, the nearer they are to those that go on.
-            v, *dropped = tf.split(v, [v.shape[-1] - sum(left), *left[::-1]], -1)
-            found += dropped[::-1]
-        return [*found, v]
+        parts = []
+        for depth in range(len(self.levels)):
+            v, dropped = self._split_level(depth, self._enter_level(depth, v, None)[0])
+            parts += dropped
+        return [*parts, v]
 
-    def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+    def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
         shape = tuple(tf.convert_to_tensor(x).shape)
         if len(shape) != 4 or shape[1:] != self.config.image_shape:
             raise UserError(f"the flow got an array of shape {shape}; it needs [batch, *{self.config.image_shape}]")
@@ -338,65 +314,65 @@ class Flow(InvertibleComposite):
             condition = None
         return super()._prepare(x, condition)
 
-    def run_forward(self, x: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
         """Maps x towards v; see `InvertibleComposite`."""
-        v, log_det = self._level_forward(0, x, condition, call)
-        if self.whitening is not None:
-            v, change = call(self.whitening, v, condition)
-            log_det += change
-        return v, log_det
+        h, level_condition = x, condition
+        left: list[list[tf.Tensor]] = []
+        log_dets = []
+        for depth, stages in enumerate(self.levels):
+            h, level_condition = self._enter_level(depth, h, level_condition)
+            left.append([])
+            log_dets.append(zero_per_image(h))
+            for stage in stages:
+                h, change = run_layers(stage.layers, h, level_condition)
+                log_dets[-1] += change
+                if stage.plan.dropped:
+                    h, dropped = tf.split(h, [stage.plan.kept, stage.plan.dropped], -1)
+                    left[-1].append(dropped)
+        log_det = zero_per_image(x)
+        for depth in reversed(range(len(self.levels))):
+            # The later channels leave, the nearer they lie to those that remain.
+            h = tf.concat([h, *reversed(left[depth])], -1) if left[depth] else h
+            h = self._leave_level(depth, h)
+            log_det = log_dets[depth] + log_det
+        if self.whitening is None:
+            return h, log_det
+        v, change = run_layers([self.whitening], h, condition)
+        return v, log_det + change
 
-    def _level_forward(
-        self, depth: int, h: tf.Tensor, condition: tf.Tensor | None, call: ChildCall
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs the levels from `depth` on; returns what they give of v, at the resolution before its squeeze."""
-        log_det = zero_per_image(h)
-        squeezes = depth > 0 or self.squeezes_first
-        if squeezes:
-            h, condition = self.squeeze.forward_and_log_det(h)[0], self._one_level_down(condition)
-        left: list[tf.Tensor] = []
-        for stage in self.levels[depth]:
-            h, change = self._run_chain(stage.layers, h, condition, call)
-            log_det += change
-            if stage.plan.dropped:
-                h, dropped = tf.split(h, [stage.plan.kept, stage.plan.dropped], -1)
-                left.insert(0, dropped)
-        if depth + 1 < len(self.levels):
-            h, change = self._level_forward(depth + 1, h, condition, call)
-            log_det += change
-        h = side_by_side([h, *left]) if left else h
-        return self.squeeze.inverse_and_log_det(h)[0] if squeezes else h, log_det
-
-    def run_inverse(self, y: tf.Tensor, condition: tf.Tensor | None, call: ChildCall) -> tuple[tf.Tensor, tf.Tensor]:
+    def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
         """Maps v towards x; see `InvertibleComposite`."""
-        log_det = zero_per_image(y)
+        h, level_condition, log_det = y, condition, zero_per_image(y)
         if self.whitening is not None:
-            y, log_det = call(self.whitening, y, condition)
-        x, change = self._level_inverse(0, y, condition, call)
-        return x, log_det + change
+            h, whitening_log_det = run_layers([self.whitening], y, condition)
+        left, conditions = [], []
+        for depth in range(len(self.levels)):
+            h, level_condition = self._enter_level(depth, h, level_condition)
+            h, dropped = self._split_level(depth, h)
+            left.append(dropped)
+            conditions.append(level_condition)
+        for depth, stages in reversed(list(enumerate(self.levels))):
+            for stage in reversed(stages):
+                if stage.plan.dropped:
+                    h = tf.concat([h, left[depth].pop()], -1)
+                h, change = run_layers(stage.layers[::-1], h, conditions[depth])
+                log_det += change
+            h = self._leave_level(depth, h)
+        return h, log_det if self.whitening is None else whitening_log_det + log_det
 
-    def _level_inverse(
-        self, depth: int, v: tf.Tensor, condition: tf.Tensor | None, call: ChildCall
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        log_det = zero_per_image(v)
-        squeezes = depth > 0 or self.squeezes_first
-        if squeezes:
-            v, condition = self.squeeze.forward_and_log_det(v)[0], self._one_level_down(condition)
-        stages = self.levels[depth][::-1]
-        left = [stage.plan.dropped for stage in stages if stage.plan.dropped]
-        h, *dropped = tf.split(v, [v.shape[-1] - sum(left), *left], -1)
-        if depth + 1 < len(self.levels):
-            h, change = self._level_inverse(depth + 1, h, condition, call)
-            log_det += change
-        for stage in stages:
-            if stage.plan.dropped:
-                h = tf.concat([h, dropped.pop(0)], -1)
-            h, change = self._run_chain(stage.layers[::-1], h, condition, call)
-            log_det += change
-        return self.squeeze.inverse_and_log_det(h)[0] if squeezes else h, log_det
+    def _enter_level(self, depth: int, h: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:
+        """Returns the input of a level and its condition: a map is squeezed like the image, a vector stays."""
+        if not (depth or self.squeezes_first):
+            return h, condition
+        if condition is not None and self.local:
+            condition = self.squeeze.forward_and_log_det(condition)[0]
+        return self.squeeze.forward_and_log_det(h)[0], condition
 
-    def _one_level_down(self, condition: tf.Tensor | None) -> tf.Tensor | None:
-        """Returns the condition of the next level: a map is squeezed as the image is, a vector stays."""
-        if condition is None or not self.local:
-            return condition
-        return self.squeeze.forward_and_log_det(condition)[0]
+    def _leave_level(self, depth: int, h: tf.Tensor) -> tf.Tensor:
+        return self.squeeze.inverse_and_log_det(h)[0] if depth or self.squeezes_first else h
+
+    def _split_level(self, depth: int, v: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Returns the channels of a level that remain, and those that left, in the order in which they left."""
+        counts = [stage.plan.dropped for stage in self.levels[depth] if stage.plan.dropped]
+        remaining, *dropped = tf.split(v, [v.shape[-1] - sum(counts), *counts[::-1]], -1)
+        return remaining, dropped[::-1]

@@ -1,4 +1,4 @@
-"""The networks of a config, not built: their weights by name and shape, how many there are, and whether they fit."""
+"""The networks of a config before they are built: names, shapes and number of their weights, and their memory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tfdecouple.runtime.memory import machine_memory, shown_bytes
 Shape = tuple[int, ...]
 
 _FLOAT_BYTES = 4
-# By the first part of the name of a weight, the network that it is counted with.
+# The network that a weight is counted with, by the first part of the weight's name.
 _NETWORKS = {
     **{name: name for name in ("flow", "encoder", "class_codes", "dequantizer")},
     "prior_flow": "prior",
     "prior_affine": "prior",
 }
-# Ends of the names of weights that training does not move by gradients.
-_STATE = ("moving_mean", "moving_variance", "permutation")
+# The last parts of the names of weights that are not trained by gradients.
+_UNTRAINED = ("moving_mean", "moving_variance", "permutation")
 
 
 def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
@@ -60,60 +60,60 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
 
 
 @functools.lru_cache(maxsize=8)
-def planned(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
-    """Returns `make_networks` with one step in each stage, for those who only read them: steps of a stage are alike."""
+def _smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
+    """Returns `make_networks` with one step in each stage, since all steps of a stage have the same shapes."""
 
-    def one_each(steps: tuple) -> tuple:
+    def reduce(steps: tuple) -> tuple:
         return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)
 
-    fewest: dict[str, Any] = {name: one_each(getattr(config, name)) for name in ("steps", "dequantization_steps")}
+    fewest: dict[str, Any] = {name: reduce(getattr(config, name)) for name in ("steps", "dequantization_steps")}
     return make_networks(dataclasses.replace(config, prior_steps=1, **fewest))
 
 
 def flows(config: ModelConfig) -> list[tuple[Any, tuple[tuple[StagePlan, ...], ...]]]:
-    """Returns the flow over images, and that of the dequantisation where there is one, each with its stages."""
-    networks = planned(config)
-    found = [(networks["flow"][0], config.levels)]
-    return (
-        [*found, (networks["dequantizer"][0].flow, config.dequantization_levels)] if config.has_dequantizer else found
-    )
+    """Returns the flow over images and that of a learned dequantisation, each with one step a stage and its plan."""
+    networks = _smallest_networks(config)
+    pairs = [(networks["flow"][0], config.levels)]
+    if config.has_dequantizer:
+        pairs.append((networks["dequantizer"][0].flow, config.dequantization_levels))
+    return pairs
 
 
 def encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
-    """Returns the encoder, and that of the dequantisation, where there are any, each with the shape of its input."""
-    networks = planned(config)
-    found = [networks["encoder"]] if config.has_encoder else []
+    """Returns the encoder and that of a learned dequantisation, as far as there are any, each with its input shape."""
+    networks = _smallest_networks(config)
+    pairs = [networks["encoder"]] if config.has_encoder else []
     if config.has_dequantizer:
         dequantizer, x_shape = networks["dequantizer"]
-        found.append((dequantizer.encoder, x_shape))
-    return found
+        pairs.append((dequantizer.encoder, x_shape))
+    return pairs
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Returns `{name: shape}` of every weight of a model, as `DecoupledModel.named_variables` names them.
+    """Returns `{name: shape}` of every weight of a model, with the names of `DecoupledModel.named_variables`.
 
     >>> tiny = ModelConfig(image_shape=(8, 8, 3), steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4))
     >>> weight_shapes(tiny)["flow/level_0_part_0_step_0/linear/kernel"]
     (3, 3)
     """
-    alike = {"prior_flow/step_0": [f"prior_flow/{name}" for name in step_names(config.prior_steps)]}
+    repeated = {"prior_flow/step_0": [f"prior_flow/{name}" for name in step_names(config.prior_steps)]}
     for flow, levels in (("flow", config.levels), ("dequantizer/flow", config.dequantization_levels)):
         for stage in itertools.chain(*levels):
-            alike[f"{flow}/{stage.step_names[0]}"] = [f"{flow}/{name}" for name in stage.step_names]
+            repeated[f"{flow}/{stage.step_names[0]}"] = [f"{flow}/{name}" for name in stage.step_names]
     shapes: dict[str, Shape] = {"initialized": ()}
-    for name, (network, x_shape) in planned(config).items():
+    for name, (network, x_shape) in _smallest_networks(config).items():
         for path, shape in network.weight_shapes(x_shape).items():
             parts = f"{name}/{path}".split("/")
             end = 3 if name == "dequantizer" else 2
             step, weight = "/".join(parts[:end]), "/".join(parts[end:])
-            shapes |= {f"{each}/{weight}".rstrip("/"): shape for each in alike.get(step, [step])}
+            shapes |= {f"{each}/{weight}".rstrip("/"): shape for each in repeated.get(step, [step])}
     return shapes
 
 
 def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
-    """Returns how many of a model's weights are trainable parameters: of each of its networks, and in total.
+    """Returns the number of trainable parameters of each of a model's networks, and in total.
 
-    Flow, encoder and prior are always named, the dequantizer and the net behind the codes of labels where there is one.
+    Flow, encoder and prior are always named; the dequantizer and the net of class codes only where there is one.
 
     >>> count_by_network({"flow/a/bias": (3,), "encoder/b/kernel": (2, 2), "encoder/b/moving_mean": (2,)})
     {'flow': 3, 'encoder': 4, 'prior': 0, 'total': 7}
@@ -121,16 +121,13 @@ def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
     counts = {"flow": 0, "encoder": 0, "prior": 0}
     for name, shape in weights.items():
         network = _NETWORKS.get(name.partition("/")[0])
-        if network and name.rpartition("/")[2] not in _STATE:
+        if network and name.rpartition("/")[2] not in _UNTRAINED:
             counts[network] = counts.get(network, 0) + math.prod(shape)
     return {**counts, "total": sum(counts.values())}
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Returns the numbers of trainable parameters: of each network, and in total.
-
-    It equals `DecoupledModel(config).parameter_count()`, but takes next to no time.
-    """
+    """Returns the same as `DecoupledModel(config).parameter_count()` without building the model."""
     return count_by_network(weight_shapes(config))
 
 
@@ -140,17 +137,19 @@ def widest_map(config: ModelConfig) -> int:
     sizes += [
         stage.positions * stage.hidden for level in config.levels + config.dequantization_levels for stage in level
     ]
-    for encoder, x_shape in encoders(config):
-        sizes += [math.prod(block.compute_output_shape(shape)[1:]) for block, shape, _ in encoder.children(x_shape)]
+    for encoder, shape in encoders(config):
+        for block in encoder.blocks:
+            shape = block.compute_output_shape(shape)
+            sizes.append(math.prod(shape[1:]))
     return max(sizes)
 
 
 def require_memory(config: ModelConfig, copies: int = 1) -> None:
-    """Refuses a model that this machine cannot hold, before a weight of it is made.
+    """Refuses a model that this machine cannot hold, before any of its weights is made.
 
     Args:
         config: of the model.
-        copies: of the weights that are held: 1 to use a model, more to train it.
+        copies: how many copies of the weights are held: 1 to use a model, more to train it.
 
     Raises:
         ConfigError: naming the largest of its sizes, where the weights or the widest map of one image need more memory
@@ -161,36 +160,34 @@ def require_memory(config: ModelConfig, copies: int = 1) -> None:
     weights, image = copies * counts["total"] * _FLOAT_BYTES, widest_map(config) * _FLOAT_BYTES
     if max(weights, image) <= memory:
         return
-    most = max((name for name in counts if name != "total"), key=counts.__getitem__)
+    largest = max((name for name in counts if name != "total"), key=counts.__getitem__)
     what = (
-        f"{shown_bytes(weights)} for {counts['total']:,} parameters, most of them of the {most}"
+        f"{shown_bytes(weights)} for {counts['total']:,} parameters, most of them of the {largest}"
         if weights >= image
         else f"{shown_bytes(image)} for a single image"
     )
     sizes = {
         "a side of model.image_shape": max(config.image_shape[:2]),
         "the channels of model.image_shape": config.image_shape[-1],
-        "model.latent_dim": config.latent_dim if config.has_latent else 0,
         "an entry of model.hidden_channels": max(config.hidden_channels),
-        "an entry of model.encoder_channels": max(config.encoder_channels) if config.has_encoder else 0,
-        "model.encoder_out_channels": config.encoder_out_channels if config.has_encoder else 0,
-        "model.prior_hidden": config.prior_hidden if config.has_latent and config.prior == "flow" else 0,
         "model.classes": config.classes,
-        "model.base_hidden": config.base_hidden if config.conditioning == "base" else 0,
-        **_dequantization_sizes(config),
     }
+    if config.has_latent:
+        sizes["model.latent_dim"] = config.latent_dim
+        if config.prior == "flow":
+            sizes["model.prior_hidden"] = config.prior_hidden
+    if config.has_encoder:
+        sizes["an entry of model.encoder_channels"] = max(config.encoder_channels)
+        sizes["model.encoder_out_channels"] = config.encoder_out_channels
+    if config.conditioning == "base":
+        sizes["model.base_hidden"] = config.base_hidden
+    if config.has_dequantizer:
+        for option in ("hidden_channels", "encoder_channels"):
+            name = f"dequantization_{option}"
+            sizes[f"an entry of model.{name}"] = max(getattr(config, name))
+        sizes["model.dequantization_map_channels"] = config.dequantization_map_channels
     name = max(sizes, key=sizes.__getitem__)
     raise ConfigError(
         f"the model is too large: it needs {what}, and this machine has {shown_bytes(memory)} of memory; "
         f"the largest of its sizes is {name}, {sizes[name]}"
     )
-
-
-def _dequantization_sizes(config: ModelConfig) -> dict[str, int]:
-    if not config.has_dequantizer:
-        return {}
-    return {
-        "an entry of model.dequantization_hidden_channels": max(config.dequantization_hidden_channels),
-        "an entry of model.dequantization_encoder_channels": max(config.dequantization_encoder_channels),
-        "model.dequantization_map_channels": config.dequantization_map_channels,
-    }

@@ -14,9 +14,9 @@ from tfdecouple.runtime.execution import Execution
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class PriorStep(FlowStep):
-    """A step of flow on vectors: the 1x1 convolution is an invertible linear layer, the coupling nets are MLPs."""
+    """A step of flow on vectors: it has a linear layer instead of the 1x1 convolution, and MLPs as coupling nets."""
 
-    def _linear_layer(self, **options: Any) -> InvertibleLayer:
+    def _make_linear(self, **options: Any) -> InvertibleLayer:
         return InvertibleLinear(self.linear, **options)
 
 
@@ -32,6 +32,8 @@ class PriorFlow(InvertibleSequence):
         linear: "full" or "lu".
         **kwargs: of `InvertibleLayer`.
     """
+
+    saved_arguments = ("steps", "hidden", "transform", "alpha", "linear")
 
     def __init__(
         self,
@@ -54,14 +56,3 @@ class PriorFlow(InvertibleSequence):
             PriorStep(hidden, transform=transform, alpha=alpha, linear=linear, name=name, dtype=self.dtype_policy)
             for name in step_names(steps)
         ]
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "steps": self.steps,
-            "hidden": self.hidden,
-            "transform": self.transform,
-            "alpha": self.alpha,
-            "linear": self.linear,
-        }

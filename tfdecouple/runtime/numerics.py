@@ -1,9 +1,9 @@
-"""Products, inverses and determinants that keep their precision on any device; sizes known while tracing."""
+"""Matrix products, inverses and determinants in full precision on any device; tensor sizes as constants."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
@@ -12,10 +12,10 @@ from tfdecouple.runtime.precision import current_net_precision
 
 
 def full_product(a: tf.Tensor, b: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
-    """Returns a matrix product that is never computed in TF32, and neither are its gradients.
+    """Returns a matrix product that is never computed in TF32; nor are its gradients.
 
-    TensorFlow's switch for TF32 holds for whole graphs. Where it may be on (`net_precision("tf32")`) the product is
-    computed in float64, which the switch does not touch; elsewhere the switch is off.
+    TensorFlow's switch for TF32 applies to whole graphs. Where it may be on (`net_precision("tf32")`), the product is
+    computed in float64, which the switch does not affect; elsewhere the switch is off.
     """
     if current_net_precision() != "tf32" or a.dtype == tf.float64:
         return tf.matmul(a, b, transpose_b=transpose_b)
@@ -26,7 +26,7 @@ def full_product(a: tf.Tensor, b: tf.Tensor, transpose_b: bool = False) -> tf.Te
 def channel_product(x: tf.Tensor, matrix: tf.Tensor, transpose: bool = False, full: bool = False) -> tf.Tensor:
     """Returns `[..., outputs]`: the last axis of x times a matrix, in one matrix product over all positions.
 
-    It is what a 1x1 convolution computes, whose gradient for the kernel takes a tenth more time.
+    A 1x1 convolution computes the same, but its gradient for the kernel takes a tenth more time.
 
     Args:
         x: `[..., channels]`.
@@ -40,21 +40,21 @@ def channel_product(x: tf.Tensor, matrix: tf.Tensor, transpose: bool = False, fu
 
 
 def lu_product(factors: tf.Tensor, permutation: tf.Tensor) -> tf.Tensor:
-    """Returns P L U, `[n, n]`, of packed factors `[n, n]` and a permutation `[n]` as of `tf.linalg.lu`.
+    """Returns P L U, `[n, n]`, of packed factors `[n, n]` and a permutation `[n]` as returned by `tf.linalg.lu`.
 
-    Its product keeps its precision as `full_product` does, which it calls no more than TFP's.
+    The product is as precise as a `full_product`.
     """
     dtype = tf.float64 if current_net_precision() == "tf32" else factors.dtype
     return tf.cast(tf.linalg.lu_reconstruct(tf.cast(factors, dtype), permutation), factors.dtype)
 
 
 def inverse_matrix(matrix: tf.Tensor) -> tf.Tensor:
-    """Returns the inverse of `[..., n, n]`, computed in float64 and rounded to the matrix' own dtype."""
+    """Returns the inverse of `[..., n, n]`, computed in float64 and rounded to the dtype of the matrix."""
     return tf.cast(tf.linalg.inv(tf.cast(matrix, tf.float64)), matrix.dtype)
 
 
 def in_xla() -> bool:
-    """Returns whether a `tf.function(jit_compile=True)` is being traced, at any level: XLA lacks some operations."""
+    """Returns whether a `tf.function(jit_compile=True)` is being traced, at any level; XLA lacks some operations."""
     return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
 
 
@@ -65,7 +65,7 @@ def log_abs_det(matrix: tf.Tensor) -> tf.Tensor:
 
 @tf.custom_gradient
 def _log_abs_det_by_qr(matrix: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns log |det W|: for XLA, which has no operation for determinants on CPUs."""
+    """Returns log |det W| for XLA, which has no operation for determinants on CPUs."""
     factors = tf.linalg.qr(tf.cast(matrix, tf.float64)).r
     value = tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(factors))), -1)
 
@@ -75,7 +75,8 @@ def _log_abs_det_by_qr(matrix: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     return tf.cast(value, matrix.dtype), gradient
 
 
-# Asking a tensor at run time for a size that is known costs six operations each time, and a deep flow asks everywhere.
+# To ask a tensor for its size while a graph runs takes six operations, and a deep flow would ask everywhere. So a size
+# that is known while tracing is a number.
 
 
 def sizes(x: tf.Tensor) -> list[int | tf.Tensor]:
@@ -83,32 +84,17 @@ def sizes(x: tf.Tensor) -> list[int | tf.Tensor]:
     known = x.shape.as_list()
     if None not in known:
         return known
-    asked = tf.unstack(tf.shape(x), num=len(known))
-    return [there if size is None else size for size, there in zip(known, asked, strict=True)]
+    dynamic = tf.unstack(tf.shape(x), num=len(known))
+    return [there if size is None else size for size, there in zip(known, dynamic, strict=True)]
 
 
 def product(factors: Iterable[int | tf.Tensor], dtype: tf.DType) -> tf.Tensor:
     """Returns the product of some sizes as a scalar of `dtype`."""
-    found = math.prod(factors)
-    # A constant of the dtype at once, where a cast would be one more operation.
-    return tf.constant(found, dtype) if isinstance(found, int) else tf.cast(found, dtype)
-
-
-def side_by_side(values: Sequence[tf.Tensor], axis: int = -1) -> tf.Tensor:
-    """Returns tensors side by side along an axis.
-
-    Where their sizes are known, their gradients are one split; TensorFlow's own asks for the shapes and slices for
-    each of them.
-    """
-    counts = [value.shape[axis] for value in values]
-
-    @tf.custom_gradient
-    def run(*values: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        return tf.concat(values, axis), lambda upstream: tf.split(upstream, counts, axis)
-
-    return tf.concat(values, axis) if None in counts else run(*values)
+    count = math.prod(factors)
+    # A constant, since a cast would be one more operation.
+    return tf.constant(count, dtype) if isinstance(count, int) else tf.cast(count, dtype)
 
 
 def zero_per_image(x: tf.Tensor) -> tf.Tensor:
-    """Returns the log-determinant of what changes no volume: 0 for each image of x, `[batch]`, of the dtype of x."""
+    """Returns the log-determinant of a map that preserves volumes: 0 for each image of x, `[batch]`, of its dtype."""
     return tf.zeros(sizes(x)[:1], x.dtype)

@@ -1,11 +1,11 @@
-"""Precision: TensorFlow's switch for TF32, off while the model computes, and that of the products in the nets.
+"""Precision: full float32 or TF32 for the whole process, and the precision of products in the nets.
 
 On NVIDIA cards since Ampere TensorFlow rounds the operands of float32 matrix products and convolutions to 10 bits of
-mantissa (TF32), unless it is told not to. A flow inverts exactly only where both directions compute the same numbers to
-float32, so all that this project computes, training by choice excepted, runs under `full_float32`.
+mantissa (TF32) unless its switch is off. A flow inverts exactly only where both directions compute the same numbers to
+float32, so everything but training with `training.precision=tf32` runs under `full_float32`.
 
-The switch belongs to the whole process and is read when an operation starts. So it is held by whoever computes and
-given back by the last to leave: meanwhile other threads compute in full float32, too, which is more exact, never less.
+The switch belongs to the whole process and is read when an operation starts. So it is turned off for as long as any
+thread computes, and other threads compute in full float32 meanwhile, which is more exact, never less.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ _warned: weakref.WeakSet[tf.Graph] = weakref.WeakSet()
 
 
 def has_tf32() -> bool:
-    """Whether a GPU in sight computes in TF32: NVIDIA's since Ampere, of compute capability 8.0 and above."""
+    """Returns whether a visible GPU computes in TF32: NVIDIA's since Ampere, compute capability 8.0 and above."""
     details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
     return any(each.get("compute_capability", (0, 0)) >= (8, 0) for each in details)
 
 
 class _Switch:
-    """The process' switch, and who holds it.
+    """TensorFlow's switch for TF32, with the number of contexts that need it off or on.
 
-    What somebody else sets meanwhile is noticed at the next turn: it takes effect when the last holder leaves. Only to
-    set again what a holder has set cannot be told from nothing.
+    A user's own setting made meanwhile is noticed at the next turn and takes effect when the last context is left,
+    unless it equals the setting in force.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._full = self._tf32 = 0
-        self._users = self._ours = False
+        self._user_setting = self._our_setting = False
 
     @property
-    def is_tf32_wanted(self) -> bool:
+    def allows_tf32(self) -> bool:
         """Whether `tensor_float_32` is in force somewhere."""
         return self._tf32 > 0
 
     def turn(self, *, full: int = 0, tf32: int = 0) -> None:
-        """Counts holders in or out and sets the switch: off for any of full float32, else on for any of TF32."""
+        """Counts contexts and sets the switch: off for any of full float32, else on for any of TF32."""
         with self._lock:
             now = _enabled()
-            if not (self._full or self._tf32) or now != self._ours:
-                self._users = now
+            if not (self._full or self._tf32) or now != self._our_setting:
+                self._user_setting = now
             self._full += full
             self._tf32 += tf32
-            self._ours = not self._full and (self._tf32 > 0 or self._users)
-            if now != self._ours:
-                _enable(self._ours)
+            self._our_setting = not self._full and (self._tf32 > 0 or self._user_setting)
+            if now != self._our_setting:
+                _enable(self._our_setting)
 
 
 _switch = _Switch()
@@ -67,12 +67,12 @@ _switch = _Switch()
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Runs what is called inside in full float32; as a decorator, all of a function.
+    """Runs the code inside in full float32; also a decorator of functions.
 
-    It may be entered again, and by several threads at once. The user's own setting is back when the last has left; one
-    that is made meanwhile, by another thread, takes effect then (to turn TF32 off meanwhile cannot be told from what
-    this has done: do it before). Inside of a `tf.function` that is being traced nothing can be switched, for its
-    operations run later: there it warns, once a trace, where TF32 is on and TensorFlow sees a GPU.
+    It may be nested and entered by several threads at once. The user's own setting returns when the last context is
+    left; a setting that another thread makes meanwhile takes effect then (turning TF32 off meanwhile goes unnoticed: do
+    it before). While a `tf.function` is traced nothing can be switched, for its operations run later: where TF32 is on
+    and TensorFlow sees a GPU, the context warns once a trace.
 
     >>> enabled = tf.config.experimental.tensor_float_32_execution_enabled
     >>> with full_float32():
@@ -89,7 +89,7 @@ def full_float32() -> Iterator[None]:
     try:
         yield
     finally:
-        # What was left to run later (asynchronous eager execution) would find the switch turned back.
+        # Operations of asynchronous eager execution would else run after the switch is turned back.
         if not tf.config.experimental.get_synchronous_execution():
             context.async_wait()
         _switch.turn(full=-1)
@@ -97,7 +97,7 @@ def full_float32() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tensor_float_32() -> Iterator[None]:
-    """Runs what is called inside in TF32, on devices that have it, except where `full_float32` is in force."""
+    """Runs the code inside in TF32 on devices that have it, except where `full_float32` is in force."""
     _switch.turn(tf32=1)
     try:
         yield
@@ -111,7 +111,7 @@ def gpu_in_sight() -> bool:
 
 
 def _warn_of_trace() -> None:
-    if not _enabled() or _switch.is_tf32_wanted or not gpu_in_sight():
+    if not _enabled() or _switch.allows_tf32 or not gpu_in_sight():
         return
     trace = tf.compat.v1.get_default_graph()
     while getattr(getattr(trace, "outer_graph", None), "building_function", False):
@@ -136,15 +136,15 @@ _state = threading.local()
 
 @contextlib.contextmanager
 def net_precision(dtype: str) -> Iterator[None]:
-    """Runs the coupling nets that are called (or traced) inside in `dtype`.
+    """Runs the coupling nets that are called or traced inside in `dtype`.
 
-    "tf32" says that TensorFlow's own switch may be on when the computation runs (`tensor_float_32`): products of the
-    encoder and of coupling nets on images are left to it, all others go round it (`full_product`), since the switch
-    holds for a whole graph. "bfloat16" is of the coupling nets on images alone.
+    "bfloat16" applies to the coupling nets of images alone. With "tf32" TensorFlow's switch may be on when the
+    computation runs (`tensor_float_32`): it applies to the encoder and to the coupling nets of images; all other
+    products avoid it (`full_product`), since the switch applies to a whole graph.
 
     The precision belongs to a computation and not to a model: training may use "bfloat16" while encode and decode of
-    the same model stay in float32. Exact inversion needs that, for in lower precision the net would see rounded
-    inputs on the way back that round differently from those on the way forward.
+    the same model stay in float32. Exact inversion needs that, because in lower precision the inputs of a net round
+    differently forward and backward.
 
     Args:
         dtype: "float32", "tf32" or "bfloat16".
@@ -163,5 +163,5 @@ def net_precision(dtype: str) -> Iterator[None]:
 
 
 def current_net_precision() -> str | None:
-    """Returns what was told to `net_precision`, or None for the full precision of the layer."""
+    """Returns the dtype of the `net_precision` in force; None for the full precision of the layer."""
     return getattr(_state, "dtype", None)
