@@ -1,4 +1,4 @@
-"""The model card: what was exported, what was measured before publication, how to call it; as JSON and as Markdown."""
+"""The model card, as JSON and as Markdown: the model, the figures of its verification, and how to call the files."""
 
 from __future__ import annotations
 
@@ -37,9 +37,6 @@ _CALLED = ("onnx", "litert", "savedmodel", "web")
 
 # The facts by which the files of an earlier export are known to be of the same model.
 _SAME = ("name", "config_sha256")
-
-# How a page can be checked, by the keys of its entry's `checked`.
-_PAGE_CHECKS = {"python": "in Python", "node": "in Node", "browser": "in a browser"}
 
 
 def describe_rights(provenance: Provenance) -> str:
@@ -109,8 +106,8 @@ def _name_files(endpoints: Mapping[str, Any], formats: Mapping[str, Any]) -> dic
 def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]) -> dict[str, Any]:
     """Returns whether the very same pixels are promised, and the reason in words, by the figures of all formats.
 
-    The promise is for images like the real ones that were tried, and given only if all images came back: of images that
-    no camera takes a few kinds are tried, and at any alpha others may be lost.
+    The promise is for images like the real ones that were tried, and only if all images came back. Images that no
+    camera takes are tried in a few kinds only, and others may be lost at any alpha.
 
     Args:
         alpha: of the model; at 1 its scales have no lower bound, and nothing is promised. None where it has none.
@@ -141,15 +138,10 @@ def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]
         text += f" Images are those whose pixels are multiples of {256 // 2**n_bits}."
     for name, entry in formats.items():
         if "round_trip" not in entry:
-            text += f" {name}: {_list_page_checks(entry)}."
+            text += f" {name}: {entry['checked']}."
         elif tried and not entry["round_trip"]:
             text += f" {name}: not tried, since its endpoints do not both encode and decode."
     return {"promised": promised, "meaning": text}
-
-
-def _list_page_checks(entry: Mapping[str, Any]) -> str:
-    checked = entry.get("checked", {})
-    return "; ".join(f"{how}: {checked.get(key) or 'not run'}" for key, how in _PAGE_CHECKS.items())
 
 
 def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
@@ -184,10 +176,10 @@ def require_same_model(folder: pathlib.Path, formats: Sequence[str], about: Mapp
 
 def merge_earlier_formats(card: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     """Returns a card that also describes the formats that earlier exports of the same model left in the folder."""
-    formats = {**_read_formats(folder), **card["formats"]}
-    exact = judge_exactness(card["architecture"]["alpha"], card["architecture"]["n_bits"], formats)
-    whole = {**card, "endpoints": _name_files(card["endpoints"], formats), "formats": formats, "exact": exact}
+    formats, architecture = {**_read_formats(folder), **card["formats"]}, card["architecture"]
     try:
+        exact = judge_exactness(architecture["alpha"], architecture["n_bits"], formats)
+        whole = {**card, "endpoints": _name_files(card["endpoints"], formats), "formats": formats, "exact": exact}
         render_card(whole)
     except (ValueError, KeyError, TypeError, AttributeError):
         # An entry of the earlier card is damaged.
@@ -255,7 +247,7 @@ def _channels(shape: Shape) -> str:
 
 
 def _describe_colours(shape: Shape) -> str:
-    """Returns what becomes of the colours and of the transparency of an image file."""
+    """Describes how the colours and the transparency of an image file are read."""
     named = describe_channels(shape[-1])
     return f"{named} without transparency" if shape[-1] in PILLOW_MODES else f"with exactly {named}"
 
@@ -290,7 +282,7 @@ def _list_figures(name: str, entry: Mapping[str, Any]) -> list[str]:
     if "signatures" in entry:
         lines += [f"Signatures: {', '.join(entry['signatures'])}", ""]
     if "parity" not in entry:
-        return [*lines, f"Checked {_list_page_checks(entry)}.", ""]
+        return [*lines, f"Checked: {entry['checked']}.", ""]
     lines += ["| endpoint | output | largest difference from the Keras model | mean |", "| --- | --- | --- | --- |"]
     for endpoint, outputs in entry["parity"].items():
         for output, figures in outputs.items():

@@ -1,8 +1,8 @@
 """The endpoints of an export: the class, and the one registry of all endpoints.
 
-This is the one file to edit for a new endpoint: the function that builds its graph, the one that asks the Keras model
-for the right answer, and the `Endpoint` in `endpoints`. Signature, warm-up request, ONNX file, verification, card and
-documentation follow. Nothing here needs TensorFlow before a graph is built.
+A new endpoint is added in this file alone: the function that builds its graph, the function that asks the Keras model
+for the right answer, and the `Endpoint` in `endpoints`. Signature, warm-up request, ONNX file, verification and card
+follow. Nothing here needs TensorFlow before a graph is built.
 """
 
 from __future__ import annotations
@@ -97,12 +97,12 @@ class Endpoint:
 
     Attributes:
         name: of the signature.
-        summary: what it does, in a sentence.
+        summary: a sentence that describes it.
         inputs: in order; each has the batch as its first axis.
         outputs: in order.
-        build: given the deployed model and the inputs by name, returns the outputs by name.
-        answer: given the Keras model's answers and the inputs by name, returns the right outputs by name: floats, and
-            for pixels the values behind them (`KerasAnswers.decode`). Without it nothing could be published.
+        build: makes the outputs by name, from the deployed model and the inputs by name.
+        answer: makes the right outputs by name, from the Keras model (`KerasAnswers`) and the inputs by name. Pixels
+            are values before rounding, as `KerasAnswers.decode` returns them.
         onnx: name of the ONNX file that offers the same, or None.
         needs_z: whether a model without z lacks it.
     """
@@ -117,7 +117,7 @@ class Endpoint:
     needs_z: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses names that a file could not tell apart."""
+        """Refuses arrays of the same name, which ONNX cannot have."""
         names = [array.name for array in (*self.inputs, *self.outputs)]
         if len({*names}) < len(names):
             raise ValueError(
@@ -189,7 +189,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         inputs=(*z, v),
         outputs=(images,),
         build=_decode,
-        answer=lambda model, given: {"images": model.decode(given.get("z"), given["v"])},
+        answer=lambda model, inputs: {"images": model.decode(inputs.get("z"), inputs["v"])},
         onnx="decoder",
     )
     sample = Endpoint(
@@ -259,8 +259,8 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
             ),
         ),
         build=_score,
-        answer=lambda model, given: model.score(
-            given["images"], given.get("z_noise"), given["u_noise"], given.get("labels")
+        answer=lambda model, inputs: model.score(
+            inputs["images"], inputs.get("z_noise"), inputs["u_noise"], inputs.get("labels")
         ),
     )
     classify = Endpoint(
@@ -274,7 +274,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
             ),
         ),
         build=_classify,
-        answer=lambda model, given: {"log_probabilities": model.classify(given["images"])},
+        answer=lambda model, inputs: {"log_probabilities": model.classify(inputs["images"])},
     )
     every = (
         encode,
@@ -378,33 +378,33 @@ def _classify(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
 # --- answers of the Keras model ---
 
 
-def _answer_encode(model: KerasAnswers, given: Arrays) -> Arrays:
-    z, _, v = model.encode(given["images"], given.get("labels"))
+def _answer_encode(model: KerasAnswers, inputs: Arrays) -> Arrays:
+    z, _, v = model.encode(inputs["images"], inputs.get("labels"))
     return {"v": v} if z is None else {"z": z, "v": v}
 
 
-def _answer_encode_global(model: KerasAnswers, given: Arrays) -> Arrays:
-    z, z_log_variance, _ = model.encode(given["images"])
+def _answer_encode_global(model: KerasAnswers, inputs: Arrays) -> Arrays:
+    z, z_log_variance, _ = model.encode(inputs["images"])
     assert z is not None and z_log_variance is not None
     return {"z_mean": z, "z_log_variance": z_log_variance}
 
 
-def _answer_sample(model: KerasAnswers, given: Arrays) -> Arrays:
-    z = model.z_from_noise(given.get("z_noise"), given.get("labels"))
-    return {"images": model.decode(z, given["temperature"][:, None, None, None] * given["v_noise"])}
+def _answer_sample(model: KerasAnswers, inputs: Arrays) -> Arrays:
+    z = model.z_from_noise(inputs.get("z_noise"), inputs.get("labels"))
+    return {"images": model.decode(z, inputs["temperature"][:, None, None, None] * inputs["v_noise"])}
 
 
-def _answer_switch(model: KerasAnswers, given: Arrays) -> Arrays:
-    a, b = (model.encode(given[f"images_{one}"], given.get(f"labels_{one}")) for one in "ab")
+def _answer_switch(model: KerasAnswers, inputs: Arrays) -> Arrays:
+    a, b = (model.encode(inputs[f"images_{one}"], inputs.get(f"labels_{one}")) for one in "ab")
     return {"images_ab": model.decode(a.z, b.v), "images_ba": model.decode(b.z, a.v)}
 
 
-def _answer_interpolate(model: KerasAnswers, given: Arrays) -> Arrays:
-    a, b = (model.encode(given[f"images_{one}"], given.get(f"labels_{one}")) for one in "ab")
-    alpha, beta = given["alpha"][:, None], given["beta"][:, None, None, None]
+def _answer_interpolate(model: KerasAnswers, inputs: Arrays) -> Arrays:
+    a, b = (model.encode(inputs[f"images_{one}"], inputs.get(f"labels_{one}")) for one in "ab")
+    alpha, beta = inputs["alpha"][:, None], inputs["beta"][:, None, None, None]
     return {"images": model.decode((1 - alpha) * a.z + alpha * b.z, (1 - beta) * a.v + beta * b.v)}
 
 
-def _answer_edit(model: KerasAnswers, given: Arrays) -> Arrays:
-    z, _, v = model.encode(given["images"], given.get("labels"))
-    return {"edited": model.decode(z + given["amount"][:, None] * given["direction"], v)}
+def _answer_edit(model: KerasAnswers, inputs: Arrays) -> Arrays:
+    z, _, v = model.encode(inputs["images"], inputs.get("labels"))
+    return {"edited": model.decode(z + inputs["amount"][:, None] * inputs["direction"], v)}

@@ -183,8 +183,8 @@ def load(folder: pathlib.Path) -> Manifest:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
     except ValueError as error:
-        what = str(error)
+        reason = str(error)
         if isinstance(error, pydantic.ValidationError):
             first = error.errors()[0]
-            what = ".".join(map(str, first["loc"])) + f": {first['msg']}"
-        raise UserError(f"{path} is no manifest of an export: {what[:200]}; export the run again") from error
+            reason = ".".join(map(str, first["loc"])) + f": {first['msg']}"
+        raise UserError(f"{path} is no manifest of an export: {reason[:200]}; export the run again") from error

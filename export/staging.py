@@ -57,7 +57,7 @@ class Staging:
             self._lock.callback((self.folder / _LOCK).unlink, missing_ok=True)
             for remains in self.folder.glob(f"{_STAGING}*"):
                 if remains.is_dir():
-                    self._bring_back(remains)
+                    self._restore_folders(remains)
                     shutil.rmtree(remains)
             self.area = pathlib.Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.folder))
         except Timeout as error:
@@ -81,8 +81,8 @@ class Staging:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
 
-    def _bring_back(self, remains: pathlib.Path) -> None:
-        """Puts back the folders that an export had moved aside when it was killed, just before their new ones came."""
+    def _restore_folders(self, remains: pathlib.Path) -> None:
+        """Puts back folders that a killed export had renamed and not replaced yet."""
         for old in remains.glob(f"{_OLD}*"):
             target = self.folder / old.name.removeprefix(_OLD)
             if not target.exists():
@@ -113,7 +113,7 @@ class Staging:
         try:
             os.rename(built, target)
         except OSError:
-            self._bring_back(self.area)
+            self._restore_folders(self.area)
             raise
 
     def put_file(self, built: pathlib.Path, name: str | None = None) -> None:

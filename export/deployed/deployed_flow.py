@@ -204,7 +204,7 @@ class DeployedFlow(Deployed):
         return [*parts, v]
 
     def _conditions(self, z: tf.Tensor | None) -> Conditions:
-        """Returns what z adds to the hidden maps of each net, and z; a map alone, which each net convolves."""
+        """Returns the term that z adds to the hidden maps of each net, and z last; of a map, the map alone."""
         if self._local or self.condition is None:
             return () if z is None else (z,)
         return (*self.layout.slice(self.layout.as_pixel(self.condition(z)), self._widths), z)

@@ -246,7 +246,7 @@ class DeployedSplit:
     """Splits channels into x_a and x_b as a split of the model does.
 
     Args:
-        split: of the model; it is asked where it puts the numbers of the channels.
+        split: of the model; applied to the numbers of the channels, it shows where each channel goes.
         channels: how many there are.
         layout: of the images.
     """

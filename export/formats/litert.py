@@ -66,7 +66,7 @@ def write_litert_files(
 def _with_shape_checks(endpoint: Endpoint) -> Endpoint:
     """Returns an endpoint whose files refuse inputs of other shapes.
 
-    An interpreter resizes inputs to whatever it is given, and no built-in operation checks a shape. A row that is
+    An interpreter resizes its inputs to any array, and no built-in operation checks a shape. A row that is
     appended and cut off again does, because arrays that are concatenated must agree in all other axes.
     """
 

@@ -1,4 +1,4 @@
-"""The SavedModel: every endpoint as a signature; and what TensorFlow Serving reads beside it."""
+"""The SavedModel, with every endpoint as a signature, and the files that TensorFlow Serving reads beside it."""
 
 from __future__ import annotations
 

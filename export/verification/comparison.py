@@ -43,8 +43,8 @@ class Report:
 
     Attributes:
         parity: {endpoint: {output: figures of `tolerance.Answer.compare`}}.
-        round_trip: {kind of image: {"images": n, "identical": n, "model": n}} of encode, then decode: so many images
-            came back identical, and so many come back from the Keras model, also from perturbed codes.
+        round_trip: {kind of image: {"images": n, "identical": n, "model": n}} of encode, then decode: the numbers of
+            images, of identical ones, and of those that the Keras model keeps, also from perturbed codes.
         problems: why the files must not be published, a line each.
         notes: other facts for the card.
     """
@@ -86,12 +86,8 @@ def compare_files(
             return found
         found.problems += _compare_weights(opened, vectors)
         for endpoint in [*names, *opened.aliases]:
-            figures = {}
-            for problem_or_figures in _compare_answers(opened, endpoint, vectors):
-                if isinstance(problem_or_figures, str):
-                    found.problems.append(f"{endpoint}: {problem_or_figures}")
-                else:
-                    figures |= problem_or_figures
+            problems, figures = _compare_answers(opened, endpoint, vectors)
+            found.problems += [f"{endpoint}: {problem}" for problem in problems]
             if endpoint in names:
                 found.parity[endpoint] = figures
                 for output, values in figures.items():
@@ -103,42 +99,40 @@ def compare_files(
     return found
 
 
-def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> Iterator[str | dict[str, dict[str, float]]]:
-    """Yields what is wrong with the answers of an endpoint at every batch, and the figures of each output."""
-    of = opened.aliases.get(endpoint, endpoint)
-    inputs, parts = select(vectors, f"in/{of}/"), select(vectors, f"out/{of}/")
+def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[list[str], dict[str, dict[str, float]]]:
+    """Calls an endpoint in every batch; returns the problems of its answers, and the figures by output."""
+    own_name = opened.aliases.get(endpoint, endpoint)
+    inputs, parts = select(vectors, f"in/{own_name}/"), select(vectors, f"out/{own_name}/")
     if not parts:
-        yield "it cannot be compared: there are no answers of the model to it"
-        return
-    sizes, start, made = vectors["batches"].tolist(), 0, []
+        return ["it cannot be compared: there are no answers of the model to it"], {}
+    sizes, start, answers = vectors["batches"].tolist(), 0, []
     for size in sizes:
         try:
-            made.append(opened.call(endpoint, {name: array[start : start + size] for name, array in inputs.items()}))
+            answers.append(opened.call(endpoint, {name: array[start : start + size] for name, array in inputs.items()}))
         except Exception as error:  # noqa: BLE001 - a runtime raises anything
-            yield f"it fails at batch {size}: {first_reason(error)}"
-            return
+            return [f"it fails at batch {size}: {first_reason(error)}"], {}
         start += size
-    expected = list(dict.fromkeys(name.partition("/")[0] for name in parts))
-    if (order := sorted if opened.sorts_outputs else list)(made[0]) != order(expected):
-        yield f"it returns {', '.join(made[0])} where the model returns {', '.join(expected)}"
-        return
+    expected, returned = list(dict.fromkeys(name.partition("/")[0] for name in parts)), list(answers[0])
+    if opened.sorts_outputs:
+        returned, expected = sorted(returned), sorted(expected)
+    if returned != expected:
+        return [f"it returns {', '.join(returned)} where the model returns {', '.join(expected)}"], {}
+    problems, figures = [], {}
     for name in expected:
         answer = Answer(**select(parts, f"{name}/"))
-        arrays = [np.asarray(one[name]) for one in made]
-        shapes, right = (
-            ", ".join(f"{kind} {list(shape)}" for kind, shape in each)
-            for each in (
-                [(array.dtype, array.shape) for array in arrays],
-                [(answer.values.dtype, (size, *answer.values.shape[1:])) for size in sizes],
-            )
-        )
+        arrays = [np.asarray(one[name]) for one in answers]
+        shapes = _describe_shapes([(array.dtype, array.shape) for array in arrays])
+        right = _describe_shapes([(answer.values.dtype, (size, *answer.values.shape[1:])) for size in sizes])
         if shapes != right:
-            yield f"{name} is {shapes} where the model has {right}"
+            problems.append(f"{name} is {shapes} where the model has {right}")
             continue
-        figures, problem = answer.compare(np.concatenate(arrays))
-        yield {name: figures}
-        if problem:
-            yield f"{name}: {problem}"
+        figures[name], problem = answer.compare(np.concatenate(arrays))
+        problems += [f"{name}: {problem}"] if problem else []
+    return problems, figures
+
+
+def _describe_shapes(arrays: list[tuple[np.dtype, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{dtype} {list(shape)}" for dtype, shape in arrays)
 
 
 def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report) -> None:
@@ -172,7 +166,7 @@ def _compare_weights(opened: Runtime, vectors: Arrays) -> Iterator[str]:
         if array.dtype != np.float32 or not np.isfinite(array).all():
             yield f"weight {name} is not of finite numbers in float32"
         every += array.size
-        if any(digest_array(form) in known for form in _forms(array)):
+        if any(digest_array(form) in known for form in reorder_axes(array)):
             same += array.size
         else:
             others.append(name)
@@ -181,8 +175,8 @@ def _compare_weights(opened: Runtime, vectors: Arrays) -> Iterator[str]:
         yield f"weight {others[0]}{more} has other numbers than the run: {every - same} of {every}"
 
 
-def _forms(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields an array as the deployed weights may hold it: in other orders of axes, and with two axes of one before."""
+def reorder_axes(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields an array in every order of axes, also without its axes of one, and with one or two such axes before."""
     for one in (array, array.reshape([side for side in array.shape if side != 1])):
         for order in itertools.permutations(range(one.ndim)):
             turned = one.transpose(order)

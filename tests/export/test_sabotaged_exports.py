@@ -118,7 +118,7 @@ class TestOnnx:
             counts.append(len(floats))
 
         counts = []
-        monkeypatch.setattr(comparison, "_compare_answers", lambda *_: [])
+        monkeypatch.setattr(comparison, "_compare_answers", lambda *_: ([], {}))
         (problem,) = onnx_problems(file, change)
         assert problem.startswith(f"weight {file}.onnx: ") and f" and {counts[0] - 1} more has other numbers" in problem
 
