@@ -39,8 +39,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import table, write_json  # noqa: E402
 from tfdecouple.config import load_preset  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
+from tfdecouple.networks.architecture import count_parameters  # noqa: E402
 from tfdecouple.networks.costs import BACKWARD, multiply_adds  # noqa: E402
-from tfdecouple.networks.plan import count_parameters  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PRESETS = ("cifar10", "imagenet64", "lsun_bedroom_128", "celeba_hq_256")

@@ -141,7 +141,7 @@ class Kind:
 
 def kinds_of(config: ModelConfig) -> Iterator[Kind]:
     """Yields the kinds of layer that run through shared traces, each once."""
-    from tfdecouple.networks.plan import make_networks
+    from tfdecouple.networks.architecture import make_networks
 
     networks = {name: network for name, (network, _) in make_networks(config).items()}
     flows = [networks["flow"], *([networks["dequantizer"].flow] if config.has_dequantizer else [])]

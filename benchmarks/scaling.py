@@ -43,8 +43,8 @@ from benchmarks.plots import plot  # noqa: E402
 from tfdecouple.config import MEMORY, Config, load_preset, override  # noqa: E402
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
+from tfdecouple.networks.architecture import count_parameters  # noqa: E402
 from tfdecouple.networks.costs import activations, state_bytes, step_bytes, with_depth  # noqa: E402
-from tfdecouple.networks.plan import count_parameters  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 TABLES = ("batch", "depth", "large", "memory")

@@ -16,7 +16,7 @@ from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh, images_of, vari
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import ConfigError, DataError, UserError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.classes import ClassAffine, ClassCodes
+from tfdecouple.networks.class_layers import ClassAffine, ClassCodes
 
 pytestmark = pytest.mark.usefixtures("eager")
 

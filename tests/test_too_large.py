@@ -20,8 +20,8 @@ from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, DataConfig, ModelConfig, load_preset, override, preset_names
 from tfdecouple.data import open_source
 from tfdecouple.errors import ConfigError, DataError, RunError
-from tfdecouple.networks import plan
-from tfdecouple.networks.plan import count_by_network, count_parameters, require_memory, weight_shapes
+from tfdecouple.networks import architecture
+from tfdecouple.networks.architecture import count_by_network, count_parameters, require_memory, weight_shapes
 from tfdecouple.runs.run_folder import load_config
 from tfdecouple.runtime import memory
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
@@ -154,14 +154,14 @@ def test_weights_that_are_more_than_their_file_are_damaged(tiny_run, tmp_path):
 class TestMemory:
     def test_training_needs_more_than_use(self, monkeypatch):
         weights = 4 * count_parameters(TINY)["total"]
-        monkeypatch.setattr(plan, "machine_memory", lambda: 2 * weights)
+        monkeypatch.setattr(architecture, "machine_memory", lambda: 2 * weights)
         require_memory(TINY)
         with pytest.raises(ConfigError, match="the model is too large: it needs"):
             require_memory(TINY, copies=4)
 
     @pytest.mark.parametrize("name", preset_names())
     def test_no_preset_is_too_large_to_be_used(self, monkeypatch, name):
-        monkeypatch.setattr(plan, "machine_memory", lambda: 3 * 2**30)
+        monkeypatch.setattr(architecture, "machine_memory", lambda: 3 * 2**30)
         require_memory(load_preset(name).model, copies=5)
 
     def test_of_a_container_counts(self, monkeypatch, tmp_path):

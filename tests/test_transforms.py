@@ -20,7 +20,7 @@ import numpy as np, tensorflow as tf
 from tfdecouple.config import ModelConfig
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.plan import count_parameters
+from tfdecouple.networks.architecture import count_parameters
 
 config = ModelConfig(
     image_shape=(4, 4, 3), latent_dim=4, steps=(1, (1,), 1), hidden_channels=(4, 4, 4), encoder_channels=(4,),

@@ -14,7 +14,7 @@ from tfdecouple.bijectors import forward_and_log_det
 from tfdecouple.errors import InversionError
 from tfdecouple.layers import MLP, ActNorm, ConvNet, Coupling, LocalConvNet
 from tfdecouple.layers.base import FullLayer
-from tfdecouple.layers.nets import WeightNorm
+from tfdecouple.layers.conditioners import WeightNorm
 from tfdecouple.transforms import TRANSFORMS
 
 

@@ -21,7 +21,7 @@ from tfdecouple.config import CONDITIONERS, STEP_LAYERS
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks import costs
-from tfdecouple.networks.plan import count_parameters, weight_shapes
+from tfdecouple.networks.architecture import count_parameters, weight_shapes
 from tfdecouple.runs.opened_run import load_model
 
 # A function of this file runs a few times.

@@ -19,7 +19,7 @@ from tfdecouple.config import MEMORY, load_preset
 from tfdecouple.doctor.measurements import WITHIN
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks import costs
-from tfdecouple.networks.plan import count_parameters
+from tfdecouple.networks.architecture import count_parameters
 
 sys.path.insert(0, str(ROOT))
 

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     config = load_preset(options.name)
     start_tensorflow()
-    from tfdecouple.networks.plan import count_parameters
+    from tfdecouple.networks.architecture import count_parameters
 
     print(f"{config.name} {count_parameters(config.model)['total']:,} parameters  {config.description}")
     values = {name: value for name, value in config.to_dict().items() if name not in ("description", "notes")}

@@ -20,7 +20,7 @@ STEP_LAYERS = {
     "sinh_arcsinh": "tfdecouple.layers.elementary:SinhArcsinh",
 }
 CONDITIONERS = {
-    "convolutional": "tfdecouple.layers.nets:ConvNet",
+    "convolutional": "tfdecouple.layers.conditioners:ConvNet",
 }
 
 # One over the fraction of channels that leave.

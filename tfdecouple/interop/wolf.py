@@ -16,7 +16,7 @@ from tfdecouple.errors import WolfError, one_line
 from tfdecouple.interop.wolf_config import model_config_of
 from tfdecouple.interop.wolf_names import correspondence
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.plan import require_memory
+from tfdecouple.networks.architecture import require_memory
 from tfdecouple.runs.opened_run import write_run
 from tfdecouple.runs.run_folder import SUMMARY
 from tfdecouple.runtime.extras import require

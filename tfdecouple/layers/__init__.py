@@ -2,10 +2,10 @@
 
 from tfdecouple.layers.actnorm import ActNorm
 from tfdecouple.layers.base import InvertibleComposite, InvertibleLayer, InvertibleSequence
+from tfdecouple.layers.conditioners import MLP, ConvNet, LocalConvNet
+from tfdecouple.layers.conv1x1 import InvertibleConv1x1, InvertibleLinear
 from tfdecouple.layers.coupling import Coupling
 from tfdecouple.layers.elementary import Sigmoid, SinhArcsinh, Squeeze
-from tfdecouple.layers.linear import InvertibleConv1x1, InvertibleLinear
-from tfdecouple.layers.nets import MLP, ConvNet, LocalConvNet
 from tfdecouple.layers.whitening import ConditionalWhitening
 from tfdecouple.runtime.execution import backward_memory
 from tfdecouple.runtime.precision import net_precision

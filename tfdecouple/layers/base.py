@@ -13,7 +13,7 @@ from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.bijectors import forward_and_log_det, inverse_and_log_det
 from tfdecouple.errors import UserError
-from tfdecouple.layers.bijector import LayerBijector, as_tensor
+from tfdecouple.layers.layer_bijector import LayerBijector, as_tensor
 from tfdecouple.runtime.execution import Execution, substitute_weights, without_autograph
 from tfdecouple.runtime.numerics import zero_per_image
 from tfdecouple.runtime.precision import full_float32

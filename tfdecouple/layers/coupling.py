@@ -23,7 +23,7 @@ from tfdecouple.layers.base import (
     Nested,
     trainable_tensors,
 )
-from tfdecouple.layers.nets import MLP, ConvNet, CouplingNet, LocalConvNet
+from tfdecouple.layers.conditioners import MLP, ConvNet, CouplingNet, LocalConvNet
 from tfdecouple.layers.split import ChannelSplit
 from tfdecouple.runtime.precision import full_float32
 from tfdecouple.transforms import TRANSFORMS

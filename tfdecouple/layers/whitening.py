@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.bijectors import ClosedForm, Whitening
 from tfdecouple.layers.base import Condition, InvertibleLayer, Weight, require_condition
-from tfdecouple.layers.nets import StartsAtZero, WeightNorm, fan_in_uniform, weight_norm
+from tfdecouple.layers.conditioners import StartsAtZero, WeightNorm, fan_in_uniform, weight_norm
 from tfdecouple.runtime.numerics import full_product
 
 

@@ -28,11 +28,11 @@ from tfdecouple.model.objective import (
     standard_normal_log_prob,
 )
 from tfdecouple.model.quantizer import Quantizer
-from tfdecouple.networks.classes import ClassAffine, ClassCodes
+from tfdecouple.networks.architecture import count_by_network, make_networks
+from tfdecouple.networks.class_layers import ClassAffine, ClassCodes
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
-from tfdecouple.networks.plan import count_by_network, make_networks
 from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.runtime.backend import require_backend
 from tfdecouple.runtime.execution import backward_memory, backward_mode, without_autograph

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfdecouple.model.quantizer import Quantizer
-from tfdecouple.networks.classes import ClassAffine, ClassCodes
+from tfdecouple.networks.class_layers import ClassAffine, ClassCodes
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow

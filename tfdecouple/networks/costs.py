@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tfdecouple.config import Config, ModelConfig, override
-from tfdecouple.networks.plan import count_parameters, encoders, flows
+from tfdecouple.networks.architecture import count_parameters, encoders, flows
 
 if TYPE_CHECKING:
     from tfdecouple.layers.base import Cost

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.config.shapes import Block, encoder_blocks, local_blocks
 from tfdecouple.layers.base import Cost, Float32Layer, FullLayer, Nested, Weight
-from tfdecouple.layers.nets import StartsAtZero, bound_uniform, fan_in_uniform, weight_norm
+from tfdecouple.layers.conditioners import StartsAtZero, bound_uniform, fan_in_uniform, weight_norm
 from tfdecouple.runtime.execution import Batch, Execution, image_by_image, join_shards, split_into_shards
 from tfdecouple.runtime.numerics import product, sizes
 from tfdecouple.runtime.precision import full_float32

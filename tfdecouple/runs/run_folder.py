@@ -22,7 +22,7 @@ from typing import Any
 
 from tfdecouple.config import Config
 from tfdecouple.errors import RunError, one_line
-from tfdecouple.networks.plan import count_by_network, require_memory, weight_shapes
+from tfdecouple.networks.architecture import count_by_network, require_memory, weight_shapes
 from tfdecouple.runs.pretrained import HUB, find_pretrained, list_pretrained
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.storage.files import read_json, require_own_files, write_json

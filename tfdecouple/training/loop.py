@@ -24,7 +24,7 @@ from tfdecouple.errors import DivergedError, RunError, one_line
 from tfdecouple.loggers import require_loggers
 from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
 from tfdecouple.model.precision_check import check_precision_of
-from tfdecouple.networks.plan import require_memory
+from tfdecouple.networks.architecture import require_memory
 from tfdecouple.runs.run_folder import CONFIG
 from tfdecouple.runtime.memory import address_space, shown_bytes
 from tfdecouple.runtime.precision import has_tf32

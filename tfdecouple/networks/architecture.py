@@ -29,7 +29,7 @@ _UNTRAINED = ("moving_mean", "moving_variance", "permutation")
 
 def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
     """Returns the networks of a model by name, none of them built, each with the shape of its input, batch first."""
-    from tfdecouple.networks.classes import ClassAffine, ClassCodes
+    from tfdecouple.networks.class_layers import ClassAffine, ClassCodes
     from tfdecouple.networks.dequantizer import Dequantizer
     from tfdecouple.networks.encoder import Encoder
     from tfdecouple.networks.flow import Flow

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.layers.base import Float32Layer, Weight
-from tfdecouple.layers.nets import bound_uniform, fan_in_uniform
+from tfdecouple.layers.conditioners import bound_uniform, fan_in_uniform
 from tfdecouple.runtime.numerics import full_product
 from tfdecouple.runtime.precision import full_float32
 

@@ -13,7 +13,7 @@ from helpers.places import DATA
 from keras.src.backend.common import global_state
 
 from tfdecouple.config import STEP_LAYERS, load_preset, preset_names
-from tfdecouple.networks.plan import count_by_network, count_parameters, weight_shapes, widest_map
+from tfdecouple.networks.architecture import count_by_network, count_parameters, weight_shapes, widest_map
 
 # Smaller ones of the options of the dequantisation.
 DEQUANTIZING = dataclasses.replace(
